@@ -1,0 +1,3 @@
+"""policyd: a policy daemon for Postfix."""
+
+__version__ = "0.1.0"

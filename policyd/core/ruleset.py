@@ -1,0 +1,173 @@
+"""What a ruleset is, once it has been read and found right.
+
+Everything here is frozen: a reload builds a new `Ruleset` whole and swaps one reference. Nothing here
+checks anything (`policyd.config` did) and nothing decides anything (`policyd.core.engine` does).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import datetime
+
+    from policyd.core.index import Index
+
+# What policyd adds where a rule gives a code without text. Postfix before 3.11 reads past the end of a
+# reply that is a code alone and shows the text of an earlier one.
+DEFAULT_TEXT = "Access denied"
+
+# A finished text is cut here. RFC 5321 section 4.5.3.1.5 allows a reply line of 512 octets, of which Postfix
+# spends some on the code, the client's name and address, and the restriction's name.
+MAX_TEXT = 200
+
+# The rule name under which `default` appears to `{rule}` and to a ruleset's tests.
+DEFAULT_RULE = "default"
+
+# Attributes of a policy request in the order in which Postfix 3.12 sends them
+# (https://www.postfix.org/SMTPD_POLICY_README.html, smtpd_check.c).
+ATTRIBUTES = (
+    "request",
+    "protocol_state",
+    "protocol_name",
+    "client_address",
+    "client_name",
+    "client_port",
+    "reverse_client_name",
+    "server_address",
+    "server_port",
+    "helo_name",
+    "sender",
+    "recipient",
+    "recipient_count",
+    "queue_id",
+    "instance",
+    "size",
+    "etrn_domain",
+    "stress",
+    "sasl_method",
+    "sasl_username",
+    "sasl_sender",
+    "ccert_subject",
+    "ccert_issuer",
+    "ccert_fingerprint",
+    "ccert_pubkey_fingerprint",
+    "encryption_protocol",
+    "encryption_cipher",
+    "encryption_keysize",
+    "tls_sni",
+    "policy_context",
+    "compatibility_level",
+    "mail_version",
+)
+
+# The states in which Postfix knows a sender; elsewhere an empty `sender` says nothing.
+SENDER_STATES = frozenset({b"MAIL", b"RCPT", b"DATA", b"END-OF-MESSAGE"})
+
+
+class Verb(StrEnum):
+    """The first word of an answer (access(5); `DUNNO` ends the ruleset without an opinion)."""
+
+    REJECT = "REJECT"
+    DEFER = "DEFER"
+    DEFER_IF_PERMIT = "DEFER_IF_PERMIT"
+    DUNNO = "DUNNO"
+
+
+class Kind(Enum):
+    """How a condition compares."""
+
+    NETWORK = "network"  # the address lies in a network
+    STATUS = "status"  # the reverse DNS status is one of these
+    NAME = "name"  # a host name, exactly
+    DOMAIN = "domain"  # a host name or a mail address's domain, or a name under it (leading dot: only under it)
+    VALUE = "value"  # a mail address or any other attribute, exactly
+    EXPRESSION = "expression"  # an RE2 expression is found
+
+
+class Subject(StrEnum):
+    """What a condition looks at, where it is no attribute of the request."""
+
+    HOSTNAME = "hostname"  # the client's host name, verified or claimed: policyd.core.engine says which is seen
+    REVERSE_DNS = "reverse_dns"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One condition of a rule: it holds if any one of its values matches.
+
+    `name` is the key as it is written (`hostname_suffix`), `subject` the attribute of the request that it looks
+    at (`client_address`, `sender`, ...) or a `Subject`, and `values` what was written, with lists as `$name`.
+    `number` is unique in the ruleset; an `Index` answers a lookup with the numbers of the conditions that hold.
+    """
+
+    name: str
+    subject: str
+    kind: Kind
+    values: tuple[str, ...]
+    number: int
+
+    @property
+    def needs_identity(self) -> bool:
+        """Whether the condition looks at what only reverse DNS can tell."""
+        return self.subject == Subject.HOSTNAME or self.subject == Subject.REVERSE_DNS  # noqa: PLR1714 - no set is built on each call
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What to answer.
+
+    `code` is an enhanced status code (RFC 3463) or empty. `text` is the template in pieces: literal text at
+    even places, names of placeholders at odd ones; empty for no text.
+    """
+
+    verb: Verb
+    code: str = ""
+    text: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule. `number` is its place in the ruleset, from 0; `line` where it begins in the rules file, from 1."""
+
+    name: str
+    number: int
+    match: tuple[Condition, ...]
+    exceptions: tuple[Condition, ...]
+    action: Action
+    observe: bool = False
+    expires: datetime.date | None = None
+    note: str = ""
+    line: int = 0
+
+    def expired(self, today: datetime.date) -> bool:
+        """Whether the rule is to be skipped on `today` (a date in UTC)."""
+        return self.expires is not None and today >= self.expires
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What was loaded, for the summary that `check`, start and reload print."""
+
+    rules: int = 0
+    networks: int = 0
+    names: int = 0
+    expressions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ruleset:
+    """Rules in order, what decides if none of them does, and the index over all of their entries.
+
+    `observe` is the top-level `mode: observe`: everything is decided, and every answer is DUNNO. `hash` is the
+    first 8 hexadecimal digits of the SHA-256 over the rules file and each list file in order of appearance.
+    """
+
+    rules: tuple[Rule, ...]
+    default: Action
+    index: Index
+    observe: bool = False
+    hash: str = "00000000"
+    counts: Counts = Counts()

@@ -1,0 +1,336 @@
+"""The decision: `decide(ruleset, request, identity, today)`.
+
+The engine asks for facts instead of fetching them: where a rule that could still decide needs the client's reverse
+DNS and it was not passed in, the answer is `NEEDS_IDENTITY`, and the caller asks again with it.
+
+A condition on the client's identity holds, does not hold, or is unknown, and two principles say which, whatever the
+rules are. They turn on whether holding would let the client through: it does in the match of a DUNNO rule and in
+the exceptions of any other, the *exempting* places.
+
+1. A lie about its name can get a client blocked, never let through: in exempting places only verified names are
+   seen; elsewhere the verified ones, or else every claimed one.
+2. A temporary failure never causes a permanent reject: while reverse DNS is in error, a condition in an exempting
+   place is unknown unless the PTR names are known and cannot satisfy it. What might have let the client through
+   leaves a doubt, and a REJECT in doubt is answered DEFER; so is one that rests on the failure itself.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from policyd.core.identity import Identity, Status
+from policyd.core.index import NOTHING, Filed, Hits, HostnameLookup, Plan, StatusLookup, fold_name
+from policyd.core.ruleset import DEFAULT_RULE, DEFAULT_TEXT, MAX_TEXT, Verb
+
+if TYPE_CHECKING:
+    import datetime
+
+    from policyd.core.protocol import Request
+    from policyd.core.ruleset import Action, Condition, Rule, Ruleset
+
+
+class NeedsIdentity(Enum):
+    """The type of `NEEDS_IDENTITY`."""
+
+    NEEDS_IDENTITY = "needs identity"
+
+
+NEEDS_IDENTITY: Final = NeedsIdentity.NEEDS_IDENTITY
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the ruleset says of one request.
+
+    `rule` is None where the default decided; `verb`, `code` and `text` (a template, as in `Action`) are what to
+    answer, `downgraded` says that the verb would be REJECT but for a failure of DNS. `observed` names the observed
+    rules above that matched. `identity` is None where nobody had to know it.
+    """
+
+    verb: Verb
+    rule: Rule | None
+    code: str
+    text: tuple[str, ...]
+    observed: tuple[str, ...] = ()
+    downgraded: bool = False
+    identity: Identity | None = None
+
+    @property
+    def rule_name(self) -> str:
+        """The deciding rule's name, `default` for none."""
+        return self.rule.name if self.rule is not None else DEFAULT_RULE
+
+
+class Outcome(Enum):
+    """What became of a rule or a condition."""
+
+    YES = "yes"
+    NO = "no"
+    UNKNOWN = "unknown"  # DNS failed: of a DUNNO rule, it might have let the client through
+    IN_DOUBT = "in doubt"  # of any other rule: yes, but a failure of DNS had a part in it
+    NEEDS_IDENTITY = "needs identity"
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """One rule of a trace: what became of it, and of each condition of its match and of its exceptions.
+
+    Conditions are all looked at, also after the one that settles the rule.
+    """
+
+    rule: Rule
+    outcome: Outcome
+    expired: bool
+    match: tuple[tuple[Condition, Outcome], ...]
+    exceptions: tuple[tuple[Condition, Outcome], ...]
+
+
+def decide(
+    ruleset: Ruleset, request: Request, identity: Identity | None, today: datetime.date
+) -> Decision | NeedsIdentity:
+    """What the ruleset says of a request; `today` is the date in UTC."""
+    return _Evaluation(ruleset, request, identity, today).decide()
+
+
+def trace(ruleset: Ruleset, request: Request, identity: Identity | None, today: datetime.date) -> list[Looked]:
+    """Each rule from the top to the deciding one, with what became of it: what `explain` shows.
+
+    Without an identity it ends at the first rule that needs one.
+    """
+    return _Evaluation(ruleset, request, identity, today).trace()
+
+
+def trusted_identity(request: Request) -> Identity | None:
+    """The identity that Postfix itself has verified: `client_name`, unless it is `unknown` (smtpd_peer.c)."""
+    name = fold_name(request.get("client_name"))
+    return Identity(Status.VERIFIED, (name,)) if name and name != b"unknown" else None
+
+
+class _Evaluation:
+    """One request under one ruleset."""
+
+    __slots__ = ("_doubt", "_found", "_identity", "_index", "_needed_from", "_request", "_ruleset", "_today")
+
+    def __init__(self, ruleset: Ruleset, request: Request, identity: Identity | None, today: datetime.date) -> None:
+        self._ruleset = ruleset
+        self._index = ruleset.index
+        self._request = request
+        self._identity = identity
+        self._today = today
+        self._found: dict[int, Hits] = {}  # by the lookup's place
+        self._doubt = False  # a DUNNO rule above might have let the client through
+        self._needed_from: int | None = None  # the first rule for which somebody had to know the identity
+
+    def decide(self) -> Decision | NeedsIdentity:
+        """Tries, in order, the rules that lookups bring up; a lookup is made when the first rule that it could
+        bring up has its turn."""
+        rules, plans = self._ruleset.rules, self._index.plans
+        observed: list[str] = []
+        pending: list[int] = []  # rules brought up and not yet tried, the next one last
+        waiting = iter(self._index.filed)
+        filed = next(waiting, None)
+        while True:
+            while filed is not None and (not pending or filed.first <= pending[-1]):
+                brought_up = self._bring_up(filed)
+                if brought_up:
+                    pending = sorted({*pending, *brought_up}, reverse=True) if pending else [*reversed(brought_up)]
+                filed = next(waiting, None)
+            if not pending:
+                return self._decision(None, self._ruleset.default, observed, in_doubt=False)
+            rule = rules[pending.pop()]
+            if rule.expires is not None and rule.expired(self._today):
+                continue
+            outcome = self._try(rule, plans[rule.number])
+            if outcome is Outcome.NO:
+                continue
+            if outcome is Outcome.NEEDS_IDENTITY:
+                return NEEDS_IDENTITY
+            if rule.observe:
+                if outcome is not Outcome.UNKNOWN:
+                    observed.append(rule.name)
+            elif outcome is Outcome.UNKNOWN:
+                self._doubt = True
+            else:
+                return self._decision(rule, rule.action, observed, in_doubt=outcome is Outcome.IN_DOUBT)
+
+    def trace(self) -> list[Looked]:
+        """The same, rule by rule from the top."""
+        looked = []
+        for rule in self._ruleset.rules:
+            lets_through = rule.action.verb is Verb.DUNNO
+            match = tuple((c, self._holds_condition(c, exempting=lets_through)) for c in rule.match)
+            exceptions = tuple((c, self._holds_condition(c, exempting=not lets_through)) for c in rule.exceptions)
+            expired = rule.expired(self._today)
+            if expired or any(outcome is Outcome.NO for _, outcome in match):
+                outcome = Outcome.NO
+            else:
+                outcome = self._try(rule, self._index.plans[rule.number])
+            looked.append(Looked(rule, outcome, expired, match, exceptions))
+            decided = outcome in {Outcome.YES, Outcome.IN_DOUBT} and not rule.observe
+            if decided or outcome is Outcome.NEEDS_IDENTITY:
+                break
+        return looked
+
+    def _decision(self, rule: Rule | None, action: Action, observed: list[str], *, in_doubt: bool) -> Decision:
+        verb, code = action.verb, action.code
+        downgraded = verb is Verb.REJECT and (in_doubt or self._doubt)
+        if downgraded:
+            verb = Verb.DEFER
+            code = code.replace("5", "4", 1)
+        needed_from = self._needed_from
+        needed = needed_from is not None and (rule is None or needed_from <= rule.number)
+        return Decision(verb, rule, code, action.text, tuple(observed), downgraded, self._identity if needed else None)
+
+    # --- Which rules come up ----------------------------------------------------------------------------------------
+
+    def _bring_up(self, filed: Filed) -> tuple[int, ...]:
+        """The rules that are worth trying because of one lookup."""
+        if not filed.needs_identity:
+            return self._find(filed.lookup).rules
+        first = self._first(filed.rules, Outcome.NEEDS_IDENTITY)
+        if first is None:
+            return ()
+        if self._identity is None:
+            return (first,)
+        if self._needed_from is None or first < self._needed_from:
+            self._needed_from = first
+        found = self._find(filed.lookup).rules
+        if self._identity.status is Status.ERROR and not self._doubt:
+            # A DUNNO rule that no name brings up may be unknown all the same; one such rule is enough.
+            unknown = self._first(filed.exempting, Outcome.UNKNOWN)
+            if unknown is not None and unknown not in found:
+                return tuple(sorted((*found, unknown)))
+        return found
+
+    def _first(self, numbers: tuple[int, ...], wanted: Outcome) -> int | None:
+        """The first of these rules that turns out like this: without the identity, where that is NEEDS_IDENTITY."""
+        rules, plans = self._ruleset.rules, self._index.plans
+        identity = self._identity
+        if wanted is Outcome.NEEDS_IDENTITY:
+            self._identity = None
+        try:
+            for number in numbers:
+                rule = rules[number]
+                if not rule.expired(self._today) and self._try(rule, plans[number]) is wanted:
+                    return number
+        finally:
+            self._identity = identity
+        return None
+
+    # --- Whether a rule matches -------------------------------------------------------------------------------------
+
+    def _try(self, rule: Rule, plan: Plan) -> Outcome:
+        """What becomes of a rule that came up: the condition under which it is filed holds, or needs the identity."""
+        for lookup, number in plan.match:
+            if number not in self._find(lookup).conditions:
+                return Outcome.NO
+        for lookup, number in plan.exceptions:
+            if number in self._find(lookup).conditions:
+                return Outcome.NO
+        if not plan.match_identity and not plan.exceptions_identity:
+            return Outcome.YES
+        if self._identity is None:
+            return Outcome.NEEDS_IDENTITY
+        if self._needed_from is None or rule.number < self._needed_from:
+            self._needed_from = rule.number
+        return self._try_identity(plan, exempting=rule.action.verb is Verb.DUNNO)
+
+    def _try_identity(self, plan: Plan, *, exempting: bool) -> Outcome:
+        """What becomes of a rule whose other conditions are settled in its favour."""
+        unknown = False
+        for lookup, number in plan.match_identity:
+            holds = self._holds(lookup, number, exempting=exempting)
+            if holds is Outcome.NO:
+                return Outcome.NO
+            unknown |= holds is Outcome.UNKNOWN
+        failed = self._identity is not None and self._identity.status is Status.ERROR
+        for lookup, number in plan.exceptions_identity:
+            holds = self._holds(lookup, number, exempting=not exempting)
+            if holds is Outcome.YES:
+                # But for the failure, this DUNNO rule might have let the client through.
+                return Outcome.UNKNOWN if exempting and failed else Outcome.NO
+            unknown |= holds is Outcome.UNKNOWN
+        if exempting:
+            return Outcome.UNKNOWN if unknown else Outcome.YES
+        return Outcome.IN_DOUBT if unknown or (failed and plan.match_identity) else Outcome.YES
+
+    def _holds_condition(self, condition: Condition, *, exempting: bool) -> Outcome:
+        lookup = self._index.lookup_of[condition.number]
+        if not condition.needs_identity:
+            return Outcome.YES if condition.number in self._find(lookup).conditions else Outcome.NO
+        if self._identity is None:
+            return Outcome.NEEDS_IDENTITY
+        return self._holds(lookup, condition.number, exempting=exempting)
+
+    def _holds(self, lookup: int, number: int, *, exempting: bool) -> Outcome:
+        """Whether a condition on the identity holds: the two principles."""
+        identity = self._identity
+        assert identity is not None
+        satisfied = number in self._find(lookup).conditions
+        if not exempting or identity.status is Status.VERIFIED:
+            return Outcome.YES if satisfied else Outcome.NO
+        table = self._index.lookups[lookup]
+        if isinstance(table, StatusLookup):
+            if satisfied or identity.status is not Status.ERROR:
+                return Outcome.YES if satisfied else Outcome.NO
+            # Known PTR names will turn out verified or mismatched, never missing.
+            could_be = (Status.VERIFIED, Status.MISMATCH)
+            possible = not identity.names_known or any(number in table.hits[s].conditions for s in could_be)
+        else:
+            possible = identity.status is Status.ERROR and (satisfied or not identity.names_known)
+        return Outcome.UNKNOWN if possible else Outcome.NO
+
+    def _find(self, lookup: int) -> Hits:
+        """What a lookup finds, made at most once."""
+        found = self._found.get(lookup)
+        if found is None:
+            table = self._index.lookups[lookup]
+            if isinstance(table, HostnameLookup | StatusLookup):
+                found = NOTHING if self._identity is None else table.find_names(self._identity)
+            else:
+                found = table.find(self._request)
+            self._found[lookup] = found
+        return found
+
+
+# --- The text of an answer --------------------------------------------------------------------------------------------
+
+# Codes that Postfix would take from the front of a text (RFC 3463 section 2; RFC 5321 section 4.2).
+_CODE = re.compile(r"[245](\.[0-9]{1,3}\.[0-9]{1,3}|[0-9]{2})(?![0-9])")
+_UNSAFE = re.compile(r"[^ -~]")
+
+
+def reply_text(decision: Decision, request: Request, hostname: bytes | None, decision_id: str) -> str:
+    """The code and text of an answer, or nothing: printable ASCII, at most MAX_TEXT characters.
+
+    `hostname` is the client's verified name, if it is known. What a client said appears with `?` for everything
+    that is not printable ASCII, and never where Postfix would take it for a code.
+    """
+    if not decision.code and not decision.text:
+        return ""
+    text = "".join(
+        piece if place % 2 == 0 else _fill(piece, decision, request, hostname, decision_id)
+        for place, piece in enumerate(decision.text)
+    )
+    code = decision.code
+    if not code and _CODE.match(text):
+        code = "5.7.1" if decision.verb is Verb.REJECT else "4.7.1"  # what Postfix itself adds (access(5))
+    return f"{code} {text or DEFAULT_TEXT}".lstrip()[:MAX_TEXT].rstrip()
+
+
+def _fill(name: str, decision: Decision, request: Request, hostname: bytes | None, decision_id: str) -> str:
+    match name:
+        case "rule":
+            return decision.rule_name
+        case "id":
+            return decision_id
+        case "reverse_dns":
+            return decision.identity.status if decision.identity is not None else "unknown"
+        case "hostname":
+            value = hostname or b""
+        case _:
+            value = request.get(name)
+    return _UNSAFE.sub("?", value.decode("utf-8", "replace")) or "unknown"

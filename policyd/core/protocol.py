@@ -1,0 +1,189 @@
+"""The Postfix policy delegation protocol, without I/O: bytes in, requests out; decisions in, bytes out.
+
+https://www.postfix.org/SMTPD_POLICY_README.html: a request is lines `name=value`, each ended by LF, and an empty
+line; an answer is `action=...` and an empty line. A `RequestParser` belongs to one connection. It frames on the
+empty line first and looks at attributes only then, so a request may arrive split anywhere or glued to the next.
+Values stay bytes: nothing here decodes what a client sent.
+
+Postfix sends the same attributes in the same order on and on. For each such layout, once seen, one expression
+frames, checks and extracts a request in a single pass; everything else goes the general way.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from policyd.core.ruleset import ATTRIBUTES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+# What every request must say of itself; nothing else is spoken on this protocol.
+REQUEST_TYPE = b"smtpd_access_policy"
+
+# The longest request. Postfix's own attributes stay below 10 KB; a sender, recipient or certificate subject has
+# at most `line_length_limit` (2048) bytes each, so this leaves room and bounds what one connection can hold.
+REQUEST_BYTES = 65536
+
+# Layouts for which an expression is made. One Postfix has one or two; the bound keeps a client that invents
+# orders of attributes from making us compile without end. Beyond it the general way is taken: slower, same result.
+MAX_LAYOUTS = 16
+
+_KNOWN = frozenset(name.encode() for name in ATTRIBUTES)
+
+
+class ProtocolError(Exception):
+    """The peer does not speak the protocol; close the connection. The message is printable ASCII."""
+
+
+class Request:
+    """The attributes of one request, as Postfix named them, values as bytes."""
+
+    __slots__ = ("_places", "_values")
+
+    def __init__(self, places: Mapping[str, int], values: Sequence[bytes]) -> None:
+        self._places = places
+        self._values = values
+
+    @classmethod
+    def of(cls, attributes: Mapping[str, bytes]) -> Request:
+        """A request with these attributes, for whoever has no bytes to parse."""
+        return cls({name: place for place, name in enumerate(attributes)}, tuple(attributes.values()))
+
+    def get(self, name: str) -> bytes:
+        """The value of an attribute; empty where Postfix did not send it."""
+        place = self._places.get(name)
+        return b"" if place is None else self._values[place]
+
+    def attributes(self) -> dict[str, bytes]:
+        """All attributes by name."""
+        return {name: self._values[place] for name, place in self._places.items()}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Request) and self.attributes() == other.attributes()
+
+    __hash__ = None  # type: ignore[assignment] # mutable values may stand behind it; nobody needs it as a key
+
+    def __repr__(self) -> str:
+        return f"Request({self.attributes()!r})"
+
+
+class Layouts:
+    """The layouts seen so far, shared by the parsers of one server."""
+
+    def __init__(self) -> None:
+        self._layouts: dict[tuple[bytes, ...], _Layout] = {}
+
+    def learn(self, names: Sequence[bytes]) -> _Layout | None:
+        """The layout with these attribute names in this order; None where no expression is worth it."""
+        key = tuple(names)
+        layout = self._layouts.get(key)
+        if layout is None and len(self._layouts) < MAX_LAYOUTS and len(set(key)) == len(key) and _KNOWN.issuperset(key):
+            layout = self._layouts[key] = _Layout(key)
+        return layout
+
+
+class _Layout:
+    """The expression for one order of attributes. `.` is every byte but LF, and a group never gives back."""
+
+    __slots__ = ("match", "places")
+
+    def __init__(self, names: tuple[bytes, ...]) -> None:
+        lines = (
+            b"request=(%b)\n" % REQUEST_TYPE if name == b"request" else b"%b=(.*+)\n" % re.escape(name)
+            for name in names
+        )
+        self.match = re.compile(b"".join(lines) + b"\n").match
+        self.places = {name.decode("ascii"): place for place, name in enumerate(names)}
+
+
+class RequestParser:
+    """Turns the bytes of one connection into requests.
+
+    Call `receive_data` with whatever arrived, then `next_request` until it returns None, which means: more
+    bytes are needed. After a `ProtocolError` the parser is of no more use.
+    """
+
+    __slots__ = ("_buffer", "_layout", "_layouts", "_request_bytes", "_searched", "_start")
+
+    def __init__(self, request_bytes: int = REQUEST_BYTES, layouts: Layouts | None = None) -> None:
+        self._request_bytes = request_bytes
+        self._layouts = layouts if layouts is not None else Layouts()
+        self._layout: _Layout | None = None
+        self._buffer: bytes | bytearray = b""
+        self._start = 0  # where the next request begins in the buffer
+        self._searched = 0  # up to here there is no empty line
+
+    @property
+    def pending(self) -> int:
+        """How many bytes wait: a request begun, or whole ones that nobody has asked for."""
+        return len(self._buffer) - self._start
+
+    def receive_data(self, received: bytes) -> None:
+        """Takes bytes as they arrived."""
+        if self._start == len(self._buffer):
+            self._buffer = received  # usually one whole request: no copy
+            self._start = self._searched = 0
+            return
+        if not isinstance(self._buffer, bytearray):
+            self._buffer = bytearray(self._buffer)  # grows in place, however small the pieces are
+        if self._start:
+            del self._buffer[: self._start]
+            self._searched -= self._start
+            self._start = 0
+        self._buffer += received
+
+    def next_request(self) -> Request | None:
+        """The next request, or None if it has not arrived whole.
+
+        Raises ProtocolError for a request that is none: too long, a line without `=`, another type.
+        """
+        buffer, start = self._buffer, self._start
+        if self._layout is not None and buffer.endswith(b"\n\n"):
+            match = self._layout.match(buffer, start)
+            if match is not None and match.end() - start <= self._request_bytes:
+                self._start = self._searched = match.end()
+                return Request(self._layout.places, match.groups())
+        if start == len(buffer):
+            return None
+        if buffer[start] == 0x0A:
+            raise ProtocolError("an empty request (no request=smtpd_access_policy)")
+        # One byte back: the first of the two line ends may have been the last byte of an earlier read.
+        end = buffer.find(b"\n\n", max(start, self._searched - 1))
+        if (end if end >= 0 else len(buffer)) + 2 - start > self._request_bytes:
+            raise ProtocolError(f"a request of more than {self._request_bytes} bytes")
+        if end < 0:
+            self._searched = len(buffer)
+            return None
+        self._start = self._searched = end + 2
+        return self._parse(bytes(buffer[start:end]))
+
+    def _parse(self, block: bytes) -> Request:
+        """The general way: any attributes in any order. Of a repeated one the last counts."""
+        names = []
+        values = {}
+        for line in block.split(b"\n"):
+            name, separator, value = line.partition(b"=")
+            if not separator or not name:
+                raise ProtocolError(f"a line that is not name=value: {_shown(line)}")
+            names.append(name)
+            values[name] = value
+        request_type = values.get(b"request")
+        if request_type is None:
+            raise ProtocolError("a request without request=smtpd_access_policy")
+        if request_type != REQUEST_TYPE:
+            raise ProtocolError(f"request={_shown(request_type)}; only request=smtpd_access_policy is served")
+        self._layout = self._layouts.learn(names)
+        return Request.of({name.decode("latin-1"): value for name, value in values.items()})
+
+
+def encode_reply(verb: str, text: str = "") -> bytes:
+    """The answer to one request. `text` is printable ASCII, begins with its code if it has one, may be empty."""
+    return f"action={verb} {text}\n\n".encode("ascii") if text else f"action={verb}\n\n".encode("ascii")
+
+
+def _shown(value: bytes) -> str:
+    """What a client sent, short and printable, for a message."""
+    shown = repr(value[:60])[1:]
+    return shown if len(value) <= 60 else shown + "..."

@@ -1,0 +1,130 @@
+"""The daemon for the field tests: `policyd serve` as a process, as an init system would run it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any, Self
+
+import yaml
+
+from tests.field.waiting import until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# How long a start or a reload may take on a busy machine; each takes well under a second.
+READY_SECONDS = 20
+
+
+class Policyd:
+    """One daemon with its settings, rules and logs in a folder, running between `__enter__` and `__exit__`.
+
+    `settings` are keys of policyd.yaml; the decision log is written as JSON to `decisions.log` in the folder.
+    With `listener`, a listening socket, the daemon gets it as systemd would pass it (sd_listen_fds(3)), and the
+    socket outlives the daemon.
+    """
+
+    def __init__(self, folder: Path, rules: str, *, listener: socket.socket | None = None, **settings: Any) -> None:
+        self.rules = folder / "rules.yaml"
+        self.settings = folder / "policyd.yaml"
+        self.decision_log = folder / "decisions.log"
+        self.operational_log = folder / "policyd.log"
+        self._listener = listener
+        self._process: subprocess.Popen[bytes] | None = None
+        self._notify_path = folder / "notify"
+        self.rules.write_text(rules)
+        self.settings.write_text(
+            yaml.safe_dump(
+                {
+                    "rules": str(self.rules),
+                    "decision_log": {"path": str(self.decision_log), "format": "json"},
+                    **settings,
+                }
+            )
+        )
+        self._notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notified.bind(str(self._notify_path))
+        self._notified.settimeout(READY_SECONDS)
+
+    @property
+    def pid(self) -> int:
+        """The process id of the running daemon."""
+        assert self._process is not None
+        return self._process.pid
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self._notified.close()
+
+    def start(self) -> None:
+        """Start the daemon and wait until it says that it is ready (sd_notify(3))."""
+        command = [sys.executable, "-m", "policyd", "serve", "-c", str(self.settings)]
+        inherited: tuple[int, ...] = ()
+        if self._listener is not None:
+            # systemd passes sockets from descriptor 3 on, and names the process that they are meant for.
+            number = self._listener.fileno()
+            script = f'export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@" 3<&{number} {number}<&-'
+            command = ["bash", "-c", script, "bash", *command]
+            inherited = (number,)
+        with self.operational_log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=inherited,
+                env={**os.environ, "NOTIFY_SOCKET": str(self._notify_path)},
+            )
+        self._wait_for("READY=1")
+
+    def stop(self) -> None:
+        """End the daemon as systemd does, and insist on a clean end."""
+        if self._process is not None:
+            self._process.terminate()
+            status = self._process.wait(timeout=READY_SECONDS)
+            self._process = None
+            assert status == 0, self.operational_log.read_text()
+
+    def kill(self) -> None:
+        """End the daemon as a crash would."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(timeout=READY_SECONDS)
+        self._process = None
+
+    def reload(self) -> str:
+        """Reload, wait for the end of it, and give what the daemon has logged meanwhile."""
+        before = self.operational_log.stat().st_size
+        os.kill(self.pid, signal.SIGHUP)
+        self._wait_for("RELOADING=1")
+        self._wait_for("READY=1")
+        return self.operational_log.read_bytes()[before:].decode()
+
+    def _wait_for(self, assignment: str) -> None:
+        while assignment not in self._read_notification():
+            pass
+
+    def _read_notification(self) -> list[str]:
+        try:
+            return self._notified.recv(4096).decode().splitlines()
+        except TimeoutError:
+            said = self.operational_log.read_text()
+            raise AssertionError(f"no word from policyd in {READY_SECONDS} s; its log:\n{said}") from None
+
+    def decisions(self, **wanted: str) -> list[dict[str, Any]]:
+        """The decisions in the log whose keys have these values; waits for the first."""
+
+        def found() -> list[dict[str, Any]] | None:
+            logged = [json.loads(line) for line in self.decision_log.read_bytes().splitlines()]
+            return [each for each in logged if wanted.items() <= each.items()] or None
+
+        return until(f"a decision with {wanted}", found)

@@ -1,0 +1,249 @@
+"""A real Postfix for the field tests, and an SMTP client that may say who it is.
+
+`Postfix` runs Debian's package from a folder of its own: configuration, queue, state and log, so that the
+machine's mail system is neither read nor touched. It listens on 127.0.0.1 only, and its deliveries end in
+discard(8), in a maildir of that folder, or in itself. It needs root, since master(8) does, and no syslog:
+postlogd(8) writes the mail log. Every smtpd(8) runs in the chroot, as Debian's do, and takes a client's word
+for its address and names (https://www.postfix.org/XCLIENT_README.html).
+"""
+
+from __future__ import annotations
+
+import pwd
+import shutil
+import smtplib
+import socket
+import subprocess
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from tests.field.waiting import until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Where policyd listens, as a chrooted smtpd(8) sees it: below the queue folder.
+POLICY_SOCKET = "private/policyd"
+
+# What gets a TCP port: the smtpd services, what they ask, and nothing at all (`closed`).
+PORTS = ("inet", "unix", "states", "access", "filtered", "relay", "policy", "milter", "closed")
+
+MAIN_CF = """\
+compatibility_level = 3.6
+queue_directory = {root}/queue
+data_directory = {root}/state
+maillog_file = {root}/log/maillog
+maillog_file_prefixes = {root}/log
+inet_interfaces = 127.0.0.1
+inet_protocols = all
+myhostname = mx.field.example
+mydestination =
+# The tests come from 127.0.0.1; they are strangers, and only this one is not.
+mynetworks = 127.0.0.2/32
+# A recipient's domain chooses how the delivery ends, so that the mail log shows every kind of status=.
+relay_domains = field.example, bounced.example, deferred.example, piped.example, unreachable.example, \
+relayed.example, lmtp.example
+virtual_mailbox_domains = maildir.example
+virtual_mailbox_base = {root}/maildir
+virtual_mailbox_maps = static:inbox/
+virtual_minimum_uid = 1
+virtual_uid_maps = static:{nobody}
+virtual_gid_maps = static:{nobody}
+transport_maps = inline:{{
+    {{ field.example = discard: }}
+    {{ piped.example = piped: }}
+    {{ unreachable.example = smtp:[127.0.0.1]:{closed} }}
+    {{ relayed.example = smtp:[127.0.0.1]:{relay} }}
+    {{ bounced.example = smtp:[127.0.0.1]:{relay} }}
+    {{ deferred.example = smtp:[127.0.0.1]:{relay} }}
+    {{ lmtp.example = lmtp:inet:[127.0.0.1]:{closed} }} }}
+# Bounces to made-up senders, and whatever else has no transport above: nothing leaves this machine.
+default_transport = discard:
+alias_maps =
+alias_database =
+append_dot_mydomain = no
+# What XCLIENT says is all there is to know; Postfix looks up nobody's name.
+smtpd_peername_lookup = no
+smtpd_authorized_xclient_hosts = 127.0.0.1
+# A table of clients must not be slowed down for its errors, nor counted as an attack.
+smtpd_error_sleep_time = 0
+smtpd_soft_error_limit = 1000
+smtpd_hard_error_limit = 1000
+smtpd_client_connection_count_limit = 0
+# No default_action here: were the daemon gone, a test shall see 451 and not the 250 of a kinder setting.
+smtpd_policy_service_timeout = 10s
+"""
+
+# Debian's master.cf in the columns that matter, each smtpd with the restrictions of one way to use policyd.
+MASTER_CF = """\
+127.0.0.1:{inet} inet n - y - - smtpd
+  -o {{ smtpd_recipient_restrictions = permit_mynetworks, permit_sasl_authenticated,
+        reject_unauth_destination, check_policy_service inet:127.0.0.1:{policy} }}
+127.0.0.1:{unix} inet n - y - - smtpd
+  -o syslog_name=postfix-in
+  -o {{ smtpd_recipient_restrictions = permit_mynetworks, permit_sasl_authenticated,
+        reject_unauth_destination, check_policy_service unix:{policy_socket} }}
+127.0.0.1:{states} inet n - y - - smtpd
+  -o syslog_name=postfix/states
+  -o smtpd_delay_reject=no
+  -o {{ smtpd_client_restrictions = check_policy_service inet:127.0.0.1:{policy} }}
+  -o {{ smtpd_helo_restrictions = check_policy_service inet:127.0.0.1:{policy} }}
+  -o {{ smtpd_sender_restrictions = check_policy_service inet:127.0.0.1:{policy} }}
+  -o {{ smtpd_recipient_restrictions = reject_unauth_destination,
+        check_policy_service inet:127.0.0.1:{policy} }}
+  -o {{ smtpd_data_restrictions = check_policy_service inet:127.0.0.1:{policy} }}
+  -o {{ smtpd_end_of_data_restrictions = check_policy_service inet:127.0.0.1:{policy} }}
+127.0.0.1:{filtered} inet n - y - - smtpd
+  -o syslog_name=postfix/filtered
+  -o smtpd_milters=inet:127.0.0.1:{milter}
+  -o milter_default_action=accept
+127.0.0.1:{access} inet n - y - - smtpd
+  -o {{ smtpd_helo_restrictions = check_helo_access inline:{{ {{ [192.0.2.99] = REJECT }} }} }}
+  -o {{ smtpd_sender_restrictions = check_sender_access inline:{{
+        {{ held@sender.example = HOLD }} {{ warned@sender.example = WARN looks odd }}
+        {{ filtered@sender.example = FILTER discard: }} {{ redirected@sender.example = REDIRECT a@field.example }}
+        }} }}
+  -o {{ smtpd_recipient_restrictions = reject_unauth_destination, warn_if_reject reject_non_fqdn_helo_hostname,
+        check_recipient_access inline:{{ {{ postmaster@field.example = OK }} {{ full@ = 452 4.2.2 mailbox full }} }}
+        }}
+127.0.0.1:{relay} inet n - y - - smtpd
+  -o syslog_name=postfix/relay
+  -o myhostname=relay.field.example
+  -o {{ smtpd_recipient_restrictions = check_recipient_access inline:{{
+        {{ bounced.example = REJECT 5.1.1 no such user here }}
+        {{ deferred.example = DEFER 4.3.0 come back later }}
+        {{ relayed.example = DISCARD }} }} }}
+pickup    unix       n - y 60    1 pickup
+cleanup   unix       n - y -     0 cleanup
+qmgr      unix       n - n 300   1 qmgr
+rewrite   unix       - - y -     - trivial-rewrite
+bounce    unix       - - y -     0 bounce
+defer     unix       - - y -     0 bounce
+trace     unix       - - y -     0 bounce
+flush     unix       n - y 1000? 0 flush
+proxymap  unix       - - n -     - proxymap
+smtp      unix       - - y -     - smtp
+lmtp      unix       - - y -     - lmtp
+error     unix       - - y -     - error
+retry     unix       - - y -     - error
+discard   unix       - - y -     - discard
+virtual   unix       - n n -     - virtual
+anvil     unix       - - y -     1 anvil
+scache    unix       - - y -     1 scache
+postlog   unix-dgram n - n -     1 postlogd
+piped     unix       - n n -     - pipe
+  user=nobody argv=/bin/cat
+"""
+
+
+def free_ports(*names: str) -> dict[str, int]:
+    """For each name a TCP port of 127.0.0.1 that nobody has at this moment."""
+    with ExitStack() as stack:
+        probes = {name: stack.enter_context(socket.socket()) for name in names}
+        for probe in probes.values():
+            probe.bind(("127.0.0.1", 0))
+        return {name: probe.getsockname()[1] for name, probe in probes.items()}
+
+
+class Postfix:
+    """One Postfix, running between `__enter__` and `__exit__`.
+
+    `port` has the smtpd services by name: `inet` and `unix` ask policyd for each recipient, at port `policy` and
+    at the unix socket `policy_socket`; `states` asks it at every stage of a session; `access` and `filtered` ask
+    no policy service but access tables, and a milter at port `milter`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.maillog = root / "log" / "maillog"
+        self.policy_socket = root / "queue" / POLICY_SOCKET
+        self.port = free_ports(*PORTS)
+        postfix, nobody = pwd.getpwnam("postfix").pw_uid, pwd.getpwnam("nobody").pw_uid
+        owners = {"etc": 0, "log": 0, "queue": 0, "state": postfix, "maildir": nobody}
+        for folder, owner in owners.items():
+            (root / folder).mkdir()
+            shutil.chown(root / folder, owner)
+        (root / "etc" / "main.cf").write_text(MAIN_CF.format(root=root, nobody=nobody, **self.port))
+        (root / "etc" / "master.cf").write_text(MASTER_CF.format(policy_socket=POLICY_SOCKET, **self.port))
+
+    def __enter__(self) -> Self:
+        self._run("postfix", "-c", self.root / "etc", "start")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._run("postfix", "-c", self.root / "etc", "stop")
+
+    def configure(self, setting: str) -> None:
+        """Change a line of main.cf and have every process read it."""
+        self._run("postconf", "-c", self.root / "etc", "-e", setting)
+        self._run("postfix", "-c", self.root / "etc", "reload")
+
+    def _run(self, *command: str | Path) -> None:
+        ended = subprocess.run(command, check=False, capture_output=True, text=True)
+        said = self.maillog.read_text(errors="replace") if self.maillog.exists() else ""  # it speaks nowhere else
+        assert ended.returncode == 0, f"{command}: {ended.stderr}{said}"
+
+    def log_lines(self, containing: str) -> list[str]:
+        """The lines of the mail log that contain a text; the first may be waited for (postlogd(8) lags)."""
+
+        def found() -> list[str] | None:
+            lines = self.maillog.read_text(errors="surrogateescape").splitlines()
+            return [line for line in lines if containing in line] or None
+
+        return until(f"{containing!r} in the mail log", found)
+
+
+class Reply(NamedTuple):
+    """What an SMTP server answered: the code, and its text without the code."""
+
+    code: int
+    text: str
+
+
+class Client(smtplib.SMTP):
+    """An SMTP session with one of Postfix's services, as a client of any address and name.
+
+    `client_name` is the name that Postfix would have verified, `reverse_client_name` the one that the PTR
+    record gives; None is what Postfix calls `unknown`.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        client_address: str,
+        client_name: str | None = None,
+        reverse_client_name: str | None = None,
+        *,
+        helo_name: str = "client.example",
+        sasl_username: str | None = None,
+    ) -> None:
+        super().__init__("127.0.0.1", port, local_hostname=helo_name, timeout=30)
+        self.command_encoding = "latin-1"  # every byte as it is
+        self.ehlo()
+        attributes = {
+            "ADDR": f"IPV6:{client_address}" if ":" in client_address else client_address,
+            "NAME": client_name or "[UNAVAILABLE]",
+            "REVERSE_NAME": reverse_client_name or client_name or "[UNAVAILABLE]",
+            "LOGIN": sasl_username or "[UNAVAILABLE]",
+        }
+        # The answer is the greeting that this client gets, which may turn it away at once.
+        self.greeting = self.command("XCLIENT", " ".join("=".join(each) for each in attributes.items()))
+        assert self.greeting.code in {220, 450, 554}, self.greeting
+        self.command("EHLO", helo_name)
+
+    def command(self, verb: str, argument: str = "") -> Reply:
+        """Send one command as it stands and read its reply."""
+        code, text = self.docmd(verb, argument)
+        return Reply(code, text.decode("latin-1"))
+
+    def offer(self, sender: str, *recipients: str) -> list[Reply]:
+        """Offer one message: the reply to each recipient, after which what was accepted is delivered."""
+        began = self.command("MAIL", f"FROM:<{sender}>")
+        assert began.code == 250, began
+        replies = [self.command("RCPT", f"TO:<{recipient}>") for recipient in recipients]
+        if any(reply.code == 250 for reply in replies):
+            code, text = self.data("Subject: field test\r\n\r\nOne line.\r\n")
+            assert code == 250, text
+        else:
+            self.rset()
+        return replies

@@ -1,0 +1,78 @@
+"""Rulesets from plain dicts, for tests of the core alone: no YAML, no files, no checks."""
+
+import ipaddress
+
+from policyd.core.index import Networks, build_index, fold_name, fold_value
+from policyd.core.ruleset import Action, Condition, Kind, Rule, Ruleset, Verb
+
+
+def condition_of(name: str) -> tuple[str, Kind]:
+    """The subject and the kind of a condition."""
+    if name == "cidr":
+        return "client_address", Kind.NETWORK
+    if name == "reverse_dns":
+        return name, Kind.STATUS
+    for suffix, kind in (("_regex", Kind.EXPRESSION), ("_suffix", Kind.DOMAIN), ("_domain", Kind.DOMAIN)):
+        if name.endswith(suffix):
+            return name.removesuffix(suffix), kind
+    return name, Kind.NAME if name in {"hostname", "helo_name"} else Kind.VALUE
+
+
+def entries_of(kind: Kind, values: list[str]) -> object:
+    """The collection that the index takes."""
+    if kind is Kind.NETWORK:
+        networks = Networks()
+        for value in values:
+            network = ipaddress.ip_network(value)
+            networks.append(network.version, int(network.network_address), network.prefixlen)
+        return networks
+    if kind in {Kind.NAME, Kind.DOMAIN}:
+        return [fold_name(value.encode()) for value in values]
+    if kind is Kind.VALUE:
+        return [fold_value(value.encode()) for value in values]
+    return values
+
+
+def build(rules: list[dict], default: str = "DUNNO", lists: dict[str, list[str]] | None = None) -> Ruleset:
+    """A ruleset; a value `$name` stands for a list, which all conditions of one kind share."""
+    entries: dict[int, list] = {}
+    shared: dict[tuple[str, Kind], object] = {}
+
+    def condition(name: str, values: list[str]) -> Condition:
+        subject, kind = condition_of(name)
+        own = [value for value in values if not value.startswith("$")]
+        collections = [entries_of(kind, own)]
+        for value in values:
+            if value.startswith("$"):
+                kind_of_entry = Kind.DOMAIN if kind is Kind.NAME else kind
+                key = value[1:], kind_of_entry
+                shared.setdefault(key, entries_of(kind, (lists or {})[value[1:]]))
+                collections.append(shared[key])
+        made = Condition(name, subject, kind, tuple(values), len(entries))
+        entries[made.number] = collections
+        return made
+
+    made = []
+    for number, rule in enumerate(rules):
+        made.append(
+            Rule(
+                rule["name"],
+                number,
+                tuple(condition(name, values) for name, values in rule["match"].items()),
+                tuple(condition(name, values) for name, values in rule.get("except", {}).items()),
+                action_of(rule["action"]),
+                rule.get("mode") == "observe",
+                rule.get("expires"),
+            )
+        )
+    return Ruleset(tuple(made), action_of(default), build_index(made, entries))
+
+
+def action_of(text: str) -> Action:
+    """`VERB [code] [text]`, placeholders as `{name}`."""
+    verb, _, rest = text.partition(" ")
+    code, _, words = rest.partition(" ")
+    if code.count(".") != 2:
+        code, words = "", rest
+    pieces = tuple(words.replace("}", "{").split("{")) if words else ()
+    return Action(Verb(verb), code, pieces)

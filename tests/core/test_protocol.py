@@ -1,0 +1,127 @@
+"""Any split and any glue of any requests gives the same requests, and what is no request ends in one clear error."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policyd.core.protocol import Layouts, ProtocolError, Request, RequestParser, encode_reply
+from policyd.core.ruleset import ATTRIBUTES
+
+TYPE = b"request=smtpd_access_policy\n"
+POSTFIX = TYPE + b"protocol_state=RCPT\nclient_address=192.0.2.1\nsender=a=b@example.org\nsasl_username=\n\n"
+
+values = st.binary(max_size=30).map(lambda value: value.replace(b"\n", b""))
+names = st.sampled_from([name for name in ATTRIBUTES if name != "request"]) | st.sampled_from(["x", "new attribute"])
+requests = st.lists(st.tuples(names, values), max_size=8)
+
+
+def encoded(lines: list[tuple[str, bytes]], request_at: int) -> bytes:
+    parts = [name.encode() + b"=" + value + b"\n" for name, value in lines]
+    parts.insert(request_at % (len(parts) + 1), TYPE)
+    return b"".join(parts) + b"\n"
+
+
+def parse_all(pieces: list[bytes], parser: RequestParser | None = None) -> list[dict[str, bytes]]:
+    parser = parser or RequestParser()
+    parsed = []
+    for piece in pieces:
+        parser.receive_data(piece)
+        while (request := parser.next_request()) is not None:
+            parsed.append(request.attributes())
+    return parsed
+
+
+@given(st.lists(st.tuples(requests, st.integers(0, 9)), min_size=1, max_size=4), st.data())
+def test_any_chunking_of_any_sequence_gives_the_same_requests(sequence, data):
+    stream = b"".join(encoded(lines, at) for lines, at in sequence)
+    want = [{**dict(lines), "request": b"smtpd_access_policy"} for lines, _ in sequence]
+    cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=12).map(sorted))
+    pieces = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
+    assert parse_all(pieces) == want
+    assert parse_all([stream]) == want
+    assert parse_all([stream[i : i + 1] for i in range(len(stream))]) == want
+
+
+@given(st.lists(st.binary(max_size=60), max_size=6))
+def test_no_bytes_at_all_make_the_parser_raise_anything_but_its_own_error(pieces):
+    try:
+        parse_all(pieces)
+    except ProtocolError as error:
+        assert str(error).isascii()
+        assert str(error).isprintable()
+        assert len(str(error)) < 400
+
+
+def test_the_last_of_a_repeated_attribute_counts():
+    (request,) = parse_all([TYPE + b"sender=one\nsender=two\n\n"])
+    assert request["sender"] == b"two"
+
+
+def test_a_known_layout_and_the_general_way_agree():
+    parser = RequestParser()
+    general, fast, glued = parse_all([POSTFIX, POSTFIX, POSTFIX + POSTFIX[:20], POSTFIX[20:]], parser)[:3]
+    assert general == fast == glued
+    assert fast["sender"] == b"a=b@example.org"
+    assert fast["sasl_username"] == b""
+
+
+def test_an_attribute_that_was_not_sent_is_empty():
+    parser = RequestParser()
+    parser.receive_data(POSTFIX)
+    request = parser.next_request()
+    assert request is not None
+    assert request.get("helo_name") == b""
+    assert request == Request.of(request.attributes())
+
+
+@pytest.mark.parametrize(
+    ("received", "message"),
+    [
+        (b"\n", "an empty request (no request=smtpd_access_policy)"),
+        (b"sender=x\n\n", "a request without request=smtpd_access_policy"),
+        (b"request=junk\n\n", "request='junk'; only request=smtpd_access_policy is served"),
+        (b"request=\xff\n\n", "request='\\xff'; only request=smtpd_access_policy is served"),
+        (TYPE + b"no equals sign\n\n", "a line that is not name=value: 'no equals sign'"),
+        (TYPE + b"=value\n\n", "a line that is not name=value: '=value'"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\n", "a line that is not name=value: 'GET / HTTP/1.1\\r'"),
+        (TYPE + b"x" * 100 + b"\n\n", "a line that is not name=value: '" + "x" * 60 + "'..."),
+    ],
+)
+def test_what_is_no_request_is_said(received, message):
+    with pytest.raises(ProtocolError) as caught:
+        parse_all([received])
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1000])
+@pytest.mark.parametrize("end", [b"", b"\n\n"])
+def test_a_request_is_bounded_with_and_without_an_end(piece, end):
+    stream = TYPE + b"sender=" + b"a" * 2000 + end
+    parser = RequestParser(request_bytes=2000)
+    with pytest.raises(ProtocolError, match="a request of more than 2000 bytes"):
+        parse_all([stream[i : i + piece] for i in range(0, len(stream), piece)], parser)
+    assert parser.pending <= 2000 + piece
+
+
+def test_a_request_of_exactly_the_limit_is_taken_and_a_known_layout_keeps_it():
+    request = TYPE + b"sender=" + b"a" * 100 + b"\n\n"
+    layouts = Layouts()
+    assert len(parse_all([request, request], RequestParser(len(request), layouts))) == 2
+    parser = RequestParser(len(request), layouts)
+    with pytest.raises(ProtocolError):
+        parse_all([request, request.replace(b"=a", b"=aa", 1)], parser)
+
+
+def test_layouts_are_bounded_and_beyond_the_bound_requests_are_parsed_all_the_same():
+    layouts = Layouts()
+    for count in range(3, 30):
+        order = [name for name in ATTRIBUTES if name != "request"][:count]
+        request = TYPE + b"".join(name.encode() + b"=v\n" for name in order) + b"\n"
+        (first, second) = parse_all([request, request], RequestParser(layouts=layouts))
+        assert first == second == {"request": b"smtpd_access_policy", **dict.fromkeys(order, b"v")}
+    assert layouts.learn([b"request", b"size"]) is None
+
+
+def test_replies_end_with_an_empty_line_and_carry_no_blank_without_text():
+    assert encode_reply("DUNNO") == b"action=DUNNO\n\n"
+    assert encode_reply("REJECT", "5.7.1 Access denied") == b"action=REJECT 5.7.1 Access denied\n\n"

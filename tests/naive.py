@@ -1,0 +1,155 @@
+"""A ruleset evaluated the plain way, straight from the words of the ruleset reference.
+
+No index, no laziness, no shared code with policyd: every rule is tried in order, every condition is worked out
+from its values. Slow and obvious, it is what the engine, and the daemon under load and fault, are compared with.
+
+A rule is `{"name", "match", "except", "action", "mode", "expires"}`, conditions as they stand in a rules file,
+with every value a list of strings. A client's reverse DNS is `Dns`.
+"""
+
+import datetime
+import ipaddress
+import re
+from dataclasses import dataclass
+
+YES, NO, UNKNOWN = "yes", "no", "unknown"
+
+
+@dataclass(frozen=True)
+class Dns:
+    status: str = "missing"
+    verified: tuple[str, ...] = ()
+    claimed: tuple[str, ...] = ()
+    names_known: bool = True
+
+
+@dataclass(frozen=True)
+class Answer:
+    verb: str
+    rule: str
+    observed: tuple[str, ...]
+    downgraded: bool
+    dns_needed: bool
+
+
+def address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    if "%" in text:
+        return None
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    mapped = getattr(address, "ipv4_mapped", None)
+    return mapped or address
+
+
+def network_of(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    network = ipaddress.ip_network(text)
+    if network.version == 6 and network.prefixlen >= 96 and network.network_address.ipv4_mapped:
+        return ipaddress.ip_network((int(network.network_address.ipv4_mapped), network.prefixlen - 96))
+    return network
+
+
+def is_under(name: str, suffix: str) -> bool:
+    if suffix.startswith("."):
+        return name.endswith(suffix)
+    return name == suffix or name.endswith("." + suffix)
+
+
+def name_holds(kind: str, name: str, value: str) -> bool:
+    if not name:
+        return False
+    if kind == "":
+        return name == value
+    if kind == "suffix":
+        return is_under(name, value)
+    return re.search(value, name, re.IGNORECASE) is not None
+
+
+def folded(name: str) -> str:
+    return name.lower().removesuffix(".")
+
+
+def plain_holds(condition: str, values: list[str], request: dict[str, str]) -> bool:
+    """A condition that needs no DNS."""
+    if condition == "cidr":
+        address = address_of(request.get("client_address", ""))
+        return address is not None and any(
+            address.version == network.version and address in network for network in map(network_of, values)
+        )
+    attribute, kind = condition, ""
+    for suffix in ("regex", "suffix", "domain"):
+        if condition.endswith("_" + suffix):
+            attribute, kind = condition.removesuffix("_" + suffix), suffix
+    text = request.get(attribute, "")
+    if attribute == "sender" and request.get("protocol_state") not in {"MAIL", "RCPT", "DATA", "END-OF-MESSAGE"}:
+        return False
+    if attribute == "recipient" and not text:
+        return False
+    if kind == "regex":
+        return any(re.search(value, text, re.IGNORECASE) for value in values)
+    if kind == "domain":
+        domain = text.rpartition("@")[2] if "@" in text else ""
+        if not domain or domain.startswith("["):
+            return False
+        return any(is_under(folded(domain), folded(value)) for value in values)
+    if attribute == "helo_name":
+        return any(name_holds(kind, folded(text), folded(value)) for value in values)
+    if attribute == "sender" and not text:
+        text = "<>"
+    return text.lower() in [value.lower() for value in values]
+
+
+def dns_holds(condition: str, values: list[str], dns: Dns, *, exempting: bool) -> str:
+    if condition == "reverse_dns":
+        if dns.status != "error" or not exempting or "error" in values:
+            return YES if dns.status in values else NO
+        possible = {"verified", "mismatch"} if dns.names_known else {"verified", "mismatch", "missing"}
+        return UNKNOWN if possible & set(values) else NO
+    kind = condition.removeprefix("hostname").removeprefix("_")
+    seen = dns.verified if dns.verified or exempting else dns.claimed
+    if dns.status == "error" and exempting:
+        if dns.names_known and not any(name_holds(kind, n, v) for n in dns.claimed for v in values):
+            return NO
+        return UNKNOWN
+    return YES if any(name_holds(kind, name, value) for name in seen for value in values) else NO
+
+
+def needs_dns(condition: str) -> bool:
+    return condition == "reverse_dns" or condition.startswith("hostname")
+
+
+def decide(rules: list[dict], default: str, request: dict[str, str], dns: Dns, today: datetime.date) -> Answer:
+    observed: list[str] = []
+    dns_needed = doubt_above = False
+    for rule in rules:
+        verb = rule["action"].split()[0]
+        exempting = verb == "DUNNO"
+        if rule.get("expires") and today >= rule["expires"]:
+            continue
+        match, exceptions = rule["match"], rule.get("except", {})
+        if not all(plain_holds(c, values, request) for c, values in match.items() if not needs_dns(c)):
+            continue
+        if any(plain_holds(c, values, request) for c, values in exceptions.items() if not needs_dns(c)):
+            continue
+        matched = [dns_holds(c, v, dns, exempting=exempting) for c, v in match.items() if needs_dns(c)]
+        excepted = [dns_holds(c, v, dns, exempting=not exempting) for c, v in exceptions.items() if needs_dns(c)]
+        dns_needed = dns_needed or bool(matched or excepted)
+        if NO in matched:
+            continue
+        doubt = UNKNOWN in matched or UNKNOWN in excepted or bool(dns.status == "error" and matched and not exempting)
+        if YES in excepted:
+            if not (exempting and dns.status == "error"):
+                continue
+            doubt = True
+        if rule.get("mode") == "observe":
+            if not (exempting and doubt):
+                observed.append(rule["name"])
+            continue
+        if exempting and doubt:
+            doubt_above = True
+            continue
+        downgraded = verb == "REJECT" and (doubt or doubt_above)
+        return Answer("DEFER" if downgraded else verb, rule["name"], tuple(observed), downgraded, dns_needed)
+    downgraded = default == "REJECT" and doubt_above
+    return Answer("DEFER" if downgraded else default, "default", tuple(observed), downgraded, dns_needed)

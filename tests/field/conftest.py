@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.field.postfix import Client, Postfix
+from tests.field.postfix import Postfix
+from tests.requirements import require
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,19 +24,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.field)
 
 
-def require(*programs: str) -> None:
-    """Skip without root or one of the programs; under CI a field test that cannot run is a failure."""
-    missing = [program for program in programs if shutil.which(program, path=os.defpath + ":/usr/sbin") is None]
-    if os.geteuid() != 0:
-        missing.insert(0, "root's rights")
-    if not missing:
-        return
-    reason = f"the field tests need {' and '.join(missing)}"
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="session")
 def open_folder() -> Iterator[Path]:
     """A folder that Postfix's own users may enter, with a path short enough for unix sockets in it."""
@@ -50,7 +36,7 @@ def open_folder() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def postfix(open_folder: Path) -> Iterator[Postfix]:
     """A running Postfix; nobody answers its policy questions yet."""
-    require("postfix", "postconf")
+    require("postfix", "postconf", root=True)
     root = open_folder / "postfix"
     root.mkdir()
     with Postfix(root) as running:

@@ -1,0 +1,39 @@
+# make run    sets up what is needed and answers on 127.0.0.1:10040 with the shipped rules
+# make check  style, types, directions of import
+# make test   the checks, then every test (ARGS="-k reload" narrows them)
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: run check test clean
+
+run: $(VENV)/run.stamp
+	$(BIN)/policyd serve -c config/policyd.yaml
+
+check: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict policyd
+	$(BIN)/pytest tests/test_architecture.py
+
+test: check
+	$(BIN)/pytest $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# The project is installed in place, so that a changed file is a changed program; only other dependencies, or
+# another Makefile, call for a new installation.
+$(VENV)/run.stamp: pyproject.toml Makefile | $(BIN)/pip
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/test.stamp: pyproject.toml Makefile | $(BIN)/pip
+	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "policyd needs Python 3.11 or newer; $(PYTHON) is older: try make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)

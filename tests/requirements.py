@@ -1,0 +1,22 @@
+"""What some tests need of the machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+
+def require(*programs: str, root: bool = False) -> None:
+    """Skip the test where a program or root's rights are missing; under CI that is a failure instead."""
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    missing = [program for program in programs if shutil.which(program, path=path) is None]
+    if root and os.geteuid() != 0:
+        missing.append("root's rights")
+    if not missing:
+        return
+    reason = f"not to be had here: {', '.join(missing)}"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)

@@ -1,0 +1,209 @@
+"""The directions of import, and who knows what: the house stays as it was drawn.
+
+`core <- config <- daemon, tools <- cli`; daemon and tools do not know each other; core is pure; each third-party
+package is known to few files. Imports are read from the syntax tree, so those inside functions and under
+TYPE_CHECKING count as well.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "policyd"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Which rooms a room may look into, beside itself. What lies in no room (cli.py, __main__.py) may look into all.
+MAY_IMPORT = {
+    "core": set(),
+    "config": {"core"},
+    "daemon": {"core", "config"},
+    "tools": {"core", "config"},
+}
+
+# What core may take from the standard library: nothing that reads a clock, a file, a network or an environment.
+PURE = {
+    "__future__",
+    "array",
+    "bisect",
+    "collections",
+    "dataclasses",
+    "datetime",
+    "enum",
+    "functools",
+    "itertools",
+    "operator",
+    "pickle",
+    "re",
+    "socket",
+    "string",
+    "typing",
+}
+
+# Of these, core may use the parts that only calculate.
+PURE_PARTS = {
+    "socket": {"AF_INET", "AF_INET6", "inet_ntop", "inet_pton"},
+    "pickle": {"PickleBuffer"},
+    "datetime": {"date", "timedelta"},
+}
+
+# Built-in functions that reach outside.
+IMPURE_CALLS = {"open", "print", "input", "exec", "eval", "compile", "__import__"}
+
+# The files that know a third-party package, or the folders all of whose files may.
+KNOWN_TO = {
+    "aiodns": {"daemon/resolver.py"},
+    "cachetools": {"daemon/resolver.py"},
+    "click": {"cli.py"},
+    "idna": {"core/index.py", "config"},
+    "netaddr": {"config", "tools"},
+    "prometheus_client": {"daemon/metrics.py"},
+    "publicsuffixlist": {"tools/suggest.py"},
+    "pydantic": {"config"},
+    "re2": {"core/index.py", "config", "tools"},
+    "rich": {"cli.py", "tools"},
+    "uvloop": {"daemon"},
+    "yaml": {"config/syntax.py", "tools"},
+    "zstandard": {"tools/logfiles.py"},
+}
+
+# Where a package is imported by another name than it is installed by.
+IMPORT_NAMES = {"google-re2": "re2", "prometheus-client": "prometheus_client", "PyYAML": "yaml"}
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and full dotted name of everything that a module imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative imports hide their direction"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def room(path: Path) -> str:
+    """The room of a file, or an empty string for what lies in the hall."""
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+def wrong_directions(path: Path, source: str) -> list[str]:
+    """What a file imports against the direction."""
+    here = room(path)
+    if here == "":
+        return []
+    seen = [(line, name.split(".")) for line, name in imports(ast.parse(source)) if name.startswith("policyd.")]
+    return [
+        f"{name_of(path)}:{line}: {here} may not import policyd.{parts[1]}"
+        for line, parts in seen
+        if parts[1] not in {here, "__version__"} | MAY_IMPORT[here]
+    ]
+
+
+def impurities(path: Path, source: str) -> list[str]:
+    """What a file of core takes from outside core."""
+    found = []
+    tree = ast.parse(source)
+    for line, name in imports(tree):
+        top, _, part = name.partition(".")
+        if top in sys.stdlib_module_names and (top not in PURE or (part and part not in PURE_PARTS.get(top, {part}))):
+            found.append(f"{name_of(path)}:{line}: core may not import {name}")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = node.value.id
+            if module in PURE_PARTS and node.attr not in PURE_PARTS[module]:
+                found.append(f"{name_of(path)}:{node.lineno}: core may not use {module}.{node.attr}")
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in IMPURE_CALLS:
+            found.append(f"{name_of(path)}:{node.lineno}: core may not call {node.func.id}()")
+    return found
+
+
+def strangers(path: Path, source: str) -> list[str]:
+    """Third-party packages that a file imports and should not know."""
+    found = []
+    for line, name in imports(ast.parse(source)):
+        package = name.split(".")[0]
+        if package == "policyd" or package in sys.stdlib_module_names:
+            continue
+        known = KNOWN_TO.get(package, set())
+        if not known & {name_of(path), room(path)}:
+            found.append(f"{name_of(path)}:{line}: {package} is known to {sorted(known) or 'nobody'} only")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_point_inward(path: Path) -> None:
+    assert wrong_directions(path, path.read_text()) == []
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if room(path) == "core"], ids=name_of)
+def test_core_is_pure(path: Path) -> None:
+    assert impurities(path, path.read_text()) == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_third_party_package_is_known_to_few_files(path: Path) -> None:
+    assert strangers(path, path.read_text()) == []
+
+
+def test_every_dependency_is_declared_and_used() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {line.split(">")[0].strip() for line in project["dependencies"]}
+    used = {name.split(".")[0] for path in FILES for _, name in imports(ast.parse(path.read_text()))}
+    third_party = used - set(sys.stdlib_module_names) - {"policyd"}
+    assert {IMPORT_NAMES.get(name, name) for name in declared} == third_party
+
+
+@pytest.mark.parametrize(
+    ("check", "file", "source"),
+    [
+        (wrong_directions, "core/engine.py", "from policyd.config import load"),
+        (wrong_directions, "config/lint.py", "import policyd.daemon.server"),
+        (wrong_directions, "daemon/server.py", "def f():\n    from policyd.tools.maillog import read"),
+        (wrong_directions, "tools/replay.py", "if TYPE_CHECKING:\n    from policyd.daemon.server import Server"),
+        (wrong_directions, "daemon/server.py", "from policyd.cli import main"),
+        (impurities, "core/engine.py", "import asyncio"),
+        (impurities, "core/engine.py", "import logging"),
+        (impurities, "core/engine.py", "import os.path"),
+        (impurities, "core/engine.py", "from time import monotonic"),
+        (impurities, "core/engine.py", "from datetime import datetime"),
+        (impurities, "core/engine.py", "import datetime\ntoday = datetime.datetime.now()"),
+        (impurities, "core/index.py", "import socket\nsocket.socket()"),
+        (impurities, "core/index.py", "import pickle\npickle.loads(b'')"),
+        (impurities, "core/index.py", "rules = open('rules.yaml')"),
+        (strangers, "daemon/server.py", "import aiodns"),
+        (strangers, "core/engine.py", "import requests"),
+    ],
+)
+def test_each_check_sees_what_it_is_for(check: object, file: str, source: str) -> None:
+    assert callable(check)
+    assert len(check(PACKAGE / file, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("check", "file", "source"),
+    [
+        (wrong_directions, "daemon/server.py", "from policyd.config.settings import Settings"),
+        (wrong_directions, "tools/replay.py", "from policyd.core.engine import decide"),
+        (wrong_directions, "cli.py", "from policyd.daemon.server import serve\nfrom policyd.tools import replay"),
+        (impurities, "core/index.py", "import socket\nsocket.inet_pton(socket.AF_INET, '')"),
+        (impurities, "core/engine.py", "import datetime\nday: datetime.date"),
+        (strangers, "daemon/resolver.py", "import aiodns"),
+    ],
+)
+def test_each_check_lets_pass_what_is_allowed(check: object, file: str, source: str) -> None:
+    assert callable(check)
+    assert check(PACKAGE / file, source) == []

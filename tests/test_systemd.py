@@ -1,0 +1,125 @@
+"""What systemd/ holds is right in the eyes of the programs that will read it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.requirements import require
+
+SYSTEMD = Path(__file__).parents[1] / "systemd"
+
+# The bar that the project set itself: `systemd-analyze security` counts from 0 (locked up) to 10.
+MAX_EXPOSURE = 1.5
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """Copies of the units, with a program that exists here instead of the one in /opt."""
+    for name in ("policyd.service", "policyd.socket"):
+        text = (SYSTEMD / name).read_text()
+        (tmp_path / name).write_text(text.replace("/opt/policyd/bin/policyd", "/bin/true"))
+    return tmp_path
+
+
+def verify(units: Path) -> str:
+    """What `systemd-analyze verify` has to say, empty if nothing."""
+    require("systemd-analyze")
+    ended = run("systemd-analyze", "verify", "--man=no", units / "policyd.service", units / "policyd.socket")
+    return ended.stdout + ended.stderr
+
+
+def test_the_units_verify_without_a_word(units: Path) -> None:
+    assert verify(units) == ""
+
+
+def test_verify_would_have_seen_a_misspelt_setting(units: Path) -> None:
+    service = units / "policyd.service"
+    service.write_text(service.read_text().replace("NoNewPrivileges=", "NoNewPrivilege="))
+    assert "NoNewPrivilege" in verify(units)
+
+
+def test_the_service_is_exposed_no_more_than_the_bar(units: Path) -> None:
+    require("systemd-analyze")
+    ended = run("systemd-analyze", "security", "--offline=yes", "--no-pager", units / "policyd.service")
+    found = re.search(r"Overall exposure level for policyd\.service: ([0-9.]+)", ended.stdout)
+    assert found is not None, ended.stderr
+    assert float(found[1]) <= MAX_EXPOSURE
+
+
+def setting(unit: str, name: str) -> list[str]:
+    """The values of a setting in a unit file, in order."""
+    return re.findall(rf"^{name}=(.*)$", (SYSTEMD / unit).read_text(), re.MULTILINE)
+
+
+def test_a_reload_is_checked_before_the_daemon_hears_of_it() -> None:
+    start, (check, signal) = setting("policyd.service", "ExecStart"), setting("policyd.service", "ExecReload")
+    assert check == start[0].replace(" serve ", " check "), "the same settings file as the daemon's"
+    assert signal.endswith("kill -HUP $MAINPID")
+
+
+def test_the_socket_lies_where_a_chrooted_smtpd_can_reach_it() -> None:
+    (path,) = setting("policyd.socket", "ListenStream")
+    assert path == "/var/spool/postfix/private/policyd"
+    assert setting("policyd.socket", "SocketUser") == ["postfix"]
+    assert setting("policyd.socket", "SocketMode") == ["0660"]
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """A root folder in which the user and the folders were made, as on a host."""
+    require("systemd-sysusers", "systemd-tmpfiles", root=True)
+    for kind in ("sysusers", "tmpfiles"):
+        folder = tmp_path / "usr" / "lib" / f"{kind}.d"
+        folder.mkdir(parents=True)
+        shutil.copy(SYSTEMD / f"policyd.{kind}", folder / "policyd.conf")
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "group").write_text("adm:x:4:\n")
+    for command in ("systemd-sysusers", "systemd-tmpfiles --create"):
+        ended = run(*command.split(), f"--root={tmp_path}", "policyd.conf")
+        assert (ended.returncode, "policyd.conf:" in ended.stderr) == (0, False), ended.stderr
+    return tmp_path
+
+
+def test_sysusers_makes_a_user_that_nobody_can_log_in_as(installed: Path) -> None:
+    (line,) = (installed / "etc" / "passwd").read_text().splitlines()
+    name, _, uid, _, _, home, shell = line.split(":")
+    assert (name, home, shell) == ("policyd", "/", "/usr/sbin/nologin")
+    assert 0 < int(uid) < 1000
+
+
+def test_tmpfiles_makes_the_folders_that_the_unit_needs(installed: Path) -> None:
+    uid = int((installed / "etc" / "passwd").read_text().split(":")[2])
+    (log,) = setting("policyd.service", "ReadWritePaths")
+    wanted = {"/etc/policyd": (0, 0o750), "/etc/policyd/lists": (0, 0o750), log: (uid, 0o2750)}
+    made = {name: (installed / name[1:]).stat() for name in wanted}
+    assert {name: (each.st_uid, stat.S_IMODE(each.st_mode)) for name, each in made.items()} == wanted
+
+
+def test_logrotate_moves_the_log_and_leaves_the_new_one_to_the_daemon(tmp_path: Path) -> None:
+    require("logrotate", root=True)
+    log = tmp_path / "log" / "decisions.log"
+    log.parent.mkdir(mode=0o755)
+    log.write_text("a decision\n")
+    configuration = tmp_path / "logrotate.conf"
+    configuration.write_text(
+        (SYSTEMD / "policyd.logrotate")
+        .read_text()
+        .replace("/var/log/policyd", str(log.parent))
+        .replace("su policyd adm", "su root root")
+    )
+    configuration.chmod(0o644)
+    ended = run("logrotate", "--force", "--state", tmp_path / "state", configuration)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    (rotated,) = log.parent.iterdir()
+    assert rotated.name.startswith("decisions.log-")
+    assert rotated.read_text() == "a decision\n"

@@ -1,0 +1,137 @@
+"""What a rule answers: `REJECT 5.7.1 Mail from {client_address} is not accepted here ({id})` -> `Action`."""
+
+from __future__ import annotations
+
+import re
+
+from policyd.config.problems import did_you_mean, quoted
+from policyd.core.ruleset import Action, Verb
+
+# What a text can show of a request, of the client and of the decision.
+PLACEHOLDERS = (
+    "client_address",
+    "hostname",
+    "reverse_dns",
+    "helo_name",
+    "sender",
+    "recipient",
+    "rule",
+    "id",
+)
+
+# The class of the enhanced status codes that go with each verb (RFC 3463 section 2); DUNNO says nothing to a client.
+CODE_CLASSES = {Verb.REJECT: "5", Verb.DEFER: "4", Verb.DEFER_IF_PERMIT: "4"}
+
+# Answers of access(5) that let mail past the restrictions which follow.
+_PERMITTING = frozenset({"OK", "PERMIT", "RELAY"})
+
+# What people know from access(5) and rspamd, and what it is here.
+_ELSEWHERE = {
+    "ACCEPT": "DUNNO",
+    "ALLOW": "DUNNO",
+    "PASS": "DUNNO",
+    "NONE": "DUNNO",
+    "DENY": "REJECT",
+    "BLOCK": "REJECT",
+    "DROP": "REJECT",
+    "TEMPFAIL": "DEFER",
+    "GREYLIST": "DEFER",
+    "DEFER_IF_REJECT": "DEFER_IF_PERMIT",
+}
+
+_ENHANCED_CODE = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+")
+_WELL_FORMED_CODE = re.compile(r"[245]\.(0|[1-9][0-9]{0,2})\.(0|[1-9][0-9]{0,2})")
+_REPLY_CODE = re.compile(r"[0-9]{3}(?![^\s-])")
+_PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+
+
+class ActionError(Exception):
+    """What is written is no action. The message says why and what to write."""
+
+
+def parse_action(written: str) -> Action:
+    """An action as a rule or `default` has it. Raises ActionError."""
+    word, _, rest = written.strip().partition(" ")
+    rest = rest.strip()
+    if not word:
+        raise ActionError("the action is empty; it is REJECT, DEFER, DEFER_IF_PERMIT or DUNNO")
+    verb = _parse_verb(word)
+    if verb is Verb.DUNNO:
+        if rest:
+            raise ActionError(f"DUNNO takes neither code nor text, so {quoted(rest)} would reach nobody")
+        return Action(verb)
+    code, text = _split_code(verb, rest)
+    return Action(verb, code, _parse_text(text))
+
+
+def _parse_verb(word: str) -> Verb:
+    upper = word.upper()
+    if upper in Verb.__members__:
+        return Verb[upper]
+    if upper in _PERMITTING:
+        raise ActionError(
+            f"{upper} is refused: it would skip the restrictions that follow in main.cf; "
+            "write DUNNO, which ends the ruleset without that"
+        )
+    if word.isascii() and word.isdigit():
+        meant = {"4": "DEFER", "5": "REJECT"}.get(word[0]) if len(word) == 3 else None
+        raise ActionError(
+            f"a bare number is refused: Postfix takes one for OK, which would skip the restrictions that follow in "
+            f"main.cf; write {meant or 'REJECT, DEFER, DEFER_IF_PERMIT or DUNNO'}"
+        )
+    meant = _ELSEWHERE.get(upper)
+    hint = f"; did you mean '{meant}'?" if meant else _did_you_mean_verb(upper)
+    raise ActionError(f"unknown action {quoted(word)}{hint or '; it is REJECT, DEFER, DEFER_IF_PERMIT or DUNNO'}")
+
+
+def _did_you_mean_verb(word: str) -> str:
+    hint = did_you_mean(word, [verb.lower() for verb in Verb])
+    return hint.upper().replace("; DID YOU MEAN", "; did you mean") if hint else ""
+
+
+def _split_code(verb: Verb, rest: str) -> tuple[str, str]:
+    """The enhanced status code, if the text begins with one, and the text."""
+    first, _, text = rest.partition(" ")
+    code = ""
+    if _ENHANCED_CODE.fullmatch(first):
+        wanted = CODE_CLASSES[verb]
+        if not _WELL_FORMED_CODE.fullmatch(first):
+            raise ActionError(f"'{first}' is no enhanced status code (RFC 3463), such as {wanted}.7.1")
+        if first[0] != wanted:
+            other = "REJECT" if first[0] == "5" else "DEFER"
+            instead = f", or {other}" if first[0] in "45" else ""
+            raise ActionError(f"{verb} takes a {wanted}.x.x code, not {first}; write {wanted}{first[1:]}{instead}")
+        code, rest = first, text.strip()
+    reply_code = _REPLY_CODE.match(rest)
+    if reply_code:
+        raise ActionError(
+            f"the text begins with the code {reply_code.group()}; leave it out, Postfix prepends its own"
+        )
+    if code and _ENHANCED_CODE.match(rest):
+        raise ActionError(f"a second code after {code}: {quoted(rest)}")
+    return code, rest
+
+
+def _parse_text(text: str) -> tuple[str, ...]:
+    """The template in pieces, as `Action` has it."""
+    odd = re.search(r"[^ -~]", text)
+    if odd:
+        what = "a line break" if odd.group() in "\r\n" else quoted(odd.group())
+        raise ActionError(f"the text has {what} in it; what is sent to a client is printable ASCII on one line")
+    pieces = [""]
+    end = 0
+    for piece in _PIECE.finditer(text):
+        pieces[-1] += text[end : piece.start()]
+        end = piece.end()
+        name = piece.group(1)
+        if name is not None:
+            if name not in PLACEHOLDERS:
+                known = did_you_mean(name, PLACEHOLDERS) or f"; there are {', '.join(PLACEHOLDERS)}"
+                raise ActionError(f"unknown placeholder '{{{name}}}'{known}")
+            pieces += [name, ""]
+        elif piece.group() in {"{{", "}}"}:
+            pieces[-1] += piece.group()[0]
+        else:
+            raise ActionError(f"a '{piece.group()}' without its partner; for a brace itself write '{piece.group() * 2}'")
+    pieces[-1] += text[end:]
+    return tuple(pieces) if text else ()

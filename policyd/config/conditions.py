@@ -1,0 +1,187 @@
+"""The conditions that a rule can have: one table, for the loader, the JSON Schema, the lint and the tools.
+
+Each row names a condition, what it looks at, how it compares, and the form in which its values are written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from policyd.core.ruleset import ATTRIBUTES, Kind, Subject
+
+
+class Form(Enum):
+    """How a value of a condition is written. A list that several conditions of one form use is parsed once."""
+
+    NETWORK = "network"
+    STATUS = "status"
+    HOST_NAME = "host name"
+    DOMAIN = "domain"
+    HELO_NAME = "HELO name"
+    SENDER = "sender address"
+    RECIPIENT = "recipient address"
+    TEXT = "text"
+    EXPRESSION = "expression"
+
+
+@dataclass(frozen=True, slots=True)
+class ConditionType:
+    """One row: `summary` and `examples` are what the JSON Schema shows in an editor."""
+
+    name: str
+    subject: str
+    kind: Kind
+    form: Form
+    summary: str
+    examples: tuple[str, ...] = ()
+
+
+def _table() -> dict[str, ConditionType]:
+    name, domain, value, expression = Kind.NAME, Kind.DOMAIN, Kind.VALUE, Kind.EXPRESSION
+    rows = [
+        ConditionType(
+            "cidr",
+            "client_address",
+            Kind.NETWORK,
+            Form.NETWORK,
+            "The client's address lies in this network (IPv4 or IPv6; a bare address is a network of one).",
+            ("203.142.214.0/24", "2001:db8::/32"),
+        ),
+        ConditionType(
+            "reverse_dns",
+            Subject.REVERSE_DNS,
+            Kind.STATUS,
+            Form.STATUS,
+            "The client's reverse DNS is verified, mismatch, missing or error.",
+            ("missing",),
+        ),
+        ConditionType(
+            "hostname",
+            Subject.HOSTNAME,
+            name,
+            Form.HOST_NAME,
+            "The client's host name is exactly this.",
+            ("mail.example.com",),
+        ),
+        ConditionType(
+            "hostname_suffix",
+            Subject.HOSTNAME,
+            domain,
+            Form.DOMAIN,
+            "The client's host name is this domain or lies under it; with a leading dot, only under it.",
+            ("example.com", ".example.com"),
+        ),
+        ConditionType(
+            "hostname_regex",
+            Subject.HOSTNAME,
+            expression,
+            Form.EXPRESSION,
+            "The expression (RE2, without regard to case) is found in the client's host name.",
+            (r"^dyn[0-9]+\.",),
+        ),
+        ConditionType(
+            "helo_name",
+            "helo_name",
+            name,
+            Form.HELO_NAME,
+            "The HELO or EHLO argument is exactly this: a name, a word, or an address literal.",
+            ("ylmf-pc", "[192.0.2.1]"),
+        ),
+        ConditionType(
+            "helo_name_suffix",
+            "helo_name",
+            domain,
+            Form.DOMAIN,
+            "The HELO or EHLO argument is this domain or lies under it; with a leading dot, only under it.",
+            ("example.com",),
+        ),
+        ConditionType(
+            "helo_name_regex",
+            "helo_name",
+            expression,
+            Form.EXPRESSION,
+            "The expression is found in the HELO or EHLO argument.",
+            ("^user$",),
+        ),
+        ConditionType(
+            "sender",
+            "sender",
+            value,
+            Form.SENDER,
+            "The envelope sender is exactly this; '<>' is the null sender.",
+            ("news@example.com", "<>"),
+        ),
+        ConditionType(
+            "sender_domain",
+            "sender",
+            domain,
+            Form.DOMAIN,
+            "The envelope sender's domain is this domain or lies under it; with a leading dot, only under it.",
+            ("example.com",),
+        ),
+        ConditionType(
+            "sender_regex",
+            "sender",
+            expression,
+            Form.EXPRESSION,
+            "The expression is found in the envelope sender, which is empty for the null sender.",
+            (r"^rainbow\+err[a-z0-9]+@",),
+        ),
+        ConditionType(
+            "recipient",
+            "recipient",
+            value,
+            Form.RECIPIENT,
+            "The envelope recipient is exactly this.",
+            ("postmaster@example.com",),
+        ),
+        ConditionType(
+            "recipient_domain",
+            "recipient",
+            domain,
+            Form.DOMAIN,
+            "The recipient's domain is this domain or lies under it; with a leading dot, only under it.",
+            ("example.com",),
+        ),
+        ConditionType(
+            "recipient_regex",
+            "recipient",
+            expression,
+            Form.EXPRESSION,
+            "The expression is found in the envelope recipient.",
+            ("^(postmaster|abuse)@",),
+        ),
+    ]
+    described = {row.name for row in rows}
+    for attribute in ATTRIBUTES:
+        if attribute not in described:
+            equality = f"Postfix's attribute {attribute} equals this; '' where it was not sent or is empty."
+            rows.append(ConditionType(attribute, attribute, value, Form.TEXT, equality))
+            found = f"The expression is found in Postfix's attribute {attribute}."
+            rows.append(ConditionType(f"{attribute}_regex", attribute, expression, Form.EXPRESSION, found))
+    return {row.name: row for row in rows}
+
+
+CONDITIONS = _table()
+
+# What a client says of itself without proof: these may block, and never let through (the first principle).
+UNPROVEN = frozenset({"reverse_client_name", "reverse_client_name_regex"})
+
+# What anyone can forge: an exemption that rests on these alone is one for spammers, too.
+FORGEABLE_SUBJECTS = frozenset({"sender", "helo_name"})
+
+# The values of protocol_state that Postfix sends (smtpd_check.c), and those in which it has no recipient to tell.
+PROTOCOL_STATES = (
+    "CONNECT",
+    "HELO",
+    "EHLO",
+    "MAIL",
+    "RCPT",
+    "DATA",
+    "END-OF-MESSAGE",
+    "VRFY",
+    "ETRN",
+    "XCLIENT",
+)
+STATES_WITHOUT_RECIPIENT = frozenset({"CONNECT", "HELO", "EHLO", "MAIL", "ETRN", "XCLIENT"})

@@ -1,0 +1,75 @@
+"""Reading a file whole, or saying in words why that cannot be done.
+
+Each file is opened once and read through that one descriptor, so that a file which is replaced while it is read is
+either the old one or the new one. One that somebody writes into meanwhile is refused: it may be half of each.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+
+# The rules file: 10,000 rules are 2 MB; a million entries written into it 30. Positions are kept for each value.
+MAX_RULES_BYTES = 64 << 20
+
+# Settings are 2 KB.
+MAX_SETTINGS_BYTES = 1 << 20
+
+# A list file: ten million names are about this long. What is longer is not a list, or one for another machine.
+MAX_LIST_BYTES = 256 << 20
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+class UnreadableError(Exception):
+    """The file cannot be read. The message says why, without the file's name."""
+
+
+class OversizedError(Exception):
+    """The file is longer than any that is meant. The message says so."""
+
+
+def read_file(path: str, limit: int) -> bytes:
+    """The bytes of a regular file, at most `limit` of them.
+
+    Raises UnreadableError and OversizedError. Never waits: a FIFO without a writer is refused like other files
+    that are no files.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise UnreadableError(f"cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a NUL in the name
+        raise UnreadableError(f"cannot be read: {error}") from error
+    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor, not a path
+        before = os.fstat(descriptor)
+        if not stat.S_ISREG(before.st_mode):
+            kind = next((name for is_kind, name in _KINDS if is_kind(before.st_mode)), "no regular file")
+            raise UnreadableError(f"cannot be read: it is {kind}")
+        try:
+            content = _read_up_to(file, limit + 1, before.st_size)
+        except OSError as error:
+            raise UnreadableError(f"cannot be read: {error.strerror}") from error
+        after = os.fstat(descriptor)
+    if len(content) > limit:
+        raise OversizedError(f"is longer than {limit >> 20} MiB")
+    if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
+        raise UnreadableError("was written to while it was read; write a new file and rename it over the old one")
+    return content
+
+
+def _read_up_to(file: io.FileIO, limit: int, size: int) -> bytes:
+    # One more byte than the size asks whether that was all. A raw file may give less than was asked for.
+    parts = []
+    missing = limit
+    while missing and (part := file.read(min(missing, max(size + 1, 65536)))):
+        parts.append(part)
+        missing -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -1,0 +1,137 @@
+"""Lists of a ruleset: written in it, or in files with one entry a line.
+
+A file is read once in a load, however many lists name it, and a list is parsed once for each form of entry that it
+serves (a list in two `cidr` conditions: once), so that a million entries are in memory once. What is wrong with an
+entry is reported with its own file and line, and with the rule that uses it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from policyd.config.entries import explain_entry, parse_entries
+from policyd.config.problems import Problem, quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from policyd.config.conditions import Form
+    from policyd.config.problems import Report
+    from policyd.config.syntax import Scalar
+    from policyd.core.index import Entries
+
+# A comment begins with # or ; at the start of a line or after a blank, and goes to the line's end.
+_COMMENT = re.compile(rb"(?:^|[ \t])[#;].*", re.DOTALL)
+_ANY_ENTRY = re.compile(rb"(?m)^\s*[^\s#;]")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry as it is written, and where."""
+
+    text: str
+    path: str
+    line: int
+    column: int
+
+
+class ListFile:
+    """A list file's bytes, and what has been parsed of them."""
+
+    def __init__(self, path: str, content: bytes) -> None:
+        self.path = path
+        self.content = content
+        self._parsed: dict[Form, Entries] = {}
+
+    def has_entries(self) -> bool:
+        """Whether there is any line with an entry."""
+        return _ANY_ENTRY.search(self.content.removeprefix(_BYTE_ORDER_MARK)) is not None
+
+    def entries(self) -> Iterator[Entry]:
+        """The entries as they are written."""
+        raw = self._lines()
+        for number, (line, written) in enumerate(zip(_entry_lines(raw), raw, strict=True), 1):
+            if line:
+                yield Entry(line.decode("utf-8", "replace"), self.path, number, written.find(line) + 1)
+
+    def parse(self, form: Form, rule: str, using: str, report: Report) -> Entries:
+        """The entries, in the form in which they are compared; parsed at the first call for this form.
+
+        `rule` and `using` (the condition, the list) are who asks, for the problems that are found.
+        """
+        parsed = self._parsed.get(form)
+        if parsed is None:
+            lines = _entry_lines(self._lines())
+            parsed, bad = parse_entries(form, [line for line in lines if line])
+            self._parsed[form] = parsed
+            if bad:
+                numbers = [number for number, line in enumerate(lines) if line]
+                raw = self._lines()
+                for count, place in enumerate(bad):
+                    if not report.room(self.path):
+                        report.count_more(self.path, len(bad) - count)
+                        break
+                    number = numbers[place]
+                    column = raw[number].find(lines[number]) + 1
+                    message = f"{using}: {explain_entry(form, lines[number])}"
+                    report.add(Problem(self.path, number + 1, column, message, rule))
+        return parsed
+
+    def _lines(self) -> list[bytes]:
+        return self.content.removeprefix(_BYTE_ORDER_MARK).split(b"\n")
+
+
+def _entry_lines(lines: list[bytes]) -> list[bytes]:
+    """Lines without comments and blanks around them; empty where there is no entry."""
+    return [
+        (_COMMENT.sub(b"", line, count=1) if b"#" in line or b";" in line else line).strip() for line in lines
+    ]
+
+
+@dataclass(slots=True)
+class ListDefinition:
+    """One list: `values` as written in the ruleset, or a `file`. Neither where it was defined wrongly."""
+
+    name: str
+    path: str
+    line: int
+    column: int
+    values: list[Scalar] = field(default_factory=list)
+    file: ListFile | None = None
+    used: bool = False
+    _parsed: dict[Form, Entries] = field(default_factory=dict)
+
+    def entries(self) -> Iterator[Entry]:
+        """The entries as they are written, with where."""
+        if self.file is not None:
+            yield from self.file.entries()
+        for value in self.values:
+            yield Entry(value.text, self.path, value.line, value.column)
+
+    def parse(self, form: Form, rule: str, condition: str, report: Report) -> Entries:
+        """The entries in the form in which they are compared, the same object for each condition of that form."""
+        using = f"{condition}: list {quoted(self.name)}"
+        if self.file is not None:
+            return self.file.parse(form, rule, using, report)
+        parsed = self._parsed.get(form)
+        if parsed is None:
+            parsed = self._parsed[form] = parse_values(form, self.values, self.path, rule, using, report)
+        return parsed
+
+
+def parse_values(
+    form: Form, values: list[Scalar], path: str, rule: str, using: str, report: Report
+) -> Entries:
+    """Values written in the rules file, in the form in which they are compared; reports those that are none."""
+    lines = [value.text.encode() for value in values]
+    parsed, bad = parse_entries(form, lines)
+    for count, place in enumerate(bad):
+        if not report.room(path):
+            report.count_more(path, len(bad) - count)
+            break
+        value = values[place]
+        report.add(Problem(path, value.line, value.column, f"{using}: {explain_entry(form, lines[place])}", rule))
+    return parsed

@@ -1,0 +1,133 @@
+"""What is wrong in settings, rules and lists, and where: the errors and warnings that people read.
+
+A reader collects `Problem`s in a `Report` and goes on, so that one run shows all of them. `ConfigErrors` carries
+them out of `policyd.config.load`. Nothing here reads a file.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+# Of one file at most this many problems are kept and printed, then a count: enough to see what kind of mistake it
+# is, and a list file of a million bad lines neither fills the terminal nor the memory.
+MAX_PROBLEMS = 100
+
+
+class Severity(Enum):
+    """What a problem means for the load. Only warnings let it go on."""
+
+    WARNING = "warning"
+    WRONG = "wrong"  # the content is wrong: exit status 1
+    UNREADABLE = "unreadable"  # a settings or rules file cannot be read: exit status 2
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong. `line` and `column` count from 1; 0 where the file as a whole is meant.
+
+    `path` is the file as the user named it. `rule` is the rule that the problem is in, empty where it is in none.
+    """
+
+    path: str
+    line: int
+    column: int
+    message: str
+    rule: str = ""
+    severity: Severity = Severity.WRONG
+
+    def __str__(self) -> str:
+        place = f"{self.path}:{self.line}:{self.column}" if self.line else self.path
+        warning = "warning: " if self.severity is Severity.WARNING else ""
+        rule = f"rule '{self.rule}': " if self.rule else ""
+        return _printable(f"{place}: {warning}{rule}{self.message}")
+
+
+class Report:
+    """Collects the problems of one load, at most MAX_PROBLEMS of a file, and counts the rest."""
+
+    def __init__(self) -> None:
+        self._by_path: dict[str, list[Problem]] = {}
+        self._uncollected: dict[str, int] = {}
+
+    def add(self, problem: Problem) -> None:
+        """Takes note of a problem, once, however often it is met."""
+        problems = self._by_path.setdefault(problem.path, [])
+        if len(problems) >= MAX_PROBLEMS:
+            self.count_more(problem.path, 1)
+        elif problem not in problems:
+            problems.append(problem)
+
+    def room(self, path: str) -> int:
+        """How many more problems of this file will be kept."""
+        return MAX_PROBLEMS - len(self._by_path.get(path, ()))
+
+    def count_more(self, path: str, count: int) -> None:
+        """Counts problems of a file that nobody needs to read one by one."""
+        self._uncollected[path] = self._uncollected.get(path, 0) + count
+
+    def __bool__(self) -> bool:
+        return bool(self._by_path)
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """All that was kept: files in the order in which they came up, each from top to bottom."""
+        return tuple(
+            problem
+            for problems in self._by_path.values()
+            for problem in sorted(problems, key=lambda one: (one.line, one.column))
+        )
+
+    def lines(self) -> Iterator[str]:
+        """One line for each problem, and for each file that has more a line with their number."""
+        last_of = {problem.path: problem for problem in self.problems}
+        for problem in self.problems:
+            yield str(problem)
+            more = self._uncollected.get(problem.path, 0)
+            if more and problem is last_of[problem.path]:
+                yield _printable(f"{problem.path}: and {more:,} more {'problem' if more == 1 else 'problems'}")
+
+
+class ConfigErrors(Exception):
+    """Settings or ruleset cannot be used. `str()` has one line for each problem, as `lines` has."""
+
+    def __init__(self, report: Report) -> None:
+        self.problems = report.problems
+        self.lines = tuple(report.lines())
+        super().__init__("\n".join(self.lines))
+
+    @property
+    def exit_status(self) -> int:
+        """The command's exit status: 2 where a settings or rules file cannot be read, else 1."""
+        return 2 if any(problem.severity is Severity.UNREADABLE for problem in self.problems) else 1
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _unpickle_errors, (self.problems, self.lines)
+
+
+def _unpickle_errors(problems: tuple[Problem, ...], lines: tuple[str, ...]) -> ConfigErrors:
+    errors = ConfigErrors.__new__(ConfigErrors)
+    errors.problems, errors.lines = problems, lines
+    errors.args = ("\n".join(lines),)
+    return errors
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'hostname_suffix'?` where a known word is close, else empty."""
+    close = difflib.get_close_matches(word.lower(), list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def quoted(text: str, limit: int = 80) -> str:
+    """A piece of a file as a message shows it: in quotes, and cut, so that a line stays a line one can read."""
+    return f"'{text if len(text) <= limit else text[: limit - 3] + '...'}'"
+
+
+def _printable(line: str) -> str:
+    """The line with line breaks, control and bidirectional characters escaped: files are not all written by friends."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)

@@ -1,0 +1,390 @@
+"""policyd.yaml -> `Settings`: every setting, its default, and what it may be, in one place.
+
+The result is plain frozen dataclasses; pydantic reads the annotations for checking and for the JSON Schema, and is
+not needed to hold or pickle them. Whether an address can be bound or a user exists is for the daemon to find out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import os
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+
+import pydantic
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from policyd.config.problems import Problem, did_you_mean, quoted
+from policyd.config.syntax import Item, Mapping, Scalar, Sequence, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from policyd.config.problems import Report
+    from policyd.config.syntax import Node
+
+# Where a socket address names no port of its own, and where it may.
+DNS_PORT = 53
+MAX_PORT = 65535
+
+# sun_path of sockaddr_un has 108 bytes, the last of which is NUL (unix(7)).
+MAX_UNIX_PATH = 107
+
+
+@dataclass(frozen=True, slots=True)
+class InetAddress:
+    """A TCP address: a host (an IP address without brackets, or a name) and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"inet:{_bracketed(self.host)}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnixAddress:
+    """A unix-domain stream socket."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class DnsServer:
+    """A resolver to ask: an IP address (no brackets) and a port."""
+
+    address: str
+    port: int = DNS_PORT
+
+    def __str__(self) -> str:
+        return f"{_bracketed(self.address)}:{self.port}"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+# --- From text to values ----------------------------------------------------------------------------------------------
+
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|m|h|d)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_INET = re.compile(r"(?:\[(?P<ipv6>[^\]]*)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]+)")
+
+
+def parse_duration(text: str) -> float:
+    """`5s`, `500ms`, `1.5m`, `1h`, `2d` in seconds. Raises ValueError."""
+    match = _DURATION.fullmatch(text)
+    if not match:
+        raise ValueError(f"{quoted(text)} is no duration; write a number with its unit, as 500ms, 5s, 10m or 1h")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def parse_listen(text: str) -> InetAddress | UnixAddress:
+    """`inet:HOST:PORT`, `inet:[::1]:PORT` or `unix:/path`, as main.cf has them. Raises ValueError."""
+    kind, _, address = text.partition(":")
+    if kind == "unix":
+        if not address:
+            raise ValueError("'unix:' lacks a path, as in unix:/run/policyd/policyd.sock")
+        if len(os.fsencode(address)) > MAX_UNIX_PATH:
+            raise ValueError(f"{quoted(address)} is longer than a socket's path can be ({MAX_UNIX_PATH} bytes)")
+        return UnixAddress(address)
+    if kind == "inet":
+        return InetAddress(*parse_host_port(address))
+    raise ValueError(f"{quoted(text)} is no address to listen on; write inet:127.0.0.1:10040, inet:[::1]:10040 or unix:/path")
+
+
+def parse_host_port(text: str) -> tuple[str, int]:
+    """`HOST:PORT` or `[IPV6]:PORT`. Raises ValueError."""
+    match = _INET.fullmatch(text)
+    if not match:
+        if text.count(":") > 1 and not text.startswith("["):
+            raise ValueError(f"{quoted(text)}: an IPv6 address needs brackets, as in [::1]:10040")
+        raise ValueError(f"{quoted(text)} is not HOST:PORT, such as 127.0.0.1:10040")
+    if match["ipv6"] is not None:
+        try:
+            host = str(ipaddress.IPv6Address(match["ipv6"]))
+        except ValueError as error:
+            raise ValueError(f"'[{match['ipv6']}]' is no IPv6 address") from error
+    else:
+        host = match["host"]
+        if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?", host):
+            raise ValueError(f"{quoted(host)} is no host" + ("; to listen everywhere write 0.0.0.0" if not host else ""))
+        if host.rpartition(".")[2].isdigit():
+            try:
+                ipaddress.IPv4Address(host)
+            except ValueError as error:
+                raise ValueError(f"{quoted(host)} is no IPv4 address") from error
+    return host, _parse_port(match["port"])
+
+
+def parse_dns_server(text: str) -> DnsServer:
+    """`ADDRESS`, `ADDRESS:PORT` or `[IPV6]:PORT`. Raises ValueError."""
+    try:
+        return DnsServer(str(ipaddress.ip_address(text.removeprefix("[").removesuffix("]"))))
+    except ValueError:
+        pass  # with a port, or wrong: told apart below
+    address, _, port = text.rpartition(":")
+    try:
+        server = ipaddress.ip_address(address.removeprefix("[").removesuffix("]"))
+        if server.version == 6 and not address.startswith("["):
+            raise ValueError(text)
+    except ValueError as error:
+        raise ValueError(f"{quoted(text)} is no resolver's address; write 192.0.2.53, 127.0.0.1:10053 or [::1]:53") from error
+    return DnsServer(str(server), _parse_port(port))
+
+
+def _parse_port(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) <= MAX_PORT:
+        raise ValueError(f"{quoted(text)} is no port (1 to {MAX_PORT})")
+    return int(text)
+
+
+def _parse_mode(text: str) -> int:
+    if not re.fullmatch(r"0?[0-7]{3}", text):
+        raise ValueError(f"{quoted(text)} is no file mode; write it in octal, as \"0660\"")
+    return int(text, 8)
+
+
+def _parse_metrics(text: str) -> InetAddress:
+    return InetAddress(*parse_host_port(text))
+
+
+def _parse_whole(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,15}", text):
+        raise ValueError(f"{quoted(text)} is no whole number")
+    return int(text)
+
+
+def _parse_truth(text: str) -> bool:
+    if text.lower() in {"true", "yes", "on"}:
+        return True
+    if text.lower() in {"false", "no", "off"}:
+        return False
+    raise ValueError(f"{quoted(text)} is neither true nor false")
+
+
+T = TypeVar("T")
+
+
+def _from_text(parse: Callable[[str], T]) -> BeforeValidator:
+    """A validator from a function that takes text; None, where a setting may be nothing, passes."""
+
+    def validate(value: object) -> T | None:
+        if value is not None and not isinstance(value, str):
+            raise ValueError("expected one value")  # noqa: TRY004 - pydantic collects ValueErrors
+        return None if value is None else parse(value)
+
+    return BeforeValidator(validate)
+
+
+def _text(pattern: str, *examples: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "pattern": pattern, "examples": list(examples)})
+
+
+Duration = Annotated[
+    float, _from_text(parse_duration), _text(r"^[0-9]+(\.[0-9]+)? ?(ms|s|m|h|d)$", "5s", "500ms", "1h")
+]
+Listen = Annotated[
+    InetAddress | UnixAddress,
+    _from_text(parse_listen),
+    _text("^(inet:.+:[0-9]+|unix:.+)$", "inet:127.0.0.1:10040", "unix:/run/policyd/policyd.sock"),
+]
+Server = Annotated[DnsServer, _from_text(parse_dns_server), _text(".", "192.0.2.53", "127.0.0.1:10053", "[::1]:53")]
+Mode = Annotated[int, _from_text(_parse_mode), _text("^0?[0-7]{3}$", "0660")]
+Whole = Annotated[int, _from_text(_parse_whole)]
+Truth = Annotated[bool, _from_text(_parse_truth)]
+Metrics = Annotated[
+    InetAddress | None,
+    _from_text(_parse_metrics),
+    WithJsonSchema({"type": ["string", "null"], "pattern": "^.+:[0-9]+$", "examples": ["127.0.0.1:9440"]}),
+]
+Owner = Annotated[str | None, WithJsonSchema({"type": ["string", "null"]})]
+
+# --- The settings -----------------------------------------------------------------------------------------------------
+
+# An unknown key is an error. A dataclass has no other place to say so than this attribute.
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionLog:
+    """Where decisions are written, and how."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    path: Annotated[str, Field(min_length=1, description="A file, relative to this one; '-' is standard output.")] = "-"
+    format: Annotated[
+        Literal["text", "json"], Field(description="One line in the style of Postfix's log, or one JSON object a line.")
+    ] = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class Dns:
+    """How clients are looked up. `timeout` in seconds."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    servers: Annotated[
+        tuple[Server, ...], Field(description="Resolvers, as address or address:port; empty: the system's.")
+    ] = ()
+    lookups: Annotated[
+        Whole, Field(ge=1, le=100_000, description="Clients being looked up at once; beyond it `error`, reason timeout.")
+    ] = 2000
+    timeout: Annotated[
+        Duration, Field(gt=0, le=300, description="For all that one client needs, not for one query.")
+    ] = 5.0
+    trust_postfix: Annotated[
+        Truth, Field(description="Take a client_name other than `unknown` for verified: Postfix has checked it both ways.")
+    ] = True
+    cache_size: Annotated[Whole, Field(ge=0, le=10_000_000, description="Clients whose answers are kept.")] = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a client may take up. Times in seconds."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    connections: Annotated[Whole, Field(ge=1, le=1_000_000, description="Open at once; more are refused and logged.")] = 4096
+    request_bytes: Annotated[
+        Whole, Field(ge=1024, le=1 << 24, description="The longest request; also what may wait during a lookup.")
+    ] = 65536
+    idle_timeout: Annotated[
+        Duration, Field(gt=0, description="Between requests. Postfix keeps a connection for 300 s idle, 1000 s in all.")
+    ] = 3600.0
+    request_timeout: Annotated[Duration, Field(gt=0, description="From a request's first byte to its last.")] = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything in policyd.yaml. Paths are as a program of the user's can open them: joined to the file's folder."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    listen: Annotated[
+        tuple[Listen, ...],
+        Field(min_length=1, description="Where Postfix connects; sockets passed by systemd replace it."),
+    ] = (InetAddress("127.0.0.1", 10040),)
+    socket_mode: Annotated[Mode, Field(description="Of a unix socket, in octal; set before the first accept.")] = 0o660
+    socket_owner: Annotated[Owner, Field(description="Of a unix socket; null leaves it to the process.")] = None
+    socket_group: Annotated[Owner, Field(description="Of a unix socket, for instance postfix.")] = None
+    rules: Annotated[str, Field(min_length=1, description="The ruleset, relative to this file.")] = "rules.yaml"
+    decision_log: Annotated[DecisionLog, Field(description="Where decisions are written, and how.")] = field(
+        default_factory=DecisionLog
+    )
+    dns: Annotated[Dns, Field(description="How clients are looked up.")] = field(default_factory=Dns)
+    limits: Annotated[Limits, Field(description="What clients may take up.")] = field(default_factory=Limits)
+    metrics: Annotated[
+        Metrics, Field(description="HOST:PORT to serve Prometheus metrics at /metrics; null: nowhere.")
+    ] = None
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Field(description="Of the operational log on standard error.")
+    ] = "info"
+
+
+ADAPTER: pydantic.TypeAdapter[Settings] = pydantic.TypeAdapter(Settings)
+
+# How YAML writes nothing.
+_NULLS = frozenset({"", "~", "null", "Null", "NULL"})
+_NULLABLE = frozenset({("socket_owner",), ("socket_group",), ("metrics",)})
+
+
+def read_settings(root: Node, path: str, report: Report) -> Settings | None:
+    """Settings from a parsed file; None where something is wrong, the problems being in the report."""
+    if not isinstance(root, Mapping):
+        report.add(Problem(path, root.line, root.column, f"expected settings (key: value), not {describe(root)}"))
+        return None
+    try:
+        settings = ADAPTER.validate_python(_plain(root, ()))
+    except pydantic.ValidationError as errors:
+        for error in errors.errors(include_url=False):
+            item = _find(root, error["loc"])
+            at = item.key if error["type"] == _UNKNOWN_KEY else item.value
+            report.add(Problem(path, at.line, at.column, _message(error, item.value)))
+        return None
+    return _joined(settings, os.path.dirname(path))
+
+
+def rules_path_of(root: Node, path: str) -> str:
+    """The rules file that settings name, also where they are wrong otherwise; so both can be checked in one go."""
+    rules = root.get("rules") if isinstance(root, Mapping) else None
+    named = rules.text if isinstance(rules, Scalar) and rules.text else Settings().rules
+    return os.path.join(os.path.dirname(path), named)
+
+
+def _joined(settings: Settings, folder: str) -> Settings:
+    """The same with paths relative to the settings file made relative to where the user is."""
+    log = settings.decision_log
+    return dataclasses.replace(
+        settings,
+        listen=tuple(
+            UnixAddress(os.path.join(folder, one.path)) if isinstance(one, UnixAddress) else one
+            for one in settings.listen
+        ),
+        rules=os.path.join(folder, settings.rules),
+        decision_log=log if log.path == "-" else dataclasses.replace(log, path=os.path.join(folder, log.path)),
+    )
+
+
+def _plain(node: Node, loc: tuple[str, ...]) -> Any:
+    """What pydantic takes: dicts, lists, text; None for a nothing where a setting may be nothing."""
+    match node:
+        case Mapping():
+            return {item.key.text: _plain(item.value, (*loc, item.key.text)) for item in node}
+        case Sequence():
+            return [_plain(item, loc) for item in node.items]
+        case Scalar():
+            return None if node.plain and node.text in _NULLS and loc in _NULLABLE else node.text
+
+
+# pydantic's names of errors: https://docs.pydantic.dev/latest/errors/validation_errors/
+_UNKNOWN_KEY = "unexpected_keyword_argument"
+
+
+def _find(root: Mapping, loc: tuple[str | int, ...]) -> Item:
+    """The item that pydantic means; what stands in a list has the list's key."""
+    item = Item(Scalar("", root.line, root.column), root)
+    for step in loc:
+        node = item.value
+        if isinstance(node, Mapping) and step in node.items:
+            item = node.items[str(step)]
+        elif isinstance(node, Sequence) and isinstance(step, int) and step < len(node.items):
+            item = Item(item.key, node.items[step])
+    return item
+
+
+def _message(error: Any, node: Node) -> str:
+    loc = [step for step in error["loc"] if isinstance(step, str)]
+    name = ".".join(loc)
+    context = error.get("ctx", {})
+    match error["type"]:
+        case "unexpected_keyword_argument":
+            return f"unknown key '{loc[-1]}'{did_you_mean(loc[-1], _known_keys(loc[:-1]))}"
+        case "value_error":
+            return f"{name}: {context['error']}{'' if isinstance(node, Scalar) else f', not {describe(node)}'}"
+        case "literal_error" if isinstance(node, Scalar):
+            return f"{name}: {quoted(node.text)} is not one of {context['expected'].replace(chr(39), '')}"
+        case "tuple_type":
+            return f"{name}: expected a list, as in [a, b], not {describe(node)}"
+        case "string_type" | "literal_error":
+            return f"{name}: expected text, not {describe(node)}"
+        case "dataclass_type":
+            return f"{name}: expected settings (key: value), not {describe(node)}"
+        case "too_short" | "string_too_short":
+            return f"{name}: is empty"
+        case "greater_than" | "greater_than_equal" | "less_than_equal":
+            return f"{name}: {error['msg'].replace('Input ', '')}"
+        case _:
+            return f"{name}: {error['msg']}"
+
+
+def _known_keys(loc: list[str]) -> list[str]:
+    of: Any = Settings()
+    for step in loc:
+        of = getattr(of, step)
+    return [one.name for one in dataclasses.fields(of)]

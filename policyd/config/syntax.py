@@ -1,0 +1,295 @@
+"""YAML text -> a tree of nodes, each with its line and column, built from the events of PyYAML's C parser.
+
+Every scalar is text, whatever YAML would make of it. Anchors, aliases, merge keys, tags, a second document, deep
+nesting and duplicate keys are problems, and all of them are reported; a syntax error ends the file's checking. The
+composer of PyYAML is not used: it recurses in C until the process crashes, and drops the first of two equal keys.
+What the keys and values mean is for others to say.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+import yaml
+
+from policyd.config.problems import Problem, quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from policyd.config.problems import Report
+
+# No ruleset needs more: rules -> rule -> match -> condition -> values are five levels.
+MAX_DEPTH = 16
+
+# Where the tree is too deep anyway, the parser goes on to find other problems, up to here: its scanner's time grows
+# with the square of the depth (200,000 levels took 42 s).
+MAX_DEPTH_SCANNED = 200
+
+# What YAML 1.1 cannot hold (section 5.1), and the line breaks that YAML knows and no editor counts.
+_UNPRINTABLE = re.compile(r"[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """Text. `plain` where it stands without quotes, so that `key:` can be told from `key: ''`."""
+
+    text: str
+    line: int
+    column: int
+    plain: bool = True
+
+    @property
+    def missing(self) -> bool:
+        """Whether nothing at all was written."""
+        return self.plain and not self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """A list."""
+
+    line: int
+    column: int
+    items: list[Node] = field(default_factory=list)
+
+
+class Item(NamedTuple):
+    """A key with its value."""
+
+    key: Scalar
+    value: Node
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """Keys and values, in the order of the file."""
+
+    line: int
+    column: int
+    items: dict[str, Item] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self.items.values())
+
+    def get(self, key: str) -> Node | None:
+        """The value of a key; None where the key is absent."""
+        item = self.items.get(key)
+        return None if item is None else item.value
+
+
+Node: TypeAlias = Scalar | Sequence | Mapping
+
+
+def describe(node: Node) -> str:
+    """What a node is, for `expected a list, not ...`."""
+    match node:
+        case Scalar():
+            return "nothing" if node.missing else "text"
+        case Sequence():
+            return "a list"
+        case Mapping():
+            return "a mapping (key: value)"
+
+
+def parse_yaml(content: bytes, path: str, report: Report) -> Node | None:
+    """The tree of one YAML document; None where there is none, the reason being in the report.
+
+    An empty file is a problem, too: it is what a failed copy leaves.
+    """
+    text = _decode(content, path, report)
+    if text is None:
+        return None
+    builder = _Builder(path, report)
+    try:
+        for event in yaml.parse(text, Loader=yaml.CLoader):
+            builder.take(event)
+            if builder.hopeless:
+                return None
+    except yaml.MarkedYAMLError as error:
+        report.add(_syntax_problem(error, text, path))
+        return None
+    if builder.root is None:
+        report.add(Problem(path, 1, 1, "the file is empty"))
+    return builder.root
+
+
+def _decode(content: bytes, path: str, report: Report) -> str | None:
+    content = content.removeprefix(b"\xef\xbb\xbf")  # what Windows editors begin a file with
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line, column = _position(content[: error.start].decode("utf-8"))
+        byte = content[error.start]
+        report.add(Problem(path, line, column, f"byte 0x{byte:02x} is not UTF-8; save the file as UTF-8"))
+        return None
+    unprintable = _UNPRINTABLE.search(text)
+    if unprintable:
+        line, column = _position(text[: unprintable.start()])
+        code = ord(unprintable.group())
+        what = "a NUL byte" if code == 0 else f"the control character U+{code:04X}"
+        report.add(Problem(path, line, column, f"{what} is not allowed in YAML"))
+        return None
+    return text
+
+
+def _position(before: str) -> tuple[int, int]:
+    """Line and column of what follows this text."""
+    lines = re.split("\r\n|\r|\n", before)
+    return len(lines), len(lines[-1]) + 1
+
+
+class _Builder:
+    """Puts the tree together, event by event."""
+
+    def __init__(self, path: str, report: Report) -> None:
+        self.root: Node | None = None
+        self.hopeless = False  # so deep that it is not worth the time to go on
+        self._path = path
+        self._report = report
+        self._open: list[Mapping | Sequence] = []
+        self._keys: list[Scalar | None] = []  # of each open mapping: the key that waits for its value
+        self._depth = 0  # of the open collections, those included that are too deep to be kept
+        self._documents = 0
+
+    def take(self, event: yaml.Event) -> None:
+        match event:
+            case yaml.DocumentStartEvent():
+                self._documents += 1
+                if self._documents == 2:
+                    self._add(event, "a second document ('---') is not allowed; keep one document in a file")
+            case yaml.AliasEvent():
+                self._add(event, f"aliases are not supported; a value that begins with '*' needs quotes: '*{event.anchor}'")
+                self._take_scalar(Scalar("", *_start(event), plain=False), keep=False)
+            case yaml.ScalarEvent():
+                self._check_properties(event)
+                self._take_scalar(Scalar(event.value, *_start(event), plain=event.style == ""))
+            case yaml.MappingStartEvent():
+                self._check_properties(event)
+                self._begin(Mapping(*_start(event)))
+            case yaml.SequenceStartEvent():
+                self._check_properties(event)
+                self._begin(Sequence(*_start(event)))
+            case yaml.MappingEndEvent() | yaml.SequenceEndEvent():
+                self._end()
+
+    def _take_scalar(self, scalar: Scalar, *, keep: bool = True) -> None:
+        if self._depth <= MAX_DEPTH:
+            self._place(scalar, keep=keep)
+
+    def _add(self, event: yaml.Event, message: str) -> None:
+        self._report.add(Problem(self._path, *_start(event), message))
+
+    def _check_properties(self, event: yaml.NodeEvent) -> None:
+        if event.anchor is not None:
+            self._add(event, f"anchors are not supported; a value that begins with '&' needs quotes: '&{event.anchor}'")
+        if event.tag is not None:
+            self._add(event, "tags are not supported (every value is text); a value that begins with '!' needs quotes")
+
+    def _begin(self, node: Mapping | Sequence) -> None:
+        self._depth += 1
+        if self._depth <= MAX_DEPTH:
+            self._place(node)
+            self._open.append(node)
+            self._keys.append(None)
+        elif self._depth == MAX_DEPTH + 1:
+            message = f"nesting deeper than {MAX_DEPTH} levels is not allowed"
+            self._report.add(Problem(self._path, node.line, node.column, message))
+            self._place(node, keep=False)
+        elif self._depth > MAX_DEPTH_SCANNED:
+            self.hopeless = True
+
+    def _end(self) -> None:
+        if self._depth <= MAX_DEPTH:
+            self._open.pop()
+            self._keys.pop()
+        self._depth -= 1
+
+    def _place(self, node: Node, *, keep: bool = True) -> None:
+        """Puts a node where it belongs: under the waiting key, into the open list, or at the root."""
+        if not self._open:
+            if self._documents == 1:
+                self.root = node
+            return
+        parent = self._open[-1]
+        if isinstance(parent, Sequence):
+            if keep:
+                parent.items.append(node)
+            return
+        key = self._keys[-1]
+        if key is None:
+            self._keys[-1] = self._as_key(node)
+            return
+        self._keys[-1] = None
+        if key.text == "<<" and key.plain:
+            self._report.add(Problem(self._path, key.line, key.column, "merge keys ('<<') are not supported"))
+        elif key.text in parent.items:
+            first = parent.items[key.text].key
+            message = f"duplicate key {quoted(key.text)} (first at line {first.line})"
+            self._report.add(Problem(self._path, key.line, key.column, message))
+        elif keep and key is not _NO_KEY:
+            parent.items[key.text] = Item(key, node)
+
+    def _as_key(self, node: Node) -> Scalar:
+        if isinstance(node, Scalar):
+            return node
+        self._report.add(Problem(self._path, node.line, node.column, f"a key must be text, not {describe(node)}"))
+        return _NO_KEY
+
+
+# Stands for a key that is none, so that the value after it is not taken for a key.
+_NO_KEY = Scalar("", 0, 0, plain=False)
+
+
+def _start(event: yaml.Event) -> tuple[int, int]:
+    return event.start_mark.line + 1, event.start_mark.column + 1
+
+
+def _syntax_problem(error: yaml.MarkedYAMLError, text: str, path: str) -> Problem:
+    mark = error.problem_mark or error.context_mark
+    line, column = (mark.line, mark.column) if mark else (0, 0)
+    lines = re.split("\r\n|\r|\n", text)
+    written = lines[line] if line < len(lines) else ""
+    begun = error.context_mark.line if error.context_mark else line
+    hint = _hint(error.problem or "", written, column, lines[begun : line + 1])
+    return Problem(path, line + 1, column + 1, f"not valid YAML: {error.problem}{hint}")
+
+
+def _hint(problem: str, written: str, column: int, construct: list[str]) -> str:
+    """What the break is likely due to, judged from the parser's words and the text where it stopped."""
+    here = written[column : column + 1]
+    before = written[column - 1 : column] if column else ""
+    if "mapping values are not allowed" in problem:
+        return "; a value with ': ' in it needs quotes"
+    if here == "\t" or (not written[:column].strip() and "\t" in written[: column + 1]):
+        return "; indent with spaces, not with tabs"
+    if "cannot start any token" in problem:
+        return f"; a value that begins with '{here}' needs quotes"
+    if "alphabetic or numeric" in problem and before:
+        return f"; a value that begins with '{before}' needs quotes"
+    if "node content" in problem:
+        if not here:
+            return "; a bracket is not closed"
+        return f"; a value that begins with '{here}' needs quotes"
+    if problem.startswith("did not find expected ',' or"):
+        if here in {"[", "{"}:
+            return f"; a value with '{here}' in it needs quotes"
+        if here == ":" or before == ":":
+            return "; a value with ':' in it needs quotes"
+        if any(" #" in line for line in construct):
+            return "; ' #' begins a comment, so a value with it needs quotes"
+        return "; a bracket is not closed, or a value needs quotes"
+    if "expected key" in problem:
+        value = written.partition(": ")[2].lstrip() if ": " in written else written.lstrip(" -")
+        if value[:1] in {"[", "{", "'", '"'}:
+            return f"; a value that begins with {value[0]} needs quotes around all of it"
+        return "; look at the indentation of this line and the one before"
+    if "simple key" in problem:
+        return "; this line, or the one before it, lacks a ':'"
+    if "end of stream" in problem:
+        return "; a quote is not closed"
+    if "block sequence entries" in problem:
+        return "; a list begins on a line of its own, and a value that begins with '-' needs quotes"
+    return ""

@@ -223,7 +223,10 @@ def test_the_name_that_postfix_verified_is_trusted_and_unknown_is_none():
         ("REJECT", ""),
         ("REJECT 5.7.1", "5.7.1 Access denied"),
         ("REJECT no {sender}", "no a?b@example.org"),
-        ("REJECT 5.7.1 {client_address} {hostname} {reverse_dns} {rule} {id}", "5.7.1 192.0.2.1 unknown unknown all ID"),
+        (
+            "REJECT 5.7.1 {client_address} {hostname} {reverse_dns} {rule} {id}",
+            "5.7.1 192.0.2.1 unknown unknown all ID",
+        ),
         ("REJECT {helo_name}", "5.7.1 550 5.1.1 evil"),
         ("DEFER {helo_name}", "4.7.1 550 5.1.1 evil"),
         ("REJECT {recipient} x", "unknown x"),

@@ -19,10 +19,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from policyd.core.identity import Identity, Status
-from policyd.core.index import NOTHING, Filed, Hits, HostnameLookup, Plan, StatusLookup, fold_name
+from policyd.core.index import Filed, Hits, Plan, StatusLookup, fold_name
 from policyd.core.ruleset import DEFAULT_RULE, DEFAULT_TEXT, MAX_TEXT, Verb
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ class NeedsIdentity(Enum):
 NEEDS_IDENTITY: Final = NeedsIdentity.NEEDS_IDENTITY
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What the ruleset says of one request.
 
     `rule` is None where the default decided; `verb`, `code` and `text` (a template, as in `Action`) are what to
@@ -105,8 +104,8 @@ def trace(ruleset: Ruleset, request: Request, identity: Identity | None, today: 
 
 def trusted_identity(request: Request) -> Identity | None:
     """The identity that Postfix itself has verified: `client_name`, unless it is `unknown` (smtpd_peer.c)."""
-    name = fold_name(request.get("client_name"))
-    return Identity(Status.VERIFIED, (name,)) if name and name != b"unknown" else None
+    name = request.get("client_name")
+    return None if name == b"unknown" or not name else Identity(Status.VERIFIED, (fold_name(name),))
 
 
 class _Evaluation:
@@ -120,7 +119,7 @@ class _Evaluation:
         self._request = request
         self._identity = identity
         self._today = today
-        self._found: dict[int, Hits] = {}  # by the lookup's place
+        self._found: list[Hits | None] = [None] * len(self._index.lookups)
         self._doubt = False  # a DUNNO rule above might have let the client through
         self._needed_from: int | None = None  # the first rule for which somebody had to know the identity
 
@@ -134,9 +133,9 @@ class _Evaluation:
         filed = next(waiting, None)
         while True:
             while filed is not None and (not pending or filed.first <= pending[-1]):
-                brought_up = self._bring_up(filed)
+                brought_up = self._find(filed.lookup).rules if not filed.needs_identity else self._bring_up(filed)
                 if brought_up:
-                    pending = sorted({*pending, *brought_up}, reverse=True) if pending else [*reversed(brought_up)]
+                    pending = sorted({*pending, *brought_up}, reverse=True)
                 filed = next(waiting, None)
             if not pending:
                 return self._decision(None, self._ruleset.default, observed, in_doubt=False)
@@ -187,10 +186,8 @@ class _Evaluation:
     # --- Which rules come up ----------------------------------------------------------------------------------------
 
     def _bring_up(self, filed: Filed) -> tuple[int, ...]:
-        """The rules that are worth trying because of one lookup."""
-        if not filed.needs_identity:
-            return self._find(filed.lookup).rules
-        first = self._first(filed.rules, Outcome.NEEDS_IDENTITY)
+        """The rules that are worth trying because of a lookup that needs the identity."""
+        first = filed.first if filed.surely_needed else self._first(filed.rules, Outcome.NEEDS_IDENTITY)
         if first is None:
             return ()
         if self._identity is None:
@@ -285,14 +282,9 @@ class _Evaluation:
 
     def _find(self, lookup: int) -> Hits:
         """What a lookup finds, made at most once."""
-        found = self._found.get(lookup)
+        found = self._found[lookup]
         if found is None:
-            table = self._index.lookups[lookup]
-            if isinstance(table, HostnameLookup | StatusLookup):
-                found = NOTHING if self._identity is None else table.find_names(self._identity)
-            else:
-                found = table.find(self._request)
-            self._found[lookup] = found
+            found = self._found[lookup] = self._index.lookups[lookup].find(self._request, self._identity)
         return found
 
 

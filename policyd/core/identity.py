@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Status(StrEnum):
@@ -25,8 +25,7 @@ class Reason(StrEnum):
     NO_ADDRESS = "no_address"  # `client_address` is no address, so there is nothing to look up
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(NamedTuple):
     """What is known of a client. Names are lower case, without the trailing dot, as the bytes that DNS (or
     Postfix) gave: nothing is said of their form, so escape them before they go anywhere.
 

@@ -29,7 +29,7 @@ from policyd.core.identity import Status
 from policyd.core.ruleset import SENDER_STATES, Condition, Kind, Subject, Verb
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from policyd.core.identity import Identity
     from policyd.core.protocol import Request
@@ -307,6 +307,29 @@ def _packed(part: memoryview[int], protocol: int) -> pickle.PickleBuffer | bytes
 # --- Lookups: one for each way in which an attribute is looked at ---------------------------------------------------
 
 
+class _Attribute:
+    """The text of an attribute about which nothing special is to be said."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, request: Request) -> bytes:
+        return request.get(self._name)
+
+
+def _sender_of(request: Request) -> bytes | None:
+    """The sender, empty for the null sender; None before MAIL, where an empty one says nothing."""
+    return request.get("sender") if request.get("protocol_state") in SENDER_STATES else None
+
+
+def _recipient_of(request: Request) -> bytes | None:
+    """The recipient; None where there is none, or several."""
+    return request.get("recipient") or None
+
+
+_TEXT_OF: Mapping[str, Callable[[Request], bytes | None]] = {"sender": _sender_of, "recipient": _recipient_of}
+
+
 class AddressLookup:
     """`cidr`: the networks that `client_address` lies in."""
 
@@ -314,7 +337,7 @@ class AddressLookup:
         self._table = table
         self._hits = hits
 
-    def find(self, request: Request) -> Hits:
+    def find(self, request: Request, _identity: Identity | None) -> Hits:
         address = parse_address(request.get("client_address"))
         if address is None:
             return NOTHING
@@ -341,12 +364,10 @@ class DomainTable:
         if not name:
             return NOTHING
         number_of = self._table.number
-        number = number_of(name)
-        found = self._exact[number]
+        found = self._exact[number_of(name)]
         dot = name.find(b".")
         while dot >= 0:
-            number = number_of(name[dot + 1 :])
-            if number:
+            if number := number_of(name[dot + 1 :]):
                 found = merge((found, self._under[number]))
             dot = name.find(b".", dot + 1)
         return found
@@ -356,31 +377,29 @@ class NameLookup:
     """`helo_name`, `helo_name_suffix`, `sender_domain`, `recipient_domain`."""
 
     def __init__(self, subject: str, table: DomainTable) -> None:
-        self._subject = subject
+        self._text_of = _TEXT_OF.get(subject, _Attribute(subject))
+        self._name_of = fold_name if subject == "helo_name" else domain_of
         self._table = table
 
-    def find(self, request: Request) -> Hits:
-        text = text_of(request, self._subject)
-        if not text:
-            return NOTHING
-        return self._table.find(fold_name(text) if self._subject == "helo_name" else domain_of(text))
+    def find(self, request: Request, _identity: Identity | None) -> Hits:
+        text = self._text_of(request)
+        return self._table.find(self._name_of(text)) if text else NOTHING
 
 
 class ValueLookup:
     """Mail addresses and all other attributes: equality."""
 
     def __init__(self, subject: str, table: NameTable, hits: list[Hits]) -> None:
-        self._subject = subject
+        self._text_of = _TEXT_OF.get(subject, _Attribute(subject))
         self._table = table
         self._hits = hits
+        self._empty = b"<>" if subject == "sender" else b""
 
-    def find(self, request: Request) -> Hits:
-        text = text_of(request, self._subject)
+    def find(self, request: Request, _identity: Identity | None) -> Hits:
+        text = self._text_of(request)
         if text is None:
             return NOTHING
-        if not text and self._subject == "sender":
-            text = b"<>"
-        return self._hits[self._table.number(fold_value(text))]
+        return self._hits[self._table.number(fold_value(text) or self._empty)]
 
 
 class ExpressionTable:
@@ -430,22 +449,24 @@ class ExpressionLookup:
     """`helo_name_regex`, `sender_regex`, and `NAME_regex` of every other attribute."""
 
     def __init__(self, subject: str, table: ExpressionTable) -> None:
-        self._subject = subject
+        self._text_of = _TEXT_OF.get(subject, _Attribute(subject))
         self._table = table
 
-    def find(self, request: Request) -> Hits:
-        text = text_of(request, self._subject)
+    def find(self, request: Request, _identity: Identity | None) -> Hits:
+        text = self._text_of(request)
         return NOTHING if text is None else self._table.find(text)
 
 
 class HostnameLookup:
-    """`hostname`, `hostname_suffix` or `hostname_regex`, over whichever names the client has."""
+    """`hostname`, `hostname_suffix` or `hostname_regex`: what the verified names satisfy or, where none verified,
+    the claimed ones."""
 
     def __init__(self, table: DomainTable | ExpressionTable) -> None:
         self._table = table
 
-    def find_names(self, identity: Identity) -> Hits:
-        """What the verified names satisfy or, where none verified, the claimed ones."""
+    def find(self, _request: Request, identity: Identity | None) -> Hits:
+        if identity is None:
+            return NOTHING
         names = identity.verified or identity.claimed
         if len(names) == 1:
             return self._table.find(names[0])
@@ -458,24 +479,11 @@ class StatusLookup:
     def __init__(self, hits: dict[Status, Hits]) -> None:
         self.hits = hits
 
-    def find_names(self, identity: Identity) -> Hits:
-        return self.hits[identity.status]
+    def find(self, _request: Request, identity: Identity | None) -> Hits:
+        return NOTHING if identity is None else self.hits[identity.status]
 
 
 Lookup: TypeAlias = "AddressLookup | NameLookup | ValueLookup | ExpressionLookup | HostnameLookup | StatusLookup"
-
-
-def text_of(request: Request, subject: str) -> bytes | None:
-    """The text of an attribute; None where the attribute says nothing, so that no condition on it can hold.
-
-    `sender` says something only from MAIL on, an empty one being the null sender; `recipient` where there is one.
-    """
-    text = request.get(subject)
-    if subject == "sender" and request.get("protocol_state") not in SENDER_STATES:
-        return None
-    if subject == "recipient" and not text:
-        return None
-    return text
 
 
 def merge(found: Sequence[Hits]) -> Hits:
@@ -498,6 +506,7 @@ class Filed(NamedTuple):
     lookup: int  # its place in `Index.lookups`
     first: int  # the first such rule: until the ruleset has come to it, the lookup need not be made
     needs_identity: bool
+    surely_needed: bool  # whether nothing but the identity can rule `first` out
     rules: tuple[int, ...]  # all such rules, in order; only where `needs_identity`
     exempting: tuple[int, ...]  # of these, the enforcing DUNNO rules
 
@@ -617,11 +626,16 @@ def _filed(
                 lookup,
                 numbers[0],
                 needs_identity,
+                needs_identity and _rests_on_identity(rules[numbers[0]]),
                 tuple(numbers) if needs_identity else (),
                 tuple(exempting) if needs_identity else (),
             )
         )
     return tuple(sorted(filed, key=lambda one: one.first))
+
+
+def _rests_on_identity(rule: Rule) -> bool:
+    return rule.expires is None and all(c.needs_identity for c in (*rule.match, *rule.exceptions))
 
 
 def _filing_condition(rule: Rule, entries: Mapping[int, Sequence[Entries]]) -> Condition:

@@ -80,13 +80,8 @@ def _parse_verb(word: str) -> Verb:
             f"main.cf; write {meant or 'REJECT, DEFER, DEFER_IF_PERMIT or DUNNO'}"
         )
     meant = _ELSEWHERE.get(upper)
-    hint = f"; did you mean '{meant}'?" if meant else _did_you_mean_verb(upper)
+    hint = f"; did you mean '{meant}'?" if meant else did_you_mean(word, Verb)
     raise ActionError(f"unknown action {quoted(word)}{hint or '; it is REJECT, DEFER, DEFER_IF_PERMIT or DUNNO'}")
-
-
-def _did_you_mean_verb(word: str) -> str:
-    hint = did_you_mean(word, [verb.lower() for verb in Verb])
-    return hint.upper().replace("; DID YOU MEAN", "; did you mean") if hint else ""
 
 
 def _split_code(verb: Verb, rest: str) -> tuple[str, str]:
@@ -104,9 +99,7 @@ def _split_code(verb: Verb, rest: str) -> tuple[str, str]:
         code, rest = first, text.strip()
     reply_code = _REPLY_CODE.match(rest)
     if reply_code:
-        raise ActionError(
-            f"the text begins with the code {reply_code.group()}; leave it out, Postfix prepends its own"
-        )
+        raise ActionError(f"the text begins with the code {reply_code.group()}; leave it out, Postfix prepends its own")
     if code and _ENHANCED_CODE.match(rest):
         raise ActionError(f"a second code after {code}: {quoted(rest)}")
     return code, rest
@@ -132,6 +125,8 @@ def _parse_text(text: str) -> tuple[str, ...]:
         elif piece.group() in {"{{", "}}"}:
             pieces[-1] += piece.group()[0]
         else:
-            raise ActionError(f"a '{piece.group()}' without its partner; for a brace itself write '{piece.group() * 2}'")
+            raise ActionError(
+                f"a '{piece.group()}' without its partner; for a brace itself write '{piece.group() * 2}'"
+            )
     pieces[-1] += text[end:]
     return tuple(pieces) if text else ()

@@ -171,7 +171,7 @@ UNPROVEN = frozenset({"reverse_client_name", "reverse_client_name_regex"})
 # What anyone can forge: an exemption that rests on these alone is one for spammers, too.
 FORGEABLE_SUBJECTS = frozenset({"sender", "helo_name"})
 
-# The values of protocol_state that Postfix sends (smtpd_check.c), and those in which it has no recipient to tell.
+# The values of protocol_state that Postfix sends (smtpd_check.c).
 PROTOCOL_STATES = (
     "CONNECT",
     "HELO",
@@ -184,4 +184,7 @@ PROTOCOL_STATES = (
     "ETRN",
     "XCLIENT",
 )
+# Attributes of which all possible values are known: another one is a slip of the pen.
+KNOWN_VALUES = {"protocol_state": PROTOCOL_STATES, "request": ("smtpd_access_policy",)}
+# The states in which there is no recipient to tell.
 STATES_WITHOUT_RECIPIENT = frozenset({"CONNECT", "HELO", "EHLO", "MAIL", "ETRN", "XCLIENT"})

@@ -281,7 +281,9 @@ def _explain_network(text: str) -> str:
         if netaddr.valid_ipv4(padded, netaddr.INET_PTON):
             meant = f"{padded}/{length or 8 * len(octets)}"
             return f"{quoted(text)} is no whole address; did you mean '{meant}'?"
-    if "." in address and netaddr.valid_ipv4(".".join(str(int(o)) if o.isdecimal() else o for o in octets), netaddr.INET_PTON):
+    if "." in address and netaddr.valid_ipv4(
+        ".".join(str(int(o)) if o.isdecimal() else o for o in octets), netaddr.INET_PTON
+    ):
         plain = ".".join(str(int(octet)) for octet in octets)
         if plain != address:
             return f"{quoted(text)} has a number with leading zeros, which some read as octal; did you mean '{plain}{slash}{length}'?"
@@ -360,7 +362,9 @@ def _explain_name(form: Form, text: str) -> str:
     if netaddr.valid_ipv4(name.strip("[]"), netaddr.INET_PTON) or netaddr.valid_ipv6(name.strip("[]")) or "/" in name:
         return f"{quoted(text)} is an address or a network, not a host name; use cidr"
     if "@" in name:
-        return f"{quoted(text)} is a mail address, not a host name or domain{_domain_hint(form, name.rpartition('@')[2])}"
+        return (
+            f"{quoted(text)} is a mail address, not a host name or domain{_domain_hint(form, name.rpartition('@')[2])}"
+        )
     if name.startswith("*"):
         bare = name.lstrip("*.")
         meant = f"hostname_suffix: .{bare}" if form is Form.HOST_NAME else f".{bare}"
@@ -371,7 +375,9 @@ def _explain_name(form: Form, text: str) -> str:
         return f"{quoted(text)} is longer than a host name can be ({MAX_HOST_NAME} characters)"
     labels = name.removesuffix(".").split(".")
     if "" in labels:
-        return f"{quoted(text)} is no host name: it has an empty label{_domain_hint(form, '.'.join(filter(None, labels)))}"
+        return (
+            f"{quoted(text)} is no host name: it has an empty label{_domain_hint(form, '.'.join(filter(None, labels)))}"
+        )
     long = next((label for label in labels if len(label) > MAX_LABEL), None)
     if long:
         return f"{quoted(text)} is no host name: {quoted(long)} is longer than {MAX_LABEL} characters"

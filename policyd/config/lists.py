@@ -86,9 +86,7 @@ class ListFile:
 
 def _entry_lines(lines: list[bytes]) -> list[bytes]:
     """Lines without comments and blanks around them; empty where there is no entry."""
-    return [
-        (_COMMENT.sub(b"", line, count=1) if b"#" in line or b";" in line else line).strip() for line in lines
-    ]
+    return [(_COMMENT.sub(b"", line, count=1) if b"#" in line or b";" in line else line).strip() for line in lines]
 
 
 @dataclass(slots=True)
@@ -122,9 +120,7 @@ class ListDefinition:
         return parsed
 
 
-def parse_values(
-    form: Form, values: list[Scalar], path: str, rule: str, using: str, report: Report
-) -> Entries:
+def parse_values(form: Form, values: list[Scalar], path: str, rule: str, using: str, report: Report) -> Entries:
     """Values written in the rules file, in the form in which they are compared; reports those that are none."""
     lines = [value.text.encode() for value in values]
     parsed, bad = parse_entries(form, lines)

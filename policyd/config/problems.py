@@ -71,6 +71,13 @@ class Report:
         """Counts problems of a file that nobody needs to read one by one."""
         self._uncollected[path] = self._uncollected.get(path, 0) + count
 
+    def extend(self, other: Report) -> None:
+        """Takes over what another report has."""
+        for problem in other.problems:
+            self.add(problem)
+        for path, count in other._uncollected.items():  # noqa: SLF001 - the same class
+            self.count_more(path, count)
+
     def __bool__(self) -> bool:
         return bool(self._by_path)
 
@@ -119,8 +126,9 @@ def _unpickle_errors(problems: tuple[Problem, ...], lines: tuple[str, ...]) -> C
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'hostname_suffix'?` where a known word is close, else empty."""
-    close = difflib.get_close_matches(word.lower(), list(known), n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    by_lower = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(word.lower(), list(by_lower), n=1)
+    return f"; did you mean '{by_lower[close[0]]}'?" if close else ""
 
 
 def quoted(text: str, limit: int = 80) -> str:

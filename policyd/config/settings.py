@@ -95,7 +95,9 @@ def parse_listen(text: str) -> InetAddress | UnixAddress:
         return UnixAddress(address)
     if kind == "inet":
         return InetAddress(*parse_host_port(address))
-    raise ValueError(f"{quoted(text)} is no address to listen on; write inet:127.0.0.1:10040, inet:[::1]:10040 or unix:/path")
+    raise ValueError(
+        f"{quoted(text)} is no address to listen on; write inet:127.0.0.1:10040, inet:[::1]:10040 or unix:/path"
+    )
 
 
 def parse_host_port(text: str) -> tuple[str, int]:
@@ -113,7 +115,9 @@ def parse_host_port(text: str) -> tuple[str, int]:
     else:
         host = match["host"]
         if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?", host):
-            raise ValueError(f"{quoted(host)} is no host" + ("; to listen everywhere write 0.0.0.0" if not host else ""))
+            raise ValueError(
+                f"{quoted(host)} is no host" + ("; to listen everywhere write 0.0.0.0" if not host else "")
+            )
         if host.rpartition(".")[2].isdigit():
             try:
                 ipaddress.IPv4Address(host)
@@ -134,7 +138,9 @@ def parse_dns_server(text: str) -> DnsServer:
         if server.version == 6 and not address.startswith("["):
             raise ValueError(text)
     except ValueError as error:
-        raise ValueError(f"{quoted(text)} is no resolver's address; write 192.0.2.53, 127.0.0.1:10053 or [::1]:53") from error
+        raise ValueError(
+            f"{quoted(text)} is no resolver's address; write 192.0.2.53, 127.0.0.1:10053 or [::1]:53"
+        ) from error
     return DnsServer(str(server), _parse_port(port))
 
 
@@ -146,7 +152,7 @@ def _parse_port(text: str) -> int:
 
 def _parse_mode(text: str) -> int:
     if not re.fullmatch(r"0?[0-7]{3}", text):
-        raise ValueError(f"{quoted(text)} is no file mode; write it in octal, as \"0660\"")
+        raise ValueError(f'{quoted(text)} is no file mode; write it in octal, as "0660"')
     return int(text, 8)
 
 
@@ -233,13 +239,15 @@ class Dns:
         tuple[Server, ...], Field(description="Resolvers, as address or address:port; empty: the system's.")
     ] = ()
     lookups: Annotated[
-        Whole, Field(ge=1, le=100_000, description="Clients being looked up at once; beyond it `error`, reason timeout.")
+        Whole,
+        Field(ge=1, le=100_000, description="Clients being looked up at once; beyond it `error`, reason timeout."),
     ] = 2000
     timeout: Annotated[
         Duration, Field(gt=0, le=300, description="For all that one client needs, not for one query.")
     ] = 5.0
     trust_postfix: Annotated[
-        Truth, Field(description="Take a client_name other than `unknown` for verified: Postfix has checked it both ways.")
+        Truth,
+        Field(description="Take a client_name other than `unknown` for verified: Postfix has checked it both ways."),
     ] = True
     cache_size: Annotated[Whole, Field(ge=0, le=10_000_000, description="Clients whose answers are kept.")] = 100_000
 
@@ -250,7 +258,9 @@ class Limits:
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
-    connections: Annotated[Whole, Field(ge=1, le=1_000_000, description="Open at once; more are refused and logged.")] = 4096
+    connections: Annotated[
+        Whole, Field(ge=1, le=1_000_000, description="Open at once; more are refused and logged.")
+    ] = 4096
     request_bytes: Annotated[
         Whole, Field(ge=1024, le=1 << 24, description="The longest request; also what may wait during a lookup.")
     ] = 65536

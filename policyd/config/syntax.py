@@ -161,7 +161,9 @@ class _Builder:
                 if self._documents == 2:
                     self._add(event, "a second document ('---') is not allowed; keep one document in a file")
             case yaml.AliasEvent():
-                self._add(event, f"aliases are not supported; a value that begins with '*' needs quotes: '*{event.anchor}'")
+                self._add(
+                    event, f"aliases are not supported; a value that begins with '*' needs quotes: '*{event.anchor}'"
+                )
                 self._take_scalar(Scalar("", *_start(event), plain=False), keep=False)
             case yaml.ScalarEvent():
                 self._check_properties(event)

@@ -1,20 +1,42 @@
-"""What the field tests stand on: one Postfix and one unbound for all of them, a daemon for each."""
+"""What the field tests stand on: one Postfix and one unbound for all of them, and daemons that ask the one for the
+other."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
+from tests.field import correspondence
+from tests.field.incidents import sakura_attempts
+from tests.field.policyd import Policyd
 from tests.field.postfix import Postfix
+from tests.field.unbound import claim, host, unbound
 from tests.requirements import require
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 HERE = Path(__file__).parent
+
+# The addresses of the tests' clients, by what reverse DNS has to say of them; the incidents' are added to these.
+RECORDS = [
+    *host("mail.sender.example", "192.0.2.25"),
+    *host("mail6.sender.example", "2001:db8::25"),
+    *claim("tk2-406-44074.vs.sakura.ne.jp", "192.0.2.66"),
+    *claim("tk2-406-44074.vs.sakura.ne.jp", "2001:db8::66"),
+    *claim("lost.sender.example", "192.0.2.67"),
+    *claim("host.dynamic.silent.example", "192.0.2.68"),
+    *claim("other.dynamic.silent.example", "192.0.2.69"),
+    *claim("host.dynamic.refused.example", "192.0.2.70"),
+    *claim("mail.partner.silent.example", "180.222.51.99"),
+]
+SILENT_ZONES = ["silent.example", "113.0.203.in-addr.arpa"]
+REFUSED_ZONES = ["refused.example", "100.51.198.in-addr.arpa"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,3 +63,48 @@ def postfix(open_folder: Path) -> Iterator[Postfix]:
     root.mkdir()
     with Postfix(root) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def resolver(open_folder: Path) -> Iterator[str]:
+    """A running unbound, as `address:port`."""
+    require("unbound")
+    folder = open_folder / "unbound"
+    folder.mkdir()
+    sakura = {(each.client_name, each.client_address) for each in sakura_attempts()}
+    records = RECORDS + [line for name, address in sorted(sakura) for line in host(name, address)]
+    with unbound(folder, records, silent=SILENT_ZONES, refused=REFUSED_ZONES) as address:
+        yield address
+
+
+class StartPolicyd(Protocol):
+    """How `start_policyd` is called: with rules, and keys of policyd.yaml that differ from the tests' usual ones."""
+
+    def __call__(
+        self, rules: str, *, listener: socket.socket | None = None, **settings: Any
+    ) -> AbstractContextManager[Policyd]: ...
+
+
+@pytest.fixture(scope="session")
+def start_policyd(postfix: Postfix, resolver: str, tmp_path_factory: pytest.TempPathFactory) -> StartPolicyd:
+    """Daemons for `with` blocks: they listen where Postfix asks, both ways, and ask the tests' unbound."""
+
+    def start(rules: str, *, listener: socket.socket | None = None, **settings: Any) -> Policyd:
+        usual = {
+            "listen": [f"inet:127.0.0.1:{postfix.port['policy']}", f"unix:{postfix.policy_socket}"],
+            "socket_mode": "0660",
+            "socket_group": "postfix",
+            "dns": {"servers": [resolver], "timeout": "2s"},
+        }
+        folder = tmp_path_factory.mktemp("policyd")
+        return Policyd(folder, rules, listener=listener, **{**usual, **settings})
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def maillog(postfix: Postfix, start_policyd: StartPolicyd) -> Path:
+    """The mail log of that Postfix, with lines of every shape. Needs the policy service's port for itself."""
+    with start_policyd(correspondence.RULES):
+        correspondence.correspond(postfix)
+    return postfix.maillog

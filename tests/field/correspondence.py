@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tests.field.milter import milter
 from tests.field.postfix import Client
+from tests.field.waiting import until
 
 if TYPE_CHECKING:
     from tests.field.postfix import Postfix
@@ -34,12 +35,21 @@ EVERY_END = [
 ]
 
 
+# What is written when the message to all of them is done with.
+LAST = b"sender non-delivery notification"
+
+
 def correspond(postfix: Postfix) -> None:
-    """Send all of it. policyd must be answering with `RULES`."""
+    """Send all of it and wait for the ends of it. policyd must be answering with `RULES`."""
+    for long_queue_ids in ("yes", "no"):
+        postfix.configure(f"enable_long_queue_ids = {long_queue_ids}")
+        _send_and_wait(postfix)
+
+
+def _send_and_wait(postfix: Postfix) -> None:
+    already = postfix.maillog.read_bytes().count(LAST)
     _send(postfix)
-    postfix.configure("enable_long_queue_ids = yes")
-    _send(postfix)
-    postfix.configure("enable_long_queue_ids = no")
+    until("the bounce", lambda: postfix.maillog.read_bytes().count(LAST) > already or None)
 
 
 def _send(postfix: Postfix) -> None:

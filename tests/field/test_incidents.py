@@ -1,0 +1,62 @@
+"""The two incidents, client by client, against the rules that policyd is shipped with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.field.incidents import bulk_attempts, sakura_attempts
+from tests.field.postfix import Client
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.field.conftest import StartPolicyd
+    from tests.field.incidents import Attempt
+    from tests.field.policyd import Policyd
+    from tests.field.postfix import Postfix
+
+SHIPPED_RULES = Path(__file__).parents[2] / "config" / "rules.yaml"
+
+CUSTOMER = "tk2-406-44074.vs.sakura.ne.jp"
+
+
+@pytest.fixture(scope="module")
+def policyd(start_policyd: StartPolicyd) -> Iterator[Policyd]:
+    with start_policyd(SHIPPED_RULES.read_text()) as running:
+        yield running
+
+
+def expected_code(attempt: Attempt) -> int:
+    """By the facts of the incidents: the suffix is rejected, one customer under it is not, nor what is beside it."""
+    name = attempt.client_name
+    return 250 if name == CUSTOMER or (name is not None and not name.endswith(".vs.sakura.ne.jp")) else 554
+
+
+@pytest.mark.parametrize("verified_by", ["policyd", "Postfix"])
+@pytest.mark.parametrize("service", ["inet", "unix"])
+@pytest.mark.parametrize("attempts", [sakura_attempts(), bulk_attempts()], ids=["sakura", "bulk"])
+def test_every_client_of_the_incident_gets_its_answer(
+    attempts: list[Attempt], service: str, verified_by: str, postfix: Postfix, policyd: Policyd
+) -> None:
+    wrong = []
+    for number, attempt in enumerate(attempts):
+        name = attempt.client_name if verified_by == "Postfix" else None
+        recipient = f"{number}.{service}.{verified_by}.{attempt.client_address}@field.example"
+        with Client(postfix.port[service], attempt.client_address, name, helo_name=attempt.helo_name) as client:
+            (reply,) = client.offer(attempt.sender, recipient)
+        (decision,) = policyd.decisions(recipient=recipient)
+        expected = expected_code(attempt)
+        action = "DUNNO" if expected == 250 else "REJECT"
+        if (reply.code, decision["action"]) != (expected, action) or decision[
+            "client_address"
+        ] != attempt.client_address:
+            wrong.append((attempt, reply, decision))
+    assert wrong == []
+
+
+def test_the_logs_of_the_incidents_have_all_their_clients() -> None:
+    codes = [expected_code(attempt) for attempt in sakura_attempts() + bulk_attempts()]
+    assert (codes.count(250), codes.count(554)) == (2, 33)

@@ -1,0 +1,34 @@
+"""The mail log of a real Postfix has the lines that tests/data/maillog.shapes holds for those without one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+RECORDED = Path(__file__).parents[1] / "data" / "maillog.shapes"
+
+
+# What a line is about, the first that is found in it.
+VERBS = re.compile(r"|".join([
+    r"status=\w+",
+    r"(?:[\w-]+: )?[\w-]+ (?=from )",  # reject: RCPT from, milter-reject: END-OF-MESSAGE from, connect from
+    r"\b(?:client|from|message-id)=",
+    r"sender non-delivery notification|lost connection after|connect to|removed",
+]))  # fmt: skip
+QUEUE_ID = re.compile(r"(?P<none>NOQUEUE)|(?P<short>[0-9A-F]{6,12})|(?P<long>[0-9A-Za-z]{15})(?=: )")
+
+
+def shapes(log: str) -> set[str]:
+    """What kinds of lines there are: who says what under what kind of queue id, without anything of one mail."""
+    found = set()
+    for line in log.splitlines():
+        program, _, said = line.split(" ", 4)[4].partition("[")
+        queue_id = QUEUE_ID.match(said.partition(": ")[2])
+        verb = VERBS.search(said)
+        if verb is not None:
+            found.add(f"{program} {queue_id.lastgroup if queue_id else 'no'} {verb[0]}")
+    return found
+
+
+def test_the_recorded_shapes_are_what_postfix_writes(maillog: Path) -> None:
+    assert shapes(RECORDED.read_text()) - shapes(maillog.read_text()) == set()

@@ -1,0 +1,121 @@
+"""New rules under a real Postfix: they count from the next recipient on, and nobody is disconnected."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.field.postfix import Client
+from tests.field.waiting import until
+from tests.requirements import require
+
+if TYPE_CHECKING:
+    from tests.field.conftest import StartPolicyd
+    from tests.field.policyd import Policyd
+    from tests.field.postfix import Postfix
+
+SYSTEMD = Path(__file__).parents[2] / "systemd"
+
+ACCEPT = "rules: []\n"
+REJECT = """\
+lists:
+  listed: {file: listed.txt}
+rules:
+  - {name: listed, match: {cidr: $listed}, action: REJECT 5.7.1 Not any more}
+"""
+
+
+def connections(policyd: Policyd) -> set[str]:
+    """The sockets that the daemon has open, by inode: the same set means that nothing was closed or opened."""
+    folder = Path(f"/proc/{policyd.pid}/fd")
+    targets = [str(each.readlink()) for each in folder.iterdir()]
+    return {target for target in targets if target.startswith("socket:")}
+
+
+def smtpd_pid(instance: str) -> str:
+    """The process that asked, which is the first part of `instance` (smtpd_check.c)."""
+    return instance.partition(".")[0]
+
+
+@pytest.mark.parametrize("service", ["inet", "unix"])
+def test_a_reload_between_two_messages_of_a_session_changes_the_answer_and_closes_nothing(
+    service: str, postfix: Postfix, start_policyd: StartPolicyd
+) -> None:
+    with start_policyd(ACCEPT) as policyd:
+        (policyd.rules.parent / "listed.txt").write_text("192.0.2.25\n")
+        with Client(postfix.port[service], "192.0.2.25", "mail.sender.example") as client:
+            (before,) = client.offer("someone@sender.example", "before@field.example")
+            open_before = connections(policyd)
+            policyd.rules.write_text(REJECT)
+            policyd.reload()
+            (after,) = client.offer("someone@sender.example", "after@field.example")
+            open_after = connections(policyd)
+        (first,) = policyd.decisions(recipient="before@field.example")
+        (second,) = policyd.decisions(recipient="after@field.example")
+    assert (before.code, after.code) == (250, 554)
+    assert after.text.endswith("Not any more")
+    assert (first["action"], second["action"]) == ("DUNNO", "REJECT")
+    assert first["ruleset"] != second["ruleset"]
+    assert smtpd_pid(first["instance"]) == smtpd_pid(second["instance"])
+    assert open_before == open_after
+
+
+BROKEN = {
+    "broken": ("rules:\n  - {name: listed, match: {cidr: 192.0.2.25/24}, action: REJECT}\n", "rules.yaml:2:"),
+    "half-written": (REJECT[: REJECT.index("action")], "rules.yaml:"),
+    "empty": ("", "rules.yaml:1:1:"),
+    "gone": (None, "rules.yaml:"),
+}
+
+
+@pytest.mark.parametrize("wrong", BROKEN.keys())
+def test_a_rules_file_that_is_no_good_changes_nothing(
+    wrong: str, postfix: Postfix, start_policyd: StartPolicyd
+) -> None:
+    text, place = BROKEN[wrong]
+    with start_policyd(REJECT.replace("{file: listed.txt}", "[192.0.2.25]")) as policyd:
+        with Client(postfix.port["inet"], "192.0.2.25", "mail.sender.example") as client:
+            (before,) = client.offer("someone@sender.example", "before@field.example")
+            open_before = connections(policyd)
+            policyd.rules.unlink() if text is None else policyd.rules.write_text(text)
+            logged = policyd.reload()
+            (after,) = client.offer("someone@sender.example", "after@field.example")
+            open_after = connections(policyd)
+        (first,) = policyd.decisions(recipient="before@field.example")
+        (second,) = policyd.decisions(recipient="after@field.example")
+    assert place in logged
+    assert before.code == after.code == 554
+    assert before.text == after.text
+    assert first["ruleset"] == second["ruleset"]
+    assert open_before == open_after
+
+
+def test_rotating_the_decision_log_loses_no_line(postfix: Postfix, start_policyd: StartPolicyd) -> None:
+    require("logrotate", root=True)
+    recipients = [f"rotated{number}@field.example" for number in range(30)]
+    with start_policyd(ACCEPT) as policyd:
+        folder = policyd.decision_log.parent
+        configuration = folder / "logrotate.conf"
+        configuration.write_text(
+            (SYSTEMD / "policyd.logrotate")
+            .read_text()
+            .replace("/var/log/policyd/*.log", str(policyd.decision_log))
+            .replace("su policyd adm", "su root root")
+        )
+        configuration.chmod(0o644)
+        with Client(postfix.port["inet"], "192.0.2.25", "mail.sender.example") as client:
+            for recipient in recipients[:10]:
+                client.offer("someone@sender.example", recipient)
+            subprocess.run(["logrotate", "--force", "--state", folder / "state", configuration], check=True)
+            for recipient in recipients[10:20]:
+                client.offer("someone@sender.example", recipient)
+            until("a new decision log", lambda: policyd.decision_log.exists() or None)
+            for recipient in recipients[20:]:
+                client.offer("someone@sender.example", recipient)
+        files = sorted(folder.glob("decisions.log*"))
+        logged = [line for each in files for line in each.read_text().splitlines()]
+    assert len(files) == 2
+    assert [sum(f'"{recipient}"' in line for line in logged) for recipient in recipients] == [1] * len(recipients)

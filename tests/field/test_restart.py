@@ -1,0 +1,112 @@
+"""Under socket activation the daemon may end and begin anew, even by SIGKILL, and no message is told 451."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING, Self
+
+import pytest
+
+from tests.field.postfix import Client
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.field.conftest import StartPolicyd
+    from tests.field.postfix import Postfix, Reply
+
+RULES = """\
+rules:
+  - {name: listed, match: {cidr: 198.51.100.0/24}, action: REJECT 5.7.1 Access denied}
+"""
+
+SENDERS = 4
+
+
+class Flow:
+    """Mail from several clients at once, one message after the other, between `__enter__` and `__exit__`.
+
+    `replies` counts what was answered: (whether the client is listed, code).
+    """
+
+    def __init__(self, port: int) -> None:
+        self.replies: Counter[tuple[bool, int]] = Counter()
+        self._port = port
+        self._stop = threading.Event()
+        self._wake = threading.Condition()
+        self._threads = [threading.Thread(target=self._send, args=(number,)) for number in range(SENDERS)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for(self, messages: int) -> None:
+        """Wait until so many more messages were answered."""
+        with self._wake:
+            wanted = self.replies.total() + messages
+            assert self._wake.wait_for(lambda: self.replies.total() >= wanted, timeout=30), self.replies
+
+    def _send(self, number: int) -> None:
+        sent = 0
+        while not self._stop.is_set():
+            listed = (sent + number) % 2 == 0
+            address = f"198.51.100.{number}" if listed else f"192.0.2.{number}"
+            with Client(self._port, address, f"host{number}.sender.example") as client:
+                for recipient in range(3):
+                    (reply,) = client.offer("someone@sender.example", f"{number}.{sent}.{recipient}@field.example")
+                    self._count(listed, reply)
+            sent += 1
+
+    def _count(self, listed: bool, reply: Reply) -> None:
+        with self._wake:
+            self.replies[listed, reply.code] += 1
+            self._wake.notify_all()
+
+
+@pytest.fixture(params=["inet", "unix"])
+def service(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def listener(service: str, postfix: Postfix) -> Iterator[socket.socket]:
+    """The socket that systemd would hold while the daemon comes and goes."""
+    if service == "inet":
+        with socket.create_server(("127.0.0.1", postfix.port["policy"]), backlog=4096) as listening:
+            yield listening
+        return
+    postfix.policy_socket.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(postfix.policy_socket))
+        shutil.chown(postfix.policy_socket, "postfix", "postfix")
+        postfix.policy_socket.chmod(0o660)
+        listening.listen(4096)
+        yield listening
+    postfix.policy_socket.unlink()
+
+
+def test_killing_and_restarting_the_daemon_costs_no_message(
+    service: str, listener: socket.socket, postfix: Postfix, start_policyd: StartPolicyd
+) -> None:
+    with start_policyd(RULES, listener=listener) as policyd, Flow(postfix.port[service]) as flow:
+        for end in (policyd.kill, policyd.stop, policyd.kill):
+            flow.wait_for(messages=40)
+            end()
+            policyd.start()
+        flow.wait_for(messages=40)
+    assert set(flow.replies) == {(True, 554), (False, 250)}, flow.replies
+
+
+def test_without_the_daemon_postfix_would_have_said_451(service: str, postfix: Postfix) -> None:
+    with Client(postfix.port[service], "192.0.2.25") as client:
+        (reply,) = client.offer("someone@sender.example", "nobody-answers@field.example")
+    assert reply.code == 451

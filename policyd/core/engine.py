@@ -111,7 +111,17 @@ def trusted_identity(request: Request) -> Identity | None:
 class _Evaluation:
     """One request under one ruleset."""
 
-    __slots__ = ("_doubt", "_found", "_identity", "_index", "_needed_from", "_request", "_ruleset", "_today")
+    __slots__ = (
+        "_doubt",
+        "_found",
+        "_identity",
+        "_index",
+        "_needed_from",
+        "_observed",
+        "_request",
+        "_ruleset",
+        "_today",
+    )
 
     def __init__(self, ruleset: Ruleset, request: Request, identity: Identity | None, today: datetime.date) -> None:
         self._ruleset = ruleset
@@ -120,40 +130,27 @@ class _Evaluation:
         self._identity = identity
         self._today = today
         self._found: list[Hits | None] = [None] * len(self._index.lookups)
+        self._observed: tuple[str, ...] = ()
         self._doubt = False  # a DUNNO rule above might have let the client through
         self._needed_from: int | None = None  # the first rule for which somebody had to know the identity
 
     def decide(self) -> Decision | NeedsIdentity:
         """Tries, in order, the rules that lookups bring up; a lookup is made when the first rule that it could
         bring up has its turn."""
-        rules, plans = self._ruleset.rules, self._index.plans
-        observed: list[str] = []
         pending: list[int] = []  # rules brought up and not yet tried, the next one last
-        waiting = iter(self._index.filed)
-        filed = next(waiting, None)
-        while True:
-            while filed is not None and (not pending or filed.first <= pending[-1]):
-                brought_up = self._find(filed.lookup).rules if not filed.needs_identity else self._bring_up(filed)
-                if brought_up:
-                    pending = sorted({*pending, *brought_up}, reverse=True)
-                filed = next(waiting, None)
-            if not pending:
-                return self._decision(None, self._ruleset.default, observed, in_doubt=False)
-            rule = rules[pending.pop()]
-            if rule.expires is not None and rule.expired(self._today):
-                continue
-            outcome = self._try(rule, plans[rule.number])
-            if outcome is Outcome.NO:
-                continue
-            if outcome is Outcome.NEEDS_IDENTITY:
-                return NEEDS_IDENTITY
-            if rule.observe:
-                if outcome is not Outcome.UNKNOWN:
-                    observed.append(rule.name)
-            elif outcome is Outcome.UNKNOWN:
-                self._doubt = True
-            else:
-                return self._decision(rule, rule.action, observed, in_doubt=outcome is Outcome.IN_DOUBT)
+        for filed in self._index.filed:
+            while pending and pending[-1] < filed.first:
+                settled = self._settle(pending.pop())
+                if settled is not None:
+                    return settled
+            brought_up = self._bring_up(filed) if filed.needs_identity else self._find(filed.lookup).rules
+            if brought_up:
+                pending = sorted({*pending, *brought_up}, reverse=True)
+        while pending:
+            settled = self._settle(pending.pop())
+            if settled is not None:
+                return settled
+        return self._decision(None, self._ruleset.default, in_doubt=False)
 
     def trace(self) -> list[Looked]:
         """The same, rule by rule from the top."""
@@ -173,7 +170,26 @@ class _Evaluation:
                 break
         return looked
 
-    def _decision(self, rule: Rule | None, action: Action, observed: list[str], *, in_doubt: bool) -> Decision:
+    def _settle(self, number: int) -> Decision | NeedsIdentity | None:
+        """Tries one rule: the decision if it is the one, None to go on."""
+        rule = self._ruleset.rules[number]
+        if rule.expires is not None and rule.expired(self._today):
+            return None
+        outcome = self._try(rule, self._index.plans[number])
+        if outcome is Outcome.NO:
+            return None
+        if outcome is Outcome.NEEDS_IDENTITY:
+            return NEEDS_IDENTITY
+        if rule.observe:
+            if outcome is not Outcome.UNKNOWN:
+                self._observed += (rule.name,)
+            return None
+        if outcome is Outcome.UNKNOWN:
+            self._doubt = True
+            return None
+        return self._decision(rule, rule.action, in_doubt=outcome is Outcome.IN_DOUBT)
+
+    def _decision(self, rule: Rule | None, action: Action, *, in_doubt: bool) -> Decision:
         verb, code = action.verb, action.code
         downgraded = verb is Verb.REJECT and (in_doubt or self._doubt)
         if downgraded:
@@ -181,7 +197,7 @@ class _Evaluation:
             code = code.replace("5", "4", 1)
         needed_from = self._needed_from
         needed = needed_from is not None and (rule is None or needed_from <= rule.number)
-        return Decision(verb, rule, code, action.text, tuple(observed), downgraded, self._identity if needed else None)
+        return Decision(verb, rule, code, action.text, self._observed, downgraded, self._identity if needed else None)
 
     # --- Which rules come up ----------------------------------------------------------------------------------------
 

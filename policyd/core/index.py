@@ -307,16 +307,6 @@ def _packed(part: memoryview[int], protocol: int) -> pickle.PickleBuffer | bytes
 # --- Lookups: one for each way in which an attribute is looked at ---------------------------------------------------
 
 
-class _Attribute:
-    """The text of an attribute about which nothing special is to be said."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __call__(self, request: Request) -> bytes:
-        return request.get(self._name)
-
-
 def _sender_of(request: Request) -> bytes | None:
     """The sender, empty for the null sender; None before MAIL, where an empty one says nothing."""
     return request.get("sender") if request.get("protocol_state") in SENDER_STATES else None
@@ -327,6 +317,7 @@ def _recipient_of(request: Request) -> bytes | None:
     return request.get("recipient") or None
 
 
+# Of every other attribute, the text is the attribute.
 _TEXT_OF: Mapping[str, Callable[[Request], bytes | None]] = {"sender": _sender_of, "recipient": _recipient_of}
 
 
@@ -377,12 +368,13 @@ class NameLookup:
     """`helo_name`, `helo_name_suffix`, `sender_domain`, `recipient_domain`."""
 
     def __init__(self, subject: str, table: DomainTable) -> None:
-        self._text_of = _TEXT_OF.get(subject, _Attribute(subject))
+        self._subject = subject
+        self._text_of = _TEXT_OF.get(subject)
         self._name_of = fold_name if subject == "helo_name" else domain_of
         self._table = table
 
     def find(self, request: Request, _identity: Identity | None) -> Hits:
-        text = self._text_of(request)
+        text = self._text_of(request) if self._text_of is not None else request.get(self._subject)
         return self._table.find(self._name_of(text)) if text else NOTHING
 
 
@@ -390,13 +382,14 @@ class ValueLookup:
     """Mail addresses and all other attributes: equality."""
 
     def __init__(self, subject: str, table: NameTable, hits: list[Hits]) -> None:
-        self._text_of = _TEXT_OF.get(subject, _Attribute(subject))
+        self._subject = subject
+        self._text_of = _TEXT_OF.get(subject)
         self._table = table
         self._hits = hits
         self._empty = b"<>" if subject == "sender" else b""
 
     def find(self, request: Request, _identity: Identity | None) -> Hits:
-        text = self._text_of(request)
+        text = self._text_of(request) if self._text_of is not None else request.get(self._subject)
         if text is None:
             return NOTHING
         return self._hits[self._table.number(fold_value(text) or self._empty)]
@@ -449,11 +442,12 @@ class ExpressionLookup:
     """`helo_name_regex`, `sender_regex`, and `NAME_regex` of every other attribute."""
 
     def __init__(self, subject: str, table: ExpressionTable) -> None:
-        self._text_of = _TEXT_OF.get(subject, _Attribute(subject))
+        self._subject = subject
+        self._text_of = _TEXT_OF.get(subject)
         self._table = table
 
     def find(self, request: Request, _identity: Identity | None) -> Hits:
-        text = self._text_of(request)
+        text = self._text_of(request) if self._text_of is not None else request.get(self._subject)
         return NOTHING if text is None else self._table.find(text)
 
 

@@ -1,0 +1,250 @@
+"""Opens what the operator names as a LOG and gives its lines, in blocks, as bytes.
+
+Promises: `-` is standard input; gzip, bzip2, xz and Zstandard are recognised by their first bytes, whatever the
+name; the files of one rotated set come oldest first; no more than one block and one line is held. A file that is
+missing, a folder, unreadable, cut off or not text ends the reading with a `LogError` of one line. What a line means is
+left to the readers of this package.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import re
+import stat
+import sys
+import time
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+import zstandard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+STANDARD_INPUT = "-"
+
+# Read at once: large enough that the work for each block does not count, small enough that the lines of one block,
+# about 1,000, are nothing to hold and that a progress bar moves.
+BLOCK_BYTES = 256 * 1024
+
+# A longer line is cut here. Postfix cuts its own at 2 KiB and journald's JSON lines are a few KiB; without a bound a
+# file without line breaks would be read into memory whole.
+MAX_LINE_BYTES = 256 * 1024
+
+# Compressed bytes given to Zstandard at once. A block of 4 bytes can stand for 128 KiB, so this bounds what comes out
+# of a hostile file to 64 MiB at a time.
+_ZSTD_INPUT_BYTES = 2 * 1024
+
+# A text file has tabs, and now and then a NUL that a crash left behind; a binary one has more than this share of
+# control characters in its first block.
+_BINARY_SHARE = 0.02
+_CONTROL = bytes(set(range(32)) - set(b"\t\n\r\f\x1b")) + b"\x7f"
+
+_UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError)
+
+# The endings that logrotate and newsyslog give: `.1`, `-20261121`, `-20261121-1763683200`, `.20261121`, and a
+# compressor's own.
+_ROTATED = re.compile(
+    r"(?P<base>.+?)(?:\.(?P<number>\d{1,4})|[-.](?P<date>\d{8}(?:[-T.]?\d{2,10})?))?(?:\.(?:gz|bz2|xz|zst))?", re.DOTALL
+)
+
+
+class LogError(Exception):
+    """A log that cannot be read. The message is one line that begins with the file's name."""
+
+
+class Block(NamedTuple):
+    """Some lines of one file, in order and without their ends.
+
+    `name` is the file as the operator named it, `first` is true for a file's first block, and `modified` is when the
+    file was last written to (Unix seconds; for standard input, now), which dates stamps that have no year.
+    """
+
+    name: str
+    first: bool
+    modified: float
+    lines: list[bytes]
+
+
+def in_order(paths: Sequence[str]) -> list[str]:
+    """The same paths with the files of each rotated set together, oldest first.
+
+    `mail.log mail.log.1 mail.log.2.gz` is one set, as is `mail.log mail.log-20261114 mail.log-20261107.gz`. Sets keep
+    the order in which they were first named, and so do files that are in none.
+    """
+    sets: dict[str, list[tuple[tuple[int, int, str], str]]] = {}
+    for path in paths:
+        base, age = _place(path)
+        sets.setdefault(base, []).append((age, path))
+    return [path for members in sets.values() for _, path in sorted(members, key=lambda member: member[0])]
+
+
+def rotated_set(path: str) -> list[str]:
+    """The file at `path` and what was rotated away from it, oldest first.
+
+    Raises `LogError` where there is none of them, or the folder cannot be read.
+    """
+    live = Path(path)
+    try:
+        names = os.listdir(live.parent)  # noqa: PTH208 - names are compared as text, no Path for each
+    except OSError as error:
+        raise LogError(f"{path}: {_reason(error)}") from None
+    found = [str(live.parent / name) for name in names if name.startswith(live.name) and _place(name)[0] == live.name]
+    if not found:
+        raise LogError(f"{path}: no such file; name the LOG, or set decision_log.path in policyd.yaml")
+    return in_order(found)
+
+
+def total_bytes(paths: Iterable[str]) -> int | None:
+    """How many bytes the files have on disk, or None where one (standard input, a pipe) does not tell.
+
+    Raises `LogError` for the first that is no file one can open, so that a long run does not end at its last LOG.
+    """
+    total: int | None = 0
+    for path in paths:
+        if path == STANDARD_INPUT:
+            total = None
+            continue
+        try:
+            status = os.stat(path)  # noqa: PTH116 - a path that was typed, used as it is
+        except (OSError, ValueError) as error:
+            raise LogError(f"{path}: {_reason(error)}") from None
+        if stat.S_ISDIR(status.st_mode):
+            raise LogError(f"{path}: is a folder; name the files in it")
+        if not os.access(path, os.R_OK):
+            raise LogError(f"{path}: permission denied; logs are often readable only for root and the group adm")
+        if not stat.S_ISREG(status.st_mode):
+            total = None
+        elif total is not None:
+            total += status.st_size
+    return total
+
+
+def read_blocks(paths: Iterable[str], advance: Callable[[int], None] | None = None) -> Iterator[Block]:
+    """The lines of all files, one after the other.
+
+    `advance` is told how many bytes of a file (compressed, if it is) have been read since it was last called, where
+    it is one whose bytes can be counted. Raises `LogError`.
+    """
+    for path in paths:
+        yield from _read_file(path, advance or _ignore)
+
+
+def _ignore(_count: int) -> None:
+    """The progress of a reading that nobody watches."""
+
+
+def _read_file(path: str, advance: Callable[[int], None]) -> Iterator[Block]:
+    try:
+        with io.BufferedReader(_open(path), BLOCK_BYTES) as file:
+            modified = time.time() if path == STANDARD_INPUT else os.fstat(file.fileno()).st_mtime
+            regular = file.seekable()
+            first = True
+            told = 0
+            for lines in _lines(_decompressed(file), path):
+                yield Block(path, first, modified, lines)
+                first = False
+                if regular:
+                    position = file.raw.tell()
+                    advance(position - told)
+                    told = position
+    except _UNREADABLE as error:
+        raise LogError(f"{path}: {_reason(error)}") from None
+
+
+def _open(path: str) -> io.FileIO:
+    if path == STANDARD_INPUT:
+        return io.FileIO(sys.stdin.fileno(), closefd=False)
+    return io.FileIO(path)
+
+
+def _decompressed(file: io.BufferedReader[io.FileIO]) -> Iterator[bytes]:
+    """Blocks of the content, decompressed by what its first bytes say (RFC 1952, RFC 8878; bzip2 and xz)."""
+    magic = file.peek(6)[:6]
+    if magic.startswith(b"\x1f\x8b"):
+        return _plain(gzip.GzipFile(fileobj=file))
+    if re.match(rb"BZh[1-9]", magic):
+        return _plain(bz2.BZ2File(file))
+    if magic.startswith(b"\xfd7zXZ\x00"):
+        return _plain(lzma.LZMAFile(file))
+    if magic.startswith(b"\x28\xb5\x2f\xfd"):
+        return _zstandard(file)
+    return _plain(file)
+
+
+def _plain(file: BinaryIO | io.BufferedIOBase) -> Iterator[bytes]:
+    while block := file.read(BLOCK_BYTES):
+        yield block
+
+
+def _zstandard(file: BinaryIO | io.BufferedIOBase) -> Iterator[bytes]:
+    """As `_plain`. Not the library's `stream_reader`: that one takes a file that was cut off for a whole one."""
+    frame = None
+    while piece := file.read(_ZSTD_INPUT_BYTES):
+        while piece:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            if block := frame.decompress(piece):
+                yield block
+            piece = frame.unused_data if frame.eof else b""
+            if frame.eof:
+                frame = None
+    if frame is not None:
+        raise EOFError
+
+
+def _lines(blocks: Iterator[bytes], path: str) -> Iterator[list[bytes]]:
+    """Whole lines, a list for each block; the last line may lack its end, as in a log that is being written."""
+    rest = b""
+    first = True
+    for block in blocks:
+        if first:
+            _refuse_binary(block, path)
+            first = False
+        text = rest + block
+        if b"\r\n" in text:
+            text = text.replace(b"\r\n", b"\n")
+        lines = text.split(b"\n")
+        rest = lines.pop()
+        if len(rest) > MAX_LINE_BYTES:
+            # One that is longer still comes in pieces, of which no reader knows the second.
+            lines.append(rest[:MAX_LINE_BYTES])
+            rest = b""
+        if lines:
+            yield lines
+    if rest:
+        yield [rest.removesuffix(b"\r")]
+
+
+def _refuse_binary(block: bytes, path: str) -> None:
+    if len(block) - len(block.translate(None, _CONTROL)) > len(block) * _BINARY_SHARE:
+        raise LogError(f"{path}: is a binary file, no log")
+
+
+def _place(path: str) -> tuple[str, tuple[int, int, str]]:
+    """The live file's name, and a key that sorts a rotated set with the oldest first and the live file last."""
+    match = _ROTATED.fullmatch(path)
+    if match is None or path == STANDARD_INPUT:
+        return path, (2, 0, "")
+    if match["number"] is not None:
+        return match["base"], (1, -int(match["number"]), "")
+    if match["date"] is not None:
+        return match["base"], (0, 0, match["date"])
+    return match["base"], (2, 0, "")
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, for the end of a line that begins with the file's name."""
+    if isinstance(error, EOFError):
+        return "the compressed file is cut off; copy it again, or leave it out"
+    if isinstance(error, gzip.BadGzipFile | lzma.LZMAError | zlib.error | zstandard.ZstdError):
+        return f"the compressed file is damaged ({error})"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror[0].lower() + error.strerror[1:]
+    if isinstance(error, OSError):
+        return f"the compressed file is damaged ({error})"  # bz2 raises OSError with a text alone
+    return str(error)

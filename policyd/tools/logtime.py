@@ -1,0 +1,131 @@
+"""Time stamps of log lines, as Unix seconds.
+
+Promises: syslog's stamps (RFC 3164, `Aug  3 12:15:23`), which are local time and have no year, get the year that puts
+them nearest to the line before and not into the future; RFC 3339 stamps are taken as they are. A stamp that is none
+is `None`, never an exception. Days are kept for an hour of the log at a time, so that a stamp costs one look-up.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+
+_MONTHS = {
+    name: number
+    for number, name in enumerate(
+        (b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec"), start=1
+    )
+}
+
+# The hour, then the minute, second and fraction. `Aug 03` is journald's, `Mar 9` some sendmail's; a priority such as
+# `<22>` is what a raw syslog stream has.
+_SYSLOG = re.compile(rb"(?:<\d{1,3}>)?(([A-Z][a-z]{2}) {1,2}(\d{1,2}) (\d\d)):(\d\d):(\d\d)(\.\d{1,9})?")
+_RFC3339 = re.compile(
+    rb"(?:<\d{1,3}>)?(\d{4}-\d\d-\d\d[T ]\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9}))?(Z|[+-]\d\d:?\d\d)?", re.IGNORECASE
+)
+# What `journalctl -o json` has, marked by us with an `@`: microseconds.
+_JOURNAL = re.compile(rb"@(\d{1,16})")
+
+_DAY = 86400.0
+_YEAR = 365.25 * _DAY
+
+# A clock may run ahead of the one that wrote the file's date.
+_FUTURE = 2 * _DAY
+
+# The year 2200. A stamp beyond it is no stamp, and calendars end somewhere (year 9999 overflows with an offset).
+_NO_LOG_YET = 230 * _YEAR
+
+# Hours kept; a log in order needs one, a log of several zones a few.
+_HOURS = 256
+
+
+class LogClock:
+    """Reads the stamps of one log, in the order of its lines."""
+
+    def __init__(self) -> None:
+        self._latest = 0.0  # what no stamp of this file lies far beyond
+        self._previous: float | None = None
+        self._hours: dict[bytes, float] = {}
+        self._stamp = b""
+        self._seconds: float | None = None
+
+    def start_file(self, modified: float) -> None:
+        """Begin a file that was last written to at `modified` (Unix seconds).
+
+        Stamps without a year are dated from there: the first line lies in the year before it.
+        """
+        self._latest = modified + _FUTURE
+        self._previous = None
+        self._hours.clear()
+        self._stamp = b""
+
+    def seconds(self, stamp: bytes) -> float | None:
+        """Unix seconds for a stamp (`@` and a number: microseconds, as the journal has them), or None if it is none."""
+        if stamp == self._stamp:
+            return self._seconds
+        self._stamp = stamp
+        if syslog := _SYSLOG.match(stamp):
+            self._seconds = self._syslog(syslog)
+        elif rfc3339 := _RFC3339.match(stamp):
+            self._seconds = self._rfc3339(rfc3339)
+        elif journal := _JOURNAL.fullmatch(stamp):
+            self._seconds = int(journal[1]) / 1e6
+        else:
+            self._seconds = None
+        return self._seconds
+
+    def _syslog(self, stamp: re.Match[bytes]) -> float | None:
+        hour, month_name, day, hour_of_day, minute, second, fraction = stamp.groups()
+        start = self._hours.get(hour)
+        if start is None or (self._previous is not None and abs(start - self._previous) > _YEAR / 2):
+            month = _MONTHS.get(month_name)
+            start = None if month is None else self._start_of_hour(month, int(day), int(hour_of_day))
+            if start is None:
+                return None
+            self._keep(hour, start)
+        self._previous = start
+        seconds = start + int(minute) * 60 + int(second)
+        return seconds + float(fraction) if fraction else seconds
+
+    def _start_of_hour(self, month: int, day: int, hour: int) -> float | None:
+        """The hour in the year that is nearest to the line before and not in the future."""
+        near = self._latest - _YEAR / 2 if self._previous is None else self._previous
+        around = datetime.datetime.fromtimestamp(near, datetime.UTC).year
+        best: float | None = None
+        # Eight years back reach a leap day wherever one is (2100 has none).
+        for year in range(around - 8, around + 2):
+            try:
+                # Syslog writes local time, without a zone.
+                start = datetime.datetime(year, month, day, hour).timestamp()  # noqa: DTZ001
+            except ValueError:
+                continue  # 29 February of a common year, or no date at all
+            if start <= self._latest and (best is None or abs(start - near) < abs(best - near)):
+                best = start
+        return best
+
+    def _rfc3339(self, stamp: re.Match[bytes]) -> float | None:
+        hour, minute, second, fraction, zone = stamp.groups()
+        key = hour + zone if zone else hour
+        start = self._hours.get(key)
+        if start is None:
+            try:
+                start = datetime.datetime.fromisoformat((hour + b":00:00" + (zone or b"").upper()).decode()).timestamp()
+            except (ValueError, OverflowError):
+                return None
+            if not 0 <= start < _NO_LOG_YET:
+                return None
+            self._keep(key, start)
+        seconds = start + int(minute) * 60 + int(second)
+        return seconds + float(b"0." + fraction) if fraction else seconds
+
+    def _keep(self, hour: bytes, start: float) -> None:
+        if len(self._hours) >= _HOURS:
+            self._hours.clear()
+        self._hours[hour] = start
+
+
+def rfc3339(seconds: float | None) -> str:
+    """Local time to the second with its offset, as people and programs read it; `-` for a time that is not known."""
+    if seconds is None:
+        return "-"
+    return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")

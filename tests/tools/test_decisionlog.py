@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policyd.tools.decisionlog import LoggedDecision, parse
+
+TEXT = (
+    b"2026-11-21T17:16:00.123+09:00 REJECT id=7Q4K2M9X rule=sakura-vps"
+    b" client=os3-305-42423.vs.sakura.ne.jp[49.212.201.177] rdns=verified state=RCPT from=<a@b.example>"
+    b" to=<c@d.example> helo=<x.example> instance=2839.653c0bf7.6e7e.2 observed=first-try,second ruleset=3f9c2a1b"
+    b' dns_ms=11.8 ms=12.1 reply="5.7.1 Access denied"'
+)
+JSON = {
+    "time": "2026-11-21T17:16:00.123+09:00",
+    "action": "REJECT",
+    "id": "7Q4K2M9X",
+    "rule": "sakura-vps",
+    "client_address": "49.212.201.177",
+    "hostname": "os3-305-42423.vs.sakura.ne.jp",
+    "reverse_dns": "verified",
+    "protocol_state": "RCPT",
+    "sender": "a@b.example",
+    "recipient": "c@d.example",
+    "helo_name": "x.example",
+    "instance": "2839.653c0bf7.6e7e.2",
+    "observed": ["first-try", "second"],
+    "ruleset": "3f9c2a1b",
+    "dns_ms": 11.8,
+    "ms": 12.1,
+    "reply": "5.7.1 Access denied",
+}
+DECISION = LoggedDecision(
+    stamp=b"2026-11-21T17:16:00.123+09:00",
+    action=b"REJECT",
+    would=b"",
+    id=b"7Q4K2M9X",
+    rule=b"sakura-vps",
+    client_address=b"49.212.201.177",
+    hostname=b"os3-305-42423.vs.sakura.ne.jp",
+    claimed=(),
+    reverse_dns=b"verified",
+    dns_error=b"",
+    downgraded=False,
+    protocol_state=b"RCPT",
+    sender=b"a@b.example",
+    recipient=b"c@d.example",
+    helo_name=b"x.example",
+    sasl_username=b"",
+    instance=b"2839.653c0bf7.6e7e.2",
+    queue_id=b"",
+    observed=(b"first-try", b"second"),
+    ruleset=b"3f9c2a1b",
+    dns_ms=11.8,
+    ms=12.1,
+    reply=b"5.7.1 Access denied",
+)
+
+
+def parsed(line: bytes) -> LoggedDecision:
+    decision = parse(line)
+    assert decision is not None
+    return decision
+
+
+@pytest.mark.parametrize("line", [TEXT, json.dumps(JSON).encode()], ids=["text", "json"])
+def test_both_formats_say_the_same(line: bytes) -> None:
+    assert parse(line) == DECISION
+
+
+def test_an_observed_file_has_both_decisions() -> None:
+    decision = parsed(b"2026-11-21T17:16:00.123Z DUNNO would=REJECT id=7Q4K2M9X client=unknown[192.0.2.1] state=RCPT")
+    assert (decision.action, decision.would, decision.decided) == (b"DUNNO", b"REJECT", b"REJECT")
+    assert (decision.hostname, decision.rule_name) == (b"", b"default")
+
+
+def test_what_a_client_sent_comes_back_with_its_bytes() -> None:
+    decision = parsed(
+        rb"2026-11-21T17:16:00.123Z DUNNO id=7Q4K2M9X client=unknown[2001:db8::1] claimed=a\x20b.example,c.example"
+        rb" rdns=error dns_error=servfail state=RCPT from=<\x22a\x20b\x22@c.example> to=<d\x3ce\x3e@f>"
+        rb" helo=<\xe3\x81\x82>"
+    )
+    assert decision.claimed == (b"a b.example", b"c.example")
+    assert decision.sender == b'"a b"@c.example'
+    assert decision.recipient == b"d<e>@f"
+    assert decision.helo_name == "あ".encode()
+    assert (decision.client_address, decision.dns_error) == (b"2001:db8::1", b"servfail")
+
+
+@pytest.mark.parametrize(("state", "sender"), [("RCPT", b""), ("MAIL", b""), ("CONNECT", None), ("HELO", None)])
+def test_an_absent_sender_is_the_null_sender_only_where_there_is_one(state: str, sender: bytes | None) -> None:
+    text = f"2026-11-21T17:16:00.123Z DUNNO id=7Q4K2M9X client=unknown[192.0.2.1] state={state}"
+    fields = {"time": "2026-11-21T17:16:00Z", "action": "DUNNO", "protocol_state": state}
+    assert parsed(text.encode()).sender == sender
+    assert parsed(json.dumps(fields).encode()).sender == sender
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"action": "OK", "time": "2026-11-21T17:16:00Z"}',
+        b'{"action": ["REJECT"], "time": 3}',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        TEXT[:40],
+        TEXT.replace(b"REJECT", b"PERMIT"),
+        TEXT.replace(b" client=", b" clint="),
+        b"Aug  3 12:15:23 ulysses postfix/smtpd[9105]: connect from unknown[192.0.2.1]",
+    ],
+)
+def test_another_line_is_no_decision(line: bytes) -> None:
+    assert parse(line) is None
+
+
+@pytest.mark.parametrize("cut", range(75, len(TEXT)))
+def test_a_line_that_was_cut_off_keeps_what_it_has(cut: int) -> None:
+    decision = parse(TEXT[:cut])
+    if decision is not None:
+        assert (decision.id, decision.rule) == (DECISION.id, DECISION.rule)
+
+
+def test_odd_types_in_json_are_nothing() -> None:
+    decision = parsed(
+        json.dumps(
+            JSON | {"ms": "fast", "dns_ms": 1e300, "claimed": [1, "x"], "observed": "y", "sender": None}
+        ).encode()
+    )
+    assert (decision.ms, decision.dns_ms, decision.claimed, decision.observed) == (None, None, (b"x",), ())
+
+
+def test_half_a_character_in_json_is_replaced() -> None:
+    assert parsed(b'{"action": "DUNNO", "time": "x", "helo_name": "\\ud800"}').helo_name == b"?"
+
+
+@given(st.binary(max_size=300))
+def test_no_line_raises(rest: bytes) -> None:
+    parse(rest)
+    parse(TEXT[:50] + rest)
+    parse(b'{"action": "REJECT", "time": "x", ' + rest)

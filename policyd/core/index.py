@@ -243,18 +243,20 @@ def _flatten(keys: list[int], width: int, filing: Filing, starts: array[int] | l
 class NameTable:
     """Byte strings -> a number, as an open-addressing hash table in flat arrays.
 
-    A slot holds 0, or the upper half of the key's hash beside the key's place counted from 1. Slots are at least
-    twice as many as keys, so a miss, which is what most lookups are, costs one or two of them and touches no key.
+    A slot holds 0 or a key's place, counted from 1. Slots are at least four times as many as keys, so that a miss,
+    which is what most lookups are, mostly ends at the first one; `tags`, 32 further bits of each key's hash, keep the
+    others from touching the keys.
     """
 
-    __slots__ = ("_ends", "_keys", "_mask", "_numbers", "_slots")
+    __slots__ = ("_ends", "_keys", "_numbers", "_tags", "mask", "slots")
 
-    def __init__(self, slots: Buffer, ends: Buffer, keys: Buffer, numbers: Buffer) -> None:
-        self._slots = _view(slots, "Q")
+    def __init__(self, slots: Buffer, tags: Buffer, ends: Buffer, keys: Buffer, numbers: Buffer) -> None:
+        self.slots = _view(slots, "I")
+        self.mask = len(self.slots) - 1
+        self._tags = _view(tags, "I")
         self._ends = _view(ends, "I")
         self._keys = memoryview(keys)
         self._numbers = _view(numbers, "I")
-        self._mask = len(self._slots) - 1
 
     @classmethod
     def build(cls, entries: Mapping[bytes, int]) -> NameTable:
@@ -262,29 +264,29 @@ class NameTable:
         keys = b"".join(entries)
         if len(keys) > 0xFFFFFFFF:
             raise ValueError("more than 4 GiB of names")
-        size = 2
-        while size < 2 * len(entries):
+        size = 4
+        while size < 4 * len(entries):
             size *= 2
         mask = size - 1
-        slots = array("Q", bytes(8 * size))
+        slots = array("I", bytes(4 * size))
         for place, key_hash in enumerate(map(hash, entries), 1):
             slot = key_hash & mask
             while slots[slot]:
                 slot = (slot + 1) & mask
-            slots[slot] = (key_hash & 0xFFFFFFFF00000000) | place
+            slots[slot] = place
+        tags = array("I", [key_hash >> 32 & 0xFFFFFFFF for key_hash in map(hash, entries)])
         ends = array("I", accumulate(map(len, entries), initial=0))
-        return cls(slots, ends, keys, array("I", entries.values()))
+        return cls(slots, tags, ends, keys, array("I", entries.values()))
 
     def number(self, key: bytes) -> int:
-        """The key's number; 0 for none."""
+        """The key's number; 0 for none. Where `slots[hash(key) & mask]` is 0 there is none: look there first."""
         key_hash = hash(key)
-        mask, slots = self._mask, self._slots
+        tag = key_hash >> 32 & 0xFFFFFFFF
+        mask, slots = self.mask, self.slots
         slot = key_hash & mask
-        while found := slots[slot]:
-            if not (found ^ key_hash) & 0xFFFFFFFF00000000:
-                place = found & 0xFFFFFFFF
-                if self._keys[self._ends[place - 1] : self._ends[place]] == key:
-                    return self._numbers[place - 1]
+        while place := slots[slot]:
+            if self._tags[place - 1] == tag and self._keys[self._ends[place - 1] : self._ends[place]] == key:
+                return self._numbers[place - 1]
             slot = (slot + 1) & mask
         return 0
 
@@ -292,7 +294,7 @@ class NameTable:
         return len(self._numbers)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        parts = (self._slots, self._ends, self._keys, self._numbers)
+        parts = (self.slots, self._tags, self._ends, self._keys, self._numbers)
         return type(self), tuple(_packed(part, protocol) for part in parts)
 
 
@@ -354,11 +356,13 @@ class DomainTable:
         """What holds for a folded name. An empty one satisfies nothing."""
         if not name:
             return NOTHING
-        number_of = self._table.number
-        found = self._exact[number_of(name)]
+        table = self._table
+        slots, mask = table.slots, table.mask
+        found = self._exact[table.number(name)] if slots[hash(name) & mask] else NOTHING
         dot = name.find(b".")
         while dot >= 0:
-            if number := number_of(name[dot + 1 :]):
+            parent = name[dot + 1 :]
+            if slots[hash(parent) & mask] and (number := table.number(parent)):
                 found = merge((found, self._under[number]))
             dot = name.find(b".", dot + 1)
         return found

@@ -85,14 +85,10 @@ def load(
     settings = dataclasses.replace(settings, rules=rules, listen=tuple(listen) or settings.listen)
     warnings = Report() if warnings_on is None else lint(rules_file, warnings_on)
     seconds = time.monotonic() - started
-    return Loaded(
-        settings, rules_file.ruleset, rules_file, warnings.problems, tuple(warnings.lines()), seconds
-    )
+    return Loaded(settings, rules_file.ruleset, rules_file, warnings.problems, tuple(warnings.lines()), seconds)
 
 
-def _read_settings(
-    path: str | os.PathLike[str] | None, report: Report
-) -> tuple[Settings | None, str | None]:
+def _read_settings(path: str | os.PathLike[str] | None, report: Report) -> tuple[Settings | None, str | None]:
     """The settings, None where they are wrong; and the rules file they name, None where that cannot be known."""
     if path is None:
         return Settings(), Settings().rules

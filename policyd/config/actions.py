@@ -46,7 +46,9 @@ _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
 class ActionError(Exception):
-    """What is written is no action. The message says why and what to write."""
+    """What is written is no action. The message says why and what to write; `verb` is what could be read of it."""
+
+    verb: Verb | None = None
 
 
 def parse_action(written: str) -> Action:
@@ -56,12 +58,16 @@ def parse_action(written: str) -> Action:
     if not word:
         raise ActionError("the action is empty; it is REJECT, DEFER, DEFER_IF_PERMIT or DUNNO")
     verb = _parse_verb(word)
-    if verb is Verb.DUNNO:
-        if rest:
-            raise ActionError(f"DUNNO takes neither code nor text, so {quoted(rest)} would reach nobody")
-        return Action(verb)
-    code, text = _split_code(verb, rest)
-    return Action(verb, code, _parse_text(text))
+    try:
+        if verb is Verb.DUNNO:
+            if rest:
+                raise ActionError(f"DUNNO takes neither code nor text, so {quoted(rest)} would reach nobody")
+            return Action(verb)
+        code, text = _split_code(verb, rest)
+        return Action(verb, code, _parse_text(text))
+    except ActionError as error:
+        error.verb = verb
+        raise
 
 
 def _parse_verb(word: str) -> Verb:

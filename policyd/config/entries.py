@@ -1,8 +1,7 @@
 """Values of conditions, one by one and a million at a time: from text to what `policyd.core.index` compares.
 
 `parse_entries` is the bulk way: one pass over many lines without an object for an entry beyond what the index
-needs. It only says which lines are wrong. `explain_entry` says, of such a line, why, and what to write instead; it
-may take its time (netaddr, idna).
+needs. It only says which lines are wrong; `policyd.config.explain` says why.
 """
 
 from __future__ import annotations
@@ -12,11 +11,9 @@ import socket
 from typing import TYPE_CHECKING
 
 import idna
-import netaddr
 import re2
 
 from policyd.config.conditions import Form
-from policyd.config.problems import did_you_mean, quoted
 from policyd.core.identity import Status
 from policyd.core.index import Networks, expression_options, fold_name, fold_value
 
@@ -225,174 +222,3 @@ def _expressions(lines: Sequence[bytes]) -> tuple[list[str], list[int]]:
             else:
                 bad.append(place)
     return expressions, bad
-
-
-# --- Why a line is none -----------------------------------------------------------------------------------------------
-
-
-def explain_entry(form: Form, line: bytes) -> str:
-    """What is wrong with a line that `parse_entries` refused, and what to write instead."""
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return f"{quoted(line.decode('utf-8', 'replace'))} is not UTF-8 (byte 0x{line[error.start]:02x})"
-    control = re.search(r"[\x00-\x1f\x7f]", text)
-    if control and form is not Form.EXPRESSION:
-        return f"{quoted(text)} has a control character (U+{ord(control.group()):04X}) in it"
-    if not text:
-        return _explain_empty(form)
-    match form:
-        case Form.NETWORK:
-            return _explain_network(text)
-        case Form.STATUS:
-            return f"{quoted(text)} is no status of reverse DNS; it is one of {', '.join(Status)}{did_you_mean(text, Status)}"
-        case Form.EXPRESSION:
-            return _explain_expression(text)
-        case Form.SENDER | Form.RECIPIENT:
-            return _explain_address(form, text)
-        case _:
-            return _explain_name(form, text)
-
-
-def _explain_empty(form: Form) -> str:
-    match form:
-        case Form.SENDER:
-            return "'' is no mail address; the null sender is written '<>'"
-        case Form.EXPRESSION:
-            return "the expression is empty, so it would be found in everything; '^$' is found where there is nothing"
-        case Form.HELO_NAME:
-            return "'' is no HELO name; for a client that gave none write helo_name_regex: '^$'"
-        case _:
-            return f"'' is no {form.value}"
-
-
-def _explain_network(text: str) -> str:
-    address, slash, length = text.partition("/")
-    bare = address.strip("[]")
-    if bare != address and netaddr.valid_ipv6(bare):
-        return f"{quoted(text)} is no network; write it without brackets: '{bare}{slash}{length}'"
-    if "%" in address:
-        return f"{quoted(text)} has a zone id, which no client_address has; write '{address.partition('%')[0]}{slash}{length}'"
-    if "-" in text:
-        return f"{quoted(text)} is a range, not a network{_range_as_networks(text)}"
-    octets = address.rstrip(".").split(".")
-    if 1 < len(octets) < 4 or (address.endswith(".") and len(octets) < 4):
-        padded = ".".join(octets + ["0"] * (4 - len(octets)))
-        if netaddr.valid_ipv4(padded, netaddr.INET_PTON):
-            meant = f"{padded}/{length or 8 * len(octets)}"
-            return f"{quoted(text)} is no whole address; did you mean '{meant}'?"
-    if "." in address and netaddr.valid_ipv4(
-        ".".join(str(int(o)) if o.isdecimal() else o for o in octets), netaddr.INET_PTON
-    ):
-        plain = ".".join(str(int(octet)) for octet in octets)
-        if plain != address:
-            return f"{quoted(text)} has a number with leading zeros, which some read as octal; did you mean '{plain}{slash}{length}'?"
-    if not (netaddr.valid_ipv4(address, netaddr.INET_PTON) or netaddr.valid_ipv6(address)):
-        hint = "; names go into hostname or hostname_suffix" if re.search("[g-zG-Z]", text) else ""
-        return f"{quoted(text)} is neither an IPv4 nor an IPv6 network{hint}"
-    try:
-        network = netaddr.IPNetwork(text)
-    except (netaddr.AddrFormatError, ValueError):
-        longest = 128 if ":" in address else 32
-        return f"{quoted(text)} has no valid prefix length (0 to {longest})"
-    if network.ip != network.network:
-        return f"{quoted(text)} has host bits set; did you mean '{network.cidr}'? (for the one address write '{network.ip}')"
-    return f"{quoted(text)} is not written as a network; did you mean '{network.cidr}'?"
-
-
-def _range_as_networks(text: str) -> str:
-    first, _, last = text.partition("-")
-    try:
-        networks = netaddr.iprange_to_cidrs(first.strip(), last.strip())
-    except (netaddr.AddrFormatError, ValueError, IndexError):
-        return "; write it as networks"
-    shown = [str(network) for network in networks]
-    return f"; write {', '.join(shown)}" if len(shown) <= 4 else f"; it takes {len(shown)} networks"
-
-
-def _explain_expression(text: str) -> str:
-    try:
-        re2.compile(text, expression_options())
-    except re2.error as error:
-        reason = error.args[0]
-        reason = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
-        hint = ""
-        if reason.startswith(("invalid perl operator: (?", "invalid escape sequence: \\")) and re.search(
-            r"\(\?<?[=!]|\\[1-9]", text
-        ):
-            hint = " (RE2 has no look-ahead, look-behind or back-references: they are what makes matching slow)"
-        elif text.startswith("*"):
-            hint = f"; an expression is no shell pattern; did you mean {quoted(_as_expression(text))}?"
-        return f"{quoted(text)} is no expression that RE2 can compile: {quoted(reason)[1:-1]}{hint}"
-    raise AssertionError(f"a good expression: {text!r}")
-
-
-def _as_expression(pattern: str) -> str:
-    """`*.example.com` as an expression."""
-    return f"{pattern.lstrip('*').replace('.', chr(92) + '.')}$"
-
-
-def _explain_address(form: Form, text: str) -> str:
-    recipient = form is Form.RECIPIENT
-    domain_condition = "recipient_domain" if recipient else "sender_domain"
-    if text == "<>" and recipient:
-        return "'<>' is the null sender, and no recipient"
-    if text.startswith("<") and text.endswith(">"):
-        return f"{quoted(text)} has angle brackets; write {quoted(text[1:-1])}"
-    local, at, domain = text.rpartition("@")
-    if not at:
-        if "." in text:
-            return f"{quoted(text)} has no '@'; for everybody at a domain write {domain_condition}: {text.lstrip('*')}"
-        return f"{quoted(text)} is no mail address"
-    if local in {"", "*"} and domain:
-        return f"{quoted(text)} has no local part; for everybody at a domain write {domain_condition}: {domain}"
-    if not domain:
-        return f"{quoted(text)} has no domain; for a local part at any domain write {'recipient' if recipient else 'sender'}_regex: '^{local}@'"
-    return f"{quoted(text)} is no mail address"
-
-
-def _explain_name(form: Form, text: str) -> str:
-    name = text.removeprefix(".") if form is Form.DOMAIN else text
-    if form is Form.HELO_NAME:
-        if len(text) > MAX_HOST_NAME:
-            return f"{quoted(text)} is longer than {MAX_HOST_NAME} characters"
-        return f"{quoted(text)} is no HELO name: it has a blank, a comma or what UTS 46 does not allow in it"
-    if name.rstrip(".").lower() == "unknown":
-        return "'unknown' is what Postfix writes for no host name; use reverse_dns: missing, mismatch or error"
-    if netaddr.valid_ipv4(name.strip("[]"), netaddr.INET_PTON) or netaddr.valid_ipv6(name.strip("[]")) or "/" in name:
-        return f"{quoted(text)} is an address or a network, not a host name; use cidr"
-    if "@" in name:
-        return (
-            f"{quoted(text)} is a mail address, not a host name or domain{_domain_hint(form, name.rpartition('@')[2])}"
-        )
-    if name.startswith("*"):
-        bare = name.lstrip("*.")
-        meant = f"hostname_suffix: .{bare}" if form is Form.HOST_NAME else f".{bare}"
-        return f"{quoted(text)} is no host name: '*' stands for nothing here; for names under {bare} write '{meant}'"
-    if form is Form.HOST_NAME and name.startswith("."):
-        return f"{quoted(text)} is no host name; for names under a domain write hostname_suffix: {name}"
-    if len(name) > MAX_HOST_NAME:
-        return f"{quoted(text)} is longer than a host name can be ({MAX_HOST_NAME} characters)"
-    labels = name.removesuffix(".").split(".")
-    if "" in labels:
-        return (
-            f"{quoted(text)} is no host name: it has an empty label{_domain_hint(form, '.'.join(filter(None, labels)))}"
-        )
-    long = next((label for label in labels if len(label) > MAX_LABEL), None)
-    if long:
-        return f"{quoted(text)} is no host name: {quoted(long)} is longer than {MAX_LABEL} characters"
-    if labels[-1].isdecimal():
-        return f"{quoted(text)} is no host name: it ends in a number, as only addresses do"
-    if not text.isascii():
-        try:
-            idna.encode(name, uts46=True)
-        except (idna.IDNAError, UnicodeError) as error:
-            return f"{quoted(text)} is no host name: {error}"
-    odd = re.search(r"[^A-Za-z0-9_.-]", name)
-    if odd:
-        return f"{quoted(text)} is no host name: '{odd.group()}' cannot be in one"
-    return f"{quoted(text)} is no host name: a label cannot begin or end with '-'"
-
-
-def _domain_hint(form: Form, meant: str) -> str:
-    return f"; did you mean '{meant}'?" if fold_entry(form, meant.encode()) else ""

@@ -6,9 +6,12 @@ either the old one or the new one. One that somebody writes into meanwhile is re
 
 from __future__ import annotations
 
-import io
 import os
 import stat
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import io
 
 # The rules file: 10,000 rules are 2 MB; a million entries written into it 30. Positions are kept for each value.
 MAX_RULES_BYTES = 64 << 20

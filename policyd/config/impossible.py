@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import re2
 
-from policyd.config.conditions import STATES_WITHOUT_RECIPIENT
+from policyd.config.conditions import PROTOCOL_STATES, STATES_WITHOUT_RECIPIENT
 from policyd.config.problems import quoted
 from policyd.core.identity import Status
 from policyd.core.index import (
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 MAX_TRIED = 1000
 
 
-def why_impossible(verb: Verb, match: list[WrittenCondition]) -> tuple[WrittenCondition, str] | None:
+def why_impossible(verb: Verb | None, match: list[WrittenCondition]) -> tuple[WrittenCondition, str] | None:
     """The condition to point at, and why the match cannot hold together with it; None if it may."""
     return _identity(verb, match) or _states(match) or _same_subject(match)
 
 
-def _identity(verb: Verb, match: list[WrittenCondition]) -> tuple[WrittenCondition, str] | None:
+def _identity(verb: Verb | None, match: list[WrittenCondition]) -> tuple[WrittenCondition, str] | None:
     """A host name, and a status under which there is none to see."""
     named = next((one for one in match if one.condition.subject == Subject.HOSTNAME), None)
     status = next((one for one in match if one.condition.subject == Subject.REVERSE_DNS), None)
@@ -60,8 +60,8 @@ def _states(match: list[WrittenCondition]) -> tuple[WrittenCondition, str] | Non
     if state is None:
         return None
     states = {entry.upper().decode("utf-8", "replace") for entry in _entries(state) if isinstance(entry, bytes)}
-    if not states:
-        return None
+    if not states or not states <= set(PROTOCOL_STATES):
+        return None  # what is no state is a problem of its own
     for one in match:
         subject = one.condition.subject
         if subject == "sender" and not any(name.encode() in SENDER_STATES for name in states):
@@ -138,6 +138,4 @@ def _is_under(name: bytes, domains: Iterable[bytes | str]) -> bool:
 
 
 def _entries(written: WrittenCondition) -> set[bytes | str]:
-    return {
-        entry for collection in written.collections if not isinstance(collection, Networks) for entry in collection
-    }
+    return {entry for collection in written.collections if not isinstance(collection, Networks) for entry in collection}

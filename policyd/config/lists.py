@@ -11,7 +11,8 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from policyd.config.entries import explain_entry, parse_entries
+from policyd.config.entries import parse_entries
+from policyd.config.explain import explain_entry
 from policyd.config.problems import Problem, quoted
 
 if TYPE_CHECKING:

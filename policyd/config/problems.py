@@ -75,7 +75,7 @@ class Report:
         """Takes over what another report has."""
         for problem in other.problems:
             self.add(problem)
-        for path, count in other._uncollected.items():  # noqa: SLF001 - the same class
+        for path, count in other._uncollected.items():
             self.count_more(path, count)
 
     def __bool__(self) -> bool:
@@ -100,7 +100,7 @@ class Report:
                 yield _printable(f"{problem.path}: and {more:,} more {'problem' if more == 1 else 'problems'}")
 
 
-class ConfigErrors(Exception):
+class ConfigErrors(Exception):  # noqa: N818 - it carries as many as there are
     """Settings or ruleset cannot be used. `str()` has one line for each problem, as `lines` has."""
 
     def __init__(self, report: Report) -> None:

@@ -6,15 +6,15 @@ is kept beside the ruleset (`RulesFile`) says where each thing stands in the fil
 
 from __future__ import annotations
 
-import datetime
 import hashlib
-import os
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from policyd.config.actions import ActionError, parse_action
 from policyd.config.conditions import CONDITIONS, KNOWN_VALUES, UNPROVEN
+from policyd.config.dates import parse_date
 from policyd.config.files import MAX_LIST_BYTES, MAX_RULES_BYTES, OversizedError, UnreadableError, read_file
 from policyd.config.impossible import why_impossible
 from policyd.config.lists import ListDefinition, ListFile, parse_values
@@ -25,6 +25,7 @@ from policyd.core.index import Networks, build_index
 from policyd.core.ruleset import DEFAULT_RULE, Action, Condition, Counts, Kind, Rule, Ruleset, Verb
 
 if TYPE_CHECKING:
+    import datetime
     from collections.abc import Iterator
 
     from policyd.config.conditions import ConditionType
@@ -40,7 +41,6 @@ MODES = ("enforce", "observe")
 
 NAME_PATTERN = r"[A-Za-z0-9_.-]+"
 _NAME = re.compile(NAME_PATTERN)
-_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class RulesFile:
     path: str
     rules: list[WrittenRule] = field(default_factory=list)
     lists: dict[str, ListDefinition] = field(default_factory=dict)
-    default: Action = Action(Verb.DUNNO)
+    default: Action = field(default_factory=lambda: Action(Verb.DUNNO))
     observe: bool = False
     tests: list[SelfTest] = field(default_factory=list)
     ruleset: Ruleset | None = None
@@ -135,13 +135,11 @@ class _Reader:
         default = root.get("default")
         if default is not None:
             self._prefix = "default: "
-            self._file.default = self._read_action(default) or self._file.default
+            self._file.default = self._read_action(default)[1] or self._file.default
             self._prefix = ""
         tests = root.get("tests")
         if tests is not None:
-            names = {written.rule.name for written in self._file.rules}
-            names |= self._names_of_rules(root)
-            self._file.tests = read_tests(tests, self._path, names, self._report)
+            self._file.tests = read_tests(tests, self._path, self._names_of_rules(root), self._report)
         return self._file
 
     def build(self) -> Ruleset:
@@ -176,9 +174,7 @@ class _Reader:
                         expressions[id(collection)] = len(collection)
                     elif written.condition.kind is not Kind.STATUS:
                         names[id(collection)] = len(collection)
-        return Counts(
-            len(self._file.rules), sum(networks.values()), sum(names.values()), sum(expressions.values())
-        )
+        return Counts(len(self._file.rules), sum(networks.values()), sum(names.values()), sum(expressions.values()))
 
     # --- Problems ---------------------------------------------------------------------------------------------------
 
@@ -252,7 +248,7 @@ class _Reader:
             if name == "":
                 self._add(item.value, "file: expected the name of a file, not ''")
             return
-        definition.file = self._list_file(os.path.join(os.path.dirname(self._path), name), item.value)
+        definition.file = self._list_file(str(Path(self._path).parent / name), item.value)
         if definition.file is not None and not allow_empty and not definition.file.has_entries():
             message = "has no entries, which would disarm the list; where that is meant, write allow_empty: true"
             self._report.add(Problem(definition.file.path, 1, 1, f"{self._prefix}{message}"))
@@ -280,9 +276,8 @@ class _Reader:
     def _names_of_rules(self, root: Mapping) -> set[str]:
         """The names of all rules, of those too that are wrong otherwise."""
         rules = root.get("rules")
-        names = (
-            node.get("name") for node in (rules.items if isinstance(rules, Sequence) else []) if isinstance(node, Mapping)
-        )
+        nodes = rules.items if isinstance(rules, Sequence) else []
+        names = (node.get("name") for node in nodes if isinstance(node, Mapping))
         return {name.text for name in names if isinstance(name, Scalar)}
 
     def _read_all_rules(self, root: Mapping) -> None:
@@ -308,9 +303,9 @@ class _Reader:
         """One rule; None where something is missing. `lines` has the names so far."""
         name = self._read_name(node, lines)
         self._check_keys(node, RULE_KEYS)
-        action = None
+        verb = action = None
         if (written_action := node.get("action")) is not None:
-            action = self._read_action(written_action)
+            verb, action = self._read_action(written_action)
         else:
             self._add(node, "'action' is missing")
         expires = self._read_expires(node)
@@ -322,12 +317,13 @@ class _Reader:
         if not match and "match" not in node.items:
             self._add(node, "'match' is missing; a rule needs at least one condition")
         observe = self._read_mode(node)
-        if action is None or not match:
-            return None
-        self._check_unproven(action.verb, match, exceptions)
-        impossible = why_impossible(action.verb, match)
+        if verb is not None:
+            self._check_unproven(verb, match, exceptions)
+        impossible = why_impossible(verb, match)
         if impossible is not None:
             self._add(impossible[0].key, f"match can never hold: {impossible[1]}")
+        if action is None or not match:
+            return None
         rule = Rule(
             name or "",
             number,
@@ -361,15 +357,17 @@ class _Reader:
             lines[name] = item.value.line
         return name
 
-    def _read_action(self, node: Node) -> Action | None:
+    def _read_action(self, node: Node) -> tuple[Verb | None, Action | None]:
+        """The action; where it is wrong, its verb, if that much can be read."""
         if not isinstance(node, Scalar):
-            self._add(node, f"action: expected text, not {describe(node)}; text with {{...}} in front needs quotes")
-            return None
+            self._add(node, f"action: expected text, not {describe(node)}")
+            return None, None
         try:
-            return parse_action(node.text)
+            action = parse_action(node.text)
         except ActionError as error:
             self._add(node, str(error))
-            return None
+            return error.verb, None
+        return action.verb, action
 
     def _read_mode(self, node: Mapping) -> bool:
         """Whether the mode is `observe`."""
@@ -389,9 +387,7 @@ class _Reader:
             self._add(item.value, f"expires: {quoted(text)} is no date; write it as 2027-03-31")
         return date
 
-    def _check_unproven(
-        self, verb: Verb, match: list[WrittenCondition], exceptions: list[WrittenCondition]
-    ) -> None:
+    def _check_unproven(self, verb: Verb, match: list[WrittenCondition], exceptions: list[WrittenCondition]) -> None:
         """The first principle, as far as a condition as such can break it."""
         lets_through = verb is Verb.DUNNO
         for one in match if lets_through else exceptions:
@@ -472,13 +468,3 @@ class _Reader:
             if value.text.upper() not in known and value.text.lower() not in known:
                 hint = did_you_mean(value.text.upper(), known) or f"; Postfix sends {', '.join(known)}"
                 self._add(value, f"{name}: {quoted(value.text)} can never hold{hint}")
-
-
-def parse_date(text: str) -> datetime.date | None:
-    """A date as YYYY-MM-DD; None if it is none."""
-    if not _DATE.fullmatch(text):
-        return None
-    try:
-        return datetime.date.fromisoformat(text)
-    except ValueError:
-        return None

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from policyd.config.conditions import Form
-from policyd.config.entries import explain_entry, fold_entry
+from policyd.config.dates import parse_date
+from policyd.config.entries import fold_entry
+from policyd.config.explain import explain_entry
 from policyd.config.problems import Problem, did_you_mean, quoted
 from policyd.config.syntax import Mapping, Scalar, Sequence, describe
 from policyd.core.engine import Decision, NeedsIdentity, Outcome, decide, reply_text, trace
@@ -60,7 +61,7 @@ class SelfTest:
 
 
 def read_tests(node: Node, path: str, rules: AbstractSet[str], report: Report) -> list[SelfTest]:
-    """The tests that are well formed; what is wrong with the others goes to the report. `rules` are the rules' names."""
+    """The tests that are well formed; what is wrong with others goes to the report. `rules` are the rules' names."""
     if not isinstance(node, Sequence):
         message = f"tests: expected a list of tests (given, expect), not {describe(node)}"
         report.add(Problem(path, node.line, node.column, message))
@@ -95,8 +96,10 @@ class _Reader:
         identity, today = Identity(Status.MISSING), LONG_AGO
         if isinstance(given, Mapping):
             attributes, identity, today = self._read_given(given)
+        elif given is None:
+            self._add(node, "'given' is missing")
         else:
-            self._add(given or node, "'given' is missing" if given is None else f"given: expected attributes, not {describe(given)}")
+            self._add(given, f"given: expected attributes (key: value), not {describe(given)}")
         expect = self._read_expect(node)
         rule = self._read_rule(node)
         text = self._text(node.items["text"]) if "text" in node.items else None
@@ -189,13 +192,10 @@ class _Reader:
 
     def _read_date(self, item: Item) -> datetime.date:
         text = self._text(item)
-        try:
-            if re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
-                return datetime.date.fromisoformat(text)
-        except ValueError:
-            pass  # no such day: reported below
-        self._add(item.value, f"date: {quoted(text)} is no date; write it as 2027-03-31")
-        return LONG_AGO
+        date = parse_date(text)
+        if date is None and text:
+            self._add(item.value, f"date: {quoted(text)} is no date; write it as 2027-03-31")
+        return date or LONG_AGO
 
     def _read_identity(self, given: Mapping, attributes: dict[str, bytes]) -> Identity:
         """What DNS would have said."""
@@ -228,7 +228,7 @@ class _Reader:
         item = given.items.get(key)
         if item is None:
             return ()
-        names = set()
+        names: set[bytes] = set()
         for node in self._texts(item):
             folded = fold_entry(Form.HOST_NAME, node.text.encode())
             if folded:

@@ -11,10 +11,11 @@ import ipaddress
 import os
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 import pydantic
-from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 from policyd.config.problems import Problem, did_you_mean, quoted
 from policyd.config.syntax import Item, Mapping, Scalar, Sequence, describe
@@ -71,14 +72,14 @@ def _bracketed(host: str) -> str:
 
 # --- From text to values ----------------------------------------------------------------------------------------------
 
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|m|h|d)")
+_DURATION_PATTERN = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _INET = re.compile(r"(?:\[(?P<ipv6>[^\]]*)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]+)")
 
 
 def parse_duration(text: str) -> float:
     """`5s`, `500ms`, `1.5m`, `1h`, `2d` in seconds. Raises ValueError."""
-    match = _DURATION.fullmatch(text)
+    match = _DURATION_PATTERN.fullmatch(text)
     if not match:
         raise ValueError(f"{quoted(text)} is no duration; write a number with its unit, as 500ms, 5s, 10m or 1h")
     return float(match[1]) * _SECONDS[match[2]]
@@ -182,28 +183,42 @@ def _from_text(parse: Callable[[str], T]) -> BeforeValidator:
 
     def validate(value: object) -> T | None:
         if value is not None and not isinstance(value, str):
-            raise ValueError("expected one value")  # noqa: TRY004 - pydantic collects ValueErrors
+            raise ValueError("expected one value")
         return None if value is None else parse(value)
 
     return BeforeValidator(validate)
+
+
+def _format_duration(seconds: float) -> str:
+    for unit in ("d", "h", "m", "s"):
+        if seconds >= _SECONDS[unit] and seconds % _SECONDS[unit] == 0:
+            return f"{seconds / _SECONDS[unit]:g}{unit}"
+    return f"{seconds * 1000:g}ms"
 
 
 def _text(pattern: str, *examples: str) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "pattern": pattern, "examples": list(examples)})
 
 
-Duration = Annotated[
-    float, _from_text(parse_duration), _text(r"^[0-9]+(\.[0-9]+)? ?(ms|s|m|h|d)$", "5s", "500ms", "1h")
-]
+# What validates, what an editor is told, and how a default is shown there.
+_WHOLE = _from_text(_parse_whole)
+_TRUTH = _from_text(_parse_truth)
+_DURATION = _from_text(parse_duration)
+_DURATION_TEXT = PlainSerializer(_format_duration)
+_DURATION_SCHEMA = _text(r"^[0-9]+(\.[0-9]+)? ?(ms|s|m|h|d)$", "5s", "500ms", "1h")
 Listen = Annotated[
     InetAddress | UnixAddress,
     _from_text(parse_listen),
+    PlainSerializer(str),
     _text("^(inet:.+:[0-9]+|unix:.+)$", "inet:127.0.0.1:10040", "unix:/run/policyd/policyd.sock"),
 ]
-Server = Annotated[DnsServer, _from_text(parse_dns_server), _text(".", "192.0.2.53", "127.0.0.1:10053", "[::1]:53")]
-Mode = Annotated[int, _from_text(_parse_mode), _text("^0?[0-7]{3}$", "0660")]
-Whole = Annotated[int, _from_text(_parse_whole)]
-Truth = Annotated[bool, _from_text(_parse_truth)]
+Server = Annotated[
+    DnsServer,
+    _from_text(parse_dns_server),
+    PlainSerializer(str),
+    _text(".", "192.0.2.53", "127.0.0.1:10053", "[::1]:53"),
+]
+Mode = Annotated[int, _from_text(_parse_mode), PlainSerializer("{:04o}".format), _text("^0?[0-7]{3}$", "0660")]
 Metrics = Annotated[
     InetAddress | None,
     _from_text(_parse_metrics),
@@ -239,17 +254,25 @@ class Dns:
         tuple[Server, ...], Field(description="Resolvers, as address or address:port; empty: the system's.")
     ] = ()
     lookups: Annotated[
-        Whole,
+        int,
         Field(ge=1, le=100_000, description="Clients being looked up at once; beyond it `error`, reason timeout."),
+        _WHOLE,
     ] = 2000
     timeout: Annotated[
-        Duration, Field(gt=0, le=300, description="For all that one client needs, not for one query.")
+        float,
+        Field(gt=0, le=300, description="For all that one client needs, not for one query."),
+        _DURATION,
+        _DURATION_TEXT,
+        _DURATION_SCHEMA,
     ] = 5.0
     trust_postfix: Annotated[
-        Truth,
+        bool,
         Field(description="Take a client_name other than `unknown` for verified: Postfix has checked it both ways."),
+        _TRUTH,
     ] = True
-    cache_size: Annotated[Whole, Field(ge=0, le=10_000_000, description="Clients whose answers are kept.")] = 100_000
+    cache_size: Annotated[int, Field(ge=0, le=10_000_000, description="Clients whose answers are kept."), _WHOLE] = (
+        100_000
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,15 +282,25 @@ class Limits:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     connections: Annotated[
-        Whole, Field(ge=1, le=1_000_000, description="Open at once; more are refused and logged.")
+        int, Field(ge=1, le=1_000_000, description="Open at once; more are refused and logged."), _WHOLE
     ] = 4096
     request_bytes: Annotated[
-        Whole, Field(ge=1024, le=1 << 24, description="The longest request; also what may wait during a lookup.")
+        int, Field(ge=1024, le=1 << 24, description="The longest request; also what may wait during a lookup."), _WHOLE
     ] = 65536
     idle_timeout: Annotated[
-        Duration, Field(gt=0, description="Between requests. Postfix keeps a connection for 300 s idle, 1000 s in all.")
+        float,
+        Field(gt=0, description="Between requests. Postfix keeps a connection for 300 s idle, 1000 s in all."),
+        _DURATION,
+        _DURATION_TEXT,
+        _DURATION_SCHEMA,
     ] = 3600.0
-    request_timeout: Annotated[Duration, Field(gt=0, description="From a request's first byte to its last.")] = 30.0
+    request_timeout: Annotated[
+        float,
+        Field(gt=0, description="From a request's first byte to its last."),
+        _DURATION,
+        _DURATION_TEXT,
+        _DURATION_SCHEMA,
+    ] = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,27 +350,26 @@ def read_settings(root: Node, path: str, report: Report) -> Settings | None:
             at = item.key if error["type"] == _UNKNOWN_KEY else item.value
             report.add(Problem(path, at.line, at.column, _message(error, item.value)))
         return None
-    return _joined(settings, os.path.dirname(path))
+    return _joined(settings, Path(path).parent)
 
 
 def rules_path_of(root: Node, path: str) -> str:
     """The rules file that settings name, also where they are wrong otherwise; so both can be checked in one go."""
     rules = root.get("rules") if isinstance(root, Mapping) else None
     named = rules.text if isinstance(rules, Scalar) and rules.text else Settings().rules
-    return os.path.join(os.path.dirname(path), named)
+    return str(Path(path).parent / named)
 
 
-def _joined(settings: Settings, folder: str) -> Settings:
+def _joined(settings: Settings, folder: Path) -> Settings:
     """The same with paths relative to the settings file made relative to where the user is."""
     log = settings.decision_log
     return dataclasses.replace(
         settings,
         listen=tuple(
-            UnixAddress(os.path.join(folder, one.path)) if isinstance(one, UnixAddress) else one
-            for one in settings.listen
+            UnixAddress(str(folder / one.path)) if isinstance(one, UnixAddress) else one for one in settings.listen
         ),
-        rules=os.path.join(folder, settings.rules),
-        decision_log=log if log.path == "-" else dataclasses.replace(log, path=os.path.join(folder, log.path)),
+        rules=str(folder / settings.rules),
+        decision_log=log if log.path == "-" else dataclasses.replace(log, path=str(folder / log.path)),
     )
 
 
@@ -368,7 +400,7 @@ def _find(root: Mapping, loc: tuple[str | int, ...]) -> Item:
     return item
 
 
-def _message(error: Any, node: Node) -> str:
+def _message(error: Any, node: Node) -> str:  # noqa: PLR0911 - one for each kind of error
     loc = [step for step in error["loc"] if isinstance(step, str)]
     name = ".".join(loc)
     context = error.get("ctx", {})

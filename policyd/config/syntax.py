@@ -184,7 +184,7 @@ class _Builder:
     def _add(self, event: yaml.Event, message: str) -> None:
         self._report.add(Problem(self._path, *_start(event), message))
 
-    def _check_properties(self, event: yaml.NodeEvent) -> None:
+    def _check_properties(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent) -> None:
         if event.anchor is not None:
             self._add(event, f"anchors are not supported; a value that begins with '&' needs quotes: '&{event.anchor}'")
         if event.tag is not None:
@@ -246,6 +246,7 @@ _NO_KEY = Scalar("", 0, 0, plain=False)
 
 
 def _start(event: yaml.Event) -> tuple[int, int]:
+    assert event.start_mark is not None  # the C parser marks every event
     return event.start_mark.line + 1, event.start_mark.column + 1
 
 
@@ -259,7 +260,7 @@ def _syntax_problem(error: yaml.MarkedYAMLError, text: str, path: str) -> Proble
     return Problem(path, line + 1, column + 1, f"not valid YAML: {error.problem}{hint}")
 
 
-def _hint(problem: str, written: str, column: int, construct: list[str]) -> str:
+def _hint(problem: str, written: str, column: int, construct: list[str]) -> str:  # noqa: PLR0911, PLR0912 - a list of cases
     """What the break is likely due to, judged from the parser's words and the text where it stopped."""
     here = written[column : column + 1]
     before = written[column - 1 : column] if column else ""

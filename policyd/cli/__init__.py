@@ -1,0 +1,88 @@
+"""The command line: one program, `policyd`, with a file for each group of commands.
+
+Only here are click's types known, and only here do the daemon and the tools meet. Every expected failure ends in one
+line on standard error and an exit status: 0 success, 1 the thing examined is wrong, 2 wrong usage or a file that cannot
+be read. A traceback is a bug.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from policyd import __version__
+from policyd.config import ConfigErrors
+
+# Where each command is defined. A module is imported when its command is run or when help is asked for.
+COMMANDS = {
+    "serve": "policyd.cli.daemon",
+    "check": "policyd.cli.rules",
+    "explain": "policyd.cli.rules",
+    "schema": "policyd.cli.rules",
+}
+
+
+class _Commands(click.Group):
+    """Commands by the module that defines them."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        module = COMMANDS.get(name)
+        if module is None:
+            return None
+        command = getattr(importlib.import_module(module), name.replace("-", "_"))
+        assert isinstance(command, click.Command)
+        return command
+
+
+class Failure(click.ClickException):
+    """An expected failure: lines for standard error, and the exit status."""
+
+    def __init__(self, message: str, exit_status: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_status
+
+    def show(self, file: object = None) -> None:  # noqa: ARG002 - click's signature
+        click.echo(self.message, err=True)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="policyd %(version)s")
+def policyd() -> None:
+    """A policy daemon for Postfix: reverse DNS, host name suffixes and networks against a YAML ruleset.
+
+    \b
+    policyd check --rules rules.yaml       is the ruleset right?
+    policyd explain client_address=...     what would be answered, and why?
+    policyd serve -c policyd.yaml          answer Postfix
+
+    Postfix asks it through check_policy_service in main.cf. Send SIGHUP to load new rules.
+    """
+
+
+def main() -> None:
+    """The entry point of the command `policyd`."""
+    try:
+        policyd(prog_name="policyd", standalone_mode=False)
+    except click.exceptions.Exit as end:
+        sys.exit(end.exit_code)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except ConfigErrors as errors:
+        click.echo(str(errors), err=True)
+        sys.exit(errors.exit_status)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever reads our output has enough. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

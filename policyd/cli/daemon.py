@@ -1,0 +1,39 @@
+"""`policyd serve`."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from policyd.cli import Failure
+from policyd.cli.options import rules_options
+from policyd.config.settings import parse_listen
+from policyd.daemon.main import serve as run
+from policyd.daemon.reload import LoadError
+from policyd.daemon.sockets import ListenError
+
+
+@click.command()
+@rules_options
+@click.option(
+    "--listen",
+    multiple=True,
+    metavar="ADDR",
+    help="Where to listen, instead of what the settings say: inet:127.0.0.1:10040, inet:[::1]:10040 or unix:/path. "
+    "May be given several times.",
+)
+def serve(config: str | None, rules: str | None, listen: tuple[str, ...]) -> None:
+    """Run the daemon in the foreground.
+
+    Decisions go where the settings say (decision_log; standard output by default), what happens to the daemon goes to
+    standard error. SIGHUP loads settings, rules and lists again, all or nothing; SIGTERM ends it in order.
+    """
+    try:
+        addresses = [parse_listen(address) for address in listen]
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--listen") from None
+    try:
+        run(config, rules, addresses, os.environ)
+    except (LoadError, ListenError) as error:
+        raise Failure(f"policyd: {error}", 2 if isinstance(error, ListenError) else 1) from None

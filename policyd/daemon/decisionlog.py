@@ -1,0 +1,413 @@
+"""The decision log: one line for each decision, as text or JSON, where the settings say.
+
+Promises that a line is written in the turn of the event loop that made it; that it is one line of printable ASCII of
+at most 4 KiB whatever the client or DNS said; and that a log that can't be written loses lines, counted and
+reported, and nothing else. `text_line` and `json_line` are pure: all that they show is passed in.
+
+The common line is made by one bytes format and one check that nothing in it needs an escape (about 2 us together);
+what is unusual goes the general way, which makes the same line.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import re
+import time
+from typing import TYPE_CHECKING, TypeAlias
+
+from policyd.core.identity import Status
+from policyd.core.ruleset import SENDER_STATES
+from policyd.daemon.oplog import printable
+from policyd.daemon.sinks import FileSink, StreamSink, sink_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from policyd.core.engine import Decision
+    from policyd.core.protocol import Request
+
+_log = logging.getLogger(__name__)
+
+# A line's bound, with its line end: PIPE_BUF, so that a write to a pipe is all or nothing (pipe(7)).
+MAX_LINE = 4096
+
+# How long each value may become, the first limit with which the line fits. There are at most a dozen long values,
+# so the last always fits.
+_LIMITS = (2048, 1024, 512, 256)
+
+# How often a log that loses lines is reported.
+REPORT_SECONDS = 60.0
+
+
+# --- Text ---------------------------------------------------------------------------------------------------------
+
+# Printable ASCII without blank, quotes, `<`, `>` and backslash: what stands in a text value as it is.
+_PLAIN = bytes(c for c in range(0x21, 0x7F) if c not in b"\"'<>\\")
+_TO_ESCAPE = re.compile(rb"[^%b]" % re.escape(_PLAIN))
+_TO_ESCAPE_IN_LIST = re.compile(rb"[^%b]" % re.escape(_PLAIN.replace(b",", b"")))
+_TO_ESCAPE_IN_QUOTES = re.compile(rb"[^ <>%b]" % re.escape(_PLAIN))
+
+
+def text_line(
+    time: bytes,
+    decision_id: bytes,
+    action: str,
+    request: Request,
+    decision: Decision,
+    *,
+    hostname: bytes,
+    reply: str,
+    ruleset: str,
+    dns_seconds: float,
+    seconds: float,
+) -> bytes:
+    """A decision in the style of Postfix's own log.
+
+    `time` is RFC 3339, `action` what Postfix was told and `reply` the code and text that it was sent, `hostname` the
+    verified name or `unknown`, `ruleset` the hash. `dns_seconds` is what was spent waiting for DNS, 0 where nobody waited.
+    """
+    get = request.get
+    identity = decision.identity
+    state, address, sender, recipient = get("protocol_state"), get("client_address"), get("sender"), get("recipient")
+    helo_name, instance = get("helo_name"), get("instance")
+    values = b"".join((state, address, hostname, sender, recipient, helo_name, instance))
+    if (
+        values.translate(None, _PLAIN)
+        or len(values) > _LIMITS[-1]
+        or not (recipient and helo_name and instance and address)
+        or state not in SENDER_STATES
+        or (identity is not None and identity.status is not Status.VERIFIED)
+        or get("sasl_username")
+        or get("queue_id")
+        or decision.observed
+        or dns_seconds
+        or reply
+        or action != decision.verb
+    ):
+        described = _described(
+            time,
+            decision_id,
+            action,
+            request,
+            decision,
+            hostname=hostname,
+            reply=reply,
+            ruleset=ruleset,
+            dns_seconds=dns_seconds,
+            seconds=seconds,
+        )
+        return _fit(_general_text, described)
+    return b"%b %b id=%b%b client=%b[%b]%b state=%b from=<%b> to=<%b> helo=<%b> instance=%b ruleset=%b ms=%.1f\n" % (
+        time,
+        action.encode(),
+        decision_id,
+        b"" if decision.rule is None else b" rule=" + decision.rule.name.encode(),
+        hostname,
+        address,
+        b"" if identity is None else b" rdns=verified",
+        state,
+        sender,
+        recipient,
+        helo_name,
+        instance,
+        ruleset.encode(),
+        seconds * 1000,
+    )
+
+
+def json_line(
+    time: bytes,
+    decision_id: bytes,
+    action: str,
+    request: Request,
+    decision: Decision,
+    *,
+    hostname: bytes,
+    reply: str,
+    ruleset: str,
+    dns_seconds: float,
+    seconds: float,
+) -> bytes:
+    """The same as one JSON object."""
+    described = _described(
+        time,
+        decision_id,
+        action,
+        request,
+        decision,
+        hostname=hostname,
+        reply=reply,
+        ruleset=ruleset,
+        dns_seconds=dns_seconds,
+        seconds=seconds,
+    )
+    return _fit(_general_json, described)
+
+
+Value: TypeAlias = "str | bytes | tuple[bytes, ...] | float | bool"
+
+
+def _described(
+    time: bytes,
+    decision_id: bytes,
+    action: str,
+    request: Request,
+    decision: Decision,
+    *,
+    hostname: bytes,
+    reply: str,
+    ruleset: str,
+    dns_seconds: float,
+    seconds: float,
+) -> dict[str, Value]:
+    """What both formats say, by the keys of JSON, without what has nothing to say."""
+    get = request.get
+    identity = decision.identity
+    state = get("protocol_state")
+    described: dict[str, Value | None] = {
+        "time": time,
+        "action": action,
+        "would": str(decision.verb) if decision.verb != action else None,
+        "id": decision_id,
+        "rule": decision.rule.name if decision.rule is not None else None,
+        "client_address": get("client_address"),
+        "hostname": hostname,
+        "claimed": identity.claimed if identity is not None else (),
+        "reverse_dns": str(identity.status) if identity is not None else None,
+        "dns_error": str(identity.reason) if identity is not None and identity.reason is not None else None,
+        "downgraded": decision.downgraded,
+        "protocol_state": state,
+        "sender": get("sender"),
+        "recipient": get("recipient"),
+        "helo_name": get("helo_name"),
+        "sasl_username": get("sasl_username"),
+        "instance": get("instance"),
+        "queue_id": get("queue_id"),
+        "observed": tuple(name.encode() for name in decision.observed),
+        "ruleset": ruleset,
+        "dns_ms": round(dns_seconds * 1000, 1) if dns_seconds else None,
+        "ms": round(seconds * 1000, 1),
+        "reply": reply,
+    }
+    # The null sender says something, where Postfix knows the sender; so does a decision that took no time.
+    kept = {"ms", "sender"} if state in SENDER_STATES else {"ms"}
+    return {key: value for key, value in described.items() if value or (key in kept and value is not None)}
+
+
+def _fit(formatted: Callable[[dict[str, Value], int], bytes], described: dict[str, Value]) -> bytes:
+    """The line with as little cut away as fits."""
+    for limit in _LIMITS:
+        line = formatted(described, limit)
+        if len(line) <= MAX_LINE:
+            break
+    return line
+
+
+_TEXT_KEYS = {
+    "protocol_state": "state",
+    "sender": "from",
+    "recipient": "to",
+    "helo_name": "helo",
+    "reverse_dns": "rdns",
+}
+_IN_BRACKETS = {"sender", "recipient", "helo_name"}
+
+
+def _general_text(described: dict[str, Value], limit: int) -> bytes:
+    words = []
+    for key, value in described.items():
+        match key, value:
+            case (("time" | "action"), _):
+                words.append(_escaped(value, limit))
+            case "client_address", _:
+                pass  # stands with the host name
+            case "hostname", _:
+                address = _escaped(described.get("client_address", b""), limit)
+                words.append(b"client=%b[%b]" % (_escaped(value, limit), address))
+            case "reply", _:
+                words.append(b'reply="%b"' % _escaped(value, limit, _TO_ESCAPE_IN_QUOTES))
+            case _:
+                start = _TEXT_KEYS.get(key, key).encode()
+                words.append((b"%b=<%b>" if key in _IN_BRACKETS else b"%b=%b") % (start, _escaped(value, limit)))
+    return b" ".join(words) + b"\n"
+
+
+def _escaped(value: Value, limit: int, to_escape: re.Pattern[bytes] = _TO_ESCAPE) -> bytes:
+    """A value as it stands in text, cut at so many bytes, but never within an escape."""
+    match value:
+        case bool():
+            return b"true"
+        case float():
+            return b"%.1f" % value
+        case tuple():
+            escaped = b",".join(_escaped(item, limit, _TO_ESCAPE_IN_LIST) for item in value[:limit])
+        case _:
+            raw = value.encode() if isinstance(value, str) else value
+            escaped = to_escape.sub(lambda found: b"\\x%02x" % ord(found[0]), raw[: limit + 1])
+    if len(escaped) <= limit:
+        return escaped
+    end = limit - 3
+    begun = escaped.rfind(b"\\", end - 3, end)  # an escape that would be cut: `\xNN` is four bytes
+    return escaped[: begun if begun >= 0 else end] + b"..."
+
+
+# --- JSON ---------------------------------------------------------------------------------------------------------
+
+
+def _general_json(described: dict[str, Value], limit: int) -> bytes:
+    shown = {key: _readable(value, limit) for key, value in described.items()}
+    return _dumped(shown) + b"\n"
+
+
+def _readable(value: Value, limit: int) -> str | list[str] | float | bool:
+    """A value as JSON can say it, cut where its JSON would be longer than so many bytes."""
+    match value:
+        case bytes():
+            return _cut(value[: limit + 1].decode("utf-8", "replace"), limit)
+        case str():
+            return _cut(value, limit)
+        case tuple():
+            items: list[str] = []
+            for item in value:
+                text = _cut(item[: limit + 1].decode("utf-8", "replace"), limit)
+                limit -= len(_dumped(text)) + 1
+                if limit < 0:
+                    return [*items, "..."]
+                items.append(text)
+            return items
+        case _:
+            return value
+
+
+def _cut(text: str, limit: int) -> str:
+    if len(_dumped(text)) <= limit + 2:  # its quotes are not counted
+        return text
+    text = text[: limit - 3]
+    while (excess := len(_dumped(text)) + 1 - limit) > 0:
+        text = text[: -(excess // 12 or 1)]  # a character takes at most 12 bytes: two escaped surrogates
+    return text + "..."
+
+
+def _dumped(value: object) -> bytes:
+    """JSON in ASCII. DEL is a control character too, though JSON lets it stand."""
+    return json.dumps(value, separators=(",", ":")).replace("\x7f", "\\u007f").encode("ascii")
+
+
+# --- The log itself -----------------------------------------------------------------------------------------------
+
+
+class Stamps:
+    """The time as the log writes it: RFC 3339 with milliseconds and the local offset."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._millisecond = self._second = -1
+        self._start = self._offset = self._stamp = b""
+
+    def now(self) -> bytes:
+        """The present; made anew once a millisecond, and the local time of it once a second."""
+        millisecond = int(self._clock() * 1000)
+        if millisecond != self._millisecond:
+            self._millisecond = millisecond
+            second, rest = divmod(millisecond, 1000)
+            if second != self._second:
+                self._second = second
+                local = time.localtime(second)
+                self._start = time.strftime("%Y-%m-%dT%H:%M:%S", local).encode()
+                minutes = abs(local.tm_gmtoff) // 60
+                self._offset = b"%c%02d:%02d" % (b"-+"[local.tm_gmtoff >= 0], minutes // 60, minutes % 60)
+            self._stamp = b"%b.%03d%b" % (self._start, rest, self._offset)
+        return self._stamp
+
+
+class DecisionLog:
+    """Where the lines go. `lost` counts those that could not be written.
+
+    `path` is a file or FIFO, or `-` for standard output. Call `check` once a second or so.
+    """
+
+    def __init__(self, path: str, call_soon: Callable[[Callable[[], None]], object]) -> None:
+        self.path = path
+        self.lost = 0
+        self._call_soon = call_soon
+        self._lines: list[bytes] = []
+        self._sink: FileSink | StreamSink | None = None
+        self._error = ""
+        self._unreported = 0
+        self._reported = -REPORT_SECONDS
+        self._open()
+
+    def append(self, line: bytes) -> None:
+        """Takes a line, which is written at the end of this turn of the event loop."""
+        if not self._lines:
+            self._call_soon(self.flush)
+        self._lines.append(line)
+
+    def flush(self) -> None:
+        """Writes what has been taken."""
+        if not self._lines:
+            return
+        if self._sink is None:
+            lost = len(self._lines)
+        else:
+            lost = self._sink.write(self._lines)
+            self._error = self._sink.error or self._error
+        self._lines.clear()
+        if lost:
+            self.lost += lost
+            self._unreported += lost
+
+    def check(self, now: float) -> None:
+        """Opens the file again where it was moved or removed, and reports what was lost; `now` is monotonic."""
+        if self.path != "-" and (self._sink is None or self._moved()):
+            self.reopen()
+        if self._unreported and now - self._reported >= REPORT_SECONDS:
+            self._reported = now
+            _log.error("decision log %s: %d lines lost: %s", printable(self.path), self._unreported, self._error)
+            self._unreported = 0
+
+    def reopen(self) -> None:
+        """Opens the file anew; while that fails, the old one goes on being used."""
+        if self.path != "-":
+            self.flush()
+            self._open()
+
+    def use(self, path: str) -> None:
+        """Writes to another path from now on."""
+        self.flush()
+        self.path = path
+        self._open()
+
+    def close(self) -> None:
+        """Writes what is left. Nothing may be taken after this."""
+        self.flush()
+        if self._sink is not None:
+            self._sink.close()
+            self._sink = None
+
+    def _moved(self) -> bool:
+        return isinstance(self._sink, FileSink) and not self._sink.same_file(self.path)
+
+    def _open(self) -> None:
+        try:
+            if self.path == "-":
+                sink = sink_for(1)
+            else:
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+                descriptor = os.open(self.path, flags, 0o640)  # mail addresses are nobody else's business
+                try:
+                    sink = sink_for(descriptor)
+                finally:
+                    os.close(descriptor)
+        except OSError as error:
+            problem = os.strerror(error.errno or errno.EIO)
+            if problem != self._error:
+                _log.error("decision log %s: cannot open it: %s; mail goes on", printable(self.path), problem)
+            self._error = problem
+            return
+        if self._sink is not None:
+            self._sink.close()
+        self._sink = sink

@@ -1,0 +1,315 @@
+"""The life of the daemon, from its start to its end.
+
+The order of a start matters: the loader is forked while there is neither thread nor event loop; nothing listens
+before there is a right ruleset; and readiness is told only when all sockets are open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import datetime
+import logging
+import os
+import signal
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from policyd import __version__
+from policyd.config.problems import ConfigErrors
+from policyd.daemon import metrics, sockets
+from policyd.daemon.decisionlog import DecisionLog
+from policyd.daemon.notify import Notifier
+from policyd.daemon.oplog import OperationalLog
+from policyd.daemon.reload import Loader, LoadError, release
+from policyd.daemon.resolver import Resolver
+from policyd.daemon.server import Server
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Mapping, Sequence
+
+    from policyd.config.settings import InetAddress, Settings, UnixAddress
+    from policyd.daemon.reload import Delivery
+
+_log = logging.getLogger(__name__)
+
+# How long the answers that are under way may take when the daemon is told to end: as cli.md promises.
+DRAIN_SECONDS = 5.0
+
+# Turns of the event loop until what a client had sent before the end has been read: its socket is attached in one,
+# its connection made in another, and read in the next.
+ARRIVAL_TURNS = 5
+
+# A rule's end is announced so long before (ruleset.md: `expires`).
+EXPIRY_NOTICE_DAYS = 14
+
+# Of rules that end, so many are named, once a day; a ruleset made by a program may have thousands.
+MAX_EXPIRY_LINES = 20
+
+
+def serve(
+    config_path: str | None,
+    rules_path: str | None,
+    listen: Sequence[InetAddress | UnixAddress],
+    environment: Mapping[str, str],
+) -> None:
+    """Runs the daemon until SIGTERM or SIGINT.
+
+    Raises ConfigErrors, LoadError or ListenError if it cannot start.
+    """
+    _occupy_standard_descriptors()
+    operational_log = OperationalLog(environment)
+    logging.basicConfig(handlers=[operational_log], level=logging.INFO)
+    loader = Loader(config_path, rules_path, listen)
+    try:
+        uvloop.run(_Daemon(loader, operational_log, environment).run())
+    finally:
+        loader.close()
+
+
+class _Daemon:
+    """What holds everything together from the start to the end."""
+
+    def __init__(self, loader: Loader, operational_log: OperationalLog, environment: Mapping[str, str]) -> None:
+        self._loader = loader
+        self._operational_log = operational_log
+        self._environment = environment
+        self._notifier = Notifier(environment)
+        self._counters = metrics.Counters()
+        self._ended = asyncio.Event()
+        self._reload_wanted = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """The story: load, listen, serve, drain."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._ended.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
+        delivery = await self._first_load()
+        if delivery is None:
+            return
+        await self._listen(delivery)
+        self._announce(delivery)
+        for work in (self._watch_time(), self._watch_reloads(), self._watch_watchdog()):
+            self._run_beside(work)
+        self._notifier.ready(delivery.summary)
+        await self._ended.wait()
+        await self._drain()
+
+    async def _first_load(self) -> Delivery | None:
+        """Loads; None where the daemon is told to end before that has come to its end."""
+        loading = asyncio.create_task(self._loader.load())
+        ended = asyncio.create_task(self._ended.wait())
+        await asyncio.wait((loading, ended), return_when=asyncio.FIRST_COMPLETED)
+        ended.cancel()
+        if not loading.done():
+            loading.cancel()
+            return None
+        delivery, self._slices = loading.result()
+        return delivery
+
+    async def _listen(self, delivery: Delivery) -> None:
+        """Opens all that is to be open. Raises ListenError."""
+        settings = self._settings = delivery.settings
+        logging.getLogger().setLevel(settings.log_level.upper())
+        most_connections = sockets.raise_descriptor_limit()
+        if settings.limits.connections > most_connections:
+            _log.warning(
+                "limits.connections is %d, but descriptors suffice for %d only (LimitNOFILE=, ulimit -n)",
+                settings.limits.connections,
+                most_connections,
+            )
+        self._listeners = sockets.open_listeners(settings, self._environment)
+        self._resolver = Resolver(settings.dns)
+        self._decision_log = DecisionLog(settings.decision_log.path, asyncio.get_running_loop().call_soon)
+        self._server = Server(
+            delivery.ruleset,
+            settings,
+            self._resolver,
+            self._decision_log,
+            counters=self._counters,
+            most_connections=most_connections,
+        )
+        self._page = metrics.Page(self._server, self._lines_lost, delivery.seconds)
+        self._page_server = await self._serve_metrics(settings)
+        for listener in self._listeners:
+            listener.start(asyncio.get_running_loop(), self._server.accept, self._server.complain)
+
+    def _announce(self, delivery: Delivery) -> None:
+        """Says what was started, and what looks unsafe about it."""
+        _log.info("policyd %s started: %s", __version__, delivery.summary)
+        for listener in self._listeners:
+            _log.info("listening on %s", listener.name)
+            if listener.is_reachable_from_elsewhere:
+                _log.warning(
+                    "%s can be reached from other hosts, and answers whoever asks; let a firewall see to it "
+                    "that only your Postfix does",
+                    listener.name,
+                )
+        if os.geteuid() == 0:
+            _log.warning("running as root, which policyd does not need; give it a user of its own")
+        self._announce_expiry()
+
+    def _announce_expiry(self) -> None:
+        """Names the rules that have expired or will soon: at the start, after a reload, and once a day."""
+        self._announced = self._server.today
+        notice = self._announced + datetime.timedelta(days=EXPIRY_NOTICE_DAYS)
+        ending = [rule for rule in self._server.ruleset.rules if rule.expired(notice)]
+        for rule in ending[:MAX_EXPIRY_LINES]:
+            tense = "has expired" if rule.expired(self._announced) else "expires"
+            _log.warning("rule '%s' %s on %s; remove it or set another date", rule.name, tense, rule.expires)
+        if len(ending) > MAX_EXPIRY_LINES:
+            _log.warning("%d more rules have expired or will soon", len(ending) - MAX_EXPIRY_LINES)
+
+    # --- While it serves --------------------------------------------------------------------------------------------
+
+    async def _watch_time(self) -> None:
+        """What is due once a second."""
+        while True:
+            await asyncio.sleep(1)
+            try:
+                now = monotonic()
+                self._server.sweep(now)
+                self._decision_log.check(now)
+                if self._server.today != self._announced:
+                    self._announce_expiry()
+            except Exception:  # noqa: BLE001 - the boundary of the work beside requests
+                _log.exception("a bug in policyd, please report it")
+
+    async def _watch_watchdog(self) -> None:
+        """Tells systemd that the event loop turns."""
+        while self._notifier.watchdog_seconds is not None:
+            self._notifier.watchdog()
+            await asyncio.sleep(self._notifier.watchdog_seconds)
+
+    async def _watch_reloads(self) -> None:
+        """Loads when told to. However often that was during one load, it makes one more load after it."""
+        while True:
+            await self._reload_wanted.wait()
+            self._reload_wanted.clear()
+            self._notifier.reloading()
+            try:
+                self._decision_log.reopen()
+                status = await self._reload()
+            except Exception:  # noqa: BLE001 - the boundary of the work beside requests
+                _log.exception("a bug in policyd, please report it")
+                status = "a reload failed"
+            self._notifier.ready(status)
+
+    async def _reload(self) -> str:
+        """Loads and, if all is well, puts in force. Returns the status line."""
+        old = self._server.ruleset.hash
+        try:
+            delivery, slices = await self._loader.load()
+        except (ConfigErrors, LoadError) as error:
+            self._counters.loads["failure"] += 1
+            for line in str(error).splitlines():
+                _log.error("%s", line)
+            _log.error("reload failed: ruleset %s stays in force", old)
+            return f"reload failed, ruleset {old} stays in force: {str(error).splitlines()[0]}"
+        self._counters.loads["success"] += 1
+        await self._use(delivery, slices)
+        _log.info("reloaded: %s", delivery.summary)
+        self._announce_expiry()
+        return delivery.summary
+
+    async def _use(self, delivery: Delivery, slices: list[object]) -> None:
+        """Puts a new ruleset and new settings in force, in one step as far as requests go."""
+        old, new = self._settings, delivery.settings
+        for name in ("listen", "socket_mode", "socket_owner", "socket_group"):
+            if getattr(old, name) != getattr(new, name):
+                _log.warning("%s has changed; that takes a restart of policyd", name)
+        logging.getLogger().setLevel(new.log_level.upper())
+        if new.metrics != old.metrics:
+            await self._move_metrics(new)
+        if new.decision_log.path != old.decision_log.path:
+            self._decision_log.use(new.decision_log.path)
+        old_resolver = self._resolver
+        if dataclasses.replace(new.dns, trust_postfix=old.dns.trust_postfix) != old.dns:
+            self._resolver = Resolver(new.dns)
+        self._server.use(delivery.ruleset, new, self._resolver)
+        self._counters.forget_rules(delivery.ruleset)
+        self._page.loaded(delivery.seconds)
+        # Requests that wait for DNS have the old ruleset and the old resolver for as long as that may take.
+        self._run_beside(self._retire(old.dns.timeout, self._slices, old_resolver))
+        self._settings, self._slices = new, slices
+
+    async def _retire(self, dns_timeout: float, slices: list[object], resolver: Resolver) -> None:
+        await asyncio.sleep(dns_timeout + 1)
+        if resolver is not self._resolver:
+            resolver.close()
+        await release(slices)
+
+    # --- Metrics ----------------------------------------------------------------------------------------------------
+
+    async def _serve_metrics(self, settings: Settings) -> metrics.PageServer | None:
+        """Raises ListenError."""
+        if settings.metrics is None:
+            return None
+        server = metrics.PageServer(self._page)
+        try:
+            await server.start(settings.metrics)
+        except OSError as error:
+            raise sockets.cannot_listen(settings.metrics, error) from None
+        _log.info("metrics are at http://%s/metrics", str(settings.metrics).removeprefix("inet:"))
+        return server
+
+    async def _move_metrics(self, settings: Settings) -> None:
+        try:
+            server = await self._serve_metrics(settings)
+        except sockets.ListenError as error:
+            _log.error("metrics: %s; the old address stays", error)
+            return
+        if self._page_server is not None:
+            self._page_server.close()
+        self._page_server = server
+
+    def _lines_lost(self) -> dict[str, int]:
+        return {"decision": self._decision_log.lost, "operational": self._operational_log.lost}
+
+    # --- The end ----------------------------------------------------------------------------------------------------
+
+    async def _drain(self) -> None:
+        """Stops accepting, answers what is under way, and ends."""
+        self._notifier.stopping()
+        for listener in self._listeners:
+            listener.close()
+        for task in self._tasks:
+            task.cancel()
+        for _ in range(ARRIVAL_TURNS):
+            await asyncio.sleep(0)
+        try:
+            async with asyncio.timeout(DRAIN_SECONDS):
+                await self._server.drain()
+        except TimeoutError:
+            _log.warning("%d connections did not come to their end in time", len(self._server.connections))
+            self._server.abort()
+        if self._page_server is not None:
+            self._page_server.close()
+        self._resolver.close()
+        self._decision_log.close()
+        _log.info("ended")
+        self._notifier.close()
+
+    def _run_beside(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)  # the loop itself keeps tasks by weak references only
+        task.add_done_callback(self._tasks.discard)
+
+
+def _occupy_standard_descriptors() -> None:
+    """Where standard input, output or error is closed, a socket would be opened in its place and logs written to it.
+
+    A pipe without a reader takes the place: whatever is written there fails, and is counted as lost.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            reader, writer = os.pipe()
+            os.dup2(writer, descriptor)
+            for end in {reader, writer} - {descriptor}:
+                os.close(end)

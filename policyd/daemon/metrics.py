@@ -1,0 +1,242 @@
+"""What the daemon counts, and how Prometheus gets it.
+
+Counting happens on the way of every request, so it is plain integers in `Counters`; they become metrics only when
+somebody asks (`labels().inc()` of prometheus_client takes longer than a whole lookup). Label values are words of our
+own and names of rules: nothing that a client says becomes one, so their number is bounded by the ruleset.
+
+The page is served by a few lines on the daemon's own event loop. A thread, as prometheus_client has it, would contend
+for the interpreter's lock with the requests, and starts another thread for each scraper however slow. Here the page
+is made in slices with requests between them, there are at most MAX_SCRAPERS, and each has SCRAPE_SECONDS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from bisect import bisect_left
+from collections import Counter
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from prometheus_client import generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+from policyd.core.ruleset import DEFAULT_RULE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from prometheus_client.metrics_core import Metric
+
+    from policyd.config.settings import InetAddress
+    from policyd.core.engine import Decision
+    from policyd.core.ruleset import Ruleset, Verb
+    from policyd.daemon.server import Server
+
+_log = logging.getLogger(__name__)
+
+# Upper bounds of the latency histogram, in seconds: without DNS a decision takes some 10 us, with it milliseconds to
+# seconds, and `dns.timeout` (5 s) at worst.
+LATENCY_BOUNDS = (
+    *(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005),
+    *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
+
+# A scrape every few seconds from a few collectors; more at a time than this is no scraping.
+MAX_SCRAPERS = 8
+SCRAPE_SECONDS = 10.0
+
+# The longest request head that is read; a scraper's has some hundred bytes.
+MAX_HEAD = 8192
+
+# Samples that are formatted at a time: some 5 us each.
+SLICE = 250
+
+_CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+
+
+class Counters:
+    """What connections and loads count, since the start of the daemon."""
+
+    def __init__(self) -> None:
+        self.decisions: Counter[tuple[Verb, str]] = Counter()  # what Postfix was told, and the rule
+        self.observed: Counter[str] = Counter()
+        self.latency = [0] * (len(LATENCY_BOUNDS) + 1)
+        self.latency_seconds = 0.0
+        self.accepted = 0  # connections
+        self.refused = 0
+        self.timeouts = 0  # connections closed because a request did not come to its end
+        self.protocol_errors = 0
+        self.bugs = 0
+        self.loads: Counter[str] = Counter(success=0, failure=0)
+
+    def decided(self, verb: Verb, decision: Decision, seconds: float) -> None:
+        """Counts one decision; `verb` is what Postfix was told."""
+        self.decisions[verb, decision.rule_name] += 1
+        for name in decision.observed:
+            self.observed[name] += 1
+        self.latency[bisect_left(LATENCY_BOUNDS, seconds)] += 1
+        self.latency_seconds += seconds
+
+    def forget_rules(self, ruleset: Ruleset) -> None:
+        """Drops the counts of rules that are not in the ruleset: names must not pile up over reloads."""
+        known = {rule.name for rule in ruleset.rules} | {DEFAULT_RULE}
+        for key in [key for key in self.decisions if key[1] not in known]:
+            del self.decisions[key]
+        for name in [name for name in self.observed if name not in known]:
+            del self.observed[name]
+
+
+class Page:
+    """The metrics of one daemon, as the page that Prometheus reads."""
+
+    def __init__(self, server: Server, lines_lost: Callable[[], dict[str, int]], load_seconds: float) -> None:
+        self._server = server
+        self._lines_lost = lines_lost
+        self._loaded_at = time.time()
+        self._load_seconds = load_seconds
+
+    def loaded(self, seconds: float) -> None:
+        """A new ruleset is in force, which took so long to load."""
+        self._loaded_at = time.time()
+        self._load_seconds = seconds
+
+    async def render(self) -> bytes:
+        """The page, made in slices with a turn of the event loop between them."""
+        page = []
+        for family in self._families():
+            page.append(generate_latest(_Only(family)))
+            await asyncio.sleep(0)
+        return b"".join(page)
+
+    def _families(self) -> Iterator[Metric]:
+        server, counters = self._server, self._server.counters
+        yield from _by_labels(
+            "policyd_decisions",
+            "Decisions, by what Postfix was told and by rule.",
+            ("action", "rule"),
+            {(str(verb), rule): count for (verb, rule), count in counters.decisions.items()},
+        )
+        yield from _by_labels(
+            "policyd_observed",
+            "Requests that an observed rule matched.",
+            ("rule",),
+            {(rule,): count for rule, count in counters.observed.items()},
+        )
+        latency = HistogramMetricFamily("policyd_decision_seconds", "From a request's arrival to its answer.")
+        bounds = [*map(str, LATENCY_BOUNDS), "+Inf"]
+        latency.add_metric([], list(zip(bounds, accumulate(counters.latency), strict=True)), counters.latency_seconds)
+        yield latency
+        yield from _by_labels(
+            "policyd_loads",
+            "Loads of settings and ruleset after the start.",
+            ("result",),
+            {(result,): count for result, count in counters.loads.items()},
+        )
+        ruleset = GaugeMetricFamily("policyd_ruleset", "The ruleset in force, by its hash.", labels=("hash",))
+        ruleset.add_metric([server.ruleset.hash], 1)
+        yield ruleset
+        for name, help_text, value in (
+            ("policyd_ruleset_loaded_timestamp_seconds", "When the ruleset in force was loaded.", self._loaded_at),
+            ("policyd_ruleset_load_seconds", "How long that took.", self._load_seconds),
+            ("policyd_ruleset_rules", "Rules in force.", len(server.ruleset.rules)),
+            ("policyd_connections", "Connections that are open.", len(server.connections)),
+        ):
+            yield GaugeMetricFamily(name, help_text, value=value)
+        for name, help_text, value in (
+            ("policyd_connections_accepted", "Connections taken.", counters.accepted),
+            ("policyd_connections_refused", "Connections closed at once, as there were too many.", counters.refused),
+            ("policyd_request_timeouts", "Connections closed since a request did not arrive whole.", counters.timeouts),
+            (
+                "policyd_protocol_errors",
+                "Connections closed since the client did not speak the protocol.",
+                counters.protocol_errors,
+            ),
+            ("policyd_bugs", "Connections closed because of a bug in policyd.", counters.bugs),
+        ):
+            yield CounterMetricFamily(name, help_text, value=value)
+        yield from _by_labels(
+            "policyd_log_lines_lost",
+            "Log lines that could not be written.",
+            ("log",),
+            {(log,): count for log, count in self._lines_lost().items()},
+        )
+
+
+class PageServer:
+    """Serves the page at `/metrics`, over as much of HTTP as a scraper needs (RFC 9112): one request a connection."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self._server: asyncio.Server | None = None
+        self._scrapers = 0
+
+    async def start(self, address: InetAddress) -> None:
+        """Listens. Raises OSError."""
+        self._server = await asyncio.start_server(self._serve, address.host, address.port, limit=MAX_HEAD)
+
+    def close(self) -> None:
+        """Stops listening; scrapes under way come to their end."""
+        if self._server is not None:
+            self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._scrapers >= MAX_SCRAPERS:
+            writer.transport.abort()
+            return
+        self._scrapers += 1
+        try:
+            async with asyncio.timeout(SCRAPE_SECONDS):
+                head = await reader.readuntil(b"\r\n\r\n")
+                writer.write(await self._answer(head))
+                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
+        except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+            _log.debug("metrics: a scrape came to nothing: %s", type(error).__name__)
+        except Exception:  # noqa: BLE001 - the boundary of a scrape
+            _log.exception("metrics: a bug in policyd, please report it")
+        finally:
+            self._scrapers -= 1
+            writer.transport.abort()
+
+    async def _answer(self, head: bytes) -> bytes:
+        method, _, rest = head.partition(b" ")
+        path = rest.partition(b" ")[0].partition(b"?")[0]
+        if path != b"/metrics":
+            return _response(b"404 Not Found", b"text/plain", b"metrics are at /metrics\n")
+        if method not in {b"GET", b"HEAD"}:
+            return _response(b"405 Method Not Allowed", b"text/plain", b"only GET is served\n")
+        page = await self._page.render()
+        response = _response(b"200 OK", _CONTENT_TYPE, page)
+        return response if method == b"GET" else response[: -len(page)]
+
+
+class _Only:
+    """A collector of one family, for `generate_latest`."""
+
+    def __init__(self, family: Metric) -> None:
+        self._family = family
+
+    def collect(self) -> Iterable[Metric]:
+        """The family."""
+        return [self._family]
+
+
+def _by_labels(
+    name: str, help_text: str, labels: tuple[str, ...], counts: dict[tuple[str, ...], int]
+) -> Iterator[Metric]:
+    family = CounterMetricFamily(name, help_text, labels=labels)
+    for values, count in counts.items():
+        family.add_metric(values, count)
+    yield family
+
+
+def _response(status: bytes, content_type: bytes, body: bytes) -> bytes:
+    return b"HTTP/1.1 %b\r\nContent-Type: %b\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (
+        status,
+        content_type,
+        len(body),
+        body,
+    )

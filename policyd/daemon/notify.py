@@ -1,0 +1,77 @@
+"""Words to systemd, by the protocol of sd_notify(3): one datagram each, to the socket that NOTIFY_SOCKET names.
+
+Promises to do nothing where there is no such socket, and never to block or fail: a word that cannot be said is
+worth a line in the operational log, once, and no more.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_log = logging.getLogger(__name__)
+
+
+class Notifier:
+    """Speaks for this process, as the environment of its start says."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._socket: socket.socket | None = None
+        self.watchdog_seconds = _watchdog_seconds(environment)
+        address = environment.get("NOTIFY_SOCKET", "")
+        if address.startswith(("/", "@")):
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+            self._address = "\0" + address[1:] if address[0] == "@" else address  # `@`: unix(7), abstract
+        elif address:
+            _log.warning("NOTIFY_SOCKET=%r is neither a path nor an abstract socket; not telling anyone", address)
+
+    def ready(self, status: str) -> None:
+        """The daemon serves, with what `status` (one line) says."""
+        self._say("READY=1", f"STATUS={status}")
+
+    def reloading(self) -> None:
+        """A reload has begun; `ready` ends it. The time is what Type=notify-reload asks for."""
+        self._say("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def status(self, status: str) -> None:
+        """A new status line, without more."""
+        self._say(f"STATUS={status}")
+
+    def stopping(self) -> None:
+        """The daemon is about to end."""
+        self._say("STOPPING=1", "STATUS=answering what is in flight")
+
+    def watchdog(self) -> None:
+        """The daemon is alive; due at least every `watchdog_seconds`."""
+        self._say("WATCHDOG=1")
+
+    def close(self) -> None:
+        """Nothing more will be said."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _say(self, *assignments: str) -> None:
+        if self._socket is None:
+            return
+        try:
+            self._socket.sendto("\n".join(assignments).encode(), self._address)
+        except BlockingIOError:
+            _log.warning("systemd does not read its notifications; lost: %s", assignments[0])
+        except OSError as error:
+            _log.warning("cannot notify systemd (%s); not trying again", error.strerror)
+            self.close()
+
+
+def _watchdog_seconds(environment: Mapping[str, str]) -> float | None:
+    """Half of what sd_watchdog_enabled(3) allows between two signs of life; None where nobody waits for them."""
+    microseconds = environment.get("WATCHDOG_USEC", "")
+    if not microseconds.isdigit() or environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    return int(microseconds) / 2e6 or None

@@ -1,0 +1,109 @@
+"""The operational log: what the daemon says of itself, on standard error, one line for each event.
+
+Under systemd a line begins with its priority (sd-daemon(3)) and has no time, since the journal adds one; elsewhere
+it begins with the local time. A traceback, which only a bug produces, is the one thing of more than one line.
+
+Promises never to hold up the daemon: a line that standard error does not take at once is lost and counted. Control
+characters are escaped, whoever they come from; what a client says is to be cut too (`shown`).
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from policyd.daemon.sinks import sink_for
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# sd-daemon(3): the syslog priorities.
+_PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+
+
+class OperationalLog(logging.Handler):
+    """Writes log records to standard error. `lost` counts lines that it did not take."""
+
+    def __init__(self, environment: Mapping[str, str], descriptor: int = 2) -> None:
+        super().__init__()
+        self._sink = sink_for(descriptor)
+        self._journal = _is_journal(environment, descriptor)
+        self.lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes one record."""
+        try:
+            self.lost += self._sink.write(self._lines(record))
+        except Exception:  # noqa: BLE001 - as in logging.Handler: a bad log call must not become a fault of the caller
+            self.handleError(record)
+
+    def _lines(self, record: logging.LogRecord) -> list[bytes]:
+        lines = [record.getMessage()]
+        if record.exc_info:
+            lines += logging.Formatter().formatException(record.exc_info).splitlines()
+        priority = _PRIORITIES.get(record.levelno, 6)
+        if self._journal:
+            start = f"<{priority}>"
+        else:
+            start = f"{_local_time(record.created)} policyd[{record.process}]: {record.levelname.lower()}: "
+        return [f"{start}{printable(line)}\n".encode("utf-8", "backslashreplace") for line in lines]
+
+
+class Throttled:
+    """Says something at most once in so many seconds, with how often it happened meanwhile.
+
+    Call `happened` each time, and `tell` now and then: the first gets its line at once, those after it one line
+    together when the time is over.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._told = -seconds
+        self._untold = 0
+        self._last = ""
+
+    def happened(self, message: str, now: float) -> str | None:
+        """What to say at once, or nothing."""
+        if not self._untold and now - self._told >= self._seconds:
+            self._told = now
+            return message
+        self._untold += 1
+        self._last = message
+        return None
+
+    def tell(self, now: float) -> str | None:
+        """What has been kept back and may be said by now; `now` in seconds of the monotonic clock."""
+        if not self._untold or now - self._told < self._seconds:
+            return None
+        count, self._untold, self._told = self._untold, 0, now
+        return self._last if count == 1 else f"{self._last} ({count} times since the last such line)"
+
+
+def shown(value: bytes, limit: int = 80) -> str:
+    """What somebody else said, short and in printable ASCII, for a message."""
+    text = printable(value[:limit].decode("ascii", "backslashreplace"))
+    return text if len(value) <= limit else text + "..."
+
+
+def printable(text: str) -> str:
+    """The text with line breaks, control and bidirectional characters escaped: one line, harmless to a terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def _is_journal(environment: Mapping[str, str], descriptor: int) -> bool:
+    """Whether the descriptor leads to the journal (systemd.exec(5), JOURNAL_STREAM)."""
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return False
+    return environment.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def _local_time(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).astimezone().isoformat(timespec="milliseconds")

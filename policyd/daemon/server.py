@@ -1,0 +1,338 @@
+"""Connections: bytes in, decisions out.
+
+Each connection is a thin asyncio `Protocol` around the parser of `policyd.core.protocol`. A request that needs no
+DNS is decided, answered and logged inside `data_received`, with no task and no await. One that does is finished by
+the connection's one task; what arrives meanwhile waits in order. The ruleset object that a request meets first is
+the one that decides it, whatever is loaded meanwhile.
+
+Promises that no connection is closed because of a reload; that everything a client can grow is bounded; and that a
+bug costs one connection, with a traceback in the operational log and no answer, which is what the protocol asks for
+(https://www.postfix.org/SMTPD_POLICY_README.html). Listening is left to `policyd.daemon.sockets`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import logging
+from time import monotonic
+from typing import TYPE_CHECKING, cast
+
+from policyd.core.engine import NEEDS_IDENTITY, decide, reply_text, trusted_identity
+from policyd.core.protocol import Layouts, ProtocolError, RequestParser, encode_reply
+from policyd.core.ruleset import Verb
+from policyd.daemon.decisionlog import Stamps, json_line, text_line
+from policyd.daemon.ids import DecisionIds
+from policyd.daemon.oplog import Throttled
+
+if TYPE_CHECKING:
+    import socket
+
+    from policyd.config.settings import Settings
+    from policyd.core.engine import Decision
+    from policyd.core.identity import Identity
+    from policyd.core.protocol import Request
+    from policyd.core.ruleset import Ruleset
+    from policyd.daemon.decisionlog import DecisionLog
+    from policyd.daemon.metrics import Counters
+    from policyd.daemon.resolver import Resolver
+
+_log = logging.getLogger(__name__)
+
+# Bytes of answers that a client has not read. An answer is at most 220 bytes, and Postfix waits for each before it
+# asks again; whoever lets so many pile up will never read them.
+UNREAD_ANSWERS = 65536
+
+# How often the same kind of complaint about clients is logged: a storm of them must not fill the log.
+COMPLAINT_SECONDS = 1.0
+
+
+class Server:
+    """What all connections share: the ruleset in force, the limits, and where answers are logged and counted."""
+
+    def __init__(
+        self,
+        ruleset: Ruleset,
+        settings: Settings,
+        resolver: Resolver,
+        decision_log: DecisionLog,
+        *,
+        counters: Counters,
+        most_connections: int,
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.counters = counters
+        self.decision_log = decision_log
+        self.ids = DecisionIds()
+        self.stamps = Stamps()
+        self.layouts = Layouts()
+        self.connections: set[Connection] = set()
+        self.draining = False
+        self._drained = asyncio.Event()
+        self._attaching: set[asyncio.Task[None]] = set()
+        self._most_connections = most_connections
+        self._complaints: dict[str, Throttled] = {}
+        self.use(ruleset, settings, resolver)
+
+    def use(self, ruleset: Ruleset, settings: Settings, resolver: Resolver) -> None:
+        """Puts these in force for every request from now on, between two requests; no connection notices."""
+        self.ruleset = ruleset
+        self.resolver = resolver
+        self.line = json_line if settings.decision_log.format == "json" else text_line
+        self.trust_postfix = settings.dns.trust_postfix
+        self.limits = settings.limits
+        self.patience = min(settings.limits.idle_timeout, settings.limits.request_timeout)
+        self.today = _today()
+
+    def accept(self, accepted: socket.socket, peer: str) -> None:
+        """Takes a connection that a listener has accepted, or closes it where there are too many."""
+        most = min(self.limits.connections, self._most_connections)
+        if len(self.connections) >= most:
+            accepted.close()
+            self.counters.refused += 1
+            self.complain("refused", f"{peer}: refused: {most} connections are open (limits.connections)")
+            return
+        self.counters.accepted += 1
+        connection = Connection(self, peer)
+        self.connections.add(connection)
+        task = self.loop.create_task(self._attach(connection, accepted))
+        self._attaching.add(task)  # the loop itself keeps tasks by weak references only
+        task.add_done_callback(self._attaching.discard)
+
+    def sweep(self, now: float) -> None:
+        """Ends what has lasted too long; due once a second, `now` on the monotonic clock.
+
+        One pass over all connections takes less than a timer for each: 0.1 ms for 1,000 of them.
+        """
+        self.today = _today()
+        before = now - self.patience
+        for connection in [each for each in self.connections if each.since < before]:
+            connection.check(now)
+        for complaint in self._complaints.values():
+            message = complaint.tell(now)
+            if message is not None:
+                _log.warning("%s", message)
+
+    def complain(self, kind: str, message: str, *, bug: bool = False) -> None:
+        """Logs what is wrong with a client, or with us: of each kind one line a second, with a count."""
+        complaint = self._complaints.setdefault(kind, Throttled(COMPLAINT_SECONDS))
+        if (said := complaint.happened(message, monotonic())) is not None:
+            _log.log(logging.ERROR if bug else logging.WARNING, "%s", said, exc_info=bug)
+
+    async def drain(self) -> None:
+        """Closes each connection as soon as no request is under way on it. Comes back when none is left."""
+        self.draining = True
+        for connection in list(self.connections):
+            connection.close_if_idle()
+        if self.connections:
+            await self._drained.wait()
+
+    def lose(self, connection: Connection) -> None:
+        """Forgets a connection that has ended."""
+        self.connections.discard(connection)
+        if self.draining and not self.connections:
+            self._drained.set()
+
+    def abort(self) -> None:
+        """Ends every connection at once."""
+        for connection in list(self.connections):
+            connection.abort()
+
+    async def _attach(self, connection: Connection, accepted: socket.socket) -> None:
+        try:
+            await self.loop.connect_accepted_socket(lambda: connection, accepted)
+        except Exception:  # noqa: BLE001 - the boundary of the accept
+            accepted.close()
+            self.lose(connection)
+            self.counters.bugs += 1
+            self.complain("bug", f"{connection.peer}: a bug in policyd, please report it; closed", bug=True)
+
+
+class Connection(asyncio.Protocol):
+    """One connection of one Postfix process."""
+
+    __slots__ = (
+        "_closing",
+        "_parser",
+        "_partial",
+        "_server",
+        "_task",
+        "_transport",
+        "peer",
+        "since",
+    )
+
+    def __init__(self, server: Server, peer: str) -> None:
+        self._server = server
+        self.peer = peer
+        self._parser = RequestParser(server.limits.request_bytes, server.layouts)
+        self._transport: asyncio.Transport | None = None
+        self._task: asyncio.Task[None] | None = None  # waits for DNS; later requests wait behind it
+        self._partial = False  # part of a request has arrived
+        self._closing = False
+        self.since = monotonic()  # the first byte of the request under way or, without one, the last answer
+
+    # --- The event loop calls these ---------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection is ours."""
+        transport = self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+        transport.set_write_buffer_limits(high=UNREAD_ANSWERS)
+        if self._closing:
+            transport.abort()
+
+    def data_received(self, received: bytes) -> None:
+        """The fast path: everything that needs no DNS happens here."""
+        arrived = monotonic()
+        if not self._partial:
+            self.since = arrived
+        try:
+            self._parser.receive_data(received)
+            if self._task is None:
+                self._answer_requests(arrived)
+            elif self._parser.pending > (most := self._server.limits.request_bytes):
+                self._refuse(ProtocolError(f"more than {most} bytes sent ahead of an answer"))
+        except ProtocolError as error:
+            self._refuse(error)
+        except Exception:  # noqa: BLE001 - the boundary of the fast path
+            self._fail()
+
+    def pause_writing(self) -> None:
+        """The client sends requests and reads no answers."""
+        self._server.complain("unread", f"{self.peer}: does not read its answers; closed")
+        self.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone away, or we have closed."""
+        self._closing = True
+        self._server.lose(self)
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    # --- The server calls these -------------------------------------------------------------------------------------
+
+    def check(self, now: float) -> None:
+        """Ends the connection if its time is over. While it waits for DNS, the resolver's deadline counts."""
+        limits, age = self._server.limits, now - self.since
+        if self._task is not None:
+            return
+        if self._partial and age > limits.request_timeout:
+            self._server.counters.timeouts += 1
+            self._server.complain("slow", f"{self.peer}: sent part of a request and no more for {age:.0f} s; closed")
+            self.abort()
+        elif not self._partial and age > limits.idle_timeout:
+            _log.debug("%s: idle for %.0f s; closed", self.peer, age)
+            self.close_if_idle()
+
+    def close_if_idle(self) -> None:
+        """Closes the connection unless a request is under way."""
+        if self._task is None and not self._partial and self._transport is not None:
+            self._closing = True
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Closes the connection, whatever is under way."""
+        self._closing = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    # --- One request ------------------------------------------------------------------------------------------------
+
+    def _answer_requests(self, arrived: float) -> None:
+        """Answers, in order, the requests that have arrived whole, up to one that needs DNS."""
+        server = self._server
+        next_request = self._parser.next_request
+        while not self._closing and (request := next_request()) is not None:
+            ruleset = server.ruleset
+            identity = trusted_identity(request) if server.trust_postfix else None
+            decision = decide(ruleset, request, identity, server.today)
+            if decision is NEEDS_IDENTITY:
+                identity = server.resolver.cached(request.get("client_address"))
+                if identity is None:
+                    self._task = server.loop.create_task(self._answer_later(ruleset, request, arrived))
+                    return
+                decision = decide(ruleset, request, identity, server.today)
+                assert decision is not NEEDS_IDENTITY
+            self._answer(ruleset, request, decision, identity, arrived=arrived, dns_seconds=0.0)
+            self.since = arrived
+        self._partial = self._parser.pending > 0
+        if server.draining:
+            self.close_if_idle()
+
+    async def _answer_later(self, ruleset: Ruleset, request: Request, arrived: float) -> None:
+        """The slow path: asks DNS, then decides by the ruleset that the request met first."""
+        server = self._server
+        claimed = request.get("reverse_client_name") if server.trust_postfix else b""
+        try:
+            asked = monotonic()
+            identity = await server.resolver.identity(request.get("client_address"), claimed)
+            waited = monotonic() - asked
+            decision = decide(ruleset, request, identity, server.today)
+            assert decision is not NEEDS_IDENTITY
+            self._task = None
+            if self._closing:
+                return
+            self._answer(ruleset, request, decision, identity, arrived=arrived, dns_seconds=waited)
+            self.since = monotonic()
+            self._answer_requests(self.since)
+        except ProtocolError as error:
+            self._refuse(error)
+        except Exception:  # noqa: BLE001 - the boundary of the slow path
+            self._fail()
+
+    def _answer(
+        self,
+        ruleset: Ruleset,
+        request: Request,
+        decision: Decision,
+        identity: Identity | None,
+        *,
+        arrived: float,
+        dns_seconds: float,
+    ) -> None:
+        """Logs, counts and sends one decision."""
+        server = self._server
+        decision_id = next(server.ids)
+        hostname = identity.verified[0] if identity is not None and identity.verified else None
+        verb, text = decision.verb, ""
+        if ruleset.observe:
+            verb = Verb.DUNNO
+        elif verb is not Verb.DUNNO:
+            text = reply_text(decision, request, hostname, decision_id.decode())
+        seconds = monotonic() - arrived
+        server.decision_log.append(
+            server.line(
+                server.stamps.now(),
+                decision_id,
+                verb,
+                request,
+                decision,
+                hostname=hostname or b"unknown",
+                reply=text,
+                ruleset=ruleset.hash,
+                dns_seconds=dns_seconds,
+                seconds=seconds,
+            )
+        )
+        server.counters.decided(verb, decision, seconds)
+        assert self._transport is not None
+        self._transport.write(encode_reply(verb, text))
+
+    # --- When something is wrong ------------------------------------------------------------------------------------
+
+    def _refuse(self, error: ProtocolError) -> None:
+        """The client does not speak the protocol: one log line, and the end, as there is no way to answer."""
+        self._server.counters.protocol_errors += 1
+        self._server.complain("protocol", f"{self.peer}: {error}; closed")
+        self.abort()
+
+    def _fail(self) -> None:
+        """A bug: its traceback, and the end without an answer; Postfix asks again and then takes its default."""
+        self._server.counters.bugs += 1
+        self._server.complain("bug", f"{self.peer}: a bug in policyd, please report it; closed", bug=True)
+        self.abort()
+
+
+def _today() -> datetime.date:
+    return datetime.datetime.now(datetime.UTC).date()

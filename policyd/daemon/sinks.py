@@ -1,0 +1,131 @@
+"""Writing lines to a descriptor without ever waiting for whoever reads it.
+
+A regular file takes the lines of one turn in a single append. Everything else (a pipe, a socket, a terminal) takes
+each line in a write of its own and must not hold up the event loop, so what it does not take at once is lost.
+Whoever writes is told how many lines were lost and why, and reports it. A sink works on a descriptor of its own; the
+one that it was made from may be closed.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import socket
+import stat
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+class FileSink:
+    """Appends to a regular file."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = os.dup(descriptor)
+        # Standard output may lead to a file without it (`> file`), and the lines of two processes would mix.
+        flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
+        fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags | os.O_APPEND)
+        self._torn = False  # the file ends within a line, because the disk was full there
+        self.error = ""  # why lines were lost the last time
+
+    def write(self, lines: Sequence[bytes]) -> int:
+        """Appends the lines in one write. Returns how many were lost."""
+        start = b"\n" if self._torn else b""
+        block = start + b"".join(lines)
+        try:
+            written = os.write(self._descriptor, block)
+        except OSError as error:
+            self.error = os.strerror(error.errno or errno.EIO)
+            return len(lines)
+        if written == len(block):
+            self._torn = False
+            return 0
+        self.error = os.strerror(errno.ENOSPC)  # what a short write to a file means
+        self._torn = block[written - 1 : written] != b"\n" if written else self._torn
+        return len(lines) - block.count(b"\n", len(start), written)
+
+    def same_file(self, path: str) -> bool:
+        """Whether the path still leads to this file."""
+        try:
+            return os.path.samestat(os.stat(path), os.fstat(self._descriptor))  # noqa: PTH116 - pathlib adds nothing
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        """Nothing more will be written."""
+        os.close(self._descriptor)
+
+
+class StreamSink:
+    """Writes to a pipe, a socket, a terminal or another device, one line at a time, without waiting."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._send, self._close = _sender(descriptor)
+        self._rest = b""  # of a line that was taken in part
+        self.error = ""  # why lines were lost the last time
+
+    def write(self, lines: Sequence[bytes]) -> int:
+        """Writes each line, as far as there is room. Returns how many were lost."""
+        lost = 0
+        for line in lines:
+            try:
+                if self._rest:
+                    self._rest = self._rest[self._send(self._rest) :]
+                if self._rest:
+                    self.error = _TOO_SLOW
+                    lost += 1
+                else:
+                    self._rest = line[self._send(line) :]
+            except BlockingIOError:
+                self.error = _TOO_SLOW
+                lost += 1
+            except OSError as error:
+                self.error = os.strerror(error.errno or errno.EIO)
+                self._rest = b""  # another reader must not begin within a line
+                lost += 1
+        return lost
+
+    def close(self) -> None:
+        """Nothing more will be written."""
+        self._close()
+
+
+_TOO_SLOW = "whoever reads it is too slow"
+
+
+def sink_for(descriptor: int) -> FileSink | StreamSink:
+    """The right sink for what a descriptor leads to. Raises OSError where it is closed."""
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return FileSink(descriptor)
+    return StreamSink(descriptor)
+
+
+def _sender(descriptor: int) -> tuple[Callable[[bytes], int], Callable[[], None]]:
+    """How to write without blocking, and how to end it.
+
+    O_NONBLOCK belongs to the open file, not to the descriptor, and standard output is shared with the shell and
+    whatever else it started; so it is never set on what was inherited.
+    """
+    if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+        connection = socket.socket(fileno=os.dup(descriptor))
+        return (
+            lambda line: connection.send(line, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL),
+            connection.close,
+        )
+    try:
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        own = os.open(f"/proc/self/fd/{descriptor}", flags)
+    except OSError:  # another user's terminal, or no /proc: ask before each write instead
+        own = os.dup(descriptor)
+        writable = select.poll()
+        writable.register(own, select.POLLOUT)
+
+        def write_if_ready(line: bytes) -> int:
+            # A pipe that is writable takes PIPE_BUF bytes at once (pipe(7)); a decision is never longer.
+            return os.write(own, line[: select.PIPE_BUF]) if writable.poll(0) else 0
+
+        return write_if_ready, lambda: os.close(own)
+    return lambda line: os.write(own, line), lambda: os.close(own)

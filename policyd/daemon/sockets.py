@@ -1,0 +1,290 @@
+"""Listening sockets: `inet:HOST:PORT`, `unix:/path`, and those that systemd passes in.
+
+Promises that a unix socket has its owner, group and mode before anybody can connect to it; that a socket which
+another process serves is never taken away from it; and that a connection is never dropped without a line in the log:
+where descriptors run out, clients wait in the kernel's queue.
+
+uvloop's own `create_server` is not used, since it replaces a live unix socket without a word, drops connections
+without a word when descriptors run out, and gives up listening for good after any other error of accept(2).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import grp
+import ipaddress
+import logging
+import os
+import pwd
+import resource
+import socket
+import stat
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from policyd.config.settings import InetAddress, UnixAddress
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterator, Mapping
+
+    from policyd.config.settings import Settings
+
+    Accepted = Callable[[socket.socket, str], None]
+    Complain = Callable[[str, str], None]
+
+_log = logging.getLogger(__name__)
+
+# Connections that the kernel keeps for us while we are busy. Postfix may open one for each of some hundred smtpd
+# processes in one moment; the kernel lowers this to net.core.somaxconn (listen(2)).
+BACKLOG = 4096
+
+# Connections taken in one turn of the event loop, so that a storm of them does not hold up requests.
+ACCEPTS_A_TURN = 64
+
+# How long to wait before the next accept(2) after one that failed for want of descriptors or memory.
+RETRY_SECONDS = 0.1
+
+# Descriptors kept for everything that is no connection: listeners, logs, DNS, metrics, reading files.
+SPARE_DESCRIPTORS = 64
+
+# sd_listen_fds(3): the first descriptor passed.
+_FIRST_PASSED = 3
+
+
+class ListenError(Exception):
+    """A listener cannot be had: a message for the person who configured it."""
+
+
+class Listener:
+    """One listening socket. `name` is how it is written in the settings (`inet:127.0.0.1:10040`).
+
+    `path` is the file of a unix socket that was made for this listener, which removes it in the end.
+    """
+
+    def __init__(self, listening: socket.socket, name: str, path: Path | None = None) -> None:
+        listening.settimeout(0)
+        if listening.family != socket.AF_UNIX:
+            # Accepted connections inherit it. An answer is one small packet that nothing follows.
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.name = name
+        self._socket = listening
+        self._path = path
+        self._file = path.stat() if path is not None else None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._retry: asyncio.TimerHandle | None = None
+
+    @property
+    def is_reachable_from_elsewhere(self) -> bool:
+        """Whether other hosts may connect."""
+        if self._socket.family == socket.AF_UNIX:
+            return False
+        host = ipaddress.ip_address(self._socket.getsockname()[0].partition("%")[0])
+        return not host.is_loopback
+
+    def start(self, loop: asyncio.AbstractEventLoop, accepted: Accepted, complain: Complain) -> None:
+        """Accepts connections from now on, and passes each on with a description of its peer."""
+        self._loop = loop
+        self._accepted = accepted
+        self._complain = complain
+        loop.add_reader(self._socket.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Stops accepting. A socket that systemd passed goes on collecting connections for the next process."""
+        if self._retry is not None:
+            self._retry.cancel()
+        elif self._loop is not None:
+            self._loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+        if self._path is not None and self._file is not None:
+            try:
+                if os.path.samestat(self._path.stat(), self._file):  # not a successor's
+                    self._path.unlink()
+            except OSError as error:
+                _log.warning("%s: cannot remove the socket: %s", self.name, error.strerror)
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTS_A_TURN):
+            try:
+                accepted, address = self._socket.accept()
+            except BlockingIOError:
+                return
+            except ConnectionAbortedError:
+                continue  # the client has gone already
+            except OSError as error:
+                self._pause(error)
+                return
+            accepted.settimeout(0)
+            self._accepted(accepted, _endpoint(address) if address else self.name)
+
+    def _pause(self, error: OSError) -> None:
+        """Leaves new clients in the kernel's queue for a moment; trying on at once would take all of the CPU."""
+        assert self._loop is not None
+        self._complain("accept", f"{self.name}: cannot accept: {error.strerror}; clients wait")
+        self._loop.remove_reader(self._socket.fileno())
+        self._retry = self._loop.call_later(RETRY_SECONDS, self._resume)
+
+    def _resume(self) -> None:
+        assert self._loop is not None
+        self._retry = None
+        self._loop.add_reader(self._socket.fileno(), self._accept)
+
+
+def open_listeners(settings: Settings, environment: Mapping[str, str]) -> list[Listener]:
+    """The sockets that systemd has passed or, where it has not, those of the settings.
+
+    Raises ListenError, with nothing left open.
+    """
+    listeners: list[Listener] = []
+    try:
+        for descriptor in _passed(environment):
+            listeners.append(_adopt(descriptor))  # noqa: PERF401 - what has been opened must be known when one fails
+        if not listeners:
+            for address in settings.listen:
+                if isinstance(address, UnixAddress):
+                    listeners.append(_listen_unix(address, settings))
+                else:
+                    listeners.extend(_listen_inet(address))
+    except ListenError:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
+
+
+def raise_descriptor_limit() -> int:
+    """Raises RLIMIT_NOFILE as far as it goes. Returns how many connections that leaves room for."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard - SPARE_DESCRIPTORS
+
+
+def _passed(environment: Mapping[str, str]) -> range:
+    """The descriptors that are meant for this process (sd_listen_fds(3))."""
+    if environment.get("LISTEN_PID") != str(os.getpid()):
+        return range(0)
+    count = environment.get("LISTEN_FDS", "")
+    return range(_FIRST_PASSED, _FIRST_PASSED + int(count)) if count.isdigit() else range(0)
+
+
+def _adopt(descriptor: int) -> Listener:
+    try:
+        listening = socket.socket(fileno=descriptor)
+        listening.set_inheritable(False)
+        is_listening = listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as error:
+        raise ListenError(f"descriptor {descriptor} from systemd is no socket: {error.strerror}") from None
+    if listening.type != socket.SOCK_STREAM or not is_listening:
+        raise ListenError(f"descriptor {descriptor} from systemd is no listening stream socket (use ListenStream=)")
+    address = listening.getsockname()
+    name = f"unix:{address}" if listening.family == socket.AF_UNIX else f"inet:{_endpoint(address)}"
+    return Listener(listening, name)
+
+
+def _listen_inet(address: InetAddress) -> list[Listener]:
+    """A listener for each address of the host: `localhost` may have two."""
+    listeners: list[Listener] = []
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, place in found:
+            listening = socket.socket(family, kind, protocol)
+            listeners.append(Listener(listening, str(address)))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listening.bind(place)
+            listening.listen(BACKLOG)
+    except OSError as error:
+        for listener in listeners:
+            listener.close()
+        raise cannot_listen(address, error) from None
+    return listeners
+
+
+def _listen_unix(address: UnixAddress, settings: Settings) -> Listener:
+    owner = _number("owner", settings.socket_owner, lambda name: pwd.getpwnam(name).pw_uid)
+    group = _number("group", settings.socket_group, lambda name: grp.getgrnam(name).gr_gid)
+    path = Path(address.path)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with _alone_in(path.parent):
+            _clear(address)
+            umask = os.umask(0o177)  # nobody but us, until the owner and mode are right
+            try:
+                listening.bind(address.path)
+            finally:
+                os.umask(umask)
+            if (owner, group) != (-1, -1):  # a sandbox may forbid chown(2) as such
+                os.chown(path, owner, group)
+            path.chmod(settings.socket_mode)
+            listening.listen(BACKLOG)  # only now can anybody connect
+            return Listener(listening, str(address), path)
+    except OSError as error:
+        listening.close()
+        raise cannot_listen(address, error) from None
+    except ListenError:
+        listening.close()
+        raise
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Of two daemons that start at a time, one after the other: both would take the same stale socket away."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def cannot_listen(address: InetAddress | UnixAddress, error: OSError) -> ListenError:
+    """The error to raise where an address cannot be had."""
+    match error.errno:
+        case errno.EADDRINUSE:
+            advice = "; is policyd running already?"
+        case errno.EACCES | errno.EPERM:
+            advice = "; it needs another user or another place"
+        case _:
+            advice = ""
+    return ListenError(f"cannot listen on {address}: {error.strerror or error}{advice}")
+
+
+def _clear(address: UnixAddress) -> None:
+    """Removes the socket of a process that is gone. Raises ListenError for anything else that stands there."""
+    path = Path(address.path)
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise ListenError(f"cannot listen on {address}: there is a file that is no socket; remove it if it may go")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
+        trial.settimeout(0)
+        try:
+            trial.connect(address.path)
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+        except OSError as error:
+            if error.errno != errno.EAGAIN:  # that is: its queue is full, so somebody listens
+                raise
+    raise ListenError(f"cannot listen on {address}: another process serves it; is policyd running already?")
+
+
+def _number(what: str, name: str | None, look_up: Callable[[str], int]) -> int:
+    """The number of a user or group; -1, which chown(2) leaves as it is, for none."""
+    if name is None:
+        return -1
+    if name.isdigit():
+        return int(name)
+    try:
+        return look_up(name)
+    except KeyError:
+        raise ListenError(f"socket_{what}: there is no {what} {name!r} on this host") from None
+
+
+def _endpoint(address: tuple[str, int]) -> str:
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

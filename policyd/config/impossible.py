@@ -11,6 +11,7 @@ import re2
 
 from policyd.config.conditions import PROTOCOL_STATES, STATES_WITHOUT_RECIPIENT
 from policyd.config.problems import quoted
+from policyd.core.address import parse_address
 from policyd.core.identity import Status
 from policyd.core.index import (
     Networks,
@@ -18,7 +19,6 @@ from policyd.core.index import (
     domain_of,
     expression_options,
     fold_name,
-    parse_address,
 )
 from policyd.core.ruleset import SENDER_STATES, Kind, Subject, Verb
 

@@ -17,9 +17,10 @@ from policyd.config.entries import fold_entry
 from policyd.config.explain import explain_entry
 from policyd.config.problems import Problem, did_you_mean, quoted
 from policyd.config.syntax import Mapping, Scalar, Sequence, describe
+from policyd.core.address import parse_address
 from policyd.core.engine import Decision, NeedsIdentity, Outcome, decide, reply_text, trace
 from policyd.core.identity import Identity, Reason, Status
-from policyd.core.index import fold_name, parse_address
+from policyd.core.index import fold_name
 from policyd.core.protocol import REQUEST_TYPE, Request
 from policyd.core.ruleset import ATTRIBUTES, DEFAULT_RULE, Verb
 

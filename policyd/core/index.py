@@ -15,7 +15,6 @@ process to process: only a process forked from the same parent may build for ano
 from __future__ import annotations
 
 import pickle
-import socket
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 import idna
 import re2
 
+from policyd.core.address import parse_address
 from policyd.core.identity import Status
 from policyd.core.ruleset import SENDER_STATES, Condition, Kind, Subject, Verb
 
@@ -86,20 +86,6 @@ def domain_of(address: bytes) -> bytes:
 def decode_for_expressions(value: bytes) -> bytes:
     """What expressions see: UTF-8, with U+FFFD for what is none, since RE2 finds nothing in invalid UTF-8."""
     return value if value.isascii() else value.decode("utf-8", "replace").encode()
-
-
-def parse_address(address: bytes) -> tuple[int, int] | None:
-    """An address as (version, number); IPv4-mapped IPv6 (RFC 4291 section 2.5.5.2) is IPv4. None: no address.
-
-    Strict: no zone id, no brackets, no octal, no short form.
-    """
-    try:
-        if b":" not in address:
-            return 4, int.from_bytes(socket.inet_pton(socket.AF_INET, address.decode("ascii")))
-        number = int.from_bytes(socket.inet_pton(socket.AF_INET6, address.decode("ascii")))
-    except (OSError, ValueError):
-        return None
-    return (4, number & 0xFFFFFFFF) if number >> 32 == 0xFFFF else (6, number)
 
 
 # --- Entries, as the loader brings them ---------------------------------------------------------------------------

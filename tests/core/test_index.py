@@ -18,7 +18,6 @@ from policyd.core.index import (
     domain_of,
     fold_name,
     fold_value,
-    parse_address,
 )
 
 
@@ -79,29 +78,6 @@ def test_a_hundred_thousand_names_and_networks_are_found_again():
     ranges, filing = table_of(made)
     for place, network in enumerate(made):
         assert place in filing.hits[ranges.number4(int(network.network_address) + 77)].conditions
-
-
-@pytest.mark.parametrize(
-    ("text", "want"),
-    [
-        (b"192.0.2.1", (4, 0xC0000201)),
-        (b"::ffff:192.0.2.1", (4, 0xC0000201)),
-        (b"::FFFF:c000:201", (4, 0xC0000201)),
-        (b"::192.0.2.1", (6, 0xC0000201)),
-        (b"2001:db8::1", (6, 0x20010DB8 << 96 | 1)),
-        (b"192.0.2.1 junk", None),
-        (b"0300.0.2.1", None),
-        (b"192.0.2", None),
-        (b"192.0.2.1\x00", None),
-        (b"fe80::1%eth0", None),
-        (b"[2001:db8::1]", None),
-        (b"unknown", None),
-        (b"\xff\xfe", None),
-        (b"", None),
-    ],
-)
-def test_an_address_is_strict_and_a_mapped_one_is_ipv4(text, want):
-    assert parse_address(text) == want
 
 
 @pytest.mark.parametrize(

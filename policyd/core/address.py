@@ -1,0 +1,32 @@
+"""Client addresses: from text to a number, and from there to the name under which DNS keeps their PTR records."""
+
+from __future__ import annotations
+
+from socket import AF_INET, AF_INET6, inet_pton
+from typing import TypeAlias
+
+# Version (4 or 6) and number. IPv4-mapped IPv6 (RFC 4291 section 2.5.5.2) is IPv4.
+Address: TypeAlias = tuple[int, int]
+
+
+def parse_address(text: bytes) -> Address | None:
+    """An address as (version, number); IPv4-mapped IPv6 is IPv4. None: no address.
+
+    Strict: no zone id, no brackets, no octal, no short form.
+    """
+    try:
+        if b":" not in text:
+            return 4, int.from_bytes(inet_pton(AF_INET, text.decode("ascii")))
+        number = int.from_bytes(inet_pton(AF_INET6, text.decode("ascii")))
+    except (OSError, ValueError):
+        return None
+    return (4, number & 0xFFFFFFFF) if number >> 32 == 0xFFFF else (6, number)
+
+
+def reverse_name(address: Address) -> bytes:
+    """The name that PTR records of an address have, without the trailing dot (RFC 1035 section 3.5, RFC 3596
+    section 2.5)."""
+    version, number = address
+    if version == 4:
+        return b"%d.%d.%d.%d.in-addr.arpa" % (number & 255, number >> 8 & 255, number >> 16 & 255, number >> 24)
+    return b".".join((b"%032x" % number)[::-1][place : place + 1] for place in range(32)) + b".ip6.arpa"

@@ -1,0 +1,45 @@
+"""Addresses of clients: what is one, and where its PTR records are."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policyd.core.address import parse_address, reverse_name
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        (b"192.0.2.1", (4, 0xC0000201)),
+        (b"::ffff:192.0.2.1", (4, 0xC0000201)),
+        (b"::FFFF:c000:201", (4, 0xC0000201)),
+        (b"::192.0.2.1", (6, 0xC0000201)),
+        (b"2001:db8::1", (6, 0x20010DB8 << 96 | 1)),
+        (b"192.0.2.1 junk", None),
+        (b"0300.0.2.1", None),
+        (b"192.0.2", None),
+        (b"192.0.2.1\x00", None),
+        (b"fe80::1%eth0", None),
+        (b"[2001:db8::1]", None),
+        (b"unknown", None),
+        (b"\xff\xfe", None),
+        (b"", None),
+    ],
+)
+def test_an_address_is_strict_and_a_mapped_one_is_ipv4(text, want):
+    assert parse_address(text) == want
+
+
+@given(st.ip_addresses())
+def test_ptr_records_are_asked_for_where_the_standard_library_says(address):
+    parsed = parse_address(str(address).encode())
+    if address.version == 6 and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    assert parsed == (address.version, int(address))
+    assert reverse_name(parsed) == address.reverse_pointer.encode()
+
+
+def test_a_mapped_address_has_the_ptr_name_of_the_ipv4_address():
+    address = parse_address(b"::ffff:192.0.2.1")
+    assert address is not None
+    assert reverse_name(address) == b"1.2.0.192.in-addr.arpa"

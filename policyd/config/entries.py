@@ -18,7 +18,7 @@ from policyd.core.identity import Status
 from policyd.core.index import Networks, expression_options, fold_name, fold_value
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Sequence
 
     from policyd.core.index import Entries
 
@@ -81,6 +81,25 @@ def parse_entries(form: Form, lines: Sequence[bytes]) -> tuple[Entries, list[int
             return statuses, [place for place, status in enumerate(statuses) if status not in set(Status)]
         case _:
             return _names(form, lines)
+
+
+def entry_keys(form: Form, lines: Sequence[bytes]) -> list[Hashable]:
+    """For each good line something that is equal for entries which mean the same, in whatever way they are written."""
+    if form is not Form.NETWORK:
+        entries, _ = parse_entries(form, lines)
+        if not isinstance(entries, Networks) and len(entries) == len(lines):
+            return [*entries]
+        return [fold_entry(form, line) for line in lines]
+    keys: list[Hashable] = [0] * len(lines)
+    places4 = [place for place, line in enumerate(lines) if b":" not in line]
+    networks, _ = _networks([lines[place] for place in places4])
+    for place, packed in zip(places4, networks.v4, strict=True):
+        keys[place] = 4, packed
+    for place, line in enumerate(lines):
+        if b":" in line:
+            one, _ = _networks([line])
+            keys[place] = (4, one.v4[0]) if one.v4 else (6, one.v6[0])
+    return keys
 
 
 def _networks(lines: Sequence[bytes]) -> tuple[Networks, list[int]]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from policyd.core.index import Entries
 
 # A comment begins with # or ; at the start of a line or after a blank, and goes to the line's end.
-_COMMENT = re.compile(rb"(?:^|[ \t])[#;].*", re.DOTALL)
+_COMMENT_MARKS = (b" #", b" ;", b"\t#", b"\t;")
 _ANY_ENTRY = re.compile(rb"(?m)^\s*[^\s#;]")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -87,7 +87,10 @@ class ListFile:
 
 def _entry_lines(lines: list[bytes]) -> list[bytes]:
     """Lines without comments and blanks around them; empty where there is no entry."""
-    return [(_COMMENT.sub(b"", line, count=1) if b"#" in line or b";" in line else line).strip() for line in lines]
+    for mark in _COMMENT_MARKS:
+        if any(mark in line for line in lines):
+            lines = [line.partition(mark)[0] for line in lines]
+    return [b"" if line.startswith((b"#", b";")) else line.strip() for line in lines]
 
 
 @dataclass(slots=True)

@@ -22,6 +22,7 @@ COMMANDS = {
     "check": "policyd.cli.rules",
     "explain": "policyd.cli.rules",
     "schema": "policyd.cli.rules",
+    "replay": "policyd.cli.logs",
 }
 
 
@@ -71,8 +72,12 @@ def main() -> None:
         policyd(prog_name="policyd", standalone_mode=False)
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
-    except click.UsageError as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        sys.exit(2)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "policyd"
+        click.echo(f"{command}: {error.format_message()} (see {command} --help)", err=True)
         sys.exit(2)
     except click.ClickException as error:
         error.show()

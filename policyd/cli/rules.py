@@ -1,0 +1,162 @@
+"""`policyd check`, `policyd explain` and `policyd schema`: is a ruleset right, and what does it do?"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+import os
+import sys
+
+import click
+from policyd.cli.options import json_option, rules_options
+from policyd.cli.terminal import print_tables
+from policyd.config import load
+from policyd.config.problems import did_you_mean
+from policyd.config.schema import rules_schema, settings_schema
+from policyd.core.engine import NEEDS_IDENTITY, decide, trusted_identity
+from policyd.core.identity import Identity, Reason, Status
+from policyd.core.index import fold_name
+from policyd.core.protocol import REQUEST_TYPE, ProtocolError, Request, RequestParser
+from policyd.core.ruleset import ATTRIBUTES
+from policyd.daemon.resolver import Resolver
+from policyd.tools.explain import as_json as explanation_as_json
+from policyd.tools.explain import as_tables
+from policyd.tools.explain import explain as put_together
+
+
+@click.command()
+@rules_options
+@click.option("--strict", is_flag=True, help="Exit with 1 on warnings, too.")
+def check(config: str | None, rules: str | None, strict: bool) -> None:
+    """Load settings and ruleset as the daemon would, and say all that is wrong.
+
+    Errors and warnings have the form FILE:LINE:COLUMN: ... and go to standard error; the ruleset's own tests are run.
+    The last line says what was loaded. Exit status: 0 right, 1 wrong, 2 a file cannot be read.
+    """
+    loaded = load(config, rules, warnings_on=_today())
+    for line in loaded.warning_lines:
+        click.echo(line, err=True)
+    click.echo(loaded.summary)
+    if strict and loaded.warning_lines:
+        sys.exit(1)
+
+
+@click.command()
+@rules_options
+@json_option
+@click.option(
+    "--reverse-dns",
+    type=click.Choice([status.value for status in Status]),
+    help="Answer for DNS with this status, instead of asking it.",
+)
+@click.option(
+    "--hostname",
+    multiple=True,
+    metavar="NAME",
+    help="Answer for DNS with this name: a verified one or, with another --reverse-dns, one that is only claimed. "
+    "May be given several times.",
+)
+@click.argument("attributes", nargs=-1, metavar="[NAME=VALUE]...")
+def explain(
+    config: str | None,
+    rules: str | None,
+    as_json: bool,
+    reverse_dns: str | None,
+    hostname: tuple[str, ...],
+    attributes: tuple[str, ...],
+) -> None:
+    """Say what would be answered to one request, and why.
+
+    The request's attributes are given as NAME=VALUE with the names that Postfix uses; without any, a request is read
+    from standard input, as Postfix would send it. protocol_state is RCPT unless given.
+
+    \b
+    policyd explain client_address=49.212.201.177 sender=a@b.example
+    policyd explain client_address=192.0.2.1 --hostname mail.example.com
+    policyd explain client_address=192.0.2.1 --reverse-dns missing --json
+    """
+    request = _request(attributes)
+    given = _given_identity(reverse_dns, hostname)
+    loaded = load(config, rules)
+    today = _today()
+    identity, source = given, "as given"
+    if identity is None and loaded.settings.dns.trust_postfix:
+        identity, source = trusted_identity(request), "client_name, as Postfix verified it"
+    decision = decide(loaded.ruleset, request, identity, today)
+    if decision is NEEDS_IDENTITY:
+        identity, source = asyncio.run(_ask_dns(loaded.settings.dns, request)), "DNS"
+        decision = decide(loaded.ruleset, request, identity, today)
+        assert decision is not NEEDS_IDENTITY
+    explanation = put_together(loaded, request, decision, identity, source, today)
+    if as_json:
+        click.echo(json.dumps(explanation_as_json(explanation), indent=2))
+        return
+    print_tables(*as_tables(explanation))
+
+
+@click.command()
+@click.argument("file", type=click.Choice(["rules", "settings"]), default="rules")
+def schema(file: str) -> None:
+    """Print the JSON Schema of rules.yaml (or, with `settings`, of policyd.yaml), for editors.
+
+    \b
+    policyd schema > rules.schema.json
+    and in the first line of rules.yaml:
+    # yaml-language-server: $schema=rules.schema.json
+    """
+    click.echo(json.dumps(rules_schema() if file == "rules" else settings_schema(), indent=2))
+
+
+async def _ask_dns(settings: DnsSettings, request: Request) -> Identity:
+    RESOLVE
+
+
+def _today() -> datetime.date:
+    return datetime.datetime.now(datetime.UTC).date()
+
+
+def _request(attributes: tuple[str, ...]) -> Request:
+    """The request of the command line or, without one, of standard input."""
+    if not attributes:
+        return _request_from_standard_input()
+    values = {"request": REQUEST_TYPE, "protocol_state": b"RCPT"}
+    for attribute in attributes:
+        name, equals, value = attribute.partition("=")
+        if not equals:
+            raise click.UsageError(f"'{attribute}' is not NAME=VALUE, as in client_address=192.0.2.1")
+        if name not in ATTRIBUTES:
+            raise click.UsageError(f"unknown attribute '{name}'{did_you_mean(name, ATTRIBUTES)}")
+        values[name] = b"" if (name, value) == ("sender", "<>") else os.fsencode(value)
+    return Request.of(values)
+
+
+def _request_from_standard_input() -> Request:
+    if sys.stdin.isatty():
+        raise click.UsageError("give the request as NAME=VALUE..., or on standard input")
+    parser = RequestParser()
+    parser.receive_data(sys.stdin.buffer.read(2 * 65536).rstrip(b"\n") + b"\n\n")
+    try:
+        request = parser.next_request()
+    except ProtocolError as error:
+        raise click.UsageError(f"standard input: {error}") from None
+    assert request is not None
+    return request
+
+
+def _given_identity(status: str | None, names: tuple[str, ...]) -> Identity | None:
+    """What --reverse-dns and --hostname say."""
+    if status is None and not names:
+        return None
+    folded = tuple(sorted({fold_name(os.fsencode(name)) for name in names}))
+    match Status(status or Status.VERIFIED):
+        case Status.VERIFIED if not folded:
+            raise click.UsageError("--reverse-dns verified needs a --hostname")
+        case Status.VERIFIED:
+            return Identity(Status.VERIFIED, folded)
+        case Status.MISSING if folded:
+            raise click.UsageError("a client whose reverse DNS is missing has no --hostname")
+        case Status.ERROR:
+            return Identity(Status.ERROR, (), folded, Reason.SERVFAIL, names_known=bool(folded))
+        case other:
+            return Identity(other, (), folded)

@@ -1,0 +1,23 @@
+"""How tables reach a terminal, or a file."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+from rich.console import Console, RenderableType
+
+# Wide enough that nothing is folded where no terminal asks for it.
+_NO_TERMINAL = 4096
+
+
+def print_tables(*tables: RenderableType) -> None:
+    """Prints tables, an empty line between them: in colour and folded on a terminal, else plain and whole."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _NO_TERMINAL)
+    for number, table in enumerate(tables):
+        if number:
+            click.echo()
+        with console.capture() as capture:
+            console.print(table)
+        for line in capture.get().splitlines():
+            click.echo(line.rstrip(), color=True)

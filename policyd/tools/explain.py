@@ -1,0 +1,301 @@
+"""`policyd explain`: the decision for one request, and why.
+
+The engine decides and traces; here its trace becomes something one reads with pleasure, or a JSON object with all of
+it. Which entry of a long list matched is found by asking the same index about ever smaller parts of the list. Asking
+DNS is left to the caller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from policyd.config.entries import parse_entries
+from policyd.config.lists import Entry
+from policyd.core.engine import Decision, Outcome, reply_text, trace
+from policyd.core.identity import Status
+from policyd.core.index import build_index
+from policyd.core.ruleset import Action, Condition, Kind, Rule, Subject, Verb
+
+if TYPE_CHECKING:
+    import datetime
+    from collections.abc import Iterator, Sequence
+
+    from policyd.config import Loaded
+    from policyd.config.ruleset import WrittenCondition
+    from policyd.core.engine import Looked
+    from policyd.core.identity import Identity
+    from policyd.core.protocol import Request
+
+# What {id} reads in an explanation; a daemon's decisions have others.
+NO_ID = "00000000"
+
+_STYLES = {Verb.REJECT: "bold red", Verb.DEFER: "bold yellow", Verb.DEFER_IF_PERMIT: "bold yellow"}
+_VERBS = {
+    Kind.NETWORK: ("is in", "is not in"),
+    Kind.STATUS: ("is", "is not"),
+    Kind.NAME: ("is", "is not"),
+    Kind.DOMAIN: ("is under", "is not under"),
+    Kind.VALUE: ("is", "is not"),
+    Kind.EXPRESSION: ("matches", "does not match"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One condition of one rule: whether it holds, what it saw and, where it holds, the entry that made it."""
+
+    condition: Condition
+    outcome: Outcome
+    seen: tuple[bytes, ...]
+    entry: Entry | None
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """One decision with its reasons.
+
+    `identity` is what is known of the client's reverse DNS, None if nobody had to know; `source` says from whom.
+    """
+
+    loaded: Loaded
+    request: Request
+    decision: Decision
+    identity: Identity | None
+    source: str
+    rules: tuple[tuple[Looked, tuple[Reason, ...], tuple[Reason, ...]], ...]  # with match and except
+
+    @property
+    def hostname(self) -> bytes | None:
+        """The client's verified name."""
+        return self.identity.verified[0] if self.identity is not None and self.identity.verified else None
+
+    @property
+    def reply(self) -> str:
+        """The code and text of the decision."""
+        return reply_text(self.decision, self.request, self.hostname, NO_ID)
+
+    @property
+    def place(self) -> str:
+        """Where the deciding rule stands."""
+        rule = self.decision.rule
+        return f"{self.loaded.rules_file.path}:{rule.line}" if rule is not None else self.loaded.rules_file.path
+
+
+def explain(
+    loaded: Loaded, request: Request, decision: Decision, identity: Identity | None, source: str, today: datetime.date
+) -> Explanation:
+    """Puts together why a request was decided as it was; `today` is the date in UTC."""
+    path = loaded.rules_file.path
+    rules = []
+    for looked in trace(loaded.ruleset, request, identity, today):
+        written = loaded.rules_file.rules[looked.rule.number]
+
+        def reasons(
+            outcomes: tuple[tuple[Condition, Outcome], ...], conditions: list[WrittenCondition]
+        ) -> tuple[Reason, ...]:
+            return tuple(
+                Reason(condition, outcome, _seen(condition, request, identity), _entry(one, outcome, path, request, identity))
+                for (condition, outcome), one in zip(outcomes, conditions, strict=True)
+            )
+
+        rules.append((looked, reasons(looked.match, written.match), reasons(looked.exceptions, written.exceptions)))
+    return Explanation(loaded, request, decision, identity, source, tuple(rules))
+
+
+def _seen(condition: Condition, request: Request, identity: Identity | None) -> tuple[bytes, ...]:
+    """What a condition looked at."""
+    if condition.subject == Subject.REVERSE_DNS:
+        return (identity.status.encode(),) if identity is not None else ()
+    if condition.subject == Subject.HOSTNAME:
+        return identity.verified or identity.claimed if identity is not None else ()
+    return (request.get(condition.subject),)
+
+
+def _entry(
+    written: WrittenCondition, outcome: Outcome, path: str, request: Request, identity: Identity | None
+) -> Entry | None:
+    """The first entry of a condition that alone makes it hold; None where it does not."""
+    if outcome is not Outcome.YES:
+        return None
+    entries = [Entry(value.text, path, value.line, value.column) for value in written.values]
+    for _, one in written.lists:
+        entries += one.entries()
+    while len(entries) > 1:
+        half = len(entries) // 2
+        holds = _hold(written, entries[:half], request, identity)
+        entries = entries[:half] if holds else entries[half:]
+    return entries[0]
+
+
+def _hold(written: WrittenCondition, entries: Sequence[Entry], request: Request, identity: Identity | None) -> bool:
+    collection, _ = parse_entries(written.type.form, [entry.text.encode() for entry in entries])
+    condition = Condition(written.type.name, written.type.subject, written.type.kind, (), 0)
+    index = build_index([Rule("alone", 0, (condition,), (), Action(Verb.DUNNO))], {0: [collection]})
+    return 0 in index.lookups[0].find(request, identity).conditions
+
+
+def printable(value: bytes) -> str:
+    """What a client or DNS said as it may reach a terminal: what is not printable is escaped."""
+    text = value.decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+# --- As JSON ----------------------------------------------------------------------------------------------------------
+
+
+def as_json(explanation: Explanation) -> dict[str, Any]:
+    """All of it, with the decision log's names where it has one."""
+    decision, identity, ruleset = explanation.decision, explanation.identity, explanation.loaded.ruleset
+    result: dict[str, Any] = {
+        "action": Verb.DUNNO if ruleset.observe else decision.verb,
+        "would": decision.verb if ruleset.observe else None,
+        "reply": explanation.reply,
+        "rule": decision.rule_name,
+        "place": explanation.place,
+        "downgraded": decision.downgraded,
+        "observed": list(decision.observed),
+        "client_address": printable(explanation.request.get("client_address")),
+        "ruleset": ruleset.hash,
+        "dns": None,
+        "rules": [
+            {
+                "name": looked.rule.name,
+                "line": looked.rule.line,
+                "action": looked.rule.action.verb,
+                "mode": "observe" if looked.rule.observe else "enforce",
+                "expired": looked.expired,
+                "outcome": looked.outcome.value,
+                "match": [_reason_as_json(reason) for reason in match],
+                "except": [_reason_as_json(reason) for reason in exceptions],
+            }
+            for looked, match, exceptions in explanation.rules
+        ],
+    }
+    if identity is not None:
+        result["dns"] = {
+            "source": explanation.source,
+            "reverse_dns": identity.status,
+            "dns_error": identity.reason,
+            "verified": [printable(name) for name in identity.verified],
+            "claimed": [printable(name) for name in identity.claimed],
+            "names_known": identity.names_known,
+            "dns_ms": round(identity.seconds * 1000, 1),
+        }
+    return result
+
+
+def _reason_as_json(reason: Reason) -> dict[str, Any]:
+    entry = reason.entry
+    return {
+        "condition": reason.condition.name,
+        "values": list(reason.condition.values),
+        "outcome": reason.outcome.value,
+        "seen": [printable(text) for text in reason.seen],
+        "entry": None if entry is None else {"text": entry.text, "file": entry.path, "line": entry.line},
+    }
+
+
+# --- For people -------------------------------------------------------------------------------------------------------
+
+
+def as_tables(explanation: Explanation) -> Iterator[Table]:
+    """The decision and what it rests on; then each rule, from the top to the deciding one."""
+    yield _summary(explanation)
+    rules = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
+    rules.add_column(justify="right", style="dim", no_wrap=True)
+    rules.add_column(no_wrap=True)
+    rules.add_column(no_wrap=True)
+    rules.add_column(overflow="fold")
+    for looked, match, exceptions in explanation.rules:
+        is_deciding = looked.rule is explanation.decision.rule
+        word, style = _word(looked, explanation.decision)
+        name_style = "bold" if is_deciding else ""
+        lines = Text("\n").join(_why(looked, match, exceptions))
+        rules.add_row(str(looked.rule.number + 1), Text(looked.rule.name, name_style), Text(word, style), lines)
+    if explanation.decision.rule is None:
+        style = _STYLES.get(explanation.decision.verb, "bold green")
+        rules.add_row("", Text("default", "bold"), Text(explanation.decision.verb, style), Text("no rule decided"))
+    yield rules
+
+
+def _summary(explanation: Explanation) -> Table:
+    decision, ruleset, request = explanation.decision, explanation.loaded.ruleset, explanation.request
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(decision.verb, _STYLES.get(decision.verb, "bold green")), Text(explanation.reply, "bold"))
+    grid.add_row("rule", Text(f"{decision.rule_name}  ({explanation.place})"))
+    if decision.rule is not None and decision.rule.note:
+        grid.add_row("note", Text(" ".join(decision.rule.note.split())))
+    if ruleset.observe:
+        grid.add_row("mode", Text("observe: Postfix is told DUNNO, whatever is decided", "yellow"))
+    if decision.downgraded:
+        grid.add_row("instead of", Text("REJECT: a failure of DNS has a part in it, and may be over tomorrow", "yellow"))
+    if decision.observed:
+        grid.add_row("observed", Text(", ".join(decision.observed)))
+    address = printable(request.get("client_address"))
+    name = printable(explanation.hostname) if explanation.hostname else "unknown"
+    grid.add_row("client", Text(f"{name}[{address}]"))
+    for label, attribute in (("helo", "helo_name"), ("from", "sender"), ("to", "recipient"), ("login", "sasl_username")):
+        if value := request.get(attribute):
+            grid.add_row(label, Text(printable(value)))
+    grid.add_row("reverse DNS", _said(explanation))
+    return grid
+
+
+def _said(explanation: Explanation) -> Text:
+    """What DNS, or whoever answered for it, said."""
+    identity = explanation.identity
+    if identity is None:
+        return Text("nobody had to know", "dim")
+    text = Text(identity.status, "bold")
+    if identity.reason is not None:
+        text.append(f" ({identity.reason})")
+    if identity.verified:
+        text.append(f"  {', '.join(map(printable, identity.verified))}")
+    if identity.claimed:
+        text.append(f"  claimed: {', '.join(map(printable, identity.claimed))}")
+    if identity.status is Status.ERROR and not identity.names_known:
+        text.append("  (its names could not be learnt)", "dim")
+    took = f", {identity.seconds * 1000:.1f} ms" if identity.seconds else ""
+    return text.append(f"  [{explanation.source}{took}]", "dim")
+
+
+def _word(looked: Looked, decision: Decision) -> tuple[str, str]:
+    """What became of a rule, in a word."""
+    if looked.expired:
+        return f"expired {looked.rule.expires}", "dim"
+    if looked.rule.observe and looked.outcome in {Outcome.YES, Outcome.IN_DOUBT}:
+        return "observed", "cyan"
+    if looked.rule is decision.rule:
+        return decision.verb, _STYLES.get(decision.verb, "bold green")
+    return looked.outcome.value, "yellow" if looked.outcome is Outcome.UNKNOWN else "dim"
+
+
+def _why(looked: Looked, match: tuple[Reason, ...], exceptions: tuple[Reason, ...]) -> list[Text]:
+    """The conditions that made it so: of a rule that does not match one is enough."""
+    failed = [reason for reason in match if reason.outcome is Outcome.NO]
+    if failed:
+        return [_line("", failed[0])]
+    excepted = [reason for reason in exceptions if reason.outcome is not Outcome.NO]
+    if looked.outcome is Outcome.NO and excepted:
+        return [_line("except ", excepted[0])]
+    return [*(_line("", reason) for reason in match), *(_line("except ", reason) for reason in excepted)]
+
+
+def _line(prefix: str, reason: Reason) -> Text:
+    condition = reason.condition
+    holds, fails = _VERBS[condition.kind]
+    seen = ", ".join(printable(text) or "''" for text in reason.seen) or "no name"
+    if reason.entry is not None:
+        text = Text(f"{prefix}{condition.name}: {seen} {holds} ").append(reason.entry.text or "''", "bold")
+        return text.append(f"  ({reason.entry.path}:{reason.entry.line})", "dim")
+    values = [value or "''" for value in condition.values]
+    wanted = values[0] if len(values) == 1 else f"any of {', '.join(values[:4])}{' ...' if len(values) > 4 else ''}"
+    if reason.outcome is Outcome.NO:
+        return Text(f"{prefix}{condition.name}: {seen} {fails} {wanted}", "dim")
+    return Text(f"{prefix}{condition.name}: DNS failed, so nobody can know whether it {holds} {wanted}", "yellow")

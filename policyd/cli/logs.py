@@ -1,0 +1,127 @@
+"""The commands that read logs: `policyd replay`, and those that follow."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import sys
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from policyd.cli import Failure
+from policyd.cli.options import json_option, rules_options
+from policyd.config import load
+from policyd.tools import replay_report
+from policyd.tools.display import counted, reading, results
+from policyd.tools.logfiles import LogError, in_order
+from policyd.tools.replay import Assumption, compare
+from policyd.tools.replay import replay as run_replay
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from policyd.tools.maillog import LineCounts
+
+_Function = TypeVar("_Function")
+
+
+def logs_argument(function: _Function) -> _Function:
+    """`LOG...`: at least one."""
+    argument: Any = click.argument("logs", nargs=-1, required=True, metavar="LOG...")
+    decorated: _Function = argument(function)
+    return decorated
+
+
+@click.command()
+@rules_options
+@json_option
+@click.option("--against", metavar="OLD", help="Another ruleset: show only what the two answer differently.")
+@click.option(
+    "--unknown",
+    "assumption",
+    type=click.Choice([str(status) for status in Assumption]),
+    default=str(Assumption.MISSING),
+    show_default=True,
+    help="What a client's reverse DNS is taken for where the mail log says only `unknown`.",
+)
+@click.option(
+    "--fail-if-delivered",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Exit with 1 if more than N delivered mails would have been refused; with --against, by the new ruleset only.",
+)
+@logs_argument
+def replay(
+    *,
+    config: str | None,
+    rules: str | None,
+    as_json: bool,
+    against: str | None,
+    assumption: str,
+    fail_if_delivered: int | None,
+    logs: tuple[str, ...],
+) -> None:
+    """Say what a ruleset would have done to the mails in a log.
+
+    LOG is a mail log of Postfix or sendmail, the output of journalctl (-o short or json), or policyd's own decision
+    log; plain, gzip, bzip2, xz or zstd; `-` is standard input. The files of a rotated set may stand in any order.
+
+    Mails that were delivered in reality and would have been refused come first: these are the ones that somebody would
+    have missed. DNS is not asked; what the log says of the client's name is taken for it.
+
+    \b
+    policyd replay --rules rules.yaml /var/log/mail.log*
+    policyd replay --rules new.yaml --against rules.yaml --fail-if-delivered 0 mail.log
+    """
+    ruleset = load(config, rules).ruleset
+    old = load(config, against).ruleset if against is not None else None
+    with log_errors(), reading(logs) as advance:
+        if old is None:
+            found = run_replay(ruleset, in_order(logs), _today(), assumption=Assumption(assumption), advance=advance)
+        else:
+            compared = compare(
+                ruleset, old, in_order(logs), _today(), assumption=Assumption(assumption), advance=advance
+            )
+    result = found if old is None else compared
+    if not result.facts.transactions:
+        raise no_mail(logs, result.facts.counts)
+    if as_json:
+        _print_json(replay_report.replay_as_json(found) if old is None else replay_report.comparison_as_json(compared))
+    elif old is None:
+        replay_report.print_replay(results(), found)
+    else:
+        replay_report.print_comparison(results(), compared)
+    if fail_if_delivered is not None and result.refused_delivered > fail_if_delivered:
+        allowed = "none is allowed" if not fail_if_delivered else f"{fail_if_delivered:,} are allowed"
+        raise Failure(
+            f"policyd: {counted(result.refused_delivered, 'delivered mail')} would have been refused; {allowed}", 1
+        )
+
+
+@contextlib.contextmanager
+def log_errors() -> Iterator[None]:
+    """A log that cannot be read ends a command with one line and exit status 2."""
+    try:
+        yield
+    except LogError as error:
+        raise Failure(f"policyd: {error}", 2) from None
+
+
+def no_mail(logs: Sequence[str], counts: LineCounts) -> Failure:
+    """Nothing to work on is a failure: a check that looked at nothing must not pass."""
+    return Failure(
+        f"policyd: no mail from outside in {', '.join(logs)}: {counted(counts.lines, 'line')}, {counts.other:,} of"
+        f" other matters, {counts.unknown:,} in no known form",
+        1,
+    )
+
+
+def _today() -> datetime.date:
+    return datetime.datetime.now(datetime.UTC).date()
+
+
+def _print_json(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=2)
+    sys.stdout.write("\n")

@@ -1,0 +1,87 @@
+"""What the tools print: results on standard output, progress on standard error while that is a terminal.
+
+Promises: nothing that a client said reaches a terminal raw. `shown` is the only way from bytes to text, and its result
+is printable ASCII. Colours and progress bars appear on a terminal only, and NO_COLOR is honoured (rich sees to that).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+from rich.text import Text
+
+from policyd.tools.logfiles import total_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+# Where there is no terminal there is no width: a table must not be cut in a file or a pipe.
+_PIPE_WIDTH = 240
+
+_UNPRINTABLE = re.compile(rb"[^ -~]|\\")
+
+
+def shown(value: bytes) -> str:
+    """Printable ASCII for anything: what is not comes as `\\xNN`, as in the decision log."""
+    return _UNPRINTABLE.sub(lambda byte: b"\\x%02x" % byte[0][0], value).decode("ascii")
+
+
+def results() -> Console:
+    """The console for results: standard output, as it is when this is called."""
+    terminal = sys.stdout.isatty()
+    return Console(
+        file=sys.stdout,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        width=None if terminal else _PIPE_WIDTH,
+        soft_wrap=not terminal,
+    )
+
+
+def table(*columns: str, numbers: Sequence[str] = ()) -> Table:
+    """An empty table with these headings; the columns in `numbers` are aligned to the right."""
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        number = column in numbers
+        # A number that is cut is worth nothing; long text wraps.
+        made.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=number)
+    return made
+
+
+def styled_verb(verb: str) -> Text:
+    """An action's word in its colour."""
+    return Text(verb, style={"REJECT": "red", "DUNNO": "green"}.get(verb, "yellow"))
+
+
+@contextlib.contextmanager
+def reading(paths: Sequence[str]) -> Iterator[Callable[[int], None]]:
+    """A progress bar over the bytes of these files, for as long as the block runs.
+
+    Gives what to tell of each step, in bytes. Raises `LogError` for a path that cannot be read.
+    """
+    total = total_bytes(paths)
+    console = Console(file=sys.stderr)
+    with Progress(
+        TextColumn("reading"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """`1 mail`, `2,000 mails`."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

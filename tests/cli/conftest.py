@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from policyd.cli import main
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """Runs `policyd` with these arguments, in this process, through the entry point that a shell would start."""
+
+    def run_policyd(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["policyd", *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            main()
+            status = 0
+        except SystemExit as end:
+            assert end.code is None or isinstance(end.code, int)
+            status = end.code or 0
+        out, err = capfd.readouterr()
+        return Ended(status, out, err)
+
+    return run_policyd

@@ -3,6 +3,8 @@ other."""
 
 from __future__ import annotations
 
+import shutil
+import socket
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,7 +19,6 @@ from tests.field.unbound import claim, host, unbound
 from tests.requirements import require
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
@@ -78,28 +79,47 @@ def resolver(open_folder: Path) -> Iterator[str]:
 
 
 class StartPolicyd(Protocol):
-    """How `start_policyd` is called: with rules, and keys of policyd.yaml that differ from the tests' usual ones."""
+    """How `start_policyd` is called: as `Policyd` is, without a folder, and with settings that differ from usual."""
 
-    def __call__(
-        self, rules: str, *, listener: socket.socket | None = None, **settings: Any
-    ) -> AbstractContextManager[Policyd]: ...
+    def __call__(self, rules: str, **arguments: Any) -> AbstractContextManager[Policyd]: ...
 
 
 @pytest.fixture(scope="session")
 def start_policyd(postfix: Postfix, resolver: str, tmp_path_factory: pytest.TempPathFactory) -> StartPolicyd:
     """Daemons for `with` blocks: they listen where Postfix asks, both ways, and ask the tests' unbound."""
 
-    def start(rules: str, *, listener: socket.socket | None = None, **settings: Any) -> Policyd:
+    def start(rules: str, **arguments: Any) -> Policyd:
         usual = {
             "listen": [f"inet:127.0.0.1:{postfix.port['policy']}", f"unix:{postfix.policy_socket}"],
             "socket_mode": "0660",
             "socket_group": "postfix",
             "dns": {"servers": [resolver], "timeout": "2s"},
         }
-        folder = tmp_path_factory.mktemp("policyd")
-        return Policyd(folder, rules, listener=listener, **{**usual, **settings})
+        return Policyd(tmp_path_factory.mktemp("policyd"), rules, **{**usual, **arguments})
 
     return start
+
+
+@pytest.fixture(params=["inet", "unix"])
+def service(request: pytest.FixtureRequest) -> str:
+    """The smtpd service, and so the way in which Postfix asks, that a test is about: it is tried with both."""
+    return str(request.param)
+
+
+@pytest.fixture
+def listener(service: str, postfix: Postfix) -> Iterator[socket.socket]:
+    """The socket that systemd would hold while the daemon comes and goes, made as policyd.socket has it."""
+    if service == "inet":
+        with socket.create_server(("127.0.0.1", postfix.port["policy"]), backlog=4096) as listening:
+            yield listening
+        return
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(postfix.policy_socket))
+        shutil.chown(postfix.policy_socket, "postfix", "postfix")
+        postfix.policy_socket.chmod(0o660)
+        listening.listen(4096)
+        yield listening
+    postfix.policy_socket.unlink()
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ import yaml
 from tests.field.waiting import until
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 # How long a start or a reload may take on a busy machine; each takes well under a second.
@@ -26,15 +27,24 @@ class Policyd:
 
     `settings` are keys of policyd.yaml; the decision log is written as JSON to `decisions.log` in the folder.
     With `listener`, a listening socket, the daemon gets it as systemd would pass it (sd_listen_fds(3)), and the
-    socket outlives the daemon.
+    socket outlives the daemon. `wrapper` is a command that runs the command which follows it.
     """
 
-    def __init__(self, folder: Path, rules: str, *, listener: socket.socket | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        rules: str,
+        *,
+        listener: socket.socket | None = None,
+        wrapper: Sequence[str] = (),
+        **settings: Any,
+    ) -> None:
         self.rules = folder / "rules.yaml"
         self.settings = folder / "policyd.yaml"
         self.decision_log = folder / "decisions.log"
         self.operational_log = folder / "policyd.log"
         self._listener = listener
+        self._wrapper = wrapper
         self._process: subprocess.Popen[bytes] | None = None
         self._notify_path = folder / "notify"
         self.rules.write_text(rules)
@@ -49,7 +59,7 @@ class Policyd:
         )
         self._notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notified.bind(str(self._notify_path))
-        self._notified.settimeout(READY_SECONDS)
+        self._notified.setblocking(False)
 
     @property
     def pid(self) -> int:
@@ -58,7 +68,12 @@ class Policyd:
         return self._process.pid
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            if self._process is not None:
+                self.kill()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -67,7 +82,7 @@ class Policyd:
 
     def start(self) -> None:
         """Start the daemon and wait until it says that it is ready (sd_notify(3))."""
-        command = [sys.executable, "-m", "policyd", "serve", "-c", str(self.settings)]
+        command = [*self._wrapper, sys.executable, "-m", "policyd", "serve", "-c", str(self.settings)]
         inherited: tuple[int, ...] = ()
         if self._listener is not None:
             # systemd passes sockets from descriptor 3 on, and names the process that they are meant for.
@@ -110,15 +125,16 @@ class Policyd:
         return self.operational_log.read_bytes()[before:].decode()
 
     def _wait_for(self, assignment: str) -> None:
-        while assignment not in self._read_notification():
-            pass
+        until(f"{assignment} from policyd", lambda: self._was_told(assignment), READY_SECONDS)
 
-    def _read_notification(self) -> list[str]:
+    def _was_told(self, assignment: str) -> bool | None:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise AssertionError(f"policyd has ended:\n{self.operational_log.read_text()}")
         try:
-            return self._notified.recv(4096).decode().splitlines()
-        except TimeoutError:
-            said = self.operational_log.read_text()
-            raise AssertionError(f"no word from policyd in {READY_SECONDS} s; its log:\n{said}") from None
+            return assignment in self._notified.recv(4096).decode().splitlines() or None
+        except BlockingIOError:
+            return None
 
     def decisions(self, **wanted: str) -> list[dict[str, Any]]:
         """The decisions in the log whose keys have these values; waits for the first."""

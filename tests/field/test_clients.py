@@ -181,7 +181,6 @@ def policyd(start_policyd: StartPolicyd) -> Iterator[Policyd]:
         yield running
 
 
-@pytest.mark.parametrize("service", ["inet", "unix"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_a_client_gets_its_answer_and_its_line(case: Case, service: str, postfix: Postfix, policyd: Policyd) -> None:
     recipient = f"{list(CASES.values()).index(case)}.{service}@field.example"

@@ -36,7 +36,6 @@ def expected_code(attempt: Attempt) -> int:
 
 
 @pytest.mark.parametrize("verified_by", ["policyd", "Postfix"])
-@pytest.mark.parametrize("service", ["inet", "unix"])
 @pytest.mark.parametrize("attempts", [sakura_attempts(), bulk_attempts()], ids=["sakura", "bulk"])
 def test_every_client_of_the_incident_gets_its_answer(
     attempts: list[Attempt], service: str, verified_by: str, postfix: Postfix, policyd: Policyd

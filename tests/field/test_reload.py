@@ -40,7 +40,6 @@ def smtpd_pid(instance: str) -> str:
     return instance.partition(".")[0]
 
 
-@pytest.mark.parametrize("service", ["inet", "unix"])
 def test_a_reload_between_two_messages_of_a_session_changes_the_answer_and_closes_nothing(
     service: str, postfix: Postfix, start_policyd: StartPolicyd
 ) -> None:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-import socket
 import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Self
 
-import pytest
-
 from tests.field.postfix import Client
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import socket
 
     from tests.field.conftest import StartPolicyd
     from tests.field.postfix import Postfix, Reply
@@ -70,28 +66,6 @@ class Flow:
         with self._wake:
             self.replies[listed, reply.code] += 1
             self._wake.notify_all()
-
-
-@pytest.fixture(params=["inet", "unix"])
-def service(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def listener(service: str, postfix: Postfix) -> Iterator[socket.socket]:
-    """The socket that systemd would hold while the daemon comes and goes."""
-    if service == "inet":
-        with socket.create_server(("127.0.0.1", postfix.port["policy"]), backlog=4096) as listening:
-            yield listening
-        return
-    postfix.policy_socket.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(postfix.policy_socket))
-        shutil.chown(postfix.policy_socket, "postfix", "postfix")
-        postfix.policy_socket.chmod(0o660)
-        listening.listen(4096)
-        yield listening
-    postfix.policy_socket.unlink()
 
 
 def test_killing_and_restarting_the_daemon_costs_no_message(

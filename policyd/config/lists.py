@@ -53,10 +53,9 @@ class ListFile:
 
     def entries(self) -> Iterator[Entry]:
         """The entries as they are written."""
-        raw = self._lines()
-        for number, (line, written) in enumerate(zip(_entry_lines(raw), raw, strict=True), 1):
+        for number, (line, raw) in enumerate(zip(self._lines(), self._raw_lines(), strict=True), 1):
             if line:
-                yield Entry(line.decode("utf-8", "replace"), self.path, number, written.find(line) + 1)
+                yield Entry(line.decode("utf-8", "replace"), self.path, number, raw.find(line) + 1)
 
     def parse(self, form: Form, rule: str, using: str, report: Report) -> Entries:
         """The entries, in the form in which they are compared; parsed at the first call for this form.
@@ -65,12 +64,12 @@ class ListFile:
         """
         parsed = self._parsed.get(form)
         if parsed is None:
-            lines = _entry_lines(self._lines())
+            lines = self._lines()
             parsed, bad = parse_entries(form, [line for line in lines if line])
             self._parsed[form] = parsed
             if bad:
                 numbers = [number for number, line in enumerate(lines) if line]
-                raw = self._lines()
+                raw = self._raw_lines()
                 for count, place in enumerate(bad):
                     if not report.room(self.path):
                         report.count_more(self.path, len(bad) - count)
@@ -81,16 +80,18 @@ class ListFile:
                     report.add(Problem(self.path, number + 1, column, message, rule))
         return parsed
 
-    def _lines(self) -> list[bytes]:
+    def _raw_lines(self) -> list[bytes]:
         return self.content.removeprefix(_BYTE_ORDER_MARK).split(b"\n")
 
-
-def _entry_lines(lines: list[bytes]) -> list[bytes]:
-    """Lines without comments and blanks around them; empty where there is no entry."""
-    for mark in _COMMENT_MARKS:
-        if any(mark in line for line in lines):
-            lines = [line.partition(mark)[0] for line in lines]
-    return [b"" if line.startswith((b"#", b";")) else line.strip() for line in lines]
+    def _lines(self) -> list[bytes]:
+        """Lines without comments and blanks around them; empty where there is no entry."""
+        lines = self._raw_lines()
+        for mark in _COMMENT_MARKS:
+            if mark in self.content:
+                lines = [line.partition(mark)[0] for line in lines]
+        if b"#" in self.content or b";" in self.content:
+            lines = [b"" if line.startswith((b"#", b";")) else line for line in lines]
+        return [*map(bytes.strip, lines)]
 
 
 @dataclass(slots=True)

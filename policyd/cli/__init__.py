@@ -8,6 +8,7 @@ be read. A traceback is a bug.
 from __future__ import annotations
 
 import importlib
+import keyword
 import os
 import sys
 
@@ -23,6 +24,7 @@ COMMANDS = {
     "explain": "policyd.cli.rules",
     "schema": "policyd.cli.rules",
     "replay": "policyd.cli.logs",
+    "import": "policyd.cli.exchange",
 }
 
 
@@ -36,7 +38,8 @@ class _Commands(click.Group):
         module = COMMANDS.get(name)
         if module is None:
             return None
-        command = getattr(importlib.import_module(module), name.replace("-", "_"))
+        attribute = f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
+        command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
 

@@ -58,6 +58,10 @@ class LogError(Exception):
     """A log that cannot be read. The message is one line that begins with the file's name."""
 
 
+class NotTextError(LogError):
+    """The file is binary."""
+
+
 class Block(NamedTuple):
     """Some lines of one file, in order and without their ends.
 
@@ -222,7 +226,7 @@ def _lines(blocks: Iterator[bytes], path: str) -> Iterator[list[bytes]]:
 
 def _refuse_binary(block: bytes, path: str) -> None:
     if len(block) - len(block.translate(None, _CONTROL)) > len(block) * _BINARY_SHARE:
-        raise LogError(f"{path}: is a binary file, no log")
+        raise NotTextError(f"{path}: is a binary file, no log")
 
 
 def _place(path: str) -> tuple[str, tuple[int, int, str]]:

@@ -1,0 +1,118 @@
+"""`policyd import` and `policyd export`: other systems' lists and tables."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from policyd.cli import Failure
+from policyd.cli.options import json_option
+from policyd.config.actions import ActionError, parse_action
+from policyd.config.conditions import CONDITIONS
+from policyd.tools.display import reading
+from policyd.tools.formats.access_keys import ATTRIBUTES
+from policyd.tools.formats.exchange import Verdict
+from policyd.tools.imports import FORMATS, ImportFailedError, ImportOptions, Shape, as_json_object, import_files
+from policyd.tools.logfiles import STANDARD_INPUT, LogError
+
+if TYPE_CHECKING:
+    from policyd.tools.formats.exchange import Report
+
+
+def _verdict(_context: click.Context, _parameter: click.Parameter, written: str) -> Verdict:
+    try:
+        return Verdict.of(parse_action(written))
+    except ActionError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@click.command("import")
+@click.argument("format_name", metavar="FORMAT", type=click.Choice(list(FORMATS)))
+@click.argument("files", metavar="[FILE]...", nargs=-1)
+@click.option(
+    "--as",
+    "shape",
+    type=click.Choice([shape.value for shape in Shape]),
+    help="Rules, or a list file.",
+)
+@click.option("-o", "--output", metavar="FILE", help="Write there instead of to standard output.")
+@click.option(
+    "--attribute",
+    type=click.Choice(ATTRIBUTES),
+    help="What the table is looked up for, where it does not say so.",
+)
+@click.option(
+    "--dotted", is_flag=True, help="postfix-access: parent_domain_matches_subdomains lacks smtpd_access_maps."
+)
+@click.option("--delimiter", default="", metavar="CHARACTER", help="postfix-access: recipient_delimiter of main.cf.")
+@click.option(
+    "--condition",
+    type=click.Choice(list(CONDITIONS)),
+    metavar="NAME",
+    help="Of several kinds of entries, the one that a list is to hold: cidr, hostname_suffix, ...",
+)
+@click.option("--action", "verdict", default="REJECT", callback=_verdict, help="For entries that become rules.")
+@click.option("--name", default="", metavar="NAME", help="How the rules' names begin, instead of with the file's.")
+@click.option("--strict", is_flag=True, help="Exit with 1 if anything was lost.")
+@json_option
+def import_(
+    *,
+    format_name: str,
+    files: tuple[str, ...],
+    output: str | None,
+    shape: str | None,
+    strict: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Turn another system's list or table into a list file or rules.
+
+    \b
+    FORMAT is one of plain, postfix-access, postfix-cidr, postfix-pcre, postfix-regexp, sendmail-access,
+    postfwd, whois, spamhaus-drop, iptables-save, nft, rspamd-map. FILE may be compressed; without one,
+    or as `-`, standard input is read.
+
+    What carries verdicts becomes rules, in an order that keeps their meaning; what is only a list becomes a list file.
+    The result goes to standard output. Every line that has no equal here goes to standard error, with its number and
+    the reason; so does what is the same but for a detail.
+
+    \b
+    policyd import postfix-access /etc/postfix/client_access > rules.yaml
+    policyd import spamhaus-drop drop.txt -o lists/drop.txt
+    """
+    paths = files or (STANDARD_INPUT,)
+    try:
+        with reading(paths) as advance:
+            result = import_files(
+                format_name, paths, ImportOptions(shape=Shape(shape) if shape else None, **options), advance
+            )
+    except ImportFailedError as error:
+        raise Failure(f"policyd: {error}", error.exit_status) from None
+    except LogError as error:
+        raise Failure(f"policyd: {error}", 2) from None
+    if not as_json:
+        print_report(result.report)
+    write(json.dumps(as_json_object(result), indent=2) + "\n" if as_json else result.text, output)
+    if strict and result.report.losses:
+        sys.exit(1)
+
+
+def print_report(report: Report) -> None:
+    """What was lost, and what is the same but for a detail, on standard error."""
+    for message in report.messages():
+        click.echo(message, err=True)
+
+
+def write(text: str, output: str | None) -> None:
+    """The result, to standard output or a file."""
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        Path(output).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise Failure(f"policyd: {output}: cannot be written: {error.strerror}", 2) from None

@@ -1,0 +1,276 @@
+"""What passes between another system's format and a ruleset.
+
+An import gives `Row`s (a table's lines, each with a verdict) or bare `Term`s (a list's entries). Both ways, what has no
+equal on the other side goes into a `Report`, with its line. Nothing here knows a format, reads a file or writes YAML.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from policyd.config.actions import ActionError, parse_action
+from policyd.core.ruleset import DEFAULT_TEXT, MAX_TEXT, Verb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from policyd.core.ruleset import Action
+
+# How much of a line a message shows: enough to know it again, in a line of the report that is read as one.
+_SHOWN = 100
+
+# Of one kind of change so many lines are named one by one: the first ones are looked at, the rest are counted.
+_NAMED_LINES = 3
+
+
+class Line(NamedTuple):
+    """A line of a file: where it stands (`number` counts from 1) and its text without the line's end.
+
+    A logical line that goes over several has the number of its first.
+    """
+
+    path: str
+    number: int
+    text: str
+
+
+class Term(NamedTuple):
+    """One value of one condition, both as in rules.yaml: `cidr` and `192.0.2.0/24`."""
+
+    condition: str
+    value: str
+
+
+class Entry(NamedTuple):
+    """One entry of a list, and the line that it comes from."""
+
+    term: Term
+    line: Line
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What an entry says is to be done with a client.
+
+    `text` is a template as in rules.yaml: `{client_address}` is a placeholder, `{{` a brace. `passing` marks an action
+    that did something else with the mail and let it pass (HOLD, say): it is a DUNNO only where something below it
+    would block.
+    """
+
+    verb: Verb
+    code: str = ""
+    text: str = ""
+    passing: bool = False
+
+    @classmethod
+    def of(cls, action: Action) -> Verdict:
+        """The verdict that a ruleset's action is."""
+        text = "".join(f"{{{piece}}}" if place % 2 else escaped(piece) for place, piece in enumerate(action.text))
+        return cls(action.verb, action.code, text)
+
+    @property
+    def action(self) -> str:
+        """The value of `action` in rules.yaml."""
+        return " ".join(part for part in (self.verb, self.code, self.text) if part)
+
+
+DUNNO = Verdict(Verb.DUNNO)
+REJECT = Verdict(Verb.REJECT)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a table. Of the terms with one condition any one must hold, of each condition one; any exception
+    that holds makes the row not match. `name` is the line's own name, where its format has such a thing."""
+
+    line: Line
+    match: tuple[Term, ...]
+    verdict: Verdict
+    exceptions: tuple[Term, ...] = ()
+    name: str = ""
+
+
+@dataclass(slots=True)
+class Imported:
+    """What a file says: rows in the order in which they are to be tried, or the entries of a list."""
+
+    rows: list[Row] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+
+
+class NoEqualError(Exception):
+    """What a line says has no equal on the other side. The message says why, and what to do about it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A line, or for an export a rule, that was not taken over."""
+
+    line: Line
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{place(self.line)}: lost: {shown(self.line.text)}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something that was taken over with a difference, and the lines where: the first ones, and how many in all."""
+
+    reason: str
+    lines: tuple[Line, ...]
+    count: int
+
+    def __str__(self) -> str:
+        numbers = ", ".join(str(line.number) for line in self.lines)
+        more = self.count - len(self.lines)
+        if not self.lines[0].number:
+            return f"{self.lines[0].path}: note: {self.reason}"
+        where = f"{self.lines[0].path}:{numbers}" + (f" and {more:,} more" if more else "")
+        return f"{where}: note: {self.reason}"
+
+
+class Report:
+    """Collects what was lost and what was changed on the way."""
+
+    def __init__(self) -> None:
+        self.losses: list[Loss] = []
+        self.taken = 0  # lines (or rules) that were taken over
+        self._notes: dict[tuple[str, str], tuple[list[Line], int]] = {}
+        self._of_this_line: list[tuple[Line, str]] | None = None  # notes that fall away if the line is lost
+
+    def lose(self, line: Line, reason: str) -> None:
+        """Takes down a line that was not taken over."""
+        self.losses.append(Loss(line, reason))
+
+    def note(self, line: Line, reason: str) -> None:
+        """Takes down a difference. The same one at many lines becomes one note."""
+        if self._of_this_line is not None:
+            self._of_this_line.append((line, reason))
+            return
+        lines, count = self._notes.setdefault((line.path, reason), ([], 0))
+        if len(lines) < _NAMED_LINES:
+            lines.append(line)
+        self._notes[line.path, reason] = lines, count + 1
+
+    def take_each(self, lines: Iterable[Line], take: Callable[[Line], bool]) -> None:
+        """Hands each line to `take`, which says whether there was something to take over, and takes down those that it
+        refuses with `NoEqualError`."""
+        for line in lines:
+            of_this_line: list[tuple[Line, str]] = []
+            self._of_this_line = of_this_line
+            try:
+                self.taken += take(line)
+            except NoEqualError as error:
+                self.lose(line, str(error))
+                of_this_line = []
+            finally:
+                self._of_this_line = None
+            for noted, reason in of_this_line:
+                self.note(noted, reason)
+
+    @property
+    def notes(self) -> list[Note]:
+        """The differences, each once, in the order in which they came up."""
+        return [Note(reason, tuple(lines), count) for (_, reason), (lines, count) in self._notes.items()]
+
+    def in_order(self) -> list[Loss]:
+        """The losses of each file from top to bottom."""
+        files = {path: place for place, path in enumerate(dict.fromkeys(loss.line.path for loss in self.losses))}
+        return sorted(self.losses, key=lambda loss: (files[loss.line.path], loss.line.number))
+
+    def as_json_object(self) -> dict[str, Any]:
+        """The report for programs."""
+        return {
+            "taken": self.taken,
+            "lost": [
+                {"file": loss.line.path, "line": loss.line.number, "text": loss.line.text, "reason": loss.reason}
+                for loss in self.in_order()
+            ],
+            "notes": [
+                {
+                    "file": note.lines[0].path,
+                    "lines": [line.number for line in note.lines],
+                    "count": note.count,
+                    "reason": note.reason,
+                }
+                for note in self.notes
+            ],
+        }
+
+    def messages(self) -> Iterable[str]:
+        """A line for each loss, each file from top to bottom, then one for each kind of difference."""
+        yield from (str(loss) for loss in self.in_order())
+        yield from (str(note) for note in self.notes)
+
+
+def place(line: Line) -> str:
+    """`FILE:LINE`, or `FILE` for what has no line."""
+    return f"{line.path}:{line.number}" if line.number else line.path
+
+
+def shown(text: str) -> str:
+    """A piece of a file as a message shows it: in quotes, cut, nothing in it that a terminal would act on."""
+    cut = text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+    return f"'{printable(cut)}'"
+
+
+def printable(text: str) -> str:
+    """The text with everything escaped that a terminal or a YAML reader would not take as it is."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def by_condition(terms: Iterable[Term]) -> dict[str, tuple[str, ...]]:
+    """The values of each condition, in order, none twice."""
+    values: dict[str, dict[str, None]] = {}
+    for condition, value in terms:
+        values.setdefault(condition, {})[value] = None
+    return {condition: tuple(of_one) for condition, of_one in values.items()}
+
+
+# --- Texts of answers -------------------------------------------------------------------------------------------------
+
+_ENHANCED = re.compile(r"[245](\.(?:0|[1-9]\d{0,2})\.(?:0|[1-9]\d{0,2}))(?:\s+|$)", re.ASCII)
+_REPLY_CODE = re.compile(r"[245]\d\d(?:[\s-]+|$)", re.ASCII)
+_UNSAFE = re.compile(r"[^ -~]")
+
+
+def blocking(verb: Verb, text: str) -> Verdict:
+    """A blocking verdict with the code and text of another system's answer.
+
+    Makes of it what rules.yaml takes: a code of the class that belongs to the verb, printable ASCII, no reply code in
+    front, no longer than an answer can be.
+    """
+    words = " ".join(text.split())
+    while match := _REPLY_CODE.match(words):
+        words = words[match.end() :]
+    code = ""
+    if enhanced := _ENHANCED.match(words):
+        code = ("5" if verb is Verb.REJECT else "4") + enhanced[1]
+        words = words[enhanced.end() :]
+    while match := _REPLY_CODE.match(words):
+        words = words[match.end() :]
+    room = MAX_TEXT - len(code) - 1
+    made = Verdict(verb, code, escaped(_UNSAFE.sub("?", words)[:room].rstrip()))
+    try:
+        parse_action(made.action)
+    except ActionError:  # a text that begins with a number which Postfix would take for a code
+        made = replace(made, text=f"{DEFAULT_TEXT}: {made.text}")
+    return made
+
+
+def escaped(text: str) -> str:
+    """A text with its braces doubled, so that none begins a placeholder."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def without_placeholders(template: str, values: Mapping[str, str]) -> str:
+    """A template's text with `{{` and `}}` as braces and each placeholder as `values` has it."""
+
+    def fill(match: re.Match[str]) -> str:
+        piece = match[0]
+        return piece[0] if piece in {"{{", "}}"} else values.get(piece[1:-1], piece)
+
+    return re.sub(r"\{\{|\}\}|\{\w+\}", fill, template)

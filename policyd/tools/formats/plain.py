@@ -1,0 +1,74 @@
+"""A plain list, an entry a line, import and export: addresses, networks, ranges, names, mail addresses.
+
+Comments begin with `#`, `;` or `//`. Where a line has more words, the first is the entry if it is an address, as in the
+many lists that add a date or a country.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from policyd.tools.formats.exchange import Entry, Imported, NoEqualError, Term
+from policyd.tools.formats.values import address_range, looks_like_address, network_text, term
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from policyd.tools.formats.exchange import Line, Report
+
+_COMMENT = re.compile(r"(?:^|\s)(?:[#;]|//).*")
+_RANGE = re.compile(r"(\S+)\s+-\s+(\S+)")
+
+_SUFFIX = {
+    "client": "hostname_suffix",
+    "helo_name": "helo_name_suffix",
+    "sender": "sender_domain",
+    "recipient": "recipient_domain",
+}
+_ADDRESS = {"client": "sender", "helo_name": "helo_name", "sender": "sender", "recipient": "recipient"}
+
+
+def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None) -> Imported:
+    """The list's entries. `attribute` says whose names and domains these are: `client` (as None), `helo_name`, `sender`
+    or `recipient`."""
+    imported = Imported()
+
+    def take(line: Line) -> bool:
+        text = _COMMENT.sub("", line.text).strip()
+        if text:
+            imported.entries += [Entry(one, line) for one in _read_entry(text, line, report, attribute or "client")]
+        return bool(text)
+
+    report.take_each(lines, take)
+    return imported
+
+
+def _read_entry(text: str, line: Line, report: Report, attribute: str) -> list[Term]:
+    text = _RANGE.sub(r"\1-\2", text)
+    word, *more = text.split()
+    word = word.strip('"').rstrip(",")
+    if more:
+        if not looks_like_address(word):
+            raise NoEqualError("more than one word; an entry is one")
+        report.note(line, "the first word is the entry; what follows it was left out")
+    if looks_like_address(word):
+        return _networks(word, line, report)
+    if word.startswith("*."):
+        word = word[1:]
+    elif word.startswith("@"):
+        word = word[1:]
+        attribute = "recipient" if attribute == "recipient" else "sender"
+    if "@" in word or word == "<>":
+        return [term(_ADDRESS[attribute], word)]
+    return [term(_SUFFIX[attribute], word)]
+
+
+def _networks(word: str, line: Line, report: Report) -> list[Term]:
+    if word.endswith(".*"):
+        octets = word.rstrip(".*").split(".")
+        word = ".".join(octets + ["0"] * (4 - len(octets))) + f"/{8 * len(octets)}"
+    found = address_range(word.strip("[]"))
+    if len(found) > 1:
+        report.note(line, "the range became the fewest networks")
+    return [Term("cidr", network_text(one)) for one in found]

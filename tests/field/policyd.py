@@ -27,7 +27,8 @@ class Policyd:
 
     `settings` are keys of policyd.yaml; the decision log is written as JSON to `decisions.log` in the folder.
     With `listener`, a listening socket, the daemon gets it as systemd would pass it (sd_listen_fds(3)), and the
-    socket outlives the daemon. `wrapper` is a command that runs the command which follows it.
+    socket outlives the daemon. `wrapper` is a command that runs the command which follows it; `patience` is how many
+    seconds a start or a reload may take.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Policyd:
         *,
         listener: socket.socket | None = None,
         wrapper: Sequence[str] = (),
+        patience: float = READY_SECONDS,
         **settings: Any,
     ) -> None:
         self.rules = folder / "rules.yaml"
@@ -45,6 +47,7 @@ class Policyd:
         self.operational_log = folder / "policyd.log"
         self._listener = listener
         self._wrapper = wrapper
+        self._patience = patience
         self._process: subprocess.Popen[bytes] | None = None
         self._notify_path = folder / "notify"
         self.rules.write_text(rules)
@@ -125,7 +128,7 @@ class Policyd:
         return self.operational_log.read_bytes()[before:].decode()
 
     def _wait_for(self, assignment: str) -> None:
-        until(f"{assignment} from policyd", lambda: self._was_told(assignment), READY_SECONDS)
+        until(f"{assignment} from policyd", lambda: self._was_told(assignment), self._patience)
 
     def _was_told(self, assignment: str) -> bool | None:
         assert self._process is not None
@@ -136,11 +139,12 @@ class Policyd:
         except BlockingIOError:
             return None
 
-    def decisions(self, **wanted: str) -> list[dict[str, Any]]:
-        """The decisions in the log whose keys have these values; waits for the first."""
+    def decisions(self, count: int = 1, **wanted: str) -> list[dict[str, Any]]:
+        """The decisions in the log whose keys have these values; waits until there are `count`."""
 
         def found() -> list[dict[str, Any]] | None:
             logged = [json.loads(line) for line in self.decision_log.read_bytes().splitlines()]
-            return [each for each in logged if wanted.items() <= each.items()] or None
+            matching = [each for each in logged if wanted.items() <= each.items()]
+            return matching if len(matching) >= count else None
 
-        return until(f"a decision with {wanted}", found)
+        return until(f"{count} decisions with {wanted}", found)

@@ -81,6 +81,7 @@ MASTER_CF = """\
         reject_unauth_destination, check_policy_service inet:127.0.0.1:{policy} }}
 127.0.0.1:{unix} inet n - y - - smtpd
   -o syslog_name=postfix-in
+  -o smtputf8_enable=no
   -o {{ smtpd_recipient_restrictions = permit_mynetworks, permit_sasl_authenticated,
         reject_unauth_destination, check_policy_service unix:{policy_socket} }}
 127.0.0.1:{states} inet n - y - - smtpd
@@ -148,9 +149,9 @@ def free_ports(*names: str) -> dict[str, int]:
 class Postfix:
     """One Postfix, running between `__enter__` and `__exit__`.
 
-    `port` has the smtpd services by name: `inet` and `unix` ask policyd for each recipient, at port `policy` and
-    at the unix socket `policy_socket`; `states` asks it at every stage of a session; `access` and `filtered` ask
-    no policy service but access tables, and a milter at port `milter`.
+    `port` has the smtpd services by name: `inet` and `unix` ask policyd for each recipient, at port `policy` and at
+    the unix socket `policy_socket`, and `unix` takes bytes that are no UTF-8; `states` asks at every stage of a
+    session; `access` and `filtered` ask no policy service but access tables, and a milter at port `milter`.
     """
 
     def __init__(self, root: Path) -> None:

@@ -1,0 +1,120 @@
+"""The tables in tests/cases: a ruleset, and requests with what DNS says of the client and the answer each must get.
+
+A row is `given` (attributes, `hostname`, `claimed`, `reverse_dns` as in a ruleset's own tests; `names_known: no` where
+the PTR lookup itself failed; `date`) and what must come of it: `expect` and, where they matter, `rule`, `reply` (the
+whole of it), `observed`, `downgraded`, and `asks_dns`, whether anybody had to know who the client is. Run one table
+or one row by its name: `pytest tests/test_cases.py -k 'cidr and mapped'`.
+"""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from policyd.config import load
+from policyd.core.engine import Decision, NeedsIdentity, decide, reply_text
+from policyd.core.identity import Identity, Reason, Status
+from policyd.core.index import fold_name
+from policyd.core.protocol import RequestParser
+
+if TYPE_CHECKING:
+    from policyd.core.protocol import Request
+    from policyd.core.ruleset import Ruleset
+
+CASES = Path(__file__).parent / "cases"
+DNS = {"hostname", "claimed", "reverse_dns", "names_known", "date"}
+ROW = {"row", "given", "expect", "rule", "reply", "observed", "downgraded", "asks_dns"}
+
+
+def tables() -> dict[str, dict[str, Any]]:
+    loaded = {}
+    for path in sorted(CASES.glob("*.yaml")):
+        loaded[path.stem] = yaml.load(path.read_text(), Loader=yaml.BaseLoader)  # noqa: S506 - every scalar a str
+    return loaded
+
+
+TABLES = tables()
+ROWS = [
+    pytest.param(name, row, id=f"{name}: {row['row']}") for name, table in TABLES.items() for row in table["rows"]
+]
+
+
+@pytest.fixture(scope="session")
+def rulesets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ruleset]:
+    """Each table's ruleset, loaded as the daemon does."""
+    folder = tmp_path_factory.mktemp("cases")
+    built = {}
+    for name, table in TABLES.items():
+        for file, content in table.get("files", {}).items():
+            (folder / file).write_text(content)
+        path = folder / f"{name}.yaml"
+        path.write_text(table["ruleset"])
+        built[name] = load(rules_path=str(path)).ruleset
+    return built
+
+
+def several(value: str | list[str]) -> list[str]:
+    return value if isinstance(value, list) else [value]
+
+
+def request_of(given: dict[str, Any]) -> Request:
+    """The request as it comes over the wire."""
+    attributes = {"request": "smtpd_access_policy", "protocol_state": "RCPT"}
+    attributes |= {name: value for name, value in given.items() if name not in DNS}
+    parser = RequestParser()
+    parser.receive_data("".join(f"{name}={value}\n" for name, value in attributes.items()).encode("latin-1") + b"\n")
+    request = parser.next_request()
+    assert request is not None
+    return request
+
+
+def identity_of(given: dict[str, Any]) -> Identity:
+    """What DNS says."""
+    verified = tuple(sorted(fold_name(name.encode()) for name in several(given.get("hostname", []))))
+    claimed = tuple(sorted(fold_name(name.encode()) for name in several(given.get("claimed", []))))
+    silent = Status.VERIFIED if verified else Status.MISMATCH if claimed else Status.MISSING
+    status = Status(given.get("reverse_dns", silent))
+    failed = status is Status.ERROR
+    known = given.get("names_known", "yes" if claimed or not failed else "no") == "yes"
+    return Identity(status, verified, claimed, Reason.SERVFAIL if failed else None, known)
+
+
+@pytest.mark.parametrize(("table", "row"), ROWS)
+def test_case(rulesets: dict[str, Ruleset], table: str, row: dict[str, Any]) -> None:
+    assert set(row) <= ROW, "a row has a key that nothing looks at"
+    ruleset = rulesets[table]
+    given = row["given"]
+    request, identity = request_of(given), identity_of(given)
+    today = datetime.date.fromisoformat(given.get("date", "2026-11-21"))
+    without = decide(ruleset, request, None, today)
+    decision = decide(ruleset, request, identity, today)
+    assert isinstance(decision, Decision)
+    got = {
+        "expect": decision.verb.value,
+        "rule": decision.rule_name,
+        "reply": reply_text(decision, request, identity.verified[0] if identity.verified else None, "7Q4K2M9X"),
+        "observed": sorted(decision.observed),
+        "downgraded": "yes" if decision.downgraded else "no",
+        "asks_dns": "yes" if isinstance(without, NeedsIdentity) else "no",
+    }
+    wanted = {"downgraded": "no", **row}
+    if "observed" in wanted:
+        wanted["observed"] = sorted(several(wanted["observed"]))
+    assert {key: got[key] for key in wanted if key in got} == {key: wanted[key] for key in wanted if key in got}
+    if isinstance(without, Decision):
+        assert (without.verb, without.rule_name) == (decision.verb, decision.rule_name), "DNS was not needed"
+
+
+def test_every_condition_of_the_table_has_a_case() -> None:
+    """Each condition that ruleset.md names stands in a ruleset of some table."""
+    named = (
+        "cidr reverse_dns hostname hostname_suffix hostname_regex helo_name helo_name_suffix helo_name_regex sender "
+        "sender_regex sender_domain recipient recipient_domain recipient_regex protocol_state sasl_username "
+        "policy_context"
+    ).split()
+    rulesets = "\n".join(table["ruleset"] for table in TABLES.values())
+    assert [name for name in named if f"{{{name}:" not in rulesets and f" {name}:" not in rulesets] == []

@@ -93,11 +93,10 @@ def replay(
         replay_report.print_replay(results(), found)
     else:
         replay_report.print_comparison(results(), compared)
-    if fail_if_delivered is not None and result.refused_delivered > fail_if_delivered:
+    refused = result.facts.refused_delivered
+    if fail_if_delivered is not None and refused > fail_if_delivered:
         allowed = "none is allowed" if not fail_if_delivered else f"{fail_if_delivered:,} are allowed"
-        raise Failure(
-            f"policyd: {counted(result.refused_delivered, 'delivered mail')} would have been refused; {allowed}", 1
-        )
+        raise Failure(f"policyd: {counted(refused, 'delivered mail')} would have been refused; {allowed}", 1)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ each costs half the speed.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from policyd.tools.observation import MAX_RECIPIENTS, Observation, Outcome, Standing
 
@@ -27,7 +27,12 @@ MAX_OPEN = 65_536
 # smtpd processes with something to remember; Postfix's default_process_limit is 100, large sites set a few thousand.
 MAX_SESSIONS = 16_384
 
-# The start of `reject: RCPT from name[address]: text; from=<...> ...`, of smtpd, cleanup and postscreen.
+# Nearly every refusal, at one go.
+_USUAL_REFUSAL = re.compile(
+    rb"(reject|milter-reject): ([A-Z][A-Z-]*) from ([^\s\[]*)\[([0-9A-Fa-f:.]+)\]: "
+    rb"([^;]*); from=<([^>]*)> to=<([^>]*)> proto=\w+ helo=<([^>]*)>"
+)
+# Otherwise: the start of `reject: RCPT from name[address]: text; from=<...> ...`, of smtpd, cleanup and postscreen.
 _REFUSAL = re.compile(
     rb"(reject|milter-reject|discard|milter-discard): ([A-Z][A-Z-]*) "
     rb"from ([^\s\[]*)\[([0-9A-Fa-f:.]+|unknown)\](?::\d+)?: "
@@ -111,7 +116,7 @@ class _Session:
         self.claimed = b""
         self.claimed_address = b""
         self.lookup_failed = False
-        self.refused: _Mail | None = None
+        self.refused: Observation | None = None
 
 
 class PostfixLog:
@@ -146,8 +151,7 @@ class PostfixLog:
     def flush(self) -> None:
         """End of the log: what is open is given up with what is known of it."""
         for session in self._sessions.values():
-            if session.refused is not None:
-                self._observations.append(session.refused.observation())
+            self._end_refused(session)
         self._sessions.clear()
         for mail in self._mails.values():
             self._observations.append(mail.observation())
@@ -217,11 +221,10 @@ class PostfixLog:
         return True
 
     def _refused(self, stamp: bytes, pid: bytes, queue_id: bytes, rest: bytes) -> bool:
-        refusal = _REFUSAL.match(rest)
+        refusal = _read_refusal(rest)
         if refusal is None:
             return False
-        how, state, name, address = refusal.groups()
-        text, sender, recipient, helo_name, sasl_username, _ = _take_apart(rest, refusal.end())
+        how, state, name, address, text, sender, recipient, helo_name, sasl_username = refusal
         by = b"milter" if how.startswith(b"milter") else b"smtpd"
         if how.endswith(b"discard"):
             outcome = Outcome.REJECTED
@@ -240,28 +243,32 @@ class PostfixLog:
             return True
         session = self._session(pid)
         pending = session.refused
+        if pending is not None:
+            if (
+                recipient is not None
+                and recipient not in pending.recipients
+                and pending.client_address == address
+                and pending.sender == sender
+                and pending.helo_name == helo_name
+            ):
+                session.refused = _with_recipient(pending, recipient, outcome, by, text)
+                return True
+            self._observations.append(pending)
         names, standing = self._identity(pid, name, address)
-        if (
-            pending is not None
-            and recipient is not None
-            and recipient not in pending.recipients
-            and pending.client_address == address
-            and pending.sender == sender
-            and pending.helo_name == helo_name
-        ):
-            # Another recipient of the same mail. One that was deferred may come again, so that counts more.
-            _add(pending.recipients, recipient)
-            if outcome is Outcome.DEFERRED and pending.outcome is Outcome.REJECTED:
-                pending.outcome, pending.by, pending.text = outcome, by, text
-            return True
-        self._end_refused(session)
-        mail = session.refused = _Mail(self._seconds(stamp), address, names, standing)
-        mail.helo_name = helo_name
-        mail.sender = sender
-        if recipient is not None:
-            mail.recipients.append(recipient)
-        mail.sasl_username = sasl_username
-        mail.outcome, mail.by, mail.text = outcome, by, text
+        session.refused = Observation(
+            self._seconds(stamp),
+            address,
+            names,
+            standing,
+            helo_name,
+            sender,
+            (recipient,) if recipient is not None else (),
+            sasl_username,
+            outcome,
+            by,
+            text,
+            "postfix",
+        )
         return True
 
     def _identity(self, pid: bytes, name: bytes, address: bytes) -> tuple[tuple[bytes, ...], Standing]:
@@ -283,7 +290,7 @@ class PostfixLog:
 
     def _end_refused(self, session: _Session) -> None:
         if session.refused is not None:
-            self._observations.append(session.refused.observation())
+            self._observations.append(session.refused)
             session.refused = None
 
     # --- From the queue on ------------------------------------------------------------------------------------------
@@ -297,10 +304,10 @@ class PostfixLog:
         if mail is None:
             return False
         if refusal := _REFUSAL.match(rest):
-            text, sender, recipient, helo_name, _, _ = _take_apart(rest, refusal.end())
+            text, sender, recipient, helo_name, _, _ = _read_envelope(rest, refusal.end())
             by = b"milter" if refusal[1].startswith(b"milter") else b"cleanup"
         elif refusal := _CONTENT_REFUSAL.match(rest):
-            _, sender, recipient, helo_name, _, text = _take_apart(rest, refusal.end())
+            _, sender, recipient, helo_name, _, text = _read_envelope(rest, refusal.end())
             by = refusal[2] + b"_checks"
         else:
             return False
@@ -364,26 +371,43 @@ class PostfixLog:
         self._observations.append(self._mails.pop(queue_id).observation())
 
 
-class _Refusal(NamedTuple):
-    text: bytes
-    sender: bytes | None
-    recipient: bytes | None
-    helo_name: bytes
-    sasl_username: bytes
-    end: bytes  # what stands after all of it
+def _read_refusal(
+    rest: bytes,
+) -> tuple[bytes, bytes, bytes, bytes, bytes, bytes | None, bytes | None, bytes, bytes] | None:
+    """How, state, name, address, text, sender, recipient, HELO, user; None if it is no refusal."""
+    if usual := _USUAL_REFUSAL.fullmatch(rest):
+        return *usual.groups(), b""  # type: ignore[return-value] # nine of them; mypy does not count groups
+    refusal = _REFUSAL.match(rest)
+    if refusal is None:
+        return None
+    how, state, name, address = refusal.groups()
+    text, sender, recipient, helo_name, sasl_username, _ = _read_envelope(rest, refusal.end())
+    return how, state, name, address, text, sender, recipient, helo_name, sasl_username
 
 
-def _take_apart(rest: bytes, start: int) -> _Refusal:
-    """`text; from=<a> to=<b> proto=ESMTP helo=<c>: end`, of which anything but the text may be missing."""
+def _read_envelope(rest: bytes, start: int) -> tuple[bytes, bytes | None, bytes | None, bytes, bytes, bytes]:
+    """Text, sender, recipient, HELO, user and end of `text; from=<a> to=<b> proto=ESMTP helo=<c>: end`.
+
+    Anything but the text may be missing.
+    """
     # The last one, since the text may quote a client.
     at = max(rest.rfind(b"; from=<", start), rest.rfind(b"; to=<", start))
     if at < 0:
         at = rest.rfind(b"; proto=", start)
     envelope = _ENVELOPE.match(rest, at) if at >= 0 else None
     if envelope is None:
-        return _Refusal(rest[start:], None, None, b"", b"", b"")
+        return rest[start:], None, None, b"", b"", b""
     sender, recipient, helo_name, sasl_username, end = envelope.groups()
-    return _Refusal(rest[start:at], sender, recipient, helo_name or b"", sasl_username or b"", end or b"")
+    return rest[start:at], sender, recipient, helo_name or b"", sasl_username or b"", end or b""
+
+
+def _with_recipient(pending: Observation, recipient: bytes, outcome: Outcome, by: bytes, text: bytes) -> Observation:
+    """The same mail with one more recipient refused. One that was deferred may come again, so that counts more."""
+    if len(pending.recipients) < MAX_RECIPIENTS:
+        pending = pending._replace(recipients=(*pending.recipients, recipient))
+    if outcome is Outcome.DEFERRED and pending.outcome is Outcome.REJECTED:
+        pending = pending._replace(outcome=outcome, by=by, text=text)
+    return pending
 
 
 def _add(recipients: list[bytes], recipient: bytes) -> None:

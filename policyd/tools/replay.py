@@ -8,10 +8,13 @@ stands for. Memory is bounded; so are the figures that would need more (`100,000
 
 from __future__ import annotations
 
+import contextlib
+import gc
+from collections import defaultdict
 from dataclasses import dataclass, field
 from enum import StrEnum
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from policyd.core.engine import NeedsIdentity, decide
 from policyd.core.identity import Identity, Reason, Status
@@ -23,7 +26,7 @@ from policyd.tools.observation import Observation, Outcome, Standing
 
 if TYPE_CHECKING:
     import datetime
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from policyd.core.engine import Decision
     from policyd.core.ruleset import Ruleset
@@ -53,7 +56,8 @@ _TOLD_BY: dict[str, tuple[str, ...]] = {
     "sasl_username": ("sasl_username",),
 }
 
-_GOT_THROUGH = frozenset({Outcome.DELIVERED, Outcome.PASSED})
+# The mails that somebody would miss.
+GOT_THROUGH = frozenset({Outcome.DELIVERED, Outcome.PASSED})
 
 
 class Assumption(StrEnum):
@@ -93,14 +97,9 @@ class Tally:
     uncounted: bool = False  # there are more clients and sender domains than could be counted
     examples: list[Observation] = field(default_factory=list)  # delivered ones first
 
-    def add(self, seen: Observation, distinct: _Distinct) -> None:
+    def add(self, seen: Observation) -> None:
         self.transactions += 1
-        told = distinct.add(self.clients, seen.client_address)
-        if seen.sender:
-            told &= distinct.add(self.sender_domains, domain_of(seen.sender))
-        if not told:
-            self.uncounted = True
-        if seen.outcome is Outcome.DELIVERED or seen.outcome is Outcome.PASSED:
+        if seen.outcome in GOT_THROUGH:
             self.delivered += 1
             self.passed += seen.outcome is Outcome.PASSED
             if self.delivered <= _MAX_EXAMPLES:
@@ -109,33 +108,30 @@ class Tally:
         elif len(self.examples) < _MAX_EXAMPLES:
             self.examples.append(seen)
 
+    def add_origin(self, client: bytes, sender_domain: bytes, distinct: _Distinct) -> None:
+        counted = distinct.add(self.clients, client)
+        if sender_domain:
+            counted &= distinct.add(self.sender_domains, sender_domain)
+        self.uncounted |= not counted
+
 
 class Judge:
-    """Decides observations under one ruleset, as it stands on `today` (UTC)."""
+    """Decides observations under one ruleset, as it stands on `today` (UTC).
 
-    def __init__(self, ruleset: Ruleset, today: datetime.date, assumption: Assumption, subjects: set[str]) -> None:
+    With `by_recipient`, a mail to several is decided for each of them.
+    """
+
+    def __init__(self, ruleset: Ruleset, today: datetime.date, assumption: Assumption, *, by_recipient: bool) -> None:
         self._ruleset = ruleset
         self._today = today
         self._assumption = assumption
-        self._by_recipient = "recipient" in subjects
-        fields = {field for subject in subjects for field in _TOLD_BY.get(subject, ())}
-        places = sorted(Observation._fields.index(field) for field in fields)
-        # What no rule looks at need not be the same for the decision to be: that is what makes a replay fast.
-        self._key: Callable[[Observation], Any] = itemgetter(*places) if places else lambda _: None
-        self._remembered: dict[Any, tuple[Decision, ...]] = {}
+        self._by_recipient = by_recipient
 
-    def decisions(self, seen: Observation) -> tuple[Decision, ...]:
-        """One for each recipient, or one for all where the ruleset does not look at them."""
-        key = self._key(seen)
-        decisions = self._remembered.get(key)
-        if decisions is None:
-            if len(self._remembered) >= _MAX_REMEMBERED:
-                self._remembered.clear()
-            recipients = seen.recipients if self._by_recipient and seen.recipients else seen.recipients[:1] or (b"",)
-            identity = _identity(seen, self._assumption)
-            decisions = tuple(self._decide(_request(seen, recipient), identity) for recipient in recipients)
-            self._remembered[key] = decisions
-        return decisions
+    def decisions(self, seen: Observation) -> list[Decision]:
+        """One for each recipient, or one for all."""
+        recipients = seen.recipients if self._by_recipient and seen.recipients else seen.recipients[:1] or (b"",)
+        identity = _identity(seen, self._assumption)
+        return [self._decide(_request(seen, recipient), identity) for recipient in recipients]
 
     def _decide(self, request: Request, identity: Identity) -> Decision:
         decision = decide(self._ruleset, request, identity, self._today)
@@ -190,16 +186,16 @@ class Answer:
     """What would have been said to some transactions, by which rule."""
 
     rule: str
-    action: str
+    action: Verb
     observed: bool = False
 
     @property
     def refuses(self) -> bool:
-        return self.action != Verb.DUNNO and not self.observed
+        return self.action is not Verb.DUNNO and not self.observed
 
     @property
     def lets_through(self) -> bool:
-        return self.action == Verb.DUNNO and not self.observed
+        return self.action is Verb.DUNNO and not self.observed
 
 
 @dataclass(slots=True)
@@ -209,6 +205,8 @@ class Facts:
     counts: LineCounts = field(default_factory=LineCounts)
     transactions: int = 0
     delivered: int = 0
+    changed: int = 0  # transactions that two rulesets answer differently
+    refused_delivered: int = 0  # delivered ones that would have been refused; by the new ruleset only, if there are two
     first: float | None = None  # Unix seconds
     last: float | None = None
     assumed: int = 0  # transactions decided by what `unknown` was taken for
@@ -219,10 +217,8 @@ class Facts:
 
     def add(self, seen: Observation) -> None:
         self.transactions += 1
-        if seen.outcome is Outcome.DELIVERED or seen.outcome is Outcome.PASSED:
-            self.delivered += 1
-        if not seen.helo_name:
-            self.no_helo += 1
+        self.delivered += seen.outcome in GOT_THROUGH
+        self.no_helo += not seen.helo_name
         self.writers.add(seen.log)
         time = seen.time
         if time is not None:
@@ -240,7 +236,6 @@ class Replay:
     facts: Facts
     subjects: set[str]
     rules: list[tuple[Answer, Tally]]  # refused deliveries first
-    refused_delivered: int  # delivered transactions that would have been refused
     unmatched: list[str]  # rules that decided nothing and observed nothing
 
 
@@ -253,8 +248,6 @@ class Comparison:
     facts: Facts
     subjects: set[str]
     changes: list[tuple[Answer, Answer, Tally]]  # from, to; newly refused deliveries first
-    changed: int  # transactions
-    refused_delivered: int  # delivered, and refused by the new ruleset only
 
 
 def replay(
@@ -267,50 +260,26 @@ def replay(
 ) -> Replay:
     """Runs the ruleset over the mails in these logs. Raises `LogError`."""
     subjects = subjects_of(ruleset)
-    judge = Judge(ruleset, today, assumption, subjects)
-    facts, log, distinct = _facts(subjects, assumption), MailLog(), _Distinct()
-    tallies: dict[tuple[str, str, bool], Tally] = {}
-    refused_delivered = 0
+    judge = Judge(ruleset, today, assumption, by_recipient="recipient" in subjects)
+    verbs = {rule.name: rule.action.verb for rule in ruleset.rules}
+    tallies: defaultdict[tuple[str, Verb, bool], Tally] = defaultdict(Tally)
 
-    def tally(rule: str, action: str, seen: Observation, *, observed: bool) -> None:
-        key = (rule, action, observed)
-        found = tallies.get(key)
-        if found is None:
-            found = tallies[key] = Tally()
-        found.add(seen, distinct)
-
-    actions = {rule.name: str(rule.action.verb) for rule in ruleset.rules}
-    for batch in observations(paths, log, advance):
-        for seen in batch:
-            facts.add(seen)
-            decisions = judge.decisions(seen)
-            if len(decisions) == 1:
-                hits = {(decisions[0].rule_name, decisions[0].verb): None}
-            else:
-                hits = {(decision.rule_name, decision.verb): None for decision in decisions}
-            refused = False
-            for rule, verb in hits:
-                tally(rule, verb, seen, observed=False)
-                refused |= verb is not Verb.DUNNO
-            if decisions[0].observed or len(decisions) > 1:
-                for name in dict.fromkeys(name for decision in decisions for name in decision.observed):
-                    tally(name, actions[name], seen, observed=True)
-            if refused and seen.outcome in _GOT_THROUGH:
-                refused_delivered += 1
-            if seen.standing is Standing.UNKNOWN and decisions[0].identity is not None:
-                facts.assumed += 1
-    facts.counts = log.counts
-    rules = [(Answer(*key), found) for key, found in tallies.items()]
-    order = {rule.name: rule.number for rule in ruleset.rules}
-    rules.sort(
-        key=lambda entry: (
-            -entry[1].delivered if entry[0].refuses else 0,
-            order.get(entry[0].rule, len(order)),
+    def verdict(seen: Observation) -> _Verdict:
+        decisions = judge.decisions(seen)
+        hits = {(decision.rule_name, decision.verb, False) for decision in decisions}
+        hits |= {(name, verbs[name], True) for decision in decisions for name in decision.observed}
+        return _Verdict(
+            tuple(tallies[hit] for hit in hits),
+            any(decision.verb is not Verb.DUNNO for decision in decisions),
+            seen.standing is Standing.UNKNOWN and any(decision.identity is not None for decision in decisions),
         )
-    )
-    matched = {answer.rule for answer, _ in rules}
-    unmatched = [rule.name for rule in ruleset.rules if rule.name not in matched]
-    return Replay(ruleset, facts, subjects, rules, refused_delivered, unmatched)
+
+    facts = _run(paths, subjects, verdict, assumption, advance)
+    order = {rule.name: rule.number for rule in ruleset.rules}
+    rules = [(Answer(*hit), tally) for hit, tally in tallies.items()]
+    rules.sort(key=lambda rule: (-rule[1].delivered if rule[0].refuses else 0, order.get(rule[0].rule, len(order))))
+    matched = {name for name, _, _ in tallies}
+    return Replay(ruleset, facts, subjects, rules, [rule.name for rule in ruleset.rules if rule.name not in matched])
 
 
 def compare(
@@ -324,37 +293,29 @@ def compare(
 ) -> Comparison:
     """Runs two rulesets over the same logs, and keeps what differs. Raises `LogError`."""
     subjects = subjects_of(ruleset) | subjects_of(old)
-    new_judge, old_judge = Judge(ruleset, today, assumption, subjects), Judge(old, today, assumption, subjects)
-    facts, log, distinct = _facts(subjects, assumption), MailLog(), _Distinct()
-    tallies: dict[tuple[str, str, str, str], Tally] = {}
-    changed = refused_delivered = 0
-    for batch in observations(paths, log, advance):
-        for seen in batch:
-            facts.add(seen)
-            after, before = new_judge.decisions(seen), old_judge.decisions(seen)
-            if seen.standing is Standing.UNKNOWN and (after[0].identity or before[0].identity) is not None:
-                facts.assumed += 1
-            differing = {
-                (was.rule_name, was.verb, now.rule_name, now.verb): None
-                for was, now in zip(before, after, strict=True)
-                if _said(was) != _said(now)
-            }
-            if not differing:
-                continue
-            changed += 1
-            for key in differing:
-                found = tallies.get(key)
-                if found is None:
-                    found = tallies[key] = Tally()
-                found.add(seen, distinct)
-            if seen.outcome in _GOT_THROUGH and any(
-                was is Verb.DUNNO and now is not Verb.DUNNO for _, was, _, now in differing
-            ):
-                refused_delivered += 1
-    facts.counts = log.counts
+    by_recipient = "recipient" in subjects
+    new_judge = Judge(ruleset, today, assumption, by_recipient=by_recipient)
+    old_judge = Judge(old, today, assumption, by_recipient=by_recipient)
+    tallies: defaultdict[tuple[str, Verb, str, Verb], Tally] = defaultdict(Tally)
+
+    def verdict(seen: Observation) -> _Verdict:
+        pairs = list(zip(old_judge.decisions(seen), new_judge.decisions(seen), strict=True))
+        changes = {
+            (before.rule_name, before.verb, after.rule_name, after.verb)
+            for before, after in pairs
+            if _said(before) != _said(after)
+        }
+        return _Verdict(
+            tuple(tallies[change] for change in changes),
+            any(before is Verb.DUNNO and after is not Verb.DUNNO for _, before, _, after in changes),
+            seen.standing is Standing.UNKNOWN
+            and any(decision.identity is not None for pair in pairs for decision in pair),
+        )
+
+    facts = _run(paths, subjects, verdict, assumption, advance)
     changes = [
-        (Answer(was_rule, was), Answer(now_rule, now), found)
-        for (was_rule, was, now_rule, now), found in tallies.items()
+        (Answer(before_rule, before), Answer(after_rule, after), tally)
+        for (before_rule, before, after_rule, after), tally in tallies.items()
     ]
     changes.sort(
         key=lambda change: (
@@ -364,11 +325,73 @@ def compare(
             change[1].rule,
         )
     )
-    return Comparison(ruleset, old, facts, subjects, changes, changed, refused_delivered)
+    return Comparison(ruleset, old, facts, subjects, changes)
 
 
-def _facts(subjects: set[str], assumption: Assumption) -> Facts:
-    return Facts(assumption=assumption, untold=tuple(sorted(subjects - set(_TOLD_BY))))
+class _Verdict(NamedTuple):
+    """What is remembered of one kind of mail."""
+
+    tallies: tuple[Tally, ...]  # to count it in
+    refuses: bool  # it would be refused; by the new ruleset only, if two are compared
+    assumed: bool  # what `unknown` is taken for had a part in it
+
+
+def _run(
+    paths: Sequence[str],
+    subjects: set[str],
+    judge: Callable[[Observation], _Verdict],
+    assumption: Assumption,
+    advance: Callable[[int], None] | None,
+) -> Facts:
+    """Counts every mail in the tallies of its verdict."""
+    facts = Facts(assumption=assumption, untold=tuple(sorted(subjects - set(_TOLD_BY))))
+    log, distinct = MailLog(), _Distinct()
+    fields = {field for subject in subjects for field in _TOLD_BY.get(subject, ())}
+    # What no rule looks at need not be the same for the decision to be: that is what makes a replay fast.
+    key_of = _getter(fields)
+    same_origin = {"client_address", "sender"} <= fields  # mails with one key need be counted as one origin
+    remembered: dict[object, _Verdict] = {}
+    with _without_garbage_collection():
+        for batch in observations(paths, log, advance):
+            for seen in batch:
+                facts.add(seen)
+                key = key_of(seen)
+                verdict = remembered.get(key)
+                new = verdict is None
+                if verdict is None:
+                    if len(remembered) >= _MAX_REMEMBERED:
+                        remembered.clear()
+                    verdict = remembered[key] = judge(seen)
+                tallies, refuses, assumed = verdict
+                for tally in tallies:
+                    tally.add(seen)
+                if tallies and (new or not same_origin):
+                    sender_domain = domain_of(seen.sender or b"")
+                    for tally in tallies:
+                        tally.add_origin(seen.client_address, sender_domain, distinct)
+                facts.changed += bool(tallies)
+                facts.assumed += assumed
+                if refuses and seen.outcome in GOT_THROUGH:
+                    facts.refused_delivered += 1
+    facts.counts = log.counts
+    return facts
+
+
+def _getter(fields: set[str]) -> Callable[[Observation], object]:
+    places = sorted(Observation._fields.index(field) for field in fields)
+    return itemgetter(*places) if places else lambda _: None
+
+
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Nothing in here makes a cycle, and looking for some among all that is remembered takes a fifth of the time."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def _said(decision: Decision) -> tuple[object, ...]:

@@ -8,14 +8,14 @@ from rich.text import Text
 
 from policyd.tools.display import counted, shown, styled_verb, table
 from policyd.tools.logtime import rfc3339
-from policyd.tools.observation import Observation, Outcome
-from policyd.tools.replay import Assumption
+from policyd.tools.replay import GOT_THROUGH, Assumption
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from rich.console import Console
 
+    from policyd.tools.observation import Observation
     from policyd.tools.replay import Answer, Comparison, Facts, Replay, Tally
 
 _COLUMNS = ("delivered", "mails", "clients", "sender domains")
@@ -32,7 +32,7 @@ def replay_as_json(replay: Replay) -> dict[str, Any]:
     return {
         "ruleset": replay.ruleset.hash,
         **_facts_as_json(replay.facts),
-        "refused_delivered": replay.refused_delivered,
+        "refused_delivered": replay.facts.refused_delivered,
         "rules": [_answer_as_json(answer) | _tally_as_json(tally) for answer, tally in replay.rules],
         "unmatched": replay.unmatched,
         "notes": _notes(replay.facts, replay.subjects, [tally for _, tally in replay.rules]),
@@ -45,8 +45,8 @@ def comparison_as_json(comparison: Comparison) -> dict[str, Any]:
         "ruleset": comparison.ruleset.hash,
         "against": comparison.old.hash,
         **_facts_as_json(comparison.facts),
-        "changed": comparison.changed,
-        "refused_delivered": comparison.refused_delivered,
+        "changed": comparison.facts.changed,
+        "refused_delivered": comparison.facts.refused_delivered,
         "changes": [
             {"from": _answer_as_json(before), "to": _answer_as_json(after)} | _tally_as_json(tally)
             for before, after, tally in comparison.changes
@@ -69,7 +69,7 @@ def _facts_as_json(facts: Facts) -> dict[str, Any]:
 
 
 def _answer_as_json(answer: Answer) -> dict[str, Any]:
-    return {"rule": answer.rule, "action": answer.action, "mode": "observe" if answer.observed else "enforce"}
+    return {"rule": answer.rule, "action": str(answer.action), "mode": "observe" if answer.observed else "enforce"}
 
 
 def _tally_as_json(tally: Tally) -> dict[str, Any]:
@@ -105,8 +105,8 @@ def _example_as_json(seen: Observation) -> dict[str, Any]:
 def print_replay(console: Console, replay: Replay) -> None:
     """Delivered mails that would have been refused, then every rule that had a part."""
     _print_facts(console, replay.facts, f"ruleset {replay.ruleset.hash}")
-    if replay.refused_delivered:
-        console.print(f"{_were(replay.refused_delivered)} delivered, and would have been refused:")
+    if replay.facts.refused_delivered:
+        console.print(f"{_were(replay.facts.refused_delivered)} delivered, and would have been refused:")
         _print_examples(console, [(answer.rule, tally) for answer, tally in replay.rules if answer.refuses])
     else:
         console.print("No mail that was delivered would have been refused.")
@@ -128,13 +128,13 @@ def print_replay(console: Console, replay: Replay) -> None:
 def print_comparison(console: Console, comparison: Comparison) -> None:
     """What is answered differently, newly refused deliveries first."""
     _print_facts(console, comparison.facts, f"ruleset {comparison.old.hash} -> {comparison.ruleset.hash}")
-    if comparison.refused_delivered:
-        console.print(f"{_were(comparison.refused_delivered)} delivered, and would be refused by the new ruleset only:")
+    if comparison.facts.refused_delivered:
+        console.print(f"{_were(comparison.facts.refused_delivered)} delivered, and would now be refused:")
         newly = [(after.rule, tally) for before, after, tally in comparison.changes if _worse(before, after)]
         _print_examples(console, newly)
         console.print()
     if comparison.changes:
-        console.print(f"{counted(comparison.changed, 'mail')} would be answered differently:")
+        console.print(f"{counted(comparison.facts.changed, 'mail')} would be answered differently:")
         columns = table("from", "", "to", "", *_COLUMNS, numbers=_COLUMNS)
         for before, after, tally in comparison.changes:
             columns.add_row(
@@ -186,7 +186,7 @@ def _print_facts(console: Console, facts: Facts, which: str) -> None:
 def _print_examples(console: Console, rules: Iterable[tuple[str, Tally]]) -> None:
     columns = table("rule", "time", "client", "sender", "recipient")
     for rule, tally in rules:
-        delivered = [seen for seen in tally.examples if seen.outcome in {Outcome.DELIVERED, Outcome.PASSED}]
+        delivered = [seen for seen in tally.examples if seen.outcome in GOT_THROUGH]
         for place, seen in enumerate(delivered):
             columns.add_row(Text("" if place else rule), rfc3339(seen.time), *_envelope(seen))
         if tally.delivered > len(delivered):

@@ -1,0 +1,522 @@
+"""Asking DNS who a client is: aiodns below, one answer for each client above.
+
+Promises: one deadline for all that one client needs; one lookup under way for a client however many ask; a bounded
+number of lookups at once; a bounded cache that honours TTLs; and an `Identity` for whatever DNS, or no DNS, says. DNS
+only: no hosts file, no search list. What the answers mean is left to `policyd.core.identity`.
+
+This is the one file that knows aiodns (4) and, below it, c-ares (1.34). What they do, and what is done about it here:
+
+- c-ares sends a query again after 250 ms, if the server has been quick before and whatever its `timeout` says, from a
+  new socket, and no longer hears the answer to the first. A name that takes the resolver 4 s would never be heard of.
+  So it may try each server once only (an *eager* channel); what stays silent is asked again over a *patient* channel,
+  one that has not seen enough answers to have learnt haste, and that listens for as long as there is time.
+- Its cache has no bound, cannot be turned off from here, and keeps a NODATA answer for an hour. So channels are
+  replaced before that matters: after CHANNEL_SECONDS or CHANNEL_QUERIES.
+- A query that nobody waits for any more goes on, and ends with its channel.
+- aiodns lets c-ares run a thread, which hands each answer over to the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import aiodns
+from aiodns.error import (
+    ARES_ECANCELLED,
+    ARES_ECONNREFUSED,
+    ARES_EDESTRUCTION,
+    ARES_ENODATA,
+    ARES_ENOTFOUND,
+    ARES_EREFUSED,
+    ARES_ESERVFAIL,
+    ARES_ETIMEOUT,
+)
+from cachetools import LRUCache
+
+from policyd.core.address import Address, parse_address
+from policyd.core.identity import AddressesAnswer, Identity, NamesAnswer, Reason, Status, identify
+from policyd.core.index import fold_name
+from policyd.daemon.oplog import Throttled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from policyd.config.settings import Dns
+
+_log = logging.getLogger(__name__)
+
+# How long an answer is kept, in seconds (ruleset.md, "Reverse DNS"): the smallest TTL of its chain within these
+# bounds; a definite "none"; anything that failed.
+MIN_SECONDS = 60
+MAX_SECONDS = 3600
+NONE_SECONDS = 60
+ERROR_SECONDS = 30
+
+# Bytes of names that count as one client in the cache: most have one name of some 40 bytes. So 256 long names, the
+# most that are kept of a client (`policyd.core.identity`), do not take the room of one.
+CLIENT_BYTES = 512
+
+# A channel is replaced after so many seconds, which is less than any answer is kept here, so that none comes from
+# c-ares's own cache in place of this one; or after so many queries, by when that cache holds some 12 MB.
+CHANNEL_SECONDS = 30
+CHANNEL_QUERIES = 10_000
+
+# How long an eager channel waits for a server before it tries the next, in seconds: the least that c-ares can do.
+EAGER_SECONDS = 0.25
+
+# After so many answers a patient channel takes no more queries: with the third c-ares begins to estimate.
+PATIENT_ANSWERS = 2
+
+# Before a third try at what stays silent, in seconds, and twice as long before each one after it: a resolver that
+# restarts is heard again soon, and one that is down, with its port closed, does not keep this process busy.
+PAUSE_SECONDS = 0.25
+
+# Room for answers that have arrived and are not yet read. By default it is some 270 answers; the kernel gives what
+# net.core.rmem_max allows.
+RECEIVE_BUFFER = 1 << 20
+
+# A bug is logged once in so many seconds: whoever can cause one can do so often.
+BUG_SECONDS = 60.0
+
+# c-ares, ares.h: take SERVFAIL and REFUSED for an answer, instead of asking on; and EDNS, its own default.
+_NOCHECKRESP = 1 << 7
+_EDNS = 1 << 8
+
+_NO_ADDRESS = Identity(Status.ERROR, reason=Reason.NO_ADDRESS, names_known=False)
+_TOO_MANY = Identity(Status.ERROR, reason=Reason.TIMEOUT, names_known=False)
+_BUG = Identity(Status.ERROR, reason=Reason.MALFORMED, names_known=False)
+
+
+class Asked(NamedTuple):
+    """One query and what it brought: names of PTR records, addresses, or why nothing is known. `seconds` is how
+    long that took, `ttl` how long the answer may be kept (None: it does not say)."""
+
+    name: bytes
+    type: str
+    answer: NamesAnswer | AddressesAnswer
+    ttl: int | None
+    seconds: float
+
+
+class DnsCounters:
+    """What lookups count, since the start of the daemon."""
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[tuple[Status, Reason | None]] = Counter()  # of lookups, and of those refused
+        self.hits = 0  # answers from the cache
+        self.misses = 0  # lookups begun, joined or refused
+        self.joined = 0  # of these: waited for a lookup that was under way
+        self.refused = 0  # of these: not begun, as there were `dns.lookups` under way
+        self.bugs = 0
+
+
+class Resolver:
+    """Identities of clients, asked for and remembered. It belongs to the event loop that is running."""
+
+    def __init__(self, dns: Dns, counters: DnsCounters | None = None) -> None:
+        self.counters = counters if counters is not None else DnsCounters()
+        self._timeout = dns.timeout
+        self._most = dns.lookups
+        self._servers = _Servers(dns)
+        self._cache: LRUCache[Address, _Kept] = LRUCache(dns.cache_size, getsizeof=_weight)
+        self._under_way: dict[Address, asyncio.Task[Identity]] = {}
+        self._lookups: set[_Lookup] = set()
+        self._bug = Throttled(BUG_SECONDS)
+
+    @property
+    def in_flight(self) -> int:
+        """Clients that are being looked up."""
+        return len(self._under_way)
+
+    @property
+    def cached_clients(self) -> int:
+        """Clients in the cache, those included whose time is over."""
+        return len(self._cache)
+
+    def cached(self, client_address: bytes) -> Identity | None:
+        """What is known without asking. None where DNS is to be asked, and also where only the name that the client
+        claims before Postfix could add to what is known: `identity` then answers at once."""
+        address = parse_address(client_address)
+        if address is None:
+            return None
+        kept = self._cache.get(address)
+        if kept is None or kept.until <= monotonic() or not kept.identity.names_known:
+            return None
+        self.counters.hits += 1
+        return kept.identity
+
+    async def identity(self, client_address: bytes, claimed: bytes = b"") -> Identity:
+        """Who the client is, within `dns.timeout`.
+
+        `claimed` is Postfix's `reverse_client_name`, or nothing where Postfix is not trusted. It counts as the
+        claimed name of this one request, and only if the PTR names could not be had.
+        """
+        identity = await self._identity(client_address)
+        if identity.names_known or not claimed or claimed == b"unknown":
+            return identity
+        name = fold_name(claimed)
+        return identity._replace(claimed=(name,)) if name else identity
+
+    async def close(self) -> None:
+        """Ends all lookups, which are answered as if their time were over, and frees what they used."""
+        for lookup in self._lookups:
+            lookup.expire()
+        await asyncio.gather(*self._under_way.values())
+        await self._servers.close()
+
+    async def _identity(self, client_address: bytes) -> Identity:
+        counters = self.counters
+        address = parse_address(client_address)
+        if address is None:
+            counters.outcomes[Status.ERROR, Reason.NO_ADDRESS] += 1
+            return _NO_ADDRESS
+        kept = self._cache.get(address)
+        if kept is not None and kept.until > monotonic():
+            counters.hits += 1
+            return kept.identity
+        counters.misses += 1
+        task = self._under_way.get(address)
+        if task is not None:
+            counters.joined += 1
+        elif len(self._under_way) >= self._most:
+            counters.refused += 1
+            counters.outcomes[Status.ERROR, Reason.TIMEOUT] += 1
+            return _TOO_MANY
+        else:
+            task = asyncio.get_running_loop().create_task(self._look_up(address, client_address))
+            self._under_way[address] = task
+        # Whoever goes away goes alone: the others still wait, and the answer is kept for whoever asks next.
+        return await asyncio.shield(task)
+
+    async def _look_up(self, address: Address, client_address: bytes) -> Identity:
+        """Asks DNS, within the deadline, and keeps the answer."""
+        began = monotonic()
+        lookup = _Lookup(self._servers)
+        deadline = asyncio.get_running_loop().call_later(self._timeout, lookup.expire)
+        self._lookups.add(lookup)
+        try:
+            identity = await identify(client_address, lookup)
+            seconds = lookup.seconds_to_keep
+        except Exception:  # noqa: BLE001 - the boundary of a lookup: whoever waits gets an answer, nobody a wrong one
+            identity, seconds = _BUG, ERROR_SECONDS
+            self.counters.bugs += 1
+            message = "a bug in policyd, please report it; its client's reverse DNS is taken for an error"
+            if (said := self._bug.happened(message, monotonic())) is not None:
+                _log.exception("%s", said)
+        finally:
+            deadline.cancel()
+            self._lookups.discard(lookup)
+            del self._under_way[address]
+        ended = monotonic()
+        kept = _Kept(identity, ended + seconds)
+        if _weight(kept) <= self._cache.maxsize:
+            self._cache[address] = kept
+        self.counters.outcomes[identity.status, identity.reason] += 1
+        return identity._replace(seconds=ended - began)
+
+
+async def look_up_once(dns: Dns, client_address: bytes) -> tuple[Identity, list[Asked]]:
+    """Who one client is, and each query with what it brought, in order: for people who want to know why."""
+    servers = _Servers(dns)
+    asked: list[Asked] = []
+    lookup = _Lookup(servers, asked)
+    deadline = asyncio.get_running_loop().call_later(dns.timeout, lookup.expire)
+    began = monotonic()
+    try:
+        identity = await identify(client_address, lookup)
+        return identity._replace(seconds=monotonic() - began), asked
+    finally:
+        deadline.cancel()
+        await servers.close()
+
+
+class _Kept(NamedTuple):
+    """An answer in the cache, and until when on the monotonic clock."""
+
+    identity: Identity
+    until: float
+
+
+def _weight(kept: _Kept) -> int:
+    """The room that an answer takes in the cache, in clients."""
+    identity = kept.identity
+    return 1 + (sum(map(len, identity.verified)) + sum(map(len, identity.claimed))) // CLIENT_BYTES
+
+
+# --- One client -------------------------------------------------------------------------------------------------------
+
+
+class _Answer(NamedTuple):
+    """What became of one query: the data of its records, none being a definite "none", or why there are none."""
+
+    found: Sequence[Any] | Reason
+    ttl: int | None  # None: it has none to go by
+    at: float  # when it came, on the monotonic clock
+
+
+class _Lookup:
+    """The lookups of one client, up to one deadline: `policyd.core.identity.Lookups` over aiodns.
+
+    It learns on the way for how many seconds the result may be kept and, if `asked` is given, notes each query there.
+    """
+
+    __slots__ = ("_asked", "_expired", "_failed", "_seconds", "_servers", "_waiting")
+
+    def __init__(self, servers: _Servers, asked: list[Asked] | None = None) -> None:
+        self._servers = servers
+        self._asked = asked
+        self._waiting: Iterable[asyncio.Future[Any]] = ()
+        self._expired = False
+        self._failed = False
+        self._seconds = MAX_SECONDS
+
+    @property
+    def seconds_to_keep(self) -> int:
+        """How long what was found may be kept, in seconds."""
+        return ERROR_SECONDS if self._failed else max(MIN_SECONDS, self._seconds)
+
+    def expire(self) -> None:
+        """Ends it: what has no answer by now, and what is asked from now on, has the reason `timeout`."""
+        self._expired = True
+        for future in self._waiting:
+            future.cancel()
+
+    async def names(self, name: bytes) -> NamesAnswer:
+        """The PTR records at `name`."""
+        answer: NamesAnswer = (await self._ask((name,), _PTR))[0]
+        return answer
+
+    async def addresses(self, names: Sequence[bytes], version: int) -> Sequence[AddressesAnswer]:
+        """The addresses of each name, in the same order."""
+        return await self._ask(names, _A if version == 4 else _AAAA)
+
+    async def _ask(self, names: Sequence[bytes], kind: _Type) -> list[Any]:
+        """Asks for records of one type at all of the names at once, and again while there is silence and time."""
+        began = monotonic()
+        answers = await self._ask_once(names, kind, await self._servers.eager())
+        pause = PAUSE_SECONDS
+        while (
+            silent := [n for n, answer in enumerate(answers) if answer.found is Reason.TIMEOUT]
+        ) and not self._expired:
+            again = await self._ask_once([names[n] for n in silent], kind, await self._servers.patient())
+            for n, answer in zip(silent, again, strict=True):
+                answers[n] = answer
+            if any(answer.found is Reason.TIMEOUT for answer in again):
+                await self._pause(pause)
+                pause *= 2
+        found: list[Any] = []
+        for name, answer in zip(names, answers, strict=True):
+            if isinstance(answer.found, Reason):
+                self._failed = True
+                found.append(answer.found)
+            else:
+                self._seconds = min(self._seconds, NONE_SECONDS if answer.ttl is None else answer.ttl)
+                found.append(tuple(kind.read(each) for each in answer.found))
+            if self._asked is not None:
+                self._asked.append(Asked(name, kind.name, found[-1], answer.ttl, answer.at - began))
+        return found
+
+    async def _ask_once(self, names: Sequence[bytes], kind: _Type, channel: _Channel) -> list[_Answer]:
+        """Asks over one channel, and waits for all of the answers."""
+        came: dict[asyncio.Future[Any], float] = {}
+        channel.users += 1
+        try:
+            futures = [channel.ask(name.decode("ascii"), kind.name) for name in names]
+            self._waiting = futures
+            if self._asked is not None:
+                for future in futures:
+                    future.add_done_callback(lambda future: came.setdefault(future, monotonic()))
+            answers = [
+                _Answer(*await self._answer(name, kind, future), came.get(future, 0.0))
+                for name, future in zip(names, futures, strict=True)
+            ]
+            channel.answered += sum(answer.found is not Reason.TIMEOUT for answer in answers)
+        finally:
+            channel.users -= 1
+            await self._servers.close_unused(channel)
+        return answers
+
+    async def _answer(
+        self, name: bytes, kind: _Type, future: asyncio.Future[Any]
+    ) -> tuple[Sequence[Any] | Reason, int | None]:
+        """What one query brings: data of records and their TTL, as `read_answer` has it."""
+        if self._expired:
+            future.cancel()
+        try:
+            return read_answer((await future).answer, name.decode("ascii"), kind.number)
+        except aiodns.error.DNSError as error:
+            return _FAILURES.get(error.args[0], Reason.MALFORMED), None
+        except asyncio.CancelledError:
+            if not self._expired:
+                raise
+            return Reason.TIMEOUT, None
+
+    async def _pause(self, seconds: float) -> None:
+        if self._expired:
+            return
+        sleeping = asyncio.create_task(asyncio.sleep(seconds))
+        self._waiting = (sleeping,)
+        try:
+            await sleeping
+        except asyncio.CancelledError:
+            if not self._expired:
+                raise
+
+
+# --- What an answer says ----------------------------------------------------------------------------------------------
+
+
+class Record(Protocol):
+    """A resource record as aiodns gives it. Names are in presentation form, without the trailing dot."""
+
+    name: str
+    type: int
+    ttl: int
+    data: Any  # with `dname` (PTR), `addr` (A, AAAA) or `cname`
+
+
+def read_answer(answer: Sequence[Record], name: str, kind: int) -> tuple[Sequence[Any] | Reason, int | None]:
+    """The data of the records of one type that a name has, and the smallest TTL of the chain that leads to them.
+
+    `answer` is the answer section of a message that c-ares takes for a success. What belongs to another name is
+    ignored. The chain of aliases (RFC 1034 section 3.6.2) is followed as far as the message has it; one that leads to
+    no such record is a definite "none", without a TTL. A loop, and a message that says nothing of the name (it has
+    no record at all where the response code is one that c-ares does not know), are malformed.
+    """
+    records: dict[str, list[Record]] = {}
+    aliases: dict[str, Record] = {}
+    for record in answer:
+        if record.type == kind:
+            records.setdefault(record.name.lower(), []).append(record)
+        elif record.type == _CNAME:
+            aliases[record.name.lower()] = record
+    ttl = MAX_SECONDS
+    followed: set[str] = set()
+    while name not in records:
+        alias = aliases.get(name)
+        if alias is None:
+            return ((), None) if followed else (Reason.MALFORMED, None)
+        if name in followed:
+            return Reason.MALFORMED, None
+        followed.add(name)
+        ttl = min(ttl, alias.ttl)
+        name = alias.data.cname.lower()
+    return [record.data for record in records[name]], min(ttl, *(record.ttl for record in records[name]))
+
+
+class _Type(NamedTuple):
+    """A type of record: its name, its number, and how its data become what `policyd.core.identity` takes."""
+
+    name: str
+    number: int
+    read: Callable[[Any], Any]
+
+
+def _read_name(found: Any) -> bytes:
+    name: str = found.dname
+    return name.encode()
+
+
+def _read_address(found: Any) -> Address | None:
+    address: str = found.addr
+    return parse_address(address.encode())
+
+
+# RFC 1035 section 3.2.2, RFC 3596 section 2.1.
+_CNAME = 5
+_PTR = _Type("PTR", 12, _read_name)
+_A = _Type("A", 1, _read_address)
+_AAAA = _Type("AAAA", 28, _read_address)
+
+# How c-ares says that a lookup brought nothing; all that is not here is malformed.
+_FAILURES: dict[int, tuple[()] | Reason] = {
+    ARES_ENODATA: (),
+    ARES_ENOTFOUND: (),  # NXDOMAIN
+    ARES_ESERVFAIL: Reason.SERVFAIL,
+    ARES_EREFUSED: Reason.REFUSED,
+    ARES_ETIMEOUT: Reason.TIMEOUT,
+    ARES_ECONNREFUSED: Reason.TIMEOUT,  # a closed port, and every other failure of a socket
+    ARES_ECANCELLED: Reason.TIMEOUT,  # the channel was closed
+    ARES_EDESTRUCTION: Reason.TIMEOUT,
+}
+
+
+# --- The servers ------------------------------------------------------------------------------------------------------
+
+
+class _Channel:
+    """A c-ares channel, and what has become of it."""
+
+    __slots__ = ("_dns", "answered", "asked", "born", "users")
+
+    def __init__(self, servers: Sequence[str], seconds: float) -> None:
+        # With one server there is nobody to ask on, so what it says counts at once, also SERVFAIL and REFUSED.
+        flags = _EDNS | (_NOCHECKRESP if len(servers) == 1 else 0)
+        self._dns = aiodns.DNSResolver(
+            servers, timeout=seconds, tries=1, flags=flags, socket_receive_buffer_size=RECEIVE_BUFFER
+        )
+        self.born = monotonic()
+        self.asked = 0  # queries
+        self.answered = 0
+        self.users = 0  # clients that wait for an answer
+
+    @property
+    def servers(self) -> int:
+        """How many servers are asked in turn."""
+        return len(self._dns.nameservers)
+
+    def ask(self, name: str, kind: str) -> asyncio.Future[Any]:
+        """Sends a query. The future raises aiodns.error.DNSError."""
+        self.asked += 1
+        return self._dns.query_dns(name, kind)
+
+    async def close(self) -> None:
+        """Ends what is under way."""
+        await self._dns.close()
+
+
+class _Servers:
+    """The name servers, by way of channels that are replaced before they go bad (see the head of this file)."""
+
+    def __init__(self, dns: Dns) -> None:
+        self._servers = [str(server) for server in dns.servers]
+        self._timeout = dns.timeout
+        self._eager: _Channel | None = None
+        self._patient: _Channel | None = None
+
+    async def eager(self) -> _Channel:
+        """A channel that asks each server once, and waits as long as it has been found to take."""
+        old = self._eager
+        if old is not None and old.asked < CHANNEL_QUERIES and monotonic() - old.born < CHANNEL_SECONDS:
+            return old
+        new = self._eager = _Channel(self._servers, EAGER_SECONDS)
+        if old is not None:
+            await self.close_unused(old)
+        return new
+
+    async def patient(self) -> _Channel:
+        """A channel that asks each server once, and gives each an equal share of the time (5 s at most: c-ares)."""
+        old = self._patient
+        if old is not None and old.answered < PATIENT_ANSWERS and monotonic() - old.born < CHANNEL_SECONDS:
+            return old
+        servers = (await self.eager()).servers
+        new = self._patient = _Channel(self._servers, max(EAGER_SECONDS, self._timeout / servers))
+        if old is not None:
+            await self.close_unused(old)
+        return new
+
+    async def close_unused(self, channel: _Channel) -> None:
+        """Closes a channel that has been replaced and whose last answer has come."""
+        if not channel.users and channel is not self._eager and channel is not self._patient:
+            await channel.close()
+
+    async def close(self) -> None:
+        """Closes the channels in use; those that were replaced are closed by who uses them last."""
+        for channel in (self._eager, self._patient):
+            if channel is not None:
+                await channel.close()
+        self._eager = self._patient = None

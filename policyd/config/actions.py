@@ -48,7 +48,9 @@ _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 class ActionError(Exception):
     """What is written is no action. The message says why and what to write; `verb` is what could be read of it."""
 
-    verb: Verb | None = None
+    def __init__(self, message: str, verb: Verb | None = None) -> None:
+        super().__init__(message)
+        self.verb = verb
 
 
 def parse_action(written: str) -> Action:
@@ -58,16 +60,12 @@ def parse_action(written: str) -> Action:
     if not word:
         raise ActionError("the action is empty; it is REJECT, DEFER, DEFER_IF_PERMIT or DUNNO")
     verb = _parse_verb(word)
-    try:
-        if verb is Verb.DUNNO:
-            if rest:
-                raise ActionError(f"DUNNO takes neither code nor text, so {quoted(rest)} would reach nobody")
-            return Action(verb)
-        code, text = _split_code(verb, rest)
-        return Action(verb, code, _parse_text(text))
-    except ActionError as error:
-        error.verb = verb
-        raise
+    if verb is Verb.DUNNO:
+        if rest:
+            raise ActionError(f"DUNNO takes neither code nor text, so {quoted(rest)} would reach nobody", verb)
+        return Action(verb)
+    code, text = _split_code(verb, rest)
+    return Action(verb, code, _parse_text(verb, text))
 
 
 def _parse_verb(word: str) -> Verb:
@@ -97,26 +95,30 @@ def _split_code(verb: Verb, rest: str) -> tuple[str, str]:
     if _ENHANCED_CODE.fullmatch(first):
         wanted = CODE_CLASSES[verb]
         if not _WELL_FORMED_CODE.fullmatch(first):
-            raise ActionError(f"'{first}' is no enhanced status code (RFC 3463), such as {wanted}.7.1")
+            raise ActionError(f"'{first}' is no enhanced status code (RFC 3463), such as {wanted}.7.1", verb)
         if first[0] != wanted:
             other = "REJECT" if first[0] == "5" else "DEFER"
             instead = f", or {other}" if first[0] in "45" else ""
-            raise ActionError(f"{verb} takes a {wanted}.x.x code, not {first}; write {wanted}{first[1:]}{instead}")
+            raise ActionError(
+                f"{verb} takes a {wanted}.x.x code, not {first}; write {wanted}{first[1:]}{instead}", verb
+            )
         code, rest = first, text.strip()
     reply_code = _REPLY_CODE.match(rest)
     if reply_code:
-        raise ActionError(f"the text begins with the code {reply_code.group()}; leave it out, Postfix prepends its own")
+        raise ActionError(
+            f"the text begins with the code {reply_code.group()}; leave it out, Postfix prepends its own", verb
+        )
     if code and _ENHANCED_CODE.match(rest):
-        raise ActionError(f"a second code after {code}: {quoted(rest)}")
+        raise ActionError(f"a second code after {code}: {quoted(rest)}", verb)
     return code, rest
 
 
-def _parse_text(text: str) -> tuple[str, ...]:
+def _parse_text(verb: Verb, text: str) -> tuple[str, ...]:
     """The template in pieces, as `Action` has it."""
     odd = re.search(r"[^ -~]", text)
     if odd:
         what = "a line break" if odd.group() in "\r\n" else quoted(odd.group())
-        raise ActionError(f"the text has {what} in it; what is sent to a client is printable ASCII on one line")
+        raise ActionError(f"the text has {what} in it; what is sent to a client is printable ASCII on one line", verb)
     pieces = [""]
     end = 0
     for piece in _PIECE.finditer(text):
@@ -126,13 +128,13 @@ def _parse_text(text: str) -> tuple[str, ...]:
         if name is not None:
             if name not in PLACEHOLDERS:
                 known = did_you_mean(name, PLACEHOLDERS) or f"; there are {', '.join(PLACEHOLDERS)}"
-                raise ActionError(f"unknown placeholder '{{{name}}}'{known}")
+                raise ActionError(f"unknown placeholder '{{{name}}}'{known}", verb)
             pieces += [name, ""]
         elif piece.group() in {"{{", "}}"}:
             pieces[-1] += piece.group()[0]
         else:
             raise ActionError(
-                f"a '{piece.group()}' without its partner; for a brace itself write '{piece.group() * 2}'"
+                f"a '{piece.group()}' without its partner; for a brace itself write '{piece.group() * 2}'", verb
             )
     pieces[-1] += text[end:]
     return tuple(pieces) if text else ()

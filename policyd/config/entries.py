@@ -195,21 +195,33 @@ def fold_entry(form: Form, line: bytes) -> tuple[bytes, ...]:
         case Form.TEXT:
             return (fold_value(line),) if _is(form, text) else ()
         case Form.SENDER | Form.RECIPIENT:
-            if text.isascii():
-                return (fold_value(line),) if _is(form, text) else ()
-            local, at, domain = text.rpartition("@")
-            folded = _fold_host_name(domain)
-            if not at or folded is None or not _is(form, f"x@{folded.decode()}") or not _is(Form.TEXT, local):
-                return ()
-            return (fold_value(line), fold_value(local.encode()) + b"@" + folded) if local else ()
+            return _fold_address(form, text)
+        case Form.DOMAIN if text.startswith("."):
+            return tuple(b"." + name for name in _fold_name_of(Form.HOST_NAME, text[1:]))
+        case Form.DOMAIN:
+            return _fold_name_of(Form.HOST_NAME, text)
         case _:
-            dot = "." if form is Form.DOMAIN and text.startswith(".") else ""
-            folded = _fold_host_name(text[len(dot) :])
-            if folded is None or len(folded) > MAX_HOST_NAME or not _is(form, folded.decode()):
-                return ()
-            if form in _HOST_NAMES and (folded == b"unknown" or _ONE_NUMERIC.search(folded.decode())):
-                return ()
-            return (dot.encode() + folded,)
+            return _fold_name_of(form, text)
+
+
+def _fold_address(form: Form, text: str) -> tuple[bytes, ...]:
+    folded = fold_value(text.encode())
+    if text.isascii():
+        return (folded,) if _is(form, text) else ()
+    local, at, domain = text.rpartition("@")
+    name = _fold_host_name(domain)
+    if not (local and at and name) or not _is(form, f"x@{name.decode()}") or not _is(Form.TEXT, local):
+        return ()
+    return folded, fold_value(local.encode()) + b"@" + name
+
+
+def _fold_name_of(form: Form, text: str) -> tuple[bytes, ...]:
+    name = _fold_host_name(text)
+    if name is None or len(name) > MAX_HOST_NAME or not _is(form, name.decode()):
+        return ()
+    if form in _HOST_NAMES and (name == b"unknown" or _ONE_NUMERIC.search(name.decode())):
+        return ()
+    return (name,)
 
 
 def _fold_host_name(text: str) -> bytes | None:

@@ -12,7 +12,7 @@ import netaddr
 import re2
 
 from policyd.config.conditions import Form
-from policyd.config.entries import MAX_HOST_NAME, MAX_LABEL, fold_entry
+from policyd.config.entries import MAX_HOST_NAME, MAX_LABEL, fold_entry, parse_entries
 from policyd.config.problems import did_you_mean, quoted
 from policyd.core.identity import Status
 from policyd.core.index import expression_options
@@ -29,6 +29,9 @@ def explain_entry(form: Form, line: bytes) -> str:  # noqa: PLR0911 - one return
         return f"{quoted(text)} has a control character (U+{ord(control.group()):04X}) in it"
     if not text:
         return _explain_empty(form)
+    values = [value for value in re.split(r"[,\s]+", text) if value]
+    if len(values) > 1 and form is not Form.EXPRESSION and not parse_entries(form, [v.encode() for v in values])[1]:
+        return f"{quoted(text)} is not one value; write a list, [{', '.join(values)}], or in a list file one a line"
     match form:
         case Form.NETWORK:
             return _explain_network(text)
@@ -82,6 +85,9 @@ def _explain_network(text: str) -> str:  # noqa: PLR0911 - one return for each t
     except (netaddr.AddrFormatError, ValueError):
         longest = 128 if ":" in address else 32
         return f"{quoted(text)} has no valid prefix length (0 to {longest})"
+    if network.ip.is_ipv4_mapped() and network.prefixlen < 96:
+        meant = f"; did you mean '{network.ip.ipv4()}/{length}'?" if network.prefixlen <= 32 else ""
+        return f"{quoted(text)} is an IPv4-mapped address with a prefix length below 96{meant}"
     if network.ip != network.network:
         alone = f"for the one address write '{network.ip}'"
         return f"{quoted(text)} has host bits set; did you mean '{network.cidr}'? ({alone})"
@@ -148,7 +154,11 @@ def _explain_name(form: Form, text: str) -> str:  # noqa: PLR0911, PLR0912 - the
         return f"{quoted(text)} is no HELO name: it has a blank, a comma or what UTS 46 does not allow in it"
     if name.rstrip(".").lower() == "unknown":
         return "'unknown' is what Postfix writes for no host name; use reverse_dns: missing, mismatch or error"
-    if netaddr.valid_ipv4(name.strip("[]"), netaddr.INET_PTON) or netaddr.valid_ipv6(name.strip("[]")) or "/" in name:
+    if (
+        netaddr.valid_ipv4(name.strip("[]"), netaddr.INET_PTON)
+        or netaddr.valid_ipv6(name.strip("[]"))
+        or re.fullmatch("[0-9A-Fa-f.:]+/[0-9]+", name)
+    ):
         return f"{quoted(text)} is an address or a network, not a host name; use cidr"
     if "@" in name:
         return (

@@ -8,10 +8,6 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import io
 
 # The rules file: 10,000 rules are 2 MB; a million entries written into it 30. Positions are kept for each value.
 MAX_RULES_BYTES = 64 << 20
@@ -51,16 +47,17 @@ def read_file(path: str, limit: int) -> bytes:
         raise UnreadableError(f"cannot be read: {error.strerror}") from error
     except ValueError as error:  # a NUL in the name
         raise UnreadableError(f"cannot be read: {error}") from error
-    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor, not a path
+    try:
         before = os.fstat(descriptor)
         if not stat.S_ISREG(before.st_mode):
             kind = next((name for is_kind, name in _KINDS if is_kind(before.st_mode)), "no regular file")
             raise UnreadableError(f"cannot be read: it is {kind}")
-        try:
-            content = _read_up_to(file, limit + 1, before.st_size)
-        except OSError as error:
-            raise UnreadableError(f"cannot be read: {error.strerror}") from error
+        content = _read_up_to(descriptor, limit + 1, before.st_size)
         after = os.fstat(descriptor)
+    except OSError as error:
+        raise UnreadableError(f"cannot be read: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
     if len(content) > limit:
         raise OversizedError(f"is longer than {limit >> 20} MiB")
     if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
@@ -68,11 +65,11 @@ def read_file(path: str, limit: int) -> bytes:
     return content
 
 
-def _read_up_to(file: io.FileIO, limit: int, size: int) -> bytes:
-    # One more byte than the size asks whether that was all. A raw file may give less than was asked for.
+def _read_up_to(descriptor: int, limit: int, size: int) -> bytes:
+    # One more byte than the size asks whether that was all. A read may give less than was asked for.
     parts = []
     missing = limit
-    while missing and (part := file.read(min(missing, max(size + 1, 65536)))):
+    while missing and (part := os.read(descriptor, min(missing, max(size + 1, 65536)))):
         parts.append(part)
         missing -= len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)

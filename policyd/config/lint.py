@@ -84,7 +84,10 @@ class _Linter:
         if rule.action.verb is Verb.REJECT:
             for one in written.match:
                 if one.condition.kind is Kind.STATUS and any(Status.ERROR in entries for entries in _texts(one)):
-                    message = "a REJECT on reverse_dns: error is answered DEFER, as a failure of DNS is temporary; write DEFER"
+                    message = (
+                        "under reverse_dns: error a REJECT is answered DEFER, since a failure of DNS is temporary; "
+                        "give it a DEFER rule of its own"
+                    )
                     self._warn_at(one.key, message, rule.name)
         if not rule.observe:
             self._check_forgeable(written)

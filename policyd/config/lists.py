@@ -121,11 +121,13 @@ class ListDefinition:
             return self.file.parse(form, rule, using, report)
         parsed = self._parsed.get(form)
         if parsed is None:
-            parsed = self._parsed[form] = parse_values(form, self.values, self.path, rule, using, report)
+            parsed = self._parsed[form] = parse_values(
+                form, self.values, path=self.path, rule=rule, using=using, report=report
+            )
         return parsed
 
 
-def parse_values(form: Form, values: list[Scalar], path: str, rule: str, using: str, report: Report) -> Entries:
+def parse_values(form: Form, values: list[Scalar], *, path: str, rule: str, using: str, report: Report) -> Entries:
     """Values written in the rules file, in the form in which they are compared; reports those that are none."""
     lines = [value.text.encode() for value in values]
     parsed, bad = parse_entries(form, lines)

@@ -125,9 +125,10 @@ def _unpickle_errors(problems: tuple[Problem, ...], lines: tuple[str, ...]) -> C
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'hostname_suffix'?` where a known word is close, else empty."""
+    """`; did you mean 'hostname_suffix'?` where a known word begins so or is close, else empty."""
     by_lower = {one.lower(): one for one in known}
-    close = difflib.get_close_matches(word.lower(), list(by_lower), n=1)
+    begun = [one for one in by_lower if len(word) > 2 and one.startswith(word.lower())]
+    close = begun or difflib.get_close_matches(word.lower(), by_lower, n=1)
     return f"; did you mean '{by_lower[close[0]]}'?" if close else ""
 
 

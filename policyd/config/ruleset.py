@@ -22,7 +22,7 @@ from policyd.config.problems import Problem, Severity, did_you_mean, quoted
 from policyd.config.selftest import read_tests, run_tests
 from policyd.config.syntax import Mapping, Scalar, Sequence, describe, parse_yaml
 from policyd.core.index import Networks, build_index
-from policyd.core.ruleset import DEFAULT_RULE, Action, Condition, Counts, Kind, Rule, Ruleset, Verb
+from policyd.core.ruleset import ATTRIBUTES, DEFAULT_RULE, Action, Condition, Counts, Kind, Rule, Ruleset, Verb
 
 if TYPE_CHECKING:
     import datetime
@@ -188,6 +188,7 @@ class _Reader:
                 hint = did_you_mean(key, known)
                 if not hint and key in CONDITIONS and known is RULE_KEYS:
                     hint = "; it is a condition, and belongs under match or except"
+                hint = hint or f"; there are {', '.join(known)}"
                 self._add(item.key, f"unknown key {quoted(key)}{hint}")
 
     def _text(self, item: Item, meaning: str) -> str | None:
@@ -208,7 +209,7 @@ class _Reader:
             key = item.key
             self._prefix = f"list {quoted(key.text)}: "
             if not _NAME.fullmatch(key.text):
-                self._add(key, "a list's name has letters, digits, '-', '_' and '.' only")
+                self._add(key, "this is no name for a list; use letters, digits, '-', '_' and '.' only")
             definition = ListDefinition(key.text, self._path, key.line, key.column)
             self._file.lists[key.text] = definition
             self._read_list(definition, item.value)
@@ -346,7 +347,7 @@ class _Reader:
         if name is None:
             return None
         if not _NAME.fullmatch(name):
-            self._add(item.value, f"name: {quoted(name)}: a name has letters, digits, '-', '_' and '.' only")
+            self._add(item.value, f"{quoted(name)} is no name for a rule; use letters, digits, '-', '_' and '.' only")
             return None
         self._rule, self._prefix = name, ""
         if name == DEFAULT_RULE:
@@ -419,7 +420,7 @@ class _Reader:
             condition_type = CONDITIONS.get(item.key.text)
             if condition_type is None:
                 name = item.key.text
-                self._add(item.key, f"unknown condition {quoted(name)}{did_you_mean(name, CONDITIONS)}")
+                self._add(item.key, f"unknown condition {quoted(name)}{_meant_condition(name)}")
                 continue
             written = self._read_condition(condition_type, item)
             if written is not None:
@@ -454,7 +455,10 @@ class _Reader:
         form, report = condition_type.form, self._report
         collections = [definition.parse(form, self._rule, self._prefix + name, report) for _, definition in lists]
         if values:
-            collections.insert(0, parse_values(form, values, self._path, self._rule, self._prefix + name, report))
+            inline = parse_values(
+                form, values, path=self._path, rule=self._rule, using=self._prefix + name, report=report
+            )
+            collections.insert(0, inline)
         if name in KNOWN_VALUES:
             self._check_known(name, values)
         number = self._conditions
@@ -468,3 +472,13 @@ class _Reader:
             if value.text.upper() not in known and value.text.lower() not in known:
                 hint = did_you_mean(value.text.upper(), known) or f"; Postfix sends {', '.join(known)}"
                 self._add(value, f"{name}: {quoted(value.text)} can never hold{hint}")
+
+
+def _meant_condition(name: str) -> str:
+    """What to write instead of a condition that there is not."""
+    stem, _, ending = name.rpartition("_")
+    if stem in ATTRIBUTES and ending in {"suffix", "domain"}:
+        if stem in {"client_name", "reverse_client_name"}:
+            return "; did you mean 'hostname_suffix'?"
+        return f"; there are {stem} and {stem}_regex"
+    return did_you_mean(name, CONDITIONS)

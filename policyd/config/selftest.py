@@ -22,7 +22,7 @@ from policyd.core.engine import Decision, NeedsIdentity, Outcome, decide, reply_
 from policyd.core.identity import Identity, Reason, Status
 from policyd.core.index import fold_name
 from policyd.core.protocol import REQUEST_TYPE, Request
-from policyd.core.ruleset import ATTRIBUTES, DEFAULT_RULE, Verb
+from policyd.core.ruleset import ATTRIBUTES, DEFAULT_RULE, Subject, Verb
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
@@ -129,8 +129,8 @@ class _Reader:
     def _unknown_key(self, item: Item, known: tuple[str, ...]) -> None:
         key = item.key.text
         hint = did_you_mean(key, known)
-        if not hint and known is TEST_KEYS and key in GIVEN_KEYS:
-            hint = "; it belongs under given"
+        if known is TEST_KEYS and not hint:
+            hint = "; it belongs under given" if key in GIVEN_KEYS else f"; there are {', '.join(known)}"
         self._add(item.key, f"unknown key {quoted(key)}{hint}")
 
     def _text(self, item: Item) -> str:
@@ -289,15 +289,15 @@ def _why(test: SelfTest, decision: Decision, looked: list[Looked], ruleset: Rule
     wanted = next((one for one in looked if one.rule.name == test.rule), None)
     if test.rule not in {None, DEFAULT_RULE, decision.rule_name}:
         if wanted is not None:
-            reasons.append(f"rule '{test.rule}' {_why_not(wanted)}")
+            reasons.append(f"rule '{test.rule}' {_why_not(wanted, test.identity)}")
         else:
             line = next(rule.line for rule in ruleset.rules if rule.name == test.rule)
             reasons.append(f"rule '{test.rule}' stands below it, at line {line}")
     if decision.rule is None:
         reasons.append("no rule matched")
-        if wanted is None and test.rule is None:
+        if test.rule is None and test.expect is not decision.verb:
             reasons += [
-                f"rule '{one.rule.name}' {_why_not(one)}"
+                f"rule '{one.rule.name}' {_why_not(one, test.identity)}"
                 for one in looked
                 if one.rule.action.verb is test.expect and not one.rule.observe
             ][:3]
@@ -310,15 +310,18 @@ def _why(test: SelfTest, decision: Decision, looked: list[Looked], ruleset: Rule
     return "; ".join(reasons)
 
 
-def _why_not(looked: Looked) -> str:
+def _why_not(looked: Looked, identity: Identity) -> str:
     """Why a rule did not decide."""
     if looked.expired:
         return "has expired"
     if looked.rule.observe and looked.outcome is not Outcome.NO:
         return "only observes"
-    failed = [condition.name for condition, outcome in looked.match if outcome is Outcome.NO]
+    failed = [condition for condition, outcome in looked.match if outcome is Outcome.NO]
     if failed:
-        return f"did not match: {', '.join(failed)} did not hold"
+        lie = looked.rule.action.verb is Verb.DUNNO and identity.claimed
+        only_claimed = lie and any(condition.subject == Subject.HOSTNAME for condition in failed)
+        reason = " (a claimed name lets nobody through)" if only_claimed else ""
+        return f"did not match: {', '.join(condition.name for condition in failed)} did not hold{reason}"
     excepted = [condition.name for condition, outcome in looked.exceptions if outcome is Outcome.YES]
     if excepted:
         return f"was excepted: {', '.join(excepted)} held"

@@ -74,6 +74,7 @@ def _bracketed(host: str) -> str:
 
 _DURATION_PATTERN = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DNS_SERVER = re.compile(r"(?:\[(?P<ipv6>[^\]]*)\]|(?P<ipv4>[^:\[\]]*))(?::(?P<port>[^:]*))?")
 _INET = re.compile(r"(?:\[(?P<ipv6>[^\]]*)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]+)")
 
 
@@ -106,8 +107,8 @@ def parse_host_port(text: str) -> tuple[str, int]:
     match = _INET.fullmatch(text)
     if not match:
         if text.count(":") > 1 and not text.startswith("["):
-            raise ValueError(f"{quoted(text)}: an IPv6 address needs brackets, as in [::1]:10040")
-        raise ValueError(f"{quoted(text)} is not HOST:PORT, such as 127.0.0.1:10040")
+            raise ValueError(f"{quoted(text)}: an IPv6 address needs brackets, as in [::1]:PORT")
+        raise ValueError(f"{quoted(text)} is neither HOST:PORT nor [IPV6]:PORT")
     if match["ipv6"] is not None:
         try:
             host = str(ipaddress.IPv6Address(match["ipv6"]))
@@ -129,20 +130,15 @@ def parse_host_port(text: str) -> tuple[str, int]:
 
 def parse_dns_server(text: str) -> DnsServer:
     """`ADDRESS`, `ADDRESS:PORT` or `[IPV6]:PORT`. Raises ValueError."""
+    match = _DNS_SERVER.fullmatch(text)
+    address = (match["ipv6"] or match["ipv4"]) if match else text
     try:
-        return DnsServer(str(ipaddress.ip_address(text.removeprefix("[").removesuffix("]"))))
-    except ValueError:
-        pass  # with a port, or wrong: told apart below
-    address, _, port = text.rpartition(":")
-    try:
-        server = ipaddress.ip_address(address.removeprefix("[").removesuffix("]"))
-        if server.version == 6 and not address.startswith("["):
-            raise ValueError(text)
+        server = str(ipaddress.ip_address(address))
     except ValueError as error:
         raise ValueError(
             f"{quoted(text)} is no resolver's address; write 192.0.2.53, 127.0.0.1:10053 or [::1]:53"
         ) from error
-    return DnsServer(str(server), _parse_port(port))
+    return DnsServer(server, _parse_port(match["port"])) if match and match["port"] else DnsServer(server)
 
 
 def _parse_port(text: str) -> int:
@@ -347,17 +343,24 @@ def read_settings(root: Node, path: str, report: Report) -> Settings | None:
     except pydantic.ValidationError as errors:
         for error in errors.errors(include_url=False):
             item = _find(root, error["loc"])
+            if error["type"] == "too_short" and isinstance(item.value, Sequence) and item.value.items:
+                continue  # it has items, which are wrong, and each of them has its own message
             at = item.key if error["type"] == _UNKNOWN_KEY else item.value
             report.add(Problem(path, at.line, at.column, _message(error, item.value)))
         return None
     return _joined(settings, Path(path).parent)
 
 
-def rules_path_of(root: Node, path: str) -> str:
-    """The rules file that settings name, also where they are wrong otherwise; so both can be checked in one go."""
-    rules = root.get("rules") if isinstance(root, Mapping) else None
-    named = rules.text if isinstance(rules, Scalar) and rules.text else Settings().rules
-    return str(Path(path).parent / named)
+def rules_path_of(root: Node, path: str) -> str | None:
+    """The rules file that settings name, also where they are wrong otherwise; so both can be checked in one go.
+
+    None where they name none that could be read.
+    """
+    if not isinstance(root, Mapping):
+        return None
+    rules = root.get("rules")
+    named = Settings().rules if rules is None else rules.text if isinstance(rules, Scalar) else ""
+    return str(Path(path).parent / named) if named else None
 
 
 def _joined(settings: Settings, folder: Path) -> Settings:
@@ -406,7 +409,9 @@ def _message(error: Any, node: Node) -> str:  # noqa: PLR0911 - one for each kin
     context = error.get("ctx", {})
     match error["type"]:
         case "unexpected_keyword_argument":
-            return f"unknown key '{loc[-1]}'{did_you_mean(loc[-1], _known_keys(loc[:-1]))}"
+            known = _known_keys(loc[:-1])
+            hint = did_you_mean(loc[-1], known) or f"; there are {', '.join(known)}"
+            return f"unknown key {quoted(loc[-1])}{hint}"
         case "value_error":
             return f"{name}: {context['error']}{'' if isinstance(node, Scalar) else f', not {describe(node)}'}"
         case "literal_error" if isinstance(node, Scalar):
@@ -420,7 +425,8 @@ def _message(error: Any, node: Node) -> str:  # noqa: PLR0911 - one for each kin
         case "too_short" | "string_too_short":
             return f"{name}: is empty"
         case "greater_than" | "greater_than_equal" | "less_than_equal":
-            return f"{name}: {error['msg'].replace('Input ', '')}"
+            value = quoted(node.text) if isinstance(node, Scalar) else ""
+            return f"{name}: {value} {error['msg'].replace('Input ', '')}"
         case _:
             return f"{name}: {error['msg']}"
 

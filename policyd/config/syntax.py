@@ -257,6 +257,8 @@ def _syntax_problem(error: yaml.MarkedYAMLError, text: str, path: str) -> Proble
     written = lines[line] if line < len(lines) else ""
     begun = error.context_mark.line if error.context_mark else line
     hint = _hint(error.problem or "", written, column, lines[begun : line + 1])
+    if hint.endswith("is not closed") and begun < line:
+        hint += f" (line {begun + 1})"
     return Problem(path, line + 1, column + 1, f"not valid YAML: {error.problem}{hint}")
 
 
@@ -283,7 +285,9 @@ def _hint(problem: str, written: str, column: int, construct: list[str]) -> str:
             return "; a value with ':' in it needs quotes"
         if any(" #" in line for line in construct):
             return "; ' #' begins a comment, so a value with it needs quotes"
-        return "; a bracket is not closed, or a value needs quotes"
+        return "; a value needs quotes, or a bracket is not closed"
+    if "'-' indicator" in problem:
+        return "; look at the indentation of this line and the one before"
     if "expected key" in problem:
         value = written.partition(": ")[2].lstrip() if ": " in written else written.lstrip(" -")
         if value[:1] in {"[", "{", "'", '"'}:

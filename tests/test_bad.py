@@ -1,0 +1,35 @@
+"""Bad settings and rulesets in tests/bad, each beside the exact messages that it must give.
+
+`warn-*` load and are warned of as on 21 November 2026; `settings-*` are settings; all others are rules. Run one by its
+name: `pytest tests/test_bad.py -k networks`. A changed message is changed in its `.expected`, on purpose.
+"""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import pytest
+
+from policyd.config import ConfigErrors, load
+
+BAD = Path(__file__).parent / "bad"
+FILES = sorted(path.name for path in BAD.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_bad_file_gives_exactly_these_messages(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(BAD)
+    expected = Path(name).with_suffix(".expected").read_text().splitlines()
+    assert expected, "a file that is in order does not belong here"
+    if name.startswith("warn-"):
+        assert [*load(rules_path=name, warnings_on=datetime.date(2026, 11, 21)).warning_lines] == expected
+        return
+    with pytest.raises(ConfigErrors) as caught:
+        load(config_path=name) if name.startswith("settings-") else load(rules_path=name)
+    assert [*caught.value.lines] == expected
+    assert caught.value.exit_status == 1
+
+
+def test_every_expectation_has_its_file() -> None:
+    assert {path.stem for path in BAD.glob("*.expected")} == {name.removesuffix(".yaml") for name in FILES}

@@ -51,7 +51,7 @@ class Failure(click.ClickException):
         super().__init__(message)
         self.exit_code = exit_status
 
-    def show(self, file: object = None) -> None:  # noqa: ARG002 - click's signature
+    def show(self, file: object = None) -> None:
         click.echo(self.message, err=True)
 
 

@@ -7,8 +7,11 @@ import datetime
 import json
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import click
+import netaddr
+
 from policyd.cli.options import json_option, rules_options
 from policyd.cli.terminal import print_tables
 from policyd.config import load
@@ -19,10 +22,14 @@ from policyd.core.identity import Identity, Reason, Status
 from policyd.core.index import fold_name
 from policyd.core.protocol import REQUEST_TYPE, ProtocolError, Request, RequestParser
 from policyd.core.ruleset import ATTRIBUTES
-from policyd.daemon.resolver import Resolver
+from policyd.daemon.resolver import look_up_once
+from policyd.tools.explain import Query, as_tables, printable
 from policyd.tools.explain import as_json as explanation_as_json
-from policyd.tools.explain import as_tables
 from policyd.tools.explain import explain as put_together
+
+if TYPE_CHECKING:
+    from policyd.config.settings import Dns
+    from policyd.core.address import Address
 
 
 @click.command()
@@ -80,15 +87,16 @@ def explain(
     given = _given_identity(reverse_dns, hostname)
     loaded = load(config, rules)
     today = _today()
-    identity, source = given, "as given"
+    identity, source, queries = given, "as given", ()
     if identity is None and loaded.settings.dns.trust_postfix:
         identity, source = trusted_identity(request), "client_name, as Postfix verified it"
     decision = decide(loaded.ruleset, request, identity, today)
     if decision is NEEDS_IDENTITY:
-        identity, source = asyncio.run(_ask_dns(loaded.settings.dns, request)), "DNS"
+        source = "DNS"
+        identity, queries = _ask_dns(loaded.settings.dns, request)
         decision = decide(loaded.ruleset, request, identity, today)
         assert decision is not NEEDS_IDENTITY
-    explanation = put_together(loaded, request, decision, identity, source, today)
+    explanation = put_together(loaded, request, decision, identity, today, source=source, queries=queries)
     if as_json:
         click.echo(json.dumps(explanation_as_json(explanation), indent=2))
         return
@@ -108,8 +116,22 @@ def schema(file: str) -> None:
     click.echo(json.dumps(rules_schema() if file == "rules" else settings_schema(), indent=2))
 
 
-async def _ask_dns(settings: DnsSettings, request: Request) -> Identity:
-    RESOLVE
+def _ask_dns(dns: Dns, request: Request) -> tuple[Identity, tuple[Query, ...]]:
+    """What DNS says of the client now, as the daemon would ask it."""
+    identity, asked = asyncio.run(look_up_once(dns, request.get("client_address")))
+    queries = []
+    for one in asked:
+        failure = one.answer.value if isinstance(one.answer, Reason) else None
+        answers = () if isinstance(one.answer, Reason) else tuple(_answer_text(each) for each in one.answer)
+        queries.append(Query(f"{printable(one.name)} {one.type}", answers, failure, one.seconds))
+    claimed = fold_name(request.get("reverse_client_name"))
+    if dns.trust_postfix and not identity.names_known and claimed not in {b"", b"unknown"}:
+        identity = identity._replace(claimed=(claimed,))
+    return identity, tuple(queries)
+
+
+def _answer_text(answer: bytes | Address) -> str:
+    return printable(answer) if isinstance(answer, bytes) else str(netaddr.IPAddress(answer[1], answer[0]))
 
 
 def _today() -> datetime.date:

@@ -8,7 +8,7 @@ DNS is left to the caller.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.table import Table
 from rich.text import Text
@@ -54,11 +54,21 @@ class Reason:
     entry: Entry | None
 
 
+class Query(NamedTuple):
+    """One question to DNS: what was asked (`1.2.0.192.in-addr.arpa PTR`), the answers, or none and why."""
+
+    question: str
+    answers: tuple[str, ...]
+    failure: str | None
+    seconds: float
+
+
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """One decision with its reasons.
 
-    `identity` is what is known of the client's reverse DNS, None if nobody had to know; `source` says from whom.
+    `identity` is what is known of the client's reverse DNS, None if nobody had to know; `source` says from whom, and
+    `queries` what DNS was asked for it.
     """
 
     loaded: Loaded
@@ -66,6 +76,7 @@ class Explanation:
     decision: Decision
     identity: Identity | None
     source: str
+    queries: tuple[Query, ...]
     rules: tuple[tuple[Looked, tuple[Reason, ...], tuple[Reason, ...]], ...]  # with match and except
 
     @property
@@ -86,7 +97,14 @@ class Explanation:
 
 
 def explain(
-    loaded: Loaded, request: Request, decision: Decision, identity: Identity | None, source: str, today: datetime.date
+    loaded: Loaded,
+    request: Request,
+    decision: Decision,
+    identity: Identity | None,
+    today: datetime.date,
+    *,
+    source: str,
+    queries: tuple[Query, ...] = (),
 ) -> Explanation:
     """Puts together why a request was decided as it was; `today` is the date in UTC."""
     path = loaded.rules_file.path
@@ -98,12 +116,17 @@ def explain(
             outcomes: tuple[tuple[Condition, Outcome], ...], conditions: list[WrittenCondition]
         ) -> tuple[Reason, ...]:
             return tuple(
-                Reason(condition, outcome, _seen(condition, request, identity), _entry(one, outcome, path, request, identity))
+                Reason(
+                    condition,
+                    outcome,
+                    _seen(condition, request, identity),
+                    _entry(one, outcome, path, request, identity),
+                )
                 for (condition, outcome), one in zip(outcomes, conditions, strict=True)
             )
 
         rules.append((looked, reasons(looked.match, written.match), reasons(looked.exceptions, written.exceptions)))
-    return Explanation(loaded, request, decision, identity, source, tuple(rules))
+    return Explanation(loaded, request, decision, identity, source, queries, tuple(rules))
 
 
 def _seen(condition: Condition, request: Request, identity: Identity | None) -> tuple[bytes, ...]:
@@ -184,6 +207,15 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
             "claimed": [printable(name) for name in identity.claimed],
             "names_known": identity.names_known,
             "dns_ms": round(identity.seconds * 1000, 1),
+            "queries": [
+                {
+                    "question": query.question,
+                    "answers": list(query.answers),
+                    "failure": query.failure,
+                    "ms": round(query.seconds * 1000, 1),
+                }
+                for query in explanation.queries
+            ],
         }
     return result
 
@@ -234,16 +266,26 @@ def _summary(explanation: Explanation) -> Table:
     if ruleset.observe:
         grid.add_row("mode", Text("observe: Postfix is told DUNNO, whatever is decided", "yellow"))
     if decision.downgraded:
-        grid.add_row("instead of", Text("REJECT: a failure of DNS has a part in it, and may be over tomorrow", "yellow"))
+        grid.add_row(
+            "instead of", Text("REJECT: a failure of DNS has a part in it, and may be over tomorrow", "yellow")
+        )
     if decision.observed:
         grid.add_row("observed", Text(", ".join(decision.observed)))
     address = printable(request.get("client_address"))
     name = printable(explanation.hostname) if explanation.hostname else "unknown"
     grid.add_row("client", Text(f"{name}[{address}]"))
-    for label, attribute in (("helo", "helo_name"), ("from", "sender"), ("to", "recipient"), ("login", "sasl_username")):
+    for label, attribute in (
+        ("helo", "helo_name"),
+        ("from", "sender"),
+        ("to", "recipient"),
+        ("login", "sasl_username"),
+    ):
         if value := request.get(attribute):
             grid.add_row(label, Text(printable(value)))
     grid.add_row("reverse DNS", _said(explanation))
+    for query in explanation.queries:
+        said = Text(f"{query.question}  ").append(query.failure or ", ".join(query.answers) or "none", "bold")
+        grid.add_row("", said.append(f"  ({query.seconds * 1000:.1f} ms)", "dim"))
     return grid
 
 

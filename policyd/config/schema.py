@@ -1,0 +1,283 @@
+"""JSON Schema (draft-07, which every editor's YAML plugin knows) of rules.yaml and policyd.yaml.
+
+A schema is for editors: completion, descriptions, and the mistakes that can be seen without reading lists or looking
+from one rule to another. What passes it may still be refused by `policyd check`; nothing that `policyd check` accepts
+is refused by it. The conditions come from the loader's own table, the settings from the loader's own annotations.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from policyd.config.actions import PLACEHOLDERS
+from policyd.config.conditions import CONDITIONS, PROTOCOL_STATES, Form
+from policyd.config.ruleset import MODES, NAME_PATTERN
+from policyd.config.settings import ADAPTER, Settings
+from policyd.core.identity import Status
+from policyd.core.ruleset import ATTRIBUTES, DEFAULT_RULE, Verb
+
+if TYPE_CHECKING:
+    from policyd.config.conditions import ConditionType
+
+DRAFT = "http://json-schema.org/draft-07/schema#"
+
+Schema = dict[str, Any]
+
+# Every scalar is text here, but an editor has made numbers and truths of some before it looks at the schema.
+_SCALAR = ["string", "number", "boolean"]
+_DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
+
+_ACTION_HELP = (
+    "REJECT, DEFER, DEFER_IF_PERMIT or DUNNO, then an optional enhanced status code (5.x.x for REJECT, 4.x.x for both "
+    f"DEFERs), then optional text. The text may contain {', '.join(f'{{{name}}}' for name in PLACEHOLDERS)}; "
+    "{{ and }} are braces."
+)
+
+
+def schema() -> Schema:
+    """One schema for both files: an editor tells by their keys which of them it has before it."""
+    rules, settings = rules_schema(), settings_schema()
+    only_in_rules = [key for key in rules["properties"] if key not in settings["properties"]]
+    rules_are_a_list = {"required": ["rules"], "properties": {"rules": {"type": "array"}}}
+    return {
+        "$schema": DRAFT,
+        "title": "policyd: rules.yaml or policyd.yaml",
+        "if": {"anyOf": [rules_are_a_list, *({"required": [key]} for key in only_in_rules)]},
+        "then": {"$ref": "#/definitions/rules.yaml"},
+        "else": {"$ref": "#/definitions/policyd.yaml"},
+        "definitions": {
+            **rules.pop("definitions"),
+            **settings.pop("definitions"),
+            "rules.yaml": rules,
+            "policyd.yaml": settings,
+        },
+    }
+
+
+def rules_schema() -> Schema:
+    """The schema of rules.yaml."""
+    return {
+        "$schema": DRAFT,
+        "title": "rules.yaml of policyd",
+        **_object(
+            {
+                "mode": {
+                    **_mode(),
+                    "description": "observe: everything is decided and logged, and every answer is DUNNO.",
+                },
+                "lists": {
+                    "type": "object",
+                    "description": "Values that conditions name as $name, written here or read from files.",
+                    "propertyNames": {"pattern": f"^{NAME_PATTERN}$"},
+                    "additionalProperties": {"$ref": "#/definitions/list"},
+                },
+                "rules": {
+                    "type": "array",
+                    "description": "Tried from top to bottom; the first that matches decides.",
+                    "items": {"$ref": "#/definitions/rule"},
+                },
+                "default": {
+                    **_action(),
+                    "description": f"What decides if no rule does; DUNNO unless given. {_ACTION_HELP}",
+                },
+                "tests": {
+                    "type": "array",
+                    "description": "Tried at every load; if one fails, the old ruleset stays in force.",
+                    "items": {"$ref": "#/definitions/test"},
+                },
+            },
+            required=["rules"],
+        ),
+        "definitions": {
+            "list": _list(),
+            "rule": _rule(),
+            "conditions": _object({name: _condition(one) for name, one in CONDITIONS.items()}, minProperties=1),
+            "test": _test(),
+        },
+    }
+
+
+def settings_schema() -> Schema:
+    """The schema of policyd.yaml."""
+    generated = ADAPTER.json_schema()
+    definitions = generated.pop("$defs")
+    defaults = ADAPTER.dump_python(Settings(), mode="json")
+    for properties, values in (
+        (generated["properties"], defaults),
+        *((definitions[name]["properties"], defaults[key]) for key, name in _nested(generated["properties"])),
+    ):
+        for key, value in values.items():
+            properties[key]["default"] = value
+    # Written without quotes, 0660 reaches the schema as a number.
+    generated["properties"]["socket_mode"]["type"] = ["string", "integer"]
+    return {
+        "$schema": DRAFT,
+        "title": "policyd.yaml of policyd",
+        "description": "Settings of policyd. Everything has a default.",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": _as_draft7(generated["properties"]),
+        "definitions": _as_draft7(definitions),
+    }
+
+
+def _nested(properties: Schema) -> list[tuple[str, str]]:
+    """The settings that are groups of settings, each with the name of its definition."""
+    return [(key, value["$ref"].rpartition("/")[2]) for key, value in properties.items() if "$ref" in value]
+
+
+def _as_draft7(node: Any) -> Any:
+    """Without the titles that pydantic makes of names; references as draft-07 has them, which sees nothing beside one."""
+    match node:
+        case {"$ref": reference, **beside}:
+            there = {"$ref": reference.replace("#/$defs/", "#/definitions/")}
+            return {"allOf": [there], **beside} if beside else there
+        case dict():
+            return {key: _as_draft7(one) for key, one in node.items() if not (key == "title" and isinstance(one, str))}
+        case list():
+            return [_as_draft7(one) for one in node]
+        case _:
+            return node
+
+
+# --- rules.yaml -------------------------------------------------------------------------------------------------------
+
+
+def _object(properties: Schema, **more: Any) -> Schema:
+    return {"type": "object", "additionalProperties": False, "properties": properties, **more}
+
+
+def _one_or_more(scalar: Schema, least: int = 1) -> Schema:
+    """One value, or a list of values."""
+    return {"anyOf": [scalar, {"type": "array", "minItems": least, "items": scalar}]}
+
+
+def _mode() -> Schema:
+    return {"enum": list(MODES), "default": MODES[0]}
+
+
+def _in_any_case(word: str) -> str:
+    return "".join(f"[{letter}{letter.lower()}]" if letter.isalpha() else letter for letter in word)
+
+
+def _action() -> Schema:
+    blocking = "|".join(_in_any_case(verb) for verb in Verb if verb is not Verb.DUNNO)
+    return {
+        "type": "string",
+        "pattern": rf"^\s*({_in_any_case(Verb.DUNNO)}\s*$|({blocking})(\s|$))",
+        "examples": [
+            "DUNNO",
+            "REJECT 5.7.1 Mail from {client_address} is not accepted here ({id})",
+            "DEFER 4.7.25 cannot find your hostname, [{client_address}]",
+        ],
+    }
+
+
+def _list() -> Schema:
+    values = _one_or_more({"type": _SCALAR})
+    file = _object(
+        {
+            "file": {
+                "type": "string",
+                "minLength": 1,
+                "description": "One entry a line, relative to this file; # and ; begin comments.",
+                "examples": ["lists/drop.txt"],
+            },
+            "allow_empty": {
+                "type": "boolean",
+                "default": False,
+                "description": "true: a file without any entry is no error.",
+            },
+        },
+        required=["file"],
+    )
+    return {"description": "Values, or the file that has them.", "anyOf": [*values["anyOf"], file]}
+
+
+def _rule() -> Schema:
+    return _object(
+        {
+            "name": {
+                "type": _SCALAR,
+                "pattern": f"^{NAME_PATTERN}$",
+                "not": {"const": DEFAULT_RULE},
+                "description": "Unique; appears in the decision log.",
+            },
+            "match": {
+                "description": "The rule matches if every condition given holds.",
+                "allOf": [{"$ref": "#/definitions/conditions"}],
+            },
+            "except": {
+                "description": "The rule is skipped if any one condition given holds.",
+                "allOf": [{"$ref": "#/definitions/conditions"}],
+            },
+            "action": {**_action(), "description": _ACTION_HELP},
+            "mode": {
+                **_mode(),
+                "description": "observe: a match is written to the decision log, and evaluation goes on below.",
+            },
+            "expires": {
+                "type": "string",
+                "pattern": _DATE,
+                "description": "From this day on (UTC) the rule is skipped.",
+                "examples": ["2027-03-31"],
+            },
+            "note": {"type": _SCALAR, "description": "For people."},
+        },
+        required=["name", "match", "action"],
+    )
+
+
+def _condition(one: ConditionType) -> Schema:
+    scalar: Schema = {"type": _SCALAR}
+    if one.form is Form.STATUS:
+        scalar = {"anyOf": [{"enum": list(Status)}, {"type": "string", "pattern": r"^\$"}]}
+    elif one.form is not Form.TEXT:
+        scalar["minLength"] = 1
+    described: Schema = {"description": f"{one.summary} One value or a list of values; $name stands for a list."}
+    if one.examples:
+        described["examples"] = list(one.examples)
+    elif one.name == "protocol_state":
+        described["examples"] = list(PROTOCOL_STATES)
+    return {**described, **_one_or_more(scalar)}
+
+
+def _test() -> Schema:
+    text = {"type": _SCALAR}
+    attributes: Schema = {name: {**text, "description": f"Postfix's attribute {name}."} for name in ATTRIBUTES}
+    attributes["protocol_state"] |= {"default": "RCPT", "examples": list(PROTOCOL_STATES)}
+    given = _object(
+        {
+            **attributes,
+            "hostname": {**_one_or_more(text), "description": "A verified name of the client, or several."},
+            "claimed": {**_one_or_more(text), "description": "PTR names that do not verify."},
+            "reverse_dns": {
+                "enum": list(Status),
+                "description": "hostname alone means verified, claimed alone mismatch, neither missing.",
+            },
+            "date": {
+                "type": "string",
+                "pattern": _DATE,
+                "description": "The day on which this is asked; without it no rule has expired.",
+            },
+        },
+        description="A request, and what DNS says of the client.",
+    )
+    return _object(
+        {
+            "given": given,
+            "expect": {
+                "type": "string",
+                "pattern": f"^({'|'.join(_in_any_case(verb) for verb in Verb)})$",
+                "description": "The action's word.",
+                "examples": list(Verb),
+            },
+            "rule": {**text, "description": f"The rule that must decide; {DEFAULT_RULE} for none."},
+            "text": {**text, "description": "A part of the reply."},
+            "observed": {
+                **_one_or_more(text, least=0),
+                "description": "The observed rules that must have matched, and no others.",
+            },
+        },
+        required=["given", "expect"],
+    )

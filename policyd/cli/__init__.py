@@ -25,6 +25,7 @@ COMMANDS = {
     "schema": "policyd.cli.rules",
     "replay": "policyd.cli.logs",
     "import": "policyd.cli.exchange",
+    "export": "policyd.cli.exchange",
 }
 
 
@@ -49,10 +50,7 @@ class Failure(click.ClickException):
 
     def __init__(self, message: str, exit_status: int) -> None:
         super().__init__(message)
-        self.exit_code = exit_status
-
-    def show(self, file: object = None) -> None:
-        click.echo(self.message, err=True)
+        self.exit_status = exit_status
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -82,9 +80,12 @@ def main() -> None:
         command = error.ctx.command_path if error.ctx is not None else "policyd"
         click.echo(f"{command}: {error.format_message()} (see {command} --help)", err=True)
         sys.exit(2)
+    except Failure as failure:
+        click.echo(failure.message, err=True)
+        sys.exit(failure.exit_status)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        click.echo(f"policyd: {error.format_message()}", err=True)
+        sys.exit(2)
     except ConfigErrors as errors:
         click.echo(str(errors), err=True)
         sys.exit(errors.exit_status)

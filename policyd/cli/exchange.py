@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import sys
 from pathlib import Path
@@ -10,12 +11,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from policyd.cli import Failure
-from policyd.cli.options import json_option
+from policyd.cli.options import json_option, rules_options
+from policyd.config import load
 from policyd.config.actions import ActionError, parse_action
 from policyd.config.conditions import CONDITIONS
 from policyd.tools.display import reading
+from policyd.tools.exports import FORMATS as EXPORTS
+from policyd.tools.exports import NoSuchListError
+from policyd.tools.exports import export as export_rules
 from policyd.tools.formats.access_keys import ATTRIBUTES
-from policyd.tools.formats.exchange import Verdict
+from policyd.tools.formats.exchange import ExportOptions, Verdict
 from policyd.tools.imports import FORMATS, ImportFailedError, ImportOptions, Shape, as_json_object, import_files
 from policyd.tools.logfiles import STANDARD_INPUT, LogError
 
@@ -98,6 +103,70 @@ def import_(
         print_report(result.report)
     write(json.dumps(as_json_object(result), indent=2) + "\n" if as_json else result.text, output)
     if strict and result.report.losses:
+        sys.exit(1)
+
+
+@click.command()
+@click.argument("format_name", metavar="FORMAT", type=click.Choice(list(EXPORTS)))
+@rules_options
+@click.option("--list", "lists", multiple=True, metavar="NAME", help="Only this list. May be given several times.")
+@click.option("-o", "--output", metavar="FILE", help="Write there instead of to standard output.")
+@click.option(
+    "--condition",
+    type=click.Choice(list(CONDITIONS)),
+    metavar="NAME",
+    help="plain, rspamd-map: which entries to write: cidr (unless there is none), hostname_suffix, ...",
+)
+@click.option(
+    "--attribute",
+    type=click.Choice(ATTRIBUTES),
+    default="client",
+    show_default=True,
+    help="postfix-access: what the table will be looked up for.",
+)
+@click.option(
+    "--dotted", is_flag=True, help="postfix-access: parent_domain_matches_subdomains lacks smtpd_access_maps."
+)
+@click.option("--deferred", is_flag=True, help="Take DEFER for a rejection where the other side knows nothing else.")
+@click.option("--ipv6", is_flag=True, help="iptables: what ip6tables-restore takes.")
+@click.option("--name", default="policyd", show_default=True, help="Of the set, chain or table there.")
+@click.option("--action", "verdict", default="REJECT", callback=_verdict, help="For the entries of a list.")
+@click.option("--strict", is_flag=True, help="Exit with 1 if anything was lost.")
+def export(
+    *,
+    format_name: str,
+    config: str | None,
+    rules: str | None,
+    lists: tuple[str, ...],
+    output: str | None,
+    strict: bool,
+    ipv6: bool,
+    **options: Any,
+) -> None:
+    """Turn rules and lists into another system's format.
+
+    \b
+    FORMAT is one of plain, nftables, iptables, ipset, postfix-cidr, postfix-access, postscreen-cidr,
+    sendmail-access, rspamd-map, csv, json.
+
+    Networks are merged to the fewest. What comes first in the ruleset comes first there, exceptions and exemptions
+    included; every rule that the other side cannot say goes to standard error, with its line and the reason.
+
+    \b
+    policyd export nftables --rules rules.yaml > policyd.nft
+    policyd export postfix-cidr --rules rules.yaml --list bulk-networks
+    """
+    loaded = load(config, rules)
+    chosen = ExportOptions(version=6 if ipv6 else 4, **options)
+    try:
+        text, report = export_rules(format_name, loaded, chosen, datetime.datetime.now(datetime.UTC).date(), lists)
+    except NoSuchListError as error:
+        raise Failure(f"policyd: {error}", 1) from None
+    print_report(report)
+    if not report.taken:
+        raise Failure(f"policyd: {loaded.rules_file.path}: nothing in it that {format_name} could say", 1)
+    write(text, output)
+    if strict and report.losses:
         sys.exit(1)
 
 

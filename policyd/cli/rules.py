@@ -17,6 +17,7 @@ from policyd.cli.terminal import print_tables
 from policyd.config import load
 from policyd.config.problems import did_you_mean
 from policyd.config.schema import rules_schema, settings_schema
+from policyd.config.schema import schema as both_schemas
 from policyd.core.engine import NEEDS_IDENTITY, decide, trusted_identity
 from policyd.core.identity import Identity, Reason, Status
 from policyd.core.index import fold_name
@@ -87,7 +88,8 @@ def explain(
     given = _given_identity(reverse_dns, hostname)
     loaded = load(config, rules)
     today = _today()
-    identity, source, queries = given, "as given", ()
+    identity, source = given, "as given"
+    queries: tuple[Query, ...] = ()
     if identity is None and loaded.settings.dns.trust_postfix:
         identity, source = trusted_identity(request), "client_name, as Postfix verified it"
     decision = decide(loaded.ruleset, request, identity, today)
@@ -104,16 +106,17 @@ def explain(
 
 
 @click.command()
-@click.argument("file", type=click.Choice(["rules", "settings"]), default="rules")
-def schema(file: str) -> None:
-    """Print the JSON Schema of rules.yaml (or, with `settings`, of policyd.yaml), for editors.
+@click.argument("file", type=click.Choice(["rules", "settings"]), required=False)
+def schema(file: str | None) -> None:
+    """Print the JSON Schema of rules.yaml and policyd.yaml, or of one of them, for editors.
 
     \b
-    policyd schema > rules.schema.json
-    and in the first line of rules.yaml:
-    # yaml-language-server: $schema=rules.schema.json
+    policyd schema > policyd.schema.json
+    and in the first line of either file:
+    # yaml-language-server: $schema=policyd.schema.json
     """
-    click.echo(json.dumps(rules_schema() if file == "rules" else settings_schema(), indent=2))
+    made = {"rules": rules_schema, "settings": settings_schema, None: both_schemas}[file]()
+    click.echo(json.dumps(made, indent=2))
 
 
 def _ask_dns(dns: Dns, request: Request) -> tuple[Identity, tuple[Query, ...]]:

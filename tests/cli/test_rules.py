@@ -1,0 +1,226 @@
+"""`policyd check`, `explain` and `schema` as a person or a script runs them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+RULES = """\
+lists:
+  bulk: {file: bulk.txt}
+rules:
+  - name: customer
+    match: {hostname: tk2-406-44074.vs.sakura.ne.jp}
+    action: DUNNO
+  - name: vps
+    match: {hostname_suffix: vs.sakura.ne.jp}
+    action: REJECT 5.7.1 No mail from {hostname} ({rule})
+    note: the February incident
+  - name: bulk
+    match: {cidr: [$bulk, 203.142.214.0/24]}
+    except: {cidr: 203.142.214.25}
+    action: REJECT 5.7.1 No mail from {client_address}
+  - name: watched
+    match: {sender_regex: '^rainbow'}
+    action: REJECT
+    mode: observe
+  - name: over
+    match: {cidr: 198.51.100.0/24}
+    action: REJECT
+    expires: 2020-01-01
+  - name: nameless
+    match: {reverse_dns: missing}
+    action: DEFER 4.7.25 cannot find your hostname
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "rules.yaml").write_text(RULES)
+    (tmp_path / "bulk.txt").write_text("# networks\n" + "".join(f"10.{n}.0.0/16\n" for n in range(200)))
+    return tmp_path
+
+
+def policyd(folder, *arguments: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    environment = {**os.environ, "COLUMNS": "80", "PYTHONWARNINGS": "error"}
+    command = [sys.executable, "-m", "policyd", *arguments]
+    return subprocess.run(
+        command, cwd=folder, input=stdin, capture_output=True, timeout=60, env=environment, check=False
+    )
+
+
+def explained(folder, *arguments: str) -> dict:
+    done = policyd(folder, "explain", "--rules", "rules.yaml", "--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == b""
+    return json.loads(done.stdout)
+
+
+def test_check_says_what_was_loaded(folder):
+    done = policyd(folder, "check", "--rules", "rules.yaml")
+    assert done.returncode == 0
+    assert b": 6 rules, 203 networks, 2 names, 1 expression," in done.stdout
+    assert b"rules.yaml:22:5: warning: rule 'over'" in done.stderr
+
+
+def test_strict_turns_warnings_into_exit_status_1(folder):
+    assert policyd(folder, "check", "--rules", "rules.yaml", "--strict").returncode == 1
+
+
+def test_a_wrong_ruleset_is_exit_status_1_with_every_error_on_a_line(folder):
+    (folder / "rules.yaml").write_text(RULES.replace("hostname_suffix", "hostname_sufix").replace("REJECT", "REJCT", 1))
+    done = policyd(folder, "check", "--rules", "rules.yaml")
+    lines = done.stderr.decode().splitlines()
+    assert done.returncode == 1
+    assert done.stdout == b""
+    assert lines[0] == (
+        "rules.yaml:8:13: rule 'vps': unknown condition 'hostname_sufix'; did you mean 'hostname_suffix'?"
+    )
+    assert lines[1].startswith("rules.yaml:9:13: rule 'vps': ")
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize("arguments", [["check"], ["explain", "client_address=192.0.2.1"]])
+def test_a_rules_file_that_cannot_be_read_is_exit_status_2(folder, arguments):
+    done = policyd(folder, *arguments, "--rules", "absent.yaml")
+    assert done.returncode == 2
+    assert done.stderr == b"absent.yaml: cannot be read: No such file or directory\n"
+
+
+def test_a_list_file_that_cannot_be_read_is_an_error_in_the_ruleset(folder):
+    (folder / "bulk.txt").unlink()
+    done = policyd(folder, "check", "--rules", "rules.yaml")
+    assert done.returncode == 1
+    assert b"rules.yaml:2:" in done.stderr
+
+
+def test_explain_tells_the_decision_the_rules_and_the_entry_that_matched(folder):
+    done = policyd(folder, "explain", "--rules", "rules.yaml", "client_address=10.77.1.2", "--hostname", "a.example")
+    assert done.returncode == 0
+    assert done.stdout.decode() == (
+        "REJECT       5.7.1 No mail from 10.77.1.2\n"
+        "rule         bulk  (rules.yaml:11)\n"
+        "client       a.example[10.77.1.2]\n"
+        "reverse DNS  verified  a.example  [as given]\n"
+        "\n"
+        "1  customer  no      hostname: a.example is not tk2-406-44074.vs.sakura.ne.jp\n"
+        "2  vps       no      hostname_suffix: a.example is not under vs.sakura.ne.jp\n"
+        "3  bulk      REJECT  cidr: 10.77.1.2 is in 10.77.0.0/16  (bulk.txt:79)\n"
+    )
+
+
+def test_explain_as_json_has_all_of_it(folder):
+    got = explained(folder, "client_address=198.51.100.7", "sender=rainbow@x.example", "--reverse-dns", "missing")
+    assert (got["action"], got["reply"], got["rule"]) == ("DEFER", "4.7.25 cannot find your hostname", "nameless")
+    assert got["observed"] == ["watched"]
+    assert got["dns"]["reverse_dns"] == "missing"
+    outcomes = {rule["name"]: (rule["outcome"], rule["expired"]) for rule in got["rules"]}
+    assert outcomes == {
+        "customer": ("no", False),
+        "vps": ("no", False),
+        "bulk": ("no", False),
+        "watched": ("yes", False),
+        "over": ("no", True),
+        "nameless": ("yes", False),
+    }
+    assert got["rules"][3]["match"] == [
+        {
+            "condition": "sender_regex",
+            "values": ["^rainbow"],
+            "outcome": "yes",
+            "seen": ["rainbow@x.example"],
+            "entry": {"text": "^rainbow", "file": "rules.yaml", "line": 16},
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "action", "rule", "downgraded"),
+    [
+        (["--hostname", "tk2-406-44074.vs.sakura.ne.jp"], "DUNNO", "customer", False),
+        (["--reverse-dns", "mismatch", "--hostname", "tk2-406-44074.vs.sakura.ne.jp"], "REJECT", "vps", False),
+        (["--reverse-dns", "error", "--hostname", "tk2-406-44074.vs.sakura.ne.jp"], "DEFER", "vps", True),
+        (["client_name=x.vs.sakura.ne.jp"], "REJECT", "vps", False),
+        (["client_name=unknown", "--reverse-dns", "missing"], "DEFER", "nameless", False),
+        (["client_address=203.142.214.25", "--hostname", "a.example"], "DUNNO", "default", False),
+        (["client_address=203.142.214.26", "--reverse-dns", "error"], "DEFER", "bulk", True),
+    ],
+)
+def test_explain_answers_for_dns(folder, options, action, rule, downgraded):
+    got = explained(folder, "client_address=192.0.2.1", *options)
+    assert (got["action"], got["rule"], got["downgraded"]) == (action, rule, downgraded)
+
+
+def test_explain_reads_a_request_as_postfix_sends_it(folder):
+    request = b"request=smtpd_access_policy\nprotocol_state=RCPT\nclient_address=203.142.214.9\nclient_name=a.example\n"
+    for end in (b"\n", b""):
+        done = policyd(folder, "explain", "--rules", "rules.yaml", stdin=request + end)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(b"REJECT       5.7.1 No mail from 203.142.214.9\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["clent_address=1"], "unknown attribute 'clent_address'; did you mean 'client_address'?"),
+        (["192.0.2.1"], "'192.0.2.1' is not NAME=VALUE, as in client_address=192.0.2.1"),
+        (["client_address=1", "--reverse-dns", "verified"], "--reverse-dns verified needs a --hostname"),
+        (["client_address=1", "--reverse-dns", "missing", "--hostname", "a"], "whose reverse DNS is missing has no"),
+        (["client_address=1", "--reverse-dns", "gone"], "'gone' is not one of"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_status_2(folder, arguments, message):
+    done = policyd(folder, "explain", "--rules", "rules.yaml", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr.decode()
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_what_is_no_request_on_standard_input_is_exit_status_2(folder):
+    done = policyd(folder, "explain", "--rules", "rules.yaml", stdin=b"hello\n")
+    assert done.returncode == 2
+    assert b"standard input: a line that is not name=value: 'hello'" in done.stderr
+
+
+def test_nothing_that_a_client_says_reaches_the_terminal_raw(folder):
+    attributes = [
+        "client_address=203.142.214.9",
+        "helo_name=a\x1b[31m\nb",
+        "sender=\u202ex@a.example",
+        "sasl_username=\udcff",
+    ]
+    done = policyd(folder, "explain", "--rules", "rules.yaml", "--hostname", "a.example", *attributes)
+    assert done.returncode == 0, done.stderr
+    assert b"helo         a\\x1b[31m\\nb\n" in done.stdout
+    assert b"from         \\u202ex@a.example\n" in done.stdout
+    assert b"login        \\xff\n" in done.stdout
+
+
+def test_under_observe_the_answer_is_dunno_and_the_decision_is_told(folder):
+    (folder / "rules.yaml").write_text("mode: observe\n" + RULES)
+    got = explained(folder, "client_address=203.142.214.9", "--hostname", "a.example")
+    assert (got["action"], got["would"], got["rule"]) == ("DUNNO", "REJECT", "bulk")
+
+
+@pytest.mark.parametrize(("file", "key"), [("rules", "rules"), ("settings", "listen")])
+def test_schema_is_a_json_schema(folder, file, key):
+    done = policyd(folder, "schema", file)
+    assert done.returncode == 0, done.stderr
+    schema = json.loads(done.stdout)
+    assert "$schema" in schema
+    assert key in schema["properties"]
+
+
+def test_help_lists_every_command(folder):
+    done = policyd(folder, "--help")
+    assert done.returncode == 0
+    for command in ("serve", "check", "explain", "schema"):
+        assert f"\n  {command} ".encode() in done.stdout
+
+
+def test_a_reader_that_goes_away_is_no_error(folder):
+    command = f"{sys.executable} -m policyd schema | head -c 1"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == (b"{", b"")

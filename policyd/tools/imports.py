@@ -28,9 +28,8 @@ from policyd.tools.formats import (
     whois,
 )
 from policyd.tools.formats.exchange import REJECT, Imported, Line, Report, Term, Verdict, place, shown
-from policyd.tools.formats.networks import fewest, kept_out, only_networks
+from policyd.tools.formats.networks import kept_out, only_networks, texts
 from policyd.tools.formats.rules_file import Names, fits_list_file, list_file, rules, rules_yaml
-from policyd.tools.formats.values import network_text
 from policyd.tools.logfiles import MAX_LINE_BYTES, STANDARD_INPUT, LogError, NotTextError, read_blocks
 
 if TYPE_CHECKING:
@@ -224,7 +223,7 @@ def _entries_for(condition: str, imported: Imported, report: Report) -> Iterator
             report.lose(row.line, "a list file would take part of it for a comment; import as rules")
         else:
             yield row.match[0]
-    yield from (Term("cidr", network_text(network)) for network in fewest(kept_out(kept)))
+    yield from (Term("cidr", network) for network in texts(kept_out(kept)))
 
 
 def _heading(name: str, found: list[tuple[str, Imported]], report: Report) -> str:

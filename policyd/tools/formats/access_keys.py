@@ -29,14 +29,14 @@ _POSTFIX_DOT = (
 
 # The conditions on a name alone, and on a name and those under it, for each attribute that a table is looked up for.
 # A domain alone is no condition on mail addresses.
-_EXACT = {"client": "hostname", "helo_name": "helo_name"}
-_SUFFIX = {
+EXACT = {"client": "hostname", "helo_name": "helo_name"}
+SUFFIX = {
     "client": "hostname_suffix",
     "helo_name": "helo_name_suffix",
     "sender": "sender_domain",
     "recipient": "recipient_domain",
 }
-ATTRIBUTES = tuple(_SUFFIX)
+ATTRIBUTES = tuple(SUFFIX)
 
 
 @dataclass(slots=True)
@@ -102,12 +102,12 @@ class AccessTable:
         if looks_like_address(key):
             raise NoEqualError(_why_no_network(key))
         if self.dotted and not key.startswith("."):
-            if self.attribute in _EXACT:
-                return Name(key, exact=True), term(_EXACT[self.attribute], key)
+            if self.attribute in EXACT:
+                return Name(key, exact=True), term(EXACT[self.attribute], key)
             return Name(key, exact=True), term(f"{self.attribute}_regex", f"@{literal(key)}$")
         if not self.dotted and key.startswith("."):
             report.note(line, self.leading_dot)
-        return Name(key), term(_SUFFIX[self.attribute], key)
+        return Name(key), term(SUFFIX[self.attribute], key)
 
 
 def octet_network(key: str) -> netaddr.IPNetwork | None:

@@ -14,6 +14,7 @@ from policyd.config.actions import ActionError, parse_action
 from policyd.core.ruleset import DEFAULT_TEXT, MAX_TEXT, Verb
 
 if TYPE_CHECKING:
+    import datetime
     from collections.abc import Callable, Iterable, Mapping
 
     from policyd.core.ruleset import Action
@@ -83,13 +84,16 @@ REJECT = Verdict(Verb.REJECT)
 @dataclass(frozen=True, slots=True)
 class Row:
     """One line of a table. Of the terms with one condition any one must hold, of each condition one; any exception
-    that holds makes the row not match. `name` is the line's own name, where its format has such a thing."""
+    that holds makes the row not match. `name` is the line's own name, where its format has such a thing; `observe` and
+    `expires` are a rule's, for an export."""
 
     line: Line
     match: tuple[Term, ...]
     verdict: Verdict
     exceptions: tuple[Term, ...] = ()
     name: str = ""
+    observe: bool = False
+    expires: datetime.date | None = None
 
 
 @dataclass(slots=True)
@@ -138,7 +142,7 @@ class Report:
     def __init__(self) -> None:
         self.losses: list[Loss] = []
         self.taken = 0  # lines (or rules) that were taken over
-        self._notes: dict[tuple[str, str], tuple[list[Line], int]] = {}
+        self._notes: dict[tuple[str, str], dict[int, Line]] = {}
         self._of_this_line: list[tuple[Line, str]] | None = None  # notes that fall away if the line is lost
 
     def lose(self, line: Line, reason: str) -> None:
@@ -150,10 +154,7 @@ class Report:
         if self._of_this_line is not None:
             self._of_this_line.append((line, reason))
             return
-        lines, count = self._notes.setdefault((line.path, reason), ([], 0))
-        if len(lines) < _NAMED_LINES:
-            lines.append(line)
-        self._notes[line.path, reason] = lines, count + 1
+        self._notes.setdefault((line.path, reason), {})[line.number] = line
 
     def take_each(self, lines: Iterable[Line], take: Callable[[Line], bool]) -> None:
         """Hands each line to `take`, which says whether there was something to take over, and takes down those that it
@@ -174,7 +175,9 @@ class Report:
     @property
     def notes(self) -> list[Note]:
         """The differences, each once, in the order in which they came up."""
-        return [Note(reason, tuple(lines), count) for (_, reason), (lines, count) in self._notes.items()]
+        return [
+            Note(reason, tuple(lines.values())[:_NAMED_LINES], len(lines)) for (_, reason), lines in self._notes.items()
+        ]
 
     def in_order(self) -> list[Loss]:
         """The losses of each file from top to bottom."""
@@ -267,10 +270,41 @@ def escaped(text: str) -> str:
 
 
 def without_placeholders(template: str, values: Mapping[str, str]) -> str:
-    """A template's text with `{{` and `}}` as braces and each placeholder as `values` has it."""
+    """A template's text with `{{` and `}}` as braces and each placeholder as `values` has it, or `...`."""
 
     def fill(match: re.Match[str]) -> str:
         piece = match[0]
-        return piece[0] if piece in {"{{", "}}"} else values.get(piece[1:-1], piece)
+        return piece[0] if piece in {"{{", "}}"} else values.get(piece[1:-1], "...")
 
     return re.sub(r"\{\{|\}\}|\{\w+\}", fill, template)
+
+
+# --- Export -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """What the other side needs to be told.
+
+    `name` is that of the set, chain or table there; `verdict` is for the entries of a list. `condition` says which
+    entries a list there is to hold. `attribute` and `dotted` are as in an import. With `deferred`, what is deferred
+    counts as rejected where nothing else can be said; `version` is the IP version of what holds one only. `heading`
+    says in one line what is exported.
+    """
+
+    name: str = "policyd"
+    verdict: Verdict = REJECT
+    condition: str | None = None
+    attribute: str = "client"
+    dotted: bool = False
+    deferred: bool = False
+    version: int = 4
+    heading: str = ""
+
+
+def static_text(row: Row, report: Report) -> str:
+    """The code and text of a rule's answer for a table, which knows nothing of the client."""
+    template = row.verdict.text
+    if re.search(r"\{(?!\{|rule\})", template.replace("{{", "")):
+        report.note(row.line, "the text cannot name the client there: it has `...` in place of what is in braces")
+    return " ".join(part for part in (row.verdict.code, without_placeholders(template, {"rule": row.name})) if part)

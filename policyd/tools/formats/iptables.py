@@ -11,16 +11,17 @@ import shlex
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from policyd.tools.formats.exchange import Imported, NoEqualError, shown
+from policyd.tools.formats.exchange import Imported, Line, NoEqualError, shown
 from policyd.tools.formats.firewall import MAIL_PORTS, Does, Step, flattened
+from policyd.tools.formats.networks import count, rejected, texts
 from policyd.tools.formats.values import address_range, network
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     import netaddr
 
-    from policyd.tools.formats.exchange import Line, Report
+    from policyd.tools.formats.exchange import ExportOptions, Report, Row
 
 _TARGETS = {
     "DROP": Does.DROP,
@@ -144,3 +145,32 @@ _ABOUT_MAIL: dict[str, tuple[Callable[[str], bool], str]] = {
         (lambda states: "NEW" in states.split(","), "it is about connections that are there already"),
     ),
 }
+
+
+# --- Export -----------------------------------------------------------------------------------------------------------
+
+
+def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
+    """A chain for iptables-restore(8), or with `options.version` 6 for ip6tables-restore, that drops what is rejected.
+
+    The chain is filled anew each time; that INPUT jumps to it is for the administrator to say, once.
+    """
+    addresses = rejected(rows, report, deferred=options.deferred)
+    tool = "iptables" if options.version == 4 else "ip6tables"
+    others = len(texts(addresses, 10 - options.version))
+    if others:
+        what = "--ipv6 gives those" if options.version == 4 else "without --ipv6 it gives those"
+        report.lose(Line(rows[0].line.path, 0, count(others)), f"{tool} has no IPv{10 - options.version}; {what}")
+    chain = options.name
+    return "\n".join(
+        [
+            f"# {options.heading}",
+            f"# Load with: {tool}-restore --noflush FILE",
+            f"# and, once: {tool} -I INPUT -p tcp --dport 25 -j {chain}",
+            "*filter",
+            f":{chain} - [0:0]",
+            *(f"-A {chain} -s {network} -j DROP" for network in texts(addresses, options.version)),
+            "COMMIT",
+            "",
+        ]
+    )

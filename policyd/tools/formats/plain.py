@@ -9,13 +9,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from policyd.core.ruleset import Verb
 from policyd.tools.formats.exchange import Entry, Imported, NoEqualError, Term
+from policyd.tools.formats.networks import rejected, texts
 from policyd.tools.formats.values import address_range, looks_like_address, network_text, term
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from policyd.tools.formats.exchange import Line, Report
+    from policyd.tools.formats.exchange import ExportOptions, Line, Report, Row
 
 _COMMENT = re.compile(r"(?:^|\s)(?:[#;]|//).*")
 _RANGE = re.compile(r"(\S+)\s+-\s+(\S+)")
@@ -72,3 +74,36 @@ def _networks(word: str, line: Line, report: Report) -> list[Term]:
     if len(found) > 1:
         report.note(line, "the range became the fewest networks")
     return [Term("cidr", network_text(one)) for one in found]
+
+
+# --- Export -----------------------------------------------------------------------------------------------------------
+
+
+def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
+    """A list, an entry a line: what is rejected, of one condition; networks are the fewest."""
+    return "\n".join([f"# {options.heading}", *entries(rows, report, options)]) + "\n"
+
+
+def entries(rows: Sequence[Row], report: Report, options: ExportOptions) -> list[str]:
+    """The entries of one condition that rules reject. What a list cannot say is reported."""
+    condition = options.condition or _usual_condition(rows)
+    if condition == "cidr":
+        return texts(rejected(rows, report, deferred=options.deferred))
+    found: dict[str, None] = {}
+    for row in rows:
+        if row.verdict.verb is Verb.DUNNO:
+            report.lose(row.line, "a list cannot exempt: what it lets through may be an entry of a rule below")
+        elif row.verdict.verb is not Verb.REJECT and not options.deferred:
+            report.lose(row.line, f"{row.verdict.verb} is no rejection (--deferred takes it for one)")
+        elif row.exceptions or {one.condition for one in row.match} != {condition}:
+            report.lose(row.line, f"it is not about {condition} alone (--condition)")
+        else:
+            report.taken += 1
+            found.update(dict.fromkeys(one.value for one in row.match))
+    return list(found)
+
+
+def _usual_condition(rows: Sequence[Row]) -> str:
+    """Networks, unless there are none."""
+    conditions = [one.condition for row in rows if row.verdict.verb is not Verb.DUNNO for one in row.match[:1]]
+    return "cidr" if "cidr" in conditions or not conditions else conditions[0]

@@ -10,14 +10,15 @@ import re
 from typing import TYPE_CHECKING
 
 from policyd.tools.formats.access_keys import AccessTable
-from policyd.tools.formats.exchange import Imported, NoEqualError
+from policyd.tools.formats.access_write import keys_of
+from policyd.tools.formats.exchange import Imported, Line, NoEqualError, static_text
 from policyd.tools.formats.postfix_table import logical_lines, verdict
 from policyd.tools.formats.specificity import exemptions_as_exceptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from policyd.tools.formats.exchange import Line, Report
+    from policyd.tools.formats.exchange import ExportOptions, Report, Row
 
 # postmap(1) takes a key in double quotes, for the blanks in it, since Postfix 3.2.
 _LINE = re.compile(r'(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<key>\S+))(?:\s+(?P<result>.*))?')
@@ -56,3 +57,18 @@ def read(
         report.lose(row.line, "nothing below it in this table blocks a sender, so there is nothing to exempt from")
         report.taken -= 1
     return Imported(rows=[*of_senders, *of_clients])
+
+
+# --- Export -----------------------------------------------------------------------------------------------------------
+
+
+def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
+    """An access(5) table for one lookup, of `options.attribute`, for postmap(1)."""
+    lines = [f"# {options.heading}"]
+    for written in keys_of(rows, options.attribute, report, dotted=options.dotted):
+        text = "" if written.row is None else static_text(written.row, report)
+        lines.append(f"{written.key}\t{written.verdict.verb} {text}".rstrip())
+    if any(term.condition.startswith("hostname") for row in rows for term in row.match):
+        note = "these are verified names alone; for claimed ones there is check_reverse_client_hostname_access"
+        report.note(Line(rows[0].line.path, 0, ""), note)
+    return "\n".join(lines) + "\n"

@@ -9,17 +9,19 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from policyd.core.ruleset import Verb
 from policyd.tools.formats.address_block import EVERYTHING, Block
-from policyd.tools.formats.exchange import Imported, NoEqualError, Row
+from policyd.tools.formats.exchange import Imported, NoEqualError, Row, static_text
+from policyd.tools.formats.networks import addresses_of, sayable, texts
 from policyd.tools.formats.postfix_table import close_if, is_endif, logical_lines, verdict
 from policyd.tools.formats.values import network
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     import netaddr
 
-    from policyd.tools.formats.exchange import Line, Report
+    from policyd.tools.formats.exchange import ExportOptions, Line, Report
 
 _LINE = re.compile(
     r"(?P<if>if\s+)?(?P<not>!\s*)?(?P<pattern>\[[^\]]*\](?:/\d+)?|[^\s!]\S*)(?:\s+(?P<result>.*))?", re.IGNORECASE
@@ -88,3 +90,31 @@ def _pattern(text: str) -> netaddr.IPNetwork:
     if ":" in text and "." in text:
         raise NoEqualError("Postfix writes an IPv4-mapped client as IPv4, so this never matches; write it as IPv4")
     return network(text.replace("[", "").replace("]", ""))
+
+
+# --- Export -----------------------------------------------------------------------------------------------------------
+
+
+def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
+    """A cidr: table: a line for each network, in the order of the rules."""
+    lines = [f"# {options.heading}"]
+    for row in sayable(rows, report, deferred=True):
+        action = f"{row.verdict.verb} {static_text(row, report)}".rstrip()
+        lines += [f"{network}\t{action}" for network in _networks(row)]
+    return "\n".join(lines) + "\n"
+
+
+def write_postscreen(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
+    """A cidr: table for postscreen_access_list (postconf(5)), which answers with a text of its own."""
+    lines = [f"# {options.heading}"]
+    for row in sayable(rows, report, deferred=options.deferred):
+        action = "dunno" if row.verdict.verb is Verb.DUNNO else "reject"
+        lines += [f"{network}\t{action}" for network in _networks(row)]
+        if row.verdict.text or row.verdict.code:
+            report.note(row.line, "postscreen answers with a text of its own")
+    return "\n".join(lines) + "\n"
+
+
+def _networks(row: Row) -> list[str]:
+    """What a rule is about, without its exceptions, as the fewest networks."""
+    return texts(addresses_of(row.match) - addresses_of(row.exceptions))

@@ -9,14 +9,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from policyd.tools.formats import plain
 from policyd.tools.formats.exchange import Entry, Imported, NoEqualError, Term
 from policyd.tools.formats.expressions import from_perl
 from policyd.tools.formats.values import address_range, literal, looks_like_address, network_text, term
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from policyd.tools.formats.exchange import Line, Report
+    from policyd.tools.formats.exchange import ExportOptions, Line, Report, Row
 
 _LINE = re.compile(
     r'(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<slashed>/(?:[^/\\]|\\.)*/[a-z]*)|(?P<key>[^\s#]+))(?P<value>.*)',
@@ -92,3 +93,20 @@ def _glob(pattern: str) -> str:
         raise NoEqualError("a glob with brackets; write it as an expression between slashes")
     parts = re.split(r"([*?])", pattern)
     return "^" + "".join({"*": ".*", "?": "."}.get(part) or literal(part) for part in parts) + "$"
+
+
+# --- Export -----------------------------------------------------------------------------------------------------------
+
+
+def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
+    """A map of one kind: networks, names, or expressions between slashes."""
+    lines = [f"# {options.heading}"]
+    for entry in plain.entries(rows, report, options):
+        condition = options.condition or ""
+        if condition.endswith("_regex"):
+            lines.append("/" + re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", entry) + "/i")
+        elif condition.endswith("_suffix") and entry.startswith("."):
+            lines.append(f"*{entry}")
+        else:
+            lines.append(entry)
+    return "\n".join(lines) + "\n"

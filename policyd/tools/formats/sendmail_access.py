@@ -10,15 +10,17 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from policyd.core.ruleset import Verb
+from policyd.core.ruleset import DEFAULT_TEXT, Verb
 from policyd.tools.formats.access_keys import AccessTable
-from policyd.tools.formats.exchange import DUNNO, REJECT, Imported, NoEqualError, Verdict, blocking
+from policyd.tools.formats.access_write import keys_of
+from policyd.tools.formats.exchange import DUNNO, REJECT, Imported, NoEqualError, Verdict, blocking, static_text
 from policyd.tools.formats.specificity import exemptions_as_exceptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from policyd.tools.formats.exchange import Line, Report
+    from policyd.tools.formats.access_write import Written
+    from policyd.tools.formats.exchange import ExportOptions, Line, Report, Row
 
 _LINE = re.compile(r"(?:(?P<tag>[A-Za-z_0-9]+):(?!:))?(?P<key>\S*)\s+(?P<result>.+)")
 _ERROR = re.compile(r'(?:ERROR:)?\s*(?:(?P<dsn>[245]\.\d{1,3}\.\d{1,3})\s*:?\s*)?"?(?P<text>[^"]*)"?', re.IGNORECASE)
@@ -129,3 +131,46 @@ def _error(result: str) -> Verdict:
     if result.upper().startswith("ERROR:"):
         return blocking(Verb.REJECT, result[len("ERROR:") :].strip().strip('"'))
     raise NoEqualError(f"the action '{result.split(maxsplit=1)[0]}' has no equal")
+
+
+# --- Export -----------------------------------------------------------------------------------------------------------
+
+_TAGS = {"client": "Connect", "sender": "From", "recipient": "To"}
+
+
+def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
+    """An access_db for makemap(8): each lookup's keys under its tag."""
+    lines = [f"# {options.heading}"]
+    by_lookup: dict[str, list[Row]] = {attribute: [] for attribute in _TAGS}
+    for row in rows:
+        by_lookup[_lookup(row)].append(row)
+    for attribute, of_one in by_lookup.items():
+        for written in keys_of(of_one, attribute, report, dotted=False):
+            prefix = "IPv6:" if attribute == "client" and ":" in written.key else ""
+            lines.append(f"{_TAGS[attribute]}:{prefix}{written.key}\t{_action(written, report)}")
+    exempting = [row for row in rows if row.verdict.verb is Verb.DUNNO]
+    if exempting and sum(bool(of_one) for of_one in by_lookup.values()) > 1:
+        note = "sendmail lets it through one lookup, and asks the others all the same"
+        for row in exempting:
+            report.note(row.line, note)
+    return "\n".join(lines) + "\n"
+
+
+def _lookup(row: Row) -> str:
+    """The lookup that a rule is for: that of its first condition; one of two kinds is refused by any."""
+    condition = row.match[0].condition
+    return next((name for name in ("sender", "recipient") if condition.startswith(name)), "client")
+
+
+def _action(written: Written, report: Report) -> str:
+    verdict = written.verdict
+    if verdict.verb is Verb.DUNNO or written.row is None:
+        # SKIP ends the search without an opinion; of mail addresses sendmail takes only OK (cf/README).
+        return "OK" if "@" in written.key else "SKIP"
+    rejects = verdict.verb is Verb.REJECT
+    text = static_text(written.row, report)
+    if not text:
+        return "REJECT" if rejects else 'ERROR:4.7.1:"450 Try again later"'
+    code, _, rest = text.partition(" ") if verdict.code else ("5.7.1" if rejects else "4.7.1", "", text)
+    said = (rest or DEFAULT_TEXT).replace('"', "'")
+    return f'ERROR:{code}:"{550 if rejects else 450} {said}"'

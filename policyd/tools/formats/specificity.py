@@ -86,7 +86,25 @@ class Whole(NamedTuple):
         return 0, 0
 
 
-Key = Name | Network | Whole
+class Mailbox(NamedTuple):
+    """A mail address as a key; its domain covers it, and so does its local part at any domain."""
+
+    value: str
+
+    def wider(self, prefixes: Sequence[int]) -> Iterator[Key]:
+        """The keys that cover this one, the nearest first."""
+        local, _, domain = self.value.rpartition("@")
+        yield Name(domain, exact=True)
+        yield from Name(domain, exact=True).wider(prefixes)
+        yield Whole(f"{local}@")
+
+    @property
+    def depth(self) -> tuple[int, int]:
+        """Greater than that of any domain."""
+        return 256, 0
+
+
+Key = Name | Network | Whole | Mailbox
 
 
 def most_specific_first(keyed: Mapping[Key, Row]) -> list[Row]:

@@ -1,0 +1,336 @@
+"""DNS for tests, all of it on loopback: a real unbound, and a server that misbehaves as it is told.
+
+    with ScriptedServer({"mail.example": Reply(["mail.example 300 A 192.0.2.1"], delay=4)}) as server:
+        with start_unbound(folder, ["mx.example. 300 IN A 192.0.2.2"], {"example": server.port}) as resolver:
+            ...  # resolver is `127.0.0.1:PORT`; so is server.address, which can be asked directly as well
+
+`host`, `claim` and `reverse` write records for both. `Zone` is what unit tests have in the place of all this: a dict.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import struct
+import subprocess
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from policyd.core.address import parse_address
+from policyd.core.identity import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from policyd.core.identity import AddressesAnswer, NamesAnswer
+
+UNBOUND = "/usr/sbin/unbound"
+
+# RFC 1035 section 4.1.1.
+NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, YXDOMAIN = range(7)
+
+TYPES = {"A": 1, "NS": 2, "CNAME": 5, "SOA": 6, "PTR": 12, "TXT": 16, "AAAA": 28}
+
+# What c-ares and unbound offer by EDNS (https://www.dnsflagday.net/2020/); more than that goes over TCP.
+UDP_BYTES = 1232
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that is free for UDP and TCP at this moment."""
+    while True:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket() as tcp:
+            udp.bind(("127.0.0.1", 0))
+            try:
+                tcp.bind(udp.getsockname())
+            except OSError:
+                continue
+            return int(udp.getsockname()[1])
+
+
+def reverse(address: str) -> str:
+    """The name where the PTR records of an address are."""
+    return ipaddress.ip_address(address).reverse_pointer
+
+
+def host(name: str, address: str, ttl: int = 300) -> list[str]:
+    """The records of a host whose name verifies: forward and reverse."""
+    kind = "AAAA" if ipaddress.ip_address(address).version == 6 else "A"
+    return [f"{name} {ttl} {kind} {address}", *claim(name, address, ttl)]
+
+
+def claim(name: str, address: str, ttl: int = 300) -> list[str]:
+    """The PTR record of an address that gives a name; whether the name resolves back is another matter."""
+    return [f"{reverse(address)} {ttl} PTR {name}"]
+
+
+# --- unbound ----------------------------------------------------------------------------------------------------------
+
+_CONFIGURATION = """\
+server:
+  interface: 127.0.0.1@{port}
+  access-control: 127.0.0.0/8 allow
+  do-daemonize: no
+  do-not-query-localhost: no
+  use-syslog: no
+  logfile: "{folder}/unbound.log"
+  pidfile: ""
+  chroot: ""
+  username: ""
+  directory: "{folder}"
+  module-config: "iterator"
+  num-threads: 1
+  # All the names there are, and a definite no for every other one, save in the zones of other servers.
+  local-zone: "." static
+{records}
+{zones}
+remote-control:
+  control-enable: no
+"""
+
+# `transparent` lifts "." as well as unbound's built-in zones for documentation addresses.
+_ZONE = """\
+server:
+  local-zone: "{zone}" transparent
+stub-zone:
+  name: "{zone}"
+  stub-addr: 127.0.0.1@{port}
+"""
+
+
+@contextmanager
+def start_unbound(folder: Path, records: Iterable[str], zones: Mapping[str, int] | None = None) -> Iterator[str]:
+    """A running unbound, as `127.0.0.1:PORT`; its configuration and log are in the folder.
+
+    It knows `records` (`NAME TTL TYPE DATA`); what lies in one of `zones` it asks the server on that port for, and
+    every other name does not exist. Raises TimeoutError if it does not come up.
+    """
+    port = free_port()
+    (folder / "unbound.conf").write_text(
+        _CONFIGURATION.format(
+            port=port,
+            folder=folder,
+            records="\n".join(f"  local-data: '{record}'" for record in records),
+            zones="".join(_ZONE.format(zone=zone, port=server) for zone, server in (zones or {}).items()),
+        )
+    )
+    log = folder / "unbound.log"
+    process = subprocess.Popen([UNBOUND, "-d", "-c", folder / "unbound.conf"], stdin=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 20
+        while not (log.exists() and "start of service" in log.read_text()):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise TimeoutError(f"unbound does not come up: {log.read_text() if log.exists() else 'no log'}")
+            time.sleep(0.01)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+
+
+# --- A server that does as it is told ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a `ScriptedServer` says to a question: these records (`OWNER TTL TYPE DATA`), whoever owns them.
+
+    A name may have `\\010` for a byte and `\\.` for a dot inside a label. What is too long for a datagram is cut, and
+    marked so, as is everything with `truncated`; over TCP it is whole.
+    """
+
+    records: Sequence[str] = ()
+    rcode: int = NOERROR
+    delay: float = 0.0  # seconds
+    silent: bool = False
+    truncated: bool = False
+    wrong_id: bool = False
+    other_question: str = ""  # a name: the reply is to a question for this one
+    cut: int = 0  # bytes that are missing at the end of the message
+    junk: bytes | None = None  # instead of all that: these bytes
+
+
+@dataclass
+class ScriptedServer:
+    """A name server on a port of 127.0.0.1, UDP and (unless told otherwise) TCP, in a thread of its own.
+
+    `script` has the reply for a name, or for a name and a type (`mail.example AAAA`); it may be changed at any time.
+    What is not there gets `otherwise`. `asked` is what it was asked, in order.
+    """
+
+    script: dict[str, Reply]
+    otherwise: Reply = field(default_factory=lambda: Reply(rcode=NXDOMAIN))
+    tcp: bool = True
+    port: int = 0
+    asked: list[str] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        """As a resolver's address is written in policyd.yaml."""
+        return f"127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        self.port = self.port or free_port()
+        started = threading.Event()
+        self._faults: list[dict[str, Any]] = []
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(lambda _, fault: self._faults.append(fault))
+        self._thread = threading.Thread(target=self._run, args=(started,))
+        self._thread.start()
+        started.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join()
+        self._loop.close()
+        assert not self._faults, self._faults
+
+    def _run(self, started: threading.Event) -> None:
+        self._loop.run_until_complete(self._serve(started))
+
+    async def _serve(self, started: threading.Event) -> None:
+        self._ended = asyncio.Event()
+        udp, _ = await self._loop.create_datagram_endpoint(lambda: _Datagrams(self), ("127.0.0.1", self.port))
+        tcp = await asyncio.start_server(self._serve_tcp, "127.0.0.1", self.port) if self.tcp else None
+        started.set()
+        await self._ended.wait()
+        udp.close()
+        if tcp is not None:
+            tcp.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    async def _serve_tcp(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        def send(message: bytes) -> None:
+            writer.write(struct.pack("!H", len(message)) + message)
+
+        try:
+            while True:
+                (length,) = struct.unpack("!H", await reader.readexactly(2))
+                self.reply(await reader.readexactly(length), send, longest=65535)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # the client has heard enough
+        finally:
+            writer.close()
+
+    def reply(self, query: bytes, send: Callable[[bytes], None], longest: int) -> None:
+        """Sends what the script has for a query, when its time has come."""
+        labels, after = [], 12
+        while query[after]:
+            labels.append(query[after + 1 : after + 1 + query[after]].decode("latin-1").lower())
+            after += 1 + query[after]
+        name, number = ".".join(labels), int.from_bytes(query[after + 1 : after + 3])
+        kind = next((text for text, value in TYPES.items() if value == number), str(number))
+        self.asked.append(f"{name} {kind}")
+        reply = self.script.get(f"{name} {kind}", self.script.get(name, self.otherwise))
+        if not reply.silent:
+            message = encode_reply(query[: after + 5], reply, longest)
+            self._loop.call_later(reply.delay, send, message)
+
+
+class _Datagrams(asyncio.DatagramProtocol):
+    def __init__(self, server: ScriptedServer) -> None:
+        self._server = server
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.DatagramTransport", transport)
+
+    def datagram_received(self, query: bytes, client: tuple[str, int]) -> None:
+        self._server.reply(query, lambda message: self._transport.sendto(message, client), UDP_BYTES)
+
+
+def encode_reply(query: bytes, reply: Reply, longest: int) -> bytes:
+    """The message (RFC 1035 section 4) of a reply to a query's header and question."""
+    if reply.junk is not None:
+        return reply.junk
+    identifier = bytes(each ^ 0xFF for each in query[:2]) if reply.wrong_id else query[:2]
+    question = encode_name(reply.other_question) + query[-4:] if reply.other_question else query[12:]
+    records = b"".join(map(encode_record, reply.records))
+    count = len(reply.records)
+    too_long = 12 + len(question) + len(records) > longest or (reply.truncated and longest < 65535)
+    if too_long:
+        records, count = b"", 0
+    # QR, AA, RD and RA; TC.
+    flags = 0x8580 | (0x0200 if too_long else 0) | reply.rcode
+    message = identifier + struct.pack("!HHHHH", flags, 1, count, 0, 0) + question + records
+    return message[: len(message) - reply.cut]
+
+
+def encode_record(text: str) -> bytes:
+    """`OWNER TTL TYPE DATA` in the form of messages. An owner of `@` is the question's name, by compression."""
+    owner, ttl, kind, found = text.split(" ", 3)
+    match kind:
+        case "A" | "AAAA":
+            rdata = ipaddress.ip_address(found).packed
+        case "TXT":
+            rdata = bytes([len(found)]) + found.encode()
+        case _:
+            rdata = encode_name(found)
+    name = b"\xc0\x0c" if owner == "@" else encode_name(owner)
+    return name + struct.pack("!HHIH", TYPES[kind], 1, int(ttl), len(rdata)) + rdata
+
+
+def encode_name(text: str) -> bytes:
+    """A name in presentation form (RFC 1035 section 5.1) in the form of messages, not compressed."""
+    labels, label = [], bytearray()
+    rest = text.removesuffix(".")
+    while rest:
+        if rest[0] == "." and label:
+            labels.append(bytes(label))
+            label.clear()
+            rest = rest[1:]
+        elif rest[0] == "\\" and rest[1:4].isdigit():
+            label.append(int(rest[1:4]))
+            rest = rest[4:]
+        else:
+            character = rest[1] if rest[0] == "\\" else rest[0]
+            label += character.encode()
+            rest = rest[2:] if rest[0] == "\\" else rest[1:]
+    if label:
+        labels.append(bytes(label))
+    return b"".join(bytes([len(each)]) + each for each in labels) + b"\0"
+
+
+# --- A dict instead of DNS --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Zone:
+    """`policyd.core.identity.Lookups` over a map of records and a list of what fails.
+
+    `records` has the names or addresses of a name and a type (`1.2.0.192.in-addr.arpa PTR`); what is not there does
+    not exist. `failures` has the reason for a name and a type that fails. `asked` is what was asked for.
+    """
+
+    records: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    failures: Mapping[str, Reason] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+
+    async def names(self, name: bytes) -> NamesAnswer:
+        """PTR records."""
+        found = self._find(name, "PTR")
+        return found if isinstance(found, Reason) else tuple(each.encode("latin-1") for each in found)
+
+    async def addresses(self, names: Sequence[bytes], version: int) -> Sequence[AddressesAnswer]:
+        """A or AAAA records."""
+        answers: list[AddressesAnswer] = []
+        for name in names:
+            found = self._find(name, "A" if version == 4 else "AAAA")
+            if isinstance(found, Reason):
+                answers.append(found)
+            else:
+                addresses = [parse_address(each.encode()) for each in found]
+                answers.append(tuple(each for each in addresses if each is not None))
+        return answers
+
+    def _find(self, name: bytes, kind: str) -> Sequence[str] | Reason:
+        question = f"{name.decode('latin-1')} {kind}"
+        self.asked.append(question)
+        return self.failures.get(question) or self.records.get(question, ())

@@ -55,8 +55,7 @@ class ActionError(Exception):
 
 def parse_action(written: str) -> Action:
     """An action as a rule or `default` has it. Raises ActionError."""
-    word, _, rest = written.strip().partition(" ")
-    rest = rest.strip()
+    word, rest = _split_word(written)
     if not word:
         raise ActionError("the action is empty; it is REJECT, DEFER, DEFER_IF_PERMIT or DUNNO")
     verb = _parse_verb(word)
@@ -66,6 +65,12 @@ def parse_action(written: str) -> Action:
         return Action(verb)
     code, text = _split_code(verb, rest)
     return Action(verb, code, _parse_text(verb, text))
+
+
+def _split_word(text: str) -> tuple[str, str]:
+    """The first word, and what follows it; blanks between them do not count."""
+    first, *rest = text.split(maxsplit=1) or [""]
+    return first, rest[0].rstrip() if rest else ""
 
 
 def _parse_verb(word: str) -> Verb:
@@ -90,7 +95,7 @@ def _parse_verb(word: str) -> Verb:
 
 def _split_code(verb: Verb, rest: str) -> tuple[str, str]:
     """The enhanced status code, if the text begins with one, and the text."""
-    first, _, text = rest.partition(" ")
+    first, text = _split_word(rest)
     code = ""
     if _ENHANCED_CODE.fullmatch(first):
         wanted = CODE_CLASSES[verb]
@@ -102,7 +107,7 @@ def _split_code(verb: Verb, rest: str) -> tuple[str, str]:
             raise ActionError(
                 f"{verb} takes a {wanted}.x.x code, not {first}; write {wanted}{first[1:]}{instead}", verb
             )
-        code, rest = first, text.strip()
+        code, rest = first, text
     reply_code = _REPLY_CODE.match(rest)
     if reply_code:
         raise ActionError(

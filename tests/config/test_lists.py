@@ -1,0 +1,124 @@
+"""List files: comments, lines and columns, sharing, and reading them back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from policyd.config import ConfigErrors, load
+from policyd.config.conditions import Form
+from policyd.config.lists import ListFile
+from policyd.config.problems import Report
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CONTENT = (
+    b"\xef\xbb\xbf# comment\n"
+    b"one.example\n"
+    b"  two.example\t; comment\r\n"
+    b"\n"
+    b";three.example\n"
+    b"four.example # comment ; more\n"
+    b"five.example#not-a-comment.example\n"
+    b"\t# indented comment\n"
+    b"six.example"
+)
+
+
+def texts(content: bytes) -> list[tuple[str, int, int]]:
+    return [(entry.text, entry.line, entry.column) for entry in ListFile("f", content).entries()]
+
+
+def test_one_entry_a_line_without_comments_and_blanks() -> None:
+    assert texts(CONTENT) == [
+        ("one.example", 2, 1),
+        ("two.example", 3, 3),
+        ("four.example", 6, 1),
+        ("five.example#not-a-comment.example", 7, 1),
+        ("six.example", 9, 1),
+    ]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"# only\n  ; comments\n\t#\n", b"\xef\xbb\xbf", b" \t\r\n"])
+def test_a_file_without_entries(content: bytes) -> None:
+    file = ListFile("f", content)
+    assert not file.has_entries()
+    assert [*file.entries()] == []
+
+
+@pytest.mark.parametrize("content", [b"x", b"# c\nx\n", b"  x", b"\xef\xbb\xbfx", b";\n;\n\n\tx ; y"])
+def test_a_file_with_entries(content: bytes) -> None:
+    assert ListFile("f", content).has_entries()
+    assert [text for text, _, _ in texts(content)] == ["x"]
+
+
+def test_a_list_is_parsed_once_for_each_form() -> None:
+    file, report = ListFile("f", b"a.example\nb.example\n"), Report()
+    first = file.parse(Form.DOMAIN, "r", "hostname_suffix", report)
+    assert file.parse(Form.DOMAIN, "s", "sender_domain", report) is first
+    assert file.parse(Form.HOST_NAME, "r", "hostname", report) is not first
+
+
+def test_a_bad_line_is_reported_once_though_many_rules_use_it(tmp_path: Path) -> None:
+    (tmp_path / "l.txt").write_text("a.example\n\n   not a name\n")
+    rules = "".join(f"  - {{name: r{number}, match: {{hostname_suffix: $l}}, action: REJECT}}\n" for number in range(5))
+    (tmp_path / "r.yaml").write_text(f"lists: {{l: {{file: l.txt}}, m: {{file: l.txt}}}}\nrules:\n{rules}")
+    with pytest.raises(ConfigErrors) as caught:
+        load(rules_path=tmp_path / "r.yaml")
+    assert [(problem.path, problem.line, problem.column) for problem in caught.value.problems] == [
+        (str(tmp_path / "l.txt"), 3, 4)
+    ]
+
+
+def test_two_lists_over_one_file_share_it(tmp_path: Path) -> None:
+    (tmp_path / "l.txt").write_text("192.0.2.0/24\n198.51.100.0/24\n")
+    (tmp_path / "r.yaml").write_text(
+        "lists: {a: {file: l.txt}, b: {file: l.txt}}\n"
+        "rules:\n"
+        "  - {name: x, match: {cidr: $a}, action: REJECT}\n"
+        "  - {name: y, match: {cidr: $b}, except: {cidr: $a}, action: REJECT}\n"
+    )
+    loaded = load(rules_path=tmp_path / "r.yaml")
+    used = [one.collections[0] for rule in loaded.rules_file.rules for one in (*rule.match, *rule.exceptions)]
+    assert len({id(collection) for collection in used}) == 1
+    assert loaded.ruleset.counts.networks == 2
+
+
+def test_a_problem_in_line_873211_names_that_line(tmp_path: Path) -> None:
+    lines = [f"h{number}.example.com" for number in range(900_000)]
+    lines[873_210] = "h 873211.example.com"
+    (tmp_path / "l.txt").write_text("\n".join(lines))
+    (tmp_path / "r.yaml").write_text(
+        "lists: {l: {file: l.txt}}\nrules: [{name: a, match: {hostname_suffix: $l}, action: REJECT}]\n"
+    )
+    with pytest.raises(ConfigErrors) as caught:
+        load(rules_path=tmp_path / "r.yaml")
+    (line,) = caught.value.lines
+    assert line.startswith(f"{tmp_path}/l.txt:873211:1: rule 'a': hostname_suffix: list 'l': 'h 873211.example.com' is")
+
+
+def test_a_million_bad_lines_give_a_hundred_messages_and_a_count(tmp_path: Path) -> None:
+    (tmp_path / "l.txt").write_text("not a name\n" * 300_000)
+    (tmp_path / "r.yaml").write_text(
+        "lists: {l: {file: l.txt}}\nrules: [{name: a, match: {hostname_suffix: $l}, action: REJECT}]\n"
+    )
+    with pytest.raises(ConfigErrors) as caught:
+        load(rules_path=tmp_path / "r.yaml")
+    assert len(caught.value.lines) == 101
+    assert caught.value.lines[-1] == f"{tmp_path}/l.txt: and 299,900 more problems"
+
+
+def test_an_empty_list_that_may_be_empty_disarms_its_rule_and_no_other(tmp_path: Path) -> None:
+    (tmp_path / "l.txt").write_text("# to be filled\n")
+    (tmp_path / "r.yaml").write_text(
+        "lists: {l: {file: l.txt, allow_empty: true}}\n"
+        "rules:\n"
+        "  - {name: a, match: {cidr: $l}, action: REJECT}\n"
+        "  - {name: b, match: {cidr: [$l, 192.0.2.1]}, action: DEFER}\n"
+        "tests:\n"
+        "  - {given: {client_address: 192.0.2.1}, expect: DEFER, rule: b}\n"
+        "  - {given: {client_address: 192.0.2.2}, expect: DUNNO, rule: default}\n"
+    )
+    assert load(rules_path=tmp_path / "r.yaml").ruleset.counts.networks == 1

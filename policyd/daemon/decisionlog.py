@@ -16,7 +16,8 @@ import logging
 import os
 import re
 import time
-from typing import TYPE_CHECKING, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from policyd.core.identity import Status
 from policyd.core.ruleset import SENDER_STATES
@@ -34,148 +35,46 @@ _log = logging.getLogger(__name__)
 # A line's bound, with its line end: PIPE_BUF, so that a write to a pipe is all or nothing (pipe(7)).
 MAX_LINE = 4096
 
-# How long each value may become, the first limit with which the line fits. There are at most a dozen long values,
-# so the last always fits.
-_LIMITS = (2048, 1024, 512, 256)
+# How long each value may become, the first limit with which the line fits. There are at most a dozen values that
+# somebody else can make long, so the last limit always fits.
+_LIMITS = (MAX_LINE, 1024, 512, 256)
 
 # How often a log that loses lines is reported.
 REPORT_SECONDS = 60.0
 
 
-# --- Text ---------------------------------------------------------------------------------------------------------
+class Entry(NamedTuple):
+    """One decision, as it is logged."""
 
-# Printable ASCII without blank, quotes, `<`, `>` and backslash: what stands in a text value as it is.
-_PLAIN = bytes(c for c in range(0x21, 0x7F) if c not in b"\"'<>\\")
-_TO_ESCAPE = re.compile(rb"[^%b]" % re.escape(_PLAIN))
-_TO_ESCAPE_IN_LIST = re.compile(rb"[^%b]" % re.escape(_PLAIN.replace(b",", b"")))
-_TO_ESCAPE_IN_QUOTES = re.compile(rb"[^ <>%b]" % re.escape(_PLAIN))
-
-
-def text_line(
-    time: bytes,
-    decision_id: bytes,
-    action: str,
-    request: Request,
-    decision: Decision,
-    *,
-    hostname: bytes,
-    reply: str,
-    ruleset: str,
-    dns_seconds: float,
-    seconds: float,
-) -> bytes:
-    """A decision in the style of Postfix's own log.
-
-    `time` is RFC 3339, `action` what Postfix was told and `reply` the code and text that it was sent, `hostname` the
-    verified name or `unknown`, `ruleset` the hash. `dns_seconds` is what was spent waiting for DNS, 0 where nobody waited.
-    """
-    get = request.get
-    identity = decision.identity
-    state, address, sender, recipient = get("protocol_state"), get("client_address"), get("sender"), get("recipient")
-    helo_name, instance = get("helo_name"), get("instance")
-    values = b"".join((state, address, hostname, sender, recipient, helo_name, instance))
-    if (
-        values.translate(None, _PLAIN)
-        or len(values) > _LIMITS[-1]
-        or not (recipient and helo_name and instance and address)
-        or state not in SENDER_STATES
-        or (identity is not None and identity.status is not Status.VERIFIED)
-        or get("sasl_username")
-        or get("queue_id")
-        or decision.observed
-        or dns_seconds
-        or reply
-        or action != decision.verb
-    ):
-        described = _described(
-            time,
-            decision_id,
-            action,
-            request,
-            decision,
-            hostname=hostname,
-            reply=reply,
-            ruleset=ruleset,
-            dns_seconds=dns_seconds,
-            seconds=seconds,
-        )
-        return _fit(_general_text, described)
-    return b"%b %b id=%b%b client=%b[%b]%b state=%b from=<%b> to=<%b> helo=<%b> instance=%b ruleset=%b ms=%.1f\n" % (
-        time,
-        action.encode(),
-        decision_id,
-        b"" if decision.rule is None else b" rule=" + decision.rule.name.encode(),
-        hostname,
-        address,
-        b"" if identity is None else b" rdns=verified",
-        state,
-        sender,
-        recipient,
-        helo_name,
-        instance,
-        ruleset.encode(),
-        seconds * 1000,
-    )
-
-
-def json_line(
-    time: bytes,
-    decision_id: bytes,
-    action: str,
-    request: Request,
-    decision: Decision,
-    *,
-    hostname: bytes,
-    reply: str,
-    ruleset: str,
-    dns_seconds: float,
-    seconds: float,
-) -> bytes:
-    """The same as one JSON object."""
-    described = _described(
-        time,
-        decision_id,
-        action,
-        request,
-        decision,
-        hostname=hostname,
-        reply=reply,
-        ruleset=ruleset,
-        dns_seconds=dns_seconds,
-        seconds=seconds,
-    )
-    return _fit(_general_json, described)
+    time: bytes  # RFC 3339
+    decision_id: bytes
+    action: str  # what Postfix was told
+    request: Request
+    decision: Decision
+    hostname: bytes  # the verified name, or `unknown`
+    reply: str  # the code and text that Postfix was sent
+    ruleset: str  # its hash
+    dns_seconds: float  # of waiting for DNS; 0 where nobody waited
+    seconds: float  # all of it
 
 
 Value: TypeAlias = "str | bytes | tuple[bytes, ...] | float | bool"
 
 
-def _described(
-    time: bytes,
-    decision_id: bytes,
-    action: str,
-    request: Request,
-    decision: Decision,
-    *,
-    hostname: bytes,
-    reply: str,
-    ruleset: str,
-    dns_seconds: float,
-    seconds: float,
-) -> dict[str, Value]:
-    """What both formats say, by the keys of JSON, without what has nothing to say."""
-    get = request.get
-    identity = decision.identity
+def _described(entry: Entry) -> dict[str, Value]:
+    """What both formats say, by the keys of JSON and in their order, without what has nothing to say."""
+    get = entry.request.get
+    decision, identity = entry.decision, entry.decision.identity
     state = get("protocol_state")
     described: dict[str, Value | None] = {
-        "time": time,
-        "action": action,
-        "would": str(decision.verb) if decision.verb != action else None,
-        "id": decision_id,
+        "time": entry.time,
+        "action": entry.action,
+        "would": str(decision.verb) if decision.verb != entry.action else None,
+        "id": entry.decision_id,
         "rule": decision.rule.name if decision.rule is not None else None,
         "client_address": get("client_address"),
-        "hostname": hostname,
-        "claimed": identity.claimed if identity is not None else (),
+        "hostname": entry.hostname,
+        "claimed": identity.claimed if identity is not None else None,
         "reverse_dns": str(identity.status) if identity is not None else None,
         "dns_error": str(identity.reason) if identity is not None and identity.reason is not None else None,
         "downgraded": decision.downgraded,
@@ -187,23 +86,74 @@ def _described(
         "instance": get("instance"),
         "queue_id": get("queue_id"),
         "observed": tuple(name.encode() for name in decision.observed),
-        "ruleset": ruleset,
-        "dns_ms": round(dns_seconds * 1000, 1) if dns_seconds else None,
-        "ms": round(seconds * 1000, 1),
-        "reply": reply,
+        "ruleset": entry.ruleset,
+        "dns_ms": round(entry.dns_seconds * 1000, 1) if entry.dns_seconds else None,
+        "ms": round(entry.seconds * 1000, 1),
+        "reply": entry.reply,
     }
-    # The null sender says something, where Postfix knows the sender; so does a decision that took no time.
-    kept = {"ms", "sender"} if state in SENDER_STATES else {"ms"}
-    return {key: value for key, value in described.items() if value or (key in kept and value is not None)}
+    # The null sender says something, where Postfix knows the sender; so does a time too short to show.
+    said_when_empty = {"dns_ms", "ms", "sender"} if state in SENDER_STATES else {"dns_ms", "ms"}
+    return {key: value for key, value in described.items() if value or (value is not None and key in said_when_empty)}
 
 
-def _fit(formatted: Callable[[dict[str, Value], int], bytes], described: dict[str, Value]) -> bytes:
-    """The line with as little cut away as fits."""
+def _fit(formatted: Callable[[dict[str, Value], int], bytes], entry: Entry) -> bytes:
+    """The line, with no more cut away than has to be."""
+    described = _described(entry)
     for limit in _LIMITS:
         line = formatted(described, limit)
         if len(line) <= MAX_LINE:
             break
     return line
+
+
+# --- Text ---------------------------------------------------------------------------------------------------------
+
+# Printable ASCII without blank, quotes, `<`, `>` and backslash: what stands in a text value as it is.
+_PLAIN = bytes(c for c in range(0x21, 0x7F) if c not in b"\"'<>\\")
+_TO_ESCAPE = re.compile(rb"[^%b]" % re.escape(_PLAIN))
+_TO_ESCAPE_IN_LIST = re.compile(rb"[^%b]" % re.escape(_PLAIN.replace(b",", b"")))
+_TO_ESCAPE_IN_QUOTES = re.compile(rb"[^ <>%b]" % re.escape(_PLAIN))
+
+
+def text_line(entry: Entry) -> bytes:
+    """A decision in the style of Postfix's own log."""
+    time, decision_id, action, request, decision, hostname, reply, ruleset, dns_seconds, seconds = entry
+    get = request.get
+    identity = decision.identity
+    state, address, sender, recipient = get("protocol_state"), get("client_address"), get("sender"), get("recipient")
+    helo_name, instance = get("helo_name"), get("instance")
+    outside = b"".join((state, address, hostname, sender, recipient, helo_name, instance))
+    if (
+        outside.translate(None, _PLAIN)
+        or not (address and recipient and helo_name and instance)
+        or state not in SENDER_STATES
+        or get("sasl_username")
+        or get("queue_id")
+        or dns_seconds
+        or decision.observed
+        or decision.downgraded
+        or action != decision.verb
+        or (identity is not None and (identity.status is not Status.VERIFIED or identity.claimed))
+    ):
+        return _fit(_general_text, entry)
+    line = b"%b %b id=%b%b client=%b[%b]%b state=%b from=<%b> to=<%b> helo=<%b> instance=%b ruleset=%b ms=%.1f%b\n" % (
+        time,
+        action.encode(),
+        decision_id,
+        b" rule=" + decision.rule.name.encode() if decision.rule is not None else b"",
+        hostname,
+        address,
+        b" rdns=verified" if identity is not None else b"",
+        state,
+        sender,
+        recipient,
+        helo_name,
+        instance,
+        ruleset.encode(),
+        seconds * 1000,
+        b' reply="%b"' % _escaped(reply, MAX_LINE, _TO_ESCAPE_IN_QUOTES) if reply else b"",
+    )
+    return line if len(line) <= MAX_LINE else _fit(_general_text, entry)
 
 
 _TEXT_KEYS = {
@@ -243,7 +193,7 @@ def _escaped(value: Value, limit: int, to_escape: re.Pattern[bytes] = _TO_ESCAPE
         case float():
             return b"%.1f" % value
         case tuple():
-            escaped = b",".join(_escaped(item, limit, _TO_ESCAPE_IN_LIST) for item in value[:limit])
+            escaped = b",".join(_escaped(item, limit, _TO_ESCAPE_IN_LIST) for item in value[: limit + 2])
         case _:
             raw = value.encode() if isinstance(value, str) else value
             escaped = to_escape.sub(lambda found: b"\\x%02x" % ord(found[0]), raw[: limit + 1])
@@ -262,6 +212,11 @@ def _general_json(described: dict[str, Value], limit: int) -> bytes:
     return _dumped(shown) + b"\n"
 
 
+def json_line(entry: Entry) -> bytes:
+    """A decision as one JSON object."""
+    return _fit(_general_json, entry)
+
+
 def _readable(value: Value, limit: int) -> str | list[str] | float | bool:
     """A value as JSON can say it, cut where its JSON would be longer than so many bytes."""
     match value:
@@ -273,7 +228,7 @@ def _readable(value: Value, limit: int) -> str | list[str] | float | bool:
             items: list[str] = []
             for item in value:
                 text = _cut(item[: limit + 1].decode("utf-8", "replace"), limit)
-                limit -= len(_dumped(text)) + 1
+                limit -= _json_length(text) + len('"",')
                 if limit < 0:
                     return [*items, "..."]
                 items.append(text)
@@ -282,18 +237,30 @@ def _readable(value: Value, limit: int) -> str | list[str] | float | bool:
             return value
 
 
+# What one character may take in JSON: two surrogates, each as `\uNNNN`.
+_JSON_CHARACTER = 12
+
+
 def _cut(text: str, limit: int) -> str:
-    if len(_dumped(text)) <= limit + 2:  # its quotes are not counted
+    if len(text) * _JSON_CHARACTER <= limit or _json_length(text) <= limit:
         return text
-    text = text[: limit - 3]
-    while (excess := len(_dumped(text)) + 1 - limit) > 0:
-        text = text[: -(excess // 12 or 1)]  # a character takes at most 12 bytes: two escaped surrogates
+    room = max(0, limit - len("..."))
+    text = text[:room]
+    while text and (length := _json_length(text)) > room:
+        text = text[: len(text) * room // length]  # always shorter than it was
     return text + "..."
+
+
+def _json_length(text: str) -> int:
+    return len(_dumped(text)) - len('""')
+
+
+_encode_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def _dumped(value: object) -> bytes:
     """JSON in ASCII. DEL is a control character too, though JSON lets it stand."""
-    return json.dumps(value, separators=(",", ":")).replace("\x7f", "\\u007f").encode("ascii")
+    return _encode_json(value).replace("\x7f", "\\u007f").encode("ascii")
 
 
 # --- The log itself -----------------------------------------------------------------------------------------------
@@ -335,6 +302,7 @@ class DecisionLog:
         self._call_soon = call_soon
         self._lines: list[bytes] = []
         self._sink: FileSink | StreamSink | None = None
+        self._opened: os.stat_result | None = None
         self._error = ""
         self._unreported = 0
         self._reported = -REPORT_SECONDS
@@ -362,7 +330,7 @@ class DecisionLog:
 
     def check(self, now: float) -> None:
         """Opens the file again where it was moved or removed, and reports what was lost; `now` is monotonic."""
-        if self.path != "-" and (self._sink is None or self._moved()):
+        if self.path != "-" and self._is_elsewhere():
             self.reopen()
         if self._unreported and now - self._reported >= REPORT_SECONDS:
             self._reported = now
@@ -388,8 +356,12 @@ class DecisionLog:
             self._sink.close()
             self._sink = None
 
-    def _moved(self) -> bool:
-        return isinstance(self._sink, FileSink) and not self._sink.same_file(self.path)
+    def _is_elsewhere(self) -> bool:
+        """Whether the path no longer leads to what is open."""
+        try:
+            return self._opened is None or not os.path.samestat(Path(self.path).stat(), self._opened)
+        except OSError:
+            return True
 
     def _open(self) -> None:
         try:
@@ -400,6 +372,7 @@ class DecisionLog:
                 descriptor = os.open(self.path, flags, 0o640)  # mail addresses are nobody else's business
                 try:
                     sink = sink_for(descriptor)
+                    self._opened = os.fstat(descriptor)
                 finally:
                     os.close(descriptor)
         except OSError as error:

@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
@@ -85,6 +85,7 @@ class _Daemon:
     async def run(self) -> None:
         """The story: load, listen, serve, drain."""
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_log_bug)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ended.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
@@ -123,7 +124,7 @@ class _Daemon:
                 most_connections,
             )
         self._listeners = sockets.open_listeners(settings, self._environment)
-        self._resolver = Resolver(settings.dns)
+        self._resolver = Resolver(settings.dns, self._counters.dns)
         self._decision_log = DecisionLog(settings.decision_log.path, asyncio.get_running_loop().call_soon)
         self._server = Server(
             delivery.ruleset,
@@ -229,7 +230,7 @@ class _Daemon:
             self._decision_log.use(new.decision_log.path)
         old_resolver = self._resolver
         if dataclasses.replace(new.dns, trust_postfix=old.dns.trust_postfix) != old.dns:
-            self._resolver = Resolver(new.dns)
+            self._resolver = Resolver(new.dns, old_resolver.counters)
         self._server.use(delivery.ruleset, new, self._resolver)
         self._counters.forget_rules(delivery.ruleset)
         self._page.loaded(delivery.seconds)
@@ -240,7 +241,7 @@ class _Daemon:
     async def _retire(self, dns_timeout: float, slices: list[object], resolver: Resolver) -> None:
         await asyncio.sleep(dns_timeout + 1)
         if resolver is not self._resolver:
-            resolver.close()
+            await resolver.close()
         await release(slices)
 
     # --- Metrics ----------------------------------------------------------------------------------------------------
@@ -289,7 +290,7 @@ class _Daemon:
             self._server.abort()
         if self._page_server is not None:
             self._page_server.close()
-        self._resolver.close()
+        await self._resolver.close()
         self._decision_log.close()
         _log.info("ended")
         self._notifier.close()
@@ -298,6 +299,11 @@ class _Daemon:
         task = asyncio.create_task(work)
         self._tasks.add(task)  # the loop itself keeps tasks by weak references only
         task.add_done_callback(self._tasks.discard)
+
+
+def _log_bug(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """The last boundary: whatever went wrong in the event loop, the daemon goes on."""
+    _log.error("a bug in policyd, please report it: %s", context["message"], exc_info=context.get("exception"))
 
 
 def _occupy_standard_descriptors() -> None:

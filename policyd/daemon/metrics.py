@@ -23,6 +23,7 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 from policyd.core.ruleset import DEFAULT_RULE
+from policyd.daemon.resolver import DnsCounters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -70,6 +71,7 @@ class Counters:
         self.protocol_errors = 0
         self.bugs = 0
         self.loads: Counter[str] = Counter(success=0, failure=0)
+        self.dns = DnsCounters()
 
     def decided(self, verb: Verb, decision: Decision, seconds: float) -> None:
         """Counts one decision; `verb` is what Postfix was told."""
@@ -156,12 +158,31 @@ class Page:
             ("policyd_bugs", "Connections closed because of a bug in policyd.", counters.bugs),
         ):
             yield CounterMetricFamily(name, help_text, value=value)
+        yield from self._dns_families()
         yield from _by_labels(
             "policyd_log_lines_lost",
             "Log lines that could not be written.",
             ("log",),
             {(log,): count for log, count in self._lines_lost().items()},
         )
+
+    def _dns_families(self) -> Iterator[Metric]:
+        dns, resolver = self._server.counters.dns, self._server.resolver
+        yield from _by_labels(
+            "policyd_dns_lookups",
+            "Clients that were looked up, by reverse DNS status and the reason of an error.",
+            ("status", "reason"),
+            {(str(status), str(reason or "")): count for (status, reason), count in dns.outcomes.items()},
+        )
+        for name, help_text, count in (
+            ("policyd_dns_cache_hits", "Requests answered from the cache.", dns.hits),
+            ("policyd_dns_cache_misses", "Requests that the cache had no answer for.", dns.misses),
+            ("policyd_dns_joined", "Of the misses: waited for a lookup that was under way.", dns.joined),
+            ("policyd_dns_refused", "Of the misses: not looked up, as too many were (dns.lookups).", dns.refused),
+        ):
+            yield CounterMetricFamily(name, help_text, value=count)
+        yield GaugeMetricFamily("policyd_dns_in_flight", "Clients being looked up.", value=resolver.in_flight)
+        yield GaugeMetricFamily("policyd_dns_cached", "Clients in the cache.", value=resolver.cached_clients)
 
 
 class PageServer:

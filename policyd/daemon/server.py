@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, cast
 from policyd.core.engine import NEEDS_IDENTITY, decide, reply_text, trusted_identity
 from policyd.core.protocol import Layouts, ProtocolError, RequestParser, encode_reply
 from policyd.core.ruleset import Verb
-from policyd.daemon.decisionlog import Stamps, json_line, text_line
+from policyd.daemon.decisionlog import Entry, Stamps, json_line, text_line
 from policyd.daemon.ids import DecisionIds
 from policyd.daemon.oplog import Throttled
 
@@ -301,20 +301,19 @@ class Connection(asyncio.Protocol):
         elif verb is not Verb.DUNNO:
             text = reply_text(decision, request, hostname, decision_id.decode())
         seconds = monotonic() - arrived
-        server.decision_log.append(
-            server.line(
-                server.stamps.now(),
-                decision_id,
-                verb,
-                request,
-                decision,
-                hostname=hostname or b"unknown",
-                reply=text,
-                ruleset=ruleset.hash,
-                dns_seconds=dns_seconds,
-                seconds=seconds,
-            )
+        entry = Entry(
+            server.stamps.now(),
+            decision_id,
+            verb,
+            request,
+            decision,
+            hostname or b"unknown",
+            text,
+            ruleset.hash,
+            dns_seconds,
+            seconds,
         )
+        server.decision_log.append(server.line(entry))
         server.counters.decided(verb, decision, seconds)
         assert self._transport is not None
         self._transport.write(encode_reply(verb, text))

@@ -47,13 +47,6 @@ class FileSink:
         self._torn = block[written - 1 : written] != b"\n" if written else self._torn
         return len(lines) - block.count(b"\n", len(start), written)
 
-    def same_file(self, path: str) -> bool:
-        """Whether the path still leads to this file."""
-        try:
-            return os.path.samestat(os.stat(path), os.fstat(self._descriptor))  # noqa: PTH116 - pathlib adds nothing
-        except OSError:
-            return False
-
     def close(self) -> None:
         """Nothing more will be written."""
         os.close(self._descriptor)

@@ -155,10 +155,15 @@ def open_listeners(settings: Settings, environment: Mapping[str, str]) -> list[L
 
 
 def raise_descriptor_limit() -> int:
-    """Raises RLIMIT_NOFILE as far as it goes. Returns how many connections that leaves room for."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard - SPARE_DESCRIPTORS
+    """Raises RLIMIT_NOFILE as far as it goes. Returns how many connections that leaves room for.
+
+    Raises ListenError where that is none.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if most <= SPARE_DESCRIPTORS:
+        raise ListenError(f"at most {most} descriptors may be open; policyd needs {SPARE_DESCRIPTORS} and connections")
+    return most - SPARE_DESCRIPTORS
 
 
 def _passed(environment: Mapping[str, str]) -> range:

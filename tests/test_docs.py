@@ -152,6 +152,22 @@ def test_every_setting_is_documented() -> None:
     assert unsaid(keys(Settings()), "settings.md") == []
 
 
+def test_the_defaults_in_the_table_of_settings_are_the_defaults(tmp_path: Path) -> None:
+    table = dict(re.findall(r"^\| `([\w.]+)` \| `([^`]+)` \|", (DOCS / "settings.md").read_text(), re.MULTILINE))
+    assert list(table) == list(keys(Settings()))
+    lines = []
+    for section in dict.fromkeys(key.partition(".")[0] for key in table):
+        if section in table:
+            lines.append(f"{section}: {table[section]}\n")
+        else:
+            lines.append(f"{section}:\n")
+            lines += [f"  {key.partition('.')[2]}: {table[key]}\n" for key in table if key.startswith(f"{section}.")]
+    (tmp_path / "rules.yaml").write_text("rules: []\n")
+    (tmp_path / "documented.yaml").write_text("".join(lines))
+    (tmp_path / "empty.yaml").write_text("{}\n")
+    assert load(tmp_path / "documented.yaml").settings == load(tmp_path / "empty.yaml").settings
+
+
 def decision_log_keys() -> list[str]:
     """The keys of a line about which there is everything to say."""
     rule = Rule("numbered", 0, (), (), Action(Verb.REJECT))

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
+from tests.dns import REFUSED, Reply, ScriptedServer, claim, host, start_unbound
 from tests.field import correspondence
 from tests.field.incidents import sakura_attempts
 from tests.field.policyd import Policyd
 from tests.field.postfix import Postfix
-from tests.field.unbound import claim, host, unbound
 from tests.requirements import require
 
 if TYPE_CHECKING:
@@ -32,11 +32,15 @@ RECORDS = [
     *claim("tk2-406-44074.vs.sakura.ne.jp", "2001:db8::66"),
     *claim("lost.sender.example", "192.0.2.67"),
     *claim("host.dynamic.silent.example", "192.0.2.68"),
-    *claim("other.dynamic.silent.example", "192.0.2.69"),
+    *claim("host.dynamic.mute.example", "192.0.2.69"),
     *claim("host.dynamic.refused.example", "192.0.2.70"),
-    *claim("mail.partner.silent.example", "180.222.51.99"),
+    *claim("mail.partner.quiet.example", "180.222.51.99"),
 ]
-SILENT_ZONES = ["silent.example", "113.0.203.in-addr.arpa"]
+
+# Zones whose server says nothing. Each is for one client: unbound remembers who never answered, and is quicker to say
+# SERVFAIL the next time.
+SILENT_ZONES = ["silent.example", "mute.example", "quiet.example", "113.0.203.in-addr.arpa"]
+# Zones whose server refuses, which unbound turns into SERVFAIL.
 REFUSED_ZONES = ["refused.example", "100.51.198.in-addr.arpa"]
 
 
@@ -72,10 +76,15 @@ def resolver(open_folder: Path) -> Iterator[str]:
     require("unbound")
     folder = open_folder / "unbound"
     folder.mkdir()
-    sakura = {(each.client_name, each.client_address) for each in sakura_attempts()}
+    sakura = {(str(each.client_name), each.client_address) for each in sakura_attempts()}
     records = RECORDS + [line for name, address in sorted(sakura) for line in host(name, address)]
-    with unbound(folder, records, silent=SILENT_ZONES, refused=REFUSED_ZONES) as address:
-        yield address
+    with (
+        ScriptedServer({}, otherwise=Reply(silent=True)) as silent,
+        ScriptedServer({}, otherwise=Reply(rcode=REFUSED)) as refusing,
+    ):
+        zones = dict.fromkeys(SILENT_ZONES, silent.port) | dict.fromkeys(REFUSED_ZONES, refusing.port)
+        with start_unbound(folder, records, zones) as address:
+            yield address
 
 
 class StartPolicyd(Protocol):

@@ -45,7 +45,7 @@ def test_no_memory_needs_to_be_both_written_and_executed(postfix: Postfix, start
 @pytest.mark.parametrize("service", ["unix"], indirect=True)
 @pytest.mark.usefixtures("listener")
 def test_postfix_leaves_the_socket_in_its_private_folder_alone(postfix: Postfix) -> None:
-    before = postfix.policy_socket.stat()
+    before, logged = postfix.policy_socket.stat(), len(postfix.maillog.read_text())
     for command in ("check", "reload", "stop", "start"):
         said = subprocess.run(
             ["postfix", "-c", postfix.root / "etc", command], check=True, capture_output=True, text=True
@@ -53,4 +53,4 @@ def test_postfix_leaves_the_socket_in_its_private_folder_alone(postfix: Postfix)
         assert said.stdout + said.stderr == ""
     after = postfix.policy_socket.stat()
     assert (after.st_ino, after.st_mode, after.st_uid) == (before.st_ino, before.st_mode, before.st_uid)
-    assert "private/policyd" not in postfix.maillog.read_text()
+    assert "private/policyd" not in postfix.maillog.read_text()[logged:]

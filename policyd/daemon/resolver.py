@@ -10,6 +10,8 @@ This is the one file that knows aiodns (4) and, below it, c-ares (1.34). What th
   new socket, and no longer hears the answer to the first. A name that takes the resolver 4 s would never be heard of.
   So it may try each server once only (an *eager* channel); what stays silent is asked again over a *patient* channel,
   one that has not seen enough answers to have learnt haste, and that listens for as long as there is time.
+- A message that it cannot read makes it drop its socket, and all that was asked over that comes back as malformed.
+  So what comes back so is asked again over a channel of its own, where nobody suffers from it but who caused it.
 - Its cache has no bound, cannot be turned off from here, and keeps a NODATA answer for an hour. So channels are
   replaced before that matters: after CHANNEL_SECONDS or CHANNEL_QUERIES.
 - A query that nobody waits for any more goes on, and ends with its channel.
@@ -70,6 +72,10 @@ EAGER_SECONDS = 0.25
 
 # After so many answers a patient channel takes no more queries: with the third c-ares begins to estimate.
 PATIENT_ANSWERS = 2
+
+# So many clients at once get a channel of their own for what came back malformed: each is a thread and some
+# descriptors. More than a few mean that the resolver itself is broken, and what it says may as well count as malformed.
+OWN_CHANNELS = 16
 
 # Before a third try at what stays silent, in seconds, and twice as long before each one after it: a resolver that
 # restarts is heard again soon, and one that is down, with its port closed, does not keep this process busy.
@@ -251,9 +257,9 @@ def _weight(kept: _Kept) -> int:
 
 
 class _Answer(NamedTuple):
-    """What became of one query: the data of its records, none being a definite "none", or why there are none."""
+    """What became of one query: what its records say, or why there is no answer."""
 
-    found: Sequence[Any] | Reason
+    found: tuple[Any, ...] | Reason
     ttl: int | None  # None: it has none to go by
     at: float  # when it came, on the monotonic clock
 
@@ -287,67 +293,80 @@ class _Lookup:
 
     async def names(self, name: bytes) -> NamesAnswer:
         """The PTR records at `name`."""
-        answer: NamesAnswer = (await self._ask((name,), _PTR))[0]
+        answer: NamesAnswer = (await self._ask((name,), PTR))[0]
         return answer
 
     async def addresses(self, names: Sequence[bytes], version: int) -> Sequence[AddressesAnswer]:
         """The addresses of each name, in the same order."""
-        return await self._ask(names, _A if version == 4 else _AAAA)
+        return await self._ask(names, A if version == 4 else AAAA)
 
-    async def _ask(self, names: Sequence[bytes], kind: _Type) -> list[Any]:
-        """Asks for records of one type at all of the names at once, and again while there is silence and time."""
+    async def _ask(self, names: Sequence[bytes], kind: RecordType) -> list[Any]:
+        """Asks for records of one type at all of the names at once; gives what each answer says."""
         began = monotonic()
-        answers = await self._ask_once(names, kind, await self._servers.eager())
+        answers = await self._ask_over(await self._servers.eager(), names, kind)
+        for answer in answers:
+            if answer.found is Reason.TIMEOUT or answer.found is Reason.MALFORMED:
+                await self._ask_again(names, kind, answers)
+                break
+        for name, (found, ttl, at) in zip(names, answers, strict=True):
+            if isinstance(found, Reason):
+                self._failed = True
+            else:
+                self._seconds = min(self._seconds, NONE_SECONDS if ttl is None else ttl)
+            if self._asked is not None:
+                self._asked.append(Asked(name, kind.name, found, ttl, at - began))
+        return [answer.found for answer in answers]
+
+    async def _ask_again(self, names: Sequence[bytes], kind: RecordType, answers: list[_Answer]) -> None:
+        """Asks anew, while there is time, where there was silence, and once more where an answer was malformed."""
+
+        async def ask(places: list[int], channel: _Channel) -> None:
+            again = await self._ask_over(channel, [names[place] for place in places], kind)
+            for place, answer in zip(places, again, strict=True):
+                answers[place] = answer
+
+        def which(reason: Reason) -> list[int]:
+            return [place for place, answer in enumerate(answers) if answer.found is reason and not self._expired]
+
         pause = PAUSE_SECONDS
-        while (
-            silent := [n for n, answer in enumerate(answers) if answer.found is Reason.TIMEOUT]
-        ) and not self._expired:
-            again = await self._ask_once([names[n] for n in silent], kind, await self._servers.patient())
-            for n, answer in zip(silent, again, strict=True):
-                answers[n] = answer
-            if any(answer.found is Reason.TIMEOUT for answer in again):
+        while silent := which(Reason.TIMEOUT):
+            await ask(silent, await self._servers.patient())
+            if which(Reason.TIMEOUT):
                 await self._pause(pause)
                 pause *= 2
-        found: list[Any] = []
-        for name, answer in zip(names, answers, strict=True):
-            if isinstance(answer.found, Reason):
-                self._failed = True
-                found.append(answer.found)
-            else:
-                self._seconds = min(self._seconds, NONE_SECONDS if answer.ttl is None else answer.ttl)
-                found.append(tuple(kind.read(each) for each in answer.found))
-            if self._asked is not None:
-                self._asked.append(Asked(name, kind.name, found[-1], answer.ttl, answer.at - began))
-        return found
+        malformed = which(Reason.MALFORMED)
+        if malformed and (own := await self._servers.own()) is not None:
+            await ask(malformed, own)
 
-    async def _ask_once(self, names: Sequence[bytes], kind: _Type, channel: _Channel) -> list[_Answer]:
-        """Asks over one channel, and waits for all of the answers."""
+    async def _ask_over(self, channel: _Channel, names: Sequence[bytes], kind: RecordType) -> list[_Answer]:
+        """Asks each server once, over one channel, and waits for all of the answers."""
         came: dict[asyncio.Future[Any], float] = {}
+        answers = []
         channel.users += 1
+        futures = self._waiting = [channel.ask(name.decode("ascii"), kind.name) for name in names]
         try:
-            futures = [channel.ask(name.decode("ascii"), kind.name) for name in names]
-            self._waiting = futures
             if self._asked is not None:
                 for future in futures:
                     future.add_done_callback(lambda future: came.setdefault(future, monotonic()))
-            answers = [
-                _Answer(*await self._answer(name, kind, future), came.get(future, 0.0))
-                for name, future in zip(names, futures, strict=True)
-            ]
-            channel.answered += sum(answer.found is not Reason.TIMEOUT for answer in answers)
+            for name, future in zip(names, futures, strict=True):
+                found, ttl = await self._answer(name, kind, future)
+                if found is not Reason.TIMEOUT:
+                    channel.answered += 1
+                answers.append(_Answer(found, ttl, came.get(future, 0.0)))
         finally:
             channel.users -= 1
-            await self._servers.close_unused(channel)
+            if not channel.users:
+                await self._servers.close_unused(channel)
         return answers
 
     async def _answer(
-        self, name: bytes, kind: _Type, future: asyncio.Future[Any]
-    ) -> tuple[Sequence[Any] | Reason, int | None]:
-        """What one query brings: data of records and their TTL, as `read_answer` has it."""
+        self, name: bytes, kind: RecordType, future: asyncio.Future[Any]
+    ) -> tuple[tuple[Any, ...] | Reason, int | None]:
+        """What one query brings, and its TTL."""
         if self._expired:
             future.cancel()
         try:
-            return read_answer((await future).answer, name.decode("ascii"), kind.number)
+            return read_answer((await future).answer, name.decode("ascii"), kind)
         except aiodns.error.DNSError as error:
             return _FAILURES.get(error.args[0], Reason.MALFORMED), None
         except asyncio.CancelledError:
@@ -379,8 +398,8 @@ class Record(Protocol):
     data: Any  # with `dname` (PTR), `addr` (A, AAAA) or `cname`
 
 
-def read_answer(answer: Sequence[Record], name: str, kind: int) -> tuple[Sequence[Any] | Reason, int | None]:
-    """The data of the records of one type that a name has, and the smallest TTL of the chain that leads to them.
+def read_answer(answer: Sequence[Record], name: str, kind: RecordType) -> tuple[tuple[Any, ...] | Reason, int | None]:
+    """What the records of one type say that a name has, and the smallest TTL of the chain that leads to them.
 
     `answer` is the answer section of a message that c-ares takes for a success. What belongs to another name is
     ignored. The chain of aliases (RFC 1034 section 3.6.2) is followed as far as the message has it; one that leads to
@@ -390,7 +409,7 @@ def read_answer(answer: Sequence[Record], name: str, kind: int) -> tuple[Sequenc
     records: dict[str, list[Record]] = {}
     aliases: dict[str, Record] = {}
     for record in answer:
-        if record.type == kind:
+        if record.type == kind.number:
             records.setdefault(record.name.lower(), []).append(record)
         elif record.type == _CNAME:
             aliases[record.name.lower()] = record
@@ -405,10 +424,11 @@ def read_answer(answer: Sequence[Record], name: str, kind: int) -> tuple[Sequenc
         followed.add(name)
         ttl = min(ttl, alias.ttl)
         name = alias.data.cname.lower()
-    return [record.data for record in records[name]], min(ttl, *(record.ttl for record in records[name]))
+    found = records[name]
+    return tuple([kind.read(record.data) for record in found]), min(ttl, *[record.ttl for record in found])
 
 
-class _Type(NamedTuple):
+class RecordType(NamedTuple):
     """A type of record: its name, its number, and how its data become what `policyd.core.identity` takes."""
 
     name: str
@@ -428,9 +448,9 @@ def _read_address(found: Any) -> Address | None:
 
 # RFC 1035 section 3.2.2, RFC 3596 section 2.1.
 _CNAME = 5
-_PTR = _Type("PTR", 12, _read_name)
-_A = _Type("A", 1, _read_address)
-_AAAA = _Type("AAAA", 28, _read_address)
+PTR = RecordType("PTR", 12, _read_name)
+A = RecordType("A", 1, _read_address)
+AAAA = RecordType("AAAA", 28, _read_address)
 
 # How c-ares says that a lookup brought nothing; all that is not here is malformed.
 _FAILURES: dict[int, tuple[()] | Reason] = {
@@ -487,6 +507,7 @@ class _Servers:
         self._timeout = dns.timeout
         self._eager: _Channel | None = None
         self._patient: _Channel | None = None
+        self._own: set[_Channel] = set()
 
     async def eager(self) -> _Channel:
         """A channel that asks each server once, and waits as long as it has been found to take."""
@@ -503,15 +524,26 @@ class _Servers:
         old = self._patient
         if old is not None and old.answered < PATIENT_ANSWERS and monotonic() - old.born < CHANNEL_SECONDS:
             return old
-        servers = (await self.eager()).servers
-        new = self._patient = _Channel(self._servers, max(EAGER_SECONDS, self._timeout / servers))
+        new = self._patient = await self._open_patient()
         if old is not None:
             await self.close_unused(old)
         return new
 
+    async def own(self) -> _Channel | None:
+        """A patient channel for one client; None if too many have one."""
+        if len(self._own) >= OWN_CHANNELS:
+            return None
+        channel = await self._open_patient()
+        self._own.add(channel)
+        return channel
+
+    async def _open_patient(self) -> _Channel:
+        return _Channel(self._servers, max(EAGER_SECONDS, self._timeout / (await self.eager()).servers))
+
     async def close_unused(self, channel: _Channel) -> None:
-        """Closes a channel that has been replaced and whose last answer has come."""
+        """Closes a channel whose last answer has come, unless others are to use it."""
         if not channel.users and channel is not self._eager and channel is not self._patient:
+            self._own.discard(channel)
             await channel.close()
 
     async def close(self) -> None:

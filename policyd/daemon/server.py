@@ -67,6 +67,8 @@ class Server:
         self.stamps = Stamps()
         self.layouts = Layouts()
         self.connections: set[Connection] = set()
+        self.turn_begun = False  # somebody has been answered in this turn of the event loop
+        self.unsent: list[Connection] = []  # connections whose answers wait for its end
         self.draining = False
         self._drained = asyncio.Event()
         self._attaching: set[asyncio.Task[None]] = set()
@@ -98,6 +100,13 @@ class Server:
         task = self.loop.create_task(self._attach(connection, accepted))
         self._attaching.add(task)  # the loop itself keeps tasks by weak references only
         task.add_done_callback(self._attaching.discard)
+
+    def end_turn(self) -> None:
+        """Sends the answers that have waited for the end of the turn; their log lines are written by now."""
+        self.turn_begun = False
+        unsent, self.unsent = self.unsent, []
+        for connection in unsent:
+            connection.send()
 
     def sweep(self, now: float) -> None:
         """Ends what has lasted too long; due once a second, `now` on the monotonic clock.
@@ -158,6 +167,7 @@ class Connection(asyncio.Protocol):
         "_server",
         "_task",
         "_transport",
+        "_unsent",
         "peer",
         "since",
     )
@@ -170,6 +180,7 @@ class Connection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None  # waits for DNS; later requests wait behind it
         self._partial = False  # part of a request has arrived
         self._closing = False
+        self._unsent: list[bytes] = []  # answers that wait for the end of the turn
         self.since = monotonic()  # the first byte of the request under way or, without one, the last answer
 
     # --- The event loop calls these ---------------------------------------------------------------------------------
@@ -228,8 +239,16 @@ class Connection(asyncio.Protocol):
     def close_if_idle(self) -> None:
         """Closes the connection unless a request is under way."""
         if self._task is None and not self._partial and self._transport is not None:
+            self.send()
             self._closing = True
             self._transport.close()
+
+    def send(self) -> None:
+        """Sends the answers that have waited for the end of the turn."""
+        unsent, self._unsent = self._unsent, []
+        if unsent and not self._closing:
+            assert self._transport is not None
+            self._transport.write(b"".join(unsent))
 
     def abort(self) -> None:
         """Closes the connection, whatever is under way."""
@@ -291,7 +310,12 @@ class Connection(asyncio.Protocol):
         arrived: float,
         dns_seconds: float,
     ) -> None:
-        """Logs, counts and sends one decision."""
+        """Sends, logs and counts one decision.
+
+        The first answer of a turn of the event loop goes out at once, so whoever is alone does not wait for the log.
+        Further ones go out together at the turn's end: while the first has woken its Postfix process, none of them
+        has to be woken by a system call that takes longer than the decision.
+        """
         server = self._server
         decision_id = next(server.ids)
         hostname = identity.verified[0] if identity is not None and identity.verified else None
@@ -300,6 +324,10 @@ class Connection(asyncio.Protocol):
             verb = Verb.DUNNO
         elif verb is not Verb.DUNNO:
             text = reply_text(decision, request, hostname, decision_id.decode())
+        at_once = not server.turn_begun
+        if at_once:
+            assert self._transport is not None
+            self._transport.write(encode_reply(verb, text))
         seconds = monotonic() - arrived
         entry = Entry(
             server.stamps.now(),
@@ -315,8 +343,13 @@ class Connection(asyncio.Protocol):
         )
         server.decision_log.append(server.line(entry))
         server.counters.decided(verb, decision, seconds)
-        assert self._transport is not None
-        self._transport.write(encode_reply(verb, text))
+        if at_once:
+            server.turn_begun = True
+            server.loop.call_soon(server.end_turn)  # after the log's own end of the turn
+        else:
+            if not self._unsent:
+                server.unsent.append(self)
+            self._unsent.append(encode_reply(verb, text))
 
     # --- When something is wrong ------------------------------------------------------------------------------------
 

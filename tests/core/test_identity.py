@@ -1,0 +1,172 @@
+"""Reverse DNS, PTR and back, over a map of records and a list of what fails."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policyd.core.identity import MAX_CLAIMED, MAX_TRIED, Identity, Reason, Status, identify, may_be_host
+from tests.dns import Zone
+
+PTR = "1.2.0.192.in-addr.arpa PTR"
+PTR6 = "1" + ".0" * 23 + ".8.b.d.0.1.0.0.2.ip6.arpa PTR"
+VERIFIED, MISMATCH, MISSING, ERROR = Status
+
+
+def identity(zone: Zone, client_address: bytes = b"192.0.2.1") -> Identity:
+    """Runs the coroutine without an event loop: a dict never makes anybody wait."""
+    running = identify(client_address, zone)
+    with pytest.raises(StopIteration) as end:
+        running.send(None)
+    return end.value.value
+
+
+@pytest.mark.parametrize(
+    ("records", "failures", "want"),
+    [
+        pytest.param({PTR: ["mail.example"], "mail.example A": ["192.0.2.1"]}, {},
+                     Identity(VERIFIED, (b"mail.example",)), id="there and back"),
+        pytest.param({PTR: ["Mail.EXAMPLE."], "mail.example A": ["192.0.2.9", "192.0.2.1"]}, {},
+                     Identity(VERIFIED, (b"mail.example",)), id="case, trailing dot, one address of several"),
+        pytest.param({PTR: ["b.example", "a.example"], "a.example A": ["192.0.2.1"], "b.example A": ["192.0.2.1"]}, {},
+                     Identity(VERIFIED, (b"a.example", b"b.example")), id="several verify, sorted"),
+        pytest.param({PTR: ["b.example", "a.example"], "b.example A": ["192.0.2.1"]}, {},
+                     Identity(VERIFIED, (b"b.example",), (b"a.example",)), id="one verifies, the other is claimed"),
+        pytest.param({PTR: ["a.example", "A.example."], "a.example A": ["192.0.2.1"]}, {},
+                     Identity(VERIFIED, (b"a.example",)), id="the same name twice"),
+        pytest.param({PTR: ["mail.example"], "mail.example A": ["192.0.2.9"]}, {},
+                     Identity(MISMATCH, claimed=(b"mail.example",)), id="another address"),
+        pytest.param({PTR: ["mail.example"]}, {},
+                     Identity(MISMATCH, claimed=(b"mail.example",)), id="no address"),
+        pytest.param({PTR: ["mail.example"], "mail.example AAAA": ["::ffff:192.0.2.1"]}, {},
+                     Identity(MISMATCH, claimed=(b"mail.example",)), id="an address of the other family"),
+        pytest.param({}, {}, Identity(MISSING), id="no PTR record"),
+        pytest.param({}, {PTR: Reason.SERVFAIL},
+                     Identity(ERROR, reason=Reason.SERVFAIL, names_known=False), id="the PTR lookup fails"),
+        pytest.param({PTR: ["mail.example"]}, {"mail.example A": Reason.TIMEOUT},
+                     Identity(ERROR, claimed=(b"mail.example",), reason=Reason.TIMEOUT), id="the forward lookup fails"),
+        pytest.param({PTR: ["a.example", "b.example"], "b.example A": ["192.0.2.1"]}, {"a.example A": Reason.REFUSED},
+                     Identity(VERIFIED, (b"b.example",), (b"a.example",)), id="one fails, the other verifies"),
+        pytest.param({PTR: ["a.example", "b.example"]}, {"b.example A": Reason.REFUSED},
+                     Identity(ERROR, claimed=(b"a.example", b"b.example"), reason=Reason.REFUSED),
+                     id="one fails, the other does not verify"),
+        pytest.param({PTR: ["c.example", "b.example"]},
+                     {"b.example A": Reason.MALFORMED, "c.example A": Reason.TIMEOUT},
+                     Identity(ERROR, claimed=(b"b.example", b"c.example"), reason=Reason.MALFORMED),
+                     id="of several failures the first name's"),
+    ],
+)  # fmt: skip
+def test_the_status_the_names_and_the_reason(records, failures, want):
+    assert identity(Zone(records, failures)) == want
+
+
+@pytest.mark.parametrize("address", [b"192.0.2.1", b"::ffff:192.0.2.1", b"::FFFF:c000:201"])
+def test_a_mapped_address_is_the_ipv4_address_in_both_directions(address):
+    zone = Zone({PTR: ["mail.example"], "mail.example A": ["192.0.2.1"]})
+    assert identity(zone, address) == Identity(VERIFIED, (b"mail.example",))
+    assert zone.asked == [PTR, "mail.example A"]
+
+
+def test_only_the_clients_own_family_is_looked_up():
+    records = {"mail.example A": ["192.0.2.1"], "mail.example AAAA": ["2001:db8::1"]}
+    for ptr, address, kind in ((PTR, b"192.0.2.1", "A"), (PTR6, b"2001:db8::1", "AAAA")):
+        zone = Zone({ptr: ["mail.example"], **records})
+        assert identity(zone, address) == Identity(VERIFIED, (b"mail.example",))
+        assert zone.asked == [ptr, f"mail.example {kind}"]
+
+
+@pytest.mark.parametrize("address", [b"unknown", b"", b"fe80::1%eth0", b"192.0.2", b"192.0.2.1\n", b"\xff"])
+def test_what_is_no_address_is_an_error_that_asks_nothing(address):
+    zone = Zone({PTR: ["mail.example"]})
+    assert identity(zone, address) == Identity(ERROR, reason=Reason.NO_ADDRESS, names_known=False)
+    assert zone.asked == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("192.0.2.1", "2001:db8::1", "::ffff:192.0.2.1", "[192.0.2.1]", "12345", "1.2", ".", "unknown", "UNKNOWN."),
+        *("-a.example", "a-.example", "a..example", "a b.example", "a/b.example", "*.example", "a.example-"),
+        *(r"a\010b.example", r"a\.b.example", r"\000", "a\nb.example", "ü.example", "a" * 64 + ".example"),
+        ".".join(["a" * 63] * 4),
+    ],
+)  # fmt: skip
+def test_a_name_that_no_host_can_have_is_claimed_and_not_looked_up(name):
+    zone = Zone({PTR: [name], f"{name} A": ["192.0.2.1"]})
+    found = identity(zone)
+    assert found.status is MISMATCH
+    assert found.claimed == (name.lower().removesuffix(".").encode("latin-1") or b".",)
+    assert zone.asked == [PTR]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a.example", "_dmarc.example", "host_1.example", "_", "a", "localhost", "1.example", "1a", "0x7f.1", "1-1"),
+        *("xn--bcher-kva.example", "a" * 63 + ".example", "3com.com", "unknown.example", ".".join(["a" * 62] * 4)),
+    ],
+)  # fmt: skip
+def test_a_name_that_a_host_can_have_is_looked_up(name):
+    assert identity(Zone({PTR: [name], f"{name} A": ["192.0.2.1"]})) == Identity(VERIFIED, (name.encode(),))
+
+
+def test_of_more_than_ten_names_ten_are_tried_and_all_are_claimed():
+    names = [f"{letter}.example" for letter in "ponmlkjihgfedcba"]
+    zone = Zone({PTR: names, "k.example A": ["192.0.2.1"]})
+    assert identity(zone) == Identity(MISMATCH, claimed=tuple(name.encode() for name in sorted(names)))
+    assert zone.asked[1:] == [f"{letter}.example A" for letter in "abcdefghij"]
+    zone = Zone({PTR: names, "j.example A": ["192.0.2.1"]})
+    assert identity(zone).verified == (b"j.example",)
+
+
+def test_names_that_cannot_verify_do_not_use_up_the_ten():
+    zone = Zone({PTR: [*map(str, range(20)), "mail.example"], "mail.example A": ["192.0.2.1"]})
+    assert identity(zone).verified == (b"mail.example",)
+
+
+def test_four_thousand_names_are_bounded_and_those_tried_are_among_them():
+    tried = [f"z{number:04}.example" for number in range(2000)]
+    zone = Zone({PTR: [f"{number:04}" for number in range(2000)] + tried})
+    found = identity(zone)
+    assert found.status is MISMATCH
+    assert len(zone.asked) == 1 + MAX_TRIED
+    assert len(found.claimed) == MAX_CLAIMED + MAX_TRIED
+    assert list(found.claimed) == sorted(found.claimed)
+    assert {name.encode() for name in tried[:MAX_TRIED]} <= set(found.claimed)
+
+
+ANSWERS = st.sampled_from(list(Reason)) | st.lists(st.binary(max_size=30) | st.sampled_from([b"a.example", b"b"]))
+FORWARD = st.sampled_from(list(Reason)) | st.lists(st.tuples(st.just(4), st.sampled_from([0xC0000201, 0, 1 << 31])))
+
+
+class Whatever:
+    """Lookups that give whatever hypothesis draws."""
+
+    def __init__(self, draw):
+        self.draw = draw
+        self.failed = False
+
+    def _said(self, answer):
+        self.failed |= isinstance(answer, Reason)
+        return answer if isinstance(answer, Reason) else tuple(answer)
+
+    async def names(self, name):
+        return self._said(self.draw(ANSWERS))
+
+    async def addresses(self, names, version):
+        assert 0 < len(names) <= MAX_TRIED
+        assert all(map(may_be_host, names))
+        return [self._said(self.draw(FORWARD)) for _ in names]
+
+
+@given(st.data(), st.sampled_from([b"192.0.2.1", b"::ffff:192.0.2.1", b"2001:db8::1", b"unknown"]))
+def test_whatever_dns_says_there_is_one_of_four_statuses(data, address):
+    lookups = Whatever(data.draw)
+    found = identity(lookups, address)
+    assert bool(found.verified) == (found.status is VERIFIED)
+    assert (found.reason is not None) == (found.status is ERROR)
+    assert found.names_known or found.status is ERROR
+    assert bool(found.claimed) or found.status is not MISMATCH
+    assert not (found.status is MISSING and found.claimed)
+    assert not lookups.failed or found.status in {VERIFIED, ERROR}
+    assert list(found.claimed) == sorted(set(found.claimed))
+    assert not set(found.claimed) & set(found.verified)

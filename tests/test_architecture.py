@@ -199,7 +199,11 @@ def test_each_check_sees_what_it_is_for(check: object, file: str, source: str) -
     [
         (wrong_directions, "daemon/server.py", "from policyd.config.settings import Settings"),
         (wrong_directions, "tools/replay.py", "from policyd.core.engine import decide"),
-        (wrong_directions, "cli/daemon.py", "from policyd.daemon.server import serve\nfrom policyd.tools import replay"),
+        (
+            wrong_directions,
+            "cli/daemon.py",
+            "from policyd.daemon.server import serve\nfrom policyd.tools import replay",
+        ),
         (impurities, "core/index.py", "import socket\nsocket.inet_pton(socket.AF_INET, '')"),
         (impurities, "core/engine.py", "import datetime\nday: datetime.date"),
         (strangers, "daemon/resolver.py", "import aiodns"),

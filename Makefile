@@ -1,12 +1,14 @@
 # make run    sets up what is needed and answers on 127.0.0.1:10040 with the shipped rules
 # make check  style, types, directions of import
 # make test   the checks, then every test (ARGS="-k reload" narrows them)
+# make bench  what a request costs, beside the floor and the peers (docs/performance.md): BENCH=quick for a short run,
+#             ROWS="decision reload" for some of it, BENCH_OUT=FOLDER for the results, BENCH_PUBLISH=1 to put them in docs/
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: run check test clean
+.PHONY: run check test bench clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/policyd serve -c config/policyd.yaml
@@ -19,6 +21,10 @@ check: $(VENV)/test.stamp
 
 test: check
 	$(BIN)/pytest $(ARGS)
+
+bench: $(VENV)/run.stamp
+	$(BIN)/python -m tests.bench $(if $(filter quick,$(BENCH)),--quick) $(if $(BENCH_OUT),--out '$(BENCH_OUT)') \
+	  $(if $(BENCH_PUBLISH),--publish) $(ROWS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

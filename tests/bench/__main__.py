@@ -1,0 +1,117 @@
+"""`make bench`: measures the rows of the table, prints it, and writes it to files.
+
+Nothing fails by the clock: a bar that is missed is said to be missed. The exit status is 1 only where a row could not
+be measured though all that it needs is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.bench import mail, native, peers, plot, report, rows
+from tests.bench.bench import QUICK, Bench, LeftOut, Row, Scale
+from tests.bench.servers import BenchError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parents[2] / "docs"
+
+ROWS: dict[str, Callable[[Bench], Row]] = {
+    "decision": rows.decision,
+    "entries": rows.entries,
+    "rules": rows.rules,
+    "expressions": rows.expressions,
+    "latency": rows.latency,
+    "mail": mail.mail,
+    "load": rows.load_time,
+    "memory": rows.memory,
+    "reload": rows.reload,
+    "idle": rows.idle,
+    "dns": rows.dns,
+    "postfwd": peers.postfwd,
+    "growth": peers.growth,
+}
+
+_QUICK_REMARK = "**A quick run**: smaller lists, single short runs. It shows that everything works; quote none of it."
+
+# Between these lines of docs/performance.md stand the results of a run.
+_BEGIN, _END = "<!-- results: make bench BENCH_PUBLISH=1 -->\n", "<!-- end of results -->\n"
+
+
+def main() -> int:
+    """Runs what the command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("rows", nargs="*", help=f"rows to measure, of {', '.join(ROWS)}; all of them if none is named")
+    parser.add_argument("--quick", action="store_true", help="small and short, for work on the benchmark itself")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for results.md, results.json and growth.svg")
+    parser.add_argument("--publish", action="store_true", help="put the results into docs/performance.md as well")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.rows if name not in ROWS]
+    if unknown:
+        parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    if arguments.publish and (arguments.quick or arguments.rows):
+        parser.error("only a full run of all rows is published")
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {arguments.out}: {error.strerror}")
+    machine = report.machine()
+    measured, failed = _measure(arguments.rows or list(ROWS), QUICK if arguments.quick else Scale())
+    table = report.as_markdown(machine, measured, _QUICK_REMARK if arguments.quick else "")
+    print(table)
+    (arguments.out / "results.md").write_text(table)
+    (arguments.out / "results.json").write_text(json.dumps(report.as_json(machine, measured), indent=1) + "\n")
+    for row in measured:
+        if row.series:
+            (arguments.out / "growth.svg").write_text(plot.draw(row.series))
+    print(f"Written to {arguments.out}.", file=sys.stderr)
+    if arguments.publish and not failed:
+        _publish(arguments.out, table)
+    return int(failed)
+
+
+def _measure(names: Sequence[str], scale: Scale) -> tuple[list[Row], bool]:
+    """The rows, and whether one of them could not be measured though it should."""
+    measured, failed = [], False
+    with tempfile.TemporaryDirectory(prefix="policyd-bench-") as name:
+        folder = Path(name)
+        bench = Bench(scale, folder, native.build(folder))
+        for row in names:
+            began = time.monotonic()
+            print(f"{row} ...", end=" ", file=sys.stderr, flush=True)
+            try:
+                measured.append(ROWS[row](bench))
+                print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
+            except LeftOut as reason:
+                measured.append(Row(row, "", left_out=str(reason)))
+                print(f"left out: {reason}", file=sys.stderr)
+            except (AssertionError, BenchError, OSError, TimeoutError, subprocess.SubprocessError) as error:
+                measured.append(Row(row, "", left_out=f"failed: {error}"))
+                failed = True
+                print(f"failed: {error}", file=sys.stderr)
+    return measured, failed
+
+
+def _publish(results: Path, table: str) -> None:
+    """Puts a table and its plot where users read them."""
+    page = DOCS / "performance.md"
+    head, begin, rest = page.read_text().partition(_BEGIN)
+    _, end, tail = rest.partition(_END)
+    assert begin, f"{page} has no line {_BEGIN!r}"
+    assert end, f"{page} has no line {_END!r}"
+    page.write_text(f"{head}{begin}{table}{end}{tail}")
+    shutil.copy(results / "growth.svg", DOCS / "performance.svg")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""What the measurements share: the scale of a run, the files they work on, and what a row of the table is."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.bench import corpus, servers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from tests.bench.corpus import Client
+    from tests.bench.servers import Load, Server
+
+SHIPPED_RULES = Path(__file__).parents[2] / "config" / "rules.yaml"
+
+# What the well-known lists of generic reverse DNS have.
+EXPRESSIONS = 1671
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of everything. The defaults are those of a full run; only its figures are worth quoting."""
+
+    entries: int = 1_000_000  # networks, and as many names
+    rules: int = 10_000
+    requests: int = 200_000  # that differ from each other
+    rounds: int = 5  # runs of each server in turn, of which the median counts
+    seconds: float = 3  # of one run
+    memory_reloads: int = 20
+    load_reloads: int = 5
+    idle: int = 4000
+    mail_pairs: int = 10
+    messages: int = 2000  # of one run
+    dns_seconds: float = 15
+    growth: tuple[int, ...] = (10, 100, 1000, 10_000, 100_000, 1_000_000)
+    postfwd_growth: tuple[int, ...] = (10, 100, 1000, 10_000)  # beyond them a request takes a second and more
+
+
+QUICK = Scale(
+    entries=100_000,
+    rules=1000,
+    requests=50_000,
+    rounds=1,
+    seconds=1,
+    memory_reloads=3,
+    load_reloads=2,
+    idle=1000,
+    mail_pairs=1,
+    messages=300,
+    dns_seconds=4,
+    growth=(10, 1000, 100_000),
+    postfwd_growth=(10, 1000),
+)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One figure, with the bar that it has to meet and the goal beyond it, where it has them."""
+
+    label: str
+    value: float
+    unit: str = ""
+    bar: float | None = None
+    goal: float | None = None
+    more_is_better: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """`goal`, `bar` or `missed`; empty where nothing was asked."""
+        for name, asked in (("goal", self.goal), ("bar", self.bar)):
+            if asked is not None and (self.value >= asked if self.more_is_better else self.value <= asked):
+                return name
+        return "" if self.bar is None else "missed"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table. `left_out` is the reason why there are no readings."""
+
+    name: str
+    what: str
+    readings: tuple[Reading, ...] = ()
+    left_out: str = ""
+    series: Mapping[str, Mapping[int, float]] = field(default_factory=dict)  # for the plot: microseconds by entries
+
+
+class LeftOut(Exception):  # noqa: N818 - it says why there is no row, which is no error
+    """A row cannot be measured here, for want of something that the message names."""
+
+
+class Bench:
+    """A run: its scale, its tools in C, and files made once for all rows that need them."""
+
+    def __init__(self, scale: Scale, folder: Path, tools: Mapping[str, Path]) -> None:
+        self.scale = scale
+        self.folder = folder
+        self.tools = tools
+        self.shipped = SHIPPED_RULES.read_text()
+
+    def rules_with_lists(self, entries: int, *, six: bool = True) -> str:
+        """The shipped ruleset and so many networks and names."""
+        networks, domains = self.networks(entries, six=six), self.folder / f"domains-{entries}"
+        if not domains.exists():
+            corpus.write_domains(domains, entries)
+        return corpus.with_lists(self.shipped, networks, domains)
+
+    def networks(self, entries: int, *, six: bool = True) -> Path:
+        """A list of so many networks."""
+        path = self.folder / f"networks-{entries}{'' if six else '-ipv4'}"
+        return path if path.exists() else corpus.write_networks(path, entries, six=six)
+
+    def expressions(self) -> Path:
+        """The list of expressions for generic names."""
+        path = self.folder / "expressions"
+        path.write_text("".join(f"{corpus.expression(number)}\n" for number in range(EXPRESSIONS)))
+        return path
+
+    def load(self, name: str, clients: Iterable[Client], *, connections: int = 50, pinned: bool = True) -> Load:
+        """A load of requests from these clients; the file is made once for each name."""
+        path = self.folder / f"requests-{name}"
+        if not path.exists():
+            corpus.write_requests(path, clients)
+        return servers.Load(self.tools["load"], path, connections, self.scale.seconds, pinned)
+
+    def load_of_lists(self, entries: int, *, connections: int = 50, pinned: bool = True, six: bool = True) -> Load:
+        """What asks `rules_with_lists`."""
+        clients = corpus.clients_of_lists(self.scale.requests, entries, six=six)
+        return self.load(f"lists-{entries}-{six}", clients, connections=connections, pinned=pinned)
+
+    def costs_in_turn(self, rounds: int | None = None, /, **asked: tuple[Server, Load]) -> dict[str, list[float]]:
+        """CPU microseconds a request of several servers, each measured once a round, in turn.
+
+        Raises BenchError for a wrong or missing answer of any server but the floor, which knows one answer only.
+        """
+        costs: dict[str, list[float]] = {name: [] for name in asked}
+        for _ in range(rounds or self.scale.rounds):
+            for name, (server, load) in asked.items():
+                cost, report = servers.cost_us(server, load)
+                servers.insist({**report, "wrong": 0} if name == "floor" else report)
+                costs[name].append(cost)
+        return costs
+
+
+def median_ratio(costs: Mapping[str, list[float]], one: str, other: str) -> float:
+    """How much more the one takes than the other: the median over the rounds."""
+    return statistics.median(a / b for a, b in zip(costs[one], costs[other], strict=True))
+
+
+def medians(costs: Mapping[str, list[float]], unit: str = "us") -> tuple[Reading, ...]:
+    """The medians themselves, as readings."""
+    return tuple(Reading(name, statistics.median(values), unit) for name, values in costs.items())

@@ -1,0 +1,285 @@
+"""What the benchmark works on: entries of lists, rulesets, and requests with the answer that each must get.
+
+Everything follows from a number: the listed network, the listed name, the client. So a million entries need no
+memory here, two runs ask the same, and what is listed and what is not never meet: a listed network has an even third
+octet and a stranger's address an odd one; listed names and strangers' names have different numbers.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+# First octets that the shipped ruleset and the registries of special addresses say nothing about.
+_SPECIAL = {10, 27, 100, 119, 124, 127, 169, 172, 180, 192, 198, 203}
+_FIRST_OCTETS = [octet for octet in range(1, 224) if octet not in _SPECIAL]
+_BLOCKS = len(_FIRST_OCTETS) << 15  # /24s whose third octet has the same lowest bit
+_SCATTER = 2_654_435_761  # a prime, so that number * it, modulo _BLOCKS, comes to every block once
+
+_PREFIXES = (24, 24, 24, 28, 28, 32, 32, 25)  # block lists are made of small networks
+_SIX_EVERY = 20  # one network in so many is IPv6
+
+_SYLLABLES = [consonant + vowel for consonant in "bcdfghjklmnprstvwyzq" for vowel in "aeiou"]
+_ENDINGS = ("com", "net", "org", "co.jp", "de", "com.br", "ru", "info")
+_STRANGERS = 50_000_000  # from this number on, names are on no list
+
+
+class Client(NamedTuple):
+    """One client and what policyd must answer it. Without a name, DNS is to be asked."""
+
+    address: str
+    name: str
+    expect: str
+
+
+def _block(number: int) -> str:
+    place = number * _SCATTER % _BLOCKS
+    return f"{_FIRST_OCTETS[place >> 15]}.{place >> 7 & 255}.{(place & 127) << 1}"
+
+
+def network(number: int, *, six: bool = True) -> str:
+    """A listed network. Without `six`, all of them are IPv4."""
+    if six and number % _SIX_EVERY == _SIX_EVERY - 1:
+        return f"{ipaddress.IPv6Address(0x2A00 << 112 | number << 80)}/48"
+    return f"{_block(number)}.0/{_PREFIXES[number % len(_PREFIXES)]}"
+
+
+def inside(network: str, number: int) -> str:
+    """An address in a network."""
+    first, _, prefix = network.partition("/")
+    if ":" in first:
+        return str(ipaddress.IPv6Address(int(ipaddress.IPv6Address(first)) + number))
+    head, _, _ = first.rpartition(".")
+    return f"{head}.{number % (1 << 32 - int(prefix))}"
+
+
+def stranger(number: int) -> str:
+    """An IPv4 address in no listed network."""
+    head, _, even = _block(number).rpartition(".")
+    return f"{head}.{int(even) + 1}.{number % 254 + 1}"
+
+
+def domain(number: int) -> str:
+    """A domain, for numbers below 100,000,000 another one for each."""
+    scattered = number * _SCATTER % 100_000_000
+    word = "".join(_SYLLABLES[scattered // 100**place % 100] for place in range(4))
+    return f"{word}.{_ENDINGS[number % len(_ENDINGS)]}"
+
+
+# --- Lists and rulesets -----------------------------------------------------------------------------------------------
+
+
+def write_networks(path: Path, count: int, *, six: bool = True) -> Path:
+    """A list file of networks."""
+    with path.open("w") as file:
+        file.writelines(f"{network(number, six=six)}\n" for number in range(count))
+    return path
+
+
+def write_domains(path: Path, count: int) -> Path:
+    """A list file of domains."""
+    with path.open("w") as file:
+        file.writelines(f"{domain(number)}\n" for number in range(count))
+    return path
+
+
+def with_lists(rules: str, networks: Path, domains: Path) -> str:
+    """A ruleset with two rules more, after its own, that reject what is on these lists."""
+    return _extended(
+        rules,
+        lists=f"  listed-networks: {{file: {networks}}}\n  listed-domains: {{file: {domains}}}\n",
+        rules=(
+            "  - {name: listed-network, match: {cidr: $listed-networks}, action: 'REJECT 5.7.1 Access denied ({id})'}\n"
+            "  - {name: listed-domain, match: {hostname_suffix: $listed-domains},"
+            " action: 'REJECT 5.7.1 Access denied ({id})'}\n"
+        ),
+    )
+
+
+def with_expressions(rules: str, expressions: Path) -> str:
+    """A ruleset with a rule more, after its own, that defers hosts whose names one of these expressions fits."""
+    return _extended(
+        rules,
+        lists=f"  generic-names: {{file: {expressions}}}\n",
+        rules=(
+            "  - {name: generic-name, match: {hostname_regex: $generic-names}, action: DEFER 4.7.1 Access denied}\n"
+        ),
+    )
+
+
+def with_many_rules(rules: str, count: int) -> str:
+    """A ruleset with many rules more, after its own, each with its own network, suffix and exception."""
+    return _extended(
+        rules,
+        rules="".join(
+            f"  - name: own-{number}\n"
+            f"    match: {{cidr: {network(number, six=False)}, hostname_suffix: {domain(number)}}}\n"
+            f"    except: {{hostname: good.{domain(number)}}}\n"
+            "    action: REJECT 5.7.1 Access denied\n"
+            for number in range(count)
+        ),
+    )
+
+
+def _extended(ruleset: str, *, lists: str = "", rules: str) -> str:
+    """Adds lines to the lists and rules of a ruleset whose keys come in the order `lists`, `rules`, `default`."""
+    for key, lines in (("\nrules:", lists), ("\ndefault:", rules)):
+        head, found, tail = ruleset.partition(key)
+        assert found, f"the ruleset has no line that begins with {key.strip()!r}"
+        ruleset = f"{head}\n{lines}{found}{tail}"
+    return ruleset
+
+
+# --- Expressions, as lists of generic reverse DNS have them -----------------------------------------------------------
+
+# An expression and a name that it fits; {d} is the provider's domain, {o} are the address's octets.
+_GENERIC = (
+    (r"^\d{{1,3}}-\d{{1,3}}-\d{{1,3}}-\d{{1,3}}\.(dynamic|dyn|pool)\.{d}$", "{o[0]}-{o[1]}-{o[2]}-{o[3]}.dyn.{d}"),
+    (r"^(host|ip|dsl)-?\d{{1,3}}(\.\d{{1,3}}){{3}}\.{d}$", "host-{o[3]}.{o[2]}.{o[1]}.{o[0]}.{d}"),
+    (r"^ip[0-9a-f]{{8}}\.(adsl|cable)\.{d}$", "ip{o[0]:02x}{o[1]:02x}{o[2]:02x}{o[3]:02x}.adsl.{d}"),
+    (r"^pool-(\d+-){{3}}\d+\.[a-z]{{3,8}}\.{d}$", "pool-{o[0]}-{o[1]}-{o[2]}-{o[3]}.north.{d}"),
+    (r"^c-[0-9a-f]+-\d+\.(hsd1|ftth)\.[a-z]{{2}}\.{d}$", "c-{o[2]:x}{o[3]:x}-{o[1]}.ftth.ab.{d}"),
+    (r"\.(dhcp|ppp|dialup)\d*\.{d}$", "u{o[3]}.{o[2]}.dhcp{o[1]}.{d}"),
+    (r"^[a-z]+\d+\.static\.[a-z]+\.{d}$", "customer{o[2]}{o[3]}.static.west.{d}"),
+    (r"^(\d{{1,3}}\.){{4}}(in-addr|rev)\.{d}$", "{o[3]}.{o[2]}.{o[1]}.{o[0]}.rev.{d}"),
+)
+
+
+def expression(number: int) -> str:
+    """An expression for the host names that one provider gives its customers."""
+    pattern, _ = _GENERIC[number % len(_GENERIC)]
+    return pattern.format(d=domain(number).replace(".", r"\."))
+
+
+def fitting_name(number: int, address: str) -> str:
+    """A name that `expression(number)` is found in, for the client of an IPv4 address."""
+    _, name = _GENERIC[number % len(_GENERIC)]
+    return name.format(d=domain(number), o=[int(octet) for octet in address.split(".")])
+
+
+# --- Clients and their requests ---------------------------------------------------------------------------------------
+
+
+def clients_of_lists(count: int, entries: int, *, six: bool = True) -> Iterator[Client]:
+    """Clients of `with_lists`: of ten, one in a listed network, one under a listed domain, eight strangers."""
+    for number in range(count):
+        entry = number // 10 * _SCATTER % entries
+        match number % 10:
+            case 3:
+                address = inside(network(entry, six=six), number)
+                yield Client(address, f"mail.{domain(_STRANGERS + number)}", "REJECT")
+            case 7:
+                yield Client(stranger(number), f"mail{number % 100}.{domain(entry)}", "REJECT")
+            case _:
+                yield Client(stranger(number), f"mail.{domain(_STRANGERS + number)}", "DUNNO")
+
+
+def clients_of_rules(count: int, rules: int) -> Iterator[Client]:
+    """Clients of `with_many_rules`: of ten, one that a rule rejects, one that it excepts, one in the network alone, one
+    under the suffix alone, six strangers."""
+    for number in range(count):
+        rule = number // 10 * _SCATTER % rules
+        address, name = stranger(number), f"mail.{domain(_STRANGERS + number)}"
+        listed_address, suffix = inside(network(rule, six=False), number), domain(rule)
+        match number % 10:
+            case 1:
+                yield Client(listed_address, f"mail.{suffix}", "REJECT")
+            case 3:
+                yield Client(listed_address, f"good.{suffix}", "DUNNO")
+            case 5:
+                yield Client(listed_address, name, "DUNNO")
+            case 7:
+                yield Client(address, f"mail.{suffix}", "DUNNO")
+            case _:
+                yield Client(address, name, "DUNNO")
+
+
+def clients_of_expressions(count: int, expressions: int, expect: str) -> Iterator[Client]:
+    """Clients whose names each fit one of the expressions."""
+    for number in range(count):
+        address = stranger(number)
+        yield Client(address, fitting_name(number * _SCATTER % expressions, address), expect)
+
+
+def clients_of_networks(count: int, entries: int) -> Iterator[Client]:
+    """Clients of a list of IPv4 networks: of ten, one in it, nine strangers."""
+    for number in range(count):
+        name = f"mail.{domain(_STRANGERS + number)}"
+        if number % 10 == 3:
+            yield Client(inside(network(number // 10 * _SCATTER % entries, six=False), number), name, "REJECT")
+        else:
+            yield Client(stranger(number), name, "DUNNO")
+
+
+def strangers(count: int) -> Iterator[Client]:
+    """Clients of whom nothing but their name is known."""
+    return (Client(stranger(number), f"mail.{domain(_STRANGERS + number)}", "DUNNO") for number in range(count))
+
+
+def clients_without_names(count: int) -> Iterator[Client]:
+    """Strangers of whom Postfix knows no name."""
+    return (Client(stranger(number), "", "DUNNO") for number in range(count))
+
+
+# As Postfix 3.7 sends it for a message from outside, over TLS.
+_REQUEST = """\
+expect={client.expect}
+request=smtpd_access_policy
+protocol_state=RCPT
+protocol_name=ESMTP
+client_address={client.address}
+client_name={name}
+client_port={port}
+reverse_client_name={name}
+server_address=192.0.2.10
+server_port=25
+helo_name={helo_name}
+sender=user{number}@{helo_name}
+recipient=someone@field.example
+recipient_count=0
+queue_id=
+instance={number:x}.6740b2c1.5e3a.0
+size={size}
+etrn_domain=
+stress=
+sasl_method=
+sasl_username=
+sasl_sender=
+ccert_subject=
+ccert_issuer=
+ccert_fingerprint=
+ccert_pubkey_fingerprint=
+encryption_protocol=TLSv1.3
+encryption_cipher=TLS_AES_256_GCM_SHA384
+encryption_keysize=256
+policy_context=
+
+"""
+
+
+def write_requests(path: Path, clients: Iterable[Client]) -> Path:
+    """A file of requests for load.c, one for each client."""
+    with path.open("w") as file:
+        file.writelines(
+            _REQUEST.format(
+                client=client,
+                name=client.name or "unknown",
+                helo_name=client.name or "mail.example",
+                number=number,
+                port=1024 + number % 60000,
+                size=1000 + number % 100_000,
+            )
+            for number, client in enumerate(clients)
+        )
+    return path
+
+
+def write_clients(path: Path, clients: Iterable[Client]) -> Path:
+    """A file of clients for mail.c."""
+    with path.open("w") as file:
+        file.writelines(f"{client.address} {client.name}\n" for client in clients)
+    return path

@@ -1,0 +1,119 @@
+"""The row with a real Postfix: messages a second, by what it asks for each recipient."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.bench import corpus, servers
+from tests.bench.bench import LeftOut, Reading, Row
+from tests.bench.peers import POSTFWD_RULES, find_postfix
+from tests.field.postfix import Postfix, free_ports
+from tests.field.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tests.bench.bench import Bench
+
+# Sessions at a time, each handing over one message; 20 keep two cores busy.
+SESSIONS = 20
+
+# A smtpd(8) for each policy service, or none, in the configuration of the field tests' Postfix.
+_SERVICE = """\
+127.0.0.1:{port} inet n - y - - smtpd
+  -o smtpd_delay_reject=yes
+  -o {{ smtpd_recipient_restrictions = {restrictions} }}
+"""
+
+# Mail is to be taken as fast as it can be, however far behind the deliveries are.
+_NO_FLOW_CONTROL = "in_flow_delay = 0\n"
+
+
+def mail(bench: Bench) -> Row:
+    """Messages a second that Postfix takes: asking nobody, the floor, policyd, postfwd."""
+    if find_postfix("postfix") is None:
+        raise LeftOut("there is no Postfix on this machine")
+    if os.geteuid() != 0:
+        raise LeftOut("Postfix's master(8) needs root")
+    scale = bench.scale
+    clients = corpus.write_clients(bench.folder / "clients", corpus.strangers(20_000))
+    rates: dict[str, list[float]] = {"none": [], "floor": [], "policyd": [], "postfwd": []}
+    with ExitStack() as running:
+        folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="policyd-bench-")))
+        folder.chmod(0o755)  # Postfix's own users go in
+        _, daemon = running.enter_context(servers.policyd(bench.rules_with_lists(scale.entries), pinned=False))
+        asked = {
+            "none": None,
+            "floor": running.enter_context(servers.floor(bench.tools["floor"], pinned=False)),
+            "policyd": daemon,
+        }
+        if Path(servers.POSTFWD).exists():
+            asked["postfwd"] = running.enter_context(servers.postfwd(POSTFWD_RULES, pinned=False))
+        else:
+            del rates["postfwd"]
+        postfix = Postfix(folder)
+        ports = _add_services(folder, {name: server and server.address for name, server in asked.items()})
+        with postfix:
+            for name in asked:  # the first messages meet processes that have yet to start
+                _messages_a_second(bench, folder, ports[name], clients, max(scale.messages // 10, 2 * SESSIONS))
+            for pair in range(scale.mail_pairs):
+                # The two that are to be told apart change places from pair to pair; the others show the frame.
+                names = ["floor", "policyd"] if pair % 2 else ["policyd", "floor"]
+                names += [name for name in ("none", "postfwd") if name in asked and pair % 3 == 0]
+                for name in names:
+                    rates[name].append(_messages_a_second(bench, folder, ports[name], clients, scale.messages))
+    ratios = [a / b for a, b in zip(rates["policyd"], rates["floor"], strict=True)]
+    faster = sum(ratio > 1 for ratio in ratios)
+    return Row(
+        "mail",
+        "a real Postfix taking mail, 20 sessions, policyd asked for each recipient, beside the floor asked",
+        (
+            Reading("of the floor's messages a second", statistics.median(ratios), "x", 0.95, more_is_better=True),
+            # Of 10 pairs, 2 to 8 would be no surprise if both were equally fast (sign test, 5 %).
+            Reading(f"of {len(ratios)} pairs policyd was the faster in", faster, "", goal=2, more_is_better=True),
+            *(Reading(name, statistics.median(values), "/s") for name, values in rates.items()),
+        ),
+    )
+
+
+def _add_services(root: Path, addresses: Mapping[str, str | None]) -> dict[str, int]:
+    """Adds a smtpd for each policy service to a Postfix that has yet to start; gives their ports."""
+    ports = free_ports(*addresses)
+    with (root / "etc" / "main.cf").open("a") as main_cf, (root / "etc" / "master.cf").open("a") as master_cf:
+        main_cf.write(_NO_FLOW_CONTROL)
+        for name, address in addresses.items():
+            question = f", check_policy_service {address}" if address else ""
+            master_cf.write(_SERVICE.format(port=ports[name], restrictions=f"reject_unauth_destination{question}"))
+    return ports
+
+
+def _messages_a_second(bench: Bench, root: Path, port: int, clients: Path, count: int) -> float:
+    """Hands over messages and waits until Postfix is rid of them."""
+    command = (
+        bench.tools["mail"],
+        "-a",
+        f"inet:127.0.0.1:{port}",
+        "-f",
+        clients,
+        "-n",
+        str(count),
+        "-s",
+        str(SESSIONS),
+    )
+    report = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    if report["failed"] or report["taken"] != count:
+        raise servers.BenchError(f"Postfix did not take all messages: {report}")
+    queues = [root / "queue" / name for name in ("incoming", "active", "deferred")]
+    until("the end of all deliveries", lambda: not any(_files(queue) for queue in queues) or None, seconds=60)
+    return float(report["per_second"])
+
+
+def _files(folder: Path) -> bool:
+    return any(path.is_file() for path in folder.rglob("*"))

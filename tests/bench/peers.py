@@ -1,0 +1,124 @@
+"""The rows with programs that policyd may take the place of: postfwd, and Postfix's own `cidr:` table.
+
+Each does what it is made for, and is spared what it is not: postfwd asks no DNS and keeps no log of its rules, and
+of Postfix's table only the lookup counts, without a socket, a protocol or a log.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.bench import corpus, servers
+from tests.bench.bench import LeftOut, Reading, Row, medians
+from tests.bench.processes import memory_mb, run_and_account, settle
+
+if TYPE_CHECKING:
+    from tests.bench.bench import Bench
+
+# The shipped rules that need no DNS, as far as postfwd's language has them.
+POSTFWD_RULES = r"""
+id=OWN;         client_address==127.0.0.0/8, 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16; action=DUNNO
+id=AUTH;        sasl_username=~/./; action=DUNNO
+id=POSTMASTER;  recipient=~/^(postmaster|abuse)@/i; action=DUNNO
+id=SAKURA;      client_name=~/(^|\.)vs\.sakura\.ne\.jp$/i; action=REJECT 5.7.1 Access denied
+id=BULK;        client_address==27.100.28.0/22, 119.82.8.0/21, 119.82.152.0/21, 180.222.32.0/19; \
+                action=REJECT 5.7.1 Access denied
+"""
+
+# postfwd gets so many connections where a request takes it long: what is in flight at the end has to be waited for.
+_FEW = 4
+
+
+def require_postfwd() -> None:
+    """Raises LeftOut without postfwd."""
+    if not Path(servers.POSTFWD).exists():
+        raise LeftOut("there is no postfwd on this machine (Debian's package postfwd)")
+
+
+def postfwd(bench: Bench) -> Row:
+    """CPU of a request of postfwd with five rules."""
+    require_postfwd()
+    load = bench.load("strangers", corpus.strangers(bench.scale.requests))
+    with servers.postfwd(POSTFWD_RULES) as server:
+        costs = bench.costs_in_turn(postfwd=(server, load))
+    return Row("postfwd", "CPU of a request: postfwd, five rules, no list", medians(costs))
+
+
+def growth(bench: Bench) -> Row:
+    """How the cost grows with the entries of a list: policyd, Postfix's table, postfwd."""
+    series: dict[str, dict[int, float]] = {"floor": {}, "policyd": {}, "cidr": {}, "postfwd": {}}
+    rounds = min(bench.scale.rounds, 3)
+    for entries in bench.scale.growth:
+        load = bench.load(f"growth-{entries}", corpus.clients_of_networks(bench.scale.requests, entries))
+        with (
+            servers.policyd(bench.rules_with_lists(entries, six=False)) as (_, daemon),
+            servers.floor(bench.tools["floor"]) as floor,
+        ):
+            costs = bench.costs_in_turn(rounds, policyd=(daemon, load), floor=(floor, load))
+        for name, values in costs.items():
+            series[name][entries] = statistics.median(values)
+    readings = []
+    if (postmap := find_postfix("postmap")) is None:
+        del series["cidr"]
+    else:
+        for entries in bench.scale.growth:
+            series["cidr"][entries], megabytes = _cidr_lookup_us(bench, postmap, entries, rounds)
+        readings.append(Reading(f"memory of Postfix's table with {entries:,}", megabytes, "MB"))
+    if not Path(servers.POSTFWD).exists():
+        del series["postfwd"]
+    else:
+        for entries in bench.scale.postfwd_growth:
+            listed = (
+                f"id=LISTED; client_address=file:{bench.networks(entries, six=False)}; action=REJECT 5.7.1 Denied\n"
+            )
+            load = bench.load(
+                f"growth-{entries}",
+                corpus.clients_of_networks(bench.scale.requests, entries),
+                connections=50 if entries < 1000 else _FEW,
+            )
+            with servers.postfwd(listed) as server:
+                costs = bench.costs_in_turn(1, postfwd=(server, load))
+            series["postfwd"][entries] = costs["postfwd"][0]
+    return Row(
+        "growth",
+        "CPU by entries of a list: a request to policyd or postfwd, a lookup in Postfix's `cidr:` table",
+        tuple(readings),
+        series=series,
+    )
+
+
+def _cidr_lookup_us(bench: Bench, postmap: str, entries: int, rounds: int) -> tuple[float, float]:
+    """CPU microseconds of a lookup in a `cidr:` table, reading the table left out; and the table's megabytes."""
+    table = bench.folder / f"table-{entries}.cidr"
+    with table.open("w") as file:
+        file.writelines(f"{corpus.network(number, six=False)} REJECT\n" for number in range(entries))
+    (bench.folder / "main.cf").write_text("compatibility_level = 3.6\n")
+    # About a second's work: Postfix compares some hundred million networks in it.
+    count = min(max(100_000_000 // entries, 100), 200_000)
+    keys = [client.address for client in corpus.clients_of_networks(count, entries)]
+    command = (postmap, "-c", str(bench.folder), "-q", "-", f"cidr:{table}")
+    costs = []
+    for _ in range(rounds):
+        reading = run_and_account(command, f"{keys[0]}\n")
+        looking = run_and_account(command, "".join(f"{key}\n" for key in keys))
+        found = looking.output.count("REJECT")
+        if found != sum(number % 10 == 3 for number in range(count)):
+            raise servers.BenchError(f"postmap found {found} of {count} clients")
+        costs.append((looking.cpu_seconds - reading.cpu_seconds) * 1e6 / (count - 1))
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as waiting:
+        assert waiting.stdin is not None
+        waiting.stdin.write(f"{keys[0]}\n".encode())  # the first key makes it read the table
+        waiting.stdin.flush()
+        settle(waiting.pid)
+        megabytes = memory_mb(waiting.pid)
+        waiting.communicate()
+    return statistics.median(costs), megabytes
+
+
+def find_postfix(program: str) -> str | None:
+    """Where a program of Postfix is; None without it."""
+    return shutil.which(program, path="/usr/sbin:/usr/local/sbin:/usr/bin")

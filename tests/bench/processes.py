@@ -1,0 +1,164 @@
+"""CPU time and memory of a server with all its processes, from /proc (proc(5)), and on which cores things run.
+
+An ordinary user may read all of it for processes of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_PROC = Path("/proc")
+_TICK = 1 / os.sysconf("SC_CLK_TCK")
+_BLOCK = 512  # of st_blocks, stat(2)
+
+# How often a peak is looked for. A look takes some milliseconds where there are hundreds of megabytes.
+_LOOK_SECONDS = 0.02
+
+
+def cores() -> tuple[int, int]:
+    """One core for the server, another for the load; the same where there is one only."""
+    usable = sorted(os.sched_getaffinity(0))
+    return usable[0], usable[-1]
+
+
+def pinned_to(core: int) -> Sequence[str]:
+    """The beginning of a command that runs the rest of it on one core, children included."""
+    return "taskset", "--cpu-list", str(core)
+
+
+def _stat(pid: int) -> list[bytes]:
+    """The fields of /proc/PID/stat from `state` on; none for a process that is gone."""
+    try:
+        return (_PROC / str(pid) / "stat").read_bytes().rpartition(b") ")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def tree(root: int) -> list[int]:
+    """A process and all that descend from it."""
+    children: dict[int, list[int]] = {}
+    for entry in _PROC.iterdir():
+        if entry.name.isdecimal() and (fields := _stat(int(entry.name))):
+            children.setdefault(int(fields[1]), []).append(int(entry.name))
+    found = [root]
+    for pid in found:
+        found += children.get(pid, [])
+    return found
+
+
+def cpu_seconds(root: int) -> float:
+    """What a process and all that descend from it have used, with those that have ended and were waited for."""
+    return sum(sum(map(int, fields[11:15])) for pid in tree(root) if (fields := _stat(pid))) * _TICK
+
+
+def memory_mb(root: int) -> float:
+    """What a process and all that descend from it occupy, in 10**6 bytes.
+
+    This is their PSS, in which a page that several of them share counts once, and memory files (memfd_create(2)) at
+    their full size: PSS leaves out what was written and is mapped by nobody, or was mapped and not yet touched.
+    """
+    pss = files_pss = 0
+    files: dict[str, int] = {}
+    for pid in tree(root):
+        try:
+            rollup = (_PROC / str(pid) / "smaps_rollup").read_text()
+            pss += _kilobytes("Pss", rollup)
+            files_pss += _kilobytes("Pss_Shmem", rollup)
+            for inode, size in _memory_files(pid):
+                files[inode] = max(size, files.get(inode, 0))
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has just ended
+    return (pss + max(sum(files.values()) - files_pss, 0)) / 1e6
+
+
+def _kilobytes(name: str, rollup: str) -> int:
+    match = re.search(rf"^{name}: +([0-9]+) kB$", rollup, re.MULTILINE)
+    return int(match[1]) * 1024 if match else 0
+
+
+def _memory_files(pid: int) -> Iterator[tuple[str, int]]:
+    """The memory files that a process has open or mapped: inode, bytes."""
+    mapped: dict[str, int] = {}
+    for line in (_PROC / str(pid) / "maps").read_text().splitlines():
+        if "/memfd:" in line:
+            span, _, _, _, inode, _ = line.split(maxsplit=5)
+            first, _, end = span.partition("-")
+            mapped[inode] = mapped.get(inode, 0) + int(end, 16) - int(first, 16)
+    yield from mapped.items()
+    for descriptor in (_PROC / str(pid) / "fd").iterdir():
+        try:
+            if descriptor.readlink().name.startswith("memfd:"):
+                status = descriptor.stat()
+                yield str(status.st_ino), status.st_blocks * _BLOCK
+        except FileNotFoundError:
+            continue  # it has just been closed
+
+
+@contextmanager
+def peak_memory(root: int) -> Iterator[list[float]]:
+    """While in force, collects `memory_mb` over and over."""
+    seen: list[float] = [memory_mb(root)]
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(_LOOK_SECONDS):
+            seen.append(memory_mb(root))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        looking.join()
+
+
+def settle(root: int, seconds: float = 0.3) -> None:
+    """Waits until a server has been idle for a while, so that what follows is not charged with what went before.
+
+    Raises TimeoutError if it never is.
+    """
+    deadline = time.monotonic() + 60
+    used = cpu_seconds(root)
+    while True:
+        time.sleep(seconds)
+        before, used = used, cpu_seconds(root)
+        if used - before <= 2 * _TICK:
+            return
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"process {root} does not come to rest")
+
+
+class Account(NamedTuple):
+    """What a command printed and used."""
+
+    output: str
+    cpu_seconds: float
+
+
+def run_and_account(command: Sequence[str], given: str) -> Account:
+    """Runs a command to its end with this on standard input.
+
+    Its exit status is the caller's to judge by the output: postmap(1) ends with 1 where it finds nothing.
+    """
+    with tempfile.TemporaryFile("w+") as standard_input:
+        standard_input.write(given)
+        standard_input.seek(0)
+        process = subprocess.Popen(command, stdin=standard_input, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        output = process.stdout.read()
+        process.stdout.close()
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)  # or Popen would wait for it once more
+    return Account(output, used.ru_utime + used.ru_stime)

@@ -1,0 +1,285 @@
+"""The rows of the table but those with a mail server: each function measures one, in the order of the table."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import socket
+import statistics
+import subprocess
+import time
+from array import array
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from tests.bench import corpus, servers
+from tests.bench.bench import EXPRESSIONS, LeftOut, Reading, Row, median_ratio, medians
+from tests.bench.processes import cpu_seconds, memory_mb, peak_memory, settle
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tests.bench.bench import Bench
+    from tests.bench.servers import Server
+    from tests.field.policyd import Policyd
+
+# Descriptors that a daemon with thousands of connections has besides them.
+_OTHER_DESCRIPTORS = 128
+
+
+def decision(bench: Bench) -> Row:
+    """A request that needs no DNS, under everything at once, beside the floor."""
+    entries = bench.scale.entries
+    load = bench.load_of_lists(entries)
+    with ExitStack() as running:
+        _, daemon = running.enter_context(servers.policyd(bench.rules_with_lists(entries)))
+        floor = running.enter_context(servers.floor(bench.tools["floor"]))
+        costs = bench.costs_in_turn(policyd=(daemon, load), floor=(floor, load))
+    return Row(
+        "decision",
+        f"CPU of a request decided without DNS, logged: shipped rules, {entries:,} networks, {entries:,} suffixes",
+        (Reading("of the floor's", median_ratio(costs, "policyd", "floor"), "x", 5.5, 4), *medians(costs)),
+    )
+
+
+def entries(bench: Bench) -> Row:
+    """Whether the cost grows with the entries of lists."""
+    many = bench.scale.entries
+    with ExitStack() as running:
+        asked = {
+            f"{count:,} entries": (
+                running.enter_context(servers.policyd(bench.rules_with_lists(count)))[1],
+                bench.load_of_lists(count),
+            )
+            for count in (10, many)
+        }
+        costs = bench.costs_in_turn(**asked)
+    few, many_ = asked
+    return Row(
+        "entries",
+        f"CPU of a request with {many:,} networks and suffixes, beside 10",
+        (Reading("of that with 10", median_ratio(costs, many_, few), "x", 1.3, 1.15), *medians(costs)),
+    )
+
+
+def rules(bench: Bench) -> Row:
+    """Whether the cost grows with the number of rules."""
+    many = bench.scale.rules
+    with ExitStack() as running:
+        asked = {
+            f"{count:,} rules": (
+                running.enter_context(servers.policyd(corpus.with_many_rules(bench.shipped, count)))[1],
+                bench.load(f"rules-{count}", corpus.clients_of_rules(bench.scale.requests, count)),
+            )
+            for count in (10, many)
+        }
+        costs = bench.costs_in_turn(**asked)
+    few, many_ = asked
+    return Row(
+        "rules",
+        f"CPU of a request with {many:,} rules, each with its own suffix, network and `except`, beside 10",
+        (Reading("of that with 10", median_ratio(costs, many_, few), "x", 1.3, 1.15), *medians(costs)),
+    )
+
+
+def expressions(bench: Bench) -> Row:
+    """What a long list of expressions costs for names that fit them, answers included."""
+    with_them = corpus.with_expressions(bench.shipped, bench.expressions())
+    count = bench.scale.requests
+    with ExitStack() as running:
+        asked = {
+            "none": (
+                running.enter_context(servers.policyd(bench.shipped))[1],
+                bench.load("no-expressions", corpus.clients_of_expressions(count, EXPRESSIONS, "DUNNO")),
+            ),
+            f"{EXPRESSIONS:,} expressions": (
+                running.enter_context(servers.policyd(with_them))[1],
+                bench.load("expressions", corpus.clients_of_expressions(count, EXPRESSIONS, "DEFER")),
+            ),
+        }
+        costs = bench.costs_in_turn(**asked)
+    none, many = asked
+    return Row(
+        "expressions",
+        f"CPU of a request with {EXPRESSIONS:,} host name expressions, one of which fits each client, beside none",
+        (Reading("of that with none", median_ratio(costs, many, none), "x", 1.5, 1.2), *medians(costs)),
+    )
+
+
+def latency(bench: Bench) -> Row:
+    """How long one client waits for its answer while nobody else asks."""
+    entries = bench.scale.entries
+    load = bench.load_of_lists(entries, connections=1)
+    waits: dict[str, list[float]] = {"policyd": [], "floor": []}
+    with ExitStack() as running:
+        _, daemon = running.enter_context(servers.policyd(bench.rules_with_lists(entries)))
+        asked = {"policyd": daemon, "floor": running.enter_context(servers.floor(bench.tools["floor"]))}
+        for _ in range(bench.scale.rounds):
+            for name, server in asked.items():
+                settle(server.pid)
+                report = load.put_on(server)
+                servers.insist({**report, "wrong": 0} if name == "floor" else report)
+                waits[name].append(report["latency_us"]["p50"])
+    return Row(
+        "latency",
+        "latency with one connection, p50",
+        (Reading("of the floor's", median_ratio(waits, "policyd", "floor"), "x", 1.3), *medians(waits)),
+    )
+
+
+def load_time(bench: Bench) -> Row:
+    """How long the largest lists take to load, at the start and at a reload, while nobody asks."""
+    entries = bench.scale.entries
+    rules = bench.rules_with_lists(entries)
+    starts, reloads = [], []
+    for _ in range(min(bench.scale.rounds, 3)):
+        began = time.monotonic()
+        with servers.policyd(rules, pinned=False) as (daemon, server):
+            starts.append(time.monotonic() - began)
+            settle(server.pid)
+            began = time.monotonic()
+            daemon.reload()
+            reloads.append(time.monotonic() - began)
+    return Row(
+        "load",
+        f"loading {entries:,} networks and {entries:,} names",
+        (
+            Reading("from the start to the first answer", statistics.median(starts), "s", 6, 3),
+            Reading("reload", statistics.median(reloads), "s", 6, 3),
+        ),
+    )
+
+
+def memory(bench: Bench) -> Row:
+    """Memory of all processes with the largest lists: at the start, after many reloads, and the peak during one."""
+    entries, reloads = bench.scale.entries, bench.scale.memory_reloads
+    load = bench.load_of_lists(entries)
+    with servers.policyd(bench.rules_with_lists(entries), pinned=False) as (daemon, server):
+        settle(server.pid)
+        at_start = memory_mb(server.pid)
+        peaks = []
+        for _ in range(reloads):
+            with peak_memory(server.pid) as seen:
+                daemon.reload()
+            peaks.append(max(seen))
+        servers.insist(load.put_on(server))
+        settle(server.pid)
+        after = memory_mb(server.pid)
+    return Row(
+        "memory",
+        f"memory of all its processes with {entries:,} networks and {entries:,} names",
+        (
+            Reading(f"after {reloads} reloads", after, "MB", 300, 170),
+            Reading("peak during one", max(peaks), "MB", 450, 300),
+            Reading("at the start", at_start, "MB"),
+        ),
+    )
+
+
+def reload(bench: Bench) -> Row:
+    """What clients notice of reloads of the largest lists while they ask as fast as they can."""
+    entries, reloads = bench.scale.entries, bench.scale.load_reloads
+    load = bench.load_of_lists(entries, pinned=False)
+    trace = bench.folder / "trace"
+    with servers.policyd(bench.rules_with_lists(entries), pinned=False) as (daemon, server):
+        longest = reloads * servers.PATIENCE_SECONDS
+        command = servers.Load(load.program, load.requests, load.connections, min(longest, 500), pinned=False).command(
+            server, "-t", str(trace)
+        )
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as asking:
+            try:
+                spans = list(_reload_repeatedly(daemon, reloads))
+            finally:
+                asking.send_signal(signal.SIGTERM)
+            report = servers.report_of(asking)
+    times, waits = array("Q"), array("Q")
+    records = array("Q", trace.read_bytes())
+    times, waits = records[0::2], records[1::2]
+    during = sorted(
+        wait for at, wait in zip(times, waits, strict=True) if any(begin <= at <= end for begin, end in spans)
+    )
+    seconds = statistics.median((end - begin) / 1e9 for begin, end in spans)
+    lost = sum(report[key] for key in ("wrong", "closed", "refused", "unanswered"))
+    return Row(
+        "reload",
+        f"reloads of {entries:,} networks and {entries:,} names under load, 50 connections, server not pinned",
+        (
+            Reading("p99", during[int(0.99 * (len(during) - 1))] / 1e6, "ms", 10, 5),
+            Reading("longest", during[-1] / 1e6, "ms", 50, 20),
+            Reading("refused, closed, wrong or unanswered", lost, "", 0, 0),
+            Reading("requests during reloads", len(during)),
+            Reading("a reload took", seconds, "s"),
+        ),
+    )
+
+
+def _reload_repeatedly(daemon: Policyd, count: int) -> Iterable[tuple[int, int]]:
+    """Reloads with a second between; gives when each began and ended (CLOCK_MONOTONIC, nanoseconds)."""
+    for _ in range(count):
+        time.sleep(1)
+        began = time.monotonic_ns()
+        daemon.reload()
+        yield began, time.monotonic_ns()
+    time.sleep(1)
+
+
+def idle(bench: Bench) -> Row:
+    """What a connection takes up that has asked once and is kept, as Postfix keeps them."""
+    count = bench.scale.idle
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard < count + _OTHER_DESCRIPTORS:
+        raise LeftOut(f"{count} connections need as many descriptors, and the limit is {hard} (ulimit -Hn)")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    request = next(iter(bench.load("one", corpus.clients_of_lists(1, 10)).requests.read_bytes().split(b"\n", 1)[1:]))
+    with servers.policyd(bench.shipped) as (_, server), ExitStack() as connections:
+        _ask_once(connections, server, request)
+        settle(server.pid)
+        before = memory_mb(server.pid)
+        for _ in range(count):
+            _ask_once(connections, server, request)
+        settle(server.pid)
+        more = memory_mb(server.pid) - before
+    return Row("idle", f"memory of {count:,} idle connections", (Reading("more than with none", more, "MB", 15),))
+
+
+def _ask_once(connections: ExitStack, server: Server, request: bytes) -> None:
+    _, host, port = server.address.split(":")
+    connection = connections.enter_context(socket.create_connection((host, int(port)), timeout=30))
+    connection.sendall(request)
+    answer = connection.recv(4096)
+    assert answer.startswith(b"action="), answer
+
+
+def dns(bench: Bench) -> Row:
+    """Clients of whom nothing is known: each needs a name from a resolver that takes its time."""
+    # Few enough that the cache is full, and memory has to stop growing, early in the run.
+    cache_size = 5000
+    load = bench.load("dns", corpus.clients_without_names(int(bench.scale.dns_seconds * 15_000)), connections=500)
+    with ExitStack() as running:
+        address = running.enter_context(servers.resolver(bench.tools["resolver"], milliseconds=20))
+        settings = {"servers": [address], "cache_size": str(cache_size)}
+        _, server = running.enter_context(servers.policyd(bench.shipped, dns=settings))
+        used = cpu_seconds(server.pid)
+        seen = []
+        command = servers.Load(load.program, load.requests, 500, bench.scale.dns_seconds).command(server)
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as asking:
+            while asking.poll() is None:
+                seen.append(memory_mb(server.pid))
+                time.sleep(0.2)
+            report = servers.report_of(asking)
+        used = cpu_seconds(server.pid) - used
+    servers.insist(report, passes=1)
+    if report["answered"] < 2 * cache_size:
+        raise servers.BenchError(f"{report['answered']} clients do not fill the cache")
+    filled = len(seen) * 3 * cache_size // (2 * report["answered"])
+    return Row(
+        "dns",
+        "500 connections, each request from another client that needs DNS; the resolver answers after 20 ms",
+        (
+            Reading("requests", report["per_second"], "/s", 5000, 8000, more_is_better=True),
+            Reading("CPU", used * 1e6 / report["answered"], "us"),
+            Reading("latency p99", report["latency_us"]["p99"] / 1000, "ms"),
+            Reading(f"memory with the cache of {cache_size:,} full", seen[filled], "MB"),
+            Reading(f"at the end, {report['answered']:,} clients later", max(seen[filled:]), "MB"),
+        ),
+    )

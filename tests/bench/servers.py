@@ -1,0 +1,195 @@
+"""The servers that are measured, as processes on loopback, and the load put on them.
+
+A server is pinned to one core and its load to another unless a row says otherwise, so that neither takes the
+other's time.
+"""
+
+from __future__ import annotations
+
+import grp
+import json
+import os
+import pwd
+import select
+import signal
+import socket
+import subprocess
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tests.bench.processes import cores, cpu_seconds, pinned_to, settle
+from tests.field.policyd import Policyd
+from tests.field.postfix import free_ports
+from tests.field.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+# How long a server may take to start or to reload with the largest lists, on a machine that has other work.
+PATIENCE_SECONDS = 120
+
+POSTFWD = "/usr/sbin/postfwd2"
+
+
+class Server(NamedTuple):
+    """A policy server: where it listens, as load.c takes it, and its process."""
+
+    address: str
+    pid: int
+
+
+class BenchError(Exception):
+    """A figure is not worth having: what it was to measure went wrong."""
+
+
+def _wrapper(*, pinned: bool) -> Sequence[str]:
+    """The beginning of a server's command."""
+    return pinned_to(cores()[0]) if pinned else ()
+
+
+# --- Servers ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def floor(program: Path, *, pinned: bool = True) -> Iterator[Server]:
+    """The floor."""
+    address = f"inet:127.0.0.1:{free_ports('floor')['floor']}"
+    with _process(*_wrapper(pinned=pinned), program, address) as pid:
+        _listening(address)
+        yield Server(address, pid)
+
+
+@contextmanager
+def policyd(rules: str, *, pinned: bool = True, **settings: Any) -> Iterator[tuple[Policyd, Server]]:
+    """`policyd serve` with these rules, writing a decision log."""
+    address = f"inet:127.0.0.1:{free_ports('policyd')['policyd']}"
+    usual: dict[str, Any] = {"listen": [address], "log_level": "warning"}
+    with tempfile.TemporaryDirectory(prefix="policyd-bench-") as name:
+        folder = Path(name)
+        usual["decision_log"] = {"path": str(folder / "decisions.log"), "format": "text"}
+        wrapper = _wrapper(pinned=pinned)
+        daemon = Policyd(folder, rules, wrapper=wrapper, patience=PATIENCE_SECONDS, **{**usual, **settings})
+        with daemon:
+            yield daemon, Server(address, daemon.pid)
+
+
+@contextmanager
+def postfwd(rules: str, *, pinned: bool = True) -> Iterator[Server]:
+    """Debian's postfwd (2: preforked), without a cache of answers, DNS or a log of each rule."""
+    port = free_ports("postfwd")["postfwd"]
+    with tempfile.TemporaryDirectory(prefix="policyd-bench-") as name:
+        folder = Path(name)
+        (folder / "rules.cf").write_text(rules)
+        options: dict[str, object] = {
+            "file": folder / "rules.cf",
+            "interface": "127.0.0.1",
+            "port": port,
+            "max_servers": 100,
+            "cache": 0,
+            "cache_proto": "unix",
+            "cache_port": folder / "cache",
+            "user": pwd.getpwuid(os.geteuid()).pw_name,
+            "group": grp.getgrgid(os.getegid()).gr_name,
+            "pidfile": folder / "pid",
+            "config_timeout": PATIENCE_SECONDS,
+        }
+        command = [*_wrapper(pinned=pinned), POSTFWD, "--nodns", "--norulelog"]
+        command += [text for option, value in options.items() for text in (f"--{option}", str(value))]
+        # It goes into the background by itself.
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True)
+        pid_file = folder / "pid"
+        pid = until("postfwd", lambda: int(pid_file.read_text() or 0) or None if pid_file.exists() else None)
+        try:
+            address = f"inet:127.0.0.1:{port}"
+            _listening(address)
+            yield Server(address, pid)
+        finally:
+            ended = os.pidfd_open(pid)  # it is no child of ours
+            os.kill(pid, signal.SIGTERM)
+            if not select.select([ended], [], [], 10)[0]:
+                raise TimeoutError("postfwd does not end")
+            os.close(ended)
+
+
+@contextmanager
+def resolver(program: Path, milliseconds: int) -> Iterator[str]:
+    """The resolver that answers after a while, on the load's core; gives `address:port`."""
+    port = free_ports("dns")["dns"]
+    with _process(*pinned_to(cores()[1]), program, str(port), str(milliseconds)):
+        yield f"127.0.0.1:{port}"
+
+
+@contextmanager
+def _process(*command: str | Path) -> Iterator[int]:
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    try:
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+
+
+def _listening(address: str) -> None:
+    _, host, port = address.split(":")
+
+    def connected() -> bool | None:
+        with socket.socket() as probe:
+            return probe.connect_ex((host, int(port))) == 0 or None
+
+    until(address, connected, PATIENCE_SECONDS)
+
+
+# --- Load -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Load:
+    """A load to be put on a server: who asks what, over how many connections, for how long."""
+
+    program: Path
+    requests: Path
+    connections: int = 50
+    seconds: float = 3
+    pinned: bool = True
+
+    def command(self, server: Server, *more: str) -> list[str]:
+        """What to run."""
+        command = [*pinned_to(cores()[1])] if self.pinned else []
+        command += [str(self.program), "-a", server.address, "-f", str(self.requests)]
+        return [*command, "-c", str(self.connections), "-d", str(self.seconds), *more]
+
+    def put_on(self, server: Server) -> dict[str, Any]:
+        """Runs it; gives what it has to say."""
+        return dict(json.loads(subprocess.run(self.command(server), check=True, capture_output=True).stdout))
+
+
+def insist(report: Mapping[str, Any], *, passes: int | None = None) -> None:
+    """Raises BenchError if a request was answered wrongly or not at all, or asked again where none may be."""
+    lost = {key: report[key] for key in ("wrong", "closed", "refused", "unanswered") if report[key]}
+    if lost or not report["measured"]:
+        raise BenchError(f"the load generator says: {json.dumps(report)}")
+    if passes is not None and report["passes"] > passes:
+        raise BenchError(f"all requests were asked after {report['answered']} answers; make more of them")
+
+
+def cost_us(server: Server, load: Load) -> tuple[float, dict[str, Any]]:
+    """The CPU time that a server uses for one request, in microseconds; and what the load generator says."""
+    settle(server.pid)
+    used = cpu_seconds(server.pid)
+    report = load.put_on(server)
+    settle(server.pid)
+    return (cpu_seconds(server.pid) - used) * 1e6 / report["answered"], report
+
+
+def report_of(asking: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """What a load generator that was started has to say, once it ends.
+
+    Raises BenchError if it has failed.
+    """
+    said, _ = asking.communicate()
+    if asking.returncode:
+        raise BenchError(f"the load generator ended with status {asking.returncode}")
+    return dict(json.loads(said))

@@ -24,6 +24,7 @@ COMMANDS = {
     "explain": "policyd.cli.rules",
     "schema": "policyd.cli.rules",
     "replay": "policyd.cli.logs",
+    "suggest": "policyd.cli.logs",
     "import": "policyd.cli.exchange",
     "export": "policyd.cli.exchange",
 }

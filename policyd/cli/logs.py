@@ -13,11 +13,12 @@ import click
 from policyd.cli import Failure
 from policyd.cli.options import json_option, rules_options
 from policyd.config import load
-from policyd.tools import replay_report
+from policyd.tools import replay_report, suggest_report
 from policyd.tools.display import counted, reading, results
 from policyd.tools.logfiles import LogError, in_order
 from policyd.tools.replay import Assumption, compare
 from policyd.tools.replay import replay as run_replay
+from policyd.tools.suggest import suggest as find_candidates
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -97,6 +98,58 @@ def replay(
     if fail_if_delivered is not None and refused > fail_if_delivered:
         allowed = "none is allowed" if not fail_if_delivered else f"{fail_if_delivered:,} are allowed"
         raise Failure(f"policyd: {counted(refused, 'delivered mail')} would have been refused; {allowed}", 1)
+
+
+@click.command()
+@rules_options
+@json_option
+@click.option(
+    "--min-clients",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Refused addresses that a suffix or a network needs.",
+)
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Candidates.")
+@logs_argument
+def suggest(
+    *,
+    config: str | None,
+    rules: str | None,
+    as_json: bool,
+    min_clients: int,
+    limit: int,
+    logs: tuple[str, ...],
+) -> None:
+    """Find what to block in a mail log, and write it as rules that observe.
+
+    Host names are grouped by suffix, addresses by network, senders by pattern; what was refused or deferred speaks
+    for a candidate, what was delivered from the same place against it. With a ruleset, what its rules decide already
+    is left out. The result is YAML that policyd check accepts, the best candidate first. Exit status 1: there is none.
+
+    \b
+    policyd suggest /var/log/mail.log* > candidates.yaml
+    policyd suggest --rules rules.yaml /var/log/mail.log
+    """
+    ruleset = load(config, rules).ruleset if config is not None or rules is not None else None
+    with log_errors(), reading(logs) as advance:
+        found = find_candidates(
+            in_order(logs), least_clients=min_clients, ruleset=ruleset, today=_today(), advance=advance
+        )
+    if not found.transactions:
+        raise no_mail(logs, found.counts)
+    taken = [rule.name for rule in ruleset.rules] if ruleset is not None else []
+    if as_json:
+        _print_json(suggest_report.as_json(found, limit, taken))
+    elif found.candidates:
+        click.echo(suggest_report.as_yaml(found, limit, taken), nl=False)
+    if not found.candidates:
+        raise Failure(
+            f"policyd: nothing to suggest: {counted(found.transactions, 'mail')}, {found.refused:,} refused or"
+            f" deferred, {found.covered:,} of these decided by the ruleset; --min-clients 1 shows weaker candidates",
+            1,
+        )
 
 
 @contextlib.contextmanager

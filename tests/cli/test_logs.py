@@ -121,3 +121,38 @@ def test_replay_with_a_bad_ruleset_says_what_is_wrong_with_it(run: Run, tmp_path
         ended = run("replay", *arguments, POSTFIX)
         assert ended.status == 1
         assert f"{rules}:2:" in ended.err
+
+
+# --- suggest --------------------------------------------------------------------------------------------------------
+
+
+def test_suggest_over_the_incidents_is_a_ruleset(run: Run, tmp_path: Path) -> None:
+    ended = run("suggest", SENDMAIL, POSTFIX)
+    assert (ended.status, ended.err) == (0, "")
+    assert "match: {hostname_suffix: vs.sakura.ne.jp}" in ended.out
+    assert "match: {cidr: 180.222.51.0/24}" in ended.out
+    assert r"match: {sender_regex: '^rainbow\+err[a-z0-9]+@'}" in ended.out
+    candidates = tmp_path / "candidates.yaml"
+    candidates.write_text(ended.out)
+    assert run("check", "--strict", "--rules", candidates).status == 0
+    # Tried on the log it came from: only observed, so no delivered mail is hit.
+    replayed = json.loads(run("replay", "--json", "--rules", candidates, SENDMAIL, POSTFIX).out)
+    assert [(rule["rule"], rule["mode"], rule["transactions"]) for rule in replayed["rules"]] == [
+        ("names-vs-sakura-ne-jp", "observe", 27),
+        ("network-180-222-51-0-24", "observe", 7),
+        ("senders-rainbow-err", "observe", 7),
+        ("default", "enforce", 35),
+    ]
+
+
+def test_suggest_for_programs(run: Run) -> None:
+    candidates = json.loads(run("suggest", "--json", "--limit", "1", SENDMAIL, POSTFIX).out)["candidates"]
+    assert [(one["name"], one["match"]) for one in candidates] == [
+        ("names-vs-sakura-ne-jp", {"hostname_suffix": "vs.sakura.ne.jp"})
+    ]
+
+
+def test_suggest_with_nothing_to_suggest_says_so(run: Run) -> None:
+    ended = run("suggest", "--rules", SHIPPED, SENDMAIL, POSTFIX)
+    assert (ended.status, ended.out) == (1, "")
+    assert ended.err.startswith("policyd: nothing to suggest: 35 mails, 35 refused or deferred, 34 of these decided")

@@ -1,0 +1,67 @@
+"""Blocks of addresses that are likely one owner's, from single addresses that behaved alike.
+
+Nobody is asked: a block is taken for one where its parts show the same behaviour. IPv4 is looked at by /24, the
+smallest that is routed on its own, IPv6 by /48, the usual size of a site; neighbours join to a larger block as long
+as at least three quarters of it have shown themselves.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, NamedTuple
+
+import netaddr
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# By IP version: the length of the part, of the largest block, and of an address.
+_PART = {4: 24, 6: 48}
+_LARGEST = {4: 16, 6: 32}
+_WIDTH = {4: 32, 6: 128}
+
+
+class Block(NamedTuple):
+    """A network as its IP version, first address and prefix length."""
+
+    version: int
+    first: int
+    prefix: int
+
+    def __str__(self) -> str:
+        return str(netaddr.IPNetwork((self.first, self.prefix), version=self.version))
+
+    def part_keys(self) -> range:
+        """The keys, as `part_of` gives them, of the parts of this block."""
+        shift = _WIDTH[self.version] - _PART[self.version]
+        return range(self.first >> shift, (self.first >> shift) + (1 << (_PART[self.version] - self.prefix)))
+
+
+def part_of(version: int, address: int) -> tuple[int, int]:
+    """The /24 or /48 of an address, as version and number."""
+    return version, address >> (_WIDTH[version] - _PART[version])
+
+
+def blocks(clients: Mapping[tuple[int, int], int], least: int) -> list[Block]:
+    """Blocks without overlap, each with at least `least` clients. `clients` has the number of clients for each part.
+
+    A block of several parts has clients in three quarters of them, and twice as many clients, since neighbours are
+    found by chance as well.
+    """
+    found: list[Block] = []
+    for version in (4, 6):
+        shift = _WIDTH[version] - _PART[version]
+        left = {number: count for (v, number), count in clients.items() if v == version}
+        # From the largest down: what a large block holds is not looked at again.
+        for prefix in range(_LARGEST[version], _PART[version] + 1):
+            size = 1 << (_PART[version] - prefix)
+            parts, totals = Counter[int](), Counter[int]()
+            for number, count in left.items():
+                parts[number // size] += 1
+                totals[number // size] += count
+            enough = least if size == 1 else 2 * least
+            for number in [n for n in parts if parts[n] * 4 >= size * 3 and totals[n] >= enough]:
+                found.append(Block(version, (number * size) << shift, prefix))
+                for part in range(number * size, (number + 1) * size):
+                    left.pop(part, None)
+    return found

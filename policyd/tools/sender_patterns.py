@@ -1,0 +1,77 @@
+"""The pattern behind sender addresses that change from mail to mail: `rainbow+err000123@` and `rainbow+err000124@`.
+
+Bulk mailers number their bounce addresses, or write the recipient into them (VERP), so that no list of addresses ever
+holds. A `Shape` is what stays; senders of one shape were made by one mailer.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+# Words that stand before the part that changes. Behind one, letters may change as well as digits. Longest first.
+_BOUNCE_WORD = re.compile("bounces|bounce|errors|error|return|bnc|err|ret")
+
+# What local parts are put together with.
+_SEPARATOR = re.compile(r"([-+=._])")
+
+_CHANGING = {"digits": "[0-9]+", "word": "[a-z0-9]+", "rest": ".+"}
+
+# A literal of this many letters with a separator in it, as `rainbow+err`, is some mailer's own. A shorter one, as
+# `news` or `b-`, is anybody's, and needs the domain beside it.
+_OWN_LENGTH = 8
+
+
+class Shape(NamedTuple):
+    """What stays of a local part, in lower case: literal text, and between the changing parts (`digits`, `word`,
+    `rest`) by which it is marked with a NUL in front."""
+
+    pieces: tuple[str, ...]
+
+    @property
+    def literal(self) -> str:
+        """All that stays."""
+        return "".join(piece for piece in self.pieces if not piece.startswith("\0"))
+
+    @property
+    def distinctive(self) -> bool:
+        """Whether the literal text alone tells this mailer from others."""
+        return len(self.literal) >= _OWN_LENGTH and bool(_SEPARATOR.search(self.literal))
+
+    def expression(self, domain: str) -> str:
+        """An RE2 expression for senders of this shape; `domain` is empty for any."""
+        local = "".join(_CHANGING[piece[1:]] if piece.startswith("\0") else _escape(piece) for piece in self.pieces)
+        return f"^{local}@{_escape(domain)}$" if domain else f"^{local}@"
+
+
+def shape_of(local: str) -> Shape | None:
+    """The shape of a local part; None for one in which nothing looks as if it changed."""
+    pieces: list[str] = []
+    tokens = _SEPARATOR.split(local.lower())
+    for place, token in enumerate(tokens):
+        if tokens[place + 1 : place + 2] == ["="]:
+            # VERP (https://cr.yp.to/proto/verp.txt): from here on it is the recipient's address.
+            pieces.append("\0rest")
+            break
+        pieces.extend(_pieces_of(token))
+    if not any(piece.startswith("\0") for piece in pieces):
+        return None
+    return Shape(tuple(pieces))
+
+
+def _pieces_of(token: str) -> list[str]:
+    if not token or _SEPARATOR.fullmatch(token):
+        return [token] if token else []
+    if (word := _BOUNCE_WORD.match(token)) is not None and token[word.end() :].isalnum():
+        return [word[0], "\0word"]
+    if not any(character.isdigit() for character in token):
+        return [token]
+    if token.isdigit():
+        return ["\0digits"]
+    if (numbered := re.fullmatch(r"([a-z]+)[0-9]+", token)) is not None:
+        return [numbered[1], "\0digits"]
+    return ["\0word"] if token.isalnum() else ["\0rest"]
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"([^A-Za-z0-9_-])", r"\\\1", text)

@@ -294,6 +294,11 @@ class _Daemon:
         self._decision_log.close()
         _log.info("ended")
         self._notifier.close()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # The loop's end would bring the default action back, and a second signal make this a death.
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
 
     def _run_beside(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

@@ -1,0 +1,82 @@
+"""The other end of the protocol, as plain as can be: what Postfix sends, and the answers that come back."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Far more than any answer takes here; a test that waits so long has failed.
+SECONDS = 10
+
+
+def request(**attributes: str) -> bytes:
+    """A request at RCPT from a client whose name Postfix has verified, but for what is said otherwise."""
+    usual = {
+        "request": "smtpd_access_policy",
+        "protocol_state": "RCPT",
+        "client_address": "192.0.2.25",
+        "client_name": "mail.sender.example",
+        "reverse_client_name": "mail.sender.example",
+        "helo_name": "mail.sender.example",
+        "sender": "anna@sender.example",
+        "recipient": "bob@recipient.example",
+        "instance": "1.2.3",
+    }
+    return "".join(f"{name}={value}\n" for name, value in (usual | attributes).items()).encode() + b"\n"
+
+
+def unnamed(address: str, **attributes: str) -> bytes:
+    """A request from a client that Postfix found no name for, so that policyd has to ask DNS."""
+    names = {"client_name": "unknown", "reverse_client_name": "unknown"}
+    return request(client_address=address, **names, **attributes)
+
+
+class Client:
+    """A connection, to a port of 127.0.0.1 (or `host`) or to a unix socket."""
+
+    def __init__(self, place: int | Path, host: str = "127.0.0.1") -> None:
+        if isinstance(place, int):
+            self.socket = socket.create_connection((host, place), timeout=SECONDS)
+        else:
+            self.socket = socket.socket(socket.AF_UNIX)
+            self.socket.settimeout(SECONDS)
+            self.socket.connect(str(place))
+        self._read = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, content: bytes) -> None:
+        self.socket.sendall(content)
+
+    def answer(self) -> str:
+        """The next answer, without `action=`; EOFError if the server closes the connection instead."""
+        while b"\n\n" not in self._read:
+            try:
+                read = self.socket.recv(65536)
+            except ConnectionResetError:
+                read = b""
+            if not read:
+                raise EOFError(self._read)
+            self._read += read
+        answer, _, self._read = self._read.partition(b"\n\n")
+        assert answer.startswith(b"action=")
+        return answer.removeprefix(b"action=").decode("ascii")
+
+    def ask(self, content: bytes) -> str:
+        self.send(content)
+        return self.answer()
+
+    def is_closed(self) -> bool:
+        """Whether the server closes the connection, without another answer."""
+        try:
+            answer = self.answer()
+        except EOFError as end:
+            return end.args[0] == b""
+        raise AssertionError(f"answered: {answer}")

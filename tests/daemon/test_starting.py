@@ -1,0 +1,257 @@
+"""How a daemon starts, or says why it cannot; where it listens; and what it tells systemd."""
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.daemon.client import Client, request
+from tests.daemon.conftest import RULES, StartPolicyd
+
+BULK = request(client_address="203.0.113.9")
+
+
+def serve(*arguments: str, cwd: Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs `policyd serve`, which is expected to end by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "policyd", "serve", *arguments],
+        cwd=cwd,
+        env={**os.environ, **(environment or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("files", "arguments", "status", "messages"),
+    [
+        (
+            {"rules.yaml": "rules:\n  - {name: a, match: {hostname_sufix: x.example}, action: REJECT}\n  - 7\n"},
+            ["--rules", "rules.yaml"],
+            1,
+            [
+                "rules.yaml:2:23: rule 'a': unknown condition 'hostname_sufix'; did you mean 'hostname_suffix'?",
+                ":3:5: ",
+            ],
+        ),
+        ({}, ["--rules", "rules.yaml"], 2, ["rules.yaml: "]),
+        ({"rules.yaml": ""}, ["--rules", "rules.yaml"], 1, ["rules.yaml"]),
+        (
+            {"rules.yaml": RULES, "policyd.yaml": "limits: {conections: 5}\n"},
+            ["-c", "policyd.yaml"],
+            1,
+            ["unknown key 'conections'"],
+        ),
+        ({"rules.yaml": RULES}, ["--rules", "rules.yaml", "--listen", "tcp:1"], 2, ["'tcp:1' is no address"]),
+        (
+            {"rules.yaml": RULES, "taken": "a file"},
+            ["--rules", "rules.yaml", "--listen", "unix:taken"],
+            2,
+            ["cannot listen on unix:taken: there is a file that is no socket"],
+        ),
+        (
+            {"rules.yaml": RULES},
+            ["--rules", "rules.yaml", "--listen", "unix:missing/socket"],
+            2,
+            ["cannot listen on unix:missing/socket: No such file or directory"],
+        ),
+        (
+            {"rules.yaml": RULES, "policyd.yaml": "listen: [unix:s]\nsocket_group: no-such-group\n"},
+            ["-c", "policyd.yaml"],
+            2,
+            ["socket_group: there is no group 'no-such-group' on this host"],
+        ),
+        (
+            {"rules.yaml": RULES, "policyd.yaml": "listen: [unix:s]\nmetrics: 192.0.2.1:9\n"},
+            ["-c", "policyd.yaml"],
+            2,
+            ["cannot listen on inet:192.0.2.1:9: "],
+        ),
+    ],
+)
+def test_what_keeps_it_from_starting_is_said_in_lines_and_an_exit_status(
+    files: dict[str, str], arguments: list[str], status: int, messages: list[str], tmp_path: Path
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    ended = serve(*arguments, cwd=tmp_path)
+    assert ended.returncode == status
+    assert ended.stdout == ""
+    for message in messages:
+        assert message in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert (tmp_path / "taken").exists() == ("taken" in files)
+
+
+def test_an_address_that_is_taken_is_refused(start_policyd: StartPolicyd, port: int, tmp_path: Path) -> None:
+    with start_policyd():
+        ended = serve("--rules", "rules.yaml", "--listen", f"inet:127.0.0.1:{port}", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert (
+        f"cannot listen on inet:127.0.0.1:{port}: Address already in use; is policyd running already?" in ended.stderr
+    )
+
+
+def test_few_descriptors_keep_it_from_starting(tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text(RULES)
+    ended = subprocess.run(
+        ["prlimit", "--nofile=60", sys.executable, "-m", "policyd", "serve", "--rules", "rules.yaml"],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert "at most 60 descriptors may be open" in ended.stderr
+
+
+# --- Sockets ----------------------------------------------------------------------------------------------------------
+
+
+def test_it_listens_on_ipv4_ipv6_and_a_unix_socket_at_once(
+    start_policyd: StartPolicyd, port: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "socket"
+    listen = [f"inet:127.0.0.1:{port}", f"inet:[::1]:{port}", f"unix:{path}"]
+    with start_policyd(listen=listen, socket_mode="0666", socket_group=str(os.getgid())) as policyd:
+        with Client(port) as one, Client(port, "::1") as two, Client(path) as three:
+            assert {one.ask(BULK), two.ask(BULK), three.ask(BULK)} == {"DEFER 4.7.1 later"}
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666
+        assert all(f"listening on {address}" in policyd.operational_log.read_text() for address in listen)
+    assert not path.exists()
+
+
+def test_a_stale_socket_is_replaced_and_a_live_one_is_not(start_policyd: StartPolicyd, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(path))
+    stale.close()
+    with start_policyd(listen=[f"unix:{path}"]), Client(path) as client:
+        assert client.ask(BULK) == "DEFER 4.7.1 later"
+        ended = serve("--rules", "rules.yaml", "--listen", f"unix:{path}", cwd=tmp_path)
+        assert ended.returncode == 2
+        assert f"cannot listen on unix:{path}: another process serves it" in ended.stderr
+        assert client.ask(BULK) == "DEFER 4.7.1 later"
+        with Client(path) as other:
+            assert other.ask(BULK) == "DEFER 4.7.1 later"
+
+
+def test_the_socket_of_a_successor_is_left_alone(start_policyd: StartPolicyd, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with start_policyd(listen=[f"unix:{path}"]):
+        path.unlink()
+        with socket.socket(socket.AF_UNIX) as successor:
+            successor.bind(str(path))
+    assert path.exists()
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
+def test_a_socket_passed_by_systemd_replaces_those_of_the_settings(
+    start_policyd: StartPolicyd, port: int, tmp_path: Path, family: socket.AddressFamily
+) -> None:
+    with socket.socket(family) as passed:
+        passed.bind(("127.0.0.1", 0) if family == socket.AF_INET else str(tmp_path / "socket"))
+        passed.listen()
+        place = passed.getsockname()[1] if family == socket.AF_INET else tmp_path / "socket"
+        with start_policyd(listener=passed) as policyd:
+            with Client(place) as client:
+                assert client.ask(BULK) == "DEFER 4.7.1 later"
+            with pytest.raises(ConnectionRefusedError):
+                Client(port)
+            policyd.stop()
+            with Client(place) as waiting:  # in the kernel's queue, until there is a daemon again
+                waiting.send(BULK)
+                policyd.start()
+                assert waiting.answer() == "DEFER 4.7.1 later"
+
+
+def test_what_systemd_passes_must_be_a_listening_stream_socket(tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text(RULES)
+    script = 'export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@" 3</dev/null'
+    for redirected, complaint in (("3</dev/null", "is no socket"), (None, "no listening stream socket")):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+            number = datagrams.fileno()
+            last = redirected or f"3<&{number}"
+            ended = subprocess.run(
+                ["bash", "-c", script.replace("3</dev/null", last), "bash", sys.executable, "-m", "policyd", "serve"],
+                cwd=tmp_path,
+                stdin=subprocess.DEVNULL,
+                pass_fds=(number,),
+                capture_output=True,
+                text=True,
+                timeout=20,
+                check=False,
+            )
+        assert ended.returncode == 2
+        assert f"descriptor 3 from systemd {complaint}" in ended.stderr.replace("is no listening", "no listening")
+
+
+def test_a_listener_that_others_can_reach_and_the_rights_of_root_are_warned_of(
+    start_policyd: StartPolicyd, port: int
+) -> None:
+    with start_policyd(listen=[f"inet:0.0.0.0:{port}", f"inet:127.0.0.1:{port + 1}"]) as policyd:
+        warnings = [line for line in policyd.operational_log.read_text().splitlines() if ": warning: " in line]
+    assert any(f"inet:0.0.0.0:{port} can be reached from other hosts" in line for line in warnings)
+    assert not any("127.0.0.1" in line for line in warnings)
+    assert any("running as root" in line for line in warnings) == (os.geteuid() == 0)
+
+
+# --- systemd ----------------------------------------------------------------------------------------------------------
+
+
+def test_systemd_is_told_of_each_step(tmp_path: Path) -> None:
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(RULES)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(b"")  # an abstract name of the kernel's choice (unix(7), autobind)
+        notified.settimeout(20)
+        name = notified.getsockname()[1:].decode()
+        environment = {**os.environ, "NOTIFY_SOCKET": f"@{name}", "WATCHDOG_USEC": "200000"}
+        environment.pop("WATCHDOG_PID", None)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "policyd", "serve", "--rules", "rules.yaml", "--listen", "unix:socket"],
+            cwd=tmp_path,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+        def next_told() -> dict[str, str]:
+            while True:
+                told = dict(line.split("=", 1) for line in notified.recv(4096).decode().splitlines())
+                if "WATCHDOG" not in told:
+                    return told
+
+        try:
+            told = next_told()
+            assert told["READY"] == "1"
+            assert told["STATUS"].startswith("ruleset ")
+            assert "3 rules" in told["STATUS"]
+            assert notified.recv(4096) == b"WATCHDOG=1"
+            before = time.monotonic_ns() // 1000
+            rules.write_text("rules: 7")
+            process.send_signal(signal.SIGHUP)
+            told = next_told()
+            assert told["RELOADING"] == "1"
+            assert before <= int(told["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
+            told = next_told()
+            assert told["READY"] == "1"
+            assert "reload failed" in told["STATUS"]
+            process.terminate()
+            assert next_told()["STOPPING"] == "1"
+            assert process.wait(timeout=20) == 0
+        finally:
+            process.kill()
+            process.wait()

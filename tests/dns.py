@@ -177,6 +177,7 @@ class ScriptedServer:
         self.port = self.port or free_port()
         started = threading.Event()
         self._faults: list[dict[str, Any]] = []
+        self._clients: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(lambda _, fault: self._faults.append(fault))
         self._thread = threading.Thread(target=self._run, args=(started,))
@@ -202,15 +203,15 @@ class ScriptedServer:
         udp.close()
         if tcp is not None:
             tcp.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        for writer in list(self._clients):
+            writer.close()
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))
 
     async def _serve_tcp(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         def send(message: bytes) -> None:
             writer.write(struct.pack("!H", len(message)) + message)
 
+        self._clients.add(writer)
         try:
             while True:
                 (length,) = struct.unpack("!H", await reader.readexactly(2))
@@ -218,6 +219,7 @@ class ScriptedServer:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the client has heard enough
         finally:
+            self._clients.discard(writer)
             writer.close()
 
     def reply(self, query: bytes, send: Callable[[bytes], None], longest: int) -> None:

@@ -45,7 +45,7 @@ from policyd.core.index import fold_name
 from policyd.daemon.oplog import Throttled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
 
     from policyd.config.settings import Dns
 
@@ -73,8 +73,8 @@ EAGER_SECONDS = 0.25
 # After so many answers a patient channel takes no more queries: with the third c-ares begins to estimate.
 PATIENT_ANSWERS = 2
 
-# So many clients at once get a channel of their own for what came back malformed: each is a thread and some
-# descriptors. More than a few mean that the resolver itself is broken, and what it says may as well count as malformed.
+# So many clients at once have a channel of their own for what came back malformed; the others wait. Each is a thread
+# and some descriptors.
 OWN_CHANNELS = 16
 
 # Before a third try at what stays silent, in seconds, and twice as long before each one after it: a resolver that
@@ -332,11 +332,13 @@ class _Lookup:
         while silent := which(Reason.TIMEOUT):
             await ask(silent, await self._servers.patient())
             if which(Reason.TIMEOUT):
-                await self._pause(pause)
+                await self._wait(asyncio.sleep(pause))
                 pause *= 2
-        malformed = which(Reason.MALFORMED)
-        if malformed and (own := await self._servers.own()) is not None:
-            await ask(malformed, own)
+        if which(Reason.MALFORMED) and await self._wait(self._servers.lanes.acquire()):
+            try:
+                await ask(which(Reason.MALFORMED), await self._servers.open_patient())
+            finally:
+                self._servers.lanes.release()
 
     async def _ask_over(self, channel: _Channel, names: Sequence[bytes], kind: RecordType) -> list[_Answer]:
         """Asks each server once, over one channel, and waits for all of the answers."""
@@ -374,16 +376,17 @@ class _Lookup:
                 raise
             return Reason.TIMEOUT, None
 
-    async def _pause(self, seconds: float) -> None:
-        if self._expired:
-            return
-        sleeping = asyncio.create_task(asyncio.sleep(seconds))
-        self._waiting = (sleeping,)
+    async def _wait(self, work: Coroutine[Any, Any, object]) -> bool:
+        """Whether something came to its end while there was time."""
+        task = asyncio.create_task(work)
+        self._waiting = (task,)
         try:
-            await sleeping
+            await task
         except asyncio.CancelledError:
             if not self._expired:
                 raise
+            return False
+        return True
 
 
 # --- What an answer says ----------------------------------------------------------------------------------------------
@@ -507,7 +510,7 @@ class _Servers:
         self._timeout = dns.timeout
         self._eager: _Channel | None = None
         self._patient: _Channel | None = None
-        self._own: set[_Channel] = set()
+        self.lanes = asyncio.Semaphore(OWN_CHANNELS)  # who has one may open a channel of its own
 
     async def eager(self) -> _Channel:
         """A channel that asks each server once, and waits as long as it has been found to take."""
@@ -524,26 +527,18 @@ class _Servers:
         old = self._patient
         if old is not None and old.answered < PATIENT_ANSWERS and monotonic() - old.born < CHANNEL_SECONDS:
             return old
-        new = self._patient = await self._open_patient()
+        new = self._patient = await self.open_patient()
         if old is not None:
             await self.close_unused(old)
         return new
 
-    async def own(self) -> _Channel | None:
-        """A patient channel for one client; None if too many have one."""
-        if len(self._own) >= OWN_CHANNELS:
-            return None
-        channel = await self._open_patient()
-        self._own.add(channel)
-        return channel
-
-    async def _open_patient(self) -> _Channel:
+    async def open_patient(self) -> _Channel:
+        """A patient channel for one client alone; it is closed after its answers."""
         return _Channel(self._servers, max(EAGER_SECONDS, self._timeout / (await self.eager()).servers))
 
     async def close_unused(self, channel: _Channel) -> None:
         """Closes a channel whose last answer has come, unless others are to use it."""
         if not channel.users and channel is not self._eager and channel is not self._patient:
-            self._own.discard(channel)
             await channel.close()
 
     async def close(self) -> None:

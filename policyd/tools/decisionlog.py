@@ -1,4 +1,4 @@
-"""Reads policyd's own decision log, in both formats, a line at a time.
+"""Reads policyd's own decision log, in both formats, bare or within syslog or the journal.
 
 Promises: any line gives a `LoggedDecision` or None, never an exception; values come back as the bytes that the client
 sent, with escapes undone, as far as the line still has them (long values are cut in the log and end in `...`). What
@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from policyd.core.ruleset import SENDER_STATES, Verb
+from policyd.tools.logfiles import LogError, read_blocks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
 
 VERBS = frozenset(verb.value.encode() for verb in Verb)
 
@@ -20,8 +25,10 @@ _TEXT = re.compile(
     rb"(\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:?\d\d)) (REJECT|DEFER|DEFER_IF_PERMIT|DUNNO) (.*)", re.DOTALL
 )
 _PAIR = re.compile(rb'([a-z_]+)=("[^"]*"|\S*)')
-_CLIENT = re.compile(rb"(.*)\[([^\[\]]*)\]", re.DOTALL)
+_CLIENT = re.compile(rb"([^\[]*)\[(.*)\]", re.DOTALL)
 _NUMBER = re.compile(rb"[0-9]{1,15}(?:\.[0-9]{1,9})?")
+# `Nov 21 17:16:00 mx policyd[12]: 2026-11-21T...`
+_IN_SYSLOG = re.compile(rb".{14,80}? policyd\[\d+\]: (.*)", re.DOTALL)
 _ESCAPE = re.compile(rb"\\x([0-9A-Fa-f]{2})")
 
 
@@ -68,6 +75,54 @@ class LoggedDecision(NamedTuple):
         return self.rule or b"default"
 
 
+@dataclass(slots=True)
+class DecisionCounts:
+    """What became of the lines."""
+
+    lines: int = 0
+    decisions: int = 0
+
+
+def decisions(
+    paths: Iterable[str], counts: DecisionCounts, advance: Callable[[int], None] | None = None
+) -> Iterator[list[LoggedDecision]]:
+    """The decisions in all of these files, in lists; `counts` says how it went.
+
+    Raises `LogError` for a file that cannot be read, and for one with lines and without any decision.
+    """
+    name, lines, found = "", 0, 0
+    for block in read_blocks(paths, advance):
+        if block.first:
+            _refuse_foreign(name, counts.lines - lines, counts.decisions - found)
+            name, lines, found = block.name, counts.lines, counts.decisions
+        batch = [decision for line in block.lines if (decision := parse_anywhere(line)) is not None]
+        counts.lines += len(block.lines)
+        counts.decisions += len(batch)
+        yield batch
+    _refuse_foreign(name, counts.lines - lines, counts.decisions - found)
+
+
+def _refuse_foreign(name: str, lines: int, found: int) -> None:
+    if lines and not found:
+        raise LogError(f"{name}: no decision log: none of its {lines:,} lines is a decision of policyd's")
+
+
+def parse_anywhere(line: bytes) -> LoggedDecision | None:
+    """As `parse`, also for a line of syslog or of `journalctl` (-o short or json) that has the decision in it."""
+    decision = parse(line)
+    if decision is not None:
+        return decision
+    if line.startswith(b"{") and b'"MESSAGE"' in line:
+        try:
+            message = json.loads(line).get("MESSAGE")
+        except (ValueError, RecursionError):
+            return None
+        return parse(message.encode("utf-8", "replace")) if isinstance(message, str) else None
+    if in_syslog := _IN_SYSLOG.fullmatch(line):
+        return parse(in_syslog[1])
+    return None
+
+
 def parse(line: bytes) -> LoggedDecision | None:
     """The decision that a line tells of, or None for a line that is none."""
     if line.startswith(b"{"):
@@ -82,11 +137,12 @@ def _parse_text(stamp: bytes, action: bytes, rest: bytes) -> LoggedDecision | No
     client = _CLIENT.fullmatch(fields.get(b"client", b""))
     if client is None:
         return None
+    client_name, client_address = client.groups()
+    claimed, observed = _names(fields.get(b"claimed")), _names(fields.get(b"observed"))
     if b"\\" in rest:
         fields = {key: _unescape(value) for key, value in fields.items()}
-        client_name, client_address = _unescape(client[1]), _unescape(client[2])
-    else:
-        client_name, client_address = client.groups()
+        client_name, client_address = _unescape(client_name), _unescape(client_address)
+        claimed = tuple(map(_unescape, claimed))
     get = fields.get
     state = get(b"state", b"")
     sender = get(b"from")
@@ -102,7 +158,7 @@ def _parse_text(stamp: bytes, action: bytes, rest: bytes) -> LoggedDecision | No
         get(b"rule", b""),
         client_address,
         b"" if client_name == b"unknown" else client_name,
-        _names(get(b"claimed")),
+        claimed,
         get(b"rdns", b""),
         get(b"dns_error", b""),
         get(b"downgraded") == b"true",
@@ -113,7 +169,7 @@ def _parse_text(stamp: bytes, action: bytes, rest: bytes) -> LoggedDecision | No
         get(b"sasl_username", b""),
         get(b"instance", b""),
         get(b"queue_id", b""),
-        _names(get(b"observed")),
+        observed,
         get(b"ruleset", b""),
         _milliseconds(get(b"dns_ms")),
         _milliseconds(get(b"ms")),
@@ -187,3 +243,80 @@ def _milliseconds(value: bytes | None) -> float | None:
 
 def _unescape(value: bytes) -> bytes:
     return _ESCAPE.sub(lambda escape: bytes.fromhex(escape[1].decode()), value)
+
+
+# --- Back to lines --------------------------------------------------------------------------------------------------
+
+_TO_ESCAPE = re.compile(rb"""[^!-~]|["'<>\\]""")
+_TO_ESCAPE_IN_LIST = re.compile(rb"""[^!-~]|["',<>\\]""")
+_TO_ESCAPE_IN_QUOTES = re.compile(rb"""[^ -~]|["'\\]""")
+
+
+def as_text(decision: LoggedDecision) -> str:
+    """The decision as a line of the text format, whatever format it was read from: printable ASCII."""
+    name, address = _escaped(decision.hostname or b"unknown"), _escaped(decision.client_address)
+    words = [_escaped(decision.stamp), _escaped(decision.action)]
+    for key, value in (
+        ("would", decision.would),
+        ("id", decision.id),
+        ("rule", decision.rule),
+        ("client", f"{name}[{address}]"),
+        ("claimed", ",".join(_escaped(name, _TO_ESCAPE_IN_LIST) for name in decision.claimed)),
+        ("rdns", decision.reverse_dns),
+        ("dns_error", decision.dns_error),
+        ("downgraded", b"true" if decision.downgraded else b""),
+        ("state", decision.protocol_state),
+        ("from", f"<{_escaped(decision.sender)}>" if decision.sender is not None else ""),
+        ("to", f"<{_escaped(decision.recipient)}>" if decision.recipient else ""),
+        ("helo", f"<{_escaped(decision.helo_name)}>" if decision.helo_name else ""),
+        ("sasl_username", decision.sasl_username),
+        ("instance", decision.instance),
+        ("queue_id", decision.queue_id),
+        ("observed", b",".join(decision.observed)),
+        ("ruleset", decision.ruleset),
+        ("dns_ms", f"{decision.dns_ms:.1f}" if decision.dns_ms is not None else ""),
+        ("ms", f"{decision.ms:.1f}" if decision.ms is not None else ""),
+        ("reply", f'"{_escaped(decision.reply, _TO_ESCAPE_IN_QUOTES)}"' if decision.reply else ""),
+    ):
+        if value:
+            words.append(f"{key}={value if isinstance(value, str) else _escaped(value)}")
+    return " ".join(words)
+
+
+def as_json(decision: LoggedDecision) -> dict[str, Any]:
+    """The decision as an object of the JSON format."""
+
+    def text(value: bytes) -> str:
+        return value.decode("utf-8", "replace")
+
+    fields: dict[str, Any] = {
+        "time": text(decision.stamp),
+        "action": text(decision.action),
+        "would": text(decision.would),
+        "id": text(decision.id),
+        "rule": text(decision.rule),
+        "client_address": text(decision.client_address),
+        "hostname": text(decision.hostname) or "unknown",
+        "claimed": [text(name) for name in decision.claimed],
+        "reverse_dns": text(decision.reverse_dns),
+        "dns_error": text(decision.dns_error),
+        "downgraded": decision.downgraded,
+        "protocol_state": text(decision.protocol_state),
+        "sender": text(decision.sender) if decision.sender is not None else None,
+        "recipient": text(decision.recipient),
+        "helo_name": text(decision.helo_name),
+        "sasl_username": text(decision.sasl_username),
+        "instance": text(decision.instance),
+        "queue_id": text(decision.queue_id),
+        "observed": [text(name) for name in decision.observed],
+        "ruleset": text(decision.ruleset),
+        "dns_ms": decision.dns_ms,
+        "ms": decision.ms,
+        "reply": text(decision.reply),
+    }
+    kept = {"sender", "dns_ms", "ms"}  # where empty, or 0, says something
+    return {key: value for key, value in fields.items() if value or (key in kept and value is not None)}
+
+
+def _escaped(value: bytes, to_escape: re.Pattern[bytes] = _TO_ESCAPE) -> str:
+    return to_escape.sub(lambda byte: b"\\x%02x" % byte[0][0], value).decode("ascii")

@@ -1,12 +1,31 @@
 from __future__ import annotations
 
+import gzip
 import json
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policyd.tools.decisionlog import LoggedDecision, parse
+from policyd.core.engine import Decision
+from policyd.core.identity import Identity, Reason, Status
+from policyd.core.protocol import Request
+from policyd.core.ruleset import Verb
+from policyd.daemon.decisionlog import Entry, json_line, text_line
+from policyd.tools.decisionlog import (
+    DecisionCounts,
+    LoggedDecision,
+    as_json,
+    as_text,
+    decisions,
+    parse,
+    parse_anywhere,
+)
+from policyd.tools.logfiles import LogError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TEXT = (
     b"2026-11-21T17:16:00.123+09:00 REJECT id=7Q4K2M9X rule=sakura-vps"
@@ -144,3 +163,84 @@ def test_no_line_raises(rest: bytes) -> None:
     parse(rest)
     parse(TEXT[:50] + rest)
     parse(b'{"action": "REJECT", "time": "x", ' + rest)
+
+
+# --- Files, and lines within other logs -----------------------------------------------------------------------------
+
+
+def test_decisions_are_found_within_other_logs() -> None:
+    syslog = b"Nov 21 17:16:00 mx policyd[12]: "
+    journal = json.dumps({"SYSLOG_IDENTIFIER": "policyd", "MESSAGE": TEXT.decode()}).encode()
+    for line in (TEXT, syslog + TEXT, syslog + json.dumps(JSON).encode(), journal):
+        assert parse_anywhere(line) == DECISION
+    for line in (b"", b"{", b'{"MESSAGE": 3}', b'{"MESSAGE": "x"}', syslog, b"x policyd[1]: y"):
+        assert parse_anywhere(line) is None
+
+
+def test_the_decisions_of_a_rotated_set_come_in_order(tmp_path: Path) -> None:
+    older, newer = tmp_path / "decisions.log.1.gz", tmp_path / "decisions.log"
+    older.write_bytes(gzip.compress(TEXT + b"\n" + TEXT[:60] + b"\n"))
+    newer.write_bytes(json.dumps(JSON | {"id": "NEWER000"}).encode() + b"\n")
+    counts = DecisionCounts()
+    found = [decision.id for batch in decisions([str(older), str(newer)], counts) for decision in batch]
+    assert found == [b"7Q4K2M9X", b"NEWER000"]
+    assert (counts.lines, counts.decisions) == (3, 2)
+
+
+def test_a_log_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mail.log").write_text("Nov 21 17:16:00 mx postfix/smtpd[12]: connect from unknown[192.0.2.1]\n")
+    with pytest.raises(LogError, match=r"mail.log: no decision log: none of its 1 lines"):
+        list(decisions([str(tmp_path / "mail.log")], DecisionCounts()))
+
+
+# --- What the daemon writes is what is read -------------------------------------------------------------------------
+
+short_bytes = st.binary(max_size=30)
+
+
+@given(
+    st.fixed_dictionaries(
+        dict.fromkeys(
+            ("client_address", "sender", "recipient", "helo_name", "sasl_username", "instance", "queue_id"), short_bytes
+        )
+    ),
+    st.sampled_from([b"RCPT", b"CONNECT", b"MAIL"]),
+    st.one_of(
+        st.none(),
+        st.just(Identity(Status.VERIFIED, (b"a.example",))),
+        st.builds(lambda names: Identity(Status.MISMATCH, (), tuple(names)), st.lists(short_bytes, max_size=3)),
+        st.just(Identity(Status.ERROR, (), (), Reason.SERVFAIL, names_known=False)),
+    ),
+    st.booleans(),
+)
+def test_what_the_daemon_writes_is_what_is_read(
+    attributes: dict[str, bytes], state: bytes, identity: Identity | None, observe: bool
+) -> None:
+    request = Request.of(attributes | {"protocol_state": state})
+    decision = Decision(Verb.REJECT, None, "5.7.1", ("No",), ("a", "b"), downgraded=False, identity=identity)
+    hostname = b"a.example" if identity is not None and identity.verified else b"unknown"
+    entry = Entry(
+        b"2026-11-21T17:16:00.123+09:00",
+        b"7Q4K2M9X",
+        "DUNNO" if observe else "REJECT",
+        request,
+        decision,
+        hostname,
+        '5.7.1 No "quotes" <x>',
+        "3f9c2a1b",
+        0.0118,
+        0.0121,
+    )
+    read = parsed(text_line(entry).removesuffix(b"\n"))
+    for name, value in attributes.items():
+        if name == "sender" and not value and state == b"CONNECT":
+            assert read.sender is None
+        else:
+            assert getattr(read, name) == value
+    assert (read.action, read.would) == ((b"DUNNO", b"REJECT") if observe else (b"REJECT", b""))
+    assert read.claimed == (tuple(identity.claimed) if identity is not None and any(identity.claimed) else ())
+    assert read.reply == b'5.7.1 No "quotes" <x>'
+    assert (read.observed, read.dns_ms, read.ms) == ((b"a", b"b"), 11.8, 12.1)
+    # As text again it is the same line, and as JSON the same object with what is not UTF-8 replaced.
+    assert as_text(read).encode() == text_line(entry).removesuffix(b"\n")
+    assert as_json(read) == json.loads(json_line(entry))

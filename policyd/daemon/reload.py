@@ -184,7 +184,8 @@ def _watch(worker: int, channel: socket.socket) -> str:
     ended = os.pidfd_open(worker)
     waiting = select.poll()
     waiting.register(ended, select.POLLIN)
-    waiting.register(channel, select.POLLIN)  # while a worker works, only the end of the daemon is to be read here
+    # Only for POLLHUP, which comes unasked: the daemon may have the result and want the next before the worker ends.
+    waiting.register(channel, 0)
     if ended not in dict(waiting.poll()):
         os.kill(worker, signal.SIGKILL)
     os.close(ended)

@@ -1,0 +1,229 @@
+"""New rules and settings while requests go on, and what is kept where they are wrong."""
+
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.daemon.client import Client, request, unnamed
+from tests.daemon.conftest import DNS_RULES, RULES, StartPolicyd
+from tests.daemon.test_serving import said
+from tests.dns import NXDOMAIN, Reply, ScriptedServer, free_port
+from tests.field.policyd import Policyd
+from tests.field.waiting import until
+
+BULK = request(client_address="203.0.113.9")
+LATER = "DEFER 4.7.1 later"
+NEW_RULES = RULES.replace("later", "much later")
+LONG_RULES = (
+    f"lists: {{long: {{file: list}}}}\n{NEW_RULES}  - {{name: long, match: {{hostname: $long}}, action: REJECT}}\n"
+)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_new_rules_decide_the_next_request_on_the_same_connection(start_policyd: StartPolicyd, port: int) -> None:
+    with start_policyd() as policyd, Client(port) as client:
+        assert client.ask(BULK) == LATER
+        policyd.rules.write_text(NEW_RULES)
+        assert "reloaded: ruleset " in policyd.reload()
+        assert client.ask(BULK) == "DEFER 4.7.1 much later"
+        old, new = policyd.decisions(2)
+    assert old["ruleset"] != new["ruleset"]
+
+
+def write_long_rules(policyd: Policyd, names: int) -> None:
+    """Rules whose load takes some time: a second for 300,000 names."""
+    (policyd.rules.parent / "list").write_text("".join(f"h{n}.example\n" for n in range(names)))
+    policyd.rules.write_text(LONG_RULES)
+
+
+def unreadable(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaints"),
+    [
+        (lambda path: path.write_text(""), ["rules.yaml"]),
+        (lambda path: path.write_text(NEW_RULES[: len(NEW_RULES) // 2]), ["rules.yaml:"]),
+        (
+            lambda path: path.write_text(NEW_RULES.replace("cidr", "cidre").replace("REJECT", "REJCT")),
+            ["cidr", "REJCT"],
+        ),
+        (lambda path: path.write_bytes(b"\xff\x00" * 100), ["rules.yaml"]),
+        (lambda path: path.unlink(), ["rules.yaml: "]),
+        (unreadable, ["rules.yaml: "]),
+    ],
+)
+def test_a_ruleset_with_an_error_changes_nothing_and_every_error_is_logged(
+    start_policyd: StartPolicyd, port: int, spoil, complaints: list[str]
+) -> None:
+    with start_policyd() as policyd, Client(port) as client:
+        assert client.ask(BULK) == LATER
+        spoil(policyd.rules)
+        logged = policyd.reload()
+        for complaint in complaints:
+            assert complaint in logged
+        assert "reload failed: ruleset" in logged
+        assert client.ask(BULK) == LATER
+        first, second = policyd.decisions(2)
+        assert first["ruleset"] == second["ruleset"]
+
+
+def test_signals_during_a_load_make_one_more_load(start_policyd: StartPolicyd, port: int, tmp_path: Path) -> None:
+    with start_policyd() as policyd, Client(port) as client:
+        write_long_rules(policyd, 150_000)
+        for _ in range(20):
+            os.kill(policyd.pid, signal.SIGHUP)
+            time.sleep(0.005)
+            client.ask(request())
+        until("two loads", lambda: len(said(policyd, ": reloaded: ")) == 2 or None)
+        policyd.rules.write_text(RULES.replace("later", "even later"))
+        os.kill(policyd.pid, signal.SIGHUP)
+        until("the last load", lambda: client.ask(BULK) == "DEFER 4.7.1 even later" or None)
+        assert len(said(policyd, ": reloaded: ")) == 3
+
+
+# --- Settings ---------------------------------------------------------------------------------------------------------
+
+
+def change(policyd: Policyd, old: str, new: str) -> str:
+    settings = policyd.settings.read_text()
+    assert old in settings
+    policyd.settings.write_text(settings.replace(old, new))
+    return policyd.reload()
+
+
+def test_a_changed_listen_takes_a_restart_and_is_said_to(start_policyd: StartPolicyd, port: int) -> None:
+    with start_policyd() as policyd, Client(port) as client:
+        logged = change(policyd, f"127.0.0.1:{port}", f"127.0.0.1:{free_port()}")
+        assert "listen has changed; that takes a restart of policyd" in logged
+        assert "reloaded" in logged
+        assert client.ask(BULK) == LATER
+
+
+def test_changed_settings_take_effect(start_policyd: StartPolicyd, port: int, tmp_path: Path) -> None:
+    with start_policyd(limits={"idle_timeout": "1h"}, log_level="info") as policyd, Client(port) as client:
+        assert client.ask(BULK) == LATER
+        policyd.settings.write_text(
+            policyd.settings.read_text()
+            .replace("decisions.log", "others.log")
+            .replace("format: json", "format: text")
+            .replace("idle_timeout: 1h", "idle_timeout: 1s")
+            .replace("log_level: info", "log_level: debug")
+        )
+        policyd.reload()
+        assert client.ask(BULK) == LATER
+        others = tmp_path / "others.log"
+        text = until("a decision", lambda: (others.exists() and others.read_text()) or None)
+        assert " DEFER id=" in text
+        assert client.is_closed()
+        assert "idle for " in said(policyd, ": debug: ")[0]
+
+
+def test_wrong_settings_keep_also_the_rules(start_policyd: StartPolicyd, port: int) -> None:
+    with start_policyd(log_level="info") as policyd, Client(port) as client:
+        policyd.rules.write_text(NEW_RULES)
+        assert "log_level" in change(policyd, "log_level: info", "log_level: loud")
+        assert client.ask(BULK) == LATER
+
+
+def test_another_resolver_is_asked_from_the_reload_on(start_policyd: StartPolicyd, port: int) -> None:
+    silent = Reply(silent=True)
+    with ScriptedServer({}, otherwise=silent) as old, ScriptedServer({}, otherwise=Reply(rcode=NXDOMAIN)) as new:
+        dns = {"servers": [old.address], "timeout": "3s"}
+        with start_policyd(DNS_RULES, dns=dns) as policyd, Client(port) as waiting, Client(port) as client:
+            waiting.send(unnamed("192.0.2.99"))
+            until("a question", lambda: old.asked or None)
+            change(policyd, old.address, new.address)
+            assert client.ask(unnamed("192.0.2.98")) == "DEFER 4.7.25 no name"
+            old.otherwise = Reply(rcode=NXDOMAIN)
+            assert waiting.answer() == "DEFER 4.7.25 no name"
+    assert "bug" not in policyd.operational_log.read_text()
+
+
+# --- The loading processes --------------------------------------------------------------------------------------------
+
+
+def test_a_load_that_dies_changes_nothing_and_the_next_one_works(
+    start_policyd: StartPolicyd, port: int, tmp_path: Path
+) -> None:
+    with start_policyd() as policyd, Client(port) as client:
+        (loader,) = children(policyd.pid)
+        write_long_rules(policyd, 300_000)
+        os.kill(policyd.pid, signal.SIGHUP)
+        (worker,) = until("a worker", lambda: children(loader) or None)
+        os.kill(worker, signal.SIGKILL)
+        said(policyd, "the loading process has failed (killed by SIGKILL; out of memory?)")
+        said(policyd, "reload failed: ruleset")
+        assert client.ask(BULK) == LATER
+        policyd.rules.write_text(NEW_RULES)
+        policyd._wait_for("READY=1")
+        assert "reloaded" in policyd.reload()
+        assert client.ask(BULK) == "DEFER 4.7.1 much later"
+
+
+def test_a_load_that_needs_too_much_memory_fails_alone(start_policyd: StartPolicyd, port: int, tmp_path: Path) -> None:
+    with start_policyd() as policyd, Client(port) as client:
+        (loader,) = children(policyd.pid)
+        room = int(Path(f"/proc/{loader}/statm").read_text().split()[0]) * resource.getpagesize() + (20 << 20)
+        resource.prlimit(loader, resource.RLIMIT_AS, (room, room))
+        write_long_rules(policyd, 400_000)
+        assert "does not fit into memory" in policyd.reload()
+        assert client.ask(BULK) == LATER
+
+
+def test_without_the_loader_requests_go_on_and_every_reload_says_why_it_fails(
+    start_policyd: StartPolicyd, port: int
+) -> None:
+    with start_policyd() as policyd, Client(port) as client:
+        (loader,) = children(policyd.pid)
+        os.kill(loader, signal.SIGKILL)
+        policyd.rules.write_text(NEW_RULES)
+        for _ in range(2):
+            logged = policyd.reload()
+            assert "the loading process has ended (killed by SIGKILL" in logged
+            assert "needs a restart of policyd" in logged
+        assert client.ask(BULK) == LATER
+
+
+def test_the_loading_processes_end_with_the_daemon(start_policyd: StartPolicyd, tmp_path: Path) -> None:
+    with start_policyd() as policyd:
+        (loader,) = children(policyd.pid)
+        write_long_rules(policyd, 300_000)
+        os.kill(policyd.pid, signal.SIGHUP)
+        (worker,) = until("a worker", lambda: children(loader) or None)
+        policyd.kill()
+        until("the end of both", lambda: not any(Path(f"/proc/{pid}").exists() for pid in (loader, worker)) or None)
+
+
+def test_a_signal_to_the_whole_group_is_the_daemons_affair(start_policyd: StartPolicyd, port: int) -> None:
+    with start_policyd() as policyd, Client(port) as client:
+        (loader,) = children(policyd.pid)
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            os.kill(loader, number)
+        policyd.rules.write_text(NEW_RULES)
+        assert "reloaded" in policyd.reload()
+        assert client.ask(BULK) == "DEFER 4.7.1 much later"
+
+
+# --- Dates ------------------------------------------------------------------------------------------------------------
+
+
+def test_rules_that_end_are_announced(start_policyd: StartPolicyd) -> None:
+    rules = """
+rules:
+  - {name: gone, match: {cidr: 192.0.2.1}, action: REJECT, expires: 2020-01-01}
+  - {name: lasting, match: {cidr: 192.0.2.2}, action: REJECT, expires: 9999-01-01}
+"""
+    with start_policyd(rules) as policyd:
+        warnings = said(policyd, "expire")
+    assert len(warnings) == 1
+    assert "rule 'gone' has expired on 2020-01-01" in warnings[0]

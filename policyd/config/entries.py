@@ -28,8 +28,9 @@ MAX_LABEL = 63
 
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"  # underscores are allowed: they occur in host names
 _HOST_NAME = rf"{_LABEL}(?:\.{_LABEL})*\.?"
-# A HELO argument may be any word: what a client says there is its own affair.
-_HELO_NAME = r"[!-+\--~]{1,253}"
+# A HELO argument may be any word: what a client says there is its own affair. (Not of dots alone: nothing is left of
+# it in comparisons.)
+_HELO_NAME = r"[!-+\--~]{0,252}[!-+\-/-~]\.?"
 # A local part, then a domain or an address literal; or a bare word, as Postfix passes `root` on. Quotes are gone
 # when a policy service sees an address, so a local part may hold blanks and `@`.
 _ADDRESS = r"(?:[!-;=?-~](?:[ -;=?-~]*[!-;=?-~])?@[^@<>\x00-\x20\x7f]+|[!-\-/-;=?A-~]+)"

@@ -10,8 +10,11 @@ from policyd.config.problems import quoted
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Two labels or more at the end of a pattern, dots escaped or not, and the anchor if there is one.
-_DOMAIN_AT_END = re.compile(r"(?P<domain>(?:[A-Za-z0-9_-]+\\?\.)+[A-Za-z][A-Za-z0-9-]+)(?P<end>(?:\\\.\??)?\$)?$")
+# Two labels or more at the end of a pattern, dots escaped or not, and the anchor if there is one. Not from within an
+# escape: in ^host\d\.example the d is none of the name.
+_DOMAIN_AT_END = re.compile(
+    r"(?<!\\)(?P<domain>(?:[A-Za-z0-9_-]+\\?\.)+[A-Za-z][A-Za-z0-9-]+)(?P<end>(?:\\\.\??)?\$)?$"
+)
 
 # What may stand before a domain so that a longer name which ends in the same letters is not found.
 _BOUNDARY = re.compile(r"(?:\^|\\\.|@|\[[.@]+\]|\((?:\?:)?(?:\^\|\\\.|\\\.\|\^|\^\|@\|\\\.|@\|\\\.|\\\.\|@)\))$")

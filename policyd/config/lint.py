@@ -40,7 +40,7 @@ def lint(rules_file: RulesFile, today: datetime.date) -> Report:
 
 def expiry_notice(rule: Rule, today: datetime.date) -> str:
     """What there is to say of a rule's date; empty where that is far off or there is none."""
-    if rule.expires is None or rule.expires > today + EXPIRY_NOTICE:
+    if rule.expires is None or rule.expires - today > EXPIRY_NOTICE:
         return ""
     days = (rule.expires - today).days
     if days <= 0:

@@ -127,7 +127,7 @@ def _nested(properties: Schema) -> list[tuple[str, str]]:
 
 
 def _as_draft7(node: Any) -> Any:
-    """Without the titles that pydantic makes of names, and with nothing beside a reference: draft-07 does not see it."""
+    """Without the titles that pydantic makes of names; with nothing beside a reference, where draft-07 sees nothing."""
     match node:
         case {"$ref": reference, **beside}:
             there = {"$ref": reference.replace("#/$defs/", "#/definitions/")}

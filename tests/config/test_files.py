@@ -6,11 +6,15 @@ import os
 import socket
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from policyd.config import files
 from policyd.config.files import OversizedError, UnreadableError, read_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def test_a_file_is_read_whole(tmp_path: Path) -> None:
@@ -69,6 +73,10 @@ def make_below_a_file(path: Path) -> None:
     path.symlink_to("g/h")
 
 
+def open_descriptors() -> set[str]:
+    return {entry.name for entry in Path("/proc/self/fd").iterdir()}
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -81,14 +89,13 @@ def make_below_a_file(path: Path) -> None:
         (make_below_a_file, "cannot be read: Not a directory"),
     ],
 )
-def test_what_is_no_file_is_refused_at_once(make: object, message: str, tmp_path: Path) -> None:
-    assert callable(make)
+def test_what_is_no_file_is_refused_at_once(make: Callable[[Path], None], message: str, tmp_path: Path) -> None:
     make(tmp_path / "f")
-    descriptors = os.listdir("/proc/self/fd")
+    descriptors = open_descriptors()
     with pytest.raises(UnreadableError) as caught:
         read_file(str(tmp_path / "f"), 100)
     assert str(caught.value) == message
-    assert os.listdir("/proc/self/fd") == descriptors
+    assert open_descriptors() == descriptors
 
 
 def test_a_file_of_another_user_is_refused(tmp_path: Path) -> None:
@@ -118,7 +125,7 @@ def test_a_file_that_is_replaced_meanwhile_is_read_as_it_was(tmp_path: Path) -> 
         if not new.exists() and part:
             new.write_bytes(b"new" * 100_000)
             os.link(new, tmp_path / "linked")
-            os.replace(tmp_path / "linked", path)
+            (tmp_path / "linked").replace(path)
         return part
 
     with pytest.MonkeyPatch.context() as patch:
@@ -151,11 +158,19 @@ def test_a_fifo_with_a_writer_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     writer = os.open(path, os.O_WRONLY)
+    refusals = []
+
+    def read() -> None:
+        try:
+            read_file(str(path), 100)
+        except UnreadableError as error:
+            refusals.append(str(error))
+
     try:
-        worker = threading.Thread(target=lambda: pytest.raises(UnreadableError, read_file, str(path), 100), daemon=True)
+        worker = threading.Thread(target=read, daemon=True)
         worker.start()
         worker.join(5)
-        assert not worker.is_alive()
+        assert refusals == ["cannot be read: it is a FIFO"]
     finally:
         os.close(writer)
         os.close(reader)

@@ -157,7 +157,7 @@ def test_durations(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "5", "s", "-1s", "1e3s", "5 seconds", "1h30m", "٥s", "infs", ".5s"])
+@pytest.mark.parametrize("text", ["", "5", "s", "-1s", "1e3s", "5 seconds", "1h30m", "\u0665s", "infs", ".5s"])
 def test_what_is_no_duration(text: str) -> None:
     with pytest.raises(ValueError, match="is no duration"):
         parse_duration(text)
@@ -179,7 +179,7 @@ def test_an_address_is_written_as_it_is_read(text: str) -> None:
     ],
 )
 def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"is no|lacks|needs|neither|longer"):
         parse_listen(text)
 
 
@@ -187,7 +187,7 @@ def test_what_is_no_address(text: str) -> None:
     "text", ["", "localhost", "1.2.3", "[::1", "::1]", "1.2.3.4:", "1.2.3.4:0", "[1.2.3.4]:x", "1.2.3.4:1:2"]
 )
 def test_what_is_no_resolver(text: str) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"is no|lacks|needs|neither|longer"):
         parse_dns_server(text)
 
 

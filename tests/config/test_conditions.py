@@ -1,0 +1,46 @@
+"""The table of conditions, and that the examples that it shows to people are right."""
+
+from __future__ import annotations
+
+import pytest
+
+from policyd.config.conditions import CONDITIONS, KNOWN_VALUES, ConditionType
+from policyd.config.entries import parse_entries
+from policyd.core.ruleset import ATTRIBUTES, Kind, Subject
+
+NAMED = {
+    "cidr": ("client_address", Kind.NETWORK),
+    "reverse_dns": ("reverse_dns", Kind.STATUS),
+    "hostname": ("hostname", Kind.NAME),
+    "hostname_suffix": ("hostname", Kind.DOMAIN),
+    "hostname_regex": ("hostname", Kind.EXPRESSION),
+    "helo_name": ("helo_name", Kind.NAME),
+    "helo_name_suffix": ("helo_name", Kind.DOMAIN),
+    "helo_name_regex": ("helo_name", Kind.EXPRESSION),
+    "sender": ("sender", Kind.VALUE),
+    "sender_regex": ("sender", Kind.EXPRESSION),
+    "sender_domain": ("sender", Kind.DOMAIN),
+    "recipient": ("recipient", Kind.VALUE),
+    "recipient_domain": ("recipient", Kind.DOMAIN),
+    "recipient_regex": ("recipient", Kind.EXPRESSION),
+}
+
+
+def test_the_conditions_are_those_of_the_reference() -> None:
+    others = {name: (name, Kind.VALUE) for name in ATTRIBUTES if name not in NAMED}
+    expressions = {f"{name}_regex": (name, Kind.EXPRESSION) for name in others}
+    assert {name: (one.subject, one.kind) for name, one in CONDITIONS.items()} == NAMED | others | expressions
+
+
+def test_what_a_condition_looks_at_is_an_attribute_or_the_identity() -> None:
+    assert {one.subject for one in CONDITIONS.values()} == {*ATTRIBUTES, *Subject}
+
+
+@pytest.mark.parametrize("one", CONDITIONS.values(), ids=CONDITIONS)
+def test_it_is_described_and_its_examples_are_entries(one: ConditionType) -> None:
+    assert one.summary.endswith(".")
+    assert parse_entries(one.form, [example.encode() for example in one.examples])[1] == []
+
+
+def test_known_values_belong_to_conditions() -> None:
+    assert set(KNOWN_VALUES) <= set(CONDITIONS)

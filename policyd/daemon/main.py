@@ -93,6 +93,7 @@ class _Daemon:
         if delivery is None:
             return
         await self._listen(delivery)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         self._announce(delivery)
         for work in (self._watch_time(), self._watch_reloads(), self._watch_watchdog()):
             self._run_beside(work)
@@ -165,6 +166,11 @@ class _Daemon:
         if len(ending) > MAX_EXPIRY_LINES:
             _log.warning("%d more rules have expired or will soon", len(ending) - MAX_EXPIRY_LINES)
 
+    def _hang_up(self) -> None:
+        """SIGHUP: whoever moves log files need not wait for a load to get a new one."""
+        self._decision_log.reopen()
+        self._reload_wanted.set()
+
     # --- While it serves --------------------------------------------------------------------------------------------
 
     async def _watch_time(self) -> None:
@@ -193,7 +199,6 @@ class _Daemon:
             self._reload_wanted.clear()
             self._notifier.reloading()
             try:
-                self._decision_log.reopen()
                 status = await self._reload()
             except Exception:  # noqa: BLE001 - the boundary of the work beside requests
                 _log.exception("a bug in policyd, please report it")

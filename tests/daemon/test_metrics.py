@@ -1,0 +1,164 @@
+"""The metrics of a running daemon, as Prometheus reads them."""
+
+import http.client
+import socket
+import time
+from urllib.error import HTTPError
+from urllib.request import Request as HttpRequest
+from urllib.request import urlopen
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from policyd.daemon.metrics import MAX_SCRAPERS
+from tests.daemon.client import Client, request, unnamed
+from tests.daemon.conftest import StartPolicyd
+from tests.dns import NXDOMAIN, Reply, ScriptedServer, free_port
+
+RULES = """
+rules:
+  - {name: bulk, match: {cidr: 203.0.113.0/24}, action: DEFER 4.7.1 later}
+  - {name: watched, match: {helo_name: x.example}, action: REJECT, mode: observe}
+  - {name: unnamed, match: {reverse_dns: missing}, action: REJECT}
+"""
+
+
+@pytest.fixture
+def metrics_port() -> int:
+    return free_port()
+
+
+def scrape(port: int) -> dict[tuple[str, ...], float]:
+    """Each sample: its name and the values of its labels, by their names -> its value."""
+    with urlopen(f"http://127.0.0.1:{port}/metrics") as page:
+        families = list(text_string_to_metric_families(page.read().decode()))
+    names = [family.name for family in families]
+    assert len(names) == len(set(names))
+    return {(s.name, *s.labels.values()): s.value for family in families for s in family.samples}
+
+
+def test_what_happens_is_counted(start_policyd: StartPolicyd, port: int, metrics_port: int) -> None:
+    with (
+        ScriptedServer({}, otherwise=Reply(rcode=NXDOMAIN)) as dns,
+        start_policyd(
+            RULES, metrics=f"127.0.0.1:{metrics_port}", dns={"servers": [dns.address]}, limits={"connections": 2}
+        ) as policyd,
+        Client(port) as client,
+    ):
+        assert scrape(metrics_port)["policyd_connections",] == 1
+        for asked in (
+            request(client_address="203.0.113.1"),
+            request(client_address="203.0.113.2"),
+            request(helo_name="x.example"),
+            unnamed("192.0.2.99"),
+            unnamed("192.0.2.99"),
+        ):
+            client.ask(asked)
+        with Client(port) as garbage, Client(port) as refused:
+            garbage.send(b"\n\n")
+            assert garbage.is_closed()
+            assert refused.is_closed()
+        policyd.reload()
+        policyd.rules.write_text("rules: 7")
+        policyd.reload()
+        (decision, *_) = policyd.decisions()
+        samples = scrape(metrics_port)
+    expected = {
+        ("policyd_decisions_total", "DEFER", "bulk"): 2,
+        ("policyd_decisions_total", "DUNNO", "default"): 1,
+        ("policyd_decisions_total", "REJECT", "unnamed"): 2,
+        ("policyd_observed_total", "watched"): 1,
+        ("policyd_decision_seconds_count",): 5,
+        ("policyd_decision_seconds_bucket", "+Inf"): 5,
+        ("policyd_loads_total", "success"): 1,
+        ("policyd_loads_total", "failure"): 1,
+        ("policyd_ruleset", decision["ruleset"]): 1,
+        ("policyd_ruleset_rules",): 3,
+        ("policyd_connections_accepted_total",): 2,
+        ("policyd_connections_refused_total",): 1,
+        ("policyd_protocol_errors_total",): 1,
+        ("policyd_bugs_total",): 0,
+        ("policyd_dns_lookups_total", "", "missing"): 1,
+        ("policyd_dns_cache_hits_total",): 1,
+        ("policyd_dns_cache_misses_total",): 1,
+        ("policyd_dns_cached",): 1,
+        ("policyd_log_lines_lost_total", "decision"): 0,
+        ("policyd_log_lines_lost_total", "operational"): 0,
+    }
+    assert {name: samples.get(name) for name in expected} == expected
+    assert abs(samples["policyd_ruleset_loaded_timestamp_seconds",] - time.time()) < 60
+    assert samples["policyd_ruleset_load_seconds",] > 0
+
+
+def test_counts_of_rules_that_are_gone_do_not_pile_up(
+    start_policyd: StartPolicyd, port: int, metrics_port: int
+) -> None:
+    with start_policyd(RULES, metrics=f"127.0.0.1:{metrics_port}") as policyd, Client(port) as client:
+        client.ask(request(client_address="203.0.113.1"))
+        client.ask(request(helo_name="x.example"))
+        policyd.rules.write_text(RULES.replace("bulk", "other").replace("watched", "seen"))
+        policyd.reload()
+        rules = {
+            name[-1]
+            for name in scrape(metrics_port)
+            if name[0] in {"policyd_decisions_total", "policyd_observed_total"}
+        }
+    assert rules == {"default"}
+
+
+def test_only_the_page_is_served(start_policyd: StartPolicyd, metrics_port: int) -> None:
+    place = f"127.0.0.1:{metrics_port}"
+    with start_policyd(metrics=place):
+        for path, method, status in (("/", "GET", 404), ("/metrics", "POST", 405)):
+            with pytest.raises(HTTPError) as refused:
+                urlopen(HttpRequest(f"http://{place}{path}", method=method))
+            assert refused.value.code == status
+            refused.value.close()
+        connection = http.client.HTTPConnection(place)
+        connection.request("HEAD", "/metrics?x=1")
+        answer = connection.getresponse()
+        assert answer.status == 200
+        assert int(answer.headers["Content-Length"]) > 1000
+        assert answer.read() == b""
+        connection.close()
+
+
+def test_slow_and_rude_scrapers_disturb_nobody(start_policyd: StartPolicyd, port: int, metrics_port: int) -> None:
+    with start_policyd(metrics=f"127.0.0.1:{metrics_port}") as policyd, Client(port) as client:
+        slow = [socket.create_connection(("127.0.0.1", metrics_port), timeout=10) for _ in range(MAX_SCRAPERS)]
+        for one in slow:
+            one.sendall(b"GET /metr")
+        with socket.create_connection(("127.0.0.1", metrics_port), timeout=10) as one_too_many:
+            one_too_many.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+            assert not reads(one_too_many)
+        for one in slow:
+            one.close()
+        with socket.create_connection(("127.0.0.1", metrics_port), timeout=10) as rude:
+            rude.sendall(b"x" * 20000)
+            assert not reads(rude)
+        assert client.ask(request(client_address="203.0.113.1")) == "DEFER 4.7.1 later"
+        assert scrape(metrics_port)["policyd_connections",] == 1
+    assert "bug" not in policyd.operational_log.read_text()
+
+
+def reads(scraper: socket.socket) -> bytes:
+    try:
+        return scraper.recv(100)
+    except ConnectionResetError:
+        return b""
+
+
+def test_the_page_moves_with_its_setting_or_stays_where_it_cannot(
+    start_policyd: StartPolicyd, port: int, metrics_port: int
+) -> None:
+    with start_policyd(metrics=f"127.0.0.1:{metrics_port}") as policyd:
+        settings = policyd.settings.read_text()
+        policyd.settings.write_text(settings.replace(str(metrics_port), str(port)))
+        assert f"cannot listen on inet:127.0.0.1:{port}" in policyd.reload()
+        assert scrape(metrics_port)
+        new_port = free_port()
+        policyd.settings.write_text(settings.replace(str(metrics_port), str(new_port)))
+        policyd.reload()
+        assert scrape(new_port)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", metrics_port))

@@ -102,11 +102,13 @@ def read_rules(path: str, report: Report) -> RulesFile | None:
         return None
     reader = _Reader(path, content, report)
     rules_file = reader.read(root)
-    if not report:
-        rules_file.ruleset = reader.build()
-        run_tests(rules_file.tests, rules_file.ruleset, path, report)
-        if report:
-            rules_file.ruleset = None
+    rules_are_right = not report
+    reader.read_tests(root)
+    if rules_are_right:
+        ruleset = reader.build()
+        run_tests(rules_file.tests, ruleset, path, report)  # also beside a test that cannot be read
+        if not report:
+            rules_file.ruleset = ruleset
     return rules_file
 
 
@@ -137,10 +139,13 @@ class _Reader:
             self._prefix = "default: "
             self._file.default = self._read_action(default)[1] or self._file.default
             self._prefix = ""
-        tests = root.get("tests")
-        if tests is not None:
-            self._file.tests = read_tests(tests, self._path, self._names_of_rules(root), self._report)
         return self._file
+
+    def read_tests(self, root: Node) -> None:
+        """The tests inside the ruleset, which name its rules."""
+        tests = root.get("tests") if isinstance(root, Mapping) else None
+        if isinstance(root, Mapping) and tests is not None:
+            self._file.tests = read_tests(tests, self._path, self._names_of_rules(root), self._report)
 
     def build(self) -> Ruleset:
         """The ruleset. Only to be called if nothing was wrong."""

@@ -91,3 +91,11 @@ def test_tests_are_not_run_where_the_rules_are_wrong(tmp_path: Path) -> None:
     with pytest.raises(ConfigErrors) as caught:
         load(rules_path=path)
     assert [problem.message.partition(":")[0] for problem in caught.value.problems] == ["cidr", "test 2", "test 2"]
+
+
+def test_a_test_that_cannot_be_read_does_not_hide_one_that_fails(tmp_path: Path) -> None:
+    path = tmp_path / "rules.yaml"
+    path.write_text("rules: []\ntests:\n  - {given: {}, expct: DUNNO}\n  - {given: {}, expect: REJECT}\n")
+    with pytest.raises(ConfigErrors) as caught:
+        load(rules_path=path)
+    assert [problem.line for problem in caught.value.problems] == [3, 3, 4]

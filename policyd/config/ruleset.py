@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import re2
+
 from policyd.config.actions import ActionError, parse_action
 from policyd.config.conditions import CONDITIONS, KNOWN_VALUES, UNPROVEN
 from policyd.config.dates import parse_date
@@ -104,8 +106,8 @@ def read_rules(path: str, report: Report) -> RulesFile | None:
     rules_file = reader.read(root)
     rules_are_right = not report
     reader.read_tests(root)
-    if rules_are_right:
-        ruleset = reader.build()
+    ruleset = reader.build() if rules_are_right else None
+    if ruleset is not None:
         run_tests(rules_file.tests, ruleset, path, report)  # also beside a test that cannot be read
         if not report:
             rules_file.ruleset = ruleset
@@ -147,8 +149,8 @@ class _Reader:
         if isinstance(root, Mapping) and tests is not None:
             self._file.tests = read_tests(tests, self._path, self._names_of_rules(root), self._report)
 
-    def build(self) -> Ruleset:
-        """The ruleset. Only to be called if nothing was wrong."""
+    def build(self) -> Ruleset | None:
+        """The ruleset. Only to be called if nothing was wrong; what is too much for the index is reported."""
         written = self._file.rules
         rules = tuple(one.rule for one in written)
         entries = {
@@ -156,14 +158,16 @@ class _Reader:
             for one in written
             for condition in (*one.match, *one.exceptions)
         }
-        return Ruleset(
-            rules,
-            self._file.default,
-            build_index(rules, entries),
-            self._file.observe,
-            self._hash.hexdigest()[:8],
-            self._count(),
-        )
+        try:
+            index = build_index(rules, entries)
+        except re2.error:
+            message = "all expressions on one attribute together are too large for RE2; repeat less, as in {1000}"
+            self._report.add(Problem(self._path, 0, 0, message))
+            return None
+        except ValueError as error:
+            self._report.add(Problem(self._path, 0, 0, f"is too large to be indexed: {error}"))
+            return None
+        return Ruleset(rules, self._file.default, index, self._file.observe, self._hash.hexdigest()[:8], self._count())
 
     def _count(self) -> Counts:
         """What was loaded; a list counts once, however many conditions use it."""

@@ -121,15 +121,13 @@ def schema(file: str | None) -> None:
 
 def _ask_dns(dns: Dns, request: Request) -> tuple[Identity, tuple[Query, ...]]:
     """What DNS says of the client now, as the daemon would ask it."""
-    identity, asked = asyncio.run(look_up_once(dns, request.get("client_address")))
+    claimed = request.get("reverse_client_name") if dns.trust_postfix else b""
+    identity, asked = asyncio.run(look_up_once(dns, request.get("client_address"), claimed))
     queries = []
     for one in asked:
         failure = one.answer.value if isinstance(one.answer, Reason) else None
         answers = () if isinstance(one.answer, Reason) else tuple(_answer_text(each) for each in one.answer)
         queries.append(Query(f"{printable(one.name)} {one.type}", answers, failure, one.seconds))
-    claimed = fold_name(request.get("reverse_client_name"))
-    if dns.trust_postfix and not identity.names_known and claimed not in {b"", b"unknown"}:
-        identity = identity._replace(claimed=(claimed,))
     return identity, tuple(queries)
 
 

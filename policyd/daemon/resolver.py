@@ -58,12 +58,15 @@ MAX_SECONDS = 3600
 NONE_SECONDS = 60
 ERROR_SECONDS = 30
 
-# Bytes of names that count as one client in the cache: most have one name of some 40 bytes. So 256 long names, the
-# most that are kept of a client (`policyd.core.identity`), do not take the room of one.
+# Bytes of names that count as one client in the cache, and what a name takes beside its own: most clients have one
+# name of some 40 bytes. So 256 names, the most that are kept of a client (`policyd.core.identity`), do not take the
+# room of one.
 CLIENT_BYTES = 512
+NAME_BYTES = 48
 
 # A channel is replaced after so many seconds, which is less than any answer is kept here, so that none comes from
-# c-ares's own cache in place of this one; or after so many queries, by when that cache holds some 12 MB.
+# c-ares's own cache in place of this one; or after so many queries, by when that cache holds some 12 MB. (With 65,536
+# under way at once, c-ares would look for a free query id for ever.)
 CHANNEL_SECONDS = 30
 CHANNEL_QUERIES = 10_000
 
@@ -129,8 +132,7 @@ class Resolver:
         self._most = dns.lookups
         self._servers = _Servers(dns)
         self._cache: LRUCache[Address, _Kept] = LRUCache(dns.cache_size, getsizeof=_weight)
-        self._under_way: dict[Address, asyncio.Task[Identity]] = {}
-        self._lookups: set[_Lookup] = set()
+        self._under_way: dict[Address, _UnderWay] = {}
         self._bug = Throttled(BUG_SECONDS)
 
     @property
@@ -161,17 +163,13 @@ class Resolver:
         `claimed` is Postfix's `reverse_client_name`, or nothing where Postfix is not trusted. It counts as the
         claimed name of this one request, and only if the PTR names could not be had.
         """
-        identity = await self._identity(client_address)
-        if identity.names_known or not claimed or claimed == b"unknown":
-            return identity
-        name = fold_name(claimed)
-        return identity._replace(claimed=(name,)) if name else identity
+        return _with_claimed(await self._identity(client_address), claimed)
 
     async def close(self) -> None:
         """Ends all lookups, which are answered as if their time were over, and frees what they used."""
-        for lookup in self._lookups:
-            lookup.expire()
-        await asyncio.gather(*self._under_way.values())
+        for one in self._under_way.values():
+            one.lookup.expire()
+        await asyncio.gather(*(one.task for one in self._under_way.values()))
         await self._servers.close()
 
     async def _identity(self, client_address: bytes) -> Identity:
@@ -185,25 +183,24 @@ class Resolver:
             counters.hits += 1
             return kept.identity
         counters.misses += 1
-        task = self._under_way.get(address)
-        if task is not None:
+        under_way = self._under_way.get(address)
+        if under_way is not None:
             counters.joined += 1
         elif len(self._under_way) >= self._most:
             counters.refused += 1
             counters.outcomes[Status.ERROR, Reason.TIMEOUT] += 1
             return _TOO_MANY
         else:
-            task = asyncio.get_running_loop().create_task(self._look_up(address, client_address))
-            self._under_way[address] = task
+            lookup = _Lookup(self._servers)
+            task = asyncio.get_running_loop().create_task(self._look_up(address, client_address, lookup))
+            under_way = self._under_way[address] = _UnderWay(task, lookup)
         # Whoever goes away goes alone: the others still wait, and the answer is kept for whoever asks next.
-        return await asyncio.shield(task)
+        return await asyncio.shield(under_way.task)
 
-    async def _look_up(self, address: Address, client_address: bytes) -> Identity:
+    async def _look_up(self, address: Address, client_address: bytes, lookup: _Lookup) -> Identity:
         """Asks DNS, within the deadline, and keeps the answer."""
         began = monotonic()
-        lookup = _Lookup(self._servers)
         deadline = asyncio.get_running_loop().call_later(self._timeout, lookup.expire)
-        self._lookups.add(lookup)
         try:
             identity = await identify(client_address, lookup)
             seconds = lookup.seconds_to_keep
@@ -215,7 +212,6 @@ class Resolver:
                 _log.exception("%s", said)
         finally:
             deadline.cancel()
-            self._lookups.discard(lookup)
             del self._under_way[address]
         ended = monotonic()
         kept = _Kept(identity, ended + seconds)
@@ -225,8 +221,9 @@ class Resolver:
         return identity._replace(seconds=ended - began)
 
 
-async def look_up_once(dns: Dns, client_address: bytes) -> tuple[Identity, list[Asked]]:
-    """Who one client is, and each query with what it brought, in order: for people who want to know why."""
+async def look_up_once(dns: Dns, client_address: bytes, claimed: bytes = b"") -> tuple[Identity, list[Asked]]:
+    """As `Resolver.identity`, for one client only and without a cache; and each query with what it brought, in order:
+    for people who want to know why."""
     servers = _Servers(dns)
     asked: list[Asked] = []
     lookup = _Lookup(servers, asked)
@@ -234,10 +231,25 @@ async def look_up_once(dns: Dns, client_address: bytes) -> tuple[Identity, list[
     began = monotonic()
     try:
         identity = await identify(client_address, lookup)
-        return identity._replace(seconds=monotonic() - began), asked
+        return _with_claimed(identity, claimed)._replace(seconds=monotonic() - began), asked
     finally:
         deadline.cancel()
         await servers.close()
+
+
+def _with_claimed(identity: Identity, claimed: bytes) -> Identity:
+    """The identity with what Postfix says that the PTR name is, where nobody else says it."""
+    if identity.names_known or not claimed or claimed == b"unknown":
+        return identity
+    name = fold_name(claimed)
+    return identity._replace(claimed=(name,)) if name else identity
+
+
+class _UnderWay(NamedTuple):
+    """A lookup that has begun."""
+
+    task: asyncio.Task[Identity]
+    lookup: _Lookup
 
 
 class _Kept(NamedTuple):
@@ -250,7 +262,8 @@ class _Kept(NamedTuple):
 def _weight(kept: _Kept) -> int:
     """The room that an answer takes in the cache, in clients."""
     identity = kept.identity
-    return 1 + (sum(map(len, identity.verified)) + sum(map(len, identity.claimed))) // CLIENT_BYTES
+    names = identity.verified + identity.claimed
+    return 1 + (sum(map(len, names)) + NAME_BYTES * len(names)) // CLIENT_BYTES
 
 
 # --- One client -------------------------------------------------------------------------------------------------------
@@ -303,6 +316,9 @@ class _Lookup:
     async def _ask(self, names: Sequence[bytes], kind: RecordType) -> list[Any]:
         """Asks for records of one type at all of the names at once; gives what each answer says."""
         began = monotonic()
+        if self._expired:
+            self._failed = True
+            return [Reason.TIMEOUT] * len(names)
         answers = await self._ask_over(await self._servers.eager(), names, kind)
         for answer in answers:
             if answer.found is Reason.TIMEOUT or answer.found is Reason.MALFORMED:
@@ -344,9 +360,11 @@ class _Lookup:
         """Asks each server once, over one channel, and waits for all of the answers."""
         came: dict[asyncio.Future[Any], float] = {}
         answers = []
+        futures: list[asyncio.Future[Any]] = []
         channel.users += 1
-        futures = self._waiting = [channel.ask(name.decode("ascii"), kind.name) for name in names]
         try:
+            futures += [channel.ask(name.decode("ascii"), kind.name) for name in names]
+            self._waiting = futures
             if self._asked is not None:
                 for future in futures:
                     future.add_done_callback(lambda future: came.setdefault(future, monotonic()))
@@ -356,6 +374,8 @@ class _Lookup:
                     channel.answered += 1
                 answers.append(_Answer(found, ttl, came.get(future, 0.0)))
         finally:
+            for future in futures:
+                future.cancel()  # what nobody waits for any more, if this was ended before its time
             channel.users -= 1
             if not channel.users:
                 await self._servers.close_unused(channel)
@@ -488,6 +508,11 @@ class _Channel:
         self.users = 0  # clients that wait for an answer
 
     @property
+    def is_fresh(self) -> bool:
+        """Whether it may be used on."""
+        return self.asked < CHANNEL_QUERIES and monotonic() - self.born < CHANNEL_SECONDS
+
+    @property
     def servers(self) -> int:
         """How many servers are asked in turn."""
         return len(self._dns.nameservers)
@@ -515,7 +540,7 @@ class _Servers:
     async def eager(self) -> _Channel:
         """A channel that asks each server once, and waits as long as it has been found to take."""
         old = self._eager
-        if old is not None and old.asked < CHANNEL_QUERIES and monotonic() - old.born < CHANNEL_SECONDS:
+        if old is not None and old.is_fresh:
             return old
         new = self._eager = _Channel(self._servers, EAGER_SECONDS)
         if old is not None:
@@ -525,7 +550,7 @@ class _Servers:
     async def patient(self) -> _Channel:
         """A channel that asks each server once, and gives each an equal share of the time (5 s at most: c-ares)."""
         old = self._patient
-        if old is not None and old.answered < PATIENT_ANSWERS and monotonic() - old.born < CHANNEL_SECONDS:
+        if old is not None and old.is_fresh and old.answered < PATIENT_ANSWERS:
             return old
         new = self._patient = await self.open_patient()
         if old is not None:

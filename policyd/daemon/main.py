@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import datetime
+import gc
 import logging
 import os
 import signal
@@ -42,6 +43,11 @@ DRAIN_SECONDS = 5.0
 # its connection made in another, and read in the next.
 ARRIVAL_TURNS = 5
 
+# So many new objects until the garbage collector looks for those that are no longer reached. A request that waits for
+# DNS has some fifty; with Python's own 700, all of them would be looked at again and again (a fifth of the time of 500
+# connections that wait) though nearly all go when their count is zero.
+COLLECTOR_THRESHOLD = 20_000
+
 # A rule's end is announced so long before (ruleset.md: `expires`).
 EXPIRY_NOTICE_DAYS = 14
 
@@ -63,6 +69,7 @@ def serve(
     operational_log = OperationalLog(environment)
     logging.basicConfig(handlers=[operational_log], level=logging.INFO)
     loader = Loader(config_path, rules_path, listen)
+    gc.set_threshold(COLLECTOR_THRESHOLD)
     try:
         uvloop.run(_Daemon(loader, operational_log, environment).run())
     finally:

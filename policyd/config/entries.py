@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
     from policyd.core.index import Entries
 
+# The longest expression. The longest of the well-known lists have 3,000 characters; RE2 would take gigabytes to find
+# out that one of 100 MB is too large for it.
+MAX_EXPRESSION = 10_000
+
 # The longest host name in its text form (RFC 1035 section 2.3.4: 255 octets on the wire), and the longest label.
 MAX_HOST_NAME = 253
 MAX_LABEL = 63
@@ -227,6 +231,8 @@ def _fold_name_of(form: Form, text: str) -> tuple[bytes, ...]:
 
 def _fold_host_name(text: str) -> bytes | None:
     if not text.isascii():
+        if len(text) > MAX_HOST_NAME:  # the A-label form is longer still
+            return None
         try:
             idna.encode(text, uts46=True)
         except (idna.IDNAError, UnicodeError):
@@ -243,14 +249,14 @@ def _expressions(lines: Sequence[bytes]) -> tuple[list[str], list[int]]:
     bad = []
     options = expression_options()
     for place, line in enumerate(lines):
+        if not 0 < len(line) <= MAX_EXPRESSION:
+            bad.append(place)
+            continue
         try:
             text = line.decode("utf-8")
             re2.compile(text, options)
         except (UnicodeDecodeError, re2.error):
             bad.append(place)
         else:
-            if text:
-                expressions.append(text)
-            else:
-                bad.append(place)
+            expressions.append(text)
     return expressions, bad

@@ -12,10 +12,14 @@ import netaddr
 import re2
 
 from policyd.config.conditions import Form
-from policyd.config.entries import MAX_HOST_NAME, MAX_LABEL, fold_entry, parse_entries
+from policyd.config.entries import MAX_EXPRESSION, MAX_HOST_NAME, MAX_LABEL, fold_entry, parse_entries
 from policyd.config.problems import did_you_mean, quoted
 from policyd.core.identity import Status
 from policyd.core.index import expression_options
+
+# A name has at most 253 characters and a mail address 254 (RFC 5321 section 4.5.3.1.3, erratum 1690). What is longer
+# needs no guess at what was meant, and would make a message of its length.
+MAX_EXPLAINED = 400
 
 
 def explain_entry(form: Form, line: bytes) -> str:  # noqa: PLR0911 - one return for each thing that people write
@@ -29,6 +33,8 @@ def explain_entry(form: Form, line: bytes) -> str:  # noqa: PLR0911 - one return
         return f"{quoted(text)} has a control character (U+{ord(control.group()):04X}) in it"
     if not text:
         return _explain_empty(form)
+    if len(text) > MAX_EXPLAINED and form is not Form.EXPRESSION:
+        return f"{quoted(text)} is no {form.value}: it has {len(text):,} characters"
     values = [value for value in re.split(r"[,\s]+", text) if value]
     if len(values) > 1 and form is not Form.EXPRESSION and not parse_entries(form, [v.encode() for v in values])[1]:
         return f"{quoted(text)} is not one value; write a list, [{', '.join(values)}], or in a list file one a line"
@@ -105,6 +111,8 @@ def _range_as_networks(text: str) -> str:
 
 
 def _explain_expression(text: str) -> str:
+    if len(text.encode()) > MAX_EXPRESSION:
+        return f"{quoted(text)} is longer than an expression may be ({MAX_EXPRESSION:,} bytes)"
     try:
         re2.compile(text, expression_options())
     except re2.error as error:

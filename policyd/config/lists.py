@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # A comment begins with # or ; at the start of a line or after a blank, and goes to the line's end.
 _COMMENT_MARKS = (b" #", b" ;", b"\t#", b"\t;")
-_ANY_ENTRY = re.compile(rb"(?m)^\s*[^\s#;]")
+_ANY_ENTRY = re.compile(rb"(?m)^[ \t\r\f\v]*[^\s#;]")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 MAX_PROBLEMS = 100
 
 
+# Nobody mistypes a longer word than this, and to compare one of a megabyte takes seconds.
+MAX_GUESSED = 100
+
+
 class Severity(Enum):
     """What a problem means for the load. Only warnings let it go on."""
 
@@ -126,6 +130,8 @@ def _unpickle_errors(problems: tuple[Problem, ...], lines: tuple[str, ...]) -> C
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'hostname_suffix'?` where a known word begins so or is close, else empty."""
+    if len(word) > MAX_GUESSED:
+        return ""
     by_lower = {one.lower(): one for one in known}
     begun = [one for one in by_lower if len(word) > 2 and one.startswith(word.lower())]
     close = begun or difflib.get_close_matches(word.lower(), by_lower, n=1)

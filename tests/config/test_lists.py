@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -122,3 +123,34 @@ def test_an_empty_list_that_may_be_empty_disarms_its_rule_and_no_other(tmp_path:
         "  - {given: {client_address: 192.0.2.2}, expect: DUNNO, rule: default}\n"
     )
     assert load(rules_path=tmp_path / "r.yaml").ruleset.counts.networks == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\n" * 1_000_000,
+        b" \n# x\n" * 200_000,
+        b"x" * 2_000_000,
+        b"x " * 1_000_000,
+        "ü".encode() * 1_000_000,
+        b"(" * 2_000_000,
+        b"a@" * 1_000_000,
+        b"1." * 1_000_000,
+        b"[" * 2_000_000,
+    ],
+    ids=["blank", "comments", "word", "words", "non-ASCII", "parentheses", "addresses", "dots", "brackets"],
+)
+def test_no_content_of_a_file_takes_long(content: bytes, tmp_path: Path) -> None:
+    """Two megabytes of anything, in every form: linear, with a hundred times what that takes as the limit."""
+    (tmp_path / "l.txt").write_bytes(content)
+    uses = ", ".join(
+        f"{name}: $l" for name in ("cidr", "hostname", "helo_name", "sender", "sender_regex", "reverse_dns")
+    )
+    (tmp_path / "r.yaml").write_text(
+        f"lists: {{l: {{file: l.txt}}}}\nrules: [{{name: a, match: {{{uses}}}, action: REJECT}}]\n"
+    )
+    started = time.process_time()
+    with pytest.raises(ConfigErrors) as caught:
+        load(rules_path=tmp_path / "r.yaml")
+    assert max(map(len, caught.value.lines)) < 1000
+    assert time.process_time() - started < 10

@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import os
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,16 @@ def test_no_control_character_of_a_file_reaches_a_message(tmp_path: Path) -> Non
         load(rules_path=tmp_path / "rules.yaml")
     assert all(line.isprintable() for line in caught.value.lines)
     assert r"\n\x1b[31m\u202e" in caught.value.lines[0]
+
+
+@pytest.mark.parametrize("text", ["{}: x\n", "rules: {}\n", "rules: [{{name: a, match: {{{}: x}}, action: x}}]\n"])
+def test_a_word_of_a_megabyte_is_refused_in_little_time(text: str, tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text(text.format("? " * ("{}: x" in text) + "x" * 1_000_000))
+    started = time.process_time()
+    with pytest.raises(ConfigErrors) as caught:
+        load(rules_path=tmp_path / "rules.yaml")
+    assert max(map(len, caught.value.lines)) < 1000
+    assert time.process_time() - started < 10
 
 
 # --- Anything at all --------------------------------------------------------------------------------------------------

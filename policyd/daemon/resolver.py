@@ -361,15 +361,23 @@ class _Lookup:
         came: dict[asyncio.Future[Any], float] = {}
         answers = []
         futures: list[asyncio.Future[Any]] = []
+        hosts = [name.decode("ascii") for name in names]
         channel.users += 1
         try:
-            futures += [channel.ask(name.decode("ascii"), kind.name) for name in names]
+            futures += [channel.ask(host, kind.name) for host in hosts]
             self._waiting = futures
             if self._asked is not None:
                 for future in futures:
                     future.add_done_callback(lambda future: came.setdefault(future, monotonic()))
-            for name, future in zip(names, futures, strict=True):
-                found, ttl = await self._answer(name, kind, future)
+            for host, future in zip(hosts, futures, strict=True):
+                try:
+                    found, ttl = read_answer((await future).answer, host, kind)
+                except aiodns.error.DNSError as error:
+                    found, ttl = _FAILURES.get(error.args[0], Reason.MALFORMED), None
+                except asyncio.CancelledError:
+                    if not self._expired:
+                        raise
+                    found, ttl = Reason.TIMEOUT, None
                 if found is not Reason.TIMEOUT:
                     channel.answered += 1
                 answers.append(_Answer(found, ttl, came.get(future, 0.0)))
@@ -380,21 +388,6 @@ class _Lookup:
             if not channel.users:
                 await self._servers.close_unused(channel)
         return answers
-
-    async def _answer(
-        self, name: bytes, kind: RecordType, future: asyncio.Future[Any]
-    ) -> tuple[tuple[Any, ...] | Reason, int | None]:
-        """What one query brings, and its TTL."""
-        if self._expired:
-            future.cancel()
-        try:
-            return read_answer((await future).answer, name.decode("ascii"), kind)
-        except aiodns.error.DNSError as error:
-            return _FAILURES.get(error.args[0], Reason.MALFORMED), None
-        except asyncio.CancelledError:
-            if not self._expired:
-                raise
-            return Reason.TIMEOUT, None
 
     async def _wait(self, work: Coroutine[Any, Any, object]) -> bool:
         """Whether something came to its end while there was time."""

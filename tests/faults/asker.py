@@ -1,0 +1,237 @@
+"""The process that asks: `python -m tests.faults.asker`, started by `tests.faults.flow`.
+
+It keeps connections busy as Postfix does: one request in flight on each, a short pause, the next one; and where the
+server closes or refuses, a new connection and the same request again. It judges nothing. What it has sent and got is
+written to standard output as it comes, as pickled lists of `Attempt`; so times are not spoilt by whoever judges it.
+
+It ends at SIGTERM, when what is in flight has been answered or its time is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import gc
+import json
+import os
+import pickle
+import signal
+import sys
+from time import monotonic
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import uvloop
+
+from tests.faults.world import NAMED, attributes_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Postfix's patience, as the README has it set (smtpd_policy_service_timeout).
+PATIENCE_SECONDS = 10.0
+
+# Before a new connection where one was closed or refused. Postfix waits 1 s; here a test waits with it.
+AGAIN_SECONDS = 0.1
+
+# How often what has come is passed on.
+BATCH_SECONDS = 0.02
+
+# In the place of a client's number.
+FLOOR = -1  # a request to the server that does nothing, which shows how long this machine takes at best
+IDLE = -2  # no request at all: the server has closed a connection that waited for nothing
+
+
+class Attempt(NamedTuple):
+    """One request, sent once. `failure` says why there was no `answer`. Times are on the monotonic clock."""
+
+    client: int
+    serial: int
+    instance: str
+    sent: float
+    ended: float
+    answer: str
+    failure: str
+
+
+class Connection(asyncio.Protocol):
+    """One connection after the other to one place, with what is asked over them."""
+
+    def __init__(self, asker: Asker, place: str, number: int, questions: Iterator[tuple[int, int]]) -> None:
+        self._asker = asker
+        self._place = place
+        self._number = number
+        self._questions = questions
+        self._count = 0
+        self._question: tuple[int, int] | None = None  # asked and not answered
+        self._instance = ""
+        self._sent = 0.0
+        self._read = b""
+        self._transport: asyncio.Transport | None = None
+
+    async def connect(self) -> None:
+        """Connects, as often as it takes."""
+        loop = asyncio.get_running_loop()
+        while not self._asker.stopped:
+            began = monotonic()
+            try:
+                if self._place.startswith("unix:"):
+                    await loop.create_unix_connection(lambda: self, self._place.removeprefix("unix:"))
+                else:
+                    await loop.create_connection(lambda: self, "127.0.0.1", int(self._place))
+            except OSError as error:
+                client, serial = self._question or next(self._questions)
+                self._question = client, serial
+                why = os.strerror(error.errno or 0)
+                self._asker.note(Attempt(client, serial, "", began, monotonic(), "", f"cannot connect: {why}"))
+                await asyncio.sleep(AGAIN_SECONDS)
+            else:
+                return
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._read = b""
+        self._ask()
+
+    def data_received(self, received: bytes) -> None:
+        now = monotonic()
+        self._read += received
+        if not self._read.endswith(b"\n\n"):
+            return
+        answer, self._read = self._read, b""
+        if self._question is None:
+            self._end("an answer without a question")
+            return
+        self._note(now, answer=answer.decode("latin-1"))
+        self._question = None
+        asyncio.get_running_loop().call_later(self._asker.pause, self._ask)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self._question is None:
+            self._asker.note(Attempt(IDLE, 0, "", monotonic(), monotonic(), "", ""))
+        elif self._sent:
+            self._end("the connection was closed")
+        if not self._asker.stopped:
+            asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._asker.start, self.connect())
+
+    def check(self, now: float) -> bool:
+        """Whether an answer is awaited; no longer than Postfix would."""
+        if self._question is None or not self._sent:
+            return False
+        if now - self._sent > PATIENCE_SECONDS:
+            self._end(f"no answer within {PATIENCE_SECONDS:.0f} s")
+            if self._transport is not None:
+                self._transport.abort()
+        return True
+
+    def _ask(self) -> None:
+        if self._transport is None or self._asker.stopped:
+            return
+        if self._question is None:
+            self._question = next(self._questions)
+        client, serial = self._question
+        self._count += 1
+        self._instance = f"{os.getpid():x}.{self._number}.{self._count}"
+        request = b"%binstance=%b\n\n" % (encoded(client, serial), self._instance.encode())
+        self._sent = monotonic()
+        self._transport.write(request)
+
+    def _end(self, failure: str) -> None:
+        self._note(monotonic(), failure=failure)
+
+    def _note(self, now: float, *, answer: str = "", failure: str = "") -> None:
+        client, serial = self._question or (IDLE, 0)
+        self._asker.note(Attempt(client, serial, self._instance, self._sent, now, answer, failure))
+        self._sent = 0.0
+
+
+class Asker:
+    """All connections together."""
+
+    def __init__(self, pause: float) -> None:
+        self.pause = pause
+        self.stopped = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._noted: list[Attempt] = []
+
+    def note(self, attempt: Attempt) -> None:
+        self._noted.append(attempt)
+
+    def start(self, work: object) -> None:
+        task = asyncio.ensure_future(work)  # type: ignore[call-overload]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def run(self, connections: list[Connection]) -> None:
+        """Asks until told to stop, and a little longer for what is in flight."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stop)
+        for connection in connections:
+            self.start(connection.connect())
+        while True:
+            await asyncio.sleep(BATCH_SECONDS)
+            now = monotonic()
+            waiting = [connection.check(now) for connection in connections]
+            self._pass_on()
+            if self.stopped and not any(waiting):
+                return
+
+    def _stop(self) -> None:
+        self.stopped = True
+
+    def _pass_on(self) -> None:
+        noted, self._noted = self._noted, []
+        if noted:
+            sys.stdout.buffer.write(pickle.dumps([tuple(each) for each in noted]))
+            sys.stdout.buffer.flush()
+
+
+_ENCODED: dict[int, bytes] = {}
+
+
+def encoded(client: int, serial: int) -> bytes:
+    """A request but for its `instance` and its end. One of a client without a serial is made once."""
+    if client < len(NAMED) and client in _ENCODED:
+        return _ENCODED[client]
+    made = "".join(f"{name}={value}\n" for name, value in attributes_of(max(client, 0), serial).items()).encode()
+    if client < len(NAMED):
+        _ENCODED[client] = made
+    return made
+
+
+def named_clients(first: int) -> Iterator[tuple[int, int]]:
+    """The clients for whom nobody has to ask DNS, over and over, beginning at one of them."""
+    while True:
+        yield first % len(NAMED), 0
+        first += 1
+
+
+def nameless_clients(kinds: list[int], number: int, asked: dict[str, int]) -> Iterator[tuple[int, int]]:
+    """New clients on and on, each so many times: a message to several recipients. Each connection begins with another
+    kind, and has serial numbers of its own."""
+    serial = asked["serial"] + number
+    while True:
+        for place in range(len(kinds)):
+            for _ in range(asked["repeats"]):
+                yield len(NAMED) + kinds[(place + number) % len(kinds)], serial
+            serial += asked["nameless"]
+
+
+def main() -> None:
+    """The one argument is JSON: see `tests.faults.flow.Flow`."""
+    asked = json.loads(sys.argv[1])
+    asker = Asker(asked["pause"])
+    place, named, nameless = asked["place"], asked["named"], asked["nameless"]
+    connections = [Connection(asker, place, number, named_clients(number)) for number in range(named)]
+    connections += [
+        Connection(asker, place, named + number, nameless_clients(asked["kinds"], number, asked))
+        for number in range(nameless)
+    ]
+    if asked["floor"]:
+        connections.append(Connection(asker, asked["floor"], -1, ((FLOOR, 0) for _ in iter(int, 1))))
+    fcntl.fcntl(sys.stdout.fileno(), fcntl.F_SETPIPE_SZ, 1 << 20)  # so that it never waits for its reader
+    gc.disable()  # a collection would be taken for a slow answer; nothing here is in cycles for long
+    uvloop.run(asker.run(connections))
+
+
+if __name__ == "__main__":
+    main()

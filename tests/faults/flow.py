@@ -1,0 +1,259 @@
+"""A steady flow of requests, every answer of which is checked.
+
+    with Flow("resolver silent", world, port) as flow:
+        flow.go_on(1)
+        with world.dns_being(SILENT):
+            flow.go_on(2)
+        flow.fault_is_over()
+
+At the end of the block the flow has stopped, each request is accounted for, and `flow.row` says how it went; a wrong
+answer, a failure that was not to be, a slow answer or a late recovery fails the test. What is right is known to
+`tests.faults.world`; a process of its own asks (`tests.faults.asker`), so judging costs no answer any time.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from tests.faults.asker import FLOOR, IDLE, PATIENCE_SECONDS, Attempt
+from tests.faults.world import CLIENTS, NAMELESS, Named, ruleset_hash
+from tests.field.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+ROOT = Path(__file__).parents[2]
+
+# What issue and design promise: a request that needs no DNS waits no longer than this, whatever fails; and all is as
+# before within this after a fault has ended.
+LONGEST_SECONDS = 0.1
+NORMAL_SECONDS = 1.0
+
+# Of wrong answers so many are shown.
+SHOWN = 5
+
+
+@dataclass
+class Row:
+    """How it went under one fault. Times in seconds; `floor` is the longest that a server which does nothing took
+    for an answer meanwhile, on the same machine."""
+
+    fault: str
+    sent: int = 0
+    answered: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    wrong: int = 0
+    longest: float = 0.0
+    longest_with_dns: float = 0.0
+    floor: float = 0.0
+    normal_within: float | None = None
+
+    def __str__(self) -> str:
+        failed = "; ".join(f"{count:,} {why}" for why, count in sorted(self.failed.items())) or "0"
+        normal = "" if self.normal_within is None else f"{self.normal_within * 1000:.0f}"
+        milliseconds = [f"{each * 1000:.0f}" for each in (self.longest, self.longest_with_dns, self.floor)]
+        cells = [self.fault, f"{self.sent:,}", f"{self.answered:,}", failed, str(self.wrong), *milliseconds, normal]
+        return f"| {' | '.join(cells)} |"
+
+
+HEAD = (
+    "| fault | sent | answered | failed, and why | wrong | longest, ms | with DNS | floor's | normal within, ms |\n"
+    "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: |"
+)
+
+
+class Flow:
+    """Requests from `named` connections for which nobody asks DNS, and from `nameless` ones for which somebody must.
+
+    `place` is a port of 127.0.0.1 or `unix:/path`. Each connection asks `pause` seconds after each answer. `kinds`
+    are places in NAMELESS, each new client of which asks `repeats` times. `floor` is the port of a server that does
+    nothing. `may_fail` are the only failures that are none of the daemon's faults, and `exhausts` says that what
+    fails is descriptors, memory or the CPU, so that answers may be slow. `patience` is what a lookup may take.
+    """
+
+    def __init__(
+        self,
+        fault: str,
+        world: Any,
+        place: int | str,
+        *,
+        named: int = 6,
+        nameless: int = 6,
+        pause: float = 0.004,
+        kinds: Sequence[int] = tuple(range(len(NAMELESS))),
+        repeats: int = 2,
+        floor: int | None = None,
+        may_fail: Sequence[str] = (),
+        may_close: bool = False,
+        exhausts: bool = False,
+        patience: float = PATIENCE_SECONDS,
+    ) -> None:
+        self.row = Row(fault)
+        self.attempts: list[Attempt] = []
+        self.idle_closes = 0
+        self.wrong: list[str] = []
+        self._world = world
+        self._asked = {
+            "place": str(place),
+            "named": named,
+            "nameless": nameless,
+            "pause": pause,
+            "kinds": list(kinds),
+            "repeats": repeats,
+            "floor": "" if floor is None else str(floor),
+        }
+        self._may_fail = may_fail
+        self._may_close = may_close
+        self._exhausts = exhausts
+        self._patience = patience
+        self._over: float | None = None
+        self._ended: list[Attempt] = []
+
+    def __enter__(self) -> Self:
+        asked = json.dumps({**self._asked, "serial": self._world.next_serial})
+        command = [sys.executable, "-m", "tests.faults.asker", asked]
+        self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+        self.wait_for(1)
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None and self._over is not None:
+            self.go_on(max(0.0, self._over + NORMAL_SECONDS - time.monotonic()))
+        self._process.terminate()
+        self._reader.join(PATIENCE_SECONDS + 10)
+        status = self._process.wait(timeout=10)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        if kind is None:
+            assert status == 0, f"the asking process ended with status {status}"
+            self._judge()
+
+    # --- While it runs ----------------------------------------------------------------------------------------------
+
+    def go_on(self, seconds: float) -> None:
+        """Lets it run for a while."""
+        time.sleep(seconds)
+        assert self._process.poll() is None, "the asking process has ended"
+
+    def wait_for(self, answers: int, seconds: float = 30) -> None:
+        """Lets it run until there are so many more answers."""
+        wanted = self.answered + answers
+        until(f"{wanted} answers", lambda: self.answered >= wanted or None, seconds)
+
+    @property
+    def answered(self) -> int:
+        """Answers so far."""
+        return sum(1 for each in self.attempts[:] if each.answer)
+
+    def fault_is_over(self) -> None:
+        """From now on all is to be well, and soon."""
+        self._over = time.monotonic()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        while True:
+            try:
+                self.attempts += [Attempt(*each) for each in pickle.load(self._process.stdout)]
+            except EOFError:
+                return
+
+    # --- The judgement ----------------------------------------------------------------------------------------------
+
+    def _judge(self) -> None:
+        row = self.row
+        first_asked: dict[tuple[int, int], float] = {}
+        self.attempts.sort(key=lambda each: each.ended)
+        for each in self.attempts:
+            who = each.client, each.serial
+            first_asked[who] = min(each.sent, first_asked.get(who, each.sent))
+        abnormal: list[float] = []
+        for each in self.attempts:
+            if each.client == FLOOR:
+                row.floor = max(row.floor, each.ended - each.sent)
+            elif each.client == IDLE:
+                self.idle_closes += 1
+                if each.failure:
+                    self.wrong.append(each.failure)
+            else:
+                is_normal = self._judge_one(each, first_asked[each.client, each.serial])
+                if self._over is not None and first_asked[each.client, each.serial] > self._over and not is_normal:
+                    abnormal.append(each.sent)
+        row.wrong = len(self.wrong)
+        serials = [each.serial for each in self.attempts]
+        self._world.next_serial = max(self._world.next_serial, *serials) + 1
+        if self._over is not None:
+            afterwards = [each.ended for each in self.attempts if each.client >= 0 and each.sent > self._over]
+            row.normal_within = (max(abnormal) if abnormal else min(afterwards, default=float("inf"))) - self._over
+        self._insist()
+
+    def _judge_one(self, each: Attempt, first_asked: float) -> bool:
+        """Judges an attempt; returns whether it went as it does where nothing fails."""
+        row = self.row
+        row.sent += 1
+        if each.failure:
+            row.failed[each.failure] += 1
+            return False
+        row.answered += 1
+        took = each.ended - each.sent
+        needs_dns = not isinstance(CLIENTS[each.client], Named)
+        if needs_dns:
+            row.longest_with_dns = max(row.longest_with_dns, took)
+        else:
+            row.longest = max(row.longest, took)
+        answer = each.answer.removeprefix("action=").removesuffix("\n\n")
+        world = self._world
+        if " edition " in answer:
+            edition = int(answer.split(" edition ")[1].split()[0])
+            world.edition.seen(edition, each.ended)
+        right = world.right_answers(each.client, each.serial, first_asked, each.sent, each.ended)
+        true = world.true_answers(each.client, each.serial, first_asked, each.sent, each.ended)
+        if answer not in right:
+            self.wrong.append(f"{each}: not one of {sorted(right)}")
+        elif " 5." in answer and not any(" 5." in one for one in true):
+            self.wrong.append(f"{each}: rejected because of a failure (principle 2)")
+        elif answer == "DUNNO" and "DUNNO" not in true:
+            self.wrong.append(f"{each}: a lie was let through (principle 1)")
+        return answer in true
+
+    def _insist(self) -> None:
+        row = self.row
+        assert self.wrong == [], f"{len(self.wrong)} wrong:\n" + "\n".join(self.wrong[:SHOWN])
+        unexpected = {why: count for why, count in row.failed.items() if not why.startswith(tuple(self._may_fail))}
+        assert unexpected == {}, row
+        assert self._may_close or self.idle_closes == 0, f"{self.idle_closes} connections were closed: {row}"
+        assert row.answered, row
+        if not self._exhausts:
+            # On a machine that has other work, the server that does nothing has to wait as well.
+            assert row.longest < LONGEST_SECONDS + row.floor, row
+        assert row.longest_with_dns < self._patience + LONGEST_SECONDS + row.floor, row
+        assert row.normal_within is None or row.normal_within < NORMAL_SECONDS + row.floor, row
+
+    # --- Beside the decision log ------------------------------------------------------------------------------------
+
+    def compare(self, logged: Sequence[Mapping[str, Any]], *, lost: int = 0) -> list[Mapping[str, Any]]:
+        """Insists that the decision log has just one line for each answer, which says the same, but for so many that
+        were lost. Gives the lines of this flow."""
+        answers = {each.instance: each for each in self.attempts if each.answer and each.client != FLOOR}
+        own = [line for line in logged if line.get("instance") in answers]
+        counts = Counter(line["instance"] for line in own)
+        assert counts.total() == len(counts), [instance for instance, count in counts.items() if count > 1][:SHOWN]
+        missing = [each for instance, each in answers.items() if instance not in counts]
+        assert len(missing) == lost, f"{len(missing)} answers are not in the log, {lost} were to be: {missing[:SHOWN]}"
+        for line in own:
+            each = answers[line["instance"]]
+            said = f"{line['action']} {line.get('reply', '')}".rstrip()
+            assert each.answer == f"action={said}\n\n", (each, line)
+            editions = self._world.edition.during(each.sent, each.ended)
+            assert line["ruleset"] in map(ruleset_hash, editions), (each, line)
+        return own

@@ -1,0 +1,117 @@
+"""DNS fails in every way. Who needs none does not notice; who does gets a right answer within `dns.timeout`."""
+
+from __future__ import annotations
+
+import string
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import naive
+from tests.dns import REFUSED, SERVFAIL, Reply
+from tests.faults.conftest import LONG, SECONDS, Setting
+from tests.faults.world import NAMELESS, DnsState, distorted, nothing_known, place_of, ptr_name, truth
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.field.policyd import Policyd
+
+# What `dns.timeout` is here, and a late answer that is in time; a lookup begins again once, after 0.25 s.
+TIMEOUT, LATE = (5.0, 4.0) if LONG else (1.2, 0.6)
+
+
+def in_ptr(changed: Callable[[Reply, str], Reply]) -> Callable[[Reply, str], Reply]:
+    """A distortion of the answers to questions for PTR records only."""
+    return lambda reply, question: changed(reply, question) if question.endswith(" PTR") else reply
+
+
+def names_for(changed: Callable[[str], list[str]], *, domain: str = "") -> DnsState:
+    """PTR records with other names than the right one, none of which leads anywhere, for clients of one domain or
+    for all."""
+
+    def is_meant(name: str) -> bool:
+        return name.endswith(domain)
+
+    def distort(reply: Reply, question: str) -> Reply:
+        if not question.endswith(" PTR") or not any(is_meant(each) for each in reply.records):
+            return reply
+        return Reply([f"@ 300 PTR {name}" for each in reply.records for name in changed(each.split()[-1])])
+
+    def known(address: str) -> naive.Dns:
+        if not NAMELESS[place_of(address)].domain or not is_meant(ptr_name(address)):
+            return truth(address)
+        claimed = [name.lower() for name in changed(ptr_name(address))]
+        return naive.Dns("mismatch", claimed=tuple(claimed))
+
+    return DnsState(distort, known)
+
+
+def looped(_: Reply, question: str) -> Reply:
+    name = question.split(maxsplit=1)[0]
+    return Reply([f"{name} 300 CNAME loop.{name}", f"loop.{name} 300 CNAME {name}"])
+
+
+def of_another(_: Reply, question: str) -> Reply:
+    return Reply([f"other.example 300 PTR {question.split(maxsplit=1)[0]}"])
+
+
+# As many as a message holds, with names of three characters.
+_CHARACTERS = string.ascii_lowercase + string.digits
+MANY = [f"{a}{b}{c}" for a in _CHARACTERS for b in _CHARACTERS for c in _CHARACTERS][:3800]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What becomes of answers, and the reasons of errors that the decision log may then name."""
+
+    state: DnsState
+    reasons: frozenset[str] = frozenset()
+
+
+def failing(reason: str, changed: Callable[[Reply, str], Reply]) -> Fault:
+    """Nothing is known of anybody, for this reason."""
+    return Fault(DnsState(changed, nothing_known), frozenset({reason}))
+
+
+FAULTS = {
+    "resolver silent": failing("timeout", distorted(silent=True)),
+    f"answers after {LATE} s of {TIMEOUT}": Fault(DnsState(in_ptr(distorted(delay=LATE)), truth)),
+    f"answers after {TIMEOUT + 1} s of {TIMEOUT}": failing("timeout", distorted(delay=TIMEOUT + 1)),
+    "SERVFAIL": failing("servfail", distorted(rcode=SERVFAIL, records=())),
+    "REFUSED": failing("refused", distorted(rcode=REFUSED, records=())),
+    "wrong ids": failing("timeout", distorted(wrong_id=True)),
+    "answers to another question": failing("timeout", distorted(other_question="other.example")),
+    "records of another name": failing("malformed", of_another),
+    "messages that are cut": failing("malformed", distorted(cut=3)),
+    "junk": failing("malformed", distorted(junk=b"\0\1\2\3")),
+    "a CNAME loop": failing("malformed", looped),
+    "control characters in PTR names": Fault(names_for(lambda name: [rf"\027[2J\010x.{name}"])),
+    "3,800 PTR records": Fault(names_for(lambda _: MANY, domain="customers.vps.example")),
+    "a TTL of 0": Fault(
+        DnsState(lambda r, _: replace(r, records=[each.replace(" 300 ", " 0 ") for each in r.records]), truth)
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def one_setting(tmp_path_factory: pytest.TempPathFactory, floor: int) -> Iterator[tuple[Setting, Policyd]]:
+    """One daemon for the whole table of faults."""
+    setting = Setting(tmp_path_factory.mktemp("dns"), floor)
+    with setting.dns, setting.daemon(dns={"servers": [setting.dns.address], "timeout": f"{TIMEOUT}s"}) as policyd:
+        yield setting, policyd
+
+
+@pytest.mark.parametrize("name", FAULTS.keys())
+def test_whatever_dns_says_nobody_gets_a_wrong_answer(name: str, one_setting: tuple[Setting, Policyd]) -> None:
+    setting, policyd = one_setting
+    fault = FAULTS[name]
+    with setting.flow(f"DNS: {name}", patience=TIMEOUT) as flow:
+        with setting.world.dns_being(fault.state):
+            flow.go_on(SECONDS)
+        flow.fault_is_over()
+    lines = flow.compare(policyd.decisions(flow.row.answered))
+    reasons = {line["dns_error"] for line in lines if "dns_error" in line}
+    assert reasons == fault.reasons
+    assert "bug" not in policyd.operational_log.read_text()

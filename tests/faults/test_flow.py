@@ -1,0 +1,68 @@
+"""The flow itself: it passes where nothing fails, and sees what it is there to see."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.dns import SERVFAIL
+from tests.faults.conftest import SECONDS
+from tests.faults.flow import Flow
+from tests.faults.world import DnsState, World, distorted, nothing_known
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.faults.conftest import Setting
+
+
+def test_where_nothing_fails_every_answer_is_right_and_logged(setting: Setting) -> None:
+    with setting.daemon() as policyd:
+        with setting.flow("none; one reload") as flow:
+            flow.go_on(SECONDS)
+            setting.use_edition(policyd, 1)
+            flow.fault_is_over()
+        assert flow.compare(policyd.decisions(flow.row.answered))
+
+
+@contextmanager
+def found_out(words: str) -> Iterator[None]:
+    """The flow inside is judged as it should be: these words say why it fails."""
+    with pytest.raises(AssertionError, match=words):
+        yield
+
+
+def test_a_server_that_lets_everybody_through_is_found_out(floor: int) -> None:
+    with found_out("not one of"), Flow("", World(), floor) as flow:
+        flow.go_on(0.1)
+
+
+def test_a_ruleset_that_should_not_be_in_force_is_found_out(setting: Setting) -> None:
+    with setting.daemon() as policyd, found_out("edition 2"), Flow("", setting.world, setting.port) as flow:
+        setting.use_edition(policyd, 2)
+        with setting.world.edition.changing(3):
+            pass  # a reload that never was
+        flow.go_on(0.2)
+
+
+def test_an_error_where_dns_is_well_is_found_out(setting: Setting) -> None:
+    setting.world.zone.state = DnsState(distorted(rcode=SERVFAIL), nothing_known)  # and nobody is told
+    with setting.daemon(), found_out(r"4\.4\.3"), Flow("", setting.world, setting.port) as flow:
+        flow.go_on(0.2)
+
+
+def test_a_failure_that_was_not_to_be_is_found_out(setting: Setting) -> None:
+    with setting.daemon() as policyd, found_out("cannot connect"), Flow("", setting.world, setting.port) as flow:
+        policyd.stop()
+        flow.go_on(0.2)
+
+
+def test_a_line_that_is_missing_in_the_decision_log_is_found_out(setting: Setting) -> None:
+    with setting.daemon() as policyd:
+        with Flow("", setting.world, setting.port) as flow:
+            flow.go_on(0.1)
+        logged = policyd.decisions(flow.row.answered)
+    with found_out("1 answers are not in the log"):
+        flow.compare(logged[1:])

@@ -25,6 +25,10 @@ COMMANDS = {
     "schema": "policyd.cli.rules",
     "replay": "policyd.cli.logs",
     "suggest": "policyd.cli.logs",
+    "stats": "policyd.cli.decisions",
+    "tail": "policyd.cli.decisions",
+    "lookup": "policyd.cli.decisions",
+    "report": "policyd.cli.decisions",
     "import": "policyd.cli.exchange",
     "export": "policyd.cli.exchange",
 }

@@ -80,16 +80,16 @@ def replay(
     old = load(config, against).ruleset if against is not None else None
     with log_errors(), reading(logs) as advance:
         if old is None:
-            found = run_replay(ruleset, in_order(logs), _today(), assumption=Assumption(assumption), advance=advance)
+            found = run_replay(ruleset, in_order(logs), utc_today(), assumption=Assumption(assumption), advance=advance)
         else:
             compared = compare(
-                ruleset, old, in_order(logs), _today(), assumption=Assumption(assumption), advance=advance
+                ruleset, old, in_order(logs), utc_today(), assumption=Assumption(assumption), advance=advance
             )
     result = found if old is None else compared
     if not result.facts.transactions:
         raise no_mail(logs, result.facts.counts)
     if as_json:
-        _print_json(replay_report.replay_as_json(found) if old is None else replay_report.comparison_as_json(compared))
+        print_json(replay_report.replay_as_json(found) if old is None else replay_report.comparison_as_json(compared))
     elif old is None:
         replay_report.print_replay(results(), found)
     else:
@@ -135,13 +135,13 @@ def suggest(
     ruleset = load(config, rules).ruleset if config is not None or rules is not None else None
     with log_errors(), reading(logs) as advance:
         found = find_candidates(
-            in_order(logs), least_clients=min_clients, ruleset=ruleset, today=_today(), advance=advance
+            in_order(logs), least_clients=min_clients, ruleset=ruleset, today=utc_today(), advance=advance
         )
     if not found.transactions:
         raise no_mail(logs, found.counts)
     taken = [rule.name for rule in ruleset.rules] if ruleset is not None else []
     if as_json:
-        _print_json(suggest_report.as_json(found, limit, taken))
+        print_json(suggest_report.as_json(found, limit, taken))
     elif found.candidates:
         click.echo(suggest_report.as_yaml(found, limit, taken), nl=False)
     if not found.candidates:
@@ -170,10 +170,10 @@ def no_mail(logs: Sequence[str], counts: LineCounts) -> Failure:
     )
 
 
-def _today() -> datetime.date:
+def utc_today() -> datetime.date:
     return datetime.datetime.now(datetime.UTC).date()
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
     json.dump(value, sys.stdout, indent=2)
     sys.stdout.write("\n")

@@ -8,8 +8,6 @@ stands for. Memory is bounded; so are the figures that would need more (`100,000
 
 from __future__ import annotations
 
-import contextlib
-import gc
 from collections import defaultdict
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -21,12 +19,13 @@ from policyd.core.identity import Identity, Reason, Status
 from policyd.core.index import domain_of
 from policyd.core.protocol import Request
 from policyd.core.ruleset import Subject, Verb
+from policyd.tools.counting import Distinct, without_garbage_collection
 from policyd.tools.maillog import LineCounts, MailLog, observations
 from policyd.tools.observation import Observation, Outcome, Standing
 
 if TYPE_CHECKING:
     import datetime
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from policyd.core.engine import Decision
     from policyd.core.ruleset import Ruleset
@@ -68,23 +67,6 @@ class Assumption(StrEnum):
     MISMATCH = "mismatch"
 
 
-class _Distinct:
-    """Counts different values, of all rules together at most `_MAX_DISTINCT`."""
-
-    def __init__(self) -> None:
-        self._left = _MAX_DISTINCT
-
-    def add(self, seen: set[bytes], value: bytes) -> bool:
-        """Whether the value is counted from now on, or was before."""
-        if value in seen:
-            return True
-        if not self._left:
-            return False
-        self._left -= 1
-        seen.add(value)
-        return True
-
-
 @dataclass(slots=True)
 class Tally:
     """What was counted for one rule, or for one change from one answer to another."""
@@ -108,7 +90,7 @@ class Tally:
         elif len(self.examples) < _MAX_EXAMPLES:
             self.examples.append(seen)
 
-    def add_origin(self, client: bytes, sender_domain: bytes, distinct: _Distinct) -> None:
+    def add_origin(self, client: bytes, sender_domain: bytes, distinct: Distinct) -> None:
         counted = distinct.add(self.clients, client)
         if sender_domain:
             counted &= distinct.add(self.sender_domains, sender_domain)
@@ -345,13 +327,13 @@ def _run(
 ) -> Facts:
     """Counts every mail in the tallies of its verdict."""
     facts = Facts(assumption=assumption, untold=tuple(sorted(subjects - set(_TOLD_BY))))
-    log, distinct = MailLog(), _Distinct()
+    log, distinct = MailLog(), Distinct(_MAX_DISTINCT)
     fields = {field for subject in subjects for field in _TOLD_BY.get(subject, ())}
     # What no rule looks at need not be the same for the decision to be: that is what makes a replay fast.
     key_of = _getter(fields)
     same_origin = {"client_address", "sender"} <= fields  # mails with one key need be counted as one origin
     remembered: dict[object, _Verdict] = {}
-    with _without_garbage_collection():
+    with without_garbage_collection():
         for batch in observations(paths, log, advance):
             for seen in batch:
                 facts.add(seen)
@@ -380,18 +362,6 @@ def _run(
 def _getter(fields: set[str]) -> Callable[[Observation], object]:
     places = sorted(Observation._fields.index(field) for field in fields)
     return itemgetter(*places) if places else lambda _: None
-
-
-@contextlib.contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Nothing in here makes a cycle, and looking for some among all that is remembered takes a fifth of the time."""
-    before = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if before:
-            gc.enable()
 
 
 def _said(decision: Decision) -> tuple[object, ...]:

@@ -272,6 +272,25 @@ def _public_suffixes() -> tuple[PublicSuffixList, PublicSuffixList]:
     return PublicSuffixList(only_icann=True), PublicSuffixList()
 
 
+def registrable_domain(name: bytes) -> str | None:
+    """The domain that somebody registered, of a host name; None for what is none, or is all suffix."""
+    host, _, parent = name.partition(b".")
+    if not host or not may_be_host(name):
+        return None
+    above = _registrable(parent.decode("ascii"))
+    if above is not None:
+        return above
+    # Nobody can register what is above it, so it is itself what was registered, or it is above that, too.
+    return _registrable(name.decode("ascii"))
+
+
+# A site's clients have names under some thousands of domains, and the list is slow to ask (20 us).
+@functools.lru_cache(maxsize=16_384)
+def _registrable(name: str) -> str | None:
+    domain: str | None = _public_suffixes()[0].privatesuffix(name) if name else None
+    return domain
+
+
 def _suffixes(clients: Iterable[_Client], least: int) -> tuple[list[Candidate], set[tuple[int, int]]]:
     """Candidates, and the clients that they account for."""
     registries, everyones = _public_suffixes()

@@ -1,0 +1,353 @@
+"""The commands that read the decision log: `policyd stats`, `tail`, `lookup` and `report`."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import mailbox
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from policyd.cli import Failure
+from policyd.cli.logs import log_errors, print_json, utc_today
+from policyd.cli.options import json_option, rules_options
+from policyd.cli.terminal import print_tables
+from policyd.config import load
+from policyd.core.engine import NEEDS_IDENTITY, decide
+from policyd.core.ruleset import Verb
+from policyd.tools import decisionlog, stats_page, stats_report
+from policyd.tools import lookup as lookups
+from policyd.tools import report as reports
+from policyd.tools import stats as statistics
+from policyd.tools import tail as tails
+from policyd.tools.display import reading, results
+from policyd.tools.explain import as_json as explanation_as_json
+from policyd.tools.explain import as_tables
+from policyd.tools.explain import explain as put_together
+from policyd.tools.logfiles import STANDARD_INPUT, in_order, rotated_set
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from policyd.config import Loaded
+    from policyd.tools.decisionlog import LoggedDecision
+
+_Function = TypeVar("_Function")
+
+_DEFAULT_LINES = 10
+
+
+def logs_argument(function: _Function) -> _Function:
+    """`[LOG]...`: without one, the log that the settings name, with what was rotated away from it."""
+    argument: Any = click.argument("logs", nargs=-1, metavar="[LOG]...")
+    decorated: _Function = argument(function)
+    return decorated
+
+
+def since_option(function: _Function) -> _Function:
+    """`--since T`, as Unix seconds."""
+    option: Any = click.option(
+        "--since", metavar="T", callback=_since, help="Only from then on: 7d, 12h, 2026-11-21 or 2026-11-21T17:00."
+    )
+    decorated: _Function = option(function)
+    return decorated
+
+
+def _since(_context: click.Context, _parameter: click.Parameter, written: str | None) -> float | None:
+    try:
+        return None if written is None else statistics.parse_since(written, time.time())
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@click.command()
+@rules_options
+@json_option
+@since_option
+@click.option("--html", metavar="FILE", help="Write one page with plots, for a browser, which needs no network.")
+@logs_argument
+def stats(
+    *,
+    config: str | None,
+    rules: str | None,
+    as_json: bool,
+    since: float | None,
+    html: str | None,
+    logs: tuple[str, ...],
+) -> None:
+    """Say what the decision log says: actions over time, rules, networks, names.
+
+    LOG is policyd's decision log in either format, plain or compressed, or a journal that has it; `-` is standard
+    input. Without LOG it is the one that the settings name (-c), with the files rotated away from it. With a ruleset
+    (-c or --rules), its rules that never matched are named.
+
+    "Got in elsewhere" counts the mails, by sender and recipient, that a rule refused and that passed at another time
+    or from another client: a rule that refuses nothing else is of no use, or in the way of wanted mail.
+
+    \b
+    policyd stats -c /etc/policyd/policyd.yaml --since 7d
+    policyd stats --html stats.html decisions.log*
+    """
+    loaded = _loaded(config, rules)
+    with log_errors():
+        paths = _paths(logs, loaded)
+        with reading(paths) as advance:
+            found = statistics.collect(
+                paths, since=since, ruleset=loaded.ruleset if loaded is not None else None, advance=advance
+            )
+    if not found.decisions:
+        raise _nothing("no decision", paths)
+    if html is not None:
+        _write(html, stats_page.page(found))
+    if as_json:
+        print_json(stats_report.stats_as_json(found))
+    elif html is None:
+        stats_report.print_stats(results(), found)
+
+
+@click.command()
+@click.option("-c", "--config", metavar="FILE", help="Settings (policyd.yaml), which name the log.")
+@json_option
+@click.option(
+    "--action",
+    "actions",
+    multiple=True,
+    type=click.Choice([str(verb) for verb in Verb], case_sensitive=False),
+    help="Only this action, sent or not sent under mode: observe. May be given several times.",
+)
+@click.option("--rule", "names", multiple=True, metavar="R", help="Only this rule, also where it only observed.")
+@click.option("--client", "networks", multiple=True, metavar="CIDR", help="Only clients in this network.")
+@click.option(
+    "-n", "--lines", type=click.IntRange(min=0), default=_DEFAULT_LINES, show_default=True, help="Lines to begin with."
+)
+@click.option("--no-follow", is_flag=True, help="End at the end of the log.")
+@click.argument("log", required=False, metavar="[LOG]")
+def tail(
+    *,
+    config: str | None,
+    as_json: bool,
+    actions: tuple[str, ...],
+    names: tuple[str, ...],
+    networks: tuple[str, ...],
+    lines: int,
+    no_follow: bool,
+    log: str | None,
+) -> None:
+    """Follow the decision log, filtered and in colour, across rotation.
+
+    Decisions appear in the text format, whatever the log's is, or with --json as objects. With `-` as LOG, standard
+    input is read to its end: journalctl -fu policyd -o cat | policyd tail -
+
+    \b
+    policyd tail -c /etc/policyd/policyd.yaml --action REJECT
+    policyd tail --rule sakura-vps --client 49.212.0.0/16 decisions.log
+    """
+    try:
+        wanted = tails.Wanted(
+            frozenset(action.upper().encode() for action in actions),
+            frozenset(name.encode() for name in names),
+            tails.parse_networks(networks),
+        )
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--client") from None
+    with log_errors():
+        path = log if log is not None else _live_log(_loaded(config, None))
+        found: Iterator[LoggedDecision]
+        if path == STANDARD_INPUT:
+            found = tails.every([path], wanted)
+        elif no_follow:
+            found = tails.follow(path, lines, wanted, wait=lambda: False)
+        else:
+            found = tails.follow(path, lines, wanted)
+        console = results()
+        for decision in found:
+            if as_json:
+                click.echo(json.dumps(decisionlog.as_json(decision)))
+            else:
+                console.print(tails.as_line(decision), soft_wrap=True)
+                sys.stdout.flush()
+
+
+@click.command()
+@rules_options
+@json_option
+@click.argument("decision_id", metavar="ID")
+@logs_argument
+def lookup(*, config: str | None, rules: str | None, as_json: bool, decision_id: str, logs: tuple[str, ...]) -> None:
+    """Show the decision with an id, and what the ruleset says of the same request today.
+
+    The id is what a reply has in place of {id}, and what the decision log has as id=. Without LOG, the log that the
+    settings name and its rotated files are searched. With a ruleset (-c or --rules) the request is decided again, as
+    far as the log has it and with what the log says of the client's reverse DNS; DNS is not asked.
+
+    \b
+    policyd lookup -c /etc/policyd/policyd.yaml 7Q4K2M9X
+    policyd lookup --rules rules.yaml 7Q4K2M9X decisions.log*
+    """
+    loaded = _loaded(config, rules)
+    with log_errors():
+        paths = _paths(logs, loaded)
+        with reading(paths) as advance:
+            found = lookups.find(decision_id, paths, advance)
+    if not found:
+        raise _nothing(f"no decision with the id {decision_id}", paths)
+    objects = []
+    console = results()
+    for decision in found:
+        if as_json:
+            logged = decisionlog.as_json(decision)
+            objects.append({"logged": logged, "today": _today_as_json(loaded, decision)})
+            continue
+        console.print(tails.as_line(decision), soft_wrap=True)
+        if loaded is not None:
+            console.print()
+            _print_today(loaded, decision)
+    if as_json:
+        print_json(objects)
+
+
+@click.command()
+@click.option("-c", "--config", metavar="FILE", help="Settings (policyd.yaml), which name the log.")
+@since_option
+@click.option("--network", metavar="CIDR", help="Report what came from this network.")
+@click.option("--suffix", metavar="NAME", help="Report what came from host names that are NAME or lie under it.")
+@click.option("--from", "sender", required=True, metavar="ADDRESS", help="Who reports: the message's From.")
+@click.option("--to", "recipient", metavar="ADDRESS", help="Who is to read it, if you know: the message's To.")
+@click.option("-o", "--output", metavar="FILE", help="Write the message to a new file, not to standard output.")
+@click.option("--mbox", metavar="FILE", help="Append the message to a mailbox in the mbox format.")
+@click.option("--show-recipients", is_flag=True, help="Leave your recipients' addresses in the log lines.")
+@logs_argument
+def report(
+    *,
+    config: str | None,
+    since: float | None,
+    network: str | None,
+    suffix: str | None,
+    sender: str,
+    recipient: str | None,
+    output: str | None,
+    mbox: str | None,
+    show_recipients: bool,
+    logs: tuple[str, ...],
+) -> None:
+    """Write an abuse report for a network or a host name suffix, from the decision log.
+
+    It is a message in the Abuse Reporting Format (RFC 5965) with a summary and the log lines of what was refused. It is
+    not sent. Recipients are hidden unless you ask for them.
+
+    \b
+    policyd report --network 180.222.51.0/24 --from postmaster@example.com decisions.log*
+    policyd report --suffix vs.sakura.ne.jp --from postmaster@example.com --mbox reports.mbox -c policyd.yaml
+    """
+    if (network is None) == (suffix is None):
+        raise click.UsageError("name what to report: either --network or --suffix")
+    if output is not None and mbox is not None:
+        raise click.UsageError("write either to --output or to --mbox")
+    for address, option in ((sender, "--from"), (recipient, "--to")):
+        if address is not None and ("@" not in address or not address.isascii() or not address.isprintable()):
+            raise click.BadParameter(f"'{address}' is no mail address", param_hint=option)
+    try:
+        (parsed,) = tails.parse_networks([network]) if network is not None else (None,)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--network") from None
+    with log_errors():
+        paths = _paths(logs, _loaded(config, None))
+        with reading(paths) as advance:
+            incident = reports.collect(
+                paths, network=parsed, suffix=suffix, since=since, show_recipients=show_recipients, advance=advance
+            )
+    if not incident.count:
+        raise _nothing(f"nothing from {network or suffix} was refused", paths)
+    message = reports.as_message(incident, sender, recipient, datetime.datetime.now(datetime.UTC))
+    if mbox is not None:
+        _append(mbox, message)
+    elif output is not None:
+        _write(output, message.as_string(), replace=False)
+    else:
+        click.echo(message.as_string(), nl=False)
+
+
+# --- Which logs, which ruleset ----------------------------------------------------------------------------------------
+
+
+def _loaded(config: str | None, rules: str | None) -> Loaded | None:
+    """Settings and ruleset, if either is named: the commands here work on a log alone."""
+    return load(config, rules) if config is not None or rules is not None else None
+
+
+def _live_log(loaded: Loaded | None) -> str:
+    if loaded is None:
+        raise click.UsageError("name the LOG, or the settings that name it with -c")
+    path = loaded.settings.decision_log.path
+    if path == STANDARD_INPUT:
+        raise click.UsageError(
+            "the settings send decisions to standard output; name the LOG, or pipe it: journalctl -u policyd -o cat |"
+        )
+    return path
+
+
+def _paths(logs: tuple[str, ...], loaded: Loaded | None) -> list[str]:
+    return in_order(logs) if logs else rotated_set(_live_log(loaded))
+
+
+def _nothing(what: str, paths: list[str]) -> Failure:
+    return Failure(f"policyd: {what} in {', '.join(paths)}", 1)
+
+
+# --- Today's decision -------------------------------------------------------------------------------------------------
+
+
+def _print_today(loaded: Loaded, decision: LoggedDecision) -> None:
+    request, identity = lookups.request_of(decision), lookups.identity_of(decision)
+    decided = decide(loaded.ruleset, request, identity, utc_today())
+    if decided is NEEDS_IDENTITY:
+        click.echo(_NEEDS_DNS)
+        return
+    explanation = put_together(loaded, request, decided, identity, utc_today(), source="the decision log")
+    print_tables(*as_tables(explanation))
+
+
+def _today_as_json(loaded: Loaded | None, decision: LoggedDecision) -> dict[str, Any] | None:
+    if loaded is None:
+        return None
+    request, identity = lookups.request_of(decision), lookups.identity_of(decision)
+    decided = decide(loaded.ruleset, request, identity, utc_today())
+    if decided is NEEDS_IDENTITY:
+        return {"needs_reverse_dns": True}
+    return explanation_as_json(put_together(loaded, request, decided, identity, utc_today(), source="the decision log"))
+
+
+_NEEDS_DNS = (
+    "Today's rules ask for the client's reverse DNS, which the log does not have, since nobody had to know it then.\n"
+    "Ask it now with: policyd explain client_address=..."
+)
+
+
+# --- Writing ----------------------------------------------------------------------------------------------------------
+
+
+def _write(path: str, text: str, *, replace: bool = True) -> None:
+    try:
+        with Path(path).open("w" if replace else "x", encoding="utf-8", newline="") as file:
+            file.write(text)
+    except FileExistsError:
+        raise Failure(f"policyd: {path}: is there already; name another file", 2) from None
+    except OSError as error:
+        raise Failure(f"policyd: {path}: {error.strerror}", 2) from None
+
+
+def _append(path: str, message: Any) -> None:
+    try:
+        box = mailbox.mbox(path)
+        try:
+            box.lock()
+            box.add(message)
+            box.flush()
+        finally:
+            box.close()
+    except (OSError, mailbox.Error) as error:
+        raise Failure(f"policyd: {path}: {error}", 2) from None

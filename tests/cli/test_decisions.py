@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import contextlib
+import email
+import email.policy
+import json
+import mailbox
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.tools.decided import line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.cli.conftest import Ended
+
+    Run = Callable[..., Ended]
+
+SHIPPED = Path(__file__).parents[2] / "config" / "rules.yaml"
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    path = tmp_path / "decisions.log"
+    path.write_text(
+        line(id="0A1B2C3D")
+        + line("DUNNO", id="0A1B2C3E", rule="known-vps-customer", client="tk2-406-44074.vs.sakura.ne.jp[160.16.140.78]")
+        + line("DUNNO", id="0A1B2C3F", rule="", client="unknown[192.0.2.1]").replace("rdns=verified ", "")
+    )
+    return path
+
+
+@pytest.fixture
+def config(log: Path) -> Path:
+    path = log.with_name("policyd.yaml")
+    path.write_text(f"rules: {SHIPPED}\ndecision_log: {{path: {log.name}}}\n")
+    return path
+
+
+# --- Which log ------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_log_it_is_the_one_that_the_settings_name(run: Run, config: Path, log: Path) -> None:
+    log.with_name("decisions.log.1").write_text(line(id="OLDER000"))
+    assert json.loads(run("stats", "-c", config, "--json").out)["decisions"] == 4
+    assert run("lookup", "-c", config, "older000").status == 0
+    assert len(run("tail", "-c", config, "--no-follow").out.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    "command", [["stats"], ["tail"], ["lookup", "X"], ["report", "--suffix", "x", "--from", "a@b"]]
+)
+def test_without_log_and_settings_it_says_what_to_name(run: Run, command: list[str]) -> None:
+    ended = run(*command)
+    assert ended.status == 2
+    assert "name the LOG, or the settings that name it with -c" in ended.err
+
+
+def test_a_log_on_standard_output_is_not_there_to_be_read(run: Run, config: Path) -> None:
+    config.write_text(f"rules: {SHIPPED}\n")
+    ended = run("stats", "-c", config)
+    assert ended.status == 2
+    assert "journalctl -u policyd -o cat |" in ended.err
+
+
+@pytest.mark.parametrize("command", [["stats"], ["tail", "--no-follow"], ["lookup", "X"]])
+def test_a_log_that_is_not_there_ends_a_command_in_one_line(run: Run, tmp_path: Path, command: list[str]) -> None:
+    ended = run(*command, tmp_path / "nowhere.log")
+    assert (ended.status, ended.out) == (2, "")
+    assert ended.err == f"policyd: {tmp_path}/nowhere.log: no such file or directory\n"
+
+
+# --- stats ----------------------------------------------------------------------------------------------------------
+
+
+def test_stats_for_people(run: Run, log: Path) -> None:
+    ended = run("stats", "--rules", SHIPPED, log)
+    assert (ended.status, ended.err) == (0, "")
+    assert "3 decisions from 2026-11-21T" in ended.out
+    assert "never matched: own-networks, forwarders" in ended.out
+
+
+def test_stats_as_a_page(run: Run, log: Path, tmp_path: Path) -> None:
+    page = tmp_path / "stats.html"
+    assert run("stats", "--html", page, log) == (0, "", "")
+    assert page.read_text().startswith("<!DOCTYPE html>")
+    assert json.loads(run("stats", "--json", "--html", page, log).out)["decisions"] == 3
+
+
+def test_stats_that_cannot_be_written_say_so(run: Run, log: Path, tmp_path: Path) -> None:
+    ended = run("stats", "--html", tmp_path, log)
+    assert ended.status == 2
+    assert ended.err == f"policyd: {tmp_path}: Is a directory\n"
+
+
+@pytest.mark.parametrize(("since", "status"), [("2026-11-01", 0), ("2027-01-01", 1), ("soon", 2)])
+def test_stats_since_a_time(run: Run, log: Path, since: str, status: int) -> None:
+    assert run("stats", "--since", since, log).status == status
+
+
+def test_stats_of_another_log_are_refused(run: Run, tmp_path: Path) -> None:
+    mail_log = tmp_path / "mail.log"
+    mail_log.write_text("Nov 20 10:00:00 mx postfix/smtpd[1]: connect from unknown[192.0.2.1]\n")
+    ended = run("stats", mail_log)
+    assert ended.status == 2
+    assert ended.err.startswith(f"policyd: {mail_log}: no decision log")
+
+
+# --- tail -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ([], ["0A1B2C3D", "0A1B2C3E", "0A1B2C3F"]),
+        (["-n", "1"], ["0A1B2C3F"]),
+        (["--action", "reject"], ["0A1B2C3D"]),
+        (["--rule", "default"], ["0A1B2C3F"]),
+        (["--rule", "default", "--rule", "sakura-vps"], ["0A1B2C3D", "0A1B2C3F"]),
+        (["--client", "160.16.0.0/16"], ["0A1B2C3E"]),
+    ],
+)
+def test_tail_shows_what_was_asked_for(run: Run, log: Path, options: list[str], shown: list[str]) -> None:
+    ended = run("tail", "--no-follow", "--json", *options, log)
+    assert [json.loads(text)["id"] for text in ended.out.splitlines()] == shown
+    assert run("tail", "--no-follow", *options, log).out == "".join(
+        text for text in log.read_text().splitlines(keepends=True) if any(f"id={one} " in text for one in shown)
+    )
+
+
+def test_tail_of_standard_input(run: Run, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with log.open() as piped:
+        monkeypatch.setattr(sys, "stdin", piped)
+        assert len(run("tail", "-").out.splitlines()) == 3
+
+
+@pytest.mark.parametrize("options", [["--action", "PERMIT"], ["--client", "x"], ["-n", "-1"]])
+def test_tail_with_a_filter_that_is_none_is_wrong_usage(run: Run, log: Path, options: list[str]) -> None:
+    assert run("tail", *options, log).status == 2
+
+
+def test_tail_follows_until_it_is_interrupted(log: Path) -> None:
+    command = [sys.executable, "-m", "policyd", "tail", "-n", "0", str(log)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        deadline = time.monotonic() + 20
+        appended = 0
+        # It may not have opened the log yet: write until it has seen one.
+        while not _readable(process.stdout.fileno()):
+            assert time.monotonic() < deadline
+            appended += 1
+            with log.open("a") as file:
+                file.write(line(id=f"NEW{appended:05}"))
+        assert "id=NEW" in process.stdout.readline()
+        process.terminate()
+        process.wait(20)
+
+
+def _readable(descriptor: int) -> bool:
+    import select  # noqa: PLC0415 - for this one test
+
+    return bool(select.select([descriptor], [], [], 0.1)[0])
+
+
+# --- lookup ---------------------------------------------------------------------------------------------------------
+
+
+def test_lookup_shows_the_decision_and_what_the_ruleset_says_today(run: Run, config: Path, log: Path) -> None:
+    ended = run("lookup", "-c", config, "oa1b2c3d")
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.out.startswith(log.read_text().splitlines()[0])
+    assert "hostname_suffix: os3-1-2.vs.sakura.ne.jp is under vs.sakura.ne.jp" in ended.out
+    found = json.loads(run("lookup", "-c", config, "--json", "0A1B2C3D").out)
+    assert (found[0]["logged"]["rule"], found[0]["today"]["rule"]) == ("sakura-vps", "sakura-vps")
+
+
+def test_lookup_says_when_todays_rules_would_have_to_ask_dns(run: Run, config: Path) -> None:
+    assert "Ask it now with: policyd explain" in run("lookup", "-c", config, "0A1B2C3F").out
+    found = json.loads(run("lookup", "-c", config, "--json", "0A1B2C3F").out)
+    assert found[0]["today"] == {"needs_reverse_dns": True}
+
+
+def test_lookup_without_a_ruleset_shows_the_decision(run: Run, log: Path) -> None:
+    assert run("lookup", "0A1B2C3D", log).out == log.read_text().splitlines(keepends=True)[0]
+    assert json.loads(run("lookup", "--json", "0A1B2C3D", log).out)[0]["today"] is None
+
+
+def test_lookup_of_an_id_that_is_not_there_fails(run: Run, log: Path) -> None:
+    assert run("lookup", "NOTHERE0", log) == (1, "", f"policyd: no decision with the id NOTHERE0 in {log}\n")
+
+
+# --- report ---------------------------------------------------------------------------------------------------------
+
+REPORT = ("report", "--suffix", "vs.sakura.ne.jp", "--from", "postmaster@here.example")
+
+
+def test_report_is_a_message(run: Run, log: Path, tmp_path: Path) -> None:
+    on_screen = run(*REPORT, "--to", "abuse@there.example", log)
+    assert (on_screen.status, on_screen.err) == (0, "")
+    message = email.message_from_string(on_screen.out, policy=email.policy.default)
+    assert message["Subject"] == "Abuse report: 1 refused mail from vs.sakura.ne.jp"
+    assert "c@d.example" not in on_screen.out
+    assert "c@d.example" in run(*REPORT, "--show-recipients", log).out
+    written = tmp_path / "report.eml"
+    assert run(*REPORT, "--output", written, log) == (0, "", "")
+    assert email.message_from_bytes(written.read_bytes())["Subject"] == message["Subject"]
+    assert run(*REPORT, "--output", written, log).err == f"policyd: {written}: is there already; name another file\n"
+
+
+def test_reports_are_appended_to_a_mailbox(run: Run, log: Path, tmp_path: Path) -> None:
+    box = tmp_path / "reports.mbox"
+    for _ in range(2):
+        assert run(*REPORT, "--mbox", box, log).status == 0
+    with contextlib.closing(mailbox.mbox(box)) as messages:
+        assert [message["From"] for message in messages] == ["postmaster@here.example"] * 2
+
+
+def test_a_report_of_nothing_is_none(run: Run, log: Path) -> None:
+    ended = run("report", "--network", "203.0.113.0/24", "--from", "a@b.example", log)
+    assert ended == (1, "", f"policyd: nothing from 203.0.113.0/24 was refused in {log}\n")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--from", "a@b"],
+        ["--from", "a@b", "--suffix", "x", "--network", "192.0.2.0/24"],
+        ["--from", "a@b", "--network", "x"],
+        ["--from", "a@b\nBcc: c@d", "--suffix", "x"],
+        ["--from", "nobody", "--suffix", "x"],
+        ["--suffix", "x"],
+        ["--from", "a@b", "--suffix", "x", "-o", "y", "--mbox", "z"],
+    ],
+)
+def test_report_with_wrong_options_is_wrong_usage(run: Run, log: Path, options: list[str]) -> None:
+    assert run("report", *options, log).status == 2

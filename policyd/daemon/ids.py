@@ -1,18 +1,19 @@
 """The short ids of decisions: eight characters of Crockford's base 32, unique on this host.
 
 40 bits are too few to draw at random (a million ids would be as likely as not to hold a repeat), so they are handed
-out in order. Time is cut into windows of a sixteenth of a second, numbered in 30 bits; each window has 1,024 ids. A
-process that needs ids claims the first free window from now on, and may use it up however late. So:
+out in order. Time is cut into windows of 1/64 s, numbered in 30 bits, with 1,024 ids each. A process that needs ids
+claims the first free window from now on, and uses it up, however long that takes. So:
 
-- a process that starts later gets later windows: no repeat over restarts;
-- while a window lies in the present or future, its claim is a bound abstract unix socket named after it, which no
-  two processes can have at a time and which the kernel lets go when a process ends: no repeat between processes;
-- the numbers come round after 2^26 seconds, two years and a month;
-- 16,384 ids a second last for ever. Faster than that, the windows run ahead of the clock, and a process that ends
-  while it is ahead may be followed by one that repeats ids: by as much time as it was ahead. The same holds for a
-  clock that is set back. No host that takes mail comes near that rate.
+- A process that starts later gets later windows: no repeat over restarts.
+- While a window lies ahead, its claim is a bound abstract unix socket (unix(7)) named after it. No two processes can
+  have one at a time, and the kernel lets it go when a process ends: no repeat between processes.
+- The numbers come round after 2^24 seconds, 194 days. A host with a million decisions a day has used one window in
+  5,000 by then, so a year's ids are as good as unique too.
 
-Ids sort by time. They are no secret, and nothing is granted to whoever knows one.
+65,536 ids a second on one host can go on for ever. At a higher rate windows run ahead of the clock; a process that ends
+while it is ahead, or before the clock is set back, may be followed by one that repeats its last ids.
+
+Ids sort by time, nearly. They are no secret, and nothing is granted to whoever knows one.
 """
 
 from __future__ import annotations
@@ -31,15 +32,14 @@ _log = logging.getLogger(__name__)
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # https://www.crockford.com/base32.html
 _ENDINGS = [(a + b).encode() for a in ALPHABET for b in ALPHABET]
 
-WINDOWS_A_SECOND = 16
+WINDOWS_A_SECOND = 64
 _WINDOW_BITS = 30
 
-# Claims of windows ahead of the clock that are held at a time: a descriptor each. With more than this, which is a
-# second ahead, windows are taken without a claim; two processes that both decide so fast could then repeat ids.
+# Claims of windows ahead of the clock that are held at a time: a descriptor each. Beyond that windows are taken without
+# one: two processes that are both a quarter of a second ahead could then repeat ids.
 MAX_CLAIMS = 16
 
-# How many taken windows are passed over before one is used all the same: other processes' claims lie at most
-# MAX_CLAIMS ahead for each of them, so this many means that somebody squats on the names.
+# So many claimed windows in a row are not the work of processes like this one: somebody squats on the names.
 MAX_TAKEN = 1024
 
 
@@ -48,7 +48,7 @@ class DecisionIds:
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self._now = now
-        self._window = -1
+        self._next = 0
         self._claims: list[tuple[int, socket.socket]] = []
         self._ids: Iterator[bytes] = iter(())
 
@@ -74,10 +74,10 @@ class DecisionIds:
             if number < present:
                 claim.close()
         self._claims = [held for held in self._claims if held[0] >= present]
-        window = max(present, self._window + 1)
+        window = max(present, self._next)
         if len(self._claims) < MAX_CLAIMS:
             window = self._claim_from(window)
-        self._window = window
+        self._next = window + 1
         bits = window & ((1 << _WINDOW_BITS) - 1)
         return "".join(ALPHABET[bits >> shift & 31] for shift in range(25, -1, -5)).encode()
 
@@ -94,5 +94,5 @@ class DecisionIds:
                 continue
             self._claims.append((window, claim))
             return window
-        _log.warning("other processes hold the names of all decision ids of the next minute; ids may repeat")
+        _log.warning("all decision ids of the next %d s are claimed; ids may repeat", MAX_TAKEN // WINDOWS_A_SECOND)
         return first

@@ -24,7 +24,7 @@ from policyd.daemon import metrics, sockets
 from policyd.daemon.decisionlog import DecisionLog
 from policyd.daemon.notify import Notifier
 from policyd.daemon.oplog import OperationalLog
-from policyd.daemon.reload import Loader, LoadError, release
+from policyd.daemon.reload import Loader, LoadError
 from policyd.daemon.resolver import Resolver
 from policyd.daemon.server import Server
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
 
     from policyd.config.settings import InetAddress, Settings, UnixAddress
-    from policyd.daemon.reload import Delivery
+    from policyd.daemon.reload import Delivery, Holding
 
 _log = logging.getLogger(__name__)
 
@@ -105,6 +105,7 @@ class _Daemon:
         for work in (self._watch_time(), self._watch_reloads(), self._watch_watchdog()):
             self._run_beside(work)
         self._notifier.ready(delivery.summary)
+        del delivery  # else the first ruleset would stay in memory for as long as the daemon runs
         await self._ended.wait()
         await self._drain()
 
@@ -117,7 +118,7 @@ class _Daemon:
         if not loading.done():
             loading.cancel()
             return None
-        delivery, self._slices = loading.result()
+        delivery, self._holding = loading.result()
         return delivery
 
     async def _listen(self, delivery: Delivery) -> None:
@@ -216,7 +217,7 @@ class _Daemon:
         """Loads and, if all is well, puts in force. Returns the status line."""
         old = self._server.ruleset.hash
         try:
-            delivery, slices = await self._loader.load()
+            delivery, holding = await self._loader.load()
         except (ConfigErrors, LoadError) as error:
             self._counters.loads["failure"] += 1
             for line in str(error).splitlines():
@@ -224,12 +225,12 @@ class _Daemon:
             _log.error("reload failed: ruleset %s stays in force", old)
             return f"reload failed, ruleset {old} stays in force: {str(error).splitlines()[0]}"
         self._counters.loads["success"] += 1
-        await self._use(delivery, slices)
+        await self._use(delivery, holding)
         _log.info("reloaded: %s", delivery.summary)
         self._announce_expiry()
         return delivery.summary
 
-    async def _use(self, delivery: Delivery, slices: list[object]) -> None:
+    async def _use(self, delivery: Delivery, holding: Holding) -> None:
         """Puts a new ruleset and new settings in force, in one step as far as requests go."""
         old, new = self._settings, delivery.settings
         for name in ("listen", "socket_mode", "socket_owner", "socket_group"):
@@ -247,14 +248,14 @@ class _Daemon:
         self._counters.forget_rules(delivery.ruleset)
         self._page.loaded(delivery.seconds)
         # Requests that wait for DNS have the old ruleset and the old resolver for as long as that may take.
-        self._run_beside(self._retire(old.dns.timeout, self._slices, old_resolver))
-        self._settings, self._slices = new, slices
+        self._run_beside(self._retire(old.dns.timeout, self._holding, old_resolver))
+        self._settings, self._holding = new, holding
 
-    async def _retire(self, dns_timeout: float, slices: list[object], resolver: Resolver) -> None:
+    async def _retire(self, dns_timeout: float, holding: Holding, resolver: Resolver) -> None:
         await asyncio.sleep(dns_timeout + 1)
         if resolver is not self._resolver:
             await resolver.close()
-        await release(slices)
+        await holding.release()
 
     # --- Metrics ----------------------------------------------------------------------------------------------------
 

@@ -188,7 +188,10 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is ours."""
         transport = self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
-        transport.set_write_buffer_limits(high=UNREAD_ANSWERS)
+        try:
+            transport.set_write_buffer_limits(high=UNREAD_ANSWERS)
+        except Exception:  # noqa: BLE001 - the boundary of the accept; uvloop would leave the connection open, unread
+            self._fail()
         if self._closing:
             transport.abort()
 

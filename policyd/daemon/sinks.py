@@ -117,8 +117,10 @@ def _sender(descriptor: int) -> tuple[Callable[[bytes], int], Callable[[], None]
         writable.register(own, select.POLLOUT)
 
         def write_if_ready(line: bytes) -> int:
-            # A pipe that is writable takes PIPE_BUF bytes at once (pipe(7)); a decision is never longer.
-            return os.write(own, line[: select.PIPE_BUF]) if writable.poll(0) else 0
+            if not writable.poll(0):
+                raise BlockingIOError
+            # A pipe that is writable takes PIPE_BUF bytes at once (pipe(7)).
+            return os.write(own, line[: select.PIPE_BUF])
 
         return write_if_ready, lambda: os.close(own)
     return lambda line: os.write(own, line), lambda: os.close(own)

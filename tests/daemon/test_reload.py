@@ -1,0 +1,169 @@
+"""How a ruleset travels from the process that loads it to the one that serves."""
+
+import asyncio
+import datetime
+import gc
+import io
+import mmap
+import os
+import pickle
+import time
+from pathlib import Path
+
+import pytest
+
+from policyd.config.problems import ConfigErrors
+from policyd.core.engine import decide
+from policyd.core.identity import Identity, Status
+from policyd.core.protocol import Request
+from policyd.daemon.reload import SLICE, Holding, Loader, LoadError, _map, _pack, _slices, _unpack
+from tests.core.build import build
+
+
+def travel(thing: object) -> tuple[mmap.mmap, list[object]]:
+    """Packs into a memory file and unpacks: the file, the slices, and last the thing."""
+    descriptor = os.memfd_create("test")
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        directory = _pack(thing, file)
+    memory = _map(descriptor)
+    return memory, [*_unpack(memory, directory)]
+
+
+TODAY = datetime.date(2026, 1, 1)
+
+RULES = [
+    {
+        "name": f"r{n}",
+        "match": {"hostname_suffix": [f"d{n}.example"], "cidr": [f"10.{n % 250}.0.0/16"]},
+        "action": "REJECT",
+    }
+    for n in range(3 * SLICE)
+]
+
+
+def test_a_ruleset_decides_after_its_journey_as_before() -> None:
+    ruleset = build(RULES)
+    _, [*_, arrived] = travel(ruleset)
+    assert arrived.rules == ruleset.rules
+    for n in (0, 1, SLICE, 3 * SLICE - 1):
+        request = Request.of({"client_address": f"10.{n % 250}.1.1".encode(), "protocol_state": b"RCPT"})
+        identity = Identity(Status.VERIFIED, (f"x.d{n}.example".encode(),))
+        assert decide(arrived, request, identity, TODAY) == decide(ruleset, request, identity, TODAY)
+        assert decide(arrived, request, identity, TODAY).rule_name == f"r{n}"
+
+
+def test_what_is_long_comes_in_slices_of_the_same_objects() -> None:
+    ruleset = build(RULES)
+    _, [*slices, arrived] = travel(ruleset)
+    assert max(len(one) for one in slices) <= SLICE
+    in_slices = {id(thing) for one in slices for thing in one}
+    assert {id(rule) for rule in arrived.rules} <= in_slices
+
+
+def test_what_is_left_for_the_last_step_is_small() -> None:
+    ruleset = build(RULES)
+    pickler = pickle.Pickler(file := io.BytesIO(), protocol=5, buffer_callback=lambda _: None)
+    sizes = []
+    for one in (*_slices(ruleset), ruleset):
+        before = file.tell()
+        pickler.dump(one)
+        sizes.append(file.tell() - before)
+    assert sizes[-1] < sum(sizes) / 5
+
+
+def mappings() -> list[str]:
+    return [line for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:test" in line]
+
+
+def test_tables_are_used_where_they_lie() -> None:
+    memory, [*_, arrived] = travel(build(RULES))
+    assert [line.split()[1] for line in mappings()] == ["r--s"]
+    with pytest.raises(BufferError):
+        memory.close()
+    del arrived
+    memory.close()
+    assert not mappings()
+
+
+async def test_a_ruleset_is_given_up_slice_by_slice() -> None:
+    memory, [*slices, arrived] = travel(build(RULES))
+    del arrived
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count_turns())
+    expected = len(slices)
+    await Holding(slices, memory).release()
+    counting.cancel()
+    assert turns >= expected > 10
+    assert not mappings()
+
+
+async def test_a_ruleset_that_a_request_still_has_stays_until_that_ends() -> None:
+    memory, [*slices, arrived] = travel(build(RULES))
+    await Holding(slices, memory).release()
+    del memory
+    request = Request.of({"client_address": b"10.7.1.1", "protocol_state": b"RCPT"})
+    decision = decide(arrived, request, Identity(Status.VERIFIED, (b"x.d7.example",)), TODAY)
+    assert decision.rule_name == "r7"
+    del arrived, decision
+    await asyncio.sleep(0)  # the event loop's own reference ends with its turn
+    gc.collect()
+    assert not mappings()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "rules.yaml").write_text("rules: [{name: a, match: {hostname: x.example}, action: REJECT}]")
+    return tmp_path
+
+
+async def test_the_loader_loads_what_the_files_have_at_the_time(folder: Path) -> None:
+    rules = folder / "rules.yaml"
+    loader = Loader(None, str(rules))
+    try:
+        first, _ = await loader.load()
+        rules.write_text("rules: []")
+        second, _ = await loader.load()
+        rules.write_text("rules: 7")
+        with pytest.raises(ConfigErrors) as errors:
+            await loader.load()
+        rules.write_text("rules: []")
+        third, _ = await loader.load()
+    finally:
+        loader.close()
+    assert [len(delivery.ruleset.rules) for delivery in (first, second, third)] == [1, 0, 0]
+    assert first.settings.rules == str(rules)
+    assert first.summary.startswith(f"ruleset {first.ruleset.hash}: 1 rule, ")
+    assert errors.value.lines[0].startswith(f"{rules}:1:8: ")
+    assert errors.value.exit_status == 1
+
+
+async def test_a_bug_in_the_load_comes_back_as_a_traceback(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("so to speak")
+
+    monkeypatch.setattr("policyd.daemon.reload.load", fail)
+    loader = Loader(None, str(folder / "rules.yaml"))
+    try:
+        with pytest.raises(LoadError, match="a bug in policyd, please report it:\nTraceback"):
+            await loader.load()
+    finally:
+        loader.close()
+
+
+async def test_a_loader_that_is_told_to_end_ends_its_load(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("policyd.daemon.reload.load", lambda *_, **__: time.sleep(60))
+    loader = Loader(None, str(folder / "rules.yaml"))
+    loading = asyncio.create_task(loader.load())
+    await asyncio.sleep(0.1)
+    loading.cancel()
+    await asyncio.gather(loading, return_exceptions=True)
+    before = time.monotonic()
+    loader.close()
+    assert time.monotonic() - before < 5

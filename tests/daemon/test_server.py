@@ -1,0 +1,142 @@
+"""Faults that no real client can bring about: bugs of our own, and what they cost."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from policyd.config.settings import Settings
+from policyd.core.engine import NEEDS_IDENTITY
+from policyd.core.identity import Identity, Status
+from policyd.daemon import server as server_module
+from policyd.daemon.decisionlog import DecisionLog
+from policyd.daemon.metrics import Counters
+from policyd.daemon.server import Server
+from policyd.daemon.sockets import Listener
+from tests.core.build import build
+from tests.daemon.client import request, unnamed
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*event_loop_policy:DeprecationWarning")
+
+
+@pytest.fixture
+def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
+    return uvloop.EventLoopPolicy()
+
+
+class NobodyKnows:
+    """A resolver that has to wait for every client, and then finds no name."""
+
+    def cached(self, _address: bytes) -> None:
+        return None
+
+    async def identity(self, _address: bytes, _claimed: bytes) -> Identity:
+        await asyncio.sleep(0.01)
+        return Identity(Status.MISSING)
+
+
+RULES = [
+    {"name": "bulk", "match": {"cidr": ["203.0.113.0/24"]}, "action": "DEFER 4.7.1 later"},
+    {"name": "unnamed", "match": {"reverse_dns": ["missing"]}, "action": "REJECT"},
+]
+BULK = request(client_address="203.0.113.9")
+
+
+class Served:
+    """A server in this process, and connections to it."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        loop = asyncio.get_running_loop()
+        self.log = tmp_path / "log"
+        self.decision_log = DecisionLog(str(self.log), loop.call_soon)
+        self.counters = Counters()
+        self.server = Server(
+            build(RULES),
+            Settings(),
+            NobodyKnows(),
+            self.decision_log,
+            counters=self.counters,
+            most_connections=100,
+        )
+        listening = socket.create_server(("127.0.0.1", 0))
+        self.port = listening.getsockname()[1]
+        self.listener = Listener(listening, "inet:127.0.0.1:0")
+        self.listener.start(loop, self.server.accept, self.server.complain)
+
+    async def ask(self, content: bytes) -> bytes:
+        """What comes back until the answer's end, or the connection's."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(content)
+        try:
+            async with asyncio.timeout(10):
+                return await reader.readuntil(b"\n\n")
+        except asyncio.IncompleteReadError as end:
+            return end.partial
+        except ConnectionResetError:
+            return b""
+        finally:
+            writer.close()
+
+    async def close(self) -> None:
+        self.listener.close()
+        async with asyncio.timeout(10):
+            await self.server.drain()
+        self.server.ids.close()
+        self.decision_log.close()
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[Served]:
+    served = Served(tmp_path)
+    yield served
+    await served.close()
+
+
+@pytest.mark.parametrize("asked", [BULK, unnamed("192.0.2.99")], ids=["the fast path", "the slow path"])
+async def test_a_bug_closes_its_connection_without_an_answer_and_leaves_a_traceback(
+    served: Served, asked: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    decide = server_module.decide
+
+    def decide_or_fail(*arguments: object) -> object:
+        decision = decide(*arguments)
+        return 1 / 0 if decision is not NEEDS_IDENTITY else decision
+
+    monkeypatch.setattr(server_module, "decide", decide_or_fail)
+    assert await served.ask(asked) == b""
+    assert served.counters.bugs == 1
+    (record,) = caplog.records
+    assert "a bug in policyd, please report it" in record.message
+    assert record.exc_info
+    monkeypatch.undo()
+    assert await served.ask(BULK) == b"action=DEFER 4.7.1 later\n\n"
+
+
+async def test_a_bug_at_the_accept_closes_that_connection(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server_module, "UNREAD_ANSWERS", "many")
+    assert await served.ask(BULK) == b""
+    assert served.counters.bugs == 1
+    assert "a bug in policyd, please report it" in caplog.text
+    monkeypatch.undo()
+    assert await served.ask(BULK) == b"action=DEFER 4.7.1 later\n\n"
+
+
+async def test_a_storm_of_bugs_is_one_traceback_a_second(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server_module, "decide", lambda *_: 1 / 0)
+    for _ in range(20):
+        assert await served.ask(BULK) == b""
+    assert served.counters.bugs == 20
+    assert len(caplog.records) == 1
+
+
+async def test_what_was_answered_is_in_the_log_a_turn_later(served: Served) -> None:
+    assert await served.ask(BULK) == b"action=DEFER 4.7.1 later\n\n"
+    await asyncio.sleep(0)
+    assert served.log.read_bytes().count(b"\n") == 1

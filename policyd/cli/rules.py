@@ -10,7 +10,6 @@ import sys
 from typing import TYPE_CHECKING
 
 import click
-import netaddr
 
 from policyd.cli.options import json_option, rules_options
 from policyd.cli.terminal import print_tables
@@ -18,6 +17,7 @@ from policyd.config import load
 from policyd.config.problems import did_you_mean
 from policyd.config.schema import rules_schema, settings_schema
 from policyd.config.schema import schema as both_schemas
+from policyd.core.address import format_address
 from policyd.core.engine import NEEDS_IDENTITY, decide, trusted_identity
 from policyd.core.identity import Identity, Reason, Status
 from policyd.core.index import fold_name
@@ -132,7 +132,7 @@ def _ask_dns(dns: Dns, request: Request) -> tuple[Identity, tuple[Query, ...]]:
 
 
 def _answer_text(answer: bytes | Address) -> str:
-    return printable(answer) if isinstance(answer, bytes) else str(netaddr.IPAddress(answer[1], answer[0]))
+    return printable(answer) if isinstance(answer, bytes) else format_address(answer)
 
 
 def _today() -> datetime.date:

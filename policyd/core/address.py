@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from socket import AF_INET, AF_INET6, inet_pton
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import TypeAlias
 
 # Version (4 or 6) and number. IPv4-mapped IPv6 (RFC 4291 section 2.5.5.2) is IPv4.
@@ -21,6 +21,12 @@ def parse_address(text: bytes) -> Address | None:
     except (OSError, ValueError):
         return None
     return (4, number & 0xFFFFFFFF) if number >> 32 == 0xFFFF else (6, number)
+
+
+def format_address(address: Address) -> str:
+    """An address as text."""
+    version, number = address
+    return inet_ntop(AF_INET, number.to_bytes(4)) if version == 4 else inet_ntop(AF_INET6, number.to_bytes(16))
 
 
 def reverse_name(address: Address) -> bytes:

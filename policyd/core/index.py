@@ -709,25 +709,29 @@ def _by_entry(collections: list[tuple[Any, dict[Kind, set[int]]]], kind: Kind, f
 
 def _build_domains(collections: list[tuple[Any, dict[Kind, set[int]]]], filing: Filing) -> DomainTable:
     """Names and suffixes of all collections; a key's number stands for a pair (exact, under) of combinations."""
-    pairs: dict[tuple[int, int], int] = {(0, 0): 0}
+    known = [(0, 0)]  # pairs by number
+    numbers = {(0, 0): 0}
     keys: dict[bytes, int] = {}
+
+    def number_of(pair: tuple[int, int]) -> int:
+        number = numbers.setdefault(pair, len(known))
+        if number == len(known):
+            known.append(pair)
+        return number
 
     def add(names: Sequence[bytes], exact: int, under: int) -> None:
         nonlocal keys
-        number = pairs.setdefault((exact, under), len(pairs))
+        number = number_of((exact, under))
         if not keys:
             keys = dict.fromkeys(names, number)
             return
-        known = list(pairs)  # by number
         for name in names:
             old = keys.get(name, 0)
             if not old:
                 keys[name] = number
-                continue
-            joined = filing.union(known[old][0], exact), filing.union(known[old][1], under)
-            keys[name] = pairs.setdefault(joined, len(pairs))
-            if len(pairs) > len(known):
-                known.append(joined)
+            elif old != number:
+                old_exact, old_under = known[old]
+                keys[name] = number_of((filing.union(old_exact, exact), filing.union(old_under, under)))
 
     for names, users in collections:
         whole = filing.number(users.get(Kind.NAME, ()))
@@ -740,6 +744,6 @@ def _build_domains(collections: list[tuple[Any, dict[Kind, set[int]]]], filing: 
         )
         if only_under:
             add(only_under, 0, suffix)
-    exact = [filing.hits[pair[0]] for pair in pairs]
-    under = [filing.hits[pair[1]] for pair in pairs]
+    exact = [filing.hits[pair[0]] for pair in known]
+    under = [filing.hits[pair[1]] for pair in known]
     return DomainTable(NameTable.build(keys), exact, under)

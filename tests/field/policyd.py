@@ -25,7 +25,7 @@ READY_SECONDS = 20
 class Policyd:
     """One daemon with its settings, rules and logs in a folder, running between `__enter__` and `__exit__`.
 
-    `settings` are keys of policyd.yaml; the decision log is written as JSON to `decisions.log` in the folder.
+    `settings` are keys of policyd.yaml; the decision log is `decisions.log` in the folder.
     With `listener`, a listening socket, the daemon gets it as systemd would pass it (sd_listen_fds(3)), and the
     socket outlives the daemon. `wrapper` is a command that runs the command which follows it; `patience` is how many
     seconds a start or a reload may take.
@@ -38,6 +38,7 @@ class Policyd:
         *,
         listener: socket.socket | None = None,
         wrapper: Sequence[str] = (),
+        decision_log_format: str = "json",
         patience: float = READY_SECONDS,
         **settings: Any,
     ) -> None:
@@ -55,7 +56,7 @@ class Policyd:
             yaml.safe_dump(
                 {
                     "rules": str(self.rules),
-                    "decision_log": {"path": str(self.decision_log), "format": "json"},
+                    "decision_log": {"path": str(self.decision_log), "format": decision_log_format},
                     **settings,
                 }
             )

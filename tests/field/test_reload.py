@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.field.postfix import Client
-from tests.field.waiting import until
-from tests.requirements import require
 
 if TYPE_CHECKING:
     from tests.field.conftest import StartPolicyd
     from tests.field.policyd import Policyd
     from tests.field.postfix import Postfix
-
-SYSTEMD = Path(__file__).parents[2] / "systemd"
 
 ACCEPT = "rules: []\n"
 REJECT = """\
@@ -90,31 +85,3 @@ def test_a_rules_file_that_is_no_good_changes_nothing(
     assert first["reply"] == second["reply"]
     assert first["ruleset"] == second["ruleset"]
     assert open_before == open_after
-
-
-def test_rotating_the_decision_log_loses_no_line(postfix: Postfix, start_policyd: StartPolicyd) -> None:
-    require("logrotate", root=True)
-    recipients = [f"rotated{number}@field.example" for number in range(30)]
-    with start_policyd(ACCEPT) as policyd:
-        folder = policyd.decision_log.parent
-        configuration = folder / "logrotate.conf"
-        configuration.write_text(
-            (SYSTEMD / "policyd.logrotate")
-            .read_text()
-            .replace("/var/log/policyd/*.log", str(policyd.decision_log))
-            .replace("su policyd adm", "su root root")
-        )
-        configuration.chmod(0o644)
-        with Client(postfix.port["inet"], "192.0.2.25", "mail.sender.example") as client:
-            for recipient in recipients[:10]:
-                client.offer("someone@sender.example", recipient)
-            subprocess.run(["logrotate", "--force", "--state", folder / "state", configuration], check=True)
-            for recipient in recipients[10:20]:
-                client.offer("someone@sender.example", recipient)
-            until("a new decision log", lambda: policyd.decision_log.exists() or None)
-            for recipient in recipients[20:]:
-                client.offer("someone@sender.example", recipient)
-        files = sorted(folder.glob("decisions.log*"))
-        logged = [line for each in files for line in each.read_text().splitlines()]
-    assert len(files) == 2
-    assert [sum(f'"{recipient}"' in line for line in logged) for recipient in recipients] == [1] * len(recipients)

@@ -21,7 +21,7 @@ from policyd import __version__
 from policyd.core.index import fold_name
 from policyd.tools.decisionlog import DecisionCounts, LoggedDecision, as_text, decisions
 from policyd.tools.display import counted, shown
-from policyd.tools.logtime import LogClock, rfc3339
+from policyd.tools.logtime import LogClock
 from policyd.tools.tail import Wanted
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def as_message(incident: Incident, sender: str, recipient: str | None, now: date
     message["Auto-Submitted"] = "auto-generated"
     message.attach(_part("plain", _summary(incident)))
     message.attach(_feedback(incident, sender))
-    message.attach(_part("rfc822-headers", _header(incident.quoted[-1])))
+    message.attach(_part("rfc822-headers", _header(incident.quoted[-1], sender.rpartition("@")[2])))
     return message
 
 
@@ -159,10 +159,9 @@ def _feedback(incident: Incident, sender: str) -> Message:
         ("Incidents", str(incident.count)),
         ("Reporting-MTA", f"dns; {sender.rpartition('@')[2]}"),
     ]
-    arrival = LogClock().seconds(incident.quoted[-1].stamp)
-    if arrival is not None:
-        date = datetime.datetime.fromtimestamp(arrival, datetime.UTC)
-        fields.append(("Arrival-Date", format_datetime(date)))
+    arrival = _date(incident.quoted[-1])
+    if arrival:
+        fields.append(("Arrival-Date", arrival))
     if incident.names:
         fields.append(("Reported-Domain", shown(incident.names.most_common(1)[0][0])))
     part = EmailMessage()
@@ -179,15 +178,21 @@ def _part(subtype: str, text: str) -> Message:
     return part
 
 
-def _header(last: LoggedDecision) -> str:
+def _header(last: LoggedDecision, host: str) -> str:
     """What would stand on top of the last mail's header (RFC 5321 section 4.4); it was refused before it had one."""
     name = shown(last.hostname) if last.hostname else "unknown"
     lines = [
         f"Return-Path: <{shown(last.sender or b'')}>",
-        f"Received: from {shown(last.helo_name) or 'unknown'} ({name} [{shown(last.client_address)}]);",
-        f"\t{rfc3339(LogClock().seconds(last.stamp))} (policyd id {shown(last.id)})",
+        f"Received: from {shown(last.helo_name) or 'unknown'} ({name} [{shown(last.client_address)}])",
+        f"\tby {host} (policyd) id {shown(last.id)}; {_date(last)}".rstrip("; "),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _date(decision: LoggedDecision) -> str:
+    """When it was decided, as mails write it (RFC 5322 section 3.3), in UTC; empty if that is not known."""
+    seconds = LogClock().seconds(decision.stamp)
+    return "" if seconds is None else format_datetime(datetime.datetime.fromtimestamp(seconds, datetime.UTC))
 
 
 # --- Recipients -----------------------------------------------------------------------------------------------------

@@ -259,10 +259,12 @@ def over_time(stats: Stats) -> tuple[str, list[tuple[str, Counter[str]]]]:
     if (end - start).days < 92:
         every = [start + datetime.timedelta(days=number) for number in range((end - start).days + 1)]
         return "day", [(day.isoformat(), days[day]) for day in every]
-    months: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for day, actions in sorted(days.items()):
-        months[day.strftime("%Y-%m")].update(actions)
-    return "month", list(months.items())
+    months: defaultdict[int, Counter[str]] = defaultdict(Counter)
+    for day, actions in days.items():
+        months[day.year * 12 + day.month - 1].update(actions)
+    return "month", [
+        (f"{month // 12}-{month % 12 + 1:02}", months[month]) for month in range(min(months), max(months) + 1)
+    ]
 
 
 def _local(hour: int) -> datetime.datetime:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +50,7 @@ def test_the_incidents(tmp_path: Path) -> None:
     assert (phishing.evidence.refused, phishing.evidence.clients, phishing.evidence.delivered) == (27, 26, 0)
     assert "2 of the mails were tried again from another address in it, one from 5 addresses" in bulk.remarks
     text = as_yaml(found, 20)
-    assert "27 mails refused or deferred, from 26 clients, 2026-02-05 to 2026-03-09; none was delivered" in text
+    assert re.search(r"27 mails refused or deferred, from 26 clients, \d+-02-05 to \d+-03-09; none was delivered", text)
     ruleset = checked(tmp_path, text)
     assert [(rule.name, rule.observe) for rule in ruleset.rules] == [
         ("names-vs-sakura-ne-jp", True),

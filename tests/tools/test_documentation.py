@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.tools.documented import ROOT, as_pattern, outputs, sessions
+
+SESSIONS = sessions((ROOT / "docs" / "tools.md").read_text())
+
+
+@pytest.mark.parametrize("session", SESSIONS, ids=[session[0][0][:60] for session in SESSIONS])
+def test_the_page_on_the_tools_shows_what_they_print(session: list[tuple[str, str]]) -> None:
+    printed = outputs([command for command, _ in session])
+    for (command, shown), text in zip(session, printed, strict=True):
+        assert as_pattern(shown).fullmatch(text), (
+            f"not what the page shows; see tests/tools/documented.py\n$ {command}\n{text}"
+        )
+
+
+@pytest.mark.parametrize(
+    ("shown", "printed", "same"),
+    [
+        ("one\n", "one\n", True),
+        ("one\n", "two\n", False),
+        ("one\n...\nlast\n", "one\n2\n3\nlast\n", True),
+        ("one\n...\nlast\n", "one\nlast\n", True),
+        ("one\n...\nlast\n", "one\nother\n", False),
+        ("ruleset 3f9c2a1b\n", "ruleset 00000000\n", True),
+    ],
+)
+def test_pages_are_compared_with_care(shown: str, printed: str, same: bool) -> None:
+    assert bool(as_pattern(shown).fullmatch(printed)) is same

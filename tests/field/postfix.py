@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 POLICY_SOCKET = "private/policyd"
 
 # What gets a TCP port: the smtpd services, what they ask, and nothing at all (`closed`).
-PORTS = ("inet", "unix", "states", "access", "filtered", "relay", "policy", "milter", "closed")
+PORTS = ("inet", "unix", "lenient", "states", "access", "filtered", "relay", "policy", "milter", "closed")
 
 MAIN_CF = """\
 compatibility_level = 3.6
@@ -84,6 +84,10 @@ MASTER_CF = """\
   -o smtputf8_enable=no
   -o {{ smtpd_recipient_restrictions = permit_mynetworks, permit_sasl_authenticated,
         reject_unauth_destination, check_policy_service unix:{policy_socket} }}
+127.0.0.1:{lenient} inet n - y - - smtpd
+  -o syslog_name=postfix/lenient
+  -o {{ smtpd_recipient_restrictions = permit_mynetworks, permit_sasl_authenticated, reject_unauth_destination,
+        check_policy_service {{ inet:127.0.0.1:{policy}, timeout=10s, default_action=DUNNO }} }}
 127.0.0.1:{states} inet n - y - - smtpd
   -o syslog_name=postfix/states
   -o smtpd_delay_reject=no
@@ -150,8 +154,9 @@ class Postfix:
     """One Postfix, running between `__enter__` and `__exit__`.
 
     `port` has the smtpd services by name: `inet` and `unix` ask policyd for each recipient, at port `policy` and at
-    the unix socket `policy_socket`, and `unix` takes bytes that are no UTF-8; `states` asks at every stage of a
-    session; `access` and `filtered` ask no policy service but access tables, and a milter at port `milter`.
+    the unix socket `policy_socket`, and `unix` takes bytes that are no UTF-8; `lenient` is set up as the README says,
+    with `default_action=DUNNO`; `states` asks at every stage of a session; `access` and `filtered` ask no policy
+    service but access tables, and a milter at port `milter`.
     """
 
     def __init__(self, root: Path) -> None:

@@ -6,6 +6,8 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Self
 
+import pytest
+
 from tests.field.postfix import Client
 
 if TYPE_CHECKING:
@@ -80,7 +82,8 @@ def test_killing_and_restarting_the_daemon_costs_no_message(
     assert set(flow.replies) == {(True, 554), (False, 250)}, flow.replies
 
 
-def test_without_the_daemon_postfix_would_have_said_451(service: str, postfix: Postfix) -> None:
+@pytest.mark.parametrize(("service", "code"), [("inet", 451), ("unix", 451), ("lenient", 250)], indirect=["service"])
+def test_without_the_daemon_postfix_does_what_default_action_says(service: str, code: int, postfix: Postfix) -> None:
     with Client(postfix.port[service], "192.0.2.25") as client:
         (reply,) = client.offer("someone@sender.example", "nobody-answers@field.example")
-    assert reply.code == 451
+    assert reply.code == code

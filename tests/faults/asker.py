@@ -36,21 +36,42 @@ AGAIN_SECONDS = 0.1
 # How often what has come is passed on.
 BATCH_SECONDS = 0.02
 
-# In the place of a client's number.
-FLOOR = -1  # a request to the server that does nothing, which shows how long this machine takes at best
-IDLE = -2  # no request at all: the server has closed a connection that waited for nothing
+# In the place of a client's number: no request at all; the server has closed a connection that waited for nothing.
+IDLE = -1
 
 
 class Attempt(NamedTuple):
-    """One request, sent once. `failure` says why there was no `answer`. Times are on the monotonic clock."""
+    """One request, sent once. `failure` says why there was no `answer`. Times are on the monotonic clock.
+
+    `held_up` is for how many seconds of it the machine ran something else, though the server (its main thread) or
+    this process was ready to run: whichever had to wait longer (/proc/PID/schedstat).
+    """
 
     client: int
     serial: int
     instance: str
     sent: float
     ended: float
+    held_up: float
     answer: str
     failure: str
+
+
+class Waits:
+    """How long processes have waited for a CPU since they began, in seconds. One that is gone waits no longer."""
+
+    def __init__(self, pids: list[int]) -> None:
+        self._files = [os.open(f"/proc/{pid}/schedstat", os.O_RDONLY | os.O_CLOEXEC) for pid in pids]
+
+    def now(self) -> list[float]:
+        """For each of the processes."""
+        waited = []
+        for file in self._files:
+            try:
+                waited.append(int(os.pread(file, 128, 0).split()[1]) / 1e9)
+            except ProcessLookupError:
+                waited.append(0.0)
+        return waited
 
 
 class Connection(asyncio.Protocol):
@@ -65,6 +86,7 @@ class Connection(asyncio.Protocol):
         self._question: tuple[int, int] | None = None  # asked and not answered
         self._instance = ""
         self._sent = 0.0
+        self._waits: list[float] = []
         self._read = b""
         self._transport: asyncio.Transport | None = None
 
@@ -82,7 +104,7 @@ class Connection(asyncio.Protocol):
                 client, serial = self._question or next(self._questions)
                 self._question = client, serial
                 why = os.strerror(error.errno or 0)
-                self._asker.note(Attempt(client, serial, "", began, monotonic(), "", f"cannot connect: {why}"))
+                self._asker.note(Attempt(client, serial, "", began, monotonic(), 0.0, "", f"cannot connect: {why}"))
                 await asyncio.sleep(AGAIN_SECONDS)
             else:
                 return
@@ -108,7 +130,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         if self._question is None:
-            self._asker.note(Attempt(IDLE, 0, "", monotonic(), monotonic(), "", ""))
+            self._asker.note(Attempt(IDLE, 0, "", monotonic(), monotonic(), 0.0, "", ""))
         elif self._sent:
             self._end("the connection was closed")
         if not self._asker.stopped:
@@ -133,6 +155,7 @@ class Connection(asyncio.Protocol):
         self._count += 1
         self._instance = f"{os.getpid():x}.{self._number}.{self._count}"
         request = b"%binstance=%b\n\n" % (encoded(client, serial), self._instance.encode())
+        self._waits = self._asker.waits.now()
         self._sent = monotonic()
         self._transport.write(request)
 
@@ -141,15 +164,18 @@ class Connection(asyncio.Protocol):
 
     def _note(self, now: float, *, answer: str = "", failure: str = "") -> None:
         client, serial = self._question or (IDLE, 0)
-        self._asker.note(Attempt(client, serial, self._instance, self._sent, now, answer, failure))
+        waits = zip(self._waits, self._asker.waits.now(), strict=True)
+        held_up = max((after - before for before, after in waits), default=0.0)
+        self._asker.note(Attempt(client, serial, self._instance, self._sent, now, held_up, answer, failure))
         self._sent = 0.0
 
 
 class Asker:
     """All connections together."""
 
-    def __init__(self, pause: float) -> None:
+    def __init__(self, pause: float, waits: Waits) -> None:
         self.pause = pause
+        self.waits = waits
         self.stopped = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._noted: list[Attempt] = []
@@ -192,7 +218,7 @@ def encoded(client: int, serial: int) -> bytes:
     """A request but for its `instance` and its end. One of a client without a serial is made once."""
     if client < len(NAMED) and client in _ENCODED:
         return _ENCODED[client]
-    made = "".join(f"{name}={value}\n" for name, value in attributes_of(max(client, 0), serial).items()).encode()
+    made = "".join(f"{name}={value}\n" for name, value in attributes_of(client, serial).items()).encode()
     if client < len(NAMED):
         _ENCODED[client] = made
     return made
@@ -219,15 +245,13 @@ def nameless_clients(kinds: list[int], number: int, asked: dict[str, int]) -> It
 def main() -> None:
     """The one argument is JSON: see `tests.faults.flow.Flow`."""
     asked = json.loads(sys.argv[1])
-    asker = Asker(asked["pause"])
+    asker = Asker(asked["pause"], Waits([*asked["pids"], os.getpid()]))
     place, named, nameless = asked["place"], asked["named"], asked["nameless"]
     connections = [Connection(asker, place, number, named_clients(number)) for number in range(named)]
     connections += [
         Connection(asker, place, named + number, nameless_clients(asked["kinds"], number, asked))
         for number in range(nameless)
     ]
-    if asked["floor"]:
-        connections.append(Connection(asker, asked["floor"], -1, ((FLOOR, 0) for _ in iter(int, 1))))
     fcntl.fcntl(sys.stdout.fileno(), fcntl.F_SETPIPE_SZ, 1 << 20)  # so that it never waits for its reader
     gc.disable()  # a collection would be taken for a slow answer; nothing here is in cycles for long
     uvloop.run(asker.run(connections))

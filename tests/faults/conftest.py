@@ -7,18 +7,15 @@ those that take minutes. The table is printed at the end, and written to the fil
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.bench import native
 from tests.dns import ScriptedServer, free_port
 from tests.faults.flow import HEAD, Flow
 from tests.faults.world import World, rules_file
 from tests.field.policyd import Policyd
-from tests.requirements import require
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,25 +46,25 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 class Setting:
     """A world, the name server that knows it, and a daemon that asks that server: what a flow needs."""
 
-    def __init__(self, folder: Path, floor: int, *, tcp: bool = True) -> None:
+    def __init__(self, folder: Path, *, tcp: bool = True) -> None:
         self.world = World()
         self.dns = ScriptedServer(self.world.zone, tcp=tcp)
         self.port = free_port()
         self.folder = folder
-        self._floor = floor
 
     def daemon(self, **arguments: Any) -> Policyd:
-        """A daemon for a `with` block. Edition 0 is in force."""
+        """A daemon for a `with` block. Edition 0 is in force. The last one is what a flow asks."""
         usual = {
             "listen": [f"inet:127.0.0.1:{self.port}"],
             "metrics": f"127.0.0.1:{free_port()}",
             "dns": {"servers": [self.dns.address], "timeout": "2s"},
         }
-        return Policyd(self.folder, rules_file(0), **{**usual, **arguments})
+        self._daemon = Policyd(self.folder, rules_file(0), **{**usual, **arguments})
+        return self._daemon
 
     def flow(self, fault: str, **arguments: Any) -> Flow:
         """A flow for a `with` block. Its row is part of the table, whatever becomes of it."""
-        flow = Flow(fault, self.world, arguments.pop("place", self.port), floor=self._floor, **arguments)
+        flow = Flow(fault, self.world, arguments.pop("place", self.port), pid=self._daemon.pid, **arguments)
         _rows.append(flow.row)
         return flow
 
@@ -78,21 +75,9 @@ class Setting:
             return policyd.reload()
 
 
-@pytest.fixture(scope="session")
-def floor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The port of the server that does nothing (tests/bench/floor.c)."""
-    require(os.environ.get("CC", "cc"))
-    program = native.build(tmp_path_factory.mktemp("floor"))["floor"]
-    port = free_port()
-    process = subprocess.Popen([program, f"inet:127.0.0.1:{port}"], stdin=subprocess.DEVNULL)
-    yield port
-    process.terminate()
-    process.wait(timeout=10)
-
-
 @pytest.fixture
-def setting(tmp_path: Path, floor: int) -> Iterator[Setting]:
+def setting(tmp_path: Path) -> Iterator[Setting]:
     """A setting with its name server running, for one test."""
-    made = Setting(tmp_path, floor)
+    made = Setting(tmp_path)
     with made.dns:
         yield made

@@ -96,9 +96,9 @@ FAULTS = {
 
 
 @pytest.fixture(scope="module")
-def one_setting(tmp_path_factory: pytest.TempPathFactory, floor: int) -> Iterator[tuple[Setting, Policyd]]:
+def one_setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Setting, Policyd]]:
     """One daemon for the whole table of faults."""
-    setting = Setting(tmp_path_factory.mktemp("dns"), floor)
+    setting = Setting(tmp_path_factory.mktemp("dns"))
     with setting.dns, setting.daemon(dns={"servers": [setting.dns.address], "timeout": f"{TIMEOUT}s"}) as policyd:
         yield setting, policyd
 

@@ -11,7 +11,7 @@ This is the one file that knows aiodns (4) and, below it, c-ares (1.34). What th
   So it may try each server once only (an *eager* channel); what stays silent is asked again over a *patient* channel,
   one that has not seen enough answers to have learnt haste, and that listens for as long as there is time.
 - A message that it cannot read makes it drop its socket, and all that was asked over that comes back as malformed.
-  So what comes back so is asked again over a channel of its own, where nobody suffers from it but who caused it.
+  So what comes back so is asked again over a *lone* channel, where nobody suffers from it but who caused it.
 - Its cache has no bound, cannot be turned off from here, and keeps a NODATA answer for an hour. So channels are
   replaced before that matters: after CHANNEL_SECONDS or CHANNEL_QUERIES.
 - A query that nobody waits for any more goes on, and ends with its channel.
@@ -76,9 +76,8 @@ EAGER_SECONDS = 0.25
 # After so many answers a patient channel takes no more queries: with the third c-ares begins to estimate.
 PATIENT_ANSWERS = 2
 
-# So many clients at once have a channel of their own for what came back malformed; the others wait. Each is a thread
-# and some descriptors.
-OWN_CHANNELS = 16
+# So many clients at once have a channel to themselves for what came back malformed; the others wait.
+LONE_CHANNELS = 16
 
 # Before a third try at what stays silent, in seconds, and twice as long before each one after it: a resolver that
 # restarts is heard again soon, and one that is down, with its port closed, does not keep this process busy.
@@ -344,17 +343,22 @@ class _Lookup:
         def which(reason: Reason) -> list[int]:
             return [place for place, answer in enumerate(answers) if answer.found is reason and not self._expired]
 
-        pause = PAUSE_SECONDS
-        while silent := which(Reason.TIMEOUT):
-            await ask(silent, await self._servers.patient())
-            if which(Reason.TIMEOUT):
-                await self._wait(asyncio.sleep(pause))
-                pause *= 2
-        if which(Reason.MALFORMED) and await self._wait(self._servers.lanes.acquire()):
-            try:
-                await ask(which(Reason.MALFORMED), await self._servers.open_patient())
-            finally:
-                self._servers.lanes.release()
+        pause, alone = PAUSE_SECONDS, False
+        while True:
+            if silent := which(Reason.TIMEOUT):
+                await ask(silent, await self._servers.patient())
+                if which(Reason.TIMEOUT):
+                    await self._wait(asyncio.sleep(pause))
+                    pause *= 2
+            elif (malformed := which(Reason.MALFORMED)) and not alone:
+                alone = True
+                if await self._wait(self._servers.alone.acquire()):
+                    try:
+                        await ask(malformed, await self._servers.lone())
+                    finally:
+                        self._servers.alone.release()
+            else:
+                break
 
     async def _ask_over(self, channel: _Channel, names: Sequence[bytes], kind: RecordType) -> list[_Answer]:
         """Asks each server once, over one channel, and waits for all of the answers."""
@@ -386,7 +390,7 @@ class _Lookup:
                 future.cancel()  # what nobody waits for any more, if this was ended before its time
             channel.users -= 1
             if not channel.users:
-                await self._servers.close_unused(channel)
+                await self._servers.unused(channel)
         return answers
 
     async def _wait(self, work: Coroutine[Any, Any, object]) -> bool:
@@ -487,7 +491,7 @@ _FAILURES: dict[int, tuple[()] | Reason] = {
 class _Channel:
     """A c-ares channel, and what has become of it."""
 
-    __slots__ = ("_dns", "answered", "asked", "born", "users")
+    __slots__ = ("_dns", "answered", "asked", "born", "is_lone", "users")
 
     def __init__(self, servers: Sequence[str], seconds: float) -> None:
         # With one server there is nobody to ask on, so what it says counts at once, also SERVFAIL and REFUSED.
@@ -499,6 +503,7 @@ class _Channel:
         self.asked = 0  # queries
         self.answered = 0
         self.users = 0  # clients that wait for an answer
+        self.is_lone = False
 
     @property
     def is_fresh(self) -> bool:
@@ -528,16 +533,18 @@ class _Servers:
         self._timeout = dns.timeout
         self._eager: _Channel | None = None
         self._patient: _Channel | None = None
-        self.lanes = asyncio.Semaphore(OWN_CHANNELS)  # who has one may open a channel of its own
+        self._lone: list[_Channel] = []  # those that nobody uses at the moment
+        self._in_use: set[_Channel] = set()  # channels that somebody may use from now on
+        self.alone = asyncio.Semaphore(LONE_CHANNELS)  # to be had by who takes a lone channel
 
     async def eager(self) -> _Channel:
         """A channel that asks each server once, and waits as long as it has been found to take."""
         old = self._eager
         if old is not None and old.is_fresh:
             return old
-        new = self._eager = _Channel(self._servers, EAGER_SECONDS)
+        new = self._eager = self._open(EAGER_SECONDS)
         if old is not None:
-            await self.close_unused(old)
+            await self._replace(old)
         return new
 
     async def patient(self) -> _Channel:
@@ -545,23 +552,46 @@ class _Servers:
         old = self._patient
         if old is not None and old.is_fresh and old.answered < PATIENT_ANSWERS:
             return old
-        new = self._patient = await self.open_patient()
+        new = self._patient = await self._open_patient()
         if old is not None:
-            await self.close_unused(old)
+            await self._replace(old)
         return new
 
-    async def open_patient(self) -> _Channel:
-        """A patient channel for one client alone; it is closed after its answers."""
-        return _Channel(self._servers, max(EAGER_SECONDS, self._timeout / (await self.eager()).servers))
+    async def lone(self) -> _Channel:
+        """A channel like a patient one that one client has to itself until its answers have come."""
+        while self._lone:
+            old = self._lone.pop()
+            if old.is_fresh:
+                return old
+            await self._replace(old)
+        channel = await self._open_patient()
+        channel.is_lone = True
+        return channel
 
-    async def close_unused(self, channel: _Channel) -> None:
-        """Closes a channel whose last answer has come, unless others are to use it."""
-        if not channel.users and channel is not self._eager and channel is not self._patient:
+    async def unused(self, channel: _Channel) -> None:
+        """To be told when the last answer has come that somebody waited for."""
+        if channel not in self._in_use:
             await channel.close()
+        elif channel.is_lone:
+            self._lone.append(channel)
 
     async def close(self) -> None:
-        """Closes the channels in use; those that were replaced are closed by who uses them last."""
-        for channel in (self._eager, self._patient):
-            if channel is not None:
-                await channel.close()
+        """Closes what is open; nobody may wait for an answer any more."""
+        for channel in list(self._in_use):
+            await channel.close()
+        self._in_use.clear()
+        self._lone.clear()
         self._eager = self._patient = None
+
+    def _open(self, seconds: float) -> _Channel:
+        channel = _Channel(self._servers, seconds)
+        self._in_use.add(channel)
+        return channel
+
+    async def _open_patient(self) -> _Channel:
+        return self._open(max(EAGER_SECONDS, self._timeout / (await self.eager()).servers))
+
+    async def _replace(self, channel: _Channel) -> None:
+        self._in_use.discard(channel)
+        if not channel.users:
+            await channel.close()

@@ -50,6 +50,7 @@ class DecisionIds:
         self._now = now
         self._next = 0
         self._claims: list[tuple[int, socket.socket]] = []
+        self._warned = False  # that windows cannot be claimed; once until they can be again
         self._ids: Iterator[bytes] = iter(())
 
     def __iter__(self) -> Iterator[bytes]:
@@ -83,16 +84,30 @@ class DecisionIds:
 
     def _claim_from(self, first: int) -> int:
         for window in range(first, first + MAX_TAKEN):
-            claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
             try:
-                claim.bind(f"\0policyd-decisions-{window}")
-            except OSError as error:
-                claim.close()
-                if error.errno != errno.EADDRINUSE:
-                    _log.warning("cannot claim decision ids (%s); another process could use the same ones", error)
-                    return window
-                continue
-            self._claims.append((window, claim))
+                self._claims.append((window, _claim(window)))
+            except OSError as error:  # no descriptor is left, for instance: an answer matters more than its id
+                if error.errno == errno.EADDRINUSE:
+                    continue
+                self._warn(f"cannot claim decision ids ({error.strerror}); another process could use the same ones")
+                return window
+            self._warned = False
             return window
-        _log.warning("all decision ids of the next %d s are claimed; ids may repeat", MAX_TAKEN // WINDOWS_A_SECOND)
+        self._warn(f"all decision ids of the next {MAX_TAKEN // WINDOWS_A_SECOND} s are claimed; ids may repeat")
         return first
+
+    def _warn(self, message: str) -> None:
+        if not self._warned:
+            _log.warning("%s", message)
+            self._warned = True
+
+
+def _claim(window: int) -> socket.socket:
+    """The socket that no other process can have. Raises OSError; EADDRINUSE where one has it."""
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    try:
+        claim.bind(f"\0policyd-decisions-{window}")
+    except OSError:
+        claim.close()
+        raise
+    return claim

@@ -1,4 +1,7 @@
+import errno
+import os
 import re
+import socket
 from itertools import islice
 
 import pytest
@@ -66,3 +69,21 @@ def test_claims_are_bounded_and_let_go_when_their_time_is_over(make) -> None:
     for _ in islice(ids, WINDOW + 1):
         pass
     assert len(ids._claims) <= 2
+
+
+def test_without_a_descriptor_there_are_ids_all_the_same_and_one_warning(
+    make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_socket(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    ids = make(LONG_AGO)
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "socket", no_socket)
+        without = [*islice(ids, 3 * WINDOW)]
+    assert without == sorted(set(without))
+    assert [record.getMessage() for record in caplog.records] == [
+        "cannot claim decision ids (Too many open files); another process could use the same ones"
+    ]
+    assert next(ids) > without[-1]
+    assert len(ids._claims) == 1

@@ -55,7 +55,7 @@ class Throttled:
     """Says something at most once in so many seconds, with how often it happened meanwhile.
 
     Call `happened` each time, and `tell` now and then: the first gets its line at once, those after it one line
-    together when the time is over.
+    together when the time is over, or with the first that happens then.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -66,12 +66,9 @@ class Throttled:
 
     def happened(self, message: str, now: float) -> str | None:
         """What to say at once, or nothing."""
-        if not self._untold and now - self._told >= self._seconds:
-            self._told = now
-            return message
         self._untold += 1
         self._last = message
-        return None
+        return self.tell(now)
 
     def tell(self, now: float) -> str | None:
         """What has been kept back and may be said by now; `now` in seconds of the monotonic clock."""

@@ -90,3 +90,5 @@ def test_the_first_of_a_kind_is_told_at_once_and_the_others_together() -> None:
     assert throttled.tell(12.1) == "four"
     assert throttled.tell(13.2) is None
     assert throttled.happened("five", 20.0) == "five"
+    assert throttled.happened("six", 20.5) is None
+    assert throttled.happened("seven", 30.0) == "seven (2 times since the last such line)"

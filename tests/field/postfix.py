@@ -109,8 +109,7 @@ MASTER_CF = """\
         {{ filtered@sender.example = FILTER discard: }} {{ redirected@sender.example = REDIRECT a@field.example }}
         }} }}
   -o {{ smtpd_recipient_restrictions = reject_unauth_destination, warn_if_reject reject_non_fqdn_helo_hostname,
-        check_recipient_access inline:{{ {{ postmaster@field.example = OK }} {{ full@ = 452 4.2.2 mailbox full }} }}
-        }}
+        check_recipient_access inline:{{ {{ full@ = 452 4.2.2 mailbox full }} }} }}
 127.0.0.1:{relay} inet n - y - - smtpd
   -o syslog_name=postfix/relay
   -o myhostname=relay.field.example

@@ -88,6 +88,7 @@ class _Daemon:
         self._ended = asyncio.Event()
         self._reload_wanted = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._replaced: set[Resolver] = set()
 
     async def run(self) -> None:
         """The story: load, listen, serve, drain."""
@@ -132,7 +133,6 @@ class _Daemon:
                 settings.limits.connections,
                 most_connections,
             )
-        self._listeners = sockets.open_listeners(settings, self._environment)
         self._resolver = Resolver(settings.dns, self._counters.dns)
         self._decision_log = DecisionLog(settings.decision_log.path, asyncio.get_running_loop().call_soon)
         self._server = Server(
@@ -145,6 +145,7 @@ class _Daemon:
         )
         self._page = metrics.Page(self._server, self._lines_lost, delivery.seconds)
         self._page_server = await self._serve_metrics(settings)
+        self._listeners = sockets.open_listeners(settings, self._environment)
         for listener in self._listeners:
             listener.start(asyncio.get_running_loop(), self._server.accept, self._server.complain)
 
@@ -247,14 +248,19 @@ class _Daemon:
         self._server.use(delivery.ruleset, new, self._resolver)
         self._counters.forget_rules(delivery.ruleset)
         self._page.loaded(delivery.seconds)
+        replaced = None
+        if old_resolver is not self._resolver:
+            replaced = old_resolver
+            self._replaced.add(replaced)
         # Requests that wait for DNS have the old ruleset and the old resolver for as long as that may take.
-        self._run_beside(self._retire(old.dns.timeout, self._holding, old_resolver))
+        self._run_beside(self._retire(old.dns.timeout, self._holding, replaced))
         self._settings, self._holding = new, holding
 
-    async def _retire(self, dns_timeout: float, holding: Holding, resolver: Resolver) -> None:
+    async def _retire(self, dns_timeout: float, holding: Holding, replaced: Resolver | None) -> None:
         await asyncio.sleep(dns_timeout + 1)
-        if resolver is not self._resolver:
-            await resolver.close()
+        if replaced is not None:
+            self._replaced.discard(replaced)
+            await replaced.close()
         await holding.release()
 
     # --- Metrics ----------------------------------------------------------------------------------------------------
@@ -268,7 +274,10 @@ class _Daemon:
             await server.start(settings.metrics)
         except OSError as error:
             raise sockets.cannot_listen(settings.metrics, error) from None
-        _log.info("metrics are at http://%s/metrics", str(settings.metrics).removeprefix("inet:"))
+        place = str(settings.metrics).removeprefix("inet:")
+        _log.info("metrics are at http://%s/metrics", place)
+        if server.is_reachable_from_elsewhere:
+            _log.warning("metrics at %s can be read from other hosts; they name your rules", place)
         return server
 
     async def _move_metrics(self, settings: Settings) -> None:
@@ -303,7 +312,8 @@ class _Daemon:
             self._server.abort()
         if self._page_server is not None:
             self._page_server.close()
-        await self._resolver.close()
+        for resolver in (self._resolver, *self._replaced):
+            await resolver.close()
         self._decision_log.close()
         _log.info("ended")
         self._notifier.close()

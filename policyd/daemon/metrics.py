@@ -24,6 +24,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from policyd.core.ruleset import DEFAULT_RULE
 from policyd.daemon.resolver import DnsCounters
+from policyd.daemon.sockets import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -107,8 +108,13 @@ class Page:
     async def render(self) -> bytes:
         """The page, made in slices with a turn of the event loop between them."""
         page = []
+        name = ""
         for family in self._families():
-            page.append(generate_latest(_Only(family)))
+            text = generate_latest(_Only(family))
+            if family.name == name:  # another slice of the same family, which has its HELP and TYPE already
+                text = text.split(b"\n", 2)[2]
+            name = family.name
+            page.append(text)
             await asyncio.sleep(0)
         return b"".join(page)
 
@@ -197,6 +203,12 @@ class PageServer:
         """Listens. Raises OSError."""
         self._server = await asyncio.start_server(self._serve, address.host, address.port, limit=MAX_HEAD)
 
+    @property
+    def is_reachable_from_elsewhere(self) -> bool:
+        """Whether other hosts may read the page."""
+        listening = self._server.sockets if self._server is not None else ()
+        return not all(is_loopback(each.getsockname()[0]) for each in listening)
+
     def close(self) -> None:
         """Stops listening; scrapes under way come to their end."""
         if self._server is not None:
@@ -248,10 +260,13 @@ class _Only:
 def _by_labels(
     name: str, help_text: str, labels: tuple[str, ...], counts: dict[tuple[str, ...], int]
 ) -> Iterator[Metric]:
-    family = CounterMetricFamily(name, help_text, labels=labels)
-    for values, count in counts.items():
-        family.add_metric(values, count)
-    yield family
+    """A counter with labels, in slices of a size that requests do not notice."""
+    samples = list(counts.items())
+    for start in range(0, len(samples) or 1, SLICE):
+        family = CounterMetricFamily(name, help_text, labels=labels)
+        for values, count in samples[start : start + SLICE]:
+            family.add_metric(values, count)
+        yield family
 
 
 def _response(status: bytes, content_type: bytes, body: bytes) -> bytes:

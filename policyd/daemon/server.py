@@ -233,7 +233,7 @@ class Connection(asyncio.Protocol):
             return
         if self._partial and age > limits.request_timeout:
             self._server.counters.timeouts += 1
-            self._server.complain("slow", f"{self.peer}: sent part of a request and no more for {age:.0f} s; closed")
+            self._server.complain("slow", f"{self.peer}: a request has not arrived whole within {age:.1f} s; closed")
             self.abort()
         elif not self._partial and age > limits.idle_timeout:
             _log.debug("%s: idle for %.0f s; closed", self.peer, age)

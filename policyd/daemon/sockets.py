@@ -79,10 +79,7 @@ class Listener:
     @property
     def is_reachable_from_elsewhere(self) -> bool:
         """Whether other hosts may connect."""
-        if self._socket.family == socket.AF_UNIX:
-            return False
-        host = ipaddress.ip_address(self._socket.getsockname()[0].partition("%")[0])
-        return not host.is_loopback
+        return self._socket.family != socket.AF_UNIX and not is_loopback(self._socket.getsockname()[0])
 
     def start(self, loop: asyncio.AbstractEventLoop, accepted: Accepted, complain: Complain) -> None:
         """Accepts connections from now on, and passes each on with a description of its peer."""
@@ -102,6 +99,8 @@ class Listener:
             try:
                 if os.path.samestat(self._path.stat(), self._file):  # not a successor's
                     self._path.unlink()
+            except FileNotFoundError:
+                pass  # somebody else has removed it
             except OSError as error:
                 _log.warning("%s: cannot remove the socket: %s", self.name, error.strerror)
 
@@ -243,6 +242,11 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address, as getsockname(2) has it, can be reached from this host only."""
+    return ipaddress.ip_address(host.partition("%")[0]).is_loopback
 
 
 def cannot_listen(address: InetAddress | UnixAddress, error: OSError) -> ListenError:

@@ -1,8 +1,10 @@
 """The metrics of a running daemon, as Prometheus reads them."""
 
+import asyncio
 import http.client
 import socket
 import time
+from types import SimpleNamespace
 from urllib.error import HTTPError
 from urllib.request import Request as HttpRequest
 from urllib.request import urlopen
@@ -10,7 +12,10 @@ from urllib.request import urlopen
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from policyd.daemon.metrics import MAX_SCRAPERS
+from policyd.core.engine import Decision
+from policyd.core.ruleset import Action, Rule, Verb
+from policyd.daemon.metrics import MAX_SCRAPERS, SLICE, Counters, Page
+from tests.core.build import build
 from tests.daemon.client import Client, request, unnamed
 from tests.daemon.conftest import StartPolicyd
 from tests.dns import NXDOMAIN, Reply, ScriptedServer, free_port
@@ -106,6 +111,36 @@ def test_counts_of_rules_that_are_gone_do_not_pile_up(
     assert rules == {"default"}
 
 
+async def test_a_page_with_many_rules_is_made_in_slices_and_is_one_page() -> None:
+    counters = Counters()
+    decision = Decision(Verb.REJECT, None, "", ())
+    for number in range(3 * SLICE):
+        rule = Rule(f"r{number}", number, (), (), Action(Verb.REJECT))
+        counters.decided(Verb.REJECT, decision._replace(rule=rule, observed=(f"o{number}",)), 0.0)
+    server = SimpleNamespace(
+        counters=counters,
+        ruleset=build([]),
+        connections=(),
+        resolver=SimpleNamespace(in_flight=0, cached_clients=0),
+    )
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count_turns())
+    page = await Page(server, lambda: {"decision": 0}, 0.0).render()
+    counting.cancel()
+    assert turns > 10
+    families = {family.name: family for family in text_string_to_metric_families(page.decode())}
+    assert len(families["policyd_decisions"].samples) == 3 * SLICE
+    assert len(families["policyd_observed"].samples) == 3 * SLICE
+    assert page.count(b"# TYPE policyd_decisions") == 1
+
+
 def test_only_the_page_is_served(start_policyd: StartPolicyd, metrics_port: int) -> None:
     place = f"127.0.0.1:{metrics_port}"
     with start_policyd(metrics=place):
@@ -121,6 +156,11 @@ def test_only_the_page_is_served(start_policyd: StartPolicyd, metrics_port: int)
         assert int(answer.headers["Content-Length"]) > 1000
         assert answer.read() == b""
         connection.close()
+
+
+def test_a_page_that_others_can_read_is_warned_of(start_policyd: StartPolicyd, metrics_port: int) -> None:
+    with start_policyd(metrics=f"0.0.0.0:{metrics_port}") as policyd:
+        assert f"metrics at 0.0.0.0:{metrics_port} can be read from other hosts" in policyd.operational_log.read_text()
 
 
 def test_slow_and_rude_scrapers_disturb_nobody(start_policyd: StartPolicyd, port: int, metrics_port: int) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -42,8 +42,12 @@ CLIENT, CLIENT_PTR, NAME = b"192.0.2.1", reverse("192.0.2.1"), "mail.example"
 GOOD: dict[str, Reply] = {CLIENT_PTR: Reply([f"@ 300 PTR {NAME}"]), NAME: Reply(["@ 300 A 192.0.2.1"])}
 
 
+# What must be answered has so much time, in seconds, on a machine however busy; what must not be has much less.
+PATIENCE, IMPATIENCE = 30, 1.5
+
+
 def dns(*servers: str, **settings) -> Dns:
-    return Dns(servers=tuple(map(parse_dns_server, servers)), **{"timeout": 1.0, **settings})
+    return Dns(servers=tuple(map(parse_dns_server, servers)), **{"timeout": PATIENCE, **settings})
 
 
 def said(identity: Identity) -> Identity:
@@ -148,7 +152,7 @@ def unbound(tmp_path_factory):
     ],
 )
 async def test_what_a_real_resolver_knows_of_a_client(unbound, client_address, want):
-    resolver = Resolver(dns(unbound))
+    resolver = Resolver(dns(unbound, timeout=IMPATIENCE if want.reason is Reason.TIMEOUT else PATIENCE))
     try:
         assert said(await resolver.identity(client_address)) == want
         if want.names_known:
@@ -228,22 +232,23 @@ CLAIMED = Identity(MISMATCH, claimed=(b"mail.example",))
 )
 async def test_what_a_strange_answer_makes_of_a_client(reply, want):
     with ScriptedServer({CLIENT_PTR: reply, "bad.example": Reply(["@ 300 A 192.0.2.1"])}) as server:
-        identity, asked = await look_up_once(dns(server.address, timeout=0.4), CLIENT)
+        identity, asked = await look_up_once(
+            dns(server.address, timeout=IMPATIENCE if want.reason is Reason.TIMEOUT else PATIENCE), CLIENT
+        )
     assert said(identity) == want
     assert asked[0].name.decode() == CLIENT_PTR
-    assert identity.seconds < 2
 
 
 async def test_an_answer_that_is_truncated_and_cannot_be_had_whole_is_a_timeout():
     with ScriptedServer({CLIENT_PTR: Reply(ONE_PTR, truncated=True)}, tcp=False) as server:
-        identity, _ = await look_up_once(dns(server.address, timeout=0.5), CLIENT)
+        identity, _ = await look_up_once(dns(server.address, timeout=IMPATIENCE), CLIENT)
     assert said(identity) == error(Reason.TIMEOUT)
 
 
 async def test_four_thousand_ptr_records_are_read_and_bounded():
     records = [f"@ 300 PTR {number}.e" for number in range(3200)]  # what fits 64 KiB without compression of names
     with ScriptedServer({CLIENT_PTR: Reply(records)}, otherwise=Reply(["@ 300 A 192.0.2.1"])) as server:
-        identity, asked = await look_up_once(dns(server.address, timeout=5), CLIENT)
+        identity, asked = await look_up_once(dns(server.address), CLIENT)
     names = sorted(f"{number}.e".encode() for number in range(3200))
     assert list(identity.verified) == names[:10]
     assert list(identity.claimed) == names[10:MAX_CLAIMED]
@@ -253,46 +258,41 @@ async def test_four_thousand_ptr_records_are_read_and_bounded():
 async def test_the_ptr_names_are_known_although_the_forward_servers_are_silent():
     script = {CLIENT_PTR: Reply([*ONE_PTR, "@ 300 PTR other.example"]), NAME: Reply(silent=True)}
     with ScriptedServer(script) as server:
-        identity, asked = await look_up_once(dns(server.address, timeout=0.4), CLIENT)
+        identity, asked = await look_up_once(dns(server.address, timeout=IMPATIENCE), CLIENT)
     assert said(identity) == Identity(ERROR, claimed=(b"mail.example", b"other.example"), reason=Reason.TIMEOUT)
     assert [(one.name, one.answer) for one in asked[1:]] == [(b"mail.example", Reason.TIMEOUT), (b"other.example", ())]
-    assert identity.seconds < 1
 
 
 async def test_the_deadline_is_for_all_of_a_clients_queries_together():
-    script = {CLIENT_PTR: Reply(ONE_PTR, delay=0.2), NAME: Reply(["@ 300 A 192.0.2.1"], delay=0.2)}
-    with ScriptedServer(script) as server:
-        identity, _ = await look_up_once(dns(server.address, timeout=0.3), CLIENT)
-        assert said(identity) == Identity(ERROR, claimed=(b"mail.example",), reason=Reason.TIMEOUT)
-        identity, _ = await look_up_once(dns(server.address, timeout=5), CLIENT)
-        assert said(identity) == Identity(VERIFIED, (b"mail.example",))
+    with ScriptedServer({CLIENT_PTR: Reply(ONE_PTR, delay=1), NAME: Reply(silent=True)}) as server:
+        identity, _ = await look_up_once(dns(server.address, timeout=2), CLIENT)
+    assert said(identity) == Identity(ERROR, claimed=(b"mail.example",), reason=Reason.TIMEOUT)
+    assert identity.seconds < 1 + 2
 
 
 async def test_forward_lookups_run_at_once():
     names = [f"{letter}.example" for letter in "abcdefghij"]
     script = {CLIENT_PTR: Reply([f"@ 300 PTR {name}" for name in names])}
-    with ScriptedServer(script, otherwise=Reply(["@ 300 A 192.0.2.1"], delay=0.15)) as server:
-        identity, _ = await look_up_once(dns(server.address, timeout=1), CLIENT)
-    assert len(identity.verified) == 10  # one after the other they would take 1.5 s
+    with ScriptedServer(script, otherwise=Reply(["@ 300 A 192.0.2.1"], delay=0.2)) as server:
+        identity, _ = await look_up_once(dns(server.address), CLIENT)
+    assert len(identity.verified) == 10
+    assert identity.seconds < 10 * 0.2
 
 
 async def test_a_slow_answer_is_used_although_the_server_has_been_quick():
     """c-ares learns haste from quick answers, and no longer hears a slow one; so it must not be left to it."""
     quick = {reverse(f"192.0.2.{number}"): Reply(rcode=NXDOMAIN) for number in range(100, 110)}
-    with ScriptedServer({**quick, **GOOD}) as server:
-        server.script[CLIENT_PTR] = Reply(ONE_PTR, delay=1.5)
-        resolver = Resolver(dns(server.address, timeout=3))
+    with ScriptedServer({**quick, **GOOD, CLIENT_PTR: Reply(ONE_PTR, delay=2.5)}) as server:
+        resolver = Resolver(dns(server.address, timeout=4.5))
         for number in range(100, 110):
             assert said(await resolver.identity(b"192.0.2.%d" % number)) == Identity(MISSING)
-        identity = await resolver.identity(CLIENT)
+        assert said(await resolver.identity(CLIENT)) == Identity(VERIFIED, (b"mail.example",))
         await resolver.close()
-    assert said(identity) == Identity(VERIFIED, (b"mail.example",))
-    assert identity.seconds < 2
 
 
 async def test_a_server_that_comes_back_is_heard_by_who_still_waits():
     port = free_port()
-    resolver = Resolver(dns(f"127.0.0.1:{port}", timeout=5))
+    resolver = Resolver(dns(f"127.0.0.1:{port}"))
     waiting = asyncio.create_task(resolver.identity(CLIENT))
     await asyncio.sleep(0.3)
     with ScriptedServer(dict(GOOD), port=port):
@@ -307,7 +307,7 @@ async def test_a_dead_server_is_passed_over_for_the_next_one():
         ScriptedServer(dict(GOOD)) as good,
     ):
         for bad in (dead, refuses):
-            identity, _ = await look_up_once(dns(bad.address, good.address, timeout=3), CLIENT)
+            identity, _ = await look_up_once(dns(bad.address, good.address), CLIENT)
             assert said(identity) == Identity(VERIFIED, (b"mail.example",))
             assert bad.asked
 
@@ -315,12 +315,25 @@ async def test_a_dead_server_is_passed_over_for_the_next_one():
 async def test_a_broken_message_for_one_client_does_not_harm_the_others():
     script = {CLIENT_PTR: Reply(junk=b"\0" * 12, delay=0.05)}
     with ScriptedServer(script, otherwise=Reply(rcode=NXDOMAIN, delay=0.1)) as server:
-        resolver = Resolver(dns(server.address, timeout=2))
+        resolver = Resolver(dns(server.address))
         others = [resolver.identity(b"198.51.100.%d" % number) for number in range(20)]
         broken, *found = await asyncio.gather(resolver.identity(CLIENT), *others)
         await resolver.close()
     assert said(broken) == error(Reason.MALFORMED)
     assert [said(one) for one in found] == [Identity(MISSING)] * 20
+
+
+async def test_a_server_that_sends_nothing_but_broken_messages_costs_no_more_than_a_few_channels():
+    with ScriptedServer({}, otherwise=Reply(junk=b"\0" * 12, delay=0.01)) as server:
+        resolver = Resolver(dns(server.address))
+        before = threads = len(list(Path("/proc/self/task").iterdir()))
+        asking = asyncio.gather(*(resolver.identity(b"10.0.0.%d" % number) for number in range(200)))
+        while not asking.done():
+            threads = max(threads, len(list(Path("/proc/self/task").iterdir())))
+            await asyncio.sleep(0.005)
+        assert {said(one) for one in await asking} == {error(Reason.MALFORMED)}
+        await resolver.close()
+    assert threads < before + module.LONE_CHANNELS + 5
 
 
 # --- What is kept, and for how long -----------------------------------------------------------------------------------
@@ -425,7 +438,7 @@ async def test_one_lookup_serves_all_who_ask_meanwhile_and_one_who_leaves_leaves
     with ScriptedServer(script) as server:
         resolver = Resolver(dns(server.address))
         tasks = [asyncio.create_task(resolver.identity(address)) for address in (CLIENT, b"::ffff:192.0.2.1") * 5]
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0)  # all of them begin
         assert resolver.in_flight == 1
         for leaving in (tasks[0], tasks[5]):
             leaving.cancel()
@@ -441,7 +454,7 @@ async def test_a_lookup_that_nobody_waits_for_any_more_fills_the_cache():
     with ScriptedServer({CLIENT_PTR: Reply(delay=0.1)}) as server:
         resolver = Resolver(dns(server.address))
         task = asyncio.create_task(resolver.identity(CLIENT))
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0)
         task.cancel()
         while resolver.in_flight:
             await asyncio.sleep(0.01)
@@ -453,9 +466,9 @@ async def test_beyond_so_many_lookups_a_client_is_an_error_at_once_which_is_not_
     with ScriptedServer({}, otherwise=Reply(rcode=NXDOMAIN, delay=0.2)) as server:
         resolver = Resolver(dns(server.address, lookups=3))
         tasks = [asyncio.create_task(resolver.identity(b"198.51.100.%d" % number)) for number in range(3)]
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)
         assert said(await resolver.identity(CLIENT)) == error(Reason.TIMEOUT)
-        assert said(await asyncio.wait_for(resolver.identity(b"198.51.100.0"), 1)) == Identity(MISSING)
+        assert said(await resolver.identity(b"198.51.100.0")) == Identity(MISSING)
         await asyncio.gather(*tasks)
         assert resolver.cached(CLIENT) is None
         assert said(await resolver.identity(CLIENT)) == Identity(MISSING)
@@ -469,13 +482,11 @@ async def test_channels_are_replaced_and_nothing_is_lost_over_it(monkeypatch, de
     """Both the eager ones and, where the server is slow, the patient ones."""
     monkeypatch.setattr(module, "CHANNEL_QUERIES", 7)
     with ScriptedServer({}, otherwise=Reply(rcode=NXDOMAIN, delay=delay)) as server:
-        resolver = Resolver(dns(server.address, timeout=5))
+        resolver = Resolver(dns(server.address))
         found = await asyncio.gather(*(resolver.identity(b"10.0.0.%d" % number) for number in range(100)))
-        threads = threading.active_count()
         await resolver.close()
     assert {said(one) for one in found} == {Identity(MISSING)}
-    assert len(server.asked) == (100 if delay < module.EAGER_SECONDS else 200)
-    assert threads < 10  # the test's, the server's, and those of the last few channels
+    assert len(server.asked) >= (100 if delay < module.EAGER_SECONDS else 200)
 
 
 # --- What Postfix says ------------------------------------------------------------------------------------------------
@@ -552,7 +563,7 @@ async def test_a_resolver_that_was_never_asked_can_be_closed():
 
 async def test_an_ipv6_server_is_asked_where_it_listens():
     """Its form only: that such a server answers is the system's business."""
-    resolver = Resolver(dns(f"[::1]:{free_port()}", timeout=0.3))
+    resolver = Resolver(dns(f"[::1]:{free_port()}", timeout=IMPATIENCE))
     assert said(await resolver.identity(CLIENT)) == error(Reason.TIMEOUT)
     await resolver.close()
 

@@ -123,7 +123,7 @@ def test_a_request_that_does_not_come_to_its_end_is_given_up(start_policyd: Star
         silent.send(BULK[:30])
         until("the end of the slow one, which says something all the time", lambda: cannot_send(slow, b"x"))
         assert silent.is_closed()
-        assert "sent part of a request and no more" in said(policyd, "closed")[0]
+        assert "a request has not arrived whole within" in said(policyd, "closed")[0]
         assert idle.ask(BULK) == "DEFER 4.7.1 later"
 
 

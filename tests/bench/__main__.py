@@ -38,6 +38,7 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
     "reload": rows.reload,
     "idle": rows.idle,
     "dns": rows.dns,
+    "replay": rows.replay,
     "postfwd": peers.postfwd,
     "growth": peers.growth,
 }

@@ -36,6 +36,7 @@ class Scale:
     mail_pairs: int = 10
     messages: int = 2000  # of one run
     dns_seconds: float = 15
+    mails: int = 100_000  # in a mail log
     growth: tuple[int, ...] = (10, 100, 1000, 10_000, 100_000, 1_000_000)
     postfwd_growth: tuple[int, ...] = (10, 100, 1000, 10_000)  # beyond them a request takes a second and more
 
@@ -52,6 +53,7 @@ QUICK = Scale(
     mail_pairs=1,
     messages=300,
     dns_seconds=4,
+    mails=10_000,
     growth=(10, 1000, 100_000),
     postfwd_growth=(10, 1000),
 )

@@ -283,3 +283,27 @@ def write_clients(path: Path, clients: Iterable[Client]) -> Path:
     with path.open("w") as file:
         file.writelines(f"{client.address} {client.name}\n" for client in clients)
     return path
+
+
+_MAIL_LOG = """\
+Nov 21 {time} mx postfix/smtpd[2839]: connect from {client.name}[{client.address}]
+Nov 21 {time} mx postfix/smtpd[2839]: {queue_id}: client={client.name}[{client.address}]
+Nov 21 {time} mx postfix/cleanup[2841]: {queue_id}: message-id=<{number}@{client.name}>
+Nov 21 {time} mx postfix/qmgr[2831]: {queue_id}: from=<user{number}@{client.name}>, size=4711, nrcpt=1 (queue active)
+Nov 21 {time} mx postfix/smtpd[2839]: disconnect from {client.name}[{client.address}] ehlo=1 mail=1 rcpt=1 data=1 \
+quit=1 commands=5
+Nov 21 {time} mx postfix/local[2842]: {queue_id}: to=<someone@field.example>, relay=local, delay=0.1, \
+delays=0.06/0.01/0/0.03, dsn=2.0.0, status=sent (delivered to maildir)
+Nov 21 {time} mx postfix/qmgr[2831]: {queue_id}: removed
+"""
+MAIL_LOG_LINES = _MAIL_LOG.count("\n")  # for one mail
+
+
+def write_mail_log(path: Path, clients: Iterable[Client]) -> Path:
+    """A mail log of Postfix: from each client one mail, delivered, ten in a second."""
+    with path.open("w") as file:
+        for number, client in enumerate(clients):
+            seconds = number // 10
+            time = f"{seconds // 3600 % 24:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+            file.write(_MAIL_LOG.format(client=client, number=number, queue_id=f"{0x10000 + number:X}5A2", time=time))
+    return path

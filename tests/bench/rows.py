@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import signal
 import socket
 import statistics
 import subprocess
+import sys
 import time
 from array import array
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from tests.bench import corpus, servers
-from tests.bench.bench import EXPRESSIONS, LeftOut, Reading, Row, median_ratio, medians
-from tests.bench.processes import cpu_seconds, memory_mb, peak_memory, settle
+from tests.bench.bench import EXPRESSIONS, SHIPPED_RULES, LeftOut, Reading, Row, median_ratio, medians
+from tests.bench.processes import cpu_seconds, memory_mb, peak_memory, run_and_account, settle
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -282,4 +284,24 @@ def dns(bench: Bench) -> Row:
             Reading(f"memory with the cache of {cache_size:,} full", seen[filled], "MB"),
             Reading(f"at the end, {report['answered']:,} clients later", max(seen[filled:]), "MB"),
         ),
+    )
+
+
+def replay(bench: Bench) -> Row:
+    """How fast `policyd replay` goes through a mail log."""
+    mails = bench.scale.mails
+    log = corpus.write_mail_log(bench.folder / "mail.log", corpus.strangers(mails))
+    lines = mails * corpus.MAIL_LOG_LINES
+    command = (sys.executable, "-m", "policyd", "replay", "--rules", str(SHIPPED_RULES), "--json", str(log))
+    rates = []
+    for _ in range(min(bench.scale.rounds, 3)):
+        account = run_and_account(command, "")
+        found = json.loads(account.output)
+        if (found["lines"], found["delivered"]) != (lines, mails):
+            raise servers.BenchError(f"replay found {found['delivered']} of {mails} mails in {found['lines']} lines")
+        rates.append(lines / account.cpu_seconds)
+    return Row(
+        "replay",
+        f"`policyd replay` of {lines:,} lines of a Postfix log, {mails:,} mails, under the shipped rules",
+        (Reading("lines a second of CPU, start included", statistics.median(rates)),),
     )

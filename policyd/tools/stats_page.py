@@ -44,6 +44,7 @@ svg text { fill: var(--faint); } svg .axis { stroke: var(--line); }
 """
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 960, 260, 60, 40, 10
+_LABEL = 70  # how much room a label under the plot needs
 
 
 def page(stats: Stats) -> str:
@@ -110,7 +111,7 @@ def _timeline(stats: Stats) -> str:
     for place, (label, actions) in enumerate(steps):
         x = _LEFT + place * step
         drawn.append(_column(x, max(step - 1, 0.5), actions, plot_height / ceiling, label))
-        if place % labelled == 0:
+        if place % labelled == 0 and x < _WIDTH - _LABEL:
             drawn.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 16}">{escape(label)}</text>')
     keys = "".join(
         f'<span class="key {name}"></span>{escape(action)}'

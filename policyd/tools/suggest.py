@@ -17,7 +17,7 @@ import functools
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from publicsuffixlist import PublicSuffixList
 
@@ -26,7 +26,7 @@ from policyd.core.identity import may_be_host
 from policyd.core.ruleset import Verb
 from policyd.tools.blocks import blocks, part_of
 from policyd.tools.maillog import LineCounts, MailLog, observations
-from policyd.tools.observation import Observation, Outcome, Standing
+from policyd.tools.observation import Outcome, Standing
 from policyd.tools.replay import GOT_THROUGH, Assumption, Judge
 from policyd.tools.sender_patterns import Shape, shape_of
 
@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from policyd.core.ruleset import Ruleset
+    from policyd.tools.observation import Observation
 
-# Clients and senders kept, about 1 KB each. A week of a large site has fewer that come twice.
-_MAX_KEPT = 200_000
+# Clients, and senders, kept; each takes up to 1 KB. A week of a large site has fewer that come twice.
+_MAX_KEPT = 100_000
 
 # Names, mails and clients kept of one client or sender: more of them say nothing more.
 _MAX_NAMES = 4
@@ -76,8 +77,20 @@ _PRIVATE = (
 )
 
 
+class Example(NamedTuple):
+    """One refused mail. `name` is empty where the client had none; `sender` as in an `Observation`."""
+
+    client_address: bytes
+    name: bytes
+    sender: bytes | None
+
+
+def _example_of(seen: Observation) -> Example:
+    return Example(seen.client_address, seen.names[0] if seen.names else b"", seen.sender)
+
+
 class _Counted:
-    """What is counted of a client or a sender."""
+    """What is counted of a client or a sender. There are many, and an empty set takes 216 bytes: so, tuples."""
 
     __slots__ = ("delivered", "example", "first", "last", "refused")
 
@@ -85,7 +98,7 @@ class _Counted:
         self.refused = 0
         self.delivered = 0
         self.first = self.last = seen.time
-        self.example = seen
+        self.example = _example_of(seen)
 
     def count(self, seen: Observation) -> None:
         if seen.outcome in GOT_THROUGH:
@@ -94,7 +107,7 @@ class _Counted:
         if seen.outcome is Outcome.UNKNOWN:
             return
         if not self.refused:
-            self.example = seen
+            self.example = _example_of(seen)
             self.first = seen.time
         self.refused += 1
         self.last = seen.time
@@ -106,19 +119,19 @@ class _Client(_Counted):
     def __init__(self, seen: Observation, address: tuple[int, int]) -> None:
         super().__init__(seen)
         self.address = address
-        self.names: set[bytes] = set()
-        self.verified: set[bytes] = set()
-        self.mails: set[int] = set()  # hashes of sender and recipient
+        self.names: tuple[bytes, ...] = ()
+        self.verified: tuple[bytes, ...] = ()
+        self.mails: tuple[int, ...] = ()  # hashes of sender and recipient
 
     def see(self, seen: Observation) -> None:
         self.count(seen)
         for name in seen.names:
             if name not in self.names and len(self.names) < _MAX_NAMES and may_be_host(name):
-                self.names.add(name)
+                self.names += (name,)
                 if seen.standing is Standing.VERIFIED:
-                    self.verified.add(name)
+                    self.verified += (name,)
         if seen.sender is not None and seen.recipients and len(self.mails) < _MAX_MAILS:
-            self.mails.add(hash((seen.sender, seen.recipients[0])))
+            self.mails = _with(self.mails, hash((seen.sender, seen.recipients[0])))
 
 
 class _Sender(_Counted):
@@ -126,14 +139,23 @@ class _Sender(_Counted):
 
     def __init__(self, seen: Observation) -> None:
         super().__init__(seen)
-        self.clients: set[tuple[int, int]] = set()
-        self.delivered_from: set[tuple[int, int]] = set()
+        self.clients: tuple[tuple[int, int], ...] = ()
+        self.delivered_from: tuple[tuple[int, int], ...] = ()
 
     def see(self, seen: Observation, client: tuple[int, int]) -> None:
         self.count(seen)
-        found = self.delivered_from if seen.outcome in GOT_THROUGH else self.clients
-        if len(found) < _MAX_CLIENTS:
-            found.add(client)
+        if seen.outcome in GOT_THROUGH:
+            if len(self.delivered_from) < _MAX_CLIENTS:
+                self.delivered_from = _with(self.delivered_from, client)
+        elif len(self.clients) < _MAX_CLIENTS:
+            self.clients = _with(self.clients, client)
+
+
+_Item = TypeVar("_Item")
+
+
+def _with(items: tuple[_Item, ...], item: _Item) -> tuple[_Item, ...]:
+    return items if item in items else (*items, item)
 
 
 _Key = TypeVar("_Key")
@@ -164,7 +186,7 @@ class Evidence:
     clients: int
     first: float | None
     last: float | None
-    examples: list[Observation]
+    examples: list[Example]
     delivered: int
     delivered_clients: int
 

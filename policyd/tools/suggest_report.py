@@ -16,8 +16,7 @@ from policyd.tools.logtime import rfc3339
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from policyd.tools.observation import Observation
-    from policyd.tools.suggest import Candidate, Evidence, Suggestions
+    from policyd.tools.suggest import Candidate, Evidence, Example, Suggestions
 
 _PREFIX = {"hostname_suffix": "names", "cidr": "network", "sender_regex": "senders"}
 
@@ -112,8 +111,8 @@ def _collateral(evidence: Evidence) -> str:
     return f"but {evidence.delivered:,} delivered, from {counted(evidence.delivered_clients, 'client')}"
 
 
-def _example(seen: Observation) -> str:
-    name = shown(seen.names[0]) if seen.names else "unknown"
+def _example(seen: Example) -> str:
+    name = shown(seen.name) or "unknown"
     sender = f" <{shown(seen.sender)}>" if seen.sender is not None else ""
     return f"{name}[{shown(seen.client_address)}]{sender}"
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # Where there is no terminal there is no width: a table must not be cut in a file or a pipe.
 _PIPE_WIDTH = 240
 
+_WHOLE = frozenset({"rule", "action", "time", "last"})
+
 _UNPRINTABLE = re.compile(rb"[^ -~]|\\")
 
 
@@ -46,12 +48,15 @@ def results() -> Console:
 
 
 def table(*columns: str, numbers: Sequence[str] = ()) -> Table:
-    """An empty table with these headings; the columns in `numbers` are aligned to the right."""
+    """An empty table with these headings; the columns in `numbers` are aligned to the right.
+
+    Where the terminal is narrow, what people or clients wrote is folded. A number, a rule's name or a time is not.
+    """
     made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
         number = column in numbers
-        # A number that is cut is worth nothing; long text wraps.
-        made.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=number)
+        whole = number or column in _WHOLE
+        made.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=whole)
     return made
 
 

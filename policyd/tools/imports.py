@@ -27,7 +27,7 @@ from policyd.tools.formats import (
     spamhaus_drop,
     whois,
 )
-from policyd.tools.formats.exchange import REJECT, Imported, Line, Report, Term, Verdict, place, shown
+from policyd.tools.formats.exchange import REJECT, Imported, Line, Report, Term, Verdict, place, printable, shown
 from policyd.tools.formats.networks import kept_out, only_networks, texts
 from policyd.tools.formats.rules_file import Names, fits_list_file, list_file, rules, rules_yaml
 from policyd.tools.logfiles import MAX_LINE_BYTES, STANDARD_INPUT, LogError, NotTextError, read_blocks
@@ -97,7 +97,7 @@ class ImportFailedError(Exception):
     """Nothing was imported. The message is one line; `exit_status` is 1 for content, 2 for an unreadable file."""
 
     def __init__(self, message: str, exit_status: int) -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         self.exit_status = exit_status
 
 
@@ -152,7 +152,8 @@ class _Lines:
                         raise ImportFailedError(message, 1)
                     if self.count > MAX_LINES:
                         raise ImportFailedError(f"{shown_path}: has more than {MAX_LINES:,} lines; split it", 1)
-                    yield Line(shown_path, self.count, raw.decode("utf-8", "replace").rstrip("\r"))
+                    text = raw.decode("utf-8", "replace").rstrip("\r")
+                    yield Line(shown_path, self.count, text.removeprefix("\ufeff") if self.count == 1 else text)
         except NotTextError:
             raise ImportFailedError(f"{shown_path}: is a binary file, no table or list", 1) from None
         except LogError as error:

@@ -99,19 +99,20 @@ class _Table:
             verdict = row.verdict if row is not None else DUNNO
             covering = next((wider for wider in key.wider(self._prefixes) if wider in said), None)
             already = said[covering][0] if covering is not None else None
+            if row is None and already is not None:
+                self._mind_the_addresses(key)
             needed = verdict != already if row is not None else already is not None or key in self._mixed
             if needed and not (row is None and already is not None and already.verb is Verb.DUNNO):
                 said[key] = verdict, row
         return [Written(_text(key), *said[key]) for key in keys if key in said]
 
     def _first_row(self, key: Key) -> Row | None:
-        matching: set[int] = set(self._matching.get(key, ()))
-        excepting: set[int] = set(self._excepting.get(key, ()))
-        for wider in key.wider(self._prefixes):
-            matching.update(self._matching.get(wider, ()))
-            excepting.update(self._excepting.get(wider, ()))
-        left = matching - excepting
+        left = self._filed(self._matching, key) - self._filed(self._excepting, key)
         return self._rows[min(left)] if left else None
+
+    def _filed(self, under: dict[Key, list[int]], key: Key) -> set[int]:
+        """The rows that are filed under a key or one that covers it."""
+        return {number for one in (key, *key.wider(self._prefixes)) for number in under.get(one, ())}
 
     def _mind_the_order(self) -> None:
         """Names are looked up before addresses, and domains before local parts, whatever the order of the rules."""
@@ -122,6 +123,12 @@ class _Table:
                 "names are looked up before addresses" if self._attribute == "client" else "domains come before `user@`"
             )
             self._report.note(self._rows[min(later)].line, f"{what} there, so rules about those below it come first")
+
+    def _mind_the_addresses(self, key: Key) -> None:
+        """A name that rules make an exception of is found all the same, so that its address is not looked up."""
+        if isinstance(key, Name) and any(isinstance(one, Network) for one in self._matching):
+            row = self._rows[min(self._filed(self._excepting, key))]
+            self._report.note(row.line, "what it makes an exception of is let through there, whatever its address")
 
     def _keys(self, row: Row, terms: Iterable[Term]) -> Iterator[Key]:
         for condition, value in terms:

@@ -6,6 +6,7 @@ equal on the other side goes into a `Report`, with its line. Nothing here knows 
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -116,7 +117,7 @@ class Loss:
     reason: str
 
     def __str__(self) -> str:
-        return f"{place(self.line)}: lost: {shown(self.line.text)}: {self.reason}"
+        return printable(f"{place(self.line)}: lost: {shown(self.line.text)}: {self.reason}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +132,9 @@ class Note:
         numbers = ", ".join(str(line.number) for line in self.lines)
         more = self.count - len(self.lines)
         if not self.lines[0].number:
-            return f"{self.lines[0].path}: note: {self.reason}"
+            return printable(f"{self.lines[0].path}: note: {self.reason}")
         where = f"{self.lines[0].path}:{numbers}" + (f" and {more:,} more" if more else "")
-        return f"{where}: note: {self.reason}"
+        return printable(f"{where}: note: {self.reason}")
 
 
 class Report:
@@ -240,6 +241,7 @@ _REPLY_CODE = re.compile(r"[245]\d\d(?:[\s-]+|$)", re.ASCII)
 _UNSAFE = re.compile(r"[^ -~]")
 
 
+@functools.lru_cache(maxsize=1024)  # the lines of a table mostly say one of a few things
 def blocking(verb: Verb, text: str) -> Verdict:
     """A blocking verdict with the code and text of another system's answer.
 

@@ -71,12 +71,17 @@ def flattened(
     return walk.rows
 
 
+class _EndlessError(NoEqualError):
+    """The chains jump to each other without an end that one could wait for."""
+
+
 class _Walk:
     def __init__(self, chains: Mapping[str, Sequence[Step]], report: Report) -> None:
         self._chains = chains
         self._report = report
         self._steps = 0
         self._lost: dict[Line, str] = {}  # unless another way through the chains takes them
+        self._endless: dict[Line, str] = {}
         self._taken: set[Line] = set()
         self.rows: list[Row] = []
 
@@ -102,6 +107,8 @@ class _Walk:
                     self._decide(step, parts)
                     decided |= step.sources is None
                     rest = rest if step.sources is not None else replace(rest, dead=True)
+            except _EndlessError as error:
+                self._endless.setdefault(step.line, str(error))
             except NoEqualError as error:
                 self._lost.setdefault(step.line, str(error))
             else:
@@ -109,27 +116,30 @@ class _Walk:
         return decided and not some_return
 
     def finish(self) -> None:
-        """Reports the lines that no way through the chains took."""
+        """Reports the lines that no way through the chains took, and those where a way was given up."""
+        for line, reason in self._endless.items():
+            self._report.lose(line, reason)
         for line, reason in self._lost.items():
-            if line not in self._taken:
+            if line not in self._taken and line not in self._endless:
                 self._report.lose(line, reason)
         self._report.taken += len(self._taken)
 
     def _count(self, step: Step, depth: int) -> None:
         self._steps += 1
         if depth > _DEPTH:
-            raise NoEqualError(f"chains jump to each other more than {_DEPTH} deep")
+            raise _EndlessError(f"chains jump to each other more than {_DEPTH} deep")
         if self._steps > _STEPS:
-            raise NoEqualError(f"the chains have more than {_STEPS:,} ways through them")
+            raise _EndlessError(f"the chains have more than {_STEPS:,} ways through them")
         if step.target and step.target not in self._chains:
             raise NoEqualError(f"there is no chain '{step.target}' in this file")
 
     def _decide(self, step: Step, parts: Sequence[Block]) -> None:
         for part in parts:
             everybody = part.inside is None or part.inside in EVERYTHING.values()
-            if everybody and not part.outside:
+            if step.sources is None and everybody and not part.outside:
+                # The last line of many a firewall, about all that is left when the lines about mail have been read.
                 if step.does is Does.DROP:
-                    raise NoEqualError("it blocks everybody, which no rule is made of")
+                    raise NoEqualError("it keeps out everybody, which no rule is made of unless it says 0.0.0.0/0")
                 continue  # DUNNO for all that is left, as at the end of a ruleset
             inside, exceptions = part.terms()
             self.rows.append(Row(step.line, inside, REJECT if step.does is Does.DROP else DUNNO, exceptions))

@@ -29,9 +29,7 @@ _SOURCES = {"ip": 4, "ip6": 6}
 _ADDRESSES = frozenset({"ipv4_addr", "ipv6_addr"})
 
 # Words with which a block of statements begins; any other brace is around values.
-_BLOCKS = frozenset(
-    {"table", "chain", "set", "map", "flowtable", "counter", "quota", "limit", "ct", "secmark", "synproxy"}
-)
+_BLOCKS = frozenset({"table", "set", "map", "chain"})
 
 # A table holds chains, a chain statements, and a variable may name others: what is deeper than this is no ruleset.
 _DEPTH = 8
@@ -169,10 +167,14 @@ class _Table:
         self._chains: dict[str, list[Step]] = {}
         self._roots: list[str] = []
         inner = statement.inner or []
-        for kind, take in (("set", self._take_set), ("map", self._take_map), ("chain", self._take_chain)):
+        # Sets first: a chain may ask for one that stands below it.
+        for kind, take in (("set", self._take_set), ("chain", self._take_chain)):
             for one in inner:
                 if one.words[0].text == kind and one.inner is not None and len(one.words) > 1:
                     take(one.words[1].text, one)
+        for one in inner:
+            if one.words[0].text not in {"set", "chain", "flags", "comment"}:
+                report.lose(one.line, f"{shown(one.words[0].text)} says nothing of who sends mail")
 
     def rows(self) -> list[Row]:
         everybody = (
@@ -212,9 +214,6 @@ class _Table:
                 found.elements += address_range(element[0].text)
             except NoEqualError as error:
                 self.report.lose(element[0].line, str(error))
-
-    def _take_map(self, _name: str, statement: _Statement) -> None:
-        self.report.lose(statement.line, "a map has no equal; only sets of addresses are read")
 
     def _take_chain(self, name: str, statement: _Statement) -> None:
         steps = self._chains.setdefault(name, [])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from policyd.tools.formats.exchange import ExportOptions, Report, Row
 
 # postmap(1) takes a key in double quotes, for the blanks in it, since Postfix 3.2.
-_LINE = re.compile(r'(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<key>\S+))(?:\s+(?P<result>.*))?')
+_LINE = re.compile(r'(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<key>[^\s"]\S*))(?:\s+(?P<result>.*))?')
 
 
 def read(

@@ -32,7 +32,7 @@ _NEGATED = re.compile(r"!!\s*\(?\s*(.+?)\s*\)?")
 
 # A macro may name others; postfwd goes on until none is left, for ever if one names itself.
 _EXPANSIONS = 100
-_MAX_RULE = 1 << 20
+_MAX_RULE = 1 << 18
 
 # Items that postfwd works out itself, with what stands in the way.
 _COMPUTED = {
@@ -132,13 +132,13 @@ def _expanded(text: str, macros: dict[str, str]) -> str:
             break
         if found[0] not in macros:
             raise NoEqualError(f"the macro {found[0]} is not defined above; postfwd skips the line")
-        body = body[: found.start()] + macros[found[0]] + body[found.end() :]
+        body = macros[found[0]].join(re.split(rf"{found[0]}(?![-\w])", body))
         if len(body) > _MAX_RULE:
             break
     else:
         raise NoEqualError("a macro names itself")
     if len(body) > _MAX_RULE:
-        raise NoEqualError("the rule is longer than 1 MiB")
+        raise NoEqualError(f"the rule is longer than {_MAX_RULE >> 10} KiB")
     return f"{head}{body}}}" if definition else body
 
 

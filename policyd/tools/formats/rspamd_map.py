@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from policyd.tools.formats.exchange import ExportOptions, Line, Report, Row
 
 _LINE = re.compile(
-    r'(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<slashed>/(?:[^/\\]|\\.)*/[a-z]*)|(?P<key>[^\s#]+))(?P<value>.*)',
+    r'(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<slashed>/(?:[^/\\]|\\.)*/[a-z]*)|(?P<key>[^\s#"][^\s#]*))(?P<value>.*)',
     re.IGNORECASE,
 )
 
@@ -74,6 +74,8 @@ def _read_line(line: Line, report: Report, attribute: str) -> list[Term]:
         attribute = "recipient" if attribute == "recipient" else "sender"
     if "@" in key:
         return [term("recipient" if attribute == "recipient" else "sender", key)]
+    if "." not in key and attribute != "helo_name":
+        raise NoEqualError("neither an address nor a name with a dot in it")
     if attribute in {"sender", "recipient"}:
         report.note(line, f"a domain alone became {attribute}_domain, which also covers the names under it")
     return [term(_NAME[attribute], key)]

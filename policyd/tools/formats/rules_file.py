@@ -120,7 +120,7 @@ def _rule_name(text: str) -> str:
 
 def rules_yaml(of: Sequence[NewRule], heading: str) -> str:
     """A rules file."""
-    lines = [*_comment(heading), "rules:"]
+    lines = [*_comment(heading), "rules:" if of else "rules: []"]
     for rule in of:
         lines.append(f"  - name: {scalar(rule.name)}")
         lines += _conditions("match", rule.match)

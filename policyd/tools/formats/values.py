@@ -13,14 +13,17 @@ import netaddr
 from policyd.config.conditions import CONDITIONS
 from policyd.config.entries import parse_entries
 from policyd.config.explain import explain_entry
+from policyd.core.address import parse_address
 from policyd.tools.formats.exchange import NoEqualError, Term, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from policyd.core.address import Address
+
 _ADDRESS_LIKE = re.compile(r"\[?(?:[\d.]+|[0-9a-f:.]*:[0-9a-f:.]*)\]?(?:\s*[/-].*)?|[\d.]+\*", re.IGNORECASE)
-_MASK = re.compile(r"\d+\.\d+\.\d+\.\d+")
-_MAPPED = netaddr.IPNetwork("::ffff:0.0.0.0/96")
+_MASK = re.compile(r"\d+\.\d+\.\d+\.\d+", re.ASCII)
+_LENGTH = re.compile(r"\d{1,3}", re.ASCII)
 
 
 def looks_like_address(text: str) -> bool:
@@ -30,11 +33,8 @@ def looks_like_address(text: str) -> bool:
 
 def address(text: str) -> netaddr.IPAddress:
     """An address; an IPv4-mapped one (RFC 4291 section 2.5.5.2) is the IPv4 address."""
-    try:
-        found = netaddr.IPAddress(text, flags=netaddr.INET_PTON)
-    except (netaddr.AddrFormatError, ValueError):
-        raise NoEqualError(f"{shown(text)} is no address") from None
-    return found.ipv4() if found in _MAPPED else found
+    version, number = _parsed(text)
+    return netaddr.IPAddress(number, version)
 
 
 def network(text: str) -> netaddr.IPNetwork:
@@ -43,20 +43,33 @@ def network(text: str) -> netaddr.IPNetwork:
     Host bits that are set are refused, and the message names the right network.
     """
     base, slash, prefix = text.partition("/")
-    first = address(base)
+    version, number = _parsed(base)
+    width = 32 if version == 4 else 128
     if not slash:
-        return netaddr.IPNetwork(first)
-    if not prefix.isdecimal() and not _MASK.fullmatch(prefix):
+        return netaddr.IPNetwork((number, width), version=version)
+    bits = _prefix_length(text, prefix) - (96 if version == 4 and ":" in base else 0)
+    if not 0 <= bits <= width:
         raise NoEqualError(f"{shown(text)} is no network")
-    try:
-        found = netaddr.IPNetwork(text)
-    except (netaddr.AddrFormatError, ValueError):
-        raise NoEqualError(f"{shown(text)} is no network") from None
-    if found.ip != found.network:
-        raise NoEqualError(f"the address has bits set beyond the prefix; the network is {found.cidr}")
-    if found.version == 6 and found in _MAPPED:
-        return netaddr.IPNetwork((found.first & 0xFFFFFFFF, found.prefixlen - 96), version=4)
+    if number & (1 << width - bits) - 1:
+        right = netaddr.IPNetwork((number, bits), version=version).cidr
+        raise NoEqualError(f"the address has bits set beyond the prefix; the network is {right}")
+    return netaddr.IPNetwork((number, bits), version=version)
+
+
+def _parsed(text: str) -> Address:
+    found = parse_address(text.encode("utf-8", "replace"))
+    if found is None:
+        raise NoEqualError(f"{shown(text)} is no address")
     return found
+
+
+def _prefix_length(text: str, prefix: str) -> int:
+    if _LENGTH.fullmatch(prefix):
+        return int(prefix)
+    mask = netaddr.IPAddress(prefix) if _MASK.fullmatch(prefix) and netaddr.valid_ipv4(prefix) else None
+    if mask is None or not mask.is_netmask():
+        raise NoEqualError(f"{shown(text)} is no network")
+    return int(mask.netmask_bits())
 
 
 def address_range(text: str) -> list[netaddr.IPNetwork]:
@@ -83,6 +96,8 @@ def fewest(networks: Iterable[netaddr.IPNetwork]) -> list[str]:
 def term(condition: str, value: str) -> Term:
     """A condition with a value that rules.yaml takes. Raises `NoEqualError` with the loader's own reason otherwise."""
     form = CONDITIONS[condition].form
+    if not value.isprintable():
+        raise NoEqualError(f"{shown(value)} has characters that are no text")
     _, bad = parse_entries(form, [value.encode("utf-8", "replace")])
     if bad:
         raise NoEqualError(explain_entry(form, value.encode("utf-8", "replace")))

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from policyd.tools import exports, imports
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.cli.conftest import Ended
+
+    Run = Callable[..., Ended]
+
+SHIPPED = Path(__file__).parents[2] / "config" / "rules.yaml"
+
+TABLE = "192.0.2.7 OK\n192.0.2.0/24 REJECT 5.7.1 no\n198.51.100.1/24 REJECT\n"
+RULES = """\
+# Imported from clients.cidr (postfix-cidr): 2 taken, 1 lost.
+rules:
+  - name: clients-1
+    match: {cidr: 192.0.2.7}
+    action: DUNNO
+    note: 'line 1 of clients.cidr'
+
+  - name: clients-2
+    match: {cidr: 192.0.2.0/24}
+    action: REJECT 5.7.1 no
+    note: 'line 2 of clients.cidr'
+"""
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "clients.cidr"
+    path.write_text(TABLE)
+    return path
+
+
+def test_import_writes_rules_that_check_takes_and_says_what_was_lost(run: Run, table: Path, tmp_path: Path) -> None:
+    ended = run("import", "postfix-cidr", table)
+    assert (ended.status, ended.out) == (0, RULES)
+    lost, noted = ended.err.splitlines()
+    assert lost.startswith(f"{table}:3: lost: '198.51.100.1/24 REJECT': the address has bits set beyond the prefix")
+    assert noted.startswith(f"{table}:1: note: OK became DUNNO")
+    rules = tmp_path / "rules.yaml"
+    assert run("import", "postfix-cidr", table, "-o", rules).out == ""
+    assert rules.read_text() == RULES
+    assert run("check", "--rules", rules).status == 0
+
+
+@pytest.mark.parametrize("arguments", [(), ("-",)])
+def test_import_reads_standard_input(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str]
+) -> None:
+    path = tmp_path / "drop"
+    path.write_text("; DROP\n1.10.16.0/20 ; SBL1\n")
+    with path.open() as file:
+        monkeypatch.setattr("sys.stdin", file)
+        ended = run("import", "spamhaus-drop", *arguments)
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.out.splitlines()[-1] == "1.10.16.0/20"
+    assert "standard input" in ended.out
+
+
+def test_import_for_programs_says_all_on_standard_output(run: Run, table: Path) -> None:
+    ended = run("import", "postfix-cidr", "--json", table)
+    said = json.loads(ended.out)
+    assert (said["text"], len(said["lost"]), ended.err) == (RULES, 1, "")
+
+
+def test_strict_makes_a_loss_a_failure(run: Run, table: Path) -> None:
+    assert run("import", "postfix-cidr", "--strict", table).status == 1
+    table.write_text("192.0.2.0/24 REJECT\n")
+    assert run("import", "postfix-cidr", "--strict", table).status == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("import", "postfix-cidr", "no-such-file"), 2, "policyd: no-such-file: no such file or directory"),
+        (("import", "nonsense", "x"), 2, "'nonsense' is not one of 'plain'"),
+        (("import", "plain", "--action", "PERMIT", "x"), 2, "Invalid value for '--action'"),
+        (("export", "csv", "--rules", "no-such-file"), 2, "no-such-file: cannot be read"),
+        (("export", "plain", "--rules", SHIPPED, "--list", "nothing"), 1, "there is no list 'nothing'"),
+        (("export", "plain", "--rules", SHIPPED, "-o", "/no/such/folder/x"), 2, "/no/such/folder/x: cannot be written"),
+    ],
+)
+def test_what_goes_wrong_is_one_line_and_a_status(run: Run, arguments: tuple[str], status: int, message: str) -> None:
+    ended = run(*arguments)
+    assert (ended.status, ended.out) == (status, "")
+    assert message in ended.err.splitlines()[-1]
+    assert "Traceback" not in ended.err
+
+
+def test_an_option_gives_the_entries_of_a_list_their_action(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "list"
+    path.write_text("192.0.2.1\n")
+    ended = run("import", "plain", "--as", "rules", "--action", "DEFER 4.7.1 {client_address}", path)
+    assert "    action: 'DEFER 4.7.1 {client_address}'\n" in ended.out
+
+
+def test_export_of_the_shipped_rules(run: Run) -> None:
+    ended = run("export", "postfix-cidr", "--rules", SHIPPED)
+    assert ended.status == 0
+    assert "27.100.28.0/22\tREJECT" in ended.out
+    assert all(": lost: " in line or ": note: " in line for line in ended.err.splitlines())
+    assert run("export", "postfix-cidr", "--rules", SHIPPED, "--strict").status == 1
+
+
+def test_export_of_nothing_that_can_be_said_is_a_failure(run: Run, tmp_path: Path) -> None:
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("rules:\n- name: a\n  match: {helo_name: x}\n  action: REJECT\n")
+    ended = run("export", "ipset", "--rules", rules)
+    assert (ended.status, ended.out) == (1, "")
+    assert ended.err.splitlines()[-1] == f"policyd: {rules}: nothing in it that ipset could say"
+
+
+def test_an_export_can_be_imported_again(run: Run, tmp_path: Path) -> None:
+    table = tmp_path / "table.cidr"
+    run("export", "postfix-cidr", "--rules", SHIPPED, "-o", table)
+    ended = run("import", "postfix-cidr", table)
+    assert (ended.status, ended.err) == (0, "")
+    assert "27.100.28.0/22" in ended.out
+
+
+def test_the_help_names_every_format(run: Run) -> None:
+    said = run("import", "--help").out
+    assert [name for name in imports.FORMATS if name not in said] == []
+    said = run("export", "--help").out
+    assert [name for name in exports.FORMATS if name not in said] == []

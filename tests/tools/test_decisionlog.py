@@ -238,7 +238,7 @@ def test_what_the_daemon_writes_is_what_is_read(
         else:
             assert getattr(read, name) == value
     assert (read.action, read.would) == ((b"DUNNO", b"REJECT") if observe else (b"REJECT", b""))
-    assert read.claimed == (tuple(identity.claimed) if identity is not None and any(identity.claimed) else ())
+    assert read.claimed == (identity.claimed if identity is not None else ())
     assert read.reply == b'5.7.1 No "quotes" <x>'
     assert (read.observed, read.dns_ms, read.ms) == ((b"a", b"b"), 11.8, 12.1)
     # As text again it is the same line, and as JSON the same object with what is not UTF-8 replaced.

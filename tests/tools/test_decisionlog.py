@@ -155,14 +155,14 @@ def test_odd_types_in_json_are_nothing() -> None:
 
 
 def test_half_a_character_in_json_is_replaced() -> None:
-    assert parsed(b'{"action": "DUNNO", "time": "x", "helo_name": "\\ud800"}').helo_name == b"?"
+    assert parsed(b'{"action": "DUNNO", "time": "2026-11-21T17:16:00Z", "helo_name": "\\ud800"}').helo_name == b"?"
 
 
 @given(st.binary(max_size=300))
 def test_no_line_raises(rest: bytes) -> None:
     parse(rest)
     parse(TEXT[:50] + rest)
-    parse(b'{"action": "REJECT", "time": "x", ' + rest)
+    parse(b'{"action": "REJECT", "time": "2026-11-21T17:16:00Z", ' + rest)
 
 
 # --- Files, and lines within other logs -----------------------------------------------------------------------------

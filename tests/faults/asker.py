@@ -2,7 +2,7 @@
 
 It keeps connections busy as Postfix does: one request in flight on each, a short pause, the next one; and where the
 server closes or refuses, a new connection and the same request again. It judges nothing. What it has sent and got is
-written to standard output as it comes, as pickled lists of `Attempt`; so times are not spoilt by whoever judges it.
+written to standard output as it comes, as pickled lists of `Attempt` and `Waits`; so whoever judges it spoils no times.
 
 It ends at SIGTERM, when what is in flight has been answered or its time is over.
 """
@@ -33,45 +33,44 @@ PATIENCE_SECONDS = 10.0
 # Before a new connection where one was closed or refused. Postfix waits 1 s; here a test waits with it.
 AGAIN_SECONDS = 0.1
 
-# How often what has come is passed on.
-BATCH_SECONDS = 0.02
+# How often what has come is passed on, with how long everybody has had to wait for a CPU.
+BATCH_SECONDS = 0.01
 
 # In the place of a client's number: no request at all; the server has closed a connection that waited for nothing.
 IDLE = -1
 
 
 class Attempt(NamedTuple):
-    """One request, sent once. `failure` says why there was no `answer`. Times are on the monotonic clock.
-
-    `held_up` is for how many seconds of it the machine ran something else, though the server (its main thread) or
-    this process was ready to run: whichever had to wait longer (/proc/PID/schedstat).
-    """
+    """One request, sent once. `failure` says why there was no `answer`. Times are on the monotonic clock."""
 
     client: int
     serial: int
     instance: str
     sent: float
     ended: float
-    held_up: float
     answer: str
     failure: str
 
 
-class Waits:
-    """How long processes have waited for a CPU since they began, in seconds. One that is gone waits no longer."""
+class Waits(NamedTuple):
+    """For how many seconds each thread, of the server and of this process, had been ready to run by a time while the
+    machine ran something else (/proc/PID/task/TID/schedstat)."""
 
-    def __init__(self, pids: list[int]) -> None:
-        self._files = [os.open(f"/proc/{pid}/schedstat", os.O_RDONLY | os.O_CLOEXEC) for pid in pids]
+    at: float
+    seconds: dict[int, float]
 
-    def now(self) -> list[float]:
-        """For each of the processes."""
-        waited = []
-        for file in self._files:
-            try:
-                waited.append(int(os.pread(file, 128, 0).split()[1]) / 1e9)
-            except ProcessLookupError:
-                waited.append(0.0)
-        return waited
+
+def waits(pids: list[int]) -> Waits:
+    """As it is now. A process or thread that is gone waits no longer."""
+    seconds = {}
+    for pid in pids:
+        try:
+            for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - thousands of times, and timed
+                with open(f"/proc/{pid}/task/{thread}/schedstat", "rb") as file:  # noqa: PTH123
+                    seconds[int(thread)] = int(file.read().split()[1]) / 1e9
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return Waits(monotonic(), seconds)
 
 
 class Connection(asyncio.Protocol):
@@ -86,7 +85,6 @@ class Connection(asyncio.Protocol):
         self._question: tuple[int, int] | None = None  # asked and not answered
         self._instance = ""
         self._sent = 0.0
-        self._waits: list[float] = []
         self._read = b""
         self._transport: asyncio.Transport | None = None
 
@@ -104,7 +102,7 @@ class Connection(asyncio.Protocol):
                 client, serial = self._question or next(self._questions)
                 self._question = client, serial
                 why = os.strerror(error.errno or 0)
-                self._asker.note(Attempt(client, serial, "", began, monotonic(), 0.0, "", f"cannot connect: {why}"))
+                self._asker.note(Attempt(client, serial, "", began, monotonic(), "", f"cannot connect: {why}"))
                 await asyncio.sleep(AGAIN_SECONDS)
             else:
                 return
@@ -130,7 +128,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         if self._question is None:
-            self._asker.note(Attempt(IDLE, 0, "", monotonic(), monotonic(), 0.0, "", ""))
+            self._asker.note(Attempt(IDLE, 0, "", monotonic(), monotonic(), "", ""))
         elif self._sent:
             self._end("the connection was closed")
         if not self._asker.stopped:
@@ -155,7 +153,6 @@ class Connection(asyncio.Protocol):
         self._count += 1
         self._instance = f"{os.getpid():x}.{self._number}.{self._count}"
         request = b"%binstance=%b\n\n" % (encoded(client, serial), self._instance.encode())
-        self._waits = self._asker.waits.now()
         self._sent = monotonic()
         self._transport.write(request)
 
@@ -164,21 +161,19 @@ class Connection(asyncio.Protocol):
 
     def _note(self, now: float, *, answer: str = "", failure: str = "") -> None:
         client, serial = self._question or (IDLE, 0)
-        waits = zip(self._waits, self._asker.waits.now(), strict=True)
-        held_up = max((after - before for before, after in waits), default=0.0)
-        self._asker.note(Attempt(client, serial, self._instance, self._sent, now, held_up, answer, failure))
+        self._asker.note(Attempt(client, serial, self._instance, self._sent, now, answer, failure))
         self._sent = 0.0
 
 
 class Asker:
     """All connections together."""
 
-    def __init__(self, pause: float, waits: Waits) -> None:
+    def __init__(self, pause: float, pids: list[int]) -> None:
         self.pause = pause
-        self.waits = waits
+        self._pids = pids
         self.stopped = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._noted: list[Attempt] = []
+        self._noted: list[Attempt | Waits] = []
 
     def note(self, attempt: Attempt) -> None:
         self._noted.append(attempt)
@@ -194,6 +189,7 @@ class Asker:
         for connection in connections:
             self.start(connection.connect())
         while True:
+            self._noted.append(waits(self._pids))
             await asyncio.sleep(BATCH_SECONDS)
             now = monotonic()
             waiting = [connection.check(now) for connection in connections]
@@ -207,7 +203,7 @@ class Asker:
     def _pass_on(self) -> None:
         noted, self._noted = self._noted, []
         if noted:
-            sys.stdout.buffer.write(pickle.dumps([tuple(each) for each in noted]))
+            sys.stdout.buffer.write(pickle.dumps(noted))
             sys.stdout.buffer.flush()
 
 
@@ -245,7 +241,7 @@ def nameless_clients(kinds: list[int], number: int, asked: dict[str, int]) -> It
 def main() -> None:
     """The one argument is JSON: see `tests.faults.flow.Flow`."""
     asked = json.loads(sys.argv[1])
-    asker = Asker(asked["pause"], Waits([*asked["pids"], os.getpid()]))
+    asker = Asker(asked["pause"], [*asked["pids"], os.getpid()])
     place, named, nameless = asked["place"], asked["named"], asked["nameless"]
     connections = [Connection(asker, place, number, named_clients(number)) for number in range(named)]
     connections += [
@@ -258,4 +254,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    from tests.faults.asker import main  # what is pickled is of that module, not of __main__
+
     main()

@@ -7,6 +7,7 @@ those that take minutes. The table is printed at the end, and written to the fil
 from __future__ import annotations
 
 import os
+import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,9 @@ import pytest
 
 from tests.dns import ScriptedServer, free_port
 from tests.faults.flow import HEAD, Flow
-from tests.faults.world import World, rules_file
+from tests.faults.world import World, rules_file, ruleset_hash
 from tests.field.policyd import Policyd
+from tests.field.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,13 +52,14 @@ class Setting:
         self.world = World()
         self.dns = ScriptedServer(self.world.zone, tcp=tcp)
         self.port = free_port()
+        self.metrics = free_port()
         self.folder = folder
 
     def daemon(self, **arguments: Any) -> Policyd:
         """A daemon for a `with` block. Edition 0 is in force. The last one is what a flow asks."""
         usual = {
             "listen": [f"inet:127.0.0.1:{self.port}"],
-            "metrics": f"127.0.0.1:{free_port()}",
+            "metrics": f"127.0.0.1:{self.metrics}",
             "dns": {"servers": [self.dns.address], "timeout": "2s"},
         }
         self._daemon = Policyd(self.folder, rules_file(0), **{**usual, **arguments})
@@ -68,11 +71,29 @@ class Setting:
         _rows.append(flow.row)
         return flow
 
+    def metric(self, name: str) -> float:
+        """A metric of the running daemon, by its name with labels as the page has them."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=10) as page:
+            lines = page.read().decode().splitlines()
+        return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} "))
+
     def use_edition(self, policyd: Policyd, edition: int) -> str:
         """Put another edition in force. Gives what the daemon logged meanwhile."""
         with self.world.edition.changing(edition):
-            policyd.rules.write_text(rules_file(edition))
+            self.write_edition(policyd, edition)
             return policyd.reload()
+
+    def write_edition(self, policyd: Policyd, edition: int) -> None:
+        """Put its rules in the place of the old ones, in one step."""
+        new = self.folder / "rules.new"
+        new.write_text(rules_file(edition))
+        new.replace(policyd.rules)
+
+
+def wait_for_edition(policyd: Policyd, edition: int) -> None:
+    """Waits until the log says that an edition is in force, however many reloads are under way."""
+    words = f": reloaded: ruleset {ruleset_hash(edition)}: "
+    until(words, lambda: words in policyd.operational_log.read_text() or None, 20)
 
 
 @pytest.fixture

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.daemon.client import Client, request
-from tests.faults.conftest import LONG, SECONDS, Setting
-from tests.faults.world import CLIENTS, NAMED, attributes_of, rules_file
-from tests.field.waiting import until
+from tests.faults.conftest import LONG, SECONDS, Setting, wait_for_edition
+from tests.faults.world import CLIENTS, NAMED, attributes_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -201,24 +200,17 @@ def test_a_request_on_every_connection_at_the_moment_of_a_reload_is_answered_rig
     ):
         for edition in range(1, 20 if LONG else 4):
             with world.edition.changing(edition):
-                policyd.rules.write_text(rules_file(edition))
+                setting.write_edition(policyd, edition)
                 os.kill(policyd.pid, signal.SIGHUP)
                 sent = time.monotonic()
                 for client, content in zip(clients, contents, strict=True):
                     client.send(content)
                 answers = [client.answer() for client in clients]
                 answered = time.monotonic()
-                until_in_force(policyd, edition)
+                wait_for_edition(policyd, edition)
             for number, answer in zip(asked, answers, strict=True):
                 assert answer in world.right_answers(number, 0, sent, sent, answered), CLIENTS[number]
         flow.fault_is_over()
-
-
-def until_in_force(policyd: Policyd, edition: int) -> None:
-    """Waits for as many reloads as there were editions."""
-    until(
-        f"edition {edition}", lambda: policyd.operational_log.read_text().count(": reloaded: ") == edition or None, 20
-    )
 
 
 def test_without_descriptors_new_clients_wait_and_old_ones_are_served(setting: Setting) -> None:
@@ -229,12 +221,15 @@ def test_without_descriptors_new_clients_wait_and_old_ones_are_served(setting: S
             resource.prlimit(policyd.pid, resource.RLIMIT_NOFILE, (3, hard))
             late = Client(setting.port)
             late.send(LISTED)
+            refused = policyd.reload()
             flow.go_on(SECONDS)
             resource.prlimit(policyd.pid, resource.RLIMIT_NOFILE, (hard, hard))
+            setting.use_edition(policyd, 1)
             flow.fault_is_over()
-            assert late.answer().startswith("REJECT 5.7.1 edition 0")
+            assert late.answer().startswith("REJECT 5.7.1 edition ")
             late.socket.close()
         flow.compare(policyd.decisions(flow.row.answered))
         logged = policyd.operational_log.read_text()
     assert "cannot accept: Too many open files; clients wait" in logged
     assert "bug" not in logged
+    assert "Too many open files; ruleset" in refused

@@ -124,18 +124,15 @@ class Loader:
             message, descriptors = b"", []
         if not message:
             raise LoadError(self._bury())
-        if not descriptors:
+        if not message.isdigit():
             raise LoadError(message.decode())
-        memory = _map(descriptors[0])
-        slices: list[object] = []
-        gc.disable()  # all of it is here to stay
+        if not descriptors:
+            raise LoadError("no descriptor is free to receive the new ruleset with")
         try:
-            for one in _unpack(memory, int(message)):
-                slices.append(one)
-                await asyncio.sleep(0)
-        finally:
-            gc.enable()
-        gc.freeze()
+            memory = _map(descriptors[0])
+            slices = await _collect(_unpack(memory, int(message)))
+        except (OSError, MemoryError):
+            raise LoadError("the new ruleset does not fit into memory") from None
         result = slices.pop()
         if isinstance(result, ConfigErrors):
             raise result
@@ -160,11 +157,22 @@ class Loader:
         """What the loader died of, as it will be told from now on."""
         if not self._fate:
             _, status = os.waitpid(self.pid, 0)
-            self._fate = (
-                f"the loading process has ended ({_told(status)}); "
-                "the ruleset in force stays, and a new one needs a restart of policyd"
-            )
+            self._fate = f"the loading process has ended ({_told(status)}); a new ruleset needs a restart of policyd"
         return self._fate
+
+
+async def _collect(slices: Iterator[object]) -> list[object]:
+    """All of the slices, with a turn of the event loop after each."""
+    collected = []
+    gc.disable()  # all of it is here to stay
+    try:
+        for one in slices:
+            collected.append(one)
+            await asyncio.sleep(0)
+    finally:
+        gc.enable()
+    gc.freeze()
+    return collected
 
 
 # --- In the loader and its workers ------------------------------------------------------------------------------------
@@ -184,7 +192,7 @@ def _run_loader(channel: socket.socket, load_files: Callable[[], Loaded]) -> NoR
                 _run_worker(channel, load_files)
             problem = _watch(worker, channel)
             if problem:
-                channel.send(f"the loading process has failed ({problem}); the ruleset in force stays".encode())
+                channel.send(f"the loading process has failed ({problem})".encode())
         status = 0
     except OSError as error:
         if not isinstance(error, BrokenPipeError | ConnectionResetError):  # the daemon is gone
@@ -227,7 +235,7 @@ def _run_worker(channel: socket.socket, load_files: Callable[[], Loaded]) -> NoR
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         socket.send_fds(channel, [str(directory).encode()], [descriptor])
     except MemoryError:
-        channel.send(b"the new ruleset does not fit into memory; the ruleset in force stays")
+        channel.send(b"the new ruleset does not fit into memory")
     except Exception:  # noqa: BLE001 - the boundary of the load: a bug there must not look like a result
         channel.send(b"a bug in policyd, please report it:\n" + traceback.format_exc().encode()[-_MESSAGE_BYTES // 2 :])
     finally:

@@ -180,6 +180,22 @@ def test_a_load_that_needs_too_much_memory_fails_alone(start_policyd: StartPolic
         assert client.ask(BULK) == LATER
 
 
+def test_a_load_for_which_no_descriptor_is_free_fails_and_the_next_one_works(
+    start_policyd: StartPolicyd, port: int
+) -> None:
+    with start_policyd() as policyd, Client(port) as client:
+        assert client.ask(BULK) == LATER
+        _, hard = resource.prlimit(policyd.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(policyd.pid, resource.RLIMIT_NOFILE, (3, hard))
+        policyd.rules.write_text(NEW_RULES)
+        assert "no descriptor is free" in policyd.reload()
+        assert client.ask(BULK) == LATER
+        resource.prlimit(policyd.pid, resource.RLIMIT_NOFILE, (hard, hard))
+        policyd.reload()
+        assert client.ask(BULK) == "DEFER 4.7.1 much later"
+        assert len(policyd.decisions(3)) == 3
+
+
 def test_without_the_loader_requests_go_on_and_every_reload_says_why_it_fails(
     start_policyd: StartPolicyd, port: int
 ) -> None:

@@ -48,9 +48,6 @@ if TYPE_CHECKING:
 # 2 ms, which requests do not notice.
 SLICE = 64
 
-# How far a worker steps back behind the daemon where both want the CPU (nice(2)).
-NICE = 10
-
 # A table begins on a cache line of the memory file.
 _ALIGNMENT = 64
 
@@ -219,8 +216,7 @@ def _run_worker(channel: socket.socket, load_files: Callable[[], Loaded]) -> NoR
     """Loads, delivers and ends."""
     _call("policyd-worker")
     gc.disable()  # it ends before there is enough to collect
-    with contextlib.suppress(OSError):  # requests come first, for the CPU as for memory; a sandbox may forbid either
-        os.nice(NICE)
+    with contextlib.suppress(OSError):  # a sandbox may forbid it
         Path("/proc/self/oom_score_adj").write_text("1000")
     try:
         result: Delivery | ConfigErrors

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from policyd.config.entries import parse_entries
 from policyd.config.explain import explain_entry
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 # A comment begins with # or ; at the start of a line or after a blank, and goes to the line's end.
 _COMMENT_MARKS = (b" #", b" ;", b"\t#", b"\t;")
 _ANY_ENTRY = re.compile(rb"(?m)^[ \t\r\f\v]*[^\s#;]")
+# How much of a file is looked at as lines at a time.
+BLOCK_BYTES = 1 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -53,45 +55,74 @@ class ListFile:
 
     def entries(self) -> Iterator[Entry]:
         """The entries as they are written."""
-        for number, (line, raw) in enumerate(zip(self._lines(), self._raw_lines(), strict=True), 1):
-            if line:
-                yield Entry(line.decode("utf-8", "replace"), self.path, number, raw.find(line) + 1)
+        for first, raw_lines in self._blocks():
+            for number, (line, raw) in enumerate(zip(_stripped(raw_lines), raw_lines, strict=True), first):
+                if line:
+                    yield Entry(line.decode("utf-8", "replace"), self.path, number, raw.find(line) + 1)
 
     def parse(self, form: Form, rule: str, using: str, report: Report) -> Entries:
         """The entries, in the form in which they are compared; parsed at the first call for this form.
 
         `rule` and `using` (the condition, the list) are who asks, for the problems that are found.
         """
-        parsed = self._parsed.get(form)
-        if parsed is None:
-            lines = self._lines()
-            parsed, bad = parse_entries(form, [line for line in lines if line])
-            self._parsed[form] = parsed
+        known = self._parsed.get(form)
+        if known is not None:
+            return known
+        parsed: Any = parse_entries(form, [])[0]  # each kind of entries extends itself by its own kind
+        for first, raw_lines in self._blocks():
+            lines = _stripped(raw_lines)
+            more, bad = parse_entries(form, [line for line in lines if line])
+            parsed.extend(more)
             if bad:
-                numbers = [number for number, line in enumerate(lines) if line]
-                raw = self._raw_lines()
-                for count, place in enumerate(bad):
-                    if not report.room(self.path):
-                        report.count_more(self.path, len(bad) - count)
-                        break
-                    number = numbers[place]
-                    column = raw[number].find(lines[number]) + 1
-                    message = f"{using}: {explain_entry(form, lines[number])}"
-                    report.add(Problem(self.path, number + 1, column, message, rule))
-        return parsed
+                self._report_bad(form, first, raw_lines, bad, rule=rule, using=using, report=report)
+        self._parsed[form] = parsed
+        return self._parsed[form]
 
-    def _raw_lines(self) -> list[bytes]:
-        return self.content.removeprefix(_BYTE_ORDER_MARK).split(b"\n")
+    def _report_bad(
+        self,
+        form: Form,
+        first: int,
+        raw_lines: list[bytes],
+        bad: list[int],
+        *,
+        rule: str,
+        using: str,
+        report: Report,
+    ) -> None:
+        """Says what is wrong in a block of lines; `bad` are places among those that have an entry."""
+        lines = _stripped(raw_lines)
+        numbers = [number for number, line in enumerate(lines) if line]
+        for count, place in enumerate(bad):
+            if not report.room(self.path):
+                report.count_more(self.path, len(bad) - count)
+                break
+            number = numbers[place]
+            column = raw_lines[number].find(lines[number]) + 1
+            message = f"{using}: {explain_entry(form, lines[number])}"
+            report.add(Problem(self.path, first + number, column, message, rule))
 
-    def _lines(self) -> list[bytes]:
-        """Lines without comments and blanks around them; empty where there is no entry."""
-        lines = self._raw_lines()
-        for mark in _COMMENT_MARKS:
-            if mark in self.content:
-                lines = [line.partition(mark)[0] for line in lines]
-        if b"#" in self.content or b";" in self.content:
-            lines = [b"" if line.startswith((b"#", b";")) else line for line in lines]
-        return [*map(bytes.strip, lines)]
+    def _blocks(self) -> Iterator[tuple[int, list[bytes]]]:
+        """The lines, some at a time, with the number of the first: all of a million would take 60 MB at once."""
+        content = self.content.removeprefix(_BYTE_ORDER_MARK)
+        number, start = 1, 0
+        while start <= len(content):
+            end = content.find(b"\n", start + BLOCK_BYTES)
+            end = len(content) if end < 0 else end
+            lines = content[start:end].split(b"\n")
+            yield number, lines
+            number += len(lines)
+            start = end + 1
+
+
+def _stripped(lines: list[bytes]) -> list[bytes]:
+    """Lines without comments and blanks around them; empty where there is no entry."""
+    joined = b"\n".join(lines)
+    for mark in _COMMENT_MARKS:
+        if mark in joined:
+            lines = [line.partition(mark)[0] for line in lines]
+    if b"#" in joined or b";" in joined:
+        lines = [b"" if line.startswith((b"#", b";")) else line for line in lines]
+    return [*map(bytes.strip, lines)]
 
 
 @dataclass(slots=True)

@@ -107,6 +107,11 @@ class Networks:
         else:
             self.v6.append(first << 8 | prefix)
 
+    def extend(self, others: Networks) -> None:
+        """Adds these networks."""
+        self.v4.extend(others.v4)
+        self.v6.extend(others.v6)
+
     def __len__(self) -> int:
         return len(self.v4) + len(self.v6)
 
@@ -254,13 +259,13 @@ class NameTable:
         while size < 4 * len(entries):
             size *= 2
         mask = size - 1
-        slots = array("I", bytes(4 * size))
+        slots = array("I", [0]) * size
         for place, key_hash in enumerate(map(hash, entries), 1):
             slot = key_hash & mask
             while slots[slot]:
                 slot = (slot + 1) & mask
             slots[slot] = place
-        tags = array("I", [key_hash >> 32 & 0xFFFFFFFF for key_hash in map(hash, entries)])
+        tags = array("I", (key_hash >> 32 & 0xFFFFFFFF for key_hash in map(hash, entries)))
         ends = array("I", accumulate(map(len, entries), initial=0))
         return cls(slots, tags, ends, keys, array("I", entries.values()))
 
@@ -568,7 +573,8 @@ def build_index(rules: Sequence[Rule], entries: Mapping[int, Sequence[Entries]])
 
     lookups: list[Lookup] = []
     lookup_of = [0] * len(conditions)
-    for (subject, kind), family in families.items():
+    # Networks last: what their million integers take for a while is not given back to the other tables.
+    for (subject, kind), family in sorted(families.items(), key=lambda one: one[0][1] is Kind.NETWORK):
         for condition in family:
             lookup_of[condition.number] = len(lookups)
         lookups.append(_build_lookup(subject, kind, _collections(family, entries), filing))
@@ -744,6 +750,8 @@ def _build_domains(collections: list[tuple[Any, dict[Kind, set[int]]]], filing: 
         )
         if only_under:
             add(only_under, 0, suffix)
+            if whole:  # a HELO argument may be any word, one that begins with a dot too
+                add([name for name in names if name.startswith(b".")], whole, 0)
     exact = [filing.hits[pair[0]] for pair in known]
     under = [filing.hits[pair[1]] for pair in known]
     return DomainTable(NameTable.build(keys), exact, under)

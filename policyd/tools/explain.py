@@ -46,12 +46,16 @@ _VERBS = {
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """One condition of one rule: whether it holds, what it saw and, where it holds, the entry that made it."""
+    """One condition of one rule: whether it holds, what it saw and, where it holds, the entry that made it.
+
+    `unproven` says that the names which it saw are only claimed, and do not count where it stands.
+    """
 
     condition: Condition
     outcome: Outcome
     seen: tuple[bytes, ...]
     entry: Entry | None
+    unproven: bool
 
 
 class Query(NamedTuple):
@@ -107,26 +111,45 @@ def explain(
     queries: tuple[Query, ...] = (),
 ) -> Explanation:
     """Puts together why a request was decided as it was; `today` is the date in UTC."""
-    path = loaded.rules_file.path
     rules = []
     for looked in trace(loaded.ruleset, request, identity, today):
         written = loaded.rules_file.rules[looked.rule.number]
-
-        def reasons(
-            outcomes: tuple[tuple[Condition, Outcome], ...], conditions: list[WrittenCondition]
-        ) -> tuple[Reason, ...]:
-            return tuple(
-                Reason(
-                    condition,
-                    outcome,
-                    _seen(condition, request, identity),
-                    _entry(one, outcome, path, request, identity),
-                )
-                for (condition, outcome), one in zip(outcomes, conditions, strict=True)
+        lets_through = looked.rule.action.verb is Verb.DUNNO
+        rules.append(
+            (
+                looked,
+                tuple(
+                    _reason(one, outcome, loaded, request, identity, exempting=lets_through)
+                    for one, (_, outcome) in zip(written.match, looked.match, strict=True)
+                ),
+                tuple(
+                    _reason(one, outcome, loaded, request, identity, exempting=not lets_through)
+                    for one, (_, outcome) in zip(written.exceptions, looked.exceptions, strict=True)
+                ),
             )
-
-        rules.append((looked, reasons(looked.match, written.match), reasons(looked.exceptions, written.exceptions)))
+        )
     return Explanation(loaded, request, decision, identity, source, queries, tuple(rules))
+
+
+def _reason(
+    written: WrittenCondition,
+    outcome: Outcome,
+    loaded: Loaded,
+    request: Request,
+    identity: Identity | None,
+    *,
+    exempting: bool,
+) -> Reason:
+    """Why a condition turned out as it did; `exempting` says that it stands where it would let mail through."""
+    condition = written.condition
+    unproven = (
+        exempting
+        and condition.subject == Subject.HOSTNAME
+        and identity is not None
+        and identity.status is not Status.VERIFIED
+    )
+    entry = _entry(written, outcome, loaded.rules_file.path, request, identity)
+    return Reason(condition, outcome, _seen(condition, request, identity), entry, unproven)
 
 
 def _seen(condition: Condition, request: Request, identity: Identity | None) -> tuple[bytes, ...]:
@@ -338,6 +361,8 @@ def _line(prefix: str, reason: Reason) -> Text:
         return text.append(f"  ({reason.entry.path}:{reason.entry.line})", "dim")
     values = [value or "''" for value in condition.values]
     wanted = values[0] if len(values) == 1 else f"any of {', '.join(values[:4])}{' ...' if len(values) > 4 else ''}"
+    if reason.outcome is Outcome.NO and reason.unproven and reason.seen:
+        return Text(f"{prefix}{condition.name}: {seen} is only claimed, which lets nobody through", "dim")
     if reason.outcome is Outcome.NO:
         return Text(f"{prefix}{condition.name}: {seen} {fails} {wanted}", "dim")
     return Text(f"{prefix}{condition.name}: DNS failed, so nobody can know whether it {holds} {wanted}", "yellow")

@@ -23,8 +23,7 @@ test: check
 	$(BIN)/pytest $(ARGS)
 
 bench: $(VENV)/run.stamp
-	$(BIN)/python -m tests.bench $(if $(filter quick,$(BENCH)),--quick) $(if $(BENCH_OUT),--out '$(BENCH_OUT)') \
-	  $(if $(BENCH_PUBLISH),--publish) $(ROWS)
+	$(BIN)/python -m tests.bench $(BENCH:%=--%) $(if $(BENCH_OUT),--out '$(BENCH_OUT)') $(if $(BENCH_PUBLISH),--publish) $(ROWS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

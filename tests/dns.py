@@ -103,13 +103,15 @@ stub-zone:
 
 
 @contextmanager
-def start_unbound(folder: Path, records: Iterable[str], zones: Mapping[str, int] | None = None) -> Iterator[str]:
-    """A running unbound, as `127.0.0.1:PORT`; its configuration and log are in the folder.
+def start_unbound(
+    folder: Path, records: Iterable[str], zones: Mapping[str, int] | None = None, *, port: int = 0
+) -> Iterator[str]:
+    """A running unbound, as `127.0.0.1:PORT` (0: any); its configuration and log are in the folder.
 
     It knows `records` (`NAME TTL TYPE DATA`); what lies in one of `zones` it asks the server on that port for, and
     every other name does not exist. Raises TimeoutError if it does not come up.
     """
-    port = free_port()
+    port = port or free_port()
     (folder / "unbound.conf").write_text(
         _CONFIGURATION.format(
             port=port,
@@ -119,6 +121,7 @@ def start_unbound(folder: Path, records: Iterable[str], zones: Mapping[str, int]
         )
     )
     log = folder / "unbound.log"
+    log.unlink(missing_ok=True)  # of an earlier one
     process = subprocess.Popen([UNBOUND, "-d", "-c", folder / "unbound.conf"], stdin=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 20

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from tests.faults.asker import IDLE, PATIENCE_SECONDS, Attempt, Waits
-from tests.faults.world import CLIENTS, NAMELESS, Named, ruleset_hash
+from tests.faults.world import CLIENTS, NAMELESS, Named, Nameless, ruleset_hash
 from tests.field.waiting import until
 
 if TYPE_CHECKING:
@@ -156,6 +156,15 @@ class Flow:
     def answered(self) -> int:
         """Answers so far."""
         return sum(1 for each in self.attempts[:] if each.answer)
+
+    def wait_for_clients(self, clients: int, seconds: float) -> None:
+        """Lets it run until so many more clients were answered for whom DNS was to be asked."""
+
+        def answered() -> int:
+            return sum(1 for each in self.attempts[:] if each.answer and isinstance(CLIENTS[each.client], Nameless))
+
+        wanted = answered() + clients
+        until(f"{wanted} clients", lambda: answered() >= wanted or None, seconds)
 
     def fault_is_over(self) -> None:
         """From now on all is to be well, and soon."""

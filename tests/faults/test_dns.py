@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import string
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests import naive
-from tests.dns import REFUSED, SERVFAIL, Reply
+from tests.bench.processes import memory_mb
+from tests.dns import REFUSED, SERVFAIL, Reply, free_port, start_unbound
 from tests.faults.conftest import LONG, SECONDS, Setting
-from tests.faults.world import NAMELESS, DnsState, distorted, nothing_known, place_of, ptr_name, truth
+from tests.faults.world import HEALTHY, NAMELESS, DnsState, distorted, nothing_known, place_of, ptr_name, truth
+from tests.requirements import require
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     from tests.field.policyd import Policyd
 
@@ -64,10 +68,12 @@ MANY = [f"{a}{b}{c}" for a in _CHARACTERS for b in _CHARACTERS for c in _CHARACT
 
 @dataclass(frozen=True)
 class Fault:
-    """What becomes of answers, and the reasons of errors that the decision log may then name."""
+    """What becomes of answers, the reasons of errors that the decision log may then name, and how the flow differs
+    from the usual."""
 
     state: DnsState
     reasons: frozenset[str] = frozenset()
+    flow: Mapping[str, float] = field(default_factory=dict)
 
 
 def failing(reason: str, changed: Callable[[Reply, str], Reply]) -> Fault:
@@ -88,7 +94,10 @@ FAULTS = {
     "junk": failing("malformed", distorted(junk=b"\0\1\2\3")),
     "a CNAME loop": failing("malformed", looped),
     "control characters in PTR names": Fault(names_for(lambda name: [rf"\027[2J\010x.{name}"])),
-    "3,800 PTR records": Fault(names_for(lambda _: MANY, domain="customers.vps.example")),
+    # Each such client costs c-ares and its bindings 50 ms of the CPU; twenty a second would exhaust it.
+    "3,800 PTR records, some 4 clients a second": Fault(
+        names_for(lambda _: MANY, domain="customers.vps.example"), flow={"nameless": 2, "pause": 0.02}
+    ),
     "a TTL of 0": Fault(
         DnsState(lambda r, _: replace(r, records=[each.replace(" 300 ", " 0 ") for each in r.records]), truth)
     ),
@@ -99,7 +108,7 @@ FAULTS = {
 def one_setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Setting, Policyd]]:
     """One daemon for the whole table of faults."""
     setting = Setting(tmp_path_factory.mktemp("dns"))
-    with setting.dns, setting.daemon(dns={"servers": [setting.dns.address], "timeout": f"{TIMEOUT}s"}) as policyd:
+    with setting.dns, setting.daemon(dns=dns_settings(setting)) as policyd:
         yield setting, policyd
 
 
@@ -107,7 +116,7 @@ def one_setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Sett
 def test_whatever_dns_says_nobody_gets_a_wrong_answer(name: str, one_setting: tuple[Setting, Policyd]) -> None:
     setting, policyd = one_setting
     fault = FAULTS[name]
-    with setting.flow(f"DNS: {name}", patience=TIMEOUT) as flow:
+    with setting.flow(f"DNS: {name}", patience=TIMEOUT, **fault.flow) as flow:
         with setting.world.dns_being(fault.state):
             flow.go_on(SECONDS)
         flow.fault_is_over()
@@ -115,3 +124,81 @@ def test_whatever_dns_says_nobody_gets_a_wrong_answer(name: str, one_setting: tu
     reasons = {line["dns_error"] for line in lines if "dns_error" in line}
     assert reasons == fault.reasons
     assert "bug" not in policyd.operational_log.read_text()
+
+
+# Nobody answers at all.
+DOWN = DnsState(distorted(), nothing_known)
+
+
+def test_a_resolver_that_is_down_at_the_start_is_used_as_soon_as_it_is_there(setting_without_dns: Setting) -> None:
+    setting = setting_without_dns
+    world = setting.world
+    with ExitStack() as alive, setting.daemon(dns=dns_settings(setting)) as policyd:
+        with world.dns.changing(DOWN):
+            pass
+        with setting.flow("DNS: resolver down at the start", patience=TIMEOUT) as flow:
+            flow.go_on(TIMEOUT + SECONDS)
+            with world.dns.changing(HEALTHY):
+                alive.enter_context(setting.dns)
+            flow.fault_is_over()
+        lines = flow.compare(policyd.decisions(flow.row.answered))
+    assert {line["dns_error"] for line in lines if "dns_error" in line} == {"timeout"}
+
+
+def dns_settings(setting: Setting) -> dict[str, object]:
+    """The setting's name server, with the time that lookups have here."""
+    return {"servers": [setting.dns.address], "timeout": f"{TIMEOUT}s"}
+
+
+@pytest.fixture
+def setting_without_dns(tmp_path: Path) -> Setting:
+    """A setting whose name server is not running, but has a port."""
+    setting = Setting(tmp_path)
+    setting.dns.port = free_port()
+    return setting
+
+
+def test_truncated_answers_of_a_server_without_tcp_are_errors(tmp_path: Path) -> None:
+    setting = Setting(tmp_path, tcp=False)
+    with setting.dns, setting.daemon(dns=dns_settings(setting)) as policyd:
+        with setting.flow("DNS: truncated answers without TCP", patience=TIMEOUT) as flow:
+            with setting.world.dns_being(DnsState(distorted(truncated=True), nothing_known)):
+                flow.go_on(TIMEOUT + SECONDS)
+            flow.fault_is_over()
+        lines = flow.compare(policyd.decisions(flow.row.answered))
+    assert {line["dns_error"] for line in lines if "dns_error" in line} == {"timeout"}
+
+
+def test_a_resolver_that_dies_and_returns_is_used_at_once(setting: Setting) -> None:
+    require("unbound")
+    port = free_port()
+    zones = dict.fromkeys(["10.in-addr.arpa", "8.b.d.0.1.0.0.2.ip6.arpa", "example"], setting.dns.port)
+    world = setting.world
+    with ExitStack() as alive:
+        alive.enter_context(start_unbound(setting.folder, [], zones, port=port))
+        with setting.daemon(dns={"servers": [f"127.0.0.1:{port}"], "timeout": f"{TIMEOUT}s"}) as policyd:
+            with setting.flow("DNS: unbound dies and returns", patience=TIMEOUT) as flow:
+                flow.go_on(0.3)
+                with world.dns.changing(DOWN):
+                    alive.close()
+                flow.go_on(TIMEOUT + SECONDS)
+                with world.dns.changing(HEALTHY):
+                    alive.enter_context(start_unbound(setting.folder, [], zones, port=port))
+                flow.fault_is_over()
+            lines = flow.compare(policyd.decisions(flow.row.answered))
+    assert {line["dns_error"] for line in lines if "dns_error" in line} == {"timeout"}
+
+
+def test_a_hundred_thousand_clients_fill_the_cache_and_no_more(setting: Setting) -> None:
+    clients, room = (100_000, 20_000) if LONG else (3_000, 1_000)
+    dns = {"servers": [setting.dns.address], "timeout": "5s", "cache_size": room}
+    with setting.daemon(dns=dns) as policyd:
+        crowd = {"nameless": 40, "pause": 0, "repeats": 1, "exhausts": True}  # all that the CPU gives
+        with setting.flow(f"DNS: {clients:,} clients, one after the other", **crowd) as flow:
+            flow.wait_for_clients(clients // 2, 300)
+            half = memory_mb(policyd.pid)
+            flow.wait_for_clients(clients // 2, 300)
+            whole = memory_mb(policyd.pid)
+            assert setting.metric("policyd_dns_cached") <= room
+            flow.fault_is_over()
+    assert whole < half + (5 if LONG else 20)

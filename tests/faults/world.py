@@ -206,7 +206,7 @@ def reply_to(question: str) -> Reply:
     name, _, kind = question.partition(" ")
     address = _address_at(name) if kind == "PTR" else _address_in(name)
     if address is None or place_of(address) >= len(NAMELESS):
-        return Reply(rcode=NXDOMAIN)
+        return Reply()  # a name above others, for instance, which a resolver asks for on its way down
     who = NAMELESS[place_of(address)]
     version = ipaddress.ip_address(address).version
     if kind == "PTR":
@@ -222,9 +222,12 @@ def _address_at(name: str) -> str | None:
     """The address whose PTR records are at a name."""
     labels = name.split(".")[:-2]
     labels.reverse()
-    if name.endswith(".ip6.arpa"):
-        return str(ipaddress.ip_address(bytes.fromhex("".join(labels))))
-    return ".".join(labels) if name.endswith(".in-addr.arpa") else None
+    try:
+        if name.endswith(".ip6.arpa"):
+            return str(ipaddress.ip_address(bytes.fromhex("".join(labels))))
+        return str(ipaddress.IPv4Address(".".join(labels)))
+    except ValueError:
+        return None
 
 
 def _address_in(name: str) -> str | None:
@@ -318,6 +321,14 @@ class World:
         finally:
             with self.dns.changing(HEALTHY):
                 self.zone.state = HEALTHY
+
+    @contextmanager
+    def dns_may_fail(self) -> Iterator[None]:
+        """Within the block policyd may be unable to ask DNS, which itself is well."""
+        with self.dns.changing(DnsState(HEALTHY.distorted, nothing_known)):
+            yield
+        with self.dns.changing(HEALTHY):
+            pass
 
     def right_answers(self, client: int, serial: int, asked: float, sent: float, answered: float) -> set[str]:
         """All answers that may be given to a request, sent and answered at these times, by whichever edition was in

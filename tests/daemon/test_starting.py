@@ -13,6 +13,7 @@ import pytest
 
 from tests.daemon.client import Client, request
 from tests.daemon.conftest import RULES, StartPolicyd
+from tests.dns import free_port
 
 BULK = request(client_address="203.0.113.9")
 
@@ -200,7 +201,7 @@ def test_what_systemd_passes_must_be_a_listening_stream_socket(tmp_path: Path) -
 def test_a_listener_that_others_can_reach_and_the_rights_of_root_are_warned_of(
     start_policyd: StartPolicyd, port: int
 ) -> None:
-    with start_policyd(listen=[f"inet:0.0.0.0:{port}", f"inet:127.0.0.1:{port + 1}"]) as policyd:
+    with start_policyd(listen=[f"inet:0.0.0.0:{port}", f"inet:127.0.0.1:{free_port()}"]) as policyd:
         warnings = [line for line in policyd.operational_log.read_text().splitlines() if ": warning: " in line]
     assert any(f"inet:0.0.0.0:{port} can be reached from other hosts" in line for line in warnings)
     assert not any("127.0.0.1" in line for line in warnings)

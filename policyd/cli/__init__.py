@@ -31,6 +31,7 @@ COMMANDS = {
     "report": "policyd.cli.decisions",
     "import": "policyd.cli.exchange",
     "export": "policyd.cli.exchange",
+    "doctor": "policyd.cli.doctor",
 }
 
 

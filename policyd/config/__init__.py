@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from policyd.config.settings import InetAddress, UnixAddress
     from policyd.core.ruleset import Ruleset
 
-__all__ = ["ConfigErrors", "Loaded", "Problem", "Severity", "load"]
+__all__ = ["ConfigErrors", "Loaded", "Problem", "Severity", "load", "load_settings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,15 @@ def load(
     """
     with _without_garbage_collection():
         return _load(config_path, rules_path, listen, warnings_on)
+
+
+def load_settings(config_path: str | os.PathLike[str] | None = None) -> Settings:
+    """The settings alone (all defaults without `config_path`), for what needs no ruleset. Raises ConfigErrors."""
+    report = Report()
+    settings, _ = _read_settings(config_path, report)
+    if report or settings is None:
+        raise ConfigErrors(report)
+    return settings
 
 
 def _load(

@@ -1,0 +1,79 @@
+"""One question to a policy daemon, asked as Postfix asks it, and what came back.
+
+Used by hand, not by the daemon: it blocks, bounded by a time limit in all and by a size. What comes back is bytes from
+another program, and is given as it is.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from policyd.config.settings import InetAddress, UnixAddress
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# An answer is a line; what is longer comes from something that is no policy daemon.
+MAX_ANSWER_BYTES = 16 * 1024
+
+
+class AskError(Exception):
+    """No answer. The message says why, in a line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back up to the empty line, without it, and after how many seconds."""
+
+    content: bytes
+    seconds: float
+
+
+def ask(address: InetAddress | UnixAddress, attributes: Mapping[str, str], timeout: float) -> Answer:
+    """Connects, asks, and waits for the answer, for at most `timeout` seconds in all. Raises AskError.
+
+    https://www.postfix.org/SMTPD_POLICY_README.html
+    """
+    request = "".join(f"{name}={value}\n" for name, value in attributes.items()).encode() + b"\n"
+    started = time.monotonic()
+    try:
+        with _connected(address, timeout) as connection:
+            connection.sendall(request)
+            content = _read_answer(connection, started + timeout)
+    except TimeoutError:
+        raise AskError(f"no answer within {timeout:g} s") from None
+    except OSError as error:
+        raise AskError((error.strerror or str(error)).lower()) from None
+    return Answer(content, time.monotonic() - started)
+
+
+def _connected(address: InetAddress | UnixAddress, timeout: float) -> socket.socket:
+    if isinstance(address, UnixAddress):
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(timeout)
+        try:
+            connection.connect(address.path)
+        except OSError:
+            connection.close()
+            raise
+        return connection
+    return socket.create_connection((address.host, address.port), timeout)
+
+
+def _read_answer(connection: socket.socket, deadline: float) -> bytes:
+    content = b""
+    while b"\n\n" not in content:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        connection.settimeout(left)
+        part = connection.recv(4096)
+        if not part:
+            raise AskError("the connection was closed without an answer" if not content else "the answer is cut off")
+        content += part
+        if len(content) > MAX_ANSWER_BYTES:
+            raise AskError(f"more than {MAX_ANSWER_BYTES // 1024} KiB came back; that is no policy daemon")
+    return content.partition(b"\n\n")[0]

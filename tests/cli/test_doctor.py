@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.requirements import require
+from tests.tools.test_doctor import inet_daemon
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.cli.conftest import Ended
+
+    Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def postfix(tmp_path: Path) -> Callable[[str], Path]:
+    require("postconf")
+
+    def write(restrictions: str) -> Path:
+        main_cf = tmp_path / "main.cf"
+        main_cf.write_text(f"compatibility_level = 3.6\nsmtpd_recipient_restrictions = {restrictions}\n")
+        os.utime(main_cf, (0, 0))
+        (tmp_path / "master.cf").write_text("smtp inet n - y - - smtpd\n")
+        return tmp_path
+
+    return write
+
+
+def test_doctor_says_what_is_right_and_shows_the_answer(run: Run, postfix: Callable[[str], Path]) -> None:
+    with inet_daemon(b"action=REJECT 5.7.1 \xff\n\n") as address:
+        asking = f"check_policy_service {{ {address}, timeout=10s, default_action=DUNNO }}"
+        folder = postfix(f"permit_mynetworks, permit_sasl_authenticated, {asking}")
+        (folder / "policyd.yaml").write_text(f"listen: ['{address}']\n")
+        ended = run("doctor", "--postfix", folder, "-c", folder / "policyd.yaml")
+    assert (ended.status, ended.err) == (0, "")
+    assert f"asked  {address}: action=REJECT 5.7.1 \\xff after " in ended.out
+    assert ended.out.splitlines()[-1] == "nothing is wrong"
+
+
+def test_doctor_numbers_what_is_wrong_and_says_what_to_write(run: Run, postfix: Callable[[str], Path]) -> None:
+    with inet_daemon() as address:
+        ended = run("doctor", "--postfix", postfix(f"check_policy_service {address}"))
+    assert (ended.status, ended.err) == (1, "")
+    assert "1. main.cf: smtpd_recipient_restrictions\n" in ended.out
+    assert (
+        "   write: smtpd_recipient_restrictions = permit_mynetworks, permit_sasl_authenticated, check_policy_service"
+        in (ended.out)
+    )
+    assert ended.out.splitlines()[-1] == "2 things to mend"
+
+
+def test_doctor_for_programs(run: Run, postfix: Callable[[str], Path]) -> None:
+    with inet_daemon() as address:
+        ended = run("doctor", "--json", "--postfix", postfix(f"check_policy_service {address}"))
+    said = json.loads(ended.out)
+    assert ended.status == 1
+    assert [set(finding) for finding in said["findings"]] == [{"where", "what", "write"}] * 2
+    assert (said["question"]["endpoint"], said["question"]["answer"]) == (str(address), "action=DUNNO")
+
+
+def test_doctor_without_a_configuration_to_read_is_a_failure(run: Run, tmp_path: Path) -> None:
+    require("postconf")
+    ended = run("doctor", "--postfix", tmp_path / "nowhere")
+    assert (ended.status, ended.out) == (2, "")
+    assert ended.err.startswith("policyd: postconf -c ")
+    assert "Traceback" not in ended.err
+    settings = tmp_path / "policyd.yaml"
+    settings.write_text("listne: []\n")
+    ended = run("doctor", "-c", settings)
+    assert (ended.status, ended.out) == (1, "")
+    assert "did you mean 'listen'?" in ended.err

@@ -1,8 +1,10 @@
 """The tables against the standard library and plain dicts; what is compared, against the words of the reference."""
 
+import gc
 import ipaddress
 import pickle
 import random
+import weakref
 
 import pytest
 from hypothesis import given, settings
@@ -136,3 +138,15 @@ def test_five_thousand_expressions_are_one_set():
     for number in (0, 17, 4999):
         assert table.find(b"HOST-12-%d.dyn%d.example.net" % (number, number)).conditions == {number}
     assert table.find(b"host-12-5000.dyn5000.example.net").conditions == frozenset()
+
+
+def test_the_same_expressions_are_compiled_once_and_not_kept_longer_than_they_are_used():
+    expressions = ("^once-compiled$",)
+    table, again = (ExpressionTable(expressions, (Hits(frozenset({n}), ()),)) for n in range(2))
+    assert table._set is again._set
+    assert table.find(b"once-compiled").conditions == {0}
+    assert again.find(b"once-compiled").conditions == {1}
+    still_there = weakref.ref(table._set)
+    del table, again
+    gc.collect()
+    assert still_there() is None

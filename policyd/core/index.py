@@ -391,21 +391,39 @@ class ValueLookup:
         return self._hits[self._table.number(fold_value(text) or self._empty)]
 
 
+class _ExpressionSet:
+    """Expressions compiled by RE2 into one automaton. Raises re2.error where it cannot."""
+
+    # RE2's budget for the automaton: a start, and for each expression what names that fit a long list of patterns
+    # were seen to need. With too little it drops its states and starts anew at almost every name.
+    MEMORY = 8 << 20
+    MEMORY_EACH = 16 << 10
+
+    def __init__(self, expressions: tuple[str, ...]) -> None:
+        compiled = re2.Set.SearchSet(expression_options(self.MEMORY + self.MEMORY_EACH * len(expressions)))
+        for expression in expressions:
+            compiled.Add(expression)
+        compiled.Compile()
+        self.match = compiled.Match  # UTF-8 -> the places of the expressions that are found in it
+
+
+# The sets in use. Compiling one holds up requests (19 ms for 1,671 expressions), and most reloads bring the same
+# expressions: they share the set with the ruleset that they replace.
+_sets: WeakValueDictionary[tuple[str, ...], _ExpressionSet] = WeakValueDictionary()
+
+
 class ExpressionTable:
-    """All expressions on one attribute as one RE2 set: one pass over the text, however many there are.
+    """All expressions on one attribute: one pass over the text, however many there are.
 
     Raises re2.error where RE2 cannot compile them together.
     """
 
-    # RE2's budget for the set's automaton: a start, and for each expression what names that fit a long list of
-    # patterns were seen to need. With too little it drops its states and starts anew at almost every name.
-    MEMORY = 8 << 20
-    MEMORY_EACH = 16 << 10
-
     def __init__(self, expressions: tuple[str, ...], hits: tuple[Hits, ...]) -> None:
         self._expressions = expressions
         self._hits = hits
-        self._set = _sets.get(expressions) or self._compile(expressions)
+        self._set = _sets.get(expressions) or _ExpressionSet(expressions)
+        _sets[expressions] = self._set
+        self._match = self._set.match
         self._empty = self._find(b"")
 
     def find(self, text: bytes) -> Hits:
@@ -413,29 +431,16 @@ class ExpressionTable:
         return self._find(decode_for_expressions(text)) if text else self._empty
 
     def _find(self, text: bytes) -> Hits:
-        places = self._set.Match(text)
+        places = self._match(text)
         if not places:
             return NOTHING
         return merge([self._hits[place] for place in places])
-
-    def _compile(self, expressions: tuple[str, ...]) -> re2.Set:
-        compiled = re2.Set.SearchSet(expression_options(self.MEMORY + self.MEMORY_EACH * len(expressions)))
-        for expression in expressions:
-            compiled.Add(expression)
-        compiled.Compile()
-        _sets[expressions] = compiled
-        return compiled
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._expressions, self._hits)
 
 
-# The sets in use. Compiling one holds up requests (19 ms for 1,671 expressions), and most reloads bring the same
-# expressions: they share the set with the ruleset that they replace.
-_sets: WeakValueDictionary[tuple[str, ...], re2.Set] = WeakValueDictionary()
-
-
-def expression_options(max_mem: int = ExpressionTable.MEMORY) -> re2.Options:
+def expression_options(max_mem: int = _ExpressionSet.MEMORY) -> re2.Options:
     """How every expression of a ruleset is compiled (https://github.com/google/re2/wiki/Syntax)."""
     options = re2.Options()
     options.case_sensitive = False

@@ -16,6 +16,7 @@ import pytest
 from tests.dns import ScriptedServer, free_port
 from tests.faults.flow import HEAD, Flow
 from tests.faults.world import World, rules_file, ruleset_hash
+from tests.field.conftest import open_folder, postfix  # noqa: F401 - fixtures of the tests here too
 from tests.field.policyd import Policyd
 from tests.field.waiting import until
 
@@ -32,13 +33,25 @@ SECONDS = 4.0 if LONG else 0.7
 long_only = pytest.mark.skipif(not LONG, reason="takes minutes; run it with make faults")
 
 _rows: list[Row] = []
+_texts: list[str] = []
+
+
+def add_row(row: Row) -> Row:
+    """Makes a row part of the table, however it goes."""
+    _rows.append(row)
+    return row
+
+
+def add_text(text: str) -> None:
+    """Puts something below the table."""
+    _texts.append(text)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print the table, and write it where the environment says."""
     if not _rows:
         return
-    table = "\n".join([HEAD, *map(str, _rows)])
+    table = "\n\n".join(["\n".join([HEAD, *map(str, _rows)]), *_texts])
     terminalreporter.section("faults")
     terminalreporter.write_line(table)
     if path := os.environ.get("FAULTS_TABLE"):
@@ -68,7 +81,7 @@ class Setting:
     def flow(self, fault: str, **arguments: Any) -> Flow:
         """A flow for a `with` block. Its row is part of the table, whatever becomes of it."""
         flow = Flow(fault, self.world, arguments.pop("place", self.port), pid=self._daemon.pid, **arguments)
-        _rows.append(flow.row)
+        add_row(flow.row)
         return flow
 
     def metric(self, name: str) -> float:

@@ -29,6 +29,7 @@ T = TypeVar("T")
 # --- The ruleset and its editions -------------------------------------------------------------------------------------
 
 
+@functools.cache
 def rules(edition: int) -> list[dict]:
     """The rules of an edition, as `tests.naive` takes them. The odd ones list one network more."""
 
@@ -261,6 +262,11 @@ class Zone(dict[str, Reply]):
         return self.state.distorted(reply_to(question), question)
 
 
+def verified_by_postfix(attributes: dict[str, str]) -> naive.Dns:
+    """What Postfix knows of a client that it has a name of."""
+    return naive.Dns("verified", verified=(attributes["client_name"].lower(),))
+
+
 # --- What was when ----------------------------------------------------------------------------------------------------
 
 
@@ -353,7 +359,7 @@ class World:
     ) -> set[str]:
         attributes = attributes_of(client, serial)
         if isinstance(CLIENTS[client], Named):
-            identities = {naive.Dns("verified", verified=(attributes["client_name"].lower(),))}
+            identities = {verified_by_postfix(attributes)}
         else:
             identities = {each(attributes["client_address"]) for each in known}
         editions = self.edition.during(sent, answered)

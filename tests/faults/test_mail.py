@@ -1,0 +1,188 @@
+"""Real mail through a real Postfix while something fails: every message is accepted, rejected or told to come back, as
+it should be, and none is told 451."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from tests.dns import claim, free_port, host, start_unbound
+from tests.faults.conftest import LONG, SECONDS, add_row
+from tests.faults.flow import NORMAL_SECONDS, Row
+from tests.faults.test_process import kept_socket
+from tests.field.policyd import Policyd
+from tests.field.postfix import Client
+from tests.requirements import require
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.field.postfix import Postfix, Reply
+
+RULES = """\
+rules:
+  - {name: listed, match: {cidr: 198.18.0.0/16}, action: REJECT 5.7.1 listed}
+  - {name: customers, match: {hostname_suffix: customers.vps.example}, action: DUNNO}
+  - {name: vps, match: {hostname_suffix: vps.example}, action: REJECT 5.7.1 vps}
+  - {name: broken, match: {reverse_dns: error}, action: DEFER 4.4.3 broken}
+"""
+
+
+class Sender(NamedTuple):
+    """Clients of a network (two octets of it), with the reply they get while DNS is well, and while it is not."""
+
+    network: str
+    name: str | None
+    well: str
+    failing: str
+    domain: str = ""
+    verifies: bool = True
+
+
+SENDERS = (
+    Sender("198.18", None, "554 listed", "554 listed"),
+    Sender("198.19", "mail.honest.example", "250", "250"),
+    Sender("10.1", None, "250", "450 broken", "customers.vps.example"),
+    Sender("10.2", None, "554 vps", "450 broken", "customers.vps.example", verifies=False),
+    Sender("10.3", None, "554 vps", "450 broken", "vps.example"),
+)
+
+# Of the clients who need DNS each has so many addresses, since who was looked up is known for a while.
+ADDRESSES = 4000
+
+
+def address_of(sender: Sender, number: int) -> str:
+    """One of the addresses of a sender."""
+    return f"{sender.network}.{number // 250}.{number % 250 + 1}"
+
+
+RECORDS = [
+    line
+    for each in SENDERS
+    if each.domain
+    for number in range(ADDRESSES)
+    for line in (host if each.verifies else claim)(f"m{number}.{each.network}.{each.domain}", address_of(each, number))
+]
+
+
+class Mail:
+    """Messages from all of the senders at once, one after the other, between `__enter__` and `__exit__`."""
+
+    def __init__(self, fault: str, port: int) -> None:
+        self.row = add_row(Row(fault))
+        self.dns_may_fail = False
+        self.codes: Counter[int] = Counter()
+        self.wrong: list[str] = []
+        self._touched: set[str] = set()  # addresses of which DNS may have said an error, which is kept for a while
+        self._over: float | None = None
+        self._port = port
+        self._stop = threading.Event()
+        self._lock = threading.Condition()
+        self._threads = [threading.Thread(target=self._send, args=(sender,)) for sender in SENDERS]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        self.wait_for(len(SENDERS))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._over is not None:
+            time.sleep(NORMAL_SECONDS)
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for(self, messages: int) -> None:
+        """Wait until so many more messages were answered."""
+        with self._lock:
+            wanted = self.row.answered + messages
+            assert self._lock.wait_for(lambda: self.row.answered >= wanted, timeout=60), self.row
+
+    def fault_is_over(self) -> None:
+        """From now on all is to be well, and soon."""
+        self._over = time.monotonic()
+
+    def _send(self, sender: Sender) -> None:
+        number = 0
+        while not self._stop.is_set():
+            number = (number + 1) % ADDRESSES
+            address, began = address_of(sender, number), time.monotonic()
+            if self.dns_may_fail:
+                self._touched.add(address)
+            with Client(self._port, address, sender.name) as client:
+                (reply,) = client.offer("anna@sender.example", f"{address}@field.example")
+            if self.dns_may_fail:
+                self._touched.add(address)
+            self._judge(sender, address, reply, began)
+
+    def _judge(self, sender: Sender, address: str, reply: Reply, began: float) -> None:
+        ended = time.monotonic()
+        right = {sender.well, sender.failing} if address in self._touched else {sender.well}
+        # `554 5.7.1 <unknown[198.18.0.1]>: Client host rejected: listed`: the rule's name is the last word
+        said = f"{reply.code} {reply.text.split()[-1]}" if reply.code != 250 else "250"
+        with self._lock:
+            row = self.row
+            row.sent += 1
+            row.answered += 1
+            self.codes[reply.code] += 1
+            if sender.domain:
+                row.longest_with_dns = max(row.longest_with_dns, ended - began)
+            else:
+                row.longest = max(row.longest, ended - began)
+            if said not in right:
+                row.wrong += 1
+                self.wrong.append(f"{sender} {address}: {reply}, not one of {right}")
+            if self._over is not None and row.normal_within is None and began > self._over:
+                row.normal_within = ended - self._over
+            self._lock.notify_all()
+
+
+def settings(postfix: Postfix, resolver: str) -> dict[str, object]:
+    """A daemon where Postfix asks."""
+    return {
+        "listen": [f"inet:127.0.0.1:{postfix.port['policy']}"],
+        "dns": {"servers": [resolver], "timeout": "1s"},
+    }
+
+
+def test_a_resolver_that_dies_and_returns_defers_only_who_needs_it(postfix: Postfix, tmp_path: Path) -> None:
+    require("unbound")
+    port = free_port()
+    with ExitStack() as alive:
+        alive.enter_context(start_unbound(tmp_path, RECORDS, port=port))
+        with (
+            Policyd(tmp_path, RULES, **settings(postfix, f"127.0.0.1:{port}")),
+            Mail("mail: unbound dies and returns (P)", postfix.port["inet"]) as mail,
+        ):
+            mail.wait_for(20)
+            mail.dns_may_fail = True
+            alive.close()
+            mail.wait_for(20)
+            time.sleep(SECONDS + 1)
+            alive.enter_context(start_unbound(tmp_path, RECORDS, port=port))
+            mail.dns_may_fail = False
+            mail.fault_is_over()
+    assert mail.wrong == []
+    assert mail.codes.keys() == {250, 450, 554}
+
+
+def test_sigkill_and_a_new_start_with_the_socket_kept_cost_no_message(postfix: Postfix, tmp_path: Path) -> None:
+    require("unbound")
+    times = 10 if LONG else 2
+    with (
+        start_unbound(tmp_path, RECORDS) as resolver,
+        kept_socket(postfix.port["policy"]) as listener,
+        Policyd(tmp_path, RULES, listener=listener, **settings(postfix, resolver)) as policyd,
+        Mail(f"mail: SIGKILL and a new start, the socket kept, {times} times (P)", postfix.port["inet"]) as mail,
+    ):
+        for _ in range(times):
+            mail.wait_for(20)
+            policyd.kill()
+            policyd.start()
+        mail.fault_is_over()
+    assert mail.wrong == []
+    assert mail.codes.keys() == {250, 554}

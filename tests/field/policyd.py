@@ -77,6 +77,7 @@ class Policyd:
         except BaseException:
             if self._process is not None:
                 self.kill()
+            self._notified.close()
             raise
         return self
 

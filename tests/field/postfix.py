@@ -10,11 +10,12 @@ for its address and names (https://www.postfix.org/XCLIENT_README.html).
 from __future__ import annotations
 
 import pwd
+import random
 import shutil
 import smtplib
 import socket
 import subprocess
-from contextlib import ExitStack
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from tests.field.waiting import until
@@ -141,12 +142,17 @@ piped     unix       - n n -     - pipe
 
 
 def free_ports(*names: str) -> dict[str, int]:
-    """For each name a TCP port of 127.0.0.1 that nobody has at this moment."""
-    with ExitStack() as stack:
-        probes = {name: stack.enter_context(socket.socket()) for name in names}
-        for probe in probes.values():
-            probe.bind(("127.0.0.1", 0))
-        return {name: probe.getsockname()[1] for name, probe in probes.items()}
+    """For each name a TCP port of 127.0.0.1 that nobody has at this moment.
+
+    They lie below what Linux gives to outgoing connections (net.ipv4.ip_local_port_range), so that none is taken by
+    one before it is listened on.
+    """
+    ports: list[int] = []
+    for port in random.sample(range(20000, 32768), 200):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            ports.append(port)
+    return dict(zip(names, ports, strict=False))
 
 
 class Postfix:

@@ -145,7 +145,8 @@ class Policyd:
         """The decisions in the log whose keys have these values; waits until there are `count`."""
 
         def found() -> list[dict[str, Any]] | None:
-            logged = [json.loads(line) for line in self.decision_log.read_bytes().splitlines()]
+            written, _, _ = self.decision_log.read_bytes().rpartition(b"\n")  # a line may be seen while it is written
+            logged = [json.loads(line) for line in written.splitlines()]
             matching = [each for each in logged if wanted.items() <= each.items()]
             return matching if len(matching) >= count else None
 

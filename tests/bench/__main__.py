@@ -9,16 +9,15 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.bench import mail, native, peers, plot, report, rows
 from tests.bench.bench import QUICK, Bench, LeftOut, Row, Scale
-from tests.bench.servers import BenchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -96,10 +95,12 @@ def _measure(names: Sequence[str], scale: Scale) -> tuple[list[Row], bool]:
             except LeftOut as reason:
                 measured.append(Row(row, "", left_out=str(reason)))
                 print(f"left out: {reason}", file=sys.stderr)
-            except (AssertionError, BenchError, OSError, TimeoutError, subprocess.SubprocessError) as error:
-                measured.append(Row(row, "", left_out=f"failed: {error}"))
+            except Exception as error:  # noqa: BLE001 - the boundary of a row: the others are worth having
+                first_line = next(iter(str(error).splitlines()), type(error).__name__)
+                measured.append(Row(row, "", left_out=f"failed: {first_line}"))
                 failed = True
-                print(f"failed: {error}", file=sys.stderr)
+                print("failed", file=sys.stderr)
+                traceback.print_exc()
     return measured, failed
 
 

@@ -143,15 +143,13 @@ def settle(root: int, seconds: float = 0.3) -> None:
 class Account(NamedTuple):
     """What a command printed and used."""
 
+    status: int
     output: str
     cpu_seconds: float
 
 
 def run_and_account(command: Sequence[str], given: str) -> Account:
-    """Runs a command to its end with this on standard input.
-
-    Its exit status is the caller's to judge by the output: postmap(1) ends with 1 where it finds nothing.
-    """
+    """Runs a command to its end with this on standard input."""
     with tempfile.TemporaryFile("w+") as standard_input:
         standard_input.write(given)
         standard_input.seek(0)
@@ -161,4 +159,4 @@ def run_and_account(command: Sequence[str], given: str) -> Account:
         process.stdout.close()
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)  # or Popen would wait for it once more
-    return Account(output, used.ru_utime + used.ru_stime)
+    return Account(process.returncode, output, used.ru_utime + used.ru_stime)

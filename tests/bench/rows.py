@@ -296,6 +296,8 @@ def replay(bench: Bench) -> Row:
     rates = []
     for _ in range(min(bench.scale.rounds, 3)):
         account = run_and_account(command, "")
+        if account.status:
+            raise servers.BenchError(f"policyd replay ended with status {account.status}")
         found = json.loads(account.output)
         if (found["lines"], found["delivered"]) != (lines, mails):
             raise servers.BenchError(f"replay found {found['delivered']} of {mails} mails in {found['lines']} lines")

@@ -139,6 +139,7 @@ def diagnose(postfix: PostfixConfig, settings: Settings, timeout: float | None =
     for call in ours or calls:
         _check_order(call, notes)
         _check_limits(postfix, settings, call, notes)
+        _check_default_action(postfix, call, call.written if ours else str(settings.listen[0]), notes)
     for address in dict.fromkeys(call.address for call in ours or calls):
         if isinstance(address, UnixAddress):
             _check_socket(postfix, address, notes)
@@ -301,7 +302,7 @@ def _is_submission(service: Service) -> bool:
 
 
 def _check_limits(postfix: PostfixConfig, settings: Settings, call: Call, notes: _Notes) -> None:
-    """How long Postfix waits, and what it does when nobody answers."""
+    """How long Postfix waits."""
     written = call.attributes.get("timeout", postfix.value("smtpd_policy_service_timeout", call.service))
     timeout, needed = seconds_of(written), settings.dns.timeout
     if timeout is not None and timeout <= needed:
@@ -313,6 +314,10 @@ def _check_limits(postfix: PostfixConfig, settings: Settings, call: Call, notes:
         )
     else:
         notes.approve(f"{call.where}: Postfix waits {written}, longer than dns.timeout ({needed:g} s)")
+
+
+def _check_default_action(postfix: PostfixConfig, call: Call, endpoint: str, notes: _Notes) -> None:
+    """What Postfix does when nobody answers."""
     name = "smtpd_policy_service_default_action"
     set_here = name in postfix.explicit or name in call.service.overrides
     action = call.attributes.get("default_action", postfix.value(name, call.service) if set_here else "")
@@ -321,7 +326,7 @@ def _check_limits(postfix: PostfixConfig, settings: Settings, call: Call, notes:
             call.where,
             "no default_action: while policyd does not run, every mail is answered "
             f"{postfix.value(name, call.service) or '451 4.3.5 Server configuration problem'}",
-            f"check_policy_service {{ {call.written}, timeout=10s, default_action=DUNNO }}",
+            f"check_policy_service {{ {endpoint}, timeout=10s, default_action=DUNNO }}",
         )
     elif re.match(r"reject|5\d\d", action, re.IGNORECASE):
         notes.find(

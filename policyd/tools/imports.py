@@ -123,9 +123,9 @@ def import_files(
     arguments: dict[str, Any] = {option: getattr(options, option) for option in FORMATS[name].options}
     found: list[tuple[str, Imported]] = []
     for path in paths:
-        lines = _Lines(path, advance)
+        lines, before = _Lines(path, advance), report.taken
         imported = FORMATS[name].read(lines, report, **arguments)
-        if not imported.rows and not imported.entries:
+        if report.taken == before and not imported.rows and not imported.entries:
             raise _nothing_found(name, path, lines, report)
         found.append((path, imported))
     if options.shape is Shape.LIST or (options.shape is None and not any(imported.rows for _, imported in found)):

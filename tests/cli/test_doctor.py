@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,11 +13,12 @@ from tests.tools.test_doctor import inet_daemon
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.cli.conftest import Ended
 
     Run = Callable[..., Ended]
+
+PAGE = Path(__file__).parents[2] / "docs" / "doctor.md"
 
 
 @pytest.fixture
@@ -75,3 +78,14 @@ def test_doctor_without_a_configuration_to_read_is_a_failure(run: Run, tmp_path:
     ended = run("doctor", "-c", settings)
     assert (ended.status, ended.out) == (1, "")
     assert "did you mean 'listen'?" in ended.err
+
+
+def test_the_page_shows_what_doctor_prints(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require("postconf")
+    page = PAGE.read_text()
+    for name, content in re.findall(r"`([\w.]+)`:\n\n```(?:text|yaml)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        (tmp_path / name).write_text(content)
+    os.utime(tmp_path / "main.cf", (0, 0))
+    monkeypatch.chdir(tmp_path)
+    (shown,) = re.findall(r"^\$ policyd doctor (.*?)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert run("doctor", *shown[0].split()).out == shown[1]

@@ -67,7 +67,11 @@ class AccessTable:
 
     def rows(self) -> list[Row]:
         """All of it in order: each stage of the lookup before the next, in each the most specific first."""
-        return [row for stage in self._stages for row in most_specific_first(stage)]
+        return [
+            row
+            for number, stage in enumerate(self._stages)
+            for row in most_specific_first(stage, last=not any(self._stages[number + 1 :]))
+        ]
 
     def _read_key(self, key: str, line: Line, report: Report) -> tuple[int, Key, Term]:
         """The stage of the lookup that asks for the key, what it covers, and the condition that says the same."""

@@ -1,4 +1,4 @@
-"""Comma-separated values (RFC 4180), export: a line for each value of each condition, for spreadsheets and scripts."""
+"""Comma-separated values (RFC 4180, with the line ends of Unix), export: a line for each value of each condition, for spreadsheets and scripts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COLUMNS = ("order", "rule", "action", "code", "text", "mode", "expires", "claus
 def write(rows: Sequence[Row], report: Report, _options: ExportOptions) -> str:
     """All rules, in order, with all that they ask for."""
     file = io.StringIO(newline="")
-    table = csv.writer(file)
+    table = csv.writer(file, lineterminator="\n")
     table.writerow(_COLUMNS)
     for order, row in enumerate(rows, 1):
         mode = "observe" if row.observe else "enforce"

@@ -107,8 +107,9 @@ class Mailbox(NamedTuple):
 Key = Name | Network | Whole | Mailbox
 
 
-def most_specific_first(keyed: Mapping[Key, Row]) -> list[Row]:
-    """The rows of one kind of key, in order."""
+def most_specific_first(keyed: Mapping[Key, Row], *, last: bool) -> list[Row]:
+    """The rows of one kind of key, in order. `last` says that no other kind is looked up after it: what only lets pass
+    is left out then, where nothing covers it."""
     prefixes = sorted({key.prefix for key in keyed if isinstance(key, Network)}, reverse=True)
     level = dict.fromkeys(keyed, 0)
     for key in sorted(keyed, key=lambda one: one.depth, reverse=True):
@@ -117,9 +118,12 @@ def most_specific_first(keyed: Mapping[Key, Row]) -> list[Row]:
             # The nearest is enough: what covers that one comes after it in turn, if not with its verdict.
             differs = keyed[covering].verdict != keyed[key].verdict
             level[covering] = max(level[covering], level[key] + differs)
+        elif last and keyed[key].verdict.passing:
+            del level[key]
     groups: list[dict[Verdict, list[Row]]] = [{} for _ in range(max(level.values(), default=-1) + 1)]
     for key, row in keyed.items():
-        groups[level[key]].setdefault(row.verdict, []).append(row)
+        if key in level:
+            groups[level[key]].setdefault(row.verdict, []).append(row)
     return list(_joined(groups))
 
 

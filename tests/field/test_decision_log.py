@@ -30,7 +30,8 @@ def test_the_text_log_says_what_the_smtp_client_was_told(postfix: Postfix, start
     with start_policyd(RULES, decision_log_format="text") as policyd:
         with Client(postfix.port["inet"], "192.0.2.66") as client:
             (reply,) = client.offer("a@sender.example", "text@field.example")
-        logged = until("a decision", lambda: policyd.decision_log.read_text().endswith("\n") or None)
+        until("a whole line", lambda: policyd.decision_log.read_text().endswith("\n") or None)
+        logged = policyd.decision_log.read_text()
     assert reply.text == "5.7.1 <text@field.example>: Recipient address rejected: Access denied"
     assert TEXT_LINE.fullmatch(logged), logged
 

@@ -48,6 +48,7 @@ PURE = {
     "socket",
     "string",
     "typing",
+    "weakref",
 }
 
 # Of these, core may use the parts that only calculate.

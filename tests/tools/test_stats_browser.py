@@ -15,6 +15,7 @@ import pytest
 
 from policyd.tools.stats import collect
 from policyd.tools.stats_page import page
+from tests.requirements import require
 from tests.tools.decided import line
 
 if TYPE_CHECKING:
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
 CHROMIUM = shutil.which("chromium")
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's package chromium")
+
+@pytest.fixture(autouse=True)
+def _needs_a_browser() -> None:
+    require("chromium")
 
 
 class Outside:

@@ -1,4 +1,4 @@
-"""Comma-separated values (RFC 4180, with the line ends of Unix), export: a line for each value of each condition, for spreadsheets and scripts."""
+"""Comma-separated values (RFC 4180 but for the line ends), export: a line for each value of each condition."""
 
 from __future__ import annotations
 

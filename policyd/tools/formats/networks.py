@@ -34,14 +34,22 @@ def kept_out(rows: Iterable[Row]) -> netaddr.IPSet:
     """The addresses whose first matching row blocks. Every row must be `only_networks`."""
     blocked, settled = netaddr.IPSet(), netaddr.IPSet()
     for blocks, group in groupby(rows, key=lambda row: row.verdict.verb is not Verb.DUNNO):
-        found = netaddr.IPSet()
-        # Most rows have no exceptions, and are taken together: a set is slow to build up one by one.
-        for exceptions, alike in groupby(group, key=lambda row: row.exceptions):
-            found |= addresses_of(one for row in alike for one in row.match) - addresses_of(exceptions)
+        # Most rows have no exceptions, and are taken together: sets are slow to build up one by one.
+        parts = [_about(exceptions, alike) for exceptions, alike in groupby(group, key=lambda row: row.exceptions)]
+        found = parts[0] if len(parts) == 1 else netaddr.IPSet(one for part in parts for one in part.iter_cidrs())
         if blocks:
-            blocked |= found - settled
-        settled |= found
+            blocked = _joined(blocked, found - settled if settled else found)
+        settled = _joined(settled, found)
     return blocked
+
+
+def _joined(one: netaddr.IPSet, other: netaddr.IPSet) -> netaddr.IPSet:
+    return one | other if one and other else one or other  # a union merges all networks of both once more
+
+
+def _about(exceptions: tuple[Term, ...], rows: Iterable[Row]) -> netaddr.IPSet:
+    about = addresses_of(one for row in rows for one in row.match)
+    return about - addresses_of(exceptions) if exceptions else about
 
 
 def rejected(rows: Sequence[Row], report: Report, *, deferred: bool) -> netaddr.IPSet:

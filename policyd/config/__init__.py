@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from policyd.config.files import MAX_SETTINGS_BYTES, OversizedError, UnreadableError, read_file
 from policyd.config.lint import lint
 from policyd.config.problems import ConfigErrors, Problem, Report, Severity
+from policyd.config.rights import exposed_files
 from policyd.config.ruleset import RulesFile, read_rules
 from policyd.config.settings import Settings, read_settings, rules_path_of
 from policyd.config.syntax import parse_yaml
@@ -36,7 +37,8 @@ __all__ = ["ConfigErrors", "Loaded", "Problem", "Severity", "load", "load_settin
 class Loaded:
     """What was loaded. The daemon keeps `settings` and `ruleset`; the rest refers to the files' whole content.
 
-    `warnings` are there if they were asked for; `seconds` is how long it all took.
+    `warnings` are there if they were asked for, but those of files that everybody may write always; `seconds` is how
+    long it all took.
     """
 
     settings: Settings
@@ -71,7 +73,7 @@ def load(
     """Loads settings (all defaults without `config_path`) and the ruleset, from `rules_path` or where settings say.
 
     `rules_path` and `listen` replace what the settings say. With `warnings_on`, the date in UTC, the ruleset is also
-    searched for what is likely not meant. Raises ConfigErrors.
+    searched for what is likely not meant; who may write the files is looked at in any case. Raises ConfigErrors.
     """
     with _without_garbage_collection():
         return _load(config_path, rules_path, listen, warnings_on)
@@ -105,6 +107,10 @@ def _load(
         raise ConfigErrors(report)
     settings = dataclasses.replace(settings, rules=rules, listen=tuple(listen) or settings.listen)
     warnings = Report() if warnings_on is None else lint(rules_file, warnings_on)
+    lists = (one.file.path for one in rules_file.lists.values() if one.file is not None)
+    named = () if config_path is None else (os.fspath(config_path),)
+    for problem in exposed_files(dict.fromkeys((*named, rules, *lists))):
+        warnings.add(problem)
     seconds = time.monotonic() - started
     return Loaded(settings, rules_file.ruleset, rules_file, warnings.problems, tuple(warnings.lines()), seconds)
 

@@ -332,10 +332,8 @@ class DecisionLog:
         """Opens the file again where it was moved or removed, and reports what was lost; `now` is monotonic."""
         if self.path != "-" and self._is_elsewhere():
             self.reopen()
-        if self._unreported and now - self._reported >= REPORT_SECONDS:
+        if now - self._reported >= REPORT_SECONDS and self._report_lost():
             self._reported = now
-            _log.error("decision log %s: %d lines lost: %s", printable(self.path), self._unreported, self._error)
-            self._unreported = 0
 
     def reopen(self) -> None:
         """Opens the file anew; while that fails, the old one goes on being used."""
@@ -350,11 +348,19 @@ class DecisionLog:
         self._open()
 
     def close(self) -> None:
-        """Writes what is left. Nothing may be taken after this."""
+        """Writes what is left, and reports what was lost since the last report. Nothing may be taken after this."""
         self.flush()
+        self._report_lost()
         if self._sink is not None:
             self._sink.close()
             self._sink = None
+
+    def _report_lost(self) -> bool:
+        """Whether there was anything to report."""
+        lost, self._unreported = self._unreported, 0
+        if lost:
+            _log.error("decision log %s: %d lines lost: %s", printable(self.path), lost, self._error)
+        return lost > 0
 
     def _is_elsewhere(self) -> bool:
         """Whether the path no longer leads to what is open."""

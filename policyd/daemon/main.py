@@ -162,6 +162,12 @@ class _Daemon:
                 )
         if os.geteuid() == 0:
             _log.warning("running as root, which policyd does not need; give it a user of its own")
+        self._announce_ruleset(delivery.warnings)
+
+    def _announce_ruleset(self, warnings: Sequence[str]) -> None:
+        """What there is to say of a ruleset that has just been put in force."""
+        for warning in warnings:
+            _log.warning("%s", warning)
         self._announce_expiry()
 
     def _announce_expiry(self) -> None:
@@ -228,7 +234,7 @@ class _Daemon:
         self._counters.loads["success"] += 1
         await self._use(delivery, holding)
         _log.info("reloaded: %s", delivery.summary)
-        self._announce_expiry()
+        self._announce_ruleset(delivery.warnings)
         return delivery.summary
 
     async def _use(self, delivery: Delivery, holding: Holding) -> None:

@@ -61,12 +61,14 @@ class LoadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What a load has brought. `summary` says it in a line; `seconds` is how long that took."""
+    """What a load has brought. `summary` says it in a line; `seconds` is how long that took; `warnings` are a line
+    each."""
 
     settings: Settings
     ruleset: Ruleset
     summary: str
     seconds: float
+    warnings: tuple[str, ...]
 
 
 class Holding:
@@ -222,7 +224,8 @@ def _run_worker(channel: socket.socket, load_files: Callable[[], Loaded]) -> NoR
         result: Delivery | ConfigErrors
         try:
             loaded = load_files()
-            result = Delivery(loaded.settings, loaded.ruleset, loaded.summary, loaded.seconds)
+            warnings = tuple(f"{one.path}: {one.message}" for one in loaded.warnings)
+            result = Delivery(loaded.settings, loaded.ruleset, loaded.summary, loaded.seconds, warnings)
         except ConfigErrors as errors:
             result = errors
         descriptor = os.memfd_create("policyd-ruleset", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

@@ -422,6 +422,21 @@ def test_lines_that_a_full_disk_does_not_take_are_counted_and_reported_once_a_mi
     log.close()
 
 
+def test_lines_lost_since_the_last_report_are_reported_at_the_end(turn: Turn, caplog) -> None:
+    log = opened("/dev/full", turn)
+    for now in (100.0, 101.0):
+        log.append(b"one\n")
+        turn.run()
+        log.check(now)
+    log.append(b"last\n")
+    log.close()
+    assert log.lost == 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "decision log /dev/full: 1 lines lost: No space left on device",
+        "decision log /dev/full: 2 lines lost: No space left on device",
+    ]
+
+
 def test_a_path_that_cannot_be_opened_loses_lines_until_it_can(turn: Turn, tmp_path: Path) -> None:
     path = tmp_path / "not-yet" / "log"
     log = opened(path, turn)

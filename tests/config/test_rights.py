@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import datetime
+from typing import TYPE_CHECKING
+
+import pytest
+
+from policyd.config import load
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WRITE = "everybody on this host may write to it, and so decide whose mail arrives; chmod o-w"
+REPLACE = "everybody on this host may put another file in its place, and so decide whose mail arrives; chmod o-w"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with settings, rules and a list in a folder of its own."""
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "drop.txt").write_text("192.0.2.0/24\n")
+    (tmp_path / "policyd.yaml").write_text("{}\n")
+    (tmp_path / "rules.yaml").write_text(
+        "lists: {drop: {file: lists/drop.txt}}\nrules: [{name: a, match: {cidr: $drop}, action: REJECT}]\n"
+    )
+    return tmp_path
+
+
+def warnings(folder: Path) -> dict[str, str]:
+    loaded = load(folder / "policyd.yaml")
+    return {problem.path.removeprefix(f"{folder}/"): problem.message for problem in loaded.warnings}
+
+
+def test_files_of_ones_own_are_not_warned_of(folder: Path) -> None:
+    assert warnings(folder) == {}
+
+
+@pytest.mark.parametrize("name", ["policyd.yaml", "rules.yaml", "lists/drop.txt"])
+def test_a_file_that_everybody_may_write_is_warned_of(folder: Path, name: str) -> None:
+    (folder / name).chmod(0o666)
+    assert warnings(folder) == {name: WRITE}
+
+
+def test_a_group_that_may_write_is_meant_to(folder: Path) -> None:
+    (folder / "rules.yaml").chmod(0o664)
+    (folder / "lists").chmod(0o775)
+    assert warnings(folder) == {}
+
+
+def test_a_file_that_everybody_may_replace_is_warned_of_unless_its_folder_is_sticky(folder: Path) -> None:
+    (folder / "lists").chmod(0o777)
+    assert warnings(folder) == {"lists/drop.txt": f"{REPLACE} '{folder}/lists'"}
+    (folder / "lists").chmod(0o1777)
+    assert warnings(folder) == {}
+
+
+def test_where_a_link_leads_counts(folder: Path) -> None:
+    (folder / "lists").chmod(0o777)
+    (folder / "rules.yaml").rename(folder / "lists" / "real.yaml")
+    (folder / "rules.yaml").symlink_to("lists/real.yaml")
+    (folder / "lists" / "lists").mkdir()
+    assert warnings(folder)["rules.yaml"] == f"{REPLACE} '{folder}/lists'"
+
+
+def test_check_says_it_as_a_warning_of_the_file(folder: Path) -> None:
+    (folder / "rules.yaml").chmod(0o666)
+    loaded = load(folder / "policyd.yaml", warnings_on=datetime.date(2026, 11, 21))
+    assert loaded.warning_lines == (f"{folder}/rules.yaml: warning: {WRITE}",)

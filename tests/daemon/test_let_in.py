@@ -1,0 +1,88 @@
+"""Who gets in: what listens where by default, when a socket can be connected to, and what looks unsafe is said."""
+
+from __future__ import annotations
+
+import socket
+import stat
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from policyd.config.settings import Settings
+from tests.daemon.client import Client, request
+from tests.daemon.conftest import RULES, StartPolicyd
+from tests.dns import free_port
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.field.policyd import Policyd
+
+
+def warnings(policyd: Policyd) -> list[str]:
+    lines = policyd.operational_log.read_text().splitlines()
+    return [line.partition(": warning: ")[2] for line in lines if ": warning: " in line]
+
+
+def test_by_default_only_this_host_can_connect_and_there_are_no_metrics() -> None:
+    settings = Settings()
+    assert [str(address) for address in settings.listen] == ["inet:127.0.0.1:10040"]
+    assert settings.metrics is None
+    assert settings.socket_mode & stat.S_IRWXO == 0
+
+
+@pytest.mark.parametrize(("host", "is_warned_of"), [("127.0.0.1", False), ("[::1]", False), ("0.0.0.0", True)])
+def test_metrics_that_others_can_read_are_warned_of(
+    start_policyd: StartPolicyd, host: str, *, is_warned_of: bool
+) -> None:
+    with start_policyd(metrics=f"{host}:{free_port()}") as policyd:
+        assert any("metrics" in line for line in warnings(policyd)) == is_warned_of
+
+
+def test_a_unix_socket_has_its_mode_before_anybody_can_connect(start_policyd: StartPolicyd, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    modes: list[int] = []
+    ready = threading.Event()
+
+    def connect_as_soon_as_possible() -> None:
+        while not (modes or ready.is_set()):
+            with socket.socket(socket.AF_UNIX) as client:
+                try:
+                    client.connect(str(path))
+                except OSError:
+                    continue
+            modes.append(stat.S_IMODE(path.stat().st_mode))
+
+    eager = threading.Thread(target=connect_as_soon_as_possible)
+    eager.start()
+    try:
+        with start_policyd(listen=[f"unix:{path}"], socket_mode="0604"):
+            eager.join(10)
+    finally:
+        ready.set()
+        eager.join()
+    assert modes == [0o604]
+
+
+def test_rules_that_everybody_may_write_are_warned_of_at_the_start_and_at_each_reload(
+    start_policyd: StartPolicyd,
+) -> None:
+    with start_policyd() as policyd:
+        assert not any("everybody" in line for line in warnings(policyd))
+        policyd.rules.chmod(0o666)
+        message = (
+            f"{policyd.rules}: everybody on this host may write to it, and so decide whose mail arrives; chmod o-w"
+        )
+        assert message in policyd.reload()
+        policyd.stop()
+        policyd.start()
+        assert warnings(policyd).count(message) == 2
+        policyd.rules.chmod(0o644)
+        assert "everybody" not in policyd.reload()
+
+
+def test_what_was_lost_since_the_last_report_is_told_at_the_end(start_policyd: StartPolicyd, port: int) -> None:
+    with start_policyd(RULES, decision_log={"path": "/dev/full", "format": "text"}) as policyd, Client(port) as client:
+        client.ask(request())
+    assert "decision log /dev/full: 1 lines lost: No space left on device" in policyd.operational_log.read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,13 @@ def _verdict(_context: click.Context, _parameter: click.Parameter, written: str)
         return Verdict.of(parse_action(written))
     except ActionError as error:
         raise click.BadParameter(str(error)) from None
+
+
+def _name(_context: click.Context, _parameter: click.Parameter, name: str) -> str:
+    # The shortest that any of them takes: ipset's 31 characters, of which some are ours.
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,23}", name):
+        raise click.BadParameter("a name has up to 24 letters, digits, - and _, and begins with a letter")
+    return name
 
 
 @click.command("import")
@@ -129,7 +137,7 @@ def import_(
 )
 @click.option("--deferred", is_flag=True, help="Take DEFER for a rejection where the other side knows nothing else.")
 @click.option("--ipv6", is_flag=True, help="iptables: what ip6tables-restore takes.")
-@click.option("--name", default="policyd", show_default=True, help="Of the set, chain or table there.")
+@click.option("--name", default="policyd", show_default=True, callback=_name, help="Of the set, chain or table there.")
 @click.option("--action", "verdict", default="REJECT", callback=_verdict, help="For the entries of a list.")
 @click.option("--strict", is_flag=True, help="Exit with 1 if anything was lost.")
 def export(

@@ -23,7 +23,7 @@ from policyd.tools.formats import (
     rspamd_map,
     sendmail_access,
 )
-from policyd.tools.formats.exchange import Line, Report, Row, Term, Verdict
+from policyd.tools.formats.exchange import Line, Report, Row, Term, Verdict, printable
 from policyd.tools.formats.values import looks_like_address
 
 if TYPE_CHECKING:
@@ -78,8 +78,9 @@ def export(
         rows = list(_in_force(_of_rules(loaded), report, today, whole=FORMATS[name].whole))
         what = "rules"
         _mind_the_rest(loaded, report)
+    # The name of a file may hold anything; what is written stands in a comment.
     heading = f"{what} of {Path(path).name} (ruleset {loaded.ruleset.hash}), exported by policyd"
-    return FORMATS[name].write(rows, report, replace(options, heading=heading)), report
+    return FORMATS[name].write(rows, report, replace(options, heading=printable(heading))), report
 
 
 def _of_rules(loaded: Loaded) -> Iterator[Row]:

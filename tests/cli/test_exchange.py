@@ -84,6 +84,7 @@ def test_strict_makes_a_loss_a_failure(run: Run, table: Path) -> None:
         (("import", "postfix-cidr", "no-such-file"), 2, "policyd: no-such-file: no such file or directory"),
         (("import", "nonsense", "x"), 2, "'nonsense' is not one of 'plain'"),
         (("import", "plain", "--action", "PERMIT", "x"), 2, "Invalid value for '--action'"),
+        (("export", "nftables", "--name", "x;y"), 2, "Invalid value for '--name'"),
         (("export", "csv", "--rules", "no-such-file"), 2, "no-such-file: cannot be read"),
         (("export", "plain", "--rules", SHIPPED, "--list", "nothing"), 1, "there is no list 'nothing'"),
         (("export", "plain", "--rules", SHIPPED, "-o", "/no/such/folder/x"), 2, "/no/such/folder/x: cannot be written"),

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import netaddr
 
+from policyd.core.index import fold_name
 from policyd.core.ruleset import Verb
 from policyd.tools.formats.access_keys import EXACT, SUFFIX
-from policyd.tools.formats.exchange import DUNNO, NoEqualError, by_condition
+from policyd.tools.formats.exchange import DUNNO, NoEqualError, by_condition, shown
 from policyd.tools.formats.specificity import Mailbox, Name, Network, Whole
 from policyd.tools.formats.values import network
 
@@ -135,9 +136,9 @@ class _Table:
             if condition == "cidr" and self._attribute == "client":
                 yield from _network_keys(network(value))
             elif condition in {SUFFIX[self._attribute], EXACT.get(self._attribute)}:
-                yield from self._name_keys(row, value.lower(), exact=condition != SUFFIX[self._attribute])
+                yield from self._name_keys(row, value, exact=condition != SUFFIX[self._attribute])
             elif condition == self._attribute and value != "<>":
-                yield Mailbox(value.lower())
+                yield Mailbox(_mailbox(value))
             elif (condition, value) in {("sender", "<>"), ("client_name", "unknown")}:
                 yield Whole(value)
             elif condition == f"{self._attribute}_regex" and (local := _LOCAL_PART.fullmatch(value)):
@@ -145,7 +146,8 @@ class _Table:
             else:
                 raise NoEqualError(f"a key cannot ask for {condition}")
 
-    def _name_keys(self, row: Row, name: str, *, exact: bool) -> Iterator[Key]:
+    def _name_keys(self, row: Row, value: str, *, exact: bool) -> Iterator[Key]:
+        name = fold_name(value.encode()).decode("ascii", "replace")
         if name.startswith("["):  # an address literal as the HELO name
             yield Whole(name)
         elif self._dotted:
@@ -159,6 +161,14 @@ class _Table:
             if exact:
                 self._report.note(row.line, "a key covers the names under it, too (--dotted)")
             yield Name(name)
+
+
+def _mailbox(value: str) -> str:
+    """A mail address as a key: in lower case, its domain as DNS has it."""
+    local, _, domain = value.rpartition("@")
+    if not local or re.search(r'[\s"]|^#', local):
+        raise NoEqualError(f"a key cannot be {shown(value)}")
+    return f"{local.lower()}@{fold_name(domain.encode()).decode('ascii', 'replace')}"
 
 
 def _network_keys(of: netaddr.IPNetwork) -> Iterator[Key]:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 # How much of a line a message shows: enough to know it again, in a line of the report that is read as one.
 _SHOWN = 100
 
+# How much of a reason a message shows. Some quote a word of the line, which can be of any length.
+_REASON = 400
+
 # Of one kind of change so many lines are named one by one: the first ones are looked at, the rest are counted.
 _NAMED_LINES = 3
 
@@ -117,7 +120,7 @@ class Loss:
     reason: str
 
     def __str__(self) -> str:
-        return printable(f"{place(self.line)}: lost: {shown(self.line.text)}: {self.reason}")
+        return printable(f"{place(self.line)}: lost: {shown(self.line.text)}: {cut(self.reason)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +135,9 @@ class Note:
         numbers = ", ".join(str(line.number) for line in self.lines)
         more = self.count - len(self.lines)
         if not self.lines[0].number:
-            return printable(f"{self.lines[0].path}: note: {self.reason}")
+            return printable(f"{self.lines[0].path}: note: {cut(self.reason)}")
         where = f"{self.lines[0].path}:{numbers}" + (f" and {more:,} more" if more else "")
-        return printable(f"{where}: note: {self.reason}")
+        return printable(f"{where}: note: {cut(self.reason)}")
 
 
 class Report:
@@ -217,8 +220,13 @@ def place(line: Line) -> str:
 
 def shown(text: str) -> str:
     """A piece of a file as a message shows it: in quotes, cut, nothing in it that a terminal would act on."""
-    cut = text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
-    return f"'{printable(cut)}'"
+    beginning = text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+    return f"'{printable(beginning)}'"
+
+
+def cut(reason: str) -> str:
+    """A reason of a length that is read in a line."""
+    return reason if len(reason) <= _REASON else reason[: _REASON - 3] + "..."
 
 
 def printable(text: str) -> str:
@@ -309,4 +317,5 @@ def static_text(row: Row, report: Report) -> str:
     template = row.verdict.text
     if re.search(r"\{(?!\{|rule\})", template.replace("{{", "")):
         report.note(row.line, "the text cannot name the client there: it has `...` in place of what is in braces")
-    return " ".join(part for part in (row.verdict.code, without_placeholders(template, {"rule": row.name})) if part)
+    text = _UNSAFE.sub("?", without_placeholders(template, {"rule": row.name}))
+    return " ".join(part for part in (row.verdict.code, text) if part)

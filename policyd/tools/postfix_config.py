@@ -20,6 +20,9 @@ _POSTCONF_SECONDS = 30
 # A value may name other parameters, and those others; Postfix itself knows no deeper nesting in practice.
 _EXPANSIONS = 16
 
+# Parameters that name themselves grow with each expansion; a restriction list is a few hundred characters.
+_MAX_VALUE = 64 * 1024
+
 _SETTING = re.compile(r"([\w-]+) =(?: (.*))?", re.DOTALL)
 _REFERENCE = re.compile(r"\$(?:\$|(?P<bare>\w+)|\{(?P<braced>\w+)\}|\((?P<bracketed>\w+)\))")
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -56,7 +59,7 @@ class PostfixConfig:
         text = self._raw(name, service)
         for _ in range(_EXPANSIONS):
             expanded = _REFERENCE.sub(lambda match: self._referred(match, service), text)
-            if expanded == text:
+            if expanded == text or len(expanded) > _MAX_VALUE:
                 break
             text = expanded
         return text

@@ -1,6 +1,10 @@
 # make run    sets up what is needed and answers on 127.0.0.1:10040 with the shipped rules
 # make check  style, types, directions of import
 # make test   the checks, then every test (ARGS="-k reload" narrows them)
+# make faults every fault of docs/reliability.md, at length (some 15 minutes): ARGS="-k mail" for some of them,
+#             SOAK=10000000 for the number of requests of the soak; the table goes to build/faults.md
+# make lock   writes requirements.lock anew: what a release is built with and runs on, by hash
+# make audit  asks for known holes in what requirements.lock names
 # make bench  what a request costs, beside the floor and the peers (docs/performance.md): BENCH=quick for a short run,
 #             ROWS="decision reload" for some of it, BENCH_OUT=FOLDER for the results, BENCH_PUBLISH=1 to put them in docs/
 
@@ -8,7 +12,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: run check test bench clean
+.PHONY: run check test faults bench lock audit clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/policyd serve -c config/policyd.yaml
@@ -22,8 +26,23 @@ check: $(VENV)/test.stamp
 test: check
 	$(BIN)/pytest $(ARGS)
 
+faults: $(VENV)/test.stamp
+	mkdir -p build
+	FAULTS=long SOAK='$(SOAK)' FAULTS_TABLE=build/faults.md $(BIN)/pytest tests/faults -rs $(ARGS)
+
 bench: $(VENV)/run.stamp
 	$(BIN)/python -m tests.bench $(BENCH:%=--%) $(if $(BENCH_OUT),--out '$(BENCH_OUT)') $(if $(BENCH_PUBLISH),--publish) $(ROWS)
+
+lock: $(VENV)/run.stamp
+	$(BIN)/pip install --quiet pip-tools
+	sed '/^#/!d; /^# The following/,$$d' requirements.lock > requirements.lock.new
+	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --build-deps-for wheel --no-header \
+	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --output-file - pyproject.toml >> requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+audit: $(VENV)/run.stamp
+	$(BIN)/pip install --quiet pip-audit
+	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements.lock
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 VERBS = frozenset(verb.value.encode() for verb in Verb)
 
 # `2026-11-21T17:16:00.123+09:00 REJECT ...`
-_TEXT = re.compile(
-    rb"(\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:?\d\d)) (REJECT|DEFER|DEFER_IF_PERMIT|DUNNO) (.*)", re.DOTALL
-)
+_STAMP = re.compile(rb"\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:?\d\d)")
+_TEXT = re.compile(rb"(%b) (REJECT|DEFER|DEFER_IF_PERMIT|DUNNO) (.*)" % _STAMP.pattern, re.DOTALL)
 _PAIR = re.compile(rb'([a-z_]+)=("[^"]*"|\S*)')
 _CLIENT = re.compile(rb"([^\[]*)\[(.*)\]", re.DOTALL)
 _NUMBER = re.compile(rb"[0-9]{1,15}(?:\.[0-9]{1,9})?")
@@ -139,10 +138,11 @@ def _parse_text(stamp: bytes, action: bytes, rest: bytes) -> LoggedDecision | No
         return None
     client_name, client_address = client.groups()
     claimed, observed = _names(fields.get(b"claimed")), _names(fields.get(b"observed"))
+    reply = fields.get(b"reply", b"").removeprefix(b'"').removesuffix(b'"')
     if b"\\" in rest:
         fields = {key: _unescape(value) for key, value in fields.items()}
-        client_name, client_address = _unescape(client_name), _unescape(client_address)
-        claimed = tuple(map(_unescape, claimed))
+        client_name, client_address, reply = _unescape(client_name), _unescape(client_address), _unescape(reply)
+        claimed, observed = tuple(map(_unescape, claimed)), tuple(map(_unescape, observed))
     get = fields.get
     state = get(b"state", b"")
     sender = get(b"from")
@@ -173,7 +173,7 @@ def _parse_text(stamp: bytes, action: bytes, rest: bytes) -> LoggedDecision | No
         get(b"ruleset", b""),
         _milliseconds(get(b"dns_ms")),
         _milliseconds(get(b"ms")),
-        get(b"reply", b"").strip(b'"'),
+        reply,
     )
 
 
@@ -204,7 +204,7 @@ def from_json(fields: dict[str, Any]) -> LoggedDecision | None:
         return float(value) if isinstance(value, int | float) and abs(value) < 1e15 else None
 
     action, stamp, state, hostname = text("action"), text("time"), text("protocol_state"), text("hostname")
-    if action not in VERBS or not stamp:
+    if action not in VERBS or not _STAMP.fullmatch(stamp):
         return None
     return LoggedDecision(
         stamp,
@@ -261,7 +261,7 @@ def as_text(decision: LoggedDecision) -> str:
         ("id", decision.id),
         ("rule", decision.rule),
         ("client", f"{name}[{address}]"),
-        ("claimed", ",".join(_escaped(name, _TO_ESCAPE_IN_LIST) for name in decision.claimed)),
+        ("claimed", _list(decision.claimed)),
         ("rdns", decision.reverse_dns),
         ("dns_error", decision.dns_error),
         ("downgraded", b"true" if decision.downgraded else b""),
@@ -272,7 +272,7 @@ def as_text(decision: LoggedDecision) -> str:
         ("sasl_username", decision.sasl_username),
         ("instance", decision.instance),
         ("queue_id", decision.queue_id),
-        ("observed", b",".join(decision.observed)),
+        ("observed", _list(decision.observed)),
         ("ruleset", decision.ruleset),
         ("dns_ms", f"{decision.dns_ms:.1f}" if decision.dns_ms is not None else ""),
         ("ms", f"{decision.ms:.1f}" if decision.ms is not None else ""),
@@ -316,6 +316,10 @@ def as_json(decision: LoggedDecision) -> dict[str, Any]:
     }
     kept = {"sender", "dns_ms", "ms"}  # where empty, or 0, says something
     return {key: value for key, value in fields.items() if value or (key in kept and value is not None)}
+
+
+def _list(values: tuple[bytes, ...]) -> str:
+    return ",".join(_escaped(value, _TO_ESCAPE_IN_LIST) for value in values)
 
 
 def _escaped(value: bytes, to_escape: re.Pattern[bytes] = _TO_ESCAPE) -> str:

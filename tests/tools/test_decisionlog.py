@@ -145,6 +145,19 @@ def test_a_line_that_was_cut_off_keeps_what_it_has(cut: int) -> None:
         assert (decision.id, decision.rule) == (DECISION.id, DECISION.rule)
 
 
+def test_quotes_at_the_ends_of_a_reply_are_its_own() -> None:
+    decision = parsed(
+        rb'2026-11-21T17:16:00.123Z REJECT client=x[1] observed=a,b\x2cc reply="\x22no\x22, she said\x22"'
+    )
+    assert decision.reply == b'"no", she said"'
+    assert decision.observed == (b"a", b"b,c")
+    assert parsed(as_text(decision).encode()) == decision
+
+
+def test_json_whose_time_is_none_is_no_decision() -> None:
+    assert parse(json.dumps(JSON | {"time": "2026-11-21T17:16:00 tomorrow"}).encode()) is None
+
+
 def test_odd_types_in_json_are_nothing() -> None:
     decision = parsed(
         json.dumps(
@@ -208,7 +221,10 @@ short_bytes = st.binary(max_size=30)
     st.one_of(
         st.none(),
         st.just(Identity(Status.VERIFIED, (b"a.example",))),
-        st.builds(lambda names: Identity(Status.MISMATCH, (), tuple(names)), st.lists(short_bytes, max_size=3)),
+        st.builds(
+            lambda names: Identity(Status.MISMATCH, (), tuple(names)),
+            st.lists(st.binary(min_size=1, max_size=30), max_size=3),  # DNS has no empty name: its root is `.`
+        ),
         st.just(Identity(Status.ERROR, (), (), Reason.SERVFAIL, names_known=False)),
     ),
     st.booleans(),

@@ -33,10 +33,10 @@ def unreachable(rules: Sequence[WrittenRule]) -> Iterator[tuple[WrittenRule, Wri
     covers = _Covers()
     for written in rules:
         cover = covers.find(written)
-        if cover is not None:
-            yield written, cover
         rule = written.rule
-        if not rule.observe and rule.expires is None and not rule.exceptions:
+        if cover is not None:
+            yield written, cover  # and what this one would cover, the other does
+        elif not rule.observe and rule.expires is None and not rule.exceptions:
             covers.add(written)
 
 

@@ -27,7 +27,7 @@ from policyd.tools.formats import (
     spamhaus_drop,
     whois,
 )
-from policyd.tools.formats.exchange import REJECT, Imported, Line, Report, Term, Verdict, place, printable, shown
+from policyd.tools.formats.exchange import REJECT, Imported, Line, Report, Term, Verdict, cut, place, printable, shown
 from policyd.tools.formats.networks import kept_out, only_networks, texts
 from policyd.tools.formats.rules_file import Names, fits_list_file, list_file, rules, rules_yaml
 from policyd.tools.logfiles import MAX_LINE_BYTES, STANDARD_INPUT, LogError, NotTextError, read_blocks
@@ -169,7 +169,7 @@ def _nothing_found(name: str, path: str, lines: _Lines, report: Report) -> Impor
     first = losses[0]
     more = f" ({len(losses):,} lines in all)" if len(losses) > 1 else ""
     where = f"{place(first.line)}: nothing of the format {name} could be read"
-    return ImportFailedError(f"{where}: {shown(first.line.text)}: {first.reason}{more}", 1)
+    return ImportFailedError(f"{where}: {shown(first.line.text)}: {cut(first.reason)}{more}", 1)
 
 
 # --- Writing ----------------------------------------------------------------------------------------------------------

@@ -34,6 +34,8 @@ _NOT_DECIDING = frozenset(
     {"AUDIT", "CLASSIFY", "CONNMARK", "CT", "LOG", "MARK", "NFLOG", "NOTRACK", "SET", "TRACE", "ULOG"}
 )
 
+_PORT = re.compile("[0-9]{1,5}")
+
 # Options that say nothing of who the client is, with the number of words that each takes.
 _WORDS = {"-m": 2, "--match": 2, "--comment": 2, "--reject-with": 2, "-c": 3, "--tcp-flags": 3, "--syn": 1}
 
@@ -130,6 +132,8 @@ def _is_mail(ports: str) -> bool:
     first, colon, last = ports.partition(":")
     if not colon:
         return ports in MAIL_PORTS
+    if not _PORT.fullmatch(first or "0") or not _PORT.fullmatch(last or "0"):
+        return False
     return any(port.isdecimal() and int(first or 0) <= int(port) <= int(last or 65535) for port in MAIL_PORTS)
 
 

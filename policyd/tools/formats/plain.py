@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from policyd.tools.formats.exchange import ExportOptions, Line, Report, Row
 
 _COMMENT = re.compile(r"(?:^|\s)(?:[#;]|//).*")
-_RANGE = re.compile(r"(\S+)\s+-\s+(\S+)")
 
 _SUFFIX = {
     "client": "hostname_suffix",
@@ -47,8 +46,9 @@ def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None)
 
 
 def _read_entry(text: str, line: Line, report: Report, attribute: str) -> list[Term]:
-    text = _RANGE.sub(r"\1-\2", text)
     word, *more = text.split()
+    if len(more) > 1 and more[0] == "-":  # FIRST - LAST
+        word, more = f"{word}-{more[1]}", more[2:]
     word = word.strip('"').rstrip(",")
     if more:
         if not looks_like_address(word):

@@ -13,7 +13,7 @@ from policyd.core.ruleset import Verb
 from policyd.tools.formats.address_block import EVERYTHING, Block
 from policyd.tools.formats.exchange import Imported, NoEqualError, Row, static_text
 from policyd.tools.formats.networks import addresses_of, sayable, texts
-from policyd.tools.formats.postfix_table import close_if, is_endif, logical_lines, verdict
+from policyd.tools.formats.postfix_table import check_room, close_if, is_endif, logical_lines, verdict
 from policyd.tools.formats.values import network
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ def _read_line(line: Line, open_ifs: list[_If], report: Report) -> Row | None:
         raise NoEqualError("no line of a cidr: table; it would be `NETWORK ACTION`")
     around = open_ifs[-1].block if open_ifs else Block()
     try:
+        if match["if"]:
+            check_room(open_ifs)
         block = _narrowed(around, _pattern(match["pattern"]), negated=match["not"] is not None) if around else None
     except NoEqualError as error:
         if match["if"]:

@@ -14,7 +14,7 @@ import re2
 from policyd.config.conditions import CONDITIONS
 from policyd.core.index import expression_options
 from policyd.tools.formats.exchange import Imported, NoEqualError, Row, Term
-from policyd.tools.formats.postfix_table import close_if, is_endif, logical_lines, verdict
+from policyd.tools.formats.postfix_table import check_room, close_if, is_endif, logical_lines, verdict
 from policyd.tools.formats.values import term
 
 if TYPE_CHECKING:
@@ -89,6 +89,8 @@ def _split(line: Line, translate: Callable[[str, str], str], blocks: list[_Block
     flags, tab, rest = flags.partition("\t")
     result = (rest + " " + result if tab else result).strip()
     try:
+        if opening["if"]:
+            check_room(blocks)
         half = _Half(_translated(line.text, start, end, flags, translate), opening["not"] is not None)
     except NoEqualError as error:
         if opening["if"]:
@@ -137,11 +139,11 @@ def _verdict(result: str, half: _Half, line: Line, report: Report) -> Verdict:
 def _row(line: Line, halves: list[_Half], says: Verdict, attribute: str, report: Report) -> Row:
     needed = [half.pattern for half in halves if not half.negated]
     excluded = [half.pattern for half in halves if half.negated]
+    if len(needed) > 2:
+        raise NoEqualError("more than two expressions would have to hold for one attribute; write it as one expression")
     subject = _subject(halves, attribute)
     if attribute == "sender":
         _mind_the_null_sender(halves, line, report)
-    if len(needed) > 2:
-        raise NoEqualError("more than two expressions would have to hold for one attribute; write it as one expression")
     if not needed:
         # Everything but these: Postfix's own name of the client is there for each, `unknown` if need be.
         match: tuple[Term, ...] = (term(f"{subject}_regex", ".*"),)

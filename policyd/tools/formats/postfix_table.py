@@ -32,6 +32,9 @@ _BLOCKING = {"REJECT": Verb.REJECT, "DEFER": Verb.DEFER, "DEFER_IF_PERMIT": Verb
 # OK is what access(5) documents; smtpd_check.c takes RELAY for it too, and `permit` is a restriction.
 _PERMITTING = frozenset({"OK", "RELAY", "PERMIT"})
 
+# So many `if` within each other are read: each line is compared with all that are open around it. Two are common.
+MAX_OPEN_IFS = 16
+
 # The reply codes that Postfix gives a REJECT and a DEFER of a policy server (access_map_reject_code,
 # access_map_defer_code); 550 is what people write who mean nothing else.
 _USUAL_CODES = frozenset({"450", "550", "554"})
@@ -58,6 +61,12 @@ def logical_lines(lines: Iterable[Line]) -> Iterator[Line]:
 def is_endif(line: Line) -> bool:
     """Whether a line of a cidr:, pcre: or regexp: table closes an `if`."""
     return line.text.split(maxsplit=1)[0].lower() == "endif"
+
+
+def check_room(open_ifs: list[Any]) -> None:
+    """Raises `NoEqualError` where one more `if` is one too many."""
+    if len(open_ifs) >= MAX_OPEN_IFS:
+        raise NoEqualError(f"more than {MAX_OPEN_IFS} `if` within each other")
 
 
 def close_if(open_ifs: list[Any]) -> None:

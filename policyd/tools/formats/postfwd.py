@@ -206,6 +206,8 @@ def _terms(item: _Item, line: Line, report: Report) -> list[Term]:
     if name == "client_address" and operator in {"=", "=="}:
         if value == "0.0.0.0/0":  # postfwd: always true
             return [Term("cidr", "0.0.0.0/0"), Term("cidr", "::/0")]
+        if not value:
+            raise NoEqualError("there is no address before or after a comma")
         return [Term("cidr", network_text(network(one))) for one in value.split()]
     if name in {"sender_domain", "recipient_domain"} and operator == "==":
         attribute = name.partition("_")[0]

@@ -59,9 +59,10 @@ def rules(imported: Imported, names: Names, verdict: Verdict) -> list[NewRule]:
     for condition, values in by_condition(entry.term for entry in imported.entries).items():
         lines = of_condition[condition]
         made.append(NewRule(names.next(), {condition: values}, {}, verdict, min(lines), max(lines), len(lines)))
-    rows = imported.rows
-    while rows and rows[-1].verdict.passing:
-        rows = rows[:-1]  # nothing below them would block
+    blocking = len(imported.rows)
+    while blocking and imported.rows[blocking - 1].verdict.passing:
+        blocking -= 1  # nothing below it would block
+    rows = imported.rows[:blocking]
     start = 0
     while start < len(rows):
         end = start + 1
@@ -94,16 +95,18 @@ class Names:
         self._prefix = _rule_name(prefix) or "imported"
         self._given = {"default", *taken}
         self._number = 0
+        self._suffixes: dict[str, int] = {}  # the last one given to each name that was wanted more than once
 
     def next(self, wanted: str = "") -> str:
         """The next name: the wanted one, or one of its own."""
         name = _rule_name(wanted)
         base = name
-        suffix = 1
+        suffix = self._suffixes.get(base, 1)
         while not name or name in self._given:
             if base:
                 suffix += 1
                 name = f"{base}-{suffix}"
+                self._suffixes[base] = suffix
             else:
                 self._number += 1
                 name = f"{self._prefix}-{self._number}"

@@ -204,6 +204,17 @@ def test_a_file_that_was_cut_off_is_read_as_far_as_it_goes(text: str) -> None:
     assert ["it was cut off" in note.reason for note in result.report.notes] == [True]
 
 
+def test_a_port_that_is_none_is_not_mails() -> None:
+    line = "-A INPUT -s 192.0.2.0/24 -p tcp --dport {} -j DROP\n"
+    report = imported(
+        "iptables-save", f"*filter\n{line.format('20:30')}{line.format('1:30]')}{line.format('x:')}"
+    ).report
+    assert [(loss.line.number, loss.reason) for loss in report.losses] == [
+        (3, "port 1:30] is not mail's"),
+        (4, "port x: is not mail's"),
+    ]
+
+
 def test_variables_that_name_each_other_end() -> None:
     with pytest.raises(ImportFailedError, match="is not defined in this file"):
         imported("nft", "define a = { $b }\ndefine b = { $a }\ntable ip t {\n chain c {\n  ip saddr $a drop\n }\n}\n")

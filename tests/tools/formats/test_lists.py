@@ -277,3 +277,8 @@ def test_an_expression_that_a_list_file_would_cut_is_reported() -> None:
     result = imported("rspamd-map", "/a #b/i\n/c/i\n/;d/i\n", ImportOptions(condition="hostname_regex"))
     assert [term.value for term in result.entries] == ["c"]
     assert [loss.line.number for loss in result.report.losses] == [1, 3]
+
+
+def test_a_line_of_any_length_is_reported_in_one_that_is_read() -> None:
+    report = imported("plain", f"192.0.2.1\n{'a' * 50_000} {'b' * 50_000}\n10.0.0.0/{'9' * 50_000}\n").report
+    assert [len(message) < 600 for message in report.messages()] == [True, True]

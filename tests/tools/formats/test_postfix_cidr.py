@@ -146,3 +146,14 @@ def test_a_line_that_begins_with_a_blank_continues_the_one_before() -> None:
     result = imported("postfix-cidr", "192.0.2.0/24\n  REJECT 5.7.1 go\n# in between\n\n\taway\n")
     assert [rule.verdict.action for rule in result.rules] == ["REJECT 5.7.1 go away"]
     assert result.rules[0].first.number == 1
+
+
+@pytest.mark.parametrize("format_name", ["postfix-cidr", "postfix-pcre"])
+def test_as_many_ifs_are_read_within_each_other_as_anybody_writes(format_name: str) -> None:
+    pattern = "192.0.2.0/24" if format_name == "postfix-cidr" else "/./"
+    opened, closed = f"if {pattern}\n", "endif\n"
+    deep = imported(format_name, f"{opened * 17}{pattern} REJECT\n{closed * 17}{pattern} DEFER\n")
+    assert [rule.verdict.action for rule in deep.rules] == ["DEFER"]
+    reasons = [(loss.line.number, loss.reason) for loss in deep.report.losses]
+    assert (17, "more than 16 `if` within each other; all up to its endif is lost with it") in reasons
+    assert (18, "the `if` around it is lost") in reasons

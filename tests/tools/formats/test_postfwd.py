@@ -107,6 +107,7 @@ def test_names_are_those_of_the_ruleset() -> None:
         ("id=R; client_address=192.0.2.1; action=rate(sender/2/60/REJECT)", "rate() has no equal"),
         ("id=R; client_address=192.0.2.1; action=note(seen)", "note() only logs"),
         ("id=R; client_address=192.0.2.1", "there is no action"),
+        ("id=R; client_address=192.0.2.1,; action=REJECT", "there is no address before or after a comma"),
         ("id=R; nonsense; action=REJECT", "is no item"),
         ("id=R; colour==red; action=REJECT", "is no attribute that Postfix sends"),
         ("id=R; sender=!!(a); sender=!!(b); action=REJECT", "either would be enough"),

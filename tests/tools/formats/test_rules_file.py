@@ -101,3 +101,12 @@ def test_exceptions_keep_rows_apart() -> None:
 
 def test_no_rows_are_an_empty_ruleset() -> None:
     assert ruleset(rules_yaml([], "nothing")).rules == ()
+
+
+def test_names_are_unique_however_often_one_is_wanted() -> None:
+    names = Names("t", taken=["spam-3"])
+    made = [names.next("spam") for _ in range(50_000)]  # each with a look at all before it takes minutes
+    assert made[:4] == ["spam", "spam-2", "spam-4", "spam-5"]
+    assert len({*made}) == len(made)
+    assert names.next("default") == "default-2"
+    assert names.next() == "t-1"

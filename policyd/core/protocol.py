@@ -151,7 +151,9 @@ class RequestParser:
             raise ProtocolError("an empty request (no request=smtpd_access_policy)")
         # One byte back: the first of the two line ends may have been the last byte of an earlier read.
         end = buffer.find(b"\n\n", max(start, self._searched - 1))
-        if (end if end >= 0 else len(buffer)) + 2 - start > self._request_bytes:
+        # Without an empty line its end is at least two bytes away, or one where the line before it has ended.
+        least = end + 2 if end >= 0 else len(buffer) + (1 if buffer[-1] == 0x0A else 2)
+        if least - start > self._request_bytes:
             raise ProtocolError(f"a request of more than {self._request_bytes} bytes")
         if end < 0:
             self._searched = len(buffer)

@@ -103,6 +103,15 @@ def test_a_request_is_bounded_with_and_without_an_end(piece, end):
     assert parser.pending <= 2000 + piece
 
 
+@pytest.mark.parametrize("piece", [1, 2, 3, 100])
+def test_a_request_of_exactly_the_limit_is_taken_however_it_arrives(piece):
+    request = TYPE + b"sender=" + b"a" * 100 + b"\n\n"
+    pieces = [request[i : i + piece] for i in range(0, len(request), piece)]
+    assert len(parse_all(pieces, RequestParser(len(request)))) == 1
+    with pytest.raises(ProtocolError):
+        parse_all(pieces, RequestParser(len(request) - 1))
+
+
 def test_a_request_of_exactly_the_limit_is_taken_and_a_known_layout_keeps_it():
     request = TYPE + b"sender=" + b"a" * 100 + b"\n\n"
     layouts = Layouts()

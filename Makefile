@@ -3,6 +3,8 @@
 # make test   the checks, then every test (ARGS="-k reload" narrows them)
 # make faults every fault of docs/reliability.md, at length (some 15 minutes): ARGS="-k mail" for some of them,
 #             SOAK=10000000 for the number of requests of the soak; the table goes to build/faults.md
+# make fuzz   looks for inputs that break a promise (docs/fuzzing.md), each target for FUZZ_RUNS executions or
+#             FUZZ_SECONDS, whichever end first; FUZZ_TARGETS="protocol rules" for some of them
 # make lock   writes requirements.lock anew: what a release is built with and runs on, by hash
 # make audit  asks for known holes in what requirements.lock names
 # make bench  what a request costs, beside the floor and the peers (docs/performance.md): BENCH=quick for a short run,
@@ -12,7 +14,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: run check test faults bench lock audit clean
+.PHONY: run check test faults fuzz bench lock audit clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/policyd serve -c config/policyd.yaml
@@ -29,6 +31,9 @@ test: check
 faults: $(VENV)/test.stamp
 	mkdir -p build
 	FAULTS=long SOAK='$(SOAK)' FAULTS_TABLE=build/faults.md $(BIN)/pytest tests/faults -rs $(ARGS)
+
+fuzz: $(VENV)/fuzz.stamp
+	$(BIN)/python -m tests.fuzz $(FUZZ_RUNS:%=--runs %) $(FUZZ_SECONDS:%=--seconds %) $(FUZZ_TARGETS)
 
 bench: $(VENV)/run.stamp
 	$(BIN)/python -m tests.bench $(BENCH:%=--%) $(if $(BENCH_OUT),--out '$(BENCH_OUT)') $(if $(BENCH_PUBLISH),--publish) $(ROWS)
@@ -55,6 +60,10 @@ $(VENV)/run.stamp: pyproject.toml Makefile | $(BIN)/pip
 
 $(VENV)/test.stamp: pyproject.toml Makefile | $(BIN)/pip
 	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/fuzz.stamp: pyproject.toml Makefile | $(BIN)/pip
+	$(BIN)/pip install --quiet --editable '.[test,fuzz]'
 	touch $@
 
 $(BIN)/pip:

@@ -1,0 +1,191 @@
+"""`python -m tests.fuzz [TARGET...]`: looks for inputs that break a promise, one target after the other, with atheris.
+
+Each runs in a process of its own, for at most so many executions and so many seconds, and with so much memory. What it
+finds worth keeping stays in the folder `--work`, so that the next run goes on from there; with `--keep` the smallest
+inputs of it that reach all the same code go into the corpus. A finding goes into `findings/`, where pytest tries it
+from then on, and the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.fuzz import inputs
+from tests.fuzz.targets import TARGETS
+
+# An input of this length, 64 KiB, is as long as a request may be, and as any line of a log.
+MAX_LEN = inputs.LONG
+
+# What one input may take: the parent's own bound where the second of processor time (under_atheris.py) is not heard of,
+# and libFuzzer's for memory, which no target comes near with 64 KiB.
+HANG_SECONDS = 60
+MEMORY_MB = 1024
+
+# What is kept of one target, in bytes: the corpus is to be read, and copied by everybody.
+KEPT_BYTES = 24 * 1024
+
+# Words given to libFuzzer, of those that the seeds consist of.
+WORDS = 400
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to. `branches` is how many of the instrumented code's branches were taken, of how many."""
+
+    name: str
+    executions: int
+    seconds: float
+    branches: int
+    of: int
+    memory_mb: int
+    kept: int
+    finding: str = ""
+
+    @property
+    def row(self) -> str:
+        """A row of the table in docs/fuzzing.md."""
+        return f"| {self.name} | {self.executions:,} | {self.seconds:.0f} | {self.branches:,} | {self.memory_mb} |"
+
+
+def main() -> int:
+    """Runs the targets; the exit status."""
+    options = _options()
+    names = options.targets or list(TARGETS)
+    shares = sum(TARGETS[name].share for name in names)
+    outcomes = []
+    for name in names:
+        seconds = options.seconds
+        if options.total:
+            seconds = max(1, options.total * TARGETS[name].share // shares)
+        outcome = run(name, options.runs, seconds, options.work / name)
+        outcomes.append(outcome)
+        print(outcome.row, outcome.finding, flush=True)
+        if options.keep and not outcome.finding:
+            keep(name, options.work / name)
+    total = sum(outcome.executions for outcome in outcomes)
+    print(f"{total:,} executions, {sum(bool(outcome.finding) for outcome in outcomes)} findings")
+    return int(any(outcome.finding for outcome in outcomes))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("targets", nargs="*", metavar="TARGET", choices=[[], *TARGETS], help=", ".join(TARGETS))
+    parser.add_argument("--runs", type=int, default=10_000, help="executions of each target, at most")
+    parser.add_argument("--seconds", type=int, default=10, help="seconds for each target, at most")
+    parser.add_argument(
+        "--total", type=int, default=0, help="seconds for all of them, shared out; instead of --seconds"
+    )
+    parser.add_argument("--work", type=Path, default=inputs.ROOT / "build" / "fuzz", help="where inputs are gathered")
+    parser.add_argument("--keep", action="store_true", help="put the smallest of them into the corpus")
+    return parser.parse_args()
+
+
+def run(name: str, runs: int, seconds: int, work: Path) -> Outcome:
+    """Fuzzes one target."""
+    with tempfile.TemporaryDirectory(prefix="policyd-fuzz-") as temporary:
+        folder = Path(temporary)
+        seeds = _written(inputs.seeds(name, TARGETS[name].seeds), folder / "seeds")
+        work.mkdir(parents=True, exist_ok=True)
+        (folder / "words").write_text(_words(name))
+        arguments = [
+            f"-runs={runs}",
+            f"-max_total_time={seconds}",
+            f"-max_len={MAX_LEN}",
+            f"-timeout={HANG_SECONDS}",
+            f"-rss_limit_mb={MEMORY_MB}",
+            f"-dict={folder / 'words'}",
+            f"-artifact_prefix={folder}/found-",
+            "-print_final_stats=1",
+            "-reload=0",
+        ]
+        began = time.monotonic()
+        ended = _atheris(name, folder, [*arguments, str(work), str(seeds)], seconds + HANG_SECONDS + 60)
+        took = time.monotonic() - began
+        finding = ""
+        for found in sorted(folder.glob("found-*")):
+            kept = inputs.FOLDER / "findings" / name / found.name.removeprefix("found-")
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_bytes(found.read_bytes())
+            finding = str(kept.relative_to(inputs.ROOT))
+        if ended.returncode and not finding:
+            finding = "ended without an input"
+        if finding:
+            print(ended.stderr[-4000:], file=sys.stderr)
+    progress = re.findall(r"^#(\d+)\t.*?cov: (\d+)", ended.stderr, re.MULTILINE)
+    executions, branches = map(int, progress[-1]) if progress else (0, 0)
+    counters = re.search(r"\((\d+) inline 8-bit counters\)", ended.stderr)
+    memory = re.search(r"stat::peak_rss_mb:\s+(\d+)", ended.stderr)
+    return Outcome(
+        name,
+        executions,
+        took,
+        branches,
+        int(counters[1]) if counters else 0,
+        int(memory[1]) if memory else 0,
+        sum(1 for _ in work.iterdir()),
+        finding,
+    )
+
+
+def keep(name: str, work: Path) -> None:
+    """Puts into the corpus what reaches code that the rest of it does not, the shortest first, up to a bound."""
+    with tempfile.TemporaryDirectory(prefix="policyd-fuzz-") as temporary:
+        folder = Path(temporary)
+        written = _written(inputs.written(name), folder / "written")
+        merged = folder / "merged"
+        merged.mkdir()
+        for one in written.iterdir():  # what is there already counts
+            (merged / one.name).write_bytes(one.read_bytes())
+        _atheris(name, folder, ["-merge=1", f"-max_len={MAX_LEN}", str(merged), str(work)], 600)
+        new = sorted(
+            (path.read_bytes() for path in merged.iterdir() if not (written / path.name).exists()),
+            key=lambda content: (len(content), content),
+        )
+    lines: list[str] = []
+    for content in new:
+        lines.append(repr(content) + "\n")
+        assert ast.literal_eval(lines[-1]) == content
+        if sum(map(len, lines)) > KEPT_BYTES:
+            lines.pop()
+            break
+    (inputs.FOLDER / "corpus" / "found").mkdir(exist_ok=True)
+    (inputs.FOLDER / "corpus" / "found" / f"{name}.txt").write_text("".join(lines), "ascii")
+
+
+def _atheris(name: str, folder: Path, arguments: list[str], seconds: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tests.fuzz.under_atheris", name, *arguments],
+        check=False,
+        cwd=inputs.ROOT,
+        env={"TMPDIR": str(folder), "PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=seconds,
+    )
+
+
+def _written(contents: list[bytes], folder: Path) -> Path:
+    folder.mkdir()
+    for number, content in enumerate(contents):
+        (folder / f"{number:04}").write_bytes(content)
+    return folder
+
+
+def _words(name: str) -> str:
+    """A dictionary for libFuzzer: the words of the corpus, and what breaks readers in general."""
+    words = dict.fromkeys(word for seed in inputs.own(name) for word in inputs.tokens(seed) if 2 <= len(word) <= 30)
+    chosen = [*filter(None, inputs.ODD), *list(words)[:WORDS]]
+    return "".join('"' + "".join(f"\\x{byte:02x}" for byte in word) + '"\n' for word in chosen if len(word) <= 60)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""Each reader of outside bytes with what must hold of it, whatever it is given.
+
+A target is a function of the bytes and of an empty folder that it may use; its docstring is its invariant in a
+sentence. It raises for a finding and is silent otherwise, and nothing that it does depends on an earlier call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from policyd.tools.imports import FORMATS
+from tests.fuzz.targets import config, dns, exchange, logs, protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Target:
+    """`seeds` names files of the project to begin with, beside the corpus. `share` is how much of a long run's time it
+    gets: readers that whoever connects can reach, and cheap ones, get more."""
+
+    check: Callable[[bytes, Path], None]
+    seeds: tuple[str, ...] = ()
+    share: int = 2
+
+    @property
+    def invariant(self) -> str:
+        """What must hold."""
+        return " ".join((self.check.__doc__ or "").split())
+
+
+TARGETS = {
+    "protocol": Target(protocol.parser, share=10),
+    "decision": Target(protocol.decision, share=6),
+    "dns": Target(dns.answers, share=6),
+    "rules": Target(config.rules, ("config/rules.yaml", "tests/bad/*.yaml"), share=6),
+    "settings": Target(config.settings, ("config/policyd.yaml", "tests/bad/settings-*.yaml")),
+    "list-file": Target(config.list_file, share=4),
+    "log-file": Target(logs.log_file),
+    "mail-log": Target(logs.mail_log, ("tests/data/maillog.*",), share=6),
+    "decision-log": Target(logs.decision_log, share=6),
+    **{f"import-{name}": Target(exchange.importer(name)) for name in FORMATS},
+}

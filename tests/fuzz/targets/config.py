@@ -1,0 +1,210 @@
+"""What the administrator writes: rules, list files, settings."""
+
+from __future__ import annotations
+
+import datetime
+import pickle
+import re
+from typing import TYPE_CHECKING
+
+from policyd.config import ConfigErrors, Loaded, load
+from policyd.config.conditions import CONDITIONS, Form
+from policyd.config.entries import fold_entry, parse_entries
+from policyd.config.settings import MAX_PORT, InetAddress
+from policyd.core.engine import NEEDS_IDENTITY, Decision, Outcome, decide, reply_text, trace
+from policyd.core.identity import Identity, Reason, Status
+from policyd.core.index import Networks
+from policyd.core.protocol import Request, encode_reply
+from policyd.core.ruleset import Ruleset, Verb
+from tests.fuzz.targets.protocol import request_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TODAY = datetime.date(2026, 11, 21)
+
+# A message shows at most a few pieces of 80 characters of a file, and the file's own name.
+LONGEST_LINE = 2_000
+
+
+def loaded_or_told(rules: Path, settings: Path | None = None) -> Loaded | None:
+    """What was loaded; None where it is wrong. Each line of errors or warnings can be printed, and read."""
+    try:
+        loaded = load(settings, rules, warnings_on=TODAY)
+    except ConfigErrors as errors:
+        lines = errors.lines
+        assert errors.exit_status in {1, 2}
+        loaded = None
+    else:
+        lines = loaded.warning_lines
+    assert loaded is not None or lines
+    for line in lines:
+        assert line.isprintable(), line
+        assert len(line) <= LONGEST_LINE, line
+    return loaded
+
+
+# --- Rules ------------------------------------------------------------------------------------------------------------
+
+_PART = re.compile(rb"(?m)^=== .*\n")
+
+
+def rules(content: bytes, folder: Path) -> None:
+    """What does not load says why; what loads decides about any request, in the same way by the index and rule by rule,
+    with DNS and without where nobody asks it; a lie lets nobody in, and a failure of DNS rejects nobody whom its answer
+    would let in."""
+    # The rules; after a line `=== list.txt` what is in that file; after `=== request` the request.
+    yaml, list_file, request = [*_PART.split(content, maxsplit=2), b"", b""][:3]
+    (folder / "rules.yaml").write_bytes(yaml)
+    (folder / "list.txt").write_bytes(list_file)
+    loaded = loaded_or_told(folder / "rules.yaml")
+    if loaded is None:
+        return
+    asked, identity = request_of(request)
+    names = tuple(sorted({*identity.verified, *identity.claimed} or {b"a.example"}))
+    _check_decisions(loaded.ruleset, asked, names)
+
+
+def _check_decisions(ruleset: Ruleset, request: Request, names: tuple[bytes, ...]) -> None:
+    truths = [
+        Identity(Status.VERIFIED, names),
+        Identity(Status.VERIFIED, names[:1], names[1:]),
+        Identity(Status.MISMATCH, claimed=names),
+    ]
+    nothing_known = Identity(Status.ERROR, reason=Reason.SERVFAIL, names_known=False)
+    names_known = Identity(Status.ERROR, claimed=names, reason=Reason.TIMEOUT)
+    missing = Identity(Status.MISSING)
+    decided = {one: _decided(ruleset, request, one) for one in (*truths, nothing_known, names_known, missing)}
+
+    without_dns = decide(ruleset, request, None, TODAY)
+    if without_dns is not NEEDS_IDENTITY:
+        assert all(one == without_dns for one in decided.values())
+    # The first principle: another name that a client claims does not let it in.
+    honest = Identity(Status.MISMATCH, claimed=(b"x",))
+    liar = Identity(Status.MISMATCH, claimed=tuple(sorted({b"x", *names})))
+    if _decided(ruleset, request, honest).verb is not Verb.DUNNO:
+        assert _decided(ruleset, request, liar).verb is not Verb.DUNNO
+    # The second: a REJECT under a failure is no DUNNO under any answer that there could have been.
+    for failure, answers in ((nothing_known, [*truths, missing]), (names_known, truths)):
+        if decided[failure].verb is Verb.REJECT:
+            assert all(decided[answer].verb is not Verb.DUNNO for answer in answers)
+
+
+def _decided(ruleset: Ruleset, request: Request, identity: Identity) -> Decision:
+    decision = decide(ruleset, request, identity, TODAY)
+    assert decision is not NEEDS_IDENTITY
+    assert isinstance(decision, Decision)
+    looked = trace(ruleset, request, identity, TODAY)
+    held = [one for one in looked if one.outcome in {Outcome.YES, Outcome.IN_DOUBT}]
+    assert decision.observed == tuple(one.rule.name for one in held if one.rule.observe)
+    deciding = [one for one in held if not one.rule.observe]
+    assert [one.rule for one in deciding] == ([decision.rule] if decision.rule is not None else [])
+    text = reply_text(decision, request, identity.verified[0] if identity.verified else None, "7Q4K2M9X")
+    assert encode_reply(decision.verb, text)[:-2].decode("ascii").isprintable()
+    return decision
+
+
+# --- List files -------------------------------------------------------------------------------------------------------
+
+# A condition for each form of entry.
+_CONDITIONS = (
+    "cidr",
+    "hostname",
+    "hostname_suffix",
+    "hostname_regex",
+    "helo_name",
+    "sender",
+    "recipient",
+    "client_port",
+    "reverse_dns",
+)
+
+# A line up to a `#` or `;` at its beginning or after a blank.
+_ENTRY = re.compile(rb"(?![#;])(?:[^ \t]|[ \t](?![#;]))*+|")
+
+# Requests made for entries of one list.
+_ASKED = 20
+
+
+def list_file(content: bytes, folder: Path) -> None:
+    """A list reads the same line by line and as a whole, names the line of each entry that is none, and what it takes
+    is found again by a request that says it."""
+    # The first byte, a digit, chooses the condition.
+    condition = _CONDITIONS[(content[0] - ord("0")) % len(_CONDITIONS)] if content else "cidr"
+    form = CONDITIONS[condition].form
+    lines = [_ENTRY.match(line)[0].strip() for line in content[1:].removeprefix(b"\xef\xbb\xbf").split(b"\n")]
+    written = [line for line in lines if line]
+    together, bad = parse_entries(form, written)
+    alone = [parse_entries(form, [line]) for line in written]
+    assert bad == [place for place, (_, wrong) in enumerate(alone) if wrong]
+    assert _flat(together) == [entry for one, _ in alone for entry in _flat(one)] or isinstance(together, Networks)
+    assert sorted(_flat(together)) == sorted(entry for one, _ in alone for entry in _flat(one))
+
+    (folder / "list.txt").write_bytes(content[1:])
+    (folder / "rules.yaml").write_text(
+        f"lists: {{x: {{file: list.txt}}}}\nrules: [{{name: r, match: {{{condition}: $x}}, action: DEFER}}]\n"
+    )
+    loaded = loaded_or_told(folder / "rules.yaml")
+    if loaded is None:
+        return
+    assert written
+    assert not bad
+    assert [entry.text.encode() for entry in loaded.lists["x"].entries()] == written
+    assert [entry.line for entry in loaded.lists["x"].entries()] == [n for n, line in enumerate(lines, 1) if line]
+    for text in written[:_ASKED]:
+        asked = _request_for(form, condition, text)
+        if asked is not None:
+            assert decide(loaded.ruleset, *asked, TODAY).rule is not None, text  # type: ignore[union-attr]
+
+
+def _flat(entries: object) -> list[object]:
+    if isinstance(entries, Networks):
+        return [(4, packed) for packed in entries.v4] + [(6, packed) for packed in entries.v6]
+    assert isinstance(entries, list)
+    return entries
+
+
+def _request_for(form: Form, condition: str, entry: bytes) -> tuple[Request, Identity] | None:
+    """A request of a client, and the client, that an entry must match; None where that is not plain to see."""
+    nobody = Identity(Status.MISSING)
+    match form:
+        case Form.NETWORK:
+            return Request.of({"client_address": entry.partition(b"/")[0]}), nobody
+        case Form.HOST_NAME | Form.DOMAIN:
+            name = b"mail" + entry if entry.startswith(b".") else entry
+            (folded,) = fold_entry(Form.HOST_NAME, name) or (None,)
+            return None if folded is None else (Request.of({}), Identity(Status.VERIFIED, (folded,)))
+        case Form.STATUS if entry in {Status.MISSING.encode(), Status.ERROR.encode()}:
+            return Request.of({}), Identity(Status(entry.decode()))
+        case Form.SENDER | Form.RECIPIENT:
+            return Request.of({"protocol_state": b"RCPT", condition: b"" if entry == b"<>" else entry}), nobody
+        case Form.HELO_NAME | Form.TEXT:
+            return Request.of({condition: entry}), nobody
+        case _:
+            return None
+
+
+# --- Settings ---------------------------------------------------------------------------------------------------------
+
+
+def settings(content: bytes, folder: Path) -> None:
+    """What does not load says why, and what loads lies within the bounds that settings.md names and survives the way
+    from the process that loads it to the one that serves."""
+    (folder / "policyd.yaml").write_bytes(content)
+    (folder / "rules.yaml").write_text("rules: []\n")
+    loaded = loaded_or_told(folder / "rules.yaml", folder / "policyd.yaml")
+    if loaded is None:
+        return
+    of = loaded.settings
+    assert pickle.loads(pickle.dumps(of)) == of
+    for address in (*of.listen, *([of.metrics] if of.metrics is not None else [])):
+        if isinstance(address, InetAddress):
+            assert 0 < address.port <= MAX_PORT
+            assert address.host.isascii()
+    assert of.listen
+    assert 0 <= of.socket_mode <= 0o777
+    assert all(0 < server.port <= MAX_PORT for server in of.dns.servers)
+    assert 0 < of.dns.timeout <= 300
+    assert of.limits.idle_timeout > 0
+    assert of.limits.request_timeout > 0
+    assert 1024 <= of.limits.request_bytes <= 1 << 24

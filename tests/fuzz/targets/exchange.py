@@ -1,0 +1,88 @@
+"""Other systems' lists and tables, as `policyd import` reads them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from policyd.config import ConfigErrors, load
+from policyd.core.ruleset import Verb
+from policyd.tools.formats.exchange import Verdict
+from policyd.tools.imports import ImportFailedError, ImportOptions, Result, Shape, import_files
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+# What the command line can ask for. The first byte of an input, a digit, chooses.
+OPTIONS = (
+    ImportOptions(),
+    ImportOptions(attribute="helo_name"),
+    ImportOptions(attribute="sender", dotted=True),
+    ImportOptions(attribute="recipient", delimiter="+"),
+    ImportOptions(dotted=True),
+    ImportOptions(shape=Shape.LIST),
+    ImportOptions(shape=Shape.LIST, condition="sender_domain", attribute="sender"),
+    ImportOptions(shape=Shape.RULES, name="a b", verdict=Verdict(Verb.DEFER, "4.7.1", "later")),
+)
+
+# A message shows at most 100 characters of a line, and a reason.
+LONGEST_LINE = 2_000
+
+
+def importer(format_name: str) -> Callable[[bytes, Path], None]:
+    """The target of one format."""
+
+    def check(content: bytes, folder: Path) -> None:
+        """Whatever a file of another system holds, what comes out is rules, or a list, that load without a problem and
+        have each rule or entry that was said to be taken; and what was lost is told line by line."""
+        options = OPTIONS[(content[0] - ord("0")) % len(OPTIONS)] if content else OPTIONS[0]
+        path = folder / "table"
+        path.write_bytes(content[1:])
+        try:
+            result = import_files(format_name, [str(path)], options)
+        except ImportFailedError as error:
+            assert str(error).isprintable()
+            assert len(str(error)) <= LONGEST_LINE
+            assert error.exit_status in {1, 2}
+            return
+        lines = content[1:].count(b"\n") + 1
+        for message in result.report.messages():
+            assert message.isprintable(), message
+            assert len(message) <= LONGEST_LINE
+        assert all(0 < loss.line.number <= lines for loss in result.report.losses)
+        assert result.report.taken >= 0
+        _check_loads(result, folder)
+
+    check.__name__ = format_name
+    return check
+
+
+def _check_loads(result: Result, folder: Path) -> None:
+    rules = folder / "rules.yaml"
+    if result.shape is Shape.RULES:
+        rules.write_text(result.text, encoding="utf-8")
+    else:
+        (folder / "list.txt").write_text(result.text, encoding="utf-8")
+        (condition,) = {entry.condition for entry in result.entries}
+        rules.write_text(
+            f"lists: {{x: {{file: list.txt}}}}\nrules: [{{name: r, match: {{{condition}: $x}}, action: DEFER}}]\n"
+        )
+    try:
+        loaded = load(None, rules)
+    except ConfigErrors as errors:
+        # What no set of expressions can hold is for the loader to say.
+        assert ["are too large for RE2" in line for line in errors.lines] == [True], errors
+        return
+    if result.shape is Shape.RULES:
+        assert [rule.name for rule in loaded.ruleset.rules] == [rule.name for rule in result.rules]
+        written = [{condition.name: condition.values for condition in rule.match} for rule in loaded.ruleset.rules]
+        values = [{name: _as_written(values) for name, values in rule.match.items()} for rule in result.rules]
+        assert written == values
+    else:
+        found = [entry.text for entry in loaded.lists["x"].entries()]
+        assert found == [*dict.fromkeys(entry.value for entry in result.entries)]
+
+
+def _as_written(values: tuple[str, ...]) -> tuple[str, ...]:
+    """A `$` at the beginning is doubled, since it would name a list."""
+    return tuple(f"${value}" if value.startswith("$") else value for value in values)

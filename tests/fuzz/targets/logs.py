@@ -1,0 +1,94 @@
+"""Logs: what other programs, and policyd itself, wrote; with whatever their clients said in it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from policyd.tools import decisionlog
+from policyd.tools.logfiles import MAX_LINE_BYTES, LogError, read_blocks
+from policyd.tools.maillog import MailLog
+from policyd.tools.observation import MAX_RECIPIENTS, Observation, Outcome, Standing
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# 1 January 2027, the date of the file, from which stamps without a year are dated.
+MODIFIED = 1_798_761_600.0
+
+
+def log_file(content: bytes, folder: Path) -> None:
+    """A file, compressed or not, whole or cut off, gives lines of a bounded length in the order of the file, or one
+    line that says why not."""
+    path = folder / "log"
+    path.write_bytes(content)
+    lines: list[bytes] = []
+    told = 0
+
+    def advance(count: int) -> None:
+        nonlocal told
+        assert count >= 0
+        told += count
+
+    try:
+        for block in read_blocks([str(path)], advance):
+            assert block.lines
+            assert block.first == (not lines)
+            lines += block.lines
+    except LogError as error:
+        assert str(error).isprintable()
+        return
+    assert told == len(content)
+    assert all(len(line) <= MAX_LINE_BYTES and b"\n" not in line for line in lines)
+    if not content.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+        ended = content if content.endswith(b"\n") else content.removesuffix(b"\r") + b"\n"
+        assert b"".join(line + b"\n" for line in lines) == (ended.replace(b"\r\n", b"\n") if content else b"")
+
+
+def mail_log(content: bytes, _folder: Path) -> None:
+    """No line raises, each is counted once, no more mails come out than lines went in, and how lines come in blocks
+    changes nothing."""
+    lines = content.split(b"\n")
+    at_once, one_by_one = MailLog(), MailLog()
+    at_once.start_file(MODIFIED)
+    one_by_one.start_file(MODIFIED)
+    found = [*at_once.feed(lines), *at_once.finish()]
+    again = [mail for line in lines for mail in one_by_one.feed([line])] + one_by_one.finish()
+    assert found == again
+    counts = at_once.counts
+    assert counts == one_by_one.counts
+    assert counts.lines == len(lines) == counts.used + counts.other + counts.unknown
+    assert len(found) <= counts.used
+    for mail in found:
+        _check(mail)
+
+
+def _check(mail: Observation) -> None:
+    assert isinstance(mail.outcome, Outcome)
+    assert isinstance(mail.standing, Standing)
+    assert mail.time is None or 0 <= mail.time < 1e10
+    assert len(mail.recipients) <= MAX_RECIPIENTS
+    assert mail.log in {"postfix", "sendmail", "policyd"}
+    for value in (mail.client_address, mail.helo_name, mail.sasl_username, mail.by, mail.text, *mail.names):
+        assert isinstance(value, bytes)
+    assert all(isinstance(recipient, bytes) for recipient in mail.recipients)
+    assert mail.sender is None or isinstance(mail.sender, bytes)
+
+
+def decision_log(content: bytes, _folder: Path) -> None:
+    """A line is a decision or it is not; a decision can be written as one printable line of either format, and is read
+    from there as it was written."""
+    for line in content.split(b"\n"):
+        decision = decisionlog.parse_anywhere(line)
+        if decision is None:
+            continue
+        text = decisionlog.as_text(decision)
+        assert text.isascii()
+        assert text.isprintable()
+        again = decisionlog.parse(text.encode())
+        assert again is not None
+        assert decisionlog.as_text(again) == text
+        fields = json.loads(json.dumps(decisionlog.as_json(decision), allow_nan=False))
+        from_fields = decisionlog.from_json(fields)
+        assert from_fields is not None
+        assert decisionlog.as_json(from_fields) == fields

@@ -1,0 +1,99 @@
+"""Every target over its corpus, what it once failed at, and a few thousand changes that are the same in every run."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.fuzz import inputs
+from tests.fuzz.targets import TARGETS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Changed inputs of each target: some thousands in all. Long runs are for `make fuzz`.
+CHANGES = 150
+
+# Inputs of 64 KiB of each target, and what one may take: processor time, so that a busy machine fails nothing. It is
+# ten times what the slowest takes.
+LONG_INPUTS = 4
+SECONDS = 1.0
+
+# Bytes of an input that a failure shows.
+SHOWN = 500
+
+NAMES = list(TARGETS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_corpus_and_earlier_findings_break_nothing(name: str, tmp_path: Path) -> None:
+    begin = inputs.seeds(name, TARGETS[name].seeds)
+    assert begin
+    for content in begin:
+        _check(name, content, tmp_path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_changed_inputs_break_nothing(name: str, tmp_path: Path) -> None:
+    for content in inputs.changes(inputs.seeds(name, TARGETS[name].seeds), CHANGES, name):
+        _check(name, content, tmp_path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_64_kib_take_no_more_than_a_second(name: str, tmp_path: Path) -> None:
+    chosen = random.Random(name)
+    begin = inputs.seeds(name, TARGETS[name].seeds)
+    for _ in range(LONG_INPUTS):
+        content = inputs.stretched(chosen.choice(begin), chosen)
+        began = time.process_time()
+        _check(name, content, tmp_path)
+        assert time.process_time() - began < SECONDS, content[:SHOWN]
+
+
+def _check(name: str, content: bytes, folder: Path) -> None:
+    try:
+        TARGETS[name].check(content, folder)
+    except Exception as error:
+        kept = folder / "finding"
+        kept.write_bytes(content)
+        error.add_note(f"the input of {len(content)} bytes is in {kept}: {content[:SHOWN]!r}")
+        raise
+
+
+def test_every_target_says_what_must_hold() -> None:
+    for target in TARGETS.values():
+        assert target.invariant.endswith(".")
+
+
+def test_the_corpus_is_small_and_belongs_to_the_targets() -> None:
+    corpus = inputs.FOLDER / "corpus"
+    assert sum(path.stat().st_size for path in corpus.rglob("*") if path.is_file()) < 1_000_000
+    assert {path.name for path in corpus.iterdir()} - {"found"} == set(TARGETS)
+    assert {path.stem for path in (corpus / "found").glob("*")} <= set(TARGETS)
+    assert {path.name for path in (inputs.FOLDER / "findings").iterdir()} <= set(TARGETS)
+
+
+def test_changes_are_the_same_in_every_run() -> None:
+    begin = inputs.own("rules")
+    once, again = (list(inputs.changes(begin, 50, "seed")) for _ in range(2))
+    assert once == again
+    assert len({*once}) > 40
+
+
+@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed (make fuzz does)")
+def test_atheris_finds_its_way_from_the_corpus(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.fuzz", "--runs", "2000", "--work", str(tmp_path), "protocol"],
+        cwd=inputs.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.stdout.splitlines()[-1] == "2,000 executions, 0 findings", ended.stdout + ended.stderr

@@ -1,0 +1,56 @@
+"""One target under atheris, for as long as the options say: `python -m tests.fuzz.under_atheris TARGET OPTION...`.
+
+Ends with a traceback and status 77 at a finding, whose input libFuzzer writes where `-artifact_prefix` says. What takes
+longer than a second of processor time, instrumented as the code is here, is a finding like any other.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import atheris
+
+from tests.fuzz import inputs
+
+with atheris.instrument_imports(include=["policyd"], enable_loader_override=False):
+    from tests.fuzz.targets import TARGETS
+
+# The bar of the project is one second for 64 KiB; counting every branch makes the code take two to three times as long.
+SECONDS = 3.0
+
+# One change in so many makes the input long. Those take as much time as thousands of others.
+STRETCHED = 2000
+
+
+def main() -> None:
+    """Runs until libFuzzer ends it."""
+    name, *options = sys.argv[1:]
+    check = TARGETS[name].check
+    folder = Path(tempfile.mkdtemp(prefix="policyd-fuzz-"))
+
+    def once(content: bytes) -> None:
+        began = time.process_time()
+        check(content, folder)
+        seconds = time.process_time() - began
+        if seconds > SECONDS:
+            raise TimeoutError(f"{len(content)} bytes took {seconds:.1f} s")
+
+    def change(content: bytes, longest: int, seed: int) -> bytes:
+        chosen = random.Random(seed)
+        if chosen.randrange(STRETCHED) == 0:
+            return inputs.stretched(content, chosen, min(longest, 1 << chosen.randint(10, 16)))
+        changed: bytes = atheris.Mutate(content, longest)
+        return changed
+
+    gc.freeze()  # what is loaded by now stays
+    atheris.Setup([sys.argv[0], *options], once, custom_mutator=change)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

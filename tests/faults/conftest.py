@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.dns import ScriptedServer, free_port
-from tests.faults.flow import HEAD, Flow
+from tests.faults.flow import HEAD, NORMAL_SECONDS, Flow
 from tests.faults.world import World, rules_file, ruleset_hash
 from tests.field.conftest import open_folder, postfix  # noqa: F401 - fixtures of the tests here too
 from tests.field.policyd import Policyd
 from tests.field.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from tests.faults.flow import Row
 
@@ -31,6 +31,14 @@ LONG = os.environ.get("FAULTS") == "long"
 SECONDS = 4.0 if LONG else 0.7
 
 long_only = pytest.mark.skipif(not LONG, reason="takes minutes; run it with make faults")
+
+
+def table(cases: Iterable[str], *in_short: str) -> list[str]:
+    """The cases to try: in the short form a few of them, one of each kind."""
+    known = [*cases]
+    assert set(in_short) <= set(known)
+    return known if LONG else [*in_short]
+
 
 _rows: list[Row] = []
 _texts: list[str] = []
@@ -80,7 +88,8 @@ class Setting:
 
     def flow(self, fault: str, **arguments: Any) -> Flow:
         """A flow for a `with` block. Its row is part of the table, whatever becomes of it."""
-        flow = Flow(fault, self.world, arguments.pop("place", self.port), pid=self._daemon.pid, **arguments)
+        arguments = {"tail": NORMAL_SECONDS if LONG else NORMAL_SECONDS / 2, "pid": self._daemon.pid, **arguments}
+        flow = Flow(fault, self.world, arguments.pop("place", self.port), **arguments)
         add_row(flow.row)
         return flow
 

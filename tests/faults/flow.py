@@ -78,7 +78,8 @@ class Flow:
     `place` is a port of 127.0.0.1 or `unix:/path`, `pid` the server's process. Each connection asks `pause` seconds
     after each answer. `kinds` are places in NAMELESS, each new client of which asks `repeats` times. Failures that
     begin with one of `may_fail` are to be expected, and so are closed connections with `may_close`; with `exhausts`
-    what fails is descriptors or the CPU, and answers may be slow. `patience` is what a lookup may take.
+    what fails is descriptors or the CPU, and answers may be slow. `patience` is what a lookup may take; for `tail`
+    seconds it goes on after the fault.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Flow:
         may_close: bool = False,
         exhausts: bool = False,
         patience: float = PATIENCE_SECONDS,
+        tail: float = NORMAL_SECONDS,
     ) -> None:
         self.row = Row(fault)
         self.attempts: list[Attempt] = []
@@ -116,6 +118,7 @@ class Flow:
         self._may_close = may_close
         self._exhausts = exhausts
         self._patience = patience
+        self._tail = tail
         self._over: float | None = None
         self._waits: list[Waits] = []
         self._longest_own = 0.0
@@ -131,7 +134,7 @@ class Flow:
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None and self._over is not None:
-            self.go_on(max(0.0, self._over + NORMAL_SECONDS - time.monotonic()))
+            self.go_on(max(0.0, self._over + self._tail - time.monotonic()))
         self._process.terminate()
         self._reader.join(PATIENCE_SECONDS + 10)
         status = self._process.wait(timeout=10)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.daemon.client import Client, request
-from tests.faults.conftest import LONG, SECONDS, Setting, wait_for_edition
+from tests.faults.conftest import LONG, SECONDS, Setting, long_only, table, wait_for_edition
 from tests.faults.world import CLIENTS, NAMED, attributes_of
 
 if TYPE_CHECKING:
@@ -148,7 +148,10 @@ def beside(nuisance: Callable[[int, threading.Event], None], port: int) -> Itera
     assert problems == []
 
 
-@pytest.mark.parametrize("name", NUISANCES.keys())
+IN_SHORT = "garbage", "answers that are never read", "resets in the middle"
+
+
+@pytest.mark.parametrize("name", table(NUISANCES, *IN_SHORT))
 def test_bad_clients_cost_good_ones_nothing(name: str, one_setting: tuple[Setting, Policyd]) -> None:
     setting, policyd = one_setting
     with setting.flow(f"clients: {name}") as flow:
@@ -170,6 +173,7 @@ def many_descriptors() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@long_only
 @pytest.mark.usefixtures("many_descriptors")
 def test_five_thousand_connections_do_not_disturb_those_that_are_served(
     one_setting: tuple[Setting, Policyd],
@@ -188,7 +192,8 @@ def test_a_request_on_every_connection_at_the_moment_of_a_reload_is_answered_rig
     setting: Setting,
 ) -> None:
     world = setting.world
-    asked = [place % len(NAMED) for place in range(1000)]
+    name = f"clients: a request on each of {1000 if LONG else 200:,} connections at the moment of a reload"
+    asked = [place % len(NAMED) for place in range(1000 if LONG else 200)]
     contents = [
         "".join(f"{name}={value}\n" for name, value in attributes_of(client, 0).items()).encode() + b"\n"
         for client in asked
@@ -196,9 +201,11 @@ def test_a_request_on_every_connection_at_the_moment_of_a_reload_is_answered_rig
     with (
         setting.daemon() as policyd,
         crowd(setting.port, len(asked)) as clients,
-        setting.flow("clients: a request on each of 1,000 connections at the moment of a reload", named=2) as flow,
+        setting.flow(
+            f"clients: a request on each of {len(asked):,} connections at the moment of a reload", named=2
+        ) as flow,
     ):
-        for edition in range(1, 20 if LONG else 4):
+        for edition in range(1, 20 if LONG else 3):
             with world.edition.changing(edition):
                 setting.write_edition(policyd, edition)
                 os.kill(policyd.pid, signal.SIGHUP)

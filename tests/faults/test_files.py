@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.faults.conftest import LONG, SECONDS, Setting, long_only, wait_for_edition
+from tests.faults.conftest import LONG, SECONDS, Setting, long_only, table, wait_for_edition
 from tests.faults.world import rules_file
 from tests.field.waiting import until
 from tests.requirements import require
@@ -103,7 +103,7 @@ def one_setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Sett
         yield setting, policyd
 
 
-@pytest.mark.parametrize("name", SPOILT.keys())
+@pytest.mark.parametrize("name", table(SPOILT, "missing", "unreadable", "a list that is a FIFO"))
 def test_a_rules_file_that_cannot_be_used_changes_nothing(name: str, one_setting: tuple[Setting, Policyd]) -> None:
     setting, policyd = one_setting
     spoil, complaint = SPOILT[name]
@@ -122,7 +122,7 @@ def test_a_rules_file_that_cannot_be_used_changes_nothing(name: str, one_setting
 def test_a_rules_file_that_is_replaced_while_it_is_read_is_the_old_or_the_new(setting: Setting) -> None:
     with setting.daemon() as policyd:
         with setting.flow("rules: replaced while they are read") as flow:
-            for edition in range(1, 60 if LONG else 8):
+            for edition in range(1, 60 if LONG else 5):
                 with setting.world.edition.changing(edition):
                     os.kill(policyd.pid, signal.SIGHUP)
                     time.sleep(edition % 8 * 0.005)  # another moment of the load each time
@@ -134,6 +134,7 @@ def test_a_rules_file_that_is_replaced_while_it_is_read_is_the_old_or_the_new(se
         assert "reload failed" not in policyd.operational_log.read_text()
 
 
+@long_only
 def test_a_list_that_is_written_to_while_it_is_read_is_refused(setting: Setting) -> None:
     growing = setting.folder / "growing"
     growing.write_bytes(b"host.example\n" * 2_000_000)
@@ -216,6 +217,7 @@ def test_on_a_full_disk_mail_goes_on_and_every_lost_line_is_counted(setting: Set
     assert "lines lost: No space left on device" in policyd.operational_log.read_text()
 
 
+@long_only
 def test_a_log_on_a_read_only_disk_is_written_as_soon_as_it_can_be(setting: Setting) -> None:
     with small_disk(setting.folder, "ro") as disk:
         log = disk / "decisions.log"
@@ -243,6 +245,7 @@ def test_a_log_that_is_removed_is_begun_anew_within_a_second_or_so(setting: Sett
         assert setting.metric(LOST) == 0
 
 
+@long_only
 def test_rotation_in_the_middle_of_a_burst_loses_no_line(setting: Setting) -> None:
     with setting.daemon() as policyd:
         with setting.flow("log: rotated in the middle of a burst", pause=0, repeats=4) as flow:
@@ -275,9 +278,12 @@ CLOSED = ["bash", "-c", 'exec "$@" >&-', "bash"]
 NOBODY_READS = ["bash", "-c", 'exec 3<> <(:); exec "$@" >&3', "bash"]  # a pipe that nothing is ever taken from
 
 
-@pytest.mark.parametrize(("name", "wrapper"), [("closed", CLOSED), ("a pipe that nobody reads", NOBODY_READS)])
-def test_standard_output_that_takes_nothing_holds_nobody_up(setting: Setting, name: str, wrapper: list[str]) -> None:
-    with setting.daemon(**log_to("-"), wrapper=wrapper) as policyd:
+OUTPUTS = {"closed": CLOSED, "a pipe that nobody reads": NOBODY_READS}
+
+
+@pytest.mark.parametrize("name", table(OUTPUTS, "closed"))
+def test_standard_output_that_takes_nothing_holds_nobody_up(setting: Setting, name: str) -> None:
+    with setting.daemon(**log_to("-"), wrapper=OUTPUTS[name]) as policyd:
         with setting.flow(f"log: standard output {name}") as flow:
             flow.go_on(SECONDS)
             flow.fault_is_over()

@@ -177,7 +177,7 @@ def test_sigkill_and_a_new_start_with_the_socket_kept_cost_no_message(postfix: P
         start_unbound(tmp_path, RECORDS) as resolver,
         kept_socket(postfix.port["policy"]) as listener,
         Policyd(tmp_path, RULES, listener=listener, **settings(postfix, resolver)) as policyd,
-        Mail(f"mail: SIGKILL and a new start, the socket kept, {times} times (P)", postfix.port["inet"]) as mail,
+        Mail(f"mail: SIGKILL and a new start, the socket kept, {times} x (P)", postfix.port["inet"]) as mail,
     ):
         for _ in range(times):
             mail.wait_for(20)

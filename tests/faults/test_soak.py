@@ -24,13 +24,15 @@ from tests.field.waiting import until
 from tests.requirements import require
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.field.policyd import Policyd
 
 # Requests in all, and the number of equal parts, of which the last is compared with the first.
 REQUESTS = int(os.environ.get("SOAK") or 300_000)
 PARTS = 10
+
+# So many have to be looked up first: by then the caches, c-ares's own included, are as large as they get, and what
+# they hold is no growth.
+CLIENTS_AT_FIRST = 15_000
 
 # Between two reloads, in seconds.
 RELOAD_SECONDS = 2.0
@@ -113,6 +115,34 @@ def resident_mb(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+class Log:
+    """The decision log as it is moved away from time to time, since it would fill the disk: how many lines there were
+    of the volume, and those of the flows."""
+
+    def __init__(self, policyd: Policyd) -> None:
+        self.volume = 0
+        self.own: list[dict[str, Any]] = []
+        self._policyd = policyd
+
+    def move_away(self) -> None:
+        """Takes what there is, while the daemon goes on in a new file."""
+        path = self._policyd.decision_log
+        old = path.with_suffix(".old")
+        path.rename(old)
+        until("a new log", lambda: path.exists() or None, 5)
+        self.take(old)
+        old.unlink()
+
+    def take(self, path: Path) -> None:
+        """Takes the lines of a file that is not written to any more."""
+        with path.open("rb") as file:
+            for line in file:
+                if b'"instance":"volume"' in line:
+                    self.volume += 1
+                else:
+                    self.own.append(json.loads(line))
+
+
 @long_only
 def test_millions_of_requests_with_reloads_leave_everything_as_it_was(setting: Setting) -> None:
     require(os.environ.get("CC", "cc"))
@@ -120,57 +150,38 @@ def test_millions_of_requests_with_reloads_leave_everything_as_it_was(setting: S
     requests = setting.folder / "requests"
     volume(requests)
     parts: list[Part] = []
-    lines, own = 0, []
-    # The cache is full early on; what a full cache holds is no growth.
-    dns = {"servers": [setting.dns.address], "timeout": "2s", "cache_size": 500}
-    with setting.daemon(dns=dns) as policyd:
+    with setting.daemon(dns={"servers": [setting.dns.address], "timeout": "2s", "cache_size": 1000}) as policyd:
+        log = Log(policyd)
 
-        def ask(seconds: float) -> dict[str, Any]:
+        def ask(seconds: float) -> Part:
             command = [load, "-a", f"inet:127.0.0.1:{setting.port}", "-f", requests, "-w", "0", "-d", f"{seconds:.2f}"]
-            return dict(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
-
-        def part(seconds: float) -> Part:
             used = cpu_seconds(policyd.pid)
-            report = ask(seconds)
+            report = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
             used = cpu_seconds(policyd.pid) - used
             descriptors = len(list(Path(f"/proc/{policyd.pid}/fd").iterdir()))
+            log.move_away()
             return Part(report, used * 1e6 / report["answered"], resident_mb(policyd.pid), descriptors)
 
+        with setting.flow("soak: its beginning", nameless=20, pause=0.001, repeats=1, exhausts=True) as begun:
+            begun.wait_for_clients(CLIENTS_AT_FIRST, 300)
         with (
             setting.flow("soak: the flow beside it", named=4, nameless=4, pause=0.05, exhausts=True) as flow,
             Reloads(setting, policyd),
         ):
-            flow.wait_for_clients(600, 120)
             warm = ask(3)
-            seconds = REQUESTS / PARTS / warm["per_second"]
+            seconds = REQUESTS / PARTS / warm.load["per_second"]
             while sum(each.load["answered"] for each in parts) < REQUESTS:
-                parts.append(part(seconds))
-                for logged in rotated(policyd):
-                    lines += 1
-                    if b'"instance":"volume"' not in logged:
-                        own.append(json.loads(logged))
+                parts.append(ask(seconds))
             flow.fault_is_over()
-        for logged in policyd.decision_log.read_bytes().splitlines():
-            lines += 1
-            if b'"instance":"volume"' not in logged:
-                own.append(json.loads(logged))
+    log.take(policyd.decision_log)
     add_text("\n".join([HEAD, *map(str, parts)]))
-    for report in [warm, *(each.load for each in parts)]:
-        assert (report["wrong"], report["closed"], report["refused"], report["unanswered"]) == (0, 0, 0, 0)
-    assert len(flow.compare(own)) == len(own)
-    assert lines == warm["answered"] + sum(each.load["answered"] for each in parts) + len(own)
+    for each in [warm, *parts]:
+        assert [each.load[how] for how in ("wrong", "closed", "refused", "unanswered")] == [0, 0, 0, 0], each.load
+    assert log.volume == sum(each.load["answered"] for each in [warm, *parts])
+    assert len(begun.compare(log.own)) + len(flow.compare(log.own)) == len(log.own)
     first, last = parts[0], parts[-1]
     assert last.resident_mb < first.resident_mb + SPARE_MB
     assert last.descriptors < first.descriptors + SPARE_DESCRIPTORS
-    # The latency itself is in the table: with one core for all of this it is the machine's, not the daemon's.
-    assert last.cpu_us < first.cpu_us * 1.1
-
-
-def rotated(policyd: Policyd) -> Iterator[bytes]:
-    """The lines of the decision log so far, which is moved away; they would fill the disk."""
-    old = policyd.decision_log.with_suffix(".old")
-    policyd.decision_log.rename(old)
-    until("a new log", lambda: policyd.decision_log.exists() or None, 5)
-    with old.open("rb") as file:
-        yield from file
-    old.unlink()
+    # The latency is in the table. On a machine with other work it is the machine's; this is the daemon's part in it,
+    # and even that depends on what others do to the CPU's caches: so the best of a few parts at either end.
+    assert min(each.cpu_us for each in parts[-3:]) < min(each.cpu_us for each in parts[:3]) * 1.1

@@ -69,14 +69,16 @@ def load(
     *,
     listen: Sequence[InetAddress | UnixAddress] = (),
     warnings_on: datetime.date | None = None,
+    keep_lists: bool = True,
 ) -> Loaded:
     """Loads settings (all defaults without `config_path`) and the ruleset, from `rules_path` or where settings say.
 
     `rules_path` and `listen` replace what the settings say. With `warnings_on`, the date in UTC, the ruleset is also
-    searched for what is likely not meant; who may write the files is looked at in any case. Raises ConfigErrors.
+    searched for what is likely not meant; who may write the files is looked at in any case. Without `keep_lists`, list
+    files cannot be read back or searched for warnings afterwards, and take that much less memory. Raises ConfigErrors.
     """
     with _without_garbage_collection():
-        return _load(config_path, rules_path, listen, warnings_on)
+        return _load(config_path, rules_path, listen, warnings_on, keep_lists=keep_lists)
 
 
 def load_settings(config_path: str | os.PathLike[str] | None = None) -> Settings:
@@ -93,6 +95,8 @@ def _load(
     rules_path: str | os.PathLike[str] | None,
     listen: Sequence[InetAddress | UnixAddress],
     warnings_on: datetime.date | None,
+    *,
+    keep_lists: bool,
 ) -> Loaded:
     started = time.monotonic()
     report = Report()
@@ -101,7 +105,7 @@ def _load(
     rules_file = None
     if rules is not None:
         rules_report = Report()
-        rules_file = read_rules(rules, rules_report)
+        rules_file = read_rules(rules, rules_report, keep_lists=keep_lists)
         report.extend(rules_report)
     if report or settings is None or rules is None or rules_file is None or rules_file.ruleset is None:
         raise ConfigErrors(report)

@@ -85,11 +85,11 @@ class RulesFile:
     ruleset: Ruleset | None = None
 
 
-def read_rules(path: str, report: Report) -> RulesFile | None:
+def read_rules(path: str, report: Report, *, keep_lists: bool = True) -> RulesFile | None:
     """Reads a rules file and its lists, builds the ruleset, and runs the tests inside it.
 
     None where there is nothing to speak of: the file cannot be read or is no YAML. All problems are in the report,
-    which must hold none before.
+    which must hold none before. Without `keep_lists`, the text of list files is forgotten once it has been parsed.
     """
     try:
         content = read_file(path, MAX_RULES_BYTES)
@@ -106,6 +106,8 @@ def read_rules(path: str, report: Report) -> RulesFile | None:
     rules_file = reader.read(root)
     rules_are_right = not report
     reader.read_tests(root)
+    if not keep_lists:
+        reader.forget_list_files()
     ruleset = reader.build() if rules_are_right else None
     if ruleset is not None:
         run_tests(rules_file.tests, ruleset, path, report)  # also beside a test that cannot be read
@@ -148,6 +150,12 @@ class _Reader:
         tests = root.get("tests") if isinstance(root, Mapping) else None
         if isinstance(root, Mapping) and tests is not None:
             self._file.tests = read_tests(tests, self._path, self._names_of_rules(root), self._report)
+
+    def forget_list_files(self) -> None:
+        """Frees the text of list files."""
+        for list_file in self._list_files.values():
+            if list_file is not None:
+                list_file.content = b""
 
     def build(self) -> Ruleset | None:
         """The ruleset. Only to be called if nothing was wrong; what is too much for the index is reported."""

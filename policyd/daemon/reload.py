@@ -107,7 +107,7 @@ class Loader:
         self.pid = os.fork()
         if not self.pid:
             self._channel.close()
-            _run_loader(far_end, lambda: load(config_path, rules_path, listen=listen))
+            _run_loader(far_end, lambda: load(config_path, rules_path, listen=listen, keep_lists=False))
         far_end.close()
 
     async def load(self) -> tuple[Delivery, Holding]:
@@ -226,6 +226,7 @@ def _run_worker(channel: socket.socket, load_files: Callable[[], Loaded]) -> NoR
             loaded = load_files()
             warnings = tuple(f"{one.path}: {one.message}" for one in loaded.warnings)
             result = Delivery(loaded.settings, loaded.ruleset, loaded.summary, loaded.seconds, warnings)
+            del loaded  # its parsed lists, before all of the tables are there twice
         except ConfigErrors as errors:
             result = errors
         descriptor = os.memfd_create("policyd-ruleset", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

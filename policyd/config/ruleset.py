@@ -41,6 +41,9 @@ RULE_KEYS = ("name", "match", "except", "action", "mode", "expires", "note")
 LIST_KEYS = ("file", "allow_empty")
 MODES = ("enforce", "observe")
 
+# A path may have 4,096 bytes (PATH_MAX, limits.h). A longer one can be written, and would make a message of its length.
+MAX_PATH_SHOWN = 1000
+
 NAME_PATTERN = r"[A-Za-z0-9_.-]+"
 _NAME = re.compile(NAME_PATTERN)
 
@@ -278,7 +281,8 @@ class _Reader:
             try:
                 content = read_file(path, MAX_LIST_BYTES)
             except (UnreadableError, OversizedError) as error:
-                self._add(node, f"{path} {error}")
+                shown = path if len(path) <= MAX_PATH_SHOWN else path[: MAX_PATH_SHOWN - 3] + "..."
+                self._add(node, f"{shown} {error}")
                 return None
             self._hash.update(content)
             if (nul := content.find(b"\0")) >= 0:

@@ -21,6 +21,9 @@ ROOT = FOLDER.parents[1]
 # The bar for time (a second, on any machine that is not much slower than ours) is for inputs of this length.
 LONG = 64 * 1024
 
+# Longer ones are tried, and not changed: each change of them would take as much time as many of others.
+CHANGED = 8 * 1024
+
 # What breaks readers in general.
 ODD = (
     b"", b"\0", b"\n", b"\r\n", b"\r", b"\t", b" ", b"\x0b", b"\x0c", b"\x1c", b"\x1b[2J", b"\x7f", b"\x80", b"\xff",
@@ -100,6 +103,11 @@ def changes(begin: Sequence[bytes], count: int, seed: str) -> Iterator[bytes]:
 _WORDS = re.compile(rb"[\w.-]+|[^\w\s.-]+|\s")
 _UNITS = (re.compile(rb"(?s)."), _WORDS, re.compile(rb"[^\n]*\n|[^\n]+"))
 _NUMBER = re.compile(rb"[0-9]+")
+
+
+def to_change(name: str, patterns: Sequence[str]) -> list[bytes]:
+    """The seeds that are short enough to be changed often."""
+    return [content for content in seeds(name, patterns) if len(content) <= CHANGED]
 
 
 def tokens(content: bytes) -> list[bytes]:

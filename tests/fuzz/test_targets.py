@@ -41,14 +41,14 @@ def test_the_corpus_and_earlier_findings_break_nothing(name: str, tmp_path: Path
 
 @pytest.mark.parametrize("name", NAMES)
 def test_changed_inputs_break_nothing(name: str, tmp_path: Path) -> None:
-    for content in inputs.changes(inputs.seeds(name, TARGETS[name].seeds), CHANGES, name):
+    for content in inputs.changes(inputs.to_change(name, TARGETS[name].seeds), CHANGES, name):
         _check(name, content, tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_64_kib_take_no_more_than_a_second(name: str, tmp_path: Path) -> None:
     chosen = random.Random(name)
-    begin = inputs.seeds(name, TARGETS[name].seeds)
+    begin = inputs.to_change(name, TARGETS[name].seeds)
     for _ in range(LONG_INPUTS):
         content = inputs.stretched(chosen.choice(begin), chosen)
         began = time.process_time()

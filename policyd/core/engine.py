@@ -105,7 +105,10 @@ def trace(ruleset: Ruleset, request: Request, identity: Identity | None, today: 
 def trusted_identity(request: Request) -> Identity | None:
     """The identity that Postfix itself has verified: `client_name`, unless it is `unknown` (smtpd_peer.c)."""
     name = request.get("client_name")
-    return None if name == b"unknown" or not name else Identity(Status.VERIFIED, (fold_name(name),))
+    if name == b"unknown" or not name:
+        return None
+    name = fold_name(name)
+    return Identity(Status.VERIFIED, (name,)) if name else None
 
 
 class _Evaluation:

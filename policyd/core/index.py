@@ -326,8 +326,8 @@ class AddressLookup:
         address = parse_address(request.get("client_address"))
         if address is None:
             return NOTHING
-        version, number = address
-        return self._hits[self._table.number4(number) if version == 4 else self._table.number6(number)]
+        number = self._table.number4(address[1]) if address[0] == 4 else self._table.number6(address[1])
+        return self._hits[number] if number else NOTHING
 
 
 class DomainTable:
@@ -424,16 +424,16 @@ class ExpressionTable:
         self._set = _sets.get(expressions) or _ExpressionSet(expressions)
         _sets[expressions] = self._set
         self._match = self._set.match
-        self._empty = self._find(b"")
+        self._empty = self._all(self._match(b"") or [])
 
     def find(self, text: bytes) -> Hits:
         """What holds for a text, of any bytes."""
-        return self._find(decode_for_expressions(text)) if text else self._empty
+        if not text:
+            return self._empty
+        places = self._match(text if text.isascii() else decode_for_expressions(text))
+        return self._all(places) if places else NOTHING
 
-    def _find(self, text: bytes) -> Hits:
-        places = self._match(text)
-        if not places:
-            return NOTHING
+    def _all(self, places: list[int]) -> Hits:
         return merge([self._hits[place] for place in places])
 
     def __reduce__(self) -> tuple[Any, ...]:

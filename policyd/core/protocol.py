@@ -140,13 +140,13 @@ class RequestParser:
         Raises ProtocolError for a request that is none: too long, a line without `=`, another type.
         """
         buffer, start = self._buffer, self._start
+        if start == len(buffer):
+            return None
         if self._layout is not None and buffer.endswith(b"\n\n"):
             match = self._layout.match(buffer, start)
             if match is not None and match.end() - start <= self._request_bytes:
                 self._start = self._searched = match.end()
                 return Request(self._layout.places, match.groups())
-        if start == len(buffer):
-            return None
         if buffer[start] == 0x0A:
             raise ProtocolError("an empty request (no request=smtpd_access_policy)")
         # One byte back: the first of the two line ends may have been the last byte of an earlier read.
@@ -180,8 +180,13 @@ class RequestParser:
         return Request.of({name.decode("latin-1"): value for name, value in values.items()})
 
 
+_NO_OPINION = b"action=DUNNO\n\n"  # most answers
+
+
 def encode_reply(verb: str, text: str = "") -> bytes:
     """The answer to one request. `text` is printable ASCII, begins with its code if it has one, may be empty."""
+    if verb == "DUNNO" and not text:
+        return _NO_OPINION
     return f"action={verb} {text}\n\n".encode("ascii") if text else f"action={verb}\n\n".encode("ascii")
 
 

@@ -201,9 +201,7 @@ def test_a_request_on_every_connection_at_the_moment_of_a_reload_is_answered_rig
     with (
         setting.daemon() as policyd,
         crowd(setting.port, len(asked)) as clients,
-        setting.flow(
-            f"clients: a request on each of {len(asked):,} connections at the moment of a reload", named=2
-        ) as flow,
+        setting.flow(name, named=2) as flow,
     ):
         for edition in range(1, 20 if LONG else 3):
             with world.edition.changing(edition):

@@ -117,7 +117,7 @@ def run(name: str, runs: int, seconds: int, work: Path) -> Outcome:
         if ended.returncode and not finding:
             finding = "ended without an input"
         if finding:
-            print(ended.stderr[-4000:], file=sys.stderr)
+            print(ended.stdout[-4000:], ended.stderr[-1000:], file=sys.stderr)  # the traceback, and what led there
     progress = re.findall(r"^#(\d+)\t.*?cov: (\d+)", ended.stderr, re.MULTILINE)
     executions, branches = map(int, progress[-1]) if progress else (0, 0)
     memory = re.search(r"stat::peak_rss_mb:\s+(\d+)", ended.stderr)

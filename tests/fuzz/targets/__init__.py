@@ -24,7 +24,7 @@ class Target:
 
     check: Callable[[bytes, Path], None]
     seeds: tuple[str, ...] = ()
-    share: int = 2
+    share: int = 1
 
     @property
     def invariant(self) -> str:
@@ -33,14 +33,14 @@ class Target:
 
 
 TARGETS = {
-    "protocol": Target(protocol.parser, share=10),
-    "decision": Target(protocol.decision, share=6),
-    "dns": Target(dns.answers, share=6),
-    "rules": Target(config.rules, ("config/rules.yaml", "tests/bad/*.yaml"), share=6),
-    "settings": Target(config.settings, ("config/policyd.yaml", "tests/bad/settings-*.yaml")),
-    "list-file": Target(config.list_file, share=4),
-    "log-file": Target(logs.log_file),
-    "mail-log": Target(logs.mail_log, ("tests/data/maillog.*",), share=6),
-    "decision-log": Target(logs.decision_log, share=6),
+    "protocol": Target(protocol.parser, share=20),
+    "decision": Target(protocol.decision, share=5),
+    "dns": Target(dns.answers, share=15),
+    "rules": Target(config.rules, ("config/rules.yaml", "tests/bad/*.yaml"), share=5),
+    "settings": Target(config.settings, ("config/policyd.yaml", "tests/bad/settings-*.yaml"), share=2),
+    "list-file": Target(config.list_file, share=3),
+    "log-file": Target(logs.log_file, share=4),
+    "mail-log": Target(logs.mail_log, ("tests/data/maillog.*",), share=5),
+    "decision-log": Target(logs.decision_log, share=5),
     **{f"import-{name}": Target(exchange.importer(name)) for name in FORMATS},
 }

@@ -41,8 +41,8 @@ def log_file(content: bytes, folder: Path) -> None:
     assert told == len(content)
     assert all(len(line) <= MAX_LINE_BYTES and b"\n" not in line for line in lines)
     if not content.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
-        ended = content if content.endswith(b"\n") else content.removesuffix(b"\r") + b"\n"
-        assert b"".join(line + b"\n" for line in lines) == (ended.replace(b"\r\n", b"\n") if content else b"")
+        *whole, last = content.replace(b"\r\n", b"\n").split(b"\n")
+        assert lines == (whole + [last.removesuffix(b"\r")] if last else whole)
 
 
 def mail_log(content: bytes, _folder: Path) -> None:

@@ -19,7 +19,7 @@ from policyd.tools import decisionlog as reading
 REQUEST_BYTES = 128
 
 # Up to here an input is also given byte by byte; in pieces of many lengths it always is.
-BYTE_BY_BYTE = 256
+BYTE_BY_BYTE = 48
 
 TODAY = datetime.date(2026, 11, 21)
 

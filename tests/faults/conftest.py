@@ -7,7 +7,10 @@ those that take minutes. The table is printed at the end, and written to the fil
 from __future__ import annotations
 
 import os
+import random
+import socket
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +67,16 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     terminalreporter.write_line(table)
     if path := os.environ.get("FAULTS_TABLE"):
         Path(path).write_text(table + "\n")
+
+
+def lasting_port() -> int:
+    """A port that can be had again after a while: not one of those that the kernel gives to whoever needs any."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket() as tcp, suppress(OSError):
+            udp.bind(("127.0.0.1", port))
+            tcp.bind(("127.0.0.1", port))
+            return port
 
 
 class Setting:

@@ -102,6 +102,8 @@ class Flow:
     ) -> None:
         self.row = Row(fault)
         self.attempts: list[Attempt] = []
+        self.answered = 0  # so far
+        self.clients = 0  # of these, for whom DNS was to be asked
         self.idle_closes = 0
         self.wrong: list[str] = []
         self._world = world
@@ -156,19 +158,10 @@ class Flow:
         wanted = self.answered + answers
         until(f"{wanted} answers", lambda: self.answered >= wanted or None, seconds)
 
-    @property
-    def answered(self) -> int:
-        """Answers so far."""
-        return sum(1 for each in self.attempts[:] if each.answer)
-
     def wait_for_clients(self, clients: int, seconds: float) -> None:
-        """Lets it run until so many more clients were answered for whom DNS was to be asked."""
-
-        def answered() -> int:
-            return sum(1 for each in self.attempts[:] if each.answer and isinstance(CLIENTS[each.client], Nameless))
-
-        wanted = answered() + clients
-        until(f"{wanted} clients", lambda: answered() >= wanted or None, seconds)
+        """Lets it run until so many more answers were given for which DNS was to be asked."""
+        wanted = self.clients + clients
+        until(f"{wanted} clients", lambda: self.clients >= wanted or None, seconds)
 
     def fault_is_over(self) -> None:
         """From now on all is to be well, and soon."""
@@ -181,7 +174,10 @@ class Flow:
                 noted = pickle.load(self._process.stdout)
             except EOFError:
                 return
-            self.attempts += [each for each in noted if isinstance(each, Attempt)]
+            attempts = [each for each in noted if isinstance(each, Attempt)]
+            self.attempts += attempts
+            self.answered += sum(1 for each in attempts if each.answer)
+            self.clients += sum(1 for each in attempts if each.answer and isinstance(CLIENTS[each.client], Nameless))
             self._waits += [each for each in noted if isinstance(each, Waits)]
 
     # --- The judgement ----------------------------------------------------------------------------------------------

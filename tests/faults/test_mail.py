@@ -9,8 +9,8 @@ from collections import Counter
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from tests.dns import claim, free_port, host, start_unbound
-from tests.faults.conftest import LONG, SECONDS, add_row
+from tests.dns import claim, host, start_unbound
+from tests.faults.conftest import LONG, SECONDS, add_row, lasting_port
 from tests.faults.flow import NORMAL_SECONDS, Row
 from tests.faults.test_process import kept_socket
 from tests.field.policyd import Policyd
@@ -151,7 +151,7 @@ def settings(postfix: Postfix, resolver: str) -> dict[str, object]:
 
 def test_a_resolver_that_dies_and_returns_defers_only_who_needs_it(postfix: Postfix, tmp_path: Path) -> None:
     require("unbound")
-    port = free_port()
+    port = lasting_port()
     with ExitStack() as alive:
         alive.enter_context(start_unbound(tmp_path, RECORDS, port=port))
         with (

@@ -57,7 +57,7 @@ def kept_socket(port: int) -> Iterator[socket.socket]:
 
 def test_sigterm_under_load_answers_what_is_under_way_and_the_next_daemon_the_rest(setting: Setting) -> None:
     late = DnsState(distorted(delay=0.3), truth)  # so that there are lookups under way
-    times = 10 if LONG else 1
+    times = 5 if LONG else 1
     with kept_socket(setting.port) as listener, setting.daemon(listener=listener) as policyd:
         with setting.flow(
             f"process: SIGTERM and a new start, the socket kept, {times} x",

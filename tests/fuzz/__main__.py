@@ -21,13 +21,10 @@ from pathlib import Path
 from tests.fuzz import inputs
 from tests.fuzz.targets import TARGETS
 
-# An input of this length, 64 KiB, is as long as a request may be, and as any line of a log.
-MAX_LEN = inputs.LONG
-
-# What one input may take: the parent's own bound where the second of processor time (under_atheris.py) is not heard of,
-# and libFuzzer's for memory, which no target comes near with 64 KiB.
+# What one input may take: libFuzzer's own bounds, for what does not come to an end where under_atheris.py would notice
+# that it took long, and for memory, of which every target takes some 70 MB for its modules.
 HANG_SECONDS = 60
-MEMORY_MB = 1024
+MEMORY_MB = 512
 
 # What is kept of one target, in bytes: the corpus is to be read, and copied by everybody.
 KEPT_BYTES = 24 * 1024
@@ -97,7 +94,7 @@ def run(name: str, runs: int, seconds: int, work: Path) -> Outcome:
         arguments = [
             f"-runs={runs}",
             f"-max_total_time={seconds}",
-            f"-max_len={MAX_LEN}",
+            f"-max_len={TARGETS[name].longest}",
             f"-timeout={HANG_SECONDS}",
             f"-rss_limit_mb={MEMORY_MB}",
             f"-dict={folder / 'words'}",
@@ -147,7 +144,7 @@ def keep(name: str, work: Path) -> None:
         merged.mkdir()
         for one in written.iterdir():  # what is there already counts
             (merged / one.name).write_bytes(one.read_bytes())
-        _atheris(name, folder, ["-merge=1", f"-max_len={MAX_LEN}", str(merged), str(work)], 600)
+        _atheris(name, folder, ["-merge=1", str(merged), str(work)], 600)
         new = sorted(
             (path.read_bytes() for path in merged.iterdir() if not (written / path.name).exists()),
             key=lambda content: (len(content), content),

@@ -26,9 +26,11 @@ MAIL_PORTS = frozenset({"25", "465", "587", "smtp", "smtps", "submission", "subm
 # Chains jump to chains; more levels than this are a loop, which the kernel would refuse (16 for nftables).
 _DEPTH = 16
 
-# A chain is followed each time that another jumps to it. Real firewalls of tens of thousands of lines take about as
-# many steps; more than this is a file made to take for ever.
-_STEPS = 2_000_000
+# A chain is followed each time that another jumps to it, and a set read each time that a line asks for it. In real
+# firewalls that happens a few times; with more than so many steps for each line and element, and some to begin with, a
+# file is made to take for ever. A step, or a network in it, takes 10 us.
+_STEPS = 20
+_FIRST_STEPS = 10_000
 
 
 class Does(Enum):
@@ -80,6 +82,9 @@ class _Walk:
         self._chains = chains
         self._report = report
         self._steps = 0
+        every = [step for steps in chains.values() for step in steps]
+        elements = {id(source) for step in every for source in step.sources or ()}
+        self._most_steps = _FIRST_STEPS + _STEPS * (len(every) + len(elements))
         self._lost: dict[Line, str] = {}  # unless another way through the chains takes them
         self._endless: dict[Line, str] = {}
         self._taken: set[Line] = set()
@@ -125,11 +130,11 @@ class _Walk:
         self._report.taken += len(self._taken)
 
     def _count(self, step: Step, depth: int) -> None:
-        self._steps += 1
+        self._steps += 1 + len(step.sources or ())
         if depth > _DEPTH:
             raise _EndlessError(f"chains jump to each other more than {_DEPTH} deep")
-        if self._steps > _STEPS:
-            raise _EndlessError(f"the chains have more than {_STEPS:,} ways through them")
+        if self._steps > self._most_steps:
+            raise _EndlessError(f"the chains have more than {self._most_steps:,} ways through them")
         if step.target and step.target not in self._chains:
             raise NoEqualError(f"there is no chain '{step.target}' in this file")
 

@@ -30,6 +30,10 @@ _REFERRED = re.compile(r"\[Referred From\]|(?<=\s)NET/|^NET/", re.IGNORECASE)
 _NET = re.compile(r"NET/([0-9a-f.:]+(?:/\d+|\s*-\s*[0-9a-f.:]+)?)", re.IGNORECASE)
 
 
+# Each block is compared with each other. An answer has a dozen; what a contact answers for may be some hundred.
+_MAX_BLOCKS = 2_000
+
+
 class _Registration(NamedTuple):
     line: Line
     networks: list[netaddr.IPNetwork]
@@ -41,14 +45,15 @@ class _Registration(NamedTuple):
 
 def read(lines: Iterable[Line], report: Report) -> Imported:
     """The networks that the answer is about, the fewest that are the same."""
-    found: list[_Registration] = []
+    blocks: dict[tuple[int, int, int], _Registration] = {}
 
     def take(line: Line) -> bool:
         for registration in _read_line(line):
-            _add(found, registration)
+            _add(blocks, registration)
         return False  # what is taken is known at the end
 
     report.take_each(lines, take)
+    found = [*blocks.values()]
     taken = [one for one in found if not _is_around(one, found, report)]
     report.taken += len(taken)
     networks = [one for registration in taken for one in registration.networks]
@@ -89,15 +94,15 @@ def _registration(line: Line, networks: list[netaddr.IPNetwork], *, announced: b
     return _Registration(line, networks, first, last, networks[0].version, announced)
 
 
-def _add(found: list[_Registration], new: _Registration) -> None:
+def _add(blocks: dict[tuple[int, int, int], _Registration], new: _Registration) -> None:
     """Takes a block down, unless it says again what is there."""
-    if not any(_same(one, new) and (new.announced or not one.announced) for one in found):
-        found[:] = [one for one in found if not _same(one, new)]
-        found.append(new)
-
-
-def _same(one: _Registration, other: _Registration) -> bool:
-    return (one.version, one.first, one.last) == (other.version, other.first, other.last)
+    key = new.version, new.first, new.last
+    known = blocks.get(key)
+    if known is None and len(blocks) == _MAX_BLOCKS:
+        raise NoEqualError(f"more than {_MAX_BLOCKS:,} blocks in a file; one file is one answer")
+    if known is None or (known.announced and not new.announced):
+        blocks.pop(key, None)
+        blocks[key] = new
 
 
 def _is_around(one: _Registration, found: list[_Registration], report: Report) -> bool:

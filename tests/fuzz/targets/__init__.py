@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """`seeds` names files of the project to begin with, beside the corpus. `share` is how much of a long run's time it
-    gets: readers that whoever connects can reach, and cheap ones, get more."""
+    """`seeds` names files of the project to begin with, beside the corpus. `longest` is how long an input atheris
+    tries, in bytes: pytest tries long ones, and of short ones there are more in a second. `share` is how much of a long
+    run's time the target gets: readers that whoever connects can reach, and cheap ones, get more."""
 
     check: Callable[[bytes, Path], None]
     seeds: tuple[str, ...] = ()
+    longest: int = 4096
     share: int = 1
 
     @property
@@ -33,9 +35,9 @@ class Target:
 
 
 TARGETS = {
-    "protocol": Target(protocol.parser, share=20),
-    "decision": Target(protocol.decision, share=5),
-    "dns": Target(dns.answers, share=15),
+    "protocol": Target(protocol.parser, longest=400, share=20),
+    "decision": Target(protocol.decision, longest=800, share=5),
+    "dns": Target(dns.answers, longest=800, share=15),
     "rules": Target(config.rules, ("config/rules.yaml", "tests/bad/*.yaml"), share=5),
     "settings": Target(config.settings, ("config/policyd.yaml", "tests/bad/settings-*.yaml"), share=2),
     "list-file": Target(config.list_file, share=3),

@@ -42,7 +42,7 @@ def log_file(content: bytes, folder: Path) -> None:
     assert all(len(line) <= MAX_LINE_BYTES and b"\n" not in line for line in lines)
     if not content.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
         *whole, last = content.replace(b"\r\n", b"\n").split(b"\n")
-        assert lines == (whole + [last.removesuffix(b"\r")] if last else whole)
+        assert lines == ([*whole, last.removesuffix(b"\r")] if last else whole)
 
 
 def mail_log(content: bytes, _folder: Path) -> None:

@@ -185,8 +185,7 @@ MANY_WAYS = "".join(f"-A c{number} -j c{number + 1}\n" * 8 for number in range(1
     ],
     ids=["circle", "many ways"],
 )
-def test_chains_that_go_on_for_ever_end(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("policyd.tools.formats.firewall._STEPS", 20_000)
+def test_chains_that_go_on_for_ever_end(text: str) -> None:
     result = imported("iptables-save", text)
     assert any("deep" in loss.reason or "ways" in loss.reason for loss in result.report.losses)
 
@@ -202,6 +201,18 @@ def test_a_file_that_was_cut_off_is_read_as_far_as_it_goes(text: str) -> None:
     result = imported("nft", text)
     assert "192.0.2.1" in result.text
     assert ["it was cut off" in note.reason for note in result.report.notes] == [True]
+
+
+def test_a_set_is_read_as_often_as_any_firewall_asks_for_it() -> None:
+    elements = ", ".join(f"10.0.{number >> 8}.{number & 255}" for number in range(0, 8000, 2))
+    text = (
+        f"table inet t {{ set s {{ type ipv4_addr; elements = {{ {elements} }} }}\n chain c {{ type filter hook input\n"
+    )
+    report = imported("nft", text + "ip saddr @s drop\n" * 100 + "}\n}\n").report
+    assert 20 <= report.taken < 25
+    assert [loss.reason for loss in report.losses] == ["the chains have more than 92,000 ways through them"] * (
+        100 - report.taken
+    )
 
 
 def test_a_port_that_is_none_is_not_mails() -> None:

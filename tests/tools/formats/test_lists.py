@@ -282,3 +282,12 @@ def test_an_expression_that_a_list_file_would_cut_is_reported() -> None:
 def test_a_line_of_any_length_is_reported_in_one_that_is_read() -> None:
     report = imported("plain", f"192.0.2.1\n{'a' * 50_000} {'b' * 50_000}\n10.0.0.0/{'9' * 50_000}\n").report
     assert [len(message) < 600 for message in report.messages()] == [True, True]
+
+
+def test_a_whois_file_has_the_blocks_of_an_answer_and_not_those_of_the_internet() -> None:
+    blocks = [
+        f"inetnum: 10.{number >> 8}.{number & 255}.0 - 10.{number >> 8}.{number & 255}.7" for number in range(2002)
+    ]
+    result = imported("whois", "\n".join(blocks) + "\n")
+    assert len(result.entries) == 2000
+    assert [loss.line.number for loss in result.report.losses] == [2001, 2002]

@@ -105,15 +105,17 @@ class Bench:
 
     def rules_with_lists(self, entries: int, *, six: bool = True) -> str:
         """The shipped ruleset and so many networks and names."""
-        networks, domains = self.networks(entries, six=six), self.folder / f"domains-{entries}"
-        if not domains.exists():
-            corpus.write_domains(domains, entries)
-        return corpus.with_lists(self.shipped, networks, domains)
+        return corpus.with_lists(self.shipped, self.networks(entries, six=six), self.domains(entries))
 
     def networks(self, entries: int, *, six: bool = True) -> Path:
         """A list of so many networks."""
         path = self.folder / f"networks-{entries}{'' if six else '-ipv4'}"
         return path if path.exists() else corpus.write_networks(path, entries, six=six)
+
+    def domains(self, entries: int) -> Path:
+        """A list of so many domains."""
+        path = self.folder / f"domains-{entries}"
+        return path if path.exists() else corpus.write_domains(path, entries)
 
     def expressions(self) -> Path:
         """The list of expressions for generic names."""

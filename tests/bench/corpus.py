@@ -100,13 +100,13 @@ def with_lists(rules: str, networks: Path, domains: Path) -> str:
     )
 
 
-def with_expressions(rules: str, expressions: Path) -> str:
-    """A ruleset with a rule more, after its own, that defers hosts whose names one of these expressions fits."""
+def with_generic_names(rules: str, condition: str, names: Path) -> str:
+    """A ruleset with a rule more, after its own, that defers clients by this condition on a list."""
     return _extended(
         rules,
-        lists=f"  generic-names: {{file: {expressions}}}\n",
+        lists=f"  generic-names: {{file: {names}}}\n",
         rules=(
-            "  - {name: generic-name, match: {hostname_regex: $generic-names}, action: DEFER 4.7.1 Access denied}\n"
+            f"  - {{name: generic-name, match: {{{condition}: $generic-names}}, action: DEFER 4.7.1 Access denied}}\n"
         ),
     )
 

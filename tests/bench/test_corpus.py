@@ -66,7 +66,12 @@ def with_many_rules(bench: Bench) -> tuple[str, Iterable[Client]]:
 
 
 def with_expressions(bench: Bench) -> tuple[str, Iterable[Client]]:
-    rules = corpus.with_expressions(bench.shipped, bench.expressions())
+    rules = corpus.with_generic_names(bench.shipped, "hostname_regex", bench.expressions())
+    return rules, corpus.clients_of_expressions(2000, 1671, "DEFER")
+
+
+def with_suffixes_of_the_same_names(bench: Bench) -> tuple[str, Iterable[Client]]:
+    rules = corpus.with_generic_names(bench.shipped, "hostname_suffix", bench.domains(1671))
     return rules, corpus.clients_of_expressions(2000, 1671, "DEFER")
 
 
@@ -86,6 +91,7 @@ def with_strangers(bench: Bench) -> tuple[str, Iterable[Client]]:
         with_networks,
         with_many_rules,
         with_expressions,
+        with_suffixes_of_the_same_names,
         without_expressions,
         with_strangers,
     ],

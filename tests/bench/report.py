@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
     from tests.bench.bench import Reading, Row
 
+# The load average above which a machine has other work than this.
+_BUSY = 0.7
+_BUSY_REMARK = (
+    "**The machine had other work** when this run began. That disturbs times, latencies most of all, and ratios to the "
+    "floor of the same run less; take the figures of a quiet machine instead."
+)
+
 _VERDICTS = {"goal": "beyond the bar: goal met", "bar": "met", "missed": "**missed**"}
 
 
@@ -71,10 +78,11 @@ def _reading_as_json(reading: Reading) -> dict[str, Any]:
 
 
 def as_markdown(machine: dict[str, str], rows: Sequence[Row], remark: str = "") -> str:
-    """The table, with the machine above it."""
+    """The table, with the machine above it, and with what is to be said of the run."""
     lines = [", ".join(f"{key} {value}" for key, value in machine.items()) + ".", ""]
-    if remark:
-        lines += [remark, ""]
+    busy = float(machine["load before"]) > _BUSY
+    for said in (remark, _BUSY_REMARK if busy else ""):
+        lines += [said, ""] if said else []
     lines += ["| row | what | measured | bar | goal | |", "| --- | --- | --- | --- | --- | --- |"]
     for row in rows:
         asked = [reading for reading in row.readings if reading.bar is not None or reading.goal is not None]

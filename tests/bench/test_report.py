@@ -46,12 +46,17 @@ def test_a_row_is_as_good_as_its_worst_reading() -> None:
 
 
 def test_the_table_shows_every_row_with_its_figures_or_the_reason_for_none() -> None:
-    lines = report.as_markdown({"cores": "2"}, ROWS).splitlines()
-    assert "cores 2." in lines[0]
+    lines = report.as_markdown({"cores": "2", "load before": "0.1"}, ROWS).splitlines()
+    assert lines[0] == "cores 2, load before 0.1."
     figures = "of the floor's 4.40 x; policyd 14.1 µs; floor 3.21 µs"
     assert f"| `decision` | a request | {figures} | ≤ 5.50 x | ≤ 4 x | met |" in lines
     assert "| `mail` |  | left out: there is no Postfix on this machine |  |  |  |" in lines
     assert "| 1,000,000 | 15.2 |  |" in lines
+
+
+@pytest.mark.parametrize(("load", "busy"), [("0.1", False), ("5.4", True)])
+def test_a_run_on_a_busy_machine_is_marked_as_one(load: str, busy: bool) -> None:
+    assert ("had other work" in report.as_markdown({"load before": load}, ROWS)) == busy
 
 
 def test_json_has_the_same() -> None:

@@ -32,6 +32,8 @@ from tests.field.waiting import until
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from tests.faults.world import World
+
 ROOT = Path(__file__).parents[2]
 
 # What issue and design promise: a request that needs no DNS waits no longer than this, whatever fails; and all is as
@@ -78,14 +80,14 @@ class Flow:
     `place` is a port of 127.0.0.1 or `unix:/path`, `pid` the server's process. Each connection asks `pause` seconds
     after each answer. `kinds` are places in NAMELESS, each new client of which asks `repeats` times. Failures that
     begin with one of `may_fail` are to be expected, and so are closed connections with `may_close`; with `exhausts`
-    what fails is descriptors or the CPU, and answers may be slow. `patience` is what a lookup may take; for `tail`
-    seconds it goes on after the fault.
+    what fails is descriptors or the CPU, and answers may be slow. Otherwise an answer may take the `longest`, and with
+    a lookup its `patience` more. For `tail` seconds it goes on after the fault.
     """
 
     def __init__(
         self,
         fault: str,
-        world: Any,
+        world: World,
         place: int | str,
         *,
         named: int = 6,
@@ -98,6 +100,7 @@ class Flow:
         may_close: bool = False,
         exhausts: bool = False,
         patience: float = PATIENCE_SECONDS,
+        longest: float = LONGEST_SECONDS,
         tail: float = NORMAL_SECONDS,
     ) -> None:
         self.row = Row(fault)
@@ -120,6 +123,7 @@ class Flow:
         self._may_close = may_close
         self._exhausts = exhausts
         self._patience = patience
+        self._longest = longest
         self._tail = tail
         self._over: float | None = None
         self._waits: list[Waits] = []
@@ -131,20 +135,29 @@ class Flow:
         self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
-        self.wait_for(1)
+        try:
+            self.wait_for(1)
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None and self._over is not None:
             self.go_on(max(0.0, self._over + self._tail - time.monotonic()))
+        status = self._end()
+        if kind is None:
+            assert status == 0, f"the asking process ended with status {status}"
+            self._judge()
+
+    def _end(self) -> int:
+        """Ends the asking process when what is in flight has come to its end; returns its exit status."""
         self._process.terminate()
         self._reader.join(PATIENCE_SECONDS + 10)
         status = self._process.wait(timeout=10)
         assert self._process.stdout is not None
         self._process.stdout.close()
-        if kind is None:
-            assert status == 0, f"the asking process ended with status {status}"
-            self._judge()
+        return status
 
     # --- While it runs ----------------------------------------------------------------------------------------------
 
@@ -254,9 +267,9 @@ class Flow:
         assert unexpected == {}, row
         assert self._may_close or self.idle_closes == 0, f"{self.idle_closes} connections were closed: {row}"
         assert row.answered, row
-        assert self._exhausts or self._longest_own < LONGEST_SECONDS, row
+        assert self._exhausts or self._longest_own < self._longest, row
         held_up = row.longest - self._longest_own  # a machine that has other work does not spare the rest
-        assert row.longest_with_dns < self._patience + LONGEST_SECONDS + held_up, row
+        assert row.longest_with_dns < self._patience + self._longest + held_up, row
         assert row.normal_within is None or row.normal_within < NORMAL_SECONDS, row
 
     # --- Beside the decision log ------------------------------------------------------------------------------------

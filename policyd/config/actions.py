@@ -100,7 +100,7 @@ def _split_code(verb: Verb, rest: str) -> tuple[str, str]:
     if _ENHANCED_CODE.fullmatch(first):
         wanted = CODE_CLASSES[verb]
         if not _WELL_FORMED_CODE.fullmatch(first):
-            raise ActionError(f"'{first}' is no enhanced status code (RFC 3463), such as {wanted}.7.1", verb)
+            raise ActionError(f"{quoted(first)} is no enhanced status code (RFC 3463), such as {wanted}.7.1", verb)
         if first[0] != wanted:
             other = "REJECT" if first[0] == "5" else "DEFER"
             instead = f", or {other}" if first[0] in "45" else ""
@@ -133,7 +133,7 @@ def _parse_text(verb: Verb, text: str) -> tuple[str, ...]:
         if name is not None:
             if name not in PLACEHOLDERS:
                 known = did_you_mean(name, PLACEHOLDERS) or f"; there are {', '.join(PLACEHOLDERS)}"
-                raise ActionError(f"unknown placeholder '{{{name}}}'{known}", verb)
+                raise ActionError(f"unknown placeholder {quoted(piece.group())}{known}", verb)
             pieces += [name, ""]
         elif piece.group() in {"{{", "}}"}:
             pieces[-1] += piece.group()[0]

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 # out that one of 100 MB is too large for it.
 MAX_EXPRESSION = 10_000
 
+# How large the expressions of one list may be as RE2 compiles them, in its instructions: so many, and so many more for
+# each. It is twice what an index can hold (`policyd.core.index`); to compile what no index holds can take minutes. Real
+# ones have 20 to 500 each.
+PROGRAM_SIZE = 250_000
+PROGRAM_SIZE_EACH = 500
+
 # The longest host name in its text form (RFC 1035 section 2.3.4: 255 octets on the wire), and the longest label.
 MAX_HOST_NAME = 253
 MAX_LABEL = 63
@@ -248,13 +254,14 @@ def _expressions(lines: Sequence[bytes]) -> tuple[list[str], list[int]]:
     expressions = []
     bad = []
     options = expression_options()
+    room = PROGRAM_SIZE
     for place, line in enumerate(lines):
-        if not 0 < len(line) <= MAX_EXPRESSION:
+        if not 0 < len(line) <= MAX_EXPRESSION or room < 0:
             bad.append(place)
             continue
         try:
             text = line.decode("utf-8")
-            re2.compile(text, options)
+            room += PROGRAM_SIZE_EACH - re2.compile(text, options).programsize
         except (UnicodeDecodeError, re2.error):
             bad.append(place)
         else:

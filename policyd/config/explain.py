@@ -126,7 +126,7 @@ def _explain_expression(text: str) -> str:
         elif text.startswith("*"):
             hint = f"; an expression is no shell pattern; did you mean {quoted(_as_expression(text))}?"
         return f"{quoted(text)} is no expression that RE2 can compile: {quoted(reason)[1:-1]}{hint}"
-    raise AssertionError(f"a good expression: {text!r}")
+    return f"{quoted(text)} and the expressions before it are together too large for RE2; repeat less, as in {{1000}}"
 
 
 def _as_expression(pattern: str) -> str:

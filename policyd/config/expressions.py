@@ -16,6 +16,9 @@ _DOMAIN_AT_END = re.compile(
     r"(?<!\\)(?P<domain>(?:[A-Za-z0-9_-]+\\?\.)+[A-Za-z][A-Za-z0-9-]+)(?P<end>(?:\\\.\??)?\$)?$"
 )
 
+# How far from its end a domain is looked for: it has at most 253 characters, and some backslashes.
+_LONGEST_DOMAIN = 300
+
 # What may stand before a domain so that a longer name which ends in the same letters is not found.
 _BOUNDARY = re.compile(r"(?:\^|\\\.|@|\[[.@]+\]|\((?:\?:)?(?:\^\|\\\.|\\\.\|\^|\^\|@\|\\\.|@\|\\\.|\\\.\|@)\))$")
 
@@ -28,7 +31,7 @@ def complaints(expression: str) -> Iterator[str]:
     for before, after in _bare_dots(expression):
         yield f"the '.' in '{before}.{after}' stands for any character; write '\\.'"
     for alternative in _alternatives(expression):
-        found = _DOMAIN_AT_END.search(alternative)
+        found = _DOMAIN_AT_END.search(alternative, max(0, len(alternative) - _LONGEST_DOMAIN))
         if not found:
             continue
         domain = found["domain"].replace("\\", "")

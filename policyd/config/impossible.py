@@ -5,7 +5,7 @@ Only what is certain is said; a match that this passes may still never come true
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import re2
 
@@ -23,13 +23,16 @@ from policyd.core.index import (
 from policyd.core.ruleset import SENDER_STATES, Kind, Subject, Verb
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
 
     from policyd.config.ruleset import WrittenCondition
 
 # Combinations of exact values with other conditions are tried one by one up to here; nobody writes a long list of
 # addresses and means none of them.
 MAX_TRIED = 1000
+
+# So many times an expression is looked for in a value: a search takes a microsecond, and to compile it before that 20.
+MAX_SEARCHES = 10_000
 
 
 def why_impossible(verb: Verb | None, match: list[WrittenCondition]) -> tuple[WrittenCondition, str] | None:
@@ -81,55 +84,73 @@ def _same_subject(match: list[WrittenCondition]) -> tuple[WrittenCondition, str]
         values = _entries(exact)
         if not others or not values or len(values) > MAX_TRIED:
             continue
-        if not any(_may_accept(value, exact, others) for value in values):
+        accepts = [_acceptor(exact.condition.kind, one, len(values)) for one in others]
+        if not any(_may_accept(value, accepts) for value in values):
             names = " and ".join(one.condition.name for one in others)
             shown = next(iter(exact.condition.values))
             return exact, f"no {exact.condition.name} such as {quoted(shown)} satisfies {names}"
     return None
 
 
-def _may_accept(value: bytes | str, exact: WrittenCondition, others: list[WrittenCondition]) -> bool:
+Accepts: TypeAlias = "Callable[[bytes], bool]"
+
+
+def _may_accept(value: bytes | str, accepts: list[Accepts]) -> bool:
     # Outside ASCII, and for A-labels, a request may carry the name in another form than the one compared here.
     if not isinstance(value, bytes) or not value.isascii() or b"xn--" in value:
         return True
-    return all(_accepts(value, exact.condition.kind, other) for other in others)
+    return all(one(value) for one in accepts)
 
 
-def _accepts(value: bytes, kind: Kind, other: WrittenCondition) -> bool:
+def _acceptor(kind: Kind, other: WrittenCondition, values: int) -> Accepts:
+    """Whether another condition holds for a value of a condition of this kind; there are so many values to try.
+
+    What takes long is done here, once, and not for each value.
+    """
     match other.condition.kind:
         case Kind.NETWORK:
-            address = parse_address(value)
-            return address is not None and _in_networks(*address, other)
+            return _network_acceptor(other)
         case Kind.DOMAIN:
-            name = fold_name(value) if kind is Kind.NAME else domain_of(value)
-            return bool(name) and _is_under(name, _entries(other))
-        case Kind.EXPRESSION:
-            # A name is compared without its trailing dot, but an expression sees it.
-            texts = [value, value + b"."] if kind is Kind.NAME else [b"" if value == b"<>" else value]
-            return any(_finds(expression, text) for expression in _entries(other) for text in texts)
+            known = _entries(other)
+            name_of = fold_name if kind is Kind.NAME else domain_of
+            return lambda value: bool(name := name_of(value)) and _is_under(name, known)
+        case Kind.EXPRESSION if values * len(_entries(other)) <= MAX_SEARCHES:
+            return _expression_acceptor(kind, other)
         case _:
-            return True
+            return lambda _: True
 
 
-def _finds(expression: bytes | str, text: bytes) -> bool:
-    written = expression if isinstance(expression, str) else expression.decode()
-    return re2.search(written, decode_for_expressions(text).decode(), expression_options()) is not None
+def _expression_acceptor(kind: Kind, other: WrittenCondition) -> Accepts:
+    options = expression_options()
+    expressions = [re2.compile(one, options) for one in _entries(other)]
+
+    def accepts(value: bytes) -> bool:
+        # A name is compared without its trailing dot, but an expression sees it.
+        values = [value, value + b"."] if kind is Kind.NAME else [b"" if value == b"<>" else value]
+        texts = [decode_for_expressions(one).decode() for one in values]
+        return any(expression.search(text) is not None for expression in expressions for text in texts)
+
+    return accepts
 
 
-def _in_networks(version: int, number: int, other: WrittenCondition) -> bool:
-    for networks in other.collections:
-        if not isinstance(networks, Networks):
-            continue
+def _network_acceptor(other: WrittenCondition) -> Accepts:
+    networks = [one for one in other.collections if isinstance(one, Networks)]
+    packed4 = {packed for one in networks for packed in one.v4}
+    packed6 = {packed for one in networks for packed in one.v6}
+
+    def accepts(value: bytes) -> bool:
+        address = parse_address(value)
+        if address is None:
+            return False
+        version, number = address
         if version == 4:
-            if any(number >> 32 - (one & 63) == (one >> 6) >> 32 - (one & 63) for one in networks.v4):
-                return True
-        elif any(number >> 128 - (one & 255) == (one >> 8) >> 128 - (one & 255) for one in networks.v6):
-            return True
-    return False
+            return any((number >> 32 - n << 32 - n) << 6 | n in packed4 for n in range(33))
+        return any((number >> 128 - n << 128 - n) << 8 | n in packed6 for n in range(129))
+
+    return accepts
 
 
-def _is_under(name: bytes, domains: Iterable[bytes | str]) -> bool:
-    known = set(domains)
+def _is_under(name: bytes, known: set[bytes | str]) -> bool:
     if name in known:
         return True
     labels = name.split(b".")

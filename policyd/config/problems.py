@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 MAX_PROBLEMS = 100
 
 
+# What a message quotes is cut, but a few of them quote many things, such as every rule that a request matched.
+MAX_MESSAGE = 1_500
+
 # Nobody mistypes a longer word than this, and to compare one of a megabyte takes seconds.
 MAX_GUESSED = 100
 
@@ -48,8 +51,9 @@ class Problem:
     def __str__(self) -> str:
         place = f"{self.path}:{self.line}:{self.column}" if self.line else self.path
         warning = "warning: " if self.severity is Severity.WARNING else ""
-        rule = f"rule '{self.rule}': " if self.rule else ""
-        return _printable(f"{place}: {warning}{rule}{self.message}")
+        rule = f"rule {quoted(self.rule)}: " if self.rule else ""
+        message = self.message if len(self.message) <= MAX_MESSAGE else self.message[: MAX_MESSAGE - 3] + "..."
+        return _printable(f"{place}: {warning}{rule}{message}")
 
 
 class Report:
@@ -70,6 +74,14 @@ class Report:
     def room(self, path: str) -> int:
         """How many more problems of this file will be kept."""
         return MAX_PROBLEMS - len(self._by_path.get(path, ()))
+
+    def count_without_room(self, path: str) -> bool:
+        """Whether there is no room for another problem of this file, which is counted then: who would have to work for
+        its message need not."""
+        full = not self.room(path)
+        if full:
+            self.count_more(path, 1)
+        return full
 
     def count_more(self, path: str, count: int) -> None:
         """Counts problems of a file that nobody needs to read one by one."""

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 # of a million would make `policyd check` slower than the load.
 MAX_ENTRIES = 100_000
 
+# So many rules are found by one key, so that thousands that have an entry in common are not compared each with each;
+# what one more of them covers is not seen.
+MAX_ALIKE = 100
+
 # A key stands for a set of requests: (subject, kind of key, ...). An entry's own key and those of all sets that
 # contain it are a few dictionary lookups.
 Key: TypeAlias = "tuple[Hashable, ...]"
@@ -55,9 +59,12 @@ class _Covers:
         else:
             for one in written.match:
                 self._keys[one.condition.number] = _whole(one) | {key for key, _ in _keys(one)}
-        # A rule that covers another contains the first entry of one of its conditions, by whichever of ours.
-        for key in self._keys[written.match[0].condition.number]:
-            self._by_key[key].append(written)
+        # A rule that covers another implies each of our conditions by one of its own, so one of ours is enough to be
+        # found by: the one that the fewest others are found by.
+        keys = (self._keys[one.condition.number] for one in written.match)
+        for key in min(keys, key=lambda some: max(len(self._by_key.get(key, ())) for key in some)):
+            if len(self._by_key[key]) < MAX_ALIKE:
+                self._by_key[key].append(written)
 
     def find(self, later: WrittenRule) -> WrittenRule | None:
         candidates: dict[int, WrittenRule] = {}

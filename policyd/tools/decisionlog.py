@@ -23,7 +23,7 @@ VERBS = frozenset(verb.value.encode() for verb in Verb)
 # `2026-11-21T17:16:00.123+09:00 REJECT ...`
 _STAMP = re.compile(rb"\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:?\d\d)")
 _TEXT = re.compile(rb"(%b) (REJECT|DEFER|DEFER_IF_PERMIT|DUNNO) (.*)" % _STAMP.pattern, re.DOTALL)
-_PAIR = re.compile(rb'([a-z_]+)=("[^"]*"|\S*)')
+_PAIR = re.compile(rb'(?<!\S)([a-z_]+)=("[^"]*"|\S*)')
 _CLIENT = re.compile(rb"([^\[]*)\[(.*)\]", re.DOTALL)
 _NUMBER = re.compile(rb"[0-9]{1,15}(?:\.[0-9]{1,9})?")
 # `Nov 21 17:16:00 mx policyd[12]: 2026-11-21T...`
@@ -132,7 +132,8 @@ def parse(line: bytes) -> LoggedDecision | None:
 
 
 def _parse_text(stamp: bytes, action: bytes, rest: bytes) -> LoggedDecision | None:
-    fields: dict[bytes, bytes] = dict(_PAIR.findall(rest))
+    # The first of a key counts: what follows in a reply that was cut off may be the client's words.
+    fields: dict[bytes, bytes] = dict(reversed(_PAIR.findall(rest)))
     client = _CLIENT.fullmatch(fields.get(b"client", b""))
     if client is None:
         return None

@@ -11,6 +11,7 @@ import re
 
 import re2
 
+from policyd.config.entries import MAX_EXPRESSION
 from policyd.core.index import expression_options
 from policyd.tools.formats.exchange import NoEqualError
 
@@ -29,7 +30,7 @@ _PERL_ONLY = (
 _PERL_ESCAPES = {"h": r"[ \t]", "Z": r"\z", "e": r"\x1b", "_": "_", "R": r"[\r\n]", "N": "[^\\n]", "K": None, "G": None}
 
 _QUANTIFIER = re.compile(r"[*+?]|\{\d+(?:,\d*)?\}")
-_POSIX_CLASS = re.compile(r"\[([:.=])(.*?)\1\]")
+_POSIX_CLASS = re.compile(r"\[([:.=])(.{0,20}?)\1\]")
 
 
 def from_perl(pattern: str, flags: str = "") -> str:
@@ -37,6 +38,7 @@ def from_perl(pattern: str, flags: str = "") -> str:
 
     Raises `NoEqualError` with what RE2 lacks.
     """
+    _check_length(pattern)
     for flag in flags:
         if flag not in "imsxAEUX":
             raise NoEqualError(f"'{flag}' is no flag of an expression")
@@ -51,12 +53,18 @@ def from_posix(pattern: str, flags: str = "") -> str:
 
     Raises `NoEqualError` with what RE2 lacks.
     """
+    _check_length(pattern)
     for flag in flags:
         if flag not in "imx":
             raise NoEqualError(f"'{flag}' is no flag of an expression")
     if "x" in flags:
         raise NoEqualError("a basic expression (flag x); write it as an extended one")
     return _finished(_translate_posix(pattern), matches_case="i" in flags)
+
+
+def _check_length(pattern: str) -> None:
+    if len(pattern) > MAX_EXPRESSION:
+        raise NoEqualError(f"it is longer than an expression may be ({MAX_EXPRESSION:,} bytes)")
 
 
 def _finished(expression: str, *, matches_case: bool) -> str:

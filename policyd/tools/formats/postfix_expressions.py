@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _OPENING = re.compile(r"(?P<if>if\s+)?(?P<not>!\s*)?(?P<delimiter>[^\sa-zA-Z0-9])", re.IGNORECASE)
 _SUBSTITUTION = re.compile(r"\$(?:(?P<dollar>\$)|\d+|\{\d+\}|\(\d+\))")
 
+# No expression has 10,000 groups.
+_DIGITS = 4
+
 # A domain, spelled out and anchored: `@example\.com$`, `\.example\.com$`, `(^|\.)example\.com$`.
 _DOMAIN = re.compile(r"(?P<left>@|\\\.|\(\^\|\\\.\)|\(\?:\^\|\\\.\))(?P<name>(?:[a-z0-9_-]|\\[.-])+)\$", re.IGNORECASE)
 
@@ -126,7 +129,8 @@ def _verdict(result: str, half: _Half, line: Line, report: Report) -> Verdict:
     for match in _SUBSTITUTION.finditer(result):
         if match["dollar"] is None:
             lost = True
-            if int(re.sub(r"\D", "", match[0])) > groups:
+            digits = re.sub(r"\D", "", match[0])
+            if len(digits) > _DIGITS or int(digits) > groups:
                 raise NoEqualError(f"{match[0]} stands for no group of the expression; Postfix skips the line")
     if lost:
         report.note(line, "$1 and its like have no equal: the text has `...` in their place")
@@ -194,7 +198,9 @@ def _subject(halves: list[_Half], attribute: str) -> str:
 
 def _is_for_addresses(pattern: str) -> bool:
     left = _SYNTAX.sub("", pattern)
-    return re.fullmatch(r"[\d:/]*|[\da-f:]*:[\da-f:]*", left, re.IGNORECASE) is not None
+    return re.fullmatch(r"[\d:/]*", left) is not None or (
+        ":" in left and re.fullmatch(r"[\da-f:]*", left, re.IGNORECASE) is not None
+    )
 
 
 def _mind_the_null_sender(halves: list[_Half], line: Line, report: Report) -> None:

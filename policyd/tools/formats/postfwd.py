@@ -23,12 +23,9 @@ if TYPE_CHECKING:
 
     from policyd.tools.formats.exchange import Line, Report, Verdict
 
-_MACRO = re.compile(r"\s*(&&[-\w]+)\s*\{\s*(.*?)\s*;?\s*\}[\s;]*", re.DOTALL)
+_MACRO = re.compile(r"\s*(?P<name>&&[-\w]+)\s*\{(?P<body>.*)\}[\s;]*", re.DOTALL)
 _NAME = re.compile(r"&&[-\w]+")
-_ITEM = re.compile(
-    r"\s*(?P<name>[^=~<>!\s]+)\s*(?P<operator>[=~<>]=|=[=~<>]|![=~<>]|[<>=])\s*(?P<value>.*?)\s*", re.DOTALL
-)
-_NEGATED = re.compile(r"!!\s*\(?\s*(.+?)\s*\)?")
+_ITEM = re.compile(r"(?P<name>[^=~<>!\s]+)\s*(?P<operator>[=~<>]=|=[=~<>]|![=~<>]|[<>=])\s*(?P<value>.*)", re.DOTALL)
 
 # A macro may name others; postfwd goes on until none is left, for ever if one names itself.
 _EXPANSIONS = 100
@@ -92,7 +89,7 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
         text = _expanded(line.text, macros)
         macro = _MACRO.fullmatch(text)
         if macro is not None:
-            macros[macro[1]] = macro[2]
+            macros[macro["name"]] = _body(macro)
         else:
             imported.rows.append(_read_rule(line, text, report))
         return macro is None
@@ -125,7 +122,7 @@ def _logical_lines(lines: Iterable[Line]) -> Iterator[Line]:
 
 def _expanded(text: str, macros: dict[str, str]) -> str:
     definition = _MACRO.fullmatch(text)
-    head, body = (f"{definition[1]} {{", definition[2]) if definition else ("", text)
+    head, body = (f"{definition['name']} {{", _body(definition)) if definition else ("", text)
     for _ in range(_EXPANSIONS):
         found = _NAME.search(body)
         if found is None:
@@ -142,10 +139,15 @@ def _expanded(text: str, macros: dict[str, str]) -> str:
     return f"{head}{body}}}" if definition else body
 
 
+def _body(macro: re.Match[str]) -> str:
+    """What a macro stands for."""
+    return macro["body"].strip().removesuffix(";").rstrip()
+
+
 def _read_rule(line: Line, text: str, report: Report) -> Row:
     rule = _Rule(line)
     for item in filter(str.strip, text.split(";")):
-        match = _ITEM.fullmatch(item)
+        match = _ITEM.fullmatch(item.strip())
         if match is None:
             raise NoEqualError(f"{shown(item.strip())} is no item; postfwd skips the line")
         name, operator, value = match["name"], match["operator"], match["value"]
@@ -172,21 +174,21 @@ def _add_item(rule: _Rule, item: _Item, report: Report) -> None:
     name = item.name
     if name in _COMPUTED or name.startswith(("rbl", "rhsbl", "sender_ns", "sender_mx")):
         raise NoEqualError(f"the item '{name}' has no equal: {_COMPUTED.get(name, 'a DNS lookup')}")
-    for value in re.split(r"\s*,\s*", item.value) if name == "client_address" else [item.value]:
-        _add_alternative(rule, item._replace(value=value), report)
+    for value in item.value.split(",") if name == "client_address" else [item.value]:
+        _add_alternative(rule, item._replace(value=value.strip()), report)
 
 
 def _add_alternative(rule: _Rule, item: _Item, report: Report) -> None:
     """Adds one alternative of an item: as postfwd compares them, any one that is true is enough, negated or not."""
     name, operator, value = item
-    negation = _NEGATED.fullmatch(value)
-    if negation is not None:
-        value = negation[1]
+    negation = value.startswith("!!")
+    if negation:  # `!!x` or `!!(x)`
+        value = value[2:].lstrip().removeprefix("(").lstrip().removesuffix(")").rstrip()
     if "$$" in value:
         raise NoEqualError("two attributes cannot be compared with each other")
     if re.match(r"[lc]?(file|table):", value, re.IGNORECASE):
         raise NoEqualError(f"the entries are in another file, {shown(value)}; import it as plain")
-    negated = (negation is not None) != operator.startswith("!")
+    negated = negation != operator.startswith("!")
     terms = _terms(_Item(name, operator.replace("!", "="), value), rule.line, report)
     others = rule.wanted.get(name, [])
     if name in rule.negated or (negated and others):

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
     from policyd.core.address import Address
 
-_ADDRESS_LIKE = re.compile(r"\[?(?:[\d.]+|[0-9a-f:.]*:[0-9a-f:.]*)\]?(?:\s*[/-].*)?|[\d.]+\*", re.IGNORECASE)
+_ADDRESS_LIKE = re.compile(r"\[?(?:[\d.]+|(?=[0-9a-f.]*:)[0-9a-f:.]+)\]?(?:\s*[/-].*)?|[\d.]+\*", re.IGNORECASE)
+# A range of IPv4 addresses takes at most 62 networks. One of IPv6 that takes more is no block that anybody was given.
+_MAX_NETWORKS = 64
+
 _MASK = re.compile(r"\d+\.\d+\.\d+\.\d+", re.ASCII)
 _LENGTH = re.compile(r"\d{1,3}", re.ASCII)
 
@@ -80,7 +83,17 @@ def address_range(text: str) -> list[netaddr.IPNetwork]:
     start, end = address(first.strip()), address(last.strip())
     if start.version != end.version or start > end:
         raise NoEqualError(f"{shown(text)} is no range: it begins after its end")
+    if (count := _count_of_networks(int(start), int(end) + 1)) > _MAX_NETWORKS:
+        raise NoEqualError(f"{shown(text)} is no network, nor a few of them: it takes {count}")
     return list(netaddr.iprange_to_cidrs(start, end))
+
+
+def _count_of_networks(first: int, end: int) -> int:
+    """Of how many networks the addresses from `first` up to `end` consist: one for each bit of the way from either to
+    the number between them that has most zeros at its end."""
+    shift = (first ^ end).bit_length() - 1
+    middle = end >> shift << shift
+    return (middle - first).bit_count() + (end - middle).bit_count()
 
 
 def network_text(of: netaddr.IPNetwork) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import socket
 import struct
 import subprocess
 import threading
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from policyd.core.address import parse_address
 from policyd.core.identity import Reason
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,18 +38,6 @@ TYPES = {"A": 1, "NS": 2, "CNAME": 5, "SOA": 6, "PTR": 12, "TXT": 16, "AAAA": 28
 
 # What c-ares and unbound offer by EDNS (https://www.dnsflagday.net/2020/); more than that goes over TCP.
 UDP_BYTES = 1232
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that is free for UDP and TCP at this moment."""
-    while True:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket() as tcp:
-            udp.bind(("127.0.0.1", 0))
-            try:
-                tcp.bind(udp.getsockname())
-            except OSError:
-                continue
-            return int(udp.getsockname()[1])
 
 
 def reverse(address: str) -> str:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from tests.bench import corpus, servers
 from tests.bench.bench import LeftOut, Reading, Row
 from tests.bench.peers import POSTFWD_RULES, find_postfix
-from tests.field.postfix import Postfix, free_ports
+from tests.field.postfix import Postfix
 from tests.field.waiting import until
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,7 +86,7 @@ def mail(bench: Bench) -> Row:
 
 def _add_services(root: Path, addresses: Mapping[str, str | None]) -> dict[str, int]:
     """Adds a smtpd for each policy service to a Postfix that has yet to start; gives their ports."""
-    ports = free_ports(*addresses)
+    ports = {name: free_port() for name in addresses}
     with (root / "etc" / "main.cf").open("a") as main_cf, (root / "etc" / "master.cf").open("a") as master_cf:
         main_cf.write(_NO_FLOW_CONTROL)
         for name, address in addresses.items():

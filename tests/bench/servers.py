@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.bench.processes import cores, cpu_seconds, pinned_to, settle
 from tests.field.policyd import Policyd
-from tests.field.postfix import free_ports
 from tests.field.waiting import until
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -56,7 +56,7 @@ def _wrapper(*, pinned: bool) -> Sequence[str]:
 @contextmanager
 def floor(program: Path, *, pinned: bool = True) -> Iterator[Server]:
     """The floor."""
-    address = f"inet:127.0.0.1:{free_ports('floor')['floor']}"
+    address = f"inet:127.0.0.1:{free_port()}"
     with _process(*_wrapper(pinned=pinned), program, address) as pid:
         _listening(address)
         yield Server(address, pid)
@@ -65,7 +65,7 @@ def floor(program: Path, *, pinned: bool = True) -> Iterator[Server]:
 @contextmanager
 def policyd(rules: str, *, pinned: bool = True, **settings: Any) -> Iterator[tuple[Policyd, Server]]:
     """`policyd serve` with these rules, writing a decision log."""
-    address = f"inet:127.0.0.1:{free_ports('policyd')['policyd']}"
+    address = f"inet:127.0.0.1:{free_port()}"
     usual: dict[str, Any] = {"listen": [address], "log_level": "warning"}
     with tempfile.TemporaryDirectory(prefix="policyd-bench-") as name:
         folder = Path(name)
@@ -79,7 +79,7 @@ def policyd(rules: str, *, pinned: bool = True, **settings: Any) -> Iterator[tup
 @contextmanager
 def postfwd(rules: str, *, pinned: bool = True) -> Iterator[Server]:
     """Debian's postfwd (2: preforked), without a cache of answers, DNS or a log of each rule."""
-    port = free_ports("postfwd")["postfwd"]
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="policyd-bench-") as name:
         folder = Path(name)
         (folder / "rules.cf").write_text(rules)
@@ -117,7 +117,7 @@ def postfwd(rules: str, *, pinned: bool = True) -> Iterator[Server]:
 @contextmanager
 def resolver(program: Path, milliseconds: int) -> Iterator[str]:
     """The resolver that answers after a while, on the load's core; gives `address:port`."""
-    port = free_ports("dns")["dns"]
+    port = free_port()
     with _process(*pinned_to(cores()[1]), program, str(port), str(milliseconds)):
         yield f"127.0.0.1:{port}"
 

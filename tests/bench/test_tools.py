@@ -18,7 +18,7 @@ import pytest
 from tests.bench import corpus, native, servers
 from tests.bench.corpus import Client
 from tests.bench.servers import Load, Server
-from tests.field.postfix import free_ports
+from tests.ports import free_port
 from tests.requirements import require
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def requests(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["inet", "unix"])
 def test_the_floor_answers_every_request(kind: str, tools: dict[str, Path], requests: Path, tmp_path: Path) -> None:
-    address = f"unix:{tmp_path}/floor" if kind == "unix" else f"inet:127.0.0.1:{free_ports('floor')['floor']}"
+    address = f"unix:{tmp_path}/floor" if kind == "unix" else f"inet:127.0.0.1:{free_port()}"
     with subprocess.Popen([tools["floor"], address]) as floor:
         try:
             family = socket.AF_UNIX if kind == "unix" else socket.AF_INET
@@ -152,7 +152,7 @@ def test_requests_lost_with_their_connection_are_counted(tools: dict[str, Path],
 
 
 def test_connections_that_are_refused_are_counted(tools: dict[str, Path], requests: Path) -> None:
-    report = run_load(tools, f"inet:127.0.0.1:{free_ports('closed')['closed']}", requests)
+    report = run_load(tools, f"inet:127.0.0.1:{free_port()}", requests)
     assert report["refused"] == 4
     assert report["answered"] == 0
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
-from tests.dns import free_port
 from tests.field.policyd import Policyd
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,7 @@ import pytest
 from policyd.config.settings import Settings
 from tests.daemon.client import Client, request
 from tests.daemon.conftest import RULES, StartPolicyd
-from tests.dns import free_port
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,8 +16,8 @@ from urllib.request import urlopen
 from tests.daemon.client import Client, request
 from tests.daemon.conftest import RULES, StartPolicyd
 from tests.daemon.test_serving import said
-from tests.dns import free_port
 from tests.field.waiting import until
+from tests.ports import free_port
 
 BULK = request(client_address="203.0.113.9")
 LATER = "DEFER 4.7.1 later"

@@ -18,7 +18,8 @@ from policyd.daemon.metrics import MAX_SCRAPERS, SLICE, Counters, Page
 from tests.core.build import build
 from tests.daemon.client import Client, request, unnamed
 from tests.daemon.conftest import StartPolicyd
-from tests.dns import NXDOMAIN, Reply, ScriptedServer, free_port
+from tests.dns import NXDOMAIN, Reply, ScriptedServer
+from tests.ports import free_port
 
 RULES = """
 rules:

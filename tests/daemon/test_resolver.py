@@ -28,11 +28,11 @@ from tests.dns import (
     Reply,
     ScriptedServer,
     claim,
-    free_port,
     host,
     reverse,
     start_unbound,
 )
+from tests.ports import free_port
 from tests.requirements import require
 
 VERIFIED, MISMATCH, MISSING, ERROR = Status

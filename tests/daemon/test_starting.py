@@ -13,7 +13,7 @@ import pytest
 
 from tests.daemon.client import Client, request
 from tests.daemon.conftest import RULES, StartPolicyd
-from tests.dns import free_port
+from tests.ports import free_port
 
 BULK = request(client_address="203.0.113.9")
 

@@ -7,21 +7,19 @@ those that take minutes. The table is printed at the end, and written to the fil
 from __future__ import annotations
 
 import os
-import random
-import socket
 import urllib.request
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.dns import ScriptedServer, free_port
+from tests.dns import ScriptedServer
 from tests.faults.flow import HEAD, NORMAL_SECONDS, Flow
 from tests.faults.world import World, rules_file, ruleset_hash
 from tests.field.conftest import open_folder, postfix  # noqa: F401 - fixtures of the tests here too
 from tests.field.policyd import Policyd
 from tests.field.waiting import until
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -67,16 +65,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     terminalreporter.write_line(table)
     if path := os.environ.get("FAULTS_TABLE"):
         Path(path).write_text(table + "\n")
-
-
-def lasting_port() -> int:
-    """A port that can be had again after a while: not one of those that the kernel gives to whoever needs any."""
-    while True:
-        port = random.randrange(20_000, 30_000)
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket() as tcp, suppress(OSError):
-            udp.bind(("127.0.0.1", port))
-            tcp.bind(("127.0.0.1", port))
-            return port
 
 
 class Setting:

@@ -12,8 +12,9 @@ import pytest
 from tests import naive
 from tests.bench.processes import memory_mb
 from tests.dns import REFUSED, SERVFAIL, Reply, start_unbound
-from tests.faults.conftest import LONG, SECONDS, Setting, lasting_port, long_only, table
+from tests.faults.conftest import LONG, SECONDS, Setting, long_only, table
 from tests.faults.world import HEALTHY, NAMELESS, DnsState, distorted, nothing_known, place_of, ptr_name, truth
+from tests.ports import free_port
 from tests.requirements import require
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def dns_settings(setting: Setting) -> dict[str, object]:
 def setting_without_dns(tmp_path: Path) -> Setting:
     """A setting whose name server is not running, but has a port."""
     setting = Setting(tmp_path)
-    setting.dns.port = lasting_port()
+    setting.dns.port = free_port()
     return setting
 
 
@@ -176,7 +177,7 @@ def test_truncated_answers_of_a_server_without_tcp_are_errors(tmp_path: Path) ->
 @long_only
 def test_a_resolver_that_dies_and_returns_is_used_at_once(setting: Setting) -> None:
     require("unbound")
-    port = lasting_port()
+    port = free_port()
     zones = dict.fromkeys(["10.in-addr.arpa", "8.b.d.0.1.0.0.2.ip6.arpa", "example"], setting.dns.port)
     world = setting.world
     with ExitStack() as alive:

@@ -10,11 +10,12 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from tests.dns import claim, host, start_unbound
-from tests.faults.conftest import LONG, SECONDS, add_row, lasting_port
+from tests.faults.conftest import LONG, SECONDS, add_row
 from tests.faults.flow import NORMAL_SECONDS, Row
 from tests.faults.test_process import kept_socket
 from tests.field.policyd import Policyd
 from tests.field.postfix import Client
+from tests.ports import free_port
 from tests.requirements import require
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def settings(postfix: Postfix, resolver: str) -> dict[str, object]:
 
 def test_a_resolver_that_dies_and_returns_defers_only_who_needs_it(postfix: Postfix, tmp_path: Path) -> None:
     require("unbound")
-    port = lasting_port()
+    port = free_port()
     with ExitStack() as alive:
         alive.enter_context(start_unbound(tmp_path, RECORDS, port=port))
         with (

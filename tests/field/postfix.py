@@ -10,15 +10,13 @@ for its address and names (https://www.postfix.org/XCLIENT_README.html).
 from __future__ import annotations
 
 import pwd
-import random
 import shutil
 import smtplib
-import socket
 import subprocess
-from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from tests.field.waiting import until
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -141,20 +139,6 @@ piped     unix       - n n -     - pipe
 """
 
 
-def free_ports(*names: str) -> dict[str, int]:
-    """For each name a TCP port of 127.0.0.1 that nobody has at this moment.
-
-    They lie below what Linux gives to outgoing connections (net.ipv4.ip_local_port_range), so that none is taken by
-    one before it is listened on.
-    """
-    ports: list[int] = []
-    for port in random.sample(range(20000, 32768), 200):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            ports.append(port)
-    return dict(zip(names, ports, strict=False))
-
-
 class Postfix:
     """One Postfix, running between `__enter__` and `__exit__`.
 
@@ -168,7 +152,7 @@ class Postfix:
         self.root = root
         self.maillog = root / "log" / "maillog"
         self.policy_socket = root / "queue" / POLICY_SOCKET
-        self.port = free_ports(*PORTS)
+        self.port = {name: free_port() for name in PORTS}
         postfix, nobody = pwd.getpwnam("postfix").pw_uid, pwd.getpwnam("nobody").pw_uid
         owners = {"etc": 0, "log": 0, "queue": 0, "state": postfix, "maildir": nobody}
         for folder, owner in owners.items():

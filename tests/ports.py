@@ -1,0 +1,39 @@
+"""Ports of 127.0.0.1 for the servers of tests.
+
+Between the moment when a port is found free and that when a server listens on it, nobody else should get it. So it is
+none of those that the kernel gives to outgoing connections, none that was given before in this run, and one by chance,
+since another run may be under way on the same machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@functools.cache
+def _candidates() -> Iterator[int]:
+    """Each port once, in an order of this run's own; hypothesis seeds `random` itself, so that is not asked."""
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    lasting = [port for port in range(10_100, 65_536) if not first <= port <= last]
+    return iter(random.SystemRandom().sample(lasting, len(lasting)))
+
+
+def free_port() -> int:
+    """A port that nobody has on any IPv4 address, neither for UDP nor for TCP. It can be had again after a while.
+
+    Raises RuntimeError if there is none.
+    """
+    for port in _candidates():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket() as tcp, suppress(OSError):
+            udp.bind(("0.0.0.0", port))
+            tcp.bind(("0.0.0.0", port))
+            return port
+    raise RuntimeError("no port is free but those that the kernel gives to outgoing connections")

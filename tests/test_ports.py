@@ -1,0 +1,46 @@
+"""A port that is given to a test stays free until the test's server has it."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.ports import free_port
+
+ROOT = Path(__file__).parents[1]
+GIVE = "from tests.ports import free_port; print(*(free_port() for _ in range(20)))"
+
+
+def test_no_port_is_given_twice() -> None:
+    ports = [free_port() for _ in range(50)]
+    assert len(set(ports)) == len(ports)
+
+
+def test_a_port_is_none_that_an_outgoing_connection_gets() -> None:
+    port = free_port()
+    for _ in range(50):
+        with socket.create_server(("127.0.0.1", 0)) as any_port:
+            first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+            assert first <= any_port.getsockname()[1] <= last
+    assert not first <= port <= last
+
+
+def test_a_port_that_is_taken_is_passed_over(monkeypatch) -> None:
+    free = free_port()
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        with socket.socket(socket.AF_INET, kind) as taken:
+            taken.bind(("127.0.0.1", free_port()))
+            order = iter([taken.getsockname()[1], free])
+            monkeypatch.setattr("tests.ports._candidates", lambda order=order: order)
+            assert free_port() == free
+        monkeypatch.undo()
+
+
+def test_two_runs_at_the_same_time_get_other_ports() -> None:
+    given = [
+        subprocess.run([sys.executable, "-c", GIVE], cwd=ROOT, check=True, capture_output=True).stdout.split()
+        for _ in range(2)
+    ]
+    assert given[0] != given[1]

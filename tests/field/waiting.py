@@ -10,8 +10,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Far more than anything takes here, on a machine however busy: a wait ends as soon as it can.
+PATIENCE_SECONDS = 30
 
-def until(what: str, probe: Callable[[], T | None], seconds: float = 10) -> T:
+
+def until(what: str, probe: Callable[[], T | None], seconds: float = PATIENCE_SECONDS) -> T:
     """What `probe` gives as soon as it gives anything.
 
     Raises TimeoutError, which names `what`, if that took longer than `seconds`.

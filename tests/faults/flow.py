@@ -22,6 +22,7 @@ import time
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -81,7 +82,7 @@ class Flow:
     after each answer. `kinds` are places in NAMELESS, each new client of which asks `repeats` times. Failures that
     begin with one of `may_fail` are to be expected, and so are closed connections with `may_close`; with `exhausts`
     what fails is descriptors or the CPU, and answers may be slow. Otherwise an answer may take the `longest`, and with
-    a lookup its `patience` more. For `tail` seconds it goes on after the fault.
+    a lookup its `patience` more. For `tail` seconds it goes on after the fault, and has to be `normal` within so many.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Flow:
         patience: float = PATIENCE_SECONDS,
         longest: float = LONGEST_SECONDS,
         tail: float = NORMAL_SECONDS,
+        normal: float = NORMAL_SECONDS,
     ) -> None:
         self.row = Row(fault)
         self.attempts: list[Attempt] = []
@@ -125,6 +127,7 @@ class Flow:
         self._patience = patience
         self._longest = longest
         self._tail = tail
+        self._normal = normal
         self._over: float | None = None
         self._waits: list[Waits] = []
         self._longest_own = 0.0
@@ -166,12 +169,12 @@ class Flow:
         time.sleep(seconds)
         assert self._process.poll() is None, "the asking process has ended"
 
-    def wait_for(self, answers: int, seconds: float = 30) -> None:
+    def wait_for(self, answers: int) -> None:
         """Lets it run until there are so many more answers."""
         wanted = self.answered + answers
-        until(f"{wanted} answers", lambda: self.answered >= wanted or None, seconds)
+        until(f"{wanted} answers", lambda: self.answered >= wanted or None)
 
-    def wait_for_clients(self, clients: int, seconds: float) -> None:
+    def wait_for_clients(self, clients: int, seconds: float = 30) -> None:
         """Lets it run until so many more answers were given for which DNS was to be asked."""
         wanted = self.clients + clients
         until(f"{wanted} clients", lambda: self.clients >= wanted or None, seconds)
@@ -202,23 +205,28 @@ class Flow:
         for each in self.attempts:
             who = each.client, each.serial
             first_asked[who] = min(each.sent, first_asked.get(who, each.sent))
-        abnormal: list[float] = []
+        normal: list[Attempt] = []
+        abnormal: list[Attempt] = []
         for each in self.attempts:
             if each.client == IDLE:
                 self.idle_closes += 1
                 if each.failure:
                     self.wrong.append(each.failure)
             else:
-                is_normal = self._judge_one(each, first_asked[each.client, each.serial])
-                if self._over is not None and first_asked[each.client, each.serial] > self._over and not is_normal:
-                    abnormal.append(each.sent)
+                first = first_asked[each.client, each.serial]
+                is_normal = self._judge_one(each, first)
+                # What DNS said before the end of the fault is known for a while.
+                if self._over is not None and (each.sent if each.failure else first) > self._over and not is_normal:
+                    abnormal.append(each)
+                elif is_normal:
+                    normal.append(each)
         row.wrong = len(self.wrong)
         row.longest_own = self._longest_own
         serials = [each.serial for each in self.attempts]
         self._world.next_serial = max(self._world.next_serial, *serials) + 1
         if self._over is not None:
-            afterwards = [each.ended for each in self.attempts if each.client != IDLE and each.sent > self._over]
-            row.normal_within = (max(abnormal) if abnormal else min(afterwards, default=float("inf"))) - self._over
+            last = max((each.sent for each in abnormal), default=self._over)
+            row.normal_within = min((each.ended for each in normal if each.sent > last), default=inf) - self._over
         self._insist()
 
     def _judge_one(self, each: Attempt, first_asked: float) -> bool:
@@ -270,7 +278,7 @@ class Flow:
         assert self._exhausts or self._longest_own < self._longest, row
         held_up = row.longest - self._longest_own  # a machine that has other work does not spare the rest
         assert row.longest_with_dns < self._patience + self._longest + held_up, row
-        assert row.normal_within is None or row.normal_within < NORMAL_SECONDS, row
+        assert row.normal_within is None or row.normal_within < self._normal, row
 
     # --- Beside the decision log ------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.field.policyd import Policyd
 
 # What `dns.timeout` is here, and a late answer that is in time; a lookup begins again once, after 0.25 s.
-TIMEOUT, LATE = (5.0, 4.0) if LONG else (1.2, 0.6)
+TIMEOUT, LATE = (5.0, 4.0) if LONG else (3.0, 1.5)
 
 
 def in_ptr(changed: Callable[[Reply, str], Reply]) -> Callable[[Reply, str], Reply]:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.faults.conftest import LONG, SECONDS, Setting, long_only, table, wait_for_edition
+from tests.faults.conftest import LONG, SECONDS, SOON_SECONDS, Setting, long_only, table, wait_for_edition
 from tests.faults.world import rules_file
-from tests.field.waiting import until
+from tests.field.waiting import PATIENCE_SECONDS, until
 from tests.requirements import require
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ def test_a_log_on_a_read_only_disk_is_written_as_soon_as_it_can_be(setting: Sett
                 flow.go_on(SECONDS)
                 subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
                 flow.fault_is_over()
-                until("a decision log", lambda: log.exists() or None, 2)
+                until("a decision log", lambda: log.exists() or None, SOON_SECONDS)
             lost = int(setting.metric(LOST))
         assert flow.compare(lines(log.read_bytes()), lost=lost)
     assert "cannot open it: Read-only file system; mail goes on" in policyd.operational_log.read_text()
@@ -238,7 +238,7 @@ def test_a_log_that_is_removed_is_begun_anew_within_a_second_or_so(setting: Sett
             with setting.flow("log: removed") as flow:
                 flow.go_on(0.2)
                 policyd.decision_log.unlink()
-                until("a new log", lambda: policyd.decision_log.exists() or None, 2)
+                until("a new log", lambda: policyd.decision_log.exists() or None, SOON_SECONDS)
                 flow.fault_is_over()
             # Until then lines went into the file that has no name any more.
             assert flow.compare(lines(removed.read(), policyd.decision_log.read_bytes()))
@@ -251,7 +251,7 @@ def test_rotation_in_the_middle_of_a_burst_loses_no_line(setting: Setting) -> No
         with setting.flow("log: rotated in the middle of a burst", pause=0, repeats=4) as flow:
             for number in range(10):
                 policyd.decision_log.rename(setting.folder / f"rotated.{number}")
-                until("a new log", lambda: policyd.decision_log.exists() or None, 2)
+                until("a new log", lambda: policyd.decision_log.exists() or None, SOON_SECONDS)
             flow.fault_is_over()
         contents = [each.read_bytes() for each in [*setting.folder.glob("rotated.*"), policyd.decision_log]]
         assert flow.compare(lines(*contents))
@@ -261,15 +261,23 @@ def test_rotation_in_the_middle_of_a_burst_loses_no_line(setting: Setting) -> No
 def test_a_fifo_without_a_reader_holds_nobody_up(setting: Setting) -> None:
     fifo = setting.folder / "fifo"
     os.mkfifo(fifo)
+    opened = threading.Event()
     read: list[bytes] = []
+
+    def read_all() -> None:
+        with fifo.open("rb") as file:  # waits for somebody who writes
+            opened.set()
+            read.append(file.read())
+
     with setting.daemon(**log_to(fifo)) as policyd:
         with setting.flow("log: a FIFO without a reader") as flow:
             flow.go_on(SECONDS)
-            reader = threading.Thread(target=lambda: read.append(fifo.read_bytes()))
+            reader = threading.Thread(target=read_all, daemon=True)  # no hindrance to the end of a test that fails
             reader.start()
             flow.fault_is_over()
+            assert opened.wait(SOON_SECONDS)
         lost = int(setting.metric(LOST))
-    reader.join(10)
+    reader.join(PATIENCE_SECONDS)
     assert flow.compare(lines(*read), lost=lost)
     assert "cannot open it: No such device or address; mail goes on" in policyd.operational_log.read_text()
 

@@ -13,6 +13,7 @@ from tests.dns import SERVFAIL
 from tests.faults.conftest import SECONDS
 from tests.faults.flow import Flow
 from tests.faults.world import DnsState, World, distorted, nothing_known
+from tests.field.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +42,7 @@ def test_a_server_that_lets_everybody_through_is_found_out() -> None:
         server.block_on_close = False
         threading.Thread(target=server.serve_forever).start()
         with found_out("not one of"), Flow("", World(), server.server_address[1]) as flow:
-            flow.go_on(0.1)
+            flow.wait_for(50)
         server.shutdown()
 
 
@@ -59,25 +60,25 @@ def test_a_ruleset_that_should_not_be_in_force_is_found_out(setting: Setting) ->
         setting.use_edition(policyd, 2)
         with setting.world.edition.changing(3):
             pass  # a reload that never was
-        flow.go_on(0.2)
+        flow.wait_for(50)
 
 
 def test_an_error_where_dns_is_well_is_found_out(setting: Setting) -> None:
     setting.world.zone.state = DnsState(distorted(rcode=SERVFAIL), nothing_known)  # and nobody is told
     with setting.daemon(), found_out(r"4\.4\.3"), Flow("", setting.world, setting.port) as flow:
-        flow.go_on(0.2)
+        flow.wait_for_clients(20)
 
 
 def test_a_failure_that_was_not_to_be_is_found_out(setting: Setting) -> None:
     with setting.daemon() as policyd, found_out("cannot connect"), Flow("", setting.world, setting.port) as flow:
         policyd.stop()
-        flow.go_on(0.2)
+        until("a failure", lambda: any("cannot connect" in each.failure for each in flow.attempts) or None)
 
 
 def test_a_line_that_is_missing_in_the_decision_log_is_found_out(setting: Setting) -> None:
     with setting.daemon() as policyd:
-        with Flow("", setting.world, setting.port) as flow:
-            flow.go_on(0.1)
+        with Flow("", setting.world, setting.port, exhausts=True) as flow:
+            flow.wait_for(10)
         logged = policyd.decisions(flow.row.answered)
     with found_out("1 answers are not in the log"):
         flow.compare(logged[1:])

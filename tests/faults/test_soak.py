@@ -129,7 +129,7 @@ class Log:
         path = self._policyd.decision_log
         old = path.with_suffix(".old")
         path.rename(old)
-        until("a new log", lambda: path.exists() or None, 5)
+        until("a new log", lambda: path.exists() or None)
         self.take(old)
         old.unlink()
 

@@ -114,6 +114,9 @@ _TO_ESCAPE = re.compile(rb"[^%b]" % re.escape(_PLAIN))
 _TO_ESCAPE_IN_LIST = re.compile(rb"[^%b]" % re.escape(_PLAIN.replace(b",", b"")))
 _TO_ESCAPE_IN_QUOTES = re.compile(rb"[^ <>%b]" % re.escape(_PLAIN))
 
+_LINE = b"%b %b id=%b%b client=%b[%b]%b state=%b from=<%b> to=<%b> helo=<%b> instance=%b ruleset=%b%b ms=%.1f%b\n"
+_RDNS = {status: b" rdns=" + status.encode() for status in Status}
+
 
 def text_line(entry: Entry) -> bytes:
     """A decision in the style of Postfix's own log."""
@@ -129,29 +132,32 @@ def text_line(entry: Entry) -> bytes:
         or state not in SENDER_STATES
         or get("sasl_username")
         or get("queue_id")
-        or dns_seconds
         or decision.observed
         or decision.downgraded
         or action != decision.verb
-        or (identity is not None and (identity.status is not Status.VERIFIED or identity.claimed))
+        or (identity is not None and (identity.claimed or identity.reason is not None))
     ):
         return _fit(_general_text, entry)
-    line = b"%b %b id=%b%b client=%b[%b]%b state=%b from=<%b> to=<%b> helo=<%b> instance=%b ruleset=%b ms=%.1f%b\n" % (
-        time,
-        action.encode(),
-        decision_id,
-        b" rule=" + decision.rule.name.encode() if decision.rule is not None else b"",
-        hostname,
-        address,
-        b" rdns=verified" if identity is not None else b"",
-        state,
-        sender,
-        recipient,
-        helo_name,
-        instance,
-        ruleset.encode(),
-        seconds * 1000,
-        b' reply="%b"' % _escaped(reply, MAX_LINE, _TO_ESCAPE_IN_QUOTES) if reply else b"",
+    line = (
+        b"%b %b id=%b%b client=%b[%b]%b state=%b from=<%b> to=<%b> helo=<%b> instance=%b ruleset=%b%b ms=%.1f%b\n"
+        % (
+            time,
+            action.encode(),
+            decision_id,
+            b" rule=" + decision.rule.name.encode() if decision.rule is not None else b"",
+            hostname,
+            address,
+            _RDNS[identity.status] if identity is not None else b"",
+            state,
+            sender,
+            recipient,
+            helo_name,
+            instance,
+            ruleset.encode(),
+            b" dns_ms=%.1f" % (dns_seconds * 1000) if dns_seconds else b"",
+            seconds * 1000,
+            b' reply="%b"' % _escaped(reply, MAX_LINE, _TO_ESCAPE_IN_QUOTES) if reply else b"",
+        )
     )
     return line if len(line) <= MAX_LINE else _fit(_general_text, entry)
 

@@ -15,7 +15,8 @@ This is the one file that knows aiodns (4) and, below it, c-ares (1.34). What th
 - Its cache has no bound, cannot be turned off from here, and keeps a NODATA answer for an hour. So channels are
   replaced before that matters: after CHANNEL_SECONDS or CHANNEL_QUERIES.
 - A query that nobody waits for any more goes on, and ends with its channel.
-- aiodns lets c-ares run a thread, which hands each answer over to the event loop.
+- aiodns lets c-ares run a thread, which hands each answer over to the event loop. (Without one, a tenth of the CPU is
+  saved; but while the loop is busy nobody reads the answers, c-ares takes them for lost, and half as many come.)
 """
 
 from __future__ import annotations
@@ -127,6 +128,7 @@ class Resolver:
 
     def __init__(self, dns: Dns, counters: DnsCounters | None = None) -> None:
         self.counters = counters if counters is not None else DnsCounters()
+        self._loop = asyncio.get_running_loop()
         self._timeout = dns.timeout
         self._most = dns.lookups
         self._servers = _Servers(dns)
@@ -146,7 +148,7 @@ class Resolver:
 
     def cached(self, client_address: bytes) -> Identity | None:
         """What is known without asking. None where DNS is to be asked, and also where only the name that the client
-        claims before Postfix could add to what is known: `identity` then answers at once."""
+        claims before Postfix could add to what is known: `look_up` then answers at once."""
         address = parse_address(client_address)
         if address is None:
             return None
@@ -157,12 +159,35 @@ class Resolver:
         return kept.identity
 
     async def identity(self, client_address: bytes, claimed: bytes = b"") -> Identity:
-        """Who the client is, within `dns.timeout`.
+        """Who the client is, within `dns.timeout`, with what it claims (`with_claimed`)."""
+        # Whoever goes away goes alone: the others still wait, and the answer is kept for whoever asks next.
+        return with_claimed(await asyncio.shield(self.look_up(client_address)), claimed)
 
-        `claimed` is Postfix's `reverse_client_name`, or nothing where Postfix is not trusted. It counts as the
-        claimed name of this one request, and only if the PTR names could not be had.
-        """
-        return _with_claimed(await self._identity(client_address), claimed)
+    def look_up(self, client_address: bytes) -> asyncio.Future[Identity]:
+        """Who the client is, within `dns.timeout`. It raises nothing, and is not to be cancelled: others may wait for
+        the same one."""
+        counters = self.counters
+        address = parse_address(client_address)
+        if address is None:
+            counters.outcomes[Status.ERROR, Reason.NO_ADDRESS] += 1
+            return self._known(_NO_ADDRESS)
+        kept = self._cache.get(address)
+        if kept is not None and kept.until > monotonic():
+            counters.hits += 1
+            return self._known(kept.identity)
+        counters.misses += 1
+        under_way = self._under_way.get(address)
+        if under_way is not None:
+            counters.joined += 1
+            return under_way.task
+        if len(self._under_way) >= self._most:
+            counters.refused += 1
+            counters.outcomes[Status.ERROR, Reason.TIMEOUT] += 1
+            return self._known(_TOO_MANY)
+        lookup = _Lookup(self._servers)
+        task = self._loop.create_task(self._look_up(address, client_address, lookup))
+        self._under_way[address] = _UnderWay(task, lookup)
+        return task
 
     async def close(self) -> None:
         """Ends all lookups, which are answered as if their time were over, and frees what they used."""
@@ -171,35 +196,15 @@ class Resolver:
         await asyncio.gather(*(one.task for one in self._under_way.values()))
         await self._servers.close()
 
-    async def _identity(self, client_address: bytes) -> Identity:
-        counters = self.counters
-        address = parse_address(client_address)
-        if address is None:
-            counters.outcomes[Status.ERROR, Reason.NO_ADDRESS] += 1
-            return _NO_ADDRESS
-        kept = self._cache.get(address)
-        if kept is not None and kept.until > monotonic():
-            counters.hits += 1
-            return kept.identity
-        counters.misses += 1
-        under_way = self._under_way.get(address)
-        if under_way is not None:
-            counters.joined += 1
-        elif len(self._under_way) >= self._most:
-            counters.refused += 1
-            counters.outcomes[Status.ERROR, Reason.TIMEOUT] += 1
-            return _TOO_MANY
-        else:
-            lookup = _Lookup(self._servers)
-            task = asyncio.get_running_loop().create_task(self._look_up(address, client_address, lookup))
-            under_way = self._under_way[address] = _UnderWay(task, lookup)
-        # Whoever goes away goes alone: the others still wait, and the answer is kept for whoever asks next.
-        return await asyncio.shield(under_way.task)
+    def _known(self, identity: Identity) -> asyncio.Future[Identity]:
+        future: asyncio.Future[Identity] = self._loop.create_future()
+        future.set_result(identity)
+        return future
 
     async def _look_up(self, address: Address, client_address: bytes, lookup: _Lookup) -> Identity:
         """Asks DNS, within the deadline, and keeps the answer."""
         began = monotonic()
-        deadline = asyncio.get_running_loop().call_later(self._timeout, lookup.expire)
+        deadline = self._loop.call_later(self._timeout, lookup.expire)
         try:
             identity = await identify(client_address, lookup)
             seconds = lookup.seconds_to_keep
@@ -230,14 +235,15 @@ async def look_up_once(dns: Dns, client_address: bytes, claimed: bytes = b"") ->
     began = monotonic()
     try:
         identity = await identify(client_address, lookup)
-        return _with_claimed(identity, claimed)._replace(seconds=monotonic() - began), asked
+        return with_claimed(identity, claimed)._replace(seconds=monotonic() - began), asked
     finally:
         deadline.cancel()
         await servers.close()
 
 
-def _with_claimed(identity: Identity, claimed: bytes) -> Identity:
-    """The identity with what Postfix says that the PTR name is, where nobody else says it."""
+def with_claimed(identity: Identity, claimed: bytes) -> Identity:
+    """The identity of one request: with Postfix's `reverse_client_name` (nothing where Postfix is not trusted) as the
+    claimed name, if the PTR names could not be had."""
     if identity.names_known or not claimed or claimed == b"unknown":
         return identity
     name = fold_name(claimed)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import logging
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
@@ -24,6 +25,7 @@ from policyd.core.ruleset import Verb
 from policyd.daemon.decisionlog import Entry, Stamps, json_line, text_line
 from policyd.daemon.ids import DecisionIds
 from policyd.daemon.oplog import Throttled
+from policyd.daemon.resolver import with_claimed
 
 if TYPE_CHECKING:
     import socket
@@ -165,9 +167,9 @@ class Connection(asyncio.Protocol):
         "_parser",
         "_partial",
         "_server",
-        "_task",
         "_transport",
         "_unsent",
+        "_waits",
         "peer",
         "since",
     )
@@ -177,7 +179,7 @@ class Connection(asyncio.Protocol):
         self.peer = peer
         self._parser = RequestParser(server.limits.request_bytes, server.layouts)
         self._transport: asyncio.Transport | None = None
-        self._task: asyncio.Task[None] | None = None  # waits for DNS; later requests wait behind it
+        self._waits = False  # for DNS; later requests wait behind that one
         self._partial = False  # part of a request has arrived
         self._closing = False
         self._unsent: list[bytes] = []  # answers that wait for the end of the turn
@@ -202,7 +204,7 @@ class Connection(asyncio.Protocol):
             self.since = arrived
         try:
             self._parser.receive_data(received)
-            if self._task is None:
+            if not self._waits:
                 self._answer_requests(arrived)
             elif self._parser.pending > (most := self._server.limits.request_bytes):
                 self._refuse(ProtocolError(f"more than {most} bytes sent ahead of an answer"))
@@ -220,16 +222,13 @@ class Connection(asyncio.Protocol):
         """The client has gone away, or we have closed."""
         self._closing = True
         self._server.lose(self)
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
 
     # --- The server calls these -------------------------------------------------------------------------------------
 
     def check(self, now: float) -> None:
         """Ends the connection if its time is over. While it waits for DNS, the resolver's deadline counts."""
         limits, age = self._server.limits, now - self.since
-        if self._task is not None:
+        if self._waits:
             return
         if self._partial and age > limits.request_timeout:
             self._server.counters.timeouts += 1
@@ -241,7 +240,7 @@ class Connection(asyncio.Protocol):
 
     def close_if_idle(self) -> None:
         """Closes the connection unless a request is under way."""
-        if self._task is None and not self._partial and self._transport is not None:
+        if not self._waits and not self._partial and self._transport is not None:
             self.send()
             self._closing = True
             self._transport.close()
@@ -272,7 +271,9 @@ class Connection(asyncio.Protocol):
             if decision is NEEDS_IDENTITY:
                 identity = server.resolver.cached(request.get("client_address"))
                 if identity is None:
-                    self._task = server.loop.create_task(self._answer_later(ruleset, request, arrived))
+                    self._waits = True
+                    lookup = server.resolver.look_up(request.get("client_address"))
+                    lookup.add_done_callback(partial(self._answer_later, ruleset, request, arrived, monotonic()))
                     return
                 decision = decide(ruleset, request, identity, server.today)
                 assert decision is not NEEDS_IDENTITY
@@ -282,22 +283,23 @@ class Connection(asyncio.Protocol):
         if server.draining:
             self.close_if_idle()
 
-    async def _answer_later(self, ruleset: Ruleset, request: Request, arrived: float) -> None:
-        """The slow path: asks DNS, then decides by the ruleset that the request met first."""
+    def _answer_later(
+        self, ruleset: Ruleset, request: Request, arrived: float, asked: float, lookup: asyncio.Future[Identity]
+    ) -> None:
+        """The slow path, when DNS has answered: decides by the ruleset that the request met first."""
+        self._waits = False
+        if self._closing:
+            return
         server = self._server
-        claimed = request.get("reverse_client_name") if server.trust_postfix else b""
         try:
-            asked = monotonic()
-            identity = await server.resolver.identity(request.get("client_address"), claimed)
-            waited = monotonic() - asked
+            now = monotonic()
+            claimed = request.get("reverse_client_name") if server.trust_postfix else b""
+            identity = with_claimed(lookup.result(), claimed)
             decision = decide(ruleset, request, identity, server.today)
             assert decision is not NEEDS_IDENTITY
-            self._task = None
-            if self._closing:
-                return
-            self._answer(ruleset, request, decision, identity, arrived=arrived, dns_seconds=waited)
-            self.since = monotonic()
-            self._answer_requests(self.since)
+            self._answer(ruleset, request, decision, identity, arrived=arrived, dns_seconds=now - asked)
+            self.since = now
+            self._answer_requests(now)
         except ProtocolError as error:
             self._refuse(error)
         except Exception:  # noqa: BLE001 - the boundary of the slow path

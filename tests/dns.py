@@ -169,6 +169,7 @@ class ScriptedServer:
         started = threading.Event()
         self._faults: list[dict[str, Any]] = []
         self._clients: set[asyncio.StreamWriter] = set()
+        self._unanswered: list[tuple[bytes, Callable[[bytes], None], int]] = []
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(lambda _, fault: self._faults.append(fault))
         self._thread = threading.Thread(target=self._run, args=(started,))
@@ -223,9 +224,21 @@ class ScriptedServer:
         kind = next((text for text, value in TYPES.items() if value == number), str(number))
         self.asked.append(f"{name} {kind}")
         reply = self.script.get(f"{name} {kind}", self.script.get(name, self.otherwise))
-        if not reply.silent:
+        if reply.silent:
+            self._unanswered.append((query[: after + 5], send, longest))
+        else:
             message = encode_reply(query[: after + 5], reply, longest)
             self._loop.call_later(reply.delay, send, message)
+
+    def break_silence(self, reply: Reply) -> None:
+        """Gives this reply to all who have waited in vain so far, and from now on `otherwise`."""
+        self._loop.call_soon_threadsafe(self._break_silence, reply)
+
+    def _break_silence(self, reply: Reply) -> None:
+        self.otherwise = reply
+        for query, send, longest in self._unanswered:
+            send(encode_reply(query, reply, longest))
+        self._unanswered.clear()
 
 
 class _Datagrams(asyncio.DatagramProtocol):

@@ -166,4 +166,4 @@ async def test_a_loader_that_is_told_to_end_ends_its_load(folder: Path, monkeypa
     await asyncio.gather(loading, return_exceptions=True)
     before = time.monotonic()
     loader.close()
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 30  # seconds, of the 60

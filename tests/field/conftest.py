@@ -102,7 +102,7 @@ def start_policyd(postfix: Postfix, resolver: str, tmp_path_factory: pytest.Temp
             "listen": [f"inet:127.0.0.1:{postfix.port['policy']}", f"unix:{postfix.policy_socket}"],
             "socket_mode": "0660",
             "socket_group": "postfix",
-            "dns": {"servers": [resolver], "timeout": "2s"},
+            "dns": {"servers": [resolver], "timeout": "3s"},
         }
         return Policyd(tmp_path_factory.mktemp("policyd"), rules, **{**usual, **arguments})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,14 +46,12 @@ def test_a_dead_zone_costs_a_message_one_wait_and_not_one_for_each_recipient(
     postfix: Postfix, policyd: Policyd
 ) -> None:
     recipients = [f"waiting{number}@field.example" for number in range(4)]
-    began = time.monotonic()
     with Client(postfix.port["inet"], "192.0.2.69") as client:
         replies = client.offer("waiting@sender.example", *recipients)
-    took = time.monotonic() - began
     decisions = policyd.decisions(len(recipients), sender="waiting@sender.example")
     assert {reply.code for reply in replies} == {450}
     assert {each["dns_error"] for each in decisions} == {"timeout"}
-    assert took < 3 * 2.0, "had each of the four waited for dns.timeout, 2 s, it would be four times that"
+    assert ["dns_ms" in each for each in decisions] == [True, False, False, False]
 
 
 def test_delivered_mail_has_its_decision_under_the_queue_id_of_the_mail_log(postfix: Postfix, policyd: Policyd) -> None:

@@ -11,9 +11,9 @@ import click
 from policyd.cli import Failure
 from policyd.cli.options import json_option
 from policyd.config import load_settings
+from policyd.core.printable import printable
 from policyd.tools.display import shown
 from policyd.tools.doctor import diagnose
-from policyd.tools.formats.exchange import printable
 from policyd.tools.postfix_config import PostconfError, read_postfix
 
 if TYPE_CHECKING:

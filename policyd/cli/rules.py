@@ -24,7 +24,7 @@ from policyd.core.index import fold_name
 from policyd.core.protocol import REQUEST_TYPE, ProtocolError, Request, RequestParser
 from policyd.core.ruleset import ATTRIBUTES
 from policyd.daemon.resolver import look_up_once
-from policyd.tools.explain import Query, as_tables, printable
+from policyd.tools.explain import Query, as_tables, readable
 from policyd.tools.explain import as_json as explanation_as_json
 from policyd.tools.explain import explain as put_together
 
@@ -127,12 +127,12 @@ def _ask_dns(dns: Dns, request: Request) -> tuple[Identity, tuple[Query, ...]]:
     for one in asked:
         failure = one.answer.value if isinstance(one.answer, Reason) else None
         answers = () if isinstance(one.answer, Reason) else tuple(_answer_text(each) for each in one.answer)
-        queries.append(Query(f"{printable(one.name)} {one.type}", answers, failure, one.seconds))
+        queries.append(Query(f"{readable(one.name)} {one.type}", answers, failure, one.seconds))
     return identity, tuple(queries)
 
 
 def _answer_text(answer: bytes | Address) -> str:
-    return printable(answer) if isinstance(answer, bytes) else format_address(answer)
+    return readable(answer) if isinstance(answer, bytes) else format_address(answer)
 
 
 def _today() -> datetime.date:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from policyd.core.printable import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -53,7 +55,7 @@ class Problem:
         warning = "warning: " if self.severity is Severity.WARNING else ""
         rule = f"rule {quoted(self.rule)}: " if self.rule else ""
         message = self.message if len(self.message) <= MAX_MESSAGE else self.message[: MAX_MESSAGE - 3] + "..."
-        return _printable(f"{place}: {warning}{rule}{message}")
+        return printable(f"{place}: {warning}{rule}{message}")
 
 
 class Report:
@@ -113,7 +115,7 @@ class Report:
             yield str(problem)
             more = self._uncollected.get(problem.path, 0)
             if more and problem is last_of[problem.path]:
-                yield _printable(f"{problem.path}: and {more:,} more {'problem' if more == 1 else 'problems'}")
+                yield printable(f"{problem.path}: and {more:,} more {'problem' if more == 1 else 'problems'}")
 
 
 class ConfigErrors(Exception):  # noqa: N818 - it carries as many as there are
@@ -153,8 +155,3 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def quoted(text: str, limit: int = 80) -> str:
     """A piece of a file as a message shows it: in quotes, and cut, so that a line stays a line one can read."""
     return f"'{text if len(text) <= limit else text[: limit - 3] + '...'}'"
-
-
-def _printable(line: str) -> str:
-    """The line with line breaks, control and bidirectional characters escaped: files are not all written by friends."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)

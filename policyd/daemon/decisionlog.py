@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from policyd.core.identity import Status
+from policyd.core.printable import printable
 from policyd.core.ruleset import SENDER_STATES
-from policyd.daemon.oplog import printable
 from policyd.daemon.sinks import FileSink, StreamSink, sink_for
 
 if TYPE_CHECKING:

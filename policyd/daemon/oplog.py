@@ -14,6 +14,7 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
+from policyd.core.printable import printable
 from policyd.daemon.sinks import sink_for
 
 if TYPE_CHECKING:
@@ -82,15 +83,6 @@ def shown(value: bytes, limit: int = 80) -> str:
     """What somebody else said, short and in printable ASCII, for a message."""
     text = printable(value[:limit].decode("ascii", "backslashreplace"))
     return text if len(value) <= limit else text + "..."
-
-
-def printable(text: str) -> str:
-    """The text with line breaks, control and bidirectional characters escaped: one line, harmless to a terminal."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
 
 
 def _is_journal(environment: Mapping[str, str], descriptor: int) -> bool:

@@ -18,6 +18,7 @@ from policyd.config.lists import Entry
 from policyd.core.engine import Decision, Outcome, reply_text, trace
 from policyd.core.identity import Status
 from policyd.core.index import build_index
+from policyd.core.printable import printable
 from policyd.core.ruleset import Action, Condition, Kind, Rule, Subject, Verb
 
 if TYPE_CHECKING:
@@ -184,10 +185,9 @@ def _hold(written: WrittenCondition, entries: Sequence[Entry], request: Request,
     return 0 in index.lookups[0].find(request, identity).conditions
 
 
-def printable(value: bytes) -> str:
+def readable(value: bytes) -> str:
     """What a client or DNS said as it may reach a terminal: what is not printable is escaped."""
-    text = value.decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return printable(value.decode("utf-8", "backslashreplace"))
 
 
 # --- As JSON ----------------------------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
         "place": explanation.place,
         "downgraded": decision.downgraded,
         "observed": list(decision.observed),
-        "client_address": printable(explanation.request.get("client_address")),
+        "client_address": readable(explanation.request.get("client_address")),
         "ruleset": ruleset.hash,
         "dns": None,
         "rules": [
@@ -226,8 +226,8 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
             "source": explanation.source,
             "reverse_dns": identity.status,
             "dns_error": identity.reason,
-            "verified": [printable(name) for name in identity.verified],
-            "claimed": [printable(name) for name in identity.claimed],
+            "verified": [readable(name) for name in identity.verified],
+            "claimed": [readable(name) for name in identity.claimed],
             "names_known": identity.names_known,
             "dns_ms": round(identity.seconds * 1000, 1),
             "queries": [
@@ -249,7 +249,7 @@ def _reason_as_json(reason: Reason) -> dict[str, Any]:
         "condition": reason.condition.name,
         "values": list(reason.condition.values),
         "outcome": reason.outcome.value,
-        "seen": [printable(text) for text in reason.seen],
+        "seen": [readable(text) for text in reason.seen],
         "entry": None if entry is None else {"text": entry.text, "file": entry.path, "line": entry.line},
     }
 
@@ -294,8 +294,8 @@ def _summary(explanation: Explanation) -> Table:
         )
     if decision.observed:
         grid.add_row("observed", Text(", ".join(decision.observed)))
-    address = printable(request.get("client_address"))
-    name = printable(explanation.hostname) if explanation.hostname else "unknown"
+    address = readable(request.get("client_address"))
+    name = readable(explanation.hostname) if explanation.hostname else "unknown"
     grid.add_row("client", Text(f"{name}[{address}]"))
     for label, attribute in (
         ("helo", "helo_name"),
@@ -304,7 +304,7 @@ def _summary(explanation: Explanation) -> Table:
         ("login", "sasl_username"),
     ):
         if value := request.get(attribute):
-            grid.add_row(label, Text(printable(value)))
+            grid.add_row(label, Text(readable(value)))
     grid.add_row("reverse DNS", _said(explanation))
     for query in explanation.queries:
         said = Text(f"{query.question}  ").append(query.failure or ", ".join(query.answers) or "none", "bold")
@@ -321,9 +321,9 @@ def _said(explanation: Explanation) -> Text:
     if identity.reason is not None:
         text.append(f" ({identity.reason})")
     if identity.verified:
-        text.append(f"  {', '.join(map(printable, identity.verified))}")
+        text.append(f"  {', '.join(map(readable, identity.verified))}")
     if identity.claimed:
-        text.append(f"  claimed: {', '.join(map(printable, identity.claimed))}")
+        text.append(f"  claimed: {', '.join(map(readable, identity.claimed))}")
     if identity.status is Status.ERROR and not identity.names_known:
         text.append("  (its names could not be learnt)", "dim")
     took = f", {identity.seconds * 1000:.1f} ms" if identity.seconds else ""
@@ -355,7 +355,7 @@ def _why(looked: Looked, match: tuple[Reason, ...], exceptions: tuple[Reason, ..
 def _line(prefix: str, reason: Reason) -> Text:
     condition = reason.condition
     holds, fails = _VERBS[condition.kind]
-    seen = ", ".join(printable(text) or "''" for text in reason.seen) or "no name"
+    seen = ", ".join(readable(text) or "''" for text in reason.seen) or "no name"
     if reason.entry is not None:
         text = Text(f"{prefix}{condition.name}: {seen} {holds} ").append(reason.entry.text or "''", "bold")
         return text.append(f"  ({reason.entry.path}:{reason.entry.line})", "dim")

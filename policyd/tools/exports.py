@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from policyd.core.printable import printable
 from policyd.core.ruleset import Verb
 from policyd.tools.formats import (
     csv_table,
@@ -23,7 +24,7 @@ from policyd.tools.formats import (
     rspamd_map,
     sendmail_access,
 )
-from policyd.tools.formats.exchange import Line, Report, Row, Term, Verdict, printable
+from policyd.tools.formats.exchange import Line, Report, Row, Term, Verdict
 from policyd.tools.formats.values import looks_like_address
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from policyd.core.printable import printable
 from policyd.core.ruleset import Verb
 from policyd.tools.formats import (
     iptables,
@@ -27,7 +28,7 @@ from policyd.tools.formats import (
     spamhaus_drop,
     whois,
 )
-from policyd.tools.formats.exchange import REJECT, Imported, Line, Report, Term, Verdict, cut, place, printable, shown
+from policyd.tools.formats.exchange import REJECT, Imported, Line, Report, Term, Verdict, cut, place, shown
 from policyd.tools.formats.networks import kept_out, only_networks, texts
 from policyd.tools.formats.rules_file import Names, fits_list_file, list_file, rules, rules_yaml
 from policyd.tools.logfiles import MAX_LINE_BYTES, STANDARD_INPUT, LogError, NotTextError, read_blocks

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from policyd.config.actions import ActionError, parse_action
+from policyd.config.problems import quoted
+from policyd.core.printable import printable
 from policyd.core.ruleset import DEFAULT_TEXT, MAX_TEXT, Verb
 
 if TYPE_CHECKING:
@@ -220,18 +222,12 @@ def place(line: Line) -> str:
 
 def shown(text: str) -> str:
     """A piece of a file as a message shows it: in quotes, cut, nothing in it that a terminal would act on."""
-    beginning = text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
-    return f"'{printable(beginning)}'"
+    return printable(quoted(text, _SHOWN))
 
 
 def cut(reason: str) -> str:
     """A reason of a length that is read in a line."""
     return reason if len(reason) <= _REASON else reason[: _REASON - 3] + "..."
-
-
-def printable(text: str) -> str:
-    """The text with everything escaped that a terminal or a YAML reader would not take as it is."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def by_condition(terms: Iterable[Term]) -> dict[str, tuple[str, ...]]:

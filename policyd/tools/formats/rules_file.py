@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from policyd.tools.formats.exchange import by_condition, printable
+from policyd.core.printable import printable
+from policyd.tools.formats.exchange import by_condition
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,0 +1,16 @@
+"""Text of others in messages of our own: one line of it stays one line, and does nothing to a terminal.
+
+Whoever wrote it (a file, a client, a name server, Postfix), it is escaped here and nowhere else. How much of it is
+shown is left to whoever shows it.
+"""
+
+from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    """The text with line breaks, control and bidirectional characters, and what no encoding has, escaped as `\\x1b`."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

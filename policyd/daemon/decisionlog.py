@@ -112,7 +112,8 @@ def _fit(formatted: Callable[[dict[str, Value], int], bytes], entry: Entry) -> b
 _PLAIN = bytes(c for c in range(0x21, 0x7F) if c not in b"\"'<>\\")
 _TO_ESCAPE = re.compile(rb"[^%b]" % re.escape(_PLAIN))
 _TO_ESCAPE_IN_LIST = re.compile(rb"[^%b]" % re.escape(_PLAIN.replace(b",", b"")))
-_TO_ESCAPE_IN_QUOTES = re.compile(rb"[^ <>%b]" % re.escape(_PLAIN))
+_PLAIN_IN_QUOTES = b" <>" + _PLAIN
+_TO_ESCAPE_IN_QUOTES = re.compile(rb"[^%b]" % re.escape(_PLAIN_IN_QUOTES))
 
 _LINE = b"%b %b id=%b%b client=%b[%b]%b state=%b from=<%b> to=<%b> helo=<%b> instance=%b ruleset=%b%b ms=%.1f%b\n"
 _RDNS = {status: b" rdns=" + status.encode() for status in Status}
@@ -126,8 +127,10 @@ def text_line(entry: Entry) -> bytes:
     state, address, sender, recipient = get("protocol_state"), get("client_address"), get("sender"), get("recipient")
     helo_name, instance = get("helo_name"), get("instance")
     outside = b"".join((state, address, hostname, sender, recipient, helo_name, instance))
+    said = reply.encode()
     if (
         outside.translate(None, _PLAIN)
+        or said.translate(None, _PLAIN_IN_QUOTES)
         or not (address and recipient and helo_name and instance)
         or state not in SENDER_STATES
         or get("sasl_username")
@@ -138,26 +141,23 @@ def text_line(entry: Entry) -> bytes:
         or (identity is not None and (identity.claimed or identity.reason is not None))
     ):
         return _fit(_general_text, entry)
-    line = (
-        b"%b %b id=%b%b client=%b[%b]%b state=%b from=<%b> to=<%b> helo=<%b> instance=%b ruleset=%b%b ms=%.1f%b\n"
-        % (
-            time,
-            action.encode(),
-            decision_id,
-            b" rule=" + decision.rule.name.encode() if decision.rule is not None else b"",
-            hostname,
-            address,
-            _RDNS[identity.status] if identity is not None else b"",
-            state,
-            sender,
-            recipient,
-            helo_name,
-            instance,
-            ruleset.encode(),
-            b" dns_ms=%.1f" % (dns_seconds * 1000) if dns_seconds else b"",
-            seconds * 1000,
-            b' reply="%b"' % _escaped(reply, MAX_LINE, _TO_ESCAPE_IN_QUOTES) if reply else b"",
-        )
+    line = _LINE % (
+        time,
+        action.encode(),
+        decision_id,
+        b" rule=" + decision.rule.name.encode() if decision.rule is not None else b"",
+        hostname,
+        address,
+        _RDNS[identity.status] if identity is not None else b"",
+        state,
+        sender,
+        recipient,
+        helo_name,
+        instance,
+        ruleset.encode(),
+        b" dns_ms=%.1f" % (dns_seconds * 1000) if dns_seconds else b"",
+        seconds * 1000,
+        b' reply="%b"' % said if said else b"",
     )
     return line if len(line) <= MAX_LINE else _fit(_general_text, entry)
 

@@ -296,7 +296,8 @@ def _unpack(memory: mmap.mmap, directory: int) -> Iterator[object]:
     memory.seek(directory)
     count, places = pickle.load(memory)  # noqa: S301 - written by a process of our own, and sealed
     tables = memoryview(memory)
-    unpickler = pickle.Unpickler(memory, buffers=(tables[start : start + length] for start, length in places))  # noqa: S301
+    buffers = (tables[start : start + length] for start, length in places)
+    unpickler = pickle.Unpickler(memory, buffers=buffers)  # noqa: S301 - as above
     memory.seek(0)
     for _ in range(count):
         yield unpickler.load()

@@ -17,7 +17,7 @@ import datetime
 import logging
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from policyd.core.engine import NEEDS_IDENTITY, decide, reply_text, trusted_identity
 from policyd.core.protocol import Layouts, ProtocolError, RequestParser, encode_reply
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from policyd.daemon.resolver import Resolver
 
 _log = logging.getLogger(__name__)
+
+_DUNNO: Final = Verb.DUNNO  # a member of an Enum takes 0.1 us to look up before Python 3.12
 
 # Bytes of answers that a client has not read. An answer is at most 220 bytes, and Postfix waits for each before it
 # asks again; whoever lets so many pile up will never read them.
@@ -326,8 +328,8 @@ class Connection(asyncio.Protocol):
         hostname = identity.verified[0] if identity is not None and identity.verified else None
         verb, text = decision.verb, ""
         if ruleset.observe:
-            verb = Verb.DUNNO
-        elif verb is not Verb.DUNNO:
+            verb = _DUNNO
+        elif verb is not _DUNNO:
             text = reply_text(decision, request, hostname, decision_id.decode())
         at_once = not server.turn_begun
         if at_once:

@@ -95,8 +95,7 @@ class LogClock:
         # Eight years back reach a leap day wherever one is (2100 has none).
         for year in range(around - 8, around + 2):
             try:
-                # Syslog writes local time, without a zone.
-                start = datetime.datetime(year, month, day, hour).timestamp()  # noqa: DTZ001
+                start = datetime.datetime(year, month, day, hour).timestamp()  # noqa: DTZ001 - syslog writes local time
             except ValueError:
                 continue  # 29 February of a common year, or no date at all
             if start <= self._latest and (best is None or abs(start - near) < abs(best - near)):

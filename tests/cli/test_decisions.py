@@ -5,6 +5,7 @@ import email
 import email.policy
 import json
 import mailbox
+import select
 import subprocess
 import sys
 import time
@@ -163,8 +164,6 @@ def test_tail_follows_until_it_is_interrupted(log: Path) -> None:
 
 
 def _readable(descriptor: int) -> bool:
-    import select  # noqa: PLC0415 - for this one test
-
     return bool(select.select([descriptor], [], [], 0.1)[0])
 
 

@@ -18,14 +18,14 @@ import pickle
 import signal
 import sys
 from time import monotonic
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import uvloop
 
 from tests.faults.world import NAMED, attributes_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Coroutine, Iterator
 
 # Postfix's patience, as the README has it set (smtpd_policy_service_timeout).
 PATIENCE_SECONDS = 10.0
@@ -66,7 +66,7 @@ def waits(pids: list[int]) -> Waits:
     for pid in pids:
         try:
             for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - thousands of times, and timed
-                with open(f"/proc/{pid}/task/{thread}/schedstat", "rb") as file:  # noqa: PTH123
+                with open(f"/proc/{pid}/task/{thread}/schedstat", "rb") as file:  # noqa: PTH123 - as above
                     seconds[int(thread)] = int(file.read().split()[1]) / 1e9
         except (FileNotFoundError, ProcessLookupError):
             continue
@@ -178,8 +178,8 @@ class Asker:
     def note(self, attempt: Attempt) -> None:
         self._noted.append(attempt)
 
-    def start(self, work: object) -> None:
-        task = asyncio.ensure_future(work)  # type: ignore[call-overload]
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

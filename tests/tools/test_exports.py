@@ -7,6 +7,7 @@ import json
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import netaddr
 import pytest
@@ -82,8 +83,8 @@ def loaded(text: str) -> Loaded:
         return load(rules_path=path)
 
 
-def exported(name: str, text: str, lists: tuple[str, ...] = (), **options: object) -> tuple[str, Report]:
-    return export(name, loaded(text), ExportOptions(**options), TODAY, lists)  # type: ignore[arg-type]
+def exported(name: str, text: str, lists: tuple[str, ...] = (), **options: Any) -> tuple[str, Report]:
+    return export(name, loaded(text), ExportOptions(**options), TODAY, lists)
 
 
 # --- Meaning ----------------------------------------------------------------------------------------------------------

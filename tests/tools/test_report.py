@@ -3,7 +3,7 @@ from __future__ import annotations
 import datetime
 import email
 import email.policy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from policyd.tools import report as report_module
 from policyd.tools.report import Incident, as_message, collect
@@ -30,10 +30,10 @@ LINES = (
 )  # fmt: skip
 
 
-def incident_of(folder: Path, *lines: str, **how: object) -> Incident:
+def incident_of(folder: Path, *lines: str, **how: Any) -> Incident:
     log = folder / "decisions.log"
     log.write_text("".join(lines or (text.replace("c@d.example", "joe@here.example") for text in LINES)))
-    return collect([str(log)], **how)  # type: ignore[arg-type] # options by name
+    return collect([str(log)], **how)
 
 
 def ids(incident: Incident) -> str:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from policyd.core.address import parse_address, reverse_name
-from policyd.core.identity import MAX_CLAIMED, MAX_TRIED, Identity, Reason, Status, fold_ptr_name, identify
+from policyd.core.identity import MAX_CLAIMED, MAX_TRIED, Identity, Status, fold_ptr_name, identify
 from policyd.daemon.resolver import AAAA, MAX_SECONDS, PTR, A, RecordType, read_answer
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Answers:
         self.asked += len(names)
         return [self._ask(name, A if version == 4 else AAAA) for name in names]
 
-    def _ask(self, name: bytes, kind: RecordType) -> tuple[object, ...] | Reason:  # type: ignore[override]
+    def _ask(self, name: bytes, kind: RecordType) -> Any:
         found, ttl = read_answer(self.records, name.decode("ascii"), kind)
         assert ttl is None or ttl <= MAX_SECONDS
         return found

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import json
+import tempfile
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from policyd.config import load
 from policyd.core.engine import NEEDS_IDENTITY, Decision, decide, reply_text, trusted_identity
@@ -14,6 +16,9 @@ from policyd.core.protocol import Layouts, ProtocolError, Request, RequestParser
 from policyd.core.ruleset import MAX_TEXT, Ruleset, Verb
 from policyd.daemon import decisionlog as writing
 from policyd.tools import decisionlog as reading
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 # Small, so that a short input reaches it, and many are tried in a second.
 REQUEST_BYTES = 128
@@ -41,11 +46,11 @@ def parser(content: bytes, _folder: Path) -> None:
     assert _parsed([b"".join(written)]) == (whole, None)  # also by way of a layout that is known
 
 
-def _parsed(pieces: object) -> tuple[list[dict[str, bytes]], str | None]:
+def _parsed(pieces: Iterable[bytes]) -> tuple[list[dict[str, bytes]], str | None]:
     reader = RequestParser(REQUEST_BYTES, Layouts())
     requests = []
     try:
-        for piece in pieces:  # type: ignore[attr-defined]
+        for piece in pieces:
             reader.receive_data(piece)
             while (request := reader.next_request()) is not None:
                 requests.append(request.attributes())
@@ -87,8 +92,6 @@ default: 'DEFER_IF_PERMIT {rule}: {helo_name}'
 
 @lru_cache
 def _ruleset() -> Ruleset:
-    import tempfile  # noqa: PLC0415 - once
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rules.yaml"
         path.write_text(RULES)

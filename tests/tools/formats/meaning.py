@@ -7,7 +7,7 @@ import os
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from policyd.config import load
 from policyd.core.engine import NEEDS_IDENTITY, decide, reply_text
@@ -55,9 +55,9 @@ def imported(format_name: str, text: str, options: ImportOptions | None = None) 
         return import_files(format_name, [str(path)], options or ImportOptions())
 
 
-def rules_of(format_name: str, text: str, **options: object) -> Ruleset:
+def rules_of(format_name: str, text: str, **options: Any) -> Ruleset:
     """The imported rules, loaded from what `policyd import` writes."""
-    return ruleset(imported(format_name, text, ImportOptions(shape=Shape.RULES, **options)).text)  # type: ignore[arg-type]
+    return ruleset(imported(format_name, text, ImportOptions(shape=Shape.RULES, **options)).text)
 
 
 def ruleset(text: str) -> Ruleset:

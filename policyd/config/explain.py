@@ -12,10 +12,16 @@ import netaddr
 import re2
 
 from policyd.config.conditions import Form
-from policyd.config.entries import MAX_EXPRESSION, MAX_HOST_NAME, MAX_LABEL, fold_entry, parse_entries
+from policyd.config.entries import (
+    MAX_EXPRESSION,
+    MAX_HOST_NAME,
+    MAX_LABEL,
+    compile_expression,
+    fold_entry,
+    parse_entries,
+)
 from policyd.config.problems import did_you_mean, quoted
 from policyd.core.identity import Status
-from policyd.core.index import expression_options
 
 # A name has at most 253 characters and a mail address 254 (RFC 5321 section 4.5.3.1.3, erratum 1690). What is longer
 # needs no guess at what was meant, and would make a message of its length.
@@ -104,7 +110,7 @@ def _range_as_networks(text: str) -> str:
     first, _, last = text.partition("-")
     try:
         networks = netaddr.iprange_to_cidrs(first.strip(), last.strip())
-    except (netaddr.AddrFormatError, ValueError, IndexError):
+    except (netaddr.AddrFormatError, ValueError, TypeError, IndexError):  # TypeError: one IPv4, one IPv6
         return "; write it as networks"
     shown = [str(network) for network in networks]
     return f"; write {', '.join(shown)}" if len(shown) <= 4 else f"; it takes {len(shown)} networks"
@@ -114,7 +120,7 @@ def _explain_expression(text: str) -> str:
     if len(text.encode()) > MAX_EXPRESSION:
         return f"{quoted(text)} is longer than an expression may be ({MAX_EXPRESSION:,} bytes)"
     try:
-        re2.compile(text, expression_options())
+        compile_expression(text)
     except re2.error as error:
         reason = error.args[0]
         reason = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)

@@ -27,12 +27,10 @@ if TYPE_CHECKING:
 
     from policyd.config.ruleset import WrittenCondition
 
-# Combinations of exact values with other conditions are tried one by one up to here; nobody writes a long list of
-# addresses and means none of them.
-MAX_TRIED = 1000
-
-# So many times an expression is looked for in a value: a search takes a microsecond, and to compile it before that 20.
-MAX_SEARCHES = 10_000
+# So many exact values of a rule are tried with its other conditions, and so many pairs of a value and an expression:
+# nobody writes a long list of addresses and means none of them. A pair takes 20 us, and hundreds of rules may share the
+# list that makes them.
+MAX_TRIED = 100
 
 
 def why_impossible(verb: Verb | None, match: list[WrittenCondition]) -> tuple[WrittenCondition, str] | None:
@@ -103,7 +101,7 @@ def _may_accept(value: bytes | str, accepts: list[Accepts]) -> bool:
 
 
 def _acceptor(kind: Kind, other: WrittenCondition, values: int) -> Accepts:
-    """Whether another condition holds for a value of a condition of this kind; there are so many values to try.
+    """Says of a value of a condition of this kind whether another condition holds for it; there are `values` to try.
 
     What takes long is done here, once, and not for each value.
     """
@@ -114,7 +112,7 @@ def _acceptor(kind: Kind, other: WrittenCondition, values: int) -> Accepts:
             known = _entries(other)
             name_of = fold_name if kind is Kind.NAME else domain_of
             return lambda value: bool(name := name_of(value)) and _is_under(name, known)
-        case Kind.EXPRESSION if values * len(_entries(other)) <= MAX_SEARCHES:
+        case Kind.EXPRESSION if values * len(_entries(other)) <= MAX_TRIED:
             return _expression_acceptor(kind, other)
         case _:
             return lambda _: True

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 # is, and a list file of a million bad lines neither fills the terminal nor the memory.
 MAX_PROBLEMS = 100
 
-
 # What a message quotes is cut, but a few of them quote many things, such as every rule that a request matched.
 MAX_MESSAGE = 1_500
 
 # Nobody mistypes a longer word than this, and to compare one of a megabyte takes seconds.
 MAX_GUESSED = 100
+
+# A slip of the pen is looked for among so many words, at 15 us each. Who has more names wrote a program to make them.
+MAX_KNOWN = 300
 
 
 class Severity(Enum):
@@ -76,14 +78,6 @@ class Report:
     def room(self, path: str) -> int:
         """How many more problems of this file will be kept."""
         return MAX_PROBLEMS - len(self._by_path.get(path, ()))
-
-    def count_without_room(self, path: str) -> bool:
-        """Whether there is no room for another problem of this file, which is counted then: who would have to work for
-        its message need not."""
-        full = not self.room(path)
-        if full:
-            self.count_more(path, 1)
-        return full
 
     def count_more(self, path: str, count: int) -> None:
         """Counts problems of a file that nobody needs to read one by one."""
@@ -148,7 +142,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         return ""
     by_lower = {one.lower(): one for one in known}
     begun = [one for one in by_lower if len(word) > 2 and one.startswith(word.lower())]
-    close = begun or difflib.get_close_matches(word.lower(), by_lower, n=1)
+    close = begun or difflib.get_close_matches(word.lower(), [*by_lower][:MAX_KNOWN], n=1)
     return f"; did you mean '{by_lower[close[0]]}'?" if close else ""
 
 

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 # of a million would make `policyd check` slower than the load.
 MAX_ENTRIES = 100_000
 
-# So many rules are found by one key, so that thousands that have an entry in common are not compared each with each;
-# what one more of them covers is not seen.
-MAX_ALIKE = 100
+# So many pairs of rules and of entries are compared in one look at a ruleset, in half a second. Ten thousand rules of
+# different names and networks make a seventh of them; thousands that have entries in common would be compared each with
+# each, and what is covered among the last of those is not seen.
+MAX_COMPARED = 100_000
 
 # A key stands for a set of requests: (subject, kind of key, ...). An entry's own key and those of all sets that
 # contain it are a few dictionary lookups.
@@ -50,6 +51,7 @@ class _Covers:
     def __init__(self) -> None:
         self._by_key: dict[Key, list[WrittenRule]] = defaultdict(list)
         self._keys: dict[int, set[Key]] = {}  # of each condition added, by its number
+        self._left = MAX_COMPARED
 
     def add(self, written: WrittenRule) -> None:
         if any(not _is_small(one) for one in written.match):
@@ -59,20 +61,21 @@ class _Covers:
         else:
             for one in written.match:
                 self._keys[one.condition.number] = _whole(one) | {key for key, _ in _keys(one)}
-        # A rule that covers another implies each of our conditions by one of its own, so one of ours is enough to be
-        # found by: the one that the fewest others are found by.
-        keys = (self._keys[one.condition.number] for one in written.match)
-        for key in min(keys, key=lambda some: max(len(self._by_key.get(key, ())) for key in some)):
-            if len(self._by_key[key]) < MAX_ALIKE:
-                self._by_key[key].append(written)
+        # A rule that this one covers implies each condition of this one, so any of them is enough to be found by: the
+        # one by which the fewest others are.
+        of_each = (self._keys[one.condition.number] for one in written.match)
+        for key in min(of_each, key=lambda keys: max(len(self._by_key.get(key, ())) for key in keys)):
+            self._by_key[key].append(written)
 
     def find(self, later: WrittenRule) -> WrittenRule | None:
         candidates: dict[int, WrittenRule] = {}
         for one in later.match:
             for key in self._first_keys(one):
-                for candidate in self._by_key.get(key, ()):
-                    candidates[candidate.rule.number] = candidate
+                candidates.update((candidate.rule.number, candidate) for candidate in self._by_key.get(key, ()))
         for _, candidate in sorted(candidates.items()):
+            self._left -= 1
+            if self._left < 0:
+                return None
             if all(self._is_implied(wanted, candidate, later) for wanted in candidate.match):
                 return candidate
         return None
@@ -89,12 +92,16 @@ class _Covers:
         known = self._keys[wanted.condition.number]
         return any(
             _may_imply(one, wanted, earlier, later)
-            and (
-                _whole(one) <= known
-                or (_is_small(one) and all(not known.isdisjoint(containing) for _, containing in _keys(one)))
-            )
+            and (_whole(one) <= known or (_is_small(one) and self._are_all_in(known, _keys(one))))
             for one in later.match
         )
+
+    def _are_all_in(self, known: set[Key], entries: Iterable[tuple[Key, list[Key]]]) -> bool:
+        for _, containing in entries:
+            self._left -= 1
+            if known.isdisjoint(containing):
+                return False
+        return True
 
 
 def _may_imply(one: WrittenCondition, wanted: WrittenCondition, earlier: WrittenRule, later: WrittenRule) -> bool:

@@ -445,8 +445,8 @@ class _Reader:
             condition_type = CONDITIONS.get(item.key.text)
             if condition_type is None:
                 name = item.key.text
-                if not self._report.count_without_room(self._path):
-                    self._add(item.key, f"unknown condition {quoted(name)}{_meant_condition(name)}")
+                hint = _meant_condition(name) if self._report.room(self._path) else ""
+                self._add(item.key, f"unknown condition {quoted(name)}{hint}")
                 continue
             written = self._read_condition(condition_type, item)
             if written is not None:

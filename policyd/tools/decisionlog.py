@@ -202,7 +202,8 @@ def from_json(fields: dict[str, Any]) -> LoggedDecision | None:
 
     def number(key: str) -> float | None:
         value = fields.get(key)
-        return float(value) if isinstance(value, int | float) and abs(value) < 1e15 else None
+        # No time is negative, and the text format has no sign; JSON has a zero with one.
+        return abs(float(value)) if isinstance(value, int | float) and 0 <= value < 1e15 else None
 
     action, stamp, state, hostname = text("action"), text("time"), text("protocol_state"), text("hostname")
     if action not in VERBS or not _STAMP.fullmatch(stamp):

@@ -34,6 +34,13 @@ def test_actions(written: str, action: Action) -> None:
     assert parse_action(written) == action
 
 
+@pytest.mark.parametrize("written", [f"REJECT 5.7.{'1' * 4000} x", f"REJECT {{r{'u' * 4000}le}}"])
+def test_what_is_refused_is_quoted_no_longer_than_it_is_read(written: str) -> None:
+    with pytest.raises(ActionError) as refused:
+        parse_action(written)
+    assert len(str(refused.value)) < 300
+
+
 @given(st.text(max_size=60))
 def test_any_text_is_an_action_or_an_error(written: str) -> None:
     try:

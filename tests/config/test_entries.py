@@ -135,6 +135,22 @@ def test_one_bad_line_among_many_is_found_by_its_place() -> None:
     assert entries[-1] == b"xn--bcher-kva.example"
 
 
+@pytest.mark.parametrize("line", [b"\\pL{9}", b"\\pL{999}"], ids=["too large together", "too large alone"])
+def test_expressions_that_no_index_holds_are_not_compiled_one_by_one(line: bytes) -> None:
+    entries, bad = parse_entries(
+        Form.EXPRESSION, [b"^a$", *[b"%d%b" % (number, line) for number in range(1000)], b"^b$"]
+    )
+    assert len(entries) + len(bad) == 1002
+    assert len(entries) < 30
+    assert bad[-1] == 1001
+    assert explain_entry(Form.EXPRESSION, b"^b$").endswith("too large for RE2; repeat less, as in {1000}")
+
+
+def test_many_plain_expressions_are_not_too_large() -> None:
+    lines = [rb"^mail[0-9]+\.domain-%d\.example$" % number for number in range(20_000)]
+    assert parse_entries(Form.EXPRESSION, lines) == ([line.decode() for line in lines], [])
+
+
 def test_entries_that_mean_the_same_have_equal_keys() -> None:
     networks = [
         b"192.0.2.0/24",

@@ -15,6 +15,7 @@ from policyd.config.problems import MAX_PROBLEMS, ConfigErrors, Problem, Report,
         (Problem("r.yaml", 0, 0, "cannot be read"), "r.yaml: cannot be read"),
         (Problem("r.yaml", 1, 1, "hm", "a", Severity.WARNING), "r.yaml:1:1: warning: rule 'a': hm"),
         (Problem("r.yaml", 1, 1, "a\nb\x1b[0m\u202e"), "r.yaml:1:1: a\\nb\\x1b[0m\\u202e"),
+        (Problem("r.yaml", 1, 1, "m" * 1501, "n" * 81), f"r.yaml:1:1: rule '{'n' * 77}...': {'m' * 1497}..."),
     ],
 )
 def test_a_problem_is_one_line(problem: Problem, line: str) -> None:
@@ -51,6 +52,9 @@ def test_of_one_file_a_hundred_are_kept_and_the_rest_counted() -> None:
         ("client", ["recipient", "client_address"], "; did you mean 'client_address'?"),
         ("xyzzy", ["hostname"], ""),
         ("", ["hostname"], ""),
+        ("r\u00e9ject" * 20, ["REJECT"], ""),
+        ("reject-299", [f"rejects-{number}" for number in range(1000)], "; did you mean 'rejects-299'?"),
+        ("rejects-30", [f"x-{number}" for number in range(300)] + ["rejects-300"], "; did you mean 'rejects-300'?"),
     ],
 )
 def test_suggestions(word: str, known: list[str], hint: str) -> None:

@@ -73,6 +73,20 @@ def test_ten_thousand_rules_are_looked_at_in_little_time(tmp_path: Path) -> None
     assert time.process_time() - started < 2  # 0.1 s; comparing each with each takes a minute
 
 
+def test_rules_that_share_a_condition_are_not_compared_each_with_each(tmp_path: Path) -> None:
+    rules = "".join(
+        f"  - {{name: r{n}, match: {{protocol_state: RCPT, sender_domain: d{n}.example}}, action: REJECT}}\n"
+        for n in range(2_000)
+    )
+    last = "  - {name: last, match: {sender: x@d1999.example, protocol_state: RCPT}, action: REJECT}\n"
+    (tmp_path / "rules.yaml").write_text(f"rules:\n{rules}{last}")
+    rules_file = load(rules_path=tmp_path / "rules.yaml").rules_file
+    started = time.process_time()
+    found = [(written.rule.name, cover.rule.name) for written, cover in unreachable(rules_file.rules)]
+    assert found == [("last", "r1999")]
+    assert time.process_time() - started < 2  # 0.1 s; comparing each with all before it takes ten
+
+
 def test_what_is_covered_covers_nothing_more(tmp_path: Path) -> None:
     rules = "".join(f"  - {{name: r{number}, match: {{helo_name: x}}, action: DEFER}}\n" for number in range(5_000))
     (tmp_path / "rules.yaml").write_text(f"rules:\n{rules}")

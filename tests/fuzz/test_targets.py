@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.fuzz import inputs
+from tests.fuzz import costly, inputs
 from tests.fuzz.targets import TARGETS
 
 if TYPE_CHECKING:
@@ -39,6 +39,15 @@ def test_the_corpus_and_earlier_findings_break_nothing(name: str, tmp_path: Path
         began = time.process_time()
         _check(name, content, tmp_path)
         assert time.process_time() - began < SECONDS, content[:SHOWN]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [pytest.param(name, made, id=f"{name}: {what}") for name, what, made in costly.INPUTS]
+)
+def test_what_is_made_to_take_long_takes_no_more_than_a_second(name: str, content: str, tmp_path: Path) -> None:
+    began = time.process_time()
+    _check(name, content.encode(), tmp_path)
+    assert time.process_time() - began < SECONDS
 
 
 @pytest.mark.parametrize("name", NAMES)

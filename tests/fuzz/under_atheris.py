@@ -1,12 +1,13 @@
 """One target under atheris, for as long as the options say: `python -m tests.fuzz.under_atheris TARGET OPTION...`.
 
-Ends with a traceback and status 77 at a finding, whose input libFuzzer writes where `-artifact_prefix` says. What takes
+Ends with a traceback and status 77 at a finding, whose input is written where `-artifact_prefix` says. What takes
 longer than a second of processor time, instrumented as the code is here, is a finding like any other.
 """
 
 from __future__ import annotations
 
 import gc
+import hashlib
 import random
 import sys
 import tempfile
@@ -32,8 +33,16 @@ def main() -> None:
     name, *options = sys.argv[1:]
     check = TARGETS[name].check
     folder = Path(tempfile.mkdtemp(prefix="policyd-fuzz-"))
+    prefix = next((one.partition("=")[2] for one in options if one.startswith("-artifact_prefix=")), "")
 
     def once(content: bytes) -> None:
+        try:
+            check_in_time(content)
+        except Exception:  # libFuzzer writes most of them, not all; the name is the one that it gives
+            Path(f"{prefix}crash-{hashlib.sha1(content).hexdigest()}").write_bytes(content)
+            raise
+
+    def check_in_time(content: bytes) -> None:
         began = time.process_time()
         check(content, folder)
         seconds = time.process_time() - began

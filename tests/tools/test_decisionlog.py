@@ -117,6 +117,20 @@ def test_an_absent_sender_is_the_null_sender_only_where_there_is_one(state: str,
     assert parsed(json.dumps(fields).encode()).sender == sender
 
 
+def test_the_words_of_a_reply_that_was_cut_off_are_no_fields() -> None:
+    decision = parsed(TEXT.partition(b"Access")[0] + b"x client=evil.example[192.0.2.9] rule=other id=00000000")
+    assert decision._replace(reply=b"") == DECISION._replace(reply=b"")
+
+
+def test_a_key_is_a_whole_word() -> None:
+    assert parsed(TEXT.replace(b" id=", b" .id=x id=").replace(b" rule=", b" x-rule=y rule=")) == DECISION
+
+
+@pytest.mark.parametrize(("written", "read"), [(-1, None), (-0.0, 0.0), (1e15, None), (0.25, 0.25), ("1", None)])
+def test_milliseconds_are_a_number_that_can_be_one(written: object, read: float | None) -> None:
+    assert parsed(json.dumps({**JSON, "ms": written}).encode()).ms == read
+
+
 @pytest.mark.parametrize(
     "line",
     [

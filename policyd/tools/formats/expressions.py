@@ -11,8 +11,7 @@ import re
 
 import re2
 
-from policyd.config.entries import MAX_EXPRESSION
-from policyd.core.index import expression_options
+from policyd.config.entries import MAX_EXPRESSION, compile_expression
 from policyd.tools.formats.exchange import NoEqualError
 
 # In the order in which a reader of the message would look for them.
@@ -30,6 +29,7 @@ _PERL_ONLY = (
 _PERL_ESCAPES = {"h": r"[ \t]", "Z": r"\z", "e": r"\x1b", "_": "_", "R": r"[\r\n]", "N": "[^\\n]", "K": None, "G": None}
 
 _QUANTIFIER = re.compile(r"[*+?]|\{\d+(?:,\d*)?\}")
+# The longest name in brackets is one of POSIX's collating symbols, `[.right-square-bracket.]`.
 _POSIX_CLASS = re.compile(r"\[([:.=])(.{0,20}?)\1\]")
 
 
@@ -72,7 +72,7 @@ def _finished(expression: str, *, matches_case: bool) -> str:
         raise NoEqualError("it has bytes that are no text in UTF-8")
     finished = f"(?-i:{expression})" if matches_case else expression
     try:
-        re2.compile(finished, expression_options())
+        compile_expression(finished)
     except re2.error as error:
         reason = error.args[0] if error.args else ""
         words = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)

@@ -73,7 +73,8 @@ def _read_line(line: Line, report: Report) -> tuple[str, str, Verdict]:
         tag = ""
     if _is_pairs(tag):  # `2001:db8 REJECT`: the tag is the first pair of an address
         tag, key = "", f"{tag}:{key}"
-    return tag, key.removeprefix("ipv6:"), _verdict(" ".join(match["result"].split()), line, report)
+    result = " ".join(match["result"].split())  # as in an answer; a long run of blanks would be tried at each of them
+    return tag, key.removeprefix("ipv6:"), _verdict(result, line, report)
 
 
 def _is_pairs(tag: str) -> bool:

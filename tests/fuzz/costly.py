@@ -1,0 +1,94 @@
+"""Inputs of 64 KiB that are made to take long. Each once took seconds, up to minutes, or broke something by its length:
+findings that are longer than what makes them."""
+
+from __future__ import annotations
+
+from tests.fuzz.inputs import LONG
+
+
+def _lines(template: str, count: int) -> str:
+    """So many lines, each with its number in place of `%d`."""
+    return "".join(template.replace("%d", str(number)) for number in range(count))
+
+
+def _filled(begin: str, template: str) -> str:
+    """As many lines after a beginning as fit into 64 KiB."""
+    room = LONG - len(begin.encode())
+    return begin + _lines(template, room // len(template))[:room].rpartition("\n")[0] + "\n"
+
+
+_MATCH = "rules:\n- name: a\n  action: REJECT\n  match:\n"
+_EXPRESSIONS = _MATCH + "    helo_name_regex:\n"
+_MANY_RULES = "rules:\n" + _lines("- {name: r%d, match: {helo_name: x%d}, action: REJECT}\n", 600)
+_MANY_LISTS = "lists:\n" + _lines("  abcdefgh%d: x\n", 1500)
+
+# The target, what the cost grew with, the input.
+INPUTS = (
+    ("rules", "unknown conditions: a guess at each", _filled(_MATCH, "    sendr%d: x\n")),
+    (
+        "rules",
+        "unknown lists beside many known: a guess at each",
+        _filled(_MANY_LISTS + _MATCH + "    helo_name:\n", "    - $abcdefgx%d\n"),
+    ),
+    (
+        "rules",
+        "unknown rules in a test, beside many known: a guess at each",
+        _filled(_MANY_RULES + "tests:\n- given: {}\n  expect: REJECT\n  observed:\n", "  - x%dr\n"),
+    ),
+    (
+        "rules",
+        "tests that fail: why each of them does",
+        _filled(_MANY_RULES + "tests:\n", "- {given: {helo_name: a}, expect: REJECT}\n"),
+    ),
+    ("rules", "expressions that no index holds", _filled(_EXPRESSIONS, "    - '%d\\pL{9}'\n")),
+    ("rules", "expressions too large for RE2", _filled(_EXPRESSIONS, "    - '%d\\pL{999}'\n")),
+    ("rules", "expressions of many labels", _EXPRESSIONS + _lines("    - " + "a." * 4950 + "a%d\n", 6)),
+    (
+        "rules",
+        "senders, and expressions that are found in none",
+        _filled(
+            _MATCH + "    sender:\n" + _lines("    - a%d@b.example\n", 1000) + "    sender_regex:\n", "    - x%d\n"
+        ),
+    ),
+    (
+        "rules",
+        "rules that share expressions which are not found in their value",
+        _filled(
+            "lists:\n  l:\n" + _lines("  - a%db\n", 2500) + "rules:\n",
+            "- {name: r%d, match: {helo_name: x, helo_name_regex: $l}, action: REJECT}\n",
+        ),
+    ),
+    (
+        "rules",
+        "rules that have an entry in common",
+        _filled("rules:\n", "- {name: r%d, match: {hostname_suffix: a, helo_name: [x%d, y]}, action: DEFER}\n"),
+    ),
+    (
+        "rules",
+        "rules that differ in one entry of many",
+        "lists:\n  a:\n"
+        + _lines("  - h%d\n", 1500)
+        + "  b:\n"
+        + _lines("  - h%d\n", 1500)
+        + "rules:\n"
+        + _lines("- {name: a%d, match: {hostname: $a, helo_name: [c, x%d]}, action: REJECT}\n", 250)
+        + _lines("- {name: b%d, match: {hostname: $b, helo_name: [c, y%d]}, action: REJECT}\n", 250),
+    ),
+    ("import-plain", "ranges of hundreds of networks", _filled("0", "::%d-ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffe\n")),
+    ("import-plain", "a word of colons", "0" + ":" * 60_000 + "x\n"),
+    ("import-sendmail-access", "blanks before a quote", "0Connect:x ERROR:5.7.1" + " " * 1000 + '"a"b"\n'),
+    ("import-postfwd", "blanks in a macro", "0&&A { x" + " " * 2000 + ";" + " " * 2000 + "x\n"),
+    ("import-postfwd", "blanks in an item", "0id=x; a=x" + " " * 60_000 + "x; action=REJECT\n"),
+    ("import-postfwd", "blanks in a negated value", "0id=x; client_name=!!(" + " " * 60_000 + "x; action=REJECT\n"),
+    ("import-postfwd", "blanks before a comma", "0id=x; client_address=1" + " " * 60_000 + "x; action=REJECT\n"),
+    ("import-postfix-pcre", "classes that open and do not end", "0/[" + "[:" * 31_000 + "/ REJECT\n"),
+    (
+        "import-postfix-pcre",
+        "shorter classes that open and do not end",
+        _filled("0", "/[" + "[:" * 4500 + "%d/ REJECT\n"),
+    ),
+    ("import-postfix-regexp", "classes that open and do not end", "0/[" + "[:" * 31_000 + "/ REJECT\n"),
+    ("import-postfix-pcre", "expressions of colons", _filled("0", "/" + ":" * 9_000 + "x%d/ REJECT\n")),
+    ("import-postfix-pcre", "a group of 60,000 digits", "0/(a)/ REJECT $" + "1" * 60_000 + "\n"),
+    ("decision-log", "a word without a value", "2026-11-21T17:16:00Z REJECT client=x[1] " + "a" * 60_000 + "\n"),
+)

@@ -76,6 +76,11 @@ INPUTS = (
     ),
     ("import-plain", "ranges of hundreds of networks", _filled("0", "::%d-ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffe\n")),
     ("import-plain", "a word of colons", "0" + ":" * 60_000 + "x\n"),
+    (
+        "import-postfix-cidr",
+        "addresses that pass and block in turn",
+        _filled("5", "2001:db8::%d OK\n2001:db8:1::%d REJECT\n"),
+    ),
     ("import-sendmail-access", "blanks before a quote", "0Connect:x ERROR:5.7.1" + " " * 1000 + '"a"b"\n'),
     ("import-postfwd", "blanks in a macro", "0&&A { x" + " " * 2000 + ";" + " " * 2000 + "x\n"),
     ("import-postfwd", "blanks in an item", "0id=x; a=x" + " " * 60_000 + "x; action=REJECT\n"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
 import netaddr
@@ -32,19 +33,40 @@ def addresses_of(terms: Iterable[Term]) -> netaddr.IPSet:
 
 def kept_out(rows: Iterable[Row]) -> netaddr.IPSet:
     """The addresses whose first matching row blocks. Every row must be `only_networks`."""
-    blocked, settled = netaddr.IPSet(), netaddr.IPSet()
+    groups: list[tuple[bool, netaddr.IPSet]] = []
     for blocks, group in groupby(rows, key=lambda row: row.verdict.verb is not Verb.DUNNO):
         # Most rows have no exceptions, and are taken together: sets are slow to build up one by one.
         parts = [_about(exceptions, alike) for exceptions, alike in groupby(group, key=lambda row: row.exceptions)]
         found = parts[0] if len(parts) == 1 else netaddr.IPSet(one for part in parts for one in part.iter_cidrs())
-        if blocks:
-            blocked = _joined(blocked, found - settled if settled else found)
-        settled = _joined(settled, found)
-    return blocked
+        groups.append((blocks, found))
+    match groups:
+        case [(True, found)]:
+            return found
+        case _:
+            return netaddr.IPSet(one for version in (4, 6) for one in _kept_out(groups, version))
 
 
-def _joined(one: netaddr.IPSet, other: netaddr.IPSet) -> netaddr.IPSet:
-    return one | other if one and other else one or other  # a union merges all networks of both once more
+def _kept_out(groups: list[tuple[bool, netaddr.IPSet]], version: int) -> Iterator[netaddr.IPRange]:
+    """One way through the addresses, from each border of a network to the next: the first group there decides. To take
+    the set of each group from that of the others takes a minute for 10,000 of them."""
+    networks = sorted(
+        (one.first, one.last, number)
+        for number, (_, found) in enumerate(groups)
+        for one in found.iter_cidrs()
+        if one.version == version
+    )
+    borders = sorted({border for first, last, _ in networks for border in (first, last + 1)})
+    around: list[tuple[int, int]] = []  # a heap: group and last address of the networks that have been entered
+    place = 0
+    for start, end in pairwise(borders):
+        while place < len(networks) and networks[place][0] == start:
+            _, last, number = networks[place]
+            heapq.heappush(around, (number, last))
+            place += 1
+        while around and around[0][1] < start:
+            heapq.heappop(around)
+        if around and groups[around[0][0]][0]:
+            yield netaddr.IPRange(netaddr.IPAddress(start, version), netaddr.IPAddress(end - 1, version))
 
 
 def _about(exceptions: tuple[Term, ...], rows: Iterable[Row]) -> netaddr.IPSet:

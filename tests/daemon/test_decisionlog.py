@@ -1,7 +1,6 @@
 import json
 import os
 import re
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from policyd.daemon.decisionlog import (
     json_line,
     text_line,
 )
+from tests.local_time import local_time
 
 RULE = Rule("sakura-vps", 3, (), (), Action(Verb.REJECT, "5.7.1", ("Access denied",)))
 
@@ -312,16 +312,9 @@ def test_a_long_value_is_cut_and_ends_in_dots_and_short_ones_stay_whole() -> Non
         ("Europe/Berlin", 1792890000.5, "2026-10-25T02:00:00.500+01:00"),
     ],
 )
-def test_a_stamp_is_local_time_with_its_offset(
-    zone: str, seconds: float, stamp: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TZ", zone)
-    time.tzset()
-    try:
+def test_a_stamp_is_local_time_with_its_offset(zone: str, seconds: float, stamp: str) -> None:
+    with local_time(zone):
         assert Stamps(lambda: seconds).now().decode() == stamp
-    finally:
-        monkeypatch.undo()
-        time.tzset()
 
 
 def test_stamps_follow_the_clock_also_backwards() -> None:

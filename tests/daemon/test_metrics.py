@@ -1,6 +1,5 @@
 """The metrics of a running daemon, as Prometheus reads them."""
 
-import asyncio
 import http.client
 import socket
 import time
@@ -18,6 +17,7 @@ from policyd.daemon.metrics import MAX_SCRAPERS, SLICE, Counters, Page
 from tests.core.build import build
 from tests.daemon.client import Client, request, unnamed
 from tests.daemon.conftest import StartPolicyd
+from tests.daemon.turns import Turns
 from tests.dns import NXDOMAIN, Reply, ScriptedServer
 from tests.ports import free_port
 
@@ -124,18 +124,9 @@ async def test_a_page_with_many_rules_is_made_in_slices_and_is_one_page() -> Non
         connections=(),
         resolver=SimpleNamespace(in_flight=0, cached_clients=0),
     )
-    turns = 0
-
-    async def count_turns() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    counting = asyncio.create_task(count_turns())
-    page = await Page(server, lambda: {"decision": 0}, 0.0).render()
-    counting.cancel()
-    assert turns > 10
+    with Turns() as turns:
+        page = await Page(server, lambda: {"decision": 0}, 0.0).render()
+    assert turns.count > 10
     families = {family.name: family for family in text_string_to_metric_families(page.decode())}
     assert len(families["policyd_decisions"].samples) == 3 * SLICE
     assert len(families["policyd_observed"].samples) == 3 * SLICE

@@ -18,6 +18,7 @@ from policyd.core.identity import Identity, Status
 from policyd.core.protocol import Request
 from policyd.daemon.reload import SLICE, Holding, Loader, LoadError, _map, _pack, _slices, _unpack
 from tests.core.build import build
+from tests.daemon.turns import Turns
 
 
 def travel(thing: object) -> tuple[mmap.mmap, list[object]]:
@@ -88,19 +89,10 @@ def test_tables_are_used_where_they_lie() -> None:
 async def test_a_ruleset_is_given_up_slice_by_slice() -> None:
     memory, [*slices, arrived] = travel(build(RULES))
     del arrived
-    turns = 0
-
-    async def count_turns() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    counting = asyncio.create_task(count_turns())
     expected = len(slices)
-    await Holding(slices, memory).release()
-    counting.cancel()
-    assert turns >= expected > 10
+    with Turns() as turns:
+        await Holding(slices, memory).release()
+    assert turns.count >= expected > 10
     assert not mappings()
 
 

@@ -9,18 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policyd.tools.logtime import LogClock, rfc3339
+from tests.local_time import local_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
 @pytest.fixture(autouse=True)
-def tokyo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("TZ", "Asia/Tokyo")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
+def tokyo() -> Iterator[None]:
+    with local_time("Asia/Tokyo"):
+        yield
 
 
 def unix(text: str) -> float:

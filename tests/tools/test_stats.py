@@ -4,7 +4,6 @@ import datetime
 import gzip
 import io
 import json
-import time
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from policyd.tools.decisionlog import as_text, parse
 from policyd.tools.stats import Stats, collect, over_time, parse_since
 from policyd.tools.stats_page import page
 from policyd.tools.stats_report import print_stats, stats_as_json
+from tests.local_time import local_time
 from tests.tools.decided import line
 
 if TYPE_CHECKING:
@@ -27,12 +27,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(autouse=True)
-def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("TZ", "UTC")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
+def utc() -> Iterator[None]:
+    with local_time("UTC"):
+        yield
 
 
 def stats_of(folder: Path, *lines: str, since: float | None = None, rules: str | None = None) -> Stats:

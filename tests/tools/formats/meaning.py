@@ -19,11 +19,24 @@ from policyd.tools.imports import FORMATS, ImportOptions, Shape, import_files
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from policyd.config import Loaded
     from policyd.core.ruleset import Ruleset
     from policyd.tools.formats.exchange import Imported
     from policyd.tools.imports import Result
 
 TODAY = datetime.date(2026, 11, 21)
+
+# Right-hand sides of Postfix's tables, of each kind (access(5)).
+ACTIONS = [
+    "OK",
+    "DUNNO",
+    "REJECT",
+    "REJECT 5.7.1 no",
+    "550 5.7.1 no",
+    "450 4.7.1 later",
+    "DEFER_IF_PERMIT 4.1.8 x",
+    "HOLD",
+]
 
 
 class Asked(NamedTuple):
@@ -60,17 +73,22 @@ def rules_of(format_name: str, text: str, **options: Any) -> Ruleset:
     return ruleset(imported(format_name, text, ImportOptions(shape=Shape.RULES, **options)).text)
 
 
-def ruleset(text: str) -> Ruleset:
-    """A ruleset of this text. Raises ConfigErrors."""
+def loaded(text: str) -> Loaded:
+    """What is loaded from a rules file of this text. Raises ConfigErrors."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rules.yaml"
         path.write_text(text, encoding="utf-8", newline="")
-        return load(rules_path=path).ruleset
+        return load(rules_path=path)
 
 
-def answer(rules: Ruleset, asked: Asked) -> str:
-    """The verb and text of the answer, such as `REJECT 5.7.1 go away`."""
-    attributes = {
+def ruleset(text: str) -> Ruleset:
+    """A ruleset of this text. Raises ConfigErrors."""
+    return loaded(text).ruleset
+
+
+def attributes_of(asked: Asked) -> dict[str, str]:
+    """What Postfix would ask policyd."""
+    return {
         "request": "smtpd_access_policy",
         "protocol_state": "RCPT",
         "client_address": asked.address,
@@ -79,7 +97,11 @@ def answer(rules: Ruleset, asked: Asked) -> str:
         "sender": "" if asked.sender == "<>" else asked.sender,
         "recipient": asked.recipient,
     }
-    request = Request.of({name: value.encode() for name, value in attributes.items()})
+
+
+def answer(rules: Ruleset, asked: Asked) -> str:
+    """The verb and text of the answer, such as `REJECT 5.7.1 go away`."""
+    request = Request.of({name: value.encode() for name, value in attributes_of(asked).items()})
     known = asked.name != "unknown"
     identity = Identity(Status.VERIFIED, (asked.name.lower().encode(),)) if known else Identity(Status.MISSING)
     decision = decide(rules, request, identity, TODAY)
@@ -114,6 +136,11 @@ def name_keys(name: str) -> list[str]:
     """A name and its parent domains, as parent_domain_matches_subdomains has it by default."""
     labels = name.lower().split(".")
     return [".".join(labels[place:]) for place in range(len(labels))]
+
+
+def dotted_keys(name: str) -> list[str]:
+    """The same where parent_domain_matches_subdomains lacks smtpd_access_maps."""
+    return [name, *(f".{parent}" for parent in name_keys(name)[1:])]
 
 
 def address_keys(address: str) -> list[str]:

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from policyd.tools.imports import ImportOptions
 from tests.requirements import require
 from tests.tools.formats.meaning import (
+    ACTIONS,
     Asked,
     address_keys,
     answer,
     as_answer,
     client_keys,
+    dotted_keys,
     first,
     imported,
     mail_keys,
@@ -25,16 +27,6 @@ from tests.tools.formats.meaning import (
 NAMES = ["example", "b.example", "mail.b.example", "x.mail.b.example", "c.example", "unknown"]
 OCTETS = ["192", "192.0.2", "192.0.2.7", "192.0", "10", "2001:db8", "2001:db8:1", "2001:db8:1::5"]
 MAIL = ["a@b.example", "a@", "b.example", "mail.b.example", "example", "<>", "z@mail.b.example", "z@"]
-ACTIONS = [
-    "OK",
-    "DUNNO",
-    "REJECT",
-    "REJECT 5.7.1 no",
-    "550 5.7.1 no",
-    "450 4.7.1 later",
-    "DEFER_IF_PERMIT 4.1.8 x",
-    "HOLD",
-]
 
 CLIENTS = [
     Asked(address, name)
@@ -87,11 +79,6 @@ def test_helo_names_get_the_answer_that_postfix_gives_them(entries: dict[str, st
     found = postmap("texthash", table, [key for helo in helos for key in name_keys(helo)])
     for helo in helos:
         assert answer(rules, Asked(helo=helo)) == as_answer(first(found, name_keys(helo))), (table, helo)
-
-
-def dotted_keys(name: str) -> list[str]:
-    """The keys of a name where parent_domain_matches_subdomains lacks smtpd_access_maps."""
-    return [name, *(f".{parent}" for parent in name_keys(name)[1:])]
 
 
 @settings(max_examples=50, deadline=None)

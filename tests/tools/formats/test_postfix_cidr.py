@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.requirements import require
-from tests.tools.formats.meaning import Asked, answer, as_answer, imported, postmap, read, rules_of
+from tests.tools.formats.meaning import ACTIONS, Asked, answer, as_answer, imported, postmap, read, rules_of
 
 # Few networks that lie in each other or apart, so that tables made of them meet.
 NETWORKS = [
@@ -36,16 +36,6 @@ ADDRESSES = [
     "2001:db8:1::5",
     "2001:db8:1::6",
     "2001:dead::1",
-]
-ACTIONS = [
-    "OK",
-    "DUNNO",
-    "REJECT",
-    "REJECT 5.7.1 no",
-    "550 5.7.1 no",
-    "450 4.7.1 later",
-    "DEFER_IF_PERMIT 4.1.8 x",
-    "HOLD",
 ]
 
 patterns = st.builds(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench import servers
-from tests.tools.formats.meaning import Asked, answer, imported, rules_of
+from tests.tools.formats.meaning import Asked, answer, attributes_of, imported, rules_of
 
 RULESET = r"""
 # trusted networks
@@ -72,16 +72,7 @@ def test_the_real_postfwd_says_the_same_of_every_mixture() -> None:
 
 
 def request_of(asked: Asked) -> bytes:
-    attributes = {
-        "request": "smtpd_access_policy",
-        "protocol_state": "RCPT",
-        "client_address": asked.address,
-        "client_name": asked.name,
-        "helo_name": asked.helo,
-        "sender": asked.sender.replace("<>", ""),
-        "recipient": asked.recipient,
-    }
-    return "".join(f"{name}={value}\n" for name, value in attributes.items()).encode() + b"\n"
+    return "".join(f"{name}={value}\n" for name, value in attributes_of(asked).items()).encode() + b"\n"
 
 
 def test_names_are_those_of_the_ruleset() -> None:

@@ -13,23 +13,11 @@ import pytest
 
 from tests.daemon.client import Client, request
 from tests.daemon.conftest import RULES, StartPolicyd
+from tests.field.policyd import serve_in_vain
+from tests.field.waiting import PATIENCE_SECONDS
 from tests.ports import free_port
 
 BULK = request(client_address="203.0.113.9")
-
-
-def serve(*arguments: str, cwd: Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs `policyd serve`, which is expected to end by itself."""
-    return subprocess.run(
-        [sys.executable, "-m", "policyd", "serve", *arguments],
-        cwd=cwd,
-        env={**os.environ, **(environment or {})},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize(
@@ -84,7 +72,7 @@ def test_what_keeps_it_from_starting_is_said_in_lines_and_an_exit_status(
 ) -> None:
     for name, content in files.items():
         (tmp_path / name).write_text(content)
-    ended = serve(*arguments, cwd=tmp_path)
+    ended = serve_in_vain(*arguments, cwd=tmp_path)
     assert ended.returncode == status
     assert ended.stdout == ""
     for message in messages:
@@ -95,7 +83,7 @@ def test_what_keeps_it_from_starting_is_said_in_lines_and_an_exit_status(
 
 def test_an_address_that_is_taken_is_refused(start_policyd: StartPolicyd, port: int, tmp_path: Path) -> None:
     with start_policyd():
-        ended = serve("--rules", "rules.yaml", "--listen", f"inet:127.0.0.1:{port}", cwd=tmp_path)
+        ended = serve_in_vain("--rules", "rules.yaml", "--listen", f"inet:127.0.0.1:{port}", cwd=tmp_path)
     assert ended.returncode == 2
     assert (
         f"cannot listen on inet:127.0.0.1:{port}: Address already in use; is policyd running already?" in ended.stderr
@@ -104,15 +92,7 @@ def test_an_address_that_is_taken_is_refused(start_policyd: StartPolicyd, port: 
 
 def test_few_descriptors_keep_it_from_starting(tmp_path: Path) -> None:
     (tmp_path / "rules.yaml").write_text(RULES)
-    ended = subprocess.run(
-        ["prlimit", "--nofile=60", sys.executable, "-m", "policyd", "serve", "--rules", "rules.yaml"],
-        cwd=tmp_path,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=False,
-    )
+    ended = serve_in_vain("--rules", "rules.yaml", cwd=tmp_path, wrapper=["prlimit", "--nofile=60"])
     assert ended.returncode == 2
     assert "at most 60 descriptors may be open" in ended.stderr
 
@@ -140,7 +120,7 @@ def test_a_stale_socket_is_replaced_and_a_live_one_is_not(start_policyd: StartPo
     stale.close()
     with start_policyd(listen=[f"unix:{path}"]), Client(path) as client:
         assert client.ask(BULK) == "DEFER 4.7.1 later"
-        ended = serve("--rules", "rules.yaml", "--listen", f"unix:{path}", cwd=tmp_path)
+        ended = serve_in_vain("--rules", "rules.yaml", "--listen", f"unix:{path}", cwd=tmp_path)
         assert ended.returncode == 2
         assert f"cannot listen on unix:{path}: another process serves it" in ended.stderr
         assert client.ask(BULK) == "DEFER 4.7.1 later"
@@ -184,16 +164,8 @@ def test_what_systemd_passes_must_be_a_listening_stream_socket(tmp_path: Path) -
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
             number = datagrams.fileno()
             last = redirected or f"3<&{number}"
-            ended = subprocess.run(
-                ["bash", "-c", script.replace("3</dev/null", last), "bash", sys.executable, "-m", "policyd", "serve"],
-                cwd=tmp_path,
-                stdin=subprocess.DEVNULL,
-                pass_fds=(number,),
-                capture_output=True,
-                text=True,
-                timeout=20,
-                check=False,
-            )
+            wrapper = ["bash", "-c", script.replace("3</dev/null", last), "bash"]
+            ended = serve_in_vain(cwd=tmp_path, wrapper=wrapper, pass_fds=[number])
         assert ended.returncode == 2
         assert f"descriptor 3 from systemd {complaint}" in ended.stderr.replace("is no listening", "no listening")
 
@@ -216,7 +188,7 @@ def test_systemd_is_told_of_each_step(tmp_path: Path) -> None:
     rules.write_text(RULES)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
         notified.bind(b"")  # an abstract name of the kernel's choice (unix(7), autobind)
-        notified.settimeout(20)
+        notified.settimeout(PATIENCE_SECONDS)
         name = notified.getsockname()[1:].decode()
         environment = {**os.environ, "NOTIFY_SOCKET": f"@{name}", "WATCHDOG_USEC": "200000"}
         environment.pop("WATCHDOG_PID", None)
@@ -252,7 +224,7 @@ def test_systemd_is_told_of_each_step(tmp_path: Path) -> None:
             assert "reload failed" in told["STATUS"]
             process.terminate()
             assert next_told()["STOPPING"] == "1"
-            assert process.wait(timeout=20) == 0
+            assert process.wait(timeout=PATIENCE_SECONDS) == 0
         finally:
             process.kill()
             process.wait()

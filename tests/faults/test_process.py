@@ -6,17 +6,17 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.faults.conftest import LONG, SECONDS, Setting, long_only, wait_for_edition
 from tests.faults.test_files import with_list
 from tests.faults.world import DnsState, distorted, ruleset_hash, truth
+from tests.field.policyd import serve_in_vain
 from tests.requirements import require
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ CONNECTIONS = 12
 
 # What a request on a connection that is just being closed gets; Postfix asks again on a new one, and so does the flow.
 CLOSED = "the connection was closed"
+
+# How a flow differs from the usual while the daemon ends and starts.
+RESTARTED: dict[str, Any] = {"may_fail": [CLOSED], "may_close": True, "exhausts": True}
 
 
 # --- Signals ----------------------------------------------------------------------------------------------------------
@@ -61,9 +64,7 @@ def test_sigterm_under_load_answers_what_is_under_way_and_the_next_daemon_the_re
     with kept_socket(setting.port) as listener, setting.daemon(listener=listener) as policyd:
         with setting.flow(
             f"process: SIGTERM and a new start, the socket kept, {times} x",
-            may_fail=[CLOSED],
-            may_close=True,
-            exhausts=True,
+            **RESTARTED,
         ) as flow:
             for _ in range(times):
                 with setting.world.dns_being(late):
@@ -80,9 +81,7 @@ def test_sigkill_loses_the_requests_under_way_and_at_most_the_last_line(setting:
     with kept_socket(setting.port) as listener, setting.daemon(listener=listener) as policyd:
         with setting.flow(
             f"process: SIGKILL and a new start, the socket kept, {times} x",
-            may_fail=[CLOSED],
-            may_close=True,
-            exhausts=True,
+            **RESTARTED,
         ) as flow:
             for _ in range(times):
                 flow.wait_for(100)
@@ -99,14 +98,7 @@ def test_a_second_daemon_on_the_same_sockets_is_refused_and_disturbs_nobody(sett
     with setting.daemon(listen=addresses) as policyd:
         with setting.flow("process: a second daemon on the same sockets", place=unix) as flow:
             for address in addresses:
-                second = subprocess.run(
-                    [sys.executable, "-m", "policyd", "serve", "--rules", policyd.rules, "--listen", address],
-                    stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    text=True,
-                    timeout=30,
-                    check=False,
-                )
+                second = serve_in_vain("--rules", policyd.rules, "--listen", address, cwd=setting.folder)
                 assert second.returncode == 2
                 assert "is policyd running already?" in second.stderr
             flow.fault_is_over()

@@ -12,14 +12,27 @@ from typing import TYPE_CHECKING, Any, Self
 
 import yaml
 
-from tests.field.waiting import until
+from tests.field.waiting import PATIENCE_SECONDS, until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-# How long a start or a reload may take on a busy machine; each takes well under a second.
-READY_SECONDS = 20
+
+def serve_in_vain(
+    *arguments: str | Path, cwd: Path, wrapper: Sequence[str] = (), pass_fds: Sequence[int] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Runs `policyd serve`, which is to end by itself. `wrapper` is a command that runs what follows it."""
+    return subprocess.run(
+        [*wrapper, sys.executable, "-m", "policyd", "serve", *arguments],
+        cwd=cwd,
+        pass_fds=pass_fds,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
 
 
 class Policyd:
@@ -39,7 +52,7 @@ class Policyd:
         listener: socket.socket | None = None,
         wrapper: Sequence[str] = (),
         decision_log_format: str = "json",
-        patience: float = READY_SECONDS,
+        patience: float = PATIENCE_SECONDS,
         **settings: Any,
     ) -> None:
         self.rules = folder / "rules.yaml"
@@ -110,7 +123,7 @@ class Policyd:
         """End the daemon as systemd does, and insist on a clean end."""
         if self._process is not None:
             self._process.terminate()
-            status = self._process.wait(timeout=READY_SECONDS)
+            status = self._process.wait(timeout=PATIENCE_SECONDS)
             self._process = None
             assert status == 0, self.operational_log.read_text()
 
@@ -118,7 +131,7 @@ class Policyd:
         """End the daemon as a crash would."""
         assert self._process is not None
         self._process.kill()
-        self._process.wait(timeout=READY_SECONDS)
+        self._process.wait(timeout=PATIENCE_SECONDS)
         self._process = None
 
     def reload(self) -> str:

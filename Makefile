@@ -6,7 +6,7 @@
 # make fuzz   looks for inputs that break a promise (docs/fuzzing.md), each target for FUZZ_RUNS executions or
 #             FUZZ_SECONDS, whichever end first; FUZZ_TARGETS="protocol rules" for some of them
 # make lock   writes requirements.lock anew: what a release is built with and runs on, by hash
-# make audit  asks for known holes in what requirements.lock names
+# make audit  asks for known holes in what requirements.lock names; fails if it cannot ask about all of it
 # make bench  what a request costs, beside the floor and the peers (docs/performance.md): BENCH=quick for a short run,
 #             ROWS="decision reload" for some of it, BENCH_OUT=FOLDER for the results, BENCH_PUBLISH=1 to put them in docs/
 
@@ -47,7 +47,7 @@ lock: $(VENV)/run.stamp
 
 audit: $(VENV)/run.stamp
 	$(BIN)/pip install --quiet pip-audit
-	$(BIN)/pip-audit --require-hashes --disable-pip -r requirements.lock
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip -r requirements.lock
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# How long the answers that are under way may take when the daemon is told to end: as cli.md promises.
+# How long the answers that are under way may take when the daemon is told to end (docs/settings.md, "Signals").
 DRAIN_SECONDS = 5.0
 
 # Turns of the event loop until what a client had sent before the end has been read: its socket is attached in one,

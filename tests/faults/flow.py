@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 
-# What issue and design promise: a request that needs no DNS waits no longer than this, whatever fails; and all is as
-# before within this after a fault has ended.
+# A request that needs no DNS waits no longer than this, whatever fails; and all is as before within this after a fault
+# has ended.
 LONGEST_SECONDS = 0.1
 NORMAL_SECONDS = 1.0
 

@@ -28,7 +28,7 @@ from policyd.core.ruleset import ATTRIBUTES, DEFAULT_RULE, Action, Condition, Co
 
 if TYPE_CHECKING:
     import datetime
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from policyd.config.conditions import ConditionType
     from policyd.config.problems import Report
@@ -201,15 +201,15 @@ class _Reader:
     def _add(self, node: Node, message: str) -> None:
         self._report.add(Problem(self._path, node.line, node.column, self._prefix + message, self._rule))
 
-    def _did_you_mean(self, word: str, known: Iterable[str]) -> str:
-        """As `did_you_mean`, which takes its time, for a problem that will be shown."""
-        return did_you_mean(word, known) if self._report.room(self._path) else ""
+    def _will_be_shown(self) -> bool:
+        """Whether the next problem will be, so that it is worth a guess at what was meant, which takes its time."""
+        return self._report.room(self._path) > 0
 
     def _check_keys(self, node: Mapping, known: tuple[str, ...]) -> None:
         for item in node:
             key = item.key.text
             if key not in known:
-                hint = self._did_you_mean(key, known)
+                hint = did_you_mean(key, known)
                 if not hint and key in CONDITIONS and known is RULE_KEYS:
                     hint = "; it is a condition, and belongs under match or except"
                 hint = hint or f"; there are {', '.join(known)}"
@@ -445,7 +445,7 @@ class _Reader:
             condition_type = CONDITIONS.get(item.key.text)
             if condition_type is None:
                 name = item.key.text
-                hint = _meant_condition(name) if self._report.room(self._path) else ""
+                hint = _meant_condition(name) if self._will_be_shown() else ""
                 self._add(item.key, f"unknown condition {quoted(name)}{hint}")
                 continue
             written = self._read_condition(condition_type, item)
@@ -476,7 +476,8 @@ class _Reader:
                     definition.used = True
                     lists.append((node, definition))
                 else:
-                    hint = self._did_you_mean(node.text[1:], self._file.lists) or "; a literal '$' is written '$$'"
+                    hint = did_you_mean(node.text[1:], self._file.lists) if self._will_be_shown() else ""
+                    hint = hint or "; a literal '$' is written '$$'"
                     self._add(node, f"{name}: list {quoted(node.text[1:])} is not defined{hint}")
         form, report = condition_type.form, self._report
         collections = [definition.parse(form, self._rule, self._prefix + name, report) for _, definition in lists]

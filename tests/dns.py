@@ -14,13 +14,13 @@ import ipaddress
 import struct
 import subprocess
 import threading
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from policyd.core.address import parse_address
 from policyd.core.identity import Reason
+from tests.field.waiting import PATIENCE_SECONDS, until
 from tests.ports import free_port
 
 if TYPE_CHECKING:
@@ -90,6 +90,10 @@ stub-zone:
 """
 
 
+def said(log: Path) -> str:
+    return log.read_text() if log.exists() else ""
+
+
 @contextmanager
 def start_unbound(
     folder: Path, records: Iterable[str], zones: Mapping[str, int] | None = None, *, port: int = 0
@@ -97,7 +101,7 @@ def start_unbound(
     """A running unbound, as `127.0.0.1:PORT` (0: any); its configuration and log are in the folder.
 
     It knows `records` (`NAME TTL TYPE DATA`); what lies in one of `zones` it asks the server on that port for, and
-    every other name does not exist. Raises TimeoutError if it does not come up.
+    every other name does not exist. Raises AssertionError with its log if it ends, TimeoutError if it hangs.
     """
     port = port or free_port()
     (folder / "unbound.conf").write_text(
@@ -112,15 +116,12 @@ def start_unbound(
     log.unlink(missing_ok=True)  # of an earlier one
     process = subprocess.Popen([UNBOUND, "-d", "-c", folder / "unbound.conf"], stdin=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 20
-        while not (log.exists() and "start of service" in log.read_text()):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise TimeoutError(f"unbound does not come up: {log.read_text() if log.exists() else 'no log'}")
-            time.sleep(0.01)
+        until("unbound, or its end", lambda: process.poll() is not None or "start of service" in said(log) or None)
+        assert process.poll() is None, said(log)
         yield f"127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(timeout=10)
+        process.wait(timeout=PATIENCE_SECONDS)
 
 
 # --- A server that does as it is told ---------------------------------------------------------------------------------
@@ -174,7 +175,8 @@ class ScriptedServer:
         self._loop.set_exception_handler(lambda _, fault: self._faults.append(fault))
         self._thread = threading.Thread(target=self._run, args=(started,))
         self._thread.start()
-        started.wait(10)
+        if not started.wait(PATIENCE_SECONDS):
+            raise TimeoutError("the name server does not come up")
         return self
 
     def __exit__(self, *_: object) -> None:

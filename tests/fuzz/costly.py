@@ -41,7 +41,7 @@ INPUTS = (
     ),
     ("rules", "expressions that no index holds", _filled(_EXPRESSIONS, "    - '%d\\pL{9}'\n")),
     ("rules", "expressions too large for RE2", _filled(_EXPRESSIONS, "    - '%d\\pL{999}'\n")),
-    ("rules", "expressions of many labels", _EXPRESSIONS + _lines("    - " + "a." * 4950 + "a%d\n", 6)),
+    ("rules", "expressions of many labels", _EXPRESSIONS + _lines("    - %d" + "a." * 4950 + "a\n", 6)),
     (
         "rules",
         "senders, and expressions that are found in none",
@@ -70,8 +70,8 @@ INPUTS = (
         + "  b:\n"
         + _lines("  - h%d\n", 1500)
         + "rules:\n"
-        + _lines("- {name: a%d, match: {hostname: $a, helo_name: [c, x%d]}, action: REJECT}\n", 250)
-        + _lines("- {name: b%d, match: {hostname: $b, helo_name: [c, y%d]}, action: REJECT}\n", 250),
+        + _lines("- {name: a%d, match: {hostname: $a, helo_name: [c, x%d]}, action: REJECT}\n", 100)
+        + _lines("- {name: b%d, match: {hostname: $b, helo_name: [c, y%d]}, action: REJECT}\n", 100),
     ),
     ("import-plain", "ranges of hundreds of networks", _filled("0", "::%d-ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffe\n")),
     ("import-plain", "a word of colons", "0" + ":" * 60_000 + "x\n"),
@@ -93,6 +93,7 @@ INPUTS = (
     ),
     ("import-postfix-regexp", "classes that open and do not end", "0/[" + "[:" * 31_000 + "/ REJECT\n"),
     ("import-postfix-pcre", "expressions of colons", _filled("0", "/" + ":" * 9_000 + "x%d/ REJECT\n")),
+    ("import-postfix-pcre", "expressions too large for RE2", "0" + _lines("/\\pL{999}%d/ REJECT\n", 200)),
     ("import-postfix-pcre", "a group of 60,000 digits", "0/(a)/ REJECT $" + "1" * 60_000 + "\n"),
     ("decision-log", "a word without a value", "2026-11-21T17:16:00Z REJECT client=x[1] " + "a" * 60_000 + "\n"),
 )

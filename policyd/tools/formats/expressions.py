@@ -11,7 +11,7 @@ import re
 
 import re2
 
-from policyd.config.entries import MAX_EXPRESSION, compile_expression
+from policyd.config.entries import compile_expression
 from policyd.tools.formats.exchange import NoEqualError
 
 # In the order in which a reader of the message would look for them.
@@ -38,7 +38,6 @@ def from_perl(pattern: str, flags: str = "") -> str:
 
     Raises `NoEqualError` with what RE2 lacks.
     """
-    _check_length(pattern)
     for flag in flags:
         if flag not in "imsxAEUX":
             raise NoEqualError(f"'{flag}' is no flag of an expression")
@@ -53,18 +52,12 @@ def from_posix(pattern: str, flags: str = "") -> str:
 
     Raises `NoEqualError` with what RE2 lacks.
     """
-    _check_length(pattern)
     for flag in flags:
         if flag not in "imx":
             raise NoEqualError(f"'{flag}' is no flag of an expression")
     if "x" in flags:
         raise NoEqualError("a basic expression (flag x); write it as an extended one")
     return _finished(_translate_posix(pattern), matches_case="i" in flags)
-
-
-def _check_length(pattern: str) -> None:
-    if len(pattern) > MAX_EXPRESSION:
-        raise NoEqualError(f"it is longer than an expression may be ({MAX_EXPRESSION:,} bytes)")
 
 
 def _finished(expression: str, *, matches_case: bool) -> str:

@@ -30,7 +30,7 @@ _DEPTH = 16
 # firewalls that happens a few times; with more than so many steps for each line and element, and some to begin with, a
 # file is made to take for ever. A step, or a network in it, takes 10 us.
 _STEPS = 20
-_FIRST_STEPS = 10_000
+_FIRST_STEPS = 1_000
 
 
 class Does(Enum):

@@ -44,5 +44,5 @@ TARGETS = {
     "log-file": Target(logs.log_file, share=4),
     "mail-log": Target(logs.mail_log, ("tests/data/maillog.*",), share=5),
     "decision-log": Target(logs.decision_log, share=5),
-    **{f"import-{name}": Target(exchange.importer(name)) for name in FORMATS},
+    **{f"import-{name}": Target(exchange.importer(name), longest=1000) for name in FORMATS},
 }

@@ -210,7 +210,7 @@ def test_a_set_is_read_as_often_as_any_firewall_asks_for_it() -> None:
     )
     report = imported("nft", text + "ip saddr @s drop\n" * 100 + "}\n}\n").report
     assert 20 <= report.taken < 25
-    assert [loss.reason for loss in report.losses] == ["the chains have more than 92,000 ways through them"] * (
+    assert [loss.reason for loss in report.losses] == ["the chains have more than 83,000 ways through them"] * (
         100 - report.taken
     )
 

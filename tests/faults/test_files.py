@@ -179,11 +179,11 @@ def test_a_list_of_200_mb_is_loaded_beside_requests(setting: Setting) -> None:
 
 @contextmanager
 def small_disk(folder: Path, *options: str) -> Iterator[Path]:
-    """A disk of 1 MB for the log."""
+    """A disk for the log, with room for 40,000 lines or so: those that come after a fault must not fill it again."""
     require("mount", "umount", root=True)
     disk = folder / "disk"
     disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(["size=1m", *options]), "tmpfs", disk], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(["size=16m", *options]), "tmpfs", disk], check=True)
     try:
         yield disk
     finally:

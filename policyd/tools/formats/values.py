@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from policyd.core.address import Address
 
 _ADDRESS_LIKE = re.compile(r"\[?(?:[\d.]+|(?=[0-9a-f.]*:)[0-9a-f:.]+)\]?(?:\s*[/-].*)?|[\d.]+\*", re.IGNORECASE)
+
 # A range of IPv4 addresses takes at most 62 networks. One of IPv6 that takes more is no block that anybody was given.
 _MAX_NETWORKS = 64
 

@@ -50,22 +50,27 @@ class _Covers:
 
     def __init__(self) -> None:
         self._by_key: dict[Key, list[WrittenRule]] = defaultdict(list)
-        self._keys: dict[int, set[Key]] = {}  # of each condition added, by its number
+        self._keys: dict[int, frozenset[Key]] = {}  # of each condition added, by its number
+        self._of_lists: dict[frozenset[Key], frozenset[Key]] = {}
         self._left = MAX_COMPARED
 
     def add(self, written: WrittenRule) -> None:
-        if any(not _is_small(one) for one in written.match):
-            # Its other conditions may be small, but each of them must be implied.
-            for one in written.match:
-                self._keys[one.condition.number] = _whole(one)
-        else:
-            for one in written.match:
-                self._keys[one.condition.number] = _whole(one) | {key for key, _ in _keys(one)}
+        # Where one is not small, the others may be, but each of them must be implied.
+        look_at_entries = all(_is_small(one) for one in written.match)
+        for one in written.match:
+            self._keys[one.condition.number] = self._all_keys(one) if look_at_entries else _whole(one)
         # A rule that this one covers implies each condition of this one, so any of them is enough to be found by: the
         # one by which the fewest others are.
         of_each = (self._keys[one.condition.number] for one in written.match)
         for key in min(of_each, key=lambda keys: max(len(self._by_key.get(key, ())) for key in keys)):
             self._by_key[key].append(written)
+
+    def _all_keys(self, one: WrittenCondition) -> frozenset[Key]:
+        """Those of the condition's entries too; one set of them for all conditions that name the same lists."""
+        whole = _whole(one)
+        if whole not in self._of_lists:
+            self._of_lists[whole] = whole | {key for key, _ in _keys(one)}
+        return self._of_lists[whole]
 
     def find(self, later: WrittenRule) -> WrittenRule | None:
         candidates: dict[int, WrittenRule] = {}
@@ -96,7 +101,7 @@ class _Covers:
             for one in later.match
         )
 
-    def _are_all_in(self, known: set[Key], entries: Iterable[tuple[Key, list[Key]]]) -> bool:
+    def _are_all_in(self, known: frozenset[Key], entries: Iterable[tuple[Key, list[Key]]]) -> bool:
         for _, containing in entries:
             self._left -= 1
             if known.isdisjoint(containing):
@@ -123,9 +128,9 @@ def _is_small(one: WrittenCondition) -> bool:
     return sum(map(len, one.collections)) <= MAX_ENTRIES
 
 
-def _whole(one: WrittenCondition) -> set[Key]:
+def _whole(one: WrittenCondition) -> frozenset[Key]:
     """Keys for the collections as such: the same list in two conditions of one kind."""
-    return {(one.condition.subject, one.condition.kind, id(collection)) for collection in one.collections}
+    return frozenset((one.condition.subject, one.condition.kind, id(collection)) for collection in one.collections)
 
 
 def _keys(one: WrittenCondition) -> Iterator[tuple[Key, list[Key]]]:

@@ -64,6 +64,14 @@ INPUTS = (
     ),
     (
         "rules",
+        "rules that share a list of networks",
+        _filled(
+            "lists:\n  l:\n" + _lines("  - 2001:db8::%d\n", 2300) + "rules:\n",
+            "- {name: r%d, match: {cidr: $l, sender: a%d@b.example}, action: REJECT}\n",
+        ),
+    ),
+    (
+        "rules",
         "rules that differ in one entry of many",
         "lists:\n  a:\n"
         + _lines("  - h%d\n", 1500)

@@ -27,7 +27,7 @@ HANG_SECONDS = 60
 MEMORY_MB = 512
 
 # What is kept of one target, in bytes: the corpus is to be read, and copied by everybody.
-KEPT_BYTES = 24 * 1024
+KEPT_BYTES = 8 * 1024
 
 # Where targets write their files. On a disk, that takes more time than all that is done with them.
 IN_MEMORY = Path("/dev/shm")
@@ -149,7 +149,8 @@ def keep(name: str, work: Path) -> None:
         merged.mkdir()
         for one in written.iterdir():  # what is there already counts
             (merged / one.name).write_bytes(one.read_bytes())
-        _atheris(name, folder, ["-merge=1", str(merged), str(work)], 600)
+        ended = _atheris(name, folder, ["-merge=1", str(merged), str(work)], 600)
+        assert ended.returncode == 0, ended.stderr[-1000:]
         new = sorted(
             (path.read_bytes() for path in merged.iterdir() if not (written / path.name).exists()),
             key=lambda content: (len(content), content),

@@ -56,8 +56,12 @@ def main() -> None:
         changed: bytes = atheris.Mutate(content, longest)
         return changed
 
+    # To merge corpora, libFuzzer starts itself again, by the name that it is told is its own.
+    again = folder / "again"
+    again.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tests.fuzz.under_atheris {name} "$@"\n')
+    again.chmod(0o700)
     gc.freeze()  # what is loaded by now stays
-    atheris.Setup([sys.argv[0], *options], once, custom_mutator=change)
+    atheris.Setup([str(again), *options], once, custom_mutator=change)
     atheris.Fuzz()
 
 

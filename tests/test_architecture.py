@@ -70,6 +70,7 @@ KNOWN_TO = {
     "netaddr": {"config", "tools"},
     "prometheus_client": {"daemon/metrics.py"},
     "publicsuffixlist": {"tools/suggest.py"},
+    "pycares": {"daemon/resolver.py"},
     "pydantic": {"config"},
     "re2": {"core/index.py", "config", "tools"},
     "rich": {"cli", "tools"},

@@ -15,19 +15,20 @@ This is the one file that knows aiodns (4) and, below it, c-ares (1.34). What th
 - Its cache has no bound, cannot be turned off from here, and keeps a NODATA answer for an hour. So channels are
   replaced before that matters: after CHANNEL_SECONDS or CHANNEL_QUERIES.
 - A query that nobody waits for any more goes on, and ends with its channel.
-- aiodns lets c-ares run a thread, which hands each answer over to the event loop. (Without one, a tenth of the CPU is
-  saved; but while the loop is busy nobody reads the answers, c-ares takes them for lost, and half as many come.)
+- aiodns lets c-ares run a thread for each channel, which wakes the event loop for each answer; `_Sockets` goes without.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections import Counter
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import aiodns
+import pycares
 from aiodns.error import (
     ARES_ECANCELLED,
     ARES_ECONNREFUSED,
@@ -494,6 +495,29 @@ _FAILURES: dict[int, tuple[()] | Reason] = {
 # --- The servers ------------------------------------------------------------------------------------------------------
 
 
+class _Sockets(aiodns.DNSResolver):
+    """An aiodns resolver whose sockets are read by the event loop itself.
+
+    Two threads that hand the lock to and fro for each answer take a sixth of what a client costs. aiodns goes without
+    a thread only where the system has no room for one, and there is no way to ask for that but this.
+    """
+
+    def _make_channel(self, **arguments: Any) -> tuple[bool, pycares.Channel]:
+        itself = weakref.ref(self)  # the channel, which calls it, belongs to it
+
+        def changed(descriptor: int, readable: bool, writable: bool) -> None:  # noqa: FBT001 - pycares calls it so
+            if (resolver := itself()) is not None:
+                resolver._sock_state_cb(descriptor, readable, writable)  # noqa: SLF001 - its own
+
+        return False, pycares.Channel(sock_state_cb=changed, timeout=self._timeout, **arguments)
+
+    def _timer_cb(self) -> None:
+        # What came while the loop was busy is read before c-ares looks whose time is over.
+        for descriptor in tuple(self._read_fds):
+            self._channel.process_fd(descriptor, pycares.ARES_SOCKET_BAD)
+        super()._timer_cb()
+
+
 class _Channel:
     """A c-ares channel, and what has become of it."""
 
@@ -502,9 +526,7 @@ class _Channel:
     def __init__(self, servers: Sequence[str], seconds: float) -> None:
         # With one server there is nobody to ask on, so what it says counts at once, also SERVFAIL and REFUSED.
         flags = _EDNS | (_NOCHECKRESP if len(servers) == 1 else 0)
-        self._dns = aiodns.DNSResolver(
-            servers, timeout=seconds, tries=1, flags=flags, socket_receive_buffer_size=RECEIVE_BUFFER
-        )
+        self._dns = _Sockets(servers, timeout=seconds, tries=1, flags=flags, socket_receive_buffer_size=RECEIVE_BUFFER)
         self.born = monotonic()
         self.asked = 0  # queries
         self.answered = 0

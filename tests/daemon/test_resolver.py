@@ -335,14 +335,39 @@ async def test_a_broken_message_for_one_client_does_not_harm_the_others():
 async def test_a_server_that_sends_nothing_but_broken_messages_costs_no_more_than_a_few_channels():
     with ScriptedServer({}, otherwise=Reply(junk=b"\0" * 12, delay=0.01)) as server:
         resolver = Resolver(dns(server.address))
-        before = threads = len(list(Path("/proc/self/task").iterdir()))
+        before = descriptors = len(list(Path("/proc/self/fd").iterdir()))
         asking = asyncio.gather(*(resolver.identity(b"10.0.0.%d" % number) for number in range(200)))
         while not asking.done():
-            threads = max(threads, len(list(Path("/proc/self/task").iterdir())))
+            descriptors = max(descriptors, len(list(Path("/proc/self/fd").iterdir())))
             await asyncio.sleep(0.005)
         assert {said(one) for one in await asking} == {error(Reason.MALFORMED)}
         await resolver.close()
-    assert threads < before + module.LONE_CHANNELS + 5
+    assert descriptors < before + module.LONE_CHANNELS + 5
+
+
+async def test_an_answer_that_came_while_the_event_loop_was_busy_counts():
+    with ScriptedServer(dict(GOOD)) as server:
+        resolver = Resolver(dns(server.address))
+        for number in range(100, 110):  # quick answers, from which c-ares learns haste
+            await resolver.identity(b"192.0.2.%d" % number)
+        asked = len(server.asked)
+        waiting = asyncio.create_task(resolver.identity(CLIENT))
+        while len(server.asked) == asked:
+            await asyncio.sleep(0)
+        time.sleep(3 * module.EAGER_SECONDS)  # the loop is busy
+        assert said(await waiting) == Identity(VERIFIED, (b"mail.example",))
+        assert len(server.asked) == asked + 2  # PTR and A, once each
+        await resolver.close()
+
+
+async def test_lookups_need_no_threads():
+    """But for one, by which pycares closes channels."""
+    with ScriptedServer({}, otherwise=Reply(rcode=NXDOMAIN)) as server:
+        before = len(list(Path("/proc/self/task").iterdir()))
+        resolver = Resolver(dns(server.address))
+        assert said(await resolver.identity(CLIENT)) == Identity(MISSING)
+        assert len(list(Path("/proc/self/task").iterdir())) <= before + 1
+        await resolver.close()
 
 
 # --- What is kept, and for how long -----------------------------------------------------------------------------------

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 # out that one of 100 MB is too large for it.
 MAX_EXPRESSION = 10_000
 
-# RE2's memory for one expression: 11,000 instructions. Plain text of MAX_EXPRESSION has fewer, real expressions have
-# 20 to 500. With 8 MiB it takes 50 ms, not one, to find out that `\pL{1000}` is too large.
-_MEMORY = 256 << 10
-_TOO_LARGE = 11_000
+# RE2's memory for one expression: 44,000 instructions. Plain text of MAX_EXPRESSION has fewer, real expressions have
+# 20 to 500. With 8 MiB it takes 50 ms, not 6, to find out that `\pL{1000}` is too large.
+_MEMORY = 1 << 20
+_TOO_LARGE = 44_000
 
 # How large the expressions of one list may be, in RE2's instructions: so many, and so many more for each. No index
 # holds as much (`policyd.core.index`), so that it would be compiled for nothing, which can take minutes.

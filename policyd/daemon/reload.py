@@ -161,16 +161,21 @@ class Loader:
 
 
 async def _collect(slices: Iterator[object]) -> list[object]:
-    """All of the slices, with a turn of the event loop after each."""
+    """All of the slices, with a turn of the event loop after each.
+
+    Each is looked at by the garbage collector once, alone, and is among the oldest objects from then on: the collector
+    comes to these seldom, and would otherwise look at all slices in one go. (To freeze them instead freezes whatever
+    else there is, and what of that becomes garbage in a cycle is never collected: 40 kB for each reload under load.)
+    """
     collected = []
-    gc.disable()  # all of it is here to stay
+    gc.disable()
     try:
         for one in slices:
             collected.append(one)
+            gc.collect(1)
             await asyncio.sleep(0)
     finally:
         gc.enable()
-    gc.freeze()
     return collected
 
 

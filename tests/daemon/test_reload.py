@@ -8,6 +8,8 @@ import mmap
 import os
 import pickle
 import time
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from policyd.config.problems import ConfigErrors
 from policyd.core.engine import decide
 from policyd.core.identity import Identity, Status
 from policyd.core.protocol import Request
-from policyd.daemon.reload import SLICE, Holding, Loader, LoadError, _map, _pack, _slices, _unpack
+from policyd.daemon.reload import SLICE, Holding, Loader, LoadError, _collect, _map, _pack, _slices, _unpack
 from tests.core.build import build
 from tests.daemon.turns import Turns
 
@@ -159,3 +161,20 @@ async def test_a_loader_that_is_told_to_end_ends_its_load(folder: Path, monkeypa
     before = time.monotonic()
     loader.close()
     assert time.monotonic() - before < 30  # seconds, of the 60
+
+
+async def test_what_becomes_garbage_around_a_load_is_collected() -> None:
+    class Cycle:
+        def __init__(self) -> None:
+            self.itself = self
+
+    cycles = [weakref.ref(Cycle())]
+
+    def slices() -> Iterator[object]:
+        yield []
+        cycles.append(weakref.ref(Cycle()))
+        yield []
+
+    await _collect(slices())
+    gc.collect()
+    assert [cycle() for cycle in cycles] == [None, None]

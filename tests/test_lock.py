@@ -28,8 +28,11 @@ def numbers(version: str) -> list[int]:
 
 @pytest.mark.parametrize("needed", [*PROJECT["project"]["dependencies"], *PROJECT["build-system"]["requires"]])
 def test_what_is_needed_is_pinned_at_a_version_that_will_do(needed: str) -> None:
-    name, _, least = needed.partition(">=")
-    assert numbers(PINNED[normal(name)]) >= numbers(least)
+    name, _, bounds = needed.partition(">=")
+    least, _, below = bounds.partition(",<")
+    pinned = numbers(PINNED[normal(name)])
+    assert pinned >= numbers(least)
+    assert not below or pinned < numbers(below)
 
 
 def test_everything_has_a_hash_and_nothing_an_address() -> None:

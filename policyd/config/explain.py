@@ -160,7 +160,7 @@ def _explain_address(form: Form, text: str) -> str:  # noqa: PLR0911 - one retur
     return f"{quoted(text)} is no mail address"
 
 
-def _explain_name(form: Form, text: str) -> str:  # noqa: PLR0911, PLR0912 - the same
+def _explain_name(form: Form, text: str) -> str:  # noqa: PLR0911, PLR0912 - a return for each thing written
     name = text.removeprefix(".") if form is Form.DOMAIN else text
     if form is Form.HELO_NAME:
         if len(text) > MAX_HOST_NAME:

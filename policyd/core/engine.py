@@ -22,7 +22,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from policyd.core.identity import Identity, Status
-from policyd.core.index import Filed, Hits, Plan, StatusLookup, fold_name
+from policyd.core.index import Filed, Hits, Pairs, Plan, StatusLookup, fold_name
 from policyd.core.ruleset import DEFAULT_RULE, DEFAULT_TEXT, MAX_TEXT, Verb
 
 if TYPE_CHECKING:
@@ -252,12 +252,8 @@ class _Evaluation:
 
     def _try(self, rule: Rule, plan: Plan) -> Outcome:
         """What becomes of a rule that came up: the condition under which it is filed holds, or needs the identity."""
-        for lookup, number in plan.match:
-            if number not in self._find(lookup).conditions:
-                return _NO
-        for lookup, number in plan.exceptions:
-            if number in self._find(lookup).conditions:
-                return _NO
+        if not self._fits(plan.match, plan.exceptions):
+            return _NO
         if not plan.match_identity and not plan.exceptions_identity:
             return _YES
         if self._identity is None:
@@ -265,18 +261,19 @@ class _Evaluation:
         if self._needed_from is None or rule.number < self._needed_from:
             self._needed_from = rule.number
         if self._identity.status is _VERIFIED:
-            return self._try_verified(plan)
+            # All is known and true, for most clients: the two principles have nothing to say.
+            return _YES if self._fits(plan.match_identity, plan.exceptions_identity) else _NO
         return self._try_identity(plan, exempting=rule.action.verb is _DUNNO)
 
-    def _try_verified(self, plan: Plan) -> Outcome:
-        """The same as `_try_identity` where all is known and true: most clients."""
-        for lookup, number in plan.match_identity:
+    def _fits(self, match: Pairs, exceptions: Pairs) -> bool:
+        """Whether the lookups find all of these conditions, and none of these exceptions."""
+        for lookup, number in match:
             if number not in self._find(lookup).conditions:
-                return _NO
-        for lookup, number in plan.exceptions_identity:
+                return False
+        for lookup, number in exceptions:  # noqa: SIM110 - it stands like the one above
             if number in self._find(lookup).conditions:
-                return _NO
-        return _YES
+                return False
+        return True
 
     def _try_identity(self, plan: Plan, *, exempting: bool) -> Outcome:
         """What becomes of a rule whose other conditions are settled in its favour."""

@@ -530,13 +530,17 @@ class Filed(NamedTuple):
     exempting: tuple[int, ...]  # of these, the enforcing DUNNO rules
 
 
-class Plan(NamedTuple):
-    """How to check one rule that came up: pairs of a lookup's place and a condition's number."""
+# A lookup's place and a condition's number, of each of some conditions.
+Pairs: TypeAlias = "tuple[tuple[int, int], ...]"
 
-    match: tuple[tuple[int, int], ...]  # without the condition under which the rule is filed
-    exceptions: tuple[tuple[int, int], ...]
-    match_identity: tuple[tuple[int, int], ...]  # what needs the client's identity, all of it
-    exceptions_identity: tuple[tuple[int, int], ...]
+
+class Plan(NamedTuple):
+    """How to check one rule that came up."""
+
+    match: Pairs  # without the condition under which the rule is filed
+    exceptions: Pairs
+    match_identity: Pairs  # what needs the client's identity, all of it
+    exceptions_identity: Pairs
 
 
 class Index(NamedTuple):

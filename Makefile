@@ -33,7 +33,7 @@ faults: $(VENV)/test.stamp
 	FAULTS=long SOAK='$(SOAK)' FAULTS_TABLE=build/faults.md $(BIN)/pytest tests/faults -rs $(ARGS)
 
 fuzz: $(VENV)/fuzz.stamp
-	$(BIN)/python -m tests.fuzz $(FUZZ_RUNS:%=--runs %) $(FUZZ_SECONDS:%=--seconds %) $(FUZZ_TARGETS)
+	$(BIN)/python -m tests.fuzz $(FUZZ_RUNS:%=--runs %) $(FUZZ_SECONDS:%=--seconds %) $(FUZZ_SEED:%=--seed %) $(FUZZ_TARGETS)
 
 bench: $(VENV)/run.stamp
 	$(BIN)/python -m tests.bench $(BENCH:%=--%) $(if $(BENCH_OUT),--out '$(BENCH_OUT)') $(if $(BENCH_PUBLISH),--publish) $(ROWS)

@@ -112,6 +112,7 @@ def _fit(formatted: Callable[[dict[str, Value], int], bytes], entry: Entry) -> b
 _PLAIN = bytes(c for c in range(0x21, 0x7F) if c not in b"\"'<>\\")
 _TO_ESCAPE = re.compile(rb"[^%b]" % re.escape(_PLAIN))
 _TO_ESCAPE_IN_LIST = re.compile(rb"[^%b]" % re.escape(_PLAIN.replace(b",", b"")))
+_TO_ESCAPE_IN_NAME = re.compile(rb"[^%b]" % re.escape(_PLAIN.replace(b"[", b"")))  # where the address begins
 _PLAIN_IN_QUOTES = b" <>" + _PLAIN
 _TO_ESCAPE_IN_QUOTES = re.compile(rb"[^%b]" % re.escape(_PLAIN_IN_QUOTES))
 
@@ -133,6 +134,7 @@ def text_line(entry: Entry) -> bytes:
         or said.translate(None, _PLAIN_IN_QUOTES)
         or not (address and recipient and helo_name and instance)
         or state not in SENDER_STATES
+        or b"[" in hostname
         or get("sasl_username")
         or get("queue_id")
         or decision.observed
@@ -182,7 +184,7 @@ def _general_text(described: dict[str, Value], limit: int) -> bytes:
                 pass  # stands with the host name
             case "hostname", _:
                 address = _escaped(described.get("client_address", b""), limit)
-                words.append(b"client=%b[%b]" % (_escaped(value, limit), address))
+                words.append(b"client=%b[%b]" % (_escaped(value, limit, _TO_ESCAPE_IN_NAME), address))
             case "reply", _:
                 words.append(b'reply="%b"' % _escaped(value, limit, _TO_ESCAPE_IN_QUOTES))
             case _:

@@ -159,11 +159,6 @@ class Resolver:
         self.counters.hits += 1
         return kept.identity
 
-    async def identity(self, client_address: bytes, claimed: bytes = b"") -> Identity:
-        """Who the client is, within `dns.timeout`, with what it claims (`with_claimed`)."""
-        # Whoever goes away goes alone: the others still wait, and the answer is kept for whoever asks next.
-        return with_claimed(await asyncio.shield(self.look_up(client_address)), claimed)
-
     def look_up(self, client_address: bytes) -> asyncio.Future[Identity]:
         """Who the client is, within `dns.timeout`. It raises nothing, and is not to be cancelled: others may wait for
         the same one."""
@@ -227,7 +222,7 @@ class Resolver:
 
 
 async def look_up_once(dns: Dns, client_address: bytes, claimed: bytes = b"") -> tuple[Identity, list[Asked]]:
-    """As `Resolver.identity`, for one client only and without a cache; and each query with what it brought, in order:
+    """As `Resolver.look_up`, for one client only and without a cache; and each query with what it brought, in order:
     for people who want to know why."""
     servers = _Servers(dns)
     asked: list[Asked] = []

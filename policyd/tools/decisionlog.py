@@ -251,12 +251,13 @@ def _unescape(value: bytes) -> bytes:
 
 _TO_ESCAPE = re.compile(rb"""[^!-~]|["'<>\\]""")
 _TO_ESCAPE_IN_LIST = re.compile(rb"""[^!-~]|["',<>\\]""")
+_TO_ESCAPE_IN_NAME = re.compile(rb"""[^!-~]|["'<>\\[]""")
 _TO_ESCAPE_IN_QUOTES = re.compile(rb"""[^ -~]|["'\\]""")
 
 
 def as_text(decision: LoggedDecision) -> str:
     """The decision as a line of the text format, whatever format it was read from: printable ASCII."""
-    name, address = _escaped(decision.hostname or b"unknown"), _escaped(decision.client_address)
+    name, address = _escaped(decision.hostname or b"unknown", _TO_ESCAPE_IN_NAME), _escaped(decision.client_address)
     words = [_escaped(decision.stamp), _escaped(decision.action)]
     for key, value in (
         ("would", decision.would),

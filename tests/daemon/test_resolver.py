@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from policyd.config.settings import Dns, parse_dns_server
 from policyd.core.identity import MAX_CLAIMED, Identity, Reason, Status
 from policyd.daemon import resolver as module
-from policyd.daemon.resolver import AAAA, PTR, A, Asked, Resolver, look_up_once, read_answer
+from policyd.daemon.resolver import AAAA, PTR, A, Asked, Resolver, look_up_once, read_answer, with_claimed
 from tests.dns import (
     FORMERR,
     NOERROR,
@@ -161,7 +161,7 @@ def unbound(tmp_path_factory):
 async def test_what_a_real_resolver_knows_of_a_client(unbound, client_address, want):
     resolver = Resolver(dns(unbound, timeout=DEADLINE if want.reason is Reason.TIMEOUT else PATIENCE))
     try:
-        assert said(await resolver.identity(client_address)) == want
+        assert said(await resolver.look_up(client_address)) == want
         if want.names_known:
             assert resolver.cached(client_address) == want
     finally:
@@ -294,15 +294,15 @@ async def test_a_slow_answer_is_used_although_the_server_has_been_quick():
     with ScriptedServer({**quick, **GOOD, CLIENT_PTR: Reply(ONE_PTR, delay=2.5)}) as server:
         resolver = Resolver(dns(server.address))
         for number in range(100, 110):
-            assert said(await resolver.identity(b"192.0.2.%d" % number)) == Identity(MISSING)
-        assert said(await resolver.identity(CLIENT)) == Identity(VERIFIED, (b"mail.example",))
+            assert said(await resolver.look_up(b"192.0.2.%d" % number)) == Identity(MISSING)
+        assert said(await resolver.look_up(CLIENT)) == Identity(VERIFIED, (b"mail.example",))
         await resolver.close()
 
 
 async def test_a_server_that_comes_back_is_heard_by_who_still_waits():
     port = free_port()
     resolver = Resolver(dns(f"127.0.0.1:{port}"))
-    waiting = asyncio.create_task(resolver.identity(CLIENT))
+    waiting = resolver.look_up(CLIENT)
     await asyncio.sleep(0.3)
     with ScriptedServer(dict(GOOD), port=port):
         assert said(await waiting) == Identity(VERIFIED, (b"mail.example",))
@@ -325,8 +325,8 @@ async def test_a_broken_message_for_one_client_does_not_harm_the_others():
     script = {CLIENT_PTR: Reply(junk=b"\0" * 12, delay=0.05)}
     with ScriptedServer(script, otherwise=Reply(rcode=NXDOMAIN, delay=0.1)) as server:
         resolver = Resolver(dns(server.address))
-        others = [resolver.identity(b"198.51.100.%d" % number) for number in range(20)]
-        broken, *found = await asyncio.gather(resolver.identity(CLIENT), *others)
+        others = [resolver.look_up(b"198.51.100.%d" % number) for number in range(20)]
+        broken, *found = await asyncio.gather(resolver.look_up(CLIENT), *others)
         await resolver.close()
     assert said(broken) == error(Reason.MALFORMED)
     assert [said(one) for one in found] == [Identity(MISSING)] * 20
@@ -336,7 +336,7 @@ async def test_a_server_that_sends_nothing_but_broken_messages_costs_no_more_tha
     with ScriptedServer({}, otherwise=Reply(junk=b"\0" * 12, delay=0.01)) as server:
         resolver = Resolver(dns(server.address))
         before = descriptors = len(list(Path("/proc/self/fd").iterdir()))
-        asking = asyncio.gather(*(resolver.identity(b"10.0.0.%d" % number) for number in range(200)))
+        asking = asyncio.gather(*(resolver.look_up(b"10.0.0.%d" % number) for number in range(200)))
         while not asking.done():
             descriptors = max(descriptors, len(list(Path("/proc/self/fd").iterdir())))
             await asyncio.sleep(0.005)
@@ -349,9 +349,9 @@ async def test_an_answer_that_came_while_the_event_loop_was_busy_counts():
     with ScriptedServer(dict(GOOD)) as server:
         resolver = Resolver(dns(server.address))
         for number in range(100, 110):  # quick answers, from which c-ares learns haste
-            await resolver.identity(b"192.0.2.%d" % number)
+            await resolver.look_up(b"192.0.2.%d" % number)
         asked = len(server.asked)
-        waiting = asyncio.create_task(resolver.identity(CLIENT))
+        waiting = resolver.look_up(CLIENT)
         while len(server.asked) == asked:
             await asyncio.sleep(0)
         time.sleep(3 * module.EAGER_SECONDS)  # the loop is busy
@@ -365,7 +365,7 @@ async def test_lookups_need_no_threads():
     with ScriptedServer({}, otherwise=Reply(rcode=NXDOMAIN)) as server:
         before = len(list(Path("/proc/self/task").iterdir()))
         resolver = Resolver(dns(server.address))
-        assert said(await resolver.identity(CLIENT)) == Identity(MISSING)
+        assert said(await resolver.look_up(CLIENT)) == Identity(MISSING)
         assert len(list(Path("/proc/self/task").iterdir())) <= before + 1
         await resolver.close()
 
@@ -399,13 +399,13 @@ HERE, AWAY = "@ 700 A 192.0.2.1", "@ 700 A 192.0.2.9"
 async def test_how_long_an_answer_is_kept(clock, ptr, forward, seconds):
     with ScriptedServer({CLIENT_PTR: ptr, NAME: forward}) as server:
         resolver = Resolver(dns(server.address))
-        first = await resolver.identity(CLIENT)
+        first = await resolver.look_up(CLIENT)
         asked = len(server.asked)
         clock.ahead = seconds - 1
-        assert said(await resolver.identity(CLIENT)) == said(first)
+        assert said(await resolver.look_up(CLIENT)) == said(first)
         assert len(server.asked) == asked
         clock.ahead = seconds + 1
-        assert said(await resolver.identity(CLIENT)) == said(first)
+        assert said(await resolver.look_up(CLIENT)) == said(first)
         assert len(server.asked) == 2 * asked
         await resolver.close()
 
@@ -413,7 +413,7 @@ async def test_how_long_an_answer_is_kept(clock, ptr, forward, seconds):
 async def test_setting_the_wall_clock_does_nothing(monkeypatch):
     with ScriptedServer(dict(GOOD)) as server:
         resolver = Resolver(dns(server.address))
-        await resolver.identity(CLIENT)
+        await resolver.look_up(CLIENT)
         for hours in (-1, 1000):
             now = time.time() + hours * 3600
             monkeypatch.setattr(time, "time", lambda now=now: now)
@@ -425,10 +425,10 @@ async def test_an_answer_that_has_changed_is_seen_when_its_time_is_over(clock):
     """c-ares has a cache of its own, with other ideas: NODATA for an hour."""
     with ScriptedServer({CLIENT_PTR: Reply()}) as server:
         resolver = Resolver(dns(server.address))
-        assert said(await resolver.identity(CLIENT)) == Identity(MISSING)
+        assert said(await resolver.look_up(CLIENT)) == Identity(MISSING)
         server.script.update(GOOD)
         clock.ahead = 61
-        assert said(await resolver.identity(CLIENT)) == Identity(VERIFIED, (b"mail.example",))
+        assert said(await resolver.look_up(CLIENT)) == Identity(VERIFIED, (b"mail.example",))
         await resolver.close()
 
 
@@ -437,7 +437,7 @@ async def test_the_cache_keeps_so_many_clients_and_forgets_who_was_not_asked_for
         resolver = Resolver(dns(server.address, cache_size=10))
         addresses = [b"192.0.2.%d" % number for number in range(11)]
         for address in addresses:
-            await resolver.identity(address)
+            await resolver.look_up(address)
             assert resolver.cached(addresses[0]) is not None
         assert resolver.cached_clients == 10
         assert resolver.cached(addresses[1]) is None
@@ -449,8 +449,8 @@ async def test_a_client_with_many_long_names_takes_the_room_of_many():
     with ScriptedServer({CLIENT_PTR: Reply(names)}) as server:
         resolver = Resolver(dns(server.address, cache_size=100))
         for number in range(100, 150):
-            await resolver.identity(b"192.0.2.%d" % number)
-        identity = await resolver.identity(CLIENT)
+            await resolver.look_up(b"192.0.2.%d" % number)
+        identity = await resolver.look_up(CLIENT)
         assert len(identity.claimed) == 200
         assert resolver.cached(CLIENT) == said(identity)
         assert resolver.cached_clients < 40
@@ -460,7 +460,7 @@ async def test_a_client_with_many_long_names_takes_the_room_of_many():
 async def test_without_a_cache_everything_is_asked():
     with ScriptedServer(dict(GOOD)) as server:
         resolver = Resolver(dns(server.address, cache_size=0))
-        assert said(await resolver.identity(CLIENT)) == Identity(VERIFIED, (b"mail.example",))
+        assert said(await resolver.look_up(CLIENT)) == Identity(VERIFIED, (b"mail.example",))
         assert resolver.cached(CLIENT) is None
         await resolver.close()
 
@@ -469,29 +469,22 @@ async def test_without_a_cache_everything_is_asked():
 
 
 @pytest.mark.usefixtures("unhurried")
-async def test_one_lookup_serves_all_who_ask_meanwhile_and_one_who_leaves_leaves_alone():
+async def test_one_lookup_serves_all_who_ask_meanwhile():
     script = {CLIENT_PTR: Reply(ONE_PTR, delay=0.1), NAME: Reply(["@ 300 A 192.0.2.1"])}
     with ScriptedServer(script) as server:
         resolver = Resolver(dns(server.address))
-        tasks = [asyncio.create_task(resolver.identity(address)) for address in (CLIENT, b"::ffff:192.0.2.1") * 5]
-        await asyncio.sleep(0)  # all of them begin
+        tasks = [resolver.look_up(address) for address in (CLIENT, b"::ffff:192.0.2.1") * 5]
         assert resolver.in_flight == 1
-        for leaving in (tasks[0], tasks[5]):
-            leaving.cancel()
-        found = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {said(await task) for task in tasks} == {Identity(VERIFIED, (b"mail.example",))}
         await resolver.close()
-    assert [isinstance(one, asyncio.CancelledError) for one in found] == [place in {0, 5} for place in range(10)]
-    assert {said(one) for one in found if isinstance(one, Identity)} == {Identity(VERIFIED, (b"mail.example",))}
     assert server.asked == [f"{CLIENT_PTR} PTR", f"{NAME} A"]
     assert (resolver.counters.misses, resolver.counters.joined) == (10, 9)
 
 
-async def test_a_lookup_that_nobody_waits_for_any_more_fills_the_cache():
+async def test_a_lookup_that_nobody_waits_for_fills_the_cache():
     with ScriptedServer({CLIENT_PTR: Reply(delay=0.1)}) as server:
         resolver = Resolver(dns(server.address))
-        task = asyncio.create_task(resolver.identity(CLIENT))
-        await asyncio.sleep(0)
-        task.cancel()
+        resolver.look_up(CLIENT)
         while resolver.in_flight:
             await asyncio.sleep(0.01)
         assert resolver.cached(CLIENT) == Identity(MISSING)
@@ -501,13 +494,12 @@ async def test_a_lookup_that_nobody_waits_for_any_more_fills_the_cache():
 async def test_beyond_so_many_lookups_a_client_is_an_error_at_once_which_is_not_kept():
     with ScriptedServer({}, otherwise=Reply(rcode=NXDOMAIN, delay=0.2)) as server:
         resolver = Resolver(dns(server.address, lookups=3))
-        tasks = [asyncio.create_task(resolver.identity(b"198.51.100.%d" % number)) for number in range(3)]
-        await asyncio.sleep(0)
-        assert said(await resolver.identity(CLIENT)) == error(Reason.TIMEOUT)
-        assert said(await resolver.identity(b"198.51.100.0")) == Identity(MISSING)
+        tasks = [resolver.look_up(b"198.51.100.%d" % number) for number in range(3)]
+        assert said(await resolver.look_up(CLIENT)) == error(Reason.TIMEOUT)
+        assert said(await resolver.look_up(b"198.51.100.0")) == Identity(MISSING)
         await asyncio.gather(*tasks)
         assert resolver.cached(CLIENT) is None
-        assert said(await resolver.identity(CLIENT)) == Identity(MISSING)
+        assert said(await resolver.look_up(CLIENT)) == Identity(MISSING)
         await resolver.close()
     assert resolver.counters.refused == 1
     assert resolver.counters.outcomes == {(MISSING, None): 4, (ERROR, Reason.TIMEOUT): 1}
@@ -519,7 +511,7 @@ async def test_channels_are_replaced_and_nothing_is_lost_over_it(monkeypatch, de
     monkeypatch.setattr(module, "CHANNEL_QUERIES", 7)
     with ScriptedServer({}, otherwise=Reply(rcode=NXDOMAIN, delay=delay)) as server:
         resolver = Resolver(dns(server.address))
-        found = await asyncio.gather(*(resolver.identity(b"10.0.0.%d" % number) for number in range(100)))
+        found = await asyncio.gather(*(resolver.look_up(b"10.0.0.%d" % number) for number in range(100)))
         await resolver.close()
     assert {said(one) for one in found} == {Identity(MISSING)}
     assert len(server.asked) >= (100 if delay < module.EAGER_SECONDS else 200)
@@ -544,9 +536,9 @@ async def test_the_name_that_postfix_tells_is_claimed_where_the_ptr_lookup_faile
     with ScriptedServer({CLIENT_PTR: Reply(rcode=SERVFAIL)}) as server:
         resolver = Resolver(dns(server.address))
         for _ in range(2):  # asked, and from the cache
-            identity = await resolver.identity(CLIENT, claimed)
+            identity = with_claimed(await resolver.look_up(CLIENT), claimed)
             assert said(identity) == Identity(ERROR, claimed=want, reason=Reason.SERVFAIL, names_known=False)
-        assert said(await resolver.identity(CLIENT)) == error(Reason.SERVFAIL)  # nobody else hears of it
+        assert said(await resolver.look_up(CLIENT)) == error(Reason.SERVFAIL)  # nobody else hears of it
         assert resolver.cached(CLIENT) is None
         assert len(server.asked) == 1
         await resolver.close()
@@ -557,7 +549,7 @@ async def test_the_name_that_postfix_tells_is_claimed_where_the_ptr_lookup_faile
 async def test_it_counts_for_nothing_where_the_ptr_names_are_known(ptr, forward):
     with ScriptedServer({CLIENT_PTR: ptr, NAME: forward}) as server:
         resolver = Resolver(dns(server.address))
-        identity = await resolver.identity(CLIENT, b"lie.example")
+        identity = with_claimed(await resolver.look_up(CLIENT), b"lie.example")
         await resolver.close()
     assert b"lie.example" not in identity.claimed + identity.verified
     assert identity.names_known
@@ -570,7 +562,7 @@ async def test_it_counts_for_nothing_where_the_ptr_names_are_known(ptr, forward)
 def test_closing_answers_who_still_waits_and_leaves_nothing_behind(asynchronous, recwarn, caplog, capfd):
     async def ask() -> None:
         resolver = Resolver(dns(server.address, timeout=60))
-        waiting = [asyncio.create_task(resolver.identity(b"10.0.0.%d" % number)) for number in range(50)]
+        waiting = [resolver.look_up(b"10.0.0.%d" % number) for number in range(50)]
         await asyncio.sleep(0.4)  # by now it is asked again, patiently
         await resolver.close()
         assert {said(one) for one in await asyncio.gather(*waiting)} == {error(Reason.TIMEOUT)}
@@ -586,8 +578,7 @@ def test_closing_answers_who_still_waits_and_leaves_nothing_behind(asynchronous,
 async def test_a_lookup_that_has_not_begun_is_ended_by_closing_as_well():
     with ScriptedServer({}, otherwise=Reply(silent=True)) as server:
         resolver = Resolver(dns(server.address, timeout=60))
-        waiting = asyncio.create_task(resolver.identity(CLIENT))
-        await asyncio.sleep(0)  # the lookup is a task that has had no turn
+        waiting = resolver.look_up(CLIENT)  # a task that has had no turn
         async with asyncio.timeout(PATIENCE):
             await resolver.close()
         assert said(await waiting) == error(Reason.TIMEOUT)
@@ -601,7 +592,7 @@ async def test_a_resolver_that_was_never_asked_can_be_closed():
 async def test_an_ipv6_server_is_asked_where_it_listens():
     """Its form only: that such a server answers is the system's business."""
     resolver = Resolver(dns(f"[::1]:{free_port()}", timeout=IMPATIENCE))
-    assert said(await resolver.identity(CLIENT)) == error(Reason.TIMEOUT)
+    assert said(await resolver.look_up(CLIENT)) == error(Reason.TIMEOUT)
     await resolver.close()
 
 
@@ -612,7 +603,7 @@ async def test_a_bug_is_logged_once_with_its_traceback_and_counts_as_an_error(mo
     monkeypatch.setattr(module, "identify", broken)
     resolver = Resolver(dns("192.0.2.53"))
     for number in range(3):
-        assert said(await resolver.identity(b"192.0.2.%d" % number)) == error(Reason.MALFORMED)
+        assert said(await resolver.look_up(b"192.0.2.%d" % number)) == error(Reason.MALFORMED)
     await resolver.close()
     assert [record.exc_info is not None for record in caplog.records] == [True]
     assert resolver.counters.bugs == 3

@@ -64,7 +64,7 @@ def main() -> int:
         seconds = options.seconds
         if options.total:
             seconds = max(1, options.total * TARGETS[name].share // shares)
-        outcome = run(name, options.runs, seconds, options.work / name)
+        outcome = run(name, options.runs, seconds, options.seed, options.work / name)
         outcomes.append(outcome)
         print(outcome.row, outcome.finding, flush=True)
         if options.keep and not outcome.finding:
@@ -82,13 +82,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--total", type=int, default=0, help="seconds for all of them, shared out; instead of --seconds"
     )
+    parser.add_argument("--seed", type=int, default=0, help="what its choices follow from; 0, the default: the time")
     parser.add_argument("--work", type=Path, default=inputs.ROOT / "build" / "fuzz", help="where inputs are gathered")
     parser.add_argument("--keep", action="store_true", help="put the smallest of them into the corpus")
     return parser.parse_args()
 
 
-def run(name: str, runs: int, seconds: int, work: Path) -> Outcome:
-    """Fuzzes one target."""
+def run(name: str, runs: int, seconds: int, seed: int, work: Path) -> Outcome:
+    """Fuzzes one target; with a `seed` other than 0, as any run of the same code with that seed."""
     with tempfile.TemporaryDirectory(
         prefix="policyd-fuzz-", dir=IN_MEMORY if IN_MEMORY.is_dir() else None
     ) as temporary:
@@ -99,6 +100,7 @@ def run(name: str, runs: int, seconds: int, work: Path) -> Outcome:
         arguments = [
             f"-runs={runs}",
             f"-max_total_time={seconds}",
+            f"-seed={seed}",
             f"-max_len={TARGETS[name].longest}",
             f"-timeout={HANG_SECONDS}",
             f"-rss_limit_mb={MEMORY_MB}",
@@ -108,7 +110,7 @@ def run(name: str, runs: int, seconds: int, work: Path) -> Outcome:
             "-reload=0",
         ]
         began = _processor_seconds()
-        ended = _atheris(name, folder, [*arguments, str(work), str(seeds)], seconds + HANG_SECONDS + 60)
+        ended = _atheris(name, folder, [*arguments, str(work), str(seeds)], seconds + HANG_SECONDS + 60, seed)
         took = _processor_seconds() - began
         finding = ""
         for found in sorted(folder.glob("found-*")):
@@ -166,12 +168,19 @@ def keep(name: str, work: Path) -> None:
     (inputs.FOLDER / "corpus" / "found" / f"{name}.txt").write_text("".join(lines), "ascii")
 
 
-def _atheris(name: str, folder: Path, arguments: list[str], seconds: int) -> subprocess.CompletedProcess[str]:
+def _atheris(
+    name: str, folder: Path, arguments: list[str], seconds: int, seed: int = 0
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "tests.fuzz.under_atheris", name, *arguments],
         check=False,
         cwd=inputs.ROOT,
-        env={"TMPDIR": str(folder), "PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(filter(None, sys.path))},
+        env={
+            "TMPDIR": str(folder),
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": ":".join(filter(None, sys.path)),
+            "PYTHONHASHSEED": str(seed or "random"),  # the order of sets decides which branches are reached
+        },
         capture_output=True,
         text=True,
         errors="replace",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from pathlib import Path
@@ -515,6 +516,41 @@ async def test_channels_are_replaced_and_nothing_is_lost_over_it(monkeypatch, de
         await resolver.close()
     assert {said(one) for one in found} == {Identity(MISSING)}
     assert len(server.asked) >= (100 if delay < module.EAGER_SECONDS else 200)
+
+
+# As many as a message holds.
+LARGE = Reply([f"@ 300 PTR {''.join(three)}" for three in itertools.product("abcdefghijklmnop", repeat=3)][:3800])
+
+
+@pytest.mark.usefixtures("unhurried")
+async def test_waiting_for_an_answer_over_tcp_takes_no_processor_time():
+    with ScriptedServer({CLIENT_PTR: Reply(ONE_PTR, truncated=True, delay=0.5)}) as server:
+        resolver = Resolver(dns(server.address))
+        began = time.thread_time()
+        assert (await resolver.look_up(CLIENT)).claimed == (b"mail.example",)
+        assert time.thread_time() - began < 0.2
+        await resolver.close()
+
+
+async def test_large_answers_take_no_more_than_a_share_of_the_time(monkeypatch):
+    monkeypatch.setattr(module, "REST", 1e6)
+    with ScriptedServer({reverse(f"203.0.113.{number}"): LARGE for number in range(6)}) as server:
+        resolver = Resolver(dns(server.address, timeout=DEADLINE))
+        found = await asyncio.gather(*(resolver.look_up(b"203.0.113.%d" % number) for number in range(6)))
+        assert 1 <= [one.status for one in found].count(MISMATCH) <= 2  # as many as come with the first read
+        assert {said(one) for one in found if one.status is ERROR} == {error(Reason.TIMEOUT)}
+        assert said(await resolver.look_up(CLIENT)) == Identity(MISSING)  # over UDP, nobody rests
+        await resolver.close()
+
+
+async def test_after_a_rest_more_is_read(monkeypatch):
+    monkeypatch.setattr(module, "REST", 2.0)
+    with ScriptedServer({reverse(f"203.0.113.{number}"): LARGE for number in range(4)}) as server:
+        resolver = Resolver(dns(server.address))
+        found = await asyncio.gather(*(resolver.look_up(b"203.0.113.%d" % number) for number in range(4)))
+        assert {one.status for one in found} == {MISMATCH}
+        assert {len(one.claimed) for one in found} == {MAX_CLAIMED}
+        await resolver.close()
 
 
 # --- What Postfix says ------------------------------------------------------------------------------------------------

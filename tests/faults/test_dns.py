@@ -69,11 +69,12 @@ MANY = [f"{a}{b}{c}" for a in _CHARACTERS for b in _CHARACTERS for c in _CHARACT
 
 @dataclass(frozen=True)
 class Fault:
-    """What becomes of answers, the reasons of errors that the decision log may then name, and how the flow differs
-    from the usual."""
+    """What becomes of answers, the reasons of errors that the decision log then names, whether lookups may be too late
+    beside that, and how the flow differs from the usual."""
 
     state: DnsState
     reasons: frozenset[str] = frozenset()
+    may_be_late: bool = False
     flow: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -95,9 +96,10 @@ FAULTS = {
     "junk": failing("malformed", distorted(junk=b"\0\1\2\3")),
     "a CNAME loop": failing("malformed", looped),
     "control characters in PTR names": Fault(names_for(lambda name: [rf"\027[2J\010x.{name}"])),
-    # Each such client costs c-ares and its bindings 50 ms of the CPU; twenty a second would exhaust it.
-    "3,800 PTR records, one such client at a time": Fault(
-        names_for(lambda _: MANY, domain="customers.vps.example"), flow={"nameless": 1}
+    # One such answer takes c-ares and its bindings 50 ms in one piece, 100 while others use the same core, and no more
+    # than a fifth of the time is theirs.
+    "3,800 PTR records": Fault(
+        names_for(lambda _: MANY, domain="customers.vps.example"), may_be_late=True, flow={"longest": 0.2}
     ),
     "a TTL of 0": Fault(
         DnsState(lambda r, _: replace(r, records=[each.replace(" 300 ", " 0 ") for each in r.records]), truth)
@@ -121,12 +123,12 @@ def test_whatever_dns_says_nobody_gets_a_wrong_answer(name: str, one_setting: tu
     setting, policyd = one_setting
     fault = FAULTS[name]
     with setting.flow(f"DNS: {name}", patience=TIMEOUT, **fault.flow) as flow:
-        with setting.world.dns_being(fault.state):
+        with setting.world.dns_being(fault.state, may_fail=fault.may_be_late):
             flow.go_on(SECONDS)
         flow.fault_is_over()
     lines = flow.compare(policyd.decisions(flow.row.answered))
     reasons = {line["dns_error"] for line in lines if "dns_error" in line}
-    assert reasons == fault.reasons
+    assert reasons == fault.reasons or (fault.may_be_late and reasons == {"timeout"})
     assert "bug" not in policyd.operational_log.read_text()
 
 

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import ipaddress
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -318,15 +318,17 @@ class World:
         self.next_serial = 0  # of clients that nobody has asked for
 
     @contextmanager
-    def dns_being(self, state: DnsState) -> Iterator[None]:
-        """Within the block DNS is like this."""
+    def dns_being(self, state: DnsState, *, may_fail: bool = False) -> Iterator[None]:
+        """Within the block DNS is like this; policyd may also be unable to learn of it in time."""
         with self.dns.changing(state):
             self.zone.state = state
-        try:
-            yield
-        finally:
-            with self.dns.changing(HEALTHY):
-                self.zone.state = HEALTHY
+        failing = self.dns.changing(DnsState(state.distorted, nothing_known)) if may_fail else nullcontext()
+        with failing:  # as long as this change is under way, both are right
+            try:
+                yield
+            finally:
+                with self.dns.changing(HEALTHY):
+                    self.zone.state = HEALTHY
 
     @contextmanager
     def dns_may_fail(self) -> Iterator[None]:

@@ -3,63 +3,37 @@
 Promises: one deadline for all that one client needs; one lookup under way for a client however many ask; a bounded
 number of lookups at once; a bounded cache that honours TTLs; and an `Identity` for whatever DNS, or no DNS, says. DNS
 only: no hosts file, no search list. What the answers mean is left to `policyd.core.identity`.
-
-This is the one file that knows aiodns (4) and, below it, c-ares (1.34). What they do, and what is done about it here:
-
-- c-ares sends a query again after 250 ms, if the server has been quick before and whatever its `timeout` says, from a
-  new socket, and no longer hears the answer to the first. A name that takes the resolver 4 s would never be heard of.
-  So it may try each server once only (an *eager* channel); what stays silent is asked again over a *patient* channel,
-  one that has not seen enough answers to have learnt haste, and that listens for as long as there is time.
-- A message that it cannot read makes it drop its socket, and all that was asked over that comes back as malformed.
-  So what comes back so is asked again over a *lone* channel, where nobody suffers from it but who caused it.
-- Its cache has no bound, cannot be turned off from here, and keeps a NODATA answer for an hour. So channels are
-  replaced before that matters: after CHANNEL_SECONDS or CHANNEL_QUERIES.
-- A query that nobody waits for any more goes on, and ends with its channel.
-- aiodns lets c-ares run a thread for each channel, which wakes the event loop for each answer; `_Sockets` goes without.
-- An answer with 3,800 names, which is what 64 KiB hold, takes c-ares 35 ms, as it compresses all of them once more for
-  its cache, and pycares 20 ms. Only TCP brings such answers, so what comes over TCP has no more than its share of time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-import weakref
 from collections import Counter
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import aiodns
-import pycares
-from aiodns.error import (
-    ARES_ECANCELLED,
-    ARES_ECONNREFUSED,
-    ARES_EDESTRUCTION,
-    ARES_ENODATA,
-    ARES_ENOTFOUND,
-    ARES_EREFUSED,
-    ARES_ESERVFAIL,
-    ARES_ETIMEOUT,
-)
 from cachetools import LRUCache
 
 from policyd.core.address import Address, parse_address
 from policyd.core.identity import AddressesAnswer, Identity, NamesAnswer, Reason, Status, identify
 from policyd.core.index import fold_name
+from policyd.daemon.answers import AAAA, MAX_SECONDS, PTR, A, answer_to
+from policyd.daemon.channels import NameServers
 from policyd.daemon.oplog import Throttled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Coroutine, Iterable, Sequence
 
     from policyd.config.settings import Dns
+    from policyd.daemon.answers import RecordType
+    from policyd.daemon.channels import Channel
 
 _log = logging.getLogger(__name__)
 
-# How long an answer is kept, in seconds (ruleset.md, "Reverse DNS"): the smallest TTL of its chain within these
-# bounds; a definite "none"; anything that failed.
+# How long an answer is kept, in seconds (ruleset.md, "Reverse DNS"): the smallest TTL of its chain, but at least this
+# (and at most MAX_SECONDS); a definite "none"; anything that failed.
 MIN_SECONDS = 60
-MAX_SECONDS = 3600
 NONE_SECONDS = 60
 ERROR_SECONDS = 30
 
@@ -69,46 +43,12 @@ ERROR_SECONDS = 30
 CLIENT_BYTES = 512
 NAME_BYTES = 48
 
-# A channel is replaced after so many seconds, which is less than any answer is kept here, so that none comes from
-# c-ares's own cache in place of this one; or after so many queries, by when that cache holds some 12 MB. (With 65,536
-# under way at once, c-ares would look for a free query id for ever.)
-CHANNEL_SECONDS = 30
-CHANNEL_QUERIES = 10_000
-
-# How long an eager channel waits for a server before it tries the next, in seconds: the least that c-ares can do.
-EAGER_SECONDS = 0.25
-
-# After so many answers a patient channel takes no more queries: with the third c-ares begins to estimate.
-PATIENT_ANSWERS = 2
-
-# So many clients at once have a channel to themselves for what came back malformed; the others wait.
-LONE_CHANNELS = 16
-
 # Before a third try at what stays silent, in seconds, and twice as long before each one after it: a resolver that
 # restarts is heard again soon, and one that is down, with its port closed, does not keep this process busy.
 PAUSE_SECONDS = 0.25
 
-# Room for answers that have arrived and are not yet read. By default it is some 270 answers; the kernel gives what
-# net.core.rmem_max allows.
-RECEIVE_BUFFER = 1 << 20
-
-# Room for answers over TCP, of which c-ares reads at once all that are there: too little for two large ones.
-STREAM_BUFFER = 8 << 10
-
-# After a read over TCP that took longer than this, in seconds, nothing more is read over TCP for so many times as long.
-# It is far more than a usual answer takes.
-LONG_READ_SECONDS = 0.005
-REST = 4.0
-
-# After an answer of more records than this others have their turn before it is looked at.
-MANY_RECORDS = 256
-
 # A bug is logged once in so many seconds: whoever can cause one can do so often.
 BUG_SECONDS = 60.0
-
-# c-ares, ares.h: take SERVFAIL and REFUSED for an answer, instead of asking on; and EDNS, its own default.
-_NOCHECKRESP = 1 << 7
-_EDNS = 1 << 8
 
 _NO_ADDRESS = Identity(Status.ERROR, reason=Reason.NO_ADDRESS, names_known=False)
 _TOO_MANY = Identity(Status.ERROR, reason=Reason.TIMEOUT, names_known=False)
@@ -146,7 +86,7 @@ class Resolver:
         self._loop = asyncio.get_running_loop()
         self._timeout = dns.timeout
         self._most = dns.lookups
-        self._servers = _Servers(dns)
+        self._servers = NameServers(dns)
         self._cache: LRUCache[Address, _Kept] = LRUCache(dns.cache_size, getsizeof=_weight)
         self._under_way: dict[Address, _UnderWay] = {}
         self._bug = Throttled(BUG_SECONDS)
@@ -238,7 +178,7 @@ class Resolver:
 async def look_up_once(dns: Dns, client_address: bytes, claimed: bytes = b"") -> tuple[Identity, list[Asked]]:
     """As `Resolver.look_up`, for one client only and without a cache; and each query with what it brought, in order:
     for people who want to know why."""
-    servers = _Servers(dns)
+    servers = NameServers(dns)
     asked: list[Asked] = []
     lookup = _Lookup(servers, asked)
     deadline = asyncio.get_running_loop().call_later(dns.timeout, lookup.expire)
@@ -300,7 +240,7 @@ class _Lookup:
 
     __slots__ = ("_asked", "_expired", "_failed", "_seconds", "_servers", "_waiting")
 
-    def __init__(self, servers: _Servers, asked: list[Asked] | None = None) -> None:
+    def __init__(self, servers: NameServers, asked: list[Asked] | None = None) -> None:
         self._servers = servers
         self._asked = asked
         self._waiting: Iterable[asyncio.Future[Any]] = ()
@@ -351,7 +291,7 @@ class _Lookup:
     async def _ask_again(self, names: Sequence[bytes], kind: RecordType, answers: list[_Answer]) -> None:
         """Asks anew, while there is time, where there was silence, and once more where an answer was malformed."""
 
-        async def ask(places: list[int], channel: _Channel) -> None:
+        async def ask(places: list[int], channel: Channel) -> None:
             again = await self._ask_over(channel, [names[place] for place in places], kind)
             for place, answer in zip(places, again, strict=True):
                 answers[place] = answer
@@ -376,7 +316,7 @@ class _Lookup:
             else:
                 break
 
-    async def _ask_over(self, channel: _Channel, names: Sequence[bytes], kind: RecordType) -> list[_Answer]:
+    async def _ask_over(self, channel: Channel, names: Sequence[bytes], kind: RecordType) -> list[_Answer]:
         """Asks each server once, over one channel, and waits for all of the answers."""
         came: dict[asyncio.Future[Any], float] = {}
         answers = []
@@ -391,12 +331,7 @@ class _Lookup:
                     future.add_done_callback(lambda future: came.setdefault(future, monotonic()))
             for host, future in zip(hosts, futures, strict=True):
                 try:
-                    records = (await future).answer
-                    if len(records) > MANY_RECORDS:
-                        await asyncio.sleep(0)
-                    found, ttl = read_answer(records, host, kind)
-                except aiodns.error.DNSError as error:
-                    found, ttl = _FAILURES.get(error.args[0], Reason.MALFORMED), None
+                    found, ttl = await answer_to(future, host, kind)
                 except asyncio.CancelledError:
                     if not self._expired:
                         raise
@@ -423,282 +358,3 @@ class _Lookup:
                 raise
             return False
         return True
-
-
-# --- What an answer says ----------------------------------------------------------------------------------------------
-
-
-class Record(Protocol):
-    """A resource record as aiodns gives it. Names are in presentation form, without the trailing dot."""
-
-    name: str
-    type: int
-    ttl: int
-    data: Any  # with `dname` (PTR), `addr` (A, AAAA) or `cname`
-
-
-def read_answer(answer: Sequence[Record], name: str, kind: RecordType) -> tuple[tuple[Any, ...] | Reason, int | None]:
-    """What the records of one type say that a name has, and the smallest TTL of the chain that leads to them.
-
-    `answer` is the answer section of a message that c-ares takes for a success. What belongs to another name is
-    ignored. The chain of aliases (RFC 1034 section 3.6.2) is followed as far as the message has it; one that leads to
-    no such record is a definite "none", without a TTL. A loop, and a message that says nothing of the name (it has
-    no record at all where the response code is one that c-ares does not know), are malformed.
-    """
-    records: dict[str, list[Record]] = {}
-    aliases: dict[str, Record] = {}
-    for record in answer:
-        if record.type == kind.number:
-            records.setdefault(record.name.lower(), []).append(record)
-        elif record.type == _CNAME:
-            aliases[record.name.lower()] = record
-    ttl = MAX_SECONDS
-    followed: set[str] = set()
-    while name not in records:
-        alias = aliases.get(name)
-        if alias is None:
-            return ((), None) if followed else (Reason.MALFORMED, None)
-        if name in followed:
-            return Reason.MALFORMED, None
-        followed.add(name)
-        ttl = min(ttl, alias.ttl)
-        name = alias.data.cname.lower()
-    found = records[name]
-    return tuple([kind.read(record.data) for record in found]), min(ttl, *[record.ttl for record in found])
-
-
-class RecordType(NamedTuple):
-    """A type of record: its name, its number, and how its data become what `policyd.core.identity` takes."""
-
-    name: str
-    number: int
-    read: Callable[[Any], Any]
-
-
-def _read_name(found: Any) -> bytes:
-    name: str = found.dname
-    return name.encode()
-
-
-def _read_address(found: Any) -> Address | None:
-    address: str = found.addr
-    return parse_address(address.encode())
-
-
-# RFC 1035 section 3.2.2, RFC 3596 section 2.1.
-_CNAME = 5
-PTR = RecordType("PTR", 12, _read_name)
-A = RecordType("A", 1, _read_address)
-AAAA = RecordType("AAAA", 28, _read_address)
-
-# How c-ares says that a lookup brought nothing; all that is not here is malformed.
-_FAILURES: dict[int, tuple[()] | Reason] = {
-    ARES_ENODATA: (),
-    ARES_ENOTFOUND: (),  # NXDOMAIN
-    ARES_ESERVFAIL: Reason.SERVFAIL,
-    ARES_EREFUSED: Reason.REFUSED,
-    ARES_ETIMEOUT: Reason.TIMEOUT,
-    ARES_ECONNREFUSED: Reason.TIMEOUT,  # a closed port, and every other failure of a socket
-    ARES_ECANCELLED: Reason.TIMEOUT,  # the channel was closed
-    ARES_EDESTRUCTION: Reason.TIMEOUT,
-}
-
-
-# --- The servers ------------------------------------------------------------------------------------------------------
-
-
-class _Pace:
-    """Who reads over TCP, of all channels, rests after what took long."""
-
-    def __init__(self) -> None:
-        self._until = 0.0
-
-    @property
-    def rest(self) -> float:
-        """For how many seconds nothing is to be read."""
-        return self._until - monotonic()
-
-    def took(self, seconds: float) -> None:
-        """To be told of every read."""
-        if seconds > LONG_READ_SECONDS:
-            self._until = monotonic() + REST * seconds
-
-
-class _Sockets(aiodns.DNSResolver):
-    """An aiodns resolver whose sockets are read by the event loop itself, those of TCP at a pace.
-
-    Two threads that hand the lock to and fro for each answer take a sixth of what a client costs. aiodns goes without
-    a thread only where the system has no room for one, and there is no way to ask for that but this.
-    """
-
-    def __init__(self, servers: Sequence[str], pace: _Pace, **arguments: Any) -> None:
-        self._pace = pace
-        self._streams: set[int] = set()
-        super().__init__(servers, **arguments)
-
-    def _make_channel(self, **arguments: Any) -> tuple[bool, pycares.Channel]:
-        itself = weakref.ref(self)  # the channel, which calls it, belongs to it
-
-        def changed(descriptor: int, readable: bool, writable: bool) -> None:  # noqa: FBT001 - pycares calls it so
-            if (resolver := itself()) is not None:
-                resolver._sock_state_cb(descriptor, readable, writable)  # noqa: SLF001 - its own
-
-        return False, pycares.Channel(sock_state_cb=changed, timeout=self._timeout, **arguments)
-
-    def _sock_state_cb(self, fd: int, readable: bool, writable: bool) -> None:  # noqa: FBT001 - aiodns has it so
-        super()._sock_state_cb(fd, readable, writable)
-        if not writable and fd in self._write_fds:  # aiodns would wait for what is always so, as long as it is open
-            self._write_fds.discard(fd)
-            self.loop.remove_writer(fd)
-        if not readable:
-            self._streams.discard(fd)
-        elif fd in self._streams or _is_stream(fd):
-            self._streams.add(fd)
-            self.loop.add_reader(fd, self._read_stream, fd)
-
-    def _read_stream(self, fd: int) -> None:
-        """Reads what has come over TCP, or once the rest is over."""
-        if fd not in self._streams:
-            return  # closed meanwhile
-        if (rest := self._pace.rest) > 0:
-            self.loop.remove_reader(fd)
-            self.loop.call_later(rest + 0.001, self._watch_stream, fd)  # to the millisecond: not a moment too early
-            return
-        began = monotonic()
-        self._channel.process_fd(fd, pycares.ARES_SOCKET_BAD)
-        self._pace.took(monotonic() - began)
-
-    def _watch_stream(self, fd: int) -> None:
-        if fd in self._streams and not self._closed:
-            self.loop.add_reader(fd, self._read_stream, fd)
-
-    def _timer_cb(self) -> None:
-        # What came while the loop was busy is read before c-ares looks whose time is over.
-        for descriptor in tuple(self._read_fds):
-            if descriptor in self._streams:
-                self._read_stream(descriptor)
-            else:
-                self._channel.process_fd(descriptor, pycares.ARES_SOCKET_BAD)
-        super()._timer_cb()
-
-
-def _is_stream(descriptor: int) -> bool:
-    """Whether it is a socket of TCP; if so, it holds no more than STREAM_BUFFER from now on."""
-    opened = socket.socket(fileno=descriptor)
-    try:
-        if opened.type != socket.SOCK_STREAM:
-            return False
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, STREAM_BUFFER)
-        return True
-    finally:
-        opened.detach()  # it is another's to close
-
-
-class _Channel:
-    """A c-ares channel, and what has become of it."""
-
-    __slots__ = ("_dns", "answered", "asked", "born", "is_lone", "users")
-
-    def __init__(self, servers: Sequence[str], seconds: float, pace: _Pace) -> None:
-        # With one server there is nobody to ask on, so what it says counts at once, also SERVFAIL and REFUSED.
-        flags = _EDNS | (_NOCHECKRESP if len(servers) == 1 else 0)
-        self._dns = _Sockets(
-            servers, pace, timeout=seconds, tries=1, flags=flags, socket_receive_buffer_size=RECEIVE_BUFFER
-        )
-        self.born = monotonic()
-        self.asked = 0  # queries
-        self.answered = 0
-        self.users = 0  # clients that wait for an answer
-        self.is_lone = False
-
-    @property
-    def is_fresh(self) -> bool:
-        """Whether it may be used on."""
-        return self.asked < CHANNEL_QUERIES and monotonic() - self.born < CHANNEL_SECONDS
-
-    @property
-    def servers(self) -> int:
-        """How many servers are asked in turn."""
-        return len(self._dns.nameservers)
-
-    def ask(self, name: str, kind: str) -> asyncio.Future[Any]:
-        """Sends a query. The future raises aiodns.error.DNSError."""
-        self.asked += 1
-        return self._dns.query_dns(name, kind)
-
-    async def close(self) -> None:
-        """Ends what is under way."""
-        await self._dns.close()
-
-
-class _Servers:
-    """The name servers, by way of channels that are replaced before they go bad (see the head of this file)."""
-
-    def __init__(self, dns: Dns) -> None:
-        self._servers = [str(server) for server in dns.servers]
-        self._timeout = dns.timeout
-        self._pace = _Pace()
-        self._eager: _Channel | None = None
-        self._patient: _Channel | None = None
-        self._lone: list[_Channel] = []  # those that nobody uses at the moment
-        self._in_use: set[_Channel] = set()  # channels that somebody may use from now on
-        self.alone = asyncio.Semaphore(LONE_CHANNELS)  # to be had by who takes a lone channel
-
-    async def eager(self) -> _Channel:
-        """A channel that asks each server once, and waits as long as it has been found to take."""
-        old = self._eager
-        if old is not None and old.is_fresh:
-            return old
-        new = self._eager = self._open(EAGER_SECONDS)
-        if old is not None:
-            await self._replace(old)
-        return new
-
-    async def patient(self) -> _Channel:
-        """A channel that asks each server once, and gives each an equal share of the time (5 s at most: c-ares)."""
-        old = self._patient
-        if old is not None and old.is_fresh and old.answered < PATIENT_ANSWERS:
-            return old
-        new = self._patient = await self._open_patient()
-        if old is not None:
-            await self._replace(old)
-        return new
-
-    async def lone(self) -> _Channel:
-        """A channel like a patient one that one client has to itself until its answers have come."""
-        while self._lone:
-            old = self._lone.pop()
-            if old.is_fresh:
-                return old
-            await self._replace(old)
-        channel = await self._open_patient()
-        channel.is_lone = True
-        return channel
-
-    async def unused(self, channel: _Channel) -> None:
-        """To be told when the last answer has come that somebody waited for."""
-        if channel not in self._in_use:
-            await channel.close()
-        elif channel.is_lone:
-            self._lone.append(channel)
-
-    async def close(self) -> None:
-        """Closes what is open; nobody may wait for an answer any more."""
-        for channel in list(self._in_use):
-            await channel.close()
-        self._in_use.clear()
-        self._lone.clear()
-        self._eager = self._patient = None
-
-    def _open(self, seconds: float) -> _Channel:
-        channel = _Channel(self._servers, seconds, self._pace)
-        self._in_use.add(channel)
-        return channel
-
-    async def _open_patient(self) -> _Channel:
-        return self._open(max(EAGER_SECONDS, self._timeout / (await self.eager()).servers))
-
-    async def _replace(self, channel: _Channel) -> None:
-        self._in_use.discard(channel)
-        if not channel.users:
-            await channel.close()

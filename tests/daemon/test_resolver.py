@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 from policyd.config.settings import Dns, parse_dns_server
 from policyd.core.identity import MAX_CLAIMED, Identity, Reason, Status
+from policyd.daemon import channels
 from policyd.daemon import resolver as module
-from policyd.daemon.resolver import AAAA, PTR, A, Asked, Resolver, look_up_once, read_answer, with_claimed
+from policyd.daemon.answers import AAAA, MAX_SECONDS, PTR, A, read_answer
+from policyd.daemon.resolver import Asked, Resolver, look_up_once, with_claimed
 from tests.dns import (
     FORMERR,
     NOERROR,
@@ -63,11 +65,12 @@ def error(reason: Reason) -> Identity:
 
 
 class Clock:
-    """The monotonic clock as the resolver's cache sees it, to be put forward."""
+    """The monotonic clock as the resolver sees it, to be put forward."""
 
     def __init__(self, monkeypatch) -> None:
         self.ahead = 0.0
-        monkeypatch.setattr(module, "monotonic", lambda: time.monotonic() + self.ahead)
+        for each in (module, channels):
+            monkeypatch.setattr(each, "monotonic", lambda: time.monotonic() + self.ahead)
 
 
 @pytest.fixture
@@ -78,7 +81,7 @@ def clock(monkeypatch):
 @pytest.fixture
 def unhurried(monkeypatch):
     """Nothing is asked a second time because the machine had other work: for tests that count questions."""
-    monkeypatch.setattr(module, "EAGER_SECONDS", PATIENCE)
+    monkeypatch.setattr(channels, "EAGER_SECONDS", PATIENCE)
 
 
 # --- A real unbound ---------------------------------------------------------------------------------------------------
@@ -343,7 +346,7 @@ async def test_a_server_that_sends_nothing_but_broken_messages_costs_no_more_tha
             await asyncio.sleep(0.005)
         assert {said(one) for one in await asking} == {error(Reason.MALFORMED)}
         await resolver.close()
-    assert descriptors < before + module.LONE_CHANNELS + 5
+    assert descriptors < before + channels.LONE_CHANNELS + 5
 
 
 async def test_an_answer_that_came_while_the_event_loop_was_busy_counts():
@@ -355,7 +358,7 @@ async def test_an_answer_that_came_while_the_event_loop_was_busy_counts():
         waiting = resolver.look_up(CLIENT)
         while len(server.asked) == asked:
             await asyncio.sleep(0)
-        time.sleep(3 * module.EAGER_SECONDS)  # the loop is busy
+        time.sleep(3 * channels.EAGER_SECONDS)  # the loop is busy
         assert said(await waiting) == Identity(VERIFIED, (b"mail.example",))
         assert len(server.asked) == asked + 2  # PTR and A, once each
         await resolver.close()
@@ -509,13 +512,13 @@ async def test_beyond_so_many_lookups_a_client_is_an_error_at_once_which_is_not_
 @pytest.mark.parametrize("delay", [0.01, 0.6])
 async def test_channels_are_replaced_and_nothing_is_lost_over_it(monkeypatch, delay):
     """Both the eager ones and, where the server is slow, the patient ones."""
-    monkeypatch.setattr(module, "CHANNEL_QUERIES", 7)
+    monkeypatch.setattr(channels, "CHANNEL_QUERIES", 7)
     with ScriptedServer({}, otherwise=Reply(rcode=NXDOMAIN, delay=delay)) as server:
         resolver = Resolver(dns(server.address))
         found = await asyncio.gather(*(resolver.look_up(b"10.0.0.%d" % number) for number in range(100)))
         await resolver.close()
     assert {said(one) for one in found} == {Identity(MISSING)}
-    assert len(server.asked) >= (100 if delay < module.EAGER_SECONDS else 200)
+    assert len(server.asked) >= (100 if delay < channels.EAGER_SECONDS else 200)
 
 
 # As many as a message holds.
@@ -533,7 +536,7 @@ async def test_waiting_for_an_answer_over_tcp_takes_no_processor_time():
 
 
 async def test_large_answers_take_no_more_than_a_share_of_the_time(monkeypatch):
-    monkeypatch.setattr(module, "REST", 1e6)
+    monkeypatch.setattr(channels, "REST", 1e6)
     with ScriptedServer({reverse(f"203.0.113.{number}"): LARGE for number in range(6)}) as server:
         resolver = Resolver(dns(server.address, timeout=DEADLINE))
         found = await asyncio.gather(*(resolver.look_up(b"203.0.113.%d" % number) for number in range(6)))
@@ -544,7 +547,7 @@ async def test_large_answers_take_no_more_than_a_share_of_the_time(monkeypatch):
 
 
 async def test_after_a_rest_more_is_read(monkeypatch):
-    monkeypatch.setattr(module, "REST", 2.0)
+    monkeypatch.setattr(channels, "REST", 2.0)
     with ScriptedServer({reverse(f"203.0.113.{number}"): LARGE for number in range(4)}) as server:
         resolver = Resolver(dns(server.address))
         found = await asyncio.gather(*(resolver.look_up(b"203.0.113.%d" % number) for number in range(4)))
@@ -668,7 +671,7 @@ def test_any_set_of_records_is_read_without_raising(answer, kind):
         assert (found, ttl) == (Reason.MALFORMED, None)
     elif found:
         assert ttl is not None
-        assert 0 <= ttl <= module.MAX_SECONDS
+        assert 0 <= ttl <= MAX_SECONDS
         assert len(found) <= sum(one.type == kind.number for one in answer)
     else:
         assert ttl is None

@@ -1,0 +1,261 @@
+"""The name servers, asked over channels of c-ares: who is asked, how often, and who reads the answers.
+
+What aiodns (4) and, below it, c-ares (1.34) do, and what is done about it:
+
+- c-ares sends a query again after 250 ms, if the server has been quick before and whatever its `timeout` says, from a
+  new socket, and no longer hears the answer to the first. A name that takes the resolver 4 s would never be heard of.
+  So it may try each server once only (an *eager* channel); what stays silent is asked again over a *patient* channel,
+  one that has not seen enough answers to have learnt haste, and that listens for as long as there is time.
+- A message that it cannot read makes it drop its socket, and all that was asked over that comes back as malformed.
+  So what comes back so is asked again over a *lone* channel, where nobody suffers from it but who caused it.
+- Its cache has no bound, cannot be turned off from here, and keeps a NODATA answer for an hour. So channels are
+  replaced before that matters: after CHANNEL_SECONDS or CHANNEL_QUERIES.
+- A query that nobody waits for any more goes on, and ends with its channel.
+- aiodns lets c-ares run a thread for each channel, which wakes the event loop for each answer; `_Sockets` goes without.
+- An answer with 3,800 names, which is what 64 KiB hold, takes c-ares 35 ms, as it compresses all of them once more for
+  its cache, and pycares 20 ms. Only TCP brings such answers, so what comes over TCP has no more than its share of time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import weakref
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import aiodns
+import pycares
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from policyd.config.settings import Dns
+
+# A channel is replaced after so many seconds, which is less than any answer is kept here, so that none comes from
+# c-ares's own cache in place of this one; or after so many queries, by when that cache holds some 12 MB. (With 65,536
+# under way at once, c-ares would look for a free query id for ever.)
+CHANNEL_SECONDS = 30
+CHANNEL_QUERIES = 10_000
+
+# How long an eager channel waits for a server before it tries the next, in seconds: the least that c-ares can do.
+EAGER_SECONDS = 0.25
+
+# After so many answers a patient channel takes no more queries: with the third c-ares begins to estimate.
+PATIENT_ANSWERS = 2
+
+# So many clients at once have a channel to themselves for what came back malformed; the others wait.
+LONE_CHANNELS = 16
+
+# Room for answers that have arrived and are not yet read. By default it is some 270 answers; the kernel gives what
+# net.core.rmem_max allows.
+RECEIVE_BUFFER = 1 << 20
+
+# Room for answers over TCP, of which c-ares reads at once all that are there: too little for two large ones.
+STREAM_BUFFER = 8 << 10
+
+# After a read over TCP that took longer than this, in seconds, nothing more is read over TCP for so many times as long.
+# It is far more than a usual answer takes.
+LONG_READ_SECONDS = 0.005
+REST = 4.0
+
+# c-ares, ares.h: take SERVFAIL and REFUSED for an answer, instead of asking on; and EDNS, its own default.
+_NOCHECKRESP = 1 << 7
+_EDNS = 1 << 8
+
+
+class _Pace:
+    """Who reads over TCP, of all channels, rests after what took long."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+
+    @property
+    def rest(self) -> float:
+        """For how many seconds nothing is to be read."""
+        return self._until - monotonic()
+
+    def took(self, seconds: float) -> None:
+        """To be told of every read."""
+        if seconds > LONG_READ_SECONDS:
+            self._until = monotonic() + REST * seconds
+
+
+class _Sockets(aiodns.DNSResolver):
+    """An aiodns resolver whose sockets are read by the event loop itself, those of TCP at a pace.
+
+    Two threads that hand the lock to and fro for each answer take a sixth of what a client costs. aiodns goes without
+    a thread only where the system has no room for one, and there is no way to ask for that but this.
+    """
+
+    def __init__(self, servers: Sequence[str], pace: _Pace, **arguments: Any) -> None:
+        self._pace = pace
+        self._streams: set[int] = set()
+        super().__init__(servers, **arguments)
+
+    def _make_channel(self, **arguments: Any) -> tuple[bool, pycares.Channel]:
+        itself = weakref.ref(self)  # the channel, which calls it, belongs to it
+
+        def changed(descriptor: int, readable: bool, writable: bool) -> None:  # noqa: FBT001 - pycares calls it so
+            if (resolver := itself()) is not None:
+                resolver._sock_state_cb(descriptor, readable, writable)  # noqa: SLF001 - its own
+
+        return False, pycares.Channel(sock_state_cb=changed, timeout=self._timeout, **arguments)
+
+    def _sock_state_cb(self, fd: int, readable: bool, writable: bool) -> None:  # noqa: FBT001 - aiodns has it so
+        super()._sock_state_cb(fd, readable, writable)
+        if not writable and fd in self._write_fds:  # aiodns would wait for what is always so, as long as it is open
+            self._write_fds.discard(fd)
+            self.loop.remove_writer(fd)
+        if not readable:
+            self._streams.discard(fd)
+        elif fd in self._streams or _is_stream(fd):
+            self._streams.add(fd)
+            self.loop.add_reader(fd, self._read_stream, fd)
+
+    def _read_stream(self, fd: int) -> None:
+        """Reads what has come over TCP, or once the rest is over."""
+        if fd not in self._streams:
+            return  # closed meanwhile
+        if (rest := self._pace.rest) > 0:
+            self.loop.remove_reader(fd)
+            self.loop.call_later(rest + 0.001, self._watch_stream, fd)  # to the millisecond: not a moment too early
+            return
+        began = monotonic()
+        self._channel.process_fd(fd, pycares.ARES_SOCKET_BAD)
+        self._pace.took(monotonic() - began)
+
+    def _watch_stream(self, fd: int) -> None:
+        if fd in self._streams and not self._closed:
+            self.loop.add_reader(fd, self._read_stream, fd)
+
+    def _timer_cb(self) -> None:
+        # What came while the loop was busy is read before c-ares looks whose time is over.
+        for descriptor in tuple(self._read_fds):
+            if descriptor in self._streams:
+                self._read_stream(descriptor)
+            else:
+                self._channel.process_fd(descriptor, pycares.ARES_SOCKET_BAD)
+        super()._timer_cb()
+
+
+def _is_stream(descriptor: int) -> bool:
+    """Whether it is a socket of TCP; if so, it holds no more than STREAM_BUFFER from now on."""
+    opened = socket.socket(fileno=descriptor)
+    try:
+        if opened.type != socket.SOCK_STREAM:
+            return False
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, STREAM_BUFFER)
+        return True
+    finally:
+        opened.detach()  # it is another's to close
+
+
+class Channel:
+    """A c-ares channel, and what has become of it."""
+
+    __slots__ = ("_dns", "answered", "asked", "born", "is_lone", "users")
+
+    def __init__(self, servers: Sequence[str], seconds: float, pace: _Pace) -> None:
+        # With one server there is nobody to ask on, so what it says counts at once, also SERVFAIL and REFUSED.
+        flags = _EDNS | (_NOCHECKRESP if len(servers) == 1 else 0)
+        self._dns = _Sockets(
+            servers, pace, timeout=seconds, tries=1, flags=flags, socket_receive_buffer_size=RECEIVE_BUFFER
+        )
+        self.born = monotonic()
+        self.asked = 0  # queries
+        self.answered = 0
+        self.users = 0  # clients that wait for an answer
+        self.is_lone = False
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it may be used on."""
+        return self.asked < CHANNEL_QUERIES and monotonic() - self.born < CHANNEL_SECONDS
+
+    @property
+    def servers(self) -> int:
+        """How many servers are asked in turn."""
+        return len(self._dns.nameservers)
+
+    def ask(self, name: str, kind: str) -> asyncio.Future[Any]:
+        """Sends a query. The future raises aiodns.error.DNSError."""
+        self.asked += 1
+        return self._dns.query_dns(name, kind)
+
+    async def close(self) -> None:
+        """Ends what is under way."""
+        await self._dns.close()
+
+
+class NameServers:
+    """The name servers, by way of channels that are replaced before they go bad (see the head of this file)."""
+
+    def __init__(self, dns: Dns) -> None:
+        self._servers = [str(server) for server in dns.servers]
+        self._timeout = dns.timeout
+        self._pace = _Pace()
+        self._eager: Channel | None = None
+        self._patient: Channel | None = None
+        self._lone: list[Channel] = []  # those that nobody uses at the moment
+        self._in_use: set[Channel] = set()  # channels that somebody may use from now on
+        self.alone = asyncio.Semaphore(LONE_CHANNELS)  # to be had by who takes a lone channel
+
+    async def eager(self) -> Channel:
+        """A channel that asks each server once, and waits as long as it has been found to take."""
+        old = self._eager
+        if old is not None and old.is_fresh:
+            return old
+        new = self._eager = self._open(EAGER_SECONDS)
+        if old is not None:
+            await self._replace(old)
+        return new
+
+    async def patient(self) -> Channel:
+        """A channel that asks each server once, and gives each an equal share of the time (5 s at most: c-ares)."""
+        old = self._patient
+        if old is not None and old.is_fresh and old.answered < PATIENT_ANSWERS:
+            return old
+        new = self._patient = await self._open_patient()
+        if old is not None:
+            await self._replace(old)
+        return new
+
+    async def lone(self) -> Channel:
+        """A channel like a patient one that one client has to itself until its answers have come."""
+        while self._lone:
+            old = self._lone.pop()
+            if old.is_fresh:
+                return old
+            await self._replace(old)
+        channel = await self._open_patient()
+        channel.is_lone = True
+        return channel
+
+    async def unused(self, channel: Channel) -> None:
+        """To be told when the last answer has come that somebody waited for."""
+        if channel not in self._in_use:
+            await channel.close()
+        elif channel.is_lone:
+            self._lone.append(channel)
+
+    async def close(self) -> None:
+        """Closes what is open; nobody may wait for an answer any more."""
+        for channel in list(self._in_use):
+            await channel.close()
+        self._in_use.clear()
+        self._lone.clear()
+        self._eager = self._patient = None
+
+    def _open(self, seconds: float) -> Channel:
+        channel = Channel(self._servers, seconds, self._pace)
+        self._in_use.add(channel)
+        return channel
+
+    async def _open_patient(self) -> Channel:
+        return self._open(max(EAGER_SECONDS, self._timeout / (await self.eager()).servers))
+
+    async def _replace(self, channel: Channel) -> None:
+        self._in_use.discard(channel)
+        if not channel.users:
+            await channel.close()

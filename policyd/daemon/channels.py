@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import weakref
-from time import monotonic
+from time import monotonic, thread_time
 from typing import TYPE_CHECKING, Any
 
 import aiodns
@@ -54,9 +54,9 @@ RECEIVE_BUFFER = 1 << 20
 # Room for answers over TCP, of which c-ares reads at once all that are there: too little for two large ones.
 STREAM_BUFFER = 8 << 10
 
-# After a read over TCP that took longer than this, in seconds, nothing more is read over TCP for so many times as long.
-# It is far more than a usual answer takes.
-LONG_READ_SECONDS = 0.005
+# After a read over TCP that took more of the CPU than this for each answer, in seconds, nothing more is read over TCP
+# for so many times as long. A usual answer takes a tenth of it.
+LONG_READ_SECONDS = 0.002
 REST = 4.0
 
 # c-ares, ares.h: take SERVFAIL and REFUSED for an answer, instead of asking on; and EDNS, its own default.
@@ -75,9 +75,9 @@ class _Pace:
         """For how many seconds nothing is to be read."""
         return self._until - monotonic()
 
-    def took(self, seconds: float) -> None:
-        """To be told of every read."""
-        if seconds > LONG_READ_SECONDS:
+    def took(self, seconds: float, answers: int) -> None:
+        """To be told of every read: its time on the CPU."""
+        if seconds > LONG_READ_SECONDS * max(1, answers):
             self._until = monotonic() + REST * seconds
 
 
@@ -91,6 +91,7 @@ class _Sockets(aiodns.DNSResolver):
     def __init__(self, servers: Sequence[str], pace: _Pace, **arguments: Any) -> None:
         self._pace = pace
         self._streams: set[int] = set()
+        self._answers = 0
         super().__init__(servers, **arguments)
 
     def _make_channel(self, **arguments: Any) -> tuple[bool, pycares.Channel]:
@@ -121,9 +122,13 @@ class _Sockets(aiodns.DNSResolver):
             self.loop.remove_reader(fd)
             self.loop.call_later(rest + 0.001, self._watch_stream, fd)  # to the millisecond: not a moment too early
             return
-        began = monotonic()
+        began, answers = thread_time(), self._answers
         self._channel.process_fd(fd, pycares.ARES_SOCKET_BAD)
-        self._pace.took(monotonic() - began)
+        self._pace.took(thread_time() - began, self._answers - answers)
+
+    def _callback(self, fut: asyncio.Future[Any], result: Any, errorno: int | None) -> None:
+        self._answers += 1
+        super()._callback(fut, result, errorno)
 
     def _watch_stream(self, fd: int) -> None:
         if fd in self._streams and not self._closed:

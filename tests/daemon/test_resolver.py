@@ -546,6 +546,15 @@ async def test_large_answers_take_no_more_than_a_share_of_the_time(monkeypatch):
         await resolver.close()
 
 
+async def test_usual_answers_over_tcp_take_their_time_without_a_rest(monkeypatch):
+    monkeypatch.setattr(channels, "REST", 1e6)
+    with ScriptedServer({}, otherwise=Reply(ONE_PTR, truncated=True)) as server:
+        resolver = Resolver(dns(server.address))
+        found = await asyncio.gather(*(resolver.look_up(b"203.0.113.%d" % number) for number in range(250)))
+        assert {one.claimed for one in found} == {(b"mail.example",)}
+        await resolver.close()
+
+
 async def test_after_a_rest_more_is_read(monkeypatch):
     monkeypatch.setattr(channels, "REST", 2.0)
     with ScriptedServer({reverse(f"203.0.113.{number}"): LARGE for number in range(4)}) as server:

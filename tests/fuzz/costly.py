@@ -101,7 +101,13 @@ INPUTS = (
     ),
     ("import-postfix-regexp", "classes that open and do not end", "0/[" + "[:" * 31_000 + "/ REJECT\n"),
     ("import-postfix-pcre", "expressions of colons", _filled("0", "/" + ":" * 9_000 + "x%d/ REJECT\n")),
-    ("import-postfix-pcre", "expressions too large for RE2", "0" + _lines("/\\pL{999}%d/ REJECT\n", 200)),
+    ("import-postfix-pcre", "expressions too large for RE2", _filled("0", "/\\pL{999}%d/ REJECT\n")),
+    (
+        "import-postfwd",
+        "expressions too large for RE2",
+        _filled("0", "id=x; helo_name=~/\\pL{999}%d/; action=REJECT\n"),
+    ),
+    ("import-rspamd-map", "expressions too large for RE2", _filled("0", "/\\pL{999}%d/\n")),
     ("import-postfix-pcre", "a group of 60,000 digits", "0/(a)/ REJECT $" + "1" * 60_000 + "\n"),
     ("decision-log", "a word without a value", "2026-11-21T17:16:00Z REJECT client=x[1] " + "a" * 60_000 + "\n"),
 )

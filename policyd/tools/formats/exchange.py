@@ -28,6 +28,9 @@ _SHOWN = 100
 # How much of a reason a message shows. Some quote a word of the line, which can be of any length.
 _REASON = 400
 
+# It takes RE2 5 ms to find out that an expression is too large for it. No table that somebody uses has as many.
+MOST_TOO_LARGE = 100
+
 # Of one kind of change so many lines are named one by one: the first ones are looked at, the rest are counted.
 _NAMED_LINES = 3
 
@@ -114,6 +117,10 @@ class NoEqualError(Exception):
     """What a line says has no equal on the other side. The message says why, and what to do about it."""
 
 
+class TooLargeError(NoEqualError):
+    """The line's expression is too large for RE2."""
+
+
 @dataclass(frozen=True, slots=True)
 class Loss:
     """A line, or for an export a rule, that was not taken over."""
@@ -164,13 +171,18 @@ class Report:
 
     def take_each(self, lines: Iterable[Line], take: Callable[[Line], bool]) -> None:
         """Hands each line to `take`, which says whether there was something to take over, and takes down those that it
-        refuses with `NoEqualError`."""
+        refuses with `NoEqualError`. After many expressions that were too large for RE2 no further line is looked at."""
+        too_large = 0
         for line in lines:
+            if too_large == MOST_TOO_LARGE:
+                self.lose(line, f"not looked at: {too_large} expressions above it are too large for RE2")
+                continue
             of_this_line: list[tuple[Line, str]] = []
             self._of_this_line = of_this_line
             try:
                 self.taken += take(line)
             except NoEqualError as error:
+                too_large += isinstance(error, TooLargeError)
                 self.lose(line, str(error))
                 of_this_line = []
             finally:

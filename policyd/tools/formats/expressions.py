@@ -12,7 +12,7 @@ import re
 import re2
 
 from policyd.config.entries import compile_expression
-from policyd.tools.formats.exchange import NoEqualError
+from policyd.tools.formats.exchange import NoEqualError, TooLargeError
 
 # In the order in which a reader of the message would look for them.
 _PERL_ONLY = (
@@ -69,7 +69,8 @@ def _finished(expression: str, *, matches_case: bool) -> str:
     except re2.error as error:
         reason = error.args[0] if error.args else ""
         words = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
-        raise NoEqualError(f"RE2 cannot express it: {words}") from None
+        kind = TooLargeError if "too large" in words else NoEqualError
+        raise kind(f"RE2 cannot express it: {words}") from None
     return finished
 
 

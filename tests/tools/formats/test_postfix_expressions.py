@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from policyd.tools.formats.exchange import MOST_TOO_LARGE
 from policyd.tools.imports import ImportOptions
 from tests.requirements import require
 from tests.tools.formats.meaning import Asked, answer, as_answer, imported, postmap, rules_of
@@ -111,6 +112,17 @@ def test_what_re2_cannot_express_is_reported_by_line_and_the_rest_kept(line: str
     assert [(loss.line.number, loss.line.text) for loss in result.report.losses] == [(2, line)]
     assert reason in result.report.losses[0].reason
     assert [rule.match for rule in result.rules] == [{"hostname_regex": ("kept", "also")}]
+
+
+def test_after_many_expressions_that_are_too_large_nothing_more_is_looked_at_and_each_line_is_told() -> None:
+    table = "/kept/ REJECT\n" + "/\\pL{999}/ REJECT\n" * (MOST_TOO_LARGE + 1) + "/also/ REJECT\n"
+    result = imported("postfix-pcre", table)
+    assert [rule.match for rule in result.rules] == [{"hostname_regex": ("kept",)}]
+    reasons = [(loss.line.number, loss.reason) for loss in result.report.losses]
+    assert [number for number, _ in reasons] == list(range(2, MOST_TOO_LARGE + 4))
+    assert all("RE2 cannot express it: pattern too large" in reason for _, reason in reasons[:MOST_TOO_LARGE])
+    unseen = f"not looked at: {MOST_TOO_LARGE} expressions above it are too large for RE2"
+    assert {reason for _, reason in reasons[MOST_TOO_LARGE:]} == {unseen}
 
 
 def test_two_expressions_on_one_attribute_are_reported_unless_one_is_a_domain() -> None:

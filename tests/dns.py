@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import itertools
 import struct
 import subprocess
 import threading
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from policyd.core.identity import AddressesAnswer, NamesAnswer
 
 UNBOUND = "/usr/sbin/unbound"
+
+# Names of three characters, each the name of a PTR record: as many as a message of 64 KiB holds.
+MANY_NAMES = ["".join(three) for three in itertools.product("abcdefghijklmnop", repeat=3)][:3800]
 
 # RFC 1035 section 4.1.1.
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, YXDOMAIN = range(7)

@@ -265,8 +265,8 @@ def _expressions(lines: Sequence[bytes]) -> tuple[list[str], list[int]]:
         try:
             text = line.decode("utf-8")
             room += _ROOM_EACH - compile_expression(text).programsize
-        except (UnicodeDecodeError, re2.error) as error:
-            if "too large" in str(error):
+        except (UnicodeDecodeError, ExpressionError) as error:
+            if isinstance(error, ExpressionError) and error.is_too_large:
                 room -= _TOO_LARGE
             bad.append(place)
         else:
@@ -274,6 +274,20 @@ def _expressions(lines: Sequence[bytes]) -> tuple[list[str], list[int]]:
     return expressions, bad
 
 
+class ExpressionError(Exception):
+    """Why RE2 does not compile an expression, in its words."""
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether the expression is right, but needs more memory than one may have."""
+        return "too large" in str(self)
+
+
 def compile_expression(text: str) -> re2._Regexp:
-    """An expression alone, as an entry must compile. Raises re2.error."""
-    return re2.compile(text, expression_options(_MEMORY))
+    """An expression alone, as an entry must compile. Raises ExpressionError."""
+    try:
+        return re2.compile(text, expression_options(_MEMORY))
+    except re2.error as error:
+        reason = error.args[0] if error.args else ""
+        words = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
+        raise ExpressionError(words) from None

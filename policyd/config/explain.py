@@ -9,13 +9,13 @@ import re
 
 import idna
 import netaddr
-import re2
 
 from policyd.config.conditions import Form
 from policyd.config.entries import (
     MAX_EXPRESSION,
     MAX_HOST_NAME,
     MAX_LABEL,
+    ExpressionError,
     compile_expression,
     fold_entry,
     parse_entries,
@@ -121,9 +121,8 @@ def _explain_expression(text: str) -> str:
         return f"{quoted(text)} is longer than an expression may be ({MAX_EXPRESSION:,} bytes)"
     try:
         compile_expression(text)
-    except re2.error as error:
-        reason = error.args[0]
-        reason = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
+    except ExpressionError as error:
+        reason = str(error)
         hint = ""
         if reason.startswith(("invalid perl operator: (?", "invalid escape sequence: \\")) and re.search(
             r"\(\?<?[=!]|\\[1-9]", text

@@ -34,7 +34,7 @@ def _exposure(path: str) -> str:
     if Path(path).stat().st_mode & stat.S_IWOTH:
         return f"everybody on this host may write to it, {decides}; chmod o-w"
     # With a symbolic link on the way there are two places where another file could be put.
-    for folder in {os.path.dirname(path) or ".", os.path.dirname(os.path.realpath(path))}:  # noqa: PTH120 - "." stays
+    for folder in {os.path.dirname(path) or ".", os.path.dirname(os.path.realpath(path))}:  # noqa: PTH120 - text, as it was written
         mode = Path(folder).stat().st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             return f"everybody on this host may put another file in its place, {decides}; chmod o-w {quoted(folder)}"

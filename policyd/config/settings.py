@@ -403,7 +403,7 @@ def _find(root: Mapping, loc: tuple[str | int, ...]) -> Item:
     return item
 
 
-def _message(error: Any, node: Node) -> str:  # noqa: PLR0911 - one for each kind of error
+def _message(error: Any, node: Node) -> str:  # noqa: PLR0911 - a return for each kind of error
     loc = [step for step in error["loc"] if isinstance(step, str)]
     name = ".".join(loc)
     context = error.get("ctx", {})

@@ -262,7 +262,7 @@ def _syntax_problem(error: yaml.MarkedYAMLError, text: str, path: str) -> Proble
     return Problem(path, line + 1, column + 1, f"not valid YAML: {error.problem}{hint}")
 
 
-def _hint(problem: str, written: str, column: int, construct: list[str]) -> str:  # noqa: PLR0911, PLR0912 - a list of cases
+def _hint(problem: str, written: str, column: int, construct: list[str]) -> str:  # noqa: PLR0911, PLR0912 - one for each slip
     """What the break is likely due to, judged from the parser's words and the text where it stopped."""
     here = written[column : column + 1]
     before = written[column - 1 : column] if column else ""

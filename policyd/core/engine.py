@@ -270,7 +270,7 @@ class _Evaluation:
         for lookup, number in match:
             if number not in self._find(lookup).conditions:
                 return False
-        for lookup, number in exceptions:  # noqa: SIM110 - it stands like the one above
+        for lookup, number in exceptions:  # noqa: SIM110 - a generator would cost more than the loop
             if number in self._find(lookup).conditions:
                 return False
         return True

@@ -116,8 +116,6 @@ class _Sockets(aiodns.DNSResolver):
 
     def _read_stream(self, fd: int) -> None:
         """Reads what has come over TCP, or once the rest is over."""
-        if fd not in self._streams:
-            return  # closed meanwhile
         if (rest := self._pace.rest) > 0:
             self.loop.remove_reader(fd)
             self.loop.call_later(rest + 0.001, self._watch_stream, fd)  # to the millisecond: not a moment too early
@@ -131,7 +129,7 @@ class _Sockets(aiodns.DNSResolver):
         super()._callback(fut, result, errorno)
 
     def _watch_stream(self, fd: int) -> None:
-        if fd in self._streams and not self._closed:
+        if fd in self._streams and not self._closed:  # it may have been closed meanwhile
             self.loop.add_reader(fd, self._read_stream, fd)
 
     def _timer_cb(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from policyd.daemon.answers import AAAA, MAX_SECONDS, PTR, A, read_answer
 from policyd.daemon.resolver import Asked, Resolver, look_up_once, with_claimed
 from tests.dns import (
     FORMERR,
+    MANY_NAMES,
     NOERROR,
     NOTIMP,
     NXDOMAIN,
@@ -521,8 +521,7 @@ async def test_channels_are_replaced_and_nothing_is_lost_over_it(monkeypatch, de
     assert len(server.asked) >= (100 if delay < channels.EAGER_SECONDS else 200)
 
 
-# As many as a message holds.
-LARGE = Reply([f"@ 300 PTR {''.join(three)}" for three in itertools.product("abcdefghijklmnop", repeat=3)][:3800])
+LARGE = Reply([f"@ 300 PTR {name}" for name in MANY_NAMES])
 
 
 @pytest.mark.usefixtures("unhurried")

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import string
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests import naive
 from tests.bench.processes import memory_mb
-from tests.dns import REFUSED, SERVFAIL, Reply, start_unbound
+from tests.dns import MANY_NAMES, REFUSED, SERVFAIL, Reply, start_unbound
 from tests.faults.conftest import LONG, SECONDS, Setting, long_only, table
 from tests.faults.world import HEALTHY, NAMELESS, DnsState, distorted, nothing_known, place_of, ptr_name, truth
 from tests.ports import free_port
 from tests.requirements import require
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.field.policyd import Policyd
@@ -62,20 +61,14 @@ def of_another(_: Reply, question: str) -> Reply:
     return Reply([f"other.example 300 PTR {question.split(maxsplit=1)[0]}"])
 
 
-# As many as a message holds, with names of three characters.
-_CHARACTERS = string.ascii_lowercase + string.digits
-MANY = [f"{a}{b}{c}" for a in _CHARACTERS for b in _CHARACTERS for c in _CHARACTERS][:3800]
-
-
 @dataclass(frozen=True)
 class Fault:
-    """What becomes of answers, the reasons of errors that the decision log then names, whether lookups may be too late
-    beside that, and how the flow differs from the usual."""
+    """What becomes of answers, the reasons of errors that the decision log then names, and whether lookups may be too
+    late beside that."""
 
     state: DnsState
     reasons: frozenset[str] = frozenset()
     may_be_late: bool = False
-    flow: Mapping[str, float] = field(default_factory=dict)
 
 
 def failing(reason: str, changed: Callable[[Reply, str], Reply]) -> Fault:
@@ -98,9 +91,7 @@ FAULTS = {
     "control characters in PTR names": Fault(names_for(lambda name: [rf"\027[2J\010x.{name}"])),
     # One such answer takes c-ares and its bindings 50 ms in one piece, 100 while others use the same core, and no more
     # than a fifth of the time is theirs.
-    "3,800 PTR records": Fault(
-        names_for(lambda _: MANY, domain="customers.vps.example"), may_be_late=True, flow={"longest": 0.2}
-    ),
+    "3,800 PTR records": Fault(names_for(lambda _: MANY_NAMES, domain="customers.vps.example"), may_be_late=True),
     "a TTL of 0": Fault(
         DnsState(lambda r, _: replace(r, records=[each.replace(" 300 ", " 0 ") for each in r.records]), truth)
     ),
@@ -122,7 +113,7 @@ IN_SHORT = "resolver silent", "SERVFAIL", "junk", "a CNAME loop", "control chara
 def test_whatever_dns_says_nobody_gets_a_wrong_answer(name: str, one_setting: tuple[Setting, Policyd]) -> None:
     setting, policyd = one_setting
     fault = FAULTS[name]
-    with setting.flow(f"DNS: {name}", patience=TIMEOUT, **fault.flow) as flow:
+    with setting.flow(f"DNS: {name}", patience=TIMEOUT) as flow:
         with setting.world.dns_being(fault.state, may_fail=fault.may_be_late):
             flow.go_on(SECONDS)
         flow.fault_is_over()

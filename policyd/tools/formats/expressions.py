@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import re
 
-import re2
-
-from policyd.config.entries import compile_expression
+from policyd.config.entries import ExpressionError, compile_expression
 from policyd.tools.formats.exchange import NoEqualError, TooLargeError
 
 # In the order in which a reader of the message would look for them.
@@ -66,11 +64,9 @@ def _finished(expression: str, *, matches_case: bool) -> str:
     finished = f"(?-i:{expression})" if matches_case else expression
     try:
         compile_expression(finished)
-    except re2.error as error:
-        reason = error.args[0] if error.args else ""
-        words = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
-        kind = TooLargeError if "too large" in words else NoEqualError
-        raise kind(f"RE2 cannot express it: {words}") from None
+    except ExpressionError as error:
+        kind = TooLargeError if error.is_too_large else NoEqualError
+        raise kind(f"RE2 cannot express it: {error}") from None
     return finished
 
 

@@ -192,6 +192,10 @@ def _format_duration(seconds: float) -> str:
     return f"{seconds * 1000:g}ms"
 
 
+def _format_mode(mode: int) -> str:
+    return f"{mode:04o}"
+
+
 def _text(pattern: str, *examples: str) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "pattern": pattern, "examples": list(examples)})
 
@@ -214,7 +218,7 @@ Server = Annotated[
     PlainSerializer(str),
     _text(".", "192.0.2.53", "127.0.0.1:10053", "[::1]:53"),
 ]
-Mode = Annotated[int, _from_text(_parse_mode), PlainSerializer("{:04o}".format), _text("^0?[0-7]{3}$", "0660")]
+Mode = Annotated[int, _from_text(_parse_mode), PlainSerializer(_format_mode), _text("^0?[0-7]{3}$", "0660")]
 Metrics = Annotated[
     InetAddress | None,
     _from_text(_parse_metrics),

@@ -5,7 +5,7 @@
 #             SOAK=10000000 for the number of requests of the soak; the table goes to build/faults.md
 # make fuzz   looks for inputs that break a promise (docs/fuzzing.md), each target for FUZZ_RUNS executions or
 #             FUZZ_SECONDS, whichever end first; FUZZ_TARGETS="protocol rules" for some of them
-# make lock   writes requirements.lock anew: what a release is built with and runs on, by hash
+# make lock   writes the lock files anew: what is installed by hash to run (requirements.lock), test and fuzz policyd
 # make audit  asks for known holes in what requirements.lock names; fails if it cannot ask about all of it
 # make bench  what a request costs, beside the floor and the peers (docs/performance.md): BENCH=quick for a short run,
 #             ROWS="decision reload" for some of it, BENCH_OUT=FOLDER for the results, BENCH_PUBLISH=1 to put them in docs/
@@ -38,12 +38,21 @@ fuzz: $(VENV)/fuzz.stamp
 bench: $(VENV)/run.stamp
 	$(BIN)/python -m tests.bench $(BENCH:%=--%) $(if $(BENCH_OUT),--out '$(BENCH_OUT)') $(if $(BENCH_PUBLISH),--publish) $(ROWS)
 
+# One lock serves every Python that policyd runs on: a line that only some of them need says so in its marker. The
+# comment at the head of each file is kept. The tests' lock takes what it shares with requirements.lock from there.
+UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade \
+  --no-emit-package colorama
+# A line of pyproject.toml for each requirement under KEY, as in $(call requirements,["build-system"]["requires"]).
+requirements = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))$(1), sep="\n")'
+new_lock = sed '/^\#/!d' $(1) > $(1).new && $(2) >> $(1).new && mv $(1).new $(1)
+
 lock: $(VENV)/run.stamp
-	$(BIN)/pip install --quiet pip-tools
-	sed '/^#/!d; /^# The following/,$$d' requirements.lock > requirements.lock.new
-	$(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --build-deps-for wheel --no-header \
-	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --output-file - pyproject.toml >> requirements.lock.new
-	mv requirements.lock.new requirements.lock
+	$(BIN)/pip install --quiet uv
+	$(call new_lock,requirements.lock,$(call requirements,["build-system"]["requires"]) | $(UV_COMPILE) pyproject.toml -)
+	$(call new_lock,requirements-test.lock,$(call requirements,["build-system"]["requires"]) | \
+	  $(UV_COMPILE) --extra test --constraint requirements.lock pyproject.toml -)
+	$(call new_lock,requirements-fuzz.lock,$(call requirements,["project"]["optional-dependencies"]["fuzz"]) | \
+	  $(UV_COMPILE) -)
 
 audit: $(VENV)/run.stamp
 	$(BIN)/pip install --quiet pip-audit
@@ -52,18 +61,23 @@ audit: $(VENV)/run.stamp
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-# The project is installed in place, so that a changed file is a changed program; only other dependencies, or
-# another Makefile, call for a new installation.
-$(VENV)/run.stamp: pyproject.toml Makefile | $(BIN)/pip
-	$(BIN)/pip install --quiet --editable .
+# Only the versions that a lock file names are installed, by hash. The project itself is installed in place, so that a
+# changed file is a changed program; only another lock, or another Makefile, calls for a new installation.
+INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes
+IN_PLACE = $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+
+$(VENV)/run.stamp: requirements.lock pyproject.toml Makefile | $(BIN)/pip
+	$(INSTALL) -r requirements.lock
+	$(IN_PLACE)
 	touch $@
 
-$(VENV)/test.stamp: pyproject.toml Makefile | $(BIN)/pip
-	$(BIN)/pip install --quiet --editable '.[test]'
+$(VENV)/test.stamp: requirements-test.lock pyproject.toml Makefile | $(BIN)/pip
+	$(INSTALL) -r requirements-test.lock
+	$(IN_PLACE)
 	touch $@
 
-$(VENV)/fuzz.stamp: pyproject.toml Makefile | $(BIN)/pip
-	$(BIN)/pip install --quiet --editable '.[test,fuzz]'
+$(VENV)/fuzz.stamp: requirements-fuzz.lock $(VENV)/test.stamp
+	$(INSTALL) -r requirements-fuzz.lock
 	touch $@
 
 $(BIN)/pip:

@@ -1,4 +1,4 @@
-"""requirements.lock: every dependency, and what the build needs, at one version, by hash, and without an address."""
+"""The lock files name every package at one version, by hash and without an address, and agree with each other."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LOCK = (ROOT / "requirements.lock").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+RUN = [*PROJECT["project"]["dependencies"], *PROJECT["build-system"]["requires"]]
+NEEDED = {
+    "requirements.lock": RUN,
+    "requirements-test.lock": [*RUN, *EXTRAS["test"]],
+    "requirements-fuzz.lock": EXTRAS["fuzz"],
+}
 
-# `name==version \`, then its hashes, each on a line of its own.
-PINNED = dict(re.findall(r"^([a-z0-9-]+)==([0-9][0-9a-z.]*) \\$", LOCK, re.MULTILINE))
+# `name==version ; marker \`, where the marker is optional; then its hashes, each on a line of its own.
+PIN = re.compile(r"^([a-z0-9-]+)==([0-9][0-9a-z.]*)( ; .+)? \\$", re.MULTILINE)
+REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:>=([0-9.]+))?(?:,<([0-9.]+))?(?:; .+)?")
 
 
 def normal(name: str) -> str:
@@ -26,21 +33,41 @@ def numbers(version: str) -> list[int]:
     return [int(number) for number in re.findall(r"[0-9]+", version)]
 
 
-@pytest.mark.parametrize("needed", [*PROJECT["project"]["dependencies"], *PROJECT["build-system"]["requires"]])
-def test_what_is_needed_is_pinned_at_a_version_that_will_do(needed: str) -> None:
-    name, _, bounds = needed.partition(">=")
-    least, _, below = bounds.partition(",<")
-    pinned = numbers(PINNED[normal(name)])
-    assert pinned >= numbers(least)
-    assert not below or pinned < numbers(below)
+def pinned(lock: str) -> dict[str, set[str]]:
+    """Versions by name: more than one only where the marker tells Python versions apart."""
+    versions: dict[str, set[str]] = {}
+    for name, version, marker in PIN.findall((ROOT / lock).read_text()):
+        assert name not in versions or "python" in marker
+        versions.setdefault(name, set()).add(version)
+    return versions
 
 
-def test_everything_has_a_hash_and_nothing_an_address() -> None:
-    lines = [line for line in LOCK.splitlines() if line and not line.lstrip().startswith("#")]
-    kinds = [line for line in lines if "==" in line]
+@pytest.mark.parametrize(("lock", "needed"), [(lock, needed) for lock, all_ in NEEDED.items() for needed in all_])
+def test_each_requirement_is_pinned_at_a_version_that_satisfies_it(lock: str, needed: str) -> None:
+    match = REQUIREMENT.fullmatch(needed)
+    assert match, f"{needed}: this test does not understand it"
+    name, least, below = match.groups()
+    versions = pinned(lock)[normal(name)]
+    assert any(
+        numbers(version) >= numbers(least or "0") and (below is None or numbers(version) < numbers(below))
+        for version in versions
+    )
+
+
+@pytest.mark.parametrize("lock", NEEDED)
+def test_everything_has_a_hash_and_nothing_an_address(lock: str) -> None:
+    text = (ROOT / lock).read_text()
+    lines = [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]
+    pins = [line for line in lines if "==" in line]
     hashes = [line for line in lines if re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}( \\)?", line)]
-    assert len(kinds) + len(hashes) == len(lines)
-    assert len(kinds) == len(PINNED)
+    assert len(pins) + len(hashes) == len(lines)
+    assert len(pins) == len(PIN.findall(text))
     for before, line in itertools.pairwise(lines):
         assert not ("==" in before and "==" in line), f"{before} has no hash"
-    assert "://" not in LOCK
+    assert "://" not in text
+
+
+def test_the_tests_run_with_the_versions_of_a_release() -> None:
+    release, tested = pinned("requirements.lock"), pinned("requirements-test.lock")
+    assert release
+    assert {name: tested.get(name) for name in release} == release

@@ -16,14 +16,15 @@ import pytest
 import yaml
 
 from policyd.config import load
-from policyd.core.engine import Decision, NeedsIdentity, decide, reply_text
+from policyd.core.engine import Decision, NeedsIdentity, decide
 from policyd.core.identity import Identity, Reason, Status
-from policyd.core.index import fold_name
+from policyd.core.normalize import fold_name
 from policyd.core.protocol import RequestParser
+from policyd.core.reply import reply_text
 
 if TYPE_CHECKING:
+    from policyd.core.index import Ruleset
     from policyd.core.protocol import Request
-    from policyd.core.ruleset import Ruleset
 
 CASES = Path(__file__).parent / "cases"
 DNS = {"hostname", "claimed", "reverse_dns", "names_known", "date"}

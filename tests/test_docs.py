@@ -13,15 +13,15 @@ import pytest
 
 from policyd.config import ConfigErrors, load
 from policyd.config.actions import PLACEHOLDERS
+from policyd.config.checks.ruleset_tests import TEST_KEYS
 from policyd.config.conditions import CONDITIONS
-from policyd.config.ruleset import LIST_KEYS, RULE_KEYS, TOP_KEYS
-from policyd.config.selftest import TEST_KEYS
+from policyd.config.rules_reader import LIST_KEYS, RULE_KEYS, TOP_KEYS
 from policyd.config.settings import Settings
 from policyd.core.engine import Decision
 from policyd.core.identity import Identity, Reason, Status
-from policyd.core.protocol import Request
-from policyd.core.ruleset import ATTRIBUTES, Action, Rule, Verb
-from policyd.daemon.decisionlog import Entry, json_line
+from policyd.core.protocol import ATTRIBUTES, Request
+from policyd.core.ruleset import Action, Rule, Verb
+from policyd.decision_log.writer import Entry, json_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

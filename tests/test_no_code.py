@@ -22,8 +22,8 @@ ALLOWED = {
     "config/settings.py": {"getattr"},  # the names of settings, as pydantic has them
     "daemon/main.py": {"getattr"},  # the settings that take a restart
     "daemon/reload.py": {"load", "Unpickler"},  # what a load has made, in a sealed memory file
-    "tools/formats/iptables.py": {"format"},  # messages in the table of options that have no equal
-    "tools/imports.py": {"getattr"},  # the options of a format
+    "exchange/firewall/iptables.py": {"format"},  # messages in the table of options that have no equal
+    "exchange/importing.py": {"getattr"},  # the options of a format
 }
 
 

@@ -19,22 +19,24 @@ from policyd.cli.terminal import print_tables
 from policyd.config import load
 from policyd.core.engine import NEEDS_IDENTITY, decide
 from policyd.core.ruleset import Verb
-from policyd.tools import decisionlog, stats_page, stats_report
-from policyd.tools import lookup as lookups
-from policyd.tools import report as reports
-from policyd.tools import stats as statistics
-from policyd.tools import tail as tails
+from policyd.decision_log import reader
+from policyd.logs.files import STANDARD_INPUT, in_order, rotated_set
+from policyd.tools.decisions import abuse_report as reports
+from policyd.tools.decisions import lookup as lookups
+from policyd.tools.decisions import tail as tails
 from policyd.tools.display import reading, results
 from policyd.tools.explain import as_json as explanation_as_json
 from policyd.tools.explain import as_tables
 from policyd.tools.explain import explain as put_together
-from policyd.tools.logfiles import STANDARD_INPUT, in_order, rotated_set
+from policyd.tools.stats import collect as statistics
+from policyd.tools.stats import html as stats_page
+from policyd.tools.stats import output as stats_report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from policyd.config import Loaded
-    from policyd.tools.decisionlog import LoggedDecision
+    from policyd.decision_log.reader import LoggedDecision
 
 _Function = TypeVar("_Function")
 
@@ -166,7 +168,7 @@ def tail(
         console = results()
         for decision in found:
             if as_json:
-                click.echo(json.dumps(decisionlog.as_json(decision)))
+                click.echo(json.dumps(reader.as_json(decision)))
             else:
                 console.print(tails.as_line(decision), soft_wrap=True)
                 sys.stdout.flush()
@@ -199,7 +201,7 @@ def lookup(*, config: str | None, rules: str | None, as_json: bool, decision_id:
     console = results()
     for decision in found:
         if as_json:
-            logged = decisionlog.as_json(decision)
+            logged = reader.as_json(decision)
             objects.append({"logged": logged, "today": _today_as_json(loaded, decision)})
             continue
         console.print(tails.as_line(decision), soft_wrap=True)

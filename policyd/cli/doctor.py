@@ -13,11 +13,11 @@ from policyd.cli.options import json_option
 from policyd.config import load_settings
 from policyd.core.printable import printable
 from policyd.tools.display import shown
-from policyd.tools.doctor import diagnose
-from policyd.tools.postfix_config import PostconfError, read_postfix
+from policyd.tools.doctor.diagnosis import diagnose
+from policyd.tools.doctor.postfix_config import PostconfError, read_postfix
 
 if TYPE_CHECKING:
-    from policyd.tools.doctor import Diagnosis, Question
+    from policyd.tools.doctor.diagnosis import Diagnosis, Question
 
 
 @click.command()

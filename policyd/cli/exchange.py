@@ -16,17 +16,17 @@ from policyd.cli.options import json_option, rules_options
 from policyd.config import load
 from policyd.config.actions import ActionError, parse_action
 from policyd.config.conditions import CONDITIONS
+from policyd.exchange.access.keys import ATTRIBUTES
+from policyd.exchange.exporting import FORMATS as EXPORTS
+from policyd.exchange.exporting import NoSuchListError
+from policyd.exchange.exporting import export as export_rules
+from policyd.exchange.importing import FORMATS, ImportFailedError, ImportOptions, Shape, as_json_object, import_files
+from policyd.exchange.model import ExportOptions, Verdict
+from policyd.logs.files import STANDARD_INPUT, LogError
 from policyd.tools.display import reading
-from policyd.tools.exports import FORMATS as EXPORTS
-from policyd.tools.exports import NoSuchListError
-from policyd.tools.exports import export as export_rules
-from policyd.tools.formats.access_keys import ATTRIBUTES
-from policyd.tools.formats.exchange import ExportOptions, Verdict
-from policyd.tools.imports import FORMATS, ImportFailedError, ImportOptions, Shape, as_json_object, import_files
-from policyd.tools.logfiles import STANDARD_INPUT, LogError
 
 if TYPE_CHECKING:
-    from policyd.tools.formats.exchange import Report
+    from policyd.exchange.model import Report
 
 
 def _verdict(_context: click.Context, _parameter: click.Parameter, written: str) -> Verdict:

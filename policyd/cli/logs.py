@@ -13,17 +13,19 @@ import click
 from policyd.cli import Failure
 from policyd.cli.options import json_option, rules_options
 from policyd.config import load
-from policyd.tools import replay_report, suggest_report
+from policyd.logs.files import LogError, in_order
 from policyd.tools.display import counted, reading, results
-from policyd.tools.logfiles import LogError, in_order
-from policyd.tools.replay import Assumption, compare
-from policyd.tools.replay import replay as run_replay
-from policyd.tools.suggest import suggest as find_candidates
+from policyd.tools.judge import Assumption
+from policyd.tools.replay import output as replay_report
+from policyd.tools.replay.replay import compare
+from policyd.tools.replay.replay import replay as run_replay
+from policyd.tools.suggest import output as suggest_report
+from policyd.tools.suggest.candidates import suggest as find_candidates
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from policyd.tools.maillog import LineCounts
+    from policyd.logs.maillog import LineCounts
 
 _Function = TypeVar("_Function")
 

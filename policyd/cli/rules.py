@@ -20,10 +20,9 @@ from policyd.config.schema import schema as both_schemas
 from policyd.core.address import format_address
 from policyd.core.engine import NEEDS_IDENTITY, decide, trusted_identity
 from policyd.core.identity import Identity, Reason, Status
-from policyd.core.index import fold_name
-from policyd.core.protocol import REQUEST_TYPE, ProtocolError, Request, RequestParser
-from policyd.core.ruleset import ATTRIBUTES
-from policyd.daemon.resolver import look_up_once
+from policyd.core.normalize import fold_name
+from policyd.core.protocol import ATTRIBUTES, REQUEST_TYPE, ProtocolError, Request, RequestParser
+from policyd.dns.resolver import look_up_once
 from policyd.tools.explain import Query, as_tables, readable
 from policyd.tools.explain import as_json as explanation_as_json
 from policyd.tools.explain import explain as put_together

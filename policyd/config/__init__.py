@@ -14,13 +14,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from policyd.config.checks.permissions import exposed_files
+from policyd.config.checks.warnings import lint
 from policyd.config.files import MAX_SETTINGS_BYTES, OversizedError, UnreadableError, read_file
-from policyd.config.lint import lint
 from policyd.config.problems import ConfigErrors, Problem, Report, Severity
-from policyd.config.rights import exposed_files
-from policyd.config.ruleset import RulesFile, read_rules
+from policyd.config.rules_reader import read_rules
 from policyd.config.settings import Settings, read_settings, rules_path_of
-from policyd.config.syntax import parse_yaml
+from policyd.config.yaml_tree import parse_yaml
 
 if TYPE_CHECKING:
     import datetime
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from policyd.config.lists import ListDefinition
     from policyd.config.settings import InetAddress, UnixAddress
-    from policyd.core.ruleset import Ruleset
+    from policyd.config.written import RulesFile
+    from policyd.core.index import Ruleset
 
 __all__ = ["ConfigErrors", "Loaded", "Problem", "Severity", "load", "load_settings"]
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from policyd.core.ruleset import ATTRIBUTES, Kind, Subject
+from policyd.core.protocol import ATTRIBUTES
+from policyd.core.ruleset import Kind, Subject
 
 
 class Form(Enum):

@@ -1,7 +1,7 @@
 """Values of conditions, one by one and a million at a time: from text to what `policyd.core.index` compares.
 
 `parse_entries` is the bulk way: one pass over many lines without an object for an entry beyond what the index
-needs. It only says which lines are wrong; `policyd.config.explain` says why.
+needs. It only says which lines are wrong; `policyd.config.entry_messages` says why.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import re2
 
 from policyd.config.conditions import Form
 from policyd.core.identity import Status
-from policyd.core.index import Networks, expression_options, fold_name, fold_value
+from policyd.core.lookups import expression_options
+from policyd.core.normalize import fold_name, fold_value
+from policyd.core.tables import Networks
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
-    from policyd.core.index import Entries
+    from policyd.core.tables import Entries
 
 # The longest expression. The longest of the well-known lists have 3,000 characters; RE2 would take gigabytes to find
 # out that one of 100 MB is too large for it.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from policyd.config.entries import parse_entries
-from policyd.config.explain import explain_entry
+from policyd.config.entry_messages import explain_entry
 from policyd.config.problems import Problem, quoted
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from policyd.config.conditions import Form
     from policyd.config.problems import Report
-    from policyd.config.syntax import Scalar
-    from policyd.core.index import Entries
+    from policyd.config.yaml_tree import Scalar
+    from policyd.core.tables import Entries
 
 # A comment begins with # or ; at the start of a line or after a blank, and goes to the line's end.
 _COMMENT_MARKS = (b" #", b" ;", b"\t#", b"\t;")

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from policyd.config.actions import PLACEHOLDERS
 from policyd.config.conditions import CONDITIONS, PROTOCOL_STATES, Form
-from policyd.config.ruleset import MODES, NAME_PATTERN
+from policyd.config.rules_reader import MODES, NAME_PATTERN
 from policyd.config.settings import ADAPTER, Settings
 from policyd.core.identity import Status
-from policyd.core.ruleset import ATTRIBUTES, DEFAULT_RULE, Verb
+from policyd.core.protocol import ATTRIBUTES
+from policyd.core.ruleset import DEFAULT_RULE, Verb
 
 if TYPE_CHECKING:
     from policyd.config.conditions import ConditionType

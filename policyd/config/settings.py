@@ -18,13 +18,13 @@ import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 from policyd.config.problems import Problem, did_you_mean, quoted
-from policyd.config.syntax import Item, Mapping, Scalar, Sequence, describe
+from policyd.config.yaml_tree import Item, Mapping, Scalar, Sequence, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from policyd.config.problems import Report
-    from policyd.config.syntax import Node
+    from policyd.config.yaml_tree import Node
 
 # Where a socket address names no port of its own, and where it may.
 DNS_PORT = 53

@@ -16,20 +16,22 @@ the exceptions of any other, the *exempting* places.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from policyd.core.identity import Identity, Status
-from policyd.core.index import Filed, Hits, Pairs, Plan, StatusLookup, fold_name
-from policyd.core.ruleset import DEFAULT_RULE, DEFAULT_TEXT, MAX_TEXT, Verb
+from policyd.core.lookups import StatusLookup
+from policyd.core.normalize import fold_name
+from policyd.core.ruleset import DEFAULT_RULE, Verb
 
 if TYPE_CHECKING:
     import datetime
 
+    from policyd.core.index import Filed, Pairs, Plan, Ruleset
     from policyd.core.protocol import Request
-    from policyd.core.ruleset import Action, Condition, Rule, Ruleset
+    from policyd.core.ruleset import Action, Condition, Rule
+    from policyd.core.tables import Hits
 
 
 class NeedsIdentity(Enum):
@@ -329,42 +331,3 @@ class _Evaluation:
 
 
 # --- The text of an answer --------------------------------------------------------------------------------------------
-
-# Codes that Postfix would take from the front of a text (RFC 3463 section 2; RFC 5321 section 4.2).
-_CODE = re.compile(r"[245](\.[0-9]{1,3}\.[0-9]{1,3}|[0-9]{2})(?![0-9])")
-_UNSAFE = re.compile(r"[^ -~]")
-
-
-def reply_text(decision: Decision, request: Request, hostname: bytes | None, decision_id: str) -> str:
-    """The code and text of an answer, or nothing: printable ASCII, at most MAX_TEXT characters.
-
-    `hostname` is the client's verified name, if it is known. What a client said appears with `?` for everything
-    that is not printable ASCII, and never where Postfix would take it for a code.
-    """
-    if not decision.code and not decision.text:
-        return ""
-    if decision.code and len(decision.text) == 1:  # no placeholder
-        return f"{decision.code} {decision.text[0]}"[:MAX_TEXT].rstrip()
-    text = "".join(
-        piece if place % 2 == 0 else _fill(piece, decision, request, hostname, decision_id)
-        for place, piece in enumerate(decision.text)
-    )
-    code = decision.code
-    if not code and _CODE.match(text):
-        code = "5.7.1" if decision.verb is _REJECT else "4.7.1"  # what Postfix itself adds (access(5))
-    return f"{code} {text or DEFAULT_TEXT}".lstrip()[:MAX_TEXT].rstrip()
-
-
-def _fill(name: str, decision: Decision, request: Request, hostname: bytes | None, decision_id: str) -> str:
-    match name:
-        case "rule":
-            return decision.rule_name
-        case "id":
-            return decision_id
-        case "reverse_dns":
-            return decision.identity.status if decision.identity is not None else "unknown"
-        case "hostname":
-            value = hostname or b""
-        case _:
-            value = request.get(name)
-    return _UNSAFE.sub("?", value.decode("utf-8", "replace")) or "unknown"

@@ -14,10 +14,48 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from policyd.core.ruleset import ATTRIBUTES
-
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+# Attributes of a policy request in the order in which Postfix 3.12 sends them
+# (https://www.postfix.org/SMTPD_POLICY_README.html, smtpd_check.c).
+ATTRIBUTES = (
+    "request",
+    "protocol_state",
+    "protocol_name",
+    "client_address",
+    "client_name",
+    "client_port",
+    "reverse_client_name",
+    "server_address",
+    "server_port",
+    "helo_name",
+    "sender",
+    "recipient",
+    "recipient_count",
+    "queue_id",
+    "instance",
+    "size",
+    "etrn_domain",
+    "stress",
+    "sasl_method",
+    "sasl_username",
+    "sasl_sender",
+    "ccert_subject",
+    "ccert_issuer",
+    "ccert_fingerprint",
+    "ccert_pubkey_fingerprint",
+    "encryption_protocol",
+    "encryption_cipher",
+    "encryption_keysize",
+    "tls_sni",
+    "policy_context",
+    "compatibility_level",
+    "mail_version",
+)
+
+# The states in which Postfix knows a sender; elsewhere an empty `sender` says nothing.
+SENDER_STATES = frozenset({b"MAIL", b"RCPT", b"DATA", b"END-OF-MESSAGE"})
 
 # What every request must say of itself; nothing else is spoken on this protocol.
 REQUEST_TYPE = b"smtpd_access_policy"

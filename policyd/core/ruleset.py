@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import datetime
 
-    from policyd.core.index import Index
 
 # What policyd adds where a rule gives a code without text. Postfix before 3.11 reads past the end of a
 # reply that is a code alone and shows the text of an earlier one.
@@ -25,46 +24,6 @@ MAX_TEXT = 200
 
 # The rule name under which `default` appears to `{rule}` and to a ruleset's tests.
 DEFAULT_RULE = "default"
-
-# Attributes of a policy request in the order in which Postfix 3.12 sends them
-# (https://www.postfix.org/SMTPD_POLICY_README.html, smtpd_check.c).
-ATTRIBUTES = (
-    "request",
-    "protocol_state",
-    "protocol_name",
-    "client_address",
-    "client_name",
-    "client_port",
-    "reverse_client_name",
-    "server_address",
-    "server_port",
-    "helo_name",
-    "sender",
-    "recipient",
-    "recipient_count",
-    "queue_id",
-    "instance",
-    "size",
-    "etrn_domain",
-    "stress",
-    "sasl_method",
-    "sasl_username",
-    "sasl_sender",
-    "ccert_subject",
-    "ccert_issuer",
-    "ccert_fingerprint",
-    "ccert_pubkey_fingerprint",
-    "encryption_protocol",
-    "encryption_cipher",
-    "encryption_keysize",
-    "tls_sni",
-    "policy_context",
-    "compatibility_level",
-    "mail_version",
-)
-
-# The states in which Postfix knows a sender; elsewhere an empty `sender` says nothing.
-SENDER_STATES = frozenset({b"MAIL", b"RCPT", b"DATA", b"END-OF-MESSAGE"})
 
 
 class Verb(StrEnum):
@@ -145,29 +104,3 @@ class Rule:
     def expired(self, today: datetime.date) -> bool:
         """Whether the rule is to be skipped on `today` (a date in UTC)."""
         return self.expires is not None and today >= self.expires
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """What was loaded, for the summary that `check`, start and reload print."""
-
-    rules: int = 0
-    networks: int = 0
-    names: int = 0
-    expressions: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Ruleset:
-    """Rules in order, what decides if none of them does, and the index over all of their entries.
-
-    `observe` is the top-level `mode: observe`: everything is decided, and every answer is DUNNO. `hash` is the
-    first 8 hexadecimal digits of the SHA-256 over the rules file and each list file in order of appearance.
-    """
-
-    rules: tuple[Rule, ...]
-    default: Action
-    index: Index
-    observe: bool = False
-    hash: str = "00000000"
-    counts: Counts = Counts()

@@ -20,13 +20,14 @@ import uvloop
 
 from policyd import __version__
 from policyd.config.problems import ConfigErrors
-from policyd.daemon import metrics, sockets
-from policyd.daemon.decisionlog import DecisionLog
-from policyd.daemon.notify import Notifier
-from policyd.daemon.oplog import OperationalLog
+from policyd.daemon import listeners, metrics
+from policyd.daemon.counters import Counters
+from policyd.daemon.decision_log_file import DecisionLog
+from policyd.daemon.operational_log import OperationalLog
 from policyd.daemon.reload import Loader, LoadError
-from policyd.daemon.resolver import Resolver
 from policyd.daemon.server import Server
+from policyd.daemon.systemd import Notifier
+from policyd.dns.resolver import Resolver
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
@@ -84,7 +85,7 @@ class _Daemon:
         self._operational_log = operational_log
         self._environment = environment
         self._notifier = Notifier(environment)
-        self._counters = metrics.Counters()
+        self._counters = Counters()
         self._ended = asyncio.Event()
         self._reload_wanted = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -126,7 +127,7 @@ class _Daemon:
         """Opens all that is to be open. Raises ListenError."""
         settings = self._settings = delivery.settings
         logging.getLogger().setLevel(settings.log_level.upper())
-        most_connections = sockets.raise_descriptor_limit()
+        most_connections = listeners.raise_descriptor_limit()
         if settings.limits.connections > most_connections:
             _log.warning(
                 "limits.connections is %d, but descriptors suffice for %d only (LimitNOFILE=, ulimit -n)",
@@ -145,7 +146,7 @@ class _Daemon:
         )
         self._page = metrics.Page(self._server, self._lines_lost, delivery.seconds)
         self._page_server = await self._serve_metrics(settings)
-        self._listeners = sockets.open_listeners(settings, self._environment)
+        self._listeners = listeners.open_listeners(settings, self._environment)
         for listener in self._listeners:
             listener.start(asyncio.get_running_loop(), self._server.accept, self._server.complain)
 
@@ -279,7 +280,7 @@ class _Daemon:
         try:
             await server.start(settings.metrics)
         except OSError as error:
-            raise sockets.cannot_listen(settings.metrics, error) from None
+            raise listeners.cannot_listen(settings.metrics, error) from None
         place = str(settings.metrics).removeprefix("inet:")
         _log.info("metrics are at http://%s/metrics", place)
         if server.is_reachable_from_elsewhere:
@@ -289,7 +290,7 @@ class _Daemon:
     async def _move_metrics(self, settings: Settings) -> None:
         try:
             server = await self._serve_metrics(settings)
-        except sockets.ListenError as error:
+        except listeners.ListenError as error:
             _log.error("metrics: %s; the old address stays", error)
             return
         if self._page_server is not None:

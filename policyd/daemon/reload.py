@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from policyd.config import Loaded
     from policyd.config.settings import InetAddress, Settings, UnixAddress
-    from policyd.core.ruleset import Ruleset
+    from policyd.core.index import Ruleset
 
 # Elements of a long list that are unpickled at a time. A rule with its conditions takes some 30 us, so a slice takes
 # 2 ms, which requests do not notice.

@@ -7,7 +7,7 @@ the one that decides it, whatever is loaded meanwhile.
 
 Promises that no connection is closed because of a reload; that everything a client can grow is bounded; and that a
 bug costs one connection, with a traceback in the operational log and no answer, which is what the protocol asks for
-(https://www.postfix.org/SMTPD_POLICY_README.html). Listening is left to `policyd.daemon.sockets`.
+(https://www.postfix.org/SMTPD_POLICY_README.html). Listening is left to `policyd.daemon.listeners`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
 
-from policyd.core.engine import NEEDS_IDENTITY, decide, reply_text, trusted_identity
+from policyd.core.engine import NEEDS_IDENTITY, decide, trusted_identity
 from policyd.core.protocol import Layouts, ProtocolError, RequestParser, encode_reply
+from policyd.core.reply import reply_text
 from policyd.core.ruleset import Verb
-from policyd.daemon.decisionlog import Entry, Stamps, json_line, text_line
-from policyd.daemon.ids import DecisionIds
-from policyd.daemon.oplog import Throttled
-from policyd.daemon.resolver import with_claimed
+from policyd.core.throttle import Throttled
+from policyd.daemon.decision_ids import DecisionIds
+from policyd.decision_log.writer import Entry, Stamps, json_line, text_line
+from policyd.dns.resolver import with_claimed
 
 if TYPE_CHECKING:
     import socket
@@ -33,11 +34,11 @@ if TYPE_CHECKING:
     from policyd.config.settings import Settings
     from policyd.core.engine import Decision
     from policyd.core.identity import Identity
+    from policyd.core.index import Ruleset
     from policyd.core.protocol import Request
-    from policyd.core.ruleset import Ruleset
-    from policyd.daemon.decisionlog import DecisionLog
-    from policyd.daemon.metrics import Counters
-    from policyd.daemon.resolver import Resolver
+    from policyd.daemon.counters import Counters
+    from policyd.daemon.decision_log_file import DecisionLog
+    from policyd.dns.resolver import Resolver
 
 _log = logging.getLogger(__name__)
 

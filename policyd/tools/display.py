@@ -16,7 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 from rich.text import Text
 
-from policyd.tools.logfiles import total_bytes
+from policyd.logs.files import total_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

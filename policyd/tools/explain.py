@@ -15,10 +15,11 @@ from rich.text import Text
 
 from policyd.config.entries import parse_entries
 from policyd.config.lists import Entry
-from policyd.core.engine import Decision, Outcome, reply_text, trace
+from policyd.core.engine import Decision, Outcome, trace
 from policyd.core.identity import Status
 from policyd.core.index import build_index
 from policyd.core.printable import printable
+from policyd.core.reply import reply_text
 from policyd.core.ruleset import Action, Condition, Kind, Rule, Subject, Verb
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from policyd.config import Loaded
-    from policyd.config.ruleset import WrittenCondition
+    from policyd.config.written import WrittenCondition
     from policyd.core.engine import Looked
     from policyd.core.identity import Identity
     from policyd.core.protocol import Request

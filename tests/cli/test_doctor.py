@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.requirements import require
-from tests.tools.test_doctor import inet_daemon
+from tests.tools.doctor.test_doctor import inet_daemon
 
 if TYPE_CHECKING:
     from collections.abc import Callable

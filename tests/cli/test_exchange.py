@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from policyd.tools import exports, imports
+from policyd.exchange import exporting, importing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,6 +130,6 @@ def test_an_export_can_be_imported_again(run: Run, tmp_path: Path) -> None:
 
 def test_the_help_names_every_format(run: Run) -> None:
     said = run("import", "--help").out
-    assert [name for name in imports.FORMATS if name not in said] == []
+    assert [name for name in importing.FORMATS if name not in said] == []
     said = run("export", "--help").out
-    assert [name for name in exports.FORMATS if name not in said] == []
+    assert [name for name in exporting.FORMATS if name not in said] == []

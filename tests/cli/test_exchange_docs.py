@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from policyd.tools import exports, imports
+from policyd.exchange import exporting, importing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,5 +52,5 @@ def test_the_page_shows_what_the_command_prints(
 
 def test_every_format_has_an_example() -> None:
     commands = [example.command.split() for example in shown()]
-    assert {words[1] for words in commands if words[0] == "import"} >= set(imports.FORMATS) - {"postfix-regexp"}
-    assert {words[1] for words in commands if words[0] == "export"} == set(exports.FORMATS) - {"json"}
+    assert {words[1] for words in commands if words[0] == "import"} >= set(importing.FORMATS) - {"postfix-regexp"}
+    assert {words[1] for words in commands if words[0] == "export"} == set(exporting.FORMATS) - {"json"}

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import strategies as st
 
 from policyd.config.problems import Report
-from policyd.config.ruleset import RulesFile, read_rules
+from policyd.config.rules_reader import read_rules
 from policyd.core.identity import Identity, Reason, Status
 from policyd.core.protocol import Request
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from policyd.config.written import RulesFile
 
 ADDRESSES = ["192.0.2.1", "192.0.2.129", "198.51.100.1", "::ffff:192.0.2.1", "2001:db8::1", "2001:db8:1::1", "unknown"]
 NETWORKS = ["192.0.2.0/24", "192.0.2.0/25", "192.0.2.1", "0.0.0.0/0", "198.51.100.0/24", "2001:db8::/32", "2001:db8::1"]

@@ -6,7 +6,8 @@ import pytest
 
 from policyd.config.conditions import CONDITIONS, KNOWN_VALUES, ConditionType
 from policyd.config.entries import parse_entries
-from policyd.core.ruleset import ATTRIBUTES, Kind, Subject
+from policyd.core.protocol import ATTRIBUTES
+from policyd.core.ruleset import Kind, Subject
 
 NAMED = {
     "cidr": ("client_address", Kind.NETWORK),

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from policyd.config.conditions import Form
 from policyd.config.entries import entry_keys, fold_entry, parse_entries
-from policyd.config.explain import explain_entry
-from policyd.core.index import Networks
+from policyd.config.entry_messages import explain_entry
+from policyd.core.tables import Networks
 
 NAME_FORMS = [Form.HOST_NAME, Form.DOMAIN, Form.HELO_NAME, Form.SENDER, Form.RECIPIENT, Form.TEXT]
 

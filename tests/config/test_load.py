@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from policyd.config import ConfigErrors, Severity, load
 from policyd.config.conditions import CONDITIONS
-from policyd.core.ruleset import ATTRIBUTES
+from policyd.core.protocol import ATTRIBUTES
 
 CONFIG = Path(__file__).parents[2] / "config"
 GOOD = "rules: [{name: a, match: {cidr: 192.0.2.1}, action: REJECT}]\n"

@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from policyd.config.actions import ActionError, parse_action
+from policyd.config.checks.ruleset_tests import GIVEN_KEYS, TEST_KEYS
 from policyd.config.conditions import CONDITIONS
-from policyd.config.ruleset import LIST_KEYS, RULE_KEYS, TOP_KEYS
+from policyd.config.rules_reader import LIST_KEYS, RULE_KEYS, TOP_KEYS
 from policyd.config.schema import rules_schema, schema, settings_schema
-from policyd.config.selftest import GIVEN_KEYS, TEST_KEYS
 from policyd.config.settings import Settings
 
 if TYPE_CHECKING:

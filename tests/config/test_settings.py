@@ -25,7 +25,7 @@ from policyd.config.settings import (
     parse_listen,
     read_settings,
 )
-from policyd.config.syntax import parse_yaml
+from policyd.config.yaml_tree import parse_yaml
 
 SHIPPED = Path(__file__).parents[2] / "config" / "policyd.yaml"
 

@@ -2,8 +2,10 @@
 
 import ipaddress
 
-from policyd.core.index import Networks, build_index, fold_name, fold_value
-from policyd.core.ruleset import Action, Condition, Kind, Rule, Ruleset, Verb
+from policyd.core.index import Ruleset, build_index
+from policyd.core.normalize import fold_name, fold_value
+from policyd.core.ruleset import Action, Condition, Kind, Rule, Verb
+from policyd.core.tables import Networks
 
 
 def condition_of(name: str) -> tuple[str, Kind]:

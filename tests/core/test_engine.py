@@ -7,9 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from policyd.core.engine import NEEDS_IDENTITY, Decision, Outcome, decide, reply_text, trace, trusted_identity
+from policyd.core.engine import NEEDS_IDENTITY, Decision, Outcome, decide, trace, trusted_identity
 from policyd.core.identity import Identity, Reason, Status
 from policyd.core.protocol import Request
+from policyd.core.reply import reply_text
 from policyd.core.ruleset import Verb
 from tests import naive
 from tests.core.build import action_of, build

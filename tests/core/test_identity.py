@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policyd.core.identity import MAX_CLAIMED, MAX_TRIED, Identity, Reason, Status, identify, may_be_host
-from tests.dns import Zone
+from tests.name_server import Zone
 
 PTR = "1.2.0.192.in-addr.arpa PTR"
 PTR6 = "1" + ".0" * 23 + ".8.b.d.0.1.0.0.2.ip6.arpa PTR"

@@ -10,17 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policyd.core.index import (
-    MAX_NAME,
-    ExpressionTable,
-    Filing,
-    Hits,
-    NameTable,
-    RangeTable,
-    domain_of,
-    fold_name,
-    fold_value,
-)
+from policyd.core.lookups import ExpressionTable
+from policyd.core.normalize import MAX_NAME, domain_of, fold_name, fold_value
+from policyd.core.tables import Filing, Hits, NameTable, RangeTable
 
 
 def table_of(networks: list) -> tuple[RangeTable, Filing]:

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policyd.core.protocol import Layouts, ProtocolError, Request, RequestParser, encode_reply
-from policyd.core.ruleset import ATTRIBUTES
+from policyd.core.protocol import ATTRIBUTES, Layouts, ProtocolError, Request, RequestParser, encode_reply
 
 TYPE = b"request=smtpd_access_policy\n"
 POSTFIX = TYPE + b"protocol_state=RCPT\nclient_address=192.0.2.1\nsender=a=b@example.org\nsasl_username=\n\n"

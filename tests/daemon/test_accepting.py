@@ -9,7 +9,7 @@ import socket
 
 import pytest
 
-from policyd.daemon.sockets import Listener
+from policyd.daemon.listeners import Listener
 
 # The whole system out of descriptors, out of memory for sockets, out of memory: a test that filled these up would stop
 # every other program on the machine.

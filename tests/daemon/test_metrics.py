@@ -13,12 +13,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from policyd.core.engine import Decision
 from policyd.core.ruleset import Action, Rule, Verb
-from policyd.daemon.metrics import MAX_SCRAPERS, SLICE, Counters, Page
+from policyd.daemon.counters import Counters
+from policyd.daemon.metrics import MAX_SCRAPERS, SLICE, Page
 from tests.core.build import build
 from tests.daemon.client import Client, request, unnamed
 from tests.daemon.conftest import StartPolicyd
 from tests.daemon.turns import Turns
-from tests.dns import NXDOMAIN, Reply, ScriptedServer
+from tests.name_server import NXDOMAIN, Reply, ScriptedServer
 from tests.ports import free_port
 
 RULES = """

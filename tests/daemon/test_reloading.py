@@ -12,9 +12,9 @@ import pytest
 from tests.daemon.client import Client, request, unnamed
 from tests.daemon.conftest import DNS_RULES, RULES, StartPolicyd
 from tests.daemon.test_serving import said
-from tests.dns import NXDOMAIN, Reply, ScriptedServer
 from tests.field.policyd import Policyd
 from tests.field.waiting import until
+from tests.name_server import NXDOMAIN, Reply, ScriptedServer
 from tests.ports import free_port
 
 BULK = request(client_address="203.0.113.9")

@@ -12,10 +12,10 @@ from policyd.config.settings import Settings
 from policyd.core.engine import NEEDS_IDENTITY
 from policyd.core.identity import Identity, Status
 from policyd.daemon import server as server_module
-from policyd.daemon.decisionlog import DecisionLog
-from policyd.daemon.metrics import Counters
+from policyd.daemon.counters import Counters
+from policyd.daemon.decision_log_file import DecisionLog
+from policyd.daemon.listeners import Listener
 from policyd.daemon.server import Server
-from policyd.daemon.sockets import Listener
 from tests.core.build import build
 from tests.daemon.client import request, unnamed
 

@@ -12,9 +12,9 @@ import pytest
 
 from tests.daemon.client import Client, request, unnamed
 from tests.daemon.conftest import DNS_RULES, StartPolicyd
-from tests.dns import NXDOMAIN, Reply, ScriptedServer, reverse
 from tests.field.policyd import Policyd
 from tests.field.waiting import until
+from tests.name_server import NXDOMAIN, Reply, ScriptedServer, reverse
 
 VPS = request(client_name="os3-305-42423.vs.sakura.ne.jp")
 BULK = request(client_address="203.0.113.9")

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.dns import ScriptedServer
 from tests.faults.flow import HEAD, NORMAL_SECONDS, Flow
 from tests.faults.world import World, rules_file, ruleset_hash
 from tests.field.conftest import open_folder, postfix  # noqa: F401 - fixtures of the tests here too
 from tests.field.policyd import Policyd
 from tests.field.waiting import PATIENCE_SECONDS, until
+from tests.name_server import ScriptedServer
 from tests.ports import free_port
 
 if TYPE_CHECKING:

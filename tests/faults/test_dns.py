@@ -10,9 +10,9 @@ import pytest
 
 from tests import naive
 from tests.bench.processes import memory_mb
-from tests.dns import MANY_NAMES, REFUSED, SERVFAIL, Reply, start_unbound
 from tests.faults.conftest import LONG, SECONDS, Setting, long_only, table
 from tests.faults.world import HEALTHY, NAMELESS, DnsState, distorted, nothing_known, place_of, ptr_name, truth
+from tests.name_server import MANY_NAMES, REFUSED, SERVFAIL, Reply, start_unbound
 from tests.ports import free_port
 from tests.requirements import require
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.dns import SERVFAIL
 from tests.faults.conftest import SECONDS
 from tests.faults.flow import Flow
 from tests.faults.world import DnsState, World, distorted, nothing_known
 from tests.field.waiting import until
+from tests.name_server import SERVFAIL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

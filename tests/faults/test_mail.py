@@ -9,12 +9,12 @@ from collections import Counter
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from tests.dns import claim, host, start_unbound
 from tests.faults.conftest import LONG, add_row
 from tests.faults.flow import NORMAL_SECONDS, Row
 from tests.faults.test_process import kept_socket
 from tests.field.policyd import Policyd
 from tests.field.postfix import Client
+from tests.name_server import claim, host, start_unbound
 from tests.ports import free_port
 from tests.requirements import require
 

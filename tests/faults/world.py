@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import yaml
 
 from tests import naive
-from tests.dns import NXDOMAIN, Reply
+from tests.name_server import NXDOMAIN, Reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
-from tests.dns import REFUSED, Reply, ScriptedServer, claim, host, start_unbound
 from tests.field import correspondence
 from tests.field.incidents import sakura_attempts
 from tests.field.policyd import Policyd
 from tests.field.postfix import Postfix
+from tests.name_server import REFUSED, Reply, ScriptedServer, claim, host, start_unbound
 from tests.requirements import require
 
 if TYPE_CHECKING:

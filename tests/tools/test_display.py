@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from policyd.logs.files import LogError
 from policyd.tools.display import counted, reading, results, shown, table
-from policyd.tools.logfiles import LogError
 
 if TYPE_CHECKING:
     from pathlib import Path

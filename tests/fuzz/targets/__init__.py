@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from policyd.tools.imports import FORMATS
+from policyd.exchange.importing import FORMATS
 from tests.fuzz.targets import config, dns, exchange, logs, protocol
 
 if TYPE_CHECKING:

@@ -11,15 +11,18 @@ from policyd.config import ConfigErrors, Loaded, load
 from policyd.config.conditions import CONDITIONS, Form
 from policyd.config.entries import fold_entry, parse_entries
 from policyd.config.settings import MAX_PORT, InetAddress
-from policyd.core.engine import NEEDS_IDENTITY, Decision, Outcome, decide, reply_text, trace
+from policyd.core.engine import NEEDS_IDENTITY, Decision, Outcome, decide, trace
 from policyd.core.identity import Identity, Reason, Status
-from policyd.core.index import Networks
 from policyd.core.protocol import Request, encode_reply
-from policyd.core.ruleset import Ruleset, Verb
+from policyd.core.reply import reply_text
+from policyd.core.ruleset import Verb
+from policyd.core.tables import Networks
 from tests.fuzz.targets.protocol import request_of
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from policyd.core.index import Ruleset
 
 TODAY = datetime.date(2026, 11, 21)
 

@@ -1,6 +1,6 @@
 """What DNS says: the records of an answer, and the identity that comes of them.
 
-c-ares has read the message by then; `policyd.daemon.answers` is given its records. Here they are lines
+c-ares has read the message by then; `policyd.dns.answers` is given its records. Here they are lines
 `OWNER TYPE TTL VALUE`, and every question gets all of them as its answer, as from a server that does what it likes.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from policyd.core.address import parse_address, reverse_name
 from policyd.core.identity import MAX_CLAIMED, MAX_TRIED, Identity, Status, fold_ptr_name, identify
-from policyd.daemon.answers import AAAA, MAX_SECONDS, PTR, A, RecordType, read_answer
+from policyd.dns.answers import AAAA, MAX_SECONDS, PTR, A, RecordType, read_answer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

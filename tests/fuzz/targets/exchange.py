@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from policyd.config import ConfigErrors, load
 from policyd.core.ruleset import Verb
-from policyd.tools.formats.exchange import Verdict
-from policyd.tools.imports import ImportFailedError, ImportOptions, Result, Shape, import_files
+from policyd.exchange.importing import ImportFailedError, ImportOptions, Result, Shape, import_files
+from policyd.exchange.model import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from policyd.tools import decisionlog
-from policyd.tools.logfiles import MAX_LINE_BYTES, LogError, read_blocks
-from policyd.tools.maillog import MailLog
-from policyd.tools.observation import MAX_RECIPIENTS, Observation, Outcome, Standing
+from policyd.decision_log import reader
+from policyd.logs.files import MAX_LINE_BYTES, LogError, read_blocks
+from policyd.logs.maillog import MailLog
+from policyd.logs.transaction import MAX_RECIPIENTS, Observation, Outcome, Standing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,16 +79,16 @@ def decision_log(content: bytes, _folder: Path) -> None:
     """A line is a decision or it is not; a decision can be written as one printable line of either format, and is read
     from there as it was written."""
     for line in content.split(b"\n"):
-        decision = decisionlog.parse_anywhere(line)
+        decision = reader.parse_anywhere(line)
         if decision is None:
             continue
-        text = decisionlog.as_text(decision)
+        text = reader.as_text(decision)
         assert text.isascii()
         assert text.isprintable()
-        again = decisionlog.parse(text.encode())
+        again = reader.parse(text.encode())
         assert again is not None
-        assert decisionlog.as_text(again) == text
-        fields = json.loads(json.dumps(decisionlog.as_json(decision), allow_nan=False))
-        from_fields = decisionlog.from_json(fields)
+        assert reader.as_text(again) == text
+        fields = json.loads(json.dumps(reader.as_json(decision), allow_nan=False))
+        from_fields = reader.from_json(fields)
         assert from_fields is not None
-        assert decisionlog.as_json(from_fields) == fields
+        assert reader.as_json(from_fields) == fields

@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from policyd.config import load
-from policyd.core.engine import NEEDS_IDENTITY, Decision, decide, reply_text, trusted_identity
+from policyd.core.engine import NEEDS_IDENTITY, Decision, decide, trusted_identity
 from policyd.core.identity import Identity, Reason, Status
 from policyd.core.protocol import Layouts, ProtocolError, Request, RequestParser, encode_reply
-from policyd.core.ruleset import MAX_TEXT, Ruleset, Verb
-from policyd.daemon import decisionlog as writing
-from policyd.tools import decisionlog as reading
+from policyd.core.reply import reply_text
+from policyd.core.ruleset import MAX_TEXT, Verb
+from policyd.decision_log import writer as writing
+from policyd.decision_log import reader as reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from policyd.core.index import Ruleset
 
 # Small, so that a short input reaches it, and many are tried in a second.
 REQUEST_BYTES = 128

@@ -1,0 +1,1 @@
+"""Checks a ruleset that has been read: what can never match, is unreachable, looks wrong, or fails its tests."""

@@ -1,0 +1,157 @@
+"""Whether a rule's match can hold for any request at all: one that cannot is a mistake, not a rule.
+
+Only what is certain is said; a match that this passes may still never come true.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+import re2
+
+from policyd.config.conditions import PROTOCOL_STATES, STATES_WITHOUT_RECIPIENT
+from policyd.config.problems import quoted
+from policyd.core.address import parse_address
+from policyd.core.identity import Status
+from policyd.core.lookups import expression_options
+from policyd.core.normalize import decode_for_expressions, domain_of, fold_name
+from policyd.core.protocol import SENDER_STATES
+from policyd.core.ruleset import Kind, Subject, Verb
+from policyd.core.tables import Networks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from policyd.config.written import WrittenCondition
+
+# So many exact values of a rule are tried with its other conditions, and so many pairs of a value and an expression:
+# nobody writes a long list of addresses and means none of them. A pair takes 20 us, and hundreds of rules may share the
+# list that makes them.
+MAX_TRIED = 100
+
+
+def why_impossible(verb: Verb | None, match: list[WrittenCondition]) -> tuple[WrittenCondition, str] | None:
+    """The condition to point at, and why the match cannot hold together with it; None if it may."""
+    return _identity(verb, match) or _states(match) or _same_subject(match)
+
+
+def _identity(verb: Verb | None, match: list[WrittenCondition]) -> tuple[WrittenCondition, str] | None:
+    """A host name, and a status under which there is none to see."""
+    named = next((one for one in match if one.condition.subject == Subject.HOSTNAME), None)
+    status = next((one for one in match if one.condition.subject == Subject.REVERSE_DNS), None)
+    if named is None or status is None:
+        return None
+    wanted = _entries(status)
+    if not wanted:
+        return None
+    name = named.condition.name
+    if verb is Verb.DUNNO and Status.VERIFIED not in wanted:
+        return status, f"in a DUNNO rule {name} sees verified names only, and reverse_dns excludes 'verified'"
+    if wanted <= {Status.MISSING}:
+        return status, f"a client whose reverse DNS is missing has no name that {name} could see"
+    return None
+
+
+def _states(match: list[WrittenCondition]) -> tuple[WrittenCondition, str] | None:
+    """A sender or recipient, in states that have none."""
+    state = next((one for one in match if one.condition.name == "protocol_state"), None)
+    if state is None:
+        return None
+    states = {entry.upper().decode("utf-8", "replace") for entry in _entries(state) if isinstance(entry, bytes)}
+    if not states or not states <= set(PROTOCOL_STATES):
+        return None  # what is no state is a problem of its own
+    for one in match:
+        subject = one.condition.subject
+        if subject == "sender" and not any(name.encode() in SENDER_STATES for name in states):
+            return state, f"{one.condition.name} says something only in MAIL, RCPT, DATA and END-OF-MESSAGE"
+        if subject == "recipient" and states <= STATES_WITHOUT_RECIPIENT:
+            return state, f"there is no recipient yet for {one.condition.name} to see"
+    return None
+
+
+def _same_subject(match: list[WrittenCondition]) -> tuple[WrittenCondition, str] | None:
+    """Exact values of an attribute, none of which another condition on the attribute accepts."""
+    for exact in match:
+        subject = exact.condition.subject
+        if subject == Subject.HOSTNAME or exact.condition.kind not in {Kind.NAME, Kind.VALUE}:
+            continue  # a client may have several names, each of which satisfies another condition
+        others = [one for one in match if one is not exact and one.condition.subject == subject]
+        values = _entries(exact)
+        if not others or not values or len(values) > MAX_TRIED:
+            continue
+        accepts = [_acceptor(exact.condition.kind, one, len(values)) for one in others]
+        if not any(_may_accept(value, accepts) for value in values):
+            names = " and ".join(one.condition.name for one in others)
+            shown = next(iter(exact.condition.values))
+            return exact, f"no {exact.condition.name} such as {quoted(shown)} satisfies {names}"
+    return None
+
+
+Accepts: TypeAlias = "Callable[[bytes], bool]"
+
+
+def _may_accept(value: bytes | str, accepts: list[Accepts]) -> bool:
+    # Outside ASCII, and for A-labels, a request may carry the name in another form than the one compared here.
+    if not isinstance(value, bytes) or not value.isascii() or b"xn--" in value:
+        return True
+    return all(one(value) for one in accepts)
+
+
+def _acceptor(kind: Kind, other: WrittenCondition, values: int) -> Accepts:
+    """Says of a value of a condition of this kind whether another condition holds for it; there are `values` to try.
+
+    What takes long is done here, once, and not for each value.
+    """
+    match other.condition.kind:
+        case Kind.NETWORK:
+            return _network_acceptor(other)
+        case Kind.DOMAIN:
+            known = _entries(other)
+            name_of = fold_name if kind is Kind.NAME else domain_of
+            return lambda value: bool(name := name_of(value)) and _is_under(name, known)
+        case Kind.EXPRESSION if values * len(_entries(other)) <= MAX_TRIED:
+            return _expression_acceptor(kind, other)
+        case _:
+            return lambda _: True
+
+
+def _expression_acceptor(kind: Kind, other: WrittenCondition) -> Accepts:
+    options = expression_options()
+    expressions = [re2.compile(one, options) for one in _entries(other)]
+
+    def accepts(value: bytes) -> bool:
+        # A name is compared without its trailing dot, but an expression sees it.
+        values = [value, value + b"."] if kind is Kind.NAME else [b"" if value == b"<>" else value]
+        texts = [decode_for_expressions(one).decode() for one in values]
+        return any(expression.search(text) is not None for expression in expressions for text in texts)
+
+    return accepts
+
+
+def _network_acceptor(other: WrittenCondition) -> Accepts:
+    networks = [one for one in other.collections if isinstance(one, Networks)]
+    packed4 = {packed for one in networks for packed in one.v4}
+    packed6 = {packed for one in networks for packed in one.v6}
+
+    def accepts(value: bytes) -> bool:
+        address = parse_address(value)
+        if address is None:
+            return False
+        version, number = address
+        if version == 4:
+            return any((number >> 32 - n << 32 - n) << 6 | n in packed4 for n in range(33))
+        return any((number >> 128 - n << 128 - n) << 8 | n in packed6 for n in range(129))
+
+    return accepts
+
+
+def _is_under(name: bytes, known: set[bytes | str]) -> bool:
+    if name in known:
+        return True
+    labels = name.split(b".")
+    parents = (b".".join(labels[start:]) for start in range(1, len(labels)))
+    return any(parent in known or b"." + parent in known for parent in parents)
+
+
+def _entries(written: WrittenCondition) -> set[bytes | str]:
+    return {entry for collection in written.collections if not isinstance(collection, Networks) for entry in collection}

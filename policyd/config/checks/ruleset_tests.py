@@ -1,0 +1,332 @@
+"""The tests inside a ruleset: requests with the answer that each must get, tried at every load.
+
+They ask no DNS, and decide as if the top-level mode were `enforce` and, unless `given` has a date, as if no rule had
+expired. A test that fails is a problem like any other: the ruleset does not do what its author says it does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from policyd.config.conditions import Form
+from policyd.config.dates import parse_date
+from policyd.config.entries import fold_entry
+from policyd.config.entry_messages import explain_entry
+from policyd.config.problems import Problem, did_you_mean, quoted
+from policyd.config.yaml_tree import Mapping, Scalar, Sequence, describe
+from policyd.core.address import parse_address
+from policyd.core.engine import Decision, NeedsIdentity, Outcome, decide, trace
+from policyd.core.identity import Identity, Reason, Status
+from policyd.core.normalize import fold_name
+from policyd.core.protocol import ATTRIBUTES, REQUEST_TYPE, Request
+from policyd.core.reply import reply_text
+from policyd.core.ruleset import DEFAULT_RULE, Subject, Verb
+
+if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
+    from policyd.config.problems import Report
+    from policyd.config.yaml_tree import Item, Node
+    from policyd.core.engine import Looked
+    from policyd.core.index import Ruleset
+
+TEST_KEYS = ("given", "expect", "rule", "text", "observed")
+
+# What `given` can say beside the attributes of a request.
+GIVEN_DNS = ("hostname", "claimed", "reverse_dns")
+GIVEN_KEYS = (*ATTRIBUTES, *GIVEN_DNS, "date")
+
+# A day on which no rule has expired.
+LONG_AGO = datetime.date.min
+
+# What {id} reads in a test.
+TEST_ID = "00000000"
+
+
+@dataclass(frozen=True, slots=True)
+class SelfTest:
+    """One test. `rule`, `text` and `observed` are None where the test does not care."""
+
+    number: int  # from 1
+    line: int
+    column: int
+    request: Request
+    identity: Identity
+    today: datetime.date
+    expect: Verb
+    rule: str | None
+    text: str | None
+    observed: frozenset[str] | None
+
+
+def read_tests(node: Node, path: str, rules: AbstractSet[str], report: Report) -> list[SelfTest]:
+    """The tests that are well formed; what is wrong with others goes to the report. `rules` are the rules' names."""
+    if not isinstance(node, Sequence):
+        message = f"tests: expected a list of tests (given, expect), not {describe(node)}"
+        report.add(Problem(path, node.line, node.column, message))
+        return []
+    tests = []
+    for number, item in enumerate(node.items, 1):
+        test = _Reader(number, path, rules, report).read(item)
+        if test is not None:
+            tests.append(test)
+    return tests
+
+
+class _Reader:
+    """Reads one test."""
+
+    def __init__(self, number: int, path: str, rules: AbstractSet[str], report: Report) -> None:
+        self._number = number
+        self._path = path
+        self._rules = rules
+        self._report = report
+        self._wrong = False
+
+    def read(self, node: Node) -> SelfTest | None:
+        if not isinstance(node, Mapping):
+            self._add(node, f"expected a test (given, expect), not {describe(node)}")
+            return None
+        for item in node:
+            if item.key.text not in TEST_KEYS:
+                self._unknown_key(item, TEST_KEYS)
+        given = node.get("given")
+        attributes: dict[str, bytes] = {}
+        identity, today = Identity(Status.MISSING), LONG_AGO
+        if isinstance(given, Mapping):
+            attributes, identity, today = self._read_given(given)
+        elif given is None:
+            self._add(node, "'given' is missing")
+        else:
+            self._add(given, f"given: expected attributes (key: value), not {describe(given)}")
+        expect = self._read_expect(node)
+        rule = self._read_rule(node)
+        text = self._text(node.items["text"]) if "text" in node.items else None
+        observed = None
+        if "observed" in node.items:
+            observed = frozenset(self._rule_name(value) for value in self._texts(node.items["observed"]))
+        if self._wrong or expect is None:
+            return None
+        return SelfTest(
+            self._number,
+            node.line,
+            node.column,
+            Request.of(attributes),
+            identity,
+            today,
+            expect,
+            rule,
+            text,
+            observed,
+        )
+
+    def _add(self, node: Node, message: str) -> None:
+        self._wrong = True
+        self._report.add(Problem(self._path, node.line, node.column, f"test {self._number}: {message}"))
+
+    def _unknown_key(self, item: Item, known: tuple[str, ...]) -> None:
+        key = item.key.text
+        hint = did_you_mean(key, known)
+        if known is TEST_KEYS and not hint:
+            hint = "; it belongs under given" if key in GIVEN_KEYS else f"; there are {', '.join(known)}"
+        self._add(item.key, f"unknown key {quoted(key)}{hint}")
+
+    def _text(self, item: Item) -> str:
+        if isinstance(item.value, Scalar) and not item.value.missing:
+            return item.value.text
+        self._add(item.value, f"{item.key.text}: expected text, not {describe(item.value)}")
+        return ""
+
+    def _texts(self, item: Item) -> list[Scalar]:
+        """One value or several."""
+        nodes = item.value.items if isinstance(item.value, Sequence) else [item.value]
+        texts = []
+        for node in nodes:
+            if isinstance(node, Scalar) and not node.missing:
+                texts.append(node)
+            else:
+                self._add(node, f"{item.key.text}: expected text, not {describe(node)}")
+        return texts
+
+    def _rule_name(self, node: Scalar) -> str:
+        if node.text not in self._rules:
+            hint = did_you_mean(node.text, sorted(self._rules)) if self._report.room(self._path) else ""
+            self._add(node, f"there is no rule {quoted(node.text)}{hint}")
+        return node.text
+
+    def _read_expect(self, node: Mapping) -> Verb | None:
+        item = node.items.get("expect")
+        if item is None:
+            self._add(node, "'expect' is missing")
+            return None
+        word = self._text(item).upper()
+        if word in Verb.__members__:
+            return Verb[word]
+        if word:
+            hint = did_you_mean(word, Verb) or f"; it is one of {', '.join(Verb)}"
+            self._add(item.value, f"expect: unknown action {quoted(word)}{hint}")
+        return None
+
+    def _read_rule(self, node: Mapping) -> str | None:
+        item = node.items.get("rule")
+        if item is None:
+            return None
+        name = self._text(item)
+        if name == DEFAULT_RULE:
+            return name
+        return self._rule_name(item.value) if isinstance(item.value, Scalar) and name else None
+
+    def _read_given(self, given: Mapping) -> tuple[dict[str, bytes], Identity, datetime.date]:
+        attributes = {"request": REQUEST_TYPE, "protocol_state": b"RCPT"}
+        today = LONG_AGO
+        for item in given:
+            key = item.key.text
+            if key not in GIVEN_KEYS:
+                self._unknown_key(item, GIVEN_KEYS)
+            elif key == "date":
+                today = self._read_date(item)
+            elif key not in GIVEN_DNS:
+                text = self._text(item)
+                attributes[key] = b"" if key == "sender" and text == "<>" else text.encode()
+        return attributes, self._read_identity(given, attributes), today
+
+    def _read_date(self, item: Item) -> datetime.date:
+        text = self._text(item)
+        date = parse_date(text)
+        if date is None and text:
+            self._add(item.value, f"date: {quoted(text)} is no date; write it as 2027-03-31")
+        return date or LONG_AGO
+
+    def _read_identity(self, given: Mapping, attributes: dict[str, bytes]) -> Identity:
+        """What DNS would have said."""
+        verified = self._read_names(given, "hostname")
+        claimed = self._read_names(given, "claimed")
+        status = Status.VERIFIED if verified else Status.MISMATCH if claimed else Status.MISSING
+        item = given.items.get("reverse_dns")
+        if item is None:
+            address = attributes.get("client_address", b"")
+            if status is Status.MISSING and address and parse_address(address) is None:
+                return Identity(Status.ERROR, reason=Reason.NO_ADDRESS, names_known=False)
+            return Identity(status, verified, claimed)
+        word = self._text(item)
+        if word not in set(Status):
+            hint = did_you_mean(word, Status) or f"; it is one of {', '.join(Status)}"
+            self._add(item.value, f"reverse_dns: unknown status {quoted(word)}{hint}")
+            return Identity(status, verified, claimed)
+        said = Status(word)
+        if verified and said is not Status.VERIFIED:
+            self._add(item.value, f"reverse_dns: a client with a verified hostname is verified, not {word}")
+        elif claimed and said is Status.MISSING:
+            self._add(item.value, "reverse_dns: a client that claims a name is not missing one")
+        if said is not Status.ERROR:
+            return Identity(said, verified, claimed)
+        if not claimed and (name := fold_name(attributes.get("reverse_client_name", b""))) not in {b"", b"unknown"}:
+            return Identity(said, (), (name,), Reason.SERVFAIL, names_known=False)  # what Postfix found stands in
+        return Identity(said, (), claimed, Reason.SERVFAIL, names_known=bool(claimed))
+
+    def _read_names(self, given: Mapping, key: str) -> tuple[bytes, ...]:
+        item = given.items.get(key)
+        if item is None:
+            return ()
+        names: set[bytes] = set()
+        for node in self._texts(item):
+            folded = fold_entry(Form.HOST_NAME, node.text.encode())
+            if folded:
+                names.update(folded)
+            elif key == "hostname":
+                self._add(node, f"hostname: {explain_entry(Form.HOST_NAME, node.text.encode())}")
+            else:
+                names.add(fold_name(node.text.encode()))  # a PTR record can hold anything
+        return tuple(sorted(names))
+
+
+# --- Running them -----------------------------------------------------------------------------------------------------
+
+
+def run_tests(tests: list[SelfTest], ruleset: Ruleset, path: str, report: Report) -> None:
+    """Reports each test that fails, with the decision it got and why."""
+    enforced = dataclasses.replace(ruleset, observe=False)
+    for test in tests:
+        decision = decide(enforced, test.request, test.identity, test.today)
+        assert not isinstance(decision, NeedsIdentity)  # the identity was given
+        complaint = _complaint(test, decision)
+        if complaint and report.room(path):
+            looked = trace(enforced, test.request, test.identity, test.today)
+            message = f"test {test.number} fails: {complaint}; {_why(test, decision, looked, ruleset)}"
+            report.add(Problem(path, test.line, test.column, message))
+        elif complaint:  # why costs a look at every rule
+            report.count_more(path, 1)
+
+
+def _complaint(test: SelfTest, decision: Decision) -> str:
+    """What is not as expected; empty if all is."""
+    wrong_rule = test.rule is not None and test.rule != decision.rule_name
+    if test.expect is not decision.verb or wrong_rule:
+        wanted = f"{test.expect}{_by(test.rule)}" if wrong_rule else str(test.expect)
+        return f"expected {wanted}, got {decision.verb}{_by(decision.rule_name)}"
+    if test.text is not None:
+        hostname = test.identity.verified[0] if test.identity.verified else None
+        reply = reply_text(decision, test.request, hostname, TEST_ID)
+        if test.text not in reply:
+            return f"expected a reply with {quoted(test.text)} in it, got {quoted(reply, 200)}"
+    if test.observed is not None and test.observed != set(decision.observed):
+        return f"expected observed {_names(test.observed)}, got {_names(decision.observed)}"
+    return ""
+
+
+def _by(rule: str | None) -> str:
+    if rule is None:
+        return ""
+    return " by default" if rule == DEFAULT_RULE else f" by rule '{rule}'"
+
+
+def _names(names: AbstractSet[str] | tuple[str, ...]) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+def _why(test: SelfTest, decision: Decision, looked: list[Looked], ruleset: Ruleset) -> str:
+    """Why the decision is what it is: what matched, and why what should have decided did not."""
+    reasons = []
+    wanted = next((one for one in looked if one.rule.name == test.rule), None)
+    if test.rule not in {None, DEFAULT_RULE, decision.rule_name}:
+        if wanted is not None:
+            reasons.append(f"rule '{test.rule}' {_why_not(wanted, test.identity)}")
+        else:
+            line = next(rule.line for rule in ruleset.rules if rule.name == test.rule)
+            reasons.append(f"rule '{test.rule}' stands below it, at line {line}")
+    if decision.rule is None:
+        reasons.append("no rule matched")
+        if test.rule is None and test.expect is not decision.verb:
+            reasons += [
+                f"rule '{one.rule.name}' {_why_not(one, test.identity)}"
+                for one in looked
+                if one.rule.action.verb is test.expect and not one.rule.observe
+            ][:3]
+    else:
+        deciding = looked[-1]
+        held = [condition.name for condition, outcome in deciding.match if outcome is Outcome.YES]
+        reasons.append(f"rule '{decision.rule.name}' (line {decision.rule.line}) matched: {', '.join(held)}")
+    if decision.downgraded:
+        reasons.append("a REJECT became a DEFER because reverse DNS is in error")
+    return "; ".join(reasons)
+
+
+def _why_not(looked: Looked, identity: Identity) -> str:
+    """Why a rule did not decide."""
+    if looked.expired:
+        return "has expired"
+    if looked.rule.observe and looked.outcome is not Outcome.NO:
+        return "only observes"
+    failed = [condition for condition, outcome in looked.match if outcome is Outcome.NO]
+    if failed:
+        lie = looked.rule.action.verb is Verb.DUNNO and identity.claimed
+        only_claimed = lie and any(condition.subject == Subject.HOSTNAME for condition in failed)
+        reason = " (a claimed name lets nobody through)" if only_claimed else ""
+        return f"did not match: {', '.join(condition.name for condition in failed)} did not hold{reason}"
+    excepted = [condition.name for condition, outcome in looked.exceptions if outcome is Outcome.YES]
+    if excepted:
+        return f"was excepted: {', '.join(excepted)} held"
+    return "could not be settled, because reverse DNS is in error"

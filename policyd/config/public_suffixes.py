@@ -1,0 +1,27 @@
+"""The list of public suffixes (https://publicsuffix.org), read once and only when it is needed (60 ms)."""
+
+from __future__ import annotations
+
+import functools
+
+from publicsuffixlist import PublicSuffixList
+
+from policyd.core.public_suffix import RegistrableDomains
+
+
+@functools.cache
+def registries() -> PublicSuffixList:
+    """Returns the suffixes of registries alone: the ICANN section."""
+    return PublicSuffixList(only_icann=True)
+
+
+@functools.cache
+def all_suffixes() -> PublicSuffixList:
+    """Returns both sections, with the suffixes under which a company gives names to its customers."""
+    return PublicSuffixList()
+
+
+@functools.cache
+def registrable_domains() -> RegistrableDomains:
+    """Returns the registrable domains by the ICANN section."""
+    return RegistrableDomains(registries().privatesuffix)

@@ -1,0 +1,471 @@
+"""rules.yaml -> `Ruleset`: every rule, list, action and condition, with every problem found on the way.
+
+Reading goes on after a problem, so that one run shows all of them; the index is built only if there was none. What
+is kept beside the ruleset (`RulesFile`) says where each thing stands in the file, for the lint and the tools.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import re2
+
+from policyd.config.actions import ActionError, parse_action
+from policyd.config.checks.never_matches import why_impossible
+from policyd.config.checks.ruleset_tests import read_tests, run_tests
+from policyd.config.conditions import CONDITIONS, KNOWN_VALUES, UNPROVEN
+from policyd.config.dates import parse_date
+from policyd.config.files import MAX_LIST_BYTES, MAX_RULES_BYTES, OversizedError, UnreadableError, read_file
+from policyd.config.lists import ListDefinition, ListFile, parse_values
+from policyd.config.problems import Problem, Severity, did_you_mean, quoted
+from policyd.config.written import RulesFile, WrittenCondition, WrittenRule
+from policyd.config.yaml_tree import Mapping, Scalar, Sequence, describe, parse_yaml
+from policyd.core.index import Counts, Ruleset, build_index
+from policyd.core.protocol import ATTRIBUTES
+from policyd.core.ruleset import DEFAULT_RULE, Action, Condition, Kind, Rule, Verb
+from policyd.core.tables import Networks
+
+if TYPE_CHECKING:
+    import datetime
+    from collections.abc import Iterator
+
+    from policyd.config.conditions import ConditionType
+    from policyd.config.problems import Report
+    from policyd.config.yaml_tree import Item, Node
+
+TOP_KEYS = ("mode", "lists", "rules", "default", "tests")
+RULE_KEYS = ("name", "match", "except", "action", "mode", "expires", "note")
+LIST_KEYS = ("file", "allow_empty")
+MODES = ("enforce", "observe")
+
+# A path may have 4,096 bytes (PATH_MAX, limits.h). A longer one can be written, and would make a message of its length.
+MAX_PATH_SHOWN = 1000
+
+NAME_PATTERN = r"[A-Za-z0-9_.-]+"
+_NAME = re.compile(NAME_PATTERN)
+
+
+def read_rules(path: str, report: Report, *, keep_lists: bool = True) -> RulesFile | None:
+    """Reads a rules file and its lists, builds the ruleset, and runs the tests inside it.
+
+    None where there is nothing to speak of: the file cannot be read or is no YAML. All problems are in the report,
+    which must hold none before. Without `keep_lists`, the text of list files is forgotten once it has been parsed.
+    """
+    try:
+        content = read_file(path, MAX_RULES_BYTES)
+    except UnreadableError as error:
+        report.add(Problem(path, 0, 0, str(error), severity=Severity.UNREADABLE))
+        return None
+    except OversizedError as error:
+        report.add(Problem(path, 0, 0, str(error)))
+        return None
+    root = parse_yaml(content, path, report)
+    if root is None:
+        return None
+    reader = _Reader(path, content, report)
+    rules_file = reader.read(root)
+    rules_are_right = not report
+    reader.read_tests(root)
+    if not keep_lists:
+        reader.forget_list_files()
+    ruleset = reader.build() if rules_are_right else None
+    if ruleset is not None:
+        run_tests(rules_file.tests, ruleset, path, report)  # also beside a test that cannot be read
+        if not report:
+            rules_file.ruleset = ruleset
+    return rules_file
+
+
+class _Reader:
+    """One reading of one rules file."""
+
+    def __init__(self, path: str, content: bytes, report: Report) -> None:
+        self._path = path
+        self._report = report
+        self._hash = hashlib.sha256(content)
+        self._file = RulesFile(path)
+        self._list_files: dict[str, ListFile | None] = {}
+        self._conditions = 0
+        self._rule = ""  # the name of the rule that is being read, for its problems
+        self._prefix = ""  # what stands before them where the rule has no name to go by
+
+    def read(self, root: Node) -> RulesFile:
+        if not isinstance(root, Mapping):
+            self._add(root, f"expected 'rules:' and what goes with it, not {describe(root)}")
+            return self._file
+        self._check_keys(root, TOP_KEYS)
+        if (lists := root.get("lists")) is not None:
+            self._read_lists(lists)
+        self._file.observe = self._read_mode(root)
+        self._read_all_rules(root)
+        default = root.get("default")
+        if default is not None:
+            self._prefix = "default: "
+            self._file.default = self._read_action(default)[1] or self._file.default
+            self._prefix = ""
+        return self._file
+
+    def read_tests(self, root: Node) -> None:
+        """The tests inside the ruleset, which name its rules."""
+        tests = root.get("tests") if isinstance(root, Mapping) else None
+        if isinstance(root, Mapping) and tests is not None:
+            self._file.tests = read_tests(tests, self._path, self._names_of_rules(root), self._report)
+
+    def forget_list_files(self) -> None:
+        """Frees the text of list files."""
+        for list_file in self._list_files.values():
+            if list_file is not None:
+                list_file.content = b""
+
+    def build(self) -> Ruleset | None:
+        """The ruleset. Only to be called if nothing was wrong; what is too much for the index is reported."""
+        written = self._file.rules
+        rules = tuple(one.rule for one in written)
+        entries = {
+            condition.condition.number: condition.collections
+            for one in written
+            for condition in (*one.match, *one.exceptions)
+        }
+        try:
+            index = build_index(rules, entries)
+        except re2.error:
+            message = "all expressions on one attribute together are too large for RE2; repeat less, as in {1000}"
+            self._report.add(Problem(self._path, 0, 0, message))
+            return None
+        except ValueError as error:
+            self._report.add(Problem(self._path, 0, 0, f"is too large to be indexed: {error}"))
+            return None
+        return Ruleset(rules, self._file.default, index, self._file.observe, self._hash.hexdigest()[:8], self._count())
+
+    def _count(self) -> Counts:
+        """What was loaded; a list counts once, however many conditions use it."""
+        networks: dict[int, int] = {}
+        names: dict[int, int] = {}
+        expressions: dict[int, int] = {}
+        for rule in self._file.rules:
+            for written in (*rule.match, *rule.exceptions):
+                for collection in written.collections:
+                    if isinstance(collection, Networks):
+                        networks[id(collection)] = len(collection)
+                    elif written.condition.kind is Kind.EXPRESSION:
+                        expressions[id(collection)] = len(collection)
+                    elif written.condition.kind is not Kind.STATUS:
+                        names[id(collection)] = len(collection)
+        return Counts(len(self._file.rules), sum(networks.values()), sum(names.values()), sum(expressions.values()))
+
+    # --- Problems ---------------------------------------------------------------------------------------------------
+
+    def _add(self, node: Node, message: str) -> None:
+        self._report.add(Problem(self._path, node.line, node.column, self._prefix + message, self._rule))
+
+    def _will_be_shown(self) -> bool:
+        """Whether the next problem will be, so that it is worth a guess at what was meant, which takes its time."""
+        return self._report.room(self._path) > 0
+
+    def _check_keys(self, node: Mapping, known: tuple[str, ...]) -> None:
+        for item in node:
+            key = item.key.text
+            if key not in known:
+                hint = did_you_mean(key, known)
+                if not hint and key in CONDITIONS and known is RULE_KEYS:
+                    hint = "; it is a condition, and belongs under match or except"
+                hint = hint or f"; there are {', '.join(known)}"
+                self._add(item.key, f"unknown key {quoted(key)}{hint}")
+
+    def _text(self, item: Item, meaning: str) -> str | None:
+        """The text of a field; None where it is none, which is reported."""
+        value = item.value
+        if isinstance(value, Scalar) and not value.missing:
+            return value.text
+        self._add(value, f"{item.key.text}: expected {meaning}, not {describe(value)}")
+        return None
+
+    # --- Lists ------------------------------------------------------------------------------------------------------
+
+    def _read_lists(self, node: Node) -> None:
+        if not isinstance(node, Mapping):
+            self._add(node, f"lists: expected names with their entries, not {describe(node)}")
+            return
+        for item in node:
+            key = item.key
+            self._prefix = f"list {quoted(key.text)}: "
+            if not _NAME.fullmatch(key.text):
+                self._add(key, "this is no name for a list; use letters, digits, '-', '_' and '.' only")
+            definition = ListDefinition(key.text, self._path, key.line, key.column)
+            self._file.lists[key.text] = definition
+            self._read_list(definition, item.value)
+        self._prefix = ""
+
+    def _read_list(self, definition: ListDefinition, node: Node) -> None:
+        if isinstance(node, Mapping):
+            self._read_list_file(definition, node)
+            return
+        values = node.items if isinstance(node, Sequence) else [node]
+        if not values or (isinstance(node, Scalar) and node.missing):
+            self._add(node, "has no entries; take the list away, or fill it")
+        for value in values:
+            if not isinstance(value, Scalar) or (value.missing and value is not node):
+                self._add(value, f"expected an entry, not {describe(value)}")
+            elif value.text.startswith("$$"):
+                definition.values.append(Scalar(value.text[1:], value.line, value.column, value.plain))
+            elif value.text.startswith("$"):
+                self._add(value, f"{quoted(value.text)}: a list has no other lists in it; give the condition both")
+            elif not value.missing:
+                definition.values.append(value)
+
+    def _read_list_file(self, definition: ListDefinition, node: Mapping) -> None:
+        self._check_keys(node, LIST_KEYS)
+        allow_empty = False
+        if (item := node.items.get("allow_empty")) is not None:
+            text = self._text(item, "true or false")
+            if text not in {"true", "false", None}:
+                self._add(item.value, f"allow_empty: {quoted(text or '')} is neither true nor false")
+            allow_empty = text == "true"
+        item = node.items.get("file")
+        if item is None:
+            self._add(node, "'file' is missing")
+            return
+        name = self._text(item, "the name of a file")
+        if not name:
+            if name == "":
+                self._add(item.value, "file: expected the name of a file, not ''")
+            return
+        definition.file = self._list_file(str(Path(self._path).parent / name), item.value)
+        if definition.file is not None and not allow_empty and not definition.file.has_entries():
+            message = "has no entries, which would disarm the list; where that is meant, write allow_empty: true"
+            self._report.add(Problem(definition.file.path, 1, 1, f"{self._prefix}{message}"))
+
+    def _list_file(self, path: str, node: Node) -> ListFile | None:
+        """The file, read once; None where it cannot be used, which is reported for each list that names it."""
+        if path not in self._list_files:
+            self._list_files[path] = None
+            try:
+                content = read_file(path, MAX_LIST_BYTES)
+            except (UnreadableError, OversizedError) as error:
+                shown = path if len(path) <= MAX_PATH_SHOWN else path[: MAX_PATH_SHOWN - 3] + "..."
+                self._add(node, f"{shown} {error}")
+                return None
+            self._hash.update(content)
+            if (nul := content.find(b"\0")) >= 0:
+                line = content.count(b"\n", 0, nul) + 1
+                message = "has a NUL byte; a list is a text file in UTF-8"
+                self._report.add(Problem(path, line, nul - content.rfind(b"\n", 0, nul), f"{self._prefix}{message}"))
+                return None
+            self._list_files[path] = ListFile(path, content)
+        return self._list_files[path]
+
+    # --- Rules ------------------------------------------------------------------------------------------------------
+
+    def _names_of_rules(self, root: Mapping) -> set[str]:
+        """The names of all rules, of those too that are wrong otherwise."""
+        rules = root.get("rules")
+        nodes = rules.items if isinstance(rules, Sequence) else []
+        names = (node.get("name") for node in nodes if isinstance(node, Mapping))
+        return {name.text for name in names if isinstance(name, Scalar)}
+
+    def _read_all_rules(self, root: Mapping) -> None:
+        rules = root.get("rules")
+        if rules is None:
+            self._add(root, "'rules' is missing (for none, write rules: [])")
+            return
+        if not isinstance(rules, Sequence):
+            self._add(rules, f"rules: expected a list of rules, not {describe(rules)}")
+            return
+        lines: dict[str, int] = {}
+        for number, node in enumerate(rules.items):
+            self._rule, self._prefix = "", f"rule number {number + 1}: "
+            if isinstance(node, Mapping):
+                written = self._read_rule(number, node, lines)
+                if written is not None:
+                    self._file.rules.append(written)
+            else:
+                self._add(node, f"expected a rule (name, match, action), not {describe(node)}")
+        self._rule = self._prefix = ""
+
+    def _read_rule(self, number: int, node: Mapping, lines: dict[str, int]) -> WrittenRule | None:
+        """One rule; None where something is missing. `lines` has the names so far."""
+        name = self._read_name(node, lines)
+        self._check_keys(node, RULE_KEYS)
+        verb = action = None
+        if (written_action := node.get("action")) is not None:
+            verb, action = self._read_action(written_action)
+        else:
+            self._add(node, "'action' is missing")
+        expires = self._read_expires(node)
+        note = ""
+        if (item := node.items.get("note")) is not None:
+            note = self._text(item, "text") or ""
+        match = self._read_conditions(node, "match")
+        exceptions = self._read_conditions(node, "except")
+        if not match and "match" not in node.items:
+            self._add(node, "'match' is missing; a rule needs at least one condition")
+        observe = self._read_mode(node)
+        if verb is not None:
+            self._check_unproven(verb, match, exceptions)
+        impossible = why_impossible(verb, match)
+        if impossible is not None:
+            self._add(impossible[0].key, f"match can never hold: {impossible[1]}")
+        if action is None or not match:
+            return None
+        rule = Rule(
+            name or "",
+            number,
+            tuple(one.condition for one in match),
+            tuple(one.condition for one in exceptions),
+            action,
+            observe,
+            expires,
+            note,
+            node.line,
+        )
+        return WrittenRule(rule, node, match, exceptions)
+
+    def _read_name(self, node: Mapping, lines: dict[str, int]) -> str | None:
+        item = node.items.get("name")
+        if item is None:
+            self._add(node, "'name' is missing")
+            return None
+        name = self._text(item, "text")
+        if name is None:
+            return None
+        if not _NAME.fullmatch(name):
+            self._add(item.value, f"{quoted(name)} is no name for a rule; use letters, digits, '-', '_' and '.' only")
+            return None
+        self._rule, self._prefix = name, ""
+        if name == DEFAULT_RULE:
+            self._add(item.value, f"'{DEFAULT_RULE}' is what decides where no rule does; choose another name")
+        elif name in lines:
+            self._add(item.value, f"duplicate name (first at line {lines[name]})")
+        else:
+            lines[name] = item.value.line
+        return name
+
+    def _read_action(self, node: Node) -> tuple[Verb | None, Action | None]:
+        """The action; where it is wrong, its verb, if that much can be read."""
+        if not isinstance(node, Scalar):
+            self._add(node, f"action: expected text, not {describe(node)}")
+            return None, None
+        try:
+            action = parse_action(node.text)
+        except ActionError as error:
+            self._add(node, str(error))
+            return error.verb, None
+        return action.verb, action
+
+    def _read_mode(self, node: Mapping) -> bool:
+        """Whether the mode is `observe`."""
+        item = node.items.get("mode")
+        mode = None if item is None else self._text(item, "enforce or observe")
+        if item is not None and mode is not None and mode not in MODES:
+            self._add(item.value, f"mode: {quoted(mode)} is neither enforce nor observe{did_you_mean(mode, MODES)}")
+        return mode == "observe"
+
+    def _read_expires(self, node: Mapping) -> datetime.date | None:
+        item = node.items.get("expires")
+        text = None if item is None else self._text(item, "a date")
+        if item is None or text is None:
+            return None
+        date = parse_date(text)
+        if date is None:
+            self._add(item.value, f"expires: {quoted(text)} is no date; write it as 2027-03-31")
+        return date
+
+    def _check_unproven(self, verb: Verb, match: list[WrittenCondition], exceptions: list[WrittenCondition]) -> None:
+        """The first principle, as far as a condition as such can break it."""
+        lets_through = verb is Verb.DUNNO
+        for one in match if lets_through else exceptions:
+            name = one.condition.name
+            if name in UNPROVEN:
+                where = "the match of a DUNNO rule" if lets_through else f"the except of a {verb} rule"
+                instead = name.replace("reverse_client_name", "hostname")
+                self._add(
+                    one.key,
+                    f"{name} cannot stand in {where}: whoever has an address can give it any name, and a lie must not "
+                    f"let mail through; write {instead}, which sees verified names only",
+                )
+
+    # --- Conditions -------------------------------------------------------------------------------------------------
+
+    def _read_conditions(self, rule: Mapping, key: str) -> list[WrittenCondition]:
+        item = rule.items.get(key)
+        if item is None:
+            return []
+        if not isinstance(item.value, Mapping):
+            self._add(item.value, f"{key}: expected conditions (key: value), not {describe(item.value)}")
+            return []
+        if not item.value.items:
+            self._add(item.value, f"{key}: at least one condition is needed")
+        return [*self._read_each_condition(item.value)]
+
+    def _read_each_condition(self, conditions: Mapping) -> Iterator[WrittenCondition]:
+        for item in conditions:
+            condition_type = CONDITIONS.get(item.key.text)
+            if condition_type is None:
+                name = item.key.text
+                hint = _meant_condition(name) if self._will_be_shown() else ""
+                self._add(item.key, f"unknown condition {quoted(name)}{hint}")
+                continue
+            written = self._read_condition(condition_type, item)
+            if written is not None:
+                yield written
+
+    def _read_condition(self, condition_type: ConditionType, item: Item) -> WrittenCondition | None:
+        name = condition_type.name
+        nodes = item.value.items if isinstance(item.value, Sequence) else [item.value]
+        if not nodes:
+            self._add(item.value, f"{name}: the list is empty, so it can never hold")
+            return None
+        written: list[str] = []
+        values: list[Scalar] = []
+        lists: list[tuple[Scalar, ListDefinition]] = []
+        for node in nodes:
+            if not isinstance(node, Scalar):
+                self._add(node, f"{name}: expected a value, not {describe(node)}")
+            elif node.missing:
+                self._add(node, f"{name}: there is no value; for an empty one write ''")
+            else:
+                written.append(node.text)
+                if node.text.startswith("$$"):
+                    values.append(Scalar(node.text[1:], node.line, node.column, node.plain))
+                elif not node.text.startswith("$"):
+                    values.append(node)
+                elif (definition := self._file.lists.get(node.text[1:])) is not None:
+                    definition.used = True
+                    lists.append((node, definition))
+                else:
+                    hint = did_you_mean(node.text[1:], self._file.lists) if self._will_be_shown() else ""
+                    hint = hint or "; a literal '$' is written '$$'"
+                    self._add(node, f"{name}: list {quoted(node.text[1:])} is not defined{hint}")
+        form, report = condition_type.form, self._report
+        collections = [definition.parse(form, self._rule, self._prefix + name, report) for _, definition in lists]
+        if values:
+            inline = parse_values(
+                form, values, path=self._path, rule=self._rule, using=self._prefix + name, report=report
+            )
+            collections.insert(0, inline)
+        if name in KNOWN_VALUES:
+            self._check_known(name, values)
+        number = self._conditions
+        self._conditions += 1
+        condition = Condition(name, condition_type.subject, condition_type.kind, tuple(written), number)
+        return WrittenCondition(condition, condition_type, item.key, values, lists, collections)
+
+    def _check_known(self, name: str, values: list[Scalar]) -> None:
+        known = KNOWN_VALUES[name]
+        for value in values:
+            if value.text.upper() not in known and value.text.lower() not in known:
+                hint = did_you_mean(value.text.upper(), known) or f"; Postfix sends {', '.join(known)}"
+                self._add(value, f"{name}: {quoted(value.text)} can never hold{hint}")
+
+
+def _meant_condition(name: str) -> str:
+    """What to write instead of a condition that there is not."""
+    stem, _, ending = name.rpartition("_")
+    if stem in ATTRIBUTES and ending in {"suffix", "domain"}:
+        if stem in {"client_name", "reverse_client_name"}:
+            return "; did you mean 'hostname_suffix'?"
+        return f"; there are {stem} and {stem}_regex"
+    return did_you_mean(name, CONDITIONS)

@@ -1,0 +1,56 @@
+"""A ruleset as it is written: rules, conditions and lists with the places where they stand in the file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from policyd.config.yaml_tree import Mapping, Scalar
+from policyd.core.ruleset import Action, Condition, Rule, Verb
+
+if TYPE_CHECKING:
+    from policyd.config.checks.ruleset_tests import SelfTest
+    from policyd.config.conditions import ConditionType
+    from policyd.config.lists import ListDefinition
+    from policyd.core.index import Ruleset
+    from policyd.core.tables import Entries
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenCondition:
+    """A condition and where it stands: `values` written in place, and the lists that it names."""
+
+    condition: Condition
+    type: ConditionType
+    key: Scalar
+    values: list[Scalar]
+    lists: list[tuple[Scalar, ListDefinition]]
+    collections: list[Entries]
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenRule:
+    """A rule and where it stands."""
+
+    rule: Rule
+    node: Mapping
+    match: list[WrittenCondition]
+    exceptions: list[WrittenCondition]
+
+    def key(self, name: str) -> Scalar:
+        """Where a field of the rule stands; the rule's begin where it is absent."""
+        item = self.node.items.get(name)
+        return item.key if item is not None else Scalar("", self.node.line, self.node.column)
+
+
+@dataclass(slots=True)
+class RulesFile:
+    """A rules file as it was read. `ruleset` is None where anything is wrong."""
+
+    path: str
+    rules: list[WrittenRule] = field(default_factory=list)
+    lists: dict[str, ListDefinition] = field(default_factory=dict)
+    default: Action = field(default_factory=lambda: Action(Verb.DUNNO))
+    observe: bool = False
+    tests: list[SelfTest] = field(default_factory=list)
+    ruleset: Ruleset | None = None

@@ -1,0 +1,54 @@
+"""What connections and loads count: plain integers, since counting happens on the way of every request."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from policyd.core.ruleset import DEFAULT_RULE, Verb
+from policyd.dns.resolver import DnsCounters
+
+if TYPE_CHECKING:
+    from policyd.core.engine import Decision
+    from policyd.core.index import Ruleset
+
+# Upper bounds of the latency histogram, in seconds: without DNS a decision takes some 10 us, with it milliseconds to
+# seconds, and `dns.timeout` (5 s) at worst.
+LATENCY_BOUNDS = (
+    *(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005),
+    *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
+
+
+class Counters:
+    """What connections and loads count, since the start of the daemon."""
+
+    def __init__(self) -> None:
+        self.decisions: Counter[tuple[Verb, str]] = Counter()  # what Postfix was told, and the rule
+        self.observed: Counter[str] = Counter()
+        self.latency = [0] * (len(LATENCY_BOUNDS) + 1)
+        self.latency_seconds = 0.0
+        self.accepted = 0  # connections
+        self.refused = 0
+        self.timeouts = 0  # connections closed because a request did not come to its end
+        self.protocol_errors = 0
+        self.bugs = 0
+        self.loads: Counter[str] = Counter(success=0, failure=0)
+        self.dns = DnsCounters()
+
+    def decided(self, verb: Verb, decision: Decision, seconds: float) -> None:
+        """Counts one decision; `verb` is what Postfix was told."""
+        self.decisions[verb, decision.rule_name] += 1
+        for name in decision.observed:
+            self.observed[name] += 1
+        self.latency[bisect_left(LATENCY_BOUNDS, seconds)] += 1
+        self.latency_seconds += seconds
+
+    def forget_rules(self, ruleset: Ruleset) -> None:
+        """Drops the counts of rules that are not in the ruleset: names must not pile up over reloads."""
+        known = {rule.name for rule in ruleset.rules} | {DEFAULT_RULE}
+        for key in [key for key in self.decisions if key[1] not in known]:
+            del self.decisions[key]
+        for name in [name for name in self.observed if name not in known]:
+            del self.observed[name]

@@ -1,0 +1,138 @@
+"""The keys that Postfix's access(5) tables and sendmail's access_db share: host names, octet prefixes, mail addresses.
+
+`AccessTable` files the lines of one lookup (of a client, a sender, ...) and gives them back most specific first, as
+that lookup tries them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from policyd.exchange.access.specificity import Key, Name, Network, Whole, most_specific_first
+from policyd.exchange.model import NoEqualError, Row, Term
+from policyd.exchange.values import literal, looks_like_address, network, network_text, term
+
+if TYPE_CHECKING:
+    import netaddr
+
+    from policyd.exchange.model import Line, Report, Verdict
+
+_OCTETS = re.compile(r"\d+(?:\.\d+){0,3}\.?")
+_PAIRS = re.compile(r"[0-9a-f]{1,4}(?::[0-9a-f]{1,4}){0,7}:?", re.IGNORECASE)
+
+_POSTFIX_DOT = (
+    "Postfix asks for a key with a leading dot only where parent_domain_matches_subdomains lacks smtpd_access_maps;"
+    " it was taken as the names under it (--dotted says that it is so)"
+)
+
+# The conditions on a name alone, and on a name and those under it, for each attribute that a table is looked up for.
+# A domain alone is no condition on mail addresses.
+EXACT = {"client": "hostname", "helo_name": "helo_name"}
+SUFFIX = {
+    "client": "hostname_suffix",
+    "helo_name": "helo_name_suffix",
+    "sender": "sender_domain",
+    "recipient": "recipient_domain",
+}
+ATTRIBUTES = tuple(SUFFIX)
+
+
+@dataclass(slots=True)
+class AccessTable:
+    """The lines that one lookup sees. `attribute` is `client`, `helo_name`, `sender` or `recipient`.
+
+    `dotted` says that a domain covers itself alone and `.domain` the names under it, as where Postfix's
+    parent_domain_matches_subdomains lacks smtpd_access_maps. `delimiter` is recipient_delimiter: an address covers
+    its extensions then. `leading_dot` is the note about a `.domain` where `dotted` is not said.
+    """
+
+    attribute: str
+    dotted: bool = False
+    delimiter: str = ""
+    leading_dot: str = _POSTFIX_DOT
+    _stages: tuple[dict[Key, Row], ...] = field(default_factory=lambda: ({}, {}, {}))
+
+    def add(self, key: str, verdict: Verdict, line: Line, report: Report) -> None:
+        """Files a line under its key. Raises `NoEqualError` where the lookup never asks for such a key."""
+        stage, filed, term = self._read_key(key, line, report)
+        self.file(stage, filed, Row(line, (term,), verdict))
+
+    def file(self, stage: int, key: Key, row: Row) -> None:
+        """Files a row under a key, unless there is one already: postmap keeps the first of two."""
+        first = self._stages[stage].setdefault(key, row)
+        if first is not row:
+            raise NoEqualError(f"the same key as in line {first.line.number}, which counts")
+
+    def rows(self) -> list[Row]:
+        """All of it in order: each stage of the lookup before the next, in each the most specific first."""
+        return [
+            row
+            for number, stage in enumerate(self._stages)
+            for row in most_specific_first(stage, last=not any(self._stages[number + 1 :]))
+        ]
+
+    def _read_key(self, key: str, line: Line, report: Report) -> tuple[int, Key, Term]:
+        """The stage of the lookup that asks for the key, what it covers, and the condition that says the same."""
+        if self.attribute in {"sender", "recipient"}:
+            return self._read_mail_key(key, line, report)
+        if "@" in key or key == "<>":
+            raise NoEqualError(f"a lookup of a {self.attribute} never asks for a mail address")
+        if self.attribute == "client":
+            if (found := octet_network(key)) is not None:
+                return 1, Network.of(found), Term("cidr", network_text(found))
+            if key == "unknown":
+                # What Postfix calls every client whose name it could not verify; no host name here.
+                return 0, Whole(key), Term("client_name", key)
+        elif key.startswith("["):
+            return 0, Whole(key), term("helo_name", key)
+        return 0, *self._read_name(key, line, report)
+
+    def _read_mail_key(self, key: str, line: Line, report: Report) -> tuple[int, Key, Term]:
+        if key.endswith("@") and len(key) > 1:
+            extension = f"({literal(self.delimiter)}[^@]*)?" if self.delimiter else ""
+            return 2, Whole(key), term(f"{self.attribute}_regex", f"^{literal(key[:-1])}{extension}@")
+        if "@" not in key and key != "<>":
+            return 1, *self._read_name(key, line, report)
+        exact = term(self.attribute, key)
+        local, _, domain = key.rpartition("@")
+        if self.delimiter and local and self.delimiter not in local:
+            pattern = f"^{literal(local)}({literal(self.delimiter)}[^@]*)?@{literal(domain)}$"
+            return 0, Whole(key), term(f"{self.attribute}_regex", pattern)
+        return 0, Whole(key), exact
+
+    def _read_name(self, key: str, line: Line, report: Report) -> tuple[Key, Term]:
+        if looks_like_address(key):
+            raise NoEqualError(_why_no_network(key))
+        if self.dotted and not key.startswith("."):
+            if self.attribute in EXACT:
+                return Name(key, exact=True), term(EXACT[self.attribute], key)
+            return Name(key, exact=True), term(f"{self.attribute}_regex", f"@{literal(key)}$")
+        if not self.dotted and key.startswith("."):
+            report.note(line, self.leading_dot)
+        return Name(key), term(SUFFIX[self.attribute], key)
+
+
+def octet_network(key: str) -> netaddr.IPNetwork | None:
+    """The network of a prefix of whole octets (`192.0.2`) or, of IPv6, of whole pairs (`2001:db8`); None for a name.
+
+    Raises `NoEqualError` for what is neither (access(5), "HOST NAME/ADDRESS PATTERNS").
+    """
+    if _OCTETS.fullmatch(key):
+        octets = key.removesuffix(".").split(".")
+        if any(len(octet) > 3 or int(octet) > 255 or (octet[0] == "0" and octet != "0") for octet in octets):
+            raise NoEqualError("no address and no prefix of one")
+        return network(".".join(octets + ["0"] * (4 - len(octets))) + f"/{8 * len(octets)}")
+    if "::" in key:
+        return network(key) if "/" not in key else None
+    if ":" in key and _PAIRS.fullmatch(key):
+        pairs = key.removesuffix(":").split(":")
+        return network(":".join(pairs + ["0"] * (8 - len(pairs))) + f"/{16 * len(pairs)}")
+    return None
+
+
+def _why_no_network(key: str) -> str:
+    if "/" in key:
+        return "such a table has no networks with a prefix, so this key never matches; use a cidr: table, or 192.0.2"
+    return "no address, no prefix of whole octets and no name"

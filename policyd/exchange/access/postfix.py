@@ -1,0 +1,74 @@
+"""Postfix's access(5) tables as hash:, btree:, lmdb: and their like read them: import and export.
+
+A table does not say for which lookup it is written; the option `attribute` does. Unless it is given, keys with an `@`
+are senders (no lookup of a client asks for them) and all others clients.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from policyd.exchange.access.keys import AccessTable
+from policyd.exchange.access.specificity import exemptions_as_exceptions
+from policyd.exchange.access.writer import keys_of
+from policyd.exchange.model import Imported, Line, NoEqualError, static_text
+from policyd.exchange.postfix.table import logical_lines, verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from policyd.exchange.model import ExportOptions, Report, Row
+
+# postmap(1) takes a key in double quotes, for the blanks in it, since Postfix 3.2.
+_LINE = re.compile(r'(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<key>[^\s"]\S*))(?:\s+(?P<result>.*))?')
+
+
+def read(
+    lines: Iterable[Line], report: Report, *, attribute: str | None = None, dotted: bool = False, delimiter: str = ""
+) -> Imported:
+    """The table's rows, most specific first. `attribute`, `dotted` and `delimiter` are those of `AccessTable`."""
+    clients = AccessTable(attribute or "client", dotted=dotted, delimiter=delimiter)
+    senders = AccessTable("sender", dotted=dotted, delimiter=delimiter)
+
+    def take(line: Line) -> bool:
+        match = _LINE.fullmatch(line.text)
+        if match is None:
+            raise NoEqualError("a key that begins with a quote and does not end with one")
+        key = (match["key"] or re.sub(r"\\(.)", r"\1", match["quoted"] or "")).lower()
+        if not match["result"]:
+            raise NoEqualError("there is no action; postmap skips the line")
+        says = verdict(match["result"], line, report)
+        table = senders if attribute is None and ("@" in key or key == "<>") else clients
+        table.add(key, says, line, report)
+        return True
+
+    report.take_each(logical_lines(lines), take)
+    of_clients, of_senders = clients.rows(), senders.rows()
+    if attribute is None and of_clients:
+        report.note(
+            of_clients[0].line, "keys without @ were read as clients; --attribute says if they are something else"
+        )
+    if not of_clients or not of_senders:
+        return Imported(rows=of_clients or of_senders)
+    # Two tables in one file: being let through by the one says nothing about the other.
+    of_senders, idle = exemptions_as_exceptions(of_senders)
+    for row in idle:
+        report.lose(row.line, "nothing below it in this table blocks a sender, so there is nothing to exempt from")
+        report.taken -= 1
+    return Imported(rows=[*of_senders, *of_clients])
+
+
+# --- Export -----------------------------------------------------------------------------------------------------------
+
+
+def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
+    """An access(5) table for one lookup, of `options.attribute`, for postmap(1)."""
+    lines = [f"# {options.heading}"]
+    for written in keys_of(rows, options.attribute, report, dotted=options.dotted):
+        text = "" if written.row is None else static_text(written.row, report)
+        lines.append(f"{written.key}\t{written.verdict.verb} {text}".rstrip())
+    if any(term.condition.startswith("hostname") for row in rows for term in row.match):
+        note = "these are verified names alone; for claimed ones there is check_reverse_client_hostname_access"
+        report.note(Line(rows[0].line.path, 0, ""), note)
+    return "\n".join(lines) + "\n"

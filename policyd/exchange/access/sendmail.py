@@ -1,0 +1,177 @@
+"""sendmail's access_db (cf/README, "ANTI-SPAM CONFIGURATION CONTROL"), import and export.
+
+One file serves several lookups: of the client (`Connect:`), the sender (`From:`) and the recipient (`To:`); a key
+without a tag serves clients and senders. Each lookup is a table of its own, and being let through by one says nothing
+about the next: only the clients, who come last, are exempted by DUNNO; the other exemptions become exceptions.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from policyd.core.ruleset import DEFAULT_TEXT, Verb
+from policyd.exchange.access.keys import AccessTable
+from policyd.exchange.access.specificity import exemptions_as_exceptions
+from policyd.exchange.access.writer import keys_of
+from policyd.exchange.model import DUNNO, REJECT, Imported, NoEqualError, Verdict, blocking, static_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from policyd.exchange.access.writer import Written
+    from policyd.exchange.model import ExportOptions, Line, Report, Row
+
+_LINE = re.compile(r"(?:(?P<tag>[A-Za-z_0-9]+):(?!:))?(?P<key>\S*)\s+(?P<result>.+)")
+_ERROR = re.compile(r'(?:ERROR:)?\s*(?:(?P<dsn>[245]\.\d{1,3}\.\d{1,3})\s*:?\s*)?"?(?P<text>[^"]*)"?', re.IGNORECASE)
+_LEADING_DOT = "sendmail asks for `example.com`, not for `.example.com`; it was taken as the names under it"
+_LOOKUPS = {"connect": "client", "from": "sender", "to": "recipient"}
+
+
+def read(lines: Iterable[Line], report: Report) -> Imported:
+    """The rows for recipients, senders and clients, each most specific first."""
+    tables = {
+        attribute: AccessTable(attribute, leading_dot=_LEADING_DOT) for attribute in ("recipient", "sender", "client")
+    }
+    untagged: list[tuple[Line, str, Verdict]] = []
+
+    def take(line: Line) -> bool:
+        text = line.text.strip()
+        if not text or text.startswith("#"):
+            return False
+        tag, key, says = _read_line(line._replace(text=text), report)
+        if not tag:
+            untagged.append((line, key, says))
+            return False
+        if tag not in _LOOKUPS:
+            raise NoEqualError(f"the tag '{tag}:' has no equal: it is not about who may send mail")
+        tables[_LOOKUPS[tag]].add(key, says, line, report)
+        return True
+
+    report.take_each(lines, take)
+    for line, key, says in untagged:
+        _add_untagged(tables, key, says, line, report)
+    clients = tables["client"].rows()
+    used = {row.line for row in clients}
+    imported = Imported()
+    for attribute in ("recipient", "sender"):
+        rows, idle = exemptions_as_exceptions(tables[attribute].rows())
+        imported.rows += rows
+        for row in (row for row in idle if row.line not in used):
+            report.lose(row.line, f"nothing below it blocks a {attribute}, so there is nothing to exempt from")
+            report.taken -= 1
+    imported.rows += clients
+    return imported
+
+
+def _read_line(line: Line, report: Report) -> tuple[str, str, Verdict]:
+    match = _LINE.fullmatch(line.text)
+    if match is None:
+        raise NoEqualError("no line of an access_db; it would be `KEY ACTION`")
+    tag, key = (match["tag"] or "").lower(), match["key"].lower()
+    if tag == "ipv6":  # `IPv6:2001:db8`, without another tag
+        tag = ""
+    if _is_pairs(tag):  # `2001:db8 REJECT`: the tag is the first pair of an address
+        tag, key = "", f"{tag}:{key}"
+    result = " ".join(match["result"].split())  # as in an answer; a long run of blanks would be tried at each of them
+    return tag, key.removeprefix("ipv6:"), _verdict(result, line, report)
+
+
+def _is_pairs(tag: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{1,4}", tag) is not None and any(c.isdigit() for c in tag)
+
+
+def _add_untagged(tables: dict[str, AccessTable], key: str, says: Verdict, line: Line, report: Report) -> None:
+    """Files a line under each lookup that asks for its key without a tag, unless a line with the tag says otherwise."""
+    errors = []
+    filed = False
+    for attribute in ("sender",) if "@" in key else ("client", "sender"):
+        try:
+            tables[attribute].add(key, says, line, report)
+            filed = True
+        except NoEqualError as error:
+            errors.append(str(error))
+    if filed:
+        report.taken += 1
+    else:
+        report.lose(line, errors[0])
+
+
+def _verdict(result: str, line: Line, report: Report) -> Verdict:
+    action = result.upper()
+    if action in {"OK", "RELAY"}:
+        what = "RELAY became DUNNO: that a host may relay is Postfix's to say (mynetworks, relay_domains)"
+        report.note(
+            line,
+            what
+            if action == "RELAY"
+            else "OK became DUNNO, or for senders and recipients an exception: it exempts from this table alone",
+        )
+        return DUNNO
+    if action == "SKIP":
+        return DUNNO
+    if action == "REJECT":
+        return REJECT
+    if action.startswith("DISCARD"):
+        raise NoEqualError("DISCARD has no equal: policyd never accepts mail to throw it away; REJECT tells the sender")
+    if action.startswith("QUARANTINE"):
+        report.note(line, "QUARANTINE has no equal: the mail is not held; it passes as with DUNNO")
+        return Verdict(Verb.DUNNO, passing=True)
+    return _error(result)
+
+
+def _error(result: str) -> Verdict:
+    """`ERROR:5.7.1:550 text`, `ERROR:550 text`, `ERROR:text` or `550 text`, the text in quotes or not."""
+    error = _ERROR.fullmatch(result)
+    if error is not None and (match := re.match(r"([45])\d\d\b", error["text"].strip())):
+        verb = Verb.REJECT if match[1] == "5" else Verb.DEFER
+        return blocking(verb, f"{error['dsn'] or ''} {error['text'].strip()[match.end() :]}")
+    if error is not None and error["dsn"]:
+        verb = Verb.REJECT if error["dsn"].startswith("5") else Verb.DEFER
+        return blocking(verb, f"{error['dsn']} {error['text']}")
+    if result.upper().startswith("ERROR:"):
+        return blocking(Verb.REJECT, result[len("ERROR:") :].strip().strip('"'))
+    raise NoEqualError(f"the action '{result.split(maxsplit=1)[0]}' has no equal")
+
+
+# --- Export -----------------------------------------------------------------------------------------------------------
+
+_TAGS = {"client": "Connect", "sender": "From", "recipient": "To"}
+
+
+def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
+    """An access_db for makemap(8): each lookup's keys under its tag."""
+    lines = [f"# {options.heading}"]
+    by_lookup: dict[str, list[Row]] = {attribute: [] for attribute in _TAGS}
+    for row in rows:
+        by_lookup[_lookup(row)].append(row)
+    for attribute, of_one in by_lookup.items():
+        for written in keys_of(of_one, attribute, report, dotted=False):
+            prefix = "IPv6:" if attribute == "client" and ":" in written.key else ""
+            lines.append(f"{_TAGS[attribute]}:{prefix}{written.key}\t{_action(written, report)}")
+    exempting = [row for row in rows if row.verdict.verb is Verb.DUNNO]
+    if exempting and sum(bool(of_one) for of_one in by_lookup.values()) > 1:
+        note = "sendmail lets it through one lookup, and asks the others all the same"
+        for row in exempting:
+            report.note(row.line, note)
+    return "\n".join(lines) + "\n"
+
+
+def _lookup(row: Row) -> str:
+    """The lookup that a rule is for: that of its first condition; one of two kinds is refused by any."""
+    condition = row.match[0].condition
+    return next((name for name in ("sender", "recipient") if condition.startswith(name)), "client")
+
+
+def _action(written: Written, report: Report) -> str:
+    verdict = written.verdict
+    if verdict.verb is Verb.DUNNO or written.row is None:
+        # SKIP ends the search without an opinion; of mail addresses sendmail takes only OK (cf/README).
+        return "OK" if "@" in written.key else "SKIP"
+    rejects = verdict.verb is Verb.REJECT
+    text = static_text(written.row, report)
+    if not text:
+        return "REJECT" if rejects else 'ERROR:4.7.1:"450 Try again later"'
+    code, _, rest = text.partition(" ") if verdict.code else ("5.7.1" if rejects else "4.7.1", "", text)
+    said = (rest or DEFAULT_TEXT).replace('"', "'")
+    return f'ERROR:{code}:"{550 if rejects else 450} {said}"'

@@ -1,0 +1,160 @@
+"""The order of an access table: Postfix and sendmail look up the most specific key first, a ruleset tries its rules
+from the top.
+
+`most_specific_first` gives the rows of such a table in an order that keeps its meaning, in as few groups of one verdict
+as the table allows: a row comes before every wider one with another verdict, and otherwise wherever it fits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from policyd.core.ruleset import Verb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import netaddr
+
+    from policyd.exchange.model import Row, Term, Verdict
+
+
+class Name(NamedTuple):
+    """A domain as a key: `exact` for the name alone, a leading dot in `name` for the names under it alone."""
+
+    name: str
+    exact: bool = False
+
+    def wider(self, _prefixes: Sequence[int]) -> Iterator[Name]:
+        """The keys that cover this one, the nearest first."""
+        name = self.name.removeprefix(".")
+        if self.exact:
+            yield Name(name)
+        elif self.name != name:
+            yield Name(name)  # `example.com` also covers what `.example.com` does
+        while "." in name:
+            name = name.partition(".")[2]
+            yield Name(f".{name}")
+            yield Name(name)
+
+    @property
+    def depth(self) -> tuple[int, int]:
+        """Greater for a key that is covered than for the one that covers it."""
+        labels = self.name.removeprefix(".").count(".") + 1
+        return labels, 2 if self.exact else 1 if self.name.startswith(".") else 0
+
+
+class Network(NamedTuple):
+    """A network as a key: its first address as a number, and its prefix."""
+
+    version: int
+    first: int
+    prefix: int
+
+    @classmethod
+    def of(cls, network: netaddr.IPNetwork) -> Network:
+        """The key of a network."""
+        return cls(network.version, network.first, network.prefixlen)
+
+    def wider(self, prefixes: Sequence[int]) -> Iterator[Network]:
+        """The keys of these prefixes (longest first) that cover this one, the nearest first."""
+        width = 32 if self.version == 4 else 128
+        for prefix in prefixes:
+            if prefix < self.prefix:
+                shift = width - prefix
+                yield Network(self.version, self.first >> shift << shift, prefix)
+
+    @property
+    def depth(self) -> tuple[int, int]:
+        """Greater for a key that is covered than for the one that covers it."""
+        return self.prefix, 0
+
+
+class Whole(NamedTuple):
+    """A key that neither covers another nor is covered: a mail address, a local part."""
+
+    value: str
+
+    def wider(self, _prefixes: Sequence[int]) -> Iterator[Whole]:
+        """None."""
+        return iter(())
+
+    @property
+    def depth(self) -> tuple[int, int]:
+        """All the same."""
+        return 0, 0
+
+
+class Mailbox(NamedTuple):
+    """A mail address as a key; its domain covers it, and so does its local part at any domain."""
+
+    value: str
+
+    def wider(self, prefixes: Sequence[int]) -> Iterator[Key]:
+        """The keys that cover this one, the nearest first."""
+        local, _, domain = self.value.rpartition("@")
+        yield Name(domain, exact=True)
+        yield from Name(domain, exact=True).wider(prefixes)
+        yield Whole(f"{local}@")
+
+    @property
+    def depth(self) -> tuple[int, int]:
+        """Greater than that of any domain."""
+        return 256, 0
+
+
+Key = Name | Network | Whole | Mailbox
+
+
+def most_specific_first(keyed: Mapping[Key, Row], *, last: bool) -> list[Row]:
+    """The rows of one kind of key, in order. `last` says that no other kind is looked up after it: what only lets pass
+    is left out then, where nothing covers it."""
+    prefixes = sorted({key.prefix for key in keyed if isinstance(key, Network)}, reverse=True)
+    level = dict.fromkeys(keyed, 0)
+    for key in sorted(keyed, key=lambda one: one.depth, reverse=True):
+        covering = next((wider for wider in key.wider(prefixes) if wider in keyed), None)
+        if covering is not None:
+            # The nearest is enough: what covers that one comes after it in turn, if not with its verdict.
+            differs = keyed[covering].verdict != keyed[key].verdict
+            level[covering] = max(level[covering], level[key] + differs)
+        elif last and keyed[key].verdict.passing:
+            del level[key]
+    groups: list[dict[Verdict, list[Row]]] = [{} for _ in range(max(level.values(), default=-1) + 1)]
+    for key, row in keyed.items():
+        if key in level:
+            groups[level[key]].setdefault(row.verdict, []).append(row)
+    return list(_joined(groups))
+
+
+def _joined(groups: list[dict[Verdict, list[Row]]]) -> Iterator[Row]:
+    """All rows, level by level; within one so that rows of one verdict meet those of the levels beside it."""
+    before: Verdict | None = None
+    for number, group in enumerate(groups):
+        after = groups[number + 1] if number + 1 < len(groups) else {}
+        verdicts = list(group)
+        for *_, place in sorted((verdict != before, verdict in after, place) for place, verdict in enumerate(verdicts)):
+            before = verdicts[place]
+            yield from group[before]
+
+
+def exemptions_as_exceptions(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """The same table without a DUNNO: what one exempts becomes an exception of the blocking rows below it.
+
+    For tables that are looked up one after the other, where being let through by one says nothing about the next. Also
+    gives the exemptions that have nothing below them to exempt from.
+    """
+    exempt: list[Term] = []
+    exceptions: tuple[Term, ...] = ()
+    blocking: list[Row] = []
+    idle: list[Row] = []
+    for row in rows:
+        if row.verdict.verb is Verb.DUNNO:
+            exempt += row.match
+            idle.append(row)
+            continue
+        if idle:
+            exceptions = tuple(exempt)  # one for all rows up to the next exemption, not one each
+            idle.clear()
+        blocking.append(replace(row, exceptions=(*row.exceptions, *exceptions)) if exceptions else row)
+    return blocking, idle

@@ -1,0 +1,205 @@
+"""Rules as the keys of an access table, where the most specific key decides and not the first: for Postfix's access(5)
+tables and sendmail's access_db.
+
+What a key is to answer is asked of the rules: for each key, the first rule that covers it. A key that says what a wider
+one says already is left out.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+import netaddr
+
+from policyd.core.normalize import fold_name
+from policyd.core.ruleset import Verb
+from policyd.exchange.access.keys import EXACT, SUFFIX
+from policyd.exchange.access.specificity import Mailbox, Name, Network, Whole
+from policyd.exchange.model import DUNNO, NoEqualError, by_condition, shown
+from policyd.exchange.values import network
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from policyd.exchange.access.specificity import Key
+    from policyd.exchange.model import Report, Row, Term, Verdict
+
+# A network between two octets becomes this many keys at most: 128 of IPv4 always, and of IPv6 as far as it makes sense.
+_MAX_KEYS = 256
+
+# A local part at any domain, as an import of `user@` has it.
+_LOCAL_PART = re.compile(r"\^((?:[\w-]|\\[^\w])+)@")
+
+
+class Written(NamedTuple):
+    """A key as the table has it, what it answers, and the rule that says so: None for what rules only except."""
+
+    key: str
+    verdict: Verdict
+    row: Row | None
+
+
+def keys_of(rows: Sequence[Row], attribute: str, report: Report, *, dotted: bool) -> list[Written]:
+    """The keys for one lookup, of `client`, `helo_name`, `sender` or `recipient`.
+
+    Rules about something else are left for the caller to report. What this lookup cannot say is reported.
+    """
+    table = _Table(attribute, report, dotted=dotted)
+    for row in rows:
+        table.add(row)
+    return table.written()
+
+
+class _Table:
+    def __init__(self, attribute: str, report: Report, *, dotted: bool) -> None:
+        self._attribute = attribute
+        self._report = report
+        self._dotted = dotted
+        self._rows: list[Row] = []
+        self._matching: dict[Key, list[int]] = {}  # rows in order, by the keys that they ask for
+        self._excepting: dict[Key, list[int]] = {}
+        self._mixed: set[Key] = set()  # exceptions of rows about something of another kind
+        self._prefixes: list[int] = []
+
+    def add(self, row: Row) -> None:
+        """Files a rule, or reports it."""
+        number = len(self._rows)
+        try:
+            matching, excepting = self._both_keys(row)
+        except NoEqualError as error:
+            self._report.lose(row.line, str(error))
+            return
+        self._rows.append(row)
+        self._report.taken += 1
+        for key in matching:
+            self._matching.setdefault(key, []).append(number)
+        for key in excepting:
+            self._excepting.setdefault(key, []).append(number)
+            if isinstance(key, Network) != isinstance(matching[0], Network):
+                self._mixed.add(key)
+
+    def _both_keys(self, row: Row) -> tuple[list[Key], list[Key]]:
+        matching = list(self._keys(row, row.match))
+        excepting = list(self._keys(row, row.exceptions))
+        if len(by_condition(row.match)) != 1:
+            raise NoEqualError("it asks for two things at once, and a key is one")
+        if not isinstance(matching[0], Network) and any(isinstance(key, Network) for key in excepting):
+            raise NoEqualError("it makes an exception of addresses, and a name is looked up before an address")
+        return matching, excepting
+
+    def written(self) -> list[Written]:
+        """The keys, in the order of the rules, those of exceptions last."""
+        keys = {key: None for filed in (self._matching, self._excepting) for key in filed}
+        self._prefixes = sorted({key.prefix for key in keys if isinstance(key, Network)}, reverse=True)
+        self._mind_the_order()
+        said: dict[Key, tuple[Verdict, Row | None]] = {}
+        for key in sorted(keys, key=lambda one: one.depth):  # the widest first
+            row = self._first_row(key)
+            verdict = row.verdict if row is not None else DUNNO
+            covering = next((wider for wider in key.wider(self._prefixes) if wider in said), None)
+            already = said[covering][0] if covering is not None else None
+            if row is None and already is not None:
+                self._mind_the_addresses(key)
+            needed = verdict != already if row is not None else already is not None or key in self._mixed
+            if needed and not (row is None and already is not None and already.verb is Verb.DUNNO):
+                said[key] = verdict, row
+        return [Written(_text(key), *said[key]) for key in keys if key in said]
+
+    def _first_row(self, key: Key) -> Row | None:
+        left = self._filed(self._matching, key) - self._filed(self._excepting, key)
+        return self._rows[min(left)] if left else None
+
+    def _filed(self, under: dict[Key, list[int]], key: Key) -> set[int]:
+        """The rows that are filed under a key or one that covers it."""
+        return {number for one in (key, *key.wider(self._prefixes)) for number in under.get(one, ())}
+
+    def _mind_the_order(self) -> None:
+        """Names are looked up before addresses, and domains before local parts, whatever the order of the rules."""
+        names = [number for key, rows in self._matching.items() if isinstance(key, Name) for number in rows]
+        later = [number for key, rows in self._matching.items() if _is_looked_up_late(key) for number in rows]
+        if names and later and min(later) < max(names):
+            what = (
+                "names are looked up before addresses" if self._attribute == "client" else "domains come before `user@`"
+            )
+            self._report.note(self._rows[min(later)].line, f"{what} there, so rules about those below it come first")
+
+    def _mind_the_addresses(self, key: Key) -> None:
+        """A name that rules make an exception of is found all the same, so that its address is not looked up."""
+        if isinstance(key, Name) and any(isinstance(one, Network) for one in self._matching):
+            row = self._rows[min(self._filed(self._excepting, key))]
+            self._report.note(row.line, "what it makes an exception of is let through there, whatever its address")
+
+    def _keys(self, row: Row, terms: Iterable[Term]) -> Iterator[Key]:
+        for condition, value in terms:
+            if condition == "cidr" and self._attribute == "client":
+                yield from _network_keys(network(value))
+            elif condition in {SUFFIX[self._attribute], EXACT.get(self._attribute)}:
+                yield from self._name_keys(row, value, exact=condition != SUFFIX[self._attribute])
+            elif condition == self._attribute and value != "<>":
+                yield Mailbox(_mailbox(value))
+            elif (condition, value) in {("sender", "<>"), ("client_name", "unknown")}:
+                yield Whole(value)
+            elif condition == f"{self._attribute}_regex" and (local := _LOCAL_PART.fullmatch(value)):
+                yield Whole(re.sub(r"\\(.)", r"\1", local[1]).lower() + "@")
+            else:
+                raise NoEqualError(f"a key cannot ask for {condition}")
+
+    def _name_keys(self, row: Row, value: str, *, exact: bool) -> Iterator[Key]:
+        name = fold_name(value.encode()).decode("ascii", "replace")
+        if name.startswith("["):  # an address literal as the HELO name
+            yield Whole(name)
+        elif self._dotted:
+            if not name.startswith("."):
+                yield Name(name, exact=True)
+            if not exact:
+                yield Name(f".{name.removeprefix('.')}")
+        elif name.startswith("."):
+            raise NoEqualError("a key covers the name itself with the names under it (--dotted)")
+        else:
+            if exact:
+                self._report.note(row.line, "a key covers the names under it, too (--dotted)")
+            yield Name(name)
+
+
+def _mailbox(value: str) -> str:
+    """A mail address as a key: in lower case, its domain as DNS has it."""
+    local, _, domain = value.rpartition("@")
+    if not local or re.search(r'[\s"]|^#', local):
+        raise NoEqualError(f"a key cannot be {shown(value)}")
+    return f"{local.lower()}@{fold_name(domain.encode()).decode('ascii', 'replace')}"
+
+
+def _network_keys(of: netaddr.IPNetwork) -> Iterator[Key]:
+    """The prefixes of whole octets, or pairs, that are this network."""
+    step = 8 if of.version == 4 else 16
+    prefix = -(-max(of.prefixlen, step) // step) * step
+    if 1 << (prefix - of.prefixlen) > _MAX_KEYS:
+        raise NoEqualError(f"{of} would be {1 << (prefix - of.prefixlen):,} keys; export a cidr: table")
+    for part in of.subnet(prefix):
+        if part.version == 6 and not _can_be_cut_to(part):
+            raise NoEqualError(f"{part} is not how addresses with `::` in them begin; export a cidr: table")
+        yield Network.of(part)
+
+
+def _is_looked_up_late(key: Key) -> bool:
+    return isinstance(key, Network) or (isinstance(key, Whole) and key.value.endswith("@"))
+
+
+def _text(key: Key) -> str:
+    """A key as it is written."""
+    if isinstance(key, Network):
+        whole = netaddr.IPAddress(key.first, key.version)
+        if key.version == 4:
+            return ".".join(str(whole).split(".")[: key.prefix // 8])
+        pairs = [f"{key.first >> 112 - 16 * place & 0xFFFF:x}" for place in range(key.prefix // 16)]
+        return str(whole) if key.prefix == 128 else ":".join(pairs)
+    return key.name if isinstance(key, Name) else key.value
+
+
+def _can_be_cut_to(part: netaddr.IPNetwork) -> bool:
+    """Whether Postfix comes to a prefix by cutting pairs off an address, which it has in its short form (access(5))."""
+    pairs = [part.first >> 112 - 16 * place & 0xFFFF for place in range(part.prefixlen // 16)]
+    zeros = any(not one and not other for one, other in pairwise(pairs))
+    return len(pairs) == 8 or (pairs[-1] != 0 and not zeros)

@@ -1,0 +1,145 @@
+"""`policyd export`: a ruleset's rules and lists in another system's format.
+
+Takes what `policyd.config.load` has loaded, with every list written out, and gives the text and the report of what
+could not be said. Prints nothing and asks no DNS.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from policyd.core.printable import printable
+from policyd.core.ruleset import Verb
+from policyd.exchange.access import postfix, sendmail
+from policyd.exchange.firewall import ipset, iptables, nftables
+from policyd.exchange.lists import csv_table, json_rules, plain, rspamd_map
+from policyd.exchange.model import Line, Report, Row, Term, Verdict
+from policyd.exchange.postfix import cidr
+from policyd.exchange.values import looks_like_address
+
+if TYPE_CHECKING:
+    import datetime
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from policyd.config import Loaded
+    from policyd.core.ruleset import Condition
+    from policyd.exchange.model import ExportOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A format that can be exported. `whole`: it holds observed and expired rules as what they are."""
+
+    write: Callable[[Sequence[Row], Report, ExportOptions], str]
+    whole: bool = False
+
+
+FORMATS: dict[str, Format] = {
+    "plain": Format(plain.write),
+    "nftables": Format(nftables.write),
+    "iptables": Format(iptables.write),
+    "ipset": Format(ipset.write),
+    "postfix-cidr": Format(cidr.write),
+    "postfix-access": Format(postfix.write),
+    "postscreen-cidr": Format(cidr.write_postscreen),
+    "sendmail-access": Format(sendmail.write),
+    "rspamd-map": Format(rspamd_map.write),
+    "csv": Format(csv_table.write, whole=True),
+    "json": Format(json_rules.write, whole=True),
+}
+
+
+class NoSuchListError(Exception):
+    """A list that is asked for and not defined. The message says which there are."""
+
+
+def export(
+    name: str, loaded: Loaded, options: ExportOptions, today: datetime.date, lists: Sequence[str] = ()
+) -> tuple[str, Report]:
+    """The text in the format `name`: of the rules or, if some are named, of `lists`.
+
+    `today` is the date in UTC, on which rules have expired or not. Raises `NoSuchListError`.
+    """
+    report = Report()
+    path = loaded.rules_file.path
+    if lists:
+        rows = list(_of_lists(loaded, lists, options.verdict))
+        what = ", ".join(lists)
+    else:
+        rows = list(_in_force(_of_rules(loaded), report, today, whole=FORMATS[name].whole))
+        what = "rules"
+        _mind_the_rest(loaded, report)
+    # The name of a file may hold anything; what is written stands in a comment.
+    heading = f"{what} of {Path(path).name} (ruleset {loaded.ruleset.hash}), exported by policyd"
+    return FORMATS[name].write(rows, report, replace(options, heading=printable(heading))), report
+
+
+def _of_rules(loaded: Loaded) -> Iterator[Row]:
+    for rule in loaded.ruleset.rules:
+        line = Line(loaded.rules_file.path, rule.line, f"rule {rule.name}")
+        yield Row(
+            line,
+            tuple(_terms(loaded, rule.match)),
+            Verdict.of(rule.action),
+            tuple(_terms(loaded, rule.exceptions)),
+            rule.name,
+            rule.observe,
+            rule.expires,
+        )
+
+
+def _terms(loaded: Loaded, conditions: Iterable[Condition]) -> Iterator[Term]:
+    """Every value of every condition; `$name` is each entry of that list, `$$` a literal `$` (ruleset.md)."""
+    for condition in conditions:
+        for value in condition.values:
+            if not value.startswith("$"):
+                yield Term(condition.name, value)
+            elif value.startswith("$$"):
+                yield Term(condition.name, value[1:])
+            else:
+                yield from (Term(condition.name, entry.text) for entry in loaded.lists[value[1:]].entries())
+
+
+def _in_force(rows: Iterable[Row], report: Report, today: datetime.date, *, whole: bool) -> Iterator[Row]:
+    for row in rows:
+        if whole:
+            yield row
+        elif row.observe:
+            report.lose(row.line, "it is observed only, and blocks nobody")
+        elif row.expires is not None and row.expires <= today:
+            report.lose(row.line, f"it expired on {row.expires}")
+        else:
+            if row.expires is not None:
+                report.note(row.line, f"it expires on {row.expires} here, and stays there")
+            yield row
+
+
+def _mind_the_rest(loaded: Loaded, report: Report) -> None:
+    """What a ruleset says outside its rules."""
+    path = loaded.rules_file.path
+    if loaded.ruleset.observe:
+        report.note(Line(path, 0, ""), "the whole file is observed (mode: observe); what is exported blocks")
+    if loaded.ruleset.default.verb is not Verb.DUNNO:
+        report.lose(Line(path, 0, f"default {Verdict.of(loaded.ruleset.default).action}"), "only rules are exported")
+
+
+def _of_lists(loaded: Loaded, names: Sequence[str], verdict: Verdict) -> Iterator[Row]:
+    used = {
+        value[1:]: condition.name
+        for rule in loaded.ruleset.rules
+        for condition in (*rule.exceptions, *rule.match)
+        for value in condition.values
+        if value.startswith("$") and not value.startswith("$$")
+    }
+    for name in names:
+        definition = loaded.lists.get(name)
+        if definition is None:
+            known = ", ".join(loaded.lists) or "none"
+            raise NoSuchListError(f"{loaded.rules_file.path}: there is no list '{name}'; there are: {known}")
+        entries = [entry.text for entry in definition.entries()]
+        condition = used.get(name) or ("cidr" if all(map(looks_like_address, entries)) else "hostname_suffix")
+        line = Line(definition.path, definition.line, f"list {name}")
+        if entries:
+            yield Row(line, tuple(Term(condition, entry) for entry in entries), verdict, (), name)

@@ -1,0 +1,1 @@
+"""Firewall rules: iptables, nftables and ipset, both ways."""

@@ -1,0 +1,57 @@
+"""The addresses that reach a line inside an `if`, a chain, or after another line: a network without some others.
+
+Two networks lie in each other or apart, so that narrowing one by another needs no more than this: one condition `cidr`
+and its exceptions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import netaddr
+
+from policyd.exchange.model import NoEqualError, Term
+from policyd.exchange.values import network_text
+
+EVERYTHING = {4: netaddr.IPNetwork("0.0.0.0/0"), 6: netaddr.IPNetwork("::/0")}
+
+# Each network that is taken out is compared with each that comes after it.
+_MAX_OUTSIDE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The addresses in `inside` (None: all of both versions) and in none of `outside`; none at all if `dead`."""
+
+    inside: netaddr.IPNetwork = None
+    outside: tuple[netaddr.IPNetwork, ...] = ()
+    dead: bool = False
+
+    def within(self, network: netaddr.IPNetwork) -> Block:
+        """What of it lies in a network."""
+        inside = self.inside if self.inside is not None and self.inside in network else network
+        if self.inside is not None and network not in self.inside and self.inside not in network:
+            return replace(self, dead=True)
+        if any(inside in hole for hole in self.outside):
+            return replace(self, dead=True)
+        return replace(self, inside=inside, outside=tuple(hole for hole in self.outside if hole in inside))
+
+    def without(self, network: netaddr.IPNetwork) -> Block:
+        """What of it does not lie in a network. Raises `NoEqualError` when too many have been taken out."""
+        if self.inside is not None and self.inside in network:
+            return replace(self, dead=True)
+        if self.inside is None or network in self.inside:
+            if len(self.outside) == _MAX_OUTSIDE:
+                raise NoEqualError(f"more than {_MAX_OUTSIDE:,} networks are taken out of one; turn it round")
+            return replace(self, outside=(*self.outside, network))
+        return self
+
+    def terms(self) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
+        """The condition and its exceptions. Raises `NoEqualError` where no address is left."""
+        if self.dead:
+            raise NoEqualError("no address comes here: what stands around or above it leaves none")
+        inside = [self.inside] if self.inside is not None else list(EVERYTHING.values())
+        return (
+            tuple(Term("cidr", network_text(one)) for one in inside),
+            tuple(Term("cidr", network_text(hole)) for hole in self.outside),
+        )

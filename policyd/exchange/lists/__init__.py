@@ -1,0 +1,1 @@
+"""Lists and registries: plain lists, Spamhaus DROP, whois, rspamd maps, CSV and JSON."""

@@ -1,0 +1,28 @@
+"""Comma-separated values (RFC 4180 but for the line ends), export: a line for each value of each condition."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from policyd.exchange.model import ExportOptions, Report, Row
+
+_COLUMNS = ("order", "rule", "action", "code", "text", "mode", "expires", "clause", "condition", "value")
+
+
+def write(rows: Sequence[Row], report: Report, _options: ExportOptions) -> str:
+    """All rules, in order, with all that they ask for."""
+    file = io.StringIO(newline="")
+    table = csv.writer(file, lineterminator="\n")
+    table.writerow(_COLUMNS)
+    for order, row in enumerate(rows, 1):
+        mode = "observe" if row.observe else "enforce"
+        says = (order, row.name, str(row.verdict.verb), row.verdict.code, row.verdict.text, mode, row.expires or "")
+        table.writerows((*says, "match", *term) for term in row.match)
+        table.writerows((*says, "except", *term) for term in row.exceptions)
+        report.taken += 1
+    return file.getvalue()

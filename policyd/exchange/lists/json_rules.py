@@ -1,0 +1,32 @@
+"""JSON, export: the rules in order, lists written out, for programs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from policyd.exchange.model import by_condition
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from policyd.exchange.model import ExportOptions, Report, Row
+
+
+def write(rows: Sequence[Row], report: Report, _options: ExportOptions) -> str:
+    """`{"rules": [{"name", "match", "except", "action", ...}]}`, conditions as in rules.yaml."""
+    report.taken += len(rows)
+    rules = [
+        {
+            "name": row.name,
+            "match": by_condition(row.match),
+            "except": by_condition(row.exceptions),
+            "action": str(row.verdict.verb),
+            "code": row.verdict.code,
+            "text": row.verdict.text,
+            "mode": "observe" if row.observe else "enforce",
+            "expires": row.expires.isoformat() if row.expires else None,
+        }
+        for row in rows
+    ]
+    return json.dumps({"rules": rules}, indent=2) + "\n"

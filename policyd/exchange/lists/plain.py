@@ -1,0 +1,109 @@
+"""A plain list, an entry a line, import and export: addresses, networks, ranges, names, mail addresses.
+
+Comments begin with `#`, `;` or `//`. Where a line has more words, the first is the entry if it is an address, as in the
+many lists that add a date or a country.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from policyd.core.ruleset import Verb
+from policyd.exchange.model import Entry, Imported, NoEqualError, Term
+from policyd.exchange.network_sets import rejected, texts
+from policyd.exchange.values import address_range, looks_like_address, network_text, term
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from policyd.exchange.model import ExportOptions, Line, Report, Row
+
+_COMMENT = re.compile(r"(?:^|\s)(?:[#;]|//).*")
+
+_SUFFIX = {
+    "client": "hostname_suffix",
+    "helo_name": "helo_name_suffix",
+    "sender": "sender_domain",
+    "recipient": "recipient_domain",
+}
+_ADDRESS = {"client": "sender", "helo_name": "helo_name", "sender": "sender", "recipient": "recipient"}
+
+
+def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None) -> Imported:
+    """The list's entries. `attribute` says whose names and domains these are: `client` (as None), `helo_name`, `sender`
+    or `recipient`."""
+    imported = Imported()
+
+    def take(line: Line) -> bool:
+        text = _COMMENT.sub("", line.text).strip()
+        if text:
+            imported.entries += [Entry(one, line) for one in _read_entry(text, line, report, attribute or "client")]
+        return bool(text)
+
+    report.take_each(lines, take)
+    return imported
+
+
+def _read_entry(text: str, line: Line, report: Report, attribute: str) -> list[Term]:
+    word, *more = text.split()
+    if len(more) > 1 and more[0] == "-":  # FIRST - LAST
+        word, more = f"{word}-{more[1]}", more[2:]
+    word = word.strip('"').rstrip(",")
+    if more:
+        if not looks_like_address(word):
+            raise NoEqualError("more than one word; an entry is one")
+        report.note(line, "the first word is the entry; what follows it was left out")
+    if looks_like_address(word):
+        return _networks(word, line, report)
+    if word.startswith("*."):
+        word = word[1:]
+    elif word.startswith("@"):
+        word = word[1:]
+        attribute = "recipient" if attribute == "recipient" else "sender"
+    if "@" in word or word == "<>":
+        return [term(_ADDRESS[attribute], word)]
+    return [term(_SUFFIX[attribute], word)]
+
+
+def _networks(word: str, line: Line, report: Report) -> list[Term]:
+    if word.endswith(".*"):
+        octets = word.rstrip(".*").split(".")
+        word = ".".join(octets + ["0"] * (4 - len(octets))) + f"/{8 * len(octets)}"
+    found = address_range(word.strip("[]"))
+    if len(found) > 1:
+        report.note(line, "the range became the fewest networks")
+    return [Term("cidr", network_text(one)) for one in found]
+
+
+# --- Export -----------------------------------------------------------------------------------------------------------
+
+
+def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
+    """A list, an entry a line: what is rejected, of one condition; networks are the fewest."""
+    return "\n".join([f"# {options.heading}", *entries(rows, report, options)]) + "\n"
+
+
+def entries(rows: Sequence[Row], report: Report, options: ExportOptions) -> list[str]:
+    """The entries of one condition that rules reject. What a list cannot say is reported."""
+    condition = options.condition or _usual_condition(rows)
+    if condition == "cidr":
+        return texts(rejected(rows, report, deferred=options.deferred))
+    found: dict[str, None] = {}
+    for row in rows:
+        if row.verdict.verb is Verb.DUNNO:
+            report.lose(row.line, "a list cannot exempt: what it lets through may be an entry of a rule below")
+        elif row.verdict.verb is not Verb.REJECT and not options.deferred:
+            report.lose(row.line, f"{row.verdict.verb} is no rejection (--deferred takes it for one)")
+        elif row.exceptions or {one.condition for one in row.match} != {condition}:
+            report.lose(row.line, f"it is not about {condition} alone (--condition)")
+        else:
+            report.taken += 1
+            found.update(dict.fromkeys(one.value for one in row.match))
+    return list(found)
+
+
+def _usual_condition(rows: Sequence[Row]) -> str:
+    """Networks, unless there are none."""
+    conditions = [one.condition for row in rows if row.verdict.verb is not Verb.DUNNO for one in row.match[:1]]
+    return "cidr" if "cidr" in conditions or not conditions else conditions[0]

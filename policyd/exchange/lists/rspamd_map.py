@@ -1,0 +1,114 @@
+"""rspamd's maps (multimap: ip, hostname, from, rcpt, regexp and glob maps), import and export.
+
+A map does not say what it is looked up for: the option `attribute` does. A key stands alone or before a value; a map
+with scores gives them up, since a rule has none.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from policyd.exchange.lists import plain
+from policyd.exchange.model import Entry, Imported, NoEqualError, Term
+from policyd.exchange.regex_translation import from_perl
+from policyd.exchange.values import address_range, literal, looks_like_address, network_text, term
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from policyd.exchange.model import ExportOptions, Line, Report, Row
+
+_LINE = re.compile(
+    r'(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<slashed>/(?:[^/\\]|\\.)*/[a-z]*)|(?P<key>[^\s#"][^\s#]*))(?P<value>.*)',
+    re.IGNORECASE,
+)
+
+_NAME = {"client": "hostname", "helo_name": "helo_name", "sender": "sender_domain", "recipient": "recipient_domain"}
+_SUFFIX = _NAME | {"client": "hostname_suffix", "helo_name": "helo_name_suffix"}
+_REGEX = {
+    "client": "hostname_regex",
+    "helo_name": "helo_name_regex",
+    "sender": "sender_regex",
+    "recipient": "recipient_regex",
+}
+
+
+def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None) -> Imported:
+    """The map's keys. `attribute` is `client` (as None), `helo_name`, `sender` or `recipient`."""
+    imported = Imported()
+
+    def take(line: Line) -> bool:
+        text = line.text.strip()
+        if not text or text.startswith("#"):
+            return False
+        terms = _read_line(line._replace(text=text), report, attribute or "client")
+        imported.entries += [Entry(one, line) for one in terms]
+        return True
+
+    report.take_each(lines, take)
+    return imported
+
+
+def _read_line(line: Line, report: Report, attribute: str) -> list[Term]:
+    match = _LINE.fullmatch(line.text)
+    if match is None:
+        raise NoEqualError("a key that begins with a quote and does not end with one")
+    value = match["value"].split("#")[0].strip()
+    if value.startswith("-"):
+        raise NoEqualError("a negative score lets mail through; put such keys into a list of their own")
+    if value:
+        report.note(line, "the value after the key has no equal; every entry counts alike")
+    if match["slashed"]:
+        pattern, _, flags = match["slashed"][1:].rpartition("/")
+        return [term(_REGEX[attribute], _expression(pattern, flags))]
+    key = match["key"] or re.sub(r"\\(.)", r"\1", match["quoted"] or "")
+    if looks_like_address(key):
+        return [Term("cidr", network_text(one)) for one in address_range(key.strip("[]"))]
+    if key.startswith("*.") and not re.search(r"[*?\[]", key[2:]):
+        return [term(_SUFFIX[attribute], key[1:])]
+    if re.search(r"[*?\[]", key):
+        return [term(_REGEX[attribute], _glob(key))]
+    if key.startswith("@"):
+        key = key[1:]
+        attribute = "recipient" if attribute == "recipient" else "sender"
+    if "@" in key:
+        return [term("recipient" if attribute == "recipient" else "sender", key)]
+    if "." not in key and attribute != "helo_name":
+        raise NoEqualError("neither an address nor a name with a dot in it")
+    if attribute in {"sender", "recipient"}:
+        report.note(line, f"a domain alone became {attribute}_domain, which also covers the names under it")
+    return [term(_NAME[attribute], key)]
+
+
+def _expression(pattern: str, flags: str) -> str:
+    """rspamd's expressions are Perl's, and heed case unless the flag `i` says otherwise (`regexp.c`)."""
+    for flag in flags:
+        if flag not in "imsxuUOrLA":
+            raise NoEqualError(f"'{flag}' is no flag of an expression")
+    ours = ("" if "i" in flags else "i") + ("x" if "x" in flags else "")
+    return from_perl(pattern, ours)
+
+
+def _glob(pattern: str) -> str:
+    if "[" in pattern:
+        raise NoEqualError("a glob with brackets; write it as an expression between slashes")
+    parts = re.split(r"([*?])", pattern)
+    return "^" + "".join({"*": ".*", "?": "."}.get(part) or literal(part) for part in parts) + "$"
+
+
+# --- Export -----------------------------------------------------------------------------------------------------------
+
+
+def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
+    """A map of one kind: networks, names, or expressions between slashes."""
+    lines = [f"# {options.heading}"]
+    for entry in plain.entries(rows, report, options):
+        condition = options.condition or ""
+        if condition.endswith("_regex"):
+            lines.append("/" + re.sub(r"(?<!\\)((?:\\\\)*)/", r"\1\\/", entry) + "/i")
+        elif condition.endswith("_suffix") and entry.startswith("."):
+            lines.append(f"*{entry}")
+        else:
+            lines.append(entry)
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,1 @@
+"""Postfix's cidr, pcre and regexp tables, and postfwd rules."""

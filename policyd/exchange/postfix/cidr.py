@@ -1,0 +1,122 @@
+"""Postfix's cidr: tables (cidr_table(5)), import and export; postscreen's access list has the same form.
+
+The first line that matches decides, as in a ruleset. `if` and `!` become the rule's exceptions or a narrower network,
+which says the same.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from policyd.core.ruleset import Verb
+from policyd.exchange.firewall.address_block import EVERYTHING, Block
+from policyd.exchange.model import Imported, NoEqualError, Row, static_text
+from policyd.exchange.network_sets import addresses_of, sayable, texts
+from policyd.exchange.postfix.table import check_room, close_if, is_endif, logical_lines, verdict
+from policyd.exchange.values import network
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import netaddr
+
+    from policyd.exchange.model import ExportOptions, Line, Report
+
+_LINE = re.compile(
+    r"(?P<if>if\s+)?(?P<not>!\s*)?(?P<pattern>\[[^\]]*\](?:/\d+)?|[^\s!]\S*)(?:\s+(?P<result>.*))?", re.IGNORECASE
+)
+
+
+class _If(NamedTuple):
+    """An open `if`: the addresses that come into it, or None where its pattern could not be read."""
+
+    line: Line
+    block: Block | None
+
+
+def read(lines: Iterable[Line], report: Report) -> Imported:
+    """The table's rows, each with a condition `cidr`."""
+    imported = Imported()
+    open_ifs: list[_If] = []
+
+    def take(line: Line) -> bool:
+        if is_endif(line):
+            close_if(open_ifs)
+            return False
+        row = _read_line(line, open_ifs, report)
+        if row is not None:
+            imported.rows.append(row)
+        return row is not None
+
+    report.take_each(logical_lines(lines), take)
+    for unfinished in open_ifs:
+        report.note(unfinished.line, "the `if` has no endif; it goes to the end of the table")
+    return imported
+
+
+def _read_line(line: Line, open_ifs: list[_If], report: Report) -> Row | None:
+    """The row of a line, or None for an `if`, which is opened."""
+    match = _LINE.fullmatch(line.text)
+    if match is None:
+        raise NoEqualError("no line of a cidr: table; it would be `NETWORK ACTION`")
+    around = open_ifs[-1].block if open_ifs else Block()
+    try:
+        if match["if"]:
+            check_room(open_ifs)
+        block = _narrowed(around, _pattern(match["pattern"]), negated=match["not"] is not None) if around else None
+    except NoEqualError as error:
+        if match["if"]:
+            open_ifs.append(_If(line, None))
+            raise NoEqualError(f"{error}; all up to its endif is lost with it") from None
+        raise NoEqualError(f"{error}; Postfix skips the line") from None
+    if match["if"]:
+        open_ifs.append(_If(line, block))
+        return None
+    if block is None:
+        raise NoEqualError("the `if` around it is lost")
+    if not match["result"]:
+        raise NoEqualError("there is no action; Postfix skips the line")
+    inside, exceptions = block.terms()
+    return Row(line, inside, verdict(match["result"], line, report), exceptions)
+
+
+def _narrowed(block: Block, pattern: netaddr.IPNetwork, *, negated: bool) -> Block:
+    if not negated:
+        return block.within(pattern)
+    # A pattern says nothing of the other version, negated or not (`cidr_match.c`).
+    return block.within(EVERYTHING[pattern.version]).without(pattern)
+
+
+def _pattern(text: str) -> netaddr.IPNetwork:
+    if ":" in text and "." in text:
+        raise NoEqualError("Postfix writes an IPv4-mapped client as IPv4, so this never matches; write it as IPv4")
+    return network(text.replace("[", "").replace("]", ""))
+
+
+# --- Export -----------------------------------------------------------------------------------------------------------
+
+
+def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
+    """A cidr: table: a line for each network, in the order of the rules."""
+    lines = [f"# {options.heading}"]
+    for row in sayable(rows, report, deferred=True):
+        action = f"{row.verdict.verb} {static_text(row, report)}".rstrip()
+        lines += [f"{network}\t{action}" for network in _networks(row)]
+    return "\n".join(lines) + "\n"
+
+
+def write_postscreen(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
+    """A cidr: table for postscreen_access_list (postconf(5)), which answers with a text of its own."""
+    lines = [f"# {options.heading}"]
+    for row in sayable(rows, report, deferred=options.deferred):
+        action = "dunno" if row.verdict.verb is Verb.DUNNO else "reject"
+        lines += [f"{network}\t{action}" for network in _networks(row)]
+        if row.verdict.text or row.verdict.code:
+            report.note(row.line, "postscreen answers with a text of its own")
+    return "\n".join(lines) + "\n"
+
+
+def _networks(row: Row) -> list[str]:
+    """What a rule is about, without its exceptions, as the fewest networks."""
+    return texts(addresses_of(row.match) - addresses_of(row.exceptions))

@@ -1,0 +1,18 @@
+"""Postfix's pcre: tables (pcre_table(5)), import: Perl's expressions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from policyd.exchange.postfix import expressions
+from policyd.exchange.regex_translation import from_perl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from policyd.exchange.model import Imported, Line, Report
+
+
+def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None) -> Imported:
+    """The table's rows; see `expressions.read`."""
+    return expressions.read(lines, report, from_perl, attribute=attribute)

@@ -1,0 +1,254 @@
+"""postfwd's rulesets (postfwd(1)), import.
+
+Rules are tried from the top and the first whose items all match decides, as here. An item may be given several times
+(any one is enough); `!!` and `!=` negate. Its expressions are Perl's, found anywhere, without regard to case. What
+counts, scores, jumps or asks DNS has no equal.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from policyd.config.conditions import CONDITIONS, UNPROVEN
+from policyd.core.protocol import ATTRIBUTES
+from policyd.core.ruleset import Verb
+from policyd.exchange.model import DUNNO, Imported, NoEqualError, Row, Term, shown
+from policyd.exchange.postfix.table import verdict
+from policyd.exchange.regex_translation import from_perl
+from policyd.exchange.values import literal, network, network_text, term
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from policyd.exchange.model import Line, Report, Verdict
+
+_MACRO = re.compile(r"\s*(?P<name>&&[-\w]+)\s*\{(?P<body>.*)\}[\s;]*", re.DOTALL)
+_NAME = re.compile(r"&&[-\w]+")
+_ITEM = re.compile(r"(?P<name>[^=~<>!\s]+)\s*(?P<operator>[=~<>]=|=[=~<>]|![=~<>]|[<>=])\s*(?P<value>.*)", re.DOTALL)
+
+# A macro may name others; postfwd goes on until none is left, for ever if one names itself.
+_EXPANSIONS = 100
+_MAX_RULE = 1 << 18
+
+# Items that postfwd works out itself, with what stands in the way.
+_COMPUTED = {
+    "date": "a date; rules here expire, and hold on every day until then",
+    "time": "the time of day",
+    "days": "the day of the week",
+    "months": "the month",
+    "score": "scores",
+    "request_score": "scores",
+    "rblcount": "a DNS blocklist",
+    "rhsblcount": "a DNS blocklist",
+    "helo_address": "a DNS lookup of the HELO name",
+    "ratecount": "rate limits",
+    "request_hits": "what other rules said",
+    "matches": "what other rules said",
+    "version": "postfwd's version",
+    "cache": "postfwd's cache",
+}
+_NUMERIC = frozenset({"size", "recipient_count", "encryption_keysize"})
+_COMMANDS = re.compile(
+    r"(jump|score|set|(?:rate|size|rcpt)(?:5321)?|ask|mail|sendmail|wait|note|quit)\s*\(", re.IGNORECASE
+)
+_VARIABLE = re.compile(r"\$\$(?:\((\w+)\)|(\w+))")
+_PLACEHOLDERS = {
+    "client_address": "client_address",
+    "client_name": "hostname",
+    "helo_name": "helo_name",
+    "sender": "sender",
+    "recipient": "recipient",
+    "id": "rule",
+}
+
+
+@dataclass(slots=True)
+class _Rule:
+    """A rule's items as they are read. `wanted` holds of each item the alternatives, one of which must hold."""
+
+    line: Line
+    name: str = ""
+    action: str | None = None
+    wanted: dict[str, list[Term]] = field(default_factory=dict)
+    negated: dict[str, list[Term]] = field(default_factory=dict)
+
+
+class _Item(NamedTuple):
+    name: str
+    operator: str
+    value: str
+
+
+def read(lines: Iterable[Line], report: Report) -> Imported:
+    """The ruleset's rows, each with its own name."""
+    imported = Imported()
+    macros: dict[str, str] = {}
+
+    def take(line: Line) -> bool:
+        text = _expanded(line.text, macros)
+        macro = _MACRO.fullmatch(text)
+        if macro is not None:
+            macros[macro["name"]] = _body(macro)
+        else:
+            imported.rows.append(_read_rule(line, text, report))
+        return macro is None
+
+    report.take_each(_logical_lines(lines), take)
+    return imported
+
+
+def _logical_lines(lines: Iterable[Line]) -> Iterator[Line]:
+    """Lines joined as postfwd joins them: after a backslash or an opening brace, and before a blank or a `}`."""
+    current: Line | None = None
+    unfinished = False  # the last line ended in a backslash or a brace
+    for line in lines:
+        text = re.sub(r'"|#.*', "", line.text).rstrip()
+        if not text.strip():
+            continue
+        follows = current is not None and (unfinished or re.match(r"\}|\s", text) is not None)
+        between = "" if unfinished or current is None or current.text.endswith(";") else ";"
+        unfinished = text.endswith(("\\", "{"))
+        text = text.removesuffix("\\")
+        if current is not None and follows:
+            current = current._replace(text=f"{current.text}{between} {text.strip()}"[: _MAX_RULE + 1])
+            continue
+        if current is not None:
+            yield current
+        current = line._replace(text=text)
+    if current is not None:
+        yield current
+
+
+def _expanded(text: str, macros: dict[str, str]) -> str:
+    definition = _MACRO.fullmatch(text)
+    head, body = (f"{definition['name']} {{", _body(definition)) if definition else ("", text)
+    for _ in range(_EXPANSIONS):
+        found = _NAME.search(body)
+        if found is None:
+            break
+        if found[0] not in macros:
+            raise NoEqualError(f"the macro {found[0]} is not defined above; postfwd skips the line")
+        body = macros[found[0]].join(re.split(rf"{found[0]}(?![-\w])", body))
+        if len(body) > _MAX_RULE:
+            break
+    else:
+        raise NoEqualError("a macro names itself")
+    if len(body) > _MAX_RULE:
+        raise NoEqualError(f"the rule is longer than {_MAX_RULE >> 10} KiB")
+    return f"{head}{body}}}" if definition else body
+
+
+def _body(macro: re.Match[str]) -> str:
+    """What a macro stands for."""
+    return macro["body"].strip().removesuffix(";").rstrip()
+
+
+def _read_rule(line: Line, text: str, report: Report) -> Row:
+    rule = _Rule(line)
+    for item in filter(str.strip, text.split(";")):
+        match = _ITEM.fullmatch(item.strip())
+        if match is None:
+            raise NoEqualError(f"{shown(item.strip())} is no item; postfwd skips the line")
+        name, operator, value = match["name"], match["operator"], match["value"]
+        if name == "id":
+            rule.name = value
+        elif name == "action":
+            rule.action = value
+        else:
+            operator = {"<=": "=<", ">=": "=>", "~=": "=~"}.get(operator, operator)
+            _add_item(rule, _Item(name, operator, value), report)
+    if rule.action is None:
+        raise NoEqualError("there is no action; postfwd skips the line")
+    says = _verdict(rule.action, line, report)
+    match_terms = tuple(one for terms in rule.wanted.values() for one in terms)
+    exceptions = tuple(one for terms in rule.negated.values() for one in terms)
+    exempting = match_terms if says.verb is Verb.DUNNO else exceptions
+    if any(one.condition in UNPROVEN for one in exempting):
+        raise NoEqualError("a name that the client only claims (reverse_client_name) may not let mail through")
+    # Without an item the rule is for every request: an address, or `unknown`, is always there.
+    return Row(line, match_terms or (term("client_address_regex", ".*"),), says, exceptions, rule.name)
+
+
+def _add_item(rule: _Rule, item: _Item, report: Report) -> None:
+    name = item.name
+    if name in _COMPUTED or name.startswith(("rbl", "rhsbl", "sender_ns", "sender_mx")):
+        raise NoEqualError(f"the item '{name}' has no equal: {_COMPUTED.get(name, 'a DNS lookup')}")
+    for value in item.value.split(",") if name == "client_address" else [item.value]:
+        _add_alternative(rule, item._replace(value=value.strip()), report)
+
+
+def _add_alternative(rule: _Rule, item: _Item, report: Report) -> None:
+    """Adds one alternative of an item: as postfwd compares them, any one that is true is enough, negated or not."""
+    name, operator, value = item
+    negation = value.startswith("!!")
+    if negation:  # `!!x` or `!!(x)`
+        value = value[2:].lstrip().removeprefix("(").lstrip().removesuffix(")").rstrip()
+    if "$$" in value:
+        raise NoEqualError("two attributes cannot be compared with each other")
+    if re.match(r"[lc]?(file|table):", value, re.IGNORECASE):
+        raise NoEqualError(f"the entries are in another file, {shown(value)}; import it as plain")
+    negated = negation != operator.startswith("!")
+    terms = _terms(_Item(name, operator.replace("!", "="), value), rule.line, report)
+    others = rule.wanted.get(name, [])
+    if name in rule.negated or (negated and others):
+        raise NoEqualError(
+            f"'{name}' is negated beside another '{name}': either would be enough, which no rule can say"
+        )
+    if others and others[0].condition != terms[0].condition:
+        raise NoEqualError(f"'{name}' is compared in two ways: either would be enough, which no rule can say")
+    (rule.negated if negated else rule.wanted).setdefault(name, []).extend(terms)
+
+
+def _terms(item: _Item, line: Line, report: Report) -> list[Term]:
+    """An item as alternatives of one condition."""
+    name, operator, value = item
+    if name in _NUMERIC or operator in {"=<", "=>", "<", ">"}:
+        raise NoEqualError(f"numbers are compared by '{name}{operator}'; a rule knows only what is equal or found")
+    if name == "client_address" and operator in {"=", "=="}:
+        if value == "0.0.0.0/0":  # postfwd: always true
+            return [Term("cidr", "0.0.0.0/0"), Term("cidr", "::/0")]
+        if not value:
+            raise NoEqualError("there is no address before or after a comma")
+        return [Term("cidr", network_text(network(one))) for one in value.split()]
+    if name in {"sender_domain", "recipient_domain"} and operator == "==":
+        attribute = name.partition("_")[0]
+        return [term(f"{attribute}_regex", f"@{literal(value)}$")]
+    if name in {"sender_domain", "recipient_domain", "sender_localpart", "recipient_localpart"}:
+        raise NoEqualError(f"an expression on '{name}' alone; write it for the whole address, as sender=")
+    if name not in ATTRIBUTES:
+        raise NoEqualError(f"the item '{name}' is no attribute that Postfix sends")
+    if operator == "==":
+        condition = name if name in CONDITIONS else f"{name}_regex"
+        return [term(condition, value)]
+    if name == "sender" and value.strip("^$/") == "<>":
+        return [Term("sender", "<>")]
+    if name == "sender" and "<>" in value:
+        report.note(line, "the null sender is `<>` to postfwd and empty to sender_regex: it is judged otherwise")
+    return [term(f"{name}_regex", from_perl(value.strip("/") if value.startswith("/") else value))]
+
+
+def _verdict(action: str, line: Line, report: Report) -> Verdict:
+    command = _COMMANDS.match(action)
+    if command is not None:
+        if command[1].lower() == "note":
+            raise NoEqualError("note() only logs; write the rule with mode: observe to see what it would catch")
+        raise NoEqualError(f"{command[1].lower()}() has no equal")
+    if action.lower() in {"dunno", "ok"}:
+        if action.lower() == "ok":
+            report.note(
+                line, "OK became DUNNO: it ends the ruleset, but does not skip the restrictions that follow in main.cf"
+            )
+        return DUNNO
+    says = verdict(action, line, report)
+
+    def fill(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name not in _PLACEHOLDERS:
+            report.note(line, f"$${name} has no equal: the text has `...` in its place")
+            return "..."
+        return "{" + _PLACEHOLDERS[name] + "}"
+
+    # Braces of the text itself are doubled by now, so that these placeholders are the only ones.
+    return replace(says, text=_VARIABLE.sub(fill, says.text))

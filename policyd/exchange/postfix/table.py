@@ -1,0 +1,121 @@
+"""What Postfix's tables have in common: their lines, and the actions on the right-hand side (access(5)).
+
+Which of them match, and in which order, is left to the file of each type of table.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from policyd.core.ruleset import Verb
+from policyd.exchange.model import DUNNO, Line, NoEqualError, Verdict, blocking
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from policyd.exchange.model import Report
+
+# Actions that do something to the mail and let it go on to the next restriction (access(5), "OTHER ACTIONS").
+_PASSING = {
+    "BCC": "no copy is sent",
+    "FILTER": "the mail is not filtered",
+    "HOLD": "the mail is not held",
+    "INFO": "nothing is logged beside the decision",
+    "PREPEND": "no header is added",
+    "REDIRECT": "the mail is not redirected",
+    "WARN": "nothing is logged beside the decision",
+}
+
+_BLOCKING = {"REJECT": Verb.REJECT, "DEFER": Verb.DEFER, "DEFER_IF_PERMIT": Verb.DEFER_IF_PERMIT}
+
+# OK is what access(5) documents; smtpd_check.c takes RELAY for it too, and `permit` is a restriction.
+_PERMITTING = frozenset({"OK", "RELAY", "PERMIT"})
+
+# So many `if` within each other are read: each line is compared with all that are open around it. Two are common.
+MAX_OPEN_IFS = 16
+
+# The reply codes that Postfix gives a REJECT and a DEFER of a policy server (access_map_reject_code,
+# access_map_defer_code); 550 is what people write who mean nothing else.
+_USUAL_CODES = frozenset({"450", "550", "554"})
+
+
+def logical_lines(lines: Iterable[Line]) -> Iterator[Line]:
+    """Lines joined as Postfix joins them: one that begins with a blank continues the one before it; comments and
+    empty lines in between do not count (`readllines.c`)."""
+    current: Line | None = None
+    for line in lines:
+        text = line.text.rstrip()
+        if not text or text.lstrip().startswith("#"):
+            continue
+        if text[0] in " \t" and current is not None:
+            current = current._replace(text=f"{current.text} {text.lstrip()}")
+            continue
+        if current is not None:
+            yield current
+        current = line._replace(text=text)
+    if current is not None:
+        yield current
+
+
+def is_endif(line: Line) -> bool:
+    """Whether a line of a cidr:, pcre: or regexp: table closes an `if`."""
+    return line.text.split(maxsplit=1)[0].lower() == "endif"
+
+
+def check_room(open_ifs: list[Any]) -> None:
+    """Raises `NoEqualError` where one more `if` is one too many."""
+    if len(open_ifs) >= MAX_OPEN_IFS:
+        raise NoEqualError(f"more than {MAX_OPEN_IFS} `if` within each other")
+
+
+def close_if(open_ifs: list[Any]) -> None:
+    """Closes the last `if`. Raises `NoEqualError` where none is open."""
+    if not open_ifs:
+        raise NoEqualError("an endif without its if; Postfix skips it")
+    open_ifs.pop()
+
+
+def verdict(result: str, line: Line, report: Report) -> Verdict:
+    """What the right-hand side of an access table says.
+
+    Raises `NoEqualError` where nothing here does the same. What is the same but for a detail is noted in the report.
+    """
+    words = result.split(None, 1)
+    if not words:
+        raise NoEqualError("there is no action")
+    action, text = words[0].upper(), words[1] if len(words) > 1 else ""
+    if action in _BLOCKING:
+        return blocking(_BLOCKING[action], text)
+    if re.fullmatch(r"[45]\d\d", action) and text:
+        return _numeric(action, text, line, report)
+    if action == "DUNNO":
+        return DUNNO
+    if action.isdecimal() and not text:
+        report.note(line, "a number without text is OK to Postfix (access(5)); it became DUNNO")
+        return DUNNO
+    if action in _PERMITTING and not text:
+        report.note(
+            line,
+            f"{action} became DUNNO: it ends the ruleset, but does not skip the restrictions that follow in main.cf",
+        )
+        return DUNNO
+    if action in _PASSING:
+        report.note(line, f"{action} has no equal: {_PASSING[action]}; the mail passes as with DUNNO")
+        return Verdict(Verb.DUNNO, passing=True)
+    if action == "DISCARD":
+        raise NoEqualError("DISCARD has no equal: policyd never accepts mail to throw it away; REJECT tells the sender")
+    if action == "DEFER_IF_REJECT":
+        raise NoEqualError("DEFER_IF_REJECT has no equal: policyd does not know what later restrictions will say")
+    raise NoEqualError(f"the restriction '{words[0]}' has no equal; it stays in main.cf")
+
+
+def _numeric(code: str, text: str, line: Line, report: Report) -> Verdict:
+    verb = Verb.REJECT if code.startswith("5") else Verb.DEFER
+    if code in {"421", "521"}:
+        report.note(line, f"{code} became {verb}: Postfix does not hang up after it")
+    elif code not in _USUAL_CODES:
+        report.note(
+            line, f"{code} became {verb}: Postfix itself chooses the reply code (access_map_reject_code, ..defer_code)"
+        )
+    return blocking(verb, text)

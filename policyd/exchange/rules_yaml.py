@@ -1,0 +1,188 @@
+"""Rows and entries as rules.yaml and list files have them.
+
+What comes out is what `policyd check` takes. Rows that follow each other with one verdict become one rule, since among
+them the order says nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from policyd.core.printable import printable
+from policyd.exchange.model import by_condition
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from policyd.exchange.model import Imported, Line, Term, Verdict
+
+# So many values stand beside their condition; more of them each get a line.
+_ON_ONE_LINE = 4
+
+# What needs no quotes in YAML, also within brackets (ruleset.md, "Every scalar in the file is text").
+_PLAIN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/@+-]*[A-Za-z0-9._/@+-])?")
+_PLAIN_TEXT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 ._/@+,()-]*[A-Za-z0-9._/@+,()-])?")
+
+
+@dataclass(frozen=True, slots=True)
+class NewRule:
+    """A rule to be written: values by condition, and the lines that it came from (`first` to `last`, `count`)."""
+
+    name: str
+    match: Mapping[str, tuple[str, ...]]
+    exceptions: Mapping[str, tuple[str, ...]]
+    verdict: Verdict
+    first: Line
+    last: Line
+    count: int
+
+    @property
+    def note(self) -> str:
+        """Where the rule came from, for people."""
+        path = Path(self.first.path).name
+        if self.first.number == self.last.number:
+            return f"line {self.first.number} of {path}"
+        return f"{self.count:,} lines of {path}, {self.first.number} to {self.last.number}"
+
+
+def rules(imported: Imported, names: Names, verdict: Verdict) -> list[NewRule]:
+    """What was imported as rules. Bare entries get `verdict`, in a rule for each condition.
+
+    Names are the rows' own where they have some.
+    """
+    made: list[NewRule] = []
+    of_condition: dict[str, list[Line]] = {}
+    for entry in imported.entries:
+        of_condition.setdefault(entry.term.condition, []).append(entry.line)
+    for condition, values in by_condition(entry.term for entry in imported.entries).items():
+        lines = of_condition[condition]
+        made.append(NewRule(names.next(), {condition: values}, {}, verdict, min(lines), max(lines), len(lines)))
+    blocking = len(imported.rows)
+    while blocking and imported.rows[blocking - 1].verdict.passing:
+        blocking -= 1  # nothing below it would block
+    rows = imported.rows[:blocking]
+    start = 0
+    while start < len(rows):
+        end = start + 1
+        key = (rows[start].verdict, rows[start].exceptions, rows[start].name)
+        while (
+            end < len(rows)
+            and not rows[start].name
+            and (rows[end].verdict, rows[end].exceptions, rows[end].name) == key
+        ):
+            end += 1
+        by_shape: dict[tuple[str, ...] | int, list[int]] = {}
+        for place in range(start, end):
+            conditions = tuple(dict.fromkeys(term.condition for term in rows[place].match))
+            # Conditions of one rule must all hold, so only rows of a single and the same one can share a rule.
+            by_shape.setdefault(conditions if len(conditions) == 1 else place, []).append(place)
+        for places in by_shape.values():
+            of_one = [rows[place] for place in places]
+            first, last = min(row.line for row in of_one), max(row.line for row in of_one)
+            match = by_condition(term for row in of_one for term in row.match)
+            name = names.next(of_one[0].name)
+            made.append(NewRule(name, match, by_condition(of_one[0].exceptions), key[0], first, last, len(of_one)))
+        start = end
+    return made
+
+
+class Names:
+    """Rule names: unique, and of the characters that rules.yaml allows. `prefix` begins those that are made up."""
+
+    def __init__(self, prefix: str, taken: Iterable[str] = ()) -> None:
+        self._prefix = _rule_name(prefix) or "imported"
+        self._given = {"default", *taken}
+        self._number = 0
+        self._suffixes: dict[str, int] = {}  # the last one given to each name that was wanted more than once
+
+    def next(self, wanted: str = "") -> str:
+        """The next name: the wanted one, or one of its own."""
+        name = _rule_name(wanted)
+        base = name
+        suffix = self._suffixes.get(base, 1)
+        while not name or name in self._given:
+            if base:
+                suffix += 1
+                name = f"{base}-{suffix}"
+                self._suffixes[base] = suffix
+            else:
+                self._number += 1
+                name = f"{self._prefix}-{self._number}"
+        self._given.add(name)
+        return name
+
+
+def _rule_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-")
+
+
+# --- Writing ----------------------------------------------------------------------------------------------------------
+
+
+def rules_yaml(of: Sequence[NewRule], heading: str) -> str:
+    """A rules file."""
+    lines = [*_comment(heading), "rules:" if of else "rules: []"]
+    for rule in of:
+        lines.append(f"  - name: {scalar(rule.name)}")
+        lines += _conditions("match", rule.match)
+        if rule.exceptions:
+            lines += _conditions("except", rule.exceptions)
+        lines.append(f"    action: {_action(rule.verdict)}")
+        lines.append(f"    note: {scalar(printable(rule.note))}")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _conditions(key: str, conditions: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+    if all(len(values) <= _ON_ONE_LINE for values in conditions.values()):
+        yield f"    {key}: {{{', '.join(f'{name}: {_few(values)}' for name, values in conditions.items())}}}"
+        return
+    yield f"    {key}:"
+    for name, values in conditions.items():
+        if len(values) <= _ON_ONE_LINE:
+            yield f"      {name}: {_few(values)}"
+            continue
+        yield f"      {name}:"
+        yield from (f"        - {value_scalar(value)}" for value in values)
+
+
+def _few(values: tuple[str, ...]) -> str:
+    if len(values) == 1:
+        return value_scalar(values[0])
+    return f"[{', '.join(value_scalar(value) for value in values)}]"
+
+
+def _action(verdict: Verdict) -> str:
+    action = verdict.action
+    return action if _PLAIN_TEXT.fullmatch(action) else _quoted(action)
+
+
+def value_scalar(value: str) -> str:
+    """A value of a condition: `$` at its beginning would name a list, so it is doubled."""
+    return scalar("$" + value if value.startswith("$") else value)
+
+
+def scalar(text: str) -> str:
+    """A text as a YAML scalar, in quotes where it needs them."""
+    return text if _PLAIN.fullmatch(text) else _quoted(text)
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def list_file(entries: Iterable[Term], heading: str) -> str:
+    """A list file: an entry a line, none twice."""
+    return "\n".join([*_comment(heading), *dict.fromkeys(entry.value for entry in entries)]) + "\n"
+
+
+def fits_list_file(value: str) -> bool:
+    """Whether a value is still itself when a list file is read: no comment begins in it, no blank is at its ends."""
+    return value == value.strip() and re.search(r"(?:^|\s)[#;]", value) is None
+
+
+def _comment(text: str) -> list[str]:
+    return [f"# {printable(line)}" for line in text.splitlines()]

@@ -1,0 +1,123 @@
+"""Single values as other systems write them: networks, ranges, host names, mail addresses.
+
+Each is given as rules.yaml takes it, or refused by `NoEqualError` with what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import netaddr
+
+from policyd.config.conditions import CONDITIONS
+from policyd.config.entries import parse_entries
+from policyd.config.entry_messages import explain_entry
+from policyd.core.address import parse_address
+from policyd.exchange.model import NoEqualError, Term, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from policyd.core.address import Address
+
+_ADDRESS_LIKE = re.compile(r"\[?(?:[\d.]+|(?=[0-9a-f.]*:)[0-9a-f:.]+)\]?(?:\s*[/-].*)?|[\d.]+\*", re.IGNORECASE)
+
+# A range of IPv4 addresses takes at most 62 networks. One of IPv6 that takes more is no block that anybody was given.
+_MAX_NETWORKS = 64
+
+_MASK = re.compile(r"\d+\.\d+\.\d+\.\d+", re.ASCII)
+_LENGTH = re.compile(r"\d{1,3}", re.ASCII)
+
+
+def looks_like_address(text: str) -> bool:
+    """Whether a word is meant as an address, network or range, rightly written or not, and not as a name."""
+    return _ADDRESS_LIKE.fullmatch(text) is not None
+
+
+def address(text: str) -> netaddr.IPAddress:
+    """An address; an IPv4-mapped one (RFC 4291 section 2.5.5.2) is the IPv4 address."""
+    version, number = _parsed(text)
+    return netaddr.IPAddress(number, version)
+
+
+def network(text: str) -> netaddr.IPNetwork:
+    """A network, or an address as a network of one; `/255.255.255.0` is a prefix too.
+
+    Host bits that are set are refused, and the message names the right network.
+    """
+    base, slash, prefix = text.partition("/")
+    version, number = _parsed(base)
+    width = 32 if version == 4 else 128
+    if not slash:
+        return netaddr.IPNetwork((number, width), version=version)
+    bits = _prefix_length(text, prefix) - (96 if version == 4 and ":" in base else 0)
+    if not 0 <= bits <= width:
+        raise NoEqualError(f"{shown(text)} is no network")
+    if number & (1 << width - bits) - 1:
+        right = netaddr.IPNetwork((number, bits), version=version).cidr
+        raise NoEqualError(f"the address has bits set beyond the prefix; the network is {right}")
+    return netaddr.IPNetwork((number, bits), version=version)
+
+
+def _parsed(text: str) -> Address:
+    found = parse_address(text.encode("utf-8", "replace"))
+    if found is None:
+        raise NoEqualError(f"{shown(text)} is no address")
+    return found
+
+
+def _prefix_length(text: str, prefix: str) -> int:
+    if _LENGTH.fullmatch(prefix):
+        return int(prefix)
+    mask = netaddr.IPAddress(prefix) if _MASK.fullmatch(prefix) and netaddr.valid_ipv4(prefix) else None
+    if mask is None or not mask.is_netmask():
+        raise NoEqualError(f"{shown(text)} is no network")
+    return int(mask.netmask_bits())
+
+
+def address_range(text: str) -> list[netaddr.IPNetwork]:
+    """`FIRST-LAST`, a network or an address as the fewest networks."""
+    first, dash, last = text.partition("-")
+    if not dash:
+        return [network(text.strip())]
+    start, end = address(first.strip()), address(last.strip())
+    if start.version != end.version or start > end:
+        raise NoEqualError(f"{shown(text)} is no range: it begins after its end")
+    if (count := _count_of_networks(int(start), int(end) + 1)) > _MAX_NETWORKS:
+        raise NoEqualError(f"{shown(text)} is no network, nor a few of them: it takes {count}")
+    return list(netaddr.iprange_to_cidrs(start, end))
+
+
+def _count_of_networks(first: int, end: int) -> int:
+    """Of how many networks the addresses from `first` up to `end` consist: one for each bit of the way from either to
+    the number between them that has most zeros at its end."""
+    shift = (first ^ end).bit_length() - 1
+    middle = end >> shift << shift
+    return (middle - first).bit_count() + (end - middle).bit_count()
+
+
+def network_text(of: netaddr.IPNetwork) -> str:
+    """A network as lists show it: an address alone where it is one of one."""
+    return str(of.network) if of.size == 1 else str(of.cidr)
+
+
+def fewest(networks: Iterable[netaddr.IPNetwork]) -> list[str]:
+    """The same addresses in the fewest networks, in order of addresses, IPv4 first."""
+    return [network_text(one) for one in netaddr.cidr_merge(list(networks))]
+
+
+def term(condition: str, value: str) -> Term:
+    """A condition with a value that rules.yaml takes. Raises `NoEqualError` with the loader's own reason otherwise."""
+    form = CONDITIONS[condition].form
+    if not value.isprintable():
+        raise NoEqualError(f"{shown(value)} has characters that are no text")
+    _, bad = parse_entries(form, [value.encode("utf-8", "replace")])
+    if bad:
+        raise NoEqualError(explain_entry(form, value.encode("utf-8", "replace")))
+    return Term(condition, value)
+
+
+def literal(text: str) -> str:
+    """An expression for this text alone."""
+    return re.escape(text).replace(r"\-", "-")  # a dash is special in brackets only, and none are put around it

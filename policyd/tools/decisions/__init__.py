@@ -1,0 +1,1 @@
+"""Looks at decisions that were logged: tail, lookup, abuse report."""

@@ -1,0 +1,66 @@
+"""A decision by its id, and the same request put to today's ruleset.
+
+The id is what a postmaster reads in a bounce (`{id}` in a reply). What the log tells of the client's reverse DNS is
+taken for what it is today; DNS is not asked. Attributes that the log does not have are empty.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from policyd.core.identity import Identity, Reason, Status
+from policyd.core.protocol import REQUEST_TYPE, Request
+from policyd.logs.decisions import DecisionCounts, decisions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from policyd.decision_log.reader import LoggedDecision
+
+# Crockford's base 32 (https://www.crockford.com/base32.html) reads these as digits, since people write them.
+_ALIASES = bytes.maketrans(b"ILO", b"110")
+
+
+def find(decision_id: str, paths: Sequence[str], advance: Callable[[int], None] | None = None) -> list[LoggedDecision]:
+    """The decisions with this id, read as people write ids. Raises `LogError`."""
+    wanted = _plain(decision_id.strip().encode("utf-8", "replace"))
+    return [one for batch in decisions(paths, DecisionCounts(), advance) for one in batch if _plain(one.id) == wanted]
+
+
+def _plain(decision_id: bytes) -> bytes:
+    return decision_id.upper().translate(_ALIASES)
+
+
+def request_of(decision: LoggedDecision) -> Request:
+    """The request that was decided, as far as the log has it."""
+    attributes = {
+        "request": REQUEST_TYPE,
+        "protocol_state": decision.protocol_state,
+        "client_address": decision.client_address,
+        "client_name": decision.hostname or b"unknown",
+        "reverse_client_name": decision.hostname or (decision.claimed[0] if decision.claimed else b"unknown"),
+        "helo_name": decision.helo_name,
+        "sender": decision.sender or b"",
+        "recipient": decision.recipient,
+        "sasl_username": decision.sasl_username,
+        "instance": decision.instance,
+        "queue_id": decision.queue_id,
+    }
+    return Request.of({name: value for name, value in attributes.items() if value})
+
+
+def identity_of(decision: LoggedDecision) -> Identity | None:
+    """What was known of the client; None where nobody had to know."""
+    if decision.hostname:
+        return Identity(Status.VERIFIED, (decision.hostname,))
+    match decision.reverse_dns:
+        case b"mismatch":
+            return Identity(Status.MISMATCH, (), decision.claimed)
+        case b"missing":
+            return Identity(Status.MISSING)
+        case b"error":
+            known = decision.dns_error.decode("ascii", "replace")
+            reason = Reason(known) if known in {reason.value for reason in Reason} else Reason.SERVFAIL
+            return Identity(Status.ERROR, (), decision.claimed, reason, names_known=bool(decision.claimed))
+        case _:
+            return None

@@ -1,0 +1,169 @@
+"""Follows the decision log as `tail -F` does, across rotation, and keeps what was asked for."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+import netaddr
+from rich.text import Text
+
+from policyd.core.address import parse_address
+from policyd.decision_log.reader import LoggedDecision, as_text, parse_anywhere
+from policyd.logs.files import MAX_LINE_BYTES, LogError, read_blocks
+from policyd.tools.display import styled_verb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+# How often a log is looked at. People do not see the difference to at once, and it costs nothing.
+POLL_SECONDS = 0.2
+
+# Read back from the end for the lines to begin with: more than 100 lines of the longest kind (4 KiB).
+_BACK_BYTES = 512 * 1024
+
+
+class Wanted(NamedTuple):
+    """What to show; an empty part leaves all. Actions and rules are any of those given, and so are networks."""
+
+    actions: frozenset[bytes] = frozenset()
+    rules: frozenset[bytes] = frozenset()
+    networks: tuple[netaddr.IPNetwork, ...] = ()
+
+    def has(self, decision: LoggedDecision) -> bool:
+        """Whether a decision is wanted. A rule is also found where it only observed."""
+        if self.actions and decision.action not in self.actions and decision.would not in self.actions:
+            return False
+        if self.rules and not self.rules & {decision.rule_name, *decision.observed}:
+            return False
+        return not self.networks or self._in_networks(decision.client_address)
+
+    def _in_networks(self, text: bytes) -> bool:
+        parsed = parse_address(text)
+        if parsed is None:
+            return False
+        version, number = parsed
+        return any(one.version == version and one.first <= number <= one.last for one in self.networks)
+
+
+def parse_networks(values: Sequence[str]) -> tuple[netaddr.IPNetwork, ...]:
+    """Networks as they are written in rules. Raises ValueError with a message for the user."""
+    networks = []
+    for value in values:
+        try:
+            networks.append(netaddr.IPNetwork(value))
+        except (netaddr.AddrFormatError, ValueError):
+            raise ValueError(f"'{value}' is no network; write 192.0.2.0/24 or 2001:db8::/32") from None
+    return tuple(networks)
+
+
+def follow(
+    path: str, last: int, wanted: Wanted, wait: Callable[[], bool] = lambda: _wait(POLL_SECONDS)
+) -> Iterator[LoggedDecision]:
+    """The `last` wanted decisions of the log, and each new one as it is written, for as long as `wait` returns true.
+
+    `wait` is called when there is nothing to read. A log that was moved away is read to its end, then the new one from
+    its start; one that was cut to nothing is read from its start. Raises `LogError` where there is none to begin with.
+    """
+    try:
+        file: BinaryIO = open(path, "rb")  # noqa: SIM115, PTH123 - it is replaced on rotation
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise LogError(f"{path}: {reason[0].lower()}{reason[1:]}") from None
+    try:
+        lines = _Lines()
+        if last:
+            yield from _last(file, lines, last, wanted)
+        else:
+            file.seek(0, os.SEEK_END)
+        while True:
+            found = lines.read(file)
+            yield from (one for line in found if (one := parse_anywhere(line)) is not None and wanted.has(one))
+            if found:
+                continue
+            moved = _moved(file, path)
+            if moved is not None:
+                # It may have grown between the last read and the move.
+                rest = lines.read(file)
+                yield from (one for line in rest if (one := parse_anywhere(line)) is not None and wanted.has(one))
+                file.close()
+                file, lines = moved, _Lines()
+                continue
+            if os.fstat(file.fileno()).st_size < file.tell():
+                file.seek(0)
+                lines = _Lines()
+                continue
+            if not wait():
+                return
+    finally:
+        file.close()
+
+
+def every(paths: Sequence[str], wanted: Wanted) -> Iterator[LoggedDecision]:
+    """The wanted decisions of files that are complete, or of standard input until it ends. Raises `LogError`."""
+    for block in read_blocks(paths):
+        yield from (one for line in block.lines if (one := parse_anywhere(line)) is not None and wanted.has(one))
+
+
+def as_line(decision: LoggedDecision) -> Text:
+    """The decision as a line of the text format, its action and rule in colour."""
+    line = as_text(decision)
+    stamp, _, rest = line.partition(" ")
+    action, _, rest = rest.partition(" ")
+    text = Text(stamp, style="dim").append(" ").append(styled_verb(action)).append(" ")
+    before, key, after = rest.partition("rule=")
+    if decision.rule and key:
+        rule, _, after = after.partition(" ")
+        text.append(before + key).append(rule, style="bold").append(f" {after}")
+    else:
+        text.append(rest)
+    return text
+
+
+class _Lines:
+    """Whole lines of a file that is being written to."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def read(self, file: BinaryIO) -> list[bytes]:
+        """The lines that have become whole since the last time."""
+        block = file.read(_BACK_BYTES)
+        if not block:
+            return []
+        lines = (self._rest + block).split(b"\n")
+        self._rest = lines.pop()[-MAX_LINE_BYTES:]
+        return lines
+
+
+def _last(file: BinaryIO, lines: _Lines, last: int, wanted: Wanted) -> list[LoggedDecision]:
+    size = file.seek(0, os.SEEK_END)
+    start = max(0, size - _BACK_BYTES)
+    file.seek(start)
+    kept: deque[LoggedDecision] = deque(maxlen=last)
+    first = start > 0
+    while found := lines.read(file):
+        for line in found[1:] if first else found:  # the first one lacks its start
+            decision = parse_anywhere(line)
+            if decision is not None and wanted.has(decision):
+                kept.append(decision)
+        first = False
+    return list(kept)
+
+
+def _moved(file: BinaryIO, path: str) -> BinaryIO | None:
+    """The file that is at the path now, if it is another one; None as long as there is none."""
+    try:
+        now = os.stat(path)  # noqa: PTH116 - a path that was typed, used as it is
+        if os.path.samestat(now, os.fstat(file.fileno())):
+            return None
+        return open(path, "rb")  # noqa: PTH123 - as above; the caller closes
+    except OSError:
+        return None  # rotation is under way, or what is there now may not be read: look again
+
+
+def _wait(seconds: float) -> bool:
+    time.sleep(seconds)
+    return True

@@ -1,0 +1,1 @@
+"""Examines Postfix beside the daemon, and asks the daemon a question."""

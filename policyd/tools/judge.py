@@ -1,0 +1,88 @@
+"""Judges transactions of a log by a ruleset: the decision that the daemon would have given."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from policyd.core.engine import Decision, NeedsIdentity, decide
+from policyd.core.identity import Identity, Reason, Status
+from policyd.core.protocol import Request
+from policyd.logs.transaction import Observation, Outcome, Standing
+
+if TYPE_CHECKING:
+    import datetime
+
+    from policyd.core.index import Ruleset
+
+# The mails that somebody would miss.
+GOT_THROUGH = frozenset({Outcome.DELIVERED, Outcome.PASSED})
+
+
+class Assumption(StrEnum):
+    """What to take a client for of which the log says only `unknown`: Postfix writes that for all three."""
+
+    MISSING = "missing"
+    ERROR = "error"
+    MISMATCH = "mismatch"
+
+
+class Judge:
+    """Decides observations under one ruleset, as it stands on `today` (UTC).
+
+    With `by_recipient`, a mail to several is decided for each of them.
+    """
+
+    def __init__(self, ruleset: Ruleset, today: datetime.date, assumption: Assumption, *, by_recipient: bool) -> None:
+        self._ruleset = ruleset
+        self._today = today
+        self._assumption = assumption
+        self._by_recipient = by_recipient
+
+    def decisions(self, seen: Observation) -> list[Decision]:
+        """One for each recipient, or one for all."""
+        recipients = seen.recipients if self._by_recipient and seen.recipients else seen.recipients[:1] or (b"",)
+        identity = _identity(seen, self._assumption)
+        return [self._decide(_request(seen, recipient), identity) for recipient in recipients]
+
+    def _decide(self, request: Request, identity: Identity) -> Decision:
+        decision = decide(self._ruleset, request, identity, self._today)
+        assert not isinstance(decision, NeedsIdentity)  # it was given one
+        return decision
+
+
+def _request(seen: Observation, recipient: bytes) -> Request:
+    """What Postfix would have asked. Without a sender it was refused before MAIL."""
+    state = b"RCPT" if seen.sender is not None else b"HELO" if seen.helo_name else b"CONNECT"
+    name = seen.names[0] if seen.names else b"unknown"
+    return Request.of(
+        {
+            "request": b"smtpd_access_policy",
+            "protocol_state": state,
+            "client_address": seen.client_address,
+            "client_name": name if seen.standing is Standing.VERIFIED else b"unknown",
+            "reverse_client_name": name,
+            "helo_name": seen.helo_name,
+            "sender": seen.sender or b"",
+            "recipient": recipient,
+            "sasl_username": seen.sasl_username,
+        }
+    )
+
+
+def _identity(seen: Observation, assumption: Assumption) -> Identity:
+    match seen.standing:
+        case Standing.VERIFIED:
+            return Identity(Status.VERIFIED, tuple(sorted(seen.names)))
+        case Standing.CLAIMED:
+            return Identity(Status.MISMATCH, claimed=tuple(sorted(seen.names)))
+        case Standing.NONE:
+            return Identity(Status.MISSING)
+        case Standing.ERROR:
+            return _failed(seen.names)
+        case Standing.UNKNOWN:
+            return _failed(()) if assumption is Assumption.ERROR else Identity(Status(assumption))
+
+
+def _failed(names: tuple[bytes, ...]) -> Identity:
+    return Identity(Status.ERROR, claimed=tuple(sorted(names)), reason=Reason.SERVFAIL, names_known=bool(names))

@@ -1,0 +1,1 @@
+"""Judges the mail of a log by a ruleset, or by two."""

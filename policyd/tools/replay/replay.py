@@ -1,0 +1,295 @@
+"""What a ruleset would have done to the mails in a log, and which of those were delivered in reality.
+
+Promises: the decisions are the engine's own, one for each recipient where the ruleset looks at recipients; DNS is
+never asked, the log's own word on the client's name is taken. What a log cannot tell is said in the report and not
+guessed in silence: HELO of mails that were accepted, attributes that no log has, and which of three things `unknown`
+stands for. Memory is bounded; so are the figures that would need more (`100,000+`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import TYPE_CHECKING, NamedTuple
+
+from policyd.core.normalize import domain_of
+from policyd.core.ruleset import Subject, Verb
+from policyd.logs.counting import Distinct, without_garbage_collection
+from policyd.logs.maillog import LineCounts, MailLog, observations
+from policyd.logs.transaction import Observation, Outcome, Standing
+from policyd.tools.judge import GOT_THROUGH, Assumption, Judge
+
+if TYPE_CHECKING:
+    import datetime
+    from collections.abc import Callable, Sequence
+
+    from policyd.core.engine import Decision
+    from policyd.core.index import Ruleset
+
+# Decisions remembered, each for all that the ruleset looks at. Clients come back within hours, so a table that is
+# emptied when it is full finds nearly as much as one that forgets the oldest, and costs nothing on the way. 50 MB.
+_MAX_REMEMBERED = 65_536
+
+# Different clients and sender domains counted over all rules, about 100 MB. Beyond it a rule's figure stays as it is.
+_MAX_DISTINCT = 1_000_000
+
+# Examples kept for each rule: enough to see whose mail it is.
+_MAX_EXAMPLES = 3
+
+# What a rule may look at, and the fields of an observation that tell it.
+_TOLD_BY: dict[str, tuple[str, ...]] = {
+    "request": (),
+    "protocol_state": ("sender", "helo_name"),
+    "client_address": ("client_address",),
+    "client_name": ("names", "standing"),
+    "reverse_client_name": ("names", "standing"),
+    Subject.HOSTNAME: ("names", "standing"),
+    Subject.REVERSE_DNS: ("names", "standing"),
+    "helo_name": ("sender", "helo_name"),
+    "sender": ("sender", "helo_name"),
+    "recipient": ("recipients",),
+    "sasl_username": ("sasl_username",),
+}
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was counted for one rule, or for one change from one answer to another."""
+
+    transactions: int = 0
+    delivered: int = 0  # in reality; of them `passed` are known only to have passed policyd
+    passed: int = 0
+    clients: set[bytes] = field(default_factory=set)
+    sender_domains: set[bytes] = field(default_factory=set)
+    uncounted: bool = False  # there are more clients and sender domains than could be counted
+    examples: list[Observation] = field(default_factory=list)  # delivered ones first
+
+    def add(self, seen: Observation) -> None:
+        self.transactions += 1
+        if seen.outcome in GOT_THROUGH:
+            self.delivered += 1
+            self.passed += seen.outcome is Outcome.PASSED
+            if self.delivered <= _MAX_EXAMPLES:
+                self.examples.insert(self.delivered - 1, seen)
+                del self.examples[_MAX_EXAMPLES:]
+        elif len(self.examples) < _MAX_EXAMPLES:
+            self.examples.append(seen)
+
+    def add_origin(self, client: bytes, sender_domain: bytes, distinct: Distinct) -> None:
+        counted = distinct.add(self.clients, client)
+        if sender_domain:
+            counted &= distinct.add(self.sender_domains, sender_domain)
+        self.uncounted |= not counted
+
+
+def subjects_of(ruleset: Ruleset) -> set[str]:
+    """What the rules look at: attributes of a request, `hostname`, `reverse_dns`."""
+    return {condition.subject for rule in ruleset.rules for condition in (*rule.match, *rule.exceptions)}
+
+
+@dataclass(slots=True)
+class Answer:
+    """What would have been said to some transactions, by which rule."""
+
+    rule: str
+    action: Verb
+    observed: bool = False
+
+    @property
+    def refuses(self) -> bool:
+        return self.action is not Verb.DUNNO and not self.observed
+
+    @property
+    def lets_through(self) -> bool:
+        return self.action is Verb.DUNNO and not self.observed
+
+
+@dataclass(slots=True)
+class Facts:
+    """What is known of the logs that were read, and what they cannot tell."""
+
+    counts: LineCounts = field(default_factory=LineCounts)
+    transactions: int = 0
+    delivered: int = 0
+    changed: int = 0  # transactions that two rulesets answer differently
+    refused_delivered: int = 0  # delivered ones that would have been refused; by the new ruleset only, if there are two
+    first: float | None = None  # Unix seconds
+    last: float | None = None
+    assumed: int = 0  # transactions decided by what `unknown` was taken for
+    assumption: Assumption = Assumption.MISSING
+    no_helo: int = 0
+    untold: tuple[str, ...] = ()  # attributes that the ruleset looks at and no log has
+    writers: set[str] = field(default_factory=set)
+
+    def add(self, seen: Observation) -> None:
+        self.transactions += 1
+        self.delivered += seen.outcome in GOT_THROUGH
+        self.no_helo += not seen.helo_name
+        self.writers.add(seen.log)
+        time = seen.time
+        if time is not None:
+            if self.first is None or time < self.first:
+                self.first = time
+            if self.last is None or time > self.last:
+                self.last = time
+
+
+@dataclass(slots=True)
+class Replay:
+    """What one ruleset would have done."""
+
+    ruleset: Ruleset
+    facts: Facts
+    subjects: set[str]
+    rules: list[tuple[Answer, Tally]]  # refused deliveries first
+    unmatched: list[str]  # rules that decided nothing and observed nothing
+
+
+@dataclass(slots=True)
+class Comparison:
+    """What one ruleset would have done differently from another."""
+
+    ruleset: Ruleset
+    old: Ruleset
+    facts: Facts
+    subjects: set[str]
+    changes: list[tuple[Answer, Answer, Tally]]  # from, to; newly refused deliveries first
+
+
+def replay(
+    ruleset: Ruleset,
+    paths: Sequence[str],
+    today: datetime.date,
+    *,
+    assumption: Assumption = Assumption.MISSING,
+    advance: Callable[[int], None] | None = None,
+) -> Replay:
+    """Runs the ruleset over the mails in these logs. Raises `LogError`."""
+    subjects = subjects_of(ruleset)
+    judge = Judge(ruleset, today, assumption, by_recipient="recipient" in subjects)
+    verbs = {rule.name: rule.action.verb for rule in ruleset.rules}
+    tallies: defaultdict[tuple[str, Verb, bool], Tally] = defaultdict(Tally)
+
+    def verdict(seen: Observation) -> _Verdict:
+        decisions = judge.decisions(seen)
+        hits = {(decision.rule_name, decision.verb, False) for decision in decisions}
+        hits |= {(name, verbs[name], True) for decision in decisions for name in decision.observed}
+        return _Verdict(
+            tuple(tallies[hit] for hit in hits),
+            any(decision.verb is not Verb.DUNNO for decision in decisions),
+            seen.standing is Standing.UNKNOWN and any(decision.identity is not None for decision in decisions),
+        )
+
+    facts = _run(paths, subjects, verdict, assumption, advance)
+    order = {rule.name: rule.number for rule in ruleset.rules}
+    rules = [(Answer(*hit), tally) for hit, tally in tallies.items()]
+    rules.sort(key=lambda rule: (-rule[1].delivered if rule[0].refuses else 0, order.get(rule[0].rule, len(order))))
+    matched = {name for name, _, _ in tallies}
+    return Replay(ruleset, facts, subjects, rules, [rule.name for rule in ruleset.rules if rule.name not in matched])
+
+
+def compare(
+    ruleset: Ruleset,
+    old: Ruleset,
+    paths: Sequence[str],
+    today: datetime.date,
+    *,
+    assumption: Assumption = Assumption.MISSING,
+    advance: Callable[[int], None] | None = None,
+) -> Comparison:
+    """Runs two rulesets over the same logs, and keeps what differs. Raises `LogError`."""
+    subjects = subjects_of(ruleset) | subjects_of(old)
+    by_recipient = "recipient" in subjects
+    new_judge = Judge(ruleset, today, assumption, by_recipient=by_recipient)
+    old_judge = Judge(old, today, assumption, by_recipient=by_recipient)
+    tallies: defaultdict[tuple[str, Verb, str, Verb], Tally] = defaultdict(Tally)
+
+    def verdict(seen: Observation) -> _Verdict:
+        pairs = list(zip(old_judge.decisions(seen), new_judge.decisions(seen), strict=True))
+        changes = {
+            (before.rule_name, before.verb, after.rule_name, after.verb)
+            for before, after in pairs
+            if _said(before) != _said(after)
+        }
+        return _Verdict(
+            tuple(tallies[change] for change in changes),
+            any(before is Verb.DUNNO and after is not Verb.DUNNO for _, before, _, after in changes),
+            seen.standing is Standing.UNKNOWN
+            and any(decision.identity is not None for pair in pairs for decision in pair),
+        )
+
+    facts = _run(paths, subjects, verdict, assumption, advance)
+    changes = [
+        (Answer(before_rule, before), Answer(after_rule, after), tally)
+        for (before_rule, before, after_rule, after), tally in tallies.items()
+    ]
+    changes.sort(
+        key=lambda change: (
+            not (change[0].lets_through and change[1].refuses),
+            -change[2].delivered,
+            -change[2].transactions,
+            change[1].rule,
+        )
+    )
+    return Comparison(ruleset, old, facts, subjects, changes)
+
+
+class _Verdict(NamedTuple):
+    """What is remembered of one kind of mail."""
+
+    tallies: tuple[Tally, ...]  # to count it in
+    refuses: bool  # it would be refused; by the new ruleset only, if two are compared
+    assumed: bool  # what `unknown` is taken for had a part in it
+
+
+def _run(
+    paths: Sequence[str],
+    subjects: set[str],
+    judge: Callable[[Observation], _Verdict],
+    assumption: Assumption,
+    advance: Callable[[int], None] | None,
+) -> Facts:
+    """Counts every mail in the tallies of its verdict."""
+    facts = Facts(assumption=assumption, untold=tuple(sorted(subjects - set(_TOLD_BY))))
+    log, distinct = MailLog(), Distinct(_MAX_DISTINCT)
+    fields = {field for subject in subjects for field in _TOLD_BY.get(subject, ())}
+    # What no rule looks at need not be the same for the decision to be: that is what makes a replay fast.
+    key_of = _getter(fields)
+    same_origin = {"client_address", "sender"} <= fields  # mails with one key need be counted as one origin
+    remembered: dict[object, _Verdict] = {}
+    with without_garbage_collection():
+        for batch in observations(paths, log, advance):
+            for seen in batch:
+                facts.add(seen)
+                key = key_of(seen)
+                verdict = remembered.get(key)
+                new = verdict is None
+                if verdict is None:
+                    if len(remembered) >= _MAX_REMEMBERED:
+                        remembered.clear()
+                    verdict = remembered[key] = judge(seen)
+                tallies, refuses, assumed = verdict
+                for tally in tallies:
+                    tally.add(seen)
+                if tallies and (new or not same_origin):
+                    sender_domain = domain_of(seen.sender or b"")
+                    for tally in tallies:
+                        tally.add_origin(seen.client_address, sender_domain, distinct)
+                facts.changed += bool(tallies)
+                facts.assumed += assumed
+                if refuses and seen.outcome in GOT_THROUGH:
+                    facts.refused_delivered += 1
+    facts.counts = log.counts
+    return facts
+
+
+def _getter(fields: set[str]) -> Callable[[Observation], object]:
+    places = sorted(Observation._fields.index(field) for field in fields)
+    return itemgetter(*places) if places else lambda _: None
+
+
+def _said(decision: Decision) -> tuple[object, ...]:
+    """What the client would be told, short of what is filled in."""
+    rule = decision.rule_name if "rule" in decision.text[1::2] else ""
+    return decision.verb, decision.code, decision.text, rule

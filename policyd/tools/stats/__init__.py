@@ -1,0 +1,1 @@
+"""Statistics of a decision log, as text, JSON or a page for a browser."""

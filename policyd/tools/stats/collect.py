@@ -1,0 +1,272 @@
+"""What the decision log says: actions over time, rules, networks, names, and rules that are not worth their line.
+
+Memory is bounded whatever the log has: see the numbers below, each with its reason. Times are Unix seconds.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from policyd.config.public_suffixes import registrable_domains
+from policyd.core.address import parse_address
+from policyd.core.normalize import domain_of
+from policyd.logs.counting import Distinct, Frequent, without_garbage_collection
+from policyd.logs.decisions import DecisionCounts, decisions
+from policyd.logs.timestamps import LogClock
+from policyd.tools.address_blocks import Block, part_of
+from policyd.tools.display import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from policyd.core.index import Ruleset
+    from policyd.decision_log.reader import LoggedDecision
+
+# Different clients of all rules together, about 100 MB.
+_MAX_CLIENTS = 1_000_000
+
+# Mails (sender and recipient) that passed, and those that rules refused, each; about 60 MB.
+_MAX_MAILS = 500_000
+
+# Networks, suffixes and sender domains counted, about 10 MB each.
+_MAX_ORIGINS = 50_000
+
+# Rules told apart. A ruleset of 10,000 is large; names come from the log, so a wrong one must not fill memory.
+_MAX_RULES = 50_000
+
+# Hours told apart: ten years.
+_MAX_HOURS = 90_000
+
+_HOUR = 3600
+
+# How many of each are shown.
+TOP = 10
+
+_DURATION = re.compile(r"(\d{1,6})([smhdw])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+@dataclass(slots=True)
+class RuleStats:
+    """One rule's decisions; for an observed rule, the decisions that it would have made."""
+
+    actions: Counter[str] = field(default_factory=Counter)  # decided; for an observed rule, what was answered instead
+    clients: set[bytes] = field(default_factory=set)
+    first: float | None = None
+    last: float | None = None
+    refused_mails: set[int] = field(default_factory=set)  # hashes of sender and recipient
+    elsewhere: int = 0  # of them, those that passed at another time or from another client
+    uncounted: bool = False  # more clients or mails than could be counted
+
+    @property
+    def hits(self) -> int:
+        return self.actions.total()
+
+    @property
+    def only_elsewhere(self) -> bool:
+        """Whether all that it refused came in another way: it stops nothing, or it stops what is wanted."""
+        return bool(self.refused_mails) and self.elsewhere == len(self.refused_mails)
+
+
+@dataclass(slots=True)
+class Stats:
+    """All that is counted."""
+
+    counts: DecisionCounts = field(default_factory=DecisionCounts)
+    decisions: int = 0
+    first: float | None = None
+    last: float | None = None
+    actions: Counter[str] = field(default_factory=Counter)  # what Postfix was told
+    would: Counter[str] = field(default_factory=Counter)  # what was not sent under a top-level `mode: observe`
+    hours: defaultdict[int, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))  # by Unix hour
+    rules: dict[str, RuleStats] = field(default_factory=dict)
+    observed: dict[str, RuleStats] = field(default_factory=dict)
+    networks: Frequent[tuple[int, int]] = field(default_factory=lambda: Frequent(_MAX_ORIGINS))  # of what was refused
+    suffixes: Frequent[str] = field(default_factory=lambda: Frequent(_MAX_ORIGINS))
+    sender_domains: Frequent[bytes] = field(default_factory=lambda: Frequent(_MAX_ORIGINS))
+    reverse_dns: Counter[str] = field(default_factory=Counter)
+    dns_errors: Counter[str] = field(default_factory=Counter)
+    downgraded: int = 0
+    milliseconds: Counter[float] = field(default_factory=Counter)  # of a decision, to two digits
+    rulesets: dict[str, float | None] = field(default_factory=dict)  # hashes, with the time of the first decision
+    unmatched: list[str] = field(default_factory=list)  # rules of today's ruleset that never had a part
+    would_do: dict[str, str] = field(default_factory=dict)  # what today's ruleset says that an observed rule does
+
+    @property
+    def top_networks(self) -> list[tuple[str, int]]:
+        return [(_network(*part), count) for part, count in self.networks.most_common(TOP)]
+
+    def percentile(self, share: float) -> float | None:
+        """Milliseconds that this share of the decisions took at most."""
+        left = share * self.milliseconds.total()
+        for value in sorted(self.milliseconds):
+            left -= self.milliseconds[value]
+            if left <= 0:
+                return value
+        return None
+
+
+def collect(
+    paths: Sequence[str],
+    *,
+    since: float | None = None,
+    ruleset: Ruleset | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> Stats:
+    """Reads these decision logs, from `since` (Unix seconds) on. Raises `LogError`."""
+    collector = _Collector()
+    stats = collector.stats
+    clock = LogClock()
+    with without_garbage_collection():
+        for batch in decisions(paths, stats.counts, advance):
+            for decision in batch:
+                time = clock.seconds(decision.stamp)
+                if since is None or (time is not None and time >= since):
+                    collector.add(decision, time)
+    collector.finish()
+    if ruleset is not None:
+        seen = stats.rules.keys() | stats.observed.keys()
+        stats.unmatched = [rule.name for rule in ruleset.rules if rule.name not in seen]
+        stats.would_do = {rule.name: str(rule.action.verb) for rule in ruleset.rules}
+    return stats
+
+
+def parse_since(text: str, now: float) -> float:
+    """`7d`, `12h`, `2026-11-21` or `2026-11-21T17:00` (local unless it has an offset) as Unix seconds.
+
+    Raises ValueError with a message for the user.
+    """
+    if duration := _DURATION.fullmatch(text):
+        return now - int(duration[1]) * _SECONDS[duration[2]]
+    try:
+        return datetime.datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        raise ValueError(f"'{text}' is no time; write 7d, 12h, 2026-11-21 or 2026-11-21T17:00") from None
+
+
+class _Collector:
+    def __init__(self) -> None:
+        self.stats = Stats()
+        self._clients = Distinct(_MAX_CLIENTS)
+        self._mails = Distinct(_MAX_MAILS)
+        self._passed_left = Distinct(_MAX_MAILS)
+        self._passed: set[int] = set()
+
+    def add(self, decision: LoggedDecision, time: float | None) -> None:
+        stats = self.stats
+        action, decided = shown(decision.action), shown(decision.decided)
+        stats.decisions += 1
+        stats.actions[action] += 1
+        if decision.would:
+            stats.would[decided] += 1
+        if time is not None:
+            stats.first = time if stats.first is None else min(stats.first, time)
+            stats.last = time if stats.last is None else max(stats.last, time)
+            hour = int(time) // _HOUR
+            if hour in stats.hours or len(stats.hours) < _MAX_HOURS:
+                stats.hours[hour][decided] += 1
+        self._count_rules(decision, decided, time)
+        if decision.reverse_dns:
+            stats.reverse_dns[shown(decision.reverse_dns)] += 1
+        if decision.dns_error:
+            stats.dns_errors[shown(decision.dns_error)] += 1
+        stats.downgraded += decision.downgraded
+        if decision.ms is not None:
+            stats.milliseconds[float(f"{decision.ms:.2g}")] += 1
+        ruleset = shown(decision.ruleset)
+        if ruleset not in stats.rulesets and len(stats.rulesets) < _MAX_RULES:
+            stats.rulesets[ruleset] = time
+        if decided != "DUNNO":
+            self._count_origin(decision)
+
+    def finish(self) -> None:
+        for rule in self.stats.rules.values():
+            rule.elsewhere = len(rule.refused_mails & self._passed)
+
+    def _count_rules(self, decision: LoggedDecision, decided: str, time: float | None) -> None:
+        stats = self.stats
+        mail = None
+        if decision.sender is not None and decision.recipient:
+            mail = hash((decision.sender.lower(), decision.recipient.lower()))
+        if decided == "DUNNO" and mail is not None:
+            self._passed_left.add(self._passed, mail)
+        rule = _named(stats.rules, decision.rule_name)
+        if rule is not None:
+            self._count_rule(rule, decision, decided, time)
+            if decided != "DUNNO" and mail is not None:
+                rule.uncounted |= not self._mails.add(rule.refused_mails, mail)
+        for name in decision.observed:
+            observed = _named(stats.observed, name)
+            if observed is not None:
+                self._count_rule(observed, decision, decided, time)
+
+    def _count_rule(self, rule: RuleStats, decision: LoggedDecision, decided: str, time: float | None) -> None:
+        rule.actions[decided] += 1
+        rule.uncounted |= not self._clients.add(rule.clients, decision.client_address)
+        if time is not None:
+            rule.first = time if rule.first is None else min(rule.first, time)
+            rule.last = time if rule.last is None else max(rule.last, time)
+
+    def _count_origin(self, decision: LoggedDecision) -> None:
+        stats = self.stats
+        address = parse_address(decision.client_address)
+        if address is not None:
+            stats.networks.add(part_of(*address))
+        for name in (decision.hostname,) if decision.hostname else decision.claimed[:1]:
+            suffix = registrable_domains().of(name)
+            if suffix is not None:
+                stats.suffixes.add(suffix)
+        if decision.sender and (domain := domain_of(decision.sender)):
+            stats.sender_domains.add(domain)
+
+
+def _named(rules: dict[str, RuleStats], name: bytes) -> RuleStats | None:
+    text = shown(name)
+    found = rules.get(text)
+    if found is None and len(rules) < _MAX_RULES:
+        found = rules[text] = RuleStats()
+    return found
+
+
+def _network(version: int, part: int) -> str:
+    prefix, width = (24, 32) if version == 4 else (48, 128)
+    return str(Block(version, part << (width - prefix), prefix))
+
+
+# --- Over time ------------------------------------------------------------------------------------------------------
+
+
+def over_time(stats: Stats) -> tuple[str, list[tuple[str, Counter[str]]]]:
+    """Decisions by hour, day or month, whichever the log's length suits, with every one in between.
+
+    Gives the unit, and for each of its steps a label and the decisions by action.
+    """
+    if not stats.hours:
+        return "hour", []
+    first, last = min(stats.hours), max(stats.hours)
+    if last - first < 72:
+        return "hour", [
+            (_local(hour).strftime("%Y-%m-%d %H:00"), stats.hours.get(hour, Counter()))
+            for hour in range(first, last + 1)
+        ]
+    days: defaultdict[datetime.date, Counter[str]] = defaultdict(Counter)
+    for hour, actions in stats.hours.items():
+        days[_local(hour).date()].update(actions)
+    start, end = min(days), max(days)
+    if (end - start).days < 92:
+        every = [start + datetime.timedelta(days=number) for number in range((end - start).days + 1)]
+        return "day", [(day.isoformat(), days[day]) for day in every]
+    months: defaultdict[int, Counter[str]] = defaultdict(Counter)
+    for day, actions in days.items():
+        months[day.year * 12 + day.month - 1].update(actions)
+    return "month", [
+        (f"{month // 12}-{month % 12 + 1:02}", months[month]) for month in range(min(months), max(months) + 1)
+    ]
+
+
+def _local(hour: int) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(hour * _HOUR).astimezone()

@@ -1,0 +1,211 @@
+"""What the decision log says, for people at a terminal and for programs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from policyd.logs.timestamps import rfc3339
+from policyd.tools.display import counted, shown, styled_verb, table
+from policyd.tools.stats.collect import TOP, over_time
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Iterable
+
+    from rich.console import Console
+
+    from policyd.tools.stats.collect import RuleStats, Stats
+
+# Each action's mark in a bar, so that it is read without colour, and its colour. What stands first is drawn first.
+_MARKS = {"REJECT": ("#", "red"), "DEFER": ("+", "yellow"), "DEFER_IF_PERMIT": ("~", "yellow"), "DUNNO": (".", "green")}
+
+# Columns of the longest bar.
+_BAR = 60
+
+# Rules named in one line; --json has them all.
+_MAX_NAMED = 20
+
+
+def stats_as_json(stats: Stats) -> dict[str, Any]:
+    """All of it. Values from the log are printable ASCII."""
+    unit, steps = over_time(stats)
+    return {
+        "lines": stats.counts.lines,
+        "decisions": stats.decisions,
+        "first": _time(stats.first),
+        "last": _time(stats.last),
+        "rulesets": {ruleset: _time(time) for ruleset, time in stats.rulesets.items()},
+        "actions": dict(stats.actions.most_common()),
+        "would": dict(stats.would.most_common()),
+        "downgraded": stats.downgraded,
+        "over_time": {"unit": unit, "steps": [{"start": label, **actions} for label, actions in steps]},
+        "rules": [_rule_as_json(name, rule) for name, rule in by_hits(stats.rules)],
+        "observed": [
+            {**_rule_as_json(name, rule), "would": stats.would_do.get(name)} for name, rule in by_hits(stats.observed)
+        ],
+        "unmatched": stats.unmatched,
+        "only_elsewhere": only_elsewhere(stats),
+        "networks": dict(stats.top_networks),
+        "suffixes": dict(stats.suffixes.most_common(TOP)),
+        "sender_domains": {shown(domain): count for domain, count in stats.sender_domains.most_common(TOP)},
+        "reverse_dns": dict(stats.reverse_dns.most_common()),
+        "dns_errors": dict(stats.dns_errors.most_common()),
+        "milliseconds": {name: stats.percentile(share) for name, share in PERCENTILES},
+    }
+
+
+PERCENTILES = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99), ("max", 1.0))
+
+
+def by_hits(rules: dict[str, RuleStats]) -> list[tuple[str, RuleStats]]:
+    """Rules with their figures, the most frequent first."""
+    return sorted(rules.items(), key=lambda rule: -rule[1].hits)
+
+
+def only_elsewhere(stats: Stats) -> list[str]:
+    """Rules of which each refused mail came in another way."""
+    return [name for name, rule in by_hits(stats.rules) if rule.only_elsewhere]
+
+
+def _rule_as_json(name: str, rule: RuleStats) -> dict[str, Any]:
+    return {
+        "rule": name,
+        "hits": rule.hits,
+        "actions": dict(rule.actions.most_common()),
+        "clients": len(rule.clients),
+        "first": _time(rule.first),
+        "last": _time(rule.last),
+        "refused_mails": len(rule.refused_mails),
+        "elsewhere": rule.elsewhere,
+        "uncounted": rule.uncounted,
+    }
+
+
+def _time(seconds: float | None) -> str | None:
+    return rfc3339(seconds) if seconds is not None else None
+
+
+# --- For people -----------------------------------------------------------------------------------------------------
+
+
+def print_stats(console: Console, stats: Stats) -> None:
+    """Actions, actions over time, rules, origins, DNS."""
+    console.print(summary(stats))
+    console.print()
+    _print_actions(console, stats)
+    _print_over_time(console, stats)
+    _print_rules(console, stats)
+    for title, rows in origins(stats):
+        if rows:
+            console.print(Text(title, style="bold"))
+            for name, count in rows:
+                console.print(Text(f"{count:>9,}  {name}"))
+            console.print()
+    if stats.reverse_dns:
+        parts = [f"{status} {count:,}" for status, count in stats.reverse_dns.most_common()]
+        errors = [f"{reason} {count:,}" for reason, count in stats.dns_errors.most_common()]
+        console.print(Text(f"reverse DNS: {', '.join(parts)}" + (f" ({', '.join(errors)})" if errors else "")))
+    if stats.downgraded:
+        console.print(f"{counted(stats.downgraded, 'REJECT')} became DEFER, because DNS failed")
+    if stats.milliseconds:
+        took = [f"{name} {stats.percentile(share):g} ms" for name, share in PERCENTILES]
+        console.print(f"time a decision took: {', '.join(took)}")
+
+
+def summary(stats: Stats) -> str:
+    """How much there is, and from when."""
+    span = f" from {rfc3339(stats.first)} to {rfc3339(stats.last)}" if stats.first is not None else ""
+    rulesets = ", ".join(ruleset or "-" for ruleset in list(stats.rulesets)[-3:])
+    more = len(stats.rulesets) - 3
+    return (
+        f"{counted(stats.decisions, 'decision')}{span}; {counted(len(stats.rulesets), 'ruleset')}:"
+        f" {'... ' if more > 0 else ''}{rulesets}"
+    )
+
+
+def origins(stats: Stats) -> list[tuple[str, list[tuple[str, int]]]]:
+    """Where the refused came from, by title."""
+    return [
+        ("networks of the refused", stats.top_networks),
+        ("domains of their host names", stats.suffixes.most_common(TOP)),
+        ("domains of their senders", [(shown(name), count) for name, count in stats.sender_domains.most_common(TOP)]),
+    ]
+
+
+def _print_actions(console: Console, stats: Stats) -> None:
+    columns = table("action", "decisions", "share", numbers=("decisions", "share"))
+    for action, count in stats.actions.most_common():
+        columns.add_row(styled_verb(action), f"{count:,}", f"{count / stats.decisions:.1%}")
+    console.print(columns)
+    if stats.would:
+        parts = [f"{action} {count:,}" for action, count in stats.would.most_common()]
+        console.print(f"not sent, because the file has `mode: observe`: {', '.join(parts)}")
+    console.print()
+
+
+def _print_over_time(console: Console, stats: Stats) -> None:
+    unit, steps = over_time(stats)
+    most = max((actions.total() for _, actions in steps), default=0)
+    if not most:
+        return
+    legend = Text(f"by {unit}: ")
+    for action, (mark, style) in _MARKS.items():
+        if any(actions[action] for _, actions in steps):
+            legend.append(f"{mark} {action}  ", style=style)
+    console.print(legend)
+    for label, actions in steps:
+        bar = Text(f"{label}  ").append(_bar(actions, most)).append(f" {actions.total():,}" if actions else "")
+        console.print(bar)
+    console.print()
+
+
+def _bar(actions: Counter[str], most: int) -> Text:
+    bar = Text()
+    drawn = total = 0
+    for action, (mark, style) in _MARKS.items():
+        total += actions[action]
+        # Up to where the sum of what was drawn should be, so that rounding does not add up; what is there is seen.
+        length = max(round(total * _BAR / most) - drawn, 1 if actions[action] else 0)
+        bar.append(mark * length, style=style)
+        drawn += length
+    return bar
+
+
+def _print_rules(console: Console, stats: Stats) -> None:
+    console.print(_rule_table(stats, by_hits(stats.rules)))
+    console.print()
+    if stats.observed:
+        console.print(Text("observed rules: what they would have done, and what was answered instead", style="bold"))
+        columns = table("rule", "would", "decisions", "clients", "last", "answered", numbers=("decisions", "clients"))
+        for name, rule in by_hits(stats.observed):
+            answered = ", ".join(f"{action} {count:,}" for action, count in rule.actions.most_common())
+            would = styled_verb(stats.would_do[name]) if name in stats.would_do else Text("-")
+            columns.add_row(Text(name), would, f"{rule.hits:,}", _clients(rule), rfc3339(rule.last), answered)
+        console.print(columns)
+        console.print()
+    for names, what in (
+        (stats.unmatched, "never matched"),
+        (only_elsewhere(stats), "refused only mails that came in another way"),
+    ):
+        if names:
+            more = len(names) - _MAX_NAMED
+            listed = ", ".join(names[:_MAX_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+            console.print(Text(f"{what}: {listed}"))
+    if stats.unmatched or only_elsewhere(stats):
+        console.print()
+
+
+def _rule_table(stats: Stats, rules: Iterable[tuple[str, RuleStats]]) -> Any:
+    numbers = ("decisions", "clients", "got in elsewhere")
+    columns = table("rule", "action", "decisions", "clients", "last", "got in elsewhere", numbers=numbers)
+    for name, rule in rules:
+        actions = Text(", ").join(styled_verb(action) for action, _ in rule.actions.most_common())
+        elsewhere = f"{rule.elsewhere:,} of {len(rule.refused_mails):,}" if rule.refused_mails else ""
+        columns.add_row(Text(name), actions, f"{rule.hits:,}", _clients(rule), rfc3339(rule.last), elsewhere)
+    return columns
+
+
+def _clients(rule: RuleStats) -> str:
+    return f"{len(rule.clients):,}{'+' if rule.uncounted else ''}"

@@ -1,0 +1,1 @@
+"""Proposes rules from what a log shows."""

@@ -1,0 +1,151 @@
+"""Candidates as YAML that `policyd check` accepts, with the evidence beside each, and as JSON.
+
+The YAML is written by hand, since no library writes comments; what stands in it as a value is quoted, what a client
+said stands only in comments, as printable ASCII.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from typing import TYPE_CHECKING, Any
+
+from policyd.logs.timestamps import rfc3339
+from policyd.tools.display import counted, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from policyd.tools.suggest.candidates import Candidate, Evidence, Example, Suggestions
+
+_PREFIX = {"hostname_suffix": "names", "cidr": "network", "sender_regex": "senders"}
+
+
+def as_yaml(found: Suggestions, limit: int, taken: Iterable[str] = ()) -> str:
+    """The best `limit` candidates as a rules file; `taken` are names that rules have already."""
+    candidates = found.candidates[:limit]
+    lines = [
+        f"# {_summary(found, len(candidates))}",
+        "# Each rule only observes: load it, see in the decision log what it would have hit, then take out `mode`.",
+        "rules:",
+    ]
+    for candidate, name in zip(candidates, _names(candidates, set(taken)), strict=True):
+        lines += ["", *_comments(candidate), *_rule(candidate, name)]
+    return "\n".join(lines) + "\n"
+
+
+def as_json(found: Suggestions, limit: int, taken: Iterable[str] = ()) -> dict[str, Any]:
+    """The same for programs."""
+    candidates = found.candidates[:limit]
+    return {
+        "lines": found.counts.lines,
+        "lines_unknown": found.counts.unknown,
+        "transactions": found.transactions,
+        "refused": found.refused,
+        "covered": found.covered,
+        "forgotten": found.forgotten,
+        "candidates": [
+            {
+                "name": name,
+                "match": {candidate.condition: candidate.value},
+                "except": candidate.exceptions,
+                "score": round(candidate.score, 3),
+                "remarks": candidate.remarks,
+                **_evidence_as_json(candidate.evidence),
+            }
+            for candidate, name in zip(candidates, _names(candidates, set(taken)), strict=True)
+        ],
+    }
+
+
+def _evidence_as_json(evidence: Evidence) -> dict[str, Any]:
+    return {
+        "refused": evidence.refused,
+        "clients": evidence.clients,
+        "first": rfc3339(evidence.first) if evidence.first is not None else None,
+        "last": rfc3339(evidence.last) if evidence.last is not None else None,
+        "delivered": evidence.delivered,
+        "delivered_clients": evidence.delivered_clients,
+        "examples": [_example(seen) for seen in evidence.examples],
+    }
+
+
+def _summary(found: Suggestions, candidates: int) -> str:
+    mails = f"{counted(found.transactions, 'mail')}, {found.refused:,} of them refused or deferred"
+    parts = [f"{counted(candidates, 'candidate')} from {mails}"]
+    if len(found.candidates) > candidates:
+        parts.append(f"{len(found.candidates) - candidates:,} weaker candidates are not shown")
+    if found.covered:
+        parts.append(f"{found.covered:,} of the refused are decided by the ruleset already")
+    if found.forgotten:
+        parts.append(f"{found.forgotten:,} clients and senders seen too seldom were left out, to bound memory")
+    return "; ".join(parts)
+
+
+def _comments(candidate: Candidate) -> Iterator[str]:
+    evidence = candidate.evidence
+    yield (
+        f"  # {counted(evidence.refused, 'mail')} refused or deferred, from {counted(evidence.clients, 'client')}"
+        f"{_span(evidence)}; {_collateral(evidence)}"
+    )
+    for remark in candidate.remarks:
+        yield f"  # {remark}"
+    for seen in evidence.examples:
+        yield f"  #   {_example(seen)}"
+
+
+def _span(evidence: Evidence) -> str:
+    if evidence.first is None or evidence.last is None:
+        return ""
+    first, last = _day(evidence.first), _day(evidence.last)
+    return f", on {first}" if first == last else f", {first} to {last}"
+
+
+def _day(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds).astimezone().date().isoformat()
+
+
+def _collateral(evidence: Evidence) -> str:
+    if not evidence.delivered:
+        return "none was delivered"
+    return f"but {evidence.delivered:,} delivered, from {counted(evidence.delivered_clients, 'client')}"
+
+
+def _example(seen: Example) -> str:
+    name = shown(seen.name) or "unknown"
+    sender = f" <{shown(seen.sender)}>" if seen.sender is not None else ""
+    return f"{name}[{shown(seen.client_address)}]{sender}"
+
+
+def _rule(candidate: Candidate, name: str) -> Iterator[str]:
+    yield f"  - name: {name}"
+    yield f"    match: {{{candidate.condition}: {_scalar(candidate.value)}}}"
+    if candidate.exceptions:
+        written = (f"{condition}: {_flow(values)}" for condition, values in candidate.exceptions.items())
+        yield f"    except: {{{', '.join(written)}}}"
+    yield "    action: REJECT"
+    yield "    mode: observe"
+
+
+def _flow(values: Sequence[str]) -> str:
+    return _scalar(values[0]) if len(values) == 1 else f"[{', '.join(map(_scalar, values))}]"
+
+
+def _scalar(value: str) -> str:
+    """A value as YAML takes it: plain where nothing in it could mean something else, else in single quotes."""
+    if re.fullmatch(r"[a-z0-9][a-z0-9./-]*", value):
+        return value
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _names(candidates: Sequence[Candidate], taken: set[str]) -> list[str]:
+    names = []
+    for candidate in candidates:
+        text = re.sub(r"\[[^\]]*\]\+|\.\+|\\", "", candidate.value)
+        base = f"{_PREFIX[candidate.condition]}-{re.sub(r'[^a-z0-9]+', '-', text.lower()).strip('-')[:60]}".strip("-")
+        name, number = base, 2
+        while name in taken:
+            name, number = f"{base}-{number}", number + 1
+        taken.add(name)
+        names.append(name)
+    return names

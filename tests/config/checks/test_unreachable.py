@@ -1,0 +1,111 @@
+"""Unreachable rules: what is reported makes no difference to any request, and what is plain is reported."""
+
+from __future__ import annotations
+
+import datetime
+import random
+import time
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from policyd.config import load
+from policyd.config.checks.unreachable import unreachable
+from policyd.core.engine import Decision, decide
+from tests.config.generated import identities, load_tree, requests, rulesets
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from policyd.core.identity import Identity
+    from policyd.core.protocol import Request
+
+TODAY = datetime.date(2026, 11, 21)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tree=rulesets(), asked=st.lists(st.tuples(requests(), identities()), min_size=20, max_size=20))
+def test_a_rule_that_is_called_unreachable_can_be_taken_away(
+    tree: dict[str, Any], asked: list[tuple[Request, Identity]], tmp_path: Path
+) -> None:
+    """Neither an answer, nor a doubt that DNS leaves, nor what is observed, changes for any request."""
+    rules_file, report = load_tree(tree, tmp_path)
+    dead = set() if report else {written.rule.name for written, _ in unreachable(rules_file.rules)}
+    event("some unreachable" if dead else "none unreachable")
+    if not dead:
+        return
+    left = {**tree, "rules": [rule for rule in tree["rules"] if rule["name"] not in dead]}
+    without, report = load_tree(left, tmp_path)
+    assert not report
+    assert rules_file.ruleset is not None
+    assert without.ruleset is not None
+    for request, identity in asked:
+        whole = decide(rules_file.ruleset, request, identity, TODAY)
+        rest = decide(without.ruleset, request, identity, TODAY)
+        assert isinstance(whole, Decision)
+        assert isinstance(rest, Decision)
+        assert (whole.verb, whole.rule_name, whole.downgraded, whole.observed) == (
+            rest.verb,
+            rest.rule_name,
+            rest.downgraded,
+            rest.observed,
+        )
+
+
+def test_ten_thousand_rules_are_looked_at_in_little_time(tmp_path: Path) -> None:
+    """Each rule with its own suffix, network and exception; the cost must not grow with the square."""
+    rng = random.Random(1)
+    rules = "".join(
+        f"  - name: r{n}\n"
+        f"    match: {{hostname_suffix: d{n}.example, cidr: {rng.randrange(224)}.{n >> 8}.{n & 255}.0/24}}\n"
+        f"    except: {{helo_name: h{n}.example}}\n"
+        "    action: REJECT\n"
+        f"  - {{name: s{n}, match: {{sender_domain: d{n}.example}}, action: REJECT}}\n"
+        for n in range(5_000)
+    )
+    path = tmp_path / "rules.yaml"
+    path.write_text(f"rules:\n{rules}  - {{name: last, match: {{sender: x@d4999.example}}, action: REJECT}}\n")
+    rules_file = load(rules_path=path).rules_file
+    started = time.process_time()
+    found = [(written.rule.name, cover.rule.name) for written, cover in unreachable(rules_file.rules)]
+    assert found == [("last", "s4999")]
+    assert time.process_time() - started < 2  # 0.1 s; comparing each with each takes a minute
+
+
+def test_rules_that_share_a_condition_are_not_compared_each_with_each(tmp_path: Path) -> None:
+    rules = "".join(
+        f"  - {{name: r{n}, match: {{protocol_state: RCPT, sender_domain: d{n}.example}}, action: REJECT}}\n"
+        for n in range(2_000)
+    )
+    last = "  - {name: last, match: {sender: x@d1999.example, protocol_state: RCPT}, action: REJECT}\n"
+    (tmp_path / "rules.yaml").write_text(f"rules:\n{rules}{last}")
+    rules_file = load(rules_path=tmp_path / "rules.yaml").rules_file
+    started = time.process_time()
+    found = [(written.rule.name, cover.rule.name) for written, cover in unreachable(rules_file.rules)]
+    assert found == [("last", "r1999")]
+    assert time.process_time() - started < 2  # 0.1 s; comparing each with all before it takes ten
+
+
+def test_what_is_covered_covers_nothing_more(tmp_path: Path) -> None:
+    rules = "".join(f"  - {{name: r{number}, match: {{helo_name: x}}, action: DEFER}}\n" for number in range(5_000))
+    (tmp_path / "rules.yaml").write_text(f"rules:\n{rules}")
+    rules_file = load(rules_path=tmp_path / "rules.yaml").rules_file
+    started = time.process_time()
+    found = [(written.rule.name, cover.rule.name) for written, cover in unreachable(rules_file.rules)]
+    assert found == [(f"r{number}", "r0") for number in range(1, 5_000)]
+    assert time.process_time() - started < 2  # 0.03 s; comparing each with all before it takes ten
+
+
+def test_the_same_long_list_in_two_rules_is_seen_without_looking_at_its_entries(tmp_path: Path) -> None:
+    (tmp_path / "l.txt").write_text("".join(f"h{number}.example\n" for number in range(150_000)))
+    (tmp_path / "rules.yaml").write_text(
+        "lists: {l: {file: l.txt}}\n"
+        "rules:\n"
+        "  - {name: a, match: {hostname_suffix: $l}, action: REJECT}\n"
+        "  - {name: b, match: {hostname_suffix: $l, helo_name: x.example}, action: DEFER}\n"
+        "  - {name: c, match: {hostname_suffix: h1.example}, action: DEFER}\n"
+    )
+    rules_file = load(rules_path=tmp_path / "rules.yaml").rules_file
+    found = [(written.rule.name, cover.rule.name) for written, cover in unreachable(rules_file.rules)]
+    assert found == [("b", "a")]  # c is below a as well, but nobody looks for it among 150,000

@@ -1,0 +1,89 @@
+import errno
+import os
+import re
+import socket
+from itertools import islice
+
+import pytest
+
+from policyd.daemon.decision_ids import ALPHABET, MAX_CLAIMS, WINDOWS_A_SECOND, DecisionIds
+
+# Windows of a time that no daemon on this machine lives in.
+LONG_AGO = 1000.0
+
+WINDOW = 1024
+
+
+@pytest.fixture
+def make():
+    made: list[DecisionIds] = []
+
+    def make(now: float | list[float]) -> DecisionIds:
+        clock = (lambda: now) if isinstance(now, float) else (lambda: now[0])
+        made.append(DecisionIds(clock))
+        return made[-1]
+
+    yield make
+    for ids in made:
+        ids.close()
+
+
+def test_an_id_is_eight_characters_of_crockfords_base_32(make) -> None:
+    for decision_id in islice(make(LONG_AGO), 3 * WINDOW):
+        assert re.fullmatch(f"[{ALPHABET}]{{8}}", decision_id.decode())
+
+
+def test_ids_go_up_and_do_not_repeat(make) -> None:
+    ids = [*islice(make(LONG_AGO), 40 * WINDOW)]
+    assert ids == sorted(set(ids))
+
+
+def test_processes_at_the_same_time_share_no_id(make) -> None:
+    one, other = make(LONG_AGO), make(LONG_AGO)
+    pairs = [(next(one), next(other)) for _ in range(5 * WINDOW)]
+    assert len({decision_id for pair in pairs for decision_id in pair}) == 10 * WINDOW
+
+
+def test_a_later_process_repeats_no_id_of_one_that_made_65536_in_the_second_before(make) -> None:
+    earlier = make(LONG_AGO)
+    ids = {*islice(earlier, WINDOWS_A_SECOND * WINDOW)}  # 65,536
+    earlier.close()
+    assert ids.isdisjoint(islice(make(LONG_AGO + 1), WINDOW))
+
+
+def test_a_clock_that_is_set_back_repeats_nothing_while_the_process_lasts(make) -> None:
+    now = [LONG_AGO]
+    ids = make(now)
+    before = {*islice(ids, 3 * WINDOW)}
+    now[0] -= 3600
+    assert before.isdisjoint(islice(ids, 3 * WINDOW))
+
+
+def test_claims_are_bounded_and_let_go_when_their_time_is_over(make) -> None:
+    now = [LONG_AGO]
+    ids = make(now)
+    for _ in islice(ids, 100 * WINDOW):
+        pass
+    assert len(ids._claims) == MAX_CLAIMS
+    now[0] += 3600
+    for _ in islice(ids, WINDOW + 1):
+        pass
+    assert len(ids._claims) <= 2
+
+
+def test_without_a_descriptor_there_are_ids_all_the_same_and_one_warning(
+    make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_socket(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    ids = make(LONG_AGO)
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "socket", no_socket)
+        without = [*islice(ids, 3 * WINDOW)]
+    assert without == sorted(set(without))
+    assert [record.getMessage() for record in caplog.records] == [
+        "cannot claim decision ids (Too many open files); another process could use the same ones"
+    ]
+    assert next(ids) > without[-1]
+    assert len(ids._claims) == 1

@@ -1,0 +1,94 @@
+import logging
+import os
+import re
+
+import pytest
+
+from policyd.core.throttle import Throttled
+from policyd.daemon.operational_log import OperationalLog, shown
+
+
+@pytest.fixture
+def pipe():
+    reader, writer = os.pipe()
+    yield reader, writer
+    os.close(reader)
+    os.close(writer)
+
+
+def log_through(handler: OperationalLog, level: int, message: str, *arguments: object, exc_info: bool = False) -> None:
+    logger = logging.Logger("test")
+    logger.addHandler(handler)
+    logger.log(level, message, *arguments, exc_info=exc_info)
+
+
+def test_a_line_has_time_name_level_and_message(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    log_through(OperationalLog({}, writer), logging.WARNING, "rule %s", "x")
+    time = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d"
+    assert re.fullmatch(rf"{time} policyd\[{os.getpid()}\]: warning: rule x\n", os.read(reader, 1000).decode())
+
+
+@pytest.mark.parametrize(
+    ("level", "priority"), [(logging.DEBUG, 7), (logging.INFO, 6), (logging.WARNING, 4), (logging.ERROR, 3)]
+)
+def test_the_journal_gets_priorities_and_no_second_time(pipe: tuple[int, int], level: int, priority: int) -> None:
+    reader, writer = pipe
+    status = os.fstat(writer)
+    log_through(OperationalLog({"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}, writer), level, "message")
+    assert os.read(reader, 1000).decode() == f"<{priority}>message\n"
+
+
+def test_a_stream_that_is_not_the_journals_gets_times(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    log_through(OperationalLog({"JOURNAL_STREAM": "1:1"}, writer), logging.INFO, "message")
+    assert b"info: message\n" in os.read(reader, 1000)
+
+
+def test_each_line_of_a_traceback_is_a_line_of_the_log(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    status = os.fstat(writer)
+    try:
+        int("two\nlines")
+    except ValueError:
+        handler = OperationalLog({"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}, writer)
+        log_through(handler, logging.ERROR, "a bug", exc_info=True)
+    lines = os.read(reader, 10000).decode().splitlines()
+    assert len(lines) > 3
+    assert all(line.startswith("<3>") for line in lines)
+
+
+def test_no_control_character_gets_through(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    log_through(OperationalLog({}, writer), logging.INFO, "%s", "a\nb\x1b[2J\u202eé\udcff\x7f")
+    line = os.read(reader, 1000).decode()
+    assert line.endswith("info: a\\nb\\x1b[2J\\u202eé\\udcff\\x7f\n")
+
+
+def test_a_reader_that_does_not_read_costs_lines_which_are_counted(pipe: tuple[int, int]) -> None:
+    handler = OperationalLog({}, pipe[1])
+    for _ in range(200):
+        log_through(handler, logging.INFO, "x" * 1000)
+    assert 100 < handler.lost < 200
+
+
+def test_what_a_client_says_is_shown_short_and_in_ascii() -> None:
+    assert shown(b"plain") == "plain"
+    assert shown("é\n\x00".encode()) == "\\xc3\\xa9\\n\\x00"
+    assert shown(b"x" * 100, 10) == "xxxxxxxxxx..."
+
+
+def test_the_first_of_a_kind_is_told_at_once_and_the_others_together() -> None:
+    throttled = Throttled(1.0)
+    assert throttled.happened("one", 10.0) == "one"
+    assert throttled.tell(10.5) is None
+    assert throttled.happened("two", 10.6) is None
+    assert throttled.happened("three", 10.7) is None
+    assert throttled.tell(10.8) is None
+    assert throttled.tell(11.0) == "three (2 times since the last such line)"
+    assert throttled.happened("four", 11.5) is None
+    assert throttled.tell(12.1) == "four"
+    assert throttled.tell(13.2) is None
+    assert throttled.happened("five", 20.0) == "five"
+    assert throttled.happened("six", 20.5) is None
+    assert throttled.happened("seven", 30.0) == "seven (2 times since the last such line)"

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import gzip
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policyd.core.engine import Decision
+from policyd.core.identity import Identity, Reason, Status
+from policyd.core.protocol import Request
+from policyd.core.ruleset import Verb
+from policyd.decision_log.reader import LoggedDecision, as_json, as_text, parse, parse_anywhere
+from policyd.decision_log.writer import Entry, json_line, text_line
+from policyd.logs.decisions import DecisionCounts, decisions
+from policyd.logs.files import LogError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TEXT = (
+    b"2026-11-21T17:16:00.123+09:00 REJECT id=7Q4K2M9X rule=sakura-vps"
+    b" client=os3-305-42423.vs.sakura.ne.jp[49.212.201.177] rdns=verified state=RCPT from=<a@b.example>"
+    b" to=<c@d.example> helo=<x.example> instance=2839.653c0bf7.6e7e.2 observed=first-try,second ruleset=3f9c2a1b"
+    b' dns_ms=11.8 ms=12.1 reply="5.7.1 Access denied"'
+)
+JSON = {
+    "time": "2026-11-21T17:16:00.123+09:00",
+    "action": "REJECT",
+    "id": "7Q4K2M9X",
+    "rule": "sakura-vps",
+    "client_address": "49.212.201.177",
+    "hostname": "os3-305-42423.vs.sakura.ne.jp",
+    "reverse_dns": "verified",
+    "protocol_state": "RCPT",
+    "sender": "a@b.example",
+    "recipient": "c@d.example",
+    "helo_name": "x.example",
+    "instance": "2839.653c0bf7.6e7e.2",
+    "observed": ["first-try", "second"],
+    "ruleset": "3f9c2a1b",
+    "dns_ms": 11.8,
+    "ms": 12.1,
+    "reply": "5.7.1 Access denied",
+}
+DECISION = LoggedDecision(
+    stamp=b"2026-11-21T17:16:00.123+09:00",
+    action=b"REJECT",
+    would=b"",
+    id=b"7Q4K2M9X",
+    rule=b"sakura-vps",
+    client_address=b"49.212.201.177",
+    hostname=b"os3-305-42423.vs.sakura.ne.jp",
+    claimed=(),
+    reverse_dns=b"verified",
+    dns_error=b"",
+    downgraded=False,
+    protocol_state=b"RCPT",
+    sender=b"a@b.example",
+    recipient=b"c@d.example",
+    helo_name=b"x.example",
+    sasl_username=b"",
+    instance=b"2839.653c0bf7.6e7e.2",
+    queue_id=b"",
+    observed=(b"first-try", b"second"),
+    ruleset=b"3f9c2a1b",
+    dns_ms=11.8,
+    ms=12.1,
+    reply=b"5.7.1 Access denied",
+)
+
+
+def parsed(line: bytes) -> LoggedDecision:
+    decision = parse(line)
+    assert decision is not None
+    return decision
+
+
+@pytest.mark.parametrize("line", [TEXT, json.dumps(JSON).encode()], ids=["text", "json"])
+def test_both_formats_say_the_same(line: bytes) -> None:
+    assert parse(line) == DECISION
+
+
+def test_an_observed_file_has_both_decisions() -> None:
+    decision = parsed(b"2026-11-21T17:16:00.123Z DUNNO would=REJECT id=7Q4K2M9X client=unknown[192.0.2.1] state=RCPT")
+    assert (decision.action, decision.would, decision.decided) == (b"DUNNO", b"REJECT", b"REJECT")
+    assert (decision.hostname, decision.rule_name) == (b"", b"default")
+
+
+def test_what_a_client_sent_comes_back_with_its_bytes() -> None:
+    decision = parsed(
+        rb"2026-11-21T17:16:00.123Z DUNNO id=7Q4K2M9X client=unknown[2001:db8::1] claimed=a\x20b.example,c.example"
+        rb" rdns=error dns_error=servfail state=RCPT from=<\x22a\x20b\x22@c.example> to=<d\x3ce\x3e@f>"
+        rb" helo=<\xe3\x81\x82>"
+    )
+    assert decision.claimed == (b"a b.example", b"c.example")
+    assert decision.sender == b'"a b"@c.example'
+    assert decision.recipient == b"d<e>@f"
+    assert decision.helo_name == "あ".encode()
+    assert (decision.client_address, decision.dns_error) == (b"2001:db8::1", b"servfail")
+
+
+@pytest.mark.parametrize(("state", "sender"), [("RCPT", b""), ("MAIL", b""), ("CONNECT", None), ("HELO", None)])
+def test_an_absent_sender_is_the_null_sender_only_where_there_is_one(state: str, sender: bytes | None) -> None:
+    text = f"2026-11-21T17:16:00.123Z DUNNO id=7Q4K2M9X client=unknown[192.0.2.1] state={state}"
+    fields = {"time": "2026-11-21T17:16:00Z", "action": "DUNNO", "protocol_state": state}
+    assert parsed(text.encode()).sender == sender
+    assert parsed(json.dumps(fields).encode()).sender == sender
+
+
+def test_the_words_of_a_reply_that_was_cut_off_are_no_fields() -> None:
+    decision = parsed(TEXT.partition(b"Access")[0] + b"x client=evil.example[192.0.2.9] rule=other id=00000000")
+    assert decision._replace(reply=b"") == DECISION._replace(reply=b"")
+
+
+def test_a_key_is_a_whole_word() -> None:
+    assert parsed(TEXT.replace(b" id=", b" .id=x id=").replace(b" rule=", b" x-rule=y rule=")) == DECISION
+
+
+@pytest.mark.parametrize(("written", "read"), [(-1, None), (-0.0, 0.0), (1e15, None), (0.25, 0.25), ("1", None)])
+def test_milliseconds_are_a_number_that_can_be_one(written: object, read: float | None) -> None:
+    assert parsed(json.dumps({**JSON, "ms": written}).encode()).ms == read
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"action": "OK", "time": "2026-11-21T17:16:00Z"}',
+        b'{"action": ["REJECT"], "time": 3}',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        TEXT[:40],
+        TEXT.replace(b"REJECT", b"PERMIT"),
+        TEXT.replace(b" client=", b" clint="),
+        b"Aug  3 12:15:23 ulysses postfix/smtpd[9105]: connect from unknown[192.0.2.1]",
+    ],
+)
+def test_another_line_is_no_decision(line: bytes) -> None:
+    assert parse(line) is None
+
+
+@pytest.mark.parametrize("cut", range(75, len(TEXT)))
+def test_a_line_that_was_cut_off_keeps_what_it_has(cut: int) -> None:
+    decision = parse(TEXT[:cut])
+    if decision is not None:
+        assert (decision.id, decision.rule) == (DECISION.id, DECISION.rule)
+
+
+def test_quotes_at_the_ends_of_a_reply_are_its_own() -> None:
+    decision = parsed(
+        rb'2026-11-21T17:16:00.123Z REJECT client=x[1] observed=a,b\x2cc reply="\x22no\x22, she said\x22"'
+    )
+    assert decision.reply == b'"no", she said"'
+    assert decision.observed == (b"a", b"b,c")
+    assert parsed(as_text(decision).encode()) == decision
+
+
+def test_json_whose_time_is_none_is_no_decision() -> None:
+    assert parse(json.dumps(JSON | {"time": "2026-11-21T17:16:00 tomorrow"}).encode()) is None
+
+
+def test_odd_types_in_json_are_nothing() -> None:
+    decision = parsed(
+        json.dumps(
+            JSON | {"ms": "fast", "dns_ms": 1e300, "claimed": [1, "x"], "observed": "y", "sender": None}
+        ).encode()
+    )
+    assert (decision.ms, decision.dns_ms, decision.claimed, decision.observed) == (None, None, (b"x",), ())
+
+
+def test_half_a_character_in_json_is_replaced() -> None:
+    assert parsed(b'{"action": "DUNNO", "time": "2026-11-21T17:16:00Z", "helo_name": "\\ud800"}').helo_name == b"?"
+
+
+@given(st.binary(max_size=300))
+def test_no_line_raises(rest: bytes) -> None:
+    parse(rest)
+    parse(TEXT[:50] + rest)
+    parse(b'{"action": "REJECT", "time": "2026-11-21T17:16:00Z", ' + rest)
+
+
+# --- Files, and lines within other logs -----------------------------------------------------------------------------
+
+
+def test_decisions_are_found_within_other_logs() -> None:
+    syslog = b"Nov 21 17:16:00 mx policyd[12]: "
+    journal = json.dumps({"SYSLOG_IDENTIFIER": "policyd", "MESSAGE": TEXT.decode()}).encode()
+    for line in (TEXT, syslog + TEXT, syslog + json.dumps(JSON).encode(), journal):
+        assert parse_anywhere(line) == DECISION
+    for line in (b"", b"{", b'{"MESSAGE": 3}', b'{"MESSAGE": "x"}', syslog, b"x policyd[1]: y"):
+        assert parse_anywhere(line) is None
+
+
+def test_the_decisions_of_a_rotated_set_come_in_order(tmp_path: Path) -> None:
+    older, newer = tmp_path / "decisions.log.1.gz", tmp_path / "decisions.log"
+    older.write_bytes(gzip.compress(TEXT + b"\n" + TEXT[:60] + b"\n"))
+    newer.write_bytes(json.dumps(JSON | {"id": "NEWER000"}).encode() + b"\n")
+    counts = DecisionCounts()
+    found = [decision.id for batch in decisions([str(older), str(newer)], counts) for decision in batch]
+    assert found == [b"7Q4K2M9X", b"NEWER000"]
+    assert (counts.lines, counts.decisions) == (3, 2)
+
+
+def test_a_log_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mail.log").write_text("Nov 21 17:16:00 mx postfix/smtpd[12]: connect from unknown[192.0.2.1]\n")
+    with pytest.raises(LogError, match=r"mail.log: no decision log: none of its 1 lines"):
+        list(decisions([str(tmp_path / "mail.log")], DecisionCounts()))
+
+
+# --- What the daemon writes is what is read -------------------------------------------------------------------------
+
+short_bytes = st.binary(max_size=30)
+# Postfix's client_name is taken as it is where Postfix is trusted, and whoever connects may be no Postfix.
+names = st.one_of(st.sampled_from([b"a.example", b"a[192.0.2.1]"]), st.binary(min_size=1, max_size=30)).filter(
+    b"unknown".__ne__
+)
+
+
+@given(
+    st.fixed_dictionaries(
+        dict.fromkeys(
+            ("client_address", "sender", "recipient", "helo_name", "sasl_username", "instance", "queue_id"), short_bytes
+        )
+    ),
+    st.sampled_from([b"RCPT", b"CONNECT", b"MAIL"]),
+    st.one_of(
+        st.none(),
+        st.builds(lambda name: Identity(Status.VERIFIED, (name,)), names),
+        st.builds(
+            lambda names: Identity(Status.MISMATCH, (), tuple(names)),
+            st.lists(st.binary(min_size=1, max_size=30), max_size=3),  # DNS has no empty name: its root is `.`
+        ),
+        st.just(Identity(Status.ERROR, (), (), Reason.SERVFAIL, names_known=False)),
+    ),
+    st.booleans(),
+)
+def test_what_the_daemon_writes_is_what_is_read(
+    attributes: dict[str, bytes], state: bytes, identity: Identity | None, observe: bool
+) -> None:
+    request = Request.of(attributes | {"protocol_state": state})
+    decision = Decision(Verb.REJECT, None, "5.7.1", ("No",), ("a", "b"), downgraded=False, identity=identity)
+    hostname = identity.verified[0] if identity is not None and identity.verified else b"unknown"
+    entry = Entry(
+        b"2026-11-21T17:16:00.123+09:00",
+        b"7Q4K2M9X",
+        "DUNNO" if observe else "REJECT",
+        request,
+        decision,
+        hostname,
+        '5.7.1 No "quotes" <x>',
+        "3f9c2a1b",
+        0.0118,
+        0.0121,
+    )
+    read = parsed(text_line(entry).removesuffix(b"\n"))
+    for name, value in attributes.items():
+        if name == "sender" and not value and state == b"CONNECT":
+            assert read.sender is None
+        else:
+            assert getattr(read, name) == value
+    assert (read.action, read.would) == ((b"DUNNO", b"REJECT") if observe else (b"REJECT", b""))
+    assert (read.hostname or b"unknown") == hostname
+    assert read.claimed == (identity.claimed if identity is not None else ())
+    assert read.reply == b'5.7.1 No "quotes" <x>'
+    assert (read.observed, read.dns_ms, read.ms) == ((b"a", b"b"), 11.8, 12.1)
+    # As text again it is the same line, and as JSON the same object with what is not UTF-8 replaced.
+    assert as_text(read).encode() == text_line(entry).removesuffix(b"\n")
+    assert as_json(read) == json.loads(json_line(entry))

@@ -1,0 +1,452 @@
+import json
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policyd.core.engine import Decision
+from policyd.core.identity import Identity, Reason, Status
+from policyd.core.protocol import Request
+from policyd.core.ruleset import Action, Rule, Verb
+from policyd.daemon.decision_log_file import DecisionLog
+from policyd.decision_log.writer import MAX_LINE, Entry, Stamps, _fit, _general_text, json_line, text_line
+from tests.local_time import local_time
+
+RULE = Rule("sakura-vps", 3, (), (), Action(Verb.REJECT, "5.7.1", ("Access denied",)))
+
+REQUEST = {
+    "request": b"smtpd_access_policy",
+    "protocol_state": b"RCPT",
+    "client_address": b"49.212.201.177",
+    "client_name": b"os3-305-42423.vs.sakura.ne.jp",
+    "helo_name": b"x.example",
+    "sender": b"a@b.example",
+    "recipient": b"c@d.example",
+    "queue_id": b"",
+    "instance": b"2839.653c0bf7.6e7e.2",
+    "sasl_username": b"",
+}
+VERIFIED = Identity(Status.VERIFIED, (b"os3-305-42423.vs.sakura.ne.jp",))
+
+
+def entry(
+    *,
+    action: str = "REJECT",
+    hostname: bytes = b"os3-305-42423.vs.sakura.ne.jp",
+    reply: str = "5.7.1 Access denied",
+    dns_seconds: float = 0.0,
+    seconds: float = 0.00004,
+    rule: Rule | None = RULE,
+    observed: tuple[str, ...] = (),
+    downgraded: bool = False,
+    identity: Identity | None = VERIFIED,
+    verb: Verb = Verb.REJECT,
+    **attributes: bytes,
+) -> Entry:
+    """The decision of decision-log.md's example, but for what is said otherwise."""
+    decision = Decision(verb, rule, "5.7.1", ("Access denied",), observed, downgraded, identity)
+    request = Request.of(REQUEST | attributes)
+    return Entry(
+        b"2026-11-21T17:16:00.123+09:00",
+        b"7Q4K2M9X",
+        action,
+        request,
+        decision,
+        hostname,
+        reply,
+        "3f9c2a1b",
+        dns_seconds,
+        seconds,
+    )
+
+
+START = "2026-11-21T17:16:00.123+09:00"
+
+
+@pytest.mark.parametrize(
+    ("logged", "text"),
+    [
+        (
+            entry(observed=("first-try",), dns_seconds=0.0118, seconds=0.0121),
+            (
+                "REJECT id=7Q4K2M9X rule=sakura-vps client=os3-305-42423.vs.sakura.ne.jp[49.212.201.177] rdns=verified "
+                "state=RCPT from=<a@b.example> to=<c@d.example> helo=<x.example> instance=2839.653c0bf7.6e7e.2 "
+                'observed=first-try ruleset=3f9c2a1b dns_ms=11.8 ms=12.1 reply="5.7.1 Access denied"'
+            ),
+        ),
+        (
+            entry(),
+            (
+                "REJECT id=7Q4K2M9X rule=sakura-vps client=os3-305-42423.vs.sakura.ne.jp[49.212.201.177] rdns=verified "
+                "state=RCPT from=<a@b.example> to=<c@d.example> helo=<x.example> instance=2839.653c0bf7.6e7e.2 "
+                'ruleset=3f9c2a1b ms=0.0 reply="5.7.1 Access denied"'
+            ),
+        ),
+        (
+            entry(action="DUNNO", verb=Verb.DUNNO, rule=None, identity=None, hostname=b"unknown", reply="", sender=b""),
+            (
+                "DUNNO id=7Q4K2M9X client=unknown[49.212.201.177] state=RCPT from=<> to=<c@d.example> helo=<x.example> "
+                "instance=2839.653c0bf7.6e7e.2 ruleset=3f9c2a1b ms=0.0"
+            ),
+        ),
+        (
+            entry(action="DUNNO", reply="", observed=("a", "b")),
+            (
+                "DUNNO would=REJECT id=7Q4K2M9X rule=sakura-vps client=os3-305-42423.vs.sakura.ne.jp[49.212.201.177] "
+                "rdns=verified state=RCPT from=<a@b.example> to=<c@d.example> helo=<x.example> "
+                "instance=2839.653c0bf7.6e7e.2 observed=a,b ruleset=3f9c2a1b ms=0.0"
+            ),
+        ),
+        (
+            entry(
+                action="DEFER",
+                verb=Verb.DEFER,
+                downgraded=True,
+                hostname=b"unknown",
+                identity=Identity(Status.ERROR, (), (b"a.example", b"b,c.example"), Reason.SERVFAIL),
+                dns_seconds=0.00001,
+                reply='4.7.1 "no" \\ <x>',
+                sasl_username=b"anna b",
+                queue_id=b"4Kx",
+            ),
+            (
+                "DEFER id=7Q4K2M9X rule=sakura-vps client=unknown[49.212.201.177] claimed=a.example,b\\x2cc.example "
+                "rdns=error dns_error=servfail downgraded=true state=RCPT from=<a@b.example> to=<c@d.example> "
+                "helo=<x.example> sasl_username=anna\\x20b instance=2839.653c0bf7.6e7e.2 queue_id=4Kx ruleset=3f9c2a1b "
+                'dns_ms=0.0 ms=0.0 reply="4.7.1 \\x22no\\x22 \\x5c <x>"'
+            ),
+        ),
+        (
+            entry(
+                protocol_state=b"CONNECT",
+                sender=b"",
+                recipient=b"",
+                helo_name=b"",
+                instance=b"",
+                client_address=b"",
+                hostname=b"unknown",
+                identity=None,
+                rule=None,
+            ),
+            ('REJECT id=7Q4K2M9X client=unknown[] state=CONNECT ruleset=3f9c2a1b ms=0.0 reply="5.7.1 Access denied"'),
+        ),
+        (
+            entry(helo_name="grüße \u202e<'\\\n".encode() + b"\xff\x00\x7f", protocol_state=b"DATA", recipient=b""),
+            (
+                "REJECT id=7Q4K2M9X rule=sakura-vps client=os3-305-42423.vs.sakura.ne.jp[49.212.201.177] rdns=verified "
+                "state=DATA from=<a@b.example> "
+                "helo=<gr\\xc3\\xbc\\xc3\\x9fe\\x20\\xe2\\x80\\xae\\x3c\\x27\\x5c\\x0a\\xff\\x00\\x7f> "
+                'instance=2839.653c0bf7.6e7e.2 ruleset=3f9c2a1b ms=0.0 reply="5.7.1 Access denied"'
+            ),
+        ),
+    ],
+)
+def test_the_text_format_is_that_of_the_contract(logged: Entry, text: str) -> None:
+    assert text_line(logged).decode() == f"{START} {text}\n"
+
+
+def test_json_has_the_keys_of_the_contract_with_what_is_said() -> None:
+    logged = entry(
+        observed=("first-try",),
+        dns_seconds=0.0118,
+        seconds=0.0121,
+        identity=Identity(Status.ERROR, (), (b"a.example", b"b\xff"), Reason.TIMEOUT),
+        hostname=b"unknown",
+        sasl_username="ü\x7f\u202e".encode(),
+        queue_id=b"4Kx",
+    )
+    line = json_line(logged)
+    assert json.loads(line) == {
+        "time": START,
+        "action": "REJECT",
+        "id": "7Q4K2M9X",
+        "rule": "sakura-vps",
+        "client_address": "49.212.201.177",
+        "hostname": "unknown",
+        "claimed": ["a.example", "b\ufffd"],
+        "reverse_dns": "error",
+        "dns_error": "timeout",
+        "protocol_state": "RCPT",
+        "sender": "a@b.example",
+        "recipient": "c@d.example",
+        "helo_name": "x.example",
+        "sasl_username": "ü\x7f\u202e",
+        "instance": "2839.653c0bf7.6e7e.2",
+        "queue_id": "4Kx",
+        "observed": ["first-try"],
+        "ruleset": "3f9c2a1b",
+        "dns_ms": 11.8,
+        "ms": 12.1,
+        "reply": "5.7.1 Access denied",
+    }
+    assert re.fullmatch(rb"[ -~]+\n", line)
+
+
+def test_the_null_sender_is_said_and_an_unknown_one_is_not() -> None:
+    assert json.loads(json_line(entry(sender=b"")))["sender"] == ""
+    assert "sender" not in json.loads(json_line(entry(sender=b"", protocol_state=b"HELO")))
+
+
+# --- Whatever a client or DNS says ------------------------------------------------------------------------------------
+
+from_outside = st.one_of(
+    st.binary(max_size=60),
+    st.text(max_size=30).map(lambda text: text.encode("utf-8", "surrogatepass")),
+    st.sampled_from(
+        [b"", b"RCPT", b"HELO", b"a@b.example", b"x" * 5000, b"\xff" * 3000, "𝄞".encode() * 2000, b"\\" * 900]
+    ),
+)
+names = st.lists(from_outside.filter(bool), max_size=4).map(tuple)
+identities = st.one_of(
+    st.none(),
+    st.builds(
+        Identity,
+        st.sampled_from(Status),
+        names,
+        st.one_of(names, st.just((b"n.example",) * 4000)),
+        st.sampled_from([None, *Reason]),
+    ),
+)
+printable = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=200)
+
+
+@st.composite
+def entries(draw: st.DrawFn) -> Entry:
+    verb = draw(st.sampled_from(Verb))
+    return entry(
+        action=draw(st.sampled_from([str(verb), "DUNNO"])),
+        verb=verb,
+        rule=draw(st.sampled_from([None, RULE, replace(RULE, name="n" * 5000)])),
+        identity=draw(identities),
+        hostname=draw(from_outside.filter(bool)),
+        reply=draw(printable),
+        observed=tuple(draw(st.lists(st.text("abc-", min_size=1, max_size=9), max_size=3)))
+        * draw(st.sampled_from([1, 900])),
+        downgraded=draw(st.booleans()),
+        dns_seconds=draw(st.sampled_from([0.0, 0.00001, 4.2])),
+        **{name: draw(from_outside) for name in REQUEST},
+    )
+
+
+QUOTED = re.compile(r'(?:[^ "]|"[^"]*")+')
+
+
+@given(entries())
+def test_any_bytes_make_one_line_of_text_that_splits_on_blanks_outside_quotes(logged: Entry) -> None:
+    line = text_line(logged)
+    assert re.fullmatch(rb"[ -~]+\n", line)
+    assert len(line) <= MAX_LINE
+    text = line.decode().removesuffix("\n")
+    words = QUOTED.findall(text)
+    assert " ".join(words) == text
+    keys = [word.partition("=")[0] for word in words[2:]]
+    assert len(keys) == len(set(keys))
+    said = {key for key in json.loads(json_line(logged)) if key not in {"time", "action", "client_address"}}
+    shorter = {
+        "from": "sender",
+        "to": "recipient",
+        "helo": "helo_name",
+        "rdns": "reverse_dns",
+        "state": "protocol_state",
+    }
+    assert {shorter.get(key, key) if key != "client" else "hostname" for key in keys} == said
+
+
+@given(entries())
+def test_any_bytes_make_one_line_of_json_with_the_same_values(logged: Entry) -> None:
+    line = json_line(logged)
+    assert re.fullmatch(rb"[ -~]+\n", line)
+    assert len(line) <= MAX_LINE
+    said = json.loads(line)
+    for name in ("sender", "recipient", "helo_name", "instance", "queue_id", "sasl_username", "client_address"):
+        value = logged.request.get(name).decode("utf-8", "replace")
+        shown = said.get(name, "")
+        assert shown == value or (shown.endswith("...") and value.startswith(shown[:-3]))
+
+
+@given(entries())
+def test_the_fast_way_says_what_the_general_way_says(logged: Entry) -> None:
+    assert text_line(logged) == _fit(_general_text, logged)
+
+
+@given(st.binary(max_size=80))
+def test_a_value_can_be_read_back_from_its_escapes(value: bytes) -> None:
+    word = next(w for w in text_line(entry(helo_name=value + b"!")).split() if w.startswith(b"helo="))
+    escaped = word.removeprefix(b"helo=<").removesuffix(b">")
+    assert re.sub(rb"\\x(..)", lambda found: bytes.fromhex(found[1].decode()), escaped) == value + b"!"
+
+
+def test_a_long_value_is_cut_and_ends_in_dots_and_short_ones_stay_whole() -> None:
+    logged = entry(helo_name=b"\xff" * 60000)
+    text = text_line(logged).decode()
+    assert "\\xff..." in text
+    assert "\\x..." not in text
+    assert text.endswith('reply="5.7.1 Access denied"\n')
+    said = json.loads(json_line(logged))
+    assert said["helo_name"].endswith("\ufffd...")
+    assert said["reply"] == "5.7.1 Access denied"
+
+
+# --- Time -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("zone", "seconds", "stamp"),
+    [
+        ("Asia/Tokyo", 1795248960.123, "2026-11-21T17:16:00.123+09:00"),
+        ("UTC", 1795248960.9999, "2026-11-21T08:16:00.999+00:00"),
+        ("America/St_Johns", 1795248960.0, "2026-11-21T04:46:00.000-03:30"),
+        ("Europe/Berlin", 1792889999.5, "2026-10-25T02:59:59.500+02:00"),  # the last of summer time
+        ("Europe/Berlin", 1792890000.5, "2026-10-25T02:00:00.500+01:00"),
+    ],
+)
+def test_a_stamp_is_local_time_with_its_offset(zone: str, seconds: float, stamp: str) -> None:
+    with local_time(zone):
+        assert Stamps(lambda: seconds).now().decode() == stamp
+
+
+def test_stamps_follow_the_clock_also_backwards() -> None:
+    clock = iter([1000.0014, 1000.0016, 1000.002, 999.5])
+    stamps = Stamps(lambda: next(clock))
+    assert [stamps.now()[20:23] for _ in range(4)] == [b"001", b"001", b"002", b"500"]
+
+
+# --- The file ---------------------------------------------------------------------------------------------------------
+
+
+class Turn:
+    """An event loop of which one turn can be run."""
+
+    def __init__(self) -> None:
+        self.soon: list = []
+
+    def call_soon(self, callback) -> None:
+        self.soon.append(callback)
+
+    def run(self) -> None:
+        for callback in self.soon:
+            callback()
+        self.soon.clear()
+
+
+@pytest.fixture
+def turn() -> Turn:
+    return Turn()
+
+
+def opened(path: object, turn: Turn) -> DecisionLog:
+    return DecisionLog(str(path), turn.call_soon)
+
+
+def test_the_lines_of_a_turn_are_written_at_its_end_in_one_append(
+    turn: Turn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = opened(tmp_path / "log", turn)
+    written: list[bytes] = []
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, block: written.append(block) or write(descriptor, block))
+    log.append(b"one\n")
+    log.append(b"two\n")
+    assert not written
+    turn.run()
+    log.append(b"three\n")
+    turn.run()
+    assert written == [b"one\ntwo\n", b"three\n"]
+    assert (tmp_path / "log").read_bytes() == b"one\ntwo\nthree\n"
+    assert (tmp_path / "log").stat().st_mode & 0o777 == 0o640
+    log.close()
+
+
+@pytest.mark.parametrize("move", [lambda path: path.rename(path.with_suffix(".1")), lambda path: path.unlink()])
+def test_a_file_that_was_moved_or_removed_is_opened_again(turn: Turn, tmp_path: Path, move) -> None:
+    path = tmp_path / "log"
+    log = opened(path, turn)
+    log.append(b"before\n")
+    turn.run()
+    move(path)
+    log.check(100.0)
+    log.append(b"after\n")
+    turn.run()
+    assert path.read_bytes() == b"after\n"
+    assert log.lost == 0
+    log.close()
+
+
+def test_a_folder_that_takes_no_new_file_leaves_the_moved_one_in_use(turn: Turn, tmp_path: Path, caplog) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    log = opened(folder / "log", turn)
+    folder.rename(tmp_path / "moved")
+    log.check(100.0)
+    log.check(101.0)
+    log.append(b"kept\n")
+    turn.run()
+    assert (tmp_path / "moved" / "log").read_bytes() == b"kept\n"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"decision log {folder}/log: cannot open it: No such file or directory; mail goes on"
+    ]
+    log.close()
+
+
+def test_lines_that_a_full_disk_does_not_take_are_counted_and_reported_once_a_minute(turn: Turn, caplog) -> None:
+    log = opened("/dev/full", turn)
+    for now in (100.0, 101.0, 159.0, 160.0):
+        log.append(b"one\n")
+        log.append(b"two\n")
+        turn.run()
+        log.check(now)
+    assert log.lost == 8
+    assert [record.getMessage() for record in caplog.records] == [
+        "decision log /dev/full: 2 lines lost: No space left on device",
+        "decision log /dev/full: 6 lines lost: No space left on device",
+    ]
+    log.close()
+
+
+def test_lines_lost_since_the_last_report_are_reported_at_the_end(turn: Turn, caplog) -> None:
+    log = opened("/dev/full", turn)
+    for now in (100.0, 101.0):
+        log.append(b"one\n")
+        turn.run()
+        log.check(now)
+    log.append(b"last\n")
+    log.close()
+    assert log.lost == 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "decision log /dev/full: 1 lines lost: No space left on device",
+        "decision log /dev/full: 2 lines lost: No space left on device",
+    ]
+
+
+def test_a_path_that_cannot_be_opened_loses_lines_until_it_can(turn: Turn, tmp_path: Path) -> None:
+    path = tmp_path / "not-yet" / "log"
+    log = opened(path, turn)
+    log.append(b"lost\n")
+    turn.run()
+    path.parent.mkdir()
+    log.check(100.0)
+    log.append(b"kept\n")
+    turn.run()
+    assert log.lost == 1
+    assert path.read_bytes() == b"kept\n"
+    log.close()
+
+
+def test_a_fifo_without_a_reader_loses_lines_and_one_with_a_reader_does_not(turn: Turn, tmp_path: Path) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    log = opened(path, turn)
+    log.append(b"lost\n")
+    turn.run()
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    log.check(100.0)
+    log.append(b"kept\n")
+    turn.run()
+    assert os.read(reader, 100) == b"kept\n"
+    assert log.lost == 1
+    os.close(reader)
+    log.close()

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.exchange.meaning import Asked, answer, imported, rules_of
+
+TABLE = """\
+# a comment
+Connect:192.0.2	REJECT
+Connect:192.0.2.5	OK
+Connect:IPv6:2001:db8	ERROR:5.7.1:"550 no v6"
+Connect:b.example	ERROR:4.7.1:450 later
+Connect:mail.b.example	SKIP
+From:spam@c.example	REJECT
+From:c.example	ERROR:"550 no spam"
+From:good@c.example	OK
+From:junk@	550 We do not take junk
+To:nobody@	REJECT
+To:friend.example	OK
+cyber.example	REJECT
+10	REJECT
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted"),
+    [
+        (Asked("192.0.2.9"), "REJECT"),
+        (Asked("192.0.2.5"), "DUNNO"),
+        (Asked("2001:db8::1"), "REJECT 5.7.1 no v6"),
+        (Asked(name="x.b.example"), "DEFER 4.7.1 later"),
+        (Asked(name="mail.b.example"), "DUNNO"),
+        (Asked(sender="spam@c.example"), "REJECT"),
+        (Asked(sender="other@sub.c.example"), "REJECT no spam"),
+        (Asked(sender="good@c.example"), "DUNNO"),
+        (Asked(sender="junk@d.example"), "REJECT We do not take junk"),
+        (Asked(recipient="nobody@here.example"), "REJECT"),
+        (Asked(recipient="nobody@friend.example"), "DUNNO"),
+        (Asked(sender="a@cyber.example"), "REJECT"),
+        (Asked(name="a.cyber.example"), "REJECT"),
+        (Asked("10.1.2.3"), "REJECT"),
+        (Asked("198.51.100.1", sender="<>"), "DUNNO"),
+        # Each lookup is asked, whatever another has let through.
+        (Asked("192.0.2.5", sender="spam@c.example"), "REJECT"),
+        (Asked("192.0.2.9", sender="good@c.example"), "REJECT"),
+        (Asked("192.0.2.9", recipient="nobody@friend.example"), "REJECT"),
+    ],
+)
+def test_each_lookup_is_a_table_of_its_own(asked: Asked, wanted: str) -> None:
+    assert answer(rules_of("sendmail-access", TABLE), asked) == wanted
+
+
+def test_a_key_with_its_tag_counts_before_the_same_without() -> None:
+    rules = rules_of("sendmail-access", "cyber.example REJECT\nConnect:cyber.example OK\n192.0.2 REJECT\n")
+    assert answer(rules, Asked(name="a.cyber.example")) == "DUNNO"
+    assert answer(rules, Asked(sender="a@cyber.example")) == "REJECT"
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("Connect:192.0.2.1 DISCARD", "DISCARD has no equal"),
+        ("TLS_Clt:mail.example.com ENCR:112", "has no equal"),
+        ("GreetPause:192.0.2.1 5000", "has no equal"),
+        ("Spam:user@ FRIEND", "has no equal"),
+        ("ClientRate:192.0.2.1 REJECT", "it is not about who may send mail"),
+        ("Connect:192.0.2.0/24 REJECT", "no networks with a prefix"),
+        ("Connect:a@b.example REJECT", "never asks for a mail address"),
+        ("From:ok@elsewhere.example OK", "there is nothing to exempt from"),
+        ("justakey", "no line of an access_db"),
+    ],
+)
+def test_a_line_without_an_equal_is_reported_and_the_rest_is_kept(line: str, reason: str) -> None:
+    result = imported("sendmail-access", f"Connect:192.0.3 REJECT\n{line}\n")
+    assert [(loss.line.number, reason in loss.reason) for loss in result.report.losses] == [(2, True)]
+    assert [rule.match for rule in result.rules] == [{"cidr": ("192.0.3.0/24",)}]
+
+
+def test_that_relay_and_ok_became_dunno_is_said() -> None:
+    result = imported("sendmail-access", "Connect:192.0.2 RELAY\nConnect:192.0.3 OK\nConnect:192.0 REJECT\n")
+    assert [note.reason.split()[0] for note in result.report.notes] == ["RELAY", "OK"]
+    assert [rule.verdict.action for rule in result.rules] == ["DUNNO", "REJECT"]
+
+
+def test_an_ipv6_key_without_a_tag_is_an_address() -> None:
+    rules = rules_of("sendmail-access", "IPv6:2001:db8:1 REJECT\n2001:db8:2 REJECT\n")
+    assert [answer(rules, Asked(f"2001:db8:{net}::1")) for net in (1, 2, 3)] == ["REJECT", "REJECT", "DUNNO"]

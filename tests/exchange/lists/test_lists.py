@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+import pytest
+
+from policyd.exchange.importing import ImportOptions, Shape
+from tests.exchange.meaning import imported
+
+
+def entries(format_name: str, text: str, options: ImportOptions | None = None) -> list[str]:
+    result = imported(format_name, text, options)
+    assert result.shape is Shape.LIST
+    written = [line for line in result.text.splitlines() if not line.startswith("#")]
+    assert written == [term.value for term in result.entries]
+    return written
+
+
+def lost(format_name: str, text: str) -> list[tuple[int, str]]:
+    return [(loss.line.number, loss.reason) for loss in imported(format_name, text).report.in_order()]
+
+
+# --- plain ------------------------------------------------------------------------------------------------------------
+
+
+def test_plain_networks_ranges_and_what_people_write_around_them() -> None:
+    text = (
+        "# head\n192.0.2.0/24\n198.51.100.1 - 198.51.100.6 ; range\n203.0.113.*\n[2001:db8::1]\n10.0.0.0/255.0.0.0\n"
+        "1.2.3.4 2026-01-01 ZZ\n5.6.7.8,\n::ffff:9.9.9.0/120\n"
+    )
+    assert entries("plain", text) == [
+        "192.0.2.0/24",
+        "198.51.100.1",
+        "198.51.100.2/31",
+        "198.51.100.4/31",
+        "198.51.100.6",
+        "203.0.113.0/24",
+        "2001:db8::1",
+        "10.0.0.0/8",
+        "1.2.3.4",
+        "5.6.7.8",
+        "9.9.9.0/24",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("attribute", "wanted"),
+    [
+        (
+            None,
+            {"hostname_suffix": ["b.example", ".c.example"], "sender": ["a@b.example"], "sender_domain": ["d.example"]},
+        ),
+        (
+            "helo_name",
+            {
+                "helo_name_suffix": ["b.example", ".c.example"],
+                "helo_name": ["a@b.example"],
+                "sender_domain": ["d.example"],
+            },
+        ),
+        ("sender", {"sender_domain": ["b.example", ".c.example", "d.example"], "sender": ["a@b.example"]}),
+        ("recipient", {"recipient_domain": ["b.example", ".c.example", "d.example"], "recipient": ["a@b.example"]}),
+    ],
+)
+def test_plain_names_are_whose_the_attribute_says(attribute: str | None, wanted: dict[str, list[str]]) -> None:
+    text = "b.example\n*.c.example\na@b.example\n@d.example\n"
+    result = imported("plain", text, ImportOptions(attribute=attribute, shape=Shape.RULES))
+    assert {name: list(values) for rule in result.rules for name, values in rule.match.items()} == wanted
+    assert result.report.losses == []
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("192.0.2.1/24", "the network is 192.0.2.0/24"),
+        ("192.0.2.010", "is no address"),
+        ("192.0.2.9-192.0.2.1", "it begins after its end"),
+        ("192.0.2.1-2001:db8::1", "it begins after its end"),
+        ("two words", "an entry is one"),
+        ("not_a_name!", "is no host name"),
+        ("300.1.1.1", "is no address"),
+    ],
+)
+def test_plain_lines_that_are_no_entry_are_reported(line: str, reason: str) -> None:
+    ((number, said),) = lost("plain", f"192.0.2.7\n{line}\n")
+    assert number == 2
+    assert reason in said
+
+
+def test_of_several_kinds_a_list_holds_one_and_the_others_are_reported() -> None:
+    text = "192.0.2.1\nb.example\n192.0.2.2\na@b.example\n"
+    assert entries("plain", text) == ["192.0.2.1", "192.0.2.2"]
+    assert [number for number, _ in lost("plain", text)] == [2, 4]
+    assert entries("plain", text, ImportOptions(condition="hostname_suffix")) == ["b.example"]
+
+
+def test_rules_as_a_list_are_the_networks_that_they_keep_out() -> None:
+    table = "192.0.2.7 OK\n192.0.2.0/29 REJECT\n198.51.100.0/25 REJECT\n198.51.100.128/25 REJECT\n"
+    assert entries("postfix-cidr", table, ImportOptions(shape=Shape.LIST)) == [
+        "192.0.2.0/30",
+        "192.0.2.4/31",
+        "192.0.2.6",
+        "198.51.100.0/24",
+    ]
+
+
+# --- spamhaus-drop ----------------------------------------------------------------------------------------------------
+
+
+def test_drop_as_text_and_as_json_lines_is_the_same_list() -> None:
+    text = "; Spamhaus DROP List 2026/11/21\n; Last-Modified: ...\n1.10.16.0/20 ; SBL256894\n2001:db8::/32 ; SBL1\n"
+    json_lines = (
+        '{"cidr":"1.10.16.0/20","sblid":"SBL256894","rir":"apnic"}\n{"cidr":"2001:db8::/32","sblid":"SBL1","rir":"ripe"}\n'
+        '{"type":"metadata","timestamp":1763683200,"size":123,"records":2,"copyright":"(c)","terms":"..."}\n'
+    )
+    assert entries("spamhaus-drop", text) == entries("spamhaus-drop", json_lines) == ["1.10.16.0/20", "2001:db8::/32"]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"cidr":"1.19.0.', "the file may be cut off"),
+        ('{"asn":213371,"rir":"ripe"}', "an AS number"),
+        ('{"network":"1.2.3.0/24"}', "has no 'cidr'"),
+        ('{"cidr":17}', "has no 'cidr'"),
+        ("1.2.3.4/24 ; SBL2", "the network is 1.2.3.0/24"),
+        ("{" + '"a":{' * 5000, "the file may be cut off"),
+    ],
+)
+def test_drop_lines_that_are_no_network_are_reported(line: str, reason: str) -> None:
+    ((number, said),) = lost("spamhaus-drop", f"1.10.16.0/20 ; SBL1\n{line}\n")
+    assert number == 2
+    assert reason in said
+
+
+# --- whois ------------------------------------------------------------------------------------------------------------
+
+RIPE = """\
+% Information related to '185.0.0.0 - 185.0.5.255'
+% Abuse contact for '185.0.0.0 - 185.0.5.255' is 'abuse@ripe.example'
+
+inetnum:        185.0.0.0 - 185.0.5.255
+netname:        EXAMPLE-NET
+remarks:        CIDR: 0.0.0.0/0 is a remark
+
+% Information related to '185.0.0.0/22AS64500'
+
+route:          185.0.0.0/22
+origin:         AS64500
+"""
+ARIN = """\
+# start
+
+NetRange:       198.51.0.0 - 198.51.127.255
+CIDR:           198.51.0.0/17
+NetName:        BIG-PROVIDER
+
+# end
+# start
+
+NetRange:       198.51.100.0 - 198.51.100.191
+CIDR:           198.51.100.0/25, 198.51.100.128/26
+CustName:       Small Customer
+
+# end
+"""
+APNIC = """\
+% [whois.apnic.net]
+
+inetnum:        203.0.113.0 - 203.0.113.255
+inet6num:       2001:db8::/32
+"""
+JPNIC = """\
+[ JPNIC database provides information regarding IP address and ASN. ]
+
+Network Information:
+a. [Network Number]             180.222.32.0/19
+b. [Network Name]               EXAMPLE
+g. [Organization]               Example Corporation
+[Assigned Date]                 2009/05/18
+
+Less Specific Info.
+----------
+Example Holdings
+                     [Allocation]                                180.222.0.0/16
+"""
+REFERRED = """\
+Group Contact Information: [JP00000000]
+[Group Name]                    Example NOC
+[Referred From]                 NET/27.100.28.0/22
+[Referred From]                 NET/119.82.8.0-119.82.15.255
+                                NET/119.82.152.0/22
+                                NET/119.82.156.0/22
+"""
+
+
+@pytest.mark.parametrize(
+    ("answer", "networks"),
+    [
+        (RIPE, ["185.0.0.0/22", "185.0.4.0/23"]),
+        (ARIN, ["198.51.100.0/25", "198.51.100.128/26"]),
+        (APNIC, ["203.0.113.0/24", "2001:db8::/32"]),
+        (JPNIC, ["180.222.32.0/19"]),
+        (REFERRED, ["27.100.28.0/22", "119.82.8.0/21", "119.82.152.0/21"]),
+        ("inetnum:     179.6/16\n", ["179.6.0.0/16"]),
+        ("route:       192.0.2.0/24\nroute6: 2001:db8::/32\n", ["192.0.2.0/24", "2001:db8::/32"]),
+        ("[IPネットワークアドレス]        192.0.2.0/25\n", ["192.0.2.0/25"]),
+    ],
+    ids=["ripe", "arin", "apnic", "jpnic", "referred", "short", "routes", "japanese"],
+)
+def test_a_whois_answer_gives_the_networks_that_it_is_about(answer: str, networks: list[str]) -> None:
+    assert entries("whois", answer) == networks
+
+
+def test_a_block_around_another_and_a_wider_route_are_reported() -> None:
+    ((number, reason),) = lost("whois", ARIN)
+    assert (number, reason.startswith("it is the block around '198.51.100.0/25, ")) == (3, True)
+    ((number, reason),) = lost("whois", "inetnum: 192.0.2.0 - 192.0.2.255\nroute: 192.0.0.0/16\n")
+    assert number == 2
+    assert "announces more than '192.0.2.0/24' of line 1" in reason
+
+
+@pytest.mark.parametrize(
+    "line", ["inetnum: 0.0.0.0 - 255.255.255.255", "NetRange: 1.2.3.4 - nowhere", "[Referred From] NET/?"]
+)
+def test_a_whois_field_that_is_no_network_is_reported(line: str) -> None:
+    assert [number for number, _ in lost("whois", f"{line}\ninetnum: 192.0.2.0 - 192.0.2.255\n")] == [1]
+
+
+# --- rspamd-map -------------------------------------------------------------------------------------------------------
+
+MAP = r"""
+# a map
+192.0.2.0/24 5.0
+[2001:db8::1]
+"b.example"
+*.c.example   # a glob
+mx?.d*.example
+/^dyn\d+\./i 2.0
+/Case\/d/
+a@b.example
+@d.example
+"""
+
+
+@pytest.mark.parametrize(
+    ("condition", "wanted"),
+    [
+        ("cidr", ["192.0.2.0/24", "2001:db8::1"]),
+        ("hostname", ["b.example"]),
+        ("hostname_suffix", [".c.example"]),
+        ("hostname_regex", [r"^mx.\.d.*\.example$", r"^dyn\d+\.", r"(?-i:Case\/d)"]),
+        ("sender", ["a@b.example"]),
+        ("sender_domain", ["d.example"]),
+    ],
+)
+def test_an_rspamd_map_has_keys_of_several_kinds(condition: str, wanted: list[str]) -> None:
+    assert entries("rspamd-map", MAP, ImportOptions(condition=condition)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("a@b.example -3", "a negative score lets mail through"),
+        ("/(?=x)/", "RE2 has no look-around"),
+        ("/x/q", "is no flag"),
+        ("mx[0-9].example", "a glob with brackets"),
+        ("192.0.2.1/24", "the network is 192.0.2.0/24"),
+        ('"half', "begins with a quote"),
+    ],
+)
+def test_rspamd_keys_without_an_equal_are_reported(line: str, reason: str) -> None:
+    ((number, said),) = lost("rspamd-map", f"192.0.2.7\n{line}\n")
+    assert number == 2
+    assert reason in said
+
+
+def test_an_expression_that_a_list_file_would_cut_is_reported() -> None:
+    result = imported("rspamd-map", "/a #b/i\n/c/i\n/;d/i\n", ImportOptions(condition="hostname_regex"))
+    assert [term.value for term in result.entries] == ["c"]
+    assert [loss.line.number for loss in result.report.losses] == [1, 3]
+
+
+def test_a_line_of_any_length_is_reported_in_one_that_is_read() -> None:
+    report = imported("plain", f"192.0.2.1\n{'a' * 50_000} {'b' * 50_000}\n10.0.0.0/{'9' * 50_000}\n").report
+    assert [len(message) < 600 for message in report.messages()] == [True, True]
+
+
+def test_a_whois_file_has_the_blocks_of_an_answer_and_not_those_of_the_internet() -> None:
+    blocks = [
+        f"inetnum: 10.{number >> 8}.{number & 255}.0 - 10.{number >> 8}.{number & 255}.7" for number in range(2002)
+    ]
+    result = imported("whois", "\n".join(blocks) + "\n")
+    assert len(result.entries) == 2000
+    assert [loss.line.number for loss in result.report.losses] == [2001, 2002]

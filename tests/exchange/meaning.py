@@ -1,0 +1,174 @@
+"""What an import means: its rules, loaded by the loader and asked through the engine; and what Postfix itself says."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from policyd.config import load
+from policyd.core.engine import NEEDS_IDENTITY, decide
+from policyd.core.identity import Identity, Status
+from policyd.core.protocol import Request
+from policyd.core.reply import reply_text
+from policyd.exchange.importing import FORMATS, ImportOptions, Shape, import_files
+from policyd.exchange.model import Line, Report
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from policyd.config import Loaded
+    from policyd.core.index import Ruleset
+    from policyd.exchange.importing import Result
+    from policyd.exchange.model import Imported
+
+TODAY = datetime.date(2026, 11, 21)
+
+# Right-hand sides of Postfix's tables, of each kind (access(5)).
+ACTIONS = [
+    "OK",
+    "DUNNO",
+    "REJECT",
+    "REJECT 5.7.1 no",
+    "550 5.7.1 no",
+    "450 4.7.1 later",
+    "DEFER_IF_PERMIT 4.1.8 x",
+    "HOLD",
+]
+
+
+class Asked(NamedTuple):
+    """What the tests ask of a ruleset: a client and an envelope. `name` is the client's verified name."""
+
+    address: str = "198.51.100.99"
+    name: str = "unknown"
+    helo: str = "helo.example"
+    sender: str = "someone@elsewhere.example"
+    recipient: str = "user@here.example"
+
+
+def lines(text: str, path: str = "table") -> list[Line]:
+    """A file's lines as a reader gets them."""
+    return [Line(path, number, line) for number, line in enumerate(text.split("\n"), 1)]
+
+
+def read(format_name: str, text: str, **options: object) -> tuple[Imported, Report]:
+    """What one format's reader makes of a text."""
+    report = Report()
+    return FORMATS[format_name].read(lines(text), report, **options), report
+
+
+def imported(format_name: str, text: str, options: ImportOptions | None = None) -> Result:
+    """What `policyd import` makes of a file with this text."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table"
+        path.write_text(text, encoding="utf-8", newline="")
+        return import_files(format_name, [str(path)], options or ImportOptions())
+
+
+def rules_of(format_name: str, text: str, **options: Any) -> Ruleset:
+    """The imported rules, loaded from what `policyd import` writes."""
+    return ruleset(imported(format_name, text, ImportOptions(shape=Shape.RULES, **options)).text)
+
+
+def loaded(text: str) -> Loaded:
+    """What is loaded from a rules file of this text. Raises ConfigErrors."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rules.yaml"
+        path.write_text(text, encoding="utf-8", newline="")
+        return load(rules_path=path)
+
+
+def ruleset(text: str) -> Ruleset:
+    """A ruleset of this text. Raises ConfigErrors."""
+    return loaded(text).ruleset
+
+
+def attributes_of(asked: Asked) -> dict[str, str]:
+    """What Postfix would ask policyd."""
+    return {
+        "request": "smtpd_access_policy",
+        "protocol_state": "RCPT",
+        "client_address": asked.address,
+        "client_name": asked.name,
+        "helo_name": asked.helo,
+        "sender": "" if asked.sender == "<>" else asked.sender,
+        "recipient": asked.recipient,
+    }
+
+
+def answer(rules: Ruleset, asked: Asked) -> str:
+    """The verb and text of the answer, such as `REJECT 5.7.1 go away`."""
+    request = Request.of({name: value.encode() for name, value in attributes_of(asked).items()})
+    known = asked.name != "unknown"
+    identity = Identity(Status.VERIFIED, (asked.name.lower().encode(),)) if known else Identity(Status.MISSING)
+    decision = decide(rules, request, identity, TODAY)
+    assert decision is not NEEDS_IDENTITY
+    return f"{decision.verb} {reply_text(decision, request, None, 'ID')}".strip()
+
+
+def postmap(table_type: str, text: str, keys: Iterable[str]) -> dict[str, str]:
+    """What the real Postfix finds in a table for each of these keys; keys that it does not find are left out."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table"
+        path.write_text(text, encoding="utf-8", newline="")
+        os.utime(path, (0, 0))  # texthash: reads a table again and again while it is younger than a second
+        ran = subprocess.run(
+            ["postmap", "-q", "-", f"{table_type}:{path}"],
+            input="".join(f"{key}\n" for key in dict.fromkeys(keys)),
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    assert "fatal" not in ran.stderr, ran.stderr
+    return dict(line.split("\t", 1) for line in ran.stdout.splitlines())
+
+
+def client_keys(asked: Asked) -> list[str]:
+    """The keys that check_client_access looks up in an indexed table, in its order (access(5))."""
+    return [*name_keys(asked.name), *address_keys(asked.address)]
+
+
+def name_keys(name: str) -> list[str]:
+    """A name and its parent domains, as parent_domain_matches_subdomains has it by default."""
+    labels = name.lower().split(".")
+    return [".".join(labels[place:]) for place in range(len(labels))]
+
+
+def dotted_keys(name: str) -> list[str]:
+    """The same where parent_domain_matches_subdomains lacks smtpd_access_maps."""
+    return [name, *(f".{parent}" for parent in name_keys(name)[1:])]
+
+
+def address_keys(address: str) -> list[str]:
+    """An address and what is left when its end is cut off at each `.` or `:` (`smtpd_check.c`, check_addr_access)."""
+    separator = ":" if ":" in address else "."
+    keys = [address]
+    while separator in keys[-1]:
+        keys.append(keys[-1].rpartition(separator)[0])
+    return keys
+
+
+def mail_keys(address: str) -> list[str]:
+    """The keys of check_sender_access and check_recipient_access (access(5), "EMAIL ADDRESS PATTERNS")."""
+    if address == "<>":
+        return [address]
+    local, _, domain = address.lower().rpartition("@")
+    return [address.lower(), *name_keys(domain), f"{local}@"]
+
+
+def first(found: dict[str, str], keys: Iterable[str]) -> str:
+    """What the first of these keys that is there stands for; nothing if there is none."""
+    return next((found[key] for key in keys if key in found), "")
+
+
+def as_answer(result: str) -> str:
+    """A right-hand side of these tests' tables as the answer that must come of it. An empty one is DUNNO."""
+    verb, _, text = result.partition(" ")
+    if verb.upper() in {"", "OK", "DUNNO", "HOLD", "RELAY", "PERMIT"}:
+        return "DUNNO"
+    return f"{ {'5': 'REJECT', '4': 'DEFER'}.get(verb[0], verb.upper()) } {text}".strip()

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policyd.exchange.importing import ImportOptions
+from policyd.exchange.model import MOST_TOO_LARGE
+from tests.exchange.meaning import Asked, answer, as_answer, imported, postmap, rules_of
+from tests.requirements import require
+
+TYPES = {"postfix-pcre": "pcre", "postfix-regexp": "regexp"}
+
+PIECES = [
+    "a",
+    "b",
+    "example",
+    r"\.",
+    ".",
+    "^a",
+    "b$",
+    "[ab]",
+    "[^a]",
+    "(a|b)",
+    "a*",
+    "b+",
+    "x?",
+    "@",
+    r"\.example$",
+    "A",
+]
+ACTIONS = ["OK", "REJECT 5.7.1 no", "REJECT", "DEFER 4.7.1 later"]
+SENDERS = ["a@b.example", "b@a.example", "x@example.com", "ab@ba.example", "A@B.EXAMPLE", "q@q.q"]
+
+expressions = st.lists(st.sampled_from(PIECES), min_size=1, max_size=3).map("".join)
+lines = st.builds(
+    lambda negated, expression, flags, action: [f"{negated}/{expression}/{flags} {action}"],
+    st.sampled_from(["", "", "!"]),
+    expressions,
+    st.sampled_from(["", "", "i"]),
+    st.sampled_from(ACTIONS),
+)
+blocks = st.builds(
+    lambda expression, inner: [f"if !/{expression}/", *(line for each in inner for line in each), "endif"],
+    expressions,
+    st.lists(lines, min_size=1, max_size=2),
+)
+tables = st.lists(lines | blocks, min_size=1, max_size=4).map(
+    lambda parts: "\n".join(line for part in parts for line in part) + "\n"
+)
+
+
+@pytest.mark.parametrize("format_name", TYPES)
+@settings(max_examples=60, deadline=None)
+@given(table=tables)
+def test_the_rules_answer_as_postfix_does(format_name: str, table: str) -> None:
+    require("postmap")
+    result = imported(format_name, table, ImportOptions(attribute="sender"))
+    assert result.report.losses == []
+    rules = rules_of(format_name, table, attribute="sender")
+    found = postmap(TYPES[format_name], table, SENDERS)
+    for sender in SENDERS:
+        assert answer(rules, Asked(sender=sender)) == as_answer(found.get(sender, "")), (table, sender)
+
+
+CLIENT_TABLE = r"""
+/^192\.0\.2\./          REJECT 5.7.1 by address
+/^dyn[0-9]+\.b\.example$/ REJECT 5.7.1 by name
+/unknown/               DEFER 4.7.25 no name
+if /\.example$/
+/^mail/                 OK
+endif
+!/\.example$/           REJECT 5.7.1 not ours
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted"),
+    [
+        (Asked("192.0.2.1", "mail.b.example"), "REJECT 5.7.1 by address"),
+        (Asked("198.51.100.1", "dyn7.b.example"), "REJECT 5.7.1 by name"),
+        (Asked("198.51.100.1", "unknown"), "DEFER 4.7.25 no name"),
+        (Asked("198.51.100.1", "mail.b.example"), "DUNNO"),
+        (Asked("198.51.100.1", "www.b.example"), "DUNNO"),
+        (Asked("198.51.100.1", "mail.invalid"), "REJECT 5.7.1 not ours"),
+    ],
+)
+def test_an_expression_of_a_client_table_is_for_the_name_or_for_the_address(asked: Asked, wanted: str) -> None:
+    assert answer(rules_of("postfix-pcre", CLIENT_TABLE), asked) == wanted
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (r"/(?<!x)foo/ REJECT", "RE2 has no look-around"),
+        (r"/(?!x)foo/ REJECT", "RE2 has no look-around"),
+        (r"/(a)\1/ REJECT", "RE2 has no back references"),
+        (r"/a++/ REJECT", "RE2 has no possessive quantifiers"),
+        (r"/(?>a)/ REJECT", "RE2 has no an atomic group"),
+        (r"/a{2000}/ REJECT", "RE2 cannot express it: invalid repetition size"),
+        (r"/(a/ REJECT", "RE2 cannot express it"),
+        (r"/a/q REJECT", "'q' is no flag"),
+        (r"/a REJECT", "the closing `/` is missing"),
+        (r"/a/", "there is no action"),
+        (r"/a/ REJECT $1", "stands for no group"),
+        (r"!/(a)/ REJECT $1", "stands for no group"),
+        ("example.com REJECT", "no line of such a table"),
+    ],
+)
+def test_what_re2_cannot_express_is_reported_by_line_and_the_rest_kept(line: str, reason: str) -> None:
+    result = imported("postfix-pcre", f"/kept/ REJECT\n{line}\n/also/ REJECT\n")
+    assert [(loss.line.number, loss.line.text) for loss in result.report.losses] == [(2, line)]
+    assert reason in result.report.losses[0].reason
+    assert [rule.match for rule in result.rules] == [{"hostname_regex": ("kept", "also")}]
+
+
+def test_after_many_expressions_that_are_too_large_nothing_more_is_looked_at_and_each_line_is_told() -> None:
+    table = "/kept/ REJECT\n" + "/\\pL{999}/ REJECT\n" * (MOST_TOO_LARGE + 1) + "/also/ REJECT\n"
+    result = imported("postfix-pcre", table)
+    assert [rule.match for rule in result.rules] == [{"hostname_regex": ("kept",)}]
+    reasons = [(loss.line.number, loss.reason) for loss in result.report.losses]
+    assert [number for number, _ in reasons] == list(range(2, MOST_TOO_LARGE + 4))
+    assert all("RE2 cannot express it: pattern too large" in reason for _, reason in reasons[:MOST_TOO_LARGE])
+    unseen = f"not looked at: {MOST_TOO_LARGE} expressions above it are too large for RE2"
+    assert {reason for _, reason in reasons[MOST_TOO_LARGE:]} == {unseen}
+
+
+def test_two_expressions_on_one_attribute_are_reported_unless_one_is_a_domain() -> None:
+    table = "if /foo/\n/bar/ REJECT\n/@b\\.example$/ REJECT\nendif\n"
+    result = imported("postfix-pcre", table, ImportOptions(attribute="sender"))
+    assert [loss.line.number for loss in result.report.losses] == [2]
+    assert "write them as one expression" in result.report.losses[0].reason
+    assert result.rules[0].match == {"sender_domain": ("b.example",), "sender_regex": ("foo",)}
+    assert result.rules[0].exceptions == {"sender_domain": (".b.example",)}
+
+
+def test_substitutions_are_lost_with_a_note() -> None:
+    result = imported(
+        "postfix-pcre", "/^(.*)-outgoing@(.*)$/ 550 Use ${1}@$(2), not $1 for $$5\n", ImportOptions(attribute="sender")
+    )
+    assert [rule.verdict.action for rule in result.rules] == ["REJECT Use ...@..., not ... for $5"]
+    assert [note.reason for note in result.report.notes] == [
+        "$1 and its like have no equal: the text has `...` in their place"
+    ]
+
+
+def test_the_null_sender_is_an_address_of_its_own() -> None:
+    result = imported("postfix-pcre", "/^<>$/ REJECT\n", ImportOptions(attribute="sender"))
+    assert result.rules[0].match == {"sender": ("<>",)}
+    rules = rules_of("postfix-pcre", "/^<>$/ REJECT\n", attribute="sender")
+    assert answer(rules, Asked(sender="<>")) == "REJECT"
+    noted = imported("postfix-pcre", "/^$/ REJECT\n", ImportOptions(attribute="sender"))
+    assert "the null sender" in noted.report.notes[0].reason
+
+
+@pytest.mark.parametrize(
+    ("pattern", "flags", "written"),
+    [
+        ("a b # c", "x", "ab#c"),
+        ("foo", "A", "^(?:foo)"),
+        (r"\Qa.b\E", "", r"\Qa.b\E"),
+        (r"[\h_]\Z", "", r"[ \t_]\z"),
+        (r"a\_b", "", "a_b"),
+        ("foo", "ims", "(?-i:foo)"),
+        ("[[:alpha:]]", "", "[[:alpha:]]"),
+    ],
+)
+def test_perl_is_written_as_re2_has_it(pattern: str, flags: str, written: str) -> None:
+    result = imported("postfix-pcre", f"/{pattern}/{flags} REJECT\n", ImportOptions(attribute="sender"))
+    assert result.rules[0].match == {"sender_regex": (written,)}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "written"),
+    [
+        (r"\d+", "d+"),
+        (r"[\d]", r"[\\d]"),
+        ("[]a]", r"[\]a]"),
+        (r"\<foo\>", r"\bfoo\b"),
+        (r"a\.b\@c", r"a\.b\@c"),
+        ("[[:digit:]]{2}", "[[:digit:]]{2}"),
+    ],
+)
+def test_posix_is_written_as_re2_has_it(pattern: str, written: str) -> None:
+    result = imported("postfix-regexp", f"/{pattern}/ REJECT\n", ImportOptions(attribute="sender"))
+    assert result.rules[0].match == {"sender_regex": (written,)}
+
+
+@pytest.mark.parametrize("pattern", ["a+?b", r"(a)\1", "[[=a=]]", "(?i)a", "[a"])
+def test_posix_that_means_something_else_to_re2_is_reported(pattern: str) -> None:
+    result = imported("postfix-regexp", f"/{pattern}/ REJECT\n/kept/ REJECT\n", ImportOptions(attribute="sender"))
+    assert [loss.line.number for loss in result.report.losses] == [1]
+
+
+def test_another_delimiter_and_an_escaped_one() -> None:
+    result = imported("postfix-pcre", "~a/b~ REJECT\n/a\\/b/ REJECT\n", ImportOptions(attribute="sender"))
+    assert result.rules[0].match == {"sender_regex": ("a/b", r"a\/b")}

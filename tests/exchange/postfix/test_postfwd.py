@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import itertools
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.bench import servers
+from tests.exchange.meaning import Asked, answer, attributes_of, imported, rules_of
+
+RULESET = r"""
+# trusted networks
+&&TRUSTED {
+	client_address=10.0.0.0/8, 192.168.0.0/16
+	client_address=2001:db8::5
+};
+&&DYNAMIC { client_name=\.dyn\.b\.example$ ; client_name=^unknown$; };
+
+id=TRUST ; &&TRUSTED ; action=OK
+id=DYN
+	&&DYNAMIC
+	helo_name!~^mail\.
+	action=REJECT dynamic $$client_address by $$id ($$instance)
+id=BOB; sender==bob@b.example; client_address=!!(192.0.2.0/24); action=550 5.7.1 not from {there}
+id=RCPT; recipient_domain==closed.example; action=450 4.2.1 closed; \
+id=NULL; sender=^<>$; helo_name==null.example; action=REJECT
+action=dunno
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted"),
+    [
+        (Asked("10.1.1.1", "x.dyn.b.example"), "DUNNO"),
+        (Asked("2001:db8::5", "x.dyn.b.example"), "DUNNO"),
+        (Asked("192.0.2.1", "x.dyn.b.example"), "REJECT dynamic 192.0.2.1 by DYN (...)"),
+        (Asked("192.0.2.1", "x.dyn.b.example", helo="mail.b.example"), "DUNNO"),
+        (Asked("192.0.2.1", "ok.example", sender="bob@b.example"), "DUNNO"),
+        (Asked("192.0.3.1", "ok.example", sender="bob@b.example"), "REJECT 5.7.1 not from {there}"),
+        (Asked("192.0.3.1", "ok.example", helo="null.example", sender="<>"), "REJECT"),
+        (Asked("192.0.3.1", "ok.example", helo="null.example"), "DUNNO"),
+    ],
+)
+def test_the_rules_answer_as_postfwd_does(asked: Asked, wanted: str) -> None:
+    ruleset = RULESET.replace("; \\\n", "\n")
+    assert answer(rules_of("postfwd", ruleset), asked) == wanted
+
+
+def test_the_real_postfwd_says_the_same_of_every_mixture() -> None:
+    if not Path(servers.POSTFWD).exists():
+        pytest.skip("no postfwd here, and CI needs none: the answers that matter are in the table above")
+    ruleset = RULESET.replace("; \\\n", "\n")
+    rules = rules_of("postfwd", ruleset)
+    addresses = ["10.1.1.1", "192.168.3.4", "192.0.2.1", "192.0.3.1", "2001:db8::5", "2001:db8::6"]
+    names = ["x.dyn.b.example", "ok.example", "unknown"]
+    helos = ["mail.b.example", "null.example"]
+    senders = ["bob@b.example", "z@z.example", "<>"]
+    recipients = ["a@closed.example", "a@b.example"]
+    with servers.postfwd(ruleset, pinned=False) as server:
+        port = int(server.address.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), 30) as connection:
+            for values in itertools.product(addresses, names, helos, senders, recipients):
+                asked = Asked(*values)
+                connection.sendall(request_of(asked))
+                said = b""
+                while not said.endswith(b"\n\n"):
+                    said += connection.recv(4096)
+                verb = said.decode().removeprefix("action=").split()[0].upper()
+                wanted = {"OK": "DUNNO", "550": "REJECT", "450": "DEFER"}.get(verb, verb)
+                assert answer(rules, asked).split()[0] == wanted, (asked, said)
+
+
+def request_of(asked: Asked) -> bytes:
+    return "".join(f"{name}={value}\n" for name, value in attributes_of(asked).items()).encode() + b"\n"
+
+
+def test_names_are_those_of_the_ruleset() -> None:
+    result = imported(
+        "postfwd", "id=R 1/x; client_address=192.0.2.1; action=REJECT\nid=R 1/x; sender==a@b.example; action=REJECT\n"
+    )
+    assert [rule.name for rule in result.rules] == ["R-1-x", "R-1-x-2"]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("id=R; rbl=zen.spamhaus.org; action=REJECT", "a DNS lookup"),
+        ("id=R; sender_mx_addrs=192.0.2.0/24; action=REJECT", "a DNS lookup"),
+        ("id=R; time=08:00:00-17:00:00; action=REJECT", "the time of day"),
+        ("id=R; score=5.0; action=REJECT", "scores"),
+        ("id=R; size=>1000000; action=REJECT", "numbers are compared"),
+        ("id=R; client_name=^(?!mx); action=REJECT", "RE2 has no look-around"),
+        ("id=R; client_name=!!$$helo_name; action=REJECT", "cannot be compared with each other"),
+        ("id=R; client_address=file:/etc/postfwd/list; action=REJECT", "import it as plain"),
+        ("id=R; &&NOWHERE; action=REJECT", "is not defined above"),
+        ("id=R; client_address=192.0.2.1; action=jump(R2)", "jump() has no equal"),
+        ("id=R; client_address=192.0.2.1; action=rate(sender/2/60/REJECT)", "rate() has no equal"),
+        ("id=R; client_address=192.0.2.1; action=note(seen)", "note() only logs"),
+        ("id=R; client_address=192.0.2.1", "there is no action"),
+        ("id=R; client_address=192.0.2.1,; action=REJECT", "there is no address before or after a comma"),
+        ("id=R; nonsense; action=REJECT", "is no item"),
+        ("id=R; colour==red; action=REJECT", "is no attribute that Postfix sends"),
+        ("id=R; sender=!!(a); sender=!!(b); action=REJECT", "either would be enough"),
+        ("id=R; sender==a@b.example; sender=junk; action=REJECT", "compared in two ways"),
+        ("id=R; reverse_client_name=good; action=DUNNO", "may not let mail through"),
+        ("id=R; sender_localpart=bob; action=REJECT", "write it for the whole address"),
+    ],
+)
+def test_a_rule_without_an_equal_is_reported_and_the_rest_is_kept(line: str, reason: str) -> None:
+    result = imported("postfwd", f"id=A; client_address=192.0.2.7; action=REJECT\n{line}\n")
+    assert [(loss.line.number, reason in loss.reason) for loss in result.report.losses] == [(2, True)]
+    assert [rule.name for rule in result.rules] == ["A"]
+
+
+def test_a_macro_that_names_itself_ends() -> None:
+    result = imported("postfwd", "&&A { &&B; };\n&&B { sender=x; };\n&&A { &&A; };\nid=R; &&B; action=REJECT\n")
+    assert {loss.line.number for loss in result.report.losses} == {1, 3}
+    grown = "&&A { sender=x; };\n" + "".join("&&A { &&A; &&A; };\n" for _ in range(40)) + "id=R; &&A; action=REJECT\n"
+    assert imported("postfwd", "id=Z; sender=z; action=REJECT\n" + grown).report.losses

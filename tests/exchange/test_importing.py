@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import gzip
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policyd.exchange.importing import FORMATS, ImportFailedError, ImportOptions, Shape, as_json_object, import_files
+from policyd.logs.files import MAX_LINE_BYTES
+from tests.exchange.meaning import imported, ruleset
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# A file of each format, whose lines a fuzzed one is made of.
+SAMPLES = {
+    "plain": "192.0.2.0/24\n198.51.100.1 - 198.51.100.9\nb.example\n*.c.example\na@b.example\n# c\n",
+    "postfix-access": "b.example REJECT\n.c.example OK\n192.0.2 550 5.7.1 no\n2001:db8 DEFER x\na@b.example HOLD\n",
+    "postfix-cidr": "192.0.2.0/24 REJECT\nif !10.0.0.0/8\n!198.51.100.0/24 550 no\nendif\n2001:db8::/32 OK\n",
+    "postfix-pcre": "/^a(b)/i REJECT $1\nif !/x/\n!/y$/ OK\nendif\n/(?!z)/ REJECT\n~[[:alpha:]]~ 450 4.7.1 later\n",
+    "postfix-regexp": "/^a(b)/i REJECT $1\nif !/x/\n!/y$/ OK\nendif\n/\\<z\\>/ REJECT\n/[]a\\]/ 450 4.7.1 later\n",
+    "sendmail-access": 'Connect:192.0.2 REJECT\nFrom:a@b.example ERROR:5.7.1:"550 no"\nTo:x@ OK\ncyber.example RELAY\n',
+    "postfwd": "&&A { sender=x; };\nid=R; &&A; client_address=192.0.2.0/24; action=REJECT $$sender\naction=dunno\n",
+    "whois": "inetnum: 192.0.2.0 - 192.0.2.255\nCIDR: 198.51.100.0/24\nroute: 192.0.0.0/16\n NET/1.2.3.0/24\n",
+    "spamhaus-drop": '; head\n1.10.16.0/20 ; SBL1\n{"cidr":"2001:db8::/32"}\n{"type":"metadata"}\n',
+    "iptables-save": "*filter\n-A INPUT -s 192.0.2.1 -j DROP\n-A INPUT -j x\n-A x ! -s 10.0.0.0/8 -j RETURN\n",
+    "nft": "table ip t {\nset s { type ipv4_addr; elements = { 192.0.2.1 }\n}\nchain c {\nip saddr @s drop\n",
+    "rspamd-map": '192.0.2.0/24 5\n"b.example"\n/^x/i\n*.c.example # d\na@b.example\n',
+}
+
+
+def failure(format_name: str, path: Path | str) -> ImportFailedError:
+    with pytest.raises(ImportFailedError) as caught:
+        import_files(format_name, [str(path)], ImportOptions())
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+    return caught.value
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_binary_an_empty_and_a_missing_file_end_in_one_line(name: str, tmp_path: Path) -> None:
+    binary = tmp_path / "binary"
+    binary.write_bytes(bytes(range(256)) * 40)
+    error = failure(name, binary)
+    assert (error.exit_status, "is a binary file" in str(error)) == (1, True)
+    empty = tmp_path / "empty"
+    empty.write_text("")
+    error = failure(name, empty)
+    assert (error.exit_status, str(error)) == (1, f"{empty}: is empty")
+    error = failure(name, tmp_path / "missing")
+    assert (error.exit_status, "no such file" in str(error)) == (2, True)
+    error = failure(name, tmp_path)
+    assert error.exit_status == 2
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_that_is_nothing_of_the_format_ends_in_one_line(name: str, tmp_path: Path) -> None:
+    prose = tmp_path / "prose"
+    prose.write_text("Dear colleagues,\n\nplease find enclosed: nothing!\nYours = sincerely; (a friend)\n")
+    error = failure(name, prose)
+    assert error.exit_status == 1
+    assert str(error).startswith(str(prose))
+
+
+def test_a_compressed_file_is_read_and_one_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+    whole = gzip.compress(b"192.0.2.1 REJECT\n" * 5000)
+    path = tmp_path / "table.gz"
+    path.write_bytes(whole)
+    assert import_files("postfix-cidr", [str(path)], ImportOptions()).rules[0].match == {"cidr": ("192.0.2.1",)}
+    path.write_bytes(whole[:-20])
+    error = failure("postfix-cidr", path)
+    assert (error.exit_status, "cut off" in str(error)) == (2, True)
+
+
+def test_a_line_without_an_end_is_refused_and_not_taken_in_pieces(tmp_path: Path) -> None:
+    path = tmp_path / "long"
+    path.write_text("192.0.2.1\n" + "10.0.0.1," * (MAX_LINE_BYTES // 8))
+    error = failure("plain", path)
+    assert (error.exit_status, str(error)) == (1, f"{path}:2: the line is longer than 256 KiB")
+
+
+def test_more_lines_than_any_table_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("policyd.exchange.importing.MAX_LINES", 100)
+    path = tmp_path / "many"
+    path.write_text("192.0.2.1\n" * 101)
+    assert "has more than 100 lines" in str(failure("plain", path))
+
+
+def test_a_name_with_control_characters_reaches_neither_message_nor_rules(tmp_path: Path) -> None:
+    path = tmp_path / "a\x1b[31m\nb"
+    path.write_text("192.0.2.1 REJECT\nnonsense\n")
+    result = import_files("postfix-cidr", [str(path)], ImportOptions())
+    assert all(message.isprintable() for message in result.report.messages())
+    assert len(ruleset(result.text).rules) == 1
+    path.write_text("nonsense\n")
+    failure("postfix-cidr", path)
+
+
+def test_several_files_are_imported_one_after_the_other_with_names_of_their_own(tmp_path: Path) -> None:
+    paths = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        path = tmp_path / folder / "clients.cidr"
+        path.write_text(f"192.0.2.{len(paths)} REJECT\n")
+        paths.append(str(path))
+    result = import_files("postfix-cidr", paths, ImportOptions())
+    assert [(rule.name, rule.match["cidr"]) for rule in result.rules] == [
+        ("clients-1", ("192.0.2.0",)),
+        ("clients-2", ("192.0.2.1",)),
+    ]
+
+
+def test_the_report_for_programs_says_the_same_as_the_one_for_people() -> None:
+    result = imported("postfix-cidr", "192.0.2.1 OK\n192.0.2.2/24 REJECT\n192.0.2.3 REJECT 5.7.1 no\n")
+    said = as_json_object(result)
+    assert (said["shape"], said["taken"], said["text"]) == ("rules", 2, result.text)
+    assert [rule["action"] for rule in said["rules"]] == ["DUNNO", "REJECT 5.7.1 no"]
+    assert [(lost["line"], lost["text"]) for lost in said["lost"]] == [(2, "192.0.2.2/24 REJECT")]
+    assert [(note["lines"], note["count"]) for note in said["notes"]] == [([1], 1)]
+
+
+def test_every_format_has_a_sample_that_can_be_imported() -> None:
+    assert set(SAMPLES) == set(FORMATS)
+    for name, sample in SAMPLES.items():
+        assert imported(name, sample).report.taken, name
+
+
+pieces = st.sampled_from(sorted({line for sample in SAMPLES.values() for line in sample.splitlines()}))
+lines = (
+    pieces
+    | st.text(st.characters(exclude_characters="\n\x00", exclude_categories=["Cs"]), max_size=20)
+    | st.builds(lambda line, start, end: line[start:end] + line[:start], pieces, st.integers(0, 20), st.integers(0, 40))
+)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@settings(max_examples=60, deadline=None)
+@given(rows=st.lists(lines, max_size=8))
+def test_any_file_is_a_report_and_rules_that_the_loader_takes_or_one_line(name: str, rows: list[str]) -> None:
+    try:
+        result = imported(name, "\n".join(rows), ImportOptions(shape=Shape.RULES))
+    except ImportFailedError as error:
+        assert str(error).isprintable()
+        return
+    ruleset(result.text)
+    assert all(message.isprintable() for message in result.report.messages())

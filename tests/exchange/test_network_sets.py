@@ -1,0 +1,58 @@
+"""Which addresses rows keep out: those whose first matching row blocks, whatever the order and however they overlap."""
+
+from __future__ import annotations
+
+import time
+
+import netaddr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policyd.exchange.model import DUNNO, REJECT, Line, Row, Term
+from policyd.exchange.network_sets import kept_out
+
+LINE = Line("table", 1, "")
+
+# Networks of sixteen addresses of either version.
+networks = st.tuples(st.sampled_from(["192.0.2.", "2001:db8::"]), st.integers(28, 32), st.integers(0, 15)).map(
+    lambda drawn: (
+        netaddr.IPNetwork(f"{drawn[0]}{drawn[2]:x}/{drawn[1] + (96 if ':' in drawn[0] else 0)}").cidr
+        if ":" in drawn[0]
+        else netaddr.IPNetwork(f"{drawn[0]}{drawn[2]}/{drawn[1]}").cidr
+    )
+)
+terms = st.lists(networks.map(lambda network: Term("cidr", str(network))), max_size=2).map(tuple)
+rows = st.builds(
+    Row,
+    st.just(LINE),
+    networks.map(lambda network: (Term("cidr", str(network)),)),
+    st.sampled_from([DUNNO, REJECT]),
+    terms,
+)
+
+
+def blocks(table: list[Row], address: netaddr.IPAddress) -> bool:
+    def lies_in(of: tuple[Term, ...]) -> bool:
+        return any(address in netaddr.IPNetwork(one.value) for one in of)
+
+    return next((row.verdict is REJECT for row in table if lies_in(row.match) and not lies_in(row.exceptions)), False)
+
+
+@given(st.lists(rows, max_size=8))
+def test_an_address_is_kept_out_where_the_first_row_that_matches_it_blocks(table: list[Row]) -> None:
+    found = kept_out(table)
+    for base in ("192.0.2.0/28", "2001:db8::/124"):
+        for address in netaddr.IPNetwork(base):
+            assert (address in found) == blocks(table, address)
+
+
+def test_thousands_of_rows_that_block_and_let_pass_in_turn_take_little_time() -> None:
+    table = [
+        Row(LINE, (Term("cidr", f"10.{number >> 8}.{number & 255}.0/24"),), DUNNO if number % 2 else REJECT)
+        for number in range(10_000)
+    ]
+    table += [Row(LINE, (Term("cidr", "10.0.0.0/8"),), REJECT)]
+    began = time.process_time()
+    found = kept_out(table)
+    assert time.process_time() - began < 5  # 0.6 s; a minute where each group is taken from all before it
+    assert found.size == (1 << 24) - 5_000 * 256

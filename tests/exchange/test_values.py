@@ -1,0 +1,52 @@
+"""Single values: what a range of addresses is as networks."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policyd.exchange.model import NoEqualError
+from policyd.exchange.values import address_range, looks_like_address
+
+
+@given(st.ip_addresses(v=4), st.ip_addresses(v=4))
+def test_every_range_of_ipv4_is_its_networks(one: ipaddress.IPv4Address, other: ipaddress.IPv4Address) -> None:
+    first, last = sorted((one, other))
+    wanted = [str(network) for network in ipaddress.summarize_address_range(first, last)]
+    assert [str(network) for network in address_range(f"{first}-{last}")] == wanted
+
+
+@given(st.ip_addresses(network="2000::/3"), st.integers(0, 1 << 100))
+def test_a_range_of_ipv6_is_its_networks_unless_they_are_many(first: ipaddress.IPv6Address, size: int) -> None:
+    last = first + size
+    wanted = [str(network) for network in ipaddress.summarize_address_range(first, last)]
+    try:
+        found = [str(network) for network in address_range(f"{first}-{last}")]
+    except NoEqualError as error:
+        assert str(error).endswith(f"it takes {len(wanted)}")
+        assert len(wanted) > 64
+    else:
+        assert found == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("192.0.2.1", True),
+        ("192.0.2.0/33", True),
+        ("[2001:db8::1]", True),
+        ("2001:db8::1 - 2001:db8::9", True),
+        ("::ffff:192.0.2.1", True),
+        ("1.2.*", True),
+        (":", True),
+        ("", False),
+        ("example", False),
+        ("add.fed", False),
+        ("a:x", False),
+    ],
+)
+def test_what_is_meant_as_an_address(text: str, *, meant: bool) -> None:
+    assert looks_like_address(text) == meant

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import gc
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policyd.logs.counting import Distinct, Frequent, without_garbage_collection
+
+
+def test_distinct_values_are_counted_over_all_sets_up_to_a_bound() -> None:
+    distinct = Distinct(3)
+    one: set[int] = set()
+    other: set[int] = set()
+    assert [distinct.add(one, 1), distinct.add(one, 1), distinct.add(other, 1), distinct.add(one, 2)] == [True] * 4
+    assert not distinct.add(other, 2)
+    assert distinct.add(one, 2)
+    assert (one, other) == ({1, 2}, {1})
+
+
+@given(st.lists(st.integers(0, 300), max_size=400))
+def test_frequent_values_are_exact_as_long_as_nothing_is_forgotten(values: list[int]) -> None:
+    frequent: Frequent[int] = Frequent(1000)
+    for value in values:
+        frequent.add(value)
+    assert frequent.forgotten == 0
+    assert frequent.most_common(400) == Counter(values).most_common(400)
+
+
+def test_what_comes_often_is_kept_when_there_is_too_much() -> None:
+    frequent: Frequent[str] = Frequent(100)
+    for number in range(10_000):
+        frequent.add(f"once-{number}")
+        if number % 10 == 0:
+            frequent.add("often")
+    assert frequent.most_common(1) == [("often", 1000)]
+    assert len(frequent.most_common(1_000_000)) <= 100
+    assert frequent.forgotten > 9000
+
+
+def test_garbage_collection_is_what_it_was_afterwards() -> None:
+    assert gc.isenabled()
+    with without_garbage_collection():
+        assert not gc.isenabled()
+        with without_garbage_collection():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()

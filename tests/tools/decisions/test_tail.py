@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import pytest
+from rich.console import Console
+
+from policyd.decision_log.reader import as_text
+from policyd.logs.files import LogError
+from policyd.tools.decisions.tail import Wanted, as_line, every, follow, parse_networks
+from tests.tools.decided import line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+class Script:
+    """What happens to the log each time that there is nothing more to read; at its end the tail ends."""
+
+    def __init__(self, *steps: Callable[[], object]) -> None:
+        self._steps = list(steps)
+
+    def __call__(self) -> bool:
+        if not self._steps:
+            return False
+        self._steps.pop(0)()
+        return True
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "decisions.log"
+
+
+def append(log: Path, *lines: str) -> Callable[[], object]:
+    def write() -> None:
+        with log.open("a") as file:
+            file.write("".join(lines))
+
+    return write
+
+
+def ids(log: Path, last: int, *steps: Callable[[], object], wanted: Wanted | None = None) -> list[str]:
+    return [one.id.decode() for one in follow(str(log), last, wanted or Wanted(), Script(*steps))]
+
+
+def test_the_last_lines_and_then_each_new_one(log: Path) -> None:
+    append(log, *(line(id=f"OLD{n}") for n in range(5)))()
+    assert ids(log, 2, append(log, line(id="NEW1")), append(log, line(id="NEW2"))) == ["OLD3", "OLD4", "NEW1", "NEW2"]
+    assert ids(log, 0, append(log, line(id="NEW3"))) == ["NEW3"]
+
+
+def test_a_line_is_shown_when_it_is_whole(log: Path) -> None:
+    log.touch()
+    text = line(id="WHOLE")
+    assert ids(log, 0, append(log, text[:50]), append(log, text[50:-1]), append(log, "\n")) == ["WHOLE"]
+
+
+def test_a_rotated_log_is_read_to_its_end_and_then_the_new_one(log: Path) -> None:
+    append(log, line(id="FIRST"))()
+    rotated = log.with_suffix(".log.1")
+
+    def rotate() -> None:
+        log.rename(rotated)
+        append(rotated, line(id="LATE"))()
+        append(log, line(id="NEW"))()
+
+    assert ids(log, 1, rotate, append(log, line(id="NEWER"))) == ["FIRST", "LATE", "NEW", "NEWER"]
+
+
+def test_a_log_that_is_away_for_a_while_is_waited_for(log: Path) -> None:
+    append(log, line(id="FIRST"))()
+    steps = [lambda: log.rename(log.with_suffix(".1")), lambda: None, append(log, line(id="NEW"))]
+    assert ids(log, 1, *steps) == ["FIRST", "NEW"]
+
+
+def test_a_log_that_was_removed_is_followed_where_it_comes_again(log: Path) -> None:
+    append(log, line(id="FIRST"))()
+    assert ids(log, 1, log.unlink, append(log, line(id="NEW"))) == ["FIRST", "NEW"]
+
+
+def test_a_log_that_was_cut_to_nothing_is_read_from_its_start(log: Path) -> None:
+    append(log, line(id="FIRST"), line(id="SECOND"))()
+
+    def copy_and_truncate() -> None:
+        log.write_text("")
+        append(log, line(id="NEW"))()
+
+    assert ids(log, 1, copy_and_truncate) == ["SECOND", "NEW"]
+
+
+def test_the_last_lines_of_a_large_log_are_found_from_its_end(log: Path) -> None:
+    append(log, *(line(id=f"N{n}") for n in range(20_000)))()
+    assert ids(log, 3) == ["N19997", "N19998", "N19999"]
+
+
+def test_there_must_be_a_log_to_begin_with(log: Path) -> None:
+    with pytest.raises(LogError, match=r"decisions.log: no such file or directory"):
+        ids(log, 1)
+
+
+NETWORKS = parse_networks(["192.0.2.0/24", "2001:db8::/32"])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "text", "has"),
+    [
+        (Wanted(), line(), True),
+        (Wanted(actions=frozenset({b"REJECT"})), line(), True),
+        (Wanted(actions=frozenset({b"REJECT"})), line("DUNNO would=REJECT"), True),
+        (Wanted(actions=frozenset({b"REJECT", b"DEFER"})), line("DUNNO"), False),
+        (Wanted(rules=frozenset({b"sakura-vps"})), line(), True),
+        (Wanted(rules=frozenset({b"default"})), line(rule=""), True),
+        (Wanted(rules=frozenset({b"tried"})), line(more="observed=other,tried"), True),
+        (Wanted(rules=frozenset({b"tried"})), line(), False),
+        (Wanted(networks=NETWORKS), line(client="x[192.0.2.7]"), True),
+        (Wanted(networks=NETWORKS), line(client="x[::ffff:192.0.2.7]"), True),
+        (Wanted(networks=NETWORKS), line(client="x[2001:db8:5::1]"), True),
+        (Wanted(networks=NETWORKS), line(client="x[192.0.3.7]"), False),
+        (Wanted(networks=NETWORKS), line(client="x[unknown]"), False),
+        (Wanted(frozenset({b"DEFER"}), frozenset({b"sakura-vps"})), line(), False),
+    ],
+)
+def test_only_what_was_asked_for_is_shown(log: Path, wanted: Wanted, text: str, has: bool) -> None:
+    append(log, text)()
+    assert (ids(log, 10, wanted=wanted) != []) is has
+    assert (list(every([str(log)], wanted)) != []) is has
+
+
+def test_a_network_that_is_none_says_how_to_write_one() -> None:
+    with pytest.raises(ValueError, match=r"'x' is no network; write 192.0.2.0/24"):
+        parse_networks(["x"])
+
+
+def test_a_line_is_the_same_with_and_without_colour(log: Path) -> None:
+    append(log, line(more="observed=rule=odd"), line(rule=""))()
+    for decision in every([str(log)], Wanted()):
+        screen = io.StringIO()
+        Console(file=screen, force_terminal=True, width=400).print(as_line(decision))
+        assert "\x1b[" in screen.getvalue()
+        assert as_line(decision).plain == as_text(decision)

@@ -1,0 +1,390 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from policyd.config.settings import Dns, InetAddress, Settings, UnixAddress
+from policyd.tools.doctor.diagnosis import QUESTION, Diagnosis, diagnose
+from policyd.tools.doctor.policy_client import MAX_ANSWER_BYTES, AskError, ask
+from policyd.tools.doctor.postfix_config import (
+    PostconfError,
+    list_of,
+    parse_postfix,
+    read_postfix,
+    seconds_of,
+    words_of,
+)
+from tests.requirements import require
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RIGHT = (
+    "permit_mynetworks, permit_sasl_authenticated, reject_unauth_destination, "
+    "check_policy_service {{ {endpoint}, timeout=10s, default_action=DUNNO }}"
+)
+MASTER = "smtp inet n - {chroot} - - smtpd\n"
+
+
+@contextlib.contextmanager
+def answering(listener: socket.socket, answer: bytes | None) -> Iterator[list[bytes]]:
+    """A daemon that gives one answer to whoever asks, and nothing (but keeps the connection) for None."""
+    asked: list[bytes] = []
+    open_connections = []
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            open_connections.append(connection)
+            request = b""
+            while b"\n\n" not in request and (part := connection.recv(4096)):
+                request += part
+            asked.append(request)
+            if answer is not None:
+                connection.sendall(answer)
+                connection.shutdown(socket.SHUT_WR)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield asked
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+        for connection in open_connections:
+            connection.close()
+
+
+@contextlib.contextmanager
+def inet_daemon(answer: bytes | None = b"action=DUNNO\n\n") -> Iterator[InetAddress]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = InetAddress("127.0.0.1", listener.getsockname()[1])
+    with answering(listener, answer):
+        yield address
+
+
+@contextlib.contextmanager
+def unix_daemon(path: Path, mode: int = 0o666) -> Iterator[UnixAddress]:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    path.chmod(mode)
+    listener.listen()
+    with answering(listener, b"action=DUNNO\n\n"):
+        yield UnixAddress(str(path))
+
+
+@pytest.fixture
+def queue() -> Iterator[Path]:
+    """Postfix's queue directory: one that everybody may enter, with a short path, as a socket needs."""
+    with tempfile.TemporaryDirectory(prefix="queue-") as folder:
+        Path(folder).chmod(0o755)
+        (Path(folder) / "private").mkdir(mode=0o755)
+        yield Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def _postconf_is_here() -> None:
+    require("postconf")
+
+
+def examined(folder: Path, main: str, settings: Settings, master: str = MASTER.format(chroot="y")) -> Diagnosis:
+    """What doctor says of a configuration, read by the real postconf."""
+    configuration = folder / "postfix"
+    configuration.mkdir(exist_ok=True)
+    main_cf = configuration / "main.cf"
+    main_cf.write_text(f"compatibility_level = 3.6\nqueue_directory = {folder}\nmail_owner = nobody\n{main}")
+    os.utime(main_cf, (0, 0))  # Postfix waits for a file that is younger than a second to be written to its end
+    (configuration / "master.cf").write_text(master)
+    return diagnose(read_postfix(str(configuration)), settings, timeout=20.0)
+
+
+def findings(diagnosis: Diagnosis) -> list[str]:
+    return [f"{finding.where}: {finding.what} -> {finding.write}" for finding in diagnosis.findings]
+
+
+def test_a_right_configuration_has_nothing_to_mend(queue: Path) -> None:
+    with inet_daemon() as address:
+        diagnosis = examined(
+            queue, f"smtpd_recipient_restrictions = {RIGHT.format(endpoint=address)}\n", Settings(listen=(address,))
+        )
+    assert findings(diagnosis) == []
+    assert diagnosis.question.endpoint == address
+    assert diagnosis.question.answer is not None
+    assert diagnosis.question.answer.content == b"action=DUNNO"
+    assert any("default_action" not in line and "DUNNO" in line for line in diagnosis.right)
+
+
+def test_the_daemon_is_asked_what_postfix_would_ask() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    with answering(listener, b"action=REJECT 5.7.1 no\n\n") as asked:
+        answer = ask(InetAddress("127.0.0.1", listener.getsockname()[1]), QUESTION, 20.0)
+    assert answer.content == b"action=REJECT 5.7.1 no"
+    assert asked[0].startswith(b"request=smtpd_access_policy\nprotocol_state=RCPT\n")
+    assert asked[0].endswith(b"\n\n")
+
+
+MAIN_CF = {
+    "": "no check_policy_service anywhere",
+    "smtpd_recipient_restrictions = reject_unauth_destination, ASK": (
+        "permit_mynetworks and permit_sasl_authenticated do not stand before"
+    ),
+    "smtpd_recipient_restrictions = ASK, permit_mynetworks": (
+        "permit_mynetworks and permit_sasl_authenticated do not stand before"
+    ),
+    "smtpd_recipient_restrictions = permit_mynetworks ASK": "permit_sasl_authenticated does not stand before",
+    "smtpd_sender_restrictions = permit_sasl_authenticated ASK": "permit_mynetworks does not stand before",
+    "smtpd_recipient_restrictions = OURS, check_policy_service ENDPOINT": (
+        "no default_action: while policyd does not run, every mail is answered 451 4.3.5"
+    ),
+    "smtpd_recipient_restrictions = OURS, check_policy_service { ENDPOINT, timeout=3s, default_action=DUNNO }": (
+        "Postfix waits 3s for an answer, and policyd may wait 5 s for DNS"
+    ),
+    "smtpd_policy_service_timeout = 5\nsmtpd_recipient_restrictions = OURS, ASK": "Postfix waits 5",
+    "smtpd_recipient_restrictions = OURS, check_policy_service { ENDPOINT, { default_action = REJECT later } }": (
+        "default_action=REJECT later: while policyd does not run, every mail is rejected for good"
+    ),
+    "smtpd_recipient_restrictions = OURS, reject, ASK": "reject stands before check_policy_service",
+    # Nothing is wrong with these.
+    "smtpd_recipient_restrictions = OURS, ASK": "",
+    "smtpd_policy_service_default_action = DUNNO\n"
+    "smtpd_recipient_restrictions = OURS, check_policy_service ENDPOINT": "",
+    "smtpd_restriction_classes = strangers\nstrangers = permit_sasl_authenticated, ASK\n"
+    "smtpd_data_restrictions = permit_mynetworks, strangers": "",
+    "ours = OURS\nasking = { ENDPOINT, default_action=DUNNO }\n"
+    "smtpd_client_restrictions = $ours, check_policy_service ${asking}": "",
+}
+ABBREVIATED = {
+    "OURS": "permit_mynetworks, permit_sasl_authenticated",
+    "ASK": "check_policy_service { ENDPOINT, default_action=DUNNO }",
+}
+
+
+@pytest.mark.parametrize("main", MAIN_CF)
+def test_what_is_wrong_in_main_cf_is_said(queue: Path, main: str) -> None:
+    text = main
+    for word, meaning in ABBREVIATED.items():
+        text = text.replace(word, meaning)
+    with inet_daemon() as address:
+        written = text.replace("ENDPOINT", str(address))
+        found = findings(examined(queue, f"{written}\n", Settings(listen=(address,))))
+    assert len(found) == bool(MAIN_CF[main]), found
+    assert MAIN_CF[main] in "".join(found)
+
+
+SUBMISSION = "submission inet n - y - - smtpd\n  -o syslog_name=postfix/submission\n  -o smtpd_sasl_auth_enable=yes\n"
+
+
+@pytest.mark.parametrize(
+    ("main", "overrides", "wanted"),
+    [
+        ("permit_mynetworks, check_policy_service {{ {endpoint}, default_action=DUNNO }}", "", 2),
+        (
+            "permit_mynetworks, check_policy_service {{ {endpoint}, default_action=DUNNO }}",
+            "  -o { smtpd_recipient_restrictions = permit_sasl_authenticated, reject }\n",
+            1,
+        ),
+        (
+            "permit_mynetworks, check_policy_service {{ {endpoint}, default_action=DUNNO }}",
+            "  -o smtpd_client_restrictions=permit_sasl_authenticated,reject\n",
+            2,
+        ),
+        (RIGHT, "  -o smtpd_recipient_restrictions=$mua_restrictions\n", 0),
+        (RIGHT, "", 0),
+    ],
+)
+def test_users_who_hand_in_their_own_mail_are_no_strangers(queue: Path, main: str, overrides: str, wanted: int) -> None:
+    with inet_daemon() as address:
+        text = f"smtpd_recipient_restrictions = {main.format(endpoint=address)}\n"
+        text += "mua_restrictions = permit_sasl_authenticated, reject\n"
+        master = MASTER.format(chroot="y") + SUBMISSION + overrides
+        found = findings(examined(queue, text, Settings(listen=(address,)), master))
+    assert len(found) == wanted, found
+    if wanted == 2:
+        assert "master.cf: submission inet: smtpd_recipient_restrictions: users who hand in their own mail" in found[1]
+        assert "-o { smtpd_recipient_restrictions = permit_sasl_authenticated, reject }" in found[1]
+
+
+def test_an_override_of_a_timeout_is_seen(queue: Path) -> None:
+    with inet_daemon() as address:
+        asking = f"check_policy_service {{ {address}, default_action=DUNNO }}"
+        main = f"smtpd_recipient_restrictions = permit_mynetworks, permit_sasl_authenticated, {asking}\n"
+        master = MASTER.format(chroot="y") + "587 inet n - y - - smtpd\n  -o smtpd_policy_service_timeout=2s\n"
+        found = findings(examined(queue, main, Settings(listen=(address,), dns=Dns(timeout=4.0)), master))
+    assert len(found) == 1
+    assert "Postfix waits 2s" in found[0]
+    assert "timeout=9s" in found[0]
+
+
+def test_an_endpoint_where_policyd_does_not_listen_is_said_unless_something_answers_there(queue: Path) -> None:
+    with inet_daemon() as address:
+        main = f"smtpd_recipient_restrictions = {RIGHT.format(endpoint=address)}\n"
+        diagnosis = examined(queue, main, Settings())
+        assert findings(diagnosis) == []
+        assert any("which a socket from systemd replaces" in line for line in diagnosis.right)
+    found = findings(examined(queue, main, Settings()))
+    assert len(found) == 2
+    assert f"check_policy_service asks {address}, and policyd listens on inet:127.0.0.1:10040" in found[0]
+    assert "no answer: connection refused" in found[1]
+
+
+def test_another_policy_service_beside_policyd_is_none_of_its_business(queue: Path) -> None:
+    with inet_daemon() as address:
+        right = RIGHT.format(endpoint=address)
+        main = f"smtpd_recipient_restrictions = check_policy_service inet:127.0.0.1:9, {right}\n"
+        assert findings(examined(queue, main, Settings(listen=(address,)))) == []
+
+
+@pytest.mark.parametrize(
+    ("written", "listen"),
+    [("inet:localhost:{port}", "127.0.0.1"), ("inet:{port}", "127.0.0.1"), ("inet:127.0.0.1:{port}", "0.0.0.0")],
+)
+def test_one_address_is_written_in_several_ways(queue: Path, written: str, listen: str) -> None:
+    with inet_daemon() as address:
+        main = f"smtpd_recipient_restrictions = {RIGHT.format(endpoint=written.format(port=address.port))}\n"
+        diagnosis = examined(queue, main, Settings(listen=(InetAddress(listen, address.port),)))
+    assert [text for text in findings(diagnosis) if "policyd listens" in text] == []
+
+
+# --- The socket -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("written", ["unix:private/policyd", "unix:/private/policyd"])
+def test_a_socket_in_the_chroot_is_right(queue: Path, written: str) -> None:
+    main = f"smtpd_recipient_restrictions = {RIGHT.format(endpoint=written)}\n"
+    with unix_daemon(queue / "private" / "policyd") as address:
+        diagnosis = examined(queue, main, Settings(listen=(address,)))
+    assert findings(diagnosis) == []
+    assert any("nobody may connect" in line for line in diagnosis.right)
+
+
+def test_a_socket_outside_of_the_chroot_is_said_with_the_place_inside(queue: Path) -> None:
+    path = queue / "run" / "policyd"
+    path.parent.mkdir(mode=0o755)
+    main = f"smtpd_recipient_restrictions = {RIGHT.format(endpoint=f'unix:{path}')}\n"
+    with unix_daemon(path) as address:
+        found = findings(examined(queue, main, Settings(listen=(address,))))
+        without_chroot = examined(queue, main, Settings(listen=(address,)), MASTER.format(chroot="n"))
+    assert "outside of it" in found[0]
+    assert f"policyd.yaml: listen: [unix:{queue}{path}]" in found[0]
+    assert findings(without_chroot) == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "folder_mode", "wanted"),
+    [
+        (0o600, 0o755, "nobody may not connect: owner root, group root, mode 0600"),
+        (0o660, 0o755, 'socket_group: nogroup and socket_mode: "0660"'),
+        (0o666, 0o700, "nobody may not enter"),
+    ],
+)
+def test_a_socket_that_postfix_may_not_use_is_said(queue: Path, mode: int, folder_mode: int, wanted: str) -> None:
+    require(root=True)
+    main = f"smtpd_recipient_restrictions = {RIGHT.format(endpoint='unix:private/policyd')}\n"
+    with unix_daemon(queue / "private" / "policyd", mode) as address:
+        (queue / "private").chmod(folder_mode)
+        (found,) = findings(examined(queue, main, Settings(listen=(address,))))
+    assert wanted in found
+
+
+def test_a_socket_of_the_right_group_is_right(queue: Path) -> None:
+    require(root=True)
+    main = f"smtpd_recipient_restrictions = {RIGHT.format(endpoint='unix:private/policyd')}\n"
+    with unix_daemon(queue / "private" / "policyd", 0o660) as address:
+        shutil.chown(address.path, group="nogroup")
+        assert findings(examined(queue, main, Settings(listen=(address,)))) == []
+
+
+def test_a_socket_that_is_missing_or_a_file_is_said(queue: Path) -> None:
+    main = f"smtpd_recipient_restrictions = {RIGHT.format(endpoint='unix:private/policyd')}\n"
+    settings = Settings(listen=(UnixAddress(f"{queue}/private/policyd"),))
+    assert "it is not there" in findings(examined(queue, main, settings))[0]
+    (queue / "private" / "policyd").write_text("")
+    assert "it is no socket" in findings(examined(queue, main, settings))[0]
+
+
+# --- The question -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "wanted"),
+    [
+        (None, "no answer within 0.3 s"),
+        (b"", "closed without an answer"),
+        (b"action=DUN", "the answer is cut off"),
+        (b"x" * (MAX_ANSWER_BYTES + 5000), "more than 16 KiB came back"),
+    ],
+)
+def test_no_answer_is_said_with_its_reason(answer: bytes | None, wanted: str) -> None:
+    with inet_daemon(answer) as address, pytest.raises(AskError, match=wanted):
+        ask(address, QUESTION, 0.3 if answer is None else 20.0)
+
+
+def test_a_program_that_is_no_policy_service_is_said(queue: Path) -> None:
+    with inet_daemon(b"220 mail.example ESMTP\r\n\n\n") as address:
+        main = f"smtpd_recipient_restrictions = {RIGHT.format(endpoint=address)}\n"
+        found = findings(examined(queue, main, Settings(listen=(address,))))
+    assert ["another protocol" in text for text in found] == [True]
+
+
+# --- Reading postconf -------------------------------------------------------------------------------------------------
+
+
+def test_a_configuration_that_postconf_refuses_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(PostconfError, match="No such file or directory"):
+        read_postfix(str(tmp_path / "nowhere"))
+    with pytest.raises(PostconfError, match="no-such-postconf: no such program"):
+        read_postfix(str(tmp_path), "no-such-postconf")
+    with pytest.raises(PostconfError, match="permission denied"):
+        read_postfix(str(tmp_path), str(tmp_path))
+
+
+def test_services_and_their_overrides_are_read() -> None:
+    postfix = parse_postfix(
+        "compatibility_level = 0\nqueue_directory = /q\na = $b\nb = x\n",
+        "a = $b\n",
+        "smtp inet n - - - - smtpd -o { a = 1, 2 } -o b=3 -v -o\n"
+        "[::1]:587 inet n - n - - /usr/sbin/smtpd\nshort line\n",
+    )
+    first, second = postfix.services
+    assert (first.name, first.chroot, dict(first.overrides)) == ("smtp", True, {"a": "1, 2", "b": "3"})
+    assert (second.name, second.chroot, second.command) == ("[::1]:587", False, "/usr/sbin/smtpd")
+    assert (postfix.value("a"), postfix.value("a", first), postfix.value("none")) == ("x", "1, 2", "")
+    assert postfix.explicit == {"a"}
+
+
+def test_parameters_that_name_each_other_end() -> None:
+    postfix = parse_postfix("a = $b $b\nb = x$(c)\nc = ${a}\nd = $$5\ne = $e$e$e$e$e$e$e$e\n", "", "")
+    assert [len(postfix.value(name)) <= 64 * 1024 for name in "ae"] == [True, True]
+    assert postfix.value("d") == "$$5"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a b,c", ["a", "b,c"]),
+        ("a { b, { c } } d", ["a", "{ b, { c } }", "d"]),
+        ("{ a", ["{ a"]),
+        ("a } b", ["a", "}", "b"]),
+        ("", []),
+    ],
+)
+def test_braces_keep_words_together(text: str, words: list[str]) -> None:
+    assert words_of(text) == words
+
+
+def test_lists_and_times() -> None:
+    assert list_of("a, b\n c,,d") == ["a", "b", "c", "d"]
+    times = {"10s": 10, "5": 5, "2m": 120, "1h": 3600, "x": None}
+    assert {text: seconds_of(text) for text in times} == times

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import datetime
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policyd.config import load
+from policyd.tools.suggest import candidates as suggest_module
+from policyd.tools.suggest.candidates import Suggestions, suggest
+from policyd.tools.suggest.output import as_json, as_yaml
+from tests.tools.replay.test_replay import log_of, mail
+
+if TYPE_CHECKING:
+    from policyd.core.index import Ruleset
+
+DATA = Path(__file__).parents[2] / "data"
+SHIPPED = Path(__file__).parents[3] / "config" / "rules.yaml"
+INCIDENTS = [str(DATA / "maillog.sendmail"), str(DATA / "maillog.postfix")]
+TODAY = datetime.date(2026, 11, 21)
+
+REFUSED = "554 5.7.1 no"
+
+
+def rules(found: Suggestions) -> list[tuple[str, str, dict[str, list[str]]]]:
+    return [(one.condition, one.value, one.exceptions) for one in found.candidates]
+
+
+def checked(folder: Path, text: str) -> Ruleset:
+    """What `policyd check --strict` makes of it: no error and no warning."""
+    path = folder / "candidates.yaml"
+    path.write_text(text)
+    loaded = load(rules_path=path, warnings_on=TODAY)
+    assert loaded.warning_lines == ()
+    return loaded.ruleset
+
+
+def test_the_incidents(tmp_path: Path) -> None:
+    found = suggest(INCIDENTS)
+    assert rules(found) == [
+        ("hostname_suffix", "vs.sakura.ne.jp", {}),
+        ("cidr", "180.222.51.0/24", {}),
+        ("sender_regex", r"^rainbow\+err[a-z0-9]+@", {}),
+    ]
+    phishing, bulk, _ = found.candidates
+    assert (phishing.evidence.refused, phishing.evidence.clients, phishing.evidence.delivered) == (27, 26, 0)
+    assert "2 of the mails were tried again from another address in it, one from 5 addresses" in bulk.remarks
+    text = as_yaml(found, 20)
+    assert re.search(r"27 mails refused or deferred, from 26 clients, \d+-02-05 to \d+-03-09; none was delivered", text)
+    ruleset = checked(tmp_path, text)
+    assert [(rule.name, rule.observe) for rule in ruleset.rules] == [
+        ("names-vs-sakura-ne-jp", True),
+        ("network-180-222-51-0-24", True),
+        ("senders-rainbow-err", True),
+    ]
+
+
+def test_nothing_is_suggested_for_what_a_ruleset_decides_already() -> None:
+    found = suggest(INCIDENTS, ruleset=load(rules_path=SHIPPED).ruleset, today=TODAY)
+    assert (found.candidates, found.refused, found.covered) == ([], 35, 34)
+
+
+def refused_hosts(count: int, pattern: str = "h{}.dyn.isp.example", start: int = 0) -> list[str]:
+    return [mail(n, f"{pattern.format(n)}[198.{n}.100.7]", status=REFUSED) for n in range(start, start + count)]
+
+
+@pytest.mark.parametrize(
+    ("others", "suffix"),
+    [
+        ([], "dyn.isp.example"),
+        # A few strays do not widen it.
+        (refused_hosts(1, "www{}.isp.example", 50), "dyn.isp.example"),
+        # Refusals from all over the domain do.
+        (refused_hosts(9, "x{}.cable.isp.example", 50), "isp.example"),
+    ],
+)
+def test_a_suffix_is_as_narrow_as_holds_nearly_all(tmp_path: Path, others: list[str], suffix: str) -> None:
+    found = suggest(log_of(tmp_path, *refused_hosts(9), *others))
+    assert rules(found) == [("hostname_suffix", suffix, {})]
+
+
+def test_a_public_suffix_is_never_suggested(tmp_path: Path) -> None:
+    found = suggest(log_of(tmp_path, *refused_hosts(9, "mail.company{}.co.jp")))
+    assert rules(found) == []
+
+
+def test_a_suffix_of_unrelated_customers_says_so(tmp_path: Path) -> None:
+    found = suggest(log_of(tmp_path, *refused_hosts(9, "www{}ue.sakura.ne.jp")))
+    assert rules(found) == [("hostname_suffix", "sakura.ne.jp", {})]
+    assert found.candidates[0].remarks == ["customers who do not know each other have names under this suffix"]
+
+
+def test_what_was_delivered_is_proposed_as_an_exception(tmp_path: Path) -> None:
+    warning = "warning: hostname c.dyn.isp.example does not resolve to address 192.0.2.1"
+    logs = log_of(
+        tmp_path,
+        *refused_hosts(9),
+        mail(80, "good.dyn.isp.example[203.0.113.80]"),
+        f"Nov 20 10:00:00 mx postfix/smtpd[90]: {warning}\n",
+        mail(90, "unknown[192.0.2.1]"),
+    )
+    found = suggest(logs)
+    # A claimed name exempts nobody, so its address is what stands there.
+    exceptions = {"hostname": ["good.dyn.isp.example"], "cidr": ["192.0.2.1"]}
+    assert rules(found) == [("hostname_suffix", "dyn.isp.example", exceptions)]
+    text = as_yaml(found, 20)
+    assert "but 2 delivered, from 2 clients" in text
+    assert "except: {hostname: good.dyn.isp.example, cidr: 192.0.2.1}" in text
+    checked(tmp_path, text)
+
+
+def test_where_most_was_wanted_nothing_is_suggested(tmp_path: Path) -> None:
+    wanted = [mail(n, f"h{n}.dyn.isp.example[198.{n}.100.7]") for n in range(20, 40)]
+    assert rules(suggest(log_of(tmp_path, *refused_hosts(9), *wanted))) == []
+
+
+def test_too_many_exceptions_are_not_proposed_one_by_one(tmp_path: Path) -> None:
+    wanted = [mail(n, f"h{n}.dyn.isp.example[198.{n}.100.7]") for n in range(60, 85)]
+    (candidate,) = suggest(log_of(tmp_path, *refused_hosts(40), *wanted)).candidates
+    assert candidate.exceptions == {}
+    assert "mail was delivered from 25 clients in it: too many to except one by one" in candidate.remarks
+
+
+def test_candidates_are_ranked_by_what_they_catch_and_what_they_cost(tmp_path: Path) -> None:
+    logs = log_of(
+        tmp_path,
+        *[mail(n, f"unknown[192.0.2.{n}]", sender="x@c", status=REFUSED) for n in range(5)],
+        *[mail(n, f"unknown[198.51.100.{n}]", sender="x@c", status=REFUSED) for n in range(30)],
+        mail(77, "unknown[198.51.100.77]", sender="x@c"),
+        *[mail(n, f"unknown[203.0.113.{n}]", sender="x@c", status=REFUSED) for n in range(4)],
+    )
+    assert [one.value for one in suggest(logs).candidates] == ["192.0.2.0/24", "203.0.113.0/24", "198.51.100.0/24"]
+
+
+@pytest.mark.parametrize(("least", "count"), [(1, 1), (3, 1), (4, 0)])
+def test_how_many_clients_it_takes_can_be_said(tmp_path: Path, least: int, count: int) -> None:
+    logs = log_of(tmp_path, *[mail(n, f"unknown[192.0.2.{n}]", sender="x@c", status=REFUSED) for n in range(3)])
+    assert len(suggest(logs, least_clients=least).candidates) == count
+
+
+@pytest.mark.parametrize("client", ["unknown[127.0.0.1]", "h[10.1.2.3]", "h[192.168.3.4]", "h[::1]", "h[fe80::1]"])
+def test_own_addresses_are_not_suggested(tmp_path: Path, client: str) -> None:
+    logs = log_of(tmp_path, *[mail(n, client, status=REFUSED) for n in range(5)])
+    assert rules(suggest(logs, least_clients=1)) == []
+
+
+def test_a_short_pattern_needs_the_domain(tmp_path: Path) -> None:
+    mails = [mail(n, f"unknown[198.{n}.100.7]", sender=f"news{n}@bulk.example", status=REFUSED) for n in range(5)]
+    assert rules(suggest(log_of(tmp_path, *mails))) == [("sender_regex", r"^news[0-9]+@bulk\.example$", {})]
+
+
+def test_a_name_that_no_rule_could_hold_is_left_out(tmp_path: Path) -> None:
+    log = tmp_path / "decisions.log"
+    log.write_text(
+        "".join(
+            f"2026-11-20T10:00:00Z REJECT id=7Q4K2M9X client=unknown[198.{n}.100.7]"
+            f" claimed=a{n}.b\\x0a\\x22c.example rdns=mismatch state=RCPT from=<x@c> to=<d@e> ruleset=3f9c2a1b\n"
+            for n in range(9)
+        )
+    )
+    assert rules(suggest([str(log)])) == []
+
+
+def test_names_of_rules_are_unique_also_among_those_that_are_there() -> None:
+    text = as_yaml(suggest(INCIDENTS), 20, ["names-vs-sakura-ne-jp"])
+    assert "name: names-vs-sakura-ne-jp-2\n" in text
+
+
+def test_the_best_candidates_are_shown_and_the_rest_counted() -> None:
+    text = as_yaml(suggest(INCIDENTS), 1)
+    assert text.startswith(
+        "# 1 candidate from 35 mails, 35 of them refused or deferred; 2 weaker candidates are not shown"
+    )
+    assert "cidr" not in text
+
+
+def test_what_is_seen_least_is_forgotten_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suggest_module, "_MAX_KEPT", 20)
+    often = [mail(n, f"unknown[192.0.2.{n}]", sender="x@c", status=REFUSED) for n in range(5)] * 3
+    once = [mail(n, f"unknown[198.{n}.100.7]", sender="x@c", status=REFUSED) for n in range(100)]
+    found = suggest(log_of(tmp_path, *often, *once))
+    assert rules(found) == [("cidr", "192.0.2.0/24", {})]
+    assert found.forgotten > 50
+    assert "seen too seldom" in as_yaml(found, 20)
+
+
+def test_what_clients_said_stands_in_comments_only_and_printable(tmp_path: Path) -> None:
+    mails = [
+        mail(n, f"unknown[192.0.2.{n}]", sender="x\n  - name: evil\x1b@c", status=REFUSED).replace("\n  -", "\\n  -")
+        for n in range(3)
+    ]
+    path = tmp_path / "mail.log"
+    path.write_bytes("".join(mails).encode().replace(b"\\n  -", b"\x0b  -"))
+    text = as_yaml(suggest([str(path)]), 20)
+    assert text.isascii()
+    assert text.replace("\n", "").isprintable()
+    assert len(checked(tmp_path, text).rules) == 1
+
+
+addresses = st.builds("{}.{}.{}.{}".format, st.integers(1, 3), st.integers(0, 1), st.integers(0, 2), st.integers(0, 5))
+host_names = st.from_regex(r"([a-z0-9_'\"#{}%:-]{1,5}\.){1,4}(example|jp|co\.jp|com)", fullmatch=True)
+local_parts = st.from_regex(r"[!-?A-~]{1,12}", fullmatch=True)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.tuples(addresses, host_names, local_parts, st.sampled_from(["a.example", "b.jp"]), st.booleans()),
+        max_size=40,
+    )
+)
+def test_whatever_the_log_the_yaml_is_right(
+    tmp_path_factory: pytest.TempPathFactory, mails: list[tuple[str, str, str, str, bool]]
+) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    logs = log_of(
+        folder,
+        *(
+            mail(n, f"{name}[{address}]", sender=f"{local}@{domain}", status="sent" if wanted else REFUSED)
+            for n, (address, name, local, domain, wanted) in enumerate(mails)
+        ),
+    )
+    found = suggest(logs, least_clients=1)
+    as_json(found, 20)
+    if found.candidates:
+        assert len(checked(folder, as_yaml(found, 100)).rules) == len(found.candidates)

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import netaddr
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policyd.core.address import parse_address
+from policyd.tools.address_blocks import Block, blocks, part_of
+
+
+def found(*addresses: str, least: int = 3) -> list[str]:
+    clients: Counter[tuple[int, int]] = Counter()
+    for address in addresses:
+        parsed = parse_address(address.encode())
+        assert parsed is not None
+        clients[part_of(*parsed)] += 1
+    return [str(block) for block in blocks(clients, least)]
+
+
+@pytest.mark.parametrize(
+    ("addresses", "expected"),
+    [
+        (["180.222.51.40", "180.222.51.165", "180.222.51.215"], ["180.222.51.0/24"]),
+        (["180.222.51.40", "180.222.51.165"], []),
+        # Scattered.
+        (["49.212.1.1", "160.16.2.2", "133.242.3.3", "153.127.4.4"], []),
+        # Neighbours that all show themselves are one block, however few each of them shows.
+        ([f"198.51.{number}.7" for number in range(96, 112)], ["198.51.96.0/20"]),
+        ([f"198.51.{number}.7" for number in range(96, 108)], ["198.51.96.0/20"]),
+        # One half of a block is not the block.
+        ([f"198.51.{number}.7" for number in range(96, 104)], ["198.51.96.0/21"]),
+        # Two neighbours that are no block together.
+        ([f"198.51.{number}.{host}" for number in (1, 2) for host in (1, 2, 3)], ["198.51.1.0/24", "198.51.2.0/24"]),
+        (["2001:db8:1::1", "2001:db8:1:2::1", "2001:db8:1:ffff::9"], ["2001:db8:1::/48"]),
+        ([f"2001:db8:{number:x}::1" for number in range(8)], ["2001:db8::/45"]),
+    ],
+)
+def test_blocks_are_what_shows_itself_and_no_more(addresses: list[str], expected: list[str]) -> None:
+    assert found(*addresses) == expected
+
+
+@given(st.lists(st.integers(0, 2**13), max_size=80), st.integers(1, 5))
+def test_blocks_never_overlap_and_each_holds_enough(hosts: list[int], least: int) -> None:
+    first = 0xC6330000
+    clients = Counter(part_of(4, first + host * 37) for host in hosts)
+    networks = [netaddr.IPNetwork(str(block)) for block in blocks(clients, least)]
+    for network in networks:
+        inside = sum(count for (_, part), count in clients.items() if netaddr.IPAddress(part << 8) in network)
+        assert inside >= least
+    assert sum(network.size for network in networks) == netaddr.IPSet(networks).size
+
+
+def test_the_parts_of_a_block_are_those_of_its_addresses() -> None:
+    block = Block(4, 0xC6336000, 23)
+    assert [(4, key) for key in block.part_keys()] == [part_of(4, 0xC6336001), part_of(4, 0xC6336101)]

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from policyd.config import ConfigErrors, load
+from policyd.config.load import load
+from policyd.config.problems import ConfigErrors
 
 BAD = Path(__file__).parent / "bad"
 FILES = sorted(path.name for path in BAD.glob("*.yaml"))

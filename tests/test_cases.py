@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from policyd.config import load
+from policyd.config.load import load
 from policyd.core.engine import Decision, NeedsIdentity, decide
 from policyd.core.identity import Identity, Reason, Status
 from policyd.core.normalize import fold_name

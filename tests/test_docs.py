@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from policyd.config import ConfigErrors, load
 from policyd.config.actions import PLACEHOLDERS
 from policyd.config.checks.ruleset_tests import TEST_KEYS
 from policyd.config.conditions import CONDITIONS
+from policyd.config.load import load
+from policyd.config.problems import ConfigErrors
 from policyd.config.rules_reader import LIST_KEYS, RULE_KEYS, TOP_KEYS
 from policyd.config.settings import Settings
 from policyd.core.engine import Decision

@@ -15,7 +15,7 @@ import sys
 import click
 
 from policyd import __version__
-from policyd.config import ConfigErrors
+from policyd.config.problems import ConfigErrors
 
 # Where each command is defined. A module is imported when its command is run or when help is asked for.
 COMMANDS = {

@@ -16,7 +16,7 @@ from policyd.cli import Failure
 from policyd.cli.logs import log_errors, print_json, utc_today
 from policyd.cli.options import json_option, rules_options
 from policyd.cli.terminal import print_tables
-from policyd.config import load
+from policyd.config.load import load
 from policyd.core.engine import NEEDS_IDENTITY, decide
 from policyd.core.ruleset import Verb
 from policyd.decision_log import reader
@@ -35,7 +35,7 @@ from policyd.tools.stats import output as stats_report
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from policyd.config import Loaded
+    from policyd.config.load import Loaded
     from policyd.decision_log.reader import LoggedDecision
 
 _Function = TypeVar("_Function")

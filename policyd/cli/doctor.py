@@ -10,7 +10,7 @@ import click
 
 from policyd.cli import Failure
 from policyd.cli.options import json_option
-from policyd.config import load_settings
+from policyd.config.load import load_settings
 from policyd.core.printable import printable
 from policyd.tools.display import shown
 from policyd.tools.doctor.diagnosis import diagnose

@@ -13,9 +13,9 @@ import click
 
 from policyd.cli import Failure
 from policyd.cli.options import json_option, rules_options
-from policyd.config import load
 from policyd.config.actions import ActionError, parse_action
 from policyd.config.conditions import CONDITIONS
+from policyd.config.load import load
 from policyd.exchange.access.keys import ATTRIBUTES
 from policyd.exchange.exporting import FORMATS as EXPORTS
 from policyd.exchange.exporting import NoSuchListError

@@ -12,7 +12,7 @@ import click
 
 from policyd.cli import Failure
 from policyd.cli.options import json_option, rules_options
-from policyd.config import load
+from policyd.config.load import load
 from policyd.logs.files import LogError, in_order
 from policyd.tools.display import counted, reading, results
 from policyd.tools.judge import Assumption

@@ -13,7 +13,7 @@ import click
 
 from policyd.cli.options import json_option, rules_options
 from policyd.cli.terminal import print_tables
-from policyd.config import load
+from policyd.config.load import load
 from policyd.config.problems import did_you_mean
 from policyd.config.schema import rules_schema, settings_schema
 from policyd.config.schema import schema as both_schemas

@@ -1,7 +1,7 @@
 """What is wrong in settings, rules and lists, and where: the errors and warnings that people read.
 
 A reader collects `Problem`s in a `Report` and goes on, so that one run shows all of them. `ConfigErrors` carries
-them out of `policyd.config.load`. Nothing here reads a file.
+them out of `policyd.config.load.load`. Nothing here reads a file.
 """
 
 from __future__ import annotations

@@ -34,13 +34,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
-from policyd.config import load
+from policyd.config.load import load
 from policyd.config.problems import ConfigErrors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from policyd.config import Loaded
+    from policyd.config.load import Loaded
     from policyd.config.settings import InetAddress, Settings, UnixAddress
     from policyd.core.index import Ruleset
 
@@ -94,7 +94,7 @@ class Holding:
 class Loader:
     """The loading process, and how to ask it. It must be made before any thread or event loop exists.
 
-    The arguments are as for `policyd.config.load`.
+    The arguments are as for `policyd.config.load.load`.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """`policyd export`: a ruleset's rules and lists in another system's format.
 
-Takes what `policyd.config.load` has loaded, with every list written out, and gives the text and the report of what
+Takes what `policyd.config.load.load` has loaded, with every list written out, and gives the text and the report of what
 could not be said. Prints nothing and asks no DNS.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import datetime
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from policyd.config import Loaded
+    from policyd.config.load import Loaded
     from policyd.core.ruleset import Condition
     from policyd.exchange.model import ExportOptions
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import datetime
     from collections.abc import Iterator, Sequence
 
-    from policyd.config import Loaded
+    from policyd.config.load import Loaded
     from policyd.config.written import WrittenCondition
     from policyd.core.engine import Looked
     from policyd.core.identity import Identity

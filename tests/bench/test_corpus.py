@@ -11,7 +11,7 @@ import re2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policyd.config import load
+from policyd.config.load import load
 from policyd.core.engine import decide, trusted_identity
 from policyd.core.protocol import RequestParser
 from tests.bench import corpus

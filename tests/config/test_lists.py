@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from policyd.config import ConfigErrors, load
 from policyd.config.conditions import Form
 from policyd.config.lists import ListFile
-from policyd.config.problems import Report
+from policyd.config.load import load
+from policyd.config.problems import ConfigErrors, Report
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,8 +15,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from policyd.config import ConfigErrors, Severity, load
 from policyd.config.conditions import CONDITIONS
+from policyd.config.load import load
+from policyd.config.problems import ConfigErrors, Severity
 from policyd.core.protocol import ATTRIBUTES
 
 CONFIG = Path(__file__).parents[2] / "config"

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from policyd.config import ConfigErrors, load
 from policyd.config import rules_reader as loader
+from policyd.config.load import load
+from policyd.config.problems import ConfigErrors
 from policyd.core.ruleset import Action, Kind, Verb
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from policyd.config import ConfigErrors, load
-from policyd.config.problems import Report
+from policyd.config.load import load
+from policyd.config.problems import ConfigErrors, Report
 from policyd.config.settings import (
     DecisionLog,
     Dns,

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from policyd.config import load
+from policyd.config.load import load
 from policyd.core.engine import NEEDS_IDENTITY, decide
 from policyd.core.identity import Identity, Status
 from policyd.core.protocol import Request
@@ -20,7 +20,7 @@ from policyd.exchange.model import Line, Report
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from policyd.config import Loaded
+    from policyd.config.load import Loaded
     from policyd.core.index import Ruleset
     from policyd.exchange.importing import Result
     from policyd.exchange.model import Imported

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, given, reject, settings
 from hypothesis import strategies as st
 
-from policyd.config import ConfigErrors
+from policyd.config.problems import ConfigErrors
 from policyd.exchange.exporting import NoSuchListError, export
 from policyd.exchange.importing import ImportFailedError, ImportOptions, Shape
 from policyd.exchange.model import ExportOptions, Report

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from policyd.config import ConfigErrors, load
 from policyd.config import rules_reader as loader
+from policyd.config.load import load
+from policyd.config.problems import ConfigErrors
 from policyd.core.engine import Outcome, trace
 from tests.config.generated import identities, load_tree, requests, rulesets
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from policyd.config import load
+from policyd.config.load import load
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from policyd.config import ConfigErrors, load
+from policyd.config.load import load
+from policyd.config.problems import ConfigErrors
 
 if TYPE_CHECKING:
     from pathlib import Path

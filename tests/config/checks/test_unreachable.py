@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from policyd.config import load
 from policyd.config.checks.unreachable import unreachable
+from policyd.config.load import load
 from policyd.core.engine import Decision, decide
 from tests.config.generated import identities, load_tree, requests, rulesets
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from policyd.config import load
 from policyd.config.checks.warnings import expiry_notice
+from policyd.config.load import load
 from policyd.core.ruleset import Action, Rule, Verb
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ import pickle
 import re
 from typing import TYPE_CHECKING
 
-from policyd.config import ConfigErrors, Loaded, load
 from policyd.config.conditions import CONDITIONS, Form
 from policyd.config.entries import fold_entry, parse_entries
+from policyd.config.load import Loaded, load
+from policyd.config.problems import ConfigErrors
 from policyd.config.settings import MAX_PORT, InetAddress
 from policyd.core.engine import NEEDS_IDENTITY, Decision, Outcome, decide, trace
 from policyd.core.identity import Identity, Reason, Status

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from policyd.config import ConfigErrors, load
+from policyd.config.load import load
+from policyd.config.problems import ConfigErrors
 from policyd.core.ruleset import Verb
 from policyd.exchange.importing import ImportFailedError, ImportOptions, Result, Shape, import_files
 from policyd.exchange.model import Verdict

@@ -9,14 +9,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from policyd.config import load
+from policyd.config.load import load
 from policyd.core.engine import NEEDS_IDENTITY, Decision, decide, trusted_identity
 from policyd.core.identity import Identity, Reason, Status
 from policyd.core.protocol import Layouts, ProtocolError, Request, RequestParser, encode_reply
 from policyd.core.reply import reply_text
 from policyd.core.ruleset import MAX_TEXT, Verb
-from policyd.decision_log import writer as writing
 from policyd.decision_log import reader as reading
+from policyd.decision_log import writer as writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from policyd.config import load
+from policyd.config.load import load
 from policyd.logs.transaction import Observation, Outcome, Standing
 from policyd.tools.judge import Assumption, Judge
 from policyd.tools.replay import replay as replay_module

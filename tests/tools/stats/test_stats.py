@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from policyd.config import load
+from policyd.config.load import load
 from policyd.decision_log.reader import as_text, parse
 from policyd.tools.stats import collect as stats_module
 from policyd.tools.stats.collect import Stats, collect, over_time, parse_since

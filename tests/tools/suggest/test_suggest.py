@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policyd.config import load
+from policyd.config.load import load
 from policyd.tools.suggest import candidates as suggest_module
 from policyd.tools.suggest.candidates import Suggestions, suggest
 from policyd.tools.suggest.output import as_json, as_yaml

@@ -15,7 +15,11 @@ VERBS = re.compile(r"|".join([
     r"\b(?:client|from|message-id)=",
     r"sender non-delivery notification|lost connection after|connect to|removed",
 ]))  # fmt: skip
-QUEUE_ID = re.compile(r"(?P<none>NOQUEUE)|(?P<short>[0-9A-F]{6,12})|(?P<long>[0-9A-Za-z]{15})(?=: )")
+# Short: microseconds and inode in hexadecimal. Long: seconds and microseconds in base 52, "z", inode in base 51, which
+# is one digit on a small file system (global/mail_queue.h).
+QUEUE_ID = re.compile(r"(?:(?P<none>NOQUEUE)|(?P<short>[0-9A-F]{6,})|(?P<long>[0-9A-Za-z]{10}z[0-9A-Za-y]+))(?=: )")
+# Lines that Postfix 3.10 begins with NOQUEUE, and 3.7 with nothing.
+OF_A_SESSION = "lost connection after"
 
 
 def shapes(log: str) -> set[str]:
@@ -26,7 +30,8 @@ def shapes(log: str) -> set[str]:
         queue_id = QUEUE_ID.match(said.partition(": ")[2])
         verb = VERBS.search(said)
         if verb is not None:
-            found.add(f"{program} {queue_id.lastgroup if queue_id else 'no'} {verb[0]}")
+            kind = queue_id.lastgroup if queue_id and verb[0] != OF_A_SESSION else "no"
+            found.add(f"{program} {kind} {verb[0]}")
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -46,11 +47,18 @@ def test_no_memory_needs_to_be_both_written_and_executed(postfix: Postfix, start
 @pytest.mark.usefixtures("listener")
 def test_postfix_leaves_the_socket_in_its_private_folder_alone(postfix: Postfix) -> None:
     before, logged = postfix.policy_socket.stat(), len(postfix.maillog.read_text())
+    said = ""
     for command in ("check", "reload", "stop", "start"):
-        said = subprocess.run(
-            ["postfix", "-c", postfix.root / "etc", command], check=True, capture_output=True, text=True
-        )
-        assert said.stdout + said.stderr == ""
+        said += subprocess.run(
+            ["postfix", "-c", postfix.root / "etc", command],
+            check=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ).stdout
+    # Postfix 3.10 says what it does; 3.7 says nothing.
+    confirmed = re.compile(r"postfix/postlog: (refreshing|stopping|starting) the Postfix mail system")
+    assert [line for line in said.splitlines() if not confirmed.fullmatch(line)] == []
     after = postfix.policy_socket.stat()
     assert (after.st_ino, after.st_mode, after.st_uid) == (before.st_ino, before.st_mode, before.st_uid)
     assert "private/policyd" not in postfix.maillog.read_text()[logged:]

@@ -66,7 +66,7 @@ def as_pattern(shown: str) -> re.Pattern[str]:
     """What the page shows, as an expression: `...` is anything, and so are a ruleset's hash and the version."""
     lines = ["(?:.*\n)*?" if line == "..." else re.escape(line) + "\n" for line in shown.splitlines()]
     pattern = re.sub(r"\b[0-9a-f]{8}\b", "[0-9a-f]{8}", "".join(lines))
-    return re.compile(re.sub(r"policyd/[\d\\.]+", r"policyd/[\\d.]+", pattern))
+    return re.compile(re.sub(r"policyd/[\w\\.]+", r"policyd/[\\w.]+", pattern))
 
 
 def _rewritten(page: str) -> str:

@@ -14,9 +14,9 @@ import click
 
 from policyd.cli import Failure
 from policyd.cli.logs import log_errors, print_json, utc_today
-from policyd.cli.options import json_option, rules_options
+from policyd.cli.options import config_option, json_option, rules_options
 from policyd.cli.terminal import print_tables
-from policyd.config.load import load
+from policyd.config.load import load, load_settings
 from policyd.core.engine import NEEDS_IDENTITY, decide
 from policyd.core.ruleset import Verb
 from policyd.decision_log import reader
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from policyd.config.load import Loaded
+    from policyd.config.settings import Settings
     from policyd.decision_log.reader import LoggedDecision
 
 _Function = TypeVar("_Function")
@@ -91,7 +92,7 @@ def stats(
     or from another client: a rule that refuses nothing else is of no use, or in the way of wanted mail.
 
     \b
-    policyd stats -c /etc/policyd/policyd.yaml --since 7d
+    policyd stats --since 7d
     policyd stats --html stats.html decisions.log*
     """
     loaded = _loaded(config, rules)
@@ -112,7 +113,7 @@ def stats(
 
 
 @click.command()
-@click.option("-c", "--config", metavar="FILE", help="Settings (policyd.yaml), which name the log.")
+@config_option
 @json_option
 @click.option(
     "--action",
@@ -145,7 +146,7 @@ def tail(
     input is read to its end: journalctl -fu policyd -o cat | policyd tail -
 
     \b
-    policyd tail -c /etc/policyd/policyd.yaml --action REJECT
+    policyd tail --action REJECT
     policyd tail --rule sakura-vps --client 49.212.0.0/16 decisions.log
     """
     try:
@@ -157,7 +158,7 @@ def tail(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--client") from None
     with log_errors():
-        path = log if log is not None else _live_log(_loaded(config, None))
+        path = log if log is not None else _live_log(_settings(config))
         found: Iterator[LoggedDecision]
         if path == STANDARD_INPUT:
             found = tails.every([path], wanted)
@@ -187,7 +188,7 @@ def lookup(*, config: str | None, rules: str | None, as_json: bool, decision_id:
     far as the log has it and with what the log says of the client's reverse DNS; DNS is not asked.
 
     \b
-    policyd lookup -c /etc/policyd/policyd.yaml 7Q4K2M9X
+    policyd lookup 7Q4K2M9X
     policyd lookup --rules rules.yaml 7Q4K2M9X decisions.log*
     """
     loaded = _loaded(config, rules)
@@ -213,7 +214,7 @@ def lookup(*, config: str | None, rules: str | None, as_json: bool, decision_id:
 
 
 @click.command()
-@click.option("-c", "--config", metavar="FILE", help="Settings (policyd.yaml), which name the log.")
+@config_option
 @since_option
 @click.option("--network", metavar="CIDR", help="Report what came from this network.")
 @click.option("--suffix", metavar="NAME", help="Report what came from host names that are NAME or lie under it.")
@@ -243,7 +244,7 @@ def report(
 
     \b
     policyd report --network 180.222.51.0/24 --from postmaster@example.com decisions.log*
-    policyd report --suffix vs.sakura.ne.jp --from postmaster@example.com --mbox reports.mbox -c policyd.yaml
+    policyd report --suffix vs.sakura.ne.jp --from postmaster@example.com --mbox reports.mbox
     """
     if (network is None) == (suffix is None):
         raise click.UsageError("name what to report: either --network or --suffix")
@@ -257,7 +258,7 @@ def report(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--network") from None
     with log_errors():
-        paths = _paths(logs, _loaded(config, None))
+        paths = in_order(logs) if logs else rotated_set(_live_log(_settings(config)))
         with reading(paths) as advance:
             incident = reports.collect(
                 paths, network=parsed, suffix=suffix, since=since, show_recipients=show_recipients, advance=advance
@@ -281,10 +282,14 @@ def _loaded(config: str | None, rules: str | None) -> Loaded | None:
     return load(config, rules) if config is not None or rules is not None else None
 
 
-def _live_log(loaded: Loaded | None) -> str:
-    if loaded is None:
+def _settings(config: str | None) -> Settings | None:
+    return load_settings(config) if config is not None else None
+
+
+def _live_log(settings: Settings | None) -> str:
+    if settings is None:
         raise click.UsageError("name the LOG, or the settings that name it with -c")
-    path = loaded.settings.decision_log.path
+    path = settings.decision_log.path
     if path == STANDARD_INPUT:
         raise click.UsageError(
             "the settings send decisions to standard output; name the LOG, or pipe it: journalctl -u policyd -o cat |"
@@ -293,7 +298,7 @@ def _live_log(loaded: Loaded | None) -> str:
 
 
 def _paths(logs: tuple[str, ...], loaded: Loaded | None) -> list[str]:
-    return in_order(logs) if logs else rotated_set(_live_log(loaded))
+    return in_order(logs) if logs else rotated_set(_live_log(loaded.settings if loaded is not None else None))
 
 
 def _nothing(what: str, paths: list[str]) -> Failure:

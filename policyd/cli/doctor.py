@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from policyd.cli import Failure
-from policyd.cli.options import json_option
+from policyd.cli.options import config_option, json_option
 from policyd.config.load import load_settings
 from policyd.core.printable import printable
 from policyd.tools.display import shown
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "-c", "--config", metavar="FILE", help="Settings (policyd.yaml). Without it, every setting has its default."
-)
+@config_option
 @click.option("--postfix", "folder", metavar="FOLDER", help="Postfix's configuration, instead of the machine's own.")
 @json_option
 def doctor(*, config: str | None, folder: str | None, as_json: bool) -> None:

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 _Function = TypeVar("_Function")
 
+# Read by every command that is given neither -c nor --rules, if it exists (docs/settings.md).
+DEFAULT_CONFIG = "/etc/policyd/policyd.yaml"
+
 
 def rules_options(function: _Function) -> _Function:
-    """`-c` and `--rules`: which settings and which ruleset."""
-    config: Any = click.option(
-        "-c", "--config", metavar="FILE", help="Settings (policyd.yaml). Without it, every setting has its default."
+    """`-c` and `--rules`: which settings and which ruleset. The installed ones without either."""
+    rules: Any = click.option(
+        "--rules",
+        metavar="FILE",
+        is_eager=True,  # _config looks at it
+        help="The ruleset, instead of the one that the settings name.",
     )
-    rules: Any = click.option("--rules", metavar="FILE", help="The ruleset, instead of the one that the settings name.")
-    decorated: _Function = config(rules(function))
+    decorated: _Function = config_option(rules(function))
+    return decorated
+
+
+def config_option(function: _Function) -> _Function:
+    """`-c`: which settings. The installed ones without it."""
+    option: Any = click.option(
+        "-c",
+        "--config",
+        metavar="FILE",
+        callback=_config,
+        help=f"Settings (policyd.yaml).  [default: {DEFAULT_CONFIG}, if it exists]",
+    )
+    decorated: _Function = option(function)
     return decorated
 
 
@@ -24,3 +44,30 @@ def json_option(function: _Function) -> _Function:
     option: Any = click.option("--json", "as_json", is_flag=True, help="Write JSON, for programs.")
     decorated: _Function = option(function)
     return decorated
+
+
+def _config(context: click.Context, _parameter: click.Parameter, written: str | None) -> str | None:
+    """The settings file of a command: the one given, or the installed one if no ruleset is given either."""
+    if written is not None or context.params.get("rules") is not None or not _exists(DEFAULT_CONFIG):
+        return written
+    if context.info_name in _WORK_WITHOUT_SETTINGS and not os.access(DEFAULT_CONFIG, os.R_OK):
+        click.echo(f"policyd: going on without {DEFAULT_CONFIG}, which this user may not read", err=True)
+        return None
+    if "rules" in context.params:  # the result depends on the ruleset, so the user is told which
+        click.echo(f"policyd: using {DEFAULT_CONFIG}", err=True)
+    return DEFAULT_CONFIG
+
+
+# Commands that need only a log. Members of the group adm may read that, but not /etc/policyd.
+_WORK_WITHOUT_SETTINGS = frozenset({"stats", "tail", "lookup", "report", "suggest"})
+
+
+def _exists(path: str) -> bool:
+    """Whether there is such a file, even one in a folder that this user may not enter."""
+    try:
+        Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from policyd.cli import main
+from policyd.cli import main, options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 
 class Ended(NamedTuple):
@@ -17,6 +18,12 @@ class Ended(NamedTuple):
     status: int
     out: str
     err: str
+
+
+@pytest.fixture(autouse=True)
+def _not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hides settings that are installed on this host."""
+    monkeypatch.setattr(options, "DEFAULT_CONFIG", str(tmp_path / "not-installed"))
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from policyd.config.problems import ConfigErrors
 # Where each command is defined. A module is imported when its command is run or when help is asked for.
 COMMANDS = {
     "serve": "policyd.cli.daemon",
+    "status": "policyd.cli.control",
+    "reload": "policyd.cli.control",
     "check": "policyd.cli.rules",
     "explain": "policyd.cli.rules",
     "schema": "policyd.cli.rules",

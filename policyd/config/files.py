@@ -36,7 +36,12 @@ class OversizedError(Exception):
 
 
 def read_file(path: str, limit: int) -> bytes:
-    """The bytes of a regular file, at most `limit` of them.
+    """The bytes of a regular file, as `read_dated` reads them."""
+    return read_dated(path, limit)[0]
+
+
+def read_dated(path: str, limit: int) -> tuple[bytes, float]:
+    """The bytes of a regular file, at most `limit` of them, and when it was last written (Unix seconds).
 
     Raises UnreadableError and OversizedError. Never waits: a FIFO without a writer is refused like other files
     that are no files.
@@ -62,7 +67,7 @@ def read_file(path: str, limit: int) -> bytes:
         raise OversizedError(f"is longer than {limit >> 20} MiB")
     if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
         raise UnreadableError("was written to while it was read; write a new file and rename it over the old one")
-    return content
+    return content, after.st_mtime
 
 
 def _read_up_to(descriptor: int, limit: int, size: int) -> bytes:

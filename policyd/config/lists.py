@@ -42,16 +42,25 @@ class Entry:
 
 
 class ListFile:
-    """A list file's bytes, and what has been parsed of them."""
+    """A list file's bytes, and what has been parsed of them. `hash` and `modified` are as in `LoadedFile`."""
 
-    def __init__(self, path: str, content: bytes) -> None:
+    def __init__(self, path: str, content: bytes, hash: str = "", modified: float = 0.0) -> None:  # noqa: A002
         self.path = path
         self.content = content
+        self.hash = hash
+        self.modified = modified
         self._parsed: dict[Form, Entries] = {}
 
     def has_entries(self) -> bool:
         """Whether there is any line with an entry."""
         return _ANY_ENTRY.search(self.content.removeprefix(_BYTE_ORDER_MARK)) is not None
+
+    @property
+    def count(self) -> int:
+        """How many entries the file holds; counted line by line only if no rule uses it."""
+        for parsed in self._parsed.values():
+            return len(parsed)
+        return sum(map(bool, (line for _, lines in self._blocks() for line in _stripped(lines))))
 
     def entries(self) -> Iterator[Entry]:
         """The entries as they are written."""

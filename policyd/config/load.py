@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING
 
 from policyd.config.checks.permissions import exposed_files
 from policyd.config.checks.warnings import lint
-from policyd.config.files import MAX_SETTINGS_BYTES, OversizedError, UnreadableError, read_file
+from policyd.config.files import (
+    MAX_RULES_BYTES,
+    MAX_SETTINGS_BYTES,
+    OversizedError,
+    UnreadableError,
+    read_dated,
+    read_file,
+)
+from policyd.config.in_force import LoadedFile, Text, Texts, file_hash
 from policyd.config.problems import ConfigErrors, Problem, Report, Severity
 from policyd.config.rules_reader import read_rules
 from policyd.config.settings import Settings, read_settings, rules_path_of
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
     import datetime
     from collections.abc import Iterator, Mapping, Sequence
 
+    from policyd.config.in_force import Outline
     from policyd.config.lists import ListDefinition
     from policyd.config.settings import InetAddress, UnixAddress
     from policyd.config.written import RulesFile
@@ -37,7 +46,8 @@ class Loaded:
     """What was loaded. The daemon keeps `settings` and `ruleset`; the rest refers to the files' whole content.
 
     `warnings` are there if they were asked for, but those of files that everybody may write always; `seconds` is how
-    long it all took.
+    long it all took. `files` are the files that were read, `texts` what the settings and the rules file say.
+    `left_alone` names those of the two that differ on disk from the texts that were loaded instead.
     """
 
     settings: Settings
@@ -46,6 +56,15 @@ class Loaded:
     warnings: tuple[Problem, ...]
     warning_lines: tuple[str, ...]
     seconds: float
+    files: tuple[LoadedFile, ...]
+    texts: Texts
+    left_alone: tuple[str, ...] = ()
+
+    @property
+    def outline(self) -> Outline:
+        """What can be compared with another load."""
+        assert self.rules_file.outline is not None
+        return self.rules_file.outline
 
     @property
     def lists(self) -> Mapping[str, ListDefinition]:
@@ -69,21 +88,23 @@ def load(
     listen: Sequence[InetAddress | UnixAddress] = (),
     warnings_on: datetime.date | None = None,
     keep_lists: bool = True,
+    texts: Texts | None = None,
 ) -> Loaded:
     """Loads settings (all defaults without `config_path`) and the ruleset, from `rules_path` or where settings say.
 
     `rules_path` and `listen` replace what the settings say. With `warnings_on`, the date in UTC, the ruleset is also
     searched for what is likely not meant; who may write the files is looked at in any case. Without `keep_lists`, list
-    files cannot be read back or searched for warnings afterwards, and take that much less memory. Raises ConfigErrors.
+    files cannot be read back or searched for warnings afterwards, and take that much less memory. With `texts`, these
+    are loaded in place of what the settings and the rules file say now; list files are read. Raises ConfigErrors.
     """
     with _without_garbage_collection():
-        return _load(config_path, rules_path, listen, warnings_on, keep_lists=keep_lists)
+        return _load(config_path, rules_path, listen, warnings_on, keep_lists=keep_lists, texts=texts)
 
 
 def load_settings(config_path: str | os.PathLike[str] | None = None) -> Settings:
     """The settings alone (all defaults without `config_path`), for what needs no ruleset. Raises ConfigErrors."""
     report = Report()
-    settings, _ = _read_settings(config_path, report)
+    settings, _, _ = _read_settings(config_path, report)
     if report or settings is None:
         raise ConfigErrors(report)
     return settings
@@ -96,15 +117,16 @@ def _load(
     warnings_on: datetime.date | None,
     *,
     keep_lists: bool,
+    texts: Texts | None,
 ) -> Loaded:
     started = time.monotonic()
     report = Report()
-    settings, rules = _read_settings(config_path, report)
+    settings, rules, settings_text = _read_settings(config_path, report, texts.settings if texts else None)
     rules = rules if rules_path is None else os.fspath(rules_path)
     rules_file = None
     if rules is not None:
         rules_report = Report()
-        rules_file = read_rules(rules, rules_report, keep_lists=keep_lists)
+        rules_file = read_rules(rules, rules_report, keep_lists=keep_lists, text=texts.rules if texts else None)
         report.extend(rules_report)
     if report or settings is None or rules is None or rules_file is None or rules_file.ruleset is None:
         raise ConfigErrors(report)
@@ -114,8 +136,42 @@ def _load(
     named = () if config_path is None else (os.fspath(config_path),)
     for problem in exposed_files(dict.fromkeys((*named, rules, *lists))):
         warnings.add(problem)
-    seconds = time.monotonic() - started
-    return Loaded(settings, rules_file.ruleset, rules_file, warnings.problems, tuple(warnings.lines()), seconds)
+    assert rules_file.text is not None
+    loaded = Texts(settings_text, rules_file.text)
+    files = [*rules_file.files]
+    if config_path is not None and settings_text is not None:
+        files.insert(
+            0,
+            LoadedFile(os.fspath(config_path), "settings", file_hash(settings_text.content), settings_text.modified),
+        )
+    left_alone = () if texts is None else tuple(_edited(config_path, rules, loaded))
+    return Loaded(
+        settings,
+        rules_file.ruleset,
+        rules_file,
+        warnings.problems,
+        tuple(warnings.lines()),
+        time.monotonic() - started,
+        tuple(files),
+        loaded,
+        left_alone,
+    )
+
+
+def _edited(config_path: str | os.PathLike[str] | None, rules: str, texts: Texts) -> Iterator[str]:
+    """The names of those files that no longer say what the texts say."""
+    for path, text, limit in (
+        (config_path, texts.settings, MAX_SETTINGS_BYTES),
+        (rules, texts.rules, MAX_RULES_BYTES),
+    ):
+        if path is None or text is None:
+            continue
+        try:
+            is_edited = read_file(os.fspath(path), limit) != text.content
+        except (UnreadableError, OversizedError):
+            is_edited = True
+        if is_edited:
+            yield os.fspath(path)
 
 
 @contextlib.contextmanager
@@ -131,24 +187,29 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _read_settings(path: str | os.PathLike[str] | None, report: Report) -> tuple[Settings | None, str | None]:
-    """The settings, None where they are wrong; and the rules file they name, None where that cannot be known."""
+def _read_settings(
+    path: str | os.PathLike[str] | None, report: Report, text: Text | None = None
+) -> tuple[Settings | None, str | None, Text | None]:
+    """The settings, from the file or its `text`; the rules file that they name; and what the file says.
+
+    The first two are None if they are wrong, the last if there is no file.
+    """
     if path is None:
-        return Settings(), Settings().rules
+        return Settings(), Settings().rules, None
     path = os.fspath(path)
     try:
-        content = read_file(path, MAX_SETTINGS_BYTES)
+        text = Text(*read_dated(path, MAX_SETTINGS_BYTES)) if text is None else text
     except (UnreadableError, OversizedError) as error:
         unreadable = isinstance(error, UnreadableError)
         severity = Severity.UNREADABLE if unreadable else Severity.WRONG
         report.add(Problem(path, 0, 0, str(error), severity=severity))
-        return None, None
-    root = parse_yaml(content, path, report)
+        return None, None, None
+    root = parse_yaml(bytes(text), path, report)
     if root is None:
-        return None, None
+        return None, None, text
     settings = read_settings(root, path, report)
     # A problem of syntax, say a duplicate key, leaves a tree and is none of the settings' own.
-    return (None if report else settings), rules_path_of(root, path)
+    return (None if report else settings), rules_path_of(root, path), text
 
 
 def _number(count: int, what: str) -> str:

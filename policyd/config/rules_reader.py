@@ -18,8 +18,10 @@ from policyd.config.checks.never_matches import why_impossible
 from policyd.config.checks.ruleset_tests import read_tests, run_tests
 from policyd.config.conditions import CONDITIONS, KNOWN_VALUES, UNPROVEN
 from policyd.config.dates import parse_date
-from policyd.config.files import MAX_LIST_BYTES, MAX_RULES_BYTES, OversizedError, UnreadableError, read_file
+from policyd.config.files import MAX_LIST_BYTES, MAX_RULES_BYTES, OversizedError, UnreadableError, read_dated
+from policyd.config.in_force import LoadedFile, Text, file_hash
 from policyd.config.lists import ListDefinition, ListFile, parse_values
+from policyd.config.outline import outline_of
 from policyd.config.problems import Problem, Severity, did_you_mean, quoted
 from policyd.config.written import RulesFile, WrittenCondition, WrittenRule
 from policyd.config.yaml_tree import Mapping, Scalar, Sequence, describe, parse_yaml
@@ -48,14 +50,14 @@ NAME_PATTERN = r"[A-Za-z0-9_.-]+"
 _NAME = re.compile(NAME_PATTERN)
 
 
-def read_rules(path: str, report: Report, *, keep_lists: bool = True) -> RulesFile | None:
-    """Reads a rules file and its lists, builds the ruleset, and runs the tests inside it.
+def read_rules(path: str, report: Report, *, keep_lists: bool = True, text: Text | None = None) -> RulesFile | None:
+    """Reads a rules file (or its `text`) and its lists, builds the ruleset, and runs the tests inside it.
 
     None where there is nothing to speak of: the file cannot be read or is no YAML. All problems are in the report,
     which must hold none before. Without `keep_lists`, the text of list files is forgotten once it has been parsed.
     """
     try:
-        content = read_file(path, MAX_RULES_BYTES)
+        content, modified = read_dated(path, MAX_RULES_BYTES) if text is None else (bytes(text), text.modified)
     except UnreadableError as error:
         report.add(Problem(path, 0, 0, str(error), severity=Severity.UNREADABLE))
         return None
@@ -67,8 +69,11 @@ def read_rules(path: str, report: Report, *, keep_lists: bool = True) -> RulesFi
         return None
     reader = _Reader(path, content, report)
     rules_file = reader.read(root)
+    rules_file.text = Text(content, modified)
     rules_are_right = not report
     reader.read_tests(root)
+    if rules_are_right:
+        reader.describe(root)
     if not keep_lists:
         reader.forget_list_files()
     ruleset = reader.build() if rules_are_right else None
@@ -113,6 +118,22 @@ class _Reader:
         tests = root.get("tests") if isinstance(root, Mapping) else None
         if isinstance(root, Mapping) and tests is not None:
             self._file.tests = read_tests(tests, self._path, self._names_of_rules(root), self._report)
+
+    def describe(self, root: Node) -> None:
+        """Fills in which files were read, and the outline. Only to be called if nothing was wrong."""
+        serves: dict[str, list[str]] = {}
+        for definition in self._file.lists.values():
+            if definition.file is not None:
+                serves.setdefault(definition.file.path, []).append(definition.name)
+        assert self._file.text is not None
+        rules = LoadedFile(self._path, "rules", file_hash(self._file.text.content), self._file.text.modified)
+        lists = [
+            LoadedFile(path, "list", file.hash, file.modified, tuple(serves[path]), file.count)
+            for path, file in self._list_files.items()
+            if file is not None
+        ]
+        self._file.files = [rules, *lists]
+        self._file.outline = outline_of(self._file, root)
 
     def forget_list_files(self) -> None:
         """Frees the text of list files."""
@@ -243,7 +264,7 @@ class _Reader:
         if path not in self._list_files:
             self._list_files[path] = None
             try:
-                content = read_file(path, MAX_LIST_BYTES)
+                content, modified = read_dated(path, MAX_LIST_BYTES)
             except (UnreadableError, OversizedError) as error:
                 shown = path if len(path) <= MAX_PATH_SHOWN else path[: MAX_PATH_SHOWN - 3] + "..."
                 self._add(node, f"{shown} {error}")
@@ -254,7 +275,7 @@ class _Reader:
                 message = "has a NUL byte; a list is a text file in UTF-8"
                 self._report.add(Problem(path, line, nul - content.rfind(b"\n", 0, nul), f"{self._prefix}{message}"))
                 return None
-            self._list_files[path] = ListFile(path, content)
+            self._list_files[path] = ListFile(path, content, file_hash(content), modified)
         return self._list_files[path]
 
     # --- Rules ------------------------------------------------------------------------------------------------------

@@ -153,6 +153,14 @@ def _parse_mode(text: str) -> int:
     return int(text, 8)
 
 
+def _parse_socket_path(text: str) -> str:
+    if not text:
+        raise ValueError("is empty; write a path, as in /run/policyd/control.sock")
+    if len(os.fsencode(text)) > MAX_UNIX_PATH:
+        raise ValueError(f"{quoted(text)} is longer than the path of a socket can be ({MAX_UNIX_PATH} bytes)")
+    return text
+
+
 def _parse_metrics(text: str) -> InetAddress:
     return InetAddress(*parse_host_port(text))
 
@@ -225,6 +233,11 @@ Metrics = Annotated[
     WithJsonSchema({"type": ["string", "null"], "pattern": "^.+:[0-9]+$", "examples": ["127.0.0.1:9440"]}),
 ]
 Owner = Annotated[str | None, WithJsonSchema({"type": ["string", "null"]})]
+Control = Annotated[
+    str | None,
+    _from_text(_parse_socket_path),
+    WithJsonSchema({"type": ["string", "null"], "examples": ["/run/policyd/control.sock"]}),
+]
 
 # --- The settings -----------------------------------------------------------------------------------------------------
 
@@ -325,6 +338,12 @@ class Settings:
     metrics: Annotated[
         Metrics, Field(description="HOST:PORT to serve Prometheus metrics at /metrics; null: nowhere.")
     ] = None
+    control: Annotated[
+        Control, Field(description="The unix socket for status, reload and forget; null: none. Relative to this file.")
+    ] = None
+    control_group: Annotated[
+        Owner, Field(description="Group that may use the control socket, which then has the mode 0660; null: 0600.")
+    ] = None
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="Of the operational log on standard error.")
     ] = "info"
@@ -334,7 +353,7 @@ ADAPTER: pydantic.TypeAdapter[Settings] = pydantic.TypeAdapter(Settings)
 
 # How YAML writes nothing.
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
-_NULLABLE = frozenset({("socket_owner",), ("socket_group",), ("metrics",)})
+_NULLABLE = frozenset({("socket_owner",), ("socket_group",), ("metrics",), ("control",), ("control_group",)})
 
 
 def read_settings(root: Node, path: str, report: Report) -> Settings | None:
@@ -376,6 +395,7 @@ def _joined(settings: Settings, folder: Path) -> Settings:
             UnixAddress(str(folder / one.path)) if isinstance(one, UnixAddress) else one for one in settings.listen
         ),
         rules=str(folder / settings.rules),
+        control=None if settings.control is None else str(folder / settings.control),
         decision_log=log if log.path == "-" else dataclasses.replace(log, path=str(folder / log.path)),
     )
 

@@ -11,6 +11,7 @@ from policyd.core.ruleset import Action, Condition, Rule, Verb
 if TYPE_CHECKING:
     from policyd.config.checks.ruleset_tests import SelfTest
     from policyd.config.conditions import ConditionType
+    from policyd.config.in_force import LoadedFile, Outline, Text
     from policyd.config.lists import ListDefinition
     from policyd.core.index import Ruleset
     from policyd.core.tables import Entries
@@ -45,12 +46,18 @@ class WrittenRule:
 
 @dataclass(slots=True)
 class RulesFile:
-    """A rules file as it was read. `ruleset` is None where anything is wrong."""
+    """A rules file as it was read. `ruleset` and `outline` are None where anything is wrong.
+
+    `text` is what it says, `files` the rules file and the list files that could be read.
+    """
 
     path: str
+    text: Text | None = None
     rules: list[WrittenRule] = field(default_factory=list)
     lists: dict[str, ListDefinition] = field(default_factory=dict)
     default: Action = field(default_factory=lambda: Action(Verb.DUNNO))
     observe: bool = False
     tests: list[SelfTest] = field(default_factory=list)
     ruleset: Ruleset | None = None
+    outline: Outline | None = None
+    files: list[LoadedFile] = field(default_factory=list)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, deque
 from typing import TYPE_CHECKING
 
 from policyd.core.ruleset import DEFAULT_RULE, Verb
@@ -19,6 +19,10 @@ LATENCY_BOUNDS = (
     *(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005),
     *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
+
+# Seconds between two samples of the counters, and how many are kept: a minute's.
+RATE_INTERVAL = 5.0
+RATE_SAMPLES = 12
 
 
 class Counters:
@@ -52,3 +56,35 @@ class Counters:
             del self.decisions[key]
         for name in [name for name in self.observed if name not in known]:
             del self.observed[name]
+
+
+class Rates:
+    """Decisions per second over the last minute, by what Postfix was told; from samples of the counters."""
+
+    def __init__(self, counters: Counters, now: float) -> None:
+        self._counters = counters
+        self._samples: deque[tuple[float, Counter[Verb]]] = deque(maxlen=RATE_SAMPLES + 1)
+        self._samples.append((now, Counter()))
+
+    def sample(self, now: float) -> None:
+        """Takes a sample if the last one is RATE_INTERVAL seconds old; `now` on the monotonic clock."""
+        if now - self._samples[-1][0] >= RATE_INTERVAL:
+            self._samples.append((now, self._totals()))
+
+    def forget(self, now: float) -> None:
+        """Begins anew, because the counters of rules that are gone have been dropped."""
+        self._samples.clear()
+        self._samples.append((now, self._totals()))
+
+    def per_second(self, now: float) -> dict[str, float]:
+        """The rate of each action since the oldest sample."""
+        began, before = self._samples[0]
+        seconds = max(now - began, 1.0)
+        totals = self._totals()
+        return {str(verb): (totals[verb] - before[verb]) / seconds for verb in Verb}
+
+    def _totals(self) -> Counter[Verb]:
+        totals: Counter[Verb] = Counter()
+        for (verb, _), count in self._counters.decisions.items():
+            totals[verb] += count
+        return totals

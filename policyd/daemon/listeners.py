@@ -22,7 +22,7 @@ import socket
 import stat
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from policyd.config.settings import InetAddress, UnixAddress
 
@@ -52,6 +52,9 @@ SPARE_DESCRIPTORS = 64
 
 # sd_listen_fds(3): the first descriptor passed.
 _FIRST_PASSED = 3
+
+# The name of the control socket among those that systemd passes (FileDescriptorName= in policyd-control.socket).
+CONTROL_NAME = "control"
 
 
 class ListenError(Exception):
@@ -131,26 +134,52 @@ class Listener:
         self._loop.add_reader(self._socket.fileno(), self._accept)
 
 
-def open_listeners(settings: Settings, environment: Mapping[str, str]) -> list[Listener]:
-    """The sockets that systemd has passed or, where it has not, those of the settings.
+class Listeners(NamedTuple):
+    """Where Postfix connects, and the control socket that systemd has passed, if it has."""
 
-    Raises ListenError, with nothing left open.
+    postfix: list[Listener]
+    control: Listener | None
+
+
+def open_listeners(settings: Settings, environment: Mapping[str, str]) -> Listeners:
+    """The sockets that systemd has passed or, if it has passed none for Postfix, those of the settings.
+
+    A socket named CONTROL_NAME (FileDescriptorName= in its unit) is the control socket. Raises ListenError, with
+    nothing left open.
     """
     listeners: list[Listener] = []
+    control = None
     try:
-        for descriptor in _passed(environment):
-            listeners.append(_adopt(descriptor))  # noqa: PERF401 - what has been opened must be known when one fails
+        for descriptor, name in _passed(environment):
+            listener = _adopt(descriptor)
+            listeners.append(listener)
+            if name == CONTROL_NAME:
+                control = listener
+        if control is not None:
+            listeners.remove(control)
         if not listeners:
             for address in settings.listen:
                 if isinstance(address, UnixAddress):
-                    listeners.append(_listen_unix(address, settings))
+                    mode, owner, group = settings.socket_mode, settings.socket_owner, settings.socket_group
+                    listeners.append(_listen_unix(address, mode=mode, owner=owner, group=group))
                 else:
                     listeners.extend(_listen_inet(address))
     except ListenError:
         for listener in listeners:
             listener.close()
+        if control is not None:
+            control.close()
         raise
-    return listeners
+    return Listeners(listeners, control)
+
+
+def open_control(path: str, group: str | None) -> Listener:
+    """The control socket at a path: for the daemon's user alone, or for a group as well. Raises ListenError."""
+    mode = 0o600 if group is None else 0o660
+    try:
+        return _listen_unix(UnixAddress(path), mode=mode, group=group, setting="control_group")
+    except ListenError as error:
+        raise ListenError(f"control: {error}") from None
 
 
 def raise_descriptor_limit() -> int:
@@ -165,12 +194,14 @@ def raise_descriptor_limit() -> int:
     return most - SPARE_DESCRIPTORS
 
 
-def _passed(environment: Mapping[str, str]) -> range:
-    """The descriptors that are meant for this process (sd_listen_fds(3))."""
-    if environment.get("LISTEN_PID") != str(os.getpid()):
-        return range(0)
+def _passed(environment: Mapping[str, str]) -> Iterator[tuple[int, str]]:
+    """The descriptors that are meant for this process, and their names (sd_listen_fds_with_names(3))."""
     count = environment.get("LISTEN_FDS", "")
-    return range(_FIRST_PASSED, _FIRST_PASSED + int(count)) if count.isdigit() else range(0)
+    if environment.get("LISTEN_PID") != str(os.getpid()) or not count.isdigit():
+        return
+    names = environment.get("LISTEN_FDNAMES", "").split(":")
+    for number in range(int(count)):
+        yield _FIRST_PASSED + number, names[number] if number < len(names) else ""
 
 
 def _adopt(descriptor: int) -> Listener:
@@ -207,9 +238,12 @@ def _listen_inet(address: InetAddress) -> list[Listener]:
     return listeners
 
 
-def _listen_unix(address: UnixAddress, settings: Settings) -> Listener:
-    owner = _number("owner", settings.socket_owner, lambda name: pwd.getpwnam(name).pw_uid)
-    group = _number("group", settings.socket_group, lambda name: grp.getgrnam(name).gr_gid)
+def _listen_unix(
+    address: UnixAddress, *, mode: int, owner: str | None = None, group: str | None = None, setting: str = ""
+) -> Listener:
+    """A unix socket with its owner and group; `setting` names the group's setting if it is not socket_group."""
+    uid = _number(setting or "socket_owner", "owner", owner, lambda name: pwd.getpwnam(name).pw_uid)
+    gid = _number(setting or "socket_group", "group", group, lambda name: grp.getgrnam(name).gr_gid)
     path = Path(address.path)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -220,9 +254,9 @@ def _listen_unix(address: UnixAddress, settings: Settings) -> Listener:
                 listening.bind(address.path)
             finally:
                 os.umask(umask)
-            if (owner, group) != (-1, -1):  # a sandbox may forbid chown(2) as such
-                os.chown(path, owner, group)
-            path.chmod(settings.socket_mode)
+            if (uid, gid) != (-1, -1):  # a sandbox may forbid chown(2) as such
+                os.chown(path, uid, gid)
+            path.chmod(mode)
             listening.listen(BACKLOG)  # only now can anybody connect
             return Listener(listening, str(address), path)
     except OSError as error:
@@ -282,7 +316,7 @@ def _clear(address: UnixAddress) -> None:
     raise ListenError(f"cannot listen on {address}: another process serves it; is policyd running already?")
 
 
-def _number(what: str, name: str | None, look_up: Callable[[str], int]) -> int:
+def _number(setting: str, what: str, name: str | None, look_up: Callable[[str], int]) -> int:
     """The number of a user or group; -1, which chown(2) leaves as it is, for none."""
     if name is None:
         return -1
@@ -291,7 +325,7 @@ def _number(what: str, name: str | None, look_up: Callable[[str], int]) -> int:
     try:
         return look_up(name)
     except KeyError:
-        raise ListenError(f"socket_{what}: there is no {what} {name!r} on this host") from None
+        raise ListenError(f"{setting}: there is no {what} {name!r} on this host") from None
 
 
 def _endpoint(address: tuple[str, int]) -> str:

@@ -13,26 +13,35 @@ import gc
 import logging
 import os
 import signal
+import time
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import uvloop
 
 from policyd import __version__
+from policyd.config.outline import changes
 from policyd.config.problems import ConfigErrors
+from policyd.control.words import Command, failed
 from policyd.daemon import listeners, metrics
-from policyd.daemon.counters import Counters
+from policyd.daemon.control import ControlServer, LongText
+from policyd.daemon.counters import Counters, Rates
 from policyd.daemon.decision_log_file import DecisionLog
 from policyd.daemon.operational_log import OperationalLog
 from policyd.daemon.reload import Loader, LoadError
 from policyd.daemon.server import Server
+from policyd.daemon.status import EXPIRY_NOTICE_DAYS, ReloadResult, Running, status
 from policyd.daemon.systemd import Notifier
 from policyd.dns.resolver import Resolver
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
 
+    from policyd.config.in_force import LoadedFile
     from policyd.config.settings import InetAddress, Settings, UnixAddress
+    from policyd.control.words import Request
+    from policyd.daemon.control import Answer, Commands
     from policyd.daemon.reload import Delivery, Holding
 
 _log = logging.getLogger(__name__)
@@ -48,9 +57,6 @@ ARRIVAL_TURNS = 5
 # DNS has some fifty; with Python's own 700, all of them would be looked at again and again (a fifth of the time of 500
 # connections that wait) though nearly all go when their count is zero.
 COLLECTOR_THRESHOLD = 20_000
-
-# A rule's end is announced so long before (ruleset.md: `expires`).
-EXPIRY_NOTICE_DAYS = 14
 
 # Of rules that end, so many are named, once a day; a ruleset made by a program may have thousands.
 MAX_EXPIRY_LINES = 20
@@ -88,6 +94,7 @@ class _Daemon:
         self._counters = Counters()
         self._ended = asyncio.Event()
         self._reload_wanted = asyncio.Event()
+        self._reloads: list[tuple[bool, asyncio.Future[ReloadResult] | None]] = []  # `--data`, and who waits for it
         self._tasks: set[asyncio.Task[None]] = set()
         self._replaced: set[Resolver] = set()
 
@@ -97,7 +104,7 @@ class _Daemon:
         loop.set_exception_handler(_log_bug)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ended.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reload_wanted.set)
+        loop.add_signal_handler(signal.SIGHUP, self._want_reload)
         delivery = await self._first_load()
         if delivery is None:
             return
@@ -107,7 +114,9 @@ class _Daemon:
         for work in (self._watch_time(), self._watch_reloads(), self._watch_watchdog()):
             self._run_beside(work)
         self._notifier.ready(delivery.summary)
-        del delivery  # else the first ruleset would stay in memory for as long as the daemon runs
+        del (
+            delivery
+        )  # it goes with the next reload; else the first ruleset would stay in memory for as long as the daemon runs
         await self._ended.wait()
         await self._drain()
 
@@ -144,11 +153,27 @@ class _Daemon:
             counters=self._counters,
             most_connections=most_connections,
         )
+        rates = Rates(self._counters, monotonic())
+        self._running = Running(self._server, delivery, rates, self._lines_lost)
         self._page = metrics.Page(self._server, self._lines_lost, delivery.seconds)
         self._page_server = await self._serve_metrics(settings)
-        self._listeners = listeners.open_listeners(settings, self._environment)
+        self._listeners, passed_control = listeners.open_listeners(settings, self._environment)
         for listener in self._listeners:
             listener.start(asyncio.get_running_loop(), self._server.accept, self._server.complain)
+        self._control = ControlServer(self._commands())
+        self._control_listener = passed_control or self._open_control(settings)
+        if self._control_listener is not None:
+            self._control_listener.start(asyncio.get_running_loop(), self._control.accept, self._server.complain)
+
+    def _open_control(self, settings: Settings) -> listeners.Listener | None:
+        """The control socket, if there is to be one and it can be had: mail does not depend on it."""
+        if settings.control is None:
+            return None
+        try:
+            return listeners.open_control(settings.control, settings.control_group)
+        except listeners.ListenError as error:
+            _log.error("%s; serving without a control socket", error)
+            return None
 
     def _announce(self, delivery: Delivery) -> None:
         """Says what was started, and what looks unsafe about it."""
@@ -161,6 +186,8 @@ class _Daemon:
                     "that only your Postfix does",
                     listener.name,
                 )
+        if self._control_listener is not None:
+            _log.info("control socket: %s", self._control_listener.name)
         if os.geteuid() == 0:
             _log.warning("running as root, which policyd does not need; give it a user of its own")
         self._announce_ruleset(delivery.warnings)
@@ -185,6 +212,10 @@ class _Daemon:
     def _hang_up(self) -> None:
         """SIGHUP: whoever moves log files need not wait for a load to get a new one."""
         self._decision_log.reopen()
+        self._want_reload()
+
+    def _want_reload(self, *, data: bool = False, waiting: asyncio.Future[ReloadResult] | None = None) -> None:
+        self._reloads.append((data, waiting))
         self._reload_wanted.set()
 
     # --- While it serves --------------------------------------------------------------------------------------------
@@ -197,6 +228,7 @@ class _Daemon:
                 now = monotonic()
                 self._server.sweep(now)
                 self._decision_log.check(now)
+                self._running.check(now)
                 if self._server.today != self._announced:
                     self._announce_expiry()
             except Exception:  # noqa: BLE001 - the boundary of the work beside requests
@@ -213,35 +245,52 @@ class _Daemon:
         while True:
             await self._reload_wanted.wait()
             self._reload_wanted.clear()
-            self._notifier.reloading()
-            try:
-                status = await self._reload()
-            except Exception:  # noqa: BLE001 - the boundary of the work beside requests
-                _log.exception("a bug in policyd, please report it")
-                status = "a reload failed"
-            self._notifier.ready(status)
+            wanted, self._reloads = self._reloads, []
+            for data in sorted({data for data, _ in wanted}, reverse=True):
+                self._notifier.reloading()
+                result = await self._reload(data=data)
+                self._notifier.ready(self._status_line(result))
+                for is_data, waiting in wanted:
+                    if is_data is data and waiting is not None and not waiting.done():
+                        waiting.set_result(result)
 
-    async def _reload(self) -> str:
-        """Loads and, if all is well, puts in force. Returns the status line."""
-        old = self._server.ruleset.hash
+    async def _reload(self, *, data: bool) -> ReloadResult:
+        """Loads and, if all is well, puts in force; with `data`, the rules text and the settings stay as they are."""
+        old = self._running.delivery
         try:
-            delivery, holding = await self._loader.load()
+            delivery, holding = await self._loader.load(old.texts if data else None)
+            changed = changes(old.outline, delivery.outline)
+            await self._use(delivery, holding)
         except (ConfigErrors, LoadError) as error:
             self._counters.loads["failure"] += 1
-            for line in str(error).splitlines():
+            result = ReloadResult(time.time(), data, errors=tuple(str(error).splitlines()))
+            for line in result.errors:
                 _log.error("%s", line)
-            _log.error("reload failed: ruleset %s stays in force", old)
-            return f"reload failed, ruleset {old} stays in force: {str(error).splitlines()[0]}"
-        self._counters.loads["success"] += 1
-        await self._use(delivery, holding)
-        _log.info("reloaded: %s", delivery.summary)
-        self._announce_ruleset(delivery.warnings)
-        return delivery.summary
+            _log.error("reload failed: ruleset %s stays in force", old.ruleset.hash)
+        except Exception:  # noqa: BLE001 - the boundary of the work beside requests
+            _log.exception("a bug in policyd, please report it")
+            result = ReloadResult(time.time(), data, errors=("a bug in policyd, please report it (the log has it)",))
+        else:
+            self._counters.loads["success"] += 1
+            result = ReloadResult(
+                time.time(), data, (), delivery.summary, changed, delivery.warnings, delivery.left_alone
+            )
+            _log.info("reloaded: %s", delivery.summary)
+            for path in delivery.left_alone:
+                _log.info("%s has been edited since it was loaded; reload --data leaves it alone", path)
+            self._announce_ruleset(delivery.warnings)
+        self._running.reloaded(result)
+        return result
+
+    def _status_line(self, result: ReloadResult) -> str:
+        if not result.errors:
+            return result.summary
+        return f"reload failed, ruleset {self._server.ruleset.hash} stays in force: {result.errors[0]}"
 
     async def _use(self, delivery: Delivery, holding: Holding) -> None:
         """Puts a new ruleset and new settings in force, in one step as far as requests go."""
         old, new = self._settings, delivery.settings
-        for name in ("listen", "socket_mode", "socket_owner", "socket_group"):
+        for name in ("listen", "socket_mode", "socket_owner", "socket_group", "control", "control_group"):
             if getattr(old, name) != getattr(new, name):
                 _log.warning("%s has changed; that takes a restart of policyd", name)
         logging.getLogger().setLevel(new.log_level.upper())
@@ -253,7 +302,9 @@ class _Daemon:
         if dataclasses.replace(new.dns, trust_postfix=old.dns.trust_postfix) != old.dns:
             self._resolver = Resolver(new.dns, old_resolver.counters)
         self._server.use(delivery.ruleset, new, self._resolver)
+        self._running.delivery = delivery
         self._counters.forget_rules(delivery.ruleset)
+        self._running.rates.forget(monotonic())
         self._page.loaded(delivery.seconds)
         replaced = None
         if old_resolver is not self._resolver:
@@ -269,6 +320,43 @@ class _Daemon:
             self._replaced.discard(replaced)
             await replaced.close()
         await holding.release()
+
+    # --- The control socket -----------------------------------------------------------------------------------------
+
+    def _commands(self) -> Commands:
+        return {
+            Command.ALIVE: self._tell_alive,
+            Command.STATUS: self._tell_status,
+            Command.RELOAD: self._reload_when_asked,
+            Command.RULES: self._tell_rules,
+        }
+
+    async def _tell_alive(self, _request: Request) -> Answer:
+        return {"ok": True, "version": __version__, "pid": os.getpid()}
+
+    async def _tell_status(self, _request: Request) -> Answer:
+        return {"ok": True, **status(self._running)}
+
+    async def _reload_when_asked(self, request: Request) -> Answer:
+        waiting: asyncio.Future[ReloadResult] = asyncio.get_running_loop().create_future()
+        self._want_reload(data=request.data, waiting=waiting)
+        result = await waiting
+        if result.errors:
+            return {**failed(*result.errors), "ruleset": self._server.ruleset.hash}
+        return {
+            "ok": True,
+            "ruleset": self._server.ruleset.hash,
+            "summary": result.summary,
+            "changes": result.changes,
+            "warnings": result.warnings,
+            "left_alone": result.left_alone,
+        }
+
+    async def _tell_rules(self, _request: Request) -> Answer:
+        """The rules text in force, and where it came from: what `policyd fetch` and `block` check new lists against."""
+        delivery = self._running.delivery
+        fields = {"ok": True, "ruleset": delivery.ruleset.hash, **_paths(delivery.files)}
+        return LongText(fields, "rules", bytes(delivery.texts.rules).decode("utf-8"))
 
     # --- Metrics ----------------------------------------------------------------------------------------------------
 
@@ -307,6 +395,9 @@ class _Daemon:
         self._notifier.stopping()
         for listener in self._listeners:
             listener.close()
+        if self._control_listener is not None:
+            self._control_listener.close()
+        self._control.close()
         for task in self._tasks:
             task.cancel()
         for _ in range(ARRIVAL_TURNS):
@@ -334,6 +425,12 @@ class _Daemon:
         task = asyncio.create_task(work)
         self._tasks.add(task)  # the loop itself keeps tasks by weak references only
         task.add_done_callback(self._tasks.discard)
+
+
+def _paths(files: Sequence[LoadedFile]) -> dict[str, str | None]:
+    """Absolute paths of the rules file (`path`) and the settings file (`settings`, None without one)."""
+    paths = {file.kind: str(Path(file.path).absolute()) for file in files if file.kind != "list"}
+    return {"path": paths["rules"], "settings": paths.get("settings")}
 
 
 def _log_bug(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

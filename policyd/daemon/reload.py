@@ -34,12 +34,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
+from policyd.config.in_force import Texts
 from policyd.config.load import load
 from policyd.config.problems import ConfigErrors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from policyd.config.in_force import LoadedFile, Outline
     from policyd.config.load import Loaded
     from policyd.config.settings import InetAddress, Settings, UnixAddress
     from policyd.core.index import Ruleset
@@ -62,13 +64,17 @@ class LoadError(Exception):
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """What a load has brought. `summary` says it in a line; `seconds` is how long that took; `warnings` are a line
-    each."""
+    each. `files`, `texts` and `left_alone` are as in `policyd.config.load.Loaded`."""
 
     settings: Settings
     ruleset: Ruleset
     summary: str
     seconds: float
     warnings: tuple[str, ...]
+    files: tuple[LoadedFile, ...]
+    texts: Texts
+    outline: Outline
+    left_alone: tuple[str, ...]
 
 
 class Holding:
@@ -107,16 +113,20 @@ class Loader:
         self.pid = os.fork()
         if not self.pid:
             self._channel.close()
-            _run_loader(far_end, lambda: load(config_path, rules_path, listen=listen, keep_lists=False))
+            _run_loader(
+                far_end, lambda texts: load(config_path, rules_path, listen=listen, keep_lists=False, texts=texts)
+            )
         far_end.close()
 
-    async def load(self) -> tuple[Delivery, Holding]:
+    async def load(self, texts: Texts | None = None) -> tuple[Delivery, Holding]:
         """Loads settings and ruleset; one load at a time. The holding is to be released when the delivery is replaced.
+
+        With `texts`, these are loaded in place of what the settings file and the rules file say now.
 
         Raises ConfigErrors where something in the files is wrong, LoadError where something else is.
         """
         try:
-            self._channel.send(b"load")
+            self._request(texts)
             await self._readable()
             message, descriptors, _, _ = socket.recv_fds(self._channel, _MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
         except (BrokenPipeError, ConnectionResetError):
@@ -137,6 +147,20 @@ class Loader:
             raise result
         assert isinstance(result, Delivery)
         return result, Holding(slices, memory)
+
+    def _request(self, texts: Texts | None) -> None:
+        """Asks for a load. The texts go along in a memory file."""
+        if texts is None:
+            self._channel.send(b"load")
+            return
+        try:
+            file = os.fdopen(os.memfd_create("policyd-texts", os.MFD_CLOEXEC), "w+b")
+        except OSError as error:
+            raise LoadError(f"cannot pass the rules in force to the loading process: {error.strerror}") from None
+        with file:
+            pickle.dump(texts, file, protocol=5)
+            file.flush()
+            socket.send_fds(self._channel, [b"load"], [file.fileno()])
 
     def close(self) -> None:
         """Ends the loading process, and a load that is under way."""
@@ -182,7 +206,7 @@ async def _collect(slices: Iterator[object]) -> list[object]:
 # --- In the loader and its workers ------------------------------------------------------------------------------------
 
 
-def _run_loader(channel: socket.socket, load_files: Callable[[], Loaded]) -> NoReturn:
+def _run_loader(channel: socket.socket, load_files: Callable[[Texts | None], Loaded]) -> NoReturn:
     """Forks a worker for each request, until the daemon is gone. Does nothing else, so that it stays as it is."""
     _call("policyd-loader")
     # These are meant for the daemon, but reach the whole group from a terminal or an init system.
@@ -190,10 +214,15 @@ def _run_loader(channel: socket.socket, load_files: Callable[[], Loaded]) -> NoR
         signal.signal(number, signal.SIG_IGN)
     status = 1
     try:
-        while channel.recv(_MESSAGE_BYTES):
+        while True:
+            message, descriptors, _, _ = socket.recv_fds(channel, _MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+            if not message:
+                break
             worker = os.fork()
             if not worker:
-                _run_worker(channel, load_files)
+                _run_worker(channel, lambda: load_files(_read_texts(descriptors)))  # noqa: B023 - called before the next
+            for descriptor in descriptors:
+                os.close(descriptor)
             problem = _watch(worker, channel)
             if problem:
                 channel.send(f"the loading process has failed ({problem})".encode())
@@ -230,7 +259,17 @@ def _run_worker(channel: socket.socket, load_files: Callable[[], Loaded]) -> NoR
         try:
             loaded = load_files()
             warnings = tuple(f"{one.path}: {one.message}" for one in loaded.warnings)
-            result = Delivery(loaded.settings, loaded.ruleset, loaded.summary, loaded.seconds, warnings)
+            result = Delivery(
+                loaded.settings,
+                loaded.ruleset,
+                loaded.summary,
+                loaded.seconds,
+                warnings,
+                loaded.files,
+                loaded.texts,
+                loaded.outline,
+                loaded.left_alone,
+            )
             del loaded  # its parsed lists, before all of the tables are there twice
         except ConfigErrors as errors:
             result = errors
@@ -246,6 +285,17 @@ def _run_worker(channel: socket.socket, load_files: Callable[[], Loaded]) -> NoR
     finally:
         sys.stderr.flush()
         os._exit(0)
+
+
+def _read_texts(descriptors: list[int]) -> Texts | None:
+    """The texts that came with the request to load, if any did."""
+    if not descriptors:
+        return None
+    with open(descriptors[0], "rb") as file:  # noqa: PTH123 - a descriptor
+        file.seek(0)
+        texts = pickle.load(file)  # noqa: S301 - written by the daemon
+    assert isinstance(texts, Texts)
+    return texts
 
 
 def _call(name: str) -> None:

@@ -91,9 +91,14 @@ class Server:
         self.patience = min(settings.limits.idle_timeout, settings.limits.request_timeout)
         self.today = _today()
 
+    @property
+    def max_connections(self) -> int:
+        """The limit of open connections: the setting, or what descriptors suffice for."""
+        return min(self.limits.connections, self._most_connections)
+
     def accept(self, accepted: socket.socket, peer: str) -> None:
         """Takes a connection that a listener has accepted, or closes it where there are too many."""
-        most = min(self.limits.connections, self._most_connections)
+        most = self.max_connections
         if len(self.connections) >= most:
             accepted.close()
             self.counters.refused += 1

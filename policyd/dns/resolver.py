@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
+from collections import Counter, deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -47,6 +47,9 @@ NAME_BYTES = 48
 # restarts is heard again soon, and one that is down, with its port closed, does not keep this process busy.
 PAUSE_SECONDS = 0.25
 
+# Lookups whose durations are kept, for the median that `policyd status` shows.
+RECENT_LOOKUPS = 1000
+
 # A bug is logged once in so many seconds: whoever can cause one can do so often.
 BUG_SECONDS = 60.0
 
@@ -76,6 +79,7 @@ class DnsCounters:
         self.joined = 0  # of these: waited for a lookup that was under way
         self.refused = 0  # of these: not begun, as there were `dns.lookups` under way
         self.bugs = 0
+        self.recent: deque[float] = deque(maxlen=RECENT_LOOKUPS)  # seconds that the last lookups took
 
 
 class Resolver:
@@ -172,6 +176,7 @@ class Resolver:
         if _weight(kept) <= self._cache.maxsize:
             self._cache[address] = kept
         self.counters.outcomes[identity.status, identity.reason] += 1
+        self.counters.recent.append(ended - began)
         return identity._replace(seconds=ended - began)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
+from tests.field.conftest import open_folder  # noqa: F401 - a fixture of the tests here too
 from tests.field.policyd import Policyd
 from tests.ports import free_port
 

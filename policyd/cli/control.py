@@ -1,0 +1,108 @@
+"""`policyd status` and `policyd reload`: ask the running daemon over its control socket.
+
+Whatever is not needed is not imported: a health check runs these every few seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from policyd import __version__
+from policyd.cli import Failure
+from policyd.cli.options import config_option, json_option
+from policyd.config.control_path import control_path
+from policyd.control.client import ControlError, ask
+from policyd.control.words import Command, Request
+from policyd.core.printable import printable
+
+
+@click.command()
+@config_option
+@json_option
+@click.option("--alive", is_flag=True, help="Only ask whether the daemon answers: exit status 0 if it does, else 2.")
+def status(config: str | None, as_json: bool, alive: bool) -> None:
+    """Ask the running daemon how it is: version, mode, ruleset, the last reload, DNS, lists.
+
+    Exit status: 0 if all is well, 1 if something needs attention (the last lines say what), 2 if the daemon cannot be
+    asked. The daemon is asked over the control socket that the settings name (control:).
+
+    \b
+    policyd status
+    policyd status --json | jq -r .ruleset
+    policyd status --alive
+    """
+    if alive:
+        _ask(config, Request(Command.ALIVE))
+        return
+    answer = _ask(config, Request(Command.STATUS))
+    data, attention, notices = answer["data"], list(answer["attention"]), list(answer["notices"])
+    if data["version"] != __version__:
+        attention.append(f"version {__version__} is installed, and {data['version']} runs; restart policyd")
+    if as_json:
+        whole = {**data, "installed_version": __version__, "attention": attention, "notices": notices}
+        click.echo(json.dumps(whole, indent=2))
+    else:
+        _print_status(answer["lines"], attention, notices, observes=data["mode"] == "observe")
+    if attention:
+        sys.exit(1)
+
+
+@click.command("reload")
+@config_option
+@click.option(
+    "--data",
+    is_flag=True,
+    help="Read list files and databases only, for the rules in force; edited rules and settings are left alone.",
+)
+def reload(config: str | None, data: bool) -> None:
+    """Make the running daemon load settings, rules and lists again, and wait until it has.
+
+    Prints what is in force now and what changed. With any error nothing changes: every error is printed, with file,
+    line and column, and the exit status is 1. It is 2 if the daemon cannot be asked.
+
+    \b
+    policyd reload
+    policyd reload --data
+    """
+    answer = _ask(config, Request(Command.RELOAD, data=data))
+    if not answer["ok"]:
+        for line in answer["errors"]:
+            click.echo(printable(line), err=True)
+        raise Failure(f"policyd: reload failed: ruleset {answer['ruleset']} stays in force", 1)
+    for warning in answer["warnings"]:
+        click.echo(printable(warning), err=True)
+    for path in answer["left_alone"]:
+        click.echo(printable(f"{path} has been edited since it was loaded; left alone (policyd reload takes it)"))
+    click.echo(printable(f"reloaded: {answer['summary']}"))
+    for change in answer["changes"] or ["nothing changed"]:
+        click.echo(printable(f"  {change}"))
+
+
+def _ask(config: str | None, request: Request) -> dict[str, Any]:
+    path = control_path(config)
+    if path is None:
+        raise Failure(
+            f"policyd: {config} names no control socket; add the line control: /run/policyd/control.sock, and restart "
+            "policyd",
+            2,
+        )
+    try:
+        return ask(path, request)
+    except ControlError as error:
+        raise Failure(f"policyd: {error}", 2) from None
+
+
+def _print_status(lines: list[tuple[str, str]], attention: list[str], notices: list[str], *, observes: bool) -> None:
+    """Labels in a column of their own; what needs attention in red, last, where a terminal shows it."""
+    width = max(len(label) for label, _ in lines)
+    for number, (label, text) in enumerate(lines):
+        is_red = number == 0 and observes
+        click.secho(printable(f"{label:<{width}}  {text}"), fg="red" if is_red else None, bold=is_red)
+    for notice in notices:
+        click.echo(printable(f"notice: {notice}"))
+    for line in attention:
+        click.secho(printable(f"attention: {line}"), fg="red")

@@ -1,0 +1,75 @@
+"""What a load leaves beside settings and ruleset: the files that were read, their text, and an outline to compare.
+
+The daemon keeps all of it while the ruleset is in force: `status` shows the files, `reload --data` loads again from the
+texts, and a reload says what changed from one outline to the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+# Hexadecimal digits of a file's hash, as many as a ruleset's hash has.
+HASH_DIGITS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedFile:
+    """A file as it was read: its hash (the first HASH_DIGITS of its SHA-256) and when it was last written (Unix
+    seconds). `lists` are the lists that a list file serves, `entries` how many it holds."""
+
+    path: str
+    kind: Literal["settings", "rules", "list"]
+    hash: str
+    modified: float
+    lists: tuple[str, ...] = ()
+    entries: int | None = None
+
+
+def file_hash(content: bytes | memoryview) -> str:
+    """The hash of a file's bytes."""
+    return hashlib.sha256(content).hexdigest()[:HASH_DIGITS]
+
+
+class Text:
+    """A settings or rules file as it was loaded: its bytes, and when it was last written (Unix seconds).
+
+    Pickled with its bytes out of band (protocol 5), so that the daemon uses them where they lie in the memory file.
+    """
+
+    __slots__ = ("_content", "modified")
+
+    def __init__(self, content: bytes | memoryview | pickle.PickleBuffer, modified: float) -> None:
+        self._content = memoryview(content)
+        self.modified = modified
+
+    @property
+    def content(self) -> memoryview:
+        """The bytes, without a copy."""
+        return self._content
+
+    def __bytes__(self) -> bytes:
+        return bytes(self._content)
+
+    def __reduce_ex__(self, protocol: object) -> tuple[object, ...]:
+        return Text, (pickle.PickleBuffer(self._content), self.modified)
+
+
+class Texts(NamedTuple):
+    """The settings file (None without one) and the rules file, as they were loaded."""
+
+    settings: Text | None
+    rules: Text
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What can be compared between two rulesets: a digest for each rule in order, each list and the default action;
+    and how many entries each list has."""
+
+    rules: dict[str, bytes]
+    lists: dict[str, tuple[bytes, int]]
+    default: bytes
+    observe: bool

@@ -1,0 +1,66 @@
+"""Asks a daemon over its control socket: one request, one answer, within a time limit."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from typing import Any
+
+from policyd.control.words import MAX_ANSWER_BYTES, Command, Request
+
+# Seconds until the daemon must have answered. A reload reads every file; ten million entries take a minute.
+_SECONDS = 10.0
+_RELOAD_SECONDS = 900.0
+
+
+class ControlError(Exception):
+    """The daemon cannot be asked, or its answer cannot be understood. The message says why, and what to do."""
+
+
+def ask(path: str, request: Request) -> dict[str, Any]:
+    """The daemon's answer. Raises ControlError."""
+    seconds = _RELOAD_SECONDS if request.command is Command.RELOAD else _SECONDS
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(min(seconds, _SECONDS))
+            connection.connect(path)
+            connection.sendall(request.encode())
+            line = _read_line(connection, time.monotonic() + seconds)
+    except FileNotFoundError:
+        raise ControlError(
+            f"cannot ask the daemon: {path} does not exist; is policyd running, with this path as 'control' in its "
+            "settings?"
+        ) from None
+    except ConnectionRefusedError:
+        raise ControlError(f"cannot ask the daemon: nothing listens at {path}; is policyd running?") from None
+    except PermissionError:
+        raise ControlError(
+            f"cannot ask the daemon: no permission to use {path}; ask as root or as a member of the socket's group"
+        ) from None
+    except TimeoutError:
+        raise ControlError(f"the daemon at {path} does not answer") from None
+    except OSError as error:
+        raise ControlError(f"cannot ask the daemon at {path}: {error.strerror or error}") from None
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict) or not isinstance(answer.get("ok"), bool):
+        raise ControlError(f"{path}: the answer is incomplete or does not come from policyd")
+    return answer
+
+
+def _read_line(connection: socket.socket, deadline: float) -> bytes:
+    """The line; without its newline if the other side closes before."""
+    read = bytearray()
+    while not read.endswith(b"\n") and len(read) <= MAX_ANSWER_BYTES:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        connection.settimeout(left)
+        piece = connection.recv(1 << 16)
+        if not piece:
+            break
+        read += piece
+    return bytes(read)

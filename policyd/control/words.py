@@ -1,0 +1,97 @@
+"""The words of the control socket: one JSON object a line in each direction (docs/systemd.md, "Ask the daemon").
+
+A request is `{"command": "reload", "data": true}`. The answer is `{"ok": true, ...}`, or `{"ok": false, "errors": []}`
+with a line for each error. Nothing here reads a socket.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Bytes of a request with its newline: a command and one host name, which has at most 255 bytes.
+MAX_REQUEST_BYTES = 4096
+
+# Bytes of an answer. The largest carries a rules file (64 MiB, policyd.config.files), each byte escaped at worst.
+MAX_ANSWER_BYTES = 160 << 20
+
+# Characters of a text that are encoded at a time, so that requests from Postfix do not wait for 64 MiB.
+_PIECE = 1 << 16
+
+
+class Command(StrEnum):
+    """What can be asked."""
+
+    ALIVE = "alive"
+    STATUS = "status"
+    RELOAD = "reload"
+    FORGET = "forget"
+    RULES = "rules"
+
+
+class RequestError(Exception):
+    """A request cannot be understood. The message is for the peer that sent it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request. `data` belongs to `reload` (list files and databases only), `what` to `forget`."""
+
+    command: Command
+    data: bool = False
+    what: str = ""
+
+    def encode(self) -> bytes:
+        """The request as a line."""
+        fields: dict[str, Any] = {"command": self.command}
+        if self.data:
+            fields["data"] = True
+        if self.what:
+            fields["what"] = self.what
+        return encode(fields)
+
+
+def parse_request(line: bytes) -> Request:
+    """Reads a request. Raises RequestError."""
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
+        raise RequestError("expected one JSON object in a line") from None
+    if not isinstance(fields, dict):
+        raise RequestError("expected one JSON object in a line")
+    unknown = sorted(set(fields) - {"command", "data", "what"})
+    if unknown:
+        raise RequestError(f"unknown key {unknown[0]!r:.80}")
+    try:
+        command = Command(str(fields.get("command")))
+    except ValueError:
+        raise RequestError(f"unknown command; the commands are {', '.join(Command)}") from None
+    data, what = fields.get("data", False), fields.get("what", "")
+    if not isinstance(data, bool) or not isinstance(what, str):
+        raise RequestError("expected true or false for 'data', and text for 'what'")
+    if (command is Command.FORGET) != bool(what):
+        raise RequestError("'what' is an address or a name, for 'forget' only")
+    return Request(command, data, what)
+
+
+def encode(fields: dict[str, Any]) -> bytes:
+    """An object as a line."""
+    return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+
+
+def encode_with_text(fields: dict[str, Any], name: str, text: str) -> Iterator[bytes]:
+    """The pieces of a line with the object's fields and, last, a long text under `name`."""
+    yield json.dumps(fields, separators=(",", ":"))[:-1].encode() + f',"{name}":"'.encode()
+    for start in range(0, len(text), _PIECE):
+        yield json.dumps(text[start : start + _PIECE], ensure_ascii=False)[1:-1].encode()
+    yield b'"}\n'
+
+
+def failed(*errors: str) -> dict[str, Any]:
+    """The answer to a request that failed."""
+    return {"ok": False, "errors": list(errors)}

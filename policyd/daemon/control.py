@@ -1,0 +1,147 @@
+"""The daemon's end of the control socket: requests in, answers out, one JSON object a line (policyd.control.words).
+
+Promises that no peer costs Postfix anything: a request has a maximum length and a deadline, the peers are limited, and
+when another one arrives at the limit, the peer that has waited longest without a request makes room. What a request
+does is left to the functions in `commands`. Who may connect is a matter of the socket's mode and group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from policyd.control.words import (
+    MAX_REQUEST_BYTES,
+    Command,
+    Request,
+    RequestError,
+    encode,
+    encode_with_text,
+    failed,
+    parse_request,
+)
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
+
+_log = logging.getLogger(__name__)
+
+# Peers at once: a few administrators and timers. A descriptor each, of those kept spare (listeners.SPARE_DESCRIPTORS).
+MAX_PEERS = 16
+
+# Seconds for a request to arrive, and for a peer to read an answer.
+REQUEST_SECONDS = 5.0
+ANSWER_SECONDS = 30.0
+
+# Bytes of an answer that wait for a peer, before writing pauses.
+UNREAD_BYTES = 1 << 18
+
+
+class LongText:
+    """An answer with a text that is too long to be encoded in one go."""
+
+    def __init__(self, fields: dict[str, Any], name: str, text: str) -> None:
+        self.fields = fields
+        self.name = name
+        self.text = text
+
+
+Answer: TypeAlias = "dict[str, Any] | LongText"
+Commands: TypeAlias = "Mapping[Command, Callable[[Request], Awaitable[Answer]]]"
+
+
+class ControlServer:
+    """Answers the peers that a listener accepts."""
+
+    def __init__(self, commands: Commands) -> None:
+        self._commands = commands
+        self._peers: dict[
+            asyncio.Task[None], bool
+        ] = {}  # whether a request of the peer is being answered; oldest first
+
+    def accept(self, accepted: socket.socket, _peer: str) -> None:
+        """Takes a connection that a listener has accepted."""
+        if len(self._peers) >= MAX_PEERS:
+            waiting = next((task for task, is_busy in self._peers.items() if not is_busy), None)
+            if waiting is None:
+                accepted.close()
+                return
+            waiting.cancel()
+            del self._peers[waiting]
+        task = asyncio.get_running_loop().create_task(self._serve(accepted))
+        self._peers[task] = False
+        task.add_done_callback(lambda done: self._peers.pop(done, None))
+
+    def close(self) -> None:
+        """Ends all connections."""
+        for task in list(self._peers):
+            task.cancel()
+
+    async def _serve(self, accepted: socket.socket) -> None:
+        """One peer, request by request, until it closes or says something that cannot be answered."""
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=MAX_REQUEST_BYTES, loop=loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        try:
+            transport, _ = await loop.connect_accepted_socket(lambda: protocol, accepted)
+        except Exception:  # noqa: BLE001 - the boundary of the accept
+            accepted.close()
+            _log.exception("control: a bug in policyd, please report it")
+            return
+        transport.set_write_buffer_limits(high=UNREAD_BYTES)
+        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+        try:
+            while await self._answer_one(reader, writer):
+                pass
+            async with asyncio.timeout(ANSWER_SECONDS):
+                writer.close()
+                await writer.wait_closed()
+        except (TimeoutError, OSError) as error:
+            _log.debug("control: a peer is gone: %s", type(error).__name__)
+        except Exception:  # noqa: BLE001 - the boundary of a peer
+            _log.exception("control: a bug in policyd, please report it")
+        finally:
+            transport.abort()
+
+    async def _answer_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Reads a request and answers it. Returns whether the peer may send another one."""
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS):
+                line = await reader.readline()
+        except ValueError:  # the line is longer than the limit
+            await self._write(writer, failed(f"a request has at most {MAX_REQUEST_BYTES} bytes"))
+            return False
+        if not line.endswith(b"\n"):
+            return False
+        try:
+            request = parse_request(line)
+        except RequestError as error:
+            await self._write(writer, failed(str(error)))
+            return False
+        task = asyncio.current_task()
+        assert task is not None
+        if task in self._peers:
+            self._peers[task] = True
+        try:
+            answer = await self._commands[request.command](request)
+        finally:
+            if task in self._peers:
+                self._peers[task] = False
+        await self._write(writer, answer)
+        return True
+
+    async def _write(self, writer: asyncio.StreamWriter, answer: Answer) -> None:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            for piece in _pieces(answer):
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0)
+
+
+def _pieces(answer: Answer) -> Iterator[bytes]:
+    if isinstance(answer, LongText):
+        yield from encode_with_text(answer.fields, answer.name, answer.text)
+    else:
+        yield encode(answer)

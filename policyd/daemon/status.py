@@ -1,0 +1,287 @@
+"""What `policyd status` says: one function for each section, each of which reads what the daemon already knows.
+
+A section gives data for programs, lines for people, and what needs attention; the command prints what it gets, so a
+new section is one more function in SECTIONS. Nothing here reads a file or asks anything.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import statistics
+import time
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from policyd import __version__
+from policyd.core.identity import Status
+from policyd.core.ruleset import Verb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from policyd.daemon.counters import Rates
+    from policyd.daemon.reload import Delivery
+    from policyd.daemon.server import Server
+
+# A rule's end is announced so many days before (ruleset.md: `expires`).
+EXPIRY_NOTICE_DAYS = 14
+
+# Seconds after which a top-level `mode: observe` needs attention, and for which lost log lines do.
+OBSERVE_SECONDS = 7 * 86400
+LOST_SECONDS = 86400
+
+# Lines of one section: a ruleset may have thousands of lists. The data for programs has them all.
+MAX_LINES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadResult:
+    """How a reload ended, at a time in Unix seconds. `errors` is empty if it succeeded; `data` is `reload --data`."""
+
+    at: float
+    data: bool
+    errors: tuple[str, ...] = ()
+    summary: str = ""
+    changes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    left_alone: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Running:
+    """The daemon as it is now. Times are in Unix seconds; `lost_at` is when log lines were lost last."""
+
+    server: Server
+    delivery: Delivery
+    rates: Rates
+    lines_lost: Callable[[], dict[str, int]]
+    started: float = field(default_factory=time.time)
+    loaded_at: float = field(default_factory=time.time)
+    lost_at: float | None = None
+    failed: ReloadResult | None = None  # the last whole reload, if it failed
+    data_failed: ReloadResult | None = None  # the last `reload --data` since then, if it failed
+    left_alone: tuple[str, ...] = ()  # files that the last `reload --data` found edited
+    _lost_before: int = 0
+
+    def reloaded(self, result: ReloadResult) -> None:
+        """Records how a reload ended."""
+        if result.data:
+            self.data_failed = result if result.errors else None
+        else:
+            self.failed = result if result.errors else None
+            if not result.errors:
+                self.data_failed = None
+        if not result.errors:
+            self.loaded_at = result.at
+            self.left_alone = result.left_alone
+
+    def check(self, now: float) -> None:
+        """What is due once a second, `now` on the monotonic clock."""
+        self.rates.sample(now)
+        lost = sum(self.lines_lost().values())
+        if lost > self._lost_before:
+            self.lost_at, self._lost_before = time.time(), lost
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the status: keys and values for programs, labelled lines for people, and what is not as it should be.
+
+    `attention` makes the exit status 1; `notices` do not.
+    """
+
+    data: dict[str, Any] = field(default_factory=dict)
+    lines: tuple[tuple[str, str], ...] = ()
+    attention: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
+
+
+def status(running: Running) -> dict[str, Any]:
+    """The whole status: `data`, `lines` (label and text), `attention` and `notices`."""
+    data: dict[str, Any] = {}
+    lines: list[tuple[str, str]] = []
+    attention: list[str] = []
+    notices: list[str] = []
+    for section in (make(running) for make in SECTIONS):
+        data |= section.data
+        lines += section.lines[:MAX_LINES]
+        if len(section.lines) > MAX_LINES:
+            lines.append(("", f"and {len(section.lines) - MAX_LINES:,} more (status --json has all)"))
+        attention += section.attention
+        notices += section.notices
+    return {"data": data, "lines": lines, "attention": attention, "notices": notices}
+
+
+# --- The sections -----------------------------------------------------------------------------------------------------
+
+
+def _daemon(running: Running) -> Section:
+    data = {"version": __version__, "pid": os.getpid(), "since": _written(running.started)}
+    line = f"policyd {__version__}, process {os.getpid()}, since {_written(running.started)} ({_age(running.started)})"
+    notices = ("running as root, which policyd does not need; give it a user of its own",) if not os.geteuid() else ()
+    return Section(data, (("daemon", line),), notices=notices)
+
+
+def _mode(running: Running) -> Section:
+    if not running.server.ruleset.observe:
+        return Section({"mode": "enforce"}, (("mode", "enforce"),))
+    since = _rules_written(running)
+    line = f"observe: every answer is DUNNO, since {_written(since)} ({_age(since)})"
+    attention: tuple[str, ...] = ()
+    if time.time() - since > OBSERVE_SECONDS:
+        attention = (f"mode: observe stands at the top of the rules for {_age(since)}; no mail is refused",)
+    return Section({"mode": "observe", "observe_since": _written(since)}, (("mode", line),), attention)
+
+
+def _rules_written(running: Running) -> float:
+    """When the rules file in force was written."""
+    return next(file.modified for file in running.delivery.files if file.kind == "rules")
+
+
+def _ruleset(running: Running) -> Section:
+    ruleset, delivery = running.server.ruleset, running.delivery
+    loaded = {
+        "at": _written(running.loaded_at),
+        "seconds": round(delivery.seconds, 3),
+        "rules": ruleset.counts.rules,
+        "networks": ruleset.counts.networks,
+        "names": ruleset.counts.names,
+        "expressions": ruleset.counts.expressions,
+    }
+    files = [
+        {"path": file.path, "kind": file.kind, "hash": file.hash, "modified": _written(file.modified)}
+        for file in delivery.files
+    ]
+    lines = [("ruleset", f"{delivery.summary.removeprefix('ruleset ')}; loaded {_age(running.loaded_at)} ago")]
+    lines += [
+        ("file", f"{file.hash} {file.path}, written {_age(file.modified)} ago")
+        for file in delivery.files
+        if file.kind != "list"
+    ]
+    return Section({"ruleset": ruleset.hash, "loaded": loaded, "files": files}, tuple(lines))
+
+
+def _reload(running: Running) -> Section:
+    failures = [each for each in (running.failed, running.data_failed) if each is not None]
+    lines: list[tuple[str, str]] = []
+    for failure in failures:
+        command = "reload --data" if failure.data else "reload"
+        lines.append((command, f"failed {_age(failure.at)} ago; ruleset {running.server.ruleset.hash} stays in force"))
+        lines += [("", error) for error in failure.errors]
+    data = {
+        "failures": [{"at": _written(each.at), "data": each.data, "errors": list(each.errors)} for each in failures]
+    }
+    attention = tuple(f"the last {'reload --data' if each.data else 'reload'} failed" for each in failures)
+    notices = tuple(f"{path} has been edited since it was loaded" for path in running.left_alone)
+    return Section({"reload": data}, tuple(lines), attention, notices)
+
+
+def _answers(running: Running) -> Section:
+    rates = running.rates.per_second(monotonic())
+    text = ", ".join(f"{verb} {rates[verb]:.1f}" for verb in map(str, Verb))
+    rounded = {verb: round(rate, 3) for verb, rate in rates.items()}
+    return Section({"answers_per_second": rounded}, (("answers/s", f"{text} (over the last minute)"),))
+
+
+def _connections(running: Running) -> Section:
+    server = running.server
+    data = {
+        "open": len(server.connections),
+        "limit": server.max_connections,
+        "accepted": server.counters.accepted,
+        "refused": server.counters.refused,
+    }
+    line = f"{data['open']:,} open of {data['limit']:,} at most; refused {data['refused']:,}"
+    return Section({"connections": data}, (("connections", line),))
+
+
+def _dns(running: Running) -> Section:
+    counters = running.server.counters.dns
+    asked = counters.outcomes.total()
+    failed = sum(count for (status, _), count in counters.outcomes.items() if status is Status.ERROR)
+    median = round(statistics.median(counters.recent) * 1000, 1) if counters.recent else None
+    data = {"asked": asked, "failed": failed, "median_ms": median, "cached": running.server.resolver.cached_clients}
+    line = f"asked {asked:,}, failed {failed:,}" + ("" if median is None else f", median {median} ms")
+    return Section({"dns": data}, (("dns", f"{line}; {data['cached']:,} clients cached"),))
+
+
+def _lists(running: Running) -> Section:
+    files = [file for file in running.delivery.files if file.kind == "list"]
+    data = [
+        {
+            "lists": list(file.lists),
+            "path": file.path,
+            "hash": file.hash,
+            "modified": _written(file.modified),
+            "age_seconds": max(0, round(time.time() - file.modified)),
+            "entries": file.entries,
+        }
+        for file in files
+    ]
+    lines = tuple(
+        ("list", f"{', '.join(file.lists)}: {file.entries or 0:,} entries, {_age(file.modified)} old, {file.hash}")
+        for file in files
+    )
+    return Section({"lists": data}, lines)
+
+
+def _logs(running: Running) -> Section:
+    lost = running.lines_lost()
+    attention: tuple[str, ...] = ()
+    lines: tuple[tuple[str, str], ...] = ()
+    if any(lost.values()):
+        text = ", ".join(f"{count:,} of the {log} log" for log, count in lost.items() if count)
+        lines = (("lines lost", text),)
+        if running.lost_at is not None and time.time() - running.lost_at < LOST_SECONDS:
+            attention = (f"log lines were lost: {text}",)
+    return Section({"lines_lost": lost}, lines, attention)
+
+
+def _endings(running: Running) -> Section:
+    today = running.server.today
+    notice = today + datetime.timedelta(days=EXPIRY_NOTICE_DAYS)
+    ending = [rule for rule in running.server.ruleset.rules if rule.expired(notice)]
+    expired = [rule for rule in ending if rule.expired(today)]
+    data = [{"rule": rule.name, "expires": str(rule.expires), "expired": rule.expired(today)} for rule in ending]
+    lines = tuple(
+        ("rule ends", f"{rule.name}: {'expired' if rule.expired(today) else 'expires'} on {rule.expires}")
+        for rule in ending
+    )
+    attention: tuple[str, ...] = ()
+    if expired:
+        names = ", ".join(rule.name for rule in expired[:5]) + (", ..." if len(expired) > 5 else "")
+        attention = (f"expired rules: {names}; remove them or set another date",)
+    return Section({"ending_rules": data}, lines, attention)
+
+
+SECTIONS: tuple[Callable[[Running], Section], ...] = (
+    _mode,
+    _daemon,
+    _ruleset,
+    _reload,
+    _answers,
+    _connections,
+    _dns,
+    _lists,
+    _logs,
+    _endings,
+)
+
+
+# --- Times ------------------------------------------------------------------------------------------------------------
+
+
+def _written(seconds: float) -> str:
+    """RFC 3339, with the local offset."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).astimezone().isoformat(timespec="seconds")
+
+
+def _age(seconds: float) -> str:
+    """How long ago a time was, in the largest unit that gives 2 or more."""
+    age = max(0.0, time.time() - seconds)
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if age >= 2 * length:
+            return f"{age / length:.0f} {unit}"
+    return f"{age:.0f} s"

@@ -1,0 +1,51 @@
+"""Requests and answers as lines: what is understood, and what is not."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from policyd.control.words import Command, Request, RequestError, encode_with_text, parse_request
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [Request(Command.STATUS), Request(Command.RELOAD, data=True), Request(Command.FORGET, what="mail.example.com")],
+)
+def test_a_request_is_read_back_as_it_was_written(request_: Request) -> None:
+    line = request_.encode()
+    assert line.endswith(b"\n")
+    assert parse_request(line) == request_
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"status\n",
+        b"{}\n",
+        b"[]\n",
+        b"7\n",
+        b'{"command": "stop"}\n',
+        b'{"command": ["status"]}\n',
+        b'{"command": "status", "why": 1}\n',
+        b'{"command": "reload", "data": 1}\n',
+        b'{"command": "forget"}\n',
+        b'{"command": "forget", "what": 7}\n',
+        b'{"command": "status", "what": "x"}\n',
+        b"\xff\xfe\n",
+        b"[" * 4000 + b"\n",
+    ],
+)
+def test_what_is_not_a_request_is_said_to_be_none(line: bytes) -> None:
+    with pytest.raises(RequestError):
+        parse_request(line)
+
+
+def test_a_long_text_is_encoded_in_pieces_that_make_one_object() -> None:
+    text = 'rules: # "quoted" \\ \t\r\n\u00e9\u2028\U0001f600' * 20_000
+    pieces = [*encode_with_text({"ok": True}, "rules", text)]
+    assert len(pieces) > 5
+    assert json.loads(b"".join(pieces)) == {"ok": True, "rules": text}
+    assert b"\n" not in b"".join(pieces)[:-1]

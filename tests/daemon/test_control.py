@@ -1,0 +1,303 @@
+"""The control socket of a real daemon: what it tells, who may ask, and that no peer costs Postfix anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from policyd.control.client import ControlError, ask
+from policyd.control.words import Command, Request
+from tests.daemon.client import Client, request
+from tests.daemon.conftest import RULES, StartPolicyd
+
+if TYPE_CHECKING:
+    from tests.field.policyd import Policyd
+
+BULK = request(client_address="203.0.113.9")
+LATER = "DEFER 4.7.1 later"
+LISTED = """
+lists:
+  drop: {file: drop.txt}
+rules:
+  - {name: drop, match: {cidr: $drop}, action: REJECT}
+"""
+
+
+def run(policyd: Policyd, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command, beside a daemon and with its settings."""
+    return subprocess.run(
+        [sys.executable, "-m", "policyd", *arguments, "-c", str(policyd.settings)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.fixture
+def control(tmp_path: Path) -> str:
+    return str(tmp_path / "control.sock")
+
+
+# --- Status -----------------------------------------------------------------------------------------------------------
+
+
+def test_status_tells_version_mode_ruleset_and_files(start_policyd: StartPolicyd, port: int, control: str) -> None:
+    with start_policyd(control=control) as policyd, Client(port) as client:
+        client.ask(BULK)
+        (logged,) = policyd.decisions(1)
+        told = run(policyd, "status", "--json")
+        said = run(policyd, "status")
+        pid = policyd.pid
+    assert (told.returncode, told.stderr) == (0, "")
+    status = json.loads(told.stdout)
+    assert (status["pid"], status["mode"], status["ruleset"]) == (pid, "enforce", logged["ruleset"])
+    assert status["loaded"]["rules"] == 3
+    assert [file["kind"] for file in status["files"]] == ["settings", "rules"]
+    assert all(len(file["hash"]) == 8 for file in status["files"])
+    assert status["answers_per_second"]["DEFER"] > 0
+    assert status["connections"]["open"] == 1
+    assert status["attention"] == []
+    assert (said.returncode, said.stdout.splitlines()[0]) == (0, "mode         enforce")
+
+
+def test_a_top_level_observe_stands_in_the_first_line_and_needs_attention_after_a_week(
+    start_policyd: StartPolicyd, control: str, tmp_path: Path
+) -> None:
+    with start_policyd("mode: observe\n" + RULES, control=control) as policyd:
+        fresh = run(policyd, "status")
+        old = (tmp_path / "rules.yaml").stat().st_mtime - 8 * 86400
+        os.utime(policyd.rules, (old, old))
+        policyd.reload()
+        forgotten = run(policyd, "status")
+    assert fresh.returncode == 0
+    assert fresh.stdout.startswith("mode         observe: every answer is DUNNO")
+    assert forgotten.returncode == 1
+    assert "attention: mode: observe stands at the top of the rules for 8 days" in forgotten.stdout
+
+
+def test_an_expired_rule_needs_attention_and_one_that_will_expire_is_told(
+    start_policyd: StartPolicyd, control: str
+) -> None:
+    rules = RULES + "  - {name: old, match: {cidr: 192.0.2.7}, action: REJECT, expires: 2026-01-01}\n"
+    with start_policyd(rules, control=control) as policyd:
+        told = run(policyd, "status")
+    assert told.returncode == 1
+    assert "rule ends    old: expired on 2026-01-01" in told.stdout
+    assert "attention: expired rules: old; remove them or set another date" in told.stdout
+
+
+def test_alive_exits_0_while_the_daemon_answers_and_2_without_it(start_policyd: StartPolicyd, control: str) -> None:
+    with start_policyd(control=control) as policyd:
+        alive = run(policyd, "status", "--alive")
+    gone = run(policyd, "status", "--alive")
+    assert (alive.returncode, alive.stdout) == (0, "")
+    assert gone.returncode == 2
+    assert f"{control} does not exist; is policyd running" in gone.stderr
+
+
+def test_settings_without_a_control_socket_are_said_to_name_none(start_policyd: StartPolicyd) -> None:
+    with start_policyd() as policyd:
+        told = run(policyd, "status")
+    assert told.returncode == 2
+    assert "names no control socket; add the line control: /run/policyd/control.sock" in told.stderr
+
+
+# --- Reload -----------------------------------------------------------------------------------------------------------
+
+
+def test_reload_waits_and_tells_what_changed(start_policyd: StartPolicyd, port: int, control: str) -> None:
+    with start_policyd(control=control) as policyd, Client(port) as client:
+        policyd.rules.write_text(RULES.replace("later", "much later").replace("name: vps", "name: hosters"))
+        told = run(policyd, "reload")
+        assert client.ask(BULK) == "DEFER 4.7.1 much later"
+        again = run(policyd, "reload")
+    assert (told.returncode, told.stderr) == (0, "")
+    first, *changes = told.stdout.splitlines()
+    assert first.startswith("reloaded: ruleset ")
+    assert changes == ["  rule hosters added", "  rule bulk changed", "  rule vps removed"]
+    assert again.stdout.splitlines()[1:] == ["  nothing changed"]
+
+
+def test_a_broken_reload_exits_1_with_every_error_and_status_shows_it_until_a_good_one(
+    start_policyd: StartPolicyd, port: int, control: str
+) -> None:
+    with start_policyd(control=control) as policyd, Client(port) as client:
+        policyd.rules.write_text(RULES.replace("cidr", "cidre").replace("REJECT", "REJCT"))
+        failed = run(policyd, "reload")
+        shown = run(policyd, "status")
+        assert client.ask(BULK) == LATER
+        policyd.rules.write_text(RULES)
+        mended = run(policyd, "reload")
+        quiet = run(policyd, "status")
+    assert (failed.returncode, failed.stdout) == (1, "")
+    *errors, last = failed.stderr.splitlines()
+    assert [error.partition(": ")[0] for error in errors] == [
+        f"{policyd.rules}:3:68",
+        f"{policyd.rules}:4:26",
+        f"{policyd.rules}:5:75",
+    ]
+    assert last.startswith("policyd: reload failed: ruleset ")
+    assert shown.returncode == 1
+    assert all(error in shown.stdout for error in errors)
+    assert "attention: the last reload failed" in shown.stdout
+    assert (mended.returncode, quiet.returncode) == (0, 0)
+    assert "failed" not in quiet.stdout.replace("failed 0", "")
+
+
+def test_data_is_reloaded_beside_half_edited_rules_and_settings(
+    start_policyd: StartPolicyd, port: int, control: str, tmp_path: Path
+) -> None:
+    drop = tmp_path / "drop.txt"
+    drop.write_text("192.0.2.0/24\n")
+    with start_policyd(LISTED, control=control) as policyd, Client(port) as client:
+        assert client.ask(BULK) == "DUNNO"
+        drop.write_text("192.0.2.0/24\n203.0.113.0/24\n")
+        policyd.rules.write_text(LISTED[: len(LISTED) // 2] + "  - {name: [")
+        policyd.settings.write_text(policyd.settings.read_text() + "limits: {conections: 7}\n")
+        before = json.loads(run(policyd, "status", "--json").stdout)
+        told = run(policyd, "reload", "--data")
+        assert client.ask(BULK).startswith("REJECT")
+        status = run(policyd, "status", "--json")
+        whole = run(policyd, "reload")
+        drop.write_text("no network\n")
+        bad = run(policyd, "reload", "--data")
+        both = run(policyd, "status", "--json")
+    assert (told.returncode, told.stderr) == (0, "")
+    settings, rules, *changes = told.stdout.splitlines()
+    assert settings.startswith(f"{policyd.settings} has been edited since it was loaded; left alone")
+    assert rules.startswith(f"{policyd.rules} has been edited since it was loaded; left alone")
+    assert changes[1:] == ["  list drop changed: 1 entries before, 2 now"]
+    assert status.returncode == 0
+    after = json.loads(status.stdout)
+    assert [file["hash"] for file in after["files"][:2]] == [file["hash"] for file in before["files"][:2]]
+    assert after["files"][2]["hash"] != before["files"][2]["hash"]
+    assert whole.returncode == 1
+    assert bad.returncode == 1
+    assert f"{drop}:1:1: " in bad.stderr
+    assert [failure["data"] for failure in json.loads(both.stdout)["reload"]["failures"]] == [False, True]
+
+
+def test_a_good_reload_of_data_does_not_hide_that_the_rules_are_broken(
+    start_policyd: StartPolicyd, control: str
+) -> None:
+    with start_policyd(control=control) as policyd:
+        policyd.rules.write_text("rules: 7\n")
+        assert run(policyd, "reload").returncode == 1
+        assert run(policyd, "reload", "--data").returncode == 0
+        told = run(policyd, "status")
+    assert told.returncode == 1
+    assert "expected a list of rules" in told.stdout
+
+
+def test_the_rules_text_in_force_is_told_whatever_the_file_says_now(start_policyd: StartPolicyd, control: str) -> None:
+    rules = "# \u00e9 \U0001f600\n" + RULES + "".join(f"# a comment of some length {n}\n" for n in range(10_000))
+    with start_policyd(rules, control=control) as policyd:
+        policyd.rules.write_text("rules: []\n")
+        answer = ask(control, Request(Command.RULES))
+    assert answer["rules"] == rules
+    assert (answer["path"], answer["settings"]) == (str(policyd.rules), str(policyd.settings))
+
+
+# --- Who asks ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("group", "mode"), [(None, 0o600), (str(os.getgid()), 0o660)])
+def test_the_socket_is_its_owners_alone_unless_a_group_is_named(
+    start_policyd: StartPolicyd, control: str, group: str | None, mode: int
+) -> None:
+    settings = {"control": control} | ({} if group is None else {"control_group": group})
+    with start_policyd(**settings):
+        assert stat.S_IMODE(Path(control).stat().st_mode) == mode
+    assert not Path(control).exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_another_user_is_refused(start_policyd: StartPolicyd, open_folder: Path) -> None:
+    control = str(open_folder / "control.sock")
+    script = (
+        "import os; from policyd.control.client import ask; from policyd.control.words import *\n"
+        f"os.setuid(65534); ask({control!r}, Request(Command.ALIVE))"
+    )
+    with start_policyd(control=control):
+        ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert f"no permission to use {control}; ask as root or as a member of the socket's group" in ended.stderr
+
+
+def test_a_control_socket_that_cannot_be_had_is_told_and_mail_goes_on(
+    start_policyd: StartPolicyd, port: int, tmp_path: Path
+) -> None:
+    with start_policyd(control=str(tmp_path / "missing" / "c.sock")) as policyd, Client(port) as client:
+        assert client.ask(BULK) == LATER
+        assert "No such file or directory; serving without a control socket" in policyd.operational_log.read_text()
+
+
+# --- Peers that do not behave -----------------------------------------------------------------------------------------
+
+
+def connect(control: str) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(30)
+    connection.connect(control)
+    return connection
+
+
+@pytest.mark.parametrize(
+    ("sent", "error"),
+    [
+        (b"GET / HTTP/1.1\r\n", "expected one JSON object in a line"),
+        (b"\0" * 100 + b"\n", "expected one JSON object in a line"),
+        (b'{"command": "stop"}\n', "unknown command; the commands are alive, status, reload, forget, rules"),
+        (b"x" * 1_000_000, "a request has at most 4096 bytes"),
+    ],
+)
+def test_what_is_not_a_request_is_refused_in_words(
+    start_policyd: StartPolicyd, control: str, sent: bytes, error: str
+) -> None:
+    with start_policyd(control=control), connect(control) as peer:
+        try:
+            peer.sendall(sent)
+        except OSError:  # the daemon has read enough
+            return
+        answer: Any = json.loads(peer.makefile("rb").readline())
+        assert (answer["ok"], answer["errors"]) == (False, [error])
+        assert peer.recv(1) == b""
+
+
+def test_a_crowd_of_silent_peers_does_not_keep_others_out(start_policyd: StartPolicyd, port: int, control: str) -> None:
+    with start_policyd(control=control) as policyd, ExitStack() as crowd, Client(port) as client:
+        for _ in range(100):
+            crowd.enter_context(connect(control)).sendall(b'{"comm')
+        assert ask(control, Request(Command.ALIVE))["ok"]
+        assert client.ask(BULK) == LATER
+        assert len(os.listdir(f"/proc/{policyd.pid}/fd")) < 64  # noqa: PTH208 - a count
+
+
+def test_several_requests_may_come_over_one_connection(start_policyd: StartPolicyd, control: str) -> None:
+    with start_policyd(control=control), connect(control) as peer:
+        peer.sendall(Request(Command.ALIVE).encode() * 3)
+        lines = peer.makefile("rb")
+        assert [json.loads(lines.readline())["ok"] for _ in range(3)] == [True] * 3
+
+
+def test_something_that_is_not_policyd_is_noticed(tmp_path: Path) -> None:
+    path = str(tmp_path / "other")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        listening.settimeout(30)
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.connect(path)
+        listening.accept()[0].close()
+        listening.close()
+        with pytest.raises(ControlError, match="nothing listens"):
+            ask(path, Request(Command.ALIVE))

@@ -1,6 +1,10 @@
 # make run    sets up what is needed and answers on 127.0.0.1:10040 with the shipped rules
 # make check  style, types, directions of import
 # make test   the checks, then every test (ARGS="-k reload" narrows them)
+# make unit   the quick tests, which need no root, in less than 30 s: the loop while you write
+# make matrix both commands of the README, run and test, in clean roots of Debian 12 and 13; needs root and debootstrap
+#             (RELEASES="trixie" for one of them; .ci/matrix says more)
+# make newest the tests that need no Postfix, with the newest versions that pyproject.toml allows instead of the locked ones
 # make faults every fault of docs/reliability.md, at length (some 15 minutes): ARGS="-k mail" for some of them,
 #             SOAK=10000000 for the number of requests of the soak; the table goes to build/faults.md
 # make fuzz   looks for inputs that break a promise (docs/fuzzing.md), each target for FUZZ_RUNS executions or
@@ -13,8 +17,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# Number of processes that run tests; all tests with Postfix run in one of them. JOBS=0 for none but pytest (--pdb).
+JOBS ?= 2
+PARALLEL = -n $(JOBS) --dist loadgroup
 
-.PHONY: run check test faults fuzz bench lock audit clean
+.PHONY: run check test unit matrix newest faults fuzz bench lock audit clean
 
 run: $(VENV)/run.stamp
 	$(BIN)/policyd serve -c config/policyd.yaml
@@ -26,7 +33,16 @@ check: $(VENV)/test.stamp
 	$(BIN)/pytest tests/test_architecture.py
 
 test: check
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(PARALLEL) $(ARGS)
+
+unit: $(VENV)/test.stamp
+	UNIT=1 $(BIN)/pytest $(PARALLEL) -m 'not slow' $(ARGS)
+
+matrix:
+	ARGS='$(ARGS)' .ci/matrix $(RELEASES)
+
+newest:
+	$(PYTHON) .ci/newest.py $(ARGS)
 
 faults: $(VENV)/test.stamp
 	mkdir -p build

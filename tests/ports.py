@@ -1,13 +1,14 @@
 """Ports of 127.0.0.1 for the servers of tests.
 
-Between the moment when a port is found free and that when a server listens on it, nobody else should get it. So it is
-none of those that the kernel gives to outgoing connections, none that was given before in this run, and one by chance,
-since another run may be under way on the same machine.
+Between the moment when a port is found free and that when a server listens on it, nothing else should get it. So it is
+none of those that the kernel gives to outgoing connections, none that was given before in this run, none that another
+process of this run (pytest-xdist) may give, and one by chance, since another run may be under way on the same machine.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import random
 import socket
 from contextlib import suppress
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 def _candidates() -> Iterator[int]:
     """Each port once, in an order of this run's own; hypothesis seeds `random` itself, so that is not asked."""
     first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
-    lasting = [port for port in range(10_100, 65_536) if not first <= port <= last]
+    # "gw0" is the first of the processes of pytest-xdist; without it there is one process, and no name.
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    lasting = [port for port in range(10_100, 65_536) if not first <= port <= last and port % processes == process]
     return iter(random.SystemRandom().sample(lasting, len(lasting)))
 
 

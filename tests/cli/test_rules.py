@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow  # starts programs
+
 RULES = """\
 lists:
   bulk: {file: bulk.txt}

@@ -19,6 +19,7 @@ from policyd.config.conditions import CONDITIONS
 from policyd.config.load import load
 from policyd.config.problems import ConfigErrors, Severity
 from policyd.core.protocol import ATTRIBUTES
+from tests.examples import examples
 
 CONFIG = Path(__file__).parents[2] / "config"
 GOOD = "rules: [{name: a, match: {cidr: 192.0.2.1}, action: REJECT}]\n"
@@ -240,7 +241,7 @@ def test_any_bytes_load_or_are_refused(content: bytes, tmp_path: Path) -> None:
     load_anything(content, tmp_path / "rules.yaml")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(300))
 @given(tree=trees | st.dictionaries(keys, trees, max_size=5) | rulesets)
 def test_any_tree_loads_or_is_refused(tree: Any, tmp_path: Path) -> None:
     load_anything(yaml.safe_dump(tree, allow_unicode=True, sort_keys=False).encode(), tmp_path / "rules.yaml")

@@ -14,6 +14,7 @@ from policyd.core.reply import reply_text
 from policyd.core.ruleset import Verb
 from tests import naive
 from tests.core.build import action_of, build
+from tests.examples import examples
 
 TODAY = datetime.date(2026, 11, 21)
 
@@ -109,7 +110,7 @@ def request_of(attributes: dict[str, str]) -> Request:
     return Request.of({name: value.encode() for name, value in attributes.items()})
 
 
-@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(2000), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(rules, st.sampled_from(["DUNNO", "REJECT"]), st.lists(st.tuples(requests, dns), min_size=1, max_size=6))
 def test_the_engine_agrees_with_the_plain_evaluation(made, default, asked):
     ruleset = build(made, default, LISTS)
@@ -154,7 +155,7 @@ def assert_the_trace_tells_the_same(decision: Decision, looked: list) -> None:
         assert decision.downgraded == doubt
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(rules, requests, dns)
 def test_a_ruleset_that_went_through_shared_memory_decides_the_same(made, attributes, known):
     ruleset = build(made, "DUNNO", LISTS)
@@ -167,7 +168,7 @@ def test_a_ruleset_that_went_through_shared_memory_decides_the_same(made, attrib
     assert decide(pickle.loads(pickle.dumps(ruleset, protocol=4)), request, identity, TODAY) == want
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(rules, st.dictionaries(st.sampled_from(["client_address", "helo_name", "sender", "recipient", "sasl_username"]),
                               st.binary(max_size=400)), dns)  # fmt: skip
 def test_no_bytes_that_a_client_sends_can_make_the_engine_fail(made, attributes, known):

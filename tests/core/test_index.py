@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from policyd.core.lookups import ExpressionTable
 from policyd.core.normalize import MAX_NAME, domain_of, fold_name, fold_value
 from policyd.core.tables import Filing, Hits, NameTable, RangeTable
+from tests.examples import examples
 
 
 def table_of(networks: list) -> tuple[RangeTable, Filing]:
@@ -38,7 +39,7 @@ def networks(version: int) -> st.SearchStrategy:
     return st.builds(lambda a, p: kind((a, p), strict=False), first, prefix)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(st.lists(networks(4) | networks(6), max_size=12))
 def test_an_address_lies_in_just_the_networks_that_the_standard_library_says(made):
     table, filing = table_of(made)
@@ -62,6 +63,7 @@ def test_a_table_of_names_is_a_dict(entries, others):
         assert table.number(key) == entries.get(key, 0)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_names_and_networks_are_found_again():
     chosen = random.Random(4)
     names = {b"host%d.example%d.net" % (chosen.getrandbits(40), n % 999): 1 + n % 7 for n in range(100_000)}

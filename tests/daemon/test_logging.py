@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import IO
 from urllib.request import urlopen
 
+import pytest
+
 from tests.daemon.client import Client, request
 from tests.daemon.conftest import RULES, StartPolicyd
 from tests.daemon.test_serving import said
 from tests.field.waiting import until
 from tests.ports import free_port
+
+pytestmark = pytest.mark.slow  # starts programs
 
 BULK = request(client_address="203.0.113.9")
 LATER = "DEFER 4.7.1 later"

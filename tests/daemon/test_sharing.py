@@ -16,6 +16,8 @@ from tests.field.policyd import Policyd
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow  # starts programs
+
 REQUEST = b"request=smtpd_access_policy\nprotocol_state=RCPT\nclient_address=203.0.113.9\nclient_name=a.example\n\n"
 
 

@@ -17,6 +17,8 @@ from tests.field.policyd import serve_in_vain
 from tests.field.waiting import PATIENCE_SECONDS
 from tests.ports import free_port
 
+pytestmark = pytest.mark.slow  # starts programs
+
 BULK = request(client_address="203.0.113.9")
 
 

@@ -162,6 +162,7 @@ def unbound(tmp_path_factory):
         (b"unknown", Identity(ERROR, reason=Reason.NO_ADDRESS, names_known=False)),
     ],
 )
+@pytest.mark.slow
 async def test_what_a_real_resolver_knows_of_a_client(unbound, client_address, want):
     resolver = Resolver(dns(unbound, timeout=DEADLINE if want.reason is Reason.TIMEOUT else PATIENCE))
     try:
@@ -267,6 +268,7 @@ async def test_four_thousand_ptr_records_are_read_and_bounded():
     assert len(asked) == 11
 
 
+@pytest.mark.slow
 async def test_the_ptr_names_are_known_although_the_forward_servers_are_silent():
     script = {CLIENT_PTR: Reply([*ONE_PTR, "@ 300 PTR other.example"]), NAME: Reply(silent=True)}
     with ScriptedServer(script) as server:
@@ -275,6 +277,7 @@ async def test_the_ptr_names_are_known_although_the_forward_servers_are_silent()
     assert [(one.name, one.answer) for one in asked[1:]] == [(b"mail.example", Reason.TIMEOUT), (b"other.example", ())]
 
 
+@pytest.mark.slow
 async def test_the_deadline_is_for_all_of_a_clients_queries_together():
     delay = DEADLINE / 2
     with ScriptedServer({CLIENT_PTR: Reply(ONE_PTR, delay=delay), NAME: Reply(silent=True)}) as server:
@@ -283,6 +286,7 @@ async def test_the_deadline_is_for_all_of_a_clients_queries_together():
     assert identity.seconds < delay + DEADLINE
 
 
+@pytest.mark.slow
 async def test_forward_lookups_run_at_once():
     names = [f"{letter}.example" for letter in "abcdefghij"]
     script = {CLIENT_PTR: Reply([f"@ 300 PTR {name}" for name in names])}
@@ -292,6 +296,7 @@ async def test_forward_lookups_run_at_once():
     assert identity.seconds < 10 * 0.8
 
 
+@pytest.mark.slow
 async def test_a_slow_answer_is_used_although_the_server_has_been_quick():
     """c-ares learns haste from quick answers, and no longer hears a slow one; so it must not be left to it."""
     quick = {reverse(f"192.0.2.{number}"): Reply(rcode=NXDOMAIN) for number in range(100, 110)}
@@ -303,6 +308,7 @@ async def test_a_slow_answer_is_used_although_the_server_has_been_quick():
         await resolver.close()
 
 
+@pytest.mark.slow
 async def test_a_server_that_comes_back_is_heard_by_who_still_waits():
     port = free_port()
     resolver = Resolver(dns(f"127.0.0.1:{port}"))
@@ -349,6 +355,7 @@ async def test_a_server_that_sends_nothing_but_broken_messages_costs_no_more_tha
     assert descriptors < before + channels.LONE_CHANNELS + 5
 
 
+@pytest.mark.slow
 async def test_an_answer_that_came_while_the_event_loop_was_busy_counts():
     with ScriptedServer(dict(GOOD)) as server:
         resolver = Resolver(dns(server.address))
@@ -510,6 +517,7 @@ async def test_beyond_so_many_lookups_a_client_is_an_error_at_once_which_is_not_
 
 
 @pytest.mark.parametrize("delay", [0.01, 0.6])
+@pytest.mark.slow
 async def test_channels_are_replaced_and_nothing_is_lost_over_it(monkeypatch, delay):
     """Both the eager ones and, where the server is slow, the patient ones."""
     monkeypatch.setattr(channels, "CHANNEL_QUERIES", 7)
@@ -525,6 +533,7 @@ LARGE = Reply([f"@ 300 PTR {name}" for name in MANY_NAMES])
 
 
 @pytest.mark.usefixtures("unhurried")
+@pytest.mark.slow
 async def test_waiting_for_an_answer_over_tcp_takes_no_processor_time():
     with ScriptedServer({CLIENT_PTR: Reply(ONE_PTR, truncated=True, delay=0.5)}) as server:
         resolver = Resolver(dns(server.address))
@@ -534,6 +543,7 @@ async def test_waiting_for_an_answer_over_tcp_takes_no_processor_time():
         await resolver.close()
 
 
+@pytest.mark.slow
 async def test_large_answers_take_no_more_than_a_share_of_the_time(monkeypatch):
     monkeypatch.setattr(channels, "REST", 1e6)
     with ScriptedServer({reverse(f"203.0.113.{number}"): LARGE for number in range(6)}) as server:
@@ -554,6 +564,7 @@ async def test_usual_answers_over_tcp_take_their_time_without_a_rest(monkeypatch
         await resolver.close()
 
 
+@pytest.mark.slow
 async def test_after_a_rest_more_is_read(monkeypatch):
     monkeypatch.setattr(channels, "REST", 2.0)
     with ScriptedServer({reverse(f"203.0.113.{number}"): LARGE for number in range(4)}) as server:

@@ -18,6 +18,7 @@ from policyd.exchange.exporting import NoSuchListError, export
 from policyd.exchange.importing import ImportFailedError, ImportOptions, Shape
 from policyd.exchange.model import ExportOptions, Report
 from policyd.exchange.rules_yaml import scalar
+from tests.examples import examples
 from tests.exchange.meaning import (
     TODAY,
     Asked,
@@ -148,7 +149,7 @@ def told_whole(name: str, text: str, **options: Any) -> tuple[str, list[str]]:
     return written, [note.reason for note in report.notes]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(rulesets_of_networks)
 @pytest.mark.parametrize(
     ("name", "back"),
@@ -168,7 +169,7 @@ def test_a_set_of_networks_holds_those_that_are_rejected(name: str, back: str, t
     assert [address for address in ADDRESSES if address in kept_out] == wanted
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(rulesets_of_networks)
 def test_a_cidr_table_answers_as_the_rules_do(text: str) -> None:
     require("postmap")
@@ -184,7 +185,7 @@ def test_a_cidr_table_answers_as_the_rules_do(text: str) -> None:
         assert answer(again, Asked(address)) == answer(rules, Asked(address)), (text, address)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(rulesets_of_networks)
 def test_postscreen_rejects_whom_the_rules_reject(text: str) -> None:
     require("postmap")
@@ -217,7 +218,7 @@ rulesets_of_clients = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(rulesets_of_clients)
 def test_an_access_table_answers_as_the_rules_do(text: str) -> None:
     require("postmap")
@@ -230,7 +231,7 @@ def test_an_access_table_answers_as_the_rules_do(text: str) -> None:
         assert (first(found, client_keys(client)) or "DUNNO") == answer(rules, client), (text, written, client)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(rulesets_of_clients)
 def test_an_access_db_means_the_same_when_it_is_imported_again(text: str) -> None:
     rules = made(text)
@@ -254,7 +255,7 @@ dotted_rules = st.builds(
 ) | st.builds(rule, st.just("hostname"), names, st.just([]), st.sampled_from(ACTIONS))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(st.lists(dotted_rules, min_size=1, max_size=4).map(rules_file))
 def test_a_dotted_access_table_answers_as_the_rules_do(text: str) -> None:
     require("postmap")
@@ -273,7 +274,7 @@ sender_rules = st.builds(
 ) | st.builds(rule, st.just("sender"), mailboxes, st.just([]), st.sampled_from(ACTIONS))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(st.lists(sender_rules, min_size=1, max_size=4).map(rules_file))
 def test_an_access_table_of_senders_answers_as_the_rules_do(text: str) -> None:
     require("postmap")

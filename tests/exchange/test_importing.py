@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from policyd.exchange.importing import FORMATS, ImportFailedError, ImportOptions, Shape, as_json_object, import_files
 from policyd.logs.files import MAX_LINE_BYTES
+from tests.examples import examples
 from tests.exchange.meaning import imported, ruleset
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ lines = (
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(rows=st.lists(lines, max_size=8))
 def test_any_file_is_a_report_and_rules_that_the_loader_takes_or_one_line(name: str, rows: list[str]) -> None:
     try:

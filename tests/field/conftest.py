@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
-HERE = Path(__file__).parent
-
 # The addresses of the tests' clients, by what reverse DNS has to say of them; the incidents' are added to these.
 RECORDS = [
     *host("mail.sender.example", "192.0.2.25"),
@@ -42,13 +40,6 @@ RECORDS = [
 SILENT_ZONES = ["silent.example", "mute.example", "quiet.example", "113.0.203.in-addr.arpa"]
 # Zones whose server refuses, which unbound turns into SERVFAIL.
 REFUSED_ZONES = ["refused.example", "100.51.198.in-addr.arpa"]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test of this folder `field`, so that `-m 'not field'` leaves them out."""
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.field)
 
 
 @pytest.fixture(scope="session")

@@ -229,6 +229,7 @@ def test_a_reader_that_stops_early_closes_the_file(tmp_path: Path) -> None:
     assert open_files() == before
 
 
+@pytest.mark.slow
 def test_zstandard_blocks_stay_bounded(tmp_path: Path) -> None:
     # 256 MiB of zeros in a few KiB: what comes out at once must not be all of it.
     packed = io.BytesIO()

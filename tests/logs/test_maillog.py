@@ -19,6 +19,7 @@ from policyd.logs import sendmail as sendmail_reader
 from policyd.logs.files import LogError
 from policyd.logs.maillog import MailLog, observations
 from policyd.logs.transaction import MAX_RECIPIENTS, Observation, Outcome, Standing
+from tests.examples import examples
 
 DATA = Path(__file__).parents[1] / "data"
 WRITTEN = datetime.datetime(2026, 11, 21, tzinfo=datetime.UTC).timestamp()
@@ -713,7 +714,7 @@ def damaged_lines(draw: st.DrawFn) -> bytes:
     return line[:start] + middle + line[end:]
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.lists(st.one_of(st.binary(max_size=200), damaged_lines(), st.sampled_from(KNOWN_LINES)), max_size=30))
 def test_no_line_raises_and_every_line_is_counted(lines: list[bytes]) -> None:
     log = MailLog()

@@ -4,6 +4,8 @@ import pytest
 
 from tests.tools.documented import ROOT, as_pattern, outputs, sessions
 
+pytestmark = pytest.mark.slow  # starts programs
+
 SESSIONS = sessions((ROOT / "docs" / "tools.md").read_text())
 
 

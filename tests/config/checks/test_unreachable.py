@@ -7,6 +7,7 @@ import random
 import time
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
@@ -53,6 +54,7 @@ def test_a_rule_that_is_called_unreachable_can_be_taken_away(
         )
 
 
+@pytest.mark.slow
 def test_ten_thousand_rules_are_looked_at_in_little_time(tmp_path: Path) -> None:
     """Each rule with its own suffix, network and exception; the cost must not grow with the square."""
     rng = random.Random(1)
@@ -87,6 +89,7 @@ def test_rules_that_share_a_condition_are_not_compared_each_with_each(tmp_path: 
     assert time.process_time() - started < 2  # 0.1 s; comparing each with all before it takes ten
 
 
+@pytest.mark.slow
 def test_what_is_covered_covers_nothing_more(tmp_path: Path) -> None:
     rules = "".join(f"  - {{name: r{number}, match: {{helo_name: x}}, action: DEFER}}\n" for number in range(5_000))
     (tmp_path / "rules.yaml").write_text(f"rules:\n{rules}")

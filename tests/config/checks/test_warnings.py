@@ -50,6 +50,7 @@ def test_a_rule_that_never_expires_has_no_notice_at_the_end_of_time() -> None:
 
 
 @pytest.mark.parametrize(("form", "entry"), [("cidr", "{0}.{1}.{2}.0/24"), ("hostname_suffix", "h{0}-{1}-{2}.example")])
+@pytest.mark.slow
 def test_a_long_list_with_duplicates_is_looked_at_in_little_time(form: str, entry: str, tmp_path: Path) -> None:
     entries = [entry.format(n >> 16, (n >> 8) & 255, n & 255) for n in range(100_000)]
     entries[90_000] = entries[100]

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policyd.exchange.importing import ImportOptions
+from tests.examples import examples
 from tests.exchange.meaning import (
     ACTIONS,
     Asked,
@@ -47,7 +48,7 @@ def tables(keys: list[str]) -> st.SearchStrategy[dict[str, str]]:
     return st.dictionaries(st.sampled_from(keys), st.sampled_from(ACTIONS), min_size=1, max_size=7)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(tables(NAMES + OCTETS))
 def test_clients_get_the_answer_that_postfix_gives_them(entries: dict[str, str]) -> None:
     require("postmap")
@@ -58,7 +59,7 @@ def test_clients_get_the_answer_that_postfix_gives_them(entries: dict[str, str])
         assert answer(rules, asked) == as_answer(first(found, client_keys(asked))), (table, asked)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(tables(MAIL))
 def test_senders_get_the_answer_that_postfix_gives_them(entries: dict[str, str]) -> None:
     require("postmap")
@@ -69,7 +70,7 @@ def test_senders_get_the_answer_that_postfix_gives_them(entries: dict[str, str])
         assert answer(rules, asked) == as_answer(first(found, mail_keys(asked.sender))), (table, asked)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(tables(NAMES[:-1]))
 def test_helo_names_get_the_answer_that_postfix_gives_them(entries: dict[str, str]) -> None:
     require("postmap")
@@ -81,7 +82,7 @@ def test_helo_names_get_the_answer_that_postfix_gives_them(entries: dict[str, st
         assert answer(rules, Asked(helo=helo)) == as_answer(first(found, name_keys(helo))), (table, helo)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(tables([*NAMES[:-1], *(f".{name}" for name in NAMES[:-1])]))
 def test_dotted_keys_cover_the_names_under_them_alone(entries: dict[str, str]) -> None:
     require("postmap")

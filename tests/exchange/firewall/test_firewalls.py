@@ -203,6 +203,7 @@ def test_a_file_that_was_cut_off_is_read_as_far_as_it_goes(text: str) -> None:
     assert ["it was cut off" in note.reason for note in result.report.notes] == [True]
 
 
+@pytest.mark.slow
 def test_a_set_is_read_as_often_as_any_firewall_asks_for_it() -> None:
     elements = ", ".join(f"10.0.{number >> 8}.{number & 255}" for number in range(0, 8000, 2))
     text = (

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.exchange.meaning import ACTIONS, Asked, answer, as_answer, imported, postmap, read, rules_of
 from tests.requirements import require
 
@@ -56,7 +57,7 @@ tables = st.lists(blocks, min_size=1, max_size=6).map(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(tables)
 def test_the_rules_answer_as_postfix_does(table: str) -> None:
     require("postmap")

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from policyd.exchange.importing import ImportOptions
 from policyd.exchange.model import MOST_TOO_LARGE
+from tests.examples import examples
 from tests.exchange.meaning import Asked, answer, as_answer, imported, postmap, rules_of
 from tests.requirements import require
 
@@ -51,7 +52,7 @@ tables = st.lists(lines | blocks, min_size=1, max_size=4).map(
 
 
 @pytest.mark.parametrize("format_name", TYPES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(table=tables)
 def test_the_rules_answer_as_postfix_does(format_name: str, table: str) -> None:
     require("postmap")

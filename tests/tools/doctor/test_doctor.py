@@ -52,8 +52,9 @@ def answering(listener: socket.socket, answer: bytes | None) -> Iterator[list[by
                 request += part
             asked.append(request)
             if answer is not None:
-                connection.sendall(answer)
-                connection.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(OSError):  # the client closes after MAX_ANSWER_BYTES
+                    connection.sendall(answer)
+                    connection.shutdown(socket.SHUT_WR)
 
     thread = threading.Thread(target=serve)
     thread.start()

@@ -17,6 +17,7 @@ from policyd.tools.judge import Assumption, Judge
 from policyd.tools.replay import replay as replay_module
 from policyd.tools.replay.output import comparison_as_json, print_comparison, print_replay, replay_as_json
 from policyd.tools.replay.replay import compare, replay, subjects_of
+from tests.examples import examples
 
 if TYPE_CHECKING:
     from policyd.core.index import Ruleset
@@ -339,7 +340,7 @@ def rulesets(tmp_path_factory: pytest.TempPathFactory) -> list[Ruleset]:
     return [ruleset_of(folder, text) for text in texts]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(seen=st.lists(observed_mails, max_size=25))
 def test_mails_that_are_remembered_as_alike_are_decided_alike(rulesets: list[Ruleset], seen: list[Observation]) -> None:
     for ruleset in rulesets:

@@ -18,6 +18,7 @@ from policyd.tools.stats import collect as stats_module
 from policyd.tools.stats.collect import Stats, collect, over_time, parse_since
 from policyd.tools.stats.html import page
 from policyd.tools.stats.output import print_stats, stats_as_json
+from tests.examples import examples
 from tests.local_time import local_time
 from tests.tools.decided import line
 
@@ -273,7 +274,7 @@ def test_a_page_of_nothing_is_a_page() -> None:
     assert_nothing_to_load(page(Stats()))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(
     st.lists(
         st.fixed_dictionaries(

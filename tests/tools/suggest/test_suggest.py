@@ -13,6 +13,7 @@ from policyd.config.load import load
 from policyd.tools.suggest import candidates as suggest_module
 from policyd.tools.suggest.candidates import Suggestions, suggest
 from policyd.tools.suggest.output import as_json, as_yaml
+from tests.examples import examples
 from tests.tools.replay.test_replay import log_of, mail
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ host_names = st.from_regex(r"([a-z0-9_'\"#{}%:-]{1,5}\.){1,4}(example|jp|co\.jp|
 local_parts = st.from_regex(r"[!-?A-~]{1,12}", fullmatch=True)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(
     st.lists(
         st.tuples(addresses, host_names, local_parts, st.sampled_from(["a.example", "b.jp"]), st.booleans()),

@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""Runs the tests that need no Postfix with the newest versions that pyproject.toml allows, and names what breaks them.
+
+Installs the locked versions into a virtual environment of its own, then upgrades all of them. If a test fails, moves
+one package after the other back to its locked version and repeats the failed tests, until it knows which one it is.
+
+    newest.py [PYTEST_ARGUMENT...]
+
+Exit status: 0 if all tests pass, 1 if a dependency breaks some, 2 if the tests fail with the locked versions too.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Environment:
+    """A virtual environment with policyd in place and the versions that requirements-test.lock names."""
+
+    def __init__(self, folder: Path) -> None:
+        self._bin = folder / "bin"
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        self.install("--require-hashes", "-r", "requirements-test.lock")
+        self.install("--no-deps", "--no-build-isolation", "--editable", ".")
+
+    def install(self, *arguments: str) -> None:
+        """Calls pip. Raises CalledProcessError if it fails; it has said why."""
+        self._run(["pip", "install", "--quiet", "--disable-pip-version-check", *arguments], check=True)
+
+    def versions(self) -> dict[str, str]:
+        """Installed versions by name, without policyd itself."""
+        listed = subprocess.run(
+            [self._bin / "pip", "list", "--disable-pip-version-check", "--format=json", "--exclude=policyd"],
+            cwd=ROOT, check=True, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        return {package["name"]: package["version"] for package in json.loads(listed.stdout)}
+
+    def passes(self, *arguments: str) -> bool:
+        """Whether pytest passes."""
+        return self._run(["pytest", *arguments], check=False).returncode == 0
+
+    def _run(self, command: list[str], *, check: bool) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run([self._bin / command[0], *command[1:]], cwd=ROOT, check=check)
+
+
+def pins(versions: dict[str, str]) -> list[str]:
+    return [f"{name}=={version}" for name, version in versions.items()]
+
+
+def culprits(environment: Environment, locked: dict[str, str], newest: dict[str, str], failed: list[str]) -> list[str]:
+    """The packages that alone make the failed tests pass, each moved back to its locked version.
+
+    pip moves back with a package what that needs at an exact version (pydantic-core with pydantic).
+    """
+    found = []
+    for name, version in changed(locked, newest).items():
+        environment.install(f"{name}=={version}")
+        if environment.passes(*failed):
+            found.append(name)
+        environment.install("--no-deps", *pins(newest))
+    return found
+
+
+def changed(locked: dict[str, str], newest: dict[str, str]) -> dict[str, str]:
+    """Locked versions by name, of what is newer now."""
+    return {name: version for name, version in locked.items() if newest.get(name, version) != version}
+
+
+def main(arguments: list[str]) -> int:
+    with tempfile.TemporaryDirectory(prefix="policyd-newest-") as folder:
+        environment = Environment(Path(folder) / "venv")
+        locked = environment.versions()
+        environment.install("--upgrade", "--upgrade-strategy=eager", "--editable", ".[test]")
+        newest = environment.versions()
+        for name, version in changed(locked, newest).items():
+            print(f"{name}: {version} is locked, {newest[name]} is the newest", flush=True)
+        tests = ["-m", "not field", "-o", f"cache_dir={folder}/cache", *arguments]
+        if environment.passes(*tests):
+            return 0
+        failed = [*tests, "--last-failed", "--no-summary", "--tb=no"]
+        broken_by = culprits(environment, locked, newest, failed)
+        for name in broken_by:
+            print(f"{name} {newest[name]} breaks the tests above; {locked[name]} does not.", file=sys.stderr)
+        if broken_by:
+            return 1
+        environment.install("--no-deps", *pins(locked))
+        if environment.passes(*failed):
+            print("The newest versions break the tests above, and no single one of them.", file=sys.stderr)
+            return 1
+        print("The tests above fail with the locked versions too.", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

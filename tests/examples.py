@@ -1,0 +1,12 @@
+"""How many examples hypothesis tries: all of them in `make test`, a few in `make unit`."""
+
+from __future__ import annotations
+
+import os
+
+UNIT = bool(os.environ.get("UNIT"))
+
+
+def examples(usual: int) -> int:
+    """The number for a test whose own differs from hypothesis's default of 100."""
+    return max(5, usual // 20) if UNIT else usual

@@ -1,0 +1,259 @@
+"""`dns_lists:` of a ruleset -> `DnsList`: zone, key, codes and self-test of each, with every problem found on the way.
+
+A key, and a zone that holds one, never appear in a message: the list's name and the key file's path stand for them.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import idna
+
+from policyd.config.dns_codes import CodeError, can_match, parse_code
+from policyd.config.files import OversizedError, UnreadableError, read_file
+from policyd.config.known_zones import known_zone
+from policyd.config.problems import Problem, did_you_mean, quoted
+from policyd.config.yaml_tree import Mapping, Scalar, Sequence, describe
+from policyd.core.address import format_address, parse_address
+from policyd.core.dns_lists import Ask, DnsList
+from policyd.core.identity import may_be_host
+from policyd.core.normalize import fold_name
+
+if TYPE_CHECKING:
+    from policyd.config.known_zones import KnownZone
+    from policyd.config.problems import Report
+    from policyd.config.yaml_tree import Item, Node
+    from policyd.core.dns_lists import Code
+
+DNS_LIST_KEYS = ("zone", "key_file", "ask", "codes", "refused", "self_test")
+
+NAME_PATTERN = r"[A-Za-z0-9_.-]+"
+
+# What stands in a zone for the first line of `key_file`.
+KEY = "{key}"
+
+# A key is one label or a few; a longer file is not a key file.
+MAX_KEY_BYTES = 64 << 10
+
+# A zone must leave room for what is asked: an IPv6 address takes 64 characters of a name's 253.
+MAX_ZONE = 253 - 64
+
+_NAME = re.compile(NAME_PATTERN)
+_LABELS = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
+_YES = frozenset({"yes", "true"})
+_NO = frozenset({"no", "false"})
+
+# Entries that must be listed unless the list says otherwise (RFC 5782 section 5).
+TEST_ADDRESS = "127.0.0.2"
+TEST_NAME = "test"
+
+
+@dataclass(slots=True)
+class WrittenDnsList:
+    """One list as it stands in the file. `definition` is None if anything about it is wrong."""
+
+    name: str
+    line: int
+    column: int
+    definition: DnsList | None = None
+    key_file: str = ""  # its path, empty for none
+    known: KnownZone | None = None
+    exposes_key: bool = False  # the key stands in the rules file
+    used: bool = False
+
+
+def read_dns_lists(node: Node, path: str, report: Report) -> dict[str, WrittenDnsList]:
+    """Reads the lists by name, those that are wrong included; `path` is the rules file's."""
+    if not isinstance(node, Mapping):
+        message = f"dns_lists: expected names with their definitions, not {describe(node)}"
+        report.add(Problem(path, node.line, node.column, message))
+        return {}
+    lists: dict[str, WrittenDnsList] = {}
+    for item in node:
+        key = item.key
+        written = lists[key.text] = WrittenDnsList(key.text, key.line, key.column)
+        reader = _Reader(written, path, report)
+        if not _NAME.fullmatch(key.text):
+            reader.add(key, "this is not a name for a list; use letters, digits, '-', '_' and '.' only")
+        written.definition = reader.read(item.value)
+    return lists
+
+
+class _Reader:
+    """Reads one definition."""
+
+    def __init__(self, written: WrittenDnsList, path: str, report: Report) -> None:
+        self._written = written
+        self._path = path
+        self._report = report
+        self._wrong = False
+
+    def add(self, node: Node, message: str) -> None:
+        """Reports a problem of this list."""
+        self._wrong = True
+        message = f"DNS list {quoted(self._written.name)}: {message}"
+        self._report.add(Problem(self._path, node.line, node.column, message))
+
+    def read(self, node: Node) -> DnsList | None:
+        """Returns the definition, or None if anything is wrong."""
+        if not isinstance(node, Mapping):
+            self.add(node, f"expected a definition (zone, codes), not {describe(node)}")
+            return None
+        for item in node:
+            if item.key.text not in DNS_LIST_KEYS:
+                hint = did_you_mean(item.key.text, DNS_LIST_KEYS) or f"; there are {', '.join(DNS_LIST_KEYS)}"
+                self.add(item.key, f"unknown key {quoted(item.key.text)}{hint}")
+        shown_zone, zone = self._read_zone(node)
+        known = self._written.known = known_zone(zone)
+        ask = self._read_ask(node)
+        codes = self._read_codes(node, "codes")
+        if "codes" not in node.items:
+            self.add(node, "'codes' is missing: the answers that mean listed, as in codes: '127.0.0.[2..11]'")
+        if "refused" in node.items:
+            refused = self._read_codes(node, "refused")
+        else:
+            refused = tuple(parse_code(one) for one in known.refused) if known is not None else ()
+        if codes and not can_match(codes, refused):
+            message = "can never match: an answer lies in 127.0.0.0/8, and is neither a refusal nor in `refused`"
+            self.add(node.items["codes"].value, f"codes: {message}")
+        self_test = self._read_self_test(node, ask, known)
+        if self._wrong or ask is None:
+            return None
+        return DnsList(self._written.name, zone, shown_zone, ask, codes, refused, self_test)
+
+    def _text(self, item: Item, meaning: str) -> str:
+        """Returns the text of a field; empty if it is none, which is reported."""
+        value = item.value
+        if isinstance(value, Scalar) and value.text:
+            return value.text
+        shown = "''" if isinstance(value, Scalar) and not value.missing else describe(value)
+        self.add(value, f"{item.key.text}: expected {meaning}, not {shown}")
+        return ""
+
+    # --- The zone and its key ---------------------------------------------------------------------------------------
+
+    def _read_zone(self, node: Mapping) -> tuple[str, str]:
+        """Returns the zone as it may be shown, and as it is asked; both empty if they are not right."""
+        item, key_item = node.items.get("zone"), node.items.get("key_file")
+        key = self._read_key(key_item) if key_item is not None else ""
+        if item is None:
+            self.add(node, "'zone' is missing: the zone that is asked, as in zone: zen.spamhaus.org")
+            return "", ""
+        written = self._text(item, "the name of a zone")
+        if not written:
+            return "", ""
+        if KEY in written and key_item is None:
+            self.add(item.value, f"zone: {KEY} stands for the first line of `key_file`, which is missing")
+        elif KEY not in written and key_item is not None:
+            self.add(key_item.key, f"key_file: the zone has no {KEY} in it, so the key would not be used")
+        # The key's form has been checked; a label stands for it here, so that no message can hold it.
+        shown = _fold_zone(written.replace(KEY, "key-goes-here"))
+        if shown is None:
+            self.add(item.value, f"zone: {quoted(written)} is not the name of a zone; write it as zen.spamhaus.org")
+            return "", ""
+        zone = _fold_zone(written.replace(KEY, key or "key-goes-here"))
+        if zone is None:
+            self.add(item.value, "zone: with its key it is longer than a name can be")
+            return "", ""
+        if KEY not in written and (known := known_zone(zone)) is not None and known.keyed:
+            self._written.exposes_key = True
+            return f"{KEY}.{zone.partition('.')[2]}", zone
+        return written.lower().removesuffix("."), zone
+
+    def _read_key(self, item: Item) -> str:
+        """Returns the key; empty if it cannot be used, which is reported."""
+        name = self._text(item, "the name of a file")
+        if not name:
+            return ""
+        path = self._written.key_file = str(Path(self._path).parent / name)
+        try:
+            content = read_file(path, MAX_KEY_BYTES)
+            mode = Path(path).stat().st_mode
+        except (UnreadableError, OversizedError) as error:
+            self.add(item.value, f"key_file: {path} {error}")
+            return ""
+        except OSError as error:
+            self.add(item.value, f"key_file: {path} cannot be read: {error.strerror}")
+            return ""
+        if mode & (stat.S_IROTH | stat.S_IWOTH):
+            self.add(item.value, f"key_file: every user of this host can read {path}; chmod o-rwx {path}")
+            return ""
+        key = content.decode("utf-8", "replace").lstrip("\ufeff").partition("\n")[0].strip()
+        if not _LABELS.fullmatch(key):
+            what = "is empty" if not key else "is not a key (letters, digits and '-'; dots between them)"
+            self.add(item.value, f"key_file: the first line of {path} {what}")
+            return ""
+        return key
+
+    # --- The other fields -------------------------------------------------------------------------------------------
+
+    def _read_ask(self, node: Mapping) -> Ask | None:
+        item = node.items.get("ask")
+        if item is None:
+            return Ask.CLIENT_ADDRESS
+        word = self._text(item, f"one of {', '.join(Ask)}")
+        if word in set(Ask):
+            return Ask(word)
+        if word:
+            hint = did_you_mean(word, Ask) or f"; it is one of {', '.join(Ask)}"
+            self.add(item.value, f"ask: a list cannot be asked for {quoted(word)}{hint}")
+        return None
+
+    def _read_codes(self, node: Mapping, key: str) -> tuple[Code, ...]:
+        """Returns the codes that can be read; a key that is absent has none."""
+        item = node.items.get(key)
+        if item is None:
+            return ()
+        values = item.value.items if isinstance(item.value, Sequence) else [item.value]
+        if not values:
+            self.add(item.value, f"{key}: the list is empty; write a code, as in '127.0.0.[2..11]'")
+        codes = []
+        for value in values:
+            if not isinstance(value, Scalar) or value.missing:
+                self.add(value, f"{key}: expected a code, as '127.0.0.[2..11]' in quotes, not {describe(value)}")
+                continue
+            try:
+                codes.append(parse_code(value.text))
+            except CodeError as error:
+                self.add(value, f"{key}: {error}")
+        return tuple(codes)
+
+    def _read_self_test(self, node: Mapping, ask: Ask | None, known: KnownZone | None) -> str:
+        """Returns the entry that must be listed; empty if the list is not to be tested."""
+        by_address = ask is None or ask is Ask.CLIENT_ADDRESS
+        default = TEST_ADDRESS if by_address else TEST_NAME
+        if known is not None and known.lists_names is not by_address:
+            default = known.self_test or default
+        item = node.items.get("self_test")
+        if item is None:
+            return default
+        written = self._text(item, "what must be listed, or no")
+        if written.lower() in _YES | _NO | {""}:
+            return default if written.lower() in _YES else ""
+        if by_address:
+            address = parse_address(written.encode())
+            if address is None:
+                self.add(item.value, f"self_test: {quoted(written)} is not an address, which this list is asked for")
+                return ""
+            # An IPv4-mapped address stays one: a list of IPv6 alone has its test entry there (RFC 5782 section 5).
+            return (
+                f"::ffff:{format_address(address)}" if ":" in written and address[0] == 4 else format_address(address)
+            )
+        name = fold_name(written.encode())
+        if not may_be_host(name):
+            self.add(item.value, f"self_test: {quoted(written)} is not a name, which this list is asked for")
+            return ""
+        return name.decode("ascii")
+
+
+def _fold_zone(written: str) -> str | None:
+    """Returns a zone's name in A-labels, lower case, without the trailing dot; None if it is not a name."""
+    try:
+        name = fold_name(written.encode()) if written.isascii() else idna.encode(written, uts46=True)
+    except idna.IDNAError:
+        return None
+    return name.decode("ascii") if may_be_host(name) and len(name) <= MAX_ZONE else None

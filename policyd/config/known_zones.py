@@ -1,0 +1,54 @@
+"""What is known of well-known DNS lists: whether they list addresses or names, and the answers with which they refuse.
+
+A refusal in 127.255.255.0/24 is one for every list and needs no line here (`policyd.dns.list_answers`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class KnownZone(NamedTuple):
+    """A zone, or the parent of zones: what its lists are asked for, and what they refuse with."""
+
+    lists_names: bool
+    refused: tuple[str, ...] = ()
+    self_test: str = ""  # instead of 127.0.0.2 or TEST
+    keyed: bool = False  # the first label of its zones is a customer's key
+
+
+# By the zone. A zone under one of these, as sbl.spamhaus.org or KEY.zen.dq.spamhaus.net, is known by its parent; the
+# longest name wins. Sources: the operators' usage pages.
+_KNOWN = {
+    "spamhaus.org": KnownZone(lists_names=False),
+    "dbl.spamhaus.org": KnownZone(lists_names=True, self_test="dbltest.com"),
+    "zrd.dq.spamhaus.net": KnownZone(lists_names=True, keyed=True),
+    "dbl.dq.spamhaus.net": KnownZone(lists_names=True, self_test="dbltest.com", keyed=True),
+    "dq.spamhaus.net": KnownZone(lists_names=False, keyed=True),
+    "list.dnswl.org": KnownZone(lists_names=False, refused=("127.0.0.255", "127.0.10.3")),
+    "dwl.dnswl.org": KnownZone(lists_names=True, refused=("127.0.0.255", "127.0.10.3")),
+    "uribl.com": KnownZone(lists_names=True, refused=("127.0.0.1",), self_test="test.uribl.com"),
+    "surbl.org": KnownZone(lists_names=True, refused=("127.0.0.1",), self_test="test.surbl.org"),
+    "bl.spamcop.net": KnownZone(lists_names=False),
+    "psbl.surriel.com": KnownZone(lists_names=False),
+    "b.barracudacentral.org": KnownZone(lists_names=False),
+    "bl.mailspike.net": KnownZone(lists_names=False),
+    "rep.mailspike.net": KnownZone(lists_names=False),
+    "wl.mailspike.net": KnownZone(lists_names=False),
+    "dnsbl-1.uceprotect.net": KnownZone(lists_names=False),
+    "dnsbl-2.uceprotect.net": KnownZone(lists_names=False),
+    "dnsbl-3.uceprotect.net": KnownZone(lists_names=False),
+    "ix.dnsbl.manitu.net": KnownZone(lists_names=False),
+    "dblack.mail.abusix.zone": KnownZone(lists_names=True, keyed=True),
+    "mail.abusix.zone": KnownZone(lists_names=False, keyed=True),
+    "hostkarma.junkemailfilter.com": KnownZone(lists_names=False),
+}
+
+
+def known_zone(zone: str) -> KnownZone | None:
+    """Returns what is known of a zone (lower case, without the trailing dot), or None."""
+    while zone:
+        if (known := _KNOWN.get(zone)) is not None:
+            return known
+        zone = zone.partition(".")[2]
+    return None

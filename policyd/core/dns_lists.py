@@ -1,0 +1,118 @@
+"""DNS lists (RFC 5782) as data: the definition of a list, the codes that it answers with, and its three answers.
+
+A list says *listed* or *not listed*, or it says nothing that can be used: *unknown*. Reading definitions is left to
+`policyd.config.dns_lists`, asking to `policyd.dns`, and the use of an answer to `policyd.core.engine`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class Ask(StrEnum):
+    """The part of a request that a list is asked for."""
+
+    CLIENT_ADDRESS = "client_address"
+    HOSTNAME = "hostname"
+    HELO_NAME = "helo_name"
+    SENDER_DOMAIN = "sender_domain"
+
+
+class ListStatus(Enum):
+    """The three answers."""
+
+    LISTED = "listed"
+    NOT_LISTED = "not listed"
+    UNKNOWN = "unknown"
+
+
+# Reasons of an unknown answer, beside those of a failed lookup (`policyd.core.identity.Reason`).
+REFUSED_BY_LIST: Final = "refused_by_list"  # an answer that means: this list does not answer you
+OUTSIDE_127: Final = "outside_127"  # an answer outside 127.0.0.0/8
+OUT_OF_USE: Final = "out_of_use"  # the list's self-test was wrong, so it is not asked
+
+
+class ListAnswer(NamedTuple):
+    """The answer of one list for one request.
+
+    `addresses` holds the addresses that a list answered with, as text; `reason` is why an answer is unknown.
+    `asked` is False if the request has nothing that this list could be asked for, which means *not listed*.
+    """
+
+    status: ListStatus
+    addresses: tuple[str, ...] = ()
+    reason: str | None = None
+    asked: bool = True
+
+
+NOT_LISTED: Final = ListAnswer(ListStatus.NOT_LISTED)
+NEVER_ASKED: Final = ListAnswer(ListStatus.NOT_LISTED, asked=False)
+
+
+def unknown(reason: str, addresses: tuple[str, ...] = ()) -> ListAnswer:
+    """Returns the answer that nothing is known, with the reason."""
+    return ListAnswer(ListStatus.UNKNOWN, addresses, reason)
+
+
+def combine(answers: Iterable[ListAnswer]) -> ListAnswer:
+    """Returns one answer for several: listed if one says so, else unknown if one is, else not listed."""
+    answers = tuple(answers)
+    if len(answers) == 1:
+        return answers[0]
+    listed = [answer for answer in answers if answer.status is ListStatus.LISTED]
+    if listed:
+        addresses = sorted({address for answer in listed for address in answer.addresses})
+        return ListAnswer(ListStatus.LISTED, tuple(addresses))
+    for answer in answers:
+        if answer.status is ListStatus.UNKNOWN:
+            return answer
+    return NOT_LISTED if any(answer.asked for answer in answers) else NEVER_ASKED
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A pattern of addresses, in Postfix's syntax (`127.0.[0..2].[2;4]`; postconf(5), `reject_rbl_client`).
+
+    Each of `parts` is a bit mask: bit 4 is set if the part may be 4.
+    """
+
+    text: str
+    parts: tuple[int, int, int, int]
+
+    def matches(self, number: int) -> bool:
+        """Whether an IPv4 address, given as a number, is one of these."""
+        first, second, third, fourth = self.parts
+        return bool(
+            first >> (number >> 24) & 1
+            and second >> (number >> 16 & 255) & 1
+            and third >> (number >> 8 & 255) & 1
+            and fourth >> (number & 255) & 1
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DnsList:
+    """The definition of one list.
+
+    `zone` is the zone that is asked, in A-labels, lower case, without the trailing dot. If it holds a key, it must not
+    appear in any text: `shown_zone`, with `{key}` in the key's place, stands for it. `self_test` is the entry that
+    must be listed (an address or a name), or empty for a list that is not tested.
+    """
+
+    name: str
+    zone: str = field(repr=False)
+    shown_zone: str
+    ask: Ask
+    codes: tuple[Code, ...]
+    refused: tuple[Code, ...] = ()
+    self_test: str = ""
+
+    @property
+    def takes_addresses(self) -> bool:
+        """Whether it is asked for addresses, not for names."""
+        return self.ask is Ask.CLIENT_ADDRESS

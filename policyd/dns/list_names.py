@@ -1,0 +1,83 @@
+"""The names under which a DNS list is asked (RFC 5782 sections 2.1, 2.4 and 3.1), and what is never asked.
+
+Pure. A subject is what a request is asked for: a client's address as text, or a folded name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from policyd.core.address import parse_address
+from policyd.core.dns_lists import Ask
+from policyd.core.identity import MAX_TRIED, may_be_host
+from policyd.core.normalize import domain_of, fold_name
+from policyd.core.protocol import SENDER_STATES
+
+if TYPE_CHECKING:
+    from policyd.core.address import Address
+    from policyd.core.dns_lists import DnsList
+    from policyd.core.identity import Identity
+    from policyd.core.protocol import Request
+
+# RFC 1035 section 2.3.4: 255 octets on the wire are 253 characters.
+MAX_NAME = 253
+
+# Networks that no public list can know, as (version, first bits, number of bits): private use (RFC 1918, RFC 4193),
+# shared space of providers (RFC 6598), loopback (RFC 1122, RFC 4291) and link-local (RFC 3927, RFC 4291).
+_NEVER_ASKED = (
+    (4, 10, 8),
+    (4, 172 << 4 | 1, 12),
+    (4, 192 << 8 | 168, 16),
+    (4, 100 << 2 | 1, 10),
+    (4, 127, 8),
+    (4, 169 << 8 | 254, 16),
+    (6, 0xFC >> 1, 7),
+    (6, 0xFE80 >> 6, 10),
+    (6, 1, 128),
+)
+
+
+def subjects(dns_list: DnsList, request: Request, identity: Identity | None) -> tuple[bytes, ...]:
+    """Returns what the list is to be asked for; empty if this request has nothing that may be asked.
+
+    For `ask: hostname` these are the verified names or, if none verified, the claimed ones; at most ten. The identity
+    must be given for such a list.
+    """
+    match dns_list.ask:
+        case Ask.CLIENT_ADDRESS:
+            address = request.get("client_address")
+            return (address,) if _may_ask(parse_address(address)) else ()
+        case Ask.HOSTNAME:
+            assert identity is not None
+            names = identity.verified or identity.claimed
+        case Ask.HELO_NAME:
+            names = (fold_name(request.get("helo_name")),)
+        case Ask.SENDER_DOMAIN:
+            known = request.get("protocol_state") in SENDER_STATES
+            names = (domain_of(request.get("sender")),) if known else ()
+    room = MAX_NAME - len(dns_list.zone) - len(".")
+    return tuple(name for name in names if len(name) <= room and may_be_host(name))[:MAX_TRIED]
+
+
+def _may_ask(address: Address | None) -> bool:
+    if address is None:
+        return False
+    version, number = address
+    bits = 32 if version == 4 else 128
+    return not any(v == version and number >> bits - length == first for v, first, length in _NEVER_ASKED)
+
+
+def question(dns_list: DnsList, subject: bytes) -> str:
+    """Returns the name whose A records are the list's answer for a subject."""
+    if not dns_list.takes_addresses:
+        return f"{subject.decode('ascii')}.{dns_list.zone}"
+    address = parse_address(subject)
+    assert address is not None
+    return f"{reversed_address(*address)}.{dns_list.zone}"
+
+
+def reversed_address(version: int, number: int) -> str:
+    """Returns an address as lists have it: octets (IPv4) or nibbles (IPv6), the last one first."""
+    if version == 4:
+        return f"{number & 255}.{number >> 8 & 255}.{number >> 16 & 255}.{number >> 24}"
+    return ".".join(f"{number:032x}"[::-1])

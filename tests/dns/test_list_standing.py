@@ -1,0 +1,235 @@
+"""Self-tests of DNS lists: what is asked, how answers are judged, and when a list is out of use."""
+
+from __future__ import annotations
+
+import ipaddress
+from random import Random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from policyd.core.address import parse_address
+from policyd.core.dns_lists import Ask
+from policyd.core.identity import Reason
+from policyd.dns.list_standing import (
+    MAX_RETRY_SECONDS,
+    MAX_UNANSWERED,
+    PROBE_SECONDS,
+    TEST_SECONDS,
+    TRIGGER_SECONDS,
+    Due,
+    Purpose,
+    SelfTestOutcome,
+    SelfTestResult,
+    Standing,
+    judge_self_test,
+    self_test_questions,
+)
+from tests.dns.lists import dns_list
+
+if TYPE_CHECKING:
+    from policyd.core.dns_lists import DnsList
+    from policyd.core.identity import AddressesAnswer
+
+PASSED, UNANSWERED, WRONG = SelfTestOutcome
+
+
+def answer(text: str) -> AddressesAnswer:
+    """An answer from its text: addresses, or a reason."""
+    if text in set(Reason):
+        return Reason(text)
+    found = [parse_address(one.encode()) for one in text.split()]
+    return tuple(one for one in found if one is not None)
+
+
+def judged(zone: DnsList, listed: str, not_listed: str = "", *drawn: str) -> SelfTestResult:
+    """The result of a self-test with these answers; drawn entries are not listed unless told."""
+    questions = self_test_questions(zone, Random(1))
+    texts = [listed, not_listed, *drawn, *[""] * 3]
+    return judge_self_test(zone, {q: answer(text) for q, text in zip(questions, texts, strict=False)})
+
+
+# --- What is asked ----------------------------------------------------------------------------------------------------
+
+
+def test_a_list_of_addresses_is_tested_with_its_entry_its_opposite_and_three_drawn_addresses() -> None:
+    questions = self_test_questions(dns_list(), Random(1))
+    assert [q.name for q in questions[:2]] == ["2.0.0.127.zen.test", "1.0.0.127.zen.test"]
+    assert [q.purpose for q in questions] == [Purpose.LISTED, Purpose.NOT_LISTED, *[Purpose.RANDOM] * 3]
+    networks = ["192.0.2.0/24", "198.51.100.0/24", "240.0.0.0/4"]
+    for question, network in zip(questions[2:], networks, strict=True):
+        assert ipaddress.ip_address(question.entry) in ipaddress.ip_network(network)
+        assert question.name == ".".join(reversed(question.entry.split("."))) + ".zen.test"
+
+
+def test_drawn_addresses_are_others_each_time() -> None:
+    random = Random(1)
+    assert self_test_questions(dns_list(), random)[4] != self_test_questions(dns_list(), random)[4]
+
+
+def test_a_list_of_names_is_tested_with_test_invalid_and_two_labels_under_invalid() -> None:
+    questions = self_test_questions(dns_list("dbl", ask=Ask.HELO_NAME, self_test="test"), Random(1))
+    assert [q.entry for q in questions[:2]] == ["test", "invalid"]
+    assert [q.name for q in questions[:2]] == ["test.dbl.test", "invalid.dbl.test"]
+    assert len(questions) == 4
+    assert len({q.entry for q in questions}) == 4
+    assert all(q.entry.endswith(".invalid") for q in questions[2:])
+
+
+def test_a_list_of_ipv6_is_tested_with_a_mapped_address_as_it_stands() -> None:
+    questions = self_test_questions(dns_list(self_test="::ffff:127.0.0.2"), Random(1))
+    zeros = ".".join("0" * 20)
+    assert questions[0].name == f"2.0.0.0.0.0.f.7.f.f.f.f.{zeros}.zen.test"  # RFC 5782 section 5
+    assert questions[1].name == f"1.0.0.0.0.0.f.7.f.f.f.f.{zeros}.zen.test"
+    assert all(q.name.endswith("8.b.d.0.1.0.0.2.zen.test") for q in questions[2:])
+
+
+def test_a_list_without_self_test_is_not_tested() -> None:
+    assert self_test_questions(dns_list(self_test=""), Random(1)) == ()
+    assert Standing(is_tested=False).due(1e9) is Due.NOTHING
+
+
+# --- How it is judged -------------------------------------------------------------------------------------------------
+
+L = "127.0.0.2"
+
+
+@pytest.mark.parametrize(
+    ("answers", "outcome", "message"),
+    [
+        ((L,), PASSED, ""),
+        (("127.0.99.0",), PASSED, ""),  # outside its own codes, as DNSWL's
+        ((L, "", L, L, ""), PASSED, ""),
+        ((L, "", L, L, L), WRONG, "it lists everything"),
+        ((L, "", "10.0.0.1", "10.0.0.1", "10.0.0.1"), PASSED, ""),  # unknown is not listed
+        (("",), WRONG, "127.0.0.2 must be listed, and is not"),
+        (("",), WRONG, "private-address: 127.0.0.0/8"),
+        ((L, "127.0.0.2"), WRONG, "127.0.0.1 must not be listed, and is (127.0.0.2)"),
+        ((L, "127.255.255.254"), WRONG, "127.0.0.1 must not be listed"),
+        (
+            ("127.255.255.254",),
+            WRONG,
+            "127.255.255.254: your resolver is a public one, and this list does not answer those",
+        ),
+        (("127.255.255.255",), WRONG, "127.255.255.255: too many questions"),
+        (("127.0.0.2 127.255.255.250",), WRONG, "127.255.255.250: the key is disabled"),
+        (("10.0.0.1",), WRONG, "10.0.0.1: an answer outside 127.0.0.0/8"),
+        (("timeout",), UNANSWERED, "127.0.0.2: timeout"),
+        (("servfail", "servfail", "servfail", "servfail", "servfail"), UNANSWERED, "127.0.0.2: servfail"),
+        ((L, "refused"), UNANSWERED, "127.0.0.1: refused"),
+        ((L, "", L, L, "malformed"), UNANSWERED, "malformed"),
+        (("timeout", "127.0.0.2"), WRONG, "127.0.0.1 must not be listed"),  # one wrong answer is enough
+    ],
+)
+def test_a_self_test_is_judged_by_its_definite_answers(
+    answers: tuple[str, ...], outcome: SelfTestOutcome, message: str
+) -> None:
+    result = judged(dns_list(), *answers)
+    assert result.outcome is outcome
+    assert message in result.message
+
+
+# --- What follows -----------------------------------------------------------------------------------------------------
+
+PASS = SelfTestResult(PASSED, answered=5)
+FAIL = SelfTestResult(WRONG, "why", answered=5)
+SILENCE = SelfTestResult(UNANSWERED, "silent", unanswered=5)
+HALF = SelfTestResult(UNANSWERED, "half silent", unanswered=2, answered=3)
+
+
+def run(standing: Standing, now: float, result: SelfTestResult) -> bool:
+    """A self-test that is due, and ends at once."""
+    assert standing.due(now) is Due.TEST
+    return standing.tested(result, now)
+
+
+def test_a_list_is_used_until_its_first_self_test_is_wrong() -> None:
+    standing = Standing(is_tested=True)
+    assert standing.usable
+    assert standing.due(0) is Due.TEST
+    assert standing.due(0) is Due.NOTHING  # one at a time
+    assert standing.tested(FAIL, 1)
+    assert not standing.usable
+    assert standing.why == "why"
+
+
+def test_a_list_in_use_is_tested_every_hour() -> None:
+    standing = Standing(is_tested=True)
+    assert not run(standing, 0, PASS)
+    assert standing.due(TEST_SECONDS - 1) is Due.NOTHING
+    assert standing.due(TEST_SECONDS) is Due.TEST
+
+
+def test_a_list_out_of_use_is_tested_ever_more_seldom_until_it_passes() -> None:
+    standing = Standing(is_tested=True)
+    run(standing, 0, FAIL)
+    now = 0.0
+    for wait in (10, 20, 40, 80, 160, MAX_RETRY_SECONDS, MAX_RETRY_SECONDS):
+        assert standing.due(now + wait - 1) is Due.NOTHING
+        now += wait
+        assert not run(standing, now, FAIL)  # it stays what it was
+    assert run(standing, now + MAX_RETRY_SECONDS, PASS)
+    assert standing.usable
+    assert standing.why == ""
+    run(standing, now + MAX_RETRY_SECONDS + TEST_SECONDS, FAIL)
+    assert standing.due(now + MAX_RETRY_SECONDS + TEST_SECONDS + 10) is Due.TEST  # from the beginning
+
+
+def test_an_unanswered_self_test_changes_nothing_until_ten_questions_in_a_row_went_unanswered() -> None:
+    standing = Standing(is_tested=True)
+    assert not run(standing, 0, SILENCE)
+    assert standing.usable
+    assert run(standing, 10, SILENCE)
+    assert not standing.usable
+
+
+def test_a_self_test_with_some_answers_never_takes_a_list_out_of_use_by_its_silence() -> None:
+    standing = Standing(is_tested=True)
+    now = 0.0
+    for wait in (0, 10, 20, 40, 80, 160):
+        now += wait
+        run(standing, now, HALF)
+    assert standing.usable
+
+
+def test_ten_mails_in_a_row_without_an_answer_start_a_self_test() -> None:
+    standing = Standing(is_tested=True)
+    run(standing, 0, PASS)
+    for _ in range(MAX_UNANSWERED - 1):
+        assert not standing.answered(Reason.TIMEOUT, 100, refused=False)
+    assert not standing.answered((), 100, refused=False)  # and the row is broken
+    for _ in range(MAX_UNANSWERED - 1):
+        assert not standing.answered(Reason.SERVFAIL, 100, refused=False)
+    assert standing.answered(Reason.TIMEOUT, 100, refused=False)
+    assert run(standing, 100, SILENCE)
+
+
+def test_a_refusal_during_mail_starts_a_self_test_at_once_and_only_that_takes_the_list_out_of_use() -> None:
+    standing = Standing(is_tested=True)
+    run(standing, 0, PASS)
+    assert standing.answered(answer("127.255.255.254"), 100, refused=True)
+    assert standing.usable
+    run(standing, 100, PASS)
+    assert not standing.answered(answer("127.255.255.254"), 101, refused=True)  # not with every mail
+    assert standing.due(101) is Due.NOTHING
+    assert standing.due(100 + TRIGGER_SECONDS) is Due.TEST
+
+
+def test_a_silent_list_out_of_use_is_probed_and_tested_at_its_first_answer() -> None:
+    standing = Standing(is_tested=True)
+    run(standing, 0, SILENCE)
+    run(standing, 10, SILENCE)
+    assert standing.due(10 + PROBE_SECONDS) is Due.PROBE
+    standing.probed(Reason.TIMEOUT, 16)
+    assert standing.due(17) is Due.NOTHING
+    assert standing.due(20) is Due.TEST
+    standing.tested(SILENCE, 25)
+    assert standing.due(30) is Due.PROBE
+    standing.probed(answer(L), 30)
+    assert run(standing, 30, PASS)
+
+
+def test_a_list_out_of_use_for_its_answers_is_not_probed() -> None:
+    standing = Standing(is_tested=True)
+    run(standing, 0, FAIL)
+    assert standing.due(9) is Due.NOTHING

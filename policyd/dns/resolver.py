@@ -11,41 +11,27 @@ import asyncio
 import logging
 from collections import Counter, deque
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cachetools import LRUCache
 
 from policyd.core.address import Address, parse_address
-from policyd.core.identity import AddressesAnswer, Identity, NamesAnswer, Reason, Status, identify
+from policyd.core.identity import Identity, Reason, Status, identify
 from policyd.core.normalize import fold_name
 from policyd.core.throttle import Throttled
-from policyd.dns.answers import AAAA, MAX_SECONDS, PTR, A, answer_to
 from policyd.dns.channels import NameServers
+from policyd.dns.lookup import ERROR_SECONDS, Asked, Lookup
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Sequence
-
     from policyd.config.settings import Dns
-    from policyd.dns.answers import RecordType
-    from policyd.dns.channels import Channel
 
 _log = logging.getLogger(__name__)
-
-# How long an answer is kept, in seconds (ruleset.md, "Reverse DNS"): the smallest TTL of its chain, but at least this
-# (and at most MAX_SECONDS); a definite "none"; anything that failed.
-MIN_SECONDS = 60
-NONE_SECONDS = 60
-ERROR_SECONDS = 30
 
 # Bytes of names that count as one client in the cache, and what a name takes beside its own: most clients have one
 # name of some 40 bytes. So 256 names, the most that are kept of a client (`policyd.core.identity`), do not take the
 # room of one.
 CLIENT_BYTES = 512
 NAME_BYTES = 48
-
-# Before a third try at what stays silent, in seconds, and twice as long before each one after it: a resolver that
-# restarts is heard again soon, and one that is down, with its port closed, does not keep this process busy.
-PAUSE_SECONDS = 0.25
 
 # Lookups whose durations are kept, for the median that `policyd status` shows.
 RECENT_LOOKUPS = 1000
@@ -56,17 +42,6 @@ BUG_SECONDS = 60.0
 _NO_ADDRESS = Identity(Status.ERROR, reason=Reason.NO_ADDRESS, names_known=False)
 _TOO_MANY = Identity(Status.ERROR, reason=Reason.TIMEOUT, names_known=False)
 _BUG = Identity(Status.ERROR, reason=Reason.MALFORMED, names_known=False)
-
-
-class Asked(NamedTuple):
-    """One query and what it brought: names of PTR records, addresses, or why nothing is known. `seconds` is how
-    long that took, `ttl` how long the answer may be kept (None: it does not say)."""
-
-    name: bytes
-    type: str
-    answer: NamesAnswer | AddressesAnswer
-    ttl: int | None
-    seconds: float
 
 
 class DnsCounters:
@@ -138,7 +113,7 @@ class Resolver:
             counters.refused += 1
             counters.outcomes[Status.ERROR, Reason.TIMEOUT] += 1
             return self._known(_TOO_MANY)
-        lookup = _Lookup(self._servers)
+        lookup = Lookup(self._servers)
         task = self._loop.create_task(self._look_up(address, client_address, lookup))
         self._under_way[address] = _UnderWay(task, lookup)
         return task
@@ -155,7 +130,7 @@ class Resolver:
         future.set_result(identity)
         return future
 
-    async def _look_up(self, address: Address, client_address: bytes, lookup: _Lookup) -> Identity:
+    async def _look_up(self, address: Address, client_address: bytes, lookup: Lookup) -> Identity:
         """Asks DNS, within the deadline, and keeps the answer."""
         began = monotonic()
         deadline = self._loop.call_later(self._timeout, lookup.expire)
@@ -185,7 +160,7 @@ async def look_up_once(dns: Dns, client_address: bytes, claimed: bytes = b"") ->
     for people who want to know why."""
     servers = NameServers(dns)
     asked: list[Asked] = []
-    lookup = _Lookup(servers, asked)
+    lookup = Lookup(servers, asked)
     deadline = asyncio.get_running_loop().call_later(dns.timeout, lookup.expire)
     began = monotonic()
     try:
@@ -209,7 +184,7 @@ class _UnderWay(NamedTuple):
     """A lookup that has begun."""
 
     task: asyncio.Task[Identity]
-    lookup: _Lookup
+    lookup: Lookup
 
 
 class _Kept(NamedTuple):
@@ -224,142 +199,3 @@ def _weight(kept: _Kept) -> int:
     identity = kept.identity
     names = identity.verified + identity.claimed
     return 1 + (sum(map(len, names)) + NAME_BYTES * len(names)) // CLIENT_BYTES
-
-
-# --- One client -------------------------------------------------------------------------------------------------------
-
-
-class _Answer(NamedTuple):
-    """What became of one query: what its records say, or why there is no answer."""
-
-    found: tuple[Any, ...] | Reason
-    ttl: int | None  # None: it has none to go by
-    at: float  # when it came, on the monotonic clock
-
-
-class _Lookup:
-    """The lookups of one client, up to one deadline: `policyd.core.identity.Lookups` over aiodns.
-
-    It learns on the way for how many seconds the result may be kept and, if `asked` is given, notes each query there.
-    """
-
-    __slots__ = ("_asked", "_expired", "_failed", "_seconds", "_servers", "_waiting")
-
-    def __init__(self, servers: NameServers, asked: list[Asked] | None = None) -> None:
-        self._servers = servers
-        self._asked = asked
-        self._waiting: Iterable[asyncio.Future[Any]] = ()
-        self._expired = False
-        self._failed = False
-        self._seconds = MAX_SECONDS
-
-    @property
-    def seconds_to_keep(self) -> int:
-        """How long what was found may be kept, in seconds."""
-        return ERROR_SECONDS if self._failed else max(MIN_SECONDS, self._seconds)
-
-    def expire(self) -> None:
-        """Ends it: what has no answer by now, and what is asked from now on, has the reason `timeout`."""
-        self._expired = True
-        for future in self._waiting:
-            future.cancel()
-
-    async def names(self, name: bytes) -> NamesAnswer:
-        """The PTR records at `name`."""
-        answer: NamesAnswer = (await self._ask((name,), PTR))[0]
-        return answer
-
-    async def addresses(self, names: Sequence[bytes], version: int) -> Sequence[AddressesAnswer]:
-        """The addresses of each name, in the same order."""
-        return await self._ask(names, A if version == 4 else AAAA)
-
-    async def _ask(self, names: Sequence[bytes], kind: RecordType) -> list[Any]:
-        """Asks for records of one type at all of the names at once; gives what each answer says."""
-        began = monotonic()
-        if self._expired:
-            self._failed = True
-            return [Reason.TIMEOUT] * len(names)
-        answers = await self._ask_over(await self._servers.eager(), names, kind)
-        for answer in answers:
-            if answer.found is Reason.TIMEOUT or answer.found is Reason.MALFORMED:
-                await self._ask_again(names, kind, answers)
-                break
-        for name, (found, ttl, at) in zip(names, answers, strict=True):
-            if isinstance(found, Reason):
-                self._failed = True
-            else:
-                self._seconds = min(self._seconds, NONE_SECONDS if ttl is None else ttl)
-            if self._asked is not None:
-                self._asked.append(Asked(name, kind.name, found, ttl, at - began))
-        return [answer.found for answer in answers]
-
-    async def _ask_again(self, names: Sequence[bytes], kind: RecordType, answers: list[_Answer]) -> None:
-        """Asks anew, while there is time, where there was silence, and once more where an answer was malformed."""
-
-        async def ask(places: list[int], channel: Channel) -> None:
-            again = await self._ask_over(channel, [names[place] for place in places], kind)
-            for place, answer in zip(places, again, strict=True):
-                answers[place] = answer
-
-        def which(reason: Reason) -> list[int]:
-            return [place for place, answer in enumerate(answers) if answer.found is reason and not self._expired]
-
-        pause, alone = PAUSE_SECONDS, False
-        while True:
-            if silent := which(Reason.TIMEOUT):
-                await ask(silent, await self._servers.patient())
-                if which(Reason.TIMEOUT):
-                    await self._wait(asyncio.sleep(pause))
-                    pause *= 2
-            elif (malformed := which(Reason.MALFORMED)) and not alone:
-                alone = True
-                if await self._wait(self._servers.alone.acquire()):
-                    try:
-                        await ask(malformed, await self._servers.lone())
-                    finally:
-                        self._servers.alone.release()
-            else:
-                break
-
-    async def _ask_over(self, channel: Channel, names: Sequence[bytes], kind: RecordType) -> list[_Answer]:
-        """Asks each server once, over one channel, and waits for all of the answers."""
-        came: dict[asyncio.Future[Any], float] = {}
-        answers = []
-        futures: list[asyncio.Future[Any]] = []
-        hosts = [name.decode("ascii") for name in names]
-        channel.users += 1
-        try:
-            futures += [channel.ask(host, kind.name) for host in hosts]
-            self._waiting = futures
-            if self._asked is not None:
-                for future in futures:
-                    future.add_done_callback(lambda future: came.setdefault(future, monotonic()))
-            for host, future in zip(hosts, futures, strict=True):
-                try:
-                    found, ttl = await answer_to(future, host, kind)
-                except asyncio.CancelledError:
-                    if not self._expired:
-                        raise
-                    found, ttl = Reason.TIMEOUT, None
-                if found is not Reason.TIMEOUT:
-                    channel.answered += 1
-                answers.append(_Answer(found, ttl, came.get(future, 0.0)))
-        finally:
-            for future in futures:
-                future.cancel()  # what nobody waits for any more, if this was ended before its time
-            channel.users -= 1
-            if not channel.users:
-                await self._servers.unused(channel)
-        return answers
-
-    async def _wait(self, work: Coroutine[Any, Any, object]) -> bool:
-        """Whether something came to its end while there was time."""
-        task = asyncio.create_task(work)
-        self._waiting = (task,)
-        try:
-            await task
-        except asyncio.CancelledError:
-            if not self._expired:
-                raise
-            return False
-        return True

@@ -74,7 +74,7 @@ IMPURE_CALLS = {"open", "print", "input", "exec", "eval", "compile", "__import__
 # The files that know a third-party package, or the folders all of whose files may.
 KNOWN_TO = {
     "aiodns": {"dns/answers.py", "dns/channels.py"},
-    "cachetools": {"dns/resolver.py"},
+    "cachetools": {"dns"},
     "click": {"cli"},
     "idna": {"core/normalize.py", "config"},
     "netaddr": {"config", "exchange", "tools"},

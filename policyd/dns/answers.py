@@ -92,6 +92,18 @@ async def answer_to(
     return read_answer(records, name, kind)
 
 
+def settled_answer(
+    asked: asyncio.Future[Any], name: str, kind: RecordType
+) -> tuple[tuple[Any, ...] | Reason, int | None]:
+    """As `read_answer`, for a query that has ended; of a long answer only the first MANY_RECORDS records are read."""
+    if asked.cancelled():
+        return Reason.TIMEOUT, None
+    error = asked.exception()
+    if isinstance(error, DNSError):
+        return _FAILURES.get(error.args[0], Reason.MALFORMED), None
+    return read_answer(asked.result().answer[:MANY_RECORDS], name, kind)
+
+
 def read_answer(answer: Sequence[Record], name: str, kind: RecordType) -> tuple[tuple[Any, ...] | Reason, int | None]:
     """What the records of one type say that a name has, and the smallest TTL of the chain that leads to them.
 

@@ -204,6 +204,19 @@ class NameServers:
         self._in_use: set[Channel] = set()  # channels that somebody may use from now on
         self.alone = asyncio.Semaphore(LONE_CHANNELS)  # to be had by who takes a lone channel
 
+    def ready(self) -> Channel | None:
+        """The channel that `eager` returns, if it need not be replaced first."""
+        return self._eager if self._eager is not None and self._eager.is_fresh else None
+
+    def renew(self) -> None:
+        """Has every channel replaced before its next query, so that no answer comes from c-ares's cache."""
+        for channel in self._in_use:
+            channel.asked = CHANNEL_QUERIES
+
+    def is_replaced(self, channel: Channel) -> bool:
+        """Whether a channel is to be closed by `unused` once it has no users."""
+        return channel not in self._in_use
+
     async def eager(self) -> Channel:
         """A channel that asks each server once, and waits as long as it has been found to take."""
         old = self._eager

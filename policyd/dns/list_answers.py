@@ -78,6 +78,13 @@ def is_refusal(dns_list: DnsList, answer: AddressesAnswer) -> bool:
     return any(version == 4 and _meaning(dns_list, number) == REFUSED_BY_LIST for version, number in answer)
 
 
+def is_suspect(dns_list: DnsList, answer: AddressesAnswer) -> bool:
+    """Whether an answer during mail asks for a self-test: it holds a refusal, or an address outside 127.0.0.0/8."""
+    if isinstance(answer, Reason):
+        return False
+    return any(version != 4 or isinstance(_meaning(dns_list, number), str) for version, number in answer)
+
+
 def explain_refusal(address: str) -> str:
     """Returns what an address that is a refusal, or lies outside 127.0.0.0/8, means and what to do about it."""
     if address.startswith("127.255.255.") and (last := int(address.rpartition(".")[2])) in REFUSALS:

@@ -65,7 +65,7 @@ class Resolver:
         self._loop = asyncio.get_running_loop()
         self._timeout = dns.timeout
         self._most = dns.lookups
-        self._servers = NameServers(dns)
+        self.servers = NameServers(dns)
         self._cache: LRUCache[Address, _Kept] = LRUCache(dns.cache_size, getsizeof=_weight)
         self._under_way: dict[Address, _UnderWay] = {}
         self._bug = Throttled(BUG_SECONDS)
@@ -113,7 +113,7 @@ class Resolver:
             counters.refused += 1
             counters.outcomes[Status.ERROR, Reason.TIMEOUT] += 1
             return self._known(_TOO_MANY)
-        lookup = Lookup(self._servers)
+        lookup = Lookup(self.servers)
         task = self._loop.create_task(self._look_up(address, client_address, lookup))
         self._under_way[address] = _UnderWay(task, lookup)
         return task
@@ -123,7 +123,7 @@ class Resolver:
         for one in self._under_way.values():
             one.lookup.expire()
         await asyncio.gather(*(one.task for one in self._under_way.values()))
-        await self._servers.close()
+        await self.servers.close()
 
     def _known(self, identity: Identity) -> asyncio.Future[Identity]:
         future: asyncio.Future[Identity] = self._loop.create_future()

@@ -1,0 +1,407 @@
+"""Asks DNS lists: one query in flight for a name, bounded caches, self-tests, and an answer for whatever DNS says.
+
+Promises that nothing here raises and that every answer comes within `dns.timeout`; that the number of queries in
+flight is bounded for each list, so that a silent list does not hold up another one; and that a list whose self-test is
+wrong is neither asked nor believed. The meaning of answers and the standing of a list are left to
+`policyd.dns.list_answers` and `policyd.dns.list_standing`, the deadline of one request to its caller.
+
+A query that gets an answer costs no task: a callback reads it. Silence and malformed answers are asked again by a
+`Lookup`, in a task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from functools import partial
+from random import SystemRandom
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cachetools import LRUCache
+
+from policyd.core.address import format_address, parse_address
+from policyd.core.dns_lists import NEVER_ASKED, OUT_OF_USE, ListAnswer, ListStatus, combine, unknown
+from policyd.core.identity import Reason
+from policyd.core.throttle import Throttled
+from policyd.dns.answers import MAX_SECONDS, A, settled_answer
+from policyd.dns.channels import NameServers
+from policyd.dns.list_answers import is_suspect, read_list_answer
+from policyd.dns.list_names import question
+from policyd.dns.list_standing import Due, SelfTestResult, Standing, judge_self_test, self_test_questions
+from policyd.dns.lookup import ERROR_SECONDS, MIN_SECONDS, NONE_SECONDS, Answer, Lookup
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from policyd.config.settings import Dns
+    from policyd.core.dns_lists import DnsList
+    from policyd.core.identity import AddressesAnswer
+    from policyd.dns.channels import Channel
+
+_log = logging.getLogger(__name__)
+
+# Seconds between two lines about the same list: one that goes out of use and comes back all the time must not fill the
+# log.
+LINE_SECONDS = 60.0
+
+# Seconds between two lines about bugs: a client that can cause one can cause many.
+BUG_SECONDS = 60.0
+
+_OUT_OF_USE = unknown(OUT_OF_USE)
+_TOO_MANY = unknown(Reason.TIMEOUT)
+
+
+class ListCounters:
+    """Counts of one list since the start of the daemon."""
+
+    def __init__(self) -> None:
+        self.asked = 0  # questions sent during mail
+        self.hits = 0  # answers from the cache
+        self.answers: Counter[tuple[ListStatus, str]] = Counter()  # by status and reason, of questions sent
+        self.refused = 0  # questions not sent because `dns.lookups` were in flight
+        self.seconds = 0.0  # all answers together
+
+
+class ListState:
+    """One list: its definition, whether it can be used, and what has been counted."""
+
+    def __init__(self, definition: DnsList, counters: ListCounters) -> None:
+        self.definition = definition
+        self.standing = Standing(is_tested=bool(definition.self_test))
+        self.counters = counters
+        self.in_flight = 0  # questions
+        self.generation = 0  # answers of an earlier one are not used
+        self.line = Throttled(LINE_SECONDS)
+        self.said_out = False  # the operational log says that it is out of use
+
+
+class _Kept(NamedTuple):
+    """An answer in the cache, and until when on the monotonic clock."""
+
+    answer: ListAnswer
+    until: float
+    state: ListState
+    generation: int
+
+
+class _Waiter(NamedTuple):
+    """A list that wants the answer of a query for one of its subjects."""
+
+    state: ListState
+    subject: bytes
+    answer: asyncio.Future[ListAnswer]
+
+
+class _Query:
+    """One name that is being asked for."""
+
+    __slots__ = ("began", "name", "servers", "waiters")
+
+    def __init__(self, name: str, servers: NameServers) -> None:
+        self.name = name
+        self.servers = servers
+        self.began = monotonic()
+        self.waiters: list[_Waiter] = []
+
+
+class DnsLists:
+    """The answers of DNS lists, asked for and remembered. It belongs to the event loop that is running."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, ListState] = {}  # by the list's name, those in use by the ruleset in force
+        self.counters: dict[str, ListCounters] = {}
+        self.bugs = 0
+        self._loop = asyncio.get_running_loop()
+        self._random = SystemRandom()
+        self._cache: LRUCache[bytes, dict[str, _Kept]] = LRUCache(0)
+        self._queries: dict[str, _Query] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._bug = Throttled(BUG_SECONDS)
+
+    def use(self, lists: Sequence[DnsList], dns: Dns, servers: NameServers) -> None:
+        """Puts definitions and settings in force. A list whose definition did not change keeps its standing and its
+        answers."""
+        old = self.states
+        self.states = {}
+        for definition in lists:
+            state = old.get(definition.name)
+            if state is None or state.definition != definition:
+                counters = self.counters.setdefault(definition.name, ListCounters())
+                state = ListState(definition, counters)
+            self.states[definition.name] = state
+        for name in self.counters.keys() - self.states.keys():
+            del self.counters[name]
+        self._dns = dns
+        self._servers = servers
+        if self._cache.maxsize != dns.cache_size:
+            self._cache = LRUCache(dns.cache_size)
+        self.check()
+
+    @property
+    def in_flight(self) -> int:
+        """Questions that are in flight."""
+        return len(self._queries)
+
+    @property
+    def cached_subjects(self) -> int:
+        """Addresses and names in the cache, those included whose time is over."""
+        return len(self._cache)
+
+    # --- Answers ----------------------------------------------------------------------------------------------------
+
+    def known(self, name: str, subjects: Sequence[bytes]) -> ListAnswer | None:
+        """Returns a list's answer for these subjects if it needs no question, else None."""
+        state = self.states.get(name)
+        if not subjects:
+            return NEVER_ASKED
+        if state is None or not state.standing.usable:
+            return _OUT_OF_USE
+        if len(subjects) == 1:
+            return self._kept(state, subjects[0])
+        answers = [self._kept(state, subject) for subject in subjects]
+        return combine(answer for answer in answers if answer is not None) if None not in answers else None
+
+    def look_up(self, name: str, subjects: Sequence[bytes]) -> asyncio.Future[ListAnswer]:
+        """Asks a list for subjects of which `known` had no answer. The future raises nothing, and is not to be
+        cancelled: other requests may wait for the same one."""
+        state = self.states[name]
+        if len(subjects) == 1:
+            return self._look_up(state, subjects[0])
+        answers = [self._look_up(state, subject) for subject in subjects]
+        combined: asyncio.Future[ListAnswer] = self._loop.create_future()
+        missing = len(answers)
+
+        def count(_: asyncio.Future[ListAnswer]) -> None:
+            nonlocal missing
+            missing -= 1
+            if not missing:
+                combined.set_result(combine(answer.result() for answer in answers))
+
+        for answer in answers:
+            answer.add_done_callback(count)
+        return combined
+
+    def forget(self, what: bytes) -> bool:
+        """Drops what the cache holds of an address or a folded name; returns whether there was anything."""
+        address = parse_address(what)
+        same = {what} if address is None else {what, format_address(address).encode()}
+        return sum(self._cache.pop(one, None) is not None for one in same) > 0
+
+    def _kept(self, state: ListState, subject: bytes) -> ListAnswer | None:
+        kept = self._cache.get(subject)
+        if kept is None or (one := kept.get(state.definition.name)) is None:
+            return None
+        if one.until <= monotonic() or one.state is not state or one.generation != state.generation:
+            return None
+        state.counters.hits += 1
+        return one.answer
+
+    def _look_up(self, state: ListState, subject: bytes) -> asyncio.Future[ListAnswer]:
+        answer: asyncio.Future[ListAnswer] = self._loop.create_future()
+        kept = self._kept(state, subject)
+        if kept is not None:  # another one of several subjects is not known
+            answer.set_result(kept)
+            return answer
+        name = question(state.definition, subject)
+        query = self._queries.get(name)
+        if query is not None:
+            for waiter in query.waiters:
+                if waiter.state is state:
+                    return waiter.answer
+        if state.in_flight >= self._dns.lookups:
+            state.counters.refused += 1
+            answer.set_result(_TOO_MANY)
+            return answer
+        state.in_flight += 1
+        state.counters.asked += 1
+        waiter = _Waiter(state, subject, answer)
+        if query is not None:
+            query.waiters.append(waiter)
+        else:
+            query = self._queries[name] = _Query(name, self._servers)
+            query.waiters.append(waiter)
+            self._ask(query)
+        return answer
+
+    # --- Questions --------------------------------------------------------------------------------------------------
+
+    def _ask(self, query: _Query) -> None:
+        """Sends a query over a channel that is ready or, if there is none, in a task."""
+        channel = query.servers.ready()
+        if channel is None:
+            self._run(self._ask_in_task(query, None))
+            return
+        channel.users += 1
+        channel.ask(query.name, A.name).add_done_callback(partial(self._answered, query, channel))
+
+    def _answered(self, query: _Query, channel: Channel, future: asyncio.Future[Any]) -> None:
+        """Takes the first answer to a query: the end of it, unless it has to be asked again."""
+        try:
+            found, ttl = settled_answer(future, query.name, A)
+            channel.users -= 1
+            if found is not Reason.TIMEOUT:
+                channel.answered += 1
+            if not channel.users and query.servers.is_replaced(channel):
+                self._run(query.servers.unused(channel))
+            if found is Reason.TIMEOUT or found is Reason.MALFORMED:
+                self._run(self._ask_in_task(query, Answer(found, ttl, 0.0)))
+            else:
+                self._end(query, found, ttl)
+        except Exception:  # noqa: BLE001 - the boundary of a question: requests that wait get an answer
+            self._fail(query)
+
+    async def _ask_in_task(self, query: _Query, first: Answer | None) -> None:
+        """Asks what `_ask` could not ask, or asks again after its answer, as long as there is time."""
+        try:
+            lookup = Lookup(query.servers)
+            left = query.began + self._dns.timeout - monotonic()
+            expiry = self._loop.call_later(max(0.0, left), lookup.expire)
+            try:
+                names = (query.name.encode(),)
+                if first is None:
+                    answers = await lookup.ask(names, A)
+                else:
+                    answers = [first]
+                    await lookup.ask_again(names, A, answers)
+            finally:
+                expiry.cancel()
+            self._end(query, answers[0].found, answers[0].ttl)
+        except Exception:  # noqa: BLE001 - as above
+            self._fail(query)
+
+    def _end(self, query: _Query, found: AddressesAnswer, ttl: int | None) -> None:
+        """Gives the answer of a query to all that wait for it, and keeps it."""
+        self._queries.pop(query.name, None)
+        now = monotonic()
+        for state, subject, future in query.waiters:
+            state.in_flight -= 1
+            answer = read_list_answer(state.definition, found)
+            state.counters.seconds += now - query.began
+            state.counters.answers[answer.status, answer.reason or ""] += 1
+            due = state.standing.answered(found, now, refused=is_suspect(state.definition, found))
+            self._keep(state, subject, answer, now + _seconds_to_keep(answer, ttl))
+            future.set_result(answer)
+            if due:
+                self.check()
+        query.waiters.clear()
+
+    def _keep(self, state: ListState, subject: bytes, answer: ListAnswer, until: float) -> None:
+        if not self._cache.maxsize:
+            return
+        kept = self._cache.get(subject)
+        if kept is None:
+            kept = self._cache[subject] = {}
+        elif len(kept) > len(self.states):  # lists that are no longer in the ruleset
+            kept.clear()
+        kept[state.definition.name] = _Kept(answer, until, state, state.generation)
+
+    def _fail(self, query: _Query) -> None:
+        """Logs a bug; requests that wait for the query get `malformed`."""
+        self.bugs += 1
+        message = "a bug in policyd, please report it; the answer of a DNS list is taken for malformed"
+        if (said := self._bug.happened(message, monotonic())) is not None:
+            _log.exception("%s", said)
+        self._queries.pop(query.name, None)
+        for state, _, future in query.waiters:
+            state.in_flight -= 1
+            if not future.done():
+                future.set_result(unknown(Reason.MALFORMED))
+        query.waiters.clear()
+
+    # --- Self-tests -------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Starts the self-tests that are due. To be called once a second; it returns at once."""
+        now = monotonic()
+        for state in self.states.values():
+            due = state.standing.due(now)
+            if due is Due.TEST:
+                self._run(self._test(state))
+            elif due is Due.PROBE:
+                self._run(self._probe(state))
+            if (line := state.line.tell(now)) is not None and not state.standing.usable:
+                self._say(state, line)
+
+    async def _test(self, state: ListState) -> None:
+        result = await self_test(state.definition, self._dns, self._random)
+        now = monotonic()
+        if not state.standing.tested(result, now):
+            return
+        name = state.definition.name
+        # Answers from before are not to be used when the list comes back.
+        state.generation += 1
+        self._servers.renew()
+        if state.standing.usable:
+            if state.said_out:
+                _log.info("DNS list %s: in use again: its self-test passed", name)
+            state.said_out = False
+            return
+        self._give_up(state)
+        message = f"DNS list {name}: {result.message}; it is out of use until its self-test passes"
+        if (line := state.line.happened(message, now)) is not None:
+            self._say(state, line)
+
+    def _say(self, state: ListState, line: str) -> None:
+        state.said_out = True
+        _log.warning("%s", line)
+
+    async def _probe(self, state: ListState) -> None:
+        """Asks a silent list for its test entry; an answer starts a self-test at once."""
+        first = self_test_questions(state.definition, self._random)[0]
+        (answer,) = await _ask_all((first.name,), self._dns)
+        state.standing.probed(answer, monotonic())
+        self.check()
+
+    def _give_up(self, state: ListState) -> None:
+        """Tells requests that wait for a list which has gone out of use."""
+        for query in self._queries.values():
+            for waiter in query.waiters:
+                if waiter.state is state:
+                    state.in_flight -= 1
+                    waiter.answer.set_result(_OUT_OF_USE)
+            query.waiters = [waiter for waiter in query.waiters if waiter.state is not state]
+
+    # --- The end ----------------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Ends what is under way; the name servers are closed by their owner, which ends the queries."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _run(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)  # the loop itself keeps tasks by weak references only
+        task.add_done_callback(self._tasks.discard)
+
+
+def _seconds_to_keep(answer: ListAnswer, ttl: int | None) -> float:
+    """How long an answer is kept (docs/dns-lists.md, "When it is asked")."""
+    match answer.status:
+        case ListStatus.LISTED:
+            return min(MAX_SECONDS, max(MIN_SECONDS, ttl or 0))
+        case ListStatus.NOT_LISTED:
+            return NONE_SECONDS
+        case ListStatus.UNKNOWN:
+            return ERROR_SECONDS
+
+
+async def self_test(dns_list: DnsList, dns: Dns, random: SystemRandom) -> SelfTestResult:
+    """Tests one list. The questions go over a channel of their own, so that no answer comes from c-ares's cache."""
+    questions = self_test_questions(dns_list, random)
+    answers = await _ask_all([question.name for question in questions], dns)
+    return judge_self_test(dns_list, dict(zip(questions, answers, strict=True)))
+
+
+async def _ask_all(names: Iterable[str], dns: Dns) -> list[AddressesAnswer]:
+    """Returns the A records of each name, within one deadline."""
+    servers = NameServers(dns)
+    lookup = Lookup(servers)
+    expiry = asyncio.get_running_loop().call_later(dns.timeout, lookup.expire)
+    try:
+        return [answer.found for answer in await lookup.ask([name.encode() for name in names], A)]
+    finally:
+        expiry.cancel()
+        await servers.close()

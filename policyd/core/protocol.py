@@ -12,7 +12,7 @@ frames, checks and extracts a request in a single pass; everything else goes the
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,6 +60,9 @@ SENDER_STATES = frozenset({b"MAIL", b"RCPT", b"DATA", b"END-OF-MESSAGE"})
 # What every request must say of itself; nothing else is spoken on this protocol.
 REQUEST_TYPE = b"smtpd_access_policy"
 
+# An attribute that Postfix never sends. A request with it asks who answers here, and wants no decision.
+PROBE = b"policyd_probe"
+
 # The longest request. Postfix's own attributes stay below 10 KB; a sender, recipient or certificate subject has
 # at most `line_length_limit` (2048) bytes each, so this leaves room and bounds what one connection can hold.
 REQUEST_BYTES = 65536
@@ -73,6 +76,10 @@ _KNOWN = frozenset(name.encode() for name in ATTRIBUTES)
 
 class ProtocolError(Exception):
     """The peer does not speak the protocol; close the connection. The message is printable ASCII."""
+
+
+class ProbeReceived(Exception):  # noqa: N818 - not an error: the peer is `policyd doctor`, which asks for a name
+    """A request with PROBE has arrived. The parser goes on with the next one."""
 
 
 class Request:
@@ -175,7 +182,8 @@ class RequestParser:
     def next_request(self) -> Request | None:
         """The next request, or None if it has not arrived whole.
 
-        Raises ProtocolError for a request that is none: too long, a line without `=`, another type.
+        Raises ProtocolError for a request that is none: too long, a line without `=`, another type; and ProbeReceived
+        for one that asks for a name.
         """
         buffer, start = self._buffer, self._start
         if start == len(buffer):
@@ -214,6 +222,8 @@ class RequestParser:
             raise ProtocolError("a request without request=smtpd_access_policy")
         if request_type != REQUEST_TYPE:
             raise ProtocolError(f"request={_shown(request_type)}; only request=smtpd_access_policy is served")
+        if PROBE in values:
+            raise ProbeReceived
         self._layout = self._layouts.learn(names)
         return Request.of({name.decode("latin-1"): value for name, value in values.items()})
 
@@ -226,6 +236,30 @@ def encode_reply(verb: str, text: str = "") -> bytes:
     if verb == "DUNNO" and not text:
         return _NO_OPINION
     return f"action={verb} {text}\n\n".encode("ascii") if text else f"action={verb}\n\n".encode("ascii")
+
+
+class ProbeReply(NamedTuple):
+    """What policyd says of itself: its version, the hash of the ruleset in force, and whether that only observes."""
+
+    version: str
+    ruleset: str
+    observes: bool
+
+    def encode(self) -> bytes:
+        """The answer to a probe. Its action is one that every policy client understands."""
+        mode = "observe" if self.observes else "enforce"
+        return f"action=DUNNO policyd {self.version} ruleset={self.ruleset} mode={mode}\n\n".encode("ascii")
+
+
+_PROBE_REPLY = re.compile(rb"action=DUNNO policyd ([!-~]{1,40}) ruleset=([0-9a-f]{1,64}) mode=(enforce|observe)")
+
+
+def parse_probe_reply(content: bytes) -> ProbeReply | None:
+    """What an answer to a probe says, given without its empty line; None if it is not policyd's."""
+    match = _PROBE_REPLY.fullmatch(content)
+    if match is None:
+        return None
+    return ProbeReply(match[1].decode("ascii"), match[2].decode("ascii"), match[3] == b"observe")
 
 
 def _shown(value: bytes) -> str:

@@ -19,8 +19,9 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
 
+from policyd import __version__
 from policyd.core.engine import NEEDS_IDENTITY, decide, trusted_identity
-from policyd.core.protocol import Layouts, ProtocolError, RequestParser, encode_reply
+from policyd.core.protocol import Layouts, ProbeReceived, ProbeReply, ProtocolError, RequestParser, encode_reply
 from policyd.core.reply import reply_text
 from policyd.core.ruleset import Verb
 from policyd.core.throttle import Throttled
@@ -272,7 +273,14 @@ class Connection(asyncio.Protocol):
         """Answers, in order, the requests that have arrived whole, up to one that needs DNS."""
         server = self._server
         next_request = self._parser.next_request
-        while not self._closing and (request := next_request()) is not None:
+        while not self._closing:
+            try:
+                request = next_request()
+            except ProbeReceived:
+                self._tell_name()
+                continue
+            if request is None:
+                break
             ruleset = server.ruleset
             identity = trusted_identity(request) if server.trust_postfix else None
             decision = decide(ruleset, request, identity, server.today)
@@ -290,6 +298,16 @@ class Connection(asyncio.Protocol):
         self._partial = self._parser.pending > 0
         if server.draining:
             self.close_if_idle()
+
+    def _tell_name(self) -> None:
+        """Answers `policyd doctor`. This is neither logged nor counted, since nothing was decided."""
+        ruleset = self._server.ruleset
+        reply = ProbeReply(__version__, ruleset.hash, ruleset.observe).encode()
+        if self._unsent:
+            self._unsent.append(reply)
+        else:
+            assert self._transport is not None
+            self._transport.write(reply)
 
     def _answer_later(
         self, ruleset: Ruleset, request: Request, arrived: float, asked: float, lookup: asyncio.Future[Identity]

@@ -27,6 +27,10 @@ _IN_SYSLOG = re.compile(rb".{14,80}? policyd\[\d+\]: (.*)", re.DOTALL)
 _ESCAPE = re.compile(rb"\\x([0-9A-Fa-f]{2})")
 
 
+# Postfix makes this attribute itself (smtpd(8) writes its process number into it), so no client can choose it.
+_PROBE_INSTANCE = b"policyd-doctor"
+
+
 class LoggedDecision(NamedTuple):
     """One line of the decision log.
 
@@ -63,6 +67,11 @@ class LoggedDecision(NamedTuple):
     def decided(self) -> bytes:
         """The ruleset's decision, sent or not."""
         return self.would or self.action
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether this is the question of `policyd doctor`, which policyd 0.1 logged: no client has asked it."""
+        return self.instance == _PROBE_INSTANCE
 
     @property
     def rule_name(self) -> bytes:

@@ -219,6 +219,8 @@ class MailLog:
 
     def _decided(self, decision: LoggedDecision) -> bool:
         """The recipients of one mail are asked about one by one, with the same `instance`."""
+        if decision.is_probe:
+            return False
         seen = self._asked.pop(decision.instance, None) if decision.instance else None
         observation = self._observation(decision)
         if seen is not None:

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from policyd import __version__
 from policyd.config.settings import Settings
 from policyd.core.engine import NEEDS_IDENTITY
 from policyd.core.identity import Identity, Status
+from policyd.core.protocol import parse_probe_reply
 from policyd.daemon import server as server_module
 from policyd.daemon.counters import Counters
 from policyd.daemon.decision_log_file import DecisionLog
@@ -33,7 +35,10 @@ class NobodyKnows:
     def cached(self, _address: bytes) -> None:
         return None
 
-    async def identity(self, _address: bytes, _claimed: bytes) -> Identity:
+    def look_up(self, _address: bytes) -> asyncio.Future[Identity]:
+        return asyncio.ensure_future(self._find())
+
+    async def _find(self) -> Identity:
         await asyncio.sleep(0.01)
         return Identity(Status.MISSING)
 
@@ -134,6 +139,34 @@ async def test_a_storm_of_bugs_is_one_traceback_a_second(
         assert await served.ask(BULK) == b""
     assert served.counters.bugs == 20
     assert len(caplog.records) == 1
+
+
+PROBE = b"request=smtpd_access_policy\nprotocol_state=CONNECT\npolicyd_probe=1\n\n"
+
+
+async def test_a_probe_is_answered_by_name_in_its_turn_and_neither_logged_nor_counted(served: Served) -> None:
+    name = parse_probe_reply((await served.ask(PROBE)).removesuffix(b"\n\n"))
+    assert name == (__version__, served.server.ruleset.hash, False)
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(BULK + 500 * PROBE + BULK + PROBE)
+    async with asyncio.timeout(10):
+        answers = [await reader.readuntil(b"\n\n") for _ in range(503)]
+    writer.close()
+    bulk = b"action=DEFER 4.7.1 later\n\n"
+    assert [answer == bulk for answer in answers] == [True, *500 * [False], True, False]
+    await asyncio.sleep(0)
+    assert served.log.read_bytes().count(b"\n") == 2
+    assert sum(served.counters.decisions.values()) == 2
+
+
+async def test_a_probe_waits_behind_a_client_that_is_looked_up(served: Served) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(unnamed("192.0.2.98") + PROBE)
+    async with asyncio.timeout(10):
+        answers = [await reader.readuntil(b"\n\n") for _ in range(2)]
+    writer.close()
+    assert answers[0].startswith(b"action=REJECT")
+    assert parse_probe_reply(answers[1].removesuffix(b"\n\n")) is not None
 
 
 async def test_what_was_answered_is_in_the_log_a_turn_later(served: Served) -> None:

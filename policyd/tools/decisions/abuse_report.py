@@ -87,7 +87,7 @@ def collect(
     clock = LogClock()
     for batch in decisions(paths, DecisionCounts(), advance):
         for decision in batch:
-            if decision.decided == b"DUNNO" or not wanted.has(decision):
+            if decision.decided == b"DUNNO" or decision.is_probe or not wanted.has(decision):
                 continue
             if folded and not _is_under(decision, folded):
                 continue

@@ -34,6 +34,8 @@ class Wanted(NamedTuple):
 
     def has(self, decision: LoggedDecision) -> bool:
         """Whether a decision is wanted. A rule is also found where it only observed."""
+        if decision.is_probe:
+            return False
         if self.actions and decision.action not in self.actions and decision.would not in self.actions:
             return False
         if self.rules and not self.rules & {decision.rule_name, *decision.observed}:

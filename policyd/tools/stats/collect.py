@@ -124,6 +124,8 @@ def collect(
     with without_garbage_collection():
         for batch in decisions(paths, stats.counts, advance):
             for decision in batch:
+                if decision.is_probe:
+                    continue
                 time = clock.seconds(decision.stamp)
                 if since is None or (time is not None and time >= since):
                     collector.add(decision, time)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from policyd.core.protocol import ProbeReply
 from tests.requirements import require
 from tests.tools.doctor.test_doctor import inet_daemon
 
@@ -36,13 +37,13 @@ def postfix(tmp_path: Path) -> Callable[[str], Path]:
 
 
 def test_doctor_says_what_is_right_and_shows_the_answer(run: Run, postfix: Callable[[str], Path]) -> None:
-    with inet_daemon(b"action=REJECT 5.7.1 \xff\n\n") as address:
+    with inet_daemon() as address:
         asking = f"check_policy_service {{ {address}, timeout=10s, default_action=DUNNO }}"
         folder = postfix(f"permit_mynetworks, permit_sasl_authenticated, {asking}")
         (folder / "policyd.yaml").write_text(f"listen: ['{address}']\n")
         ended = run("doctor", "--postfix", folder, "-c", folder / "policyd.yaml")
     assert (ended.status, ended.err) == (0, "")
-    assert f"asked  {address}: action=REJECT 5.7.1 \\xff after " in ended.out
+    assert f"asked  {address}: action=DUNNO policyd 0.2.0 ruleset=3f9c2a1b mode=enforce after " in ended.out
     assert ended.out.splitlines()[-1] == "nothing is wrong"
 
 
@@ -55,7 +56,7 @@ def test_doctor_numbers_what_is_wrong_and_says_what_to_write(run: Run, postfix: 
         "   write: smtpd_recipient_restrictions = permit_mynetworks, permit_sasl_authenticated, check_policy_service"
         in (ended.out)
     )
-    assert ended.out.splitlines()[-1] == "2 things to mend"
+    assert ended.out.splitlines()[-1] == "2 problems found"
 
 
 def test_doctor_for_programs(run: Run, postfix: Callable[[str], Path]) -> None:
@@ -64,7 +65,13 @@ def test_doctor_for_programs(run: Run, postfix: Callable[[str], Path]) -> None:
     said = json.loads(ended.out)
     assert ended.status == 1
     assert [set(finding) for finding in said["findings"]] == [{"where", "what", "write"}] * 2
-    assert (said["question"]["endpoint"], said["question"]["answer"]) == (str(address), "action=DUNNO")
+    assert (said["question"]["endpoint"], said["question"]["answer"]) == (
+        str(address),
+        "action=DUNNO policyd 0.2.0 ruleset=3f9c2a1b mode=enforce",
+    )
+    assert said["services"] == [
+        {"service": "smtp inet", "reached_by": "strangers", "asks_in": ["smtpd_recipient_restrictions"]}
+    ]
 
 
 def test_doctor_without_a_configuration_to_read_is_a_failure(run: Run, tmp_path: Path) -> None:
@@ -78,6 +85,49 @@ def test_doctor_without_a_configuration_to_read_is_a_failure(run: Run, tmp_path:
     ended = run("doctor", "-c", settings)
     assert (ended.status, ended.out) == (1, "")
     assert "did you mean 'listen'?" in ended.err
+
+
+def test_a_ruleset_that_only_observes_is_noted(run: Run, postfix: Callable[[str], Path], tmp_path: Path) -> None:
+    observing = ProbeReply("0.2.0", "3f9c2a1b", observes=True).encode()
+    with inet_daemon(observing) as address:
+        asking = f"check_policy_service {{ {address}, timeout=10s, default_action=DUNNO }}"
+        folder = postfix(f"permit_mynetworks, permit_sasl_authenticated, {asking}")
+        settings = tmp_path / "policyd.yaml"
+        settings.write_text(f"listen: ['{address}']\n")
+        ended = run("doctor", "--postfix", folder, "-c", settings)
+        as_json = json.loads(run("doctor", "--postfix", folder, "-c", settings, "--json").out)
+    assert ended.status == 0
+    assert f"note   policyd at {address}: mode: observe, so every mail gets DUNNO" in ended.out
+    assert as_json["mode"] == "observe"
+    # A daemon that is down cannot say so; its rules file does.
+    (tmp_path / "rules.yaml").write_text("mode: observe\nrules: []\n")
+    ended = run("doctor", "--postfix", folder, "-c", settings)
+    assert f"note   {tmp_path / 'rules.yaml'}: mode: observe" in ended.out
+    (tmp_path / "rules.yaml").write_text("mode: enforce\nrules: []\n")
+    assert "mode: observe" not in run("doctor", "--postfix", folder, "-c", settings).out
+
+
+def test_a_saved_configuration_is_judged_without_asking(run: Run, tmp_path: Path) -> None:
+    main, master = tmp_path / "main", tmp_path / "master"
+    main.write_text(
+        "smtpd_recipient_restrictions = permit_mynetworks, permit_sasl_authenticated, reject_unauth_destination, "
+        "check_policy_service { inet:policyd:10040, timeout=10s, default_action=DUNNO }\n"
+    )
+    master.write_text("smtp       inet  n       -       y       -       -       smtpd\n")
+    ended = run("doctor", "--postconf", main, "--master", master)
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.out.splitlines()[-2:] == ["asked  nothing: the configuration is of another system", "nothing is wrong"]
+    assert json.loads(run("doctor", "--postconf", main, "--master", master, "--json").out)["question"] is None
+    for options in (
+        ["--postconf", main],
+        ["--master", master],
+        ["--postconf", main, "--master", master, "--postfix", "."],
+    ):
+        ended = run("doctor", *options)
+        assert (ended.status, ended.out) == (2, "")
+        assert "--postconf and --master" in ended.err
+    ended = run("doctor", "--postconf", master, "--master", main)
+    assert (ended.status, "has no line NAME = VALUE" in ended.err) == (2, True)
 
 
 def test_the_page_shows_what_doctor_prints(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

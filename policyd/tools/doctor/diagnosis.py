@@ -1,73 +1,53 @@
 """`policyd doctor`: what is wrong between Postfix and the daemon, and what to write instead.
 
-Looks at what Postfix is told to do (restrictions as each smtpd(8) sees them, with its overrides in master.cf), compares
-it with the daemon's settings and with the socket in the file system, and asks the daemon one question. Prints nothing
-and changes nothing.
+Finds the smtpd(8) services that strangers reach, and judges for each of them whether it asks policyd, in a place where
+the answer counts, with the safety nets around it. Compares Postfix with the daemon's settings and with the socket in
+the file system, and asks the daemon its name. Prints nothing and changes nothing.
 """
 
 from __future__ import annotations
 
-import contextlib
-import grp
-import os
-import pwd
 import re
-import socket
-import stat
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from policyd.config.settings import InetAddress, UnixAddress
-from policyd.tools.doctor.policy_client import Answer, AskError, ask
-from policyd.tools.doctor.postfix_config import list_of, seconds_of, unbraced
+from policyd.config.settings import UnixAddress
+from policyd.tools.doctor.endpoints import Question, ask_who, is_expected, is_shipped_socket
+from policyd.tools.doctor.postfix_config import list_of, seconds_of
+from policyd.tools.doctor.restrictions import (
+    FINAL,
+    RELAY_GUARDS,
+    Audience,
+    Call,
+    audience_of,
+    calls_of,
+    classes_that_ask,
+    is_closed,
+    is_smtpd,
+    is_submission,
+    steps_of,
+)
+from policyd.tools.doctor.socket_access import obstacle
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Sequence
 
-    from policyd.config.settings import Settings
+    from policyd.config.settings import InetAddress, Settings
     from policyd.tools.doctor.postfix_config import PostfixConfig, Service
 
-# The lists in which a policy service can be asked (postconf(5)), in the order in which smtpd(8) goes through them.
-RESTRICTIONS = (
-    "smtpd_client_restrictions",
-    "smtpd_helo_restrictions",
-    "smtpd_sender_restrictions",
-    "smtpd_relay_restrictions",
-    "smtpd_recipient_restrictions",
-    "smtpd_data_restrictions",
-    "smtpd_end_of_data_restrictions",
-    "smtpd_etrn_restrictions",
-)
+# Restrictions that let a host's own clients and users through, before strangers are judged.
+_EXEMPTIONS = {"permit_mynetworks": "your own hosts", "permit_sasl_authenticated": "your authenticated users"}
 
-# Whom a policy for strangers must not see.
-_EXEMPTIONS = ("permit_mynetworks", "permit_sasl_authenticated")
-
-# Services at which users hand in their own mail.
-_SUBMISSION = frozenset({"submission", "submissions", "smtps", "587", "465"})
-
-# Postfix waits one second and tries once more, so an answer at the last moment is too late.
+# Seconds that Postfix waits before it tries once more, so an answer at the last moment is too late.
 _MARGIN = 1.0
 
-# Restriction classes may name each other.
-_CLASSES_DEEP = 8
+# Seconds for an answer from a service that is probably not policyd.
+_STRANGE_SERVICE_SECONDS = 3.0
 
-_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost", ""})
-_ANYWHERE = frozenset({"0.0.0.0", "::"})  # noqa: S104 - recognised, not bound
+# Stages before the client logs in and names a sender, by list, if smtpd_delay_reject = no.
+_EARLY_STAGES = {"smtpd_client_restrictions": "CONNECT", "smtpd_helo_restrictions": "HELO"}
 
-# What doctor asks. The address is one for documentation (RFC 5737), the names cannot exist (RFC 2606).
-QUESTION = {
-    "request": "smtpd_access_policy",
-    "protocol_state": "RCPT",
-    "protocol_name": "ESMTP",
-    "client_address": "192.0.2.1",
-    "client_name": "unknown",
-    "reverse_client_name": "unknown",
-    "helo_name": "policyd-doctor.invalid",
-    "sender": "policyd-doctor@sender.invalid",
-    "recipient": "policyd-doctor@recipient.invalid",
-    "instance": "policyd-doctor",
-}
+_RELAY_LISTS = ("smtpd_relay_restrictions", "smtpd_recipient_restrictions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,79 +60,83 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """The question that was asked: over which endpoint, and the answer or why there is none."""
+class Examined:
+    """One smtpd(8) service: who reaches it, and the lists in which it asks policyd."""
 
-    endpoint: InetAddress | UnixAddress
-    answer: Answer | None
-    error: str = ""
+    service: Service
+    audience: Audience
+    asks_in: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What doctor found; `right` says, in a line each, what is as it should be."""
+    """What doctor found. `right` says what is as it should be, `notes` what is neither, each in a line.
+
+    `question` is what was asked of policyd, or of the service in its place; None if nothing was asked.
+    """
 
     findings: tuple[Finding, ...]
     right: tuple[str, ...]
-    question: Question
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One `check_policy_service` as one service sees it.
-
-    `written` is the endpoint as it is written, `address` where Postfix connects (a unix path as it is called outside of
-    the chroot), None where that cannot be read. `before` are the restrictions in front of it.
-    """
-
-    service: Service
-    parameter: str
-    written: str
-    address: InetAddress | UnixAddress | None
-    attributes: Mapping[str, str]
-    before: tuple[str, ...]
+    notes: tuple[str, ...]
+    services: tuple[Examined, ...]
+    question: Question | None
 
     @property
-    def where(self) -> str:
-        """The file that says it, and of master.cf the service."""
-        if self.parameter in self.service.overrides:
-            return f"master.cf: {self.service}: -o {self.parameter}"
-        return f"main.cf: {self.parameter}"
+    def observes(self) -> bool:
+        """Whether the running daemon said that its ruleset only observes."""
+        policyd = self.question.policyd if self.question is not None else None
+        return policyd is not None and policyd.observes
 
 
-def diagnose(postfix: PostfixConfig, settings: Settings, timeout: float | None = None) -> Diagnosis:
-    """Everything doctor has to say. `timeout` in seconds bounds the question; None: a little more than DNS may take."""
-    calls = [call for service in postfix.services if _is_smtpd(service) for call in _calls(postfix, service)]
-    ours = [call for call in calls if call.address is not None and _is_listened_at(call.address, settings)]
-    endpoints = [call.address for call in ours or calls if call.address is not None] or list(settings.listen)
-    question = _ask(endpoints[0], timeout if timeout is not None else settings.dns.timeout + 2 * _MARGIN)
-    notes = _Notes()
-    if not calls:
-        notes.find(
-            "main.cf: smtpd_recipient_restrictions",
-            "no check_policy_service anywhere: Postfix never asks policyd",
-            f"smtpd_recipient_restrictions = permit_mynetworks, permit_sasl_authenticated, reject_unauth_destination, "
-            f"check_policy_service {{ {settings.listen[0]}, timeout=10s, default_action=DUNNO }}",
-        )
-    elif not ours:
-        _check_address(calls, settings, question, notes)
-    for call in ours or calls:
-        _check_order(call, notes)
-        _check_limits(postfix, settings, call, notes)
-        _check_default_action(postfix, call, call.written if ours else str(settings.listen[0]), notes)
-    for address in dict.fromkeys(call.address for call in ours or calls):
-        if isinstance(address, UnixAddress):
-            _check_socket(postfix, address, notes)
-    _check_answer(question, notes)
-    return Diagnosis(tuple(notes.findings), tuple(notes.right), question)
+def diagnose(
+    postfix: PostfixConfig,
+    settings: Settings,
+    timeout: float | None = None,
+    *,
+    sockets: Sequence[InetAddress | UnixAddress] = (),
+) -> Diagnosis:
+    """Everything doctor has to say.
+
+    `timeout` in seconds limits the question to policyd; None: a little more than DNS may take. `sockets` are those of
+    an installed policyd.socket, which replace `listen`.
+    """
+    return _Doctor(postfix, settings, timeout or settings.dns.timeout + 2 * _MARGIN, tuple(sockets)).examine()
 
 
-class _Notes:
-    """Collects findings, and what is right; each once."""
+@dataclass(slots=True)
+class _Doctor:
+    """One examination. Findings and the rest are collected, each once."""
 
-    def __init__(self) -> None:
-        self.findings: dict[Finding, None] = {}
-        self.right: dict[str, None] = {}
+    postfix: PostfixConfig
+    settings: Settings
+    timeout: float
+    sockets: tuple[InetAddress | UnixAddress, ...]
+    findings: dict[Finding, None] = field(default_factory=dict)
+    right: dict[str, None] = field(default_factory=dict)
+    notes: dict[str, None] = field(default_factory=dict)
+    questions: dict[InetAddress | UnixAddress, Question] = field(default_factory=dict)
+
+    def examine(self) -> Diagnosis:
+        services = [service for service in self.postfix.services if is_smtpd(service)]
+        calls = [call for service in services for call in calls_of(self.postfix, service)]
+        ours = self._ours(calls)
+        examined = tuple(self._examined(service, ours) for service in services)
+        if not ours:
+            self._find_no_question(calls, services)
+        else:
+            for one in examined:
+                self._check_service(one, ours)
+        for call in {(call.where, call.address): call for call in reversed(ours)}.values():
+            self._check_chroot(call)
+        for call in ours:
+            self._check_order(call)
+            self._check_effect(call)
+            self._check_timeout(call)
+            self._check_default_action(call)
+        question = self._asked(ours)
+        if not self.postfix.is_saved:
+            self._check_connection(ours, question)
+        return Diagnosis(tuple(self.findings), tuple(self.right), tuple(self.notes), examined, question)
 
     def find(self, where: str, what: str, write: str) -> None:
         self.findings[Finding(where, what, write)] = None
@@ -160,260 +144,373 @@ class _Notes:
     def approve(self, what: str) -> None:
         self.right[what] = None
 
+    # --- Which questions go to policyd ------------------------------------------------------------------------------
 
-# --- What Postfix is told ---------------------------------------------------------------------------------------------
+    @property
+    def _listened(self) -> tuple[InetAddress | UnixAddress, ...]:
+        return self.sockets or self.settings.listen
 
+    def _ours(self, calls: Iterable[Call]) -> list[Call]:
+        """The calls that ask policyd; the others are noted. If policyd is nowhere, the first that may be meant for
+        it."""
+        ours: list[Call] = []
+        others: list[Call] = []
+        for call in calls:
+            (ours if self._is_ours(call) else others).append(call)
+        if not ours:
+            outside = [call for call in others if self._is_outside_chroot(call)]
+            if outside:
+                ours = outside
+                others = [call for call in others if call not in outside]
+        for call in others:
+            what = "is not policyd" if self._is_someone_else(call) else "gives no answer"
+            what = "is not where policyd listens" if self.postfix.is_saved else what
+            self.notes[f"{call.written} {what}; it is not judged"] = None
+        return ours
 
-def _is_smtpd(service: Service) -> bool:
-    """Whether strangers or users hand in mail there; `pass` is what postscreen(8) hands on."""
-    return service.command.rpartition("/")[2] == "smtpd" and service.kind in {"inet", "pass", "unix"}
+    def _is_ours(self, call: Call) -> bool:
+        if call.address is None:
+            return False
+        expected = is_expected(call.address, self.postfix, self.settings, self.sockets)
+        if self.postfix.is_saved:
+            return expected
+        question = self._ask(call.address, self.timeout if expected else _STRANGE_SERVICE_SECONDS)
+        return expected or question.policyd is not None
 
-
-def _calls(postfix: PostfixConfig, service: Service) -> Iterator[Call]:
-    for parameter in RESTRICTIONS:
-        words = list(_restrictions(postfix, service, postfix.value(parameter, service), 0))
-        for place, word in enumerate(words[:-1]):
-            if word.lower() == "check_policy_service":
-                endpoint, *attributes = list_of(unbraced(words[place + 1])) or [""]
-                yield Call(
-                    service,
-                    parameter,
-                    endpoint,
-                    _address(postfix, service, endpoint),
-                    dict(_attributes(attributes)),
-                    tuple(one.lower() for one in words[:place]),
-                )
-
-
-def _restrictions(postfix: PostfixConfig, service: Service, value: str, depth: int) -> Iterator[str]:
-    """The words of a restriction list; the name of a restriction class stands for what is in it."""
-    classes = list_of(postfix.value("smtpd_restriction_classes", service))
-    for word in list_of(value):
-        if word in classes and depth < _CLASSES_DEEP:
-            yield from _restrictions(postfix, service, postfix.value(word, service), depth + 1)
-        else:
-            yield word
-
-
-def _attributes(words: Iterable[str]) -> Iterator[tuple[str, str]]:
-    for word in words:
-        name, equals, value = unbraced(word).partition("=")
-        if equals:
-            yield name.strip(), value.strip()
-
-
-def _address(postfix: PostfixConfig, service: Service, endpoint: str) -> InetAddress | UnixAddress | None:
-    """Where Postfix connects: `inet:host:port`, `inet:port`, or `unix:path`, a relative one in the queue directory, an
-    absolute one under it too if the service runs in the chroot."""
-    kind, _, rest = endpoint.partition(":")
-    if kind == "unix" and rest:
-        queue = postfix.value("queue_directory")
-        inside = service.chroot or not rest.startswith("/")
-        return UnixAddress(os.path.normpath(f"{queue}/{rest}") if inside else rest)
-    if kind != "inet":
-        return None
-    host, _, port = rest.rpartition(":")
-    try:
-        number = int(port) if port.isdecimal() else socket.getservbyname(port, "tcp")
-    except OSError:
-        return None
-    return InetAddress(host.strip("[]") or "localhost", number)
-
-
-def _is_listened_at(address: InetAddress | UnixAddress, settings: Settings) -> bool:
-    return any(_same(address, listened) for listened in settings.listen)
-
-
-def _same(asked: InetAddress | UnixAddress, listened: InetAddress | UnixAddress) -> bool:
-    if isinstance(asked, UnixAddress) and isinstance(listened, UnixAddress):
-        return os.path.realpath(asked.path) == os.path.realpath(listened.path)
-    if isinstance(asked, UnixAddress) or isinstance(listened, UnixAddress):
-        return False
-    if asked.port != listened.port:
-        return False
-    if listened.host in _ANYWHERE or asked.host == listened.host:
-        return True
-    return "localhost" in {asked.host, listened.host} and {asked.host, listened.host} <= _LOOPBACK
-
-
-# --- What is wrong in it ----------------------------------------------------------------------------------------------
-
-
-def _check_address(calls: list[Call], settings: Settings, question: Question, notes: _Notes) -> None:
-    """Postfix asks somebody, but not where the settings say that policyd listens."""
-    listened = ", ".join(str(address) for address in settings.listen)
-    for call in calls:
+    def _is_outside_chroot(self, call: Call) -> bool:
+        """Whether a call means policyd's socket, and looks for it in the chroot."""
         path = call.written.removeprefix("unix:")
-        if isinstance(call.address, UnixAddress) and call.address.path != path and UnixAddress(path) in settings.listen:
-            notes.find(
-                call.where,
-                f"{call.service} runs in the chroot and looks for the socket at {call.address.path}, but policyd makes "
-                f"{path}, outside of it",
-                f"policyd.yaml: listen: [unix:{call.address.path}]",
+        return (
+            isinstance(call.address, UnixAddress)
+            and call.address.path != path
+            and UnixAddress(path) in (*self.settings.listen, *self.sockets)
+        )
+
+    def _is_someone_else(self, call: Call) -> bool:
+        question = self.questions.get(call.address) if call.address is not None else None
+        return question is not None and question.answer is not None
+
+    def _ask(self, endpoint: InetAddress | UnixAddress, timeout: float) -> Question:
+        if endpoint not in self.questions:
+            self.questions[endpoint] = ask_who(endpoint, timeout)
+        return self.questions[endpoint]
+
+    def _asked(self, ours: Sequence[Call]) -> Question | None:
+        """The question to show: over the endpoint that Postfix uses, else where policyd listens."""
+        if self.postfix.is_saved:
+            return None
+        endpoints = [call.address for call in ours if call.address is not None]
+        asked = [self._ask(endpoint, self.timeout) for endpoint in endpoints or self._listened[:1]]
+        # One that policyd did not answer comes first: that is what is wrong.
+        return next((one for one in asked if one.policyd is None), asked[0])
+
+    def _find_no_question(self, calls: Sequence[Call], services: Sequence[Service]) -> None:
+        """No service of Postfix asks policyd."""
+        asking = f"check_policy_service {{ {self._listened[0]}, timeout=10s, default_action=DUNNO }}"
+        whole = f"permit_mynetworks, permit_sasl_authenticated, reject_unauth_destination, {asking}"
+        classes = dict.fromkeys(name for service in services for name in classes_that_ask(self.postfix, service))
+        if classes:
+            self.notes[
+                f"main.cf: the class {' and '.join(classes)} asks a policy service; access tables may send mail there, "
+                "and are not read"
+            ] = None
+        if not calls:
+            self.find(
+                "main.cf: smtpd_recipient_restrictions",
+                "no check_policy_service anywhere: Postfix never asks policyd",
+                f"smtpd_recipient_restrictions = {whole}",
             )
             return
-    if question.answer is not None:
-        notes.approve(
-            f"{question.endpoint} answers; policyd.yaml says listen: [{listened}], which a socket from systemd replaces"
+        asked = ", ".join(dict.fromkeys(call.written for call in calls))
+        listened = ", ".join(str(address) for address in self._listened)
+        if all(self._is_someone_else(call) for call in calls):
+            what = f"Postfix never asks policyd: check_policy_service asks {asked}, and what answers is not policyd"
+        else:
+            what = f"check_policy_service asks {asked}, and policyd listens on {listened}"
+        self.find(calls[0].where, what, f"{asking}, after reject_unauth_destination")
+
+    # --- One service ------------------------------------------------------------------------------------------------
+
+    def _examined(self, service: Service, ours: Iterable[Call]) -> Examined:
+        asks_in = tuple(dict.fromkeys(one.parameter for one in ours if one.service is service and not _is_void(one)))
+        return Examined(service, audience_of(self.postfix, service), asks_in)
+
+    def _check_service(self, one: Examined, ours: Sequence[Call]) -> None:
+        """Whether a service that strangers reach asks policyd at all."""
+        service = one.service
+        if one.audience is Audience.NOBODY_ELSE:
+            return
+        if one.audience is Audience.USERS:
+            if not one.asks_in and not is_closed(self.postfix, service):
+                self.notes[
+                    f"master.cf: {service}: strangers may hand in mail for your own domains here, and policyd is not "
+                    "asked; permit_sasl_authenticated, reject would leave it to your users"
+                ] = None
+        elif one.asks_in:
+            self.approve(f"master.cf: {service}: strangers reach it, and it asks policyd in {', '.join(one.asks_in)}")
+        elif not any(call.service is service for call in ours):
+            replaced = [name for name in dict.fromkeys(call.parameter for call in ours) if name in service.overrides]
+            parameter = replaced[0] if replaced else ours[0].parameter
+            how = f": its -o {' and -o '.join(replaced)} replaces what main.cf says" if replaced else ""
+            others = (*(step.name for step in steps_of(self.postfix, service, parameter)), "check_policy_service ...")
+            self.find(
+                f"master.cf: {service}",
+                f"strangers reach this service, and it never asks policyd{how}",
+                f"-o {{ {parameter} = {', '.join(others)} }}",
+            )
+
+    # --- One question of Postfix's ----------------------------------------------------------------------------------
+
+    def _check_chroot(self, call: Call) -> None:
+        """Whether Postfix looks for the socket where policyd makes it."""
+        if isinstance(call.address, UnixAddress) and self._is_outside_chroot(call):
+            self.find(
+                call.where,
+                f"{call.service} runs in the chroot and looks for the socket at {call.address.path}, but policyd makes "
+                f"{call.written.removeprefix('unix:')}, outside of it",
+                f"policyd.yaml: listen: [unix:{call.address.path}]",
+            )
+
+    def _check_order(self, call: Call) -> None:
+        """Whether policyd is reached at all, and who is let through before it."""
+        for step in call.before:
+            if step.name in FINAL and not step.is_muted:
+                self.find(
+                    call.where,
+                    f"{step.name} stands before check_policy_service, which is never reached",
+                    f"put check_policy_service before {step.name}",
+                )
+                break
+        else:
+            if "permit_auth_destination" in call.names_before:
+                self.find(
+                    call.where,
+                    "permit_auth_destination stands before check_policy_service: mail for your own domains passes, "
+                    "and policyd is never asked about it",
+                    "reject_unauth_destination instead of permit_auth_destination",
+                )
+        if call.parameter != "smtpd_etrn_restrictions":
+            self._check_exemptions(call)
+
+    def _check_exemptions(self, call: Call) -> None:
+        logins = self._logins(call.service)
+        missing = [name for name in _EXEMPTIONS if name not in call.names_before]
+        if not logins:
+            missing = [name for name in missing if name != "permit_sasl_authenticated"]
+        if "permit_sasl_authenticated" in missing and is_submission(call.service):
+            self.find(
+                f"master.cf: {call.service}: {call.parameter}",
+                "users who hand in their own mail are judged as strangers: permit_sasl_authenticated does not stand "
+                "before check_policy_service",
+                f"-o {{ {call.parameter} = permit_sasl_authenticated, reject }}",
+            )
+        elif missing:
+            others = [step.name for step in call.before if step.name not in _EXEMPTIONS]
+            is_for_later = logins == "later" and "permit_sasl_authenticated" in missing
+            later = ", as soon as they may log in (smtpd_sasl_auth_enable)" if is_for_later else ""
+            self.find(
+                call.where,
+                f"{' and '.join(missing)} {'do' if len(missing) > 1 else 'does'} not stand before "
+                f"check_policy_service: {' and '.join(_EXEMPTIONS[name] for name in missing)} are judged as strangers"
+                f"{later}",
+                f"{call.parameter} = {', '.join((*_EXEMPTIONS, *others))}, check_policy_service ...",
+            )
+        else:
+            present = [name for name in _EXEMPTIONS if name in call.names_before]
+            verb = "stand" if len(present) > 1 else "stands"
+            self.approve(f"{call.where}: {' and '.join(present)} {verb} before check_policy_service")
+
+    def _logins(self, service: Service) -> str:
+        """Whether users log in at a service: `yes`, `later` (it is set nowhere), or empty for no."""
+        name = "smtpd_sasl_auth_enable"
+        if self.postfix.value(name, service).lower() == "yes":
+            return "yes"
+        elsewhere = any(
+            self.postfix.value(name, one).lower() == "yes" for one in self.postfix.services if is_smtpd(one)
         )
-        return
-    asked = ", ".join(dict.fromkeys(call.written for call in calls))
-    notes.find(
-        calls[0].where,
-        f"check_policy_service asks {asked}, and policyd listens on {listened}",
-        f"check_policy_service {{ {settings.listen[0]}, timeout=10s, default_action=DUNNO }}",
-    )
+        return "" if elsewhere or self.postfix.is_set(name, service) else "later"
+
+    def _check_effect(self, call: Call) -> None:
+        """Switches that take the effect of an answer away."""
+        service, value = call.service, self.postfix.value
+        if call.is_muted:
+            self.find(
+                call.where,
+                "warn_if_reject stands before check_policy_service: Postfix logs what policyd refuses, and accepts it",
+                "take warn_if_reject away; to watch only, write mode: observe in the ruleset",
+            )
+        if call.parameter == "smtpd_etrn_restrictions":
+            self.find(
+                call.where,
+                "policyd is asked about the command ETRN only here, not about mail",
+                "check_policy_service in smtpd_recipient_restrictions",
+            )
+        if "defer_if_reject" in call.names_before:
+            self.find(
+                call.where,
+                "defer_if_reject stands before check_policy_service: every REJECT is answered as a DEFER",
+                "take defer_if_reject away, or put it into another list",
+            )
+        stage = _EARLY_STAGES.get(call.parameter)
+        if stage is not None and value("smtpd_delay_reject", service).lower() == "no":
+            self.find(
+                self.postfix.where("smtpd_delay_reject", service),
+                f"smtpd_delay_reject = no: policyd is asked at {stage}, before clients log in, so users are judged as "
+                "strangers, and no rule on sender or recipient holds",
+                "smtpd_delay_reject = yes, or check_policy_service in smtpd_recipient_restrictions",
+            )
+        if value("soft_bounce", service).lower() == "yes":
+            self.find(
+                self.postfix.where("soft_bounce", service),
+                "soft_bounce = yes: every REJECT is answered as a temporary error, and clients come back for days",
+                "soft_bounce = no",
+            )
+        if not value("access_map_reject_code", service).startswith("5"):
+            self.find(
+                self.postfix.where("access_map_reject_code", service),
+                f"access_map_reject_code = {value('access_map_reject_code', service)}: every REJECT is answered with "
+                "that code, which is not a permanent error",
+                "access_map_reject_code = 554",
+            )
+        if value("smtpd_peername_lookup", service).lower() == "no":
+            self.find(
+                self.postfix.where("smtpd_peername_lookup", service),
+                "smtpd_peername_lookup = no: Postfix sends client_name=unknown for every client, so rules on "
+                "client_name and reverse_client_name never match, and every client costs policyd a lookup",
+                "smtpd_peername_lookup = yes",
+            )
+        everybody = [one for one in list_of(value("mynetworks", service)) if one in {"0.0.0.0/0", "[::]/0", "::/0"}]
+        if everybody and "permit_mynetworks" in call.names_before:
+            self.find(
+                self.postfix.where("mynetworks", service),
+                f"mynetworks has {everybody[0]}: permit_mynetworks lets every client through before policyd is asked",
+                "mynetworks with your own networks only",
+            )
+
+    def _check_timeout(self, call: Call) -> None:
+        """How long Postfix waits."""
+        written = call.attributes.get("timeout", self.postfix.value("smtpd_policy_service_timeout", call.service))
+        timeout, needed = seconds_of(written), self.settings.dns.timeout
+        if timeout is not None and timeout <= needed:
+            self.find(
+                call.where,
+                f"Postfix waits {written} for an answer, and policyd may wait {needed:g} s for DNS (dns.timeout) "
+                "before it gives one",
+                f"timeout={int(needed + 5)}s in the braces after check_policy_service",
+            )
+        else:
+            self.approve(f"{call.where}: Postfix waits {written}, longer than dns.timeout ({needed:g} s)")
+
+    def _check_default_action(self, call: Call) -> None:
+        """What Postfix does if policyd does not answer."""
+        name = "smtpd_policy_service_default_action"
+        action = call.attributes.get("default_action", "")
+        if not action and self.postfix.is_set(name, call.service):
+            action = self.postfix.value(name, call.service)
+        down = "while policyd does not run"
+        if not action:
+            self.find(
+                call.where,
+                f"no default_action: {down}, every mail is answered "
+                f"{self.postfix.value(name, call.service) or '451 4.3.5 Server configuration problem'}",
+                f"check_policy_service {{ {call.written}, timeout=10s, default_action=DUNNO }}",
+            )
+        elif re.match(r"reject\b|5\d\d|5\.\d", action, re.IGNORECASE):
+            self.find(
+                call.where,
+                f"default_action={action}: {down}, every mail is rejected for good",
+                "default_action=DUNNO, or default_action=DEFER",
+            )
+        elif re.match(r"(ok|permit|relay)\b|\d+$", action, re.IGNORECASE) and self._relays(call):
+            self.find(
+                call.where,
+                f"default_action={action}: {down}, this host is an open relay: reject_unauth_destination does not "
+                f"stand before check_policy_service{self._no_other_guard(call)}",
+                "reject_unauth_destination before check_policy_service, and default_action=DUNNO",
+            )
+        elif re.match(r"(ok|permit|relay)\b|\d+$", action, re.IGNORECASE) and call.after:
+            self.find(
+                call.where,
+                f"default_action={action}: {down}, the restrictions after check_policy_service are skipped "
+                f"({', '.join(dict.fromkeys(step.name for step in call.after))})",
+                "default_action=DUNNO",
+            )
+        else:
+            self.approve(f"{call.where}: without an answer Postfix does {action}")
+
+    def _relays(self, call: Call) -> bool:
+        """Whether a permit in place of policyd's answer would let anybody relay."""
+        if call.parameter not in _RELAY_LISTS or RELAY_GUARDS & call.names_before:
+            return False
+        (other,) = (name for name in _RELAY_LISTS if name != call.parameter)
+        return not RELAY_GUARDS.intersection(step.name for step in steps_of(self.postfix, call.service, other))
+
+    def _no_other_guard(self, call: Call) -> str:
+        if call.parameter == "smtpd_relay_restrictions":
+            return ""
+        empty = not steps_of(self.postfix, call.service, "smtpd_relay_restrictions")
+        return f", and smtpd_relay_restrictions {'is empty' if empty else 'does not have it'}"
+
+    # --- The socket and the daemon ----------------------------------------------------------------------------------
+
+    def _check_connection(self, ours: Sequence[Call], question: Question | None) -> None:
+        """Whether Postfix can connect, and policyd answers."""
+        failed: set[InetAddress | UnixAddress] = set()
+        for address in dict.fromkeys(call.address for call in ours):
+            if isinstance(address, UnixAddress) and self._check_socket(address, ours):
+                failed.add(address)
+        if question is None or question.endpoint in failed:
+            return
+        where = str(question.endpoint)
+        if question.answer is None:
+            if self._is_of_systemd(question.endpoint):
+                what, write = f"policyd.socket is not running: {question.error}", _START_SOCKET
+                if question.error.startswith("no answer"):
+                    what, write = f"policyd.socket is there, and policyd is not: {question.error}", _LOOK_AT_SERVICE
+            else:
+                what = f"the daemon gave no answer: {question.error}"
+                write = "start policyd (systemctl status policyd), or see what else listens there"
+            self.find(where, what, write)
+        elif not re.fullmatch(rb"action=\S[^\n]*", question.answer.content):
+            what = "what answers there speaks another protocol than a policy service"
+            self.find(where, what, "see which program listens there (ss -lptn, ss -lpx)")
+        elif question.policyd is None:
+            what = "what answers there is another policy service, or a policyd older than 0.2.0"
+            self.find(where, what, "restart policyd, or see which program listens there (ss -lptn, ss -lpx)")
+        elif question.endpoint not in self._listened and any(call.address == question.endpoint for call in ours):
+            listened = ", ".join(str(one) for one in self._listened)
+            self.approve(
+                f"{where} answers; policyd.yaml says listen: [{listened}], which a socket from systemd replaces"
+            )
+
+    def _is_of_systemd(self, endpoint: InetAddress | UnixAddress) -> bool:
+        """Whether policyd.socket makes this socket, not policyd itself."""
+        if endpoint in self.sockets:
+            return True
+        return endpoint not in self.settings.listen and is_shipped_socket(endpoint, self.postfix)
+
+    def _check_socket(self, address: UnixAddress, ours: Sequence[Call]) -> bool:
+        """Whether the socket is missing. Reports what keeps smtpd(8), which runs as mail_owner, from connecting."""
+        if any(one.address == address and self._is_outside_chroot(one) for one in ours):
+            return True
+        owner = self.postfix.value("mail_owner") or "postfix"
+        found = obstacle(address.path, owner)
+        if found is None:
+            self.approve(f"the socket {address.path}: {owner} may connect")
+            return False
+        if found.is_missing and self._is_of_systemd(address):
+            self.find(f"the socket {address.path}", "policyd.socket is not running: nothing is there", _START_SOCKET)
+        else:
+            self.find(f"the socket {address.path}", found.what, found.write)
+        return found.is_missing
 
 
-def _check_order(call: Call, notes: _Notes) -> None:
-    """Who is let through before policyd is asked."""
-    missing = [name for name in _EXEMPTIONS if name not in call.before]
-    final = next((name for name in ("permit", "reject", "defer") if name in call.before), None)
-    if final is not None:
-        notes.find(
-            call.where,
-            f"{final} stands before check_policy_service, which is never reached",
-            f"put check_policy_service before {final}",
-        )
-    if "permit_sasl_authenticated" in missing and _is_submission(call.service):
-        notes.find(
-            f"master.cf: {call.service}: {call.parameter}",
-            "users who hand in their own mail are judged as strangers: permit_sasl_authenticated does not stand before "
-            "check_policy_service",
-            f"-o {{ {call.parameter} = permit_sasl_authenticated, reject }}",
-        )
-    elif missing:
-        notes.find(
-            call.where,
-            f"{' and '.join(missing)} {'do' if len(missing) > 1 else 'does'} not stand before check_policy_service: "
-            f"{' and '.join(_WHO[name] for name in missing)} are judged as strangers",
-            f"{call.parameter} = {', '.join((*_EXEMPTIONS, *_others(call.before)))}, check_policy_service ...",
-        )
-    else:
-        notes.approve(f"{call.where}: {' and '.join(_EXEMPTIONS)} stand before check_policy_service")
+_START_SOCKET = "systemctl enable --now policyd.socket policyd.service"
+_LOOK_AT_SERVICE = "systemctl status policyd.service, journalctl -u policyd"
 
 
-def _others(before: Iterable[str]) -> list[str]:
-    return [word for word in before if word not in _EXEMPTIONS]
-
-
-def _is_submission(service: Service) -> bool:
-    return service.name.rpartition(":")[2] in _SUBMISSION or service.overrides.get("smtpd_sasl_auth_enable") == "yes"
-
-
-def _check_limits(postfix: PostfixConfig, settings: Settings, call: Call, notes: _Notes) -> None:
-    """How long Postfix waits."""
-    written = call.attributes.get("timeout", postfix.value("smtpd_policy_service_timeout", call.service))
-    timeout, needed = seconds_of(written), settings.dns.timeout
-    if timeout is not None and timeout <= needed:
-        notes.find(
-            call.where,
-            f"Postfix waits {written} for an answer, and policyd may wait {needed:g} s for DNS (dns.timeout) before it "
-            "gives one",
-            f"timeout={int(needed + 5)}s in the braces after check_policy_service",
-        )
-    else:
-        notes.approve(f"{call.where}: Postfix waits {written}, longer than dns.timeout ({needed:g} s)")
-
-
-def _check_default_action(postfix: PostfixConfig, call: Call, endpoint: str, notes: _Notes) -> None:
-    """What Postfix does when nobody answers."""
-    name = "smtpd_policy_service_default_action"
-    set_here = name in postfix.explicit or name in call.service.overrides
-    action = call.attributes.get("default_action", postfix.value(name, call.service) if set_here else "")
-    if not action:
-        notes.find(
-            call.where,
-            "no default_action: while policyd does not run, every mail is answered "
-            f"{postfix.value(name, call.service) or '451 4.3.5 Server configuration problem'}",
-            f"check_policy_service {{ {endpoint}, timeout=10s, default_action=DUNNO }}",
-        )
-    elif re.match(r"reject|5\d\d", action, re.IGNORECASE):
-        notes.find(
-            call.where,
-            f"default_action={action}: while policyd does not run, every mail is rejected for good",
-            "default_action=DUNNO, or default_action=DEFER",
-        )
-    else:
-        notes.approve(f"{call.where}: without an answer Postfix does {action}")
-
-
-_WHO = {"permit_mynetworks": "your own hosts", "permit_sasl_authenticated": "your authenticated users"}
-
-
-# --- The socket and the daemon ----------------------------------------------------------------------------------------
-
-
-def _check_socket(postfix: PostfixConfig, address: UnixAddress, notes: _Notes) -> None:
-    """Whether smtpd(8), which runs as mail_owner, can connect."""
-    where, path = f"the socket {address.path}", Path(address.path)
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        notes.find(where, "it is not there", f"start policyd, with listen: [{address}] or with policyd.socket")
-        return
-    except OSError as error:
-        notes.find(where, f"it cannot be looked at: {(error.strerror or '').lower()}", "run policyd doctor as root")
-        return
-    if not stat.S_ISSOCK(status.st_mode):
-        notes.find(where, "it is no socket", f"remove {path}, and restart policyd")
-        return
-    owner = postfix.value("mail_owner") or "postfix"
-    try:
-        user = pwd.getpwnam(owner)
-    except KeyError:
-        notes.find("main.cf: mail_owner", f"there is no user {owner}", "mail_owner = postfix")
-        return
-    groups = {user.pw_gid, *(group.gr_gid for group in grp.getgrall() if owner in group.gr_mem)}
-    closed = next(
-        (one for one in reversed(path.parents) if not _may(one.stat(), user.pw_uid, groups, stat.S_IXOTH)), None
-    )
-    if closed is not None:
-        notes.find(where, f"{owner} may not enter {closed}", f"chmod o+x {closed}, or put the socket elsewhere")
-    elif not _may(status, user.pw_uid, groups, stat.S_IWOTH):
-        group = grp.getgrgid(user.pw_gid).gr_name
-        notes.find(
-            where,
-            f"{owner} may not connect: owner {_user(status.st_uid)}, group {_group(status.st_gid)}, "
-            f"mode {stat.S_IMODE(status.st_mode):04o}",
-            f'policyd.yaml: socket_group: {group} and socket_mode: "0660"; with systemd the same in policyd.socket '
-            f"(SocketGroup={group}, SocketMode=0660)",
-        )
-    else:
-        notes.approve(f"{where}: {owner} may connect")
-
-
-def _may(status: os.stat_result, uid: int, groups: set[int], bit: int) -> bool:
-    """Whether a user has a permission, of which `bit` is the one for others (path_resolution(7))."""
-    if uid == 0:
-        return True
-    shift = 6 if status.st_uid == uid else 3 if status.st_gid in groups else 0
-    return bool(status.st_mode & bit << shift)
-
-
-def _user(uid: int) -> str:
-    with contextlib.suppress(KeyError):
-        return pwd.getpwuid(uid).pw_name
-    return str(uid)
-
-
-def _group(gid: int) -> str:
-    with contextlib.suppress(KeyError):
-        return grp.getgrgid(gid).gr_name
-    return str(gid)
-
-
-def _ask(endpoint: InetAddress | UnixAddress, timeout: float) -> Question:
-    try:
-        return Question(endpoint, ask(endpoint, QUESTION, timeout))
-    except AskError as error:
-        return Question(endpoint, None, str(error))
-
-
-def _check_answer(question: Question, notes: _Notes) -> None:
-    if question.answer is None:
-        write = "start policyd (systemctl status policyd), or see what else listens there"
-        notes.find(str(question.endpoint), f"the daemon gave no answer: {question.error}", write)
-    elif not re.fullmatch(rb"action=\S[^\n]*", question.answer.content):
-        what = "what answers there speaks another protocol than a policy service"
-        notes.find(str(question.endpoint), what, "see which program listens there (ss -lptn, ss -lpx)")
+def _is_void(call: Call) -> bool:
+    """Whether the answer to a question never counts for mail."""
+    names = call.names_before
+    is_over = any(step.name in FINAL and not step.is_muted for step in call.before)
+    return is_over or call.is_muted or "permit_auth_destination" in names or call.parameter == "smtpd_etrn_restrictions"

@@ -1,7 +1,7 @@
-"""Postfix's configuration as postconf(1) prints it: main.cf, master.cf with its `-o` overrides, and what a service
+"""Postfix's configuration as postconf(1) prints it: main.cf, master.cf with its `-o` overrides, and what each service
 sees of both.
 
-Says nothing of what is right or wrong in it. Only as much of the syntax is known as restrictions need.
+Read from the running program, or from saved output for a Postfix that is somewhere else. Judges nothing.
 """
 
 from __future__ import annotations
@@ -9,27 +9,47 @@ from __future__ import annotations
 import re
 import subprocess
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from policyd.tools.doctor.expansion import expand
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-# postconf reads two files; where it takes longer, a table in one of them waits for a network.
+# Seconds for postconf, which reads two files; longer if a table in one of them waits for a network.
 _POSTCONF_SECONDS = 30
 
-# A value may name other parameters, and those others; Postfix itself knows no deeper nesting in practice.
-_EXPANSIONS = 16
+# Bytes of a saved file that are read. `postconf` prints 50 KB for all parameters.
+_MAX_SAVED = 4 << 20
 
-# Parameters that name themselves grow with each expansion; a restriction list is a few hundred characters.
-_MAX_VALUE = 64 * 1024
+# Postfix has some 900 parameters, and a main.cf sets a tenth of them: above this, all were saved, not only those set.
+_ALL_PARAMETERS = 400
 
-_SETTING = re.compile(r"([\w-]+) =(?: (.*))?", re.DOTALL)
-_REFERENCE = re.compile(r"\$(?:\$|(?P<bare>\w+)|\{(?P<braced>\w+)\}|\((?P<bracketed>\w+)\))")
+_SETTING = re.compile(r"([\w.-]+)\s*=\s*(.*)", re.DOTALL)
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+# Defaults of the parameters that doctor looks at, for saved output of `postconf -n` (postconf(5)).
+_DEFAULTS = {
+    "access_map_reject_code": "554",
+    "compatibility_level": "0",
+    "mail_owner": "postfix",
+    "queue_directory": "/var/spool/postfix",
+    "smtpd_delay_reject": "yes",
+    "smtpd_peername_lookup": "yes",
+    "smtpd_policy_service_default_action": "451 4.3.5 Server configuration problem",
+    "smtpd_policy_service_timeout": "100s",
+    "smtpd_relay_restrictions": (
+        "${{$compatibility_level} <level {1} ? {} : "
+        "{permit_mynetworks, permit_sasl_authenticated, defer_unauth_destination}}"
+    ),
+    "smtpd_sasl_auth_enable": "no",
+    "soft_bounce": "no",
+}
 
 
 class PostconfError(Exception):
-    """postconf could not be run, or it refused the configuration. The message is one line."""
+    """postconf could not be run, it refused the configuration, or what was saved cannot be read. One line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,33 +65,45 @@ class Service:
     def __str__(self) -> str:
         return f"{self.name} {self.kind}"
 
+    @property
+    def port(self) -> str:
+        """The port of an inet service, by number or name."""
+        return self.name.rpartition(":")[2]
+
+    @property
+    def host(self) -> str:
+        """The address of an inet service, without brackets; empty if it is reached at all of them."""
+        return self.name.rpartition(":")[0].strip("[]")
+
 
 @dataclass(frozen=True, slots=True)
 class PostfixConfig:
-    """All parameters with their values or defaults, the names of those that main.cf sets, and the services."""
+    """All parameters with their values or defaults, the names of those that main.cf sets, and the services.
+
+    `is_saved` if it was read from files, so that the Postfix meant may be in a container or on another host.
+    """
 
     parameters: Mapping[str, str]
     explicit: frozenset[str]
     services: tuple[Service, ...]
+    is_saved: bool = False
 
     def value(self, name: str, service: Service | None = None) -> str:
-        """A parameter as a service sees it, with `$name` filled in; empty where there is no such parameter."""
-        text = self._raw(name, service)
-        for _ in range(_EXPANSIONS):
-            expanded = _REFERENCE.sub(lambda match: self._referred(match, service), text)
-            if expanded == text or len(expanded) > _MAX_VALUE:
-                break
-            text = expanded
-        return text
+        """A parameter as a service sees it, with `$name` filled in; empty if there is no such parameter."""
+        return expand(self._raw(name, service), lambda referred: self._raw(referred, service))
+
+    def is_set(self, name: str, service: Service) -> bool:
+        """Whether main.cf, or master.cf for this service, sets a parameter."""
+        return name in self.explicit or name in service.overrides
+
+    def where(self, name: str, service: Service) -> str:
+        """The file that sets a parameter for a service, and of master.cf the service."""
+        return f"master.cf: {service}: -o {name}" if name in service.overrides else f"main.cf: {name}"
 
     def _raw(self, name: str, service: Service | None) -> str:
         if service is not None and name in service.overrides:
             return service.overrides[name]
         return self.parameters.get(name, "")
-
-    def _referred(self, match: re.Match[str], service: Service | None) -> str:
-        name = match["bare"] or match["braced"] or match["bracketed"]
-        return match[0] if name is None else self._raw(name, service)
 
 
 def read_postfix(folder: str | None = None, postconf: str = "postconf") -> PostfixConfig:
@@ -81,20 +113,53 @@ def read_postfix(folder: str | None = None, postconf: str = "postconf") -> Postf
     return parse_postfix(everything, _run([*command, "-n"]), _run([*command, "-M"]))
 
 
+def read_saved(postconf: str, master: str) -> PostfixConfig:
+    """The same from files: saved output of `postconf -n` (or `postconf`, or a main.cf) and of `postconf -M` (or a
+    master.cf). Raises PostconfError."""
+    settings, services = _read(postconf), _read(master)
+    saved = dict(_settings(settings))
+    if not saved:
+        raise PostconfError(f"{postconf}: has no line NAME = VALUE; save it with: postconf -n > {postconf}")
+    explicit = saved
+    if len(saved) > _ALL_PARAMETERS:
+        explicit = {name: value for name, value in saved.items() if value != _DEFAULTS.get(name)}
+    postfix = _postfix(_DEFAULTS | saved, frozenset(explicit), services, is_saved=True)
+    if not postfix.services:
+        raise PostconfError(f"{master}: has no service; save it with: postconf -M > {master}")
+    return postfix
+
+
 def parse_postfix(everything: str, explicit: str, services: str) -> PostfixConfig:
     """The same from the output of `postconf`, `postconf -n` and `postconf -M`."""
     parameters = dict(_settings(everything)) | dict(_settings(explicit))
+    return _postfix(parameters, frozenset(name for name, _ in _settings(explicit)), services, is_saved=False)
+
+
+def _postfix(
+    parameters: Mapping[str, str], explicit: frozenset[str], services: str, *, is_saved: bool
+) -> PostfixConfig:
     level = parameters.get("compatibility_level", "0").split(".")[0]
     chroot = "y" if level == "0" else "n"  # what `-` stands for in master.cf (master(5))
-    found = tuple(_service(line, chroot) for line in services.splitlines() if len(line.split()) >= 8)
-    return PostfixConfig(parameters, frozenset(name for name, _ in _settings(explicit)), found)
+    found = tuple(_service(line, chroot) for line in _logical_lines(services) if len(line.split()) >= 8)
+    return PostfixConfig(parameters, explicit, found, is_saved)
+
+
+def _read(path: str) -> str:
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(_MAX_SAVED).decode("utf-8", "replace")
+    except OSError as error:
+        raise PostconfError(f"{path}: {(error.strerror or str(error)).lower()}") from None
 
 
 def _run(command: list[str]) -> str:
     try:
         ran = subprocess.run(command, capture_output=True, timeout=_POSTCONF_SECONDS, check=False)
     except FileNotFoundError:
-        raise PostconfError(f"{command[0]}: no such program; doctor runs where Postfix is installed") from None
+        raise PostconfError(
+            f"{command[0]}: no such program; run doctor where Postfix is, or save the output of postconf -n and "
+            "postconf -M there and use --postconf FILE --master FILE"
+        ) from None
     except subprocess.TimeoutExpired:
         raise PostconfError(f"{' '.join(command)}: no answer within {_POSTCONF_SECONDS} s") from None
     except OSError as error:
@@ -105,11 +170,27 @@ def _run(command: list[str]) -> str:
     return ran.stdout.decode("utf-8", "replace")
 
 
-def _settings(text: str) -> Iterator[tuple[str, str]]:
+def _logical_lines(text: str) -> Iterator[str]:
+    """Lines with their continuations (which begin with a blank), without comments (postconf(5))."""
+    collected = ""
     for line in text.splitlines():
-        match = _SETTING.fullmatch(line)
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        if line[0].isspace() and collected:
+            collected += line
+            continue
+        if collected:
+            yield collected
+        collected = line
+    if collected:
+        yield collected
+
+
+def _settings(text: str) -> Iterator[tuple[str, str]]:
+    for line in _logical_lines(text):
+        match = _SETTING.fullmatch(line.strip())
         if match is not None:
-            yield match[1], match[2] or ""
+            yield match[1], match[2]
 
 
 def _service(line: str, default_chroot: str) -> Service:
@@ -117,15 +198,15 @@ def _service(line: str, default_chroot: str) -> Service:
     words = words_of(rest[0]) if rest else []
     overrides = {}
     for place, word in enumerate(words):
-        if word == "-o" and place + 1 < len(words):
-            setting, equals, value = unbraced(words[place + 1]).partition("=")
+        if word.startswith("-o"):
+            setting, equals, value = unbraced(word[2:] or "".join(words[place + 1 : place + 2])).partition("=")
             if equals:
                 overrides[setting.strip()] = value.strip()
     return Service(name, kind, (default_chroot if chroot == "-" else chroot) == "y", command, overrides)
 
 
 def words_of(text: str, separators: str = " \t\n\r") -> list[str]:
-    """The words of a value; what stands between braces is one word, the braces included (postconf(5))."""
+    """The words of a value; text between braces is one word, braces included (postconf(5))."""
     words = []
     word = ""
     depth = 0
@@ -146,11 +227,11 @@ def unbraced(word: str) -> str:
 
 
 def list_of(value: str) -> list[str]:
-    """A list's words, between which commas or blanks stand."""
+    """The words of a list, which commas or blanks separate."""
     return words_of(value, separators=" \t\n\r,")
 
 
 def seconds_of(text: str) -> float | None:
-    """A time with its unit (seconds where there is none); None for what is no time."""
+    """Seconds of a time with its unit, which is seconds if there is none; None if it is not a time."""
     match = re.fullmatch(r"(\d+)([smhdw]?)", text.strip())
     return int(match[1]) * _UNITS[match[2]] if match else None

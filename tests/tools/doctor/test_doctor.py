@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from policyd.config.settings import Dns, InetAddress, Settings, UnixAddress
-from policyd.tools.doctor.diagnosis import QUESTION, Diagnosis, diagnose
+from policyd.core.protocol import ProbeReply
+from policyd.tools.doctor.diagnosis import Diagnosis, diagnose
+from policyd.tools.doctor.endpoints import QUESTION
 from policyd.tools.doctor.policy_client import MAX_ANSWER_BYTES, AskError, ask
 from policyd.tools.doctor.postfix_config import (
     PostconfError,
@@ -31,6 +33,7 @@ RIGHT = (
     "permit_mynetworks, permit_sasl_authenticated, reject_unauth_destination, "
     "check_policy_service {{ {endpoint}, timeout=10s, default_action=DUNNO }}"
 )
+POLICYD = ProbeReply("0.2.0", "3f9c2a1b", observes=False).encode()
 MASTER = "smtp inet n - {chroot} - - smtpd\n"
 
 
@@ -69,7 +72,7 @@ def answering(listener: socket.socket, answer: bytes | None) -> Iterator[list[by
 
 
 @contextlib.contextmanager
-def inet_daemon(answer: bytes | None = b"action=DUNNO\n\n") -> Iterator[InetAddress]:
+def inet_daemon(answer: bytes | None = POLICYD) -> Iterator[InetAddress]:
     listener = socket.create_server(("127.0.0.1", 0))
     address = InetAddress("127.0.0.1", listener.getsockname()[1])
     with answering(listener, answer):
@@ -82,7 +85,7 @@ def unix_daemon(path: Path, mode: int = 0o666) -> Iterator[UnixAddress]:
     listener.bind(str(path))
     path.chmod(mode)
     listener.listen()
-    with answering(listener, b"action=DUNNO\n\n"):
+    with answering(listener, POLICYD):
         yield UnixAddress(str(path))
 
 
@@ -121,19 +124,24 @@ def test_a_right_configuration_has_nothing_to_mend(queue: Path) -> None:
             queue, f"smtpd_recipient_restrictions = {RIGHT.format(endpoint=address)}\n", Settings(listen=(address,))
         )
     assert findings(diagnosis) == []
+    assert diagnosis.question is not None
     assert diagnosis.question.endpoint == address
-    assert diagnosis.question.answer is not None
-    assert diagnosis.question.answer.content == b"action=DUNNO"
+    assert diagnosis.question.policyd == ("0.2.0", "3f9c2a1b", False)
     assert any("default_action" not in line and "DUNNO" in line for line in diagnosis.right)
+    assert "master.cf: smtp inet: strangers reach it, and it asks policyd in smtpd_recipient_restrictions" in (
+        diagnosis.right
+    )
 
 
-def test_the_daemon_is_asked_what_postfix_would_ask() -> None:
+def test_the_question_names_no_mail_that_a_greylisting_service_could_remember() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     with answering(listener, b"action=REJECT 5.7.1 no\n\n") as asked:
         answer = ask(InetAddress("127.0.0.1", listener.getsockname()[1]), QUESTION, 20.0)
     assert answer.content == b"action=REJECT 5.7.1 no"
-    assert asked[0].startswith(b"request=smtpd_access_policy\nprotocol_state=RCPT\n")
-    assert asked[0].endswith(b"\n\n")
+    assert asked[0].startswith(b"request=smtpd_access_policy\nprotocol_state=CONNECT\n")
+    assert b"\ninstance=policyd-doctor\npolicyd_probe=1\n\n" in asked[0]
+    assert b"sender" not in asked[0]
+    assert b"recipient" not in asked[0]
 
 
 MAIN_CF = {
@@ -190,16 +198,16 @@ SUBMISSION = "submission inet n - y - - smtpd\n  -o syslog_name=postfix/submissi
 @pytest.mark.parametrize(
     ("main", "overrides", "wanted"),
     [
-        ("permit_mynetworks, check_policy_service {{ {endpoint}, default_action=DUNNO }}", "", 2),
+        ("permit_mynetworks, check_policy_service {{ {endpoint}, default_action=DUNNO }}", "", 1),
         (
             "permit_mynetworks, check_policy_service {{ {endpoint}, default_action=DUNNO }}",
             "  -o { smtpd_recipient_restrictions = permit_sasl_authenticated, reject }\n",
-            1,
+            0,
         ),
         (
             "permit_mynetworks, check_policy_service {{ {endpoint}, default_action=DUNNO }}",
             "  -o smtpd_client_restrictions=permit_sasl_authenticated,reject\n",
-            2,
+            1,
         ),
         (RIGHT, "  -o smtpd_recipient_restrictions=$mua_restrictions\n", 0),
         (RIGHT, "", 0),
@@ -212,9 +220,9 @@ def test_users_who_hand_in_their_own_mail_are_no_strangers(queue: Path, main: st
         master = MASTER.format(chroot="y") + SUBMISSION + overrides
         found = findings(examined(queue, text, Settings(listen=(address,)), master))
     assert len(found) == wanted, found
-    if wanted == 2:
-        assert "master.cf: submission inet: smtpd_recipient_restrictions: users who hand in their own mail" in found[1]
-        assert "-o { smtpd_recipient_restrictions = permit_sasl_authenticated, reject }" in found[1]
+    if wanted:
+        assert "master.cf: submission inet: smtpd_recipient_restrictions: users who hand in their own mail" in found[0]
+        assert "-o { smtpd_recipient_restrictions = permit_sasl_authenticated, reject }" in found[0]
 
 
 def test_an_override_of_a_timeout_is_seen(queue: Path) -> None:
@@ -312,7 +320,7 @@ def test_a_socket_that_is_missing_or_a_file_is_said(queue: Path) -> None:
     settings = Settings(listen=(UnixAddress(f"{queue}/private/policyd"),))
     assert "it is not there" in findings(examined(queue, main, settings))[0]
     (queue / "private" / "policyd").write_text("")
-    assert "it is no socket" in findings(examined(queue, main, settings))[0]
+    assert "the path exists and is not a socket" in findings(examined(queue, main, settings))[0]
 
 
 # --- The question -----------------------------------------------------------------------------------------------------
@@ -368,7 +376,7 @@ def test_services_and_their_overrides_are_read() -> None:
 def test_parameters_that_name_each_other_end() -> None:
     postfix = parse_postfix("a = $b $b\nb = x$(c)\nc = ${a}\nd = $$5\ne = $e$e$e$e$e$e$e$e\n", "", "")
     assert [len(postfix.value(name)) <= 64 * 1024 for name in "ae"] == [True, True]
-    assert postfix.value("d") == "$$5"
+    assert postfix.value("d") == "$5"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,478 @@
+"""Configurations that look right, and are not; and others that look wrong, and are right. All are read by postconf."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from policyd.config.settings import Settings, UnixAddress
+from policyd.tools.doctor.diagnosis import diagnose
+from policyd.tools.doctor.endpoints import systemd_sockets
+from policyd.tools.doctor.postfix_config import PostconfError, read_postfix, read_saved
+from policyd.tools.doctor.restrictions import Audience
+from tests.requirements import require
+from tests.tools.doctor.test_doctor import examined, findings, inet_daemon, queue, unix_daemon
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from policyd.tools.doctor.diagnosis import Diagnosis
+
+__all__ = ["queue"]  # a fixture
+
+ASK = "check_policy_service { ENDPOINT, timeout=10s, default_action=DUNNO }"
+FIRST = "permit_mynetworks, permit_sasl_authenticated, reject_unauth_destination"
+BARE = FIRST.replace(" ", "")
+RIGHT = f"smtpd_sasl_auth_enable = yes\nsmtpd_recipient_restrictions = {FIRST}, {ASK}\n"
+SMTP = "smtp inet n - n - - smtpd\n"
+OTHER = b"action=DUNNO\n\n"
+
+
+@pytest.fixture(autouse=True)
+def _postconf_is_here() -> None:
+    require("postconf")
+
+
+def judged(folder: Path, main: str, master: str = SMTP) -> Diagnosis:
+    """What doctor says of a configuration that asks a running policyd at ENDPOINT, and another service at OTHER."""
+    with inet_daemon() as address, inet_daemon(OTHER) as other:
+        main, master = (text.replace("ENDPOINT", str(address)).replace("OTHER", str(other)) for text in (main, master))
+        return examined(folder, main, Settings(listen=(address,)), master)
+
+
+# --- What cannot work -------------------------------------------------------------------------------------------------
+
+WRONG = {
+    # The smtpd for strangers has a list of its own.
+    "its own recipient restrictions": (
+        RIGHT,
+        f"smtp inet n - n - - smtpd -o smtpd_recipient_restrictions={BARE}\n26 inet n - n - - smtpd\n",
+        (
+            "master.cf: smtp inet: strangers reach this service, and it never asks policyd: its -o "
+            "smtpd_recipient_restrictions replaces what main.cf says"
+        ),
+    ),
+    "its own list behind postscreen": (
+        RIGHT,
+        (
+            "smtp inet n - n - 1 postscreen\nsmtpd pass - - n - - smtpd\n"
+            "  -o { smtpd_recipient_restrictions = permit_mynetworks, reject_unauth_destination }\n"
+            "2525 inet n - n - - smtpd\n"
+        ),
+        "master.cf: smtpd pass: strangers reach this service, and it never asks policyd",
+    ),
+    "an empty list of its own": (
+        RIGHT,
+        "25 inet n - n - - smtpd\n  -o smtpd_recipient_restrictions=\n26 inet n - n - - smtpd\n",
+        "master.cf: 25 inet: strangers reach this service, and it never asks policyd",
+    ),
+    "asked by the users' service alone": (
+        f"smtpd_recipient_restrictions = {FIRST}\n",
+        (
+            f"{SMTP}submission inet n - n - - smtpd\n  -o smtpd_sasl_auth_enable=yes\n"
+            f"  -o {{ smtpd_recipient_restrictions = {FIRST}, {ASK} }}\n"
+        ),
+        "master.cf: smtp inet: strangers reach this service, and it never asks policyd",
+    ),
+    # The answer does not count, or policyd is not reached.
+    "permit_auth_destination": (
+        RIGHT.replace("reject_unauth_destination", "permit_auth_destination, reject_unauth_destination"),
+        SMTP,
+        "permit_auth_destination stands before check_policy_service: mail for your own domains passes",
+    ),
+    "permit_auth_destination and reject": (
+        RIGHT.replace("reject_unauth_destination,", "permit_auth_destination, reject,"),
+        SMTP,
+        "reject stands before check_policy_service, which is never reached",
+    ),
+    "permit_auth_destination in a class": (
+        f"smtpd_restriction_classes = ours\nours = permit_auth_destination\n{RIGHT.replace(ASK, f'ours, {ASK}')}",
+        SMTP,
+        "permit_auth_destination stands before",
+    ),
+    "warn_if_reject": (RIGHT.replace(ASK, f"warn_if_reject {ASK}"), SMTP, "warn_if_reject stands before"),
+    "warn_if_reject before a class": (
+        (
+            f"smtpd_restriction_classes = strangers\nstrangers = reject_unknown_sender_domain, {ASK}\n"
+            f"smtpd_sasl_auth_enable = yes\nsmtpd_recipient_restrictions = {FIRST}, warn_if_reject strangers\n"
+        ),
+        SMTP,
+        "warn_if_reject stands before check_policy_service: Postfix logs what policyd refuses, and accepts it",
+    ),
+    "a list for ETRN": (
+        f"smtpd_etrn_restrictions = permit_mynetworks, {ASK}\n",
+        SMTP,
+        "policyd is asked about the command ETRN only here",
+    ),
+    "defer_if_reject": (RIGHT.replace(ASK, f"defer_if_reject, {ASK}"), SMTP, "every REJECT is answered as a DEFER"),
+    # At a stage at which clients have not logged in.
+    "at CONNECT": (
+        f"smtpd_delay_reject = no\nsmtpd_client_restrictions = permit_mynetworks, permit_sasl_authenticated, {ASK}\n",
+        SMTP,
+        "main.cf: smtpd_delay_reject: smtpd_delay_reject = no: policyd is asked at CONNECT",
+    ),
+    "at HELO": (
+        f"smtpd_helo_restrictions = permit_mynetworks, permit_sasl_authenticated, {ASK}\n",
+        "smtp inet n - n - - smtpd -o smtpd_delay_reject=no\n",
+        "master.cf: smtp inet: -o smtpd_delay_reject: smtpd_delay_reject = no: policyd is asked at HELO",
+    ),
+    # No safety net.
+    "an open relay": (
+        (
+            f"smtpd_relay_restrictions =\nsmtpd_recipient_restrictions = permit_mynetworks, permit_sasl_authenticated, "
+            f"{ASK.replace('DUNNO', 'OK')}, reject_unauth_destination\n"
+        ),
+        SMTP,
+        (
+            "default_action=OK: while policyd does not run, this host is an open relay: reject_unauth_destination "
+            "does not stand before check_policy_service, and smtpd_relay_restrictions is empty"
+        ),
+    ),
+    "an open relay of an old level": (
+        (
+            "compatibility_level = 0\nsmtpd_policy_service_default_action = permit\n"
+            "smtpd_recipient_restrictions = permit_mynetworks, permit_sasl_authenticated, "
+            "check_policy_service { ENDPOINT, timeout=10s }, reject_unauth_destination\n"
+        ),
+        SMTP,
+        "default_action=permit: while policyd does not run, this host is an open relay",
+    ),
+    "an open relay by a number": (
+        (
+            f"smtpd_recipient_restrictions =\nsmtpd_relay_restrictions = permit_mynetworks, permit_sasl_authenticated, "
+            f"{ASK.replace('DUNNO', '250')}, defer_unauth_destination\n"
+        ),
+        SMTP,
+        "default_action=250: while policyd does not run, this host is an open relay",
+    ),
+    "what follows is skipped": (
+        RIGHT.replace("DUNNO", "OK").replace("}\n", "}, reject_rbl_client zen.example\n"),
+        SMTP,
+        "the restrictions after check_policy_service are skipped (reject_rbl_client)",
+    ),
+    "everybody is permitted": (
+        f"mynetworks = 127.0.0.0/8 0.0.0.0/0\n{RIGHT}",
+        SMTP,
+        "mynetworks has 0.0.0.0/0: permit_mynetworks lets every client through before policyd is asked",
+    ),
+    # Switches.
+    "soft_bounce": (f"soft_bounce = yes\n{RIGHT}", SMTP, "soft_bounce = yes: every REJECT is answered as a temporary"),
+    "soft_bounce of a service": (
+        RIGHT,
+        "smtp inet n - n - - smtpd -o soft_bounce=yes\n",
+        "master.cf: smtp inet: -o soft_bounce: soft_bounce = yes",
+    ),
+    "another code": (
+        f"access_map_reject_code = 450\n{RIGHT}",
+        SMTP,
+        "access_map_reject_code = 450: every REJECT is answered with that code",
+    ),
+    "no lookups": (
+        f"smtpd_peername_lookup = no\n{RIGHT}",
+        SMTP,
+        "smtpd_peername_lookup = no: Postfix sends client_name=unknown for every client",
+    ),
+    "no logins at port 25, logins at 587": (
+        f"smtpd_sasl_auth_enable = no\nsmtpd_recipient_restrictions = permit_mynetworks, {ASK}\n",
+        f"{SMTP}587 inet n - n - - smtpd -o smtpd_sasl_auth_enable=yes\n",
+        "master.cf: 587 inet: smtpd_recipient_restrictions: users who hand in their own mail are judged as strangers",
+    ),
+    # policyd is not the service that is asked.
+    "another policy service only": (
+        f"smtpd_recipient_restrictions = {FIRST}, check_policy_service OTHER\n",
+        SMTP,
+        "Postfix never asks policyd: check_policy_service asks OTHER, and what answers is not policyd",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_work_is_said_and_nothing_else(queue: Path, name: str) -> None:
+    main, master, wanted = WRONG[name]
+    found = findings(judged(queue, main, master))
+    assert len(found) == 1, found
+    shown = wanted.partition("OTHER")
+    assert shown[0] in found[0]
+    assert shown[2] in found[0]
+
+
+# --- What works -------------------------------------------------------------------------------------------------------
+
+NO_USERS = f"smtpd_recipient_restrictions = permit_mynetworks, reject_unauth_destination, {ASK}\n"
+SOUND = {
+    "no logins, and users at a service with its own lists": (
+        f"smtpd_sasl_auth_enable = no\n{NO_USERS}",
+        (
+            f"{SMTP}submission inet n - n - - smtpd\n  -o smtpd_sasl_auth_enable=yes\n"
+            "  -o { smtpd_recipient_restrictions = permit_sasl_authenticated, reject }\n"
+        ),
+    ),
+    "no logins anywhere": (
+        f"smtpd_sasl_auth_enable = no\n{NO_USERS}",
+        SMTP,
+    ),
+    "logins not set in main.cf, and users at a closed service": (
+        NO_USERS,
+        (
+            f"{SMTP}submissions inet n - n - - smtpd\n  -o smtpd_tls_wrappermode=yes\n  -o smtpd_sasl_auth_enable=yes\n"
+            "  -o smtpd_client_restrictions=permit_sasl_authenticated,reject\n"
+            "  -o smtpd_recipient_restrictions=\n"
+        ),
+    ),
+    "another service that is down": (
+        RIGHT.replace(ASK, f"check_policy_service inet:127.0.0.1:9, {ASK}, check_policy_service unix:private/spf"),
+        SMTP,
+    ),
+    "another service that is up, without default_action": (
+        RIGHT.replace(ASK, f"check_policy_service OTHER, {ASK}"),
+        SMTP,
+    ),
+    "a filter that hands mail back": (
+        RIGHT,
+        (
+            f"{SMTP}127.0.0.1:10025 inet n - n - - smtpd\n"
+            "  -o { smtpd_recipient_restrictions = permit_mynetworks, reject }\n  -o smtpd_client_restrictions=\n"
+        ),
+    ),
+    "a port for hosts of our own": (
+        RIGHT,
+        (
+            f"{SMTP}2525 inet n - n - - smtpd\n  -o smtpd_client_restrictions=permit_mynetworks,reject\n"
+            "  -o smtpd_recipient_restrictions=permit_mynetworks,reject\n"
+        ),
+    ),
+    "postscreen in front": (RIGHT, "smtp inet n - n - 1 postscreen\nsmtpd pass - - n - - smtpd\n"),
+    "warn_if_reject before another restriction": (
+        RIGHT.replace(ASK, f"warn_if_reject reject_unknown_client_hostname, {ASK}"),
+        SMTP,
+    ),
+    "an open default with nothing behind it": (RIGHT.replace("DUNNO", "OK"), SMTP),
+    "an open default behind the relay restrictions": (
+        (
+            f"smtpd_sasl_auth_enable = yes\nsmtpd_relay_restrictions = {FIRST}\n"
+            f"smtpd_recipient_restrictions = {FIRST.rpartition(',')[0]}, {ASK.replace('DUNNO', 'OK')}\n"
+        ),
+        SMTP,
+    ),
+    "client restrictions, delayed": (
+        f"smtpd_sasl_auth_enable = yes\nsmtpd_client_restrictions = {FIRST.rpartition(',')[0]}, {ASK}\n",
+        SMTP,
+    ),
+    "permit_auth_destination in another list": (
+        f"smtpd_relay_restrictions = permit_auth_destination, reject\n{RIGHT}",
+        SMTP,
+    ),
+    "a conditional value": (
+        (
+            f"enable_policy = yes\nlist = ${{enable_policy ? {{{FIRST}, {ASK}}} : {{{FIRST}}}}}\n"
+            "smtpd_sasl_auth_enable = yes\nsmtpd_recipient_restrictions = $list\n"
+        ),
+        SMTP,
+    ),
+    "a service by address": (RIGHT, "[::]:25 inet n - n - - smtpd\n192.0.2.1:smtp inet n - n - - smtpd\n"),
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_what_works_is_not_complained_about(queue: Path, name: str) -> None:
+    diagnosis = judged(queue, *SOUND[name])
+    assert findings(diagnosis) == []
+    assert any("strangers reach it, and it asks policyd in" in line for line in diagnosis.right)
+
+
+def test_services_are_sorted_by_who_reaches_them(queue: Path) -> None:
+    master = (
+        "smtp inet n - n - - smtpd\nsmtpd pass - - n - - smtpd\n"
+        "submission inet n - n - - smtpd\n465 inet n - n - - smtpd\n"
+        "127.0.0.1:10025 inet n - n - - smtpd\n[::1]:10026 inet n - n - - smtpd\n"
+        "127.0.0.1:10027 inet n - n - - smtpd -o smtpd_upstream_proxy_protocol=haproxy\n"
+        "2525 inet n - n - - smtpd -o smtpd_relay_restrictions=permit_sasl_authenticated,reject\n"
+        "2526 inet n - n - - smtpd -o { smtpd_recipient_restrictions = permit_auth_destination, reject }\n"
+        "policy unix - n n - - spawn user=nobody argv=/bin/true\n"
+    )
+    audiences = {str(one.service): one.audience for one in judged(queue, RIGHT, master).services}
+    assert audiences == {
+        "smtp inet": Audience.STRANGERS,
+        "smtpd pass": Audience.STRANGERS,
+        "submission inet": Audience.USERS,
+        "465 inet": Audience.USERS,
+        "127.0.0.1:10025 inet": Audience.NOBODY_ELSE,
+        "[::1]:10026 inet": Audience.NOBODY_ELSE,
+        "127.0.0.1:10027 inet": Audience.STRANGERS,
+        "2525 inet": Audience.USERS,
+        "2526 inet": Audience.STRANGERS,
+    }
+
+
+def test_a_submission_service_without_reject_is_noted_and_no_problem(queue: Path) -> None:
+    master = f"{SMTP}submission inet n - n - - smtpd\n  -o {{ smtpd_recipient_restrictions = {FIRST} }}\n"
+    diagnosis = judged(queue, RIGHT, master)
+    assert findings(diagnosis) == []
+    assert any("submission inet: strangers may hand in mail for your own domains" in line for line in diagnosis.notes)
+
+
+def test_a_class_that_only_access_tables_name_is_noted(queue: Path) -> None:
+    main = f"smtpd_restriction_classes = asking\nasking = {ASK}\nsmtpd_recipient_restrictions = {FIRST}\n"
+    diagnosis = judged(queue, main)
+    assert "no check_policy_service anywhere" in findings(diagnosis)[0]
+    assert any(
+        "the class asking asks a policy service; access tables may send mail there" in one for one in diagnosis.notes
+    )
+
+
+def test_other_policy_services_are_named_and_not_judged(queue: Path) -> None:
+    main = RIGHT.replace(
+        ASK, f"check_policy_service {{ OTHER, timeout=1s }}, check_policy_service inet:127.0.0.1:9, {ASK}"
+    )
+    diagnosis = judged(queue, main)
+    assert findings(diagnosis) == []
+    notes = list(diagnosis.notes)
+    assert [note.partition(" ")[2] for note in notes] == [
+        "is not policyd; it is not judged",
+        "gives no answer; it is not judged",
+    ]
+
+
+# --- The layout of the shipped systemd units --------------------------------------------------------------------------
+
+SHIPPED = RIGHT.replace("ENDPOINT", "unix:private/policyd")
+
+
+def test_a_socket_of_systemd_that_is_not_running_is_said_and_main_cf_left_alone(queue: Path) -> None:
+    (found,) = findings(examined(queue, SHIPPED, Settings(), SMTP))
+    assert found == (
+        f"the socket {queue}/private/policyd: policyd.socket is not running: nothing is there -> "
+        "systemctl enable --now policyd.socket policyd.service"
+    )
+
+
+def test_a_socket_of_systemd_that_was_left_behind_is_not_running(queue: Path) -> None:
+    path = queue / "private" / "policyd"
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
+    path.chmod(0o666)
+    (found,) = findings(examined(queue, SHIPPED, Settings(), SMTP))
+    assert found.startswith(f"unix:{path}: policyd.socket is not running: connection refused -> systemctl enable --now")
+
+
+def test_a_socket_of_systemd_without_a_daemon_behind_it_is_said(queue: Path) -> None:
+    path = queue / "private" / "policyd"
+    with socket.socket(socket.AF_UNIX) as waiting:
+        waiting.bind(str(path))
+        path.chmod(0o666)
+        waiting.listen()
+        configuration = queue / "postfix"
+        examined(queue, "", Settings(), SMTP)
+        main_cf = configuration / "main.cf"
+        main_cf.write_text(f"queue_directory = {queue}\nmail_owner = nobody\ncompatibility_level = 3.6\n{SHIPPED}")
+        (found,) = findings(diagnose(read_postfix(str(configuration)), Settings(), timeout=0.2))
+    assert "policyd.socket is there, and policyd is not: no answer within 0.2 s -> systemctl status" in found
+
+
+def test_a_running_daemon_behind_a_socket_of_systemd_is_right(queue: Path) -> None:
+    with unix_daemon(queue / "private" / "policyd"):
+        diagnosis = examined(queue, SHIPPED, Settings(), SMTP)
+    assert findings(diagnosis) == []
+    assert any("which a socket from systemd replaces" in line for line in diagnosis.right)
+
+
+def test_a_service_of_master_cf_with_that_name_is_not_policyd(queue: Path) -> None:
+    master = f"{SMTP}policyd unix - n n - 0 spawn user=nobody argv=/usr/bin/policyd-spf\n"
+    found = findings(examined(queue, SHIPPED, Settings(), master))
+    assert "check_policy_service asks unix:private/policyd, and policyd listens on inet:127.0.0.1:10040" in found[0]
+
+
+def test_the_sockets_of_an_installed_unit_replace_listen(queue: Path, tmp_path: Path) -> None:
+    units = tmp_path / "etc/systemd/system"
+    (units / "policyd.socket.d").mkdir(parents=True)
+    (units / "policyd.socket").write_text("[Socket]\nListenStream=/var/spool/postfix/private/policyd\n")
+    assert systemd_sockets(str(tmp_path)) == (UnixAddress("/var/spool/postfix/private/policyd"),)
+    path = queue / "private" / "judge"
+    (units / "policyd.socket.d" / "override.conf").write_text(
+        f"[Socket]\nListenStream=\nListenStream={path}\nListenStream=127.0.0.1:10040\nListenStream=10041\n"
+    )
+    sockets = systemd_sockets(str(tmp_path))
+    assert [str(one) for one in sockets] == [f"unix:{path}", "inet:127.0.0.1:10040", "inet:[::]:10041"]
+    configuration = queue / "postfix"
+    examined(queue, RIGHT.replace("ENDPOINT", "unix:private/judge"), Settings(), SMTP)
+    (found,) = findings(diagnose(read_postfix(str(configuration)), Settings(), sockets=sockets))
+    assert "policyd.socket is not running" in found
+    assert systemd_sockets(str(tmp_path / "nowhere")) == ()
+
+
+# --- Saved configurations ---------------------------------------------------------------------------------------------
+
+
+def saved(folder: Path, main: str, master: str) -> tuple[str, str]:
+    """The output of postconf -n and postconf -M, in files."""
+    examined(folder, main, Settings(), master)
+    paths = []
+    for option in ("-n", "-M"):
+        path = folder / f"postconf{option}"
+        path.write_bytes(subprocess.check_output(["postconf", "-c", str(folder / "postfix"), option]))
+        paths.append(str(path))
+    return paths[0], paths[1]
+
+
+@pytest.mark.parametrize("name", [*(name for name in WRONG if "OTHER" not in "".join(WRONG[name])), *SOUND])
+def test_a_saved_configuration_is_judged_as_the_running_one(queue: Path, name: str) -> None:
+    main, master, *_ = WRONG[name] if name in WRONG else SOUND[name]
+    main, master = (text.replace("ENDPOINT", "inet:10040").replace("OTHER", "inet:10023") for text in (main, master))
+    diagnosis = diagnose(read_saved(*saved(queue, main, master)), Settings())
+    found = findings(diagnosis)
+    assert diagnosis.question is None
+    assert len(found) == len(WRONG[name][2:] if name in WRONG else ()), found
+    if name in WRONG:
+        assert WRONG[name][2] in found[0]
+
+
+def test_a_saved_configuration_names_policyd_as_the_container_does(queue: Path) -> None:
+    main = RIGHT.replace("ENDPOINT", "inet:policyd:10040")
+    assert findings(diagnose(read_saved(*saved(queue, main, SMTP)), Settings())) == []
+    main = RIGHT.replace("ENDPOINT", "unix:/sockets/policyd.sock")
+    settings = Settings(listen=(UnixAddress("/srv/mail/policyd.sock"),))
+    assert findings(diagnose(read_saved(*saved(queue, main, SMTP)), settings)) == []
+    main = RIGHT.replace("ENDPOINT", "inet:policyd:10050")
+    (found,) = findings(diagnose(read_saved(*saved(queue, main, SMTP)), Settings()))
+    assert "check_policy_service asks inet:policyd:10050, and policyd listens on inet:127.0.0.1:10040" in found
+
+
+def test_main_cf_and_master_cf_themselves_may_be_given(queue: Path) -> None:
+    main = queue / "main.cf"
+    master = queue / "master.cf"
+    main.write_text(
+        "# a comment\nsmtpd_sasl_auth_enable=yes\nsmtpd_recipient_restrictions=permit_mynetworks,\n"
+        "# a comment within\n   permit_sasl_authenticated\n   reject_unauth_destination\n\n"
+        "   check_policy_service { inet:127.0.0.1:10040, timeout=10s, default_action=DUNNO }\n"
+    )
+    master.write_text(
+        "# service type\nsmtp      inet  n       -       y       -       -       smtpd\n"
+        "#submission inet n - y - - smtpd\nsmtps inet n - y - - smtpd\n  -o smtpd_tls_wrappermode=yes\n"
+        "  -osmtpd_recipient_restrictions=permit_sasl_authenticated,reject\n"
+    )
+    diagnosis = diagnose(read_saved(str(main), str(master)), Settings())
+    assert findings(diagnosis) == []
+    assert [str(one.service) for one in diagnosis.services] == ["smtp inet", "smtps inet"]
+    assert diagnosis.services[1].asks_in == ()
+
+
+def test_the_output_of_postconf_without_n_may_be_given(queue: Path) -> None:
+    postconf, master = saved(queue, RIGHT.replace(", default_action=DUNNO", "").replace("ENDPOINT", "inet:10040"), SMTP)
+    with open(postconf, "wb") as file:  # noqa: PTH123 - a path as text
+        subprocess.run(["postconf", "-c", str(queue / "postfix")], stdout=file, check=True)
+    (found,) = findings(diagnose(read_saved(postconf, master), Settings()))
+    assert "no default_action: while policyd does not run, every mail is answered 451 4.3.5" in found
+
+
+def test_what_is_not_saved_output_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("")
+    (tmp_path / "main").write_text("soft_bounce = no\n")
+    with pytest.raises(PostconfError, match=r"empty: has no line NAME = VALUE; save it with: postconf -n > "):
+        read_saved(str(tmp_path / "empty"), str(tmp_path / "main"))
+    with pytest.raises(PostconfError, match=r"main: has no service; save it with: postconf -M > "):
+        read_saved(str(tmp_path / "main"), str(tmp_path / "main"))
+    with pytest.raises(PostconfError, match=r"absent: no such file or directory"):
+        read_saved(str(tmp_path / "absent"), str(tmp_path / "main"))

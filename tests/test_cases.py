@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from policyd.config.load import load
-from policyd.core.engine import Decision, NeedsIdentity, decide
+from policyd.core.engine import Decision, decide
+from policyd.core.facts import NOTHING_KNOWN, Facts, Needs
 from policyd.core.identity import Identity, Reason, Status
 from policyd.core.normalize import fold_name
 from policyd.core.protocol import RequestParser
@@ -89,16 +90,16 @@ def test_case(rulesets: dict[str, Ruleset], table: str, row: dict[str, Any]) -> 
     given = row["given"]
     request, identity = request_of(given), identity_of(given)
     today = datetime.date.fromisoformat(given.get("date", "2026-11-21"))
-    without = decide(ruleset, request, None, today)
-    decision = decide(ruleset, request, identity, today)
+    without = decide(ruleset, request, NOTHING_KNOWN, today)
+    decision = decide(ruleset, request, Facts(identity), today)
     assert isinstance(decision, Decision)
     got = {
         "expect": decision.verb.value,
         "rule": decision.rule_name,
-        "reply": reply_text(decision, request, identity.verified[0] if identity.verified else None, "7Q4K2M9X"),
+        "reply": reply_text(decision, request, identity, b"7Q4K2M9X").decode("ascii"),
         "observed": sorted(decision.observed),
         "downgraded": "yes" if decision.downgraded else "no",
-        "asks_dns": "yes" if isinstance(without, NeedsIdentity) else "no",
+        "asks_dns": "yes" if isinstance(without, Needs) else "no",
     }
     wanted = {"downgraded": "no", **row}
     if "observed" in wanted:

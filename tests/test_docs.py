@@ -173,9 +173,11 @@ def decision_log_keys() -> list[str]:
     """The keys of a line about which there is everything to say."""
     rule = Rule("numbered", 0, (), (), Action(Verb.REJECT))
     identity = Identity(Status.ERROR, claimed=(b"claimed.example",), reason=Reason.TIMEOUT)
-    decision = Decision(Verb.DEFER, rule, "4.7.1", ("Later",), ("observed",), downgraded=True, identity=identity)
+    decision = Decision(
+        Verb.DEFER, rule, "4.7.1", ("Later",), ("observed",), downgraded=True, identity=identity, observing=True
+    )
     request = Request.of(dict.fromkeys(ATTRIBUTES, b"RCPT"))
-    entry = Entry(b"now", b"7Q4K2M9X", "DUNNO", request, decision, b"unknown", "4.7.1 Later", "3f9c2a1b", 0.01, 0.02)
+    entry = Entry(b"now", b"7Q4K2M9X", request, decision, b"", b"4.7.1 Later", "3f9c2a1b", 0.01, 0.02)
     return list(json.loads(json_line(entry)))
 
 

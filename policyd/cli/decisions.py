@@ -17,7 +17,8 @@ from policyd.cli.logs import log_errors, print_json, utc_today
 from policyd.cli.options import config_option, json_option, rules_options
 from policyd.cli.terminal import print_tables
 from policyd.config.load import load, load_settings
-from policyd.core.engine import NEEDS_IDENTITY, decide
+from policyd.core.engine import decide
+from policyd.core.facts import Facts, Needs
 from policyd.core.ruleset import Verb
 from policyd.decision_log import reader
 from policyd.logs.files import STANDARD_INPUT, in_order, rotated_set
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from policyd.config.load import Loaded
     from policyd.config.settings import Settings
     from policyd.decision_log.reader import LoggedDecision
+    from policyd.tools.explain import Explanation
 
 _Function = TypeVar("_Function")
 
@@ -309,23 +311,27 @@ def _nothing(what: str, paths: list[str]) -> Failure:
 
 
 def _print_today(loaded: Loaded, decision: LoggedDecision) -> None:
-    request, identity = lookups.request_of(decision), lookups.identity_of(decision)
-    decided = decide(loaded.ruleset, request, identity, utc_today())
-    if decided is NEEDS_IDENTITY:
+    explanation = _explained_today(loaded, decision)
+    if explanation is None:
         click.echo(_NEEDS_DNS)
         return
-    explanation = put_together(loaded, request, decided, identity, utc_today(), source="the decision log")
     print_tables(*as_tables(explanation))
 
 
 def _today_as_json(loaded: Loaded | None, decision: LoggedDecision) -> dict[str, Any] | None:
     if loaded is None:
         return None
+    explanation = _explained_today(loaded, decision)
+    return explanation_as_json(explanation) if explanation is not None else {"needs_reverse_dns": True}
+
+
+def _explained_today(loaded: Loaded, decision: LoggedDecision) -> Explanation | None:
+    """Today's decision on the same request; None if it needs reverse DNS, which the log does not have."""
     request, identity = lookups.request_of(decision), lookups.identity_of(decision)
-    decided = decide(loaded.ruleset, request, identity, utc_today())
-    if decided is NEEDS_IDENTITY:
-        return {"needs_reverse_dns": True}
-    return explanation_as_json(put_together(loaded, request, decided, identity, utc_today(), source="the decision log"))
+    decided = decide(loaded.ruleset, request, Facts(identity), utc_today())
+    if isinstance(decided, Needs):
+        return None
+    return put_together(loaded, request, decided, identity, utc_today(), source="the decision log")
 
 
 _NEEDS_DNS = (

@@ -18,8 +18,9 @@ from policyd.config.problems import did_you_mean
 from policyd.config.schema import rules_schema, settings_schema
 from policyd.config.schema import schema as both_schemas
 from policyd.core.address import format_address
-from policyd.core.engine import NEEDS_IDENTITY, decide, trusted_identity
-from policyd.core.identity import Identity, Reason, Status
+from policyd.core.engine import Inquiry
+from policyd.core.facts import Facts, Needs
+from policyd.core.identity import Identity, Reason, Status, told_identity
 from policyd.core.normalize import fold_name
 from policyd.core.protocol import ATTRIBUTES, REQUEST_TYPE, ProtocolError, Request, RequestParser
 from policyd.dns.resolver import look_up_once
@@ -87,17 +88,18 @@ def explain(
     given = _given_identity(reverse_dns, hostname)
     loaded = load(config, rules)
     today = _today()
-    identity, source = given, "as given"
     queries: tuple[Query, ...] = ()
-    if identity is None and loaded.settings.dns.trust_postfix:
-        identity, source = trusted_identity(request), "client_name, as Postfix verified it"
-    decision = decide(loaded.ruleset, request, identity, today)
-    if decision is NEEDS_IDENTITY:
+    if given is not None:
+        inquiry, source = Inquiry(loaded.ruleset, request, Facts(given), today), "as given"
+    else:
+        trust_postfix = loaded.settings.dns.trust_postfix
+        inquiry = Inquiry.begin(loaded.ruleset, request, today, trust_postfix=trust_postfix)
+        source = "client_name, as Postfix verified it"
+    while isinstance(decision := inquiry.decide(), Needs):
         source = "DNS"
         identity, queries = _ask_dns(loaded.settings.dns, request)
-        decision = decide(loaded.ruleset, request, identity, today)
-        assert decision is not NEEDS_IDENTITY
-    explanation = put_together(loaded, request, decision, identity, today, source=source, queries=queries)
+        inquiry.learn_identity(identity)
+    explanation = put_together(loaded, request, decision, inquiry.identity, today, source=source, queries=queries)
     if as_json:
         click.echo(json.dumps(explanation_as_json(explanation), indent=2))
         return
@@ -120,8 +122,7 @@ def schema(file: str | None) -> None:
 
 def _ask_dns(dns: Dns, request: Request) -> tuple[Identity, tuple[Query, ...]]:
     """What DNS says of the client now, as the daemon would ask it."""
-    claimed = request.get("reverse_client_name") if dns.trust_postfix else b""
-    identity, asked = asyncio.run(look_up_once(dns, request.get("client_address"), claimed))
+    identity, asked = asyncio.run(look_up_once(dns, request.address))
     queries = []
     for one in asked:
         failure = one.answer.value if isinstance(one.answer, Reason) else None
@@ -175,10 +176,8 @@ def _given_identity(status: str | None, names: tuple[str, ...]) -> Identity | No
         case Status.VERIFIED if not folded:
             raise click.UsageError("--reverse-dns verified needs a --hostname")
         case Status.VERIFIED:
-            return Identity(Status.VERIFIED, folded)
+            return told_identity(Status.VERIFIED, verified=folded)
         case Status.MISSING if folded:
             raise click.UsageError("a client whose reverse DNS is missing has no --hostname")
-        case Status.ERROR:
-            return Identity(Status.ERROR, (), folded, Reason.SERVFAIL, names_known=bool(folded))
         case other:
-            return Identity(other, (), folded)
+            return told_identity(other, claimed=folded)

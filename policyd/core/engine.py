@@ -1,7 +1,8 @@
-"""The decision: `decide(ruleset, request, identity, today)`.
+"""The decision on one request: `decide(ruleset, request, facts, today)`, or an `Inquiry` where facts come bit by bit.
 
-The engine asks for facts instead of fetching them: where a rule that could still decide needs the client's reverse
-DNS and it was not passed in, the answer is `NEEDS_IDENTITY`, and the caller asks again with it.
+The engine asks for facts instead of fetching them. Where a rule that could still decide needs a fact that is not
+there, the answer is `Needs`, which names everything that this rule and those after it may still need; the caller gets
+it, tells the `Inquiry`, and asks again.
 
 A condition on the client's identity holds, does not hold, or is unknown, and two principles say which, whatever the
 rules are. They turn on whether holding would let the client through: it does in the match of a DUNNO rule and in
@@ -20,35 +21,27 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from policyd.core.identity import Identity, Status
+from policyd.core.facts import NOTHING_KNOWN, Facts, Needs
+from policyd.core.identity import Identity, Status, identity_from_postfix, with_claimed
 from policyd.core.lookups import StatusLookup
-from policyd.core.normalize import fold_name
 from policyd.core.ruleset import DEFAULT_RULE, Verb
 
 if TYPE_CHECKING:
     import datetime
 
-    from policyd.core.index import Filed, Pairs, Plan, Ruleset
+    from policyd.core.index import Pairs, Plan, RuleBucket, Ruleset
     from policyd.core.protocol import Request
     from policyd.core.ruleset import Action, Condition, Rule
     from policyd.core.tables import Hits
 
 
-class NeedsIdentity(Enum):
-    """The type of `NEEDS_IDENTITY`."""
-
-    NEEDS_IDENTITY = "needs identity"
-
-
-NEEDS_IDENTITY: Final = NeedsIdentity.NEEDS_IDENTITY
-
-
 class Decision(NamedTuple):
     """What the ruleset says of one request.
 
-    `rule` is None where the default decided; `verb`, `code` and `text` (a template, as in `Action`) are what to
-    answer, `downgraded` says that the verb would be REJECT but for a failure of DNS. `observed` names the observed
-    rules above that matched. `identity` is None where nobody had to know it.
+    `rule` is None where the default decided. `verb`, `code` and `text` (a template, as in `Action`) are the decision,
+    which Postfix is told unless `observing`, the top-level `mode: observe`, holds it back. `downgraded` says that the
+    verb would be REJECT but for a failure of DNS. `observed` names the observed rules above that matched. `identity`
+    is None if the decision did not need it.
     """
 
     verb: Verb
@@ -58,6 +51,12 @@ class Decision(NamedTuple):
     observed: tuple[str, ...] = ()
     downgraded: bool = False
     identity: Identity | None = None
+    observing: bool = False
+
+    @property
+    def action(self) -> Verb:
+        """What Postfix is told."""
+        return _DUNNO if self.observing else self.verb
 
     @property
     def rule_name(self) -> str:
@@ -72,15 +71,16 @@ class Outcome(Enum):
     NO = "no"
     UNKNOWN = "unknown"  # DNS failed: of a DUNNO rule, it might have let the client through
     IN_DOUBT = "in doubt"  # of any other rule: yes, but a failure of DNS had a part in it
-    NEEDS_IDENTITY = "needs identity"
+    NEEDED = "needs facts"
 
 
 # To look up a member of an Enum takes 0.1 us before Python 3.12, a tenth of what a rule takes; a name takes nothing.
+_NOTHING: Final = Needs()
 _YES: Final = Outcome.YES
 _NO: Final = Outcome.NO
 _UNKNOWN: Final = Outcome.UNKNOWN
 _IN_DOUBT: Final = Outcome.IN_DOUBT
-_NEEDED: Final = Outcome.NEEDS_IDENTITY
+_NEEDED: Final = Outcome.NEEDED
 _VERIFIED: Final = Status.VERIFIED
 _ERROR: Final = Status.ERROR
 _REJECT: Final = Verb.REJECT
@@ -88,10 +88,10 @@ _DUNNO: Final = Verb.DUNNO
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
-    """One rule of a trace: what became of it, and of each condition of its match and of its exceptions.
+class RuleTrace:
+    """One rule of a trace: its outcome, and that of each condition of its match and of its exceptions.
 
-    Conditions are all looked at, also after the one that settles the rule.
+    Every condition is looked at, also after the one that settles the rule.
     """
 
     rule: Rule
@@ -101,78 +101,120 @@ class Looked:
     exceptions: tuple[tuple[Condition, Outcome], ...]
 
 
-def decide(
-    ruleset: Ruleset, request: Request, identity: Identity | None, today: datetime.date
-) -> Decision | NeedsIdentity:
-    """What the ruleset says of a request; `today` is the date in UTC."""
-    return _Evaluation(ruleset, request, identity, today).decide()
+def decide(ruleset: Ruleset, request: Request, facts: Facts, today: datetime.date) -> Decision | Needs:
+    """Decides one request; `today` is the date in UTC."""
+    return Inquiry(ruleset, request, facts, today).decide()
 
 
-def trace(ruleset: Ruleset, request: Request, identity: Identity | None, today: datetime.date) -> list[Looked]:
-    """Each rule from the top to the deciding one, with what became of it: what `explain` shows.
+def decide_fully(ruleset: Ruleset, request: Request, facts: Facts, today: datetime.date) -> Decision:
+    """Decides one request of which every fact is given: in a log, or in a test of the ruleset."""
+    decision = decide(ruleset, request, facts, today)
+    assert not isinstance(decision, Needs)
+    return decision
 
-    Without an identity it ends at the first rule that needs one.
+
+def trace(ruleset: Ruleset, request: Request, facts: Facts, today: datetime.date) -> list[RuleTrace]:
+    """Returns each rule from the top to the deciding one, with its outcome: what `explain` shows.
+
+    It ends at the first rule that needs a fact which is not given.
     """
-    return _Evaluation(ruleset, request, identity, today).trace()
+    return Inquiry(ruleset, request, facts, today).trace()
 
 
-def trusted_identity(request: Request) -> Identity | None:
-    """The identity that Postfix itself has verified: `client_name`, unless it is `unknown` (smtpd_peer.c)."""
-    name = request.get("client_name")
-    if name == b"unknown" or not name:
-        return None
-    name = fold_name(name)
-    return Identity(_VERIFIED, (name,)) if name else None
+class Inquiry:
+    """One request under one ruleset, on its way to a decision.
 
-
-class _Evaluation:
-    """One request under one ruleset."""
+    It begins with the facts that are there (`begin`: what Postfix says), and ends when `decide` returns a decision.
+    Until then `decide` returns what it needs, and `learn_identity` takes it.
+    """
 
     __slots__ = (
         "_doubt",
         "_found",
         "_identity",
+        "_identity_from",
         "_index",
-        "_needed_from",
+        "_needs",
         "_observed",
-        "_request",
-        "_ruleset",
         "_today",
+        "_trusts_postfix",
+        "request",
+        "ruleset",
     )
 
-    def __init__(self, ruleset: Ruleset, request: Request, identity: Identity | None, today: datetime.date) -> None:
-        self._ruleset = ruleset
+    def __init__(
+        self,
+        ruleset: Ruleset,
+        request: Request,
+        facts: Facts,
+        today: datetime.date,
+        *,
+        trust_postfix: bool = False,
+    ) -> None:
+        self.ruleset = ruleset
+        self.request = request
         self._index = ruleset.index
-        self._request = request
-        self._identity = identity
+        self._identity = facts.identity
         self._today = today
+        self._trusts_postfix = trust_postfix
         self._found: list[Hits | None] = [None] * len(self._index.lookups)
+        self._start()
+
+    @classmethod
+    def begin(cls, ruleset: Ruleset, request: Request, today: datetime.date, *, trust_postfix: bool) -> Inquiry:
+        """Begins with what the request itself says; `trust_postfix` as in the settings (`dns.trust_postfix`)."""
+        identity = identity_from_postfix(request) if trust_postfix else None
+        facts = NOTHING_KNOWN if identity is None else Facts(identity)
+        return cls(ruleset, request, facts, today, trust_postfix=trust_postfix)
+
+    @property
+    def identity(self) -> Identity | None:
+        """What is known of the client's reverse DNS, whether or not the decision needed it."""
+        return self._identity
+
+    def learn_identity(self, identity: Identity) -> None:
+        """Takes the client's reverse DNS. If its PTR names could not be had, the name that Postfix found stands in."""
+        if self._trusts_postfix:
+            identity = with_claimed(identity, self.request.get("reverse_client_name"))
+        self._identity = identity
+
+    def decide_with(self, identity: Identity) -> Decision:
+        """Decides with the client's reverse DNS, where nothing else was needed."""
+        self.learn_identity(identity)
+        decision = self.decide()
+        assert not isinstance(decision, Needs)
+        return decision
+
+    def _start(self) -> None:
         self._observed: tuple[str, ...] = ()
         self._doubt = False  # a DUNNO rule above might have let the client through
-        self._needed_from: int | None = None  # the first rule for which somebody had to know the identity
+        self._identity_from: int | None = None  # the first rule that needed the identity
+        self._needs = _NOTHING
 
-    def decide(self) -> Decision | NeedsIdentity:
+    def decide(self) -> Decision | Needs:
         """Tries, in order, the rules that lookups bring up; a lookup is made when the first rule that it could
         bring up has its turn."""
+        self._start()
         pending: list[int] = []  # rules brought up and not yet tried, the next one last
-        for filed in self._index.filed:
-            while pending and pending[-1] < filed.first:
+        for bucket in self._index.buckets:
+            while pending and pending[-1] < bucket.first:
                 settled = self._settle(pending.pop())
                 if settled is not None:
                     return settled
-            brought_up = self._bring_up(filed) if filed.needs_identity else self._find(filed.lookup).rules
+            brought_up = self._bring_up(bucket) if bucket.needs_identity else self._find(bucket.lookup).rules
             if brought_up:
-                pending = sorted({*pending, *brought_up}, reverse=True)
+                pending = sorted({*pending, *brought_up}, reverse=True) if pending else list(brought_up[::-1])
         while pending:
             settled = self._settle(pending.pop())
             if settled is not None:
                 return settled
-        return self._decision(None, self._ruleset.default, in_doubt=False)
+        return self._decision(None, self.ruleset.default, in_doubt=False)
 
-    def trace(self) -> list[Looked]:
-        """The same, rule by rule from the top."""
-        looked = []
-        for rule in self._ruleset.rules:
+    def trace(self) -> list[RuleTrace]:
+        """Tries every rule from the top, each with all of its conditions."""
+        self._start()
+        traces = []
+        for rule in self.ruleset.rules:
             lets_through = rule.action.verb is _DUNNO
             match = tuple((c, self._holds_condition(c, exempting=lets_through)) for c in rule.match)
             exceptions = tuple((c, self._holds_condition(c, exempting=not lets_through)) for c in rule.exceptions)
@@ -181,22 +223,26 @@ class _Evaluation:
                 outcome = _NO
             else:
                 outcome = self._try(rule, self._index.plans[rule.number])
-            looked.append(Looked(rule, outcome, expired, match, exceptions))
+            traces.append(RuleTrace(rule, outcome, expired, match, exceptions))
             decided = outcome in {_YES, _IN_DOUBT} and not rule.observe
             if decided or outcome is _NEEDED:
                 break
-        return looked
+        return traces
 
-    def _settle(self, number: int) -> Decision | NeedsIdentity | None:
-        """Tries one rule: the decision if it is the one, None to go on."""
-        rule = self._ruleset.rules[number]
+    def _settle(self, number: int) -> Decision | Needs | None:
+        """Tries one rule: the decision if it is the one, None to go on.
+
+        Once a fact is needed, the rules below are only tried for the facts that they may need as well.
+        """
+        rule = self.ruleset.rules[number]
         if rule.expires is not None and rule.expired(self._today):
             return None
         outcome = self._try(rule, self._index.plans[number])
         if outcome is _NO:
             return None
         if outcome is _NEEDED:
-            return NEEDS_IDENTITY
+            self._needs = Needs(identity=True)
+            return self._needs if self._needs == self._index.needs else None
         if rule.observe:
             if outcome is not _UNKNOWN:
                 self._observed += (rule.name,)
@@ -206,48 +252,62 @@ class _Evaluation:
             return None
         return self._decision(rule, rule.action, in_doubt=outcome is _IN_DOUBT)
 
-    def _decision(self, rule: Rule | None, action: Action, *, in_doubt: bool) -> Decision:
+    def _decision(self, rule: Rule | None, action: Action, *, in_doubt: bool) -> Decision | Needs:
+        if self._needs is not _NOTHING:
+            return self._needs
         verb, code = action.verb, action.code
         downgraded = verb is _REJECT and (in_doubt or self._doubt)
         if downgraded:
             verb = Verb.DEFER
             code = code.replace("5", "4", 1)
-        needed_from = self._needed_from
+        needed_from = self._identity_from
         needed = needed_from is not None and (rule is None or needed_from <= rule.number)
-        return Decision(verb, rule, code, action.text, self._observed, downgraded, self._identity if needed else None)
+        return Decision(
+            verb,
+            rule,
+            code,
+            action.text,
+            self._observed,
+            downgraded,
+            self._identity if needed else None,
+            self.ruleset.observe,
+        )
 
     # --- Which rules come up ----------------------------------------------------------------------------------------
 
-    def _bring_up(self, filed: Filed) -> tuple[int, ...]:
+    def _bring_up(self, bucket: RuleBucket) -> tuple[int, ...]:
         """The rules that are worth trying because of a lookup that needs the identity."""
-        first = filed.first if filed.surely_needed else self._first(filed.rules, _NEEDED)
+        first = bucket.first if bucket.surely_needed else self._first_open(bucket.rules)
         if first is None:
             return ()
         if self._identity is None:
             return (first,)
-        if self._needed_from is None or first < self._needed_from:
-            self._needed_from = first
-        found = self._find(filed.lookup).rules
+        if self._identity_from is None or first < self._identity_from:
+            self._identity_from = first
+        found = self._find(bucket.lookup).rules
         if self._identity.status is _ERROR and not self._doubt:
             # A DUNNO rule that no name brings up may be unknown all the same; one such rule is enough.
-            unknown = self._first(filed.exempting, _UNKNOWN)
+            unknown = self._first_unknown(bucket.exempting)
             if unknown is not None and unknown not in found:
                 return tuple(sorted((*found, unknown)))
         return found
 
-    def _first(self, numbers: tuple[int, ...], wanted: Outcome) -> int | None:
-        """The first of these rules that turns out like this: without the identity, where that is NEEDS_IDENTITY."""
-        rules, plans = self._ruleset.rules, self._index.plans
-        identity = self._identity
-        if wanted is _NEEDED:
-            self._identity = None
-        try:
-            for number in numbers:
-                rule = rules[number]
-                if not rule.expired(self._today) and self._try(rule, plans[number]) is wanted:
-                    return number
-        finally:
-            self._identity = identity
+    def _first_open(self, numbers: tuple[int, ...]) -> int | None:
+        """The first of these rules that only the identity can settle."""
+        rules, plans = self.ruleset.rules, self._index.plans
+        for number in numbers:
+            plan = plans[number]
+            if not rules[number].expired(self._today) and self._fits(plan.match, plan.exceptions):
+                return number
+        return None
+
+    def _first_unknown(self, numbers: tuple[int, ...]) -> int | None:
+        """The first of these rules that is unknown because reverse DNS failed."""
+        rules, plans = self.ruleset.rules, self._index.plans
+        for number in numbers:
+            rule = rules[number]
+            if not rule.expired(self._today) and self._try(rule, plans[number]) is _UNKNOWN:
+                return number
         return None
 
     # --- Whether a rule matches -------------------------------------------------------------------------------------
@@ -260,8 +320,8 @@ class _Evaluation:
             return _YES
         if self._identity is None:
             return _NEEDED
-        if self._needed_from is None or rule.number < self._needed_from:
-            self._needed_from = rule.number
+        if self._identity_from is None or rule.number < self._identity_from:
+            self._identity_from = rule.number
         if self._identity.status is _VERIFIED:
             # All is known and true, for most clients: the two principles have nothing to say.
             return _YES if self._fits(plan.match_identity, plan.exceptions_identity) else _NO
@@ -326,7 +386,7 @@ class _Evaluation:
         """What a lookup finds, made at most once."""
         found = self._found[lookup]
         if found is None:
-            found = self._found[lookup] = self._index.lookups[lookup].find(self._request, self._identity)
+            found = self._found[lookup] = self._index.lookups[lookup].find(self.request, self._identity)
         return found
 
 

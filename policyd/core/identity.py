@@ -11,10 +11,13 @@ import re
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
-from policyd.core.address import Address, parse_address, reverse_name
+from policyd.core.address import Address, reverse_name
+from policyd.core.normalize import fold_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+
+    from policyd.core.protocol import Request
 
 
 class Status(StrEnum):
@@ -52,6 +55,14 @@ class Identity(NamedTuple):
     names_known: bool = True
     seconds: float = 0.0
 
+    @property
+    def hostname(self) -> bytes:
+        """The verified name, the first of several; empty if there is none."""
+        return self.verified[0] if self.verified else b""
+
+
+# A client without an address: there is nothing to look up.
+NO_ADDRESS = Identity(Status.ERROR, reason=Reason.NO_ADDRESS, names_known=False)
 
 # Forward lookups for one client. RFC 8601 section 3 recommends a limit, and RFC 7208 section 4.6.4 sets this one
 # for the same lookups in SPF.
@@ -77,15 +88,14 @@ class Lookups(Protocol):
         """The A (version 4) or AAAA (6) records of each name, in the same order, asked for all at once."""
 
 
-async def identify(client_address: bytes, lookups: Lookups) -> Identity:
+async def identify(address: Address | None, lookups: Lookups) -> Identity:
     """Who the client is, for as much as DNS tells; `seconds` is left at 0.
 
     The forward lookups are of the client's own address family: an IPv4-mapped address is the IPv4 address. Names
     that no host can have are claimed, but not looked up. Whatever was learnt before a failure is in the result.
     """
-    address = parse_address(client_address)
     if address is None:
-        return Identity(Status.ERROR, reason=Reason.NO_ADDRESS, names_known=False)
+        return NO_ADDRESS
     answer = await lookups.names(reverse_name(address))
     if isinstance(answer, Reason):
         return Identity(Status.ERROR, reason=answer, names_known=False)
@@ -124,3 +134,39 @@ def may_be_host(name: bytes) -> bool:
     """Whether a folded name can be a host's (RFC 1123 section 2.1, underscores allowed): no address, not the root,
     not digits alone, not the `unknown` that Postfix writes for no name, and none with anything escaped in it."""
     return name != b"unknown" and _HOST.fullmatch(name) is not None
+
+
+def told_identity(
+    status: Status,
+    *,
+    verified: Iterable[bytes] = (),
+    claimed: Iterable[bytes] = (),
+    reason: Reason | None = None,
+) -> Identity:
+    """Returns the identity that a log, a test or the command line tells: a status and folded names.
+
+    Under `error` the reason is `servfail` unless it is given, and the names count as all that there are, if there are
+    any.
+    """
+    names, others = tuple(sorted(verified)), tuple(sorted(claimed))
+    if status is not Status.ERROR:
+        return Identity(status, names, others)
+    return Identity(status, (), others, reason or Reason.SERVFAIL, names_known=bool(others))
+
+
+def identity_from_postfix(request: Request) -> Identity | None:
+    """Returns the identity that Postfix itself has verified: `client_name`, unless it is `unknown` (smtpd_peer.c)."""
+    name = request.get("client_name")
+    if name == b"unknown" or not name:
+        return None
+    name = fold_name(name)
+    return Identity(Status.VERIFIED, (name,)) if name else None
+
+
+def with_claimed(identity: Identity, claimed: bytes) -> Identity:
+    """Returns the identity with Postfix's `reverse_client_name` as the claimed name, if the PTR names could not be
+    had."""
+    if identity.names_known or not claimed or claimed == b"unknown":
+        return identity
+    name = fold_name(claimed)
+    return identity._replace(claimed=(name,)) if name else identity

@@ -12,6 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from policyd.core.facts import Needs
 from policyd.core.identity import Status
 from policyd.core.lookups import (
     AddressLookup,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 # --- The index ------------------------------------------------------------------------------------------------------
 
 
-class Filed(NamedTuple):
+class RuleBucket(NamedTuple):
     """A lookup, and the rules that are filed under conditions which it answers."""
 
     lookup: int  # its place in `Index.lookups`
@@ -76,9 +77,10 @@ class Index(NamedTuple):
     """Everything that the engine asks while it decides."""
 
     lookups: tuple[Lookup, ...]
-    filed: tuple[Filed, ...]  # by `first`
+    buckets: tuple[RuleBucket, ...]  # by `first`
     plans: tuple[Plan, ...]  # by the rule's number
     lookup_of: tuple[int, ...]  # by the condition's number
+    needs: Needs  # everything that any of the rules may need
 
 
 def build_index(rules: Sequence[Rule], entries: Mapping[int, Sequence[Entries]]) -> Index:
@@ -118,28 +120,30 @@ def build_index(rules: Sequence[Rule], entries: Mapping[int, Sequence[Entries]])
         )
         for rule in rules
     )
-    return Index(tuple(lookups), _filed(rules, conditions, filed_under, lookup_of), plans, tuple(lookup_of))
+    needs = Needs(identity=any(condition.needs_identity for condition in conditions.values()))
+    buckets = _buckets(rules, conditions, filed_under, lookup_of)
+    return Index(tuple(lookups), buckets, plans, tuple(lookup_of), needs)
 
 
-def _filed(
+def _buckets(
     rules: Sequence[Rule],
     conditions: Mapping[int, Condition],
     filed_under: Mapping[int, int],
     lookup_of: Sequence[int],
-) -> tuple[Filed, ...]:
+) -> tuple[RuleBucket, ...]:
     by_lookup: dict[int, list[int]] = defaultdict(list)
     with_identity: set[int] = set()
     for condition, rule in filed_under.items():
         by_lookup[lookup_of[condition]].append(rule)
         if conditions[condition].needs_identity:
             with_identity.add(lookup_of[condition])
-    filed = []
+    buckets = []
     for lookup, numbers in by_lookup.items():
         numbers.sort()
         needs_identity = lookup in with_identity
         exempting = (n for n in numbers if rules[n].action.verb is Verb.DUNNO and not rules[n].observe)
-        filed.append(
-            Filed(
+        buckets.append(
+            RuleBucket(
                 lookup,
                 numbers[0],
                 needs_identity,
@@ -148,7 +152,7 @@ def _filed(
                 tuple(exempting) if needs_identity else (),
             )
         )
-    return tuple(sorted(filed, key=lambda one: one.first))
+    return tuple(sorted(buckets, key=lambda bucket: bucket.first))
 
 
 def _rests_on_identity(rule: Rule) -> bool:

@@ -11,7 +11,6 @@ from weakref import WeakValueDictionary
 
 import re2
 
-from policyd.core.address import parse_address
 from policyd.core.normalize import decode_for_expressions, domain_of, fold_name, fold_value
 from policyd.core.protocol import SENDER_STATES, Request
 from policyd.core.tables import NOTHING, Hits, NameTable, RangeTable
@@ -44,7 +43,7 @@ class AddressLookup:
         self._hits = hits
 
     def find(self, request: Request, _identity: Identity | None) -> Hits:
-        address = parse_address(request.get("client_address"))
+        address = request.address
         if address is None:
             return NOTHING
         number = self._table.number4(address[1]) if address[0] == 4 else self._table.number6(address[1])

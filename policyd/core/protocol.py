@@ -14,8 +14,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from policyd.core.address import parse_address
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from policyd.core.address import Address
 
 # Attributes of a policy request in the order in which Postfix 3.12 sends them
 # (https://www.postfix.org/SMTPD_POLICY_README.html, smtpd_check.c).
@@ -85,7 +89,9 @@ class ProbeReceived(Exception):  # noqa: N818 - not an error: the peer is `polic
 class Request:
     """The attributes of one request, as Postfix named them, values as bytes."""
 
-    __slots__ = ("_places", "_values")
+    __slots__ = ("_address", "_places", "_values")
+
+    _address: Address | None  # unset until somebody asks for it
 
     def __init__(self, places: Mapping[str, int], values: Sequence[bytes]) -> None:
         self._places = places
@@ -100,6 +106,15 @@ class Request:
         """The value of an attribute; empty where Postfix did not send it."""
         place = self._places.get(name)
         return b"" if place is None else self._values[place]
+
+    @property
+    def address(self) -> Address | None:
+        """The client's address, parsed once; None if `client_address` is not an address."""
+        try:
+            return self._address
+        except AttributeError:
+            address = self._address = parse_address(self.get("client_address"))
+            return address
 
     def attributes(self) -> dict[str, bytes]:
         """All attributes by name."""
@@ -231,11 +246,12 @@ class RequestParser:
 _NO_OPINION = b"action=DUNNO\n\n"  # most answers
 
 
-def encode_reply(verb: str, text: str = "") -> bytes:
-    """The answer to one request. `text` is printable ASCII, begins with its code if it has one, may be empty."""
+def encode_reply(verb: str, text: bytes = b"") -> bytes:
+    """Returns the answer to one request. `text` is printable ASCII that begins with its code, if it has one."""
     if verb == "DUNNO" and not text:
         return _NO_OPINION
-    return f"action={verb} {text}\n\n".encode("ascii") if text else f"action={verb}\n\n".encode("ascii")
+    word = verb.encode("ascii")
+    return b"action=%b %b\n\n" % (word, text) if text else b"action=%b\n\n" % word
 
 
 class ProbeReply(NamedTuple):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from policyd.core.engine import _REJECT, Decision
-from policyd.core.ruleset import DEFAULT_TEXT, MAX_TEXT
+from policyd.core.ruleset import DEFAULT_TEXT, MAX_TEXT, Verb
 
 if TYPE_CHECKING:
+    from policyd.core.engine import Decision
+    from policyd.core.identity import Identity
     from policyd.core.protocol import Request
 
 # Codes that Postfix would take from the front of a text (RFC 3463 section 2; RFC 5321 section 4.2).
@@ -17,36 +18,36 @@ _CODE = re.compile(r"[245](\.[0-9]{1,3}\.[0-9]{1,3}|[0-9]{2})(?![0-9])")
 _UNSAFE = re.compile(r"[^ -~]")
 
 
-def reply_text(decision: Decision, request: Request, hostname: bytes | None, decision_id: str) -> str:
-    """The code and text of an answer, or nothing: printable ASCII, at most MAX_TEXT characters.
+def reply_text(decision: Decision, request: Request, identity: Identity | None, decision_id: bytes) -> bytes:
+    """Returns the code and text of an answer, or nothing: printable ASCII, at most MAX_TEXT bytes.
 
-    `hostname` is the client's verified name, if it is known. What a client said appears with `?` for everything
-    that is not printable ASCII, and never where Postfix would take it for a code.
+    `identity` is what is known of the client, whether or not the decision needed it. What a client said appears with
+    `?` for everything that is not printable ASCII, and never where Postfix would take it for a code.
     """
     if not decision.code and not decision.text:
-        return ""
+        return b""
     if decision.code and len(decision.text) == 1:  # no placeholder
-        return f"{decision.code} {decision.text[0]}"[:MAX_TEXT].rstrip()
+        return f"{decision.code} {decision.text[0]}"[:MAX_TEXT].rstrip().encode("ascii")
     text = "".join(
-        piece if place % 2 == 0 else _fill(piece, decision, request, hostname, decision_id)
+        piece if place % 2 == 0 else _fill(piece, decision, request, identity, decision_id)
         for place, piece in enumerate(decision.text)
     )
     code = decision.code
     if not code and _CODE.match(text):
-        code = "5.7.1" if decision.verb is _REJECT else "4.7.1"  # what Postfix itself adds (access(5))
-    return f"{code} {text or DEFAULT_TEXT}".lstrip()[:MAX_TEXT].rstrip()
+        code = "5.7.1" if decision.verb is Verb.REJECT else "4.7.1"  # what Postfix itself adds (access(5))
+    return f"{code} {text or DEFAULT_TEXT}".lstrip()[:MAX_TEXT].rstrip().encode("ascii")
 
 
-def _fill(name: str, decision: Decision, request: Request, hostname: bytes | None, decision_id: str) -> str:
+def _fill(name: str, decision: Decision, request: Request, identity: Identity | None, decision_id: bytes) -> str:
     match name:
         case "rule":
             return decision.rule_name
         case "id":
-            return decision_id
+            return decision_id.decode("ascii")
         case "reverse_dns":
             return decision.identity.status if decision.identity is not None else "unknown"
         case "hostname":
-            value = hostname or b""
+            value = identity.hostname if identity is not None else b""
         case _:
             value = request.get(name)
     return _UNSAFE.sub("?", value.decode("utf-8", "replace")) or "unknown"

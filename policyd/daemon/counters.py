@@ -41,9 +41,9 @@ class Counters:
         self.loads: Counter[str] = Counter(success=0, failure=0)
         self.dns = DnsCounters()
 
-    def decided(self, verb: Verb, decision: Decision, seconds: float) -> None:
-        """Counts one decision; `verb` is what Postfix was told."""
-        self.decisions[verb, decision.rule_name] += 1
+    def decided(self, decision: Decision, seconds: float) -> None:
+        """Counts one decision."""
+        self.decisions[decision.action, decision.rule_name] += 1
         for name in decision.observed:
             self.observed[name] += 1
         self.latency[bisect_left(LATENCY_BOUNDS, seconds)] += 1

@@ -20,14 +20,14 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
 
 from policyd import __version__
-from policyd.core.engine import NEEDS_IDENTITY, decide, trusted_identity
+from policyd.core.engine import Inquiry
+from policyd.core.facts import Needs
 from policyd.core.protocol import Layouts, ProbeReceived, ProbeReply, ProtocolError, RequestParser, encode_reply
 from policyd.core.reply import reply_text
 from policyd.core.ruleset import Verb
 from policyd.core.throttle import Throttled
 from policyd.daemon.decision_ids import DecisionIds
 from policyd.decision_log.writer import Entry, Stamps, json_line, text_line
-from policyd.dns.resolver import with_claimed
 
 if TYPE_CHECKING:
     import socket
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from policyd.core.engine import Decision
     from policyd.core.identity import Identity
     from policyd.core.index import Ruleset
-    from policyd.core.protocol import Request
     from policyd.daemon.counters import Counters
     from policyd.daemon.decision_log_file import DecisionLog
     from policyd.dns.resolver import Resolver
@@ -281,19 +280,17 @@ class Connection(asyncio.Protocol):
                 continue
             if request is None:
                 break
-            ruleset = server.ruleset
-            identity = trusted_identity(request) if server.trust_postfix else None
-            decision = decide(ruleset, request, identity, server.today)
-            if decision is NEEDS_IDENTITY:
-                identity = server.resolver.cached(request.get("client_address"))
+            inquiry = Inquiry.begin(server.ruleset, request, server.today, trust_postfix=server.trust_postfix)
+            decision = inquiry.decide()
+            if isinstance(decision, Needs):
+                identity = server.resolver.cached(request.address)
                 if identity is None:
                     self._waits = True
-                    lookup = server.resolver.look_up(request.get("client_address"))
-                    lookup.add_done_callback(partial(self._answer_later, ruleset, request, arrived, monotonic()))
+                    lookup = server.resolver.look_up(request.address)
+                    lookup.add_done_callback(partial(self._answer_later, inquiry, arrived, monotonic()))
                     return
-                decision = decide(ruleset, request, identity, server.today)
-                assert decision is not NEEDS_IDENTITY
-            self._answer(ruleset, request, decision, identity, arrived=arrived, dns_seconds=0.0)
+                decision = inquiry.decide_with(identity)
+            self._answer(inquiry, decision, arrived=arrived, dns_seconds=0.0)
             self.since = arrived
         self._partial = self._parser.pending > 0
         if server.draining:
@@ -309,21 +306,15 @@ class Connection(asyncio.Protocol):
             assert self._transport is not None
             self._transport.write(reply)
 
-    def _answer_later(
-        self, ruleset: Ruleset, request: Request, arrived: float, asked: float, lookup: asyncio.Future[Identity]
-    ) -> None:
+    def _answer_later(self, inquiry: Inquiry, arrived: float, asked: float, lookup: asyncio.Future[Identity]) -> None:
         """The slow path, when DNS has answered: decides by the ruleset that the request met first."""
         self._waits = False
         if self._closing:
             return
-        server = self._server
         try:
             now = monotonic()
-            claimed = request.get("reverse_client_name") if server.trust_postfix else b""
-            identity = with_claimed(lookup.result(), claimed)
-            decision = decide(ruleset, request, identity, server.today)
-            assert decision is not NEEDS_IDENTITY
-            self._answer(ruleset, request, decision, identity, arrived=arrived, dns_seconds=now - asked)
+            decision = inquiry.decide_with(lookup.result())
+            self._answer(inquiry, decision, arrived=arrived, dns_seconds=now - asked)
             self.since = now
             self._answer_requests(now)
         except ProtocolError as error:
@@ -331,16 +322,7 @@ class Connection(asyncio.Protocol):
         except Exception:  # noqa: BLE001 - the boundary of the slow path
             self._fail()
 
-    def _answer(
-        self,
-        ruleset: Ruleset,
-        request: Request,
-        decision: Decision,
-        identity: Identity | None,
-        *,
-        arrived: float,
-        dns_seconds: float,
-    ) -> None:
+    def _answer(self, inquiry: Inquiry, decision: Decision, *, arrived: float, dns_seconds: float) -> None:
         """Sends, logs and counts one decision.
 
         The first answer of a turn of the event loop goes out at once, so whoever is alone does not wait for the log.
@@ -349,38 +331,33 @@ class Connection(asyncio.Protocol):
         """
         server = self._server
         decision_id = next(server.ids)
-        hostname = identity.verified[0] if identity is not None and identity.verified else None
-        verb, text = decision.verb, ""
-        if ruleset.observe:
-            verb = _DUNNO
-        elif verb is not _DUNNO:
-            text = reply_text(decision, request, hostname, decision_id.decode())
+        request, identity, action = inquiry.request, inquiry.identity, decision.action
+        reply = b"" if action is _DUNNO else reply_text(decision, request, identity, decision_id)
         at_once = not server.turn_begun
         if at_once:
             assert self._transport is not None
-            self._transport.write(encode_reply(verb, text))
+            self._transport.write(encode_reply(action, reply))
         seconds = monotonic() - arrived
         entry = Entry(
             server.stamps.now(),
             decision_id,
-            verb,
             request,
             decision,
-            hostname or b"unknown",
-            text,
-            ruleset.hash,
+            identity.hostname if identity is not None else b"",
+            reply,
+            inquiry.ruleset.hash,
             dns_seconds,
             seconds,
         )
         server.decision_log.append(server.line(entry))
-        server.counters.decided(verb, decision, seconds)
+        server.counters.decided(decision, seconds)
         if at_once:
             server.turn_begun = True
             server.loop.call_soon(server.end_turn)  # after the log's own end of the turn
         else:
             if not self._unsent:
                 server.unsent.append(self)
-            self._unsent.append(encode_reply(verb, text))
+            self._unsent.append(encode_reply(action, reply))
 
     # --- When something is wrong ------------------------------------------------------------------------------------
 

@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cachetools import LRUCache
 
-from policyd.core.address import Address, parse_address
-from policyd.core.identity import Identity, Reason, Status, identify
-from policyd.core.normalize import fold_name
+from policyd.core.identity import NO_ADDRESS, Identity, Reason, Status, identify
 from policyd.core.throttle import Throttled
 from policyd.dns.channels import NameServers
 from policyd.dns.lookup import ERROR_SECONDS, Asked, Lookup
 
 if TYPE_CHECKING:
     from policyd.config.settings import Dns
+    from policyd.core.address import Address
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +38,6 @@ RECENT_LOOKUPS = 1000
 # A bug is logged once in so many seconds: whoever can cause one can do so often.
 BUG_SECONDS = 60.0
 
-_NO_ADDRESS = Identity(Status.ERROR, reason=Reason.NO_ADDRESS, names_known=False)
 _TOO_MANY = Identity(Status.ERROR, reason=Reason.TIMEOUT, names_known=False)
 _BUG = Identity(Status.ERROR, reason=Reason.MALFORMED, names_known=False)
 
@@ -80,10 +78,9 @@ class Resolver:
         """Clients in the cache, those included whose time is over."""
         return len(self._cache)
 
-    def cached(self, client_address: bytes) -> Identity | None:
+    def cached(self, address: Address | None) -> Identity | None:
         """What is known without asking. None where DNS is to be asked, and also where only the name that the client
         claims before Postfix could add to what is known: `look_up` then answers at once."""
-        address = parse_address(client_address)
         if address is None:
             return None
         kept = self._cache.get(address)
@@ -92,14 +89,13 @@ class Resolver:
         self.counters.hits += 1
         return kept.identity
 
-    def look_up(self, client_address: bytes) -> asyncio.Future[Identity]:
+    def look_up(self, address: Address | None) -> asyncio.Future[Identity]:
         """Who the client is, within `dns.timeout`. It raises nothing, and is not to be cancelled: others may wait for
         the same one."""
         counters = self.counters
-        address = parse_address(client_address)
         if address is None:
             counters.outcomes[Status.ERROR, Reason.NO_ADDRESS] += 1
-            return self._known(_NO_ADDRESS)
+            return self._known(NO_ADDRESS)
         kept = self._cache.get(address)
         if kept is not None and kept.until > monotonic():
             counters.hits += 1
@@ -114,7 +110,7 @@ class Resolver:
             counters.outcomes[Status.ERROR, Reason.TIMEOUT] += 1
             return self._known(_TOO_MANY)
         lookup = Lookup(self.servers)
-        task = self._loop.create_task(self._look_up(address, client_address, lookup))
+        task = self._loop.create_task(self._look_up(address, lookup))
         self._under_way[address] = _UnderWay(task, lookup)
         return task
 
@@ -130,12 +126,12 @@ class Resolver:
         future.set_result(identity)
         return future
 
-    async def _look_up(self, address: Address, client_address: bytes, lookup: Lookup) -> Identity:
+    async def _look_up(self, address: Address, lookup: Lookup) -> Identity:
         """Asks DNS, within the deadline, and keeps the answer."""
         began = monotonic()
         deadline = self._loop.call_later(self._timeout, lookup.expire)
         try:
-            identity = await identify(client_address, lookup)
+            identity = await identify(address, lookup)
             seconds = lookup.seconds_to_keep
         except Exception:  # noqa: BLE001 - the boundary of a lookup: whoever waits gets an answer, nobody a wrong one
             identity, seconds = _BUG, ERROR_SECONDS
@@ -155,7 +151,7 @@ class Resolver:
         return identity._replace(seconds=ended - began)
 
 
-async def look_up_once(dns: Dns, client_address: bytes, claimed: bytes = b"") -> tuple[Identity, list[Asked]]:
+async def look_up_once(dns: Dns, address: Address | None) -> tuple[Identity, list[Asked]]:
     """As `Resolver.look_up`, for one client only and without a cache; and each query with what it brought, in order:
     for people who want to know why."""
     servers = NameServers(dns)
@@ -164,20 +160,11 @@ async def look_up_once(dns: Dns, client_address: bytes, claimed: bytes = b"") ->
     deadline = asyncio.get_running_loop().call_later(dns.timeout, lookup.expire)
     began = monotonic()
     try:
-        identity = await identify(client_address, lookup)
-        return with_claimed(identity, claimed)._replace(seconds=monotonic() - began), asked
+        identity = await identify(address, lookup)
+        return identity._replace(seconds=monotonic() - began), asked
     finally:
         deadline.cancel()
         await servers.close()
-
-
-def with_claimed(identity: Identity, claimed: bytes) -> Identity:
-    """The identity of one request: with Postfix's `reverse_client_name` (nothing where Postfix is not trusted) as the
-    claimed name, if the PTR names could not be had."""
-    if identity.names_known or not claimed or claimed == b"unknown":
-        return identity
-    name = fold_name(claimed)
-    return identity._replace(claimed=(name,)) if name else identity
 
 
 class _UnderWay(NamedTuple):

@@ -240,7 +240,7 @@ class MailLog:
             # Where nobody had to know, it is the name that Postfix had checked.
             names, standing = (decision.hostname,), Standing.VERIFIED
         return Observation(
-            self._clock.seconds(decision.stamp),
+            self._clock.seconds(decision.time),
             decision.client_address,
             names,
             standing,

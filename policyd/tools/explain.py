@@ -16,6 +16,7 @@ from rich.text import Text
 from policyd.config.entries import parse_entries
 from policyd.config.lists import Entry
 from policyd.core.engine import Decision, Outcome, trace
+from policyd.core.facts import Facts
 from policyd.core.identity import Status
 from policyd.core.index import build_index
 from policyd.core.printable import printable
@@ -28,12 +29,12 @@ if TYPE_CHECKING:
 
     from policyd.config.load import Loaded
     from policyd.config.written import WrittenCondition
-    from policyd.core.engine import Looked
+    from policyd.core.engine import RuleTrace
     from policyd.core.identity import Identity
     from policyd.core.protocol import Request
 
 # What {id} reads in an explanation; a daemon's decisions have others.
-NO_ID = "00000000"
+NO_ID = b"00000000"
 
 _STYLES = {Verb.REJECT: "bold red", Verb.DEFER: "bold yellow", Verb.DEFER_IF_PERMIT: "bold yellow"}
 _VERBS = {
@@ -83,17 +84,17 @@ class Explanation:
     identity: Identity | None
     source: str
     queries: tuple[Query, ...]
-    rules: tuple[tuple[Looked, tuple[Reason, ...], tuple[Reason, ...]], ...]  # with match and except
+    rules: tuple[tuple[RuleTrace, tuple[Reason, ...], tuple[Reason, ...]], ...]  # with match and except
 
     @property
-    def hostname(self) -> bytes | None:
-        """The client's verified name."""
-        return self.identity.verified[0] if self.identity is not None and self.identity.verified else None
+    def hostname(self) -> bytes:
+        """The client's verified name; empty if there is none."""
+        return self.identity.hostname if self.identity is not None else b""
 
     @property
     def reply(self) -> str:
         """The code and text of the decision."""
-        return reply_text(self.decision, self.request, self.hostname, NO_ID)
+        return reply_text(self.decision, self.request, self.identity, NO_ID).decode("ascii")
 
     @property
     def place(self) -> str:
@@ -114,7 +115,7 @@ def explain(
 ) -> Explanation:
     """Puts together why a request was decided as it was; `today` is the date in UTC."""
     rules = []
-    for looked in trace(loaded.ruleset, request, identity, today):
+    for looked in trace(loaded.ruleset, request, Facts(identity), today):
         written = loaded.rules_file.rules[looked.rule.number]
         lets_through = looked.rule.action.verb is Verb.DUNNO
         rules.append(
@@ -198,7 +199,7 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
     """All of it, with the decision log's names where it has one."""
     decision, identity, ruleset = explanation.decision, explanation.identity, explanation.loaded.ruleset
     result: dict[str, Any] = {
-        "action": Verb.DUNNO if ruleset.observe else decision.verb,
+        "action": decision.action,
         "would": decision.verb if ruleset.observe else None,
         "reply": explanation.reply,
         "rule": decision.rule_name,
@@ -331,7 +332,7 @@ def _said(explanation: Explanation) -> Text:
     return text.append(f"  [{explanation.source}{took}]", "dim")
 
 
-def _word(looked: Looked, decision: Decision) -> tuple[str, str]:
+def _word(looked: RuleTrace, decision: Decision) -> tuple[str, str]:
     """What became of a rule, in a word."""
     if looked.expired:
         return f"expired {looked.rule.expires}", "dim"
@@ -342,7 +343,7 @@ def _word(looked: Looked, decision: Decision) -> tuple[str, str]:
     return looked.outcome.value, "yellow" if looked.outcome is Outcome.UNKNOWN else "dim"
 
 
-def _why(looked: Looked, match: tuple[Reason, ...], exceptions: tuple[Reason, ...]) -> list[Text]:
+def _why(looked: RuleTrace, match: tuple[Reason, ...], exceptions: tuple[Reason, ...]) -> list[Text]:
     """The conditions that made it so: of a rule that does not match one is enough."""
     failed = [reason for reason in match if reason.outcome is Outcome.NO]
     if failed:

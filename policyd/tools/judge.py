@@ -5,8 +5,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from policyd.core.engine import Decision, NeedsIdentity, decide
-from policyd.core.identity import Identity, Reason, Status
+from policyd.core.engine import Decision, decide_fully
+from policyd.core.facts import Facts
+from policyd.core.identity import Identity, Status, told_identity
 from policyd.core.protocol import Request
 from policyd.logs.transaction import Observation, Outcome, Standing
 
@@ -42,13 +43,8 @@ class Judge:
     def decisions(self, seen: Observation) -> list[Decision]:
         """One for each recipient, or one for all."""
         recipients = seen.recipients if self._by_recipient and seen.recipients else seen.recipients[:1] or (b"",)
-        identity = _identity(seen, self._assumption)
-        return [self._decide(_request(seen, recipient), identity) for recipient in recipients]
-
-    def _decide(self, request: Request, identity: Identity) -> Decision:
-        decision = decide(self._ruleset, request, identity, self._today)
-        assert not isinstance(decision, NeedsIdentity)  # it was given one
-        return decision
+        facts = Facts(_identity(seen, self._assumption))
+        return [decide_fully(self._ruleset, _request(seen, recipient), facts, self._today) for recipient in recipients]
 
 
 def _request(seen: Observation, recipient: bytes) -> Request:
@@ -70,19 +66,19 @@ def _request(seen: Observation, recipient: bytes) -> Request:
     )
 
 
+# The status of a client by what the log says of its name.
+_STATUSES = {
+    Standing.VERIFIED: Status.VERIFIED,
+    Standing.CLAIMED: Status.MISMATCH,
+    Standing.NONE: Status.MISSING,
+    Standing.ERROR: Status.ERROR,
+}
+
+
 def _identity(seen: Observation, assumption: Assumption) -> Identity:
-    match seen.standing:
-        case Standing.VERIFIED:
-            return Identity(Status.VERIFIED, tuple(sorted(seen.names)))
-        case Standing.CLAIMED:
-            return Identity(Status.MISMATCH, claimed=tuple(sorted(seen.names)))
-        case Standing.NONE:
-            return Identity(Status.MISSING)
-        case Standing.ERROR:
-            return _failed(seen.names)
-        case Standing.UNKNOWN:
-            return _failed(()) if assumption is Assumption.ERROR else Identity(Status(assumption))
-
-
-def _failed(names: tuple[bytes, ...]) -> Identity:
-    return Identity(Status.ERROR, claimed=tuple(sorted(names)), reason=Reason.SERVFAIL, names_known=bool(names))
+    status = _STATUSES.get(seen.standing)
+    if status is None:
+        return told_identity(Status(assumption))
+    if status is Status.VERIFIED:
+        return told_identity(status, verified=seen.names)
+    return told_identity(status, claimed=seen.names)

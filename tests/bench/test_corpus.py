@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policyd.config.load import load
-from policyd.core.engine import decide, trusted_identity
+from policyd.core.engine import decide
+from policyd.core.facts import Facts
+from policyd.core.identity import identity_from_postfix
 from policyd.core.protocol import RequestParser
 from tests.bench import corpus
 from tests.bench.bench import Bench, Scale
@@ -112,7 +114,7 @@ def test_every_client_gets_the_answer_it_expects(
         parser.receive_data(request + b"\n\n")
         asked = parser.next_request()
         assert asked is not None
-        decision = decide(ruleset, asked, trusted_identity(asked), datetime.date(2026, 1, 1))
+        decision = decide(ruleset, asked, Facts(identity_from_postfix(asked)), datetime.date(2026, 1, 1))
         assert expect == b"expect=" + decision.verb.encode(), request
         answers.add(decision.verb)
     assert answers

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from policyd.core.engine import NEEDS_IDENTITY, Decision, Outcome, decide, trace, trusted_identity
-from policyd.core.identity import Identity, Reason, Status
+from policyd.core.engine import Decision, Outcome, decide, trace
+from policyd.core.facts import NOTHING_KNOWN, Facts, Needs
+from policyd.core.identity import Identity, Reason, Status, identity_from_postfix
 from policyd.core.protocol import Request
 from policyd.core.reply import reply_text
 from policyd.core.ruleset import Verb
@@ -121,7 +122,7 @@ def test_the_engine_agrees_with_the_plain_evaluation(made, default, asked):
     for attributes, known in asked:
         want = naive.decide(spelled_out, default, attributes, known, TODAY)
         request, identity = request_of(attributes), identity_of(known)
-        got = decide(ruleset, request, identity, TODAY)
+        got = decide(ruleset, request, Facts(identity), TODAY)
         assert isinstance(got, Decision)
         assert (got.verb, got.rule_name, got.observed, got.downgraded) == (
             want.verb,
@@ -130,9 +131,9 @@ def test_the_engine_agrees_with_the_plain_evaluation(made, default, asked):
             want.downgraded,
         )
         assert (got.identity is not None) == want.dns_needed
-        without = decide(ruleset, request, None, TODAY)
-        assert without == (NEEDS_IDENTITY if want.dns_needed else got)
-        assert_the_trace_tells_the_same(got, trace(ruleset, request, identity, TODAY))
+        without = decide(ruleset, request, NOTHING_KNOWN, TODAY)
+        assert without == (Needs(identity=True) if want.dns_needed else got)
+        assert_the_trace_tells_the_same(got, trace(ruleset, request, Facts(identity), TODAY))
 
 
 def spell_out(values: list[str]) -> list[str]:
@@ -163,9 +164,9 @@ def test_a_ruleset_that_went_through_shared_memory_decides_the_same(made, attrib
     packed = pickle.dumps(ruleset, protocol=5, buffer_callback=buffers.append)
     handed_over = pickle.loads(packed, buffers=[memoryview(buffer.raw().tobytes()) for buffer in buffers])
     request, identity = request_of(attributes), identity_of(known)
-    want = decide(ruleset, request, identity, TODAY)
-    assert decide(handed_over, request, identity, TODAY) == want
-    assert decide(pickle.loads(pickle.dumps(ruleset, protocol=4)), request, identity, TODAY) == want
+    want = decide(ruleset, request, Facts(identity), TODAY)
+    assert decide(handed_over, request, Facts(identity), TODAY) == want
+    assert decide(pickle.loads(pickle.dumps(ruleset, protocol=4)), request, Facts(identity), TODAY) == want
 
 
 @settings(max_examples=examples(300), deadline=None)
@@ -173,9 +174,9 @@ def test_a_ruleset_that_went_through_shared_memory_decides_the_same(made, attrib
                               st.binary(max_size=400)), dns)  # fmt: skip
 def test_no_bytes_that_a_client_sends_can_make_the_engine_fail(made, attributes, known):
     request = Request.of({"protocol_state": b"RCPT", **attributes})
-    decision = decide(build(made, "DUNNO", LISTS), request, identity_of(known), TODAY)
+    decision = decide(build(made, "DUNNO", LISTS), request, Facts(identity_of(known)), TODAY)
     assert isinstance(decision, Decision)
-    text = reply_text(decision, request, None, "7Q4K2M9X")
+    text = reply_text(decision, request, None, b"7Q4K2M9X")
     assert len(text) <= 200
     assert text.isascii()
 
@@ -185,7 +186,7 @@ CLIENT = {"client_address": "192.0.2.1", "protocol_state": "RCPT"}
 
 
 def decided(made: list[dict], known: naive.Dns) -> Decision:
-    decision = decide(build(made), request_of(CLIENT), identity_of(known), TODAY)
+    decision = decide(build(made), request_of(CLIENT), Facts(identity_of(known)), TODAY)
     assert isinstance(decision, Decision)
     return decision
 
@@ -214,9 +215,11 @@ def test_the_code_of_a_downgraded_reject_is_temporary():
 
 
 def test_the_name_that_postfix_verified_is_trusted_and_unknown_is_none():
-    assert trusted_identity(Request.of({"client_name": b"A.Example."})) == Identity(Status.VERIFIED, (b"a.example",))
-    assert trusted_identity(Request.of({"client_name": b"unknown"})) is None
-    assert trusted_identity(Request.of({})) is None
+    assert identity_from_postfix(Request.of({"client_name": b"A.Example."})) == Identity(
+        Status.VERIFIED, (b"a.example",)
+    )
+    assert identity_from_postfix(Request.of({"client_name": b"unknown"})) is None
+    assert identity_from_postfix(Request.of({})) is None
 
 
 @pytest.mark.parametrize(
@@ -237,11 +240,11 @@ def test_the_name_that_postfix_verified_is_trusted_and_unknown_is_none():
 def test_what_a_client_said_reaches_the_reply_only_as_harmless_text(action, want):
     attributes = {**CLIENT, "sender": "a\r\nb@example.org".replace("\r\n", "\n"), "helo_name": "550 5.1.1 evil"}
     request = request_of(attributes)
-    decision = decide(build([REJECT_ALL | {"action": action}]), request, None, TODAY)
+    decision = decide(build([REJECT_ALL | {"action": action}]), request, NOTHING_KNOWN, TODAY)
     assert isinstance(decision, Decision)
-    assert reply_text(decision, request, None, "ID") == want
+    assert reply_text(decision, request, None, b"ID").decode() == want
 
 
 def test_a_long_text_is_cut():
     decision = Decision(Verb.REJECT, None, "5.7.1", action_of("REJECT 5.7.1 " + "x" * 300).text)
-    assert len(reply_text(decision, Request.of({}), None, "ID")) == 200
+    assert len(reply_text(decision, Request.of({}), None, b"ID")) == 200

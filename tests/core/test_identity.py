@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from policyd.core.address import parse_address
 from policyd.core.identity import MAX_CLAIMED, MAX_TRIED, Identity, Reason, Status, identify, may_be_host
 from tests.name_server import Zone
 
@@ -14,7 +15,7 @@ VERIFIED, MISMATCH, MISSING, ERROR = Status
 
 def identity(zone: Zone, client_address: bytes = b"192.0.2.1") -> Identity:
     """Runs the coroutine without an event loop: a dict never makes anybody wait."""
-    running = identify(client_address, zone)
+    running = identify(parse_address(client_address), zone)
     with pytest.raises(StopIteration) as end:
         running.send(None)
     return end.value.value

@@ -132,4 +132,4 @@ def test_layouts_are_bounded_and_beyond_the_bound_requests_are_parsed_all_the_sa
 
 def test_replies_end_with_an_empty_line_and_carry_no_blank_without_text():
     assert encode_reply("DUNNO") == b"action=DUNNO\n\n"
-    assert encode_reply("REJECT", "5.7.1 Access denied") == b"action=REJECT 5.7.1 Access denied\n\n"
+    assert encode_reply("REJECT", b"5.7.1 Access denied") == b"action=REJECT 5.7.1 Access denied\n\n"

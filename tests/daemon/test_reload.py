@@ -16,6 +16,7 @@ import pytest
 
 from policyd.config.problems import ConfigErrors
 from policyd.core.engine import decide
+from policyd.core.facts import Facts
 from policyd.core.identity import Identity, Status
 from policyd.core.protocol import Request
 from policyd.daemon.reload import SLICE, Holding, Loader, LoadError, _collect, _map, _pack, _slices, _unpack
@@ -51,8 +52,8 @@ def test_a_ruleset_decides_after_its_journey_as_before() -> None:
     for n in (0, 1, SLICE, 3 * SLICE - 1):
         request = Request.of({"client_address": f"10.{n % 250}.1.1".encode(), "protocol_state": b"RCPT"})
         identity = Identity(Status.VERIFIED, (f"x.d{n}.example".encode(),))
-        assert decide(arrived, request, identity, TODAY) == decide(ruleset, request, identity, TODAY)
-        assert decide(arrived, request, identity, TODAY).rule_name == f"r{n}"
+        assert decide(arrived, request, Facts(identity), TODAY) == decide(ruleset, request, Facts(identity), TODAY)
+        assert decide(arrived, request, Facts(identity), TODAY).rule_name == f"r{n}"
 
 
 def test_what_is_long_comes_in_slices_of_the_same_objects() -> None:
@@ -103,7 +104,7 @@ async def test_a_ruleset_that_a_request_still_has_stays_until_that_ends() -> Non
     await Holding(slices, memory).release()
     del memory
     request = Request.of({"client_address": b"10.7.1.1", "protocol_state": b"RCPT"})
-    decision = decide(arrived, request, Identity(Status.VERIFIED, (b"x.d7.example",)), TODAY)
+    decision = decide(arrived, request, Facts(Identity(Status.VERIFIED, (b"x.d7.example",))), TODAY)
     assert decision.rule_name == "r7"
     del arrived, decision
     await asyncio.sleep(0)  # the event loop's own reference ends with its turn

@@ -10,7 +10,9 @@ import uvloop
 
 from policyd import __version__
 from policyd.config.settings import Settings
-from policyd.core.engine import NEEDS_IDENTITY
+from policyd.core.address import Address
+from policyd.core.engine import Decision, Inquiry
+from policyd.core.facts import Needs
 from policyd.core.identity import Identity, Status
 from policyd.core.protocol import parse_probe_reply
 from policyd.daemon import server as server_module
@@ -32,10 +34,10 @@ def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
 class NobodyKnows:
     """A resolver that has to wait for every client, and then finds no name."""
 
-    def cached(self, _address: bytes) -> None:
+    def cached(self, _address: Address | None) -> None:
         return None
 
-    def look_up(self, _address: bytes) -> asyncio.Future[Identity]:
+    def look_up(self, _address: Address | None) -> asyncio.Future[Identity]:
         return asyncio.ensure_future(self._find())
 
     async def _find(self) -> Identity:
@@ -104,18 +106,20 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 async def test_a_bug_closes_its_connection_without_an_answer_and_leaves_a_traceback(
     served: Served, asked: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    decide = server_module.decide
+    decide = Inquiry.decide
 
-    def decide_or_fail(*arguments: object) -> object:
-        decision = decide(*arguments)
-        return 1 / 0 if decision is not NEEDS_IDENTITY else decision
+    def decide_or_fail(inquiry: Inquiry) -> Decision | Needs:
+        if isinstance(decision := decide(inquiry), Needs):
+            return decision
+        raise ZeroDivisionError("the bug")
 
-    monkeypatch.setattr(server_module, "decide", decide_or_fail)
+    monkeypatch.setattr(Inquiry, "decide", decide_or_fail)
     assert await served.ask(asked) == b""
     assert served.counters.bugs == 1
     (record,) = caplog.records
     assert "a bug in policyd, please report it" in record.message
     assert record.exc_info
+    assert record.exc_info[0] is ZeroDivisionError
     monkeypatch.undo()
     assert await served.ask(BULK) == b"action=DEFER 4.7.1 later\n\n"
 
@@ -134,7 +138,7 @@ async def test_a_bug_at_the_accept_closes_that_connection(
 async def test_a_storm_of_bugs_is_one_traceback_a_second(
     served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(server_module, "decide", lambda *_: 1 / 0)
+    monkeypatch.setattr(Inquiry, "decide", lambda _: 1 / 0)
     for _ in range(20):
         assert await served.ask(BULK) == b""
     assert served.counters.bugs == 20

@@ -46,7 +46,7 @@ JSON = {
     "reply": "5.7.1 Access denied",
 }
 DECISION = LoggedDecision(
-    stamp=b"2026-11-21T17:16:00.123+09:00",
+    time=b"2026-11-21T17:16:00.123+09:00",
     action=b"REJECT",
     would=b"",
     id=b"7Q4K2M9X",
@@ -244,16 +244,17 @@ def test_what_the_daemon_writes_is_what_is_read(
     attributes: dict[str, bytes], state: bytes, identity: Identity | None, observe: bool
 ) -> None:
     request = Request.of(attributes | {"protocol_state": state})
-    decision = Decision(Verb.REJECT, None, "5.7.1", ("No",), ("a", "b"), downgraded=False, identity=identity)
-    hostname = identity.verified[0] if identity is not None and identity.verified else b"unknown"
+    decision = Decision(
+        Verb.REJECT, None, "5.7.1", ("No",), ("a", "b"), downgraded=False, identity=identity, observing=observe
+    )
+    hostname = identity.hostname if identity is not None else b""
     entry = Entry(
         b"2026-11-21T17:16:00.123+09:00",
         b"7Q4K2M9X",
-        "DUNNO" if observe else "REJECT",
         request,
         decision,
         hostname,
-        '5.7.1 No "quotes" <x>',
+        b'5.7.1 No "quotes" <x>',
         "3f9c2a1b",
         0.0118,
         0.0121,
@@ -265,7 +266,7 @@ def test_what_the_daemon_writes_is_what_is_read(
         else:
             assert getattr(read, name) == value
     assert (read.action, read.would) == ((b"DUNNO", b"REJECT") if observe else (b"REJECT", b""))
-    assert (read.hostname or b"unknown") == hostname
+    assert read.hostname == hostname
     assert read.claimed == (identity.claimed if identity is not None else ())
     assert read.reply == b'5.7.1 No "quotes" <x>'
     assert (read.observed, read.dns_ms, read.ms) == ((b"a", b"b"), 11.8, 12.1)

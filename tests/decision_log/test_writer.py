@@ -13,7 +13,8 @@ from policyd.core.identity import Identity, Reason, Status
 from policyd.core.protocol import Request
 from policyd.core.ruleset import Action, Rule, Verb
 from policyd.daemon.decision_log_file import DecisionLog
-from policyd.decision_log.writer import MAX_LINE, Entry, Stamps, _fit, _general_text, json_line, text_line
+from policyd.decision_log.record import MAX_LINE, format_text
+from policyd.decision_log.writer import Entry, Stamps, _fitted, json_line, text_line
 from tests.local_time import local_time
 
 RULE = Rule("sakura-vps", 3, (), (), Action(Verb.REJECT, "5.7.1", ("Access denied",)))
@@ -48,16 +49,15 @@ def entry(
     **attributes: bytes,
 ) -> Entry:
     """The decision of decision-log.md's example, but for what is said otherwise."""
-    decision = Decision(verb, rule, "5.7.1", ("Access denied",), observed, downgraded, identity)
+    decision = Decision(verb, rule, "5.7.1", ("Access denied",), observed, downgraded, identity, action != verb)
     request = Request.of(REQUEST | attributes)
     return Entry(
         b"2026-11-21T17:16:00.123+09:00",
         b"7Q4K2M9X",
-        action,
         request,
         decision,
         hostname,
-        reply,
+        reply.encode(),
         "3f9c2a1b",
         dns_seconds,
         seconds,
@@ -87,7 +87,7 @@ START = "2026-11-21T17:16:00.123+09:00"
             ),
         ),
         (
-            entry(action="DUNNO", verb=Verb.DUNNO, rule=None, identity=None, hostname=b"unknown", reply="", sender=b""),
+            entry(action="DUNNO", verb=Verb.DUNNO, rule=None, identity=None, hostname=b"", reply="", sender=b""),
             (
                 "DUNNO id=7Q4K2M9X client=unknown[49.212.201.177] state=RCPT from=<> to=<c@d.example> helo=<x.example> "
                 "instance=2839.653c0bf7.6e7e.2 ruleset=3f9c2a1b ms=0.0"
@@ -106,7 +106,7 @@ START = "2026-11-21T17:16:00.123+09:00"
                 action="DEFER",
                 verb=Verb.DEFER,
                 downgraded=True,
-                hostname=b"unknown",
+                hostname=b"",
                 identity=Identity(Status.ERROR, (), (b"a.example", b"b,c.example"), Reason.SERVFAIL),
                 dns_seconds=0.00001,
                 reply='4.7.1 "no" \\ <x>',
@@ -128,7 +128,7 @@ START = "2026-11-21T17:16:00.123+09:00"
                 helo_name=b"",
                 instance=b"",
                 client_address=b"",
-                hostname=b"unknown",
+                hostname=b"",
                 identity=None,
                 rule=None,
             ),
@@ -155,7 +155,7 @@ def test_json_has_the_keys_of_the_contract_with_what_is_said() -> None:
         dns_seconds=0.0118,
         seconds=0.0121,
         identity=Identity(Status.ERROR, (), (b"a.example", b"b\xff"), Reason.TIMEOUT),
-        hostname=b"unknown",
+        hostname=b"",
         sasl_username="ü\x7f\u202e".encode(),
         queue_id=b"4Kx",
     )
@@ -270,7 +270,7 @@ def test_any_bytes_make_one_line_of_json_with_the_same_values(logged: Entry) -> 
 
 @given(entries())
 def test_the_fast_way_says_what_the_general_way_says(logged: Entry) -> None:
-    assert text_line(logged) == _fit(_general_text, logged)
+    assert text_line(logged) == _fitted(format_text, logged)
 
 
 @given(st.binary(max_size=80))

@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policyd.config.settings import Dns, parse_dns_server
-from policyd.core.identity import MAX_CLAIMED, Identity, Reason, Status
+from policyd.core.address import parse_address
+from policyd.core.identity import MAX_CLAIMED, Identity, Reason, Status, with_claimed
 from policyd.dns import channels
 from policyd.dns import resolver as module
 from policyd.dns.answers import AAAA, MAX_SECONDS, PTR, A, read_answer
-from policyd.dns.resolver import Asked, Resolver, look_up_once, with_claimed
+from policyd.dns.resolver import Asked, Resolver, look_up_once
 from tests.name_server import (
     FORMERR,
     MANY_NAMES,
@@ -166,22 +167,22 @@ def unbound(tmp_path_factory):
 async def test_what_a_real_resolver_knows_of_a_client(unbound, client_address, want):
     resolver = Resolver(dns(unbound, timeout=DEADLINE if want.reason is Reason.TIMEOUT else PATIENCE))
     try:
-        assert said(await resolver.look_up(client_address)) == want
+        assert said(await resolver.look_up(parse_address(client_address))) == want
         if want.names_known:
-            assert resolver.cached(client_address) == want
+            assert resolver.cached(parse_address(client_address)) == want
     finally:
         await resolver.close()
 
 
 async def test_one_query_is_told_with_what_it_said_and_how_long_it_took(unbound):
-    identity, asked = await look_up_once(dns(unbound), b"203.0.113.9")
+    identity, asked = await look_up_once(dns(unbound), parse_address(b"203.0.113.9"))
     assert said(identity) == Identity(VERIFIED, (b"once.delegated.test",))
     assert [one._replace(seconds=0.0) for one in asked] == [
         Asked(b"9.113.0.203.in-addr.arpa", "PTR", (b"Once.delegated.test",), 200, 0.0),
         Asked(b"once.delegated.test", "A", ((4, 0xCB007109),), 100, 0.0),
     ]
     assert all(0 < one.seconds < identity.seconds for one in asked)
-    _, asked = await look_up_once(dns(unbound), b"192.0.2.10")
+    _, asked = await look_up_once(dns(unbound), parse_address(b"192.0.2.10"))
     assert [one._replace(seconds=0.0) for one in asked] == [Asked(b"10.2.0.192.in-addr.arpa", "PTR", (), None, 0.0)]
 
 
@@ -189,7 +190,7 @@ async def test_one_query_is_told_with_what_it_said_and_how_long_it_took(unbound)
 async def test_a_name_in_the_hosts_file_is_asked_of_dns(unbound):
     """`localhost` is in every hosts file, and getaddrinfo knows numbers without asking."""
     with ScriptedServer({reverse("127.0.0.1"): Reply(["@ 300 PTR localhost", "@ 300 PTR 0x7f000001"])}) as server:
-        identity, _ = await look_up_once(dns(server.address), b"127.0.0.1")
+        identity, _ = await look_up_once(dns(server.address), parse_address(b"127.0.0.1"))
     assert said(identity) == Identity(MISMATCH, claimed=(b"0x7f000001", b"localhost"))
     assert sorted(server.asked) == ["0x7f000001 A", "1.0.0.127.in-addr.arpa PTR", "localhost A"]
 
@@ -246,7 +247,8 @@ CLAIMED = Identity(MISMATCH, claimed=(b"mail.example",))
 async def test_what_a_strange_answer_makes_of_a_client(reply, want):
     with ScriptedServer({CLIENT_PTR: reply, "bad.example": Reply(["@ 300 A 192.0.2.1"])}) as server:
         identity, asked = await look_up_once(
-            dns(server.address, timeout=IMPATIENCE if want.reason is Reason.TIMEOUT else PATIENCE), CLIENT
+            dns(server.address, timeout=IMPATIENCE if want.reason is Reason.TIMEOUT else PATIENCE),
+            parse_address(CLIENT),
         )
     assert said(identity) == want
     assert asked[0].name.decode() == CLIENT_PTR
@@ -254,14 +256,14 @@ async def test_what_a_strange_answer_makes_of_a_client(reply, want):
 
 async def test_an_answer_that_is_truncated_and_cannot_be_had_whole_is_a_timeout():
     with ScriptedServer({CLIENT_PTR: Reply(ONE_PTR, truncated=True)}, tcp=False) as server:
-        identity, _ = await look_up_once(dns(server.address, timeout=IMPATIENCE), CLIENT)
+        identity, _ = await look_up_once(dns(server.address, timeout=IMPATIENCE), parse_address(CLIENT))
     assert said(identity) == error(Reason.TIMEOUT)
 
 
 async def test_four_thousand_ptr_records_are_read_and_bounded():
     records = [f"@ 300 PTR {number}.e" for number in range(3200)]  # what fits 64 KiB without compression of names
     with ScriptedServer({CLIENT_PTR: Reply(records)}, otherwise=Reply(["@ 300 A 192.0.2.1"])) as server:
-        identity, asked = await look_up_once(dns(server.address), CLIENT)
+        identity, asked = await look_up_once(dns(server.address), parse_address(CLIENT))
     names = sorted(f"{number}.e".encode() for number in range(3200))
     assert list(identity.verified) == names[:10]
     assert list(identity.claimed) == names[10:MAX_CLAIMED]
@@ -272,7 +274,7 @@ async def test_four_thousand_ptr_records_are_read_and_bounded():
 async def test_the_ptr_names_are_known_although_the_forward_servers_are_silent():
     script = {CLIENT_PTR: Reply([*ONE_PTR, "@ 300 PTR other.example"]), NAME: Reply(silent=True)}
     with ScriptedServer(script) as server:
-        identity, asked = await look_up_once(dns(server.address, timeout=DEADLINE), CLIENT)
+        identity, asked = await look_up_once(dns(server.address, timeout=DEADLINE), parse_address(CLIENT))
     assert said(identity) == Identity(ERROR, claimed=(b"mail.example", b"other.example"), reason=Reason.TIMEOUT)
     assert [(one.name, one.answer) for one in asked[1:]] == [(b"mail.example", Reason.TIMEOUT), (b"other.example", ())]
 
@@ -281,7 +283,7 @@ async def test_the_ptr_names_are_known_although_the_forward_servers_are_silent()
 async def test_the_deadline_is_for_all_of_a_clients_queries_together():
     delay = DEADLINE / 2
     with ScriptedServer({CLIENT_PTR: Reply(ONE_PTR, delay=delay), NAME: Reply(silent=True)}) as server:
-        identity, _ = await look_up_once(dns(server.address, timeout=DEADLINE), CLIENT)
+        identity, _ = await look_up_once(dns(server.address, timeout=DEADLINE), parse_address(CLIENT))
     assert said(identity) == Identity(ERROR, claimed=(b"mail.example",), reason=Reason.TIMEOUT)
     assert identity.seconds < delay + DEADLINE
 
@@ -291,7 +293,7 @@ async def test_forward_lookups_run_at_once():
     names = [f"{letter}.example" for letter in "abcdefghij"]
     script = {CLIENT_PTR: Reply([f"@ 300 PTR {name}" for name in names])}
     with ScriptedServer(script, otherwise=Reply(["@ 300 A 192.0.2.1"], delay=0.8)) as server:
-        identity, _ = await look_up_once(dns(server.address), CLIENT)
+        identity, _ = await look_up_once(dns(server.address), parse_address(CLIENT))
     assert len(identity.verified) == 10
     assert identity.seconds < 10 * 0.8
 
@@ -303,8 +305,8 @@ async def test_a_slow_answer_is_used_although_the_server_has_been_quick():
     with ScriptedServer({**quick, **GOOD, CLIENT_PTR: Reply(ONE_PTR, delay=2.5)}) as server:
         resolver = Resolver(dns(server.address))
         for number in range(100, 110):
-            assert said(await resolver.look_up(b"192.0.2.%d" % number)) == Identity(MISSING)
-        assert said(await resolver.look_up(CLIENT)) == Identity(VERIFIED, (b"mail.example",))
+            assert said(await resolver.look_up(parse_address(b"192.0.2.%d" % number))) == Identity(MISSING)
+        assert said(await resolver.look_up(parse_address(CLIENT))) == Identity(VERIFIED, (b"mail.example",))
         await resolver.close()
 
 
@@ -312,7 +314,7 @@ async def test_a_slow_answer_is_used_although_the_server_has_been_quick():
 async def test_a_server_that_comes_back_is_heard_by_who_still_waits():
     port = free_port()
     resolver = Resolver(dns(f"127.0.0.1:{port}"))
-    waiting = resolver.look_up(CLIENT)
+    waiting = resolver.look_up(parse_address(CLIENT))
     await asyncio.sleep(0.3)
     with ScriptedServer(dict(GOOD), port=port):
         assert said(await waiting) == Identity(VERIFIED, (b"mail.example",))
@@ -326,7 +328,7 @@ async def test_a_dead_server_is_passed_over_for_the_next_one():
         ScriptedServer(dict(GOOD)) as good,
     ):
         for bad in (dead, refuses):
-            identity, _ = await look_up_once(dns(bad.address, good.address), CLIENT)
+            identity, _ = await look_up_once(dns(bad.address, good.address), parse_address(CLIENT))
             assert said(identity) == Identity(VERIFIED, (b"mail.example",))
             assert bad.asked
 
@@ -335,8 +337,8 @@ async def test_a_broken_message_for_one_client_does_not_harm_the_others():
     script = {CLIENT_PTR: Reply(junk=b"\0" * 12, delay=0.05)}
     with ScriptedServer(script, otherwise=Reply(rcode=NXDOMAIN, delay=0.1)) as server:
         resolver = Resolver(dns(server.address))
-        others = [resolver.look_up(b"198.51.100.%d" % number) for number in range(20)]
-        broken, *found = await asyncio.gather(resolver.look_up(CLIENT), *others)
+        others = [resolver.look_up(parse_address(b"198.51.100.%d" % number)) for number in range(20)]
+        broken, *found = await asyncio.gather(resolver.look_up(parse_address(CLIENT)), *others)
         await resolver.close()
     assert said(broken) == error(Reason.MALFORMED)
     assert [said(one) for one in found] == [Identity(MISSING)] * 20
@@ -346,7 +348,7 @@ async def test_a_server_that_sends_nothing_but_broken_messages_costs_no_more_tha
     with ScriptedServer({}, otherwise=Reply(junk=b"\0" * 12, delay=0.01)) as server:
         resolver = Resolver(dns(server.address))
         before = descriptors = len(list(Path("/proc/self/fd").iterdir()))
-        asking = asyncio.gather(*(resolver.look_up(b"10.0.0.%d" % number) for number in range(200)))
+        asking = asyncio.gather(*(resolver.look_up(parse_address(b"10.0.0.%d" % number)) for number in range(200)))
         while not asking.done():
             descriptors = max(descriptors, len(list(Path("/proc/self/fd").iterdir())))
             await asyncio.sleep(0.005)
@@ -360,9 +362,9 @@ async def test_an_answer_that_came_while_the_event_loop_was_busy_counts():
     with ScriptedServer(dict(GOOD)) as server:
         resolver = Resolver(dns(server.address))
         for number in range(100, 110):  # quick answers, from which c-ares learns haste
-            await resolver.look_up(b"192.0.2.%d" % number)
+            await resolver.look_up(parse_address(b"192.0.2.%d" % number))
         asked = len(server.asked)
-        waiting = resolver.look_up(CLIENT)
+        waiting = resolver.look_up(parse_address(CLIENT))
         while len(server.asked) == asked:
             await asyncio.sleep(0)
         time.sleep(3 * channels.EAGER_SECONDS)  # the loop is busy
@@ -376,7 +378,7 @@ async def test_lookups_need_no_threads():
     with ScriptedServer({}, otherwise=Reply(rcode=NXDOMAIN)) as server:
         before = len(list(Path("/proc/self/task").iterdir()))
         resolver = Resolver(dns(server.address))
-        assert said(await resolver.look_up(CLIENT)) == Identity(MISSING)
+        assert said(await resolver.look_up(parse_address(CLIENT))) == Identity(MISSING)
         assert len(list(Path("/proc/self/task").iterdir())) <= before + 1
         await resolver.close()
 
@@ -410,13 +412,13 @@ HERE, AWAY = "@ 700 A 192.0.2.1", "@ 700 A 192.0.2.9"
 async def test_how_long_an_answer_is_kept(clock, ptr, forward, seconds):
     with ScriptedServer({CLIENT_PTR: ptr, NAME: forward}) as server:
         resolver = Resolver(dns(server.address))
-        first = await resolver.look_up(CLIENT)
+        first = await resolver.look_up(parse_address(CLIENT))
         asked = len(server.asked)
         clock.ahead = seconds - 1
-        assert said(await resolver.look_up(CLIENT)) == said(first)
+        assert said(await resolver.look_up(parse_address(CLIENT))) == said(first)
         assert len(server.asked) == asked
         clock.ahead = seconds + 1
-        assert said(await resolver.look_up(CLIENT)) == said(first)
+        assert said(await resolver.look_up(parse_address(CLIENT))) == said(first)
         assert len(server.asked) == 2 * asked
         await resolver.close()
 
@@ -424,11 +426,11 @@ async def test_how_long_an_answer_is_kept(clock, ptr, forward, seconds):
 async def test_setting_the_wall_clock_does_nothing(monkeypatch):
     with ScriptedServer(dict(GOOD)) as server:
         resolver = Resolver(dns(server.address))
-        await resolver.look_up(CLIENT)
+        await resolver.look_up(parse_address(CLIENT))
         for hours in (-1, 1000):
             now = time.time() + hours * 3600
             monkeypatch.setattr(time, "time", lambda now=now: now)
-            assert resolver.cached(CLIENT) is not None
+            assert resolver.cached(parse_address(CLIENT)) is not None
         await resolver.close()
 
 
@@ -436,10 +438,10 @@ async def test_an_answer_that_has_changed_is_seen_when_its_time_is_over(clock):
     """c-ares has a cache of its own, with other ideas: NODATA for an hour."""
     with ScriptedServer({CLIENT_PTR: Reply()}) as server:
         resolver = Resolver(dns(server.address))
-        assert said(await resolver.look_up(CLIENT)) == Identity(MISSING)
+        assert said(await resolver.look_up(parse_address(CLIENT))) == Identity(MISSING)
         server.script.update(GOOD)
         clock.ahead = 61
-        assert said(await resolver.look_up(CLIENT)) == Identity(VERIFIED, (b"mail.example",))
+        assert said(await resolver.look_up(parse_address(CLIENT))) == Identity(VERIFIED, (b"mail.example",))
         await resolver.close()
 
 
@@ -448,10 +450,10 @@ async def test_the_cache_keeps_so_many_clients_and_forgets_who_was_not_asked_for
         resolver = Resolver(dns(server.address, cache_size=10))
         addresses = [b"192.0.2.%d" % number for number in range(11)]
         for address in addresses:
-            await resolver.look_up(address)
-            assert resolver.cached(addresses[0]) is not None
+            await resolver.look_up(parse_address(address))
+            assert resolver.cached(parse_address(addresses[0])) is not None
         assert resolver.cached_clients == 10
-        assert resolver.cached(addresses[1]) is None
+        assert resolver.cached(parse_address(addresses[1])) is None
         await resolver.close()
 
 
@@ -460,10 +462,10 @@ async def test_a_client_with_many_long_names_takes_the_room_of_many():
     with ScriptedServer({CLIENT_PTR: Reply(names)}) as server:
         resolver = Resolver(dns(server.address, cache_size=100))
         for number in range(100, 150):
-            await resolver.look_up(b"192.0.2.%d" % number)
-        identity = await resolver.look_up(CLIENT)
+            await resolver.look_up(parse_address(b"192.0.2.%d" % number))
+        identity = await resolver.look_up(parse_address(CLIENT))
         assert len(identity.claimed) == 200
-        assert resolver.cached(CLIENT) == said(identity)
+        assert resolver.cached(parse_address(CLIENT)) == said(identity)
         assert resolver.cached_clients < 40
         await resolver.close()
 
@@ -471,8 +473,8 @@ async def test_a_client_with_many_long_names_takes_the_room_of_many():
 async def test_without_a_cache_everything_is_asked():
     with ScriptedServer(dict(GOOD)) as server:
         resolver = Resolver(dns(server.address, cache_size=0))
-        assert said(await resolver.look_up(CLIENT)) == Identity(VERIFIED, (b"mail.example",))
-        assert resolver.cached(CLIENT) is None
+        assert said(await resolver.look_up(parse_address(CLIENT))) == Identity(VERIFIED, (b"mail.example",))
+        assert resolver.cached(parse_address(CLIENT)) is None
         await resolver.close()
 
 
@@ -484,7 +486,7 @@ async def test_one_lookup_serves_all_who_ask_meanwhile():
     script = {CLIENT_PTR: Reply(ONE_PTR, delay=0.1), NAME: Reply(["@ 300 A 192.0.2.1"])}
     with ScriptedServer(script) as server:
         resolver = Resolver(dns(server.address))
-        tasks = [resolver.look_up(address) for address in (CLIENT, b"::ffff:192.0.2.1") * 5]
+        tasks = [resolver.look_up(parse_address(address)) for address in (CLIENT, b"::ffff:192.0.2.1") * 5]
         assert resolver.in_flight == 1
         assert {said(await task) for task in tasks} == {Identity(VERIFIED, (b"mail.example",))}
         await resolver.close()
@@ -495,22 +497,22 @@ async def test_one_lookup_serves_all_who_ask_meanwhile():
 async def test_a_lookup_that_nobody_waits_for_fills_the_cache():
     with ScriptedServer({CLIENT_PTR: Reply(delay=0.1)}) as server:
         resolver = Resolver(dns(server.address))
-        resolver.look_up(CLIENT)
+        resolver.look_up(parse_address(CLIENT))
         while resolver.in_flight:
             await asyncio.sleep(0.01)
-        assert resolver.cached(CLIENT) == Identity(MISSING)
+        assert resolver.cached(parse_address(CLIENT)) == Identity(MISSING)
         await resolver.close()
 
 
 async def test_beyond_so_many_lookups_a_client_is_an_error_at_once_which_is_not_kept():
     with ScriptedServer({}, otherwise=Reply(rcode=NXDOMAIN, delay=0.2)) as server:
         resolver = Resolver(dns(server.address, lookups=3))
-        tasks = [resolver.look_up(b"198.51.100.%d" % number) for number in range(3)]
-        assert said(await resolver.look_up(CLIENT)) == error(Reason.TIMEOUT)
-        assert said(await resolver.look_up(b"198.51.100.0")) == Identity(MISSING)
+        tasks = [resolver.look_up(parse_address(b"198.51.100.%d" % number)) for number in range(3)]
+        assert said(await resolver.look_up(parse_address(CLIENT))) == error(Reason.TIMEOUT)
+        assert said(await resolver.look_up(parse_address(b"198.51.100.0"))) == Identity(MISSING)
         await asyncio.gather(*tasks)
-        assert resolver.cached(CLIENT) is None
-        assert said(await resolver.look_up(CLIENT)) == Identity(MISSING)
+        assert resolver.cached(parse_address(CLIENT)) is None
+        assert said(await resolver.look_up(parse_address(CLIENT))) == Identity(MISSING)
         await resolver.close()
     assert resolver.counters.refused == 1
     assert resolver.counters.outcomes == {(MISSING, None): 4, (ERROR, Reason.TIMEOUT): 1}
@@ -523,7 +525,7 @@ async def test_channels_are_replaced_and_nothing_is_lost_over_it(monkeypatch, de
     monkeypatch.setattr(channels, "CHANNEL_QUERIES", 7)
     with ScriptedServer({}, otherwise=Reply(rcode=NXDOMAIN, delay=delay)) as server:
         resolver = Resolver(dns(server.address))
-        found = await asyncio.gather(*(resolver.look_up(b"10.0.0.%d" % number) for number in range(100)))
+        found = await asyncio.gather(*(resolver.look_up(parse_address(b"10.0.0.%d" % number)) for number in range(100)))
         await resolver.close()
     assert {said(one) for one in found} == {Identity(MISSING)}
     assert len(server.asked) >= (100 if delay < channels.EAGER_SECONDS else 200)
@@ -538,7 +540,7 @@ async def test_waiting_for_an_answer_over_tcp_takes_no_processor_time():
     with ScriptedServer({CLIENT_PTR: Reply(ONE_PTR, truncated=True, delay=0.5)}) as server:
         resolver = Resolver(dns(server.address))
         began = time.thread_time()
-        assert (await resolver.look_up(CLIENT)).claimed == (b"mail.example",)
+        assert (await resolver.look_up(parse_address(CLIENT))).claimed == (b"mail.example",)
         assert time.thread_time() - began < 0.2
         await resolver.close()
 
@@ -548,10 +550,12 @@ async def test_large_answers_take_no_more_than_a_share_of_the_time(monkeypatch):
     monkeypatch.setattr(channels, "REST", 1e6)
     with ScriptedServer({reverse(f"203.0.113.{number}"): LARGE for number in range(6)}) as server:
         resolver = Resolver(dns(server.address, timeout=DEADLINE))
-        found = await asyncio.gather(*(resolver.look_up(b"203.0.113.%d" % number) for number in range(6)))
+        found = await asyncio.gather(
+            *(resolver.look_up(parse_address(b"203.0.113.%d" % number)) for number in range(6))
+        )
         assert 1 <= [one.status for one in found].count(MISMATCH) <= 2  # as many as come with the first read
         assert {said(one) for one in found if one.status is ERROR} == {error(Reason.TIMEOUT)}
-        assert said(await resolver.look_up(CLIENT)) == Identity(MISSING)  # over UDP, nobody rests
+        assert said(await resolver.look_up(parse_address(CLIENT))) == Identity(MISSING)  # over UDP, nobody rests
         await resolver.close()
 
 
@@ -559,7 +563,9 @@ async def test_usual_answers_over_tcp_take_their_time_without_a_rest(monkeypatch
     monkeypatch.setattr(channels, "REST", 1e6)
     with ScriptedServer({}, otherwise=Reply(ONE_PTR, truncated=True)) as server:
         resolver = Resolver(dns(server.address))
-        found = await asyncio.gather(*(resolver.look_up(b"203.0.113.%d" % number) for number in range(250)))
+        found = await asyncio.gather(
+            *(resolver.look_up(parse_address(b"203.0.113.%d" % number)) for number in range(250))
+        )
         assert {one.claimed for one in found} == {(b"mail.example",)}
         await resolver.close()
 
@@ -569,7 +575,9 @@ async def test_after_a_rest_more_is_read(monkeypatch):
     monkeypatch.setattr(channels, "REST", 2.0)
     with ScriptedServer({reverse(f"203.0.113.{number}"): LARGE for number in range(4)}) as server:
         resolver = Resolver(dns(server.address))
-        found = await asyncio.gather(*(resolver.look_up(b"203.0.113.%d" % number) for number in range(4)))
+        found = await asyncio.gather(
+            *(resolver.look_up(parse_address(b"203.0.113.%d" % number)) for number in range(4))
+        )
         assert {one.status for one in found} == {MISMATCH}
         assert {len(one.claimed) for one in found} == {MAX_CLAIMED}
         await resolver.close()
@@ -594,10 +602,10 @@ async def test_the_name_that_postfix_tells_is_claimed_where_the_ptr_lookup_faile
     with ScriptedServer({CLIENT_PTR: Reply(rcode=SERVFAIL)}) as server:
         resolver = Resolver(dns(server.address))
         for _ in range(2):  # asked, and from the cache
-            identity = with_claimed(await resolver.look_up(CLIENT), claimed)
+            identity = with_claimed(await resolver.look_up(parse_address(CLIENT)), claimed)
             assert said(identity) == Identity(ERROR, claimed=want, reason=Reason.SERVFAIL, names_known=False)
-        assert said(await resolver.look_up(CLIENT)) == error(Reason.SERVFAIL)  # nobody else hears of it
-        assert resolver.cached(CLIENT) is None
+        assert said(await resolver.look_up(parse_address(CLIENT))) == error(Reason.SERVFAIL)  # nobody else hears of it
+        assert resolver.cached(parse_address(CLIENT)) is None
         assert len(server.asked) == 1
         await resolver.close()
 
@@ -607,7 +615,7 @@ async def test_the_name_that_postfix_tells_is_claimed_where_the_ptr_lookup_faile
 async def test_it_counts_for_nothing_where_the_ptr_names_are_known(ptr, forward):
     with ScriptedServer({CLIENT_PTR: ptr, NAME: forward}) as server:
         resolver = Resolver(dns(server.address))
-        identity = with_claimed(await resolver.look_up(CLIENT), b"lie.example")
+        identity = with_claimed(await resolver.look_up(parse_address(CLIENT)), b"lie.example")
         await resolver.close()
     assert b"lie.example" not in identity.claimed + identity.verified
     assert identity.names_known
@@ -620,7 +628,7 @@ async def test_it_counts_for_nothing_where_the_ptr_names_are_known(ptr, forward)
 def test_closing_answers_who_still_waits_and_leaves_nothing_behind(asynchronous, recwarn, caplog, capfd):
     async def ask() -> None:
         resolver = Resolver(dns(server.address, timeout=60))
-        waiting = [resolver.look_up(b"10.0.0.%d" % number) for number in range(50)]
+        waiting = [resolver.look_up(parse_address(b"10.0.0.%d" % number)) for number in range(50)]
         await asyncio.sleep(0.4)  # by now it is asked again, patiently
         await resolver.close()
         assert {said(one) for one in await asyncio.gather(*waiting)} == {error(Reason.TIMEOUT)}
@@ -636,7 +644,7 @@ def test_closing_answers_who_still_waits_and_leaves_nothing_behind(asynchronous,
 async def test_a_lookup_that_has_not_begun_is_ended_by_closing_as_well():
     with ScriptedServer({}, otherwise=Reply(silent=True)) as server:
         resolver = Resolver(dns(server.address, timeout=60))
-        waiting = resolver.look_up(CLIENT)  # a task that has had no turn
+        waiting = resolver.look_up(parse_address(CLIENT))  # a task that has had no turn
         async with asyncio.timeout(PATIENCE):
             await resolver.close()
         assert said(await waiting) == error(Reason.TIMEOUT)
@@ -650,7 +658,7 @@ async def test_a_resolver_that_was_never_asked_can_be_closed():
 async def test_an_ipv6_server_is_asked_where_it_listens():
     """Its form only: that such a server answers is the system's business."""
     resolver = Resolver(dns(f"[::1]:{free_port()}", timeout=IMPATIENCE))
-    assert said(await resolver.look_up(CLIENT)) == error(Reason.TIMEOUT)
+    assert said(await resolver.look_up(parse_address(CLIENT))) == error(Reason.TIMEOUT)
     await resolver.close()
 
 
@@ -661,7 +669,7 @@ async def test_a_bug_is_logged_once_with_its_traceback_and_counts_as_an_error(mo
     monkeypatch.setattr(module, "identify", broken)
     resolver = Resolver(dns("192.0.2.53"))
     for number in range(3):
-        assert said(await resolver.look_up(b"192.0.2.%d" % number)) == error(Reason.MALFORMED)
+        assert said(await resolver.look_up(parse_address(b"192.0.2.%d" % number))) == error(Reason.MALFORMED)
     await resolver.close()
     assert [record.exc_info is not None for record in caplog.records] == [True]
     assert resolver.counters.bugs == 3

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from policyd.config.load import load
-from policyd.core.engine import NEEDS_IDENTITY, decide
+from policyd.core.engine import decide
+from policyd.core.facts import Facts, Needs
 from policyd.core.identity import Identity, Status
 from policyd.core.protocol import Request
 from policyd.core.reply import reply_text
@@ -105,9 +106,9 @@ def answer(rules: Ruleset, asked: Asked) -> str:
     request = Request.of({name: value.encode() for name, value in attributes_of(asked).items()})
     known = asked.name != "unknown"
     identity = Identity(Status.VERIFIED, (asked.name.lower().encode(),)) if known else Identity(Status.MISSING)
-    decision = decide(rules, request, identity, TODAY)
-    assert decision is not NEEDS_IDENTITY
-    return f"{decision.verb} {reply_text(decision, request, None, 'ID')}".strip()
+    decision = decide(rules, request, Facts(identity), TODAY)
+    assert not isinstance(decision, Needs)
+    return f"{decision.verb} {reply_text(decision, request, None, b'ID').decode()}".strip()
 
 
 def postmap(table_type: str, text: str, keys: Iterable[str]) -> dict[str, str]:

@@ -18,8 +18,9 @@ from policyd.config.entry_messages import explain_entry
 from policyd.config.problems import Problem, did_you_mean, quoted
 from policyd.config.yaml_tree import Mapping, Scalar, Sequence, describe
 from policyd.core.address import parse_address
-from policyd.core.engine import Decision, NeedsIdentity, Outcome, decide, trace
-from policyd.core.identity import Identity, Reason, Status
+from policyd.core.engine import Decision, Outcome, decide_fully, trace
+from policyd.core.facts import Facts
+from policyd.core.identity import NO_ADDRESS, Identity, Status, told_identity, with_claimed
 from policyd.core.normalize import fold_name
 from policyd.core.protocol import ATTRIBUTES, REQUEST_TYPE, Request
 from policyd.core.reply import reply_text
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from policyd.config.problems import Report
     from policyd.config.yaml_tree import Item, Node
-    from policyd.core.engine import Looked
+    from policyd.core.engine import RuleTrace
     from policyd.core.index import Ruleset
 
 TEST_KEYS = ("given", "expect", "rule", "text", "observed")
@@ -43,7 +44,7 @@ GIVEN_KEYS = (*ATTRIBUTES, *GIVEN_DNS, "date")
 LONG_AGO = datetime.date.min
 
 # What {id} reads in a test.
-TEST_ID = "00000000"
+TEST_ID = b"00000000"
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,23 +210,20 @@ class _Reader:
         if item is None:
             address = attributes.get("client_address", b"")
             if status is Status.MISSING and address and parse_address(address) is None:
-                return Identity(Status.ERROR, reason=Reason.NO_ADDRESS, names_known=False)
-            return Identity(status, verified, claimed)
+                return NO_ADDRESS
+            return told_identity(status, verified=verified, claimed=claimed)
         word = self._text(item)
         if word not in set(Status):
             hint = did_you_mean(word, Status) or f"; it is one of {', '.join(Status)}"
             self._add(item.value, f"reverse_dns: unknown status {quoted(word)}{hint}")
-            return Identity(status, verified, claimed)
+            return told_identity(status, verified=verified, claimed=claimed)
         said = Status(word)
         if verified and said is not Status.VERIFIED:
             self._add(item.value, f"reverse_dns: a client with a verified hostname is verified, not {word}")
         elif claimed and said is Status.MISSING:
             self._add(item.value, "reverse_dns: a client that claims a name is not missing one")
-        if said is not Status.ERROR:
-            return Identity(said, verified, claimed)
-        if not claimed and (name := fold_name(attributes.get("reverse_client_name", b""))) not in {b"", b"unknown"}:
-            return Identity(said, (), (name,), Reason.SERVFAIL, names_known=False)  # what Postfix found stands in
-        return Identity(said, (), claimed, Reason.SERVFAIL, names_known=bool(claimed))
+        identity = told_identity(said, verified=verified, claimed=claimed)
+        return with_claimed(identity, attributes.get("reverse_client_name", b""))
 
     def _read_names(self, given: Mapping, key: str) -> tuple[bytes, ...]:
         item = given.items.get(key)
@@ -250,11 +248,11 @@ def run_tests(tests: list[SelfTest], ruleset: Ruleset, path: str, report: Report
     """Reports each test that fails, with the decision it got and why."""
     enforced = dataclasses.replace(ruleset, observe=False)
     for test in tests:
-        decision = decide(enforced, test.request, test.identity, test.today)
-        assert not isinstance(decision, NeedsIdentity)  # the identity was given
+        facts = Facts(test.identity)
+        decision = decide_fully(enforced, test.request, facts, test.today)
         complaint = _complaint(test, decision)
         if complaint and report.room(path):
-            looked = trace(enforced, test.request, test.identity, test.today)
+            looked = trace(enforced, test.request, facts, test.today)
             message = f"test {test.number} fails: {complaint}; {_why(test, decision, looked, ruleset)}"
             report.add(Problem(path, test.line, test.column, message))
         elif complaint:  # why costs a look at every rule
@@ -268,8 +266,7 @@ def _complaint(test: SelfTest, decision: Decision) -> str:
         wanted = f"{test.expect}{_by(test.rule)}" if wrong_rule else str(test.expect)
         return f"expected {wanted}, got {decision.verb}{_by(decision.rule_name)}"
     if test.text is not None:
-        hostname = test.identity.verified[0] if test.identity.verified else None
-        reply = reply_text(decision, test.request, hostname, TEST_ID)
+        reply = reply_text(decision, test.request, test.identity, TEST_ID).decode("ascii")
         if test.text not in reply:
             return f"expected a reply with {quoted(test.text)} in it, got {quoted(reply, 200)}"
     if test.observed is not None and test.observed != set(decision.observed):
@@ -287,7 +284,7 @@ def _names(names: AbstractSet[str] | tuple[str, ...]) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
-def _why(test: SelfTest, decision: Decision, looked: list[Looked], ruleset: Ruleset) -> str:
+def _why(test: SelfTest, decision: Decision, looked: list[RuleTrace], ruleset: Ruleset) -> str:
     """Why the decision is what it is: what matched, and why what should have decided did not."""
     reasons = []
     wanted = next((one for one in looked if one.rule.name == test.rule), None)
@@ -314,7 +311,7 @@ def _why(test: SelfTest, decision: Decision, looked: list[Looked], ruleset: Rule
     return "; ".join(reasons)
 
 
-def _why_not(looked: Looked, identity: Identity) -> str:
+def _why_not(looked: RuleTrace, identity: Identity) -> str:
     """Why a rule did not decide."""
     if looked.expired:
         return "has expired"

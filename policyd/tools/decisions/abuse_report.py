@@ -54,7 +54,7 @@ class Incident:
 
     def add(self, decision: LoggedDecision) -> None:
         self.count += 1
-        self.first = self.first or decision.stamp
+        self.first = self.first or decision.time
         for counter, values in (
             (self.clients, (decision.client_address,)),
             (self.names, (decision.hostname,) if decision.hostname else decision.claimed[:1]),
@@ -91,7 +91,7 @@ def collect(
                 continue
             if folded and not _is_under(decision, folded):
                 continue
-            if since is not None and (clock.seconds(decision.stamp) or 0) < since:
+            if since is not None and (clock.seconds(decision.time) or 0) < since:
                 continue
             incident.add(decision if show_recipients else without_recipient(decision))
     return incident
@@ -125,7 +125,7 @@ def as_message(incident: Incident, sender: str, recipient: str | None, now: date
 
 
 def _summary(incident: Incident) -> str:
-    first, last = incident.first, shown(incident.quoted[-1].stamp)
+    first, last = incident.first, shown(incident.quoted[-1].time)
     lines = [
         f"This is an abuse report (RFC 5965) about {incident.subject}.",
         "",
@@ -192,7 +192,7 @@ def _header(last: LoggedDecision, host: str) -> str:
 
 def _date(decision: LoggedDecision) -> str:
     """When it was decided, as mails write it (RFC 5322 section 3.3), in UTC; empty if that is not known."""
-    seconds = LogClock().seconds(decision.stamp)
+    seconds = LogClock().seconds(decision.time)
     return "" if seconds is None else format_datetime(datetime.datetime.fromtimestamp(seconds, datetime.UTC))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from policyd.core.identity import Identity, Reason, Status
+from policyd.core.identity import Identity, Reason, Status, told_identity
 from policyd.core.protocol import REQUEST_TYPE, Request
 from policyd.logs.decisions import DecisionCounts, decisions
 
@@ -49,18 +49,14 @@ def request_of(decision: LoggedDecision) -> Request:
     return Request.of({name: value for name, value in attributes.items() if value})
 
 
+# Without a host name, `verified` is not known to be true.
+_STATUSES = {status.value.encode(): status for status in Status if status is not Status.VERIFIED}
+_REASONS = {reason.value.encode(): reason for reason in Reason}
+
+
 def identity_of(decision: LoggedDecision) -> Identity | None:
     """What was known of the client; None where nobody had to know."""
     if decision.hostname:
-        return Identity(Status.VERIFIED, (decision.hostname,))
-    match decision.reverse_dns:
-        case b"mismatch":
-            return Identity(Status.MISMATCH, (), decision.claimed)
-        case b"missing":
-            return Identity(Status.MISSING)
-        case b"error":
-            known = decision.dns_error.decode("ascii", "replace")
-            reason = Reason(known) if known in {reason.value for reason in Reason} else Reason.SERVFAIL
-            return Identity(Status.ERROR, (), decision.claimed, reason, names_known=bool(decision.claimed))
-        case _:
-            return None
+        return told_identity(Status.VERIFIED, verified=(decision.hostname,), claimed=decision.claimed)
+    status, reason = _STATUSES.get(decision.reverse_dns), _REASONS.get(decision.dns_error)
+    return told_identity(status, claimed=decision.claimed, reason=reason) if status is not None else None

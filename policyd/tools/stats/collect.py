@@ -126,7 +126,7 @@ def collect(
             for decision in batch:
                 if decision.is_probe:
                     continue
-                time = clock.seconds(decision.stamp)
+                time = clock.seconds(decision.time)
                 if since is None or (time is not None and time >= since):
                     collector.add(decision, time)
     collector.finish()

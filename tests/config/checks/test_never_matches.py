@@ -15,6 +15,7 @@ from policyd.config import rules_reader as loader
 from policyd.config.load import load
 from policyd.config.problems import ConfigErrors
 from policyd.core.engine import Outcome, trace
+from policyd.core.facts import Facts
 from tests.config.generated import identities, load_tree, requests, rulesets
 
 if TYPE_CHECKING:
@@ -58,6 +59,6 @@ def test_a_match_that_is_refused_holds_for_no_request(
     assert not report, [*report.lines()]
     assert rules_file.ruleset is not None
     for request, identity in asked:
-        for looked in trace(rules_file.ruleset, request, identity, TODAY):
+        for looked in trace(rules_file.ruleset, request, Facts(identity), TODAY):
             if looked.rule.name in refused:
                 assert looked.outcome in {Outcome.NO, Outcome.UNKNOWN}

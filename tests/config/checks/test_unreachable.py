@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from policyd.config.checks.unreachable import unreachable
 from policyd.config.load import load
 from policyd.core.engine import Decision, decide
+from policyd.core.facts import Facts
 from tests.config.generated import identities, load_tree, requests, rulesets
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ def test_a_rule_that_is_called_unreachable_can_be_taken_away(
     assert rules_file.ruleset is not None
     assert without.ruleset is not None
     for request, identity in asked:
-        whole = decide(rules_file.ruleset, request, identity, TODAY)
-        rest = decide(without.ruleset, request, identity, TODAY)
+        whole = decide(rules_file.ruleset, request, Facts(identity), TODAY)
+        rest = decide(without.ruleset, request, Facts(identity), TODAY)
         assert isinstance(whole, Decision)
         assert isinstance(rest, Decision)
         assert (whole.verb, whole.rule_name, whole.downgraded, whole.observed) == (

@@ -12,7 +12,8 @@ from policyd.config.entries import fold_entry, parse_entries
 from policyd.config.load import Loaded, load
 from policyd.config.problems import ConfigErrors
 from policyd.config.settings import MAX_PORT, InetAddress
-from policyd.core.engine import NEEDS_IDENTITY, Decision, Outcome, decide, trace
+from policyd.core.engine import Decision, Outcome, decide, decide_fully, trace
+from policyd.core.facts import NOTHING_KNOWN, Facts, Needs
 from policyd.core.identity import Identity, Reason, Status
 from policyd.core.protocol import Request, encode_reply
 from policyd.core.reply import reply_text
@@ -80,8 +81,8 @@ def _check_decisions(ruleset: Ruleset, request: Request, names: tuple[bytes, ...
     missing = Identity(Status.MISSING)
     decided = {one: _decided(ruleset, request, one) for one in (*truths, nothing_known, names_known, missing)}
 
-    without_dns = decide(ruleset, request, None, TODAY)
-    if without_dns is not NEEDS_IDENTITY:
+    without_dns = decide(ruleset, request, NOTHING_KNOWN, TODAY)
+    if not isinstance(without_dns, Needs):
         assert all(one == without_dns for one in decided.values())
     # The first principle: another name that a client claims does not let it in.
     honest = Identity(Status.MISMATCH, claimed=(b"x",))
@@ -95,15 +96,15 @@ def _check_decisions(ruleset: Ruleset, request: Request, names: tuple[bytes, ...
 
 
 def _decided(ruleset: Ruleset, request: Request, identity: Identity) -> Decision:
-    decision = decide(ruleset, request, identity, TODAY)
-    assert decision is not NEEDS_IDENTITY
+    decision = decide(ruleset, request, Facts(identity), TODAY)
+    assert not isinstance(decision, Needs)
     assert isinstance(decision, Decision)
-    looked = trace(ruleset, request, identity, TODAY)
+    looked = trace(ruleset, request, Facts(identity), TODAY)
     held = [one for one in looked if one.outcome in {Outcome.YES, Outcome.IN_DOUBT}]
     assert decision.observed == tuple(one.rule.name for one in held if one.rule.observe)
     deciding = [one for one in held if not one.rule.observe]
     assert [one.rule for one in deciding] == ([decision.rule] if decision.rule is not None else [])
-    text = reply_text(decision, request, identity.verified[0] if identity.verified else None, "7Q4K2M9X")
+    text = reply_text(decision, request, identity, b"7Q4K2M9X")
     assert encode_reply(decision.verb, text)[:-2].decode("ascii").isprintable()
     return decision
 
@@ -162,7 +163,8 @@ def list_file(content: bytes, folder: Path) -> None:
     for text in written[:_ASKED]:
         asked = _request_for(form, condition, text)
         if asked is not None:
-            assert decide(loaded.ruleset, *asked, TODAY).rule is not None, text  # type: ignore[union-attr] # nobody has to be looked up
+            request, identity = asked
+            assert decide_fully(loaded.ruleset, request, Facts(identity), TODAY).rule is not None, text
 
 
 def _flat(entries: object) -> list[object]:

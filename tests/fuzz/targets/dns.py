@@ -50,7 +50,7 @@ def answers(content: bytes, _folder: Path) -> None:
     records = [record for line in content.decode("latin-1").split("\n") if (record := _record(line)) is not None]
     for client in CLIENTS:
         lookups = Answers(records)
-        identity = _finished(identify(client, lookups))
+        identity = _finished(identify(parse_address(client), lookups))
         assert lookups.asked <= MAX_TRIED
         assert len(identity.verified) <= MAX_TRIED
         assert len(identity.claimed) <= MAX_CLAIMED + MAX_TRIED

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from policyd.config.load import load
-from policyd.core.engine import NEEDS_IDENTITY, Decision, decide, trusted_identity
-from policyd.core.identity import Identity, Reason, Status
+from policyd.core.engine import Decision, decide
+from policyd.core.facts import Facts, Needs
+from policyd.core.identity import Identity, Reason, Status, identity_from_postfix
 from policyd.core.protocol import Layouts, ProtocolError, Request, RequestParser, encode_reply
 from policyd.core.reply import reply_text
 from policyd.core.ruleset import MAX_TEXT, Verb
 from policyd.decision_log import reader as reading
 from policyd.decision_log import writer as writing
+from policyd.decision_log.record import MAX_LINE, NO_NAME, format_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -136,18 +138,17 @@ def decision(content: bytes, _folder: Path) -> None:
     of each format however it was made, and the tools read back from it what was said."""
     request, identity = request_of(content)
     ruleset = _ruleset()
-    for known in (trusted_identity(request), identity):
-        decided = decide(ruleset, request, known, TODAY)
-        if decided is NEEDS_IDENTITY:
+    for known in (identity_from_postfix(request), identity):
+        decided = decide(ruleset, request, Facts(known), TODAY)
+        if isinstance(decided, Needs):
             assert known is None
             continue
         assert isinstance(decided, Decision)
-        hostname = known.verified[0] if known is not None and known.verified else None
-        _check_answer(request, decided, hostname, content)
+        _check_answer(request, decided, known, content)
 
 
-def _check_answer(request: Request, decided: Decision, hostname: bytes | None, content: bytes) -> None:
-    reply = "" if decided.verb is Verb.DUNNO else reply_text(decided, request, hostname, "7Q4K2M9X")
+def _check_answer(request: Request, decided: Decision, known: Identity | None, content: bytes) -> None:
+    reply = b"" if decided.verb is Verb.DUNNO else reply_text(decided, request, known, b"7Q4K2M9X")
     assert len(reply) <= MAX_TEXT
     answer = encode_reply(decided.verb, reply)
     assert answer.endswith(b"\n\n")
@@ -155,10 +156,9 @@ def _check_answer(request: Request, decided: Decision, hostname: bytes | None, c
     entry = writing.Entry(
         b"2026-11-21T17:16:00.123+09:00",
         b"7Q4K2M9X",
-        decided.verb,
         request,
         decided,
-        hostname or b"unknown",
+        known.hostname if known is not None else b"",
         reply,
         "3f9c2a1b",
         0.0118,
@@ -166,18 +166,19 @@ def _check_answer(request: Request, decided: Decision, hostname: bytes | None, c
     )
     text, json_line = writing.text_line(entry), writing.json_line(entry)
     for line in (text, json_line):
-        assert len(line) <= writing.MAX_LINE
+        assert len(line) <= MAX_LINE
         assert line.endswith(b"\n")
         assert line[:-1].decode("ascii").isprintable()
     at_once = entry._replace(dns_seconds=0.0)
-    assert writing.text_line(at_once) == writing._fit(writing._general_text, at_once)
+    assert writing.text_line(at_once) == writing._fitted(format_text, at_once)
     assert isinstance(json.loads(json_line), dict)
     from_text, from_json = reading.parse(text[:-1]), reading.parse(json_line[:-1])
     assert from_text is not None
     assert from_json is not None
     assert from_text.action == from_json.action == decided.verb.encode()
     if len(content) <= UNCUT:
-        _check_read_back(from_text, from_json, request, decided, hostname or b"unknown")
+        hostname = known.hostname if known is not None else b""
+        _check_read_back(from_text, from_json, request, decided, hostname)
 
 
 def _check_read_back(
@@ -194,7 +195,7 @@ def _check_read_back(
         assert (getattr(json_line, name) or b"") == said.decode("utf-8", "replace").encode(), name
     if b"[" not in hostname:  # `client=NAME[ADDRESS]`; no host name has one
         assert text.client_address == request.get("client_address")
-        assert (text.hostname or b"unknown") == hostname
+        assert (text.hostname or NO_NAME) == (hostname or NO_NAME)
     claimed = identity.claimed if identity is not None else ()
     assert text.claimed == claimed
     assert json_line.claimed == tuple(name.decode("utf-8", "replace").encode() for name in claimed)

@@ -1,0 +1,211 @@
+"""The fields of a decision log line: names, order and escapes, once, for both formats and both directions.
+
+A record is a mapping from the keys of the JSON format to values: bytes from outside, words of our own as `str`, names
+as tuples, numbers and flags. A field without a value is left out. docs/decision-log.md says what each field means.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Bytes of a line at most, its line end included: PIPE_BUF, so that a write to a pipe is all or nothing (pipe(7)).
+MAX_LINE = 4096
+
+# Bytes of each value at most, tried in this order until the line fits. At most a dozen values of a line can be made
+# long by somebody else, so the last limit always fits.
+LIMITS = (MAX_LINE, 1024, 512, 256)
+
+Value: TypeAlias = "str | bytes | tuple[bytes, ...] | float | bool"
+
+
+class Form(Enum):
+    """How a field stands in the text format."""
+
+    WORD = "word"  # the bare value: the first two of a line
+    VALUE = "value"  # key=value
+    BRACKETS = "brackets"  # key=<value>
+    SENDER = "sender"  # the same, and empty is a value: the null sender
+    QUOTES = "quotes"  # key="value"
+    LIST = "list"  # key=value,value
+    NUMBER = "number"  # key=1.0
+    FLAG = "flag"  # key=true
+    CLIENT = "client"  # client=NAME[ADDRESS]
+    ADDRESS = "address"  # stands in `client=`
+
+
+class Field(NamedTuple):
+    """One field: its key in JSON, its key in text, its form there."""
+
+    key: str
+    text: str
+    form: Form = Form.VALUE
+
+
+FIELDS = (
+    Field("time", "", Form.WORD),
+    Field("action", "", Form.WORD),
+    Field("would", "would"),
+    Field("id", "id"),
+    Field("rule", "rule"),
+    Field("client_address", "", Form.ADDRESS),
+    Field("hostname", "client", Form.CLIENT),
+    Field("claimed", "claimed", Form.LIST),
+    Field("reverse_dns", "rdns"),
+    Field("dns_error", "dns_error"),
+    Field("downgraded", "downgraded", Form.FLAG),
+    Field("protocol_state", "state"),
+    Field("sender", "from", Form.SENDER),
+    Field("recipient", "to", Form.BRACKETS),
+    Field("helo_name", "helo", Form.BRACKETS),
+    Field("sasl_username", "sasl_username"),
+    Field("instance", "instance"),
+    Field("queue_id", "queue_id"),
+    Field("observed", "observed", Form.LIST),
+    Field("ruleset", "ruleset"),
+    Field("dns_ms", "dns_ms", Form.NUMBER),
+    Field("ms", "ms", Form.NUMBER),
+    Field("reply", "reply", Form.QUOTES),
+)
+
+# The null sender says something, and so does a time too short to show; every other field is left out when it is empty.
+SAID_WHEN_EMPTY = frozenset({"sender", "dns_ms", "ms"})
+
+# What stands for the verified name of a client that has none.
+NO_NAME = b"unknown"
+
+
+# --- Text ---------------------------------------------------------------------------------------------------------
+
+# Printable ASCII without blank, quotes, `<`, `>` and backslash: what stands in a text value as it is.
+PLAIN = bytes(c for c in range(0x21, 0x7F) if c not in b"\"'<>\\")
+PLAIN_IN_QUOTES = b" <>" + PLAIN
+
+
+def _other_than(plain: bytes) -> re.Pattern[bytes]:
+    return re.compile(rb"[^%b]" % re.escape(plain))
+
+
+_TO_ESCAPE = _other_than(PLAIN)
+_TO_ESCAPE_IN_LIST = _other_than(PLAIN.replace(b",", b""))
+_TO_ESCAPE_IN_NAME = _other_than(PLAIN.replace(b"[", b""))  # where the address begins
+_TO_ESCAPE_IN_QUOTES = _other_than(PLAIN_IN_QUOTES)
+_ESCAPED = re.compile(rb"\\x([0-9A-Fa-f]{2})")
+
+
+def format_text(record: Mapping[str, Value], limit: int) -> bytes:
+    """Returns the record as a text line without its end, each value cut at `limit` bytes."""
+    words = []
+    for key, text, form in FIELDS:
+        if form is Form.CLIENT:
+            name = _escaped(record.get(key) or NO_NAME, limit, _TO_ESCAPE_IN_NAME)
+            words.append(b"client=%b[%b]" % (name, _escaped(record.get("client_address", b""), limit)))
+            continue
+        value = record.get(key)
+        if value is None or form is Form.ADDRESS:
+            continue
+        start = text.encode()
+        match form:
+            case Form.WORD:
+                words.append(_escaped(value, limit))
+            case Form.BRACKETS | Form.SENDER:
+                words.append(b"%b=<%b>" % (start, _escaped(value, limit)))
+            case Form.QUOTES:
+                words.append(b'%b="%b"' % (start, _escaped(value, limit, _TO_ESCAPE_IN_QUOTES)))
+            case _:
+                words.append(b"%b=%b" % (start, _escaped(value, limit)))
+    return b" ".join(words)
+
+
+def _escaped(value: Value, limit: int, to_escape: re.Pattern[bytes] = _TO_ESCAPE) -> bytes:
+    """A value as it stands in text, cut at `limit` bytes, but never within an escape."""
+    match value:
+        case bool():
+            return b"true"
+        case float():
+            return b"%.1f" % value
+        case tuple():
+            escaped = b",".join(_escaped(item, limit, _TO_ESCAPE_IN_LIST) for item in value[: limit + 2])
+        case _:
+            raw = value.encode() if isinstance(value, str) else value
+            escaped = to_escape.sub(lambda found: b"\\x%02x" % ord(found[0]), raw[: limit + 1])
+    if len(escaped) <= limit:
+        return escaped
+    end = limit - 3
+    begun = escaped.rfind(b"\\", end - 3, end)  # an escape that would be cut: `\xNN` is four bytes
+    return escaped[: begun if begun >= 0 else end] + b"..."
+
+
+def unescape(value: bytes) -> bytes:
+    """Undoes the escapes of a text value."""
+    return _ESCAPED.sub(lambda escape: bytes.fromhex(escape[1].decode()), value)
+
+
+# --- JSON ---------------------------------------------------------------------------------------------------------
+
+
+def as_object(record: Mapping[str, Value], limit: int) -> dict[str, str | list[str] | float | bool]:
+    """Returns the record as an object of the JSON format, each value cut where its JSON is longer than `limit`."""
+    shown: dict[str, str | list[str] | float | bool] = {}
+    for key, _, form in FIELDS:
+        value = record.get(key)
+        if form is Form.CLIENT:
+            value = value or NO_NAME
+        if value is not None:
+            shown[key] = _readable(value, limit)
+    return shown
+
+
+def format_json(record: Mapping[str, Value], limit: int) -> bytes:
+    """Returns the record as a line of JSON in ASCII, without its end."""
+    return _dumped(as_object(record, limit))
+
+
+def _readable(value: Value, limit: int) -> str | list[str] | float | bool:
+    match value:
+        case bytes():
+            return _cut(value[: limit + 1].decode("utf-8", "replace"), limit)
+        case str():
+            return _cut(value, limit)
+        case tuple():
+            items: list[str] = []
+            for item in value:
+                text = _cut(item[: limit + 1].decode("utf-8", "replace"), limit)
+                limit -= _json_length(text) + len('"",')
+                if limit < 0:
+                    return [*items, "..."]
+                items.append(text)
+            return items
+        case _:
+            return value
+
+
+# Bytes that one character takes in JSON at most: two surrogates, each as `\uNNNN`.
+_JSON_CHARACTER = 12
+
+
+def _cut(text: str, limit: int) -> str:
+    if len(text) * _JSON_CHARACTER <= limit or _json_length(text) <= limit:
+        return text
+    room = max(0, limit - len("..."))
+    text = text[:room]
+    while text and (length := _json_length(text)) > room:
+        text = text[: len(text) * room // length]  # always shorter than it was
+    return text + "..."
+
+
+def _json_length(text: str) -> int:
+    return len(_dumped(text)) - len('""')
+
+
+_encode_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def _dumped(value: object) -> bytes:
+    """JSON in ASCII. DEL is a control character too, though JSON lets it stand."""
+    return _encode_json(value).replace("\x7f", "\\u007f").encode("ascii")

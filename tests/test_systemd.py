@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from policyd.config.control_path import DEFAULT_CONTROL
+from policyd.daemon.listeners import CONTROL_NAME
+from tests.field.policyd import Policyd
+from tests.field.waiting import until
 from tests.requirements import require
 
 SYSTEMD = Path(__file__).parents[1] / "systemd"
+
+UNITS = ("policyd.service", "policyd.socket", "policyd-control.socket")
 
 # The bar that the project set itself: `systemd-analyze security` counts from 0 (locked up) to 10.
 MAX_EXPOSURE = 1.5
@@ -25,7 +34,7 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def units(tmp_path: Path) -> Path:
     """Copies of the units, with a program that exists here instead of the one in /opt."""
-    for name in ("policyd.service", "policyd.socket"):
+    for name in UNITS:
         text = (SYSTEMD / name).read_text()
         (tmp_path / name).write_text(text.replace("/opt/policyd/bin/policyd", "/bin/true"))
     return tmp_path
@@ -34,7 +43,7 @@ def units(tmp_path: Path) -> Path:
 def verify(units: Path) -> str:
     """What `systemd-analyze verify` has to say, empty if nothing."""
     require("systemd-analyze")
-    ended = run("systemd-analyze", "verify", "--man=no", units / "policyd.service", units / "policyd.socket")
+    ended = run("systemd-analyze", "verify", "--man=no", *(units / name for name in UNITS))
     return ended.stdout + ended.stderr
 
 
@@ -58,13 +67,52 @@ def test_the_service_is_exposed_no_more_than_the_bar(units: Path) -> None:
 
 def setting(unit: str, name: str) -> list[str]:
     """The values of a setting in a unit file, in order."""
-    return re.findall(rf"^{name}=(.*)$", (SYSTEMD / unit).read_text(), re.MULTILINE)
+    return re.findall(rf"^{name}=((?:.*\\\n)*.*)$", (SYSTEMD / unit).read_text(), re.MULTILINE)
 
 
-def test_a_reload_is_checked_before_the_daemon_hears_of_it() -> None:
-    start, (check, signal) = setting("policyd.service", "ExecStart"), setting("policyd.service", "ExecReload")
-    assert check == start[0].replace(" serve ", " check "), "the same settings file as the daemon's"
-    assert signal.endswith("kill -HUP $MAINPID")
+def reload_command(policyd: Policyd) -> list[str]:
+    """The unit's ExecReload= with this program and these settings, as systemd takes it apart (systemd.service(5))."""
+    (command,) = setting("policyd.service", "ExecReload")
+    command = (
+        command.replace("\\\n", " ").replace("$$", "$").replace("/etc/policyd/policyd.yaml", str(policyd.settings))
+    )
+    return shlex.split(command.replace("/opt/policyd/bin/policyd", f"{sys.executable} -m policyd"))
+
+
+@pytest.mark.parametrize("with_control", [True, False])
+def test_systemctl_reload_fails_with_every_error_with_and_without_a_control_socket(
+    tmp_path: Path, *, with_control: bool
+) -> None:
+    good = "rules:\n  - {name: a, match: {cidr: 192.0.2.0/24}, action: REJECT}\n"
+    control = {"control": str(tmp_path / "c.sock")} if with_control else {}
+    with Policyd(tmp_path, good, listen=[f"unix:{tmp_path}/s"], **control) as policyd:
+        environment = {**os.environ, "MAINPID": str(policyd.pid)}
+
+        def reload() -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                reload_command(policyd), env=environment, capture_output=True, text=True, timeout=60, check=False
+            )
+
+        policyd.rules.write_text(good.replace("cidr", "cidre").replace("REJECT", "REJCT"))
+        failed = reload()
+        policyd.rules.write_text(good.replace("name: a", "name: b"))
+        done = reload()
+        until("the reload", lambda: "reloaded: " in policyd.operational_log.read_text() or None)
+    assert failed.returncode == 1
+    assert "unknown condition 'cidre'" in failed.stderr
+    assert "unknown action 'REJCT'" in failed.stderr
+    assert done.returncode == 0, done.stderr
+    assert ("rule b added" in done.stdout) == with_control
+
+
+def test_the_control_socket_is_found_by_its_name_and_is_where_the_settings_have_it() -> None:
+    (path,) = setting("policyd-control.socket", "ListenStream")
+    assert path == DEFAULT_CONTROL
+    assert setting("policyd-control.socket", "FileDescriptorName") == [CONTROL_NAME]
+    assert setting("policyd-control.socket", "Service") == ["policyd.service"]
+    assert setting("policyd-control.socket", "SocketMode") == ["0660"]
+    assert "policyd-control.socket" in setting("policyd.service", "Sockets")[0]
+    assert "policyd-control.socket" in setting("policyd.service", "Also")[0]
 
 
 def test_the_socket_lies_where_a_chrooted_smtpd_can_reach_it() -> None:

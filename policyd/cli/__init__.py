@@ -22,6 +22,7 @@ COMMANDS = {
     "serve": "policyd.cli.daemon",
     "status": "policyd.cli.control",
     "reload": "policyd.cli.control",
+    "forget": "policyd.cli.control",
     "check": "policyd.cli.rules",
     "explain": "policyd.cli.rules",
     "schema": "policyd.cli.rules",

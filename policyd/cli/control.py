@@ -1,4 +1,4 @@
-"""`policyd status` and `policyd reload`: ask the running daemon over its control socket.
+"""`policyd status`, `policyd reload` and `policyd forget`: ask the running daemon over its control socket.
 
 Whatever is not needed is not imported: a health check runs these every few seconds.
 """
@@ -6,6 +6,8 @@ Whatever is not needed is not imported: a health check runs these every few seco
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 from typing import Any
 
@@ -17,7 +19,12 @@ from policyd.cli.options import config_option, json_option
 from policyd.config.control_path import control_path
 from policyd.control.client import ControlError, ask
 from policyd.control.words import Command, Request
+from policyd.core.address import parse_address
+from policyd.core.normalize import fold_name
 from policyd.core.printable import printable
+
+# A host name in the form in which names are compared.
+_NAME = re.compile(rb"(?=.{1,255}$)[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 
 
 @click.command()
@@ -82,6 +89,32 @@ def reload(config: str | None, data: bool) -> None:
         click.echo(printable(f"  {change}"))
 
 
+@click.command()
+@config_option
+@click.argument("what", metavar="ADDRESS|NAME")
+def forget(config: str | None, what: str) -> None:
+    """Make the running daemon forget what DNS said of a client: "we have repaired our reverse DNS".
+
+    With a name, every client that has or claims the name, or a name under it, is forgotten. The next mail asks DNS
+    again. A resolver has a cache of its own, which this does not touch: for unbound, unbound-control flush NAME.
+
+    \b
+    policyd forget 192.0.2.25
+    policyd forget mail.example.com
+    """
+    raw = os.fsencode(what)
+    if parse_address(raw) is None and not _NAME.fullmatch(fold_name(raw)):
+        raise click.BadParameter(
+            f"'{printable(what)}' is neither an address nor a host name", param_hint="ADDRESS|NAME"
+        )
+    answer = _ask(config, Request(Command.FORGET, what=what))
+    clients = answer["clients"]
+    if not clients:
+        click.echo(f"nothing is cached of {printable(what)}")
+    else:
+        click.echo(f"forgot {clients:,} {'client' if clients == 1 else 'clients'}: {printable(what)}")
+
+
 def _ask(config: str | None, request: Request) -> dict[str, Any]:
     path = control_path(config)
     if path is None:
@@ -91,9 +124,12 @@ def _ask(config: str | None, request: Request) -> dict[str, Any]:
             2,
         )
     try:
-        return ask(path, request)
+        answer = ask(path, request)
     except ControlError as error:
         raise Failure(f"policyd: {error}", 2) from None
+    if not answer["ok"] and request.command is not Command.RELOAD:
+        raise Failure("\n".join(printable(f"policyd: {error}") for error in answer["errors"]), 2)
+    return answer
 
 
 def _print_status(lines: list[tuple[str, str]], attention: list[str], notices: list[str], *, observes: bool) -> None:

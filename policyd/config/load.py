@@ -75,9 +75,11 @@ class Loaded:
     def summary(self) -> str:
         """What was loaded, in a line, as check, start and reload print it."""
         counts = self.ruleset.counts
+        observes = "; mode: observe, so every answer is DUNNO" if self.ruleset.observe else ""
         return (
             f"ruleset {self.ruleset.hash}: {_number(counts.rules, 'rule')}, {_number(counts.networks, 'network')}, "
             f"{_number(counts.names, 'name')}, {_number(counts.expressions, 'expression')}, {self.seconds:.2f} s"
+            f"{observes}"
         )
 
 

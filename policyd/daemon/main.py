@@ -28,7 +28,7 @@ from policyd.daemon import listeners, metrics
 from policyd.daemon.control import ControlServer, LongText
 from policyd.daemon.counters import Counters, Rates
 from policyd.daemon.decision_log_file import DecisionLog
-from policyd.daemon.operational_log import OperationalLog
+from policyd.daemon.operational_log import OperationalLog, shown
 from policyd.daemon.reload import Loader, LoadError
 from policyd.daemon.server import Server
 from policyd.daemon.status import EXPIRY_NOTICE_DAYS, ReloadResult, Running, status
@@ -155,7 +155,7 @@ class _Daemon:
         )
         rates = Rates(self._counters, monotonic())
         self._running = Running(self._server, delivery, rates, self._lines_lost)
-        self._page = metrics.Page(self._server, self._lines_lost, delivery.seconds)
+        self._page = metrics.Page(self._running)
         self._page_server = await self._serve_metrics(settings)
         self._listeners, passed_control = listeners.open_listeners(settings, self._environment)
         for listener in self._listeners:
@@ -305,7 +305,6 @@ class _Daemon:
         self._running.delivery = delivery
         self._counters.forget_rules(delivery.ruleset)
         self._running.rates.forget(monotonic())
-        self._page.loaded(delivery.seconds)
         replaced = None
         if old_resolver is not self._resolver:
             replaced = old_resolver
@@ -328,6 +327,7 @@ class _Daemon:
             Command.ALIVE: self._tell_alive,
             Command.STATUS: self._tell_status,
             Command.RELOAD: self._reload_when_asked,
+            Command.FORGET: self._forget,
             Command.RULES: self._tell_rules,
         }
 
@@ -351,6 +351,12 @@ class _Daemon:
             "warnings": result.warnings,
             "left_alone": result.left_alone,
         }
+
+    async def _forget(self, request: Request) -> Answer:
+        what = request.what.encode("utf-8", "replace")
+        count = await self._server.resolver.forget(what)
+        _log.info("forgot what DNS said of %s (%d clients)", shown(what), count)
+        return {"ok": True, "clients": count}
 
     async def _tell_rules(self, _request: Request) -> Answer:
         """The rules text in force, and where it came from: what `policyd fetch` and `block` check new lists against."""

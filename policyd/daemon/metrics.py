@@ -20,16 +20,17 @@ from typing import TYPE_CHECKING
 from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
+from policyd import __version__
 from policyd.daemon.counters import LATENCY_BOUNDS
 from policyd.daemon.listeners import is_loopback
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from prometheus_client.metrics_core import Metric
 
     from policyd.config.settings import InetAddress
-    from policyd.daemon.server import Server
+    from policyd.daemon.status import Running
 
 _log = logging.getLogger(__name__)
 
@@ -50,16 +51,9 @@ _CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 class Page:
     """The metrics of one daemon, as the page that Prometheus reads."""
 
-    def __init__(self, server: Server, lines_lost: Callable[[], dict[str, int]], load_seconds: float) -> None:
-        self._server = server
-        self._lines_lost = lines_lost
-        self._loaded_at = time.time()
-        self._load_seconds = load_seconds
-
-    def loaded(self, seconds: float) -> None:
-        """A new ruleset is in force, which took so long to load."""
-        self._loaded_at = time.time()
-        self._load_seconds = seconds
+    def __init__(self, running: Running) -> None:
+        self._running = running
+        self._server = running.server
 
     async def render(self) -> bytes:
         """The page, made in slices with a turn of the event loop between them."""
@@ -101,9 +95,27 @@ class Page:
         ruleset = GaugeMetricFamily("policyd_ruleset", "The ruleset in force, by its hash.", labels=("hash",))
         ruleset.add_metric([server.ruleset.hash], 1)
         yield ruleset
+        build = GaugeMetricFamily(
+            "policyd_build_info", "The running version and the ruleset in force.", labels=("version", "ruleset")
+        )
+        build.add_metric([__version__, server.ruleset.hash], 1)
+        yield build
         for name, help_text, value in (
-            ("policyd_ruleset_loaded_timestamp_seconds", "When the ruleset in force was loaded.", self._loaded_at),
-            ("policyd_ruleset_load_seconds", "How long that took.", self._load_seconds),
+            (
+                "policyd_ruleset_observes",
+                "1 under a top-level mode: observe, which answers DUNNO to every request; otherwise 0.",
+                int(server.ruleset.observe),
+            ),
+            (
+                "policyd_ruleset_loaded_timestamp_seconds",
+                "Unix time at which the ruleset in force was loaded.",
+                self._running.loaded_at,
+            ),
+            (
+                "policyd_ruleset_load_seconds",
+                "Seconds that loading the ruleset in force took.",
+                self._running.delivery.seconds,
+            ),
             ("policyd_ruleset_rules", "Rules in force.", len(server.ruleset.rules)),
             ("policyd_connections", "Connections that are open.", len(server.connections)),
         ):
@@ -120,13 +132,28 @@ class Page:
             ("policyd_bugs", "Connections closed because of a bug in policyd.", counters.bugs),
         ):
             yield CounterMetricFamily(name, help_text, value=value)
+        yield from self._list_families()
         yield from self._dns_families()
         yield from _by_labels(
             "policyd_log_lines_lost",
             "Log lines that could not be written.",
             ("log",),
-            {(log,): count for log, count in self._lines_lost().items()},
+            {(log,): count for log, count in self._running.lines_lost().items()},
         )
+
+    def _list_families(self) -> Iterator[Metric]:
+        now = time.time()
+        ages: dict[tuple[str, ...], float] = {}
+        entries: dict[tuple[str, ...], float] = {}
+        for file in self._running.delivery.files:
+            for name in file.lists:
+                ages[name,] = max(0.0, now - file.modified)
+                entries[name,] = file.entries or 0
+        for name, help_text, values in (
+            ("policyd_list_age_seconds", "Seconds since the file of a list was written.", ages),
+            ("policyd_list_entries", "Entries in the file of a list.", entries),
+        ):
+            yield from _by_labels(name, help_text, ("list",), values, GaugeMetricFamily)
 
     def _dns_families(self) -> Iterator[Metric]:
         dns, resolver = self._server.counters.dns, self._server.resolver
@@ -214,14 +241,18 @@ class _Only:
 
 
 def _by_labels(
-    name: str, help_text: str, labels: tuple[str, ...], counts: dict[tuple[str, ...], int]
+    name: str,
+    help_text: str,
+    labels: tuple[str, ...],
+    values: Mapping[tuple[str, ...], float],
+    kind: type[CounterMetricFamily | GaugeMetricFamily] = CounterMetricFamily,
 ) -> Iterator[Metric]:
-    """A counter with labels, in slices of a size that requests do not notice."""
-    samples = list(counts.items())
+    """A metric with labels, in slices of a size that requests do not notice."""
+    samples = list(values.items())
     for start in range(0, len(samples) or 1, SLICE):
-        family = CounterMetricFamily(name, help_text, labels=labels)
-        for values, count in samples[start : start + SLICE]:
-            family.add_metric(values, count)
+        family = kind(name, help_text, labels=labels)
+        for label_values, value in samples[start : start + SLICE]:
+            family.add_metric(label_values, value)
         yield family
 
 

@@ -35,6 +35,9 @@ NAME_BYTES = 48
 # Lookups whose durations are kept, for the median that `policyd status` shows.
 RECENT_LOOKUPS = 1000
 
+# Clients in the cache that `forget` looks at before requests have their turn: a millisecond's worth.
+FORGET_SLICE = 1000
+
 # A bug is logged once in so many seconds: whoever can cause one can do so often.
 BUG_SECONDS = 60.0
 
@@ -114,6 +117,26 @@ class Resolver:
         self._under_way[address] = _UnderWay(task, lookup)
         return task
 
+    async def forget(self, what: bytes) -> int:
+        """Drops the answers kept for an address, or for all clients with a name that is `what` or lies under it.
+
+        Returns for how many clients. What they are asked for next comes from DNS, not from the cache of c-ares either.
+        """
+        self.servers.renew()
+        address = parse_address(what)
+        if address is not None:
+            return 0 if self._cache.pop(address, None) is None else 1
+        name = fold_name(what)
+        count = 0
+        for number, client in enumerate(list(self._cache), 1):
+            kept = self._cache.get(client)
+            if kept is not None and _has_name(kept.identity, name):
+                del self._cache[client]
+                count += 1
+            if number % FORGET_SLICE == 0:
+                await asyncio.sleep(0)
+        return count
+
     async def close(self) -> None:
         """Ends all lookups, which are answered as if their time were over, and frees what they used."""
         for one in self._under_way.values():
@@ -179,6 +202,11 @@ class _Kept(NamedTuple):
 
     identity: Identity
     until: float
+
+
+def _has_name(identity: Identity, name: bytes) -> bool:
+    """Whether a client has or claims a name, or a name under it."""
+    return any(each == name or each.endswith(b"." + name) for each in identity.verified + identity.claimed)
 
 
 def _weight(kept: _Kept) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import stat
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,13 @@ import pytest
 
 from policyd.control.client import ControlError, ask
 from policyd.control.words import Command, Request
-from tests.daemon.client import Client, request
-from tests.daemon.conftest import RULES, StartPolicyd
+from tests.daemon.client import Client, request, unnamed
+from tests.daemon.conftest import DNS_RULES, RULES, StartPolicyd
+from tests.field.policyd import Policyd
+from tests.name_server import NXDOMAIN, Reply, ScriptedServer, claim, reverse
 
 if TYPE_CHECKING:
-    from tests.field.policyd import Policyd
+    from collections.abc import Iterator
 
 BULK = request(client_address="203.0.113.9")
 LATER = "DEFER 4.7.1 later"
@@ -34,8 +37,13 @@ rules:
 
 def run(policyd: Policyd, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A command, beside a daemon and with its settings."""
+    return cli(policyd.settings.parent, *arguments)
+
+
+def cli(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command with the settings in a folder."""
     return subprocess.run(
-        [sys.executable, "-m", "policyd", *arguments, "-c", str(policyd.settings)],
+        [sys.executable, "-m", "policyd", *arguments, "-c", str(folder / "policyd.yaml")],
         capture_output=True,
         text=True,
         timeout=60,
@@ -208,6 +216,44 @@ def test_the_rules_text_in_force_is_told_whatever_the_file_says_now(start_policy
     assert (answer["path"], answer["settings"]) == (str(policyd.rules), str(policyd.settings))
 
 
+# --- Forget -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_dns_said_of_a_client_is_forgotten_by_address_or_name(
+    start_policyd: StartPolicyd, port: int, control: str
+) -> None:
+    name = "mail.mended.example"
+    zone = {
+        reverse("192.0.2.31"): Reply(claim(name, "192.0.2.31")),
+        f"{name} A": Reply([f"{name} 300 A 192.0.2.31"]),
+        reverse("192.0.2.32"): Reply(claim(name, "192.0.2.32")),
+    }
+    with (
+        ScriptedServer(zone, otherwise=Reply(rcode=NXDOMAIN)) as dns,
+        start_policyd(DNS_RULES, control=control, dns={"servers": [dns.address]}) as policyd,
+        Client(port) as client,
+    ):
+
+        def asked() -> int:
+            before = len(dns.asked)
+            for host in (31, 32, 33):
+                client.ask(unnamed(f"192.0.2.{host}"))
+            return len(dns.asked) - before
+
+        assert asked() > 0
+        assert asked() == 0
+        by_address = run(policyd, "forget", "192.0.2.33")
+        assert asked() == 1
+        by_name = run(policyd, "forget", "Mended.Example.")
+        assert asked() > 2
+        nothing = run(policyd, "forget", "2001:db8::1")
+        wrong = run(policyd, "forget", "no name")
+    assert (by_address.returncode, by_address.stdout) == (0, "forgot 1 client: 192.0.2.33\n")
+    assert (by_name.returncode, by_name.stdout) == (0, "forgot 2 clients: Mended.Example.\n")
+    assert (nothing.returncode, nothing.stdout) == (0, "nothing is cached of 2001:db8::1\n")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+
+
 # --- Who asks ---------------------------------------------------------------------------------------------------------
 
 
@@ -301,3 +347,44 @@ def test_something_that_is_not_policyd_is_noticed(tmp_path: Path) -> None:
         listening.close()
         with pytest.raises(ControlError, match="nothing listens"):
             ask(path, Request(Command.ALIVE))
+
+
+# --- Many hosts -------------------------------------------------------------------------------------------------------
+
+HOSTS = 20
+# In place of the docs' ssh: the daemon of a host is the one in the folder of that name.
+SSH = (
+    'ssh() { folder=$1; shift; "$@" -c $folder/policyd.yaml; }; policyd() { ' + sys.executable + ' -m policyd "$@"; }\n'
+)
+
+
+@contextmanager
+def fleet(folder: Path) -> Iterator[list[Path]]:
+    """Daemons as on many hosts, each with its own folder and the same ruleset."""
+    with ExitStack() as running:
+        for number in range(HOSTS):
+            place = folder / f"mx{number}"
+            place.mkdir()
+            (place / "drop.txt").write_text("192.0.2.0/24\n")
+            running.enter_context(Policyd(place, LISTED, listen=["unix:s"], control="c.sock"))
+        yield [folder / f"mx{number}" for number in range(HOSTS)]
+
+
+@pytest.mark.slow
+def test_one_ruleset_has_one_hash_on_all_hosts_and_a_stale_one_is_found_by_the_loop_of_the_docs(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "systemd.md").read_text()
+    (loop,) = re.findall(r"^    (want=.*\n)^    (for host in .*\n)", page, re.MULTILINE)
+    pushed = LISTED.replace("REJECT", "DEFER")
+    with fleet(tmp_path) as hosts:
+        hashes = set()
+        for number, host in enumerate(hosts):
+            (host / "rules.yaml").write_text(pushed)
+            if number != 7:
+                assert cli(host, "reload").returncode == 0
+        for host in hosts:
+            hashes.add((host.name == "mx7", json.loads(cli(host, "status", "--json").stdout)["ruleset"]))
+        assert len(hashes) == 2
+        script = SSH + "".join(loop).replace("policyd check", "policyd check -c mx0/policyd.yaml")
+        script = script.replace("mx1 mx2 mx3", " ".join(host.name for host in hosts))
+        ended = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ended.stdout, ended.stderr) == ("mx7\n", "")

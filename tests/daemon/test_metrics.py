@@ -1,8 +1,10 @@
 """The metrics of a running daemon, as Prometheus reads them."""
 
 import http.client
+import os
 import socket
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import HTTPError
 from urllib.request import Request as HttpRequest
@@ -11,6 +13,7 @@ from urllib.request import urlopen
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from policyd import __version__
 from policyd.core.engine import Decision
 from policyd.core.ruleset import Action, Rule, Verb
 from policyd.daemon.counters import Counters
@@ -125,13 +128,43 @@ async def test_a_page_with_many_rules_is_made_in_slices_and_is_one_page() -> Non
         connections=(),
         resolver=SimpleNamespace(in_flight=0, cached_clients=0),
     )
+    running = SimpleNamespace(
+        server=server,
+        delivery=SimpleNamespace(files=(), seconds=0.0),
+        loaded_at=0.0,
+        lines_lost=lambda: {"decision": 0},
+    )
     with Turns() as turns:
-        page = await Page(server, lambda: {"decision": 0}, 0.0).render()
+        page = await Page(running).render()
     assert turns.count > 10
     families = {family.name: family for family in text_string_to_metric_families(page.decode())}
     assert len(families["policyd_decisions"].samples) == 3 * SLICE
     assert len(families["policyd_observed"].samples) == 3 * SLICE
     assert page.count(b"# TYPE policyd_decisions") == 1
+
+
+def test_version_mode_and_the_age_of_lists_are_told(
+    start_policyd: StartPolicyd, metrics_port: int, tmp_path: Path
+) -> None:
+    drop = tmp_path / "drop.txt"
+    drop.write_text("192.0.2.0/24\n198.51.100.0/24\n")
+    hour_ago = time.time() - 3600
+    os.utime(drop, (hour_ago, hour_ago))
+    lists = "mode: observe\nlists: {drop: {file: drop.txt}, same: {file: drop.txt}}\n"
+    rules = lists + RULES + "  - {name: listed, match: {cidr: [$drop, $same]}, action: REJECT}\n"
+    with start_policyd(rules, metrics=f"127.0.0.1:{metrics_port}") as policyd:
+        told = scrape(metrics_port)
+        (ruleset,) = (name[1] for name in told if name[0] == "policyd_ruleset")
+        policyd.rules.write_text(RULES)
+        policyd.reload()
+        later = scrape(metrics_port)
+    assert told["policyd_build_info", ruleset, __version__] == 1
+    assert told["policyd_ruleset_observes",] == 1
+    assert {name[1] for name in told if name[0] == "policyd_list_age_seconds"} == {"drop", "same"}
+    assert 3600 <= told["policyd_list_age_seconds", "drop"] < 3900
+    assert told["policyd_list_entries", "same"] == 2
+    assert later["policyd_ruleset_observes",] == 0
+    assert not any(name[0] == "policyd_list_age_seconds" for name in later)
 
 
 def test_only_the_page_is_served(start_policyd: StartPolicyd, metrics_port: int) -> None:

@@ -1,8 +1,8 @@
 """Commands and their output in a page of docs/, run anew.
 
 A page shows them as a shell would, in blocks marked `console`: a line `$ command`, then what it printed. A line `...`
-in it stands for any number of lines. `python -m tests.tools.documented docs/tools.md` writes today's output into the
-page; a block with `...` is left for its author.
+stands for any number of lines, `...` within a line for any text. `python -m tests.tools.documented docs/tools.md`
+writes today's output into the page; a block with `...` is left for its author.
 """
 
 from __future__ import annotations
@@ -64,7 +64,10 @@ def outputs(commands: list[str]) -> list[str]:
 
 def as_pattern(shown: str) -> re.Pattern[str]:
     """What the page shows, as an expression: `...` is anything, and so are a ruleset's hash and the version."""
-    lines = ["(?:.*\n)*?" if line == "..." else re.escape(line) + "\n" for line in shown.splitlines()]
+    lines = [
+        "(?:.*\n)*?" if line == "..." else re.escape(line).replace(r"\.\.\.", ".*") + "\n"
+        for line in shown.splitlines()
+    ]
     pattern = re.sub(r"\b[0-9a-f]{8}\b", "[0-9a-f]{8}", "".join(lines))
     return re.compile(re.sub(r"policyd/[\w\\.]+", r"policyd/[\\w.]+", pattern))
 
@@ -74,7 +77,7 @@ def _rewritten(page: str) -> str:
 
     def block(match: re.Match[str]) -> str:
         session = next(blocks)
-        if any(line == "..." for _, shown in session for line in shown.splitlines()):
+        if any("..." in line for _, shown in session for line in shown.splitlines()):
             return match[0]
         printed = outputs([command for command, _ in session])
         return "".join(f"$ {command}\n{text}" for (command, _), text in zip(session, printed, strict=True))

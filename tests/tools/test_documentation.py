@@ -6,11 +6,12 @@ from tests.tools.documented import ROOT, as_pattern, outputs, sessions
 
 pytestmark = pytest.mark.slow  # starts programs
 
-SESSIONS = sessions((ROOT / "docs" / "tools.md").read_text())
+PAGES = ("tools.md", "systemd.md")
+SESSIONS = [session for page in PAGES for session in sessions((ROOT / "docs" / page).read_text())]
 
 
 @pytest.mark.parametrize("session", SESSIONS, ids=[session[0][0][:60] for session in SESSIONS])
-def test_the_page_on_the_tools_shows_what_they_print(session: list[tuple[str, str]]) -> None:
+def test_the_pages_show_what_commands_print(session: list[tuple[str, str]]) -> None:
     printed = outputs([command for command, _ in session])
     for (command, shown), text in zip(session, printed, strict=True):
         assert as_pattern(shown).fullmatch(text), (
@@ -26,6 +27,8 @@ def test_the_page_on_the_tools_shows_what_they_print(session: list[tuple[str, st
         ("one\n...\nlast\n", "one\n2\n3\nlast\n", True),
         ("one\n...\nlast\n", "one\nlast\n", True),
         ("one\n...\nlast\n", "one\nother\n", False),
+        ("in ... ms\n", "in 3.5 ms\n", True),
+        ("in ... ms\n", "in\n3 ms\n", False),
         ("ruleset 3f9c2a1b\n", "ruleset 00000000\n", True),
     ],
 )

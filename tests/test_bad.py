@@ -1,7 +1,8 @@
 """Bad settings and rulesets in tests/bad, each beside the exact messages that it must give.
 
-`warn-*` load and are warned of as on 21 November 2026; `settings-*` are settings; all others are rules. Run one by its
-name: `pytest tests/test_bad.py -k networks`. A changed message is changed in its `.expected`, on purpose.
+`warn-*` load and are warned of as on 21 November 2026; `settings-*` are settings; all others are rules that do not
+load, `*warnings*` with the warnings beside the errors. Run one by its name: `pytest tests/test_bad.py -k networks`. A
+changed message is changed in its `.expected`, on purpose.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from policyd.config.load import load
 from policyd.config.problems import ConfigErrors
 
 BAD = Path(__file__).parent / "bad"
+TODAY = datetime.date(2026, 11, 21)
 FILES = sorted(path.name for path in BAD.glob("*.yaml"))
 
 
@@ -24,10 +26,11 @@ def test_bad_file_gives_exactly_these_messages(name: str, monkeypatch: pytest.Mo
     expected = Path(name).with_suffix(".expected").read_text().splitlines()
     assert expected, "a file that is in order does not belong here"
     if name.startswith("warn-"):
-        assert [*load(rules_path=name, warnings_on=datetime.date(2026, 11, 21)).warning_lines] == expected
+        assert [*load(rules_path=name, warnings_on=TODAY).warning_lines] == expected
         return
+    paths = (name, None) if name.startswith("settings-") else (None, name)
     with pytest.raises(ConfigErrors) as caught:
-        load(config_path=name) if name.startswith("settings-") else load(rules_path=name)
+        load(*paths, warnings_on=TODAY if "warnings" in name else None)
     assert [*caught.value.lines] == expected
     assert caught.value.exit_status == 1
 

@@ -14,7 +14,7 @@ import click
 from policyd.cli.options import json_option, rules_options
 from policyd.cli.terminal import print_tables
 from policyd.config.load import load
-from policyd.config.problems import did_you_mean
+from policyd.config.problems import Severity, did_you_mean
 from policyd.config.schema import rules_schema, settings_schema
 from policyd.config.schema import schema as both_schemas
 from policyd.core.address import format_address
@@ -36,17 +36,24 @@ if TYPE_CHECKING:
 @click.command()
 @rules_options
 @click.option("--strict", is_flag=True, help="Exit with 1 on warnings, too.")
-def check(config: str | None, rules: str | None, strict: bool) -> None:
+@click.option("-q", "--quiet", is_flag=True, help="Print errors and warnings only.")
+def check(config: str | None, rules: str | None, strict: bool, quiet: bool) -> None:
     """Load settings and ruleset as the daemon would, and say all that is wrong.
 
-    Errors and warnings have the form FILE:LINE:COLUMN: ... and go to standard error; the ruleset's own tests are run.
-    The last line says what was loaded. Exit status: 0 right, 1 wrong, 2 a file cannot be read.
+    Errors, warnings and notices have the form FILE:LINE:COLUMN: ... and go to standard error; the ruleset's own tests
+    are run. The last line says what was loaded and how many tests passed. Exit status: 0 right, 1 wrong (with --strict:
+    or doubtful), 2 a file cannot be read.
     """
     loaded = load(config, rules, warnings_on=_today())
+    notices = {str(one) for one in loaded.warnings if one.severity is Severity.NOTICE}
     for line in loaded.warning_lines:
-        click.echo(line, err=True)
-    click.echo(loaded.summary)
-    if strict and loaded.warning_lines:
+        if not quiet or line not in notices:
+            click.echo(line, err=True)
+    if not quiet:
+        count = len(loaded.rules_file.tests)
+        tests = f"{count:,} {'test' if count == 1 else 'tests'} passed" if count else "no tests"
+        click.echo(f"{loaded.summary}; {tests}")
+    if strict and len(loaded.warning_lines) > len(notices):
         sys.exit(1)
 
 

@@ -73,7 +73,7 @@ class Loaded:
 
     @property
     def summary(self) -> str:
-        """What was loaded, in a line, as check, start and reload print it."""
+        """What was loaded, in a line, as check, start and reload print it; and whether it only observes."""
         counts = self.ruleset.counts
         observes = "; mode: observe, so every answer is DUNNO" if self.ruleset.observe else ""
         return (
@@ -129,6 +129,8 @@ def _load(
     if rules is not None:
         rules_report = Report()
         rules_file = read_rules(rules, rules_report, keep_lists=keep_lists, text=texts.rules if texts else None)
+        if rules_report and rules_file is not None and warnings_on is not None:
+            rules_report.extend(lint(rules_file, warnings_on, rules_report))
         report.extend(rules_report)
     if report or settings is None or rules is None or rules_file is None or rules_file.ruleset is None:
         raise ConfigErrors(report)

@@ -31,8 +31,9 @@ MAX_KNOWN = 300
 
 
 class Severity(Enum):
-    """What a problem means for the load. Only warnings let it go on."""
+    """What a problem means for the load. Warnings and notices let it go on."""
 
+    NOTICE = "notice"  # what is right, and worth a word
     WARNING = "warning"
     WRONG = "wrong"  # the content is wrong: exit status 1
     UNREADABLE = "unreadable"  # a settings or rules file cannot be read: exit status 2
@@ -54,10 +55,10 @@ class Problem:
 
     def __str__(self) -> str:
         place = f"{self.path}:{self.line}:{self.column}" if self.line else self.path
-        warning = "warning: " if self.severity is Severity.WARNING else ""
+        kind = f"{self.severity.value}: " if self.severity in {Severity.NOTICE, Severity.WARNING} else ""
         rule = f"rule {quoted(self.rule)}: " if self.rule else ""
         message = self.message if len(self.message) <= MAX_MESSAGE else self.message[: MAX_MESSAGE - 3] + "..."
-        return printable(f"{place}: {warning}{rule}{message}")
+        return printable(f"{place}: {kind}{rule}{message}")
 
 
 class Report:

@@ -101,6 +101,7 @@ class _Reader:
         if not isinstance(root, Mapping):
             self._add(root, f"expected 'rules:' and what goes with it, not {describe(root)}")
             return self._file
+        self._file.root = root
         self._check_keys(root, TOP_KEYS)
         if (lists := root.get("lists")) is not None:
             self._read_lists(lists)
@@ -472,7 +473,8 @@ class _Reader:
         number = self._conditions
         self._conditions += 1
         condition = Condition(name, condition_type.subject, condition_type.kind, tuple(written), number)
-        return WrittenCondition(condition, condition_type, item.key, values, lists, collections)
+        is_bracketed = isinstance(item.value, Sequence) and item.value.flow
+        return WrittenCondition(condition, condition_type, item.key, values, lists, collections, is_bracketed)
 
     def _check_known(self, name: str, values: list[Scalar]) -> None:
         known = KNOWN_VALUES[name]

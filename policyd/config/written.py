@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class WrittenCondition:
-    """A condition and where it stands: `values` written in place, and the lists that it names."""
+    """A condition and where it stands: `values` written in place, and the lists that it names. `is_bracketed` if the
+    values stand in brackets."""
 
     condition: Condition
     type: ConditionType
@@ -27,6 +28,7 @@ class WrittenCondition:
     values: list[Scalar]
     lists: list[tuple[Scalar, ListDefinition]]
     collections: list[Entries]
+    is_bracketed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +50,12 @@ class WrittenRule:
 class RulesFile:
     """A rules file as it was read. `ruleset` and `outline` are None where anything is wrong.
 
-    `text` is what it says, `files` the rules file and the list files that could be read.
+    `text` is what it says, `root` the same as a tree, `files` the rules file and the list files that could be read.
     """
 
     path: str
     text: Text | None = None
+    root: Mapping | None = None
     rules: list[WrittenRule] = field(default_factory=list)
     lists: dict[str, ListDefinition] = field(default_factory=dict)
     default: Action = field(default_factory=lambda: Action(Verb.DUNNO))

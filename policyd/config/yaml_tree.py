@@ -32,14 +32,22 @@ MAX_DEPTH_SCANNED = 200
 _UNPRINTABLE = re.compile(r"[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
+# A `#` that begins a comment, and is followed by a word at once: `# why` is meant as a comment, `#4711` may not be.
+_CUT = re.compile(r"[ \t]+(#[^\s#][^\s]{0,39})")
+
+
 @dataclass(frozen=True, slots=True)
 class Scalar:
-    """Text. `plain` where it stands without quotes, so that `key:` can be told from `key: ''`."""
+    """Text. `plain` if it stands without quotes, so that `key:` can be told from `key: ''`.
+
+    `cut` is the word after the blank that ends a plain scalar, if it begins with a `#` and goes on, as `#4711` does.
+    """
 
     text: str
     line: int
     column: int
     plain: bool = True
+    cut: str = ""
 
     @property
     def missing(self) -> bool:
@@ -49,11 +57,12 @@ class Scalar:
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """A list."""
+    """A list. `flow` if it stands in brackets."""
 
     line: int
     column: int
     items: list[Node] = field(default_factory=list)
+    flow: bool = False
 
 
 class Item(NamedTuple):
@@ -102,7 +111,7 @@ def parse_yaml(content: bytes, path: str, report: Report) -> Node | None:
     text = _decode(content, path, report)
     if text is None:
         return None
-    builder = _Builder(path, report)
+    builder = _Builder(text, path, report)
     try:
         for event in yaml.parse(text, Loader=yaml.CLoader):
             builder.take(event)
@@ -144,7 +153,8 @@ def _position(before: str) -> tuple[int, int]:
 class _Builder:
     """Puts the tree together, event by event."""
 
-    def __init__(self, path: str, report: Report) -> None:
+    def __init__(self, text: str, path: str, report: Report) -> None:
+        self._text = text
         self.root: Node | None = None
         self.hopeless = False  # so deep that it is not worth the time to go on
         self._path = path
@@ -167,15 +177,22 @@ class _Builder:
                 self._take_scalar(Scalar("", *_start(event), plain=False), keep=False)
             case yaml.ScalarEvent():
                 self._check_properties(event)
-                self._take_scalar(Scalar(event.value, *_start(event), plain=event.style == ""))
+                plain = event.style == ""
+                self._take_scalar(Scalar(event.value, *_start(event), plain, self._cut_from(event) if plain else ""))
             case yaml.MappingStartEvent():
                 self._check_properties(event)
                 self._begin(Mapping(*_start(event)))
             case yaml.SequenceStartEvent():
                 self._check_properties(event)
-                self._begin(Sequence(*_start(event)))
+                self._begin(Sequence(*_start(event), flow=bool(event.flow_style)))
             case yaml.MappingEndEvent() | yaml.SequenceEndEvent():
                 self._end()
+
+    def _cut_from(self, event: yaml.ScalarEvent) -> str:
+        """The `#word` that ends a plain scalar and makes a comment of the rest of its line."""
+        assert event.end_mark is not None  # the C parser marks every event
+        match = _CUT.match(self._text, event.end_mark.index)
+        return match[1] if match else ""
 
     def _take_scalar(self, scalar: Scalar, *, keep: bool = True) -> None:
         if self._depth <= MAX_DEPTH:

@@ -194,18 +194,21 @@ class _Daemon:
 
     def _announce_ruleset(self, warnings: Sequence[str]) -> None:
         """What there is to say of a ruleset that has just been put in force."""
+        if self._server.ruleset.observe:
+            _log.warning("mode: observe stands at the top of the rules: every answer is DUNNO, and no mail is refused")
         for warning in warnings:
             _log.warning("%s", warning)
         self._announce_expiry()
 
     def _announce_expiry(self) -> None:
-        """Names the rules that have expired or will soon: at the start, after a reload, and once a day."""
+        """Names the rules that have expired (a warning) or will soon: at the start, after a reload, and once a day."""
         self._announced = self._server.today
         notice = self._announced + datetime.timedelta(days=EXPIRY_NOTICE_DAYS)
         ending = [rule for rule in self._server.ruleset.rules if rule.expired(notice)]
         for rule in ending[:MAX_EXPIRY_LINES]:
-            tense = "has expired" if rule.expired(self._announced) else "expires"
-            _log.warning("rule '%s' %s on %s; remove it or set another date", rule.name, tense, rule.expires)
+            is_over = rule.expired(self._announced)
+            level, tense = (logging.WARNING, "has expired") if is_over else (logging.INFO, "expires")
+            _log.log(level, "rule '%s' %s on %s; remove it or set another date", rule.name, tense, rule.expires)
         if len(ending) > MAX_EXPIRY_LINES:
             _log.warning("%d more rules have expired or will soon", len(ending) - MAX_EXPIRY_LINES)
 
@@ -229,10 +232,18 @@ class _Daemon:
                 self._server.sweep(now)
                 self._decision_log.check(now)
                 self._running.check(now)
+                self._check_loader()
                 if self._server.today != self._announced:
                     self._announce_expiry()
             except Exception:  # noqa: BLE001 - the boundary of the work beside requests
                 _log.exception("a bug in policyd, please report it")
+
+    def _check_loader(self) -> None:
+        """Reports, once, that the loading process has ended."""
+        if not self._running.loader_ended and (ended := self._loader.ended()):
+            self._running.loader_ended = ended
+            _log.error("%s", ended)
+            self._notifier.status(ended)
 
     async def _watch_watchdog(self) -> None:
         """Tells systemd that the event loop turns."""
@@ -285,7 +296,9 @@ class _Daemon:
     def _status_line(self, result: ReloadResult) -> str:
         if not result.errors:
             return result.summary
-        return f"reload failed, ruleset {self._server.ruleset.hash} stays in force: {result.errors[0]}"
+        ruleset = self._server.ruleset
+        mode = " (mode: observe, every answer is DUNNO)" if ruleset.observe else ""
+        return f"reload failed, ruleset {ruleset.hash}{mode} stays in force: {result.errors[0]}"
 
     async def _use(self, delivery: Delivery, holding: Holding) -> None:
         """Puts a new ruleset and new settings in force, in one step as far as requests go."""

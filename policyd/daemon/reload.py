@@ -176,10 +176,16 @@ class Loader:
         finally:
             loop.remove_reader(self._channel.fileno())
 
-    def _bury(self) -> str:
-        """What the loader died of, as it will be told from now on."""
+    def ended(self) -> str:
+        """Why the loading process has ended; empty while it runs."""
+        return self._bury(os.WNOHANG)
+
+    def _bury(self, options: int = 0) -> str:
+        """What the loader died of, as it will be told from now on; empty if `options` say not to wait, and it runs."""
         if not self._fate:
-            _, status = os.waitpid(self.pid, 0)
+            pid, status = os.waitpid(self.pid, options)
+            if not pid:
+                return ""
             self._fate = f"the loading process has ended ({_told(status)}); a new ruleset needs a restart of policyd"
         return self._fate
 

@@ -63,6 +63,7 @@ class Running:
     failed: ReloadResult | None = None  # the last whole reload, if it failed
     data_failed: ReloadResult | None = None  # the last `reload --data` since then, if it failed
     left_alone: tuple[str, ...] = ()  # files that the last `reload --data` found edited
+    loader_ended: str = ""  # why nothing can be loaded any more
     _lost_before: int = 0
 
     def reloaded(self, result: ReloadResult) -> None:
@@ -121,7 +122,8 @@ def _daemon(running: Running) -> Section:
     data = {"version": __version__, "pid": os.getpid(), "since": _written(running.started)}
     line = f"policyd {__version__}, process {os.getpid()}, since {_written(running.started)} ({_age(running.started)})"
     notices = ("running as root, which policyd does not need; give it a user of its own",) if not os.geteuid() else ()
-    return Section(data, (("daemon", line),), notices=notices)
+    attention = (running.loader_ended,) if running.loader_ended else ()
+    return Section(data, (("daemon", line),), attention, notices)
 
 
 def _mode(running: Running) -> Section:

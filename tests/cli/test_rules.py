@@ -1,5 +1,6 @@
 """`policyd check`, `explain` and `schema` as a person or a script runs them."""
 
+import datetime
 import json
 import os
 import subprocess
@@ -81,7 +82,38 @@ def test_a_wrong_ruleset_is_exit_status_1_with_every_error_on_a_line(folder):
         "rules.yaml:8:13: rule 'vps': unknown condition 'hostname_sufix'; did you mean 'hostname_suffix'?"
     )
     assert lines[1].startswith("rules.yaml:9:13: rule 'vps': ")
-    assert len(lines) == 2
+    assert lines[2].startswith("rules.yaml:22:5: warning: rule 'over': expired on 2020-01-01, so it is skipped")
+    assert len(lines) == 3
+
+
+def test_check_says_how_many_tests_passed(folder):
+    assert policyd(folder, "check", "--rules", "rules.yaml").stdout.endswith(b" s; no tests\n")
+    given = "given: {client_address: 10.1.2.3}, expect: REJECT"
+    (folder / "rules.yaml").write_text(f"{RULES}tests: [{{{given}}}]\n")
+    assert policyd(folder, "check", "--rules", "rules.yaml").stdout.endswith(b" s; 1 test passed\n")
+    (folder / "rules.yaml").write_text(f"{RULES}tests: [{{{given}}}, {{{given}, rule: bulk}}]\n")
+    assert policyd(folder, "check", "--rules", "rules.yaml").stdout.endswith(b" s; 2 tests passed\n")
+
+
+def test_quiet_leaves_errors_and_warnings(folder):
+    done = policyd(folder, "check", "--rules", "rules.yaml", "--quiet")
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert done.stderr.count(b"warning: rule 'over'") == 1
+    (folder / "rules.yaml").write_text("mode: observe\n" + RULES.replace("expires: 2020-01-01", "note: x"))
+    done = policyd(folder, "check", "--rules", "rules.yaml", "-q")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_a_notice_is_no_reason_for_strict_to_fail(folder):
+    soon = datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=7)
+    (folder / "rules.yaml").write_text("mode: observe\n" + RULES.replace("2020-01-01", str(soon)))
+    done = policyd(folder, "check", "--rules", "rules.yaml", "--strict")
+    assert done.returncode == 0
+    assert b"notice: rule 'over': expires on " in done.stderr
+    assert b"rules.yaml:1:1: notice: mode: observe: everything is decided and logged, and every answer is DUNNO\n" in (
+        done.stderr
+    )
+    assert b" s; mode: observe, so every answer is DUNNO; no tests\n" in done.stdout
 
 
 @pytest.mark.parametrize("arguments", [["check"], ["explain", "client_address=192.0.2.1"]])

@@ -224,6 +224,8 @@ def test_without_the_loader_requests_go_on_and_every_reload_says_why_it_fails(
     with start_policyd() as policyd, Client(port) as client:
         (loader,) = children(policyd.pid)
         os.kill(loader, signal.SIGKILL)
+        (line,) = said(policyd, "the loading process has ended")  # without a reload
+        assert "ERROR" in line or "error" in line
         policyd.rules.write_text(NEW_RULES)
         for _ in range(2):
             logged = policyd.reload()

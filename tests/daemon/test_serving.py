@@ -65,6 +65,11 @@ def test_a_ruleset_that_observes_answers_dunno_and_says_what_it_would_have_done(
     with start_policyd(rules) as policyd, Client(port) as client:
         assert client.ask(request()) == "DUNNO"
         (decision,) = policyd.decisions()
+        (started,) = said(policyd, " started: ")
+        assert started.endswith(" s; mode: observe, so every answer is DUNNO")
+        assert said(policyd, "mode: observe stands at the top of the rules: every answer is DUNNO")
+        policyd.rules.write_text(rules.replace("0.0.0.0/0", "192.0.2.0/24"))
+        assert " s; mode: observe, so every answer is DUNNO" in policyd.reload()
     assert (decision["action"], decision["would"], decision["rule"]) == ("DUNNO", "REJECT", "all")
     assert "reply" not in decision
 

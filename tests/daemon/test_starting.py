@@ -224,6 +224,21 @@ def test_systemd_is_told_of_each_step(tmp_path: Path) -> None:
             told = next_told()
             assert told["READY"] == "1"
             assert "reload failed" in told["STATUS"]
+            rules.write_text(f"mode: observe\n{RULES}")
+            process.send_signal(signal.SIGHUP)
+            next_told()
+            assert next_told()["STATUS"].endswith(" s; mode: observe, so every answer is DUNNO")
+            rules.write_text("rules: 7")
+            process.send_signal(signal.SIGHUP)
+            next_told()
+            assert "(mode: observe, every answer is DUNNO) stays in force" in next_told()["STATUS"]
+            (loader,) = (
+                int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            )
+            os.kill(loader, signal.SIGKILL)
+            told = next_told()
+            assert "READY" not in told
+            assert told["STATUS"].startswith("the loading process has ended (killed by SIGKILL")
             process.terminate()
             assert next_told()["STOPPING"] == "1"
             assert process.wait(timeout=PATIENCE_SECONDS) == 0

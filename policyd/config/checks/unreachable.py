@@ -46,6 +46,29 @@ def unreachable(rules: Sequence[WrittenRule]) -> Iterator[tuple[WrittenRule, Wri
             covers.add(written)
 
 
+def always_excepted(written: WrittenRule) -> WrittenCondition | None:
+    """The exception of a rule that holds wherever its match does, so that the rule never has an effect; None if there
+    is none."""
+    for exception in written.exceptions:
+        known = _whole(exception)
+        if _is_small(exception):
+            known |= {key for key, _ in _keys(exception)}
+        if any(_is_excepted(one, exception, known, written.rule.action.verb) for one in written.match):
+            return exception
+    return None
+
+
+def _is_excepted(one: WrittenCondition, exception: WrittenCondition, known: frozenset[Key], verb: Verb) -> bool:
+    if one.condition.subject != exception.condition.subject or not any(map(len, one.collections)):
+        return False
+    # The match of a blocking rule sees claimed names too, and its exception verified names only.
+    if one.condition.subject == Subject.HOSTNAME and verb is not Verb.DUNNO:
+        return False
+    return _whole(one) <= known or (
+        _is_small(one) and not any(known.isdisjoint(containing) for _, containing in _keys(one))
+    )
+
+
 class _Covers:
     """The rules so far that always decide where they match, findable by what their conditions contain."""
 

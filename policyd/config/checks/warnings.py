@@ -1,4 +1,4 @@
-"""What is likely not meant, in a ruleset that is right: the warnings of `policyd check`.
+"""What is likely not meant, in a ruleset that is right: the warnings and notices of `policyd check`.
 
 A warning is worth its line only if it can be trusted, so each of them is certain of what it says. Lists are looked
 at as they are in memory; only where something is found are they read again, for the line.
@@ -7,14 +7,17 @@ at as they are in memory; only where something is found are they read again, for
 from __future__ import annotations
 
 import datetime
+import re
 from typing import TYPE_CHECKING
 
+from policyd.config.checks.everything import together_everything
 from policyd.config.checks.regex_pitfalls import complaints
-from policyd.config.checks.unreachable import unreachable
+from policyd.config.checks.unreachable import always_excepted, unreachable
 from policyd.config.conditions import FORGEABLE_SUBJECTS, Form
 from policyd.config.entries import entry_keys
 from policyd.config.lists import Entry
 from policyd.config.problems import Problem, Report, Severity, quoted
+from policyd.config.yaml_tree import Scalar
 from policyd.core.identity import Status
 from policyd.core.ruleset import Kind, Verb
 from policyd.core.tables import Networks
@@ -23,23 +26,31 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from policyd.config.written import RulesFile, WrittenCondition, WrittenRule
-    from policyd.config.yaml_tree import Scalar
+    from policyd.config.yaml_tree import Item
     from policyd.core.ruleset import Rule
     from policyd.core.tables import Entries
+
+_ADDRESS = re.compile(r"[0-9.]{7,15}|(ipv6:)?[0-9a-f:.]*:[0-9a-f:.]*", re.IGNORECASE)
 
 # How long before a rule expires its author hears of it.
 EXPIRY_NOTICE = datetime.timedelta(days=14)
 
 
-def lint(rules_file: RulesFile, today: datetime.date) -> Report:
-    """All warnings for a ruleset without errors; `today` is the date in UTC."""
+def lint(rules_file: RulesFile, today: datetime.date, errors: Report | None = None) -> Report:
+    """All warnings and notices for a ruleset; `today` is the date in UTC.
+
+    With `errors`, those of the same file, only what is certain in spite of them.
+    """
     linter = _Linter(rules_file, today)
-    linter.run()
+    if rules_file.outline is not None:
+        linter.run()
+    elif errors is not None and errors.room(rules_file.path):
+        linter.run_beside({problem.rule for problem in errors.problems} | {""})
     return linter.report
 
 
 def expiry_notice(rule: Rule, today: datetime.date) -> str:
-    """What there is to say of a rule's date; empty where that is far off or there is none."""
+    """What there is to say of a rule's date; empty if that is far off or there is none."""
     if rule.expires is None or rule.expires - today > EXPIRY_NOTICE:
         return ""
     days = (rule.expires - today).days
@@ -58,6 +69,8 @@ class _Linter:
         self._looked_at: set[tuple[str, Form]] = set()  # lists, once for each form in which they are used
 
     def run(self) -> None:
+        """Looks at everything."""
+        self._check_top()
         for written in self._file.rules:
             self._check_rule(written)
         for written, cover in unreachable(self._file.rules):
@@ -67,6 +80,42 @@ class _Linter:
             if not definition.used:
                 message = f"list {quoted(definition.name)} is not used by any rule"
                 self._warn(self._file.path, definition.line, definition.column, message, "")
+
+    def run_beside(self, wrong: set[str]) -> None:
+        """Looks at the rules that are right, each alone: a rule that could not be read may be what makes sense of the
+        others."""
+        self._check_top()
+        for written in self._file.rules:
+            if written.rule.name not in wrong:
+                self._check_rule(written)
+
+    def _check_top(self) -> None:
+        items = self._file.root.items if self._file.root is not None else {}
+        mode, default = items.get("mode"), items.get("default")
+        if self._file.observe and mode is not None:
+            message = "mode: observe: everything is decided and logged, and every answer is DUNNO"
+            self._notice_at(mode.key, message)
+        if default is not None and self._file.default.verb is Verb.REJECT:
+            message = (
+                "default: REJECT rejects every client that no rule lets through; try it with mode: observe first, or "
+                "write DEFER"
+            )
+            self._warn_at(default.key, message, "")
+        if default is not None:
+            self._check_cut(default, "")
+
+    def _check_cut(self, item: Item, rule: str) -> None:
+        """A text that ends before a `#` was meant."""
+        name, value = item.key.text, item.value
+        if isinstance(value, Scalar) and value.cut and not value.text.upper().startswith("DUNNO"):
+            message = (
+                f"{name}: the text ends before {quoted(value.cut)}, since ' #' begins a comment; put quotes around all "
+                "of it, or, for a comment, a blank after the '#'"
+            )
+            self._warn_at(value, message, rule)
+
+    def _notice_at(self, node: Scalar, message: str, rule: str = "") -> None:
+        self.report.add(Problem(self._file.path, node.line, node.column, message, rule, Severity.NOTICE))
 
     def _warn(self, path: str, line: int, column: int, message: str, rule: str) -> None:
         self.report.add(Problem(path, line, column, message, rule, Severity.WARNING))
@@ -78,9 +127,14 @@ class _Linter:
 
     def _check_rule(self, written: WrittenRule) -> None:
         rule = written.rule
-        notice = expiry_notice(rule, self._today)
-        if notice:
-            self._warn_at(written.key("expires"), notice, rule.name)
+        self._check_expiry(written)
+        for field in ("action", "note"):
+            if (item := written.node.items.get(field)) is not None:
+                self._check_cut(item, rule.name)
+        excepted = always_excepted(written)
+        if excepted is not None:
+            message = f"no request can reach it: its except holds wherever its match does ({excepted.condition.name})"
+            self._warn_at(excepted.key, message, rule.name)
         if rule.action.verb is Verb.REJECT:
             for one in written.match:
                 if one.condition.kind is Kind.STATUS and any(Status.ERROR in entries for entries in _texts(one)):
@@ -93,6 +147,12 @@ class _Linter:
             self._check_forgeable(written)
         for one in (*written.match, *written.exceptions):
             self._check_values(one, rule.name)
+
+    def _check_expiry(self, written: WrittenRule) -> None:
+        rule = written.rule
+        if notice := expiry_notice(rule, self._today):
+            report = self._warn_at if rule.expired(self._today) else self._notice_at
+            report(written.key("expires"), notice, rule.name)
 
     def _check_forgeable(self, written: WrittenRule) -> None:
         rule = written.rule
@@ -124,6 +184,22 @@ class _Linter:
             path = self._file.path
             inline = [Entry(value.text, path, value.line, value.column) for value in one.values]
             self._check_entries(form, one.collections[0], lambda: iter(inline), name, rule)
+        self._check_literal(one, rule)
+        networks = [entries for entries in one.collections if isinstance(entries, Networks)]
+        for version in together_everything(networks):
+            message = f"{name}: these networks together are every {version} address there is"
+            self._warn_at(one.key, message, rule)
+
+    def _check_literal(self, one: WrittenCondition, rule: str) -> None:
+        """`helo_name: [192.0.2.1]`, which YAML reads as a list."""
+        if one.type.form is Form.HELO_NAME and one.is_bracketed and len(one.values) == 1:
+            (value,) = one.values
+            if _ADDRESS.fullmatch(value.text):
+                message = (
+                    f"{one.condition.name}: YAML reads the brackets as a list, so this is the name {value.text}; for "
+                    f"the address literal write '[{value.text}]' in quotes"
+                )
+                self._warn_at(value, message, rule)
 
     def _check_entries(
         self, form: Form, entries: Entries, written: Callable[[], Iterable[Entry]], using: str, rule: str

@@ -131,13 +131,13 @@ class Inquiry:
     __slots__ = (
         "_doubt",
         "_found",
-        "_identity",
         "_identity_from",
         "_index",
         "_needs",
         "_observed",
         "_today",
         "_trusts_postfix",
+        "identity",
         "request",
         "ruleset",
     )
@@ -154,29 +154,24 @@ class Inquiry:
         self.ruleset = ruleset
         self.request = request
         self._index = ruleset.index
-        self._identity = facts.identity
+        self.identity = facts.identity  # what is known of it, whether or not the decision needs it
         self._today = today
         self._trusts_postfix = trust_postfix
         self._found: list[Hits | None] = [None] * len(self._index.lookups)
-        self._start()
 
     @classmethod
     def begin(cls, ruleset: Ruleset, request: Request, today: datetime.date, *, trust_postfix: bool) -> Inquiry:
         """Begins with what the request itself says; `trust_postfix` as in the settings (`dns.trust_postfix`)."""
         identity = identity_from_postfix(request) if trust_postfix else None
-        facts = NOTHING_KNOWN if identity is None else Facts(identity)
-        return cls(ruleset, request, facts, today, trust_postfix=trust_postfix)
-
-    @property
-    def identity(self) -> Identity | None:
-        """What is known of the client's reverse DNS, whether or not the decision needed it."""
-        return self._identity
+        inquiry = cls(ruleset, request, NOTHING_KNOWN, today, trust_postfix=trust_postfix)
+        inquiry.identity = identity
+        return inquiry
 
     def learn_identity(self, identity: Identity) -> None:
         """Takes the client's reverse DNS. If its PTR names could not be had, the name that Postfix found stands in."""
         if self._trusts_postfix:
             identity = with_claimed(identity, self.request.get("reverse_client_name"))
-        self._identity = identity
+        self.identity = identity
 
     def decide_with(self, identity: Identity) -> Decision:
         """Decides with the client's reverse DNS, where nothing else was needed."""
@@ -269,7 +264,7 @@ class Inquiry:
             action.text,
             self._observed,
             downgraded,
-            self._identity if needed else None,
+            self.identity if needed else None,
             self.ruleset.observe,
         )
 
@@ -280,12 +275,12 @@ class Inquiry:
         first = bucket.first if bucket.surely_needed else self._first_open(bucket.rules)
         if first is None:
             return ()
-        if self._identity is None:
+        if self.identity is None:
             return (first,)
         if self._identity_from is None or first < self._identity_from:
             self._identity_from = first
         found = self._find(bucket.lookup).rules
-        if self._identity.status is _ERROR and not self._doubt:
+        if self.identity.status is _ERROR and not self._doubt:
             # A DUNNO rule that no name brings up may be unknown all the same; one such rule is enough.
             unknown = self._first_unknown(bucket.exempting)
             if unknown is not None and unknown not in found:
@@ -318,11 +313,11 @@ class Inquiry:
             return _NO
         if not plan.match_identity and not plan.exceptions_identity:
             return _YES
-        if self._identity is None:
+        if self.identity is None:
             return _NEEDED
         if self._identity_from is None or rule.number < self._identity_from:
             self._identity_from = rule.number
-        if self._identity.status is _VERIFIED:
+        if self.identity.status is _VERIFIED:
             # All is known and true, for most clients: the two principles have nothing to say.
             return _YES if self._fits(plan.match_identity, plan.exceptions_identity) else _NO
         return self._try_identity(plan, exempting=rule.action.verb is _DUNNO)
@@ -345,7 +340,7 @@ class Inquiry:
             if holds is _NO:
                 return _NO
             unknown |= holds is _UNKNOWN
-        failed = self._identity is not None and self._identity.status is _ERROR
+        failed = self.identity is not None and self.identity.status is _ERROR
         for lookup, number in plan.exceptions_identity:
             holds = self._holds(lookup, number, exempting=not exempting)
             if holds is _YES:
@@ -360,13 +355,13 @@ class Inquiry:
         lookup = self._index.lookup_of[condition.number]
         if not condition.needs_identity:
             return _YES if condition.number in self._find(lookup).conditions else _NO
-        if self._identity is None:
+        if self.identity is None:
             return _NEEDED
         return self._holds(lookup, condition.number, exempting=exempting)
 
     def _holds(self, lookup: int, number: int, *, exempting: bool) -> Outcome:
         """Whether a condition on the identity holds: the two principles."""
-        identity = self._identity
+        identity = self.identity
         assert identity is not None
         satisfied = number in self._find(lookup).conditions
         if not exempting or identity.status is _VERIFIED:
@@ -386,7 +381,7 @@ class Inquiry:
         """What a lookup finds, made at most once."""
         found = self._found[lookup]
         if found is None:
-            found = self._found[lookup] = self._index.lookups[lookup].find(self.request, self._identity)
+            found = self._found[lookup] = self._index.lookups[lookup].find(self.request, self.identity)
         return found
 
 

@@ -18,6 +18,7 @@ from policyd.core.address import parse_address
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from types import EllipsisType
 
     from policyd.core.address import Address
 
@@ -91,11 +92,10 @@ class Request:
 
     __slots__ = ("_address", "_places", "_values")
 
-    _address: Address | None  # unset until somebody asks for it
-
     def __init__(self, places: Mapping[str, int], values: Sequence[bytes]) -> None:
         self._places = places
         self._values = values
+        self._address: Address | None | EllipsisType = ...  # not parsed yet
 
     @classmethod
     def of(cls, attributes: Mapping[str, bytes]) -> Request:
@@ -110,11 +110,10 @@ class Request:
     @property
     def address(self) -> Address | None:
         """The client's address, parsed once; None if `client_address` is not an address."""
-        try:
-            return self._address
-        except AttributeError:
+        address = self._address
+        if address is ...:
             address = self._address = parse_address(self.get("client_address"))
-            return address
+        return address
 
     def attributes(self) -> dict[str, bytes]:
         """All attributes by name."""
@@ -250,8 +249,7 @@ def encode_reply(verb: str, text: bytes = b"") -> bytes:
     """Returns the answer to one request. `text` is printable ASCII that begins with its code, if it has one."""
     if verb == "DUNNO" and not text:
         return _NO_OPINION
-    word = verb.encode("ascii")
-    return b"action=%b %b\n\n" % (word, text) if text else b"action=%b\n\n" % word
+    return b"action=%b %b\n\n" % (verb.encode(), text) if text else b"action=%b\n\n" % verb.encode()
 
 
 class ProbeReply(NamedTuple):

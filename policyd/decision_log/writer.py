@@ -115,13 +115,13 @@ def text_line(entry: Entry) -> bytes:
         or get("queue_id")
         or decision.observed
         or decision.downgraded
-        or decision.action != decision.verb
+        or (decision.observing and decision.action is not decision.verb)
         or (identity is not None and (identity.claimed or identity.reason is not None))
     ):
         return _fitted(format_text, entry)
     line = _LINE % (
         time,
-        decision.action.encode(),
+        decision.verb.encode(),
         decision_id,
         b" rule=" + decision.rule.name.encode() if decision.rule is not None else b"",
         hostname or NO_NAME,

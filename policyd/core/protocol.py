@@ -95,7 +95,7 @@ class Request:
     def __init__(self, places: Mapping[str, int], values: Sequence[bytes]) -> None:
         self._places = places
         self._values = values
-        self._address: Address | None | EllipsisType = ...  # not parsed yet
+        self._address: Address | EllipsisType | None = ...  # not parsed yet
 
     @classmethod
     def of(cls, attributes: Mapping[str, bytes]) -> Request:

@@ -1,0 +1,1 @@
+"""Counters and greylisting, pure: time is passed in, and what they remember is kept by policyd.state."""

@@ -1,0 +1,87 @@
+"""Greylisting: whether a client that was told to come back did.
+
+The first time that a sender and a recipient come together from a client, the client is told to come again. A client is
+known by two names, the registrable domain of its verified host name and its network: a retry is recognised by either,
+so a pool of mail servers is one client, and a DNS failure between two tries costs nothing. What is remembered after a
+good retry is the network alone: a domain would let in all of a hoster after one retry by one of its customers.
+
+The waiting and the known are kept by the caller, as two mappings; `judge` says what to do and what to write.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+from policyd.memory.definitions import bounded
+
+if TYPE_CHECKING:
+    from policyd.memory.definitions import GreylistSettings
+
+
+class Greylisted(StrEnum):
+    """The words of the decision log's `greylist=`."""
+
+    NEW = "new"  # deferred: never seen, or too long ago
+    EARLY = "early"  # deferred: came again before its time
+    PASSED = "passed"  # came again in time; its network is known from now on
+    KNOWN = "known"  # from a network that has passed
+    UNKNOWN = "unknown"  # let by: the shared memory is away, and this process does not know the client
+
+    @property
+    def deferred(self) -> bool:
+        """Whether the client is told to come again."""
+        return self in _DEFERRED
+
+
+_DEFERRED = {Greylisted.NEW, Greylisted.EARLY}
+
+
+class Client(NamedTuple):
+    """Who asks: its network, and the registrable domain of its verified, not generic name (empty if there is none)."""
+
+    network: bytes
+    domain: bytes
+
+
+class Verdict(NamedTuple):
+    """What came out of one try, and what is to be written: the first tries of these keys (Unix seconds), the keys
+    that no longer wait, and whether the network was seen now."""
+
+    state: Greylisted
+    first_tries: tuple[tuple[bytes, float], ...] = ()
+    forget: tuple[bytes, ...] = ()
+    network_seen: bool = False
+
+
+def waiting_keys(client: Client, sender: bytes, recipient: bytes) -> tuple[bytes, ...]:
+    """Returns the keys under which a first try waits: by network, and by domain if there is one."""
+    whos = (client.network, client.domain) if client.domain else (client.network,)
+    return tuple(bounded(b"\n".join((who, sender, recipient))) for who in whos)
+
+
+def judge(
+    settings: GreylistSettings,
+    now: float,
+    keys: tuple[bytes, ...],
+    first_tries: tuple[float | None, ...],
+    network_seen: float | None,
+) -> Verdict:
+    """Judges one try at `now` (Unix seconds).
+
+    `first_tries` are the times of the first try under each of `keys`, None where there is none; `network_seen` is when
+    the network, once passed, was last seen.
+    """
+    if network_seen is not None and now - network_seen < settings.remember:
+        return Verdict(Greylisted.KNOWN, network_seen=True)
+    waited = [now - first for first in first_tries if first is not None and now - first <= settings.retry_within]
+    if not waited:
+        return Verdict(Greylisted.NEW, tuple((key, now) for key in keys))
+    longest = max(waited)
+    if longest >= settings.wait:
+        return Verdict(Greylisted.PASSED, forget=keys, network_seen=True)
+    # An early try does not restart the wait; it adds the name under which the first try did not come.
+    first = now - longest
+    return Verdict(
+        Greylisted.EARLY, tuple((key, first) for key, known in zip(keys, first_tries, strict=True) if known is None)
+    )

@@ -1,0 +1,162 @@
+"""Memory in the process: bounded, the least recently used first out."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from typing import TYPE_CHECKING, TypeAlias
+
+from policyd.memory.greylist import Client, Greylisted, judge, waiting_keys
+from policyd.memory.window import DistinctWindow, EventWindow, slot_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from policyd.memory.definitions import CounterDefinition, GreylistSettings
+
+Window: TypeAlias = "EventWindow | DistinctWindow"
+
+# Length of a definition's fingerprint, which begins every key of a counter.
+_PREFIX = 8
+
+# The prefix of networks that have passed greylisting.
+_KNOWN = b"greylist"
+
+
+class ProcessMemory:
+    """Counters and greylisting of one process.
+
+    At most `max_keys` entries in all: one for each key of a counter, each value of a `distinct`, and each network that
+    has passed. First tries that wait have half of that beside it for themselves, and push out only each other: a flood
+    of new senders must not make the daemon forget what it has counted.
+    """
+
+    def __init__(self, max_keys: int) -> None:
+        self.max_keys = max_keys
+        self.evicted = 0
+        self.keys: Counter[bytes] = Counter()  # entries by prefix
+        self._windows: OrderedDict[bytes, Window] = OrderedDict()  # counters; least recently used first
+        self._networks: OrderedDict[bytes, float] = OrderedDict()  # networks that passed, with when they were last seen
+        self._waiting: OrderedDict[bytes, float] = OrderedDict()  # first tries, with their time
+        self._entries = 0
+
+    def __len__(self) -> int:
+        return self._entries + len(self._waiting)
+
+    # --- Counters ---------------------------------------------------------------------------------------------------
+
+    def add(self, counter: CounterDefinition, key: bytes, value: bytes | None, now: float) -> int:
+        """Counts a request. Returns the counter's value, the request included."""
+        slot = slot_of(now, counter.within)
+        window = self._window(counter, key)
+        if isinstance(window, EventWindow):
+            return window.add(slot)
+        before = len(window)
+        count = window.add(slot, value or b"")
+        self._entries += len(window) - before
+        self._evict()
+        return count
+
+    def peek(self, counter: CounterDefinition, key: bytes, value: bytes | None, now: float) -> int:
+        """Returns the counter's value with the request included, without counting it."""
+        window = self._windows.get(counter.fingerprint + key)
+        if window is None:
+            return 1
+        slot = slot_of(now, counter.within)
+        if isinstance(window, EventWindow):
+            return window.count(slot) + 1
+        before = len(window)
+        count = window.count_with(slot, value or b"")
+        self._entries += len(window) - before
+        return count
+
+    def highest(self, counter: CounterDefinition, now: float) -> Iterator[tuple[bytes, int] | None]:
+        """Yields each key of a counter with its value, and None every thousand entries, for the caller to pause."""
+        prefix, slot = counter.fingerprint, slot_of(now, counter.within)
+        for place, (key, window) in enumerate(list(self._windows.items())):
+            if key.startswith(prefix) and (count := window.count(slot)):
+                yield key[_PREFIX:], count
+            if place % 1000 == 999:
+                yield None
+
+    def forget(self, counter: CounterDefinition, key: bytes) -> bool:
+        """Resets one key of a counter. Returns whether there was one."""
+        window = self._windows.pop(counter.fingerprint + key, None)
+        if window is None:
+            return False
+        self._entries -= _weight(window)
+        self.keys[counter.fingerprint] -= 1
+        return True
+
+    def _window(self, counter: CounterDefinition, key: bytes) -> Window:
+        whole = counter.fingerprint + key
+        window = self._windows.get(whole)
+        if window is not None:
+            self._windows.move_to_end(whole)
+            return window
+        window = EventWindow() if counter.distinct is None else DistinctWindow()
+        self._windows[whole] = window
+        self.keys[counter.fingerprint] += 1
+        self._entries += _weight(window)
+        self._evict()
+        return window
+
+    def _evict(self) -> None:
+        """Drops the least recently used: of counters first, since a network that passed is seen less often."""
+        while self._entries > self.max_keys:
+            if len(self._windows) > 1:
+                key, window = self._windows.popitem(last=False)
+                self._entries -= _weight(window)
+                self.keys[key[:_PREFIX]] -= 1
+            elif self._networks:
+                self._networks.popitem(last=False)
+                self._entries -= 1
+            else:
+                return
+            self.evicted += 1
+
+    # --- Greylisting ------------------------------------------------------------------------------------------------
+
+    def knows_network(self, settings: GreylistSettings, network: bytes, now: float) -> bool:
+        """Returns whether a network has passed and is still remembered; if so, it is remembered anew."""
+        seen = self._networks.get(network)
+        if seen is None or now - seen >= settings.remember:
+            return False
+        self._see(network, now)
+        return True
+
+    def greylist(
+        self, settings: GreylistSettings, client: Client, sender: bytes, recipient: bytes, now: float
+    ) -> Greylisted:
+        """Judges one try, and remembers it."""
+        keys = waiting_keys(client, sender, recipient)
+        first_tries = tuple(map(self._waiting.get, keys))
+        verdict = judge(settings, now, keys, first_tries, self._networks.get(client.network))
+        for key, first in verdict.first_tries:
+            self._waiting[key] = first
+            self._waiting.move_to_end(key)
+        for key in verdict.forget:
+            self._waiting.pop(key, None)
+        while len(self._waiting) > max(1, self.max_keys // 2):
+            self._waiting.popitem(last=False)
+            self.evicted += 1
+        if verdict.network_seen:
+            self._see(client.network, now)
+        return verdict.state
+
+    def forget_client(self, network: bytes) -> bool:
+        """Forgets that a network has passed. Returns whether it had."""
+        if self._networks.pop(network, None) is None:
+            return False
+        self._entries -= 1
+        return True
+
+    def _see(self, network: bytes, now: float) -> None:
+        if network not in self._networks:
+            self._entries += 1
+        self._networks[network] = now
+        self._networks.move_to_end(network)
+        self._evict()
+
+
+def _weight(window: Window) -> int:
+    return 1 + (len(window) if isinstance(window, DistinctWindow) else 0)

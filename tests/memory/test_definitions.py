@@ -1,0 +1,85 @@
+"""The key under which a request is counted."""
+
+import pytest
+
+from policyd.core.protocol import Request
+from policyd.memory.definitions import MAX_KEY_BYTES, Answered, CounterDefinition, KeyPart, bounded
+
+RCPT = {
+    "protocol_state": b"RCPT",
+    "client_address": b"::ffff:192.0.2.77",
+    "sender": b"Joe@Example.ORG",
+    "recipient": b"a@B.example",
+    "sasl_username": b"Joe",
+}
+
+
+def asn_of(request: Request) -> bytes:
+    return b"64500" if request.get("client_address") else b""
+
+
+def key(per: tuple[KeyPart, ...], **attributes: bytes) -> bytes | None:
+    counter = CounterDefinition("c", None, per, 3600)
+    return counter.key(Request.of(RCPT | attributes), asn_of)
+
+
+@pytest.mark.parametrize(
+    ("part", "want"),
+    [
+        (KeyPart("client_address"), b"192.0.2.77"),
+        (KeyPart("client_network"), b"192.0.2.0/24"),
+        (KeyPart("client_network", (20, 48)), b"192.0.0.0/20"),
+        (KeyPart("sender"), b"joe@example.org"),
+        (KeyPart("sender_domain"), b"example.org"),
+        (KeyPart("recipient_domain"), b"b.example"),
+        (KeyPart("sasl_username"), b"joe"),
+        (KeyPart("asn"), b"64500"),
+        (KeyPart("helo_name"), None),
+    ],
+)
+def test_a_part_of_a_key(part: KeyPart, want: bytes | None) -> None:
+    assert key((part,)) == want
+
+
+def test_an_empty_part_leaves_the_request_uncounted() -> None:
+    assert key((KeyPart("sender"), KeyPart("helo_name"))) is None
+    assert key((KeyPart("client_network"),), client_address=b"unknown") is None
+    assert key((KeyPart("asn"),), client_address=b"") is None
+
+
+def test_the_null_sender_is_a_sender() -> None:
+    assert key((KeyPart("sender"),), sender=b"") == b"<>"
+    assert key((KeyPart("sender"),), sender=b"", protocol_state=b"CONNECT") is None
+
+
+def test_an_ipv6_network() -> None:
+    assert key((KeyPart("client_network"),), client_address=b"2001:db8:1:2:3::4") == b"2001:db8:1:2::/64"
+    assert key((KeyPart("client_network", (20, 48)),), client_address=b"2001:db8:1:2:3::4") == b"2001:db8:1::/48"
+
+
+def test_two_keys_never_become_one() -> None:
+    per = (KeyPart("sender"), KeyPart("recipient"))
+    assert key(per, sender=b"a b", recipient=b"c") != key(per, sender=b"a", recipient=b"b c")
+
+
+def test_a_long_key_is_bounded_and_told_apart() -> None:
+    first, second = b"x" * 60000 + b"1", b"x" * 60000 + b"2"
+    assert len(bounded(first)) <= MAX_KEY_BYTES
+    assert bounded(first) != bounded(second)
+    assert bounded(b"x" * MAX_KEY_BYTES) == b"x" * MAX_KEY_BYTES
+
+
+def test_a_fingerprint_changes_with_the_definition() -> None:
+    definitions = [
+        CounterDefinition("c", None, (KeyPart("sender"),), 3600),
+        CounterDefinition("d", None, (KeyPart("sender"),), 3600),
+        CounterDefinition("c", KeyPart("sender"), (KeyPart("sender"),), 3600),
+        CounterDefinition("c", None, (KeyPart("sender"), KeyPart("recipient")), 3600),
+        CounterDefinition("c", None, (KeyPart("client_network", (20, 64)),), 3600),
+        CounterDefinition("c", None, (KeyPart("client_network"),), 3600),
+        CounterDefinition("c", None, (KeyPart("sender"),), 60),
+        CounterDefinition("c", None, (KeyPart("sender"),), 3600, Answered.DUNNO),
+        CounterDefinition("c", None, (KeyPart("sender"),), 3600, where=("protocol_state: DATA",)),
+    ]
+    assert len({definition.fingerprint for definition in definitions}) == len(definitions)
+    assert definitions[0].fingerprint == CounterDefinition("c", None, (KeyPart("sender"),), 3600).fingerprint

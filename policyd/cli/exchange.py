@@ -24,12 +24,16 @@ from policyd.exchange.importing import FORMATS, ImportFailedError, ImportOptions
 from policyd.exchange.model import ExportOptions, Verdict
 from policyd.logs.files import STANDARD_INPUT, LogError
 from policyd.tools.display import reading
+from policyd.tools.replace_file import replace_file
 
 if TYPE_CHECKING:
+    from policyd.exchange.importing import Result
     from policyd.exchange.model import Report
 
 
-def _verdict(_context: click.Context, _parameter: click.Parameter, written: str) -> Verdict:
+def _verdict(_context: click.Context, _parameter: click.Parameter, written: str | None) -> Verdict | None:
+    if written is None:
+        return None
     try:
         return Verdict.of(parse_action(written))
     except ActionError as error:
@@ -68,9 +72,12 @@ def _name(_context: click.Context, _parameter: click.Parameter, name: str) -> st
     metavar="NAME",
     help="Of several kinds of entries, the one that a list is to hold: cidr, hostname_suffix, ...",
 )
-@click.option("--action", "verdict", default="REJECT", callback=_verdict, help="For entries that become rules.")
+@click.option(
+    "--action", "verdict", callback=_verdict, help="For entries that become rules (REJECT; of postgrey's list, DUNNO)."
+)
 @click.option("--name", default="", metavar="NAME", help="How the rules' names begin, instead of with the file's.")
 @click.option("--strict", is_flag=True, help="Exit with 1 if anything was lost.")
+@click.option("--force", is_flag=True, help="Write --output, and exit with 0, although exemptions were lost.")
 @json_option
 def import_(
     *,
@@ -79,6 +86,7 @@ def import_(
     output: str | None,
     shape: str | None,
     strict: bool,
+    force: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -104,14 +112,32 @@ def import_(
                 format_name, paths, ImportOptions(shape=Shape(shape) if shape else None, **options), advance
             )
     except ImportFailedError as error:
+        if error.report is not None:
+            print_report(error.report)
         raise Failure(f"policyd: {error}", error.exit_status) from None
     except LogError as error:
         raise Failure(f"policyd: {error}", 2) from None
     if not as_json:
         print_report(result.report)
-    write(json.dumps(as_json_object(result), indent=2) + "\n" if as_json else result.text, output)
+    unsafe = result.lost_exemptions > 0 and not force
+    if not unsafe or output is None:
+        write(json.dumps(as_json_object(result), indent=2) + "\n" if as_json else result.text, output)
+    if result.report.losses and not as_json:
+        click.echo(_summary(result), err=True)
+    if unsafe:
+        written = "" if output is None else f"{output} was not written. "
+        raise Failure(f"policyd: {written}Repair the lines that were lost, or use --force.", 1)
     if strict and result.report.losses:
         sys.exit(1)
+
+
+def _summary(result: Result) -> str:
+    text = f"policyd: {result.report.taken:,} taken, {len(result.report.losses):,} lost"
+    if result.lost_exemptions:
+        text += (
+            f", {result.lost_exemptions:,} of them exemptions from blocks that were kept: these clients are blocked now"
+        )
+    return text
 
 
 @click.command()
@@ -190,6 +216,6 @@ def write(text: str, output: str | None) -> None:
         click.echo(text, nl=False)
         return
     try:
-        Path(output).write_text(text, encoding="utf-8")
+        replace_file(Path(output), text.encode("utf-8"))
     except OSError as error:
         raise Failure(f"policyd: {output}: cannot be written: {error.strerror}", 2) from None

@@ -15,9 +15,9 @@ from policyd.core.ruleset import Verb
 from policyd.exchange.access import postfix, sendmail
 from policyd.exchange.firewall import ipset, iptables, nftables
 from policyd.exchange.lists import csv_table, json_rules, plain, rspamd_map
-from policyd.exchange.model import Line, Report, Row, Term, Verdict
+from policyd.exchange.model import Line, NoEqualError, Report, Row, Term, Verdict
 from policyd.exchange.postfix import cidr
-from policyd.exchange.values import looks_like_address
+from policyd.exchange.values import looks_like_address, term
 
 if TYPE_CHECKING:
     import datetime
@@ -65,7 +65,7 @@ def export(
     report = Report()
     path = loaded.rules_file.path
     if lists:
-        rows = list(_of_lists(loaded, lists, options.verdict))
+        rows = list(_of_lists(loaded, lists, options.verdict, report))
         what = ", ".join(lists)
     else:
         rows = list(_in_force(_of_rules(loaded), report, today, whole=FORMATS[name].whole))
@@ -125,7 +125,7 @@ def _mind_the_rest(loaded: Loaded, report: Report) -> None:
         report.lose(Line(path, 0, f"default {Verdict.of(loaded.ruleset.default).action}"), "only rules are exported")
 
 
-def _of_lists(loaded: Loaded, names: Sequence[str], verdict: Verdict) -> Iterator[Row]:
+def _of_lists(loaded: Loaded, names: Sequence[str], verdict: Verdict, report: Report) -> Iterator[Row]:
     used = {
         value[1:]: condition.name
         for rule in loaded.ruleset.rules
@@ -138,8 +138,20 @@ def _of_lists(loaded: Loaded, names: Sequence[str], verdict: Verdict) -> Iterato
         if definition is None:
             known = ", ".join(loaded.lists) or "none"
             raise NoSuchListError(f"{loaded.rules_file.path}: there is no list '{name}'; there are: {known}")
-        entries = [entry.text for entry in definition.entries()]
-        condition = used.get(name) or ("cidr" if all(map(looks_like_address, entries)) else "hostname_suffix")
         line = Line(definition.path, definition.line, f"list {name}")
+        entries = [entry.text for entry in definition.entries()]
+        condition = used.get(name)
+        if condition is None:
+            # Nothing has read these entries before.
+            condition = "cidr" if any(map(looks_like_address, entries)) else "hostname_suffix"
+            entries = list(_valid(condition, entries, line, report))
         if entries:
             yield Row(line, tuple(Term(condition, entry) for entry in entries), verdict, (), name)
+
+
+def _valid(condition: str, entries: Iterable[str], line: Line, report: Report) -> Iterator[str]:
+    for entry in entries:
+        try:
+            yield term(condition, entry).value
+        except NoEqualError as error:
+            report.lose(line, f"no rule uses it, and its entries were taken for {condition}: {error}")

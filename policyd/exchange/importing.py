@@ -7,7 +7,7 @@ was lost. Prints nothing.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from policyd.core.ruleset import Verb
 from policyd.exchange.access import postfix, sendmail
 from policyd.exchange.firewall import iptables, nftables
 from policyd.exchange.lists import plain, rspamd_map, spamhaus_drop, whois
-from policyd.exchange.model import REJECT, Imported, Line, Report, Term, Verdict, cut, place, shown
+from policyd.exchange.model import REJECT, Imported, IncompleteError, Line, Report, Term, Verdict, place
 from policyd.exchange.network_sets import kept_out, only_networks, texts
 from policyd.exchange.postfix import cidr, pcre, postfwd, regexp
 from policyd.exchange.rules_yaml import Names, fits_list_file, list_file, rules, rules_yaml
@@ -41,22 +41,32 @@ class Shape(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A format that can be imported: what reads it, and which options of `ImportOptions` it takes."""
+    """A format that can be imported: what reads it, and which options of `ImportOptions` it takes.
+
+    `from_the_top` says that the first line that matches decides, so that a line exempts from those below it only.
+    `longest_line` is in bytes. `verdict` is for entries if no other is asked for.
+    """
 
     read: Callable[..., Imported]
     options: frozenset[str] = frozenset()
+    from_the_top: bool = False
+    longest_line: int = MAX_LINE_BYTES
+    verdict: Verdict = REJECT
 
 
 _NAMES = frozenset({"attribute"})
 
+# A JSON document is often one line: 64 MiB is an nftables set of a million elements.
+_JSON_BYTES = 64 << 20
+
 FORMATS: dict[str, Format] = {
     "plain": Format(plain.read, _NAMES),
     "postfix-access": Format(postfix.read, _NAMES | {"dotted", "delimiter"}),
-    "postfix-cidr": Format(cidr.read),
-    "postfix-pcre": Format(pcre.read, _NAMES),
-    "postfix-regexp": Format(regexp.read, _NAMES),
+    "postfix-cidr": Format(cidr.read, from_the_top=True),
+    "postfix-pcre": Format(pcre.read, _NAMES, from_the_top=True),
+    "postfix-regexp": Format(regexp.read, _NAMES, from_the_top=True),
     "sendmail-access": Format(sendmail.read),
-    "postfwd": Format(postfwd.read),
+    "postfwd": Format(postfwd.read, from_the_top=True),
     "whois": Format(whois.read),
     "spamhaus-drop": Format(spamhaus_drop.read),
     "iptables-save": Format(iptables.read),
@@ -71,8 +81,8 @@ class ImportOptions:
 
     `attribute` (`client`, `helo_name`, `sender`, `recipient`) is what it is looked up for; `dotted` and `delimiter`
     are as in `policyd.exchange.access.keys`. `shape` None is what fits: rules for what has verdicts, a list for
-    what has none. `condition` chooses which entries a list is to hold, where there are several kinds. `verdict` is for
-    entries without one; `name` begins the rules' names.
+    what has none, unless its entries are of several kinds. `condition` chooses which of them a list is to hold.
+    `verdict` is for entries without one (None: the format's own); `name` begins the rules' names.
     """
 
     attribute: str | None = None
@@ -80,27 +90,35 @@ class ImportOptions:
     delimiter: str = ""
     shape: Shape | None = None
     condition: str | None = None
-    verdict: Verdict = REJECT
+    verdict: Verdict | None = None
     name: str = ""
 
 
 class ImportFailedError(Exception):
-    """Nothing was imported. The message is one line; `exit_status` is 1 for content, 2 for an unreadable file."""
+    """Nothing was imported. The message is one line; `exit_status` is 1 for content, 2 for an unreadable file.
 
-    def __init__(self, message: str, exit_status: int) -> None:
+    `report` has the lines that were lost before.
+    """
+
+    def __init__(self, message: str, exit_status: int, report: Report | None = None) -> None:
         super().__init__(printable(message))
         self.exit_status = exit_status
+        self.report = report
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What was imported: the text to write, and what it is; the rules or entries in it; and the report."""
+    """What was imported: the text to write, and what it is; the rules or entries in it; and the report.
+
+    `lost_exemptions` counts the lines that let clients through, were lost, and stood above blocks that were kept.
+    """
 
     shape: Shape
     text: str
     rules: tuple[NewRule, ...]
     entries: tuple[Term, ...]
     report: Report
+    lost_exemptions: int = 0
 
 
 def import_files(
@@ -114,63 +132,107 @@ def import_files(
     arguments: dict[str, Any] = {option: getattr(options, option) for option in FORMATS[name].options}
     found: list[tuple[str, Imported]] = []
     for path in paths:
-        lines, before = _Lines(path, advance), report.taken
-        imported = FORMATS[name].read(lines, report, **arguments)
+        lines, before = _Lines(path, FORMATS[name].longest_line, advance), report.taken
+        try:
+            imported = FORMATS[name].read(lines, report, **arguments)
+        except IncompleteError as error:
+            message = f"{place(error.line)}: {error}; nothing was imported: get the file anew"
+            raise ImportFailedError(message, 1, report) from None
         if report.taken == before and not imported.rows and not imported.entries:
             raise _nothing_found(name, path, lines, report)
         found.append((path, imported))
-    if options.shape is Shape.LIST or (options.shape is None and not any(imported.rows for _, imported in found)):
-        return _as_list(name, found, options, report)
-    return _as_rules(name, found, options, report)
+    make = _as_list if _is_list(found, options) else _as_rules
+    result = make(name, found, options, report)
+    return replace(result, lost_exemptions=_lost_exemptions(name, found, report))
+
+
+def _is_list(found: list[tuple[str, Imported]], options: ImportOptions) -> bool:
+    if options.shape is not None or any(imported.rows for _, imported in found):
+        return options.shape is Shape.LIST
+    kinds = {entry.term.condition for _, imported in found for entry in imported.entries}
+    return len(kinds) == 1 or options.condition is not None
+
+
+def _lost_exemptions(name: str, found: list[tuple[str, Imported]], report: Report) -> int:
+    """How many of the lost lines would have exempted clients from a block that was kept."""
+    files = {_shown_path(path): number for number, (path, _) in enumerate(found)}
+    blocks = [
+        line
+        for _, imported in found
+        for line, verdict in (
+            *((row.line, row.verdict) for row in imported.rows),
+            *((entry.line, REJECT) for entry in imported.entries),
+        )
+        if verdict.verb is not Verb.DUNNO
+    ]
+    # Where the most specific entry decides, or chains jump, any block of the file may be the one.
+    position = max(
+        ((files[line.path], line.number if FORMATS[name].from_the_top else 1 << 60) for line in blocks), default=(-1, 0)
+    )
+    return sum(loss.exempts and (files[loss.line.path], loss.line.number) < position for loss in report.losses)
+
+
+def _shown_path(path: str) -> str:
+    return "standard input" if path == STANDARD_INPUT else path
 
 
 class _Lines:
     """The lines of a file as text, counted."""
 
-    def __init__(self, path: str, advance: Callable[[int], None] | None) -> None:
+    def __init__(self, path: str, longest: int, advance: Callable[[int], None] | None) -> None:
         self._path = path
+        self._longest = longest
         self._advance = advance
         self.count = 0
 
     def __iter__(self) -> Iterator[Line]:
-        shown_path = "standard input" if self._path == STANDARD_INPUT else self._path
+        shown_path = _shown_path(self._path)
         try:
-            for block in read_blocks([self._path], self._advance):
+            for block in read_blocks([self._path], self._advance, self._longest):
                 for raw in block.lines:
                     self.count += 1
-                    if len(raw) == MAX_LINE_BYTES:
-                        message = f"{shown_path}:{self.count}: the line is longer than {MAX_LINE_BYTES // 1024} KiB"
+                    if len(raw) == self._longest:
+                        message = f"{shown_path}:{self.count}: the line is longer than {self._longest // 1024} KiB"
                         raise ImportFailedError(message, 1)
                     if self.count > MAX_LINES:
                         raise ImportFailedError(f"{shown_path}: has more than {MAX_LINES:,} lines; split it", 1)
-                    text = raw.decode("utf-8", "replace").rstrip("\r")
-                    yield Line(shown_path, self.count, text.removeprefix("\ufeff") if self.count == 1 else text)
+                    text = _decoded(raw).rstrip("\r")
+                    text = text.removeprefix("\ufeff") if self.count == 1 else text
+                    yield Line(shown_path, self.count, text, block.ended)
         except NotTextError:
-            raise ImportFailedError(f"{shown_path}: is a binary file, no table or list", 1) from None
+            raise ImportFailedError(f"{shown_path}: is a binary file, not a table or list", 1) from None
         except LogError as error:
             raise ImportFailedError(str(error), 2) from None
 
 
+def _decoded(raw: bytes) -> str:
+    """A line as text: UTF-8, or ISO-2022-JP (RFC 1468) as Japanese registries answer in."""
+    if b"\x1b$" in raw or b"\x1b(" in raw:
+        return raw.decode("iso2022_jp", "replace")
+    return raw.decode("utf-8", "replace")
+
+
 def _nothing_found(name: str, path: str, lines: _Lines, report: Report) -> ImportFailedError:
-    where = "standard input" if path == STANDARD_INPUT else path
-    losses = [loss for loss in report.losses if loss.line.path == where]
-    if not losses:
-        what = "is empty" if lines.count == 0 else f"has nothing of the format {name} in it"
-        return ImportFailedError(f"{where}: {what}", 1)
-    first = losses[0]
-    more = f" ({len(losses):,} lines in all)" if len(losses) > 1 else ""
-    where = f"{place(first.line)}: nothing of the format {name} could be read"
-    return ImportFailedError(f"{where}: {shown(first.line.text)}: {cut(first.reason)}{more}", 1)
+    where = _shown_path(path)
+    if any(loss.line.path == where for loss in report.losses):
+        return ImportFailedError(f"{where}: nothing of the format {name} could be read", 1, report)
+    what = "is empty" if lines.count == 0 else f"has nothing of the format {name} in it"
+    return ImportFailedError(f"{where}: {what}", 1, report)
 
 
 # --- Writing ----------------------------------------------------------------------------------------------------------
 
 
 def _as_rules(name: str, found: list[tuple[str, Imported]], options: ImportOptions, report: Report) -> Result:
+    kinds = {entry.term.condition for _, imported in found for entry in imported.entries}
+    if options.shape is None and len(kinds) > 1:
+        first = next(imported.entries[0].line for _, imported in found if imported.entries)
+        what = f"entries for {', '.join(sorted(kinds))}, so rules were made of them"
+        report.note(first._replace(number=0), f"{what}; --as list --condition NAME makes a list file of one kind")
     made: list[NewRule] = []
     for path, imported in found:
         names = Names(options.name or _stem(path) or name, taken={rule.name for rule in made})
-        made += rules(imported, names, options.verdict)
+        made += rules(imported, names, options.verdict or FORMATS[name].verdict)
     text = rules_yaml(made, _heading(name, found, report))
     return Result(Shape.RULES, text, tuple(made), (), report)
 
@@ -183,7 +245,7 @@ def _as_list(name: str, found: list[tuple[str, Imported]], options: ImportOption
     for _, imported in found:
         entries += _entries_for(condition, imported, report)
     if not entries:
-        raise ImportFailedError(f"{_name_of(found[0][0])}: there is no entry for {condition} in it", 1)
+        raise ImportFailedError(f"{_name_of(found[0][0])}: there is no entry for {condition} in it", 1, report)
     text = list_file(entries, f"{_heading(name, found, report)}\nA list for {condition}.")
     return Result(Shape.LIST, text, (), tuple(entries), report)
 
@@ -208,7 +270,7 @@ def _entries_for(condition: str, imported: Imported, report: Report) -> Iterator
         if condition == "cidr" and only_networks(row):
             kept.append(row)
         elif row.verdict.verb is Verb.DUNNO:
-            report.lose(row.line, "a list cannot exempt; import as rules")
+            report.lose(row.line, "a list cannot exempt; import as rules", exempts=True)
         elif row.exceptions or len(row.match) != 1 or row.match[0].condition != condition:
             report.lose(row.line, f"it is no single entry for {condition} (--condition, or --as rules)")
         elif not fits_list_file(row.match[0].value):
@@ -248,5 +310,6 @@ def as_json_object(result: Result) -> dict[str, Any]:
             for rule in result.rules
         ],
         "entries": [term.value for term in result.entries],
+        "lost_exemptions": result.lost_exemptions,
         **result.report.as_json_object(),
     }

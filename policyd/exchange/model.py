@@ -36,14 +36,16 @@ _NAMED_LINES = 3
 
 
 class Line(NamedTuple):
-    """A line of a file: where it stands (`number` counts from 1) and its text without the line's end.
+    """A line of a file: its place (`number` counts from 1) and its text without the line's end.
 
-    A logical line that goes over several has the number of its first.
+    A logical line that goes over several has the number of its first. `ended` is false if the file ends before the line
+    does.
     """
 
     path: str
     number: int
     text: str
+    ended: bool = True
 
 
 class Term(NamedTuple):
@@ -114,7 +116,26 @@ class Imported:
 
 
 class NoEqualError(Exception):
-    """What a line says has no equal on the other side. The message says why, and what to do about it."""
+    """A line that the other side cannot express. The message says why, and what to do instead.
+
+    `exempts` marks a line that lets clients through: without it, blocks that are kept catch them.
+    """
+
+    def __init__(self, message: str, *, exempts: bool = False) -> None:
+        super().__init__(message)
+        self.exempts = exempts
+
+
+class SkippedError(NoEqualError):
+    """The system that the file was written for skips the line as well, or never matches it."""
+
+
+class IncompleteError(Exception):
+    """The file itself shows that its end is missing. `line` is the last line that was read."""
+
+    def __init__(self, line: Line, message: str) -> None:
+        super().__init__(message)
+        self.line = line
 
 
 class TooLargeError(NoEqualError):
@@ -123,10 +144,11 @@ class TooLargeError(NoEqualError):
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A line, or for an export a rule, that was not taken over."""
+    """A line, or for an export a rule, that was not taken over. `exempts` is as in `NoEqualError`."""
 
     line: Line
     reason: str
+    exempts: bool = False
 
     def __str__(self) -> str:
         return printable(f"{place(self.line)}: lost: {shown(self.line.text)}: {cut(self.reason)}")
@@ -158,9 +180,9 @@ class Report:
         self._notes: dict[tuple[str, str], dict[int, Line]] = {}
         self._of_this_line: list[tuple[Line, str]] | None = None  # notes that fall away if the line is lost
 
-    def lose(self, line: Line, reason: str) -> None:
-        """Takes down a line that was not taken over."""
-        self.losses.append(Loss(line, reason))
+    def lose(self, line: Line, reason: str, *, exempts: bool = False) -> None:
+        """Records a line that was not taken over; `exempts` is as in `NoEqualError`."""
+        self.losses.append(Loss(line, reason, exempts))
 
     def note(self, line: Line, reason: str) -> None:
         """Takes down a difference. The same one at many lines becomes one note."""
@@ -168,6 +190,10 @@ class Report:
             self._of_this_line.append((line, reason))
             return
         self._notes.setdefault((line.path, reason), {})[line.number] = line
+
+    def masking(self, line: Line) -> Callable[[], None]:
+        """For `policyd.exchange.values.network`: notes that host bits were cleared, as the other system does."""
+        return lambda: self.note(line, "the address had bits set beyond the prefix; they were cleared")
 
     def take_each(self, lines: Iterable[Line], take: Callable[[Line], bool]) -> None:
         """Hands each line to `take`, which says whether there was something to take over, and takes down those that it
@@ -183,7 +209,7 @@ class Report:
                 self.taken += take(line)
             except NoEqualError as error:
                 too_large += isinstance(error, TooLargeError)
-                self.lose(line, str(error))
+                self.lose(line, str(error), exempts=error.exempts)
                 of_this_line = []
             finally:
                 self._of_this_line = None

@@ -89,7 +89,7 @@ def sayable(rows: Sequence[Row], report: Report, *, deferred: bool) -> Iterator[
         if not only_networks(row):
             report.lose(row.line, _why_not(row))
         elif row.verdict.verb in _DEFERS and not deferred:
-            report.lose(row.line, f"{row.verdict.verb} is no rejection (--deferred takes it for one)")
+            report.lose(row.line, f"{row.verdict.verb} is not a rejection (--deferred treats it as one)")
             yield replace(row, verdict=DUNNO)
         else:
             report.taken += 1

@@ -59,7 +59,7 @@ def rules(imported: Imported, names: Names, verdict: Verdict) -> list[NewRule]:
         of_condition.setdefault(entry.term.condition, []).append(entry.line)
     for condition, values in by_condition(entry.term for entry in imported.entries).items():
         lines = of_condition[condition]
-        made.append(NewRule(names.next(), {condition: values}, {}, verdict, min(lines), max(lines), len(lines)))
+        made.append(NewRule(names.next(), {condition: values}, {}, verdict, min(lines), max(lines), len(set(lines))))
     blocking = len(imported.rows)
     while blocking and imported.rows[blocking - 1].verdict.passing:
         blocking -= 1  # nothing below it would block

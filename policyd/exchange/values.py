@@ -17,11 +17,14 @@ from policyd.core.address import parse_address
 from policyd.exchange.model import NoEqualError, Term, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from policyd.core.address import Address
 
-_ADDRESS_LIKE = re.compile(r"\[?(?:[\d.]+|(?=[0-9a-f.]*:)[0-9a-f:.]+)\]?(?:\s*[/-].*)?|[\d.]+\*", re.IGNORECASE)
+_ADDRESS_LIKE = re.compile(
+    r"\[?(?:[\d.]+|(?=[0-9a-f.]*:)[0-9a-f:.]+)\]?(?:/.*|\s*-\s*(?:[\d.]+|(?=[0-9a-f.]*:)[0-9a-f:.]+))?|[\d.]+\*",
+    re.IGNORECASE,
+)
 
 # A range of IPv4 addresses takes at most 62 networks. One of IPv6 that takes more is no block that anybody was given.
 _MAX_NETWORKS = 64
@@ -41,10 +44,11 @@ def address(text: str) -> netaddr.IPAddress:
     return netaddr.IPAddress(number, version)
 
 
-def network(text: str) -> netaddr.IPNetwork:
+def network(text: str, mask: Callable[[], None] | None = None) -> netaddr.IPNetwork:
     """A network, or an address as a network of one; `/255.255.255.0` is a prefix too.
 
-    Host bits that are set are refused, and the message names the right network.
+    Host bits that are set are cleared, and `mask` is called; without `mask` they are refused, and the message names the
+    right network.
     """
     base, slash, prefix = text.partition("/")
     version, number = _parsed(base)
@@ -53,17 +57,19 @@ def network(text: str) -> netaddr.IPNetwork:
         return netaddr.IPNetwork((number, width), version=version)
     bits = _prefix_length(text, prefix) - (96 if version == 4 and ":" in base else 0)
     if not 0 <= bits <= width:
-        raise NoEqualError(f"{shown(text)} is no network")
+        raise NoEqualError(f"{shown(text)} is not a network")
+    found = netaddr.IPNetwork((number, bits), version=version)
     if number & (1 << width - bits) - 1:
-        right = netaddr.IPNetwork((number, bits), version=version).cidr
-        raise NoEqualError(f"the address has bits set beyond the prefix; the network is {right}")
-    return netaddr.IPNetwork((number, bits), version=version)
+        if mask is None:
+            raise NoEqualError(f"the address has bits set beyond the prefix; the network is {found.cidr}")
+        mask()
+    return found.cidr
 
 
 def _parsed(text: str) -> Address:
     found = parse_address(text.encode("utf-8", "replace"))
     if found is None:
-        raise NoEqualError(f"{shown(text)} is no address")
+        raise NoEqualError(f"{shown(text)} is not an address")
     return found
 
 
@@ -72,20 +78,20 @@ def _prefix_length(text: str, prefix: str) -> int:
         return int(prefix)
     mask = netaddr.IPAddress(prefix) if _MASK.fullmatch(prefix) and netaddr.valid_ipv4(prefix) else None
     if mask is None or not mask.is_netmask():
-        raise NoEqualError(f"{shown(text)} is no network")
+        raise NoEqualError(f"{shown(text)} is not a network")
     return int(mask.netmask_bits())
 
 
-def address_range(text: str) -> list[netaddr.IPNetwork]:
-    """`FIRST-LAST`, a network or an address as the fewest networks."""
+def address_range(text: str, mask: Callable[[], None] | None = None) -> list[netaddr.IPNetwork]:
+    """`FIRST-LAST`, a network or an address as the fewest networks; `mask` is as in `network`."""
     first, dash, last = text.partition("-")
     if not dash:
-        return [network(text.strip())]
+        return [network(text.strip(), mask)]
     start, end = address(first.strip()), address(last.strip())
     if start.version != end.version or start > end:
-        raise NoEqualError(f"{shown(text)} is no range: it begins after its end")
+        raise NoEqualError(f"{shown(text)} is not a range: it begins after its end")
     if (count := _count_of_networks(int(start), int(end) + 1)) > _MAX_NETWORKS:
-        raise NoEqualError(f"{shown(text)} is no network, nor a few of them: it takes {count}")
+        raise NoEqualError(f"{shown(text)} is not a network, nor a few of them: it takes {count}")
     return list(netaddr.iprange_to_cidrs(start, end))
 
 
@@ -111,7 +117,7 @@ def term(condition: str, value: str) -> Term:
     """A condition with a value that rules.yaml takes. Raises `NoEqualError` with the loader's own reason otherwise."""
     form = CONDITIONS[condition].form
     if not value.isprintable():
-        raise NoEqualError(f"{shown(value)} has characters that are no text")
+        raise NoEqualError(f"{shown(value)} has characters that are not text")
     _, bad = parse_entries(form, [value.encode("utf-8", "replace")])
     if bad:
         raise NoEqualError(explain_entry(form, value.encode("utf-8", "replace")))

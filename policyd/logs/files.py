@@ -66,13 +66,15 @@ class Block(NamedTuple):
     """Some lines of one file, in order and without their ends.
 
     `name` is the file as the operator named it, `first` is true for a file's first block, and `modified` is when the
-    file was last written to (Unix seconds; for standard input, now), which dates stamps that have no year.
+    file was last written to (Unix seconds; for standard input, now), which dates stamps that have no year. `ended` is
+    false if the file ends before the last of these lines does.
     """
 
     name: str
     first: bool
     modified: float
     lines: list[bytes]
+    ended: bool = True
 
 
 def in_order(paths: Sequence[str]) -> list[str]:
@@ -129,29 +131,31 @@ def total_bytes(paths: Iterable[str]) -> int | None:
     return total
 
 
-def read_blocks(paths: Iterable[str], advance: Callable[[int], None] | None = None) -> Iterator[Block]:
-    """The lines of all files, one after the other.
+def read_blocks(
+    paths: Iterable[str], advance: Callable[[int], None] | None = None, longest: int = MAX_LINE_BYTES
+) -> Iterator[Block]:
+    """The lines of all files, one after the other; a line of more than `longest` bytes is cut there.
 
     `advance` is told how many bytes of a file (compressed, if it is) have been read since it was last called, where
     it is one whose bytes can be counted. Raises `LogError`.
     """
     for path in paths:
-        yield from _read_file(path, advance or _ignore)
+        yield from _read_file(path, advance or _ignore, longest)
 
 
 def _ignore(_count: int) -> None:
     """The progress of a reading that nobody watches."""
 
 
-def _read_file(path: str, advance: Callable[[int], None]) -> Iterator[Block]:
+def _read_file(path: str, advance: Callable[[int], None], longest: int) -> Iterator[Block]:
     try:
         with io.BufferedReader(_open(path), BLOCK_BYTES) as file:
             modified = time.time() if path == STANDARD_INPUT else os.fstat(file.fileno()).st_mtime
             regular = file.seekable()
             first = True
             told = 0
-            for lines in _lines(_decompressed(file), path):
-                yield Block(path, first, modified, lines)
+            for lines, ended in _lines(_decompressed(file), path, longest):
+                yield Block(path, first, modified, lines, ended)
                 first = False
                 if regular:
                     position = file.raw.tell()
@@ -201,8 +205,8 @@ def _zstandard(file: BinaryIO | io.BufferedIOBase) -> Iterator[bytes]:
         raise EOFError
 
 
-def _lines(blocks: Iterator[bytes], path: str) -> Iterator[list[bytes]]:
-    """Whole lines, a list for each block; the last line may lack its end, as in a log that is being written."""
+def _lines(blocks: Iterator[bytes], path: str, longest: int) -> Iterator[tuple[list[bytes], bool]]:
+    """Whole lines, a list for each block; the last line may lack its end (false), as in a log that is being written."""
     rest = b""
     first = True
     for block in blocks:
@@ -214,14 +218,14 @@ def _lines(blocks: Iterator[bytes], path: str) -> Iterator[list[bytes]]:
             text = text.replace(b"\r\n", b"\n")
         lines = text.split(b"\n")
         rest = lines.pop()
-        if len(rest) > MAX_LINE_BYTES:
+        if len(rest) > longest:
             # One that is longer still comes in pieces, of which no reader knows the second.
-            lines.append(rest[:MAX_LINE_BYTES])
+            lines.append(rest[:longest])
             rest = b""
         if lines:
-            yield lines
+            yield lines, True
     if rest:
-        yield [rest.removesuffix(b"\r")]
+        yield [rest.removesuffix(b"\r")], False
 
 
 def _refuse_binary(block: bytes, path: str) -> None:

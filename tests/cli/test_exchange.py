@@ -43,9 +43,10 @@ def table(tmp_path: Path) -> Path:
 def test_import_writes_rules_that_check_takes_and_says_what_was_lost(run: Run, table: Path, tmp_path: Path) -> None:
     ended = run("import", "postfix-cidr", table)
     assert (ended.status, ended.out) == (0, RULES)
-    lost, noted = ended.err.splitlines()
+    lost, noted, summary = ended.err.splitlines()
     assert lost.startswith(f"{table}:3: lost: '198.51.100.1/24 REJECT': the address has bits set beyond the prefix")
     assert noted.startswith(f"{table}:1: note: OK became DUNNO")
+    assert summary == "policyd: 2 taken, 1 lost"
     rules = tmp_path / "rules.yaml"
     assert run("import", "postfix-cidr", table, "-o", rules).out == ""
     assert rules.read_text() == RULES
@@ -133,3 +134,62 @@ def test_the_help_names_every_format(run: Run) -> None:
     assert [name for name in importing.FORMATS if name not in said] == []
     said = run("export", "--help").out
     assert [name for name in exporting.FORMATS if name not in said] == []
+
+
+EXEMPTING = "192.0.2.7 my_class\n192.0.2.0/24 REJECT\n"
+
+
+def test_an_output_is_not_written_when_exemptions_were_lost_above_blocks_that_were_kept(
+    run: Run, table: Path, tmp_path: Path
+) -> None:
+    table.write_text(EXEMPTING)
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("rules: []\n")
+    ended = run("import", "postfix-cidr", table, "-o", rules)
+    assert (ended.status, ended.out, rules.read_text()) == (1, "", "rules: []\n")
+    summary, refused = ended.err.splitlines()[-2:]
+    assert summary.startswith("policyd: 1 taken, 1 lost, 1 of them exemptions from blocks that were kept")
+    assert refused == f"policyd: {rules} was not written. Repair the lines that were lost, or use --force."
+    assert run("import", "postfix-cidr", table, "-o", rules, "--force").status == 0
+    assert "192.0.2.0/24" in rules.read_text()
+
+
+@pytest.mark.parametrize("option", [(), ("--json",)])
+def test_standard_output_gets_the_result_although_exemptions_were_lost(
+    run: Run, table: Path, option: tuple[str]
+) -> None:
+    table.write_text(EXEMPTING)
+    ended = run("import", "postfix-cidr", table, *option)
+    assert (ended.status, "192.0.2.0/24" in ended.out) == (1, True)
+    assert ended.err.splitlines()[-1] == "policyd: Repair the lines that were lost, or use --force."
+    assert run("import", "postfix-cidr", table, "--force", *option).status == 0
+
+
+def test_half_of_a_download_leaves_the_list_in_force_as_it_is(run: Run, tmp_path: Path) -> None:
+    half, kept = tmp_path / "drop.json", tmp_path / "drop.txt"
+    half.write_text('{"cidr":"1.10.16.0/20"}\n{"cidr":"1.19.0.')
+    kept.write_text("1.19.0.0/16\n")
+    ended = run("import", "spamhaus-drop", half, "-o", kept, "--force")
+    assert (ended.status, kept.read_text(), sorted(tmp_path.iterdir())) == (1, "1.19.0.0/16\n", [half, kept])
+    assert ended.err == f"policyd: {half}:2: the file ends within the line; nothing was imported: get the file anew\n"
+
+
+def test_what_was_lost_is_said_although_nothing_is_left(run: Run, table: Path) -> None:
+    table.write_text("192.0.2.1/24 REJECT\n192.0.2.2 DISCARD\n")
+    ended = run("import", "postfix-cidr", table)
+    assert (ended.status, ended.out) == (1, "")
+    assert [line.partition(": lost: ")[0] for line in ended.err.splitlines()[:-1]] == [f"{table}:1", f"{table}:2"]
+    assert ended.err.splitlines()[-1] == f"policyd: {table}: nothing of the format postfix-cidr could be read"
+
+
+def test_an_unused_list_with_anything_in_it_is_exported_or_reported(run: Run, tmp_path: Path) -> None:
+    entries = tmp_path / "list.txt"
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("lists: {x: {file: list.txt}}\nrules: [{name: a, match: {helo_name: y}, action: REJECT}]\n")
+    entries.write_text("192-0-2-7.dyn.example.net\n1-800-example.com\n")
+    ended = run("export", "plain", "--rules", rules, "--list", "x", "--condition", "hostname_suffix")
+    assert (ended.status, ended.out.splitlines()[1:]) == (0, ["192-0-2-7.dyn.example.net", "1-800-example.com"])
+    entries.write_text("192.0.2.0/24\n192.0.2.1/24\nb.example\n")
+    ended = run("export", "plain", "--rules", rules, "--list", "x")
+    assert (ended.status, ended.out.splitlines()[1:]) == (0, ["192.0.2.0/24"])
+    assert len(ended.err.splitlines()) == 2

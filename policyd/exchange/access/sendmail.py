@@ -109,6 +109,7 @@ def _verdict(result: str, line: Line, report: Report) -> Verdict:
         )
         return DUNNO
     if action == "SKIP":
+        report.note(line, "SKIP became DUNNO; sendmail refuses the client unless FEATURE(`access_db') has `skip'")
         return DUNNO
     if action == "REJECT":
         return REJECT
@@ -117,13 +118,18 @@ def _verdict(result: str, line: Line, report: Report) -> Verdict:
     if action.startswith("QUARANTINE"):
         report.note(line, "QUARANTINE has no equal: the mail is not held; it passes as with DUNNO")
         return Verdict(Verb.DUNNO, passing=True)
+    if re.match(r"ERROR:[45]\d\d:", action):
+        report.note(line, 'the number is part of the text, and sendmail rejects for good; write ERROR:D.S.N:"450 text"')
     return _error(result)
 
 
 def _error(result: str) -> Verdict:
-    """`ERROR:5.7.1:550 text`, `ERROR:550 text`, `ERROR:text` or `550 text`, the text in quotes or not."""
+    """`ERROR:5.7.1:550 text`, `ERROR:550 text`, `ERROR:text` or `550 text`, the text in quotes or not.
+
+    sendmail takes three digits for a reply code only if a blank follows them (`parseaddr.c`).
+    """
     error = _ERROR.fullmatch(result)
-    if error is not None and (match := re.match(r"([45])\d\d\b", error["text"].strip())):
+    if error is not None and (match := re.match(r"([45])\d\d(?: |$)", error["text"].strip())):
         verb = Verb.REJECT if match[1] == "5" else Verb.DEFER
         return blocking(verb, f"{error['dsn'] or ''} {error['text'].strip()[match.end() :]}")
     if error is not None and error["dsn"]:
@@ -166,8 +172,8 @@ def _lookup(row: Row) -> str:
 def _action(written: Written, report: Report) -> str:
     verdict = written.verdict
     if verdict.verb is Verb.DUNNO or written.row is None:
-        # SKIP ends the search without an opinion; of mail addresses sendmail takes only OK (cf/README).
-        return "OK" if "@" in written.key else "SKIP"
+        # Not SKIP: unless FEATURE(`access_db') was given `skip', sendmail refuses what it does not know (8.17).
+        return "OK"
     rejects = verdict.verb is Verb.REJECT
     text = static_text(written.row, report)
     if not text:

@@ -1,7 +1,7 @@
-"""A plain list, an entry a line, import and export: addresses, networks, ranges, names, mail addresses.
+"""A plain list, an entry a line, import and export: addresses, networks, ranges, names, mail addresses, expressions.
 
-Comments begin with `#`, `;` or `//`. Where a line has more words, the first is the entry if it is an address, as in the
-many lists that add a date or a country.
+Comments begin with `#`, `;` or `//`. Where a line has more words or fields, the first is the entry if it is an address,
+as in the many lists that add a date, a country or a reason.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from policyd.core.ruleset import Verb
 from policyd.exchange.model import Entry, Imported, NoEqualError, Term
 from policyd.exchange.network_sets import rejected, texts
-from policyd.exchange.values import address_range, looks_like_address, network_text, term
+from policyd.exchange.regex_translation import from_perl
+from policyd.exchange.values import address_range, literal, looks_like_address, network_text, term
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -28,6 +29,17 @@ _SUFFIX = {
     "recipient": "recipient_domain",
 }
 _ADDRESS = {"client": "sender", "helo_name": "helo_name", "sender": "sender", "recipient": "recipient"}
+_REGEX = {
+    "client": "hostname_regex",
+    "helo_name": "helo_name_regex",
+    "sender": "sender_regex",
+    "recipient": "recipient_regex",
+}
+
+_EXPRESSION = re.compile(r"/(?P<pattern>(?:[^/\\]|\\.)+)/(?P<flags>[a-z]*)(?:\s.*)?", re.IGNORECASE)
+_LOCAL_PART = re.compile(r"[^\s@,/<>]+@")
+# `192.0.2` and `192.0.2.`. A number alone is more likely a slip than a network of 16 million addresses.
+_OCTETS = re.compile(r"\d{1,3}(?:\.\d{1,3}){1,2}\.?", re.ASCII)
 
 
 def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None) -> Imported:
@@ -36,7 +48,9 @@ def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None)
     imported = Imported()
 
     def take(line: Line) -> bool:
-        text = _COMMENT.sub("", line.text).strip()
+        whole = line.text.strip()
+        # An expression may hold what begins a comment elsewhere.
+        text = whole if _EXPRESSION.fullmatch(whole) else _COMMENT.sub("", line.text).strip()
         if text:
             imported.entries += [Entry(one, line) for one in _read_entry(text, line, report, attribute or "client")]
         return bool(text)
@@ -46,14 +60,19 @@ def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None)
 
 
 def _read_entry(text: str, line: Line, report: Report, attribute: str) -> list[Term]:
+    if (expression := _EXPRESSION.fullmatch(text)) is not None:
+        if "i" not in expression["flags"]:
+            report.note(line, "the expression was taken to ignore case, as with `/i`")
+        return [term(_REGEX[attribute], from_perl(expression["pattern"]))]
     word, *more = text.split()
     if len(more) > 1 and more[0] == "-":  # FIRST - LAST
         word, more = f"{word}-{more[1]}", more[2:]
-    word = word.strip('"').rstrip(",")
-    if more:
+    word, comma, field = word.partition(",")
+    word = word.strip('"')
+    if more or field:
         if not looks_like_address(word):
             raise NoEqualError("more than one word; an entry is one")
-        report.note(line, "the first word is the entry; what follows it was left out")
+        report.note(line, f"the first {'field' if comma else 'word'} is the entry; what follows it was left out")
     if looks_like_address(word):
         return _networks(word, line, report)
     if word.startswith("*."):
@@ -61,16 +80,19 @@ def _read_entry(text: str, line: Line, report: Report, attribute: str) -> list[T
     elif word.startswith("@"):
         word = word[1:]
         attribute = "recipient" if attribute == "recipient" else "sender"
+    elif _LOCAL_PART.fullmatch(word):
+        attribute = "recipient" if attribute == "recipient" else "sender"
+        return [term(_REGEX[attribute], f"^{literal(word)}")]
     if "@" in word or word == "<>":
         return [term(_ADDRESS[attribute], word)]
     return [term(_SUFFIX[attribute], word)]
 
 
 def _networks(word: str, line: Line, report: Report) -> list[Term]:
-    if word.endswith(".*"):
+    if word.endswith(".*") or _OCTETS.fullmatch(word):
         octets = word.rstrip(".*").split(".")
         word = ".".join(octets + ["0"] * (4 - len(octets))) + f"/{8 * len(octets)}"
-    found = address_range(word.strip("[]"))
+    found = address_range(word.strip("[]"), report.masking(line))
     if len(found) > 1:
         report.note(line, "the range became the fewest networks")
     return [Term("cidr", network_text(one)) for one in found]
@@ -94,7 +116,7 @@ def entries(rows: Sequence[Row], report: Report, options: ExportOptions) -> list
         if row.verdict.verb is Verb.DUNNO:
             report.lose(row.line, "a list cannot exempt: what it lets through may be an entry of a rule below")
         elif row.verdict.verb is not Verb.REJECT and not options.deferred:
-            report.lose(row.line, f"{row.verdict.verb} is no rejection (--deferred takes it for one)")
+            report.lose(row.line, f"{row.verdict.verb} is not a rejection (--deferred treats it as one)")
         elif row.exceptions or {one.condition for one in row.match} != {condition}:
             report.lose(row.line, f"it is not about {condition} alone (--condition)")
         else:

@@ -56,7 +56,7 @@ def _read_line(line: Line, report: Report, attribute: str) -> list[Term]:
         raise NoEqualError("a key that begins with a quote and does not end with one")
     value = match["value"].split("#")[0].strip()
     if value.startswith("-"):
-        raise NoEqualError("a negative score lets mail through; put such keys into a list of their own")
+        raise NoEqualError("a negative score lets mail through; put such keys into a list of their own", exempts=True)
     if value:
         report.note(line, "the value after the key has no equal; every entry counts alike")
     if match["slashed"]:
@@ -64,7 +64,7 @@ def _read_line(line: Line, report: Report, attribute: str) -> list[Term]:
         return [term(_REGEX[attribute], _expression(pattern, flags))]
     key = match["key"] or re.sub(r"\\(.)", r"\1", match["quoted"] or "")
     if looks_like_address(key):
-        return [Term("cidr", network_text(one)) for one in address_range(key.strip("[]"))]
+        return [Term("cidr", network_text(one)) for one in address_range(key.strip("[]"), report.masking(line))]
     if key.startswith("*.") and not re.search(r"[*?\[]", key[2:]):
         return [term(_SUFFIX[attribute], key[1:])]
     if re.search(r"[*?\[]", key):

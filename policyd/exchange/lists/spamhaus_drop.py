@@ -1,14 +1,17 @@
 """Spamhaus' DROP lists, import: the text form (`NETWORK ; SBL123`) and JSON lines (`{"cidr": ...}`).
 
+JSON ends with a record about the list itself, which says how many records there are: a file without it, or with another
+number of records, is incomplete. So is a text whose last line has no end. Networks of the lists overlap; both are kept.
+
 https://www.spamhaus.org/blocklists/do-not-route-or-peer/
 """
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from policyd.exchange.model import Entry, Imported, NoEqualError, Term
+from policyd.exchange.model import Entry, Imported, IncompleteError, NoEqualError, Term
 from policyd.exchange.values import network, network_text
 
 if TYPE_CHECKING:
@@ -18,28 +21,55 @@ if TYPE_CHECKING:
 
 
 def read(lines: Iterable[Line], report: Report) -> Imported:
-    """The list's networks."""
+    """The list's networks. Raises `IncompleteError`."""
     imported = Imported()
+    records = 0  # since the file's beginning or the last record about a list
+    last: Line | None = None
 
     def take(line: Line) -> bool:
+        nonlocal records, last
         text = line.text.strip()
-        word = _read_object(text) if text.startswith("{") else text.partition(";")[0].strip()
+        if not text.startswith("{"):
+            last = line if text else last
+            word = text.partition(";")[0].strip()
+            if word and not line.ended:
+                raise IncompleteError(line, "the file ends within the line")
+        else:
+            last = line
+            fields = _fields(line)
+            if fields.get("type") == "metadata":
+                _check_count(line, fields.get("records"), records)
+                records = 0
+                return False
+            records += 1
+            word = _network_of(fields)
         if word:
-            imported.entries.append(Entry(Term("cidr", network_text(network(word))), line))
+            entry = Term("cidr", network_text(network(word, report.masking(line))))
+            imported.entries.append(Entry(entry, line))
         return bool(word)
 
     report.take_each(lines, take)
+    if records and last is not None:
+        raise IncompleteError(last, 'the last record, {"type":"metadata",...}, is missing')
     return imported
 
 
-def _read_object(text: str) -> str:
-    """The network of a line's object; empty for the list's own description, its last line."""
+def _fields(line: Line) -> dict[str, Any]:
     try:
-        fields = json.loads(text)
+        fields: dict[str, Any] = json.loads(line.text)
     except (ValueError, RecursionError):
-        raise NoEqualError("no whole JSON object; the file may be cut off") from None
-    if fields.get("type") == "metadata":
-        return ""
+        if not line.ended:
+            raise IncompleteError(line, "the file ends within the line") from None
+        raise NoEqualError("not a JSON object") from None
+    return fields
+
+
+def _check_count(line: Line, promised: object, found: int) -> None:
+    if isinstance(promised, int) and promised != found:
+        raise IncompleteError(line, f"the list has {promised:,} records, and {found:,} of them are in the file")
+
+
+def _network_of(fields: dict[str, Any]) -> str:
     if "asn" in fields:
         raise NoEqualError("an AS number; policyd knows networks, not who announces them")
     found = fields.get("cidr")

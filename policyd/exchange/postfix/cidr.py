@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from policyd.core.ruleset import Verb
 from policyd.exchange.firewall.address_block import EVERYTHING, Block
-from policyd.exchange.model import Imported, NoEqualError, Row, static_text
+from policyd.exchange.model import Imported, NoEqualError, Row, SkippedError, static_text
 from policyd.exchange.network_sets import addresses_of, sayable, texts
-from policyd.exchange.postfix.table import check_room, close_if, is_endif, logical_lines, verdict
+from policyd.exchange.postfix.table import check_room, close_if, is_endif, lets_through, logical_lines, verdict
 from policyd.exchange.values import network
 
 if TYPE_CHECKING:
@@ -44,7 +44,16 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
         if is_endif(line):
             close_if(open_ifs)
             return False
-        row = _read_line(line, open_ifs, report)
+        match = _LINE.fullmatch(line.text)
+        if match is None:
+            raise SkippedError("no line of a cidr: table; it would be `NETWORK ACTION`")
+        try:
+            row = _read_line(line, match, open_ifs, report)
+        except SkippedError:
+            raise
+        except NoEqualError as error:
+            error.exempts = match["result"] is not None and not match["if"] and lets_through(match["result"], line)
+            raise
         if row is not None:
             imported.rows.append(row)
         return row is not None
@@ -55,11 +64,8 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
     return imported
 
 
-def _read_line(line: Line, open_ifs: list[_If], report: Report) -> Row | None:
+def _read_line(line: Line, match: re.Match[str], open_ifs: list[_If], report: Report) -> Row | None:
     """The row of a line, or None for an `if`, which is opened."""
-    match = _LINE.fullmatch(line.text)
-    if match is None:
-        raise NoEqualError("no line of a cidr: table; it would be `NETWORK ACTION`")
     around = open_ifs[-1].block if open_ifs else Block()
     try:
         if match["if"]:
@@ -68,15 +74,17 @@ def _read_line(line: Line, open_ifs: list[_If], report: Report) -> Row | None:
     except NoEqualError as error:
         if match["if"]:
             open_ifs.append(_If(line, None))
-            raise NoEqualError(f"{error}; all up to its endif is lost with it") from None
-        raise NoEqualError(f"{error}; Postfix skips the line") from None
+            raise NoEqualError(f"{error}; all lines up to its endif are lost with it") from None
+        raise
     if match["if"]:
         open_ifs.append(_If(line, block))
         return None
     if block is None:
         raise NoEqualError("the `if` around it is lost")
     if not match["result"]:
-        raise NoEqualError("there is no action; Postfix skips the line")
+        raise SkippedError("there is no action; Postfix skips the line")
+    if block.dead:
+        raise SkippedError("no address comes here: what stands around or above it leaves none")
     inside, exceptions = block.terms()
     return Row(line, inside, verdict(match["result"], line, report), exceptions)
 
@@ -90,8 +98,12 @@ def _narrowed(block: Block, pattern: netaddr.IPNetwork, *, negated: bool) -> Blo
 
 def _pattern(text: str) -> netaddr.IPNetwork:
     if ":" in text and "." in text:
-        raise NoEqualError("Postfix writes an IPv4-mapped client as IPv4, so this never matches; write it as IPv4")
-    return network(text.replace("[", "").replace("]", ""))
+        message = "Postfix writes an IPv4-mapped client as IPv4, so this never matches; write it as IPv4"
+        raise SkippedError(message)
+    try:
+        return network(text.replace("[", "").replace("]", ""))
+    except NoEqualError as error:
+        raise SkippedError(f"{error}; Postfix skips the line") from None
 
 
 # --- Export -----------------------------------------------------------------------------------------------------------

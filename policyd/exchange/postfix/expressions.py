@@ -1,7 +1,7 @@
 """What Postfix's pcre: and regexp: tables have in common (pcre_table(5), regexp_table(5)): lines, `if`, negation.
 
-The first line that matches decides, as in a ruleset. A negated expression becomes the rule's exception. Two expressions
-that must both hold for one attribute are one too many for a rule, unless one of them only says which domain it is.
+The first line that matches decides, as in a ruleset. A negated expression becomes the rule's exception. An `if` around
+a line is left out where the line's own expression implies it; otherwise it becomes a second condition if there is one.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ import re2
 
 from policyd.config.conditions import CONDITIONS
 from policyd.core.lookups import expression_options
-from policyd.exchange.model import Imported, NoEqualError, Row, Term
-from policyd.exchange.postfix.table import check_room, close_if, is_endif, logical_lines, verdict
+from policyd.core.ruleset import Verb
+from policyd.exchange.access.specificity import exemptions_as_exceptions
+from policyd.exchange.model import Imported, NoEqualError, Row, SkippedError, Term
+from policyd.exchange.postfix.table import check_room, close_if, is_endif, lets_through, logical_lines, verdict
+from policyd.exchange.regex_subjects import ADDRESSES, MAIL_ADDRESSES, NAMES, can_match, implies
 from policyd.exchange.values import term
 
 if TYPE_CHECKING:
@@ -31,8 +34,8 @@ _DIGITS = 4
 # A domain, spelled out and anchored: `@example\.com$`, `\.example\.com$`, `(^|\.)example\.com$`.
 _DOMAIN = re.compile(r"(?P<left>@|\\\.|\(\^\|\\\.\)|\(\?:\^\|\\\.\))(?P<name>(?:[a-z0-9_-]|\\[.-])+)\$", re.IGNORECASE)
 
-# What remains of an expression when everything that is not a letter of a name or address is gone.
-_SYNTAX = re.compile(r"\\[a-zA-Z]|\[\[?:?[^\]]*:?\]?\]|\{[\d,]*\}|\(\?[a-z-]*:|[\\^$.|?*+()]")
+_ASSUMED = "read for names and addresses of clients; --attribute says if the table is for something else"
+_SENDERS = "only a mail address can match it, so it was read for senders (--attribute)"
 
 
 class _Half(NamedTuple):
@@ -49,64 +52,97 @@ class _Block(NamedTuple):
     asks: _Half | None
 
 
+class _Parts(NamedTuple):
+    """One line as it is written. `pattern` is between the delimiters."""
+
+    opens: bool
+    negated: bool
+    pattern: str
+    flags: str
+    result: str
+
+
 def read(
     lines: Iterable[Line], report: Report, translate: Callable[[str, str], str], *, attribute: str | None = None
 ) -> Imported:
-    """The table's rows in order. `translate` makes an RE2 expression of a pattern and its flags.
+    """The table's rows in the order in which they decide. `translate` makes an RE2 expression of a pattern and its
+    flags.
 
-    `attribute` is `client` (None: the same), `helo_name`, `sender` or `recipient`. Of a client, Postfix looks up the
-    name, then the address: each line goes to the one that it can be meant for.
+    `attribute` is `client`, `helo_name`, `sender` or `recipient`; None is `client`, but for expressions that only a
+    mail address can match. Of a client, Postfix looks up the name, and the address if no line matched the name: so all
+    rows for names come first, and a line that can match both becomes two rows.
     """
-    imported = Imported()
     blocks: list[_Block] = []
+    rows: dict[str, list[Row]] = {"sender": [], "name": [], "address": []}
 
     def take(line: Line) -> bool:
         if is_endif(line):
             close_if(blocks)
             return False
-        opens, half, result = _split(line, translate, blocks)
-        if opens:
-            blocks.append(_Block(line, half))
+        parts = _split(line)
+        if parts.opens:
+            _open(line, parts, translate, blocks)
             return False
-        if any(block.asks is None for block in blocks):
-            raise NoEqualError("the `if` around it is lost")
-        halves = [*(block.asks for block in blocks if block.asks is not None), half]
-        says = _verdict(result, half, line, report)
-        imported.rows.append(_row(line, halves, says, attribute or "client", report))
+        try:
+            half = _Half(translate(parts.pattern, parts.flags), parts.negated)
+            says = _verdict(parts.result, half, line, report)
+            for order, row in _rows(line, [*_around(blocks), half], says, attribute, report):
+                rows[order].append(row)
+        except SkippedError:
+            raise
+        except NoEqualError as error:
+            error.exempts = lets_through(parts.result, line)
+            raise
         return True
 
     report.take_each(logical_lines(lines), take)
     for block in blocks:
         report.note(block.line, "the `if` has no endif; it goes to the end of the table")
-    return imported
+    of_clients = rows["name"] + rows["address"]
+    if attribute is None and of_clients:
+        report.note(of_clients[0].line, _ASSUMED)
+    if not of_clients or attribute is not None:
+        return Imported(rows=rows["sender"] + of_clients)
+    # Two lookups in one file: what one lets through, the other may still block.
+    of_senders, idle = exemptions_as_exceptions(rows["sender"])
+    for row in idle:
+        report.lose(row.line, "no line below it blocks a sender, so that there is nothing to exempt from")
+        report.taken -= 1
+    return Imported(rows=of_senders + of_clients)
 
 
-def _split(line: Line, translate: Callable[[str, str], str], blocks: list[_Block]) -> tuple[bool, _Half, str]:
-    """Whether the line opens a block, its expression, and the result to the right of it."""
+def _split(line: Line) -> _Parts:
     opening = _OPENING.match(line.text)
     if opening is None:
-        raise NoEqualError("no line of such a table; it would be `/EXPRESSION/ ACTION`")
+        raise SkippedError("not a line of such a table; write `/EXPRESSION/ ACTION`")
     start = opening.end()
     end = _closing(line.text, opening["delimiter"], start)
-    flags, _, result = line.text[end + 1 :].partition(" ") if end >= 0 else ("", "", "")
+    if end < 0:
+        raise SkippedError(f"the closing `{opening['delimiter']}` is missing; Postfix skips the line")
+    flags, _, result = line.text[end + 1 :].partition(" ")
     flags, tab, rest = flags.partition("\t")
     result = (rest + " " + result if tab else result).strip()
+    opens = opening["if"] is not None
+    if not opens and not result:
+        raise SkippedError("there is no action; Postfix skips the line")
+    return _Parts(opens, opening["not"] is not None, line.text[start:end], flags, result)
+
+
+def _open(line: Line, parts: _Parts, translate: Callable[[str, str], str], blocks: list[_Block]) -> None:
     try:
-        if opening["if"]:
-            check_room(blocks)
-        half = _Half(_translated(line.text, start, end, flags, translate), opening["not"] is not None)
+        check_room(blocks)
+        blocks.append(_Block(line, _Half(translate(parts.pattern, parts.flags), parts.negated)))
     except NoEqualError as error:
-        if opening["if"]:
-            blocks.append(_Block(line, None))
-            raise NoEqualError(f"{error}; all up to its endif is lost with it") from None
-        raise
-    return bool(opening["if"]), half, result
+        blocks.append(_Block(line, None))
+        raise NoEqualError(f"{error}; all lines up to its endif are lost with it") from None
 
 
-def _translated(text: str, start: int, end: int, flags: str, translate: Callable[[str, str], str]) -> str:
-    if end < 0:
-        raise NoEqualError(f"the closing `{text[start - 1]}` is missing; Postfix skips the line")
-    return translate(text[start:end], flags)
+def _around(blocks: list[_Block]) -> list[_Half]:
+    """What the open `if` ask. Raises `NoEqualError` if one of them could not be read."""
+    asks = [block.asks for block in blocks if block.asks is not None]
+    if len(asks) < len(blocks):
+        raise NoEqualError("the `if` around it is lost")
+    return asks
 
 
 def _closing(text: str, delimiter: str, start: int) -> int:
@@ -122,8 +158,6 @@ def _closing(text: str, delimiter: str, start: int) -> int:
 
 
 def _verdict(result: str, half: _Half, line: Line, report: Report) -> Verdict:
-    if not result:
-        raise NoEqualError("there is no action; Postfix skips the line")
     groups = 0 if half.negated else re2.compile(half.pattern, expression_options()).groups
     lost = False
     for match in _SUBSTITUTION.finditer(result):
@@ -131,31 +165,65 @@ def _verdict(result: str, half: _Half, line: Line, report: Report) -> Verdict:
             lost = True
             digits = re.sub(r"\D", "", match[0])
             if len(digits) > _DIGITS or int(digits) > groups:
-                raise NoEqualError(f"{match[0]} stands for no group of the expression; Postfix skips the line")
+                message = f"{match[0]} does not stand for a group of the expression; Postfix skips the line"
+                raise SkippedError(message)
     if lost:
-        report.note(line, "$1 and its like have no equal: the text has `...` in their place")
+        report.note(line, "$1 and its like are not supported: the text has `...` in their place")
     return verdict(_SUBSTITUTION.sub(lambda match: match["dollar"] or "...", result), line, report)
 
 
-# --- One line as a rule -----------------------------------------------------------------------------------------------
+# --- One line as rules ------------------------------------------------------------------------------------------------
 
 
-def _row(line: Line, halves: list[_Half], says: Verdict, attribute: str, report: Report) -> Row:
-    needed = [half.pattern for half in halves if not half.negated]
-    excluded = [half.pattern for half in halves if half.negated]
-    if len(needed) > 2:
-        raise NoEqualError("more than two expressions would have to hold for one attribute; write it as one expression")
-    subject = _subject(halves, attribute)
+def _rows(
+    line: Line, halves: list[_Half], says: Verdict, attribute: str | None, report: Report
+) -> list[tuple[str, Row]]:
+    needed = _not_implied([half.pattern for half in halves if not half.negated])
+    excluded = list(dict.fromkeys(half.pattern for half in halves if half.negated))
+    if attribute in {"helo_name", "recipient"}:
+        return [("name", _row(line, attribute, needed, excluded, says))]
     if attribute == "sender":
         _mind_the_null_sender(halves, line, report)
+        return [("sender", _row(line, attribute, needed, excluded, says))]
+    rows = []
+    if can_match(NAMES, needed, excluded):
+        # To Postfix `unknown` is a name like others; policyd has to look at what Postfix sent to find it.
+        options = expression_options()
+        finds_unknown = all(re2.search(one, "unknown", options) for one in needed)
+        finds_unknown &= not any(re2.search(one, "unknown", options) for one in excluded)
+        subject = "client_name" if finds_unknown else "hostname"
+        rows.append(("name", _row(line, subject, needed, excluded, says)))
+    if can_match(ADDRESSES, needed, excluded):
+        possible = [one for one in excluded if can_match(ADDRESSES, [one], [])]
+        rows.append(("address", _row(line, "client_address", needed, possible, says)))
+    if rows:
+        return rows
+    if attribute is None and can_match(MAIL_ADDRESSES, needed, excluded):
+        report.note(line, _SENDERS)
+        return [("sender", _row(line, "sender", needed, excluded, says))]
+    raise SkippedError("no name or address of a client can match it; --attribute says what the table is looked up for")
+
+
+def _not_implied(patterns: list[str]) -> list[str]:
+    """The expressions that must hold, without those that hold wherever one of the others does."""
+    needed = list(dict.fromkeys(patterns))
+    for one in reversed(needed[:-1]):
+        if any(implies(other, one) for other in needed if other != one):
+            needed.remove(one)
+    return needed
+
+
+def _row(line: Line, subject: str, needed: list[str], excluded: list[str], says: Verdict) -> Row:
+    exceptions: tuple[Term, ...] = ()
     if not needed:
         # Everything but these: Postfix's own name of the client is there for each, `unknown` if need be.
         match: tuple[Term, ...] = (term(f"{subject}_regex", ".*"),)
-        exceptions: tuple[Term, ...] = ()
     elif len(needed) == 1:
-        match, exceptions = _alone(subject, needed[0]), ()
+        match = _alone(subject, needed[0])
+    elif len(needed) == 2:
+        match, exceptions = _both(subject, needed[0], needed[1], says)
     else:
-        match, exceptions = _both(subject, needed[0], needed[1])
+        raise NoEqualError("more than two expressions must match one attribute; write them as one expression")
     return Row(line, match, says, (*exceptions, *(term(f"{subject}_regex", pattern) for pattern in excluded)))
 
 
@@ -167,8 +235,8 @@ def _alone(subject: str, pattern: str) -> tuple[Term, ...]:
     return (term(f"{subject}_regex", pattern),)
 
 
-def _both(subject: str, one: str, other: str) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
-    """Two expressions on one attribute, if one of them only names a domain."""
+def _both(subject: str, one: str, other: str, says: Verdict) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
+    """Two expressions on one attribute, if one of them only names a domain; for names that are blocked, any two."""
     condition = {"hostname": "hostname_suffix", "helo_name": "helo_name_suffix"}.get(subject, f"{subject}_domain")
     if condition in CONDITIONS:
         for domain, rest in ((one, other), (other, one)):
@@ -180,27 +248,10 @@ def _both(subject: str, one: str, other: str) -> tuple[tuple[Term, ...], tuple[T
             if named["left"] == "@":
                 return (term(condition, name), expression), (term(condition, f".{name}"),)
             return (term(condition, f".{name}" if named["left"] == r"\." else name), expression), ()
-    raise NoEqualError(
-        "two expressions would have to hold for one attribute; write them as one expression, or one as a domain"
-    )
-
-
-def _subject(halves: list[_Half], attribute: str) -> str:
-    """The attribute that the line's expressions are for. Of a client it is its address, or else its name."""
-    if attribute != "client":
-        return attribute
-    if all(_is_for_addresses(half.pattern) for half in halves):
-        return "client_address"
-    # `unknown` is a name to Postfix, and none here: what finds it must look at what Postfix sent.
-    finds_unknown = any(half.negated or re2.search(half.pattern, "unknown", expression_options()) for half in halves)
-    return "client_name" if finds_unknown else "hostname"
-
-
-def _is_for_addresses(pattern: str) -> bool:
-    left = _SYNTAX.sub("", pattern)
-    return re.fullmatch(r"[\d:/]*", left) is not None or (
-        ":" in left and re.fullmatch(r"[\da-f:]*", left, re.IGNORECASE) is not None
-    )
+    if subject == "hostname" and says.verb is not Verb.DUNNO:
+        # Postfix's name of a client is the one that policyd verifies, or else `unknown`.
+        return (term("hostname_regex", other), term("client_name_regex", one)), ()
+    raise NoEqualError("two expressions must match one attribute; write them as one expression, or one as a domain")
 
 
 def _mind_the_null_sender(halves: list[_Half], line: Line, report: Report) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from policyd.config.conditions import CONDITIONS, UNPROVEN
 from policyd.core.protocol import ATTRIBUTES
 from policyd.core.ruleset import Verb
-from policyd.exchange.model import DUNNO, Imported, NoEqualError, Row, Term, shown
+from policyd.exchange.model import DUNNO, Imported, NoEqualError, Row, SkippedError, Term, shown
 from policyd.exchange.postfix.table import verdict
 from policyd.exchange.regex_translation import from_perl
 from policyd.exchange.values import literal, network, network_text, term
@@ -53,6 +53,8 @@ _NUMERIC = frozenset({"size", "recipient_count", "encryption_keysize"})
 _COMMANDS = re.compile(
     r"(jump|score|set|(?:rate|size|rcpt)(?:5321)?|ask|mail|sendmail|wait|note|quit)\s*\(", re.IGNORECASE
 )
+# Actions after which a request does not come to the rules below.
+_PASSES = re.compile(r"(?:^|;)\s*action\s*=\s*(?:dunno|ok|permit|relay|jump)\b", re.IGNORECASE)
 _VARIABLE = re.compile(r"\$\$(?:\((\w+)\)|(\w+))")
 _PLACEHOLDERS = {
     "client_address": "client_address",
@@ -92,7 +94,13 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
         if macro is not None:
             macros[macro["name"]] = _body(macro)
         else:
-            imported.rows.append(_read_rule(line, text, report))
+            try:
+                imported.rows.append(_read_rule(line, text, report))
+            except SkippedError:
+                raise
+            except NoEqualError as error:
+                error.exempts = _PASSES.search(text) is not None
+                raise
         return macro is None
 
     report.take_each(_logical_lines(lines), take)
@@ -129,7 +137,7 @@ def _expanded(text: str, macros: dict[str, str]) -> str:
         if found is None:
             break
         if found[0] not in macros:
-            raise NoEqualError(f"the macro {found[0]} is not defined above; postfwd skips the line")
+            raise SkippedError(f"the macro {found[0]} is not defined above; postfwd skips the line")
         body = macros[found[0]].join(re.split(rf"{found[0]}(?![-\w])", body))
         if len(body) > _MAX_RULE:
             break
@@ -150,7 +158,7 @@ def _read_rule(line: Line, text: str, report: Report) -> Row:
     for item in filter(str.strip, text.split(";")):
         match = _ITEM.fullmatch(item.strip())
         if match is None:
-            raise NoEqualError(f"{shown(item.strip())} is no item; postfwd skips the line")
+            raise SkippedError(f"{shown(item.strip())} is not an item; postfwd skips the line")
         name, operator, value = match["name"], match["operator"], match["value"]
         if name == "id":
             rule.name = value
@@ -160,7 +168,7 @@ def _read_rule(line: Line, text: str, report: Report) -> Row:
             operator = {"<=": "=<", ">=": "=>", "~=": "=~"}.get(operator, operator)
             _add_item(rule, _Item(name, operator, value), report)
     if rule.action is None:
-        raise NoEqualError("there is no action; postfwd skips the line")
+        raise SkippedError("there is no action; postfwd skips the line")
     says = _verdict(rule.action, line, report)
     match_terms = tuple(one for terms in rule.wanted.values() for one in terms)
     exceptions = tuple(one for terms in rule.negated.values() for one in terms)
@@ -197,8 +205,29 @@ def _add_alternative(rule: _Rule, item: _Item, report: Report) -> None:
             f"'{name}' is negated beside another '{name}': either would be enough, which no rule can say"
         )
     if others and others[0].condition != terms[0].condition:
-        raise NoEqualError(f"'{name}' is compared in two ways: either would be enough, which no rule can say")
+        # `client_name==unknown; client_name=\.dyn\.`: what is equal is found as well, by an expression.
+        others[:] = [_as_expression(name, one) for one in others]
+        terms = [_as_expression(name, one) for one in terms]
     (rule.negated if negated else rule.wanted).setdefault(name, []).extend(terms)
+
+
+def _as_expression(name: str, one: Term) -> Term:
+    if one.condition == f"{name}_regex":
+        return one
+    if one.condition != name or not one.value or one.value == "<>":
+        raise NoEqualError(f"'{name}' is compared in two ways, and a rule has one for each; write two rules")
+    return term(f"{name}_regex", f"^{literal(one.value)}$")
+
+
+def _domain_expression(attribute: str, value: str) -> Term:
+    """An expression on the domain of an address, which postfwd finds anywhere in it, as one on the whole address."""
+    pattern = value.strip("/") if value.startswith("/") else value
+    anchored = pattern.startswith("^")
+    inner = pattern.removeprefix("^")
+    if "^" in re.sub(r"\[\^", "[", inner) or re.search(r"\\[AbBG]", inner) or (anchored and "|" in inner):
+        raise NoEqualError(f"this expression on '{attribute}_domain' alone is not supported; write it for the address")
+    rest = "" if inner.endswith("$") else "[^@]*$"
+    return term(f"{attribute}_regex", f"@{'' if anchored else '[^@]*'}(?:{from_perl(inner)}){rest}")
 
 
 def _terms(item: _Item, line: Line, report: Report) -> list[Term]:
@@ -211,11 +240,12 @@ def _terms(item: _Item, line: Line, report: Report) -> list[Term]:
             return [Term("cidr", "0.0.0.0/0"), Term("cidr", "::/0")]
         if not value:
             raise NoEqualError("there is no address before or after a comma")
-        return [Term("cidr", network_text(network(one))) for one in value.split()]
-    if name in {"sender_domain", "recipient_domain"} and operator == "==":
+        return [Term("cidr", network_text(network(one, report.masking(line)))) for one in value.split()]
+    if name in {"sender_domain", "recipient_domain"}:
         attribute = name.partition("_")[0]
-        return [term(f"{attribute}_regex", f"@{literal(value)}$")]
-    if name in {"sender_domain", "recipient_domain", "sender_localpart", "recipient_localpart"}:
+        equal = operator == "=="
+        return [term(f"{attribute}_regex", f"@{literal(value)}$") if equal else _domain_expression(attribute, value)]
+    if name in {"sender_localpart", "recipient_localpart"}:
         raise NoEqualError(f"an expression on '{name}' alone; write it for the whole address, as sender=")
     if name not in ATTRIBUTES:
         raise NoEqualError(f"the item '{name}' is no attribute that Postfix sends")

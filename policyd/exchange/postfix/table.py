@@ -9,12 +9,12 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from policyd.core.ruleset import Verb
-from policyd.exchange.model import DUNNO, Line, NoEqualError, Verdict, blocking
+from policyd.exchange.model import DUNNO, NoEqualError, Report, SkippedError, Verdict, blocking
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from policyd.exchange.model import Report
+    from policyd.exchange.model import Line
 
 # Actions that do something to the mail and let it go on to the next restriction (access(5), "OTHER ACTIONS").
 _PASSING = {
@@ -72,7 +72,7 @@ def check_room(open_ifs: list[Any]) -> None:
 def close_if(open_ifs: list[Any]) -> None:
     """Closes the last `if`. Raises `NoEqualError` where none is open."""
     if not open_ifs:
-        raise NoEqualError("an endif without its if; Postfix skips it")
+        raise SkippedError("an endif without its if; Postfix skips it")
     open_ifs.pop()
 
 
@@ -91,10 +91,12 @@ def verdict(result: str, line: Line, report: Report) -> Verdict:
         return _numeric(action, text, line, report)
     if action == "DUNNO":
         return DUNNO
-    if action.isdecimal() and not text:
+    if result.isdecimal():
         report.note(line, "a number without text is OK to Postfix (access(5)); it became DUNNO")
         return DUNNO
-    if action in _PERMITTING and not text:
+    if action in _PERMITTING:
+        if text:
+            report.note(line, f"Postfix ignores what follows {action}")
         report.note(
             line,
             f"{action} became DUNNO: it ends the ruleset, but does not skip the restrictions that follow in main.cf",
@@ -106,8 +108,18 @@ def verdict(result: str, line: Line, report: Report) -> Verdict:
     if action == "DISCARD":
         raise NoEqualError("DISCARD has no equal: policyd never accepts mail to throw it away; REJECT tells the sender")
     if action == "DEFER_IF_REJECT":
-        raise NoEqualError("DEFER_IF_REJECT has no equal: policyd does not know what later restrictions will say")
-    raise NoEqualError(f"the restriction '{words[0]}' has no equal; it stays in main.cf")
+        raise NoEqualError("DEFER_IF_REJECT is not supported: policyd does not know what later restrictions will say")
+    # A restriction that may let mail through, unless its name says that it cannot.
+    exempts = not action.startswith(("REJECT_", "DEFER_"))
+    raise NoEqualError(f"the restriction '{words[0]}' is not supported here; keep it in main.cf", exempts=exempts)
+
+
+def lets_through(result: str, line: Line) -> bool:
+    """Whether a right-hand side lets mail through that a line below would block."""
+    try:
+        return verdict(result, line, Report()).verb is Verb.DUNNO
+    except NoEqualError as error:
+        return error.exempts
 
 
 def _numeric(code: str, text: str, line: Line, report: Report) -> Verdict:

@@ -85,3 +85,24 @@ def test_that_relay_and_ok_became_dunno_is_said() -> None:
 def test_an_ipv6_key_without_a_tag_is_an_address() -> None:
     rules = rules_of("sendmail-access", "IPv6:2001:db8:1 REJECT\n2001:db8:2 REJECT\n")
     assert [answer(rules, Asked(f"2001:db8:{net}::1")) for net in (1, 2, 3)] == ["REJECT", "REJECT", "DUNNO"]
+
+
+@pytest.mark.parametrize(
+    ("action", "wanted"),
+    [
+        ("ERROR:550:no blank", "REJECT 5.7.1 550:no blank"),
+        ("ERROR:450:later", "REJECT 5.7.1 450:later"),
+        ('ERROR:4.7.1:"450 later"', "DEFER 4.7.1 later"),
+        ("ERROR:550 no", "REJECT no"),
+        ("450 later", "DEFER later"),
+    ],
+)
+def test_three_digits_are_a_reply_code_if_a_blank_follows_them(action: str, wanted: str) -> None:
+    rules = rules_of("sendmail-access", f"Connect:192.0.2 {action}\n")
+    assert answer(rules, Asked("192.0.2.1")) == wanted
+
+
+def test_that_skip_exempts_only_where_sendmail_was_told_so_is_said() -> None:
+    result = imported("sendmail-access", "Connect:mail.b.example SKIP\nConnect:b.example REJECT\n")
+    assert [rule.verdict.action for rule in result.rules] == ["DUNNO", "REJECT"]
+    assert "unless FEATURE(`access_db') has `skip'" in result.report.notes[0].reason

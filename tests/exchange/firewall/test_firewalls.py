@@ -228,5 +228,7 @@ def test_a_port_that_is_none_is_not_mails() -> None:
 
 
 def test_variables_that_name_each_other_end() -> None:
-    with pytest.raises(ImportFailedError, match="is not defined in this file"):
+    with pytest.raises(ImportFailedError) as caught:
         imported("nft", "define a = { $b }\ndefine b = { $a }\ntable ip t {\n chain c {\n  ip saddr $a drop\n }\n}\n")
+    assert caught.value.report is not None
+    assert "is not defined in this file" in caught.value.report.losses[0].reason

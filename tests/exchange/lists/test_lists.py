@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from policyd.exchange.importing import ImportOptions, Shape
+from policyd.exchange.importing import ImportFailedError, ImportOptions, Shape
 from tests.exchange.meaning import imported
 
 
@@ -70,13 +70,14 @@ def test_plain_names_are_whose_the_attribute_says(attribute: str | None, wanted:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("192.0.2.1/24", "the network is 192.0.2.0/24"),
-        ("192.0.2.010", "is no address"),
+        ("192.0.2.010", "is not an address"),
         ("192.0.2.9-192.0.2.1", "it begins after its end"),
         ("192.0.2.1-2001:db8::1", "it begins after its end"),
         ("two words", "an entry is one"),
         ("not_a_name!", "is no host name"),
-        ("300.1.1.1", "is no address"),
+        ("300.1.1.1", "is not an address"),
+        ("10", "is not an address"),
+        ("/(?=x)/", "RE2 has no look-around"),
     ],
 )
 def test_plain_lines_that_are_no_entry_are_reported(line: str, reason: str) -> None:
@@ -87,8 +88,9 @@ def test_plain_lines_that_are_no_entry_are_reported(line: str, reason: str) -> N
 
 def test_of_several_kinds_a_list_holds_one_and_the_others_are_reported() -> None:
     text = "192.0.2.1\nb.example\n192.0.2.2\na@b.example\n"
-    assert entries("plain", text) == ["192.0.2.1", "192.0.2.2"]
-    assert [number for number, _ in lost("plain", text)] == [2, 4]
+    options = ImportOptions(shape=Shape.LIST)
+    assert entries("plain", text, options) == ["192.0.2.1", "192.0.2.2"]
+    assert [loss.line.number for loss in imported("plain", text, options).report.losses] == [2, 4]
     assert entries("plain", text, ImportOptions(condition="hostname_suffix")) == ["b.example"]
 
 
@@ -100,6 +102,47 @@ def test_rules_as_a_list_are_the_networks_that_they_keep_out() -> None:
         "192.0.2.6",
         "198.51.100.0/24",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("192-0-2-7.dyn.example.net\n1-800-example.com\n", ["192-0-2-7.dyn.example.net", "1-800-example.com"]),
+        (
+            "192.0.2.7-static.example.net\n2001-db8.example.net\n",
+            ["192.0.2.7-static.example.net", "2001-db8.example.net"],
+        ),
+        ("192.0.2\n198.51.\n203.0.113.\n", ["192.0.2.0/24", "198.51.0.0/16", "203.0.113.0/24"]),
+        ("192.0.2.0/24,spam\n198.51.100.7,a, b; c\n", ["192.0.2.0/24", "198.51.100.7"]),
+        ('"2001:db8::/32","a reason"\n"203.0.113.9",\n', ["2001:db8::/32", "203.0.113.9"]),
+        ("192.0.2.1/24\n2001:db8::1/32\n", ["192.0.2.0/24", "2001:db8::/32"]),
+        ("/^mx[0-9]+\\.example\\.com$/\n/ab+c/i # c\n", [r"^mx[0-9]+\.example\.com$", "ab+c"]),
+        ("abuse@\npostmaster@\n", ["^abuse@", "^postmaster@"]),
+    ],
+    ids=["names", "more names", "octets", "reasons", "quoted reasons", "host bits", "expressions", "local parts"],
+)
+def test_plain_forms_of_entries(text: str, wanted: list[str]) -> None:
+    assert entries("plain", text) == wanted
+
+
+def test_a_list_of_several_kinds_becomes_rules_so_that_nothing_is_lost() -> None:
+    result = imported("plain", "b.example\nc.example\n192.0.2.0/24\n")
+    assert [rule.match for rule in result.rules] == [
+        {"hostname_suffix": ("b.example", "c.example")},
+        {"cidr": ("192.0.2.0/24",)},
+    ]
+    assert result.report.losses == []
+    assert "--as list --condition NAME" in result.report.notes[0].reason
+
+
+def test_names_that_begin_with_digits_are_names_in_an_rspamd_map() -> None:
+    text = "192-0-2-7.dyn.example.net 5\n1-800-example.com\n"
+    assert entries("rspamd-map", text) == ["192-0-2-7.dyn.example.net", "1-800-example.com"]
+
+
+def test_a_negative_score_is_an_exemption_that_was_lost() -> None:
+    result = imported("rspamd-map", "mail.example.com -3\nb.example 4\n")
+    assert result.lost_exemptions == 1
 
 
 # --- spamhaus-drop ----------------------------------------------------------------------------------------------------
@@ -117,18 +160,47 @@ def test_drop_as_text_and_as_json_lines_is_the_same_list() -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"cidr":"1.19.0.', "the file may be cut off"),
+        ('{"cidr":"1.19.0.', "not a JSON object"),
         ('{"asn":213371,"rir":"ripe"}', "an AS number"),
         ('{"network":"1.2.3.0/24"}', "has no 'cidr'"),
         ('{"cidr":17}', "has no 'cidr'"),
-        ("1.2.3.4/24 ; SBL2", "the network is 1.2.3.0/24"),
-        ("{" + '"a":{' * 5000, "the file may be cut off"),
+        ("{" + '"a":{' * 5000, "not a JSON object"),
     ],
 )
 def test_drop_lines_that_are_no_network_are_reported(line: str, reason: str) -> None:
-    ((number, said),) = lost("spamhaus-drop", f"1.10.16.0/20 ; SBL1\n{line}\n")
+    ((number, said),) = lost("spamhaus-drop", f'1.10.16.0/20 ; SBL1\n{line}\n{{"type":"metadata"}}\n')
     assert number == 2
     assert reason in said
+
+
+DROP = (
+    '{"cidr":"1.10.16.0/20","sblid":"SBL256894","rir":"apnic"}\n{"cidr":"1.10.16.0/24","sblid":"SBL2","rir":"apnic"}\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (DROP + '{"cidr":"1.19.0.', "3: the file ends within the line"),
+        (DROP, '2: the last record, {"type":"metadata",...}, is missing'),
+        (DROP + '{"type":"metadata","records":1000}\n', "3: the list has 1,000 records, and 2 of them are in the file"),
+        ("; DROP\n1.10.16.0/20 ; SBL1\n1.19.0.0/16 ; SB", "3: the file ends within the line"),
+        ("; DROP\n1.10.16.0/20 ; SBL1\n1.19.0.0/1", "3: the file ends within the line"),
+    ],
+    ids=["in a record", "between two", "too few", "in a comment", "in a network"],
+)
+def test_a_drop_list_that_says_itself_that_it_is_incomplete_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(ImportFailedError) as caught:
+        imported("spamhaus-drop", text)
+    assert reason in str(caught.value)
+    assert caught.value.exit_status == 1
+
+
+def test_whole_drop_lists_whose_networks_overlap_are_read_one_after_the_other() -> None:
+    whole = DROP + '{"type":"metadata","records":2}'
+    v6 = '{"cidr":"2001:db8::/32","sblid":"SBL3","rir":"ripencc"}\n{"type":"metadata","records":1}\n'
+    assert entries("spamhaus-drop", f"{whole}\n{v6}") == ["1.10.16.0/20", "1.10.16.0/24", "2001:db8::/32"]
+    assert entries("spamhaus-drop", whole) == ["1.10.16.0/20", "1.10.16.0/24"]
 
 
 # --- whois ------------------------------------------------------------------------------------------------------------
@@ -263,7 +335,6 @@ def test_an_rspamd_map_has_keys_of_several_kinds(condition: str, wanted: list[st
         ("/(?=x)/", "RE2 has no look-around"),
         ("/x/q", "is no flag"),
         ("mx[0-9].example", "a glob with brackets"),
-        ("192.0.2.1/24", "the network is 192.0.2.0/24"),
         ('"half', "begins with a quote"),
     ],
 )

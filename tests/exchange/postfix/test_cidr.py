@@ -75,14 +75,14 @@ def test_the_rules_answer_as_postfix_does(table: str) -> None:
     ("line", "reason"),
     [
         ("192.0.2.1/24 REJECT", "the network is 192.0.2.0/24"),
-        ("192.0.2.010 REJECT", "is no address"),
-        ("192.0.2.0/33 REJECT", "is no network"),
+        ("192.0.2.010 REJECT", "is not an address"),
+        ("192.0.2.0/33 REJECT", "is not a network"),
         ("192.0.2.0/24", "there is no action"),
         ("::ffff:192.0.2.1 REJECT", "write it as IPv4"),
-        ("mail.example.com REJECT", "is no address"),
+        ("mail.example.com REJECT", "is not an address"),
         ("192.0.2.1 DISCARD", "DISCARD has no equal"),
-        ("192.0.2.1 reject_unauth_destination", "it stays in main.cf"),
-        ("192.0.2.1 DEFER_IF_REJECT", "DEFER_IF_REJECT has no equal"),
+        ("192.0.2.1 reject_unauth_destination", "keep it in main.cf"),
+        ("192.0.2.1 DEFER_IF_REJECT", "DEFER_IF_REJECT is not supported"),
         ("endif", "without its if"),
     ],
 )
@@ -144,7 +144,30 @@ def test_as_many_ifs_are_read_within_each_other_as_anybody_writes(format_name: s
     pattern = "192.0.2.0/24" if format_name == "postfix-cidr" else "/./"
     opened, closed = f"if {pattern}\n", "endif\n"
     deep = imported(format_name, f"{opened * 17}{pattern} REJECT\n{closed * 17}{pattern} DEFER\n")
-    assert [rule.verdict.action for rule in deep.rules] == ["DEFER"]
+    assert {rule.verdict.action for rule in deep.rules} == {"DEFER"}
     reasons = [(loss.line.number, loss.reason) for loss in deep.report.losses]
-    assert (17, "more than 16 `if` within each other; all up to its endif is lost with it") in reasons
+    assert (17, "more than 16 `if` within each other; all lines up to its endif are lost with it") in reasons
     assert (18, "the `if` around it is lost") in reasons
+
+
+def test_postfix_ignores_what_follows_an_exemption() -> None:
+    require("postmap")
+    table = "192.0.2.7 OK our office\n192.0.2.8 permit # comment\n192.0.2.9 RELAY x\n192.0.2.0/24 REJECT\n"
+    rules = rules_of("postfix-cidr", table)
+    assert [answer(rules, Asked(f"192.0.2.{host}")) for host in (7, 8, 9, 10)] == ["DUNNO"] * 3 + ["REJECT"]
+    assert postmap("cidr", table, ["192.0.2.7"])["192.0.2.7"] == "OK our office"
+
+
+@pytest.mark.parametrize(
+    ("table", "lost_exemptions"),
+    [
+        ("192.0.2.7 permit_mynetworks\n192.0.2.0/24 REJECT\n", 1),
+        ("192.0.2.0/24 REJECT\n198.51.100.7 my_class\n", 0),  # nothing below it
+        ("192.0.2.7 reject_unauth_destination\n192.0.2.0/24 REJECT\n", 0),
+        ("192.0.2.7/24 OK\n192.0.2.0/24 REJECT\n", 0),  # Postfix skips it as well
+        ("if 192.0.2.1/24\n192.0.2.7 DUNNO\nendif\n192.0.2.0/24 REJECT\n", 1),
+        ("192.0.2.7 my_class\n192.0.2.8 HOLD\n", 0),  # no block at all
+    ],
+)
+def test_an_exemption_that_was_lost_above_a_block_is_counted(table: str, lost_exemptions: int) -> None:
+    assert imported("postfix-cidr", table).lost_exemptions == lost_exemptions

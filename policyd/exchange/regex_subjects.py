@@ -1,0 +1,412 @@
+"""What an expression can be found in: host names, addresses, mail addresses; and whether one implies another.
+
+Answers by finite automata over the characters that matter, in lower case. What the automata cannot express (word
+boundaries, Unicode classes) is taken as "may match", so that `can_match` is never wrongly false and `implies` never
+wrongly true.
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import re
+from collections import deque
+from dataclasses import dataclass, field
+
+import re2
+
+from policyd.core.lookups import expression_options
+
+# Printable ASCII without capitals: expressions ignore case.
+_ALPHABET = frozenset(chr(code) for code in range(0x20, 0x7F) if not 0x41 <= code <= 0x5A)
+
+# Stands for what is around the part of a text in which an expression is found: no expression knows it.
+_AROUND = "\0"
+
+# States of one automaton. Expressions of real tables have up to 500; `{1000}` repeats its part as often.
+_MAX_STATES = 4_000
+
+# Combined states that one question may visit, about 5 us each. Questions about real tables visit up to 300.
+_MAX_VISITED = 3_000
+
+# Groups inside groups; each takes a few levels of Python's own stack.
+_MAX_DEPTH = 50
+
+_START, _END = "start", "end"
+
+_FAR = 1 << 30
+
+_REPEAT = re.compile(r"\{(\d{1,4})(?:(,)(\d{0,4}))?\}")
+_FLAGS = re.compile(r"\(\?(?:P?<\w+>|([a-zA-Z]*)(?:-[a-zA-Z]+)?(:?))")
+_CLASS = re.compile(r"\[\^?\]?(?:\[:\^?\w+:\]|\\.|[^\]\\])*\]", re.DOTALL)
+_HEX = re.compile(r"\\x(?:[0-9a-fA-F]{2}|\{[0-9a-fA-F]{1,6}\})")
+_UNICODE_CLASS = re.compile(r"\\[pP](?:\{\^?\w+\}|\w)")
+
+
+class _UnsupportedError(Exception):
+    """The expression has something that no automaton is built for."""
+
+
+@dataclass(slots=True)
+class Automaton:
+    """Accepts the texts in which an expression is found. `exact` is false if it may accept others, too."""
+
+    exact: bool = True
+    accept: int = 0
+    # For each state: the states reached without a character (with an assertion or ""), and those reached by one.
+    _silent: list[list[tuple[str, int]]] = field(default_factory=list)
+    _moves: list[list[tuple[frozenset[str], int]]] = field(default_factory=list)
+    _closures: dict[tuple[frozenset[int], bool, bool], frozenset[int]] = field(default_factory=dict)
+    _steps: dict[tuple[frozenset[int], str], frozenset[int]] = field(default_factory=dict)
+    _distances: list[int] = field(default_factory=list)
+
+    def new_state(self) -> int:
+        """Adds a state without ways out of it."""
+        if len(self._moves) >= _MAX_STATES:
+            raise _UnsupportedError
+        self._silent.append([])
+        self._moves.append([])
+        return len(self._moves) - 1
+
+    def connect(self, start: int, end: int, assertion: str = "") -> None:
+        """Lets `start` go on as `end` without a character, where the assertion holds."""
+        self._silent[start].append((assertion, end))
+
+    def move(self, start: int, characters: frozenset[str], end: int) -> None:
+        """Lets any of these characters lead from `start` to `end`."""
+        self._moves[start].append((characters, end))
+
+    def first(self) -> frozenset[int]:
+        """The states before the first character."""
+        return self._closure(frozenset({0}), at_start=True, at_end=False)
+
+    def step(self, states: frozenset[int], character: str) -> frozenset[int]:
+        """The states after one more character."""
+        known = self._steps.get((states, character))
+        if known is None:
+            reached = {end for state in states for characters, end in self._moves[state] if character in characters}
+            closed = self._closure(frozenset(reached), at_start=False, at_end=False)
+            known = frozenset([state for state in closed if self.distances()[state] < _FAR])
+            self._steps[states, character] = known
+        return known
+
+    def accepts(self, states: frozenset[int], *, at_start: bool) -> bool:
+        """Whether the text that leads to these states may end here; `at_start` if it is empty."""
+        return self.accept in states or self.accept in self._closure(states, at_start=at_start, at_end=True)
+
+    def distances(self) -> list[int]:
+        """For each state after the first character, the least number of characters to acceptance; `_FAR` if none leads
+        there."""
+        if not self._distances:
+            before: list[list[tuple[int, int]]] = [[] for _ in self._moves]
+            for state, silent in enumerate(self._silent):
+                for assertion, end in silent:
+                    if assertion != _START:
+                        before[end].append((state, 0))
+                for _, end in self._moves[state]:
+                    before[end].append((state, 1))
+            self._distances = [_FAR] * len(before)
+            self._distances[self.accept] = 0
+            waiting = deque([self.accept])
+            while waiting:
+                end = waiting.popleft()
+                for state, length in before[end]:
+                    if self._distances[end] + length < self._distances[state]:
+                        self._distances[state] = self._distances[end] + length
+                        waiting.append(state)
+        return self._distances
+
+    def reachable(self, characters: list[str]) -> bool:
+        """Whether some text of these characters leads to acceptance, assertions aside: quick, and often enough."""
+        found, waiting = {0}, [0]
+        while waiting:
+            state = waiting.pop()
+            ends = [end for _, end in self._silent[state]]
+            ends += [end for group, end in self._moves[state] if not group.isdisjoint(characters)]
+            for end in ends:
+                if end not in found:
+                    found.add(end)
+                    waiting.append(end)
+        return self.accept in found
+
+    def groups(self) -> list[frozenset[str]]:
+        """The sets of characters that lead anywhere."""
+        return [characters for moves in self._moves for characters, _ in moves]
+
+    def _closure(self, states: frozenset[int], *, at_start: bool, at_end: bool) -> frozenset[int]:
+        key = states, at_start, at_end
+        known = self._closures.get(key)
+        if known is None:
+            found, waiting = set(states), list(states)
+            while waiting:
+                for assertion, end in self._silent[waiting.pop()]:
+                    if end in found or (assertion == _START and not at_start) or (assertion == _END and not at_end):
+                        continue
+                    found.add(end)
+                    waiting.append(end)
+            known = self._closures[key] = frozenset(found)
+        return known
+
+
+@functools.lru_cache(maxsize=4096)
+def _automaton(expression: str, around: frozenset[str] = _ALPHABET | {_AROUND}) -> Automaton:
+    """The automaton of an expression; `around` are the characters that may stand before and after what it finds."""
+    try:
+        return _Parser(expression).build(around)
+    except _UnsupportedError:
+        anything = Automaton(exact=False)
+        anything.accept = anything.new_state()
+        anything.move(0, _ALPHABET | around, 0)
+        return anything
+
+
+@functools.lru_cache(maxsize=1024)
+def _matching(token: str) -> frozenset[str]:
+    """The characters of the alphabet that a class or an escape stands for."""
+    try:
+        compiled = re2.compile(token, expression_options())
+    except re2.error:
+        raise _UnsupportedError from None
+    return frozenset(character for character in _ALPHABET if compiled.fullmatch(character))
+
+
+class _Parser:
+    """Builds the automaton of an expression in RE2's syntax, part by part from left to right."""
+
+    def __init__(self, expression: str) -> None:
+        self._text = expression
+        self._place = 0
+        self._made = Automaton()
+
+    def build(self, around: frozenset[str]) -> Automaton:
+        """The automaton. Raises `_UnsupportedError`."""
+        made = self._made
+        start = made.new_state()
+        made.move(start, around, start)
+        begin, end = self._alternatives(0)
+        if self._place < len(self._text):
+            raise _UnsupportedError
+        made.connect(start, begin)
+        made.accept = end
+        made.move(end, around, end)
+        return made
+
+    def _alternatives(self, depth: int) -> tuple[int, int]:
+        if depth > _MAX_DEPTH:
+            raise _UnsupportedError
+        begin, end = self._made.new_state(), self._made.new_state()
+        while True:
+            first, last = self._sequence(depth)
+            self._made.connect(begin, first)
+            self._made.connect(last, end)
+            if not self._text.startswith("|", self._place):
+                return begin, end
+            self._place += 1
+
+    def _sequence(self, depth: int) -> tuple[int, int]:
+        begin = end = self._made.new_state()
+        while self._place < len(self._text) and self._text[self._place] not in "|)":
+            first, last = self._repeated(depth)
+            self._made.connect(end, first)
+            end = last
+        return begin, end
+
+    def _repeated(self, depth: int) -> tuple[int, int]:
+        start = self._place
+        part = self._part(depth)
+        after = self._place
+        least, most = self._quantifier()
+        if (least, most) == (1, 1):
+            return part
+        made = self._made
+        begin = end = made.new_state()
+        for number in range(max(least, most or least or 1)):
+            if number:  # the same part once more
+                self._place = start
+                part = self._part(depth)
+                self._place = after
+            made.connect(end, part[0])
+            if number >= least:
+                made.connect(end, part[1])
+            end = part[1]
+        if most is None:  # the last part any number of times
+            made.connect(part[1], part[0])
+        self._quantifier()
+        return begin, end
+
+    def _quantifier(self) -> tuple[int, int | None]:
+        """How often the part before it may come: at least, and at most (None: without an end)."""
+        character = self._text[self._place : self._place + 1]
+        match = _REPEAT.match(self._text, self._place)
+        if character and character in "*+?":
+            self._place += 1
+            found: tuple[int, int | None] = {"*": (0, None), "+": (1, None), "?": (0, 1)}[character]
+        elif match is not None:
+            self._place = match.end()
+            least = int(match[1])
+            found = (least, int(match[3]) if match[3] else None) if match[2] else (least, least)
+            if found == (0, 0):
+                raise _UnsupportedError
+        else:
+            return 1, 1
+        if self._text.startswith("?", self._place):  # lazy, which makes no difference here
+            self._place += 1
+        return found
+
+    def _part(self, depth: int) -> tuple[int, int]:
+        text, place = self._text, self._place
+        character = text[place]
+        if character == "(":
+            return self._group(depth)
+        begin, end = self._made.new_state(), self._made.new_state()
+        if character in "^$":
+            self._place += 1
+            self._made.connect(begin, end, _START if character == "^" else _END)
+        elif character == "\\":
+            self._escape(begin, end)
+        elif character == "[":
+            match = _CLASS.match(text, place)
+            if match is None:
+                raise _UnsupportedError
+            self._place = match.end()
+            self._made.move(begin, _matching(match[0]), end)
+        elif character == ".":
+            self._place += 1
+            self._made.move(begin, _ALPHABET, end)
+        else:
+            self._place += 1
+            self._made.move(begin, frozenset({character.lower()}), end)
+        return begin, end
+
+    def _group(self, depth: int) -> tuple[int, int]:
+        match = _FLAGS.match(self._text, self._place)
+        self._place = match.end() if match else self._place + 1
+        if match is not None and match[0] != "(?:":
+            self._made.exact = False  # with `-i` it matches less than an automaton that knows no capitals
+            if match[1] is not None and not match[2]:  # `(?i)`, flags alone
+                if not self._text.startswith(")", self._place):
+                    raise _UnsupportedError
+                self._place += 1
+                alone = self._made.new_state()
+                return alone, alone
+        found = self._alternatives(depth + 1)
+        if not self._text.startswith(")", self._place):
+            raise _UnsupportedError
+        self._place += 1
+        return found
+
+    def _escape(self, begin: int, end: int) -> None:
+        text, place = self._text, self._place
+        letter = text[place + 1 : place + 2]
+        self._place += 2
+        if letter == "A":
+            self._made.connect(begin, end, _START)
+        elif letter == "z":
+            self._made.connect(begin, end, _END)
+        elif letter in ("b", "B"):
+            self._made.exact = False
+            self._made.connect(begin, end)
+        elif letter == "Q":
+            stop = text.find("\\E", place)
+            stop = stop if stop >= 0 else len(text)
+            state = begin
+            for character in text[place + 2 : stop]:
+                following = self._made.new_state()
+                self._made.move(state, frozenset({character.lower()}), following)
+                state = following
+            self._made.connect(state, end)
+            self._place = stop + 2
+        elif letter and (letter.isdigit() or letter == "C"):
+            raise _UnsupportedError
+        else:
+            match = _HEX.match(text, place) or _UNICODE_CLASS.match(text, place)
+            token = match[0] if match else text[place : place + 2]
+            self._place = place + len(token)
+            self._made.move(begin, _matching(token), end)
+
+
+# --- Questions --------------------------------------------------------------------------------------------------------
+
+# Host names as Postfix accepts them (`valid_hostname.c`): labels of letters, digits, `-` and `_`, not all of digits.
+_LABEL = "[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"
+NAMES = (rf"^{_LABEL}(?:\.{_LABEL})*$", "[a-z_-]")
+
+# Addresses as Postfix writes them, and a little more of IPv6.
+_OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+ADDRESSES = (rf"^(?:{_OCTET}\.{_OCTET}\.{_OCTET}\.{_OCTET}|(?:[0-9a-f]{{0,4}}:)+[0-9a-f]{{0,4}})$",)
+
+# Without blanks and colons, which header lines have; and the null sender as Postfix's tables see it.
+MAIL_ADDRESSES = (rf"^(?:<>|[^ :@]+@{_LABEL}(?:\.{_LABEL})*)$",)
+
+
+def can_match(language: tuple[str, ...], needed: list[str], excluded: list[str]) -> bool:
+    """Whether there may be a text of a language (`NAMES`, ...; `()` for any text) in which every expression of `needed`
+    is found and none of `excluded`."""
+    wanted = [_automaton(one) for one in (*needed, *language)]
+    # Less is excluded than an inexact automaton says: leaving it out errs on the side of "may match".
+    unwanted = [automaton for one in excluded if (automaton := _automaton(one)).exact]
+    return _meet(wanted, unwanted)
+
+
+def implies(inner: str, outer: str) -> bool:
+    """Whether `outer` is found in every text in which `inner` is found."""
+    automaton = _automaton(outer)
+    if not automaton.exact:
+        return False
+    # Nearly always `outer` is found in the very part of the text that `inner` finds, which is far less to search.
+    found_alone = _automaton(inner, frozenset({_AROUND}))
+    return not _meet([found_alone], [automaton]) or not _meet([_automaton(inner)], [automaton])
+
+
+def _meet(wanted: list[Automaton], unwanted: list[Automaton]) -> bool:
+    """Whether a text is accepted by every wanted and by no unwanted automaton; true if that takes too long to find."""
+    automata = (*wanted, *unwanted)
+    representatives = _representatives(automata)
+    if not all(one.reachable(representatives) for one in wanted):
+        return False
+    count = len(wanted)
+    first = tuple(one.first() for one in automata)
+    seen = {first}
+    distances = [one.distances() for one in wanted]
+    waiting = [(0, 0, first, True)]  # a heap: what is nearest to acceptance comes first
+    while waiting:
+        _, _, states, at_start = heapq.heappop(waiting)
+        if all(one.accepts(of, at_start=at_start) for one, of in zip(wanted, states, strict=False)) and not any(
+            one.accepts(of, at_start=at_start) for one, of in zip(unwanted, states[count:], strict=True)
+        ):
+            return True
+        for character in representatives:
+            following = _following(automata, states, character, count)
+            if following is None or following in seen:
+                continue
+            if any(one.accept in of for one, of in zip(unwanted, following[count:], strict=True)):
+                continue  # what has been found stays found, whatever follows
+            if len(seen) >= _MAX_VISITED:
+                return True
+            seen.add(following)
+            far = sum(min(of[state] for state in at) for of, at in zip(distances, following, strict=False))
+            heapq.heappush(waiting, (far, len(seen), following, False))
+    return False
+
+
+def _following(
+    automata: tuple[Automaton, ...], states: tuple[frozenset[int], ...], character: str, wanted: int
+) -> tuple[frozenset[int], ...] | None:
+    """The states after one more character, or None if one of the first `wanted` automata has none."""
+    following: list[frozenset[int]] = []
+    for one, of in zip(automata, states, strict=True):
+        reached = one.step(of, character)
+        if not reached and len(following) < wanted:
+            return None
+        following.append(reached)
+    return tuple(following)
+
+
+def _representatives(automata: tuple[Automaton, ...]) -> list[str]:
+    """One character for each group of those that no automaton tells apart, of those that all automata know."""
+    groups = list(dict.fromkeys(group for one in automata for group in one.groups()))
+    known = (_ALPHABET | {_AROUND}).intersection(*(frozenset().union(*one.groups()) for one in automata))
+    alike: dict[tuple[bool, ...], str] = {}
+    for character in sorted(known):
+        alike.setdefault(tuple([character in group for group in groups]), character)
+    return list(alike.values())

@@ -1,0 +1,57 @@
+"""Replaces a file as a whole, so that a reader finds the old content or the new one, never half of either."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Puts `content` in the place of the file at `path`, which need not exist; a link to a file stays a link.
+
+    The content goes to a temporary file beside it, which is synchronised to disk and renamed. Owner, group and mode
+    stay what they were. What is not a regular file (a pipe, `/dev/stdout`) is written to as it is. Raises OSError; the
+    old file is then untouched.
+    """
+    target = path.resolve()
+    try:
+        old = target.stat()
+    except FileNotFoundError:
+        old = None
+    if old is not None and not stat.S_ISREG(old.st_mode):
+        path.write_bytes(content)
+        return
+    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}.new")
+    # A new file gets what the umask allows; one that replaces another must not be readable for more people meanwhile.
+    descriptor = os.open(
+        temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666 if old is None else 0o600
+    )
+    try:
+        with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor
+            file.write(content)
+            file.flush()
+            if old is not None:
+                made = os.fstat(descriptor)
+                if (made.st_uid, made.st_gid) != (old.st_uid, old.st_gid):
+                    os.fchown(descriptor, old.st_uid, old.st_gid)
+                os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
+            os.fsync(descriptor)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _synchronise_folder(target.parent)
+
+
+def _synchronise_folder(folder: Path) -> None:
+    """Makes the new name survive a power cut; the file itself is on disk already."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

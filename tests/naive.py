@@ -11,6 +11,7 @@ import datetime
 import ipaddress
 import re
 from dataclasses import dataclass
+from typing import Any
 
 YES, NO, UNKNOWN = "yes", "no", "unknown"
 
@@ -119,7 +120,9 @@ def needs_dns(condition: str) -> bool:
     return condition == "reverse_dns" or condition.startswith("hostname")
 
 
-def decide(rules: list[dict], default: str, request: dict[str, str], dns: Dns, today: datetime.date) -> Answer:
+def decide(
+    rules: list[dict[str, Any]], default: str, request: dict[str, str], dns: Dns, today: datetime.date
+) -> Answer:
     observed: list[str] = []
     dns_needed = doubt_above = False
     for rule in rules:

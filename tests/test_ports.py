@@ -6,8 +6,12 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.ports import free_port
+
+if TYPE_CHECKING:
+    import pytest
 
 ROOT = Path(__file__).parents[1]
 GIVE = "from tests.ports import free_port; print(*(free_port() for _ in range(20)))"
@@ -27,7 +31,7 @@ def test_a_port_is_none_that_an_outgoing_connection_gets() -> None:
     assert not first <= port <= last
 
 
-def test_a_port_that_is_taken_is_passed_over(monkeypatch) -> None:
+def test_a_port_that_is_taken_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     free = free_port()
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
         with socket.socket(socket.AF_INET, kind) as taken:

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -84,7 +85,7 @@ def test_systemctl_reload_fails_with_every_error_with_and_without_a_control_sock
     tmp_path: Path, *, with_control: bool
 ) -> None:
     good = "rules:\n  - {name: a, match: {cidr: 192.0.2.0/24}, action: REJECT}\n"
-    control = {"control": str(tmp_path / "c.sock")} if with_control else {}
+    control: dict[str, Any] = {"control": str(tmp_path / "c.sock")} if with_control else {}
     with Policyd(tmp_path, good, listen=[f"unix:{tmp_path}/s"], **control) as policyd:
         environment = {**os.environ, "MAINPID": str(policyd.pid)}
 

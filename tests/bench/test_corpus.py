@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policyd.config.load import load
-from policyd.core.engine import decide
+from policyd.core.engine import Decision, decide
 from policyd.core.facts import Facts
 from policyd.core.identity import identity_from_postfix
 from policyd.core.protocol import RequestParser
@@ -115,6 +115,7 @@ def test_every_client_gets_the_answer_it_expects(
         asked = parser.next_request()
         assert asked is not None
         decision = decide(ruleset, asked, Facts(identity_from_postfix(asked)), datetime.date(2026, 1, 1))
+        assert isinstance(decision, Decision)
         assert expect == b"expect=" + decision.verb.encode(), request
         answers.add(decision.verb)
     assert answers

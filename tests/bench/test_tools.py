@@ -66,7 +66,7 @@ def serving(serve: Callable[[socket.socket], None]) -> Iterator[str]:
 
 
 def run_load(tools: dict[str, Path], address: str, requests: Path, *more: str) -> dict[str, Any]:
-    command = (tools["load"], "-a", address, "-f", requests, "-c", "4", "-d", "0.2", "-w", "0", *more)
+    command: list[str | Path] = [tools["load"], "-a", address, "-f", requests, "-c", "4", "-d", "0.2", "-w", "0", *more]
     return dict(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
 
 

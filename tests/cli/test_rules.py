@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,13 +42,13 @@ rules:
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Path:
     (tmp_path / "rules.yaml").write_text(RULES)
     (tmp_path / "bulk.txt").write_text("# networks\n" + "".join(f"10.{n}.0.0/16\n" for n in range(200)))
     return tmp_path
 
 
-def policyd(folder, *arguments: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+def policyd(folder: Path, *arguments: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
     environment = {**os.environ, "COLUMNS": "80", "PYTHONWARNINGS": "error"}
     command = [sys.executable, "-m", "policyd", *arguments]
     return subprocess.run(
@@ -54,25 +56,26 @@ def policyd(folder, *arguments: str, stdin: bytes | None = None) -> subprocess.C
     )
 
 
-def explained(folder, *arguments: str) -> dict:
+def explained(folder: Path, *arguments: str) -> dict[str, Any]:
     done = policyd(folder, "explain", "--rules", "rules.yaml", "--json", *arguments)
     assert done.returncode == 0, done.stderr
     assert done.stderr == b""
-    return json.loads(done.stdout)
+    explanation: dict[str, Any] = json.loads(done.stdout)
+    return explanation
 
 
-def test_check_says_what_was_loaded(folder):
+def test_check_says_what_was_loaded(folder: Path) -> None:
     done = policyd(folder, "check", "--rules", "rules.yaml")
     assert done.returncode == 0
     assert b": 6 rules, 203 networks, 2 names, 1 expression," in done.stdout
     assert b"rules.yaml:22:5: warning: rule 'over'" in done.stderr
 
 
-def test_strict_turns_warnings_into_exit_status_1(folder):
+def test_strict_turns_warnings_into_exit_status_1(folder: Path) -> None:
     assert policyd(folder, "check", "--rules", "rules.yaml", "--strict").returncode == 1
 
 
-def test_a_wrong_ruleset_is_exit_status_1_with_every_error_on_a_line(folder):
+def test_a_wrong_ruleset_is_exit_status_1_with_every_error_on_a_line(folder: Path) -> None:
     (folder / "rules.yaml").write_text(RULES.replace("hostname_suffix", "hostname_sufix").replace("REJECT", "REJCT", 1))
     done = policyd(folder, "check", "--rules", "rules.yaml")
     lines = done.stderr.decode().splitlines()
@@ -117,20 +120,20 @@ def test_a_notice_is_no_reason_for_strict_to_fail(folder):
 
 
 @pytest.mark.parametrize("arguments", [["check"], ["explain", "client_address=192.0.2.1"]])
-def test_a_rules_file_that_cannot_be_read_is_exit_status_2(folder, arguments):
+def test_a_rules_file_that_cannot_be_read_is_exit_status_2(folder: Path, arguments: list[str]) -> None:
     done = policyd(folder, *arguments, "--rules", "absent.yaml")
     assert done.returncode == 2
     assert done.stderr == b"absent.yaml: cannot be read: No such file or directory\n"
 
 
-def test_a_list_file_that_cannot_be_read_is_an_error_in_the_ruleset(folder):
+def test_a_list_file_that_cannot_be_read_is_an_error_in_the_ruleset(folder: Path) -> None:
     (folder / "bulk.txt").unlink()
     done = policyd(folder, "check", "--rules", "rules.yaml")
     assert done.returncode == 1
     assert b"rules.yaml:2:" in done.stderr
 
 
-def test_explain_tells_the_decision_the_rules_and_the_entry_that_matched(folder):
+def test_explain_tells_the_decision_the_rules_and_the_entry_that_matched(folder: Path) -> None:
     done = policyd(folder, "explain", "--rules", "rules.yaml", "client_address=10.77.1.2", "--hostname", "a.example")
     assert done.returncode == 0
     assert done.stdout.decode() == (
@@ -145,13 +148,13 @@ def test_explain_tells_the_decision_the_rules_and_the_entry_that_matched(folder)
     )
 
 
-def test_explain_says_that_a_claimed_name_lets_nobody_through(folder):
+def test_explain_says_that_a_claimed_name_lets_nobody_through(folder: Path) -> None:
     options = ["client_address=192.0.2.1", "--reverse-dns", "mismatch", "--hostname", "tk2-406-44074.vs.sakura.ne.jp"]
     done = policyd(folder, "explain", "--rules", "rules.yaml", *options)
     assert b"tk2-406-44074.vs.sakura.ne.jp is only claimed, which lets nobody through" in done.stdout
 
 
-def test_explain_as_json_has_all_of_it(folder):
+def test_explain_as_json_has_all_of_it(folder: Path) -> None:
     got = explained(folder, "client_address=198.51.100.7", "sender=rainbow@x.example", "--reverse-dns", "missing")
     assert (got["action"], got["reply"], got["rule"]) == ("DEFER", "4.7.25 cannot find your hostname", "nameless")
     assert got["observed"] == ["watched"]
@@ -188,12 +191,12 @@ def test_explain_as_json_has_all_of_it(folder):
         (["client_address=203.142.214.26", "--reverse-dns", "error"], "DEFER", "bulk", True),
     ],
 )
-def test_explain_answers_for_dns(folder, options, action, rule, downgraded):
+def test_explain_answers_for_dns(folder: Path, options: list[str], action: str, rule: str, downgraded: bool) -> None:
     got = explained(folder, "client_address=192.0.2.1", *options)
     assert (got["action"], got["rule"], got["downgraded"]) == (action, rule, downgraded)
 
 
-def test_explain_reads_a_request_as_postfix_sends_it(folder):
+def test_explain_reads_a_request_as_postfix_sends_it(folder: Path) -> None:
     request = b"request=smtpd_access_policy\nprotocol_state=RCPT\nclient_address=203.142.214.9\nclient_name=a.example\n"
     for end in (b"\n", b""):
         done = policyd(folder, "explain", "--rules", "rules.yaml", stdin=request + end)
@@ -211,20 +214,20 @@ def test_explain_reads_a_request_as_postfix_sends_it(folder):
         (["client_address=1", "--reverse-dns", "gone"], "'gone' is not one of"),
     ],
 )
-def test_wrong_usage_is_one_line_and_exit_status_2(folder, arguments, message):
+def test_wrong_usage_is_one_line_and_exit_status_2(folder: Path, arguments: list[str], message: str) -> None:
     done = policyd(folder, "explain", "--rules", "rules.yaml", *arguments)
     assert done.returncode == 2
     assert message in done.stderr.decode()
     assert done.stderr.count(b"\n") == 1
 
 
-def test_what_is_no_request_on_standard_input_is_exit_status_2(folder):
+def test_what_is_no_request_on_standard_input_is_exit_status_2(folder: Path) -> None:
     done = policyd(folder, "explain", "--rules", "rules.yaml", stdin=b"hello\n")
     assert done.returncode == 2
     assert b"standard input: a line that is not name=value: 'hello'" in done.stderr
 
 
-def test_nothing_that_a_client_says_reaches_the_terminal_raw(folder):
+def test_nothing_that_a_client_says_reaches_the_terminal_raw(folder: Path) -> None:
     attributes = [
         "client_address=203.142.214.9",
         "helo_name=a\x1b[31m\nb",
@@ -238,14 +241,14 @@ def test_nothing_that_a_client_says_reaches_the_terminal_raw(folder):
     assert b"login        \\xff\n" in done.stdout
 
 
-def test_under_observe_the_answer_is_dunno_and_the_decision_is_told(folder):
+def test_under_observe_the_answer_is_dunno_and_the_decision_is_told(folder: Path) -> None:
     (folder / "rules.yaml").write_text("mode: observe\n" + RULES)
     got = explained(folder, "client_address=203.142.214.9", "--hostname", "a.example")
     assert (got["action"], got["would"], got["rule"]) == ("DUNNO", "REJECT", "bulk")
 
 
 @pytest.mark.parametrize(("file", "key"), [("rules", "rules"), ("settings", "listen")])
-def test_schema_is_a_json_schema(folder, file, key):
+def test_schema_is_a_json_schema(folder: Path, file: str, key: str) -> None:
     done = policyd(folder, "schema", file)
     assert done.returncode == 0, done.stderr
     schema = json.loads(done.stdout)
@@ -253,14 +256,14 @@ def test_schema_is_a_json_schema(folder, file, key):
     assert key in schema["properties"]
 
 
-def test_help_lists_every_command(folder):
+def test_help_lists_every_command(folder: Path) -> None:
     done = policyd(folder, "--help")
     assert done.returncode == 0
     for command in ("serve", "check", "explain", "schema"):
         assert f"\n  {command} ".encode() in done.stdout
 
 
-def test_a_reader_that_goes_away_is_no_error(folder):
+def test_a_reader_that_goes_away_is_no_error(folder: Path) -> None:
     command = f"{sys.executable} -m policyd schema | head -c 1"
     done = subprocess.run(["sh", "-c", command], capture_output=True, timeout=60, check=False)
     assert (done.stdout, done.stderr) == (b"{", b"")

@@ -74,8 +74,10 @@ def rulesets(draw: st.DrawFn) -> dict[str, Any]:
     rules: list[dict[str, Any]] = []
     for number in range(draw(st.integers(1, 5))):
         match = draw(conditions(some, 1))
-        if rules and draw(st.booleans()):
-            match |= draw(st.sampled_from(rules))["match"]
+        widens: bool = draw(st.booleans())
+        if rules and widens:
+            earlier: dict[str, Any] = draw(st.sampled_from(rules))
+            match |= earlier["match"]
         rule = {"name": f"r{number}", "match": match, "action": draw(st.sampled_from(ACTIONS))}
         if draw(st.integers(0, 4)) == 0:
             exceptions = draw(conditions(some, 0))
@@ -116,7 +118,7 @@ def identities(draw: st.DrawFn) -> Identity:
             return Identity(status, (), some)
         case Status.MISSING:
             return Identity(status)
-        case Status.ERROR:
+        case _:
             known = draw(st.booleans())
             return Identity(status, (), some if known or draw(st.booleans()) else (), Reason.SERVFAIL, known)
 

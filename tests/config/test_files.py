@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from policyd.config import files
 from policyd.config.files import OversizedError, UnreadableError, read_file
 
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ def test_a_file_that_is_replaced_meanwhile_is_read_as_it_was(tmp_path: Path) -> 
         return part
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files.os, "read", read_and_replace)
+        patch.setattr(os, "read", read_and_replace)
         assert read_file(str(path), 1 << 20) == b"old" * 100_000
     assert read_file(str(path), 1 << 20) == b"new" * 100_000
 
@@ -152,7 +151,7 @@ def test_a_file_that_is_written_into_meanwhile_is_refused(tmp_path: Path) -> Non
         return part
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files.os, "read", read_and_write)
+        patch.setattr(os, "read", read_and_write)
         with pytest.raises(UnreadableError, match="was written to while it was read"):
             read_file(str(path), 1 << 20)
 

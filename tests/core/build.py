@@ -1,6 +1,7 @@
 """Rulesets from plain dicts, for tests of the core alone: no YAML, no files, no checks."""
 
 import ipaddress
+from typing import Any
 
 from policyd.core.index import Ruleset, build_index
 from policyd.core.normalize import fold_name, fold_value
@@ -35,9 +36,9 @@ def entries_of(kind: Kind, values: list[str]) -> object:
     return values
 
 
-def build(rules: list[dict], default: str = "DUNNO", lists: dict[str, list[str]] | None = None) -> Ruleset:
+def build(rules: list[dict[str, Any]], default: str = "DUNNO", lists: dict[str, list[str]] | None = None) -> Ruleset:
     """A ruleset; a value `$name` stands for a list, which all conditions of one kind share."""
-    entries: dict[int, list] = {}
+    entries: dict[int, list[Any]] = {}
     shared: dict[tuple[str, Kind], object] = {}
 
     def condition(name: str, values: list[str]) -> Condition:

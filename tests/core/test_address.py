@@ -1,5 +1,7 @@
 """Addresses of clients: what is one, and where its PTR records are."""
 
+import ipaddress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,20 +28,23 @@ from policyd.core.address import parse_address, reverse_name
         (b"", None),
     ],
 )
-def test_an_address_is_strict_and_a_mapped_one_is_ipv4(text, want):
+def test_an_address_is_strict_and_a_mapped_one_is_ipv4(text: bytes, want: tuple[int, int] | None) -> None:
     assert parse_address(text) == want
 
 
 @given(st.ip_addresses())
-def test_ptr_records_are_asked_for_where_the_standard_library_says(address):
+def test_ptr_records_are_asked_for_where_the_standard_library_says(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address,
+) -> None:
     parsed = parse_address(str(address).encode())
-    if address.version == 6 and address.ipv4_mapped:
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         address = address.ipv4_mapped
+    assert parsed is not None
     assert parsed == (address.version, int(address))
     assert reverse_name(parsed) == address.reverse_pointer.encode()
 
 
-def test_a_mapped_address_has_the_ptr_name_of_the_ipv4_address():
+def test_a_mapped_address_has_the_ptr_name_of_the_ipv4_address() -> None:
     address = parse_address(b"::ffff:192.0.2.1")
     assert address is not None
     assert reverse_name(address) == b"1.2.0.192.in-addr.arpa"

@@ -2,12 +2,13 @@
 
 import datetime
 import pickle
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from policyd.core.engine import Decision, Outcome, decide, trace
+from policyd.core.engine import Decision, Outcome, RuleTrace, decide, trace
 from policyd.core.facts import NOTHING_KNOWN, Facts, Needs
 from policyd.core.identity import Identity, Reason, Status, identity_from_postfix
 from policyd.core.protocol import Request
@@ -113,7 +114,9 @@ def request_of(attributes: dict[str, str]) -> Request:
 
 @settings(max_examples=examples(2000), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(rules, st.sampled_from(["DUNNO", "REJECT"]), st.lists(st.tuples(requests, dns), min_size=1, max_size=6))
-def test_the_engine_agrees_with_the_plain_evaluation(made, default, asked):
+def test_the_engine_agrees_with_the_plain_evaluation(
+    made: list[dict[str, Any]], default: str, asked: list[tuple[dict[str, str], naive.Dns]]
+) -> None:
     ruleset = build(made, default, LISTS)
     spelled_out = [
         rule | {part: {c: spell_out(values) for c, values in rule[part].items()} for part in ("match", "except")}
@@ -140,7 +143,7 @@ def spell_out(values: list[str]) -> list[str]:
     return [entry for value in values for entry in (LISTS[value[1:]] if value.startswith("$") else [value])]
 
 
-def assert_the_trace_tells_the_same(decision: Decision, looked: list) -> None:
+def assert_the_trace_tells_the_same(decision: Decision, looked: list[RuleTrace]) -> None:
     observed = tuple(
         one.rule.name for one in looked if one.rule.observe and one.outcome in {Outcome.YES, Outcome.IN_DOUBT}
     )
@@ -158,7 +161,9 @@ def assert_the_trace_tells_the_same(decision: Decision, looked: list) -> None:
 
 @settings(max_examples=examples(200), deadline=None)
 @given(rules, requests, dns)
-def test_a_ruleset_that_went_through_shared_memory_decides_the_same(made, attributes, known):
+def test_a_ruleset_that_went_through_shared_memory_decides_the_same(
+    made: list[dict[str, Any]], attributes: dict[str, str], known: naive.Dns
+) -> None:
     ruleset = build(made, "DUNNO", LISTS)
     buffers: list[pickle.PickleBuffer] = []
     packed = pickle.dumps(ruleset, protocol=5, buffer_callback=buffers.append)
@@ -172,7 +177,9 @@ def test_a_ruleset_that_went_through_shared_memory_decides_the_same(made, attrib
 @settings(max_examples=examples(300), deadline=None)
 @given(rules, st.dictionaries(st.sampled_from(["client_address", "helo_name", "sender", "recipient", "sasl_username"]),
                               st.binary(max_size=400)), dns)  # fmt: skip
-def test_no_bytes_that_a_client_sends_can_make_the_engine_fail(made, attributes, known):
+def test_no_bytes_that_a_client_sends_can_make_the_engine_fail(
+    made: list[dict[str, Any]], attributes: dict[str, bytes], known: naive.Dns
+) -> None:
     request = Request.of({"protocol_state": b"RCPT", **attributes})
     decision = decide(build(made, "DUNNO", LISTS), request, Facts(identity_of(known)), TODAY)
     assert isinstance(decision, Decision)
@@ -185,7 +192,7 @@ REJECT_ALL = {"name": "all", "match": {"cidr": ["0.0.0.0/0"]}, "action": "REJECT
 CLIENT = {"client_address": "192.0.2.1", "protocol_state": "RCPT"}
 
 
-def decided(made: list[dict], known: naive.Dns) -> Decision:
+def decided(made: list[dict[str, Any]], known: naive.Dns) -> Decision:
     decision = decide(build(made), request_of(CLIENT), Facts(identity_of(known)), TODAY)
     assert isinstance(decision, Decision)
     return decision
@@ -202,19 +209,19 @@ def decided(made: list[dict], known: naive.Dns) -> Decision:
         (naive.Dns("error", (), (), names_known=False), "DEFER"),
     ],
 )
-def test_a_claimed_name_never_exempts_and_a_failure_never_rejects(known, verb):
+def test_a_claimed_name_never_exempts_and_a_failure_never_rejects(known: naive.Dns, verb: str) -> None:
     above = {"name": "customer", "match": {"hostname": ["a.example"]}, "action": "DUNNO"}
     assert decided([above, REJECT_ALL], known).verb == verb
     excepted = REJECT_ALL | {"except": {"hostname": ["a.example"]}}
     assert decided([excepted], known).verb == verb
 
 
-def test_the_code_of_a_downgraded_reject_is_temporary():
+def test_the_code_of_a_downgraded_reject_is_temporary() -> None:
     decision = decided([REJECT_ALL | {"match": {"reverse_dns": ["error"]}}], naive.Dns("error", names_known=False))
     assert (decision.verb, decision.code, decision.downgraded) == ("DEFER", "4.7.1", True)
 
 
-def test_the_name_that_postfix_verified_is_trusted_and_unknown_is_none():
+def test_the_name_that_postfix_verified_is_trusted_and_unknown_is_none() -> None:
     assert identity_from_postfix(Request.of({"client_name": b"A.Example."})) == Identity(
         Status.VERIFIED, (b"a.example",)
     )
@@ -237,7 +244,7 @@ def test_the_name_that_postfix_verified_is_trusted_and_unknown_is_none():
         ("REJECT {recipient} x", "unknown x"),
     ],
 )
-def test_what_a_client_said_reaches_the_reply_only_as_harmless_text(action, want):
+def test_what_a_client_said_reaches_the_reply_only_as_harmless_text(action: str, want: str) -> None:
     attributes = {**CLIENT, "sender": "a\r\nb@example.org".replace("\r\n", "\n"), "helo_name": "550 5.1.1 evil"}
     request = request_of(attributes)
     decision = decide(build([REJECT_ALL | {"action": action}]), request, NOTHING_KNOWN, TODAY)
@@ -245,6 +252,6 @@ def test_what_a_client_said_reaches_the_reply_only_as_harmless_text(action, want
     assert reply_text(decision, request, None, b"ID").decode() == want
 
 
-def test_a_long_text_is_cut():
+def test_a_long_text_is_cut() -> None:
     decision = Decision(Verb.REJECT, None, "5.7.1", action_of("REJECT 5.7.1 " + "x" * 300).text)
     assert len(reply_text(decision, Request.of({}), None, b"ID")) == 200

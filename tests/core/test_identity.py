@@ -1,11 +1,14 @@
 """Reverse DNS, PTR and back, over a map of records and a list of what fails."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from policyd.core.address import parse_address
-from policyd.core.identity import MAX_CLAIMED, MAX_TRIED, Identity, Reason, Status, identify, may_be_host
+from policyd.core.identity import MAX_CLAIMED, MAX_TRIED, Identity, Lookups, Reason, Status, identify, may_be_host
 from tests.name_server import Zone
 
 PTR = "1.2.0.192.in-addr.arpa PTR"
@@ -13,12 +16,14 @@ PTR6 = "1" + ".0" * 23 + ".8.b.d.0.1.0.0.2.ip6.arpa PTR"
 VERIFIED, MISMATCH, MISSING, ERROR = Status
 
 
-def identity(zone: Zone, client_address: bytes = b"192.0.2.1") -> Identity:
+def identity(zone: Lookups, client_address: bytes = b"192.0.2.1") -> Identity:
     """Runs the coroutine without an event loop: a dict never makes anybody wait."""
     running = identify(parse_address(client_address), zone)
     with pytest.raises(StopIteration) as end:
         running.send(None)
-    return end.value.value
+    found = end.value.value
+    assert isinstance(found, Identity)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -56,18 +61,20 @@ def identity(zone: Zone, client_address: bytes = b"192.0.2.1") -> Identity:
                      id="of several failures the first name's"),
     ],
 )  # fmt: skip
-def test_the_status_the_names_and_the_reason(records, failures, want):
+def test_the_status_the_names_and_the_reason(
+    records: dict[str, list[str]], failures: dict[str, Reason], want: Identity
+) -> None:
     assert identity(Zone(records, failures)) == want
 
 
 @pytest.mark.parametrize("address", [b"192.0.2.1", b"::ffff:192.0.2.1", b"::FFFF:c000:201"])
-def test_a_mapped_address_is_the_ipv4_address_in_both_directions(address):
+def test_a_mapped_address_is_the_ipv4_address_in_both_directions(address: bytes) -> None:
     zone = Zone({PTR: ["mail.example"], "mail.example A": ["192.0.2.1"]})
     assert identity(zone, address) == Identity(VERIFIED, (b"mail.example",))
     assert zone.asked == [PTR, "mail.example A"]
 
 
-def test_only_the_clients_own_family_is_looked_up():
+def test_only_the_clients_own_family_is_looked_up() -> None:
     records = {"mail.example A": ["192.0.2.1"], "mail.example AAAA": ["2001:db8::1"]}
     for ptr, address, kind in ((PTR, b"192.0.2.1", "A"), (PTR6, b"2001:db8::1", "AAAA")):
         zone = Zone({ptr: ["mail.example"], **records})
@@ -76,7 +83,7 @@ def test_only_the_clients_own_family_is_looked_up():
 
 
 @pytest.mark.parametrize("address", [b"unknown", b"", b"fe80::1%eth0", b"192.0.2", b"192.0.2.1\n", b"\xff"])
-def test_what_is_no_address_is_an_error_that_asks_nothing(address):
+def test_what_is_no_address_is_an_error_that_asks_nothing(address: bytes) -> None:
     zone = Zone({PTR: ["mail.example"]})
     assert identity(zone, address) == Identity(ERROR, reason=Reason.NO_ADDRESS, names_known=False)
     assert zone.asked == []
@@ -91,7 +98,7 @@ def test_what_is_no_address_is_an_error_that_asks_nothing(address):
         ".".join(["a" * 63] * 4),
     ],
 )  # fmt: skip
-def test_a_name_that_no_host_can_have_is_claimed_and_not_looked_up(name):
+def test_a_name_that_no_host_can_have_is_claimed_and_not_looked_up(name: str) -> None:
     zone = Zone({PTR: [name], f"{name} A": ["192.0.2.1"]})
     found = identity(zone)
     assert found.status is MISMATCH
@@ -106,11 +113,11 @@ def test_a_name_that_no_host_can_have_is_claimed_and_not_looked_up(name):
         *("xn--bcher-kva.example", "a" * 63 + ".example", "3com.com", "unknown.example", ".".join(["a" * 62] * 4)),
     ],
 )  # fmt: skip
-def test_a_name_that_a_host_can_have_is_looked_up(name):
+def test_a_name_that_a_host_can_have_is_looked_up(name: str) -> None:
     assert identity(Zone({PTR: [name], f"{name} A": ["192.0.2.1"]})) == Identity(VERIFIED, (name.encode(),))
 
 
-def test_of_more_than_ten_names_ten_are_tried_and_all_are_claimed():
+def test_of_more_than_ten_names_ten_are_tried_and_all_are_claimed() -> None:
     names = [f"{letter}.example" for letter in "ponmlkjihgfedcba"]
     zone = Zone({PTR: names, "k.example A": ["192.0.2.1"]})
     assert identity(zone) == Identity(MISMATCH, claimed=tuple(name.encode() for name in sorted(names)))
@@ -119,12 +126,12 @@ def test_of_more_than_ten_names_ten_are_tried_and_all_are_claimed():
     assert identity(zone).verified == (b"j.example",)
 
 
-def test_names_that_cannot_verify_do_not_use_up_the_ten():
+def test_names_that_cannot_verify_do_not_use_up_the_ten() -> None:
     zone = Zone({PTR: [*map(str, range(20)), "mail.example"], "mail.example A": ["192.0.2.1"]})
     assert identity(zone).verified == (b"mail.example",)
 
 
-def test_four_thousand_names_are_bounded_and_those_tried_are_among_them():
+def test_four_thousand_names_are_bounded_and_those_tried_are_among_them() -> None:
     tried = [f"z{number:04}.example" for number in range(2000)]
     zone = Zone({PTR: [f"{number:04}" for number in range(2000)] + tried})
     found = identity(zone)
@@ -142,25 +149,25 @@ FORWARD = st.sampled_from(list(Reason)) | st.lists(st.tuples(st.just(4), st.samp
 class Whatever:
     """Lookups that give whatever hypothesis draws."""
 
-    def __init__(self, draw):
+    def __init__(self, draw: Callable[[st.SearchStrategy[Any]], Any]) -> None:
         self.draw = draw
         self.failed = False
 
-    def _said(self, answer):
+    def _said(self, answer: Reason | list[Any]) -> Reason | tuple[Any, ...]:
         self.failed |= isinstance(answer, Reason)
         return answer if isinstance(answer, Reason) else tuple(answer)
 
-    async def names(self, name):
+    async def names(self, name: bytes) -> Reason | tuple[bytes, ...]:
         return self._said(self.draw(ANSWERS))
 
-    async def addresses(self, names, version):
+    async def addresses(self, names: Sequence[bytes], version: int) -> list[Reason | tuple[tuple[int, int], ...]]:
         assert 0 < len(names) <= MAX_TRIED
         assert all(map(may_be_host, names))
         return [self._said(self.draw(FORWARD)) for _ in names]
 
 
 @given(st.data(), st.sampled_from([b"192.0.2.1", b"::ffff:192.0.2.1", b"2001:db8::1", b"unknown"]))
-def test_whatever_dns_says_there_is_one_of_four_statuses(data, address):
+def test_whatever_dns_says_there_is_one_of_four_statuses(data: st.DataObject, address: bytes) -> None:
     lookups = Whatever(data.draw)
     found = identity(lookups, address)
     assert bool(found.verified) == (found.status is VERIFIED)

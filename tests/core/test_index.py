@@ -5,6 +5,7 @@ import ipaddress
 import pickle
 import random
 import weakref
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -15,8 +16,10 @@ from policyd.core.normalize import MAX_NAME, domain_of, fold_name, fold_value
 from policyd.core.tables import Filing, Hits, NameTable, RangeTable
 from tests.examples import examples
 
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-def table_of(networks: list) -> tuple[RangeTable, Filing]:
+
+def table_of(networks: Sequence[IPNetwork]) -> tuple[RangeTable, Filing]:
     """Each network holds for the condition that is its place in the list."""
     filing = Filing({})
     keys: dict[int, list[int]] = {4: [], 6: []}
@@ -27,7 +30,7 @@ def table_of(networks: list) -> tuple[RangeTable, Filing]:
     return RangeTable.build(keys[4], keys[6], filing), filing
 
 
-def networks(version: int) -> st.SearchStrategy:
+def networks(version: int) -> st.SearchStrategy[IPNetwork]:
     """Networks crowded into a few corners of the address space, so that they nest, touch and repeat."""
     width = 32 if version == 4 else 128
     corner = st.sampled_from(
@@ -41,7 +44,9 @@ def networks(version: int) -> st.SearchStrategy:
 
 @settings(max_examples=examples(500), deadline=None)
 @given(st.lists(networks(4) | networks(6), max_size=12))
-def test_an_address_lies_in_just_the_networks_that_the_standard_library_says(made):
+def test_an_address_lies_in_just_the_networks_that_the_standard_library_says(
+    made: list[IPNetwork],
+) -> None:
     table, filing = table_of(made)
     table = pickle.loads(pickle.dumps(table))
     edges = {int(n.network_address) + d for n in made for d in (-1, 0, 1)} | {
@@ -56,7 +61,7 @@ def test_an_address_lies_in_just_the_networks_that_the_standard_library_says(mad
 
 
 @given(st.dictionaries(st.binary(max_size=8), st.integers(1, 9)), st.lists(st.binary(max_size=8)))
-def test_a_table_of_names_is_a_dict(entries, others):
+def test_a_table_of_names_is_a_dict(entries: dict[bytes, int], others: list[bytes]) -> None:
     table = pickle.loads(pickle.dumps(NameTable.build(entries)))
     assert len(table) == len(entries)
     for key in [*entries, *others]:
@@ -64,7 +69,7 @@ def test_a_table_of_names_is_a_dict(entries, others):
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_names_and_networks_are_found_again():
+def test_a_hundred_thousand_names_and_networks_are_found_again() -> None:
     chosen = random.Random(4)
     names = {b"host%d.example%d.net" % (chosen.getrandbits(40), n % 999): 1 + n % 7 for n in range(100_000)}
     table = NameTable.build(names)
@@ -88,7 +93,7 @@ def test_a_hundred_thousand_names_and_networks_are_found_again():
         (b"", b""),
     ],
 )
-def test_names_are_compared_in_lower_case_a_labels_without_the_trailing_dot(name, want):
+def test_names_are_compared_in_lower_case_a_labels_without_the_trailing_dot(name: bytes, want: bytes) -> None:
     assert fold_name(name) == want
 
 
@@ -103,21 +108,21 @@ def test_names_are_compared_in_lower_case_a_labels_without_the_trailing_dot(name
         (b"", b""),
     ],
 )
-def test_the_domain_follows_the_last_at_sign(address, want):
+def test_the_domain_follows_the_last_at_sign(address: bytes, want: bytes) -> None:
     assert domain_of(address) == want
 
 
-def test_values_fold_outside_ascii_too_and_survive_what_is_not_utf_8():
+def test_values_fold_outside_ascii_too_and_survive_what_is_not_utf_8() -> None:
     assert fold_value("Ünï@EXAMPLE".encode()) == "ünï@example".encode()
     assert fold_value(b"\xff\xc0") == b"\xef\xbf\xbd" * 2
 
 
 @given(st.binary())
-def test_folding_twice_changes_nothing(value):
+def test_folding_twice_changes_nothing(value: bytes) -> None:
     assert fold_value(fold_value(value)) == fold_value(value)
 
 
-def test_expressions_see_invalid_utf_8_as_the_replacement_character():
+def test_expressions_see_invalid_utf_8_as_the_replacement_character() -> None:
     hits = tuple(Hits(frozenset({place}), ()) for place in range(3))
     table = ExpressionTable(("^a.b$", "\ufffd", "^$"), hits)
     assert table.find(b"A\xffB").conditions == {0, 1}
@@ -126,7 +131,7 @@ def test_expressions_see_invalid_utf_8_as_the_replacement_character():
     assert table.find(b"a\xc3\xa9b").conditions == {0}
 
 
-def test_five_thousand_expressions_are_one_set():
+def test_five_thousand_expressions_are_one_set() -> None:
     patterns = tuple(rf"^host-[0-9]+-{number}\.dyn{number}\.example\.net$" for number in range(5000))
     table = ExpressionTable(patterns, tuple(Hits(frozenset({number}), ()) for number in range(5000)))
     for number in (0, 17, 4999):
@@ -134,7 +139,7 @@ def test_five_thousand_expressions_are_one_set():
     assert table.find(b"host-12-5000.dyn5000.example.net").conditions == frozenset()
 
 
-def test_the_same_expressions_are_compiled_once_and_not_kept_longer_than_they_are_used():
+def test_the_same_expressions_are_compiled_once_and_not_kept_longer_than_they_are_used() -> None:
     expressions = ("^once-compiled$",)
     table, again = (ExpressionTable(expressions, (Hits(frozenset({n}), ()),)) for n in range(2))
     assert table._set is again._set

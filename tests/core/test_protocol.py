@@ -31,7 +31,9 @@ def parse_all(pieces: list[bytes], parser: RequestParser | None = None) -> list[
 
 
 @given(st.lists(st.tuples(requests, st.integers(0, 9)), min_size=1, max_size=4), st.data())
-def test_any_chunking_of_any_sequence_gives_the_same_requests(sequence, data):
+def test_any_chunking_of_any_sequence_gives_the_same_requests(
+    sequence: list[tuple[list[tuple[str, bytes]], int]], data: st.DataObject
+) -> None:
     stream = b"".join(encoded(lines, at) for lines, at in sequence)
     want = [{**dict(lines), "request": b"smtpd_access_policy"} for lines, _ in sequence]
     cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=12).map(sorted))
@@ -42,7 +44,7 @@ def test_any_chunking_of_any_sequence_gives_the_same_requests(sequence, data):
 
 
 @given(st.lists(st.binary(max_size=60), max_size=6))
-def test_no_bytes_at_all_make_the_parser_raise_anything_but_its_own_error(pieces):
+def test_no_bytes_at_all_make_the_parser_raise_anything_but_its_own_error(pieces: list[bytes]) -> None:
     try:
         parse_all(pieces)
     except ProtocolError as error:
@@ -51,12 +53,12 @@ def test_no_bytes_at_all_make_the_parser_raise_anything_but_its_own_error(pieces
         assert len(str(error)) < 400
 
 
-def test_the_last_of_a_repeated_attribute_counts():
+def test_the_last_of_a_repeated_attribute_counts() -> None:
     (request,) = parse_all([TYPE + b"sender=one\nsender=two\n\n"])
     assert request["sender"] == b"two"
 
 
-def test_a_known_layout_and_the_general_way_agree():
+def test_a_known_layout_and_the_general_way_agree() -> None:
     parser = RequestParser()
     general, fast, glued = parse_all([POSTFIX, POSTFIX, POSTFIX + POSTFIX[:20], POSTFIX[20:]], parser)[:3]
     assert general == fast == glued
@@ -64,7 +66,7 @@ def test_a_known_layout_and_the_general_way_agree():
     assert fast["sasl_username"] == b""
 
 
-def test_an_attribute_that_was_not_sent_is_empty():
+def test_an_attribute_that_was_not_sent_is_empty() -> None:
     parser = RequestParser()
     parser.receive_data(POSTFIX)
     request = parser.next_request()
@@ -86,7 +88,7 @@ def test_an_attribute_that_was_not_sent_is_empty():
         (TYPE + b"x" * 100 + b"\n\n", "a line that is not name=value: '" + "x" * 60 + "'..."),
     ],
 )
-def test_what_is_no_request_is_said(received, message):
+def test_what_is_no_request_is_said(received: bytes, message: str) -> None:
     with pytest.raises(ProtocolError) as caught:
         parse_all([received])
     assert str(caught.value) == message
@@ -94,7 +96,7 @@ def test_what_is_no_request_is_said(received, message):
 
 @pytest.mark.parametrize("piece", [1, 7, 1000])
 @pytest.mark.parametrize("end", [b"", b"\n\n"])
-def test_a_request_is_bounded_with_and_without_an_end(piece, end):
+def test_a_request_is_bounded_with_and_without_an_end(piece: int, end: bytes) -> None:
     stream = TYPE + b"sender=" + b"a" * 2000 + end
     parser = RequestParser(request_bytes=2000)
     with pytest.raises(ProtocolError, match="a request of more than 2000 bytes"):
@@ -103,7 +105,7 @@ def test_a_request_is_bounded_with_and_without_an_end(piece, end):
 
 
 @pytest.mark.parametrize("piece", [1, 2, 3, 100])
-def test_a_request_of_exactly_the_limit_is_taken_however_it_arrives(piece):
+def test_a_request_of_exactly_the_limit_is_taken_however_it_arrives(piece: int) -> None:
     request = TYPE + b"sender=" + b"a" * 100 + b"\n\n"
     pieces = [request[i : i + piece] for i in range(0, len(request), piece)]
     assert len(parse_all(pieces, RequestParser(len(request)))) == 1
@@ -111,7 +113,7 @@ def test_a_request_of_exactly_the_limit_is_taken_however_it_arrives(piece):
         parse_all(pieces, RequestParser(len(request) - 1))
 
 
-def test_a_request_of_exactly_the_limit_is_taken_and_a_known_layout_keeps_it():
+def test_a_request_of_exactly_the_limit_is_taken_and_a_known_layout_keeps_it() -> None:
     request = TYPE + b"sender=" + b"a" * 100 + b"\n\n"
     layouts = Layouts()
     assert len(parse_all([request, request], RequestParser(len(request), layouts))) == 2
@@ -120,7 +122,7 @@ def test_a_request_of_exactly_the_limit_is_taken_and_a_known_layout_keeps_it():
         parse_all([request, request.replace(b"=a", b"=aa", 1)], parser)
 
 
-def test_layouts_are_bounded_and_beyond_the_bound_requests_are_parsed_all_the_same():
+def test_layouts_are_bounded_and_beyond_the_bound_requests_are_parsed_all_the_same() -> None:
     layouts = Layouts()
     for count in range(3, 30):
         order = [name for name in ATTRIBUTES if name != "request"][:count]
@@ -130,6 +132,6 @@ def test_layouts_are_bounded_and_beyond_the_bound_requests_are_parsed_all_the_sa
     assert layouts.learn([b"request", b"size"]) is None
 
 
-def test_replies_end_with_an_empty_line_and_carry_no_blank_without_text():
+def test_replies_end_with_an_empty_line_and_carry_no_blank_without_text() -> None:
     assert encode_reply("DUNNO") == b"action=DUNNO\n\n"
     assert encode_reply("REJECT", b"5.7.1 Access denied") == b"action=REJECT 5.7.1 Access denied\n\n"

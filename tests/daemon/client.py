@@ -78,5 +78,5 @@ class Client:
         try:
             answer = self.answer()
         except EOFError as end:
-            return end.args[0] == b""
+            return bool(end.args[0] == b"")
         raise AssertionError(f"answered: {answer}")

@@ -2,6 +2,7 @@ import errno
 import os
 import re
 import socket
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 import pytest
@@ -13,9 +14,11 @@ LONG_AGO = 1000.0
 
 WINDOW = 1024
 
+Make = Callable[[float | list[float]], DecisionIds]
+
 
 @pytest.fixture
-def make():
+def make() -> Iterator[Make]:
     made: list[DecisionIds] = []
 
     def make(now: float | list[float]) -> DecisionIds:
@@ -28,30 +31,30 @@ def make():
         ids.close()
 
 
-def test_an_id_is_eight_characters_of_crockfords_base_32(make) -> None:
+def test_an_id_is_eight_characters_of_crockfords_base_32(make: Make) -> None:
     for decision_id in islice(make(LONG_AGO), 3 * WINDOW):
         assert re.fullmatch(f"[{ALPHABET}]{{8}}", decision_id.decode())
 
 
-def test_ids_go_up_and_do_not_repeat(make) -> None:
+def test_ids_go_up_and_do_not_repeat(make: Make) -> None:
     ids = [*islice(make(LONG_AGO), 40 * WINDOW)]
     assert ids == sorted(set(ids))
 
 
-def test_processes_at_the_same_time_share_no_id(make) -> None:
+def test_processes_at_the_same_time_share_no_id(make: Make) -> None:
     one, other = make(LONG_AGO), make(LONG_AGO)
     pairs = [(next(one), next(other)) for _ in range(5 * WINDOW)]
     assert len({decision_id for pair in pairs for decision_id in pair}) == 10 * WINDOW
 
 
-def test_a_later_process_repeats_no_id_of_one_that_made_65536_in_the_second_before(make) -> None:
+def test_a_later_process_repeats_no_id_of_one_that_made_65536_in_the_second_before(make: Make) -> None:
     earlier = make(LONG_AGO)
     ids = {*islice(earlier, WINDOWS_A_SECOND * WINDOW)}  # 65,536
     earlier.close()
     assert ids.isdisjoint(islice(make(LONG_AGO + 1), WINDOW))
 
 
-def test_a_clock_that_is_set_back_repeats_nothing_while_the_process_lasts(make) -> None:
+def test_a_clock_that_is_set_back_repeats_nothing_while_the_process_lasts(make: Make) -> None:
     now = [LONG_AGO]
     ids = make(now)
     before = {*islice(ids, 3 * WINDOW)}
@@ -59,7 +62,7 @@ def test_a_clock_that_is_set_back_repeats_nothing_while_the_process_lasts(make) 
     assert before.isdisjoint(islice(ids, 3 * WINDOW))
 
 
-def test_claims_are_bounded_and_let_go_when_their_time_is_over(make) -> None:
+def test_claims_are_bounded_and_let_go_when_their_time_is_over(make: Make) -> None:
     now = [LONG_AGO]
     ids = make(now)
     for _ in islice(ids, 100 * WINDOW):
@@ -72,7 +75,7 @@ def test_claims_are_bounded_and_let_go_when_their_time_is_over(make) -> None:
 
 
 def test_without_a_descriptor_there_are_ids_all_the_same_and_one_warning(
-    make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def no_socket(*_: object) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

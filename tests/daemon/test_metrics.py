@@ -6,6 +6,7 @@ import socket
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 from urllib.error import HTTPError
 from urllib.request import Request as HttpRequest
 from urllib.request import urlopen
@@ -24,6 +25,9 @@ from tests.daemon.conftest import StartPolicyd
 from tests.daemon.turns import Turns
 from tests.name_server import NXDOMAIN, Reply, ScriptedServer
 from tests.ports import free_port
+
+if TYPE_CHECKING:
+    from policyd.daemon.status import Running
 
 RULES = """
 rules:
@@ -135,7 +139,7 @@ async def test_a_page_with_many_rules_is_made_in_slices_and_is_one_page() -> Non
         lines_lost=lambda: {"decision": 0},
     )
     with Turns() as turns:
-        page = await Page(running).render()
+        page = await Page(cast("Running", running)).render()
     assert turns.count > 10
     families = {family.name: family for family in text_string_to_metric_families(page.decode())}
     assert len(families["policyd_decisions"].samples) == 3 * SLICE

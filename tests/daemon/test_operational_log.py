@@ -1,6 +1,7 @@
 import logging
 import os
 import re
+from collections.abc import Iterator
 
 import pytest
 
@@ -9,7 +10,7 @@ from policyd.daemon.operational_log import OperationalLog, shown
 
 
 @pytest.fixture
-def pipe():
+def pipe() -> Iterator[tuple[int, int]]:
     reader, writer = os.pipe()
     yield reader, writer
     os.close(reader)

@@ -11,11 +11,12 @@ import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from policyd.config.problems import ConfigErrors
-from policyd.core.engine import decide
+from policyd.core.engine import Decision, decide
 from policyd.core.facts import Facts
 from policyd.core.identity import Identity, Status
 from policyd.core.protocol import Request
@@ -24,7 +25,7 @@ from tests.core.build import build
 from tests.daemon.turns import Turns
 
 
-def travel(thing: object) -> tuple[mmap.mmap, list[object]]:
+def travel(thing: object) -> tuple[mmap.mmap, list[Any]]:
     """Packs into a memory file and unpacks: the file, the slices, and last the thing."""
     descriptor = os.memfd_create("test")
     with os.fdopen(os.dup(descriptor), "wb") as file:
@@ -52,8 +53,10 @@ def test_a_ruleset_decides_after_its_journey_as_before() -> None:
     for n in (0, 1, SLICE, 3 * SLICE - 1):
         request = Request.of({"client_address": f"10.{n % 250}.1.1".encode(), "protocol_state": b"RCPT"})
         identity = Identity(Status.VERIFIED, (f"x.d{n}.example".encode(),))
-        assert decide(arrived, request, Facts(identity), TODAY) == decide(ruleset, request, Facts(identity), TODAY)
-        assert decide(arrived, request, Facts(identity), TODAY).rule_name == f"r{n}"
+        decision = decide(arrived, request, Facts(identity), TODAY)
+        assert decision == decide(ruleset, request, Facts(identity), TODAY)
+        assert isinstance(decision, Decision)
+        assert decision.rule_name == f"r{n}"
 
 
 def test_what_is_long_comes_in_slices_of_the_same_objects() -> None:
@@ -105,6 +108,7 @@ async def test_a_ruleset_that_a_request_still_has_stays_until_that_ends() -> Non
     del memory
     request = Request.of({"client_address": b"10.7.1.1", "protocol_state": b"RCPT"})
     decision = decide(arrived, request, Facts(Identity(Status.VERIFIED, (b"x.d7.example",))), TODAY)
+    assert isinstance(decision, Decision)
     assert decision.rule_name == "r7"
     del arrived, decision
     await asyncio.sleep(0)  # the event loop's own reference ends with its turn

@@ -3,7 +3,7 @@
 import os
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -83,7 +83,7 @@ def unreadable(path: Path) -> None:
     ],
 )
 def test_a_ruleset_with_an_error_changes_nothing_and_every_error_is_logged(
-    start_policyd: StartPolicyd, port: int, spoil, complaints: list[str]
+    start_policyd: StartPolicyd, port: int, spoil: Callable[[Path], object], complaints: list[str]
 ) -> None:
     with start_policyd() as policyd, Client(port) as client:
         assert client.ask(BULK) == LATER

@@ -1,6 +1,7 @@
 import os
 import socket
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -78,7 +79,9 @@ def test_without_proc_a_pipe_is_asked_before_each_write(monkeypatch: pytest.Monk
         os.close(end)
 
 
-def test_a_short_write_is_counted_and_the_next_line_begins_a_line(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_write_is_counted_and_the_next_line_begins_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "log"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
     sink = sink_for(descriptor)

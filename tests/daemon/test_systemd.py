@@ -1,5 +1,6 @@
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from policyd.daemon.systemd import Notifier
 
 
 @pytest.fixture
-def systemd(tmp_path: Path):
+def systemd(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(str(tmp_path / "notify"))
         listening.setblocking(False)
@@ -38,7 +39,9 @@ def test_without_a_socket_nothing_is_said_and_nothing_fails() -> None:
         ("vsock:2:1", "neither a path nor an abstract socket"),
     ],
 )
-def test_a_socket_that_is_not_there_is_a_line_in_the_log_once(address: str, complaint: str, caplog) -> None:
+def test_a_socket_that_is_not_there_is_a_line_in_the_log_once(
+    address: str, complaint: str, caplog: pytest.LogCaptureFixture
+) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": address})
     notifier.ready("x")
     notifier.ready("x")
@@ -47,7 +50,7 @@ def test_a_socket_that_is_not_there_is_a_line_in_the_log_once(address: str, comp
     assert complaint in caplog.text
 
 
-def test_a_systemd_that_does_not_read_holds_nobody_up(systemd: socket.socket, caplog) -> None:
+def test_a_systemd_that_does_not_read_holds_nobody_up(systemd: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": systemd.getsockname()})
     for _ in range(2000):
         notifier.status("x" * 1000)

@@ -1,8 +1,10 @@
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -228,7 +230,7 @@ def entries(draw: st.DrawFn) -> Entry:
         * draw(st.sampled_from([1, 900])),
         downgraded=draw(st.booleans()),
         dns_seconds=draw(st.sampled_from([0.0, 0.00001, 4.2])),
-        **{name: draw(from_outside) for name in REQUEST},
+        **dict[str, Any]((name, draw(from_outside)) for name in REQUEST),
     )
 
 
@@ -322,9 +324,9 @@ class Turn:
     """An event loop of which one turn can be run."""
 
     def __init__(self) -> None:
-        self.soon: list = []
+        self.soon: list[Callable[[], object]] = []
 
-    def call_soon(self, callback) -> None:
+    def call_soon(self, callback: Callable[[], object]) -> None:
         self.soon.append(callback)
 
     def run(self) -> None:
@@ -348,7 +350,12 @@ def test_the_lines_of_a_turn_are_written_at_its_end_in_one_append(
     log = opened(tmp_path / "log", turn)
     written: list[bytes] = []
     write = os.write
-    monkeypatch.setattr(os, "write", lambda descriptor, block: written.append(block) or write(descriptor, block))
+
+    def record(descriptor: int, block: bytes) -> int:
+        written.append(block)
+        return write(descriptor, block)
+
+    monkeypatch.setattr(os, "write", record)
     log.append(b"one\n")
     log.append(b"two\n")
     assert not written
@@ -362,7 +369,9 @@ def test_the_lines_of_a_turn_are_written_at_its_end_in_one_append(
 
 
 @pytest.mark.parametrize("move", [lambda path: path.rename(path.with_suffix(".1")), lambda path: path.unlink()])
-def test_a_file_that_was_moved_or_removed_is_opened_again(turn: Turn, tmp_path: Path, move) -> None:
+def test_a_file_that_was_moved_or_removed_is_opened_again(
+    turn: Turn, tmp_path: Path, move: Callable[[Path], object]
+) -> None:
     path = tmp_path / "log"
     log = opened(path, turn)
     log.append(b"before\n")
@@ -376,7 +385,9 @@ def test_a_file_that_was_moved_or_removed_is_opened_again(turn: Turn, tmp_path: 
     log.close()
 
 
-def test_a_folder_that_takes_no_new_file_leaves_the_moved_one_in_use(turn: Turn, tmp_path: Path, caplog) -> None:
+def test_a_folder_that_takes_no_new_file_leaves_the_moved_one_in_use(
+    turn: Turn, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = tmp_path / "logs"
     folder.mkdir()
     log = opened(folder / "log", turn)
@@ -392,7 +403,9 @@ def test_a_folder_that_takes_no_new_file_leaves_the_moved_one_in_use(turn: Turn,
     log.close()
 
 
-def test_lines_that_a_full_disk_does_not_take_are_counted_and_reported_once_a_minute(turn: Turn, caplog) -> None:
+def test_lines_that_a_full_disk_does_not_take_are_counted_and_reported_once_a_minute(
+    turn: Turn, caplog: pytest.LogCaptureFixture
+) -> None:
     log = opened("/dev/full", turn)
     for now in (100.0, 101.0, 159.0, 160.0):
         log.append(b"one\n")
@@ -407,7 +420,7 @@ def test_lines_that_a_full_disk_does_not_take_are_counted_and_reported_once_a_mi
     log.close()
 
 
-def test_lines_lost_since_the_last_report_are_reported_at_the_end(turn: Turn, caplog) -> None:
+def test_lines_lost_since_the_last_report_are_reported_at_the_end(turn: Turn, caplog: pytest.LogCaptureFixture) -> None:
     log = opened("/dev/full", turn)
     for now in (100.0, 101.0):
         log.append(b"one\n")

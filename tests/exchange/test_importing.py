@@ -100,7 +100,7 @@ def test_a_name_with_control_characters_reaches_neither_message_nor_rules(tmp_pa
 
 
 def test_several_files_are_imported_one_after_the_other_with_names_of_their_own(tmp_path: Path) -> None:
-    paths = []
+    paths: list[str] = []
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         path = tmp_path / folder / "clients.cidr"

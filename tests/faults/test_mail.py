@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from tests.faults.conftest import LONG, add_row
 from tests.faults.flow import NORMAL_SECONDS, Row
@@ -152,7 +152,7 @@ class Mail:
             self._lock.notify_all()
 
 
-def settings(postfix: Postfix, resolver: str) -> dict[str, object]:
+def settings(postfix: Postfix, resolver: str) -> dict[str, Any]:
     """A daemon where Postfix asks."""
     return {
         "listen": [f"inet:127.0.0.1:{postfix.port['policy']}"],

@@ -65,9 +65,10 @@ class Part:
     @property
     def latency_to_new(self) -> float:
         """The median latency of the daemon, in that of one just started: the median of the rounds."""
-        return statistics.median(
+        ratios: list[float] = [
             old["latency_us"]["p50"] / new["latency_us"]["p50"] for old, new in zip(self.old, self.new, strict=True)
-        )
+        ]
+        return statistics.median(ratios)
 
     def __str__(self) -> str:
         def latency(name: str) -> list[float]:
@@ -177,7 +178,8 @@ def test_millions_of_requests_with_reloads_leave_everything_as_it_was(setting: S
         log = Log(policyd)
 
         def ask(port: int, seconds: float) -> dict[str, Any]:
-            command = [load, "-a", f"inet:127.0.0.1:{port}", "-f", requests, "-w", "0", "-d", f"{seconds:.2f}"]
+            where = f"inet:127.0.0.1:{port}"
+            command: list[str | Path] = [load, "-a", where, "-f", requests, "-w", "0", "-d", f"{seconds:.2f}"]
             report: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
             assert [report[how] for how in ("wrong", "closed", "refused", "unanswered")] == [0, 0, 0, 0], report
             return report

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 @functools.cache
-def rules(edition: int) -> list[dict]:
+def rules(edition: int) -> list[dict[str, Any]]:
     """The rules of an edition, as `tests.naive` takes them. The odd ones list one network more."""
 
     def text(verb: str) -> str:

@@ -8,6 +8,7 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -60,7 +61,7 @@ REFUSED = postfix(
 )
 
 
-def accepted(queue_id: str, client: str, *deliveries: str, sender: str = "a@b.example", **how: str) -> list[str]:
+def accepted(queue_id: str, client: str, *deliveries: str, sender: str = "a@b.example", **how: Any) -> list[str]:
     """The lines of a mail that was accepted. A delivery is `to=<...>, ...`."""
     return [
         postfix("smtpd", f"connect from {client}", **how),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import pickle
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from policyd.config.conditions import CONDITIONS, Form
 from policyd.config.entries import fold_entry, parse_entries
@@ -34,14 +34,14 @@ LONGEST_LINE = 2_000
 
 def loaded_or_told(rules: Path, settings: Path | None = None) -> Loaded | None:
     """What was loaded; None where it is wrong. Each line of errors or warnings can be printed, and read."""
+    loaded: Loaded | None
     try:
         loaded = load(settings, rules, warnings_on=TODAY)
+        lines = loaded.warning_lines
     except ConfigErrors as errors:
         lines = errors.lines
         assert errors.exit_status in {1, 2}
         loaded = None
-    else:
-        lines = loaded.warning_lines
     assert loaded is not None or lines
     for line in lines:
         assert line.isprintable(), line
@@ -140,7 +140,7 @@ def list_file(content: bytes, folder: Path) -> None:
     # The first byte, a digit, chooses the condition.
     condition = _CONDITIONS[(content[0] - ord("0")) % len(_CONDITIONS)] if content else "cidr"
     form = CONDITIONS[condition].form
-    lines = [_ENTRY.match(line)[0].strip() for line in content[1:].removeprefix(b"\xef\xbb\xbf").split(b"\n")]
+    lines = [_entry(line) for line in content[1:].removeprefix(b"\xef\xbb\xbf").split(b"\n")]
     written = [line for line in lines if line]
     first = written[:ALONE]
     together, bad = parse_entries(form, first)
@@ -167,7 +167,13 @@ def list_file(content: bytes, folder: Path) -> None:
             assert decide_fully(loaded.ruleset, request, Facts(identity), TODAY).rule is not None, text
 
 
-def _flat(entries: object) -> list[object]:
+def _entry(line: bytes) -> bytes:
+    match = _ENTRY.match(line)
+    assert match is not None
+    return match[0].strip()
+
+
+def _flat(entries: object) -> list[Any]:
     if isinstance(entries, Networks):
         return [(4, packed) for packed in entries.v4] + [(6, packed) for packed in entries.v6]
     assert isinstance(entries, list)

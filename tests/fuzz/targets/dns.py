@@ -32,7 +32,8 @@ class Answers:
         self.asked = 0
 
     async def names(self, name: bytes) -> NamesAnswer:
-        return self._ask(name, PTR)
+        answer: NamesAnswer = self._ask(name, PTR)
+        return answer
 
     async def addresses(self, names: Sequence[bytes], version: int) -> list[AddressesAnswer]:
         self.asked += len(names)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import datetime
 import email
 import email.policy
+from email.message import Message
 from typing import TYPE_CHECKING, Any
 
 from policyd.tools.decisions import abuse_report as report_module
@@ -76,7 +77,9 @@ def test_the_report_has_the_form_of_rfc_5965(tmp_path: Path) -> None:
         "message/feedback-report",
         "text/rfc822-headers",
     ]
-    fields = email.message_from_string(feedback.get_payload(0).as_string())
+    content = feedback.get_payload(0)
+    assert isinstance(content, Message)
+    fields = email.message_from_string(content.as_string())
     assert list(fields.keys())[:3] == ["Feedback-Type", "User-Agent", "Version"]
     assert (fields["Feedback-Type"], fields["Version"]) == ("abuse", "1")
     assert (fields["Source-IP"], fields["Incidents"]) == ("49.212.201.2", "6")

@@ -44,7 +44,7 @@ class Entry:
 class ListFile:
     """A list file's bytes, and what has been parsed of them. `hash` and `modified` are as in `LoadedFile`."""
 
-    def __init__(self, path: str, content: bytes, hash: str = "", modified: float = 0.0) -> None:  # noqa: A002
+    def __init__(self, path: str, content: bytes, hash: str = "", modified: float = 0.0) -> None:  # noqa: A002 - as in LoadedFile
         self.path = path
         self.content = content
         self.hash = hash

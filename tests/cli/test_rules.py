@@ -89,7 +89,7 @@ def test_a_wrong_ruleset_is_exit_status_1_with_every_error_on_a_line(folder: Pat
     assert len(lines) == 3
 
 
-def test_check_says_how_many_tests_passed(folder):
+def test_check_says_how_many_tests_passed(folder: Path) -> None:
     assert policyd(folder, "check", "--rules", "rules.yaml").stdout.endswith(b" s; no tests\n")
     given = "given: {client_address: 10.1.2.3}, expect: REJECT"
     (folder / "rules.yaml").write_text(f"{RULES}tests: [{{{given}}}]\n")
@@ -98,7 +98,7 @@ def test_check_says_how_many_tests_passed(folder):
     assert policyd(folder, "check", "--rules", "rules.yaml").stdout.endswith(b" s; 2 tests passed\n")
 
 
-def test_quiet_leaves_errors_and_warnings(folder):
+def test_quiet_leaves_errors_and_warnings(folder: Path) -> None:
     done = policyd(folder, "check", "--rules", "rules.yaml", "--quiet")
     assert (done.returncode, done.stdout) == (0, b"")
     assert done.stderr.count(b"warning: rule 'over'") == 1
@@ -107,7 +107,7 @@ def test_quiet_leaves_errors_and_warnings(folder):
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
-def test_a_notice_is_no_reason_for_strict_to_fail(folder):
+def test_a_notice_is_no_reason_for_strict_to_fail(folder: Path) -> None:
     soon = datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=7)
     (folder / "rules.yaml").write_text("mode: observe\n" + RULES.replace("2020-01-01", str(soon)))
     done = policyd(folder, "check", "--rules", "rules.yaml", "--strict")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -33,9 +33,9 @@ GOOD = {"2.0.0.127.zen.test": Reply(["@ 60 A 127.0.0.2"])}
 
 
 @asynccontextmanager
-async def use(*definitions: DnsList, server: str, **settings: float) -> AsyncIterator[DnsLists]:
+async def use(*definitions: DnsList, server: str, **settings: Any) -> AsyncIterator[DnsLists]:
     """These lists, asked at one server."""
-    dns = Dns(servers=(parse_dns_server(server),), **{"timeout": PATIENCE, **settings})  # type: ignore[arg-type]
+    dns = Dns(servers=(parse_dns_server(server),), **{"timeout": PATIENCE, **settings})
     resolver = Resolver(dns)
     lists = DnsLists()
     lists.use(definitions, dns, resolver.servers)

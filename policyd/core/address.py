@@ -10,7 +10,7 @@ Address: TypeAlias = tuple[int, int]
 
 
 def parse_address(text: bytes) -> Address | None:
-    """An address as (version, number); IPv4-mapped IPv6 is IPv4. None: no address.
+    """Returns an address as (version, number); IPv4-mapped IPv6 is IPv4. None if the text is not an address.
 
     Strict: no zone id, no brackets, no octal, no short form.
     """
@@ -24,13 +24,13 @@ def parse_address(text: bytes) -> Address | None:
 
 
 def format_address(address: Address) -> str:
-    """An address as text."""
+    """Returns an address as text."""
     version, number = address
     return inet_ntop(AF_INET, number.to_bytes(4)) if version == 4 else inet_ntop(AF_INET6, number.to_bytes(16))
 
 
 def reverse_name(address: Address) -> bytes:
-    """The name that PTR records of an address have, without the trailing dot (RFC 1035 section 3.5, RFC 3596
+    """Returns the name of an address's PTR records, without the trailing dot (RFC 1035 section 3.5, RFC 3596
     section 2.5)."""
     version, number = address
     if version == 4:

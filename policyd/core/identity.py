@@ -40,12 +40,12 @@ class Reason(StrEnum):
 
 
 class Identity(NamedTuple):
-    """What is known of a client. Names are lower case, without the trailing dot, as the bytes that DNS (or
+    """The names and the status of a client. Names are lower case, without the trailing dot, as the bytes that DNS (or
     Postfix) gave: nothing is said of their form, so escape them before they go anywhere.
 
     `verified` is sorted and not empty exactly where the status is `verified`; `claimed` holds the PTR names that
     did not verify, sorted. `names_known` says, under `error`, that the PTR lookup succeeded, so that `claimed` is
-    all of them. `seconds` is how long DNS was waited for.
+    all of them. `seconds` is the time that the lookup took.
     """
 
     status: Status
@@ -68,31 +68,31 @@ NO_ADDRESS = Identity(Status.ERROR, reason=Reason.NO_ADDRESS, names_known=False)
 # for the same lookups in SPF.
 MAX_TRIED = 10
 
-# PTR names that are kept for one client. A message of 64 KiB holds 4,000, an answer that fits a datagram some 40; and
+# PTR names that are kept for one client at most. A message of 64 KiB holds 4,000, an answer that fits a datagram some 40; and
 # every one of them is matched against the rules at each request, at about 5 us a name.
 MAX_CLAIMED = 256
 
-# What DNS said: the names of PTR records in presentation form (RFC 1035 section 5.1), or the addresses of a name;
+# An answer of DNS: the names of PTR records in presentation form (RFC 1035 section 5.1), or the addresses of a name;
 # empty is a definite "none". Or why there is no answer.
 NamesAnswer: TypeAlias = tuple[bytes, ...] | Reason
 AddressesAnswer: TypeAlias = tuple[Address, ...] | Reason
 
 
 class Lookups(Protocol):
-    """What `identify` asks of DNS, for one client. Raises nothing: a failure is a `Reason`."""
+    """The DNS lookups of `identify` for one client. They raise nothing: a failure is a `Reason`."""
 
     async def names(self, name: bytes) -> NamesAnswer:
-        """The PTR records at `name`."""
+        """Returns the PTR records at `name`."""
 
     async def addresses(self, names: Sequence[bytes], version: int) -> Sequence[AddressesAnswer]:
-        """The A (version 4) or AAAA (6) records of each name, in the same order, asked for all at once."""
+        """Returns the A (version 4) or AAAA (6) records of each name, in the same order, asked for at the same time."""
 
 
 async def identify(address: Address | None, lookups: Lookups) -> Identity:
-    """Who the client is, for as much as DNS tells; `seconds` is left at 0.
+    """Returns the identity of a client, as far as DNS tells it; `seconds` is left at 0.
 
     The forward lookups are of the client's own address family: an IPv4-mapped address is the IPv4 address. Names
-    that no host can have are claimed, but not looked up. Whatever was learnt before a failure is in the result.
+    that no host can have are claimed, but not looked up. The result has everything that was learnt before a failure.
     """
     if address is None:
         return NO_ADDRESS
@@ -122,7 +122,7 @@ async def identify(address: Address | None, lookups: Lookups) -> Identity:
 
 
 def fold_ptr_name(name: bytes) -> bytes:
-    """The form in which names from DNS are kept: lower case, without the trailing dot; the root is `.`."""
+    """Returns the form in which names from DNS are kept: lower case, without the trailing dot; the root is `.`."""
     return name.lower().removesuffix(b".") or b"."
 
 
@@ -131,8 +131,11 @@ _HOST = re.compile(rb"(?!.{254})(?![0-9.]*\Z)%b(?:\.%b)*" % (_LABEL, _LABEL))
 
 
 def may_be_host(name: bytes) -> bool:
-    """Whether a folded name can be a host's (RFC 1123 section 2.1, underscores allowed): no address, not the root,
-    not digits alone, not the `unknown` that Postfix writes for no name, and none with anything escaped in it."""
+    """Returns whether a host can have this folded name (RFC 1123 section 2.1, underscores allowed).
+
+    An address, the root, digits alone, the `unknown` that Postfix writes for a missing name, and a name with an escape
+    are not host names.
+    """
     return name != b"unknown" and _HOST.fullmatch(name) is not None
 
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import idna
 
-# A domain name has at most 255 octets (RFC 1035 section 2.3.4), a mail address 254 (RFC 5321 section 4.5.3.1.3,
-# erratum 1690). Ours is generous; what is longer is no name, so a long HELO costs no walk over its labels.
+# Bytes of a host name at most: 255 octets (RFC 1035 section 2.3.4). A longer HELO argument is not a name, and costs no
+# walk over its labels.
 MAX_NAME = 255
 
 
 def fold_value(value: bytes) -> bytes:
-    """The form in which mail addresses and other attributes are compared: lower case, also outside ASCII."""
+    """Returns the form in which mail addresses and other attributes are compared: lower case, also outside ASCII."""
     if value.isascii():
         return value.lower()
     return value.decode("utf-8", "replace").lower().encode()
 
 
 def fold_name(name: bytes) -> bytes:
-    """The form in which host names and domains are compared: lower case, A-labels, no trailing dot.
+    """Returns the form in which host names and domains are compared: lower case, A-labels, no trailing dot.
 
     A name that has no A-label form (UTS 46) is compared as it is. One that is too long to be a name is empty.
     """
@@ -32,11 +32,14 @@ def fold_name(name: bytes) -> bytes:
 
 
 def domain_of(address: bytes) -> bytes:
-    """What follows the last `@`, folded; empty without `@` and for an address literal (RFC 5321 section 4.1.3)."""
+    """Returns the domain of a mail address, folded: the part after the last `@`.
+
+    It is empty without `@` and for an address literal (RFC 5321 section 4.1.3).
+    """
     domain = address.rpartition(b"@")[2] if b"@" in address else b""
     return b"" if domain.startswith(b"[") else fold_name(domain)
 
 
 def decode_for_expressions(value: bytes) -> bytes:
-    """What expressions see: UTF-8, with U+FFFD for what is none, since RE2 finds nothing in invalid UTF-8."""
+    """Returns the text that expressions see: UTF-8, with U+FFFD for invalid bytes, because RE2 matches valid UTF-8 only."""
     return value if value.isascii() else value.decode("utf-8", "replace").encode()

@@ -1,7 +1,6 @@
 """Text of others in messages of our own: one line of it stays one line, and does nothing to a terminal.
 
-Whoever wrote it (a file, a client, a name server, Postfix), it is escaped here and nowhere else. How much of it is
-shown is left to whoever shows it.
+Text of a file, a client, a name server or Postfix is escaped here. The caller decides how much of it is shown.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ line; an answer is `action=...` and an empty line. A `RequestParser` belongs to 
 empty line first and looks at attributes only then, so a request may arrive split anywhere or glued to the next.
 Values stay bytes: nothing here decodes what a client sent.
 
-Postfix sends the same attributes in the same order on and on. For each such layout, once seen, one expression
-frames, checks and extracts a request in a single pass; everything else goes the general way.
+Postfix sends the same attributes in the same order in every request. For each such layout, once seen, one expression
+frames, checks and extracts a request in a single pass; every other request takes the general path.
 """
 
 from __future__ import annotations
@@ -62,18 +62,18 @@ ATTRIBUTES = (
 # The states in which Postfix knows a sender; elsewhere an empty `sender` says nothing.
 SENDER_STATES = frozenset({b"MAIL", b"RCPT", b"DATA", b"END-OF-MESSAGE"})
 
-# What every request must say of itself; nothing else is spoken on this protocol.
+# The value of `request` in every request of this protocol.
 REQUEST_TYPE = b"smtpd_access_policy"
 
 # An attribute that Postfix never sends. A request with it asks who answers here, and wants no decision.
 PROBE = b"policyd_probe"
 
-# The longest request. Postfix's own attributes stay below 10 KB; a sender, recipient or certificate subject has
-# at most `line_length_limit` (2048) bytes each, so this leaves room and bounds what one connection can hold.
+# Bytes of a request at most. Postfix's own attributes stay below 10 KB: a sender, recipient or certificate subject has at
+# most `line_length_limit` (2048) bytes. It bounds the memory of one connection.
 REQUEST_BYTES = 65536
 
-# Layouts for which an expression is made. One Postfix has one or two; the bound keeps a client that invents
-# orders of attributes from making us compile without end. Beyond it the general way is taken: slower, same result.
+# Layouts that get an expression. One Postfix has one or two layouts; the limit keeps a client that invents orders of
+# attributes from causing endless compiling. Requests with other layouts take the general path: slower, same result.
 MAX_LAYOUTS = 16
 
 _KNOWN = frozenset(name.encode() for name in ATTRIBUTES)
@@ -99,11 +99,11 @@ class Request:
 
     @classmethod
     def of(cls, attributes: Mapping[str, bytes]) -> Request:
-        """A request with these attributes, for whoever has no bytes to parse."""
+        """Makes a request from attributes instead of bytes."""
         return cls({name: place for place, name in enumerate(attributes)}, tuple(attributes.values()))
 
     def get(self, name: str) -> bytes:
-        """The value of an attribute; empty where Postfix did not send it."""
+        """Returns the value of an attribute; empty if Postfix did not send it."""
         place = self._places.get(name)
         return b"" if place is None else self._values[place]
 
@@ -116,26 +116,26 @@ class Request:
         return address
 
     def attributes(self) -> dict[str, bytes]:
-        """All attributes by name."""
+        """Returns all attributes by name."""
         return {name: self._values[place] for name, place in self._places.items()}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Request) and self.attributes() == other.attributes()
 
-    __hash__ = None  # type: ignore[assignment] # mutable values may stand behind it; nobody needs it as a key
+    __hash__ = None  # type: ignore[assignment] # its values may be mutable, and it is never a key
 
     def __repr__(self) -> str:
         return f"Request({self.attributes()!r})"
 
 
 class Layouts:
-    """The layouts seen so far, shared by the parsers of one server."""
+    """The layouts of requests seen so far, shared by the parsers of one server."""
 
     def __init__(self) -> None:
         self._layouts: dict[tuple[bytes, ...], _Layout] = {}
 
     def learn(self, names: Sequence[bytes]) -> _Layout | None:
-        """The layout with these attribute names in this order; None where no expression is worth it."""
+        """Returns the layout with these attribute names in this order; None if it does not get an expression."""
         key = tuple(names)
         layout = self._layouts.get(key)
         if layout is None and len(self._layouts) < MAX_LAYOUTS and len(set(key)) == len(key) and _KNOWN.issuperset(key):
@@ -160,8 +160,8 @@ class _Layout:
 class RequestParser:
     """Turns the bytes of one connection into requests.
 
-    Call `receive_data` with whatever arrived, then `next_request` until it returns None, which means: more
-    bytes are needed. After a `ProtocolError` the parser is of no more use.
+    Call `receive_data` with the bytes that arrived, then `next_request` until it returns None: more bytes are needed.
+    After a `ProtocolError` the parser cannot be used any more.
     """
 
     __slots__ = ("_buffer", "_layout", "_layouts", "_request_bytes", "_searched", "_start")
@@ -176,11 +176,11 @@ class RequestParser:
 
     @property
     def pending(self) -> int:
-        """How many bytes wait: a request begun, or whole ones that nobody has asked for."""
+        """The number of bytes that have not been returned as requests yet."""
         return len(self._buffer) - self._start
 
     def receive_data(self, received: bytes) -> None:
-        """Takes bytes as they arrived."""
+        """Takes bytes as they arrive."""
         if self._start == len(self._buffer):
             self._buffer = received  # usually one whole request: no copy
             self._start = self._searched = 0
@@ -194,9 +194,9 @@ class RequestParser:
         self._buffer += received
 
     def next_request(self) -> Request | None:
-        """The next request, or None if it has not arrived whole.
+        """Returns the next request, or None if it has not arrived whole.
 
-        Raises ProtocolError for a request that is none: too long, a line without `=`, another type; and ProbeReceived
+        Raises ProtocolError if it is not a request: too long, a line without `=`, another type; and ProbeReceived
         for one that asks for a name.
         """
         buffer, start = self._buffer, self._start
@@ -222,7 +222,7 @@ class RequestParser:
         return self._parse(bytes(buffer[start:end]))
 
     def _parse(self, block: bytes) -> Request:
-        """The general way: any attributes in any order. Of a repeated one the last counts."""
+        """Parses a request with any attributes in any order. Of a repeated attribute the last counts."""
         names = []
         values = {}
         for line in block.split(b"\n"):
@@ -277,6 +277,6 @@ def parse_probe_reply(content: bytes) -> ProbeReply | None:
 
 
 def _shown(value: bytes) -> str:
-    """What a client sent, short and printable, for a message."""
+    """Returns the beginning of a client's bytes, printable, for a message."""
     shown = repr(value[:60])[1:]
     return shown if len(value) <= 60 else shown + "..."

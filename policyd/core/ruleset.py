@@ -1,4 +1,4 @@
-"""What a ruleset is, once it has been read and found right.
+"""The parts of a ruleset that has been read and checked: rules, conditions, actions.
 
 Everything here is frozen: a reload builds a new `Ruleset` whole and swaps one reference. Nothing here
 checks anything (`policyd.config` did) and nothing decides anything (`policyd.core.engine` does).
@@ -47,7 +47,7 @@ class Kind(Enum):
 
 
 class Subject(StrEnum):
-    """What a condition looks at, where it is no attribute of the request."""
+    """The subject of a condition that does not look at an attribute of the request."""
 
     HOSTNAME = "hostname"  # the client's host name, verified or claimed: policyd.core.engine says which is seen
     REVERSE_DNS = "reverse_dns"
@@ -70,13 +70,13 @@ class Condition:
 
     @property
     def needs_identity(self) -> bool:
-        """Whether the condition looks at what only reverse DNS can tell."""
+        """Whether the condition looks at the client's reverse DNS."""
         return self.subject == Subject.HOSTNAME or self.subject == Subject.REVERSE_DNS  # noqa: PLR1714 - no set is built on each call
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What to answer.
+    """An answer as a rule gives it.
 
     `code` is an enhanced status code (RFC 3463) or empty. `text` is the template in pieces: literal text at
     even places, names of placeholders at odd ones; empty for no text.
@@ -102,5 +102,5 @@ class Rule:
     line: int = 0
 
     def expired(self, today: datetime.date) -> bool:
-        """Whether the rule is to be skipped on `today` (a date in UTC)."""
+        """Returns whether the rule is skipped on `today` (a date in UTC)."""
         return self.expires is not None and today >= self.expires

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 
 class Throttled:
-    """Says something at most once in so many seconds, with how often it happened meanwhile.
+    """Allows a message at most once in a given number of seconds, with a count of what was held back.
 
-    Call `happened` each time, and `tell` now and then: the first gets its line at once, those after it one line
-    together when the time is over, or with the first that happens then.
+    Call `happened` for each event, and `tell` from time to time: the first event gets its line at once; those after it
+    share a line when the time is over.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -17,13 +17,13 @@ class Throttled:
         self._last = ""
 
     def happened(self, message: str, now: float) -> str | None:
-        """What to say at once, or nothing."""
+        """Returns the line to write now; None if it is held back."""
         self._untold += 1
         self._last = message
         return self.tell(now)
 
     def tell(self, now: float) -> str | None:
-        """What has been kept back and may be said by now; `now` in seconds of the monotonic clock."""
+        """Returns the line for what was held back, if its time has come; `now` in seconds of the monotonic clock."""
         if not self._untold or now - self._told < self._seconds:
             return None
         count, self._untold, self._told = self._untold, 0, now

@@ -39,8 +39,8 @@ _PROBE_INSTANCE = b"policyd-doctor"
 class LoggedDecision(NamedTuple):
     """One line of the decision log.
 
-    `time` is as it was written (RFC 3339). What the line does not say is empty, or None where empty means
-    something: `sender` (empty is the null sender), `dns_ms` and `ms` (milliseconds). `hostname` is a verified name, or
+    `time` is as it was written (RFC 3339). A value that the line does not have is empty, or None if empty is a value of
+    its own: `sender` (empty is the null sender), `dns_ms` and `ms` (milliseconds). `hostname` is a verified name, or
     empty. `action` is what Postfix was told and `would`, under a top-level `mode: observe`, what it would have been.
     """
 
@@ -80,12 +80,12 @@ class LoggedDecision(NamedTuple):
 
     @property
     def rule_name(self) -> bytes:
-        """The rule that decided, `default` where none did."""
+        """The deciding rule's name, `default` for none."""
         return self.rule or b"default"
 
 
 def parse_anywhere(line: bytes) -> LoggedDecision | None:
-    """As `parse`, also for a line of syslog or of `journalctl` (-o short or json) that has the decision in it."""
+    """Parses a line like `parse`, or a line of syslog or of `journalctl` (-o short or json) that contains one."""
     decision = parse(line)
     if decision is not None:
         return decision
@@ -101,7 +101,7 @@ def parse_anywhere(line: bytes) -> LoggedDecision | None:
 
 
 def parse(line: bytes) -> LoggedDecision | None:
-    """The decision that a line tells of, or None for a line that is none."""
+    """Returns the decision of a line; None if the line is not a decision."""
     if line.startswith(b"{"):
         return _parse_json(line)
     if match := _TEXT.match(line):
@@ -123,7 +123,7 @@ def _parse_text(stamp: bytes, action: bytes, rest: bytes) -> LoggedDecision | No
 
 
 def _logged(values: list[Any]) -> LoggedDecision:
-    """The decision with these values, in the order of the fields."""
+    """Returns the decision with these values, in the order of the fields."""
     decision = LoggedDecision._make(values)
     if decision.sender is None and decision.protocol_state in SENDER_STATES:
         decision = decision._replace(sender=b"")

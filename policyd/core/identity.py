@@ -68,8 +68,8 @@ NO_ADDRESS = Identity(Status.ERROR, reason=Reason.NO_ADDRESS, names_known=False)
 # for the same lookups in SPF.
 MAX_TRIED = 10
 
-# PTR names that are kept for one client at most. A message of 64 KiB holds 4,000, an answer that fits a datagram some 40; and
-# every one of them is matched against the rules at each request, at about 5 us a name.
+# PTR names that are kept for one client at most. A message of 64 KiB holds 4,000, an answer that fits a datagram some
+# 40; and every name is matched against the rules at each request, at about 5 us a name.
 MAX_CLAIMED = 256
 
 # An answer of DNS: the names of PTR records in presentation form (RFC 1035 section 5.1), or the addresses of a name;

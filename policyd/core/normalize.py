@@ -41,5 +41,5 @@ def domain_of(address: bytes) -> bytes:
 
 
 def decode_for_expressions(value: bytes) -> bytes:
-    """Returns the text that expressions see: UTF-8, with U+FFFD for invalid bytes, because RE2 matches valid UTF-8 only."""
+    """Returns the text that expressions see: UTF-8, with U+FFFD for invalid bytes (RE2 matches valid UTF-8 only)."""
     return value if value.isascii() else value.decode("utf-8", "replace").encode()

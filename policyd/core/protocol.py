@@ -68,8 +68,8 @@ REQUEST_TYPE = b"smtpd_access_policy"
 # An attribute that Postfix never sends. A request with it asks who answers here, and wants no decision.
 PROBE = b"policyd_probe"
 
-# Bytes of a request at most. Postfix's own attributes stay below 10 KB: a sender, recipient or certificate subject has at
-# most `line_length_limit` (2048) bytes. It bounds the memory of one connection.
+# Bytes of a request at most. Postfix's own attributes stay below 10 KB: a sender, recipient or certificate subject
+# has at most `line_length_limit` (2048) bytes. It bounds the memory of one connection.
 REQUEST_BYTES = 65536
 
 # Layouts that get an expression. One Postfix has one or two layouts; the limit keeps a client that invents orders of

@@ -6,7 +6,8 @@ one package after the other back to its locked version and repeats the failed te
 
     newest.py [PYTEST_ARGUMENT...]
 
-Exit status: 0 if all tests pass, 1 if a dependency breaks some, 2 if the tests fail with the locked versions too.
+Exit status: 0 if all tests pass or nothing is newer than the lock, 1 if a dependency breaks some, 2 if the tests fail
+with the locked versions too.
 """
 
 from __future__ import annotations
@@ -78,7 +79,11 @@ def main(arguments: list[str]) -> int:
         locked = environment.versions()
         environment.install("--upgrade", "--upgrade-strategy=eager", "--editable", ".[test]")
         newest = environment.versions()
-        for name, version in changed(locked, newest).items():
+        newer = changed(locked, newest)
+        if not newer:
+            print("The locked versions are the newest; `make test` has tested them.", flush=True)
+            return 0
+        for name, version in newer.items():
             print(f"{name}: {version} is locked, {newest[name]} is the newest", flush=True)
         tests = ["-m", "not field", "-o", f"cache_dir={folder}/cache", *arguments]
         if environment.passes(*tests):

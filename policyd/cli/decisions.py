@@ -21,6 +21,7 @@ from policyd.core.engine import decide
 from policyd.core.facts import Facts, Needs
 from policyd.core.ruleset import Verb
 from policyd.decision_log import reader
+from policyd.logs.decisions import hint
 from policyd.logs.files import STANDARD_INPUT, in_order, rotated_set
 from policyd.tools.decisions import abuse_report as reports
 from policyd.tools.decisions import lookup as lookups
@@ -169,12 +170,16 @@ def tail(
         else:
             found = tails.follow(path, lines, wanted)
         console = results()
+        shown = 0
         for decision in found:
+            shown += 1
             if as_json:
                 click.echo(json.dumps(reader.as_json(decision)))
             else:
                 console.print(tails.as_line(decision), soft_wrap=True)
                 sys.stdout.flush()
+        if no_follow and not shown and lines and path != STANDARD_INPUT:
+            raise Failure(f"policyd: no decision to show in {path}{hint(path)}", 1)
 
 
 @click.command()

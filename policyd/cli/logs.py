@@ -14,6 +14,7 @@ from policyd.cli import Failure
 from policyd.cli.options import json_option, rules_options
 from policyd.config.load import load
 from policyd.logs.files import LogError, in_order
+from policyd.logs.maillog import WAYS_OUT, quote
 from policyd.tools.display import counted, reading, results
 from policyd.tools.judge import Assumption
 from policyd.tools.replay import output as replay_report
@@ -25,7 +26,7 @@ from policyd.tools.suggest.candidates import suggest as find_candidates
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from policyd.logs.maillog import LineCounts
+    from policyd.logs.counts import LineCounts
 
 _Function = TypeVar("_Function")
 
@@ -53,7 +54,8 @@ def logs_argument(function: _Function) -> _Function:
     "--fail-if-delivered",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Exit with 1 if more than N delivered mails would have been refused; with --against, by the new ruleset only.",
+    help="Exit with 1 if more than N delivered mails would have been refused; with --against, by the new ruleset only."
+    " Exit with 2 if lines were left out because of a limit.",
 )
 @logs_argument
 def replay(
@@ -97,6 +99,12 @@ def replay(
     else:
         replay_report.print_comparison(results(), compared)
     refused = result.facts.refused_delivered
+    if fail_if_delivered is not None and result.facts.counts.left_out.lines:
+        left_out = "; ".join(result.facts.counts.left_out.notes())
+        raise Failure(
+            f"policyd: {counted(refused, 'delivered mail')} would have been refused, and there may be more: {left_out}",
+            2,
+        )
     if fail_if_delivered is not None and refused > fail_if_delivered:
         allowed = "none is allowed" if not fail_if_delivered else f"{fail_if_delivered:,} are allowed"
         raise Failure(f"policyd: {counted(refused, 'delivered mail')} would have been refused; {allowed}", 1)
@@ -147,11 +155,7 @@ def suggest(
     elif found.candidates:
         click.echo(suggest_report.as_yaml(found, limit, taken), nl=False)
     if not found.candidates:
-        raise Failure(
-            f"policyd: nothing to suggest: {counted(found.transactions, 'mail')}, {found.refused:,} refused or"
-            f" deferred, {found.covered:,} of these decided by the ruleset; --min-clients 1 shows weaker candidates",
-            1,
-        )
+        raise Failure(f"policyd: nothing to suggest: {suggest_report.why_nothing(found, min_clients)}", 1)
 
 
 @contextlib.contextmanager
@@ -165,9 +169,12 @@ def log_errors() -> Iterator[None]:
 
 def no_mail(logs: Sequence[str], counts: LineCounts) -> Failure:
     """Nothing to work on is a failure: a check that looked at nothing must not pass."""
+    quoted = quote(counts.example)
+    example = f"; one begins with {quoted}; {WAYS_OUT}" if quoted else ""
+    hidden = f", {counts.hidden:,} without text (read the journal with --all)" if counts.hidden else ""
     return Failure(
         f"policyd: no mail from outside in {', '.join(logs)}: {counted(counts.lines, 'line')}, {counts.other:,} of"
-        f" other matters, {counts.unknown:,} in no known form",
+        f" other matters, {counts.unknown:,} in no known form{hidden}{example}",
         1,
     )
 

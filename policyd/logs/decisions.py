@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING
 
 from policyd.decision_log.reader import LoggedDecision, parse_anywhere
 from policyd.logs.files import LogError, read_blocks
+from policyd.logs.maillog import MailLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+# Lines that are looked at to tell a mail log from other files.
+_SAMPLE_LINES = 1000
 
 
 @dataclass(slots=True)
@@ -28,17 +32,37 @@ def decisions(
     Raises `LogError` for a file that cannot be read, and for one with lines and without any decision.
     """
     name, lines, found = "", 0, 0
+    sample: list[bytes] = []
     for block in read_blocks(paths, advance):
         if block.first:
-            _refuse_foreign(name, counts.lines - lines, counts.decisions - found)
+            _refuse_foreign(name, counts.lines - lines, counts.decisions - found, sample)
             name, lines, found = block.name, counts.lines, counts.decisions
+            sample = block.lines[:_SAMPLE_LINES]
         batch = [decision for line in block.lines if (decision := parse_anywhere(line)) is not None]
         counts.lines += len(block.lines)
         counts.decisions += len(batch)
         yield batch
-    _refuse_foreign(name, counts.lines - lines, counts.decisions - found)
+    _refuse_foreign(name, counts.lines - lines, counts.decisions - found, sample)
 
 
-def _refuse_foreign(name: str, lines: int, found: int) -> None:
+def _refuse_foreign(name: str, lines: int, found: int, sample: list[bytes]) -> None:
     if lines and not found:
-        raise LogError(f"{name}: no decision log: none of its {lines:,} lines is a decision of policyd's")
+        raise LogError(
+            f"{name}: no decision log: none of its {lines:,} lines is a decision of policyd's{_mail_log_hint(sample)}"
+        )
+
+
+def hint(path: str) -> str:
+    """What to do about a file without decisions, for the end of a message; empty if there is nothing to say.
+
+    Raises `LogError` if the file cannot be read.
+    """
+    for block in read_blocks([path]):
+        return _mail_log_hint(block.lines[:_SAMPLE_LINES])
+    return ""
+
+
+def _mail_log_hint(sample: list[bytes]) -> str:
+    log = MailLog()
+    log.feed(sample)
+    return "; it is a mail log, which `policyd replay` and `policyd suggest` read" if log.counts.used else ""

@@ -1,27 +1,30 @@
-"""Mail logs, whoever wrote them: lines in, mail transactions out.
+"""Mail logs of any program that is known: lines in, mail transactions out.
 
-Knows Postfix and sendmail in the forms of syslog (RFC 3164 and RFC 3339 stamps, any host or none, any instance name)
-and of `journalctl -o short` and `-o json`, and policyd's own decision log in both of its formats, bare or within a
-journal. Promises: no line raises; lines that tell nothing are counted; what is held is bounded, since the readers of
-each format give up their oldest open mail at a bound. Lines of several hosts and programs may be mixed.
+Knows Postfix and sendmail within whatever policyd.logs.wrappings and policyd.logs.journal peel off, and policyd's own
+decision log in both of its formats, bare or within another log. Promises: no line raises; each line is counted once;
+what is held is bounded, and each limit that was reached is counted. Lines of several hosts and programs may be mixed.
 
-The way of a line: what stands before the process id names the writer, and a dict leads from that to its reader, or
-to nothing for the many lines of other programs. No expression is tried on a line before that.
+The way of a line: what stands between its timestamp and its process id names the writer, and a dict leads from there
+to the writer's reader, or to none for the many lines of other programs. Only a line whose writer is new, or that no
+dict entry fits, is peeled. A writer with an unknown name is told by the form of its first messages.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from policyd.decision_log import reader
+from policyd.logs.counts import LeftOut, LineCounts
 from policyd.logs.files import LogError, read_blocks
-from policyd.logs.postfix import PostfixLog
+from policyd.logs.journal import Collector, entry_of, parse_json
+from policyd.logs.postfix import OpenMails, PostfixHost
 from policyd.logs.sendmail import SendmailLog
 from policyd.logs.timestamps import LogClock
 from policyd.logs.transaction import MAX_RECIPIENTS, Observation, Outcome, Standing
+from policyd.logs.wrappings import Entry, is_stamped, peel, repeats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,29 +33,57 @@ if TYPE_CHECKING:
 
     Reader = Callable[[bytes, bytes, bytes], bool]
 
-# No mail program writes a longer line (Postfix cuts at 2 KiB, policyd at 4), so a longer one is no line of a mail log
-# and need not be looked through. JSON carries a journal's fields around the message.
+# Bytes of a line that is read; mail servers write shorter ones (Postfix cuts at 2 KiB, policyd at 4).
 _MAX_LINE = 8 * 1024
+# The same for JSON, which has a journal's fields around the message.
 _MAX_JSON_LINE = 64 * 1024
 
-# Writers (host and program) remembered. A site has dozens; junk that looks like lines must not fill memory.
-_MAX_WRITERS = 4096
+# Writers (host and program) whose readers are remembered; beyond it they are looked up anew. 20 MB.
+_MAX_WRITERS = 131_072
 
-# Hosts and instances read apart, for the same reason.
-_MAX_LOGS = 256
+# Hosts that are told apart; a central log server has thousands, and junk that looks like hosts must not fill memory.
+_MAX_HOSTS = 16_384
 
-# Messages whose recipients policyd may still be asked about: one for each smtpd process.
+# Messages of a writer with an unknown name that are looked at, to see whether it is a mail server.
+_MAX_TRIES = 1000
+
+# Mails that policyd may still be asked about, by `instance`: one for each smtpd process.
 _MAX_INSTANCES = 4096
 
-# A host name is no longer (RFC 1035 section 2.3.4).
-_MAX_HOST = 255
+# Mails that one line can stand for. `last message repeated` counts up to an hour of them.
+_MAX_REPEATS = 10_000
 
-# A journal has the lines of everything; only those whose writer is worth it are read as JSON.
+# Bytes of a line that are shown where it is quoted.
+_MAX_EXAMPLE = 300
+
+# The shortest timestamp, `Mar 9 23:12:23`.
+_SHORTEST_STAMP = 14
+
+# The entries of a journal are those of every program; only those of a possible mail server are read as JSON.
 _IDENTIFIER = re.compile(rb'"SYSLOG_IDENTIFIER"\s*:\s*"([^"\\]{1,200})"')
 
-_PROGRAM = re.compile(rb"[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*")
+# Within the message: Solaris's message id, and what rsyslog writes in place of lines that are alike.
+_WITHIN = (b"[", b"message repeated ")
+_MESSAGE_ID = re.compile(rb"\[ID \d{1,10} [a-z0-9]{1,10}\.[a-z]{1,10}\] ")
+_REPEATED = re.compile(rb"message repeated (\d{1,9}) times: \[ ?(.*)\]", re.DOTALL)
+_BLOB = re.compile(rb"\[[\d.]{1,8}[BKMG]? blob data\]")
+
+_PROGRAM = re.compile(rb"[A-Za-z0-9._@-]+(?:/[A-Za-z0-9._@-]+)*")
 _SENDMAIL = frozenset({b"sendmail", b"sm-mta", b"sm-mta-in", b"sendmail-in", b"MTA"})
 _POLICYD = b"policyd"
+
+# The forms of Postfix's messages and of sendmail's, where the name of the program does not tell.
+_POSTFIX_SHAPE = re.compile(
+    rb"(?:NOQUEUE|[0-9A-F]{5,15}|[0-9B-DF-HJ-NP-TV-Zb-df-hj-np-tv-z]{10,20}): "
+    rb"(?:client=\S*\[|from=<.*>, size=\d+, nrcpt=|to=<.*>, .*status=|removed$|message-id=<"
+    rb"|(?:milter-|proxy-)?(?:reject|discard|accept): )"
+    rb"|(?:dis)?connect from \S*\[[0-9A-Fa-f:.]+\]|proxy-(?:accept|reject): "
+    rb"|warning: hostname \S+ does not resolve to address "
+)
+_SENDMAIL_SHAPE = re.compile(
+    rb"(?:[A-Za-z0-9]{8,20}: )?(?:from=.*, class=|to=.*, stat=|ruleset=check_\w+, arg1=|Milter\b.*(?:reject|discard)"
+    rb"|(?:AUTH|STARTTLS)=server, relay=)"
+)
 
 _OUTCOMES = {b"DUNNO": Outcome.PASSED, b"REJECT": Outcome.REJECTED}
 _STANDINGS = {
@@ -61,16 +92,6 @@ _STANDINGS = {
     b"missing": Standing.NONE,
     b"error": Standing.ERROR,
 }
-
-
-@dataclass(slots=True)
-class LineCounts:
-    """What became of the lines."""
-
-    lines: int = 0
-    used: int = 0  # told something of a mail
-    other: int = 0  # of a program, or of a matter, that tells nothing of mail from outside
-    unknown: int = 0  # in no form that is known
 
 
 class MailLog:
@@ -83,41 +104,54 @@ class MailLog:
         self.counts = LineCounts()
         self._clock = LogClock()
         self._observations: list[Observation] = []
-        self._readers: dict[bytes, Reader] = {}
-        self._postfix: dict[bytes, PostfixLog] = {}
+        self._readers: dict[bytes, Reader] = {}  # by what stands in a line between timestamp and process id
+        self._writers: dict[tuple[bytes, bytes], Reader] = {}  # by host and program
+        self._open = OpenMails(self.counts.left_out)
+        self._postfix: dict[bytes, PostfixHost] = {}
         self._sendmail: dict[bytes, SendmailLog] = {}
         self._asked: dict[bytes, Observation] = {}  # by instance: what policyd was asked of, not yet complete
+        # In the wrapping seen last: where the timestamp begins, and where to look for the blank behind it.
+        self._start, self._behind = 0, _SHORTEST_STAMP
+        self._previous = b""
+        self._collector: Collector | None = None
 
     def start_file(self, modified: float) -> None:
         """Begin a file that was last written to at `modified` (Unix seconds), which dates stamps without a year."""
+        self._end_entry()
+        self._previous = b""
         self._clock.start_file(modified)
 
     def feed(self, lines: Sequence[bytes]) -> list[Observation]:
         """Takes lines, without their ends; returns the mails that they complete, in no strict order."""
         readers = self._readers
+        start, behind, previous = self._start, self._behind, self._previous
         used = other = unknown = 0
         for line in lines:
             # b"Aug  3 12:15:23 ulysses postfix/smtpd[9105]: NOQUEUE: reject: ..."
             head, _, message = line.partition(b"]: ")
             writer, _, pid = head.rpartition(b"[")
-            # Fourteen is where the shortest stamp, `Mar 9 23:12:23`, ends.
-            end = writer.find(b" ", 14)
+            end = writer.find(b" ", behind)
             reader = readers.get(writer[end:])
             if reader is _ignore:
                 other += 1
-            elif reader is not None and len(line) <= _MAX_LINE:
-                if reader(writer[:end], pid, message):
+            elif reader is not None and message and len(line) <= _MAX_LINE:
+                if reader(writer[start:end], pid, message) or (
+                    message.startswith(_WITHIN) and self._within(reader, writer[start:end], pid, message)
+                ):
                     used += 1
                 else:
                     other += 1
             else:
-                known = self._unusual(line, writer, pid, message)
+                known = self._unusual(line, previous)
+                start, behind = self._start, self._behind
                 if known is None:
                     unknown += 1
                 elif known:
                     used += 1
                 else:
                     other += 1
+            previous = line
+        self._previous = previous
         counts = self.counts
         counts.lines += len(lines)
         counts.used += used
@@ -127,8 +161,10 @@ class MailLog:
 
     def finish(self) -> list[Observation]:
         """End of all logs: the mails that are still open, with what is known of them."""
+        self._end_entry()
         for postfix in self._postfix.values():
             postfix.flush()
+        self._open.flush(self._observations)
         for sendmail in self._sendmail.values():
             sendmail.flush()
         self._observations.extend(self._asked.values())
@@ -142,74 +178,231 @@ class MailLog:
 
     # --- Lines whose writer is not known yet, and those without one -------------------------------------------------
 
-    def _unusual(self, line: bytes, writer: bytes, pid: bytes, message: bytes) -> bool | None:
+    def _unusual(self, line: bytes, previous: bytes) -> bool | None:
         """As a reader; None for a line in no known form."""
-        if line.startswith(b"{"):
-            return self._json(line) if len(line) <= _MAX_JSON_LINE else None
-        if len(line) > _MAX_LINE:
-            return None
-        if (decision := reader.parse(line)) is not None:
-            return self._decided(decision)
-        end = writer.find(b" ", 14)
-        stamp = writer[:end]
-        if end < 0 or not pid.isdigit() or b": " in writer or self._clock.seconds(stamp) is None:
-            # `program: message` without a process id, and what is no line of syslog.
-            return False if self._clock.seconds(line[:40]) is not None else None
-        read = self._learn(writer[end:])
-        return read(stamp, pid, message)
+        known = self._read(line, previous)
+        if known is None and not self.counts.example:
+            self.counts.example = line[:_MAX_EXAMPLE]
+        return known
 
-    def _learn(self, source: bytes) -> Reader:
-        """The reader for a writer seen for the first time: `ulysses postfix-in/smtpd`."""
-        host, _, program = source.strip().rpartition(b" ")
-        read = self._reader_for(host, program)
+    def _read(self, line: bytes, previous: bytes) -> bool | None:
+        if self._collector is not None or Collector.begins(line):
+            return self._collect(line)
+        if line.startswith(b"{"):
+            return self._json(line, b"")
+        if len(line) > _MAX_LINE:
+            self.counts.left_out.long_lines += 1
+            return None
+        # `ulysses dovecot: `, without a process id.
+        end = line.find(b" ", self._behind)
+        colon = line.find(b": ", end)
+        if end > 0 and (read := self._readers.get(line[end : colon + 1])) is not None:
+            known: bool | None = self._said(read, line[self._start : end], b"", line[colon + 2 :])
+        elif (decision := reader.parse(line)) is not None:
+            known = self._decided(decision)
+        elif times := repeats(line):
+            known = self._repeat(times, lambda: self._read(previous, b""))
+        elif line.strip():
+            known = self._entry(peel(line), line)
+        else:
+            self.counts.blank += 1
+            known = False
+        return known
+
+    def _entry(self, entry: Entry, line: bytes) -> bool | None:
+        stamp, host, program, pid, message, start = entry
+        if not program or (not pid and b"/" not in program):
+            # A message alone (`journalctl -o cat`), whose queue id looks like a program.
+            alone = program + b": " + message if program else message
+            if alone.startswith(b"{"):
+                return self._json(alone, stamp)
+            if (decision := reader.parse(alone)) is not None:
+                return self._decided(decision)
+            if (read := self._reader_by_shape(host, alone)) is not None:
+                return self._said(read, stamp, pid, alone)
+            if not program:
+                return False if is_stamped(line) and self._no_tag(line) else None
+        read = self._reader(host, program)
+        if start >= 0:
+            self._learn(line, entry, read)
+        return self._said(read, stamp, pid, message)
+
+    def _no_tag(self, line: bytes) -> bool:
+        self.counts.example = self.counts.example or line[:_MAX_EXAMPLE]
+        return True
+
+    def _learn(self, line: bytes, entry: Entry, read: Reader) -> None:
+        """Remembers the writer, and the form of the line around it."""
+        behind = entry.start + (len(entry.stamp) if b" " in entry.stamp[_SHORTEST_STAMP:] else _SHORTEST_STAMP)
+        end = line.find(b" ", behind)
+        if end != entry.start + len(entry.stamp):
+            return
+        writer = line.partition(b"]: ")[0].rpartition(b"[")[0] if entry.pid else line[: line.find(b": ", end) + 1]
+        key = writer[end:]
+        if not key.rstrip(b":").endswith(entry.program):
+            return
         if len(self._readers) >= _MAX_WRITERS:
             self._readers.clear()
-        self._readers[source] = read
+        self._readers[key] = read
+        self._start, self._behind = entry.start, behind
+
+    def _said(self, read: Reader, stamp: bytes, pid: bytes, message: bytes) -> bool:
+        """What a known writer said."""
+        return read(stamp, pid, message) or (message.startswith(_WITHIN) and self._within(read, stamp, pid, message))
+
+    def _within(self, read: Reader, stamp: bytes, pid: bytes, message: bytes) -> bool:
+        """As `read`, for a message that stands within something that its syslog daemon wrote."""
+        if (message_id := _MESSAGE_ID.match(message)) is not None:
+            message = message[message_id.end() :]
+            return self._said(read, stamp, pid, message)
+        if (repeated := _REPEATED.fullmatch(message)) is not None:
+            times, inner = int(repeated[1]), repeated[2].rstrip()
+            return self._repeat(times, lambda: read(stamp, pid, inner)) is True
+        if _BLOB.fullmatch(message) is not None:
+            self.counts.hidden += 1
+        return False
+
+    def _repeat(self, times: int, read: Callable[[], bool | None]) -> bool | None:
+        if times > _MAX_REPEATS:
+            self.counts.left_out.repeats += times - _MAX_REPEATS
+        known: bool | None = False
+        for _ in range(min(times, _MAX_REPEATS)):
+            known = read()
+            if not known:
+                return False
+        self.counts.repeated += min(times, _MAX_REPEATS)
+        return known
+
+    # --- Who reads what ---------------------------------------------------------------------------------------------
+
+    def _reader(self, host: bytes, program: bytes) -> Reader:
+        read = self._writers.get((host, program))
+        if read is None:
+            read = self._new_reader(host, program)
+            if len(self._writers) >= _MAX_WRITERS:
+                self._writers.clear()
+            self._writers[host, program] = read
         return read
 
-    def _reader_for(self, host: bytes, program: bytes) -> Reader:
+    def _new_reader(self, host: bytes, program: bytes) -> Reader:
         if not _PROGRAM.fullmatch(program):
             return _ignore
         if program == _POLICYD:
             return self._policyd
         if program in _SENDMAIL:
-            sendmail = _log_of(self._sendmail, host, lambda: SendmailLog(self._clock, self._observations))
-            return sendmail.read if sendmail is not None else _ignore
+            return self._sendmail_of(host)
         instance, slash, daemon = program.partition(b"/")
         if not slash:
-            return _ignore
+            return self._undecided(host, program)
         # `postfix/submission/smtpd` is a service of the instance `postfix`, whose queue it shares.
-        postfix = _log_of(self._postfix, host + b" " + instance, lambda: PostfixLog(self._clock, self._observations))
-        return (postfix.reader(daemon.rpartition(b"/")[2]) if postfix is not None else None) or _ignore
+        daemon = daemon.rpartition(b"/")[2]
+        if not PostfixHost.knows(daemon):
+            return self._undecided(host, program)
+        postfix = self._postfix_of(host)
+        return postfix.reader(instance, daemon) if postfix is not None else self._beyond
 
-    def _json(self, line: bytes) -> bool | None:
-        """policyd's own format, or `journalctl -o json`; as a reader, and None for neither."""
-        identifier = _IDENTIFIER.search(line)
-        if identifier is not None and self._readers.get(b" " + identifier[1]) is _ignore:
-            return False
-        try:
-            fields = json.loads(line)
-        except (ValueError, RecursionError):
+    def _reader_by_shape(self, host: bytes, message: bytes) -> Reader | None:
+        """The reader that a message calls for by its form alone."""
+        if _POSTFIX_SHAPE.match(message) is not None:
+            postfix = self._postfix_of(host)
+            return postfix.reader(b"", None) if postfix is not None else self._beyond
+        return self._sendmail_of(host) if _SENDMAIL_SHAPE.match(message) is not None else None
+
+    def _postfix_of(self, host: bytes) -> PostfixHost | None:
+        if host not in self._postfix:
+            if len(self._postfix) >= _MAX_HOSTS:
+                return None
+            self._postfix[host] = PostfixHost(host, self._clock, self._observations, self._open)
+        return self._postfix[host]
+
+    def _sendmail_of(self, host: bytes) -> Reader:
+        if host not in self._sendmail:
+            if len(self._sendmail) >= _MAX_HOSTS:
+                return self._beyond
+            self._sendmail[host] = SendmailLog(self._clock, self._observations, self.counts.left_out)
+        return self._sendmail[host].read
+
+    def _beyond(self, _stamp: bytes, _pid: bytes, _message: bytes) -> bool:
+        """Reads the lines of hosts beyond the maximum: counts them."""
+        self.counts.left_out.hosts += 1
+        return False
+
+    def _undecided(self, host: bytes, program: bytes) -> Reader:
+        undecided = _Undecided(host, program)
+        undecided.read = partial(self._try, undecided)
+        return undecided.read
+
+    def _try(self, undecided: _Undecided, stamp: bytes, pid: bytes, message: bytes) -> bool:
+        """Reads a message of a writer that is not known to be a mail server, or not to be one."""
+        text = message[message_id.end() :] if (message_id := _MESSAGE_ID.match(message)) is not None else message
+        if (read := self._reader_by_shape(undecided.host, text)) is not None:
+            self._decide(undecided, read)
+            return read(stamp, pid, text)
+        # A container whose lines syslog or the journal has wrapped: each of them is another program's.
+        if is_stamped(text) and (inner := peel(text)).program:
+            read = self._reader(inner.host or undecided.host, inner.program)
+            return self._said(read, inner.stamp, inner.pid, inner.message)
+        if (decision := reader.parse(text)) is not None:
+            return self._decided(decision)
+        undecided.left -= 1
+        if not undecided.left:
+            self._decide(undecided, _ignore)
+        return False
+
+    def _decide(self, undecided: _Undecided, read: Reader) -> None:
+        """From now on `read` is the reader of a writer whose program has become known."""
+        self._writers[undecided.host, undecided.program] = read
+        for key in [key for key, known in self._readers.items() if known is undecided.read]:
+            self._readers[key] = read
+
+    # --- Entries that are fields ------------------------------------------------------------------------------------
+
+    def _json(self, line: bytes, stamp: bytes) -> bool | None:
+        """policyd's own format, `journalctl -o json`, or that of another logger; as a reader, and None for none."""
+        if len(line) > _MAX_JSON_LINE:
+            self.counts.left_out.long_lines += 1
             return None
-        if not isinstance(fields, dict):
+        identifier = _IDENTIFIER.search(line)
+        if identifier is not None and self._readers.get(b'"' + identifier[1]) is _ignore:
+            return False
+        fields = parse_json(line)
+        if fields is None:
             return None
         if (decision := reader.from_json(fields)) is not None:
             return self._decided(decision)
-        return self._journal(fields, b" " + identifier[1] if identifier is not None else b" -")
+        return self._fields(fields, stamp)
 
-    def _journal(self, fields: dict[str, Any], program: bytes) -> bool | None:
-        message, stamp = _journal_bytes(fields.get("MESSAGE")), _journal_bytes(fields.get("__REALTIME_TIMESTAMP"))
-        if message is None or stamp is None:
+    def _fields(self, fields: dict[str, Any], stamp: bytes) -> bool | None:
+        entry = entry_of(fields, stamp)
+        if entry is None:
+            if "MESSAGE" in fields and "__REALTIME_TIMESTAMP" in fields:
+                self.counts.hidden += 1  # journalctl writes null for what is too long
+                return False
             return None
-        # The same program of another host is another writer.
-        host = _journal_bytes(fields.get("_HOSTNAME")) or b"-"
-        source = b" " + host[:_MAX_HOST] + program
-        read = self._readers.get(source) or self._learn(source)
-        if read is _ignore:
-            self._readers[program] = read  # on whatever host: such a line is not read as JSON again
+        if not entry.program:
+            known = self._entry(entry, b"")
+            return False if known is None and "MESSAGE" in fields else known
+        read = self._reader(entry.host, entry.program)
+        if read is _ignore and "SYSLOG_IDENTIFIER" in fields:
+            # On whatever host: such a line is not read as JSON again.
+            self._readers[b'"' + entry.program] = read
             return False
-        pid = _journal_bytes(fields.get("SYSLOG_PID")) or _journal_bytes(fields.get("_PID")) or b""
-        return read(b"@" + stamp, pid, message)
+        return self._said(read, entry.stamp, entry.pid, entry.message)
+
+    def _collect(self, line: bytes) -> bool | None:
+        if self._collector is None:
+            self._collector = Collector()
+        belongs, fields = self._collector.take(line)
+        told = self._fields(fields, b"") if fields is not None else False
+        if belongs:
+            return bool(told)
+        self._collector = None
+        return told or self._read(line, b"")
+
+    def _end_entry(self) -> None:
+        if self._collector is not None and (fields := self._collector.end()) is not None:
+            self._fields(fields, b"")
+        self._collector = None
 
     # --- policyd's own lines ----------------------------------------------------------------------------------------
 
@@ -267,7 +460,7 @@ def observations(
     for block in read_blocks(paths, advance):
         if block.first:
             _refuse_foreign(name, before, log.counts)
-            name, before = block.name, LineCounts(log.counts.lines, log.counts.used, log.counts.other)
+            name, before = block.name, replace(log.counts, left_out=LeftOut())
             log.start_file(block.modified)
         yield log.feed(block.lines)
     _refuse_foreign(name, before, log.counts)
@@ -276,33 +469,36 @@ def observations(
 
 def _refuse_foreign(name: str, before: LineCounts, after: LineCounts) -> None:
     lines = after.lines - before.lines
-    if lines and after.used == before.used and after.other == before.other:
+    if lines and after.used == before.used and after.other - after.blank == before.other - before.blank:
+        quoted = quote(after.example)
         raise LogError(
-            f"{name}: no mail log: none of its {lines:,} lines has the form of syslog, of the journal or of"
-            " policyd's decision log"
+            f"{name}: no mail log: none of its {lines:,} lines has the form of syslog, of the journal or of policyd's"
+            f" decision log{f'; the first begins with {quoted}' if quoted else ''}; {WAYS_OUT}"
         )
 
 
-_Log = TypeVar("_Log")
+# What to do about lines in a form that is not known.
+WAYS_OUT = (
+    "write plain lines with `grep -h`, `docker compose logs --no-log-prefix`, `journalctl -o short` or the syslog"
+    " daemon's traditional format"
+)
+_QUOTED_LENGTH = 60
 
 
-def _log_of(logs: dict[bytes, _Log], key: bytes, begin: Callable[[], _Log]) -> _Log | None:
-    """The log that a writer belongs to; None for one too many."""
-    if key not in logs and len(logs) < _MAX_LOGS:
-        logs[key] = begin()
-    return logs.get(key)
+def quote(line: bytes) -> str:
+    """The beginning of a line of a log, for a message: printable ASCII in quotes, or nothing for an empty line."""
+    text = "".join(chr(byte) if 32 <= byte < 127 else "?" for byte in line[: _QUOTED_LENGTH + 1])
+    return f"'{text[:_QUOTED_LENGTH]}{'...' if len(text) > _QUOTED_LENGTH else ''}'" if text.strip() else ""
 
 
-def _journal_bytes(value: object) -> bytes | None:
-    """A field of the journal, which has what is not UTF-8 as an array of numbers; None for no field."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace")
-    if isinstance(value, list):
-        try:
-            return bytes(value)
-        except (TypeError, ValueError):
-            return None
-    return None
+@dataclass(slots=True, eq=False)
+class _Undecided:
+    """A writer whose name tells nothing, until one of its messages has the form of a mail server's."""
+
+    host: bytes
+    program: bytes
+    left: int = _MAX_TRIES
+    read: Reader | None = None  # its reader, for as long as it is undecided
 
 
 def _ignore(_stamp: bytes, _pid: bytes, _message: bytes) -> bool:

@@ -1,11 +1,13 @@
 """Postfix's log lines, put together to mail transactions.
 
-The lines of one mail come from several daemons and are tied by its queue id; a refused one has none (`NOQUEUE`) and
-is tied by the smtpd process that logged it. Formats as in Postfix 2.3 to 3.12 (smtpd.c, smtpd_check.c,
-smtpd_peer.c for the names and the warnings about them, cleanup_milter.c, qmgr_active.c, log_adhoc.c).
+The lines of one mail come from several daemons and are tied by its queue id. A refused mail has none (`NOQUEUE`) and is
+tied by the smtpd process that logged it, or by the client's address if the log has no process ids. postscreen, one
+process for all clients, is tied by address and port. A mail that leaves to a content filter and comes back under
+another queue id is one mail, whose fate is that of the second. Formats as in Postfix 2.3 to 3.12 (smtpd.c,
+smtpd_check.c, smtpd_proxy.c, smtpd_peer.c for the names and the warnings about them, postscreen.c, cleanup_milter.c,
+qmgr_active.c, log_adhoc.c).
 
-What a line has is cut out with `find` where that is enough, since most lines of a log come here: an expression for
-each costs half the speed.
+Fields are cut out with `find` if that is enough: an expression for each line would halve the speed.
 """
 
 from __future__ import annotations
@@ -18,14 +20,30 @@ from policyd.logs.transaction import MAX_RECIPIENTS, Observation, Outcome, Stand
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from policyd.logs.counts import LeftOut
     from policyd.logs.timestamps import LogClock
 
-# Mails that are open at the same time: in the queue of a large site, or begun and left by their client. One takes
-# about 1 KB here, so all of them 64 MB. The oldest is given up first, with what is known of it.
+# Mails that are open at the same time, on all hosts: in the queue of a large site, or begun and left by their client.
+# One takes about 1 KB, so all of them 64 MB. The oldest of the host is given up first, with what is known of it.
 MAX_OPEN = 65_536
 
-# smtpd processes with something to remember; Postfix's default_process_limit is 100, large sites set a few thousand.
+# smtpd processes of one host with something to remember; default_process_limit is 100, large sites set a few thousand.
 MAX_SESSIONS = 16_384
+
+# Instances of one host; multi-instance setups have a handful. Those beyond it share one set of queue ids.
+_MAX_INSTANCES = 64
+
+# Mails from this host or a private network that a filter may have handed back, and so belong to another mail.
+MAX_RETURNED = 16_384
+
+# Seconds in which a filter has answered; a mail given up later was not handed back by one.
+_FILTER_SECONDS = 3600
+
+# Filters in a row; more are a circle in a log that was tampered with.
+_MAX_FILTERS = 8
+
+# Mails from a filter that are compared with the one it answers for, newest first, if its answer has no queue id.
+_MAX_COMPARED = 64
 
 # Nearly every refusal, at one go.
 _USUAL_REFUSAL = re.compile(
@@ -39,6 +57,14 @@ _REFUSAL = re.compile(
 )
 # The same of header_checks(5) and body_checks(5), which begins with the line of the mail.
 _CONTENT_REFUSAL = re.compile(rb"(reject|discard): (header|body|mime-header|nested-header) ")
+# Lines of postscreen that end a session, with the address and port that name it.
+_SCREENED = re.compile(rb"(?:DISCONNECT|HANGUP|PASS (?:NEW|OLD)) ?(?:after \S+ from )?(\[[0-9A-Fa-f:.]+\]:\d+)")
+_SCREEN_REFUSAL = re.compile(rb"(?:NOQUEUE: )?reject: ([A-Z][A-Z-]*) from (\[[0-9A-Fa-f:.]+\]:\d+): ")
+# smtpd_proxy_filter's answer: `proxy-reject: END-OF-MESSAGE: 554 ...; from=<...>`, in some versions after NOQUEUE.
+_PROXY = re.compile(rb"(?:NOQUEUE: )?proxy-(accept|reject): [A-Z-]+(?: from \S+)?: ?")
+_QUEUED_AS = re.compile(rb"(?:queued as|forwarded as) ([0-9A-Za-z]{5,20})")
+# What a filter answers that keeps a mail: amavis's `Ok, discarded` and `BOUNCE`, quarantines, and files nobody reads.
+_NOT_DELIVERED = re.compile(rb"\bdiscard|\bBOUNCE\b|\bquarantin|delivered to file: /dev/null", re.IGNORECASE)
 # Its end, where each part may be missing; postscreen puts commas. Atomic groups, so that a client whose words
 # look like parts of it costs no time.
 _ENVELOPE = re.compile(
@@ -57,16 +83,25 @@ _TEMPORARY = b"Temporary failure"
 
 _NO_NAMES: tuple[bytes, ...] = ()
 
+# Addresses of this host and of private networks (RFC 1918, 4193), where filters live.
+_NEAR = re.compile(
+    rb"127\.|10\.|192\.168\.|172\.(?:1[6-9]|2\d|3[01])\.|::1$|f[cd][0-9a-f]{2}:|::ffff:127\.", re.IGNORECASE
+)
+
 
 class _Mail:
     """A transaction that is under way."""
 
     __slots__ = (
         "by",
+        "children",
         "client_address",
+        "earlier",
+        "ended",
         "helo_name",
         "names",
         "outcome",
+        "parent",
         "recipients",
         "refused",
         "sasl_username",
@@ -74,6 +109,7 @@ class _Mail:
         "standing",
         "text",
         "time",
+        "waits",
     )
 
     def __init__(self, time: float | None, client_address: bytes, names: tuple[bytes, ...], standing: Standing) -> None:
@@ -89,6 +125,11 @@ class _Mail:
         self.outcome = Outcome.UNKNOWN
         self.by = b""
         self.text = b""
+        self.earlier: Observation | None = None  # recipients refused before this mail had a queue id, if they are its
+        self.ended = False
+        self.parent: _Mail | None = None  # the mail that was given to a filter, which handed back this one
+        self.children: tuple[bytes, ...] = ()  # queue ids of what filters handed back
+        self.waits = 0  # children that have not ended
 
     def observation(self) -> Observation:
         return Observation(
@@ -106,66 +147,217 @@ class _Mail:
             "postfix",
         )
 
+    def absorb(self, child: _Mail) -> None:
+        """Takes over what became of the mail that a filter handed back."""
+        if not self.recipients:
+            self.recipients = child.recipients
+        if self.sender is None:
+            self.sender = child.sender
+        if self.outcome is Outcome.DELIVERED:
+            return
+        if child.outcome is Outcome.UNKNOWN:
+            self.outcome = Outcome.DELIVERED  # as far as the log goes
+        else:
+            self.outcome, self.by, self.text = child.outcome, child.by, child.text
+
 
 class _Session:
     """What one smtpd process said that later lines of it need."""
 
-    __slots__ = ("claimed", "claimed_address", "lookup_failed", "refused")
+    __slots__ = ("claimed", "claimed_address", "lookup_failed", "proxied", "refused", "refused_state")
 
     def __init__(self) -> None:
         self.claimed = b""
         self.claimed_address = b""
         self.lookup_failed = False
         self.refused: Observation | None = None
+        self.refused_state = b""
+        self.proxied: _Mail | None = None  # accepted for a filter before the queue (smtpd_proxy_filter)
 
 
-class PostfixLog:
-    """The lines of one Postfix instance on one host, whose queue ids and process ids are its own.
+class OpenMails:
+    """What is held for all hosts: how many mails are open, and those that a filter may have handed back."""
 
-    What is complete is appended to `observations`; `flush` gives up the rest.
-    """
+    def __init__(self, left_out: LeftOut) -> None:
+        self.left_out = left_out
+        self.count = 0
+        self.returned: dict[tuple[bytes, bytes], _Mail] = {}  # by host and queue id, oldest first
 
-    def __init__(self, clock: LogClock, observations: list[Observation]) -> None:
-        self._seconds = clock.seconds
-        self._observations = observations
-        self._mails: dict[bytes, _Mail] = {}
-        self._sessions: dict[bytes, _Session] = {}
+    def flush(self, observations: list[Observation]) -> None:
+        """End of the log: what no filter answered for is a mail of its own."""
+        observations.extend(mail.observation() for mail in self.returned.values() if mail.ended)
+        self.returned.clear()
 
-    def reader(self, daemon: bytes) -> Callable[[bytes, bytes, bytes], bool] | None:
-        """What reads the lines of a daemon, by its name in the log; None for one whose lines say nothing of clients.
+
+class PostfixHost:
+    """The Postfix instances of one host. What is complete is appended to `observations`; `flush` gives up the rest."""
+
+    def __init__(self, name: bytes, clock: LogClock, observations: list[Observation], open_mails: OpenMails) -> None:
+        self.name = name
+        self.seconds = clock.seconds
+        self.observations = observations
+        self.open_mails = open_mails
+        self._instances: dict[bytes, _Instance] = {}
+
+    @staticmethod
+    def knows(daemon: bytes) -> bool:
+        """Whether a name is that of a Postfix daemon."""
+        return daemon in _DAEMONS
+
+    def reader(self, instance: bytes, daemon: bytes | None) -> Callable[[bytes, bytes, bytes], bool]:
+        """What reads the lines of a daemon, by its name in the log; None stands for any.
 
         A reader takes stamp, process id and message, and says whether the line told something.
         """
+        if instance not in self._instances and len(self._instances) >= _MAX_INSTANCES:
+            instance = b""
+        found = self._instances.get(instance)
+        if found is None:
+            found = self._instances[instance] = _Instance(self)
+        return found.reader(daemon)
+
+    def mail(self, queue_id: bytes) -> _Mail | None:
+        """The open mail with a queue id, in whatever instance."""
+        for instance in self._instances.values():
+            if (mail := instance.mails.get(queue_id)) is not None:
+                return mail
+        return None
+
+    def flush(self) -> None:
+        """End of the log: what is open is given up with what is known of it."""
+        for instance in self._instances.values():
+            instance.flush()
+
+    # --- Filters ----------------------------------------------------------------------------------------------------
+
+    def may_be_returned(self, queue_id: bytes, mail: _Mail) -> None:
+        """Notes a mail from this host or a private network, for the answer of a filter that names it."""
+        returned = self.open_mails.returned
+        if len(returned) >= MAX_RETURNED:
+            oldest = returned.pop(next(iter(returned)))
+            if mail.time is not None and oldest.time is not None and 0 <= mail.time - oldest.time < _FILTER_SECONDS:
+                self.open_mails.left_out.returns += 1
+            if oldest.ended:
+                self.observations.append(oldest.observation())
+        replaced = returned.pop((self.name, queue_id), None)  # short queue ids come again
+        if replaced is not None and replaced.ended:
+            self.observations.append(replaced.observation())
+        returned[self.name, queue_id] = mail
+
+    def claim(self, queue_id: bytes, parent: _Mail) -> bool:
+        """Joins the mail that a filter handed back to the one that it was given; whether there is such a mail."""
+        child = self.open_mails.returned.get((self.name, queue_id))
+        if child is None or child is parent or _goes_back_to(parent, child):
+            return False
+        del self.open_mails.returned[self.name, queue_id]
+        self.join(queue_id, child, parent)
+        return True
+
+    def join(self, queue_id: bytes, child: _Mail, parent: _Mail) -> None:
+        """Makes a mail part of another."""
+        child.parent = parent
+        parent.children += (queue_id,)
+        if child.ended:
+            parent.absorb(child)
+        else:
+            parent.waits += 1
+
+    def claim_by_sender(self, parent: _Mail) -> bool:
+        """As `claim`, for the answer of a filter before the queue that does not say what it handed back."""
+        compared = 0
+        possible = b""
+        for (host, queue_id), child in reversed(self.open_mails.returned.items()):
+            if host != self.name:
+                continue
+            compared += 1
+            earlier = child.time is not None and parent.time is not None and child.time < parent.time
+            if compared > _MAX_COMPARED or earlier:
+                break
+            if child.sender == parent.sender:
+                return self.claim(queue_id, parent)
+            if child.sender is None:
+                possible = queue_id  # the oldest of those whose sender is not known yet
+        return bool(possible) and self.claim(possible, parent)
+
+    def end(self, queue_id: bytes, mail: _Mail) -> None:
+        """Gives up a mail, unless its fate is not known yet or is part of another's."""
+        mail.ended = True
+        if mail.waits:
+            return
+        parent = mail.parent
+        if parent is not None:
+            parent.absorb(mail)
+            parent.waits -= 1
+            if parent.ended:
+                self.end(b"", parent)
+        elif not queue_id or self.open_mails.returned.get((self.name, queue_id)) is not mail:
+            self.observations.append(mail.observation())
+
+
+def _goes_back_to(mail: _Mail, origin: _Mail) -> bool:
+    """Whether a mail was handed back for `origin`, or has too many filters behind it."""
+    ancestor: _Mail | None = mail
+    for _ in range(_MAX_FILTERS):
+        ancestor = ancestor.parent if ancestor is not None else None
+        if ancestor is None:
+            return False
+        if ancestor is origin:
+            return True
+    return True
+
+
+class _Instance:
+    """The lines of one Postfix instance, whose queue ids and process ids are its own."""
+
+    def __init__(self, host: PostfixHost) -> None:
+        self._host = host
+        self._seconds = host.seconds
+        self._observations = host.observations
+        self._open_mails = host.open_mails
+        self.mails: dict[bytes, _Mail] = {}
+        self._sessions: dict[bytes, _Session] = {}
+
+    def reader(self, daemon: bytes | None) -> Callable[[bytes, bytes, bytes], bool]:
         match daemon:
-            case b"smtpd" | b"postscreen":
+            case b"smtpd":
                 return self._smtpd
+            case b"postscreen":
+                return self._postscreen
             case b"qmgr" | b"nqmgr" | b"oqmgr":
                 return self._qmgr
             case b"cleanup":
                 return self._cleanup
-            case b"smtp" | b"lmtp" | b"local" | b"virtual" | b"pipe" | b"error" | b"retry" | b"discard" | b"relay":
-                return self._delivery
+            case None:
+                return self._any
             case _:
-                return None
+                return self._delivery
 
     def flush(self) -> None:
-        """End of the log: what is open is given up with what is known of it."""
+        """End of the log."""
         for session in self._sessions.values():
-            self._end_refused(session)
+            self._end_session(session)
         self._sessions.clear()
-        for mail in self._mails.values():
-            self._observations.append(mail.observation())
-        self._mails.clear()
+        for queue_id in list(self.mails):
+            self._finish(queue_id)
+
+    def _any(self, stamp: bytes, pid: bytes, message: bytes) -> bool:
+        """A message whose daemon is told by its form."""
+        return (
+            (not message.startswith((b"NOQUEUE", b"proxy-")) and self._cleanup(stamp, pid, message))
+            or self._smtpd(stamp, pid, message)
+            or self._qmgr(stamp, pid, message)
+            or self._delivery(stamp, pid, message)
+        )
 
     # --- smtpd ------------------------------------------------------------------------------------------------------
 
     def _smtpd(self, stamp: bytes, pid: bytes, message: bytes) -> bool:
         if message.startswith((b"connect from", b"disconnect from")):
-            session = self._sessions.get(pid)
+            session = self._sessions.get(pid or _client_key(message))
             if session is not None:
-                self._end_refused(session)
+                self._end_session(session)
                 if message.startswith(b"disconnect"):
-                    del self._sessions[pid]
+                    del self._sessions[pid or _client_key(message)]
             return True
         if message.startswith(b"warning: "):
             return self._warning(pid, message)
@@ -174,6 +366,8 @@ class PostfixLog:
             return self._accepted(stamp, pid, queue_id, rest)
         if rest.startswith((b"reject: ", b"milter-reject: ", b"discard: ", b"milter-discard: ")):
             return self._refused(stamp, pid, queue_id, rest)
+        if b"proxy-" in message[:20]:
+            return self._proxy_answered(pid, message)
         return False
 
     def _warning(self, pid: bytes, message: bytes) -> bool:
@@ -184,8 +378,8 @@ class PostfixLog:
             address, reason, name = wrong[1], wrong[4], wrong[2] or wrong[3]
         else:
             return False
-        session = self._session(pid)
-        self._end_refused(session)
+        session = self._session(pid or b"@" + address)
+        self._end_session(session)
         session.claimed = name.lower().rstrip(b".")
         session.claimed_address = address
         session.lookup_failed = reason is not None and reason.startswith(_TEMPORARY)
@@ -194,35 +388,56 @@ class PostfixLog:
     def _accepted(self, stamp: bytes, pid: bytes, queue_id: bytes, rest: bytes) -> bool:
         """`client=name[address], sasl_method=..., sasl_username=..., orig_queue_id=..., orig_client=name[address]`."""
         client = _CLIENT.match(rest, 7)
-        if client is None:
+        if client is None or b" " in queue_id:
             return False
-        name, address = client.groups()
+        name, address = session_address = client.groups()
         details = rest[client.end() :]
-        sasl_username = b""
+        sasl_username = original_id = b""
+        parent: _Mail | None = None
         if details:
             if (original := details.find(b"orig_client=")) >= 0:
-                # A content filter gives the mail back (XFORWARD). Where the mail it was given is in this log, it is
-                # that mail; else its client is the one that counts.
+                # A content filter gives the mail back (XFORWARD): the client that it was given the mail by counts.
                 before = details.find(b"orig_queue_id=")
-                if before >= 0 and details[before + 14 :].partition(b",")[0] in self._mails:
-                    return True
+                original_id = details[before + 14 :].partition(b",")[0] if before >= 0 else b""
                 if (client := _CLIENT.match(details, original + 12)) is not None:
                     name, address = client.groups()
+                parent = self._host.mail(original_id) if original_id else self._proxied_from(address)
             if (user := details.find(b"sasl_username=")) >= 0:
                 sasl_username = details[user + 14 :].partition(b", ")[0]
         names, standing = self._identity(pid, name, address)
         mail = _Mail(self._seconds(stamp), address, names, standing)
         mail.sasl_username = sasl_username
-        if queue_id in self._mails:
+        session = self._sessions.get(pid or b"@" + session_address[1])
+        if session is not None and session.refused is not None and session.refused.client_address == address:
+            # Recipients that were refused before the first was accepted, if the sender turns out to be the same.
+            if session.refused_state == b"RCPT":
+                mail.earlier, session.refused = session.refused, None
+            else:
+                self._end_refused(session)
+        if queue_id == b"NOQUEUE":
+            session = self._session(pid or b"@" + address)
+            self._end_proxied(session)
+            session.proxied = mail
+            return True
+        if queue_id in self.mails:
             self._finish(queue_id)  # short queue ids come again after some time
-        elif len(self._mails) >= MAX_OPEN:
-            self._finish(next(iter(self._mails)))
-        self._mails[queue_id] = mail
+        self._add_mail(queue_id, mail)
+        if parent is not None and parent is not mail and not _goes_back_to(parent, mail):
+            self._host.join(queue_id, mail, parent)
+        elif _NEAR.match(session_address[1]) is not None and not original_id:
+            self._host.may_be_returned(queue_id, mail)
         return True
+
+    def _add_mail(self, queue_id: bytes, mail: _Mail) -> None:
+        if self._open_mails.count >= MAX_OPEN and self.mails:
+            self._open_mails.left_out.mails += 1
+            self._finish(next(iter(self.mails)))
+        self._open_mails.count += 1
+        self.mails[queue_id] = mail
 
     def _refused(self, stamp: bytes, pid: bytes, queue_id: bytes, rest: bytes) -> bool:
         refusal = _read_refusal(rest)
-        if refusal is None:
+        if refusal is None or b" " in queue_id:
             return False
         how, state, name, address, text, sender, recipient, helo_name, sasl_username = refusal
         by = b"milter" if how.startswith(b"milter") else b"smtpd"
@@ -231,90 +446,199 @@ class PostfixLog:
             text = b"discarded: " + text
         else:
             outcome = Outcome.DEFERRED if text.startswith(b"4") else Outcome.REJECTED
-        mail = self._mails.get(queue_id)
+        session = self._sessions.get(pid or b"@" + address)
+        mail = self.mails.get(queue_id)
+        if mail is None and session is not None and session.proxied is not None:
+            proxied = session.proxied
+            if proxied.client_address == address and sender is not None and proxied.sender in {None, sender}:
+                mail = proxied
         if mail is not None:
-            # It has a queue id since one of its recipients was accepted. This one was not, or in the end none.
+            # It has a queue id because one of its recipients was accepted. This one was not, or in the end none.
             mail.helo_name = helo_name or mail.helo_name
             mail.sender = mail.sender if sender is None else sender
+            if mail.earlier is not None:
+                self._settle(mail)
             if state == b"RCPT":
-                _add(mail.refused, recipient or b"")
+                self._add(mail.refused, recipient or b"")
             else:
                 mail.outcome, mail.by, mail.text = outcome, by, text
             return True
-        session = self._session(pid)
-        pending = session.refused
-        if pending is not None:
-            if (
-                recipient is not None
-                and recipient not in pending.recipients
-                and pending.client_address == address
-                and pending.sender == sender
-                and pending.helo_name == helo_name
-            ):
-                session.refused = _with_recipient(pending, recipient, outcome, by, text)
-                return True
-            self._observations.append(pending)
+        if session is None:
+            session = self._session(pid or b"@" + address)
         names, standing = self._identity(pid, name, address)
-        session.refused = Observation(
-            self._seconds(stamp),
-            address,
-            names,
-            standing,
-            helo_name,
-            sender,
-            (recipient,) if recipient is not None else (),
-            sasl_username,
-            outcome,
-            by,
-            text,
-            "postfix",
+        self._add_refusal(
+            session,
+            state,
+            Observation(
+                self._seconds(stamp),
+                address,
+                names,
+                standing,
+                helo_name,
+                sender,
+                (recipient,) if recipient is not None else (),
+                sasl_username,
+                outcome,
+                by,
+                text,
+                "postfix",
+            ),
         )
         return True
+
+    def _add_refusal(self, session: _Session, state: bytes, new: Observation) -> None:
+        """Counts a refusal as a mail, or as one more recipient of the mail that the session has just been refused."""
+        pending = session.refused
+        if pending is not None:
+            recipients = new.recipients
+            if (
+                recipients
+                and recipients[0] not in pending.recipients
+                and pending.client_address == new.client_address
+                and pending.sender == new.sender
+                and pending.helo_name == new.helo_name
+            ):
+                if len(pending.recipients) >= MAX_RECIPIENTS:
+                    self._open_mails.left_out.recipients += 1
+                session.refused = _with_recipient(pending, recipients[0], new.outcome, new.by, new.text)
+                return
+            self._observations.append(pending)
+        session.refused = new
+        session.refused_state = state
 
     def _identity(self, pid: bytes, name: bytes, address: bytes) -> tuple[tuple[bytes, ...], Standing]:
         if name and name != b"unknown":
             return (name.lower(),), Standing.VERIFIED
-        session = self._sessions.get(pid)
+        session = self._sessions.get(pid or b"@" + address)
         if session is not None and session.claimed_address == address:
             return (session.claimed,), Standing.ERROR if session.lookup_failed else Standing.CLAIMED
         return _NO_NAMES, Standing.UNKNOWN
 
-    def _session(self, pid: bytes) -> _Session:
-        session = self._sessions.get(pid)
+    def _session(self, key: bytes) -> _Session:
+        session = self._sessions.get(key)
         if session is None:
             if len(self._sessions) >= MAX_SESSIONS:
                 oldest = next(iter(self._sessions))
-                self._end_refused(self._sessions.pop(oldest))
-            session = self._sessions[pid] = _Session()
+                self._open_mails.left_out.sessions += oldest.isdigit()  # by address, they have no end in the log
+                self._end_session(self._sessions.pop(oldest))
+            session = self._sessions[key] = _Session()
         return session
+
+    def _end_session(self, session: _Session) -> None:
+        self._end_refused(session)
+        self._end_proxied(session)
 
     def _end_refused(self, session: _Session) -> None:
         if session.refused is not None:
             self._observations.append(session.refused)
             session.refused = None
 
+    # --- smtpd_proxy_filter -----------------------------------------------------------------------------------------
+
+    def _proxy_answered(self, pid: bytes, message: bytes) -> bool:
+        """`proxy-accept: END-OF-MESSAGE: 250 Ok: queued as ID; from=<a> to=<b> proto=ESMTP helo=<c>`."""
+        answer = _PROXY.match(message)
+        session = self._sessions.get(pid)
+        mail = session.proxied if session is not None else None
+        if answer is None or session is None or mail is None:
+            return False
+        session.proxied = None
+        text, sender, recipient, helo_name, sasl_username, _ = _read_envelope(message, answer.end())
+        mail.sender = mail.sender if sender is None else sender
+        mail.helo_name = helo_name or mail.helo_name
+        mail.sasl_username = mail.sasl_username or sasl_username
+        if recipient is not None:
+            self._add(mail.recipients, recipient)
+        mail.by, mail.text = b"proxy", text
+        if answer[1] == b"reject":
+            mail.outcome = Outcome.DEFERRED if text.startswith(b"4") else Outcome.REJECTED
+        elif _NOT_DELIVERED.search(text) is not None:
+            mail.outcome = Outcome.REJECTED
+        else:
+            queued = _QUEUED_AS.search(text)
+            if not mail.children and not (queued is not None and self._host.claim(queued[1], mail)):
+                self._host.claim_by_sender(mail)
+            if not mail.children:
+                mail.outcome = Outcome.PASSED
+        self._end(b"", mail)
+        return True
+
+    def _proxied_from(self, address: bytes) -> _Mail | None:
+        """The mail of this client that a filter has been given before the queue."""
+        for session in reversed(self._sessions.values()):
+            if session.proxied is not None and session.proxied.client_address == address:
+                return session.proxied
+        return None
+
+    def _end_proxied(self, session: _Session) -> None:
+        if session.proxied is not None:
+            self._end(b"", session.proxied)
+            session.proxied = None
+
+    # --- postscreen -------------------------------------------------------------------------------------------------
+
+    def _postscreen(self, stamp: bytes, _pid: bytes, message: bytes) -> bool:
+        """`NOQUEUE: reject: RCPT from [address]:port: text; from=<a>, to=<b>, proto=ESMTP, helo=<c>`."""
+        if (ended := _SCREENED.match(message)) is not None:
+            session = self._sessions.pop(ended[1], None)
+            if session is not None:
+                self._end_session(session)
+            return session is not None
+        start = _SCREEN_REFUSAL.match(message)
+        refusal = _read_refusal(message.removeprefix(b"NOQUEUE: ")) if start is not None else None
+        if start is None or refusal is None or start[1] == b"CONNECT":
+            return False  # a client that was turned away before it named a mail: too many connections, all ports busy
+        _, state, _, address, text, sender, recipient, helo_name, _ = refusal
+        self._add_refusal(
+            self._session(start[2]),
+            state,
+            Observation(
+                self._seconds(stamp),
+                address,
+                _NO_NAMES,
+                Standing.NOT_LOOKED_UP,
+                helo_name,
+                sender,
+                (recipient,) if recipient is not None else (),
+                b"",
+                Outcome.DEFERRED if text.startswith(b"4") else Outcome.REJECTED,
+                b"postscreen",
+                text,
+                "postfix",
+            ),
+        )
+        return True
+
     # --- From the queue on ------------------------------------------------------------------------------------------
 
-    def _cleanup(self, _stamp: bytes, _pid: bytes, message: bytes) -> bool:
+    def _cleanup(self, stamp: bytes, _pid: bytes, message: bytes) -> bool:
         """`milter-reject: END-OF-MESSAGE from ...` and header_checks; the queue manager never sees such a mail."""
         queue_id, _, rest = message.partition(b": ")
         if not rest.startswith((b"reject: ", b"milter-reject: ", b"discard: ", b"milter-discard: ")):
             return False
-        mail = self._mails.get(queue_id)
-        if mail is None:
-            return False
         if refusal := _REFUSAL.match(rest):
-            text, sender, recipient, helo_name, _, _ = _read_envelope(rest, refusal.end())
+            name, address = refusal[3], refusal[4]
+            text, sender, recipient, helo_name, sasl_username, _ = _read_envelope(rest, refusal.end())
             by = b"milter" if refusal[1].startswith(b"milter") else b"cleanup"
         elif refusal := _CONTENT_REFUSAL.match(rest):
-            _, sender, recipient, helo_name, _, text = _read_envelope(rest, refusal.end())
+            at, sender, recipient, helo_name, sasl_username, text = _read_envelope(rest, refusal.end())
+            client = _CLIENT.fullmatch(at[at.rfind(b" from ") + 6 :])
+            name, address = client.groups() if client is not None else (b"", b"")
             by = refusal[2] + b"_checks"
         else:
             return False
+        mail = self.mails.get(queue_id)
+        if mail is None:
+            # The log begins within the mail, or has its refusals only. All that is needed is in this line.
+            if not address or b" " in queue_id:
+                return False
+            mail = _Mail(self._seconds(stamp), address, *self._identity(b"", name, address))
+            mail.sasl_username = sasl_username
+            self._add_mail(queue_id, mail)
         mail.sender = mail.sender if sender is None else sender
         mail.helo_name = helo_name or mail.helo_name
         if recipient is not None:
-            _add(mail.recipients, recipient)
+            self._add(mail.recipients, recipient)
         mail.outcome = Outcome.DEFERRED if text.startswith(b"4") else Outcome.REJECTED
         mail.by, mail.text = by, text
         self._finish(queue_id)
@@ -323,16 +647,18 @@ class PostfixLog:
     def _qmgr(self, _stamp: bytes, _pid: bytes, message: bytes) -> bool:
         queue_id, _, rest = message.partition(b": ")
         if rest == b"removed":
-            if queue_id not in self._mails:
+            if queue_id not in self.mails:
                 return False
             self._finish(queue_id)
             return True
         if rest.startswith(b"from=<"):
-            mail = self._mails.get(queue_id)
+            mail = self.mails.get(queue_id)
             if mail is None:
                 return False
             if (end := rest.find(b">, size=")) >= 0:
                 mail.sender = rest[6:end]
+                if mail.earlier is not None:
+                    self._settle(mail)
             return True
         return False
 
@@ -341,7 +667,7 @@ class PostfixLog:
         queue_id, _, rest = message.partition(b": ")
         if not rest.startswith(b"to=<"):
             return False
-        mail = self._mails.get(queue_id)
+        mail = self.mails.get(queue_id)
         status = rest.find(b", status=")
         if mail is None or status < 0:
             return False
@@ -350,25 +676,87 @@ class PostfixLog:
         if rest.startswith(b"orig_to=<", recipient_end + 3):
             # The address before aliases and virtual domains, the one that RCPT TO had.
             recipient = rest[recipient_end + 12 : rest.find(b">, ", recipient_end + 12)]
-        _add(mail.recipients, recipient)
+        self._add(mail.recipients, recipient)
         if mail.outcome is Outcome.DELIVERED:
             return True
         word, _, text = rest[status + 9 :].partition(b" ")
+        relay_at = rest.find(b"relay=", recipient_end)
+        relay = rest[relay_at + 6 : rest.find(b", ", relay_at)] if relay_at >= 0 else b""
         if word == b"sent":
-            mail.outcome = Outcome.DELIVERED
-        elif word == b"deferred":
+            if relay == b"none" or _NOT_DELIVERED.search(text) is not None:
+                # discard(8), which alone has no relay for what it calls sent, or a filter that kept the mail.
+                mail.outcome = Outcome.REJECTED
+                text = b"(discarded: " + text[1:]
+            elif self._goes_on(mail, text):
+                mail.by, mail.text = relay, text[1:-1]
+                return True
+            else:
+                mail.outcome = Outcome.DELIVERED
+        elif word in {b"deferred", b"SOFTBOUNCE"}:
             mail.outcome = Outcome.DEFERRED
         elif word in {b"bounced", b"expired"}:
             mail.outcome = Outcome.REJECTED
         else:
             return False
-        relay = rest.find(b"relay=", recipient_end)
-        mail.by = rest[relay + 6 : rest.find(b", ", relay)] if relay >= 0 else b""
-        mail.text = text[1:-1]
+        mail.by, mail.text = relay, text[1:-1]
+        return True
+
+    def _goes_on(self, mail: _Mail, text: bytes) -> bool:
+        """Whether what was sent to a filter, or by an alias, comes back under another queue id."""
+        if b"ed as " not in text:
+            return False
+        named = _QUEUED_AS.search(text)
+        if named is None:
+            return False
+        queue_id = named[1]
+        if queue_id in mail.children or (self._open_mails.returned and self._host.claim(queue_id, mail)):
+            return True
+        if not text.startswith(b"(forwarded as ") or queue_id in self.mails:
+            return False
+        forwarded = _Mail(mail.time, mail.client_address, mail.names, mail.standing)
+        self._add_mail(queue_id, forwarded)
+        self._host.join(queue_id, forwarded, mail)
         return True
 
     def _finish(self, queue_id: bytes) -> None:
-        self._observations.append(self._mails.pop(queue_id).observation())
+        mail = self.mails.pop(queue_id)
+        self._open_mails.count -= 1
+        self._end(queue_id, mail)
+
+    def _end(self, queue_id: bytes, mail: _Mail) -> None:
+        if mail.earlier is not None:
+            self._settle(mail)
+        self._host.end(queue_id, mail)
+
+    def _settle(self, mail: _Mail) -> None:
+        """Decides whether refusals before the queue id were of the same mail: its sender tells."""
+        earlier, mail.earlier = mail.earlier, None
+        assert earlier is not None
+        if mail.sender is not None and mail.sender != earlier.sender:
+            self._observations.append(earlier)
+            return
+        mail.sender = earlier.sender
+        mail.helo_name = mail.helo_name or earlier.helo_name
+        for recipient in earlier.recipients:
+            self._add(mail.refused, recipient)
+
+    def _add(self, recipients: list[bytes], recipient: bytes) -> None:
+        if recipient not in recipients:
+            if len(recipients) < MAX_RECIPIENTS:
+                recipients.append(recipient)
+            else:
+                self._open_mails.left_out.recipients += 1
+
+
+_DELIVERY_AGENTS = frozenset(
+    {b"smtp", b"lmtp", b"local", b"virtual", b"pipe", b"error", b"retry", b"discard", b"relay"}
+)
+_DAEMONS = _DELIVERY_AGENTS | {b"smtpd", b"postscreen", b"qmgr", b"nqmgr", b"oqmgr", b"cleanup"}
+
+
+def _client_key(message: bytes) -> bytes:
+    """The session that `connect from name[address]` is of, in a log without process ids."""
+    return b"@" + message[message.rfind(b"[") + 1 :].partition(b"]")[0]
 
 
 def _read_refusal(
@@ -408,8 +796,3 @@ def _with_recipient(pending: Observation, recipient: bytes, outcome: Outcome, by
     if outcome is Outcome.DEFERRED and pending.outcome is Outcome.REJECTED:
         pending = pending._replace(outcome=outcome, by=by, text=text)
     return pending
-
-
-def _add(recipients: list[bytes], recipient: bytes) -> None:
-    if recipient not in recipients and len(recipients) < MAX_RECIPIENTS:
-        recipients.append(recipient)

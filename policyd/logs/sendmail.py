@@ -1,8 +1,10 @@
 """sendmail's log lines, put together to mail transactions.
 
 One mail is a `from=` line when the session ends, refusals of its recipients before that, and a `to=` line for each
-try to deliver; all have its queue id in front, save a client that is refused at once (check_relay). Formats as in
-sendmail 8.12 to 8.18 (logsender() and logdelivery(); Bat Book, chapter 14.6).
+try to deliver; all have its queue id in front, except a client that is refused at once (check_relay). A user who logs
+in is named before that, in a line of the same process. A mail that a second sendmail on the same host takes from the
+first (a content filter between them) is one mail. Formats as in sendmail 8.12 to 8.18 (logsender() and logdelivery();
+Bat Book, chapter 14.6).
 """
 
 from __future__ import annotations
@@ -13,18 +15,32 @@ from typing import TYPE_CHECKING
 from policyd.logs.transaction import MAX_RECIPIENTS, Observation, Outcome, Standing
 
 if TYPE_CHECKING:
+    from policyd.logs.counts import LeftOut
     from policyd.logs.timestamps import LogClock
 
-# Mails that are open at the same time; see policyd.logs.postfix.MAX_OPEN.
+# Mails of one host that are open at the same time; see policyd.logs.postfix.MAX_OPEN.
 MAX_OPEN = 65_536
+
+# Sessions of one host whose user is remembered. sendmail forks for each, and logs no end of it.
+_MAX_USERS = 4096
+
+# Mails from this host that have ended, and that another mail's `Sent (ID Message accepted)` may still name.
+_MAX_RETURNED = 4096
 
 _QUEUE_ID = re.compile(rb"([A-Za-z0-9]{8,20}): ")
 # The name that verified, `(may be forged)` one that did not, none where the look-up gave none. Before it may stand
 # what an ident server said.
 _RELAY = re.compile(rb"relay=(?:[^@\s\[,]*@)?([^\s\[,]*) ?\[(?:IPv6:)?([0-9A-Fa-f.:]+)\]( \(may be forged\))?")
 _RULESET = re.compile(rb"ruleset=(check_\w+), arg1=(.*?)(?:, arg2=(.*?))?, relay=")
+_AUTHENTICATED = re.compile(rb"(?:NOQUEUE: )?AUTH=server, relay=(.*), authid=([^,]*), mech=")
+# RFC 3848: the protocol says that the client had logged in, whether or not the line with its user is in the log.
+_PROTO_AUTH = re.compile(rb", proto=E?SMTPS?A,")
+_UNKNOWN_USER = b"unknown"
+_SENT_ON = re.compile(rb"Sent \((?:\d{3} \d\.\d\.\d )?(?:.*queued as )?([A-Za-z0-9]{8,20})\b")
+_LOOPBACK = re.compile(rb"127\.|::1$|0:0:0:0:0:0:0:1$|IPv6:::1$")
 _MILTER = re.compile(
-    rb"Milter: (?:to=(<.*?>), |from=(<.*?>), |data, |connect: .*?, |helo=.*?, |eoh, |body, )?reject=(.*)"
+    rb"Milter: (?:to=(<.*?>), |from=(<.*?>), |data, |connect: .*?, |helo=.*?, |eoh, |body, )?"
+    rb"(?:reject=(.*)|(discard)\b.*)"
 )
 _RECIPIENT = re.compile(rb"<([^>]*)>|([^\s,<>]+)")
 _NRCPTS = re.compile(rb", nrcpts=(\d{1,6}),")
@@ -33,7 +49,20 @@ _NRCPTS = re.compile(rb", nrcpts=(\d{1,6}),")
 class _Mail:
     """A transaction that is under way."""
 
-    __slots__ = ("by", "done", "expected", "outcome", "recipients", "relay", "sender", "text", "time")
+    __slots__ = (
+        "by",
+        "done",
+        "expected",
+        "outcome",
+        "parent",
+        "recipients",
+        "relay",
+        "sasl_username",
+        "sender",
+        "text",
+        "time",
+        "waits",
+    )
 
     def __init__(self, time: float | None) -> None:
         self.time = time
@@ -43,6 +72,9 @@ class _Mail:
         self.outcome = Outcome.UNKNOWN
         self.by = b""
         self.text = b""
+        self.sasl_username = b""
+        self.parent: _Mail | None = None  # the mail that this one was before a filter
+        self.waits = False  # for what becomes of it behind the filter
         self.expected = 0  # recipients that the session accepted
         self.done = 0  # of them, those that will not be tried again
 
@@ -53,12 +85,15 @@ class SendmailLog:
     What is complete is appended to `observations`; `flush` gives up the rest.
     """
 
-    def __init__(self, clock: LogClock, observations: list[Observation]) -> None:
+    def __init__(self, clock: LogClock, observations: list[Observation], left_out: LeftOut) -> None:
         self._seconds = clock.seconds
         self._observations = observations
+        self._left_out = left_out
         self._mails: dict[bytes, _Mail] = {}
+        self._users: dict[bytes, tuple[bytes, bytes]] = {}  # relay and user, by process id or relay
+        self._returned: dict[bytes, _Mail] = {}  # ended mails from this host itself, by queue id
 
-    def read(self, stamp: bytes, _pid: bytes, message: bytes) -> bool:
+    def read(self, stamp: bytes, pid: bytes, message: bytes) -> bool:
         """Takes one line; says whether it told something."""
         queue_id = b""
         rest = message
@@ -68,25 +103,49 @@ class SendmailLog:
         if rest.startswith(b"to="):
             return self._to(queue_id, rest)
         if rest.startswith(b"from="):
-            return self._from(stamp, queue_id, rest)
+            return self._from(stamp, pid, queue_id, rest)
         if rest.startswith(b"ruleset="):
-            return self._ruleset(stamp, queue_id, rest)
+            return self._ruleset(stamp, pid, queue_id, rest)
         if rest.startswith(b"Milter: "):
             return self._milter(stamp, queue_id, rest)
+        if rest.startswith((b"AUTH=server", b"NOQUEUE: AUTH=server")):
+            return self._logged_in(pid, rest)
         return False
 
     def flush(self) -> None:
         """End of the log: what is open is given up with what is known of it."""
         for queue_id in list(self._mails):
             self._finish(queue_id)
+        for mail in self._returned.values():
+            self._give_up(mail)
+        self._returned.clear()
 
-    def _from(self, stamp: bytes, queue_id: bytes, rest: bytes) -> bool:
+    def _logged_in(self, pid: bytes, rest: bytes) -> bool:
+        """`AUTH=server, relay=name [address], authid=joe, mech=PLAIN, bits=0`."""
+        found = _AUTHENTICATED.match(rest)
+        relay = _RELAY.match(b"relay=" + found[1]) if found is not None else None
+        if found is None or relay is None:
+            return False
+        if len(self._users) >= _MAX_USERS:
+            del self._users[next(iter(self._users))]
+        self._users.pop(pid or relay[2], None)
+        self._users[pid or relay[2]] = (relay[2], found[2])
+        return True
+
+    def _user(self, pid: bytes, relay: tuple[bytes, tuple[bytes, ...], Standing], rest: bytes) -> bytes:
+        address, user = self._users.get(pid or relay[0], (b"", b""))
+        if address == relay[0]:
+            return user
+        return _UNKNOWN_USER if _PROTO_AUTH.search(rest) is not None else b""
+
+    def _from(self, stamp: bytes, pid: bytes, queue_id: bytes, rest: bytes) -> bool:
         """`from=<a@b>, size=1, class=0, nrcpts=1, msgid=<...>, proto=ESMTP, daemon=MTA, relay=name [address]`."""
         relay = _relay(rest)
         if relay is None:
             return False  # submitted on this host
         mail = self._mail(stamp, queue_id)
         mail.relay = relay
+        mail.sasl_username = self._user(pid, relay, rest)
         mail.sender = _address(rest[5 : rest.find(b", size=")])
         nrcpts = _NRCPTS.search(rest)
         mail.expected = int(nrcpts[1]) if nrcpts else 1
@@ -115,25 +174,47 @@ class SendmailLog:
             outcome, done = Outcome.DEFERRED, 0
         else:
             outcome, done = Outcome.REJECTED, len(recipients)
+        behind = _SENT_ON.match(text) if outcome is Outcome.DELIVERED else None
+        if outcome is Outcome.DELIVERED and b"discard" in text.lower():
+            outcome = Outcome.REJECTED
         if mail.outcome is not Outcome.DELIVERED:
             relay = rest.find(b", relay=")
             mail.by = rest[relay + 8 : rest.find(b", ", relay + 8)] if relay >= 0 else b"sendmail"
             mail.outcome, mail.text = outcome, text
+        if behind is not None:
+            self._join(mail, behind[1])
         mail.done += done
         if mail.done >= mail.expected:
             self._finish(queue_id)
         return True
 
-    def _ruleset(self, stamp: bytes, queue_id: bytes, rest: bytes) -> bool:
-        """`ruleset=check_rcpt, arg1=<a@b>, relay=name [address], reject=550 5.7.1 text`."""
+    def _join(self, mail: _Mail, queue_id: bytes) -> None:
+        """A mail was handed to the sendmail behind a filter, if one of this host's own mails has that queue id."""
+        behind = self._returned.pop(queue_id, None) or self._mails.get(queue_id)
+        if behind is None or behind is mail or behind.parent is not None or mail.parent is behind:
+            return
+        if behind.relay is None or _LOOPBACK.match(behind.relay[0]) is None:
+            return
+        if queue_id in self._mails:
+            behind.parent, mail.waits = mail, True
+        else:
+            mail.outcome, mail.by, mail.text = behind.outcome, behind.by, behind.text
+
+    def _ruleset(self, stamp: bytes, pid: bytes, queue_id: bytes, rest: bytes) -> bool:
+        """`ruleset=check_rcpt, arg1=<a@b>, relay=name [address], reject=550 5.7.1 text`; or `discard` at its end."""
         relay = _relay(rest)
         reject = rest.rfind(b", reject=")
+        if reject < 0 and rest.endswith(b", discard"):
+            rest = rest.removesuffix(b"discard") + b"reject=discarded"
+            reject = rest.rfind(b", reject=")
         refusal = _RULESET.match(rest) if relay is not None and reject >= 0 else None
         if refusal is None:
             return False
+        assert relay is not None  # or there would be no refusal
         check, argument, _ = refusal.groups()
         mail = self._mail(stamp, queue_id)
         mail.relay = relay
+        mail.sasl_username = mail.sasl_username or self._user(pid, relay, rest)
         if check == b"check_rcpt":
             _add(mail.recipients, _address(argument))
         elif check in {b"check_mail", b"check_from"}:
@@ -148,25 +229,45 @@ class SendmailLog:
         refusal = _MILTER.match(rest)
         if refusal is None or not queue_id:
             return False
-        recipient, sender, text = refusal.groups()
+        recipient, sender, text, discarded = refusal.groups()
         mail = self._mail(stamp, queue_id)
         if recipient is not None:
             _add(mail.recipients, _address(recipient))
         if sender is not None:
             mail.sender = _address(sender)
-        _refuse(mail, b"milter", text)
+        _refuse(mail, b"milter", text if discarded is None else b"discarded")
         return True
 
     def _mail(self, stamp: bytes, queue_id: bytes) -> _Mail:
         mail = self._mails.get(queue_id)
         if mail is None:
             if len(self._mails) >= MAX_OPEN:
+                self._left_out.mails += 1
                 self._finish(next(iter(self._mails)))
             mail = self._mails[queue_id] = _Mail(self._seconds(stamp))
         return mail
 
     def _finish(self, queue_id: bytes) -> None:
         mail = self._mails.pop(queue_id)
+        if mail.parent is not None:
+            parent = mail.parent
+            if mail.outcome is not Outcome.UNKNOWN:
+                parent.outcome, parent.by, parent.text = mail.outcome, mail.by, mail.text
+            parent.waits = False
+            if parent.done >= parent.expected:
+                self._give_up(parent)
+        elif mail.waits:
+            mail.expected = 0  # it is given up with the mail behind the filter
+        elif mail.relay is not None and _LOOPBACK.match(mail.relay[0]) is not None:
+            if len(self._returned) >= _MAX_RETURNED:
+                self._give_up(self._returned.pop(next(iter(self._returned))))
+            if (replaced := self._returned.pop(queue_id, None)) is not None:
+                self._give_up(replaced)
+            self._returned[queue_id] = mail
+        else:
+            self._give_up(mail)
+
+    def _give_up(self, mail: _Mail) -> None:
         if mail.relay is None:
             return  # a milter's refusal whose client the log does not tell
         address, names, standing = mail.relay
@@ -179,7 +280,7 @@ class SendmailLog:
                 b"",
                 mail.sender,
                 tuple(mail.recipients),
-                b"",
+                mail.sasl_username,
                 mail.outcome,
                 mail.by,
                 mail.text,

@@ -1,8 +1,8 @@
-"""Time stamps of log lines, as Unix seconds.
+"""Converts the timestamps of log lines to Unix seconds.
 
-Promises: syslog's stamps (RFC 3164, `Aug  3 12:15:23`), which are local time and have no year, get the year that puts
-them nearest to the line before and not into the future; RFC 3339 stamps are taken as they are. A stamp that is none
-is `None`, never an exception. Days are kept for an hour of the log at a time, so that a stamp costs one look-up.
+Promises: a syslog timestamp (RFC 3164, `Aug  3 12:15:23`) is local time without a year; it gets the year that puts it
+nearest to the line before and not into the future. A timestamp with a year is taken as it is. Text that is not a
+timestamp gives None, never an exception. Hours are cached, so most timestamps cost one lookup.
 """
 
 from __future__ import annotations
@@ -19,12 +19,29 @@ _MONTHS = {
 
 # The hour, then the minute, second and fraction. `Aug 03` is journald's, `Mar 9` some sendmail's; a priority such as
 # `<22>` is what a raw syslog stream has.
-_SYSLOG = re.compile(rb"(?:<\d{1,3}>)?(([A-Z][a-z]{2}) {1,2}(\d{1,2}) (\d\d)):(\d\d):(\d\d)(\.\d{1,9})?")
+_SYSLOG = re.compile(rb"(?:<\d{1,3}>)?(([A-Z][a-z]{2}) {1,2}(\d{1,2}) (\d\d)):(\d\d):(\d\d)([.,]\d{1,9})?")
 _RFC3339 = re.compile(
-    rb"(?:<\d{1,3}>)?(\d{4}-\d\d-\d\d[T ]\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9}))?(Z|[+-]\d\d:?\d\d)?", re.IGNORECASE
+    rb"(?:<\d{1,3}>)?(\d{4}-\d\d-\d\d[T ]\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9}))?(?: ?(Z|[+-]\d\d:?\d\d))?", re.IGNORECASE
 )
-# What `journalctl -o json` has, marked by us with an `@`: microseconds.
+# Microseconds, as `journalctl -o json` writes them; policyd.logs.journal puts the `@` in front.
 _JOURNAL = re.compile(rb"@(\d{1,16})")
+
+# Less common forms, put into the form of RFC 3339 first: `2026 Jan  5 10:05:01` (syslog-ng's ts-format(full)),
+# `Jan  5 2026 10:05:01`, `Mon Jan  5 10:05:01 2026` (ctime), `05-Jan-2026 10:05:01` and `2026/01/05_10:05:01`.
+_YEAR_FIRST = re.compile(rb"(\d{4}) ([A-Z][a-z]{2}) {1,2}(\d{1,2}) (\d\d:\d\d:\d\d\S*)")
+_YEAR_WITHIN = re.compile(rb"([A-Z][a-z]{2}) {1,2}(\d{1,2}),? (\d{4}) (\d\d:\d\d:\d\d\S*)")
+_YEAR_LAST = re.compile(rb"([A-Z][a-z]{2}) {1,2}(\d{1,2}) (\d\d:\d\d:\d\d\S*)(?: [A-Z]{2,5})? (\d{4})")
+_DAY_FIRST = re.compile(rb"(\d{1,2})[-/ ]([A-Z][a-z]{2})[-/ ](\d{4})[: ](\d\d:\d\d:\d\d\S*)")
+_WEEKDAY = re.compile(rb"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun),? +")
+# `2026/01/05`, `2026-01-05_10:05:01`, `10:05:01 +0100`, and an offset without minutes.
+_NEARLY_RFC3339 = re.compile(
+    rb"(\d{4})[-/](\d\d)[-/](\d\d)[T_ ]{1,2}(\d\d:\d\d:\d\d(?:[.,]\d{1,9})?) ?(Z|UTC|GMT|[+-]\d\d(?::?\d\d)?)?",
+    re.IGNORECASE,
+)
+_UNIX = re.compile(rb"(\d{9,10}(?:\.\d{1,9})?)(\d{3})?")
+# https://cr.yp.to/libtai/tai64.html: seconds of TAI from 2^62, then nanoseconds. TAI is 37 s ahead of UTC since 2017.
+_TAI64N = re.compile(rb"@4([0-9a-f]{15})([0-9a-f]{8})")
+_TAI_AHEAD = 37
 
 _DAY = 86400.0
 _YEAR = 365.25 * _DAY
@@ -71,8 +88,38 @@ class LogClock:
         elif journal := _JOURNAL.fullmatch(stamp):
             self._seconds = int(journal[1]) / 1e6
         else:
-            self._seconds = None
+            self._seconds = self._less_common(stamp)
         return self._seconds
+
+    def _less_common(self, stamp: bytes) -> float | None:
+        if tai := _TAI64N.fullmatch(stamp):
+            seconds = int(tai[1], 16) - _TAI_AHEAD + int(tai[2], 16) / 1e9
+            return seconds if 0 <= seconds < _NO_LOG_YET else None
+        if unix := _UNIX.fullmatch(stamp):
+            return float(unix[1])  # three digits more, without a point, are milliseconds
+        stamp = stamp[weekday.end() :] if (weekday := _WEEKDAY.match(stamp)) else stamp
+        if nearly := _NEARLY_RFC3339.match(stamp):
+            year, month, day, time, zone = nearly.groups()
+            if zone is not None:
+                zone = b"Z" if zone.upper() in {b"UTC", b"GMT"} else zone + b"00" * (len(zone) == 3)
+            return self._dated(year, month, day, time + (zone or b""))
+        if found := _YEAR_FIRST.match(stamp):
+            year, name, day, time = found.groups()
+        elif found := _YEAR_WITHIN.match(stamp):
+            name, day, year, time = found.groups()
+        elif found := _YEAR_LAST.match(stamp):
+            name, day, time, year = found.groups()
+        elif found := _DAY_FIRST.match(stamp):
+            day, name, year, time = found.groups()
+        else:
+            syslog = _SYSLOG.match(stamp)
+            return self._syslog(syslog) if syslog is not None else None
+        number = _MONTHS.get(name)
+        return None if number is None else self._dated(year, b"%02d" % number, day.zfill(2), time)
+
+    def _dated(self, year: bytes, month: bytes, day: bytes, time: bytes) -> float | None:
+        found = _RFC3339.match(b"%b-%b-%bT%b" % (year, month, day, time))
+        return self._rfc3339(found) if found is not None else None
 
     def _syslog(self, stamp: re.Match[bytes]) -> float | None:
         hour, month_name, day, hour_of_day, minute, second, fraction = stamp.groups()
@@ -85,7 +132,7 @@ class LogClock:
             self._keep(hour, start)
         self._previous = start
         seconds = start + int(minute) * 60 + int(second)
-        return seconds + float(fraction) if fraction else seconds
+        return seconds + float(b"0." + fraction[1:]) if fraction else seconds
 
     def _start_of_hour(self, month: int, day: int, hour: int) -> float | None:
         """The hour in the year that is nearest to the line before and not in the future."""

@@ -19,13 +19,14 @@ class Standing(StrEnum):
     NONE = "none"  # a definite answer that there is no PTR record
     ERROR = "error"  # the look-up failed
     UNKNOWN = "unknown"  # the log does not say which: Postfix writes `unknown` for three of the above
+    NOT_LOOKED_UP = "not looked up"  # the name was not asked for, as postscreen never does
 
 
 class Outcome(StrEnum):
     """What became of the mail."""
 
     DELIVERED = "delivered"  # to at least one recipient
-    PASSED = "passed"  # policyd let it through; its own log does not say what became of it
+    PASSED = "passed"  # let through by policyd or a filter; the log does not say what became of it
     DEFERRED = "deferred"
     REJECTED = "rejected"  # refused in the session, bounced, or discarded
     UNKNOWN = "unknown"  # the log ends, or the session did, before anything was decided

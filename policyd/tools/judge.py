@@ -5,8 +5,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from policyd.core.engine import Decision, decide_fully
-from policyd.core.facts import Facts
+from policyd.core.engine import Decision, decide
+from policyd.core.facts import NOTHING_KNOWN, Facts, Needs
 from policyd.core.identity import Identity, Status, told_identity
 from policyd.core.protocol import Request
 from policyd.logs.transaction import Observation, Outcome, Standing
@@ -40,23 +40,31 @@ class Judge:
         self._assumption = assumption
         self._by_recipient = by_recipient
 
-    def decisions(self, seen: Observation) -> list[Decision]:
-        """One for each recipient, or one for all."""
+    def decisions(self, seen: Observation) -> list[Decision | None]:
+        """One decision for each recipient, or one for all of them.
+
+        None: the decision depends on the client's name, which was not looked up.
+        """
         recipients = seen.recipients if self._by_recipient and seen.recipients else seen.recipients[:1] or (b"",)
-        facts = Facts(_identity(seen, self._assumption))
-        return [decide_fully(self._ruleset, _request(seen, recipient), facts, self._today) for recipient in recipients]
+        identity = _identity(seen, self._assumption)
+        facts = Facts(identity) if identity is not None else NOTHING_KNOWN
+        return [self._decide(_request(seen, recipient), facts) for recipient in recipients]
+
+    def _decide(self, request: Request, facts: Facts) -> Decision | None:
+        decision = decide(self._ruleset, request, facts, self._today)
+        return None if isinstance(decision, Needs) else decision
 
 
 def _request(seen: Observation, recipient: bytes) -> Request:
     """What Postfix would have asked. Without a sender it was refused before MAIL."""
     state = b"RCPT" if seen.sender is not None else b"HELO" if seen.helo_name else b"CONNECT"
-    name = seen.names[0] if seen.names else b"unknown"
+    name = seen.names[0] if seen.names else b"" if seen.standing is Standing.NOT_LOOKED_UP else b"unknown"
     return Request.of(
         {
             "request": b"smtpd_access_policy",
             "protocol_state": state,
             "client_address": seen.client_address,
-            "client_name": name if seen.standing is Standing.VERIFIED else b"unknown",
+            "client_name": b"unknown" if seen.names and seen.standing is not Standing.VERIFIED else name,
             "reverse_client_name": name,
             "helo_name": seen.helo_name,
             "sender": seen.sender or b"",
@@ -75,7 +83,9 @@ _STATUSES = {
 }
 
 
-def _identity(seen: Observation, assumption: Assumption) -> Identity:
+def _identity(seen: Observation, assumption: Assumption) -> Identity | None:
+    if seen.standing is Standing.NOT_LOOKED_UP:
+        return None
     status = _STATUSES.get(seen.standing)
     if status is None:
         return told_identity(Status(assumption))

@@ -1,3 +1,5 @@
+# ruff: noqa: E501, ISC004 - log lines stand here as programs write them
+
 from __future__ import annotations
 
 import gzip
@@ -7,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from policyd.logs import maillog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -156,3 +160,222 @@ def test_suggest_with_nothing_to_suggest_says_so(run: Run) -> None:
     ended = run("suggest", "--rules", SHIPPED, SENDMAIL, POSTFIX)
     assert (ended.status, ended.out) == (1, "")
     assert ended.err.startswith("policyd: nothing to suggest: 35 mails, 35 refused or deferred, 34 of these decided")
+
+
+# --- Kinds of logs that were misread ----------------------------------------------------------------------------------
+
+
+def log_file(folder: Path, *lines: str) -> Path:
+    log = folder / "mail.log"
+    log.write_text("\n".join(lines) + "\n")
+    return log
+
+
+def refused(number: int, client: str, text: str, *, state: str = "RCPT", to: str = "b@example.net") -> str:
+    return (
+        f"Jan  5 10:00:01 mx postfix/smtpd[{number}]: NOQUEUE: reject: {state} from {client}: {text};"
+        f" from=<a@example.com> to=<{to}> proto=ESMTP helo=<h.example.com>"
+    )
+
+
+PROVIDER = [f"mail-ed{n}-f41.google.com[209.85.208.{n}]" for n in range(1, 6)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "550 5.1.1 <jon@example.net>: Recipient address rejected: User unknown in virtual mailbox table",
+        "550 <jon@example.net>: Recipient address rejected: User unknown in local recipient table",
+        "450 4.1.1 <jon@example.net>: Recipient address rejected: unverified address: Address verification in progress",
+        "550 5.1.1 <jon@example.net>: Recipient address rejected: undeliverable address: host mx[192.0.2.1] said: 550 no",
+        "552 5.2.2 <jon@example.net>: Recipient address rejected: Mailbox is full",
+        "452 4.2.2 <jon@example.net>: Recipient address rejected: Quota exceeded (mailbox for user is full)",
+        "450 4.2.0 <jon@example.net>: Recipient address rejected: Greylisted, see http://postgrey.example/help",
+        "451 4.7.1 Greylisting in action, please come back later",
+        "450 4.7.1 <jon@example.net>: Recipient address rejected: Policy restriction; try again later",
+        "421 4.7.0 mx.example.net Error: too many connections from 209.85.208.41",
+        "450 4.7.1 Error: too much mail from 209.85.208.41: too many messages",
+        "451 4.3.5 Server configuration problem",
+        "451 4.3.0 <a@example.com>: Temporary lookup failure",
+        "452 4.3.1 Insufficient system storage",
+        "552 5.3.4 Message size exceeds fixed limit",
+        "450 4.3.2 Service currently unavailable",
+    ],
+)
+def test_suggest_takes_no_refusal_for_evidence_that_says_nothing_of_the_client(
+    run: Run, tmp_path: Path, text: str
+) -> None:
+    log = log_file(tmp_path, *(refused(n, client, text) for n, client in enumerate(PROVIDER)))
+    ended = run("suggest", log)
+    assert (ended.status, ended.out) == (1, "")
+    assert "nothing to suggest: 5 mails, 5 refused or deferred, 5 of these say nothing of the client" in ended.err
+    assert "--min-clients" not in ended.err
+
+
+def test_suggest_takes_no_bounce_by_another_server_for_evidence(run: Run, tmp_path: Path) -> None:
+    log = log_file(
+        tmp_path,
+        *(
+            f"Jan  5 10:00:0{n} mx postfix/smtpd[{n}]: AAA{n}: client={client}\n"
+            f"Jan  5 10:00:0{n} mx postfix/smtp[9]: AAA{n}: to=<b@elsewhere.example>, relay=mx.elsewhere.example"
+            "[203.0.113.1]:25, delay=1, dsn=5.7.1, status=bounced (host said: 554 5.7.1 your server is listed)"
+            for n, client in enumerate(PROVIDER)
+        ),
+    )
+    assert run("suggest", log).status == 1
+
+
+def test_suggest_takes_no_mail_for_evidence_that_was_delivered_later(run: Run, tmp_path: Path) -> None:
+    deferred = "450 4.7.25 Client host rejected: cannot find your hostname"
+    lines = [refused(n, client, deferred, to=f"b{n}@example.net") for n, client in enumerate(PROVIDER)]
+    assert run("suggest", log_file(tmp_path, *lines)).status == 0
+    later = [
+        # The provider tries again from its other hosts.
+        f"Jan  5 10:20:0{n} mx postfix/smtpd[{n}]: AAA{n}: client={PROVIDER[(n + 1) % 5]}\n"
+        f"Jan  5 10:20:0{n} mx postfix/qmgr[{n}]: AAA{n}: from=<a@example.com>, size=1, nrcpt=1 (queue active)\n"
+        f"Jan  5 10:20:0{n} mx postfix/local[9]: AAA{n}: to=<b{n}@example.net>, relay=local, dsn=2.0.0, status=sent (ok)"
+        for n in range(5)
+    ]
+    ended = run("suggest", log_file(tmp_path, *lines, *later))
+    assert (ended.status, ended.out) == (1, "")
+    assert "5 of these say nothing of the client" in ended.err
+
+
+def test_suggest_shows_reasons_and_marks_a_large_mail_provider(run: Run, tmp_path: Path) -> None:
+    text = "554 5.7.1 <b@example.net>: Relay access denied"
+    listed = "554 5.7.1 Service unavailable; Client host [209.85.208.9] blocked using bl.example; https://bl.example/q"
+    lines = [refused(n, client, text) for n, client in enumerate(PROVIDER)]
+    lines.append(refused(9, "mail-ed9-f41.google.com[209.85.208.9]", listed))
+    ended = run("suggest", log_file(tmp_path, *lines))
+    assert "match: {hostname_suffix: google.com}" in ended.out
+    assert "  # google.com: a large mail provider, whose other users' mail would be refused as well" in ended.out
+    assert "  # 5 for: 554 5.7.1 Relay access denied\n" in ended.out
+    assert "  # 1 for: 554 5.7.1 Service unavailable; Client host blocked using bl.example\n" in ended.out
+    as_json = json.loads(run("suggest", "--json", log_file(tmp_path, *lines)).out)
+    assert as_json["candidates"][0]["reasons"][0] == {"mails": 5, "text": "554 5.7.1 Relay access denied"}
+
+
+@pytest.mark.parametrize(
+    ("client", "sender"),
+    [("h{n}.mail.protection.outlook.com", "a@example.com"), ("unknown", "news{n}@gmail.com")],
+    ids=["under a provider's name", "senders of a provider"],
+)
+def test_every_candidate_of_a_large_mail_provider_has_a_remark(
+    run: Run, tmp_path: Path, client: str, sender: str
+) -> None:
+    lines = [
+        refused(n, f"{client.format(n=n)}[198.{n}.100.7]", "554 5.7.1 no").replace("a@example.com", sender.format(n=n))
+        for n in range(1, 6)
+    ]
+    candidates = json.loads(run("suggest", "--json", log_file(tmp_path, *lines)).out)["candidates"]
+    assert len(candidates) == 1
+    assert any("a large mail provider" in remark for remark in candidates[0]["remarks"])
+
+
+def test_suggest_over_private_clients_says_so(run: Run, tmp_path: Path) -> None:
+    lines = [refused(n, f"printer{n}.lan[192.168.1.{n}]", "554 5.7.1 no") for n in (1, 2)]
+    ended = run("suggest", log_file(tmp_path, *lines))
+    assert ended.status == 1
+    assert "2 mails, 2 refused or deferred, 2 of these from private addresses" in ended.err
+    assert "--min-clients" not in ended.err
+
+
+def test_suggest_knows_that_postscreen_looks_no_names_up(run: Run, tmp_path: Path) -> None:
+    lines = [
+        f"Jan  5 10:00:01 mx postfix/postscreen[11]: NOQUEUE: reject: RCPT from [198.51.100.{n}]:1111: 550 5.7.1 Service"
+        f" unavailable; client [198.51.100.{n}] blocked using bl.example; from=<a@example.com>, to=<x@example.net>,"
+        " proto=ESMTP, helo=<h1.example.org>"
+        for n in range(1, 5)
+    ]
+    ended = run("suggest", log_file(tmp_path, *lines))
+    assert "match: {cidr: 198.51.100.0/29}" in ended.out or "match: {cidr: 198.51.100.0/24}" in ended.out
+    assert "postscreen refused 4 of the clients without looking up their names" in ended.out
+    assert "had a name" not in ended.out
+
+
+def test_replay_does_not_take_clients_of_postscreen_for_nameless(run: Run, tmp_path: Path) -> None:
+    line = (
+        "Jan  5 10:00:01 mx postfix/postscreen[11]: NOQUEUE: reject: RCPT from [198.51.100.7]:1111: 550 5.7.1 no;"
+        " from=<a@example.com>, to=<x@example.net>, proto=ESMTP, helo=<h1.example.org>"
+    )
+    ended = run("replay", "--rules", SHIPPED, log_file(tmp_path, line))
+    assert "1 mail: postscreen refused the client without looking up its name" in ended.out
+    assert "REJECT" not in ended.out
+    by_network = tmp_path / "rules.yaml"
+    by_network.write_text("rules:\n  - {name: network, match: {cidr: 198.51.100.0/24}, action: REJECT}\n")
+    found = json.loads(run("replay", "--json", "--rules", by_network, log_file(tmp_path, line)).out)
+    assert [(rule["rule"], rule["transactions"]) for rule in found["rules"]] == [("network", 1)]
+    assert found["unjudged"] == 0
+
+
+def test_replay_judges_users_of_sendmail_as_users(run: Run, tmp_path: Path) -> None:
+    log = log_file(
+        tmp_path,
+        "Jan  5 10:00:01 mx sm-mta[201]: AUTH=server, relay=[198.51.100.7], authid=joe, mech=PLAIN, bits=0",
+        "Jan  5 10:00:02 mx sm-mta[201]: 605A00aa000201: from=<joe@example.net>, size=900, class=0, nrcpts=1,"
+        " msgid=<1@example.net>, proto=ESMTPSA, daemon=MSA, relay=[198.51.100.7]",
+        "Jan  5 10:00:03 mx sm-mta[202]: 605A00aa000201: to=<b@example.com>, delay=00:00:01, xdelay=00:00:01,"
+        " mailer=esmtp, pri=31000, relay=mail.example.com. [192.0.2.10], dsn=2.0.0, stat=Sent (ok)",
+    )
+    found = json.loads(run("replay", "--json", "--rules", SHIPPED, log).out)
+    assert [(rule["rule"], rule["delivered"]) for rule in found["rules"]] == [("authenticated", 1)]
+
+
+def test_replay_of_hundreds_of_mails_with_two_timestamps_counts_all(run: Run, tmp_path: Path) -> None:
+    lines = []
+    for n in range(400):
+        time = f"{10 + n // 60}:{n % 60:02d}"
+        head = f"2026-01-05T10:{time}.123456789Z Jan  5 10:{time} mx postfix"
+        lines += [
+            f"{head}/smtpd[101]: 4AB1CD{n:04X}: client=ik1-1-1.vs.sakura.ne.jp[192.0.2.10]",
+            f"{head}/qmgr[90]: 4AB1CD{n:04X}: from=<a@example.com>, size=900, nrcpt=1 (queue active)",
+            f"{head}/local[103]: 4AB1CD{n:04X}: to=<b@example.net>, relay=local, delay=1, delays=1/0/0/0, dsn=2.0.0,"
+            " status=sent (delivered to mailbox)",
+        ]
+    log = log_file(tmp_path, *lines)
+    assert json.loads(run("replay", "--json", "--rules", SHIPPED, log).out)["delivered"] == 400
+    ended = run("replay", "--rules", SHIPPED, "--fail-if-delivered", "0", log)
+    assert (ended.status, ended.err) == (1, "policyd: 400 delivered mails would have been refused; none is allowed\n")
+
+
+def test_replay_that_left_lines_out_does_not_pass(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maillog, "_MAX_HOSTS", 2)
+    log = log_file(tmp_path, *(refused(n, "a[192.0.2.1]", "554 no").replace(" mx ", f" mx{n} ") for n in range(3)))
+    ended = run("replay", "--rules", SHIPPED, "--fail-if-delivered", "0", log)
+    assert ended.status == 2
+    assert ended.err.startswith("policyd: 0 delivered mails would have been refused, and there may be more: 1 lines")
+    assert "the log has more hosts than are read" in ended.out
+    assert run("replay", "--rules", SHIPPED, log).status == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("[05/Jan/2026] mx|postfix/smtpd|104|NOQUEUE: reject", 2),
+        ("Jan  5 10:05:01 mx postfix smtpd 104 NOQUEUE reject", 1),
+    ],
+)
+def test_lines_that_cannot_be_read_are_answered_with_their_beginning_and_a_way_out(
+    run: Run, tmp_path: Path, line: str, status: int
+) -> None:
+    for command in (("replay", "--rules", SHIPPED), ("suggest",)):
+        ended = run(*command, log_file(tmp_path, line))
+        assert ended.status == status
+        assert f"begins with '{line[:50]}" in ended.err
+        for way in ("grep -h", "--no-log-prefix", "journalctl -o short"):
+            assert way in ended.err
+
+
+def test_replay_quotes_a_line_among_others_that_cannot_be_read(run: Run, tmp_path: Path) -> None:
+    ended = run("replay", "--rules", SHIPPED, log_file(tmp_path, refused(1, "a[192.0.2.1]", "554 no"), "\x1b]0;hi"))
+    assert "note: 1 line in no known form, as '?]0;hi'" in ended.out
+
+
+@pytest.mark.parametrize("command", [("stats",), ("lookup", "7Q4K2M9X"), ("tail", "--no-follow")])
+def test_commands_for_the_decision_log_name_those_for_a_mail_log(
+    run: Run, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    ended = run(*command, log_file(tmp_path, refused(1, "a[192.0.2.1]", "554 no")))
+    assert ended.status != 0
+    assert "it is a mail log, which `policyd replay` and `policyd suggest` read" in ended.err
+    assert ended.out == ""

@@ -679,7 +679,10 @@ def test_junk_that_looks_like_writers_does_not_fill_memory() -> None:
     for number in range(20_000):
         log.feed([f"Aug  3 12:15:23 host{number} postfix{number}/smtpd[1]: connect from a[192.0.2.1]".encode()])
     assert len(log._readers) <= maillog._MAX_WRITERS
-    assert len(log._postfix) <= maillog._MAX_LOGS
+    assert len(log._writers) <= maillog._MAX_WRITERS
+    assert len(log._postfix) == maillog._MAX_HOSTS
+    assert log.counts.left_out.hosts == 20_000 - maillog._MAX_HOSTS
+    assert log.counts.left_out.lines
 
 
 def test_a_line_that_is_far_too_long_is_not_looked_through() -> None:
@@ -723,7 +726,7 @@ def test_no_line_raises_and_every_line_is_counted(lines: list[bytes]) -> None:
     found = log.feed(lines) + log.finish()
     counts = log.counts
     assert counts.lines == counts.used + counts.other + counts.unknown == len(lines)
-    assert len(found) <= counts.used
+    assert len(found) <= counts.used + counts.repeated
     for seen in found:
         assert isinstance(seen.outcome, Outcome)
         assert (seen.standing is Standing.VERIFIED) <= bool(seen.names)

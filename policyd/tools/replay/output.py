@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from policyd.logs.maillog import quote
 from policyd.logs.timestamps import rfc3339
 from policyd.tools.display import counted, shown, styled_verb, table
 from policyd.tools.judge import GOT_THROUGH, Assumption
@@ -64,6 +65,8 @@ def _facts_as_json(facts: Facts) -> dict[str, Any]:
         "first": rfc3339(facts.first) if facts.first is not None else None,
         "last": rfc3339(facts.last) if facts.last is not None else None,
         "assumed": facts.assumed,
+        "unjudged": facts.unjudged,
+        "left_out": facts.counts.left_out.notes(),
         "assumption": str(facts.assumption),
     }
 
@@ -212,18 +215,31 @@ def _notes(facts: Facts, subjects: set[str], tallies: list[Tally]) -> list[str]:
             f"{counted(facts.assumed, 'mail')}: the log does not say why the client had no name, so it was taken for"
             f" `{facts.assumption}`; see what {others} would change"
         )
+    if facts.unjudged:
+        notes.append(
+            f"{counted(facts.unjudged, 'mail')}: postscreen refused the client without looking up its name, so the log"
+            " does not tell which rule decides; the mails are not in the table"
+        )
     if "helo_name" in subjects and facts.no_helo:
         notes.append(f"{counted(facts.no_helo, 'mail')}: the log tells no HELO, so no rule on it could match")
     notes.extend(f"no log tells `{name}`; rules that look at it saw an empty value" for name in facts.untold)
     if any(tally.passed for tally in tallies):
-        notes.append("policyd's own log tells only that a mail passed; such mails are counted as delivered")
+        notes.append(
+            "policyd's own log, and that of a filter before the queue, tells only that a mail passed; such mails are"
+            " counted as delivered"
+        )
     if len(facts.writers) > 1 and "policyd" in facts.writers:
         notes.append("the logs hold policyd's lines and the mail server's: a mail may be counted twice")
     if any(tally.uncounted for tally in tallies):
         notes.append("a figure with a + stopped counting there; there are more")
+    if facts.counts.hidden:
+        notes.append(
+            f"journalctl left out the text of {counted(facts.counts.hidden, 'line')}; read the journal with --all"
+        )
     if facts.counts.unknown:
-        notes.append(f"{counted(facts.counts.unknown, 'line')} in no known form")
-    return notes
+        quoted = quote(facts.counts.example)
+        notes.append(f"{counted(facts.counts.unknown, 'line')} in no known form" + (f", as {quoted}" if quoted else ""))
+    return [*notes, *facts.counts.left_out.notes()]
 
 
 def _print_notes(console: Console, notes: list[str]) -> None:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from policyd.core.normalize import domain_of
 from policyd.core.ruleset import Subject, Verb
 from policyd.logs.counting import Distinct, without_garbage_collection
-from policyd.logs.maillog import LineCounts, MailLog, observations
+from policyd.logs.counts import LineCounts
+from policyd.logs.maillog import MailLog, observations
 from policyd.logs.transaction import Observation, Outcome, Standing
 from policyd.tools.judge import GOT_THROUGH, Assumption, Judge
 
@@ -117,6 +118,7 @@ class Facts:
     first: float | None = None  # Unix seconds
     last: float | None = None
     assumed: int = 0  # transactions decided by what `unknown` was taken for
+    unjudged: int = 0  # transactions that no rule can be named for: it depends on a name that was not looked up
     assumption: Assumption = Assumption.MISSING
     no_helo: int = 0
     untold: tuple[str, ...] = ()  # attributes that the ruleset looks at and no log has
@@ -172,13 +174,15 @@ def replay(
     tallies: defaultdict[tuple[str, Verb, bool], Tally] = defaultdict(Tally)
 
     def verdict(seen: Observation) -> _Verdict:
-        decisions = judge.decisions(seen)
+        every = judge.decisions(seen)
+        decisions = [decision for decision in every if decision is not None]
         hits = {(decision.rule_name, decision.verb, False) for decision in decisions}
         hits |= {(name, verbs[name], True) for decision in decisions for name in decision.observed}
         return _Verdict(
             tuple(tallies[hit] for hit in hits),
             any(decision.verb is not Verb.DUNNO for decision in decisions),
             seen.standing is Standing.UNKNOWN and any(decision.identity is not None for decision in decisions),
+            len(decisions) < len(every),
         )
 
     facts = _run(paths, subjects, verdict, assumption, advance)
@@ -206,7 +210,8 @@ def compare(
     tallies: defaultdict[tuple[str, Verb, str, Verb], Tally] = defaultdict(Tally)
 
     def verdict(seen: Observation) -> _Verdict:
-        pairs = list(zip(old_judge.decisions(seen), new_judge.decisions(seen), strict=True))
+        every = list(zip(old_judge.decisions(seen), new_judge.decisions(seen), strict=True))
+        pairs = [(before, after) for before, after in every if before is not None and after is not None]
         changes = {
             (before.rule_name, before.verb, after.rule_name, after.verb)
             for before, after in pairs
@@ -217,6 +222,7 @@ def compare(
             any(before is Verb.DUNNO and after is not Verb.DUNNO for _, before, _, after in changes),
             seen.standing is Standing.UNKNOWN
             and any(decision.identity is not None for pair in pairs for decision in pair),
+            len(pairs) < len(every),
         )
 
     facts = _run(paths, subjects, verdict, assumption, advance)
@@ -241,6 +247,7 @@ class _Verdict(NamedTuple):
     tallies: tuple[Tally, ...]  # to count it in
     refuses: bool  # it would be refused; by the new ruleset only, if two are compared
     assumed: bool  # what `unknown` is taken for had a part in it
+    unjudged: bool  # it depends on a name that was not looked up
 
 
 def _run(
@@ -269,7 +276,7 @@ def _run(
                     if len(remembered) >= _MAX_REMEMBERED:
                         remembered.clear()
                     verdict = remembered[key] = judge(seen)
-                tallies, refuses, assumed = verdict
+                tallies, refuses, assumed, unjudged = verdict
                 for tally in tallies:
                     tally.add(seen)
                 if tallies and (new or not same_origin):
@@ -278,6 +285,7 @@ def _run(
                         tally.add_origin(seen.client_address, sender_domain, distinct)
                 facts.changed += bool(tallies)
                 facts.assumed += assumed
+                facts.unjudged += unjudged
                 if refuses and seen.outcome in GOT_THROUGH:
                     facts.refused_delivered += 1
     facts.counts = log.counts

@@ -1,8 +1,9 @@
-"""What to block, as a mail log shows it: candidates with their evidence and their collateral.
+"""Finds candidates for rules in a mail log, with their evidence and their collateral.
 
-Evidence is what was refused or deferred by whomever: a log does not say which of the delivered mails were wanted, so
-nothing is suggested for their sake. Collateral is what was delivered from the same place; it speaks against a
-candidate, and the clients it came from are proposed as exceptions. Three things are looked for:
+Evidence is what was refused or deferred for a reason that speaks against the client (see reasons.py), and was not
+delivered later. A log does not say which of the delivered mails were wanted, so none of them is evidence.
+Collateral is what was delivered from the same place; it speaks against a candidate, and the clients it came from are
+proposed as exceptions. Three things are looked for:
 
 - host names with a common suffix, as narrow as still holds nearly all of them (public suffix list);
 - blocks of addresses (see `policyd.tools.address_blocks`), among the clients that no suffix accounts for;
@@ -22,10 +23,12 @@ from policyd.config.public_suffixes import all_suffixes, registries
 from policyd.core.address import parse_address
 from policyd.core.identity import may_be_host
 from policyd.core.ruleset import Verb
-from policyd.logs.maillog import LineCounts, MailLog, observations
+from policyd.logs.maillog import MailLog, observations
 from policyd.logs.transaction import Outcome, Standing
 from policyd.tools.address_blocks import blocks, part_of
 from policyd.tools.judge import GOT_THROUGH, Assumption, Judge
+from policyd.tools.suggest.providers import provider_of
+from policyd.tools.suggest.reasons import Reasons, is_evidence
 from policyd.tools.suggest.sender_patterns import Shape, shape_of
 
 if TYPE_CHECKING:
@@ -33,15 +36,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from policyd.core.index import Ruleset
+    from policyd.logs.counts import LineCounts
     from policyd.logs.transaction import Observation
 
 # Clients, and senders, kept; each takes up to 1 KB. A week of a large site has fewer that come twice.
 _MAX_KEPT = 100_000
 
-# Names, mails and clients kept of one client or sender: more of them say nothing more.
+# Names, mails, reasons and clients kept of one client or sender: more of them say nothing more.
 _MAX_NAMES = 4
 _MAX_MAILS = 8
+_MAX_REASONS = 8
 _MAX_CLIENTS = 64
+
+# Deferred mails whose delivery is waited for; the oldest is given up first. A sender retries for five days.
+_MAX_DEFERRED = 100_000
+
+# Reasons shown for one candidate, the most frequent first.
+_SHOWN_REASONS = 3
 
 # A suffix gives way to a longer one that holds at least this share of its clients.
 _NEARLY_ALL = 0.8
@@ -90,29 +101,35 @@ def _example_of(seen: Observation) -> Example:
 class _Counted:
     """What is counted of a client or a sender. There are many, and an empty set takes 216 bytes: so, tuples."""
 
-    __slots__ = ("delivered", "example", "first", "last", "refused")
+    __slots__ = ("delivered", "example", "first", "last", "reasons", "refused")
 
     def __init__(self, seen: Observation) -> None:
         self.refused = 0
         self.delivered = 0
         self.first = self.last = seen.time
         self.example = _example_of(seen)
+        self.reasons: tuple[int, ...] = ()  # numbers of the reasons, one for each refused mail up to _MAX_REASONS
 
-    def count(self, seen: Observation) -> None:
+    def count(self, seen: Observation, reason: int) -> None:
+        """Counts a mail; `reason` is 0 if it is no evidence."""
         if seen.outcome in GOT_THROUGH:
             self.delivered += 1
-            return
-        if seen.outcome is Outcome.UNKNOWN:
-            return
-        if not self.refused:
-            self.example = _example_of(seen)
-            self.first = seen.time
-        self.refused += 1
-        self.last = seen.time
+        elif reason:
+            if not self.refused:
+                self.example = _example_of(seen)
+                self.first = seen.time
+            self.refused += 1
+            self.last = seen.time
+            if len(self.reasons) < _MAX_REASONS:
+                self.reasons += (reason,)
+
+    def take_back(self) -> None:
+        """A mail that was deferred has been delivered."""
+        self.refused -= 1
 
 
 class _Client(_Counted):
-    __slots__ = ("address", "mails", "names", "verified")
+    __slots__ = ("address", "looked_up", "mails", "names", "verified")
 
     def __init__(self, seen: Observation, address: tuple[int, int]) -> None:
         super().__init__(seen)
@@ -120,9 +137,11 @@ class _Client(_Counted):
         self.names: tuple[bytes, ...] = ()
         self.verified: tuple[bytes, ...] = ()
         self.mails: tuple[int, ...] = ()  # hashes of sender and recipient
+        self.looked_up = False  # whether its name was asked for, so that having none says something
 
-    def see(self, seen: Observation) -> None:
-        self.count(seen)
+    def see(self, seen: Observation, reason: int) -> None:
+        self.count(seen, reason)
+        self.looked_up |= seen.standing is not Standing.NOT_LOOKED_UP
         for name in seen.names:
             if name not in self.names and len(self.names) < _MAX_NAMES and may_be_host(name):
                 self.names += (name,)
@@ -140,12 +159,12 @@ class _Sender(_Counted):
         self.clients: tuple[tuple[int, int], ...] = ()
         self.delivered_from: tuple[tuple[int, int], ...] = ()
 
-    def see(self, seen: Observation, client: tuple[int, int]) -> None:
-        self.count(seen)
+    def see(self, seen: Observation, client: tuple[int, int], reason: int) -> None:
+        self.count(seen, reason)
         if seen.outcome in GOT_THROUGH:
             if len(self.delivered_from) < _MAX_CLIENTS:
                 self.delivered_from = _with(self.delivered_from, client)
-        elif len(self.clients) < _MAX_CLIENTS:
+        elif reason and len(self.clients) < _MAX_CLIENTS:
             self.clients = _with(self.clients, client)
 
 
@@ -187,6 +206,7 @@ class Evidence:
     examples: list[Example]
     delivered: int
     delivered_clients: int
+    reasons: list[tuple[int, str]] = field(default_factory=list)  # how many mails each, most frequent first
 
 
 @dataclass(slots=True)
@@ -219,7 +239,15 @@ class Suggestions:
     transactions: int = 0
     refused: int = 0
     covered: int = 0  # refused mails that the ruleset decides already, so that nothing is suggested for them
+    private: int = 0  # refused mails from private addresses and from users who had logged in
+    silent: int = 0  # refused mails whose reason says nothing of the client, or that were delivered later
     forgotten: int = 0  # clients and senders, seen too seldom to be kept
+    unfollowed: int = 0  # deferred mails whose delivery was no longer waited for
+
+    @property
+    def evidence(self) -> int:
+        """Refused mails that speak against their clients."""
+        return self.refused - self.covered - self.private - self.silent
 
 
 def suggest(
@@ -242,35 +270,76 @@ def suggest(
     judge = None
     if ruleset is not None and today is not None:
         judge = Judge(ruleset, today, Assumption.MISSING, by_recipient=False)
+    reasons = Reasons()
+    deferred = _Deferred()
     for batch in observations(paths, log, advance):
         for seen in batch:
             found.transactions += 1
-            address = parse_address(seen.client_address)
-            if address is None or seen.sasl_username or _is_private(*address):
-                continue
             refused = seen.outcome in {Outcome.REJECTED, Outcome.DEFERRED}
             found.refused += refused
+            address = parse_address(seen.client_address)
+            if address is None or seen.sasl_username or _is_private(*address):
+                found.private += refused
+                continue
             if judge is not None and _is_decided(judge, seen):
                 found.covered += refused
                 continue
+            reason = reasons.number(seen.text) if refused and is_evidence(seen) else 0
+            if refused and not reason:
+                found.silent += 1
             client = clients.get(address)
             if client is None:
                 clients.make_room()
                 client = clients[address] = _Client(seen, address)
-            client.see(seen)
+            client.see(seen, reason)
+            sender = None
             if seen.sender and _ADDRESS.fullmatch(seen.sender):
                 sender = senders.get(seen.sender)
                 if sender is None:
                     senders.make_room()
                     sender = senders[seen.sender] = _Sender(seen)
-                sender.see(seen, address)
+                sender.see(seen, address, reason)
+            if reason and seen.outcome is Outcome.DEFERRED:
+                deferred.add(seen, (client,) if sender is None else (client, sender))
+            elif seen.outcome is Outcome.DELIVERED:
+                found.silent += deferred.take_back(seen)
     found.forgotten = clients.forgotten + senders.forgotten
-    suffixes, accounted_for = _suffixes(clients.values(), least_clients)
+    found.unfollowed = deferred.given_up
+    suffixes, accounted_for = _suffixes(clients.values(), least_clients, reasons)
     rest = [client for client in clients.values() if client.address not in accounted_for]
-    candidates = [*suffixes, *_networks(rest, least_clients), *_patterns(senders, clients)]
-    found.candidates = [one for one in candidates if one.worthwhile]
+    candidates = [*suffixes, *_networks(rest, least_clients, reasons), *_patterns(senders, clients, reasons)]
+    found.candidates = [candidate for candidate in candidates if candidate.worthwhile]
     found.candidates.sort(key=lambda one: (-one.score, -one.evidence.clients, one.value))
     return found
+
+
+class _Deferred:
+    """Mails that were deferred, by sender and recipient, with what they are counted in."""
+
+    def __init__(self) -> None:
+        self._counted: dict[int, list[tuple[_Counted, ...]]] = {}
+        self.given_up = 0
+
+    def add(self, seen: Observation, counted: tuple[_Counted, ...]) -> None:
+        for mail in _mails_of(seen)[:1]:
+            if len(self._counted) >= _MAX_DEFERRED and mail not in self._counted:
+                self.given_up += 1
+                del self._counted[next(iter(self._counted))]
+            tries = self._counted.setdefault(mail, [])
+            if len(tries) < _MAX_CLIENTS:
+                tries.append(counted)
+
+    def take_back(self, seen: Observation) -> int:
+        """A mail was delivered, after so many tries that were deferred: these are no evidence."""
+        tries = [counted for mail in _mails_of(seen) for counted in self._counted.pop(mail, ())]
+        for counted in tries:
+            for each in counted:
+                each.take_back()
+        return len(tries)
+
+
+def _mails_of(seen: Observation) -> list[int]:
+    return [hash((seen.sender, recipient)) for recipient in seen.recipients] if seen.sender is not None else []
 
 
 def _is_private(version: int, address: int) -> bool:
@@ -280,13 +349,13 @@ def _is_private(version: int, address: int) -> bool:
 def _is_decided(judge: Judge, seen: Observation) -> bool:
     """Whether a rule, and not the default, decides this mail."""
     decision = judge.decisions(seen)[0]
-    return decision.rule is not None or decision.verb is not Verb.DUNNO
+    return decision is not None and (decision.rule is not None or decision.verb is not Verb.DUNNO)
 
 
 # --- Host names -----------------------------------------------------------------------------------------------------
 
 
-def _suffixes(clients: Iterable[_Client], least: int) -> tuple[list[Candidate], set[tuple[int, int]]]:
+def _suffixes(clients: Iterable[_Client], least: int, reasons: Reasons) -> tuple[list[Candidate], set[tuple[int, int]]]:
     """Candidates, and the clients that they account for."""
     under: defaultdict[str, dict[str, _Client]] = defaultdict(dict)  # names by registrable domain
     for client in clients:
@@ -301,10 +370,11 @@ def _suffixes(clients: Iterable[_Client], least: int) -> tuple[list[Candidate], 
         left = dict(names)
         while (suffix := _narrowest(domain, left, least)) and may_be_host(suffix.encode()):
             members = _distinct(client for name, client in names.items() if name.endswith("." + suffix))
-            candidate = Candidate("hostname_suffix", suffix, _evidence(members))
+            candidate = Candidate("hostname_suffix", suffix, _evidence(members, reasons))
             _propose_exceptions(candidate, [client for client in members if client.delivered])
             if all_suffixes().is_public(suffix):
                 candidate.remarks.append("customers who do not know each other have names under this suffix")
+            _mark_providers(candidate, [suffix, *names])
             if candidate.worthwhile:
                 found.append(candidate)
                 accounted_for |= {client.address for client in members}
@@ -314,7 +384,7 @@ def _suffixes(clients: Iterable[_Client], least: int) -> tuple[list[Candidate], 
 
 def _narrowest(domain: str, names: dict[str, _Client], least: int) -> str | None:
     """The longest suffix in a domain that holds nearly all of its refused clients; None if these are too few."""
-    refused = {name: client.address for name, client in names.items() if client.refused}
+    refused = {name: client.address for name, client in names.items() if client.refused > 0}
     if len(set(refused.values())) < least:
         return None
     suffix = domain
@@ -335,7 +405,7 @@ def _narrowest(domain: str, names: dict[str, _Client], least: int) -> str | None
 # --- Addresses ------------------------------------------------------------------------------------------------------
 
 
-def _networks(clients: Sequence[_Client], least: int) -> list[Candidate]:
+def _networks(clients: Sequence[_Client], least: int, reasons: Reasons) -> list[Candidate]:
     members: defaultdict[tuple[int, int], list[_Client]] = defaultdict(list)
     for client in clients:
         members[part_of(*client.address)].append(client)
@@ -343,7 +413,7 @@ def _networks(clients: Sequence[_Client], least: int) -> list[Candidate]:
     found = []
     for block in blocks({part: count for part, count in refused.items() if count}, least):
         inside = [client for part in block.part_keys() for client in members.get((block.version, part), ())]
-        candidate = Candidate("cidr", str(block), _evidence(inside))
+        candidate = Candidate("cidr", str(block), _evidence(inside, reasons))
         _propose_exceptions(candidate, [client for client in inside if client.delivered])
         tries = Counter(mail for client in inside for mail in client.mails)
         again = sum(count > 1 for count in tries.values())
@@ -352,8 +422,12 @@ def _networks(clients: Sequence[_Client], least: int) -> list[Candidate]:
                 f"{again:,} of the mails {'was' if again == 1 else 'were'} tried again from another address in it,"
                 f" one from {max(tries.values())} addresses"
             )
-        if not any(client.names for client in inside if client.refused):
+        refused_clients = [client for client in inside if client.refused > 0]
+        if not_asked := sum(not client.looked_up for client in refused_clients):
+            candidate.remarks.append(f"postscreen refused {not_asked:,} of the clients without looking up their names")
+        elif not any(client.names for client in refused_clients):
             candidate.remarks.append("none of the refused clients had a name")
+        _mark_providers(candidate, [name.decode("ascii") for client in inside for name in client.verified])
         found.append(candidate)
     return found
 
@@ -361,7 +435,9 @@ def _networks(clients: Sequence[_Client], least: int) -> list[Candidate]:
 # --- Senders --------------------------------------------------------------------------------------------------------
 
 
-def _patterns(senders: dict[bytes, _Sender], clients: dict[tuple[int, int], _Client]) -> list[Candidate]:
+def _patterns(
+    senders: dict[bytes, _Sender], clients: dict[tuple[int, int], _Client], reasons: Reasons
+) -> list[Candidate]:
     shapes: defaultdict[Shape, list[tuple[str, _Sender]]] = defaultdict(list)
     for address, sender in senders.items():
         local, _, domain = address.decode("ascii").rpartition("@")
@@ -377,15 +453,16 @@ def _patterns(senders: dict[bytes, _Sender], clients: dict[tuple[int, int], _Cli
                 by_domain[domain].append((domain, sender))
             groups = by_domain
         for domain, group in groups.items():
-            refused = [sender for _, sender in group if sender.refused]
+            refused = [sender for _, sender in group if sender.refused > 0]
             if len(refused) < _LEAST_SENDERS or sum(sender.refused for sender in refused) < _LEAST_REFUSALS:
                 continue
-            evidence = _evidence([sender for _, sender in group])
+            evidence = _evidence([sender for _, sender in group], reasons)
             evidence.clients = len({client for sender in refused for client in sender.clients})
             delivered_from = {client for _, sender in group for client in sender.delivered_from}
             evidence.delivered_clients = len(delivered_from)
             candidate = Candidate("sender_regex", shape.expression(domain), evidence)
             candidate.remarks.append(f"{len(refused):,} different senders")
+            _mark_providers(candidate, [domain] if domain else [domain for domain, _ in group])
             _propose_exceptions(candidate, [clients[one] for one in delivered_from if one in clients])
             found.append(candidate)
     return found
@@ -398,9 +475,14 @@ def _distinct(clients: Iterable[_Client]) -> list[_Client]:
     return list({client.address: client for client in clients}.values())
 
 
-def _evidence(members: Sequence[_Counted]) -> Evidence:
-    refused = [one for one in members if one.refused]
+def _evidence(members: Sequence[_Counted], reasons: Reasons) -> Evidence:
+    refused = [one for one in members if one.refused > 0]
     often = sorted(refused, key=lambda one: -one.refused)
+    texts: Counter[int] = Counter()
+    for one in refused:
+        # Each client's reasons stand for all of its mails.
+        for number, count in Counter(one.reasons).items():
+            texts[number] += round(one.refused * count / len(one.reasons))
     return Evidence(
         refused=sum(one.refused for one in refused),
         clients=len(refused),
@@ -409,7 +491,18 @@ def _evidence(members: Sequence[_Counted]) -> Evidence:
         examples=[one.example for one in often[:_MAX_EXAMPLES]],
         delivered=sum(one.delivered for one in members),
         delivered_clients=sum(one.delivered > 0 for one in members),
+        reasons=[(count, reasons.text(number)) for number, count in texts.most_common(_SHOWN_REASONS) if count],
     )
+
+
+def _mark_providers(candidate: Candidate, names: Iterable[str]) -> None:
+    """A large mail provider is never suggested without a remark."""
+    providers = sorted({provider for name in names if (provider := provider_of(name)) is not None})
+    if providers:
+        candidate.remarks.append(
+            f"{', '.join(providers[:_MAX_EXAMPLES])}: a large mail provider, whose other users' mail would be refused"
+            " as well; block single senders instead"
+        )
 
 
 def _propose_exceptions(candidate: Candidate, delivered: Sequence[_Client]) -> None:

@@ -43,7 +43,10 @@ def as_json(found: Suggestions, limit: int, taken: Iterable[str] = ()) -> dict[s
         "transactions": found.transactions,
         "refused": found.refused,
         "covered": found.covered,
+        "private": found.private,
+        "silent": found.silent,
         "forgotten": found.forgotten,
+        "left_out": found.counts.left_out.notes(),
         "candidates": [
             {
                 "name": name,
@@ -66,6 +69,7 @@ def _evidence_as_json(evidence: Evidence) -> dict[str, Any]:
         "last": rfc3339(evidence.last) if evidence.last is not None else None,
         "delivered": evidence.delivered,
         "delivered_clients": evidence.delivered_clients,
+        "reasons": [{"mails": count, "text": text} for count, text in evidence.reasons],
         "examples": [_example(seen) for seen in evidence.examples],
     }
 
@@ -77,9 +81,28 @@ def _summary(found: Suggestions, candidates: int) -> str:
         parts.append(f"{len(found.candidates) - candidates:,} weaker candidates are not shown")
     if found.covered:
         parts.append(f"{found.covered:,} of the refused are decided by the ruleset already")
+    if found.silent:
+        parts.append(f"{found.silent:,} of the refused say nothing of the client (unknown user, greylisting and such)")
+    if found.private:
+        parts.append(f"{found.private:,} of the refused came from private addresses or from users who had logged in")
+    if found.unfollowed:
+        parts.append(f"{found.unfollowed:,} deferred mails were not followed to their delivery, to bound memory")
     if found.forgotten:
         parts.append(f"{found.forgotten:,} clients and senders seen too seldom were left out, to bound memory")
-    return "; ".join(parts)
+    return "; ".join([*parts, *found.counts.left_out.notes()])
+
+
+def why_nothing(found: Suggestions, min_clients: int) -> str:
+    """Why there is no candidate, and what to do about it."""
+    parts = [f"{counted(found.transactions, 'mail')}, {found.refused:,} refused or deferred"]
+    if found.covered:
+        parts.append(f"{found.covered:,} of these decided by the ruleset")
+    if found.private:
+        parts.append(f"{found.private:,} of these from private addresses or from users who had logged in")
+    if found.silent:
+        parts.append(f"{found.silent:,} of these say nothing of the client (unknown user, greylisting and such)")
+    weaker = ["--min-clients 1 shows weaker candidates"] if found.evidence > 0 and min_clients > 1 else []
+    return "; ".join([", ".join(parts), *weaker, *found.counts.left_out.notes()])
 
 
 def _comments(candidate: Candidate) -> Iterator[str]:
@@ -88,6 +111,8 @@ def _comments(candidate: Candidate) -> Iterator[str]:
         f"  # {counted(evidence.refused, 'mail')} refused or deferred, from {counted(evidence.clients, 'client')}"
         f"{_span(evidence)}; {_collateral(evidence)}"
     )
+    for count, text in evidence.reasons:
+        yield f"  # {count:,} for: {text}"
     for remark in candidate.remarks:
         yield f"  # {remark}"
     for seen in evidence.examples:

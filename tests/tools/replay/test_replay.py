@@ -340,6 +340,10 @@ def rulesets(tmp_path_factory: pytest.TempPathFactory) -> list[Ruleset]:
     return [ruleset_of(folder, text) for text in texts]
 
 
+def answers(judge: Judge, seen: Observation) -> set[tuple[str, ...]]:
+    return {(d.verb, d.rule_name, *d.observed) if d is not None else () for d in judge.decisions(seen)}
+
+
 @settings(max_examples=examples(60), deadline=None)
 @given(seen=st.lists(observed_mails, max_size=25))
 def test_mails_that_are_remembered_as_alike_are_decided_alike(rulesets: list[Ruleset], seen: list[Observation]) -> None:
@@ -352,9 +356,9 @@ def test_mails_that_are_remembered_as_alike_are_decided_alike(rulesets: list[Rul
         )
         remembered: dict[object, set[tuple[str, ...]]] = {}
         for mail_seen in seen:
-            decided = {(d.verb, d.rule_name, *d.observed) for d in judge.decisions(mail_seen)}
+            decided = answers(judge, mail_seen)
             assert remembered.setdefault(key_of(mail_seen), decided) == decided
-            assert decided == {(d.verb, d.rule_name, *d.observed) for d in everyone.decisions(mail_seen)}
+            assert decided == answers(everyone, mail_seen)
 
 
 def test_what_is_remembered_may_be_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

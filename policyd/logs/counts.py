@@ -1,0 +1,51 @@
+"""Counts what became of the lines of a log, and what each limit left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class LeftOut:
+    """What was left out because a limit was reached, so that a report can say so."""
+
+    long_lines: int = 0  # lines
+    hosts: int = 0  # lines of hosts beyond the maximum
+    mails: int = 0  # mails whose end was not waited for
+    sessions: int = 0  # sessions that were forgotten before their end
+    recipients: int = 0  # recipients of mails with very many
+    repeats: int = 0  # repetitions that one line stands for
+    returns: int = 0  # mails that a filter may have handed back, given up within the time it takes
+
+    @property
+    def lines(self) -> bool:
+        """Whether lines of mails were left out, so that a delivered mail may be missing from the figures."""
+        return bool(self.long_lines or self.hosts or self.mails or self.repeats)
+
+    def notes(self) -> list[str]:
+        """One sentence for each limit that was reached."""
+        said = (
+            (self.long_lines, "{:,} lines longer than any mail server writes were left out"),
+            (self.hosts, "{:,} lines were left out: the log has more hosts than are read; give fewer hosts at a time"),
+            (self.mails, "{:,} mails were given up before the log told their end: too many were open at once"),
+            (self.sessions, "{:,} sessions were given up before their end: too many were open at once"),
+            (self.recipients, "{:,} recipients were left out of mails with very many"),
+            (self.repeats, "{:,} repetitions of one line were left out"),
+            (self.returns, "{:,} mails from this host itself may be counted twice: a filter took long to answer"),
+        )
+        return [text.format(count) for count, text in said if count]
+
+
+@dataclass(slots=True)
+class LineCounts:
+    """What became of the lines. Each line is used, other or unknown."""
+
+    lines: int = 0
+    used: int = 0  # told something of a mail
+    other: int = 0  # of a program, or of a matter, that tells nothing of mail from outside
+    unknown: int = 0  # in no known form
+    blank: int = 0  # empty ones, which are among the others
+    repeated: int = 0  # further mails that lines such as `message repeated 3 times` stand for
+    hidden: int = 0  # journal entries whose text journalctl left out
+    example: bytes = b""  # the first line that is in no known form or has no known tag
+    left_out: LeftOut = field(default_factory=LeftOut)

@@ -1,0 +1,196 @@
+"""Peels whatever wraps a line of a mail log, so that readers see host, program, process id and message only.
+
+Knows the timestamps and tags of syslog daemons (RFC 3164 and its relatives, RFC 5424, syslog-ng, rsyslog's templates,
+metalog, busybox, socklog, AIX, macOS, Solaris), of `journalctl -o short*` and `with-unit`, and what stands around such
+a line: container runtimes, `docker compose logs`, `kubectl logs`, `grep`, line numbers, quoting and colours. Promises:
+no line raises; no expression looks beyond the start of a line or takes more than linear time; a line of another
+program is never mistaken for what one of its clients said, because the outermost tag is the one that counts.
+
+Sources: syslogd(8) of FreeBSD, Solaris and AIX, RFC 3164, RFC 5424 section 6, journalctl(1), the Kubernetes CRI log
+format, and the loggers named above.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+# Wrappings around wrappings: `docker compose logs -t` of a container that runs rsyslog, seen through grep, has five.
+_MAX_LAYERS = 8
+
+
+class Entry(NamedTuple):
+    """One entry of a log, peeled. Parts that the line does not have are empty.
+
+    `stamp` is a timestamp in a form that `LogClock` reads. `start` is the offset of the timestamp in the line if
+    everything from there on stands in the line as it is, with `]: ` or `: ` behind the tag; otherwise -1.
+    """
+
+    stamp: bytes
+    host: bytes
+    program: bytes
+    pid: bytes
+    message: bytes
+    start: int = -1
+
+
+_TIME = rb"\d\d:\d\d:\d\d(?:[.,]\d{1,9})?"
+_MONTH_DAY = rb"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)\ {1,2}\d{1,2}"
+_STAMP = rb"""(?:
+    (?:[A-Z][a-z]{2},?\ )? (?:\d{4}\ )? %(month_day)b (?:,?\ \d{4})? \ %(time)b (?:(?:\ [A-Z]{2,5})?\ \d{4}(?=[\s:]))?
+  | (?:[A-Z][a-z]{2}\ )? \d{4}[-/]\d\d[-/]\d\d (?:T|_|\ \ ?) %(time)b (?:\ ?(?:[Zz]|UTC|[+-]\d\d(?::?\d\d)?)(?![\w.]))?
+  | \d{1,2}[-/.\ ](?:[A-Z][a-z]{2}|\d\d)[-/.\ ]\d{4}[:,\ ]\ ?%(time)b (?:\ [+-]\d{4})?
+  | @4[0-9a-f]{23}
+  | \d{9,10}\.\d{3,9}
+  | \[\ *\d{1,9}\.\d{3,9}(?:\ *<\ *\d{1,9}\.\d{3,9}\ *>)?\]
+)""" % {b"month_day": _MONTH_DAY, b"time": _TIME}
+# journalctl -o short-full and with-unit: the name of a zone can only be told from a host's by the weekday in front.
+_STAMP_FULL = rb"[A-Z][a-z]{2}\ \d{4}-\d\d-\d\d\ %b\ (?:[A-Z][A-Za-z0-9]{0,5}|[+-]\d\d(?::?\d\d)?)(?=\s)" % _TIME
+
+_FACILITY = rb"(?:kern|user|mail|daemon|auth|syslog|lpr|news|uucp|cron|authpriv|ftp|ntp|security|console|local[0-7])"
+_SEVERITY = (
+    rb"(?:emerg(?:ency)?|panic|alert|crit(?:ical)?|error|err|warning|warn|notice|informational|information|info|debug)"
+)
+# `<mail.info>`, `<2.6>`, `<22>`, `mail.info:`, `mail:info`, `[info]`, `INFO`; and a stream of a container runtime.
+_ASIDE = rb"""(?:
+    (?i:[<\[(]? (?:%(facility)b[.:|/])? %(severity)b [>\])]? :?) (?=\s)
+  | <\d{1,3}(?:\.\d{1,2})?> | (?:stdout|stderr)(?:\ [FP])?
+)""" % {b"facility": _FACILITY, b"severity": _SEVERITY}
+
+# Not a tag, whose end is a colon, and not bracketed.
+_HOST = rb"[^\s\[\]<>|\"(){}=,;]{0,254}[^\s\[\]<>|\"(){}=,;:]"
+_PROGRAM = rb"[A-Za-z][A-Za-z0-9._@-]*(?:/[A-Za-z0-9._@-]+)*"
+# `postfix/smtpd[104]: `, `postfix/smtpd: `, macOS's `postfix/smtpd[104] <Info>: ` and metalog's `[postfix/smtpd] `.
+_TAG = rb"""(?:
+    (?!%(facility)b[.]%(severity)b:) (?P<program>%(program)b) (?:\[(?P<pid>\d{1,10})\])?
+    (?:\ <[A-Za-z]{4,9}>|\ \([^()\s]{1,100}\))?:(?:\s+|$)
+  | \[(?P<bracketed>%(program)b)(?:\[(?P<bracketed_pid>\d{1,10})\])?\]:?\s
+)""" % {b"program": _PROGRAM, b"facility": _FACILITY, b"severity": _SEVERITY}
+_AROUND_HOST = rb"(?:Message\ forwarded\ from\ (?P<origin>[^\s:]{1,255}):\s+)?"
+# A relay that logs its own address in front of the name that came with the line.
+_ADDRESS = rb"(?:(?:\d{1,3}\.){3}\d{1,3}|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7})\s+"
+
+_ENTRY = re.compile(
+    rb"""(?P<stamp>%(full)b|%(stamp)b):?\s+ (?:%(aside)b\s+){0,3}
+    (?:(?:%(address)b(?=%(host)b\s+%(program)b[\[:]))?(?P<host>%(host)b)\s+(?:%(aside)b\s+){0,3})??
+    %(around)b %(tag)b(?P<message>.*)"""
+    % {
+        b"full": _STAMP_FULL,
+        b"stamp": _STAMP,
+        b"aside": _ASIDE,
+        b"address": _ADDRESS,
+        b"host": _HOST,
+        b"program": _PROGRAM,
+        b"around": _AROUND_HOST,
+        b"tag": _TAG,
+    },
+    re.VERBOSE | re.DOTALL,
+)
+# RFC 5424 section 6, with or without its priority and its version: `<22>1 2026-... mx postfix/smtpd 104 - - message`.
+_RFC5424 = re.compile(
+    rb"""(?:<\d{1,3}>)?(?:\d{1,2}\ )?(?P<stamp>\d{4}-\d\d-\d\dT%b(?:Z|[+-]\d\d:?\d\d)|-)\ (?P<host>\S{1,255})
+    \ (?P<program>\S{1,48})\ (?P<pid>\S{1,128})\ \S{1,32}
+    \ (?:-|(?>\[(?:[^\]"\\]|\\.|"(?:[^"\\]|\\.)*")*\])+)(?:\ (?:\xef\xbb\xbf)?(?P<message>.*))?"""
+    % _TIME,
+    re.VERBOSE | re.DOTALL,
+)
+# A tag that nothing stands in front of.
+_UNSTAMPED = re.compile(rb"(?P<program>%b)\[(?P<pid>\d{1,10})\]:\s+(?P<message>.*)" % _PROGRAM, re.DOTALL)
+
+# What stands before the next layer. Each of them is told by its form alone, and none of them holds a tag.
+_LAYER = re.compile(
+    rb"""
+      \s+ | \xef\xbb\xbf | \x1e | data:\ | (?:[>|*\#+-]\ ?){1,8}(?=[^\s>|*\#+-]) | ["'`]+
+    | <\d{1,3}>:?\s?                                                        # a priority
+    | \d{1,7}\ (?=<\d{1,3}>)                                                # RFC 6587: the length of what follows
+    | \d{1,9}[:)\t\ ]\s*(?=["'`<]?%(stamp)b|["'`]?<)                        # a line's number
+    | [\w./@+~-]{1,200}\ *\|\ ?                                             # docker compose
+    | \[[^\]\s][^\]]{0,200}\]:?\s+(?=\S)                                    # kubectl logs --prefix
+    | [^\s:|]{1,255}[:-](?:\d{1,9}[:-])?(?=["'`]?(?:<\d|%(stamp)b|\{))      # grep
+    | [^:|]{1,255}:(?:\d{1,9}:)?(?=%(stamp)b)                               # grep, in a folder with a blank in its name
+    | (?:[\w./@+~-]{1,200}\s+){1,2}(?=%(stamp)b)                            # podman logs --names, stern
+    # A timestamp in front of another, with what a relay or a container runtime puts between them.
+    | (?P<stamp>%(stamp)b) (?:\s+[^\s:]{1,255}|\s+%(aside)b){0,3} :?\s+
+      (?=(?:<\d{1,3}>)?(?:\d\ )?%(stamp)b\b|\{|<\d{1,3}>\d\ )
+    | (?P<before>%(full)b|%(stamp)b)(?:\s+%(aside)b){0,3}\s+(?=\S)
+    """
+    % {b"stamp": _STAMP, b"full": _STAMP_FULL, b"aside": _ASIDE},
+    re.VERBOSE,
+)
+_COLOURS = re.compile(rb"\x1b\[[0-9;]*[A-Za-z]")
+# What pages and mails make of a blank.
+_NO_BREAK_SPACE = b"\xc2\xa0"
+_STAMP_LENGTH = 60  # bytes in which a timestamp ends
+_QUOTES = b"\"'`"
+
+# What syslogd writes in place of lines that are alike: `last message repeated 3 times` (BSD, Solaris, macOS), and
+# syslog-ng's `Last message '...' repeated 3 times, suppressed by syslog-ng on mx`.
+_REPEATED = re.compile(
+    rb"(?:%b):?\s+(?:%b\s+){0,3}(?:%b\s+)?(?:syslogd?(?:\[\d+\])?:\s+)?(?:---\s+)?[Ll]ast\smessage\s(?:'.{0,300}'\s)?"
+    rb"repeated\s(\d{1,9})\stimes?" % (_STAMP, _ASIDE, _HOST),
+    re.VERBOSE,
+)
+_STAMPED = re.compile(rb"(?:%b|%b)(?=[\s:])" % (_STAMP_FULL, _STAMP), re.VERBOSE)
+
+
+def peel(line: bytes) -> Entry:
+    """The entry in a line.
+
+    If nothing in the line is a tag, the program is empty, and the message is what the wrappings hold.
+    """
+    written = line
+    if line.startswith(b"\x1b["):
+        line = _COLOURS.sub(b"", line)
+    if _NO_BREAK_SPACE in line[:_STAMP_LENGTH]:
+        line = line.replace(_NO_BREAK_SPACE, b" ")
+    start, stamp = 0, b""
+    for _ in range(_MAX_LAYERS):
+        if found := _ENTRY.match(line, start):
+            return _entry(found, as_written=line is written)
+        if found := _RFC5424.match(line, start):
+            entry_stamp, host, program, pid, message = found.groups()
+            return Entry(
+                stamp if entry_stamp == b"-" else entry_stamp,
+                host if host != b"-" else b"",
+                program,
+                pid if pid.isdigit() else b"",
+                message or b"",
+            )
+        if line.startswith(b"{", start):
+            break
+        if found := _UNSTAMPED.match(line, start):
+            program, pid, message = found.groups()
+            return Entry(stamp, b"", program, pid, message)
+        layer = _LAYER.match(line, start)
+        if layer is None or layer.end() == start:
+            break
+        if (quote := line[start : start + 1]) and quote in _QUOTES and line.endswith(quote):
+            line = line[:-1]
+        stamp = layer["stamp"] or layer["before"] or stamp
+        start = layer.end()
+    return Entry(stamp, b"", b"", b"", line[start:])
+
+
+def _entry(found: re.Match[bytes], *, as_written: bool) -> Entry:
+    stamp, host, origin, program, pid, bracketed, bracketed_pid, message = found.groups()
+    end = (b"]: ", found.end("pid")) if pid is not None else (b": ", found.end("program"))
+    plain = as_written and program is not None and found.string.startswith(*end)
+    return Entry(
+        stamp,
+        origin or host or b"",
+        program or bracketed,
+        pid or bracketed_pid or b"",
+        message,
+        found.start("stamp") if plain else -1,
+    )
+
+
+def repeats(line: bytes) -> int:
+    """How often a line says that the one before it came again; 0 for any other line."""
+    found = _REPEATED.match(line) if b"essage" in line[:200] else None
+    return int(found[1]) if found is not None else 0
+
+
+def is_stamped(line: bytes) -> bool:
+    """Whether a line begins with a timestamp, so that some logger wrote it."""
+    return _STAMPED.match(line) is not None

@@ -1,0 +1,578 @@
+# ruff: noqa: E501 - log lines stand here as programs write them
+"""The kinds of logs that were once misread, each in several shapes: what the mails of a log come to."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+
+from policyd.logs import maillog, postfix
+from policyd.logs.maillog import MailLog
+from policyd.logs.transaction import Observation, Outcome, Standing
+
+D, P, R, F, U = Outcome.DELIVERED, Outcome.PASSED, Outcome.REJECTED, Outcome.DEFERRED, Outcome.UNKNOWN
+
+
+def log_of(text: str) -> MailLog:
+    log = MailLog()
+    log.start_file(1_798_761_600.0)
+    log.mails = log.feed([line.strip().encode() for line in text.strip().split("\n")]) + log.finish()  # type: ignore[attr-defined]
+    return log
+
+
+def mails(text: str) -> list[Observation]:
+    """The mails of a log, by client address."""
+    found: list[Observation] = log_of(text).mails  # type: ignore[attr-defined]
+    return sorted(found, key=lambda mail: (mail.client_address, mail.outcome))
+
+
+class Case(NamedTuple):
+    """A log, and its mails as (client address, outcome)."""
+
+    name: str
+    text: str
+    found: list[tuple[str, Outcome]]
+
+
+ROUND_TRIP = """
+    Jan  5 10:00:00 mx postfix/smtpd[1]: AAA1111111: client=mail.example.org[198.51.100.7]
+    Jan  5 10:00:00 mx postfix/qmgr[9]: AAA1111111: from=<a@example.org>, size=900, nrcpt=1 (queue active)
+    Jan  5 10:00:01 mx postfix/smtpd[2]: BBB2222222: client=localhost[127.0.0.1]{xforward}
+    Jan  5 10:00:01 mx postfix/qmgr[9]: BBB2222222: from=<a@example.org>, size=1200, nrcpt=1 (queue active)
+    {early}Jan  5 10:00:01 mx postfix/smtp[4]: AAA1111111: to=<b@example.net>, relay=127.0.0.1[127.0.0.1]:10024, delay=1, delays=0/0/0/1, dsn=2.0.0, status=sent (250 2.0.0 from MTA(smtp:[127.0.0.1]:10025): 250 2.0.0 Ok: queued as BBB2222222)
+    Jan  5 10:00:01 mx postfix/qmgr[9]: AAA1111111: removed
+    {late}"""
+END = """Jan  5 10:00:02 mx postfix/{agent}[5]: BBB2222222: to=<b@example.net>, relay={relay}, delay=1, dsn={dsn}, status={status}
+    Jan  5 10:00:02 mx postfix/qmgr[9]: BBB2222222: removed
+    """
+DELIVERED = END.format(agent="local", relay="local", dsn="2.0.0", status="sent (delivered to mailbox)")
+BOUNCED = END.format(agent="local", relay="local", dsn="5.1.1", status='bounced (unknown user: "b")')
+DEFERRED = END.format(agent="lmtp", relay="none", dsn="4.4.1", status="deferred (connect to dovecot: refused)")
+
+PROXIED = """
+    Jan  5 10:00:01 mx postfix/smtpd[101]: NOQUEUE: client=out1.provider.example[192.0.2.1]
+    {handed_back}Jan  5 10:00:02 mx postfix/smtpd[101]: {answer}; from=<a@example.com> to=<b@example.net> proto=ESMTP helo=<out1.provider.example>
+    {late}"""
+HANDED_BACK = """Jan  5 10:00:01 mx postfix/smtpd[120]: BBB2222222: client=localhost[127.0.0.1]{xforward}
+    Jan  5 10:00:01 mx postfix/qmgr[9]: BBB2222222: from=<a@example.com>, size=1200, nrcpt=1 (queue active)
+    """
+ACCEPT = "proxy-accept: END-OF-MESSAGE: 250 2.0.0 Ok"
+ACCEPT_AS = f"{ACCEPT}: queued as BBB2222222"
+
+
+def proxied(answer: str, handed_back: str = "", late: str = "") -> str:
+    return PROXIED.format(answer=answer, handed_back=handed_back, late=late)
+
+
+BLOCK = "".join(
+    f"""
+    Jan  5 10:00:01 mx postfix/smtpd[10{n}]: NOQUEUE: client=out{n}.provider.example[192.0.2.{n}]
+    Jan  5 10:00:02 mx postfix/smtpd[10{n}]: proxy-accept: END-OF-MESSAGE: 250 2.0.0 Ok; from=<a@example.com> to=<b@example.net> proto=ESMTP helo=<out{n}.provider.example>
+    Jan  5 10:00:30 mx postfix/smtpd[11{n}]: NOQUEUE: reject: EHLO from bad.example.org[203.0.113.8]: 504 5.5.2 <User>: Helo command rejected: need fully-qualified hostname; proto=SMTP helo=<User>"""
+    for n in (1, 2, 3)
+)
+
+SCREENED = "Jan  5 10:00:0{n} mx postfix/postscreen[11]: NOQUEUE: reject: {state} from [198.51.100.{client}]:{port}: {text}; from=<a@example.com>, to=<{to}@example.net>, proto=ESMTP, helo=<h1.example.org>"
+REJECT = "Jan  5 10:00:01 mx postfix/smtpd[11]: NOQUEUE: reject: RCPT from mail.example.com[192.0.2.1]: 550 5.1.1 <typo@example.net>: Recipient address rejected: User unknown; from=<{sender}> to=<typo@example.net> proto=ESMTP helo=<mail.example.com>"
+GOOD = """
+    Jan  5 10:00:01 mx postfix/smtpd[11]: AAA1111111: client=mail.example.com[192.0.2.1]
+    Jan  5 10:00:01 mx postfix/qmgr[9]: AAA1111111: from=<a@example.com>, size=900, nrcpt=1 (queue active)
+    Jan  5 10:00:02 mx postfix/local[6]: AAA1111111: to=<joe@example.net>, relay=local, delay=1, dsn=2.0.0, status=sent (ok)"""
+AFTER_THE_SAME = REJECT.format(sender="a@example.com").replace("NOQUEUE", "AAA1111111").replace("typo@", "more@")
+
+SENT = "Jan  5 10:00:00 mx postfix/smtpd[1]: AAA1111111: client=bad.example.org[198.51.100.7]\n    Jan  5 10:00:01 mx postfix/{agent}[4]: AAA1111111: to=<b@example.net>, relay={relay}, delay=1, delays=0/0/0/1, dsn=2.7.0, status=sent ({text})"
+
+KINDS = [
+    # 1: smtpd_proxy_filter
+    Case("proxied mails and refusals", BLOCK, [(f"192.0.2.{n}", P) for n in (1, 2, 3)] + [("203.0.113.8", R)] * 3),
+    Case(
+        "a filter before the queue refuses",
+        proxied("proxy-reject: END-OF-MESSAGE: 554 5.7.0 Reject, id=1-02 - spam"),
+        [("192.0.2.1", R)],
+    ),
+    Case(
+        "a filter before the queue defers",
+        proxied("NOQUEUE: proxy-reject: END-OF-MESSAGE: 451 4.3.0 Error: queue file write error"),
+        [("192.0.2.1", F)],
+    ),
+    Case(
+        "a filter before the queue refuses and does not say why",
+        proxied("proxy-reject: END-OF-MESSAGE: "),
+        [("192.0.2.1", R)],
+    ),
+    Case(
+        "a filter before the queue keeps the mail", proxied(f"{ACCEPT}, discarded, id=1-02 - spam"), [("192.0.2.1", R)]
+    ),
+    Case(
+        "what it hands back is named",
+        proxied(ACCEPT_AS, HANDED_BACK.format(xforward=""), DELIVERED),
+        [("192.0.2.1", D)],
+    ),
+    Case(
+        "what it hands back is named with its client",
+        proxied(ACCEPT_AS, HANDED_BACK.format(xforward=", orig_client=out1.provider.example[192.0.2.1]"), BOUNCED),
+        [("192.0.2.1", R)],
+    ),
+    Case(
+        "what it hands back is told by its client",
+        proxied(ACCEPT, HANDED_BACK.format(xforward=", orig_client=out1.provider.example[192.0.2.1]"), DELIVERED),
+        [("192.0.2.1", D)],
+    ),
+    Case(
+        "what it hands back is told by its sender",
+        proxied(ACCEPT, HANDED_BACK.format(xforward=""), DELIVERED),
+        [("192.0.2.1", D)],
+    ),
+    Case(
+        "what it hands back has ended before the answer",
+        proxied(ACCEPT, HANDED_BACK.format(xforward="") + DELIVERED),
+        [("192.0.2.1", D)],
+    ),
+    Case(
+        "the client leaves before its data",
+        "Jan  5 10:00:01 mx postfix/smtpd[101]: NOQUEUE: client=out1.provider.example[192.0.2.1]\nJan  5 10:00:09 mx postfix/smtpd[101]: disconnect from out1.provider.example[192.0.2.1]",
+        [("192.0.2.1", U)],
+    ),
+    # 3 and 4 are in test_wrappings.py; here, what other MTAs log.
+    Case(
+        "Solaris, sendmail",
+        "Jan  5 10:01:00 mx sendmail[203]: [ID 801593 mail.notice] 605A10bb000203: ruleset=check_rcpt, arg1=<b@example.net>, relay=bad.example.org [198.51.100.7], reject=550 5.7.1 <b@example.net>... Relaying denied",
+        [("198.51.100.7", R)],
+    ),
+    Case(
+        "Solaris, sendmail delivers",
+        """Jan  5 10:01:00 mx sendmail[203]: [ID 801593 mail.info] 605A10bb000203: from=<a@b>, size=9, class=0, nrcpts=1, msgid=<1@b>, proto=ESMTP, daemon=MTA-v4, relay=m.example.org [198.51.100.7]
+        Jan  5 10:01:01 mx sendmail[204]: [ID 801593 mail.info] 605A10bb000203: to=<c@d>, delay=00:00:01, xdelay=00:00:01, mailer=local, pri=1, relay=local, dsn=2.0.0, stat=Sent""",
+        [("198.51.100.7", D)],
+    ),
+    # 6: sent, but not delivered
+    Case(
+        "a filter keeps the mail",
+        SENT.format(agent="smtp", relay="127.0.0.1[127.0.0.1]:10024", text="250 2.7.0 Ok, discarded, id=1-02 - spam"),
+        [("198.51.100.7", R)],
+    ),
+    Case(
+        "a filter answers a bounce",
+        SENT.format(agent="smtp", relay="127.0.0.1[127.0.0.1]:10024", text="250 2.5.0 Ok, id=1-02, BOUNCE"),
+        [("198.51.100.7", R)],
+    ),
+    Case("discard(8)", SENT.format(agent="discard", relay="none", text="bad.example.org"), [("198.51.100.7", R)]),
+    Case(
+        "a file that nobody reads",
+        SENT.format(agent="local", relay="local", text="delivered to file: /dev/null"),
+        [("198.51.100.7", R)],
+    ),
+    Case(
+        "a relay that says nothing of discarding",
+        SENT.format(agent="smtp", relay="127.0.0.1[127.0.0.1]:10024", text="250 2.0.0 Ok: queued as CCC3333333"),
+        [("198.51.100.7", D)],
+    ),
+    Case(
+        "a filter hands the mail back", ROUND_TRIP.format(xforward="", early="", late=DELIVERED), [("198.51.100.7", D)]
+    ),
+    Case(
+        "a filter hands the mail back, and it bounces",
+        ROUND_TRIP.format(xforward="", early="", late=BOUNCED),
+        [("198.51.100.7", R)],
+    ),
+    Case(
+        "a filter hands the mail back, and it waits",
+        ROUND_TRIP.format(xforward="", early="", late=DEFERRED),
+        [("198.51.100.7", F)],
+    ),
+    Case(
+        "a filter answers after the delivery",
+        ROUND_TRIP.format(xforward="", early=DELIVERED, late=""),
+        [("198.51.100.7", D)],
+    ),
+    Case(
+        "a filter answers after the bounce",
+        ROUND_TRIP.format(xforward="", early=BOUNCED, late=""),
+        [("198.51.100.7", R)],
+    ),
+    Case(
+        "a filter that speaks XFORWARD",
+        ROUND_TRIP.format(
+            xforward=", orig_queue_id=AAA1111111, orig_client=mail.example.org[198.51.100.7]", early="", late=BOUNCED
+        ),
+        [("198.51.100.7", R)],
+    ),
+    Case(
+        "a filter of another instance",
+        ROUND_TRIP.format(xforward="", early="", late=BOUNCED)
+        .replace("postfix/smtpd[1]", "postfix-in/smtpd[1]")
+        .replace("postfix/qmgr[9]: AAA", "postfix-in/qmgr[7]: AAA")
+        .replace("postfix/smtp[4]", "postfix-in/smtp[4]"),
+        [("198.51.100.7", R)],
+    ),
+    Case(
+        "a filter in a container of its own",
+        ROUND_TRIP.format(xforward="", early="", late=BOUNCED)
+        .replace("localhost[127.0.0.1]", "amavis[172.18.0.5]")
+        .replace("relay=127.0.0.1[127.0.0.1]", "relay=amavis[172.18.0.5]"),
+        [("198.51.100.7", R)],
+    ),
+    Case(
+        "the log ends before the second mail does",
+        ROUND_TRIP.format(xforward="", early="", late=""),
+        [("198.51.100.7", D)],
+    ),
+    Case(
+        "a mail of this host itself is one",
+        "Jan  5 10:00:01 mx postfix/smtpd[2]: BBB2222222: client=localhost[127.0.0.1]\n" + DELIVERED,
+        [("127.0.0.1", D)],
+    ),
+    Case(
+        "an alias forwards, and the other server refuses",
+        SENT.format(agent="local", relay="local", text="forwarded as DEF4444444")
+        + "\n    Jan  5 10:00:03 mx postfix/smtp[5]: DEF4444444: to=<c@elsewhere.example>, orig_to=<b@example.net>, relay=mx[203.0.113.1]:25, delay=1, dsn=5.7.1, status=bounced (host mx[203.0.113.1] said: 554 5.7.1 spam)\n    Jan  5 10:00:03 mx postfix/qmgr[9]: DEF4444444: removed",
+        [("198.51.100.7", R)],
+    ),
+    Case(
+        "soft_bounce",
+        SENT.format(agent="smtp", relay="mx[203.0.113.1]:25", text="x").replace("status=sent", "status=SOFTBOUNCE"),
+        [("198.51.100.7", F)],
+    ),
+    Case(
+        "sendmail before and behind a filter",
+        """Jan  5 10:00:00 mx sm-mta[11]: 605A00aa000201: from=<a@example.org>, size=900, class=0, nrcpts=1, msgid=<1@b>, proto=ESMTP, daemon=MTA, relay=mail.example.org [198.51.100.7]
+        Jan  5 10:00:01 mx sm-mta[13]: 605A00bb000202: from=<a@example.org>, size=900, class=0, nrcpts=1, msgid=<1@b>, proto=ESMTP, daemon=MTA, relay=localhost [127.0.0.1]
+        Jan  5 10:00:01 mx sm-mta[12]: 605A00aa000201: to=<b@example.net>, delay=00:00:01, xdelay=00:00:01, mailer=esmtp, pri=1, relay=[127.0.0.1] [127.0.0.1], dsn=2.0.0, stat=Sent (605A00bb000202 Message accepted for delivery)
+        Jan  5 10:00:02 mx sm-mta[14]: 605A00bb000202: to=<b@example.net>, delay=00:00:01, xdelay=00:00:01, mailer=local, pri=1, relay=local, dsn=5.1.1, stat=User unknown""",
+        [("198.51.100.7", R)],
+    ),
+    # 8: sendmail under another tag
+    *(
+        Case(
+            f"sendmail as {tag}",
+            f"Jan  5 10:01:00 mx {tag}: starting daemon\n Jan  5 10:01:00 mx {tag}[203]: 605A10bb000203: ruleset=check_rcpt, arg1=<b@example.net>, relay=bad.example.org [198.51.100.7], reject=550 5.7.1 <b@example.net>... Relaying denied",
+            [("198.51.100.7", R)],
+        )
+        for tag in ("sm-acceptingconnections", "mx1.inbound", "sendmail-rx", "sm/in")
+    ),
+    Case(
+        "Postfix under a unit's name",
+        "Jan  5 10:00:00 mx postfix.service[104]: started\n Jan  5 10:00:01 mx postfix.service[104]: NOQUEUE: reject: RCPT from a[198.51.100.7]: 554 5.7.1 no; from=<a@b> to=<c@d> proto=ESMTP helo=<e>",
+        [("198.51.100.7", R)],
+    ),
+    # 9: refusals without their client= line
+    Case(
+        "a milter refuses, and the log begins within",
+        "Jan  5 10:00:00 mx postfix/cleanup[301]: 5BC2DE3FA4: milter-reject: END-OF-MESSAGE from bad.example.org[198.51.100.7]: 5.7.1 Spam message rejected; from=<s@example.org> to=<b@example.net> proto=ESMTP helo=<bad.example.org>",
+        [("198.51.100.7", R)],
+    ),
+    Case(
+        "header_checks, and grep took the rest",
+        "Jan  5 10:00:00 mx postfix/cleanup[301]: 5BC2DE3FA4: reject: header Subject: from b[ob] to you from bad.example.org[198.51.100.7]; from=<s@example.org> to=<b@example.net> proto=ESMTP helo=<h>: 5.7.1 no",
+        [("198.51.100.7", R)],
+    ),
+    Case(
+        "body_checks, a client without a name",
+        "Jan  5 10:00:00 mx postfix/cleanup[301]: 5BC2DE3FA4: discard: body pills from unknown[198.51.100.7]; from=<s@example.org> to=<b@example.net> proto=ESMTP helo=<h>: gone",
+        [("198.51.100.7", R)],
+    ),
+    Case("a refused recipient of an accepted mail, and grep took the rest", AFTER_THE_SAME, [("192.0.2.1", R)]),
+    Case(
+        "a mail of this host has no client",
+        "Jan  5 10:00:00 mx postfix/cleanup[301]: 5BC2DE3FA4: reject: header Subject: x from local; from=<s@example.org> to=<b@example.net>: 5.7.1 no",
+        [],
+    ),
+    # 10: postscreen
+    Case(
+        "one client of postscreen",
+        SCREENED.format(
+            n=1,
+            state="RCPT",
+            client=7,
+            port=1111,
+            text="550 5.7.1 Service unavailable; client [198.51.100.7] blocked using bl.example",
+            to="x",
+        ),
+        [("198.51.100.7", R)],
+    ),
+    Case(
+        "clients of one postscreen process, mixed",
+        "\n".join(
+            SCREENED.format(n=n, state="RCPT", client=client, port=1111, text="550 5.7.1 no", to=to)
+            for n, client, to in ((1, 7, "x"), (2, 8, "x"), (3, 7, "y"), (4, 8, "y"))
+        ),
+        [("198.51.100.7", R), ("198.51.100.8", R)],
+    ),
+    Case(
+        "one client of postscreen, two connections",
+        "\n".join(
+            SCREENED.format(
+                n=n, state="RCPT", client=7, port=1110 + n, text="450 4.3.2 Service currently unavailable", to=f"x{n}"
+            )
+            for n in (1, 2)
+        ),
+        [("198.51.100.7", F)] * 2,
+    ),
+    Case(
+        "one port of postscreen, used again",
+        "\n".join(
+            (
+                SCREENED.format(
+                    n=1, state="RCPT", client=7, port=1111, text="450 4.3.2 Service currently unavailable", to="x"
+                ),
+                "Jan  5 10:00:01 mx postfix/postscreen[11]: DISCONNECT [198.51.100.7]:1111",
+                SCREENED.format(
+                    n=2, state="RCPT", client=7, port=1111, text="450 4.3.2 Service currently unavailable", to="y"
+                ),
+            )
+        ),
+        [("198.51.100.7", F)] * 2,
+    ),
+    Case(
+        "postscreen turns connections away",
+        "Jan  5 10:00:01 mx postfix/postscreen[11]: NOQUEUE: reject: CONNECT from [198.51.100.7]:1111: too many connections\n Jan  5 10:00:01 mx postfix/postscreen[11]: NOQUEUE: reject: CONNECT from [198.51.100.7]:1112: all server ports busy",
+        [],
+    ),
+    # 12: one transaction
+    Case("a bad recipient before the good one", REJECT.format(sender="a@example.com") + GOOD, [("192.0.2.1", D)]),
+    Case(
+        "bad recipients before and after",
+        REJECT.format(sender="a@example.com")
+        + "\n"
+        + REJECT.format(sender="a@example.com").replace("typo@", "two@")
+        + GOOD
+        + "\n"
+        + AFTER_THE_SAME,
+        [("192.0.2.1", D)],
+    ),
+    Case("a bad recipient after the good one", GOOD + "\n" + AFTER_THE_SAME, [("192.0.2.1", D)]),
+    Case(
+        "another sender's bad recipient before",
+        REJECT.format(sender="other@example.com") + GOOD,
+        [("192.0.2.1", D), ("192.0.2.1", R)],
+    ),
+    Case(
+        "a bad recipient, and then data refused",
+        REJECT.format(sender="a@example.com")
+        + GOOD.partition("Jan  5 10:00:02")[0]
+        + "\n Jan  5 10:00:02 mx postfix/cleanup[6]: AAA1111111: milter-reject: END-OF-MESSAGE from mail.example.com[192.0.2.1]: 5.7.1 spam; from=<a@example.com> to=<joe@example.net> proto=ESMTP helo=<mail.example.com>",
+        [("192.0.2.1", R)],
+    ),
+    Case(
+        "a bad recipient before one that a filter takes",
+        REJECT.format(sender="a@example.com")
+        + "\n Jan  5 10:00:01 mx postfix/smtpd[11]: NOQUEUE: client=mail.example.com[192.0.2.1]\n Jan  5 10:00:02 mx postfix/smtpd[11]: "
+        + ACCEPT
+        + "; from=<a@example.com> to=<joe@example.net> proto=ESMTP helo=<mail.example.com>",
+        [("192.0.2.1", P)],
+    ),
+    # 13: repetitions
+    Case(
+        "rsyslog repeats",
+        REJECT.format(sender="a@b")
+        + "\n Jan  5 10:00:09 mx postfix/smtpd[11]: message repeated 3 times: [ "
+        + REJECT.format(sender="a@b").partition("]: ")[2]
+        + "]",
+        [("192.0.2.1", R)] * 4,
+    ),
+    Case(
+        "syslogd repeats",
+        REJECT.format(sender="a@b") + "\n Jan  5 10:00:09 mx last message repeated 3 times",
+        [("192.0.2.1", R)] * 4,
+    ),
+    Case(
+        "syslog-ng repeats",
+        REJECT.format(sender="a@b")
+        + "\n Jan  5 10:00:09 mx Last message 'NOQUEUE: reject: RCPT' repeated 2 times, suppressed by syslog-ng on mx",
+        [("192.0.2.1", R)] * 3,
+    ),
+    Case(
+        "a connection repeats, and no mail",
+        "Jan  5 10:00:01 mx postfix/smtpd[11]: connect from a[192.0.2.1]\n Jan  5 10:00:09 mx postfix/smtpd[11]: message repeated 3 times: [ connect from a[192.0.2.1]]",
+        [],
+    ),
+]
+
+
+@pytest.mark.parametrize("case", KINDS, ids=[case.name for case in KINDS])
+def test_the_mails_of_a_log(case: Case) -> None:
+    assert [(mail.client_address.decode(), mail.outcome) for mail in mails(case.text)] == sorted(case.found)
+
+
+def test_what_a_filter_was_given_and_handed_back_keeps_its_client_and_envelope() -> None:
+    (mail,) = mails(ROUND_TRIP.format(xforward="", early="", late=BOUNCED))
+    assert (mail.names, mail.standing, mail.sender) == ((b"mail.example.org",), Standing.VERIFIED, b"a@example.org")
+    assert (mail.recipients, mail.by, mail.text) == ((b"b@example.net",), b"local", b'unknown user: "b"')
+
+
+def test_a_filter_before_the_queue_keeps_client_and_envelope() -> None:
+    (mail,) = mails(proxied("proxy-reject: END-OF-MESSAGE: 554 5.7.0 Reject"))
+    assert (mail.names, mail.sender, mail.recipients) == (
+        (b"out1.provider.example",),
+        b"a@example.com",
+        (b"b@example.net",),
+    )
+    assert (mail.helo_name, mail.by, mail.text) == (b"out1.provider.example", b"proxy", b"554 5.7.0 Reject")
+
+
+def test_a_refusal_without_its_client_line_has_client_and_envelope_all_the_same() -> None:
+    case = next(case for case in KINDS if case.name == "header_checks, and grep took the rest")
+    (mail,) = mails(case.text)
+    assert (mail.names, mail.standing) == ((b"bad.example.org",), Standing.VERIFIED)
+    assert (mail.sender, mail.recipients, mail.helo_name) == (b"s@example.org", (b"b@example.net",), b"h")
+    assert mail.text == b"5.7.1 no"
+
+
+def test_a_refused_recipient_before_the_first_accepted_one_is_of_the_same_mail() -> None:
+    (mail,) = mails(REJECT.format(sender="a@example.com") + GOOD)
+    assert (mail.recipients, mail.helo_name, mail.sender) == (
+        (b"joe@example.net",),
+        b"mail.example.com",
+        b"a@example.com",
+    )
+
+
+def test_postscreen_does_not_look_names_up() -> None:
+    (mail,) = mails(SCREENED.format(n=1, state="RCPT", client=7, port=1111, text="550 5.7.1 no", to="x"))
+    assert (mail.names, mail.standing, mail.by) == ((), Standing.NOT_LOOKED_UP, b"postscreen")
+
+
+# --- 7: users of sendmail ---------------------------------------------------------------------------------------------
+
+FROM = "Jan  5 10:00:02 mx sm-mta[{pid}]: 605A00aa000201: from=<joe@example.net>, size=900, class=0, nrcpts=1, msgid=<1@example.net>, proto={proto}, daemon=MSA, relay={relay}"
+
+
+@pytest.mark.parametrize(
+    ("logged_in", "sent", "user"),
+    [
+        (
+            "sm-mta[201]: AUTH=server, relay=[198.51.100.7], authid=joe, mech=PLAIN, bits=0",
+            ("201", "ESMTPSA", "[198.51.100.7]"),
+            b"joe",
+        ),
+        (
+            "sm-mta[201]: AUTH=server, relay=dyn.example.org [198.51.100.7] (may be forged), authid=joe@example.net, mech=LOGIN, bits=0",
+            ("201", "ESMTPA", "dyn.example.org [198.51.100.7] (may be forged)"),
+            b"joe@example.net",
+        ),
+        (
+            "sm-mta[201]: NOQUEUE: AUTH=server, relay=[IPv6:2001:db8::7], authid=joe, mech=PLAIN, bits=0",
+            ("201", "ESMTPSA", "[IPv6:2001:db8::7]"),
+            b"joe",
+        ),
+        (
+            "sm-mta: AUTH=server, relay=[198.51.100.7], authid=joe, mech=PLAIN, bits=0",
+            ("201", "ESMTPSA", "[198.51.100.7]"),
+            b"unknown",
+        ),
+        (
+            "sm-mta[201]: STARTTLS=server, relay=[198.51.100.7], version=TLSv1.3",
+            ("201", "ESMTPSA", "[198.51.100.7]"),
+            b"unknown",
+        ),
+        (
+            "sm-mta[201]: AUTH=server, relay=[198.51.100.7], authid=joe, mech=PLAIN, bits=0",
+            ("201", "ESMTP", "[198.51.100.9]"),
+            b"",
+        ),
+        (
+            "sm-mta[201]: AUTH=server, relay=[198.51.100.7], authid=joe, mech=PLAIN, bits=0",
+            ("202", "ESMTPS", "[198.51.100.7]"),
+            b"",
+        ),
+    ],
+    ids=[
+        "a user",
+        "a user with a claimed name",
+        "a user over IPv6",
+        "process ids in some lines",
+        "no line of the login",
+        "another client",
+        "another process",
+    ],
+)
+def test_users_of_sendmail_are_known(logged_in: str, sent: tuple[str, str, str], user: bytes) -> None:
+    pid, proto, relay = sent
+    (mail,) = mails(f"Jan  5 10:00:01 mx {logged_in}\n" + FROM.format(pid=pid, proto=proto, relay=relay))
+    assert mail.sasl_username == user
+
+
+# --- 2: many hosts, and limits --------------------------------------------------------------------------------------
+
+
+def test_a_central_log_of_hundreds_of_hosts_is_counted_in_full() -> None:
+    log = log_of(
+        "\n".join(
+            f"Jan  5 10:00:01 host{n} postfix/smtpd[1]: AAA1111111: client=m[192.0.2.1]\n"
+            f"Jan  5 10:00:01 host{n} postfix/local[1]: AAA1111111: to=<b@c>, relay=local, dsn=2.0.0, status=sent (ok)"
+            for n in range(800)
+        )
+    )
+    found: list[Observation] = log.mails  # type: ignore[attr-defined]
+    assert [mail.outcome for mail in found] == [D] * 800
+    assert log.counts.left_out.notes() == []
+
+
+@pytest.mark.parametrize(
+    ("limit", "text", "note"),
+    [
+        (
+            (maillog, "_MAX_HOSTS"),
+            "\n".join(f"Jan  5 10:00:01 h{n} postfix/smtpd[1]: AAA: client=m[192.0.2.1]" for n in range(5)),
+            "2 lines were left out: the log has more hosts",
+        ),
+        (
+            (maillog, "_MAX_HOSTS"),
+            "\n".join(
+                f"Jan  5 10:00:01 h{n} sendmail[1]: ruleset=check_relay, arg1=a, arg2=192.0.2.1, relay=a [192.0.2.1], reject=550 no"
+                for n in range(5)
+            ),
+            "2 lines were left out: the log has more hosts",
+        ),
+        (
+            (postfix, "MAX_OPEN"),
+            "\n".join(f"Jan  5 10:00:01 h{n % 2} postfix/smtpd[1]: AAA{n}: client=m[192.0.2.1]" for n in range(6)),
+            "3 mails were given up before the log told their end",
+        ),
+        (
+            (postfix, "MAX_SESSIONS"),
+            "\n".join(REJECT.format(sender="a@b").replace("smtpd[11]", f"smtpd[{n}]") for n in range(5)),
+            "2 sessions were given up",
+        ),
+        (
+            (postfix, "MAX_RETURNED"),
+            "\n".join(f"Jan  5 10:00:01 h postfix/smtpd[1]: AAA{n}: client=localhost[127.0.0.1]" for n in range(5)),
+            "2 mails from this host itself may be counted twice",
+        ),
+        (
+            (maillog, "_MAX_REPEATS"),
+            REJECT.format(sender="a@b") + "\nJan  5 10:00:09 mx last message repeated 5 times",
+            "2 repetitions of one line were left out",
+        ),
+        ((maillog, "_MAX_LINE"), "{" + "x" * 70_000 + "}", "1 lines longer than any mail server writes"),
+    ],
+    ids=["hosts", "hosts with sendmail", "open mails", "sessions", "returns", "repetitions", "long lines"],
+)
+def test_every_limit_that_is_reached_is_said(
+    monkeypatch: pytest.MonkeyPatch, limit: tuple[object, str], text: str, note: str
+) -> None:
+    monkeypatch.setattr(*limit, 3)
+    (said,) = log_of(text).counts.left_out.notes()
+    assert said.startswith(note)
+
+
+def test_a_limit_that_is_not_reached_is_not_said() -> None:
+    for case in KINDS:
+        assert log_of(case.text).counts.left_out.notes() == []
+
+
+def test_what_journalctl_left_out_is_counted() -> None:
+    log = log_of(
+        '{"__REALTIME_TIMESTAMP": "1785726923000000", "SYSLOG_IDENTIFIER": "postfix/smtpd", "MESSAGE": null}\n'
+        "Jan  5 10:00:01 mx postfix/smtpd[11]: [88B blob data]"
+    )
+    assert (log.counts.hidden, log.counts.unknown) == (2, 0)
+
+
+def test_a_program_is_given_up_after_many_messages_that_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maillog._Undecided.__init__, "__defaults__", (3, None))
+    sendmail = "Jan  5 10:01:00 mx other[203]: 605A10bb000203: ruleset=check_rcpt, arg1=<b@c>, relay=a [198.51.100.7], reject=550 no"
+    noise = "\nJan  5 10:01:00 mx other[203]: hello"
+    assert len(mails(noise * 2 + "\n" + sendmail)) == 1
+    assert len(mails(noise * 3 + "\n" + sendmail)) == 0

@@ -90,10 +90,10 @@ class _Expansion:
             is_set, rest = compared
             value = "true" if is_set else ""
         else:
-            name = _NAME.match(inner)
+            name = _NAME.match(rest)
             if name is None:
                 return None
-            rest = inner[name.end() :]
+            rest = rest[name.end() :]
             value = self._value(name[0], depth)
         if not rest.strip():
             return value

@@ -44,7 +44,7 @@ def check(config: str | None, rules: str | None, strict: bool, quiet: bool) -> N
     are run. The last line says what was loaded and how many tests passed. Exit status: 0 right, 1 wrong (with --strict:
     or doubtful), 2 a file cannot be read.
     """
-    loaded = load(config, rules, warnings_on=_today())
+    loaded = load(config, rules, warnings_on=_today(), keep_lists=False)
     notices = {str(one) for one in loaded.warnings if one.severity is Severity.NOTICE}
     for line in loaded.warning_lines:
         if not quiet or line not in notices:

@@ -22,7 +22,7 @@ from policyd.core.tables import Networks
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
-    from policyd.core.tables import Entries
+    from policyd.core.tables import PlainEntries
 
 # The longest expression. The longest of the well-known lists have 3,000 characters; RE2 would take gigabytes to find
 # out that one of 100 MB is too large for it.
@@ -86,7 +86,7 @@ _HOST_BITS4 = [(1 << 32 - length) - 1 for length in range(33)]
 _HOST_BITS6 = [(1 << 128 - length) - 1 for length in range(129)]
 
 
-def parse_entries(form: Form, lines: Sequence[bytes]) -> tuple[Entries, list[int]]:
+def parse_entries(form: Form, lines: Sequence[bytes]) -> tuple[PlainEntries, list[int]]:
     """The entries on these lines (UTF-8, without blanks around them), and the places of the lines that are none."""
     match form:
         case Form.NETWORK:

@@ -1,24 +1,28 @@
 """Lists of a ruleset: written in it, or in files with one entry a line.
 
-A file is read once in a load, however many lists name it, and a list is parsed once for each form of entry that it
-serves (a list in two `cidr` conditions: once), so that a million entries are in memory once. What is wrong with an
+A file is read once in a load, even if several lists name it, and a list is parsed once for each form of entry that it
+serves (a list in two `cidr` conditions: once), so that a million entries are in memory once, as flat bytes. An invalid
 entry is reported with its own file and line, and with the rule that uses it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from policyd.config.conditions import Form
 from policyd.config.entries import parse_entries
 from policyd.config.entry_messages import explain_entry
+from policyd.config.files import MAX_LIST_BYTES, OversizedError, UnreadableError, read_file
+from policyd.config.in_force import HASH_DIGITS
 from policyd.config.problems import Problem, quoted
+from policyd.core.tables import LongList, Networks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from policyd.config.conditions import Form
     from policyd.config.problems import Report
     from policyd.config.yaml_tree import Scalar
     from policyd.core.tables import Entries
@@ -26,8 +30,15 @@ if TYPE_CHECKING:
 # A comment begins with # or ; at the start of a line or after a blank, and goes to the line's end.
 _COMMENT_MARKS = (b" #", b" ;", b"\t#", b"\t;")
 _ANY_ENTRY = re.compile(rb"(?m)^[ \t\r\f\v]*[^\s#;]")
-# How much of a file is looked at as lines at a time.
-BLOCK_BYTES = 1 << 20
+# Bytes of a file that are lines at the same time; a line takes 60 bytes more than it has.
+BLOCK_BYTES = 1 << 18
+
+# Entries from which on a list has a place in a table that outlives the ruleset. A shorter list is parsed and indexed
+# again at each reload, in less than 2 ms.
+LONG_LIST = 1000
+
+# Forms of which there is no table to keep.
+_SHORT_FORMS = frozenset({Form.EXPRESSION, Form.STATUS})
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -42,18 +53,27 @@ class Entry:
 
 
 class ListFile:
-    """A list file's bytes, and what has been parsed of them. `hash` and `modified` are as in `LoadedFile`."""
+    """A list file's bytes, and what has been parsed of them. `modified` is as in `LoadedFile`."""
 
-    def __init__(self, path: str, content: bytes, hash: str = "", modified: float = 0.0) -> None:  # noqa: A002 - as in LoadedFile
+    def __init__(self, path: str, content: bytes, modified: float = 0.0) -> None:
         self.path = path
-        self.content = content
-        self.hash = hash
         self.modified = modified
+        self._content: bytes | None = content
+        self._digest = hashlib.sha256(content).digest()
         self._parsed: dict[Form, Entries] = {}
+
+    def forget_content(self) -> None:
+        """Frees the bytes. The file is read again where they are needed once more."""
+        self._content = None
+
+    @property
+    def hash(self) -> str:
+        """As in `LoadedFile`."""
+        return self._digest.hex()[:HASH_DIGITS]
 
     def has_entries(self) -> bool:
         """Whether there is any line with an entry."""
-        return _ANY_ENTRY.search(self.content.removeprefix(_BYTE_ORDER_MARK)) is not None
+        return _ANY_ENTRY.search(self._text()) is not None
 
     @property
     def count(self) -> int:
@@ -63,7 +83,7 @@ class ListFile:
         return sum(map(bool, (line for _, lines in self._blocks() for line in _stripped(lines))))
 
     def entries(self) -> Iterator[Entry]:
-        """The entries as they are written."""
+        """The entries as they are written. Raises UnreadableError if the file has changed and has to be read again."""
         for first, raw_lines in self._blocks():
             for number, (line, raw) in enumerate(zip(_stripped(raw_lines), raw_lines, strict=True), first):
                 if line:
@@ -72,20 +92,39 @@ class ListFile:
     def parse(self, form: Form, rule: str, using: str, report: Report) -> Entries:
         """The entries, in the form in which they are compared; parsed at the first call for this form.
 
-        `rule` and `using` (the condition, the list) are who asks, for the problems that are found.
+        `rule` and `using` (the condition, the list) go into the problems that are found. A list of LONG_LIST entries or
+        more, other than one of expressions, comes as a `LongList`.
         """
         known = self._parsed.get(form)
-        if known is not None:
-            return known
-        parsed: Any = parse_entries(form, [])[0]  # each kind of entries extends itself by its own kind
+        if known is None:
+            known = self._parsed[form] = self._parse(form, rule, using, report)
+        return known
+
+    def _parse(self, form: Form, rule: str, using: str, report: Report) -> Entries:
+        networks = Networks()
+        blocks: list[bytes] = []  # a block's names, one a line: a tenth of what they take as objects
+        texts: list[Any] = []
+        length = 0
         for first, raw_lines in self._blocks():
             lines = _stripped(raw_lines)
             more, bad = parse_entries(form, [line for line in lines if line])
-            parsed.extend(more)
+            length += len(more)
+            if isinstance(more, Networks):
+                networks.extend(more)
+            elif form in _SHORT_FORMS:
+                texts += more
+            elif more:
+                blocks.append(b"\n".join(cast("list[bytes]", more)))
             if bad:
                 self._report_bad(form, first, raw_lines, bad, rule=rule, using=using, report=report)
-        self._parsed[form] = parsed
-        return self._parsed[form]
+        if form in _SHORT_FORMS:
+            return texts
+        key = self._digest, form.value
+        if form is Form.NETWORK:
+            return networks if length < LONG_LIST else LongList(key, length, lambda: (networks,))
+        if length < LONG_LIST:
+            return [name for block in blocks for name in block.split(b"\n")]
+        return LongList(key, length, lambda: (block.split(b"\n") for block in blocks))
 
     def _report_bad(
         self,
@@ -110,9 +149,20 @@ class ListFile:
             message = f"{using}: {explain_entry(form, lines[number])}"
             report.add(Problem(self.path, first + number, column, message, rule))
 
+    def _text(self) -> bytes:
+        content = self._content
+        if content is None:
+            try:
+                content = read_file(self.path, MAX_LIST_BYTES)
+            except OversizedError as error:
+                raise UnreadableError(str(error)) from error
+            if hashlib.sha256(content).digest() != self._digest:
+                raise UnreadableError("has changed while it was loaded; try again")
+        return content.removeprefix(_BYTE_ORDER_MARK)
+
     def _blocks(self) -> Iterator[tuple[int, list[bytes]]]:
-        """The lines, some at a time, with the number of the first: all of a million would take 60 MB at once."""
-        content = self.content.removeprefix(_BYTE_ORDER_MARK)
+        """The lines in blocks, with the number of the first: all of a million would take 60 MB at once."""
+        content = self._text()
         number, start = 1, 0
         while start <= len(content):
             end = content.find(b"\n", start + BLOCK_BYTES)

@@ -95,9 +95,10 @@ def load(
     """Loads settings (all defaults without `config_path`) and the ruleset, from `rules_path` or where settings say.
 
     `rules_path` and `listen` replace what the settings say. With `warnings_on`, the date in UTC, the ruleset is also
-    searched for what is likely not meant; who may write the files is looked at in any case. Without `keep_lists`, list
-    files cannot be read back or searched for warnings afterwards, and take that much less memory. With `texts`, these
-    are loaded in place of what the settings and the rules file say now; list files are read. Raises ConfigErrors.
+    searched for what is likely not meant; who may write the files is looked at in any case. Without `keep_lists`, the
+    bytes of list files are not kept: what needs them again reads the file again, which must not have changed. With
+    `texts`, these are loaded in place of what the settings and the rules file say now; list files are read. Raises
+    ConfigErrors.
     """
     with _without_garbage_collection():
         return _load(config_path, rules_path, listen, warnings_on, keep_lists=keep_lists, texts=texts)

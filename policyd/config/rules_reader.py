@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,12 +24,12 @@ from policyd.config.in_force import LoadedFile, Text, file_hash
 from policyd.config.lists import ListDefinition, ListFile, parse_values
 from policyd.config.outline import outline_of
 from policyd.config.problems import Problem, Severity, did_you_mean, quoted
+from policyd.config.tables.build import build_tables
 from policyd.config.written import RulesFile, WrittenCondition, WrittenRule
 from policyd.config.yaml_tree import Mapping, Scalar, Sequence, describe, parse_yaml
 from policyd.core.index import Counts, Ruleset, build_index
 from policyd.core.protocol import ATTRIBUTES
 from policyd.core.ruleset import DEFAULT_RULE, Action, Condition, Kind, Rule, Verb
-from policyd.core.tables import Networks
 
 if TYPE_CHECKING:
     import datetime
@@ -54,7 +55,7 @@ def read_rules(path: str, report: Report, *, keep_lists: bool = True, text: Text
     """Reads a rules file (or its `text`) and its lists, builds the ruleset, and runs the tests inside it.
 
     None where there is nothing to speak of: the file cannot be read or is no YAML. All problems are in the report,
-    which must hold none before. Without `keep_lists`, the text of list files is forgotten once it has been parsed.
+    which must hold none before. Without `keep_lists`, the bytes of list files are freed once they have been parsed.
     """
     try:
         content, modified = read_dated(path, MAX_RULES_BYTES) if text is None else (bytes(text), text.modified)
@@ -137,10 +138,10 @@ class _Reader:
         self._file.outline = outline_of(self._file, root)
 
     def forget_list_files(self) -> None:
-        """Frees the text of list files."""
+        """Frees the bytes of list files."""
         for list_file in self._list_files.values():
             if list_file is not None:
-                list_file.content = b""
+                list_file.forget_content()
 
     def build(self) -> Ruleset | None:
         """The ruleset. Only to be called if nothing was wrong; what is too much for the index is reported."""
@@ -152,7 +153,7 @@ class _Reader:
             for condition in (*one.match, *one.exceptions)
         }
         try:
-            index = build_index(rules, entries)
+            index = build_index(rules, entries, build_tables)
         except re2.error:
             message = "all expressions on one attribute together are too large for RE2; repeat less, as in {1000}"
             self._report.add(Problem(self._path, 0, 0, message))
@@ -164,19 +165,18 @@ class _Reader:
 
     def _count(self) -> Counts:
         """What was loaded; a list counts once, however many conditions use it."""
-        networks: dict[int, int] = {}
-        names: dict[int, int] = {}
-        expressions: dict[int, int] = {}
+        lengths: dict[Kind, dict[int, int]] = defaultdict(dict)
         for rule in self._file.rules:
             for written in (*rule.match, *rule.exceptions):
                 for collection in written.collections:
-                    if isinstance(collection, Networks):
-                        networks[id(collection)] = len(collection)
-                    elif written.condition.kind is Kind.EXPRESSION:
-                        expressions[id(collection)] = len(collection)
-                    elif written.condition.kind is not Kind.STATUS:
-                        names[id(collection)] = len(collection)
-        return Counts(len(self._file.rules), sum(networks.values()), sum(names.values()), sum(expressions.values()))
+                    lengths[written.condition.kind][id(collection)] = len(collection)
+        names = lengths[Kind.NAME] | lengths[Kind.DOMAIN] | lengths[Kind.VALUE]
+        return Counts(
+            len(self._file.rules),
+            sum(lengths[Kind.NETWORK].values()),
+            sum(names.values()),
+            sum(lengths[Kind.EXPRESSION].values()),
+        )
 
     # --- Problems ---------------------------------------------------------------------------------------------------
 
@@ -276,7 +276,7 @@ class _Reader:
                 message = "has a NUL byte; a list is a text file in UTF-8"
                 self._report.add(Problem(path, line, nul - content.rfind(b"\n", 0, nul), f"{self._prefix}{message}"))
                 return None
-            self._list_files[path] = ListFile(path, content, file_hash(content), modified)
+            self._list_files[path] = ListFile(path, content, modified)
         return self._list_files[path]
 
     # --- Rules ------------------------------------------------------------------------------------------------------

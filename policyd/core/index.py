@@ -1,9 +1,10 @@
 """From what a request carries to the conditions that hold, in time that does not grow with the ruleset.
 
-All entries of all rules stand in a few tables (`policyd.core.tables`): one of address ranges, one of names for each
+All entries of all rules are in a few tables (`policyd.core.tables`): one of address ranges, one of names for each
 attribute that is a host name or a mail address's domain, one of exact values, one set of expressions for each
-attribute that has some. Each rule is filed under one of its conditions only, the one that will hold for the fewest
-clients; the engine checks the others when the rule comes up.
+attribute that has some. Long lists have tables of their own, which serve other rules too; a lookup then asks two.
+Each rule is filed under one of its conditions only, the one that will hold for the fewest clients; the engine checks
+the others when the rule comes up.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from policyd.core.facts import Needs
+from policyd.core.hits import hits_by_number, hits_of
 from policyd.core.identity import Status
 from policyd.core.lookups import (
     AddressLookup,
@@ -26,27 +28,13 @@ from policyd.core.lookups import (
     ValueLookup,
 )
 from policyd.core.ruleset import Action, Condition, Kind, Subject, Verb
-from policyd.core.tables import Entries, Filing, NameTable, Networks, RangeTable, network_key
+from policyd.core.tables import NOTHING, Entries, LongList, NameTable, Networks, RangeTable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
+    from policyd.core.hits import HitsByNumber
     from policyd.core.ruleset import Rule
-
-
-# --- What is compared ---------------------------------------------------------------------------------------------
-
-
-# --- Entries, as the loader brings them ---------------------------------------------------------------------------
-
-
-# --- Tables -------------------------------------------------------------------------------------------------------
-
-
-# --- Lookups: one for each way in which an attribute is looked at ---------------------------------------------------
-
-
-# --- The index ------------------------------------------------------------------------------------------------------
 
 
 class RuleBucket(NamedTuple):
@@ -83,18 +71,49 @@ class Index(NamedTuple):
     needs: Needs  # everything that any of the rules may need
 
 
-def build_index(rules: Sequence[Rule], entries: Mapping[int, Sequence[Entries]]) -> Index:
+class Source(NamedTuple):
+    """Entries, the kind of the conditions that use them, and the numbers of these conditions."""
+
+    entries: Entries
+    kind: Kind
+    users: frozenset[int]
+
+
+class BuiltTable(NamedTuple):
+    """A table, and what its numbers stand for.
+
+    `masks` has the combination of sources of each number. The source at place n has the bit 1 << n; in a table of names
+    the bits 1 << 2n for entries and 1 << 2n + 1 for entries with a leading dot, which stand for the names under them
+    only. A place is None if nothing uses it.
+    """
+
+    table: RangeTable | NameTable
+    masks: Sequence[int]
+    places: Sequence[Source | None]
+
+
+_NO_CONDITIONS: frozenset[int] = frozenset()
+
+# Makes the tables, two at most, of networks, of names or of values (NAME and DOMAIN go together) of an attribute.
+MakeTables: TypeAlias = "Callable[[str, Sequence[Source]], Iterable[BuiltTable]]"
+
+
+def build_index(
+    rules: Sequence[Rule],
+    entries: Mapping[int, Sequence[Entries]],
+    make_tables: MakeTables,
+) -> Index:
     """Files every entry of every condition.
 
     `entries` has, by the condition's number, the collections of its entries: `Networks`; folded names, with a
-    leading dot where only names under it are meant; folded values; expressions; or statuses. A list that several
-    conditions use is the same object in each. Conditions are numbered from 0 without a gap.
+    leading dot where only names under it are meant; folded values; expressions; statuses; or a `LongList` of
+    networks, names or values. A list that several conditions use is the same object in each. Conditions are numbered
+    from 0 without a gap.
 
-    Raises ValueError where an attribute's entries are more than a table can hold.
+    Raises ValueError if an attribute's entries are more than a table can hold.
     """
     conditions = {c.number: c for rule in rules for c in (*rule.match, *rule.exceptions)}
     filed_under = {_filing_condition(rule, entries).number: rule.number for rule in rules}
-    filing = Filing(filed_under)
     families: dict[tuple[str, Kind], list[Condition]] = defaultdict(list)
     for condition in conditions.values():
         kind: Kind = Kind.DOMAIN if condition.kind is Kind.NAME else condition.kind
@@ -106,7 +125,7 @@ def build_index(rules: Sequence[Rule], entries: Mapping[int, Sequence[Entries]])
     for (subject, kind), family in sorted(families.items(), key=lambda one: one[0][1] is Kind.NETWORK):
         for condition in family:
             lookup_of[condition.number] = len(lookups)
-        lookups.append(_build_lookup(subject, kind, _collections(family, entries), filing))
+        lookups.append(_build_lookup(subject, kind, _sources(family, entries), filed_under, make_tables))
 
     def pair(condition: Condition) -> tuple[int, int]:
         return lookup_of[condition.number], condition.number
@@ -190,102 +209,73 @@ def _has_wide(networks: Entries) -> bool:
     )
 
 
-def _collections(
-    family: Iterable[Condition], entries: Mapping[int, Sequence[Entries]]
-) -> list[tuple[Entries, dict[Kind, set[int]]]]:
-    """Each collection once, with the conditions that use it, by kind."""
-    users: dict[int, tuple[Entries, dict[Kind, set[int]]]] = {}
+def _sources(family: Iterable[Condition], entries: Mapping[int, Sequence[Entries]]) -> list[Source]:
+    """Each collection once for each kind of condition that uses it; a long list once, whatever object it is."""
+    users: dict[tuple[Hashable, Kind], tuple[Entries, set[int]]] = {}
     for condition in family:
         for collection in entries[condition.number]:
-            _, by_kind = users.setdefault(id(collection), (collection, {}))
-            by_kind.setdefault(condition.kind, set()).add(condition.number)
-    return list(users.values())
+            key = collection.key if isinstance(collection, LongList) else id(collection)
+            _, numbers = users.setdefault((key, condition.kind), (collection, set()))
+            numbers.add(condition.number)
+    return [Source(collection, kind, frozenset(numbers)) for (_, kind), (collection, numbers) in users.items()]
 
 
 def _build_lookup(
-    subject: str, kind: Kind, collections: list[tuple[Any, dict[Kind, set[int]]]], filing: Filing
+    subject: str, kind: Kind, sources: list[Source], rule_of: Mapping[int, int], make_tables: MakeTables
 ) -> Lookup:
     match kind:
-        case Kind.NETWORK:
-            v4: list[int] = []
-            v6: list[int] = []
-            for networks, users in collections:
-                number = filing.number(users[kind])
-                v4 += [network_key(packed, number) for packed in networks.v4]
-                v6 += [network_key(packed, number) for packed in networks.v6]
-            return AddressLookup(RangeTable.build(v4, v6, filing), filing.hits)
-        case Kind.VALUE:
-            return ValueLookup(subject, NameTable.build(_by_entry(collections, kind, filing)), filing.hits)
         case Kind.EXPRESSION:
-            by_expression = _by_entry(collections, kind, filing)
-            hits = tuple(filing.hits[number] for number in by_expression.values())
-            expressions = ExpressionTable(tuple(by_expression), hits)
+            users = _users_of_entries(sources)
+            hits = tuple(hits_of(conditions, rule_of) for conditions in users.values())
+            expressions = ExpressionTable(tuple(users), hits)
             return (
                 HostnameLookup(expressions) if subject == Subject.HOSTNAME else ExpressionLookup(subject, expressions)
             )
         case Kind.STATUS:
-            by_status = _by_entry(collections, kind, filing)
-            return StatusLookup({status: filing.hits[by_status.get(status, 0)] for status in Status})
+            users = _users_of_entries(sources)
+            return StatusLookup({s: hits_of(users[s], rule_of) if s in users else NOTHING for s in Status})
+        case Kind.NETWORK:
+            return AddressLookup([*_range_tables(subject, sources, rule_of, make_tables)])
+        case Kind.VALUE:
+            values = _name_tables(subject, sources, rule_of, make_tables)
+            return ValueLookup(subject, [(table, exact) for table, exact, _ in values])
         case _:
-            domains = _build_domains(collections, filing)
+            domains = DomainTable([*_name_tables(subject, sources, rule_of, make_tables)])
             return HostnameLookup(domains) if subject == Subject.HOSTNAME else NameLookup(subject, domains)
 
 
-def _by_entry(collections: list[tuple[Any, dict[Kind, set[int]]]], kind: Kind, filing: Filing) -> dict[Any, int]:
-    """Each entry with the number of the conditions that it satisfies."""
-    numbers: dict[Any, int] = {}
-    for entries, users in collections:
-        number = filing.number(users[kind])
-        if not numbers:
-            numbers = dict.fromkeys(entries, number)
-            continue
-        for entry in entries:
-            numbers[entry] = filing.union(numbers.get(entry, 0), number)
-    return numbers
+def _users_of_entries(sources: Iterable[Source]) -> dict[Any, set[int]]:
+    """Each entry with the conditions that it satisfies."""
+    users: dict[Any, set[int]] = defaultdict(set)
+    for source in sources:
+        assert not isinstance(source.entries, Networks | LongList)
+        for entry in source.entries:
+            users[entry] |= source.users
+    return users
 
 
-def _build_domains(collections: list[tuple[Any, dict[Kind, set[int]]]], filing: Filing) -> DomainTable:
-    """Names and suffixes of all collections; a key's number stands for a pair (exact, under) of combinations."""
-    known = [(0, 0)]  # pairs by number
-    numbers = {(0, 0): 0}
-    keys: dict[bytes, int] = {}
+def _range_tables(
+    subject: str, sources: Sequence[Source], rule_of: Mapping[int, int], make_tables: MakeTables
+) -> Iterator[tuple[RangeTable, HitsByNumber]]:
+    for table, masks, places in make_tables(subject, sources):
+        assert isinstance(table, RangeTable)
+        yield table, hits_by_number(masks, [_NO_CONDITIONS if one is None else one.users for one in places], rule_of)
 
-    def number_of(pair: tuple[int, int]) -> int:
-        number = numbers.setdefault(pair, len(known))
-        if number == len(known):
-            known.append(pair)
-        return number
 
-    def add(names: Sequence[bytes], exact: int, under: int) -> None:
-        nonlocal keys
-        number = number_of((exact, under))
-        if not keys:
-            keys = dict.fromkeys(names, number)
-            return
-        for name in names:
-            old = keys.get(name, 0)
-            if not old:
-                keys[name] = number
-            elif old != number:
-                old_exact, old_under = known[old]
-                keys[name] = number_of((filing.union(old_exact, exact), filing.union(old_under, under)))
-
-    for names, users in collections:
-        whole = filing.number(users.get(Kind.NAME, ()))
-        suffix = filing.number(users.get(Kind.DOMAIN, ()))
-        only_under = [name[1:] for name in names if name.startswith(b".")]
-        add(
-            [name for name in names if not name.startswith(b".")] if only_under else names,
-            filing.union(whole, suffix),
-            suffix,
-        )
-        if only_under:
-            add(only_under, 0, suffix)
-            if whole:  # a HELO argument may be any word, one that begins with a dot too
-                add([name for name in names if name.startswith(b".")], whole, 0)
-    exact = [filing.hits[pair[0]] for pair in known]
-    under = [filing.hits[pair[1]] for pair in known]
-    return DomainTable(NameTable.build(keys), exact, under)
+def _name_tables(
+    subject: str, sources: Sequence[Source], rule_of: Mapping[int, int], make_tables: MakeTables
+) -> Iterator[tuple[NameTable, HitsByNumber, HitsByNumber]]:
+    """Tables with what a number means for the very name, and for the names under it."""
+    for table, masks, places in make_tables(subject, sources):
+        assert isinstance(table, NameTable)
+        exact: list[frozenset[int]] = []
+        under: list[frozenset[int]] = []
+        for one in places:
+            users = _NO_CONDITIONS if one is None else one.users
+            exact += users, _NO_CONDITIONS
+            under += (users, users) if one is not None and one.kind is Kind.DOMAIN else (_NO_CONDITIONS, _NO_CONDITIONS)
+        of_exact = hits_by_number(masks, exact, rule_of)
+        yield table, of_exact, hits_by_number(masks, under, rule_of)
 
 
 @dataclass(frozen=True, slots=True)

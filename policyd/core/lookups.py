@@ -16,8 +16,9 @@ from policyd.core.protocol import SENDER_STATES, Request
 from policyd.core.tables import NOTHING, Hits, NameTable, RangeTable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from policyd.core.hits import HitsByNumber
     from policyd.core.identity import Identity, Status
 
 
@@ -38,36 +39,53 @@ _TEXT_OF: Mapping[str, Callable[[Request], bytes | None]] = {"sender": _sender_o
 class AddressLookup:
     """`cidr`: the networks that `client_address` lies in."""
 
-    def __init__(self, table: RangeTable, hits: list[Hits]) -> None:
-        self._table = table
-        self._hits = hits
+    def __init__(self, tables: Sequence[tuple[RangeTable, HitsByNumber]]) -> None:
+        (self._table, self._hits), *more = tables
+        self._more = tuple(more)
 
     def find(self, request: Request, _identity: Identity | None) -> Hits:
         address = request.address
-        if address is None:
-            return NOTHING
-        number = self._table.number4(address[1]) if address[0] == 4 else self._table.number6(address[1])
-        return self._hits[number] if number else NOTHING
+        return NOTHING if address is None else self.of_address(*address)
+
+    def of_address(self, version: int, address: int) -> Hits:
+        """What holds for an address."""
+        number = self._table.number4(address) if version == 4 else self._table.number6(address)
+        found = self._hits[number] if number else NOTHING
+        for table, hits in self._more:
+            number = table.number4(address) if version == 4 else table.number6(address)
+            if number:
+                found = merge((found, hits[number]))
+        return found
+
+    def of_network(self, version: int, first: int, last: int) -> Iterator[Hits]:
+        """What holds for the addresses from `first` to `last`, for one of each range at least."""
+        yield self.of_address(version, first)
+        for table in (self._table, *(table for table, _ in self._more)):
+            for start in table.starts_between(version, first, last):
+                yield self.of_address(version, start)
 
 
 class DomainTable:
     """Names -> the conditions that a name satisfies by being one of them or by lying under one.
 
     Each key stands for two sets of conditions: those that hold for this very name, and those that hold for the
-    names under it. So exact names, suffixes, and suffixes with a leading dot are one walk over one table.
+    names under it. So exact names, suffixes, and suffixes with a leading dot are one walk over one table, or over the
+    table of the long lists and the table of everything else at the same time.
     """
 
-    __slots__ = ("_exact", "_table", "_under")
+    __slots__ = ("_exact", "_other", "_table", "_under")
 
-    def __init__(self, table: NameTable, exact: list[Hits], under: list[Hits]) -> None:
-        self._table = table
-        self._exact = exact  # by the number in the table
-        self._under = under
+    def __init__(self, tables: Sequence[tuple[NameTable, HitsByNumber, HitsByNumber]]) -> None:
+        # By the number in the table: Hits for this very name, and for the names under it.
+        (self._table, self._exact, self._under), *more = tables
+        self._other = more[0] if more else None
 
     def find(self, name: bytes) -> Hits:
-        """What holds for a folded name. An empty one satisfies nothing."""
+        """The conditions that hold for a folded name. An empty name satisfies none."""
         if not name:
             return NOTHING
+        if self._other is not None:
+            return self._find_in_both(name, *self._other)
         table = self._table
         marks, mask = table.marks, table.mask
         found = self._exact[table.number(name)] if marks[hash(name) & mask] else NOTHING
@@ -79,6 +97,25 @@ class DomainTable:
             dot = name.find(b".", dot + 1)
         return found
 
+    def _find_in_both(self, name: bytes, other: NameTable, exact: HitsByNumber, under: HitsByNumber) -> Hits:
+        """The same walk over two tables, which hashes each name once."""
+        table = self._table
+        marks, mask, other_marks, other_mask = table.marks, table.mask, other.marks, other.mask
+        key_hash = hash(name)
+        found = self._exact[table.number(name)] if marks[key_hash & mask] else NOTHING
+        if other_marks[key_hash & other_mask]:
+            found = merge((found, exact[other.number(name)]))
+        dot = name.find(b".")
+        while dot >= 0:
+            parent = name[dot + 1 :]
+            key_hash = hash(parent)
+            if marks[key_hash & mask] and (number := table.number(parent)):
+                found = merge((found, self._under[number]))
+            if other_marks[key_hash & other_mask] and (number := other.number(parent)):
+                found = merge((found, under[number]))
+            dot = name.find(b".", dot + 1)
+        return found
+
 
 class NameLookup:
     """`helo_name`, `helo_name_suffix`, `sender_domain`, `recipient_domain`."""
@@ -87,28 +124,35 @@ class NameLookup:
         self._subject = subject
         self._text_of = _TEXT_OF.get(subject)
         self._name_of = fold_name if subject == "helo_name" else domain_of
-        self._table = table
+        self.table = table
 
     def find(self, request: Request, _identity: Identity | None) -> Hits:
         text = self._text_of(request) if self._text_of is not None else request.get(self._subject)
-        return self._table.find(self._name_of(text)) if text else NOTHING
+        return self.table.find(self._name_of(text)) if text else NOTHING
 
 
 class ValueLookup:
     """Mail addresses and all other attributes: equality."""
 
-    def __init__(self, subject: str, table: NameTable, hits: list[Hits]) -> None:
+    def __init__(self, subject: str, tables: Sequence[tuple[NameTable, HitsByNumber]]) -> None:
         self._subject = subject
         self._text_of = _TEXT_OF.get(subject)
-        self._table = table
-        self._hits = hits
+        (self._table, self._hits), *more = tables
+        self._more = tuple(more)
         self._empty = b"<>" if subject == "sender" else b""
 
     def find(self, request: Request, _identity: Identity | None) -> Hits:
         text = self._text_of(request) if self._text_of is not None else request.get(self._subject)
-        if text is None:
-            return NOTHING
-        return self._hits[self._table.number(fold_value(text) or self._empty)]
+        return NOTHING if text is None else self.of_value(fold_value(text) or self._empty)
+
+    def of_value(self, value: bytes) -> Hits:
+        """What holds for a folded value."""
+        found = self._hits[self._table.number(value)]
+        for table, hits in self._more:
+            number = table.number(value)
+            if number:
+                found = merge((found, hits[number]))
+        return found
 
 
 class _ExpressionSet:
@@ -187,15 +231,15 @@ class HostnameLookup:
     the claimed ones."""
 
     def __init__(self, table: DomainTable | ExpressionTable) -> None:
-        self._table = table
+        self.table = table
 
     def find(self, _request: Request, identity: Identity | None) -> Hits:
         if identity is None:
             return NOTHING
         names = identity.verified or identity.claimed
         if len(names) == 1:
-            return self._table.find(names[0])
-        return merge([self._table.find(name) for name in names])
+            return self.table.find(names[0])
+        return merge([self.table.find(name) for name in names])
 
 
 class StatusLookup:

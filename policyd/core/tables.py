@@ -1,9 +1,11 @@
-"""Tables of a million entries without an object for an entry: networks to numbers, byte strings to numbers.
+"""Tables of a million entries without an object for each entry: networks to numbers, byte strings to numbers.
 
-Tables of addresses and names are flat arrays: a million names take 50 MB, a million networks 12, and a process that
-has built them hands them to another through shared memory (`__reduce_ex__`: pickle protocol 5, buffers out of band)
-without a copy. The table of names uses `hash(bytes)`, whose key differs from process to process: only a process forked
-from the same parent may build for another.
+The tables are flat arrays: a million names take 50 MB, a million networks 12 MB. A process that has built a table
+passes it to another process through shared memory (`__reduce_ex__`: pickle protocol 5, buffers out of band) without
+a copy. The table of names uses `hash(bytes)`, whose key differs from process to process, so only a process forked
+from the same parent may build it for another.
+
+`policyd.config.tables` builds the tables, `policyd.core.hits` says what the numbers mean.
 """
 
 from __future__ import annotations
@@ -11,18 +13,17 @@ from __future__ import annotations
 import pickle
 from array import array
 from bisect import bisect_left, bisect_right
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
 
 Buffer: TypeAlias = "bytes | bytearray | array[int] | memoryview[int] | pickle.PickleBuffer"
 
 
 class Hits(NamedTuple):
-    """What a lookup found: conditions that hold, and rules filed under one of them, in their order."""
+    """The result of a lookup: the conditions that hold, and the rules filed under one of them, in order."""
 
     conditions: frozenset[int]
     rules: tuple[int, ...]
@@ -56,7 +57,59 @@ class Networks:
         return len(self.v4) + len(self.v6)
 
 
-Entries: TypeAlias = "Networks | Sequence[bytes] | Sequence[str]"
+class Repetitions:
+    """Entries of a list that an earlier entry of the list equals: their number, and at most MAX_KEPT of them."""
+
+    MAX_KEPT = 1000
+
+    __slots__ = ("count", "some")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.some: set[Hashable] = set()  # a name; or the IP version, and the network as in `Networks`
+
+    def add(self, entry: Hashable) -> None:
+        """Counts an entry."""
+        self.count += 1
+        if len(self.some) < self.MAX_KEPT:
+            self.some.add(entry)
+
+
+class LongList:
+    """A list with so many entries that its table is worth keeping when the ruleset changes.
+
+    `key` stands for content and form: two lists with the same key have the same entries. `read` gives the entries, a
+    block at a time, as often as it is called. `repeated` is found while a table is built; it is None before that.
+    """
+
+    __slots__ = ("_length", "key", "read", "repeated")
+
+    def __init__(self, key: Hashable, length: int, read: Callable[[], Iterable[Networks | Sequence[bytes]]]) -> None:
+        self.key = key
+        self._length = length
+        self.read = read
+        self.repeated: Repetitions | None = None
+
+    def __len__(self) -> int:
+        return self._length
+
+
+PlainEntries: TypeAlias = "Networks | Sequence[bytes] | Sequence[str]"
+Entries: TypeAlias = "PlainEntries | LongList"
+
+
+def plain_entries(entries: Entries) -> PlainEntries:
+    """The entries themselves; of a long list a copy that takes memory for each entry."""
+    if not isinstance(entries, LongList):
+        return entries
+    networks = Networks()
+    names: list[bytes] = []
+    for block in entries.read():
+        if isinstance(block, Networks):
+            networks.extend(block)
+        else:
+            names += block
+    return names or networks
 
 
 class RangeTable:
@@ -84,21 +137,8 @@ class RangeTable:
         self._starts6_low = _view(starts6_low, "Q")
         self._numbers6 = _view(numbers6, "I")
 
-    @classmethod
-    def build(cls, v4: list[int], v6: list[int], filing: Filing) -> RangeTable:
-        """From network keys (`network_key`), in any order; sorts both lists."""
-        starts4, numbers4 = array("I"), array("I")
-        _flatten(v4, 32, filing, starts4, numbers4)
-        top = _count_before_blocks(starts4)
-        starts6: list[int] = []
-        numbers6 = array("I")
-        _flatten(v6, 128, filing, starts6, numbers6)
-        high = array("Q", (start >> 64 for start in starts6))
-        low = array("Q", (start & 0xFFFFFFFFFFFFFFFF for start in starts6))
-        return cls(top, starts4, numbers4, high, low, numbers6)
-
     def number4(self, address: int) -> int:
-        """The number of the range that an IPv4 address lies in; 0 for none."""
+        """The number of the range that contains an IPv4 address; 0 for none."""
         top, block = self._top, address >> 16
         # There is always a range that starts at 0, so the place found is never -1.
         return self._numbers4[bisect_right(self._starts4, address, top[block], top[block + 1]) - 1]
@@ -110,73 +150,30 @@ class RangeTable:
         begin = bisect_left(self._starts6_high, high, 0, end)
         return self._numbers6[bisect_right(self._starts6_low, address & 0xFFFFFFFFFFFFFFFF, begin, end) - 1]
 
+    def starts_between(self, version: int, first: int, last: int) -> Iterator[int]:
+        """The starts of ranges from after `first` to `last`, ascending."""
+        if version == 4:
+            place = bisect_right(self._starts4, first)
+            while place < len(self._starts4) and self._starts4[place] <= last:
+                yield self._starts4[place]
+                place += 1
+            return
+        place = bisect_left(self._starts6_high, first >> 64)
+        while place < len(self._starts6_high):
+            start = self._starts6_high[place] << 64 | self._starts6_low[place]
+            if start > last:
+                return
+            if start > first:
+                yield start
+            place += 1
+
+    @property
+    def parts(self) -> tuple[memoryview[int], ...]:
+        """The arrays, in the order of the constructor's arguments."""
+        return self._top, self._starts4, self._numbers4, self._starts6_high, self._starts6_low, self._numbers6
+
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        parts = (
-            self._top,
-            self._starts4,
-            self._numbers4,
-            self._starts6_high,
-            self._starts6_low,
-            self._numbers6,
-        )
-        return type(self), tuple(_packed(part, protocol) for part in parts)
-
-
-def _count_before_blocks(starts: array[int]) -> array[int]:
-    """How many starts lie before each block of 65,536 addresses, and before the end of the last one."""
-    if len(starts) > 65536:
-        return array("I", (bisect_left(starts, block << 16) for block in range(65537)))
-    counts = array("I")
-    for place, start in enumerate(starts):  # most rulesets have few, and a bisection for each block takes 10 ms
-        counts.extend(array("I", (place,)) * ((start >> 16) + 1 - len(counts)))
-    counts.extend(array("I", (len(starts),)) * (65537 - len(counts)))
-    return counts
-
-
-def network_key(packed: int, number: int) -> int:
-    """An integer that sorts networks by first address, the wider first; `packed` as in `Networks`."""
-    return packed << 32 | number
-
-
-def _flatten(keys: list[int], width: int, filing: Filing, starts: array[int] | list[int], numbers: array[int]) -> None:
-    """Turns networks into ranges that do not overlap, neighbours with the same number merged.
-
-    Networks either nest or are disjoint, so a stack of those still open is enough.
-    """
-    keys.sort()
-    prefix_bits = 6 if width == 32 else 8
-    prefix_mask = (1 << prefix_bits) - 1
-    starts.append(0)
-    numbers.append(0)
-
-    def begin(start: int, number: int) -> None:
-        if starts[-1] == start:  # what was to begin here is wholly covered by what does
-            numbers[-1] = number
-        elif numbers[-1] != number:
-            starts.append(start)
-            numbers.append(number)
-
-    open_end, open_number = (
-        1 << width + 1,
-        0,
-    )  # the innermost network still open: the whole space, with nothing
-    outer: list[tuple[int, int]] = []
-    for key in keys:
-        number, packed = key & 0xFFFFFFFF, key >> 32
-        first = packed >> prefix_bits
-        while open_end <= first:
-            ended = open_end
-            open_end, open_number = outer.pop()
-            begin(ended, open_number)
-        outer.append((open_end, open_number))
-        open_end = first + (1 << width - (packed & prefix_mask))
-        open_number = filing.union(open_number, number)
-        begin(first, open_number)
-    while outer:
-        ended = open_end
-        open_end, open_number = outer.pop()
-        if ended < 1 << width:
-            begin(ended, open_number)
+        return type(self), tuple(packed(part, protocol) for part in self.parts)
 
 
 class NameTable:
@@ -197,27 +194,6 @@ class NameTable:
         self._keys = memoryview(keys)
         self._numbers = _view(numbers, "I")
 
-    @classmethod
-    def build(cls, entries: Mapping[bytes, int]) -> NameTable:
-        """From keys and their numbers (not 0). Raises ValueError beyond 4 GiB of keys."""
-        keys = b"".join(entries)
-        if len(keys) > 0xFFFFFFFF:
-            raise ValueError("more than 4 GiB of names")
-        size = 4
-        while size < 4 * len(entries):
-            size *= 2
-        mask = size - 1
-        marks = bytearray(size)
-        places = array("I", [0]) * size
-        for place, key_hash in enumerate(map(hash, entries)):
-            slot = key_hash & mask
-            while marks[slot]:
-                slot = (slot + 1) & mask
-            marks[slot] = key_hash >> 32 & 0x7F | 0x80
-            places[slot] = place
-        ends = array("I", accumulate(map(len, entries), initial=0))
-        return cls(marks, places, ends, keys, array("I", entries.values()))
-
     def number(self, key: bytes) -> int:
         """The key's number; 0 for none. Where `marks[hash(key) & mask]` is 0 there is none: look there first."""
         key_hash = hash(key)
@@ -235,50 +211,19 @@ class NameTable:
     def __len__(self) -> int:
         return len(self._numbers)
 
+    @property
+    def parts(self) -> tuple[memoryview[int], ...]:
+        """The arrays, in the order of the constructor's arguments."""
+        return self.marks, self._places, self._ends, self._keys, self._numbers
+
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        parts = (self.marks, self._places, self._ends, self._keys, self._numbers)
-        return type(self), tuple(_packed(part, protocol) for part in parts)
+        return type(self), tuple(packed(part, protocol) for part in self.parts)
 
 
 def _view(part: Buffer, item: Literal["I", "Q"]) -> memoryview[int]:
     return memoryview(part).cast("B").cast(item)
 
 
-def _packed(part: memoryview[int], protocol: int) -> pickle.PickleBuffer | bytes:
+def packed(part: memoryview[int], protocol: int) -> pickle.PickleBuffer | bytes:
+    """An array as it is pickled: out of band if the protocol can."""
     return pickle.PickleBuffer(part) if protocol >= 5 else bytes(part)
-
-
-class Filing:
-    """Numbers each combination of conditions that some entry stands for, and makes its Hits; 0 is no condition."""
-
-    def __init__(self, rule_of: Mapping[int, int]) -> None:
-        self._rule_of = rule_of  # condition -> the rule that is filed under it
-        self._numbers: dict[frozenset[int], int] = {frozenset(): 0}
-        self._unions: dict[tuple[int, int], int] = {}
-        self.hits: list[Hits] = [NOTHING]
-
-    def number(self, conditions: Iterable[int]) -> int:
-        """The number of a combination."""
-        combination = frozenset(conditions)
-        number = self._numbers.get(combination)
-        if number is None:
-            number = self._numbers[combination] = len(self.hits)
-            self.hits.append(self.hits_of(combination))
-        return number
-
-    def hits_of(self, combination: frozenset[int]) -> Hits:
-        """What a lookup answers that finds these conditions."""
-        rules = sorted({self._rule_of[condition] for condition in combination if condition in self._rule_of})
-        return Hits(combination, tuple(rules))
-
-    def union(self, one: int, other: int) -> int:
-        """The number of two combinations taken together."""
-        if one == other or not other:
-            return one
-        if not one:
-            return other
-        number = self._unions.get((one, other))
-        if number is None:
-            number = self.number(self.hits[one].conditions | self.hits[other].conditions)
-            self._unions[one, other] = number
-        return number

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from policyd.config.entries import parse_entries
 from policyd.config.lists import Entry
+from policyd.config.tables.build import build_tables
 from policyd.core.engine import Decision, Outcome, trace
 from policyd.core.facts import Facts
 from policyd.core.identity import Status
@@ -183,7 +184,7 @@ def _entry(
 def _hold(written: WrittenCondition, entries: Sequence[Entry], request: Request, identity: Identity | None) -> bool:
     collection, _ = parse_entries(written.type.form, [entry.text.encode() for entry in entries])
     condition = Condition(written.type.name, written.type.subject, written.type.kind, (), 0)
-    index = build_index([Rule("alone", 0, (condition,), (), Action(Verb.DUNNO))], {0: [collection]})
+    index = build_index([Rule("alone", 0, (condition,), (), Action(Verb.DUNNO))], {0: [collection]}, build_tables)
     return 0 in index.lookups[0].find(request, identity).conditions
 
 

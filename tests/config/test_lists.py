@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from policyd.config.conditions import Form
-from policyd.config.lists import ListFile
+from policyd.config.files import UnreadableError
+from policyd.config.lists import LONG_LIST, ListFile
 from policyd.config.load import load
 from policyd.config.problems import ConfigErrors, Report
+from policyd.core.tables import LongList, Networks, plain_entries
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,6 +62,49 @@ def test_a_list_is_parsed_once_for_each_form() -> None:
     first = file.parse(Form.DOMAIN, "r", "hostname_suffix", report)
     assert file.parse(Form.DOMAIN, "s", "sender_domain", report) is first
     assert file.parse(Form.HOST_NAME, "r", "hostname", report) is not first
+
+
+@pytest.mark.parametrize("form", [Form.NETWORK, Form.DOMAIN, Form.TEXT])
+def test_a_long_list_comes_in_blocks_with_a_key_for_its_content_and_form(form: Form) -> None:
+    lines = [f"10.{n >> 8}.{n & 255}.0/24" if form is Form.NETWORK else f"h{n}.example" for n in range(50_000)]
+    report = Report()
+    content = "\n".join(lines).encode()
+    parsed = ListFile("f", content).parse(form, "r", "x", report)
+    assert not report
+    assert isinstance(parsed, LongList)
+    assert len(parsed) == 50_000
+    plain = plain_entries(parsed)
+    if isinstance(plain, Networks):
+        assert [*plain.v4][:2] == [0x0A000000 << 6 | 24, 0x0A000100 << 6 | 24]
+    else:
+        assert [*plain] == [line.encode() for line in lines]
+    keys = {
+        one.key
+        for file in (ListFile("f", content), ListFile("g", content), ListFile("f", content + b"\n#"))
+        for other in (form, Form.SENDER if form is Form.TEXT else form)
+        if isinstance(one := file.parse(other, "r", "x", report), LongList)
+    }
+    assert len(keys) == 2 if form is not Form.TEXT else 4
+
+
+def test_a_short_list_comes_as_it_is() -> None:
+    file = ListFile("f", b"\n".join(b"%d.example" % n for n in range(LONG_LIST - 1)))
+    assert isinstance(file.parse(Form.DOMAIN, "r", "x", Report()), list)
+
+
+def test_what_has_been_forgotten_is_read_again_unless_the_file_has_changed(tmp_path: Path) -> None:
+    path = tmp_path / "l.txt"
+    path.write_bytes(CONTENT)
+    file = ListFile(str(path), CONTENT)
+    before = [*file.entries()]
+    file.forget_content()
+    assert [*file.entries()] == before
+    path.write_bytes(CONTENT + b"\nseven.example")
+    with pytest.raises(UnreadableError, match=r"^has changed while it was loaded; try again$"):
+        next(file.entries())
+    path.unlink()
+    with pytest.raises(UnreadableError, match=r"^cannot be read: No such file or directory$"):
+        next(file.entries())
 
 
 def test_a_bad_line_is_reported_once_though_many_rules_use_it(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import ipaddress
 from typing import Any
 
+from policyd.config.tables.build import build_tables
 from policyd.core.index import Ruleset, build_index
 from policyd.core.normalize import fold_name, fold_value
 from policyd.core.ruleset import Action, Condition, Kind, Rule, Verb
@@ -68,7 +69,7 @@ def build(rules: list[dict[str, Any]], default: str = "DUNNO", lists: dict[str, 
                 rule.get("expires"),
             )
         )
-    return Ruleset(tuple(made), action_of(default), build_index(made, entries))
+    return Ruleset(tuple(made), action_of(default), build_index(made, entries, build_tables))
 
 
 def action_of(text: str) -> Action:

@@ -5,7 +5,7 @@ Only what is certain is said; a match that this passes may still never come true
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import re2
 
@@ -17,7 +17,7 @@ from policyd.core.lookups import expression_options
 from policyd.core.normalize import decode_for_expressions, domain_of, fold_name
 from policyd.core.protocol import SENDER_STATES
 from policyd.core.ruleset import Kind, Subject, Verb
-from policyd.core.tables import Networks
+from policyd.core.tables import LongList, Networks, plain_entries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,10 +76,12 @@ def _same_subject(match: list[WrittenCondition]) -> tuple[WrittenCondition, str]
         if subject == Subject.HOSTNAME or exact.condition.kind not in {Kind.NAME, Kind.VALUE}:
             continue  # a client may have several names, each of which satisfies another condition
         others = [one for one in match if one is not exact and one.condition.subject == subject]
-        values = _entries(exact)
-        if not others or not values or len(values) > MAX_TRIED:
+        if not others or any(isinstance(one, LongList) for one in exact.collections):
             continue
-        accepts = [_acceptor(exact.condition.kind, one, len(values)) for one in others]
+        values = _entries(exact)
+        if not values or len(values) > MAX_TRIED:
+            continue
+        accepts = [_acceptor(exact.condition.kind, one, values) for one in others]
         if not any(_may_accept(value, accepts) for value in values):
             names = " and ".join(one.condition.name for one in others)
             shown = next(iter(exact.condition.values))
@@ -97,19 +99,20 @@ def _may_accept(value: bytes | str, accepts: list[Accepts]) -> bool:
     return all(one(value) for one in accepts)
 
 
-def _acceptor(kind: Kind, other: WrittenCondition, values: int) -> Accepts:
-    """Says of a value of a condition of this kind whether another condition holds for it; there are `values` to try.
+def _acceptor(kind: Kind, other: WrittenCondition, values: set[bytes | str]) -> Accepts:
+    """Tells of each of these values of a condition of this kind whether another condition holds for it.
 
     What takes long is done here, once, and not for each value.
     """
     match other.condition.kind:
         case Kind.NETWORK:
-            return _network_acceptor(other)
+            return _network_acceptor(other, values)
         case Kind.DOMAIN:
-            known = _entries(other)
             name_of = fold_name if kind is Kind.NAME else domain_of
-            return lambda value: bool(name := name_of(value)) and _is_under(name, known)
-        case Kind.EXPRESSION if values * len(_entries(other)) <= MAX_TRIED:
+            names = {name_of(value) for value in values if isinstance(value, bytes)}
+            known = _entries_among({parent for name in names for parent in _covering(name)}, other)
+            return lambda value: bool(name := name_of(value)) and not known.isdisjoint(_covering(name))
+        case Kind.EXPRESSION if len(values) * len(_entries(other)) <= MAX_TRIED:
             return _expression_acceptor(kind, other)
         case _:
             return lambda _: True
@@ -128,30 +131,45 @@ def _expression_acceptor(kind: Kind, other: WrittenCondition) -> Accepts:
     return accepts
 
 
-def _network_acceptor(other: WrittenCondition) -> Accepts:
-    networks = [one for one in other.collections if isinstance(one, Networks)]
-    packed4 = {packed for one in networks for packed in one.v4}
-    packed6 = {packed for one in networks for packed in one.v6}
+def _network_acceptor(other: WrittenCondition, values: set[bytes | str]) -> Accepts:
+    addresses = (parse_address(value) for value in values if isinstance(value, bytes))
+    known = _entries_among({network for one in addresses if one is not None for network in _networks_of(*one)}, other)
 
     def accepts(value: bytes) -> bool:
         address = parse_address(value)
-        if address is None:
-            return False
-        version, number = address
-        if version == 4:
-            return any((number >> 32 - n << 32 - n) << 6 | n in packed4 for n in range(33))
-        return any((number >> 128 - n << 128 - n) << 8 | n in packed6 for n in range(129))
+        return address is not None and not known.isdisjoint(_networks_of(*address))
 
     return accepts
 
 
-def _is_under(name: bytes, known: set[bytes | str]) -> bool:
-    if name in known:
-        return True
+def _networks_of(version: int, address: int) -> set[tuple[int, int]]:
+    """All networks that an address lies in: the IP version, and the network as in `Networks`."""
+    width, bits = (32, 6) if version == 4 else (128, 8)
+    return {(version, (address >> width - n << width - n) << bits | n) for n in range(width + 1)}
+
+
+def _covering(name: bytes) -> set[bytes]:
+    """All entries that a name satisfies by being the entry or by lying under it."""
     labels = name.split(b".")
-    parents = (b".".join(labels[start:]) for start in range(1, len(labels)))
-    return any(parent in known or b"." + parent in known for parent in parents)
+    parents = [b".".join(labels[start:]) for start in range(1, len(labels))]
+    return {name, *parents, *(b"." + parent for parent in parents)}
+
+
+def _entries_among(wanted: set[Any], other: WrittenCondition) -> set[Any]:
+    """Which of these names, or of these networks as in `_networks_of`, are entries of a condition."""
+    found: set[Any] = set()
+    for collection in other.collections:
+        for block in collection.read() if isinstance(collection, LongList) else (collection,):
+            if isinstance(block, Networks):
+                of_version = {version: {packed for v, packed in wanted if v == version} for version in (4, 6)}
+                found |= {(4, packed) for packed in of_version[4].intersection(block.v4)}
+                found |= {(6, packed) for packed in of_version[6].intersection(block.v6)}
+            else:
+                found |= wanted.intersection(block)
+    return found
 
 
 def _entries(written: WrittenCondition) -> set[bytes | str]:
-    return {entry for collection in written.collections if not isinstance(collection, Networks) for entry in collection}
+    """All entries of a condition that has no networks."""
+    collections = map(plain_entries, written.collections)
+    return {entry for collection in collections if not isinstance(collection, Networks) for entry in collection}

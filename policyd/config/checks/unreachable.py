@@ -2,105 +2,97 @@
 
 Sound, not complete: what is reported is certain. A rule is covered by an earlier one if each condition of the
 earlier rule is implied by some condition of the later. The two principles make implication depend on where a
-condition stands: a host name that blocks may be a claimed one, which lets nobody through, and a DUNNO rule that is
+condition stands: a host name that blocks may be a claimed one, which lets no client through, and a DUNNO rule that is
 unknown while DNS fails has an effect even though it does not match.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import chain
 from typing import TYPE_CHECKING, TypeAlias
 
-from policyd.core.normalize import domain_of
-from policyd.core.ruleset import Kind, Subject, Verb
-from policyd.core.tables import Networks
+from policyd.core.ruleset import Subject, Verb
+from policyd.core.tables import LongList, Networks
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator, Sequence
 
+    from policyd.config.checks.coverage import Coverage
     from policyd.config.written import WrittenCondition, WrittenRule
+    from policyd.core.tables import PlainEntries
 
-# Conditions with more entries than this are compared only as a whole (the same list): a look at each entry of a list
-# of a million would make `policyd check` slower than the load.
+# Conditions with more entries than this are compared as a whole (the same list) only, where they would have to be
+# contained in another: a look at each of a million entries would make `policyd check` slower than the load.
 MAX_ENTRIES = 100_000
 
-# So many pairs of rules and of entries are compared in one look at a ruleset, in half a second. Ten thousand rules of
+# Pairs of rules and entries that are compared in one look at a ruleset, in half a second. Ten thousand rules of
 # different names and networks make a seventh of them; thousands that have entries in common would be compared each with
 # each, and what is covered among the last of those is not seen.
 MAX_COMPARED = 100_000
 
-# A key stands for a set of requests: (subject, kind of key, ...). An entry's own key and those of all sets that
-# contain it are a few dictionary lookups.
+# What a condition consists of: a list as a whole, or an entry of a short one.
 Key: TypeAlias = "tuple[Hashable, ...]"
 
 
-def unreachable(rules: Sequence[WrittenRule]) -> Iterator[tuple[WrittenRule, WrittenRule]]:
+def unreachable(rules: Sequence[WrittenRule], coverage: Coverage) -> Iterator[tuple[WrittenRule, WrittenRule]]:
     """Each rule that is covered, with the first rule that covers it."""
-    covers = _Covers()
+    covers = _Covers(coverage)
     for written in rules:
         cover = covers.find(written)
         rule = written.rule
         if cover is not None:
-            yield written, cover  # and what this one would cover, the other does
+            yield written, cover  # the other rule covers all that this one would
         elif not rule.observe and rule.expires is None and not rule.exceptions:
             covers.add(written)
 
 
-def always_excepted(written: WrittenRule) -> WrittenCondition | None:
+def always_excepted(written: WrittenRule, coverage: Coverage) -> WrittenCondition | None:
     """The exception of a rule that holds wherever its match does, so that the rule never has an effect; None if there
     is none."""
     for exception in written.exceptions:
-        known = _whole(exception)
-        if _is_small(exception):
-            known |= {key for key, _ in _keys(exception)}
-        if any(_is_excepted(one, exception, known, written.rule.action.verb) for one in written.match):
+        if any(_is_excepted(one, exception, coverage, written.rule.action.verb) for one in written.match):
             return exception
     return None
 
 
-def _is_excepted(one: WrittenCondition, exception: WrittenCondition, known: frozenset[Key], verb: Verb) -> bool:
+def _is_excepted(one: WrittenCondition, exception: WrittenCondition, coverage: Coverage, verb: Verb) -> bool:
     if one.condition.subject != exception.condition.subject or not any(map(len, one.collections)):
         return False
     # The match of a blocking rule sees claimed names too, and its exception verified names only.
     if one.condition.subject == Subject.HOSTNAME and verb is not Verb.DUNNO:
         return False
-    return _whole(one) <= known or (
-        _is_small(one) and not any(known.isdisjoint(containing) for _, containing in _keys(one))
-    )
+    if _whole(one) <= _whole(exception):
+        return True
+    return _is_small(one) and all(exception.condition.number in holding for holding in coverage.of_entries(one))
 
 
 class _Covers:
-    """The rules so far that always decide where they match, findable by what their conditions contain."""
+    """The rules so far that always decide where they match, found by what their conditions contain."""
 
-    def __init__(self) -> None:
+    def __init__(self, coverage: Coverage) -> None:
+        self._coverage = coverage
         self._by_key: dict[Key, list[WrittenRule]] = defaultdict(list)
-        self._keys: dict[int, frozenset[Key]] = {}  # of each condition added, by its number
-        self._of_lists: dict[frozenset[Key], frozenset[Key]] = {}
+        self._by_condition: dict[int, WrittenRule] = {}
         self._left = MAX_COMPARED
 
     def add(self, written: WrittenRule) -> None:
-        # Where one is not small, the others may be, but each of them must be implied.
-        look_at_entries = all(_is_small(one) for one in written.match)
-        for one in written.match:
-            self._keys[one.condition.number] = self._all_keys(one) if look_at_entries else _whole(one)
-        # A rule that this one covers implies each condition of this one, so any of them is enough to be found by: the
-        # one by which the fewest others are.
-        of_each = (self._keys[one.condition.number] for one in written.match)
-        for key in min(of_each, key=lambda keys: max(len(self._by_key.get(key, ())) for key in keys)):
+        """A rule that this one covers implies each condition of this one, so any of them is enough to be found by: the
+        one by which the fewest others are found."""
+        of_each = [(one, _keys(one)) for one in written.match]
+        chosen, keys = min(of_each, key=lambda one: max(len(self._by_key.get(key, ())) for key in one[1]))
+        self._by_condition[chosen.condition.number] = written
+        for key in keys:
             self._by_key[key].append(written)
 
-    def _all_keys(self, one: WrittenCondition) -> frozenset[Key]:
-        """Those of the condition's entries too; one set of them for all conditions that name the same lists."""
-        whole = _whole(one)
-        if whole not in self._of_lists:
-            self._of_lists[whole] = whole | {key for key, _ in _keys(one)}
-        return self._of_lists[whole]
-
     def find(self, later: WrittenRule) -> WrittenRule | None:
+        """The first rule that covers this one, as far as MAX_COMPARED allows."""
         candidates: dict[int, WrittenRule] = {}
         for one in later.match:
-            for key in self._first_keys(one):
-                candidates.update((candidate.rule.number, candidate) for candidate in self._by_key.get(key, ()))
+            found = [candidate for key in _whole(one) for candidate in self._by_key.get(key, ())]
+            holding = next(self._coverage.of_entries(one), frozenset()) if _is_small(one) else frozenset()
+            found += (self._by_condition[number] for number in holding if number in self._by_condition)
+            candidates.update((candidate.rule.number, candidate) for candidate in found)
         for _, candidate in sorted(candidates.items()):
             self._left -= 1
             if self._left < 0:
@@ -109,26 +101,18 @@ class _Covers:
                 return candidate
         return None
 
-    def _first_keys(self, one: WrittenCondition) -> Iterator[Key]:
-        yield from _whole(one)
-        if _is_small(one):
-            for _, containing in _keys(one):
-                yield from containing
-                return
-
     def _is_implied(self, wanted: WrittenCondition, earlier: WrittenRule, later: WrittenRule) -> bool:
         """Whether the earlier rule's condition holds wherever the later rule has an effect."""
-        known = self._keys[wanted.condition.number]
         return any(
             _may_imply(one, wanted, earlier, later)
-            and (_whole(one) <= known or (_is_small(one) and self._are_all_in(known, _keys(one))))
+            and (_whole(one) <= _whole(wanted) or (_is_small(one) and self._are_all_in(wanted, one)))
             for one in later.match
         )
 
-    def _are_all_in(self, known: frozenset[Key], entries: Iterable[tuple[Key, list[Key]]]) -> bool:
-        for _, containing in entries:
+    def _are_all_in(self, wanted: WrittenCondition, one: WrittenCondition) -> bool:
+        for holding in self._coverage.of_entries(one):
             self._left -= 1
-            if known.isdisjoint(containing):
+            if self._left < 0 or wanted.condition.number not in holding:
                 return False
         return True
 
@@ -154,54 +138,18 @@ def _is_small(one: WrittenCondition) -> bool:
 
 def _whole(one: WrittenCondition) -> frozenset[Key]:
     """Keys for the collections as such: the same list in two conditions of one kind."""
-    return frozenset((one.condition.subject, one.condition.kind, id(collection)) for collection in one.collections)
+    return frozenset(
+        (one.condition.subject, one.condition.kind, entries.key if isinstance(entries, LongList) else id(entries))
+        for entries in one.collections
+    )
 
 
-def _keys(one: WrittenCondition) -> Iterator[tuple[Key, list[Key]]]:
-    """For each entry its own key, and those of every set that contains it (itself included)."""
-    subject = one.condition.subject
-    for collection in one.collections:
-        if isinstance(collection, Networks):
-            for packed in collection.v4:
-                yield from _network_keys(4, packed >> 6, packed & 63, 32)
-            for packed in collection.v6:
-                yield from _network_keys(6, packed >> 8, packed & 255, 128)
-        else:
-            for entry in collection:
-                yield _entry_keys(subject, one.condition.kind, entry)
+def _keys(one: WrittenCondition) -> frozenset[Key]:
+    """Keys by which it can be told how many rules have the same list or, of short lists, the same entries."""
+    subject, kind = one.condition.subject, one.condition.kind
+    short = (entries for entries in one.collections if not isinstance(entries, LongList))
+    return _whole(one) | {(subject, kind, entry) for entries in short for entry in _hashable(entries)}
 
 
-def _network_keys(version: int, first: int, prefix: int, width: int) -> Iterator[tuple[Key, list[Key]]]:
-    containing: list[Key] = [
-        (version, first >> width - length << width - length, length) for length in range(prefix + 1)
-    ]
-    yield containing[-1], containing
-
-
-def _entry_keys(subject: str, kind: Kind, entry: bytes | str) -> tuple[Key, list[Key]]:
-    match entry:
-        case bytes() if kind is Kind.NAME:
-            own: Key = (subject, "name", entry)
-            return own, [own, (subject, "domain", entry), *_parents(subject, entry)]
-        case bytes() if kind is Kind.DOMAIN and entry.startswith(b"."):
-            own = (subject, "under", entry[1:])
-            return own, [own, (subject, "domain", entry[1:]), *_parents(subject, entry[1:])]
-        case bytes() if kind is Kind.DOMAIN:
-            own = (subject, "domain", entry)
-            return own, [own, *_parents(subject, entry)]
-        case bytes() if subject in {"sender", "recipient"} and (domain := domain_of(entry)):
-            own = (subject, "value", entry)
-            return own, [own, (subject, "domain", domain), *_parents(subject, domain)]
-        case _:
-            own = (subject, kind, entry)
-            return own, [own]
-
-
-def _parents(subject: str, name: bytes) -> Iterable[Key]:
-    """Keys of the domains that a name lies under."""
-    dot = name.find(b".")
-    while dot >= 0:
-        parent = name[dot + 1 :]
-        yield subject, "domain", parent
-        yield subject, "under", parent
-        dot = name.find(b".", dot + 1)
+def _hashable(entries: PlainEntries) -> Iterable[Hashable]:
+    return chain(entries.v4, entries.v6) if isinstance(entries, Networks) else entries

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import datetime
 import re
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
-from policyd.config.checks.everything import together_everything
+from policyd.config.checks.coverage import Coverage
 from policyd.config.checks.regex_pitfalls import complaints
 from policyd.config.checks.unreachable import always_excepted, unreachable
 from policyd.config.conditions import FORGEABLE_SUBJECTS, Form
 from policyd.config.entries import entry_keys
+from policyd.config.files import UnreadableError
 from policyd.config.lists import Entry
 from policyd.config.problems import Problem, Report, Severity, quoted
 from policyd.config.yaml_tree import Scalar
 from policyd.core.identity import Status
 from policyd.core.ruleset import Kind, Verb
-from policyd.core.tables import Networks
+from policyd.core.tables import LongList, Networks, Repetitions, plain_entries
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
     from policyd.config.written import RulesFile, WrittenCondition, WrittenRule
     from policyd.config.yaml_tree import Item
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from policyd.core.tables import Entries
 
 _ADDRESS = re.compile(r"[0-9.]{7,15}|(ipv6:)?[0-9a-f:.]*:[0-9a-f:.]*", re.IGNORECASE)
+
+# Entries of a list that are looked at as text at the same time.
+CHUNK = 4096
 
 # How long before a rule expires its author hears of it.
 EXPIRY_NOTICE = datetime.timedelta(days=14)
@@ -66,6 +71,8 @@ class _Linter:
         self.report = Report()
         self._file = rules_file
         self._today = today
+        # None beside errors: there is no index to ask.
+        self._coverage = None if rules_file.ruleset is None else Coverage(rules_file.rules, rules_file.ruleset.index)
         self._looked_at: set[tuple[str, Form]] = set()  # lists, once for each form in which they are used
 
     def run(self) -> None:
@@ -73,7 +80,8 @@ class _Linter:
         self._check_top()
         for written in self._file.rules:
             self._check_rule(written)
-        for written, cover in unreachable(self._file.rules):
+        assert self._coverage is not None
+        for written, cover in unreachable(self._file.rules, self._coverage):
             message = f"no request can reach it: rule '{cover.rule.name}' (line {cover.rule.line}) always decides first"
             self._warn_at(written.key("name"), message, written.rule.name)
         for definition in self._file.lists.values():
@@ -131,7 +139,7 @@ class _Linter:
         for field in ("action", "note"):
             if (item := written.node.items.get(field)) is not None:
                 self._check_cut(item, rule.name)
-        excepted = always_excepted(written)
+        excepted = None if self._coverage is None else always_excepted(written, self._coverage)
         if excepted is not None:
             message = f"no request can reach it: its except holds wherever its match does ({excepted.condition.name})"
             self._warn_at(excepted.key, message, rule.name)
@@ -179,16 +187,22 @@ class _Linter:
             if (source, form) not in self._looked_at:
                 self._looked_at.add((source, form))
                 entries = definition.parse(form, rule, name, self.report)
-                self._check_entries(form, entries, definition.entries, f"{name}: list {quoted(definition.name)}", rule)
+                using = f"{name}: list {quoted(definition.name)}"
+                try:
+                    self._check_entries(form, entries, definition.entries, using, rule)
+                except UnreadableError as error:  # it is read again for the lines of what was found
+                    self._warn(source, 0, 0, f"{using}: {error}", rule)
         if one.values:
             path = self._file.path
             inline = [Entry(value.text, path, value.line, value.column) for value in one.values]
             self._check_entries(form, one.collections[0], lambda: iter(inline), name, rule)
         self._check_literal(one, rule)
-        networks = [entries for entries in one.collections if isinstance(entries, Networks)]
-        for version in together_everything(networks):
-            message = f"{name}: these networks together are every {version} address there is"
-            self._warn_at(one.key, message, rule)
+        if form is Form.NETWORK and self._coverage is not None:
+            alone = {version for entries in one.collections for version in _every(entries)}
+            for version in (4, 6):
+                if version not in alone and self._coverage.is_every_address(one, version):
+                    message = f"{name}: these networks together are every IPv{version} address there is"
+                    self._warn_at(one.key, message, rule)
 
     def _check_literal(self, one: WrittenCondition, rule: str) -> None:
         """`helo_name: [192.0.2.1]`, which YAML reads as a list."""
@@ -205,9 +219,10 @@ class _Linter:
         self, form: Form, entries: Entries, written: Callable[[], Iterable[Entry]], using: str, rule: str
     ) -> None:
         """`written` reads the entries as they stand in the file."""
-        if _has_duplicates(entries):
-            self._report_duplicates(form, [*written()], using, rule)
-        if isinstance(entries, Networks) and _has_everything(entries):
+        repeated = _repeated(entries)
+        if repeated.count:
+            self._report_duplicates(form, written(), repeated, using, rule)
+        if form is Form.NETWORK and _every(entries):
             for entry in written():
                 if entry.text.endswith("/0"):
                     version = "IPv6" if ":" in entry.text else "IPv4"
@@ -217,28 +232,66 @@ class _Linter:
                 for complaint in complaints(entry.text):
                     self._warn_entry(entry, f"{using}: {complaint}", rule)
 
-    def _report_duplicates(self, form: Form, written: Sequence[Entry], using: str, rule: str) -> None:
-        lines: dict[object, int] = {}
-        for entry, key in zip(written, entry_keys(form, [entry.text.encode() for entry in written]), strict=True):
-            if key in lines:
+    def _report_duplicates(
+        self, form: Form, written: Iterable[Entry], repeated: Repetitions, using: str, rule: str
+    ) -> None:
+        """Finds the lines of repeated entries, in the order of the file; counts those that will not be shown."""
+        lines: dict[Hashable, int] = {}
+        reported = 0
+        entries = iter(written)
+        while chunk := [*islice(entries, CHUNK)]:
+            for entry, forms in zip(chunk, _keys(form, chunk), strict=True):
+                key = next((one for one in forms if one in repeated.some), None)
+                if key is None:
+                    continue
+                if key not in lines:
+                    lines[key] = entry.line
+                    continue
+                if not self.report.room(entry.path):
+                    self.report.count_more(entry.path, repeated.count - reported)
+                    return
                 message = f"{using}: {quoted(entry.text)} is a duplicate (first at line {lines[key]})"
                 self._warn_entry(entry, message, rule)
-            else:
-                lines[key] = entry.line
+                reported += 1
 
     def _warn_entry(self, entry: Entry, message: str, rule: str) -> None:
         self._warn(entry.path, entry.line, entry.column, message, rule)
 
 
 def _texts(one: WrittenCondition) -> Iterator[Sequence[bytes] | Sequence[str]]:
-    return (entries for entries in one.collections if not isinstance(entries, Networks))
+    return (entries for entries in one.collections if not isinstance(entries, Networks | LongList))
 
 
-def _has_duplicates(entries: Entries) -> bool:
-    if isinstance(entries, Networks):
-        return len(set(entries.v4)) < len(entries.v4) or len(set(entries.v6)) < len(entries.v6)
-    return len(set(entries)) < len(entries)
+def _keys(form: Form, written: Sequence[Entry]) -> Iterator[Sequence[Hashable]]:
+    """What each entry is compared by. A mail address outside ASCII has two forms."""
+    for key in entry_keys(form, [one.text.encode() for one in written]):
+        yield key if isinstance(key, tuple) and form is not Form.NETWORK else (key,)
 
 
-def _has_everything(networks: Networks) -> bool:
-    return 0 in networks.v4 or 0 in networks.v6  # a first address of 0 and a prefix length of 0
+def _repeated(entries: Entries) -> Repetitions:
+    """What an entry above equals. Of most long lists, the building of their tables has told."""
+    if isinstance(entries, LongList) and entries.repeated is not None:
+        return entries.repeated
+    plain = plain_entries(entries)
+    keys: Iterable[Hashable]
+    if isinstance(plain, Networks):
+        keys = chain(((4, packed) for packed in plain.v4), ((6, packed) for packed in plain.v6))
+    else:
+        keys = plain
+    repeated = Repetitions()
+    seen: set[Hashable] = set()
+    for key in keys:
+        if key in seen:
+            repeated.add(key)
+        seen.add(key)
+    return repeated
+
+
+def _every(entries: Entries) -> set[int]:
+    """The IP versions of which one of these networks is every address: it has the first address 0 and the length 0."""
+    blocks = [block for block in _read(entries) if isinstance(block, Networks)]
+    return {version for block in blocks for version, packed in ((4, block.v4), (6, block.v6)) if 0 in packed}
+
+
+def _read(entries: Entries) -> Iterable[Networks | Sequence[bytes] | Sequence[str]]:
+    return entries.read() if isinstance(entries, LongList) else (entries,)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
+from policyd.config.checks.coverage import Coverage
 from policyd.config.checks.unreachable import unreachable
 from policyd.config.load import load
 from policyd.core.engine import Decision, decide
@@ -20,8 +21,15 @@ from tests.config.generated import identities, load_tree, requests, rulesets
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from policyd.config.written import RulesFile, WrittenRule
     from policyd.core.identity import Identity
     from policyd.core.protocol import Request
+
+
+def found_in(rules_file: RulesFile) -> list[tuple[WrittenRule, WrittenRule]]:
+    assert rules_file.ruleset is not None
+    return [*unreachable(rules_file.rules, Coverage(rules_file.rules, rules_file.ruleset.index))]
+
 
 TODAY = datetime.date(2026, 11, 21)
 
@@ -33,7 +41,7 @@ def test_a_rule_that_is_called_unreachable_can_be_taken_away(
 ) -> None:
     """Neither an answer, nor a doubt that DNS leaves, nor what is observed, changes for any request."""
     rules_file, report = load_tree(tree, tmp_path)
-    dead = set() if report else {written.rule.name for written, _ in unreachable(rules_file.rules)}
+    dead = set() if report else {written.rule.name for written, _ in found_in(rules_file)}
     event("some unreachable" if dead else "none unreachable")
     if not dead:
         return
@@ -71,7 +79,7 @@ def test_ten_thousand_rules_are_looked_at_in_little_time(tmp_path: Path) -> None
     path.write_text(f"rules:\n{rules}  - {{name: last, match: {{sender: x@d4999.example}}, action: REJECT}}\n")
     rules_file = load(rules_path=path).rules_file
     started = time.process_time()
-    found = [(written.rule.name, cover.rule.name) for written, cover in unreachable(rules_file.rules)]
+    found = [(written.rule.name, cover.rule.name) for written, cover in found_in(rules_file)]
     assert found == [("last", "s4999")]
     assert time.process_time() - started < 2  # 0.1 s; comparing each with each takes a minute
 
@@ -85,7 +93,7 @@ def test_rules_that_share_a_condition_are_not_compared_each_with_each(tmp_path: 
     (tmp_path / "rules.yaml").write_text(f"rules:\n{rules}{last}")
     rules_file = load(rules_path=tmp_path / "rules.yaml").rules_file
     started = time.process_time()
-    found = [(written.rule.name, cover.rule.name) for written, cover in unreachable(rules_file.rules)]
+    found = [(written.rule.name, cover.rule.name) for written, cover in found_in(rules_file)]
     assert found == [("last", "r1999")]
     assert time.process_time() - started < 2  # 0.1 s; comparing each with all before it takes ten
 
@@ -96,12 +104,12 @@ def test_what_is_covered_covers_nothing_more(tmp_path: Path) -> None:
     (tmp_path / "rules.yaml").write_text(f"rules:\n{rules}")
     rules_file = load(rules_path=tmp_path / "rules.yaml").rules_file
     started = time.process_time()
-    found = [(written.rule.name, cover.rule.name) for written, cover in unreachable(rules_file.rules)]
+    found = [(written.rule.name, cover.rule.name) for written, cover in found_in(rules_file)]
     assert found == [(f"r{number}", "r0") for number in range(1, 5_000)]
     assert time.process_time() - started < 2  # 0.03 s; comparing each with all before it takes ten
 
 
-def test_the_same_long_list_in_two_rules_is_seen_without_looking_at_its_entries(tmp_path: Path) -> None:
+def test_a_long_list_covers_what_it_contains(tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_text("".join(f"h{number}.example\n" for number in range(150_000)))
     (tmp_path / "rules.yaml").write_text(
         "lists: {l: {file: l.txt}}\n"
@@ -111,5 +119,22 @@ def test_the_same_long_list_in_two_rules_is_seen_without_looking_at_its_entries(
         "  - {name: c, match: {hostname_suffix: h1.example}, action: DEFER}\n"
     )
     rules_file = load(rules_path=tmp_path / "rules.yaml").rules_file
-    found = [(written.rule.name, cover.rule.name) for written, cover in unreachable(rules_file.rules)]
-    assert found == [("b", "a")]  # c is below a as well, but nobody looks for it among 150,000
+    found = [(written.rule.name, cover.rule.name) for written, cover in found_in(rules_file)]
+    assert found == [("b", "a"), ("c", "a")]
+
+
+def test_networks_that_a_long_list_covers_together_are_covered(tmp_path: Path) -> None:
+    (tmp_path / "l.txt").write_text("".join(f"10.{n >> 8}.{n & 255}.0/24\n" for n in range(10_000)) + "2001:db8::/32\n")
+    (tmp_path / "rules.yaml").write_text(
+        "lists: {l: {file: l.txt}}\n"
+        "rules:\n"
+        "  - {name: a, match: {cidr: [$l, 192.0.2.0/25]}, action: REJECT}\n"
+        "  - {name: b, match: {cidr: [10.1.0.0/16, 192.0.2.7, '2001:db8:1::/48']}, action: DEFER}\n"
+        "  - {name: c, match: {cidr: 10.0.0.0/8}, action: DEFER}\n"
+        "  - {name: d, match: {cidr: 192.0.2.0/24}, action: DEFER}\n"
+        "  - {name: e, match: {cidr: [10.1.0.0/16, 'fe80::/16']}, action: DEFER}\n"
+    )
+    assert [
+        (written.rule.name, cover.rule.name)
+        for written, cover in found_in(load(rules_path=tmp_path / "rules.yaml").rules_file)
+    ] == [("b", "a")]

@@ -1,0 +1,100 @@
+"""Asks a ruleset's own index which conditions hold for everything that an entry stands for.
+
+So the entries of a long list are never looked at to find out whether it contains another entry.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from policyd.core.identity import Status
+from policyd.core.lookups import AddressLookup, DomainTable, HostnameLookup, NameLookup, StatusLookup, ValueLookup
+from policyd.core.normalize import domain_of
+from policyd.core.ruleset import Kind
+from policyd.core.tables import LongList, Networks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from policyd.config.written import WrittenCondition, WrittenRule
+    from policyd.core.index import Index
+    from policyd.core.lookups import Lookup
+    from policyd.core.tables import Entries
+
+# Before a domain, the name of a host under it that no list has: a label like this is not valid in an entry.
+_ANY_LABEL = b"\0."
+
+
+class Coverage:
+    """Which conditions hold for every request that satisfies an entry, by what the entry and the conditions say of one
+    attribute. Expressions imply nothing but the same expression."""
+
+    def __init__(self, rules: Sequence[WrittenRule], index: Index) -> None:
+        self._lookups: dict[str, list[Lookup]] = defaultdict(list)  # by subject
+        self._by_expression: dict[tuple[str, str], set[int]] = defaultdict(set)
+        seen = set()
+        for rule in rules:
+            for one in (*rule.match, *rule.exceptions):
+                condition = one.condition
+                place = index.lookup_of[condition.number]
+                if place not in seen:
+                    seen.add(place)
+                    self._lookups[condition.subject].append(index.lookups[place])
+                if condition.kind is Kind.EXPRESSION:
+                    for expression in chain.from_iterable(map(_strings, one.collections)):
+                        self._by_expression[condition.subject, expression].add(condition.number)
+
+    def of_entries(self, one: WrittenCondition) -> Iterator[frozenset[int]]:
+        """For each entry of a condition, or for each part of a network, the conditions that hold for all of it."""
+        subject, kind = one.condition.subject, one.condition.kind
+        for collection in one.collections:
+            for block in collection.read() if isinstance(collection, LongList) else (collection,):
+                if isinstance(block, Networks):
+                    yield from self._of_networks(block)
+                else:
+                    for entry in block:
+                        yield self._of_text(subject, kind, entry)
+
+    def is_every_address(self, one: WrittenCondition, version: int) -> bool:
+        """Whether a condition of networks holds for every address of an IP version."""
+        lookup = self._address_lookup()
+        last = (1 << (32 if version == 4 else 128)) - 1
+        return all(one.condition.number in hits.conditions for hits in lookup.of_network(version, 0, last))
+
+    def _address_lookup(self) -> AddressLookup:
+        return next(one for one in self._lookups["client_address"] if isinstance(one, AddressLookup))
+
+    def _of_networks(self, networks: Networks) -> Iterator[frozenset[int]]:
+        lookup = self._address_lookup()
+        for version, width, bits, packed_networks in ((4, 32, 6, networks.v4), (6, 128, 8, networks.v6)):
+            for packed in packed_networks:
+                first = packed >> bits
+                last = first + (1 << width - (packed & (1 << bits) - 1)) - 1
+                yield from (hits.conditions for hits in lookup.of_network(version, first, last))
+
+    def _of_text(self, subject: str, kind: Kind, entry: bytes | str) -> frozenset[int]:
+        if isinstance(entry, str):
+            if kind is Kind.EXPRESSION:
+                return frozenset(self._by_expression[subject, entry])
+            statuses = (one for one in self._lookups[subject] if isinstance(one, StatusLookup))
+            return frozenset().union(*(one.hits[Status(entry)].conditions for one in statuses))
+        found: frozenset[int] = frozenset()
+        for lookup in self._lookups[subject]:
+            if isinstance(lookup, ValueLookup) and kind is Kind.VALUE:
+                found |= lookup.of_value(entry).conditions
+            elif isinstance(lookup, NameLookup | HostnameLookup) and isinstance(lookup.table, DomainTable):
+                found |= _of_name(lookup.table, kind, domain_of(entry) if kind is Kind.VALUE else entry)
+        return found
+
+
+def _of_name(table: DomainTable, kind: Kind, entry: bytes) -> frozenset[int]:
+    if kind is not Kind.DOMAIN:
+        return table.find(entry).conditions
+    under = table.find(_ANY_LABEL + entry.removeprefix(b".")).conditions
+    return under if entry.startswith(b".") else under & table.find(entry).conditions
+
+
+def _strings(entries: Entries) -> Iterable[str]:
+    return (entry for entry in entries if isinstance(entry, str)) if isinstance(entries, list) else ()

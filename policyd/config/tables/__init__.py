@@ -1,0 +1,1 @@
+"""The tables of a ruleset: built from lists, kept from load to load, and patched."""

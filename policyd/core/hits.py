@@ -1,0 +1,81 @@
+"""What the numbers of a table mean in the conditions of a ruleset.
+
+A number stands for a combination of lists: a *mask*, an integer with a bit for each list that has the entry. Which
+conditions use a list, and which rules are filed under these, a table does not know.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from policyd.core.tables import NOTHING, Hits, packed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from policyd.core.tables import Buffer
+
+    # Hits by the number in a table.
+    HitsByNumber: TypeAlias = "list[Hits] | LazyHits"
+
+# Conditions in all combinations of a table together; with more, Hits are made when a lookup first finds them. 10,000
+# rules with an entry each make 10,000; an element takes 60 bytes.
+MAX_EAGER = 1_000_000
+
+# Hits that are kept of those; 1 kB each.
+MAX_LAZY = 20_000
+
+
+def hits_of(conditions: Iterable[int], rule_of: Mapping[int, int]) -> Hits:
+    """What a lookup answers that finds these conditions; `rule_of` has the rule that is filed under a condition."""
+    found = frozenset(conditions)
+    return Hits(found, tuple(sorted({rule_of[condition] for condition in found if condition in rule_of})))
+
+
+def hits_by_number(masks: Sequence[int], users: Sequence[frozenset[int]], rule_of: Mapping[int, int]) -> HitsByNumber:
+    """The Hits of each number of a table; `users` has the conditions that each bit stands for."""
+    made = []
+    left = MAX_EAGER
+    for mask in masks:
+        hits = hits_of(_conditions(mask, users), rule_of)
+        made.append(hits if hits.conditions else NOTHING)
+        left -= len(hits.conditions)
+        if left < 0:
+            return LazyHits.of(masks, users, rule_of)
+    return made
+
+
+def _conditions(mask: int, users: Sequence[frozenset[int]]) -> frozenset[int]:
+    found = []
+    while mask:
+        lowest = mask & -mask
+        found.append(users[lowest.bit_length() - 1])
+        mask ^= lowest
+    return found[0] if len(found) == 1 else frozenset[int]().union(*found)
+
+
+class LazyHits(dict[int, Hits]):
+    """Hits by number, made when they are first asked for, at most MAX_LAZY of them at a time."""
+
+    def __init__(self, masks: Buffer, width: int, users: Sequence[frozenset[int]], rule_of: Mapping[int, int]) -> None:
+        super().__init__()
+        self._masks = memoryview(masks)
+        self._width = width  # bytes of a mask
+        self._users = users
+        self._rule_of = rule_of
+
+    @classmethod
+    def of(cls, masks: Sequence[int], users: Sequence[frozenset[int]], rule_of: Mapping[int, int]) -> LazyHits:
+        """Of these masks, which are put one after the other."""
+        width = len(users) + 7 >> 3
+        return cls(b"".join(mask.to_bytes(width) for mask in masks), width, users, rule_of)
+
+    def __missing__(self, number: int) -> Hits:
+        mask = int.from_bytes(self._masks[number * self._width : (number + 1) * self._width])
+        if len(self) >= MAX_LAZY:
+            self.clear()
+        hits = self[number] = hits_of(_conditions(mask, self._users), self._rule_of)
+        return hits
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return type(self), (packed(self._masks, protocol), self._width, self._users, self._rule_of)

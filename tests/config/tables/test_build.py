@@ -1,0 +1,238 @@
+"""The tables against the standard library and plain dicts."""
+
+from __future__ import annotations
+
+import ipaddress
+import pickle
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policyd.config.tables import build
+from policyd.config.tables.build import (
+    TooManyCombinationsError,
+    build_list_table,
+    build_table,
+    group_by_users,
+    table_of,
+)
+from policyd.core import hits
+from policyd.core.hits import LazyHits, hits_by_number, hits_of
+from policyd.core.index import Source
+from policyd.core.lookups import DomainTable
+from policyd.core.ruleset import Kind
+from policyd.core.tables import LongList, NameTable, Networks, RangeTable, plain_entries
+from tests.examples import examples
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from policyd.core.tables import Entries
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def packed(made: Sequence[Network]) -> Networks:
+    networks = Networks()
+    for network in made:
+        networks.append(network.version, int(network.network_address), network.prefixlen)
+    return networks
+
+
+def packed_one(network: Network) -> int:
+    return int(network.network_address) << (6 if network.version == 4 else 8) | network.prefixlen
+
+
+def long_list(entries: Networks | list[bytes], key: str = "") -> LongList:
+    """A long list, though it may be short, that is read in several blocks."""
+
+    def read() -> Iterator[Networks | Sequence[bytes]]:
+        if isinstance(entries, Networks):
+            yield entries
+        else:
+            for start in range(0, len(entries), 3):
+                yield entries[start : start + 3]
+
+    return LongList(key, len(entries), read)
+
+
+def ranges_of(lists: Sequence[Sequence[Network]]) -> tuple[RangeTable, list[int]]:
+    """A list at each place, after a journey to another process."""
+    groups = [[Source(packed(one), Kind.NETWORK, frozenset({place}))] for place, one in enumerate(lists)]
+    parts, masks = build_table(groups)
+    table = pickle.loads(pickle.dumps(table_of(parts)))
+    assert isinstance(table, RangeTable)
+    return table, masks
+
+
+def networks(version: int) -> st.SearchStrategy[Network]:
+    """Networks crowded into a few corners of the address space, so that they nest, touch and repeat."""
+    width = 32 if version == 4 else 128
+    corner = st.sampled_from(
+        [0, (1 << width) - 256, 10 << width - 8, (10 << width - 8) + (1 << 64 if version == 6 else 0)]
+    )
+    first = st.builds(lambda a, b: a + b, corner, st.integers(0, 255))
+    prefix = st.integers(0, width) | st.integers(width - 8, width)
+    kind = ipaddress.IPv4Network if version == 4 else ipaddress.IPv6Network
+    return st.builds(lambda a, p: kind((a, p), strict=False), first, prefix)
+
+
+some_networks = st.lists(networks(4) | networks(6), max_size=8)
+
+
+@settings(max_examples=examples(500), deadline=None)
+@given(st.lists(some_networks, min_size=1, max_size=5))
+def test_an_address_lies_in_just_the_networks_that_the_standard_library_says(lists: list[list[Network]]) -> None:
+    table, masks = ranges_of(lists)
+    every = [network for one in lists for network in one]
+    edges = {int(n.network_address) + d for n in every for d in (-1, 0, 1)} | {
+        int(n.broadcast_address) + d for n in every for d in (-1, 0, 1)
+    }
+    for version, width, number in ((4, 32, table.number4), (6, 128, table.number6)):
+        kind = ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address
+        for value in edges | {0, (1 << width) - 1}:
+            if 0 <= value < 1 << width:
+                want = sum(1 << place for place, one in enumerate(lists) if any(kind(value) in n for n in one))
+                assert masks[number(value)] == want
+
+
+@given(some_networks)
+def test_repetitions_in_a_long_list_are_counted(made: list[Network]) -> None:
+    listed = long_list(packed(made))
+    build_list_table("client_address", [Source(listed, Kind.NETWORK, frozenset({1}))])
+    assert listed.repeated is not None
+    assert listed.repeated.count == len(made) - len({*made})
+    assert listed.repeated.some == {(n.version, packed_one(n)) for n in made if made.count(n) > 1}
+
+
+labels = st.lists(st.sampled_from([b"a", b"b", b"c"]), min_size=1, max_size=4).map(b".".join)
+names = st.builds(bytes.__add__, st.sampled_from([b"", b"."]), labels)
+lists_of_names = st.lists(
+    st.tuples(st.lists(names, max_size=8), st.sampled_from([Kind.NAME, Kind.DOMAIN])), min_size=1, max_size=4
+)
+
+
+@settings(max_examples=examples(300), deadline=None)
+@given(lists_of_names, st.lists(names | labels, max_size=5), st.booleans())
+def test_a_name_satisfies_just_the_lists_that_have_it_or_a_domain_above_it(
+    lists: list[tuple[list[bytes], Kind]], asked: list[bytes], split: bool
+) -> None:
+    sources = [Source(long_list(one), kind, frozenset({place})) for place, (one, kind) in enumerate(lists)]
+    tables = []
+    for chosen in (sources[:1], sources[1:]) if split else (sources, []):
+        if chosen:
+            parts, masks = build_table([[source] for source in chosen])
+            table = pickle.loads(pickle.dumps(table_of(parts)))
+            exact: list[frozenset[int]] = []
+            under: list[frozenset[int]] = []
+            for source in chosen:
+                exact += source.users, frozenset()
+                under += [source.users if source.kind is Kind.DOMAIN else frozenset()] * 2
+            tables.append((table, hits_by_number(masks, exact, {}), hits_by_number(masks, under, {})))
+    domains = DomainTable(tables)
+    for name in {*asked, *(name for one, _ in lists for name in one)}:
+        want = {place for place, (one, kind) in enumerate(lists) if any(satisfies(name, entry, kind) for entry in one)}
+        assert domains.find(name).conditions == want
+
+
+def satisfies(name: bytes, entry: bytes, kind: Kind) -> bool:
+    if kind is Kind.NAME:
+        return name == entry
+    return (
+        name.endswith(entry)
+        if entry.startswith(b".") and name != entry
+        else ("." + name.decode()).endswith("." + entry.decode())
+    )
+
+
+@given(st.lists(st.lists(st.binary(max_size=8), max_size=9), max_size=4), st.lists(st.binary(max_size=8)))
+def test_a_table_of_names_is_a_dict(lists: list[list[bytes]], others: list[bytes]) -> None:
+    long = [long_list(one) for one in lists or [[]]]
+    parts, masks = build_table([[Source(one, Kind.VALUE, frozenset())] for one in long])
+    table = pickle.loads(pickle.dumps(table_of(parts)))
+    assert isinstance(table, NameTable)
+    assert len(table) == len({entry for one in lists for entry in one})
+    for key in [*others, *(entry for one in lists for entry in one)]:
+        assert masks[table.number(key)] == sum(1 << 2 * place for place, one in enumerate(lists) if key in one)
+    repeated = [one.repeated for one in long]
+    assert [one and one.count for one in repeated] == [len(one) - len({*one}) for one in lists or [[]]]
+    assert [one and one.some for one in repeated] == [{n for n in one if one.count(n) > 1} for one in lists or [[]]]
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_names_and_networks_are_found_again() -> None:
+    chosen = random.Random(4)
+    listed: list[list[bytes]] = [[] for _ in range(7)]
+    for number in range(100_000):
+        listed[number % 7].append(b"host%d.example%d.net" % (chosen.getrandbits(40), number % 999))
+    parts, masks = build_table([[Source(one, Kind.VALUE, frozenset())] for one in listed])
+    table = table_of(parts)
+    assert isinstance(table, NameTable)
+    for place, one in enumerate(listed):
+        assert {masks[table.number(name)] for name in one} == {1 << 2 * place}
+        assert not any(table.number(name + b"x") for name in one)
+    made = [[ipaddress.ip_network((chosen.getrandbits(24) << 8, 24)) for _ in range(33_000)] for _ in range(3)]
+    ranges, masks = ranges_of(made)
+    for place, networks_of in enumerate(made):
+        for network in networks_of:
+            assert masks[ranges.number4(int(network.network_address) + 77)] & 1 << place
+
+
+# --- Many combinations ------------------------------------------------------------------------------------------------
+
+
+def overlapping(count: int) -> list[Networks]:
+    """Lists whose combinations are as many as their ranges: the list at place n has the numbers with bit n."""
+    lists = [Networks() for _ in range(count)]
+    for number in range(1 << count):
+        for place, one in enumerate(lists):
+            if number >> place & 1:
+                one.append(4, number, 32)
+    return lists
+
+
+def test_lists_with_too_many_combinations_share_a_bit_if_the_same_conditions_use_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(build, "MAX_COMBINATIONS", 100)
+    lists = [long_list(one, str(place)) for place, one in enumerate(overlapping(8))]
+    with pytest.raises(TooManyCombinationsError):
+        build_table([[Source(one, Kind.NETWORK, frozenset({7}))] for one in lists], 100)
+    made = build_list_table("client_address", [Source(one, Kind.NETWORK, frozenset({7})) for one in lists])
+    assert made.masks == [0, 1]
+    assert made.keys == ("0",)
+    assert isinstance(made.table, RangeTable)
+    assert [made.table.number4(number) for number in (0, 1, 200, 255, 256)] == [0, 1, 1, 1, 0]
+
+
+def test_hits_of_many_combinations_are_made_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hits, "MAX_EAGER", 100)
+    monkeypatch.setattr(hits, "MAX_LAZY", 10)
+    users = [frozenset({place, 100}) for place in range(9)]
+    rule_of = {place: 50 - place for place in range(9)}
+    lazy = hits_by_number(range(512), users, rule_of)
+    assert isinstance(lazy, LazyHits)
+    arrived = pickle.loads(pickle.dumps(lazy))
+    for mask in range(512):
+        want = hits_of({n for place in range(9) if mask >> place & 1 for n in users[place]}, rule_of)
+        assert arrived[mask] == want
+        assert len(arrived) <= 10
+
+
+def test_sources_are_grouped_by_the_conditions_that_use_them() -> None:
+    one, other = frozenset({1}), frozenset({2})
+    sources = [Source([b"a"], Kind.VALUE, one), Source([b"b"], Kind.VALUE, other), Source([b"c"], Kind.VALUE, one)]
+    assert group_by_users(sources) == [[sources[0], sources[2]], [sources[1]]]
+
+
+@pytest.mark.parametrize("entries", [packed([ipaddress.ip_network("10.0.0.0/8")] * 5), [b"a", b"b", b"c", b"d"]])
+def test_a_long_list_gives_back_its_entries(entries: Networks | list[bytes]) -> None:
+    plain: Entries = plain_entries(long_list(entries))
+    if isinstance(entries, Networks):
+        assert isinstance(plain, Networks)
+        assert plain.v4 == entries.v4
+    else:
+        assert plain == entries

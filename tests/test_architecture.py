@@ -90,6 +90,7 @@ KNOWN_TO = {
     "re2": {"core/lookups.py", "config", "exchange", "tools"},
     "rich": {"cli", "tools"},
     "uvloop": {"daemon"},
+    "valkey": {"state/valkey.py"},
     "yaml": {"config/yaml_tree.py", "exchange", "tools"},
     "zstandard": {"logs/files.py"},
 }

@@ -1,0 +1,380 @@
+"""Memory shared by several hosts, in Valkey or Redis.
+
+Promises that no call takes longer than twice the timeout, and that a failure is None: the caller then asks the memory
+of the process. Nothing is sent twice, because a call that failed may have been carried out; nothing is cancelled while
+its answer is on the way, so no answer is taken for that of the next call.
+
+All that the requests of one turn of the event loop ask goes out in one call of one script, and the requests that come
+meanwhile share the next: valkey-py takes 100 us for a call, however much is in it.
+
+After MAX_FAILURES in a row the server counts as away, and only a probe asks it, once a second, until that succeeds. The
+probe is a write: a server that is full answers PING and GET.
+
+The script writes in an order: first what a full server refuses (INCR, ZADD, SET), then what it never does (EXPIRE,
+DEL). A script that has written once is not refused any more, and would let a full server grow. It has no `#!lua` line
+either, with which a full server would refuse a script that only reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from valkey.asyncio import Valkey
+from valkey.asyncio.retry import Retry
+from valkey.backoff import NoBackoff
+from valkey.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ValkeyError,
+)
+from valkey.exceptions import TimeoutError as ValkeyTimeoutError
+
+from policyd.core.throttle import Throttled
+from policyd.memory.window import MAX_DISTINCT, SLOTS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from policyd.memory.definitions import CounterDefinition
+
+_log = logging.getLogger(__name__)
+
+# Failures in a row after which requests ask the server no more.
+MAX_FAILURES = 3
+
+# Seconds between probes of a server that is away.
+PROBE_SECONDS = 1.0
+
+# Seconds between lines that say why the server cannot be used.
+COMPLAINT_SECONDS = 60.0
+
+# Operations in one call: some milliseconds of the server's time, in which it serves nobody else.
+MAX_BATCH = 500
+
+# Operations that wait for the call before them. Beyond it the process's own memory answers: a server that takes 50 ms
+# for a call cannot serve more.
+MAX_WAITING = 5000
+
+PREFIX = b"policyd:"
+
+# For each operation three arguments: kind, seconds, value. Of several operations on one key each gets the value that it
+# made itself: `later` has what those behind it in the call have added.
+_SCRIPT = f"""
+local slots, most = {SLOTS}, {MAX_DISTINCT}
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+local function slot(within) return math.floor(now * slots / within) end
+local function operation(i) return ARGV[3 * i - 2], tonumber(ARGV[3 * i - 1]), ARGV[3 * i] end
+local added, later, found = {{}}, {{}}, {{}}
+for i, key in ipairs(KEYS) do
+  local kind, seconds, value = operation(i)
+  if kind == 'event' then
+    redis.call('HINCRBY', key, slot(seconds), 1)
+    added[i] = 1
+  elseif kind == 'distinct' then
+    local seen = redis.call('ZSCORE', key, value)
+    redis.call('ZADD', key, slot(seconds), value)
+    added[i] = (seen and tonumber(seen) > slot(seconds) - slots) and 0 or 1
+  elseif kind == 'get' then found[i] = redis.call('GET', key)
+  elseif kind == 'set' then redis.call('SET', key, value, 'EX', seconds)
+  elseif kind == 'set-new' then redis.call('SET', key, value, 'EX', seconds, 'NX') end
+end
+local function expire(key, seconds)
+  redis.call('EXPIRE', key, math.ceil(seconds * slots / (slots - 1)) + 1)
+end
+local function events(key, seconds, keep)
+  local oldest, entries, gone, count = slot(seconds) - slots, redis.call('HGETALL', key), {{}}, 0
+  for j = 1, #entries, 2 do
+    if tonumber(entries[j]) > oldest then count = count + tonumber(entries[j + 1])
+    else gone[#gone + 1] = entries[j] end
+  end
+  if keep then
+    if #gone > 0 then redis.call('HDEL', key, unpack(gone)) end
+    expire(key, seconds)
+  end
+  return count
+end
+local function values(key, seconds)
+  redis.call('ZREMRANGEBYSCORE', key, '-inf', slot(seconds) - slots)
+  local count = redis.call('ZCARD', key)
+  if count > most then
+    redis.call('ZREMRANGEBYRANK', key, 0, count - most - 1)
+    count = most
+  end
+  expire(key, seconds)
+  return count
+end
+for i = #KEYS, 1, -1 do
+  local key = KEYS[i]
+  local kind, seconds, value = operation(i)
+  local behind = later[key] or 0
+  if kind == 'event' then found[i] = events(key, seconds, true) - behind
+  elseif kind == 'peek-event' then found[i] = events(key, seconds, false) - behind + 1
+  elseif kind == 'distinct' then found[i] = values(key, seconds) - behind
+  elseif kind == 'peek-distinct' then
+    local oldest = slot(seconds) - slots
+    local seen = redis.call('ZSCORE', key, value)
+    local new = (seen and tonumber(seen) > oldest) and 0 or 1
+    found[i] = redis.call('ZCOUNT', key, '(' .. oldest, '+inf') - behind + new
+  elseif kind == 'delete' then found[i] = redis.call('DEL', key)
+  elseif kind ~= 'get' then found[i] = 1 end
+  later[key] = behind + (added[i] or 0)
+end
+return found
+"""
+
+
+class Operation(NamedTuple):
+    """One thing that the script does: `kind` as it stands there, and what the kind needs."""
+
+    kind: str
+    key: bytes
+    seconds: int = 0  # the window of a counter, or after how long a key expires
+    value: bytes = b""
+
+
+# What came of each operation: the value of a counter, what stands under a key, or None for nothing.
+Found: TypeAlias = "int | bytes | None"
+
+
+def counting(counter: CounterDefinition, key: bytes, value: bytes | None, *, add: bool) -> Operation:
+    """Returns the operation that counts a request, or that tells the value it would have (`add`)."""
+    kind = "event" if counter.distinct is None else "distinct"
+    return Operation(kind if add else f"peek-{kind}", counter_key(counter, key), counter.within, value or b"")
+
+
+def counter_key(counter: CounterDefinition, key: bytes) -> bytes:
+    """Returns the name under which a counter's key is kept; two definitions never share one."""
+    return b"%bc:%b:%b:%b" % (PREFIX, counter.name.encode(), counter.fingerprint.hex().encode(), key)
+
+
+class _Waiting(NamedTuple):
+    """Operations that wait for their call; the future gets None if there is no answer."""
+
+    operations: Sequence[Operation]
+    future: asyncio.Future[list[Found] | None]
+
+
+class StateCounters:
+    """What the shared memory counts, since the start of the daemon."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.failures = 0
+        self.seconds = 0.0
+
+
+class SharedMemory:
+    """One server, asked by one task. It belongs to the event loop that is running.
+
+    `timeout` is in seconds, for each call; `name` is how the server appears in messages, without any password.
+    """
+
+    def __init__(self, client: Valkey, name: str, timeout: float, counters: StateCounters | None = None) -> None:
+        self.counters = counters if counters is not None else StateCounters()
+        self.name = name
+        self.is_up = True  # until it has failed
+        self.why = ""  # the last failure
+        self._client = client
+        self._timeout = timeout
+        self._failures = 0
+        self._waiting: list[_Waiting] = []
+        self._operations = 0
+        self._wanted = asyncio.Event()
+        self._complaint = Throttled(COMPLAINT_SECONDS)
+        self._task = asyncio.get_running_loop().create_task(self._work())
+
+    def ask(self, operations: Sequence[Operation]) -> asyncio.Future[list[Found] | None]:
+        """Sends operations; the result has what came of each, or is None if there is no answer."""
+        future: asyncio.Future[list[Found] | None] = asyncio.get_running_loop().create_future()
+        if not self.is_up or self._operations + len(operations) > MAX_WAITING:
+            future.set_result(None)
+            return future
+        self._operations += len(operations)
+        self._waiting.append(_Waiting(operations, future))
+        self._wanted.set()
+        return future
+
+    async def connect(self) -> None:
+        """Tries the server once, so that a failure is known before the first request."""
+        await self._probe()
+
+    async def close(self) -> None:
+        """Ends the task and the connection; what waits gets None."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._give_up(self._waiting)
+        await self._client.aclose()
+
+    # --- The task that asks -----------------------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        while True:
+            if not self.is_up:
+                await asyncio.sleep(PROBE_SECONDS)
+                await self._probe()
+                continue
+            await self._wanted.wait()
+            self._wanted.clear()
+            while self._waiting and self.is_up:
+                await self._call(self._take())
+            if not self.is_up:
+                self._give_up(self._waiting)
+
+    def _take(self) -> list[_Waiting]:
+        """Takes as much from the queue as fits in one call."""
+        taken, count = 0, 0
+        for waiting in self._waiting:
+            if taken and count + len(waiting.operations) > MAX_BATCH:
+                break
+            taken += 1
+            count += len(waiting.operations)
+        batch, self._waiting = self._waiting[:taken], self._waiting[taken:]
+        return batch
+
+    async def _call(self, batch: list[_Waiting]) -> None:
+        operations = [operation for waiting in batch for operation in waiting.operations]
+        found = await self._run(operations)
+        if found is None:
+            self._give_up(batch)
+            return
+        self._operations -= len(operations)
+        place = 0
+        for waiting in batch:
+            end = place + len(waiting.operations)
+            if not waiting.future.done():
+                waiting.future.set_result(found[place:end])
+            place = end
+
+    def _give_up(self, batch: list[_Waiting]) -> None:
+        for waiting in batch:
+            self._operations -= len(waiting.operations)
+            if not waiting.future.done():
+                waiting.future.set_result(None)
+        if batch is self._waiting:
+            self._waiting = []
+
+    async def _run(self, operations: Sequence[Operation]) -> list[Found] | None:
+        """One call; None if it failed."""
+        began = monotonic()
+        self.counters.calls += 1
+        arguments: list[bytes | str | int] = []
+        for operation in operations:
+            arguments += (operation.kind, operation.seconds, operation.value)
+        keys = [operation.key for operation in operations]
+        try:
+            async with asyncio.timeout(self._timeout):
+                evaluated: Any = self._client.eval(_SCRIPT, len(keys), *keys, *arguments)  # type: ignore[arg-type] # bytes
+                found = _checked(await evaluated, len(keys))
+        except (ValkeyError, OSError, TimeoutError) as error:
+            await self._failed(error)
+            return None
+        finally:
+            self.counters.seconds += monotonic() - began
+        self._failures = 0
+        return found
+
+    async def _probe(self) -> None:
+        if await self._run([Operation("set", PREFIX + b"probe", 60, b"1")]) is None:
+            return
+        if not self.is_up:
+            self.is_up = True
+            _log.warning("memory: %s answers again", self.name)
+
+    async def _failed(self, error: Exception) -> None:
+        self.counters.failures += 1
+        self._failures += 1
+        self.why = _reason(error, self._timeout)
+        if self._failures >= MAX_FAILURES:
+            self.is_up = False
+        message = f"memory: {self.name}: {self.why}; this process's own memory answers meanwhile"
+        if (said := self._complaint.happened(message, monotonic())) is not None:
+            _log.warning("%s", said)
+        # An answer that is still on the way must not be read as that of the next call.
+        await self._client.connection_pool.disconnect(inuse_connections=True)
+
+
+def _checked(found: object, expected: int) -> list[Found]:
+    """Returns the script's answer. Raises ValkeyError for anything else."""
+    if not isinstance(found, list) or len(found) != expected:
+        raise ValkeyError("UNFIT")
+    return found
+
+
+# What an error's code means, and what to do about it (Redis and Valkey: the first word of an error).
+_CODES = {
+    "OOM": "it is full; raise maxmemory, or set maxmemory-policy to volatile-ttl",
+    "NOAUTH": "it wants a password; set state_credentials",
+    "WRONGPASS": "it refuses the user or password of state_credentials",
+    "NOPERM": "its user may not use the commands or keys that policyd needs (keys policyd:*)",
+    "LOADING": "it is loading its data",
+    "READONLY": "it is a replica, which cannot be written to; name the primary",
+    "MISCONF": "it cannot save to disk, and refuses writes",
+    "CLUSTERDOWN": "its cluster is down",
+    "MOVED": "it is part of a cluster, which policyd does not support; name a single server",
+    "MASTERDOWN": "it is a replica without a connection to its primary",
+    "UNFIT": "its answer does not fit the question; is it a Valkey or Redis server?",
+}
+
+# valkey-py takes the code away from an error that has a class of its own.
+_CLASSES: tuple[tuple[type[ValkeyError], str], ...] = (
+    (AuthenticationError, "WRONGPASS"),
+    (BusyLoadingError, "LOADING"),
+    (ReadOnlyError, "READONLY"),
+    (OutOfMemoryError, "OOM"),
+    (NoPermissionError, "NOPERM"),
+)
+
+
+def _reason(error: Exception, timeout: float) -> str:
+    """Says what is wrong and what to do about it; never the words of the server itself."""
+    if isinstance(error, TimeoutError | ValkeyTimeoutError):
+        return f"no answer within {timeout * 1000:.0f} ms (state_timeout)"
+    cause: BaseException | None = error
+    while cause is not None:  # a failure to connect has the reason behind it
+        word = "NOAUTH" if "Authentication required" in str(cause) else str(cause).split(" ", 1)[0]
+        if word not in _CODES:
+            word = next((code for kind, code in _CLASSES if isinstance(cause, kind)), "")
+        if word:
+            return _CODES[word]
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return os.strerror(cause.errno)
+        cause = cause.__cause__ or cause.__context__
+    return f"cannot be reached or used ({type(error).__name__})"
+
+
+def client_of(
+    *,
+    host: str = "",
+    port: int = 6379,
+    path: str = "",
+    database: int = 0,
+    tls: bool = False,
+    user: str | None = None,
+    password: str | None = None,
+    timeout: float,
+) -> Valkey:
+    """Returns a client of a server at HOST:PORT, or at a unix socket's path, that never tries again by itself."""
+    return Valkey(
+        host=host or "localhost",
+        port=port,
+        unix_socket_path=path or None,
+        db=database,
+        ssl=tls,
+        username=user,
+        password=password,
+        socket_timeout=timeout,
+        socket_connect_timeout=timeout,
+        retry=Retry(NoBackoff(), 0),
+        retry_on_timeout=False,
+        max_connections=1,
+        lib_name=None,
+        lib_version=None,
+    )

@@ -1,0 +1,233 @@
+"""Memory in a real Redis or Valkey server, and what happens when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from policyd.memory.definitions import CounterDefinition, KeyPart
+from policyd.memory.window import MAX_DISTINCT
+from policyd.state import valkey as module
+from policyd.state.valkey import MAX_FAILURES, Operation, SharedMemory, client_of, counting
+from tests.state.servers import PROGRAMS, StateServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(not PROGRAMS, reason="needs Debian's redis-server or valkey-server")
+
+EVENTS = CounterDefinition("mails", None, (KeyPart("sasl_username"),), 3600)
+DOORS = CounterDefinition("doors", KeyPart("client_address"), (KeyPart("recipient"),), 3600)
+TIMEOUT = 0.05
+
+
+@pytest.fixture(params=PROGRAMS)
+def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[StateServer]:
+    started = StateServer(tmp_path, request.param)
+    yield started
+    started.stop()
+
+
+def memory(server: StateServer, timeout: float = 2.0, **options: str) -> SharedMemory:
+    return SharedMemory(client_of(path=str(server.socket), timeout=timeout, **options), "valkey", timeout)  # type: ignore[arg-type] # text only
+
+
+def event(key: bytes = b"joe", *, add: bool = True) -> Operation:
+    return counting(EVENTS, key, None, add=add)
+
+
+def door(value: bytes, *, add: bool = True) -> Operation:
+    return counting(DOORS, b"b@x", value, add=add)
+
+
+async def test_requests_and_distinct_values_are_counted(server: StateServer) -> None:
+    state = memory(server)
+    assert await state.ask([event(add=False), door(b"a", add=False)]) == [1, 1]
+    assert await state.ask([event(), event(), door(b"a"), door(b"b"), door(b"a")]) == [1, 2, 1, 2, 2]
+    assert await state.ask([event(add=False), door(b"a", add=False), door(b"c", add=False)]) == [3, 2, 3]
+    await state.close()
+
+
+async def test_a_window_slides(server: StateServer) -> None:
+    state = memory(server)
+    short = CounterDefinition("short", None, (KeyPart("sender"),), 1)
+    doors = CounterDefinition("short-doors", KeyPart("sender"), (KeyPart("sender"),), 1)
+    operations = [counting(short, b"a", None, add=True), counting(doors, b"a", b"1", add=True)]
+    assert await state.ask(operations) == [1, 1]
+    await asyncio.sleep(0.3)
+    assert await state.ask([*operations[:1], counting(doors, b"a", b"2", add=True)]) == [2, 2]
+    await asyncio.sleep(0.8)
+    peeks = [counting(short, b"a", None, add=False), counting(doors, b"a", b"3", add=False)]
+    assert await state.ask(peeks) == [2, 2]
+    assert await state.ask([*operations[:1], counting(doors, b"a", b"2", add=True)]) == [2, 1]
+    await state.close()
+
+
+async def test_keys_expire(server: StateServer) -> None:
+    state = memory(server)
+    await state.ask([event(), door(b"a"), Operation("set", b"policyd:g:k", 100, b"1")])
+    for key in server.command("keys", "*").split():
+        assert 0 < int(server.command("ttl", key)) <= 3700, key
+        assert key.startswith("policyd:")
+    await state.close()
+
+
+async def test_no_more_values_are_kept_than_a_condition_can_ask_for(server: StateServer) -> None:
+    state = memory(server)
+    found = await state.ask([door(b"%d" % number) for number in range(400)])
+    assert found is not None
+    assert found[-1] == MAX_DISTINCT
+    assert await state.ask([door(b"399")]) == [MAX_DISTINCT]
+    await state.close()
+
+
+async def test_first_tries_are_set_once_and_read(server: StateServer) -> None:
+    state = memory(server)
+    assert await state.ask([Operation("get", b"policyd:g:a")]) == [None]
+    await state.ask([Operation("set-new", b"policyd:g:a", 60, b"1"), Operation("set-new", b"policyd:g:a", 60, b"2")])
+    assert await state.ask([Operation("get", b"policyd:g:a")]) == [b"1"]
+    await state.ask([Operation("set", b"policyd:g:a", 60, b"3"), Operation("delete", b"policyd:g:b")])
+    assert await state.ask([Operation("get", b"policyd:g:a"), Operation("delete", b"policyd:g:a")]) == [b"3", 1]
+    await state.close()
+
+
+async def test_requests_of_one_turn_share_a_call_and_nothing_is_lost(server: StateServer) -> None:
+    state = memory(server)
+    found = await asyncio.gather(*(state.ask([event(b"k%d" % (number % 7))]) for number in range(2000)))
+    assert found == [[1 + number // 7] for number in range(2000)]
+    assert state.counters.calls <= 2000 // module.MAX_BATCH + 2
+    await state.close()
+
+
+async def test_two_daemons_count_together_exactly(server: StateServer) -> None:
+    states = [memory(server), memory(server)]
+    for _ in range(10):
+        await asyncio.gather(*(states[number % 2].ask([event()]) for number in range(100)))
+    assert await states[0].ask([event(add=False)]) == [1001]
+    for state in states:
+        await state.close()
+
+
+async def fails(state: SharedMemory, times: int = MAX_FAILURES) -> None:
+    for _ in range(times):
+        began = time.monotonic()
+        assert await state.ask([event()]) is None
+        assert time.monotonic() - began < 0.1
+
+
+async def comes_back(state: SharedMemory, seconds: float = 2.0) -> None:
+    until = time.monotonic() + seconds
+    while await state.ask([event(b"other")]) is None:
+        assert time.monotonic() < until, state.why
+        await asyncio.sleep(0.02)
+
+
+async def test_a_server_that_is_killed_and_comes_back(server: StateServer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    state = memory(server, TIMEOUT)
+    assert await state.ask([event()]) == [1]
+    server.stop()
+    await fails(state)
+    assert not state.is_up
+    calls = state.counters.calls
+    await fails(state, 50)
+    assert state.counters.calls == calls  # nothing but the probe asks it now
+    server.start()
+    await comes_back(state)
+    assert await state.ask([event()]) == [1]  # an empty server
+    await state.close()
+    assert len(caplog.records) == 2
+    assert "this process's own memory answers meanwhile" in caplog.text
+    assert "answers again" in caplog.text
+
+
+async def test_a_frozen_server_holds_nobody_and_its_late_answer_is_nobodys(server: StateServer) -> None:
+    state = memory(server, TIMEOUT)
+    assert await state.ask([event()]) == [1]
+    assert server.process is not None
+    server.process.send_signal(signal.SIGSTOP)
+    await fails(state)
+    server.process.send_signal(signal.SIGCONT)
+    await comes_back(state)
+    assert await state.ask([event(b"new"), Operation("get", b"policyd:x")]) == [1, None]
+    await state.close()
+
+
+async def test_a_full_server_is_away_and_does_not_grow(server: StateServer) -> None:
+    state = memory(server, TIMEOUT)
+    await state.ask([event()])
+    server.command("config", "set", "maxmemory", "1")
+    before = server.command("dbsize")
+    await fails(state)
+    assert "it is full" in state.why
+    await asyncio.sleep(module.PROBE_SECONDS + 0.2)
+    assert not state.is_up  # reading still works, so a probe that reads would have said otherwise
+    assert server.command("dbsize") == before
+    server.command("config", "set", "maxmemory", "0")
+    await comes_back(state)
+    await state.close()
+
+
+async def test_a_full_server_still_answers_what_only_reads(server: StateServer) -> None:
+    state = memory(server)
+    await state.ask([event()])
+    server.command("config", "set", "maxmemory", "1")
+    assert await state.ask([event(add=False), Operation("get", b"policyd:g:x")]) == [2, None]
+    await state.close()
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        (("requirepass", "secret"), "state_credentials"),
+        (("min-replicas-to-write", "1"), "cannot be reached or used"),
+    ],
+)
+async def test_a_server_that_refuses(server: StateServer, setting: tuple[str, str], why: str) -> None:
+    server.command("config", "set", *setting)
+    state = memory(server, TIMEOUT)
+    await fails(state)
+    assert why in state.why
+    assert "secret" not in state.why
+    await state.close()
+
+
+async def test_a_wrong_password_is_said_and_never_shown(server: StateServer, caplog: pytest.LogCaptureFixture) -> None:
+    server.command("config", "set", "requirepass", "right")
+    state = memory(server, TIMEOUT, user="default", password="hunter2")
+    await fails(state)
+    assert "refuses the user or password" in state.why
+    assert "hunter2" not in caplog.text
+    await state.close()
+
+
+async def test_a_replica_is_not_written_to(server: StateServer) -> None:
+    server.command("replicaof", "127.0.0.1", "1")
+    state = memory(server, TIMEOUT)
+    await fails(state)
+    assert "replica" in state.why
+    await state.close()
+
+
+async def test_what_waits_at_the_end_is_answered(server: StateServer) -> None:
+    state = memory(server)
+    waiting = state.ask([event()])
+    await state.close()
+    assert await asyncio.wait_for(waiting, 1) is None
+
+
+async def test_a_queue_without_end_is_not_kept(server: StateServer) -> None:
+    state = memory(server)
+    assert server.process is not None
+    server.process.send_signal(signal.SIGSTOP)
+    futures = [state.ask([event()]) for _ in range(module.MAX_WAITING + 10)]
+    assert sum(future.done() for future in futures) == 10
+    server.process.send_signal(signal.SIGCONT)
+    assert all(value is not None for value in (await asyncio.gather(*futures))[: module.MAX_WAITING])
+    await state.close()

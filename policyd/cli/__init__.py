@@ -15,7 +15,7 @@ import sys
 import click
 
 from policyd import __version__
-from policyd.config.problems import ConfigErrors
+from policyd.config.problems import ConfigErrors, did_you_mean
 
 # Where each command is defined. A module is imported when its command is run or when help is asked for.
 COMMANDS = {
@@ -43,6 +43,15 @@ class _Commands(click.Group):
 
     def list_commands(self, _context: click.Context) -> list[str]:
         return list(COMMANDS)
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is named. Suggests one if there is none of that name."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            raise click.UsageError(f"there is no command '{name}'{did_you_mean(name, COMMANDS)}", context)
+        return super().resolve_command(context, args)
 
     def get_command(self, _context: click.Context, name: str) -> click.Command | None:
         module = COMMANDS.get(name)

@@ -14,6 +14,7 @@ import click
 from policyd.cli.options import json_option, rules_options
 from policyd.cli.terminal import print_tables
 from policyd.config.load import load
+from policyd.config.other_words import meant_attribute, meant_option
 from policyd.config.problems import Severity, did_you_mean
 from policyd.config.schema import rules_schema, settings_schema
 from policyd.config.schema import schema as both_schemas
@@ -156,7 +157,8 @@ def _request(attributes: tuple[str, ...]) -> Request:
         if not equals:
             raise click.UsageError(f"'{attribute}' is not NAME=VALUE, as in client_address=192.0.2.1")
         if name not in ATTRIBUTES:
-            raise click.UsageError(f"unknown attribute '{name}'{did_you_mean(name, ATTRIBUTES)}")
+            hint = meant_option(name) or meant_attribute(name) or did_you_mean(name, ATTRIBUTES)
+            raise click.UsageError(f"unknown attribute '{name}'{hint}")
         values[name] = b"" if (name, value) == ("sender", "<>") else os.fsencode(value)
     return Request.of(values)
 

@@ -35,7 +35,6 @@ _ELSEWHERE = {
     "BLOCK": "REJECT",
     "DROP": "REJECT",
     "TEMPFAIL": "DEFER",
-    "GREYLIST": "DEFER",
     "DEFER_IF_REJECT": "DEFER_IF_PERMIT",
 }
 
@@ -58,7 +57,7 @@ def parse_action(written: str) -> Action:
     word, rest = _split_word(written)
     if not word:
         raise ActionError("the action is empty; it is REJECT, DEFER, DEFER_IF_PERMIT or DUNNO")
-    verb = _parse_verb(word)
+    verb = _parse_verb(word, rest)
     if verb is Verb.DUNNO:
         if rest:
             raise ActionError(f"DUNNO takes neither code nor text, so {quoted(rest)} would reach nobody", verb)
@@ -73,7 +72,7 @@ def _split_word(text: str) -> tuple[str, str]:
     return first, rest[0].rstrip() if rest else ""
 
 
-def _parse_verb(word: str) -> Verb:
+def _parse_verb(word: str, rest: str) -> Verb:
     upper = word.upper()
     if upper in Verb.__members__:
         return Verb[upper]
@@ -81,6 +80,16 @@ def _parse_verb(word: str) -> Verb:
         raise ActionError(
             f"{upper} is refused: it would skip the restrictions that follow in main.cf; "
             "write DUNNO, which ends the ruleset without that"
+        )
+    if rest and word.isascii() and re.fullmatch("[45][0-9]{2}", word):
+        raise ActionError(
+            f"a reply code is refused: Postfix puts its own in front of the text; write "
+            f"{'REJECT' if word[0] == '5' else 'DEFER'} {quoted(rest)[1:-1]}"
+        )
+    if upper in {"GREYLIST", "GREYLISTING"}:
+        raise ActionError(
+            f"unknown action {quoted(word)}; DEFER refuses a client each time, not only the first time: let Postfix "
+            "ask a greylisting service after policyd (docs/ruleset.md)"
         )
     if word.isascii() and word.isdigit():
         meant = {"4": "DEFER", "5": "REJECT"}.get(word[0]) if len(word) == 3 else None

@@ -22,6 +22,7 @@ from policyd.config.dates import parse_date
 from policyd.config.files import MAX_LIST_BYTES, MAX_RULES_BYTES, OversizedError, UnreadableError, read_dated
 from policyd.config.in_force import LoadedFile, Text, file_hash
 from policyd.config.lists import ListDefinition, ListFile, parse_values
+from policyd.config.other_words import meant_condition
 from policyd.config.outline import outline_of
 from policyd.config.problems import Problem, Severity, did_you_mean, quoted
 from policyd.config.tables.build import build_tables
@@ -491,4 +492,4 @@ def _meant_condition(name: str) -> str:
         if stem in {"client_name", "reverse_client_name"}:
             return "; did you mean 'hostname_suffix'?"
         return f"; there are {stem} and {stem}_regex"
-    return did_you_mean(name, CONDITIONS)
+    return meant_condition(name) or did_you_mean(name, CONDITIONS)

@@ -208,6 +208,13 @@ def test_explain_reads_a_request_as_postfix_sends_it(folder: Path) -> None:
     ("arguments", "message"),
     [
         (["clent_address=1"], "unknown attribute 'clent_address'; did you mean 'client_address'?"),
+        (["hostname=a.example"], "unknown attribute 'hostname'; what DNS says is given with --hostname NAME"),
+        (["client_address=1", "rdns=missing"], "unknown attribute 'rdns'; what DNS says is given with --reverse-dns"),
+        (["claimed=a.example"], "is given with --reverse-dns mismatch --hostname NAME"),
+        (["client_ip=192.0.2.1"], "unknown attribute 'client_ip'; did you mean 'client_address'?"),
+        (["from=a@b.example"], "unknown attribute 'from'; did you mean 'sender'?"),
+        (["To=a@b.example"], "unknown attribute 'To'; did you mean 'recipient'?"),
+        (["helo=a.example"], "unknown attribute 'helo'; did you mean 'helo_name'?"),
         (["192.0.2.1"], "'192.0.2.1' is not NAME=VALUE, as in client_address=192.0.2.1"),
         (["client_address=1", "--reverse-dns", "verified"], "--reverse-dns verified needs a --hostname"),
         (["client_address=1", "--reverse-dns", "missing", "--hostname", "a"], "whose reverse DNS is missing has no"),
@@ -261,6 +268,21 @@ def test_help_lists_every_command(folder: Path) -> None:
     assert done.returncode == 0
     for command in ("serve", "check", "explain", "schema"):
         assert f"\n  {command} ".encode() in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("chek", "policyd: there is no command 'chek'; did you mean 'check'? (see policyd --help)"),
+        ("expalin", "policyd: there is no command 'expalin'; did you mean 'explain'? (see policyd --help)"),
+        ("rep", "policyd: there is no command 'rep'; did you mean 're"),
+        ("xyzzy", "policyd: there is no command 'xyzzy' (see policyd --help)"),
+    ],
+)
+def test_a_mistyped_command_is_one_line_with_the_one_that_is_meant(folder: Path, command: str, message: str) -> None:
+    done = policyd(folder, command)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
+    assert done.stderr.decode().startswith(message)
 
 
 def test_a_reader_that_goes_away_is_no_error(folder: Path) -> None:

@@ -15,6 +15,7 @@ from policyd.config.conditions import Form
 from policyd.config.dates import parse_date
 from policyd.config.entries import fold_entry
 from policyd.config.entry_messages import explain_entry
+from policyd.config.other_words import meant_given
 from policyd.config.problems import Problem, did_you_mean, quoted
 from policyd.config.yaml_tree import Mapping, Scalar, Sequence, describe
 from policyd.core.address import parse_address
@@ -130,7 +131,7 @@ class _Reader:
 
     def _unknown_key(self, item: Item, known: tuple[str, ...]) -> None:
         key = item.key.text
-        hint = did_you_mean(key, known)
+        hint = (meant_given(key) if known is GIVEN_KEYS else "") or did_you_mean(key, known)
         if known is TEST_KEYS and not hint:
             hint = "; it belongs under given" if key in GIVEN_KEYS else f"; there are {', '.join(known)}"
         self._add(item.key, f"unknown key {quoted(key)}{hint}")

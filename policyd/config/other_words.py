@@ -1,0 +1,96 @@
+"""Words that people know from logs and from other systems, and what each of them is called here.
+
+`did_you_mean` finds slips of the pen. These are other names, which look like nothing here, or like the wrong thing.
+"""
+
+from __future__ import annotations
+
+# For an attribute of the policy protocol.
+_ATTRIBUTES = {
+    "client": "client_address",
+    "client_ip": "client_address",
+    "clientip": "client_address",
+    "ip": "client_address",
+    "ip_address": "client_address",
+    "address": "client_address",
+    "addr": "client_address",
+    "remote_addr": "client_address",
+    "peer": "client_address",
+    "from": "sender",
+    "mail_from": "sender",
+    "mailfrom": "sender",
+    "envelope_from": "sender",
+    "to": "recipient",
+    "rcpt": "recipient",
+    "rcpt_to": "recipient",
+    "envelope_to": "recipient",
+    "helo": "helo_name",
+    "ehlo": "helo_name",
+    "helo_hostname": "helo_name",
+    "state": "protocol_state",
+    "stage": "protocol_state",
+    "proto": "protocol_name",
+    "login": "sasl_username",
+    "user": "sasl_username",
+    "username": "sasl_username",
+    "auth": "sasl_username",
+    "qid": "queue_id",
+}
+
+# For what DNS says, which is not an attribute.
+_NAMES = frozenset({"hostname", "host", "client_hostname", "verified", "claimed", "ptr", "fcrdns"})
+_STATUS = frozenset({"rdns", "reverse_dns", "revdns", "iprev"})
+
+# Conditions on the client's address and name are called otherwise than the attribute.
+_CONDITIONS = {
+    **_ATTRIBUTES,
+    **{word: "cidr" for word, attribute in _ATTRIBUTES.items() if attribute == "client_address"},
+    **dict.fromkeys(_STATUS, "reverse_dns"),
+    **dict.fromkeys(_NAMES, "hostname"),
+    "network": "cidr",
+    "net": "cidr",
+    "networks": "cidr",
+    "domain": "hostname_suffix",
+    "suffix": "hostname_suffix",
+    "from_domain": "sender_domain",
+    "to_domain": "recipient_domain",
+    "claimed": "hostname, which sees claimed names too where it blocks",
+}
+
+
+def meant_attribute(word: str) -> str:
+    """What an attribute that there is not is called in a request; empty if the word is not one of these."""
+    return _hint(_ATTRIBUTES.get(word.lower()))
+
+
+def meant_given(word: str) -> str:
+    """What a key under `given` that there is not is called; empty if the word is not one of these."""
+    lower = word.lower()
+    if lower in _STATUS:
+        return _hint("reverse_dns")
+    return _hint("hostname") if lower in _NAMES else meant_attribute(word)
+
+
+def meant_option(word: str) -> str:
+    """The option of `policyd explain` that says what DNS is asked for; empty if the word is not one of these."""
+    lower = word.lower()
+    if lower in _STATUS:
+        return "; what DNS says is given with --reverse-dns STATUS"
+    if lower == "claimed":
+        return "; what DNS says is given with --reverse-dns mismatch --hostname NAME"
+    return "; what DNS says is given with --hostname NAME" if lower in _NAMES else ""
+
+
+def meant_condition(word: str) -> str:
+    """What a condition that there is not is called; empty if the word is not one of these."""
+    lower = word.lower()
+    for ending in ("_regex", ""):
+        stem = lower.removesuffix(ending)
+        meant = _CONDITIONS.get(stem)
+        if meant is not None and lower.endswith(ending):
+            return _hint(f"{meant}{ending}" if ending and meant != "cidr" else meant)
+    return ""
+
+
+def _hint(meant: str | None) -> str:
+    return "" if meant is None else f"; did you mean '{meant}'?" if " " not in meant else f"; write {meant}"

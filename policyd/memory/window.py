@@ -8,6 +8,10 @@ If the clock is set back, events of slots to come count as events of now.
 from __future__ import annotations
 
 from array import array
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 # Parts of a window: docs/memory.md promises a sixtieth.
 SLOTS = 60
@@ -62,11 +66,12 @@ class EventWindow:
         return [(entry >> _COUNT_BITS, entry & _COUNT_MASK) for entry in self._slots]
 
     @classmethod
-    def of(cls, entries: list[tuple[int, int]]) -> EventWindow:
-        """Returns the window with these entries, in any order."""
+    def of(cls, entries: Iterable[tuple[int, int]], now: int) -> EventWindow:
+        """Returns the window with these entries, without those that lie in the future of slot `now`."""
         window = cls()
         for slot, events in sorted(entries):
-            window.add(slot, events)
+            if slot <= now:
+                window.add(slot, events)
         return window
 
     def _expire(self, slot: int) -> None:
@@ -119,11 +124,12 @@ class DistinctWindow:
         return list(self._values.items())
 
     @classmethod
-    def of(cls, entries: list[tuple[bytes, int]]) -> DistinctWindow:
-        """Returns the window with these entries, in any order."""
+    def of(cls, entries: Iterable[tuple[bytes, int]], now: int) -> DistinctWindow:
+        """Returns the window with these entries, without those that lie in the future of slot `now`."""
         window = cls()
         for value, slot in sorted(entries, key=lambda entry: entry[1]):
-            window.add(slot, value)
+            if slot <= now:
+                window.add(slot, value)
         return window
 
     def _expire(self, slot: int) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from policyd.memory.greylist import Client, Greylisted, judge, waiting_keys
 from policyd.memory.window import DistinctWindow, EventWindow, slot_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from policyd.memory.definitions import CounterDefinition, GreylistSettings
 
@@ -18,8 +18,25 @@ Window: TypeAlias = "EventWindow | DistinctWindow"
 # Length of a definition's fingerprint, which begins every key of a counter.
 _PREFIX = 8
 
-# The prefix of networks that have passed greylisting.
-_KNOWN = b"greylist"
+
+class Changes:
+    """Keys that have changed since they were last written to the state file, by the table that they are in."""
+
+    def __init__(self) -> None:
+        self.windows: set[bytes] = set()
+        self.networks: set[bytes] = set()
+        self.waiting: set[bytes] = set()
+
+    def __len__(self) -> int:
+        return len(self.windows) + len(self.networks) + len(self.waiting)
+
+
+class Stored(NamedTuple):
+    """The three tables of a memory: windows of counters, networks that have passed, first tries that wait."""
+
+    windows: Mapping[bytes, Window]
+    networks: Mapping[bytes, float]
+    waiting: Mapping[bytes, float]
 
 
 class ProcessMemory:
@@ -38,6 +55,7 @@ class ProcessMemory:
         self._networks: OrderedDict[bytes, float] = OrderedDict()  # networks that passed, with when they were last seen
         self._waiting: OrderedDict[bytes, float] = OrderedDict()  # first tries, with their time
         self._entries = 0
+        self.changes: Changes | None = None  # what is to be written to the state file, if there is one
 
     def __len__(self) -> int:
         return self._entries + len(self._waiting)
@@ -83,12 +101,16 @@ class ProcessMemory:
         window = self._windows.pop(counter.fingerprint + key, None)
         if window is None:
             return False
+        if self.changes is not None:
+            self.changes.windows.add(counter.fingerprint + key)
         self._entries -= _weight(window)
         self.keys[counter.fingerprint] -= 1
         return True
 
     def _window(self, counter: CounterDefinition, key: bytes) -> Window:
         whole = counter.fingerprint + key
+        if self.changes is not None:
+            self.changes.windows.add(whole)
         window = self._windows.get(whole)
         if window is not None:
             self._windows.move_to_end(whole)
@@ -107,9 +129,13 @@ class ProcessMemory:
                 key, window = self._windows.popitem(last=False)
                 self._entries -= _weight(window)
                 self.keys[key[:_PREFIX]] -= 1
+                if self.changes is not None:
+                    self.changes.windows.add(key)
             elif self._networks:
-                self._networks.popitem(last=False)
+                network, _ = self._networks.popitem(last=False)
                 self._entries -= 1
+                if self.changes is not None:
+                    self.changes.networks.add(network)
             else:
                 return
             self.evicted += 1
@@ -136,9 +162,13 @@ class ProcessMemory:
             self._waiting.move_to_end(key)
         for key in verdict.forget:
             self._waiting.pop(key, None)
+        if self.changes is not None:
+            self.changes.waiting.update(keys)
         while len(self._waiting) > max(1, self.max_keys // 2):
-            self._waiting.popitem(last=False)
+            key, _ = self._waiting.popitem(last=False)
             self.evicted += 1
+            if self.changes is not None:
+                self.changes.waiting.add(key)
         if verdict.network_seen:
             self._see(client.network, now)
         return verdict.state
@@ -148,6 +178,8 @@ class ProcessMemory:
         if self._networks.pop(network, None) is None:
             return False
         self._entries -= 1
+        if self.changes is not None:
+            self.changes.networks.add(network)
         return True
 
     def _see(self, network: bytes, now: float) -> None:
@@ -155,7 +187,39 @@ class ProcessMemory:
             self._entries += 1
         self._networks[network] = now
         self._networks.move_to_end(network)
+        if self.changes is not None:
+            self.changes.networks.add(network)
         self._evict()
+
+    # --- What a state file keeps ------------------------------------------------------------------------------------
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        for table in (self._windows, self._networks, self._waiting, self.keys):
+            table.clear()
+        self._entries = 0
+
+    def stored(self) -> Stored:
+        """Returns everything there is, the least recently used first: references, not copies."""
+        return Stored(self._windows, self._networks, self._waiting)
+
+    def restore_window(self, key: bytes, window: Window) -> None:
+        """Takes a counter's window from a state file, as the most recently used."""
+        if window.newest < 0 or key in self._windows:
+            return
+        self._windows[key] = window
+        self.keys[key[:_PREFIX]] += 1
+        self._entries += _weight(window)
+        self._evict()
+
+    def restore_network(self, network: bytes, seen: float) -> None:
+        """Takes a network that has passed from a state file."""
+        self._see(network, seen)
+
+    def restore_waiting(self, key: bytes, first: float) -> None:
+        """Takes a first try from a state file."""
+        if len(self._waiting) < max(1, self.max_keys // 2):
+            self._waiting[key] = first
 
 
 def _weight(window: Window) -> int:

@@ -27,7 +27,7 @@ def test_events_count_for_the_window_exact_to_a_sixtieth(steps: list[tuple[float
         assert len(certain) <= count <= len(possible)
         assert window.count(slot_of(now, WITHIN)) == count
         assert len(window.entries()) <= SLOTS
-        assert EventWindow.of(window.entries()).entries() == window.entries()
+        assert EventWindow.of(window.entries(), slot_of(now, WITHIN)).entries() == window.entries()
 
 
 @given(STEPS)
@@ -42,7 +42,7 @@ def test_distinct_values_count_from_when_they_were_last_seen(steps: list[tuple[f
         events.append((now, value))
         certain, possible = bounds(events, now)
         assert len({events[place][1] for place in certain}) <= count <= len({events[place][1] for place in possible})
-        assert DistinctWindow.of(window.entries()).entries() == window.entries()
+        assert DistinctWindow.of(window.entries(), slot).entries() == window.entries()
 
 
 def test_a_clock_that_is_set_back_loses_no_event() -> None:
@@ -65,3 +65,8 @@ def test_more_values_than_a_condition_can_ask_for_are_not_kept() -> None:
     counts = [window.add(1, b"%d" % number) for number in range(1000)]
     assert counts[:MAX_DISTINCT] == list(range(1, MAX_DISTINCT + 1))
     assert set(counts[MAX_DISTINCT:]) == {MAX_DISTINCT}
+
+
+def test_stored_entries_that_lie_in_the_future_are_dropped() -> None:
+    assert EventWindow.of([(100, 2), (101, 3)], 100).entries() == [(100, 2)]
+    assert DistinctWindow.of([(b"a", 101), (b"b", 99)], 100).entries() == [(b"b", 99)]

@@ -1,0 +1,296 @@
+"""The state file: what the process remembers, in SQLite, so that a restart does not forget it.
+
+Promises that no request waits for the disk: changes are collected and written about once a second by a thread. SIGKILL
+loses at most two seconds. A file that is damaged, unreadable or newer is moved aside, and one that another process has
+locked is left alone; either way mail goes on. A disk that is full costs the file, not the memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+import struct
+import time
+from time import monotonic
+from typing import TYPE_CHECKING, NamedTuple
+
+from policyd.core.printable import printable
+from policyd.core.throttle import Throttled
+from policyd.memory.window import DistinctWindow, EventWindow, slot_of
+from policyd.state.process import Changes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+
+    from policyd.memory.definitions import CounterDefinition, GreylistSettings
+    from policyd.state.process import ProcessMemory, Window
+
+_log = logging.getLogger(__name__)
+
+# The version of the tables, in SQLite's user_version.
+VERSION = 1
+
+# Seconds between writes.
+WRITE_SECONDS = 1.0
+
+# Seconds between lines that say why the file cannot be written.
+COMPLAINT_SECONDS = 60.0
+
+# Keys that are made ready for writing in one turn of the event loop: about a millisecond.
+KEYS_A_TURN = 500
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS windows (key BLOB PRIMARY KEY, used REAL NOT NULL, window BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS networks (key BLOB PRIMARY KEY, time REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS waiting (key BLOB PRIMARY KEY, time REAL NOT NULL) WITHOUT ROWID;
+"""
+
+# Length of a counter's fingerprint, which begins a window's key.
+_PREFIX = 8
+
+_EVENTS, _VALUES = b"e", b"d"  # the first byte of a stored window
+_PAIR = struct.Struct("<QQ")  # slot, events
+_VALUE = struct.Struct("<QH")  # slot, length of the value that follows
+
+
+class LockedError(Exception):
+    """Another process has the state file."""
+
+
+class _Batch(NamedTuple):
+    """Rows to write, and keys to delete, of each table."""
+
+    windows: list[tuple[bytes, float, bytes]]
+    gone_windows: list[tuple[bytes]]
+    times: dict[str, list[tuple[bytes, float]]]
+    gone: dict[str, list[tuple[bytes]]]
+
+
+class StateFile:
+    """The file behind a memory. `load` it before the first request, then `run` it beside them, then `close` it."""
+
+    def __init__(self, path: Path, memory: ProcessMemory, clock: Callable[[], float] = time.time) -> None:
+        self.path = path
+        self.is_used = False
+        self._memory = memory
+        self._clock = clock
+        self._connection: sqlite3.Connection | None = None
+        self._complaint = Throttled(COMPLAINT_SECONDS)
+
+    def load(self, counters: Iterable[CounterDefinition], greylist: GreylistSettings) -> None:
+        """Opens the file and reads what these definitions still need. Raises nothing: a warning says what is wrong."""
+        try:
+            self._open()
+            self._read({counter.fingerprint: counter for counter in counters}, greylist)
+        except LockedError:
+            self._close()
+            _log.warning("state_file: %s is locked by another process; memory is kept in this process only", self._name)
+            return
+        except (sqlite3.Error, OSError, ValueError, struct.error) as error:
+            self._close()
+            self._memory.clear()
+            if not self._move_aside(error):
+                return
+            try:
+                self._open()
+            except (sqlite3.Error, OSError, LockedError) as again:
+                self._close()
+                _log.warning("state_file: %s: %s; memory is kept in this process only", self._name, _said(again))
+                return
+        self._memory.changes = Changes()
+        self.is_used = True
+
+    async def run(self) -> None:
+        """Writes changes about once a second, for ever."""
+        while self.is_used:
+            await asyncio.sleep(WRITE_SECONDS)
+            await self.write()
+
+    async def write(self) -> None:
+        """Writes what has changed. What could not be written is tried again the next time."""
+        changes = self._memory.changes
+        if not changes or self._connection is None:
+            return
+        self._memory.changes = Changes()
+        try:
+            batch = await self._batch(changes)
+            await asyncio.to_thread(self._write, batch)
+        except sqlite3.Error as error:
+            kept = self._memory.changes
+            kept.windows |= changes.windows
+            kept.networks |= changes.networks
+            kept.waiting |= changes.waiting
+            message = f"state_file: {self._name}: {_said(error)}; what changed is kept in memory and tried again"
+            if (said := self._complaint.happened(message, monotonic())) is not None:
+                _log.warning("%s", said)
+
+    async def close(self) -> None:
+        """Writes what is left, and closes the file."""
+        if self.is_used:
+            await self.write()
+            self.is_used = False
+        await asyncio.to_thread(self._close)
+
+    @property
+    def _name(self) -> str:
+        return printable(str(self.path))
+
+    # --- Opening ----------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        """Raises LockedError, sqlite3.Error, and ValueError for a newer file."""
+        self._connection = connection = sqlite3.connect(
+            self.path, timeout=0, isolation_level=None, check_same_thread=False
+        )
+        try:
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # held until the end: one process, one file
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version > VERSION:
+                raise ValueError(f"it was written by a newer policyd (version {version} of its tables)")
+            connection.execute("BEGIN IMMEDIATE")
+            for statement in _TABLES.strip().splitlines():
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {VERSION}")
+            connection.execute("COMMIT")
+            self.path.chmod(0o600)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+                raise LockedError from None
+            raise
+
+    def _move_aside(self, error: Exception) -> bool:
+        """Returns whether there is room for a new file now."""
+        aside = self.path.with_name(f"{self.path.name}.damaged-{int(self._clock())}")
+        try:
+            if self.path.exists():
+                self.path.rename(aside)
+                said = f"it was moved to {printable(str(aside))}, and memory begins empty"
+            else:
+                said = "memory begins empty"
+        except OSError as reason:
+            _log.warning(
+                "state_file: %s: %s; it cannot be moved aside (%s), so memory is kept in this process only",
+                *(self._name, _said(error), reason.strerror),
+            )
+            return False
+        for ending in ("-wal", "-shm", "-journal"):
+            with contextlib.suppress(OSError):
+                self.path.with_name(self.path.name + ending).unlink()
+        _log.warning("state_file: %s: %s; %s", self._name, _said(error), said)
+        return True
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.close()
+            self._connection = None
+
+    # --- Reading ----------------------------------------------------------------------------------------------------
+
+    def _read(self, counters: Mapping[bytes, CounterDefinition], greylist: GreylistSettings) -> None:
+        """Raises sqlite3.Error, struct.error and ValueError for what is damaged."""
+        connection, memory, now = self._connection, self._memory, self._clock()
+        assert connection is not None
+        most = (memory.max_keys,)
+        rows = connection.execute("SELECT key, window FROM windows ORDER BY used DESC LIMIT ?", most).fetchall()
+        for key, window in reversed(rows):
+            counter = counters.get(key[:_PREFIX])
+            if counter is not None:
+                memory.restore_window(key, _window_of(window, slot_of(now, counter.within)))
+        rows = connection.execute("SELECT key, time FROM networks ORDER BY time DESC LIMIT ?", most).fetchall()
+        for network, seen in reversed(rows):
+            if now - greylist.remember < seen <= now:
+                memory.restore_network(network, seen)
+        rows = connection.execute("SELECT key, time FROM waiting ORDER BY time DESC LIMIT ?", most).fetchall()
+        for key, first in reversed(rows):
+            if now - greylist.retry_within <= first <= now:
+                memory.restore_waiting(key, first)
+        # Rows that were not taken would stay for ever.
+        connection.execute("BEGIN IMMEDIATE")
+        stored = memory.stored()
+        for table, kept in (("windows", stored.windows), ("networks", stored.networks), ("waiting", stored.waiting)):
+            known = [(key,) for (key,) in connection.execute(f"SELECT key FROM {table}") if key not in kept]  # noqa: S608 - our own words
+            connection.executemany(f"DELETE FROM {table} WHERE key = ?", known)  # noqa: S608 - our own words
+        connection.execute("COMMIT")
+
+    # --- Writing ----------------------------------------------------------------------------------------------------
+
+    async def _batch(self, changes: Changes) -> _Batch:
+        """Makes rows of what has changed, a few keys a turn of the event loop."""
+        stored, now = self._memory.stored(), self._clock()
+        batch = _Batch([], [], {"networks": [], "waiting": []}, {"networks": [], "waiting": []})
+        for place, key in enumerate(changes.windows):
+            window = stored.windows.get(key)
+            if window is None:
+                batch.gone_windows.append((key,))
+            else:
+                batch.windows.append((key, now, _stored_window(window)))
+            if place % KEYS_A_TURN == KEYS_A_TURN - 1:
+                await asyncio.sleep(0)
+        for table, keys, times in (
+            ("networks", changes.networks, stored.networks),
+            ("waiting", changes.waiting, stored.waiting),
+        ):
+            for place, key in enumerate(keys):
+                if (at := times.get(key)) is None:
+                    batch.gone[table].append((key,))
+                else:
+                    batch.times[table].append((key, at))
+                if place % KEYS_A_TURN == KEYS_A_TURN - 1:
+                    await asyncio.sleep(0)
+        return batch
+
+    def _write(self, batch: _Batch) -> None:
+        """Runs in a thread. Raises sqlite3.Error; then nothing has been written."""
+        connection = self._connection
+        assert connection is not None
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            connection.executemany("INSERT OR REPLACE INTO windows VALUES (?, ?, ?)", batch.windows)
+            connection.executemany("DELETE FROM windows WHERE key = ?", batch.gone_windows)
+            for table in ("networks", "waiting"):
+                connection.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", batch.times[table])  # noqa: S608 - our own words
+                connection.executemany(f"DELETE FROM {table} WHERE key = ?", batch.gone[table])  # noqa: S608 - our own words
+            connection.execute("COMMIT")
+        except sqlite3.Error:
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+            raise
+
+
+def _stored_window(window: Window) -> bytes:
+    if isinstance(window, EventWindow):
+        return _EVENTS + b"".join(_PAIR.pack(*entry) for entry in window.entries())
+    return _VALUES + b"".join(_VALUE.pack(slot, len(value)) + value for value, slot in window.entries())
+
+
+def _window_of(stored: bytes, now: int) -> Window:
+    """Raises struct.error and ValueError for what is not a window."""
+    kind, rest = stored[:1], stored[1:]
+    if kind == _EVENTS:
+        return EventWindow.of(_PAIR.iter_unpack(rest), now)
+    if kind != _VALUES:
+        raise ValueError("a window of an unknown kind")
+    entries: list[tuple[bytes, int]] = []
+    place = 0
+    while place < len(rest):
+        slot, length = _VALUE.unpack_from(rest, place)
+        place += _VALUE.size
+        entries.append((rest[place : place + length], slot))
+        place += length
+    if place != len(rest):
+        raise ValueError("a window that is cut short")
+    return DistinctWindow.of(entries, now)
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, struct.error):
+        return "a stored window is damaged"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return printable(str(error))[:200]

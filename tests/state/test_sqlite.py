@@ -1,0 +1,224 @@
+"""The state file: what a restart keeps, and what a broken file costs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from typing import TYPE_CHECKING
+
+import pytest
+
+from policyd.memory.definitions import CounterDefinition, GreylistSettings, KeyPart
+from policyd.memory.greylist import Client
+from policyd.state.process import ProcessMemory
+from policyd.state.sqlite import StateFile
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NOW = 1_800_000_000.0
+GREYLIST = GreylistSettings()
+EVENTS = CounterDefinition("mails", None, (KeyPart("sasl_username"),), 3600)
+DOORS = CounterDefinition("doors", KeyPart("client_address"), (KeyPart("recipient"),), 3600)
+
+
+def opened(path: Path, *, now: float = NOW, max_keys: int = 1000) -> tuple[ProcessMemory, StateFile]:
+    memory = ProcessMemory(max_keys)
+    state = StateFile(path, memory, lambda: now)
+    state.load([EVENTS, DOORS], GREYLIST)
+    return memory, state
+
+
+def fill(memory: ProcessMemory) -> None:
+    for _ in range(3):
+        memory.add(EVENTS, b"joe", None, NOW)
+    for address in (b"192.0.2.1", b"192.0.2.2"):
+        memory.add(DOORS, b"b@x", address, NOW)
+    memory.greylist(GREYLIST, Client(b"192.0.2.0/24", b"d.example"), b"a", b"b", NOW)
+    memory.greylist(GREYLIST, Client(b"198.51.100.0/24", b""), b"a", b"b", NOW - 400)
+    memory.greylist(GREYLIST, Client(b"198.51.100.0/24", b""), b"a", b"b", NOW)
+
+
+def check(memory: ProcessMemory) -> None:
+    assert memory.peek(EVENTS, b"joe", None, NOW) == 4
+    assert memory.peek(DOORS, b"b@x", b"192.0.2.2", NOW) == 2
+    assert memory.knows_network(GREYLIST, b"198.51.100.0/24", NOW)
+    assert memory.greylist(GREYLIST, Client(b"203.0.113.0/24", b"d.example"), b"a", b"b", NOW + 300).value == "passed"
+
+
+async def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
+    memory, state = opened(tmp_path / "state.db")
+    fill(memory)
+    await state.close()
+    memory, state = opened(tmp_path / "state.db")
+    check(memory)
+    await state.close()
+
+
+async def test_a_process_that_is_killed_loses_what_was_not_written_yet(tmp_path: Path) -> None:
+    memory, state = opened(tmp_path / "state.db")
+    fill(memory)
+    await state.write()
+    memory.add(EVENTS, b"joe", None, NOW)
+    state._close()
+    memory, state = opened(tmp_path / "state.db")
+    check(memory)
+    await state.close()
+
+
+async def test_what_was_forgotten_or_pushed_out_is_gone_from_the_file(tmp_path: Path) -> None:
+    memory, state = opened(tmp_path / "state.db", max_keys=3)
+    for user in (b"a", b"b", b"c", b"d"):
+        memory.add(EVENTS, user, None, NOW)
+        await state.write()
+    memory.forget(EVENTS, b"d")
+    await state.close()
+    with sqlite3.connect(tmp_path / "state.db") as connection:
+        assert sorted(key[8:] for (key,) in connection.execute("SELECT key FROM windows")) == [b"b", b"c"]
+    connection.close()
+
+
+async def test_what_lies_in_the_future_or_has_ended_is_dropped(tmp_path: Path) -> None:
+    memory, state = opened(tmp_path / "state.db")
+    fill(memory)
+    await state.close()
+    for now in (NOW - 7200, NOW + 40 * 86400):
+        memory, state = opened(tmp_path / "state.db", now=now)
+        assert memory.peek(EVENTS, b"joe", None, now) == 1
+        assert not memory.knows_network(GREYLIST, b"198.51.100.0/24", now)
+        state._close()
+
+
+async def test_a_counter_that_was_defined_otherwise_begins_anew(tmp_path: Path) -> None:
+    memory, state = opened(tmp_path / "state.db")
+    fill(memory)
+    await state.close()
+    other = CounterDefinition("mails", None, (KeyPart("sasl_username"),), 60)
+    memory = ProcessMemory(1000)
+    state = StateFile(tmp_path / "state.db", memory, lambda: NOW)
+    state.load([other], GREYLIST)
+    assert memory.peek(other, b"joe", None, NOW) == 1
+    assert not memory.keys
+    await state.close()
+
+
+async def test_a_file_that_another_process_has_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    memory, state = opened(tmp_path / "state.db")
+    fill(memory)
+    await state.write()
+    other, locked = opened(tmp_path / "state.db")
+    assert not locked.is_used
+    assert "is locked by another process" in caplog.text
+    fill(other)
+    await locked.write()
+    await locked.close()
+    await state.close()
+    memory, state = opened(tmp_path / "state.db")
+    check(memory)
+    await state.close()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def zero(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def zero_the_second_half(path: Path) -> None:
+    half = path.stat().st_size // 2
+    path.write_bytes(path.read_bytes()[:half] + bytes(half))
+
+
+def make_newer(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+
+
+def make_text(path: Path) -> None:
+    path.write_text("counters: none\n" * 1000)
+
+
+def spoil_a_window(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE windows SET window = x'640102'")
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize("break_it", [cut, zero, zero_the_second_half, make_newer, make_text, spoil_a_window])
+async def test_a_broken_file_is_moved_aside_and_mail_goes_on(
+    tmp_path: Path, break_it: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "state.db"
+    memory, state = opened(path)
+    for number in range(500):
+        memory.add(EVENTS, b"user%d" % number, None, NOW)
+    await state.close()
+    assert callable(break_it)
+    break_it(path)
+    broken = path.stat().st_size
+    caplog.set_level(logging.WARNING)
+    memory, state = opened(path)
+    (record,) = caplog.records
+    aside = tmp_path / f"state.db.damaged-{int(NOW)}"
+    assert f"it was moved to {aside}" in record.message
+    assert aside.stat().st_size == broken
+    assert not memory.keys
+    assert state.is_used
+    fill(memory)
+    await state.close()
+    memory, state = opened(path)
+    check(memory)
+    await state.close()
+
+
+async def test_a_folder_that_is_not_there_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    memory, state = opened(tmp_path / "missing" / "state.db")
+    assert not state.is_used
+    assert "memory is kept in this process only" in caplog.text
+    fill(memory)
+    await state.write()
+    await state.close()
+
+
+async def test_a_full_disk_is_said_and_written_to_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    memory, state = opened(tmp_path / "state.db")
+    assert state._connection is not None
+    (pages,) = state._connection.execute("PRAGMA page_count").fetchone()
+    state._connection.execute(f"PRAGMA max_page_count = {pages}")  # as SQLite finds a disk that is full
+    for number in range(2000):
+        memory.add(EVENTS, b"user%d" % number, None, NOW)
+    for _ in range(3):
+        await state.write()
+    assert len(caplog.records) == 1
+    assert "full" in caplog.text
+    state._connection.execute("PRAGMA max_page_count = 100000")
+    await state.close()
+    memory, state = opened(tmp_path / "state.db")
+    assert memory.peek(EVENTS, b"user1999", None, NOW) == 2
+    await state.close()
+
+
+async def test_writing_holds_up_no_request(tmp_path: Path) -> None:
+    memory, state = opened(tmp_path / "state.db", max_keys=100_000)
+    for number in range(50_000):
+        memory.add(EVENTS, b"user%d" % number, None, NOW)
+    loop, longest, ended = asyncio.get_running_loop(), 0.0, False
+
+    async def watch() -> None:
+        nonlocal longest
+        last = loop.time()
+        while not ended:
+            await asyncio.sleep(0)
+            longest, last = max(longest, loop.time() - last), loop.time()
+
+    watching = asyncio.create_task(watch())
+    await state.write()
+    ended = True
+    await watching
+    assert longest < 0.25  # the write itself takes longer; the bar is generous for a machine that is busy
+    await state.close()

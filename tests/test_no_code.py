@@ -24,6 +24,7 @@ ALLOWED = {
     "daemon/reload.py": {"load", "Unpickler"},  # what a load has made, in a sealed memory file
     "exchange/firewall/iptables.py": {"format"},  # messages in the table of options that have no equal
     "exchange/importing.py": {"getattr"},  # the options of a format
+    "logs/counts.py": {"format"},  # messages in a table, with a count each
 }
 
 

@@ -81,6 +81,7 @@ def reload_command(policyd: Policyd) -> list[str]:
 
 
 @pytest.mark.parametrize("with_control", [True, False])
+@pytest.mark.slow
 def test_systemctl_reload_fails_with_every_error_with_and_without_a_control_socket(
     tmp_path: Path, *, with_control: bool
 ) -> None:

@@ -17,13 +17,13 @@ D, P, R, F, U = Outcome.DELIVERED, Outcome.PASSED, Outcome.REJECTED, Outcome.DEF
 def log_of(text: str) -> MailLog:
     log = MailLog()
     log.start_file(1_798_761_600.0)
-    log.mails = log.feed([line.strip().encode() for line in text.strip().split("\n")]) + log.finish()  # type: ignore[attr-defined]
+    log.mails = log.feed([line.strip().encode() for line in text.strip().split("\n")]) + log.finish()  # type: ignore[attr-defined] # kept with the log for the tests
     return log
 
 
 def mails(text: str) -> list[Observation]:
     """The mails of a log, by client address."""
-    found: list[Observation] = log_of(text).mails  # type: ignore[attr-defined]
+    found: list[Observation] = log_of(text).mails  # type: ignore[attr-defined] # kept with the log for the tests
     return sorted(found, key=lambda mail: (mail.client_address, mail.outcome))
 
 
@@ -504,7 +504,7 @@ def test_a_central_log_of_hundreds_of_hosts_is_counted_in_full() -> None:
             for n in range(800)
         )
     )
-    found: list[Observation] = log.mails  # type: ignore[attr-defined]
+    found: list[Observation] = log.mails  # type: ignore[attr-defined] # kept with the log for the tests
     assert [mail.outcome for mail in found] == [D] * 800
     assert log.counts.left_out.notes() == []
 

@@ -84,6 +84,7 @@ def test_ten_thousand_rules_are_looked_at_in_little_time(tmp_path: Path) -> None
     assert time.process_time() - started < 2  # 0.1 s; comparing each with each takes a minute
 
 
+@pytest.mark.slow
 def test_rules_that_share_a_condition_are_not_compared_each_with_each(tmp_path: Path) -> None:
     rules = "".join(
         f"  - {{name: r{n}, match: {{protocol_state: RCPT, sender_domain: d{n}.example}}, action: REJECT}}\n"

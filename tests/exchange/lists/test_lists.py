@@ -355,6 +355,7 @@ def test_a_line_of_any_length_is_reported_in_one_that_is_read() -> None:
     assert [len(message) < 600 for message in report.messages()] == [True, True]
 
 
+@pytest.mark.slow
 def test_a_whois_file_has_the_blocks_of_an_answer_and_not_those_of_the_internet() -> None:
     blocks = [
         f"inetnum: 10.{number >> 8}.{number & 255}.0 - 10.{number >> 8}.{number & 255}.7" for number in range(2002)

@@ -16,6 +16,7 @@ import click
 
 from policyd import __version__
 from policyd.config.problems import ConfigErrors, did_you_mean
+from policyd.core.printable import printable
 
 # Where each command is defined. A module is imported when its command is run or when help is asked for.
 COMMANDS = {
@@ -28,6 +29,7 @@ COMMANDS = {
     "schema": "policyd.cli.rules",
     "replay": "policyd.cli.logs",
     "suggest": "policyd.cli.logs",
+    "find": "policyd.cli.find",
     "stats": "policyd.cli.decisions",
     "tail": "policyd.cli.decisions",
     "lookup": "policyd.cli.decisions",
@@ -49,9 +51,21 @@ class _Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """The command that is named. Suggests one if there is none of that name."""
         name = args[0]
-        if name not in COMMANDS and not name.startswith("-"):
-            raise click.UsageError(f"there is no command '{name}'{did_you_mean(name, COMMANDS)}", context)
+        if not name.startswith("-") and name not in COMMANDS:
+            raise click.UsageError(
+                f"there is no command '{printable(name[:80])}'{did_you_mean(name, COMMANDS)}", context
+            )
         return super().resolve_command(context, args)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the commands, each with the whole first sentence of its help."""
+        rows = []
+        for name in self.list_commands(context):
+            command = self.get_command(context, name)
+            assert command is not None
+            rows.append((name, (command.help or "").split("\n\n", 1)[0].replace("\n", " ")))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
     def get_command(self, _context: click.Context, name: str) -> click.Command | None:
         module = COMMANDS.get(name)
@@ -80,8 +94,9 @@ def policyd() -> None:
     policyd check --rules rules.yaml       is the ruleset right?
     policyd explain client_address=...     what would be answered, and why?
     policyd serve -c policyd.yaml          answer Postfix
+    policyd status                         is the running daemon well?
 
-    Postfix asks it through check_policy_service in main.cf. Send SIGHUP to load new rules.
+    Postfix asks it through check_policy_service in main.cf. `policyd reload` loads new rules.
     """
 
 

@@ -6,13 +6,13 @@ import datetime
 import json
 import mailbox
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from policyd.cli import Failure
+from policyd.cli.log_options import live_log, log_paths, logs_argument, nothing_found, since_option
 from policyd.cli.logs import log_errors, print_json, utc_today
 from policyd.cli.options import config_option, json_option, rules_options
 from policyd.cli.terminal import print_tables
@@ -22,7 +22,7 @@ from policyd.core.facts import Facts, Needs
 from policyd.core.ruleset import Verb
 from policyd.decision_log import reader
 from policyd.logs.decisions import hint
-from policyd.logs.files import STANDARD_INPUT, in_order, rotated_set
+from policyd.logs.files import STANDARD_INPUT
 from policyd.tools.decisions import abuse_report as reports
 from policyd.tools.decisions import lookup as lookups
 from policyd.tools.decisions import tail as tails
@@ -42,32 +42,10 @@ if TYPE_CHECKING:
     from policyd.decision_log.reader import LoggedDecision
     from policyd.tools.explain import Explanation
 
-_Function = TypeVar("_Function")
-
 _DEFAULT_LINES = 10
 
-
-def logs_argument(function: _Function) -> _Function:
-    """`[LOG]...`: without one, the log that the settings name, with what was rotated away from it."""
-    argument: Any = click.argument("logs", nargs=-1, metavar="[LOG]...")
-    decorated: _Function = argument(function)
-    return decorated
-
-
-def since_option(function: _Function) -> _Function:
-    """`--since T`, as Unix seconds."""
-    option: Any = click.option(
-        "--since", metavar="T", callback=_since, help="Only from then on: 7d, 12h, 2026-11-21 or 2026-11-21T17:00."
-    )
-    decorated: _Function = option(function)
-    return decorated
-
-
-def _since(_context: click.Context, _parameter: click.Parameter, written: str | None) -> float | None:
-    try:
-        return None if written is None else statistics.parse_since(written, time.time())
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
+# Characters of a pasted bounce that are searched for an id.
+_MAX_PASTED = 1 << 20
 
 
 @click.command()
@@ -100,13 +78,13 @@ def stats(
     """
     loaded = _loaded(config, rules)
     with log_errors():
-        paths = _paths(logs, loaded)
+        paths = log_paths(logs, loaded.settings if loaded is not None else None)
         with reading(paths) as advance:
             found = statistics.collect(
                 paths, since=since, ruleset=loaded.ruleset if loaded is not None else None, advance=advance
             )
     if not found.decisions:
-        raise _nothing("no decision", paths)
+        raise nothing_found("no decision", paths)
     if html is not None:
         _write(html, stats_page.page(found))
     if as_json:
@@ -161,7 +139,7 @@ def tail(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--client") from None
     with log_errors():
-        path = log if log is not None else _live_log(_settings(config))
+        path = log if log is not None else live_log(_settings(config))
         found: Iterator[LoggedDecision]
         if path == STANDARD_INPUT:
             found = tails.every([path], wanted)
@@ -190,21 +168,26 @@ def tail(
 def lookup(*, config: str | None, rules: str | None, as_json: bool, decision_id: str, logs: tuple[str, ...]) -> None:
     """Show the decision with an id, and what the ruleset says of the same request today.
 
-    The id is what a reply has in place of {id}, and what the decision log has as id=. Without LOG, the log that the
-    settings name and its rotated files are searched. With a ruleset (-c or --rules) the request is decided again, as
-    far as the log has it and with what the log says of the client's reverse DNS; DNS is not asked.
+    ID is the id itself, or a text with the id in it, such as a pasted bounce in quotes; with - the text is read from
+    standard input. The id is what a reply has in place of {id}, and what the decision log has as id=. Without LOG, the
+    log that the settings name and its rotated files are searched. With a ruleset (-c or --rules) the request is decided
+    again, as far as the log has it and with what the log says of the client's reverse DNS; DNS is not asked.
 
     \b
     policyd lookup 7Q4K2M9X
+    policyd lookup '550 5.7.1 Access denied (7Q4K2M9X)'
     policyd lookup --rules rules.yaml 7Q4K2M9X decisions.log*
     """
+    ids = lookups.ids_in(sys.stdin.read(_MAX_PASTED) if decision_id == STANDARD_INPUT else decision_id)
+    if not ids:
+        raise click.UsageError("there is no id in the text; an id has eight letters and digits, as in (7Q4K2M9X)")
     loaded = _loaded(config, rules)
     with log_errors():
-        paths = _paths(logs, loaded)
+        paths = log_paths(logs, loaded.settings if loaded is not None else None)
         with reading(paths) as advance:
-            found = lookups.find(decision_id, paths, advance)
+            found = lookups.find(ids, paths, advance)
     if not found:
-        raise _nothing(f"no decision with the id {decision_id}", paths)
+        raise nothing_found(f"no decision with the id {' or '.join(ids[:5])}", paths)
     objects = []
     console = results()
     for decision in found:
@@ -244,10 +227,11 @@ def report(
     show_recipients: bool,
     logs: tuple[str, ...],
 ) -> None:
-    """Write an abuse report for a network or a host name suffix, from the decision log.
+    """Write an abuse report for a network or a host name suffix, from a decision log or a mail log.
 
-    It is a message in the Abuse Reporting Format (RFC 5965) with a summary and the log lines of what was refused. It is
-    not sent. Recipients are hidden unless you ask for them.
+    The report is a message in the Abuse Reporting Format (RFC 5965) with a summary and log lines: what policyd refused
+    or, from a mail log of Postfix or sendmail, every mail. It is not sent. Recipients are hidden unless you ask for
+    them.
 
     \b
     policyd report --network 180.222.51.0/24 --from postmaster@example.com decisions.log*
@@ -265,13 +249,13 @@ def report(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--network") from None
     with log_errors():
-        paths = in_order(logs) if logs else rotated_set(_live_log(_settings(config)))
+        paths = log_paths(logs, _settings(config))
         with reading(paths) as advance:
             incident = reports.collect(
                 paths, network=parsed, suffix=suffix, since=since, show_recipients=show_recipients, advance=advance
             )
     if not incident.count:
-        raise _nothing(f"nothing from {network or suffix} was refused", paths)
+        raise nothing_found(f"nothing from {network or suffix} was refused", paths)
     message = reports.as_message(incident, sender, recipient, datetime.datetime.now(datetime.UTC))
     if mbox is not None:
         _append(mbox, message)
@@ -291,25 +275,6 @@ def _loaded(config: str | None, rules: str | None) -> Loaded | None:
 
 def _settings(config: str | None) -> Settings | None:
     return load_settings(config) if config is not None else None
-
-
-def _live_log(settings: Settings | None) -> str:
-    if settings is None:
-        raise click.UsageError("name the LOG, or the settings that name it with -c")
-    path = settings.decision_log.path
-    if path == STANDARD_INPUT:
-        raise click.UsageError(
-            "the settings send decisions to standard output; name the LOG, or pipe it: journalctl -u policyd -o cat |"
-        )
-    return path
-
-
-def _paths(logs: tuple[str, ...], loaded: Loaded | None) -> list[str]:
-    return in_order(logs) if logs else rotated_set(_live_log(loaded.settings if loaded is not None else None))
-
-
-def _nothing(what: str, paths: list[str]) -> Failure:
-    return Failure(f"policyd: {what} in {', '.join(paths)}", 1)
 
 
 # --- Today's decision -------------------------------------------------------------------------------------------------

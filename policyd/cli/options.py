@@ -59,7 +59,7 @@ def _config(context: click.Context, _parameter: click.Parameter, written: str | 
 
 
 # Commands that need only a log. Members of the group adm may read that, but not /etc/policyd.
-_WORK_WITHOUT_SETTINGS = frozenset({"stats", "tail", "lookup", "report", "suggest"})
+_WORK_WITHOUT_SETTINGS = frozenset({"find", "stats", "tail", "lookup", "report", "suggest"})
 
 
 def _exists(path: str) -> bool:

@@ -38,8 +38,9 @@ def decisions(
             _refuse_foreign(name, counts.lines - lines, counts.decisions - found, sample)
             name, lines, found = block.name, counts.lines, counts.decisions
             sample = block.lines[:_SAMPLE_LINES]
-        batch = [decision for line in block.lines if (decision := parse_anywhere(line)) is not None]
-        counts.lines += len(block.lines)
+        block_lines = block.lines
+        batch = [decision for line in block_lines if (decision := parse_anywhere(line)) is not None]
+        counts.lines += len(block_lines)
         counts.decisions += len(batch)
         yield batch
     _refuse_foreign(name, counts.lines - lines, counts.decisions - found, sample)

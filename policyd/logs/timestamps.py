@@ -42,6 +42,9 @@ _UNIX = re.compile(rb"(\d{9,10}(?:\.\d{1,9})?)(\d{3})?")
 # https://cr.yp.to/libtai/tai64.html: seconds of TAI from 2^62, then nanoseconds. TAI is 37 s ahead of UTC since 2017.
 _TAI64N = re.compile(rb"@4([0-9a-f]{15})([0-9a-f]{8})")
 _TAI_AHEAD = 37
+# What `--since` takes beside a date.
+_DURATION = re.compile(r"(\d{1,6})([smhdw])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 _DAY = 86400.0
 _YEAR = 365.25 * _DAY
@@ -175,3 +178,16 @@ def rfc3339(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
+
+
+def parse_since(text: str, now: float) -> float:
+    """`7d`, `12h`, `2026-11-21` or `2026-11-21T17:00` (local unless it has an offset) as Unix seconds.
+
+    Raises ValueError with a message for the user.
+    """
+    if duration := _DURATION.fullmatch(text):
+        return now - int(duration[1]) * _SECONDS[duration[2]]
+    try:
+        return datetime.datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        raise ValueError(f"'{text}' is no time; write 7d, 12h, 2026-11-21 or 2026-11-21T17:00") from None

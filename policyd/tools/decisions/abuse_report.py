@@ -1,8 +1,8 @@
-"""An abuse report for a network or a host name suffix, from the decision log: an ARF message (RFC 5965).
+"""An abuse report for a network or a host name suffix, from decision logs or mail logs: an ARF message (RFC 5965).
 
-It is written, never sent. One message speaks for all refused mails: the text sums up and quotes log lines, the
-machine's part counts them (`Incidents`) and names the client that came most. Log lines tell whom the mail was for, so
-recipients are hidden unless asked, also where a sender has one written into it (VERP).
+The message is written, never sent. One message covers all mails: its text sums up and quotes log lines, its
+machine-readable part counts the mails (`Incidents`) and names the most frequent client. Log lines contain recipients,
+which are hidden unless the user asks for them, also in a sender that contains one (VERP).
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ from email.utils import format_datetime, make_msgid
 from typing import TYPE_CHECKING
 
 from policyd import __version__
-from policyd.core.normalize import fold_name
-from policyd.decision_log.reader import LoggedDecision, as_text
-from policyd.logs.decisions import DecisionCounts, decisions
-from policyd.logs.timestamps import LogClock
-from policyd.tools.decisions.tail import Wanted
+from policyd.decision_log.reader import LoggedDecision
+from policyd.tools.decisions.find import Search, as_line, every, is_refused, time_of
 from policyd.tools.display import counted, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import netaddr
+
+    from policyd.tools.decisions.find import Found, Source
 
 # Log lines quoted. More prove nothing more, and an abuse desk's mailbox has its limits.
 MAX_QUOTED = 200
@@ -41,29 +40,32 @@ HIDDEN = b"hidden"
 
 @dataclass(slots=True)
 class Incident:
-    """What is reported: the refused mails of one network or suffix."""
+    """What is reported: the mails of one network or suffix. A decision log tells of those that were refused, a mail log
+    also of those that were not."""
 
     subject: str  # the network or suffix, as it was asked for
     recipients_shown: bool
     count: int = 0
+    refused: int = 0
     clients: Counter[bytes] = field(default_factory=Counter)
     names: Counter[bytes] = field(default_factory=Counter)
     senders: Counter[bytes] = field(default_factory=Counter)
-    first: bytes = b""  # the stamp of the first
-    quoted: list[LoggedDecision] = field(default_factory=list)  # the last ones
+    first: str = ""  # the time of the first
+    quoted: list[Found] = field(default_factory=list)  # the last ones
 
-    def add(self, decision: LoggedDecision) -> None:
+    def add(self, found: Found) -> None:
         self.count += 1
-        self.first = self.first or decision.time
+        self.refused += is_refused(found.source)
+        self.first = self.first or time_of(found.source)
         for counter, values in (
-            (self.clients, (decision.client_address,)),
-            (self.names, (decision.hostname,) if decision.hostname else decision.claimed[:1]),
-            (self.senders, (decision.sender,) if decision.sender else ()),
+            (self.clients, (found.client_address,)),
+            (self.names, found.names[:1]),
+            (self.senders, (found.sender,) if found.sender else ()),
         ):
             for value in values:
                 if value in counter or len(counter) < _MAX_COUNTED:
                     counter[value] += 1
-        self.quoted.append(decision)
+        self.quoted.append(found)
         if len(self.quoted) > 2 * MAX_QUOTED:
             del self.quoted[:MAX_QUOTED]
 
@@ -77,31 +79,17 @@ def collect(
     show_recipients: bool = False,
     advance: Callable[[int], None] | None = None,
 ) -> Incident:
-    """What these decision logs say of a network or, as in `hostname_suffix`, of names under a suffix.
+    """What these logs say of a network or, as in `hostname_suffix`, of names under a suffix. Raises `LogError`.
 
-    Only what was refused, or would have been under `mode: observe`. Raises `LogError`.
+    Of a decision log: what was refused, or would have been under `mode: observe`. Of a mail log: every mail.
     """
-    wanted = Wanted(networks=(network,)) if network is not None else Wanted()
-    folded = fold_name(suffix.encode()) if suffix is not None else b""
+    search = Search(networks=(network,) if network is not None else (), suffix=suffix or "", since=since)
     incident = Incident(str(network) if network is not None else str(suffix), show_recipients)
-    clock = LogClock()
-    for batch in decisions(paths, DecisionCounts(), advance):
-        for decision in batch:
-            if decision.decided == b"DUNNO" or decision.is_probe or not wanted.has(decision):
-                continue
-            if folded and not _is_under(decision, folded):
-                continue
-            if since is not None and (clock.seconds(decision.time) or 0) < since:
-                continue
-            incident.add(decision if show_recipients else without_recipient(decision))
+    for found in every(paths, search, advance):
+        if not isinstance(found.source, LoggedDecision) or is_refused(found.source):
+            source = found.source if show_recipients else without_recipient(found.source)
+            incident.add(found._replace(source=source, sender=source.sender))
     return incident
-
-
-def _is_under(decision: LoggedDecision, suffix: bytes) -> bool:
-    """Whether the client has, or claims, a name that is the suffix or lies under it; a leading dot means only under."""
-    bare = suffix.lstrip(b".")
-    names = (decision.hostname, *decision.claimed)
-    return any(name.endswith(b"." + bare) or (name == bare and bare == suffix) for name in map(fold_name, names))
 
 
 def as_message(incident: Incident, sender: str, recipient: str | None, now: datetime.datetime) -> Message:
@@ -114,7 +102,8 @@ def as_message(incident: Incident, sender: str, recipient: str | None, now: date
     message["From"] = sender
     if recipient is not None:
         message["To"] = recipient
-    message["Subject"] = f"Abuse report: {counted(incident.count, 'refused mail')} from {incident.subject}"
+    what = "refused mail" if incident.refused == incident.count else "mail"
+    message["Subject"] = f"Abuse report: {counted(incident.count, what)} from {incident.subject}"
     message["Date"] = format_datetime(now)
     message["Message-ID"] = make_msgid(domain=sender.rpartition("@")[2])
     message["Auto-Submitted"] = "auto-generated"
@@ -125,12 +114,15 @@ def as_message(incident: Incident, sender: str, recipient: str | None, now: date
 
 
 def _summary(incident: Incident) -> str:
-    first, last = incident.first, shown(incident.quoted[-1].time)
+    first, last = incident.first, time_of(incident.quoted[-1].source)
+    is_all = incident.refused == incident.count
+    did = "refused" if is_all else "saw"
     lines = [
         f"This is an abuse report (RFC 5965) about {incident.subject}.",
         "",
-        f"Between {shown(first)} and {last} our mail server refused {counted(incident.count, 'mail')}",
-        f"from {counted(len(incident.clients), 'address', 'addresses')} there.",
+        f"Between {first} and {last} our mail server {did} {counted(incident.count, 'mail')}",
+        f"from {counted(len(incident.clients), 'address', 'addresses')} there"
+        + ("." if is_all else f", and refused {incident.refused:,} of them."),
         "",
         "Addresses that came most often:",
         *(f"  {count:>7,}  {shown(client)}" for client, count in incident.clients.most_common(10)),
@@ -144,8 +136,8 @@ def _summary(incident: Incident) -> str:
     quoted = incident.quoted[-MAX_QUOTED:]
     which = f"The last {len(quoted)} of them" if len(quoted) < incident.count else "All of them"
     hidden = "" if incident.recipients_shown else "; recipients are hidden"
-    lines += ["", f"{which}, as our policy server logged them{hidden}:", ""]
-    lines += [as_text(decision) for decision in quoted]
+    lines += ["", f"{which}, as we logged them{hidden}:", ""]
+    lines += [as_line(found.source) for found in quoted]
     return "\n".join(lines) + "\n"
 
 
@@ -179,38 +171,46 @@ def _part(subtype: str, text: str) -> Message:
     return part
 
 
-def _header(last: LoggedDecision, host: str) -> str:
+def _header(last: Found, host: str) -> str:
     """What would stand on top of the last mail's header (RFC 5321 section 4.4); it was refused before it had one."""
-    name = shown(last.hostname) if last.hostname else "unknown"
+    name = shown(last.names[0]) if last.verified else "unknown"
+    source = last.source
+    by = f"by {host} (policyd) id {shown(source.id)}" if isinstance(source, LoggedDecision) else f"by {host}"
     lines = [
-        f"Return-Path: <{shown(last.sender or b'')}>",
-        f"Received: from {shown(last.helo_name) or 'unknown'} ({name} [{shown(last.client_address)}])",
-        f"\tby {host} (policyd) id {shown(last.id)}; {_date(last)}".rstrip("; "),
+        f"Return-Path: <{shown(source.sender or b'')}>",
+        f"Received: from {shown(source.helo_name) or 'unknown'} ({name} [{shown(last.client_address)}])",
+        f"\t{by}; {_date(last)}".rstrip("; "),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _date(decision: LoggedDecision) -> str:
+def _date(found: Found) -> str:
     """When it was decided, as mails write it (RFC 5322 section 3.3), in UTC; empty if that is not known."""
-    seconds = LogClock().seconds(decision.time)
+    seconds = found.time
     return "" if seconds is None else format_datetime(datetime.datetime.fromtimestamp(seconds, datetime.UTC))
 
 
 # --- Recipients -----------------------------------------------------------------------------------------------------
 
 
-def without_recipient(decision: LoggedDecision) -> LoggedDecision:
-    """The same decision with `hidden` for its recipient, wherever it stands.
+def without_recipient(source: Source) -> Source:
+    """The same decision or mail with `hidden` for each recipient, wherever it stands.
 
     Bounce addresses have it as `joe=here.example` or `joe#here.example` (VERP), a reply may quote it.
     """
-    local, at, domain = decision.recipient.rpartition(b"@")
-    if not (at and local and domain):
-        return decision._replace(recipient=HIDDEN) if decision.recipient else decision
-    written = re.compile(re.escape(local) + b"[@=#]" + re.escape(domain), re.IGNORECASE)
-    return decision._replace(
-        recipient=HIDDEN,
-        sender=written.sub(HIDDEN, decision.sender) if decision.sender is not None else None,
-        helo_name=written.sub(HIDDEN, decision.helo_name),
-        reply=written.sub(HIDDEN, decision.reply),
-    )
+    recipients: tuple[bytes, ...]
+    if isinstance(source, LoggedDecision):
+        recipients, text = (source.recipient,) if source.recipient else (), source.reply
+    else:
+        recipients, text = source.recipients, source.text
+    sender, helo_name = source.sender, source.helo_name
+    for recipient in recipients:
+        local, at, domain = recipient.rpartition(b"@")
+        if at and local and domain:
+            written = re.compile(re.escape(local) + b"[@=#]" + re.escape(domain), re.IGNORECASE)
+            sender = written.sub(HIDDEN, sender) if sender is not None else None
+            helo_name, text = written.sub(HIDDEN, helo_name), written.sub(HIDDEN, text)
+    if isinstance(source, LoggedDecision):
+        hidden = HIDDEN if recipients else b""
+        return source._replace(recipient=hidden, sender=sender, helo_name=helo_name, reply=text)
+    return source._replace(recipients=tuple(HIDDEN for _ in recipients), sender=sender, helo_name=helo_name, text=text)

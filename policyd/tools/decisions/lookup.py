@@ -6,6 +6,7 @@ taken for what it is today; DNS is not asked. Attributes that the log does not h
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from policyd.core.identity import Identity, Reason, Status, told_identity
@@ -21,10 +22,27 @@ if TYPE_CHECKING:
 _ALIASES = bytes.maketrans(b"ILO", b"110")
 
 
-def find(decision_id: str, paths: Sequence[str], advance: Callable[[int], None] | None = None) -> list[LoggedDecision]:
-    """The decisions with this id, read as people write ids. Raises `LogError`."""
-    wanted = _plain(decision_id.strip().encode("utf-8", "replace"))
-    return [one for batch in decisions(paths, DecisionCounts(), advance) for one in batch if _plain(one.id) == wanted]
+# An id is not part of a longer word.
+_ID = re.compile(r"(?<![0-9A-Za-z])[0-9A-TV-Z]{8}(?![0-9A-Za-z])", re.IGNORECASE)
+_ID_IN_PARENTHESES = re.compile(r"\(([0-9A-TV-Z]{8})\)", re.IGNORECASE)
+
+
+def ids_in(text: str) -> list[str]:
+    """What may be an id in a pasted text: words of eight characters, only those in parentheses if there are any.
+
+    A text of one word is an id, whatever its form. Of `rejected` and other words that look like an id, the log tells.
+    """
+    text = text.strip()
+    found = _ID_IN_PARENTHESES.findall(text) or _ID.findall(text)
+    return [*dict.fromkeys(found or ([text] if len(text.split()) == 1 else []))]
+
+
+def find(
+    ids: Sequence[str], paths: Sequence[str], advance: Callable[[int], None] | None = None
+) -> list[LoggedDecision]:
+    """The decisions with one of these ids, read as people write ids. Raises `LogError`."""
+    wanted = {_plain(each.encode("utf-8", "replace")) for each in ids}
+    return [one for batch in decisions(paths, DecisionCounts(), advance) for one in batch if _plain(one.id) in wanted]
 
 
 def _plain(decision_id: bytes) -> bytes:

@@ -6,7 +6,6 @@ Memory is bounded whatever the log has: see the numbers below, each with its rea
 from __future__ import annotations
 
 import datetime
-import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -45,9 +44,6 @@ _HOUR = 3600
 
 # How many of each are shown.
 TOP = 10
-
-_DURATION = re.compile(r"(\d{1,6})([smhdw])")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 @dataclass(slots=True)
@@ -135,19 +131,6 @@ def collect(
         stats.unmatched = [rule.name for rule in ruleset.rules if rule.name not in seen]
         stats.would_do = {rule.name: str(rule.action.verb) for rule in ruleset.rules}
     return stats
-
-
-def parse_since(text: str, now: float) -> float:
-    """`7d`, `12h`, `2026-11-21` or `2026-11-21T17:00` (local unless it has an offset) as Unix seconds.
-
-    Raises ValueError with a message for the user.
-    """
-    if duration := _DURATION.fullmatch(text):
-        return now - int(duration[1]) * _SECONDS[duration[2]]
-    try:
-        return datetime.datetime.fromisoformat(text).timestamp()
-    except (ValueError, OverflowError):
-        raise ValueError(f"'{text}' is no time; write 7d, 12h, 2026-11-21 or 2026-11-21T17:00") from None
 
 
 class _Collector:

@@ -6,6 +6,7 @@ import email.policy
 from email.message import Message
 from typing import TYPE_CHECKING, Any
 
+from policyd.decision_log.reader import LoggedDecision
 from policyd.tools.decisions import abuse_report as report_module
 from policyd.tools.decisions.abuse_report import Incident, as_message, collect
 from policyd.tools.decisions.tail import parse_networks
@@ -37,8 +38,12 @@ def incident_of(folder: Path, *lines: str, **how: Any) -> Incident:
     return collect([str(log)], **how)
 
 
+def quoted(incident: Incident) -> list[LoggedDecision]:
+    return [found.source for found in incident.quoted if isinstance(found.source, LoggedDecision)]
+
+
 def ids(incident: Incident) -> str:
-    return "".join(decision.id.decode() for decision in incident.quoted)
+    return "".join(decision.id.decode() for decision in quoted(incident))
 
 
 def test_what_was_refused_from_a_suffix_is_reported(tmp_path: Path) -> None:
@@ -115,7 +120,7 @@ def test_recipients_are_shown_when_asked(tmp_path: Path) -> None:
 
 def test_a_reply_that_names_the_recipient_hides_it(tmp_path: Path) -> None:
     incident = incident_of(tmp_path, line(more='reply="no mail for c@d.example"'), suffix="vs.sakura.ne.jp")
-    assert incident.quoted[0].reply == b"no mail for hidden"
+    assert quoted(incident)[0].reply == b"no mail for hidden"
 
 
 def test_what_is_quoted_and_counted_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from policyd.core.identity import Identity, Reason, Status
 from policyd.decision_log.reader import parse
-from policyd.tools.decisions.lookup import find, identity_of, request_of
+from policyd.tools.decisions.lookup import find, identity_of, ids_in, request_of
 from tests.tools.decided import line
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def test_an_id_is_found_as_people_write_it(tmp_path: Path, written: str) -> None:
     log = tmp_path / "decisions.log"
     log.write_text(line() + line(id="0A1B2C3D", rule="wanted"))
-    assert [one.rule for one in find(written, [str(log)])] == [b"wanted"]
+    assert [one.rule for one in find(ids_in(written), [str(log)])] == [b"wanted"]
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from rich.console import Console
 
 from policyd.config.load import load
 from policyd.decision_log.reader import as_text, parse
+from policyd.logs.timestamps import parse_since
 from policyd.tools.stats import collect as stats_module
-from policyd.tools.stats.collect import Stats, collect, over_time, parse_since
+from policyd.tools.stats.collect import Stats, collect, over_time
 from policyd.tools.stats.html import page
 from policyd.tools.stats.output import print_stats, stats_as_json
 from tests.examples import examples

@@ -1,0 +1,125 @@
+"""`policyd find`: decisions in a decision log, mails in a mail log."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from policyd.cli.log_options import log_paths, logs_argument, nothing_found, parse_time, since_option
+from policyd.cli.logs import log_errors
+from policyd.cli.options import config_option, json_option
+from policyd.config.load import load_settings
+from policyd.decision_log import reader
+from policyd.decision_log.reader import LoggedDecision
+from policyd.tools.decisions import find as finding
+from policyd.tools.decisions import tail as tails
+from policyd.tools.display import reading, results
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from policyd.tools.decisions.find import Found, Tally
+
+
+@click.command()
+@config_option
+@json_option
+@click.option("--client", "clients", multiple=True, metavar="A", help="Only this address or network. May be repeated.")
+@click.option("--suffix", default="", metavar="NAME", help="Only clients that have, or claim, NAME or a name under it.")
+@click.option("--sender", default="", metavar="S", help="Only this envelope sender: an address, a domain, or <>.")
+@click.option("--recipient", default="", metavar="R", help="Only this recipient: an address or a domain.")
+@since_option
+@click.option("--until", metavar="T", callback=parse_time, help="Only before then, in the same forms.")
+@click.option(
+    "--by",
+    type=click.Choice([str(by) for by in finding.By]),
+    help="Print each distinct value once, with its count, first and last time.",
+)
+@logs_argument
+def find(
+    *,
+    config: str | None,
+    as_json: bool,
+    clients: tuple[str, ...],
+    suffix: str,
+    sender: str,
+    recipient: str,
+    since: float | None,
+    until: float | None,
+    by: str | None,
+    logs: tuple[str, ...],
+) -> None:
+    """Find decisions in the decision log, or mails in a mail log.
+
+    LOG is policyd's decision log in either format, or the mail log of Postfix or sendmail; plain or compressed; `-` is
+    standard input. Without LOG, the decision log that the settings name is read, with its rotated files.
+
+    With --by, each distinct value is printed once, the most frequent first: count, first time, last time, value. A host
+    name that did not verify is marked (unverified).
+
+    \b
+    policyd find --client 192.0.2.25 --since 7d
+    policyd find --suffix sakura.ne.jp --by hostname --since 2026-02-01 --until 2026-03-01 maillog
+    policyd find --by sender_domain --json
+    """
+    try:
+        networks = tails.parse_networks(clients)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--client") from None
+    search = finding.Search(networks, suffix, sender, recipient, since, until)
+    with log_errors():
+        paths = log_paths(logs, load_settings(config) if config is not None and not logs else None)
+        with reading(paths) as advance:
+            if by is not None:
+                tally = finding.tally(paths, search, finding.By(by), advance)
+            else:
+                found = _print_each(finding.every(paths, search, advance), as_json=as_json)
+    if not (tally.found if by is not None else found):
+        raise nothing_found("no decision and no mail", paths)
+    if by is not None:
+        _print_tally(tally, as_json=as_json)
+
+
+def _print_each(found: Iterator[Found], *, as_json: bool) -> int:
+    """Prints each as it is found; returns how many there were."""
+    count = 0
+    console = results() if sys.stdout.isatty() else None
+    for each in found:
+        count += 1
+        source = each.source
+        if as_json:
+            fields = reader.as_json(source) if isinstance(source, LoggedDecision) else finding.mail_as_json(source)
+            click.echo(json.dumps(fields))
+        elif console is not None and isinstance(source, LoggedDecision):
+            console.print(tails.as_line(source), soft_wrap=True)
+        else:
+            click.echo(finding.as_line(source))
+    return count
+
+
+def _print_tally(tally: Tally, *, as_json: bool) -> None:
+    if as_json:
+        rows = [
+            {"value": each.value, "count": each.count, "first": each.first or None, "last": each.last or None}
+            | ({} if each.verified else {"verified": False})
+            for each in tally.counts
+        ]
+        click.echo(json.dumps({"by": tally.by, "found": tally.found, "values": rows, "not_counted": tally.others}))
+        return
+    width = len(str(tally.counts[0].count)) if tally.counts else 0
+    for each in tally.counts:
+        mark = "" if each.verified else " (unverified)"
+        click.echo(f"{each.count:>{width}}  {_seconds(each.first)}  {_seconds(each.last)}  {each.value}{mark}")
+    if tally.others:
+        click.echo(
+            f"policyd: {tally.others:,} more, with values beyond the first {finding.MAX_VALUES:,}, were not counted",
+            err=True,
+        )
+
+
+def _seconds(time: str) -> str:
+    """A time without its fraction of a second; `-` for none."""
+    return time[:19] + time[23:] if time else "-"

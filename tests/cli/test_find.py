@@ -1,0 +1,161 @@
+"""`policyd find`, the pasted bounce of `policyd lookup`, `policyd report` of a mail log, and unknown commands."""
+
+from __future__ import annotations
+
+import email
+import email.policy
+import io
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from policyd.cli import COMMANDS
+from tests.tools.decided import line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.cli.conftest import Ended
+
+    Run = Callable[..., Ended]
+
+DATA = Path(__file__).parents[1] / "data"
+ONE = line(id="0A1B2C3D", client="x.example[192.0.2.1]")
+TWO = line("DUNNO", id="0A1B2C3E", rule="", client="unknown[192.0.2.2]").replace("rdns=verified", "claimed=x.example")
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    path = tmp_path / "decisions.log"
+    path.write_text(ONE + TWO + ONE)
+    return path
+
+
+def test_find_prints_decisions_as_the_log_has_them(run: Run, log: Path) -> None:
+    assert run("find", "--client", "192.0.2.2", log) == (0, TWO, "")
+    assert run("find", "--client", "192.0.2.1", "--client", "192.0.2.0/31", log) == (0, ONE + ONE, "")
+    objects = [json.loads(text) for text in run("find", "--suffix", "x.example", "--json", log).out.splitlines()]
+    assert [each["id"] for each in objects] == ["0A1B2C3D", "0A1B2C3E", "0A1B2C3D"]
+
+
+def test_find_reads_the_log_that_the_settings_name(run: Run, log: Path, tmp_path: Path) -> None:
+    (tmp_path / "policyd.yaml").write_text(f"decision_log: {{path: {log.name}}}\n")
+    (tmp_path / "decisions.log.1").write_text(TWO)
+    assert run("find", "-c", tmp_path / "policyd.yaml", "--client", "192.0.2.2") == (0, TWO + TWO, "")
+
+
+def test_find_by_prints_count_first_last_and_value(run: Run, log: Path) -> None:
+    first = "2026-11-21T17:16:00Z"
+    assert run("find", "--by", "hostname", log).out.splitlines() == [
+        f"2  {first}  {first}  x.example",
+        f"1  {first}  {first}  x.example (unverified)",
+    ]
+    found = json.loads(run("find", "--by", "hostname", "--json", log).out)
+    assert (found["by"], found["found"], found["not_counted"]) == ("hostname", 3, 0)
+    assert [(each["value"], each["count"], each.get("verified", True)) for each in found["values"]] == [
+        ("x.example", 2, True),
+        ("x.example", 1, False),
+    ]
+
+
+def test_find_of_nothing_fails(run: Run, log: Path) -> None:
+    message = f"policyd: no decision and no mail in {log}\n"
+    assert run("find", "--client", "203.0.113.1", log) == (1, "", message)
+    assert run("find", "--client", "203.0.113.1", "--by", "sender", log) == (1, "", message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--client", "nothing"], "'nothing' is no network"),
+        (["--since", "yesterday"], "'yesterday' is no time"),
+        (["--until", "soon"], "'soon' is no time"),
+        (["--by", "color"], "'color' is not one of"),
+    ],
+)
+def test_find_says_what_is_wrong_with_its_options(run: Run, log: Path, arguments: list[str], complaint: str) -> None:
+    ended = run("find", *arguments, log)
+    assert (ended.status, ended.out) == (2, "")
+    assert complaint in ended.err
+
+
+# --- A pasted bounce --------------------------------------------------------------------------------------------------
+
+BOUNCES = [
+    "0A1B2C3D",
+    "(0a1b2c3d)",
+    "<c@d.example>: host mx.example[192.0.2.25] said: 550 5.7.1\n    Access rejected (OAIB2C3D) (in reply to RCPT TO)",
+    "550 5.7.1 Recipient address rejected: id=0A1B2C3D.",
+]
+
+
+@pytest.mark.parametrize("text", BOUNCES)
+def test_a_bounce_may_be_pasted(run: Run, log: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("lookup", text, log) == (0, ONE + ONE, "")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    assert run("lookup", "-", log) == (0, ONE + ONE, "")
+
+
+def test_a_text_without_an_id_is_wrong_usage(run: Run, log: Path) -> None:
+    ended = run("lookup", "450 4.7.1 try again later", log)
+    assert (ended.status, ended.out) == (2, "")
+    assert "there is no id in the text" in ended.err
+
+
+# --- A report from a mail log -----------------------------------------------------------------------------------------
+
+
+def test_a_mail_log_is_enough_for_a_report(run: Run) -> None:
+    ended = run("report", "--network", "180.222.51.0/24", "--from", "me@here.example", DATA / "maillog.postfix")
+    assert (ended.status, ended.err) == (0, "")
+    message = email.message_from_string(ended.out, policy=email.policy.default)
+    assert message["Subject"] == "Abuse report: 7 refused mails from 180.222.51.0/24"
+    text, feedback, _header = message.iter_parts()
+    quoted = text.get_content()
+    assert "DEFERRED client=unknown[180.222.51.40]" in quoted
+    assert "xxxx@xxxx.xx.jp" not in ended.out
+    assert "Incidents: 7" in feedback.as_string()
+
+
+def test_mails_that_were_not_refused_are_told_apart(run: Run, tmp_path: Path) -> None:
+    network = ("report", "--network", "192.0.2.0/24", "--from", "me@here.example")
+    ended = run(*network, DATA / "maillog.shapes")
+    message = email.message_from_string(ended.out, policy=email.policy.default)
+    assert "refused mail" not in message["Subject"]
+    text = next(iter(message.iter_parts())).get_content()
+    assert "our mail server saw " in text
+    assert ", and refused " in text
+
+
+# --- Commands ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("chek", "; did you mean 'check'?"),
+        ("stat", "; did you mean 'status'?"),
+        ("re-load", "; did you mean 'reload'?"),
+        ("xyzzy", ""),
+        ("\x1b[2J", ""),
+    ],
+)
+def test_an_unknown_command_gets_a_suggestion(run: Run, name: str, hint: str) -> None:
+    ended = run(name)
+    assert (ended.status, ended.out) == (2, "")
+    assert ended.err.isprintable() or ended.err.rstrip("\n").isprintable()
+    assert ended.err.startswith("policyd: there is no command '")
+    assert hint in ended.err
+    assert ("did you mean" in ended.err) == bool(hint)
+
+
+def test_help_has_a_whole_sentence_for_every_command(run: Run) -> None:
+    text = run("--help").out
+    listed = " ".join(text.partition("Commands:")[2].split())
+    for name in COMMANDS:
+        assert f" {name} " in f" {listed} "
+    assert "..." not in listed
+    assert listed.count(". ") + 1 >= len(COMMANDS)

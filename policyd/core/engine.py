@@ -113,6 +113,16 @@ def decide_fully(ruleset: Ruleset, request: Request, facts: Facts, today: dateti
     return decision
 
 
+def grounds(ruleset: Ruleset, request: Request, facts: Facts) -> tuple[object, ...]:
+    """Returns all that a decision depends on, on one day: requests with equal grounds are decided alike.
+
+    Few grounds stand for all the mails of a log, so that a replay decides each kind of mail once.
+    """
+    identity = facts.identity
+    found = [lookup.find(request, identity) for lookup in ruleset.index.lookups]
+    return (identity is None or (identity.status, identity.names_known), *found)
+
+
 def trace(ruleset: Ruleset, request: Request, facts: Facts, today: datetime.date) -> list[RuleTrace]:
     """Returns each rule from the top to the deciding one, with its outcome: what `explain` shows.
 

@@ -45,10 +45,10 @@ _MAX_FILTERS = 8
 # Mails from a filter that are compared with the one it answers for, newest first, if its answer has no queue id.
 _MAX_COMPARED = 64
 
-# Nearly every refusal, at one go.
+# Nearly every refusal, at one go. The last group is empty, in the place of the user.
 _USUAL_REFUSAL = re.compile(
     rb"(reject|milter-reject): ([A-Z][A-Z-]*) from ([^\s\[]*)\[([0-9A-Fa-f:.]+)\]: "
-    rb"([^;]*); from=<([^>]*)> to=<([^>]*)> proto=\w+ helo=<([^>]*)>"
+    rb"([^;]*); from=<([^>]*)> to=<([^>]*)> proto=\w+ helo=<([^>]*)>()"
 )
 # Otherwise: the start of `reject: RCPT from name[address]: text; from=<...> ...`, of smtpd, cleanup and postscreen.
 _REFUSAL = re.compile(
@@ -764,7 +764,7 @@ def _read_refusal(
 ) -> tuple[bytes, bytes, bytes, bytes, bytes, bytes | None, bytes | None, bytes, bytes] | None:
     """How, state, name, address, text, sender, recipient, HELO, user; None if it is no refusal."""
     if usual := _USUAL_REFUSAL.fullmatch(rest):
-        return *usual.groups(), b""  # type: ignore[return-value] # nine of them; mypy does not count groups
+        return usual.groups()  # type: ignore[return-value] # nine of them; mypy does not count groups
     refusal = _REFUSAL.match(rest)
     if refusal is None:
         return None

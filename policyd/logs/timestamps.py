@@ -46,6 +46,8 @@ _TAI_AHEAD = 37
 _DURATION = re.compile(r"(\d{1,6})([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
+_USUAL_LENGTH = 15
+
 _DAY = 86400.0
 _YEAR = 365.25 * _DAY
 
@@ -84,6 +86,11 @@ class LogClock:
         if stamp == self._stamp:
             return self._seconds
         self._stamp = stamp
+        # `Aug  3 12:15:23`, of an hour that is known: most lines of most logs.
+        start = self._hours.get(stamp[:9]) if len(stamp) == _USUAL_LENGTH else None
+        if start is not None and start == self._previous and (stamp[10:12] + stamp[13:]).isdigit():
+            self._seconds = start + int(stamp[10:12]) * 60 + int(stamp[13:])
+            return self._seconds
         if syslog := _SYSLOG.match(stamp):
             self._seconds = self._syslog(syslog)
         elif rfc3339 := _RFC3339.match(stamp):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from policyd.core.engine import Decision, decide
+from policyd.core.engine import Decision, decide, grounds
 from policyd.core.facts import NOTHING_KNOWN, Facts, Needs
 from policyd.core.identity import Identity, Status, told_identity
-from policyd.core.protocol import Request
+from policyd.core.protocol import REQUEST_TYPE, Request
 from policyd.logs.transaction import Observation, Outcome, Standing
 
 if TYPE_CHECKING:
@@ -28,6 +28,15 @@ class Assumption(StrEnum):
     MISMATCH = "mismatch"
 
 
+# The status of a client by what the log says of its name.
+_STATUSES = {
+    Standing.VERIFIED: Status.VERIFIED,
+    Standing.CLAIMED: Status.MISMATCH,
+    Standing.NONE: Status.MISSING,
+    Standing.ERROR: Status.ERROR,
+}
+
+
 class Judge:
     """Decides observations under one ruleset, as it stands on `today` (UTC).
 
@@ -39,56 +48,81 @@ class Judge:
         self._today = today
         self._assumption = assumption
         self._by_recipient = by_recipient
+        self._nameless = {standing: Facts(_identity(standing, ())) for standing in _STATUSES} | {
+            Standing.NOT_LOOKED_UP: NOTHING_KNOWN,
+            Standing.UNKNOWN: Facts(told_identity(Status(assumption))),
+        }
 
     def decisions(self, seen: Observation) -> list[Decision | None]:
         """One decision for each recipient, or one for all of them.
 
         None: the decision depends on the client's name, which was not looked up.
         """
-        recipients = seen.recipients if self._by_recipient and seen.recipients else seen.recipients[:1] or (b"",)
-        identity = _identity(seen, self._assumption)
-        facts = Facts(identity) if identity is not None else NOTHING_KNOWN
-        return [self._decide(_request(seen, recipient), facts) for recipient in recipients]
+        facts = self._facts(seen)
+        return [self._decide(_request(seen, recipient), facts) for recipient in self._recipients(seen)]
+
+    def grounds(self, seen: Observation) -> object:
+        """Returns a key: observations with equal grounds have the same decisions, in any order of their recipients."""
+        facts = self._facts(seen)
+        recipients = self._recipients(seen)
+        if len(recipients) == 1:
+            return grounds(self._ruleset, _request(seen, recipients[0]), facts)
+        return frozenset(grounds(self._ruleset, _request(seen, recipient), facts) for recipient in recipients)
+
+    def _recipients(self, seen: Observation) -> tuple[bytes, ...]:
+        return seen.recipients if self._by_recipient and seen.recipients else seen.recipients[:1] or (b"",)
+
+    def _facts(self, seen: Observation) -> Facts:
+        if not seen.names or seen.standing not in _STATUSES:
+            return self._nameless[seen.standing]
+        return Facts(_identity(seen.standing, seen.names))
 
     def _decide(self, request: Request, facts: Facts) -> Decision | None:
         decision = decide(self._ruleset, request, facts, self._today)
         return None if isinstance(decision, Needs) else decision
 
 
-def _request(seen: Observation, recipient: bytes) -> Request:
-    """What Postfix would have asked. Without a sender it was refused before MAIL."""
-    state = b"RCPT" if seen.sender is not None else b"HELO" if seen.helo_name else b"CONNECT"
-    name = seen.names[0] if seen.names else b"" if seen.standing is Standing.NOT_LOOKED_UP else b"unknown"
-    return Request.of(
-        {
-            "request": b"smtpd_access_policy",
-            "protocol_state": state,
-            "client_address": seen.client_address,
-            "client_name": b"unknown" if seen.names and seen.standing is not Standing.VERIFIED else name,
-            "reverse_client_name": name,
-            "helo_name": seen.helo_name,
-            "sender": seen.sender or b"",
-            "recipient": recipient,
-            "sasl_username": seen.sasl_username,
-        }
+_PLACES = {
+    name: place
+    for place, name in enumerate(
+        (
+            "request",
+            "protocol_state",
+            "client_address",
+            "client_name",
+            "reverse_client_name",
+            "helo_name",
+            "sender",
+            "recipient",
+            "sasl_username",
+        )
     )
-
-
-# The status of a client by what the log says of its name.
-_STATUSES = {
-    Standing.VERIFIED: Status.VERIFIED,
-    Standing.CLAIMED: Status.MISMATCH,
-    Standing.NONE: Status.MISSING,
-    Standing.ERROR: Status.ERROR,
 }
 
 
-def _identity(seen: Observation, assumption: Assumption) -> Identity | None:
-    if seen.standing is Standing.NOT_LOOKED_UP:
-        return None
-    status = _STATUSES.get(seen.standing)
-    if status is None:
-        return told_identity(Status(assumption))
+def _request(seen: Observation, recipient: bytes) -> Request:
+    """What Postfix would have asked. Without a sender it was refused before MAIL."""
+    sender = seen.sender
+    state = b"RCPT" if sender is not None else b"HELO" if seen.helo_name else b"CONNECT"
+    name = seen.names[0] if seen.names else b"" if seen.standing is Standing.NOT_LOOKED_UP else b"unknown"
+    return Request(
+        _PLACES,
+        (
+            REQUEST_TYPE,
+            state,
+            seen.client_address,
+            b"unknown" if seen.names and seen.standing is not Standing.VERIFIED else name,
+            name,
+            seen.helo_name,
+            sender or b"",
+            recipient,
+            seen.sasl_username,
+        ),
+    )
+
+
+def _identity(standing: Standing, names: tuple[bytes, ...]) -> Identity:
+    status = _STATUSES[standing]
     if status is Status.VERIFIED:
-        return told_identity(status, verified=seen.names)
-    return told_identity(status, claimed=seen.names)
+        return told_identity(status, verified=names)
+    return told_identity(status, claimed=names)

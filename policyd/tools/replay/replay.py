@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from operator import itemgetter
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from policyd.core.normalize import domain_of
@@ -28,29 +28,34 @@ if TYPE_CHECKING:
     from policyd.core.engine import Decision
     from policyd.core.index import Ruleset
 
-# Decisions remembered, each for all that the ruleset looks at. Clients come back within hours, so a table that is
-# emptied when it is full finds nearly as much as one that forgets the oldest, and costs nothing on the way. 50 MB.
+# Verdicts remembered, by their grounds. A ruleset of a dozen rules has dozens; one with very many rules may have many,
+# so the table is emptied when it is full. 50 MB.
 _MAX_REMEMBERED = 65_536
 
 # Different clients and sender domains counted over all rules, about 100 MB. Beyond it a rule's figure stays as it is.
 _MAX_DISTINCT = 1_000_000
 
+_UNKNOWN = Standing.UNKNOWN
+
+# Domains as they are written, of which the folded form is remembered. 10 MB.
+_domain_from = lru_cache(maxsize=65_536)(domain_of)
+
 # Examples kept for each rule: enough to see whose mail it is.
 _MAX_EXAMPLES = 3
 
-# What a rule may look at, and the fields of an observation that tell it.
-_TOLD_BY: dict[str, tuple[str, ...]] = {
-    "request": (),
-    "protocol_state": ("sender", "helo_name"),
-    "client_address": ("client_address",),
-    "client_name": ("names", "standing"),
-    "reverse_client_name": ("names", "standing"),
-    Subject.HOSTNAME: ("names", "standing"),
-    Subject.REVERSE_DNS: ("names", "standing"),
-    "helo_name": ("sender", "helo_name"),
-    "sender": ("sender", "helo_name"),
-    "recipient": ("recipients",),
-    "sasl_username": ("sasl_username",),
+# What a rule may look at, and a log tells.
+_TOLD = {
+    "request",
+    "protocol_state",
+    "client_address",
+    "client_name",
+    "reverse_client_name",
+    Subject.HOSTNAME,
+    Subject.REVERSE_DNS,
+    "helo_name",
+    "sender",
+    "recipient",
+    "sasl_username",
 }
 
 
@@ -78,10 +83,10 @@ class Tally:
             self.examples.append(seen)
 
     def add_origin(self, client: bytes, sender_domain: bytes, distinct: Distinct) -> None:
-        counted = distinct.add(self.clients, client)
-        if sender_domain:
-            counted &= distinct.add(self.sender_domains, sender_domain)
-        self.uncounted |= not counted
+        if client not in self.clients:
+            self.uncounted |= not distinct.add(self.clients, client)
+        if sender_domain and sender_domain not in self.sender_domains:
+            self.uncounted |= not distinct.add(self.sender_domains, sender_domain)
 
 
 def subjects_of(ruleset: Ruleset) -> set[str]:
@@ -185,7 +190,7 @@ def replay(
             len(decisions) < len(every),
         )
 
-    facts = _run(paths, subjects, verdict, assumption, advance)
+    facts = _run(paths, _facts(subjects, assumption), judge.grounds, verdict, advance)
     order = {rule.name: rule.number for rule in ruleset.rules}
     rules = [(Answer(*hit), tally) for hit, tally in tallies.items()]
     rules.sort(key=lambda rule: (-rule[1].delivered if rule[0].refuses else 0, order.get(rule[0].rule, len(order))))
@@ -225,7 +230,13 @@ def compare(
             len(pairs) < len(every),
         )
 
-    facts = _run(paths, subjects, verdict, assumption, advance)
+    def grounds(seen: Observation) -> object:
+        pairs = {
+            (old_judge.grounds(alone), new_judge.grounds(alone)) for alone in _alone(seen, by_recipient=by_recipient)
+        }
+        return frozenset(pairs)
+
+    facts = _run(paths, _facts(subjects, assumption), grounds, verdict, advance)
     changes = [
         (Answer(before_rule, before), Answer(after_rule, after), tally)
         for (before_rule, before, after_rule, after), tally in tallies.items()
@@ -250,40 +261,37 @@ class _Verdict(NamedTuple):
     unjudged: bool  # it depends on a name that was not looked up
 
 
+def _facts(subjects: set[str], assumption: Assumption) -> Facts:
+    return Facts(assumption=assumption, untold=tuple(sorted(subjects - _TOLD)))
+
+
 def _run(
     paths: Sequence[str],
-    subjects: set[str],
+    facts: Facts,
+    grounds: Callable[[Observation], object],
     judge: Callable[[Observation], _Verdict],
-    assumption: Assumption,
     advance: Callable[[int], None] | None,
 ) -> Facts:
-    """Counts every mail in the tallies of its verdict."""
-    facts = Facts(assumption=assumption, untold=tuple(sorted(subjects - set(_TOLD_BY))))
+    """Counts every mail in the tallies of its verdict. Mails with equal grounds have equal verdicts."""
     log, distinct = MailLog(), Distinct(_MAX_DISTINCT)
-    fields = {field for subject in subjects for field in _TOLD_BY.get(subject, ())}
-    # What no rule looks at need not be the same for the decision to be: that is what makes a replay fast.
-    key_of = _getter(fields)
-    same_origin = {"client_address", "sender"} <= fields  # mails with one key need be counted as one origin
     remembered: dict[object, _Verdict] = {}
     with without_garbage_collection():
         for batch in observations(paths, log, advance):
             for seen in batch:
                 facts.add(seen)
-                key = key_of(seen)
+                key = grounds(seen), seen.standing is _UNKNOWN
                 verdict = remembered.get(key)
-                new = verdict is None
                 if verdict is None:
                     if len(remembered) >= _MAX_REMEMBERED:
                         remembered.clear()
                     verdict = remembered[key] = judge(seen)
                 tallies, refuses, assumed, unjudged = verdict
-                for tally in tallies:
-                    tally.add(seen)
-                if tallies and (new or not same_origin):
-                    sender_domain = domain_of(seen.sender or b"")
+                if tallies:
+                    facts.changed += 1
+                    sender_domain = _domain_from(seen.sender[seen.sender.rfind(b"@") :]) if seen.sender else b""
                     for tally in tallies:
+                        tally.add(seen)
                         tally.add_origin(seen.client_address, sender_domain, distinct)
-                facts.changed += bool(tallies)
                 facts.assumed += assumed
                 facts.unjudged += unjudged
                 if refuses and seen.outcome in GOT_THROUGH:
@@ -292,9 +300,11 @@ def _run(
     return facts
 
 
-def _getter(fields: set[str]) -> Callable[[Observation], object]:
-    places = sorted(Observation._fields.index(field) for field in fields)
-    return itemgetter(*places) if places else lambda _: None
+def _alone(seen: Observation, *, by_recipient: bool) -> list[Observation]:
+    """The mail, once for each of its recipients if rules look at them."""
+    if not by_recipient or len(seen.recipients) < 2:
+        return [seen]
+    return [seen._replace(recipients=(recipient,)) for recipient in seen.recipients]
 
 
 def _said(decision: Decision) -> tuple[object, ...]:

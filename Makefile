@@ -24,6 +24,7 @@ PARALLEL = -n $(JOBS) --dist loadgroup
 .PHONY: run check test unit matrix newest faults fuzz bench lock audit clean
 
 run: $(VENV)/run.stamp
+	@echo 'The command policyd is $(BIN)/policyd; to find it as policyd: . $(BIN)/activate' >&2
 	$(BIN)/policyd serve -c config/policyd.yaml
 
 check: $(VENV)/test.stamp

@@ -37,15 +37,28 @@ if TYPE_CHECKING:
 @click.command()
 @rules_options
 @click.option("--strict", is_flag=True, help="Exit with 1 on warnings, too.")
+@click.option(
+    "--list",
+    "replaced",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="Check with FILE in the place of the list's own file: before it is moved there. May be given several times.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print errors and warnings only.")
-def check(config: str | None, rules: str | None, strict: bool, quiet: bool) -> None:
+def check(config: str | None, rules: str | None, strict: bool, replaced: tuple[str, ...], quiet: bool) -> None:
     """Load settings and ruleset as the daemon would, and say all that is wrong.
 
     Errors, warnings and notices have the form FILE:LINE:COLUMN: ... and go to standard error; the ruleset's own tests
     are run. The last line says what was loaded and how many tests passed. Exit status: 0 right, 1 wrong (with --strict:
     or doubtful), 2 a file cannot be read.
     """
-    loaded = load(config, rules, warnings_on=_today(), keep_lists=False)
+    list_files = dict(_list_and_file(one) for one in replaced)
+    loaded = load(config, rules, warnings_on=_today(), keep_lists=False, list_files=list_files)
+    for name in list_files:
+        if name not in loaded.lists or loaded.lists[name].file is None:
+            files = [one.name for one in loaded.lists.values() if one.file is not None]
+            hint = did_you_mean(name, files) or (f"; there are {', '.join(files)}" if files else "; there is none")
+            raise click.BadParameter(f"'{name}' is not a list in a file{hint}", param_hint="--list")
     notices = {str(one) for one in loaded.warnings if one.severity is Severity.NOTICE}
     for line in loaded.warning_lines:
         if not quiet or line not in notices:
@@ -141,6 +154,13 @@ def _ask_dns(dns: Dns, request: Request) -> tuple[Identity, tuple[Query, ...]]:
 
 def _answer_text(answer: bytes | Address) -> str:
     return readable(answer) if isinstance(answer, bytes) else format_address(answer)
+
+
+def _list_and_file(written: str) -> tuple[str, str]:
+    name, equals, path = written.partition("=")
+    if not equals or not name or not path:
+        raise click.BadParameter(f"'{written}' is not NAME=FILE", param_hint="--list")
+    return name, path
 
 
 def _today() -> datetime.date:

@@ -91,17 +91,20 @@ def load(
     warnings_on: datetime.date | None = None,
     keep_lists: bool = True,
     texts: Texts | None = None,
+    list_files: Mapping[str, str] | None = None,
 ) -> Loaded:
     """Loads settings (all defaults without `config_path`) and the ruleset, from `rules_path` or where settings say.
 
     `rules_path` and `listen` replace what the settings say. With `warnings_on`, the date in UTC, the ruleset is also
     searched for what is likely not meant; who may write the files is looked at in any case. Without `keep_lists`, the
     bytes of list files are not kept: what needs them again reads the file again, which must not have changed. With
-    `texts`, these are loaded in place of what the settings and the rules file say now; list files are read. Raises
-    ConfigErrors.
+    `texts`, these are loaded in place of what the settings and the rules file say now; list files are read.
+    `list_files` names files by list, to be read in place of those that the lists name. Raises ConfigErrors.
     """
     with _without_garbage_collection():
-        return _load(config_path, rules_path, listen, warnings_on, keep_lists=keep_lists, texts=texts)
+        return _load(
+            config_path, rules_path, listen, warnings_on, keep_lists=keep_lists, texts=texts, list_files=list_files
+        )
 
 
 def load_settings(config_path: str | os.PathLike[str] | None = None) -> Settings:
@@ -121,6 +124,7 @@ def _load(
     *,
     keep_lists: bool,
     texts: Texts | None,
+    list_files: Mapping[str, str] | None,
 ) -> Loaded:
     started = time.monotonic()
     report = Report()
@@ -129,7 +133,8 @@ def _load(
     rules_file = None
     if rules is not None:
         rules_report = Report()
-        rules_file = read_rules(rules, rules_report, keep_lists=keep_lists, text=texts.rules if texts else None)
+        text = texts.rules if texts else None
+        rules_file = read_rules(rules, rules_report, keep_lists=keep_lists, text=text, list_files=list_files)
         if rules_report and rules_file is not None and warnings_on is not None:
             rules_report.extend(lint(rules_file, warnings_on, rules_report))
         report.extend(rules_report)

@@ -35,6 +35,7 @@ from policyd.core.ruleset import DEFAULT_RULE, Action, Condition, Kind, Rule, Ve
 if TYPE_CHECKING:
     import datetime
     from collections.abc import Iterator
+    from collections.abc import Mapping as Mapping_
 
     from policyd.config.conditions import ConditionType
     from policyd.config.problems import Report
@@ -52,11 +53,19 @@ NAME_PATTERN = r"[A-Za-z0-9_.-]+"
 _NAME = re.compile(NAME_PATTERN)
 
 
-def read_rules(path: str, report: Report, *, keep_lists: bool = True, text: Text | None = None) -> RulesFile | None:
+def read_rules(
+    path: str,
+    report: Report,
+    *,
+    keep_lists: bool = True,
+    text: Text | None = None,
+    list_files: Mapping_[str, str] | None = None,
+) -> RulesFile | None:
     """Reads a rules file (or its `text`) and its lists, builds the ruleset, and runs the tests inside it.
 
     None where there is nothing to speak of: the file cannot be read or is no YAML. All problems are in the report,
     which must hold none before. Without `keep_lists`, the bytes of list files are freed once they have been parsed.
+    `list_files` names files that are read in place of those of lists.
     """
     try:
         content, modified = read_dated(path, MAX_RULES_BYTES) if text is None else (bytes(text), text.modified)
@@ -69,7 +78,7 @@ def read_rules(path: str, report: Report, *, keep_lists: bool = True, text: Text
     root = parse_yaml(content, path, report)
     if root is None:
         return None
-    reader = _Reader(path, content, report)
+    reader = _Reader(path, content, report, list_files or {})
     rules_file = reader.read(root)
     rules_file.text = Text(content, modified)
     rules_are_right = not report
@@ -80,6 +89,7 @@ def read_rules(path: str, report: Report, *, keep_lists: bool = True, text: Text
         reader.forget_list_files()
     ruleset = reader.build() if rules_are_right else None
     if ruleset is not None:
+        rules_file.index = ruleset.index
         run_tests(rules_file.tests, ruleset, path, report)  # also beside a test that cannot be read
         if not report:
             rules_file.ruleset = ruleset
@@ -89,8 +99,9 @@ def read_rules(path: str, report: Report, *, keep_lists: bool = True, text: Text
 class _Reader:
     """One reading of one rules file."""
 
-    def __init__(self, path: str, content: bytes, report: Report) -> None:
+    def __init__(self, path: str, content: bytes, report: Report, list_files: Mapping_[str, str]) -> None:
         self._path = path
+        self._replaced = list_files
         self._report = report
         self._hash = hashlib.sha256(content)
         self._file = RulesFile(path)
@@ -256,7 +267,8 @@ class _Reader:
             if name == "":
                 self._add(item.value, "file: expected the name of a file, not ''")
             return
-        definition.file = self._list_file(str(Path(self._path).parent / name), item.value)
+        path = self._replaced.get(definition.name) or str(Path(self._path).parent / name)
+        definition.file = self._list_file(path, item.value)
         if definition.file is not None and not allow_empty and not definition.file.has_entries():
             message = "has no entries, which would disarm the list; where that is meant, write allow_empty: true"
             self._report.add(Problem(definition.file.path, 1, 1, f"{self._prefix}{message}"))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from policyd.config.conditions import ConditionType
     from policyd.config.in_force import LoadedFile, Outline, Text
     from policyd.config.lists import ListDefinition
-    from policyd.core.index import Ruleset
+    from policyd.core.index import Index, Ruleset
     from policyd.core.tables import Entries
 
 
@@ -48,7 +48,8 @@ class WrittenRule:
 
 @dataclass(slots=True)
 class RulesFile:
-    """A rules file as it was read. `ruleset` and `outline` are None where anything is wrong.
+    """A rules file as it was read. `ruleset`, `index` and `outline` are None if anything is wrong;
+    `index` is not if only tests fail.
 
     `text` is what it says, `root` the same as a tree, `files` the rules file and the list files that could be read.
     """
@@ -61,6 +62,7 @@ class RulesFile:
     default: Action = field(default_factory=lambda: Action(Verb.DUNNO))
     observe: bool = False
     tests: list[SelfTest] = field(default_factory=list)
+    index: Index | None = None
     ruleset: Ruleset | None = None
     outline: Outline | None = None
     files: list[LoadedFile] = field(default_factory=list)

@@ -98,6 +98,34 @@ def test_check_says_how_many_tests_passed(folder: Path) -> None:
     assert policyd(folder, "check", "--rules", "rules.yaml").stdout.endswith(b" s; 2 tests passed\n")
 
 
+def test_a_list_can_be_checked_before_it_is_moved_into_place(folder: Path) -> None:
+    new = folder / "bulk.txt.new"
+    new.write_text("198.51.100.0/24\n203.0.113.7/24\n")
+    done = policyd(folder, "check", "--rules", "rules.yaml", "--list", "bulk=bulk.txt.new")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"bulk.txt.new:2:1: rule 'bulk': cidr: list 'bulk': '203.0.113.7/24' has host bits set" in done.stderr
+    new.write_text("198.51.100.0/24\n")
+    done = policyd(folder, "check", "--rules", "rules.yaml", "--list", "bulk=bulk.txt.new")
+    assert done.returncode == 0
+    assert b": 6 rules, 4 networks, " in done.stdout
+    assert b": 6 rules, 203 networks, " in policyd(folder, "check", "--rules", "rules.yaml").stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "message"),
+    [
+        ("bulk=absent.txt", 1, "absent.txt cannot be read"),
+        ("blk=bulk.txt", 2, "'blk' is not a list in a file; did you mean 'bulk'?"),
+        ("bulk", 2, "'bulk' is not NAME=FILE"),
+        ("bulk=", 2, "'bulk=' is not NAME=FILE"),
+    ],
+)
+def test_a_wrong_list_to_check_is_one_line(folder: Path, given: str, status: int, message: str) -> None:
+    done = policyd(folder, "check", "--rules", "rules.yaml", "--list", given)
+    assert (done.returncode, done.stdout) == (status, b"")
+    assert message in done.stderr.decode().splitlines()[0]
+
+
 def test_quiet_leaves_errors_and_warnings(folder: Path) -> None:
     done = policyd(folder, "check", "--rules", "rules.yaml", "--quiet")
     assert (done.returncode, done.stdout) == (0, b"")

@@ -47,7 +47,7 @@ def lint(rules_file: RulesFile, today: datetime.date, errors: Report | None = No
     With `errors`, those of the same file, only what is certain in spite of them.
     """
     linter = _Linter(rules_file, today)
-    if rules_file.outline is not None:
+    if rules_file.index is not None:
         linter.run()
     elif errors is not None and errors.room(rules_file.path):
         linter.run_beside({problem.rule for problem in errors.problems} | {""})
@@ -72,7 +72,7 @@ class _Linter:
         self._file = rules_file
         self._today = today
         # None beside errors: there is no index to ask.
-        self._coverage = None if rules_file.ruleset is None else Coverage(rules_file.rules, rules_file.ruleset.index)
+        self._coverage = None if rules_file.index is None else Coverage(rules_file.rules, rules_file.index)
         self._looked_at: set[tuple[str, Form]] = set()  # lists, once for each form in which they are used
 
     def run(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import time
 from typing import Any
 
@@ -13,6 +14,9 @@ from policyd.control.words import MAX_ANSWER_BYTES, Command, Request
 _SECONDS = 10.0
 _RELOAD_SECONDS = 900.0
 
+# Seconds before another attempt, if the daemon had too many peers.
+_PAUSE = 0.05
+
 
 class ControlError(Exception):
     """The daemon cannot be asked, or its answer cannot be understood. The message says why, and what to do."""
@@ -20,13 +24,8 @@ class ControlError(Exception):
 
 def ask(path: str, request: Request) -> dict[str, Any]:
     """The daemon's answer. Raises ControlError."""
-    seconds = _RELOAD_SECONDS if request.command is Command.RELOAD else _SECONDS
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(min(seconds, _SECONDS))
-            connection.connect(path)
-            connection.sendall(request.encode())
-            line = _read_line(connection, time.monotonic() + seconds)
+        line = _exchange(path, request)
     except FileNotFoundError:
         raise ControlError(
             f"cannot ask the daemon: {path} does not exist; is policyd running, with this path as 'control' in its "
@@ -38,7 +37,7 @@ def ask(path: str, request: Request) -> dict[str, Any]:
         raise ControlError(
             f"cannot ask the daemon: no permission to use {path}; ask as root or as a member of the socket's group"
         ) from None
-    except TimeoutError:
+    except (TimeoutError, BlockingIOError):
         raise ControlError(f"the daemon at {path} does not answer") from None
     except OSError as error:
         raise ControlError(f"cannot ask the daemon at {path}: {error.strerror or error}") from None
@@ -49,6 +48,26 @@ def ask(path: str, request: Request) -> dict[str, Any]:
     if not isinstance(answer, dict) or not isinstance(answer.get("ok"), bool):
         raise ControlError(f"{path}: the answer is incomplete or does not come from policyd")
     return answer
+
+
+def _exchange(path: str, request: Request) -> bytes:
+    """Sends the request and reads the answer. Raises OSError."""
+    began = time.monotonic()
+    seconds = _RELOAD_SECONDS if request.command is Command.RELOAD else _SECONDS
+    while True:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                # connect(2) waits while the queue is full. With Python's own timeout it would fail at once (unix(7)).
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(_SECONDS), 0))
+                connection.connect(path)
+                connection.settimeout(_SECONDS)
+                connection.sendall(request.encode())
+                return _read_line(connection, began + seconds)
+        except (ConnectionResetError, BrokenPipeError):
+            # Too many peers: this one had to make room for another one before its request was read.
+            if time.monotonic() - began > _SECONDS:
+                raise
+            time.sleep(_PAUSE)
 
 
 def _read_line(connection: socket.socket, deadline: float) -> bytes:

@@ -6,6 +6,7 @@ with a line for each error. Nothing here reads a socket.
 
 from __future__ import annotations
 
+import codecs
 import json
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,7 +21,7 @@ MAX_REQUEST_BYTES = 4096
 # Bytes of an answer. The largest carries a rules file (64 MiB, policyd.config.files), each byte escaped at worst.
 MAX_ANSWER_BYTES = 160 << 20
 
-# Characters of a text that are encoded at a time, so that requests from Postfix do not wait for 64 MiB.
+# Bytes of a text that are encoded at a time, so that requests from Postfix do not wait for 64 MiB.
 _PIECE = 1 << 16
 
 
@@ -84,11 +85,12 @@ def encode(fields: dict[str, Any]) -> bytes:
     return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
 
 
-def encode_with_text(fields: dict[str, Any], name: str, text: str) -> Iterator[bytes]:
-    """The pieces of a line with the object's fields and, last, a long text under `name`."""
+def encode_with_text(fields: dict[str, Any], name: str, text: memoryview) -> Iterator[bytes]:
+    """The pieces of a line with the object's fields and, last, a long text in UTF-8 under `name`."""
+    decode = codecs.getincrementaldecoder("utf-8")().decode
     yield json.dumps(fields, separators=(",", ":"))[:-1].encode() + f',"{name}":"'.encode()
     for start in range(0, len(text), _PIECE):
-        yield json.dumps(text[start : start + _PIECE], ensure_ascii=False)[1:-1].encode()
+        yield json.dumps(decode(text[start : start + _PIECE]), ensure_ascii=False)[1:-1].encode()
     yield b'"}\n'
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from policyd.control.words import (
@@ -23,7 +24,6 @@ from policyd.control.words import (
 )
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 _log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ UNREAD_BYTES = 1 << 18
 class LongText:
     """An answer with a text that is too long to be encoded in one go."""
 
-    def __init__(self, fields: dict[str, Any], name: str, text: str) -> None:
+    def __init__(self, fields: dict[str, Any], name: str, text: memoryview) -> None:
         self.fields = fields
         self.name = name
         self.text = text
@@ -71,7 +71,7 @@ class ControlServer:
             waiting.cancel()
             del self._peers[waiting]
         task = asyncio.get_running_loop().create_task(self._serve(accepted))
-        self._peers[task] = False
+        self._peers[task] = _has_request(accepted)
         task.add_done_callback(lambda done: self._peers.pop(done, None))
 
     def close(self) -> None:
@@ -138,6 +138,14 @@ class ControlServer:
                 writer.write(piece)
                 await writer.drain()
                 await asyncio.sleep(0)
+
+
+def _has_request(accepted: socket.socket) -> bool:
+    """Whether a whole request has arrived already, as it has from a command that does not idle."""
+    try:
+        return b"\n" in accepted.recv(MAX_REQUEST_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except OSError:
+        return False
 
 
 def _pieces(answer: Answer) -> Iterator[bytes]:

@@ -24,6 +24,7 @@ from policyd import __version__
 from policyd.config.outline import changes
 from policyd.config.problems import ConfigErrors
 from policyd.control.words import Command, failed
+from policyd.core.normalize import fold_name
 from policyd.daemon import listeners, metrics
 from policyd.daemon.control import ControlServer, LongText
 from policyd.daemon.counters import Counters, Rates
@@ -75,6 +76,9 @@ def serve(
     _occupy_standard_descriptors()
     operational_log = OperationalLog(environment)
     logging.basicConfig(handlers=[operational_log], level=logging.INFO)
+    # idna and Python's codecs import their tables at the first name that is not ASCII. All imports happen now, because
+    # an upgrade may replace the files on disk while the daemon runs.
+    fold_name("b\u00fccher.example".encode())
     loader = Loader(config_path, rules_path, listen)
     gc.set_threshold(COLLECTOR_THRESHOLD)
     try:
@@ -375,7 +379,7 @@ class _Daemon:
         """The rules text in force, and where it came from: what `policyd fetch` and `block` check new lists against."""
         delivery = self._running.delivery
         fields = {"ok": True, "ruleset": delivery.ruleset.hash, **_paths(delivery.files)}
-        return LongText(fields, "rules", bytes(delivery.texts.rules).decode("utf-8"))
+        return LongText(fields, "rules", delivery.texts.rules.content)
 
     # --- Metrics ----------------------------------------------------------------------------------------------------
 

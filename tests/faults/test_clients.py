@@ -10,7 +10,7 @@ import struct
 import threading
 import time
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.field.policyd import Policyd
+
+_Place = TypeVar("_Place", int, str)
 
 # Of the clients that hold a connection and do something wrong on it, so many do so at a time.
 CROWD = 200
@@ -127,14 +129,14 @@ def one_setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Sett
 
 
 @contextmanager
-def beside(nuisance: Callable[[int, threading.Event], None], port: int) -> Iterator[None]:
+def beside(nuisance: Callable[[_Place, threading.Event], None], place: _Place) -> Iterator[None]:
     """The nuisance goes on within the block. What it finds wrong fails the test."""
     over = threading.Event()
     problems: list[BaseException] = []
 
     def run() -> None:
         try:
-            nuisance(port, over)
+            nuisance(place, over)
         except BaseException as problem:  # noqa: BLE001 - told in the thread that the test is
             problems.append(problem)
 

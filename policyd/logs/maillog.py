@@ -53,6 +53,9 @@ _MAX_INSTANCES = 4096
 # Mails that one line can stand for. `last message repeated` counts up to an hour of them.
 _MAX_REPEATS = 10_000
 
+# Bytes that an empty line may have, also within a quotation.
+_BLANK = b" \t\r>`\"'"
+
 # Bytes of a line that are shown where it is quoted.
 _MAX_EXAMPLE = 300
 
@@ -62,8 +65,8 @@ _SHORTEST_STAMP = 14
 # The entries of a journal are those of every program; only those of a possible mail server are read as JSON.
 _IDENTIFIER = re.compile(rb'"SYSLOG_IDENTIFIER"\s*:\s*"([^"\\]{1,200})"')
 
-# Within the message: Solaris's message id, and what rsyslog writes in place of lines that are alike.
-_WITHIN = (b"[", b"message repeated ")
+# Within the message: Solaris's message id, what rsyslog writes in place of lines that are alike, and blanks of a paste.
+_WITHIN = (b"[", b"message repeated ", b" ")
 _MESSAGE_ID = re.compile(rb"\[ID \d{1,10} [a-z0-9]{1,10}\.[a-z]{1,10}\] ")
 _REPEATED = re.compile(rb"message repeated (\d{1,9}) times: \[ ?(.*)\]", re.DOTALL)
 _BLOB = re.compile(rb"\[[\d.]{1,8}[BKMG]? blob data\]")
@@ -202,7 +205,7 @@ class MailLog:
             known = self._decided(decision)
         elif times := repeats(line):
             known = self._repeat(times, lambda: self._read(previous, b""))
-        elif line.strip():
+        elif line.strip(_BLANK):
             known = self._entry(peel(line), line)
         else:
             self.counts.blank += 1
@@ -253,8 +256,9 @@ class MailLog:
     def _within(self, read: Reader, stamp: bytes, pid: bytes, message: bytes) -> bool:
         """As `read`, for a message that stands within something that its syslog daemon wrote."""
         if (message_id := _MESSAGE_ID.match(message)) is not None:
-            message = message[message_id.end() :]
-            return self._said(read, stamp, pid, message)
+            return self._said(read, stamp, pid, message[message_id.end() :])
+        if message.startswith(b" "):
+            return self._said(read, stamp, pid, message.lstrip(b" "))
         if (repeated := _REPEATED.fullmatch(message)) is not None:
             times, inner = int(repeated[1]), repeated[2].rstrip()
             return self._repeat(times, lambda: read(stamp, pid, inner)) is True

@@ -39,6 +39,9 @@ MAX_RETURNED = 16_384
 # Seconds in which a filter has answered; a mail given up later was not handed back by one.
 _FILTER_SECONDS = 3600
 
+# Answers of filters that name a queue id which has not been seen yet; its line comes within the second.
+_MAX_EXPECTED = 4096
+
 # Filters in a row; more are a circle in a log that was tampered with.
 _MAX_FILTERS = 8
 
@@ -87,6 +90,8 @@ _NO_NAMES: tuple[bytes, ...] = ()
 _NEAR = re.compile(
     rb"127\.|10\.|192\.168\.|172\.(?:1[6-9]|2\d|3[01])\.|::1$|f[cd][0-9a-f]{2}:|::ffff:127\.", re.IGNORECASE
 )
+# The relay of a filter: `127.0.0.1[127.0.0.1]:10024`, `local` and a unix socket.
+_NEAR_RELAY = re.compile(rb"\[(?:%b)|^(?:local$|[^\[]*\[(?!\d))" % _NEAR.pattern, re.IGNORECASE)
 
 
 class _Mail:
@@ -102,6 +107,7 @@ class _Mail:
         "names",
         "outcome",
         "parent",
+        "queue_id",
         "recipients",
         "refused",
         "sasl_username",
@@ -109,6 +115,7 @@ class _Mail:
         "standing",
         "text",
         "time",
+        "told",
         "waits",
     )
 
@@ -126,7 +133,9 @@ class _Mail:
         self.by = b""
         self.text = b""
         self.earlier: Observation | None = None  # recipients refused before this mail had a queue id, if they are its
+        self.queue_id = b""  # empty for one that a filter takes before the queue
         self.ended = False
+        self.told = False  # it is among the observations
         self.parent: _Mail | None = None  # the mail that was given to a filter, which handed back this one
         self.children: tuple[bytes, ...] = ()  # queue ids of what filters handed back
         self.waits = 0  # children that have not ended
@@ -182,11 +191,13 @@ class OpenMails:
         self.left_out = left_out
         self.count = 0
         self.returned: dict[tuple[bytes, bytes], _Mail] = {}  # by host and queue id, oldest first
+        self.expected: dict[tuple[bytes, bytes], _Mail] = {}  # given to a filter whose answer has this queue id
 
     def flush(self, observations: list[Observation]) -> None:
         """End of the log: what no filter answered for is a mail of its own."""
-        observations.extend(mail.observation() for mail in self.returned.values() if mail.ended)
+        observations.extend(mail.observation() for mail in self.returned.values() if mail.ended and not mail.waits)
         self.returned.clear()
+        self.expected.clear()
 
 
 class PostfixHost:
@@ -232,31 +243,43 @@ class PostfixHost:
 
     def may_be_returned(self, queue_id: bytes, mail: _Mail) -> None:
         """Notes a mail from this host or a private network, for the answer of a filter that names it."""
+        key = self.name, queue_id
+        parent = self.open_mails.expected.pop(key, None)
+        if parent is not None and not _goes_back_to(parent, mail):
+            # The lines of two processes may change places. What the filter called sent is not delivered yet.
+            parent.outcome = Outcome.UNKNOWN
+            self.join(mail, parent)
+            return
         returned = self.open_mails.returned
         if len(returned) >= MAX_RETURNED:
             oldest = returned.pop(next(iter(returned)))
             if mail.time is not None and oldest.time is not None and 0 <= mail.time - oldest.time < _FILTER_SECONDS:
                 self.open_mails.left_out.returns += 1
-            if oldest.ended:
-                self.observations.append(oldest.observation())
-        replaced = returned.pop((self.name, queue_id), None)  # short queue ids come again
-        if replaced is not None and replaced.ended:
-            self.observations.append(replaced.observation())
-        returned[self.name, queue_id] = mail
+            if oldest.ended and not oldest.waits:
+                self._tell(oldest)
+        replaced = returned.pop(key, None)  # short queue ids come again
+        if replaced is not None and replaced.ended and not replaced.waits:
+            self._tell(replaced)
+        returned[key] = mail
 
     def claim(self, queue_id: bytes, parent: _Mail) -> bool:
         """Joins the mail that a filter handed back to the one that it was given; whether there is such a mail."""
-        child = self.open_mails.returned.get((self.name, queue_id))
+        key = self.name, queue_id
+        child = self.open_mails.returned.get(key)
         if child is None or child is parent or _goes_back_to(parent, child):
+            expected = self.open_mails.expected
+            if len(expected) >= _MAX_EXPECTED:
+                del expected[next(iter(expected))]
+            expected[key] = parent
             return False
-        del self.open_mails.returned[self.name, queue_id]
-        self.join(queue_id, child, parent)
+        del self.open_mails.returned[key]
+        self.join(child, parent)
         return True
 
-    def join(self, queue_id: bytes, child: _Mail, parent: _Mail) -> None:
+    def join(self, child: _Mail, parent: _Mail) -> None:
         """Makes a mail part of another."""
         child.parent = parent
-        parent.children += (queue_id,)
+        parent.children += (child.queue_id,)
         if child.ended:
             parent.absorb(child)
         else:
@@ -279,7 +302,7 @@ class PostfixHost:
                 possible = queue_id  # the oldest of those whose sender is not known yet
         return bool(possible) and self.claim(possible, parent)
 
-    def end(self, queue_id: bytes, mail: _Mail) -> None:
+    def end(self, mail: _Mail) -> None:
         """Gives up a mail, unless its fate is not known yet or is part of another's."""
         mail.ended = True
         if mail.waits:
@@ -289,8 +312,13 @@ class PostfixHost:
             parent.absorb(mail)
             parent.waits -= 1
             if parent.ended:
-                self.end(b"", parent)
-        elif not queue_id or self.open_mails.returned.get((self.name, queue_id)) is not mail:
+                self.end(parent)
+        elif self.open_mails.returned.get((self.name, mail.queue_id)) is not mail:
+            self._tell(mail)
+
+    def _tell(self, mail: _Mail) -> None:
+        if not mail.told:
+            mail.told = True
             self.observations.append(mail.observation())
 
 
@@ -423,7 +451,7 @@ class _Instance:
             self._finish(queue_id)  # short queue ids come again after some time
         self._add_mail(queue_id, mail)
         if parent is not None and parent is not mail and not _goes_back_to(parent, mail):
-            self._host.join(queue_id, mail, parent)
+            self._host.join(mail, parent)
         elif _NEAR.match(session_address[1]) is not None and not original_id:
             self._host.may_be_returned(queue_id, mail)
         return True
@@ -433,6 +461,7 @@ class _Instance:
             self._open_mails.left_out.mails += 1
             self._finish(next(iter(self.mails)))
         self._open_mails.count += 1
+        mail.queue_id = queue_id
         self.mails[queue_id] = mail
 
     def _refused(self, stamp: bytes, pid: bytes, queue_id: bytes, rest: bytes) -> bool:
@@ -560,7 +589,7 @@ class _Instance:
                 self._host.claim_by_sender(mail)
             if not mail.children:
                 mail.outcome = Outcome.PASSED
-        self._end(b"", mail)
+        self._end(mail)
         return True
 
     def _proxied_from(self, address: bytes) -> _Mail | None:
@@ -572,7 +601,7 @@ class _Instance:
 
     def _end_proxied(self, session: _Session) -> None:
         if session.proxied is not None:
-            self._end(b"", session.proxied)
+            self._end(session.proxied)
             session.proxied = None
 
     # --- postscreen -------------------------------------------------------------------------------------------------
@@ -687,7 +716,7 @@ class _Instance:
                 # discard(8), which alone has no relay for what it calls sent, or a filter that kept the mail.
                 mail.outcome = Outcome.REJECTED
                 text = b"(discarded: " + text[1:]
-            elif self._goes_on(mail, text):
+            elif self._goes_on(mail, relay, text):
                 mail.by, mail.text = relay, text[1:-1]
                 return True
             else:
@@ -701,7 +730,7 @@ class _Instance:
         mail.by, mail.text = relay, text[1:-1]
         return True
 
-    def _goes_on(self, mail: _Mail, text: bytes) -> bool:
+    def _goes_on(self, mail: _Mail, relay: bytes, text: bytes) -> bool:
         """Whether what was sent to a filter, or by an alias, comes back under another queue id."""
         if b"ed as " not in text:
             return False
@@ -709,24 +738,24 @@ class _Instance:
         if named is None:
             return False
         queue_id = named[1]
-        if queue_id in mail.children or (self._open_mails.returned and self._host.claim(queue_id, mail)):
+        if queue_id in mail.children or (_NEAR_RELAY.search(relay) is not None and self._host.claim(queue_id, mail)):
             return True
         if not text.startswith(b"(forwarded as ") or queue_id in self.mails:
             return False
         forwarded = _Mail(mail.time, mail.client_address, mail.names, mail.standing)
         self._add_mail(queue_id, forwarded)
-        self._host.join(queue_id, forwarded, mail)
+        self._host.join(forwarded, mail)
         return True
 
     def _finish(self, queue_id: bytes) -> None:
         mail = self.mails.pop(queue_id)
         self._open_mails.count -= 1
-        self._end(queue_id, mail)
+        self._end(mail)
 
-    def _end(self, queue_id: bytes, mail: _Mail) -> None:
+    def _end(self, mail: _Mail) -> None:
         if mail.earlier is not None:
             self._settle(mail)
-        self._host.end(queue_id, mail)
+        self._host.end(mail)
 
     def _settle(self, mail: _Mail) -> None:
         """Decides whether refusals before the queue id were of the same mail: its sender tells."""

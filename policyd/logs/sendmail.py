@@ -42,6 +42,7 @@ _MILTER = re.compile(
     rb"Milter: (?:to=(<.*?>), |from=(<.*?>), |data, |connect: .*?, |helo=.*?, |eoh, |body, )?"
     rb"(?:reject=(.*)|(discard)\b.*)"
 )
+_NO_RECIPIENT = re.compile(rb"<([^<>]*)>\.\.\. (?:User unknown|No such user)")
 _RECIPIENT = re.compile(rb"<([^>]*)>|([^\s,<>]+)")
 _NRCPTS = re.compile(rb", nrcpts=(\d{1,6}),")
 
@@ -101,16 +102,18 @@ class SendmailLog:
             queue_id = with_id[1]
             rest = message[with_id.end() :]
         if rest.startswith(b"to="):
-            return self._to(queue_id, rest)
-        if rest.startswith(b"from="):
-            return self._from(stamp, pid, queue_id, rest)
-        if rest.startswith(b"ruleset="):
-            return self._ruleset(stamp, pid, queue_id, rest)
-        if rest.startswith(b"Milter: "):
-            return self._milter(stamp, queue_id, rest)
-        if rest.startswith((b"AUTH=server", b"NOQUEUE: AUTH=server")):
-            return self._logged_in(pid, rest)
-        return False
+            known = self._to(queue_id, rest)
+        elif rest.startswith(b"from="):
+            known = self._from(stamp, pid, queue_id, rest)
+        elif rest.startswith(b"ruleset="):
+            known = self._ruleset(stamp, pid, queue_id, rest)
+        elif rest.startswith(b"Milter: "):
+            known = self._milter(stamp, queue_id, rest)
+        elif rest.startswith(b"<"):
+            known = self._recipient_unknown(stamp, queue_id, rest)
+        else:
+            known = rest.startswith((b"AUTH=server", b"NOQUEUE: AUTH=server")) and self._logged_in(pid, rest)
+        return known
 
     def flush(self) -> None:
         """End of the log: what is open is given up with what is known of it."""
@@ -236,6 +239,18 @@ class SendmailLog:
         if sender is not None:
             mail.sender = _address(sender)
         _refuse(mail, b"milter", text if discarded is None else b"discarded")
+        return True
+
+    def _recipient_unknown(self, stamp: bytes, queue_id: bytes, rest: bytes) -> bool:
+        """`<joe@example.com>... User unknown`, which tells why a `from=` line with nrcpts=0 follows."""
+        refusal = _NO_RECIPIENT.match(rest)
+        if refusal is None or not queue_id:
+            return False
+        mail = self._mail(stamp, queue_id)
+        if mail.relay is not None:
+            return False  # its session has ended
+        _add(mail.recipients, refusal[1])
+        _refuse(mail, b"sendmail", b"550 5.1.1 " + rest)
         return True
 
     def _mail(self, stamp: bytes, queue_id: bytes) -> _Mail:

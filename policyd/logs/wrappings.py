@@ -41,7 +41,7 @@ _STAMP = rb"""(?:
   | (?:[A-Z][a-z]{2}\ )? \d{4}[-/]\d\d[-/]\d\d (?:T|_|\ \ ?) %(time)b (?:\ ?(?:[Zz]|UTC|[+-]\d\d(?::?\d\d)?)(?![\w.]))?
   | \d{1,2}[-/.\ ](?:[A-Z][a-z]{2}|\d\d)[-/.\ ]\d{4}[:,\ ]\ ?%(time)b (?:\ [+-]\d{4})?
   | @4[0-9a-f]{23}
-  | \d{9,10}\.\d{3,9}
+  | \d{9,10}\.\d{3,9} | \d{10}(?=\s)
   | \[\ *\d{1,9}\.\d{3,9}(?:\ *<\ *\d{1,9}\.\d{3,9}\ *>)?\]
 )""" % {b"month_day": _MONTH_DAY, b"time": _TIME}
 # journalctl -o short-full and with-unit: the name of a zone can only be told from a host's by the weekday in front.
@@ -94,8 +94,8 @@ _RFC5424 = re.compile(
     % _TIME,
     re.VERBOSE | re.DOTALL,
 )
-# A tag that nothing stands in front of.
-_UNSTAMPED = re.compile(rb"(?P<program>%b)\[(?P<pid>\d{1,10})\]:\s+(?P<message>.*)" % _PROGRAM, re.DOTALL)
+# A tag that no timestamp stands in front of; a host may.
+_UNSTAMPED = re.compile(rb"(?:(%b)\s+)?(%b)\[(\d{1,10})\]:\s+(.*)" % (_HOST, _PROGRAM), re.DOTALL)
 
 # What stands before the next layer. Each of them is told by its form alone, and none of them holds a tag.
 _LAYER = re.compile(
@@ -159,8 +159,8 @@ def peel(line: bytes) -> Entry:
         if line.startswith(b"{", start):
             break
         if found := _UNSTAMPED.match(line, start):
-            program, pid, message = found.groups()
-            return Entry(stamp, b"", program, pid, message)
+            host, program, pid, message = found.groups()
+            return Entry(stamp, host or b"", program, pid, message)
         layer = _LAYER.match(line, start)
         if layer is None or layer.end() == start:
             break

@@ -50,6 +50,13 @@ DELIVERED = END.format(agent="local", relay="local", dsn="2.0.0", status="sent (
 BOUNCED = END.format(agent="local", relay="local", dsn="5.1.1", status='bounced (unknown user: "b")')
 DEFERRED = END.format(agent="lmtp", relay="none", dsn="4.4.1", status="deferred (connect to dovecot: refused)")
 
+ANSWER_FIRST = """
+    Jan  5 10:00:00 mx postfix/smtpd[1]: AAA1111111: client=mail.example.org[198.51.100.7]
+    Jan  5 10:00:01 mx postfix/lmtp[4]: AAA1111111: to=<b@example.net>, relay=127.0.0.1[127.0.0.1], delay=1, status=sent (250 2.6.0 Ok, id=04682-01-3, from MTA: 250 Ok: queued as BBB2222222)
+    {removed}Jan  5 10:00:01 mx postfix/smtpd[2]: BBB2222222: client=localhost[127.0.0.1]
+    """
+REMOVED = "Jan  5 10:00:01 mx postfix/qmgr[9]: AAA1111111: removed\n    "
+
 PROXIED = """
     Jan  5 10:00:01 mx postfix/smtpd[101]: NOQUEUE: client=out1.provider.example[192.0.2.1]
     {handed_back}Jan  5 10:00:02 mx postfix/smtpd[101]: {answer}; from=<a@example.com> to=<b@example.net> proto=ESMTP helo=<out1.provider.example>
@@ -192,6 +199,22 @@ KINDS = [
         [("198.51.100.7", R)],
     ),
     Case(
+        "a filter whose answer is logged before its mail",
+        ANSWER_FIRST.format(removed="") + BOUNCED,
+        [("198.51.100.7", R)],
+    ),
+    # The first was given up as delivered; the second is no mail of its own all the same.
+    Case(
+        "a filter whose mail is logged last of all",
+        ANSWER_FIRST.format(removed=REMOVED) + BOUNCED,
+        [("198.51.100.7", D)],
+    ),
+    Case(
+        "a mail of this host that is forwarded",
+        "Jan  5 10:00:01 mx postfix/smtpd[2]: BBB2222222: client=localhost[127.0.0.1]\n    Jan  5 10:00:03 mx postfix/local[5]: BBB2222222: to=<c@d>, relay=local, delay=0, status=sent (forwarded as DEF4444444)\n    Jan  5 10:00:03 mx postfix/qmgr[9]: BBB2222222: removed",
+        [("127.0.0.1", D)],
+    ),
+    Case(
         "a filter that speaks XFORWARD",
         ROUND_TRIP.format(
             xforward=", orig_queue_id=AAA1111111, orig_client=mail.example.org[198.51.100.7]", early="", late=BOUNCED
@@ -241,6 +264,19 @@ KINDS = [
         Jan  5 10:00:01 mx sm-mta[12]: 605A00aa000201: to=<b@example.net>, delay=00:00:01, xdelay=00:00:01, mailer=esmtp, pri=1, relay=[127.0.0.1] [127.0.0.1], dsn=2.0.0, stat=Sent (605A00bb000202 Message accepted for delivery)
         Jan  5 10:00:02 mx sm-mta[14]: 605A00bb000202: to=<b@example.net>, delay=00:00:01, xdelay=00:00:01, mailer=local, pri=1, relay=local, dsn=5.1.1, stat=User unknown""",
         [("198.51.100.7", R)],
+    ),
+    Case(
+        "sendmail submits to itself",
+        """Mar  3 13:27:58 desk sendmail[4693]: o23BRwlA004693: from=doron, size=84, class=0, nrcpts=1, msgid=<1@desk>, relay=doron@localhost
+        Mar  3 13:27:58 desk sm-mta[4694]: o23BRwtQ004694: from=<doron@desk>, size=84, class=0, nrcpts=1, proto=ESMTP, daemon=MTA-v4, relay=localhost [127.0.0.1]
+        Mar  3 13:27:58 desk sendmail[4693]: o23BRwlA004693: to=<doron@desk>, ctladdr=doron (1000/1000), delay=00:00:00, xdelay=00:00:00, mailer=relay, pri=30084, relay=[127.0.0.1] [127.0.0.1], dsn=2.0.0, stat=Sent (o23BRwtQ004694 Message accepted for delivery)
+        Mar  3 13:27:59 desk sm-mta[4695]: o23BRwtQ004694: to=<doron@desk>, delay=00:00:01, xdelay=00:00:01, mailer=local, pri=1, relay=local, dsn=2.0.0, stat=Sent""",
+        [("127.0.0.1", D)],
+    ),
+    Case(
+        "blanks that a paste has aligned",
+        "Jan  5 10:00:01 mx postfix/smtpd[1]:  AAA1111111: client=a[192.0.2.1]\n Jan  5 10:00:01 mx postfix/local[22]:   AAA1111111: to=<b@c>, relay=local, delay=1, status=sent (ok)",
+        [("192.0.2.1", D)],
     ),
     # 8: sendmail under another tag
     *(
@@ -426,6 +462,15 @@ def test_a_refused_recipient_before_the_first_accepted_one_is_of_the_same_mail()
         b"mail.example.com",
         b"a@example.com",
     )
+
+
+def test_sendmail_says_before_its_from_line_why_no_recipient_was_accepted() -> None:
+    (mail,) = mails(
+        """Jan  5 10:00:01 mx sm-mta[2]: 55HIbcGI002794: <bad@example.net>... User unknown
+        Jan  5 10:00:02 mx sm-mta[2]: 55HIbcGI002794: from=<a@b.example>, size=0, class=0, nrcpts=0, proto=ESMTP, daemon=MTA, relay=m.b.example [192.0.2.1]"""
+    )
+    assert (mail.outcome, mail.recipients, mail.by) == (R, (b"bad@example.net",), b"sendmail")
+    assert mail.text == b"550 5.1.1 <bad@example.net>... User unknown"
 
 
 def test_postscreen_does_not_look_names_up() -> None:

@@ -28,6 +28,7 @@ WITHOUT_A_TIME = {
     "journalctl -o short-delta",
     "journalctl -o cat",
     "a tag alone",
+    "host and tag alone",
 }
 
 

@@ -251,5 +251,7 @@ WRAPPINGS: dict[str, Wrap] = {
     "non-breaking spaces": lambda line: line.plain.replace("Jan  5", "Jan\u00a0\u00a05"),
     "carriage returns": lambda line: f"{line.plain}\r",
     "a byte order mark": lambda line: f"\ufeff{line.plain}" if line is LINES[0] else line.plain,
+    "Unix seconds": lambda line: f"{int(line.when.timestamp())} mx {line.tag} {line.message}",
+    "host and tag alone": lambda line: f"mx {line.tag} {line.message}",
     "a tag alone": lambda line: f"{line.tag} {line.message}",
 }

@@ -246,7 +246,10 @@ def _as_list(name: str, found: list[tuple[str, Imported]], options: ImportOption
         entries += _entries_for(condition, imported, report)
     if not entries:
         raise ImportFailedError(f"{_name_of(found[0][0])}: there is no entry for {condition} in it", 1, report)
-    text = list_file(entries, f"{_heading(name, found, report)}\nA list for {condition}.")
+    text = list_file(
+        entries,
+        f"{_heading(name, [one for one in found if one[0] == STANDARD_INPUT], report)}\nA list for {condition}.",
+    )
     return Result(Shape.LIST, text, (), tuple(entries), report)
 
 
@@ -281,9 +284,11 @@ def _entries_for(condition: str, imported: Imported, report: Report) -> Iterator
 
 
 def _heading(name: str, found: list[tuple[str, Imported]], report: Report) -> str:
-    files = ", ".join(_name_of(path) for path, _ in found)
+    """The first comment. A list names no file, because a fetched one has another temporary name on each host, and the
+    ruleset's hash covers comments."""
+    files = f" from {', '.join(_name_of(path) for path, _ in found)}" if found else ""
     lost = f"{len(report.losses):,} lost" if report.losses else "nothing lost"
-    return f"Imported from {files} ({name}): {report.taken:,} taken, {lost}."
+    return f"Imported{files} ({name}): {report.taken:,} taken, {lost}."
 
 
 def _name_of(path: str) -> str:

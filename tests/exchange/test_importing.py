@@ -147,3 +147,19 @@ def test_any_file_is_a_report_and_rules_that_the_loader_takes_or_one_line(name: 
         return
     ruleset(result.text)
     assert all(message.isprintable() for message in result.report.messages())
+
+
+@pytest.mark.parametrize(
+    ("format_name", "content"),
+    [
+        ("spamhaus-drop", "192.0.2.0/24 ; SBL1\n198.51.100.0/24 ; SBL2\n"),
+        ("plain", "192.0.2.0/24\n"),
+        ("whois", "inetnum: 192.0.2.0 - 192.0.2.255\n"),
+    ],
+)
+def test_a_list_is_the_same_whatever_its_temporary_name_was(tmp_path: Path, format_name: str, content: str) -> None:
+    written = set()
+    for name in ("drop.txt.new", "tmp.Xa91", "fetched"):
+        (tmp_path / name).write_text(content)
+        written.add(import_files(format_name, [str(tmp_path / name)], ImportOptions(shape=Shape.LIST)).text)
+    assert len(written) == 1

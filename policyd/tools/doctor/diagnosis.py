@@ -126,6 +126,8 @@ class _Doctor:
         else:
             for one in examined:
                 self._check_service(one, ours)
+        if not any(one.audience is Audience.STRANGERS for one in examined):
+            self.notes["master.cf: no smtpd service is reached by strangers, whom policyd is meant to judge"] = None
         for call in {(call.where, call.address): call for call in reversed(ours)}.values():
             self._check_chroot(call)
         for call in ours:

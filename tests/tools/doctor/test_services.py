@@ -314,6 +314,14 @@ def test_a_submission_service_without_reject_is_noted_and_no_problem(queue: Path
     assert any("submission inet: strangers may hand in mail for your own domains" in line for line in diagnosis.notes)
 
 
+def test_a_postfix_for_users_alone_is_noted(queue: Path) -> None:
+    master = "submission inet n - n - - smtpd -o smtpd_client_restrictions=permit_sasl_authenticated,reject\n"
+    diagnosis = judged(queue, RIGHT, master)
+    assert findings(diagnosis) == []
+    assert any("no smtpd service is reached by strangers" in line for line in diagnosis.notes)
+    assert not any("reached by strangers" in line for line in judged(queue, RIGHT).notes)
+
+
 def test_a_class_that_only_access_tables_name_is_noted(queue: Path) -> None:
     main = f"smtpd_restriction_classes = asking\nasking = {ASK}\nsmtpd_recipient_restrictions = {FIRST}\n"
     diagnosis = judged(queue, main)

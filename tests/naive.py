@@ -116,13 +116,58 @@ def dns_holds(condition: str, values: list[str], dns: Dns, *, exempting: bool) -
     return YES if any(name_holds(kind, name, value) for name in seen for value in values) else NO
 
 
+def list_says(name: str, lists: "Lists", dns: Dns, *, exempting: bool) -> str:
+    """`listed` of one list, in a place."""
+    said = lists.answers[name]
+    if name not in lists.by_hostname or dns.status == "verified":
+        return said
+    if dns.status == "error":
+        if not dns.claimed or (exempting and not dns.names_known):
+            return UNKNOWN
+        return UNKNOWN if exempting and said == YES else said
+    return said if dns.claimed and not exempting else NO
+
+
+def listed_holds(value: "Listed", lists: "Lists", dns: Dns, *, exempting: bool) -> tuple[str, bool]:
+    """The condition `listed`, and whether it rests on names that could not be verified."""
+    said = {name: list_says(name, lists, dns, exempting=exempting) for name in value.of}
+    listed = [name for name in value.of if said[name] == YES]
+    sure = [name for name in listed if name not in lists.by_hostname or dns.status != "error"]
+    if len(listed) >= value.at_least:
+        return YES, len(sure) < value.at_least
+    silent = [name for name in value.of if said[name] == UNKNOWN]
+    return (UNKNOWN if exempting and len(listed) + len(silent) >= value.at_least else NO), False
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A value of `listed`."""
+
+    of: tuple[str, ...]
+    at_least: int = 1
+
+
+@dataclass(frozen=True)
+class Lists:
+    """What each DNS list says (yes, no or unknown), and which of them are asked for host names."""
+
+    answers: dict[str, str]
+    by_hostname: frozenset[str] = frozenset()
+
+
 def needs_dns(condition: str) -> bool:
     return condition == "reverse_dns" or condition.startswith("hostname")
 
 
 def decide(
-    rules: list[dict[str, Any]], default: str, request: dict[str, str], dns: Dns, today: datetime.date
+    rules: list[dict[str, Any]],
+    default: str,
+    request: dict[str, str],
+    dns: Dns,
+    today: datetime.date,
+    lists: Lists | None = None,
 ) -> Answer:
+    lists = lists or Lists({})
     observed: list[str] = []
     dns_needed = doubt_above = False
     for rule in rules:
@@ -130,17 +175,28 @@ def decide(
         exempting = verb == "DUNNO"
         if rule.get("expires") and today >= rule["expires"]:
             continue
-        match, exceptions = rule["match"], rule.get("except", {})
+        match, exceptions = dict(rule["match"]), dict(rule.get("except", {}))
+        match_listed, except_listed = match.pop("listed", None), exceptions.pop("listed", None)
         if not all(plain_holds(c, values, request) for c, values in match.items() if not needs_dns(c)):
             continue
         if any(plain_holds(c, values, request) for c, values in exceptions.items() if not needs_dns(c)):
             continue
         matched = [dns_holds(c, v, dns, exempting=exempting) for c, v in match.items() if needs_dns(c)]
         excepted = [dns_holds(c, v, dns, exempting=not exempting) for c, v in exceptions.items() if needs_dns(c)]
+        by_name = bool(matched)
+        if match_listed:
+            in_list, shaky = listed_holds(match_listed, lists, dns, exempting=exempting)
+            matched.append(in_list)
+            by_name = by_name or shaky
         dns_needed = dns_needed or bool(matched or excepted)
+        if except_listed:
+            out_list, shaky = listed_holds(except_listed, lists, dns, exempting=not exempting)
+            if out_list == YES and not shaky:
+                continue
+            excepted.append(out_list)
         if NO in matched:
             continue
-        doubt = UNKNOWN in matched or UNKNOWN in excepted or bool(dns.status == "error" and matched and not exempting)
+        doubt = UNKNOWN in matched or UNKNOWN in excepted or bool(dns.status == "error" and by_name and not exempting)
         if YES in excepted:
             if not (exempting and dns.status == "error"):
                 continue

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from policyd.config.load import load
+from policyd.core.dns_lists import NOT_LISTED, ListAnswer, ListStatus, unknown
 from policyd.core.engine import Decision, decide
 from policyd.core.facts import NOTHING_KNOWN, Facts, Needs
 from policyd.core.identity import Identity, Reason, Status
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from policyd.core.protocol import Request
 
 CASES = Path(__file__).parent / "cases"
-DNS = {"hostname", "claimed", "reverse_dns", "names_known", "date"}
+DNS = {"hostname", "claimed", "reverse_dns", "names_known", "date", "listed", "listed_unknown"}
+LISTED, LIST_UNKNOWN = ListAnswer(ListStatus.LISTED, ("127.0.0.2",)), unknown("servfail")
 ROW = {"row", "given", "expect", "rule", "reply", "observed", "downgraded", "asks_dns"}
 
 
@@ -83,6 +85,13 @@ def identity_of(given: dict[str, Any]) -> Identity:
     return Identity(status, verified, claimed, Reason.SERVFAIL if failed else None, known)
 
 
+def lists_of(given: dict[str, Any], ruleset: Ruleset) -> dict[str, ListAnswer]:
+    """What DNS lists say: those that are not named say *not listed*."""
+    answers = dict.fromkeys((one.name for one in ruleset.dns_lists), NOT_LISTED)
+    answers |= dict.fromkeys(several(given.get("listed", [])), LISTED)
+    return answers | dict.fromkeys(several(given.get("listed_unknown", [])), LIST_UNKNOWN)
+
+
 @pytest.mark.parametrize(("table", "row"), ROWS)
 def test_case(rulesets: dict[str, Ruleset], table: str, row: dict[str, Any]) -> None:
     assert set(row) <= ROW, "a row has a key that nothing looks at"
@@ -91,7 +100,7 @@ def test_case(rulesets: dict[str, Ruleset], table: str, row: dict[str, Any]) -> 
     request, identity = request_of(given), identity_of(given)
     today = datetime.date.fromisoformat(given.get("date", "2026-11-21"))
     without = decide(ruleset, request, NOTHING_KNOWN, today)
-    decision = decide(ruleset, request, Facts(identity), today)
+    decision = decide(ruleset, request, Facts(identity, lists_of(given, ruleset)), today)
     assert isinstance(decision, Decision)
     got = {
         "expect": decision.verb.value,
@@ -99,7 +108,7 @@ def test_case(rulesets: dict[str, Ruleset], table: str, row: dict[str, Any]) -> 
         "reply": reply_text(decision, request, identity, b"7Q4K2M9X").decode("ascii"),
         "observed": sorted(decision.observed),
         "downgraded": "yes" if decision.downgraded else "no",
-        "asks_dns": "yes" if isinstance(without, Needs) else "no",
+        "asks_dns": "yes" if isinstance(without, Needs) and without.identity else "no",
     }
     wanted = {"downgraded": "no", **row}
     if "observed" in wanted:

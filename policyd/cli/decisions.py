@@ -21,6 +21,7 @@ from policyd.core.engine import decide
 from policyd.core.facts import Facts, Needs
 from policyd.core.ruleset import Verb
 from policyd.decision_log import reader
+from policyd.decision_log.lists import parse_answers
 from policyd.logs.decisions import hint
 from policyd.logs.files import STANDARD_INPUT
 from policyd.tools.decisions import abuse_report as reports
@@ -298,10 +299,11 @@ def _today_as_json(loaded: Loaded | None, decision: LoggedDecision) -> dict[str,
 def _explained_today(loaded: Loaded, decision: LoggedDecision) -> Explanation | None:
     """Today's decision on the same request; None if it needs reverse DNS, which the log does not have."""
     request, identity = lookups.request_of(decision), lookups.identity_of(decision)
-    decided = decide(loaded.ruleset, request, Facts(identity), utc_today())
+    facts = Facts(identity, parse_answers(decision.lists))
+    decided = decide(loaded.ruleset, request, facts, utc_today())
     if isinstance(decided, Needs):
         return None
-    return put_together(loaded, request, decided, identity, utc_today(), source="the decision log")
+    return put_together(loaded, request, decided, facts, utc_today(), source="the decision log")
 
 
 _NEEDS_DNS = (

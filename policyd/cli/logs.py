@@ -16,7 +16,7 @@ from policyd.config.load import load
 from policyd.logs.files import LogError, in_order
 from policyd.logs.maillog import WAYS_OUT, quote
 from policyd.tools.display import counted, reading, results
-from policyd.tools.judge import Assumption
+from policyd.tools.judge import Assumption, ListAssumption
 from policyd.tools.replay import output as replay_report
 from policyd.tools.replay.replay import compare
 from policyd.tools.replay.replay import replay as run_replay
@@ -51,6 +51,14 @@ def logs_argument(function: _Function) -> _Function:
     help="What a client's reverse DNS is taken for where the mail log says only `unknown`.",
 )
 @click.option(
+    "--lists",
+    "list_assumption",
+    type=click.Choice([str(answer) for answer in ListAssumption]),
+    default=str(ListAssumption.UNKNOWN),
+    show_default=True,
+    help="What a DNS list's answer is taken for if the log does not have it; only policyd's decision log has answers.",
+)
+@click.option(
     "--fail-if-delivered",
     type=click.IntRange(min=0),
     metavar="N",
@@ -65,6 +73,7 @@ def replay(
     as_json: bool,
     against: str | None,
     assumption: str,
+    list_assumption: str,
     fail_if_delivered: int | None,
     logs: tuple[str, ...],
 ) -> None:
@@ -84,10 +93,23 @@ def replay(
     old = load(config, against).ruleset if against is not None else None
     with log_errors(), reading(logs) as advance:
         if old is None:
-            found = run_replay(ruleset, in_order(logs), utc_today(), assumption=Assumption(assumption), advance=advance)
+            found = run_replay(
+                ruleset,
+                in_order(logs),
+                utc_today(),
+                assumption=Assumption(assumption),
+                list_assumption=ListAssumption(list_assumption),
+                advance=advance,
+            )
         else:
             compared = compare(
-                ruleset, old, in_order(logs), utc_today(), assumption=Assumption(assumption), advance=advance
+                ruleset,
+                old,
+                in_order(logs),
+                utc_today(),
+                assumption=Assumption(assumption),
+                list_assumption=ListAssumption(list_assumption),
+                advance=advance,
             )
     result = found if old is None else compared
     if not result.facts.transactions:

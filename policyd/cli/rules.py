@@ -18,12 +18,15 @@ from policyd.config.other_words import meant_attribute, meant_option
 from policyd.config.problems import Severity, did_you_mean
 from policyd.config.schema import rules_schema, settings_schema
 from policyd.config.schema import schema as both_schemas
-from policyd.core.address import format_address
+from policyd.core.address import format_address, parse_address
+from policyd.core.dns_lists import NOT_LISTED, unknown
 from policyd.core.engine import Inquiry
 from policyd.core.facts import Facts, Needs
 from policyd.core.identity import Identity, Reason, Status, told_identity
 from policyd.core.normalize import fold_name
 from policyd.core.protocol import ATTRIBUTES, REQUEST_TYPE, ProtocolError, Request, RequestParser
+from policyd.dns.list_answers import read_list_answer
+from policyd.dns.lists import ask_once
 from policyd.dns.resolver import look_up_once
 from policyd.tools.explain import Query, as_tables, readable
 from policyd.tools.explain import as_json as explanation_as_json
@@ -32,6 +35,8 @@ from policyd.tools.explain import explain as put_together
 if TYPE_CHECKING:
     from policyd.config.settings import Dns
     from policyd.core.address import Address
+    from policyd.core.dns_lists import DnsList, ListAnswer
+    from policyd.core.index import Ruleset
 
 
 @click.command()
@@ -86,6 +91,13 @@ def check(config: str | None, rules: str | None, strict: bool, replaced: tuple[s
     help="Answer for DNS with this name: a verified one or, with another --reverse-dns, one that is only claimed. "
     "May be given several times.",
 )
+@click.option(
+    "--listed",
+    multiple=True,
+    metavar="LIST=ANSWER",
+    help="Answer for a DNS list: an address as zen=127.0.0.4, zen=- for not listed, zen=? for unknown. "
+    "May be given several times.",
+)
 @click.argument("attributes", nargs=-1, metavar="[NAME=VALUE]...")
 def explain(
     config: str | None,
@@ -93,6 +105,7 @@ def explain(
     as_json: bool,
     reverse_dns: str | None,
     hostname: tuple[str, ...],
+    listed: tuple[str, ...],
     attributes: tuple[str, ...],
 ) -> None:
     """Say what would be answered to one request, and why.
@@ -110,17 +123,26 @@ def explain(
     loaded = load(config, rules)
     today = _today()
     queries: tuple[Query, ...] = ()
+    told = _given_lists(listed, loaded.ruleset)
     if given is not None:
         inquiry, source = Inquiry(loaded.ruleset, request, Facts(given), today), "as given"
     else:
         trust_postfix = loaded.settings.dns.trust_postfix
         inquiry = Inquiry.begin(loaded.ruleset, request, today, trust_postfix=trust_postfix)
         source = "client_name, as Postfix verified it"
+    inquiry.learn_lists(told)
     while isinstance(decision := inquiry.decide(), Needs):
-        source = "DNS"
-        identity, queries = _ask_dns(loaded.settings.dns, request)
-        inquiry.learn_identity(identity)
-    explanation = put_together(loaded, request, decision, inquiry.identity, today, source=source, queries=queries)
+        if decision.identity:
+            source = "DNS"
+            identity, asked = _ask_dns(loaded.settings.dns, request)
+            inquiry.learn_identity(identity)
+        else:
+            wanted = [one for one in loaded.ruleset.dns_lists if one.name in decision.lists]
+            answers, asked = _ask_lists(loaded.settings.dns, wanted, request, inquiry.identity)
+            inquiry.learn_lists(answers)
+        queries += asked
+    facts = Facts(inquiry.identity, inquiry.lists)
+    explanation = put_together(loaded, request, decision, facts, today, source=source, queries=queries)
     if as_json:
         click.echo(json.dumps(explanation_as_json(explanation), indent=2))
         return
@@ -165,6 +187,41 @@ def _list_and_file(written: str) -> tuple[str, str]:
 
 def _today() -> datetime.date:
     return datetime.datetime.now(datetime.UTC).date()
+
+
+def _ask_lists(
+    dns: Dns, lists: list[DnsList], request: Request, identity: Identity | None
+) -> tuple[dict[str, ListAnswer], tuple[Query, ...]]:
+    """What DNS lists say of the client now, with the key of a zone hidden."""
+    answers, asked = asyncio.run(ask_once(lists, request, identity, dns))
+    queries = []
+    for one in asked:
+        failure = one.answer.value if isinstance(one.answer, Reason) else None
+        addresses = () if isinstance(one.answer, Reason) else tuple(format_address(each) for each in one.answer)
+        meaning = f"{one.dns_list}: {one.meaning.reason or one.meaning.status.value}"
+        queries.append(Query(f"{one.shown_name} A", addresses, failure, one.seconds, meaning))
+    return answers, tuple(queries)
+
+
+def _given_lists(listed: tuple[str, ...], ruleset: Ruleset) -> dict[str, ListAnswer]:
+    """What --listed says."""
+    definitions = {one.name: one for one in ruleset.dns_lists}
+    answers: dict[str, ListAnswer] = {}
+    for text in listed:
+        name, equals, answer = text.partition("=")
+        if name not in definitions or not equals:
+            hint = did_you_mean(name, definitions) or "; write LIST=ANSWER with a DNS list that a rule uses"
+            raise click.UsageError(f"--listed {text}: there is no DNS list '{name}'{hint}")
+        addresses = [parse_address(one.encode("utf-8", "replace")) for one in answer.split("+")]
+        if answer == "-":
+            answers[name] = NOT_LISTED
+        elif answer.startswith("?"):
+            answers[name] = unknown(answer[1:] or Reason.TIMEOUT)
+        elif None in addresses:
+            raise click.UsageError(f"--listed {text}: '{answer}' is not an address, nor - or ?")
+        else:
+            answers[name] = read_list_answer(definitions[name], tuple(one for one in addresses if one is not None))
+    return answers
 
 
 def _request(attributes: tuple[str, ...]) -> Request:

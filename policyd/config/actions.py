@@ -15,6 +15,7 @@ PLACEHOLDERS = (
     "helo_name",
     "sender",
     "recipient",
+    "list",
     "rule",
     "id",
 )

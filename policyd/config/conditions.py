@@ -17,6 +17,7 @@ class Form(Enum):
 
     NETWORK = "network"
     STATUS = "status"
+    DNS_LIST = "DNS list"
     HOST_NAME = "host name"
     DOMAIN = "domain"
     HELO_NAME = "HELO name"
@@ -56,6 +57,14 @@ def _table() -> dict[str, ConditionType]:
             Form.STATUS,
             "The client's reverse DNS is verified, mismatch, missing or error.",
             ("missing",),
+        ),
+        ConditionType(
+            "listed",
+            Subject.LISTED,
+            Kind.LISTED,
+            Form.DNS_LIST,
+            "This DNS list, a name under dns_lists, says *listed*; with {at_least: N, of: [...]} N of them do.",
+            ("zen",),
         ),
         ConditionType(
             "hostname",

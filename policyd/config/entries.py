@@ -14,6 +14,7 @@ import idna
 import re2
 
 from policyd.config.conditions import Form
+from policyd.config.dns_lists import NAME_PATTERN
 from policyd.core.identity import Status
 from policyd.core.lookups import expression_options
 from policyd.core.normalize import fold_name, fold_value
@@ -61,6 +62,8 @@ _FORMS = {
     Form.TEXT: _TEXT,
 }
 
+_LIST_NAME = re.compile(NAME_PATTERN)
+
 # A name that ends in a label of digits is an address, whole or cut short.
 _NUMERIC = r"(?m)(?:^|\.)[0-9]+\.?$"
 
@@ -96,6 +99,9 @@ def parse_entries(form: Form, lines: Sequence[bytes]) -> tuple[PlainEntries, lis
         case Form.STATUS:
             statuses = [line.decode("utf-8", "replace") for line in lines]
             return statuses, [place for place, status in enumerate(statuses) if status not in set(Status)]
+        case Form.DNS_LIST:
+            names = [line.decode("utf-8", "replace") for line in lines]
+            return names, [place for place, name in enumerate(names) if not _LIST_NAME.fullmatch(name)]
         case _:
             return _names(form, lines)
 

@@ -50,6 +50,8 @@ def explain_entry(form: Form, line: bytes) -> str:  # noqa: PLR0911 - one return
         case Form.STATUS:
             hint = did_you_mean(text, Status) or f"; it is one of {', '.join(Status)}"
             return f"{quoted(text)} is no status of reverse DNS{hint}"
+        case Form.DNS_LIST:
+            return f"{quoted(text)} is not the name of a DNS list; give the names that stand under dns_lists"
         case Form.EXPRESSION:
             return _explain_expression(text)
         case Form.SENDER | Form.RECIPIENT:

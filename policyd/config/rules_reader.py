@@ -17,8 +17,9 @@ import re2
 from policyd.config.actions import ActionError, parse_action
 from policyd.config.checks.never_matches import why_impossible
 from policyd.config.checks.ruleset_tests import read_tests, run_tests
-from policyd.config.conditions import CONDITIONS, KNOWN_VALUES, UNPROVEN
+from policyd.config.conditions import CONDITIONS, KNOWN_VALUES, UNPROVEN, Form
 from policyd.config.dates import parse_date
+from policyd.config.dns_lists import NAME_PATTERN, read_dns_lists
 from policyd.config.files import MAX_LIST_BYTES, MAX_RULES_BYTES, OversizedError, UnreadableError, read_dated
 from policyd.config.in_force import LoadedFile, Text, file_hash
 from policyd.config.lists import ListDefinition, ListFile, parse_values
@@ -28,20 +29,21 @@ from policyd.config.problems import Problem, Severity, did_you_mean, quoted
 from policyd.config.tables.build import build_tables
 from policyd.config.written import RulesFile, WrittenCondition, WrittenRule
 from policyd.config.yaml_tree import Mapping, Scalar, Sequence, describe, parse_yaml
+from policyd.core.dns_lists import Ask
 from policyd.core.index import Counts, Ruleset, build_index
 from policyd.core.protocol import ATTRIBUTES
 from policyd.core.ruleset import DEFAULT_RULE, Action, Condition, Kind, Rule, Verb
 
 if TYPE_CHECKING:
     import datetime
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from collections.abc import Mapping as Mapping_
 
     from policyd.config.conditions import ConditionType
     from policyd.config.problems import Report
     from policyd.config.yaml_tree import Item, Node
 
-TOP_KEYS = ("mode", "lists", "rules", "default", "tests")
+TOP_KEYS = ("mode", "lists", "dns_lists", "rules", "default", "tests")
 RULE_KEYS = ("name", "match", "except", "action", "mode", "expires", "note")
 LIST_KEYS = ("file", "allow_empty")
 MODES = ("enforce", "observe")
@@ -49,8 +51,11 @@ MODES = ("enforce", "observe")
 # A path may have 4,096 bytes (PATH_MAX, limits.h). A longer one can be written, and would make a message of its length.
 MAX_PATH_SHOWN = 1000
 
-NAME_PATTERN = r"[A-Za-z0-9_.-]+"
 _NAME = re.compile(NAME_PATTERN)
+_AT_LEAST = re.compile(r"[1-9][0-9]?")
+
+# What a list may be asked for if it lets mail through: what is proven by the connection or by DNS.
+PROVEN_ASKS = (Ask.CLIENT_ADDRESS, Ask.HOSTNAME)
 
 
 def read_rules(
@@ -118,6 +123,8 @@ class _Reader:
         self._check_keys(root, TOP_KEYS)
         if (lists := root.get("lists")) is not None:
             self._read_lists(lists)
+        if (dns_lists := root.get("dns_lists")) is not None:
+            self._file.dns_lists = read_dns_lists(dns_lists, self._path, self._report)
         self._file.observe = self._read_mode(root)
         self._read_all_rules(root)
         default = root.get("default")
@@ -131,7 +138,9 @@ class _Reader:
         """The tests inside the ruleset, which name its rules."""
         tests = root.get("tests") if isinstance(root, Mapping) else None
         if isinstance(root, Mapping) and tests is not None:
-            self._file.tests = read_tests(tests, self._path, self._names_of_rules(root), self._report)
+            self._file.tests = read_tests(
+                tests, self._path, self._names_of_rules(root), self._file.dns_lists.keys(), self._report
+            )
 
     def describe(self, root: Node) -> None:
         """Fills in which files were read, and the outline. Only to be called if nothing was wrong."""
@@ -164,8 +173,10 @@ class _Reader:
             for one in written
             for condition in (*one.match, *one.exceptions)
         }
+        dns_lists = tuple(one.definition for one in self._file.dns_lists.values() if one.used and one.definition)
+        hostname_lists = frozenset(one.name for one in dns_lists if one.ask is Ask.HOSTNAME)
         try:
-            index = build_index(rules, entries, build_tables)
+            index = build_index(rules, entries, build_tables, hostname_lists)
         except re2.error:
             message = "all expressions on one attribute together are too large for RE2; repeat less, as in {1000}"
             self._report.add(Problem(self._path, 0, 0, message))
@@ -173,7 +184,8 @@ class _Reader:
         except ValueError as error:
             self._report.add(Problem(self._path, 0, 0, f"is too large to be indexed: {error}"))
             return None
-        return Ruleset(rules, self._file.default, index, self._file.observe, self._hash.hexdigest()[:8], self._count())
+        ruleset_hash = self._hash.hexdigest()[:8]
+        return Ruleset(rules, self._file.default, index, self._file.observe, ruleset_hash, self._count(), dns_lists)
 
     def _count(self) -> Counts:
         """What was loaded; a list counts once, however many conditions use it."""
@@ -340,6 +352,7 @@ class _Reader:
         observe = self._read_mode(node)
         if verb is not None:
             self._check_unproven(verb, match, exceptions)
+            self._check_listed(verb, match, exceptions)
         impossible = why_impossible(verb, match)
         if impossible is not None:
             self._add(impossible[0].key, f"match can never hold: {impossible[1]}")
@@ -422,6 +435,22 @@ class _Reader:
                     f"let mail through; write {instead}, which sees verified names only",
                 )
 
+    def _check_listed(self, verb: Verb, match: list[WrittenCondition], exceptions: list[WrittenCondition]) -> None:
+        """The first principle for DNS lists: nothing that a client writes may let it through."""
+        lets_through = verb is Verb.DUNNO
+        where = "the match of a DUNNO rule" if lets_through else f"the except of a {verb} rule"
+        for one in match if lets_through else exceptions:
+            for name in one.dns_list_names:
+                written = self._file.dns_lists.get(name)
+                definition = written.definition if written is not None else None
+                if definition is not None and definition.ask not in PROVEN_ASKS:
+                    self._add(
+                        one.key,
+                        f"listed: {quoted(name)} is asked for {definition.ask}, so it cannot stand in {where}: the "
+                        "client writes that itself, and a lie must not let mail through; write a list that is asked "
+                        "for client_address or hostname",
+                    )
+
     # --- Conditions -------------------------------------------------------------------------------------------------
 
     def _read_conditions(self, rule: Mapping, key: str) -> list[WrittenCondition]:
@@ -449,10 +478,38 @@ class _Reader:
 
     def _read_condition(self, condition_type: ConditionType, item: Item) -> WrittenCondition | None:
         name = condition_type.name
-        nodes = item.value.items if isinstance(item.value, Sequence) else [item.value]
+        value, at_least = item.value, 1
+        if condition_type.form is Form.DNS_LIST and isinstance(value, Mapping):
+            names, at_least = self._read_at_least(value)
+            if names is None:
+                return None
+            value = names
+        nodes = value.items if isinstance(value, Sequence) else [value]
         if not nodes:
             self._add(item.value, f"{name}: the list is empty, so it can never hold")
             return None
+        written, values, lists = self._read_values(name, nodes)
+        form, report = condition_type.form, self._report
+        collections = [definition.parse(form, self._rule, self._prefix + name, report) for _, definition in lists]
+        if values:
+            inline = parse_values(
+                form, values, path=self._path, rule=self._rule, using=self._prefix + name, report=report
+            )
+            collections.insert(0, inline)
+        if name in KNOWN_VALUES:
+            self._check_known(name, values)
+        if form is Form.DNS_LIST:
+            collections = [self._dns_list_names(item, written, at_least)]
+        number = self._conditions
+        self._conditions += 1
+        condition = Condition(name, condition_type.subject, condition_type.kind, tuple(written), number, at_least)
+        is_bracketed = isinstance(item.value, Sequence) and item.value.flow
+        return WrittenCondition(condition, condition_type, item.key, values, lists, collections, is_bracketed)
+
+    def _read_values(
+        self, name: str, nodes: Iterable[Node]
+    ) -> tuple[list[str], list[Scalar], list[tuple[Scalar, ListDefinition]]]:
+        """The values of a condition: all as they are written, those that stand in place, and the lists."""
         written: list[str] = []
         values: list[Scalar] = []
         lists: list[tuple[Scalar, ListDefinition]] = []
@@ -474,20 +531,47 @@ class _Reader:
                     hint = did_you_mean(node.text[1:], self._file.lists) if self._will_be_shown() else ""
                     hint = hint or "; a literal '$' is written '$$'"
                     self._add(node, f"{name}: list {quoted(node.text[1:])} is not defined{hint}")
-        form, report = condition_type.form, self._report
-        collections = [definition.parse(form, self._rule, self._prefix + name, report) for _, definition in lists]
-        if values:
-            inline = parse_values(
-                form, values, path=self._path, rule=self._rule, using=self._prefix + name, report=report
+        return written, values, lists
+
+    def _read_at_least(self, node: Mapping) -> tuple[Node | None, int]:
+        """`{at_least: N, of: [...]}`: the names, and N. None if the names are missing."""
+        self._check_keys(node, ("at_least", "of"))
+        number, names = node.items.get("at_least"), node.get("of")
+        at_least = 1
+        if number is None:
+            self._add(node, "listed: 'at_least' is missing: how many of the lists must say so")
+        elif (text := self._text(number, "a number")) is not None:
+            if _AT_LEAST.fullmatch(text):
+                at_least = int(text)
+            else:
+                self._add(number.value, f"at_least: {quoted(text)} is not a number from 1 to 99")
+        if names is None:
+            self._add(node, "listed: 'of' is missing: the names of the lists")
+        elif isinstance(names, Mapping):
+            self._add(names, f"of: expected names of DNS lists, not {describe(names)}")
+            names = None
+        return names, at_least
+
+    def _dns_list_names(self, item: Item, values: list[str], at_least: int) -> list[str]:
+        """The names of `listed`, each once and in order; reports those that are not defined, and too few of them."""
+        names: dict[str, None] = {}
+        for text in values:
+            definition = self._file.lists.get(text[1:]) if text.startswith("$") else None
+            names.update(
+                dict.fromkeys([text] if definition is None else (entry.text for entry in definition.entries()))
             )
-            collections.insert(0, inline)
-        if name in KNOWN_VALUES:
-            self._check_known(name, values)
-        number = self._conditions
-        self._conditions += 1
-        condition = Condition(name, condition_type.subject, condition_type.kind, tuple(written), number)
-        is_bracketed = isinstance(item.value, Sequence) and item.value.flow
-        return WrittenCondition(condition, condition_type, item.key, values, lists, collections, is_bracketed)
+        if len(names) < at_least:
+            self._add(item.value, f"listed: at_least {at_least} of {len(names)} can never hold")
+        for name in names:
+            if not _NAME.fullmatch(name):
+                continue  # which has been reported
+            written = self._file.dns_lists.get(name)
+            if written is not None:
+                written.used = True
+            else:
+                hint = did_you_mean(name, self._file.dns_lists) or "; define it under dns_lists"
+                self._add(item.value, f"listed: DNS list {quoted(name)} is not defined{hint}")
+        return [*names]
 
     def _check_known(self, name: str, values: list[Scalar]) -> None:
         known = KNOWN_VALUES[name]

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from policyd.config.actions import PLACEHOLDERS
 from policyd.config.conditions import CONDITIONS, PROTOCOL_STATES, Form
-from policyd.config.rules_reader import MODES, NAME_PATTERN
+from policyd.config.dns_lists import DNS_LIST_KEYS, KEY, NAME_PATTERN
+from policyd.config.rules_reader import MODES
 from policyd.config.settings import ADAPTER, Settings
+from policyd.core.dns_lists import Ask
 from policyd.core.identity import Status
 from policyd.core.protocol import ATTRIBUTES
 from policyd.core.ruleset import DEFAULT_RULE, Verb
@@ -72,6 +74,12 @@ def rules_schema() -> Schema:
                     "propertyNames": {"pattern": f"^{NAME_PATTERN}$"},
                     "additionalProperties": {"$ref": "#/definitions/list"},
                 },
+                "dns_lists": {
+                    "type": "object",
+                    "description": "DNS lists (RFC 5782) that `listed` names.",
+                    "propertyNames": {"pattern": f"^{NAME_PATTERN}$"},
+                    "additionalProperties": {"$ref": "#/definitions/dns_list"},
+                },
                 "rules": {
                     "type": "array",
                     "description": "Tried from top to bottom; the first that matches decides.",
@@ -91,6 +99,7 @@ def rules_schema() -> Schema:
         ),
         "definitions": {
             "list": _list(),
+            "dns_list": _dns_list(),
             "rule": _rule(),
             "conditions": _object({name: _condition(one) for name, one in CONDITIONS.items()}, minProperties=1),
             "test": _test(),
@@ -195,6 +204,32 @@ def _list() -> Schema:
     return {"description": "Values, or the file that has them.", "anyOf": [*values["anyOf"], file]}
 
 
+def _dns_list() -> Schema:
+    code = {"type": "string", "examples": ["127.0.0.[2..11]"]}
+    fields: Schema = {
+        "zone": {
+            "type": "string",
+            "minLength": 1,
+            "description": f"The zone that is asked; {KEY} stands for the first line of key_file.",
+            "examples": ["zen.spamhaus.org"],
+        },
+        "key_file": {
+            "type": "string",
+            "minLength": 1,
+            "description": "The file with the key, relative to this one; other users must not be able to read it.",
+        },
+        "ask": {"enum": list(Ask), "default": Ask.CLIENT_ADDRESS, "description": "What the list is asked for."},
+        "codes": {**_one_or_more(code), "description": "The answers that mean listed, in Postfix's syntax."},
+        "refused": {**_one_or_more(code), "description": "The answers that mean: this list does not answer you."},
+        "self_test": {
+            "type": _SCALAR,
+            "description": "The entry that must be listed, instead of 127.0.0.2 or, for names, TEST; no: no self-test.",
+        },
+    }
+    assert tuple(fields) == DNS_LIST_KEYS
+    return _object(fields, required=["zone", "codes"])
+
+
 def _rule() -> Schema:
     return _object(
         {
@@ -235,12 +270,21 @@ def _condition(one: ConditionType) -> Schema:
         scalar = {"anyOf": [{"enum": list(Status)}, {"type": "string", "pattern": r"^\$"}]}
     elif one.form is not Form.TEXT:
         scalar["minLength"] = 1
+    if one.form is Form.DNS_LIST:
+        return _listed(one, scalar)
     described: Schema = {"description": f"{one.summary} One value or a list of values; $name stands for a list."}
     if one.examples:
         described["examples"] = list(one.examples)
     elif one.name == "protocol_state":
         described["examples"] = list(PROTOCOL_STATES)
     return {**described, **_one_or_more(scalar)}
+
+
+def _listed(one: ConditionType, name: Schema) -> Schema:
+    number = {"type": ["integer", "string"], "pattern": "^[1-9][0-9]?$", "description": "How many must say listed."}
+    of = {**_one_or_more(name), "description": "The names of the lists."}
+    at_least = _object({"at_least": number, "of": of}, required=["at_least", "of"])
+    return {"description": one.summary, "anyOf": [*of["anyOf"], at_least], "examples": [*one.examples]}
 
 
 def _test() -> Schema:
@@ -256,6 +300,8 @@ def _test() -> Schema:
                 "enum": list(Status),
                 "description": "hostname alone means verified, claimed alone mismatch, neither missing.",
             },
+            "listed": {**_one_or_more(text), "description": "DNS lists that say listed; all others are not listed."},
+            "listed_unknown": {**_one_or_more(text), "description": "DNS lists of which nothing is known."},
             "date": {
                 "type": "string",
                 "pattern": _DATE,

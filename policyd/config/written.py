@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from policyd.config.yaml_tree import Mapping, Scalar
-from policyd.core.ruleset import Action, Condition, Rule, Verb
+from policyd.core.ruleset import Action, Condition, Kind, Rule, Verb
+from policyd.core.tables import LongList, Networks
 
 if TYPE_CHECKING:
     from policyd.config.checks.ruleset_tests import SelfTest
     from policyd.config.conditions import ConditionType
+    from policyd.config.dns_lists import WrittenDnsList
     from policyd.config.in_force import LoadedFile, Outline, Text
     from policyd.config.lists import ListDefinition
     from policyd.core.index import Index, Ruleset
@@ -29,6 +31,14 @@ class WrittenCondition:
     lists: list[tuple[Scalar, ListDefinition]]
     collections: list[Entries]
     is_bracketed: bool = False
+
+    @property
+    def dns_list_names(self) -> tuple[str, ...]:
+        """The DNS lists of `listed`, in order, each once; none for every other condition."""
+        if self.condition.kind is not Kind.LISTED:
+            return ()
+        texts = (one for one in self.collections if not isinstance(one, Networks | LongList))
+        return tuple(dict.fromkeys(str(name) for names in texts for name in names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +69,7 @@ class RulesFile:
     root: Mapping | None = None
     rules: list[WrittenRule] = field(default_factory=list)
     lists: dict[str, ListDefinition] = field(default_factory=dict)
+    dns_lists: dict[str, WrittenDnsList] = field(default_factory=dict)
     default: Action = field(default_factory=lambda: Action(Verb.DUNNO))
     observe: bool = False
     tests: list[SelfTest] = field(default_factory=list)

@@ -13,6 +13,9 @@ the exceptions of any other, the *exempting* places.
 2. A temporary failure never causes a permanent reject: while reverse DNS is in error, a condition in an exempting
    place is unknown unless the PTR names are known and cannot satisfy it. What might have let the client through
    leaves a doubt, and a REJECT in doubt is answered DEFER; so is one that rests on the failure itself.
+
+A DNS list has three answers of its own (`policyd.core.dns_lists`). Unknown does not hold where it would block, and is
+unknown in an exempting place.
 """
 
 from __future__ import annotations
@@ -21,15 +24,18 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from policyd.core.facts import NOTHING_KNOWN, Facts, Needs
+from policyd.core.dns_lists import ListStatus
+from policyd.core.facts import NO_LISTS, NOTHING_KNOWN, Facts, Needs
 from policyd.core.identity import Identity, Status, identity_from_postfix, with_claimed
 from policyd.core.lookups import StatusLookup
-from policyd.core.ruleset import DEFAULT_RULE, Verb
+from policyd.core.ruleset import DEFAULT_RULE, Kind, Verb
 
 if TYPE_CHECKING:
     import datetime
+    from collections.abc import Mapping
 
-    from policyd.core.index import Pairs, Plan, RuleBucket, Ruleset
+    from policyd.core.dns_lists import ListAnswer
+    from policyd.core.index import ListTerm, ListTerms, ListUsers, Pairs, Plan, RuleBucket, Ruleset
     from policyd.core.protocol import Request
     from policyd.core.ruleset import Action, Condition, Rule
     from policyd.core.tables import Hits
@@ -41,7 +47,8 @@ class Decision(NamedTuple):
     `rule` is None where the default decided. `verb`, `code` and `text` (a template, as in `Action`) are the decision,
     which Postfix is told unless `observing`, the top-level `mode: observe`, holds it back. `downgraded` says that the
     verb would be REJECT but for a failure of DNS. `observed` names the observed rules above that matched. `identity`
-    is None if the decision did not need it.
+    is None if the decision did not need it. `lists` has the answers of DNS lists by name, and `listed_by` the list that
+    the deciding rule's match rests on.
     """
 
     verb: Verb
@@ -52,6 +59,8 @@ class Decision(NamedTuple):
     downgraded: bool = False
     identity: Identity | None = None
     observing: bool = False
+    lists: Mapping[str, ListAnswer] = NO_LISTS
+    listed_by: str = ""
 
     @property
     def action(self) -> Verb:
@@ -85,6 +94,15 @@ _VERIFIED: Final = Status.VERIFIED
 _ERROR: Final = Status.ERROR
 _REJECT: Final = Verb.REJECT
 _DUNNO: Final = Verb.DUNNO
+_LISTED: Final = ListStatus.LISTED
+_NOT_LISTED: Final = ListStatus.NOT_LISTED
+_NOT_KNOWN: Final = ListStatus.UNKNOWN
+
+# Outcomes of a rule that may still leave a doubt.
+_OPEN: Final = (_UNKNOWN, _NEEDED)
+
+# Which of two outcomes of parts of a rule is the rule's.
+_RANKS: Final = {outcome: rank for rank, outcome in enumerate((_YES, _IN_DOUBT, _UNKNOWN, _NEEDED, _NO))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +138,11 @@ def grounds(ruleset: Ruleset, request: Request, facts: Facts) -> tuple[object, .
     """
     identity = facts.identity
     found = [lookup.find(request, identity) for lookup in ruleset.index.lookups]
-    return (identity is None or (identity.status, identity.names_known), *found)
+    known = identity is None or (identity.status, identity.names_known)
+    if not ruleset.index.needs.lists:
+        return (known, *found)
+    lists = frozenset((name, answer.status) for name, answer in facts.lists.items())
+    return (known, lists, identity is not None and bool(identity.claimed), *found)
 
 
 def trace(ruleset: Ruleset, request: Request, facts: Facts, today: datetime.date) -> list[RuleTrace]:
@@ -135,7 +157,7 @@ class Inquiry:
     """One request under one ruleset, on its way to a decision.
 
     It begins with the facts that are there (`begin`: what Postfix says), and ends when `decide` returns a decision.
-    Until then `decide` returns what it needs, and `learn_identity` takes it.
+    Until then `decide` returns what it needs, and `learn_identity` and `learn_lists` take it.
     """
 
     __slots__ = (
@@ -148,6 +170,7 @@ class Inquiry:
         "_today",
         "_trusts_postfix",
         "identity",
+        "lists",
         "request",
         "ruleset",
     )
@@ -165,6 +188,7 @@ class Inquiry:
         self.request = request
         self._index = ruleset.index
         self.identity = facts.identity  # what is known of it, whether or not the decision needs it
+        self.lists = facts.lists
         self._today = today
         self._trusts_postfix = trust_postfix
         self._found: list[Hits | None] = [None] * len(self._index.lookups)
@@ -183,12 +207,9 @@ class Inquiry:
             identity = with_claimed(identity, self.request.get("reverse_client_name"))
         self.identity = identity
 
-    def decide_with(self, identity: Identity) -> Decision:
-        """Decides with the client's reverse DNS, where nothing else was needed."""
-        self.learn_identity(identity)
-        decision = self.decide()
-        assert not isinstance(decision, Needs)
-        return decision
+    def learn_lists(self, answers: Mapping[str, ListAnswer]) -> None:
+        """Takes answers of DNS lists, by the list's name."""
+        self.lists = {**self.lists, **answers}
 
     def _start(self) -> None:
         self._observed: tuple[str, ...] = ()
@@ -206,7 +227,7 @@ class Inquiry:
                 settled = self._settle(pending.pop())
                 if settled is not None:
                     return settled
-            brought_up = self._bring_up(bucket) if bucket.needs_identity else self._find(bucket.lookup).rules
+            brought_up = self._bring_up(bucket) if bucket.needs_facts else self._find(bucket.lookup).rules
             if brought_up:
                 pending = sorted({*pending, *brought_up}, reverse=True) if pending else list(brought_up[::-1])
         while pending:
@@ -246,8 +267,8 @@ class Inquiry:
         if outcome is _NO:
             return None
         if outcome is _NEEDED:
-            self._needs = Needs(identity=True)
-            return self._needs if self._needs == self._index.needs else None
+            self._need(self._index.plans[number], exempting=rule.action.verb is _DUNNO)
+            return self._needs if self._needs_everything() else None
         if rule.observe:
             if outcome is not _UNKNOWN:
                 self._observed += (rule.name,)
@@ -256,6 +277,36 @@ class Inquiry:
             self._doubt = True
             return None
         return self._decision(rule, rule.action, in_doubt=outcome is _IN_DOUBT)
+
+    def _need(self, plan: Plan, *, exempting: bool) -> None:
+        """Adds the facts that a rule waits for to those that are needed."""
+        identity = self.identity is None and bool(plan.match_identity or plan.exceptions_identity)
+        lists = self._missing_lists(plan, exempting=exempting)
+        if self.identity is None and lists:
+            by_hostname = lists & self._index.hostname_lists
+            identity = identity or bool(by_hostname)
+            lists -= by_hostname
+        self._needs = Needs(self._needs.identity or identity, self._needs.lists | lists)
+
+    def _missing_lists(self, plan: Plan, *, exempting: bool) -> set[str]:
+        """The DNS lists that a rule waits for."""
+        lists: set[str] = set()
+        if plan.lists is not None:
+            for terms, lets_through in ((plan.lists.match, exempting), (plan.lists.exceptions, not exempting)):
+                for term in terms:
+                    if self._holds_term(term, exempting=lets_through) is _NEEDED:
+                        lists.update(n for n in term.names if self._list_status(n, exempting=lets_through) is None)
+        return lists
+
+    def _needs_everything(self) -> bool:
+        """Whether the rules below can need nothing else."""
+        needs, every = self._needs, self._index.needs
+        if needs.identity is not (every.identity and self.identity is None):
+            return False
+        if len(needs.lists) == len(every.lists):
+            return True
+        missing = every.lists.difference(self.lists, self._index.hostname_lists if self.identity is None else ())
+        return needs.lists == missing
 
     def _decision(self, rule: Rule | None, action: Action, *, in_doubt: bool) -> Decision | Needs:
         if self._needs is not _NOTHING:
@@ -276,17 +327,21 @@ class Inquiry:
             downgraded,
             self.identity if needed else None,
             self.ruleset.observe,
+            self.lists,
+            self._listed_by(rule) if rule is not None and self.lists else "",
         )
 
     # --- Which rules come up ----------------------------------------------------------------------------------------
 
     def _bring_up(self, bucket: RuleBucket) -> tuple[int, ...]:
-        """The rules that are worth trying because of a lookup that needs the identity."""
+        """The rules that are worth trying because of a lookup that needs the identity, or of DNS lists."""
+        if bucket.lookup < 0:
+            return self._bring_up_listed(bucket)
         first = bucket.first if bucket.surely_needed else self._first_open(bucket.rules)
         if first is None:
             return ()
         if self.identity is None:
-            return (first,)
+            return tuple(sorted({first, *self._waiting_for_lists(bucket)})) if bucket.lists else (first,)
         if self._identity_from is None or first < self._identity_from:
             self._identity_from = first
         found = self._find(bucket.lookup).rules
@@ -297,21 +352,58 @@ class Inquiry:
                 return tuple(sorted((*found, unknown)))
         return found
 
+    def _bring_up_listed(self, bucket: RuleBucket) -> tuple[int, ...]:
+        """The rules filed under `listed` that are worth trying: for a list without an answer the first that waits for
+        it, for one that says *listed* all, for one that is unknown the first DUNNO rule that is."""
+        brought_up = set(self._waiting_for_lists(bucket))
+        for each in bucket.lists:
+            status = self._list_status(each.name, exempting=True)
+            if status is _LISTED or self._list_status(each.name, exempting=False) is _LISTED:
+                brought_up.update(each.filed)
+            elif status is _NOT_KNOWN and not self._doubt:
+                unknown = self._first_unknown(each.exempting)
+                if unknown is not None:
+                    brought_up.add(unknown)
+        return tuple(sorted(brought_up))
+
+    def _waiting_for_lists(self, bucket: RuleBucket) -> list[int]:
+        """For each DNS list without an answer the first rule that waits for it."""
+        waiting = []
+        for each in bucket.lists:
+            if None in (self._list_status(each.name, exempting=place) for place in (False, True)):
+                number = self._first_waiting(each)
+                if number is not None:
+                    waiting.append(number)
+        return waiting
+
+    def _first_waiting(self, each: ListUsers) -> int | None:
+        """The first rule that waits for this DNS list."""
+        rules, plans = self.ruleset.rules, self._index.plans
+        for number in each.users:
+            rule, plan = rules[number], plans[number]
+            if rule.expired(self._today) or self._try(rule, plan) is not _NEEDED:
+                continue
+            if each.name in self._missing_lists(plan, exempting=rule.action.verb is _DUNNO):
+                return number
+        return None
+
     def _first_open(self, numbers: tuple[int, ...]) -> int | None:
-        """The first of these rules that only the identity can settle."""
+        """The first of these rules that only facts can settle."""
         rules, plans = self.ruleset.rules, self._index.plans
         for number in numbers:
-            plan = plans[number]
-            if not rules[number].expired(self._today) and self._fits(plan.match, plan.exceptions):
+            rule, plan = rules[number], plans[number]
+            if rule.expired(self._today) or not self._fits(plan.match, plan.exceptions):
+                continue
+            if plan.lists is None or self._try_lists(plan.lists, exempting=rule.action.verb is _DUNNO) is not _NO:
                 return number
         return None
 
     def _first_unknown(self, numbers: tuple[int, ...]) -> int | None:
-        """The first of these rules that is unknown because reverse DNS failed."""
+        """The first of these rules that is unknown because DNS failed, or waits for a fact."""
         rules, plans = self.ruleset.rules, self._index.plans
         for number in numbers:
             rule = rules[number]
-            if not rule.expired(self._today) and self._try(rule, plans[number]) is _UNKNOWN:
+            if not rule.expired(self._today) and self._try(rule, plans[number]) in _OPEN:
                 return number
         return None
 
@@ -321,7 +413,19 @@ class Inquiry:
         """What becomes of a rule that came up: the condition under which it is filed holds, or needs the identity."""
         if not self._fits(plan.match, plan.exceptions):
             return _NO
+        if plan.lists is None:
+            return self._try_names(rule, plan)
+        # What a list says can settle the rule without the names, and the other way round.
+        outcome = self._try_lists(plan.lists, exempting=rule.action.verb is _DUNNO)
+        return outcome if outcome is _NO else max(outcome, self._try_names(rule, plan), key=_RANKS.__getitem__)
+
+    def _try_names(self, rule: Rule, plan: Plan) -> Outcome:
+        """What the conditions on the identity make of a rule whose other conditions hold."""
         if not plan.match_identity and not plan.exceptions_identity:
+            if plan.lists is None or self.identity is None or not plan.lists.by_hostname:
+                return _YES
+            if self._identity_from is None or rule.number < self._identity_from:
+                self._identity_from = rule.number
             return _YES
         if self.identity is None:
             return _NEEDED
@@ -361,7 +465,82 @@ class Inquiry:
             return _UNKNOWN if unknown else _YES
         return _IN_DOUBT if unknown or (failed and plan.match_identity) else _YES
 
+    # --- DNS lists --------------------------------------------------------------------------------------------------
+
+    def _try_lists(self, terms: ListTerms, *, exempting: bool) -> Outcome:
+        """What DNS lists make of a rule whose other conditions hold."""
+        outcome = _YES
+        for term in terms.match:
+            holds = self._holds_term(term, exempting=exempting)
+            if holds is _NO:
+                return _NO
+            outcome = max(outcome, holds, key=_RANKS.__getitem__)
+        for term in terms.exceptions:
+            holds = self._holds_term(term, exempting=not exempting)
+            if holds is _YES:
+                return _NO
+            if holds is _IN_DOUBT:
+                holds = (
+                    _UNKNOWN  # but for the failure of reverse DNS, this DUNNO rule might have let the client through
+                )
+            if holds is not _NO:
+                outcome = max(outcome, holds, key=_RANKS.__getitem__)
+        return outcome if exempting or outcome is not _UNKNOWN else _IN_DOUBT
+
+    def _holds_term(self, term: ListTerm, *, exempting: bool) -> Outcome:
+        """Whether enough of the lists say *listed*: in doubt if that rests on names that could not be verified."""
+        listed = of_claimed_names = missing = unknown = 0
+        failed = self.identity is not None and self.identity.status is _ERROR
+        for name in term.names:
+            status = self._list_status(name, exempting=exempting)
+            if status is None:
+                missing += 1
+            elif status is _NOT_KNOWN:
+                unknown += 1
+            elif status is _LISTED and failed and name in self._index.hostname_lists:
+                of_claimed_names += 1
+            elif status is _LISTED:
+                listed += 1
+        if listed >= term.at_least:
+            return _YES
+        if listed + of_claimed_names + missing + (unknown if exempting else 0) < term.at_least:
+            return _NO
+        if missing:
+            return _NEEDED
+        return _IN_DOUBT if listed + of_claimed_names >= term.at_least else _UNKNOWN
+
+    def _list_status(self, name: str, *, exempting: bool) -> ListStatus | None:
+        """What a list says, as the place sees it; None if it has not been asked, or the names not looked up."""
+        answer = self.lists.get(name)
+        status = answer.status if answer is not None else None
+        if name not in self._index.hostname_lists:
+            return status
+        identity = self.identity
+        if identity is None or identity.status is _VERIFIED:
+            return status if identity is not None else None
+        if identity.status is not _ERROR:
+            # In an exempting place a claimed name counts for nothing.
+            return _NOT_LISTED if exempting or not identity.claimed else status
+        if not identity.claimed or (exempting and not identity.names_known):
+            return _NOT_KNOWN
+        # There, one that could not be looked up may still be verified later.
+        return _NOT_KNOWN if exempting and status is _LISTED else status
+
+    def _listed_by(self, rule: Rule) -> str:
+        """The first list of the rule's match, in its order, that said *listed*; empty if none did."""
+        terms = self._index.plans[rule.number].lists
+        if terms is not None:
+            for term in terms.match:
+                for name in term.names:
+                    if self._list_status(name, exempting=False) is _LISTED:
+                        return name
+        return ""
+
+    # --- One condition ----------------------------------------------------------------------------------------------
+
     def _holds_condition(self, condition: Condition, *, exempting: bool) -> Outcome:
+        if condition.kind is Kind.LISTED:
+            return self._holds_term(self._index.list_terms[condition.number], exempting=exempting)
         lookup = self._index.lookup_of[condition.number]
         if not condition.needs_identity:
             return _YES if condition.number in self._find(lookup).conditions else _NO

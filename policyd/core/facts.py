@@ -5,13 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from policyd.core.dns_lists import ListAnswer
     from policyd.core.identity import Identity
+
+# What DNS lists say of a client if none has been asked. Never changed: an answer makes a new mapping.
+NO_LISTS: Final[Mapping[str, ListAnswer]] = {}
 
 
 class Facts(NamedTuple):
-    """What is known of a client beyond its request; None for what is not known yet."""
+    """What is known of a client beyond its request: None, or no answer of a list, for what is not known yet."""
 
     identity: Identity | None = None
+    lists: Mapping[str, ListAnswer] = NO_LISTS
 
 
 NOTHING_KNOWN: Final = Facts()
@@ -21,3 +28,4 @@ class Needs(NamedTuple):
     """The facts without which there is no decision: everything that the rules from there on may need."""
 
     identity: bool = False
+    lists: frozenset[str] = frozenset()  # names of DNS lists; those asked by host name once the identity is known

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from policyd.core.facts import Needs
 from policyd.core.hits import hits_by_number, hits_of
@@ -32,24 +32,63 @@ from policyd.core.tables import NOTHING, Entries, LongList, NameTable, Networks,
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
+    from policyd.core.dns_lists import DnsList
     from policyd.core.hits import HitsByNumber
     from policyd.core.ruleset import Rule
 
 
+class ListUsers(NamedTuple):
+    """The rules of a bucket that a DNS list is for, in order."""
+
+    name: str
+    users: tuple[int, ...]  # all rules with the list in their match or except
+    filed: tuple[int, ...]  # those that are filed under a `listed` with this list
+    exempting: tuple[int, ...]  # of these, the enforcing DUNNO rules
+
+
 class RuleBucket(NamedTuple):
-    """A lookup, and the rules that are filed under conditions which it answers."""
+    """A lookup, and the rules that are filed under conditions which it answers.
+
+    The rules filed under `listed` are one bucket, whose lookup is LISTED; what brings them up is in `lists`.
+    """
 
     lookup: int  # its place in `Index.lookups`
     first: int  # the first such rule: until the ruleset has come to it, the lookup need not be made
-    needs_identity: bool
+    needs_facts: bool  # the client's identity or DNS lists
     surely_needed: bool  # whether nothing but the identity can rule `first` out
-    rules: tuple[int, ...]  # all such rules, in order; only where `needs_identity`
+    rules: tuple[int, ...]  # all such rules, in order; only where `needs_facts`
     exempting: tuple[int, ...]  # of these, the enforcing DUNNO rules
+    lists: tuple[ListUsers, ...]  # the DNS lists that these rules use
+
+
+# The place of a lookup that is not made: what DNS lists say is passed in.
+LISTED: Final = -1
 
 
 # A lookup's place and a condition's number, of each of some conditions.
 Pairs: TypeAlias = "tuple[tuple[int, int], ...]"
+
+
+class ListTerm(NamedTuple):
+    """A `listed` condition: so many of these lists say *listed*."""
+
+    names: tuple[str, ...]
+    at_least: int
+    by_hostname: bool  # one of the lists is asked for host names, so the client's identity is needed first
+
+
+class ListTerms(NamedTuple):
+    """The `listed` conditions of one rule."""
+
+    match: tuple[ListTerm, ...]
+    exceptions: tuple[ListTerm, ...]
+
+    @property
+    def by_hostname(self) -> bool:
+        """Whether one of the lists is asked for host names."""
+        return any(term.by_hostname for terms in self for term in terms)
 
 
 class Plan(NamedTuple):
@@ -59,6 +98,7 @@ class Plan(NamedTuple):
     exceptions: Pairs
     match_identity: Pairs  # what needs the client's identity, all of it
     exceptions_identity: Pairs
+    lists: ListTerms | None = None
 
 
 class Index(NamedTuple):
@@ -69,6 +109,8 @@ class Index(NamedTuple):
     plans: tuple[Plan, ...]  # by the rule's number
     lookup_of: tuple[int, ...]  # by the condition's number
     needs: Needs  # everything that any of the rules may need
+    list_terms: Mapping[int, ListTerm]  # by the number of a `listed` condition
+    hostname_lists: AbstractSet[str]  # DNS lists that are asked for host names
 
 
 class Source(NamedTuple):
@@ -102,20 +144,27 @@ def build_index(
     rules: Sequence[Rule],
     entries: Mapping[int, Sequence[Entries]],
     make_tables: MakeTables,
+    hostname_lists: AbstractSet[str] = frozenset(),
 ) -> Index:
     """Files every entry of every condition.
 
     `entries` has, by the condition's number, the collections of its entries: `Networks`; folded names, with a
-    leading dot where only names under it are meant; folded values; expressions; statuses; or a `LongList` of
-    networks, names or values. A list that several conditions use is the same object in each. Conditions are numbered
-    from 0 without a gap.
+    leading dot where only names under it are meant; folded values; expressions; statuses; names of DNS lists, of
+    which `hostname_lists` are asked for host names; or a `LongList` of networks, names or values. A list that several
+    conditions use is the same object in each. Conditions are numbered from 0 without a gap.
 
     Raises ValueError if an attribute's entries are more than a table can hold.
     """
     conditions = {c.number: c for rule in rules for c in (*rule.match, *rule.exceptions)}
     filed_under = {_filing_condition(rule, entries).number: rule.number for rule in rules}
     families: dict[tuple[str, Kind], list[Condition]] = defaultdict(list)
+    list_terms: dict[int, ListTerm] = {}
     for condition in conditions.values():
+        if condition.kind is Kind.LISTED:
+            names = tuple(dict.fromkeys(str(name) for names in entries[condition.number] for name in _texts(names)))
+            by_hostname = not hostname_lists.isdisjoint(names)
+            list_terms[condition.number] = ListTerm(names, condition.at_least, by_hostname)
+            continue
         kind: Kind = Kind.DOMAIN if condition.kind is Kind.NAME else condition.kind
         families[condition.subject, kind].append(condition)
 
@@ -132,16 +181,33 @@ def build_index(
 
     plans = tuple(
         Plan(
-            tuple(pair(c) for c in rule.match if not c.needs_identity and c.number not in filed_under),
-            tuple(pair(c) for c in rule.exceptions if not c.needs_identity),
+            tuple(pair(c) for c in rule.match if not c.needs_facts and c.number not in filed_under),
+            tuple(pair(c) for c in rule.exceptions if not c.needs_facts),
             tuple(pair(c) for c in rule.match if c.needs_identity),
             tuple(pair(c) for c in rule.exceptions if c.needs_identity),
+            _list_terms(rule, list_terms),
         )
         for rule in rules
     )
-    needs = Needs(identity=any(condition.needs_identity for condition in conditions.values()))
-    buckets = _buckets(rules, conditions, filed_under, lookup_of)
-    return Index(tuple(lookups), buckets, plans, tuple(lookup_of), needs)
+    needs = Needs(
+        any(c.needs_identity for c in conditions.values()) or any(term.by_hostname for term in list_terms.values()),
+        frozenset(name for term in list_terms.values() for name in term.names),
+    )
+    for number in list_terms:
+        lookup_of[number] = LISTED
+    buckets = _buckets(rules, conditions, filed_under, lookup_of, plans)
+    return Index(tuple(lookups), buckets, plans, tuple(lookup_of), needs, list_terms, hostname_lists)
+
+
+def _texts(entries: Entries) -> Sequence[bytes] | Sequence[str]:
+    assert not isinstance(entries, Networks | LongList)
+    return entries
+
+
+def _list_terms(rule: Rule, list_terms: Mapping[int, ListTerm]) -> ListTerms | None:
+    match = tuple(list_terms[c.number] for c in rule.match if c.number in list_terms)
+    exceptions = tuple(list_terms[c.number] for c in rule.exceptions if c.number in list_terms)
+    return ListTerms(match, exceptions) if match or exceptions else None
 
 
 def _buckets(
@@ -149,29 +215,55 @@ def _buckets(
     conditions: Mapping[int, Condition],
     filed_under: Mapping[int, int],
     lookup_of: Sequence[int],
+    plans: Sequence[Plan],
 ) -> tuple[RuleBucket, ...]:
     by_lookup: dict[int, list[int]] = defaultdict(list)
-    with_identity: set[int] = set()
+    with_facts: set[int] = set()
     for condition, rule in filed_under.items():
         by_lookup[lookup_of[condition]].append(rule)
-        if conditions[condition].needs_identity:
-            with_identity.add(lookup_of[condition])
+        if conditions[condition].needs_facts:
+            with_facts.add(lookup_of[condition])
     buckets = []
     for lookup, numbers in by_lookup.items():
         numbers.sort()
-        needs_identity = lookup in with_identity
-        exempting = (n for n in numbers if rules[n].action.verb is Verb.DUNNO and not rules[n].observe)
+        needs_facts = lookup in with_facts
+        exempting = [n for n in numbers if rules[n].action.verb is Verb.DUNNO and not rules[n].observe]
         buckets.append(
             RuleBucket(
                 lookup,
                 numbers[0],
-                needs_identity,
-                needs_identity and _rests_on_identity(rules[numbers[0]]),
-                tuple(numbers) if needs_identity else (),
-                tuple(exempting) if needs_identity else (),
+                needs_facts,
+                needs_facts and _rests_on_identity(rules[numbers[0]]),
+                tuple(numbers) if needs_facts else (),
+                tuple(exempting) if needs_facts else (),
+                _list_users(numbers, exempting, plans, is_filed=lookup == LISTED) if needs_facts else (),
             )
         )
     return tuple(sorted(buckets, key=lambda bucket: bucket.first))
+
+
+def _list_users(
+    numbers: Sequence[int], exempting: Sequence[int], plans: Sequence[Plan], *, is_filed: bool
+) -> tuple[ListUsers, ...]:
+    """Each DNS list that these rules use, with its rules; `is_filed` if they are filed under `listed`."""
+    users: dict[str, list[int]] = {}
+    filed: dict[str, list[int]] = defaultdict(list)
+    for number in numbers:
+        terms = plans[number].lists
+        if terms is None:
+            continue
+        for term in (*terms.match, *terms.exceptions):
+            for name in term.names:
+                rules = users.setdefault(name, [])
+                if not rules or rules[-1] != number:
+                    rules.append(number)
+                if is_filed and term in terms.match:
+                    filed[name].append(number)
+    lets_through = frozenset(exempting)
+    return tuple(
+        ListUsers(name, tuple(rules), tuple(filed[name]), tuple(n for n in filed[name] if n in lets_through))
+        for name, rules in users.items()
+    )
 
 
 def _rests_on_identity(rule: Rule) -> bool:
@@ -183,21 +275,31 @@ def _filing_condition(rule: Rule, entries: Mapping[int, Sequence[Entries]]) -> C
     return min(rule.match, key=lambda condition: _breadth(condition, entries[condition.number]))
 
 
+# Attributes of which most requests have the same value.
+_FEW_VALUES = frozenset({"request", "protocol_state", "protocol_name", "encryption_protocol", "policy_context"})
+
+
+# How broad a condition is: on the HELO name, the sender or the recipient; and on anything else.
+_BREADTHS = {
+    Kind.NAME: (1, 2),
+    Kind.DOMAIN: (1, 2),
+    Kind.VALUE: (1, 5),
+    Kind.EXPRESSION: (3, 5),
+    Kind.LISTED: (6, 6),
+    Kind.STATUS: (8, 8),
+}
+
+
 def _breadth(condition: Condition, collections: Sequence[Entries]) -> int:
     mail_or_helo = condition.subject in {"helo_name", "sender", "recipient"}
-    match condition.kind:
-        case Kind.NETWORK:
-            return 8 if any(_has_wide(networks) for networks in collections) else 0
-        case Kind.NAME | Kind.DOMAIN:
-            return 1 if mail_or_helo else 2
-        case Kind.VALUE:
-            return 1 if mail_or_helo else 6
-        case Kind.EXPRESSION if condition.subject == Subject.HOSTNAME:
-            return 4
-        case Kind.EXPRESSION:
-            return 3 if mail_or_helo else 5
-        case Kind.STATUS:
-            return 7
+    if condition.kind is Kind.NETWORK:
+        return 9 if any(_has_wide(networks) for networks in collections) else 0
+    if condition.kind is Kind.EXPRESSION and condition.subject == Subject.HOSTNAME:
+        return 4
+    if condition.kind is Kind.VALUE and condition.subject in _FEW_VALUES:
+        return 7
+    breadth_of_mail_or_helo, breadth = _BREADTHS[condition.kind]
+    return breadth_of_mail_or_helo if mail_or_helo else breadth
 
 
 def _has_wide(networks: Entries) -> bool:
@@ -302,3 +404,4 @@ class Ruleset:
     observe: bool = False
     hash: str = "00000000"
     counts: Counts = Counts()
+    dns_lists: tuple[DnsList, ...] = ()  # those that a rule uses

@@ -40,6 +40,8 @@ def reply_text(decision: Decision, request: Request, identity: Identity | None, 
 
 def _fill(name: str, decision: Decision, request: Request, identity: Identity | None, decision_id: bytes) -> str:
     match name:
+        case "list":
+            return decision.listed_by or "unknown"
         case "rule":
             return decision.rule_name
         case "id":

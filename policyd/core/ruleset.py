@@ -44,6 +44,7 @@ class Kind(Enum):
     DOMAIN = "domain"  # a host name or a mail address's domain, or a name under it (leading dot: only under it)
     VALUE = "value"  # a mail address or any other attribute, exactly
     EXPRESSION = "expression"  # an RE2 expression is found
+    LISTED = "listed"  # so many of these DNS lists say that they list it
 
 
 class Subject(StrEnum):
@@ -51,6 +52,7 @@ class Subject(StrEnum):
 
     HOSTNAME = "hostname"  # the client's host name, verified or claimed: policyd.core.engine says which is seen
     REVERSE_DNS = "reverse_dns"
+    LISTED = "listed"  # what DNS lists say
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,12 @@ class Condition:
     kind: Kind
     values: tuple[str, ...]
     number: int
+    at_least: int = 1  # of `listed`: how many of the lists must say so
+
+    @property
+    def needs_facts(self) -> bool:
+        """Whether the request alone cannot tell if it holds."""
+        return self.needs_identity or self.kind is Kind.LISTED
 
     @property
     def needs_identity(self) -> bool:

@@ -34,6 +34,8 @@ from policyd.daemon.reload import Loader, LoadError
 from policyd.daemon.server import Server
 from policyd.daemon.status import EXPIRY_NOTICE_DAYS, ReloadResult, Running, status
 from policyd.daemon.systemd import Notifier
+from policyd.dns.facts import FactFinder
+from policyd.dns.lists import DnsLists
 from policyd.dns.resolver import Resolver
 
 if TYPE_CHECKING:
@@ -148,11 +150,13 @@ class _Daemon:
                 most_connections,
             )
         self._resolver = Resolver(settings.dns, self._counters.dns)
+        self._dns_lists = DnsLists()
+        self._dns_lists.use(delivery.ruleset.dns_lists, settings.dns, self._resolver.servers)
         self._decision_log = DecisionLog(settings.decision_log.path, asyncio.get_running_loop().call_soon)
         self._server = Server(
             delivery.ruleset,
             settings,
-            self._resolver,
+            FactFinder(self._resolver, self._dns_lists, settings.dns.timeout),
             self._decision_log,
             counters=self._counters,
             most_connections=most_connections,
@@ -237,6 +241,7 @@ class _Daemon:
                 self._decision_log.check(now)
                 self._running.check(now)
                 self._check_loader()
+                self._dns_lists.check()
                 if self._server.today != self._announced:
                     self._announce_expiry()
             except Exception:  # noqa: BLE001 - the boundary of the work beside requests
@@ -318,7 +323,8 @@ class _Daemon:
         old_resolver = self._resolver
         if dataclasses.replace(new.dns, trust_postfix=old.dns.trust_postfix) != old.dns:
             self._resolver = Resolver(new.dns, old_resolver.counters)
-        self._server.use(delivery.ruleset, new, self._resolver)
+        self._dns_lists.use(delivery.ruleset.dns_lists, new.dns, self._resolver.servers)
+        self._server.use(delivery.ruleset, new, FactFinder(self._resolver, self._dns_lists, new.dns.timeout))
         self._running.delivery = delivery
         self._counters.forget_rules(delivery.ruleset)
         self._running.rates.forget(monotonic())
@@ -371,8 +377,9 @@ class _Daemon:
 
     async def _forget(self, request: Request) -> Answer:
         what = request.what.encode("utf-8", "replace")
-        count = await self._server.resolver.forget(what)
-        _log.info("forgot what DNS said of %s (%d clients)", shown(what), count)
+        count = await self._resolver.forget(what)
+        listed = await self._dns_lists.forget(what)
+        _log.info("forgot what DNS said of %s (%d clients, %d answers of DNS lists)", shown(what), count, listed)
         return {"ok": True, "clients": count}
 
     async def _tell_rules(self, _request: Request) -> Answer:
@@ -433,6 +440,7 @@ class _Daemon:
             self._server.abort()
         if self._page_server is not None:
             self._page_server.close()
+        await self._dns_lists.close()
         for resolver in (self._resolver, *self._replaced):
             await resolver.close()
         self._decision_log.close()

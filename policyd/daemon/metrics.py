@@ -18,7 +18,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from prometheus_client import generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, SummaryMetricFamily
 
 from policyd import __version__
 from policyd.daemon.counters import LATENCY_BOUNDS
@@ -134,6 +134,7 @@ class Page:
             yield CounterMetricFamily(name, help_text, value=value)
         yield from self._list_families()
         yield from self._dns_families()
+        yield from self._dns_list_families()
         yield from _by_labels(
             "policyd_log_lines_lost",
             "Log lines that could not be written.",
@@ -156,7 +157,7 @@ class Page:
             yield from _by_labels(name, help_text, ("list",), values, GaugeMetricFamily)
 
     def _dns_families(self) -> Iterator[Metric]:
-        dns, resolver = self._server.counters.dns, self._server.resolver
+        dns, resolver = self._server.counters.dns, self._server.facts.resolver
         yield from _by_labels(
             "policyd_dns_lookups",
             "Clients that were looked up, by reverse DNS status and the reason of an error.",
@@ -172,6 +173,43 @@ class Page:
             yield CounterMetricFamily(name, help_text, value=count)
         yield GaugeMetricFamily("policyd_dns_in_flight", "Clients being looked up.", value=resolver.in_flight)
         yield GaugeMetricFamily("policyd_dns_cached", "Clients in the cache.", value=resolver.cached_clients)
+
+    def _dns_list_families(self) -> Iterator[Metric]:
+        lists = self._server.facts.lists
+        usable = GaugeMetricFamily(
+            "policyd_dns_list_usable", "Whether a DNS list is in use: 0 if its self-test was wrong.", labels=("list",)
+        )
+        for name, state in lists.states.items():
+            usable.add_metric([name], state.standing.usable)
+        yield usable
+        counters = {name: state.counters for name, state in lists.states.items()}
+        for key, help_text in (
+            ("asked", "Questions that a DNS list was asked."),
+            ("hits", "Answers of a DNS list from the cache."),
+            ("refused", "Questions that a DNS list was not asked: too many were in flight (dns.lookups)."),
+        ):
+            counts: dict[tuple[str, ...], int] = {(name,): getattr(one, key) for name, one in counters.items()}
+            yield from _by_labels(f"policyd_dns_list_{key}", help_text, ("list",), counts)
+        yield from _by_labels(
+            "policyd_dns_list_answers",
+            "Answers of a DNS list, by what they mean and the reason of an unknown one.",
+            ("list", "answer", "reason"),
+            {
+                (name, status.value.replace(" ", "_"), reason): count
+                for name, one in counters.items()
+                for (status, reason), count in one.answers.items()
+            },
+        )
+        seconds = SummaryMetricFamily(
+            "policyd_dns_list_seconds", "Time until a DNS list answered, or its time was over.", labels=("list",)
+        )
+        for name, one in counters.items():
+            seconds.add_metric([name], one.answers.total(), one.seconds)
+        yield seconds
+        yield GaugeMetricFamily("policyd_dns_list_in_flight", "Questions in flight.", value=lists.in_flight)
+        yield GaugeMetricFamily(
+            "policyd_dns_list_cached", "Addresses and names in the cache.", value=lists.cached_subjects
+        )
 
 
 class PageServer:

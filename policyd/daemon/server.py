@@ -34,11 +34,10 @@ if TYPE_CHECKING:
 
     from policyd.config.settings import Settings
     from policyd.core.engine import Decision
-    from policyd.core.identity import Identity
     from policyd.core.index import Ruleset
     from policyd.daemon.counters import Counters
     from policyd.daemon.decision_log_file import DecisionLog
-    from policyd.dns.resolver import Resolver
+    from policyd.dns.facts import FactFinder
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ class Server:
         self,
         ruleset: Ruleset,
         settings: Settings,
-        resolver: Resolver,
+        facts: FactFinder,
         decision_log: DecisionLog,
         *,
         counters: Counters,
@@ -79,12 +78,12 @@ class Server:
         self._attaching: set[asyncio.Task[None]] = set()
         self._most_connections = most_connections
         self._complaints: dict[str, Throttled] = {}
-        self.use(ruleset, settings, resolver)
+        self.use(ruleset, settings, facts)
 
-    def use(self, ruleset: Ruleset, settings: Settings, resolver: Resolver) -> None:
+    def use(self, ruleset: Ruleset, settings: Settings, facts: FactFinder) -> None:
         """Puts these in force for every request from now on, between two requests; no connection notices."""
         self.ruleset = ruleset
-        self.resolver = resolver
+        self.facts = facts
         self.line = json_line if settings.decision_log.format == "json" else text_line
         self.trust_postfix = settings.dns.trust_postfix
         self.limits = settings.limits
@@ -281,15 +280,12 @@ class Connection(asyncio.Protocol):
             if request is None:
                 break
             inquiry = Inquiry.begin(server.ruleset, request, server.today, trust_postfix=server.trust_postfix)
-            decision = inquiry.decide()
+            decision = server.facts.decide(inquiry)
             if isinstance(decision, Needs):
-                identity = server.resolver.cached(request.address)
-                if identity is None:
-                    self._waits = True
-                    lookup = server.resolver.look_up(request.address)
-                    lookup.add_done_callback(partial(self._answer_later, inquiry, arrived, monotonic()))
-                    return
-                decision = inquiry.decide_with(identity)
+                self._waits = True
+                found = server.facts.find(inquiry, decision)
+                found.add_done_callback(partial(self._answer_later, inquiry, arrived, monotonic()))
+                return
             self._answer(inquiry, decision, arrived=arrived, dns_seconds=0.0)
             self.since = arrived
         self._partial = self._parser.pending > 0
@@ -306,15 +302,14 @@ class Connection(asyncio.Protocol):
             assert self._transport is not None
             self._transport.write(reply)
 
-    def _answer_later(self, inquiry: Inquiry, arrived: float, asked: float, lookup: asyncio.Future[Identity]) -> None:
-        """The slow path, when DNS has answered: decides by the ruleset that the request met first."""
+    def _answer_later(self, inquiry: Inquiry, arrived: float, asked: float, found: asyncio.Future[Decision]) -> None:
+        """The slow path, when DNS has answered. The decision is by the ruleset that the request met first."""
         self._waits = False
         if self._closing:
             return
         try:
             now = monotonic()
-            decision = inquiry.decide_with(lookup.result())
-            self._answer(inquiry, decision, arrived=arrived, dns_seconds=now - asked)
+            self._answer(inquiry, found.result(), arrived=arrived, dns_seconds=now - asked)
             self.since = now
             self._answer_requests(now)
         except ProtocolError as error:

@@ -204,7 +204,8 @@ def _dns(running: Running) -> Section:
     asked = counters.outcomes.total()
     failed = sum(count for (status, _), count in counters.outcomes.items() if status is Status.ERROR)
     median = round(statistics.median(counters.recent) * 1000, 1) if counters.recent else None
-    data = {"asked": asked, "failed": failed, "median_ms": median, "cached": running.server.resolver.cached_clients}
+    cached = running.server.facts.resolver.cached_clients
+    data = {"asked": asked, "failed": failed, "median_ms": median, "cached": cached}
     line = f"asked {asked:,}, failed {failed:,}" + ("" if median is None else f", median {median} ms")
     return Section({"dns": data}, (("dns", f"{line}; {data['cached']:,} clients cached"),))
 
@@ -227,6 +228,35 @@ def _lists(running: Running) -> Section:
         for file in files
     )
     return Section({"lists": data}, lines)
+
+
+def _dns_lists(running: Running) -> Section:
+    data, lines, attention = [], [], []
+    for name, state in running.server.facts.lists.states.items():
+        standing, counters = state.standing, state.counters
+        tested = None if standing.tested_at is None else monotonic() - standing.tested_at
+        data.append(
+            {
+                "list": name,
+                "zone": state.definition.shown_zone,
+                "usable": standing.usable,
+                "why": standing.why or None,
+                "self_test": None if standing.last_test is None else standing.last_test.value,
+                "tested_seconds_ago": None if tested is None else round(tested),
+                "asked": counters.asked,
+            }
+        )
+        if not state.definition.self_test:
+            test = "no self-test"
+        elif standing.last_test is None or tested is None:
+            test = "not tested yet"
+        else:
+            test = f"self-test {standing.last_test.value} {_age(time.time() - tested)} ago"
+        use = "in use" if standing.usable else f"out of use: {standing.why}"
+        lines.append(("DNS list", f"{name}: {use}; {test}; asked {counters.asked:,}"))
+        if not standing.usable:
+            attention.append(f"DNS list {name} is out of use: {standing.why}")
+    return Section({"dns_lists": data}, tuple(lines), tuple(attention))
 
 
 def _logs(running: Running) -> Section:
@@ -267,6 +297,7 @@ SECTIONS: tuple[Callable[[Running], Section], ...] = (
     _connections,
     _dns,
     _lists,
+    _dns_lists,
     _logs,
     _endings,
 )

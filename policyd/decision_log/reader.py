@@ -53,6 +53,7 @@ class LoggedDecision(NamedTuple):
     hostname: bytes
     claimed: tuple[bytes, ...]
     reverse_dns: bytes
+    lists: tuple[bytes, ...]
     dns_error: bytes
     downgraded: bool
     protocol_state: bytes
@@ -152,6 +153,7 @@ _from_text: dict[Form, Callable[[bytes | None, Read], Any]] = {
     Form.LIST: lambda value, read: tuple(map(read, value.split(b","))) if value else (),
     Form.NUMBER: lambda value, _read: float(value) if value and _NUMBER.fullmatch(value) else None,
     Form.FLAG: lambda value, _read: value == b"true",
+    Form.LISTS: lambda value, read: tuple(map(read, value.split(b","))) if value else (),
 }
 
 
@@ -196,6 +198,11 @@ _from_json: dict[Form, Callable[[Any], Any]] = {
     Form.LIST: _names,
     Form.NUMBER: _number,
     Form.FLAG: lambda value: value is True,
+    Form.LISTS: lambda value: (
+        tuple(_text(f"{name}:{said}") for name, said in value.items() if isinstance(said, str))
+        if isinstance(value, dict)
+        else ()
+    ),
 }
 
 

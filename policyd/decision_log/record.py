@@ -12,7 +12,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 # Bytes of a line at most, its line end included: PIPE_BUF, so that a write to a pipe is all or nothing (pipe(7)).
 MAX_LINE = 4096
@@ -35,6 +35,7 @@ class Form(Enum):
     LIST = "list"  # key=value,value
     NUMBER = "number"  # key=1.0
     FLAG = "flag"  # key=true
+    LISTS = "lists"  # key=list:127.0.0.2+127.0.0.9,list:-,list:?reason; in JSON an object
     CLIENT = "client"  # client=NAME[ADDRESS]
     ADDRESS = "address"  # stands in `client=`
 
@@ -57,6 +58,7 @@ FIELDS = (
     Field("hostname", "client", Form.CLIENT),
     Field("claimed", "claimed", Form.LIST),
     Field("reverse_dns", "rdns"),
+    Field("lists", "lists", Form.LISTS),
     Field("dns_error", "dns_error"),
     Field("downgraded", "downgraded", Form.FLAG),
     Field("protocol_state", "state"),
@@ -149,14 +151,17 @@ def unescape(value: bytes) -> bytes:
 # --- JSON ---------------------------------------------------------------------------------------------------------
 
 
-def as_object(record: Mapping[str, Value], limit: int) -> dict[str, str | list[str] | float | bool]:
+def as_object(record: Mapping[str, Value], limit: int) -> dict[str, str | list[str] | dict[str, str] | float | bool]:
     """Returns the record as an object of the JSON format, each value cut where its JSON is longer than `limit`."""
-    shown: dict[str, str | list[str] | float | bool] = {}
+    shown: dict[str, str | list[str] | dict[str, str] | float | bool] = {}
     for key, _, form in FIELDS:
         value = record.get(key)
         if form is Form.CLIENT:
             value = value or NO_NAME
-        if value is not None:
+        if form is Form.LISTS and isinstance(value, tuple):
+            items = (item.decode("ascii", "replace") for item in value)
+            shown[key] = dict(item.split(":", 1) for item in _readable_items(items, limit) if ":" in item)
+        elif value is not None:
             shown[key] = _readable(value, limit)
     return shown
 
@@ -173,16 +178,21 @@ def _readable(value: Value, limit: int) -> str | list[str] | float | bool:
         case str():
             return _cut(value, limit)
         case tuple():
-            items: list[str] = []
-            for item in value:
-                text = _cut(item[: limit + 1].decode("utf-8", "replace"), limit)
-                limit -= _json_length(text) + len('"",')
-                if limit < 0:
-                    return [*items, "..."]
-                items.append(text)
-            return items
+            return _readable_items((item[: limit + 1].decode("utf-8", "replace") for item in value), limit)
         case _:
             return value
+
+
+def _readable_items(items: Iterable[str], limit: int) -> list[str]:
+    """As many of the items as have room, then `...` if that is not all."""
+    shown: list[str] = []
+    for item in items:
+        text = _cut(item, limit)
+        limit -= _json_length(text) + len('"",')
+        if limit < 0:
+            return [*shown, "..."]
+        shown.append(text)
+    return shown
 
 
 # Bytes that one character takes in JSON at most: two surrogates, each as `\uNNNN`.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from policyd.core.identity import Status
 from policyd.core.protocol import SENDER_STATES
+from policyd.decision_log.lists import format_answers
 from policyd.decision_log.record import (
     LIMITS,
     MAX_LINE,
@@ -60,6 +61,7 @@ def record_of(entry: Entry) -> dict[str, Value]:
         "hostname": entry.hostname or NO_NAME,
         "claimed": identity.claimed if identity is not None else None,
         "reverse_dns": str(identity.status) if identity is not None else None,
+        "lists": format_answers(decision.lists),
         "dns_error": str(identity.reason) if identity is not None and identity.reason is not None else None,
         "downgraded": decision.downgraded,
         "protocol_state": get("protocol_state"),
@@ -119,6 +121,9 @@ def text_line(entry: Entry) -> bytes:
         or (identity is not None and (identity.claimed or identity.reason is not None))
     ):
         return _fitted(format_text, entry)
+    said_by_dns = _RDNS[identity.status] if identity is not None else b""
+    if decision.lists and (lists := format_answers(decision.lists)):
+        said_by_dns += b" lists=" + b",".join(lists)
     line = _LINE % (
         time,
         decision.verb.encode(),
@@ -126,7 +131,7 @@ def text_line(entry: Entry) -> bytes:
         b" rule=" + decision.rule.name.encode() if decision.rule is not None else b"",
         hostname or NO_NAME,
         address,
-        _RDNS[identity.status] if identity is not None else b"",
+        said_by_dns,
         state,
         sender,
         recipient,

@@ -1,13 +1,12 @@
 """The names under which a DNS list is asked (RFC 5782 sections 2.1, 2.4 and 3.1), and what is never asked.
 
-Pure. A subject is what a request is asked for: a client's address as text, or a folded name.
+Pure. A subject is what a list is asked for: a client's address, or a folded name.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from policyd.core.address import parse_address
 from policyd.core.dns_lists import Ask
 from policyd.core.identity import MAX_TRIED, may_be_host
 from policyd.core.normalize import domain_of, fold_name
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
     from policyd.core.dns_lists import DnsList
     from policyd.core.identity import Identity
     from policyd.core.protocol import Request
+
+Subject: TypeAlias = "Address | bytes"
 
 # RFC 1035 section 2.3.4: 255 octets on the wire are 253 characters.
 MAX_NAME = 253
@@ -37,7 +38,7 @@ _NEVER_ASKED = (
 )
 
 
-def subjects(dns_list: DnsList, request: Request, identity: Identity | None) -> tuple[bytes, ...]:
+def subjects(dns_list: DnsList, request: Request, identity: Identity | None) -> tuple[Subject, ...]:
     """Returns what the list is to be asked for; empty if this request has nothing that may be asked.
 
     For `ask: hostname` these are the verified names or, if none verified, the claimed ones; at most ten. The identity
@@ -45,8 +46,8 @@ def subjects(dns_list: DnsList, request: Request, identity: Identity | None) -> 
     """
     match dns_list.ask:
         case Ask.CLIENT_ADDRESS:
-            address = request.get("client_address")
-            return (address,) if _may_ask(parse_address(address)) else ()
+            address = request.address
+            return (address,) if address is not None and _may_ask(address) else ()
         case Ask.HOSTNAME:
             assert identity is not None
             names = identity.verified or identity.claimed
@@ -59,21 +60,17 @@ def subjects(dns_list: DnsList, request: Request, identity: Identity | None) -> 
     return tuple(name for name in names if len(name) <= room and may_be_host(name))[:MAX_TRIED]
 
 
-def _may_ask(address: Address | None) -> bool:
-    if address is None:
-        return False
+def _may_ask(address: Address) -> bool:
     version, number = address
     bits = 32 if version == 4 else 128
     return not any(v == version and number >> bits - length == first for v, first, length in _NEVER_ASKED)
 
 
-def question(dns_list: DnsList, subject: bytes) -> str:
+def question(dns_list: DnsList, subject: Subject) -> str:
     """Returns the name whose A records are the list's answer for a subject."""
-    if not dns_list.takes_addresses:
+    if isinstance(subject, bytes):
         return f"{subject.decode('ascii')}.{dns_list.zone}"
-    address = parse_address(subject)
-    assert address is not None
-    return f"{reversed_address(*address)}.{dns_list.zone}"
+    return f"{reversed_address(*subject)}.{dns_list.zone}"
 
 
 def reversed_address(version: int, number: int) -> str:

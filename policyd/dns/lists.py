@@ -21,14 +21,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cachetools import LRUCache
 
-from policyd.core.address import format_address, parse_address
-from policyd.core.dns_lists import NEVER_ASKED, OUT_OF_USE, ListAnswer, ListStatus, combine, unknown
+from policyd.core.address import parse_address
+from policyd.core.dns_lists import NEVER_ASKED, OUT_OF_USE, Ask, ListAnswer, ListStatus, combine, unknown
 from policyd.core.identity import Reason
+from policyd.core.normalize import fold_name
 from policyd.core.throttle import Throttled
 from policyd.dns.answers import MAX_SECONDS, A, settled_answer
 from policyd.dns.channels import NameServers
 from policyd.dns.list_answers import is_suspect, read_list_answer
-from policyd.dns.list_names import question
+from policyd.dns.list_names import Subject, question, subjects
 from policyd.dns.list_standing import Due, SelfTestResult, Standing, judge_self_test, self_test_questions
 from policyd.dns.lookup import ERROR_SECONDS, MIN_SECONDS, NONE_SECONDS, Answer, Lookup
 
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 
     from policyd.config.settings import Dns
     from policyd.core.dns_lists import DnsList
-    from policyd.core.identity import AddressesAnswer
+    from policyd.core.identity import AddressesAnswer, Identity
+    from policyd.core.protocol import Request
     from policyd.dns.channels import Channel
 
 _log = logging.getLogger(__name__)
@@ -48,6 +50,9 @@ LINE_SECONDS = 60.0
 
 # Seconds between two lines about bugs: a client that can cause one can cause many.
 BUG_SECONDS = 60.0
+
+# Subjects in the cache that `forget` looks at in one turn of the event loop.
+FORGET_SLICE = 1000
 
 _OUT_OF_USE = unknown(OUT_OF_USE)
 _TOO_MANY = unknown(Reason.TIMEOUT)
@@ -90,7 +95,7 @@ class _Waiter(NamedTuple):
     """A list that wants the answer of a query for one of its subjects."""
 
     state: ListState
-    subject: bytes
+    subject: Subject
     answer: asyncio.Future[ListAnswer]
 
 
@@ -115,10 +120,11 @@ class DnsLists:
         self.bugs = 0
         self._loop = asyncio.get_running_loop()
         self._random = SystemRandom()
-        self._cache: LRUCache[bytes, dict[str, _Kept]] = LRUCache(0)
+        self._cache: LRUCache[Subject, dict[str, _Kept]] = LRUCache(0)
         self._queries: dict[str, _Query] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._bug = Throttled(BUG_SECONDS)
+        self._is_closed = False
 
     def use(self, lists: Sequence[DnsList], dns: Dns, servers: NameServers) -> None:
         """Puts definitions and settings in force. A list whose definition did not change keeps its standing and its
@@ -149,27 +155,60 @@ class DnsLists:
         """Addresses and names in the cache, those included whose time is over."""
         return len(self._cache)
 
+    # --- Answers of all lists that a request needs --------------------------------------------------------------------
+
+    def all_known(self, names: Iterable[str], request: Request, identity: Identity | None) -> dict[str, ListAnswer]:
+        """Returns the answers of these lists that need no question."""
+        answers = {}
+        addresses: tuple[Subject, ...] | None = None
+        kept: dict[str, _Kept] = {}
+        now = monotonic()
+        for name in names:
+            state = self.states.get(name)
+            if state is None or (identity is None and state.definition.ask is Ask.HOSTNAME):
+                answers[name] = _OUT_OF_USE  # a request that began before a reload which changed the list
+                continue
+            if not state.definition.takes_addresses:
+                if (answer := self.known(name, subjects(state.definition, request, identity))) is not None:
+                    answers[name] = answer
+                continue
+            if addresses is None:  # one look into the cache for all lists of addresses
+                addresses = subjects(state.definition, request, identity)
+                kept = self._cache.get(addresses[0], kept) if addresses else kept
+            if not addresses:
+                answers[name] = NEVER_ASKED
+            elif not state.standing.usable:
+                answers[name] = _OUT_OF_USE
+            elif (one := kept.get(name)) is not None and self._is_valid(one, state, now):
+                state.counters.hits += 1
+                answers[name] = one.answer
+        return answers
+
+    def ask(self, name: str, request: Request, identity: Identity | None) -> asyncio.Future[ListAnswer]:
+        """Asks a list of which `all_known` had no answer; as `look_up`."""
+        return self.look_up(name, subjects(self.states[name].definition, request, identity))
+
     # --- Answers ----------------------------------------------------------------------------------------------------
 
-    def known(self, name: str, subjects: Sequence[bytes]) -> ListAnswer | None:
+    def known(self, name: str, asked_for: Sequence[Subject]) -> ListAnswer | None:
         """Returns a list's answer for these subjects if it needs no question, else None."""
         state = self.states.get(name)
-        if not subjects:
+        if not asked_for:
             return NEVER_ASKED
         if state is None or not state.standing.usable:
             return _OUT_OF_USE
-        if len(subjects) == 1:
-            return self._kept(state, subjects[0])
-        answers = [self._kept(state, subject) for subject in subjects]
+        if len(asked_for) == 1:
+            return self._kept(state, asked_for[0])
+        answers = [self._kept(state, subject) for subject in asked_for]
         return combine(answer for answer in answers if answer is not None) if None not in answers else None
 
-    def look_up(self, name: str, subjects: Sequence[bytes]) -> asyncio.Future[ListAnswer]:
+    def look_up(self, name: str, asked_for: Sequence[Subject]) -> asyncio.Future[ListAnswer]:
         """Asks a list for subjects of which `known` had no answer. The future raises nothing, and is not to be
         cancelled: other requests may wait for the same one."""
         state = self.states[name]
-        if len(subjects) == 1:
-            return self._look_up(state, subjects[0])
-        answers = [self._look_up(state, subject) for subject in subjects]
+        if len(asked_for) == 1:
+            return self._look_up(state, asked_for[0])
+        answers = [self._look_up(state, subject) for subject in asked_for]
         combined: asyncio.Future[ListAnswer] = self._loop.create_future()
         missing = len(answers)
 
@@ -183,22 +222,37 @@ class DnsLists:
             answer.add_done_callback(count)
         return combined
 
-    def forget(self, what: bytes) -> bool:
-        """Drops what the cache holds of an address or a folded name; returns whether there was anything."""
-        address = parse_address(what)
-        same = {what} if address is None else {what, format_address(address).encode()}
-        return sum(self._cache.pop(one, None) is not None for one in same) > 0
+    async def forget(self, what: bytes) -> int:
+        """Drops the answers kept for an address, or for every name that is `what` or lies under it.
 
-    def _kept(self, state: ListState, subject: bytes) -> ListAnswer | None:
+        Returns for how many of them there were answers.
+        """
+        self._servers.renew()
+        address = parse_address(what)
+        if address is not None:
+            return 0 if self._cache.pop(address, None) is None else 1
+        name = fold_name(what)
+        count = 0
+        for number, subject in enumerate(list(self._cache), 1):
+            if isinstance(subject, bytes) and (subject == name or subject.endswith(b"." + name)):
+                count += self._cache.pop(subject, None) is not None
+            if number % FORGET_SLICE == 0:
+                await asyncio.sleep(0)
+        return count
+
+    def _kept(self, state: ListState, subject: Subject) -> ListAnswer | None:
         kept = self._cache.get(subject)
         if kept is None or (one := kept.get(state.definition.name)) is None:
             return None
-        if one.until <= monotonic() or one.state is not state or one.generation != state.generation:
+        if not self._is_valid(one, state, monotonic()):
             return None
         state.counters.hits += 1
         return one.answer
 
-    def _look_up(self, state: ListState, subject: bytes) -> asyncio.Future[ListAnswer]:
+    def _is_valid(self, kept: _Kept, state: ListState, now: float) -> bool:
+        return kept.until > now and kept.state is state and kept.generation == state.generation
+
+    def _look_up(self, state: ListState, subject: Subject) -> asyncio.Future[ListAnswer]:
         answer: asyncio.Future[ListAnswer] = self._loop.create_future()
         kept = self._kept(state, subject)
         if kept is not None:  # another one of several subjects is not known
@@ -245,7 +299,7 @@ class DnsLists:
                 channel.answered += 1
             if not channel.users and query.servers.is_replaced(channel):
                 self._run(query.servers.unused(channel))
-            if found is Reason.TIMEOUT or found is Reason.MALFORMED:
+            if (found is Reason.TIMEOUT or found is Reason.MALFORMED) and not self._is_closed:
                 self._run(self._ask_in_task(query, Answer(found, ttl, 0.0)))
             else:
                 self._end(query, found, ttl)
@@ -287,7 +341,7 @@ class DnsLists:
                 self.check()
         query.waiters.clear()
 
-    def _keep(self, state: ListState, subject: bytes, answer: ListAnswer, until: float) -> None:
+    def _keep(self, state: ListState, subject: Subject, answer: ListAnswer, until: float) -> None:
         if not self._cache.maxsize:
             return
         kept = self._cache.get(subject)
@@ -367,6 +421,7 @@ class DnsLists:
 
     async def close(self) -> None:
         """Ends what is under way; the name servers are closed by their owner, which ends the queries."""
+        self._is_closed = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -386,6 +441,40 @@ def _seconds_to_keep(answer: ListAnswer, ttl: int | None) -> float:
             return NONE_SECONDS
         case ListStatus.UNKNOWN:
             return ERROR_SECONDS
+
+
+class Asked(NamedTuple):
+    """One question to a DNS list: the list, the name with the key hidden, the addresses or why there are none."""
+
+    dns_list: str
+    shown_name: str
+    answer: AddressesAnswer
+    meaning: ListAnswer
+    seconds: float
+
+
+async def ask_once(
+    lists: Iterable[DnsList], request: Request, identity: Identity | None, dns: Dns
+) -> tuple[dict[str, ListAnswer], list[Asked]]:
+    """Asks these lists now, without a cache; returns their answers, and every question."""
+    answers: dict[str, ListAnswer] = {}
+    asked: list[Asked] = []
+
+    async def ask(dns_list: DnsList, subject: Subject) -> ListAnswer:
+        name = question(dns_list, subject)
+        began = monotonic()
+        (found,) = await _ask_all((name,), dns)
+        meaning = read_list_answer(dns_list, found)
+        shown = name.removesuffix(dns_list.zone) + dns_list.shown_zone
+        asked.append(Asked(dns_list.name, shown, found, meaning, monotonic() - began))
+        return meaning
+
+    async def ask_list(dns_list: DnsList) -> None:
+        wanted = subjects(dns_list, request, identity)
+        answers[dns_list.name] = combine(await asyncio.gather(*(ask(dns_list, subject) for subject in wanted)))
+
+    await asyncio.gather(*map(ask_list, lists))
+    return answers, asked
 
 
 async def self_test(dns_list: DnsList, dns: Dns, random: SystemRandom) -> SelfTestResult:

@@ -449,6 +449,7 @@ class MailLog:
             b"policyd",
             decision.rule_name + b" " + decision.reply if decision.reply else decision.rule_name,
             "policyd",
+            decision.lists,
         )
 
 

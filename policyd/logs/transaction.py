@@ -54,6 +54,7 @@ class Observation(NamedTuple):
     by: bytes
     text: bytes
     log: str
+    lists: tuple[bytes, ...] = ()  # answers of DNS lists, as the decision log has them
 
 
 # Recipients kept of one transaction: smtpd_recipient_limit is 1000 (postconf(5)), sendmail's default is higher but

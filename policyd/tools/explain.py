@@ -17,20 +17,23 @@ from policyd.config.entries import parse_entries
 from policyd.config.lists import Entry
 from policyd.config.tables.build import build_tables
 from policyd.core.engine import Decision, Outcome, trace
-from policyd.core.facts import Facts
 from policyd.core.identity import Status
 from policyd.core.index import build_index
 from policyd.core.printable import printable
 from policyd.core.reply import reply_text
 from policyd.core.ruleset import Action, Condition, Kind, Rule, Subject, Verb
+from policyd.decision_log.lists import format_answers
+from policyd.decision_log.record import as_object
 
 if TYPE_CHECKING:
     import datetime
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from policyd.config.load import Loaded
     from policyd.config.written import WrittenCondition
+    from policyd.core.dns_lists import ListAnswer
     from policyd.core.engine import RuleTrace
+    from policyd.core.facts import Facts
     from policyd.core.identity import Identity
     from policyd.core.protocol import Request
 
@@ -45,6 +48,7 @@ _VERBS = {
     Kind.DOMAIN: ("is under", "is not under"),
     Kind.VALUE: ("is", "is not"),
     Kind.EXPRESSION: ("matches", "does not match"),
+    Kind.LISTED: ("is listed by", "is not listed by"),
 }
 
 
@@ -69,6 +73,7 @@ class Query(NamedTuple):
     answers: tuple[str, ...]
     failure: str | None
     seconds: float
+    meaning: str = ""  # of a DNS list's answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,7 @@ class Explanation:
     request: Request
     decision: Decision
     identity: Identity | None
+    lists: Mapping[str, ListAnswer]
     source: str
     queries: tuple[Query, ...]
     rules: tuple[tuple[RuleTrace, tuple[Reason, ...], tuple[Reason, ...]], ...]  # with match and except
@@ -108,7 +114,7 @@ def explain(
     loaded: Loaded,
     request: Request,
     decision: Decision,
-    identity: Identity | None,
+    facts: Facts,
     today: datetime.date,
     *,
     source: str,
@@ -116,23 +122,24 @@ def explain(
 ) -> Explanation:
     """Puts together why a request was decided as it was; `today` is the date in UTC."""
     rules = []
-    for looked in trace(loaded.ruleset, request, Facts(identity), today):
+    identity = facts.identity
+    for looked in trace(loaded.ruleset, request, facts, today):
         written = loaded.rules_file.rules[looked.rule.number]
         lets_through = looked.rule.action.verb is Verb.DUNNO
         rules.append(
             (
                 looked,
                 tuple(
-                    _reason(one, outcome, loaded, request, identity, exempting=lets_through)
+                    _reason(one, outcome, loaded, request, facts, exempting=lets_through)
                     for one, (_, outcome) in zip(written.match, looked.match, strict=True)
                 ),
                 tuple(
-                    _reason(one, outcome, loaded, request, identity, exempting=not lets_through)
+                    _reason(one, outcome, loaded, request, facts, exempting=not lets_through)
                     for one, (_, outcome) in zip(written.exceptions, looked.exceptions, strict=True)
                 ),
             )
         )
-    return Explanation(loaded, request, decision, identity, source, queries, tuple(rules))
+    return Explanation(loaded, request, decision, identity, facts.lists, source, queries, tuple(rules))
 
 
 def _reason(
@@ -140,12 +147,15 @@ def _reason(
     outcome: Outcome,
     loaded: Loaded,
     request: Request,
-    identity: Identity | None,
+    facts: Facts,
     *,
     exempting: bool,
 ) -> Reason:
     """Why a condition turned out as it did; `exempting` says that it stands where it would let mail through."""
-    condition = written.condition
+    condition, identity = written.condition, facts.identity
+    if condition.kind is Kind.LISTED:
+        said = format_answers({n: facts.lists[n] for n in written.dns_list_names if n in facts.lists})
+        return Reason(condition, outcome, said, None, unproven=False)
     unproven = (
         exempting
         and condition.subject == Subject.HOSTNAME
@@ -224,6 +234,9 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
             for looked, match, exceptions in explanation.rules
         ],
     }
+    if explanation.lists:
+        result["lists"] = as_object({"lists": format_answers(explanation.lists)}, 1 << 20).get("lists", {})
+        result["list_queries"] = [_query_as_json(query) for query in explanation.queries if query.meaning]
     if identity is not None:
         result["dns"] = {
             "source": explanation.source,
@@ -233,17 +246,19 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
             "claimed": [readable(name) for name in identity.claimed],
             "names_known": identity.names_known,
             "dns_ms": round(identity.seconds * 1000, 1),
-            "queries": [
-                {
-                    "question": query.question,
-                    "answers": list(query.answers),
-                    "failure": query.failure,
-                    "ms": round(query.seconds * 1000, 1),
-                }
-                for query in explanation.queries
-            ],
+            "queries": [_query_as_json(query) for query in explanation.queries if not query.meaning],
         }
     return result
+
+
+def _query_as_json(query: Query) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "question": query.question,
+        "answers": list(query.answers),
+        "failure": query.failure,
+        "ms": round(query.seconds * 1000, 1),
+    }
+    return {**shown, "meaning": query.meaning} if query.meaning else shown
 
 
 def _reason_as_json(reason: Reason) -> dict[str, Any]:
@@ -310,9 +325,23 @@ def _summary(explanation: Explanation) -> Table:
             grid.add_row(label, Text(readable(value)))
     grid.add_row("reverse DNS", _said(explanation))
     for query in explanation.queries:
-        said = Text(f"{query.question}  ").append(query.failure or ", ".join(query.answers) or "none", "bold")
-        grid.add_row("", said.append(f"  ({query.seconds * 1000:.1f} ms)", "dim"))
+        if not query.meaning:
+            grid.add_row("", _said_to(query))
+    for name, answer in explanation.lists.items():
+        meaning = answer.status.value if answer.asked else "not listed: nothing to ask for"
+        reason = (
+            f" ({answer.reason})" if answer.reason else f"  {' '.join(answer.addresses)}" if answer.addresses else ""
+        )
+        grid.add_row("DNS list", Text(f"{name}: ").append(meaning, "bold").append(reason))
+        for query in explanation.queries:
+            if query.meaning.startswith(f"{name}: "):
+                grid.add_row("", _said_to(query))
     return grid
+
+
+def _said_to(query: Query) -> Text:
+    said = Text(f"{query.question}  ").append(query.failure or ", ".join(query.answers) or "none", "bold")
+    return said.append(f"  ({query.seconds * 1000:.1f} ms)", "dim")
 
 
 def _said(explanation: Explanation) -> Text:
@@ -357,6 +386,10 @@ def _why(looked: RuleTrace, match: tuple[Reason, ...], exceptions: tuple[Reason,
 
 def _line(prefix: str, reason: Reason) -> Text:
     condition = reason.condition
+    if condition.kind is Kind.LISTED:
+        said = f"{prefix}listed: {', '.join(map(readable, reason.seen)) or 'nothing was asked'}"
+        at_least = f" (at least {condition.at_least} of them)" if condition.at_least > 1 else ""
+        return Text(said + at_least, {Outcome.YES: "", Outcome.NO: "dim"}.get(reason.outcome, "yellow"))
     holds, fails = _VERBS[condition.kind]
     seen = ", ".join(readable(text) or "''" for text in reason.seen) or "no name"
     if reason.entry is not None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from policyd.core.dns_lists import NOT_LISTED, unknown
 from policyd.core.engine import Decision, decide, grounds
 from policyd.core.facts import NOTHING_KNOWN, Facts, Needs
 from policyd.core.identity import Identity, Status, told_identity
 from policyd.core.protocol import REQUEST_TYPE, Request
+from policyd.decision_log.lists import parse_answers
 from policyd.logs.transaction import Observation, Outcome, Standing
 
 if TYPE_CHECKING:
@@ -28,6 +30,15 @@ class Assumption(StrEnum):
     MISMATCH = "mismatch"
 
 
+class ListAssumption(StrEnum):
+    """What to take a DNS list's answer for if the log does not have it."""
+
+    UNKNOWN = "unknown"
+    NOT_LISTED = "not-listed"
+
+
+_NOT_IN_LOG = unknown("not_in_log")
+
 # The status of a client by what the log says of its name.
 _STATUSES = {
     Standing.VERIFIED: Status.VERIFIED,
@@ -43,7 +54,15 @@ class Judge:
     With `by_recipient`, a mail to several is decided for each of them.
     """
 
-    def __init__(self, ruleset: Ruleset, today: datetime.date, assumption: Assumption, *, by_recipient: bool) -> None:
+    def __init__(
+        self,
+        ruleset: Ruleset,
+        today: datetime.date,
+        assumption: Assumption,
+        *,
+        by_recipient: bool,
+        list_assumption: ListAssumption = ListAssumption.UNKNOWN,
+    ) -> None:
         self._ruleset = ruleset
         self._today = today
         self._assumption = assumption
@@ -52,12 +71,15 @@ class Judge:
             Standing.NOT_LOOKED_UP: NOTHING_KNOWN,
             Standing.UNKNOWN: Facts(told_identity(Status(assumption))),
         }
+        self._list_answer = NOT_LISTED if list_assumption is ListAssumption.NOT_LISTED else _NOT_IN_LOG
+        self.lists_assumed = False  # the last decisions needed an answer of a DNS list that the log does not have
 
     def decisions(self, seen: Observation) -> list[Decision | None]:
         """One decision for each recipient, or one for all of them.
 
         None: the decision depends on the client's name, which was not looked up.
         """
+        self.lists_assumed = False
         facts = self._facts(seen)
         return [self._decide(_request(seen, recipient), facts) for recipient in self._recipients(seen)]
 
@@ -74,11 +96,18 @@ class Judge:
 
     def _facts(self, seen: Observation) -> Facts:
         if not seen.names or seen.standing not in _STATUSES:
-            return self._nameless[seen.standing]
-        return Facts(_identity(seen.standing, seen.names))
+            facts = self._nameless[seen.standing]
+        else:
+            facts = Facts(_identity(seen.standing, seen.names))
+        return facts._replace(lists=parse_answers(seen.lists)) if seen.lists else facts
 
     def _decide(self, request: Request, facts: Facts) -> Decision | None:
         decision = decide(self._ruleset, request, facts, self._today)
+        while isinstance(decision, Needs) and decision.lists:
+            self.lists_assumed = True
+            assumed = dict.fromkeys(decision.lists, self._list_answer)
+            facts = facts._replace(lists={**facts.lists, **assumed})
+            decision = decide(self._ruleset, request, facts, self._today)
         return None if isinstance(decision, Needs) else decision
 
 

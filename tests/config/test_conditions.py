@@ -12,6 +12,7 @@ from policyd.core.ruleset import Kind, Subject
 NAMED = {
     "cidr": ("client_address", Kind.NETWORK),
     "reverse_dns": ("reverse_dns", Kind.STATUS),
+    "listed": ("listed", Kind.LISTED),
     "hostname": ("hostname", Kind.NAME),
     "hostname_suffix": ("hostname", Kind.DOMAIN),
     "hostname_regex": ("hostname", Kind.EXPRESSION),

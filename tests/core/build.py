@@ -8,6 +8,7 @@ from policyd.core.index import Ruleset, build_index
 from policyd.core.normalize import fold_name, fold_value
 from policyd.core.ruleset import Action, Condition, Kind, Rule, Verb
 from policyd.core.tables import Networks
+from tests.naive import Listed
 
 
 def condition_of(name: str) -> tuple[str, Kind]:
@@ -16,6 +17,8 @@ def condition_of(name: str) -> tuple[str, Kind]:
         return "client_address", Kind.NETWORK
     if name == "reverse_dns":
         return name, Kind.STATUS
+    if name == "listed":
+        return name, Kind.LISTED
     for suffix, kind in (("_regex", Kind.EXPRESSION), ("_suffix", Kind.DOMAIN), ("_domain", Kind.DOMAIN)):
         if name.endswith(suffix):
             return name.removesuffix(suffix), kind
@@ -37,13 +40,25 @@ def entries_of(kind: Kind, values: list[str]) -> object:
     return values
 
 
-def build(rules: list[dict[str, Any]], default: str = "DUNNO", lists: dict[str, list[str]] | None = None) -> Ruleset:
-    """A ruleset; a value `$name` stands for a list, which all conditions of one kind share."""
+def build(
+    rules: list[dict[str, Any]],
+    default: str = "DUNNO",
+    lists: dict[str, list[str]] | None = None,
+    hostname_lists: frozenset[str] = frozenset(),
+) -> Ruleset:
+    """A ruleset; a value `$name` stands for a list, which all conditions of one kind share.
+
+    The value of `listed` is a `tests.naive.Listed`.
+    """
     entries: dict[int, list[Any]] = {}
     shared: dict[tuple[str, Kind], object] = {}
 
     def condition(name: str, values: list[str]) -> Condition:
         subject, kind = condition_of(name)
+        if isinstance(values, Listed):
+            listed = Condition(name, subject, kind, values.of, len(entries), values.at_least)
+            entries[listed.number] = [list(values.of)]
+            return listed
         own = [value for value in values if not value.startswith("$")]
         collections = [entries_of(kind, own)]
         for value in values:
@@ -69,7 +84,7 @@ def build(rules: list[dict[str, Any]], default: str = "DUNNO", lists: dict[str, 
                 rule.get("expires"),
             )
         )
-    return Ruleset(tuple(made), action_of(default), build_index(made, entries, build_tables))
+    return Ruleset(tuple(made), action_of(default), build_index(made, entries, build_tables, hostname_lists))
 
 
 def action_of(text: str) -> Action:

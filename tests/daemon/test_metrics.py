@@ -130,7 +130,10 @@ async def test_a_page_with_many_rules_is_made_in_slices_and_is_one_page() -> Non
         counters=counters,
         ruleset=build([]),
         connections=(),
-        resolver=SimpleNamespace(in_flight=0, cached_clients=0),
+        facts=SimpleNamespace(
+            resolver=SimpleNamespace(in_flight=0, cached_clients=0),
+            lists=SimpleNamespace(states={}, in_flight=0, cached_subjects=0),
+        ),
     )
     running = SimpleNamespace(
         server=server,

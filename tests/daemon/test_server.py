@@ -20,6 +20,8 @@ from policyd.daemon.counters import Counters
 from policyd.daemon.decision_log_file import DecisionLog
 from policyd.daemon.listeners import Listener
 from policyd.daemon.server import Server
+from policyd.dns.facts import FactFinder
+from policyd.dns.lists import DnsLists
 from policyd.dns.resolver import Resolver
 from tests.core.build import build
 from tests.daemon.client import request, unnamed
@@ -65,7 +67,7 @@ class Served:
         self.server = Server(
             build(RULES),
             Settings(),
-            NobodyKnows(Dns()),
+            FactFinder(NobodyKnows(Dns()), DnsLists(), 5.0),
             self.decision_log,
             counters=self.counters,
             most_connections=100,

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 TEXT = (
     b"2026-11-21T17:16:00.123+09:00 REJECT id=7Q4K2M9X rule=sakura-vps"
-    b" client=os3-305-42423.vs.sakura.ne.jp[49.212.201.177] rdns=verified state=RCPT from=<a@b.example>"
+    b" client=os3-305-42423.vs.sakura.ne.jp[49.212.201.177] rdns=verified"
+    b" lists=zen:127.0.0.2+127.0.0.9,dnswl:-,psbl:?timeout state=RCPT from=<a@b.example>"
     b" to=<c@d.example> helo=<x.example> instance=2839.653c0bf7.6e7e.2 observed=first-try,second ruleset=3f9c2a1b"
     b' dns_ms=11.8 ms=12.1 reply="5.7.1 Access denied"'
 )
@@ -34,6 +35,7 @@ JSON = {
     "client_address": "49.212.201.177",
     "hostname": "os3-305-42423.vs.sakura.ne.jp",
     "reverse_dns": "verified",
+    "lists": {"zen": "127.0.0.2+127.0.0.9", "dnswl": "-", "psbl": "?timeout"},
     "protocol_state": "RCPT",
     "sender": "a@b.example",
     "recipient": "c@d.example",
@@ -55,6 +57,7 @@ DECISION = LoggedDecision(
     hostname=b"os3-305-42423.vs.sakura.ne.jp",
     claimed=(),
     reverse_dns=b"verified",
+    lists=(b"zen:127.0.0.2+127.0.0.9", b"dnswl:-", b"psbl:?timeout"),
     dns_error=b"",
     downgraded=False,
     protocol_state=b"RCPT",

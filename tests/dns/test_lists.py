@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from policyd.config.settings import Dns, parse_dns_server
+from policyd.core.address import parse_address
 from policyd.core.dns_lists import Ask, DnsList, ListAnswer, ListStatus
 from policyd.dns import lists as module
 from policyd.dns.lists import DnsLists
@@ -22,6 +23,8 @@ from tests.requirements import require
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+
+    from policyd.dns.list_names import Subject
 
 CLIENT = b"198.51.100.7"
 NAME = "7.100.51.198.zen.test"
@@ -46,8 +49,12 @@ async def use(*definitions: DnsList, server: str, **settings: Any) -> AsyncItera
         await resolver.close()
 
 
-async def ask(lists: DnsLists, name: str = "zen", *subjects: bytes) -> ListAnswer:
-    subjects = subjects or (CLIENT,)
+def subject_of(text: bytes) -> Subject:
+    return parse_address(text) or text
+
+
+async def ask(lists: DnsLists, name: str = "zen", *texts: bytes) -> ListAnswer:
+    subjects = [subject_of(text) for text in texts or (CLIENT,)]
     known = lists.known(name, subjects)
     return known if known is not None else await lists.look_up(name, subjects)
 
@@ -218,7 +225,7 @@ async def test_one_query_is_in_flight_for_a_name_however_many_lists_and_requests
     script = {"7.100.51.198.all.test": Reply(["@ 60 A 127.0.0.4"], delay=0.2)}
     with ScriptedServer(script) as scripted:
         async with use(*both, server=scripted.address) as lists:
-            wanted = [lists.look_up(name, [CLIENT]) for name in ("all", "part") for _ in range(100)]
+            wanted = [lists.look_up(name, [subject_of(CLIENT)]) for name in ("all", "part") for _ in range(100)]
             assert lists.in_flight == 1
             answers = await asyncio.gather(*wanted)
             assert {meaning(one) for one in answers[:100]} == {"127.0.0.4"}
@@ -230,11 +237,11 @@ async def test_no_more_questions_of_a_list_are_in_flight_than_lookups_may_be() -
     with ScriptedServer({}, otherwise=Reply(silent=True)) as scripted:
         silent, other = dns_list("zen", self_test=""), dns_list("other", self_test="")
         async with use(silent, other, server=scripted.address, lookups=10, timeout=DEADLINE) as lists:
-            wanted = [lists.look_up("zen", [b"198.51.100.%d" % number]) for number in range(50)]
+            wanted = [lists.look_up("zen", [subject_of(b"198.51.100.%d" % number)]) for number in range(50)]
             assert lists.in_flight == 10
             assert [one.done() for one in wanted].count(True) == 40
             assert lists.states["zen"].counters.refused == 40
-            beside = lists.look_up("other", [CLIENT])  # another list has room of its own
+            beside = lists.look_up("other", [subject_of(CLIENT)])  # another list has room of its own
             assert not beside.done()
             assert {meaning(one) for one in await asyncio.gather(*wanted, beside)} == {"timeout"}
             assert lists.in_flight == 0
@@ -257,9 +264,9 @@ async def test_an_answer_is_kept_for_its_time(clock: Clock, reply: Reply, second
         async with use(dns_list(self_test=""), server=scripted.address) as lists:
             await ask(lists)
             clock.ahead = seconds - 2
-            assert lists.known("zen", [CLIENT]) is not None
+            assert lists.known("zen", [subject_of(CLIENT)]) is not None
             clock.ahead = seconds + 1
-            assert lists.known("zen", [CLIENT]) is None
+            assert lists.known("zen", [subject_of(CLIENT)]) is None
 
 
 async def test_the_cache_is_bounded_and_forgets_what_it_is_told_to() -> None:
@@ -268,17 +275,17 @@ async def test_the_cache_is_bounded_and_forgets_what_it_is_told_to() -> None:
             for number in range(50):
                 await ask(lists, "zen", b"198.51.100.%d" % number)
             assert lists.cached_subjects == 10
-            assert lists.known("zen", [b"198.51.100.49"]) is not None
-            assert lists.forget(b"::ffff:198.51.100.49")
-            assert lists.known("zen", [b"198.51.100.49"]) is None
-            assert not lists.forget(b"198.51.100.49")
+            assert lists.known("zen", [subject_of(b"198.51.100.49")]) is not None
+            assert await lists.forget(b"::ffff:198.51.100.49") == 1
+            assert lists.known("zen", [subject_of(b"198.51.100.49")]) is None
+            assert await lists.forget(b"198.51.100.49") == 0
 
 
 async def test_without_a_cache_every_request_asks() -> None:
     with ScriptedServer({}) as scripted:
         async with use(dns_list(self_test=""), server=scripted.address, cache_size=0) as lists:
             assert meaning(await ask(lists)) == "-"
-            assert lists.known("zen", [CLIENT]) is None
+            assert lists.known("zen", [subject_of(CLIENT)]) is None
 
 
 # --- In use and out of use --------------------------------------------------------------------------------------------
@@ -320,9 +327,9 @@ async def test_a_silent_list_is_out_of_use_after_ten_questions_and_back_at_its_f
             scripted.script.clear()
             scripted.otherwise = Reply(silent=True)
             clock.ahead = 10
-            wanted = [lists.look_up("zen", [b"198.51.100.%d" % number]) for number in range(20)]
+            wanted = [lists.look_up("zen", [subject_of(b"198.51.100.%d" % number)]) for number in range(20)]
             assert {meaning(one) for one in await asyncio.gather(*wanted)} == {"timeout"}
-            late = lists.look_up("zen", [CLIENT])
+            late = lists.look_up("zen", [subject_of(CLIENT)])
             await soon(lambda: not standing.usable, lists)
             assert meaning(await late) in {"out_of_use", "timeout"}
             assert lists.states["zen"].in_flight == 0
@@ -351,7 +358,7 @@ async def test_a_reload_keeps_the_standing_and_the_answers_of_a_list_that_did_no
             dns, servers = lists._dns, lists._servers
             lists.use([kept, dns_list("other", self_test="", codes="127.0.0.9")], dns, servers)
             assert not lists.states["zen"].standing.usable
-            assert lists.known("other", [CLIENT]) is None
+            assert lists.known("other", [subject_of(CLIENT)]) is None
             lists.use([dns_list("zen", self_test="")], dns, servers)
             assert lists.states["zen"].standing.usable
             assert set(lists.states) == {"zen"}

@@ -38,6 +38,8 @@ class Coverage:
         for rule in rules:
             for one in (*rule.match, *rule.exceptions):
                 condition = one.condition
+                if condition.kind is Kind.LISTED:
+                    continue  # what a DNS list says is not known
                 place = index.lookup_of[condition.number]
                 if place not in seen:
                     seen.add(place)

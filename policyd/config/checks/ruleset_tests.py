@@ -19,9 +19,10 @@ from policyd.config.other_words import meant_given
 from policyd.config.problems import Problem, did_you_mean, quoted
 from policyd.config.yaml_tree import Mapping, Scalar, Sequence, describe
 from policyd.core.address import parse_address
+from policyd.core.dns_lists import NOT_LISTED, ListAnswer, ListStatus, unknown
 from policyd.core.engine import Decision, Outcome, decide_fully, trace
 from policyd.core.facts import Facts
-from policyd.core.identity import NO_ADDRESS, Identity, Status, told_identity, with_claimed
+from policyd.core.identity import NO_ADDRESS, Identity, Reason, Status, told_identity, with_claimed
 from policyd.core.normalize import fold_name
 from policyd.core.protocol import ATTRIBUTES, REQUEST_TYPE, Request
 from policyd.core.reply import reply_text
@@ -39,10 +40,15 @@ TEST_KEYS = ("given", "expect", "rule", "text", "observed")
 
 # What `given` can say beside the attributes of a request.
 GIVEN_DNS = ("hostname", "claimed", "reverse_dns")
-GIVEN_KEYS = (*ATTRIBUTES, *GIVEN_DNS, "date")
+GIVEN_LISTS = ("listed", "listed_unknown")
+GIVEN_KEYS = (*ATTRIBUTES, *GIVEN_DNS, *GIVEN_LISTS, "date")
 
 # A day on which no rule has expired.
 LONG_AGO = datetime.date.min
+
+# What DNS lists say in a test.
+_LISTED = ListAnswer(ListStatus.LISTED, ("127.0.0.2",))
+_LIST_UNKNOWN = unknown(Reason.SERVFAIL)
 
 # What {id} reads in a test.
 TEST_ID = b"00000000"
@@ -56,7 +62,7 @@ class SelfTest:
     line: int
     column: int
     request: Request
-    identity: Identity
+    facts: Facts
     today: datetime.date
     expect: Verb
     rule: str | None
@@ -64,15 +70,20 @@ class SelfTest:
     observed: frozenset[str] | None
 
 
-def read_tests(node: Node, path: str, rules: AbstractSet[str], report: Report) -> list[SelfTest]:
-    """The tests that are well formed; what is wrong with others goes to the report. `rules` are the rules' names."""
+def read_tests(
+    node: Node, path: str, rules: AbstractSet[str], dns_lists: AbstractSet[str], report: Report
+) -> list[SelfTest]:
+    """The tests that are well formed; what is wrong with others goes to the report.
+
+    `rules` and `dns_lists` are the names that there are.
+    """
     if not isinstance(node, Sequence):
         message = f"tests: expected a list of tests (given, expect), not {describe(node)}"
         report.add(Problem(path, node.line, node.column, message))
         return []
     tests = []
     for number, item in enumerate(node.items, 1):
-        test = _Reader(number, path, rules, report).read(item)
+        test = _Reader(number, path, rules, dns_lists, report).read(item)
         if test is not None:
             tests.append(test)
     return tests
@@ -81,10 +92,13 @@ def read_tests(node: Node, path: str, rules: AbstractSet[str], report: Report) -
 class _Reader:
     """Reads one test."""
 
-    def __init__(self, number: int, path: str, rules: AbstractSet[str], report: Report) -> None:
+    def __init__(
+        self, number: int, path: str, rules: AbstractSet[str], dns_lists: AbstractSet[str], report: Report
+    ) -> None:
         self._number = number
         self._path = path
         self._rules = rules
+        self._dns_lists = dns_lists
         self._report = report
         self._wrong = False
 
@@ -97,9 +111,9 @@ class _Reader:
                 self._unknown_key(item, TEST_KEYS)
         given = node.get("given")
         attributes: dict[str, bytes] = {}
-        identity, today = Identity(Status.MISSING), LONG_AGO
+        facts, today = Facts(Identity(Status.MISSING)), LONG_AGO
         if isinstance(given, Mapping):
-            attributes, identity, today = self._read_given(given)
+            attributes, facts, today = self._read_given(given)
         elif given is None:
             self._add(node, "'given' is missing")
         else:
@@ -117,7 +131,7 @@ class _Reader:
             node.line,
             node.column,
             Request.of(attributes),
-            identity,
+            facts,
             today,
             expect,
             rule,
@@ -181,7 +195,7 @@ class _Reader:
             return name
         return self._rule_name(item.value) if isinstance(item.value, Scalar) and name else None
 
-    def _read_given(self, given: Mapping) -> tuple[dict[str, bytes], Identity, datetime.date]:
+    def _read_given(self, given: Mapping) -> tuple[dict[str, bytes], Facts, datetime.date]:
         attributes = {"request": REQUEST_TYPE, "protocol_state": b"RCPT"}
         today = LONG_AGO
         for item in given:
@@ -190,10 +204,28 @@ class _Reader:
                 self._unknown_key(item, GIVEN_KEYS)
             elif key == "date":
                 today = self._read_date(item)
-            elif key not in GIVEN_DNS:
+            elif key not in GIVEN_DNS and key not in GIVEN_LISTS:
                 text = self._text(item)
                 attributes[key] = b"" if key == "sender" and text == "<>" else text.encode()
-        return attributes, self._read_identity(given, attributes), today
+        return attributes, Facts(self._read_identity(given, attributes), self._read_lists(given)), today
+
+    def _read_lists(self, given: Mapping) -> dict[str, ListAnswer]:
+        """What DNS lists would have said: those that are not named say *not listed*."""
+        answers = dict.fromkeys(self._dns_lists, NOT_LISTED)
+        told: set[str] = set()
+        for key, answer in (("listed", _LISTED), ("listed_unknown", _LIST_UNKNOWN)):
+            item = given.items.get(key)
+            if item is None:
+                continue
+            for node in self._texts(item):
+                if node.text not in self._dns_lists:
+                    hint = did_you_mean(node.text, sorted(self._dns_lists))
+                    self._add(node, f"{key}: DNS list {quoted(node.text)} is not defined{hint}")
+                elif node.text in told:
+                    self._add(node, f"{key}: {quoted(node.text)} has an answer already; a list has one")
+                told.add(node.text)
+                answers[node.text] = answer
+        return answers
 
     def _read_date(self, item: Item) -> datetime.date:
         text = self._text(item)
@@ -249,11 +281,10 @@ def run_tests(tests: list[SelfTest], ruleset: Ruleset, path: str, report: Report
     """Reports each test that fails, with the decision it got and why."""
     enforced = dataclasses.replace(ruleset, observe=False)
     for test in tests:
-        facts = Facts(test.identity)
-        decision = decide_fully(enforced, test.request, facts, test.today)
+        decision = decide_fully(enforced, test.request, test.facts, test.today)
         complaint = _complaint(test, decision)
         if complaint and report.room(path):
-            looked = trace(enforced, test.request, facts, test.today)
+            looked = trace(enforced, test.request, test.facts, test.today)
             message = f"test {test.number} fails: {complaint}; {_why(test, decision, looked, ruleset)}"
             report.add(Problem(path, test.line, test.column, message))
         elif complaint:  # why costs a look at every rule
@@ -267,7 +298,7 @@ def _complaint(test: SelfTest, decision: Decision) -> str:
         wanted = f"{test.expect}{_by(test.rule)}" if wrong_rule else str(test.expect)
         return f"expected {wanted}, got {decision.verb}{_by(decision.rule_name)}"
     if test.text is not None:
-        reply = reply_text(decision, test.request, test.identity, TEST_ID).decode("ascii")
+        reply = reply_text(decision, test.request, test.facts.identity, TEST_ID).decode("ascii")
         if test.text not in reply:
             return f"expected a reply with {quoted(test.text)} in it, got {quoted(reply, 200)}"
     if test.observed is not None and test.observed != set(decision.observed):
@@ -291,7 +322,7 @@ def _why(test: SelfTest, decision: Decision, looked: list[RuleTrace], ruleset: R
     wanted = next((one for one in looked if one.rule.name == test.rule), None)
     if test.rule not in {None, DEFAULT_RULE, decision.rule_name}:
         if wanted is not None:
-            reasons.append(f"rule '{test.rule}' {_why_not(wanted, test.identity)}")
+            reasons.append(f"rule '{test.rule}' {_why_not(wanted, test.facts)}")
         else:
             line = next(rule.line for rule in ruleset.rules if rule.name == test.rule)
             reasons.append(f"rule '{test.rule}' stands below it, at line {line}")
@@ -299,7 +330,7 @@ def _why(test: SelfTest, decision: Decision, looked: list[RuleTrace], ruleset: R
         reasons.append("no rule matched")
         if test.rule is None and test.expect is not decision.verb:
             reasons += [
-                f"rule '{one.rule.name}' {_why_not(one, test.identity)}"
+                f"rule '{one.rule.name}' {_why_not(one, test.facts)}"
                 for one in looked
                 if one.rule.action.verb is test.expect and not one.rule.observe
             ][:3]
@@ -308,11 +339,11 @@ def _why(test: SelfTest, decision: Decision, looked: list[RuleTrace], ruleset: R
         held = [condition.name for condition, outcome in deciding.match if outcome is Outcome.YES]
         reasons.append(f"rule '{decision.rule.name}' (line {decision.rule.line}) matched: {', '.join(held)}")
     if decision.downgraded:
-        reasons.append("a REJECT became a DEFER because reverse DNS is in error")
+        reasons.append(f"a REJECT became a DEFER because {_failure(test.facts)}")
     return "; ".join(reasons)
 
 
-def _why_not(looked: RuleTrace, identity: Identity) -> str:
+def _why_not(looked: RuleTrace, facts: Facts) -> str:
     """Why a rule did not decide."""
     if looked.expired:
         return "has expired"
@@ -320,11 +351,19 @@ def _why_not(looked: RuleTrace, identity: Identity) -> str:
         return "only observes"
     failed = [condition for condition, outcome in looked.match if outcome is Outcome.NO]
     if failed:
-        lie = looked.rule.action.verb is Verb.DUNNO and identity.claimed
+        lie = looked.rule.action.verb is Verb.DUNNO and facts.identity is not None and facts.identity.claimed
         only_claimed = lie and any(condition.subject == Subject.HOSTNAME for condition in failed)
         reason = " (a claimed name lets nobody through)" if only_claimed else ""
         return f"did not match: {', '.join(condition.name for condition in failed)} did not hold{reason}"
     excepted = [condition.name for condition, outcome in looked.exceptions if outcome is Outcome.YES]
     if excepted:
         return f"was excepted: {', '.join(excepted)} held"
-    return "could not be settled, because reverse DNS is in error"
+    return f"could not be settled, because {_failure(facts)}"
+
+
+def _failure(facts: Facts) -> str:
+    """What failed, of what DNS was to say."""
+    silent = [name for name, answer in facts.lists.items() if answer.status is ListStatus.UNKNOWN]
+    failed = facts.identity is not None and facts.identity.status is Status.ERROR
+    what = ["reverse DNS is in error"] if failed else []
+    return " and ".join([*what, *(f"DNS list {quoted(name)} is unknown" for name in silent)])

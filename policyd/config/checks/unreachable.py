@@ -12,7 +12,7 @@ from collections import defaultdict
 from itertools import chain
 from typing import TYPE_CHECKING, TypeAlias
 
-from policyd.core.ruleset import Subject, Verb
+from policyd.core.ruleset import Kind, Subject, Verb
 from policyd.core.tables import LongList, Networks
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ def always_excepted(written: WrittenRule, coverage: Coverage) -> WrittenConditio
 
 def _is_excepted(one: WrittenCondition, exception: WrittenCondition, coverage: Coverage, verb: Verb) -> bool:
     if one.condition.subject != exception.condition.subject or not any(map(len, one.collections)):
+        return False
+    if one.condition.kind is Kind.LISTED:  # which entries satisfy it depends on how many must
         return False
     # The match of a blocking rule sees claimed names too, and its exception verified names only.
     if one.condition.subject == Subject.HOSTNAME and verb is not Verb.DUNNO:
@@ -120,6 +122,8 @@ class _Covers:
 def _may_imply(one: WrittenCondition, wanted: WrittenCondition, earlier: WrittenRule, later: WrittenRule) -> bool:
     """Whether to compare two conditions at all: the same subject, seen in the same light."""
     if one.condition.subject != wanted.condition.subject or not any(map(len, one.collections)):
+        return False
+    if one.condition.kind is Kind.LISTED:
         return False
     if not one.condition.needs_identity:
         return True

@@ -27,6 +27,7 @@ from policyd.core.tables import LongList, Networks, Repetitions, plain_entries
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
+    from policyd.config.dns_lists import WrittenDnsList
     from policyd.config.written import RulesFile, WrittenCondition, WrittenRule
     from policyd.config.yaml_tree import Item
     from policyd.core.ruleset import Rule
@@ -88,6 +89,25 @@ class _Linter:
             if not definition.used:
                 message = f"list {quoted(definition.name)} is not used by any rule"
                 self._warn(self._file.path, definition.line, definition.column, message, "")
+        for dns_list in self._file.dns_lists.values():
+            self._check_dns_list(dns_list)
+
+    def _check_dns_list(self, written: WrittenDnsList) -> None:
+        name, definition, known = quoted(written.name), written.definition, written.known
+        messages = []
+        if not written.used:
+            messages.append(f"DNS list {name} is not used by any rule, so it is neither asked nor tested")
+        if definition is not None and known is not None and known.lists_names is definition.takes_addresses:
+            kind, instead = "addresses", "client_address"
+            if known.lists_names:
+                kind, instead = "names", "hostname, helo_name or sender_domain"
+            messages.append(f"DNS list {name}: {definition.shown_zone} lists {kind}; set ask to {instead}")
+        if written.exposes_key:
+            messages.append(
+                f"DNS list {name}: the key stands in this file; write {{key}} in its place, and the key into a key_file"
+            )
+        for message in messages:
+            self._warn(self._file.path, written.line, written.column, message, "")
 
     def run_beside(self, wrong: set[str]) -> None:
         """Looks at the rules that are right, each alone: a rule that could not be read may be what makes sense of the

@@ -9,7 +9,7 @@ from rich.text import Text
 from policyd.logs.maillog import quote
 from policyd.logs.timestamps import rfc3339
 from policyd.tools.display import counted, shown, styled_verb, table
-from policyd.tools.judge import GOT_THROUGH, Assumption
+from policyd.tools.judge import GOT_THROUGH, Assumption, ListAssumption
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -66,6 +66,8 @@ def _facts_as_json(facts: Facts) -> dict[str, Any]:
         "last": rfc3339(facts.last) if facts.last is not None else None,
         "assumed": facts.assumed,
         "unjudged": facts.unjudged,
+        "lists_assumed": facts.lists_assumed,
+        "list_assumption": str(facts.list_assumption),
         "left_out": facts.counts.left_out.notes(),
         "assumption": str(facts.assumption),
     }
@@ -214,6 +216,12 @@ def _notes(facts: Facts, subjects: set[str], tallies: list[Tally]) -> list[str]:
         notes.append(
             f"{counted(facts.assumed, 'mail')}: the log does not say why the client had no name, so it was taken for"
             f" `{facts.assumption}`; see what {others} would change"
+        )
+    if facts.lists_assumed:
+        other = ListAssumption.NOT_LISTED if facts.list_assumption is ListAssumption.UNKNOWN else ListAssumption.UNKNOWN
+        notes.append(
+            f"{counted(facts.lists_assumed, 'mail')}: the decision needed an answer of a DNS list that the log does not"
+            f" have, which was taken for `{facts.list_assumption}`; see what `--lists {other}` would change"
         )
     if facts.unjudged:
         notes.append(

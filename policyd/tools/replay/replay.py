@@ -19,7 +19,7 @@ from policyd.logs.counting import Distinct, without_garbage_collection
 from policyd.logs.counts import LineCounts
 from policyd.logs.maillog import MailLog, observations
 from policyd.logs.transaction import Observation, Outcome, Standing
-from policyd.tools.judge import GOT_THROUGH, Assumption, Judge
+from policyd.tools.judge import GOT_THROUGH, Assumption, Judge, ListAssumption
 
 if TYPE_CHECKING:
     import datetime
@@ -52,6 +52,7 @@ _TOLD = {
     "reverse_client_name",
     Subject.HOSTNAME,
     Subject.REVERSE_DNS,
+    Subject.LISTED,
     "helo_name",
     "sender",
     "recipient",
@@ -123,6 +124,8 @@ class Facts:
     first: float | None = None  # Unix seconds
     last: float | None = None
     assumed: int = 0  # transactions decided by what `unknown` was taken for
+    lists_assumed: int = 0  # transactions that needed an answer of a DNS list which the log does not have
+    list_assumption: ListAssumption = ListAssumption.UNKNOWN
     unjudged: int = 0  # transactions that no rule can be named for: it depends on a name that was not looked up
     assumption: Assumption = Assumption.MISSING
     no_helo: int = 0
@@ -170,11 +173,13 @@ def replay(
     today: datetime.date,
     *,
     assumption: Assumption = Assumption.MISSING,
+    list_assumption: ListAssumption = ListAssumption.UNKNOWN,
     advance: Callable[[int], None] | None = None,
 ) -> Replay:
     """Runs the ruleset over the mails in these logs. Raises `LogError`."""
     subjects = subjects_of(ruleset)
-    judge = Judge(ruleset, today, assumption, by_recipient="recipient" in subjects)
+    by_recipient = "recipient" in subjects
+    judge = Judge(ruleset, today, assumption, by_recipient=by_recipient, list_assumption=list_assumption)
     verbs = {rule.name: rule.action.verb for rule in ruleset.rules}
     tallies: defaultdict[tuple[str, Verb, bool], Tally] = defaultdict(Tally)
 
@@ -188,9 +193,10 @@ def replay(
             any(decision.verb is not Verb.DUNNO for decision in decisions),
             seen.standing is Standing.UNKNOWN and any(decision.identity is not None for decision in decisions),
             len(decisions) < len(every),
+            judge.lists_assumed,
         )
 
-    facts = _run(paths, _facts(subjects, assumption), judge.grounds, verdict, advance)
+    facts = _run(paths, _facts(subjects, assumption, list_assumption), judge.grounds, verdict, advance)
     order = {rule.name: rule.number for rule in ruleset.rules}
     rules = [(Answer(*hit), tally) for hit, tally in tallies.items()]
     rules.sort(key=lambda rule: (-rule[1].delivered if rule[0].refuses else 0, order.get(rule[0].rule, len(order))))
@@ -205,13 +211,14 @@ def compare(
     today: datetime.date,
     *,
     assumption: Assumption = Assumption.MISSING,
+    list_assumption: ListAssumption = ListAssumption.UNKNOWN,
     advance: Callable[[int], None] | None = None,
 ) -> Comparison:
     """Runs two rulesets over the same logs, and keeps what differs. Raises `LogError`."""
     subjects = subjects_of(ruleset) | subjects_of(old)
     by_recipient = "recipient" in subjects
-    new_judge = Judge(ruleset, today, assumption, by_recipient=by_recipient)
-    old_judge = Judge(old, today, assumption, by_recipient=by_recipient)
+    new_judge = Judge(ruleset, today, assumption, by_recipient=by_recipient, list_assumption=list_assumption)
+    old_judge = Judge(old, today, assumption, by_recipient=by_recipient, list_assumption=list_assumption)
     tallies: defaultdict[tuple[str, Verb, str, Verb], Tally] = defaultdict(Tally)
 
     def verdict(seen: Observation) -> _Verdict:
@@ -228,6 +235,7 @@ def compare(
             seen.standing is Standing.UNKNOWN
             and any(decision.identity is not None for pair in pairs for decision in pair),
             len(pairs) < len(every),
+            old_judge.lists_assumed or new_judge.lists_assumed,
         )
 
     def grounds(seen: Observation) -> object:
@@ -236,7 +244,7 @@ def compare(
         }
         return frozenset(pairs)
 
-    facts = _run(paths, _facts(subjects, assumption), grounds, verdict, advance)
+    facts = _run(paths, _facts(subjects, assumption, list_assumption), grounds, verdict, advance)
     changes = [
         (Answer(before_rule, before), Answer(after_rule, after), tally)
         for (before_rule, before, after_rule, after), tally in tallies.items()
@@ -259,10 +267,11 @@ class _Verdict(NamedTuple):
     refuses: bool  # it would be refused; by the new ruleset only, if two are compared
     assumed: bool  # what `unknown` is taken for had a part in it
     unjudged: bool  # it depends on a name that was not looked up
+    lists_assumed: bool  # it needed an answer of a DNS list which the log does not have
 
 
-def _facts(subjects: set[str], assumption: Assumption) -> Facts:
-    return Facts(assumption=assumption, untold=tuple(sorted(subjects - _TOLD)))
+def _facts(subjects: set[str], assumption: Assumption, list_assumption: ListAssumption) -> Facts:
+    return Facts(assumption=assumption, list_assumption=list_assumption, untold=tuple(sorted(subjects - _TOLD)))
 
 
 def _run(
@@ -285,7 +294,7 @@ def _run(
                     if len(remembered) >= _MAX_REMEMBERED:
                         remembered.clear()
                     verdict = remembered[key] = judge(seen)
-                tallies, refuses, assumed, unjudged = verdict
+                tallies, refuses, assumed, unjudged, lists_assumed = verdict
                 if tallies:
                     facts.changed += 1
                     sender_domain = _domain_from(seen.sender[seen.sender.rfind(b"@") :]) if seen.sender else b""
@@ -294,6 +303,7 @@ def _run(
                         tally.add_origin(seen.client_address, sender_domain, distinct)
                 facts.assumed += assumed
                 facts.unjudged += unjudged
+                facts.lists_assumed += lists_assumed
                 if refuses and seen.outcome in GOT_THROUGH:
                     facts.refused_delivered += 1
     facts.counts = log.counts

@@ -1,0 +1,42 @@
+"""Answers of DNS lists as the decision log has them: `zen:127.0.0.2+127.0.0.9`, `dnswl:-`, `psbl:?timeout`.
+
+`-` is *not listed*, `?` *unknown* with its reason. Pure; both directions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from policyd.core.dns_lists import NOT_LISTED, ListAnswer, ListStatus, unknown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+def format_answers(answers: Mapping[str, ListAnswer]) -> tuple[bytes, ...]:
+    """Returns the answers of the lists that were asked, sorted by name."""
+    return tuple([_formatted(name, answers[name]).encode("ascii") for name in sorted(answers) if answers[name].asked])
+
+
+def _formatted(name: str, answer: ListAnswer) -> str:
+    if answer.status is ListStatus.NOT_LISTED:
+        return f"{name}:-"
+    if answer.status is ListStatus.LISTED:
+        return f"{name}:{'+'.join(answer.addresses)}"
+    return f"{name}:?{answer.reason}"
+
+
+def parse_answers(words: Iterable[bytes]) -> dict[str, ListAnswer]:
+    """Returns the answers that a line tells of. Words of another form, and the mark of a cut line, are left out."""
+    answers = {}
+    for word in words:
+        name, colon, said = word.decode("ascii", "replace").partition(":")
+        if not name or not colon or not said:
+            continue
+        if said == "-":
+            answers[name] = NOT_LISTED
+        elif said.startswith("?"):
+            answers[name] = unknown(said[1:])
+        else:
+            answers[name] = ListAnswer(ListStatus.LISTED, tuple(said.split("+")))
+    return answers

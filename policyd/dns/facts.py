@@ -1,0 +1,134 @@
+"""Finds the facts that a decision needs: the client's identity and the answers of DNS lists, under one deadline.
+
+This is "decide, find the facts, decide again", written once for the daemon and for `explain`. Everything that the
+engine names is asked together; each answer is told to the inquiry when it comes, and the decision is given as soon as
+no answer that is still out can change it. After `dns.timeout` a list without an answer is unknown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING
+
+from policyd.core.dns_lists import unknown
+from policyd.core.facts import Needs
+from policyd.core.identity import Reason
+
+if TYPE_CHECKING:
+    from policyd.core.dns_lists import ListAnswer
+    from policyd.core.engine import Decision, Inquiry
+    from policyd.core.identity import Identity
+    from policyd.dns.lists import DnsLists
+    from policyd.dns.resolver import Resolver
+
+_TIMEOUT = unknown(Reason.TIMEOUT)
+
+
+class FactFinder:
+    """Finds facts by asking DNS. It belongs to the event loop that is running; `timeout` in seconds."""
+
+    def __init__(self, resolver: Resolver, lists: DnsLists, timeout: float) -> None:
+        self.resolver = resolver
+        self.lists = lists
+        self.timeout = timeout
+
+    def decide(self, inquiry: Inquiry) -> Decision | Needs:
+        """Decides with what is known without asking; otherwise returns what must be asked for."""
+        decision = inquiry.decide()
+        while isinstance(decision, Needs) and self._learn_known(inquiry, decision):
+            decision = inquiry.decide()
+        return decision
+
+    def find(self, inquiry: Inquiry, needs: Needs) -> asyncio.Future[Decision]:
+        """Asks for what `decide` could not tell. The future is not to be cancelled; it raises only what is a bug."""
+        return _Search(self, inquiry, needs).decision
+
+    def _learn_known(self, inquiry: Inquiry, needs: Needs) -> bool:
+        """Tells the inquiry what caches have; returns whether they had anything."""
+        learnt = False
+        if needs.identity and (identity := self.resolver.cached(inquiry.request.address)) is not None:
+            inquiry.learn_identity(identity)
+            learnt = True
+        if needs.lists and (answers := self.lists.all_known(needs.lists, inquiry.request, inquiry.identity)):
+            inquiry.learn_lists(answers)
+            learnt = True
+        return learnt
+
+
+class _Search:
+    """The facts of one inquiry that have to be asked for."""
+
+    def __init__(self, facts: FactFinder, inquiry: Inquiry, needs: Needs) -> None:
+        self._facts = facts
+        self._inquiry = inquiry
+        self._loop = asyncio.get_running_loop()
+        self.decision: asyncio.Future[Decision] = self._loop.create_future()
+        self._asks_identity = False
+        self._asked: set[str] = set()  # lists
+        self._answers: dict[str, ListAnswer] = {}  # those that the inquiry has not been told
+        self._deadline: asyncio.TimerHandle | None = None
+        self._expires_at = self._loop.time() + facts.timeout
+        self._is_expired = False
+        self._will_decide = False
+        self._ask(needs)
+
+    def _ask(self, needs: Needs) -> None:
+        """Asks for what has not been asked for yet."""
+        request = self._inquiry.request
+        if needs.identity and not self._asks_identity:
+            self._asks_identity = True
+            self._facts.resolver.look_up(request.address).add_done_callback(self._identity_came)
+        for name in needs.lists:
+            if name in self._asked:
+                continue
+            self._asked.add(name)
+            if self._is_expired:
+                self._take(name, _TIMEOUT)
+                continue
+            asked = self._facts.lists.ask(name, request, self._inquiry.identity)
+            asked.add_done_callback(partial(self._list_came, name))
+            if self._deadline is None:
+                self._deadline = self._loop.call_at(self._expires_at, self._expire)
+
+    def _identity_came(self, asked: asyncio.Future[Identity]) -> None:
+        if not self.decision.done():
+            self._inquiry.learn_identity(asked.result())
+            self._decide_soon()
+
+    def _list_came(self, name: str, asked: asyncio.Future[ListAnswer]) -> None:
+        if not self.decision.done() and not self._is_expired:
+            self._take(name, asked.result())
+
+    def _take(self, name: str, answer: ListAnswer) -> None:
+        self._answers[name] = answer
+        self._decide_soon()
+
+    def _expire(self) -> None:
+        """Takes every list without an answer for unknown. The identity has its own deadline, which is not later."""
+        self._is_expired = True
+        waiting = self._asked.difference(self._inquiry.lists, self._answers)
+        self._answers.update(dict.fromkeys(waiting, _TIMEOUT))
+        self._decide_soon()
+
+    def _decide_soon(self) -> None:
+        """Decides once for all answers of one turn of the event loop."""
+        if not self._will_decide:
+            self._will_decide = True
+            self._loop.call_soon(self._decide)
+
+    def _decide(self) -> None:
+        self._will_decide = False
+        try:
+            if self._answers:
+                self._inquiry.learn_lists(self._answers)
+                self._answers = {}
+            decision = self._facts.decide(self._inquiry)
+            if isinstance(decision, Needs):
+                self._ask(decision)
+                return
+            self.decision.set_result(decision)
+        except Exception as error:  # noqa: BLE001 - whoever waits gets it, and has a boundary of its own
+            self.decision.set_exception(error)
+        if self._deadline is not None:
+            self._deadline.cancel()

@@ -1,0 +1,275 @@
+"""`listed` in the engine, against the plain evaluation of tests/naive.py, and with facts that come bit by bit."""
+
+from __future__ import annotations
+
+import datetime
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from policyd.core.dns_lists import NOT_LISTED, ListAnswer, ListStatus, unknown
+from policyd.core.engine import Decision, Inquiry, decide, decide_fully, trace
+from policyd.core.facts import NOTHING_KNOWN, Facts, Needs
+from policyd.core.identity import Identity, Status
+from policyd.core.reply import reply_text
+from tests import naive
+from tests.core.build import build
+from tests.core.test_engine import assert_the_trace_tells_the_same, dns, identity_of, request_of, requests
+from tests.examples import examples
+from tests.naive import NO, UNKNOWN, YES, Listed, Lists
+
+if TYPE_CHECKING:
+    from policyd.core.index import Ruleset
+
+TODAY = datetime.date(2026, 11, 21)
+NAMES = ["zen", "psbl", "cop", "dbl"]
+BY_HOSTNAME = frozenset({"dbl"})
+ANSWERS = {
+    YES: ListAnswer(ListStatus.LISTED, ("127.0.0.2",)),
+    NO: NOT_LISTED,
+    UNKNOWN: unknown("servfail"),
+}
+
+listed = st.builds(
+    lambda of, at_least: Listed(tuple(of), min(at_least, len(of))),
+    st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True),
+    st.integers(1, 3),
+)
+OTHERS: dict[str, st.SearchStrategy[Any]] = {
+    "cidr": st.sampled_from([["10.0.0.0/8"], ["10.1.2.3"], ["0.0.0.0/0"]]),
+    "helo_name": st.sampled_from([["a.example"], ["other.test", "example"]]),
+    "protocol_state": st.sampled_from([["RCPT"], ["RCPT", "MAIL"]]),
+    "hostname_suffix": st.sampled_from([["a.example"], ["test"]]),
+    "reverse_dns": st.sampled_from([["verified"], ["missing", "mismatch"], ["error"]]),
+}
+
+
+def conditions(least: int) -> st.SearchStrategy[dict[str, Any]]:
+    table = {"listed": listed, **OTHERS}
+    chosen = st.lists(st.sampled_from(["listed", "listed", *OTHERS]), min_size=least, max_size=3, unique=True)
+    return chosen.flatmap(lambda names: st.fixed_dictionaries({name: table[name] for name in names}))
+
+
+rules = st.lists(
+    st.fixed_dictionaries(
+        {
+            "match": conditions(1),
+            "except": conditions(0),
+            "action": st.sampled_from(["REJECT 5.7.1 no {list}", "DEFER", "DUNNO", "DUNNO"]),
+            "mode": st.sampled_from(["enforce", "enforce", "enforce", "observe"]),
+            "expires": st.sampled_from([None, None, None, TODAY]),
+        }
+    ),
+    max_size=8,
+).map(lambda made: [{"name": f"r{number}", **rule} for number, rule in enumerate(made)])
+answers = st.fixed_dictionaries({name: st.sampled_from([YES, NO, UNKNOWN]) for name in NAMES})
+
+
+def facts_of(known: naive.Dns, said: dict[str, str]) -> Facts:
+    return Facts(identity_of(known), {name: ANSWERS[answer] for name, answer in said.items()})
+
+
+def essence(decision: Decision) -> tuple[object, ...]:
+    return decision.verb, decision.rule_name, decision.observed, decision.downgraded
+
+
+@settings(max_examples=examples(2000), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(rules, st.sampled_from(["DUNNO", "REJECT"]), st.lists(st.tuples(requests, dns, answers), min_size=1, max_size=6))
+def test_the_engine_agrees_with_the_plain_evaluation(
+    made: list[dict[str, Any]], default: str, asked: list[tuple[dict[str, str], naive.Dns, dict[str, str]]]
+) -> None:
+    ruleset = build(made, default, hostname_lists=BY_HOSTNAME)
+    for attributes, known, said in asked:
+        want = naive.decide(made, default, attributes, known, TODAY, Lists(said, BY_HOSTNAME))
+        request, facts = request_of(attributes), facts_of(known, said)
+        got = decide_fully(ruleset, request, facts, TODAY)
+        assert essence(got) == (want.verb, want.rule, want.observed, want.downgraded)
+        without = decide(ruleset, request, NOTHING_KNOWN, TODAY)
+        if isinstance(without, Decision):
+            assert essence(without) == essence(got)
+        assert_the_trace_tells_the_same(got, trace(ruleset, request, facts, TODAY))
+
+
+@settings(max_examples=examples(2000), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(rules, requests, dns, answers, st.permutations(["identity", *NAMES]))
+def test_facts_that_come_one_by_one_lead_to_the_same_decision(
+    made: list[dict[str, Any]],
+    attributes: dict[str, str],
+    known: naive.Dns,
+    said: dict[str, str],
+    order: list[str],
+) -> None:
+    ruleset = build(made, hostname_lists=BY_HOSTNAME)
+    request, facts = request_of(attributes), facts_of(known, said)
+    want = essence(decide_fully(ruleset, request, facts, TODAY))
+    assert facts.identity is not None
+    inquiry = Inquiry(ruleset, request, NOTHING_KNOWN, TODAY)
+    for _ in range(len(order) + 1):
+        decision = inquiry.decide()
+        if isinstance(decision, Decision):
+            assert essence(decision) == want
+            return
+        assert decision.identity or decision.lists
+        assert not (decision.identity and inquiry.identity is not None)
+        assert decision.lists.isdisjoint(inquiry.lists)
+        assert inquiry.identity is not None or decision.lists.isdisjoint(BY_HOSTNAME)
+        fact = next(one for one in order if one in decision.lists or (one == "identity" and decision.identity))
+        if fact == "identity":
+            inquiry.learn_identity(facts.identity)
+        else:
+            inquiry.learn_lists({fact: facts.lists[fact]})
+    pytest.fail("facts were needed that nobody asked for")
+
+
+@settings(max_examples=examples(2000), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(rules, requests, dns, answers)
+def test_what_may_be_needed_is_named_together(
+    made: list[dict[str, Any]], attributes: dict[str, str], known: naive.Dns, said: dict[str, str]
+) -> None:
+    """Lists of names by host name come after reverse DNS; everything else is asked at once."""
+    request, facts = request_of(attributes), facts_of(known, said)
+    assert facts.identity is not None
+    inquiry = Inquiry(build(made, hostname_lists=BY_HOSTNAME), request, NOTHING_KNOWN, TODAY)
+    rounds = 0
+    while isinstance(needs := inquiry.decide(), Needs):
+        rounds += 1
+        assert rounds == 1 or needs.lists <= BY_HOSTNAME
+        if needs.identity:
+            inquiry.learn_identity(facts.identity)
+        inquiry.learn_lists({name: facts.lists[name] for name in needs.lists})
+    assert rounds <= 2
+
+
+@settings(max_examples=examples(100), deadline=None)
+@given(rules, requests, dns, answers)
+def test_a_ruleset_that_went_through_shared_memory_decides_the_same(
+    made: list[dict[str, Any]], attributes: dict[str, str], known: naive.Dns, said: dict[str, str]
+) -> None:
+    ruleset = build(made, hostname_lists=BY_HOSTNAME)
+    request, facts = request_of(attributes), facts_of(known, said)
+    handed_over = pickle.loads(pickle.dumps(ruleset, protocol=5))
+    assert decide(handed_over, request, facts, TODAY) == decide(ruleset, request, facts, TODAY)
+
+
+# --- What is needed ---------------------------------------------------------------------------------------------------
+
+CLIENT = {"client_address": "192.0.2.1", "protocol_state": "RCPT"}
+
+
+def rule(name: str, action: str, match: dict[str, Any], excepted: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"name": name, "match": match, "except": excepted or {}, "action": action}
+
+
+def needs(ruleset: Ruleset, facts: Facts = NOTHING_KNOWN) -> set[str]:
+    """The lists that are needed, and `identity`."""
+    decision = decide(ruleset, request_of(CLIENT), facts, TODAY)
+    if isinstance(decision, Decision):
+        return set()
+    return {*decision.lists, *(["identity"] if decision.identity else [])}
+
+
+ZEN = Listed(("zen",))
+PSBL = Listed(("psbl",))
+
+
+@pytest.mark.parametrize(
+    ("made", "wanted"),
+    [
+        ([rule("a", "REJECT", {"listed": ZEN})], {"zen"}),
+        ([rule("a", "REJECT", {"listed": ZEN}, {"listed": PSBL})], {"zen", "psbl"}),
+        ([rule("a", "REJECT", {"listed": ZEN}), rule("b", "REJECT", {"listed": PSBL})], {"zen", "psbl"}),
+        ([rule("a", "REJECT", {"listed": ZEN, "hostname_suffix": ["a.example"]})], {"zen", "identity"}),
+        ([rule("a", "REJECT", {"listed": Listed(("dbl",))})], {"identity"}),
+        # Its other conditions do not hold.
+        ([rule("a", "REJECT", {"listed": ZEN, "helo_name": ["other.test"]})], set()),
+        ([rule("a", "REJECT", {"listed": ZEN}, {"cidr": ["192.0.2.0/24"]})], set()),
+        # A rule above decides.
+        ([rule("a", "DUNNO", {"cidr": ["192.0.2.0/24"]}), rule("b", "REJECT", {"listed": ZEN})], set()),
+        # A rule between decides, so what is below it is not needed.
+        (
+            [
+                rule("a", "REJECT", {"listed": ZEN}),
+                rule("b", "DUNNO", {"cidr": ["192.0.2.0/24"]}),
+                rule("c", "REJECT", {"listed": PSBL}),
+            ],
+            {"zen"},
+        ),
+    ],
+)
+def test_a_list_is_needed_if_a_rule_that_could_decide_uses_it(made: list[dict[str, Any]], wanted: set[str]) -> None:
+    assert needs(build(made, hostname_lists=BY_HOSTNAME)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("value", "said", "wanted"),
+    [
+        (Listed(("zen", "psbl", "cop")), {"psbl": YES}, set()),  # one is enough
+        (Listed(("zen", "psbl", "cop")), {"psbl": NO}, {"zen", "cop"}),
+        (Listed(("zen", "psbl", "cop"), 2), {"psbl": YES}, {"zen", "cop"}),
+        (Listed(("zen", "psbl", "cop"), 2), {"psbl": YES, "cop": YES}, set()),
+        (Listed(("zen", "psbl", "cop"), 2), {"psbl": NO, "cop": UNKNOWN}, set()),  # it cannot be two any more
+        (Listed(("zen", "psbl", "cop"), 3), {"psbl": NO}, set()),
+    ],
+)
+def test_the_decision_is_given_as_soon_as_no_answer_can_change_it(
+    value: Listed, said: dict[str, str], wanted: set[str]
+) -> None:
+    facts = Facts(None, {name: ANSWERS[answer] for name, answer in said.items()})
+    assert needs(build([rule("a", "REJECT", {"listed": value})]), facts) == wanted
+
+
+def test_reverse_dns_is_not_waited_for_if_the_list_settles_the_rule() -> None:
+    ruleset = build([rule("a", "REJECT", {"listed": ZEN, "hostname_suffix": ["a.example"]})])
+    assert needs(ruleset, Facts(None, {"zen": NOT_LISTED})) == set()
+    assert needs(ruleset, Facts(Identity(Status.MISSING))) == set()
+
+
+def test_ten_thousand_rules_with_listed_are_not_tried_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [rule(f"r{n}", "REJECT", {"listed": ZEN, "protocol_state": ["RCPT"]}) for n in range(10_000)]
+    ruleset = build(made)
+    tried = 0
+    original = Inquiry._try
+
+    def counted(self: Inquiry, *arguments: Any) -> Any:
+        nonlocal tried
+        tried += 1
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Inquiry, "_try", counted)
+    assert needs(ruleset) == {"zen"}
+    assert tried < 10
+    decision = decide(ruleset, request_of(CLIENT), Facts(None, {"zen": NOT_LISTED}), TODAY)
+    assert isinstance(decision, Decision)
+    assert decision.rule is None
+    assert tried < 20
+
+
+# --- {list} -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "said", "text"),
+    [
+        (Listed(("zen", "psbl")), {"zen": YES, "psbl": YES}, "zen"),
+        (Listed(("psbl", "zen")), {"zen": YES, "psbl": YES}, "psbl"),
+        (Listed(("psbl", "zen")), {"zen": YES, "psbl": NO}, "zen"),
+        (Listed(("psbl", "zen", "cop"), 2), {"zen": YES, "psbl": UNKNOWN, "cop": YES}, "zen"),
+    ],
+)
+def test_list_is_the_first_that_said_listed_in_the_order_of_the_rule(
+    value: Listed, said: dict[str, str], text: str
+) -> None:
+    ruleset = build([rule("a", "REJECT 5.7.1 listed by {list}", {"listed": value})])
+    request = request_of(CLIENT)
+    decision = decide_fully(ruleset, request, Facts(None, {n: ANSWERS[a] for n, a in said.items()}), TODAY)
+    assert reply_text(decision, request, None, b"ID") == f"5.7.1 listed by {text}".encode()
+
+
+def test_list_is_unknown_in_a_rule_without_listed_and_causes_no_lookup() -> None:
+    ruleset = build([rule("a", "REJECT 5.7.1 {list}", {"cidr": ["192.0.2.1"]})])
+    request = request_of(CLIENT)
+    decision = decide_fully(ruleset, request, NOTHING_KNOWN, TODAY)
+    assert reply_text(decision, request, None, b"ID") == b"5.7.1 unknown"

@@ -1,0 +1,88 @@
+"""`lists=`: answers of DNS lists, written and read back, in both formats."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policyd.core.dns_lists import NEVER_ASKED, NOT_LISTED, ListAnswer, ListStatus, unknown
+from policyd.decision_log.lists import format_answers, parse_answers
+from policyd.decision_log.reader import parse
+from policyd.decision_log.writer import json_line, text_line
+from tests.decision_log.test_writer import entry
+
+ANSWERS = {
+    "zen": ListAnswer(ListStatus.LISTED, ("127.0.0.2", "127.0.0.9")),
+    "dnswl": NOT_LISTED,
+    "psbl": unknown("timeout"),
+    "dqs": NEVER_ASKED,
+}
+
+answers = st.dictionaries(
+    st.from_regex(r"[A-Za-z0-9_.-]{1,12}", fullmatch=True),
+    st.one_of(
+        st.just(NOT_LISTED),
+        st.builds(unknown, st.sampled_from(["timeout", "servfail", "refused_by_list", "outside_127", "out_of_use"])),
+        st.lists(st.integers(1, 9), min_size=1, max_size=3).map(
+            lambda codes: ListAnswer(ListStatus.LISTED, tuple(f"127.0.0.{code}" for code in codes))
+        ),
+    ),
+    max_size=5,
+)
+
+
+def test_lists_stand_after_rdns_in_both_formats() -> None:
+    logged = entry()
+    logged = logged._replace(decision=logged.decision._replace(lists=ANSWERS))
+    line = text_line(logged)
+    assert b" rdns=verified lists=dnswl:-,psbl:?timeout,zen:127.0.0.2+127.0.0.9 state=RCPT " in line
+    assert json.loads(json_line(logged))["lists"] == {"dnswl": "-", "psbl": "?timeout", "zen": "127.0.0.2+127.0.0.9"}
+
+
+def test_what_was_not_asked_is_not_logged() -> None:
+    logged = entry()
+    logged = logged._replace(decision=logged.decision._replace(lists={"dqs": NEVER_ASKED}))
+    assert b"lists=" not in text_line(logged)
+    assert "lists" not in json.loads(json_line(logged))
+
+
+@given(answers)
+def test_what_is_written_is_read_back(said: dict[str, ListAnswer]) -> None:
+    assert {name: answer._replace(addresses=answer.addresses) for name, answer in said.items()} == parse_answers(
+        format_answers(said)
+    )
+    logged = entry(observed=("x",))
+    logged = logged._replace(decision=logged.decision._replace(lists=said))
+    for line in (text_line(logged), json_line(logged), text_line(logged._replace(reply=b""))):
+        decision = parse(line.rstrip(b"\n"))
+        assert decision is not None
+        assert parse_answers(decision.lists) == said
+
+
+@given(answers)
+def test_the_common_line_and_the_general_one_are_the_same(said: dict[str, ListAnswer]) -> None:
+    common = entry()
+    common = common._replace(decision=common.decision._replace(lists=said))
+    general = common._replace(decision=common.decision._replace(observed=("x",)))
+    assert text_line(general).replace(b" observed=x", b"") == text_line(common)
+
+
+@pytest.mark.parametrize("word", [b"", b":", b"zen", b"zen:", b":-", b"...", b"\xff:-"])
+def test_words_of_another_form_are_left_out(word: bytes) -> None:
+    read = parse_answers([word, b"zen:-"])
+    assert read["zen"] == NOT_LISTED
+    assert len(read) <= 2
+
+
+def test_a_line_of_many_lists_is_bounded_and_read_as_far_as_it_goes() -> None:
+    said = {f"list{number:03d}": NOT_LISTED for number in range(2000)}
+    logged = entry()
+    logged = logged._replace(decision=logged.decision._replace(lists=said))
+    for line in (text_line(logged), json_line(logged)):
+        assert len(line) <= 4096
+        decision = parse(line.rstrip(b"\n"))
+        assert decision is not None
+        assert len(parse_answers(decision.lists)) > 10

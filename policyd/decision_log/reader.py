@@ -167,10 +167,10 @@ def _parse_json(line: bytes) -> LoggedDecision | None:
 
 def from_json(fields: dict[str, Any]) -> LoggedDecision | None:
     """Returns the decision of an object of the JSON format, or None if it is something else."""
+    if _text(fields.get("action")) not in VERBS:
+        return None  # as nearly every line of a journal, so before anything else
     decision = _logged([_from_json[form](fields.get(key)) for key, _, form in FIELDS])
-    if decision.action not in VERBS or not _STAMP.fullmatch(decision.time):
-        return None
-    return decision
+    return decision if _STAMP.fullmatch(decision.time) else None
 
 
 def _text(value: Any) -> bytes:

@@ -12,7 +12,7 @@ import json
 import re
 from typing import Any
 
-from policyd.logs.wrappings import Entry, peel
+from policyd.logs.wrappings import Entry, is_stamped, peel
 
 # Bytes of one entry that is collected over several lines; a journal entry of a mail server has 2 KiB.
 _MAX_ENTRY = 64 * 1024
@@ -49,11 +49,14 @@ def entry_of(fields: dict[str, Any], stamp: bytes = b"", depth: int = 0) -> Entr
     An empty program: only the message is known. `stamp` is the timestamp of what wraps the fields. A message that has
     a tag of its own is peeled.
     """
+    message, program = fields.get("MESSAGE"), fields.get("SYSLOG_IDENTIFIER")
+    if isinstance(message, str) and isinstance(program, str) and "/" in program:
+        return _usual(fields, message, program)
     known = {key.lower(): value for key, value in fields.items()}
     realtime = _text(known.get("__realtime_timestamp")) or _text(known.get("_source_realtime_timestamp"))
     stamp = b"@" + realtime if realtime else _first(known, _STAMP) or stamp
-    message = _first(known, _MESSAGE)
-    if message is None:
+    text = _first(known, _MESSAGE)
+    if text is None:
         # Elastic keeps what was logged one level down; journalctl writes null for what is too long.
         inner = known.get("_source")
         return entry_of(inner, stamp, depth + 1) if isinstance(inner, dict) and depth < _MAX_DEPTH else None
@@ -61,23 +64,36 @@ def entry_of(fields: dict[str, Any], stamp: bytes = b"", depth: int = 0) -> Entr
     inner_process = process if isinstance(process, dict) else {}
     host_value = known.get("host")
     host = _text(host_value.get("name")) if isinstance(host_value, dict) else _first(known, _HOST)
-    program = (_first(known, _PROGRAM) or _text(inner_process.get("name")) or b"").decode("utf-8", "replace")
+    name = (_first(known, _PROGRAM) or _text(inner_process.get("name")) or b"").decode("utf-8", "replace")
     pid = _first(known, _PID) or _text(inner_process.get("pid")) or b""
-    if (tag := _TAG.fullmatch(program)) is not None:
-        program, pid = tag[1], (tag[2] or "").encode() or pid
+    if (tag := _TAG.fullmatch(name)) is not None:
+        name, pid = tag[1], (tag[2] or "").encode() or pid
     else:
-        program = ""
-    if message.startswith(b"{") and depth < _MAX_DEPTH and (within := parse_json(message)) is not None:
+        name = ""
+    if text.startswith(b"{") and depth < _MAX_DEPTH and (within := parse_json(text)) is not None:
         inner_entry = entry_of(within, stamp, depth + 1)
-        if inner_entry is not None and (inner_entry.program or not program):
+        if inner_entry is not None and (inner_entry.program or not name):
             return inner_entry._replace(host=inner_entry.host or host or b"")
-    message = message.lstrip(b" ").rstrip(b"\r\n")
-    peeled = peel(message) if not program or "/" not in program else None
+    text = text.lstrip(b" ").rstrip(b"\r\n")
+    peeled = peel(text) if not name or ("/" not in name and is_stamped(text)) else None
     if peeled is not None and peeled.program:
         return peeled._replace(stamp=peeled.stamp or stamp, host=peeled.host or host or b"", start=-1)
-    if not program and peeled is not None:
+    if not name and peeled is not None:
         return Entry(peeled.stamp or stamp, host or b"", b"", b"", peeled.message)
-    return Entry(stamp, host or b"", program.encode(), pid if pid.isdigit() else b"", message)
+    return Entry(stamp, host or b"", name.encode(), pid if pid.isdigit() else b"", text)
+
+
+def _usual(fields: dict[str, Any], message: str, program: str) -> Entry:
+    """The entry of a Postfix daemon in the journal."""
+    realtime = _text(fields.get("__REALTIME_TIMESTAMP"))
+    pid = _text(fields.get("SYSLOG_PID")) or _text(fields.get("_PID")) or b""
+    return Entry(
+        b"@" + realtime if realtime else b"",
+        _text(fields.get("_HOSTNAME")) or b"",
+        program.encode("utf-8", "replace"),
+        pid,
+        message.encode("utf-8", "replace"),
+    )
 
 
 class Collector:
@@ -155,7 +171,7 @@ class Collector:
 def parse_json(text: bytes) -> dict[str, Any] | None:
     """The JSON object that a line is, or None."""
     try:
-        found = json.loads(text)
+        found = json.loads(text.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 RBLDNSD = "/usr/sbin/rbldnsd"
 
-# What a zone begins with: its TTLs, of an answer and of a negative one.
+# What a zone begins with: TTLs of a second, so that a resolver sees a change.
 _HEAD = """\
-$SOA 60 ns.rbl.test. hostmaster.rbl.test. 0 600 300 86400 1
+$SOA 1 ns.rbl.test. hostmaster.rbl.test. 0 600 300 86400 1
 $NS 60 ns.rbl.test.
-$TTL 60
+$TTL 1
 """
 
 

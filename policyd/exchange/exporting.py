@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from policyd.core.printable import printable
-from policyd.core.ruleset import Verb
+from policyd.core.ruleset import Kind, Verb
 from policyd.exchange.access import postfix, sendmail
 from policyd.exchange.firewall import ipset, iptables, nftables
 from policyd.exchange.lists import csv_table, json_rules, plain, rspamd_map
@@ -68,7 +68,7 @@ def export(
         rows = list(_of_lists(loaded, lists, options.verdict, report))
         what = ", ".join(lists)
     else:
-        rows = list(_in_force(_of_rules(loaded), report, today, whole=FORMATS[name].whole))
+        rows = list(_in_force(_of_rules(loaded, report), report, today, whole=FORMATS[name].whole))
         what = "rules"
         _mind_the_rest(loaded, report)
     # The name of a file may hold anything; what is written stands in a comment.
@@ -76,9 +76,12 @@ def export(
     return FORMATS[name].write(rows, report, replace(options, heading=printable(heading))), report
 
 
-def _of_rules(loaded: Loaded) -> Iterator[Row]:
+def _of_rules(loaded: Loaded, report: Report) -> Iterator[Row]:
     for rule in loaded.ruleset.rules:
         line = Line(loaded.rules_file.path, rule.line, f"rule {rule.name}")
+        if any(condition.kind is Kind.LISTED for condition in (*rule.match, *rule.exceptions)):
+            report.lose(line, "uses listed; no format asks DNS lists with three answers")
+            continue
         yield Row(
             line,
             tuple(_terms(loaded, rule.match)),

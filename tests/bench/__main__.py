@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.bench import mail, native, peers, plot, report, rows
+from tests.bench import logs, mail, native, peers, plot, report, rows
 from tests.bench.bench import QUICK, Bench, LeftOut, Row, Scale
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
     "idle": rows.idle,
     "dns": rows.dns,
     "replay": rows.replay,
+    "replay_month": logs.replay_month,
+    "replay_refusals": logs.replay_refusals,
     "postfwd": peers.postfwd,
     "growth": peers.growth,
 }

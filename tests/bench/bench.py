@@ -37,6 +37,7 @@ class Scale:
     messages: int = 2000  # of one run
     dns_seconds: float = 15
     mails: int = 100_000  # in a mail log
+    log_lines: int = 5_000_000  # of a month of a mail server
     growth: tuple[int, ...] = (10, 100, 1000, 10_000, 100_000, 1_000_000)
     postfwd_growth: tuple[int, ...] = (10, 100, 1000, 10_000)  # beyond them a request takes a second and more
 
@@ -56,6 +57,7 @@ QUICK = Scale(
     mails=10_000,
     growth=(10, 1000, 100_000),
     postfwd_growth=(10, 1000),
+    log_lines=100_000,
 )
 
 

@@ -146,6 +146,7 @@ class Account(NamedTuple):
     status: int
     output: str
     cpu_seconds: float
+    peak_mb: float  # of resident memory
 
 
 def run_and_account(command: Sequence[str], given: str) -> Account:
@@ -159,4 +160,4 @@ def run_and_account(command: Sequence[str], given: str) -> Account:
         process.stdout.close()
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)  # or Popen would wait for it once more
-    return Account(process.returncode, output, used.ru_utime + used.ru_stime)
+    return Account(process.returncode, output, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)

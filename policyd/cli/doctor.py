@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,12 +12,13 @@ import click
 from policyd.cli import Failure
 from policyd.cli.options import config_option, json_option
 from policyd.config.files import MAX_RULES_BYTES, OversizedError, UnreadableError, read_file
-from policyd.config.load import load_settings
-from policyd.config.problems import Report
+from policyd.config.load import load, load_settings
+from policyd.config.problems import ConfigErrors, Report
 from policyd.config.yaml_tree import Mapping, Scalar, parse_yaml
 from policyd.core.printable import printable
 from policyd.tools.display import shown
 from policyd.tools.doctor.diagnosis import diagnose
+from policyd.tools.doctor.dns_lists import check_dns_lists
 from policyd.tools.doctor.endpoints import systemd_sockets
 from policyd.tools.doctor.postfix_config import PostconfError, read_postfix, read_saved
 
@@ -62,6 +64,7 @@ def doctor(*, config: str | None, folder: str | None, postconf: str | None, mast
             diagnosis = diagnose(read_saved(postconf, master), settings)
         else:
             diagnosis = diagnose(read_postfix(folder), settings, sockets=systemd_sockets())
+            diagnosis = _with_dns_lists(diagnosis, config)
     except PostconfError as error:
         raise Failure(printable(f"policyd: {error}"), 2) from None
     mode = _mode(diagnosis, settings.rules)
@@ -70,6 +73,17 @@ def doctor(*, config: str | None, folder: str | None, postconf: str | None, mast
     else:
         _print(diagnosis, mode)
     sys.exit(1 if diagnosis.findings else 0)
+
+
+def _with_dns_lists(diagnosis: Diagnosis, config: str | None) -> Diagnosis:
+    """The diagnosis with the self-tests of the ruleset's DNS lists."""
+    try:
+        loaded = load(config, keep_lists=False)
+    except ConfigErrors:
+        note = "the ruleset has errors, so its DNS lists were not tested; see policyd check"
+        return replace(diagnosis, notes=(*diagnosis.notes, note))
+    findings, right = check_dns_lists(loaded.ruleset.dns_lists, loaded.settings.dns)
+    return replace(diagnosis, findings=diagnosis.findings + findings, right=diagnosis.right + right)
 
 
 def _mode(diagnosis: Diagnosis, rules: str) -> str:

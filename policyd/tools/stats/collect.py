@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from policyd.config.public_suffixes import registrable_domains
 from policyd.core.address import parse_address
+from policyd.core.dns_lists import ListStatus
 from policyd.core.normalize import domain_of
+from policyd.decision_log.lists import parse_answers
 from policyd.logs.counting import Distinct, Frequent, without_garbage_collection
 from policyd.logs.decisions import DecisionCounts, decisions
 from policyd.logs.timestamps import LogClock
@@ -36,6 +38,9 @@ _MAX_ORIGINS = 50_000
 
 # Rules told apart. A ruleset of 10,000 is large; names come from the log, so a wrong one must not fill memory.
 _MAX_RULES = 50_000
+
+# DNS lists told apart: more than any ruleset has, and names come from the log.
+_MAX_LISTS = 1000
 
 # Hours told apart: ten years.
 _MAX_HOURS = 90_000
@@ -69,6 +74,19 @@ class RuleStats:
 
 
 @dataclass(slots=True)
+class ListStats:
+    """One DNS list: decisions for which it was asked, and its answers."""
+
+    asked: int = 0
+    listed: int = 0
+    alone: int = 0  # listed by no other list that was asked
+    unknown: int = 0
+    mails: set[int] = field(default_factory=set)  # hashes of sender and recipient of what it listed
+    delivered: int = 0  # of them, those that passed, then or at another time
+    uncounted: bool = False  # more mails than could be counted
+
+
+@dataclass(slots=True)
 class Stats:
     """All that is counted."""
 
@@ -86,6 +104,7 @@ class Stats:
     sender_domains: Frequent[bytes] = field(default_factory=lambda: Frequent(_MAX_ORIGINS))
     reverse_dns: Counter[str] = field(default_factory=Counter)
     dns_errors: Counter[str] = field(default_factory=Counter)
+    lists: dict[str, ListStats] = field(default_factory=dict)
     downgraded: int = 0
     milliseconds: Counter[float] = field(default_factory=Counter)  # of a decision, to two digits
     rulesets: dict[str, float | None] = field(default_factory=dict)  # hashes, with the time of the first decision
@@ -159,6 +178,8 @@ class _Collector:
             stats.reverse_dns[shown(decision.reverse_dns)] += 1
         if decision.dns_error:
             stats.dns_errors[shown(decision.dns_error)] += 1
+        if decision.lists:
+            self._count_lists(decision)
         stats.downgraded += decision.downgraded
         if decision.ms is not None:
             stats.milliseconds[float(f"{decision.ms:.2g}")] += 1
@@ -171,12 +192,12 @@ class _Collector:
     def finish(self) -> None:
         for rule in self.stats.rules.values():
             rule.elsewhere = len(rule.refused_mails & self._passed)
+        for one in self.stats.lists.values():
+            one.delivered = len(one.mails & self._passed)
 
     def _count_rules(self, decision: LoggedDecision, decided: str, time: float | None) -> None:
         stats = self.stats
-        mail = None
-        if decision.sender is not None and decision.recipient:
-            mail = hash((decision.sender.lower(), decision.recipient.lower()))
+        mail = _mail(decision)
         if decided == "DUNNO" and mail is not None:
             self._passed_left.add(self._passed, mail)
         rule = _named(stats.rules, decision.rule_name)
@@ -188,6 +209,24 @@ class _Collector:
             observed = _named(stats.observed, name)
             if observed is not None:
                 self._count_rule(observed, decision, decided, time)
+
+    def _count_lists(self, decision: LoggedDecision) -> None:
+        answers = parse_answers(decision.lists)
+        mail = _mail(decision)
+        listed = [name for name, answer in answers.items() if answer.status is ListStatus.LISTED]
+        for name, answer in answers.items():
+            one = self.stats.lists.get(name)
+            if one is None:
+                if len(self.stats.lists) >= _MAX_LISTS:
+                    continue
+                one = self.stats.lists[name] = ListStats()
+            one.asked += 1
+            one.unknown += answer.status is ListStatus.UNKNOWN
+            if answer.status is ListStatus.LISTED:
+                one.listed += 1
+                one.alone += len(listed) == 1
+                if mail is not None:
+                    one.uncounted |= not self._mails.add(one.mails, mail)
 
     def _count_rule(self, rule: RuleStats, decision: LoggedDecision, decided: str, time: float | None) -> None:
         rule.actions[decided] += 1
@@ -207,6 +246,13 @@ class _Collector:
                 stats.suffixes.add(suffix)
         if decision.sender and (domain := domain_of(decision.sender)):
             stats.sender_domains.add(domain)
+
+
+def _mail(decision: LoggedDecision) -> int | None:
+    """What stands for a mail: the same sender and recipient; None without either."""
+    if decision.sender is None or not decision.recipient:
+        return None
+    return hash((decision.sender.lower(), decision.recipient.lower()))
 
 
 def _named(rules: dict[str, RuleStats], name: bytes) -> RuleStats | None:

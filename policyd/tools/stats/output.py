@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from policyd.tools.stats.collect import RuleStats, Stats
+    from policyd.tools.stats.collect import ListStats, RuleStats, Stats
 
 # Each action's mark in a bar, so that it is read without colour, and its colour. What stands first is drawn first.
 _MARKS = {"REJECT": ("#", "red"), "DEFER": ("+", "yellow"), "DEFER_IF_PERMIT": ("~", "yellow"), "DUNNO": (".", "green")}
@@ -52,6 +52,16 @@ def stats_as_json(stats: Stats) -> dict[str, Any]:
         "sender_domains": {shown(domain): count for domain, count in stats.sender_domains.most_common(TOP)},
         "reverse_dns": dict(stats.reverse_dns.most_common()),
         "dns_errors": dict(stats.dns_errors.most_common()),
+        "lists": {
+            name: {
+                "asked": one.asked,
+                "listed": one.listed,
+                "listed_alone": one.alone,
+                "unknown": one.unknown,
+                "also_delivered": one.delivered,
+            }
+            for name, one in lists_by_use(stats)
+        },
         "milliseconds": {name: stats.percentile(share) for name, share in PERCENTILES},
     }
 
@@ -107,6 +117,8 @@ def print_stats(console: Console, stats: Stats) -> None:
         parts = [f"{status} {count:,}" for status, count in stats.reverse_dns.most_common()]
         errors = [f"{reason} {count:,}" for reason, count in stats.dns_errors.most_common()]
         console.print(Text(f"reverse DNS: {', '.join(parts)}" + (f" ({', '.join(errors)})" if errors else "")))
+    if stats.lists:
+        _print_lists(console, stats)
     if stats.downgraded:
         console.print(f"{counted(stats.downgraded, 'REJECT')} became DEFER, because DNS failed")
     if stats.milliseconds:
@@ -132,6 +144,21 @@ def origins(stats: Stats) -> list[tuple[str, list[tuple[str, int]]]]:
         ("domains of their host names", stats.suffixes.most_common(TOP)),
         ("domains of their senders", [(shown(name), count) for name, count in stats.sender_domains.most_common(TOP)]),
     ]
+
+
+def lists_by_use(stats: Stats) -> list[tuple[str, ListStats]]:
+    """The DNS lists, the one that listed most first."""
+    return sorted(stats.lists.items(), key=lambda one: (-one[1].listed, one[0]))
+
+
+def _print_lists(console: Console, stats: Stats) -> None:
+    numbers = ("asked", "listed", "by it alone", "unknown", "also delivered")
+    columns = table("DNS list", *numbers, numbers=numbers)
+    for name, one in lists_by_use(stats):
+        counts = (one.asked, one.listed, one.alone, one.unknown, one.delivered)
+        columns.add_row(Text(name), *(f"{count:,}" for count in counts))
+    console.print(columns)
+    console.print()
 
 
 def _print_actions(console: Console, stats: Stats) -> None:

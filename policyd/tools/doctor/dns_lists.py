@@ -1,0 +1,36 @@
+"""`policyd doctor` and DNS lists: the self-tests that the daemon runs, run once."""
+
+from __future__ import annotations
+
+import asyncio
+from random import SystemRandom
+from typing import TYPE_CHECKING
+
+from policyd.dns.list_standing import SelfTestOutcome
+from policyd.dns.lists import self_test
+from policyd.tools.doctor.diagnosis import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from policyd.config.settings import Dns
+    from policyd.core.dns_lists import DnsList
+    from policyd.dns.list_standing import SelfTestResult
+
+
+def check_dns_lists(lists: Sequence[DnsList], dns: Dns) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
+    """Tests every list that has a self-test; returns what is wrong, and a line for each list that is right."""
+    tested = [one for one in lists if one.self_test]
+    results = asyncio.run(_test_all(tested, dns)) if tested else []
+    findings, right = [], []
+    for dns_list, result in zip(tested, results, strict=True):
+        if result.outcome is SelfTestOutcome.PASSED:
+            right.append(f"DNS list {dns_list.name} ({dns_list.shown_zone}) passes its self-test")
+        else:
+            write = "what the line above says, in dns_lists or in your resolver; until then its answers are unknown"
+            findings.append(Finding(f"DNS list {dns_list.name} ({dns_list.shown_zone})", result.message, write))
+    return tuple(findings), tuple(right)
+
+
+async def _test_all(lists: Sequence[DnsList], dns: Dns) -> list[SelfTestResult]:
+    return await asyncio.gather(*(self_test(one, dns, SystemRandom()) for one in lists))

@@ -18,7 +18,8 @@ HASH_DIGITS = 8
 @dataclass(frozen=True, slots=True)
 class LoadedFile:
     """A file as it was read: its hash (the first HASH_DIGITS of its SHA-256) and when it was last written (Unix
-    seconds). `lists` are the lists that a list file serves, `entries` how many it holds."""
+    seconds). `lists` are the lists that a list file serves, `entries` how many it holds. `hashed` says whether the
+    ruleset's hash covers it."""
 
     path: str
     kind: Literal["settings", "rules", "list"]
@@ -26,6 +27,7 @@ class LoadedFile:
     modified: float
     lists: tuple[str, ...] = ()
     entries: int | None = None
+    hashed: bool = True
 
 
 def file_hash(content: bytes | memoryview) -> str:

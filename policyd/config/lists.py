@@ -62,9 +62,15 @@ class ListFile:
         self._digest = hashlib.sha256(content).digest()
         self._parsed: dict[Form, Entries] = {}
 
+    @property
+    def content(self) -> bytes:
+        """The bytes, before they are freed."""
+        assert self._content is not None
+        return self._content
+
     def forget_content(self) -> None:
         """Frees the bytes. The file is read again where they are needed once more."""
-        self._content = None
+        self._content = self._content and None  # an empty file may be one that does not exist
 
     @property
     def hash(self) -> str:
@@ -194,6 +200,7 @@ class ListDefinition:
     column: int
     values: list[Scalar] = field(default_factory=list)
     file: ListFile | None = None
+    local: bool = False  # written by this host, and no part of the ruleset's hash
     used: bool = False
     _parsed: dict[Form, Entries] = field(default_factory=dict)
 

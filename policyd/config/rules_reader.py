@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
 TOP_KEYS = ("mode", "lists", "dns_lists", "rules", "default", "tests")
 RULE_KEYS = ("name", "match", "except", "action", "mode", "expires", "note")
-LIST_KEYS = ("file", "allow_empty")
+LIST_KEYS = ("file", "allow_empty", "local")
+_TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
 MODES = ("enforce", "observe")
 
 # A path may have 4,096 bytes (PATH_MAX, limits.h). A longer one can be written, and would make a message of its length.
@@ -111,6 +112,8 @@ class _Reader:
         self._hash = hashlib.sha256(content)
         self._file = RulesFile(path)
         self._list_files: dict[str, ListFile | None] = {}
+        self._hashed: set[str] = set()  # list files that are part of the ruleset's hash
+        self._missing: set[str] = set()  # list files that do not exist, and need not
         self._conditions = 0
         self._rule = ""  # the name of the rule that is being read, for its problems
         self._prefix = ""  # what stands before them where the rule has no name to go by
@@ -151,9 +154,11 @@ class _Reader:
         assert self._file.text is not None
         rules = LoadedFile(self._path, "rules", file_hash(self._file.text.content), self._file.text.modified)
         lists = [
-            LoadedFile(path, "list", file.hash, file.modified, tuple(serves[path]), file.count)
+            LoadedFile(
+                path, "list", file.hash, file.modified, tuple(serves[path]), file.count, hashed=path in self._hashed
+            )
             for path, file in self._list_files.items()
-            if file is not None
+            if file is not None and path not in self._missing
         ]
         self._file.files = [rules, *lists]
         self._file.outline = outline_of(self._file, root)
@@ -264,12 +269,8 @@ class _Reader:
 
     def _read_list_file(self, definition: ListDefinition, node: Mapping) -> None:
         self._check_keys(node, LIST_KEYS)
-        allow_empty = False
-        if (item := node.items.get("allow_empty")) is not None:
-            text = self._text(item, "true or false")
-            if text not in {"true", "false", None}:
-                self._add(item.value, f"allow_empty: {quoted(text or '')} is neither true nor false")
-            allow_empty = text == "true"
+        allow_empty = self._truth(node, "allow_empty")
+        definition.local = self._truth(node, "local")
         item = node.items.get("file")
         if item is None:
             self._add(node, "'file' is missing")
@@ -280,22 +281,39 @@ class _Reader:
                 self._add(item.value, "file: expected the name of a file, not ''")
             return
         path = self._replaced.get(definition.name) or str(Path(self._path).parent / name)
-        definition.file = self._list_file(path, item.value)
-        if definition.file is not None and not allow_empty and not definition.file.has_entries():
+        definition.file = file = self._list_file(path, item.value, may_be_missing=definition.local)
+        if file is not None and not definition.local and path not in self._hashed:
+            self._hashed.add(path)
+            self._hash.update(file.content)
+        if file is not None and not (allow_empty or path in self._missing) and not file.has_entries():
             message = "has no entries, which would disarm the list; where that is meant, write allow_empty: true"
-            self._report.add(Problem(definition.file.path, 1, 1, f"{self._prefix}{message}"))
+            self._report.add(Problem(path, 1, 1, f"{self._prefix}{message}"))
 
-    def _list_file(self, path: str, node: Node) -> ListFile | None:
-        """The file, read once; None where it cannot be used, which is reported for each list that names it."""
+    def _truth(self, node: Mapping, name: str) -> bool:
+        """The value of a key that is true or false; false without it."""
+        item = node.items.get(name)
+        text = None if item is None else self._text(item, "true or false")
+        if item is not None and text is not None and text not in _TRUTHS:
+            self._add(item.value, f"{name}: {quoted(text)} is neither true nor false")
+        return _TRUTHS.get(text or "", False)
+
+    def _list_file(self, path: str, node: Node, *, may_be_missing: bool) -> ListFile | None:
+        """The file, read once; None if it cannot be used, which is reported for each list that names it.
+
+        A file that may be missing, and is, has no entries.
+        """
         if path not in self._list_files:
             self._list_files[path] = None
             try:
                 content, modified = read_dated(path, MAX_LIST_BYTES)
             except (UnreadableError, OversizedError) as error:
+                if may_be_missing and isinstance(error.__cause__, FileNotFoundError):
+                    self._missing.add(path)
+                    self._list_files[path] = ListFile(path, b"", 0.0)
+                    return self._list_files[path]
                 shown = path if len(path) <= MAX_PATH_SHOWN else path[: MAX_PATH_SHOWN - 3] + "..."
                 self._add(node, f"{shown} {error}")
                 return None
-            self._hash.update(content)
             if (nul := content.find(b"\0")) >= 0:
                 line = content.count(b"\n", 0, nul) + 1
                 message = "has a NUL byte; a list is a text file in UTF-8"

@@ -198,6 +198,11 @@ def _list() -> Schema:
                 "default": False,
                 "description": "true: a file without any entry is no error.",
             },
+            "local": {
+                "type": "boolean",
+                "default": False,
+                "description": "true: this host writes it; not part of the ruleset's hash, and empty if missing.",
+            },
         },
         required=["file"],
     )

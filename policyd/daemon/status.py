@@ -21,6 +21,7 @@ from policyd.core.ruleset import Verb
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from policyd.config.in_force import LoadedFile
     from policyd.daemon.counters import Rates
     from policyd.daemon.reload import Delivery
     from policyd.daemon.server import Server
@@ -153,7 +154,13 @@ def _ruleset(running: Running) -> Section:
         "expressions": ruleset.counts.expressions,
     }
     files = [
-        {"path": file.path, "kind": file.kind, "hash": file.hash, "modified": _written(file.modified)}
+        {
+            "path": file.path,
+            "kind": file.kind,
+            "hash": file.hash,
+            "in_ruleset_hash": file.hashed and file.kind != "settings",
+            "modified": _written(file.modified),
+        }
         for file in delivery.files
     ]
     lines = [("ruleset", f"{delivery.summary.removeprefix('ruleset ')}; loaded {_age(running.loaded_at)} ago")]
@@ -223,11 +230,13 @@ def _lists(running: Running) -> Section:
         }
         for file in files
     ]
-    lines = tuple(
-        ("list", f"{', '.join(file.lists)}: {file.entries or 0:,} entries, {_age(file.modified)} old, {file.hash}")
-        for file in files
-    )
+    lines = tuple(("list", _list_line(file)) for file in files)
     return Section({"lists": data}, lines)
+
+
+def _list_line(file: LoadedFile) -> str:
+    mark = "" if file.hashed else " (not part of the ruleset's hash)"
+    return f"{', '.join(file.lists)}: {file.entries or 0:,} entries, {_age(file.modified)} old, {file.hash}{mark}"
 
 
 def _dns_lists(running: Running) -> Section:

@@ -17,6 +17,8 @@ from policyd.core.tables import LongList, Networks, plain_entries
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from policyd.core.index import Ruleset
+
 CONTENT = (
     b"\xef\xbb\xbf# comment\n"
     b"one.example\n"
@@ -199,3 +201,31 @@ def test_no_content_of_a_file_takes_long(content: bytes, tmp_path: Path) -> None
         load(rules_path=tmp_path / "r.yaml")
     assert max(map(len, caught.value.lines)) < 1000
     assert time.process_time() - started < 10
+
+
+def local_rules(folder: Path, *, local: str = "true", text: str | None = None) -> Ruleset:
+    (folder / "kept.txt").write_text("192.0.2.0/24\n")
+    if text is not None:
+        (folder / "own.txt").write_text(text)
+    (folder / "r.yaml").write_text(
+        f"lists: {{kept: {{file: kept.txt}}, own: {{file: own.txt, local: {local}}}}}\n"
+        "rules:\n"
+        "  - {name: a, match: {cidr: [$kept, $own]}, action: REJECT}\n"
+    )
+    return load(rules_path=folder / "r.yaml", keep_lists=False).ruleset
+
+
+def test_a_list_that_the_host_writes_is_no_part_of_the_hash_and_may_be_missing(tmp_path: Path) -> None:
+    missing = local_rules(tmp_path)
+    one = local_rules(tmp_path, text="198.51.100.0/24\n")
+    other = local_rules(tmp_path, text="203.0.113.0/24\n203.0.113.7\n")
+    assert (missing.counts.networks, one.counts.networks, other.counts.networks) == (1, 2, 3)
+    assert missing.hash == one.hash == other.hash
+    assert local_rules(tmp_path, local="false").hash != one.hash
+
+
+def test_a_list_that_is_not_local_may_not_be_missing_and_a_local_one_may_not_be_disarmed(tmp_path: Path) -> None:
+    with pytest.raises(ConfigErrors, match=r"own\.txt cannot be read: No such file or directory"):
+        local_rules(tmp_path, local="false")
+    with pytest.raises(ConfigErrors, match="has no entries, which would disarm the list"):
+        local_rules(tmp_path, text="# nothing\n")

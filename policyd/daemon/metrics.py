@@ -15,6 +15,7 @@ import asyncio
 import logging
 import time
 from itertools import accumulate
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from prometheus_client import generate_latest
@@ -183,12 +184,16 @@ class Page:
             usable.add_metric([name], state.standing.usable)
         yield usable
         counters = {name: state.counters for name, state in lists.states.items()}
-        for key, help_text in (
-            ("asked", "Questions that a DNS list was asked."),
-            ("hits", "Answers of a DNS list from the cache."),
-            ("refused", "Questions that a DNS list was not asked: too many were in flight (dns.lookups)."),
+        for key, help_text, count in (
+            ("asked", "Questions that a DNS list was asked.", attrgetter("asked")),
+            ("hits", "Answers of a DNS list from the cache.", attrgetter("hits")),
+            (
+                "refused",
+                "Questions that a DNS list was not asked: too many were in flight (dns.lookups).",
+                attrgetter("refused"),
+            ),
         ):
-            counts: dict[tuple[str, ...], int] = {(name,): getattr(one, key) for name, one in counters.items()}
+            counts: dict[tuple[str, ...], int] = {(name,): count(one) for name, one in counters.items()}
             yield from _by_labels(f"policyd_dns_list_{key}", help_text, ("list",), counts)
         yield from _by_labels(
             "policyd_dns_list_answers",

@@ -76,6 +76,19 @@ def _name(_context: click.Context, _parameter: click.Parameter, name: str) -> st
     "--action", "verdict", callback=_verdict, help="For entries that become rules (REJECT; of postgrey's list, DUNNO)."
 )
 @click.option("--name", default="", metavar="NAME", help="How the rules' names begin, instead of with the file's.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=25,
+    show_default=True,
+    help="iptables-save, nft: the port whose connections are followed.",
+)
+@click.option(
+    "--interface", default="", metavar="NAME", help="iptables-save, nft: the network interface that mail comes in by."
+)
+@click.option(
+    "--set", "sets", multiple=True, metavar="NAME", help="ipset, nft: only this set. May be given several times."
+)
 @click.option("--strict", is_flag=True, help="Exit with 1 if anything was lost.")
 @click.option("--force", is_flag=True, help="Write --output, and exit with 0, although exemptions were lost.")
 @json_option
@@ -94,7 +107,7 @@ def import_(
 
     \b
     FORMAT is one of plain, postfix-access, postfix-cidr, postfix-pcre, postfix-regexp, sendmail-access,
-    postfwd, whois, spamhaus-drop, iptables-save, nft, rspamd-map. FILE may be compressed; without one,
+    postfwd, whois, spamhaus-drop, iptables-save, nft, ipset, rspamd-map. FILE may be compressed; without one,
     or as `-`, standard input is read.
 
     What carries verdicts becomes rules, in an order that keeps their meaning; what is only a list becomes a list file.

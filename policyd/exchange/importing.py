@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from policyd.core.printable import printable
 from policyd.core.ruleset import Verb
 from policyd.exchange.access import postfix, sendmail
-from policyd.exchange.firewall import iptables, nftables
+from policyd.exchange.firewall import ipset, iptables, nftables
 from policyd.exchange.lists import plain, rspamd_map, spamhaus_drop, whois
 from policyd.exchange.model import REJECT, Imported, IncompleteError, Line, Report, Term, Verdict, place
 from policyd.exchange.network_sets import kept_out, only_networks, texts
@@ -69,8 +69,9 @@ FORMATS: dict[str, Format] = {
     "postfwd": Format(postfwd.read, from_the_top=True),
     "whois": Format(whois.read),
     "spamhaus-drop": Format(spamhaus_drop.read),
-    "iptables-save": Format(iptables.read),
-    "nft": Format(nftables.read),
+    "iptables-save": Format(iptables.read, frozenset({"port", "interface"})),
+    "nft": Format(nftables.read, frozenset({"port", "interface", "sets"}), longest_line=_JSON_BYTES),
+    "ipset": Format(ipset.read, frozenset({"sets"})),
     "rspamd-map": Format(rspamd_map.read, _NAMES),
 }
 
@@ -82,7 +83,8 @@ class ImportOptions:
     `attribute` (`client`, `helo_name`, `sender`, `recipient`) is what it is looked up for; `dotted` and `delimiter`
     are as in `policyd.exchange.access.keys`. `shape` None is what fits: rules for what has verdicts, a list for
     what has none, unless its entries are of several kinds. `condition` chooses which of them a list is to hold.
-    `verdict` is for entries without one (None: the format's own); `name` begins the rules' names.
+    `verdict` is for entries without one (None: the format's own); `name` begins the rules' names. `port` and
+    `interface` are those of the connections that are followed through a firewall; `sets` are the sets of one to take.
     """
 
     attribute: str | None = None
@@ -92,6 +94,9 @@ class ImportOptions:
     condition: str | None = None
     verdict: Verdict | None = None
     name: str = ""
+    port: int = 25
+    interface: str = ""
+    sets: tuple[str, ...] = ()
 
 
 class ImportFailedError(Exception):

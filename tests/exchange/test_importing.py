@@ -26,8 +26,9 @@ SAMPLES = {
     "postfwd": "&&A { sender=x; };\nid=R; &&A; client_address=192.0.2.0/24; action=REJECT $$sender\naction=dunno\n",
     "whois": "inetnum: 192.0.2.0 - 192.0.2.255\nCIDR: 198.51.100.0/24\nroute: 192.0.0.0/16\n NET/1.2.3.0/24\n",
     "spamhaus-drop": '; head\n1.10.16.0/20 ; SBL1\n{"cidr":"2001:db8::/32"}\n{"type":"metadata"}\n',
-    "iptables-save": "*filter\n-A INPUT -s 192.0.2.1 -j DROP\n-A INPUT -j x\n-A x ! -s 10.0.0.0/8 -j RETURN\n",
-    "nft": "table ip t {\nset s { type ipv4_addr; elements = { 192.0.2.1 }\n}\nchain c {\nip saddr @s drop\n",
+    "iptables-save": "-A INPUT -s 192.0.2.1 -j DROP\n-A INPUT -i x -j x\n-A x ! -s 10.0.0.0/8 -p tcp -j RETURN\n",
+    "nft": "table ip t {\nset s { type ipv4_addr; elements = { 192.0.2.1 }\n}\nchain c {\nip saddr @s drop\n}\n}\n",
+    "ipset": 'create s hash:net\nadd s 192.0.2.0/24 timeout 5 comment "a b"\nadd s 192.0.2.1 nomatch\nswap s t\n',
     "rspamd-map": '192.0.2.0/24 5\n"b.example"\n/^x/i\n*.c.example # d\na@b.example\n',
 }
 

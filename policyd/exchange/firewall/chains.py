@@ -1,36 +1,44 @@
 """What packet filters have in common: chains of lines about sources, jumps between them, a first line that decides.
 
-`flattened` follows the jumps from the chains where packets come in and gives the lines that are about mail in the order
-in which they decide. How a filter writes them is left to the file of each.
+`flattened` follows a new connection to one port from the chains where packets come in, and gives the lines in the order
+in which they decide. Each of these base chains decides for itself: what one accepts, another may still drop. How a
+filter writes its lines is left to the file of each.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from policyd.exchange.access.specificity import exemptions_as_exceptions
 from policyd.exchange.firewall.address_block import EVERYTHING, Block
 from policyd.exchange.model import DUNNO, REJECT, NoEqualError, Row
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import netaddr
 
     from policyd.exchange.model import Line, Report
 
-# Where mail is handed in: SMTP, and submission with and without TLS from the start.
-MAIL_PORTS = frozenset({"25", "465", "587", "smtp", "smtps", "submission", "submissions", "urd", "ssmtp"})
+# Names of ports in firewalls, as far as mail has them (services(5)).
+_PORTS = {"smtp": 25, "mail": 25, "smtps": 465, "submissions": 465, "urd": 465, "ssmtp": 465, "submission": 587}
+
+_PORT_RANGE = re.compile(r"(?P<first>[0-9]{0,5})(?:(?P<to>[:-])(?P<last>[0-9]{0,5}))?")
 
 # Chains jump to chains; more levels than this are a loop, which the kernel would refuse (16 for nftables).
 _DEPTH = 16
 
 # A chain is followed each time that another jumps to it, and a set read each time that a line asks for it. In real
-# firewalls that happens a few times; with more than so many steps for each line and element, and some to begin with, a
-# file is made to take for ever. A step, or a network in it, takes 10 us.
+# firewalls that happens a few times; a file with more than so many steps for each line and element, and some to begin
+# with, was made to take for ever. A step, or a network in it, takes 10 us.
 _STEPS = 20
 _FIRST_STEPS = 1_000
+
+_SOME = "it is for some packets only ({}); what it blocks is blocked in every case here"
+_SOME_EXEMPTION = "it exempts some packets only ({}); here it would exempt in every case"
 
 
 class Does(Enum):
@@ -41,40 +49,123 @@ class Does(Enum):
     RETURN = "return"
     JUMP = "jump"
     GOTO = "goto"
+    NOTHING = "nothing"
 
 
-@dataclass(frozen=True, slots=True)
+class AnotherMatterError(NoEqualError):
+    """A line that no new connection to the port from another host ever matches."""
+
+
+@dataclass(slots=True)
 class Step:
     """One line of a chain. `sources` is None where it is about every source; with `negated` it is about all others.
 
-    `target` is the chain of a jump.
+    `target` is the chain of a jump. `some` names a condition that depends on more than the source, such as the network
+    interface. `lost` is why the line cannot be followed; `elsewhere` that it is about other packets anyway.
     """
 
     line: Line
-    does: Does
+    does: Does = Does.NOTHING
     sources: tuple[netaddr.IPNetwork, ...] | None = None
     negated: bool = False
     target: str = ""
+    some: str = ""
+    lost: str = ""
+    elsewhere: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A chain where packets come in: with `everybody`, or, if `some` names it, under a condition.
+
+    `drops` says that the chain drops what none of its lines decides on; `line` is where that is written.
+    """
+
+    chain: str
+    line: Line
+    everybody: Block = field(default_factory=Block)
+    drops: bool = False
+    some: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which connection is followed: to a port and, if it is known, in by a network interface."""
+
+    port: int = 25
+    interface: str = ""
+
+    def is_port(self, written: str) -> bool:
+        """Whether `25`, `smtp`, `20:30` or `20-30` is, or holds, the port."""
+        if written in _PORTS:
+            return _PORTS[written] == self.port
+        match = _PORT_RANGE.fullmatch(written)
+        if match is None:
+            return False
+        first, last = match["first"], match["last"]
+        if match["to"] is None:
+            return bool(first) and int(first) == self.port
+        return int(first or 0) <= self.port <= int(last or 65535)
+
+    def about_interface(self, names: Iterable[str], *, negated: bool) -> str:
+        """What `Step.some` becomes of a condition on the interface; "" if it holds.
+
+        Raises `AnotherMatterError` if it does not hold.
+        """
+        known = [*names]
+        if set(known) == {"lo"}:
+            if negated:
+                return ""
+            raise AnotherMatterError("it is about the machine's own connections")
+        if not self.interface:
+            return f"interface {'not ' if negated else ''}{', '.join(known)}; --interface NAME decides"
+        if any(_is_interface(self.interface, name) for name in known) == negated:
+            raise AnotherMatterError(f"it is not about the interface {self.interface}")
+        return ""
+
+
+def _is_interface(name: str, written: str) -> bool:
+    """`eth+` (iptables) and `eth*` (nftables) stand for all that begin so."""
+    return name.startswith(written[:-1]) if written.endswith(("+", "*")) else name == written
 
 
 def flattened(
-    chains: Mapping[str, Sequence[Step]], roots: Sequence[str], report: Report, everybody: Block | None = None
+    chains: Mapping[str, Sequence[Step]], bases: Sequence[Base], report: Report, otherwise: Block | None = None
 ) -> list[Row]:
     """The lines as rows with a condition `cidr`: DROP is REJECT, ACCEPT is DUNNO.
 
-    Begins at `roots`, the chains where packets come in, with `everybody`; then come the chains to which nothing jumps,
-    as if something did.
+    A file without any base chain is a part of a firewall: its chains to which nothing jumps are then followed, for the
+    addresses of `otherwise`.
     """
     walk = _Walk(chains, report)
-    targets = {step.target for steps in chains.values() for step in steps if step.target}
-    for chain in (*roots, *(name for name in chains if name not in roots and name not in targets)):
-        walk.follow(chain, everybody or Block(), 0)
+    if not bases:
+        targets = {step.target for steps in chains.values() for step in steps}
+        alone = [name for name, steps in chains.items() if steps and name not in targets]
+        bases = [Base(name, chains[name][0].line, otherwise or Block()) for name in alone]
+    by_chain = []
+    for base in bases:
+        walk.rows = []
+        walk.begin(base)
+        by_chain.append(walk.rows)
     walk.finish()
-    return walk.rows
+    deciding = [rows for rows in by_chain if any(row.verdict is REJECT for row in rows)]
+    if not deciding:
+        return [row for rows in by_chain for row in rows]
+    # The last chain may exempt by DUNNO; an exemption of another must not save a client from the chains after it.
+    rows = [row for rows in deciding[:-1] for row in exemptions_as_exceptions(rows)[0]]
+    return rows + deciding[-1]
 
 
 class _EndlessError(NoEqualError):
     """The chains jump to each other without an end that one could wait for."""
+
+
+@dataclass(slots=True)
+class _Lost:
+    """Why a line was lost; `exempts` as in `NoEqualError`."""
+
+    reason: str
+    exempts: bool = False
 
 
 class _Walk:
@@ -85,25 +176,35 @@ class _Walk:
         every = [step for steps in chains.values() for step in steps]
         elements = {id(source) for step in every for source in step.sources or ()}
         self._most_steps = _FIRST_STEPS + _STEPS * (len(every) + len(elements))
-        self._lost: dict[Line, str] = {}  # unless another way through the chains takes them
+        self._lost: dict[Line, _Lost] = {}  # unless another way through the chains takes them
         self._endless: dict[Line, str] = {}
         self._taken: set[Line] = set()
         self.rows: list[Row] = []
 
-    def follow(self, chain: str, block: Block, depth: int) -> bool:
+    def begin(self, base: Base) -> None:
+        """Follows packets from a base chain on."""
+        step = Step(base.line, Does.JUMP, target=base.chain, some=base.some)
+        if base.some:
+            self._take_some(step, [base.everybody], -1)
+        elif not self._follow(base.chain, base.everybody, 0) and base.drops:
+            self._report.lose(base.line, "the chain drops what none of its lines accepts, which no rule is made of")
+
+    def _follow(self, chain: str, block: Block, depth: int) -> bool:
         """Takes the lines of a chain for the addresses of a block; whether it decides on all of them."""
         rest = block  # those on which no line has decided for all of a network
         some_return = False
         decided = False
         for step in self._chains.get(chain, ()):
             try:
-                self._count(step, depth)
+                self._check(step, depth)
                 parts = _parts(step, rest)
-                if step.does is Does.RETURN:
+                if step.some:
+                    self._take_some(step, parts, depth)
+                elif step.does is Does.RETURN:
                     some_return = True
                     rest = _without(step, rest)
-                elif step.does in {Does.JUMP, Does.GOTO}:
-                    ends = [self.follow(step.target, part, depth + 1) for part in parts]
+                elif step.target:
+                    ends = [self._follow(step.target, part, depth + 1) for part in parts]
                     if all(ends) or step.does is Does.GOTO:
                         some_return |= not all(ends)
                         decided |= step.sources is None
@@ -115,28 +216,64 @@ class _Walk:
             except _EndlessError as error:
                 self._endless.setdefault(step.line, str(error))
             except NoEqualError as error:
-                self._lost.setdefault(step.line, str(error))
+                self._lost.setdefault(step.line, _Lost(str(error), error.exempts))
             else:
                 self._taken.add(step.line)
         return decided and not some_return
+
+    def _take_some(self, step: Step, parts: Sequence[Block], depth: int) -> None:
+        """Takes a line with a condition that a rule does not have: as if it held where that blocks, and else not."""
+        if step.does in {Does.ACCEPT, Does.RETURN}:
+            raise NoEqualError(_SOME_EXEMPTION.format(step.some), exempts=True)
+        if step.does is Does.DROP:
+            self._decide(step, parts)
+        else:
+            before, self.rows = self.rows, []
+            for part in parts:
+                self._follow(step.target, part, depth + 1)
+            # What the chain accepts is exempted from what the chain drops, and from nothing else.
+            self.rows = before + exemptions_as_exceptions(self.rows)[0]
+        self._report.note(step.line, _SOME.format(step.some))
 
     def finish(self) -> None:
         """Reports the lines that no way through the chains took, and those where a way was given up."""
         for line, reason in self._endless.items():
             self._report.lose(line, reason)
-        for line, reason in self._lost.items():
+        reached = self._endless.keys() | self._lost.keys() | self._taken
+        unclear = self._behind_lost_jumps()
+        for chain, steps in self._chains.items():
+            for step in steps:
+                if step.line not in reached:
+                    self._lost[step.line] = _unreached(step, unclear=chain in unclear)
+        for line, lost in self._lost.items():
             if line not in self._taken and line not in self._endless:
-                self._report.lose(line, reason)
+                self._report.lose(line, lost.reason, exempts=lost.exempts)
         self._report.taken += len(self._taken)
 
-    def _count(self, step: Step, depth: int) -> None:
+    def _behind_lost_jumps(self) -> set[str]:
+        """The chains to which a lost jump leads, and those to which they jump."""
+        every = [step for steps in self._chains.values() for step in steps if step.target]
+        waiting = [step.target for step in every if step.lost and not step.elsewhere]
+        found = set(waiting)
+        while waiting:
+            for step in self._chains.get(waiting.pop(), ()):
+                if step.target and step.target not in found:
+                    found.add(step.target)
+                    waiting.append(step.target)
+        return found
+
+    def _check(self, step: Step, depth: int) -> None:
+        """Raises `NoEqualError` for a line that cannot be followed."""
+        if step.lost:
+            exempts = not step.elsewhere and step.does in {Does.ACCEPT, Does.RETURN}
+            raise NoEqualError(step.lost, exempts=exempts)
         self._steps += 1 + len(step.sources or ())
         if depth > _DEPTH:
             raise _EndlessError(f"chains jump to each other more than {_DEPTH} deep")
         if self._steps > self._most_steps:
             raise _EndlessError(f"the chains have more than {self._most_steps:,} ways through them")
         if step.target and step.target not in self._chains:
-            raise NoEqualError(f"there is no chain '{step.target}' in this file")
+            raise NoEqualError(f"there is no chain '{step.target.rpartition(' ')[2]}' in this file")
 
     def _decide(self, step: Step, parts: Sequence[Block]) -> None:
         for part in parts:
@@ -148,6 +285,12 @@ class _Walk:
                 continue  # DUNNO for all that is left, as at the end of a ruleset
             inside, exceptions = part.terms()
             self.rows.append(Row(step.line, inside, REJECT if step.does is Does.DROP else DUNNO, exceptions))
+
+
+def _unreached(step: Step, *, unclear: bool) -> _Lost:
+    if unclear:
+        return _Lost(step.lost or "only lines that were lost jump to its chain", step.does is Does.ACCEPT)
+    return _Lost(step.lost or "no new connection to this port comes to its chain")
 
 
 def _parts(step: Step, block: Block) -> list[Block]:

@@ -1,18 +1,173 @@
-"""ipset(8), export: two sets for `ipset restore`, one of each IP version, filled anew each time."""
+"""ipset(8): what `ipset save` and `ipset list` print, import; sets for `ipset restore`, one of each IP version, export.
+
+A file is read as `ipset restore` runs it: a set that is swapped, renamed, flushed or destroyed further down is so here.
+"""
 
 from __future__ import annotations
 
+import re
+import shlex
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from policyd.exchange.network_sets import rejected
-from policyd.exchange.values import network_text
+from policyd.exchange.model import DUNNO, REJECT, Entry, Imported, NoEqualError, Row, Term, shown
+from policyd.exchange.network_sets import kept_out, rejected
+from policyd.exchange.values import address_range, network, network_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import netaddr
 
-    from policyd.exchange.model import ExportOptions, Report, Row
+    from policyd.exchange.model import ExportOptions, Line, Report
+
+_NAMES = ("create", "add", "del", "flush", "swap", "rename", "destroy")
+_COMMANDS = {
+    **dict(zip(_NAMES, _NAMES, strict=True)),
+    **dict(zip(("-N", "-A", "-D", "-F", "-W", "-E", "-X"), _NAMES, strict=True)),
+}
+
+# Types whose elements are addresses or networks; iphash and nethash are those of ipset before version 6.
+_TYPES = frozenset({"hash:ip", "hash:net", "bitmap:ip", "iphash", "nethash", "ipmap"})
+
+# How `ipset list` begins the lines about a set before its members.
+_HEADER = re.compile(
+    r"(?P<field>Name|Type|Header|Members|Revision|Size in memory|References|Number of entries):\s*(?P<value>.*)"
+)
+
+
+@dataclass(slots=True)
+class _Set:
+    line: Line
+    reason: str = ""  # why its elements are not networks
+    netmask: str = ""
+    elements: dict[netaddr.IPNetwork, tuple[Line, bool]] = field(default_factory=dict)  # and whether it is `nomatch`
+
+
+def read(lines: Iterable[Line], report: Report, *, sets: tuple[str, ...] = ()) -> Imported:
+    """The elements of all sets, or of those named in `sets`."""
+    file = _File(report)
+    report.take_each(lines, file.take)
+    for one in file.sets.values():
+        if one.reason:
+            report.lose(one.line, f"{one.reason}; only sets of addresses and networks are read")
+    found = {name: one for name, one in file.sets.items() if not one.reason}
+    chosen = {name: one for name, one in found.items() if name in sets or not sets}
+    for name in sets:
+        if name not in found and file.first is not None:
+            report.lose(
+                file.first, f"there is no set {shown(name)} of addresses; there are: {', '.join(found) or 'none'}"
+            )
+    if len(chosen) > 1 and not sets:
+        first = next(iter(chosen.values())).line
+        report.note(first, f"the sets {', '.join(chosen)} became one list; --set NAME takes one of them")
+    report.taken += len({line for one in chosen.values() for line, _ in one.elements.values()})
+    return Imported(entries=[entry for one in chosen.values() for entry in _entries(one)])
+
+
+class _File:
+    """The sets of a file, as its lines come in."""
+
+    def __init__(self, report: Report) -> None:
+        self.sets: dict[str, _Set] = {}
+        self.first: Line | None = None
+        self._report = report
+        self._listed = ""  # the set that `ipset list` is about
+
+    def take(self, line: Line) -> bool:
+        """Takes a line down; what is taken over is known at the end, so that this is never true."""
+        text = line.text.strip()
+        if not text or text.startswith("#") or text == "COMMIT":
+            return False
+        self.first = self.first or line
+        if (header := _HEADER.fullmatch(text)) is not None:
+            self._take_header(line, header["field"], header["value"])
+            return False
+        try:
+            words = shlex.split(text)
+        except ValueError as error:
+            raise NoEqualError(f"not a line of ipset save: {str(error).lower()}") from None
+        if words[0] == "ipset":
+            words = words[1:]
+        command = _COMMANDS.get(words[0]) if words else None
+        if command is None and self._listed:
+            self._add(line, self._listed, words)
+            return False
+        if command is None or len(words) < 2:
+            raise NoEqualError("not a line of ipset save; write `add SET NETWORK`")
+        self._run(line, command, words[1], words[2:])
+        return False
+
+    def _run(self, line: Line, command: str, name: str, rest: list[str]) -> None:
+        if command == "create":
+            self._create(line, name, rest)
+        elif command == "add":
+            self._add(line, name, rest)
+        elif command == "del" and rest and name in self.sets:
+            for one in self._networks(line, self.sets[name], rest[0]):
+                if self.sets[name].elements.pop(one, None) is None:
+                    raise NoEqualError(f"{network_text(one)} is not in the set as it is written here")
+        elif command == "flush" and name in self.sets:
+            self.sets[name].elements.clear()
+        elif command in {"swap", "rename"} and rest:
+            self._swap(name, rest[0])
+        elif command == "destroy":
+            self.sets.pop(name, None)
+
+    def _take_header(self, line: Line, name: str, value: str) -> None:
+        if name == "Name":
+            self._listed = value
+            self.sets[value] = _Set(line)
+        elif name == "Type" and self._listed:
+            self.sets[self._listed].reason = _reason(value)
+
+    def _create(self, line: Line, name: str, rest: list[str]) -> None:
+        if name in self.sets:  # `-exist`
+            return
+        made = self.sets[name] = _Set(line, _reason(rest[0] if rest else ""))
+        if "netmask" in rest[:-1]:
+            made.netmask = rest[rest.index("netmask") + 1]
+
+    def _add(self, line: Line, name: str, rest: list[str]) -> None:
+        one = self.sets.setdefault(name, _Set(line))  # `add` alone, as after `ipset list -output save | grep`
+        if one.reason or not rest:
+            return
+        found = self._networks(line, one, rest[0])
+        if "timeout" in rest[1:-1] and rest[rest.index("timeout") + 1] != "0":
+            self._report.note(line, "the element expires there by itself; here it stays")
+        one.elements.update(dict.fromkeys(found, (line, "nomatch" in rest[1:])))
+
+    def _networks(self, line: Line, of: _Set, text: str) -> list[netaddr.IPNetwork]:
+        if "," in text:
+            raise NoEqualError(f"{shown(text)} is more than a network")
+        if of.netmask:
+            return [network(f"{text}/{of.netmask}", lambda: None)]
+        return address_range(text, self._report.masking(line))
+
+    def _swap(self, one: str, other: str) -> None:
+        first, second = self.sets.pop(one, None), self.sets.pop(other, None)
+        if first is not None:
+            self.sets[other] = first
+        if second is not None:
+            self.sets[one] = second
+
+
+def _reason(kind: str) -> str:
+    return "" if kind in _TYPES else f"a set of the type {shown(kind)}"
+
+
+def _entries(of: _Set) -> list[Entry]:
+    if not any(nomatch for _, nomatch in of.elements.values()):
+        return [Entry(Term("cidr", network_text(one)), line) for one, (line, _) in of.elements.items()]
+    # The narrowest network that holds an address decides, as in the kernel.
+    rows = [
+        Row(line, (Term("cidr", network_text(one)),), DUNNO if nomatch else REJECT)
+        for one, (line, nomatch) in sorted(of.elements.items(), key=lambda item: -item[0].prefixlen)
+    ]
+    return [Entry(Term("cidr", network_text(one)), of.line) for one in kept_out(rows).iter_cidrs()]
+
+
+# --- Export -----------------------------------------------------------------------------------------------------------
 
 _FAMILIES = {4: "inet", 6: "inet6"}
 

@@ -1,7 +1,7 @@
 """iptables-save(8) and ip6tables-save(8), import, and the form of iptables-restore(8), export.
 
-Of the table `filter`, the lines of INPUT and of the chains that it jumps to are taken, where they are about sources and
-could be about mail.
+Followed are new TCP connections to one port: through the chains of each table where packets come in, and those that
+they jump to. `iptables -S` and a script of `iptables -A ...` lines are read as well.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import shlex
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from policyd.exchange.firewall.chains import MAIL_PORTS, Does, Step, flattened
-from policyd.exchange.model import Imported, Line, NoEqualError, shown
+from policyd.exchange.firewall.chains import AnotherMatterError, Asked, Base, Does, Step, flattened
+from policyd.exchange.model import Imported, IncompleteError, Line, NoEqualError, shown
 from policyd.exchange.network_sets import count, rejected, texts
 from policyd.exchange.values import address_range, network
 
@@ -31,48 +31,111 @@ _TARGETS = {
     "RETURN": Does.RETURN,
 }
 _NOT_DECIDING = frozenset(
-    {"AUDIT", "CLASSIFY", "CONNMARK", "CT", "LOG", "MARK", "NFLOG", "NOTRACK", "SET", "TRACE", "ULOG"}
+    {"AUDIT", "CLASSIFY", "CONNMARK", "CT", "LOG", "MARK", "NFLOG", "NOTRACK", "SET", "TCPMSS", "TRACE", "ULOG"}
 )
 
-_PORT = re.compile("[0-9]{1,5}")
+# Where packets that come in are decided on, table by table in the kernel's order. Each has its own say.
+_BASES = ("raw PREROUTING", "mangle PREROUTING", "mangle INPUT", "filter INPUT", "security INPUT")
+_BUILT_IN = frozenset({"INPUT", "OUTPUT", "FORWARD", "PREROUTING", "POSTROUTING"})
 
 # Options that say nothing of who the client is, with the number of words that each takes.
-_WORDS = {"-m": 2, "--match": 2, "--comment": 2, "--reject-with": 2, "-c": 3, "--tcp-flags": 3, "--syn": 1}
+_WORDS = {
+    **dict.fromkeys(("-m", "--match", "--comment", "--reject-with"), 2),
+    **dict.fromkeys(("-c", "--tcp-flags", "--match-set"), 3),
+    "--syn": 1,
+}
+_TCP_FLAGS = frozenset({"SYN", "ACK", "FIN", "RST", "URG", "PSH"})
 
 
-def read(lines: Iterable[Line], report: Report) -> Imported:
-    """The rows of what the file lets in and keeps out."""
-    chains: dict[str, list[Step]] = {}
-    table = ""
+def read(lines: Iterable[Line], report: Report, *, port: int = 25, interface: str = "") -> Imported:
+    """The rows of what the file lets in and keeps out for one port. Raises `IncompleteError`."""
+    file = _File(report, Asked(port, interface))
+    report.take_each(lines, file.take)
+    if file.unfinished is not None:
+        raise IncompleteError(file.unfinished, "the table has no COMMIT: the file ends before it does")
+    bases = [
+        Base(name, file.declared.get(name) or file.chains[name][0].line, drops=name in file.dropping)
+        for name in _BASES
+        if name in file.declared or file.chains.get(name)
+    ]
+    return Imported(rows=flattened(file.chains, bases, report))
 
-    def take(line: Line) -> bool:
-        nonlocal table
+
+class _File:
+    """The chains of a file, by table and name, as its lines come in."""
+
+    def __init__(self, report: Report, asked: Asked) -> None:
+        self.chains: dict[str, list[Step]] = {}
+        self.declared: dict[str, Line] = {}
+        self.dropping: set[str] = set()
+        self.unfinished: Line | None = None
+        self._report = report
+        self._asked = asked
+        self._table = "filter"
+
+    def take(self, line: Line) -> bool:
+        """Takes a line down; what is taken over is known when the chains are followed, so that this is never true."""
         text = line.text.strip()
         if text.startswith("*"):
-            table = text[1:].strip()
-        elif text.startswith(":") and table == "filter":
-            chains.setdefault(text[1:].partition(" ")[0], [])
-        elif text and not text.startswith(("#", ":")) and text != "COMMIT":
-            _read_rule(line, table, chains, report)
-        return False  # what is taken is known when the chains are followed
+            if self.unfinished is not None:
+                raise IncompleteError(line, f"a table begins, and that of line {self.unfinished.number} has no COMMIT")
+            self._table, self.unfinished = text[1:].strip(), line
+        elif text == "COMMIT":
+            self._table, self.unfinished = "filter", None
+        elif text.startswith(":"):
+            name, _, policy = text[1:].partition(" ")
+            self._declare(name, policy.split(maxsplit=1)[0] if policy else "-", line)
+        elif text and not text.startswith("#"):
+            self._take_command(line)
+        return False
 
-    report.take_each(lines, take)
-    return Imported(rows=flattened(chains, ["INPUT"], report))
+    def _declare(self, name: str, policy: str, line: Line) -> None:
+        chain = f"{self._table} {name}"
+        self.chains.setdefault(chain, [])
+        self.declared.setdefault(chain, line)
+        if policy == "DROP":
+            self.dropping.add(chain)
 
+    def _take_command(self, line: Line) -> None:
+        try:
+            words = shlex.split(re.sub(r"^\s*\[\d+:\d+\]\s*", "", line.text))
+        except ValueError as error:
+            raise NoEqualError(f"not a line of iptables-save: {str(error).lower()}") from None
+        while words and re.fullmatch(r"(?:.*/)?(?:sudo|ip6?tables)|-w|--wait", words[0]):
+            words = words[1:]
+        before, self._table = self._table, self._table
+        if len(words) > 2 and words[0] in {"-t", "--table"}:
+            self._table, words = words[1], words[2:]
+        try:
+            self._take_words(line, words)
+        finally:
+            self._table = before
 
-def _read_rule(line: Line, table: str, chains: dict[str, list[Step]], report: Report) -> None:
-    try:
-        words = shlex.split(re.sub(r"^\s*\[\d+:\d+\]\s*", "", line.text))
-    except ValueError as error:
-        raise NoEqualError(f"no line of iptables-save: {str(error).lower()}") from None
-    if len(words) < 3 or words[0] != "-A":
-        raise NoEqualError("no line of iptables-save; it would be `-A CHAIN -s NETWORK -j DROP`")
-    if table not in {"filter", ""}:
-        raise NoEqualError(f"the table {shown(table)} does not decide who comes in")
-    if words[1] in {"OUTPUT", "FORWARD"}:
-        raise NoEqualError(f"{words[1]} is not about mail that comes in")
-    step = _Rule(line, report).read(words[2:])
-    chains.setdefault(words[1], []).append(step)
+    def _take_words(self, line: Line, words: list[str]) -> None:
+        if len(words) == 2 and words[0] in {"-N", "--new-chain"}:
+            self._declare(words[1], "-", line)
+            return
+        if len(words) == 3 and words[0] in {"-P", "--policy"}:
+            self._declare(words[1], words[2], line)
+            return
+        inserted = words[:1] in (["-I"], ["--insert"])
+        if len(words) < 3 or not (inserted or words[0] in {"-A", "--append"}):
+            raise NoEqualError("not a line of iptables-save; write `-A CHAIN -s NETWORK -j DROP`")
+        if self._table == "nat":
+            raise NoEqualError("the table 'nat' does not decide who comes in")
+        steps = self.chains.setdefault(f"{self._table} {words[1]}", [])
+        place = len(steps)
+        if inserted:
+            numbered = words[2].isdecimal() and len(words[2]) < 9
+            place = int(words[2]) - 1 if numbered else 0
+            words = words[:2] + words[3:] if numbered else words
+        step = _Rule(line, self._report, self._asked).read(words[2:])
+        if step.target:
+            step.target = f"{self._table} {step.target}"
+        chain = f"{self._table} {words[1]}"
+        if words[1] in _BUILT_IN and chain not in _BASES:
+            step.lost, step.elsewhere = f"{words[1]} is not about mail that comes in", True
+        steps.insert(place, step)
 
 
 @dataclass(slots=True)
@@ -81,74 +144,109 @@ class _Rule:
 
     line: Line
     report: Report
+    asked: Asked
     sources: list[netaddr.IPNetwork] = field(default_factory=list)
     negated: bool = False
     target: str = ""
     goto: bool = False
+    some: str = ""
+    lost: str = ""
+    elsewhere: bool = False
 
     def read(self, words: list[str]) -> Step:
-        """The line as a step. Raises `NoEqualError` where it is not about who sends mail."""
+        """The line as a step."""
         place = 0
         while place < len(words):
             negated = words[place] == "!"
             place += negated
             option = words[place] if place < len(words) else ""
             argument = words[place + 1] if place + 1 < len(words) else ""
-            place += self._take(option, argument, negated=negated)
+            try:
+                if option == "--tcp-flags":
+                    self._take_flags(words[place + 1 : place + 3], negated=negated)
+                self._take(option, argument, negated=negated)
+            except NoEqualError as error:
+                if not self.lost or isinstance(error, AnotherMatterError):
+                    self.lost, self.elsewhere = str(error), isinstance(error, AnotherMatterError)
+            place += _WORDS.get(option, 2) if option in _KNOWN else _until_next_option(words, place)
         if self.target in _NOT_DECIDING or not self.target:
-            raise NoEqualError("it decides nothing" if not self.target else f"{self.target} decides nothing")
+            self.lost = f"{self.target} decides nothing" if self.target else "it decides nothing"
+            return Step(self.line, lost=self.lost, elsewhere=True)
         jumps = self.target not in _TARGETS
         does = _TARGETS.get(self.target, Does.GOTO if self.goto else Does.JUMP)
         sources = tuple(self.sources) if self.sources else None
-        return Step(self.line, does, sources, self.negated, self.target if jumps else "")
+        target = self.target if jumps else ""
+        return Step(self.line, does, sources, self.negated, target, self.some, self.lost, self.elsewhere)
 
-    def _take(self, option: str, argument: str, *, negated: bool) -> int:
-        """Takes one option; gives how many words it took."""
-        if option in {"-s", "--source", "--src"}:
-            self.sources += [network(one) for one in argument.split(",")]
+    def _take(self, option: str, argument: str, *, negated: bool) -> None:
+        """Takes one option. Raises `NoEqualError` for a condition that a rule does not have."""
+        if option in {"-s", "--source", "--src", "--src-range"}:
+            if self.sources:
+                raise NoEqualError("two conditions on the source")
+            mask = self.report.masking(self.line)
             self.negated = negated
-        elif option == "--src-range":
-            self.sources += address_range(argument)
-            self.negated = negated
+            if option == "--src-range":
+                self.sources = address_range(argument)
+            else:
+                self.sources = [network(one, mask) for one in argument.split(",")]
         elif option in {"-j", "--jump", "-g", "--goto"}:
             self.target, self.goto = argument, option in {"-g", "--goto"}
+        else:
+            self._take_condition(option, argument, negated=negated)
+
+    def _take_condition(self, option: str, argument: str, *, negated: bool) -> None:
+        """Takes a condition on something else than the source."""
+        if option in _PORT_OPTIONS:
+            if any(self.asked.is_port(one) for one in argument.split(",")) == negated:
+                raise AnotherMatterError(f"it is not about port {self.asked.port} (--port)")
         elif option in _ABOUT_MAIL:
             accepts, what = _ABOUT_MAIL[option]
             if negated == accepts(argument):
-                raise NoEqualError(what.format(argument))
+                raise AnotherMatterError(what.format(argument))
         elif option in {"-i", "--in-interface"}:
-            if (argument == "lo") != negated:
-                raise NoEqualError("it is about the machine's own connections")
-            self.report.note(self.line, "it holds for one interface there, and for all here")
+            self.some = self.asked.about_interface([argument], negated=negated) or self.some
+        elif option in {"-d", "--destination", "--dst"}:
+            self.some = f"an address of this host, {argument}"
+        elif option == "--syn" and negated:
+            raise AnotherMatterError("it is about connections that are there already")
         elif option == "--match-set":
-            name = shown(argument.partition(" ")[0])
-            raise NoEqualError(f"the set {name} is not in this file; import its members as plain")
+            name = argument
+            raise NoEqualError(f"the set {shown(name)} is not in this file; `ipset save {name}` and the format ipset")
         elif option not in _WORDS:
-            raise NoEqualError(f"the condition {shown(option)} has no equal")
-        return _WORDS.get(option, 2)
+            raise NoEqualError(f"the condition {shown(option)} is not supported")
+
+    def _take_flags(self, words: list[str], *, negated: bool) -> None:
+        """`--tcp-flags EXAMINED SET`: a new connection begins with a packet that has SYN alone."""
+        named = {"ALL": _TCP_FLAGS, "NONE": frozenset[str]()}
+        examined, wanted = (named.get(word, frozenset(word.split(","))) for word in (*words, "", "")[:2])
+        if (examined & {"SYN"} == wanted) == negated:
+            raise AnotherMatterError("it is about packets that do not begin a connection")
 
 
-def _is_mail(ports: str) -> bool:
-    first, colon, last = ports.partition(":")
-    if not colon:
-        return ports in MAIL_PORTS
-    if not _PORT.fullmatch(first or "0") or not _PORT.fullmatch(last or "0"):
-        return False
-    return any(port.isdecimal() and int(first or 0) <= int(port) <= int(last or 65535) for port in MAIL_PORTS)
+def _until_next_option(words: list[str], place: int) -> int:
+    """How many words an option takes that is not known: up to the next that looks like an option."""
+    end = place + 1
+    while end < len(words) and not words[end].startswith("-") and words[end] != "!":
+        end += 1
+    return end - place
 
 
-# Conditions under which a line can still be about mail: whether it can with this argument, and what it is about if not.
+_PORT_OPTIONS = frozenset({"--dport", "--dports", "--destination-port", "--destination-ports", "--port", "--ports"})
+
+# Conditions that a new connection can meet: whether it does with this argument, and what the line is about if not.
 _ABOUT_MAIL: dict[str, tuple[Callable[[str], bool], str]] = {
-    **dict.fromkeys(
-        ("--dport", "--dports", "--destination-port", "--destination-ports"),
-        (lambda ports: any(_is_mail(port) for port in ports.split(",")), "port {} is not mail's"),
-    ),
     **dict.fromkeys(("-p", "--protocol"), (lambda name: name in {"tcp", "6", "all"}, "{} is not mail's protocol")),
     **dict.fromkeys(
         ("--ctstate", "--state"),
         (lambda states: "NEW" in states.split(","), "it is about connections that are there already"),
     ),
+    "--dst-type": (lambda types: "LOCAL" in types.split(","), "it is not about addresses of this host"),
 }
+_KNOWN = frozenset(
+    {*_WORDS, *_ABOUT_MAIL, *_PORT_OPTIONS}
+    | {"-s", "--source", "--src", "--src-range", "-j", "--jump", "-g", "--goto"}
+    | {"-i", "--in-interface", "-d", "--destination", "--dst"}
+)
 
 
 # --- Export -----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""nftables as `nft list ruleset` prints them, import, and a named set for `nft -f`, export.
+"""nftables as `nft list ruleset` and `nft -j list ruleset` print them, import, and a named set for `nft -f`, export.
 
-Lines about `ip saddr` and `ip6 saddr` are taken, in the order in which they decide. A file that has sets and no such
-line is a list: its sets' elements are the entries.
+Followed are new TCP connections to one port, through each base chain where packets come in, and the chains that it
+jumps to. A file that has sets and no line that asks for them is a list: its sets' elements are the entries.
 """
 
 from __future__ import annotations
@@ -11,33 +11,45 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from policyd.exchange.firewall.address_block import EVERYTHING, Block
-from policyd.exchange.firewall.chains import MAIL_PORTS, Does, Step, flattened
-from policyd.exchange.model import Entry, Imported, Line, NoEqualError, Term, shown
+from policyd.exchange.firewall.chains import AnotherMatterError, Asked, Base, Does, Step, flattened
+from policyd.exchange.firewall.nft_json import as_text
+from policyd.exchange.model import Entry, Imported, IncompleteError, Line, NoEqualError, Term, shown
 from policyd.exchange.network_sets import rejected, texts
 from policyd.exchange.values import address_range, network_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import netaddr
 
     from policyd.exchange.model import ExportOptions, Report, Row
 
 _TOKEN = re.compile(r'"[^"]*"?|[{};=,]|!=|[^\s{};=,!"]+|!')
-_DOES = {"accept": Does.ACCEPT, "drop": Does.DROP, "reject": Does.DROP, "return": Does.RETURN}
-_SOURCES = {"ip": 4, "ip6": 6}
+_DOES = {"accept": Does.ACCEPT, "drop": Does.DROP, "reject": Does.DROP, "return": Does.RETURN, "continue": Does.NOTHING}
+_FAMILIES = {"ip": Block(EVERYTHING[4]), "ip6": Block(EVERYTHING[6])}
 _ADDRESSES = frozenset({"ipv4_addr", "ipv6_addr"})
+_SADDR = (["ip", "saddr"], ["ip6", "saddr"], ["ip", "daddr"], ["ip6", "daddr"])
+
+# Hooks that see what comes in. Those of `forward`, `output` and `postrouting` see other packets.
+_HOOKS = ("ingress", "prerouting", "input")
 
 # Words with which a block of statements begins; any other brace is around values.
-_BLOCKS = frozenset({"table", "set", "map", "chain"})
+_BLOCKS = frozenset({"table", "set", "map", "chain", "counter", "quota", "limit", "flowtable"})
 
-# A table holds chains, a chain statements, and a variable may name others: what is deeper than this is no ruleset.
+# A table holds chains, a chain statements, and a variable may name others: what is deeper than this is not a ruleset.
 _DEPTH = 8
 
 
 class _Word(NamedTuple):
     text: str
     line: Line
+
+
+class _Values(NamedTuple):
+    """The right side of a comparison as its words, and whether none of its values may be equal."""
+
+    words: list[_Word]
+    negated: bool = False
 
 
 @dataclass(slots=True)
@@ -54,37 +66,54 @@ class _Statement:
 
 @dataclass(slots=True)
 class _Set:
+    """A set or a map. `keys` has the elements' words, `verdicts` what a map says of each."""
+
     line: Line
+    keys: list[list[_Word]] = field(default_factory=list)
+    verdicts: list[list[_Word]] = field(default_factory=list)
     elements: list[netaddr.IPNetwork] = field(default_factory=list)
-    reason: str = ""  # why its elements are no networks
+    reason: str = ""  # why its elements are not networks
     used: bool = False
 
 
-def read(lines: Iterable[Line], report: Report) -> Imported:
-    """The rows of what the chains let in and keep out, or the elements of the sets."""
+def read(
+    lines: Iterable[Line], report: Report, *, port: int = 25, interface: str = "", sets: tuple[str, ...] = ()
+) -> Imported:
+    """The rows of what the chains let in and keep out for one port; or the elements of the sets, of those named in
+    `sets` if there are some. Raises `IncompleteError`."""
     imported = Imported()
-    unused: list[_Set] = []
+    tables: list[_Table] = []
     variables: dict[str, list[_Word]] = {}
-    for statement in _statements(lines, report):
+    for statement in _statements(as_text(lines)):
         head = [word.text for word in statement.words]
         if head[0] == "define" and len(head) > 3 and head[2] == "=":
             variables[head[1]] = statement.words[3:]
         elif head[0] in {"table", "add", "create"} and statement.inner is not None and "table" in head[:2]:
-            table = _Table(statement, variables, report)
-            imported.rows += table.rows()
-            unused += table.unused()
-        elif head[0] not in {"flush", "delete", "destroy"}:
+            tables.append(_Table(statement, variables, report, Asked(port, interface)))
+        elif head[0] not in {"flush", "delete", "destroy"} and not (
+            head[0] in {"table", "add"} and "table" in head[:2]
+        ):
             report.lose(
                 statement.line, "only tables with their chains and sets are read, as `nft list ruleset` prints them"
             )
-    if not imported.rows:
-        imported.entries = [
-            Entry(Term("cidr", network_text(one)), each.line) for each in unused for one in each.elements
-        ]
-        report.taken += len(imported.entries)
+    if not sets:
+        chains = {name: steps for table in tables for name, steps in table.chains.items()}
+        bases = sorted((base for table in tables for base in table.bases), key=lambda base: base[0])
+        families = {table.family for table in tables}
+        alone = _FAMILIES.get(families.pop()) if len(families) == 1 else None
+        imported.rows = flattened(chains, [base for _, base in bases], report, alone)
+    of_networks = {name: one for table in tables for name, one in table.sets.items() if not one.reason}
+    unused = {name: one for name, one in of_networks.items() if (name in sets if sets else not one.used)}
+    if imported.rows:
+        for one in unused.values():
+            report.lose(one.line, "no line that was taken asks for this set")
         return imported
-    for each in unused:
-        report.lose(each.line, "no line that was taken asks for this set")
+    if len(unused) > 1 and not sets:
+        first = next(iter(unused.values())).line
+        report.note(first, f"the sets {', '.join(unused)} became one list; --set NAME takes one of them")
+    for one in unused.values():
+        imported.entries += [Entry(Term("cidr", network_text(each)), one.line) for each in one.elements]
+    report.taken += len(imported.entries)
     return imported
 
 
@@ -108,7 +137,7 @@ def _words(lines: Iterable[Line]) -> Iterator[_Word]:
             yield _Word("\n", line)
 
 
-def _statements(lines: Iterable[Line], report: Report) -> list[_Statement]:
+def _statements(lines: Iterable[Line]) -> list[_Statement]:
     top: list[_Statement] = []
     blocks = [top]
     words: list[_Word] = []
@@ -121,8 +150,7 @@ def _statements(lines: Iterable[Line], report: Report) -> list[_Statement]:
             inner: list[_Statement] = []
             statement = _Statement(words, inner)
             if len(blocks) > _DEPTH:
-                report.lose(word.line, f"blocks are more than {_DEPTH} deep")
-                break
+                raise IncompleteError(word.line, f"blocks are more than {_DEPTH} deep, so that some end is missing")
             blocks[-1].append(statement)
             blocks.append(inner)
             words = []
@@ -139,11 +167,9 @@ def _statements(lines: Iterable[Line], report: Report) -> list[_Statement]:
                 blocks.pop()
         else:
             words.append(word)
-    if words or len(blocks) > 1:
-        line = (words or blocks[-2][-1].words)[0].line
-        report.note(line, "the file ends within this block; it was cut off")
-        if words:
-            blocks[-1].append(_Statement(words))
+    if len(blocks) > 1 or values:
+        line = blocks[-2][-1].line if len(blocks) > 1 else words[0].line
+        raise IncompleteError(line, "the file ends within the block that begins here")
     return top
 
 
@@ -158,99 +184,152 @@ def _opens_block(words: list[_Word]) -> bool:
 
 
 class _Table:
-    def __init__(self, statement: _Statement, variables: dict[str, list[_Word]], report: Report) -> None:
+    """A table's chains, by the table's name and theirs, and its sets.
+
+    `bases` are those where packets come in, each with its place in the kernel's order.
+    """
+
+    def __init__(self, statement: _Statement, variables: dict[str, list[_Word]], report: Report, asked: Asked) -> None:
         self.report = report
+        self.asked = asked
         self._variables = variables
         names = [word.text for word in statement.words if word.text not in {"add", "create", "table"}]
-        self._family = names[0] if len(names) > 1 else "ip"
-        self._sets: dict[str, _Set] = {}
-        self._chains: dict[str, list[Step]] = {}
-        self._roots: list[str] = []
+        self.family = names[0] if len(names) > 1 else "ip"
+        self._name = " ".join(names)
+        self.sets: dict[str, _Set] = {}
+        self.chains: dict[str, list[Step]] = {}
+        self.bases: list[tuple[int, Base]] = []
         inner = statement.inner or []
         # Sets first: a chain may ask for one that stands below it.
-        for kind, take in (("set", self._take_set), ("chain", self._take_chain)):
+        for kinds, take in ((("set", "map"), self._take_set), (("chain",), self._take_chain)):
             for one in inner:
-                if one.words[0].text == kind and one.inner is not None and len(one.words) > 1:
+                if one.words[0].text in kinds and one.inner is not None and len(one.words) > 1:
                     take(one.words[1].text, one)
         for one in inner:
-            if one.words[0].text not in {"set", "chain", "flags", "comment"}:
+            if one.words[0].text not in {"set", "map", "chain", "flags", "comment"}:
                 report.lose(one.line, f"{shown(one.words[0].text)} says nothing of who sends mail")
 
-    def rows(self) -> list[Row]:
-        everybody = (
-            Block(EVERYTHING[4]) if self._family == "ip" else Block(EVERYTHING[6]) if self._family == "ip6" else Block()
-        )
-        return flattened(self._chains, self._roots, self.report, everybody)
-
-    def unused(self) -> list[_Set]:
-        """The sets of networks for which no line asks."""
-        return [one for one in self._sets.values() if not one.used and not one.reason]
+    def chain_name(self, name: str) -> str:
+        """The name of a chain of this table among those of all tables."""
+        return f"{self._name} {name}"
 
     def _take_set(self, name: str, statement: _Statement) -> None:
-        found = self._sets[name] = _Set(statement.line)
+        found = self.sets[name] = _Set(statement.line)
+        is_map = statement.words[0].text == "map"
         for one in statement.inner or []:
             words = [word.text for word in one.words]
-            if words[0] == "type" and not (len(words) == 2 and words[1] in _ADDRESSES):
+            if is_map and words[0] in {"type", "typeof"} and words[-1] == "verdict":
+                found.reason = "a map"
+            elif words[0] == "type" and not (len(words) == 2 and words[1] in _ADDRESSES):
                 found.reason = f"a set of {' '.join(words[1:])[:40]}"
-            elif words[0] == "typeof" and words[1:] not in (
-                ["ip", "saddr"],
-                ["ip6", "saddr"],
-                ["ip", "daddr"],
-                ["ip6", "daddr"],
-            ):
+            elif words[0] == "typeof" and words[1:] not in _SADDR:
                 found.reason = "a set of something else than addresses"
             elif words[0] == "elements":
                 self._take_elements(one.words[2:], found)
-        if found.reason:
+        if found.reason and not is_map and not found.reason.startswith(("a set of inet_service", "a set of ifname")):
             self.report.lose(found.line, f"{found.reason}; only sets of addresses are read")
 
     def _take_elements(self, words: list[_Word], found: _Set) -> None:
-        if found.reason:
-            return
         for element in _split(words):
+            place = next((place for place, word in enumerate(element) if word.text == ":"), len(element))
+            found.keys.append(element[:place])
+            found.verdicts.append(element[place + 1 :])
+            if found.reason:
+                continue
             if any(word.text == "timeout" for word in element):
                 self.report.note(element[0].line, "the element expires there by itself; here it stays")
             try:
-                found.elements += address_range(element[0].text)
+                found.elements += address_range(element[0].text, self.report.masking(element[0].line))
             except NoEqualError as error:
                 self.report.lose(element[0].line, str(error))
 
     def _take_chain(self, name: str, statement: _Statement) -> None:
-        steps = self._chains.setdefault(name, [])
+        steps = self.chains.setdefault(self.chain_name(name), [])
+        drops = False
+        base: tuple[int, str] | None = None
+        other_hook = False
         for one in statement.inner or []:
             words = [word.text for word in one.words]
             if words[0] == "type":
-                if "input" in words:
-                    self._roots.append(name)
-                elif "hook" in words:
-                    del self._chains[name]
-                    self.report.lose(statement.line, "the chain is not about what comes in")
-                    return
-            elif words[0] not in {"policy", "comment", "devices"}:
-                try:
-                    steps.append(_Rule(self, one.words).read())
-                except NoEqualError as error:
-                    self.report.lose(one.line, str(error))
+                hook = next((word for word in _HOOKS if word in words), "")
+                if hook and words[1] == "filter" and self.family in {"ip", "ip6", "inet", "netdev"}:
+                    some = "the interface of this chain" if self.family == "netdev" else ""
+                    base = _HOOKS.index(hook) * 1_000_000 + _priority(words), some
+                else:
+                    other_hook = "hook" in words
+            elif words[0] == "policy":
+                drops = words[1:] == ["drop"]
+            elif words[0] not in {"comment", "devices", "flags"}:
+                steps += _Rule(self, one.words).read()
+        if other_hook:
+            for step in steps:
+                step.lost, step.elsewhere = "the chain is not about what comes in", True
+        if base is not None:
+            everybody = _FAMILIES.get(self.family, Block())
+            self.bases.append(
+                (base[0], Base(self.chain_name(name), statement.line, everybody, drops=drops, some=base[1]))
+            )
 
     def networks(self, words: list[_Word], depth: int = 0) -> list[netaddr.IPNetwork]:
         """The networks of `@SET`, `$VARIABLE`, `{ ... }`, a network or a range."""
         first = words[0].text
         if first.startswith("@"):
-            found = self._sets.get(first[1:])
+            found = self.sets.get(first[1:])
             if found is None or found.reason:
                 raise NoEqualError(f"there is no set of addresses {shown(first[1:])} in this table")
             found.used = True
             if not found.elements:
-                raise NoEqualError(f"the set {shown(first[1:])} is empty in this file")
+                raise AnotherMatterError(f"the set {shown(first[1:])} is empty in this file")
             return found.elements
+        if first == "{" or first.startswith("$") or any(word.text == "," for word in words):
+            return [one for element in self.elements(words, depth) for one in self.networks(element, depth + 1)]
+        return address_range(first, self.report.masking(words[0].line))
+
+    def elements(self, words: list[_Word], depth: int = 0) -> list[list[_Word]]:
+        """The elements of `@SET`, `$VARIABLE` or `{ ... }`, or the value itself, each as its words."""
+        first = words[0].text
+        if first.startswith("@"):
+            found = self.sets.get(first[1:])
+            if found is None:
+                raise NoEqualError(f"there is no set {shown(first[1:])} in this table")
+            found.used = True
+            return found.keys
         if first.startswith("$"):
             meant = self._variables.get(first[1:])
             if not meant or depth > _DEPTH:
                 raise NoEqualError(f"{shown(first)} is not defined in this file")
-            return self.networks(meant, depth + 1)
-        if first == "{":
-            return [one for element in _split(words) for one in self.networks(element, depth + 1)]
-        return address_range(first)
+            return self.elements(meant, depth + 1)
+        return [*_split(words)]
+
+    def pairs(self, words: list[_Word]) -> list[tuple[list[_Word], list[_Word]]]:
+        """The keys of a verdict map, `@MAP` or `{ KEY : VERDICT, ... }`, and what it says of each."""
+        if words[0].text.startswith("@"):
+            found = self.sets.get(words[0].text[1:])
+            if found is None:
+                raise NoEqualError(f"there is no map {shown(words[0].text[1:])} in this table")
+            return [*zip(found.keys, found.verdicts, strict=True)]
+        made = []
+        for element in _split(words):
+            place = next((place for place, word in enumerate(element) if word.text == ":"), len(element))
+            made.append((element[:place], element[place + 1 :]))
+        return made
+
+
+def _priority(words: list[str]) -> int:
+    """A base chain's priority as a number: `filter`, `-150`, `filter + 10` (nft(8), "Standard priority names")."""
+    named = {"raw": -300, "mangle": -150, "dstnat": -100, "filter": 0, "security": 50, "srcnat": 100}
+    place = words.index("priority") + 1 if "priority" in words else len(words)
+    total, sign = 0, 1
+    for word in words[place:]:
+        if word in {"+", "-"}:
+            sign = 1 if word == "+" else -1
+        elif word in named:
+            total += named[word]
+        elif re.fullmatch(r"[+-]?\d{1,6}", word):
+            total += sign * int(word)
+        else:
+            break
+    return total
 
 
 def _split(words: list[_Word]) -> Iterator[list[_Word]]:
@@ -274,19 +353,27 @@ class _Rule:
         self._table = table
         self._words = words
         self._place = 0
-        self._sources: list[netaddr.IPNetwork] | None = None
-        self._negated = False
-        self._does: Does | None = None
-        self._target = ""
+        self._step = Step(words[0].line)
+        self._made: list[Step] = []  # those of a verdict map
 
-    def read(self) -> Step:
-        """The line as a step. Raises `NoEqualError` where it is not about who sends mail."""
+    def read(self) -> list[Step]:
+        """The line as a step, or as one for each key of a verdict map."""
         while self._place < len(self._words):
-            self._take(self._next())
-        if self._does is None:
-            raise NoEqualError("it decides nothing")
-        sources = tuple(self._sources) if self._sources is not None else None
-        return Step(self._words[0].line, self._does, sources, self._negated, self._target)
+            try:
+                self._take(self._next())
+            except NoEqualError as error:
+                elsewhere = isinstance(error, AnotherMatterError)
+                if not self._step.lost or elsewhere:
+                    self._step.lost, self._step.elsewhere = str(error), elsewhere
+        step = self._step
+        if not self._made and step.does is Does.NOTHING:
+            step.lost, step.elsewhere = step.lost or "it decides nothing", True
+        steps = self._made or [step]
+        for one in self._made:
+            if step.lost and not one.lost:
+                one.lost, one.elsewhere = step.lost, step.elsewhere
+            one.some = one.some or step.some
+        return steps
 
     def _next(self) -> str:
         if self._place == len(self._words):
@@ -311,69 +398,142 @@ class _Rule:
         return self._words[start : self._place]
 
     def _take(self, word: str) -> None:
-        if word in _SOURCES and self._peek() == "saddr":
+        if word == "meta" and self._peek() in {"iif", "iifname", "l4proto", "nfproto", "protocol"}:
+            word = self._next()
+        key = f"{word} {self._peek()}"
+        if key in {"ip saddr", "ip6 saddr"}:
             self._next()
-            if self._sources is not None:
-                raise NoEqualError("two conditions on the source")
-            self._negated = self._unequal()
-            self._sources = self._table.networks(self._value())
-        elif word in {"tcp", "th"} and self._peek() in {"dport", "flags"}:
-            self._take_port(self._next())
+            self._compare(self._about_sources)
+        elif key in {"tcp dport", "th dport"}:
+            self._next()
+            self._compare(self._about_port)
         elif word in {"iif", "iifname"}:
-            self._take_interface()
-        elif word == "ct" and self._peek() == "state":
+            self._compare(self._about_interface)
+        elif key in {"ip daddr", "ip6 daddr"}:
             self._next()
-            negated = self._unequal()
-            if negated == ("new" in {one.text for one in self._value()}):
-                raise NoEqualError("it is about connections that are there already")
-        elif word in {"meta", "ip", "ip6"} and self._peek() in {"l4proto", "nfproto", "protocol", "nexthdr"}:
+            self._compare(self._about_destination)
+        elif key == "ct state":
             self._next()
-            negated = self._unequal()
-            if negated or not {one.text for one in self._value()} & {"tcp", "6", "ipv4", "ipv6"}:
-                raise NoEqualError("it is not about mail's protocol")
+            self._compare(self._about_state)
+        elif key in {"ip protocol", "ip6 nexthdr"}:
+            self._next()
+            self._compare(self._about_protocol)
+        elif word in {"l4proto", "nfproto", "protocol"}:
+            self._compare(self._about_protocol)
+        elif word in {"udp", "icmp", "icmpv6", "sctp", "dccp", "esp", "ah"}:
+            self._place = len(self._words)
+            self._keep_verdict()
+            raise AnotherMatterError("it is not about mail's protocol")
         elif not self._take_statement(word):
-            raise NoEqualError(f"the condition {shown(word)} has no equal")
+            self._keep_verdict()
+            self._place = len(self._words)
+            raise NoEqualError(f"the condition {shown(word)} is not supported")
+
+    def _keep_verdict(self) -> None:
+        """Finds out what a line does that cannot be read to its end, for what is said of its loss."""
+        for place, word in enumerate(self._words):
+            if word.text in _DOES:
+                self._step.does = _DOES[word.text]
+            elif word.text in {"jump", "goto"} and place + 1 < len(self._words):
+                self._step.does = Does.JUMP
+                self._step.target = self._table.chain_name(self._words[place + 1].text)
+
+    def _compare(self, about: Callable[[Step, _Values], None]) -> None:
+        """Takes the rest of a comparison: with a value, or with each key of a verdict map."""
+        if self._peek() == "vmap":
+            self._next()
+            for key, verdict in self._table.pairs(self._value()):
+                step = Step(self._words[0].line)
+                step.sources, step.negated = self._step.sources, self._step.negated
+                self._say(step, verdict)
+                try:
+                    about(step, _Values(key))
+                except NoEqualError as error:
+                    step.lost, step.elsewhere = str(error), isinstance(error, AnotherMatterError)
+                self._made.append(step)
+            return
+        negated = self._peek() == "!="
+        if self._peek() in {"!=", "=="}:
+            self._next()
+        if self._peek() == "=":  # `==` as two words
+            self._place += 2
+        if self._peek() in {".", "&"}:
+            raise NoEqualError("a condition on several things at once")
+        about(self._step, _Values(self._value(), negated))
+
+    def _say(self, step: Step, words: list[_Word]) -> None:
+        """Sets what a step does, from `drop` or `jump CHAIN`."""
+        if len(words) > 1 and words[0].text in {"jump", "goto"}:
+            step.does = Does.JUMP if words[0].text == "jump" else Does.GOTO
+            step.target = self._table.chain_name(words[1].text)
+        elif words and words[0].text in _DOES:
+            step.does = _DOES[words[0].text]
+        if step.does is Does.NOTHING:
+            step.lost, step.elsewhere = "it decides nothing", True
+
+    def _about_sources(self, step: Step, values: _Values) -> None:
+        if step.sources is not None:
+            raise NoEqualError("two conditions on the source")
+        networks = self._table.networks(values.words)
+        step.sources, step.negated = tuple(networks), values.negated
+
+    def _about_port(self, _step: Step, values: _Values) -> None:
+        asked = self._table.asked
+        if any(asked.is_port(element[0].text) for element in self._table.elements(values.words)) == values.negated:
+            raise AnotherMatterError(f"it is not about port {asked.port} (--port)")
+
+    def _about_interface(self, step: Step, values: _Values) -> None:
+        names = [element[0].text.strip('"') for element in self._table.elements(values.words)]
+        step.some = self._table.asked.about_interface(names, negated=values.negated) or step.some
+
+    def _about_destination(self, step: Step, values: _Values) -> None:
+        names = ", ".join(element[0].text for element in self._table.elements(values.words))
+        step.some = f"an address of this host, {'not ' if values.negated else ''}{names}"
+
+    def _about_state(self, _step: Step, values: _Values) -> None:
+        states = {word.text for element in self._table.elements(values.words) for word in element}
+        if values.negated == ("new" in states):
+            raise AnotherMatterError("it is about connections that are there already")
+
+    def _about_protocol(self, step: Step, values: _Values) -> None:
+        names = {element[0].text for element in self._table.elements(values.words)}
+        versions = {4 if name in {"ipv4", "ip"} else 6 for name in names if name in {"ipv4", "ip", "ipv6", "ip6"}}
+        if not versions:
+            if bool(names & {"tcp", "6"}) == values.negated:
+                raise AnotherMatterError("it is not about mail's protocol")
+        elif len(versions) == 1 and step.sources is None:
+            step.sources, step.negated = (EVERYTHING[versions.pop()],), False
+            if values.negated:
+                step.sources = (EVERYTHING[10 - step.sources[0].version],)
 
     def _take_statement(self, word: str) -> bool:
-        """Takes what is no condition, if it is that."""
+        """Takes what is not a condition, if it is that."""
         if word in _DOES:
-            self._does = _DOES[word]
+            self._step.does = _DOES[word]
             if word == "reject" and self._peek() == "with":
                 self._place = len(self._words)
         elif word in {"jump", "goto"}:
-            self._does = Does.JUMP if word == "jump" else Does.GOTO
-            self._target = self._next()
+            self._step.does = Does.JUMP if word == "jump" else Does.GOTO
+            self._step.target = self._table.chain_name(self._next())
         elif word == "counter":
+            if self._peek() == "name":
+                self._place += 2
             while self._peek() in {"packets", "bytes"}:
                 self._place += 2
         elif word == "comment":
             self._next()
+        elif word == "fib" and [each.text for each in self._words[self._place : self._place + 3]] == [
+            "daddr",
+            "type",
+            "local",
+        ]:
+            self._place += 3
         elif word == "log":
-            while self._peek() in {"prefix", "level", "flags", "group"}:
+            while self._peek() in {"prefix", "level", "flags", "group", "snaplen", "queue-threshold"}:
                 self._place += 2
         else:
             return False
         return True
-
-    def _unequal(self) -> bool:
-        if self._peek() == "!=":
-            self._place += 1
-            return True
-        if self._peek() == "==":
-            self._place += 1
-        return False
-
-    def _take_interface(self) -> None:
-        negated = self._unequal()
-        if ("lo" in {word.text.strip('"') for word in self._value()}) != negated:
-            raise NoEqualError("it is about the machine's own connections")
-        self._table.report.note(self._words[0].line, "it holds for one interface there, and for all here")
-
-    def _take_port(self, what: str) -> None:
-        negated = self._unequal()
-        ports = {word.text for word in self._value()}
-        if what == "dport" and negated == bool(ports & MAIL_PORTS):
-            raise NoEqualError("the port is not mail's")
 
 
 # --- Export -----------------------------------------------------------------------------------------------------------
@@ -412,6 +572,7 @@ def _set(version: int, networks: list[str]) -> Iterator[str]:
     yield f"\tset blocked{version} {{"
     yield f"\t\ttype {_TYPES[version]}"
     yield "\t\tflags interval"
+    yield "\t\tauto-merge"
     if networks:
         yield "\t\telements = {"
         yield from (f"\t\t\t{network}," for network in networks)

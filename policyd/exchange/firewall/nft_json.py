@@ -1,0 +1,174 @@
+"""`nft -j list ruleset` (libnftables-json(5)) as the text that `nft list ruleset` would print.
+
+What cannot be written as text becomes a word that no reader knows, so that its line is reported. nft leaves
+`auto-merge` out of its JSON and writes a timeout below a second as 0; neither matters to an import. The lines' numbers
+are those of the objects in the document's list.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from policyd.exchange.model import IncompleteError, Line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+# Objects in objects: nft goes some 10 deep.
+_DEPTH = 50
+
+_UNREADABLE = "unreadable"
+
+
+def as_text(lines: Iterable[Line]) -> Iterator[Line]:
+    """The lines of a ruleset as text, whether it is text or JSON. Raises `IncompleteError`."""
+    waiting = iter(lines)
+    for line in waiting:
+        if not line.text.strip():
+            continue
+        if line.text.lstrip().startswith("{"):
+            yield from _of_document(line, [line, *waiting])
+        else:
+            yield line
+            yield from waiting
+
+
+def _of_document(first: Line, lines: list[Line]) -> Iterator[Line]:
+    try:
+        document = json.loads("\n".join(line.text for line in lines))
+    except (ValueError, RecursionError):
+        raise IncompleteError(first, "not a whole JSON document") from None
+    objects = document.get("nftables") if isinstance(document, dict) else None
+    tables: dict[str, list[Line]] = {}
+    chains: dict[str, list[Line]] = {}
+    for number, one in enumerate(objects if isinstance(objects, list) else [], 1):
+        if not isinstance(one, dict) or len(one) != 1:
+            continue
+        ((kind, fields),) = one.items()
+        if not isinstance(fields, dict):
+            continue
+        table = f"{fields.get('family', 'ip')} {_word(fields.get('table', fields.get('name', '')))}"
+        inner = tables.setdefault(table, []) if kind != "metainfo" else []
+        if kind == "chain":
+            where = chains[f"{table} {fields.get('name')}"] = []
+            inner.append(first._replace(number=number, text=f"chain {_word(fields.get('name'))} {{"))
+            where += [first._replace(number=number, text=text) for text in _hook(fields)]
+            inner += [first._replace(number=number, text=f"\0{table} {fields.get('name')}")]  # its rules come here
+            inner.append(first._replace(number=number, text="}"))
+        elif kind == "rule":
+            where = chains.setdefault(f"{table} {fields.get('chain')}", [])
+            where.append(first._replace(number=number, text=" ".join(map(_statement, _list(fields.get("expr"))))))
+        elif kind in {"set", "map"}:
+            inner += [first._replace(number=number, text=text) for text in _set(kind, fields)]
+    for table, inner in tables.items():
+        yield first._replace(number=inner[0].number if inner else 1, text=f"table {table} {{")
+        for line in inner:
+            if line.text.startswith("\0"):
+                yield from chains.get(line.text[1:], [])
+            else:
+                yield line
+        yield first._replace(number=inner[-1].number if inner else 1, text="}")
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _word(value: Any) -> str:
+    """A value as one word of a ruleset: nothing in it that would end the word."""
+    text = str(value)
+    return text if text and not any(c.isspace() or c in '{};,"=#\0' for c in text) else _UNREADABLE
+
+
+def _quoted(value: Any) -> str:
+    return '"' + "".join(c for c in str(value) if c.isprintable() and c != '"') + '"'
+
+
+def _hook(fields: dict[str, Any]) -> Iterator[str]:
+    if "hook" in fields:
+        kind, hook, priority = (_word(fields.get(name, 0)) for name in ("type", "hook", "prio"))
+        yield f"type {kind} hook {hook} priority {priority}"
+        yield f"policy {_word(fields.get('policy', 'accept'))}"
+
+
+def _set(kind: str, fields: dict[str, Any]) -> Iterator[str]:
+    yield f"{kind} {_word(fields.get('name'))} {{"
+    types = " . ".join(map(_word, _list(fields.get("type"))))
+    yield f"type {types} : {_word(fields.get('map'))}" if kind == "map" else f"type {types}"
+    if fields.get("elem"):
+        yield f"elements = {{ {', '.join(map(_element, _list(fields['elem'])))} }}"
+    yield "}"
+
+
+def _element(one: Any) -> str:
+    if isinstance(one, dict) and isinstance(one.get("elem"), dict):
+        fields = one["elem"]
+        timeout = f" timeout {_word(fields['timeout'])}s" if "timeout" in fields else ""
+        return _value(fields.get("val")) + timeout
+    if isinstance(one, list) and len(one) == 2:
+        return f"{_element(one[0])} : {_verdict(one[1])}"
+    return _value(one)
+
+
+def _value(value: Any, depth: int = 0) -> str:
+    """The right side of a comparison."""
+    text = _UNREADABLE
+    match value:
+        case _ if depth > _DEPTH:
+            pass
+        case list():
+            text = "{ " + ", ".join(_value(one, depth + 1) for one in value) + " }"
+        case {"prefix": {"addr": address, "len": length}}:
+            text = f"{_word(address)}/{_word(length)}"
+        case {"range": [first, last]}:
+            text = f"{_value(first, depth + 1)}-{_value(last, depth + 1)}"
+        case {"set": elements}:
+            text = "{ " + ", ".join(map(_element, _list(elements))) + " }"
+        case {"elem": _}:
+            text = _element(value)
+        case str() | int():
+            text = _word(value)
+    return text
+
+
+def _left(value: Any) -> str:
+    match value:
+        case {"payload": {"protocol": protocol, "field": field}}:
+            return f"{_word(protocol)} {_word(field)}"
+        case {"meta": {"key": key}}:
+            return f"meta {_word(key)}"
+        case {"ct": {"key": key}}:
+            return f"ct {_word(key)}"
+        case {"fib": {"result": result, "flags": flags}}:
+            return f"fib {_word(' '.join(map(str, _list(flags))))} {_word(result)}"
+        case _:
+            return _UNREADABLE
+
+
+def _verdict(value: Any) -> str:
+    match value:
+        case {"jump": {"target": target}}:
+            return f"jump {_word(target)}"
+        case {"goto": {"target": target}}:
+            return f"goto {_word(target)}"
+        case {"accept": _} | {"drop": _} | {"return": _} | {"continue": _}:
+            return str(next(iter(value)))
+        case _:
+            return _UNREADABLE
+
+
+def _statement(value: Any) -> str:
+    """One statement of a rule."""
+    text = _UNREADABLE
+    match value:
+        case {"match": {"op": operator, "left": left, "right": right}}:
+            negation = {"!=": "!= "}.get(operator, "" if operator in {"==", "in"} else f"{_UNREADABLE} ")
+            text = f"{_left(left)} {negation}{_value(right)}"
+        case {"vmap": {"key": key, "data": data}}:
+            text = f"{_left(key)} vmap {_value(data)}"
+        case {"accept": _} | {"drop": _} | {"return": _} | {"continue": _} | {"jump": _} | {"goto": _}:
+            text = _verdict(value)
+        case dict() if len(value) == 1:  # `counter`, `log`, `reject`, or what the reader does not know
+            text = _word(next(iter(value)))
+    return text

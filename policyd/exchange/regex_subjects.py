@@ -26,8 +26,11 @@ _AROUND = "\0"
 # States of one automaton. Expressions of real tables have up to 500; `{1000}` repeats its part as often.
 _MAX_STATES = 4_000
 
-# Combined states that one question may visit, about 5 us each. Questions about real tables visit up to 300.
+# Combined states that one question may visit. Questions about real tables visit up to 300.
 _MAX_VISITED = 3_000
+
+# Steps for all questions about one file, of about 1 us: one character in one state of one automaton.
+_MOST_STEPS = 60_000_000
 
 # Groups inside groups; each takes a few levels of Python's own stack.
 _MAX_DEPTH = 50
@@ -59,6 +62,11 @@ class Automaton:
     _closures: dict[tuple[frozenset[int], bool, bool], frozenset[int]] = field(default_factory=dict)
     _steps: dict[tuple[frozenset[int], str], frozenset[int]] = field(default_factory=dict)
     _distances: list[int] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """The number of states."""
+        return len(self._moves)
 
     def new_state(self) -> int:
         """Adds a state without ways out of it."""
@@ -339,54 +347,70 @@ ADDRESSES = (rf"^(?:{_OCTET}\.{_OCTET}\.{_OCTET}\.{_OCTET}|(?:[0-9a-f]{{0,4}}:)+
 MAIL_ADDRESSES = (rf"^(?:<>|[^ :@]+@{_LABEL}(?:\.{_LABEL})*)$",)
 
 
-def can_match(language: tuple[str, ...], needed: list[str], excluded: list[str]) -> bool:
-    """Whether there may be a text of a language (`NAMES`, ...; `()` for any text) in which every expression of `needed`
-    is found and none of `excluded`."""
-    wanted = [_automaton(one) for one in (*needed, *language)]
-    # Less is excluded than an inexact automaton says: leaving it out errs on the side of "may match".
-    unwanted = [automaton for one in excluded if (automaton := _automaton(one)).exact]
-    return _meet(wanted, unwanted)
+class Questions:
+    """Answers questions about the expressions of one file, in bounded time.
 
+    After too many costly ones, only what a glance tells is still told: an expression may match, and implies nothing.
+    """
 
-def implies(inner: str, outer: str) -> bool:
-    """Whether `outer` is found in every text in which `inner` is found."""
-    automaton = _automaton(outer)
-    if not automaton.exact:
-        return False
-    # Nearly always `outer` is found in the very part of the text that `inner` finds, which is far less to search.
-    found_alone = _automaton(inner, frozenset({_AROUND}))
-    return not _meet([found_alone], [automaton]) or not _meet([_automaton(inner)], [automaton])
+    def __init__(self) -> None:
+        self._left = _MOST_STEPS
 
-
-def _meet(wanted: list[Automaton], unwanted: list[Automaton]) -> bool:
-    """Whether a text is accepted by every wanted and by no unwanted automaton; true if that takes too long to find."""
-    automata = (*wanted, *unwanted)
-    representatives = _representatives(automata)
-    if not all(one.reachable(representatives) for one in wanted):
-        return False
-    count = len(wanted)
-    first = tuple(one.first() for one in automata)
-    seen = {first}
-    distances = [one.distances() for one in wanted]
-    waiting = [(0, 0, first, True)]  # a heap: what is nearest to acceptance comes first
-    while waiting:
-        _, _, states, at_start = heapq.heappop(waiting)
-        if all(one.accepts(of, at_start=at_start) for one, of in zip(wanted, states, strict=False)) and not any(
-            one.accepts(of, at_start=at_start) for one, of in zip(unwanted, states[count:], strict=True)
-        ):
+    def can_match(self, language: tuple[str, ...], needed: list[str], excluded: list[str]) -> bool:
+        """Whether there may be a text of a language (`NAMES`, ...) in which every expression of `needed` is found and
+        none of `excluded`."""
+        if self._left < 0:
             return True
-        for character in representatives:
-            following = _following(automata, states, character, count)
-            if following is None or following in seen:
-                continue
-            if any(one.accept in of for one, of in zip(unwanted, following[count:], strict=True)):
-                continue  # what has been found stays found, whatever follows
-            if len(seen) >= _MAX_VISITED:
+        wanted = [_automaton(one) for one in (*needed, *language)]
+        # Less is excluded than an inexact automaton says: leaving it out errs on the side of "may match".
+        unwanted = [automaton for one in excluded if (automaton := _automaton(one)).exact]
+        return self._meet(wanted, unwanted)
+
+    def implies(self, inner: str, outer: str) -> bool:
+        """Whether `outer` is found in every text in which `inner` is found."""
+        if self._left < 0 or not (automaton := _automaton(outer)).exact:
+            return False
+        # Nearly always `outer` is found in the very part of the text that `inner` finds, which is far less to search.
+        found_alone = _automaton(inner, frozenset({_AROUND}))
+        return not self._meet([found_alone], [automaton]) or not self._meet([_automaton(inner)], [automaton])
+
+    def _meet(self, wanted: list[Automaton], unwanted: list[Automaton]) -> bool:
+        """Whether a text is accepted by every wanted and by no unwanted automaton; true if that takes too long."""
+        automata = (*wanted, *unwanted)
+        self._left -= 10 * sum(one.size for one in automata)  # built, and looked through as a whole
+        representatives = _representatives(automata)
+        if not all(one.reachable(representatives) for one in wanted):
+            return False
+        count = len(wanted)
+        first = tuple(one.first() for one in automata)
+        seen = {first}
+        distances = [one.distances() for one in wanted]
+        waiting = [(0, 0, first, True)]  # a heap: what is nearest to acceptance comes first
+        while waiting:
+            _, _, states, at_start = heapq.heappop(waiting)
+            self._left -= len(representatives) * sum(map(len, states))
+            if len(seen) >= _MAX_VISITED or self._left < 0 or _accepted(automata, states, count, at_start=at_start):
                 return True
-            seen.add(following)
-            far = sum(min(of[state] for state in at) for of, at in zip(distances, following, strict=False))
-            heapq.heappush(waiting, (far, len(seen), following, False))
-    return False
+            for character in representatives:
+                following = _following(automata, states, character, count)
+                if following is None or following in seen:
+                    continue
+                if any(one.accept in of for one, of in zip(unwanted, following[count:], strict=True)):
+                    continue  # what has been found stays found, whatever follows
+                seen.add(following)
+                far = sum(min(of[state] for state in at) for of, at in zip(distances, following, strict=False))
+                heapq.heappush(waiting, (far, len(seen), following, False))
+        return False
+
+
+def _accepted(
+    automata: tuple[Automaton, ...], states: tuple[frozenset[int], ...], wanted: int, *, at_start: bool
+) -> bool:
+    """Whether a text may end here: the first `wanted` automata accept it, and none of the others does."""
+    return all(
+        one.accepts(of, at_start=at_start) == (number < wanted)
+        for number, (one, of) in enumerate(zip(automata, states, strict=True))
+    )
 
 
 def _following(

@@ -17,7 +17,7 @@ from policyd.core.ruleset import Verb
 from policyd.exchange.access.specificity import exemptions_as_exceptions
 from policyd.exchange.model import Imported, NoEqualError, Row, SkippedError, Term
 from policyd.exchange.postfix.table import check_room, close_if, is_endif, lets_through, logical_lines, verdict
-from policyd.exchange.regex_subjects import ADDRESSES, MAIL_ADDRESSES, NAMES, can_match, implies
+from policyd.exchange.regex_subjects import ADDRESSES, MAIL_ADDRESSES, NAMES, Questions
 from policyd.exchange.values import term
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def read(
     """
     blocks: list[_Block] = []
     rows: dict[str, list[Row]] = {"sender": [], "name": [], "address": []}
+    maker = _Maker(attribute, report)
 
     def take(line: Line) -> bool:
         if is_endif(line):
@@ -86,7 +87,7 @@ def read(
         try:
             half = _Half(translate(parts.pattern, parts.flags), parts.negated)
             says = _verdict(parts.result, half, line, report)
-            for order, row in _rows(line, [*_around(blocks), half], says, attribute, report):
+            for order, row in maker.rows(line, [*_around(blocks), half], says):
                 rows[order].append(row)
         except SkippedError:
             raise
@@ -175,42 +176,50 @@ def _verdict(result: str, half: _Half, line: Line, report: Report) -> Verdict:
 # --- One line as rules ------------------------------------------------------------------------------------------------
 
 
-def _rows(
-    line: Line, halves: list[_Half], says: Verdict, attribute: str | None, report: Report
-) -> list[tuple[str, Row]]:
-    needed = _not_implied([half.pattern for half in halves if not half.negated])
-    excluded = list(dict.fromkeys(half.pattern for half in halves if half.negated))
-    if attribute in {"helo_name", "recipient"}:
-        return [("name", _row(line, attribute, needed, excluded, says))]
-    if attribute == "sender":
-        _mind_the_null_sender(halves, line, report)
-        return [("sender", _row(line, attribute, needed, excluded, says))]
-    rows = []
-    if can_match(NAMES, needed, excluded):
-        # To Postfix `unknown` is a name like others; policyd has to look at what Postfix sent to find it.
-        options = expression_options()
-        finds_unknown = all(re2.search(one, "unknown", options) for one in needed)
-        finds_unknown &= not any(re2.search(one, "unknown", options) for one in excluded)
-        subject = "client_name" if finds_unknown else "hostname"
-        rows.append(("name", _row(line, subject, needed, excluded, says)))
-    if can_match(ADDRESSES, needed, excluded):
-        possible = [one for one in excluded if can_match(ADDRESSES, [one], [])]
-        rows.append(("address", _row(line, "client_address", needed, possible, says)))
-    if rows:
-        return rows
-    if attribute is None and can_match(MAIL_ADDRESSES, needed, excluded):
-        report.note(line, _SENDERS)
-        return [("sender", _row(line, "sender", needed, excluded, says))]
-    raise SkippedError("no name or address of a client can match it; --attribute says what the table is looked up for")
+class _Maker:
+    """Makes the rows of each line of a table that is looked up for `attribute`."""
 
+    def __init__(self, attribute: str | None, report: Report) -> None:
+        self._attribute = attribute
+        self._report = report
+        self._questions = Questions()
 
-def _not_implied(patterns: list[str]) -> list[str]:
-    """The expressions that must hold, without those that hold wherever one of the others does."""
-    needed = list(dict.fromkeys(patterns))
-    for one in reversed(needed[:-1]):
-        if any(implies(other, one) for other in needed if other != one):
-            needed.remove(one)
-    return needed
+    def rows(self, line: Line, halves: list[_Half], says: Verdict) -> list[tuple[str, Row]]:
+        """The rows of a line, each with the lookup that it is for: `sender`, `name` or `address`."""
+        needed = self._not_implied([half.pattern for half in halves if not half.negated])
+        excluded = list(dict.fromkeys(half.pattern for half in halves if half.negated))
+        if self._attribute in {"helo_name", "recipient"}:
+            return [("name", _row(line, self._attribute, needed, excluded, says))]
+        if self._attribute == "sender":
+            _mind_the_null_sender(halves, line, self._report)
+            return [("sender", _row(line, self._attribute, needed, excluded, says))]
+        rows = []
+        if self._questions.can_match(NAMES, needed, excluded):
+            # To Postfix `unknown` is a name like others; policyd has to look at what Postfix sent to find it.
+            options = expression_options()
+            finds_unknown = all(re2.search(one, "unknown", options) for one in needed)
+            finds_unknown &= not any(re2.search(one, "unknown", options) for one in excluded)
+            subject = "client_name" if finds_unknown else "hostname"
+            rows.append(("name", _row(line, subject, needed, excluded, says)))
+        if self._questions.can_match(ADDRESSES, needed, excluded):
+            possible = [one for one in excluded if self._questions.can_match(ADDRESSES, [one], [])]
+            rows.append(("address", _row(line, "client_address", needed, possible, says)))
+        if rows:
+            return rows
+        if self._attribute is None and self._questions.can_match(MAIL_ADDRESSES, needed, excluded):
+            self._report.note(line, _SENDERS)
+            return [("sender", _row(line, "sender", needed, excluded, says))]
+        raise SkippedError(
+            "no name or address of a client can match it; --attribute says what the table is looked up for"
+        )
+
+    def _not_implied(self, patterns: list[str]) -> list[str]:
+        """The expressions that must hold, without those that hold wherever one of the others does."""
+        needed = list(dict.fromkeys(patterns))
+        for one in reversed(needed[:-1]):
+            if any(self._questions.implies(other, one) for other in needed if other != one):
+                needed.remove(one)
+        return needed
 
 
 def _row(line: Line, subject: str, needed: list[str], excluded: list[str], says: Verdict) -> Row:

@@ -107,7 +107,7 @@ def import_(
 
     \b
     FORMAT is one of plain, postfix-access, postfix-cidr, postfix-pcre, postfix-regexp, sendmail-access,
-    postfwd, whois, spamhaus-drop, iptables-save, nft, ipset, rspamd-map. FILE may be compressed; without one,
+    postconf, postfwd, whois, spamhaus-drop, iptables-save, nft, ipset, rspamd-map. FILE may be compressed; without one,
     or as `-`, standard input is read.
 
     What carries verdicts becomes rules, in an order that keeps their meaning; what is only a list becomes a list file.

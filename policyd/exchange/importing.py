@@ -19,7 +19,7 @@ from policyd.exchange.firewall import ipset, iptables, nftables
 from policyd.exchange.lists import plain, rspamd_map, spamhaus_drop, whois
 from policyd.exchange.model import REJECT, Imported, IncompleteError, Line, Report, Term, Verdict, place
 from policyd.exchange.network_sets import kept_out, only_networks, texts
-from policyd.exchange.postfix import cidr, pcre, postfwd, regexp
+from policyd.exchange.postfix import cidr, pcre, postconf, postfwd, regexp
 from policyd.exchange.rules_yaml import Names, fits_list_file, list_file, rules, rules_yaml
 from policyd.logs.files import MAX_LINE_BYTES, STANDARD_INPUT, LogError, NotTextError, read_blocks
 
@@ -66,6 +66,7 @@ FORMATS: dict[str, Format] = {
     "postfix-pcre": Format(pcre.read, _NAMES, from_the_top=True),
     "postfix-regexp": Format(regexp.read, _NAMES, from_the_top=True),
     "sendmail-access": Format(sendmail.read),
+    "postconf": Format(postconf.read, from_the_top=True),
     "postfwd": Format(postfwd.read, from_the_top=True),
     "whois": Format(whois.read),
     "spamhaus-drop": Format(spamhaus_drop.read),
@@ -238,7 +239,8 @@ def _as_rules(name: str, found: list[tuple[str, Imported]], options: ImportOptio
     for path, imported in found:
         names = Names(options.name or _stem(path) or name, taken={rule.name for rule in made})
         made += rules(imported, names, options.verdict or FORMATS[name].verdict)
-    text = rules_yaml(made, _heading(name, found, report))
+    dns_lists = [one for _, imported in found for one in imported.dns_lists]
+    text = rules_yaml(made, _heading(name, found, report), dns_lists)
     return Result(Shape.RULES, text, tuple(made), (), report)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import datetime
     from collections.abc import Callable, Iterable, Mapping
 
+    from policyd.core.dns_lists import Ask
     from policyd.core.ruleset import Action
 
 # How much of a line a message shows: enough to know it again, in a line of the report that is read as one.
@@ -105,6 +106,18 @@ class Row:
     name: str = ""
     observe: bool = False
     expires: datetime.date | None = None
+    at_least: int = 1  # of its terms for `listed`, how many must hold
+
+
+@dataclass(frozen=True, slots=True)
+class NewDnsList:
+    """The definition of a DNS list, to be written; `zone` has `{key}` in the place of a key."""
+
+    name: str
+    zone: str
+    codes: str
+    ask: Ask
+    key_file: str = ""
 
 
 @dataclass(slots=True)
@@ -113,6 +126,7 @@ class Imported:
 
     rows: list[Row] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
+    dns_lists: list[NewDnsList] = field(default_factory=list)
 
 
 class NoEqualError(Exception):

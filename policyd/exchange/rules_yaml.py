@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from policyd.core.dns_lists import Ask
 from policyd.core.printable import printable
 from policyd.exchange.model import by_condition
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from policyd.exchange.model import Imported, Line, Term, Verdict
+    from policyd.exchange.model import Imported, Line, NewDnsList, Term, Verdict
 
 # So many values stand beside their condition; more of them each get a line.
 _ON_ONE_LINE = 4
@@ -38,6 +39,8 @@ class NewRule:
     first: Line
     last: Line
     count: int
+    observe: bool = False
+    at_least: int = 1  # of the names of `listed`
 
     @property
     def note(self) -> str:
@@ -84,7 +87,19 @@ def rules(imported: Imported, names: Names, verdict: Verdict) -> list[NewRule]:
             first, last = min(row.line for row in of_one), max(row.line for row in of_one)
             match = by_condition(term for row in of_one for term in row.match)
             name = names.next(of_one[0].name)
-            made.append(NewRule(name, match, by_condition(of_one[0].exceptions), key[0], first, last, len(of_one)))
+            made.append(
+                NewRule(
+                    name,
+                    match,
+                    by_condition(of_one[0].exceptions),
+                    key[0],
+                    first,
+                    last,
+                    len(of_one),
+                    of_one[0].observe,
+                    of_one[0].at_least,
+                )
+            )
         start = end
     return made
 
@@ -122,21 +137,39 @@ def _rule_name(text: str) -> str:
 # --- Writing ----------------------------------------------------------------------------------------------------------
 
 
-def rules_yaml(of: Sequence[NewRule], heading: str) -> str:
+def rules_yaml(of: Sequence[NewRule], heading: str, dns_lists: Sequence[NewDnsList] = ()) -> str:
     """A rules file."""
-    lines = [*_comment(heading), "rules:" if of else "rules: []"]
+    lines = _comment(heading)
+    if dns_lists:
+        lines += ["dns_lists:", *map(_dns_list, dns_lists), ""]
+    lines.append("rules:" if of else "rules: []")
     for rule in of:
         lines.append(f"  - name: {scalar(rule.name)}")
-        lines += _conditions("match", rule.match)
+        lines += _conditions("match", rule.match, rule.at_least)
         if rule.exceptions:
             lines += _conditions("except", rule.exceptions)
         lines.append(f"    action: {_action(rule.verdict)}")
+        if rule.observe:
+            lines.append("    mode: observe")
         lines.append(f"    note: {scalar(printable(rule.note))}")
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _conditions(key: str, conditions: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+def _dns_list(one: NewDnsList) -> str:
+    fields = [f"zone: {scalar(one.zone)}"]
+    if one.key_file:
+        fields.append(f"key_file: {scalar(one.key_file)}")
+    if one.ask is not Ask.CLIENT_ADDRESS:
+        fields.append(f"ask: {one.ask}")
+    fields.append(f"codes: {_quoted(one.codes)}")
+    return f"  {scalar(one.name)}: {{{', '.join(fields)}}}"
+
+
+def _conditions(key: str, conditions: Mapping[str, tuple[str, ...]], at_least: int = 1) -> Iterator[str]:
+    if at_least > 1:
+        yield f"    {key}: {{listed: {{at_least: {at_least}, of: {_few(conditions['listed'])}}}}}"
+        return
     if all(len(values) <= _ON_ONE_LINE for values in conditions.values()):
         yield f"    {key}: {{{', '.join(f'{name}: {_few(values)}' for name, values in conditions.items())}}}"
         return

@@ -23,6 +23,7 @@ SAMPLES = {
     "postfix-pcre": "/^a(b)/i REJECT $1\nif !/x/\n!/y$/ OK\nendif\n/(?!z)/ REJECT\n~[[:alpha:]]~ 450 4.7.1 later\n",
     "postfix-regexp": "/^a(b)/i REJECT $1\nif !/x/\n!/y$/ OK\nendif\n/\\<z\\>/ REJECT\n/[]a\\]/ 450 4.7.1 later\n",
     "sendmail-access": 'Connect:192.0.2 REJECT\nFrom:a@b.example ERROR:5.7.1:"550 no"\nTo:x@ OK\ncyber.example RELAY\n',
+    "postconf": "smtpd_client_restrictions = permit_dnswl_client a.example, reject_rbl_client b.example=127.0.0.2\n",
     "postfwd": "&&A { sender=x; };\nid=R; &&A; client_address=192.0.2.0/24; action=REJECT $$sender\naction=dunno\n",
     "whois": "inetnum: 192.0.2.0 - 192.0.2.255\nCIDR: 198.51.100.0/24\nroute: 192.0.0.0/16\n NET/1.2.3.0/24\n",
     "spamhaus-drop": '; head\n1.10.16.0/20 ; SBL1\n{"cidr":"2001:db8::/32"}\n{"type":"metadata"}\n',

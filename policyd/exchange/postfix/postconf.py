@@ -1,0 +1,259 @@
+"""DNS lists of a saved `postconf -n` (postconf(5)), import.
+
+Takes `reject_rbl_client`, `reject_rhsbl_*`, `permit_dnswl_client`, `permit_rhswl_client` and `postscreen_dnsbl_sites`.
+
+A restriction list is read from left to right; a `permit_*` exempts from what follows it in the same list, so it becomes
+the exception of those rules. Everything else in the file is left alone: it is not a matter of DNS lists.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from policyd.config.dns_codes import CodeError, parse_code
+from policyd.config.known_zones import known_zone
+from policyd.core.dns_lists import Ask
+from policyd.core.identity import may_be_host
+from policyd.core.normalize import fold_name
+from policyd.core.ruleset import Verb
+from policyd.exchange.model import Imported, NewDnsList, Row, Term, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from policyd.exchange.model import Line, Report
+
+# The codes of a list that Postfix was given no filter for: every usual answer but refusals.
+ANY_CODE = "127.0.[0..255].[2..254]"
+
+_SETTING = re.compile(r"(?P<name>[a-z0-9_]+)\s*=\s*(?P<value>.*)")
+_RESTRICTIONS = re.compile(r"smtpd_(?:client|helo|sender|relay|recipient|data|end_of_data)_restrictions")
+_PARAMETER = re.compile(r"\$(?:\{([a-z0-9_]+)\}|\(([a-z0-9_]+)\)|([a-z0-9_]+))")
+_SITE = re.compile(r"(?P<zone>[^=*\s]+)(?:=(?P<code>[^*\s]+))?(?:\*(?P<weight>[+-]?[0-9]{1,6}))?")
+
+# Parameters that name each other are expanded this often at most.
+_EXPANSIONS = 20
+
+_ASKS = {
+    "reject_rbl_client": Ask.CLIENT_ADDRESS,
+    "reject_rhsbl_client": Ask.HOSTNAME,
+    "reject_rhsbl_reverse_client": Ask.HOSTNAME,
+    "reject_rhsbl_helo": Ask.HELO_NAME,
+    "reject_rhsbl_sender": Ask.SENDER_DOMAIN,
+    "permit_dnswl_client": Ask.CLIENT_ADDRESS,
+    "permit_rhswl_client": Ask.HOSTNAME,
+}
+_WITH_ZONE = frozenset({*_ASKS, "reject_rhsbl_recipient"})
+
+_TEXT = "{client_address} is listed by {list} ({id})"
+
+
+def read(lines: Iterable[Line], report: Report) -> Imported:
+    """Reads the settings, and makes a rule of each use of a DNS list."""
+    settings = {name: (line, value) for line, name, value in _settings(lines)}
+    return _Reader(settings, report).read()
+
+
+def _settings(lines: Iterable[Line]) -> Iterator[tuple[Line, str, str]]:
+    """Each setting with its line. A line that begins with a blank continues the one before it (postconf(5)).
+
+    The text of the line becomes the setting's name alone: a value may hold the key of a zone, which no report may show.
+    """
+    begun: tuple[Line, str] | None = None
+    for line in lines:
+        text = line.text
+        if not text.strip() or text.lstrip().startswith("#"):
+            continue
+        if text[0].isspace() and begun is not None:
+            begun = begun[0], f"{begun[1]} {text.strip()}"
+            continue
+        if begun is not None and (found := _SETTING.fullmatch(begun[1])):
+            yield begun[0]._replace(text=found["name"]), found["name"], found["value"]
+        begun = line, text.strip()
+    if begun is not None and (found := _SETTING.fullmatch(begun[1])):
+        yield begun[0]._replace(text=found["name"]), found["name"], found["value"]
+
+
+@dataclass(slots=True)
+class _Site:
+    """One entry of postscreen_dnsbl_sites: the list's name and its weight."""
+
+    name: str
+    weight: int
+
+
+@dataclass(slots=True)
+class _Reader:
+    """One reading of one file."""
+
+    settings: dict[str, tuple[Line, str]]
+    report: Report
+    imported: Imported = field(default_factory=Imported)
+    lists: dict[str, NewDnsList] = field(default_factory=dict)  # by name
+
+    def read(self) -> Imported:
+        if "postscreen_dnsbl_sites" in self.settings:
+            self._read_postscreen(*self.settings["postscreen_dnsbl_sites"])
+        for name, (line, value) in self.settings.items():
+            if _RESTRICTIONS.fullmatch(name):
+                self._read_restrictions(line, self._expanded(value))
+        self.imported.dns_lists = [*self.lists.values()]
+        return self.imported
+
+    def _expanded(self, value: str) -> str:
+        """The value with `$name` replaced, as far as the file has the parameter."""
+        for _ in range(_EXPANSIONS):
+            before = value
+            value = _PARAMETER.sub(self._parameter, before)
+            if value == before:
+                break
+        return value
+
+    def _parameter(self, found: re.Match[str]) -> str:
+        name = next(group for group in found.groups() if group)
+        return self.settings[name][1] if name in self.settings else found[0]
+
+    # --- Restrictions -----------------------------------------------------------------------------------------------
+
+    def _read_restrictions(self, line: Line, value: str) -> None:
+        words = [word for word in re.split(r"[\s,]+", value) if word]
+        exempting: list[str] = []
+        observed = False
+        place = 0
+        while place < len(words):
+            word = words[place]
+            place += 1
+            if word == "warn_if_reject":
+                observed = True
+                continue
+            if word not in _WITH_ZONE:
+                observed = False
+                continue
+            domain = words[place] if place < len(words) else ""
+            place += 1
+            name = self._define(line, word, domain)
+            if name and word.startswith("permit_"):
+                exempting.append(name)
+                self.report.taken += 1
+            elif name:
+                self._add_rule(line, (name,), exempting, observed=observed)
+            observed = False
+
+    def _define(self, line: Line, restriction: str, domain: str) -> str:
+        """The name of the list that a restriction asks; empty if it cannot be carried over, which is reported."""
+        exempts = restriction.startswith("permit_")
+        ask = _ASKS.get(restriction)
+        if ask is None:
+            self.report.lose(line, f"{restriction} {_shown(domain)}: no list is asked for recipients here")
+            return ""
+        zone, _, code = domain.partition("=")
+        name, problem = self._list_named(line, zone, code, ask)
+        if problem:
+            self.report.lose(line, f"{restriction} {_shown(domain)}: {problem}", exempts=exempts)
+        elif restriction == "reject_rhsbl_client":
+            self.report.note(line, "ask: hostname also asks for the claimed names of a client without a verified one")
+        return name
+
+    def _list_named(self, line: Line, zone: str, code: str, ask: Ask) -> tuple[str, str]:
+        """The list's name, or why there is none."""
+        folded = fold_name(zone.encode("utf-8", "replace"))
+        if "$" in zone or not may_be_host(folded):
+            return "", "the zone is not the name of one; a parameter that it names is not in the file"
+        try:
+            codes = parse_code(code).text if code else ANY_CODE
+        except CodeError as error:
+            return "", str(error)
+        written, key_file = folded.decode("ascii"), ""
+        base = written
+        if (known := known_zone(written)) is not None and known.keyed:
+            base = written.partition(".")[2]
+            written, key_file = f"{{key}}.{base}", f"{base}.key"
+            self.report.note(line, f"the zone of {base} has a key: write it into {key_file}, which others cannot read")
+        if not code:
+            self.report.note(line, f"a list without a filter was given codes: '{ANY_CODE}'; the list's page says which")
+        name, number = base, 1
+        wanted = NewDnsList(name, written, codes, ask, key_file)
+        while name in self.lists and self.lists[name] != wanted:
+            number += 1
+            name = f"{base}-{number}"
+            wanted = NewDnsList(name, written, codes, ask, key_file)
+        self.lists[name] = wanted
+        return name, ""
+
+    def _add_rule(
+        self, line: Line, names: tuple[str, ...], exempting: Iterable[str], *, observed: bool, at_least: int = 1
+    ) -> None:
+        code = self.settings["maps_rbl_reject_code"][1] if "maps_rbl_reject_code" in self.settings else "554"
+        verdict = Verdict(Verb.DEFER, "4.7.1", _TEXT) if code.startswith("4") else Verdict(Verb.REJECT, "5.7.1", _TEXT)
+        match = tuple(Term("listed", name) for name in names)
+        exceptions = tuple(Term("listed", name) for name in dict.fromkeys(exempting))
+        name = f"listed-by-{names[0]}" if len(names) == 1 else f"listed-by-{at_least}-of-{len(names)}"
+        self.imported.rows.append(Row(line, match, verdict, exceptions, name, observed, at_least=at_least))
+        self.report.taken += 1
+
+    # --- postscreen -------------------------------------------------------------------------------------------------
+
+    def _read_postscreen(self, line: Line, value: str) -> None:
+        sites = []
+        for word in re.split(r"[\s,]+", self._expanded(value)):
+            if not word:
+                continue
+            found = _SITE.fullmatch(word)
+            name = ""
+            problem = "it is not ZONE=FILTER*WEIGHT"
+            if found is not None:
+                name, problem = self._list_named(line, found["zone"], found["code"] or "", Ask.CLIENT_ADDRESS)
+            if not name or found is None:
+                self.report.lose(line, f"postscreen_dnsbl_sites {_shown(word)}: {problem}")
+                return
+            sites.append(_Site(name, int(found["weight"] or 1)))
+        threshold = int(self._number("postscreen_dnsbl_threshold", 1))
+        _, action = self.settings.get("postscreen_dnsbl_action", (line, ""))
+        observed = action.strip() not in {"enforce", "drop"}
+        if observed:
+            self.report.note(line, "postscreen_dnsbl_action is ignore, so the rules only observe")
+        for names, at_least in self._equal_rules(line, sites, threshold):
+            exempting = [site.name for site in sites if site.weight < 0]
+            self._add_rule(line, names, exempting, observed=observed, at_least=at_least)
+
+    def _number(self, name: str, default: int) -> str:
+        value = self.settings[name][1].strip() if name in self.settings else ""
+        return value if re.fullmatch(r"[0-9]{1,6}", value) else str(default)
+
+    def _equal_rules(self, line: Line, sites: list[_Site], threshold: int) -> list[tuple[tuple[str, ...], int]]:
+        """Rules that say the same as the weights: names, and how many of them. Empty if nothing does."""
+        positive = [site for site in sites if site.weight > 0]
+        friends = [site for site in sites if site.weight < 0]
+        most = sum(site.weight for site in positive)
+        alone = tuple(site.name for site in positive if site.weight >= threshold)
+        together = [site for site in positive if site.weight < threshold]
+        weights = {site.weight for site in together}
+        problem = ""
+        if len(weights) > 1:
+            problem = f"the weights {', '.join(map(str, sorted(weights)))} differ; at_least counts each list as one"
+        elif any(most + site.weight >= threshold for site in friends):
+            problem = "a list with a negative weight does not outweigh all others, as except does"
+        if problem:
+            text = f"postscreen_dnsbl_sites: {problem}; write rules of your own with the lists above"
+            self.report.lose(line, text, exempts=bool(friends))
+            return []
+        rules = [(alone, 1)] if alone else []
+        if together:
+            needed = -(-threshold // together[0].weight)
+            if needed <= len(together):
+                rules.append((tuple(site.name for site in together), needed))
+            else:
+                names = ", ".join(site.name for site in together)
+                self.report.note(line, f"{names} together do not reach the threshold, so no rule uses them")
+                for site in together:
+                    self.lists.pop(site.name, None)
+        return rules
+
+
+def _shown(domain: str) -> str:
+    """A domain as a report may show it: a key is left out."""
+    zone = domain.partition("=")[0].lower().rstrip(".")
+    known = known_zone(zone)
+    return f"{{key}}.{zone.partition('.')[2]}" if known is not None and known.keyed else domain

@@ -1,0 +1,144 @@
+"""DNS lists of a saved `postconf -n` as rules."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from policyd.config.load import load
+from policyd.exchange.importing import ImportOptions, import_files
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from policyd.exchange.importing import Result
+
+
+def imported(folder: Path, text: str) -> Result:
+    file = folder / "main.postconf"
+    file.write_text(text)
+    return import_files("postconf", [str(file)], ImportOptions())
+
+
+def rules(folder: Path, text: str) -> tuple[list[tuple[object, ...]], list[str], list[str]]:
+    """The rules of the file, which loads (names, how many, exceptions, verb, observed); what was lost; the notes."""
+    result = imported(folder, text)
+    path = folder / "rules.yaml"
+    path.write_text(result.text)
+    loaded = load(rules_path=str(path))
+    said: list[tuple[object, ...]] = []
+    for rule in loaded.ruleset.rules:
+        (match,) = rule.match
+        excepted = [value for condition in rule.exceptions for value in condition.values]
+        said.append((list(match.values), match.at_least, excepted, str(rule.action.verb), rule.observe))
+    losses = [loss.reason for loss in result.report.losses]
+    return said, losses, [note.reason for note in result.report.notes]
+
+
+def test_a_permit_exempts_from_what_follows_it_in_the_same_list(tmp_path: Path) -> None:
+    text = (
+        "smtpd_client_restrictions = reject_rbl_client a.example=127.0.0.2, permit_dnswl_client w.example=127.0.0.2,\n"
+        "  reject_rbl_client b.example=127.0.0.[2..9]\n"
+        "smtpd_recipient_restrictions = reject_rbl_client c.example=127.0.0.2\n"
+    )
+    said, losses, _ = rules(tmp_path, text)
+    assert said == [
+        (["a.example"], 1, [], "REJECT", False),
+        (["b.example"], 1, ["w.example"], "REJECT", False),
+        (["c.example"], 1, [], "REJECT", False),
+    ]
+    assert losses == []
+
+
+def test_names_are_asked_as_postfix_asks_them_and_warn_if_reject_observes(tmp_path: Path) -> None:
+    text = (
+        "maps_rbl_reject_code = 450\n"
+        "smtpd_helo_restrictions = reject_rhsbl_helo d.example=127.0.1.2, warn_if_reject reject_rhsbl_sender "
+        "d.example=127.0.1.2 reject_rhsbl_reverse_client d.example=127.0.1.2 reject_rhsbl_recipient d.example\n"
+    )
+    result = imported(tmp_path, text)
+    for ask in ("helo_name", "sender_domain", "hostname"):
+        assert f"ask: {ask}, codes: '127.0.1.2'" in result.text
+    said, losses, _ = rules(tmp_path, text)
+    assert [one[3:] for one in said] == [("DEFER", False), ("DEFER", True), ("DEFER", False)]
+    assert losses == ["reject_rhsbl_recipient d.example: no list is asked for recipients here"]
+
+
+def test_a_list_without_a_filter_gets_codes_and_that_is_said(tmp_path: Path) -> None:
+    text = "smtpd_client_restrictions = reject_rbl_client a.example\n"
+    assert "codes: '127.0.[0..255].[2..254]'" in imported(tmp_path, text).text
+    assert any("without a filter" in note for note in rules(tmp_path, text)[2])
+
+
+@pytest.mark.parametrize(
+    ("sites", "threshold", "wanted"),
+    [
+        ("a.example=127.0.0.2", 1, [(["a.example"], 1, [])]),
+        ("a.example=127.0.0.2 b.example=127.0.0.2", 1, [(["a.example", "b.example"], 1, [])]),
+        ("a.example=127.0.0.2*2 b.example=127.0.0.2*2 c.example=127.0.0.2*2", 3, [
+            (["a.example", "b.example", "c.example"], 2, []),
+        ]),
+        ("a.example=127.0.0.2*3 b.example=127.0.0.2*2 c.example=127.0.0.2*2", 3, [
+            (["a.example"], 1, []), (["b.example", "c.example"], 2, []),
+        ]),
+        ("a.example=127.0.0.2*3 w.example=127.0.0.2*-9", 3, [(["a.example"], 1, ["w.example"])]),
+        ("a.example=127.0.0.2*3 b.example=127.0.0.2*1", 3, [(["a.example"], 1, [])]),
+    ],
+)  # fmt: skip
+def test_weights_become_at_least_if_that_says_the_same(
+    tmp_path: Path, sites: str, threshold: int, wanted: list[tuple[list[str], int, list[str]]]
+) -> None:
+    text = (
+        f"postscreen_dnsbl_sites = {sites}\npostscreen_dnsbl_threshold = {threshold}\n"
+        "postscreen_dnsbl_action = enforce\n"
+    )
+    said, losses, _ = rules(tmp_path, text)
+    assert [one[:3] for one in said] == wanted
+    assert not any(one[4] for one in said)
+    assert losses == []
+
+
+@pytest.mark.parametrize(
+    "sites",
+    [
+        "a.example=127.0.0.2*2 b.example=127.0.0.2*1 c.example=127.0.0.2*1",
+        "a.example=127.0.0.2*3 b.example=127.0.0.2*3 w.example=127.0.0.2*-1",
+        "a.example=127.0.0.2*x",
+        "a.example=127.0.0.300*2",
+    ],
+)
+def test_weights_that_at_least_cannot_say_are_reported(tmp_path: Path, sites: str) -> None:
+    text = f"postscreen_dnsbl_sites = {sites}\npostscreen_dnsbl_threshold = 3\n"
+    text += "smtpd_client_restrictions = reject_rbl_client z.example=127.0.0.2\n"
+    said, losses, _ = rules(tmp_path, text)
+    assert [one[0] for one in said] == [["z.example"]]
+    assert len(losses) == 1
+
+
+def test_postscreen_that_ignores_its_lists_only_observes(tmp_path: Path) -> None:
+    said, _, notes = rules(tmp_path, "postscreen_dnsbl_sites = a.example=127.0.0.2\n")
+    assert said[0][4] is True
+    assert any("only observe" in note for note in notes)
+
+
+def test_a_key_is_written_nowhere(tmp_path: Path) -> None:
+    text = (
+        "smtpd_client_restrictions = reject_rbl_client S3cretKey.zen.dq.spamhaus.net=127.0.0.[2..11] "
+        "reject_rbl_client S3cretKey.zen.dq.spamhaus.net=nonsense "
+        "reject_rhsbl_recipient S3cretKey.dbl.dq.spamhaus.net\n"
+    )
+    result = imported(tmp_path, text)
+    assert "zone: '{key}.zen.dq.spamhaus.net', key_file: zen.dq.spamhaus.net.key" in result.text
+    assert len(result.report.losses) == 2
+    assert "s3cretkey" not in result.text.lower()
+    assert all("s3cretkey" not in f"{loss.line}{loss.reason}".lower() for loss in result.report.losses)
+    assert all("s3cretkey" not in f"{note.lines}{note.reason}".lower() for note in result.report.notes)
+
+
+def test_parameters_of_the_file_are_filled_in(tmp_path: Path) -> None:
+    text = "my_list = a.example=127.0.0.2\n"
+    text += "smtpd_client_restrictions = reject_rbl_client $my_list, reject_rbl_client $gone\n"
+    said, losses, _ = rules(tmp_path, text)
+    assert [one[0] for one in said] == [["a.example"]]
+    assert len(losses) == 1

@@ -1,4 +1,4 @@
-"""What a rule answers: `REJECT 5.7.1 Mail from {client_address} is not accepted here ({id})` -> `Action`."""
+"""Parses actions: `REJECT 5.7.1 Mail from {client_address} is not accepted here ({id})` -> `Action`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from policyd.config.problems import did_you_mean, quoted
 from policyd.core.ruleset import Action, Verb
 
-# What a text can show of a request, of the client and of the decision.
+# Placeholders in a text, for parts of the request, the client and the decision.
 PLACEHOLDERS = (
     "client_address",
     "hostname",
@@ -26,7 +26,7 @@ CODE_CLASSES = {Verb.REJECT: "5", Verb.DEFER: "4", Verb.DEFER_IF_PERMIT: "4"}
 # Answers of access(5) that let mail past the restrictions which follow.
 _PERMITTING = frozenset({"OK", "PERMIT", "RELAY"})
 
-# What people know from access(5) and rspamd, and what it is here.
+# Action words of access(5) and rspamd, and the word for each here.
 _ELSEWHERE = {
     "ACCEPT": "DUNNO",
     "ALLOW": "DUNNO",
@@ -46,7 +46,7 @@ _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
 class ActionError(Exception):
-    """What is written is no action. The message says why and what to write; `verb` is what could be read of it."""
+    """The text is not an action. The message says why and what to write; `verb` is the verb, if it could be read."""
 
     def __init__(self, message: str, verb: Verb | None = None) -> None:
         super().__init__(message)
@@ -61,14 +61,16 @@ def parse_action(written: str) -> Action:
     verb = _parse_verb(word, rest)
     if verb is Verb.DUNNO:
         if rest:
-            raise ActionError(f"DUNNO takes neither code nor text, so {quoted(rest)} would reach nobody", verb)
+            raise ActionError(
+                f"DUNNO takes neither code nor text, which no client would see; remove {quoted(rest)}", verb
+            )
         return Action(verb)
     code, text = _split_code(verb, rest)
     return Action(verb, code, _parse_text(verb, text))
 
 
 def _split_word(text: str) -> tuple[str, str]:
-    """The first word, and what follows it; blanks between them do not count."""
+    """Splits off the first word; blanks after it are removed."""
     first, *rest = text.split(maxsplit=1) or [""]
     return first, rest[0].rstrip() if rest else ""
 
@@ -110,7 +112,7 @@ def _split_code(verb: Verb, rest: str) -> tuple[str, str]:
     if _ENHANCED_CODE.fullmatch(first):
         wanted = CODE_CLASSES[verb]
         if not _WELL_FORMED_CODE.fullmatch(first):
-            raise ActionError(f"{quoted(first)} is no enhanced status code (RFC 3463), such as {wanted}.7.1", verb)
+            raise ActionError(f"{quoted(first)} is not an enhanced status code (RFC 3463), such as {wanted}.7.1", verb)
         if first[0] != wanted:
             other = "REJECT" if first[0] == "5" else "DEFER"
             instead = f", or {other}" if first[0] in "45" else ""
@@ -133,7 +135,7 @@ def _parse_text(verb: Verb, text: str) -> tuple[str, ...]:
     odd = re.search(r"[^ -~]", text)
     if odd:
         what = "a line break" if odd.group() in "\r\n" else quoted(odd.group())
-        raise ActionError(f"the text has {what} in it; what is sent to a client is printable ASCII on one line", verb)
+        raise ActionError(f"the text has {what} in it; a reply is printable ASCII on one line", verb)
     pieces = [""]
     end = 0
     for piece in _PIECE.finditer(text):

@@ -87,7 +87,7 @@ def _table() -> dict[str, ConditionType]:
             Subject.HOSTNAME,
             expression,
             Form.EXPRESSION,
-            "The expression (RE2, without regard to case) is found in the client's host name.",
+            "The expression (RE2, case-insensitive) is found in the client's host name.",
             (r"^dyn[0-9]+\.",),
         ),
         ConditionType(
@@ -166,7 +166,7 @@ def _table() -> dict[str, ConditionType]:
     described = {row.name for row in rows}
     for attribute in ATTRIBUTES:
         if attribute not in described:
-            equality = f"Postfix's attribute {attribute} equals this; '' where it was not sent or is empty."
+            equality = f"Postfix's attribute {attribute} equals this; '' if it was not sent or is empty."
             rows.append(ConditionType(attribute, attribute, value, Form.TEXT, equality))
             found = f"The expression is found in Postfix's attribute {attribute}."
             rows.append(ConditionType(f"{attribute}_regex", attribute, expression, Form.EXPRESSION, found))
@@ -175,10 +175,10 @@ def _table() -> dict[str, ConditionType]:
 
 CONDITIONS = _table()
 
-# What a client says of itself without proof: these may block, and never let through (the first principle).
+# Claims of the client without proof: these may block, and never let mail through (the first principle).
 UNPROVEN = frozenset({"reverse_client_name", "reverse_client_name_regex"})
 
-# What anyone can forge: an exemption that rests on these alone is one for spammers, too.
+# Subjects that anyone can forge: an exemption that rests on these alone also exempts spammers.
 FORGEABLE_SUBJECTS = frozenset({"sender", "helo_name"})
 
 # The values of protocol_state that Postfix sends (smtpd_check.c).
@@ -194,7 +194,7 @@ PROTOCOL_STATES = (
     "ETRN",
     "XCLIENT",
 )
-# Attributes of which all possible values are known: another one is a slip of the pen.
+# Attributes whose possible values are all known: another value is a typing error.
 KNOWN_VALUES = {"protocol_state": PROTOCOL_STATES, "request": ("smtpd_access_policy",)}
-# The states in which there is no recipient to tell.
+# States without a recipient.
 STATES_WITHOUT_RECIPIENT = frozenset({"CONNECT", "HELO", "EHLO", "MAIL", "ETRN", "XCLIENT"})

@@ -9,7 +9,7 @@ _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 def parse_date(text: str) -> datetime.date | None:
-    """A date as YYYY-MM-DD, and in no other of the forms of ISO 8601; None if it is none."""
+    """Parses a date as YYYY-MM-DD, and in no other form of ISO 8601. Returns None for other text."""
     if not _DATE.fullmatch(text):
         return None
     try:

@@ -154,7 +154,7 @@ def _networks(lines: Sequence[bytes]) -> tuple[Networks, list[int]]:
 
 
 def _network6(address: str, slash: str, length: str) -> tuple[int, int, int]:
-    """(version, first address, prefix length). Raises OSError, ValueError and KeyError for what is no network."""
+    """(version, first address, prefix length). Raises OSError, ValueError and KeyError for what is not a network."""
     prefix = _LENGTHS6[length] if slash else 128
     first = int.from_bytes(socket.inet_pton(socket.AF_INET6, address))
     if first & _HOST_BITS6[prefix]:

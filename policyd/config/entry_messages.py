@@ -1,4 +1,4 @@
-"""Why an entry is none, and what to write instead: the messages for what `policyd.config.entries` refuses.
+"""Error messages for entries that `policyd.config.entries` refuses, with suggestions.
 
 They are made for the entry that is wrong only, and may take their time (netaddr, idna).
 """
@@ -29,7 +29,7 @@ MAX_EXPLAINED = 400
 
 
 def explain_entry(form: Form, line: bytes) -> str:  # noqa: PLR0911 - one return for each thing that people write
-    """What is wrong with a line that `parse_entries` refused, and what to write instead."""
+    """Explains why `parse_entries` refused a line, and suggests what to write instead."""
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -49,7 +49,7 @@ def explain_entry(form: Form, line: bytes) -> str:  # noqa: PLR0911 - one return
             return _explain_network(text)
         case Form.STATUS:
             hint = did_you_mean(text, Status) or f"; it is one of {', '.join(Status)}"
-            return f"{quoted(text)} is no status of reverse DNS{hint}"
+            return f"{quoted(text)} is not a status of reverse DNS{hint}"
         case Form.DNS_LIST:
             return f"{quoted(text)} is not the name of a DNS list; give the names that stand under dns_lists"
         case Form.EXPRESSION:
@@ -63,11 +63,11 @@ def explain_entry(form: Form, line: bytes) -> str:  # noqa: PLR0911 - one return
 def _explain_empty(form: Form) -> str:
     match form:
         case Form.SENDER:
-            return "'' is no mail address; the null sender is written '<>'"
+            return "'' is not a mail address; the null sender is written '<>'"
         case Form.EXPRESSION:
             return "the expression is empty, so it would be found in everything; '^$' is found where there is nothing"
         case Form.HELO_NAME:
-            return "'' is no HELO name; for a client that gave none write helo_name_regex: '^$'"
+            return "'' is not a HELO name; for a client that gave none write helo_name_regex: '^$'"
         case _:
             return f"'' is no {form.value}"
 
@@ -76,7 +76,7 @@ def _explain_network(text: str) -> str:  # noqa: PLR0911 - one return for each t
     address, slash, length = text.partition("/")
     bare = address.strip("[]")
     if bare != address and netaddr.valid_ipv6(bare):
-        return f"{quoted(text)} is no network; write it without brackets: '{bare}{slash}{length}'"
+        return f"{quoted(text)} is not a network; write it without brackets: '{bare}{slash}{length}'"
     if "%" in address:
         meant = f"{address.partition('%')[0]}{slash}{length}"
         return f"{quoted(text)} has a zone id, which no client_address has; write '{meant}'"
@@ -86,7 +86,7 @@ def _explain_network(text: str) -> str:  # noqa: PLR0911 - one return for each t
     if all(re.fullmatch("[0-9]{1,3}", octet) for octet in octets):
         if len(octets) < 4:
             padded = ".".join(str(int(octet)) for octet in octets) + ".0" * (4 - len(octets))
-            return f"{quoted(text)} is no whole address; did you mean '{padded}/{length or 8 * len(octets)}'?"
+            return f"{quoted(text)} is not a whole address; did you mean '{padded}/{length or 8 * len(octets)}'?"
         plain = ".".join(str(int(octet)) for octet in octets)
         if plain != address and netaddr.valid_ipv4(plain, netaddr.INET_PTON):
             meant = f"{plain}{slash}{length}"
@@ -131,8 +131,8 @@ def _explain_expression(text: str) -> str:
         ):
             hint = " (RE2 has no look-ahead, look-behind or back-references: they are what makes matching slow)"
         elif text.startswith("*"):
-            hint = f"; an expression is no shell pattern; did you mean {quoted(_as_expression(text))}?"
-        return f"{quoted(text)} is no expression that RE2 can compile: {quoted(reason)[1:-1]}{hint}"
+            hint = f"; an expression is not a shell pattern; did you mean {quoted(_as_expression(text))}?"
+        return f"{quoted(text)} is not an expression that RE2 can compile: {quoted(reason)[1:-1]}{hint}"
     return f"{quoted(text)} and the expressions before it are together too large for RE2; repeat less, as in {{1000}}"
 
 
@@ -151,14 +151,15 @@ def _explain_address(form: Form, text: str) -> str:  # noqa: PLR0911 - one retur
     local, at, domain = text.rpartition("@")
     if not at:
         if "." in text:
-            return f"{quoted(text)} has no '@'; for everybody at a domain write {domain_condition}: {text.lstrip('*')}"
-        return f"{quoted(text)} is no mail address"
+            domain = text.lstrip("*")
+            return f"{quoted(text)} has no '@'; for every address of a domain write {domain_condition}: {domain}"
+        return f"{quoted(text)} is not a mail address"
     if local in {"", "*"} and domain:
-        return f"{quoted(text)} has no local part; for everybody at a domain write {domain_condition}: {domain}"
+        return f"{quoted(text)} has no local part; for every address of a domain write {domain_condition}: {domain}"
     if not domain:
         expression = f"{'recipient' if recipient else 'sender'}_regex: '^{local}@'"
         return f"{quoted(text)} has no domain; for a local part at any domain write {expression}"
-    return f"{quoted(text)} is no mail address"
+    return f"{quoted(text)} is not a mail address"
 
 
 def _explain_name(form: Form, text: str) -> str:  # noqa: PLR0911, PLR0912 - a return for each thing written
@@ -166,7 +167,7 @@ def _explain_name(form: Form, text: str) -> str:  # noqa: PLR0911, PLR0912 - a r
     if form is Form.HELO_NAME:
         if len(text) > MAX_HOST_NAME:
             return f"{quoted(text)} is longer than {MAX_HOST_NAME} characters"
-        return f"{quoted(text)} is no HELO name: it has a blank, a comma or what UTS 46 does not allow in it"
+        return f"{quoted(text)} is not a HELO name: it has a blank, a comma or what UTS 46 does not allow in it"
     if name.rstrip(".").lower() == "unknown":
         return "'unknown' is what Postfix writes for no host name; use reverse_dns: missing, mismatch or error"
     if (
@@ -182,30 +183,31 @@ def _explain_name(form: Form, text: str) -> str:  # noqa: PLR0911, PLR0912 - a r
     if name.startswith("*"):
         bare = name.lstrip("*.")
         meant = f"hostname_suffix: .{bare}" if form is Form.HOST_NAME else f".{bare}"
-        return f"{quoted(text)} is no host name: '*' stands for nothing here; for names under {bare} write '{meant}'"
+        return f"{quoted(text)} is not a host name: '*' stands for nothing here; for names under {bare} write '{meant}'"
     if form is Form.HOST_NAME and name.startswith("."):
-        return f"{quoted(text)} is no host name; for names under a domain write hostname_suffix: {name}"
+        return f"{quoted(text)} is not a host name; for names under a domain write hostname_suffix: {name}"
     if len(name) > MAX_HOST_NAME:
         return f"{quoted(text)} is longer than a host name can be ({MAX_HOST_NAME} characters)"
     labels = name.removesuffix(".").split(".")
     if "" in labels:
         return (
-            f"{quoted(text)} is no host name: it has an empty label{_domain_hint(form, '.'.join(filter(None, labels)))}"
+            f"{quoted(text)} is not a host name: it has an empty label"
+            f"{_domain_hint(form, '.'.join(filter(None, labels)))}"
         )
     long = next((label for label in labels if len(label) > MAX_LABEL), None)
     if long:
-        return f"{quoted(text)} is no host name: {quoted(long)} is longer than {MAX_LABEL} characters"
+        return f"{quoted(text)} is not a host name: {quoted(long)} is longer than {MAX_LABEL} characters"
     if labels[-1].isdecimal():
-        return f"{quoted(text)} is no host name: it ends in a number, as only addresses do"
+        return f"{quoted(text)} is not a host name: it ends in a number, as only addresses do"
     if not text.isascii():
         try:
             idna.encode(name, uts46=True)
         except (idna.IDNAError, UnicodeError) as error:
-            return f"{quoted(text)} is no host name: {error}"
+            return f"{quoted(text)} is not a host name: {error}"
     odd = re.search(r"[^A-Za-z0-9_.-]", name)
     if odd:
-        return f"{quoted(text)} is no host name: '{odd.group()}' cannot be in one"
-    return f"{quoted(text)} is no host name: a label cannot begin or end with '-'"
+        return f"{quoted(text)} is not a host name: '{odd.group()}' cannot be in one"
+    return f"{quoted(text)} is not a host name: a label cannot begin or end with '-'"
 
 
 def _domain_hint(form: Form, meant: str) -> str:

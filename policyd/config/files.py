@@ -1,7 +1,7 @@
 """Reading a file whole, or saying in words why that cannot be done.
 
 Each file is opened once and read through that one descriptor, so that a file which is replaced while it is read is
-either the old one or the new one. One that somebody writes into meanwhile is refused: it may be half of each.
+either the old one or the new one. A file that is written to meanwhile is refused: it may be half of each.
 """
 
 from __future__ import annotations

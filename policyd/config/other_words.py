@@ -1,6 +1,6 @@
 """Words that people know from logs and from other systems, and what each of them is called here.
 
-`did_you_mean` finds slips of the pen. These are other names, which look like nothing here, or like the wrong thing.
+`did_you_mean` finds typing errors. These are other names, which resemble no name here, or the wrong name.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ _CONDITIONS = {
 
 
 def meant_attribute(word: str) -> str:
-    """What an attribute that there is not is called in a request; empty if the word is not one of these."""
+    """Suggests the attribute of a request for an unknown word; empty if the word is not listed."""
     return _hint(_ATTRIBUTES.get(word.lower()))
 
 
 def meant_given(word: str) -> str:
-    """What a key under `given` that there is not is called; empty if the word is not one of these."""
+    """Suggests the key under `given` for an unknown word; empty if the word is not listed."""
     lower = word.lower()
     if lower in _STATUS:
         return _hint("reverse_dns")
@@ -72,7 +72,7 @@ def meant_given(word: str) -> str:
 
 
 def meant_option(word: str) -> str:
-    """The option of `policyd explain` that says what DNS is asked for; empty if the word is not one of these."""
+    """Suggests the option of `policyd explain` that answers for DNS; empty if the word is not listed."""
     lower = word.lower()
     if lower in _STATUS:
         return "; what DNS says is given with --reverse-dns STATUS"
@@ -82,7 +82,7 @@ def meant_option(word: str) -> str:
 
 
 def meant_condition(word: str) -> str:
-    """What a condition that there is not is called; empty if the word is not one of these."""
+    """Suggests the condition for an unknown word; empty if the word is not listed."""
     lower = word.lower()
     for ending in ("_regex", ""):
         stem = lower.removesuffix(ending)

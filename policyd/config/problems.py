@@ -1,4 +1,4 @@
-"""What is wrong in settings, rules and lists, and where: the errors and warnings that people read.
+"""Errors, warnings and notices about settings, rules and lists, each with its file, line and column.
 
 A reader collects `Problem`s in a `Report` and goes on, so that one run shows all of them. `ConfigErrors` carries
 them out of `policyd.config.load.load`. Nothing here reads a file.
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 # is, and a list file of a million bad lines neither fills the terminal nor the memory.
 MAX_PROBLEMS = 100
 
-# What a message quotes is cut, but a few of them quote many things, such as every rule that a request matched.
+# Characters of a message. Each quotation is cut, but a message may quote many, such as every rule that matched.
 MAX_MESSAGE = 1_500
 
-# Nobody mistypes a longer word than this, and to compare one of a megabyte takes seconds.
+# Characters of a word for which a suggestion is looked for; comparing a word of a megabyte takes seconds.
 MAX_GUESSED = 100
 
-# A slip of the pen is looked for among so many words, at 15 us each. Who has more names wrote a program to make them.
+# Known words among which a suggestion is looked for, at 15 us each. A longer list of names was made by a program.
 MAX_KNOWN = 300
 
 
 class Severity(Enum):
-    """What a problem means for the load. Warnings and notices let it go on."""
+    """How serious a problem is. Warnings and notices do not stop the load."""
 
-    NOTICE = "notice"  # what is right, and worth a word
+    NOTICE = "notice"  # right, and worth knowing
     WARNING = "warning"
     WRONG = "wrong"  # the content is wrong: exit status 1
     UNREADABLE = "unreadable"  # a settings or rules file cannot be read: exit status 2
@@ -41,9 +41,9 @@ class Severity(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong. `line` and `column` count from 1; 0 where the file as a whole is meant.
+    """One problem. `line` and `column` count from 1; 0 means the whole file.
 
-    `path` is the file as the user named it. `rule` is the rule that the problem is in, empty where it is in none.
+    `path` is the file as the user named it. `rule` is the rule that has the problem, empty if no rule has it.
     """
 
     path: str
@@ -69,7 +69,7 @@ class Report:
         self._uncollected: dict[str, int] = {}
 
     def add(self, problem: Problem) -> None:
-        """Takes note of a problem, once, however often it is met."""
+        """Adds a problem, once, however often it is found."""
         problems = self._by_path.setdefault(problem.path, [])
         if len(problems) >= MAX_PROBLEMS:
             self.count_more(problem.path, 1)
@@ -77,15 +77,15 @@ class Report:
             problems.append(problem)
 
     def room(self, path: str) -> int:
-        """How many more problems of this file will be kept."""
+        """Returns how many more problems of this file will be kept."""
         return MAX_PROBLEMS - len(self._by_path.get(path, ()))
 
     def count_more(self, path: str, count: int) -> None:
-        """Counts problems of a file that nobody needs to read one by one."""
+        """Counts problems of a file beyond those that are kept."""
         self._uncollected[path] = self._uncollected.get(path, 0) + count
 
     def extend(self, other: Report) -> None:
-        """Takes over what another report has."""
+        """Adds the problems of another report."""
         for problem in other.problems:
             self.add(problem)
         for path, count in other._uncollected.items():
@@ -96,7 +96,7 @@ class Report:
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """All that was kept: files in the order in which they came up, each from top to bottom."""
+        """All problems kept: files in the order in which they were first reported, each from top to bottom."""
         return tuple(
             problem
             for problems in self._by_path.values()
@@ -123,7 +123,7 @@ class ConfigErrors(Exception):  # noqa: N818 - it carries as many as there are
 
     @property
     def exit_status(self) -> int:
-        """The command's exit status: 2 where a settings or rules file cannot be read, else 1."""
+        """The command's exit status: 2 if a settings or rules file cannot be read, else 1."""
         return 2 if any(problem.severity is Severity.UNREADABLE for problem in self.problems) else 1
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -138,7 +138,7 @@ def _unpickle_errors(problems: tuple[Problem, ...], lines: tuple[str, ...]) -> C
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'hostname_suffix'?` where a known word begins so or is close, else empty."""
+    """Returns `; did you mean 'hostname_suffix'?` if a known word begins with `word` or resembles it, else ''."""
     if len(word) > MAX_GUESSED:
         return ""
     by_lower = {one.lower(): one for one in known}
@@ -148,5 +148,5 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def quoted(text: str, limit: int = 80) -> str:
-    """A piece of a file as a message shows it: in quotes, and cut, so that a line stays a line one can read."""
+    """Returns a piece of a file for a message: in quotes, and cut to `limit` characters."""
     return f"'{text if len(text) <= limit else text[: limit - 3] + '...'}'"

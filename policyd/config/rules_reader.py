@@ -1,7 +1,7 @@
 """rules.yaml -> `Ruleset`: every rule, list, action and condition, with every problem found on the way.
 
 Reading goes on after a problem, so that one run shows all of them; the index is built only if there was none. What
-is kept beside the ruleset (`RulesFile`) says where each thing stands in the file, for the lint and the tools.
+is kept beside the ruleset (`RulesFile`) says at which line each part stands, for the warnings and the tools.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def read_rules(
 ) -> RulesFile | None:
     """Reads a rules file (or its `text`) and its lists, builds the ruleset, and runs the tests inside it.
 
-    None where there is nothing to speak of: the file cannot be read or is no YAML. All problems are in the report,
+    Returns None if the file cannot be read or is not YAML. All problems are in the report,
     which must hold none before. Without `keep_lists`, the bytes of list files are freed once they have been parsed.
     `list_files` names files that are read in place of those of lists.
     """
@@ -116,7 +116,7 @@ class _Reader:
         self._missing: set[str] = set()  # list files that do not exist, and need not
         self._conditions = 0
         self._rule = ""  # the name of the rule that is being read, for its problems
-        self._prefix = ""  # what stands before them where the rule has no name to go by
+        self._prefix = ""  # begins a message about a rule without a name
 
     def read(self, root: Node) -> RulesFile:
         if not isinstance(root, Mapping):
@@ -193,7 +193,7 @@ class _Reader:
         return Ruleset(rules, self._file.default, index, self._file.observe, ruleset_hash, self._count(), dns_lists)
 
     def _count(self) -> Counts:
-        """What was loaded; a list counts once, however many conditions use it."""
+        """Counts what was loaded; a list counts once, however many conditions use it."""
         lengths: dict[Kind, dict[int, int]] = defaultdict(dict)
         for rule in self._file.rules:
             for written in (*rule.match, *rule.exceptions):
@@ -227,7 +227,7 @@ class _Reader:
                 self._add(item.key, f"unknown key {quoted(key)}{hint}")
 
     def _text(self, item: Item, meaning: str) -> str | None:
-        """The text of a field; None where it is none, which is reported."""
+        """Returns the text of a field. Reports a problem and returns None if it is not text."""
         value = item.value
         if isinstance(value, Scalar) and not value.missing:
             return value.text
@@ -244,7 +244,7 @@ class _Reader:
             key = item.key
             self._prefix = f"list {quoted(key.text)}: "
             if not _NAME.fullmatch(key.text):
-                self._add(key, "this is no name for a list; use letters, digits, '-', '_' and '.' only")
+                self._add(key, "this is not a name for a list; use letters, digits, '-', '_' and '.' only")
             definition = ListDefinition(key.text, self._path, key.line, key.column)
             self._file.lists[key.text] = definition
             self._read_list(definition, item.value)
@@ -286,7 +286,7 @@ class _Reader:
             self._hashed.add(path)
             self._hash.update(file.content)
         if file is not None and not (allow_empty or path in self._missing) and not file.has_entries():
-            message = "has no entries, which would disarm the list; where that is meant, write allow_empty: true"
+            message = "has no entries, which would disarm the list; if that is meant, write allow_empty: true"
             self._report.add(Problem(path, 1, 1, f"{self._prefix}{message}"))
 
     def _truth(self, node: Mapping, name: str) -> bool:
@@ -298,7 +298,7 @@ class _Reader:
         return _TRUTHS.get(text or "", False)
 
     def _list_file(self, path: str, node: Node, *, may_be_missing: bool) -> ListFile | None:
-        """The file, read once; None if it cannot be used, which is reported for each list that names it.
+        """Reads a list file, once. Returns None if it cannot be used, and reports that for each list that names it.
 
         A file that may be missing, and is, has no entries.
         """
@@ -351,7 +351,7 @@ class _Reader:
         self._rule = self._prefix = ""
 
     def _read_rule(self, number: int, node: Mapping, lines: dict[str, int]) -> WrittenRule | None:
-        """One rule; None where something is missing. `lines` has the names so far."""
+        """Reads one rule. Returns None if something is missing. `lines` has the names so far."""
         name = self._read_name(node, lines)
         self._check_keys(node, RULE_KEYS)
         verb = action = None
@@ -398,11 +398,12 @@ class _Reader:
         if name is None:
             return None
         if not _NAME.fullmatch(name):
-            self._add(item.value, f"{quoted(name)} is no name for a rule; use letters, digits, '-', '_' and '.' only")
+            message = "is not a name for a rule; use letters, digits, '-', '_' and '.' only"
+            self._add(item.value, f"{quoted(name)} {message}")
             return None
         self._rule, self._prefix = name, ""
         if name == DEFAULT_RULE:
-            self._add(item.value, f"'{DEFAULT_RULE}' is what decides where no rule does; choose another name")
+            self._add(item.value, f"'{DEFAULT_RULE}' is the name of the default action; choose another name")
         elif name in lines:
             self._add(item.value, f"duplicate name (first at line {lines[name]})")
         else:
@@ -410,7 +411,7 @@ class _Reader:
         return name
 
     def _read_action(self, node: Node) -> tuple[Verb | None, Action | None]:
-        """The action; where it is wrong, its verb, if that much can be read."""
+        """Reads an action. If it is wrong, returns its verb alone, if that can be read."""
         if not isinstance(node, Scalar):
             self._add(node, f"action: expected text, not {describe(node)}")
             return None, None
@@ -436,11 +437,11 @@ class _Reader:
             return None
         date = parse_date(text)
         if date is None:
-            self._add(item.value, f"expires: {quoted(text)} is no date; write it as 2027-03-31")
+            self._add(item.value, f"expires: {quoted(text)} is not a date; write it as 2027-03-31")
         return date
 
     def _check_unproven(self, verb: Verb, match: list[WrittenCondition], exceptions: list[WrittenCondition]) -> None:
-        """The first principle, as far as a condition as such can break it."""
+        """Reports conditions that break the first principle by their type alone."""
         lets_through = verb is Verb.DUNNO
         for one in match if lets_through else exceptions:
             name = one.condition.name
@@ -449,8 +450,8 @@ class _Reader:
                 instead = name.replace("reverse_client_name", "hostname")
                 self._add(
                     one.key,
-                    f"{name} cannot stand in {where}: whoever has an address can give it any name, and a lie must not "
-                    f"let mail through; write {instead}, which sees verified names only",
+                    f"{name} cannot stand in {where}: the owner of an address can give it any name, and a lie "
+                    f"must not let mail through; write {instead}, which sees verified names only",
                 )
 
     def _check_listed(self, verb: Verb, match: list[WrittenCondition], exceptions: list[WrittenCondition]) -> None:

@@ -196,7 +196,7 @@ def _list() -> Schema:
             "allow_empty": {
                 "type": "boolean",
                 "default": False,
-                "description": "true: a file without any entry is no error.",
+                "description": "true: a file without any entry is not an error.",
             },
             "local": {
                 "type": "boolean",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from policyd.config.problems import Report
     from policyd.config.yaml_tree import Node
 
-# Where a socket address names no port of its own, and where it may.
+# The port of a resolver without one, and the highest port.
 DNS_PORT = 53
 MAX_PORT = 65535
 
@@ -82,7 +82,7 @@ def parse_duration(text: str) -> float:
     """`5s`, `500ms`, `1.5m`, `1h`, `2d` in seconds. Raises ValueError."""
     match = _DURATION_PATTERN.fullmatch(text)
     if not match:
-        raise ValueError(f"{quoted(text)} is no duration; write a number with its unit, as 500ms, 5s, 10m or 1h")
+        raise ValueError(f"{quoted(text)} is not a duration; write a number with its unit, as 500ms, 5s, 10m or 1h")
     return float(match[1]) * _SECONDS[match[2]]
 
 
@@ -98,7 +98,7 @@ def parse_listen(text: str) -> InetAddress | UnixAddress:
     if kind == "inet":
         return InetAddress(*parse_host_port(address))
     raise ValueError(
-        f"{quoted(text)} is no address to listen on; write inet:127.0.0.1:10040, inet:[::1]:10040 or unix:/path"
+        f"{quoted(text)} is not an address to listen on; write inet:127.0.0.1:10040, inet:[::1]:10040 or unix:/path"
     )
 
 
@@ -113,18 +113,18 @@ def parse_host_port(text: str) -> tuple[str, int]:
         try:
             host = str(ipaddress.IPv6Address(match["ipv6"]))
         except ValueError as error:
-            raise ValueError(f"'[{match['ipv6']}]' is no IPv6 address") from error
+            raise ValueError(f"'[{match['ipv6']}]' is not an IPv6 address") from error
     else:
         host = match["host"]
         if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?", host):
             raise ValueError(
-                f"{quoted(host)} is no host" + ("; to listen everywhere write 0.0.0.0" if not host else "")
+                f"{quoted(host)} is not a host" + ("; to listen everywhere write 0.0.0.0" if not host else "")
             )
         if host.rpartition(".")[2].isdigit():
             try:
                 ipaddress.IPv4Address(host)
             except ValueError as error:
-                raise ValueError(f"{quoted(host)} is no IPv4 address") from error
+                raise ValueError(f"{quoted(host)} is not an IPv4 address") from error
     return host, _parse_port(match["port"])
 
 
@@ -136,20 +136,20 @@ def parse_dns_server(text: str) -> DnsServer:
         server = str(ipaddress.ip_address(address))
     except ValueError as error:
         raise ValueError(
-            f"{quoted(text)} is no resolver's address; write 192.0.2.53, 127.0.0.1:10053 or [::1]:53"
+            f"{quoted(text)} is not a resolver's address; write 192.0.2.53, 127.0.0.1:10053 or [::1]:53"
         ) from error
     return DnsServer(server, _parse_port(match["port"])) if match and match["port"] else DnsServer(server)
 
 
 def _parse_port(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) <= MAX_PORT:
-        raise ValueError(f"{quoted(text)} is no port (1 to {MAX_PORT})")
+        raise ValueError(f"{quoted(text)} is not a port (1 to {MAX_PORT})")
     return int(text)
 
 
 def _parse_mode(text: str) -> int:
     if not re.fullmatch(r"0?[0-7]{3}", text):
-        raise ValueError(f'{quoted(text)} is no file mode; write it in octal, as "0660"')
+        raise ValueError(f'{quoted(text)} is not a file mode; write it in octal, as "0660"')
     return int(text, 8)
 
 
@@ -167,7 +167,7 @@ def _parse_metrics(text: str) -> InetAddress:
 
 def _parse_whole(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,15}", text):
-        raise ValueError(f"{quoted(text)} is no whole number")
+        raise ValueError(f"{quoted(text)} is not a whole number")
     return int(text)
 
 
@@ -183,7 +183,7 @@ T = TypeVar("T")
 
 
 def _from_text(parse: Callable[[str], T]) -> BeforeValidator:
-    """A validator from a function that takes text; None, where a setting may be nothing, passes."""
+    """Makes a validator from a function that takes text. None passes, for settings that may be null."""
 
     def validate(value: object) -> T | None:
         if value is not None and not isinstance(value, str):
@@ -290,7 +290,7 @@ class Dns:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a client may take up. Times in seconds."""
+    """Limits on what clients use. Times in seconds."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -357,7 +357,7 @@ _NULLABLE = frozenset({("socket_owner",), ("socket_group",), ("metrics",), ("con
 
 
 def read_settings(root: Node, path: str, report: Report) -> Settings | None:
-    """Settings from a parsed file; None where something is wrong, the problems being in the report."""
+    """Reads settings from a parsed file. Reports problems, and returns None if there are any."""
     if not isinstance(root, Mapping):
         report.add(Problem(path, root.line, root.column, f"expected settings (key: value), not {describe(root)}"))
         return None
@@ -375,9 +375,9 @@ def read_settings(root: Node, path: str, report: Report) -> Settings | None:
 
 
 def rules_path_of(root: Node, path: str) -> str | None:
-    """The rules file that settings name, also where they are wrong otherwise; so both can be checked in one go.
+    """Returns the rules file that settings name, even if they have errors, so that one run checks both.
 
-    None where they name none that could be read.
+    None if they name no file.
     """
     if not isinstance(root, Mapping):
         return None
@@ -387,7 +387,7 @@ def rules_path_of(root: Node, path: str) -> str | None:
 
 
 def _joined(settings: Settings, folder: Path) -> Settings:
-    """The same with paths relative to the settings file made relative to where the user is."""
+    """Joins relative paths to the folder of the settings file."""
     log = settings.decision_log
     return dataclasses.replace(
         settings,
@@ -401,7 +401,7 @@ def _joined(settings: Settings, folder: Path) -> Settings:
 
 
 def _plain(node: Node, loc: tuple[str, ...]) -> Any:
-    """What pydantic takes: dicts, lists, text; None for a nothing where a setting may be nothing."""
+    """Converts a tree to what pydantic takes: dicts, lists, text; None for null, if the setting may be null."""
     match node:
         case Mapping():
             return {item.key.text: _plain(item.value, (*loc, item.key.text)) for item in node}

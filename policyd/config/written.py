@@ -1,4 +1,4 @@
-"""A ruleset as it is written: rules, conditions and lists with the places where they stand in the file."""
+"""A ruleset as it is written: rules, conditions and lists, each with its line and column."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class WrittenCondition:
-    """A condition and where it stands: `values` written in place, and the lists that it names. `is_bracketed` if the
+    """A condition with its position: `values` written in place, and the lists that it names. `is_bracketed` if the
     values stand in brackets."""
 
     condition: Condition
@@ -43,7 +43,7 @@ class WrittenCondition:
 
 @dataclass(frozen=True, slots=True)
 class WrittenRule:
-    """A rule and where it stands."""
+    """A rule with its position."""
 
     rule: Rule
     node: Mapping
@@ -51,7 +51,7 @@ class WrittenRule:
     exceptions: list[WrittenCondition]
 
     def key(self, name: str) -> Scalar:
-        """Where a field of the rule stands; the rule's begin where it is absent."""
+        """Returns the position of a field of the rule; of the rule itself if the field is absent."""
         item = self.node.items.get(name)
         return item.key if item is not None else Scalar("", self.node.line, self.node.column)
 

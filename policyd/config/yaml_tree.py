@@ -1,9 +1,9 @@
-"""YAML text -> a tree of nodes, each with its line and column, built from the events of PyYAML's C parser.
+"""Parses YAML text into a tree of nodes, each with its line and column, from the events of PyYAML's C parser.
 
 Every scalar is text, whatever YAML would make of it. Anchors, aliases, merge keys, tags, a second document, deep
-nesting and duplicate keys are problems, and all of them are reported; a syntax error ends the file's checking. The
-composer of PyYAML is not used: it recurses in C until the process crashes, and drops the first of two equal keys.
-What the keys and values mean is for others to say.
+nesting and duplicate keys are problems, and all of them are reported; a syntax error ends the file's checking. PyYAML's
+composer is not used, because it has no limit on nesting and keeps only the last of two equal keys. The meaning of keys
+and values is left to the callers.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ if TYPE_CHECKING:
 
     from policyd.config.problems import Report
 
-# No ruleset needs more: rules -> rule -> match -> condition -> values are five levels.
+# Levels of nesting. A ruleset needs five: rules -> rule -> match -> condition -> values.
 MAX_DEPTH = 16
 
-# Where the tree is too deep anyway, the parser goes on to find other problems, up to here: its scanner's time grows
-# with the square of the depth (200,000 levels took 42 s).
+# Levels up to which a tree that is too deep is read on, to report other problems. Beyond it parsing would be slow.
 MAX_DEPTH_SCANNED = 200
 
-# What YAML 1.1 cannot hold (section 5.1), and the line breaks that YAML knows and no editor counts.
+# Characters that YAML 1.1 does not allow (section 5.1), and its line breaks that editors do not count.
 _UNPRINTABLE = re.compile(r"[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -51,7 +50,7 @@ class Scalar:
 
     @property
     def missing(self) -> bool:
-        """Whether nothing at all was written."""
+        """Whether the value is absent, as in `key:`."""
         return self.plain and not self.text
 
 
@@ -84,7 +83,7 @@ class Mapping:
         return iter(self.items.values())
 
     def get(self, key: str) -> Node | None:
-        """The value of a key; None where the key is absent."""
+        """Returns the value of a key; None if the key is absent."""
         item = self.items.get(key)
         return None if item is None else item.value
 
@@ -93,7 +92,7 @@ Node: TypeAlias = Scalar | Sequence | Mapping
 
 
 def describe(node: Node) -> str:
-    """What a node is, for `expected a list, not ...`."""
+    """Names the type of a node, for `expected a list, not ...`."""
     match node:
         case Scalar():
             return "nothing" if node.missing else "text"
@@ -104,9 +103,9 @@ def describe(node: Node) -> str:
 
 
 def parse_yaml(content: bytes, path: str, report: Report) -> Node | None:
-    """The tree of one YAML document; None where there is none, the reason being in the report.
+    """Parses one YAML document. Returns None if there is none, and reports why.
 
-    An empty file is a problem, too: it is what a failed copy leaves.
+    An empty file is a problem too: a failed copy leaves one.
     """
     text = _decode(content, path, report)
     if text is None:
@@ -145,7 +144,7 @@ def _decode(content: bytes, path: str, report: Report) -> str | None:
 
 
 def _position(before: str) -> tuple[int, int]:
-    """Line and column of what follows this text."""
+    """Returns the line and column after this text."""
     lines = re.split("\r\n|\r|\n", before)
     return len(lines), len(lines[-1]) + 1
 
@@ -156,12 +155,12 @@ class _Builder:
     def __init__(self, text: str, path: str, report: Report) -> None:
         self._text = text
         self.root: Node | None = None
-        self.hopeless = False  # so deep that it is not worth the time to go on
+        self.hopeless = False  # too deep to read on
         self._path = path
         self._report = report
         self._open: list[Mapping | Sequence] = []
-        self._keys: list[Scalar | None] = []  # of each open mapping: the key that waits for its value
-        self._depth = 0  # of the open collections, those included that are too deep to be kept
+        self._keys: list[Scalar | None] = []  # for each open mapping, the key whose value comes next
+        self._depth = 0  # open collections, including those too deep to be kept
         self._documents = 0
 
     def take(self, event: yaml.Event) -> None:
@@ -227,7 +226,7 @@ class _Builder:
         self._depth -= 1
 
     def _place(self, node: Node, *, keep: bool = True) -> None:
-        """Puts a node where it belongs: under the waiting key, into the open list, or at the root."""
+        """Puts a node under its key, into the open list, or at the root."""
         if not self._open:
             if self._documents == 1:
                 self.root = node
@@ -258,7 +257,7 @@ class _Builder:
         return _NO_KEY
 
 
-# Stands for a key that is none, so that the value after it is not taken for a key.
+# Replaces a key that is not text, so that the value after it is not taken for a key.
 _NO_KEY = Scalar("", 0, 0, plain=False)
 
 
@@ -279,8 +278,8 @@ def _syntax_problem(error: yaml.MarkedYAMLError, text: str, path: str) -> Proble
     return Problem(path, line + 1, column + 1, f"not valid YAML: {error.problem}{hint}")
 
 
-def _hint(problem: str, written: str, column: int, construct: list[str]) -> str:  # noqa: PLR0911, PLR0912 - one for each slip
-    """What the break is likely due to, judged from the parser's words and the text where it stopped."""
+def _hint(problem: str, written: str, column: int, construct: list[str]) -> str:  # noqa: PLR0911, PLR0912 - one for each mistake
+    """Suggests the likely cause of a syntax error, from the parser's message and the text at which it stopped."""
     here = written[column : column + 1]
     before = written[column - 1 : column] if column else ""
     if "mapping values are not allowed" in problem:

@@ -72,7 +72,7 @@ def test_rules_that_everybody_may_write_are_warned_of_at_the_start_and_at_each_r
         assert not any("everybody" in line for line in warnings(policyd))
         policyd.rules.chmod(0o666)
         message = (
-            f"{policyd.rules}: everybody on this host may write to it, and so decide whose mail arrives; chmod o-w"
+            f"{policyd.rules}: every user of this host may write to it, and so decide whose mail arrives; chmod o-w"
         )
         assert message in policyd.reload()
         policyd.stop()

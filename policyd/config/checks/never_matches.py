@@ -1,6 +1,6 @@
-"""Whether a rule's match can hold for any request at all: one that cannot is a mistake, not a rule.
+"""Finds rules whose match cannot hold for any request, which is a mistake.
 
-Only what is certain is said; a match that this passes may still never come true.
+Reports only what is certain; a match that passes may still never hold.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 
     from policyd.config.written import WrittenCondition
 
-# So many exact values of a rule are tried with its other conditions, and so many pairs of a value and an expression:
-# nobody writes a long list of addresses and means none of them. A pair takes 20 us, and hundreds of rules may share the
-# list that makes them.
+# Exact values of a rule tried with its other conditions, and pairs of a value and an expression. A long list of them is
+# not a mistake as a whole. A pair takes 20 us, and hundreds of rules may share the list that makes them.
 MAX_TRIED = 100
 
 
@@ -36,7 +35,7 @@ def why_impossible(verb: Verb | None, match: list[WrittenCondition]) -> tuple[Wr
 
 
 def _identity(verb: Verb | None, match: list[WrittenCondition]) -> tuple[WrittenCondition, str] | None:
-    """A host name, and a status under which there is none to see."""
+    """Finds a condition on the host name beside a status under which there is not a host name."""
     named = next((one for one in match if one.condition.subject == Subject.HOSTNAME), None)
     status = next((one for one in match if one.condition.subject == Subject.REVERSE_DNS), None)
     if named is None or status is None:
@@ -53,13 +52,13 @@ def _identity(verb: Verb | None, match: list[WrittenCondition]) -> tuple[Written
 
 
 def _states(match: list[WrittenCondition]) -> tuple[WrittenCondition, str] | None:
-    """A sender or recipient, in states that have none."""
+    """Finds a condition on the sender or recipient beside states that have none."""
     state = next((one for one in match if one.condition.name == "protocol_state"), None)
     if state is None:
         return None
     states = {entry.upper().decode("utf-8", "replace") for entry in _entries(state) if isinstance(entry, bytes)}
     if not states or not states <= set(PROTOCOL_STATES):
-        return None  # what is no state is a problem of its own
+        return None  # a word that is not a state is reported elsewhere
     for one in match:
         subject = one.condition.subject
         if subject == "sender" and not any(name.encode() in SENDER_STATES for name in states):
@@ -70,7 +69,7 @@ def _states(match: list[WrittenCondition]) -> tuple[WrittenCondition, str] | Non
 
 
 def _same_subject(match: list[WrittenCondition]) -> tuple[WrittenCondition, str] | None:
-    """Exact values of an attribute, none of which another condition on the attribute accepts."""
+    """Finds exact values of an attribute that another condition on the attribute never accepts."""
     for exact in match:
         subject = exact.condition.subject
         if subject == Subject.HOSTNAME or exact.condition.kind not in {Kind.NAME, Kind.VALUE}:

@@ -1,4 +1,4 @@
-"""Slips of the pen in expressions: what RE2 compiles, but its author is unlikely to have meant."""
+"""Finds likely mistakes in expressions that RE2 compiles."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # Two labels or more at the end of a pattern, dots escaped or not, and the anchor if there is one. Not from within an
-# escape: in ^host\d\.example the d is none of the name.
+# escape: in ^host\d\.example the d does not belong to the name.
 _DOMAIN_AT_END = re.compile(
     r"(?<!\\)(?P<domain>(?:[A-Za-z0-9_-]+\\?\.)+[A-Za-z][A-Za-z0-9-]+)(?P<end>(?:\\\.\??)?\$)?$"
 )
@@ -27,7 +27,7 @@ _VARYING = re.compile(r"(?:\]|\)|\}|\\[dwDW])[*+?]?\??$|(?<!\.)[*+?]\??$|\\[a-zA
 
 
 def complaints(expression: str) -> Iterator[str]:
-    """What is likely not meant, one sentence each."""
+    """Yields a sentence for each likely mistake."""
     for before, after in _bare_dots(expression):
         yield f"the '.' in '{before}.{after}' stands for any character; write '\\.'"
     for alternative in _alternatives(expression):
@@ -43,7 +43,7 @@ def complaints(expression: str) -> Iterator[str]:
 
 
 def _pieces(expression: str) -> Iterator[tuple[int, str]]:
-    """The expression piece by piece, with where each begins: an escape, a class in brackets, or one character."""
+    """Splits an expression into escapes, classes in brackets and single characters, each with its position."""
     place = 0
     while place < len(expression):
         end = place + 1
@@ -65,7 +65,7 @@ def _pieces(expression: str) -> Iterator[tuple[int, str]]:
 
 
 def _bare_dots(expression: str) -> Iterator[tuple[str, str]]:
-    """The letters or digits around each dot that is not escaped, bracketed or quantified."""
+    """Yields the letters or digits around each dot that is not escaped, bracketed or quantified."""
     pieces = [piece for _, piece in _pieces(expression)]
     for before, dot, after in zip(pieces, pieces[1:], pieces[2:], strict=False):
         if dot == "." and _is_letter_or_digit(before) and _is_letter_or_digit(after):
@@ -77,7 +77,7 @@ def _is_letter_or_digit(piece: str) -> bool:
 
 
 def _alternatives(expression: str) -> Iterator[str]:
-    """The parts between the `|` that are in no parentheses."""
+    """Splits an expression at each `|` outside parentheses."""
     depth = start = 0
     for place, piece in _pieces(expression):
         depth += (piece == "(") - (piece == ")")

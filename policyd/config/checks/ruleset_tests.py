@@ -1,4 +1,4 @@
-"""The tests inside a ruleset: requests with the answer that each must get, tried at every load.
+"""Reads and runs the tests inside a ruleset: requests with the answer that each must get, run at every load.
 
 They ask no DNS, and decide as if the top-level mode were `enforce` and, unless `given` has a date, as if no rule had
 expired. A test that fails is a problem like any other: the ruleset does not do what its author says it does.
@@ -56,7 +56,7 @@ TEST_ID = b"00000000"
 
 @dataclass(frozen=True, slots=True)
 class SelfTest:
-    """One test. `rule`, `text` and `observed` are None where the test does not care."""
+    """One test. `rule`, `text` and `observed` are None if the test does not check them."""
 
     number: int  # from 1
     line: int
@@ -231,7 +231,7 @@ class _Reader:
         text = self._text(item)
         date = parse_date(text)
         if date is None and text:
-            self._add(item.value, f"date: {quoted(text)} is no date; write it as 2027-03-31")
+            self._add(item.value, f"date: {quoted(text)} is not a date; write it as 2027-03-31")
         return date or LONG_AGO
 
     def _read_identity(self, given: Mapping, attributes: dict[str, bytes]) -> Identity:
@@ -292,7 +292,7 @@ def run_tests(tests: list[SelfTest], ruleset: Ruleset, path: str, report: Report
 
 
 def _complaint(test: SelfTest, decision: Decision) -> str:
-    """What is not as expected; empty if all is."""
+    """Describes the first difference from what is expected; empty if there is none."""
     wrong_rule = test.rule is not None and test.rule != decision.rule_name
     if test.expect is not decision.verb or wrong_rule:
         wanted = f"{test.expect}{_by(test.rule)}" if wrong_rule else str(test.expect)

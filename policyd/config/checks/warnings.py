@@ -1,4 +1,4 @@
-"""What is likely not meant, in a ruleset that is right: the warnings and notices of `policyd check`.
+"""Finds likely mistakes in a ruleset without errors: the warnings and notices of `policyd check`.
 
 A warning is worth its line only if it can be trusted, so each of them is certain of what it says. Lists are looked
 at as they are in memory; only where something is found are they read again, for the line.
@@ -56,7 +56,7 @@ def lint(rules_file: RulesFile, today: datetime.date, errors: Report | None = No
 
 
 def expiry_notice(rule: Rule, today: datetime.date) -> str:
-    """What there is to say of a rule's date; empty if that is far off or there is none."""
+    """Describes a rule's end; empty if that is far off, or if the rule has none."""
     if rule.expires is None or rule.expires - today > EXPIRY_NOTICE:
         return ""
     days = (rule.expires - today).days

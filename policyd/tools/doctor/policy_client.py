@@ -16,7 +16,7 @@ from policyd.config.settings import InetAddress, UnixAddress
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# An answer is a line; what is longer comes from something that is no policy daemon.
+# An answer is a line; what is longer comes from something that is not a policy daemon.
 MAX_ANSWER_BYTES = 16 * 1024
 
 
@@ -75,5 +75,5 @@ def _read_answer(connection: socket.socket, deadline: float) -> bytes:
             raise AskError("the connection was closed without an answer" if not content else "the answer is cut off")
         content += part
         if len(content) > MAX_ANSWER_BYTES:
-            raise AskError(f"more than {MAX_ANSWER_BYTES // 1024} KiB came back; that is no policy daemon")
+            raise AskError(f"more than {MAX_ANSWER_BYTES // 1024} KiB came back; that is not a policy daemon")
     return content.partition(b"\n\n")[0]

@@ -10,8 +10,8 @@ from policyd.config.load import load
 if TYPE_CHECKING:
     from pathlib import Path
 
-WRITE = "everybody on this host may write to it, and so decide whose mail arrives; chmod o-w"
-REPLACE = "everybody on this host may put another file in its place, and so decide whose mail arrives; chmod o-w"
+WRITE = "every user of this host may write to it, and so decide whose mail arrives; chmod o-w"
+REPLACE = "every user of this host may put another file in its place, and so decide whose mail arrives; chmod o-w"
 
 
 @pytest.fixture

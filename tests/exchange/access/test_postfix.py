@@ -115,7 +115,7 @@ def test_a_verdict_needs_no_more_rules_than_its_levels() -> None:
         ("10.0.0.0/8 REJECT", {}, "use a cidr: table"),
         ("192.0.2.256 REJECT", {}, "no address and no prefix of one"),
         ("192.00.2 REJECT", {}, "no address and no prefix of one"),
-        ("exa$mple.com REJECT", {}, "is no host name"),
+        ("exa$mple.com REJECT", {}, "is not a host name"),
         ("192.0.2.1", {}, "there is no action"),
         ("a@b.example REJECT", {"attribute": "client"}, "never asks for a mail address"),
         ("198.51.100.2 REJECT again", {}, "the same key as in line 1"),

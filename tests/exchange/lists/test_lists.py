@@ -74,7 +74,7 @@ def test_plain_names_are_whose_the_attribute_says(attribute: str | None, wanted:
         ("192.0.2.9-192.0.2.1", "it begins after its end"),
         ("192.0.2.1-2001:db8::1", "it begins after its end"),
         ("two words", "an entry is one"),
-        ("not_a_name!", "is no host name"),
+        ("not_a_name!", "is not a host name"),
         ("300.1.1.1", "is not an address"),
         ("10", "is not an address"),
         ("/(?=x)/", "RE2 has no look-around"),

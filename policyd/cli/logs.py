@@ -1,4 +1,4 @@
-"""The commands that read logs: `policyd replay`, and those that follow."""
+"""The commands that read mail logs: `policyd replay` and `policyd suggest`."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ def replay(
 ) -> None:
     """Say what a ruleset would have done to the mails in a log.
 
-    LOG is a mail log of Postfix or sendmail, the output of journalctl (-o short or json), or policyd's own decision
-    log; plain, gzip, bzip2, xz or zstd; `-` is standard input. The files of a rotated set may stand in any order.
+    LOG is a mail log of Postfix or sendmail, or policyd's own decision log, as written by syslog, journalctl or a
+    container runtime; plain, gzip, bzip2, xz or zstd; `-` is standard input. Rotated files may stand in any order.
 
-    Mails that were delivered in reality and would have been refused come first: these are the ones that somebody would
-    have missed. DNS is not asked; what the log says of the client's name is taken for it.
+    Mails that were delivered in reality and would have been refused come first. DNS is not asked: the client's name is
+    the one in the log.
 
     \b
     policyd replay --rules rules.yaml /var/log/mail.log*
@@ -156,9 +156,10 @@ def suggest(
 ) -> None:
     """Find what to block in a mail log, and write it as rules that observe.
 
-    Host names are grouped by suffix, addresses by network, senders by pattern; what was refused or deferred speaks
-    for a candidate, what was delivered from the same place against it. With a ruleset, what its rules decide already
-    is left out. The result is YAML that policyd check accepts, the best candidate first. Exit status 1: there is none.
+    Host names are grouped by suffix, addresses by network, senders by pattern. Mails that were refused or deferred for
+    a reason about the client speak for a candidate, delivered mails from the same place against it. With a ruleset,
+    mails that its rules decide already are left out. The result is YAML that policyd check accepts, the best candidate
+    first. Exit status 1: there is none.
 
     \b
     policyd suggest /var/log/mail.log* > candidates.yaml
@@ -167,7 +168,7 @@ def suggest(
     ruleset = load(config, rules).ruleset if config is not None or rules is not None else None
     with log_errors(), reading(logs) as advance:
         found = find_candidates(
-            in_order(logs), least_clients=min_clients, ruleset=ruleset, today=utc_today(), advance=advance
+            in_order(logs), min_clients=min_clients, ruleset=ruleset, today=utc_today(), advance=advance
         )
     if not found.transactions:
         raise no_mail(logs, found.counts)
@@ -182,7 +183,7 @@ def suggest(
 
 @contextlib.contextmanager
 def log_errors() -> Iterator[None]:
-    """A log that cannot be read ends a command with one line and exit status 2."""
+    """Ends a command with one line and exit status 2 if a log cannot be read."""
     try:
         yield
     except LogError as error:
@@ -190,7 +191,7 @@ def log_errors() -> Iterator[None]:
 
 
 def no_mail(logs: Sequence[str], counts: LineCounts) -> Failure:
-    """Nothing to work on is a failure: a check that looked at nothing must not pass."""
+    """Returns the error for logs without any mail: a check that looked at nothing must not pass."""
     quoted = quote(counts.example)
     example = f"; one begins with {quoted}; {WAYS_OUT}" if quoted else ""
     hidden = f", {counts.hidden:,} without text (read the journal with --all)" if counts.hidden else ""

@@ -1,4 +1,4 @@
-"""Counting what a log has, in bounded memory."""
+"""Counts values of a log in bounded memory."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _Value = TypeVar("_Value")
 
 
 class Distinct:
-    """Counts how many different values there are in many sets, of all sets together at most `limit`."""
+    """Counts distinct values in many sets, at most `limit` in all sets together."""
 
     def __init__(self, limit: int) -> None:
         self._left = limit
 
     def add(self, seen: set[_Value], value: _Value) -> bool:
-        """Whether the value is in the set from now on; False for one too many."""
+        """Adds the value to the set. Returns False if it is new and the limit is reached."""
         if value in seen:
             return True
         if not self._left:
@@ -31,7 +31,7 @@ class Distinct:
 
 
 class Frequent(Generic[_Value]):
-    """Counts how often each value comes, and forgets those that came once or twice when there are too many.
+    """Counts each value's occurrences, and forgets the rarest values when there are too many.
 
     What is frequent is counted exactly unless it was forgotten in between; `forgotten` says how much was.
     """
@@ -47,7 +47,7 @@ class Frequent(Generic[_Value]):
             self._forget()
 
     def most_common(self, number: int) -> list[tuple[_Value, int]]:
-        """The most frequent values with their counts; equals in the order in which they came."""
+        """Returns the most frequent values with their counts; ties in order of appearance."""
         return self._counts.most_common(number)
 
     def _forget(self) -> None:
@@ -61,7 +61,7 @@ class Frequent(Generic[_Value]):
 
 @contextlib.contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """For a loop that makes no cycles: looking for some among all that it remembers takes a fifth of its time."""
+    """Turns the garbage collector off for a loop that makes no cycles; it would take a fifth of the time."""
     before = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""Counts what became of the lines of a log, and what each limit left out."""
+"""Counts the lines of a log by use, and what each limit left out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class LeftOut:
-    """What was left out because a limit was reached, so that a report can say so."""
+    """Counts what was left out because a limit was reached, for the report."""
 
     long_lines: int = 0  # lines
     hosts: int = 0  # lines of hosts beyond the maximum
@@ -38,7 +38,7 @@ class LeftOut:
 
 @dataclass(slots=True)
 class LineCounts:
-    """What became of the lines. Each line is used, other or unknown."""
+    """Counts lines by use. Each line is used, other or unknown."""
 
     lines: int = 0
     used: int = 0  # told something of a mail

@@ -1,4 +1,4 @@
-"""Reads decision logs: the decisions of several files, and how many lines were read for them."""
+"""Reads the decisions in several decision logs, and counts their lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SAMPLE_LINES = 1000
 
 @dataclass(slots=True)
 class DecisionCounts:
-    """What became of the lines."""
+    """Counts lines, and the decisions in them."""
 
     lines: int = 0
     decisions: int = 0
@@ -27,7 +27,7 @@ class DecisionCounts:
 def decisions(
     paths: Iterable[str], counts: DecisionCounts, advance: Callable[[int], None] | None = None
 ) -> Iterator[list[LoggedDecision]]:
-    """The decisions in all of these files, in lists; `counts` says how it went.
+    """Yields the decisions in all of these files, in lists, and keeps `counts` up to date.
 
     Raises `LogError` for a file that cannot be read, and for one with lines and without any decision.
     """
@@ -54,7 +54,7 @@ def _refuse_foreign(name: str, lines: int, found: int, sample: list[bytes]) -> N
 
 
 def hint(path: str) -> str:
-    """What to do about a file without decisions, for the end of a message; empty if there is nothing to say.
+    """Returns advice about a file without decisions, for the end of a message; empty if there is none.
 
     Raises `LogError` if the file cannot be read.
     """

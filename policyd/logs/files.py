@@ -1,4 +1,4 @@
-"""Opens what the operator names as a LOG and gives its lines, in blocks, as bytes.
+"""Opens the files that a command is given as LOG, and reads their lines in blocks, as bytes.
 
 Promises: `-` is standard input; gzip, bzip2, xz and Zstandard are recognised by their first bytes, whatever the
 name; the files of one rotated set come oldest first; no more than one block and one line is held. A file that is
@@ -28,12 +28,11 @@ if TYPE_CHECKING:
 
 STANDARD_INPUT = "-"
 
-# Read at once: large enough that the work for each block does not count, small enough that the lines of one block,
-# about 1,000, are nothing to hold and that a progress bar moves.
+# Bytes read at once: large enough to make the work for each block negligible, small enough for a progress bar to move.
 BLOCK_BYTES = 256 * 1024
 
-# A longer line is cut here. Postfix cuts its own at 2 KiB and journald's JSON lines are a few KiB; without a bound a
-# file without line breaks would be read into memory whole.
+# Bytes at which a longer line is cut, because a file without line breaks would be read into memory whole. Postfix cuts
+# its lines at 2 KiB; journald's JSON lines have a few KiB.
 MAX_LINE_BYTES = 256 * 1024
 
 # Compressed bytes given to Zstandard at once. A block of 4 bytes can stand for 128 KiB, so this bounds what comes out
@@ -85,7 +84,7 @@ class Block(NamedTuple):
 
 
 def in_order(paths: Sequence[str]) -> list[str]:
-    """The same paths with the files of each rotated set together, oldest first.
+    """Returns the same paths with the files of each rotated set together, oldest first.
 
     `mail.log mail.log.1 mail.log.2.gz` is one set, as is `mail.log mail.log-20261114 mail.log-20261107.gz`. Sets keep
     the order in which they were first named, and so do files that are in none.
@@ -98,7 +97,7 @@ def in_order(paths: Sequence[str]) -> list[str]:
 
 
 def rotated_set(path: str) -> list[str]:
-    """The file at `path` and what was rotated away from it, oldest first.
+    """Returns the file at `path` and those rotated away from it, oldest first.
 
     Raises `LogError` where there is none of them, or the folder cannot be read.
     """
@@ -151,7 +150,7 @@ def read_blocks(
 
 
 def _ignore(_count: int) -> None:
-    """The progress of a reading that nobody watches."""
+    """Discards progress reports."""
 
 
 def _read_file(path: str, advance: Callable[[int], None], longest: int) -> Iterator[Block]:
@@ -179,7 +178,7 @@ def _open(path: str) -> io.FileIO:
 
 
 def _decompressed(file: io.BufferedReader[io.FileIO]) -> Iterator[bytes]:
-    """Blocks of the content, decompressed by what its first bytes say (RFC 1952, RFC 8878; bzip2 and xz)."""
+    """Yields blocks of the content, decompressed as its first bytes call for (RFC 1952, RFC 8878; bzip2 and xz)."""
     magic = file.peek(6)[:6]
     if magic.startswith(b"\x1f\x8b"):
         return _plain(gzip.GzipFile(fileobj=file))
@@ -198,7 +197,7 @@ def _plain(file: BinaryIO | io.BufferedIOBase) -> Iterator[bytes]:
 
 
 def _zstandard(file: BinaryIO | io.BufferedIOBase) -> Iterator[bytes]:
-    """As `_plain`. Not the library's `stream_reader`: that one takes a file that was cut off for a whole one."""
+    """As `_plain`, without the library's `stream_reader`, which accepts a truncated file as complete."""
     frame = None
     while piece := file.read(_ZSTD_INPUT_BYTES):
         while piece:
@@ -241,7 +240,7 @@ def _refuse_binary(block: bytes, path: str) -> None:
 
 
 def _place(path: str) -> tuple[str, tuple[int, int, str]]:
-    """The live file's name, and a key that sorts a rotated set with the oldest first and the live file last."""
+    """Returns the live file's name, and a key that sorts a rotated set with the oldest first and the live file last."""
     match = _ROTATED.fullmatch(path)
     if match is None or path == STANDARD_INPUT:
         return path, (2, 0, "")
@@ -253,7 +252,7 @@ def _place(path: str) -> tuple[str, tuple[int, int, str]]:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, for the end of a line that begins with the file's name."""
+    """Returns the cause of an error, for the end of a line that begins with the file's name."""
     if isinstance(error, EOFError):
         return "the compressed file is cut off; copy it again, or leave it out"
     if isinstance(error, gzip.BadGzipFile | lzma.LZMAError | zlib.error | zstandard.ZstdError):

@@ -1,4 +1,4 @@
-"""Entries that are written as fields: `journalctl -o json`, `verbose` and `export`, and JSON of other loggers.
+"""Reads log entries that are written as fields: `journalctl -o json`, `verbose` and `export`, other JSON.
 
 Promises: no input raises; what is collected over several lines is bounded. Formats: journalctl(1), "Journal Export
 Formats" and "Journal JSON Format" (https://systemd.io/JOURNAL_EXPORT_FORMATS), Docker's json-file driver, the JSON
@@ -44,7 +44,7 @@ _LENGTH_BYTES = 8
 
 
 def entry_of(fields: dict[str, Any], stamp: bytes = b"", depth: int = 0) -> Entry | None:
-    """The entry that these fields are, or None if there is no message among them.
+    """Returns the entry that these fields are, or None if there is no message among them.
 
     An empty program: only the message is known. `stamp` is the timestamp of what wraps the fields. A message that has
     a tag of its own is peeled.
@@ -84,7 +84,7 @@ def entry_of(fields: dict[str, Any], stamp: bytes = b"", depth: int = 0) -> Entr
 
 
 def _usual(fields: dict[str, Any], message: str, program: str) -> Entry:
-    """The entry of a Postfix daemon in the journal."""
+    """Returns the entry of a Postfix daemon in the journal."""
     realtime = _text(fields.get("__REALTIME_TIMESTAMP"))
     pid = _text(fields.get("SYSLOG_PID")) or _text(fields.get("_PID")) or b""
     return Entry(
@@ -111,11 +111,11 @@ class Collector:
 
     @staticmethod
     def begins(line: bytes) -> bool:
-        """Whether a line begins an entry of several lines."""
+        """Returns whether a line begins an entry of several lines."""
         return line.startswith(b"__CURSOR=") or line == b"{" or _VERBOSE_START.match(line) is not None
 
     def take(self, line: bytes) -> tuple[bool, dict[str, Any] | None]:
-        """Whether the line belongs to an entry, and the fields of one that is complete, if there is one."""
+        """Returns whether the line belongs to an entry, and the fields of an entry that is complete."""
         if self._pretty is not None:
             return self._take_pretty(line)
         if line == b"{":
@@ -136,7 +136,7 @@ class Collector:
         return self._take_field(line), None
 
     def end(self) -> dict[str, Any] | None:
-        """The entry under way, if there is one."""
+        """Ends the entry under way; returns its fields, if there is one."""
         fields, self._fields, self._size, self._binary, self._pretty = self._fields, {}, 0, "", None
         return fields or None
 
@@ -169,7 +169,7 @@ class Collector:
 
 
 def parse_json(text: bytes) -> dict[str, Any] | None:
-    """The JSON object that a line is, or None."""
+    """Returns the JSON object that a line is, or None."""
     try:
         found = json.loads(text.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
@@ -185,7 +185,7 @@ def _first(fields: dict[str, Any], names: tuple[str, ...]) -> bytes | None:
 
 
 def _text(value: object) -> bytes | None:
-    """A field's bytes: text, a number, or the array of byte numbers that the journal has for what is not UTF-8.
+    """Returns a field's bytes: text, a number, or the array of byte numbers that the journal has for what is not UTF-8.
 
     The first of several values; None for a field that is missing, null or an object.
     """

@@ -1,4 +1,4 @@
-"""Mail logs of any program that is known: lines in, mail transactions out.
+"""Reads mail logs of every known program: lines in, mail transactions out.
 
 Knows Postfix and sendmail within whatever policyd.logs.wrappings and policyd.logs.journal peel off, and policyd's own
 decision log in both of its formats, bare or within another log. Promises: no line raises; each line is counted once;
@@ -23,7 +23,7 @@ from policyd.logs.journal import Collector, entry_of, parse_json
 from policyd.logs.postfix import OpenMails, PostfixHost
 from policyd.logs.sendmail import SendmailLog
 from policyd.logs.timestamps import LogClock
-from policyd.logs.transaction import MAX_RECIPIENTS, Observation, Outcome, Standing
+from policyd.logs.transaction import MAX_RECIPIENTS, NameStatus, Observation, Outcome
 from policyd.logs.wrappings import Entry, is_stamped, peel, repeats
 
 if TYPE_CHECKING:
@@ -90,10 +90,10 @@ _SENDMAIL_SHAPE = re.compile(
 
 _OUTCOMES = {b"DUNNO": Outcome.PASSED, b"REJECT": Outcome.REJECTED}
 _STANDINGS = {
-    b"verified": Standing.VERIFIED,
-    b"mismatch": Standing.CLAIMED,
-    b"missing": Standing.NONE,
-    b"error": Standing.ERROR,
+    b"verified": NameStatus.VERIFIED,
+    b"mismatch": NameStatus.CLAIMED,
+    b"missing": NameStatus.NONE,
+    b"error": NameStatus.ERROR,
 }
 
 
@@ -163,7 +163,7 @@ class MailLog:
         return self._take()
 
     def finish(self) -> list[Observation]:
-        """End of all logs: the mails that are still open, with what is known of them."""
+        """Ends all logs; returns the mails that are still open, as far as they are known."""
         self._end_entry()
         for postfix in self._postfix.values():
             postfix.flush()
@@ -182,7 +182,7 @@ class MailLog:
     # --- Lines whose writer is not known yet, and those without one -------------------------------------------------
 
     def _unusual(self, line: bytes, previous: bytes) -> bool | None:
-        """As a reader; None for a line in no known form."""
+        """Reads a line as a reader does; None for a line in no known form."""
         known = self._read(line, previous)
         if known is None and not self.counts.example:
             self.counts.example = line[:_MAX_EXAMPLE]
@@ -250,7 +250,7 @@ class MailLog:
         self._start, self._behind = entry.start, behind
 
     def _said(self, read: Reader, stamp: bytes, pid: bytes, message: bytes) -> bool:
-        """What a known writer said."""
+        """Reads a message of a known writer."""
         return read(stamp, pid, message) or (message.startswith(_WITHIN) and self._within(read, stamp, pid, message))
 
     def _within(self, read: Reader, stamp: bytes, pid: bytes, message: bytes) -> bool:
@@ -306,7 +306,7 @@ class MailLog:
         return postfix.reader(instance, daemon) if postfix is not None else self._beyond
 
     def _reader_by_shape(self, host: bytes, message: bytes) -> Reader | None:
-        """The reader that a message calls for by its form alone."""
+        """Returns the reader for a message by its form alone."""
         if _POSTFIX_SHAPE.match(message) is not None:
             postfix = self._postfix_of(host)
             return postfix.reader(b"", None) if postfix is not None else self._beyond
@@ -354,7 +354,7 @@ class MailLog:
         return False
 
     def _decide(self, undecided: _Undecided, read: Reader) -> None:
-        """From now on `read` is the reader of a writer whose program has become known."""
+        """Makes `read` the reader of a writer whose program has become known."""
         self._writers[undecided.host, undecided.program] = read
         for key in [key for key, known in self._readers.items() if known is undecided.read]:
             self._readers[key] = read
@@ -432,15 +432,15 @@ class MailLog:
 
     def _observation(self, decision: LoggedDecision) -> Observation:
         names = decision.claimed
-        standing = _STANDINGS.get(decision.reverse_dns, Standing.UNKNOWN)
+        name_status = _STANDINGS.get(decision.reverse_dns, NameStatus.UNKNOWN)
         if decision.hostname:
             # Where nobody had to know, it is the name that Postfix had checked.
-            names, standing = (decision.hostname,), Standing.VERIFIED
+            names, name_status = (decision.hostname,), NameStatus.VERIFIED
         return Observation(
             self._clock.seconds(decision.time),
             decision.client_address,
             names,
-            standing,
+            name_status,
             decision.helo_name,
             decision.sender,
             (decision.recipient,) if decision.recipient else (),
@@ -456,7 +456,7 @@ class MailLog:
 def observations(
     paths: Iterable[str], log: MailLog, advance: Callable[[int], None] | None = None
 ) -> Iterator[Sequence[Observation]]:
-    """The mails in all of these files, read by `log`, in lists; `log.counts` says how it went.
+    """Yields the mails in all of these files, read by `log`, in lists; `log.counts` counts the lines.
 
     Raises `LogError` for a file that cannot be read, and for one in which nothing is known as a line of a mail log.
     """
@@ -482,7 +482,7 @@ def _refuse_foreign(name: str, before: LineCounts, after: LineCounts) -> None:
         )
 
 
-# What to do about lines in a form that is not known.
+# Advice about lines in an unknown form.
 WAYS_OUT = (
     "write plain lines with `grep -h`, `docker compose logs --no-log-prefix`, `journalctl -o short` or the syslog"
     " daemon's traditional format"
@@ -491,7 +491,7 @@ _QUOTED_LENGTH = 60
 
 
 def quote(line: bytes) -> str:
-    """The beginning of a line of a log, for a message: printable ASCII in quotes, or nothing for an empty line."""
+    """Returns the beginning of a log line for a message: printable ASCII in quotes, or nothing for an empty line."""
     text = "".join(chr(byte) if 32 <= byte < 127 else "?" for byte in line[: _QUOTED_LENGTH + 1])
     return f"'{text[:_QUOTED_LENGTH]}{'...' if len(text) > _QUOTED_LENGTH else ''}'" if text.strip() else ""
 
@@ -507,11 +507,11 @@ class _Undecided:
 
 
 def _ignore(_stamp: bytes, _pid: bytes, _message: bytes) -> bool:
-    """The reader of programs that say nothing of mail."""
+    """Reads the lines of programs that do not handle mail."""
     return False
 
 
-# What counts where recipients of one mail were answered differently: the best that happened to one of them.
+# Outcomes from best to worst; a mail has the best outcome of its recipients.
 _BEST = (Outcome.PASSED, Outcome.DEFERRED, Outcome.REJECTED)
 
 

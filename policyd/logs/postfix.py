@@ -1,4 +1,4 @@
-"""Postfix's log lines, put together to mail transactions.
+"""Puts Postfix's log lines together to mail transactions.
 
 The lines of one mail come from several daemons and are tied by its queue id. A refused mail has none (`NOQUEUE`) and is
 tied by the smtpd process that logged it, or by the client's address if the log has no process ids. postscreen, one
@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from policyd.logs.transaction import MAX_RECIPIENTS, Observation, Outcome, Standing
+from policyd.logs.transaction import MAX_RECIPIENTS, NameStatus, Observation, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,6 +104,7 @@ class _Mail:
         "earlier",
         "ended",
         "helo_name",
+        "name_status",
         "names",
         "outcome",
         "parent",
@@ -112,18 +113,19 @@ class _Mail:
         "refused",
         "sasl_username",
         "sender",
-        "standing",
         "text",
         "time",
         "told",
         "waits",
     )
 
-    def __init__(self, time: float | None, client_address: bytes, names: tuple[bytes, ...], standing: Standing) -> None:
+    def __init__(
+        self, time: float | None, client_address: bytes, names: tuple[bytes, ...], name_status: NameStatus
+    ) -> None:
         self.time = time
         self.client_address = client_address
         self.names = names
-        self.standing = standing
+        self.name_status = name_status
         self.helo_name = b""
         self.sender: bytes | None = None
         self.recipients: list[bytes] = []
@@ -145,7 +147,7 @@ class _Mail:
             self.time,
             self.client_address,
             self.names,
-            self.standing,
+            self.name_status,
             self.helo_name,
             self.sender,
             tuple(self.recipients or self.refused),
@@ -171,7 +173,7 @@ class _Mail:
 
 
 class _Session:
-    """What one smtpd process said that later lines of it need."""
+    """What later lines of an smtpd process need of its earlier ones."""
 
     __slots__ = ("claimed", "claimed_address", "lookup_failed", "proxied", "refused", "refused_state")
 
@@ -185,7 +187,7 @@ class _Session:
 
 
 class OpenMails:
-    """What is held for all hosts: how many mails are open, and those that a filter may have handed back."""
+    """The open mails of all hosts: their number, and those that a filter may have handed back."""
 
     def __init__(self, left_out: LeftOut) -> None:
         self.left_out = left_out
@@ -194,7 +196,7 @@ class OpenMails:
         self.expected: dict[tuple[bytes, bytes], _Mail] = {}  # given to a filter whose answer has this queue id
 
     def flush(self, observations: list[Observation]) -> None:
-        """End of the log: what no filter answered for is a mail of its own."""
+        """Ends the log: a mail that no filter answered for is a mail of its own."""
         observations.extend(mail.observation() for mail in self.returned.values() if mail.ended and not mail.waits)
         self.returned.clear()
         self.expected.clear()
@@ -216,7 +218,7 @@ class PostfixHost:
         return daemon in _DAEMONS
 
     def reader(self, instance: bytes, daemon: bytes | None) -> Callable[[bytes, bytes, bytes], bool]:
-        """What reads the lines of a daemon, by its name in the log; None stands for any.
+        """Returns the reader for the lines of a daemon, by its name in the log; None stands for any.
 
         A reader takes stamp, process id and message, and says whether the line told something.
         """
@@ -228,14 +230,14 @@ class PostfixHost:
         return found.reader(daemon)
 
     def mail(self, queue_id: bytes) -> _Mail | None:
-        """The open mail with a queue id, in whatever instance."""
+        """Returns the open mail with a queue id, of any instance."""
         for instance in self._instances.values():
             if (mail := instance.mails.get(queue_id)) is not None:
                 return mail
         return None
 
     def flush(self) -> None:
-        """End of the log: what is open is given up with what is known of it."""
+        """Ends the log: gives up the open mails, as far as they are known."""
         for instance in self._instances.values():
             instance.flush()
 
@@ -323,7 +325,7 @@ class PostfixHost:
 
 
 def _goes_back_to(mail: _Mail, origin: _Mail) -> bool:
-    """Whether a mail was handed back for `origin`, or has too many filters behind it."""
+    """Returns whether a mail was handed back for `origin`, or passed too many filters."""
     ancestor: _Mail | None = mail
     for _ in range(_MAX_FILTERS):
         ancestor = ancestor.parent if ancestor is not None else None
@@ -361,7 +363,7 @@ class _Instance:
                 return self._delivery
 
     def flush(self) -> None:
-        """End of the log."""
+        """Ends the log."""
         for session in self._sessions.values():
             self._end_session(session)
         self._sessions.clear()
@@ -432,8 +434,8 @@ class _Instance:
                 parent = self._host.mail(original_id) if original_id else self._proxied_from(address)
             if (user := details.find(b"sasl_username=")) >= 0:
                 sasl_username = details[user + 14 :].partition(b", ")[0]
-        names, standing = self._identity(pid, name, address)
-        mail = _Mail(self._seconds(stamp), address, names, standing)
+        names, name_status = self._identity(pid, name, address)
+        mail = _Mail(self._seconds(stamp), address, names, name_status)
         mail.sasl_username = sasl_username
         session = self._sessions.get(pid or b"@" + session_address[1])
         if session is not None and session.refused is not None and session.refused.client_address == address:
@@ -494,7 +496,7 @@ class _Instance:
             return True
         if session is None:
             session = self._session(pid or b"@" + address)
-        names, standing = self._identity(pid, name, address)
+        names, name_status = self._identity(pid, name, address)
         self._add_refusal(
             session,
             state,
@@ -502,7 +504,7 @@ class _Instance:
                 self._seconds(stamp),
                 address,
                 names,
-                standing,
+                name_status,
                 helo_name,
                 sender,
                 (recipient,) if recipient is not None else (),
@@ -535,13 +537,13 @@ class _Instance:
         session.refused = new
         session.refused_state = state
 
-    def _identity(self, pid: bytes, name: bytes, address: bytes) -> tuple[tuple[bytes, ...], Standing]:
+    def _identity(self, pid: bytes, name: bytes, address: bytes) -> tuple[tuple[bytes, ...], NameStatus]:
         if name and name != b"unknown":
-            return (name.lower(),), Standing.VERIFIED
+            return (name.lower(),), NameStatus.VERIFIED
         session = self._sessions.get(pid or b"@" + address)
         if session is not None and session.claimed_address == address:
-            return (session.claimed,), Standing.ERROR if session.lookup_failed else Standing.CLAIMED
-        return _NO_NAMES, Standing.UNKNOWN
+            return (session.claimed,), NameStatus.ERROR if session.lookup_failed else NameStatus.CLAIMED
+        return _NO_NAMES, NameStatus.UNKNOWN
 
     def _session(self, key: bytes) -> _Session:
         session = self._sessions.get(key)
@@ -593,7 +595,7 @@ class _Instance:
         return True
 
     def _proxied_from(self, address: bytes) -> _Mail | None:
-        """The mail of this client that a filter has been given before the queue."""
+        """Returns the mail of this client that a filter before the queue is looking at."""
         for session in reversed(self._sessions.values()):
             if session.proxied is not None and session.proxied.client_address == address:
                 return session.proxied
@@ -625,7 +627,7 @@ class _Instance:
                 self._seconds(stamp),
                 address,
                 _NO_NAMES,
-                Standing.NOT_LOOKED_UP,
+                NameStatus.NOT_LOOKED_UP,
                 helo_name,
                 sender,
                 (recipient,) if recipient is not None else (),
@@ -742,7 +744,7 @@ class _Instance:
             return True
         if not text.startswith(b"(forwarded as ") or queue_id in self.mails:
             return False
-        forwarded = _Mail(mail.time, mail.client_address, mail.names, mail.standing)
+        forwarded = _Mail(mail.time, mail.client_address, mail.names, mail.name_status)
         self._add_mail(queue_id, forwarded)
         self._host.join(forwarded, mail)
         return True
@@ -784,14 +786,14 @@ _DAEMONS = _DELIVERY_AGENTS | {b"smtpd", b"postscreen", b"qmgr", b"nqmgr", b"oqm
 
 
 def _client_key(message: bytes) -> bytes:
-    """The session that `connect from name[address]` is of, in a log without process ids."""
+    """Returns the key of the session of `connect from name[address]`, in a log without process ids."""
     return b"@" + message[message.rfind(b"[") + 1 :].partition(b"]")[0]
 
 
 def _read_refusal(
     rest: bytes,
 ) -> tuple[bytes, bytes, bytes, bytes, bytes, bytes | None, bytes | None, bytes, bytes] | None:
-    """How, state, name, address, text, sender, recipient, HELO, user; None if it is no refusal."""
+    """Returns how, state, name, address, text, sender, recipient, HELO and user; None if it is not a refusal."""
     if usual := _USUAL_REFUSAL.fullmatch(rest):
         return usual.groups()  # type: ignore[return-value] # nine of them; mypy does not count groups
     refusal = _REFUSAL.match(rest)
@@ -803,7 +805,7 @@ def _read_refusal(
 
 
 def _read_envelope(rest: bytes, start: int) -> tuple[bytes, bytes | None, bytes | None, bytes, bytes, bytes]:
-    """Text, sender, recipient, HELO, user and end of `text; from=<a> to=<b> proto=ESMTP helo=<c>: end`.
+    """Returns text, sender, recipient, HELO, user and end of `text; from=<a> to=<b> proto=ESMTP helo=<c>: end`.
 
     Anything but the text may be missing.
     """
@@ -819,7 +821,7 @@ def _read_envelope(rest: bytes, start: int) -> tuple[bytes, bytes | None, bytes 
 
 
 def _with_recipient(pending: Observation, recipient: bytes, outcome: Outcome, by: bytes, text: bytes) -> Observation:
-    """The same mail with one more recipient refused. One that was deferred may come again, so that counts more."""
+    """Returns the mail with one more recipient refused. A deferral counts more: the mail may come again."""
     if len(pending.recipients) < MAX_RECIPIENTS:
         pending = pending._replace(recipients=(*pending.recipients, recipient))
     if outcome is Outcome.DEFERRED and pending.outcome is Outcome.REJECTED:

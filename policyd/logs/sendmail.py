@@ -1,4 +1,4 @@
-"""sendmail's log lines, put together to mail transactions.
+"""Puts sendmail's log lines together to mail transactions.
 
 One mail is a `from=` line when the session ends, refusals of its recipients before that, and a `to=` line for each
 try to deliver; all have its queue id in front, except a client that is refused at once (check_relay). A user who logs
@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from policyd.logs.transaction import MAX_RECIPIENTS, Observation, Outcome, Standing
+from policyd.logs.transaction import MAX_RECIPIENTS, NameStatus, Observation, Outcome
 
 if TYPE_CHECKING:
     from policyd.logs.counts import LeftOut
@@ -67,7 +67,7 @@ class _Mail:
 
     def __init__(self, time: float | None) -> None:
         self.time = time
-        self.relay: tuple[bytes, tuple[bytes, ...], Standing] | None = None
+        self.relay: tuple[bytes, tuple[bytes, ...], NameStatus] | None = None
         self.sender: bytes | None = None
         self.recipients: list[bytes] = []
         self.outcome = Outcome.UNKNOWN
@@ -81,7 +81,7 @@ class _Mail:
 
 
 class SendmailLog:
-    """The lines of one sendmail on one host.
+    """Reads the lines of one sendmail on one host.
 
     What is complete is appended to `observations`; `flush` gives up the rest.
     """
@@ -95,7 +95,7 @@ class SendmailLog:
         self._returned: dict[bytes, _Mail] = {}  # ended mails from this host itself, by queue id
 
     def read(self, stamp: bytes, pid: bytes, message: bytes) -> bool:
-        """Takes one line; says whether it told something."""
+        """Reads one line; returns whether it told something."""
         queue_id = b""
         rest = message
         if with_id := _QUEUE_ID.match(message):
@@ -116,7 +116,7 @@ class SendmailLog:
         return known
 
     def flush(self) -> None:
-        """End of the log: what is open is given up with what is known of it."""
+        """Ends the log: gives up the open mails, as far as they are known."""
         for queue_id in list(self._mails):
             self._finish(queue_id)
         for mail in self._returned.values():
@@ -135,7 +135,7 @@ class SendmailLog:
         self._users[pid or relay[2]] = (relay[2], found[2])
         return True
 
-    def _user(self, pid: bytes, relay: tuple[bytes, tuple[bytes, ...], Standing], rest: bytes) -> bytes:
+    def _user(self, pid: bytes, relay: tuple[bytes, tuple[bytes, ...], NameStatus], rest: bytes) -> bytes:
         address, user = self._users.get(pid or relay[0], (b"", b""))
         if address == relay[0]:
             return user
@@ -192,7 +192,7 @@ class SendmailLog:
         return True
 
     def _join(self, mail: _Mail, queue_id: bytes) -> None:
-        """A mail was handed to the sendmail behind a filter, if one of this host's own mails has that queue id."""
+        """Joins a mail to the one behind a filter, if one of this host's own mails has that queue id."""
         behind = self._returned.pop(queue_id, None) or self._mails.get(queue_id)
         if behind is None or behind is mail or behind.parent is not None or mail.parent is behind:
             return
@@ -285,13 +285,13 @@ class SendmailLog:
     def _give_up(self, mail: _Mail) -> None:
         if mail.relay is None:
             return  # a milter's refusal whose client the log does not tell
-        address, names, standing = mail.relay
+        address, names, name_status = mail.relay
         self._observations.append(
             Observation(
                 mail.time,
                 address,
                 names,
-                standing,
+                name_status,
                 b"",
                 mail.sender,
                 tuple(mail.recipients),
@@ -304,8 +304,8 @@ class SendmailLog:
         )
 
 
-def _relay(rest: bytes) -> tuple[bytes, tuple[bytes, ...], Standing] | None:
-    """Address, names and their standing; None for a mail that came from this host itself."""
+def _relay(rest: bytes) -> tuple[bytes, tuple[bytes, ...], NameStatus] | None:
+    """Returns address, names and their name_status; None for a mail that came from this host itself."""
     # The last one: everything before it may be the client's words.
     at = rest.rfind(b", relay=")
     relay = _RELAY.match(rest, at + 2) if at >= 0 else None
@@ -314,19 +314,19 @@ def _relay(rest: bytes) -> tuple[bytes, tuple[bytes, ...], Standing] | None:
     name, address, forged = relay.groups()
     name = name.lower().rstrip(b".")
     if not name:
-        return address, (), Standing.UNKNOWN
-    return address, (name,), Standing.CLAIMED if forged else Standing.VERIFIED
+        return address, (), NameStatus.UNKNOWN
+    return address, (name,), NameStatus.CLAIMED if forged else NameStatus.VERIFIED
 
 
 def _refuse(mail: _Mail, by: bytes, text: bytes) -> None:
-    """Recipients may be refused for different reasons; one that was deferred may come again, so it counts more."""
+    """Notes a refused recipient. A deferral counts more than a rejection, because the mail may come again."""
     outcome = Outcome.DEFERRED if text.startswith(b"4") else Outcome.REJECTED
     if mail.outcome is Outcome.UNKNOWN or outcome is Outcome.DEFERRED:
         mail.outcome, mail.by, mail.text = outcome, by, text
 
 
 def _address(written: bytes) -> bytes:
-    """An address without its brackets."""
+    """Returns an address without its brackets."""
     return written[1:-1] if written.startswith(b"<") and written.endswith(b">") else written
 
 

@@ -51,18 +51,18 @@ _USUAL_LENGTH = 15
 _DAY = 86400.0
 _YEAR = 365.25 * _DAY
 
-# A clock may run ahead of the one that wrote the file's date.
+# Seconds by which a timestamp may be later than the file's date, because clocks differ.
 _FUTURE = 2 * _DAY
 
-# The year 2200. A stamp beyond it is no stamp, and calendars end somewhere (year 9999 overflows with an offset).
+# The year 2200, beyond which a timestamp is invalid: year 9999 with an offset overflows.
 _NO_LOG_YET = 230 * _YEAR
 
-# Hours kept; a log in order needs one, a log of several zones a few.
+# Hours cached; a log in order needs one, a log of several zones a few.
 _HOURS = 256
 
 
 class LogClock:
-    """Reads the stamps of one log, in the order of its lines."""
+    """Reads the timestamps of one log, in the order of its lines."""
 
     def __init__(self) -> None:
         self._latest = 0.0  # what no stamp of this file lies far beyond
@@ -82,7 +82,7 @@ class LogClock:
         self._stamp = b""
 
     def seconds(self, stamp: bytes) -> float | None:
-        """Unix seconds for a stamp (`@` and a number: microseconds, as the journal has them), or None if it is none."""
+        """Returns Unix seconds for a timestamp (`@` and a number: microseconds), or None if it is invalid."""
         if stamp == self._stamp:
             return self._seconds
         self._stamp = stamp
@@ -145,7 +145,7 @@ class LogClock:
         return seconds + float(b"0." + fraction[1:]) if fraction else seconds
 
     def _start_of_hour(self, month: int, day: int, hour: int) -> float | None:
-        """The hour in the year that is nearest to the line before and not in the future."""
+        """Returns the hour in the year that is nearest to the line before and not in the future."""
         near = self._latest - _YEAR / 2 if self._previous is None else self._previous
         around = datetime.datetime.fromtimestamp(near, datetime.UTC).year
         best: float | None = None
@@ -181,7 +181,7 @@ class LogClock:
 
 
 def rfc3339(seconds: float | None) -> str:
-    """Local time to the second with its offset, as people and programs read it; `-` for a time that is not known."""
+    """Returns local time to the second with its offset; `-` for an unknown time."""
     if seconds is None:
         return "-"
     return datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""What one mail transaction in a log comes to, whoever wrote the log.
+"""One mail transaction as a log tells it, in the same form for every mail server.
 
 Everything is bytes as the log has them, with escapes undone: nothing is said of their form, so escape them before they
 go to a terminal, a page or a rule. A NamedTuple and not a dataclass, since one is made for every mail of the log and a
@@ -11,8 +11,8 @@ from enum import StrEnum
 from typing import NamedTuple
 
 
-class Standing(StrEnum):
-    """What the log says of the client's name."""
+class NameStatus(StrEnum):
+    """How far the log tells the client's name."""
 
     VERIFIED = "verified"  # the name was checked both ways (FCrDNS)
     CLAIMED = "claimed"  # a PTR name that did not verify
@@ -23,7 +23,7 @@ class Standing(StrEnum):
 
 
 class Outcome(StrEnum):
-    """What became of the mail."""
+    """The result of a transaction."""
 
     DELIVERED = "delivered"  # to at least one recipient
     PASSED = "passed"  # let through by policyd or a filter; the log does not say what became of it
@@ -37,7 +37,7 @@ class Observation(NamedTuple):
 
     `time` is in Unix seconds, None where the line has no stamp that can be read. `client_address` is in the form of
     the log, empty where it has none; `names` are lower case, without the trailing dot, all verified or all claimed as
-    `standing` says. `helo_name` is empty where the log does not tell it (Postfix logs it for refusals only).
+    `name_status` says. `helo_name` is empty where the log does not tell it (Postfix logs it for refusals only).
     `sender` is None where the log tells none, and empty for the null sender. `by` is the program that decided, or the
     relay that answered, and `text` what it said. `log` is whose log it is: `postfix`, `sendmail` or `policyd`.
     """
@@ -45,7 +45,7 @@ class Observation(NamedTuple):
     time: float | None
     client_address: bytes
     names: tuple[bytes, ...]
-    standing: Standing
+    name_status: NameStatus
     helo_name: bytes
     sender: bytes | None
     recipients: tuple[bytes, ...]

@@ -134,7 +134,7 @@ _STAMPED = re.compile(rb"(?:%b|%b)(?=[\s:])" % (_STAMP_FULL, _STAMP), re.VERBOSE
 
 
 def peel(line: bytes) -> Entry:
-    """The entry in a line.
+    """Returns the entry in a line.
 
     If nothing in the line is a tag, the program is empty, and the message is what the wrappings hold.
     """
@@ -186,11 +186,11 @@ def _entry(found: re.Match[bytes], *, as_written: bool) -> Entry:
 
 
 def repeats(line: bytes) -> int:
-    """How often a line says that the one before it came again; 0 for any other line."""
+    """Returns how often a line repeats the one before it; 0 for any other line."""
     found = _REPEATED.match(line) if b"essage" in line[:200] else None
     return int(found[1]) if found is not None else 0
 
 
 def is_stamped(line: bytes) -> bool:
-    """Whether a line begins with a timestamp, so that some logger wrote it."""
+    """Returns whether a line begins with a timestamp."""
     return _STAMPED.match(line) is not None

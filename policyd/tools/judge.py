@@ -11,19 +11,19 @@ from policyd.core.facts import NOTHING_KNOWN, Facts, Needs
 from policyd.core.identity import Identity, Status, told_identity
 from policyd.core.protocol import REQUEST_TYPE, Request
 from policyd.decision_log.lists import parse_answers
-from policyd.logs.transaction import Observation, Outcome, Standing
+from policyd.logs.transaction import NameStatus, Observation, Outcome
 
 if TYPE_CHECKING:
     import datetime
 
     from policyd.core.index import Ruleset
 
-# The mails that somebody would miss.
+# Outcomes of mails whose loss would be noticed.
 GOT_THROUGH = frozenset({Outcome.DELIVERED, Outcome.PASSED})
 
 
 class Assumption(StrEnum):
-    """What to take a client for of which the log says only `unknown`: Postfix writes that for all three."""
+    """The status assumed for a client that the log calls `unknown`; Postfix writes that for all three."""
 
     MISSING = "missing"
     ERROR = "error"
@@ -41,10 +41,10 @@ _NOT_IN_LOG = unknown("not_in_log")
 
 # The status of a client by what the log says of its name.
 _STATUSES = {
-    Standing.VERIFIED: Status.VERIFIED,
-    Standing.CLAIMED: Status.MISMATCH,
-    Standing.NONE: Status.MISSING,
-    Standing.ERROR: Status.ERROR,
+    NameStatus.VERIFIED: Status.VERIFIED,
+    NameStatus.CLAIMED: Status.MISMATCH,
+    NameStatus.NONE: Status.MISSING,
+    NameStatus.ERROR: Status.ERROR,
 }
 
 
@@ -67,9 +67,9 @@ class Judge:
         self._today = today
         self._assumption = assumption
         self._by_recipient = by_recipient
-        self._nameless = {standing: Facts(_identity(standing, ())) for standing in _STATUSES} | {
-            Standing.NOT_LOOKED_UP: NOTHING_KNOWN,
-            Standing.UNKNOWN: Facts(told_identity(Status(assumption))),
+        self._nameless = {name_status: Facts(_identity(name_status, ())) for name_status in _STATUSES} | {
+            NameStatus.NOT_LOOKED_UP: NOTHING_KNOWN,
+            NameStatus.UNKNOWN: Facts(told_identity(Status(assumption))),
         }
         self._list_answer = NOT_LISTED if list_assumption is ListAssumption.NOT_LISTED else _NOT_IN_LOG
         self.lists_assumed = False  # the last decisions needed an answer of a DNS list that the log does not have
@@ -95,10 +95,10 @@ class Judge:
         return seen.recipients if self._by_recipient and seen.recipients else seen.recipients[:1] or (b"",)
 
     def _facts(self, seen: Observation) -> Facts:
-        if not seen.names or seen.standing not in _STATUSES:
-            facts = self._nameless[seen.standing]
+        if not seen.names or seen.name_status not in _STATUSES:
+            facts = self._nameless[seen.name_status]
         else:
-            facts = Facts(_identity(seen.standing, seen.names))
+            facts = Facts(_identity(seen.name_status, seen.names))
         return facts._replace(lists=parse_answers(seen.lists)) if seen.lists else facts
 
     def _decide(self, request: Request, facts: Facts) -> Decision | None:
@@ -130,17 +130,17 @@ _PLACES = {
 
 
 def _request(seen: Observation, recipient: bytes) -> Request:
-    """What Postfix would have asked. Without a sender it was refused before MAIL."""
+    """Returns the request that Postfix would have sent. Without a sender the client was refused before MAIL."""
     sender = seen.sender
     state = b"RCPT" if sender is not None else b"HELO" if seen.helo_name else b"CONNECT"
-    name = seen.names[0] if seen.names else b"" if seen.standing is Standing.NOT_LOOKED_UP else b"unknown"
+    name = seen.names[0] if seen.names else b"" if seen.name_status is NameStatus.NOT_LOOKED_UP else b"unknown"
     return Request(
         _PLACES,
         (
             REQUEST_TYPE,
             state,
             seen.client_address,
-            b"unknown" if seen.names and seen.standing is not Standing.VERIFIED else name,
+            b"unknown" if seen.names and seen.name_status is not NameStatus.VERIFIED else name,
             name,
             seen.helo_name,
             sender or b"",
@@ -150,8 +150,8 @@ def _request(seen: Observation, recipient: bytes) -> Request:
     )
 
 
-def _identity(standing: Standing, names: tuple[bytes, ...]) -> Identity:
-    status = _STATUSES[standing]
+def _identity(name_status: NameStatus, names: tuple[bytes, ...]) -> Identity:
+    status = _STATUSES[name_status]
     if status is Status.VERIFIED:
         return told_identity(status, verified=names)
     return told_identity(status, claimed=names)

@@ -9,7 +9,7 @@ import pytest
 
 from policyd.logs import maillog, postfix
 from policyd.logs.maillog import MailLog
-from policyd.logs.transaction import Observation, Outcome, Standing
+from policyd.logs.transaction import NameStatus, Observation, Outcome
 
 D, P, R, F, U = Outcome.DELIVERED, Outcome.PASSED, Outcome.REJECTED, Outcome.DEFERRED, Outcome.UNKNOWN
 
@@ -433,7 +433,11 @@ def test_the_mails_of_a_log(case: Case) -> None:
 
 def test_what_a_filter_was_given_and_handed_back_keeps_its_client_and_envelope() -> None:
     (mail,) = mails(ROUND_TRIP.format(xforward="", early="", late=BOUNCED))
-    assert (mail.names, mail.standing, mail.sender) == ((b"mail.example.org",), Standing.VERIFIED, b"a@example.org")
+    assert (mail.names, mail.name_status, mail.sender) == (
+        (b"mail.example.org",),
+        NameStatus.VERIFIED,
+        b"a@example.org",
+    )
     assert (mail.recipients, mail.by, mail.text) == ((b"b@example.net",), b"local", b'unknown user: "b"')
 
 
@@ -450,7 +454,7 @@ def test_a_filter_before_the_queue_keeps_client_and_envelope() -> None:
 def test_a_refusal_without_its_client_line_has_client_and_envelope_all_the_same() -> None:
     case = next(case for case in KINDS if case.name == "header_checks, and grep took the rest")
     (mail,) = mails(case.text)
-    assert (mail.names, mail.standing) == ((b"bad.example.org",), Standing.VERIFIED)
+    assert (mail.names, mail.name_status) == ((b"bad.example.org",), NameStatus.VERIFIED)
     assert (mail.sender, mail.recipients, mail.helo_name) == (b"s@example.org", (b"b@example.net",), b"h")
     assert mail.text == b"5.7.1 no"
 
@@ -475,7 +479,7 @@ def test_sendmail_says_before_its_from_line_why_no_recipient_was_accepted() -> N
 
 def test_postscreen_does_not_look_names_up() -> None:
     (mail,) = mails(SCREENED.format(n=1, state="RCPT", client=7, port=1111, text="550 5.7.1 no", to="x"))
-    assert (mail.names, mail.standing, mail.by) == ((), Standing.NOT_LOOKED_UP, b"postscreen")
+    assert (mail.names, mail.name_status, mail.by) == ((), NameStatus.NOT_LOOKED_UP, b"postscreen")
 
 
 # --- 7: users of sendmail ---------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from policyd.logs import postfix as postfix_reader
 from policyd.logs import sendmail as sendmail_reader
 from policyd.logs.files import LogError
 from policyd.logs.maillog import MailLog, observations
-from policyd.logs.transaction import MAX_RECIPIENTS, Observation, Outcome, Standing
+from policyd.logs.transaction import MAX_RECIPIENTS, NameStatus, Observation, Outcome
 from tests.examples import examples
 
 DATA = Path(__file__).parents[1] / "data"
@@ -87,7 +87,7 @@ def test_a_refused_recipient() -> None:
         datetime.datetime(2026, 8, 3, 12, 15, 23).timestamp(),  # noqa: DTZ001 - syslog writes local time
         b"180.222.51.40",
         (),
-        Standing.UNKNOWN,
+        NameStatus.UNKNOWN,
         b"r001-gbc001.mail-b.net",
         b"rainbow+errnnn0@gbc001.mag-r.net",
         (b"x@y.jp",),
@@ -104,10 +104,10 @@ def test_a_refused_recipient() -> None:
 @pytest.mark.parametrize("stamp", ["Aug  3 12:15:23", "2026-08-03T12:15:23.123456+09:00"])
 def test_a_mail_that_was_delivered(queue_id: str, instance: str, stamp: str) -> None:
     seen = one(*accepted(queue_id, "Mail.B.example[2001:db8::25]", SENT, instance=instance, stamp=stamp))
-    assert (seen.client_address, seen.names, seen.standing) == (
+    assert (seen.client_address, seen.names, seen.name_status) == (
         b"2001:db8::25",
         (b"mail.b.example",),
-        Standing.VERIFIED,
+        NameStatus.VERIFIED,
     )
     assert (seen.sender, seen.recipients, seen.outcome) == (b"a@b.example", (b"c@d.example",), Outcome.DELIVERED)
     assert (seen.by, seen.text) == (b"mx.d.example[192.0.2.25]:25", b"250 ok")
@@ -171,27 +171,30 @@ def test_a_retry_is_another_mail() -> None:
 
 
 @pytest.mark.parametrize(
-    ("warning", "standing"),
+    ("warning", "name_status"),
     [
-        ("hostname host.b.example does not resolve to address 192.0.2.1", Standing.CLAIMED),
-        ("hostname host.b.example does not resolve to address 192.0.2.1: Name or service not known", Standing.CLAIMED),
+        ("hostname host.b.example does not resolve to address 192.0.2.1", NameStatus.CLAIMED),
+        (
+            "hostname host.b.example does not resolve to address 192.0.2.1: Name or service not known",
+            NameStatus.CLAIMED,
+        ),
         (
             "hostname host.b.example does not resolve to address 192.0.2.1: Temporary failure in name resolution",
-            Standing.ERROR,
+            NameStatus.ERROR,
         ),
-        ("192.0.2.1: address not listed for hostname host.b.example", Standing.CLAIMED),
-        ("192.0.2.1: hostname host.b.example verification failed: Name or service not known", Standing.CLAIMED),
+        ("192.0.2.1: address not listed for hostname host.b.example", NameStatus.CLAIMED),
+        ("192.0.2.1: hostname host.b.example verification failed: Name or service not known", NameStatus.CLAIMED),
     ],
 )
-def test_a_name_that_does_not_verify_is_claimed(warning: str, standing: Standing) -> None:
+def test_a_name_that_does_not_verify_is_claimed(warning: str, name_status: NameStatus) -> None:
     seen = one(postfix("smtpd", f"warning: {warning}"), *accepted("B25692109E3", "unknown[192.0.2.1]", SENT))
-    assert (seen.names, seen.standing) == ((b"host.b.example",), standing)
+    assert (seen.names, seen.name_status) == ((b"host.b.example",), name_status)
 
 
 def test_a_claim_is_not_the_next_clients() -> None:
     warning = postfix("smtpd", "warning: hostname host.b.example does not resolve to address 192.0.2.1")
     seen = one(warning, *accepted("B25692109E3", "unknown[192.0.2.2]", SENT))
-    assert (seen.names, seen.standing) == ((), Standing.UNKNOWN)
+    assert (seen.names, seen.name_status) == ((), NameStatus.UNKNOWN)
 
 
 def test_authenticated_users_are_known() -> None:
@@ -366,21 +369,21 @@ TO = "2153vN23096927: to=<c@d.example>, delay=00:00:01, xdelay=00:00:01, mailer=
 
 
 @pytest.mark.parametrize(
-    ("relay", "address", "names", "standing"),
+    ("relay", "address", "names", "name_status"),
     [
-        ("host.b.example [192.0.2.1]", b"192.0.2.1", (b"host.b.example",), Standing.VERIFIED),
-        ("host.b.example [192.0.2.1] (may be forged)", b"192.0.2.1", (b"host.b.example",), Standing.CLAIMED),
-        ("joe@host.b.example [192.0.2.1]", b"192.0.2.1", (b"host.b.example",), Standing.VERIFIED),
-        ("[192.0.2.1]", b"192.0.2.1", (), Standing.UNKNOWN),
-        ("host.b.example [IPv6:2001:db8::1]", b"2001:db8::1", (b"host.b.example",), Standing.VERIFIED),
-        ("[IPv6:2001:db8::1] (may be forged)", b"2001:db8::1", (), Standing.UNKNOWN),
+        ("host.b.example [192.0.2.1]", b"192.0.2.1", (b"host.b.example",), NameStatus.VERIFIED),
+        ("host.b.example [192.0.2.1] (may be forged)", b"192.0.2.1", (b"host.b.example",), NameStatus.CLAIMED),
+        ("joe@host.b.example [192.0.2.1]", b"192.0.2.1", (b"host.b.example",), NameStatus.VERIFIED),
+        ("[192.0.2.1]", b"192.0.2.1", (), NameStatus.UNKNOWN),
+        ("host.b.example [IPv6:2001:db8::1]", b"2001:db8::1", (b"host.b.example",), NameStatus.VERIFIED),
+        ("[IPv6:2001:db8::1] (may be forged)", b"2001:db8::1", (), NameStatus.UNKNOWN),
     ],
 )
 def test_what_sendmail_says_of_a_client(
-    relay: str, address: bytes, names: tuple[bytes, ...], standing: Standing
+    relay: str, address: bytes, names: tuple[bytes, ...], name_status: NameStatus
 ) -> None:
     seen = one(sendmail(FROM.format(1, relay)))
-    assert (seen.client_address, seen.names, seen.standing) == (address, names, standing)
+    assert (seen.client_address, seen.names, seen.name_status) == (address, names, name_status)
 
 
 @pytest.mark.parametrize(
@@ -482,21 +485,21 @@ def test_a_decision_is_an_observation(action: str, outcome: Outcome) -> None:
 
 
 @pytest.mark.parametrize(
-    ("client", "rdns", "names", "standing"),
+    ("client", "rdns", "names", "name_status"),
     [
-        ("h.b.example", "rdns=verified", (b"h.b.example",), Standing.VERIFIED),
-        ("h.b.example", "", (b"h.b.example",), Standing.VERIFIED),
-        ("unknown", "claimed=x,y rdns=mismatch", (b"x", b"y"), Standing.CLAIMED),
-        ("unknown", "rdns=missing", (), Standing.NONE),
-        ("unknown", "claimed=x rdns=error dns_error=timeout", (b"x",), Standing.ERROR),
-        ("unknown", "", (), Standing.UNKNOWN),
+        ("h.b.example", "rdns=verified", (b"h.b.example",), NameStatus.VERIFIED),
+        ("h.b.example", "", (b"h.b.example",), NameStatus.VERIFIED),
+        ("unknown", "claimed=x,y rdns=mismatch", (b"x", b"y"), NameStatus.CLAIMED),
+        ("unknown", "rdns=missing", (), NameStatus.NONE),
+        ("unknown", "claimed=x rdns=error dns_error=timeout", (b"x",), NameStatus.ERROR),
+        ("unknown", "", (), NameStatus.UNKNOWN),
     ],
 )
 def test_a_decision_knows_the_clients_name(
-    client: str, rdns: str, names: tuple[bytes, ...], standing: Standing
+    client: str, rdns: str, names: tuple[bytes, ...], name_status: NameStatus
 ) -> None:
     seen = one(decision(client=client, rdns=rdns))
-    assert (seen.names, seen.standing) == (names, standing)
+    assert (seen.names, seen.name_status) == (names, name_status)
 
 
 def test_decisions_of_one_mail_are_one_observation() -> None:
@@ -578,7 +581,7 @@ def test_the_incident_of_the_phishing_hosts() -> None:
     found = [seen for batch in observations([str(DATA / "maillog.sendmail")], log) for seen in batch]
     assert (log.counts.lines, log.counts.used) == (28, 28)
     assert len(found) == 28
-    assert all(seen.standing is Standing.VERIFIED and seen.outcome is Outcome.REJECTED for seen in found)
+    assert all(seen.name_status is NameStatus.VERIFIED and seen.outcome is Outcome.REJECTED for seen in found)
     assert sum(seen.names[0].endswith(b".vs.sakura.ne.jp") for seen in found) == 27
 
 
@@ -729,4 +732,4 @@ def test_no_line_raises_and_every_line_is_counted(lines: list[bytes]) -> None:
     assert len(found) <= counts.used + counts.repeated
     for seen in found:
         assert isinstance(seen.outcome, Outcome)
-        assert (seen.standing is Standing.VERIFIED) <= bool(seen.names)
+        assert (seen.name_status is NameStatus.VERIFIED) <= bool(seen.names)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policyd.logs.maillog import MailLog, observations
-from policyd.logs.transaction import Observation, Outcome, Standing
+from policyd.logs.transaction import NameStatus, Observation, Outcome
 from policyd.logs.wrappings import peel, repeats
 from tests.local_time import local_time
 from tests.logs.wrapped import LINES, WRAPPINGS
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 # What no wrapping may change: who the client is, what is known of its name, and what became of its mail.
 MAILS = [
-    (b"192.0.2.10", (b"mail.example.com",), Standing.VERIFIED, Outcome.DELIVERED),
-    (b"198.51.100.7", (b"bad.example.org",), Standing.CLAIMED, Outcome.REJECTED),
-    (b"203.0.113.9", (b"spam.example.org",), Standing.VERIFIED, Outcome.REJECTED),
+    (b"192.0.2.10", (b"mail.example.com",), NameStatus.VERIFIED, Outcome.DELIVERED),
+    (b"198.51.100.7", (b"bad.example.org",), NameStatus.CLAIMED, Outcome.REJECTED),
+    (b"203.0.113.9", (b"spam.example.org",), NameStatus.VERIFIED, Outcome.REJECTED),
 ]
 WITHOUT_A_TIME = {
     "journalctl -o short-monotonic",
@@ -48,8 +48,8 @@ def wrapped(folder: Path, name: str) -> Path:
     return path
 
 
-def known(mails: list[Observation]) -> list[tuple[bytes, tuple[bytes, ...], Standing, Outcome]]:
-    return sorted((mail.client_address, mail.names, mail.standing, mail.outcome) for mail in mails)
+def known(mails: list[Observation]) -> list[tuple[bytes, tuple[bytes, ...], NameStatus, Outcome]]:
+    return sorted((mail.client_address, mail.names, mail.name_status, mail.outcome) for mail in mails)
 
 
 @pytest.mark.parametrize("name", WRAPPINGS)

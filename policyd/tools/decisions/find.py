@@ -21,7 +21,7 @@ from policyd.decision_log.record import unescape
 from policyd.logs.counting import without_garbage_collection
 from policyd.logs.either import Batch, batches
 from policyd.logs.timestamps import LogClock, rfc3339
-from policyd.logs.transaction import Observation, Outcome, Standing
+from policyd.logs.transaction import NameStatus, Observation, Outcome
 from policyd.tools.address_blocks import Block, part_of
 from policyd.tools.display import shown
 
@@ -144,7 +144,7 @@ def _of_decision(decision: LoggedDecision, clock: LogClock) -> Found:
 
 
 def _of_mail(mail: Observation) -> Found:
-    verified = mail.standing is Standing.VERIFIED
+    verified = mail.name_status is NameStatus.VERIFIED
     return Found(mail.time, mail.client_address, mail.names, verified, mail.sender, mail.recipients, b"", mail)
 
 
@@ -495,9 +495,9 @@ def as_line(source: Source) -> str:
     """A decision in the text format of the decision log, a mail in its style: printable ASCII."""
     if isinstance(source, LoggedDecision):
         return as_text(source)
-    name = shown(source.names[0]) if source.names and source.standing is Standing.VERIFIED else "unknown"
+    name = shown(source.names[0]) if source.names and source.name_status is NameStatus.VERIFIED else "unknown"
     words = [rfc3339(source.time), source.outcome.upper(), f"client={name}[{shown(source.client_address)}]"]
-    if source.names and source.standing is not Standing.VERIFIED:
+    if source.names and source.name_status is not NameStatus.VERIFIED:
         words.append(f"claimed={','.join(map(_word, source.names))}")
     if source.sender is not None:
         words.append(f"from=<{_word(source.sender)}>")
@@ -522,8 +522,8 @@ def mail_as_json(mail: Observation) -> dict[str, Any]:
         "time": rfc3339(mail.time) if mail.time is not None else None,
         "outcome": str(mail.outcome),
         "client_address": shown(mail.client_address) or None,
-        "hostname": shown(mail.names[0]) if mail.names and mail.standing is Standing.VERIFIED else "unknown",
-        "claimed": [shown(name) for name in mail.names] if mail.standing is not Standing.VERIFIED else None,
+        "hostname": shown(mail.names[0]) if mail.names and mail.name_status is NameStatus.VERIFIED else "unknown",
+        "claimed": [shown(name) for name in mail.names] if mail.name_status is not NameStatus.VERIFIED else None,
         "sender": shown(mail.sender) if mail.sender is not None else None,
         "recipients": [shown(recipient) for recipient in mail.recipients] or None,
         "helo_name": shown(mail.helo_name) or None,

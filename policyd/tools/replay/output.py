@@ -1,4 +1,4 @@
-"""What a replay found, for people and for programs. Delivered mails that would have been refused come first."""
+"""Prints a replay for people, and returns it as JSON. Delivered mails that would have been refused come first."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = ("delivered", "mails", "clients", "sender domains")
 
-# Rules without a match are named as far as a screen goes; --json has them all.
+# Rules without a match that are named; --json has all of them.
 _MAX_UNMATCHED = 20
 
 
@@ -29,7 +29,7 @@ _MAX_UNMATCHED = 20
 
 
 def replay_as_json(replay: Replay) -> dict[str, Any]:
-    """The whole result. Values from the log are printable ASCII, as in the decision log."""
+    """Returns the whole result. Values from the log are printable ASCII, as in the decision log."""
     return {
         "ruleset": replay.ruleset.hash,
         **_facts_as_json(replay.facts),
@@ -41,7 +41,7 @@ def replay_as_json(replay: Replay) -> dict[str, Any]:
 
 
 def comparison_as_json(comparison: Comparison) -> dict[str, Any]:
-    """The same of what differs between two rulesets."""
+    """Returns the differences between two rulesets."""
     return {
         "ruleset": comparison.ruleset.hash,
         "against": comparison.old.hash,
@@ -94,7 +94,7 @@ def _example_as_json(seen: Observation) -> dict[str, Any]:
         "time": rfc3339(seen.time) if seen.time is not None else None,
         "client_address": shown(seen.client_address),
         "names": [shown(name) for name in seen.names],
-        "standing": str(seen.standing),
+        "standing": str(seen.name_status),
         "helo_name": shown(seen.helo_name),
         "sender": shown(seen.sender) if seen.sender is not None else None,
         "recipients": [shown(recipient) for recipient in seen.recipients],
@@ -108,7 +108,7 @@ def _example_as_json(seen: Observation) -> dict[str, Any]:
 
 
 def print_replay(console: Console, replay: Replay) -> None:
-    """Delivered mails that would have been refused, then every rule that had a part."""
+    """Prints delivered mails that would have been refused, then every rule that matched."""
     _print_facts(console, replay.facts, f"ruleset {replay.ruleset.hash}")
     if replay.facts.refused_delivered:
         console.print(f"{_were(replay.facts.refused_delivered)} delivered, and would have been refused:")
@@ -131,7 +131,7 @@ def print_replay(console: Console, replay: Replay) -> None:
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
-    """What is answered differently, newly refused deliveries first."""
+    """Prints what is answered differently, newly refused deliveries first."""
     _print_facts(console, comparison.facts, f"ruleset {comparison.old.hash} -> {comparison.ruleset.hash}")
     if comparison.facts.refused_delivered:
         console.print(f"{_were(comparison.facts.refused_delivered)} delivered, and would now be refused:")
@@ -209,7 +209,7 @@ def _envelope(seen: Observation) -> list[Text]:
 
 
 def _notes(facts: Facts, subjects: set[str], tallies: list[Tally]) -> list[str]:
-    """What a reader must know before believing the figures."""
+    """Returns the limits of the figures, as sentences."""
     notes = []
     if facts.assumed:
         others = " or ".join(f"`--unknown {other}`" for other in Assumption if other is not facts.assumption)

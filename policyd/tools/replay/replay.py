@@ -1,4 +1,4 @@
-"""What a ruleset would have done to the mails in a log, and which of those were delivered in reality.
+"""Judges the mails in a log by a ruleset, and counts which of them were delivered in reality.
 
 Promises: the decisions are the engine's own, one for each recipient where the ruleset looks at recipients; DNS is
 never asked, the log's own word on the client's name is taken. What a log cannot tell is said in the report and not
@@ -18,7 +18,7 @@ from policyd.core.ruleset import Subject, Verb
 from policyd.logs.counting import Distinct, without_garbage_collection
 from policyd.logs.counts import LineCounts
 from policyd.logs.maillog import MailLog, observations
-from policyd.logs.transaction import Observation, Outcome, Standing
+from policyd.logs.transaction import NameStatus, Observation, Outcome
 from policyd.tools.judge import GOT_THROUGH, Assumption, Judge, ListAssumption
 
 if TYPE_CHECKING:
@@ -35,15 +35,15 @@ _MAX_REMEMBERED = 65_536
 # Different clients and sender domains counted over all rules, about 100 MB. Beyond it a rule's figure stays as it is.
 _MAX_DISTINCT = 1_000_000
 
-_UNKNOWN = Standing.UNKNOWN
+_UNKNOWN = NameStatus.UNKNOWN
 
-# Domains as they are written, of which the folded form is remembered. 10 MB.
+# Folds sender domains; the cache takes 10 MB.
 _domain_from = lru_cache(maxsize=65_536)(domain_of)
 
-# Examples kept for each rule: enough to see whose mail it is.
+# Examples kept for each rule.
 _MAX_EXAMPLES = 3
 
-# What a rule may look at, and a log tells.
+# Subjects of rules that a log tells.
 _TOLD = {
     "request",
     "protocol_state",
@@ -62,7 +62,7 @@ _TOLD = {
 
 @dataclass(slots=True)
 class Tally:
-    """What was counted for one rule, or for one change from one answer to another."""
+    """Counts mails of one rule, or of one change from one answer to another."""
 
     transactions: int = 0
     delivered: int = 0  # in reality; of them `passed` are known only to have passed policyd
@@ -91,13 +91,13 @@ class Tally:
 
 
 def subjects_of(ruleset: Ruleset) -> set[str]:
-    """What the rules look at: attributes of a request, `hostname`, `reverse_dns`."""
+    """Returns the subjects of the rules: attributes of a request, `hostname`, `reverse_dns`."""
     return {condition.subject for rule in ruleset.rules for condition in (*rule.match, *rule.exceptions)}
 
 
 @dataclass(slots=True)
 class Answer:
-    """What would have been said to some transactions, by which rule."""
+    """One answer that policyd would have given, and its rule."""
 
     rule: str
     action: Verb
@@ -114,7 +114,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Facts:
-    """What is known of the logs that were read, and what they cannot tell."""
+    """Facts about the logs that were read, and about what they cannot tell."""
 
     counts: LineCounts = field(default_factory=LineCounts)
     transactions: int = 0
@@ -147,7 +147,7 @@ class Facts:
 
 @dataclass(slots=True)
 class Replay:
-    """What one ruleset would have done."""
+    """The result for one ruleset."""
 
     ruleset: Ruleset
     facts: Facts
@@ -158,7 +158,7 @@ class Replay:
 
 @dataclass(slots=True)
 class Comparison:
-    """What one ruleset would have done differently from another."""
+    """The differences between two rulesets."""
 
     ruleset: Ruleset
     old: Ruleset
@@ -191,7 +191,7 @@ def replay(
         return _Verdict(
             tuple(tallies[hit] for hit in hits),
             any(decision.verb is not Verb.DUNNO for decision in decisions),
-            seen.standing is Standing.UNKNOWN and any(decision.identity is not None for decision in decisions),
+            seen.name_status is NameStatus.UNKNOWN and any(decision.identity is not None for decision in decisions),
             len(decisions) < len(every),
             judge.lists_assumed,
         )
@@ -232,7 +232,7 @@ def compare(
         return _Verdict(
             tuple(tallies[change] for change in changes),
             any(before is Verb.DUNNO and after is not Verb.DUNNO for _, before, _, after in changes),
-            seen.standing is Standing.UNKNOWN
+            seen.name_status is NameStatus.UNKNOWN
             and any(decision.identity is not None for pair in pairs for decision in pair),
             len(pairs) < len(every),
             old_judge.lists_assumed or new_judge.lists_assumed,
@@ -261,7 +261,7 @@ def compare(
 
 
 class _Verdict(NamedTuple):
-    """What is remembered of one kind of mail."""
+    """The cached result for mails with equal grounds."""
 
     tallies: tuple[Tally, ...]  # to count it in
     refuses: bool  # it would be refused; by the new ruleset only, if two are compared
@@ -288,7 +288,7 @@ def _run(
         for batch in observations(paths, log, advance):
             for seen in batch:
                 facts.add(seen)
-                key = grounds(seen), seen.standing is _UNKNOWN
+                key = grounds(seen), seen.name_status is _UNKNOWN
                 verdict = remembered.get(key)
                 if verdict is None:
                     if len(remembered) >= _MAX_REMEMBERED:
@@ -311,13 +311,13 @@ def _run(
 
 
 def _alone(seen: Observation, *, by_recipient: bool) -> list[Observation]:
-    """The mail, once for each of its recipients if rules look at them."""
+    """Returns the mail once for each of its recipients if rules look at them."""
     if not by_recipient or len(seen.recipients) < 2:
         return [seen]
     return [seen._replace(recipients=(recipient,)) for recipient in seen.recipients]
 
 
 def _said(decision: Decision) -> tuple[object, ...]:
-    """What the client would be told, short of what is filled in."""
+    """Returns the answer to the client, without the values of its placeholders."""
     rule = decision.rule_name if "rule" in decision.text[1::2] else ""
     return decision.verb, decision.code, decision.text, rule

@@ -24,7 +24,7 @@ from policyd.core.address import parse_address
 from policyd.core.identity import may_be_host
 from policyd.core.ruleset import Verb
 from policyd.logs.maillog import MailLog, observations
-from policyd.logs.transaction import Outcome, Standing
+from policyd.logs.transaction import NameStatus, Outcome
 from policyd.tools.address_blocks import blocks, part_of
 from policyd.tools.judge import GOT_THROUGH, Assumption, Judge
 from policyd.tools.suggest.providers import provider_of
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from policyd.logs.counts import LineCounts
     from policyd.logs.transaction import Observation
 
-# Clients, and senders, kept; each takes up to 1 KB. A week of a large site has fewer that come twice.
+# Clients kept, and senders kept; each takes up to 1 KB. A week of a large site has fewer that come twice.
 _MAX_KEPT = 100_000
 
 # Names, mails, reasons and clients kept of one client or sender: more of them say nothing more.
@@ -72,7 +72,7 @@ _COLLATERAL_WEIGHT = 10
 # Senders that can stand in an expression.
 _ADDRESS = re.compile(rb"[!-~]+@[A-Za-z0-9.-]+")
 
-# Addresses that are nobody's on the Internet, as (version, first, last): RFC 1122, 1918, 3927, 4193, 4291, 6598.
+# Private and special addresses, as (version, first, last): RFC 1122, 1918, 3927, 4193, 4291, 6598.
 _PRIVATE = (
     (4, 0x0A000000, 0x0AFFFFFF),
     (4, 0x64400000, 0x647FFFFF),
@@ -99,7 +99,7 @@ def _example_of(seen: Observation) -> Example:
 
 
 class _Counted:
-    """What is counted of a client or a sender. There are many, and an empty set takes 216 bytes: so, tuples."""
+    """Counts mails of a client or a sender. It has tuples, because an empty set takes 216 bytes."""
 
     __slots__ = ("delivered", "example", "first", "last", "reasons", "refused")
 
@@ -124,7 +124,7 @@ class _Counted:
                 self.reasons += (reason,)
 
     def take_back(self) -> None:
-        """A mail that was deferred has been delivered."""
+        """Uncounts a deferred mail that was delivered later."""
         self.refused -= 1
 
 
@@ -141,11 +141,11 @@ class _Client(_Counted):
 
     def see(self, seen: Observation, reason: int) -> None:
         self.count(seen, reason)
-        self.looked_up |= seen.standing is not Standing.NOT_LOOKED_UP
+        self.looked_up |= seen.name_status is not NameStatus.NOT_LOOKED_UP
         for name in seen.names:
             if name not in self.names and len(self.names) < _MAX_NAMES and may_be_host(name):
                 self.names += (name,)
-                if seen.standing is Standing.VERIFIED:
+                if seen.name_status is NameStatus.VERIFIED:
                     self.verified += (name,)
         if seen.sender is not None and seen.recipients and len(self.mails) < _MAX_MAILS:
             self.mails = _with(self.mails, hash((seen.sender, seen.recipients[0])))
@@ -180,7 +180,7 @@ _Value = TypeVar("_Value", bound=_Counted)
 
 
 class _Kept(dict[_Key, _Value], Generic[_Key, _Value]):
-    """A dict that forgets, when it is full, what was seen least."""
+    """A dict that drops its rarest entries when it is full."""
 
     forgotten = 0
 
@@ -197,7 +197,7 @@ class _Kept(dict[_Key, _Value], Generic[_Key, _Value]):
 
 @dataclass(slots=True)
 class Evidence:
-    """What speaks for a candidate and what against it. Times are Unix seconds."""
+    """The refused and delivered mails of a candidate. Times are Unix seconds."""
 
     refused: int
     clients: int
@@ -221,18 +221,18 @@ class Candidate:
 
     @property
     def worthwhile(self) -> bool:
-        """Whether less was delivered than refused; else a rule does more harm than good, whatever its exceptions."""
+        """Whether fewer mails were delivered than refused; otherwise a rule does more harm than good."""
         return self.evidence.delivered < self.evidence.refused
 
     @property
     def score(self) -> float:
-        """By which candidates are ranked: refused mails, divided by what would be lost."""
+        """The rank of a candidate: refused mails divided by the mails that would be lost."""
         return self.evidence.refused / (1 + _COLLATERAL_WEIGHT * self.evidence.delivered)
 
 
 @dataclass(slots=True)
 class Suggestions:
-    """Candidates, the best first, and what they rest on."""
+    """Candidates, the best first, and the counts that they are based on."""
 
     candidates: list[Candidate]
     counts: LineCounts
@@ -253,14 +253,14 @@ class Suggestions:
 def suggest(
     paths: Sequence[str],
     *,
-    least_clients: int = 3,
+    min_clients: int = 3,
     ruleset: Ruleset | None = None,
     today: datetime.date | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Suggestions:
-    """Candidates from the mails in these logs.
+    """Returns candidates from the mails in these logs.
 
-    A suffix or a block needs `least_clients` addresses that were refused. With a ruleset, mails that one of its rules
+    A suffix or a block needs `min_clients` addresses that were refused. With a ruleset, mails that one of its rules
     decides, as of `today` (UTC), are left out. Raises `LogError`.
     """
     clients: _Kept[tuple[int, int], _Client] = _Kept()
@@ -305,16 +305,16 @@ def suggest(
                 found.silent += deferred.take_back(seen)
     found.forgotten = clients.forgotten + senders.forgotten
     found.unfollowed = deferred.given_up
-    suffixes, accounted_for = _suffixes(clients.values(), least_clients, reasons)
+    suffixes, accounted_for = _suffixes(clients.values(), min_clients, reasons)
     rest = [client for client in clients.values() if client.address not in accounted_for]
-    candidates = [*suffixes, *_networks(rest, least_clients, reasons), *_patterns(senders, clients, reasons)]
+    candidates = [*suffixes, *_networks(rest, min_clients, reasons), *_patterns(senders, clients, reasons)]
     found.candidates = [candidate for candidate in candidates if candidate.worthwhile]
     found.candidates.sort(key=lambda one: (-one.score, -one.evidence.clients, one.value))
     return found
 
 
 class _Deferred:
-    """Mails that were deferred, by sender and recipient, with what they are counted in."""
+    """Deferred mails by sender and recipient, with the counters that they were added to."""
 
     def __init__(self) -> None:
         self._counted: dict[int, list[tuple[_Counted, ...]]] = {}
@@ -330,7 +330,7 @@ class _Deferred:
                 tries.append(counted)
 
     def take_back(self, seen: Observation) -> int:
-        """A mail was delivered, after so many tries that were deferred: these are no evidence."""
+        """Takes the deferred tries of a mail that was delivered out of the counters; returns their number."""
         tries = [counted for mail in _mails_of(seen) for counted in self._counted.pop(mail, ())]
         for counted in tries:
             for each in counted:
@@ -347,7 +347,7 @@ def _is_private(version: int, address: int) -> bool:
 
 
 def _is_decided(judge: Judge, seen: Observation) -> bool:
-    """Whether a rule, and not the default, decides this mail."""
+    """Returns whether a rule decides this mail, and not the default."""
     decision = judge.decisions(seen)[0]
     return decision is not None and (decision.rule is not None or decision.verb is not Verb.DUNNO)
 
@@ -356,7 +356,7 @@ def _is_decided(judge: Judge, seen: Observation) -> bool:
 
 
 def _suffixes(clients: Iterable[_Client], least: int, reasons: Reasons) -> tuple[list[Candidate], set[tuple[int, int]]]:
-    """Candidates, and the clients that they account for."""
+    """Returns candidates, and the clients that they account for."""
     under: defaultdict[str, dict[str, _Client]] = defaultdict(dict)  # names by registrable domain
     for client in clients:
         for name in client.names:
@@ -383,7 +383,7 @@ def _suffixes(clients: Iterable[_Client], least: int, reasons: Reasons) -> tuple
 
 
 def _narrowest(domain: str, names: dict[str, _Client], least: int) -> str | None:
-    """The longest suffix in a domain that holds nearly all of its refused clients; None if these are too few."""
+    """Returns the longest suffix in a domain that has nearly all of its refused clients; None if they are too few."""
     refused = {name: client.address for name, client in names.items() if client.refused > 0}
     if len(set(refused.values())) < least:
         return None
@@ -496,7 +496,7 @@ def _evidence(members: Sequence[_Counted], reasons: Reasons) -> Evidence:
 
 
 def _mark_providers(candidate: Candidate, names: Iterable[str]) -> None:
-    """A large mail provider is never suggested without a remark."""
+    """Adds a remark to a candidate that belongs to a large mail provider."""
     providers = sorted({provider for name in names if (provider := provider_of(name)) is not None})
     if providers:
         candidate.remarks.append(
@@ -506,7 +506,7 @@ def _mark_providers(candidate: Candidate, names: Iterable[str]) -> None:
 
 
 def _propose_exceptions(candidate: Candidate, delivered: Sequence[_Client]) -> None:
-    """The clients that mail was delivered from; by name where it verified, since a claimed name exempts nobody."""
+    """Excepts the clients that mail was delivered from: by verified name, otherwise by address."""
     names = sorted({min(client.verified).decode("ascii") for client in delivered if client.verified})
     addresses = sorted({client.example.client_address.decode("ascii") for client in delivered if not client.verified})
     if len(names) + len(addresses) > _MAX_EXCEPTIONS:

@@ -1,4 +1,4 @@
-"""Candidates as YAML that `policyd check` accepts, with the evidence beside each, and as JSON.
+"""Writes candidates as YAML that `policyd check` accepts, with the evidence of each, and as JSON.
 
 The YAML is written by hand, since no library writes comments; what stands in it as a value is quoted, what a client
 said stands only in comments, as printable ASCII.
@@ -22,7 +22,7 @@ _PREFIX = {"hostname_suffix": "names", "cidr": "network", "sender_regex": "sende
 
 
 def as_yaml(found: Suggestions, limit: int, taken: Iterable[str] = ()) -> str:
-    """The best `limit` candidates as a rules file; `taken` are names that rules have already."""
+    """Returns the best `limit` candidates as a rules file; `taken` are names that rules have already."""
     candidates = found.candidates[:limit]
     lines = [
         f"# {_summary(found, len(candidates))}",
@@ -35,7 +35,7 @@ def as_yaml(found: Suggestions, limit: int, taken: Iterable[str] = ()) -> str:
 
 
 def as_json(found: Suggestions, limit: int, taken: Iterable[str] = ()) -> dict[str, Any]:
-    """The same for programs."""
+    """Returns the same as JSON."""
     candidates = found.candidates[:limit]
     return {
         "lines": found.counts.lines,
@@ -93,7 +93,7 @@ def _summary(found: Suggestions, candidates: int) -> str:
 
 
 def why_nothing(found: Suggestions, min_clients: int) -> str:
-    """Why there is no candidate, and what to do about it."""
+    """Returns why there is no candidate, and what to do about it."""
     parts = [f"{counted(found.transactions, 'mail')}, {found.refused:,} refused or deferred"]
     if found.covered:
         parts.append(f"{found.covered:,} of these decided by the ruleset")
@@ -157,7 +157,7 @@ def _flow(values: Sequence[str]) -> str:
 
 
 def _scalar(value: str) -> str:
-    """A value as YAML takes it: plain where nothing in it could mean something else, else in single quotes."""
+    """Returns a value as YAML: plain if it has no special character, otherwise in single quotes."""
     if re.fullmatch(r"[a-z0-9][a-z0-9./-]*", value):
         return value
     return "'" + value.replace("'", "''") + "'"

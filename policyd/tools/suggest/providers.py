@@ -1,4 +1,4 @@
-"""Large mail providers, whose names and networks carry everybody's mail.
+"""Knows large mail providers, whose names and networks carry mail of very many users.
 
 A rule that refuses one of them refuses mail of millions of users for what a few of them did, so a candidate that would
 is marked. The list is of names under which mail arrives: reverse DNS names of the outgoing servers, and domains of
@@ -33,7 +33,7 @@ _PROVIDERS = frozenset(_NAMES.split())
 
 
 def provider_of(name: str) -> str | None:
-    """The large mail provider that a host name or a mail domain belongs to, if there is one."""
+    """Returns the large mail provider that a host name or a mail domain belongs to, if there is one."""
     labels = name.lower().rstrip(".").split(".")
     for start in range(len(labels) - 1):
         if (suffix := ".".join(labels[start:])) in _PROVIDERS:

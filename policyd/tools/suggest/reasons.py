@@ -22,7 +22,7 @@ _MAX_REASONS = 1000
 # Characters of a reason that are shown.
 _MAX_LENGTH = 80
 
-# Whatever refuses in the session, and so about the client. Any other name is a relay, which refuses the mail later.
+# Programs that refuse in the session. Any other name is a relay, which refuses the mail later.
 _SESSION = frozenset({b"smtpd", b"milter", b"postscreen", b"cleanup", b"proxy", b"policyd", b"sendmail"})
 
 # A filter on this host or in a private network, or discard(8).
@@ -55,7 +55,7 @@ _GREYLISTED = re.compile(rb"gr[ea]y-?list|postgrey|too many|\blimit", re.IGNOREC
 
 
 def is_evidence(seen: Observation) -> bool:
-    """Whether a mail was refused or deferred for a reason that speaks against its client."""
+    """Returns whether a mail was refused or deferred for a reason that is about its client."""
     if seen.outcome not in {Outcome.REJECTED, Outcome.DEFERRED}:
         return False
     text = seen.text
@@ -71,14 +71,14 @@ def is_evidence(seen: Observation) -> bool:
 
 
 class Reasons:
-    """Texts of refusals without what differs from mail to mail, numbered."""
+    """Numbers the texts of refusals, without addresses and other parts that vary."""
 
     def __init__(self) -> None:
         self._numbers: dict[bytes, int] = {}
         self._texts: list[str] = ["other reasons"]
 
     def number(self, text: bytes) -> int:
-        """The number of the reason that a text gives; 0 if there are too many."""
+        """Returns the number of a text's reason; 0 if there are too many reasons."""
         key = _plain(text)
         number = self._numbers.get(key)
         if number is None:
@@ -89,7 +89,7 @@ class Reasons:
         return number
 
     def text(self, number: int) -> str:
-        """A reason as printable ASCII."""
+        """Returns a reason as printable ASCII."""
         return self._texts[number]
 
 

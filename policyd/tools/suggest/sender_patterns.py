@@ -1,4 +1,4 @@
-"""The pattern behind sender addresses that change from mail to mail: `rainbow+err000123@` and `rainbow+err000124@`.
+"""Finds the pattern of sender addresses that change from mail to mail: `rainbow+err000123@`, `rainbow+err000124@`.
 
 Bulk mailers number their bounce addresses, or write the recipient into them (VERP), so that no list of addresses ever
 holds. A `Shape` is what stays; senders of one shape were made by one mailer.
@@ -12,13 +12,13 @@ from typing import NamedTuple
 # Words that stand before the part that changes. Behind one, letters may change as well as digits. Longest first.
 _BOUNCE_WORD = re.compile("bounces|bounce|errors|error|return|bnc|err|ret")
 
-# What local parts are put together with.
+# Separators within local parts.
 _SEPARATOR = re.compile(r"([-+=._])")
 
 _CHANGING = {"digits": "[0-9]+", "word": "[a-z0-9]+", "rest": ".+"}
 
 # A literal of this many letters with a separator in it, as `rainbow+err`, is some mailer's own. A shorter one, as
-# `news` or `b-`, is anybody's, and needs the domain beside it.
+# `news` or `b-`, is common, and needs the domain beside it.
 _OWN_LENGTH = 8
 
 
@@ -30,7 +30,7 @@ class Shape(NamedTuple):
 
     @property
     def literal(self) -> str:
-        """All that stays."""
+        """All of the literal text."""
         return "".join(piece for piece in self.pieces if not piece.startswith("\0"))
 
     @property
@@ -39,13 +39,13 @@ class Shape(NamedTuple):
         return len(self.literal) >= _OWN_LENGTH and bool(_SEPARATOR.search(self.literal))
 
     def expression(self, domain: str) -> str:
-        """An RE2 expression for senders of this shape; `domain` is empty for any."""
+        """Returns an RE2 expression for senders of this shape; an empty `domain` stands for any."""
         local = "".join(_CHANGING[piece[1:]] if piece.startswith("\0") else _escape(piece) for piece in self.pieces)
         return f"^{local}@{_escape(domain)}$" if domain else f"^{local}@"
 
 
 def shape_of(local: str) -> Shape | None:
-    """The shape of a local part; None for one in which nothing looks as if it changed."""
+    """Returns the shape of a local part; None if no part of it seems to change."""
     pieces: list[str] = []
     tokens = _SEPARATOR.split(local.lower())
     for place, token in enumerate(tokens):

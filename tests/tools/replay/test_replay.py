@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from policyd.config.load import load
-from policyd.logs.transaction import Observation, Outcome, Standing
+from policyd.logs.transaction import NameStatus, Observation, Outcome
 from policyd.tools.judge import Assumption, Judge
 from policyd.tools.replay import replay as replay_module
 from policyd.tools.replay.output import comparison_as_json, print_comparison, print_replay, replay_as_json
@@ -306,7 +306,7 @@ observed_mails = st.builds(
     time=st.just(1.0),
     client_address=st.sampled_from([b"192.0.2.1", b"198.51.100.1", b"::ffff:192.0.2.7", b"", b"2001:db8::1"]),
     names=names,
-    standing=st.sampled_from([*Standing]),
+    name_status=st.sampled_from([*NameStatus]),
     helo_name=st.sampled_from([b"", b"x.b.example"]),
     sender=st.sampled_from([None, b"", b"v1@list.example", b"a@b"]),
     recipients=st.lists(st.sampled_from([b"c@d.example", b"postmaster@d.example"]), max_size=2).map(tuple),

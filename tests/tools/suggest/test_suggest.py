@@ -140,13 +140,13 @@ def test_candidates_are_ranked_by_what_they_catch_and_what_they_cost(tmp_path: P
 @pytest.mark.parametrize(("least", "count"), [(1, 1), (3, 1), (4, 0)])
 def test_how_many_clients_it_takes_can_be_said(tmp_path: Path, least: int, count: int) -> None:
     logs = log_of(tmp_path, *[mail(n, f"unknown[192.0.2.{n}]", sender="x@c", status=REFUSED) for n in range(3)])
-    assert len(suggest(logs, least_clients=least).candidates) == count
+    assert len(suggest(logs, min_clients=least).candidates) == count
 
 
 @pytest.mark.parametrize("client", ["unknown[127.0.0.1]", "h[10.1.2.3]", "h[192.168.3.4]", "h[::1]", "h[fe80::1]"])
 def test_own_addresses_are_not_suggested(tmp_path: Path, client: str) -> None:
     logs = log_of(tmp_path, *[mail(n, client, status=REFUSED) for n in range(5)])
-    assert rules(suggest(logs, least_clients=1)) == []
+    assert rules(suggest(logs, min_clients=1)) == []
 
 
 def test_a_short_pattern_needs_the_domain(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_whatever_the_log_the_yaml_is_right(
             for n, (address, name, local, domain, wanted) in enumerate(mails)
         ),
     )
-    found = suggest(logs, least_clients=1)
+    found = suggest(logs, min_clients=1)
     as_json(found, 20)
     if found.candidates:
         assert len(checked(folder, as_yaml(found, 100)).rules) == len(found.candidates)

@@ -31,6 +31,14 @@ class UnreadableError(Exception):
     """The file cannot be read. The message says why, without the file's name."""
 
 
+class ListChangedError(UnreadableError):
+    """A list file is needed a second time in a load, and is not what it was. `path` is the file."""
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
 class OversizedError(Exception):
     """The file is longer than any that is meant. The message says so."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 # Hexadecimal digits of a file's hash, as many as a ruleset's hash has.
@@ -69,9 +69,11 @@ class Texts(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Outline:
     """What can be compared between two rulesets: a digest for each rule in order, each list and the default action;
-    and how many entries each list has."""
+    and how many entries each list has. `differences` has, of lists whose tables were patched, how many entries they
+    have gained and lost since the ruleset that was in force at the load; of networks, how many ranges they make."""
 
     rules: dict[str, bytes]
     lists: dict[str, tuple[bytes, int]]
     default: bytes
     observe: bool
+    differences: dict[str, tuple[int, int]] = field(default_factory=dict)

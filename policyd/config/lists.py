@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, cast
 from policyd.config.conditions import Form
 from policyd.config.entries import parse_entries
 from policyd.config.entry_messages import explain_entry
-from policyd.config.files import MAX_LIST_BYTES, OversizedError, UnreadableError, read_file
+from policyd.config.files import MAX_LIST_BYTES, ListChangedError, OversizedError, UnreadableError, read_file
 from policyd.config.in_force import HASH_DIGITS
 from policyd.config.problems import Problem, quoted
 from policyd.core.tables import LongList, Networks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Hashable, Iterator, Mapping
 
     from policyd.config.problems import Report
     from policyd.config.yaml_tree import Scalar
@@ -55,21 +55,18 @@ class Entry:
 class ListFile:
     """A list file's bytes, and what has been parsed of them. `modified` is as in `LoadedFile`."""
 
-    def __init__(self, path: str, content: bytes, modified: float = 0.0) -> None:
+    def __init__(
+        self, path: str, content: bytes, modified: float = 0.0, known: Mapping[Hashable, int] | None = None
+    ) -> None:
         self.path = path
         self.modified = modified
         self._content: bytes | None = content
         self._digest = hashlib.sha256(content).digest()
+        self._known = known or {}  # lengths by key, of lists that need not be parsed: a table of them is kept
         self._parsed: dict[Form, Entries] = {}
 
-    @property
-    def content(self) -> bytes:
-        """The bytes, before they are freed."""
-        assert self._content is not None
-        return self._content
-
     def forget_content(self) -> None:
-        """Frees the bytes. The file is read again where they are needed once more."""
+        """Frees the bytes. If they are needed once more, the file is read again; ListChangedError if it has changed."""
         self._content = self._content and None  # an empty file may be one that does not exist
 
     @property
@@ -79,7 +76,10 @@ class ListFile:
 
     def has_entries(self) -> bool:
         """Whether there is any line with an entry."""
-        return _ANY_ENTRY.search(self._text()) is not None
+        return self._is_known() or _ANY_ENTRY.search(self._text()) is not None
+
+    def _is_known(self) -> bool:
+        return any((self._digest, form.value) in self._known for form in Form)
 
     @property
     def count(self) -> int:
@@ -89,7 +89,7 @@ class ListFile:
         return sum(map(bool, (line for _, lines in self._blocks() for line in _stripped(lines))))
 
     def entries(self) -> Iterator[Entry]:
-        """The entries as they are written. Raises UnreadableError if the file has changed and has to be read again."""
+        """The entries as they are written. Raises ListChangedError."""
         for first, raw_lines in self._blocks():
             for number, (line, raw) in enumerate(zip(_stripped(raw_lines), raw_lines, strict=True), first):
                 if line:
@@ -107,6 +107,9 @@ class ListFile:
         return known
 
     def _parse(self, form: Form, rule: str, using: str, report: Report) -> Entries:
+        key = self._digest, form.value
+        if key in self._known:
+            return LongList(key, self._known[key], lambda: self._read_known(form), self.path)
         networks = Networks()
         blocks: list[bytes] = []  # a block's names, one a line: a tenth of what they take as objects
         texts: list[Any] = []
@@ -125,12 +128,16 @@ class ListFile:
                 self._report_bad(form, first, raw_lines, bad, rule=rule, using=using, report=report)
         if form in _SHORT_FORMS:
             return texts
-        key = self._digest, form.value
         if form is Form.NETWORK:
-            return networks if length < LONG_LIST else LongList(key, length, lambda: (networks,))
+            return networks if length < LONG_LIST else LongList(key, length, lambda: (networks,), self.path)
         if length < LONG_LIST:
             return [name for block in blocks for name in block.split(b"\n")]
-        return LongList(key, length, lambda: (block.split(b"\n") for block in blocks))
+        return LongList(key, length, lambda: (block.split(b"\n") for block in blocks), self.path)
+
+    def _read_known(self, form: Form) -> Iterator[Any]:
+        """The entries of a list that has been parsed in this form by an earlier load, without an error."""
+        for _, raw_lines in self._blocks():
+            yield parse_entries(form, [line for line in _stripped(raw_lines) if line])[0]
 
     def _report_bad(
         self,
@@ -155,16 +162,26 @@ class ListFile:
             message = f"{using}: {explain_entry(form, lines[number])}"
             report.add(Problem(self.path, first + number, column, message, rule))
 
-    def _text(self) -> bytes:
+    def forget_known_content(self) -> None:
+        """Frees the bytes of a list that need not be parsed."""
+        if self._is_known():
+            self._content = None
+
+    @property
+    def content(self) -> bytes:
+        """The bytes. Raises ListChangedError."""
         content = self._content
         if content is None:
             try:
                 content = read_file(self.path, MAX_LIST_BYTES)
-            except OversizedError as error:
-                raise UnreadableError(str(error)) from error
+            except (UnreadableError, OversizedError) as error:
+                raise ListChangedError(self.path, str(error)) from error
             if hashlib.sha256(content).digest() != self._digest:
-                raise UnreadableError("has changed while it was loaded; try again")
-        return content.removeprefix(_BYTE_ORDER_MARK)
+                raise ListChangedError(self.path, "has changed while it was loaded; try again")
+        return content
+
+    def _text(self) -> bytes:
+        return self.content.removeprefix(_BYTE_ORDER_MARK)
 
     def _blocks(self) -> Iterator[tuple[int, list[bytes]]]:
         """The lines in blocks, with the number of the first: all of a million would take 60 MB at once."""

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from policyd.config.in_force import Outline
     from policyd.config.lists import ListDefinition
     from policyd.config.settings import InetAddress, UnixAddress
+    from policyd.config.tables.kept import TableStore
     from policyd.config.written import RulesFile
     from policyd.core.index import Ruleset
 
@@ -92,6 +93,7 @@ def load(
     keep_lists: bool = True,
     texts: Texts | None = None,
     list_files: Mapping[str, str] | None = None,
+    tables: TableStore | None = None,
 ) -> Loaded:
     """Loads settings (all defaults without `config_path`) and the ruleset, from `rules_path` or where settings say.
 
@@ -99,11 +101,19 @@ def load(
     searched for what is likely not meant; who may write the files is looked at in any case. Without `keep_lists`, the
     bytes of list files are not kept: what needs them again reads the file again, which must not have changed. With
     `texts`, these are loaded in place of what the settings and the rules file say now; list files are read.
-    `list_files` names files by list, to be read in place of those that the lists name. Raises ConfigErrors.
+    `list_files` names files by list, to be read in place of those that the lists name. `tables` has tables to use as
+    far as they fit, and gets those that are used. Raises ConfigErrors.
     """
     with _without_garbage_collection():
         return _load(
-            config_path, rules_path, listen, warnings_on, keep_lists=keep_lists, texts=texts, list_files=list_files
+            config_path,
+            rules_path,
+            listen,
+            warnings_on,
+            keep_lists=keep_lists,
+            texts=texts,
+            list_files=list_files,
+            tables=tables,
         )
 
 
@@ -125,6 +135,7 @@ def _load(
     keep_lists: bool,
     texts: Texts | None,
     list_files: Mapping[str, str] | None,
+    tables: TableStore | None,
 ) -> Loaded:
     started = time.monotonic()
     report = Report()
@@ -134,7 +145,9 @@ def _load(
     if rules is not None:
         rules_report = Report()
         text = texts.rules if texts else None
-        rules_file = read_rules(rules, rules_report, keep_lists=keep_lists, text=text, list_files=list_files)
+        rules_file = read_rules(
+            rules, rules_report, keep_lists=keep_lists, text=text, list_files=list_files, tables=tables
+        )
         if rules_report and rules_file is not None and warnings_on is not None:
             rules_report.extend(lint(rules_file, warnings_on, rules_report))
         report.extend(rules_report)

@@ -71,11 +71,18 @@ def changes(old: Outline, new: Outline) -> tuple[str, ...]:
         if before is None:
             lines.append(f"list {name} added: {count:,} entries")
         elif before[0] != digest:
-            lines.append(f"list {name} changed: {before[1]:,} entries before, {count:,} now")
+            gains = _gains(new, name, count - before[1])
+            lines.append(f"list {name} changed: {before[1]:,} entries before, {count:,} now{gains}")
     lines += [f"list {name} removed" for name in old.lists if name not in new.lists]
     if len(lines) > MAX_CHANGES:
         lines[MAX_CHANGES:] = [f"and {len(lines) - MAX_CHANGES:,} more changes"]
     return tuple(lines)
+
+
+def _gains(outline: Outline, name: str, more: int) -> str:
+    """What a list has gained and lost, if that is known: networks that touch make one range, which says too little."""
+    gained, lost = outline.differences.get(name, (0, 0))
+    return f" (+{gained:,} -{lost:,})" if (gained or lost) and gained - lost == more else ""
 
 
 def _compare(what: str, old: dict[str, bytes], new: dict[str, bytes]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,14 @@ from policyd.config.checks.ruleset_tests import read_tests, run_tests
 from policyd.config.conditions import CONDITIONS, KNOWN_VALUES, UNPROVEN, Form
 from policyd.config.dates import parse_date
 from policyd.config.dns_lists import NAME_PATTERN, read_dns_lists
-from policyd.config.files import MAX_LIST_BYTES, MAX_RULES_BYTES, OversizedError, UnreadableError, read_dated
+from policyd.config.files import (
+    MAX_LIST_BYTES,
+    MAX_RULES_BYTES,
+    ListChangedError,
+    OversizedError,
+    UnreadableError,
+    read_dated,
+)
 from policyd.config.in_force import LoadedFile, Text, file_hash
 from policyd.config.lists import ListDefinition, ListFile, parse_values
 from policyd.config.other_words import meant_condition
@@ -41,7 +49,9 @@ if TYPE_CHECKING:
 
     from policyd.config.conditions import ConditionType
     from policyd.config.problems import Report
+    from policyd.config.tables.kept import TableStore
     from policyd.config.yaml_tree import Item, Node
+    from policyd.core.index import MakeTables
 
 TOP_KEYS = ("mode", "lists", "dns_lists", "rules", "default", "tests")
 RULE_KEYS = ("name", "match", "except", "action", "mode", "expires", "note")
@@ -66,12 +76,14 @@ def read_rules(
     keep_lists: bool = True,
     text: Text | None = None,
     list_files: Mapping_[str, str] | None = None,
+    tables: TableStore | None = None,
 ) -> RulesFile | None:
     """Reads a rules file (or its `text`) and its lists, builds the ruleset, and runs the tests inside it.
 
     Returns None if the file cannot be read or is not YAML. All problems are in the report,
     which must hold none before. Without `keep_lists`, the bytes of list files are freed once they have been parsed.
-    `list_files` names files that are read in place of those of lists.
+    `list_files` names files that are read in place of those of lists. `tables` has the tables of the ruleset in force,
+    and gets those of this one.
     """
     try:
         content, modified = read_dated(path, MAX_RULES_BYTES) if text is None else (bytes(text), text.modified)
@@ -84,16 +96,20 @@ def read_rules(
     root = parse_yaml(content, path, report)
     if root is None:
         return None
-    reader = _Reader(path, content, report, list_files or {})
-    rules_file = reader.read(root)
-    rules_file.text = Text(content, modified)
-    rules_are_right = not report
-    reader.read_tests(root)
-    if rules_are_right:
-        reader.describe(root)
-    if not keep_lists:
-        reader.forget_list_files()
-    ruleset = reader.build() if rules_are_right else None
+    reader = _Reader(path, content, report, list_files or {}, tables)
+    try:
+        rules_file = reader.read(root)
+        rules_file.text = Text(content, modified)
+        rules_are_right = not report
+        reader.read_tests(root)
+        if rules_are_right:
+            reader.describe(root)
+        if not keep_lists:
+            reader.forget_list_files()
+        ruleset = reader.build() if rules_are_right else None
+    except ListChangedError as error:
+        report.add(Problem(error.path, 0, 0, str(error)))
+        return None
     if ruleset is not None:
         rules_file.index = ruleset.index
         run_tests(rules_file.tests, ruleset, path, report)  # also beside a test that cannot be read
@@ -105,8 +121,17 @@ def read_rules(
 class _Reader:
     """One reading of one rules file."""
 
-    def __init__(self, path: str, content: bytes, report: Report, list_files: Mapping_[str, str]) -> None:
+    def __init__(
+        self,
+        path: str,
+        content: bytes,
+        report: Report,
+        list_files: Mapping_[str, str],
+        tables: TableStore | None,
+    ) -> None:
         self._path = path
+        self._tables = tables
+        self._known_lists = {} if tables is None else tables.lengths()
         self._replaced = list_files
         self._report = report
         self._hash = hashlib.sha256(content)
@@ -181,7 +206,10 @@ class _Reader:
         dns_lists = tuple(one.definition for one in self._file.dns_lists.values() if one.used and one.definition)
         hostname_lists = frozenset(one.name for one in dns_lists if one.ask is Ask.HOSTNAME)
         try:
-            index = build_index(rules, entries, build_tables, hostname_lists)
+            make_tables: MakeTables = build_tables
+            if self._tables is not None:
+                make_tables = partial(build_tables, make_list_table=self._tables.make_list_table)
+            index = build_index(rules, entries, make_tables, hostname_lists)
         except re2.error:
             message = "all expressions on one attribute together are too large for RE2; repeat less, as in {1000}"
             self._report.add(Problem(self._path, 0, 0, message))
@@ -189,8 +217,17 @@ class _Reader:
         except ValueError as error:
             self._report.add(Problem(self._path, 0, 0, f"is too large to be indexed: {error}"))
             return None
+        self._tell_differences()
         ruleset_hash = self._hash.hexdigest()[:8]
         return Ruleset(rules, self._file.default, index, self._file.observe, ruleset_hash, self._count(), dns_lists)
+
+    def _tell_differences(self) -> None:
+        """Puts into the outline what lists have gained and lost, if their tables were patched."""
+        differences = {} if self._tables is None else self._tables.differences
+        outline = self._file.outline
+        for name, definition in self._file.lists.items():
+            if outline is not None and definition.file is not None and definition.file.path in differences:
+                outline.differences[name] = differences[definition.file.path]
 
     def _count(self) -> Counts:
         """Counts what was loaded; a list counts once, however many conditions use it."""
@@ -285,6 +322,8 @@ class _Reader:
         if file is not None and not definition.local and path not in self._hashed:
             self._hashed.add(path)
             self._hash.update(file.content)
+        if file is not None:
+            file.forget_known_content()
         if file is not None and not (allow_empty or path in self._missing) and not file.has_entries():
             message = "has no entries, which would disarm the list; if that is meant, write allow_empty: true"
             self._report.add(Problem(path, 1, 1, f"{self._prefix}{message}"))
@@ -319,7 +358,7 @@ class _Reader:
                 message = "has a NUL byte; a list is a text file in UTF-8"
                 self._report.add(Problem(path, line, nul - content.rfind(b"\n", 0, nul), f"{self._prefix}{message}"))
                 return None
-            self._list_files[path] = ListFile(path, content, modified)
+            self._list_files[path] = ListFile(path, content, modified, self._known_lists)
         return self._list_files[path]
 
     # --- Rules ------------------------------------------------------------------------------------------------------

@@ -79,15 +79,18 @@ class LongList:
     """A list with so many entries that its table is worth keeping when the ruleset changes.
 
     `key` stands for content and form: two lists with the same key have the same entries. `read` gives the entries, a
-    block at a time, as often as it is called. `repeated` is found while a table is built; it is None before that.
+    block at a time, as often as it is called. `path` is its file. `repeated` is None until a table has been built.
     """
 
-    __slots__ = ("_length", "key", "read", "repeated")
+    __slots__ = ("_length", "key", "path", "read", "repeated")
 
-    def __init__(self, key: Hashable, length: int, read: Callable[[], Iterable[Networks | Sequence[bytes]]]) -> None:
+    def __init__(
+        self, key: Hashable, length: int, read: Callable[[], Iterable[Networks | Sequence[bytes]]], path: str = ""
+    ) -> None:
         self.key = key
         self._length = length
         self.read = read
+        self.path = path
         self.repeated: Repetitions | None = None
 
     def __len__(self) -> int:
@@ -96,20 +99,6 @@ class LongList:
 
 PlainEntries: TypeAlias = "Networks | Sequence[bytes] | Sequence[str]"
 Entries: TypeAlias = "PlainEntries | LongList"
-
-
-def plain_entries(entries: Entries) -> PlainEntries:
-    """The entries themselves; of a long list a copy that takes memory for each entry."""
-    if not isinstance(entries, LongList):
-        return entries
-    networks = Networks()
-    names: list[bytes] = []
-    for block in entries.read():
-        if isinstance(block, Networks):
-            networks.extend(block)
-        else:
-            names += block
-    return names or networks
 
 
 class RangeTable:

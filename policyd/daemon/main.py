@@ -61,6 +61,9 @@ ARRIVAL_TURNS = 5
 # connections that wait) though nearly all go when their count is zero.
 COLLECTOR_THRESHOLD = 20_000
 
+# Changes in the line that a reload logs; `policyd reload` prints more.
+MAX_CHANGES_LOGGED = 10
+
 # Of rules that end, so many are named, once a day; a ruleset made by a program may have thousands.
 MAX_EXPIRY_LINES = 20
 
@@ -278,7 +281,7 @@ class _Daemon:
         """Loads and, if all is well, puts in force; with `data`, the rules text and the settings stay as they are."""
         old = self._running.delivery
         try:
-            delivery, holding = await self._loader.load(old.texts if data else None)
+            delivery, holding = await self._loader.load(old.texts if data else None, self._holding)
             changed = changes(old.outline, delivery.outline)
             await self._use(delivery, holding)
         except (ConfigErrors, LoadError) as error:
@@ -295,7 +298,7 @@ class _Daemon:
             result = ReloadResult(
                 time.time(), data, (), delivery.summary, changed, delivery.warnings, delivery.left_alone
             )
-            _log.info("reloaded: %s", delivery.summary)
+            _log.info("reloaded: %s", "; ".join((delivery.summary, *_shortened(changed), *delivery.reused)))
             for path in delivery.left_alone:
                 _log.info("%s has been edited since it was loaded; reload --data leaves it alone", path)
             self._announce_ruleset(delivery.warnings)
@@ -456,6 +459,13 @@ class _Daemon:
         task = asyncio.create_task(work)
         self._tasks.add(task)  # the loop itself keeps tasks by weak references only
         task.add_done_callback(self._tasks.discard)
+
+
+def _shortened(changed: Sequence[str]) -> list[str]:
+    """As many changes as fit into a line of the log, and a count of the others."""
+    if len(changed) <= MAX_CHANGES_LOGGED:
+        return [*changed]
+    return [*changed[:MAX_CHANGES_LOGGED], f"and {len(changed) - MAX_CHANGES_LOGGED:,} more changes"]
 
 
 def _paths(files: Sequence[LoadedFile]) -> dict[str, str | None]:

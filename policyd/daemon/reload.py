@@ -6,6 +6,10 @@ A small *loader* process is forked at the start, before there is an event loop o
 daemon maps the file: tables of a million entries are used where they lie, and the objects around them are unpickled
 in slices, one in a turn of the event loop.
 
+Tables of long lists have memory files of their own (`policyd.config.tables.kept`). The daemon keeps those of the
+ruleset in force and passes them along with the next request to load; a worker uses them as far as they fit. So only
+tables of a ruleset that was put in force are used again, and a worker that dies changes nothing.
+
 Why processes: whatever a thread does, it holds the interpreter's lock, and requests wait for it (a million networks
 and names: 3.3 s, requests up to 273 ms; with the loops written to yield, 7 s and 40 ms). Why forked from one parent:
 the tables use `hash(bytes)`, whose key only a fork hands on. Why a loader that does nothing else: by the time of a
@@ -20,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copyreg
 import fcntl
 import gc
 import mmap
@@ -32,26 +37,30 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, NoReturn, TypeAlias
 
-from policyd.config.in_force import Texts
 from policyd.config.load import load
 from policyd.config.problems import ConfigErrors
+from policyd.config.tables.kept import ALIGNMENT, TableFile, TableStore
+from policyd.core.tables import NameTable, RangeTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from policyd.config.in_force import LoadedFile, Outline
+    from policyd.config.in_force import LoadedFile, Outline, Texts
     from policyd.config.load import Loaded
     from policyd.config.settings import InetAddress, Settings, UnixAddress
     from policyd.core.index import Ruleset
+
+    LoadFiles: TypeAlias = Callable[[Texts | None, TableStore], Loaded]
 
 # Elements of a long list that are unpickled at a time. A rule with its conditions takes some 30 us, so a slice takes
 # 2 ms, which requests do not notice.
 SLICE = 64
 
-# A table begins on a cache line of the memory file.
-_ALIGNMENT = 64
+# Descriptors that go along with a message: a file, and a table for each attribute that conditions can look at. Linux
+# passes 253 at most (SCM_MAX_FD).
+_MAX_DESCRIPTORS = 200
 
 # The longest message between the processes: a traceback, at worst.
 _MESSAGE_BYTES = 65536
@@ -64,7 +73,8 @@ class LoadError(Exception):
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """What a load has brought. `summary` says it in a line; `seconds` is how long that took; `warnings` are a line
-    each. `files`, `texts` and `left_alone` are as in `policyd.config.load.Loaded`."""
+    each. `files`, `texts` and `left_alone` are as in `policyd.config.load.Loaded`. `reused` says, a line each, which
+    parts of the ruleset in force the load has used again."""
 
     settings: Settings
     ruleset: Ruleset
@@ -75,26 +85,53 @@ class Delivery:
     texts: Texts
     outline: Outline
     left_alone: tuple[str, ...]
+    reused: tuple[str, ...] = ()
+
+
+class MappedTable:
+    """A table's memory file in this process: rulesets that have the table share it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.memory = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        self.users = 0  # holdings
 
 
 class Holding:
-    """What a delivery takes up in this process: its objects, by the slices in which they came, and the memory file."""
+    """What a delivery takes up in this process: its objects, by the slices in which they came, and the memory files.
 
-    def __init__(self, slices: list[object], memory: mmap.mmap) -> None:
+    `catalogue` says what is in the tables, for the next load.
+    """
+
+    def __init__(
+        self, slices: list[object], memory: mmap.mmap, tables: Sequence[MappedTable] = (), catalogue: bytes = b""
+    ) -> None:
         self._slices = slices
         self._memory = memory
+        self.tables = tuple(tables)
+        self.catalogue = catalogue
+        for table in self.tables:
+            table.users += 1
 
     async def release(self) -> None:
-        """Frees a delivery that nobody else refers to any more, in steps that requests do not notice.
+        """Frees a delivery that nothing else refers to any more, in steps that requests do not notice.
 
         In one go, 10,000 rules (300,000 objects) would take 15 ms, and the tables of a million networks and names 20.
         """
         while self._slices:
             self._slices.pop()
             await asyncio.sleep(0)
-        # A request may still have the ruleset. Then the memory goes when that request does.
-        with contextlib.suppress(BufferError):
-            await asyncio.to_thread(self._memory.close)  # which lets go of the interpreter's lock
+        memories = [self._memory]
+        for table in self.tables:
+            table.users -= 1
+            if not table.users:
+                os.close(table.descriptor)
+                memories.append(table.memory)
+        self.tables = ()
+        for memory in memories:
+            # A request may still have the ruleset. Then the memory goes when that request does.
+            with contextlib.suppress(BufferError):
+                await asyncio.to_thread(memory.close)  # which lets go of the interpreter's lock
 
 
 class Loader:
@@ -114,53 +151,58 @@ class Loader:
         if not self.pid:
             self._channel.close()
             _run_loader(
-                far_end, lambda texts: load(config_path, rules_path, listen=listen, keep_lists=False, texts=texts)
+                far_end,
+                lambda texts, tables: load(
+                    config_path, rules_path, listen=listen, keep_lists=False, texts=texts, tables=tables
+                ),
             )
         far_end.close()
 
-    async def load(self, texts: Texts | None = None) -> tuple[Delivery, Holding]:
+    async def load(self, texts: Texts | None = None, in_force: Holding | None = None) -> tuple[Delivery, Holding]:
         """Loads settings and ruleset; one load at a time. The holding is to be released when the delivery is replaced.
 
-        With `texts`, these are loaded in place of what the settings file and the rules file say now.
+        With `texts`, these are loaded in place of what the settings file and the rules file say now. Tables of the
+        holding `in_force` are used again as far as they fit; it must not be released meanwhile.
 
         Raises ConfigErrors where something in the files is wrong, LoadError where something else is.
         """
         try:
-            self._request(texts)
+            self._request(texts, in_force)
             await self._readable()
-            message, descriptors, _, _ = socket.recv_fds(self._channel, _MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+            message, descriptors, _, _ = socket.recv_fds(
+                self._channel, _MESSAGE_BYTES, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+            )
         except (BrokenPipeError, ConnectionResetError):
             message, descriptors = b"", []
         if not message:
             raise LoadError(self._bury())
-        if not message.isdigit():
+        directory, _, sent = message.partition(b" ")
+        if not directory.isdigit() or not sent.isdigit():
             raise LoadError(message.decode())
-        if not descriptors:
-            raise LoadError("no descriptor is free to receive the new ruleset with")
         try:
-            memory = _map(descriptors[0])
-            slices = await _collect(_unpack(memory, int(message)))
+            if len(descriptors) < int(sent):
+                raise LoadError("no descriptor is free to receive the new ruleset with")
+            return await _receive(int(directory), descriptors, in_force)
         except (OSError, MemoryError):
             raise LoadError("the new ruleset does not fit into memory") from None
-        result = slices.pop()
-        if isinstance(result, ConfigErrors):
-            raise result
-        assert isinstance(result, Delivery)
-        return result, Holding(slices, memory)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
 
-    def _request(self, texts: Texts | None) -> None:
-        """Asks for a load. The texts go along in a memory file."""
-        if texts is None:
+    def _request(self, texts: Texts | None, in_force: Holding | None) -> None:
+        """Asks for a load. Texts and catalogue go along in a memory file, tables in theirs."""
+        if texts is None and (in_force is None or not in_force.tables):
             self._channel.send(b"load")
             return
         try:
-            file = os.fdopen(os.memfd_create("policyd-texts", os.MFD_CLOEXEC), "w+b")
+            file = os.fdopen(os.memfd_create("policyd-request", os.MFD_CLOEXEC), "w+b")
         except OSError as error:
             raise LoadError(f"cannot pass the rules in force to the loading process: {error.strerror}") from None
+        catalogue, tables = (b"", ()) if in_force is None else (in_force.catalogue, in_force.tables)
         with file:
-            pickle.dump(texts, file, protocol=5)
+            pickle.dump((texts, catalogue), file, protocol=5)
             file.flush()
-            socket.send_fds(self._channel, [b"load"], [file.fileno()])
+            socket.send_fds(self._channel, [b"load"], [file.fileno(), *(table.descriptor for table in tables)])
 
     def close(self) -> None:
         """Ends the loading process, and a load that is under way."""
@@ -190,6 +232,31 @@ class Loader:
         return self._fate
 
 
+async def _receive(place: int, descriptors: list[int], in_force: Holding | None) -> tuple[Delivery, Holding]:
+    """Maps the memory file with the result and those of new tables, and unpickles; removes the descriptors of new
+    tables, which are kept."""
+    memory = mmap.mmap(descriptors[0], 0, access=mmap.ACCESS_READ)
+    directory = _read_directory(memory, place)
+    kept = () if in_force is None else in_force.tables
+    tables = []
+    new = []
+    try:
+        for reused in directory.tables:
+            if reused is None:
+                new.append(MappedTable(descriptors.pop(1)))
+            tables.append(new[-1] if reused is None else kept[reused])
+        slices = await _collect(_unpack(memory, directory, tables))
+    except BaseException:
+        for table in new:
+            os.close(table.descriptor)
+        raise
+    result = slices.pop()
+    if isinstance(result, ConfigErrors):
+        raise result
+    assert isinstance(result, Delivery)
+    return result, Holding(slices, memory, tables, directory.catalogue)
+
+
 async def _collect(slices: Iterator[object]) -> list[object]:
     """All of the slices, with a turn of the event loop after each.
 
@@ -212,7 +279,7 @@ async def _collect(slices: Iterator[object]) -> list[object]:
 # --- In the loader and its workers ------------------------------------------------------------------------------------
 
 
-def _run_loader(channel: socket.socket, load_files: Callable[[Texts | None], Loaded]) -> NoReturn:
+def _run_loader(channel: socket.socket, load_files: LoadFiles) -> NoReturn:
     """Forks a worker for each request, until the daemon is gone. Does nothing else, so that it stays as it is."""
     _call("policyd-loader")
     # These are meant for the daemon, but reach the whole group from a terminal or an init system.
@@ -221,12 +288,14 @@ def _run_loader(channel: socket.socket, load_files: Callable[[Texts | None], Loa
     status = 1
     try:
         while True:
-            message, descriptors, _, _ = socket.recv_fds(channel, _MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+            message, descriptors, _, _ = socket.recv_fds(
+                channel, _MESSAGE_BYTES, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+            )
             if not message:
                 break
             worker = os.fork()
             if not worker:
-                _run_worker(channel, lambda: load_files(_read_texts(descriptors)))  # noqa: B023 - called before the next
+                _run_worker(channel, load_files, descriptors)
             for descriptor in descriptors:
                 os.close(descriptor)
             problem = _watch(worker, channel)
@@ -254,16 +323,17 @@ def _watch(worker: int, channel: socket.socket) -> str:
     return _told(status) if status else ""
 
 
-def _run_worker(channel: socket.socket, load_files: Callable[[], Loaded]) -> NoReturn:
+def _run_worker(channel: socket.socket, load_files: LoadFiles, descriptors: list[int]) -> NoReturn:
     """Loads, delivers and ends."""
     _call("policyd-worker")
     gc.disable()  # it ends before there is enough to collect
     with contextlib.suppress(OSError):  # a sandbox may forbid it
         Path("/proc/self/oom_score_adj").write_text("1000")
     try:
+        texts, store = _read_request(descriptors)
         result: Delivery | ConfigErrors
         try:
-            loaded = load_files()
+            loaded = load_files(texts, store)
             warnings = tuple(f"{one.path}: {one.message}" for one in loaded.warnings)
             result = Delivery(
                 loaded.settings,
@@ -275,15 +345,18 @@ def _run_worker(channel: socket.socket, load_files: Callable[[], Loaded]) -> NoR
                 loaded.texts,
                 loaded.outline,
                 loaded.left_alone,
+                store.reused(),
             )
             del loaded  # its parsed lists, before all of the tables are there twice
         except ConfigErrors as errors:
             result = errors
+            store.used.clear()
         descriptor = os.memfd_create("policyd-ruleset", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         with os.fdopen(descriptor, "wb", closefd=False) as file:
-            directory = _pack(result, file)
+            place = _pack(result, file, store)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-        socket.send_fds(channel, [str(directory).encode()], [descriptor])
+        sent = [descriptor, *(table.descriptor for table in store.used if table not in store.kept)]
+        socket.send_fds(channel, [b"%d %d" % (place, len(sent))], sent)
     except MemoryError:
         channel.send(b"the new ruleset does not fit into memory")
     except Exception:  # noqa: BLE001 - the boundary of the load: a bug there must not look like a result
@@ -293,15 +366,15 @@ def _run_worker(channel: socket.socket, load_files: Callable[[], Loaded]) -> NoR
         os._exit(0)
 
 
-def _read_texts(descriptors: list[int]) -> Texts | None:
-    """The texts that came with the request to load, if any did."""
+def _read_request(descriptors: list[int]) -> tuple[Texts | None, TableStore]:
+    """What came with the request to load, if anything did: texts, and the tables of the ruleset in force."""
     if not descriptors:
-        return None
-    with open(descriptors[0], "rb") as file:  # noqa: PTH123 - a descriptor
+        return None, TableStore()
+    with open(descriptors[0], "rb", closefd=False) as file:
         file.seek(0)
-        texts = pickle.load(file)  # noqa: S301 - written by the daemon
-    assert isinstance(texts, Texts)
-    return texts
+        texts, catalogue = pickle.load(file)  # noqa: S301 - written by the daemon
+    records = pickle.loads(catalogue) if catalogue else []  # noqa: S301 - written by an earlier worker
+    return texts, TableStore([*map(TableFile, descriptors[1:], records)])
 
 
 def _call(name: str) -> None:
@@ -318,49 +391,77 @@ def _told(status: int) -> str:
     return f"killed by {signal.Signals(-code).name}{out_of_memory}"
 
 
-# --- The memory file: pickles one after the other, then the tables, then a directory of the tables --------------------
+# --- The memory file: pickles one after the other, then the tables that have no file of their own, then a directory ---
 
 
-def _pack(result: object, file: BinaryIO) -> int:
+class Directory(NamedTuple):
+    """What is where in a memory file.
+
+    `buffers` are the arrays of all tables in the order in which they are unpickled: the table (0 for this memory file,
+    1 for the first in `tables`), start and length in bytes. `tables` has for each table with a file of its own its
+    place among the tables of the ruleset in force, None for a new one.
+    """
+
+    pickles: int
+    buffers: tuple[tuple[int, int, int], ...]
+    tables: tuple[int | None, ...]
+    catalogue: bytes
+
+
+def _pack(result: object, file: BinaryIO, store: TableStore | None = None) -> int:
     """Writes the result. Returns where the directory begins.
 
     The pickles share one memo, so an object that a slice holds is the same object in all that follows.
     """
+    store = TableStore() if store is None else store
+    files = {id(one.table): (place, one) for place, one in enumerate(store.used, 1)}
     buffers: list[pickle.PickleBuffer] = []
+    in_files: dict[int, tuple[int, int, int]] = {}  # by the identity of the buffer, all of which stay until the end
+
+    def reduce_table(table: RangeTable | NameTable) -> tuple[type, tuple[pickle.PickleBuffer, ...]]:
+        parts = tuple(map(pickle.PickleBuffer, table.parts))
+        if id(table) in files:
+            place, one = files[id(table)]
+            in_files.update((id(part), (place, *span)) for part, span in zip(parts, one.record.layout, strict=True))
+        return type(table), parts
+
     pickler = pickle.Pickler(file, protocol=5, buffer_callback=buffers.append)
+    pickler.dispatch_table = {**copyreg.dispatch_table, RangeTable: reduce_table, NameTable: reduce_table}
     count = 0
     for one in (*_slices(result), result):
         pickler.dump(one)
         count += 1
-    directory = []
+    places = []
     for buffer in buffers:
+        if id(buffer) in in_files:
+            places.append(in_files[id(buffer)])
+            continue
         with buffer.raw() as raw:
-            start = -(-file.tell() // _ALIGNMENT) * _ALIGNMENT
+            start = -(-file.tell() // ALIGNMENT) * ALIGNMENT
             file.seek(start)
             file.write(raw)
-            directory.append((start, len(raw)))
+            places.append((0, start, len(raw)))
     place = file.tell()
-    pickle.dump((count, directory), file)
+    kept = {id(one): n for n, one in enumerate(store.kept)}
+    catalogue = pickle.dumps([one.record for one in store.used])
+    pickle.dump(Directory(count, tuple(places), tuple(kept.get(id(one)) for one in store.used), catalogue), file)
     return place
 
 
-def _map(descriptor: int) -> mmap.mmap:
-    """The memory file, to be read only. Takes the descriptor over."""
-    try:
-        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-    finally:
-        os.close(descriptor)
+def _read_directory(memory: mmap.mmap, place: int) -> Directory:
+    memory.seek(place)
+    directory = pickle.load(memory)  # noqa: S301 - written by a process of our own, and sealed
+    assert isinstance(directory, Directory)
+    return directory
 
 
-def _unpack(memory: mmap.mmap, directory: int) -> Iterator[object]:
+def _unpack(memory: mmap.mmap, directory: Directory, tables: Sequence[MappedTable] = ()) -> Iterator[object]:
     """The slices and, last, the result."""
-    memory.seek(directory)
-    count, places = pickle.load(memory)  # noqa: S301 - written by a process of our own, and sealed
-    tables = memoryview(memory)
-    buffers = (tables[start : start + length] for start, length in places)
+    views = [memoryview(memory), *(memoryview(table.memory) for table in tables)]
+    buffers = (views[place][start : start + length] for place, start, length in directory.buffers)
     unpickler = pickle.Unpickler(memory, buffers=buffers)  # noqa: S301 - as above
     memory.seek(0)
-    for _ in range(count):
+    for _ in range(directory.pickles):
         yield unpickler.load()
 
 

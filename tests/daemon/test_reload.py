@@ -20,7 +20,7 @@ from policyd.core.engine import Decision, decide
 from policyd.core.facts import Facts
 from policyd.core.identity import Identity, Status
 from policyd.core.protocol import Request
-from policyd.daemon.reload import SLICE, Holding, Loader, LoadError, _collect, _map, _pack, _slices, _unpack
+from policyd.daemon.reload import SLICE, Holding, Loader, LoadError, _collect, _pack, _read_directory, _slices, _unpack
 from tests.core.build import build
 from tests.daemon.turns import Turns
 
@@ -29,9 +29,10 @@ def travel(thing: object) -> tuple[mmap.mmap, list[Any]]:
     """Packs into a memory file and unpacks: the file, the slices, and last the thing."""
     descriptor = os.memfd_create("test")
     with os.fdopen(os.dup(descriptor), "wb") as file:
-        directory = _pack(thing, file)
-    memory = _map(descriptor)
-    return memory, [*_unpack(memory, directory)]
+        place = _pack(thing, file)
+    memory = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    os.close(descriptor)
+    return memory, [*_unpack(memory, _read_directory(memory, place))]
 
 
 TODAY = datetime.date(2026, 1, 1)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
     from policyd.core.index import Source
-    from policyd.core.tables import Buffer, Entries
+    from policyd.core.tables import Buffer, Entries, PlainEntries
 
 # Combinations of long lists with a bit for each list; with more, lists that the same conditions use share a bit. Many
 # lists that overlap everywhere make one combination for each range, of which none is worth keeping.
@@ -262,7 +262,7 @@ def build_table(groups: Sequence[Sequence[Source]], limit: int | None = None) ->
     for place, group in enumerate(groups):
         for source in group:
             repeated = Repetitions()
-            for block in _blocks(source.entries):
+            for block in blocks_of(source.entries):
                 plain, dotted = split_dotted(block) if source.kind is Kind.DOMAIN else (block, ())
                 builder.add(plain, 1 << 2 * place, repeated)
                 builder.add(dotted, 2 << 2 * place, repeated, b".")
@@ -314,7 +314,22 @@ def _networks(entries: Entries) -> Iterator[Networks]:
         yield block
 
 
-def _blocks(entries: Entries) -> Iterator[Sequence[Any]]:
+def plain_entries(entries: Entries) -> PlainEntries:
+    """The entries themselves; of a long list a copy that takes memory for each entry."""
+    if not isinstance(entries, LongList):
+        return entries
+    networks = Networks()
+    names: list[bytes] = []
+    for block in entries.read():
+        if isinstance(block, Networks):
+            networks.extend(block)
+        else:
+            names += block
+    return names or networks
+
+
+def blocks_of(entries: Entries) -> Iterator[Sequence[Any]]:
+    """The entries of anything but a list of networks, a block at a time."""
     for block in entries.read() if isinstance(entries, LongList) else (entries,):
         assert not isinstance(block, Networks)
         yield block

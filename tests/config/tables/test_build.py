@@ -17,6 +17,7 @@ from policyd.config.tables.build import (
     build_list_table,
     build_table,
     group_by_users,
+    plain_entries,
     table_of,
 )
 from policyd.core import hits
@@ -24,7 +25,7 @@ from policyd.core.hits import LazyHits, hits_by_number, hits_of
 from policyd.core.index import Source
 from policyd.core.lookups import DomainTable
 from policyd.core.ruleset import Kind
-from policyd.core.tables import LongList, NameTable, Networks, RangeTable, plain_entries
+from policyd.core.tables import LongList, NameTable, Networks, RangeTable
 from tests.examples import examples
 
 if TYPE_CHECKING:

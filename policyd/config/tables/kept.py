@@ -1,0 +1,220 @@
+"""Tables of long lists that outlive a ruleset: in sealed memory files, with a record of what is in them.
+
+A load gets the tables of the ruleset in force and uses each as it is, patched, or built again; so a load costs what
+has changed. What a table stands for is decided by the digests of the lists' bytes, never by their dates. A table that
+does not fit (too much of it unused or changed, too many patches or combinations) is built again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from policyd.config.tables.build import (
+    MAX_COMBINATIONS,
+    ListTable,
+    Masks,
+    TooManyCombinationsError,
+    build_list_table,
+    build_table,
+    table_of,
+)
+from policyd.config.tables.patch import (
+    NotPatchableError,
+    insert_names,
+    names_parts,
+    patch_names,
+    patch_ranges,
+)
+from policyd.core.ruleset import Kind
+from policyd.core.tables import LongList, RangeTable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Mapping, Sequence
+
+    from policyd.config.tables.patch import Difference
+    from policyd.core.index import Source
+    from policyd.core.tables import Buffer
+
+# A table begins on a cache line of the memory file, and so does each of its arrays.
+ALIGNMENT = 64
+
+# Patches of a table until it is built again, which forgets combinations and names that no list has any more.
+MAX_PATCHES = 50
+
+# One entry in so many may be in lists that have changed, or that no rule uses any more.
+_MAX_SHARE = 4
+
+# The attribute that a table is for, and how its entries are compared.
+Family: TypeAlias = 'tuple[str, Literal["networks", "values", "names"]]'
+
+
+@dataclass(frozen=True, slots=True)
+class KeptList:
+    """A list at its place in a table."""
+
+    key: Hashable
+    path: str
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is in a memory file: what the table is for, its arrays (start, bytes), and what its numbers mean."""
+
+    family: Family
+    layout: tuple[tuple[int, int], ...]
+    lists: tuple[KeptList, ...]
+    masks: tuple[int, ...]
+    patches: int = 0
+
+
+class TableFile:
+    """A table in a sealed memory file (memfd_create(2)). Takes the descriptor over."""
+
+    def __init__(self, descriptor: int, record: Record) -> None:
+        self.descriptor = descriptor
+        self.record = record
+        self.memory = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        view = memoryview(self.memory)
+        self.table = table_of([view[start : start + length] for start, length in record.layout])
+
+
+def write_parts(
+    parts: list[list[Buffer]], finish: Callable[[Sequence[memoryview[int]]], None] | None = None
+) -> tuple[int, tuple[tuple[int, int], ...]]:
+    """Writes the parts of a table, each in pieces, to a memory file; frees each part as soon as it is written.
+
+    `finish` may change the parts where they lie, before the file is sealed. Returns descriptor and layout.
+    """
+    descriptor = os.memfd_create("policyd-table", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    layout = []
+    place = 0
+    parts.reverse()
+    with os.fdopen(descriptor, "wb", buffering=0, closefd=False) as file:
+        while parts:
+            start = file.seek(-(-place // ALIGNMENT) * ALIGNMENT)
+            for piece in parts.pop():
+                view = memoryview(piece).cast("B")
+                while view:
+                    view = view[file.write(view) :]
+            place = file.tell()
+            layout.append((start, place - start))
+        file.truncate(max(place, 1))  # an empty file cannot be mapped
+    if finish is not None:
+        with mmap.mmap(descriptor, 0) as memory, memoryview(memory) as whole, contextlib.ExitStack() as views:
+            finish([views.enter_context(whole[start : start + length]) for start, length in layout])
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    return descriptor, tuple(layout)
+
+
+@dataclass(slots=True)
+class TableStore:
+    """The tables that the ruleset in force has, and those that the new one will have.
+
+    `used` are the latter, in the order in which they were made. `differences` tells, by the file's path, what patched
+    lists have gained and lost.
+    """
+
+    kept: Sequence[TableFile] = ()
+    used: list[TableFile] = field(default_factory=list)
+    differences: dict[str, Difference] = field(default_factory=dict)
+
+    def lengths(self) -> Mapping[Hashable, int]:
+        """How many entries each list in a kept table has. A list that is among these need not be parsed."""
+        return {one.key: one.length for file in self.kept for one in file.record.lists}
+
+    def reused(self) -> tuple[str, ...]:
+        """What of the kept tables was used again, in a line; none if nothing was."""
+        before = {one.key for file in self.kept for one in file.record.lists}
+        lists = {one.key for file in self.used for one in file.record.lists}
+        again = len(lists & before)
+        if not again:
+            return ()
+        return (f"{again:,} of {len(lists):,} long lists as before",)
+
+    def make_list_table(self, subject: str, sources: Sequence[Source]) -> ListTable:
+        """The table of the long lists of an attribute: kept, patched or built."""
+        family = _family(subject, sources[0].kind)
+        old = next((file for file in self.kept if file.record.family == family), None)
+        file = None if old is None else self._keep_or_patch(old, sources)
+        if file is None:
+            file = _build(family, sources)
+        if file is None:
+            return build_list_table(subject, sources)  # not worth keeping
+        self.used.append(file)
+        return ListTable(file.table, [*file.record.masks], tuple(one.key for one in file.record.lists))
+
+    def _keep_or_patch(self, old: TableFile, sources: Sequence[Source]) -> TableFile | None:
+        record = old.record
+        wanted = {_entries(source).key: source for source in sources}
+        known = {one.key for one in record.lists}
+        unused = [place for place, one in enumerate(record.lists) if one.key not in wanted]
+        missing = [source for key, source in wanted.items() if key not in known]
+        total = sum(one.length for one in record.lists)
+        if not missing:
+            return old if _MAX_SHARE * sum(record.lists[place].length for place in unused) <= total else None
+        changes: dict[int, Source] = {}
+        lists = [*record.lists]
+        by_path = {record.lists[place].path: place for place in unused}
+        for source in missing:
+            entries = _entries(source)
+            place = by_path.pop(entries.path, len(lists))
+            lists[place : place + 1] = [KeptList(entries.key, entries.path, len(entries))]
+            changes[place] = source
+        idle = sum(record.lists[place].length for place in unused if place not in changes)
+        changed = sum(max(len(source.entries), _length(record, place)) for place, source in changes.items())
+        if record.patches >= MAX_PATCHES or _MAX_SHARE * (idle + changed) > total:
+            return None
+        try:
+            return self._patch(old, changes, tuple(lists))
+        except (NotPatchableError, TooManyCombinationsError):
+            return None
+
+    def _patch(self, old: TableFile, changes: Mapping[int, Source], lists: tuple[KeptList, ...]) -> TableFile:
+        record = old.record
+        masks = Masks(record.masks, MAX_COMBINATIONS)
+        if isinstance(old.table, RangeTable):
+            of_place = {place: _entries(source) for place, source in changes.items()}
+            parts, differences = patch_ranges(old.table, masks, of_place)
+            descriptor, layout = write_parts([[part] for part in parts])
+        else:
+            patch, differences = patch_names(old.table, masks, changes)
+            descriptor, layout = write_parts(
+                names_parts(old.table, patch), lambda views: insert_names(views[0], views[1].cast("I"), patch)
+            )
+        for place, difference in differences.items():
+            if place < len(record.lists):
+                self.differences[lists[place].path] = difference
+        made = Record(record.family, layout, lists, tuple(masks.all), record.patches + 1)
+        return TableFile(descriptor, made)
+
+
+def _build(family: Family, sources: Sequence[Source]) -> TableFile | None:
+    """A new table with a place for each list; None if these have too many combinations."""
+    try:
+        parts, masks = build_table([[source] for source in sources], MAX_COMBINATIONS)
+    except TooManyCombinationsError:
+        return None
+    pieces = [[part] for part in parts]
+    del parts  # so that each is freed once it has been written
+    descriptor, layout = write_parts(pieces)
+    lists = (KeptList(one.key, one.path, len(one)) for one in map(_entries, sources))
+    return TableFile(descriptor, Record(family, layout, tuple(lists), tuple(masks)))
+
+
+def _family(subject: str, kind: Kind) -> Family:
+    return subject, "networks" if kind is Kind.NETWORK else "values" if kind is Kind.VALUE else "names"
+
+
+def _entries(source: Source) -> LongList:
+    assert isinstance(source.entries, LongList)
+    return source.entries
+
+
+def _length(record: Record, place: int) -> int:
+    return record.lists[place].length if place < len(record.lists) else 0

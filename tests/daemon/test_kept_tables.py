@@ -1,0 +1,170 @@
+"""Reloads that keep and patch tables decide as rulesets that are loaded from scratch do."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import pickle
+import random
+from typing import TYPE_CHECKING
+
+from policyd.config.load import load
+from policyd.core.engine import Decision, decide
+from policyd.core.facts import Facts
+from policyd.core.identity import Identity, Status
+from policyd.core.protocol import Request
+from policyd.daemon.reload import Loader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from policyd.core.index import Ruleset
+
+# `RELOADS=200 REQUESTS=100000` is the whole run, for which an hour is not enough on a busy machine.
+RELOADS = int(os.environ.get("RELOADS", "12"))
+REQUESTS = int(os.environ.get("REQUESTS", "2000"))
+
+TODAY = datetime.date(2026, 11, 21)
+LONG = 1200  # entries of a list
+
+# The lists, and the conditions that use them: some in two forms, some in two tables.
+LISTS = {
+    "nets1": ["cidr"],
+    "nets2": ["cidr"],
+    "nets3": ["cidr"],
+    "nets4": ["cidr"],
+    "nets5": ["cidr"],
+    "names1": ["hostname_suffix"],
+    "names2": ["hostname_suffix", "sender_domain", "helo_name_suffix"],
+    "names3": ["hostname_suffix"],
+    "names4": ["hostname_suffix", "sender_domain"],
+    "hosts": ["hostname", "hostname_suffix", "helo_name"],
+    "senders": ["sender"],
+    "states": ["client_name"],
+}
+
+
+class World:
+    """Lists and rules that change at random."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.rules = folder / "rules.yaml"
+        self._folder = folder
+        self._lists = {name: [self._entry(name) for _ in range(LONG)] for name in LISTS}
+        self._rules = [self._rule(number) for number in range(24)]
+        self.write()
+
+    def _name(self) -> str:
+        return f"h{self.rng.randrange(900)}.d{self.rng.randrange(40)}.example"
+
+    def _entry(self, name: str) -> str:
+        rng = self.rng
+        if name.startswith("nets"):
+            if rng.random() < 0.1:
+                return f"2001:db8:{rng.randrange(300):x}::/48"
+            length = rng.choice((32, 28, 24, 24, 22, 12))
+            first = (10 << 24 | rng.randrange(1 << 18) << 4) >> 32 - length << 32 - length
+            return f"{first >> 24}.{first >> 16 & 255}.{first >> 8 & 255}.{first & 255}/{length}"
+        if name == "senders":
+            return f"u{rng.randrange(3000)}@{self._name()}"
+        if name in {"hosts", "states"}:
+            return self._name()
+        return rng.choice(("", ".")) + (self._name() if rng.random() < 0.9 else f"d{rng.randrange(40)}.example")
+
+    def _rule(self, number: int) -> str:
+        rng = self.rng
+        name = rng.choice([*LISTS])
+        condition = rng.choice(LISTS[name])
+        own = self._entry(name)
+        if condition in {"hostname", "helo_name", "client_name", "sender"}:
+            own = own.removeprefix(".")
+        values = [f"${name}"] if rng.random() < 0.5 else [f"${name}", f"'{own}'"]
+        if condition == "cidr" and rng.random() < 0.3:
+            values.append("$nets2" if name != "nets2" else "$nets1")
+        except_ = ""
+        if rng.random() < 0.4:
+            except_ = ", except: {helo_name_regex: '^h[0-9]*7', cidr: $nets3}"
+        match = f"{condition}: [{', '.join(values)}]"
+        if rng.random() < 0.3:
+            match += f", helo_name_regex: '^h{rng.randrange(9)}'" if condition != "helo_name" else ""
+        action = rng.choice(("REJECT", "DEFER", "DUNNO")) if condition != "client_name" else "REJECT"
+        return f"  - {{name: r{number}, match: {{{match}}}{except_}, action: {action}}}\n"
+
+    def write(self) -> None:
+        for name, entries in self._lists.items():
+            (self._folder / name).write_text("".join(f"{one}\n" for one in entries))
+        lists = "".join(f"  {name}: {{file: {name}}}\n" for name in LISTS)
+        self.rules.write_text(f"lists:\n{lists}rules:\n{''.join(self._rules)}")
+
+    def edit(self) -> None:
+        """Changes some entries of some lists, now and then all of one; or a rule; or nothing."""
+        rng = self.rng
+        for name in rng.sample([*LISTS], rng.choice((0, 0, 1, 1, 1, 2, 4))):
+            entries = self._lists[name]
+            for _ in range(rng.choice((1, 20, 100, LONG))):
+                entries[rng.randrange(len(entries))] = self._entry(name)
+            if rng.random() < 0.3:
+                entries += [self._entry(name) for _ in range(rng.randrange(100))]
+            if rng.random() < 0.3:
+                del entries[: rng.randrange(100)]
+        if rng.random() < 0.5:
+            number = rng.randrange(len(self._rules))
+            self._rules[number] = self._rule(number)
+        if rng.random() < 0.1:
+            self._lists["names1"], self._lists["names2"] = self._lists["names2"], self._lists["names1"]
+        self.write()
+
+    def requests(self) -> Iterator[tuple[Request, Facts]]:
+        rng = self.rng
+        for _ in range(REQUESTS):
+            name = self._name().encode()
+            address = rng.choice(
+                (
+                    f"10.{rng.randrange(70)}.{rng.randrange(256)}.{rng.randrange(256)}",
+                    f"2001:db8:{rng.randrange(300):x}::{rng.randrange(9)}",
+                )
+            )
+            request = Request.of(
+                {
+                    "client_address": address.encode(),
+                    "client_name": rng.choice((name, b"unknown")),
+                    "helo_name": self._name().encode(),
+                    "sender": f"u{rng.randrange(3000)}@{self._name()}".encode(),
+                    "recipient": b"a@b.example",
+                    "protocol_state": b"RCPT",
+                }
+            )
+            yield request, Facts(Identity(rng.choice([*Status]), (name,)))
+
+
+def compare(world: World, ruleset: Ruleset) -> None:
+    fresh = load(rules_path=world.rules).ruleset
+    assert ruleset.hash == fresh.hash
+    assert ruleset.counts == fresh.counts
+    for request, facts in world.requests():
+        got, want = decide(ruleset, request, facts, TODAY), decide(fresh, request, facts, TODAY)
+        assert isinstance(got, Decision)
+        assert got == want
+
+
+async def test_after_random_reloads_everything_is_decided_as_from_scratch(tmp_path: Path) -> None:
+    world = World(tmp_path, seed=3)
+    loader = Loader(None, str(world.rules))
+    try:
+        delivery, holding = await loader.load()
+        kept = patched = 0
+        for _ in range(RELOADS):
+            world.edit()
+            old = holding
+            del delivery
+            delivery, holding = await loader.load(None, old)
+            kept += len({*holding.tables} & {*old.tables})
+            patched += sum(record.patches > 0 for record in pickle.loads(holding.catalogue))
+            compare(world, delivery.ruleset)
+            await old.release()
+        assert kept
+        assert patched
+    finally:
+        loader.close()

@@ -19,7 +19,8 @@ HASH_DIGITS = 8
 class LoadedFile:
     """A file as it was read: its hash (the first HASH_DIGITS of its SHA-256) and when it was last written (Unix
     seconds). `lists` are the lists that a list file serves, `entries` how many it holds. `hashed` says whether the
-    ruleset's hash covers it."""
+    ruleset's hash covers it. `every` is the interval (seconds) at which a list is fetched, None for other files;
+    `missing` says that it has not been fetched yet."""
 
     path: str
     kind: Literal["settings", "rules", "list"]
@@ -28,6 +29,8 @@ class LoadedFile:
     lists: tuple[str, ...] = ()
     entries: int | None = None
     hashed: bool = True
+    every: float | None = None
+    missing: bool = False
 
 
 def file_hash(content: bytes | memoryview) -> str:

@@ -23,6 +23,7 @@ from policyd.core.tables import LongList, Networks
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Mapping
 
+    from policyd.config.list_sources import Source
     from policyd.config.problems import Report
     from policyd.config.yaml_tree import Scalar
     from policyd.core.tables import Entries
@@ -218,6 +219,7 @@ class ListDefinition:
     values: list[Scalar] = field(default_factory=list)
     file: ListFile | None = None
     local: bool = False  # written by this host, and no part of the ruleset's hash
+    source: Source | None = None  # where `policyd fetch` gets it; such a list is no part of the hash either
     used: bool = False
     _parsed: dict[Form, Entries] = field(default_factory=dict)
 

@@ -157,7 +157,7 @@ def _load(
     warnings = Report() if warnings_on is None else lint(rules_file, warnings_on)
     lists = (one.file.path for one in rules_file.lists.values() if one.file is not None)
     named = () if config_path is None else (os.fspath(config_path),)
-    for problem in exposed_files(dict.fromkeys((*named, rules, *lists))):
+    for problem in (*exposed_files(dict.fromkeys((*named, rules, *lists))), *rules_file.unfetched):
         warnings.add(problem)
     assert rules_file.text is not None
     loaded = Texts(settings_text, rules_file.text)

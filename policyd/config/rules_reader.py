@@ -30,6 +30,7 @@ from policyd.config.files import (
     read_dated,
 )
 from policyd.config.in_force import LoadedFile, Text, file_hash
+from policyd.config.list_sources import TRUTHS, checked_at, read_source
 from policyd.config.lists import ListDefinition, ListFile, parse_values
 from policyd.config.other_words import meant_condition
 from policyd.config.outline import outline_of
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping as Mapping_
 
     from policyd.config.conditions import ConditionType
+    from policyd.config.list_sources import Source
     from policyd.config.problems import Report
     from policyd.config.tables.kept import TableStore
     from policyd.config.yaml_tree import Item, Node
@@ -55,8 +57,7 @@ if TYPE_CHECKING:
 
 TOP_KEYS = ("mode", "lists", "dns_lists", "rules", "default", "tests")
 RULE_KEYS = ("name", "match", "except", "action", "mode", "expires", "note")
-LIST_KEYS = ("file", "allow_empty", "local")
-_TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
+LIST_KEYS = ("file", "allow_empty", "local", "from")
 MODES = ("enforce", "observe")
 
 # A path may have 4,096 bytes (PATH_MAX, limits.h). A longer one can be written, and would make a message of its length.
@@ -173,17 +174,28 @@ class _Reader:
     def describe(self, root: Node) -> None:
         """Fills in which files were read, and the outline. Only to be called if nothing was wrong."""
         serves: dict[str, list[str]] = {}
+        every: dict[str, float] = {}  # seconds, for each file that is fetched
         for definition in self._file.lists.values():
             if definition.file is not None:
                 serves.setdefault(definition.file.path, []).append(definition.name)
+                if definition.source is not None:
+                    every[definition.file.path] = definition.source.every
         assert self._file.text is not None
         rules = LoadedFile(self._path, "rules", file_hash(self._file.text.content), self._file.text.modified)
         lists = [
             LoadedFile(
-                path, "list", file.hash, file.modified, tuple(serves[path]), file.count, hashed=path in self._hashed
+                path,
+                "list",
+                file.hash,
+                file.modified,
+                tuple(serves[path]),
+                file.count,
+                hashed=path in self._hashed,
+                every=every.get(path),
+                missing=path in self._missing,
             )
             for path, file in self._list_files.items()
-            if file is not None and path not in self._missing
+            if file is not None and (path not in self._missing or path in every)
         ]
         self._file.files = [rules, *lists]
         self._file.outline = outline_of(self._file, root)
@@ -286,6 +298,20 @@ class _Reader:
             self._file.lists[key.text] = definition
             self._read_list(definition, item.value)
         self._prefix = ""
+        for definition in self._file.lists.values():
+            if definition.source is not None:
+                self._use_protected(definition.name, definition.source)
+
+    def _use_protected(self, name: str, source: Source) -> None:
+        """Marks the lists that `never` names as used; reports those that are not defined."""
+        for each in source.never:
+            protected = self._file.lists.get(each.text)
+            if protected is not None:
+                protected.used = True
+            else:
+                hint = did_you_mean(each.text, self._file.lists)
+                message = f"list {quoted(name)}: from: never: list {quoted(each.text)} is not defined{hint}"
+                self._add(each, message)
 
     def _read_list(self, definition: ListDefinition, node: Node) -> None:
         if isinstance(node, Mapping):
@@ -308,6 +334,11 @@ class _Reader:
         self._check_keys(node, LIST_KEYS)
         allow_empty = self._truth(node, "allow_empty")
         definition.local = self._truth(node, "local")
+        if (written := node.items.get("from")) is not None:
+            definition.source = read_source(written.value, self._path, self._prefix, self._report)
+            if definition.local:
+                self._add(written.key, "a list is either fetched (from) or written by this host (local), not both")
+        is_kept = written is None and not definition.local  # by people, so the same on every host
         item = node.items.get("file")
         if item is None:
             self._add(node, "'file' is missing")
@@ -318,8 +349,14 @@ class _Reader:
                 self._add(item.value, "file: expected the name of a file, not ''")
             return
         path = self._replaced.get(definition.name) or str(Path(self._path).parent / name)
-        definition.file = file = self._list_file(path, item.value, may_be_missing=definition.local)
-        if file is not None and not definition.local and path not in self._hashed:
+        may_be_missing = definition.name not in self._replaced and (
+            definition.local or (written is not None and checked_at(path) is None)
+        )
+        definition.file = file = self._list_file(path, item.value, may_be_missing=may_be_missing)
+        if file is not None and path in self._missing and written is not None:
+            message = "has not been fetched yet, so the list is empty; run policyd fetch"
+            self._file.unfetched.append(Problem(path, 0, 0, f"{self._prefix}{message}", severity=Severity.WARNING))
+        if file is not None and is_kept and path not in self._hashed:
             self._hashed.add(path)
             self._hash.update(file.content)
         if file is not None:
@@ -332,9 +369,9 @@ class _Reader:
         """The value of a key that is true or false; false without it."""
         item = node.items.get(name)
         text = None if item is None else self._text(item, "true or false")
-        if item is not None and text is not None and text not in _TRUTHS:
+        if item is not None and text is not None and text not in TRUTHS:
             self._add(item.value, f"{name}: {quoted(text)} is neither true nor false")
-        return _TRUTHS.get(text or "", False)
+        return TRUTHS.get(text or "", False)
 
     def _list_file(self, path: str, node: Node, *, may_be_missing: bool) -> ListFile | None:
         """Reads a list file, once. Returns None if it cannot be used, and reports that for each list that names it.

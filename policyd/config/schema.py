@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from policyd.config.actions import PLACEHOLDERS
 from policyd.config.conditions import CONDITIONS, PROTOCOL_STATES, Form
 from policyd.config.dns_lists import DNS_LIST_KEYS, KEY, NAME_PATTERN
+from policyd.config.list_sources import SOURCE_FORMATS, SOURCE_KEYS, TRUTHS
 from policyd.config.rules_reader import MODES
 from policyd.config.settings import ADAPTER, Settings
 from policyd.core.dns_lists import Ask
@@ -194,19 +195,64 @@ def _list() -> Schema:
                 "examples": ["lists/drop.txt"],
             },
             "allow_empty": {
-                "type": "boolean",
-                "default": False,
+                **_truth(),
                 "description": "true: a file without any entry is not an error.",
             },
             "local": {
-                "type": "boolean",
-                "default": False,
+                **_truth(),
                 "description": "true: this host writes it; not part of the ruleset's hash, and empty if missing.",
             },
+            "from": _source(),
         },
         required=["file"],
     )
     return {"description": "Values, or the file that has them.", "anyOf": [*values["anyOf"], file]}
+
+
+def _truth() -> Schema:
+    # An editor that follows YAML 1.2 reads yes and no as text.
+    return {"enum": [True, False, *TRUTHS], "default": False}
+
+
+def _source() -> Schema:
+    fields: Schema = {
+        "url": {
+            "type": "string",
+            "pattern": "^https?://",
+            "description": f"Where policyd fetch gets it; {KEY} stands for the first line of key_file.",
+            "examples": ["https://www.spamhaus.org/drop/drop_v4.json"],
+        },
+        "key_file": {"type": "string", "minLength": 1, "description": "The file with the key, relative to this one."},
+        "format": {"enum": list(SOURCE_FORMATS), "default": "plain", "description": "An importer's name."},
+        "every": {
+            "type": "string",
+            "pattern": "^[0-9]{1,6}[mhdw]$",
+            "default": "1d",
+            "description": "How often a new copy is looked for.",
+        },
+        "min_entries": {
+            "type": ["integer", "string"],
+            "pattern": "^[0-9]{1,9}$",
+            "default": 1,
+            "description": "A copy with fewer entries is refused.",
+        },
+        "max_change": {
+            "type": "string",
+            "pattern": "^[0-9]{1,6}%$",
+            "default": "50%",
+            "description": "Entries that came and went, of those in force; a copy with more is refused.",
+        },
+        "never": {
+            **_one_or_more({"type": _SCALAR}, least=0),
+            "description": "Lists that no entry may cover or lie in.",
+        },
+        "allow_reserved": {
+            **_truth(),
+            "description": "true: private and reserved networks are allowed.",
+        },
+    }
+    assert set(fields) == set(SOURCE_KEYS)
+    return _object(fields, required=["url"], description="policyd fetch keeps the file current.")
 
 
 def _dns_list() -> Schema:

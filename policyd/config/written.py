@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from policyd.config.dns_lists import WrittenDnsList
     from policyd.config.in_force import LoadedFile, Outline, Text
     from policyd.config.lists import ListDefinition
+    from policyd.config.problems import Problem
     from policyd.core.index import Index, Ruleset
     from policyd.core.tables import Entries
 
@@ -62,6 +63,7 @@ class RulesFile:
     `index` is not if only tests fail.
 
     `text` is what it says, `root` the same as a tree, `files` the rules file and the list files that could be read.
+    `unfetched` has a warning for each list that is empty because it has not been fetched yet.
     """
 
     path: str
@@ -77,3 +79,4 @@ class RulesFile:
     ruleset: Ruleset | None = None
     outline: Outline | None = None
     files: list[LoadedFile] = field(default_factory=list)
+    unfetched: list[Problem] = field(default_factory=list)

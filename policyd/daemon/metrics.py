@@ -149,7 +149,8 @@ class Page:
         entries: dict[tuple[str, ...], float] = {}
         for file in self._running.delivery.files:
             for name in file.lists:
-                ages[name,] = max(0.0, now - file.modified)
+                if not file.missing:
+                    ages[name,] = max(0.0, now - file.modified)
                 entries[name,] = file.entries or 0
         for name, help_text, values in (
             ("policyd_list_age_seconds", "Seconds since the file of a list was written.", ages),

@@ -1,7 +1,8 @@
 """What `policyd status` says: one function for each section, each of which reads what the daemon already knows.
 
 A section gives data for programs, lines for people, and what needs attention; the command prints what it gets, so a
-new section is one more function in SECTIONS. Nothing here reads a file or asks anything.
+new section is one more function in SECTIONS. Nothing here asks anything or reads a file; only the time at which a list
+was last fetched is looked up, because a fetch that finds the list unchanged does not tell the daemon.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from policyd import __version__
+from policyd.config.list_sources import checked_at
 from policyd.core.identity import Status
 from policyd.core.ruleset import Verb
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from policyd.config.in_force import LoadedFile
     from policyd.daemon.counters import Rates
@@ -162,6 +164,7 @@ def _ruleset(running: Running) -> Section:
             "modified": _written(file.modified),
         }
         for file in delivery.files
+        if not file.missing
     ]
     lines = [("ruleset", f"{delivery.summary.removeprefix('ruleset ')}; loaded {_age(running.loaded_at)} ago")]
     lines += [
@@ -224,17 +227,37 @@ def _lists(running: Running) -> Section:
             "lists": list(file.lists),
             "path": file.path,
             "hash": file.hash,
-            "modified": _written(file.modified),
-            "age_seconds": max(0, round(time.time() - file.modified)),
+            "modified": None if file.missing else _written(file.modified),
+            "age_seconds": None if file.missing else max(0, round(time.time() - file.modified)),
             "entries": file.entries,
+            "fetched": None if file.every is None else _fetched(file),
         }
         for file in files
     ]
     lines = tuple(("list", _list_line(file)) for file in files)
-    return Section({"lists": data}, lines)
+    return Section({"lists": data}, lines, tuple(_late_lists(files)))
+
+
+def _late_lists(files: Sequence[LoadedFile]) -> Iterator[str]:
+    """Lists that `policyd fetch` does not keep current."""
+    for file in files:
+        if file.every is None:
+            continue
+        names = ", ".join(file.lists)
+        if file.missing and checked_at(file.path) is None:
+            yield f"list {names} has not been fetched yet, so it is empty; see policyd fetch --list {file.lists[0]}"
+        elif time.time() - (checked := checked_at(file.path) or file.modified) > 2 * file.every:
+            yield f"list {names} has not been fetched for {_age(checked)}; see policyd fetch --list {file.lists[0]}"
+
+
+def _fetched(file: LoadedFile) -> dict[str, Any]:
+    checked = checked_at(file.path)
+    return {"every_seconds": file.every, "checked": None if checked is None else _written(checked)}
 
 
 def _list_line(file: LoadedFile) -> str:
+    if file.missing:
+        return f"{', '.join(file.lists)}: empty, because {file.path} has not been fetched yet"
     mark = "" if file.hashed else " (not part of the ruleset's hash)"
     return f"{', '.join(file.lists)}: {file.entries or 0:,} entries, {_age(file.modified)} old, {file.hash}{mark}"
 

@@ -1,0 +1,250 @@
+"""`from:` of a list: where `policyd fetch` gets the list, how often, and what a new copy must satisfy.
+
+The daemon never downloads. It only needs to know that the list's file may not exist yet. `checked_at` says when the
+last fetch succeeded, by the modification time of the state file beside the list.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from policyd.config.dns_lists import KEY, MAX_KEY_BYTES
+from policyd.config.files import OversizedError, UnreadableError, read_file
+from policyd.config.problems import Problem, did_you_mean, quoted
+from policyd.config.yaml_tree import Mapping, Scalar, Sequence, describe
+
+if TYPE_CHECKING:
+    from policyd.config.problems import Report
+    from policyd.config.yaml_tree import Item, Node
+
+SOURCE_KEYS = ("url", "key_file", "format", "every", "min_entries", "max_change", "never", "allow_reserved")
+
+# The names of the importers (policyd.exchange.importing.FORMATS); a test compares them.
+SOURCE_FORMATS = (
+    "plain",
+    "postfix-access",
+    "postfix-cidr",
+    "postfix-pcre",
+    "postfix-regexp",
+    "sendmail-access",
+    "postconf",
+    "postfwd",
+    "whois",
+    "spamhaus-drop",
+    "iptables-save",
+    "nft",
+    "ipset",
+    "rspamd-map",
+)
+
+TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
+
+# What holds unless it is set; seconds and a fraction.
+EVERY = 86400.0
+MIN_ENTRIES = 1
+MAX_CHANGE = 0.5
+
+# Seconds. A shorter interval would annoy the publisher; with a longer one a list is not kept current.
+_MIN_EVERY = 60.0
+_MAX_EVERY = 366 * 86400.0
+_UNITS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+_EVERY = re.compile(r"([0-9]{1,6})([mhdw])")
+_PERCENT = re.compile(r"([0-9]{1,6})%")
+_COUNT = re.compile(r"[0-9]{1,9}")
+_URL_CHARACTERS = re.compile(r"[!-~]{1,2000}")
+_KEY = re.compile(r"[!-~]{1,500}")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a list comes from. `every` is in seconds, `max_change` a fraction of the entries in force.
+
+    `url` may contain `{key}`, which stands for the first line of `key_file` and never appears in a message.
+    """
+
+    url: str
+    key_file: str | None = None
+    format: str = "plain"
+    every: float = EVERY
+    min_entries: int = MIN_ENTRIES
+    max_change: float = MAX_CHANGE
+    never: tuple[Scalar, ...] = ()
+    allow_reserved: bool = False
+
+
+def state_path(list_path: str) -> Path:
+    """The file beside a fetched list with what the next fetch needs; it exists once a fetch has succeeded."""
+    path = Path(list_path)
+    return path.with_name(f".{path.name}.fetched")
+
+
+def checked_at(list_path: str) -> float | None:
+    """When the list was last fetched, or found unchanged (Unix seconds); None if that never happened."""
+    try:
+        return state_path(list_path).stat().st_mtime
+    except OSError:
+        return None
+
+
+def read_key(path: str) -> str:
+    """The key that stands for `{key}`. Raises UnreadableError, with the file's name."""
+    try:
+        content = read_file(path, MAX_KEY_BYTES)
+    except (UnreadableError, OversizedError) as error:
+        raise UnreadableError(f"key_file: {path} {error}") from error
+    key = content.decode("utf-8", "replace").lstrip("\ufeff").partition("\n")[0].strip()
+    if not _KEY.fullmatch(key):
+        raise UnreadableError(f"key_file: the first line of {path} is not a key")
+    return key
+
+
+def read_source(node: Node, path: str, prefix: str, report: Report) -> Source | None:
+    """Reads the value of `from:` in the rules file at `path`; None if anything is wrong, which is reported."""
+    return _Reader(path, prefix, report).read(node)
+
+
+class _Reader:
+    def __init__(self, path: str, prefix: str, report: Report) -> None:
+        self._path = path
+        self._prefix = prefix
+        self._report = report
+        self._wrong = False
+
+    def read(self, node: Node) -> Source | None:
+        if not isinstance(node, Mapping):
+            self._add(node, f"expected url, format, every and so on, not {describe(node)}")
+            return None
+        for item in node:
+            key = item.key.text
+            if key not in SOURCE_KEYS:
+                hint = did_you_mean(key, SOURCE_KEYS) or f"; there are {', '.join(SOURCE_KEYS)}"
+                self._add(item.key, f"unknown key {quoted(key)}{hint}")
+        source = Source(
+            self._url(node),
+            self._key_file(node),
+            self._format(node),
+            self._every(node),
+            self._min_entries(node),
+            self._max_change(node),
+            self._never(node),
+            self._allow_reserved(node),
+        )
+        return None if self._wrong else source
+
+    def _add(self, node: Node, message: str) -> None:
+        self._wrong = True
+        self._report.add(Problem(self._path, node.line, node.column, f"{self._prefix}from: {message}"))
+
+    def _text(self, item: Item | None, meaning: str) -> str | None:
+        """The text of a field; None if it is absent or not text, which is reported."""
+        if item is None:
+            return None
+        value = item.value
+        if isinstance(value, Scalar) and not value.missing and value.text:
+            return value.text
+        shown = "''" if isinstance(value, Scalar) and not value.missing else describe(value)
+        self._add(value, f"{item.key.text}: expected {meaning}, not {shown}")
+        return None
+
+    def _url(self, node: Mapping) -> str:
+        item = node.items.get("url")
+        if item is None:
+            self._add(node, "'url' is missing: the address of the list, as in url: https://lists.example/drop.txt")
+            return ""
+        url = self._text(item, "an address that begins with https:// or http://")
+        if url is None:
+            return ""
+        key_file = node.items.get("key_file")
+        if KEY in url and key_file is None:
+            self._add(item.value, f"url: {KEY} stands for the first line of `key_file`, which is missing")
+        elif KEY not in url and key_file is not None:
+            self._add(key_file.key, f"key_file: the url has no {KEY} in it, so the key would not be used")
+        if problem := url_problem(url.replace(KEY, "key")):
+            self._add(item.value, f"url: {quoted(url)} {problem}")
+        return url
+
+    def _key_file(self, node: Mapping) -> str | None:
+        name = self._text(node.items.get("key_file"), "the name of a file")
+        return None if name is None else str(Path(self._path).parent / name)
+
+    def _format(self, node: Mapping) -> str:
+        item = node.items.get("format")
+        name = self._text(item, "the name of a format")
+        if item is not None and name is not None and name not in SOURCE_FORMATS:
+            hint = did_you_mean(name, SOURCE_FORMATS) or f"; there are {', '.join(SOURCE_FORMATS)}"
+            self._add(item.value, f"format: unknown format {quoted(name)}{hint}")
+        return name or "plain"
+
+    def _every(self, node: Mapping) -> float:
+        item = node.items.get("every")
+        text = self._text(item, "an interval, as in 12h")
+        if item is None or text is None:
+            return EVERY
+        found = _EVERY.fullmatch(text)
+        seconds = int(found[1]) * _UNITS[found[2]] if found is not None else 0.0
+        if not _MIN_EVERY <= seconds <= _MAX_EVERY:
+            self._add(item.value, f"every: {quoted(text)} is not an interval; write it as 30m, 12h, 1d or 1w")
+        return seconds
+
+    def _min_entries(self, node: Mapping) -> int:
+        item = node.items.get("min_entries")
+        text = self._text(item, "a number")
+        if item is None or text is None:
+            return MIN_ENTRIES
+        if not _COUNT.fullmatch(text):
+            self._add(item.value, f"min_entries: {quoted(text)} is not a number")
+            return MIN_ENTRIES
+        return int(text)
+
+    def _max_change(self, node: Mapping) -> float:
+        item = node.items.get("max_change")
+        text = self._text(item, "a percentage, as in 30%")
+        if item is None or text is None:
+            return MAX_CHANGE
+        found = _PERCENT.fullmatch(text)
+        if found is None:
+            self._add(item.value, f"max_change: {quoted(text)} is not a percentage; write it as 30%")
+            return MAX_CHANGE
+        return int(found[1]) / 100
+
+    def _never(self, node: Mapping) -> tuple[Scalar, ...]:
+        item = node.items.get("never")
+        if item is None:
+            return ()
+        values = item.value.items if isinstance(item.value, Sequence) else [item.value]
+        names = []
+        for value in values:
+            if isinstance(value, Scalar) and not value.missing:
+                names.append(Scalar(value.text.removeprefix("$"), value.line, value.column, value.plain))
+            else:
+                self._add(value, f"never: expected the name of a list, not {describe(value)}")
+        return tuple(names)
+
+    def _allow_reserved(self, node: Mapping) -> bool:
+        item = node.items.get("allow_reserved")
+        text = self._text(item, "true or false")
+        if item is not None and text is not None and text not in TRUTHS:
+            self._add(item.value, f"allow_reserved: {quoted(text)} is neither true nor false")
+        return TRUTHS.get(text or "", False)
+
+
+def url_problem(url: str) -> str:
+    """What is wrong with an address to fetch from; empty if nothing is."""
+    if not _URL_CHARACTERS.fullmatch(url):
+        return "is not a URL (printable ASCII without blanks, at most 2,000 characters)"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return "is not a URL"
+    if parts.scheme not in {"http", "https"}:
+        return "does not begin with https:// or http://"
+    if not parts.hostname or port == 0:
+        return "names no host"
+    if parts.username is not None or parts.password is not None:
+        return f"has a user name or password in it; write {KEY} and key_file"
+    return ""

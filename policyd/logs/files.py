@@ -9,6 +9,7 @@ left to the readers of this package.
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import io
 import lzma
@@ -235,6 +236,10 @@ def _whole_lines(blocks: Iterator[bytes], path: str, longest: int) -> Iterator[t
 
 
 def _refuse_binary(block: bytes, path: str) -> None:
+    if block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise NotTextError(
+            f"{path}: is a binary file, no log; as UTF-16 text, convert it with `iconv -f UTF-16 -t UTF-8`"
+        )
     if len(block) - len(block.translate(None, _CONTROL)) > len(block) * _BINARY_SHARE:
         raise NotTextError(f"{path}: is a binary file, no log")
 

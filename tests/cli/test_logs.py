@@ -93,12 +93,17 @@ def test_replay_against_fails_only_for_what_is_new(run: Run, delivered: Path, tm
         (lambda path: None, 2, "no such file or directory"),
         (lambda path: path.mkdir(), 2, "is a folder; name the files in it"),
         (lambda path: path.write_bytes(bytes(1000)), 2, "is a binary file, no log"),
+        (
+            lambda path: path.write_text("Nov 20 10:00:00 mx sshd[1]: hello\n", encoding="utf-16"),
+            2,
+            "is UTF-16 text; convert it",
+        ),
         (lambda path: path.write_bytes(gzip.compress(b"x" * 9999)[:-9]), 2, "the compressed file is cut off"),
         (lambda path: path.write_text("Dear Sir,\n"), 2, "no mail log: none of its 1 lines"),
         (lambda path: path.write_text(""), 1, "0 lines"),
         (lambda path: path.write_text("Nov 20 10:00:00 mx sshd[1]: hello\n"), 1, "1 line, 1 of other matters"),
     ],
-    ids=["missing", "folder", "binary", "cut off", "letter", "empty", "no mail"],
+    ids=["missing", "folder", "binary", "utf-16", "cut off", "letter", "empty", "no mail"],
 )
 def test_a_bad_log_ends_a_command_in_one_line(
     run: Run, tmp_path: Path, make: Callable[[Path], None], status: int, message: str

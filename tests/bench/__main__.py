@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.bench import logs, mail, native, peers, plot, report, rows
+from tests.bench import logs, mail, native, peers, plot, reloading, report, rows
 from tests.bench.bench import QUICK, Bench, LeftOut, Row, Scale
 
 if TYPE_CHECKING:
@@ -35,6 +35,10 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
     "load": rows.load_time,
     "memory": rows.memory,
     "reload": rows.reload,
+    "reload_rule": reloading.reload_rule,
+    "reload_list": reloading.reload_list,
+    "first_load": reloading.first_load,
+    "check": reloading.check,
     "idle": rows.idle,
     "dns": rows.dns,
     "replay": rows.replay,

@@ -41,7 +41,7 @@ class Policyd:
     `settings` are keys of policyd.yaml; the decision log is `decisions.log` in the folder.
     With `listener`, a listening socket, the daemon gets it as systemd would pass it (sd_listen_fds(3)), and the
     socket outlives the daemon. `wrapper` is a command that runs the command which follows it; `patience` is how many
-    seconds a start or a reload may take.
+    seconds a start or a reload may take, `program` how policyd is run.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Policyd:
         wrapper: Sequence[str] = (),
         decision_log_format: str = "json",
         patience: float = PATIENCE_SECONDS,
+        program: Sequence[str] = (sys.executable, "-m", "policyd"),
         **settings: Any,
     ) -> None:
         self.rules = folder / "rules.yaml"
@@ -62,6 +63,7 @@ class Policyd:
         self._listener = listener
         self._wrapper = wrapper
         self._patience = patience
+        self._program = program
         self._process: subprocess.Popen[bytes] | None = None
         self._notify_path = folder / "notify"
         self.rules.write_text(rules)
@@ -100,7 +102,7 @@ class Policyd:
 
     def start(self) -> None:
         """Start the daemon and wait until it says that it is ready (sd_notify(3))."""
-        command = [*self._wrapper, sys.executable, "-m", "policyd", "serve", "-c", str(self.settings)]
+        command = [*self._wrapper, *self._program, "serve", "-c", str(self.settings)]
         inherited: tuple[int, ...] = ()
         if self._listener is not None:
             # systemd passes sockets from descriptor 3 on, and names the process that they are meant for.

@@ -138,9 +138,12 @@ def _flip(
         if bits:
             for place in range(first, last):
                 emit(starts[place], numbers[place])
-        else:
-            new_starts.extend(starts[first:last])
-            new_numbers.extend(numbers[first:last])
+        elif first < last:
+            new_numbers.frombytes(numbers[first:last].cast("B"))  # four times as fast as extend
+            if isinstance(new_starts, array):
+                new_starts.frombytes(memoryview(starts)[first:last].cast("B"))  # type: ignore[arg-type]
+            else:
+                new_starts += starts[first:last]
     return new_starts, new_numbers
 
 

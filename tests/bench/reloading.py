@@ -1,0 +1,176 @@
+"""The rows about loading: what a reload costs after an edit, a first load, and `policyd check`.
+
+With BENCH_FORMER=/path/to/policyd in the environment, another build does the same in turn, and each row says how the
+two compare; bars and goals are ratios to the build of commit df1664a.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tests.bench import corpus, servers
+from tests.bench.bench import Reading, Row
+from tests.bench.processes import memory_mb, peak_memory, settle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from tests.bench.bench import Bench
+    from tests.bench.servers import Server
+    from tests.field.policyd import Policyd
+
+# List files of networks, and as many of names.
+_FILES = 20
+
+# A list's entries that change, of a full list's 50,000.
+_CHANGED_SHARE = 50
+
+# A replaced ruleset is freed after dns.timeout, which is 5 s, and a second.
+_RETIREMENT_SECONDS = 7
+
+_OURS = (sys.executable, "-m", "policyd")
+
+
+def reload_rule(bench: Bench) -> Row:
+    """A reload after an edit of one rule, no list changed."""
+
+    def edit(folder: Path, daemon: Policyd, number: int) -> None:
+        del folder
+        rules = daemon.rules.read_text()
+        old, new = ("REJECT", "DEFER") if number % 2 == 0 else ("DEFER", "REJECT")
+        daemon.rules.write_text(
+            rules.replace(f"cidr: $networks-3}}, action: {old}", f"cidr: $networks-3}}, action: {new}")
+        )
+
+    return _reload_row(bench, "reload_rule", "a reload after an edit of one rule", edit, (0.10, 0.04))
+
+
+def reload_list(bench: Bench) -> Row:
+    """A reload after a change of one entry in fifty of one list."""
+
+    def edit(folder: Path, daemon: Policyd, number: int) -> None:
+        del daemon
+        path = folder / "networks-3"
+        lines = path.read_text().splitlines()
+        for place in range(number % _CHANGED_SHARE, len(lines), _CHANGED_SHARE):
+            lines[place] = f"192.{number}.{place >> 8 & 255}.{place & 255}"
+        path.write_text("\n".join(lines) + "\n")
+
+    return _reload_row(bench, "reload_list", "a reload after a change of 2 % of one list", edit, (0.20, 0.10))
+
+
+def first_load(bench: Bench) -> Row:
+    """From the start of the process to its readiness."""
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for _ in range(min(bench.scale.rounds, 3)):
+        for name, program in _programs():
+            began = time.monotonic()
+            with _daemon(bench, program) as (_, _, server):
+                found[name]["seconds"].append(time.monotonic() - began)
+                settle(server.pid)
+    return Row("first_load", _what(bench, "a first load"), (*_readings(found, "seconds", "s", (1.0, 0.8)),))
+
+
+def check(bench: Bench) -> Row:
+    """`policyd check`, warnings included."""
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    rules = _folder(bench) / "rules.yaml"
+    rules.write_text(_rules(_folder(bench)))
+    for _ in range(min(bench.scale.rounds, 3)):
+        for name, program in _programs():
+            process = subprocess.Popen([*program, "check", "--rules", str(rules)], stdout=subprocess.DEVNULL)
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode:
+                raise servers.BenchError(f"policyd check ended with status {process.returncode}")
+            found[name]["CPU"].append(used.ru_utime + used.ru_stime)
+            found[name]["peak"].append(used.ru_maxrss * 1024 / 1e6)
+    readings = (*_readings(found, "CPU", "s", (0.6, 0.4)), *_readings(found, "peak", "MB", (0.35, 0.25)))
+    return Row("check", _what(bench, "policyd check"), readings)
+
+
+def _reload_row(
+    bench: Bench,
+    name: str,
+    what: str,
+    edit: Callable[[Path, Policyd, int], None],
+    asked: tuple[float, float],
+) -> Row:
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for build, program in _programs():
+        with _daemon(bench, program) as (folder, daemon, server):
+            for number in range(bench.scale.load_reloads):
+                time.sleep(_RETIREMENT_SECONDS if number else 1)
+                settle(server.pid)
+                at_rest = memory_mb(server.pid)
+                edit(folder, daemon, number)
+                with peak_memory(server.pid) as seen:
+                    began = time.monotonic()
+                    daemon.reload()
+                    found[build]["seconds"].append(time.monotonic() - began)
+                found[build]["peak beyond rest"].append(max(seen) - at_rest)
+    readings = (
+        *_readings(found, "seconds", "s", asked),
+        *_readings(found, "peak beyond rest", "MB", (0.4, 0.25)),
+    )
+    return Row(name, _what(bench, what), readings)
+
+
+def _readings(
+    found: dict[str, dict[str, list[float]]], figure: str, unit: str, asked: tuple[float, float]
+) -> Iterator[Reading]:
+    """The medians of this build and the former, and how they compare."""
+    medians = {build: statistics.median(figures[figure]) for build, figures in found.items()}
+    yield Reading(figure, medians["this build"], unit)
+    if "the former" in medians:
+        yield Reading(f"{figure}, the former", medians["the former"], unit)
+        yield Reading(f"{figure}, of the former's", medians["this build"] / medians["the former"], "x", *asked)
+
+
+def _programs() -> Iterator[tuple[str, Sequence[str]]]:
+    if former := os.environ.get("BENCH_FORMER"):
+        yield "the former", (former,)
+    yield "this build", _OURS
+
+
+def _what(bench: Bench, what: str) -> str:
+    entries = bench.scale.entries
+    return f"{what}: {entries:,} networks and {entries:,} names in {_FILES} files each"
+
+
+def _folder(bench: Bench) -> Path:
+    """The list files; written anew, since a row changes some."""
+    folder = bench.folder / "lists"
+    folder.mkdir(exist_ok=True)
+    each = bench.scale.entries // _FILES
+    for number in range(_FILES):
+        span = range(number * each, (number + 1) * each)
+        (folder / f"networks-{number}").write_text("".join(f"{corpus.network(one)}\n" for one in span))
+        (folder / f"names-{number}").write_text("".join(f"{corpus.domain(one)}\n" for one in span))
+    return folder
+
+
+def _rules(folder: Path) -> str:
+    names = [f"{kind}-{number}" for kind in ("networks", "names") for number in range(_FILES)]
+    lists = "".join(f"  {name}: {{file: {folder / name}}}\n" for name in names)
+    rules = "".join(
+        f"  - {{name: {name}, match: {{{condition}: ${name}}}, action: REJECT}}\n"
+        for name in names
+        for condition in ("cidr" if name.startswith("networks") else "hostname_suffix",)
+    )
+    return f"lists:\n{lists}rules:\n{rules}"
+
+
+@contextmanager
+def _daemon(bench: Bench, program: Sequence[str]) -> Iterator[tuple[Path, Policyd, Server]]:
+    folder = _folder(bench)
+    with servers.policyd(_rules(folder), pinned=False, program=program) as (daemon, server):
+        yield folder, daemon, server

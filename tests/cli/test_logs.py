@@ -96,7 +96,7 @@ def test_replay_against_fails_only_for_what_is_new(run: Run, delivered: Path, tm
         (
             lambda path: path.write_text("Nov 20 10:00:00 mx sshd[1]: hello\n", encoding="utf-16"),
             2,
-            "is UTF-16 text; convert it",
+            "as UTF-16 text, convert it with",
         ),
         (lambda path: path.write_bytes(gzip.compress(b"x" * 9999)[:-9]), 2, "the compressed file is cut off"),
         (lambda path: path.write_text("Dear Sir,\n"), 2, "no mail log: none of its 1 lines"),

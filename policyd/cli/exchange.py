@@ -107,8 +107,8 @@ def import_(
 
     \b
     FORMAT is one of plain, postfix-access, postfix-cidr, postfix-pcre, postfix-regexp, sendmail-access,
-    postconf, postfwd, whois, spamhaus-drop, iptables-save, nft, ipset, rspamd-map. FILE may be compressed; without one,
-    or as `-`, standard input is read.
+    postconf, postfwd, postgrey, whois, spamhaus-drop, iptables-save, nft, ipset, rspamd-map. FILE may be
+    compressed; without one, or as `-`, standard input is read.
 
     What carries verdicts becomes rules, in an order that keeps their meaning; what is only a list becomes a list file.
     The result goes to standard output. Every line that has no equal here goes to standard error, with its number and

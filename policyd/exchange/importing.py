@@ -16,8 +16,8 @@ from policyd.core.printable import printable
 from policyd.core.ruleset import Verb
 from policyd.exchange.access import postfix, sendmail
 from policyd.exchange.firewall import ipset, iptables, nftables
-from policyd.exchange.lists import plain, rspamd_map, spamhaus_drop, whois
-from policyd.exchange.model import REJECT, Imported, IncompleteError, Line, Report, Term, Verdict, place
+from policyd.exchange.lists import plain, postgrey, rspamd_map, spamhaus_drop, whois
+from policyd.exchange.model import DUNNO, REJECT, Imported, IncompleteError, Line, Report, Term, Verdict, place
 from policyd.exchange.network_sets import kept_out, only_networks, texts
 from policyd.exchange.postfix import cidr, pcre, postconf, postfwd, regexp
 from policyd.exchange.rules_yaml import Names, fits_list_file, list_file, rules, rules_yaml
@@ -68,7 +68,8 @@ FORMATS: dict[str, Format] = {
     "sendmail-access": Format(sendmail.read),
     "postconf": Format(postconf.read, from_the_top=True),
     "postfwd": Format(postfwd.read, from_the_top=True),
-    "whois": Format(whois.read),
+    "postgrey": Format(postgrey.read, _NAMES, verdict=DUNNO),
+    "whois": Format(whois.read, longest_line=_JSON_BYTES),
     "spamhaus-drop": Format(spamhaus_drop.read),
     "iptables-save": Format(iptables.read, frozenset({"port", "interface"})),
     "nft": Format(nftables.read, frozenset({"port", "interface", "sets"}), longest_line=_JSON_BYTES),

@@ -25,6 +25,7 @@ SAMPLES = {
     "sendmail-access": 'Connect:192.0.2 REJECT\nFrom:a@b.example ERROR:5.7.1:"550 no"\nTo:x@ OK\ncyber.example RELAY\n',
     "postconf": "smtpd_client_restrictions = permit_dnswl_client a.example, reject_rbl_client b.example=127.0.0.2\n",
     "postfwd": "&&A { sender=x; };\nid=R; &&A; client_address=192.0.2.0/24; action=REJECT $$sender\naction=dunno\n",
+    "postgrey": "b.example\n/^mx\\d+\\.c\\.example$/\n192.0.2\n2001:db8::/32 # x\nabuse@\n",
     "whois": "inetnum: 192.0.2.0 - 192.0.2.255\nCIDR: 198.51.100.0/24\nroute: 192.0.0.0/16\n NET/1.2.3.0/24\n",
     "spamhaus-drop": '; head\n1.10.16.0/20 ; SBL1\n{"cidr":"2001:db8::/32"}\n{"type":"metadata"}\n',
     "iptables-save": "-A INPUT -s 192.0.2.1 -j DROP\n-A INPUT -i x -j x\n-A x ! -s 10.0.0.0/8 -p tcp -j RETURN\n",

@@ -1,59 +1,89 @@
-"""Saved answers of whois servers, import: RIPE, APNIC and AFRINIC (`inetnum`), ARIN (`NetRange`, `CIDR`), JPNIC
-(`a. [Network Number]`), and JPNIC's list of what a contact answers for (`[Referred From] NET/...`).
+"""Saved answers about addresses, import: of whois servers (RIPE, APNIC, AFRINIC, LACNIC, ARIN, JPNIC, KRNIC, TWNIC), of
+rwhois, of RDAP (RFC 9083), and JPNIC's list of what a contact answers for (`[Referred From] NET/...`).
 
 One file is one answer, which often has more than one block in it: the block itself and those around it that it was cut
 from. The narrowest are taken; what is around another is reported, so that nobody blocks a whole provider for one of its
-customers. Ranges become the fewest networks.
+customers, and so is a block that belongs to a registry. Ranges become the fewest networks.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from policyd.exchange.model import Entry, Imported, NoEqualError, Term, shown
+from policyd.exchange.model import Entry, Imported, IncompleteError, NoEqualError, Term, shown
 from policyd.exchange.values import address_range, fewest, network, network_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     import netaddr
 
     from policyd.exchange.model import Line, Report
 
 _FIELD = re.compile(
-    r"\s*(?:(?P<name>inetnum|inet6num|NetRange|CIDR|route6?)\s*:"
+    r"\s*(?:(?P<name>inetnum|inet6num|NetRange|CIDR|route6?|Netblock|IPv[46] ?(?:Address|주소)"
+    r"|network:IP-Network(?:-Block)?(?:;\w+)?)\s*:"
     r"|(?:[a-z]\.\s*)?\[(?P<bracket>Network Number|IPネットワークアドレス)\])\s*(?P<value>.*)",
     re.IGNORECASE,
 )
 _REFERRED = re.compile(r"\[Referred From\]|(?<=\s)NET/|^NET/", re.IGNORECASE)
 _NET = re.compile(r"NET/([0-9a-f.:]+(?:/\d+|\s*-\s*[0-9a-f.:]+)?)", re.IGNORECASE)
+_ATTRIBUTE = re.compile(r"\s*(?P<name>[A-Za-z-]+)\s*:\s*(?P<value>.*)")
 
+# Attributes in which an answer says whose a block is, and the registries that only hand blocks on.
+_OWNERS = frozenset({"organisation", "organization", "orgname", "org-name", "nettype", "netname", "descr", "owner"})
+_REGISTRY = re.compile(
+    r"RIPE N(?:CC|etwork Coordination)|(?:Asia Pacific|African|Latin American).*(?:Network Information|Regional"
+    r"|Internet Addresses)|American Registry for Internet Numbers|Internet Assigned Numbers Authority"
+    r"|NON-RIPE-NCC-MANAGED"
+    r"|IANA(?:-.*)?$|(?:Allocated to|Administered by) (?:RIPE|APNIC|LACNIC|AFRINIC|ARIN)|(?:RIPE|APNIC|LACNIC|AFRINIC)"
+    r"(?:-\d+|-ERX.*)?$|Early Registrations|Various Registries",
+    re.IGNORECASE,
+)
 
 # Each block is compared with each other. An answer has a dozen; what a contact answers for may be some hundred.
 _MAX_BLOCKS = 2_000
 
 
-class _Registration(NamedTuple):
+@dataclass(slots=True)
+class _Registration:
+    """A block of an answer. `announced`: a route, which says who announces it (`origin`) and not whose it is.
+
+    `registry` is the registry, or its server, to which the block belongs; "" for everybody else's.
+    """
+
     line: Line
     networks: list[netaddr.IPNetwork]
-    first: int
-    last: int
-    version: int
-    announced: bool  # a route: who announces it, not whose it is
+    announced: bool = False
+    origin: str = ""
+    registry: str = ""
+    first: int = field(init=False)  # addresses as numbers
+    last: int = field(init=False)
+    version: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.first = min(int(one.first) for one in self.networks)
+        self.last = max(int(one.last) for one in self.networks)
+        self.version = int(self.networks[0].version)
 
 
 def read(lines: Iterable[Line], report: Report) -> Imported:
-    """The networks that the answer is about, the fewest that are the same."""
-    blocks: dict[tuple[int, int, int], _Registration] = {}
-
-    def take(line: Line) -> bool:
-        for registration in _read_line(line):
-            _add(blocks, registration)
-        return False  # what is taken is known at the end
-
-    report.take_each(lines, take)
-    found = [*blocks.values()]
+    """The networks that the answer is about, the fewest that are the same. Raises `IncompleteError`."""
+    answer = _Answer(report)
+    waiting = iter(lines)
+    for line in waiting:
+        if line.text.lstrip().startswith(("{", "[{")):
+            report.take_each([line], lambda first: answer.take_document(first, [first, *waiting]))
+        else:
+            report.take_each([line], answer.take)
+    found = [*answer.blocks.values()]
+    for one in found:
+        if one.registry:
+            report.lose(one.line, f"the block of a registry ({one.registry}); ask the registry about the address")
+    found = [one for one in found if not one.registry]
     taken = [one for one in found if not _is_around(one, found, report)]
     report.taken += len(taken)
     networks = [one for registration in taken for one in registration.networks]
@@ -61,21 +91,91 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
     return Imported(entries=[Entry(Term("cidr", text), taken[0].line) for text in fewest(networks)])
 
 
-def _read_line(line: Line) -> list[_Registration]:
+class _Answer:
+    """The blocks of an answer, as its lines come in."""
+
+    def __init__(self, report: Report) -> None:
+        self.blocks: dict[tuple[int, int, int], _Registration] = {}
+        self._report = report
+        self._object: list[_Registration] = []  # those that the lines below them are about
+        self._is_arin = False
+        self._refer = ""  # the server to which IANA refers for the next block
+
+    def take(self, line: Line) -> bool:
+        """Takes a line down; what is taken over is known at the end, so that this is never true."""
+        found = _read_line(line, self._report.masking(line))
+        for registration in found:
+            registration.registry = self._refer
+            self._add(registration)
+        if found:
+            name = line.text.strip().lower()
+            self._is_arin = name.startswith(("netrange", "cidr"))
+            self._object = found if name.startswith("netrange") else [*self._object, *found]
+            self._refer = ""
+        elif (attribute := _ATTRIBUTE.fullmatch(line.text)) is not None:
+            self._take_attribute(line, attribute["name"].lower(), attribute["value"].strip())
+        elif not line.text.strip() and not self._is_arin:
+            self._object = []  # an empty line ends it; ARIN goes on with whose it is
+        return False
+
+    def _take_attribute(self, line: Line, name: str, value: str) -> None:
+        if name == "refer":
+            self._refer, self._object = value[:100], []
+        elif name == "origin":
+            for one in self._object:
+                one.origin = value.upper()
+        elif name == "referralserver" and value.lower().startswith("whois://"):
+            self._belongs_to(value[len("whois://") :])
+        elif name == "referralserver" and self._object:
+            self._report.note(
+                line, f"{shown(value)} knows which customer an address of this block belongs to; ask there"
+            )
+        elif name in _OWNERS and _REGISTRY.search(value):
+            self._belongs_to(value)
+
+    def _belongs_to(self, registry: str) -> None:
+        for one in self._object:
+            one.registry = one.registry or shown(registry[:100]).strip("'")
+
+    def take_document(self, first: Line, lines: list[Line]) -> bool:
+        """Takes an answer of RDAP down, as `take` does."""
+        try:
+            document = json.loads("\n".join(line.text for line in lines))
+        except (ValueError, RecursionError):
+            raise IncompleteError(first, "not a whole JSON document") from None
+        for one in _networks_of(document):
+            self._add(_of_rdap(first, one))
+        return False
+
+    def _add(self, new: _Registration) -> None:
+        """Takes a block down, unless it says again what is there."""
+        if any(one.prefixlen == 0 for one in new.networks):
+            raise NoEqualError("the whole Internet: the server has no answer for the address")
+        key = new.version, new.first, new.last
+        known = self.blocks.get(key)
+        if known is None and len(self.blocks) == _MAX_BLOCKS:
+            raise NoEqualError(f"more than {_MAX_BLOCKS:,} blocks in a file; one file is one answer")
+        if known is None or (known.announced and not new.announced):
+            self.blocks.pop(key, None)
+            self.blocks[key] = new
+
+
+def _read_line(line: Line, mask: Callable[[], None]) -> list[_Registration]:
     if _REFERRED.search(line.text):
         nets = [match[1] for match in _NET.finditer(line.text)]
         if not nets and "NET/" in line.text:
             raise NoEqualError("no network after NET/")
-        return [_registration(line, address_range(re.sub(r"\s", "", net))) for net in nets]
+        return [_Registration(line, address_range(re.sub(r"\s", "", net), mask)) for net in nets]
     match = _FIELD.fullmatch(line.text)
     if match is None:
         return []
     name = (match["name"] or "").lower()
-    value = match["value"].split("#")[0].strip()
+    # KRNIC adds the prefixes, `(/12+/11)`.
+    value = match["value"].split("#")[0].partition("(")[0].strip()
     if name == "cidr":
         # ARIN names the networks of the NetRange above once more.
-        return [_registration(line, [network(one.strip()) for one in value.split(",")])]
-    return [_registration(line, address_range(_whole(value)), announced=name.startswith("route"))]
+        return [_Registration(line, [network(one.strip(), mask) for one in value.split(",")])]
+    return [_Registration(line, address_range(_whole(value), mask), announced=name.startswith("route"))]
 
 
 def _whole(value: str) -> str:
@@ -87,28 +187,37 @@ def _whole(value: str) -> str:
     return value
 
 
-def _registration(line: Line, networks: list[netaddr.IPNetwork], *, announced: bool = False) -> _Registration:
-    first, last = min(one.first for one in networks), max(one.last for one in networks)
-    if any(one.prefixlen == 0 for one in networks):
-        raise NoEqualError("the whole Internet: the server has no answer for the address")
-    return _Registration(line, networks, first, last, networks[0].version, announced)
+def _networks_of(document: Any) -> Iterator[dict[str, Any]]:
+    """The objects about networks of a document: itself, or those that a search found."""
+    waiting = [document]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, list):
+            waiting += one
+        elif isinstance(one, dict):
+            if "startAddress" in one or "cidr0_cidrs" in one:
+                yield one
+            waiting += [value for key, value in one.items() if key.endswith(("Results", "networks"))]
 
 
-def _add(blocks: dict[tuple[int, int, int], _Registration], new: _Registration) -> None:
-    """Takes a block down, unless it says again what is there."""
-    key = new.version, new.first, new.last
-    known = blocks.get(key)
-    if known is None and len(blocks) == _MAX_BLOCKS:
-        raise NoEqualError(f"more than {_MAX_BLOCKS:,} blocks in a file; one file is one answer")
-    if known is None or (known.announced and not new.announced):
-        blocks.pop(key, None)
-        blocks[key] = new
+def _of_rdap(line: Line, one: dict[str, Any]) -> _Registration:
+    networks = []
+    for cidr in one.get("cidr0_cidrs") or ():
+        if isinstance(cidr, dict):
+            prefix = cidr.get("v4prefix") or cidr.get("v6prefix")
+            networks.append(network(f"{prefix}/{cidr.get('length')}"))
+    if not networks:
+        networks = address_range(f"{one.get('startAddress')}-{one.get('endAddress')}")
+    name = str(one.get("name", ""))
+    return _Registration(line, networks, registry=shown(name[:100]).strip("'") if _REGISTRY.search(name) else "")
 
 
 def _is_around(one: _Registration, found: list[_Registration], report: Report) -> bool:
     for other in found:
         if other is one or other.version != one.version or (other.announced and not one.announced):
             continue
+        if one.announced and other.announced and one.origin == other.origin:
+            continue  # announced as a whole and in parts
         inside = one.first <= other.first and other.last <= one.last
         overlaps = one.first <= other.last and other.first <= one.last
         if inside or (one.announced and not other.announced and overlaps):

@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import json
+from typing import TYPE_CHECKING
+
 import pytest
 
-from policyd.exchange.importing import ImportFailedError, ImportOptions, Shape
+from policyd.exchange.importing import ImportFailedError, ImportOptions, Shape, import_files
 from tests.exchange.meaning import imported
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def entries(format_name: str, text: str, options: ImportOptions | None = None) -> list[str]:
@@ -295,6 +301,118 @@ def test_a_block_around_another_and_a_wider_route_are_reported() -> None:
 )
 def test_a_whois_field_that_is_no_network_is_reported(line: str) -> None:
     assert [number for number, _ in lost("whois", f"{line}\ninetnum: 192.0.2.0 - 192.0.2.255\n")] == [1]
+
+
+PROVIDER = "NetRange: 192.0.0.0 - 192.15.255.255\nCIDR: 192.0.0.0/12\nOrgName: A Provider\n"
+KRNIC = """\
+query : 1.208.0.1
+
+# KOREAN(UTF8)
+
+[ 네트워크 할당 정보 ]
+IPv4주소           : 1.208.0.0 - 1.255.255.255 (/12+/11)
+기관명             : A Provider
+
+# ENGLISH
+
+[ Network Information ]
+IPv4 Address       : 1.208.0.0 - 1.208.0.255 (/24)
+Organization Name  : A Customer
+"""
+TWNIC = "   Netname: EXAMPLE-NET\n   Netblock: 192.0.2.0/24\n\n   Administrator contact:\n"
+RDAP = {
+    "objectClassName": "ip network",
+    "startAddress": "198.51.100.0",
+    "endAddress": "198.51.100.191",
+    "cidr0_cidrs": [{"v4prefix": "198.51.100.0", "length": 25}, {"v4prefix": "198.51.100.128", "length": 26}],
+    "name": "CUSTOMER",
+}
+AROUND = {"objectClassName": "ip network", "startAddress": "198.51.0.0", "endAddress": "198.51.127.255", "name": "BIG"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "networks"),
+    [
+        (PROVIDER + "\nnetwork:Class-Name:network\nnetwork:IP-Network:192.0.2.64/28\n", ["192.0.2.64/28"]),
+        (PROVIDER + "network:IP-Network-Block:192.0.2.64 - 192.0.2.79\n", ["192.0.2.64/28"]),
+        (KRNIC, ["1.208.0.0/24"]),
+        ("IPv6 Address : 2001:db8:: - 2001:db8:ffff:ffff:ffff:ffff:ffff:ffff (/32)\n", ["2001:db8::/32"]),
+        (TWNIC, ["192.0.2.0/24"]),
+        ("Netblock: 192.0.2.0-192.0.2.127\n", ["192.0.2.0/25"]),
+        (json.dumps(RDAP), ["198.51.100.0/25", "198.51.100.128/26"]),
+        (json.dumps({"ipSearchResults": [AROUND, RDAP]}, indent=1), ["198.51.100.0/25", "198.51.100.128/26"]),
+        (
+            json.dumps({"startAddress": "2001:db8::", "endAddress": "2001:db8:0:ffff:ffff:ffff:ffff:ffff"}),
+            ["2001:db8::/48"],
+        ),
+        ("route: 192.0.0.0/16\norigin: AS1\n\nroute: 192.0.2.0/24\norigin: AS1\n", ["192.0.0.0/16"]),
+        ("route: 192.0.0.0/16\norigin: AS2\n\nroute: 192.0.2.0/24\norigin: AS1\n", ["192.0.2.0/24"]),
+        ("refer: whois.ripe.net\n\ninetnum: 5.0.0.0 - 5.255.255.255\n\ninetnum: 5.0.0.0 - 5.0.3.255\n", ["5.0.0.0/22"]),
+    ],
+)
+def test_more_whois_answers(answer: str, networks: list[str]) -> None:
+    assert entries("whois", answer) == networks
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "refer: whois.ripe.net\n\ninetnum: 5.0.0.0 - 5.255.255.255\norganisation: RIPE NCC\nstatus: ALLOCATED\n",
+        "inetnum: 41.0.0.0 - 41.255.255.255\norganisation: AFRINIC\nstatus: ALLOCATED\n\nwhois: whois.afrinic.net\n",
+        "NetRange: 5.0.0.0 - 5.255.255.255\nCIDR: 5.0.0.0/8\nNetType: Allocated to RIPE NCC\n",
+        "NetRange: 1.0.0.0 - 1.255.255.255\n\nOrgName: x\nReferralServer: whois://whois.apnic.net\n",
+        "inetnum: 3.0.0.0 - 4.255.255.255\nnetname: NON-RIPE-NCC-MANAGED-ADDRESS-BLOCK\n",
+        json.dumps(AROUND | {"name": "APNIC-1"}),
+    ],
+)
+def test_a_block_of_a_registry_is_not_taken_for_a_clients(answer: str) -> None:
+    with pytest.raises(ImportFailedError) as caught:
+        imported("whois", answer)
+    assert caught.value.report is not None
+    assert {"the block of a registry" in loss.reason for loss in caught.value.report.losses} == {True}
+
+
+def test_what_is_said_of_the_registrys_block_is_not_said_of_the_customers() -> None:
+    customer = "inetnum: 203.0.113.0 - 203.0.113.255\nnetname: CUSTOMER\n\n"
+    around = "inetnum: 203.0.0.0 - 203.255.255.255\ndescr: Asia Pacific Network Information Centre\n"
+    assert entries("whois", customer + around) == entries("whois", around + "\n" + customer) == ["203.0.113.0/24"]
+
+
+def test_an_answer_in_iso_2022_jp_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "jpnic"
+    path.write_bytes("a. [IPネットワークアドレス]     192.0.2.0/25\nb. [ネットワーク名]  例\n".encode("iso2022_jp"))
+    assert import_files("whois", [str(path)], ImportOptions()).entries[0].value == "192.0.2.0/25"
+    path.write_bytes("[組織名] 例\na. [Network Number] 198.51.100.0/24\n".encode("iso2022_jp"))
+    assert import_files("whois", [str(path)], ImportOptions()).entries[0].value == "198.51.100.0/24"
+
+
+def test_half_of_an_rdap_answer_is_refused() -> None:
+    with pytest.raises(ImportFailedError, match="not a whole JSON document"):
+        imported("whois", json.dumps(RDAP)[:-20])
+
+
+# --- postgrey ---------------------------------------------------------------------------------------------------------
+
+
+def test_postgreys_clients_are_exempted_with_their_subdomains_octets_and_expressions() -> None:
+    names = "# head\nb.example\n192-0-2-7.example # why\n/^mx\\d+\\.c\\.example$/\n"
+    text = f"{names}192.0.2\n198.51.100.0/25\n203.0\n2001:db8::/32\n"
+    result = imported("postgrey", text)
+    assert [(rule.match, rule.verdict.action) for rule in result.rules] == [
+        ({"hostname_suffix": ("b.example", "192-0-2-7.example")}, "DUNNO"),
+        ({"hostname_regex": (r"^mx\d+\.c\.example$",)}, "DUNNO"),
+        ({"cidr": ("192.0.2.0/24", "198.51.100.0/25", "203.0.0.0/16", "2001:db8::/32")}, "DUNNO"),
+    ]
+    assert entries("postgrey", "192.0.2.1\n203.0.113.9 # x\n") == ["192.0.2.1", "203.0.113.9"]
+
+
+def test_postgreys_recipients() -> None:
+    result = imported("postgrey", "postmaster@\na@b.example\nc.example\n", ImportOptions(attribute="recipient"))
+    assert [rule.match for rule in result.rules] == [
+        {"recipient_regex": ("^postmaster@",)},
+        {"recipient": ("a@b.example",)},
+        {"recipient_domain": ("c.example",)},
+    ]
 
 
 # --- rspamd-map -------------------------------------------------------------------------------------------------------

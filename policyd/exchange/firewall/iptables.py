@@ -183,6 +183,8 @@ class _Rule:
         if option in {"-s", "--source", "--src", "--src-range"}:
             if self.sources:
                 raise NoEqualError("two conditions on the source")
+            if argument in {"0/0", "any"} and not negated:
+                return
             mask = self.report.masking(self.line)
             self.negated = negated
             if option == "--src-range":
@@ -235,7 +237,9 @@ _PORT_OPTIONS = frozenset({"--dport", "--dports", "--destination-port", "--desti
 
 # Conditions that a new connection can meet: whether it does with this argument, and what the line is about if not.
 _ABOUT_MAIL: dict[str, tuple[Callable[[str], bool], str]] = {
-    **dict.fromkeys(("-p", "--protocol"), (lambda name: name in {"tcp", "6", "all"}, "{} is not mail's protocol")),
+    **dict.fromkeys(
+        ("-p", "--protocol"), (lambda name: name.lower() in {"tcp", "6", "all", "0"}, "{} is not mail's protocol")
+    ),
     **dict.fromkeys(
         ("--ctstate", "--state"),
         (lambda states: "NEW" in states.split(","), "it is about connections that are there already"),

@@ -391,3 +391,13 @@ def test_an_export_for_ipset_can_be_imported_again() -> None:
     text = "rules:\n- name: a\n  match: {cidr: [192.0.2.0/24, '2001:db8::/32']}\n  action: REJECT\n"
     written, _ = export("ipset", loaded(text), ExportOptions(), TODAY)
     assert [term.value for term in imported("ipset", written).entries] == ["192.0.2.0/24", "2001:db8::/32"]
+
+
+def test_all_protocols_and_all_sources_are_mails_too() -> None:
+    text = "-A INPUT -p ALL -s 192.0.2.0/24 -j DROP\n-A INPUT --source 0/0 -p TCP -j a\n-A a -s 203.0.113.5 -j DROP\n"
+    rules = rules_of("iptables-save", text)
+    assert [answer(rules, Asked(client)) for client in ("192.0.2.1", "203.0.113.5", "203.0.113.6")] == [
+        "REJECT",
+        "REJECT",
+        "DUNNO",
+    ]

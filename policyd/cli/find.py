@@ -21,7 +21,10 @@ from policyd.tools.display import reading, results
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from policyd.tools.decisions.find import Found, Tally
+    from policyd.tools.decisions.find import Count, Found, Tally
+
+# Lines that are written at once: there may be a million.
+_ROWS_AT_ONCE = 10_000
 
 
 @click.command()
@@ -110,9 +113,8 @@ def _print_tally(tally: Tally, *, as_json: bool) -> None:
         click.echo(json.dumps({"by": tally.by, "found": tally.found, "values": rows, "not_counted": tally.others}))
         return
     width = len(str(tally.counts[0].count)) if tally.counts else 0
-    for each in tally.counts:
-        mark = "" if each.verified else " (unverified)"
-        click.echo(f"{each.count:>{width}}  {_seconds(each.first)}  {_seconds(each.last)}  {each.value}{mark}")
+    for start in range(0, len(tally.counts), _ROWS_AT_ONCE):
+        sys.stdout.write("".join([_row(each, width) for each in tally.counts[start : start + _ROWS_AT_ONCE]]))
     if tally.others:
         click.echo(
             f"policyd: {tally.others:,} more, with values beyond the first {finding.MAX_VALUES:,}, were not counted",
@@ -120,6 +122,13 @@ def _print_tally(tally: Tally, *, as_json: bool) -> None:
         )
 
 
-def _seconds(time: str) -> str:
-    """A time without its fraction of a second; `-` for none."""
-    return time[:19] + time[23:] if time else "-"
+def _row(each: Count, width: int) -> str:
+    """A line: count, first and last time without the fraction of a second, value."""
+    first = each.first
+    if not first:
+        first = last = "-"
+    else:
+        first = first[:19] + first[23:]
+        last = first if each.last is each.first else each.last[:19] + each.last[23:]
+    mark = "" if each.verified else " (unverified)"
+    return f"{each.count:{width}}  {first}  {last}  {each.value}{mark}\n"

@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.bench import logs, mail, native, peers, plot, reloading, report, rows
+from tests.bench import find, logs, mail, native, peers, plot, reloading, report, rows
 from tests.bench.bench import QUICK, Bench, LeftOut, Row, Scale
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
     "replay": rows.replay,
     "replay_month": logs.replay_month,
     "replay_refusals": logs.replay_refusals,
+    "find": find.find,
+    "status": find.status,
     "postfwd": peers.postfwd,
     "growth": peers.growth,
 }

@@ -12,6 +12,7 @@ import functools
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from policyd.core.address import parse_address
@@ -381,17 +382,26 @@ class _Counter:
     def finish(self) -> Tally:
         """Puts raw values together as they are shown."""
         tally = self._tally
-        together: dict[tuple[str, bool], Count] = {}
-        for raw, (count, first, last) in self._entries.items():
-            value, verified = _shown_value(raw, tally.by)
-            known = together.get((value, verified))
+        show = _SHOWN[tally.by]
+        together: dict[str, Count] = {}
+        while self._entries:
+            raw, (count, first, last) = self._entries.popitem()
+            value = show(raw)
+            known = together.get(value)
             if known is None:
-                together[value, verified] = Count(value, count, first.decode(), last.decode(), verified)
+                begin = first.decode()
+                together[value] = Count(value, count, begin, begin if last is first else last.decode())
             else:
                 known.count += count
                 known.first = min(known.first or first.decode(), first.decode() or known.first)
                 known.last = max(known.last, last.decode())
-        tally.counts = sorted(together.values(), key=lambda each: (-each.count, each.value))
+        tally.counts = [*together.values()]
+        if tally.by is By.HOSTNAME:
+            for each in tally.counts:
+                each.verified = not each.value.startswith("\0")
+                each.value = each.value.removeprefix("\0")
+        tally.counts.sort(key=attrgetter("value"))
+        tally.counts.sort(key=attrgetter("count"), reverse=True)
         return tally
 
 
@@ -415,28 +425,53 @@ def _values(found: Found, by: By) -> Sequence[bytes | None]:
             return (found.asn or None,)
 
 
-def _shown_value(raw: bytes | None, by: By) -> tuple[str, bool]:
-    """A value as it is shown, and whether it is proven: a name that is only claimed is not."""
+def _unescaped(raw: bytes) -> bytes:
+    return unescape(raw) if b"\\" in raw else raw
+
+
+def _plain(raw: bytes | None) -> str:
+    """A value as it is, if that is printable."""
+    text = (raw or b"").decode("ascii", "replace")
+    if text.isascii() and text.isprintable() and "\\" not in text:
+        return text or "-"
+    return shown(_unescaped(raw or b""))
+
+
+def _hostname(raw: bytes | None) -> str:
+    """A name that is only claimed keeps its mark."""
     if raw is None:
-        return ("unknown" if by is By.HOSTNAME else "-"), True
-    value = unescape(raw) if b"\\x" in raw else raw
-    match by:
-        case By.HOSTNAME:
-            return shown(fold_name(value.removeprefix(_UNVERIFIED))), not value.startswith(_UNVERIFIED)
-        case By.NETWORK:
-            address = parse_address(value)
-            return (_network(*part_of(*address)) if address is not None else shown(value)), True
-        case By.SENDER_DOMAIN:
-            return (shown(domain_of(value)) or "<>" if value else "<>"), True
-        case By.SENDER:
-            return shown(value) or "<>", True
-        case _:
-            return shown(value) or "-", True
+        return "unknown"
+    name = shown(fold_name(_unescaped(raw.removeprefix(_UNVERIFIED))))
+    return f"\0{name}" if raw.startswith(_UNVERIFIED) else name
 
 
-def _network(version: int, part: int) -> str:
+def _network(raw: bytes | None) -> str:
+    address = parse_address(_unescaped(raw or b""))
+    if address is None:
+        return _plain(raw)
+    version, part = part_of(*address)
     prefix, width = (24, 32) if version == 4 else (48, 128)
     return str(Block(version, part << (width - prefix), prefix))
+
+
+def _sender(raw: bytes | None) -> str:
+    return "-" if raw is None else _plain(raw) if raw else "<>"
+
+
+def _sender_domain(raw: bytes | None) -> str:
+    return "-" if raw is None else shown(domain_of(_unescaped(raw))) or "<>"
+
+
+# How a raw value is shown.
+_SHOWN: dict[By, Callable[[bytes | None], str]] = {
+    By.HOSTNAME: _hostname,
+    By.CLIENT: _plain,
+    By.NETWORK: _network,
+    By.SENDER: _sender,
+    By.SENDER_DOMAIN: _sender_domain,
+    By.RECIPIENT: _plain,
+    By.ASN: _plain,
+}
 
 
 class _Times:

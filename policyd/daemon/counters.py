@@ -1,4 +1,4 @@
-"""What connections and loads count: plain integers, since counting happens on the way of every request."""
+"""Counters of connections and loads: plain integers, because every request is counted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RATE_SAMPLES = 12
 
 
 class Counters:
-    """What connections and loads count, since the start of the daemon."""
+    """Counts connections, decisions and loads since the start of the daemon."""
 
     def __init__(self) -> None:
         self.decisions: Counter[tuple[Verb, str]] = Counter()  # what Postfix was told, and the rule

@@ -1,7 +1,7 @@
-"""The life of the daemon, from its start to its end.
+"""Starts the daemon, runs it, and ends it.
 
 The order of a start matters: the loader is forked while there is neither thread nor event loop; nothing listens
-before there is a right ruleset; and readiness is told only when all sockets are open.
+before a ruleset has been loaded without an error; and readiness is announced only when all sockets are open.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# How long the answers that are under way may take when the daemon is told to end (docs/settings.md, "Signals").
+# Seconds for requests in flight to be answered after SIGTERM (docs/settings.md, "Signals").
 DRAIN_SECONDS = 5.0
 
-# Turns of the event loop until what a client had sent before the end has been read: its socket is attached in one,
-# its connection made in another, and read in the next.
+# Iterations of the event loop until everything that a client sent before SIGTERM has been read: its socket is attached
+# in the first, its connection made in the second, and read in the third.
 ARRIVAL_TURNS = 5
 
-# So many new objects until the garbage collector looks for those that are no longer reached. A request that waits for
-# DNS has some fifty; with Python's own 700, all of them would be looked at again and again (a fifth of the time of 500
-# connections that wait) though nearly all go when their count is zero.
+# Allocations between garbage collections (Python's default is 700). A request that waits for DNS has some fifty
+# objects; with the default they would be traversed again and again (a fifth of the CPU time of 500 waiting
+# connections), although reference counting frees nearly all of them.
 COLLECTOR_THRESHOLD = 20_000
 
 # Changes in the line that a reload logs; `policyd reload` prints more.
 MAX_CHANGES_LOGGED = 10
 
-# Of rules that end, so many are named, once a day; a ruleset made by a program may have thousands.
+# Rules that end and are named in the log once a day; a ruleset made by a program may have thousands.
 MAX_EXPIRY_LINES = 20
 
 
@@ -93,7 +93,7 @@ def serve(
 
 
 class _Daemon:
-    """What holds everything together from the start to the end."""
+    """Owns every part of the running daemon."""
 
     def __init__(self, loader: Loader, operational_log: OperationalLog, environment: Mapping[str, str]) -> None:
         self._loader = loader
@@ -108,7 +108,7 @@ class _Daemon:
         self._replaced: set[Resolver] = set()
 
     async def run(self) -> None:
-        """The story: load, listen, serve, drain."""
+        """Loads, listens, serves, drains."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_log_bug)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -130,7 +130,7 @@ class _Daemon:
         await self._drain()
 
     async def _first_load(self) -> Delivery | None:
-        """Loads; None where the daemon is told to end before that has come to its end."""
+        """Loads the first ruleset; None if the daemon is told to end before that is done."""
         loading = asyncio.create_task(self._loader.load())
         ended = asyncio.create_task(self._ended.wait())
         await asyncio.wait((loading, ended), return_when=asyncio.FIRST_COMPLETED)
@@ -142,7 +142,7 @@ class _Daemon:
         return delivery
 
     async def _listen(self, delivery: Delivery) -> None:
-        """Opens all that is to be open. Raises ListenError."""
+        """Opens the sockets, the log and the resolver. Raises ListenError."""
         settings = self._settings = delivery.settings
         logging.getLogger().setLevel(settings.log_level.upper())
         most_connections = listeners.raise_descriptor_limit()
@@ -177,7 +177,7 @@ class _Daemon:
             self._control_listener.start(asyncio.get_running_loop(), self._control.accept, self._server.complain)
 
     def _open_control(self, settings: Settings) -> listeners.Listener | None:
-        """The control socket, if there is to be one and it can be had: mail does not depend on it."""
+        """Opens the control socket; None without the setting, or after an error, which is logged: mail goes on."""
         if settings.control is None:
             return None
         try:
@@ -187,14 +187,14 @@ class _Daemon:
             return None
 
     def _announce(self, delivery: Delivery) -> None:
-        """Says what was started, and what looks unsafe about it."""
+        """Logs what was started, and warns of what looks unsafe."""
         _log.info("policyd %s started: %s", __version__, delivery.summary)
         for listener in self._listeners:
             _log.info("listening on %s", listener.name)
             if listener.is_reachable_from_elsewhere:
                 _log.warning(
-                    "%s can be reached from other hosts, and answers whoever asks; let a firewall see to it "
-                    "that only your Postfix does",
+                    "%s can be reached from other hosts, and answers every client; let a firewall admit your Postfix "
+                    "hosts only",
                     listener.name,
                 )
         if self._control_listener is not None:
@@ -204,7 +204,7 @@ class _Daemon:
         self._announce_ruleset(delivery.warnings)
 
     def _announce_ruleset(self, warnings: Sequence[str]) -> None:
-        """What there is to say of a ruleset that has just been put in force."""
+        """Logs the warnings about a ruleset that has just been put in force."""
         if self._server.ruleset.observe:
             _log.warning("mode: observe stands at the top of the rules: every answer is DUNNO, and no mail is refused")
         for warning in warnings:
@@ -224,7 +224,7 @@ class _Daemon:
             _log.warning("%d more rules have expired or will soon", len(ending) - MAX_EXPIRY_LINES)
 
     def _hang_up(self) -> None:
-        """SIGHUP: whoever moves log files need not wait for a load to get a new one."""
+        """SIGHUP: opens the decision log again at once, then reloads."""
         self._decision_log.reopen()
         self._want_reload()
 
@@ -235,7 +235,7 @@ class _Daemon:
     # --- While it serves --------------------------------------------------------------------------------------------
 
     async def _watch_time(self) -> None:
-        """What is due once a second."""
+        """Does what is due once a second."""
         while True:
             await asyncio.sleep(1)
             try:
@@ -258,13 +258,13 @@ class _Daemon:
             self._notifier.status(ended)
 
     async def _watch_watchdog(self) -> None:
-        """Tells systemd that the event loop turns."""
+        """Notifies systemd's watchdog from the event loop."""
         while self._notifier.watchdog_seconds is not None:
             self._notifier.watchdog()
             await asyncio.sleep(self._notifier.watchdog_seconds)
 
     async def _watch_reloads(self) -> None:
-        """Loads when told to. However often that was during one load, it makes one more load after it."""
+        """Reloads on request. Any number of requests during a load cause one more load after it."""
         while True:
             await self._reload_wanted.wait()
             self._reload_wanted.clear()
@@ -278,7 +278,7 @@ class _Daemon:
                         waiting.set_result(result)
 
     async def _reload(self, *, data: bool) -> ReloadResult:
-        """Loads and, if all is well, puts in force; with `data`, the rules text and the settings stay as they are."""
+        """Loads, and puts the result in force without an error. With `data`, the texts in force are loaded again."""
         old = self._running.delivery
         try:
             delivery, holding = await self._loader.load(old.texts if data else None, self._holding)
@@ -313,7 +313,7 @@ class _Daemon:
         return f"reload failed, ruleset {ruleset.hash}{mode} stays in force: {result.errors[0]}"
 
     async def _use(self, delivery: Delivery, holding: Holding) -> None:
-        """Puts a new ruleset and new settings in force, in one step as far as requests go."""
+        """Puts a new ruleset and new settings in force, in one step between two requests."""
         old, new = self._settings, delivery.settings
         for name in ("listen", "socket_mode", "socket_owner", "socket_group", "control", "control_group"):
             if getattr(old, name) != getattr(new, name):
@@ -335,7 +335,7 @@ class _Daemon:
         if old_resolver is not self._resolver:
             replaced = old_resolver
             self._replaced.add(replaced)
-        # Requests that wait for DNS have the old ruleset and the old resolver for as long as that may take.
+        # Requests that wait for DNS use the old ruleset and the old resolver until they are answered.
         self._run_beside(self._retire(old.dns.timeout, self._holding, replaced))
         self._settings, self._holding = new, holding
 
@@ -424,7 +424,7 @@ class _Daemon:
     # --- The end ----------------------------------------------------------------------------------------------------
 
     async def _drain(self) -> None:
-        """Stops accepting, answers what is under way, and ends."""
+        """Stops accepting, answers the requests in flight, and ends."""
         self._notifier.stopping()
         for listener in self._listeners:
             listener.close()
@@ -475,14 +475,14 @@ def _paths(files: Sequence[LoadedFile]) -> dict[str, str | None]:
 
 
 def _log_bug(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """The last boundary: whatever went wrong in the event loop, the daemon goes on."""
+    """The last exception boundary: logs an exception in the event loop; the daemon goes on."""
     _log.error("a bug in policyd, please report it: %s", context["message"], exc_info=context.get("exception"))
 
 
 def _occupy_standard_descriptors() -> None:
-    """Where standard input, output or error is closed, a socket would be opened in its place and logs written to it.
+    """Opens closed standard descriptors; otherwise a socket would get their number, and logs would be written to it.
 
-    A pipe without a reader takes the place: whatever is written there fails, and is counted as lost.
+    A pipe without a reader takes their place: every write to it fails, and is counted as lost.
     """
     for descriptor in range(3):
         try:

@@ -1,8 +1,8 @@
-"""What the daemon counts, and how Prometheus gets it.
+"""Serves the daemon's counters to Prometheus.
 
-Counting happens on the way of every request, so it is plain integers in `Counters`; they become metrics only when
-somebody asks (`labels().inc()` of prometheus_client takes longer than a whole lookup). Label values are words of our
-own and names of rules: nothing that a client says becomes one, so their number is bounded by the ruleset.
+Every request is counted, so the counters are plain integers in `Counters`, which become metrics at a scrape
+(`labels().inc()` of prometheus_client takes longer than a whole lookup). Label values are words of policyd's own and
+names of rules and lists: a client cannot choose one, so the ruleset bounds their number.
 
 The page is served by a few lines on the daemon's own event loop. A thread, as prometheus_client has it, would contend
 for the interpreter's lock with the requests, and starts another thread for each scraper however slow. Here the page
@@ -83,7 +83,7 @@ class Page:
             ("rule",),
             {(rule,): count for rule, count in counters.observed.items()},
         )
-        latency = HistogramMetricFamily("policyd_decision_seconds", "From a request's arrival to its answer.")
+        latency = HistogramMetricFamily("policyd_decision_seconds", "Seconds from a request's arrival to its answer.")
         bounds = [*map(str, LATENCY_BOUNDS), "+Inf"]
         latency.add_metric([], list(zip(bounds, accumulate(counters.latency), strict=True)), counters.latency_seconds)
         yield latency
@@ -123,11 +123,11 @@ class Page:
             yield GaugeMetricFamily(name, help_text, value=value)
         for name, help_text, value in (
             ("policyd_connections_accepted", "Connections taken.", counters.accepted),
-            ("policyd_connections_refused", "Connections closed at once, as there were too many.", counters.refused),
-            ("policyd_request_timeouts", "Connections closed since a request did not arrive whole.", counters.timeouts),
+            ("policyd_connections_refused", "Connections refused because of limits.connections.", counters.refused),
+            ("policyd_request_timeouts", "Connections closed at limits.request_timeout.", counters.timeouts),
             (
                 "policyd_protocol_errors",
-                "Connections closed since the client did not speak the protocol.",
+                "Connections closed because the client violated the protocol.",
                 counters.protocol_errors,
             ),
             ("policyd_bugs", "Connections closed because of a bug in policyd.", counters.bugs),
@@ -162,15 +162,15 @@ class Page:
         dns, resolver = self._server.counters.dns, self._server.facts.resolver
         yield from _by_labels(
             "policyd_dns_lookups",
-            "Clients that were looked up, by reverse DNS status and the reason of an error.",
+            "Lookups of clients, by reverse DNS status and the reason of an error.",
             ("status", "reason"),
             {(str(status), str(reason or "")): count for (status, reason), count in dns.outcomes.items()},
         )
         for name, help_text, count in (
             ("policyd_dns_cache_hits", "Requests answered from the cache.", dns.hits),
-            ("policyd_dns_cache_misses", "Requests that the cache had no answer for.", dns.misses),
-            ("policyd_dns_joined", "Of the misses: waited for a lookup that was under way.", dns.joined),
-            ("policyd_dns_refused", "Of the misses: not looked up, as too many were (dns.lookups).", dns.refused),
+            ("policyd_dns_cache_misses", "Requests that the cache could not answer.", dns.misses),
+            ("policyd_dns_joined", "Misses that waited for a lookup in flight.", dns.joined),
+            ("policyd_dns_refused", "Misses that were not looked up because of dns.lookups.", dns.refused),
         ):
             yield CounterMetricFamily(name, help_text, value=count)
         yield GaugeMetricFamily("policyd_dns_in_flight", "Clients being looked up.", value=resolver.in_flight)

@@ -3,8 +3,8 @@
 Under systemd a line begins with its priority (sd-daemon(3)) and has no time, since the journal adds one; elsewhere
 it begins with the local time. A traceback, which only a bug produces, is the one thing of more than one line.
 
-Promises never to hold up the daemon: a line that standard error does not take at once is lost and counted. Control
-characters are escaped, whoever they come from; what a client says is to be cut too (`shown`).
+Promises never to block the daemon: a line that standard error does not take at once is lost and counted. Control
+characters are always escaped; what a client says has to be cut too (`shown`).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class OperationalLog(logging.Handler):
 
 
 def shown(value: bytes, limit: int = 80) -> str:
-    """What somebody else said, short and in printable ASCII, for a message."""
+    """Returns bytes from outside, cut and in printable ASCII, for a message."""
     text = printable(value[:limit].decode("ascii", "backslashreplace"))
     return text if len(value) <= limit else text + "..."
 

@@ -43,16 +43,16 @@ _log = logging.getLogger(__name__)
 
 _DUNNO: Final = Verb.DUNNO  # a member of an Enum takes 0.1 us to look up before Python 3.12
 
-# Bytes of answers that a client has not read. An answer is at most 220 bytes, and Postfix waits for each before it
-# asks again; whoever lets so many pile up will never read them.
+# Bytes of unread answers before a client is disconnected. An answer has at most 220 bytes, and Postfix waits for each
+# before it asks again; a client with so many unread will never read them.
 UNREAD_ANSWERS = 65536
 
-# How often the same kind of complaint about clients is logged: a storm of them must not fill the log.
+# Seconds between two log lines of the same kind about clients: a storm must not fill the log.
 COMPLAINT_SECONDS = 1.0
 
 
 class Server:
-    """What all connections share: the ruleset in force, the limits, and where answers are logged and counted."""
+    """Holds what all connections share: the ruleset in force, the limits, the log and the counters."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Server:
         self.use(ruleset, settings, facts)
 
     def use(self, ruleset: Ruleset, settings: Settings, facts: FactFinder) -> None:
-        """Puts these in force for every request from now on, between two requests; no connection notices."""
+        """Puts these in force for every request from now on, between two requests; no connection is affected."""
         self.ruleset = ruleset
         self.facts = facts
         self.line = json_line if settings.decision_log.format == "json" else text_line
@@ -96,7 +96,7 @@ class Server:
         return min(self.limits.connections, self._most_connections)
 
     def accept(self, accepted: socket.socket, peer: str) -> None:
-        """Takes a connection that a listener has accepted, or closes it where there are too many."""
+        """Takes a connection that a listener has accepted, or closes it if the limit is reached."""
         most = self.max_connections
         if len(self.connections) >= most:
             accepted.close()
@@ -111,14 +111,14 @@ class Server:
         task.add_done_callback(self._attaching.discard)
 
     def end_turn(self) -> None:
-        """Sends the answers that have waited for the end of the turn; their log lines are written by now."""
+        """Sends the answers deferred to the end of this loop iteration; their log lines have been written."""
         self.turn_begun = False
         unsent, self.unsent = self.unsent, []
         for connection in unsent:
             connection.send()
 
     def sweep(self, now: float) -> None:
-        """Ends what has lasted too long; due once a second, `now` on the monotonic clock.
+        """Closes connections whose timeouts have passed; due once a second, `now` on the monotonic clock.
 
         One pass over all connections takes less than a timer for each: 0.1 ms for 1,000 of them.
         """
@@ -132,13 +132,13 @@ class Server:
                 _log.warning("%s", message)
 
     def complain(self, kind: str, message: str, *, bug: bool = False) -> None:
-        """Logs what is wrong with a client, or with us: of each kind one line a second, with a count."""
+        """Logs a problem with a client or a bug: one line a second of each kind, with a count."""
         complaint = self._complaints.setdefault(kind, Throttled(COMPLAINT_SECONDS))
         if (said := complaint.happened(message, monotonic())) is not None:
             _log.log(logging.ERROR if bug else logging.WARNING, "%s", said, exc_info=bug)
 
     async def drain(self) -> None:
-        """Closes each connection as soon as no request is under way on it. Comes back when none is left."""
+        """Closes each connection as soon as it has no request in flight. Returns when none is left."""
         self.draining = True
         for connection in list(self.connections):
             connection.close_if_idle()
@@ -195,7 +195,7 @@ class Connection(asyncio.Protocol):
     # --- The event loop calls these ---------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection is ours."""
+        """The connection has been made."""
         transport = self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
         try:
             transport.set_write_buffer_limits(high=UNREAD_ANSWERS)
@@ -205,7 +205,7 @@ class Connection(asyncio.Protocol):
             transport.abort()
 
     def data_received(self, received: bytes) -> None:
-        """The fast path: everything that needs no DNS happens here."""
+        """The fast path: decides everything that needs no DNS."""
         arrived = monotonic()
         if not self._partial:
             self.since = arrived
@@ -226,14 +226,14 @@ class Connection(asyncio.Protocol):
         self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client has gone away, or we have closed."""
+        """The client or this daemon has closed the connection."""
         self._closing = True
         self._server.lose(self)
 
     # --- The server calls these -------------------------------------------------------------------------------------
 
     def check(self, now: float) -> None:
-        """Ends the connection if its time is over. While it waits for DNS, the resolver's deadline counts."""
+        """Closes the connection if its timeout has passed. While it waits for DNS, the resolver's deadline applies."""
         limits, age = self._server.limits, now - self.since
         if self._waits:
             return
@@ -260,7 +260,7 @@ class Connection(asyncio.Protocol):
             self._transport.write(b"".join(unsent))
 
     def abort(self) -> None:
-        """Closes the connection, whatever is under way."""
+        """Closes the connection, even with a request in flight."""
         self._closing = True
         if self._transport is not None:
             self._transport.abort()
@@ -357,13 +357,13 @@ class Connection(asyncio.Protocol):
     # --- When something is wrong ------------------------------------------------------------------------------------
 
     def _refuse(self, error: ProtocolError) -> None:
-        """The client does not speak the protocol: one log line, and the end, as there is no way to answer."""
+        """The client violates the protocol: logs one line and closes, because no answer is possible."""
         self._server.counters.protocol_errors += 1
         self._server.complain("protocol", f"{self.peer}: {error}; closed")
         self.abort()
 
     def _fail(self) -> None:
-        """A bug: its traceback, and the end without an answer; Postfix asks again and then takes its default."""
+        """A bug: logs the traceback and closes without an answer; Postfix asks again, then takes its default_action."""
         self._server.counters.bugs += 1
         self._server.complain("bug", f"{self.peer}: a bug in policyd, please report it; closed", bug=True)
         self.abort()

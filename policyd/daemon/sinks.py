@@ -1,9 +1,9 @@
-"""Writing lines to a descriptor without ever waiting for whoever reads it.
+"""Writes lines to a descriptor without ever waiting for its reader.
 
-A regular file takes the lines of one turn in a single append. Everything else (a pipe, a socket, a terminal) takes
-each line in a write of its own and must not hold up the event loop, so what it does not take at once is lost.
-Whoever writes is told how many lines were lost and why, and reports it. A sink works on a descriptor of its own; the
-one that it was made from may be closed.
+A regular file takes the lines of one loop iteration in a single append. Everything else (a pipe, a socket, a terminal)
+takes each line in a write of its own and must not block the event loop, so a line that it does not take at once is
+lost. The caller is told how many lines were lost and why, and reports it. A sink works on a duplicate of its
+descriptor; the original may be closed.
 """
 
 from __future__ import annotations
@@ -86,11 +86,11 @@ class StreamSink:
         self._close()
 
 
-_TOO_SLOW = "whoever reads it is too slow"
+_TOO_SLOW = "its reader is too slow"
 
 
 def sink_for(descriptor: int) -> FileSink | StreamSink:
-    """The right sink for what a descriptor leads to. Raises OSError where it is closed."""
+    """Returns the sink for the kind of file behind a descriptor. Raises OSError if it is closed."""
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return FileSink(descriptor)
     return StreamSink(descriptor)

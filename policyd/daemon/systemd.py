@@ -1,7 +1,7 @@
-"""Words to systemd, by the protocol of sd_notify(3): one datagram each, to the socket that NOTIFY_SOCKET names.
+"""Notifies systemd by the protocol of sd_notify(3): one datagram each, to the socket that NOTIFY_SOCKET names.
 
-Promises to do nothing where there is no such socket, and never to block or fail: a word that cannot be said is
-worth a line in the operational log, once, and no more.
+Promises to do nothing without such a socket, and never to block or fail: a notification that cannot be sent is logged
+once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 class Notifier:
-    """Speaks for this process, as the environment of its start says."""
+    """Sends the notifications of this process, as its environment says."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._socket: socket.socket | None = None
@@ -29,10 +29,10 @@ class Notifier:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
             self._address = "\0" + address[1:] if address[0] == "@" else address  # `@`: unix(7), abstract
         elif address:
-            _log.warning("NOTIFY_SOCKET=%r is neither a path nor an abstract socket; not telling anyone", address)
+            _log.warning("NOTIFY_SOCKET=%r is neither a path nor an abstract socket; systemd is not notified", address)
 
     def ready(self, status: str) -> None:
-        """The daemon serves, with what `status` (one line) says."""
+        """The daemon serves; `status` is one line about it."""
         self._say("READY=1", f"STATUS={status}")
 
     def reloading(self) -> None:
@@ -40,7 +40,7 @@ class Notifier:
         self._say("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def status(self, status: str) -> None:
-        """A new status line, without more."""
+        """Sends a new status line only."""
         self._say(f"STATUS={status}")
 
     def stopping(self) -> None:
@@ -52,7 +52,7 @@ class Notifier:
         self._say("WATCHDOG=1")
 
     def close(self) -> None:
-        """Nothing more will be said."""
+        """Ends notification."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -70,7 +70,7 @@ class Notifier:
 
 
 def _watchdog_seconds(environment: Mapping[str, str]) -> float | None:
-    """Half of what sd_watchdog_enabled(3) allows between two signs of life; None where nobody waits for them."""
+    """Half of what sd_watchdog_enabled(3) allows between two notifications; None without a watchdog."""
     microseconds = environment.get("WATCHDOG_USEC", "")
     if not microseconds.isdigit() or environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None

@@ -82,6 +82,7 @@ KNOWN_TO = {
     "cachetools": {"dns"},
     "click": {"cli"},
     "idna": {"core/normalize.py", "config"},
+    "maxminddb": {"config/mmdb.py"},
     "netaddr": {"config", "exchange", "tools"},
     "prometheus_client": {"daemon/metrics.py"},
     "publicsuffixlist": {"config/public_suffixes.py"},

@@ -124,6 +124,7 @@ def test_every_condition_of_the_table_has_a_case() -> None:
         *("cidr", "reverse_dns", "hostname", "hostname_suffix", "hostname_regex"),
         *("helo_name", "helo_name_suffix", "helo_name_regex", "sender", "sender_regex", "sender_domain"),
         *("recipient", "recipient_domain", "recipient_regex"),
+        *("asn", "asn_name_regex", "country", "hostname_generic"),
         *("protocol_state", "sasl_username", "policy_context", "reverse_client_name_regex"),
     ]
     rulesets = "\n".join(table["ruleset"] for table in TABLES.values())

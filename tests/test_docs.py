@@ -21,6 +21,7 @@ from policyd.config.settings import Settings
 from policyd.core.dns_lists import NOT_LISTED
 from policyd.core.engine import Decision
 from policyd.core.identity import Identity, Reason, Status
+from policyd.core.owners import Owner
 from policyd.core.protocol import ATTRIBUTES, Request
 from policyd.core.ruleset import Action, Rule, Verb
 from policyd.decision_log.writer import Entry, json_line
@@ -69,9 +70,9 @@ TODAY = datetime.date(2026, 11, 21)  # when those were written
 
 
 def write_examples(page: Path, folder: Path) -> None:
-    """Writes the list files that a page shows: its rulesets name them."""
+    """Writes the list files and databases that a page shows: its rulesets name them."""
     for example in EXAMPLES:
-        if example.page == page and example.name.endswith(".txt"):
+        if example.page == page and example.name.endswith((".txt", ".csv")):
             (folder / example.name).parent.mkdir(parents=True, exist_ok=True)
             (folder / example.name).write_text(example.content)
 
@@ -175,7 +176,15 @@ def decision_log_keys() -> list[str]:
     rule = Rule("numbered", 0, (), (), Action(Verb.REJECT))
     identity = Identity(Status.ERROR, claimed=(b"claimed.example",), reason=Reason.TIMEOUT)
     decision = Decision(
-        Verb.DEFER, rule, "4.7.1", ("Later",), ("observed",), downgraded=True, identity=identity, observing=True
+        Verb.DEFER,
+        rule,
+        "4.7.1",
+        ("Later",),
+        ("observed",),
+        downgraded=True,
+        identity=identity,
+        observing=True,
+        owner=Owner(64496, "Example Internet Inc.", "JP"),
     )
     decision = decision._replace(lists={"zen": NOT_LISTED})
     request = Request.of(dict.fromkeys(ATTRIBUTES, b"RCPT"))
@@ -185,7 +194,7 @@ def decision_log_keys() -> list[str]:
 
 def test_every_key_of_the_decision_log_is_documented() -> None:
     named = decision_log_keys()
-    assert len(named) == 24
+    assert len(named) == 27
     assert unsaid(named, "decision-log.md") == []
 
 

@@ -299,7 +299,8 @@ def _today_as_json(loaded: Loaded | None, decision: LoggedDecision) -> dict[str,
 def _explained_today(loaded: Loaded, decision: LoggedDecision) -> Explanation | None:
     """Today's decision on the same request; None if it needs reverse DNS, which the log does not have."""
     request, identity = lookups.request_of(decision), lookups.identity_of(decision)
-    facts = Facts(identity, parse_answers(decision.lists))
+    owner = loaded.ruleset.owners.find(request) if loaded.ruleset.owners is not None else None
+    facts = Facts(identity, parse_answers(decision.lists), owner)
     decided = decide(loaded.ruleset, request, facts, utc_today())
     if isinstance(decided, Needs):
         return None

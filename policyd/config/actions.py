@@ -16,6 +16,8 @@ PLACEHOLDERS = (
     "sender",
     "recipient",
     "list",
+    "asn",
+    "country",
     "rule",
     "id",
 )

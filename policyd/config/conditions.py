@@ -25,6 +25,9 @@ class Form(Enum):
     RECIPIENT = "recipient address"
     TEXT = "text"
     EXPRESSION = "expression"
+    ASN = "AS number"
+    COUNTRY = "country"
+    YES = "value of hostname_generic"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +166,40 @@ def _table() -> dict[str, ConditionType]:
             ("^(postmaster|abuse)@",),
         ),
     ]
+    rows += [
+        ConditionType(
+            "asn",
+            Subject.ASN,
+            value,
+            Form.ASN,
+            "The client's address is announced by this autonomous system (needs databases: asn).",
+            ("AS64496", "64496"),
+        ),
+        ConditionType(
+            "asn_name_regex",
+            Subject.ASN_NAME,
+            expression,
+            Form.EXPRESSION,
+            "The expression is found in the name of the client's autonomous system (needs databases: asn).",
+            ("hosting",),
+        ),
+        ConditionType(
+            "country",
+            Subject.COUNTRY,
+            value,
+            Form.COUNTRY,
+            "The client's network is in this country: two letters, ISO 3166-1 (needs databases: country).",
+            ("JP",),
+        ),
+        ConditionType(
+            "hostname_generic",
+            Subject.HOSTNAME,
+            Kind.GENERIC,
+            Form.YES,
+            "The client's host name contains the client's own address, as a provider's generated names do.",
+            ("yes",),
+        ),
+    ]
     described = {row.name for row in rows}
     for attribute in ATTRIBUTES:
         if attribute not in described:
@@ -175,8 +212,16 @@ def _table() -> dict[str, ConditionType]:
 
 CONDITIONS = _table()
 
-# Claims of the client without proof: these may block, and never let mail through (the first principle).
-UNPROVEN = frozenset({"reverse_client_name", "reverse_client_name_regex"})
+# Conditions that may block, and never let mail through (the first principle), each with the reason.
+UNPROVEN = {
+    "reverse_client_name": "the owner of an address can give it any name",
+    "reverse_client_name_regex": "the owner of an address can give it any name",
+    "asn_name_regex": "the registrant of a system chooses its name",
+    "hostname_generic": "the owner of an address can give it a name with the address in it",
+}
+
+# The database that a condition needs.
+DATABASE_OF = {"asn": "asn", "asn_name_regex": "asn", "country": "country"}
 
 # Subjects that anyone can forge: an exemption that rests on these alone also exempts spammers.
 FORGEABLE_SUBJECTS = frozenset({"sender", "helo_name"})

@@ -14,6 +14,7 @@ import idna
 import re2
 
 from policyd.config.conditions import Form
+from policyd.config.countries import COUNTRIES
 from policyd.config.dns_lists import NAME_PATTERN
 from policyd.core.identity import Status
 from policyd.core.lookups import expression_options
@@ -96,6 +97,8 @@ def parse_entries(form: Form, lines: Sequence[bytes]) -> tuple[PlainEntries, lis
             return _networks(lines)
         case Form.EXPRESSION:
             return _expressions(lines)
+        case Form.ASN | Form.COUNTRY | Form.YES:
+            return _owners(form, lines)
         case Form.STATUS:
             statuses = [line.decode("utf-8", "replace") for line in lines]
             return statuses, [place for place, status in enumerate(statuses) if status not in set(Status)]
@@ -162,6 +165,36 @@ def _network6(address: str, slash: str, length: str) -> tuple[int, int, int]:
     if first >> 32 == 0xFFFF and prefix >= 96:  # IPv4-mapped (RFC 4291 section 2.5.5.2) is the IPv4 network
         return 4, first & 0xFFFFFFFF, prefix - 96
     return 6, first, prefix
+
+
+# A system's number as people write it: 4 bytes (RFC 6793), from 1.
+_ASN = re.compile(r"(?:AS)?([1-9][0-9]{0,9})", re.IGNORECASE)
+MAX_ASN = 0xFFFFFFFF
+
+
+def _owners(form: Form, lines: Sequence[bytes]) -> tuple[list[bytes], list[int]]:
+    """AS numbers, countries, and the value of hostname_generic."""
+    entries = []
+    bad = []
+    for place, line in enumerate(lines):
+        entry = fold_owner(form, line.decode("utf-8", "replace"))
+        if entry is None:
+            bad.append(place)
+        else:
+            entries.append(entry)
+    return entries, bad
+
+
+def fold_owner(form: Form, text: str) -> bytes | None:
+    """One AS number (`9371`), country (`JP`) or `yes` as it is compared; None if it is not one."""
+    match form:
+        case Form.ASN:
+            found = _ASN.fullmatch(text)
+            return found[1].encode() if found and int(found[1]) <= MAX_ASN else None
+        case Form.COUNTRY:
+            return text.upper().encode() if text.isascii() and text.upper() in COUNTRIES else None
+        case _:
+            return b"yes" if text.lower() in {"yes", "true"} else None
 
 
 # Lines are checked in blocks, so that one odd line costs the slow way for its neighbours only.

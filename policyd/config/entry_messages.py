@@ -11,7 +11,9 @@ import idna
 import netaddr
 
 from policyd.config.conditions import Form
+from policyd.config.countries import MEANT
 from policyd.config.entries import (
+    MAX_ASN,
     MAX_EXPRESSION,
     MAX_HOST_NAME,
     MAX_LABEL,
@@ -28,7 +30,7 @@ from policyd.core.identity import Status
 MAX_EXPLAINED = 400
 
 
-def explain_entry(form: Form, line: bytes) -> str:  # noqa: PLR0911 - one return for each thing that people write
+def explain_entry(form: Form, line: bytes) -> str:  # noqa: PLR0911, PLR0912 - a return for each thing written
     """Explains why `parse_entries` refused a line, and suggests what to write instead."""
     try:
         text = line.decode("utf-8")
@@ -54,6 +56,12 @@ def explain_entry(form: Form, line: bytes) -> str:  # noqa: PLR0911 - one return
             return f"{quoted(text)} is not the name of a DNS list; give the names that stand under dns_lists"
         case Form.EXPRESSION:
             return _explain_expression(text)
+        case Form.ASN:
+            return _explain_asn(text)
+        case Form.COUNTRY:
+            return _explain_country(text)
+        case Form.YES:
+            return f"{quoted(text)} is not a value of hostname_generic; 'yes' is the only one, or leave it out"
         case Form.SENDER | Form.RECIPIENT:
             return _explain_address(form, text)
         case _:
@@ -139,6 +147,26 @@ def _explain_expression(text: str) -> str:
 def _as_expression(pattern: str) -> str:
     """`*.example.com` as an expression."""
     return f"{pattern.lstrip('*').replace('.', chr(92) + '.')}$"
+
+
+def _explain_asn(text: str) -> str:
+    digits = re.fullmatch(r"(?:AS[ N]?)?\s*([0-9]+)", text, re.IGNORECASE)
+    if digits is None:
+        hint = "; names go into asn_name_regex" if re.fullmatch(r"[A-Za-z][A-Za-z0-9 .,-]+", text) else ""
+        return f"{quoted(text)} is not an AS number, such as AS9371 or 9371{hint}"
+    number = int(digits[1]) if len(digits[1]) <= 10 else MAX_ASN + 1
+    if not 1 <= number <= MAX_ASN:
+        return f"{quoted(text)} is not an AS number: they go from 1 to {MAX_ASN}"
+    return f"{quoted(text)} is not written as an AS number; did you mean 'AS{number}'?"
+
+
+def _explain_country(text: str) -> str:
+    meant = MEANT.get(text.upper())
+    if meant is not None:
+        return f"{quoted(text)} is not what databases have; write '{meant}'"
+    if re.fullmatch("[A-Za-z]{2}", text):
+        return f"{quoted(text)} is not a country of ISO 3166-1"
+    return f"{quoted(text)} is not a country; write the two letters of ISO 3166-1, such as JP"
 
 
 def _explain_address(form: Form, text: str) -> str:  # noqa: PLR0911 - one return for each thing that people write

@@ -39,7 +39,7 @@ BLOCK_BYTES = 1 << 18
 LONG_LIST = 1000
 
 # Forms of which there is no table to keep.
-_SHORT_FORMS = frozenset({Form.EXPRESSION, Form.STATUS})
+_SHORT_FORMS = frozenset({Form.EXPRESSION, Form.STATUS, Form.ASN, Form.COUNTRY, Form.YES})
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 

@@ -14,8 +14,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from policyd.config.checks.owners import coverage_of
 from policyd.config.checks.permissions import exposed_files
 from policyd.config.checks.warnings import lint
+from policyd.config.databases import warnings_of
 from policyd.config.files import (
     MAX_RULES_BYTES,
     MAX_SETTINGS_BYTES,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     import datetime
     from collections.abc import Iterator, Mapping, Sequence
 
+    from policyd.config.databases import DatabaseInfo
     from policyd.config.in_force import Outline
     from policyd.config.lists import ListDefinition
     from policyd.config.settings import InetAddress, UnixAddress
@@ -48,7 +51,8 @@ class Loaded:
 
     `warnings` are there if they were asked for, but those of files that everybody may write always; `seconds` is how
     long it all took. `files` are the files that were read, `texts` what the settings and the rules file say.
-    `left_alone` names those of the two that differ on disk from the texts that were loaded instead.
+    `left_alone` names those of the two that differ on disk from the texts that were loaded instead. `coverage` has a
+    line for each `asn` and `country` that the rules use, if warnings were asked for.
     """
 
     settings: Settings
@@ -60,6 +64,7 @@ class Loaded:
     files: tuple[LoadedFile, ...]
     texts: Texts
     left_alone: tuple[str, ...] = ()
+    coverage: tuple[str, ...] = ()
 
     @property
     def outline(self) -> Outline:
@@ -71,6 +76,11 @@ class Loaded:
     def lists(self) -> Mapping[str, ListDefinition]:
         """The ruleset's lists by name; `entries()` of each reads it back as it is written."""
         return self.rules_file.lists
+
+    @property
+    def databases(self) -> tuple[DatabaseInfo, ...]:
+        """The databases of networks, `asn` first."""
+        return tuple(self.rules_file.databases[kind].info for kind in sorted(self.rules_file.databases))
 
     @property
     def summary(self) -> str:
@@ -156,8 +166,11 @@ def _load(
     settings = dataclasses.replace(settings, rules=rules, listen=tuple(listen) or settings.listen)
     warnings = Report() if warnings_on is None else lint(rules_file, warnings_on)
     lists = (one.file.path for one in rules_file.lists.values() if one.file is not None)
+    databases = (one.info.path for one in rules_file.databases.values())
     named = () if config_path is None else (os.fspath(config_path),)
-    for problem in (*exposed_files(dict.fromkeys((*named, rules, *lists))), *rules_file.unfetched):
+    coverage, missing = ([], []) if warnings_on is None else coverage_of(rules_file)
+    exposed = exposed_files(dict.fromkeys((*named, rules, *lists, *databases)))
+    for problem in (*exposed, *rules_file.unfetched, *warnings_of(rules_file.databases), *missing):
         warnings.add(problem)
     assert rules_file.text is not None
     loaded = Texts(settings_text, rules_file.text)
@@ -178,6 +191,7 @@ def _load(
         tuple(files),
         loaded,
         left_alone,
+        tuple(coverage),
     )
 
 

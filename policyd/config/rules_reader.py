@@ -18,7 +18,8 @@ import re2
 from policyd.config.actions import ActionError, parse_action
 from policyd.config.checks.never_matches import why_impossible
 from policyd.config.checks.ruleset_tests import read_tests, run_tests
-from policyd.config.conditions import CONDITIONS, KNOWN_VALUES, UNPROVEN, Form
+from policyd.config.conditions import CONDITIONS, DATABASE_OF, KNOWN_VALUES, UNPROVEN, Form
+from policyd.config.databases import DatabaseKind, read_databases
 from policyd.config.dates import parse_date
 from policyd.config.dns_lists import NAME_PATTERN, read_dns_lists
 from policyd.config.files import (
@@ -35,13 +36,16 @@ from policyd.config.lists import ListDefinition, ListFile, parse_values
 from policyd.config.other_words import meant_condition
 from policyd.config.outline import outline_of
 from policyd.config.problems import Problem, Severity, did_you_mean, quoted
+from policyd.config.public_suffixes import registrable_domains
 from policyd.config.tables.build import build_tables
+from policyd.config.tables.index import build_index
 from policyd.config.written import RulesFile, WrittenCondition, WrittenRule
 from policyd.config.yaml_tree import Mapping, Scalar, Sequence, describe, parse_yaml
 from policyd.core.dns_lists import Ask
-from policyd.core.index import Counts, Ruleset, build_index
+from policyd.core.index import Counts, Ruleset
+from policyd.core.owners import Owners
 from policyd.core.protocol import ATTRIBUTES
-from policyd.core.ruleset import DEFAULT_RULE, Action, Condition, Kind, Rule, Verb
+from policyd.core.ruleset import DEFAULT_RULE, Action, Condition, Kind, Rule, Subject, Verb
 
 if TYPE_CHECKING:
     import datetime
@@ -51,11 +55,11 @@ if TYPE_CHECKING:
     from policyd.config.conditions import ConditionType
     from policyd.config.list_sources import Source
     from policyd.config.problems import Report
+    from policyd.config.tables.index import MakeTables
     from policyd.config.tables.kept import TableStore
     from policyd.config.yaml_tree import Item, Node
-    from policyd.core.index import MakeTables
 
-TOP_KEYS = ("mode", "lists", "dns_lists", "rules", "default", "tests")
+TOP_KEYS = ("mode", "databases", "lists", "dns_lists", "rules", "default", "tests")
 RULE_KEYS = ("name", "match", "except", "action", "mode", "expires", "note")
 LIST_KEYS = ("file", "allow_empty", "local", "from")
 MODES = ("enforce", "observe")
@@ -141,6 +145,7 @@ class _Reader:
         self._hashed: set[str] = set()  # list files that are part of the ruleset's hash
         self._missing: set[str] = set()  # list files that do not exist, and need not
         self._conditions = 0
+        self._declared: set[str] = set()  # the databases
         self._rule = ""  # the name of the rule that is being read, for its problems
         self._prefix = ""  # begins a message about a rule without a name
 
@@ -150,6 +155,9 @@ class _Reader:
             return self._file
         self._file.root = root
         self._check_keys(root, TOP_KEYS)
+        if (databases := root.get("databases")) is not None:
+            self._file.databases = read_databases(databases, self._path, self._report)
+            self._declared = {item.key.text for item in databases} if isinstance(databases, Mapping) else set()
         if (lists := root.get("lists")) is not None:
             self._read_lists(lists)
         if (dns_lists := root.get("dns_lists")) is not None:
@@ -218,10 +226,12 @@ class _Reader:
         dns_lists = tuple(one.definition for one in self._file.dns_lists.values() if one.used and one.definition)
         hostname_lists = frozenset(one.name for one in dns_lists if one.ask is Ask.HOSTNAME)
         try:
+            is_generic = any(c.kind is Kind.GENERIC for rule in rules for c in (*rule.match, *rule.exceptions))
+            domains = registrable_domains() if is_generic else None
             make_tables: MakeTables = build_tables
             if self._tables is not None:
                 make_tables = partial(build_tables, make_list_table=self._tables.make_list_table)
-            index = build_index(rules, entries, make_tables, hostname_lists)
+            index = build_index(rules, entries, make_tables, hostname_lists, domains)
         except re2.error:
             message = "all expressions on one attribute together are too large for RE2; repeat less, as in {1000}"
             self._report.add(Problem(self._path, 0, 0, message))
@@ -230,8 +240,23 @@ class _Reader:
             self._report.add(Problem(self._path, 0, 0, f"is too large to be indexed: {error}"))
             return None
         self._tell_differences()
-        ruleset_hash = self._hash.hexdigest()[:8]
-        return Ruleset(rules, self._file.default, index, self._file.observe, ruleset_hash, self._count(), dns_lists)
+        return Ruleset(
+            rules,
+            self._file.default,
+            index,
+            self._file.observe,
+            self._hash.hexdigest()[:8],
+            self._count(),
+            dns_lists,
+            self._owners(),
+        )
+
+    def _owners(self) -> Owners | None:
+        databases = self._file.databases
+        if not databases:
+            return None
+        asn, country = databases.get(DatabaseKind.ASN), databases.get(DatabaseKind.COUNTRY)
+        return Owners(asn.source if asn is not None else None, country.source if country is not None else None)
 
     def _tell_differences(self) -> None:
         """Puts into the outline what lists have gained and lost, if their tables were patched."""
@@ -247,7 +272,8 @@ class _Reader:
         for rule in self._file.rules:
             for written in (*rule.match, *rule.exceptions):
                 for collection in written.collections:
-                    lengths[written.condition.kind][id(collection)] = len(collection)
+                    if written.condition.subject not in {Subject.ASN, Subject.COUNTRY}:
+                        lengths[written.condition.kind][id(collection)] = len(collection)
         names = lengths[Kind.NAME] | lengths[Kind.DOMAIN] | lengths[Kind.VALUE]
         return Counts(
             len(self._file.rules),
@@ -523,11 +549,13 @@ class _Reader:
             name = one.condition.name
             if name in UNPROVEN:
                 where = "the match of a DUNNO rule" if lets_through else f"the except of a {verb} rule"
-                instead = name.replace("reverse_client_name", "hostname")
+                instead = ""
+                if name.startswith("reverse_client_name"):
+                    verified = name.replace("reverse_client_name", "hostname")
+                    instead = f"; write {verified}, which sees verified names only"
                 self._add(
                     one.key,
-                    f"{name} cannot stand in {where}: the owner of an address can give it any name, and a lie "
-                    f"must not let mail through; write {instead}, which sees verified names only",
+                    f"{name} cannot stand in {where}: {UNPROVEN[name]}, and a lie must not let mail through{instead}",
                 )
 
     def _check_listed(self, verb: Verb, match: list[WrittenCondition], exceptions: list[WrittenCondition]) -> None:
@@ -573,6 +601,11 @@ class _Reader:
 
     def _read_condition(self, condition_type: ConditionType, item: Item) -> WrittenCondition | None:
         name = condition_type.name
+        if name in DATABASE_OF and DATABASE_OF[name] not in self._declared:
+            kind = DATABASE_OF[name]
+            meaning = "which system announces an address" if kind == DatabaseKind.ASN else "in which country it is"
+            message = f"{name} needs a database that says {meaning}; add 'databases: {{{kind}: FILE}}' at the top"
+            self._add(item.key, message)
         value, at_least = item.value, 1
         if condition_type.form is Form.DNS_LIST and isinstance(value, Mapping):
             names, at_least = self._read_at_least(value)

@@ -69,6 +69,13 @@ def rules_schema() -> Schema:
                     **_mode(),
                     "description": "observe: everything is decided and logged, and every answer is DUNNO.",
                 },
+                "databases": _object(
+                    {
+                        "asn": _database("says which autonomous system announces an address"),
+                        "country": _database("says in which country an address is; may be the same file as asn"),
+                    },
+                    description="Local files about networks, for the conditions asn, asn_name_regex and country.",
+                ),
                 "lists": {
                     "type": "object",
                     "description": "Values that conditions name as $name, written here or read from files.",
@@ -281,6 +288,25 @@ def _dns_list() -> Schema:
     return _object(fields, required=["zone", "codes"])
 
 
+def _database(meaning: str) -> Schema:
+    file = {
+        "type": "string",
+        "minLength": 1,
+        "description": "MMDB, or lines of ranges as CSV or TSV, plain or gzip, relative to this file.",
+        "examples": ["asn.mmdb"],
+    }
+    max_age = {
+        "type": "string",
+        "default": "60d",
+        "description": "Warn when the data are older than this.",
+        "examples": ["30d"],
+    }
+    return {
+        "description": f"The database that {meaning}.",
+        "anyOf": [file, _object({"file": file, "max_age": max_age}, required=["file"])],
+    }
+
+
 def _rule() -> Schema:
     return _object(
         {
@@ -319,6 +345,8 @@ def _condition(one: ConditionType) -> Schema:
     scalar: Schema = {"type": _SCALAR}
     if one.form is Form.STATUS:
         scalar = {"anyOf": [{"enum": list(Status)}, {"type": "string", "pattern": r"^\$"}]}
+    elif one.form is Form.YES:
+        scalar = {"anyOf": [{"enum": ["yes", "true", True]}, {"type": "string", "pattern": r"^\$"}]}
     elif one.form is not Form.TEXT:
         scalar["minLength"] = 1
     if one.form is Form.DNS_LIST:
@@ -353,13 +381,19 @@ def _test() -> Schema:
             },
             "listed": {**_one_or_more(text), "description": "DNS lists that say listed; all others are not listed."},
             "listed_unknown": {**_one_or_more(text), "description": "DNS lists of which nothing is known."},
+            "asn": {
+                **text,
+                "description": "The autonomous system that announces the client's address; none unless given.",
+            },
+            "asn_name": {**text, "description": "The name of that system."},
+            "country": {**text, "description": "The country of the client's network; none unless given."},
             "date": {
                 "type": "string",
                 "pattern": _DATE,
                 "description": "The day on which this is asked; without it no rule has expired.",
             },
         },
-        description="A request, and what DNS says of the client.",
+        description="A request, and what DNS and the databases say of the client.",
     )
     return _object(
         {

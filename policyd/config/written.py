@@ -12,6 +12,7 @@ from policyd.core.tables import LongList, Networks
 if TYPE_CHECKING:
     from policyd.config.checks.ruleset_tests import SelfTest
     from policyd.config.conditions import ConditionType
+    from policyd.config.databases import Database, DatabaseKind
     from policyd.config.dns_lists import WrittenDnsList
     from policyd.config.in_force import LoadedFile, Outline, Text
     from policyd.config.lists import ListDefinition
@@ -72,6 +73,7 @@ class RulesFile:
     rules: list[WrittenRule] = field(default_factory=list)
     lists: dict[str, ListDefinition] = field(default_factory=dict)
     dns_lists: dict[str, WrittenDnsList] = field(default_factory=dict)
+    databases: dict[DatabaseKind, Database] = field(default_factory=dict)
     default: Action = field(default_factory=lambda: Action(Verb.DUNNO))
     observe: bool = False
     tests: list[SelfTest] = field(default_factory=list)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from policyd.core.dns_lists import ListAnswer
     from policyd.core.index import ListTerm, ListTerms, ListUsers, Pairs, Plan, RuleBucket, Ruleset
+    from policyd.core.owners import Owner
     from policyd.core.protocol import Request
     from policyd.core.ruleset import Action, Condition, Rule
     from policyd.core.tables import Hits
@@ -48,7 +49,8 @@ class Decision(NamedTuple):
     which Postfix is told unless `observing`, the top-level `mode: observe`, holds it back. `downgraded` says that the
     verb would be REJECT but for a failure of DNS. `observed` names the observed rules above that matched. `identity`
     is None if the decision did not need it. `lists` has the answers of DNS lists by name, and `listed_by` the list that
-    the deciding rule's match rests on.
+    the deciding rule's match rests on. `owner` is that of the client's address, None if the ruleset declares no
+    database of networks.
     """
 
     verb: Verb
@@ -61,6 +63,7 @@ class Decision(NamedTuple):
     observing: bool = False
     lists: Mapping[str, ListAnswer] = NO_LISTS
     listed_by: str = ""
+    owner: Owner | None = None
 
     @property
     def action(self) -> Verb:
@@ -137,7 +140,9 @@ def grounds(ruleset: Ruleset, request: Request, facts: Facts) -> tuple[object, .
     Few grounds stand for all the mails of a log, so that a replay decides each kind of mail once.
     """
     identity = facts.identity
-    found = [lookup.find(request, identity) for lookup in ruleset.index.lookups]
+    if facts.owner is None and ruleset.owners is not None:
+        facts = facts._replace(owner=ruleset.owners.find(request))
+    found = [lookup.find(request, facts) for lookup in ruleset.index.lookups]
     known = identity is None or (identity.status, identity.names_known)
     if not ruleset.index.needs.lists:
         return (known, *found)
@@ -171,6 +176,7 @@ class Inquiry:
         "_trusts_postfix",
         "identity",
         "lists",
+        "owner",
         "request",
         "ruleset",
     )
@@ -189,15 +195,26 @@ class Inquiry:
         self._index = ruleset.index
         self.identity = facts.identity  # what is known of it, whether or not the decision needs it
         self.lists = facts.lists
+        self.owner = facts.owner
+        if facts.owner is None and ruleset.owners is not None:
+            self.owner = ruleset.owners.find(request)
         self._today = today
         self._trusts_postfix = trust_postfix
         self._found: list[Hits | None] = [None] * len(self._index.lookups)
 
     @classmethod
-    def begin(cls, ruleset: Ruleset, request: Request, today: datetime.date, *, trust_postfix: bool) -> Inquiry:
+    def begin(
+        cls,
+        ruleset: Ruleset,
+        request: Request,
+        today: datetime.date,
+        *,
+        trust_postfix: bool,
+        facts: Facts = NOTHING_KNOWN,
+    ) -> Inquiry:
         """Begins with what the request itself says; `trust_postfix` as in the settings (`dns.trust_postfix`)."""
         identity = identity_from_postfix(request) if trust_postfix else None
-        inquiry = cls(ruleset, request, NOTHING_KNOWN, today, trust_postfix=trust_postfix)
+        inquiry = cls(ruleset, request, facts, today, trust_postfix=trust_postfix)
         inquiry.identity = identity
         return inquiry
 
@@ -329,6 +346,7 @@ class Inquiry:
             self.ruleset.observe,
             self.lists,
             self._listed_by(rule) if rule is not None and self.lists else "",
+            self.owner,
         )
 
     # --- Which rules come up ----------------------------------------------------------------------------------------
@@ -570,7 +588,7 @@ class Inquiry:
         """What a lookup finds, made at most once."""
         found = self._found[lookup]
         if found is None:
-            found = self._found[lookup] = self._index.lookups[lookup].find(self.request, self.identity)
+            found = self._found[lookup] = self._index.lookups[lookup].find(self.request, self)
         return found
 
 

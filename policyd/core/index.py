@@ -2,41 +2,23 @@
 
 All entries of all rules are in a few tables (`policyd.core.tables`): one of address ranges, one of names for each
 attribute that is a host name or a mail address's domain, one of exact values, one set of expressions for each
-attribute that has some. Long lists have tables of their own, which serve other rules too; a lookup then asks two.
-Each rule is filed under one of its conditions only, the one that will hold for the fewest clients; the engine checks
-the others when the rule comes up.
+attribute that has some. `policyd.config.tables.index` builds all of it.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
-
-from policyd.core.facts import Needs
-from policyd.core.hits import hits_by_number, hits_of
-from policyd.core.identity import Status
-from policyd.core.lookups import (
-    AddressLookup,
-    DomainTable,
-    ExpressionLookup,
-    ExpressionTable,
-    HostnameLookup,
-    Lookup,
-    NameLookup,
-    StatusLookup,
-    ValueLookup,
-)
-from policyd.core.ruleset import Action, Condition, Kind, Subject, Verb
-from policyd.core.tables import NOTHING, Entries, LongList, NameTable, Networks, RangeTable
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping
     from collections.abc import Set as AbstractSet
 
     from policyd.core.dns_lists import DnsList
-    from policyd.core.hits import HitsByNumber
-    from policyd.core.ruleset import Rule
+    from policyd.core.facts import Needs
+    from policyd.core.lookups import Lookup
+    from policyd.core.owners import Owners
+    from policyd.core.ruleset import Action, Rule
 
 
 class ListUsers(NamedTuple):
@@ -113,273 +95,6 @@ class Index(NamedTuple):
     hostname_lists: AbstractSet[str]  # DNS lists that are asked for host names
 
 
-class Source(NamedTuple):
-    """Entries, the kind of the conditions that use them, and the numbers of these conditions."""
-
-    entries: Entries
-    kind: Kind
-    users: frozenset[int]
-
-
-class BuiltTable(NamedTuple):
-    """A table, and what its numbers stand for.
-
-    `masks` has the combination of sources of each number. The source at place n has the bit 1 << n; in a table of names
-    the bits 1 << 2n for entries and 1 << 2n + 1 for entries with a leading dot, which stand for the names under them
-    only. A place is None if nothing uses it.
-    """
-
-    table: RangeTable | NameTable
-    masks: Sequence[int]
-    places: Sequence[Source | None]
-
-
-_NO_CONDITIONS: frozenset[int] = frozenset()
-
-# Makes the tables, two at most, of networks, of names or of values (NAME and DOMAIN go together) of an attribute.
-MakeTables: TypeAlias = "Callable[[str, Sequence[Source]], Iterable[BuiltTable]]"
-
-
-def build_index(
-    rules: Sequence[Rule],
-    entries: Mapping[int, Sequence[Entries]],
-    make_tables: MakeTables,
-    hostname_lists: AbstractSet[str] = frozenset(),
-) -> Index:
-    """Files every entry of every condition.
-
-    `entries` has, by the condition's number, the collections of its entries: `Networks`; folded names, with a
-    leading dot where only names under it are meant; folded values; expressions; statuses; names of DNS lists, of
-    which `hostname_lists` are asked for host names; or a `LongList` of networks, names or values. A list that several
-    conditions use is the same object in each. Conditions are numbered from 0 without a gap.
-
-    Raises ValueError if an attribute's entries are more than a table can hold.
-    """
-    conditions = {c.number: c for rule in rules for c in (*rule.match, *rule.exceptions)}
-    filed_under = {_filing_condition(rule, entries).number: rule.number for rule in rules}
-    families: dict[tuple[str, Kind], list[Condition]] = defaultdict(list)
-    list_terms: dict[int, ListTerm] = {}
-    for condition in conditions.values():
-        if condition.kind is Kind.LISTED:
-            names = tuple(dict.fromkeys(str(name) for names in entries[condition.number] for name in _texts(names)))
-            by_hostname = not hostname_lists.isdisjoint(names)
-            list_terms[condition.number] = ListTerm(names, condition.at_least, by_hostname)
-            continue
-        kind: Kind = Kind.DOMAIN if condition.kind is Kind.NAME else condition.kind
-        families[condition.subject, kind].append(condition)
-
-    lookups: list[Lookup] = []
-    lookup_of = [0] * len(conditions)
-    # Networks last: what their million integers take for a while is not given back to the other tables.
-    for (subject, kind), family in sorted(families.items(), key=lambda one: one[0][1] is Kind.NETWORK):
-        for condition in family:
-            lookup_of[condition.number] = len(lookups)
-        lookups.append(_build_lookup(subject, kind, _sources(family, entries), filed_under, make_tables))
-
-    def pair(condition: Condition) -> tuple[int, int]:
-        return lookup_of[condition.number], condition.number
-
-    plans = tuple(
-        Plan(
-            tuple(pair(c) for c in rule.match if not c.needs_facts and c.number not in filed_under),
-            tuple(pair(c) for c in rule.exceptions if not c.needs_facts),
-            tuple(pair(c) for c in rule.match if c.needs_identity),
-            tuple(pair(c) for c in rule.exceptions if c.needs_identity),
-            _list_terms(rule, list_terms),
-        )
-        for rule in rules
-    )
-    needs = Needs(
-        any(c.needs_identity for c in conditions.values()) or any(term.by_hostname for term in list_terms.values()),
-        frozenset(name for term in list_terms.values() for name in term.names),
-    )
-    for number in list_terms:
-        lookup_of[number] = LISTED
-    buckets = _buckets(rules, conditions, filed_under, lookup_of, plans)
-    return Index(tuple(lookups), buckets, plans, tuple(lookup_of), needs, list_terms, hostname_lists)
-
-
-def _texts(entries: Entries) -> Sequence[bytes] | Sequence[str]:
-    assert not isinstance(entries, Networks | LongList)
-    return entries
-
-
-def _list_terms(rule: Rule, list_terms: Mapping[int, ListTerm]) -> ListTerms | None:
-    match = tuple(list_terms[c.number] for c in rule.match if c.number in list_terms)
-    exceptions = tuple(list_terms[c.number] for c in rule.exceptions if c.number in list_terms)
-    return ListTerms(match, exceptions) if match or exceptions else None
-
-
-def _buckets(
-    rules: Sequence[Rule],
-    conditions: Mapping[int, Condition],
-    filed_under: Mapping[int, int],
-    lookup_of: Sequence[int],
-    plans: Sequence[Plan],
-) -> tuple[RuleBucket, ...]:
-    by_lookup: dict[int, list[int]] = defaultdict(list)
-    with_facts: set[int] = set()
-    for condition, rule in filed_under.items():
-        by_lookup[lookup_of[condition]].append(rule)
-        if conditions[condition].needs_facts:
-            with_facts.add(lookup_of[condition])
-    buckets = []
-    for lookup, numbers in by_lookup.items():
-        numbers.sort()
-        needs_facts = lookup in with_facts
-        exempting = [n for n in numbers if rules[n].action.verb is Verb.DUNNO and not rules[n].observe]
-        buckets.append(
-            RuleBucket(
-                lookup,
-                numbers[0],
-                needs_facts,
-                needs_facts and _rests_on_identity(rules[numbers[0]]),
-                tuple(numbers) if needs_facts else (),
-                tuple(exempting) if needs_facts else (),
-                _list_users(numbers, exempting, plans, is_filed=lookup == LISTED) if needs_facts else (),
-            )
-        )
-    return tuple(sorted(buckets, key=lambda bucket: bucket.first))
-
-
-def _list_users(
-    numbers: Sequence[int], exempting: Sequence[int], plans: Sequence[Plan], *, is_filed: bool
-) -> tuple[ListUsers, ...]:
-    """Each DNS list that these rules use, with its rules; `is_filed` if they are filed under `listed`."""
-    users: dict[str, list[int]] = {}
-    filed: dict[str, list[int]] = defaultdict(list)
-    for number in numbers:
-        terms = plans[number].lists
-        if terms is None:
-            continue
-        for term in (*terms.match, *terms.exceptions):
-            for name in term.names:
-                rules = users.setdefault(name, [])
-                if not rules or rules[-1] != number:
-                    rules.append(number)
-                if is_filed and term in terms.match:
-                    filed[name].append(number)
-    lets_through = frozenset(exempting)
-    return tuple(
-        ListUsers(name, tuple(rules), tuple(filed[name]), tuple(n for n in filed[name] if n in lets_through))
-        for name, rules in users.items()
-    )
-
-
-def _rests_on_identity(rule: Rule) -> bool:
-    return rule.expires is None and all(c.needs_identity for c in (*rule.match, *rule.exceptions))
-
-
-def _filing_condition(rule: Rule, entries: Mapping[int, Sequence[Entries]]) -> Condition:
-    """The condition of a rule's match that is likely to hold for the fewest requests."""
-    return min(rule.match, key=lambda condition: _breadth(condition, entries[condition.number]))
-
-
-# Attributes of which most requests have the same value.
-_FEW_VALUES = frozenset({"request", "protocol_state", "protocol_name", "encryption_protocol", "policy_context"})
-
-
-# How broad a condition is: on the HELO name, the sender or the recipient; and on anything else.
-_BREADTHS = {
-    Kind.NAME: (1, 2),
-    Kind.DOMAIN: (1, 2),
-    Kind.VALUE: (1, 5),
-    Kind.EXPRESSION: (3, 5),
-    Kind.LISTED: (6, 6),
-    Kind.STATUS: (8, 8),
-}
-
-
-def _breadth(condition: Condition, collections: Sequence[Entries]) -> int:
-    mail_or_helo = condition.subject in {"helo_name", "sender", "recipient"}
-    if condition.kind is Kind.NETWORK:
-        return 9 if any(_has_wide(networks) for networks in collections) else 0
-    if condition.kind is Kind.EXPRESSION and condition.subject == Subject.HOSTNAME:
-        return 4
-    if condition.kind is Kind.VALUE and condition.subject in _FEW_VALUES:
-        return 7
-    breadth_of_mail_or_helo, breadth = _BREADTHS[condition.kind]
-    return breadth_of_mail_or_helo if mail_or_helo else breadth
-
-
-def _has_wide(networks: Entries) -> bool:
-    """Whether there is a network so wide that much of the Internet lies in it. Long lists have none."""
-    return (
-        isinstance(networks, Networks)
-        and len(networks) < 1000
-        and (any(packed & 0x3F < 6 for packed in networks.v4) or any(packed & 0xFF < 12 for packed in networks.v6))
-    )
-
-
-def _sources(family: Iterable[Condition], entries: Mapping[int, Sequence[Entries]]) -> list[Source]:
-    """Each collection once for each kind of condition that uses it; a long list once, whatever object it is."""
-    users: dict[tuple[Hashable, Kind], tuple[Entries, set[int]]] = {}
-    for condition in family:
-        for collection in entries[condition.number]:
-            key = collection.key if isinstance(collection, LongList) else id(collection)
-            _, numbers = users.setdefault((key, condition.kind), (collection, set()))
-            numbers.add(condition.number)
-    return [Source(collection, kind, frozenset(numbers)) for (_, kind), (collection, numbers) in users.items()]
-
-
-def _build_lookup(
-    subject: str, kind: Kind, sources: list[Source], rule_of: Mapping[int, int], make_tables: MakeTables
-) -> Lookup:
-    match kind:
-        case Kind.EXPRESSION:
-            users = _users_of_entries(sources)
-            hits = tuple(hits_of(conditions, rule_of) for conditions in users.values())
-            expressions = ExpressionTable(tuple(users), hits)
-            return (
-                HostnameLookup(expressions) if subject == Subject.HOSTNAME else ExpressionLookup(subject, expressions)
-            )
-        case Kind.STATUS:
-            users = _users_of_entries(sources)
-            return StatusLookup({s: hits_of(users[s], rule_of) if s in users else NOTHING for s in Status})
-        case Kind.NETWORK:
-            return AddressLookup([*_range_tables(subject, sources, rule_of, make_tables)])
-        case Kind.VALUE:
-            values = _name_tables(subject, sources, rule_of, make_tables)
-            return ValueLookup(subject, [(table, exact) for table, exact, _ in values])
-        case _:
-            domains = DomainTable([*_name_tables(subject, sources, rule_of, make_tables)])
-            return HostnameLookup(domains) if subject == Subject.HOSTNAME else NameLookup(subject, domains)
-
-
-def _users_of_entries(sources: Iterable[Source]) -> dict[Any, set[int]]:
-    """Each entry with the conditions that it satisfies."""
-    users: dict[Any, set[int]] = defaultdict(set)
-    for source in sources:
-        assert not isinstance(source.entries, Networks | LongList)
-        for entry in source.entries:
-            users[entry] |= source.users
-    return users
-
-
-def _range_tables(
-    subject: str, sources: Sequence[Source], rule_of: Mapping[int, int], make_tables: MakeTables
-) -> Iterator[tuple[RangeTable, HitsByNumber]]:
-    for table, masks, places in make_tables(subject, sources):
-        assert isinstance(table, RangeTable)
-        yield table, hits_by_number(masks, [_NO_CONDITIONS if one is None else one.users for one in places], rule_of)
-
-
-def _name_tables(
-    subject: str, sources: Sequence[Source], rule_of: Mapping[int, int], make_tables: MakeTables
-) -> Iterator[tuple[NameTable, HitsByNumber, HitsByNumber]]:
-    """Tables with what a number means for the very name, and for the names under it."""
-    for table, masks, places in make_tables(subject, sources):
-        assert isinstance(table, NameTable)
-        exact: list[frozenset[int]] = []
-        under: list[frozenset[int]] = []
-        for one in places:
-            users = _NO_CONDITIONS if one is None else one.users
-            exact += users, _NO_CONDITIONS
-            under += (users, users) if one is not None and one.kind is Kind.DOMAIN else (_NO_CONDITIONS, _NO_CONDITIONS)
-        of_exact = hits_by_number(masks, exact, rule_of)
-        yield table, of_exact, hits_by_number(masks, under, rule_of)
-
-
 @dataclass(frozen=True, slots=True)
 class Counts:
     """What was loaded, for the summary that `check`, start and reload print."""
@@ -395,7 +110,8 @@ class Ruleset:
     """Rules in order, what decides if none of them does, and the index over all of their entries.
 
     `observe` is the top-level `mode: observe`: everything is decided, and every answer is DUNNO. `hash` is the
-    first 8 hexadecimal digits of the SHA-256 over the rules file and each list file in order of appearance.
+    first 8 hexadecimal digits of the SHA-256 over the rules file and each list file in order of appearance. `owners`
+    are the databases of networks, None where none is declared.
     """
 
     rules: tuple[Rule, ...]
@@ -405,3 +121,4 @@ class Ruleset:
     hash: str = "00000000"
     counts: Counts = Counts()
     dns_lists: tuple[DnsList, ...] = ()  # those that a rule uses
+    owners: Owners | None = None

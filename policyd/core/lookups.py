@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 
 import re2
 
+from policyd.core.generic import is_generic
 from policyd.core.normalize import decode_for_expressions, domain_of, fold_name, fold_value
 from policyd.core.protocol import SENDER_STATES, Request
 from policyd.core.tables import NOTHING, Hits, NameTable, RangeTable
@@ -18,8 +19,10 @@ from policyd.core.tables import NOTHING, Hits, NameTable, RangeTable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from policyd.core.facts import Known
     from policyd.core.hits import HitsByNumber
-    from policyd.core.identity import Identity, Status
+    from policyd.core.identity import Status
+    from policyd.core.public_suffix import RegistrableDomains
 
 
 def _sender_of(request: Request) -> bytes | None:
@@ -43,7 +46,7 @@ class AddressLookup:
         (self._table, self._hits), *more = tables
         self._more = tuple(more)
 
-    def find(self, request: Request, _identity: Identity | None) -> Hits:
+    def find(self, request: Request, _known: Known) -> Hits:
         address = request.address
         return NOTHING if address is None else self.of_address(*address)
 
@@ -126,7 +129,7 @@ class NameLookup:
         self._name_of = fold_name if subject == "helo_name" else domain_of
         self.table = table
 
-    def find(self, request: Request, _identity: Identity | None) -> Hits:
+    def find(self, request: Request, _known: Known) -> Hits:
         text = self._text_of(request) if self._text_of is not None else request.get(self._subject)
         return self.table.find(self._name_of(text)) if text else NOTHING
 
@@ -141,7 +144,7 @@ class ValueLookup:
         self._more = tuple(more)
         self._empty = b"<>" if subject == "sender" else b""
 
-    def find(self, request: Request, _identity: Identity | None) -> Hits:
+    def find(self, request: Request, _known: Known) -> Hits:
         text = self._text_of(request) if self._text_of is not None else request.get(self._subject)
         return NOTHING if text is None else self.of_value(fold_value(text) or self._empty)
 
@@ -221,7 +224,7 @@ class ExpressionLookup:
         self._text_of = _TEXT_OF.get(subject)
         self._table = table
 
-    def find(self, request: Request, _identity: Identity | None) -> Hits:
+    def find(self, request: Request, _known: Known) -> Hits:
         text = self._text_of(request) if self._text_of is not None else request.get(self._subject)
         return NOTHING if text is None else self._table.find(text)
 
@@ -233,7 +236,8 @@ class HostnameLookup:
     def __init__(self, table: DomainTable | ExpressionTable) -> None:
         self.table = table
 
-    def find(self, _request: Request, identity: Identity | None) -> Hits:
+    def find(self, _request: Request, known: Known) -> Hits:
+        identity = known.identity
         if identity is None:
             return NOTHING
         names = identity.verified or identity.claimed
@@ -248,11 +252,74 @@ class StatusLookup:
     def __init__(self, hits: dict[Status, Hits]) -> None:
         self.hits = hits
 
-    def find(self, _request: Request, identity: Identity | None) -> Hits:
-        return NOTHING if identity is None else self.hits[identity.status]
+    def find(self, _request: Request, known: Known) -> Hits:
+        return NOTHING if known.identity is None else self.hits[known.identity.status]
 
 
-Lookup: TypeAlias = "AddressLookup | NameLookup | ValueLookup | ExpressionLookup | HostnameLookup | StatusLookup"
+class GenericLookup:
+    """`hostname_generic`: whether a verified name, or else a claimed one, contains the client's own address."""
+
+    def __init__(self, domains: RegistrableDomains, hits: Hits) -> None:
+        self._domains = domains
+        self._hits = hits
+
+    def find(self, request: Request, known: Known) -> Hits:
+        identity, address = known.identity, request.address
+        if identity is None or address is None:
+            return NOTHING
+        names = identity.verified or identity.claimed
+        return self._hits if any(is_generic(name, address, self._domains) for name in names) else NOTHING
+
+    def holding(self, entry: bytes) -> frozenset[int]:
+        """The conditions that an entry (`yes`) makes hold."""
+        return self._hits.conditions if entry == b"yes" else NOTHING.conditions
+
+
+class SystemLookup:
+    """`asn`: the autonomous system that announces the client's address."""
+
+    def __init__(self, hits: dict[int, Hits]) -> None:
+        self._hits = hits
+
+    def find(self, _request: Request, known: Known) -> Hits:
+        return NOTHING if known.owner is None else self._hits.get(known.owner.asn, NOTHING)
+
+    def holding(self, entry: bytes) -> frozenset[int]:
+        """The conditions that an entry (`9371`) makes hold."""
+        return self._hits.get(int(entry), NOTHING).conditions
+
+
+class SystemNameLookup:
+    """`asn_name_regex`: the name of that system. An address without a record has none."""
+
+    def __init__(self, table: ExpressionTable) -> None:
+        self._table = table
+
+    def find(self, _request: Request, known: Known) -> Hits:
+        owner = known.owner
+        if owner is None or not owner.asn:
+            return NOTHING
+        return self._table.find(owner.asn_name.encode("utf-8", "replace"))
+
+
+class CountryLookup:
+    """`country`: the country of the client's network."""
+
+    def __init__(self, hits: dict[str, Hits]) -> None:
+        self._hits = hits
+
+    def find(self, _request: Request, known: Known) -> Hits:
+        return NOTHING if known.owner is None else self._hits.get(known.owner.country, NOTHING)
+
+    def holding(self, entry: bytes) -> frozenset[int]:
+        """The conditions that an entry (`JP`) makes hold."""
+        return self._hits.get(entry.decode(), NOTHING).conditions
+
+
+Lookup: TypeAlias = (
+    "AddressLookup | NameLookup | ValueLookup | ExpressionLookup | HostnameLookup | StatusLookup | GenericLookup"
+    " | SystemLookup | SystemNameLookup | CountryLookup"
+)
 
 
 def merge(found: Sequence[Hits]) -> Hits:

@@ -7,7 +7,7 @@ registrable domain: `policyd.config.public_suffixes` has it.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from policyd.core.identity import may_be_host
 
@@ -24,6 +24,9 @@ class RegistrableDomains:
 
     def __init__(self, cut: Callable[[str], str | None]) -> None:
         self._cut = functools.lru_cache(maxsize=MAX_REMEMBERED)(cut)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._cut.__wrapped__,)
 
     def of(self, name: bytes) -> str | None:
         """Returns the registrable domain of a folded host name; None for a public suffix or an invalid name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from policyd.core.owners import NO_OWNER
 from policyd.core.ruleset import DEFAULT_TEXT, MAX_TEXT, Verb
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ def _fill(name: str, decision: Decision, request: Request, identity: Identity | 
             return decision.identity.status if decision.identity is not None else "unknown"
         case "hostname":
             value = identity.hostname if identity is not None else b""
+        case "asn" | "country":
+            owner = decision.owner or NO_OWNER
+            return (owner.country if name == "country" else f"AS{owner.asn}" if owner.asn else "") or "unknown"
         case _:
             value = request.get(name)
     return _UNSAFE.sub("?", value.decode("utf-8", "replace")) or "unknown"

@@ -45,6 +45,7 @@ class Kind(Enum):
     VALUE = "value"  # a mail address or any other attribute, exactly
     EXPRESSION = "expression"  # an RE2 expression is found
     LISTED = "listed"  # so many of these DNS lists say that they list it
+    GENERIC = "generic"  # the host name contains the client's own address
 
 
 class Subject(StrEnum):
@@ -53,6 +54,9 @@ class Subject(StrEnum):
     HOSTNAME = "hostname"  # the client's host name, verified or claimed: policyd.core.engine says which is seen
     REVERSE_DNS = "reverse_dns"
     LISTED = "listed"  # what DNS lists say
+    ASN = "asn"  # the autonomous system that announces the client's address
+    ASN_NAME = "asn_name"
+    COUNTRY = "country"
 
 
 @dataclass(frozen=True, slots=True)

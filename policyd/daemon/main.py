@@ -223,6 +223,13 @@ class _Daemon:
         if len(ending) > MAX_EXPIRY_LINES:
             _log.warning("%d more rules have expired or will soon", len(ending) - MAX_EXPIRY_LINES)
 
+    def _announce_ages(self) -> None:
+        """Names the databases that are older than `max_age`: once a day. At a load the warnings have it."""
+        now = time.time()
+        for database in self._running.delivery.databases:
+            if notice := database.age_notice(now):
+                _log.warning("%s: %s", database.path, notice)
+
     def _hang_up(self) -> None:
         """SIGHUP: opens the decision log again at once, then reloads."""
         self._decision_log.reopen()
@@ -247,6 +254,7 @@ class _Daemon:
                 self._dns_lists.check()
                 if self._server.today != self._announced:
                     self._announce_expiry()
+                    self._announce_ages()
             except Exception:  # noqa: BLE001 - the boundary of the work beside requests
                 _log.exception("a bug in policyd, please report it")
 

@@ -136,6 +136,7 @@ class Page:
         yield from self._list_families()
         yield from self._dns_families()
         yield from self._dns_list_families()
+        yield from self._database_families()
         yield from _by_labels(
             "policyd_log_lines_lost",
             "Log lines that could not be written.",
@@ -216,6 +217,20 @@ class Page:
         yield GaugeMetricFamily(
             "policyd_dns_list_cached", "Addresses and names in the cache.", value=lists.cached_subjects
         )
+
+    def _database_families(self) -> Iterator[Metric]:
+        """Of the databases of networks, if any are declared."""
+        databases = self._running.delivery.databases
+        if not databases:
+            return
+        built = GaugeMetricFamily(
+            "policyd_database_build_timestamp_seconds",
+            "When the data of a database of networks were built.",
+            labels=("database",),
+        )
+        for database in databases:
+            built.add_metric([database.kind], database.built)
+        yield built
 
 
 class PageServer:

@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, NoReturn, TypeAlias
 
 from policyd.config.load import load
+from policyd.config.mmdb import MmdbError
 from policyd.config.problems import ConfigErrors
 from policyd.config.tables.kept import ALIGNMENT, TableFile, TableStore
 from policyd.core.tables import NameTable, RangeTable
@@ -47,6 +48,7 @@ from policyd.core.tables import NameTable, RangeTable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from policyd.config.databases import DatabaseInfo
     from policyd.config.in_force import LoadedFile, Outline, Texts
     from policyd.config.load import Loaded
     from policyd.config.settings import InetAddress, Settings, UnixAddress
@@ -73,8 +75,8 @@ class LoadError(Exception):
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """What a load has brought. `summary` says it in a line; `seconds` is how long that took; `warnings` are a line
-    each. `files`, `texts` and `left_alone` are as in `policyd.config.load.Loaded`. `reused` says, a line each, which
-    parts of the ruleset in force the load has used again."""
+    each. `files`, `texts`, `left_alone` and `databases` are as in `policyd.config.load.Loaded`. `reused` says, a line
+    each, which parts of the ruleset in force the load has used again."""
 
     settings: Settings
     ruleset: Ruleset
@@ -85,6 +87,7 @@ class Delivery:
     texts: Texts
     outline: Outline
     left_alone: tuple[str, ...]
+    databases: tuple[DatabaseInfo, ...] = ()
     reused: tuple[str, ...] = ()
 
 
@@ -234,7 +237,7 @@ class Loader:
 
 async def _receive(place: int, descriptors: list[int], in_force: Holding | None) -> tuple[Delivery, Holding]:
     """Maps the memory file with the result and those of new tables, and unpickles; removes the descriptors of new
-    tables, which are kept."""
+    tables, which are kept. Those of databases come last."""
     memory = mmap.mmap(descriptors[0], 0, access=mmap.ACCESS_READ)
     directory = _read_directory(memory, place)
     kept = () if in_force is None else in_force.tables
@@ -254,6 +257,11 @@ async def _receive(place: int, descriptors: list[int], in_force: Holding | None)
     if isinstance(result, ConfigErrors):
         raise result
     assert isinstance(result, Delivery)
+    if result.ruleset.owners is not None:
+        try:
+            result.ruleset.owners.adopt(descriptors[1:])
+        except MmdbError as error:
+            raise LoadError(f"a database of the new ruleset cannot be opened: it {error}") from None
     return result, Holding(slices, memory, tables, directory.catalogue)
 
 
@@ -332,6 +340,7 @@ def _run_worker(channel: socket.socket, load_files: LoadFiles, descriptors: list
     try:
         texts, store = _read_request(descriptors)
         result: Delivery | ConfigErrors
+        databases: list[int] = []
         try:
             loaded = load_files(texts, store)
             warnings = tuple(f"{one.path}: {one.message}" for one in loaded.warnings)
@@ -345,9 +354,12 @@ def _run_worker(channel: socket.socket, load_files: LoadFiles, descriptors: list
                 loaded.texts,
                 loaded.outline,
                 loaded.left_alone,
+                loaded.databases,
                 store.reused(),
             )
             del loaded  # its parsed lists, before all of the tables are there twice
+            if result.ruleset.owners is not None:
+                databases = result.ruleset.owners.descriptors
         except ConfigErrors as errors:
             result = errors
             store.used.clear()
@@ -355,7 +367,7 @@ def _run_worker(channel: socket.socket, load_files: LoadFiles, descriptors: list
         with os.fdopen(descriptor, "wb", closefd=False) as file:
             place = _pack(result, file, store)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-        sent = [descriptor, *(table.descriptor for table in store.used if table not in store.kept)]
+        sent = [descriptor, *(table.descriptor for table in store.used if table not in store.kept), *databases]
         socket.send_fds(channel, [b"%d %d" % (place, len(sent))], sent)
     except MemoryError:
         channel.send(b"the new ruleset does not fit into memory")

@@ -291,6 +291,28 @@ def _dns_lists(running: Running) -> Section:
     return Section({"dns_lists": data}, tuple(lines), tuple(attention))
 
 
+def _databases(running: Running) -> Section:
+    now = time.time()
+    databases = running.delivery.databases
+    data = [
+        {
+            "kind": one.kind,
+            "path": one.path,
+            "format": one.format,
+            "hash": one.hash,
+            "built": _written(one.built),
+            "age_seconds": max(0, round(now - one.built)),
+            "old": one.is_old(now),
+        }
+        for one in databases
+    ]
+    lines = tuple(
+        ("database", f"{one.kind}: {one.path} of {one.date} ({one.format}), {_age(one.built)} old, {one.hash}")
+        for one in databases
+    )
+    return Section({"databases": data}, lines, tuple(filter(None, (one.age_notice(now) for one in databases))))
+
+
 def _logs(running: Running) -> Section:
     lost = running.lines_lost()
     attention: tuple[str, ...] = ()
@@ -330,6 +352,7 @@ SECTIONS: tuple[Callable[[Running], Section], ...] = (
     _dns,
     _lists,
     _dns_lists,
+    _databases,
     _logs,
     _endings,
 )

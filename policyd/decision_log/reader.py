@@ -41,7 +41,8 @@ class LoggedDecision(NamedTuple):
 
     `time` is as it was written (RFC 3339). A value that the line does not have is empty, or None if empty is a value of
     its own: `sender` (empty is the null sender), `dns_ms` and `ms` (milliseconds). `hostname` is a verified name, or
-    empty. `action` is what Postfix was told and `would`, under a top-level `mode: observe`, what it would have been.
+    empty. `asn` is 0 if the line has no system; `asn_name` is in the JSON format only. `action` is what Postfix was
+    told and `would`, under a top-level `mode: observe`, what it would have been.
     """
 
     time: bytes
@@ -51,6 +52,9 @@ class LoggedDecision(NamedTuple):
     rule: bytes
     client_address: bytes
     hostname: bytes
+    asn: int
+    asn_name: bytes
+    country: bytes
     claimed: tuple[bytes, ...]
     reverse_dns: bytes
     lists: tuple[bytes, ...]
@@ -135,6 +139,14 @@ def _logged(values: list[Any]) -> LoggedDecision:
 _TIME, _ACTION, _ADDRESS = b"time", b"action", b"client_address"
 _WORDS = tuple((field.text.encode() or field.key.encode(), field.form) for field in FIELDS)
 
+_DIGITS = re.compile(rb"[0-9]{1,10}")
+
+
+def _as_asn(number: int) -> int:
+    """An AS number; 0 for what cannot be one (RFC 6793: four bytes)."""
+    return number if 0 < number <= 0xFFFFFFFF else 0
+
+
 Read: TypeAlias = "Callable[[bytes], bytes]"
 
 
@@ -152,8 +164,10 @@ _from_text: dict[Form, Callable[[bytes | None, Read], Any]] = {
     Form.QUOTES: lambda value, read: read(value.removeprefix(b'"').removesuffix(b'"')) if value else b"",
     Form.LIST: lambda value, read: tuple(map(read, value.split(b","))) if value else (),
     Form.NUMBER: lambda value, _read: float(value) if value and _NUMBER.fullmatch(value) else None,
+    Form.INTEGER: lambda value, _read: _as_asn(int(value)) if value and _DIGITS.fullmatch(value) else 0,
     Form.FLAG: lambda value, _read: value == b"true",
     Form.LISTS: lambda value, read: tuple(map(read, value.split(b","))) if value else (),
+    Form.JSON_ONLY: lambda _value, _read: b"",
 }
 
 
@@ -197,12 +211,14 @@ _from_json: dict[Form, Callable[[Any], Any]] = {
     Form.QUOTES: _text,
     Form.LIST: _names,
     Form.NUMBER: _number,
+    Form.INTEGER: lambda value: _as_asn(value) if type(value) is int else 0,
     Form.FLAG: lambda value: value is True,
     Form.LISTS: lambda value: (
         tuple(_text(f"{name}:{said}") for name, said in value.items() if isinstance(said, str))
         if isinstance(value, dict)
         else ()
     ),
+    Form.JSON_ONLY: _text,
 }
 
 

@@ -21,7 +21,7 @@ MAX_LINE = 4096
 # long by somebody else, so the last limit always fits.
 LIMITS = (MAX_LINE, 1024, 512, 256)
 
-Value: TypeAlias = "str | bytes | tuple[bytes, ...] | float | bool"
+Value: TypeAlias = "str | bytes | tuple[bytes, ...] | float | int | bool"
 
 
 class Form(Enum):
@@ -34,10 +34,12 @@ class Form(Enum):
     QUOTES = "quotes"  # key="value"
     LIST = "list"  # key=value,value
     NUMBER = "number"  # key=1.0
+    INTEGER = "integer"  # key=1
     FLAG = "flag"  # key=true
     LISTS = "lists"  # key=list:127.0.0.2+127.0.0.9,list:-,list:?reason; in JSON an object
     CLIENT = "client"  # client=NAME[ADDRESS]
     ADDRESS = "address"  # stands in `client=`
+    JSON_ONLY = "json only"  # does not stand in the text format
 
 
 class Field(NamedTuple):
@@ -56,6 +58,9 @@ FIELDS = (
     Field("rule", "rule"),
     Field("client_address", "", Form.ADDRESS),
     Field("hostname", "client", Form.CLIENT),
+    Field("asn", "asn", Form.INTEGER),
+    Field("asn_name", "", Form.JSON_ONLY),
+    Field("country", "country"),
     Field("claimed", "claimed", Form.LIST),
     Field("reverse_dns", "rdns"),
     Field("lists", "lists", Form.LISTS),
@@ -77,6 +82,8 @@ FIELDS = (
 
 # The null sender says something, and so does a time too short to show; every other field is left out when it is empty.
 SAID_WHEN_EMPTY = frozenset({"sender", "dns_ms", "ms"})
+
+_NOT_IN_TEXT = frozenset({Form.ADDRESS, Form.JSON_ONLY})
 
 # What stands for the verified name of a client that has none.
 NO_NAME = b"unknown"
@@ -109,7 +116,7 @@ def format_text(record: Mapping[str, Value], limit: int) -> bytes:
             words.append(b"client=%b[%b]" % (name, _escaped(record.get("client_address", b""), limit)))
             continue
         value = record.get(key)
-        if value is None or form is Form.ADDRESS:
+        if value is None or form in _NOT_IN_TEXT:
             continue
         start = text.encode()
         match form:
@@ -129,6 +136,8 @@ def _escaped(value: Value, limit: int, to_escape: re.Pattern[bytes] = _TO_ESCAPE
     match value:
         case bool():
             return b"true"
+        case int():
+            return b"%d" % value
         case float():
             return b"%.1f" % value
         case tuple():

@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from policyd.core.identity import Status
+from policyd.core.owners import NO_OWNER
 from policyd.core.protocol import SENDER_STATES
 from policyd.decision_log.lists import format_answers
 from policyd.decision_log.record import (
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from policyd.core.engine import Decision
+    from policyd.core.owners import Owner
     from policyd.core.protocol import Request
     from policyd.decision_log.record import Value
 
@@ -51,6 +53,7 @@ def record_of(entry: Entry) -> dict[str, Value]:
     """Returns the fields of a decision, without those that have nothing to say."""
     get = entry.request.get
     decision, identity = entry.decision, entry.decision.identity
+    owner = decision.owner or NO_OWNER
     record: dict[str, Value | None] = {
         "time": entry.time,
         "action": str(decision.action),
@@ -59,6 +62,9 @@ def record_of(entry: Entry) -> dict[str, Value]:
         "rule": decision.rule.name if decision.rule is not None else None,
         "client_address": get("client_address"),
         "hostname": entry.hostname or NO_NAME,
+        "asn": owner.asn,
+        "asn_name": owner.asn_name,
+        "country": owner.country,
         "claimed": identity.claimed if identity is not None else None,
         "reverse_dns": str(identity.status) if identity is not None else None,
         "lists": format_answers(decision.lists),
@@ -95,7 +101,7 @@ def json_line(entry: Entry) -> bytes:
     return _fitted(format_json, entry)
 
 
-_LINE = b"%b %b id=%b%b client=%b[%b]%b state=%b from=<%b> to=<%b> helo=<%b> instance=%b ruleset=%b%b ms=%.1f%b\n"
+_LINE = b"%b %b id=%b%b client=%b[%b]%b%b state=%b from=<%b> to=<%b> helo=<%b> instance=%b ruleset=%b%b ms=%.1f%b\n"
 _RDNS = {status: b" rdns=" + status.encode() for status in Status}
 
 
@@ -131,6 +137,7 @@ def text_line(entry: Entry) -> bytes:
         b" rule=" + decision.rule.name.encode() if decision.rule is not None else b"",
         hostname or NO_NAME,
         address,
+        _owned(decision.owner) if decision.owner is not None else b"",
         said_by_dns,
         state,
         sender,
@@ -143,6 +150,15 @@ def text_line(entry: Entry) -> bytes:
         b' reply="%b"' % reply if reply else b"",
     )
     return line if len(line) <= MAX_LINE else _fitted(format_text, entry)
+
+
+def _owned(owner: Owner) -> bytes:
+    asn, _, country = owner
+    if asn and country:
+        return b" asn=%d country=%b" % (asn, country.encode())
+    if asn:
+        return b" asn=%d" % asn
+    return b" country=" + country.encode() if country else b""
 
 
 class Stamps:

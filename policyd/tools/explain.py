@@ -15,10 +15,12 @@ from rich.text import Text
 
 from policyd.config.entries import parse_entries
 from policyd.config.lists import Entry
+from policyd.config.public_suffixes import registrable_domains
 from policyd.config.tables.build import build_tables
+from policyd.config.tables.index import build_index
 from policyd.core.engine import Decision, Outcome, trace
 from policyd.core.identity import Status
-from policyd.core.index import build_index
+from policyd.core.owners import NO_OWNER
 from policyd.core.printable import printable
 from policyd.core.reply import reply_text
 from policyd.core.ruleset import Action, Condition, Kind, Rule, Subject, Verb
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from policyd.core.engine import RuleTrace
     from policyd.core.facts import Facts
     from policyd.core.identity import Identity
+    from policyd.core.owners import Owner
     from policyd.core.protocol import Request
 
 # What {id} reads in an explanation; a daemon's decisions have others.
@@ -49,6 +52,7 @@ _VERBS = {
     Kind.VALUE: ("is", "is not"),
     Kind.EXPRESSION: ("matches", "does not match"),
     Kind.LISTED: ("is listed by", "is not listed by"),
+    Kind.GENERIC: ("contains the client's address:", "does not contain the client's address"),
 }
 
 
@@ -66,6 +70,14 @@ class Reason:
     unproven: bool
 
 
+class Network(NamedTuple):
+    """The owner of the client's address, the network of the record (empty without one), and where that stands."""
+
+    owner: Owner
+    network: str
+    source: str
+
+
 class Query(NamedTuple):
     """One question to DNS: what was asked (`1.2.0.192.in-addr.arpa PTR`), the answers, or none and why."""
 
@@ -80,8 +92,8 @@ class Query(NamedTuple):
 class Explanation:
     """One decision with its reasons.
 
-    `identity` is what is known of the client's reverse DNS, None if nobody had to know; `source` says from whom, and
-    `queries` what DNS was asked for it.
+    `identity` is what is known of the client's reverse DNS, None if the decision did not need it; `source` says from
+    where, and `queries` what DNS was asked for it. `network` is None if the ruleset declares no database of networks.
     """
 
     loaded: Loaded
@@ -92,6 +104,7 @@ class Explanation:
     source: str
     queries: tuple[Query, ...]
     rules: tuple[tuple[RuleTrace, tuple[Reason, ...], tuple[Reason, ...]], ...]  # with match and except
+    network: Network | None = None
 
     @property
     def hostname(self) -> bytes:
@@ -119,8 +132,12 @@ def explain(
     *,
     source: str,
     queries: tuple[Query, ...] = (),
+    owner_given: bool = False,
 ) -> Explanation:
-    """Puts together why a request was decided as it was; `today` is the date in UTC."""
+    """Puts together why a request was decided as it was; `today` is the date in UTC.
+
+    `owner_given` says that the owner in `facts` does not come from the databases of the ruleset.
+    """
     rules = []
     identity = facts.identity
     for looked in trace(loaded.ruleset, request, facts, today):
@@ -139,7 +156,20 @@ def explain(
                 ),
             )
         )
-    return Explanation(loaded, request, decision, identity, facts.lists, source, queries, tuple(rules))
+    network = (
+        Network(facts.owner, *_network(loaded, request, owner_given=owner_given)) if facts.owner is not None else None
+    )
+    return Explanation(loaded, request, decision, identity, facts.lists, source, queries, tuple(rules), network)
+
+
+def _network(loaded: Loaded, request: Request, *, owner_given: bool) -> tuple[str, str]:
+    """The network of the client's record, and where it stands."""
+    if owner_given:
+        return "", "as given"
+    databases = loaded.rules_file.databases
+    files = {f"{database.info.path} of {database.info.date}": None for _, database in sorted(databases.items())}
+    networks = (database.network_of(request) for _, database in sorted(databases.items()))
+    return next(filter(None, networks), ""), ", ".join(files)
 
 
 def _reason(
@@ -162,12 +192,20 @@ def _reason(
         and identity is not None
         and identity.status is not Status.VERIFIED
     )
-    entry = _entry(written, outcome, loaded.rules_file.path, request, identity)
-    return Reason(condition, outcome, _seen(condition, request, identity), entry, unproven)
+    entry = _entry(written, outcome, loaded.rules_file.path, request, facts)
+    return Reason(condition, outcome, _seen(condition, request, facts), entry, unproven)
 
 
-def _seen(condition: Condition, request: Request, identity: Identity | None) -> tuple[bytes, ...]:
-    """What a condition looked at."""
+def _seen(condition: Condition, request: Request, facts: Facts) -> tuple[bytes, ...]:
+    """What a condition looked at; empty if there is nothing to look at."""
+    identity, owner = facts.identity, facts.owner or NO_OWNER
+    match condition.subject:
+        case Subject.ASN:
+            return (b"AS%d" % owner.asn,) if owner.asn else ()
+        case Subject.ASN_NAME:
+            return (owner.asn_name.encode("utf-8", "replace"),) if owner.asn else ()
+        case Subject.COUNTRY:
+            return (owner.country.encode(),) if owner.country else ()
     if condition.subject == Subject.REVERSE_DNS:
         return (identity.status.encode(),) if identity is not None else ()
     if condition.subject == Subject.HOSTNAME:
@@ -175,9 +213,7 @@ def _seen(condition: Condition, request: Request, identity: Identity | None) -> 
     return (request.get(condition.subject),)
 
 
-def _entry(
-    written: WrittenCondition, outcome: Outcome, path: str, request: Request, identity: Identity | None
-) -> Entry | None:
+def _entry(written: WrittenCondition, outcome: Outcome, path: str, request: Request, facts: Facts) -> Entry | None:
     """The first entry of a condition that alone makes it hold; None where it does not."""
     if outcome is not Outcome.YES:
         return None
@@ -186,16 +222,17 @@ def _entry(
         entries += one.entries()
     while len(entries) > 1:
         half = len(entries) // 2
-        holds = _hold(written, entries[:half], request, identity)
+        holds = _hold(written, entries[:half], request, facts)
         entries = entries[:half] if holds else entries[half:]
     return entries[0]
 
 
-def _hold(written: WrittenCondition, entries: Sequence[Entry], request: Request, identity: Identity | None) -> bool:
+def _hold(written: WrittenCondition, entries: Sequence[Entry], request: Request, facts: Facts) -> bool:
     collection, _ = parse_entries(written.type.form, [entry.text.encode() for entry in entries])
     condition = Condition(written.type.name, written.type.subject, written.type.kind, (), 0)
-    index = build_index([Rule("alone", 0, (condition,), (), Action(Verb.DUNNO))], {0: [collection]}, build_tables)
-    return 0 in index.lookups[0].find(request, identity).conditions
+    rule = Rule("alone", 0, (condition,), (), Action(Verb.DUNNO))
+    index = build_index([rule], {0: [collection]}, build_tables, domains=registrable_domains())
+    return 0 in index.lookups[0].find(request, facts).conditions
 
 
 def readable(value: bytes) -> str:
@@ -237,6 +274,15 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
     if explanation.lists:
         result["lists"] = as_object({"lists": format_answers(explanation.lists)}, 1 << 20).get("lists", {})
         result["list_queries"] = [_query_as_json(query) for query in explanation.queries if query.meaning]
+    if explanation.network is not None:
+        owner, network, source = explanation.network
+        result["network"] = {
+            "asn": owner.asn or None,
+            "asn_name": printable(owner.asn_name) or None,
+            "country": owner.country or None,
+            "network": network or None,
+            "source": source,
+        }
     if identity is not None:
         result["dns"] = {
             "source": explanation.source,
@@ -323,6 +369,8 @@ def _summary(explanation: Explanation) -> Table:
     ):
         if value := request.get(attribute):
             grid.add_row(label, Text(readable(value)))
+    if explanation.network is not None:
+        grid.add_row("network", _owned(explanation.network))
     grid.add_row("reverse DNS", _said(explanation))
     for query in explanation.queries:
         if not query.meaning:
@@ -342,6 +390,14 @@ def _summary(explanation: Explanation) -> Table:
 def _said_to(query: Query) -> Text:
     said = Text(f"{query.question}  ").append(query.failure or ", ".join(query.answers) or "none", "bold")
     return said.append(f"  ({query.seconds * 1000:.1f} ms)", "dim")
+
+
+def _owned(network: Network) -> Text:
+    """`AS64496 Example Internet Inc., JP, 198.51.100.0/22  (asn.mmdb of 2026-11-01)`."""
+    owner = network.owner
+    system = f"AS{owner.asn} {printable(owner.asn_name)}".rstrip() if owner.asn else ""
+    text = Text(", ".join(filter(None, (system, owner.country, network.network))) or "no record", "bold")
+    return text.append(f"  ({network.source})", "dim")
 
 
 def _said(explanation: Explanation) -> Text:

@@ -25,6 +25,10 @@ NAMED = {
     "recipient": ("recipient", Kind.VALUE),
     "recipient_domain": ("recipient", Kind.DOMAIN),
     "recipient_regex": ("recipient", Kind.EXPRESSION),
+    "asn": ("asn", Kind.VALUE),
+    "asn_name_regex": ("asn_name", Kind.EXPRESSION),
+    "country": ("country", Kind.VALUE),
+    "hostname_generic": ("hostname", Kind.GENERIC),
 }
 
 

@@ -4,7 +4,8 @@ import ipaddress
 from typing import Any
 
 from policyd.config.tables.build import build_tables
-from policyd.core.index import Ruleset, build_index
+from policyd.config.tables.index import build_index
+from policyd.core.index import Ruleset
 from policyd.core.normalize import fold_name, fold_value
 from policyd.core.ruleset import Action, Condition, Kind, Rule, Verb
 from policyd.core.tables import Networks

@@ -55,6 +55,9 @@ DECISION = LoggedDecision(
     rule=b"sakura-vps",
     client_address=b"49.212.201.177",
     hostname=b"os3-305-42423.vs.sakura.ne.jp",
+    asn=0,
+    asn_name=b"",
+    country=b"",
     claimed=(),
     reverse_dns=b"verified",
     lists=(b"zen:127.0.0.2+127.0.0.9", b"dnswl:-", b"psbl:?timeout"),
@@ -153,6 +156,33 @@ def test_a_line_that_was_cut_off_keeps_what_it_has(cut: int) -> None:
     decision = parse(TEXT[:cut])
     if decision is not None:
         assert (decision.id, decision.rule) == (DECISION.id, DECISION.rule)
+
+
+@pytest.mark.parametrize(
+    ("words", "asn", "country"),
+    [
+        (b"asn=9371 country=JP", 9371, b"JP"),
+        (b"asn=4294967295", 4294967295, b""),
+        (b"country=JP", 0, b"JP"),
+        (b"asn=4294967296", 0, b""),
+        (b"asn=AS9371", 0, b""),
+        (b"asn=99999999999999999999999", 0, b""),
+        (b"asn=-1", 0, b""),
+    ],
+)
+def test_the_system_and_the_country_are_read_back(words: bytes, asn: int, country: bytes) -> None:
+    decision = parsed(b"2026-11-21T17:16:00.123Z REJECT client=x[1] %b state=RCPT" % words)
+    assert (decision.asn, decision.country) == (asn, country)
+    assert parsed(as_text(decision).encode()) == decision
+
+
+@pytest.mark.parametrize(
+    ("value", "asn"), [(9371, 9371), (0, 0), (-1, 0), (2**32, 0), (True, 0), ("9371", 0), (1.5, 0)]
+)
+def test_the_system_in_json_is_a_number(value: object, asn: int) -> None:
+    decision = parsed(json.dumps(JSON | {"asn": value, "asn_name": "Example", "country": "JP"}).encode())
+    assert (decision.asn, decision.asn_name, decision.country) == (asn, b"Example", b"JP")
+    assert as_json(decision).get("asn", 0) == asn
 
 
 def test_quotes_at_the_ends_of_a_reply_are_its_own() -> None:

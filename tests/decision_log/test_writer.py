@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from policyd.core.engine import Decision
 from policyd.core.identity import Identity, Reason, Status
+from policyd.core.owners import NO_OWNER, Owner
 from policyd.core.protocol import Request
 from policyd.core.ruleset import Action, Rule, Verb
 from policyd.daemon.decision_log_file import DecisionLog
@@ -48,10 +49,13 @@ def entry(
     downgraded: bool = False,
     identity: Identity | None = VERIFIED,
     verb: Verb = Verb.REJECT,
+    owner: Owner | None = None,
     **attributes: bytes,
 ) -> Entry:
     """The decision of decision-log.md's example, but for what is said otherwise."""
-    decision = Decision(verb, rule, "5.7.1", ("Access denied",), observed, downgraded, identity, action != verb)
+    decision = Decision(
+        verb, rule, "5.7.1", ("Access denied",), observed, downgraded, identity, action != verb, owner=owner
+    )
     request = Request.of(REQUEST | attributes)
     return Entry(
         b"2026-11-21T17:16:00.123+09:00",
@@ -101,6 +105,31 @@ START = "2026-11-21T17:16:00.123+09:00"
                 "DUNNO would=REJECT id=7Q4K2M9X rule=sakura-vps client=os3-305-42423.vs.sakura.ne.jp[49.212.201.177] "
                 "rdns=verified state=RCPT from=<a@b.example> to=<c@d.example> helo=<x.example> "
                 "instance=2839.653c0bf7.6e7e.2 observed=a,b ruleset=3f9c2a1b ms=0.0"
+            ),
+        ),
+        (
+            entry(owner=Owner(9371, "Example <Internet>", "JP")),
+            (
+                "REJECT id=7Q4K2M9X rule=sakura-vps client=os3-305-42423.vs.sakura.ne.jp[49.212.201.177] asn=9371 "
+                "country=JP rdns=verified state=RCPT from=<a@b.example> to=<c@d.example> helo=<x.example> "
+                'instance=2839.653c0bf7.6e7e.2 ruleset=3f9c2a1b ms=0.0 reply="5.7.1 Access denied"'
+            ),
+        ),
+        (
+            entry(owner=Owner(4294967295), queue_id=b"4Kx"),
+            (
+                "REJECT id=7Q4K2M9X rule=sakura-vps client=os3-305-42423.vs.sakura.ne.jp[49.212.201.177] "
+                "asn=4294967295 rdns=verified state=RCPT from=<a@b.example> to=<c@d.example> helo=<x.example> "
+                "instance=2839.653c0bf7.6e7e.2 queue_id=4Kx ruleset=3f9c2a1b ms=0.0 "
+                'reply="5.7.1 Access denied"'
+            ),
+        ),
+        (
+            entry(owner=NO_OWNER, action="DUNNO", verb=Verb.DUNNO, rule=None, reply=""),
+            (
+                "DUNNO id=7Q4K2M9X client=os3-305-42423.vs.sakura.ne.jp[49.212.201.177] rdns=verified "
+                "state=RCPT from=<a@b.example> to=<c@d.example> helo=<x.example> instance=2839.653c0bf7.6e7e.2 "
+                "ruleset=3f9c2a1b ms=0.0"
             ),
         ),
         (
@@ -188,6 +217,14 @@ def test_json_has_the_keys_of_the_contract_with_what_is_said() -> None:
     assert re.fullmatch(rb"[ -~]+\n", line)
 
 
+def test_json_has_the_system_as_a_number_and_its_name() -> None:
+    fields = json.loads(json_line(entry(owner=Owner(9371, "Example Internet \u00fc\u202e", "JP"))))
+    assert (fields["asn"], fields["asn_name"], fields["country"]) == (9371, "Example Internet \u00fc\u202e", "JP")
+    keys = list(fields)
+    assert keys[keys.index("hostname") + 1 :][:3] == ["asn", "asn_name", "country"]
+    assert {"asn", "asn_name", "country"}.isdisjoint(json.loads(json_line(entry(owner=NO_OWNER))))
+
+
 def test_the_null_sender_is_said_and_an_unknown_one_is_not() -> None:
     assert json.loads(json_line(entry(sender=b"")))["sender"] == ""
     assert "sender" not in json.loads(json_line(entry(sender=b"", protocol_state=b"HELO")))
@@ -213,6 +250,12 @@ identities = st.one_of(
         st.sampled_from([None, *Reason]),
     ),
 )
+owners = st.one_of(
+    st.none(),
+    st.builds(
+        Owner, st.sampled_from([0, 1, 9371, 2**32 - 1]), st.text(max_size=200), st.sampled_from(["", "JP", "US"])
+    ).map(lambda owner: owner if owner.asn else owner._replace(asn_name="")),
+)
 printable = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=200)
 
 
@@ -224,6 +267,7 @@ def entries(draw: st.DrawFn) -> Entry:
         verb=verb,
         rule=draw(st.sampled_from([None, RULE, replace(RULE, name="n" * 5000)])),
         identity=draw(identities),
+        owner=draw(owners),
         hostname=draw(from_outside.filter(bool)),
         reply=draw(printable),
         observed=tuple(draw(st.lists(st.text("abc-", min_size=1, max_size=9), max_size=3)))
@@ -247,7 +291,7 @@ def test_any_bytes_make_one_line_of_text_that_splits_on_blanks_outside_quotes(lo
     assert " ".join(words) == text
     keys = [word.partition("=")[0] for word in words[2:]]
     assert len(keys) == len(set(keys))
-    said = {key for key in json.loads(json_line(logged)) if key not in {"time", "action", "client_address"}}
+    said = {key for key in json.loads(json_line(logged)) if key not in {"time", "action", "client_address", "asn_name"}}
     shorter = {
         "from": "sender",
         "to": "recipient",

@@ -10,7 +10,17 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from policyd.core.identity import Status
-from policyd.core.lookups import AddressLookup, DomainTable, HostnameLookup, NameLookup, StatusLookup, ValueLookup
+from policyd.core.lookups import (
+    AddressLookup,
+    CountryLookup,
+    DomainTable,
+    GenericLookup,
+    HostnameLookup,
+    NameLookup,
+    StatusLookup,
+    SystemLookup,
+    ValueLookup,
+)
 from policyd.core.normalize import domain_of
 from policyd.core.ruleset import Kind
 from policyd.core.tables import LongList, Networks
@@ -84,7 +94,12 @@ class Coverage:
             return frozenset().union(*(one.hits[Status(entry)].conditions for one in statuses))
         found: frozenset[int] = frozenset()
         for lookup in self._lookups[subject]:
-            if isinstance(lookup, ValueLookup) and kind is Kind.VALUE:
+            if kind is Kind.GENERIC or isinstance(lookup, GenericLookup):
+                if kind is Kind.GENERIC and isinstance(lookup, GenericLookup):
+                    found |= lookup.holding(entry)
+            elif isinstance(lookup, SystemLookup | CountryLookup):
+                found |= lookup.holding(entry)
+            elif isinstance(lookup, ValueLookup) and kind is Kind.VALUE:
                 found |= lookup.of_value(entry).conditions
             elif isinstance(lookup, NameLookup | HostnameLookup) and isinstance(lookup.table, DomainTable):
                 found |= _of_name(lookup.table, kind, domain_of(entry) if kind is Kind.VALUE else entry)

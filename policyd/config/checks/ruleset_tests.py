@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from policyd.config.conditions import Form
 from policyd.config.dates import parse_date
-from policyd.config.entries import fold_entry
+from policyd.config.entries import fold_entry, fold_owner
 from policyd.config.entry_messages import explain_entry
 from policyd.config.other_words import meant_given
 from policyd.config.problems import Problem, did_you_mean, quoted
@@ -24,6 +24,7 @@ from policyd.core.engine import Decision, Outcome, decide_fully, trace
 from policyd.core.facts import Facts
 from policyd.core.identity import NO_ADDRESS, Identity, Reason, Status, told_identity, with_claimed
 from policyd.core.normalize import fold_name
+from policyd.core.owners import NO_OWNER, Owner
 from policyd.core.protocol import ATTRIBUTES, REQUEST_TYPE, Request
 from policyd.core.reply import reply_text
 from policyd.core.ruleset import DEFAULT_RULE, Subject, Verb
@@ -41,7 +42,10 @@ TEST_KEYS = ("given", "expect", "rule", "text", "observed")
 # What `given` can say beside the attributes of a request.
 GIVEN_DNS = ("hostname", "claimed", "reverse_dns")
 GIVEN_LISTS = ("listed", "listed_unknown")
-GIVEN_KEYS = (*ATTRIBUTES, *GIVEN_DNS, *GIVEN_LISTS, "date")
+# What `given` can say of the owner of the client's address; without it there is no record, whatever the databases say.
+GIVEN_OWNER = ("asn", "asn_name", "country")
+GIVEN_KEYS = (*ATTRIBUTES, *GIVEN_DNS, *GIVEN_LISTS, *GIVEN_OWNER, "date")
+_NOT_ATTRIBUTES = frozenset({*GIVEN_DNS, *GIVEN_LISTS, *GIVEN_OWNER})
 
 # A day on which no rule has expired.
 LONG_AGO = datetime.date.min
@@ -111,7 +115,7 @@ class _Reader:
                 self._unknown_key(item, TEST_KEYS)
         given = node.get("given")
         attributes: dict[str, bytes] = {}
-        facts, today = Facts(Identity(Status.MISSING)), LONG_AGO
+        facts, today = Facts(Identity(Status.MISSING), owner=NO_OWNER), LONG_AGO
         if isinstance(given, Mapping):
             attributes, facts, today = self._read_given(given)
         elif given is None:
@@ -204,10 +208,11 @@ class _Reader:
                 self._unknown_key(item, GIVEN_KEYS)
             elif key == "date":
                 today = self._read_date(item)
-            elif key not in GIVEN_DNS and key not in GIVEN_LISTS:
+            elif key not in _NOT_ATTRIBUTES:
                 text = self._text(item)
                 attributes[key] = b"" if key == "sender" and text == "<>" else text.encode()
-        return attributes, Facts(self._read_identity(given, attributes), self._read_lists(given)), today
+        facts = Facts(self._read_identity(given, attributes), self._read_lists(given), self._read_owner(given))
+        return attributes, facts, today
 
     def _read_lists(self, given: Mapping) -> dict[str, ListAnswer]:
         """What DNS lists would have said: those that are not named say *not listed*."""
@@ -226,6 +231,21 @@ class _Reader:
                 told.add(node.text)
                 answers[node.text] = answer
         return answers
+
+    def _read_owner(self, given: Mapping) -> Owner:
+        """What the databases would have said."""
+        values = {key: self._text(given.items[key]) if key in given.items else "" for key in GIVEN_OWNER}
+        for key, form in (("asn", Form.ASN), ("country", Form.COUNTRY)):
+            if values[key]:
+                folded = fold_owner(form, values[key])
+                if folded is None:
+                    self._add(given.items[key].value, f"{key}: {explain_entry(form, values[key].encode())}")
+                values[key] = "" if folded is None else folded.decode()
+        if values["asn_name"] and not values["asn"]:
+            self._add(
+                given.items["asn_name"].value, "asn_name: the name of a system needs its number; give asn as well"
+            )
+        return Owner(int(values["asn"] or 0), values["asn_name"], values["country"])
 
     def _read_date(self, item: Item) -> datetime.date:
         text = self._text(item)

@@ -174,6 +174,7 @@ class _Linter:
                     self._warn_at(one.key, message, rule.name)
         if not rule.observe:
             self._check_forgeable(written)
+            self._check_alone(written)
         for one in (*written.match, *written.exceptions):
             self._check_values(one, rule.name)
 
@@ -194,6 +195,26 @@ class _Linter:
             names = " and ".join(one.condition.name for one in written.match)
             message = f"this exemption rests only on {names}, which anyone can forge"
             self._warn_at(written.key("match"), message, rule.name)
+
+    def _check_alone(self, written: WrittenRule) -> None:
+        """Conditions that are too weak to stand alone: the country, and a name that contains the address."""
+        rule, verb = written.rule, written.rule.action.verb
+        names = {one.condition.name for one in written.match}
+        if verb in {Verb.REJECT, Verb.DUNNO} and names == {"country"}:
+            what = "this exemption" if verb is Verb.DUNNO else "this REJECT"
+            message = f"{what} rests only on country, which public data give wrongly in places; add a condition"
+            self._warn_at(written.match[0].key, message, rule.name)
+        if verb is Verb.REJECT and names == {"hostname_generic"}:
+            message = (
+                "this REJECT rests only on hostname_generic, and honest small servers have such names; "
+                "add a condition, or write DEFER"
+            )
+            self._warn_at(written.match[0].key, message, rule.name)
+        if verb is not Verb.DUNNO:
+            for one in written.exceptions:
+                if one.condition.name == "country":
+                    message = "this exemption rests only on country, which public data give wrongly in places"
+                    self._warn_at(one.key, message, rule.name)
 
     # --- Values -----------------------------------------------------------------------------------------------------
 

@@ -15,14 +15,14 @@ from bisect import bisect_left
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from policyd.core.index import BuiltTable
+from policyd.config.tables.index import BuiltTable
 from policyd.core.ruleset import Kind
 from policyd.core.tables import LongList, NameTable, Networks, RangeTable, Repetitions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
-    from policyd.core.index import Source
+    from policyd.config.tables.index import Source
     from policyd.core.tables import Buffer, Entries, PlainEntries
 
 # Combinations of long lists with a bit for each list; with more, lists that the same conditions use share a bit. Many

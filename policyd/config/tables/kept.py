@@ -36,8 +36,8 @@ from policyd.core.tables import LongList, RangeTable
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
 
+    from policyd.config.tables.index import Source
     from policyd.config.tables.patch import Difference
-    from policyd.core.index import Source
     from policyd.core.tables import Buffer
 
 # A table begins on a cache line of the memory file, and so does each of its arrays.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from policyd.config.tables.build import Masks
-    from policyd.core.index import Source
+    from policyd.config.tables.index import Source
     from policyd.core.tables import Buffer, LongList, NameTable, RangeTable
 
 # Slots of a table of names that a key may have at least; a table is built with four to eight.

@@ -20,9 +20,9 @@ from policyd.config.tables.build import (
     plain_entries,
     table_of,
 )
+from policyd.config.tables.index import Source
 from policyd.core import hits
 from policyd.core.hits import LazyHits, hits_by_number, hits_of
-from policyd.core.index import Source
 from policyd.core.lookups import DomainTable
 from policyd.core.ruleset import Kind
 from policyd.core.tables import LongList, NameTable, Networks, RangeTable

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from policyd.config.tables import kept, patch
 from policyd.config.tables.build import build_list_table
+from policyd.config.tables.index import Source
 from policyd.config.tables.kept import MAX_PATCHES, TableStore
-from policyd.core.index import Source
 from policyd.core.ruleset import Kind
 from policyd.core.tables import LongList, NameTable, Networks, RangeTable
 from tests.config.tables.test_build import Network, long_list, names, networks, packed

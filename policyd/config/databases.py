@@ -1,0 +1,330 @@
+"""`databases:` of a ruleset: files that say which autonomous system announces an address, and in which country it is.
+
+Two formats, told apart by the content, plain or gzip: MMDB (`policyd.config.mmdb`) and ranges as text
+(`policyd.config.ranges`). A file is read once in a load, also if it serves both kinds. Everything that is wrong with
+one is a `DatabaseError`, found here and not at a request.
+"""
+
+from __future__ import annotations
+
+import datetime
+import gzip
+import io
+import time
+import zlib
+from collections import defaultdict
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from policyd.config.files import OversizedError, UnreadableError, read_dated
+from policyd.config.in_force import file_hash
+from policyd.config.mmdb import MmdbError, MmdbFile, is_mmdb
+from policyd.config.problems import Problem, Severity, did_you_mean, quoted
+from policyd.config.ranges import LineError, columns_of, read_ranges
+from policyd.config.settings import parse_duration
+from policyd.config.yaml_tree import Mapping, Scalar, describe
+from policyd.core.address import format_address
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from policyd.config.problems import Report
+    from policyd.config.ranges import OwnerRanges
+    from policyd.config.yaml_tree import Item, Node
+    from policyd.core.owners import Owner
+    from policyd.core.protocol import Request
+
+# Bytes of a database at most, unpacked: GeoLite2's cities have 70 MB, the largest commercial files of networks some
+# hundred.
+MAX_DATABASE_BYTES = 512 << 20
+
+# Seconds after which a database is said to be old, unless `max_age` says otherwise. Blocks change hands every day;
+# vendors publish once a week or once a month.
+DEFAULT_MAX_AGE = 60 * 86400
+
+DATABASE_KEYS = ("file", "max_age")
+
+# Bytes at the beginning of a file in which its first line is looked for.
+_FIRST_LINES = 4096
+
+_GZIP = b"\x1f\x8b"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class DatabaseKind(StrEnum):
+    """What a database is asked for."""
+
+    ASN = "asn"
+    COUNTRY = "country"
+
+
+class DatabaseError(Exception):
+    """A database cannot be used. The message says why, without the file's name; `line` is 0 for the whole file."""
+
+    def __init__(self, message: str, line: int = 0) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseInfo:
+    """One database as `status`, `check` and the metrics show it.
+
+    `hash` is the first 8 hexadecimal digits of the file's SHA-256. `built` is when the data were built, in seconds
+    since 1970: an MMDB says so itself, of a text it is the file's own date. `max_age` is in seconds.
+    """
+
+    kind: DatabaseKind
+    path: str
+    format: str
+    hash: str
+    built: int
+    max_age: float
+    has_ipv6: bool
+
+    @property
+    def date(self) -> datetime.date:
+        """The day on which the data were built, in UTC."""
+        return datetime.datetime.fromtimestamp(self.built, datetime.UTC).date()
+
+    def is_old(self, now: float) -> bool:
+        """Whether the data are older than `max_age`; `now` is in seconds since 1970."""
+        return now - self.built > self.max_age
+
+    def age_notice(self, now: float) -> str:
+        """The warning for a database that is older than `max_age`; empty for any other."""
+        if not self.is_old(now):
+            return ""
+        return (
+            f"the {self.kind} database is of {self.date}, {_days((now - self.built) // 86400 * 86400)} ago, and blocks "
+            f"change hands; fetch a newer one (max_age is {_days(self.max_age)})"
+        )
+
+
+def _days(seconds: float) -> str:
+    days = seconds / 86400
+    return f"{days:g} {'day' if days == 1 else 'days'}"
+
+
+@dataclass(slots=True)
+class Database:
+    """One database that has been read."""
+
+    info: DatabaseInfo
+    source: MmdbFile | OwnerRanges
+
+    def network_of(self, request: Request) -> str:
+        """The network or range that the record of the client's address is for; empty without a record."""
+        address = request.address
+        if address is None:
+            return ""
+        if isinstance(self.source, MmdbFile):
+            return self.source.network_of(address)
+        found = self.source.range_of(address)
+        if found is None:
+            return ""
+        first, last = found
+        size = last - first + 1
+        if not size & (size - 1) and not first % size:
+            return f"{format_address((address[0], first))}/{(32 if address[0] == 4 else 128) - size.bit_length() + 1}"
+        return f"{format_address((address[0], first))}-{format_address((address[0], last))}"
+
+    def ranges(self) -> Iterator[tuple[int, int, int, Owner]]:
+        """Every range with its owner: version, first address, last address. Raises DatabaseError for a damaged file.
+
+        Takes seconds for a large file.
+        """
+        if not isinstance(self.source, MmdbFile):
+            yield from self.source.networks()
+            return
+        try:
+            for version, first, length, owner in self.source.networks():
+                yield version, first, first + (1 << (32 if version == 4 else 128) - length) - 1, owner
+        except MmdbError as error:
+            raise DatabaseError(str(error)) from None
+
+
+class DatabaseFile:
+    """The bytes of one file, for the kinds that it serves."""
+
+    def __init__(self, path: str) -> None:
+        """Reads the file. Raises UnreadableError and OversizedError (`policyd.config.files`), and DatabaseError."""
+        self.path = path
+        content, modified = read_dated(path, MAX_DATABASE_BYTES)
+        self._hash = file_hash(content)
+        self._modified = int(modified)
+        self._content = _unpacked(content)
+        if not self._content:
+            raise DatabaseError("is empty")
+
+    def read(self, kinds: frozenset[DatabaseKind], max_ages: dict[DatabaseKind, float]) -> dict[DatabaseKind, Database]:
+        """The databases of these kinds in the file. Raises DatabaseError."""
+        content, self._content = self._content, b""
+        if is_mmdb(content):
+            return self._read_mmdb(content, kinds, max_ages)
+        return {kind: self._read_ranges(content, kind, max_ages[kind]) for kind in sorted(kinds)}
+
+    def _read_mmdb(
+        self, content: bytes, kinds: frozenset[DatabaseKind], max_ages: dict[DatabaseKind, float]
+    ) -> dict[DatabaseKind, Database]:
+        try:
+            file = MmdbFile(content, systems=DatabaseKind.ASN in kinds, countries=DatabaseKind.COUNTRY in kinds)
+            has_ipv4, has_ipv6 = file.has_ipv4, file.has_ipv6
+        except MmdbError as error:
+            raise DatabaseError(f"{error}; fetch it anew") from None
+        if not has_ipv4:
+            raise DatabaseError(
+                "has IPv6 networks only, so no IPv4 client would have a record; take the file with both"
+            )
+        for kind, found, wanted in (
+            (DatabaseKind.ASN, file.shape.asn, "autonomous_system_number or asn"),
+            (DatabaseKind.COUNTRY, file.shape.country, "country.iso_code or country_code"),
+        ):
+            if kind in kinds and not found:
+                keys = ", ".join(file.keys()) or "none"
+                raise DatabaseError(f"no record has a value for {kind} ({wanted}); the keys of its records are: {keys}")
+        infos = (
+            DatabaseInfo(kind, self.path, "MMDB", self._hash, file.built, max_ages[kind], has_ipv6) for kind in kinds
+        )
+        return {info.kind: Database(info, file) for info in infos}
+
+    def _read_ranges(self, content: bytes, kind: DatabaseKind, max_age: float) -> Database:
+        content = content.removeprefix(_BYTE_ORDER_MARK)
+        head = content[:_FIRST_LINES]
+        lines = head.decode("utf-8", "replace").splitlines()
+        first = next((line for line in lines if line.strip() and not line.lstrip().startswith(("#", ";"))), "")
+        if b"\0" in head or not first:
+            raise DatabaseError(_NEITHER)
+        columns = columns_of(first)
+        if columns is None:
+            raise DatabaseError(_NEITHER)
+        if (columns.asn if kind is DatabaseKind.ASN else columns.country) is None:
+            missing = "AS numbers" if kind is DatabaseKind.ASN else "countries"
+            raise DatabaseError(f"has no {missing}; the columns of its lines are: addresses, {', '.join(columns.keys)}")
+        try:
+            ranges = read_ranges(content, columns, systems=kind is DatabaseKind.ASN)
+        except LineError as error:
+            raise DatabaseError(str(error), error.line) from None
+        if not ranges.has_ipv4:
+            raise DatabaseError(
+                "has no IPv4 range with a record, so no IPv4 client would have one; add the file with the IPv4 ranges"
+            )
+        form = "TSV" if columns.separator == "\t" else "CSV"
+        info = DatabaseInfo(kind, self.path, form, self._hash, self._modified, max_age, ranges.has_ipv6)
+        return Database(info, ranges.table)
+
+
+_NEITHER = (
+    "is neither an MMDB file nor lines of ranges (first address, last address, then an AS number or a country); "
+    "if it is an MMDB file, it has been cut short: fetch it anew"
+)
+
+
+def _unpacked(content: bytes) -> bytes:
+    """The content, out of gzip if it is in it."""
+    if not content.startswith(_GZIP):
+        return content
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+            unpacked = file.read(MAX_DATABASE_BYTES + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DatabaseError(f"is gzip that cannot be unpacked ({error}); fetch it anew") from None
+    if len(unpacked) > MAX_DATABASE_BYTES:
+        raise DatabaseError(f"is longer than {MAX_DATABASE_BYTES >> 20} MiB when unpacked")
+    return unpacked
+
+
+# --- The section `databases:` of a rules file -------------------------------------------------------------------------
+
+
+def read_databases(node: Node, rules_path: str, report: Report) -> dict[DatabaseKind, Database]:
+    """The databases that a ruleset declares, each read; what is wrong goes to the report."""
+    return _Section(rules_path, report).read(node)
+
+
+class _Section:
+    """One reading of the section."""
+
+    def __init__(self, rules_path: str, report: Report) -> None:
+        self._path = rules_path
+        self._report = report
+
+    def _add(self, node: Node, message: str) -> None:
+        self._report.add(Problem(self._path, node.line, node.column, f"databases: {message}"))
+
+    def read(self, node: Node) -> dict[DatabaseKind, Database]:
+        if not isinstance(node, Mapping):
+            self._add(node, f"expected asn and country, each with its file, not {describe(node)}")
+            return {}
+        kinds_of: dict[str, dict[DatabaseKind, float]] = defaultdict(dict)
+        where: dict[str, Node] = {}
+        for item in node:
+            if item.key.text not in set(DatabaseKind):
+                hint = did_you_mean(item.key.text, DatabaseKind) or f"; there are {' and '.join(DatabaseKind)}"
+                self._add(item.key, f"unknown key {quoted(item.key.text)}{hint}")
+                continue
+            kind = DatabaseKind(item.key.text)
+            written = self._read_one(kind, item.value)
+            if written is not None:
+                name, max_age = written
+                path = str(Path(self._path).parent / name.text)
+                kinds_of[path][kind] = max_age
+                where.setdefault(path, name)
+        found: dict[DatabaseKind, Database] = {}
+        for path, max_ages in kinds_of.items():
+            found |= self._load(path, max_ages, where[path])
+        return found
+
+    def _read_one(self, kind: DatabaseKind, node: Node) -> tuple[Scalar, float] | None:
+        """The file's name and the largest age."""
+        if isinstance(node, Scalar) and not node.missing and node.text:
+            return node, DEFAULT_MAX_AGE
+        if not isinstance(node, Mapping):
+            self._add(node, f"{kind}: expected the name of a file, not {describe(node)}")
+            return None
+        for item in node:
+            if item.key.text not in DATABASE_KEYS:
+                hint = did_you_mean(item.key.text, DATABASE_KEYS) or f"; there are {', '.join(DATABASE_KEYS)}"
+                self._add(item.key, f"{kind}: unknown key {quoted(item.key.text)}{hint}")
+        file = node.get("file")
+        max_age = self._max_age(kind, node.items["max_age"]) if "max_age" in node.items else DEFAULT_MAX_AGE
+        if file is None:
+            self._add(node, f"{kind}: 'file' is missing")
+            return None
+        if not isinstance(file, Scalar) or file.missing or not file.text:
+            self._add(file, f"{kind}: file: expected the name of a file, not {describe(file)}")
+            return None
+        return file, max_age
+
+    def _max_age(self, kind: DatabaseKind, item: Item) -> float:
+        if not isinstance(item.value, Scalar) or item.value.missing:
+            self._add(item.value, f"{kind}: max_age: expected a duration, as in 60d, not {describe(item.value)}")
+            return DEFAULT_MAX_AGE
+        try:
+            return parse_duration(item.value.text)
+        except ValueError as error:
+            self._add(item.value, f"{kind}: max_age: {error}")
+            return DEFAULT_MAX_AGE
+
+    def _load(self, path: str, max_ages: dict[DatabaseKind, float], node: Node) -> dict[DatabaseKind, Database]:
+        try:
+            return DatabaseFile(path).read(frozenset(max_ages), max_ages)
+        except (UnreadableError, OversizedError) as error:
+            self._add(node, f"{path} {error}")
+        except DatabaseError as error:
+            self._report.add(Problem(path, error.line, 1 if error.line else 0, str(error)))
+        return {}
+
+
+def warnings_of(databases: dict[DatabaseKind, Database]) -> Iterator[Problem]:
+    """Warnings for databases that can be used: old ones, and those without IPv6."""
+    now = time.time()
+    for one in databases.values():
+        info = one.info
+        if notice := info.age_notice(now):
+            yield Problem(info.path, 0, 0, notice, severity=Severity.WARNING)
+        if not info.has_ipv6:
+            message = f"the {info.kind} database has IPv4 networks only, so no IPv6 client has a record"
+            yield Problem(info.path, 0, 0, message, severity=Severity.WARNING)

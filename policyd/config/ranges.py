@@ -1,0 +1,463 @@
+"""Reads a database of address ranges as text: CSV or TSV lines of first address, last address, AS number or country,
+and the name of the system.
+
+Known forms: ip-location-db's CSV (`1.0.0.0,1.0.0.255,13335,"Cloudflare, Inc."`, `1.0.0.0,1.0.0.255,AU`), iptoasn's TSV
+(AS number, country and name, separated by tabs; or a country alone). The content tells them apart.
+
+Half a million lines take half a second: a block of lines goes through loops that are written in C, and only a block
+with a fault is looked at line by line.
+"""
+
+from __future__ import annotations
+
+import csv
+import socket
+import sys
+from array import array
+from itertools import compress, repeat
+from operator import ge, le
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from policyd.config.countries import UNKNOWN_COUNTRIES, parse_country
+from policyd.config.problems import quoted
+from policyd.config.tables.build import count_before_blocks, halves
+from policyd.core.address import parse_address
+from policyd.core.owners import Owner
+from policyd.core.tables import RangeTable, packed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from policyd.core.address import Address
+    from policyd.core.tables import Buffer
+
+# Lines that are parsed at a time: enough for the loops in C to pay, few enough to look at one by one after a fault.
+_BLOCK = 4096
+
+# Bytes of a system's name at most; what is longer is cut. The longest in public data have 90.
+MAX_NAME = 200
+
+MAX_ASN = 0xFFFFFFFF
+
+_MAPPED = bytes(10) + b"\xff\xff"
+
+
+class Ranges(NamedTuple):
+    """Ranges of addresses: first and last of each, and its number (0: none)."""
+
+    firsts: Sequence[int]
+    lasts: Sequence[int]
+    numbers: array[int]
+
+
+class OwnerRanges:
+    """A database of ranges: a table of addresses, and for each number in it a system or a country.
+
+    `asns` has AS numbers by number in the table, `ends` where the text of each ends in `texts` (UTF-8): the system's
+    name, or the country.
+    """
+
+    __slots__ = ("_asns", "_ends", "_table", "_texts")
+
+    def __init__(self, table: RangeTable, asns: Buffer, ends: Buffer, texts: Buffer) -> None:
+        self._table = table
+        self._asns = memoryview(asns).cast("B").cast("I")
+        self._ends = memoryview(ends).cast("B").cast("I")
+        self._texts = memoryview(texts)
+
+    def system(self, address: Address, _text: str) -> tuple[int, str]:
+        """As `Source.system`."""
+        number = self._table.number4(address[1]) if address[0] == 4 else self._table.number6(address[1])
+        return (self._asns[number], self._text_of(number)) if number else (0, "")
+
+    def country(self, address: Address, _text: str) -> str:
+        """As `Source.country`."""
+        number = self._table.number4(address[1]) if address[0] == 4 else self._table.number6(address[1])
+        return self._text_of(number) if number else ""
+
+    def owner(self, address: Address, text: str) -> Owner:
+        """As `Source.owner`; a table has either systems or countries, so this is for its systems."""
+        return Owner(*self.system(address, text))
+
+    def range_of(self, address: Address) -> tuple[int, int] | None:
+        """First and last address of the range that an address lies in; None without a record."""
+        for version, first, last, _ in self._ranges():
+            if version == address[0] and first <= address[1] <= last:
+                return first, last
+        return None
+
+    def networks(self) -> Iterator[tuple[int, int, int, Owner]]:
+        """Every range with its record: version, first address, last address, owner (a country is its `country`)."""
+        for version, first, last, number in self._ranges():
+            asn, text = self._asns[number], self._text_of(number)
+            yield version, first, last, Owner(asn, text) if asn else Owner(0, "", text)
+
+    def _ranges(self) -> Iterator[tuple[int, int, int, int]]:
+        """Every range that has a number: version, first address, last address, number."""
+        _, starts4, numbers4, high, low, numbers6 = self._table.parts
+        starts6 = [upper << 64 | lower for upper, lower in zip(high, low, strict=True)]
+        for version, starts, numbers in ((4, starts4, numbers4), (6, starts6, numbers6)):
+            ends = [*starts[1:], 1 << (32 if version == 4 else 128)]
+            for first, end, number in zip(starts, ends, numbers, strict=True):
+                if number:
+                    yield version, first, end - 1, number
+
+    def _text_of(self, number: int) -> str:
+        return str(self._texts[self._ends[number - 1] : self._ends[number]], "utf-8")
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        parts = (self._asns, self._ends, self._texts)
+        return type(self), (self._table, *(packed(part, protocol) for part in parts))
+
+
+def _table_of(ranges4: Ranges, ranges6: Ranges) -> RangeTable:
+    """The table of ranges that do not overlap, sorted by first address."""
+    starts4, numbers4 = _with_gaps(ranges4, 32)
+    starts6, numbers6 = _with_gaps(ranges6, 128)
+    flat = array("I", starts4)
+    return RangeTable(count_before_blocks(flat), flat, numbers4, *halves(starts6), numbers6)
+
+
+def _with_gaps(ranges: Ranges, width: int) -> tuple[list[int], array[int]]:
+    """Starts and numbers, with a start of nothing after each range.
+
+    Where another range follows at once there are two equal starts, of which lookups find the later.
+    """
+    starts = [0] * (2 * len(ranges.firsts) + 1)
+    starts[1::2] = ranges.firsts
+    starts[2::2] = [last + 1 for last in ranges.lasts]
+    numbers = array("I", bytes(4 * len(starts)))
+    numbers[1::2] = ranges.numbers
+    if starts[-1] >> width:
+        starts.pop()
+        numbers.pop()
+    return starts, numbers
+
+
+class LineError(Exception):
+    """One line is wrong; `line` counts from 1."""
+
+    def __init__(self, line: int, message: str) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+class Columns(NamedTuple):
+    """Where a file has what, counted after the two addresses; None for what it has not."""
+
+    separator: str
+    asn: int | None
+    country: int | None
+    name: int | None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The columns by name, for messages."""
+        known = (("AS number", self.asn), ("country", self.country), ("name", self.name))
+        return tuple(name for name, place in known if place is not None)
+
+
+def columns_of(line: str) -> Columns | None:
+    """The columns of a file by its first line; None if it is not a line of ranges."""
+    separator = "\t" if "\t" in line else ","
+    try:
+        first, *rest = _split(line, separator)
+    except ValueError:
+        return None
+    if len(rest) < 2 or parse_address(_stripped(first)) is None or parse_address(_stripped(rest[0])) is None:
+        return None
+    values = rest[1:]
+    if parse_asn(values[0]) is not None:
+        if len(values) >= 3 and (values[1] in UNKNOWN_COUNTRIES or parse_country(values[1]) is not None):
+            return Columns(separator, 0, 1, 2)  # iptoasn's combined file
+        return Columns(separator, 0, None, 1 if len(values) > 1 else None)
+    if values[0] in UNKNOWN_COUNTRIES or parse_country(values[0]) is not None:
+        return Columns(separator, None, 0, None)
+    return None
+
+
+def parse_asn(text: str) -> int | None:
+    """An AS number as databases write it, `13335` or `AS13335` (0 stands for none); None for anything else."""
+    digits = text[2:] if text[:2] in {"AS", "as"} else text
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 10):
+        return None
+    asn = int(digits)
+    return asn if asn <= MAX_ASN else None
+
+
+class RangesFile(NamedTuple):
+    """A file that has been read: its table, and whether there are ranges with a record of each family."""
+
+    table: OwnerRanges
+    has_ipv4: bool
+    has_ipv6: bool
+
+
+def read_ranges(content: bytes, columns: Columns, *, systems: bool) -> RangesFile:
+    """Reads all lines: AS numbers and names with `systems`, else countries. Raises LineError."""
+    reading = _Reading(columns, systems=systems)
+    number = 1
+    for lines in _blocks(content):
+        reading.add(lines, number)
+        number += len(lines)
+    return reading.finish()
+
+
+def _blocks(content: bytes) -> Iterator[list[bytes]]:
+    lines = content.rstrip(b"\r\n").split(b"\n")
+    for start in range(0, len(lines), _BLOCK):
+        yield lines[start : start + _BLOCK]
+
+
+class _Reading:
+    """One file, on its way into tables."""
+
+    def __init__(self, columns: Columns, *, systems: bool) -> None:
+        self._separator = columns.separator
+        self._records = _Records(columns, systems=systems)
+        self._v4 = _Family(4)
+        self._v6 = _Family(6)
+
+    def add(self, lines: list[bytes], number: int) -> None:
+        """Takes some lines; `number` is that of the first."""
+        try:
+            separator = self._separator
+            rows = [line.split(separator, 2) for line in b"\n".join(lines).decode("utf-8").split("\n")]
+            firsts, lasts, rest = zip(*rows, strict=True)
+            family = self._v6 if ":" in firsts[0] else self._v4
+            family.add(firsts, lasts, [*map(self._records.__getitem__, rest)])
+        except (ValueError, OSError):  # comments, blanks, both families, quotes around addresses, or a fault
+            for place, line in enumerate(lines, number):
+                self._add_line(line, place)
+
+    def _add_line(self, raw: bytes, number: int) -> None:
+        try:
+            line = raw.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise LineError(number, f"is not UTF-8 (byte 0x{raw[error.start]:02x})") from None
+        if not line or line.startswith(("#", ";")):
+            return
+        fields = line.split(self._separator, 2)
+        if len(fields) < 3:
+            raise LineError(number, "expected first address, last address, and an AS number or a country")
+        addresses = []
+        for field in fields[:2]:
+            address = parse_address(_stripped(field))
+            if address is None:
+                shown = field.strip().strip('"')
+                raise LineError(number, f"{quoted(shown)} is not an IP address{_instead(shown)}")
+            addresses.append(address)
+        first, last = addresses
+        if first[0] != last[0]:
+            raise LineError(number, "the first address is of another family than the last")
+        if first[1] > last[1]:
+            raise LineError(number, "the first address is after the last")
+        try:
+            record = self._records[fields[2]]
+        except ValueError as error:
+            raise LineError(number, str(error)) from None
+        family = self._v4 if first[0] == 4 else self._v6
+        family.add_one(first[1], last[1], record)
+
+    def finish(self) -> RangesFile:
+        table = _table_of(self._v4.ranges(), self._v6.ranges())
+        records = self._records
+        owners = OwnerRanges(table, records.asns, records.ends, b"".join(records.texts))
+        return RangesFile(owners, any(self._v4.numbers), any(self._v6.numbers))
+
+
+def _instead(shown: str) -> str:
+    if shown.isdigit():
+        return "; this file has addresses as numbers: take the one that has them as addresses (without -num)"
+    if "/" in shown:
+        return "; this file has networks: take one that has the first and last address of each range"
+    return ""
+
+
+class _Family:
+    """The ranges of IPv4 or of IPv6, in flat arrays."""
+
+    def __init__(self, version: int) -> None:
+        self._version = version
+        self._family = socket.AF_INET if version == 4 else socket.AF_INET6
+        self._firsts: array[int] | list[int] = array("I") if version == 4 else []
+        self._lasts: array[int] | list[int] = array("I") if version == 4 else []
+        self.numbers = array("I")
+
+    def add(self, firsts: Sequence[str], lasts: Sequence[str], numbers: list[int]) -> None:
+        """Takes ranges in bulk. Raises OSError and ValueError, without having taken any, for what needs a look."""
+        first, last = self._addresses(firsts), self._addresses(lasts)
+        if not all(map(le, first, last)):
+            raise ValueError("a range that ends before it begins")
+        self._firsts.extend(first)
+        self._lasts.extend(last)
+        self.numbers.extend(numbers)
+
+    def _addresses(self, texts: Sequence[str]) -> array[int] | list[int]:
+        packed = b"".join(map(socket.inet_pton, repeat(self._family), texts))
+        if self._version == 4:
+            addresses = array("I", packed)
+            if sys.byteorder == "little":
+                addresses.byteswap()
+            return addresses
+        if _MAPPED in packed:
+            raise ValueError("perhaps an IPv4-mapped address")
+        halves = array("Q", packed)
+        if sys.byteorder == "little":
+            halves.byteswap()
+        return [high << 64 | low for high, low in zip(halves[::2], halves[1::2], strict=True)]
+
+    def add_one(self, first: int, last: int, number: int) -> None:
+        self._firsts.append(first)
+        self._lasts.append(last)
+        self.numbers.append(number)
+
+    def ranges(self) -> Ranges:
+        """The ranges, sorted and without overlaps."""
+        firsts, lasts, numbers = self._firsts, self._lasts, self.numbers
+        if not all(map(le, firsts, firsts[1:])):
+            rows = sorted(zip(firsts, lasts, numbers, strict=True), key=lambda row: (row[0], -row[1]))
+            firsts, lasts, numbers = (
+                [row[0] for row in rows],
+                [row[1] for row in rows],
+                array("I", (r[2] for r in rows)),
+            )
+        overlapping = [*compress(range(len(firsts)), map(ge, lasts, firsts[1:]))]
+        return (
+            _without_overlaps(Ranges(firsts, lasts, numbers), overlapping)
+            if overlapping
+            else Ranges(firsts, lasts, numbers)
+        )
+
+
+def _without_overlaps(ranges: Ranges, overlapping: list[int]) -> Ranges:
+    """Resolves overlaps; `overlapping` has the places of the ranges that the next one overlaps."""
+    firsts, lasts, numbers = ranges
+    found: tuple[list[int], list[int], array[int]] = [], [], array("I")
+    done = 0
+    for place in overlapping:
+        if place < done:
+            continue
+        for part, whole in zip(found, ranges, strict=True):
+            part.extend(whole[done:place])
+        done, highest = place + 1, lasts[place]
+        while done < len(firsts) and firsts[done] <= highest:
+            highest = max(highest, lasts[done])
+            done += 1
+        rows = zip(firsts[place:done], lasts[place:done], numbers[place:done], strict=True)
+        for row in _disjoint(sorted(rows, key=lambda row: (row[0], -row[1]))):
+            for part, value in zip(found, row, strict=True):
+                part.append(value)
+    for part, whole in zip(found, ranges, strict=True):
+        part.extend(whole[done:])
+    return Ranges(*found)
+
+
+def _disjoint(rows: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Ranges without overlaps, those with the number 0 left out; `rows` are sorted by first address, the wider first.
+
+    Public files have ranges within others, and some that overlap: the range that begins later counts, for all of it.
+    """
+    outer: list[tuple[int, int]] = []  # what goes on behind the current range: last address, number
+    begin, end, number = 0, -1, 0
+    for first, last, following in rows:
+        if first <= end:  # begins within the current one
+            if number and begin < first:
+                yield begin, first - 1, number
+            if end > last:
+                outer.append((end, number))
+        elif outer:
+            if number:
+                yield begin, end, number
+            begin = end + 1
+            yield from _resumed(outer, begin, first)
+            while outer and outer[-1][0] <= last:
+                outer.pop()
+        elif number:
+            yield begin, end, number
+        begin, end, number = first, last, following
+    if number:
+        yield begin, end, number
+    yield from _resumed(outer, end + 1, 1 << 128)
+
+
+def _resumed(outer: list[tuple[int, int]], begin: int, before: int) -> Iterator[tuple[int, int, int]]:
+    """The parts of outer ranges from `begin` on, up to the address `before`."""
+    while outer and begin < before:
+        end, number = outer[-1]
+        if end >= before:
+            if number:
+                yield begin, before - 1, number
+            return
+        outer.pop()
+        if end >= begin:
+            if number:
+                yield begin, end, number
+            begin = end + 1
+
+
+class _Records(dict[str, int]):
+    """What stands after the addresses -> its number in the table, 0 for no record. Raises ValueError with a message."""
+
+    def __init__(self, columns: Columns, *, systems: bool) -> None:
+        super().__init__()
+        self._columns = columns
+        self._systems = systems
+        self._numbers: dict[tuple[int, str], int] = {(0, ""): 0}
+        self.asns = array("I", [0])
+        self.ends = array("I", [0])
+        self.texts: list[bytes] = []
+
+    def __missing__(self, rest: str) -> int:
+        if self._systems and self._columns.asn == 0 and self._columns.name == 1 and '"' not in rest:
+            asn, _, name = rest.partition(self._columns.separator)  # nine tenths of 90,000: splitting takes longer
+            record = self._system(asn, name.rstrip("\r"))
+        else:
+            fields = _split(rest, self._columns.separator)
+            if self._systems:
+                record = self._system(_field(fields, self._columns.asn), _field(fields, self._columns.name))
+            else:
+                record = 0, self._country(_field(fields, self._columns.country))
+        number = self._numbers.get(record)
+        if number is None:
+            number = self._numbers[record] = len(self.asns)
+            text = record[1].encode()
+            self.asns.append(record[0])
+            self.texts.append(text)
+            self.ends.append(self.ends[-1] + len(text))
+        self[rest] = number
+        return number
+
+    def _system(self, text: str, name: str) -> tuple[int, str]:
+        asn = parse_asn(text)
+        if asn is None:
+            raise ValueError(f"{quoted(text)} is not an AS number (0 to {MAX_ASN})")
+        if not asn:
+            return 0, ""
+        return asn, name if len(name) * 4 <= MAX_NAME else name.encode()[:MAX_NAME].decode("utf-8", "ignore")
+
+    def _country(self, text: str) -> str:
+        if text in UNKNOWN_COUNTRIES:
+            return ""
+        country = parse_country(text)
+        if country is None:
+            raise ValueError(f"{quoted(text)} is not a country (two letters, ISO 3166-1)")
+        return country
+
+
+def _field(fields: list[str], place: int | None) -> str:
+    return fields[place] if place is not None and place < len(fields) else ""
+
+
+def _split(line: str, separator: str) -> list[str]:
+    """The fields of a line. Quotes mean something in CSV only."""
+    if separator == "," and '"' in line:
+        try:
+            return [field.strip() for field in next(csv.reader([line.rstrip("\r\n")]), [])]
+        except csv.Error as error:
+            raise ValueError(f"cannot be read as CSV: {error}") from None
+    return [field.strip() for field in line.split(separator)]
+
+
+def _stripped(field: str) -> bytes:
+    return field.strip().strip('"').encode("ascii", "replace")

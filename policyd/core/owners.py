@@ -1,0 +1,89 @@
+"""Owners of addresses: the autonomous system that announces an address, and the country of its network.
+
+The data come from files that `policyd.config.databases` has read. Nothing is asked of the network.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+
+from policyd.core.address import format_address
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from policyd.core.address import Address
+    from policyd.core.protocol import Request
+
+
+class Owner(NamedTuple):
+    """The owner of one address: AS number (0: no record), its name (may be empty), country (empty: no record)."""
+
+    asn: int = 0
+    asn_name: str = ""
+    country: str = ""
+
+
+NO_OWNER = Owner()
+
+
+class Source(Protocol):
+    """One database. `text` is the address as text, an IPv4-mapped one as IPv4."""
+
+    def system(self, address: Address, text: str) -> tuple[int, str]:
+        """The number and name of the autonomous system; 0 and an empty name without a record."""
+
+    def country(self, address: Address, text: str) -> str:
+        """The country, two upper-case letters; empty without a record."""
+
+    def owner(self, address: Address, text: str) -> Owner:
+        """Both, with one lookup."""
+
+
+@runtime_checkable
+class InMemoryFile(Protocol):
+    """A source whose content lies in a memory file, and which another process opens by a descriptor of it."""
+
+    descriptor: int
+
+    def adopt(self, descriptor: int) -> None:
+        """Opens the memory file."""
+
+
+class Owners:
+    """The databases that a ruleset declares, or None; the same object twice where one file serves both."""
+
+    __slots__ = ("asn", "country")
+
+    def __init__(self, asn: Source | None, country: Source | None) -> None:
+        self.asn = asn
+        self.country = country
+
+    def find(self, request: Request) -> Owner:
+        """The owner of the client's address. What is not an address has no owner."""
+        address = request.address
+        if address is None:
+            return NO_OWNER
+        text = request.get("client_address").decode("ascii")
+        if address[0] == 4 and ":" in text:  # IPv4-mapped: the reader of MMDB does not unwrap it
+            text = format_address(address)
+        if self.asn is None:
+            return NO_OWNER if self.country is None else Owner(0, "", self.country.country(address, text))
+        if self.asn is self.country:
+            return self.asn.owner(address, text)
+        asn, name = self.asn.system(address, text)
+        return Owner(asn, name, "" if self.country is None else self.country.country(address, text))
+
+    @property
+    def descriptors(self) -> list[int]:
+        """Of memory files, in the process that read the databases: what `adopt` wants in another one."""
+        return [source.descriptor for source in self._sources() if isinstance(source, InMemoryFile)]
+
+    def adopt(self, descriptors: Sequence[int]) -> None:
+        """Opens the memory files, in the order of `descriptors`, which may be closed afterwards."""
+        files = (source for source in self._sources() if isinstance(source, InMemoryFile))
+        for source, descriptor in zip(files, descriptors, strict=True):
+            source.adopt(descriptor)
+
+    def _sources(self) -> list[Source]:
+        return [source for source in dict.fromkeys((self.asn, self.country)) if source is not None]

@@ -1,0 +1,360 @@
+"""Databases of networks: formats told by their content, load errors with the way out, and sealed copies."""
+
+from __future__ import annotations
+
+import gzip
+import pickle
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policyd.config.databases import DatabaseError, DatabaseFile, DatabaseKind
+from policyd.config.load import load
+from policyd.config.mmdb import MmdbFile
+from policyd.config.problems import ConfigErrors
+from policyd.core.address import format_address
+from policyd.core.owners import NO_OWNER, Owner, Owners
+from policyd.core.protocol import Request
+from tests.mmdb import SHAPES, flat_country, maxmind_asn, write_mmdb, write_systems
+
+if TYPE_CHECKING:
+    from policyd.config.databases import Database
+
+ASN, COUNTRY = DatabaseKind
+DAY = 86400
+
+ASN_CSV = b"""\
+192.0.2.0,192.0.2.255,64496,"Example Internet, Inc."
+198.51.100.0,198.51.100.77,64497,Other Hosting
+2001:db8::,2001:db8:0:ffff:ffff:ffff:ffff:ffff,64496,"Example Internet, Inc."
+"""
+COUNTRY_CSV = b"192.0.2.0,192.0.2.255,JP\n198.51.100.0,198.51.100.77,de\n2001:db8::,2001:db8::ffff,JP\n"
+COMBINED_TSV = b"""\
+192.0.2.0\t192.0.2.255\t64496\tJP\tEXAMPLE-AS Example "Internet"
+198.51.100.0\t198.51.100.77\t64497\tDE\tOTHER
+203.0.113.0\t203.0.113.255\t0\tNone\tNot routed
+2001:db8::\t2001:db8::ffff\t64496\tJP\tEXAMPLE-AS Example "Internet"
+"""
+
+
+def read(path: Path, kind: DatabaseKind) -> Database:
+    return DatabaseFile(str(path)).read(frozenset({kind}), {kind: 60 * DAY})[kind]
+
+
+def owners(path: Path, *kinds: DatabaseKind) -> Owners:
+    found = DatabaseFile(str(path)).read(frozenset(kinds), dict.fromkeys(kinds, 60.0 * DAY))
+    return Owners(*(found[kind].source if kind in found else None for kind in (ASN, COUNTRY)))
+
+
+def at(found: Owners, address: bytes) -> Owner:
+    return found.find(Request.of({"client_address": address}))
+
+
+def written(folder: Path, content: bytes, name: str = "networks") -> Path:
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+EXAMPLE, OTHER = (64496, "Example Internet Inc.", "JP"), (64497, "Other Hosting", "DE")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("compress", [False, True], ids=["plain", "gzip"])
+def test_the_records_tell_what_a_file_is_for(tmp_path: Path, shape: str, compress: bool) -> None:
+    path = write_systems(tmp_path / "some.mmdb", shape)
+    if compress:
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    has = {"maxmind_asn": (ASN,), "ipinfo_lite": (ASN, COUNTRY)}.get(shape, (COUNTRY,))
+    found = owners(path, *has)
+    for address, (asn, name, country) in (
+        (b"192.0.2.7", EXAMPLE),
+        (b"::ffff:192.0.2.7", EXAMPLE),
+        (b"198.51.100.255", OTHER),
+        (b"2001:db8:ffff::1", EXAMPLE),
+    ):
+        want = Owner(asn, name) if ASN in has else NO_OWNER
+        assert at(found, address) == (want._replace(country=country) if COUNTRY in has else want)
+    for address in (b"192.0.3.1", b"203.0.113.128", b"2001:dba::1", b"2002:c000:0207::1", b"64:ff9b::c000:207",
+                    b"unknown", b"", b"192.0.2", b"192.0.2.7 x", b"fe80::1%eth0", b"\xff"):  # fmt: skip
+        assert at(found, address) == NO_OWNER
+    for kind in {ASN, COUNTRY} - set(has):
+        with pytest.raises(DatabaseError, match=rf"no record has a value for {kind} .*the keys of its records are: "):
+            read(path, kind)
+
+
+@pytest.mark.parametrize(
+    ("content", "kinds", "want"),
+    [
+        (ASN_CSV, {ASN}, Owner(64496, "Example Internet, Inc.")),
+        (ASN_CSV.replace(b"\n", b"\r\n"), {ASN}, Owner(64496, "Example Internet, Inc.")),
+        (ASN_CSV.replace(b",64", b",AS64"), {ASN}, Owner(64496, "Example Internet, Inc.")),
+        (b"\xef\xbb\xbf# a comment\n\n" + ASN_CSV, {ASN}, Owner(64496, "Example Internet, Inc.")),
+        (b"192.0.2.0,192.0.2.255,64496\n", {ASN}, Owner(64496)),
+        (COUNTRY_CSV, {COUNTRY}, Owner(country="JP")),
+        (b'"192.0.2.0","192.0.2.255","JP"\n', {COUNTRY}, Owner(country="JP")),
+        (COMBINED_TSV, {ASN}, Owner(64496, 'EXAMPLE-AS Example "Internet"')),
+        (COMBINED_TSV, {COUNTRY}, Owner(country="JP")),
+        (COMBINED_TSV, {ASN, COUNTRY}, Owner(64496, 'EXAMPLE-AS Example "Internet"', "JP")),
+        (gzip.compress(COMBINED_TSV, mtime=0), {ASN, COUNTRY}, Owner(64496, 'EXAMPLE-AS Example "Internet"', "JP")),
+    ],
+)
+def test_ranges_as_text_are_told_by_their_columns(
+    tmp_path: Path, content: bytes, kinds: set[DatabaseKind], want: Owner
+) -> None:
+    found = owners(written(tmp_path, content), *kinds)
+    for address in (b"192.0.2.0", b"192.0.2.255", b"::ffff:192.0.2.1"):
+        assert at(found, address) == want
+    for address in (b"192.0.1.255", b"192.0.3.0", b"203.0.113.9", b"0.0.0.0", b"255.255.255.255", b"::", b"x"):
+        assert at(found, address) == NO_OWNER
+
+
+def test_a_range_need_not_be_a_power_of_two(tmp_path: Path) -> None:
+    found = owners(written(tmp_path, ASN_CSV), ASN)
+    assert at(found, b"198.51.100.77") == Owner(64497, "Other Hosting")
+    assert at(found, b"198.51.100.78") == NO_OWNER
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "line", "message"),
+    [
+        (b"", ASN, 0, "is empty"),
+        (b"<html>error</html>\n", ASN, 0, "is neither an MMDB file nor lines of ranges"),
+        (b"network,asn\n192.0.2.0/24,64496\n", ASN, 0, "is neither"),
+        (b"16777216,16777471,13335,x\n", ASN, 0, "is neither"),
+        (b"\x00\x01" * 3000, ASN, 0, "if it is an MMDB file, it has been cut short"),
+        (gzip.compress(ASN_CSV, mtime=0)[:-20], ASN, 0, "is gzip that cannot be unpacked"),
+        (gzip.compress(ASN_CSV, mtime=0)[:20] + b"xxxxxxxxxxxxxxx", ASN, 0, "is gzip that cannot be unpacked"),
+        (COUNTRY_CSV, ASN, 0, "has no AS numbers; the columns of its lines are: addresses, country"),
+        (ASN_CSV, COUNTRY, 0, "has no countries; the columns of its lines are: addresses, AS number, name"),
+        (b"2001:db8::,2001:db8::1,JP\n", COUNTRY, 0, "has no IPv4 range with a record"),
+        (COUNTRY_CSV + b"192.0.2.x,192.0.2.9,JP\n", COUNTRY, 4, "'192.0.2.x' is not an IP address"),
+        (COUNTRY_CSV + b"192.0.2.0/24,192.0.2.9,JP\n", COUNTRY, 4, "this file has networks"),
+        (COUNTRY_CSV + b"3221225984,3221226239,JP\n", COUNTRY, 4, "(without -num)"),
+        (COUNTRY_CSV + b"192.0.2.0\n", COUNTRY, 4, "expected first address, last address"),
+        (COUNTRY_CSV + b"192.0.2.9,192.0.2.1,JP\n", COUNTRY, 4, "the first address is after the last"),
+        (COUNTRY_CSV + b"192.0.2.9,2001:db8::,JP\n", COUNTRY, 4, "of another family"),
+        (COUNTRY_CSV + b"192.0.2.9,192.0.2.9,Japan\n", COUNTRY, 4, "'Japan' is not a country"),
+        (COUNTRY_CSV + b"192.0.2.9,192.0.2.9,\xff\xff\n", COUNTRY, 4, "is not UTF-8 (byte 0xff)"),
+        (ASN_CSV + b"192.0.2.9,192.0.2.9,4294967296,x\n", ASN, 4, "'4294967296' is not an AS number"),
+        (ASN_CSV + b"192.0.2.9,192.0.2.9,-1,x\n", ASN, 4, "'-1' is not an AS number"),
+        (ASN_CSV + b"192.0.2.9,192.0.2.9,\xd9\xa3,x\n", ASN, 4, "is not an AS number"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_line(
+    tmp_path: Path, content: bytes, kind: DatabaseKind, line: int, message: str
+) -> None:
+    with pytest.raises(DatabaseError) as error:
+        read(written(tmp_path, content), kind)
+    assert message in str(error.value)
+    assert error.value.line == line
+
+
+def test_a_bad_line_far_down_is_found(tmp_path: Path) -> None:
+    lines = [f"10.{n >> 8}.{n & 255}.0,10.{n >> 8}.{n & 255}.255,64496,x" for n in range(9000)]
+    lines[7654] = "10.0.0.x,10.0.0.1,64496,x"
+    with pytest.raises(DatabaseError) as error:
+        read(written(tmp_path, "\n".join(lines).encode()), ASN)
+    assert error.value.line == 7655
+
+
+def test_the_name_in_the_metadata_tells_nothing(tmp_path: Path) -> None:
+    records = {"192.0.2.0/24": maxmind_asn(64496, "x", "")}
+    path = write_mmdb(tmp_path / "a.mmdb", records, database_type="country ipvAll")
+    assert at(owners(path, ASN), b"192.0.2.1") == Owner(64496, "x")
+
+
+def test_the_country_is_never_that_of_registration(tmp_path: Path) -> None:
+    path = write_mmdb(tmp_path / "a.mmdb", {
+        "192.0.2.0/24": {"country": {"iso_code": "JP"}},
+        "198.51.100.0/24": {"registered_country": {"iso_code": "JP"}},
+    })  # fmt: skip
+    assert at(owners(path, COUNTRY), b"192.0.2.1") == Owner(country="JP")
+    assert at(owners(path, COUNTRY), b"198.51.100.1") == NO_OWNER
+
+
+def test_values_of_other_types_are_no_record(tmp_path: Path) -> None:
+    path = write_mmdb(tmp_path / "a.mmdb", {
+        "192.0.2.0/26": maxmind_asn(64496, "x", ""),
+        "192.0.2.64/26": {"autonomous_system_number": "many", "country_code": "JPN"},
+        "192.0.2.128/26": {"autonomous_system_number": 64497, "autonomous_system_organization": 7},
+        "192.0.2.192/26": "text",
+        "198.51.100.0/25": {"country_code": ["JP"]},
+        "198.51.100.128/25": {"country_code": "jp"},
+    })  # fmt: skip
+    found = owners(path, ASN, COUNTRY)
+    assert [at(found, b"192.0.2.%d" % last) for last in (1, 65, 129, 193)] == [
+        Owner(64496, "x"),
+        NO_OWNER,
+        Owner(64497),
+        NO_OWNER,
+    ]
+    assert [at(found, b"198.51.100.%d" % last) for last in (1, 129)] == [NO_OWNER, Owner(country="JP")]
+
+
+def test_a_file_with_ipv6_only_is_refused_and_one_with_ipv4_only_is_not(tmp_path: Path) -> None:
+    six = write_mmdb(tmp_path / "6.mmdb", {"2001:db8::/32": flat_country(0, "", "JP")}, ipv4_compatible=False)
+    with pytest.raises(DatabaseError, match="has IPv6 networks only"):
+        read(six, COUNTRY)
+    four = write_mmdb(tmp_path / "4.mmdb", {"192.0.2.0/24": flat_country(0, "", "JP")}, ip_version=4)
+    assert not read(four, COUNTRY).info.has_ipv6
+    assert at(owners(four, COUNTRY), b"2001:db8::1") == NO_OWNER
+    whole = write_mmdb(tmp_path / "w.mmdb", {"0.0.0.0/0": flat_country(0, "", "JP")})
+    assert at(owners(whole, COUNTRY), b"203.0.113.1") == Owner(country="JP")
+    both = write_systems(tmp_path / "b.mmdb", "flat_country")
+    assert read(both, COUNTRY).info.has_ipv6
+
+
+@pytest.mark.parametrize("keep", [0.999, 0.5, 0.01])
+def test_an_mmdb_that_was_cut_short_is_refused(tmp_path: Path, keep: float) -> None:
+    content = write_systems(tmp_path / "a.mmdb", "maxmind_asn").read_bytes()
+    with pytest.raises(DatabaseError):
+        read(written(tmp_path, content[: int(len(content) * keep)]), ASN)
+
+
+def test_a_damaged_record_is_no_record_and_no_error(tmp_path: Path) -> None:
+    path = write_systems(tmp_path / "a.mmdb", "maxmind_asn")
+    content = path.read_bytes()
+    # In the second record's name, bytes that are not UTF-8.
+    path.write_bytes(content.replace(b"Other Hosting", b"Other\xff\xfe\xffsting"))
+    found = owners(path, ASN)
+    assert at(found, b"198.51.100.1").asn in {0, 64497}
+    assert at(found, b"192.0.2.1") == Owner(64496, "Example Internet Inc.")
+
+
+def test_the_users_file_is_not_mapped_and_may_be_overwritten(tmp_path: Path) -> None:
+    path = write_systems(tmp_path / "watched.mmdb", "maxmind_asn")
+    found = owners(path, ASN)
+    with path.open("r+b") as file:
+        file.write(b"\xff" * path.stat().st_size)
+    assert "watched.mmdb" not in Path("/proc/self/maps").read_text()
+    assert at(found, b"192.0.2.1") == Owner(64496, "Example Internet Inc.")
+    path.unlink()
+    assert at(found, b"198.51.100.1") == Owner(64497, "Other Hosting")
+
+
+def test_a_file_goes_to_another_process_by_its_descriptor(tmp_path: Path) -> None:
+    found = owners(write_systems(tmp_path / "a.mmdb", "ipinfo_lite"), ASN, COUNTRY)
+    passed = pickle.loads(pickle.dumps(found))
+    assert isinstance(found.asn, MmdbFile)
+    assert passed.asn is passed.country
+    passed.adopt([found.asn.descriptor])
+    found.asn.close()
+    assert at(passed, b"192.0.2.1") == Owner(*EXAMPLE)
+    table = owners(written(tmp_path, ASN_CSV), ASN)
+    assert at(pickle.loads(pickle.dumps(table)), b"198.51.100.1") == Owner(64497, "Other Hosting")
+
+
+# --- Ranges, beside a slow model --------------------------------------------------------------------------------------
+
+
+def model(rows: list[tuple[int, int, int]], address: int) -> int:
+    """The system of an address: of the ranges that contain it the one that begins last, of these the shortest."""
+    containing = [
+        (first, -last, place, asn) for place, (first, last, asn) in enumerate(rows) if first <= address <= last
+    ]
+    return max(containing)[3] if containing else 0
+
+
+small = st.integers(0, 30)
+
+
+@given(
+    st.sampled_from([4, 6]),
+    st.lists(st.tuples(small, st.integers(0, 12), st.integers(0, 4)), min_size=1, max_size=9),
+    st.sampled_from([0, 2**16 - 16]),
+)
+def test_overlapping_ranges_are_resolved_as_the_model_says(
+    tmp_path_factory: pytest.TempPathFactory, version: int, rows: list[tuple[int, int, int]], base: int
+) -> None:
+    top = 2**32 - 1 if version == 4 else 2**128 - 1
+    ranges = [(base + first, min(base + first + length, top), asn) for first, length, asn in rows]
+    lines = [
+        f"{format_address((version, first))},{format_address((version, last))},{asn},x" for first, last, asn in ranges
+    ]
+    lines.append("255.255.255.255,255.255.255.255,9,x")  # there is always an IPv4 record
+    lines.append("ffff::,ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff,9,x")
+    path = tmp_path_factory.getbasetemp() / "ranges.csv"
+    path.write_text("\n".join(lines))
+    found = owners(path, ASN)
+    for offset in range(45):
+        address = base + offset
+        text = format_address((version, address)).encode()
+        if version == 6 and address >> 32 == 0xFFFF:
+            continue
+        assert at(found, text).asn == model(ranges, address), text
+    assert at(found, b"255.255.255.255").asn == 9
+    assert at(found, b"ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff").asn == 9
+
+
+# --- In a ruleset -----------------------------------------------------------------------------------------------------
+
+
+def errors(folder: Path, rules: str) -> tuple[str, ...]:
+    path = folder / "rules.yaml"
+    path.write_text(rules)
+    with pytest.raises(ConfigErrors) as error:
+        load(None, path)
+    return tuple(line.replace(f"{folder}/", "") for line in error.value.lines)
+
+
+RULES = "databases: {asn: asn.mmdb}\nrules: []\n"
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("[asn.mmdb]", "rules.yaml:1:12: databases: expected asn and country, each with its file, not a list"),
+        ("{asm: asn.mmdb}", "rules.yaml:1:13: databases: unknown key 'asm'; did you mean 'asn'?"),
+        ("{city: asn.mmdb}", "rules.yaml:1:13: databases: unknown key 'city'; there are asn and country"),
+        ("{asn: [a]}", "rules.yaml:1:18: databases: asn: expected the name of a file, not a list"),
+        ("{asn: ''}", "rules.yaml:1:18: databases: asn: expected the name of a file, not "),
+        ("{asn: {max_age: 60d}}", "rules.yaml:1:18: databases: asn: 'file' is missing"),
+        ("{asn: {file: asn.mmdb, maxage: 60d}}",
+         "rules.yaml:1:35: databases: asn: unknown key 'maxage'; did you mean 'max_age'?"),
+        ("{asn: {file: asn.mmdb, max_age: old}}",
+         "rules.yaml:1:44: databases: asn: max_age: 'old' is "),
+        ("{asn: none.mmdb}", "rules.yaml:1:18: databases: none.mmdb cannot be read: No such file or directory"),
+        ("{country: asn.mmdb}",
+         "asn.mmdb: no record has a value for country (country.iso_code or country_code); the keys of its "),
+        ("{country: bad.csv}", "bad.csv:2:1: 'Japan' is not a country (two letters, ISO 3166-1)"),
+    ],
+)  # fmt: skip
+def test_each_mistake_in_the_section_has_its_message(tmp_path: Path, section: str, message: str) -> None:
+    write_systems(tmp_path / "asn.mmdb", "maxmind_asn")
+    written(tmp_path, b"192.0.2.0,192.0.2.1,JP\n192.0.2.2,192.0.2.2,Japan\n", "bad.csv")
+    assert errors(tmp_path, f"databases: {section}\nrules: []\n")[0].startswith(message)
+
+
+def test_the_hash_of_the_ruleset_does_not_cover_databases(tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text("databases: {asn: asn.mmdb}\nrules: []\n")
+    write_systems(tmp_path / "asn.mmdb", "maxmind_asn", built=1_700_000_000)
+    before = load(None, tmp_path / "rules.yaml")
+    write_systems(tmp_path / "asn.mmdb", "maxmind_asn", built=1_700_100_000)
+    after = load(None, tmp_path / "rules.yaml")
+    assert before.ruleset.hash == after.ruleset.hash
+    assert before.databases[0].hash != after.databases[0].hash
+    assert (before.databases[0].built, str(before.databases[0].date)) == (1_700_000_000, "2023-11-14")
+
+
+@pytest.mark.parametrize(("age", "max_age", "warns"), [(61, "", True), (59, "", False), (8, ", max_age: 7d", True)])
+def test_an_old_database_is_a_warning(tmp_path: Path, age: int, max_age: str, warns: bool) -> None:
+    write_systems(tmp_path / "asn.mmdb", "maxmind_asn", built=int(time.time()) - age * DAY)
+    (tmp_path / "rules.yaml").write_text(f"databases: {{asn: {{file: asn.mmdb{max_age}}}}}\nrules: []\n")
+    lines = load(None, tmp_path / "rules.yaml").warning_lines
+    assert any("asn.mmdb: warning: the asn database is of" in line for line in lines) is warns
+    if warns:
+        assert f"{age} days ago" in lines[0]
+
+
+def test_a_database_without_ipv6_is_a_warning(tmp_path: Path) -> None:
+    records = {"192.0.2.0/24": flat_country(0, "", "JP")}
+    write_mmdb(tmp_path / "c.mmdb", records, ip_version=4, built=int(time.time()))
+    (tmp_path / "rules.yaml").write_text("databases: {country: c.mmdb}\nrules: []\n")
+    assert [line.partition("c.mmdb: ")[2] for line in load(None, tmp_path / "rules.yaml").warning_lines] == [
+        "warning: the country database has IPv4 networks only, so no IPv6 client has a record"
+    ]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 RULES = "rules:\n  - {name: installed, match: {cidr: 192.0.2.0/24}, action: REJECT}\n"
 LINE = (
     "2026-11-21T20:11:43.932+00:00 REJECT id=R1ZBZY01 rule=installed client=unknown[192.0.2.1] state=RCPT"
-    ' from=<a@b.example> to=<c@d.example> ruleset=4053197d ms=0.4 reply="5.7.1 Access denied"\n'
+    ' from=<a@b.example> to=<c@d.example> ruleset=2b3f1dae ms=0.4 reply="5.7.1 Access denied"\n'
 )
 
 

@@ -22,7 +22,7 @@ PROBE = line("DEFER", id="PR0BE001", rule="no-reverse-dns", client="unknown[192.
 AS_JSON = (
     '{"time": "2026-11-21T20:11:43.932+00:00", "action": "DEFER", "id": "PR0BE002", "rule": "no-reverse-dns", '
     '"client_address": "192.0.2.1", "protocol_state": "RCPT", "sender": "policyd-doctor@sender.invalid", '
-    '"recipient": "policyd-doctor@recipient.invalid", "instance": "policyd-doctor", "ruleset": "4053197d"}\n'
+    '"recipient": "policyd-doctor@recipient.invalid", "instance": "policyd-doctor", "ruleset": "2b3f1dae"}\n'
 )
 RULES = "rules:\n  - {name: all, match: {cidr: 192.0.2.0/24}, action: REJECT}\n"
 

@@ -108,6 +108,13 @@ _OPEN: Final = (_UNKNOWN, _NEEDED)
 _RANKS: Final = {outcome: rank for rank, outcome in enumerate((_YES, _IN_DOUBT, _UNKNOWN, _NEEDED, _NO))}
 
 
+def _worse(one: Outcome, other: Outcome) -> Outcome:
+    """Which of the outcomes of two parts of a rule is the rule's."""
+    if one is other or other is _YES:
+        return one
+    return other if one is _YES or _RANKS[one] < _RANKS[other] else one
+
+
 @dataclass(frozen=True, slots=True)
 class RuleTrace:
     """One rule of a trace: its outcome, and that of each condition of its match and of its exceptions.
@@ -174,6 +181,7 @@ class Inquiry:
         "_observed",
         "_today",
         "_trusts_postfix",
+        "_waiting",
         "identity",
         "lists",
         "owner",
@@ -233,6 +241,7 @@ class Inquiry:
         self._doubt = False  # a DUNNO rule above might have let the client through
         self._identity_from: int | None = None  # the first rule that needed the identity
         self._needs = _NOTHING
+        self._waiting: dict[int, set[str]] = {}  # rules known to wait for DNS lists, with these
 
     def decide(self) -> Decision | Needs:
         """Tries, in order, the rules that lookups bring up; a lookup is made when the first rule that it could
@@ -280,11 +289,15 @@ class Inquiry:
         rule = self.ruleset.rules[number]
         if rule.expires is not None and rule.expired(self._today):
             return None
-        outcome = self._try(rule, self._index.plans[number])
+        plan = self._index.plans[number]
+        missing = self._waiting.get(number) if self._waiting else None
+        outcome = self._try(rule, plan) if missing is None else _NEEDED
         if outcome is _NO:
             return None
         if outcome is _NEEDED:
-            self._need(self._index.plans[number], exempting=rule.action.verb is _DUNNO)
+            if missing is None:
+                missing = self._missing_lists(plan, exempting=rule.action.verb is _DUNNO)
+            self._need(plan, missing)
             return self._needs if self._needs_everything() else None
         if rule.observe:
             if outcome is not _UNKNOWN:
@@ -295,25 +308,32 @@ class Inquiry:
             return None
         return self._decision(rule, rule.action, in_doubt=outcome is _IN_DOUBT)
 
-    def _need(self, plan: Plan, *, exempting: bool) -> None:
-        """Adds the facts that a rule waits for to those that are needed."""
+    def _need(self, plan: Plan, lists: set[str]) -> None:
+        """Adds the facts that a rule waits for, of which `lists` are the DNS lists, to those that are needed."""
         identity = self.identity is None and bool(plan.match_identity or plan.exceptions_identity)
-        lists = self._missing_lists(plan, exempting=exempting)
-        if self.identity is None and lists:
+        if self.identity is None and self._index.hostname_lists and lists:
             by_hostname = lists & self._index.hostname_lists
             identity = identity or bool(by_hostname)
-            lists -= by_hostname
+            lists = lists - by_hostname
         self._needs = Needs(self._needs.identity or identity, self._needs.lists | lists)
 
     def _missing_lists(self, plan: Plan, *, exempting: bool) -> set[str]:
         """The DNS lists that a rule waits for."""
-        lists: set[str] = set()
+        missing: set[str] = set()
         if plan.lists is not None:
-            for terms, lets_through in ((plan.lists.match, exempting), (plan.lists.exceptions, not exempting)):
-                for term in terms:
-                    if self._holds_term(term, exempting=lets_through) is _NEEDED:
-                        lists.update(n for n in term.names if self._list_status(n, exempting=lets_through) is None)
-        return lists
+            for term in plan.lists.match:
+                if self._holds_term(term, exempting=exempting) is _NEEDED:
+                    missing.update(self._unanswered(term, exempting=exempting))
+            for term in plan.lists.exceptions:
+                if self._holds_term(term, exempting=not exempting) is _NEEDED:
+                    missing.update(self._unanswered(term, exempting=not exempting))
+        return missing
+
+    def _unanswered(self, term: ListTerm, *, exempting: bool) -> list[str]:
+        if not term.by_hostname:
+            lists = self.lists
+            return [name for name in term.names if name not in lists]
+        return [name for name in term.names if self._list_status(name, exempting=exempting) is None]
 
     def _needs_everything(self) -> bool:
         """Whether the rules below can need nothing else."""
@@ -373,36 +393,50 @@ class Inquiry:
     def _bring_up_listed(self, bucket: RuleBucket) -> tuple[int, ...]:
         """The rules filed under `listed` that are worth trying: for a list without an answer the first that waits for
         it, for one that says *listed* all, for one that is unknown the first DUNNO rule that is."""
+        lists, hostname_lists = self.lists, self._index.hostname_lists
         brought_up = set(self._waiting_for_lists(bucket))
         for each in bucket.lists:
-            status = self._list_status(each.name, exempting=True)
-            if status is _LISTED or self._list_status(each.name, exempting=False) is _LISTED:
+            if each.name in hostname_lists:
+                status = self._list_status(each.name, exempting=True)
+                if self._list_status(each.name, exempting=False) is _LISTED:
+                    status = _LISTED
+            else:
+                answer = lists.get(each.name)
+                status = answer.status if answer is not None else None
+            if status is _LISTED:
                 brought_up.update(each.filed)
             elif status is _NOT_KNOWN and not self._doubt:
                 unknown = self._first_unknown(each.exempting)
                 if unknown is not None:
                     brought_up.add(unknown)
-        return tuple(sorted(brought_up))
+        return tuple(sorted(brought_up)) if brought_up else ()
 
     def _waiting_for_lists(self, bucket: RuleBucket) -> list[int]:
-        """For each DNS list without an answer the first rule that waits for it."""
-        waiting = []
+        """For each DNS list without an answer a rule that waits for it."""
+        lists, hostname_lists = self.lists, self._index.hostname_lists
+        waiting: list[int] = []
+        named: set[str] = set()  # lists that the rules so far wait for
         for each in bucket.lists:
-            if None in (self._list_status(each.name, exempting=place) for place in (False, True)):
-                number = self._first_waiting(each)
-                if number is not None:
-                    waiting.append(number)
+            if each.name in named or (each.name in lists and each.name not in hostname_lists):
+                continue
+            found = self._first_waiting(each)
+            if found is not None:
+                number, missing = found
+                waiting.append(number)
+                self._waiting[number] = missing
+                named |= missing
         return waiting
 
-    def _first_waiting(self, each: ListUsers) -> int | None:
-        """The first rule that waits for this DNS list."""
+    def _first_waiting(self, each: ListUsers) -> tuple[int, set[str]] | None:
+        """The first rule that waits for this DNS list, and all lists that it waits for."""
         rules, plans = self.ruleset.rules, self._index.plans
         for number in each.users:
             rule, plan = rules[number], plans[number]
             if rule.expired(self._today) or self._try(rule, plan) is not _NEEDED:
                 continue
-            if each.name in self._missing_lists(plan, exempting=rule.action.verb is _DUNNO):
-                return number
+            missing = self._missing_lists(plan, exempting=rule.action.verb is _DUNNO)
+            if each.name in missing:
+                return number, missing
         return None
 
     def _first_open(self, numbers: tuple[int, ...]) -> int | None:
@@ -435,7 +469,7 @@ class Inquiry:
             return self._try_names(rule, plan)
         # What a list says can settle the rule without the names, and the other way round.
         outcome = self._try_lists(plan.lists, exempting=rule.action.verb is _DUNNO)
-        return outcome if outcome is _NO else max(outcome, self._try_names(rule, plan), key=_RANKS.__getitem__)
+        return outcome if outcome is _NO else _worse(outcome, self._try_names(rule, plan))
 
     def _try_names(self, rule: Rule, plan: Plan) -> Outcome:
         """What the conditions on the identity make of a rule whose other conditions hold."""
@@ -492,7 +526,7 @@ class Inquiry:
             holds = self._holds_term(term, exempting=exempting)
             if holds is _NO:
                 return _NO
-            outcome = max(outcome, holds, key=_RANKS.__getitem__)
+            outcome = _worse(outcome, holds)
         for term in terms.exceptions:
             holds = self._holds_term(term, exempting=not exempting)
             if holds is _YES:
@@ -502,30 +536,33 @@ class Inquiry:
                     _UNKNOWN  # but for the failure of reverse DNS, this DUNNO rule might have let the client through
                 )
             if holds is not _NO:
-                outcome = max(outcome, holds, key=_RANKS.__getitem__)
+                outcome = _worse(outcome, holds)
         return outcome if exempting or outcome is not _UNKNOWN else _IN_DOUBT
 
     def _holds_term(self, term: ListTerm, *, exempting: bool) -> Outcome:
         """Whether enough of the lists say *listed*: in doubt if that rests on names that could not be verified."""
         listed = of_claimed_names = missing = unknown = 0
-        failed = self.identity is not None and self.identity.status is _ERROR
+        failed = term.by_hostname and self.identity is not None and self.identity.status is _ERROR
+        lists = self.lists
         for name in term.names:
-            status = self._list_status(name, exempting=exempting)
-            if status is None:
-                missing += 1
-            elif status is _NOT_KNOWN:
-                unknown += 1
-            elif status is _LISTED and failed and name in self._index.hostname_lists:
-                of_claimed_names += 1
-            elif status is _LISTED:
+            if term.by_hostname:
+                status = self._list_status(name, exempting=exempting)
+            else:
+                answer = lists.get(name)
+                status = answer.status if answer is not None else None
+            missing += status is None
+            unknown += status is _NOT_KNOWN
+            if status is _LISTED:
+                of_claimed_names += failed and name in self._index.hostname_lists
                 listed += 1
-        if listed >= term.at_least:
+        sure = listed - of_claimed_names
+        if sure >= term.at_least:
             return _YES
-        if listed + of_claimed_names + missing + (unknown if exempting else 0) < term.at_least:
+        if listed + missing + (unknown if exempting else 0) < term.at_least:
             return _NO
         if missing:
             return _NEEDED
-        return _IN_DOUBT if listed + of_claimed_names >= term.at_least else _UNKNOWN
+        return _IN_DOUBT if listed >= term.at_least else _UNKNOWN
 
     def _list_status(self, name: str, *, exempting: bool) -> ListStatus | None:
         """What a list says, as the place sees it; None if it has not been asked, or the names not looked up."""

@@ -15,15 +15,19 @@ if TYPE_CHECKING:
 
 def format_answers(answers: Mapping[str, ListAnswer]) -> tuple[bytes, ...]:
     """Returns the answers of the lists that were asked, sorted by name."""
-    return tuple([_formatted(name, answers[name]).encode("ascii") for name in sorted(answers) if answers[name].asked])
+    return tuple(
+        [
+            b"%b:-" % name.encode() if answer.status is ListStatus.NOT_LISTED else _formatted(name, answer)
+            for name, answer in sorted(answers.items())
+            if answer.asked
+        ]
+    )
 
 
-def _formatted(name: str, answer: ListAnswer) -> str:
-    if answer.status is ListStatus.NOT_LISTED:
-        return f"{name}:-"
+def _formatted(name: str, answer: ListAnswer) -> bytes:
     if answer.status is ListStatus.LISTED:
-        return f"{name}:{'+'.join(answer.addresses)}"
-    return f"{name}:?{answer.reason}"
+        return f"{name}:{'+'.join(answer.addresses)}".encode("ascii")
+    return f"{name}:?{answer.reason}".encode("ascii")
 
 
 def parse_answers(words: Iterable[bytes]) -> dict[str, ListAnswer]:

@@ -111,6 +111,19 @@ def with_generic_names(rules: str, condition: str, names: Path) -> str:
     )
 
 
+def with_dns_lists(rules: str, only_in: str = "") -> str:
+    """A ruleset with a rule more, after its own, that looks at four DNS lists; no client is on any of them.
+
+    `only_in` is the protocol state in which the rule needs them.
+    """
+    names = ("one", "two", "three", "four")
+    fields = "codes: 127.0.0.2, self_test: no"
+    definitions = "".join(f"  {name}: {{zone: {name}.list.example, {fields}}}\n" for name in names)
+    state = f", protocol_state: {only_in}" if only_in else ""
+    rule = f"  - {{name: listed, match: {{listed: [{', '.join(names)}]{state}}}, action: 'REJECT 5.7.1 by {{list}}'}}\n"
+    return "dns_lists:\n" + definitions + _extended(rules, rules=rule)
+
+
 def with_many_rules(rules: str, count: int) -> str:
     """A ruleset with many rules more, after its own, each with its own network, suffix and exception."""
     return _extended(

@@ -1,0 +1,72 @@
+"""The rows with DNS lists: what they cost a request that needs none, four cached ones, and four that are asked."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from tests.bench import corpus, servers
+from tests.bench.bench import Bench, Reading, Row, median_ratio, medians
+from tests.bench.processes import cpu_seconds
+
+# Distinct clients of the cached runs: all of them are in the caches after the first pass.
+_CACHED_CLIENTS = 2000
+
+# Pairs of runs, in turn, of which the median counts.
+_PAIRS = 10
+
+
+def lists_unneeded(bench: Bench) -> Row:
+    """A request that no list needs: every rule with a list has another condition that does not hold."""
+    load = bench.load_of_lists(10)
+    with ExitStack() as running:
+        nobody = {"servers": ["127.0.0.1:9"], "timeout": "100ms"}
+        _, plain = running.enter_context(servers.policyd(bench.rules_with_lists(10)))
+        with_lists = corpus.with_dns_lists(bench.rules_with_lists(10), only_in="DATA")
+        _, listed = running.enter_context(servers.policyd(with_lists, dns=nobody))
+        costs = bench.costs_in_turn(_PAIRS, without=(plain, load), with_lists=(listed, load))
+    return Row(
+        "lists_unneeded",
+        "CPU of a request that no DNS list needs, under rules with four lists, beside the same rules without lists",
+        (Reading("of that without lists", median_ratio(costs, "with_lists", "without"), "x", 1.05), *medians(costs)),
+    )
+
+
+def lists_cached(bench: Bench) -> Row:
+    """Reverse DNS and four lists, all cached."""
+    load = bench.load("lists-cached", corpus.clients_without_names(_CACHED_CLIENTS))
+    with ExitStack() as running:
+        address = running.enter_context(servers.resolver(bench.tools["resolver"], milliseconds=1))
+        dns = {"servers": [address]}
+        _, plain = running.enter_context(servers.policyd(bench.shipped, dns=dns))
+        _, listed = running.enter_context(servers.policyd(corpus.with_dns_lists(bench.shipped), dns=dns))
+        for server in (plain, listed):
+            servers.insist(load.put_on(server))  # fills the caches
+        costs = bench.costs_in_turn(_PAIRS, reverse_dns=(plain, load), and_lists=(listed, load))
+    return Row(
+        "lists_cached",
+        "CPU of a request that needs reverse DNS and four DNS lists, all cached, beside reverse DNS cached alone",
+        (Reading("of that alone", median_ratio(costs, "and_lists", "reverse_dns"), "x", 1.3), *medians(costs)),
+    )
+
+
+def lists_asked(bench: Bench) -> Row:
+    """Clients of whom nothing is known: each needs its name and four lists from a resolver that takes its time."""
+    seconds = bench.scale.dns_seconds
+    load = bench.load("lists", corpus.clients_without_names(int(seconds * 10_000)), connections=500)
+    with ExitStack() as running:
+        address = running.enter_context(servers.resolver(bench.tools["resolver"], milliseconds=20))
+        rules = corpus.with_dns_lists(bench.shipped)
+        _, server = running.enter_context(servers.policyd(rules, dns={"servers": [address], "cache_size": "5000"}))
+        used = cpu_seconds(server.pid)
+        report = servers.Load(load.program, load.requests, 500, seconds).put_on(server)
+        used = cpu_seconds(server.pid) - used
+    servers.insist(report, passes=1)
+    return Row(
+        "lists_asked",
+        "500 connections, each request from another client that needs DNS and four DNS lists; answers after 20 ms",
+        (
+            Reading("requests", report["per_second"], "/s", 1500, more_is_better=True),
+            Reading("CPU", used * 1e6 / report["answered"], "us"),
+            Reading("latency p99", report["latency_us"]["p99"] / 1000, "ms"),
+        ),
+    )

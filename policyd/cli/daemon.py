@@ -26,8 +26,9 @@ from policyd.daemon.reload import LoadError
 def serve(config: str | None, rules: str | None, listen: tuple[str, ...]) -> None:
     """Run the daemon in the foreground.
 
-    Decisions go where the settings say (decision_log; standard output by default), what happens to the daemon goes to
-    standard error. SIGHUP loads settings, rules and lists again, all or nothing; SIGTERM ends it in order.
+    Decisions are written where the settings say (decision_log; standard output by default), the operational log to
+    standard error. SIGHUP and `policyd reload` load settings, rules and lists again, all or nothing; SIGTERM ends the
+    daemon after the requests in flight.
     """
     try:
         addresses = [parse_listen(address) for address in listen]

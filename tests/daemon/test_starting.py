@@ -42,7 +42,7 @@ BULK = request(client_address="203.0.113.9")
             1,
             ["unknown key 'conections'"],
         ),
-        ({"rules.yaml": RULES}, ["--rules", "rules.yaml", "--listen", "tcp:1"], 2, ["'tcp:1' is no address"]),
+        ({"rules.yaml": RULES}, ["--rules", "rules.yaml", "--listen", "tcp:1"], 2, ["'tcp:1' is not an address"]),
         (
             {"rules.yaml": RULES, "taken": "a file"},
             ["--rules", "rules.yaml", "--listen", "unix:taken"],

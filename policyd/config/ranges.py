@@ -39,6 +39,9 @@ MAX_NAME = 200
 
 MAX_ASN = 0xFFFFFFFF
 
+# Records that are kept as objects: to make the text of one takes as long as the lookup. 0.7 MB.
+MAX_KNOWN = 4096
+
 _MAPPED = bytes(10) + b"\xff\xff"
 
 
@@ -57,23 +60,24 @@ class OwnerRanges:
     name, or the country.
     """
 
-    __slots__ = ("_asns", "_ends", "_table", "_texts")
+    __slots__ = ("_asns", "_ends", "_known", "_table", "_texts")
 
     def __init__(self, table: RangeTable, asns: Buffer, ends: Buffer, texts: Buffer) -> None:
         self._table = table
         self._asns = memoryview(asns).cast("B").cast("I")
         self._ends = memoryview(ends).cast("B").cast("I")
         self._texts = memoryview(texts)
+        self._known: dict[int, tuple[int, str]] = {0: (0, "")}  # records by number, those met lately
 
     def system(self, address: Address, _text: str) -> tuple[int, str]:
         """As `Source.system`."""
         number = self._table.number4(address[1]) if address[0] == 4 else self._table.number6(address[1])
-        return (self._asns[number], self._text_of(number)) if number else (0, "")
+        return self._known.get(number) or self._record(number)
 
     def country(self, address: Address, _text: str) -> str:
         """As `Source.country`."""
         number = self._table.number4(address[1]) if address[0] == 4 else self._table.number6(address[1])
-        return self._text_of(number) if number else ""
+        return (self._known.get(number) or self._record(number))[1]
 
     def owner(self, address: Address, text: str) -> Owner:
         """As `Source.owner`; a table has either systems or countries, so this is for its systems."""
@@ -101,6 +105,12 @@ class OwnerRanges:
             for first, end, number in zip(starts, ends, numbers, strict=True):
                 if number:
                     yield version, first, end - 1, number
+
+    def _record(self, number: int) -> tuple[int, str]:
+        if len(self._known) >= MAX_KNOWN:
+            self._known = {0: (0, "")}
+        record = self._known[number] = self._asns[number], self._text_of(number)
+        return record
 
     def _text_of(self, number: int) -> str:
         return str(self._texts[self._ends[number - 1] : self._ends[number]], "utf-8")

@@ -1,4 +1,4 @@
-"""Dates as people write them in a ruleset."""
+"""Dates as people write them in a ruleset, and the ends of entries in list files."""
 
 from __future__ import annotations
 
@@ -16,3 +16,23 @@ def parse_date(text: str) -> datetime.date | None:
         return datetime.date.fromisoformat(text)
     except ValueError:
         return None
+
+
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}(:[0-9]{2})?Z")
+
+
+def parse_end(text: str) -> float | None:
+    """When an entry ends (Unix seconds): a date, from its first second in UTC, or a time as 2026-12-06T18:30Z or
+    2026-12-06T18:30:45Z; None if the text is neither."""
+    if not (_DATE.fullmatch(text) or _TIME.fullmatch(text)):
+        return None
+    try:
+        end = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return end.replace(tzinfo=datetime.UTC).timestamp()
+
+
+def format_end(seconds: float) -> str:
+    """An end as `policyd block` writes it: a time in UTC, with seconds."""
+    return datetime.datetime.fromtimestamp(int(seconds), datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -63,10 +63,16 @@ class Text:
 
 
 class Texts(NamedTuple):
-    """The settings file (None without one) and the rules file, as they were loaded."""
+    """The settings file (None without one) and the rules file, as they were loaded.
+
+    `lists` has the list files by path, if any entry has an end: the daemon drops ended entries without reading a file.
+    A load of texts with `lists` reads no rules, settings or list file, and runs no test of the ruleset, since an entry
+    ends in any case.
+    """
 
     settings: Text | None
     rules: Text
+    lists: dict[str, Text] | None = None
 
 
 @dataclass(frozen=True, slots=True)

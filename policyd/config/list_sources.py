@@ -33,6 +33,7 @@ SOURCE_FORMATS = (
     "sendmail-access",
     "postconf",
     "postfwd",
+    "postgrey",
     "whois",
     "spamhaus-drop",
     "iptables-save",

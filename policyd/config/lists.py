@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 from policyd.config.conditions import Form
+from policyd.config.dates import parse_end
 from policyd.config.entries import parse_entries
 from policyd.config.entry_messages import explain_entry
 from policyd.config.files import MAX_LIST_BYTES, ListChangedError, OversizedError, UnreadableError, read_file
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
 # A comment begins with # or ; at the start of a line or after a blank, and goes to the line's end.
 _COMMENT_MARKS = (b" #", b" ;", b"\t#", b"\t;")
 _ANY_ENTRY = re.compile(rb"(?m)^[ \t\r\f\v]*[^\s#;]")
+# The end of an entry: the last word before the comment.
+_END_MARK = b"expires="
+_WITH_END = re.compile(rb"(.*?\S)[ \t]+expires=(\S*)", re.DOTALL)
+
 # Bytes of a file that are lines at the same time; a line takes 60 bytes more than it has.
 BLOCK_BYTES = 1 << 18
 
@@ -54,10 +60,20 @@ class Entry:
 
 
 class ListFile:
-    """A list file's bytes, and what has been parsed of them. `modified` is as in `LoadedFile`."""
+    """A list file's bytes, and what has been parsed of them. `modified` is as in `LoadedFile`.
+
+    Entries whose end (`expires=`) is not after `now` (Unix seconds) are left out. `next_end` is the next end of an
+    entry, None if no entry has one; `wrong_ends` has line and column (from 1) and text of each end that is neither a
+    date nor a time.
+    """
 
     def __init__(
-        self, path: str, content: bytes, modified: float = 0.0, known: Mapping[Hashable, int] | None = None
+        self,
+        path: str,
+        content: bytes,
+        modified: float = 0.0,
+        known: Mapping[Hashable, int] | None = None,
+        now: float = 0.0,
     ) -> None:
         self.path = path
         self.modified = modified
@@ -65,6 +81,49 @@ class ListFile:
         self._digest = hashlib.sha256(content).digest()
         self._known = known or {}  # lengths by key, of lists that need not be parsed: a table of them is kept
         self._parsed: dict[Form, Entries] = {}
+        self._now = now
+        self._ended = 0
+        self.next_end: float | None = None
+        self.wrong_ends: list[tuple[int, int, str]] = []
+        self._has_ends = _END_MARK in content
+        if self._has_ends:
+            self._read_ends()
+
+    def _read_ends(self) -> None:
+        for first, raw_lines in self._blocks():
+            for number, line in enumerate(_stripped(raw_lines), first):
+                if _END_MARK not in line or (found := _WITH_END.fullmatch(line)) is None:
+                    continue
+                end = _end(found[2])
+                if end is None:
+                    column = raw_lines[number - first].find(line) + found.start(2) + 1
+                    self.wrong_ends.append((number, column, found[2].decode("utf-8", "replace")))
+                elif end <= self._now:
+                    self._ended += 1
+                elif self.next_end is None or end < self.next_end:
+                    self.next_end = end
+
+    def _lines(self, raw_lines: list[bytes]) -> list[bytes]:
+        """The entries on these lines without their ends; empty where there is none, or one that has ended."""
+        lines = _stripped(raw_lines)
+        if not self._has_ends:
+            return lines
+        return [self._without_end(line) if _END_MARK in line else line for line in lines]
+
+    def _without_end(self, line: bytes) -> bytes:
+        found = _WITH_END.fullmatch(line)
+        if found is None:
+            return line
+        end = _end(found[2])
+        return b"" if end is not None and end <= self._now else found[1]
+
+    @property
+    def version(self) -> bytes:
+        """Differs if the entries differ: the file's hash, and how many entries have ended."""
+        return f"{self.hash}-{self._ended}".encode() if self._ended else self.hash.encode()
+
+    def _key(self, form: Form) -> tuple[bytes, str]:
+        return self._digest, f"{form.value}-{self._ended}" if self._ended else form.value
 
     def forget_content(self) -> None:
         """Frees the bytes. If they are needed once more, the file is read again; ListChangedError if it has changed."""
@@ -76,23 +135,23 @@ class ListFile:
         return self._digest.hex()[:HASH_DIGITS]
 
     def has_entries(self) -> bool:
-        """Whether there is any line with an entry."""
+        """Whether there is any line with an entry, also one that has ended."""
         return self._is_known() or _ANY_ENTRY.search(self._text()) is not None
 
     def _is_known(self) -> bool:
-        return any((self._digest, form.value) in self._known for form in Form)
+        return any(self._key(form) in self._known for form in Form)
 
     @property
     def count(self) -> int:
         """How many entries the file holds; counted line by line only if no rule uses it."""
         for parsed in self._parsed.values():
             return len(parsed)
-        return sum(map(bool, (line for _, lines in self._blocks() for line in _stripped(lines))))
+        return sum(map(bool, (line for _, lines in self._blocks() for line in self._lines(lines))))
 
     def entries(self) -> Iterator[Entry]:
         """The entries as they are written. Raises ListChangedError."""
         for first, raw_lines in self._blocks():
-            for number, (line, raw) in enumerate(zip(_stripped(raw_lines), raw_lines, strict=True), first):
+            for number, (line, raw) in enumerate(zip(self._lines(raw_lines), raw_lines, strict=True), first):
                 if line:
                     yield Entry(line.decode("utf-8", "replace"), self.path, number, raw.find(line) + 1)
 
@@ -108,7 +167,7 @@ class ListFile:
         return known
 
     def _parse(self, form: Form, rule: str, using: str, report: Report) -> Entries:
-        key = self._digest, form.value
+        key = self._key(form)
         if key in self._known:
             return LongList(key, self._known[key], lambda: self._read_known(form), self.path)
         networks = Networks()
@@ -116,7 +175,7 @@ class ListFile:
         texts: list[Any] = []
         length = 0
         for first, raw_lines in self._blocks():
-            lines = _stripped(raw_lines)
+            lines = self._lines(raw_lines)
             more, bad = parse_entries(form, [line for line in lines if line])
             length += len(more)
             if isinstance(more, Networks):
@@ -138,7 +197,7 @@ class ListFile:
     def _read_known(self, form: Form) -> Iterator[Any]:
         """The entries of a list that has been parsed in this form by an earlier load, without an error."""
         for _, raw_lines in self._blocks():
-            yield parse_entries(form, [line for line in _stripped(raw_lines) if line])[0]
+            yield parse_entries(form, [line for line in self._lines(raw_lines) if line])[0]
 
     def _report_bad(
         self,
@@ -152,7 +211,7 @@ class ListFile:
         report: Report,
     ) -> None:
         """Says what is wrong in a block of lines; `bad` are places among those that have an entry."""
-        lines = _stripped(raw_lines)
+        lines = self._lines(raw_lines)
         numbers = [number for number, line in enumerate(lines) if line]
         for count, place in enumerate(bad):
             if not report.room(self.path):
@@ -195,6 +254,11 @@ class ListFile:
             yield number, lines
             number += len(lines)
             start = end + 1
+
+
+@lru_cache(maxsize=1024)  # entries often end together
+def _end(word: bytes) -> float | None:
+    return parse_end(word.decode("utf-8", "replace"))
 
 
 def _stripped(lines: list[bytes]) -> list[bytes]:

@@ -67,6 +67,11 @@ class Loaded:
     coverage: tuple[str, ...] = ()
 
     @property
+    def next_end(self) -> float | None:
+        """When the next entry of a list file ends (Unix seconds), None if none does."""
+        return self.rules_file.next_end
+
+    @property
     def outline(self) -> Outline:
         """What can be compared with another load."""
         assert self.rules_file.outline is not None
@@ -110,7 +115,8 @@ def load(
     `rules_path` and `listen` replace what the settings say. With `warnings_on`, the date in UTC, the ruleset is also
     searched for what is likely not meant; who may write the files is looked at in any case. Without `keep_lists`, the
     bytes of list files are not kept: what needs them again reads the file again, which must not have changed. With
-    `texts`, these are loaded in place of what the settings and the rules file say now; list files are read.
+    `texts`, these are loaded in place of what the settings and the rules file say now; list files are read,
+    unless the texts have them too.
     `list_files` names files by list, to be read in place of those that the lists name. `tables` has tables to use as
     far as they fit, and gets those that are used. Raises ConfigErrors.
     """
@@ -156,7 +162,13 @@ def _load(
         rules_report = Report()
         text = texts.rules if texts else None
         rules_file = read_rules(
-            rules, rules_report, keep_lists=keep_lists, text=text, list_files=list_files, tables=tables
+            rules,
+            rules_report,
+            keep_lists=keep_lists,
+            text=text,
+            list_files=list_files,
+            tables=tables,
+            list_texts=texts.lists if texts else None,
         )
         if rules_report and rules_file is not None and warnings_on is not None:
             rules_report.extend(lint(rules_file, warnings_on, rules_report))
@@ -165,22 +177,24 @@ def _load(
         raise ConfigErrors(report)
     settings = dataclasses.replace(settings, rules=rules, listen=tuple(listen) or settings.listen)
     warnings = Report() if warnings_on is None else lint(rules_file, warnings_on)
+    reads_files = texts is None or texts.lists is None
     lists = (one.file.path for one in rules_file.lists.values() if one.file is not None)
     databases = (one.info.path for one in rules_file.databases.values())
     named = () if config_path is None else (os.fspath(config_path),)
     coverage, missing = ([], []) if warnings_on is None else coverage_of(rules_file)
-    exposed = exposed_files(dict.fromkeys((*named, rules, *lists, *databases)))
-    for problem in (*exposed, *rules_file.unfetched, *warnings_of(rules_file.databases), *missing):
-        warnings.add(problem)
+    if reads_files:
+        exposed = exposed_files(dict.fromkeys((*named, rules, *lists, *databases)))
+        for problem in (*exposed, *rules_file.unfetched, *warnings_of(rules_file.databases), *missing):
+            warnings.add(problem)
     assert rules_file.text is not None
-    loaded = Texts(settings_text, rules_file.text)
+    loaded = Texts(settings_text, rules_file.text, rules_file.list_texts)
     files = [*rules_file.files]
     if config_path is not None and settings_text is not None:
         files.insert(
             0,
             LoadedFile(os.fspath(config_path), "settings", file_hash(settings_text.content), settings_text.modified),
         )
-    left_alone = () if texts is None else tuple(_edited(config_path, rules, loaded))
+    left_alone = () if texts is None or not reads_files else tuple(_edited(config_path, rules, loaded))
     return Loaded(
         settings,
         rules_file.ruleset,

@@ -23,7 +23,7 @@ def outline_of(rules_file: RulesFile, root: Node) -> Outline:
     lists: dict[str, tuple[bytes, int]] = {}
     for name, definition in rules_file.lists.items():
         if definition.file is not None:
-            lists[name] = definition.file.hash.encode(), definition.file.count
+            lists[name] = definition.file.version, definition.file.count
         else:
             lists[name] = _digest(*(value.text for value in definition.values)), len(definition.values)
     default = root.get("default") if isinstance(root, Mapping) else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
@@ -82,13 +83,14 @@ def read_rules(
     text: Text | None = None,
     list_files: Mapping_[str, str] | None = None,
     tables: TableStore | None = None,
+    list_texts: Mapping_[str, Text] | None = None,
 ) -> RulesFile | None:
     """Reads a rules file (or its `text`) and its lists, builds the ruleset, and runs the tests inside it.
 
     Returns None if the file cannot be read or is not YAML. All problems are in the report,
     which must hold none before. Without `keep_lists`, the bytes of list files are freed once they have been parsed.
     `list_files` names files that are read in place of those of lists. `tables` has the tables of the ruleset in force,
-    and gets those of this one.
+    and gets those of this one. With `list_texts` (by path), these are the list files, none is read, and no test is run.
     """
     try:
         content, modified = read_dated(path, MAX_RULES_BYTES) if text is None else (bytes(text), text.modified)
@@ -101,7 +103,7 @@ def read_rules(
     root = parse_yaml(content, path, report)
     if root is None:
         return None
-    reader = _Reader(path, content, report, list_files or {}, tables)
+    reader = _Reader(path, content, report, list_files or {}, tables=tables, list_texts=list_texts)
     try:
         rules_file = reader.read(root)
         rules_file.text = Text(content, modified)
@@ -109,7 +111,8 @@ def read_rules(
         reader.read_tests(root)
         if rules_are_right:
             reader.describe(root)
-        if not keep_lists:
+            reader.keep_ends()
+        if not keep_lists and list_texts is None:
             reader.forget_list_files()
         ruleset = reader.build() if rules_are_right else None
     except ListChangedError as error:
@@ -117,7 +120,8 @@ def read_rules(
         return None
     if ruleset is not None:
         rules_file.index = ruleset.index
-        run_tests(rules_file.tests, ruleset, path, report)  # also beside a test that cannot be read
+        if list_texts is None:
+            run_tests(rules_file.tests, ruleset, path, report)  # also beside a test that cannot be read
         if not report:
             rules_file.ruleset = ruleset
     return rules_file
@@ -132,8 +136,12 @@ class _Reader:
         content: bytes,
         report: Report,
         list_files: Mapping_[str, str],
+        *,
         tables: TableStore | None,
+        list_texts: Mapping_[str, Text] | None,
     ) -> None:
+        self._now = time.time()
+        self._list_texts = list_texts
         self._path = path
         self._tables = tables
         self._known_lists = {} if tables is None else tables.lengths()
@@ -385,7 +393,7 @@ class _Reader:
         if file is not None and is_kept and path not in self._hashed:
             self._hashed.add(path)
             self._hash.update(file.content)
-        if file is not None:
+        if file is not None and self._list_texts is None:
             file.forget_known_content()
         if file is not None and not (allow_empty or path in self._missing) and not file.has_entries():
             message = "has no entries, which would disarm the list; if that is meant, write allow_empty: true"
@@ -406,6 +414,9 @@ class _Reader:
         """
         if path not in self._list_files:
             self._list_files[path] = None
+            if self._list_texts is not None:
+                self._list_files[path] = file = self._list_file_in_force(path)
+                return file
             try:
                 content, modified = read_dated(path, MAX_LIST_BYTES)
             except (UnreadableError, OversizedError) as error:
@@ -421,8 +432,29 @@ class _Reader:
                 message = "has a NUL byte; a list is a text file in UTF-8"
                 self._report.add(Problem(path, line, nul - content.rfind(b"\n", 0, nul), f"{self._prefix}{message}"))
                 return None
-            self._list_files[path] = ListFile(path, content, modified, self._known_lists)
+            file = self._list_files[path] = ListFile(path, content, modified, self._known_lists, self._now)
+            for line, column, end in file.wrong_ends:
+                message = f"expires: {quoted(end)} is not an end; write it as 2026-12-06 or 2026-12-06T18:30Z (UTC)"
+                self._report.add(Problem(path, line, column, f"{self._prefix}{message}"))
         return self._list_files[path]
+
+    def _list_file_in_force(self, path: str) -> ListFile:
+        """A list file as the ruleset in force has it, with the entries that have ended since then left out."""
+        assert self._list_texts is not None
+        text = self._list_texts.get(path)
+        if text is None:
+            self._missing.add(path)
+            return ListFile(path, b"", 0.0)
+        return ListFile(path, bytes(text), text.modified, self._known_lists, self._now)
+
+    def keep_ends(self) -> None:
+        """Keeps the list files' bytes, if any entry has an end. Raises ListChangedError."""
+        files = {
+            path: file for path, file in self._list_files.items() if file is not None and path not in self._missing
+        }
+        self._file.next_end = min((file.next_end for file in files.values() if file.next_end is not None), default=None)
+        if self._file.next_end is not None:
+            self._file.list_texts = {path: Text(file.content, file.modified) for path, file in files.items()}
 
     # --- Rules ------------------------------------------------------------------------------------------------------
 

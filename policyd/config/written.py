@@ -65,6 +65,7 @@ class RulesFile:
 
     `text` is what it says, `root` the same as a tree, `files` the rules file and the list files that could be read.
     `unfetched` has a warning for each list that is empty because it has not been fetched yet.
+    `next_end` is when the next entry of a list file ends (Unix seconds); `list_texts` has list files if one does.
     """
 
     path: str
@@ -82,3 +83,5 @@ class RulesFile:
     outline: Outline | None = None
     files: list[LoadedFile] = field(default_factory=list)
     unfetched: list[Problem] = field(default_factory=list)
+    next_end: float | None = None
+    list_texts: dict[str, Text] | None = None

@@ -64,6 +64,9 @@ COLLECTOR_THRESHOLD = 20_000
 # Changes in the line that a reload logs; `policyd reload` prints more.
 MAX_CHANGES_LOGGED = 10
 
+# Seconds until the daemon tries again to drop entries that have ended, after it failed.
+FAILED_DROP_SECONDS = 60.0
+
 # Rules that end and are named in the log once a day; a ruleset made by a program may have thousands.
 MAX_EXPIRY_LINES = 20
 
@@ -103,6 +106,7 @@ class _Daemon:
         self._counters = Counters()
         self._ended = asyncio.Event()
         self._reload_wanted = asyncio.Event()
+        self._next_drop = 0.0  # monotonic seconds before which no ended entries are dropped again
         self._reloads: list[tuple[bool, asyncio.Future[ReloadResult] | None]] = []  # `--data`, and who waits for it
         self._tasks: set[asyncio.Task[None]] = set()
         self._replaced: set[Resolver] = set()
@@ -251,6 +255,8 @@ class _Daemon:
                 self._decision_log.check(now)
                 self._running.check(now)
                 self._check_loader()
+                if self._has_ended():
+                    self._reload_wanted.set()
                 self._dns_lists.check()
                 if self._server.today != self._announced:
                     self._announce_expiry()
@@ -284,12 +290,37 @@ class _Daemon:
                 for is_data, waiting in wanted:
                     if is_data is data and waiting is not None and not waiting.done():
                         waiting.set_result(result)
+            if self._has_ended():
+                await self._drop_ended()
+
+    def _has_ended(self) -> bool:
+        """Whether an entry of a list file in force has ended, and it is time to drop what has."""
+        next_end = self._running.delivery.next_end
+        return next_end is not None and next_end <= time.time() and self._next_drop <= monotonic()
+
+    async def _drop_ended(self) -> None:
+        """Drops entries that have ended from the ruleset in force, without reading a file."""
+        old = self._running.delivery
+        began = monotonic()
+        pause = FAILED_DROP_SECONDS
+        try:
+            delivery, holding = await self._loader.load(old.texts, self._holding)
+            changed = changes(old.outline, delivery.outline)
+            await self._use(delivery, holding)
+        except (ConfigErrors, LoadError) as error:
+            _log.error("entries that have ended cannot be dropped: %s", "; ".join(str(error).splitlines()))
+        except Exception:  # noqa: BLE001 - the boundary of the work beside requests
+            _log.exception("a bug in policyd, please report it")
+        else:
+            _log.info("dropped entries that have ended: %s", "; ".join(_shortened(changed)))
+            pause = max(1.0, monotonic() - began)  # entries that end one after the other take half a processor at most
+        self._next_drop = monotonic() + pause
 
     async def _reload(self, *, data: bool) -> ReloadResult:
         """Loads, and puts the result in force without an error. With `data`, the texts in force are loaded again."""
         old = self._running.delivery
         try:
-            delivery, holding = await self._loader.load(old.texts if data else None, self._holding)
+            delivery, holding = await self._loader.load(old.texts._replace(lists=None) if data else None, self._holding)
             changed = changes(old.outline, delivery.outline)
             await self._use(delivery, holding)
         except (ConfigErrors, LoadError) as error:

@@ -76,7 +76,8 @@ class LoadError(Exception):
 class Delivery:
     """What a load has brought. `summary` says it in a line; `seconds` is how long that took; `warnings` are a line
     each. `files`, `texts`, `left_alone` and `databases` are as in `policyd.config.load.Loaded`. `reused` says, a line
-    each, which parts of the ruleset in force the load has used again."""
+    each, which parts of the ruleset in force the load has used again. `next_end` is when the next entry of a list file
+    ends (Unix seconds)."""
 
     settings: Settings
     ruleset: Ruleset
@@ -89,6 +90,7 @@ class Delivery:
     left_alone: tuple[str, ...]
     databases: tuple[DatabaseInfo, ...] = ()
     reused: tuple[str, ...] = ()
+    next_end: float | None = None
 
 
 class MappedTable:
@@ -356,6 +358,7 @@ def _run_worker(channel: socket.socket, load_files: LoadFiles, descriptors: list
                 loaded.left_alone,
                 loaded.databases,
                 store.reused(),
+                loaded.next_end,
             )
             del loaded  # its parsed lists, before all of the tables are there twice
             if result.ruleset.owners is not None:

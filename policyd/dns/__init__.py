@@ -1,1 +1,1 @@
-"""Asks who a client is: forward-confirmed reverse DNS over aiodns, cached, bounded, within one deadline."""
+"""Asks DNS: reverse DNS of clients and DNS lists, over aiodns; cached, bounded, within one deadline."""

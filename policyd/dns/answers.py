@@ -1,6 +1,6 @@
-"""What an answer of DNS says: the records of one type that a name has, or why nothing is known.
+"""Reads answers of DNS: the records of one type that a name has, or the reason why nothing is known.
 
-Promises one or the other for whatever a message holds. `answer_to` takes it from aiodns, `read_answer` from records.
+Every message gives one or the other. `answer_to` and `settled_answer` read a query of aiodns, `read_answer` records.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from policyd.core.identity import Reason
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-# The longest that any answer is kept, in seconds (ruleset.md, "Reverse DNS").
+# Seconds that an answer is kept at most (ruleset.md, "Reverse DNS").
 MAX_SECONDS = 3600
 
-# After an answer of more records than this others have their turn before it is looked at.
+# Records of one answer above which the event loop gets a turn before the answer is read.
 MANY_RECORDS = 256
 
 

@@ -1,19 +1,20 @@
-"""The name servers, asked over channels of c-ares: who is asked, how often, and who reads the answers.
+"""Asks the name servers over channels of c-ares: which channel, how often, and how its sockets are read.
 
-What aiodns (4) and, below it, c-ares (1.34) do, and what is done about it:
+How aiodns (4) and, below it, c-ares (1.34) behave, and how this file deals with it:
 
-- c-ares sends a query again after 250 ms, if the server has been quick before and whatever its `timeout` says, from a
-  new socket, and no longer hears the answer to the first. A name that takes the resolver 4 s would never be heard of.
-  So it may try each server once only (an *eager* channel); what stays silent is asked again over a *patient* channel,
-  one that has not seen enough answers to have learnt haste, and that listens for as long as there is time.
-- A message that it cannot read makes it drop its socket, and all that was asked over that comes back as malformed.
-  So what comes back so is asked again over a *lone* channel, where nobody suffers from it but who caused it.
-- Its cache has no bound, cannot be turned off from here, and keeps a NODATA answer for an hour. So channels are
+- c-ares repeats a query after 250 ms if the server has answered fast before, whatever its `timeout` says, from a new
+  socket, and no longer receives the answer to the first one. A name that takes the resolver 4 s would never be learnt.
+  So an *eager* channel tries each server once only. A query without an answer is repeated over a *patient* channel, one
+  that has not seen enough answers to have an estimate, and that waits as long as there is time.
+- A message that c-ares cannot parse makes every query on the same socket fail as malformed. Such a query is repeated
+  over a *lone* channel, where it cannot affect other clients.
+- Its cache has no limit, cannot be turned off from here, and keeps a NODATA answer for an hour. So channels are
   replaced before that matters: after CHANNEL_SECONDS or CHANNEL_QUERIES.
-- A query that nobody waits for any more goes on, and ends with its channel.
-- aiodns lets c-ares run a thread for each channel, which wakes the event loop for each answer; `_Sockets` goes without.
-- An answer with 3,800 names, which is what 64 KiB hold, takes c-ares 35 ms, as it compresses all of them once more for
-  its cache, and pycares 20 ms. Only TCP brings such answers, so what comes over TCP has no more than its share of time.
+- A query that was cancelled goes on, and ends with its channel.
+- aiodns lets c-ares run one thread per channel, which wakes the event loop for each answer. `_Sockets` reads the
+  sockets without a thread.
+- Parsing a very large answer takes tens of milliseconds of CPU. Only TCP carries such answers, so reads from TCP
+  sockets are throttled to a share of the time.
 """
 
 from __future__ import annotations
@@ -32,30 +33,29 @@ if TYPE_CHECKING:
 
     from policyd.config.settings import Dns
 
-# A channel is replaced after so many seconds, which is less than any answer is kept here, so that none comes from
-# c-ares's own cache in place of this one; or after so many queries, by when that cache holds some 12 MB. (With 65,536
-# under way at once, c-ares would look for a free query id for ever.)
+# Seconds before a channel is replaced; shorter than any answer is kept here, so that c-ares's own cache never answers.
+# Queries before a channel is replaced; its cache holds some 12 MB by then, and query ids do not run short.
 CHANNEL_SECONDS = 30
 CHANNEL_QUERIES = 10_000
 
-# How long an eager channel waits for a server before it tries the next, in seconds: the least that c-ares can do.
+# Seconds that an eager channel waits for a server before it tries the next; the minimum of c-ares.
 EAGER_SECONDS = 0.25
 
-# After so many answers a patient channel takes no more queries: with the third c-ares begins to estimate.
+# Answers after which a patient channel takes no more queries; c-ares begins to estimate with the third.
 PATIENT_ANSWERS = 2
 
-# So many clients at once have a channel to themselves for what came back malformed; the others wait.
+# Clients that repeat malformed queries at the same time, each over a channel of its own; further ones wait.
 LONE_CHANNELS = 16
 
-# Room for answers that have arrived and are not yet read. By default it is some 270 answers; the kernel gives what
-# net.core.rmem_max allows.
+# Bytes of answers that have arrived and are not yet read; the default holds some 270 answers, and the kernel allows
+# net.core.rmem_max at most.
 RECEIVE_BUFFER = 1 << 20
 
-# Room for answers over TCP, of which c-ares reads at once all that are there: too little for two large ones.
+# Bytes of answers over TCP; c-ares reads all that have arrived at once, so two large ones must not fit.
 STREAM_BUFFER = 8 << 10
 
-# After a read over TCP that took more of the CPU than this for each answer, in seconds, nothing more is read over TCP
-# for so many times as long. A usual answer takes a tenth of it.
+# CPU seconds per answer above which a read over TCP is expensive; a usual answer takes a tenth of it. After such a read
+# nothing is read over TCP for REST times as long.
 LONG_READ_SECONDS = 0.002
 REST = 4.0
 
@@ -65,27 +65,27 @@ _EDNS = 1 << 8
 
 
 class _Pace:
-    """Who reads over TCP, of all channels, rests after what took long."""
+    """Throttles reads from the TCP sockets of all channels after an expensive one."""
 
     def __init__(self) -> None:
         self._until = 0.0
 
     @property
     def rest(self) -> float:
-        """For how many seconds nothing is to be read."""
+        """Seconds until the next read is allowed; zero or less if it is allowed now."""
         return self._until - monotonic()
 
     def took(self, seconds: float, answers: int) -> None:
-        """To be told of every read: its time on the CPU."""
+        """Records one read: CPU seconds spent and answers received."""
         if seconds > LONG_READ_SECONDS * max(1, answers):
             self._until = monotonic() + REST * seconds
 
 
 class _Sockets(aiodns.DNSResolver):
-    """An aiodns resolver whose sockets are read by the event loop itself, those of TCP at a pace.
+    """An aiodns resolver whose sockets are read by the event loop itself, those of TCP throttled.
 
-    Two threads that hand the lock to and fro for each answer take a sixth of what a client costs. aiodns goes without
-    a thread only where the system has no room for one, and there is no way to ask for that but this.
+    A second thread would pass the interpreter's lock back and forth for each answer, a sixth of the cost of a client.
+    aiodns does without a thread only if none can be started; `_make_channel` is the only way to ask for that.
     """
 
     def __init__(self, servers: Sequence[str], pace: _Pace, **arguments: Any) -> None:
@@ -115,7 +115,7 @@ class _Sockets(aiodns.DNSResolver):
             self.loop.add_reader(fd, self._read_stream, fd)
 
     def _read_stream(self, fd: int) -> None:
-        """Reads what has come over TCP, or once the rest is over."""
+        """Reads from a TCP socket now, or as soon as the throttle allows it."""
         if (rest := self._pace.rest) > 0:
             self.loop.remove_reader(fd)
             self.loop.call_later(rest + 0.001, self._watch_stream, fd)  # to the millisecond: not a moment too early
@@ -133,7 +133,7 @@ class _Sockets(aiodns.DNSResolver):
             self.loop.add_reader(fd, self._read_stream, fd)
 
     def _timer_cb(self) -> None:
-        # What came while the loop was busy is read before c-ares looks whose time is over.
+        # Answers that arrived while the loop was busy are read before c-ares looks for timeouts.
         for descriptor in tuple(self._read_fds):
             if descriptor in self._streams:
                 self._read_stream(descriptor)
@@ -143,7 +143,7 @@ class _Sockets(aiodns.DNSResolver):
 
 
 def _is_stream(descriptor: int) -> bool:
-    """Whether it is a socket of TCP; if so, it holds no more than STREAM_BUFFER from now on."""
+    """Whether it is a TCP socket; if so, its receive buffer is set to STREAM_BUFFER."""
     opened = socket.socket(fileno=descriptor)
     try:
         if opened.type != socket.SOCK_STREAM:
@@ -151,16 +151,16 @@ def _is_stream(descriptor: int) -> bool:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, STREAM_BUFFER)
         return True
     finally:
-        opened.detach()  # it is another's to close
+        opened.detach()  # c-ares closes it
 
 
 class Channel:
-    """A c-ares channel, and what has become of it."""
+    """A c-ares channel, with its age and its numbers of queries, answers and users."""
 
     __slots__ = ("_dns", "answered", "asked", "born", "is_lone", "users")
 
     def __init__(self, servers: Sequence[str], seconds: float, pace: _Pace) -> None:
-        # With one server there is nobody to ask on, so what it says counts at once, also SERVFAIL and REFUSED.
+        # With a single server its SERVFAIL or REFUSED is final: there is no other server to try.
         flags = _EDNS | (_NOCHECKRESP if len(servers) == 1 else 0)
         self._dns = _Sockets(
             servers, pace, timeout=seconds, tries=1, flags=flags, socket_receive_buffer_size=RECEIVE_BUFFER
@@ -192,7 +192,7 @@ class Channel:
 
 
 class NameServers:
-    """The name servers, by way of channels that are replaced before they go bad (see the head of this file)."""
+    """The name servers, over channels that are replaced in time (see the head of this file)."""
 
     def __init__(self, dns: Dns) -> None:
         self._servers = [str(server) for server in dns.servers]
@@ -249,14 +249,14 @@ class NameServers:
         return channel
 
     async def unused(self, channel: Channel) -> None:
-        """To be told when the last answer has come that somebody waited for."""
+        """Takes back a channel without users: closes it if it has been replaced, or keeps it for the next client."""
         if channel not in self._in_use:
             await channel.close()
         elif channel.is_lone:
             self._lone.append(channel)
 
     async def close(self) -> None:
-        """Closes what is open; nobody may wait for an answer any more."""
+        """Closes every channel. No query may be waited for any more."""
         for channel in list(self._in_use):
             await channel.close()
         self._in_use.clear()

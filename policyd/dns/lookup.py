@@ -26,8 +26,8 @@ MIN_SECONDS = 60
 NONE_SECONDS = 60
 ERROR_SECONDS = 30
 
-# Before a third try at what stays silent, in seconds, and twice as long before each one after it: a resolver that
-# restarts is heard again soon, and one that is down, with its port closed, does not keep this process busy.
+# Seconds before the third try of a query without an answer, doubled before each further one: a resolver that restarts
+# is asked again soon, and one that is down, with its port closed, does not keep this process busy.
 PAUSE_SECONDS = 0.25
 
 
@@ -51,9 +51,9 @@ class Answer(NamedTuple):
 
 
 class Lookup:
-    """The lookups of one client, up to one deadline: `policyd.core.identity.Lookups` over aiodns.
+    """The queries of one client, up to one deadline: `policyd.core.identity.Lookups` over aiodns.
 
-    It learns on the way for how many seconds the result may be kept and, if `asked` is given, notes each query there.
+    Collects how many seconds the result may be kept and, if `asked` is given, each query with its answer.
     """
 
     __slots__ = ("_asked", "_expired", "_failed", "_seconds", "_servers", "_waiting")
@@ -68,11 +68,11 @@ class Lookup:
 
     @property
     def seconds_to_keep(self) -> int:
-        """How long what was found may be kept, in seconds."""
+        """Seconds that the result may be kept."""
         return ERROR_SECONDS if self._failed else max(MIN_SECONDS, self._seconds)
 
     def expire(self) -> None:
-        """Ends it: what has no answer by now, and what is asked from now on, has the reason `timeout`."""
+        """Ends the lookup: queries without an answer, and all further ones, get the reason `timeout`."""
         self._expired = True
         for future in self._waiting:
             future.cancel()
@@ -166,7 +166,7 @@ class Lookup:
         return answers
 
     async def _wait(self, work: Coroutine[Any, Any, object]) -> bool:
-        """Whether something came to its end while there was time."""
+        """Whether some work ended before the deadline."""
         task = asyncio.create_task(work)
         self._waiting = (task,)
         try:

@@ -135,6 +135,7 @@ def test_the_page_shows_what_doctor_prints(run: Run, tmp_path: Path, monkeypatch
     page = PAGE.read_text()
     for name, content in re.findall(r"`([\w.]+)`:\n\n```(?:text|yaml)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
         (tmp_path / name).write_text(content)
+    (tmp_path / "rules.yaml").write_text("rules: []\n")
     os.utime(tmp_path / "main.cf", (0, 0))
     monkeypatch.chdir(tmp_path)
     (shown,) = re.findall(r"^\$ policyd doctor (.*?)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)

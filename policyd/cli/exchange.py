@@ -111,8 +111,8 @@ def import_(
     compressed; without one, or as `-`, standard input is read.
 
     What carries verdicts becomes rules, in an order that keeps their meaning; what is only a list becomes a list file.
-    The result goes to standard output. Every line that has no equal here goes to standard error, with its number and
-    the reason; so does what is the same but for a detail.
+    The result goes to standard output. Every line that cannot be carried over goes to standard error, with its number
+    and the reason; so does every line that changes in a detail.
 
     \b
     policyd import postfix-access /etc/postfix/client_access > rules.yaml
@@ -211,14 +211,16 @@ def export(
         raise Failure(f"policyd: {error}", 1) from None
     print_report(report)
     if not report.taken:
-        raise Failure(f"policyd: {loaded.rules_file.path}: nothing in it that {format_name} could say", 1)
+        raise Failure(
+            f"policyd: {loaded.rules_file.path}: nothing in it can be expressed in the format {format_name}", 1
+        )
     write(text, output)
     if strict and report.losses:
         sys.exit(1)
 
 
 def print_report(report: Report) -> None:
-    """What was lost, and what is the same but for a detail, on standard error."""
+    """Prints what was lost or changed, on standard error."""
     for message in report.messages():
         click.echo(message, err=True)
 

@@ -110,7 +110,7 @@ def _in_force(rows: Iterable[Row], report: Report, today: datetime.date, *, whol
         if whole:
             yield row
         elif row.observe:
-            report.lose(row.line, "it is observed only, and blocks nobody")
+            report.lose(row.line, "observed only (mode: observe), so it is not exported")
         elif row.expires is not None and row.expires <= today:
             report.lose(row.line, f"it expired on {row.expires}")
         else:
@@ -120,7 +120,7 @@ def _in_force(rows: Iterable[Row], report: Report, today: datetime.date, *, whol
 
 
 def _mind_the_rest(loaded: Loaded, report: Report) -> None:
-    """What a ruleset says outside its rules."""
+    """Reports what a ruleset says outside its rules."""
     path = loaded.rules_file.path
     if loaded.ruleset.observe:
         report.note(Line(path, 0, ""), "the whole file is observed (mode: observe); what is exported blocks")

@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
     from policyd.exchange.rules_yaml import NewRule
 
-# Ten times the million entries that are an ordinary size; what is longer is no table, and would fill the memory.
+# Ten times the million entries that are an ordinary size; a longer file is not a table, and would fill the memory.
 MAX_LINES = 10_000_000
 
 
 class Shape(StrEnum):
-    """What an import is written as."""
+    """The form in which an import is written."""
 
     RULES = "rules"
     LIST = "list"
@@ -80,7 +80,7 @@ FORMATS: dict[str, Format] = {
 
 @dataclass(frozen=True, slots=True)
 class ImportOptions:
-    """What a table does not say itself.
+    """Options of an import.
 
     `attribute` (`client`, `helo_name`, `sender`, `recipient`) is what it is looked up for; `dotted` and `delimiter`
     are as in `policyd.exchange.access.keys`. `shape` None is what fits: rules for what has verdicts, a list for
@@ -115,7 +115,7 @@ class ImportFailedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What was imported: the text to write, and what it is; the rules or entries in it; and the report.
+    """The result of an import: the text to write and its form, the rules or entries in it, and the report.
 
     `lost_exemptions` counts the lines that let clients through, were lost, and stood above blocks that were kept.
     """
@@ -172,7 +172,7 @@ def _lost_exemptions(name: str, found: list[tuple[str, Imported]], report: Repor
         )
         if verdict.verb is not Verb.DUNNO
     ]
-    # Where the most specific entry decides, or chains jump, any block of the file may be the one.
+    # If the most specific entry decides, or chains jump, any block of the file may be the one.
     position = max(
         ((files[line.path], line.number if FORMATS[name].from_the_top else 1 << 60) for line in blocks), default=(-1, 0)
     )
@@ -283,7 +283,7 @@ def _entries_for(condition: str, imported: Imported, report: Report) -> Iterator
         elif row.verdict.verb is Verb.DUNNO:
             report.lose(row.line, "a list cannot exempt; import as rules", exempts=True)
         elif row.exceptions or len(row.match) != 1 or row.match[0].condition != condition:
-            report.lose(row.line, f"it is no single entry for {condition} (--condition, or --as rules)")
+            report.lose(row.line, f"it is not a single entry for {condition} (--condition, or --as rules)")
         elif not fits_list_file(row.match[0].value):
             report.lose(row.line, "a list file would take part of it for a comment; import as rules")
         else:

@@ -1,4 +1,4 @@
-"""What passes between another system's format and a ruleset.
+"""Data that passes between another system's format and a ruleset.
 
 An import gives `Row`s (a table's lines, each with a verdict) or bare `Term`s (a list's entries). Both ways, what has no
 equal on the other side goes into a `Report`, with its line. Nothing here knows a format, reads a file or writes YAML.
@@ -65,7 +65,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What an entry says is to be done with a client.
+    """The action that an entry asks for.
 
     `text` is a template as in rules.yaml: `{client_address}` is a placeholder, `{{` a brace. `passing` marks an action
     that did something else with the mail and let it pass (HOLD, say): it is a DUNNO only where something below it
@@ -122,7 +122,7 @@ class NewDnsList:
 
 @dataclass(slots=True)
 class Imported:
-    """What a file says: rows in the order in which they are to be tried, or the entries of a list."""
+    """The content of a file: rows in the order in which they are tried, or the entries of a list."""
 
     rows: list[Row] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
@@ -199,7 +199,7 @@ class Report:
         self.losses.append(Loss(line, reason, exempts))
 
     def note(self, line: Line, reason: str) -> None:
-        """Takes down a difference. The same one at many lines becomes one note."""
+        """Records a difference. The same difference at many lines becomes one note."""
         if self._of_this_line is not None:
             self._of_this_line.append((line, reason))
             return
@@ -210,7 +210,7 @@ class Report:
         return lambda: self.note(line, "the address had bits set beyond the prefix; they were cleared")
 
     def take_each(self, lines: Iterable[Line], take: Callable[[Line], bool]) -> None:
-        """Hands each line to `take`, which says whether there was something to take over, and takes down those that it
+        """Hands each line to `take`, which returns whether the line was taken over, and records those that it
         refuses with `NoEqualError`. After many expressions that were too large for RE2 no further line is looked at."""
         too_large = 0
         for line in lines:
@@ -342,7 +342,7 @@ def without_placeholders(template: str, values: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """What the other side needs to be told.
+    """Options of an export.
 
     `name` is that of the set, chain or table there; `verdict` is for the entries of a list. `condition` says which
     entries a list there is to hold. `attribute` and `dotted` are as in an import. With `deferred`, what is deferred

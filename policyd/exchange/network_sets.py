@@ -98,9 +98,9 @@ def sayable(rows: Sequence[Row], report: Report, *, deferred: bool) -> Iterator[
 
 def _why_not(row: Row) -> str:
     conditions = [name for name in by_condition((*row.match, *row.exceptions)) if name != "cidr"]
-    what = f"it asks for {', '.join(conditions)}, and the other side knows addresses alone"
+    what = f"uses {', '.join(conditions)}; this format supports IP addresses only"
     if row.verdict.verb is Verb.DUNNO:
-        return f"{what}; whom it lets through, a network of a rule below it may keep out there"
+        return f"{what}, so a rule below it may block there what this rule exempts"
     return what
 
 

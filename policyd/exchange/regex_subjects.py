@@ -1,4 +1,4 @@
-"""What an expression can be found in: host names, addresses, mail addresses; and whether one implies another.
+"""Tells which host names, addresses and mail addresses an expression can match, and whether one implies another.
 
 Answers by finite automata over the characters that matter, in lower case. What the automata cannot express (word
 boundaries, Unicode classes) is taken as "may match", so that `can_match` is never wrongly false and `implies` never

@@ -1,8 +1,8 @@
 """Other systems' regular expressions as RE2 has them: Perl's (pcre:, postfwd, rspamd) and POSIX's (regexp:).
 
-What RE2 lacks (look-around, back references, possessive quantifiers) is refused with its name: there is no other way
-to say it. Where the same characters mean something else, they are rewritten. All that comes out compiles as the
-ruleset's own expressions do, and ignores case unless it says otherwise.
+Constructs that RE2 lacks (look-around, back references, possessive quantifiers) are refused by name. Characters that mean
+something else to RE2 are rewritten. Every result compiles as the ruleset's own expressions do, and ignores case unless it
+says otherwise.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def from_perl(pattern: str, flags: str = "") -> str:
     """
     for flag in flags:
         if flag not in "imsxAEUX":
-            raise NoEqualError(f"'{flag}' is no flag of an expression")
+            raise NoEqualError(f"'{flag}' is not a flag of an expression")
     expression = _translate_perl(pattern, extended="x" in flags)
     if "A" in flags:
         expression = f"^(?:{expression})"
@@ -52,7 +52,7 @@ def from_posix(pattern: str, flags: str = "") -> str:
     """
     for flag in flags:
         if flag not in "imx":
-            raise NoEqualError(f"'{flag}' is no flag of an expression")
+            raise NoEqualError(f"'{flag}' is not a flag of an expression")
     if "x" in flags:
         raise NoEqualError("a basic expression (flag x); write it as an extended one")
     return _finished(_translate_posix(pattern), matches_case="i" in flags)
@@ -147,7 +147,7 @@ def _perl_class(pattern: str, start: int) -> tuple[str, int]:
     raise NoEqualError("a `[` without its `]`")
 
 
-# What a backslash and a letter mean to the regcomp(3) of glibc, which Postfix uses on Linux.
+# The meaning of a backslash and a letter to the regcomp(3) of glibc, which Postfix uses on Linux.
 _GNU_ESCAPES = {"<": r"\b", ">": r"\b", "`": r"\A", "'": r"\z"} | {letter: "\\" + letter for letter in "wWsSbB"}
 
 

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     from policyd.exchange.model import Imported, Line, NewDnsList, Term, Verdict
 
-# So many values stand beside their condition; more of them each get a line.
+# The most values on the line of their condition; more of them each get a line.
 _ON_ONE_LINE = 4
 
-# What needs no quotes in YAML, also within brackets (ruleset.md, "Every scalar in the file is text").
+# Text that needs no quotes in YAML, also within brackets (ruleset.md, "Every scalar in the file is text").
 _PLAIN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/@+-]*[A-Za-z0-9._/@+-])?")
 _PLAIN_TEXT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 ._/@+,()-]*[A-Za-z0-9._/@+,()-])?")
 
@@ -44,7 +44,7 @@ class NewRule:
 
     @property
     def note(self) -> str:
-        """Where the rule came from, for people."""
+        """The source of the rule, for people."""
         path = Path(self.first.path).name
         if self.first.number == self.last.number:
             return f"line {self.first.number} of {path}"
@@ -52,7 +52,7 @@ class NewRule:
 
 
 def rules(imported: Imported, names: Names, verdict: Verdict) -> list[NewRule]:
-    """What was imported as rules. Bare entries get `verdict`, in a rule for each condition.
+    """Makes rules of what was imported. Bare entries get `verdict`, in a rule for each condition.
 
     Names are the rows' own where they have some.
     """

@@ -26,7 +26,7 @@ _ADDRESS_LIKE = re.compile(
     re.IGNORECASE,
 )
 
-# A range of IPv4 addresses takes at most 62 networks. One of IPv6 that takes more is no block that anybody was given.
+# A range of IPv4 addresses takes at most 62 networks. Registries hand out no IPv6 range that takes more.
 _MAX_NETWORKS = 64
 
 _MASK = re.compile(r"\d+\.\d+\.\d+\.\d+", re.ASCII)

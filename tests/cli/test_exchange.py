@@ -118,7 +118,7 @@ def test_export_of_nothing_that_can_be_said_is_a_failure(run: Run, tmp_path: Pat
     rules.write_text("rules:\n- name: a\n  match: {helo_name: x}\n  action: REJECT\n")
     ended = run("export", "ipset", "--rules", rules)
     assert (ended.status, ended.out) == (1, "")
-    assert ended.err.splitlines()[-1] == f"policyd: {rules}: nothing in it that ipset could say"
+    assert ended.err.splitlines()[-1] == f"policyd: {rules}: nothing in it can be expressed in the format ipset"
 
 
 def test_an_export_can_be_imported_again(run: Run, tmp_path: Path) -> None:

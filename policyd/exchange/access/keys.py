@@ -28,7 +28,7 @@ _POSTFIX_DOT = (
 )
 
 # The conditions on a name alone, and on a name and those under it, for each attribute that a table is looked up for.
-# A domain alone is no condition on mail addresses.
+# No condition compares the domain of a mail address alone.
 EXACT = {"client": "hostname", "helo_name": "helo_name"}
 SUFFIX = {
     "client": "hostname_suffix",
@@ -83,7 +83,7 @@ class AccessTable:
             if (found := octet_network(key)) is not None:
                 return 1, Network.of(found), Term("cidr", network_text(found))
             if key == "unknown":
-                # What Postfix calls every client whose name it could not verify; no host name here.
+                # Postfix's name of every client whose name it could not verify; not a host name here.
                 return 0, Whole(key), Term("client_name", key)
         elif key.startswith("["):
             return 0, Whole(key), term("helo_name", key)

@@ -44,7 +44,7 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
             untagged.append((line, key, says))
             return False
         if tag not in _LOOKUPS:
-            raise NoEqualError(f"the tag '{tag}:' has no equal: it is not about who may send mail")
+            raise NoEqualError(f"the tag '{tag}:' is not supported: it is not about who may send mail")
         tables[_LOOKUPS[tag]].add(key, says, line, report)
         return True
 
@@ -114,9 +114,11 @@ def _verdict(result: str, line: Line, report: Report) -> Verdict:
     if action == "REJECT":
         return REJECT
     if action.startswith("DISCARD"):
-        raise NoEqualError("DISCARD has no equal: policyd never accepts mail to throw it away; REJECT tells the sender")
+        raise NoEqualError(
+            "DISCARD is not supported: policyd never accepts mail to throw it away; REJECT tells the sender"
+        )
     if action.startswith("QUARANTINE"):
-        report.note(line, "QUARANTINE has no equal: the mail is not held; it passes as with DUNNO")
+        report.note(line, "QUARANTINE is not supported: the mail is not held; it passes as with DUNNO")
         return Verdict(Verb.DUNNO, passing=True)
     if re.match(r"ERROR:[45]\d\d:", action):
         report.note(line, 'the number is part of the text, and sendmail rejects for good; write ERROR:D.S.N:"450 text"')
@@ -137,7 +139,7 @@ def _error(result: str) -> Verdict:
         return blocking(verb, f"{error['dsn']} {error['text']}")
     if result.upper().startswith("ERROR:"):
         return blocking(Verb.REJECT, result[len("ERROR:") :].strip().strip('"'))
-    raise NoEqualError(f"the action '{result.split(maxsplit=1)[0]}' has no equal")
+    raise NoEqualError(f"the action '{result.split(maxsplit=1)[0]}' is not supported")
 
 
 # --- Export -----------------------------------------------------------------------------------------------------------

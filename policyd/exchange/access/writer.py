@@ -84,7 +84,7 @@ class _Table:
         matching = list(self._keys(row, row.match))
         excepting = list(self._keys(row, row.exceptions))
         if len(by_condition(row.match)) != 1:
-            raise NoEqualError("it asks for two things at once, and a key is one")
+            raise NoEqualError("uses two conditions at once; a key is one")
         if not isinstance(matching[0], Network) and any(isinstance(key, Network) for key in excepting):
             raise NoEqualError("it makes an exception of addresses, and a name is looked up before an address")
         return matching, excepting
@@ -144,7 +144,7 @@ class _Table:
             elif condition == f"{self._attribute}_regex" and (local := _LOCAL_PART.fullmatch(value)):
                 yield Whole(re.sub(r"\\(.)", r"\1", local[1]).lower() + "@")
             else:
-                raise NoEqualError(f"a key cannot ask for {condition}")
+                raise NoEqualError(f"uses {condition}, which a key cannot express")
 
     def _name_keys(self, row: Row, value: str, *, exact: bool) -> Iterator[Key]:
         name = fold_name(value.encode()).decode("ascii", "replace")

@@ -28,7 +28,7 @@ class Block:
     dead: bool = False
 
     def within(self, network: netaddr.IPNetwork) -> Block:
-        """What of it lies in a network."""
+        """The part of it that lies in a network."""
         inside = self.inside if self.inside is not None and self.inside in network else network
         if self.inside is not None and network not in self.inside and self.inside not in network:
             return replace(self, dead=True)
@@ -37,7 +37,7 @@ class Block:
         return replace(self, inside=inside, outside=tuple(hole for hole in self.outside if hole in inside))
 
     def without(self, network: netaddr.IPNetwork) -> Block:
-        """What of it does not lie in a network. Raises `NoEqualError` when too many have been taken out."""
+        """The part of it that does not lie in a network. Raises `NoEqualError` when too many have been taken out."""
         if self.inside is not None and self.inside in network:
             return replace(self, dead=True)
         if self.inside is None or network in self.inside:

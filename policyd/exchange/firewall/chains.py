@@ -1,4 +1,4 @@
-"""What packet filters have in common: chains of lines about sources, jumps between them, a first line that decides.
+"""Shared by packet filters: chains of lines about sources, jumps between them, a first line that decides.
 
 `flattened` follows a new connection to one port from the chains where packets come in, and gives the lines in the order
 in which they decide. Each of these base chains decides for itself: what one accepts, another may still drop. How a
@@ -42,7 +42,7 @@ _SOME_EXEMPTION = "it exempts some packets only ({}); here it would exempt in ev
 
 
 class Does(Enum):
-    """What a line does with a packet."""
+    """The effect of a line on a packet."""
 
     ACCEPT = "accept"
     DROP = "drop"
@@ -108,7 +108,7 @@ class Asked:
         return int(first or 0) <= self.port <= int(last or 65535)
 
     def about_interface(self, names: Iterable[str], *, negated: bool) -> str:
-        """What `Step.some` becomes of a condition on the interface; "" if it holds.
+        """Returns `Step.some` for a condition on the interface; "" if it holds.
 
         Raises `AnotherMatterError` if it does not hold.
         """
@@ -231,7 +231,7 @@ class _Walk:
             before, self.rows = self.rows, []
             for part in parts:
                 self._follow(step.target, part, depth + 1)
-            # What the chain accepts is exempted from what the chain drops, and from nothing else.
+            # A client that the chain accepts is exempted from the lines of the chain only.
             self.rows = before + exemptions_as_exceptions(self.rows)[0]
         self._report.note(step.line, _SOME.format(step.some))
 

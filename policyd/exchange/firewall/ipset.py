@@ -171,7 +171,7 @@ def _entries(of: _Set) -> list[Entry]:
 
 _FAMILIES = {4: "inet", 6: "inet6"}
 
-# What ipset itself takes unless it is told; a set cannot grow afterwards, so that twice the need is asked for.
+# ipset's own default; a set cannot grow afterwards, so that twice the need is asked for.
 _MAXELEM = 65536
 
 

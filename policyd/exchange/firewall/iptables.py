@@ -34,7 +34,7 @@ _NOT_DECIDING = frozenset(
     {"AUDIT", "CLASSIFY", "CONNMARK", "CT", "LOG", "MARK", "NFLOG", "NOTRACK", "SET", "TCPMSS", "TRACE", "ULOG"}
 )
 
-# Where packets that come in are decided on, table by table in the kernel's order. Each has its own say.
+# The chains that decide on incoming packets, in the kernel's order. Each decides for itself.
 _BASES = ("raw PREROUTING", "mangle PREROUTING", "mangle INPUT", "filter INPUT", "security INPUT")
 _BUILT_IN = frozenset({"INPUT", "OUTPUT", "FORWARD", "PREROUTING", "POSTROUTING"})
 
@@ -140,7 +140,7 @@ class _File:
 
 @dataclass(slots=True)
 class _Rule:
-    """What the options of one line say."""
+    """The options of one line."""
 
     line: Line
     report: Report

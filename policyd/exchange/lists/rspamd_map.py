@@ -58,7 +58,7 @@ def _read_line(line: Line, report: Report, attribute: str) -> list[Term]:
     if value.startswith("-"):
         raise NoEqualError("a negative score lets mail through; put such keys into a list of their own", exempts=True)
     if value:
-        report.note(line, "the value after the key has no equal; every entry counts alike")
+        report.note(line, "the value after the key is not supported; every entry counts alike")
     if match["slashed"]:
         pattern, _, flags = match["slashed"][1:].rpartition("/")
         return [term(_REGEX[attribute], _expression(pattern, flags))]
@@ -85,7 +85,7 @@ def _expression(pattern: str, flags: str) -> str:
     """rspamd's expressions are Perl's, and heed case unless the flag `i` says otherwise (`regexp.c`)."""
     for flag in flags:
         if flag not in "imsxuUOrLA":
-            raise NoEqualError(f"'{flag}' is no flag of an expression")
+            raise NoEqualError(f"'{flag}' is not a flag of an expression")
     ours = ("" if "i" in flags else "i") + ("x" if "x" in flags else "")
     return from_perl(pattern, ours)
 

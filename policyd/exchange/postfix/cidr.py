@@ -130,5 +130,5 @@ def write_postscreen(rows: Sequence[Row], report: Report, options: ExportOptions
 
 
 def _networks(row: Row) -> list[str]:
-    """What a rule is about, without its exceptions, as the fewest networks."""
+    """The addresses of a rule, without its exceptions, as the fewest networks."""
     return texts(addresses_of(row.match) - addresses_of(row.exceptions))

@@ -1,4 +1,4 @@
-"""What Postfix's pcre: and regexp: tables have in common (pcre_table(5), regexp_table(5)): lines, `if`, negation.
+"""Shared by Postfix's pcre: and regexp: tables (pcre_table(5), regexp_table(5)): lines, `if`, negation.
 
 The first line that matches decides, as in a ruleset. A negated expression becomes the rule's exception. An `if` around
 a line is left out where the line's own expression implies it; otherwise it becomes a second condition if there is one.
@@ -147,7 +147,7 @@ def _around(blocks: list[_Block]) -> list[_Half]:
 
 
 def _closing(text: str, delimiter: str, start: int) -> int:
-    """Where the expression ends: at the first delimiter without a backslash. -1 where there is none."""
+    """Returns the place of the first delimiter without a backslash, or -1."""
     place = start
     while place < len(text):
         if text[place] == "\\":

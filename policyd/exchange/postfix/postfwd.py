@@ -2,7 +2,7 @@
 
 Rules are tried from the top and the first whose items all match decides, as here. An item may be given several times
 (any one is enough); `!!` and `!=` negate. Its expressions are Perl's, found anywhere, without regard to case. What
-counts, scores, jumps or asks DNS has no equal.
+counts, scores, jumps or asks DNS is not supported.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _expanded(text: str, macros: dict[str, str]) -> str:
 
 
 def _body(macro: re.Match[str]) -> str:
-    """What a macro stands for."""
+    """The text that a macro stands for."""
     return macro["body"].strip().removesuffix(";").rstrip()
 
 
@@ -182,7 +182,7 @@ def _read_rule(line: Line, text: str, report: Report) -> Row:
 def _add_item(rule: _Rule, item: _Item, report: Report) -> None:
     name = item.name
     if name in _COMPUTED or name.startswith(("rbl", "rhsbl", "sender_ns", "sender_mx")):
-        raise NoEqualError(f"the item '{name}' has no equal: {_COMPUTED.get(name, 'a DNS lookup')}")
+        raise NoEqualError(f"the item '{name}' is not supported: {_COMPUTED.get(name, 'a DNS lookup')}")
     for value in item.value.split(",") if name == "client_address" else [item.value]:
         _add_alternative(rule, item._replace(value=value.strip()), report)
 
@@ -248,7 +248,7 @@ def _terms(item: _Item, line: Line, report: Report) -> list[Term]:
     if name in {"sender_localpart", "recipient_localpart"}:
         raise NoEqualError(f"an expression on '{name}' alone; write it for the whole address, as sender=")
     if name not in ATTRIBUTES:
-        raise NoEqualError(f"the item '{name}' is no attribute that Postfix sends")
+        raise NoEqualError(f"the item '{name}' is not an attribute that Postfix sends")
     if operator == "==":
         condition = name if name in CONDITIONS else f"{name}_regex"
         return [term(condition, value)]
@@ -264,7 +264,7 @@ def _verdict(action: str, line: Line, report: Report) -> Verdict:
     if command is not None:
         if command[1].lower() == "note":
             raise NoEqualError("note() only logs; write the rule with mode: observe to see what it would catch")
-        raise NoEqualError(f"{command[1].lower()}() has no equal")
+        raise NoEqualError(f"{command[1].lower()}() is not supported")
     if action.lower() in {"dunno", "ok"}:
         if action.lower() == "ok":
             report.note(
@@ -276,7 +276,7 @@ def _verdict(action: str, line: Line, report: Report) -> Verdict:
     def fill(match: re.Match[str]) -> str:
         name = match[1] or match[2]
         if name not in _PLACEHOLDERS:
-            report.note(line, f"$${name} has no equal: the text has `...` in its place")
+            report.note(line, f"$${name} is not supported: the text has `...` in its place")
             return "..."
         return "{" + _PLACEHOLDERS[name] + "}"
 

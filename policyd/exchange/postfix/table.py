@@ -1,4 +1,4 @@
-"""What Postfix's tables have in common: their lines, and the actions on the right-hand side (access(5)).
+"""Shared by Postfix's tables: their lines, and the actions on the right-hand side (access(5)).
 
 Which of them match, and in which order, is left to the file of each type of table.
 """
@@ -32,7 +32,7 @@ _BLOCKING = {"REJECT": Verb.REJECT, "DEFER": Verb.DEFER, "DEFER_IF_PERMIT": Verb
 # OK is what access(5) documents; smtpd_check.c takes RELAY for it too, and `permit` is a restriction.
 _PERMITTING = frozenset({"OK", "RELAY", "PERMIT"})
 
-# So many `if` within each other are read: each line is compared with all that are open around it. Two are common.
+# The most `if` within each other; each line is compared with all that are open around it. Two are common.
 MAX_OPEN_IFS = 16
 
 # The reply codes that Postfix gives a REJECT and a DEFER of a policy server (access_map_reject_code,
@@ -77,7 +77,7 @@ def close_if(open_ifs: list[Any]) -> None:
 
 
 def verdict(result: str, line: Line, report: Report) -> Verdict:
-    """What the right-hand side of an access table says.
+    """Reads the right-hand side of an access table.
 
     Raises `NoEqualError` where nothing here does the same. What is the same but for a detail is noted in the report.
     """
@@ -103,10 +103,12 @@ def verdict(result: str, line: Line, report: Report) -> Verdict:
         )
         return DUNNO
     if action in _PASSING:
-        report.note(line, f"{action} has no equal: {_PASSING[action]}; the mail passes as with DUNNO")
+        report.note(line, f"{action} is not supported: {_PASSING[action]}; the mail passes as with DUNNO")
         return Verdict(Verb.DUNNO, passing=True)
     if action == "DISCARD":
-        raise NoEqualError("DISCARD has no equal: policyd never accepts mail to throw it away; REJECT tells the sender")
+        raise NoEqualError(
+            "DISCARD is not supported: policyd never accepts mail to throw it away; REJECT tells the sender"
+        )
     if action == "DEFER_IF_REJECT":
         raise NoEqualError("DEFER_IF_REJECT is not supported: policyd does not know what later restrictions will say")
     # A restriction that may let mail through, unless its name says that it cannot.

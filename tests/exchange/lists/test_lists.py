@@ -451,7 +451,7 @@ def test_an_rspamd_map_has_keys_of_several_kinds(condition: str, wanted: list[st
     [
         ("a@b.example -3", "a negative score lets mail through"),
         ("/(?=x)/", "RE2 has no look-around"),
-        ("/x/q", "is no flag"),
+        ("/x/q", "is not a flag"),
         ("mx[0-9].example", "a glob with brackets"),
         ('"half', "begins with a quote"),
     ],

@@ -80,7 +80,7 @@ def test_the_rules_answer_as_postfix_does(table: str) -> None:
         ("192.0.2.0/24", "there is no action"),
         ("::ffff:192.0.2.1 REJECT", "write it as IPv4"),
         ("mail.example.com REJECT", "is not an address"),
-        ("192.0.2.1 DISCARD", "DISCARD has no equal"),
+        ("192.0.2.1 DISCARD", "DISCARD is not supported"),
         ("192.0.2.1 reject_unauth_destination", "keep it in main.cf"),
         ("192.0.2.1 DEFER_IF_REJECT", "DEFER_IF_REJECT is not supported"),
         ("endif", "without its if"),

@@ -186,7 +186,7 @@ def test_an_exemption_with_a_text_after_it_is_kept() -> None:
         (r"/(?>a)/ REJECT", "RE2 has no an atomic group"),
         (r"/a{2000}/ REJECT", "RE2 cannot express it: invalid repetition size"),
         (r"/(a/ REJECT", "RE2 cannot express it"),
-        (r"/a/q REJECT", "'q' is no flag"),
+        (r"/a/q REJECT", "'q' is not a flag"),
         (r"/a REJECT", "the closing `/` is missing"),
         (r"/a/", "there is no action"),
         (r"/a/ REJECT $1", "does not stand for a group"),

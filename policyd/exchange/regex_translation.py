@@ -1,8 +1,8 @@
 """Other systems' regular expressions as RE2 has them: Perl's (pcre:, postfwd, rspamd) and POSIX's (regexp:).
 
-Constructs that RE2 lacks (look-around, back references, possessive quantifiers) are refused by name. Characters that mean
-something else to RE2 are rewritten. Every result compiles as the ruleset's own expressions do, and ignores case unless it
-says otherwise.
+Constructs that RE2 lacks (look-around, back references, possessive quantifiers) are refused by name. Characters that
+mean something else to RE2 are rewritten. Every result compiles as the ruleset's own expressions do, and ignores case
+unless it says otherwise.
 """
 
 from __future__ import annotations

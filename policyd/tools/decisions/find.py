@@ -139,7 +139,7 @@ def _of_decision(decision: LoggedDecision, clock: LogClock) -> Found:
         bool(decision.hostname),
         decision.sender,
         (decision.recipient,) if decision.recipient else (),
-        getattr(decision, "asn", b""),
+        b"%d" % decision.asn if decision.asn else b"",
         decision,
     )
 

@@ -202,3 +202,15 @@ def test_nothing_that_a_client_said_is_shown_raw(tmp_path: Path) -> None:
         assert all(
             each.value.isprintable() and each.value.isascii() for each in tally([str(path)], Search(), by).counts
         )
+
+
+def test_decisions_are_counted_by_autonomous_system(tmp_path: Path) -> None:
+    known = line(client="h.example[192.0.2.1]").replace("rdns=", "asn=64500 country=JP rdns=")
+    for text in ("".join((known, known, line())), json_lines((known, known, line()))):
+        (tmp_path / "log").write_text(text)
+        counted = tally([str(tmp_path / "log")], Search(), By.ASN)
+        assert [(each.value, each.count) for each in counted.counts] == [("64500", 2), ("-", 1)]
+        assert [(each.value, each.count) for each in tally([str(tmp_path / "log")], Search(), By.HOSTNAME).counts] == [
+            ("h.example", 2),
+            ("os3-1-2.vs.sakura.ne.jp", 1),
+        ]

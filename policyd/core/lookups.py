@@ -44,26 +44,31 @@ class AddressLookup:
 
     def __init__(self, tables: Sequence[tuple[RangeTable, HitsByNumber]]) -> None:
         (self._table, self._hits), *more = tables
-        self._more = tuple(more)
+        self._other: RangeTable | None
+        self._other, self._other_hits = more[0] if more else (None, self._hits)
+        self._tables = tables
 
     def find(self, request: Request, _known: Known) -> Hits:
         address = request.address
-        return NOTHING if address is None else self.of_address(*address)
+        if address is None:
+            return NOTHING
+        version, value = address
+        if version != 4:
+            return self.of_address(version, value)
+        number = self._table.number4(value)
+        found = self._hits[number] if number else NOTHING
+        if self._other is not None and (number := self._other.number4(value)):
+            return merge((found, self._other_hits[number]))
+        return found
 
     def of_address(self, version: int, address: int) -> Hits:
         """What holds for an address."""
-        number = self._table.number4(address) if version == 4 else self._table.number6(address)
-        found = self._hits[number] if number else NOTHING
-        for table, hits in self._more:
-            number = table.number4(address) if version == 4 else table.number6(address)
-            if number:
-                found = merge((found, hits[number]))
-        return found
+        return merge([h[t.number4(address) if version == 4 else t.number6(address)] for t, h in self._tables])
 
     def of_network(self, version: int, first: int, last: int) -> Iterator[Hits]:
         """What holds for the addresses from `first` to `last`, for one of each range at least."""
         yield self.of_address(version, first)
-        for table in (self._table, *(table for table, _ in self._more)):
+        for table, _ in self._tables:
             for start in table.starts_between(version, first, last):
                 yield self.of_address(version, start)
 
@@ -76,19 +81,20 @@ class DomainTable:
     table of the long lists and the table of everything else at the same time.
     """
 
-    __slots__ = ("_exact", "_other", "_table", "_under")
+    __slots__ = ("_exact", "_other", "_other_exact", "_other_under", "_table", "_under")
 
     def __init__(self, tables: Sequence[tuple[NameTable, HitsByNumber, HitsByNumber]]) -> None:
         # By the number in the table: Hits for this very name, and for the names under it.
         (self._table, self._exact, self._under), *more = tables
-        self._other = more[0] if more else None
+        self._other: NameTable | None
+        self._other, self._other_exact, self._other_under = more[0] if more else (None, self._exact, self._under)
 
     def find(self, name: bytes) -> Hits:
         """The conditions that hold for a folded name. An empty name satisfies none."""
         if not name:
             return NOTHING
         if self._other is not None:
-            return self._find_in_both(name, *self._other)
+            return self._find_in_both(name, self._other)
         table = self._table
         marks, mask = table.marks, table.mask
         found = self._exact[table.number(name)] if marks[hash(name) & mask] else NOTHING
@@ -100,14 +106,14 @@ class DomainTable:
             dot = name.find(b".", dot + 1)
         return found
 
-    def _find_in_both(self, name: bytes, other: NameTable, exact: HitsByNumber, under: HitsByNumber) -> Hits:
+    def _find_in_both(self, name: bytes, other: NameTable) -> Hits:
         """The same walk over two tables, which hashes each name once."""
         table = self._table
         marks, mask, other_marks, other_mask = table.marks, table.mask, other.marks, other.mask
         key_hash = hash(name)
         found = self._exact[table.number(name)] if marks[key_hash & mask] else NOTHING
         if other_marks[key_hash & other_mask]:
-            found = merge((found, exact[other.number(name)]))
+            found = merge((found, self._other_exact[other.number(name)]))
         dot = name.find(b".")
         while dot >= 0:
             parent = name[dot + 1 :]
@@ -115,7 +121,7 @@ class DomainTable:
             if marks[key_hash & mask] and (number := table.number(parent)):
                 found = merge((found, self._under[number]))
             if other_marks[key_hash & other_mask] and (number := other.number(parent)):
-                found = merge((found, under[number]))
+                found = merge((found, self._other_under[number]))
             dot = name.find(b".", dot + 1)
         return found
 
@@ -324,6 +330,11 @@ Lookup: TypeAlias = (
 
 def merge(found: Sequence[Hits]) -> Hits:
     """All of these hits as one."""
+    if len(found) == 2:  # mostly one of them is nothing
+        if not found[0].conditions:
+            return found[1]
+        if not found[1].conditions:
+            return found[0]
     found = [hits for hits in found if hits.conditions]
     if not found:
         return NOTHING

@@ -33,6 +33,10 @@ MAX_COMBINATIONS = 4096
 _PARTS = 64
 
 
+# Names from which on a table has four slots for each, not sixteen, of which fewer are found in use by another name.
+_MANY_NAMES = 20_000
+
+
 class TooManyCombinationsError(Exception):
     """A table would have more combinations than its limit."""
 
@@ -177,8 +181,9 @@ class NamesBuilder:
 
     def __init__(self, expected: int, masks: Masks) -> None:
         self._masks = masks
+        slots = 4 if expected > _MANY_NAMES else 16
         size = 4
-        while size < 4 * expected:
+        while size < slots * expected:
             size *= 2
         self._marks = bytearray(size)
         self._places = array("I", bytes(4)) * size

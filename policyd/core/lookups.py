@@ -17,7 +17,7 @@ from policyd.core.protocol import SENDER_STATES, Request
 from policyd.core.tables import NOTHING, Hits, NameTable, RangeTable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from policyd.core.facts import Known
     from policyd.core.hits import HitsByNumber
@@ -46,7 +46,7 @@ class AddressLookup:
         (self._table, self._hits), *more = tables
         self._other: RangeTable | None
         self._other, self._other_hits = more[0] if more else (None, self._hits)
-        self._tables = tables
+        self.tables = tables
 
     def find(self, request: Request, _known: Known) -> Hits:
         address = request.address
@@ -63,14 +63,7 @@ class AddressLookup:
 
     def of_address(self, version: int, address: int) -> Hits:
         """What holds for an address."""
-        return merge([h[t.number4(address) if version == 4 else t.number6(address)] for t, h in self._tables])
-
-    def of_network(self, version: int, first: int, last: int) -> Iterator[Hits]:
-        """What holds for the addresses from `first` to `last`, for one of each range at least."""
-        yield self.of_address(version, first)
-        for table, _ in self._tables:
-            for start in table.starts_between(version, first, last):
-                yield self.of_address(version, start)
+        return merge([h[t.number4(address) if version == 4 else t.number6(address)] for t, h in self.tables])
 
 
 class DomainTable:

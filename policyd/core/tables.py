@@ -16,7 +16,7 @@ from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Sequence
 
 
 Buffer: TypeAlias = "bytes | bytearray | array[int] | memoryview[int] | pickle.PickleBuffer"
@@ -138,23 +138,6 @@ class RangeTable:
         end = bisect_right(self._starts6_high, high)
         begin = bisect_left(self._starts6_high, high, 0, end)
         return self._numbers6[bisect_right(self._starts6_low, address & 0xFFFFFFFFFFFFFFFF, begin, end) - 1]
-
-    def starts_between(self, version: int, first: int, last: int) -> Iterator[int]:
-        """The starts of ranges from after `first` to `last`, ascending."""
-        if version == 4:
-            place = bisect_right(self._starts4, first)
-            while place < len(self._starts4) and self._starts4[place] <= last:
-                yield self._starts4[place]
-                place += 1
-            return
-        place = bisect_left(self._starts6_high, first >> 64)
-        while place < len(self._starts6_high):
-            start = self._starts6_high[place] << 64 | self._starts6_low[place]
-            if start > last:
-                return
-            if start > first:
-                yield start
-            place += 1
 
     @property
     def parts(self) -> tuple[memoryview[int], ...]:

@@ -5,6 +5,7 @@ So the entries of a long list are never looked at to find out whether it contain
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from policyd.config.written import WrittenCondition, WrittenRule
     from policyd.core.index import Index
     from policyd.core.lookups import Lookup
-    from policyd.core.tables import Entries
+    from policyd.core.tables import Entries, Hits, RangeTable
 
 # Before a domain, the name of a host under it that no list has: a label like this is not valid in an entry.
 _ANY_LABEL = b"\0."
@@ -73,7 +74,7 @@ class Coverage:
         """Whether a condition of networks holds for every address of an IP version."""
         lookup = self._address_lookup()
         last = (1 << (32 if version == 4 else 128)) - 1
-        return all(one.condition.number in hits.conditions for hits in lookup.of_network(version, 0, last))
+        return all(one.condition.number in hits.conditions for hits in _of_network(lookup, version, 0, last))
 
     def _address_lookup(self) -> AddressLookup:
         return next(one for one in self._lookups["client_address"] if isinstance(one, AddressLookup))
@@ -84,7 +85,7 @@ class Coverage:
             for packed in packed_networks:
                 first = packed >> bits
                 last = first + (1 << width - (packed & (1 << bits) - 1)) - 1
-                yield from (hits.conditions for hits in lookup.of_network(version, first, last))
+                yield from (hits.conditions for hits in _of_network(lookup, version, first, last))
 
     def _of_text(self, subject: str, kind: Kind, entry: bytes | str) -> frozenset[int]:
         if isinstance(entry, str):
@@ -104,6 +105,26 @@ class Coverage:
             elif isinstance(lookup, NameLookup | HostnameLookup) and isinstance(lookup.table, DomainTable):
                 found |= _of_name(lookup.table, kind, domain_of(entry) if kind is Kind.VALUE else entry)
         return found
+
+
+def _of_network(lookup: AddressLookup, version: int, first: int, last: int) -> Iterator[Hits]:
+    """What holds for the addresses from `first` to `last`, for one of each range at least."""
+    yield lookup.of_address(version, first)
+    for table, _ in lookup.tables:
+        for start in _starts_between(table, version, first, last):
+            yield lookup.of_address(version, start)
+
+
+def _starts_between(table: RangeTable, version: int, first: int, last: int) -> Iterator[int]:
+    """The starts of ranges from after `first` to `last`, ascending."""
+    _, starts4, _, high, low, _ = table.parts
+    if version == 4:
+        yield from starts4[bisect_right(starts4, first) : bisect_right(starts4, last)]
+        return
+    for place in range(bisect_left(high, first >> 64), bisect_right(high, last >> 64)):
+        start = high[place] << 64 | low[place]
+        if first < start <= last:
+            yield start
 
 
 def _of_name(table: DomainTable, kind: Kind, entry: bytes) -> frozenset[int]:

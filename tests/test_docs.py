@@ -20,6 +20,7 @@ from policyd.config.rules_reader import LIST_KEYS, RULE_KEYS, TOP_KEYS
 from policyd.config.settings import Settings
 from policyd.core.dns_lists import NOT_LISTED
 from policyd.core.engine import Decision
+from policyd.core.facts import Greylisted
 from policyd.core.identity import Identity, Reason, Status
 from policyd.core.owners import Owner
 from policyd.core.protocol import ATTRIBUTES, Request
@@ -186,15 +187,17 @@ def decision_log_keys() -> list[str]:
         observing=True,
         owner=Owner(64496, "Example Internet Inc.", "JP"),
     )
-    decision = decision._replace(lists={"zen": NOT_LISTED})
+    decision = decision._replace(lists={"zen": NOT_LISTED}, greylist=Greylisted.UNKNOWN)
     request = Request.of(dict.fromkeys(ATTRIBUTES, b"RCPT"))
-    entry = Entry(b"now", b"7Q4K2M9X", request, decision, b"", b"4.7.1 Later", "3f9c2a1b", 0.01, 0.02)
+    entry = Entry(
+        b"now", b"7Q4K2M9X", request, decision, b"", b"4.7.1 Later", "3f9c2a1b", 0.01, 0.02, memory_is_local=True
+    )
     return list(json.loads(json_line(entry)))
 
 
 def test_every_key_of_the_decision_log_is_documented() -> None:
     named = decision_log_keys()
-    assert len(named) == 27
+    assert len(named) == 29
     assert unsaid(named, "decision-log.md") == []
 
 

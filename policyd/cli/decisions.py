@@ -18,12 +18,13 @@ from policyd.cli.options import config_option, json_option, rules_options
 from policyd.cli.terminal import print_tables
 from policyd.config.load import load, load_settings
 from policyd.core.engine import decide
-from policyd.core.facts import Facts, Needs
+from policyd.core.facts import Facts, Greylisted, Needs
 from policyd.core.ruleset import Verb
 from policyd.decision_log import reader
 from policyd.decision_log.lists import parse_answers
 from policyd.logs.decisions import hint
 from policyd.logs.files import STANDARD_INPUT
+from policyd.memory.counting import first_counts
 from policyd.tools.decisions import abuse_report as reports
 from policyd.tools.decisions import lookup as lookups
 from policyd.tools.decisions import tail as tails
@@ -300,7 +301,9 @@ def _explained_today(loaded: Loaded, decision: LoggedDecision) -> Explanation | 
     """Today's decision on the same request; None if it needs reverse DNS, which the log does not have."""
     request, identity = lookups.request_of(decision), lookups.identity_of(decision)
     owner = loaded.ruleset.owners.find(request) if loaded.ruleset.owners is not None else None
-    facts = Facts(identity, parse_answers(decision.lists), owner)
+    known = decision.greylist.decode("ascii", "replace")
+    greylist = Greylisted(known) if known in set(Greylisted) else Greylisted.NEW
+    facts = Facts(identity, parse_answers(decision.lists), owner, first_counts(loaded.ruleset, request), greylist)
     decided = decide(loaded.ruleset, request, facts, utc_today())
     if isinstance(decided, Needs):
         return None

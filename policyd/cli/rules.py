@@ -24,7 +24,7 @@ from policyd.config.schema import schema as both_schemas
 from policyd.core.address import format_address, parse_address
 from policyd.core.dns_lists import NOT_LISTED, unknown
 from policyd.core.engine import Inquiry
-from policyd.core.facts import Facts, Needs
+from policyd.core.facts import Facts, Greylisted, Needs
 from policyd.core.identity import Identity, Reason, Status, told_identity
 from policyd.core.normalize import fold_name
 from policyd.core.owners import Owner
@@ -32,6 +32,7 @@ from policyd.core.protocol import ATTRIBUTES, REQUEST_TYPE, ProtocolError, Reque
 from policyd.dns.list_answers import read_list_answer
 from policyd.dns.lists import ask_once
 from policyd.dns.resolver import look_up_once
+from policyd.memory.counting import first_counts
 from policyd.tools.explain import Query, as_tables, readable
 from policyd.tools.explain import as_json as explanation_as_json
 from policyd.tools.explain import explain as put_together
@@ -108,6 +109,13 @@ def check(config: str | None, rules: str | None, strict: bool, replaced: tuple[s
     help="Answer for a DNS list: an address as zen=127.0.0.4, zen=- for not listed, zen=? for unknown. "
     "May be given several times.",
 )
+@click.option(
+    "--counter",
+    "counters",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Answer for a counter; without it a counter is at 1. May be given several times.",
+)
 @click.argument("attributes", nargs=-1, metavar="[NAME=VALUE]...")
 def explain(
     config: str | None,
@@ -116,6 +124,7 @@ def explain(
     reverse_dns: str | None,
     hostname: tuple[str, ...],
     listed: tuple[str, ...],
+    counters: tuple[str, ...],
     attributes: tuple[str, ...],
 ) -> None:
     """Say what would be answered to one request, and why.
@@ -143,6 +152,8 @@ def explain(
         inquiry = Inquiry.begin(loaded.ruleset, request, today, trust_postfix=trust_postfix, facts=Facts(owner=owner))
         source = "client_name, as Postfix verified it"
     inquiry.learn_lists(told)
+    inquiry.learn_counters(first_counts(loaded.ruleset, request) | _given_counters(counters, loaded.ruleset))
+    inquiry.greylist = Greylisted.NEW
     while isinstance(decision := inquiry.decide(), Needs):
         if decision.identity:
             source = "DNS"
@@ -153,7 +164,7 @@ def explain(
             answers, asked = _ask_lists(loaded.settings.dns, wanted, request, inquiry.identity)
             inquiry.learn_lists(answers)
         queries += asked
-    facts = Facts(inquiry.identity, inquiry.lists, inquiry.owner)
+    facts = Facts(inquiry.identity, inquiry.lists, inquiry.owner, inquiry.counters, inquiry.greylist)
     explanation = put_together(
         loaded, request, decision, facts, today, source=source, queries=queries, owner_given=owner is not None
     )
@@ -284,6 +295,21 @@ def _request_from_standard_input() -> Request:
         raise click.UsageError(f"standard input: {error}") from None
     assert request is not None
     return request
+
+
+def _given_counters(given: tuple[str, ...], ruleset: Ruleset) -> dict[str, int]:
+    """The values of --counter."""
+    known = [counted.name for counted in ruleset.counters]
+    values: dict[str, int] = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if not equals or not value.isascii() or not value.isdigit():
+            raise click.BadParameter(f"'{one}' is not NAME=VALUE, as in doors=5", param_hint="--counter")
+        if name not in known:
+            hint = did_you_mean(name, known) or (f"; there are {', '.join(known)}" if known else "; there is none")
+            raise click.BadParameter(f"'{name}' is not a counter{hint}", param_hint="--counter")
+        values[name] = int(value[:12])
+    return values
 
 
 def _given_identity(status: str | None, names: tuple[str, ...]) -> Identity | None:

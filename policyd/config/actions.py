@@ -18,12 +18,17 @@ PLACEHOLDERS = (
     "list",
     "asn",
     "country",
+    "count",
+    "sasl_username",
     "rule",
     "id",
 )
 
 # The class of the enhanced status codes that go with each verb (RFC 3463 section 2); DUNNO says nothing to a client.
-CODE_CLASSES = {Verb.REJECT: "5", Verb.DEFER: "4", Verb.DEFER_IF_PERMIT: "4"}
+CODE_CLASSES = {Verb.REJECT: "5", Verb.DEFER: "4", Verb.DEFER_IF_PERMIT: "4", Verb.GREYLIST: "4"}
+
+# The text of a GREYLIST rule that has none.
+GREYLIST_TEXT = "Greylisted, please try again later"
 
 # Answers of access(5) that let mail past the restrictions which follow.
 _PERMITTING = frozenset({"OK", "PERMIT", "RELAY"})
@@ -34,6 +39,7 @@ _ELSEWHERE = {
     "ALLOW": "DUNNO",
     "PASS": "DUNNO",
     "NONE": "DUNNO",
+    "GREYLISTING": "GREYLIST",
     "DENY": "REJECT",
     "BLOCK": "REJECT",
     "DROP": "REJECT",
@@ -59,7 +65,7 @@ def parse_action(written: str) -> Action:
     """An action as a rule or `default` has it. Raises ActionError."""
     word, rest = _split_word(written)
     if not word:
-        raise ActionError("the action is empty; it is REJECT, DEFER, DEFER_IF_PERMIT or DUNNO")
+        raise ActionError("the action is empty; it is REJECT, DEFER, DEFER_IF_PERMIT, GREYLIST or DUNNO")
     verb = _parse_verb(word, rest)
     if verb is Verb.DUNNO:
         if rest:
@@ -68,6 +74,8 @@ def parse_action(written: str) -> Action:
             )
         return Action(verb)
     code, text = _split_code(verb, rest)
+    if verb is Verb.GREYLIST and not text:
+        text = GREYLIST_TEXT
     return Action(verb, code, _parse_text(verb, text))
 
 
@@ -91,11 +99,6 @@ def _parse_verb(word: str, rest: str) -> Verb:
             f"a reply code is refused: Postfix puts its own in front of the text; write "
             f"{'REJECT' if word[0] == '5' else 'DEFER'} {quoted(rest)[1:-1]}"
         )
-    if upper in {"GREYLIST", "GREYLISTING"}:
-        raise ActionError(
-            f"unknown action {quoted(word)}; DEFER refuses a client each time, not only the first time: let Postfix "
-            "ask a greylisting service after policyd (docs/ruleset.md)"
-        )
     if word.isascii() and word.isdigit():
         meant = {"4": "DEFER", "5": "REJECT"}.get(word[0]) if len(word) == 3 else None
         raise ActionError(
@@ -104,7 +107,9 @@ def _parse_verb(word: str, rest: str) -> Verb:
         )
     meant = _ELSEWHERE.get(upper)
     hint = f"; did you mean '{meant}'?" if meant else did_you_mean(word, Verb)
-    raise ActionError(f"unknown action {quoted(word)}{hint or '; it is REJECT, DEFER, DEFER_IF_PERMIT or DUNNO'}")
+    raise ActionError(
+        f"unknown action {quoted(word)}{hint or '; it is REJECT, DEFER, DEFER_IF_PERMIT, GREYLIST or DUNNO'}"
+    )
 
 
 def _split_code(verb: Verb, rest: str) -> tuple[str, str]:

@@ -18,6 +18,7 @@ class Form(Enum):
     NETWORK = "network"
     STATUS = "status"
     DNS_LIST = "DNS list"
+    COUNTER = "comparison of a counter"
     HOST_NAME = "host name"
     DOMAIN = "domain"
     HELO_NAME = "HELO name"
@@ -68,6 +69,14 @@ def _table() -> dict[str, ConditionType]:
             Form.DNS_LIST,
             "This DNS list, a name under dns_lists, says *listed*; with {at_least: N, of: [...]} N of them do.",
             ("zen",),
+        ),
+        ConditionType(
+            "counter",
+            Subject.COUNTER,
+            Kind.COUNTER,
+            Form.COUNTER,
+            "A counter, a name under counters, has reached a number; the request itself is included.",
+            ("mails-of-user > 300", "doors >= 4"),
         ),
         ConditionType(
             "hostname",

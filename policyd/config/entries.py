@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import idna
 import re2
 
+from policyd.config.comparison import parse_comparison
 from policyd.config.conditions import Form
 from policyd.config.countries import COUNTRIES
 from policyd.config.dns_lists import NAME_PATTERN
@@ -90,7 +91,9 @@ _HOST_BITS4 = [(1 << 32 - length) - 1 for length in range(33)]
 _HOST_BITS6 = [(1 << 128 - length) - 1 for length in range(129)]
 
 
-def parse_entries(form: Form, lines: Sequence[bytes]) -> tuple[PlainEntries, list[int]]:
+def parse_entries(  # noqa: PLR0911 - a return for each form
+    form: Form, lines: Sequence[bytes]
+) -> tuple[PlainEntries, list[int]]:
     """The entries on these lines (UTF-8, without blanks around them), and the places of the lines that are none."""
     match form:
         case Form.NETWORK:
@@ -105,6 +108,10 @@ def parse_entries(form: Form, lines: Sequence[bytes]) -> tuple[PlainEntries, lis
         case Form.DNS_LIST:
             names = [line.decode("utf-8", "replace") for line in lines]
             return names, [place for place, name in enumerate(names) if not _LIST_NAME.fullmatch(name)]
+        case Form.COUNTER:
+            terms = [parse_comparison(line.decode("utf-8", "replace")) for line in lines]
+            bad = [place for place, term in enumerate(terms) if term is None]
+            return [f"{term[0]}>={term[1]}" for term in terms if term is not None], bad
         case _:
             return _names(form, lines)
 

@@ -10,6 +10,7 @@ import re
 import idna
 import netaddr
 
+from policyd.config.comparison import why_not_comparison
 from policyd.config.conditions import Form
 from policyd.config.countries import MEANT
 from policyd.config.entries import (
@@ -54,6 +55,8 @@ def explain_entry(form: Form, line: bytes) -> str:  # noqa: PLR0911, PLR0912 - a
             return f"{quoted(text)} is not a status of reverse DNS{hint}"
         case Form.DNS_LIST:
             return f"{quoted(text)} is not the name of a DNS list; give the names that stand under dns_lists"
+        case Form.COUNTER:
+            return why_not_comparison(text)
         case Form.EXPRESSION:
             return _explain_expression(text)
         case Form.ASN:

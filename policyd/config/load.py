@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from policyd.config.in_force import Outline
     from policyd.config.lists import ListDefinition
     from policyd.config.settings import InetAddress, UnixAddress
-    from policyd.config.tables.kept import TableStore
     from policyd.config.written import RulesFile
     from policyd.core.index import Ruleset
+    from policyd.tables.kept import TableStore
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from policyd.config.countries import UNKNOWN_COUNTRIES, parse_country
 from policyd.config.problems import quoted
-from policyd.config.tables.build import count_before_blocks, halves
 from policyd.core.address import parse_address
 from policyd.core.owners import Owner
 from policyd.core.tables import RangeTable, packed
+from policyd.tables.build import count_before_blocks, halves
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -20,6 +20,7 @@ from policyd.config.actions import ActionError, parse_action
 from policyd.config.checks.never_matches import why_impossible
 from policyd.config.checks.ruleset_tests import read_tests, run_tests
 from policyd.config.conditions import CONDITIONS, DATABASE_OF, KNOWN_VALUES, UNPROVEN, Form
+from policyd.config.counters import read_counters, read_greylist
 from policyd.config.databases import DatabaseKind, read_databases
 from policyd.config.dates import parse_date
 from policyd.config.dns_lists import NAME_PATTERN, read_dns_lists
@@ -38,15 +39,17 @@ from policyd.config.other_words import meant_condition
 from policyd.config.outline import outline_of
 from policyd.config.problems import Problem, Severity, did_you_mean, quoted
 from policyd.config.public_suffixes import registrable_domains
-from policyd.config.tables.build import build_tables
-from policyd.config.tables.index import build_index
 from policyd.config.written import RulesFile, WrittenCondition, WrittenRule
 from policyd.config.yaml_tree import Mapping, Scalar, Sequence, describe, parse_yaml
 from policyd.core.dns_lists import Ask
-from policyd.core.index import Counts, Ruleset
+from policyd.core.index import Counted, Counts, Ruleset
 from policyd.core.owners import Owners
 from policyd.core.protocol import ATTRIBUTES
 from policyd.core.ruleset import DEFAULT_RULE, Action, Condition, Kind, Rule, Subject, Verb
+from policyd.core.tables import LongList, Networks
+from policyd.memory.window import MAX_DISTINCT
+from policyd.tables.build import build_tables
+from policyd.tables.index import build_index
 
 if TYPE_CHECKING:
     import datetime
@@ -56,11 +59,12 @@ if TYPE_CHECKING:
     from policyd.config.conditions import ConditionType
     from policyd.config.list_sources import Source
     from policyd.config.problems import Report
-    from policyd.config.tables.index import MakeTables
-    from policyd.config.tables.kept import TableStore
     from policyd.config.yaml_tree import Item, Node
+    from policyd.core.tables import Entries
+    from policyd.tables.index import MakeTables
+    from policyd.tables.kept import TableStore
 
-TOP_KEYS = ("mode", "databases", "lists", "dns_lists", "rules", "default", "tests")
+TOP_KEYS = ("mode", "databases", "lists", "dns_lists", "counters", "greylist", "rules", "default", "tests")
 RULE_KEYS = ("name", "match", "except", "action", "mode", "expires", "note")
 LIST_KEYS = ("file", "allow_empty", "local", "from")
 MODES = ("enforce", "observe")
@@ -170,12 +174,18 @@ class _Reader:
             self._read_lists(lists)
         if (dns_lists := root.get("dns_lists")) is not None:
             self._file.dns_lists = read_dns_lists(dns_lists, self._path, self._report)
+        if (counters := root.get("counters")) is not None:
+            self._file.counters = read_counters(counters, self._path, self._report, self._read_where)
+        if (greylist := root.get("greylist")) is not None:
+            self._file.greylist = read_greylist(greylist, self._path, self._report)
         self._file.observe = self._read_mode(root)
         self._read_all_rules(root)
         default = root.get("default")
         if default is not None:
             self._prefix = "default: "
             self._file.default = self._read_action(default)[1] or self._file.default
+            if self._file.default.verb is Verb.GREYLIST:
+                self._add(default, "GREYLIST cannot be the default: name the suspects in a rule")
             self._prefix = ""
         return self._file
 
@@ -184,7 +194,12 @@ class _Reader:
         tests = root.get("tests") if isinstance(root, Mapping) else None
         if isinstance(root, Mapping) and tests is not None:
             self._file.tests = read_tests(
-                tests, self._path, self._names_of_rules(root), self._file.dns_lists.keys(), self._report
+                tests,
+                self._path,
+                self._report,
+                rules=self._names_of_rules(root),
+                dns_lists=self._file.dns_lists.keys(),
+                counters=self._file.counters.keys(),
             )
 
     def describe(self, root: Node) -> None:
@@ -233,13 +248,16 @@ class _Reader:
         }
         dns_lists = tuple(one.definition for one in self._file.dns_lists.values() if one.used and one.definition)
         hostname_lists = frozenset(one.name for one in dns_lists if one.ask is Ask.HOSTNAME)
+        counters = [one for one in self._file.counters.values() if one.definition is not None]
+        entries |= {one.condition.number: one.collections for counter in counters for one in counter.where}
+        counted = [[one.condition for one in counter.where] for counter in counters]
         try:
             is_generic = any(c.kind is Kind.GENERIC for rule in rules for c in (*rule.match, *rule.exceptions))
             domains = registrable_domains() if is_generic else None
             make_tables: MakeTables = build_tables
             if self._tables is not None:
                 make_tables = partial(build_tables, make_list_table=self._tables.make_list_table)
-            index = build_index(rules, entries, make_tables, hostname_lists, domains)
+            index = build_index(rules, entries, make_tables, hostname_lists, domains, counted=counted)
         except re2.error:
             message = "all expressions on one attribute together are too large for RE2; repeat less, as in {1000}"
             self._report.add(Problem(self._path, 0, 0, message))
@@ -257,6 +275,8 @@ class _Reader:
             self._count(),
             dns_lists,
             self._owners(),
+            tuple(Counted(one.name, one.definition, any_state=one.any_state) for one in counters),
+            self._file.greylist if any(rule.action.verb is Verb.GREYLIST for rule in rules) else None,
         )
 
     def _owners(self) -> Owners | None:
@@ -505,6 +525,7 @@ class _Reader:
         if verb is not None:
             self._check_unproven(verb, match, exceptions)
             self._check_listed(verb, match, exceptions)
+            self._check_counter(verb, match, exceptions)
         impossible = why_impossible(verb, match)
         if impossible is not None:
             self._add(impossible[0].key, f"match can never hold: {impossible[1]}")
@@ -606,6 +627,22 @@ class _Reader:
                         "for client_address or hostname",
                     )
 
+    def _check_counter(self, verb: Verb, match: list[WrittenCondition], exceptions: list[WrittenCondition]) -> None:
+        """The second principle for counters: a count that was lost must not reject."""
+        lets_through = verb is Verb.DUNNO
+        where = "the match of a DUNNO rule" if lets_through else f"the except of a {verb} rule"
+        for one in match if lets_through else exceptions:
+            if one.condition.kind is Kind.COUNTER:
+                self._add(
+                    one.key,
+                    f"counter cannot stand in {where}: after a restart, or with the memory away, counts are low, and a "
+                    "failure would reject",
+                )
+
+    def _read_where(self, node: Mapping) -> list[WrittenCondition]:
+        """The conditions on the requests that a counter counts."""
+        return [*self._read_each_condition(node)]
+
     # --- Conditions -------------------------------------------------------------------------------------------------
 
     def _read_conditions(self, rule: Mapping, key: str) -> list[WrittenCondition]:
@@ -658,6 +695,8 @@ class _Reader:
             collections.insert(0, inline)
         if name in KNOWN_VALUES:
             self._check_known(name, values)
+        if form is Form.COUNTER:
+            self._check_comparisons(item, collections)
         if form is Form.DNS_LIST:
             collections = [self._dns_list_names(item, written, at_least)]
         number = self._conditions
@@ -732,6 +771,25 @@ class _Reader:
                 hint = did_you_mean(name, self._file.dns_lists) or "; define it under dns_lists"
                 self._add(item.value, f"listed: DNS list {quoted(name)} is not defined{hint}")
         return [*names]
+
+    def _check_comparisons(self, item: Item, collections: list[Entries]) -> None:
+        """Reports counters that are not defined, and numbers that a counter cannot reach."""
+        for entry in (
+            str(text) for texts in collections if not isinstance(texts, Networks | LongList) for text in texts
+        ):
+            name, _, minimum = entry.rpartition(">=")
+            written = self._file.counters.get(name)
+            if written is None:
+                hint = did_you_mean(name, self._file.counters) or "; define it under counters"
+                self._add(item.value, f"counter: counter {quoted(name)} is not defined{hint}")
+                continue
+            written.used = True
+            definition = written.definition
+            if definition is not None and definition.distinct is not None and int(minimum) > MAX_DISTINCT:
+                self._add(
+                    item.value,
+                    f"counter: {quoted(name)} counts distinct values, and is compared with {MAX_DISTINCT - 1} at most",
+                )
 
     def _check_known(self, name: str, values: list[Scalar]) -> None:
         known = KNOWN_VALUES[name]

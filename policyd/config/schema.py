@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from policyd.config.actions import PLACEHOLDERS
 from policyd.config.conditions import CONDITIONS, PROTOCOL_STATES, Form
+from policyd.config.counters import COUNTER_KEYS, GREYLIST_KEYS
 from policyd.config.dns_lists import DNS_LIST_KEYS, KEY, NAME_PATTERN
 from policyd.config.list_sources import SOURCE_FORMATS, SOURCE_KEYS, TRUTHS
 from policyd.config.rules_reader import MODES
 from policyd.config.settings import ADAPTER, Settings
 from policyd.core.dns_lists import Ask
+from policyd.core.facts import Greylisted
 from policyd.core.identity import Status
 from policyd.core.protocol import ATTRIBUTES
 from policyd.core.ruleset import DEFAULT_RULE, Verb
@@ -88,6 +90,13 @@ def rules_schema() -> Schema:
                     "propertyNames": {"pattern": f"^{NAME_PATTERN}$"},
                     "additionalProperties": {"$ref": "#/definitions/dns_list"},
                 },
+                "counters": {
+                    "type": "object",
+                    "description": "Counters that `counter` compares: what clients did before.",
+                    "propertyNames": {"pattern": f"^{NAME_PATTERN}$"},
+                    "additionalProperties": {"$ref": "#/definitions/counter"},
+                },
+                "greylist": _greylist(),
                 "rules": {
                     "type": "array",
                     "description": "Tried from top to bottom; the first that matches decides.",
@@ -108,6 +117,7 @@ def rules_schema() -> Schema:
         "definitions": {
             "list": _list(),
             "dns_list": _dns_list(),
+            "counter": _counter(),
             "rule": _rule(),
             "conditions": _object({name: _condition(one) for name, one in CONDITIONS.items()}, minProperties=1),
             "test": _test(),
@@ -366,6 +376,43 @@ def _listed(one: ConditionType, name: Schema) -> Schema:
     return {"description": one.summary, "anyOf": [*of["anyOf"], at_least], "examples": [*one.examples]}
 
 
+_DURATION_TEXT: Schema = {"type": "string", "pattern": "^[0-9]+[smhd]$", "examples": ["30s", "10m", "2h", "7d"]}
+
+
+def _counter() -> Schema:
+    text: Schema = {"type": "string"}
+    fields: dict[str, Schema] = {
+        "count": {
+            **text,
+            "description": "requests, or distinct and an attribute: what is counted.",
+            "examples": ["requests", "distinct client_address"],
+        },
+        "per": {
+            **_one_or_more(text),
+            "description": "What is counted apart: attributes, client_network, sender_domain, recipient_domain, asn.",
+        },
+        "within": {**_DURATION_TEXT, "description": "The sliding window."},
+        "where": {"$ref": "#/definitions/conditions"},  # only requests for which these hold are counted
+        "answered": {
+            "enum": ["any", "DUNNO"],
+            "default": "any",
+            "description": "DUNNO: counts only what was let through.",
+        },
+    }
+    assert tuple(fields) == COUNTER_KEYS
+    return _object(fields, required=["count", "per", "within"])
+
+
+def _greylist() -> Schema:
+    fields: dict[str, Schema] = {
+        "wait": {**_DURATION_TEXT, "default": "5m", "description": "How long a first try waits."},
+        "retry_within": {**_DURATION_TEXT, "default": "24h", "description": "How late the second try may come."},
+        "remember": {**_DURATION_TEXT, "default": "35d", "description": "How long a network that came back is known."},
+    }
+    assert tuple(fields) == GREYLIST_KEYS
+    return _object(fields, description="Times of GREYLIST rules.")
+
+
 def _test() -> Schema:
     text = {"type": _SCALAR}
     attributes: Schema = {name: {**text, "description": f"Postfix's attribute {name}."} for name in ATTRIBUTES}
@@ -387,6 +434,12 @@ def _test() -> Schema:
             },
             "asn_name": {**text, "description": "The name of that system."},
             "country": {**text, "description": "The country of the client's network; none unless given."},
+            "counter": {
+                "type": "object",
+                "description": "Values of counters by name; all others are at 1 for a request that they count.",
+                "additionalProperties": text,
+            },
+            "greylist": {"enum": list(Greylisted), "description": "What greylisting says; new unless given."},
             "date": {
                 "type": "string",
                 "pattern": _DATE,

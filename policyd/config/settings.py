@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from policyd.config.problems import Report
     from policyd.config.yaml_tree import Node
 
-# The port of a resolver without one, and the highest port.
+# The ports of a resolver and of a Valkey server without one, and the highest port.
 DNS_PORT = 53
+VALKEY_PORT = 6379
 MAX_PORT = 65535
 
 # sun_path of sockaddr_un has 108 bytes, the last of which is NUL (unix(7)).
@@ -56,6 +57,22 @@ class UnixAddress:
 
 
 @dataclass(frozen=True, slots=True)
+class StateServer:
+    """A Valkey or Redis server: a host and a port, or the path of a unix socket; a database, and whether to use TLS."""
+
+    host: str = ""
+    port: int = VALKEY_PORT
+    path: str = ""
+    database: int = 0
+    tls: bool = False
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"{'valkeys' if self.tls else 'valkey'}://{_bracketed(self.host)}:{self.port}/{self.database}"
+
+
+@dataclass(frozen=True, slots=True)
 class DnsServer:
     """A resolver to ask: an IP address (no brackets) and a port."""
 
@@ -75,6 +92,9 @@ def _bracketed(host: str) -> str:
 _DURATION_PATTERN = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DNS_SERVER = re.compile(r"(?:\[(?P<ipv6>[^\]]*)\]|(?P<ipv4>[^:\[\]]*))(?::(?P<port>[^:]+))?")
+_STATE = re.compile(
+    r"valkeys?://(?P<host>\[[^\]@/]*\]|[^:\[\]@/]+)(?::(?P<port>[0-9]{1,5}))?(?:/(?P<database>[0-9]{0,4}))?"
+)
 _INET = re.compile(r"(?:\[(?P<ipv6>[^\]]*)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]+)")
 
 
@@ -171,6 +191,30 @@ def _parse_whole(text: str) -> int:
     return int(text)
 
 
+def parse_state(text: str) -> StateServer:
+    """Parses `valkey://HOST:PORT/DB`, `valkeys://HOST:PORT/DB` (TLS) or `unix:/path`. Raises ValueError."""
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:").removeprefix("//")
+        if not path.startswith("/"):
+            raise ValueError("'unix:' lacks a path that begins with /, as in unix:/run/valkey/valkey.sock")
+        return StateServer(path=path)
+    match = _STATE.fullmatch(text)
+    if match is None:
+        if text.startswith(("redis:", "rediss:")):
+            raise ValueError(f"{quoted(text)}: write {text.replace('redis', 'valkey', 1)}; Redis understands it, too")
+        if "@" in text:
+            raise ValueError("a user or password has no place here; give them in state_credentials")
+        raise ValueError(f"{quoted(text)} is not a server; write valkey://HOST:PORT/DB, valkeys://... or unix:/path")
+    host, port = match["host"], match["port"]
+    if port is None:
+        parse_host_port(f"{host}:{VALKEY_PORT}")
+    else:
+        parse_host_port(f"{host}:{port}")
+    return StateServer(
+        host.strip("[]"), int(port or VALKEY_PORT), "", int(match["database"] or 0), tls=text.startswith("valkeys")
+    )
+
+
 def _parse_truth(text: str) -> bool:
     if text.lower() in {"true", "yes", "on"}:
         return True
@@ -198,6 +242,10 @@ def _format_duration(seconds: float) -> str:
         if seconds >= _SECONDS[unit] and seconds % _SECONDS[unit] == 0:
             return f"{seconds / _SECONDS[unit]:g}{unit}"
     return f"{seconds * 1000:g}ms"
+
+
+def _format_state(state: StateServer | None) -> str | None:
+    return None if state is None else str(state)
 
 
 def _format_mode(mode: int) -> str:
@@ -231,6 +279,18 @@ Metrics = Annotated[
     InetAddress | None,
     _from_text(_parse_metrics),
     WithJsonSchema({"type": ["string", "null"], "pattern": "^.+:[0-9]+$", "examples": ["127.0.0.1:9440"]}),
+]
+State = Annotated[
+    StateServer | None,
+    _from_text(parse_state),
+    PlainSerializer(_format_state),
+    WithJsonSchema(
+        {
+            "type": ["string", "null"],
+            "pattern": "^(valkeys?://.+|unix:.+)$",
+            "examples": ["valkey://192.0.2.1:6379/0", "unix:/run/valkey/valkey.sock"],
+        }
+    ),
 ]
 Owner = Annotated[str | None, WithJsonSchema({"type": ["string", "null"]})]
 Control = Annotated[
@@ -314,6 +374,11 @@ class Limits:
         _DURATION_TEXT,
         _DURATION_SCHEMA,
     ] = 30.0
+    state_keys: Annotated[
+        int,
+        Field(ge=100, le=10_000_000, description="Keys of counters and greylisting in memory; then the oldest go."),
+        _WHOLE,
+    ] = 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,6 +409,23 @@ class Settings:
     control_group: Annotated[
         Owner, Field(description="Group that may use the control socket, which then has the mode 0660; null: 0600.")
     ] = None
+    state_file: Annotated[
+        Owner, Field(description="Keeps counters and greylisting over a restart, in SQLite; null: only in memory.")
+    ] = None
+    state: Annotated[
+        State, Field(description="A Valkey or Redis server in which several hosts share counters and greylisting.")
+    ] = None
+    state_timeout: Annotated[
+        float,
+        Field(ge=0.001, le=0.1, description="For one question to that server; then the process's own memory answers."),
+        _DURATION,
+        _DURATION_TEXT,
+        _DURATION_SCHEMA,
+    ] = 0.05
+    state_credentials: Annotated[
+        Owner,
+        Field(description="A file that others cannot read: the user in its first line, the password in the second."),
+    ] = None
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="Of the operational log on standard error.")
     ] = "info"
@@ -353,7 +435,18 @@ ADAPTER: pydantic.TypeAdapter[Settings] = pydantic.TypeAdapter(Settings)
 
 # How YAML writes nothing.
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
-_NULLABLE = frozenset({("socket_owner",), ("socket_group",), ("metrics",), ("control",), ("control_group",)})
+_NULLABLE = frozenset(
+    {
+        ("socket_owner",),
+        ("socket_group",),
+        ("metrics",),
+        ("control",),
+        ("control_group",),
+        ("state_file",),
+        ("state",),
+        ("state_credentials",),
+    }
+)
 
 
 def read_settings(root: Node, path: str, report: Report) -> Settings | None:
@@ -396,6 +489,8 @@ def _joined(settings: Settings, folder: Path) -> Settings:
         ),
         rules=str(folder / settings.rules),
         control=None if settings.control is None else str(folder / settings.control),
+        state_file=None if settings.state_file is None else str(folder / settings.state_file),
+        state_credentials=None if settings.state_credentials is None else str(folder / settings.state_credentials),
         decision_log=log if log.path == "-" else dataclasses.replace(log, path=str(folder / log.path)),
     )
 

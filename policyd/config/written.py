@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from policyd.config.yaml_tree import Mapping, Scalar
 from policyd.core.ruleset import Action, Condition, Kind, Rule, Verb
 from policyd.core.tables import LongList, Networks
+from policyd.memory.definitions import GreylistSettings
 
 if TYPE_CHECKING:
     from policyd.config.checks.ruleset_tests import SelfTest
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from policyd.config.problems import Problem
     from policyd.core.index import Index, Ruleset
     from policyd.core.tables import Entries
+    from policyd.memory.definitions import CounterDefinition
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,23 @@ class WrittenRule:
 
 
 @dataclass(slots=True)
+class WrittenCounter:
+    """A counter and where it stands; `definition` is None if anything is wrong with it."""
+
+    name: str
+    line: int
+    column: int
+    definition: CounterDefinition | None = None
+    where: list[WrittenCondition] = field(default_factory=list)
+    used: bool = False
+
+    @property
+    def any_state(self) -> bool:
+        """Whether requests are counted in every state that `where` allows, and not only at RCPT."""
+        return any(one.condition.subject == "protocol_state" for one in self.where)
+
+
+@dataclass(slots=True)
 class RulesFile:
     """A rules file as it was read. `ruleset`, `index` and `outline` are None if anything is wrong;
     `index` is not if only tests fail.
@@ -75,6 +94,8 @@ class RulesFile:
     lists: dict[str, ListDefinition] = field(default_factory=dict)
     dns_lists: dict[str, WrittenDnsList] = field(default_factory=dict)
     databases: dict[DatabaseKind, Database] = field(default_factory=dict)
+    counters: dict[str, WrittenCounter] = field(default_factory=dict)
+    greylist: GreylistSettings = field(default_factory=GreylistSettings)
     default: Action = field(default_factory=lambda: Action(Verb.DUNNO))
     observe: bool = False
     tests: list[SelfTest] = field(default_factory=list)

@@ -22,12 +22,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from policyd.core.dns_lists import ListStatus
-from policyd.core.facts import NO_LISTS, NOTHING_KNOWN, Facts, Needs
+from policyd.core.facts import NO_LISTS, NOTHING_KNOWN, Facts, Greylisted, Needs
 from policyd.core.identity import Identity, Status, identity_from_postfix, with_claimed
-from policyd.core.lookups import StatusLookup
+from policyd.core.lookups import CounterLookup, StatusLookup
 from policyd.core.ruleset import DEFAULT_RULE, Kind, Verb
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ class Decision(NamedTuple):
     verb would be REJECT but for a failure of DNS. `observed` names the observed rules above that matched. `identity`
     is None if the decision did not need it. `lists` has the answers of DNS lists by name, and `listed_by` the list that
     the deciding rule's match rests on. `owner` is that of the client's address, None if the ruleset declares no
-    database of networks.
+    database of networks. `greylist` is what greylisting said, if it was asked, and `counter_value` the value of the
+    counter that the deciding rule's match rests on.
     """
 
     verb: Verb
@@ -64,11 +65,19 @@ class Decision(NamedTuple):
     lists: Mapping[str, ListAnswer] = NO_LISTS
     listed_by: str = ""
     owner: Owner | None = None
+    greylist: Greylisted | None = None
+    counter_value: int | None = None
 
     @property
     def action(self) -> Verb:
         """What Postfix is told."""
         return _DUNNO if self.observing else self.verb
+
+    @property
+    def word(self) -> str:
+        """The verb as the deciding rule has it: GREYLIST, which Postfix is told as DEFER_IF_PERMIT."""
+        greylists = self.rule is not None and self.rule.action.verb is _GREYLIST
+        return _GREYLIST if greylists else self.verb
 
     @property
     def rule_name(self) -> str:
@@ -97,6 +106,7 @@ _VERIFIED: Final = Status.VERIFIED
 _ERROR: Final = Status.ERROR
 _REJECT: Final = Verb.REJECT
 _DUNNO: Final = Verb.DUNNO
+_GREYLIST: Final = Verb.GREYLIST
 _LISTED: Final = ListStatus.LISTED
 _NOT_LISTED: Final = ListStatus.NOT_LISTED
 _NOT_KNOWN: Final = ListStatus.UNKNOWN
@@ -182,8 +192,11 @@ class Inquiry:
         "_today",
         "_trusts_postfix",
         "_waiting",
+        "counters",
+        "greylist",
         "identity",
         "lists",
+        "memory",
         "owner",
         "request",
         "ruleset",
@@ -206,6 +219,9 @@ class Inquiry:
         self.owner = facts.owner
         if facts.owner is None and ruleset.owners is not None:
             self.owner = ruleset.owners.find(request)
+        self.counters = facts.counters
+        self.greylist = facts.greylist
+        self.memory: Any = None  # what memory has noted of the request, for the caller
         self._today = today
         self._trusts_postfix = trust_postfix
         self._found: list[Hits | None] = [None] * len(self._index.lookups)
@@ -235,6 +251,19 @@ class Inquiry:
     def learn_lists(self, answers: Mapping[str, ListAnswer]) -> None:
         """Takes answers of DNS lists, by the list's name."""
         self.lists = {**self.lists, **answers}
+
+    def learn_counters(self, values: Mapping[str, int]) -> None:
+        """Takes the values of counters, by name; without those that do not count the request."""
+        self.counters = values
+        if self._index.counter_lookup >= 0:
+            self._found[self._index.counter_lookup] = None
+
+    def is_counted(self, number: int) -> bool:
+        """Returns whether the counter with this place in the ruleset counts the request."""
+        counted = self.ruleset.counters[number]
+        if not counted.any_state and self.request.get("protocol_state") != b"RCPT":
+            return False
+        return self._fits(self._index.counted[number], ())
 
     def _start(self) -> None:
         self._observed: tuple[str, ...] = ()
@@ -275,6 +304,8 @@ class Inquiry:
                 outcome = _NO
             else:
                 outcome = self._try(rule, self._index.plans[rule.number])
+                if rule.action.verb is _GREYLIST and outcome is not _NO:
+                    outcome = self._try_greylist(rule, outcome)
             traces.append(RuleTrace(rule, outcome, expired, match, exceptions))
             decided = outcome in {_YES, _IN_DOUBT} and not rule.observe
             if decided or outcome is _NEEDED:
@@ -292,6 +323,8 @@ class Inquiry:
         plan = self._index.plans[number]
         missing = self._waiting.get(number) if self._waiting else None
         outcome = self._try(rule, plan) if missing is None else _NEEDED
+        if rule.action.verb is _GREYLIST and outcome is not _NO:
+            outcome = self._try_greylist(rule, outcome)
         if outcome is _NO:
             return None
         if outcome is _NEEDED:
@@ -315,7 +348,7 @@ class Inquiry:
             by_hostname = lists & self._index.hostname_lists
             identity = identity or bool(by_hostname)
             lists = lists - by_hostname
-        self._needs = Needs(self._needs.identity or identity, self._needs.lists | lists)
+        self._needs = self._needs._replace(identity=self._needs.identity or identity, lists=self._needs.lists | lists)
 
     def _missing_lists(self, plan: Plan, *, exempting: bool) -> set[str]:
         """The DNS lists that a rule waits for."""
@@ -340,6 +373,10 @@ class Inquiry:
         needs, every = self._needs, self._index.needs
         if needs.identity is not (every.identity and self.identity is None):
             return False
+        if needs.counters is not (every.counters and self.counters is None):
+            return False
+        if needs.greylist is not (every.greylist and self.greylist is None):
+            return False
         if len(needs.lists) == len(every.lists):
             return True
         missing = every.lists.difference(self.lists, self._index.hostname_lists if self.identity is None else ())
@@ -355,6 +392,11 @@ class Inquiry:
             code = code.replace("5", "4", 1)
         needed_from = self._identity_from
         needed = needed_from is not None and (rule is None or needed_from <= rule.number)
+        count = None
+        if verb is _GREYLIST:
+            verb = Verb.DEFER_IF_PERMIT
+        if self.counters and rule is not None:
+            count = self._count(rule)
         return Decision(
             verb,
             rule,
@@ -367,7 +409,18 @@ class Inquiry:
             self.lists,
             self._listed_by(rule) if rule is not None and self.lists else "",
             self.owner,
+            self.greylist,
+            count,
         )
+
+    def _count(self, rule: Rule) -> int | None:
+        """The value of the first counter on which the rule's match rests."""
+        lookup = self._index.lookups[self._index.counter_lookup] if self._index.counter_lookup >= 0 else None
+        if isinstance(lookup, CounterLookup) and self.counters is not None:
+            for condition in rule.match:
+                if condition.kind is Kind.COUNTER:
+                    return lookup.value_of(condition.number, self.counters)
+        return None
 
     # --- Which rules come up ----------------------------------------------------------------------------------------
 
@@ -517,6 +570,19 @@ class Inquiry:
             return _UNKNOWN if unknown else _YES
         return _IN_DOUBT if unknown or (failed and plan.match_identity) else _YES
 
+    def _try_greylist(self, rule: Rule, outcome: Outcome) -> Outcome:
+        """What greylisting makes of a rule whose match holds, or may hold: the client was seen before, or waits."""
+        if self.request.get("protocol_state") != b"RCPT":
+            return _NO
+        if outcome is _NEEDED:
+            return outcome
+        if self.greylist is None:
+            self._needs = self._needs._replace(greylist=True, identity=self._needs.identity or self.identity is None)
+            return _NEEDED
+        if self.identity is not None and (self._identity_from is None or rule.number < self._identity_from):
+            self._identity_from = rule.number
+        return outcome if self.greylist.deferred else _NO
+
     # --- DNS lists --------------------------------------------------------------------------------------------------
 
     def _try_lists(self, terms: ListTerms, *, exempting: bool) -> Outcome:
@@ -624,9 +690,18 @@ class Inquiry:
     def _find(self, lookup: int) -> Hits:
         """What a lookup finds, made at most once."""
         found = self._found[lookup]
+        if found is None and lookup == self._index.counter_lookup:
+            return self._find_counters(lookup)
         if found is None:
             found = self._found[lookup] = self._index.lookups[lookup].find(self.request, self)
         return found
 
-
-# --- The text of an answer --------------------------------------------------------------------------------------------
+    def _find_counters(self, lookup: int) -> Hits:
+        """What counters say. As long as that is not known, all conditions count as holding, and it is needed."""
+        table = self._index.lookups[lookup]
+        assert isinstance(table, CounterLookup)
+        if self.counters is None:
+            self._needs = self._needs._replace(counters=True)
+            return table.everything
+        found = self._found[lookup] = table.reached(self.counters)
+        return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -15,6 +16,21 @@ if TYPE_CHECKING:
 NO_LISTS: Final[Mapping[str, ListAnswer]] = {}
 
 
+class Greylisted(StrEnum):
+    """What greylisting says of a client: the words of the decision log's `greylist=`."""
+
+    NEW = "new"  # deferred: never seen, or too long ago
+    EARLY = "early"  # deferred: came again before its time
+    PASSED = "passed"  # came again in time; its network is known from now on
+    KNOWN = "known"  # from a network that has passed
+    UNKNOWN = "unknown"  # let by: the shared memory is away, and this process does not know the client
+
+    @property
+    def deferred(self) -> bool:
+        """Whether the client is told to come again."""
+        return self is Greylisted.NEW or self is Greylisted.EARLY
+
+
 class Facts(NamedTuple):
     """What is known of a client beyond its request: None, or no answer of a list, for what is not known yet.
 
@@ -24,6 +40,8 @@ class Facts(NamedTuple):
     identity: Identity | None = None
     lists: Mapping[str, ListAnswer] = NO_LISTS
     owner: Owner | None = None
+    counters: Mapping[str, int] | None = None  # values by name; a counter that does not count the request is not there
+    greylist: Greylisted | None = None
 
 
 class Known(Protocol):
@@ -46,3 +64,5 @@ class Needs(NamedTuple):
 
     identity: bool = False
     lists: frozenset[str] = frozenset()  # names of DNS lists; those asked by host name once the identity is known
+    counters: bool = False
+    greylist: bool = False

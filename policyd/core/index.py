@@ -2,13 +2,13 @@
 
 All entries of all rules are in a few tables (`policyd.core.tables`): one of address ranges, one of names for each
 attribute that is a host name or a mail address's domain, one of exact values, one set of expressions for each
-attribute that has some. `policyd.config.tables.index` builds all of it.
+attribute that has some. `policyd.tables.index` builds all of it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,6 +93,8 @@ class Index(NamedTuple):
     needs: Needs  # everything that any of the rules may need
     list_terms: Mapping[int, ListTerm]  # by the number of a `listed` condition
     hostname_lists: AbstractSet[str]  # DNS lists that are asked for host names
+    counter_lookup: int = -1  # the place of the lookup of counters, if there is one
+    counted: tuple[Pairs, ...] = ()  # by counter: the conditions on the requests that it counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,14 @@ class Counts:
     networks: int = 0
     names: int = 0
     expressions: int = 0
+
+
+class Counted(NamedTuple):
+    """A counter: its definition, which memory reads, and whether it counts in every state or only at RCPT."""
+
+    name: str
+    definition: Any
+    any_state: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,3 +132,5 @@ class Ruleset:
     counts: Counts = Counts()
     dns_lists: tuple[DnsList, ...] = ()  # those that a rule uses
     owners: Owners | None = None
+    counters: tuple[Counted, ...] = ()
+    greylist: Any = None  # the settings of greylisting, which memory reads; None if no rule greylists

@@ -6,6 +6,7 @@ trying because of it.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakValueDictionary
 
@@ -17,7 +18,7 @@ from policyd.core.protocol import SENDER_STATES, Request
 from policyd.core.tables import NOTHING, Hits, NameTable, RangeTable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from policyd.core.facts import Known
     from policyd.core.hits import HitsByNumber
@@ -315,9 +316,48 @@ class CountryLookup:
         return self._hits.get(entry.decode(), NOTHING).conditions
 
 
+class CounterLookup:
+    """`counter`: the conditions whose number is reached. Counters are passed in: they do not stand in the request."""
+
+    def __init__(self, terms: Iterable[tuple[str, int, int]], hits: Mapping[int, Hits]) -> None:
+        """Takes (counter, least value, condition) of every comparison, and the hits of each condition."""
+        self._terms: dict[str, list[tuple[int, int]]] = {}
+        for name, minimum, condition in terms:
+            self._terms.setdefault(name, []).append((minimum, condition))
+        for pairs in self._terms.values():
+            pairs.sort()
+        self._hits = hits
+        self.everything = merge([*hits.values()])
+
+    def reached(self, values: Mapping[str, int]) -> Hits:
+        """Returns what holds for these values."""
+        return merge(
+            [
+                self._hits[condition]
+                for name, value in values.items()
+                if name in self._terms
+                for _, condition in self._terms[name][: bisect_right(self._terms[name], (value, _LAST))]
+            ]
+        )
+
+    def value_of(self, condition: int, values: Mapping[str, int]) -> int | None:
+        """Returns the value of the first counter that makes a condition hold."""
+        for name, pairs in self._terms.items():
+            if any(number == condition and minimum <= values.get(name, 0) for minimum, number in pairs):
+                return values[name]
+        return None
+
+    def find(self, _request: Request, _known: Known) -> Hits:
+        """Returns nothing."""
+        return NOTHING
+
+
+# Sorts after the number of every condition.
+_LAST = 1 << 62
+
 Lookup: TypeAlias = (
     "AddressLookup | NameLookup | ValueLookup | ExpressionLookup | HostnameLookup | StatusLookup | GenericLookup"
-    " | SystemLookup | SystemNameLookup | CountryLookup"
+    " | SystemLookup | SystemNameLookup | CountryLookup | CounterLookup"
 )
 
 

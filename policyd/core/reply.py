@@ -51,6 +51,8 @@ def _fill(name: str, decision: Decision, request: Request, identity: Identity | 
             return decision.identity.status if decision.identity is not None else "unknown"
         case "hostname":
             value = identity.hostname if identity is not None else b""
+        case "count":
+            value = b"%d" % decision.counter_value if decision.counter_value is not None else b""
         case "asn" | "country":
             owner = decision.owner or NO_OWNER
             return (owner.country if name == "country" else f"AS{owner.asn}" if owner.asn else "") or "unknown"

@@ -32,6 +32,7 @@ class Verb(StrEnum):
     REJECT = "REJECT"
     DEFER = "DEFER"
     DEFER_IF_PERMIT = "DEFER_IF_PERMIT"
+    GREYLIST = "GREYLIST"  # DEFER_IF_PERMIT until the client has come again
     DUNNO = "DUNNO"
 
 
@@ -46,6 +47,7 @@ class Kind(Enum):
     EXPRESSION = "expression"  # an RE2 expression is found
     LISTED = "listed"  # so many of these DNS lists say that they list it
     GENERIC = "generic"  # the host name contains the client's own address
+    COUNTER = "counter"  # a counter has reached a number
 
 
 class Subject(StrEnum):
@@ -57,6 +59,7 @@ class Subject(StrEnum):
     ASN = "asn"  # the autonomous system that announces the client's address
     ASN_NAME = "asn_name"
     COUNTRY = "country"
+    COUNTER = "counter"  # what clients did before
 
 
 @dataclass(frozen=True, slots=True)

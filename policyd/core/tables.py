@@ -5,7 +5,7 @@ passes it to another process through shared memory (`__reduce_ex__`: pickle prot
 a copy. The table of names uses `hash(bytes)`, whose key differs from process to process, so only a process forked
 from the same parent may build it for another.
 
-`policyd.config.tables` builds the tables, `policyd.core.hits` says what the numbers mean.
+`policyd.tables` builds the tables, `policyd.core.hits` says what the numbers mean.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class Rates:
         began, before = self._samples[0]
         seconds = max(now - began, 1.0)
         totals = self._totals()
-        return {str(verb): (totals[verb] - before[verb]) / seconds for verb in Verb}
+        return {str(verb): (totals[verb] - before[verb]) / seconds for verb in Verb if verb is not Verb.GREYLIST}
 
     def _totals(self) -> Counter[Verb]:
         totals: Counter[Verb] = Counter()

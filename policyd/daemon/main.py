@@ -29,6 +29,7 @@ from policyd.daemon import listeners, metrics
 from policyd.daemon.control import ControlServer, LongText
 from policyd.daemon.counters import Counters, Rates
 from policyd.daemon.decision_log_file import DecisionLog
+from policyd.daemon.memory import DaemonMemory
 from policyd.daemon.operational_log import OperationalLog, shown
 from policyd.daemon.reload import Loader, LoadError
 from policyd.daemon.server import Server
@@ -95,6 +96,13 @@ def serve(
         loader.close()
 
 
+# Settings that a reload does not apply.
+_ONLY_AT_START = (
+    *("listen", "socket_mode", "socket_owner", "socket_group", "control", "control_group"),
+    *("state", "state_file", "state_timeout", "state_credentials"),
+)
+
+
 class _Daemon:
     """Owns every part of the running daemon."""
 
@@ -159,11 +167,15 @@ class _Daemon:
         self._resolver = Resolver(settings.dns, self._counters.dns)
         self._dns_lists = DnsLists()
         self._dns_lists.use(delivery.ruleset.dns_lists, settings.dns, self._resolver.servers)
+        self._memory = DaemonMemory(settings, delivery.ruleset)
+        await self._memory.connect()
+        self._run_beside(self._memory.run())
         self._decision_log = DecisionLog(settings.decision_log.path, asyncio.get_running_loop().call_soon)
         self._server = Server(
             delivery.ruleset,
             settings,
             FactFinder(self._resolver, self._dns_lists, settings.dns.timeout),
+            self._memory.memory,
             self._decision_log,
             counters=self._counters,
             most_connections=most_connections,
@@ -354,7 +366,7 @@ class _Daemon:
     async def _use(self, delivery: Delivery, holding: Holding) -> None:
         """Puts a new ruleset and new settings in force, in one step between two requests."""
         old, new = self._settings, delivery.settings
-        for name in ("listen", "socket_mode", "socket_owner", "socket_group", "control", "control_group"):
+        for name in _ONLY_AT_START:
             if getattr(old, name) != getattr(new, name):
                 _log.warning("%s has changed; that takes a restart of policyd", name)
         logging.getLogger().setLevel(new.log_level.upper())
@@ -366,6 +378,7 @@ class _Daemon:
         if dataclasses.replace(new.dns, trust_postfix=old.dns.trust_postfix) != old.dns:
             self._resolver = Resolver(new.dns, old_resolver.counters)
         self._dns_lists.use(delivery.ruleset.dns_lists, new.dns, self._resolver.servers)
+        self._memory.prepare(delivery.ruleset)
         self._server.use(delivery.ruleset, new, FactFinder(self._resolver, self._dns_lists, new.dns.timeout))
         self._running.delivery = delivery
         self._counters.forget_rules(delivery.ruleset)
@@ -485,6 +498,7 @@ class _Daemon:
         await self._dns_lists.close()
         for resolver in (self._resolver, *self._replaced):
             await resolver.close()
+        await self._memory.close()
         self._decision_log.close()
         _log.info("ended")
         self._notifier.close()

@@ -6,7 +6,7 @@ A small *loader* process is forked at the start, before there is an event loop o
 daemon maps the file: tables of a million entries are used where they lie, and the objects around them are unpickled
 in slices, one in a turn of the event loop.
 
-Tables of long lists have memory files of their own (`policyd.config.tables.kept`). The daemon keeps those of the
+Tables of long lists have memory files of their own (`policyd.tables.kept`). The daemon keeps those of the
 ruleset in force and passes them along with the next request to load; a worker uses them as far as they fit. So only
 tables of a ruleset that was put in force are used again, and a worker that dies changes nothing.
 
@@ -42,8 +42,8 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple, NoReturn, TypeAlias
 from policyd.config.load import load
 from policyd.config.mmdb import MmdbError
 from policyd.config.problems import ConfigErrors
-from policyd.config.tables.kept import ALIGNMENT, TableFile, TableStore
 from policyd.core.tables import NameTable, RangeTable
+from policyd.tables.kept import ALIGNMENT, TableFile, TableStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -28,6 +28,7 @@ from policyd.core.ruleset import Verb
 from policyd.core.throttle import Throttled
 from policyd.daemon.decision_ids import DecisionIds
 from policyd.decision_log.writer import Entry, Stamps, json_line, text_line
+from policyd.state.memory import uses_memory
 
 if TYPE_CHECKING:
     import socket
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from policyd.daemon.counters import Counters
     from policyd.daemon.decision_log_file import DecisionLog
     from policyd.dns.facts import FactFinder
+    from policyd.state.memory import Memory
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ class Server:
         ruleset: Ruleset,
         settings: Settings,
         facts: FactFinder,
+        memory: Memory,
         decision_log: DecisionLog,
         *,
         counters: Counters,
@@ -67,6 +70,7 @@ class Server:
         self.loop = asyncio.get_running_loop()
         self.counters = counters
         self.decision_log = decision_log
+        self.memory = memory
         self.ids = DecisionIds()
         self.stamps = Stamps()
         self.layouts = Layouts()
@@ -83,6 +87,7 @@ class Server:
     def use(self, ruleset: Ruleset, settings: Settings, facts: FactFinder) -> None:
         """Puts these in force for every request from now on, between two requests; no connection is affected."""
         self.ruleset = ruleset
+        self.remembers = uses_memory(ruleset)
         self.facts = facts
         self.line = json_line if settings.decision_log.format == "json" else text_line
         self.trust_postfix = settings.dns.trust_postfix
@@ -280,6 +285,8 @@ class Connection(asyncio.Protocol):
             if request is None:
                 break
             inquiry = Inquiry.begin(server.ruleset, request, server.today, trust_postfix=server.trust_postfix)
+            if server.remembers:
+                server.memory.note(inquiry)
             decision = server.facts.decide(inquiry)
             if isinstance(decision, Needs):
                 self._waits = True
@@ -332,6 +339,8 @@ class Connection(asyncio.Protocol):
         if at_once:
             assert self._transport is not None
             self._transport.write(encode_reply(action, reply))
+        if inquiry.memory is not None:
+            inquiry.memory.finish(decision)
         seconds = monotonic() - arrived
         entry = Entry(
             server.stamps.now(),
@@ -343,6 +352,7 @@ class Connection(asyncio.Protocol):
             inquiry.ruleset.hash,
             dns_seconds,
             seconds,
+            inquiry.memory is not None and inquiry.memory.is_local,
         )
         server.decision_log.append(server.line(entry))
         server.counters.decided(decision, seconds)

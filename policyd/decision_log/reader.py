@@ -68,6 +68,8 @@ class LoggedDecision(NamedTuple):
     instance: bytes
     queue_id: bytes
     observed: tuple[bytes, ...]
+    greylist: bytes
+    memory: bytes
     ruleset: bytes
     dns_ms: float | None
     ms: float | None

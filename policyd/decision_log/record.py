@@ -74,6 +74,8 @@ FIELDS = (
     Field("instance", "instance"),
     Field("queue_id", "queue_id"),
     Field("observed", "observed", Form.LIST),
+    Field("greylist", "greylist"),
+    Field("memory", "memory"),
     Field("ruleset", "ruleset"),
     Field("dns_ms", "dns_ms", Form.NUMBER),
     Field("ms", "ms", Form.NUMBER),

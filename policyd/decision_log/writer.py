@@ -47,6 +47,7 @@ class Entry(NamedTuple):
     ruleset: str  # its hash
     dns_seconds: float  # of waiting for DNS; 0 if the decision did not wait
     seconds: float  # from the request's arrival to its answer
+    memory_is_local: bool = False  # the shared memory did not answer
 
 
 def record_of(entry: Entry) -> dict[str, Value]:
@@ -78,6 +79,8 @@ def record_of(entry: Entry) -> dict[str, Value]:
         "instance": get("instance"),
         "queue_id": get("queue_id"),
         "observed": tuple(name.encode() for name in decision.observed),
+        "greylist": str(decision.greylist) if decision.greylist is not None else None,
+        "memory": "local" if entry.memory_is_local else None,
         "ruleset": entry.ruleset,
         "dns_ms": round(entry.dns_seconds * 1000, 1) if entry.dns_seconds else None,
         "ms": round(entry.seconds * 1000, 1),
@@ -107,7 +110,7 @@ _RDNS = {status: b" rdns=" + status.encode() for status in Status}
 
 def text_line(entry: Entry) -> bytes:
     """Returns a decision in the style of Postfix's own log."""
-    time, decision_id, request, decision, hostname, reply, ruleset, dns_seconds, seconds = entry
+    time, decision_id, request, decision, hostname, reply, ruleset, dns_seconds, seconds, is_local = entry
     get = request.get
     identity = decision.identity
     state, address, sender, recipient = get("protocol_state"), get("client_address"), get("sender"), get("recipient")
@@ -123,6 +126,8 @@ def text_line(entry: Entry) -> bytes:
         or get("queue_id")
         or decision.observed
         or decision.downgraded
+        or decision.greylist is not None
+        or is_local
         or (decision.observing and decision.action is not decision.verb)
         or (identity is not None and (identity.claimed or identity.reason is not None))
     ):

@@ -50,6 +50,8 @@ class FactFinder:
         if needs.identity and (identity := self.resolver.cached(inquiry.request.address)) is not None:
             inquiry.learn_identity(identity)
             learnt = True
+        if inquiry.memory is not None and (needs.counters or needs.greylist):
+            learnt = inquiry.memory.tell(needs) or learnt
         if needs.lists and (answers := self.lists.all_known(needs.lists, inquiry.request, inquiry.identity)):
             inquiry.learn_lists(answers)
             learnt = True
@@ -66,6 +68,7 @@ class _Search:
         self.decision: asyncio.Future[Decision] = self._loop.create_future()
         self._asks_identity = False
         self._asked: set[str] = set()  # lists
+        self._memory_asked: list[asyncio.Future[object]] = []
         self._answers: dict[str, ListAnswer] = {}  # those that the inquiry has not been told
         self._deadline: asyncio.TimerHandle | None = None
         self._expires_at = self._loop.time() + facts.timeout
@@ -79,6 +82,11 @@ class _Search:
         if needs.identity and not self._asks_identity:
             self._asks_identity = True
             self._facts.resolver.look_up(request.address).add_done_callback(self._identity_came)
+        if self._inquiry.memory is not None:
+            for future in self._inquiry.memory.ask(needs):
+                if future not in self._memory_asked:
+                    self._memory_asked.append(future)
+                    future.add_done_callback(self._memory_answered)
         for name in needs.lists:
             if name in self._asked:
                 continue
@@ -94,6 +102,10 @@ class _Search:
     def _identity_came(self, asked: asyncio.Future[Identity]) -> None:
         if not self.decision.done():
             self._inquiry.learn_identity(asked.result())
+            self._decide_soon()
+
+    def _memory_answered(self, _asked: asyncio.Future[object]) -> None:
+        if not self.decision.done():
             self._decide_soon()
 
     def _list_came(self, name: str, asked: asyncio.Future[ListAnswer]) -> None:

@@ -10,31 +10,13 @@ The waiting and the known are kept by the caller, as two mappings; `judge` says 
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
+from policyd.core.facts import Greylisted
 from policyd.memory.definitions import bounded
 
 if TYPE_CHECKING:
     from policyd.memory.definitions import GreylistSettings
-
-
-class Greylisted(StrEnum):
-    """The words of the decision log's `greylist=`."""
-
-    NEW = "new"  # deferred: never seen, or too long ago
-    EARLY = "early"  # deferred: came again before its time
-    PASSED = "passed"  # came again in time; its network is known from now on
-    KNOWN = "known"  # from a network that has passed
-    UNKNOWN = "unknown"  # let by: the shared memory is away, and this process does not know the client
-
-    @property
-    def deferred(self) -> bool:
-        """Whether the client is told to come again."""
-        return self in _DEFERRED
-
-
-_DEFERRED = {Greylisted.NEW, Greylisted.EARLY}
 
 
 class Client(NamedTuple):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from policyd.memory.greylist import Client, Greylisted, judge, waiting_keys
+from policyd.memory.greylist import Client, judge, waiting_keys
 from policyd.memory.window import DistinctWindow, EventWindow, slot_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from policyd.core.facts import Greylisted
     from policyd.memory.definitions import CounterDefinition, GreylistSettings
 
 Window: TypeAlias = "EventWindow | DistinctWindow"
@@ -172,6 +173,10 @@ class ProcessMemory:
         if verdict.network_seen:
             self._see(client.network, now)
         return verdict.state
+
+    def waits(self, keys: tuple[bytes, ...]) -> bool:
+        """Returns whether a first try waits under one of these keys."""
+        return any(key in self._waiting for key in keys)
 
     def forget_client(self, network: bytes) -> bool:
         """Forgets that a network has passed. Returns whether it had."""

@@ -21,7 +21,7 @@ import asyncio
 import logging
 import os
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from valkey.asyncio import Valkey
 from valkey.asyncio.retry import Retry
@@ -38,11 +38,12 @@ from valkey.exceptions import TimeoutError as ValkeyTimeoutError
 
 from policyd.core.throttle import Throttled
 from policyd.memory.window import MAX_DISTINCT, SLOTS
+from policyd.state.operations import PREFIX, Operation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from policyd.memory.definitions import CounterDefinition
+    from policyd.state.operations import Found
 
 _log = logging.getLogger(__name__)
 
@@ -61,8 +62,6 @@ MAX_BATCH = 500
 # Operations that wait for the call before them. Beyond it the process's own memory answers: a server that takes 50 ms
 # for a call cannot serve more.
 MAX_WAITING = 5000
-
-PREFIX = b"policyd:"
 
 # For each operation three arguments: kind, seconds, value. Of several operations on one key each gets the value that it
 # made itself: `later` has what those behind it in the call have added.
@@ -129,30 +128,6 @@ for i = #KEYS, 1, -1 do
 end
 return found
 """
-
-
-class Operation(NamedTuple):
-    """One thing that the script does: `kind` as it stands there, and what the kind needs."""
-
-    kind: str
-    key: bytes
-    seconds: int = 0  # the window of a counter, or after how long a key expires
-    value: bytes = b""
-
-
-# What came of each operation: the value of a counter, what stands under a key, or None for nothing.
-Found: TypeAlias = "int | bytes | None"
-
-
-def counting(counter: CounterDefinition, key: bytes, value: bytes | None, *, add: bool) -> Operation:
-    """Returns the operation that counts a request, or that tells the value it would have (`add`)."""
-    kind = "event" if counter.distinct is None else "distinct"
-    return Operation(kind if add else f"peek-{kind}", counter_key(counter, key), counter.within, value or b"")
-
-
-def counter_key(counter: CounterDefinition, key: bytes) -> bytes:
-    """Returns the name under which a counter's key is kept; two definitions never share one."""
-    return b"%bc:%b:%b:%b" % (PREFIX, counter.name.encode(), counter.fingerprint.hex().encode(), key)
 
 
 class _Waiting(NamedTuple):

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.table import Table
 from rich.text import Text
 
+from policyd.config.comparison import parse_comparison
 from policyd.config.entries import parse_entries
 from policyd.config.lists import Entry
 from policyd.config.public_suffixes import registrable_domains
-from policyd.config.tables.build import build_tables
-from policyd.config.tables.index import build_index
 from policyd.core.engine import Decision, Outcome, trace
 from policyd.core.identity import Status
 from policyd.core.owners import NO_OWNER
@@ -26,6 +25,8 @@ from policyd.core.reply import reply_text
 from policyd.core.ruleset import Action, Condition, Kind, Rule, Subject, Verb
 from policyd.decision_log.lists import format_answers
 from policyd.decision_log.record import as_object
+from policyd.tables.build import build_tables
+from policyd.tables.index import build_index
 
 if TYPE_CHECKING:
     import datetime
@@ -53,6 +54,7 @@ _VERBS = {
     Kind.EXPRESSION: ("matches", "does not match"),
     Kind.LISTED: ("is listed by", "is not listed by"),
     Kind.GENERIC: ("contains the client's address:", "does not contain the client's address"),
+    Kind.COUNTER: ("reaches", "does not reach"),
 }
 
 
@@ -186,6 +188,11 @@ def _reason(
     if condition.kind is Kind.LISTED:
         said = format_answers({n: facts.lists[n] for n in written.dns_list_names if n in facts.lists})
         return Reason(condition, outcome, said, None, unproven=False)
+    if condition.kind is Kind.COUNTER:
+        values = facts.counters or {}
+        names = dict.fromkeys(term[0] for value in condition.values if (term := parse_comparison(value)) is not None)
+        seen = tuple(f"{name} = {values[name]}".encode() for name in names if name in values)
+        return Reason(condition, outcome, seen or (b"a request that is not counted",), None, unproven=False)
     unproven = (
         exempting
         and condition.subject == Subject.HOSTNAME
@@ -247,8 +254,8 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
     """All of it, with the decision log's names where it has one."""
     decision, identity, ruleset = explanation.decision, explanation.identity, explanation.loaded.ruleset
     result: dict[str, Any] = {
-        "action": decision.action,
-        "would": decision.verb if ruleset.observe else None,
+        "action": decision.word if decision.action is decision.verb else decision.action,
+        "would": decision.word if ruleset.observe else None,
         "reply": explanation.reply,
         "rule": decision.rule_name,
         "place": explanation.place,
@@ -346,7 +353,7 @@ def _summary(explanation: Explanation) -> Table:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
-    grid.add_row(Text(decision.verb, _STYLES.get(decision.verb, "bold green")), Text(explanation.reply, "bold"))
+    grid.add_row(Text(decision.word, _STYLES.get(decision.verb, "bold green")), Text(explanation.reply, "bold"))
     grid.add_row("rule", Text(f"{decision.rule_name}  ({explanation.place})"))
     if decision.rule is not None and decision.rule.note:
         grid.add_row("note", Text(" ".join(decision.rule.note.split())))
@@ -425,7 +432,7 @@ def _word(looked: RuleTrace, decision: Decision) -> tuple[str, str]:
     if looked.rule.observe and looked.outcome in {Outcome.YES, Outcome.IN_DOUBT}:
         return "observed", "cyan"
     if looked.rule is decision.rule:
-        return decision.verb, _STYLES.get(decision.verb, "bold green")
+        return decision.word, _STYLES.get(decision.verb, "bold green")
     return looked.outcome.value, "yellow" if looked.outcome is Outcome.UNKNOWN else "dim"
 
 

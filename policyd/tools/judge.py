@@ -6,17 +6,22 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from policyd.core.dns_lists import NOT_LISTED, unknown
-from policyd.core.engine import Decision, decide, grounds
+from policyd.core.engine import Decision, Inquiry, grounds
 from policyd.core.facts import NOTHING_KNOWN, Facts, Needs
 from policyd.core.identity import Identity, Status, told_identity
 from policyd.core.protocol import REQUEST_TYPE, Request
 from policyd.decision_log.lists import parse_answers
 from policyd.logs.transaction import NameStatus, Observation, Outcome
+from policyd.state.memory import Memory, domain_of, uses_memory
+from policyd.state.process import ProcessMemory
 
 if TYPE_CHECKING:
     import datetime
 
     from policyd.core.index import Ruleset
+
+# Keys of counters and greylisting that a replay remembers: those of a busy month, in 400 MB at most.
+MAX_KEYS = 1_000_000
 
 # Outcomes of mails whose loss would be noticed.
 GOT_THROUGH = frozenset({Outcome.DELIVERED, Outcome.PASSED})
@@ -72,6 +77,10 @@ class Judge:
             NameStatus.UNKNOWN: Facts(told_identity(Status(assumption))),
         }
         self._list_answer = NOT_LISTED if list_assumption is ListAssumption.NOT_LISTED else _NOT_IN_LOG
+        self._now = 0.0
+        self._memory: Memory | None = None  # what the clients did before, by the log's own time
+        if uses_memory(ruleset):
+            self._memory = Memory(ProcessMemory(MAX_KEYS), None, domain_of, clock=lambda: self._now)
         self.lists_assumed = False  # the last decisions needed an answer of a DNS list that the log does not have
 
     def decisions(self, seen: Observation) -> list[Decision | None]:
@@ -80,11 +89,15 @@ class Judge:
         None: the decision depends on the client's name, which was not looked up.
         """
         self.lists_assumed = False
+        if seen.time is not None:
+            self._now = seen.time
         facts = self._facts(seen)
         return [self._decide(_request(seen, recipient), facts) for recipient in self._recipients(seen)]
 
     def grounds(self, seen: Observation) -> object:
         """Returns a key: observations with equal grounds have the same decisions, in any order of their recipients."""
+        if self._memory is not None:
+            return object()  # a decision that depends on what came before is made for each mail
         facts = self._facts(seen)
         recipients = self._recipients(seen)
         if len(recipients) == 1:
@@ -102,13 +115,17 @@ class Judge:
         return facts._replace(lists=parse_answers(seen.lists)) if seen.lists else facts
 
     def _decide(self, request: Request, facts: Facts) -> Decision | None:
-        decision = decide(self._ruleset, request, facts, self._today)
-        while isinstance(decision, Needs) and decision.lists:
-            self.lists_assumed = True
-            assumed = dict.fromkeys(decision.lists, self._list_answer)
-            facts = facts._replace(lists={**facts.lists, **assumed})
-            decision = decide(self._ruleset, request, facts, self._today)
-        return None if isinstance(decision, Needs) else decision
+        inquiry = Inquiry(self._ruleset, request, facts, self._today)
+        note = self._memory.note(inquiry) if self._memory is not None else None
+        while isinstance(decision := inquiry.decide(), Needs):
+            if decision.lists:
+                self.lists_assumed = True
+                inquiry.learn_lists(dict.fromkeys(decision.lists, self._list_answer))
+            elif note is None or not note.tell(decision):
+                return None
+        if note is not None:
+            note.finish(decision)
+        return decision
 
 
 _PLACES = {

@@ -12,8 +12,8 @@ from policyd.config.files import UnreadableError
 from policyd.config.lists import LONG_LIST, ListFile
 from policyd.config.load import load
 from policyd.config.problems import ConfigErrors, Report
-from policyd.config.tables.build import plain_entries
 from policyd.core.tables import LongList, Networks
+from policyd.tables.build import plain_entries
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -3,12 +3,12 @@
 import ipaddress
 from typing import Any
 
-from policyd.config.tables.build import build_tables
-from policyd.config.tables.index import build_index
 from policyd.core.index import Ruleset
 from policyd.core.normalize import fold_name, fold_value
 from policyd.core.ruleset import Action, Condition, Kind, Rule, Verb
 from policyd.core.tables import Networks
+from policyd.tables.build import build_tables
+from policyd.tables.index import build_index
 from tests.naive import Listed
 
 

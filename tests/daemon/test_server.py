@@ -23,6 +23,8 @@ from policyd.daemon.server import Server
 from policyd.dns.facts import FactFinder
 from policyd.dns.lists import DnsLists
 from policyd.dns.resolver import Resolver
+from policyd.state.memory import Memory
+from policyd.state.process import ProcessMemory
 from tests.core.build import build
 from tests.daemon.client import request, unnamed
 
@@ -68,6 +70,7 @@ class Served:
             build(RULES),
             Settings(),
             FactFinder(NobodyKnows(Dns()), DnsLists(), 5.0),
+            Memory(ProcessMemory(1000), None, lambda _: None),
             self.decision_log,
             counters=self.counters,
             most_connections=100,

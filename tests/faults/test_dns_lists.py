@@ -50,7 +50,7 @@ class Zone(dict[str, Reply]):
 
     silent = False
 
-    def get(self, question: str, otherwise: Reply | None = None) -> Reply | None:  # type: ignore[override]
+    def get(self, question: str, otherwise: Reply | None = None) -> Reply | None:  # type: ignore[override] # a fault answers a question that a dict cannot
         if self.silent:
             return Reply(silent=True)
         name = question.split(maxsplit=1)[0]

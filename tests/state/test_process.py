@@ -2,8 +2,9 @@
 
 import pytest
 
+from policyd.core.facts import Greylisted
 from policyd.memory.definitions import CounterDefinition, GreylistSettings, KeyPart
-from policyd.memory.greylist import Client, Greylisted
+from policyd.memory.greylist import Client
 from policyd.state.process import ProcessMemory
 
 GREYLIST = GreylistSettings()

@@ -13,7 +13,8 @@ import pytest
 from policyd.memory.definitions import CounterDefinition, KeyPart
 from policyd.memory.window import MAX_DISTINCT
 from policyd.state import valkey as module
-from policyd.state.valkey import MAX_FAILURES, Operation, SharedMemory, client_of, counting
+from policyd.state.operations import Operation, counting
+from policyd.state.valkey import MAX_FAILURES, SharedMemory, client_of
 from tests.state.servers import PROGRAMS, StateServer
 
 if TYPE_CHECKING:

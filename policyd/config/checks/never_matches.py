@@ -11,7 +11,6 @@ import re2
 
 from policyd.config.conditions import PROTOCOL_STATES, STATES_WITHOUT_RECIPIENT
 from policyd.config.problems import quoted
-from policyd.config.tables.build import plain_entries
 from policyd.core.address import parse_address
 from policyd.core.identity import Status
 from policyd.core.lookups import expression_options
@@ -19,6 +18,7 @@ from policyd.core.normalize import decode_for_expressions, domain_of, fold_name
 from policyd.core.protocol import SENDER_STATES
 from policyd.core.ruleset import Kind, Subject, Verb
 from policyd.core.tables import LongList, Networks
+from policyd.tables.build import plain_entries
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,13 +21,14 @@ from policyd.config.yaml_tree import Mapping, Scalar, Sequence, describe
 from policyd.core.address import parse_address
 from policyd.core.dns_lists import NOT_LISTED, ListAnswer, ListStatus, unknown
 from policyd.core.engine import Decision, Outcome, decide_fully, trace
-from policyd.core.facts import Facts
+from policyd.core.facts import Facts, Greylisted
 from policyd.core.identity import NO_ADDRESS, Identity, Reason, Status, told_identity, with_claimed
 from policyd.core.normalize import fold_name
 from policyd.core.owners import NO_OWNER, Owner
 from policyd.core.protocol import ATTRIBUTES, REQUEST_TYPE, Request
 from policyd.core.reply import reply_text
 from policyd.core.ruleset import DEFAULT_RULE, Subject, Verb
+from policyd.memory.counting import first_counts
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
@@ -44,8 +45,9 @@ GIVEN_DNS = ("hostname", "claimed", "reverse_dns")
 GIVEN_LISTS = ("listed", "listed_unknown")
 # What `given` can say of the owner of the client's address; without it there is no record, whatever the databases say.
 GIVEN_OWNER = ("asn", "asn_name", "country")
-GIVEN_KEYS = (*ATTRIBUTES, *GIVEN_DNS, *GIVEN_LISTS, *GIVEN_OWNER, "date")
-_NOT_ATTRIBUTES = frozenset({*GIVEN_DNS, *GIVEN_LISTS, *GIVEN_OWNER})
+GIVEN_MEMORY = ("counter", "greylist")
+GIVEN_KEYS = (*ATTRIBUTES, *GIVEN_DNS, *GIVEN_LISTS, *GIVEN_OWNER, *GIVEN_MEMORY, "date")
+_NOT_ATTRIBUTES = frozenset({*GIVEN_DNS, *GIVEN_LISTS, *GIVEN_OWNER, *GIVEN_MEMORY})
 
 # A day on which no rule has expired.
 LONG_AGO = datetime.date.min
@@ -75,11 +77,17 @@ class SelfTest:
 
 
 def read_tests(
-    node: Node, path: str, rules: AbstractSet[str], dns_lists: AbstractSet[str], report: Report
+    node: Node,
+    path: str,
+    report: Report,
+    *,
+    rules: AbstractSet[str],
+    dns_lists: AbstractSet[str] = frozenset(),
+    counters: AbstractSet[str] = frozenset(),
 ) -> list[SelfTest]:
     """The tests that are well formed; what is wrong with others goes to the report.
 
-    `rules` and `dns_lists` are the names that there are.
+    `rules`, `dns_lists` and `counters` are the names that there are.
     """
     if not isinstance(node, Sequence):
         message = f"tests: expected a list of tests (given, expect), not {describe(node)}"
@@ -87,7 +95,7 @@ def read_tests(
         return []
     tests = []
     for number, item in enumerate(node.items, 1):
-        test = _Reader(number, path, rules, dns_lists, report).read(item)
+        test = _Reader(number, path, report, rules=rules, dns_lists=dns_lists, counters=counters).read(item)
         if test is not None:
             tests.append(test)
     return tests
@@ -97,12 +105,20 @@ class _Reader:
     """Reads one test."""
 
     def __init__(
-        self, number: int, path: str, rules: AbstractSet[str], dns_lists: AbstractSet[str], report: Report
+        self,
+        number: int,
+        path: str,
+        report: Report,
+        *,
+        rules: AbstractSet[str],
+        dns_lists: AbstractSet[str],
+        counters: AbstractSet[str],
     ) -> None:
         self._number = number
         self._path = path
         self._rules = rules
         self._dns_lists = dns_lists
+        self._counters = counters
         self._report = report
         self._wrong = False
 
@@ -211,8 +227,47 @@ class _Reader:
             elif key not in _NOT_ATTRIBUTES:
                 text = self._text(item)
                 attributes[key] = b"" if key == "sender" and text == "<>" else text.encode()
-        facts = Facts(self._read_identity(given, attributes), self._read_lists(given), self._read_owner(given))
+        facts = Facts(
+            self._read_identity(given, attributes),
+            self._read_lists(given),
+            self._read_owner(given),
+            self._read_counters(given),
+            self._read_greylist(given),
+        )
         return attributes, facts, today
+
+    def _read_counters(self, given: Mapping) -> dict[str, int]:
+        """What counters would say; those that are not named are at 1 for a request that they count."""
+        item = given.items.get("counter")
+        if item is None:
+            return {}
+        if not isinstance(item.value, Mapping):
+            self._add(item.value, f"counter: expected names with their values, not {describe(item.value)}")
+            return {}
+        values: dict[str, int] = {}
+        for one in item.value:
+            name, text = one.key.text, self._text(one)
+            if name not in self._counters:
+                hint = did_you_mean(name, sorted(self._counters)) or "; define it under counters"
+                self._add(one.key, f"counter: counter {quoted(name)} is not defined{hint}")
+            elif not text.isascii() or not text.isdigit():
+                self._add(one.value, f"counter: {quoted(text)} is not a number")
+            else:
+                values[name] = int(text[:12])
+        return values
+
+    def _read_greylist(self, given: Mapping) -> Greylisted:
+        """What greylisting would say; a client is new unless it says otherwise."""
+        item = given.items.get("greylist")
+        if item is None:
+            return Greylisted.NEW
+        word = self._text(item)
+        if word in set(Greylisted):
+            return Greylisted(word)
+        if word:
+            hint = did_you_mean(word, Greylisted) or f"; it is one of {', '.join(Greylisted)}"
+            self._add(item.value, f"greylist: unknown word {quoted(word)}{hint}")
+        return Greylisted.NEW
 
     def _read_lists(self, given: Mapping) -> dict[str, ListAnswer]:
         """What DNS lists would have said: those that are not named say *not listed*."""
@@ -301,10 +356,13 @@ def run_tests(tests: list[SelfTest], ruleset: Ruleset, path: str, report: Report
     """Reports each test that fails, with the decision it got and why."""
     enforced = dataclasses.replace(ruleset, observe=False)
     for test in tests:
-        decision = decide_fully(enforced, test.request, test.facts, test.today)
+        facts = test.facts
+        if ruleset.counters:
+            facts = facts._replace(counters={**first_counts(enforced, test.request), **(facts.counters or {})})
+        decision = decide_fully(enforced, test.request, facts, test.today)
         complaint = _complaint(test, decision)
         if complaint and report.room(path):
-            looked = trace(enforced, test.request, test.facts, test.today)
+            looked = trace(enforced, test.request, facts, test.today)
             message = f"test {test.number} fails: {complaint}; {_why(test, decision, looked, ruleset)}"
             report.add(Problem(path, test.line, test.column, message))
         elif complaint:  # why costs a look at every rule
@@ -314,9 +372,9 @@ def run_tests(tests: list[SelfTest], ruleset: Ruleset, path: str, report: Report
 def _complaint(test: SelfTest, decision: Decision) -> str:
     """Describes the first difference from what is expected; empty if there is none."""
     wrong_rule = test.rule is not None and test.rule != decision.rule_name
-    if test.expect is not decision.verb or wrong_rule:
+    if test.expect is not decision.word or wrong_rule:
         wanted = f"{test.expect}{_by(test.rule)}" if wrong_rule else str(test.expect)
-        return f"expected {wanted}, got {decision.verb}{_by(decision.rule_name)}"
+        return f"expected {wanted}, got {decision.word}{_by(decision.rule_name)}"
     if test.text is not None:
         reply = reply_text(decision, test.request, test.facts.identity, TEST_ID).decode("ascii")
         if test.text not in reply:
@@ -348,7 +406,7 @@ def _why(test: SelfTest, decision: Decision, looked: list[RuleTrace], ruleset: R
             reasons.append(f"rule '{test.rule}' stands below it, at line {line}")
     if decision.rule is None:
         reasons.append("no rule matched")
-        if test.rule is None and test.expect is not decision.verb:
+        if test.rule is None and test.expect is not decision.word:
             reasons += [
                 f"rule '{one.rule.name}' {_why_not(one, test.facts)}"
                 for one in looked

@@ -19,11 +19,11 @@ from policyd.config.entries import entry_keys
 from policyd.config.files import UnreadableError
 from policyd.config.lists import Entry
 from policyd.config.problems import Problem, Report, Severity, quoted
-from policyd.config.tables.build import plain_entries
 from policyd.config.yaml_tree import Scalar
 from policyd.core.identity import Status
 from policyd.core.ruleset import Kind, Verb
 from policyd.core.tables import LongList, Networks, Repetitions
+from policyd.tables.build import plain_entries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence

@@ -51,6 +51,7 @@ _TOLD = {
     "client_name",
     "reverse_client_name",
     Subject.HOSTNAME,
+    Subject.COUNTER,
     Subject.REVERSE_DNS,
     Subject.LISTED,
     "helo_name",

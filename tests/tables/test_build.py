@@ -11,8 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policyd.config.tables import build
-from policyd.config.tables.build import (
+from policyd.core import hits
+from policyd.core.hits import LazyHits, hits_by_number, hits_of
+from policyd.core.lookups import DomainTable
+from policyd.core.ruleset import Kind
+from policyd.core.tables import LongList, NameTable, Networks, RangeTable
+from policyd.tables import build
+from policyd.tables.build import (
     TooManyCombinationsError,
     build_list_table,
     build_table,
@@ -20,12 +25,7 @@ from policyd.config.tables.build import (
     plain_entries,
     table_of,
 )
-from policyd.config.tables.index import Source
-from policyd.core import hits
-from policyd.core.hits import LazyHits, hits_by_number, hits_of
-from policyd.core.lookups import DomainTable
-from policyd.core.ruleset import Kind
-from policyd.core.tables import LongList, NameTable, Networks, RangeTable
+from policyd.tables.index import Source
 from tests.examples import examples
 
 if TYPE_CHECKING:

@@ -14,7 +14,9 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from policyd.config.tables.build import (
+from policyd.core.ruleset import Kind
+from policyd.core.tables import LongList, RangeTable
+from policyd.tables.build import (
     MAX_COMBINATIONS,
     ListTable,
     Masks,
@@ -23,22 +25,14 @@ from policyd.config.tables.build import (
     build_table,
     table_of,
 )
-from policyd.config.tables.patch import (
-    NotPatchableError,
-    insert_names,
-    names_parts,
-    patch_names,
-    patch_ranges,
-)
-from policyd.core.ruleset import Kind
-from policyd.core.tables import LongList, RangeTable
+from policyd.tables.patch import NotPatchableError, insert_names, names_parts, patch_names, patch_ranges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
 
-    from policyd.config.tables.index import Source
-    from policyd.config.tables.patch import Difference
     from policyd.core.tables import Buffer
+    from policyd.tables.index import Source
+    from policyd.tables.patch import Difference
 
 # A table begins on a cache line of the memory file, and so does each of its arrays.
 ALIGNMENT = 64

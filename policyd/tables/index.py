@@ -15,6 +15,7 @@ from policyd.core.identity import Status
 from policyd.core.index import LISTED, Index, ListTerm, ListTerms, ListUsers, Plan, RuleBucket
 from policyd.core.lookups import (
     AddressLookup,
+    CounterLookup,
     CountryLookup,
     DomainTable,
     ExpressionLookup,
@@ -73,6 +74,8 @@ def build_index(
     make_tables: MakeTables,
     hostname_lists: AbstractSet[str] = frozenset(),
     domains: RegistrableDomains | None = None,
+    *,
+    counted: Sequence[Sequence[Condition]] = (),
 ) -> Index:
     """Files every entry of every condition.
 
@@ -80,11 +83,12 @@ def build_index(
     leading dot where only names under it are meant; folded values; expressions; statuses; names of DNS lists, of
     which `hostname_lists` are asked for host names; or a `LongList` of networks, names or values. A list that several
     conditions use is the same object in each. Conditions are numbered from 0 without a gap. `domains` is needed for
-    `hostname_generic` alone.
+    `hostname_generic` alone; `counted` has the conditions on the requests that each counter counts.
 
     Raises ValueError if an attribute's entries are more than a table can hold.
     """
     conditions = {c.number: c for rule in rules for c in (*rule.match, *rule.exceptions)}
+    conditions |= {c.number: c for where in counted for c in where}
     filed_under = {_filing_condition(rule, entries).number: rule.number for rule in rules}
     families: dict[tuple[str, Kind], list[Condition]] = defaultdict(list)
     list_terms: dict[int, ListTerm] = {}
@@ -123,11 +127,23 @@ def build_index(
     needs = Needs(
         any(c.needs_identity for c in conditions.values()) or any(term.by_hostname for term in list_terms.values()),
         frozenset(name for term in list_terms.values() for name in term.names),
+        any(c.kind is Kind.COUNTER for c in conditions.values()),
+        any(rule.action.verb is Verb.GREYLIST for rule in rules),
     )
     for number in list_terms:
         lookup_of[number] = LISTED
     buckets = _buckets(rules, conditions, filed_under, lookup_of, plans)
-    return Index(tuple(lookups), buckets, plans, tuple(lookup_of), needs, list_terms, hostname_lists)
+    return Index(
+        tuple(lookups),
+        buckets,
+        plans,
+        tuple(lookup_of),
+        needs,
+        list_terms,
+        hostname_lists,
+        next((place for place, lookup in enumerate(lookups) if isinstance(lookup, CounterLookup)), -1),
+        tuple(tuple(map(pair, where)) for where in counted),
+    )
 
 
 def _texts(entries: Entries) -> Sequence[bytes] | Sequence[str]:
@@ -221,6 +237,7 @@ _BREADTHS = {
     Kind.LISTED: (6, 6),
     Kind.GENERIC: (6, 6),
     Kind.STATUS: (8, 8),
+    Kind.COUNTER: (7, 7),
 }
 
 
@@ -277,6 +294,11 @@ def _build_lookup(  # noqa: PLR0911 - a return for each kind
             return (
                 HostnameLookup(expressions) if subject == Subject.HOSTNAME else ExpressionLookup(subject, expressions)
             )
+        case Kind.COUNTER:
+            users = _users_of_entries(sources)
+            terms = ((*_comparison(entry), c) for entry, conditions in users.items() for c in conditions)
+            numbers = frozenset(c for conditions in users.values() for c in conditions)
+            return CounterLookup(terms, {c: hits_of({c}, rule_of) for c in numbers})
         case Kind.STATUS:
             users = _users_of_entries(sources)
             return StatusLookup({s: hits_of(users[s], rule_of) if s in users else NOTHING for s in Status})
@@ -298,6 +320,11 @@ def _build_lookup(  # noqa: PLR0911 - a return for each kind
         case _:
             names = DomainTable([*_name_tables(subject, sources, rule_of, make_tables)])
             return HostnameLookup(names) if subject == Subject.HOSTNAME else NameLookup(subject, names)
+
+
+def _comparison(entry: str) -> tuple[str, int]:
+    name, _, minimum = entry.rpartition(">=")
+    return name, int(minimum)
 
 
 def _users_of_entries(sources: Iterable[Source]) -> dict[Any, set[int]]:

@@ -10,19 +10,19 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from policyd.config.tables import kept, patch
-from policyd.config.tables.build import build_list_table
-from policyd.config.tables.index import Source
-from policyd.config.tables.kept import MAX_PATCHES, TableStore
 from policyd.core.ruleset import Kind
 from policyd.core.tables import LongList, NameTable, Networks, RangeTable
-from tests.config.tables.test_build import Network, long_list, names, networks, packed
+from policyd.tables import kept, patch
+from policyd.tables.build import build_list_table
+from policyd.tables.index import Source
+from policyd.tables.kept import MAX_PATCHES, TableStore
 from tests.examples import examples
+from tests.tables.test_build import Network, long_list, names, networks, packed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from policyd.config.tables.build import ListTable
+    from policyd.tables.build import ListTable
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def always_patched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def listed(path: str, entries: list[Network] | list[bytes], kind: Kind) -> Source:
     """A long list in a file, which only its content and its path tell from others."""
-    one = long_list(packed(entries) if kind is Kind.NETWORK else entries, (str(entries), kind))  # type: ignore[arg-type]
+    one = long_list(packed(entries) if kind is Kind.NETWORK else entries, (str(entries), kind))  # type: ignore[arg-type] # either form
     return Source(LongList(one.key, len(one), one.read, path), kind, frozenset({1}))
 
 

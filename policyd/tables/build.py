@@ -15,15 +15,15 @@ from bisect import bisect_left
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from policyd.config.tables.index import BuiltTable
 from policyd.core.ruleset import Kind
 from policyd.core.tables import LongList, NameTable, Networks, RangeTable, Repetitions
+from policyd.tables.index import BuiltTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
-    from policyd.config.tables.index import Source
     from policyd.core.tables import Buffer, Entries, PlainEntries
+    from policyd.tables.index import Source
 
 # Combinations of long lists with a bit for each list; with more, lists that the same conditions use share a bit. Many
 # lists that overlap everywhere make one combination for each range, of which none is worth keeping.

@@ -13,16 +13,16 @@ from bisect import bisect_left, bisect_right
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from policyd.config.tables.build import Toggles, blocks_of, count_before_blocks, halves, split_dotted, toggles_of
 from policyd.core.ruleset import Kind
 from policyd.core.tables import Networks, Repetitions
+from policyd.tables.build import Toggles, blocks_of, count_before_blocks, halves, split_dotted, toggles_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from policyd.config.tables.build import Masks
-    from policyd.config.tables.index import Source
     from policyd.core.tables import Buffer, LongList, NameTable, RangeTable
+    from policyd.tables.build import Masks
+    from policyd.tables.index import Source
 
 # Slots of a table of names that a key may have at least; a table is built with four to eight.
 _MIN_SLOTS_PER_KEY = 3
@@ -141,7 +141,7 @@ def _flip(
         elif first < last:
             new_numbers.frombytes(numbers[first:last].cast("B"))  # four times as fast as extend
             if isinstance(new_starts, array):
-                new_starts.frombytes(memoryview(starts)[first:last].cast("B"))  # type: ignore[arg-type]
+                new_starts.frombytes(memoryview(starts)[first:last].cast("B"))  # type: ignore[arg-type] # any buffer will do
             else:
                 new_starts += starts[first:last]
     return new_starts, new_numbers

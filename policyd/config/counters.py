@@ -1,0 +1,213 @@
+"""`counters:` and `greylist:` of a ruleset: definitions, with every problem found on the way."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from policyd.config.problems import Problem, did_you_mean, quoted
+from policyd.config.written import WrittenCounter
+from policyd.config.yaml_tree import Mapping, Scalar, Sequence, describe
+from policyd.core.protocol import ATTRIBUTES
+from policyd.memory.definitions import Answered, CounterDefinition, GreylistSettings, KeyPart
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from policyd.config.problems import Report
+    from policyd.config.written import WrittenCondition
+    from policyd.config.yaml_tree import Item, Node
+
+COUNTER_KEYS = ("count", "per", "within", "where", "answered")
+GREYLIST_KEYS = ("wait", "retry_within", "remember")
+
+# Parts of a key that are made of attributes.
+MADE_PARTS = ("client_network", "sender_domain", "recipient_domain", "asn")
+
+# Parts of a key at most: more would make a key for each request.
+MAX_PARTS = 4
+
+# The longest window: a year, in which memory of a counter is of use to a person.
+MAX_SECONDS = 366 * 86400
+
+NAME_PATTERN = r"[A-Za-z0-9._-]+"
+
+_NAME = re.compile(NAME_PATTERN)
+_DURATION = re.compile(r"([0-9]{1,9})([smhd])")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_NETWORK = re.compile(r"client_network(?:/([0-9]{1,2})(?:/([0-9]{1,3}))?)?")
+
+
+def parse_duration(text: str) -> int | None:
+    """Returns the seconds of `30s`, `10m`, `2h` or `7d`; None if it is not a duration from 1 s to a year."""
+    match = _DURATION.fullmatch(text)
+    seconds = int(match[1]) * _UNITS[match[2]] if match is not None else 0
+    return seconds if 1 <= seconds <= MAX_SECONDS else None
+
+
+def read_counters(
+    node: Node, path: str, report: Report, read_where: Callable[[Mapping], list[WrittenCondition]]
+) -> dict[str, WrittenCounter]:
+    """Reads the counters by name, those that are wrong included; `path` is the rules file's."""
+    if not isinstance(node, Mapping):
+        message = f"counters: expected names with their definitions, not {describe(node)}"
+        report.add(Problem(path, node.line, node.column, message))
+        return {}
+    counters: dict[str, WrittenCounter] = {}
+    for item in node:
+        key = item.key
+        written = counters[key.text] = WrittenCounter(key.text, key.line, key.column)
+        reader = _Reader(f"counter {quoted(key.text)}", path, report)
+        if not _NAME.fullmatch(key.text):
+            reader.add(key, "this is not a name for a counter; use letters, digits, '-', '_' and '.' only")
+        written.definition = reader.read_counter(written, item.value, read_where)
+    return counters
+
+
+def read_greylist(node: Node, path: str, report: Report) -> GreylistSettings:
+    """Reads the times of greylisting; what is not written has its default."""
+    return _Reader("greylist", path, report).read_greylist(node)
+
+
+class _Reader:
+    """Reads one definition; `what` begins each of its messages."""
+
+    def __init__(self, what: str, path: str, report: Report) -> None:
+        self._what = what
+        self._path = path
+        self._report = report
+        self._wrong = False
+
+    def add(self, node: Node, message: str) -> None:
+        """Reports a problem of this definition."""
+        self._wrong = True
+        self._report.add(Problem(self._path, node.line, node.column, f"{self._what}: {message}"))
+
+    def read_counter(
+        self, written: WrittenCounter, node: Node, read_where: Callable[[Mapping], list[WrittenCondition]]
+    ) -> CounterDefinition | None:
+        """Returns the definition, or None if anything is wrong."""
+        if not isinstance(node, Mapping):
+            self.add(node, f"expected a definition (count, per, within), not {describe(node)}")
+            return None
+        self._check_keys(node, COUNTER_KEYS)
+        for key in ("count", "per", "within"):
+            if key not in node.items:
+                self.add(node, f"'{key}' is missing")
+        distinct = self._read_count(node.items.get("count"))
+        per = self._read_per(node.items.get("per"))
+        within = self._duration(node.items.get("within"), 0)
+        answered = self._read_answered(node.items.get("answered"))
+        where = node.items.get("where")
+        if where is not None and not isinstance(where.value, Mapping):
+            self.add(where.value, f"where: expected conditions (key: value), not {describe(where.value)}")
+        elif where is not None and isinstance(where.value, Mapping):
+            written.where = read_where(where.value)
+            for condition in written.where:
+                if condition.condition.needs_facts:
+                    self.add(
+                        condition.key,
+                        f"where: {condition.condition.name} cannot stand here: what is counted must be known from the "
+                        "request alone, without DNS and counters",
+                    )
+        if self._wrong:
+            return None
+        conditions = tuple(f"{one.condition.name}: {', '.join(one.condition.values)}" for one in written.where)
+        return CounterDefinition(written.name, distinct, per, within, answered, conditions)
+
+    def read_greylist(self, node: Node) -> GreylistSettings:
+        """Returns the times, the defaults for those that are wrong."""
+        defaults = GreylistSettings()
+        if not isinstance(node, Mapping):
+            self.add(node, f"expected times (wait, retry_within, remember), not {describe(node)}")
+            return defaults
+        self._check_keys(node, GREYLIST_KEYS)
+        settings = GreylistSettings(
+            self._duration(node.items.get("wait"), defaults.wait),
+            self._duration(node.items.get("retry_within"), defaults.retry_within),
+            self._duration(node.items.get("remember"), defaults.remember),
+        )
+        if settings.wait >= settings.retry_within and not self._wrong:
+            self.add(node, "wait must be shorter than retry_within, or nobody could come back in time")
+        return settings
+
+    def _check_keys(self, node: Mapping, known: tuple[str, ...]) -> None:
+        for item in node:
+            if item.key.text not in known:
+                hint = did_you_mean(item.key.text, known) or f"; there are {', '.join(known)}"
+                self.add(item.key, f"unknown key {quoted(item.key.text)}{hint}")
+
+    def _text(self, item: Item, meaning: str) -> str:
+        """Returns the text of a field; empty if there is none, which is reported."""
+        value = item.value
+        if isinstance(value, Scalar) and value.text:
+            return value.text
+        shown = "''" if isinstance(value, Scalar) and not value.missing else describe(value)
+        self.add(value, f"{item.key.text}: expected {meaning}, not {shown}")
+        return ""
+
+    def _duration(self, item: Item | None, default: int) -> int:
+        if item is None:
+            return default
+        text = self._text(item, "a time, as 30s, 10m, 2h or 7d")
+        seconds = parse_duration(text)
+        if seconds is None and text:
+            self.add(item.value, f"{item.key.text}: {quoted(text)} is not a time; write it as 30s, 10m, 2h or 7d")
+        return seconds if seconds is not None else default
+
+    def _read_count(self, item: Item | None) -> KeyPart | None:
+        if item is None:
+            return None
+        text = self._text(item, "requests, or distinct and an attribute")
+        word, _, attribute = text.partition(" ")
+        if text == "requests" or not text:
+            return None
+        if word != "distinct" or not attribute.strip():
+            hint = did_you_mean(word, ("requests", "distinct"))
+            self.add(item.value, f"count: {quoted(text)} is neither requests nor distinct ATTRIBUTE{hint}")
+            return None
+        return self._part(item.value, "count", attribute.strip())
+
+    def _read_per(self, item: Item | None) -> tuple[KeyPart, ...]:
+        if item is None:
+            return ()
+        nodes = item.value.items if isinstance(item.value, Sequence) else [item.value]
+        if not 1 <= len(nodes) <= MAX_PARTS:
+            self.add(item.value, f"per: expected 1 to {MAX_PARTS} of them, not {len(nodes)}")
+            return ()
+        parts = []
+        for node in nodes:
+            if not isinstance(node, Scalar) or not node.text:
+                self.add(node, f"per: expected an attribute, not {describe(node)}")
+            elif (part := self._part(node, "per", node.text)) is not None:
+                if part in parts:
+                    self.add(node, f"per: {quoted(node.text)} stands here twice")
+                parts.append(part)
+        return tuple(parts)
+
+    def _part(self, node: Node, key: str, text: str) -> KeyPart | None:
+        network = _NETWORK.fullmatch(text)
+        if network is not None:
+            defaults = KeyPart("client_network").prefixes
+            v4, v6 = (int(length or default) for length, default in zip(network.groups(), defaults, strict=True))
+            if v4 <= 32 and v6 <= 128:
+                return KeyPart("client_network", (v4, v6))
+            self.add(node, f"{key}: {quoted(text)}: the lengths are at most /32 for IPv4 and /128 for IPv6")
+            return None
+        if text in ATTRIBUTES or text in MADE_PARTS:
+            return KeyPart(text)
+        known = (*ATTRIBUTES, *MADE_PARTS)
+        hint = did_you_mean(text, known) or f"; it is an attribute of the request, or {', '.join(MADE_PARTS)}"
+        self.add(node, f"{key}: {quoted(text)} cannot be counted by{hint}")
+        return None
+
+    def _read_answered(self, item: Item | None) -> Answered:
+        if item is None:
+            return Answered.ANY
+        text = self._text(item, "any or DUNNO")
+        for answered in Answered:
+            if answered.value.lower() == text.lower():
+                return answered
+        if text:
+            self.add(item.value, f"answered: {quoted(text)} is neither any nor DUNNO")
+        return Answered.ANY

@@ -1,0 +1,100 @@
+"""Opens the daemon's memory as the settings say: in the process, in a file behind it, on a server before it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from policyd.config.public_suffixes import registrable_domains
+from policyd.memory.definitions import GreylistSettings
+from policyd.state.memory import Memory, domain_of
+from policyd.state.process import ProcessMemory
+from policyd.state.sqlite import StateFile
+
+if TYPE_CHECKING:
+    from policyd.config.settings import Settings
+    from policyd.core.index import Ruleset
+    from policyd.state.valkey import SharedMemory
+
+_log = logging.getLogger(__name__)
+
+# Seconds that the start waits for the shared server: then the daemon serves without it, and goes on trying.
+CONNECT_SECONDS = 1.0
+
+
+class DaemonMemory:
+    """The memory, and what belongs to it. It belongs to the event loop that is running."""
+
+    def __init__(self, settings: Settings, ruleset: Ruleset) -> None:
+        local = ProcessMemory(settings.limits.state_keys)
+        self.file = StateFile(Path(settings.state_file), local) if settings.state_file is not None else None
+        if self.file is not None:
+            greylist = ruleset.greylist if ruleset.greylist is not None else GreylistSettings()
+            self.file.load((counted.definition for counted in ruleset.counters), greylist)
+        self.shared = _shared(settings)
+        self.memory = Memory(local, self.shared, domain_of)
+        self.prepare(ruleset)
+
+    def prepare(self, ruleset: Ruleset) -> None:
+        """Reads what the first request would otherwise wait for: the list of public suffixes (60 ms)."""
+        if ruleset.greylist is not None:
+            registrable_domains().of(b"www.example.com")
+
+    async def connect(self) -> None:
+        """Tries the shared server, for a second at most, so that the first requests know whether it is there."""
+        if self.shared is not None:
+            await asyncio.wait([asyncio.ensure_future(self.shared.connect())], timeout=CONNECT_SECONDS)
+
+    async def run(self) -> None:
+        """Writes to the state file, for ever."""
+        if self.file is not None:
+            await self.file.run()
+
+    async def close(self) -> None:
+        """Writes what is left, and closes file and connection."""
+        if self.shared is not None:
+            await self.shared.close()
+        if self.file is not None:
+            await self.file.close()
+
+
+def _shared(settings: Settings) -> SharedMemory | None:
+    server = settings.state
+    if server is None:
+        return None
+    from policyd.state.valkey import SharedMemory, client_of  # noqa: PLC0415 - takes 60 ms, which only its users pay
+
+    user, password = credentials(settings.state_credentials)
+    client = client_of(
+        host=server.host,
+        port=server.port,
+        path=server.path,
+        database=server.database,
+        tls=server.tls,
+        user=user,
+        password=password,
+        timeout=settings.state_timeout,
+    )
+    return SharedMemory(client, str(server), settings.state_timeout)
+
+
+def credentials(path: str | None) -> tuple[str | None, str | None]:
+    """Returns user and password: the file's first and second line. With one line it is the password.
+
+    A file that cannot be read is a warning, not an end: the server will refuse, and the process's own memory answers.
+    """
+    if path is None:
+        return None, None
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        if Path(path).stat().st_mode & 0o077:
+            _log.warning("state_credentials: %s can be read by others; chmod 600", path)
+    except (OSError, UnicodeDecodeError) as error:
+        _log.warning("state_credentials: %s: %s", path, getattr(error, "strerror", None) or "is not text")
+        return None, None
+    words = [line.strip() for line in lines if line.strip()]
+    if len(words) == 1:
+        return None, words[0]
+    return (words[0], words[1]) if len(words) > 1 else (None, None)

@@ -1,0 +1,50 @@
+"""The counters that count a request, with the key and the value under which they do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+from policyd.core.engine import Inquiry
+from policyd.core.facts import NOTHING_KNOWN
+
+if TYPE_CHECKING:
+    import datetime
+
+    from policyd.core.index import Ruleset
+    from policyd.core.protocol import Request
+    from policyd.memory.definitions import AsnOf, CounterDefinition
+
+
+class Count(NamedTuple):
+    """One counter that counts a request. `value` is what a `distinct` tells apart, None for a count of requests."""
+
+    counter: CounterDefinition
+    key: bytes
+    value: bytes | None
+
+
+def no_asn(_request: Request) -> bytes:
+    """Returns no AS number: for rulesets without a database."""
+    return b""
+
+
+def counts_of(inquiry: Inquiry, asn_of: AsnOf = no_asn) -> list[Count]:
+    """Returns the counters that count the inquiry's request."""
+    request, counts = inquiry.request, []
+    for number, counted in enumerate(inquiry.ruleset.counters):
+        if not inquiry.is_counted(number):
+            continue
+        counter = cast("CounterDefinition", counted.definition)
+        key, value = counter.key(request, asn_of), counter.value(request, asn_of)
+        if key is not None and (value is not None or counter.distinct is None):
+            counts.append(Count(counter, key, value))
+    return counts
+
+
+def first_counts(ruleset: Ruleset, request: Request, asn_of: AsnOf = no_asn) -> dict[str, int]:
+    """Returns the values of counters for a request that is the first of its kind: 1 for each that counts it."""
+    inquiry = Inquiry(ruleset, request, NOTHING_KNOWN, _ANY_DAY)
+    return {count.counter.name: 1 for count in counts_of(inquiry, asn_of)}
+
+
+_ANY_DAY = cast("datetime.date", None)  # counting does not look at it

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from policyd.core.dns_lists import ListAnswer
-    from policyd.core.index import ListTerm, ListTerms, ListUsers, Pairs, Plan, RuleBucket, Ruleset
+    from policyd.core.index import ListTerm, ListTerms, Pairs, Plan, RuleBucket, Ruleset
     from policyd.core.owners import Owner
     from policyd.core.protocol import Request
     from policyd.core.ruleset import Action, Condition, Rule
@@ -447,50 +447,54 @@ class Inquiry:
         """The rules filed under `listed` that are worth trying: for a list without an answer the first that waits for
         it, for one that says *listed* all, for one that is unknown the first DUNNO rule that is."""
         lists, hostname_lists = self.lists, self._index.hostname_lists
-        brought_up = set(self._waiting_for_lists(bucket))
+        brought_up: set[int] = set()
+        is_answered = True
         for each in bucket.lists:
+            answer = lists.get(each.name)
+            status = answer.status if answer is not None else None
             if each.name in hostname_lists:
+                is_answered = False  # in one place or the other
                 status = self._list_status(each.name, exempting=True)
                 if self._list_status(each.name, exempting=False) is _LISTED:
                     status = _LISTED
-            else:
-                answer = lists.get(each.name)
-                status = answer.status if answer is not None else None
-            if status is _LISTED:
+            if status is _NOT_LISTED:
+                continue
+            if status is None:
+                is_answered = False
+            elif status is _LISTED:
                 brought_up.update(each.filed)
-            elif status is _NOT_KNOWN and not self._doubt:
+            elif not self._doubt:
                 unknown = self._first_unknown(each.exempting)
                 if unknown is not None:
                     brought_up.add(unknown)
+        if not is_answered:
+            brought_up.update(self._waiting_for_lists(bucket))
         return tuple(sorted(brought_up)) if brought_up else ()
 
     def _waiting_for_lists(self, bucket: RuleBucket) -> list[int]:
         """For each DNS list without an answer a rule that waits for it."""
         lists, hostname_lists = self.lists, self._index.hostname_lists
-        waiting: list[int] = []
+        waits_for: dict[int, set[str]] = {}  # by rule, empty for one that does not wait
         named: set[str] = set()  # lists that the rules so far wait for
         for each in bucket.lists:
             if each.name in named or (each.name in lists and each.name not in hostname_lists):
                 continue
-            found = self._first_waiting(each)
-            if found is not None:
-                number, missing = found
-                waiting.append(number)
-                self._waiting[number] = missing
-                named |= missing
-        return waiting
+            for number in each.users:
+                missing = waits_for.get(number)
+                if missing is None:
+                    missing = waits_for[number] = self._waits_for(number)
+                if each.name in missing:
+                    self._waiting[number] = missing
+                    named |= missing
+                    break
+        return [number for number, missing in waits_for.items() if missing]
 
-    def _first_waiting(self, each: ListUsers) -> tuple[int, set[str]] | None:
-        """The first rule that waits for this DNS list, and all lists that it waits for."""
-        rules, plans = self.ruleset.rules, self._index.plans
-        for number in each.users:
-            rule, plan = rules[number], plans[number]
-            if rule.expired(self._today) or self._try(rule, plan) is not _NEEDED:
-                continue
-            missing = self._missing_lists(plan, exempting=rule.action.verb is _DUNNO)
-            if each.name in missing:
-                return number, missing
-        return None
+    def _waits_for(self, number: int) -> set[str]:
+        """The DNS lists that a rule waits for; none if it is settled."""
+        rule, plan = self.ruleset.rules[number], self._index.plans[number]
+        if rule.expired(self._today) or self._try(rule, plan) is not _NEEDED:
+            return set()
+        return self._missing_lists(plan, exempting=rule.action.verb is _DUNNO)
 
     def _first_open(self, numbers: tuple[int, ...]) -> int | None:
         """The first of these rules that only facts can settle."""

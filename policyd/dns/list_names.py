@@ -36,6 +36,8 @@ _NEVER_ASKED = (
     (6, 0xFE80 >> 6, 10),
     (6, 1, 128),
 )
+# First octets of the IPv4 networks: every other address needs no further look.
+_FIRST_OCTETS = frozenset({10, 172, 192, 100, 127, 169})
 
 
 def subjects(dns_list: DnsList, request: Request, identity: Identity | None) -> tuple[Subject, ...]:
@@ -62,6 +64,8 @@ def subjects(dns_list: DnsList, request: Request, identity: Identity | None) -> 
 
 def _may_ask(address: Address) -> bool:
     version, number = address
+    if version == 4 and number >> 24 not in _FIRST_OCTETS:
+        return True
     bits = 32 if version == 4 else 128
     return not any(v == version and number >> bits - length == first for v, first, length in _NEVER_ASKED)
 

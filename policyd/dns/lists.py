@@ -74,6 +74,7 @@ class ListState:
 
     def __init__(self, definition: DnsList, counters: ListCounters) -> None:
         self.definition = definition
+        self.takes_addresses = definition.takes_addresses
         self.standing = Standing(is_tested=bool(definition.self_test))
         self.counters = counters
         self.in_flight = 0  # questions
@@ -165,10 +166,13 @@ class DnsLists:
         now = monotonic()
         for name in names:
             state = self.states.get(name)
-            if state is None or (identity is None and state.definition.ask is Ask.HOSTNAME):
-                answers[name] = _OUT_OF_USE  # a request that began before a reload which changed the list
+            if state is None:
+                answers[name] = _OUT_OF_USE  # a request that began before a reload which removed the list
                 continue
-            if not state.definition.takes_addresses:
+            if not state.takes_addresses:
+                if identity is None and state.definition.ask is Ask.HOSTNAME:
+                    answers[name] = _OUT_OF_USE  # before a reload that changed it
+                    continue
                 if (answer := self.known(name, subjects(state.definition, request, identity))) is not None:
                     answers[name] = answer
                 continue
@@ -179,7 +183,12 @@ class DnsLists:
                 answers[name] = NEVER_ASKED
             elif not state.standing.usable:
                 answers[name] = _OUT_OF_USE
-            elif (one := kept.get(name)) is not None and self._is_valid(one, state, now):
+            elif (
+                (one := kept.get(name)) is not None
+                and one.until > now
+                and one.state is state
+                and one.generation == state.generation
+            ):
                 state.counters.hits += 1
                 answers[name] = one.answer
         return answers

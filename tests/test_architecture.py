@@ -92,6 +92,7 @@ KNOWN_TO = {
     "pydantic": {"config"},
     "re2": {"core/lookups.py", "config", "exchange", "tools"},
     "rich": {"cli", "tools"},
+    "urllib3": {"fetch/source.py"},
     "uvloop": {"daemon"},
     "valkey": {"state/valkey.py"},
     "yaml": {"config/yaml_tree.py", "exchange", "tools"},

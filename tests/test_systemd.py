@@ -22,7 +22,7 @@ from tests.requirements import require
 
 SYSTEMD = Path(__file__).parents[1] / "systemd"
 
-UNITS = ("policyd.service", "policyd.socket", "policyd-control.socket")
+UNITS = ("policyd.service", "policyd.socket", "policyd-control.socket", "policyd-fetch.service", "policyd-fetch.timer")
 
 # The bar that the project set itself: `systemd-analyze security` counts from 0 (locked up) to 10.
 MAX_EXPOSURE = 1.5
@@ -58,10 +58,11 @@ def test_verify_would_have_seen_a_misspelt_setting(units: Path) -> None:
     assert "NoNewPrivilege" in verify(units)
 
 
-def test_the_service_is_exposed_no_more_than_the_bar(units: Path) -> None:
+@pytest.mark.parametrize("service", ["policyd.service", "policyd-fetch.service"])
+def test_a_service_is_exposed_no_more_than_the_bar(service: str, units: Path) -> None:
     require("systemd-analyze")
-    ended = run("systemd-analyze", "security", "--offline=yes", "--no-pager", units / "policyd.service")
-    found = re.search(r"Overall exposure level for policyd\.service: ([0-9.]+)", ended.stdout)
+    ended = run("systemd-analyze", "security", "--offline=yes", "--no-pager", units / service)
+    found = re.search(rf"Overall exposure level for {re.escape(service)}: ([0-9.]+)", ended.stdout)
     assert found is not None, ended.stderr
     assert float(found[1]) <= MAX_EXPOSURE
 
@@ -150,7 +151,13 @@ def test_sysusers_makes_a_user_that_nobody_can_log_in_as(installed: Path) -> Non
 def test_tmpfiles_makes_the_folders_that_the_unit_needs(installed: Path) -> None:
     uid = int((installed / "etc" / "passwd").read_text().split(":")[2])
     (log,) = setting("policyd.service", "ReadWritePaths")
-    wanted = {"/etc/policyd": (0, 0o750), "/etc/policyd/lists": (0, 0o750), log: (uid, 0o2750)}
+    (lists,) = setting("policyd-fetch.service", "ReadWritePaths")
+    wanted = {
+        "/etc/policyd": (0, 0o750),
+        "/etc/policyd/lists": (0, 0o750),
+        log: (uid, 0o2750),
+        lists: (uid, 0o755),
+    }
     made = {name: (installed / name[1:]).stat() for name in wanted}
     assert {name: (each.st_uid, stat.S_IMODE(each.st_mode)) for name, each in made.items()} == wanted
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "serve": "policyd.cli.daemon",
     "status": "policyd.cli.control",
     "reload": "policyd.cli.control",
+    "fetch": "policyd.cli.fetch",
     "forget": "policyd.cli.control",
     "check": "policyd.cli.rules",
     "explain": "policyd.cli.rules",

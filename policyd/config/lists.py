@@ -282,6 +282,7 @@ class ListDefinition:
     column: int
     values: list[Scalar] = field(default_factory=list)
     file: ListFile | None = None
+    file_path: str = ""  # also if the file cannot be read
     local: bool = False  # written by this host, and no part of the ruleset's hash
     source: Source | None = None  # where `policyd fetch` gets it; such a list is no part of the hash either
     used: bool = False

@@ -403,6 +403,7 @@ class _Reader:
                 self._add(item.value, "file: expected the name of a file, not ''")
             return
         path = self._replaced.get(definition.name) or str(Path(self._path).parent / name)
+        definition.file_path = path
         may_be_missing = definition.name not in self._replaced and (
             definition.local or (written is not None and checked_at(path) is None)
         )

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from policyd import __version__
 from policyd.config.list_sources import checked_at
 from policyd.core.identity import Status
-from policyd.core.ruleset import Verb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -192,7 +191,7 @@ def _reload(running: Running) -> Section:
 
 def _answers(running: Running) -> Section:
     rates = running.rates.per_second(monotonic())
-    text = ", ".join(f"{verb} {rates[verb]:.1f}" for verb in map(str, Verb))
+    text = ", ".join(f"{verb} {rate:.1f}" for verb, rate in rates.items())
     rounded = {verb: round(rate, 3) for verb, rate in rates.items()}
     return Section({"answers_per_second": rounded}, (("answers/s", f"{text} (over the last minute)"),))
 

@@ -1,0 +1,68 @@
+"""`policyd fetch`: keep the lists with `from:` current."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from policyd.cli import Failure
+from policyd.cli.options import rules_options
+from policyd.cli.rules_in_force import reload_data, rules_in_force
+from policyd.config.files import UnreadableError
+from policyd.fetch.run import Choice, NoSuchListError
+from policyd.fetch.run import fetch as fetch_lists
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@click.command()
+@rules_options
+@click.option("--list", "only", multiple=True, metavar="NAME", help="Only this list. May be given several times.")
+@click.option("--force", is_flag=True, help="Fetch lists that are not due or not changed, too.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done; put nothing in place.")
+@click.option(
+    "--accept",
+    multiple=True,
+    metavar="NAME",
+    help="Take this list once without min_entries and max_change. May be given several times.",
+)
+def fetch(
+    config: str | None,
+    rules: str | None,
+    only: Sequence[str],
+    force: bool,
+    dry_run: bool,
+    accept: Sequence[str],
+) -> None:
+    """Fetch the lists that say where they come from (from:), and put good copies in force.
+
+    A new copy replaces the old one only if it is complete, has enough entries, did not change too much, holds no
+    reserved or protected network, and the ruleset in force loads and passes its tests with it. Otherwise the old copy
+    stays in force. The former copy is kept as FILE.previous. Exit status: 0 nothing failed, 1 a list was refused.
+
+    \b
+    policyd fetch
+    policyd fetch --list drop --force --dry-run
+    policyd fetch --accept drop
+    """
+    in_force = rules_in_force(config, rules)
+    try:
+        outcome = fetch_lists(in_force.rules, Choice(only, force, dry_run, accept))
+    except NoSuchListError as error:
+        raise click.BadParameter(str(error), param_hint="--list, --accept") from None
+    except UnreadableError as error:
+        raise Failure(str(error), 2) from None
+    for line in outcome.said:
+        click.echo(line)
+    for line in outcome.refused:
+        click.echo(line, err=True)
+    if outcome.changed:
+        reload_data(in_force)
+    if not outcome.said and not outcome.refused:
+        click.echo(f"no list in {Path(in_force.rules.path)} has from:")
+    if outcome.refused:
+        sys.exit(1)

@@ -1,0 +1,68 @@
+"""The rules text in force, from the daemon or the files on disk, and the reload of what a command has changed."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+
+import click
+
+from policyd.cli import Failure
+from policyd.config.control_path import control_path
+from policyd.config.in_force import Text
+from policyd.config.load import load_settings
+from policyd.control.client import ControlError, ask
+from policyd.control.words import Command, Request
+from policyd.core.printable import printable
+from policyd.fetch.run import Rules
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """The rules to judge by, and the daemon's control socket; None if no daemon answers, with the reason."""
+
+    rules: Rules
+    control: str | None
+    why: str = ""
+
+
+def rules_in_force(config: str | None, rules: str | None) -> InForce:
+    """Asks the daemon for the rules text in force; without a daemon, or with `rules`, the file on disk is used."""
+    if rules is not None:
+        return InForce(Rules(rules, None), None, "--rules names a file")
+    path = control_path(config)
+    why = "the settings name no control socket"
+    if path is not None:
+        try:
+            answer = ask(path, Request(Command.RULES))
+        except ControlError as error:
+            why = str(error)
+        else:
+            if answer["ok"]:
+                return InForce(Rules(answer["path"], Text(answer["rules"].encode(), time.time())), path)
+            why = "; ".join(answer["errors"])
+    on_disk = load_settings(config).rules
+    if on_disk is None:
+        raise Failure("policyd: name the settings with -c, or the rules file with --rules", 2)
+    return InForce(Rules(on_disk, None), None, why)
+
+
+def reload_data(in_force: InForce) -> None:
+    """Makes the daemon read the lists again, and prints what changed; exits with 1 if it cannot."""
+    if in_force.control is None:
+        click.echo(printable(f"not reloaded: {in_force.why}; the next start or reload takes what changed"), err=True)
+        return
+    try:
+        answer = ask(in_force.control, Request(Command.RELOAD, data=True))
+    except ControlError as error:
+        raise Failure(f"policyd: not reloaded: {error}", 1) from None
+    if not answer["ok"]:
+        for line in answer["errors"]:
+            click.echo(printable(line), err=True)
+        click.echo("policyd: reload failed: the daemon keeps the lists that it has", err=True)
+        sys.exit(1)
+    for path in answer["left_alone"]:
+        click.echo(printable(f"{path} has been edited since it was loaded; left alone (policyd reload takes it)"))
+    for change in answer["changes"] or ["nothing changed"]:
+        click.echo(printable(f"reloaded: {change}"))

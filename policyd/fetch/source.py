@@ -1,0 +1,185 @@
+"""Gets a list over HTTP, within limits of size, time and redirects.
+
+A redirect never leads from https to http or to another scheme. What arrives cut short, compressed without end or too
+slowly raises `FetchError`, whose message is one line and never contains a key.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
+from urllib.parse import urljoin, urlsplit
+
+import urllib3
+
+from policyd import __version__
+from policyd.config.dns_lists import KEY
+from policyd.config.files import MAX_LIST_BYTES
+from policyd.config.list_sources import url_problem
+from policyd.core.printable import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Redirects that are followed.
+MAX_REDIRECTS = 5
+
+# Seconds for all of a download, and for a connection or one read.
+MAX_SECONDS = 300.0
+READ_SECONDS = 30.0
+
+# Seconds that a server may ask to wait (Retry-After); a longer wait would disarm the list.
+MAX_WAIT = 86400.0
+
+_PIECE = 1 << 16
+_GZIP = b"\x1f\x8b"
+_REDIRECTS = {301, 302, 303, 307, 308}
+
+
+class FetchError(Exception):
+    """The list cannot be fetched. The message is one line; `retry_after` is how long the server asks to wait (s)."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(printable(message))
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True, slots=True)
+class Validators:
+    """What tells whether a list has changed since it was fetched (RFC 9110 section 8.8)."""
+
+    etag: str = ""
+    last_modified: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """An answer: the list's bytes, None if they have not changed, and the validators for the next time."""
+
+    content: bytes | None
+    validators: Validators
+
+
+def get(url: str, key: str, validators: Validators) -> Fetched:
+    """Gets the list at `url`, in which `{key}` stands for the key. Raises FetchError."""
+    deadline = time.monotonic() + MAX_SECONDS
+    headers = {"User-Agent": f"policyd/{__version__}", "Accept-Encoding": "gzip"}
+    if validators.etag:
+        headers["If-None-Match"] = validators.etag
+    if validators.last_modified:
+        headers["If-Modified-Since"] = validators.last_modified
+    address = url.replace(KEY, key)
+    try:
+        with urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(READ_SECONDS)) as pool:
+            for _ in range(MAX_REDIRECTS + 1):
+                response = pool.request("GET", address, headers=headers, redirect=False, preload_content=False)
+                try:
+                    if response.status not in _REDIRECTS:
+                        return _read(response, deadline)
+                    address = _redirected(address, response.headers.get("Location", ""), key)
+                finally:
+                    response.close()
+            raise FetchError(f"more than {MAX_REDIRECTS} redirects")
+    except urllib3.exceptions.HTTPError as error:
+        raise FetchError(_without_key(_told(error), key)) from None
+    except (ValueError, OSError) as error:  # a certificate store that cannot be read, a header that is none
+        raise FetchError(_without_key(f"cannot be fetched: {error}", key)) from None
+
+
+def _read(response: urllib3.BaseHTTPResponse, deadline: float) -> Fetched:
+    if response.status == 304:
+        return Fetched(None, Validators())
+    if response.status != 200:
+        reason = f" {response.reason}" if response.reason else ""
+        wait = _retry_after(response.headers.get("Retry-After", ""))
+        asks = "" if wait is None else f"; the server asks to wait {wait:.0f} s"
+        raise FetchError(f"the server answers {response.status}{reason}{asks}", wait)
+    pieces: list[bytes] = []
+    size = 0
+    for piece in _plain(_pieces(response, deadline)):
+        size += len(piece)
+        if size > MAX_LIST_BYTES:
+            raise FetchError(f"is longer than {MAX_LIST_BYTES >> 20} MiB")
+        pieces.append(piece)
+    found = Validators(response.headers.get("ETag", ""), response.headers.get("Last-Modified", ""))
+    return Fetched(b"".join(pieces), found)
+
+
+def _pieces(response: urllib3.BaseHTTPResponse, deadline: float) -> Iterator[bytes]:
+    """The body as it was sent, so that this file alone decides how much is decompressed."""
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in {"identity", "gzip", "x-gzip", ""}:
+        raise FetchError(f"Content-Encoding {encoding[:40]!r} was not asked for")
+    while piece := response.read1(_PIECE, decode_content=False):
+        if time.monotonic() > deadline:
+            raise FetchError(f"did not arrive within {MAX_SECONDS:.0f} s")
+        yield piece
+
+
+def _plain(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The body without gzip, whether that was the transfer's encoding or is the file's own."""
+    first = b""
+    while len(first) < len(_GZIP) and (piece := next(pieces, b"")):
+        first += piece
+    if not first.startswith(_GZIP):
+        yield first
+        yield from pieces
+        return
+    inflater = zlib.decompressobj(wbits=31)
+    piece = first
+    try:
+        while piece:
+            if inflater.eof:  # one compressed file after the other makes one file (RFC 1952 section 2.2)
+                inflater = zlib.decompressobj(wbits=31)
+            yield inflater.decompress(piece, _PIECE)
+            piece = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
+            piece = piece or next(pieces, b"")
+        yield inflater.flush()
+    except zlib.error:
+        raise FetchError("the compressed data are damaged") from None
+    if not inflater.eof:
+        raise FetchError("was cut short: the compressed data have no end")
+
+
+def _redirected(address: str, location: str, key: str) -> str:
+    """Where a redirect leads. Raises FetchError if it must not be followed."""
+    if not location:
+        raise FetchError("a redirect names no address")
+    target = urljoin(address, location)
+    shown = _without_key(repr(target[:200]), key)
+    if problem := url_problem(target):
+        raise FetchError(f"the redirect to {shown} is not followed: it {problem}")
+    if urlsplit(address).scheme == "https" and urlsplit(target).scheme != "https":
+        raise FetchError(f"the redirect to {shown} is not followed: it leads from https to http")
+    return target
+
+
+def _retry_after(text: str) -> float | None:
+    """Seconds to wait (RFC 9110 section 10.2.3), at most MAX_WAIT; None if the server does not say."""
+    if text.isascii() and text.isdigit() and len(text) <= 9:
+        return min(float(text), MAX_WAIT)
+    try:
+        return min(max(0.0, parsedate_to_datetime(text).timestamp() - time.time()), MAX_WAIT)
+    except (ValueError, TypeError):
+        return None
+
+
+def _told(error: urllib3.exceptions.HTTPError) -> str:
+    match error:
+        case urllib3.exceptions.IncompleteRead() | urllib3.exceptions.ProtocolError():
+            return "was cut short: the connection ended before the list did"
+        case urllib3.exceptions.SSLError():
+            return f"the server's certificate or TLS is not accepted: {error}"
+        case urllib3.exceptions.ConnectTimeoutError() | urllib3.exceptions.ReadTimeoutError():
+            return f"the server does not answer within {READ_SECONDS:.0f} s"
+        case urllib3.exceptions.NewConnectionError():
+            return "no connection to the server"
+        case _:
+            return f"cannot be fetched: {error}"
+
+
+def _without_key(text: str, key: str) -> str:
+    return text.replace(key, KEY) if key else text

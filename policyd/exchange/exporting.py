@@ -16,6 +16,7 @@ from policyd.exchange.access import postfix, sendmail
 from policyd.exchange.firewall import ipset, iptables, nftables
 from policyd.exchange.lists import csv_table, json_rules, plain, rspamd_map
 from policyd.exchange.model import Line, NoEqualError, Report, Row, Term, Verdict
+from policyd.exchange.owned_networks import OwnedNetworks
 from policyd.exchange.postfix import cidr
 from policyd.exchange.values import looks_like_address, term
 
@@ -68,7 +69,9 @@ def export(
         rows = list(_of_lists(loaded, lists, options.verdict, report))
         what = ", ".join(lists)
     else:
-        rows = list(_in_force(_of_rules(loaded, report), report, today, whole=FORMATS[name].whole))
+        whole = FORMATS[name].whole
+        rules = _of_rules(loaded, report, None if whole else OwnedNetworks(loaded))
+        rows = list(_in_force(rules, report, today, whole=whole))
         what = "rules"
         _mind_the_rest(loaded, report)
     # The name of a file may hold anything; what is written stands in a comment.
@@ -76,17 +79,21 @@ def export(
     return FORMATS[name].write(rows, report, replace(options, heading=printable(heading))), report
 
 
-def _of_rules(loaded: Loaded, report: Report) -> Iterator[Row]:
+def _of_rules(loaded: Loaded, report: Report, owned: OwnedNetworks | None) -> Iterator[Row]:
+    """Returns the rules as rows; with `owned`, systems and countries as their networks."""
     for rule in loaded.ruleset.rules:
         line = Line(loaded.rules_file.path, rule.line, f"rule {rule.name}")
         if any(condition.kind is Kind.LISTED for condition in (*rule.match, *rule.exceptions)):
             report.lose(line, "uses listed; no format asks DNS lists with three answers")
             continue
+        match, exceptions = tuple(_terms(loaded, rule.match)), tuple(_terms(loaded, rule.exceptions))
+        if owned is not None:
+            match, exceptions = owned.as_networks(match), owned.as_networks(exceptions)
         yield Row(
             line,
-            tuple(_terms(loaded, rule.match)),
+            match,
             Verdict.of(rule.action),
-            tuple(_terms(loaded, rule.exceptions)),
+            exceptions,
             rule.name,
             rule.observe,
             rule.expires,

@@ -1,0 +1,77 @@
+"""The networks of an autonomous system or a country, for formats that know addresses only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from netaddr import IPAddress, IPNetwork, IPRange, cidr_merge
+
+from policyd.config.databases import DatabaseKind
+from policyd.exchange.model import Term
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from policyd.config.load import Loaded
+    from policyd.core.owners import Owner
+
+_KINDS = {"asn": DatabaseKind.ASN, "country": DatabaseKind.COUNTRY}
+
+
+class OwnedNetworks:
+    """Turns `asn` and `country` into `cidr`, by the databases of a ruleset. A database is read once, and only if a rule
+    needs it: it takes seconds."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self._databases = loaded.rules_file.databases
+        self._wanted: dict[str, set[str]] = {"asn": set(), "country": set()}
+        for rule in loaded.ruleset.rules:
+            for condition in (*rule.match, *rule.exceptions):
+                if condition.name in self._wanted:
+                    values = [value for value in condition.values if not value.startswith("$")]
+                    lists = [loaded.lists[value[1:]] for value in condition.values if value.startswith("$")]
+                    values += [entry.text for one in lists for entry in one.entries()]
+                    self._wanted[condition.name].update(map(_folded, values))
+        self._networks: dict[str, dict[str, list[IPNetwork]]] = {}
+
+    def as_networks(self, terms: tuple[Term, ...]) -> tuple[Term, ...]:
+        """Returns the terms with networks, merged, in the place of owners.
+
+        Terms of one condition are alternatives, and all conditions must hold: with a condition on networks beside it,
+        or with both of system and country, owners stay as they are, which the format then reports.
+        """
+        names = {term.condition for term in terms}
+        owners = names & self._wanted.keys()
+        if len(owners) != 1 or "cidr" in names:
+            return terms
+        (name,) = owners
+        values = [_folded(term.value) for term in terms if term.condition == name]
+        networks = [network for value in values for network in self._of(name).get(value, ())]
+        others = tuple(term for term in terms if term.condition != name)
+        if not networks:
+            return terms
+        return (*others, *(Term("cidr", str(network)) for network in cidr_merge(networks)))
+
+    def _of(self, name: str) -> dict[str, list[IPNetwork]]:
+        """The networks of each value that a rule names."""
+        if name not in self._networks:
+            found: dict[str, list[IPNetwork]] = {}
+            database = self._databases.get(_KINDS[name])
+            for version, first, last, owner in database.ranges() if database is not None else ():
+                value = _value(name, owner)
+                if value in self._wanted[name]:
+                    found.setdefault(value, []).extend(_cidrs(version, first, last))
+            self._networks[name] = found
+        return self._networks[name]
+
+
+def _cidrs(version: int, first: int, last: int) -> Iterator[IPNetwork]:
+    yield from IPRange(IPAddress(first, version), IPAddress(last, version)).cidrs()
+
+
+def _value(name: str, owner: Owner) -> str:
+    return str(owner.asn) if name == "asn" else owner.country
+
+
+def _folded(value: str) -> str:
+    return value.upper().removeprefix("AS") if value[-1:].isdigit() else value.upper()

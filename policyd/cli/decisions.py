@@ -303,7 +303,9 @@ def _explained_today(loaded: Loaded, decision: LoggedDecision) -> Explanation | 
     owner = loaded.ruleset.owners.find(request) if loaded.ruleset.owners is not None else None
     known = decision.greylist.decode("ascii", "replace")
     greylist = Greylisted(known) if known in set(Greylisted) else Greylisted.NEW
-    facts = Facts(identity, parse_answers(decision.lists), owner, first_counts(loaded.ruleset, request), greylist)
+    facts = Facts(
+        identity, parse_answers(decision.lists), owner, first_counts(loaded.ruleset, request, owner), greylist
+    )
     decided = decide(loaded.ruleset, request, facts, utc_today())
     if isinstance(decided, Needs):
         return None

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     import datetime
 
     from policyd.core.index import Ruleset
+    from policyd.core.owners import Owner
     from policyd.core.protocol import Request
-    from policyd.memory.definitions import AsnOf, CounterDefinition
+    from policyd.memory.definitions import CounterDefinition
 
 
 class Count(NamedTuple):
@@ -23,28 +24,27 @@ class Count(NamedTuple):
     value: bytes | None
 
 
-def no_asn(_request: Request) -> bytes:
-    """Returns no AS number: for rulesets without a database."""
-    return b""
-
-
-def counts_of(inquiry: Inquiry, asn_of: AsnOf = no_asn) -> list[Count]:
+def counts_of(inquiry: Inquiry) -> list[Count]:
     """Returns the counters that count the inquiry's request."""
-    request, counts = inquiry.request, []
+    request, counts, owner = inquiry.request, [], inquiry.owner
+    asn = b"AS%d" % owner.asn if owner is not None and owner.asn else b""
     for number, counted in enumerate(inquiry.ruleset.counters):
         if not inquiry.is_counted(number):
             continue
         counter = cast("CounterDefinition", counted.definition)
-        key, value = counter.key(request, asn_of), counter.value(request, asn_of)
+        key, value = counter.key(request, asn), counter.value(request, asn)
         if key is not None and (value is not None or counter.distinct is None):
             counts.append(Count(counter, key, value))
     return counts
 
 
-def first_counts(ruleset: Ruleset, request: Request, asn_of: AsnOf = no_asn) -> dict[str, int]:
-    """Returns the values of counters for a request that is the first of its kind: 1 for each that counts it."""
-    inquiry = Inquiry(ruleset, request, NOTHING_KNOWN, _ANY_DAY)
-    return {count.counter.name: 1 for count in counts_of(inquiry, asn_of)}
+def first_counts(ruleset: Ruleset, request: Request, owner: Owner | None = None) -> dict[str, int]:
+    """Returns the values of counters for a request that is the first of its kind: 1 for each that counts it.
+
+    An `owner` that is not given is looked up in the databases of the ruleset.
+    """
+    inquiry = Inquiry(ruleset, request, NOTHING_KNOWN._replace(owner=owner), _ANY_DAY)
+    return {count.counter.name: 1 for count in counts_of(inquiry)}
 
 
 _ANY_DAY = cast("datetime.date", None)  # counting does not look at it

@@ -6,24 +6,19 @@ import functools
 import hashlib
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from policyd.core.address import format_address
 from policyd.core.normalize import domain_of, fold_value
 from policyd.core.protocol import SENDER_STATES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from policyd.core.address import Address
     from policyd.core.protocol import Request
 
 # Bytes of a key or value that are kept as they are. A client may send 64 KiB, and 200,000 keys are to fit into 120 MB;
 # a longer one is cut and told apart by a digest.
 MAX_KEY_BYTES = 128
-
-# What a request's AS number is found with: text, empty without a record. Passed in, since databases are elsewhere.
-AsnOf: TypeAlias = "Callable[[Request], bytes]"
 
 
 class Answered(Enum):
@@ -44,8 +39,11 @@ class KeyPart:
     name: str
     prefixes: tuple[int, int] = (24, 64)
 
-    def of(self, request: Request, asn_of: AsnOf) -> bytes:
-        """Returns the value of this part; empty if the request has none, so that it is not counted."""
+    def of(self, request: Request, asn: bytes) -> bytes:
+        """Returns the value of this part; empty if the request has none, so that it is not counted.
+
+        `asn` is the AS number of the client, `AS64496`; empty without a record.
+        """
         name, address = self.name, request.address
         match name:
             case "client_network":
@@ -55,7 +53,7 @@ class KeyPart:
             case "sender_domain" | "recipient_domain":
                 value = domain_of(request.get(name.removesuffix("_domain")))
             case "asn":
-                value = asn_of(request)
+                value = asn
             case _:
                 value = fold_value(request.get(name))
         if not value and name == "sender" and request.get("protocol_state") in SENDER_STATES:
@@ -95,19 +93,19 @@ class CounterDefinition:
         parts = (self.name, str(self.distinct), *map(str, self.per), str(self.within), self.answered.value, *self.where)
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=8).digest()
 
-    def key(self, request: Request, asn_of: AsnOf) -> bytes | None:
+    def key(self, request: Request, asn: bytes) -> bytes | None:
         """Returns the key under which a request is counted; None if a part of it is empty.
 
         Parts are separated by LF, which no attribute of the protocol can hold.
         """
         if len(self.per) == 1:
-            return bounded(self.per[0].of(request, asn_of)) or None
-        parts = [part.of(request, asn_of) for part in self.per]
+            return bounded(self.per[0].of(request, asn)) or None
+        parts = [part.of(request, asn) for part in self.per]
         return bounded(b"\n".join(parts)) if all(parts) else None
 
-    def value(self, request: Request, asn_of: AsnOf) -> bytes | None:
+    def value(self, request: Request, asn: bytes) -> bytes | None:
         """Returns the value that a `distinct` counter tells apart; None if it is empty."""
-        return bounded(self.distinct.of(request, asn_of)) or None if self.distinct is not None else None
+        return bounded(self.distinct.of(request, asn)) or None if self.distinct is not None else None
 
 
 def bounded(text: bytes) -> bytes:

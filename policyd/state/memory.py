@@ -16,7 +16,7 @@ from policyd.config.public_suffixes import registrable_domains
 from policyd.core.facts import Greylisted
 from policyd.core.identity import Status
 from policyd.core.ruleset import Verb
-from policyd.memory.counting import Count, counts_of, no_asn
+from policyd.memory.counting import Count, counts_of
 from policyd.memory.definitions import Answered, network_of
 from policyd.memory.greylist import Client, judge, waiting_keys
 from policyd.state.operations import Operation, counting, network_key, waiting_key
@@ -28,27 +28,25 @@ if TYPE_CHECKING:
     from policyd.core.engine import Decision, Inquiry
     from policyd.core.facts import Needs
     from policyd.core.index import Ruleset
-    from policyd.memory.definitions import AsnOf, GreylistSettings
+    from policyd.memory.definitions import GreylistSettings
     from policyd.state.operations import Found
     from policyd.state.process import ProcessMemory
     from policyd.state.valkey import SharedMemory
 
 
 class Memory:
-    """The memory of the daemon. `domain_of` and `asn_of` are passed in, because the data behind them are elsewhere."""
+    """The memory of the daemon. `domain_of` is passed in, because the data behind it are elsewhere."""
 
     def __init__(
         self,
         local: ProcessMemory,
         shared: SharedMemory | None,
         domain_of: Callable[[Inquiry], str | None],
-        asn_of: AsnOf = no_asn,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.local = local
         self.shared = shared
         self.domain_of = domain_of
-        self.asn_of = asn_of
         self.clock = clock
 
     def note(self, inquiry: Inquiry) -> Note:
@@ -76,7 +74,7 @@ class Note:
         self._memory = memory
         self._inquiry = inquiry
         self._now = memory.clock()
-        self._counts = counts_of(inquiry, memory.asn_of)
+        self._counts = counts_of(inquiry)
         self._values = {count.counter.name: self._count_here(count) for count in self._counts}
         self._asked: asyncio.Future[list[Found] | None] | None = None
         self._greylist_asked: asyncio.Future[list[Found] | None] | None = None

@@ -14,13 +14,9 @@ RCPT = {
 }
 
 
-def asn_of(request: Request) -> bytes:
-    return b"64500" if request.get("client_address") else b""
-
-
-def key(per: tuple[KeyPart, ...], **attributes: bytes) -> bytes | None:
+def key(per: tuple[KeyPart, ...], asn: bytes = b"AS64500", **attributes: bytes) -> bytes | None:
     counter = CounterDefinition("c", None, per, 3600)
-    return counter.key(Request.of(RCPT | attributes), asn_of)
+    return counter.key(Request.of(RCPT | attributes), asn)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +29,7 @@ def key(per: tuple[KeyPart, ...], **attributes: bytes) -> bytes | None:
         (KeyPart("sender_domain"), b"example.org"),
         (KeyPart("recipient_domain"), b"b.example"),
         (KeyPart("sasl_username"), b"joe"),
-        (KeyPart("asn"), b"64500"),
+        (KeyPart("asn"), b"AS64500"),
         (KeyPart("helo_name"), None),
     ],
 )
@@ -44,7 +40,7 @@ def test_a_part_of_a_key(part: KeyPart, want: bytes | None) -> None:
 def test_an_empty_part_leaves_the_request_uncounted() -> None:
     assert key((KeyPart("sender"), KeyPart("helo_name"))) is None
     assert key((KeyPart("client_network"),), client_address=b"unknown") is None
-    assert key((KeyPart("asn"),), client_address=b"") is None
+    assert key((KeyPart("asn"),), asn=b"") is None
 
 
 def test_the_null_sender_is_a_sender() -> None:

@@ -358,7 +358,9 @@ def run_tests(tests: list[SelfTest], ruleset: Ruleset, path: str, report: Report
     for test in tests:
         facts = test.facts
         if ruleset.counters:
-            facts = facts._replace(counters={**first_counts(enforced, test.request), **(facts.counters or {})})
+            facts = facts._replace(
+                counters={**first_counts(enforced, test.request, facts.owner), **(facts.counters or {})}
+            )
         decision = decide_fully(enforced, test.request, facts, test.today)
         complaint = _complaint(test, decision)
         if complaint and report.room(path):

@@ -181,7 +181,7 @@ class _Daemon:
             most_connections=most_connections,
         )
         rates = Rates(self._counters, monotonic())
-        self._running = Running(self._server, delivery, rates, self._lines_lost)
+        self._running = Running(self._server, delivery, rates, self._lines_lost, self._memory.file)
         self._page = metrics.Page(self._running)
         self._page_server = await self._serve_metrics(settings)
         self._listeners, passed_control = listeners.open_listeners(settings, self._environment)

@@ -137,6 +137,7 @@ class Page:
         yield from self._dns_families()
         yield from self._dns_list_families()
         yield from self._database_families()
+        yield from self._memory_families()
         yield from _by_labels(
             "policyd_log_lines_lost",
             "Log lines that could not be written.",
@@ -231,6 +232,28 @@ class Page:
         for database in databases:
             built.add_metric([database.kind], database.built)
         yield built
+
+    def _memory_families(self) -> Iterator[Metric]:
+        """Of counters and greylisting; of the shared server, if there is one."""
+        memory = self._server.memory
+        yield GaugeMetricFamily("policyd_state_keys", "Keys in the memory of the process.", value=len(memory.local))
+        yield CounterMetricFamily(
+            "policyd_state_evictions",
+            "Keys dropped because of limits.state_keys.",
+            value=memory.local.evicted,
+        )
+        if memory.shared is None:
+            return
+        counters = memory.shared.counters
+        for name, help_text, value in (
+            ("policyd_state_calls", "Calls of the shared memory.", counters.calls),
+            ("policyd_state_failures", "Calls of the shared memory that failed.", counters.failures),
+            ("policyd_state_seconds", "Seconds that calls of the shared memory took.", counters.seconds),
+        ):
+            yield CounterMetricFamily(name, help_text, value=value)
+        yield GaugeMetricFamily(
+            "policyd_state_up", "1 if the shared memory answers; otherwise 0.", value=int(memory.shared.is_up)
+        )
 
 
 class PageServer:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from policyd.daemon.counters import Rates
     from policyd.daemon.reload import Delivery
     from policyd.daemon.server import Server
+    from policyd.state.sqlite import StateFile
 
 # A rule's end is announced so many days before (ruleset.md: `expires`).
 EXPIRY_NOTICE_DAYS = 14
@@ -59,6 +60,7 @@ class Running:
     delivery: Delivery
     rates: Rates
     lines_lost: Callable[[], dict[str, int]]
+    state_file: StateFile | None = None
     started: float = field(default_factory=time.time)
     loaded_at: float = field(default_factory=time.time)
     lost_at: float | None = None
@@ -312,6 +314,36 @@ def _databases(running: Running) -> Section:
     return Section({"databases": data}, lines, tuple(filter(None, (one.age_notice(now) for one in databases))))
 
 
+def _memory(running: Running) -> Section:
+    """Counters and greylisting. No lines without a rule, state file or shared server that uses them."""
+    memory, file = running.server.memory, running.state_file
+    local, shared = memory.local, memory.shared
+    data: dict[str, Any] = {
+        "keys": len(local),
+        "limit": local.max_keys,
+        "evicted": local.evicted,
+        "state_file": None,
+        "shared": None,
+    }
+    lines = []
+    attention = []
+    if running.server.remembers or file is not None or shared is not None:
+        lines.append(("memory", f"{len(local):,} keys of {local.max_keys:,}; evicted {local.evicted:,}"))
+    if file is not None:
+        data["state_file"] = {"path": str(file.path), "used": file.is_used, "why": file.why or None}
+        use = "in use" if file.is_used else "not in use"
+        lines.append(("state file", f"{file.path}: {use}" + (f": {file.why}" if file.why else "")))
+        if file.why:
+            attention.append(f"state_file {file.path} {'cannot be written' if file.is_used else use}: {file.why}")
+    if shared is not None:
+        why = shared.why if not shared.is_up else ""
+        data["shared"] = {"server": shared.name, "up": shared.is_up, "why": why or None}
+        lines.append(("shared", f"{shared.name}: " + ("up" if shared.is_up else f"away: {why}")))
+        if not shared.is_up:
+            attention.append(f"the shared memory {shared.name} is away: {why}; this host counts alone")
+    return Section({"memory": data}, tuple(lines), tuple(attention))
+
+
 def _logs(running: Running) -> Section:
     lost = running.lines_lost()
     attention: tuple[str, ...] = ()
@@ -352,6 +384,7 @@ SECTIONS: tuple[Callable[[Running], Section], ...] = (
     _lists,
     _dns_lists,
     _databases,
+    _memory,
     _logs,
     _endings,
 )

@@ -75,6 +75,7 @@ class StateFile:
     def __init__(self, path: Path, memory: ProcessMemory, clock: Callable[[], float] = time.time) -> None:
         self.path = path
         self.is_used = False
+        self.why = ""  # why the file is not used, or why the last write failed
         self._memory = memory
         self._clock = clock
         self._connection: sqlite3.Connection | None = None
@@ -87,21 +88,24 @@ class StateFile:
             self._read({counter.fingerprint: counter for counter in counters}, greylist)
         except LockedError:
             self._close()
+            self.why = "locked by another process"
             _log.warning("state_file: %s is locked by another process; memory is kept in this process only", self._name)
             return
         except (sqlite3.Error, OSError, ValueError, struct.error) as error:
             self._close()
             self._memory.clear()
+            self.why = _said(error)
             if not self._move_aside(error):
                 return
             try:
                 self._open()
             except (sqlite3.Error, OSError, LockedError) as again:
                 self._close()
+                self.why = _said(again)
                 _log.warning("state_file: %s: %s; memory is kept in this process only", self._name, _said(again))
                 return
         self._memory.changes = Changes()
-        self.is_used = True
+        self.is_used, self.why = True, ""
 
     async def run(self) -> None:
         """Writes changes about once a second, for ever."""
@@ -123,9 +127,12 @@ class StateFile:
             kept.windows |= changes.windows
             kept.networks |= changes.networks
             kept.waiting |= changes.waiting
+            self.why = _said(error)
             message = f"state_file: {self._name}: {_said(error)}; what changed is kept in memory and tried again"
             if (said := self._complaint.happened(message, monotonic())) is not None:
                 _log.warning("%s", said)
+        else:
+            self.why = ""
 
     async def close(self) -> None:
         """Writes what is left, and closes the file."""

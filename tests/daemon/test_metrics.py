@@ -19,6 +19,8 @@ from policyd.core.engine import Decision
 from policyd.core.ruleset import Action, Rule, Verb
 from policyd.daemon.counters import Counters
 from policyd.daemon.metrics import MAX_SCRAPERS, SLICE, Page
+from policyd.state.memory import Memory
+from policyd.state.process import ProcessMemory
 from tests.core.build import build
 from tests.daemon.client import Client, request, unnamed
 from tests.daemon.conftest import StartPolicyd
@@ -134,6 +136,7 @@ async def test_a_page_with_many_rules_is_made_in_slices_and_is_one_page() -> Non
             resolver=SimpleNamespace(in_flight=0, cached_clients=0),
             lists=SimpleNamespace(states={}, in_flight=0, cached_subjects=0),
         ),
+        memory=Memory(ProcessMemory(1), None, lambda _inquiry: None),
     )
     running = SimpleNamespace(
         server=server,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from policyd.core.identity import AddressesAnswer, NamesAnswer
+    from policyd.dns.identify import AddressesAnswer, NamesAnswer
 
 UNBOUND = "/usr/sbin/unbound"
 
@@ -315,7 +315,7 @@ def encode_name(text: str) -> bytes:
 
 @dataclass
 class Zone:
-    """`policyd.core.identity.Lookups` over a map of records and a list of what fails.
+    """`policyd.dns.identify.Lookups` over a map of records and a list of what fails.
 
     `records` has the names or addresses of a name and a type (`1.2.0.192.in-addr.arpa PTR`); what is not there does
     not exist. `failures` has the reason for a name and a type that fails. `asked` is what was asked for.

@@ -38,9 +38,10 @@ from policyd.tools.explain import as_json as explanation_as_json
 from policyd.tools.explain import explain as put_together
 
 if TYPE_CHECKING:
+    from policyd.config.dns_list import DnsList
     from policyd.config.settings import Dns
     from policyd.core.address import Address
-    from policyd.core.dns_lists import DnsList, ListAnswer
+    from policyd.core.dns_lists import ListAnswer
     from policyd.core.index import Ruleset
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from policyd.config.dns_list import Code
 from policyd.config.problems import quoted
-from policyd.core.dns_lists import Code
 
 _PARTS = re.compile(r"\[[^\[\]]*\]|[^.\[\]]+")
 _NUMBER = re.compile(r"[0-9]{1,3}")

@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING
 import idna
 
 from policyd.config.dns_codes import CodeError, can_match, parse_code
+from policyd.config.dns_list import Ask, DnsList
 from policyd.config.files import OversizedError, UnreadableError, read_file
 from policyd.config.known_zones import known_zone
 from policyd.config.problems import Problem, did_you_mean, quoted
 from policyd.config.yaml_tree import Mapping, Scalar, Sequence, describe
 from policyd.core.address import format_address, parse_address
-from policyd.core.dns_lists import Ask, DnsList
 from policyd.core.identity import may_be_host
 from policyd.core.normalize import fold_name
 
 if TYPE_CHECKING:
+    from policyd.config.dns_list import Code
     from policyd.config.known_zones import KnownZone
     from policyd.config.problems import Report
     from policyd.config.yaml_tree import Item, Node
-    from policyd.core.dns_lists import Code
 
 DNS_LIST_KEYS = ("zone", "key_file", "ask", "codes", "refused", "self_test")
 

@@ -23,6 +23,7 @@ from policyd.config.conditions import CONDITIONS, DATABASE_OF, KNOWN_VALUES, UNP
 from policyd.config.counters import read_counters, read_greylist
 from policyd.config.databases import DatabaseKind, read_databases
 from policyd.config.dates import parse_date
+from policyd.config.dns_list import Ask
 from policyd.config.dns_lists import NAME_PATTERN, read_dns_lists
 from policyd.config.files import (
     MAX_LIST_BYTES,
@@ -41,7 +42,6 @@ from policyd.config.problems import Problem, Severity, did_you_mean, quoted
 from policyd.config.public_suffixes import registrable_domains
 from policyd.config.written import RulesFile, WrittenCondition, WrittenRule
 from policyd.config.yaml_tree import Mapping, Scalar, Sequence, describe, parse_yaml
-from policyd.core.dns_lists import Ask
 from policyd.core.index import Counted, Counts, Ruleset
 from policyd.core.owners import Owners
 from policyd.core.protocol import ATTRIBUTES

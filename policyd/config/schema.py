@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from policyd.config.actions import PLACEHOLDERS
 from policyd.config.conditions import CONDITIONS, PROTOCOL_STATES, Form
 from policyd.config.counters import COUNTER_KEYS, GREYLIST_KEYS
+from policyd.config.dns_list import Ask
 from policyd.config.dns_lists import DNS_LIST_KEYS, KEY, NAME_PATTERN
 from policyd.config.list_sources import SOURCE_FORMATS, SOURCE_KEYS, TRUTHS
 from policyd.config.rules_reader import MODES
 from policyd.config.settings import ADAPTER, Settings
-from policyd.core.dns_lists import Ask
 from policyd.core.facts import Greylisted
 from policyd.core.identity import Status
 from policyd.core.protocol import ATTRIBUTES

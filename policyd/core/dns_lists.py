@@ -6,21 +6,11 @@ A list says *listed* or *not listed*, or it says nothing that can be used: *unkn
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from enum import Enum, StrEnum
+from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-
-class Ask(StrEnum):
-    """The part of a request that a list is asked for."""
-
-    CLIENT_ADDRESS = "client_address"
-    HOSTNAME = "hostname"
-    HELO_NAME = "helo_name"
-    SENDER_DOMAIN = "sender_domain"
 
 
 class ListStatus(Enum):
@@ -72,47 +62,3 @@ def combine(answers: Iterable[ListAnswer]) -> ListAnswer:
         if answer.status is ListStatus.UNKNOWN:
             return answer
     return NOT_LISTED if any(answer.asked for answer in answers) else NEVER_ASKED
-
-
-@dataclass(frozen=True, slots=True)
-class Code:
-    """A pattern of addresses, in Postfix's syntax (`127.0.[0..2].[2;4]`; postconf(5), `reject_rbl_client`).
-
-    Each of `parts` is a bit mask: bit 4 is set if the part may be 4.
-    """
-
-    text: str
-    parts: tuple[int, int, int, int]
-
-    def matches(self, number: int) -> bool:
-        """Whether an IPv4 address, given as a number, is one of these."""
-        first, second, third, fourth = self.parts
-        return bool(
-            first >> (number >> 24) & 1
-            and second >> (number >> 16 & 255) & 1
-            and third >> (number >> 8 & 255) & 1
-            and fourth >> (number & 255) & 1
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class DnsList:
-    """The definition of one list.
-
-    `zone` is the zone that is asked, in A-labels, lower case, without the trailing dot. If it holds a key, it must not
-    appear in any text: `shown_zone`, with `{key}` in the key's place, stands for it. `self_test` is the entry that
-    must be listed (an address or a name), or empty for a list that is not tested.
-    """
-
-    name: str
-    zone: str = field(repr=False)
-    shown_zone: str
-    ask: Ask
-    codes: tuple[Code, ...]
-    refused: tuple[Code, ...] = ()
-    self_test: str = ""
-
-    @property
-    def takes_addresses(self) -> bool:
-        """Whether it is asked for addresses, not for names."""
-        return self.ask is Ask.CLIENT_ADDRESS

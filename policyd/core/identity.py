@@ -1,21 +1,18 @@
-"""The client's identity as reverse DNS tells it: status, names, and the reason of an error.
+"""The client's identity as reverse DNS tells it: status, names, the reason of an error; and what Postfix says of it.
 
-`identify` is forward-confirmed reverse DNS, PTR and back (RFC 8601 section 3, `iprev`; RFC 1912 section 2.1), over
-lookups that are passed in: it knows neither sockets nor clocks, so it runs over a real resolver and over a dict alike.
-It promises one of the four statuses for whatever DNS says. Deadlines, TTLs and caching are the lookups' business.
+`policyd.dns.identify` finds it out.
 """
 
 from __future__ import annotations
 
 import re
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
-from policyd.core.address import Address, reverse_name
 from policyd.core.normalize import fold_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from policyd.core.protocol import Request
 
@@ -63,67 +60,6 @@ class Identity(NamedTuple):
 
 # A client without an address: there is nothing to look up.
 NO_ADDRESS = Identity(Status.ERROR, reason=Reason.NO_ADDRESS, names_known=False)
-
-# Forward lookups for one client. RFC 8601 section 3 recommends a limit, and RFC 7208 section 4.6.4 sets this one
-# for the same lookups in SPF.
-MAX_TRIED = 10
-
-# PTR names that are kept for one client at most. A message of 64 KiB holds 4,000, an answer that fits a datagram some
-# 40; and every name is matched against the rules at each request, at about 5 us a name.
-MAX_CLAIMED = 256
-
-# An answer of DNS: the names of PTR records in presentation form (RFC 1035 section 5.1), or the addresses of a name;
-# empty is a definite "none". Or why there is no answer.
-NamesAnswer: TypeAlias = tuple[bytes, ...] | Reason
-AddressesAnswer: TypeAlias = tuple[Address, ...] | Reason
-
-
-class Lookups(Protocol):
-    """The DNS lookups of `identify` for one client. They raise nothing: a failure is a `Reason`."""
-
-    async def names(self, name: bytes) -> NamesAnswer:
-        """Returns the PTR records at `name`."""
-
-    async def addresses(self, names: Sequence[bytes], version: int) -> Sequence[AddressesAnswer]:
-        """Returns the A (version 4) or AAAA (6) records of each name, in the same order, asked for at the same time."""
-
-
-async def identify(address: Address | None, lookups: Lookups) -> Identity:
-    """Returns the identity of a client, as far as DNS tells it; `seconds` is left at 0.
-
-    The forward lookups are of the client's own address family: an IPv4-mapped address is the IPv4 address. Names
-    that no host can have are claimed, but not looked up. The result has everything that was learnt before a failure.
-    """
-    if address is None:
-        return NO_ADDRESS
-    answer = await lookups.names(reverse_name(address))
-    if isinstance(answer, Reason):
-        return Identity(Status.ERROR, reason=answer, names_known=False)
-    names = sorted({fold_ptr_name(name) for name in answer})
-    if not names:
-        return Identity(Status.MISSING)
-    tried = [name for name in names if may_be_host(name)][:MAX_TRIED]
-    answers = await lookups.addresses(tried, address[0]) if tried else ()
-    verified: list[bytes] = []
-    failure: Reason | None = None
-    for name, addresses in zip(tried, answers, strict=True):
-        if isinstance(addresses, Reason):
-            failure = failure or addresses
-        elif address in addresses:
-            verified.append(name)
-    if len(names) > MAX_CLAIMED:
-        names = sorted({*names[:MAX_CLAIMED], *tried})
-    claimed = tuple(name for name in names if name not in verified)
-    if verified:
-        return Identity(Status.VERIFIED, tuple(verified), claimed)
-    if failure is not None:
-        return Identity(Status.ERROR, claimed=claimed, reason=failure)
-    return Identity(Status.MISMATCH, claimed=claimed)
-
-
-def fold_ptr_name(name: bytes) -> bytes:
-    """Returns the form in which names from DNS are kept: lower case, without the trailing dot; the root is `.`."""
-    return name.lower().removesuffix(b".") or b"."
 
 
 _LABEL = rb"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from collections.abc import Set as AbstractSet
 
-    from policyd.core.dns_lists import DnsList
     from policyd.core.facts import Needs
     from policyd.core.lookups import Lookup
     from policyd.core.owners import Owners
@@ -130,7 +129,7 @@ class Ruleset:
     observe: bool = False
     hash: str = "00000000"
     counts: Counts = Counts()
-    dns_lists: tuple[DnsList, ...] = ()  # those that a rule uses
+    dns_lists: tuple[Any, ...] = ()  # definitions of those that a rule uses, which policyd.dns reads
     owners: Owners | None = None
     counters: tuple[Counted, ...] = ()
     greylist: Any = None  # the settings of greylisting, which memory reads; None if no rule greylists

@@ -12,7 +12,6 @@ from weakref import WeakValueDictionary
 
 import re2
 
-from policyd.core.generic import is_generic
 from policyd.core.normalize import decode_for_expressions, domain_of, fold_name, fold_value
 from policyd.core.protocol import SENDER_STATES, Request
 from policyd.core.tables import NOTHING, Hits, NameTable, RangeTable
@@ -20,10 +19,10 @@ from policyd.core.tables import NOTHING, Hits, NameTable, RangeTable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from policyd.core.address import Address
     from policyd.core.facts import Known
     from policyd.core.hits import HitsByNumber
     from policyd.core.identity import Status
-    from policyd.core.public_suffix import RegistrableDomains
 
 
 def _sender_of(request: Request) -> bytes | None:
@@ -259,8 +258,8 @@ class StatusLookup:
 class GenericLookup:
     """`hostname_generic`: whether a verified name, or else a claimed one, contains the client's own address."""
 
-    def __init__(self, domains: RegistrableDomains, hits: Hits) -> None:
-        self._domains = domains
+    def __init__(self, is_generic: Callable[[bytes, Address], bool], hits: Hits) -> None:
+        self._is_generic = is_generic
         self._hits = hits
 
     def find(self, request: Request, known: Known) -> Hits:
@@ -268,7 +267,7 @@ class GenericLookup:
         if identity is None or address is None:
             return NOTHING
         names = identity.verified or identity.claimed
-        return self._hits if any(is_generic(name, address, self._domains) for name in names) else NOTHING
+        return self._hits if any(self._is_generic(name, address) for name in names) else NOTHING
 
     def holding(self, entry: bytes) -> frozenset[int]:
         """The conditions that an entry (`yes`) makes hold."""

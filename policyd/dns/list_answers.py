@@ -12,8 +12,8 @@ from policyd.core.dns_lists import NOT_LISTED, OUTSIDE_127, REFUSED_BY_LIST, Lis
 from policyd.core.identity import Reason
 
 if TYPE_CHECKING:
-    from policyd.core.dns_lists import DnsList
-    from policyd.core.identity import AddressesAnswer
+    from policyd.config.dns_list import DnsList
+    from policyd.dns.identify import AddressesAnswer
 
 # Addresses of one answer that are kept and logged. Lists answer with one for each of their parts, of which the largest
 # public list has nine.

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
-from policyd.core.dns_lists import Ask
-from policyd.core.identity import MAX_TRIED, may_be_host
+from policyd.config.dns_list import Ask
+from policyd.core.identity import may_be_host
 from policyd.core.normalize import domain_of, fold_name
 from policyd.core.protocol import SENDER_STATES
+from policyd.dns.identify import MAX_TRIED
 
 if TYPE_CHECKING:
+    from policyd.config.dns_list import DnsList
     from policyd.core.address import Address
-    from policyd.core.dns_lists import DnsList
     from policyd.core.identity import Identity
     from policyd.core.protocol import Request
 

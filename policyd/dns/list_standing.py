@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from random import Random
 
+    from policyd.config.dns_list import DnsList
     from policyd.core.address import Address
-    from policyd.core.dns_lists import DnsList
-    from policyd.core.identity import AddressesAnswer
+    from policyd.dns.identify import AddressesAnswer
 
 # Seconds between two self-tests of a list that is in use.
 TEST_SECONDS = 3600.0

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cachetools import LRUCache
 
+from policyd.config.dns_list import Ask
 from policyd.core.address import parse_address
-from policyd.core.dns_lists import NEVER_ASKED, OUT_OF_USE, Ask, ListAnswer, ListStatus, combine, unknown
+from policyd.core.dns_lists import NEVER_ASKED, OUT_OF_USE, ListAnswer, ListStatus, combine, unknown
 from policyd.core.identity import Reason
 from policyd.core.normalize import fold_name
 from policyd.core.throttle import Throttled
@@ -36,11 +37,12 @@ from policyd.dns.lookup import ERROR_SECONDS, MIN_SECONDS, NONE_SECONDS, Answer,
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from policyd.config.dns_list import DnsList
     from policyd.config.settings import Dns
-    from policyd.core.dns_lists import DnsList
-    from policyd.core.identity import AddressesAnswer, Identity
+    from policyd.core.identity import Identity
     from policyd.core.protocol import Request
     from policyd.dns.channels import Channel
+    from policyd.dns.identify import AddressesAnswer
 
 _log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """One lookup up to one deadline: what was asked, what came back, and what is asked again.
 
-`Lookup` is `policyd.core.identity.Lookups` for one client, and asks for the address records of DNS lists. A server that
+`Lookup` is `policyd.dns.identify.Lookups` for one client, and asks for the address records of DNS lists. A server that
 stays silent is asked again while there is time, and a malformed answer once, over a channel of its own. Caching and
 limits are left to `policyd.dns.resolver` and `policyd.dns.lists`.
 """
@@ -11,7 +11,7 @@ import asyncio
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from policyd.core.identity import AddressesAnswer, NamesAnswer, Reason
+from policyd.core.identity import Reason
 from policyd.dns.answers import AAAA, MAX_SECONDS, PTR, A, answer_to
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from policyd.dns.answers import RecordType
     from policyd.dns.channels import Channel, NameServers
+    from policyd.dns.identify import AddressesAnswer, NamesAnswer
 
 # How long an answer is kept, in seconds (ruleset.md, "Reverse DNS"): the smallest TTL of its chain, but at least this
 # (and at most MAX_SECONDS); a definite "none"; anything that failed.
@@ -51,7 +52,7 @@ class Answer(NamedTuple):
 
 
 class Lookup:
-    """The queries of one client, up to one deadline: `policyd.core.identity.Lookups` over aiodns.
+    """The queries of one client, up to one deadline: `policyd.dns.identify.Lookups` over aiodns.
 
     Collects how many seconds the result may be kept and, if `asked` is given, each query with its answer.
     """

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from cachetools import LRUCache
 
 from policyd.core.address import parse_address
-from policyd.core.identity import NO_ADDRESS, Identity, Reason, Status, identify
+from policyd.core.identity import NO_ADDRESS, Identity, Reason, Status
 from policyd.core.normalize import fold_name
 from policyd.core.throttle import Throttled
 from policyd.dns.channels import NameServers
+from policyd.dns.identify import identify
 from policyd.dns.lookup import ERROR_SECONDS, Asked, Lookup
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import datetime
     from collections.abc import Callable, Iterable, Mapping
 
-    from policyd.core.dns_lists import Ask
+    from policyd.config.dns_list import Ask
     from policyd.core.ruleset import Action
 
 # How much of a line a message shows: enough to know it again, in a line of the report that is read as one.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from policyd.core.dns_lists import Ask
+from policyd.config.dns_list import Ask
 from policyd.core.printable import printable
 from policyd.exchange.model import by_condition
 

@@ -20,6 +20,7 @@ from policyd.memory.counting import Count, counts_of
 from policyd.memory.definitions import Answered, network_of
 from policyd.memory.greylist import Client, judge, waiting_keys
 from policyd.state.operations import Operation, counting, network_key, waiting_key
+from policyd.tables.generic import is_generic
 
 if TYPE_CHECKING:
     import asyncio
@@ -61,10 +62,13 @@ def uses_memory(ruleset: Ruleset) -> bool:
 
 def domain_of(inquiry: Inquiry) -> str | None:
     """Returns the registrable domain of the client's verified host name, None if there is none."""
-    identity = inquiry.identity
-    if identity is None or identity.status is not Status.VERIFIED:
+    identity, address = inquiry.identity, inquiry.request.address
+    if identity is None or identity.status is not Status.VERIFIED or address is None:
         return None
-    return registrable_domains().of(identity.hostname)
+    domains = registrable_domains()
+    if is_generic(identity.hostname, address, domains):
+        return None
+    return domains.of(identity.hostname)
 
 
 class Note:

@@ -7,6 +7,7 @@ the others when the rule comes up. Long lists have tables of their own, which se
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from policyd.core.facts import Needs
@@ -31,6 +32,7 @@ from policyd.core.lookups import (
 )
 from policyd.core.ruleset import Condition, Kind, Subject, Verb
 from policyd.core.tables import NOTHING, Entries, LongList, NameTable, Networks, RangeTable
+from policyd.tables.generic import is_generic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -313,7 +315,10 @@ def _build_lookup(  # noqa: PLR0911 - a return for each kind
         case Kind.GENERIC:
             if domains is None:
                 raise TypeError("hostname_generic needs registrable domains")
-            return GenericLookup(domains, hits_of({user for source in sources for user in source.users}, rule_of))
+            return GenericLookup(
+                partial(is_generic, domains=domains),
+                hits_of({user for source in sources for user in source.users}, rule_of),
+            )
         case Kind.VALUE:
             values = _name_tables(subject, sources, rule_of, make_tables)
             return ValueLookup(subject, [(table, exact) for table, exact, _ in values])

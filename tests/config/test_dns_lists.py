@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from policyd.config.dns_list import Ask, DnsList
 from policyd.config.dns_lists import WrittenDnsList, read_dns_lists
 from policyd.config.known_zones import known_zone
 from policyd.config.problems import Report
 from policyd.config.yaml_tree import Mapping, parse_yaml
-from policyd.core.dns_lists import Ask, DnsList
 
 if TYPE_CHECKING:
     from pathlib import Path

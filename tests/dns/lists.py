@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from policyd.config.dns_codes import parse_code
-from policyd.core.dns_lists import Ask, DnsList
+from policyd.config.dns_list import Ask, DnsList
 
 
 def dns_list(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from policyd.core.dns_lists import Ask
+from policyd.config.dns_list import Ask
 from policyd.core.identity import Identity, Reason, Status
 from policyd.core.protocol import Request
 from policyd.dns.list_names import question, subjects

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from policyd.config.dns_list import Ask
 from policyd.core.address import parse_address
-from policyd.core.dns_lists import Ask
 from policyd.core.identity import Reason
 from policyd.dns.list_standing import (
     MAX_RETRY_SECONDS,
@@ -28,8 +28,8 @@ from policyd.dns.list_standing import (
 from tests.dns.lists import dns_list
 
 if TYPE_CHECKING:
-    from policyd.core.dns_lists import DnsList
-    from policyd.core.identity import AddressesAnswer
+    from policyd.config.dns_list import DnsList
+    from policyd.dns.identify import AddressesAnswer
 
 PASSED, UNANSWERED, WRONG = SelfTestOutcome
 

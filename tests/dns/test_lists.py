@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from policyd.config.dns_list import Ask, DnsList
 from policyd.config.settings import Dns, parse_dns_server
 from policyd.core.address import parse_address
-from policyd.core.dns_lists import Ask, DnsList, ListAnswer, ListStatus
+from policyd.core.dns_lists import ListAnswer, ListStatus
 from policyd.dns import lists as module
 from policyd.dns.lists import DnsLists
 from policyd.dns.resolver import Resolver

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from policyd.config.settings import Dns, parse_dns_server
 from policyd.core.address import parse_address
-from policyd.core.identity import MAX_CLAIMED, Identity, Reason, Status, with_claimed
+from policyd.core.identity import Identity, Reason, Status, with_claimed
 from policyd.dns import channels
 from policyd.dns import resolver as module
 from policyd.dns.answers import AAAA, MAX_SECONDS, PTR, A, RecordType, read_answer
+from policyd.dns.identify import MAX_CLAIMED
 from policyd.dns.lookup import Asked
 from policyd.dns.resolver import Resolver, look_up_once
 from tests.name_server import (

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from policyd.config.dns_codes import CodeError, parse_code
+from policyd.config.dns_list import Ask
 from policyd.config.known_zones import known_zone
-from policyd.core.dns_lists import Ask
 from policyd.core.identity import may_be_host
 from policyd.core.normalize import fold_name
 from policyd.core.ruleset import Verb

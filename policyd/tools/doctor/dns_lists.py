@@ -13,8 +13,8 @@ from policyd.tools.doctor.diagnosis import Finding
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from policyd.config.dns_list import DnsList
     from policyd.config.settings import Dns
-    from policyd.core.dns_lists import DnsList
     from policyd.dns.list_standing import SelfTestResult
 
 

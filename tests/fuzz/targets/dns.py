@@ -11,14 +11,15 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from policyd.core.address import parse_address, reverse_name
-from policyd.core.identity import MAX_CLAIMED, MAX_TRIED, Identity, Status, fold_ptr_name, identify
+from policyd.core.identity import Identity, Status
 from policyd.dns.answers import AAAA, MAX_SECONDS, PTR, A, RecordType, read_answer
+from policyd.dns.identify import MAX_CLAIMED, MAX_TRIED, fold_ptr_name, identify
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from policyd.core.identity import AddressesAnswer, NamesAnswer
+    from policyd.dns.identify import AddressesAnswer, NamesAnswer
 
 CLIENTS = (b"192.0.2.1", b"2001:db8::1")
 _TYPES = {"PTR": (PTR.number, "dname"), "CNAME": (5, "cname"), "A": (A.number, "addr"), "AAAA": (AAAA.number, "addr")}

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policyd.core.address import parse_address
-from policyd.core.identity import MAX_CLAIMED, MAX_TRIED, Identity, Lookups, Reason, Status, identify, may_be_host
+from policyd.core.identity import Identity, Reason, Status, may_be_host
+from policyd.dns.identify import MAX_CLAIMED, MAX_TRIED, Lookups, identify
 from tests.name_server import Zone
 
 PTR = "1.2.0.192.in-addr.arpa PTR"

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from policyd.config.public_suffixes import registrable_domains
 from policyd.core.address import Address, parse_address
-from policyd.core.generic import is_generic
 from policyd.core.identity import may_be_host
 from policyd.core.public_suffix import RegistrableDomains
+from policyd.tables.generic import is_generic
 
 V4 = "203.0.113.7"
 V6 = "2001:db8:12:34:5:6:7:89ab"

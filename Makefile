@@ -31,7 +31,7 @@ check: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest tests/test_architecture.py tests/test_lock.py tests/test_no_code.py tests/test_reasons.py
+	$(BIN)/pytest tests/test_architecture.py tests/test_lock.py tests/test_no_code.py tests/test_prose.py tests/test_reasons.py
 
 test: check
 	$(BIN)/pytest $(PARALLEL) $(ARGS)

@@ -71,7 +71,7 @@ def stats(
     input. Without LOG it is the one that the settings name (-c), with the files rotated away from it. With a ruleset
     (-c or --rules), its rules that never matched are named.
 
-    "Got in elsewhere" counts the mails, by sender and recipient, that a rule refused and that passed at another time
+    "Also delivered" counts the mails, by sender and recipient, that a rule refused and that passed at another time
     or from another client: a rule that refuses nothing else is of no use, or in the way of wanted mail.
 
     \b

@@ -87,7 +87,7 @@ def _with_dns_lists(diagnosis: Diagnosis, config: str | None) -> Diagnosis:
 
 
 def _mode(diagnosis: Diagnosis, rules: str) -> str:
-    """Who says that the ruleset only observes; empty if it is enforced."""
+    """Names the source that says the ruleset only observes; empty if the ruleset is enforced."""
     if diagnosis.observes:
         return f"policyd at {diagnosis.question.endpoint}" if diagnosis.question is not None else ""
     return rules if _observes(rules) else ""

@@ -1,4 +1,4 @@
-"""What the commands that read a decision log share: which LOG, and from when."""
+"""Options that the commands which read a decision log share: which LOG, and from when."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def schema(file: str | None) -> None:
 
 
 def _ask_dns(dns: Dns, request: Request) -> tuple[Identity, tuple[Query, ...]]:
-    """What DNS says of the client now, as the daemon would ask it."""
+    """Asks DNS for the client's identity now, as the daemon would."""
     identity, asked = asyncio.run(look_up_once(dns, request.address))
     queries = []
     for one in asked:
@@ -218,7 +218,7 @@ def _today() -> datetime.date:
 def _ask_lists(
     dns: Dns, lists: list[DnsList], request: Request, identity: Identity | None
 ) -> tuple[dict[str, ListAnswer], tuple[Query, ...]]:
-    """What DNS lists say of the client now, with the key of a zone hidden."""
+    """Asks DNS lists for the client now; the key of a zone is hidden."""
     answers, asked = asyncio.run(ask_once(lists, request, identity, dns))
     queries = []
     for one in asked:
@@ -230,7 +230,7 @@ def _ask_lists(
 
 
 def _given_lists(listed: tuple[str, ...], ruleset: Ruleset) -> dict[str, ListAnswer]:
-    """What --listed says."""
+    """Reads --listed."""
     definitions = {one.name: one for one in ruleset.dns_lists}
     answers: dict[str, ListAnswer] = {}
     for text in listed:
@@ -271,7 +271,7 @@ OWNER_ATTRIBUTES = ("asn", "asn_name", "country")
 
 
 def _given_owner(attributes: tuple[str, ...]) -> Owner | None:
-    """What asn=, asn_name= and country= say; None without any."""
+    """Reads asn=, asn_name= and country=; returns None without any of them."""
     given = dict(each.partition("=")[::2] for each in attributes if each.partition("=")[0] in OWNER_ATTRIBUTES)
     if not given:
         return None
@@ -314,7 +314,7 @@ def _given_counters(given: tuple[str, ...], ruleset: Ruleset) -> dict[str, int]:
 
 
 def _given_identity(status: str | None, names: tuple[str, ...]) -> Identity | None:
-    """What --reverse-dns and --hostname say."""
+    """Reads --reverse-dns and --hostname."""
     if status is None and not names:
         return None
     folded = tuple(sorted({fold_name(os.fsencode(name)) for name in names}))

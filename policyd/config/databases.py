@@ -54,7 +54,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class DatabaseKind(StrEnum):
-    """What a database is asked for."""
+    """The kinds of data that a database is asked for."""
 
     ASN = "asn"
     COUNTRY = "country"

@@ -1,4 +1,4 @@
-"""What a load leaves beside settings and ruleset: the files that were read, their text, and an outline to compare.
+"""Results of a load beside settings and ruleset: the files that were read, their text, and an outline to compare.
 
 The daemon keeps all of it while the ruleset is in force: `status` shows the files, `reload --data` loads again from the
 texts, and a reload says what changed from one outline to the next.
@@ -77,7 +77,7 @@ class Texts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """What can be compared between two rulesets: a digest for each rule in order, each list and the default action;
+    """The comparable parts of a ruleset: a digest for each rule in order, each list and the default action;
     and how many entries each list has. `differences` has, of lists whose tables were patched, how many entries they
     have gained and lost since the ruleset that was in force at the load; of networks, how many ranges they make."""
 

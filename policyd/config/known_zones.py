@@ -1,6 +1,6 @@
-"""What is known of well-known DNS lists: whether they list addresses or names, and the answers with which they refuse.
+"""Facts about well-known DNS lists: whether they list addresses or names, and the answers with which they refuse.
 
-A refusal in 127.255.255.0/24 is one for every list and needs no line here (`policyd.dns.list_answers`).
+A refusal in 127.255.255.0/24 holds for every list and needs no line here (`policyd.dns.list_answers`).
 """
 
 from __future__ import annotations

@@ -234,7 +234,7 @@ class _Reader:
 
 
 def url_problem(url: str) -> str:
-    """What is wrong with an address to fetch from; empty if nothing is."""
+    """Describes the problem of a URL to fetch from; empty if there is none."""
     if not _URL_CHARACTERS.fullmatch(url):
         return "is not a URL (printable ASCII without blanks, at most 2,000 characters)"
     try:

@@ -283,8 +283,8 @@ class ListDefinition:
     values: list[Scalar] = field(default_factory=list)
     file: ListFile | None = None
     file_path: str = ""  # also if the file cannot be read
-    local: bool = False  # written by this host, and no part of the ruleset's hash
-    source: Source | None = None  # where `policyd fetch` gets it; such a list is no part of the hash either
+    local: bool = False  # written by this host, and not part of the ruleset's hash
+    source: Source | None = None  # where `policyd fetch` gets it; such a list is not part of the hash either
     used: bool = False
     _parsed: dict[Form, Entries] = field(default_factory=dict)
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What was loaded. The daemon keeps `settings` and `ruleset`; the rest refers to the files' whole content.
+    """The result of a load. The daemon keeps `settings` and `ruleset`; the rest refers to the files' whole content.
 
     `warnings` are there if they were asked for, but those of files that everybody may write always; `seconds` is how
     long it all took. `files` are the files that were read, `texts` what the settings and the rules file say.
@@ -73,7 +73,7 @@ class Loaded:
 
     @property
     def outline(self) -> Outline:
-        """What can be compared with another load."""
+        """Returns the parts that can be compared with another load."""
         assert self.rules_file.outline is not None
         return self.rules_file.outline
 
@@ -89,7 +89,7 @@ class Loaded:
 
     @property
     def summary(self) -> str:
-        """What was loaded, in a line, as check, start and reload print it; and whether it only observes."""
+        """Describes in one line what was loaded, and whether it only observes; check, start and reload print it."""
         counts = self.ruleset.counts
         observes = "; mode: observe, so every answer is DUNNO" if self.ruleset.observe else ""
         return (

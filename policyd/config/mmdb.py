@@ -63,8 +63,8 @@ def is_mmdb(content: bytes) -> bool:
 class MmdbFile:
     """One MMDB file: a `policyd.core.owners.Source`.
 
-    Pickled, it is without its content: whoever unpickles it calls `adopt` with the descriptor of the memory file, which
-    `descriptor` has in the process that read the file. `damaged` counts lookups that found the file broken.
+    A pickled MmdbFile has no content: after unpickling, the caller calls `adopt` with the descriptor of the memory
+    file, which `descriptor` has in the process that read the file. `damaged` counts lookups that found the file broken.
     """
 
     def __init__(self, content: bytes, *, systems: bool, countries: bool) -> None:

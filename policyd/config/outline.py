@@ -56,7 +56,7 @@ def _words(node: Node) -> Iterator[str]:
 
 
 def changes(old: Outline, new: Outline) -> tuple[str, ...]:
-    """What changed from one outline to the next, a line each, at most MAX_CHANGES and a count of the others."""
+    """Describes the changes from one outline to the next, one a line, at most MAX_CHANGES and a count of the others."""
     lines = []
     if old.observe != new.observe:
         lines.append("mode: observe, every answer is DUNNO" if new.observe else "mode: observe has ended")
@@ -80,7 +80,7 @@ def changes(old: Outline, new: Outline) -> tuple[str, ...]:
 
 
 def _gains(outline: Outline, name: str, more: int) -> str:
-    """What a list has gained and lost, if that is known: networks that touch make one range, which says too little."""
+    """Describes the entries that a list has gained and lost; empty if unknown, as after a merge of networks."""
     gained, lost = outline.differences.get(name, (0, 0))
     return f" (+{gained:,} -{lost:,})" if (gained or lost) and gained - lost == more else ""
 

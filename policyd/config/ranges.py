@@ -407,7 +407,7 @@ def _resumed(outer: list[tuple[int, int]], begin: int, before: int) -> Iterator[
 
 
 class _Records(dict[str, int]):
-    """What stands after the addresses -> its number in the table, 0 for no record. Raises ValueError with a message."""
+    """The text after the addresses -> its number in the table, 0 for no record. Raises ValueError with a message."""
 
     def __init__(self, columns: Columns, *, systems: bool) -> None:
         super().__init__()

@@ -801,7 +801,7 @@ class _Reader:
 
 
 def _meant_condition(name: str) -> str:
-    """What to write instead of a condition that there is not."""
+    """Suggests what to write instead of a condition that does not exist."""
     stem, _, ending = name.rpartition("_")
     if stem in ATTRIBUTES and ending in {"suffix", "domain"}:
         if stem in {"client_name", "reverse_client_name"}:

@@ -26,7 +26,7 @@ _PIECE = 1 << 16
 
 
 class Command(StrEnum):
-    """What can be asked."""
+    """The commands of the control socket."""
 
     ALIVE = "alive"
     STATUS = "status"

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class Decision(NamedTuple):
-    """What the ruleset says of one request.
+    """The ruleset's decision on one request.
 
     `rule` is None where the default decided. `verb`, `code` and `text` (a template, as in `Action`) are the decision,
     which Postfix is told unless `observing`, the top-level `mode: observe`, holds it back. `downgraded` says that the
@@ -70,7 +70,7 @@ class Decision(NamedTuple):
 
     @property
     def action(self) -> Verb:
-        """What Postfix is told."""
+        """The verb that Postfix receives."""
         return _DUNNO if self.observing else self.verb
 
     @property
@@ -86,7 +86,7 @@ class Decision(NamedTuple):
 
 
 class Outcome(Enum):
-    """What became of a rule or a condition."""
+    """The result of trying a rule or a condition."""
 
     YES = "yes"
     NO = "no"
@@ -519,7 +519,7 @@ class Inquiry:
     # --- Whether a rule matches -------------------------------------------------------------------------------------
 
     def _try(self, rule: Rule, plan: Plan) -> Outcome:
-        """What becomes of a rule that came up: the condition under which it is filed holds, or needs the identity."""
+        """Tries a candidate rule: the condition under which it is indexed holds, or needs the identity."""
         if not self._fits(plan.match, plan.exceptions):
             return _NO
         if plan.lists is None:
@@ -529,7 +529,7 @@ class Inquiry:
         return outcome if outcome is _NO else _worse(outcome, self._try_names(rule, plan))
 
     def _try_names(self, rule: Rule, plan: Plan) -> Outcome:
-        """What the conditions on the identity make of a rule whose other conditions hold."""
+        """Tries the conditions on the identity of a rule whose other conditions hold."""
         if not plan.match_identity and not plan.exceptions_identity:
             if plan.lists is None or self.identity is None or not plan.lists.by_hostname:
                 return _YES
@@ -556,7 +556,7 @@ class Inquiry:
         return True
 
     def _try_identity(self, plan: Plan, *, exempting: bool) -> Outcome:
-        """What becomes of a rule whose other conditions are settled in its favour."""
+        """Returns the outcome of a rule whose other conditions hold, by the client's identity."""
         unknown = False
         for lookup, number in plan.match_identity:
             holds = self._holds(lookup, number, exempting=exempting)
@@ -575,7 +575,7 @@ class Inquiry:
         return _IN_DOUBT if unknown or (failed and plan.match_identity) else _YES
 
     def _try_greylist(self, rule: Rule, outcome: Outcome) -> Outcome:
-        """What greylisting makes of a rule whose match holds, or may hold: the client was seen before, or waits."""
+        """Tries greylisting for a rule whose match holds, or may hold: the client was seen before, or waits."""
         if self.request.get("protocol_state") != b"RCPT":
             return _NO
         if outcome is _NEEDED:
@@ -590,7 +590,7 @@ class Inquiry:
     # --- DNS lists --------------------------------------------------------------------------------------------------
 
     def _try_lists(self, terms: ListTerms, *, exempting: bool) -> Outcome:
-        """What DNS lists make of a rule whose other conditions hold."""
+        """Tries the conditions on DNS lists of a rule whose other conditions hold."""
         outcome = _YES
         for term in terms.match:
             holds = self._holds_term(term, exempting=exempting)
@@ -635,7 +635,7 @@ class Inquiry:
         return _IN_DOUBT if listed >= term.at_least else _UNKNOWN
 
     def _list_status(self, name: str, *, exempting: bool) -> ListStatus | None:
-        """What a list says, as the place sees it; None if it has not been asked, or the names not looked up."""
+        """Returns a list's answer, judged for this place; None if the list was not asked or the names not looked up."""
         answer = self.lists.get(name)
         status = answer.status if answer is not None else None
         if name not in self._index.hostname_lists:
@@ -692,7 +692,7 @@ class Inquiry:
         return _UNKNOWN if possible else _NO
 
     def _find(self, lookup: int) -> Hits:
-        """What a lookup finds, made at most once."""
+        """Returns the hits of a lookup, which is made at most once."""
         found = self._found[lookup]
         if found is None and lookup == self._index.counter_lookup:
             return self._find_counters(lookup)
@@ -701,7 +701,7 @@ class Inquiry:
         return found
 
     def _find_counters(self, lookup: int) -> Hits:
-        """What counters say. As long as that is not known, all conditions count as holding, and it is needed."""
+        """Returns the hits of counters. While unknown, the values are needed, and all conditions count as holding."""
         table = self._index.lookups[lookup]
         assert isinstance(table, CounterLookup)
         if self.counters is None:

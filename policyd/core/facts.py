@@ -17,7 +17,7 @@ NO_LISTS: Final[Mapping[str, ListAnswer]] = {}
 
 
 class Greylisted(StrEnum):
-    """What greylisting says of a client: the words of the decision log's `greylist=`."""
+    """The results of greylisting a client: the words of the decision log's `greylist=`."""
 
     NEW = "new"  # deferred: never seen, or too long ago
     EARLY = "early"  # deferred: came again before its time
@@ -32,7 +32,7 @@ class Greylisted(StrEnum):
 
 
 class Facts(NamedTuple):
-    """What is known of a client beyond its request: None, or no answer of a list, for what is not known yet.
+    """Facts known of a client beyond its request: None, or no answer of a list, for what is not known yet.
 
     An `owner` that is not given is looked up in the databases of the ruleset, if it declares any.
     """

@@ -1,4 +1,4 @@
-"""What the numbers of a table mean in the conditions of a ruleset.
+"""Maps the numbers of a table to the conditions of a ruleset.
 
 A number stands for a combination of lists: a *mask*, an integer with a bit for each list that has the entry. Which
 conditions use a list, and which rules are filed under these, a table does not know.
@@ -27,7 +27,7 @@ MAX_LAZY = 20_000
 
 
 def hits_of(conditions: Iterable[int], rule_of: Mapping[int, int]) -> Hits:
-    """What a lookup answers that finds these conditions; `rule_of` has the rule that is filed under a condition."""
+    """Returns the hits of a lookup that finds these conditions; `rule_of` maps a condition to its indexed rule."""
     found = frozenset(conditions)
     return Hits(found, tuple(sorted({rule_of[condition] for condition in found if condition in rule_of})))
 

@@ -98,7 +98,7 @@ class Index(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What was loaded, for the summary that `check`, start and reload print."""
+    """Counts of what was loaded, for the summary that `check`, start and reload print."""
 
     rules: int = 0
     networks: int = 0

@@ -62,7 +62,7 @@ class AddressLookup:
         return found
 
     def of_address(self, version: int, address: int) -> Hits:
-        """What holds for an address."""
+        """Returns the hits of an address."""
         return merge([h[t.number4(address) if version == 4 else t.number6(address)] for t, h in self.tables])
 
 
@@ -148,7 +148,7 @@ class ValueLookup:
         return NOTHING if text is None else self.of_value(fold_value(text) or self._empty)
 
     def of_value(self, value: bytes) -> Hits:
-        """What holds for a folded value."""
+        """Returns the hits of a folded value."""
         found = self._hits[self._table.number(value)]
         for table, hits in self._more:
             number = table.number(value)
@@ -160,8 +160,8 @@ class ValueLookup:
 class _ExpressionSet:
     """Expressions compiled by RE2 into one automaton. Raises re2.error where it cannot."""
 
-    # RE2's budget for the automaton: a start, and for each expression what names that fit a long list of patterns
-    # were seen to need. With too little it drops its states and starts anew at almost every name.
+    # RE2's budget in bytes for the automaton: a base, and for each expression the amount that names which match a long
+    # list of patterns were seen to need. With too little, RE2 drops its states and rebuilds them at almost every name.
     MEMORY = 8 << 20
     MEMORY_EACH = 16 << 10
 
@@ -193,7 +193,7 @@ class ExpressionTable:
         self._empty = self._all(self._match(b"") or [])
 
     def find(self, text: bytes) -> Hits:
-        """What holds for a text, of any bytes."""
+        """Returns the hits of a text, which may be any bytes."""
         if not text:
             return self._empty
         places = self._match(text if text.isascii() else decode_for_expressions(text))

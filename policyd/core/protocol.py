@@ -253,7 +253,7 @@ def encode_reply(verb: str, text: bytes = b"") -> bytes:
 
 
 class ProbeReply(NamedTuple):
-    """What policyd says of itself: its version, the hash of the ruleset in force, and whether that only observes."""
+    """policyd's answer to a probe: its version, the hash of the ruleset in force, and whether that only observes."""
 
     version: str
     ruleset: str
@@ -269,7 +269,7 @@ _PROBE_REPLY = re.compile(rb"action=DUNNO policyd ([!-~]{1,40}) ruleset=([0-9a-f
 
 
 def parse_probe_reply(content: bytes) -> ProbeReply | None:
-    """What an answer to a probe says, given without its empty line; None if it is not policyd's."""
+    """Parses an answer to a probe, given without its empty line; returns None if it is not policyd's."""
     match = _PROBE_REPLY.fullmatch(content)
     if match is None:
         return None

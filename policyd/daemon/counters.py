@@ -72,7 +72,7 @@ class Rates:
             self._samples.append((now, self._totals()))
 
     def forget(self, now: float) -> None:
-        """Begins anew, because the counters of rules that are gone have been dropped."""
+        """Starts again, because the counters of rules that are gone have been dropped."""
         self._samples.clear()
         self._samples.append((now, self._totals()))
 

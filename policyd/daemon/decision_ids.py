@@ -13,7 +13,7 @@ claims the first free window from now on, and uses it up, however long that take
 65,536 ids a second on one host can go on for ever. At a higher rate windows run ahead of the clock; a process that ends
 while it is ahead, or before the clock is set back, may be followed by one that repeats its last ids.
 
-Ids sort by time, nearly. They are no secret, and nothing is granted to whoever knows one.
+Ids sort by time, nearly. They are not secret, and knowing an id grants nothing.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class DecisionLog:
             self._reported = now
 
     def reopen(self) -> None:
-        """Opens the file anew; while that fails, the old one goes on being used."""
+        """Reopens the file; while that fails, the old file stays in use."""
         if self.path != "-":
             self.flush()
             self._open()

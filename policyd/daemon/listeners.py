@@ -44,7 +44,7 @@ BACKLOG = 4096
 # Connections taken in one turn of the event loop, so that a storm of them does not hold up requests.
 ACCEPTS_A_TURN = 64
 
-# How long to wait before the next accept(2) after one that failed for want of descriptors or memory.
+# Seconds before the next accept(2) after one failed because descriptors or memory ran out.
 RETRY_SECONDS = 0.1
 
 # Descriptors kept for everything that is no connection: listeners, logs, DNS, metrics, reading files.

@@ -15,9 +15,10 @@ and names: 3.3 s, requests up to 273 ms; with the loops written to yield, 7 s an
 the tables use `hash(bytes)`, whose key only a fork hands on. Why a loader that does nothing else: by the time of a
 reload the daemon has threads and gigabytes; a process forked then would be neither safe nor cheap.
 
-A worker that dies, for want of memory for instance, is a failed load: the ruleset in force stays. It offers itself
-first to the kernel's out-of-memory killer. The loader itself has nothing to die of; where somebody kills it, requests
-are served as before, but nothing can be loaded until the daemon is restarted, and every attempt says so.
+A worker that dies, for instance because memory ran out, is a failed load: the ruleset in force stays. The worker
+offers itself first to the kernel's out-of-memory killer. The loader itself does nothing that could end it; if it is
+killed, requests are served as before, but nothing can be loaded until the daemon is restarted, and every attempt says
+so.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class LoadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What a load has brought. `summary` says it in a line; `seconds` is how long that took; `warnings` are a line
+    """The result of a load. `summary` describes it in a line; `seconds` is how long that took; `warnings` are a line
     each. `files`, `texts`, `left_alone` and `databases` are as in `policyd.config.load.Loaded`. `reused` says, a line
     each, which parts of the ruleset in force the load has used again. `next_end` is when the next entry of a list file
     ends (Unix seconds)."""
@@ -103,7 +104,7 @@ class MappedTable:
 
 
 class Holding:
-    """What a delivery takes up in this process: its objects, by the slices in which they came, and the memory files.
+    """Memory of a delivery in this process: its objects, by the slices in which they came, and the memory files.
 
     `catalogue` says what is in the tables, for the next load.
     """
@@ -228,7 +229,7 @@ class Loader:
         return self._bury(os.WNOHANG)
 
     def _bury(self, options: int = 0) -> str:
-        """What the loader died of, as it will be told from now on; empty if `options` say not to wait, and it runs."""
+        """Returns why the loader ended, for all later messages; empty if it runs and `options` say not to wait."""
         if not self._fate:
             pid, status = os.waitpid(self.pid, options)
             if not pid:
@@ -382,7 +383,7 @@ def _run_worker(channel: socket.socket, load_files: LoadFiles, descriptors: list
 
 
 def _read_request(descriptors: list[int]) -> tuple[Texts | None, TableStore]:
-    """What came with the request to load, if anything did: texts, and the tables of the ruleset in force."""
+    """Reads what came with the request to load, if anything: texts, and the tables of the ruleset in force."""
     if not descriptors:
         return None, TableStore()
     with open(descriptors[0], "rb", closefd=False) as file:
@@ -410,7 +411,7 @@ def _told(status: int) -> str:
 
 
 class Directory(NamedTuple):
-    """What is where in a memory file.
+    """Positions of the arrays in a memory file.
 
     `buffers` are the arrays of all tables in the order in which they are unpickled: the table (0 for this memory file,
     1 for the first in `tables`), start and length in bytes. `tables` has for each table with a file of its own its

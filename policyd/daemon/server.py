@@ -327,7 +327,7 @@ class Connection(asyncio.Protocol):
     def _answer(self, inquiry: Inquiry, decision: Decision, *, arrived: float, dns_seconds: float) -> None:
         """Sends, logs and counts one decision.
 
-        The first answer of a turn of the event loop goes out at once, so whoever is alone does not wait for the log.
+        The first answer of a turn of the event loop goes out at once, so a lone request does not wait for the log.
         Further ones go out together at the turn's end: while the first has woken its Postfix process, none of them
         has to be woken by a system call that takes longer than the decision.
         """

@@ -1,4 +1,4 @@
-"""What `policyd status` says: one function for each section, each of which reads what the daemon already knows.
+"""The sections of `policyd status`: one function for each section, each of which reads what the daemon already knows.
 
 A section gives data for programs, lines for people, and what needs attention; the command prints what it gets, so a
 new section is one more function in SECTIONS. Nothing here asks anything or reads a file; only the time at which a list
@@ -83,7 +83,7 @@ class Running:
             self.left_alone = result.left_alone
 
     def check(self, now: float) -> None:
-        """What is due once a second, `now` on the monotonic clock."""
+        """Does the work that is due once a second; `now` is on the monotonic clock."""
         self.rates.sample(now)
         lost = sum(self.lines_lost().values())
         if lost > self._lost_before:

@@ -105,12 +105,12 @@ def settled_answer(
 
 
 def read_answer(answer: Sequence[Record], name: str, kind: RecordType) -> tuple[tuple[Any, ...] | Reason, int | None]:
-    """What the records of one type say that a name has, and the smallest TTL of the chain that leads to them.
+    """Reads the records of one type that a name has, and the smallest TTL of the chain that leads to them.
 
     `answer` is the answer section of a message that c-ares takes for a success. What belongs to another name is
     ignored. The chain of aliases (RFC 1034 section 3.6.2) is followed as far as the message has it; one that leads to
     no such record is a definite "none", without a TTL. A loop, and a message that says nothing of the name (it has
-    no record at all where the response code is one that c-ares does not know), are malformed.
+    no record at all if the response code is one that c-ares does not know), are malformed.
     """
     records: dict[str, list[Record]] = {}
     aliases: dict[str, Record] = {}

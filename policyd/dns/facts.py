@@ -140,7 +140,7 @@ class _Search:
                 self._ask(decision)
                 return
             self.decision.set_result(decision)
-        except Exception as error:  # noqa: BLE001 - whoever waits gets it, and has a boundary of its own
+        except Exception as error:  # noqa: BLE001 - the waiting task gets it, and has a boundary of its own
             self.decision.set_exception(error)
         if self._deadline is not None:
             self._deadline.cancel()

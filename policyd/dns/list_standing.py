@@ -53,7 +53,7 @@ _LABEL_LENGTH = 12
 
 
 class Purpose(Enum):
-    """What a question of a self-test must have for an answer."""
+    """The answer that a question of a self-test must have."""
 
     LISTED = "listed"
     NOT_LISTED = "not listed"
@@ -158,7 +158,7 @@ def _why_wrong(dns_list: DnsList, question: SelfTestQuestion, answer: tuple[Addr
 
 
 class Due(Enum):
-    """What is to be asked now."""
+    """The question that is due now."""
 
     NOTHING = "nothing"
     PROBE = "probe"  # the test entry alone
@@ -182,7 +182,7 @@ class Standing:
         self._under_way = False
 
     def due(self, now: float) -> Due:
-        """What to ask now. The caller asks it, and reports by `tested` or `probed`."""
+        """Returns the question to ask now. The caller asks it, and reports by `tested` or `probed`."""
         if not self._is_tested or self._under_way:
             return Due.NOTHING
         if now >= self._next_test:

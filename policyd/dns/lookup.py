@@ -44,7 +44,7 @@ class Asked(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What became of one query: what its records say, or why there is no answer."""
+    """The result of one query: what its records say, or why there is no answer."""
 
     found: tuple[Any, ...] | Reason
     ttl: int | None  # None: it has none to go by
@@ -108,7 +108,7 @@ class Lookup:
         return [answer.found for answer in await self.ask(names, kind)]
 
     async def ask_again(self, names: Sequence[bytes], kind: RecordType, answers: list[Answer]) -> None:
-        """Replaces answers: asks anew, while there is time, after silence, and once more after a malformed answer."""
+        """Replaces answers: asks again after silence, while there is time, and once more after a malformed answer."""
 
         async def ask(places: list[int], channel: Channel) -> None:
             again = await self._ask_over(channel, [names[place] for place in places], kind)

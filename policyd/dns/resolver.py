@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # Bytes of names that count as one client in the cache, and what a name takes beside its own: most clients have one
-# name of some 40 bytes. So 256 names, the most that are kept of a client (`policyd.core.identity`), do not take the
-# room of one.
+# name of some 40 bytes. So 256 names, the maximum kept of a client (`policyd.core.identity`), do not count as one
+# client.
 CLIENT_BYTES = 512
 NAME_BYTES = 48
 
@@ -41,7 +41,7 @@ RECENT_LOOKUPS = 1000
 # Clients in the cache that `forget` looks at before requests have their turn: a millisecond's worth.
 FORGET_SLICE = 1000
 
-# A bug is logged once in so many seconds: whoever can cause one can do so often.
+# Seconds between two log lines about bugs, because a client that can cause a bug can do so often.
 BUG_SECONDS = 60.0
 
 _TOO_MANY = Identity(Status.ERROR, reason=Reason.TIMEOUT, names_known=False)
@@ -49,7 +49,7 @@ _BUG = Identity(Status.ERROR, reason=Reason.MALFORMED, names_known=False)
 
 
 class DnsCounters:
-    """What lookups count, since the start of the daemon."""
+    """Counters of lookups from the start of the daemon."""
 
     def __init__(self) -> None:
         self.outcomes: Counter[tuple[Status, Reason | None]] = Counter()  # of lookups, and of those refused
@@ -85,8 +85,8 @@ class Resolver:
         return len(self._cache)
 
     def cached(self, address: Address | None) -> Identity | None:
-        """What is known without asking. None where DNS is to be asked, and also where only the name that the client
-        claims before Postfix could add to what is known: `look_up` then answers at once."""
+        """Returns what is known without a query. None if DNS is to be asked, and also if only the name that the
+        client claims before Postfix could add to what is known: `look_up` then answers at once."""
         if address is None:
             return None
         kept = self._cache.get(address)
@@ -96,8 +96,8 @@ class Resolver:
         return kept.identity
 
     def look_up(self, address: Address | None) -> asyncio.Future[Identity]:
-        """Who the client is, within `dns.timeout`. It raises nothing, and is not to be cancelled: others may wait for
-        the same one."""
+        """Looks up the client's identity within `dns.timeout`. The future raises nothing and must not be cancelled,
+        because other requests may wait for it."""
         counters = self.counters
         if address is None:
             counters.outcomes[Status.ERROR, Reason.NO_ADDRESS] += 1
@@ -159,7 +159,7 @@ class Resolver:
         try:
             identity = await identify(address, lookup)
             seconds = lookup.seconds_to_keep
-        except Exception:  # noqa: BLE001 - the boundary of a lookup: whoever waits gets an answer, nobody a wrong one
+        except Exception:  # noqa: BLE001 - the boundary of a lookup: waiting requests get an answer, never a wrong one
             identity, seconds = _BUG, ERROR_SECONDS
             self.counters.bugs += 1
             message = "a bug in policyd, please report it; its client's reverse DNS is taken for an error"

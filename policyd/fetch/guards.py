@@ -74,7 +74,7 @@ class Protected:
             self._last.append(best)
 
     def meets(self, one: Range) -> str:
-        """What protects a network that `one` covers or lies in, with that network; empty if nothing does."""
+        """Names what protects a network that `one` covers or lies in, with that network; empty if nothing does."""
         version, first, last = one
         place = bisect_right(self._ranges, ((version, last, 1 << 128), "", 0)) - 1
         if place < 0:

@@ -59,7 +59,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What a run is to do: only the lists in `only` (all if empty), also what is not due or unchanged (`force`),
+    """Options of a run: only the lists in `only` (all if empty), also what is not due or unchanged (`force`),
     nothing but say (`dry_run`), and for the lists in `accept` without min_entries and max_change."""
 
     only: Collection[str] = ()
@@ -70,7 +70,7 @@ class Choice:
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of a run: a line for each list that was looked at, by whether it was refused; `changed` lists."""
+    """The result of a run: a line for each list that was looked at, by whether it was refused; `changed` lists."""
 
     said: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
@@ -340,7 +340,7 @@ def _old_content(target: Path) -> bytes | None:
 
 
 def _read_state(target: Path) -> dict[str, str]:
-    """What the last fetch left; empty if there is nothing, or nothing that can be understood."""
+    """Reads the state that the last fetch left; empty if there is none, or it cannot be read."""
     try:
         state = json.loads(read_file(str(state_path(str(target))), _MAX_STATE_BYTES))
     except (UnreadableError, OversizedError, ValueError, RecursionError):

@@ -49,7 +49,7 @@ class FetchError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Validators:
-    """What tells whether a list has changed since it was fetched (RFC 9110 section 8.8)."""
+    """Validators, which tell whether a list has changed after it was fetched (RFC 9110 section 8.8)."""
 
     etag: str = ""
     last_modified: str = ""

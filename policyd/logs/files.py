@@ -78,7 +78,7 @@ class Block(NamedTuple):
 
     @property
     def lines(self) -> list[bytes]:
-        """The lines, split anew at each call."""
+        """Returns the lines, which are split at each call."""
         lines = self.text.split(b"\n")
         lines.pop()
         return lines

@@ -38,7 +38,7 @@ _MAX_LINE = 8 * 1024
 # The same for JSON, which has a journal's fields around the message.
 _MAX_JSON_LINE = 64 * 1024
 
-# Writers (host and program) whose readers are remembered; beyond it they are looked up anew. 20 MB.
+# Maximum of writers (host and program) whose readers are remembered; all others are looked up again. 20 MB.
 _MAX_WRITERS = 131_072
 
 # Hosts that are told apart; a central log server has thousands, and junk that looks like hosts must not fill memory.

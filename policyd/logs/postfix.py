@@ -173,7 +173,7 @@ class _Mail:
 
 
 class _Session:
-    """What later lines of an smtpd process need of its earlier ones."""
+    """State that later lines of an smtpd process need from its earlier lines."""
 
     __slots__ = ("claimed", "claimed_address", "lookup_failed", "proxied", "refused", "refused_state")
 

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class Client(NamedTuple):
-    """Who asks: its network, and the registrable domain of its verified, not generic name (empty if there is none)."""
+    """The client: its network, and the registrable domain of its verified, not generic name (empty if none)."""
 
     network: bytes
     domain: bytes
 
 
 class Verdict(NamedTuple):
-    """What came out of one try, and what is to be written: the first tries of these keys (Unix seconds), the keys
+    """The result of one try, and what is to be written: the first tries of these keys (Unix seconds), the keys
     that no longer wait, and whether the network was seen now."""
 
     state: Greylisted

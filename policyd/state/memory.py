@@ -147,7 +147,7 @@ class Note:
     # --- Greylisting ------------------------------------------------------------------------------------------------
 
     def _greylisted(self) -> Greylisted | None:
-        """What greylisting says; None as long as the server's answer or the client's name is out."""
+        """Returns the result of greylisting; None as long as the server's answer or the client's name is unknown."""
         inquiry, memory = self._inquiry, self._memory
         address = inquiry.request.address
         if address is None:

@@ -1,4 +1,4 @@
-"""What is asked of a shared server: operations of its script, and the names of keys."""
+"""Requests to a shared server: operations of its script, and the names of keys."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ class ProcessMemory:
     # --- Greylisting ------------------------------------------------------------------------------------------------
 
     def knows_network(self, settings: GreylistSettings, network: bytes, now: float) -> bool:
-        """Returns whether a network has passed and is still remembered; if so, it is remembered anew."""
+        """Returns whether a network has passed and is still remembered; if so, its time begins again."""
         seen = self._networks.get(network)
         if seen is None or now - seen >= settings.remember:
             return False

@@ -138,7 +138,7 @@ class _Waiting(NamedTuple):
 
 
 class StateCounters:
-    """What the shared memory counts, since the start of the daemon."""
+    """Counters of the shared memory from the start of the daemon."""
 
     def __init__(self) -> None:
         self.calls = 0

@@ -58,7 +58,7 @@ class KeptList:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is in a memory file: what the table is for, its arrays (start, bytes), and what its numbers mean."""
+    """Contents of a memory file: what the table is for, its arrays (start, bytes), and what its numbers mean."""
 
     family: Family
     layout: tuple[tuple[int, int], ...]
@@ -123,7 +123,7 @@ class TableStore:
         return {one.key: one.length for file in self.kept for one in file.record.lists}
 
     def reused(self) -> tuple[str, ...]:
-        """What of the kept tables was used again, in a line; none if nothing was."""
+        """Describes the kept tables that were used again, in a line; empty if none was."""
         before = {one.key for file in self.kept for one in file.record.lists}
         lists = {one.key for file in self.used for one in file.record.lists}
         again = len(lists & before)

@@ -151,7 +151,7 @@ def _flip(
 
 
 class NamesPatch(NamedTuple):
-    """What to change in a copy of a table of names: the numbers of the names that it has, and names to insert."""
+    """Changes to make in a copy of a table of names: the numbers of the names that it has, and names to insert."""
 
     numbers: array[int]
     added: dict[bytes, int]  # with their numbers

@@ -1,4 +1,4 @@
-"""What the tools print: results on standard output, progress on standard error while that is a terminal.
+"""Output of the tools: results on standard output, progress on standard error while that is a terminal.
 
 Promises: nothing that a client said reaches a terminal raw. `shown` is the only way from bytes to text, and its result
 is printable ASCII. Colours and progress bars appear on a terminal only, and NO_COLOR is honoured (rich sees to that).

@@ -204,7 +204,7 @@ def _reason(
 
 
 def _seen(condition: Condition, request: Request, facts: Facts) -> tuple[bytes, ...]:
-    """What a condition looked at; empty if there is nothing to look at."""
+    """Returns the values that a condition looked at; empty if there are none."""
     identity, owner = facts.identity, facts.owner or NO_OWNER
     match condition.subject:
         case Subject.ASN:
@@ -243,7 +243,7 @@ def _hold(written: WrittenCondition, entries: Sequence[Entry], request: Request,
 
 
 def readable(value: bytes) -> str:
-    """What a client or DNS said as it may reach a terminal: what is not printable is escaped."""
+    """Returns a value from a client or DNS in a form safe for a terminal: unprintable bytes are escaped."""
     return printable(value.decode("utf-8", "backslashreplace"))
 
 
@@ -408,7 +408,7 @@ def _owned(network: Network) -> Text:
 
 
 def _said(explanation: Explanation) -> Text:
-    """What DNS, or whoever answered for it, said."""
+    """Returns the answer of DNS, or of the source that stood in for it."""
     identity = explanation.identity
     if identity is None:
         return Text("nobody had to know", "dim")
@@ -426,7 +426,7 @@ def _said(explanation: Explanation) -> Text:
 
 
 def _word(looked: RuleTrace, decision: Decision) -> tuple[str, str]:
-    """What became of a rule, in a word."""
+    """Returns the result of a rule in a word, and its style."""
     if looked.expired:
         return f"expired {looked.rule.expires}", "dim"
     if looked.rule.observe and looked.outcome in {Outcome.YES, Outcome.IN_DOUBT}:

@@ -36,7 +36,7 @@ class Assumption(StrEnum):
 
 
 class ListAssumption(StrEnum):
-    """What to take a DNS list's answer for if the log does not have it."""
+    """The assumed answer of a DNS list if the log does not have it."""
 
     UNKNOWN = "unknown"
     NOT_LISTED = "not-listed"

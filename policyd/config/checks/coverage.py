@@ -108,7 +108,7 @@ class Coverage:
 
 
 def _of_network(lookup: AddressLookup, version: int, first: int, last: int) -> Iterator[Hits]:
-    """What holds for the addresses from `first` to `last`, for one of each range at least."""
+    """Yields the hits of the addresses from `first` to `last`, for at least one address of each range."""
     yield lookup.of_address(version, first)
     for table, _ in lookup.tables:
         for start in _starts_between(table, version, first, last):

@@ -237,7 +237,7 @@ class _Reader:
         return attributes, facts, today
 
     def _read_counters(self, given: Mapping) -> dict[str, int]:
-        """What counters would say; those that are not named are at 1 for a request that they count."""
+        """Reads the values of counters; a counter that is not named is at 1 for a request that it counts."""
         item = given.items.get("counter")
         if item is None:
             return {}
@@ -257,7 +257,7 @@ class _Reader:
         return values
 
     def _read_greylist(self, given: Mapping) -> Greylisted:
-        """What greylisting would say; a client is new unless it says otherwise."""
+        """Reads the result of greylisting; a client is new unless the test says otherwise."""
         item = given.items.get("greylist")
         if item is None:
             return Greylisted.NEW
@@ -270,7 +270,7 @@ class _Reader:
         return Greylisted.NEW
 
     def _read_lists(self, given: Mapping) -> dict[str, ListAnswer]:
-        """What DNS lists would have said: those that are not named say *not listed*."""
+        """Reads the answers of DNS lists; a list that is not named answers *not listed*."""
         answers = dict.fromkeys(self._dns_lists, NOT_LISTED)
         told: set[str] = set()
         for key, answer in (("listed", _LISTED), ("listed_unknown", _LIST_UNKNOWN)):
@@ -288,7 +288,7 @@ class _Reader:
         return answers
 
     def _read_owner(self, given: Mapping) -> Owner:
-        """What the databases would have said."""
+        """Reads the owner that the databases would have found."""
         values = {key: self._text(given.items[key]) if key in given.items else "" for key in GIVEN_OWNER}
         for key, form in (("asn", Form.ASN), ("country", Form.COUNTRY)):
             if values[key]:
@@ -310,7 +310,7 @@ class _Reader:
         return date or LONG_AGO
 
     def _read_identity(self, given: Mapping, attributes: dict[str, bytes]) -> Identity:
-        """What DNS would have said."""
+        """Reads the identity that DNS would have given."""
         verified = self._read_names(given, "hostname")
         claimed = self._read_names(given, "claimed")
         status = Status.VERIFIED if verified else Status.MISMATCH if claimed else Status.MISSING
@@ -442,7 +442,7 @@ def _why_not(looked: RuleTrace, facts: Facts) -> str:
 
 
 def _failure(facts: Facts) -> str:
-    """What failed, of what DNS was to say."""
+    """Names the DNS answers that the test declares as failed."""
     silent = [name for name, answer in facts.lists.items() if answer.status is ListStatus.UNKNOWN]
     failed = facts.identity is not None and facts.identity.status is Status.ERROR
     what = ["reverse DNS is in error"] if failed else []

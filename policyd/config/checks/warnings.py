@@ -305,13 +305,13 @@ def _texts(one: WrittenCondition) -> Iterator[Sequence[bytes] | Sequence[str]]:
 
 
 def _keys(form: Form, written: Sequence[Entry]) -> Iterator[Sequence[Hashable]]:
-    """What each entry is compared by. A mail address outside ASCII has two forms."""
+    """Yields the keys by which each entry is compared. A mail address outside ASCII has two forms."""
     for key in entry_keys(form, [one.text.encode() for one in written]):
         yield key if isinstance(key, tuple) and form is not Form.NETWORK else (key,)
 
 
 def _repeated(entries: Entries) -> Repetitions:
-    """What an entry above equals. Of most long lists, the building of their tables has told."""
+    """Finds entries that repeat an entry above. For most long lists, the building of their tables has found them."""
     if isinstance(entries, LongList) and entries.repeated is not None:
         return entries.repeated
     plain = plain_entries(entries)

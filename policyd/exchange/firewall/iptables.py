@@ -259,7 +259,7 @@ _KNOWN = frozenset(
 def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
     """A chain for iptables-restore(8), or with `options.version` 6 for ip6tables-restore, that drops what is rejected.
 
-    The chain is filled anew each time; that INPUT jumps to it is for the administrator to say, once.
+    The chain is refilled each time; the administrator adds the jump from INPUT to it, once.
     """
     addresses = rejected(rows, report, deferred=options.deferred)
     tool = "iptables" if options.version == 4 else "ip6tables"

@@ -542,9 +542,9 @@ _TYPES = {4: "ipv4_addr", 6: "ipv6_addr"}
 
 
 def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
-    """A table with a named set for each IP version, for `nft -f`: all in one step, and the sets filled anew each time.
+    """A table with a named set for each IP version, for `nft -f`: all in one step, and the sets refilled each time.
 
-    The rule that drops is a comment: where it belongs, and what it is to do, the administrator knows.
+    The rule that drops is a comment: the administrator decides where it belongs and what it does.
     """
     addresses = rejected(rows, report, deferred=options.deferred)
     table = f"inet {options.name}"

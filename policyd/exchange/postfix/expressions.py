@@ -139,7 +139,7 @@ def _open(line: Line, parts: _Parts, translate: Callable[[str, str], str], block
 
 
 def _around(blocks: list[_Block]) -> list[_Half]:
-    """What the open `if` ask. Raises `NoEqualError` if one of them could not be read."""
+    """Returns the conditions of the open `if` blocks. Raises `NoEqualError` if one of them could not be read."""
     asks = [block.asks for block in blocks if block.asks is not None]
     if len(asks) < len(blocks):
         raise NoEqualError("the `if` around it is lost")

@@ -40,8 +40,8 @@ HIDDEN = b"hidden"
 
 @dataclass(slots=True)
 class Incident:
-    """What is reported: the mails of one network or suffix. A decision log tells of those that were refused, a mail log
-    also of those that were not."""
+    """The reported mails, of one network or suffix. A decision log has the refused mails, a mail log also those that
+    were not refused."""
 
     subject: str  # the network or suffix, as it was asked for
     recipients_shown: bool
@@ -79,9 +79,9 @@ def collect(
     show_recipients: bool = False,
     advance: Callable[[int], None] | None = None,
 ) -> Incident:
-    """What these logs say of a network or, as in `hostname_suffix`, of names under a suffix. Raises `LogError`.
+    """Collects the mails of a network or, as in `hostname_suffix`, of names under a suffix. Raises `LogError`.
 
-    Of a decision log: what was refused, or would have been under `mode: observe`. Of a mail log: every mail.
+    A decision log has what was refused, or would have been under `mode: observe`. A mail log has every mail.
     """
     search = Search(networks=(network,) if network is not None else (), suffix=suffix or "", since=since)
     incident = Incident(str(network) if network is not None else str(suffix), show_recipients)
@@ -172,7 +172,7 @@ def _part(subtype: str, text: str) -> Message:
 
 
 def _header(last: Found, host: str) -> str:
-    """What would stand on top of the last mail's header (RFC 5321 section 4.4); it was refused before it had one."""
+    """Returns the trace lines of the last mail (RFC 5321 section 4.4), which was refused before it had any."""
     name = shown(last.names[0]) if last.verified else "unknown"
     source = last.source
     by = f"by {host} (policyd) id {shown(source.id)}" if isinstance(source, LoggedDecision) else f"by {host}"

@@ -54,7 +54,7 @@ class By(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What is wanted; an empty part leaves all. `since` is the first second (Unix), `until` the first one no more.
+    """Filter of a search; an empty part selects all. `since` is the first second (Unix), `until` the end, exclusive.
 
     `suffix` is as in `hostname_suffix`, and finds names that are only claimed as well. `sender` and `recipient` are an
     address, or a domain (then addresses at it or under it); `<>` is the null sender.
@@ -74,7 +74,7 @@ class Search:
 
 
 class Found(NamedTuple):
-    """What can be asked of a decision or a mail. `time` is in Unix seconds; `verified` is said of the first name."""
+    """The searchable parts of a decision or a mail. `time` is in Unix seconds; `verified` is said of the first name."""
 
     time: float | None
     client_address: bytes
@@ -286,7 +286,7 @@ _JSON = {
 
 
 def _pattern(by: By, offset: bytes, *, as_json: bool) -> re.Pattern[bytes]:
-    """What finds time and value in lines with this offset, or with any offset if it is empty."""
+    """Compiles the pattern that finds time and value in lines with this offset, or with any offset if it is empty."""
     time = _TIME % (re.escape(offset) or _ANY_OFFSET)
     if as_json:
         return re.compile(rb'\{"time":"%b","action":"%b",%b[^\n]*\n' % (time, _VERB, _JSON[by]))

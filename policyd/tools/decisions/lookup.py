@@ -28,7 +28,7 @@ _ID_IN_PARENTHESES = re.compile(r"\(([0-9A-TV-Z]{8})\)", re.IGNORECASE)
 
 
 def ids_in(text: str) -> list[str]:
-    """What may be an id in a pasted text: words of eight characters, only those in parentheses if there are any.
+    """Finds what may be an id in a pasted text: words of eight characters, only those in parentheses if there are any.
 
     A text of one word is an id, whatever its form. Of `rejected` and other words that look like an id, the log tells.
     """
@@ -73,7 +73,7 @@ _REASONS = {reason.value.encode(): reason for reason in Reason}
 
 
 def identity_of(decision: LoggedDecision) -> Identity | None:
-    """What was known of the client; None where nobody had to know."""
+    """Returns the identity that was known of the client; None if the decision did not need it."""
     if decision.hostname:
         return told_identity(Status.VERIFIED, verified=(decision.hostname,), claimed=decision.claimed)
     status, reason = _STATUSES.get(decision.reverse_dns), _REASONS.get(decision.dns_error)

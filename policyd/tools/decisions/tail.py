@@ -26,7 +26,7 @@ _BACK_BYTES = 512 * 1024
 
 
 class Wanted(NamedTuple):
-    """What to show; an empty part leaves all. Actions and rules are any of those given, and so are networks."""
+    """Filter of decisions; an empty part selects all. Actions and rules are any of those given, and so are networks."""
 
     actions: frozenset[bytes] = frozenset()
     rules: frozenset[bytes] = frozenset()

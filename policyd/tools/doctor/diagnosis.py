@@ -70,7 +70,7 @@ class Examined:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What doctor found. `right` says what is as it should be, `notes` what is neither, each in a line.
+    """The findings of doctor. `right` says what is as it should be, `notes` what is neither, each in a line.
 
     `question` is what was asked of policyd, or of the service in its place; None if nothing was asked.
     """
@@ -404,7 +404,7 @@ class _Doctor:
             self.approve(f"{call.where}: Postfix waits {written}, longer than dns.timeout ({needed:g} s)")
 
     def _check_default_action(self, call: Call) -> None:
-        """What Postfix does if policyd does not answer."""
+        """Checks what Postfix does if policyd does not answer."""
         name = "smtpd_policy_service_default_action"
         action = call.attributes.get("default_action", "")
         if not action and self.postfix.is_set(name, call.service):

@@ -79,7 +79,7 @@ class _Expansion:
         return self.expand(self._value_of(name), depth + 1)
 
     def _braced(self, inner: str, depth: int) -> str | None:
-        """What stands between the braces of a reference, expanded; None if it cannot be read."""
+        """Expands the text between the braces of a reference; returns None if it cannot be read."""
         if depth >= _MAX_DEPTH:
             return None
         rest = inner.lstrip()

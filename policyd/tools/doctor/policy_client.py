@@ -26,7 +26,7 @@ class AskError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back up to the empty line, without it, and after how many seconds."""
+    """The reply up to the empty line, without that line, and the seconds until it came."""
 
     content: bytes
     seconds: float

@@ -107,7 +107,7 @@ class PostfixConfig:
 
 
 def read_postfix(folder: str | None = None, postconf: str = "postconf") -> PostfixConfig:
-    """What postconf says of the configuration in `folder`, or of the machine's own. Raises PostconfError."""
+    """Reads with postconf the configuration in `folder`, or the machine's own. Raises PostconfError."""
     command = [postconf, *(["-c", folder] if folder is not None else [])]
     everything = _run(command)
     return parse_postfix(everything, _run([*command, "-n"]), _run([*command, "-M"]))

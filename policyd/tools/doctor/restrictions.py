@@ -65,7 +65,7 @@ _WITH_ARGUMENT = re.compile(
 
 
 class Audience(Enum):
-    """Who reaches a service."""
+    """The clients that reach a service."""
 
     STRANGERS = "strangers"
     USERS = "users"
@@ -116,7 +116,7 @@ def is_submission(service: Service) -> bool:
 
 
 def audience_of(postfix: PostfixConfig, service: Service) -> Audience:
-    """Who reaches a service, judged from its address and port, and from a list that ends in `reject`."""
+    """Judges which clients reach a service from its address and port, and from a list that ends in `reject`."""
     if service.kind == "unix" or (
         service.kind == "inet"
         and _LOOPBACK.fullmatch(service.host)

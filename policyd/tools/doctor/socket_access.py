@@ -22,7 +22,7 @@ class Obstacle(NamedTuple):
 
 
 def obstacle(path_of_socket: str, owner: str) -> Obstacle | None:
-    """What keeps the user `owner`, as whom smtpd(8) runs, from connecting; None if nothing does."""
+    """Finds what keeps the user `owner`, as whom smtpd(8) runs, from connecting; None if nothing does."""
     path = Path(path_of_socket)
     try:
         status = path.stat()

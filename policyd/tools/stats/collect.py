@@ -1,4 +1,4 @@
-"""What the decision log says: actions over time, rules, networks, names, and rules that are not worth their line.
+"""Statistics of the decision log: actions over time, rules, networks, names, and rules that are not worth their line.
 
 Memory is bounded whatever the log has: see the numbers below, each with its reason. Times are Unix seconds.
 """
@@ -249,7 +249,7 @@ class _Collector:
 
 
 def _mail(decision: LoggedDecision) -> int | None:
-    """What stands for a mail: the same sender and recipient; None without either."""
+    """Returns the number that stands for a mail, by sender and recipient; None without either."""
     if decision.sender is None or not decision.recipient:
         return None
     return hash((decision.sender.lower(), decision.recipient.lower()))

@@ -157,7 +157,7 @@ def _rules(stats: Stats) -> str:
     if not rows:
         return ""
     plot = _bars("", [(name, rule.hits) for name, rule in by_hits(stats.rules)[:15]])
-    headings = ("rule", "action", "decisions", "clients", "last", "got in elsewhere")
+    headings = ("rule", "action", "decisions", "clients", "last", "also delivered")
     return f"<h2>Rules</h2>{plot}{_table(headings, rows, {2, 3, 5})}"
 
 

@@ -1,4 +1,4 @@
-"""What the decision log says, for people at a terminal and for programs."""
+"""Statistics of the decision log, for people at a terminal and for programs."""
 
 from __future__ import annotations
 
@@ -225,8 +225,8 @@ def _print_rules(console: Console, stats: Stats) -> None:
 
 
 def _rule_table(stats: Stats, rules: Iterable[tuple[str, RuleStats]]) -> Any:
-    numbers = ("decisions", "clients", "got in elsewhere")
-    columns = table("rule", "action", "decisions", "clients", "last", "got in elsewhere", numbers=numbers)
+    numbers = ("decisions", "clients", "also delivered")
+    columns = table("rule", "action", "decisions", "clients", "last", "also delivered", numbers=numbers)
     for name, rule in rules:
         actions = Text(", ").join(styled_verb(action) for action, _ in rule.actions.most_common())
         elsewhere = f"{rule.elsewhere:,} of {len(rule.refused_mails):,}" if rule.refused_mails else ""

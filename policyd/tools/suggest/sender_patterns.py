@@ -23,7 +23,7 @@ _OWN_LENGTH = 8
 
 
 class Shape(NamedTuple):
-    """What stays of a local part, in lower case: literal text, and between the changing parts (`digits`, `word`,
+    """Constant parts of a local part, in lower case: literal text, and between the changing parts (`digits`, `word`,
     `rest`) by which it is marked with a NUL in front."""
 
     pieces: tuple[str, ...]

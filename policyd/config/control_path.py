@@ -1,5 +1,5 @@
 """Finds the control socket that a settings file names, without checking the other settings: `policyd status` is to be
-quick, and is to work beside a settings file that somebody is editing."""
+quick, and is to work beside a settings file that is being edited."""
 
 from __future__ import annotations
 

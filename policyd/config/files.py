@@ -52,7 +52,7 @@ def read_dated(path: str, limit: int) -> tuple[bytes, float]:
     """The bytes of a regular file, at most `limit` of them, and when it was last written (Unix seconds).
 
     Raises UnreadableError and OversizedError. Never waits: a FIFO without a writer is refused like other files
-    that are no files.
+    that are not files.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -44,7 +44,7 @@ BLOCK_BYTES = 1 << 18
 # again at each reload, in less than 2 ms.
 LONG_LIST = 1000
 
-# Forms of which there is no table to keep.
+# Forms that have no table to keep.
 _SHORT_FORMS = frozenset({Form.EXPRESSION, Form.STATUS, Form.ASN, Form.COUNTRY, Form.YES})
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -104,7 +104,7 @@ class ListFile:
                     self.next_end = end
 
     def _lines(self, raw_lines: list[bytes]) -> list[bytes]:
-        """The entries on these lines without their ends; empty where there is none, or one that has ended."""
+        """The entries on these lines without their ends; empty if there is none, or one that has ended."""
         lines = _stripped(raw_lines)
         if not self._has_ends:
             return lines
@@ -262,7 +262,7 @@ def _end(word: bytes) -> float | None:
 
 
 def _stripped(lines: list[bytes]) -> list[bytes]:
-    """Lines without comments and blanks around them; empty where there is no entry."""
+    """Lines without comments and blanks around them; empty if there is no entry."""
     joined = b"\n".join(lines)
     for mark in _COMMENT_MARKS:
         if mark in joined:

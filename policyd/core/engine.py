@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 class Decision(NamedTuple):
     """The ruleset's decision on one request.
 
-    `rule` is None where the default decided. `verb`, `code` and `text` (a template, as in `Action`) are the decision,
+    `rule` is None if the default decided. `verb`, `code` and `text` (a template, as in `Action`) are the decision,
     which Postfix is told unless `observing`, the top-level `mode: observe`, holds it back. `downgraded` says that the
     verb would be REJECT but for a failure of DNS. `observed` names the observed rules above that matched. `identity`
     is None if the decision did not need it. `lists` has the answers of DNS lists by name, and `listed_by` the list that

@@ -33,7 +33,7 @@ class Reason(StrEnum):
     SERVFAIL = "servfail"
     REFUSED = "refused"  # the resolver's own code
     MALFORMED = "malformed"  # the DNS message, not a name: every other failure
-    NO_ADDRESS = "no_address"  # `client_address` is no address, so there is nothing to look up
+    NO_ADDRESS = "no_address"  # `client_address` is not an address, so there is nothing to look up
 
 
 class Identity(NamedTuple):

@@ -120,7 +120,7 @@ class Ruleset:
 
     `observe` is the top-level `mode: observe`: everything is decided, and every answer is DUNNO. `hash` is the
     first 8 hexadecimal digits of the SHA-256 over the rules file and each list file in order of appearance. `owners`
-    are the databases of networks, None where none is declared.
+    are the databases of networks, None if none is declared.
     """
 
     rules: tuple[Rule, ...]

@@ -31,7 +31,7 @@ def _sender_of(request: Request) -> bytes | None:
 
 
 def _recipient_of(request: Request) -> bytes | None:
-    """The recipient; None where there is none, or several."""
+    """The recipient; None if there is none, or several."""
     return request.get("recipient") or None
 
 

@@ -39,7 +39,7 @@ _WINDOW_BITS = 30
 # one: two processes that are both a quarter of a second ahead could then repeat ids.
 MAX_CLAIMS = 16
 
-# So many claimed windows in a row are not the work of processes like this one: somebody squats on the names.
+# Maximum of claimed windows in a row: processes like this one never claim more, so beyond it the names are squatted.
 MAX_TAKEN = 1024
 
 

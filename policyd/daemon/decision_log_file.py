@@ -120,7 +120,7 @@ class DecisionLog:
                 sink = sink_for(1)
             else:
                 flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-                descriptor = os.open(self.path, flags, 0o640)  # mail addresses are nobody else's business
+                descriptor = os.open(self.path, flags, 0o640)  # mail addresses are private
                 try:
                     sink = sink_for(descriptor)
                     self._opened = os.fstat(descriptor)

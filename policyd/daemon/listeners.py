@@ -47,7 +47,7 @@ ACCEPTS_A_TURN = 64
 # Seconds before the next accept(2) after one failed because descriptors or memory ran out.
 RETRY_SECONDS = 0.1
 
-# Descriptors kept for everything that is no connection: listeners, logs, DNS, metrics, reading files.
+# Descriptors kept for everything that is not a connection: listeners, logs, DNS, metrics, reading files.
 SPARE_DESCRIPTORS = 64
 
 # sd_listen_fds(3): the first descriptor passed.
@@ -103,7 +103,7 @@ class Listener:
                 if os.path.samestat(self._path.stat(), self._file):  # not a successor's
                     self._path.unlink()
             except FileNotFoundError:
-                pass  # somebody else has removed it
+                pass  # another process has removed it
             except OSError as error:
                 _log.warning("%s: cannot remove the socket: %s", self.name, error.strerror)
 
@@ -249,7 +249,7 @@ def _listen_unix(
     try:
         with _alone_in(path.parent):
             _clear(address)
-            umask = os.umask(0o177)  # nobody but us, until the owner and mode are right
+            umask = os.umask(0o177)  # only this user, until the owner and mode are right
             try:
                 listening.bind(address.path)
             finally:
@@ -311,7 +311,7 @@ def _clear(address: UnixAddress) -> None:
             path.unlink()
             return
         except OSError as error:
-            if error.errno != errno.EAGAIN:  # that is: its queue is full, so somebody listens
+            if error.errno != errno.EAGAIN:  # that is: its queue is full, so a process listens
                 raise
     raise ListenError(f"cannot listen on {address}: another process serves it; is policyd running already?")
 

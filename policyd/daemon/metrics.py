@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-# A scrape every few seconds from a few collectors; more at a time than this is no scraping.
+# A scrape every few seconds from a few collectors; more at a time than this is not scraping.
 MAX_SCRAPERS = 8
 SCRAPE_SECONDS = 10.0
 

@@ -149,7 +149,7 @@ class Loader:
     def __init__(
         self, config_path: str | None, rules_path: str | None, listen: Sequence[InetAddress | UnixAddress] = ()
     ) -> None:
-        gc.freeze()  # what exists by now is shared with the loader and its workers, as long as nobody touches it
+        gc.freeze()  # what exists by now is shared with the loader and its workers, as long as it is not written to
         self._channel, far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel.settimeout(0)
         self._fate = ""

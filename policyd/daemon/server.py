@@ -75,7 +75,7 @@ class Server:
         self.stamps = Stamps()
         self.layouts = Layouts()
         self.connections: set[Connection] = set()
-        self.turn_begun = False  # somebody has been answered in this turn of the event loop
+        self.turn_begun = False  # a request has been answered in this turn of the event loop
         self.unsent: list[Connection] = []  # connections whose answers wait for its end
         self.draining = False
         self._drained = asyncio.Event()
@@ -201,7 +201,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection has been made."""
-        transport = self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+        transport = self._transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
         try:
             transport.set_write_buffer_limits(high=UNREAD_ANSWERS)
         except Exception:  # noqa: BLE001 - the boundary of the accept; uvloop would leave the connection open, unread

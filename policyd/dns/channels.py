@@ -200,8 +200,8 @@ class NameServers:
         self._pace = _Pace()
         self._eager: Channel | None = None
         self._patient: Channel | None = None
-        self._lone: list[Channel] = []  # those that nobody uses at the moment
-        self._in_use: set[Channel] = set()  # channels that somebody may use from now on
+        self._lone: list[Channel] = []  # those not in use at the moment
+        self._in_use: set[Channel] = set()  # channels that lookups may use from now on
         self.alone = asyncio.Semaphore(LONE_CHANNELS)  # to be had by who takes a lone channel
 
     def ready(self) -> Channel | None:

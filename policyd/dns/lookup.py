@@ -160,7 +160,7 @@ class Lookup:
                 answers.append(Answer(found, ttl, came.get(future, 0.0)))
         finally:
             for future in futures:
-                future.cancel()  # what nobody waits for any more, if this was ended before its time
+                future.cancel()  # no task waits for it any more, if this was ended early
             channel.users -= 1
             if not channel.users:
                 await self._servers.unused(channel)

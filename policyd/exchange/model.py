@@ -29,7 +29,7 @@ _SHOWN = 100
 # How much of a reason a message shows. Some quote a word of the line, which can be of any length.
 _REASON = 400
 
-# It takes RE2 5 ms to find out that an expression is too large for it. No table that somebody uses has as many.
+# It takes RE2 5 ms to find out that an expression is too large for it. No table in use has as many.
 MOST_TOO_LARGE = 100
 
 # Of one kind of change so many lines are named one by one: the first ones are looked at, the rest are counted.

@@ -114,9 +114,9 @@ def rotated_set(path: str) -> list[str]:
 
 
 def total_bytes(paths: Iterable[str]) -> int | None:
-    """How many bytes the files have on disk, or None where one (standard input, a pipe) does not tell.
+    """How many bytes the files have on disk, or None if one (standard input, a pipe) does not tell.
 
-    Raises `LogError` for the first that is no file one can open, so that a long run does not end at its last LOG.
+    Raises `LogError` for the first that is not a readable file, so that a long run does not end at its last LOG.
     """
     total: int | None = 0
     for path in paths:

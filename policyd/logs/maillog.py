@@ -434,7 +434,7 @@ class MailLog:
         names = decision.claimed
         name_status = _STANDINGS.get(decision.reverse_dns, NameStatus.UNKNOWN)
         if decision.hostname:
-            # Where nobody had to know, it is the name that Postfix had checked.
+            # If no rule needed the identity, it is the name that Postfix had checked.
             names, name_status = (decision.hostname,), NameStatus.VERIFIED
         return Observation(
             self._clock.seconds(decision.time),

@@ -35,10 +35,10 @@ class Outcome(StrEnum):
 class Observation(NamedTuple):
     """One mail transaction.
 
-    `time` is in Unix seconds, None where the line has no stamp that can be read. `client_address` is in the form of
-    the log, empty where it has none; `names` are lower case, without the trailing dot, all verified or all claimed as
-    `name_status` says. `helo_name` is empty where the log does not tell it (Postfix logs it for refusals only).
-    `sender` is None where the log tells none, and empty for the null sender. `by` is the program that decided, or the
+    `time` is in Unix seconds, None if the line has no readable timestamp. `client_address` is in the form of
+    the log, empty if it has none; `names` are lower case, without the trailing dot, all verified or all claimed as
+    `name_status` says. `helo_name` is empty if the log does not tell it (Postfix logs it for refusals only).
+    `sender` is None if the log tells none, and empty for the null sender. `by` is the program that decided, or the
     relay that answered, and `text` what it said. `log` is whose log it is: `postfix`, `sendmail` or `policyd`.
     """
 

@@ -51,7 +51,7 @@ def judge(
 ) -> Verdict:
     """Judges one try at `now` (Unix seconds).
 
-    `first_tries` are the times of the first try under each of `keys`, None where there is none; `network_seen` is when
+    `first_tries` are the times of the first try under each of `keys`, None if there is none; `network_seen` is when
     the network, once passed, was last seen.
     """
     if network_seen is not None and now - network_seen < settings.remember:

@@ -56,7 +56,7 @@ PROBE_SECONDS = 1.0
 # Seconds between lines that say why the server cannot be used.
 COMPLAINT_SECONDS = 60.0
 
-# Operations in one call: some milliseconds of the server's time, in which it serves nobody else.
+# Operations in one call: some milliseconds of the server's time, in which it serves no other client.
 MAX_BATCH = 500
 
 # Operations that wait for the call before them. Beyond it the process's own memory answers: a server that takes 50 ms

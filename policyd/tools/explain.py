@@ -221,7 +221,7 @@ def _seen(condition: Condition, request: Request, facts: Facts) -> tuple[bytes, 
 
 
 def _entry(written: WrittenCondition, outcome: Outcome, path: str, request: Request, facts: Facts) -> Entry | None:
-    """The first entry of a condition that alone makes it hold; None where it does not."""
+    """The first entry of a condition that alone makes it hold; None if it does not."""
     if outcome is not Outcome.YES:
         return None
     entries = [Entry(value.text, path, value.line, value.column) for value in written.values]

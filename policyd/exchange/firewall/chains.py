@@ -58,7 +58,7 @@ class AnotherMatterError(NoEqualError):
 
 @dataclass(slots=True)
 class Step:
-    """One line of a chain. `sources` is None where it is about every source; with `negated` it is about all others.
+    """One line of a chain. `sources` is None if it is about every source; with `negated` it is about all others.
 
     `target` is the chain of a jump. `some` names a condition that depends on more than the source, such as the network
     interface. `lost` is why the line cannot be followed; `elsewhere` that it is about other packets anyway.

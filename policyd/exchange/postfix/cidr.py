@@ -29,7 +29,7 @@ _LINE = re.compile(
 
 
 class _If(NamedTuple):
-    """An open `if`: the addresses that come into it, or None where its pattern could not be read."""
+    """An open `if`: the addresses that come into it, or None if its pattern could not be read."""
 
     line: Line
     block: Block | None

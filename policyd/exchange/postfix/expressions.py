@@ -46,7 +46,7 @@ class _Half(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """An open `if`: its line and what it asks, or None where that could not be read."""
+    """An open `if`: its line and what it asks, or None if that could not be read."""
 
     line: Line
     asks: _Half | None

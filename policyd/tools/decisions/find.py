@@ -303,7 +303,7 @@ Entry: TypeAlias = "list[Any]"  # how often, the first time, the last time
 
 
 class _Counter:
-    """Counts raw values: bytes as the log has them, or None where it has none."""
+    """Counts raw values: bytes as the log has them, or None if it has none."""
 
     def __init__(self, search: Search, by: By) -> None:
         self._tally = Tally(by)

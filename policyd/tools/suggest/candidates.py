@@ -87,7 +87,7 @@ _PRIVATE = (
 
 
 class Example(NamedTuple):
-    """One refused mail. `name` is empty where the client had none; `sender` as in an `Observation`."""
+    """One refused mail. `name` is empty if the client had none; `sender` as in an `Observation`."""
 
     client_address: bytes
     name: bytes
@@ -111,7 +111,7 @@ class _Counted:
         self.reasons: tuple[int, ...] = ()  # numbers of the reasons, one for each refused mail up to _MAX_REASONS
 
     def count(self, seen: Observation, reason: int) -> None:
-        """Counts a mail; `reason` is 0 if it is no evidence."""
+        """Counts a mail; `reason` is 0 if it is not evidence."""
         if seen.outcome in GOT_THROUGH:
             self.delivered += 1
         elif reason:

@@ -23,6 +23,8 @@ COMMANDS = {
     "serve": "policyd.cli.daemon",
     "status": "policyd.cli.control",
     "reload": "policyd.cli.control",
+    "block": "policyd.cli.by_hand",
+    "allow": "policyd.cli.by_hand",
     "fetch": "policyd.cli.fetch",
     "forget": "policyd.cli.control",
     "check": "policyd.cli.rules",

@@ -91,7 +91,10 @@ def build_index(
     """
     conditions = {c.number: c for rule in rules for c in (*rule.match, *rule.exceptions)}
     conditions |= {c.number: c for where in counted for c in where}
-    filed_under = {_filing_condition(rule, entries).number: rule.number for rule in rules}
+    # A rule with an empty list never matches, so it is not filed: nothing is asked for it.
+    filed_under = {
+        _filing_condition(rule, entries).number: rule.number for rule in rules if not _has_empty(rule, entries)
+    }
     families: dict[tuple[str, Kind], list[Condition]] = defaultdict(list)
     list_terms: dict[int, ListTerm] = {}
     for condition in conditions.values():
@@ -219,9 +222,20 @@ def _rests_on_identity(rule: Rule) -> bool:
     return rule.expires is None and all(c.needs_identity for c in (*rule.match, *rule.exceptions))
 
 
+def _has_empty(rule: Rule, entries: Mapping[int, Sequence[Entries]]) -> bool:
+    """Whether a condition of the rule's match has no entry, as with a list that is empty for now."""
+    return any(
+        condition.kind in _WITH_ENTRIES and not any(map(len, entries[condition.number])) for condition in rule.match
+    )
+
+
 def _filing_condition(rule: Rule, entries: Mapping[int, Sequence[Entries]]) -> Condition:
     """The condition of a rule's match that is likely to hold for the fewest requests."""
     return min(rule.match, key=lambda condition: _breadth(condition, entries[condition.number]))
+
+
+# Kinds of conditions that hold for nothing without an entry.
+_WITH_ENTRIES = frozenset({Kind.NETWORK, Kind.NAME, Kind.DOMAIN, Kind.VALUE, Kind.EXPRESSION})
 
 
 # Attributes of which most requests have the same value.

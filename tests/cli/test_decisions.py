@@ -84,7 +84,10 @@ def test_stats_for_people(run: Run, log: Path) -> None:
     ended = run("stats", "--rules", SHIPPED, log)
     assert (ended.status, ended.err) == (0, "")
     assert "3 decisions from 2026-11-21T" in ended.out
-    assert "never matched: own-networks, forwarders" in ended.out
+    assert (
+        "never matched: allowed-networks, blocked-networks, allowed-hosts, blocked-hosts, own-networks, forwarders"
+        in ended.out
+    )
 
 
 def test_stats_as_a_page(run: Run, log: Path, tmp_path: Path) -> None:

@@ -1,0 +1,174 @@
+"""`policyd block` and `policyd allow`: now, for a while, and with who and why beside it."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from policyd.cli import Failure
+from policyd.cli.log_options import live_log
+from policyd.cli.options import rules_options
+from policyd.cli.rules_in_force import reload_data, rules_in_force
+from policyd.config.files import UnreadableError
+from policyd.config.load import load_settings
+from policyd.core.printable import printable
+from policyd.fetch.by_hand import Keeper, Side, comment_of
+from policyd.fetch.guards import RefusedError
+from policyd.logs.files import LogError, rotated_set
+from policyd.tools.decisions import lookup
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_Function = TypeVar("_Function")
+
+_EVER = "ever"
+_DURATION = re.compile(r"([0-9]{1,6})([smhdw])")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+# Ten years; what is meant to last longer has no end.
+_MAX_SECONDS = 10 * 366 * 86400
+
+# An id has eight letters and digits, without a dot.
+_ID = re.compile(r"[0-9A-Za-z]{8}")
+
+
+def _duration(_context: click.Context, _parameter: click.Parameter, written: str) -> float | None:
+    """Seconds; None for ever."""
+    if written == _EVER:
+        return None
+    found = _DURATION.fullmatch(written)
+    seconds = int(found[1]) * _UNITS[found[2]] if found is not None else 0
+    if not 0 < seconds <= _MAX_SECONDS:
+        raise click.BadParameter(f"'{printable(written[:40])}' is not a duration; write 30m, 12h, 7d, 4w or ever")
+    return float(seconds)
+
+
+def _options(default: str) -> Callable[[_Function], _Function]:
+    """The options that both commands have."""
+
+    def decorate(function: _Function) -> _Function:
+        decorated: Any = function
+        for option in (
+            click.option("--list", "is_list", is_flag=True, help="Print what stands, with its end, who and why."),
+            click.option("--end", is_flag=True, help="Take WHAT out again."),
+            click.option("--why", default="", metavar="TEXT", help="The reason, kept beside the entry."),
+            click.option(
+                "--for",
+                "seconds",
+                default=default,
+                show_default=True,
+                metavar="DURATION",
+                callback=_duration,
+                help="Until it ends by itself: 30m, 12h, 7d, 4w, or ever.",
+            ),
+        ):
+            decorated = option(decorated)
+        result: _Function = rules_options(decorated)
+        return result
+
+    return decorate
+
+
+@click.command()
+@_options("7d")
+@click.argument("what", required=False, metavar="ADDRESS|NETWORK|NAME")
+def block(*, what: str | None, **arguments: Any) -> None:
+    """Block a client now, for a while: an address, a network, or a host name with the names under it.
+
+    Writes one line with its end, who and why into a list of this host, checks the rules in force with it, and makes the
+    daemon read the list. An edited rules.yaml is left alone. Networks larger than a /8 (IPv6: /19) are refused, and so
+    is what allowed-networks, own-networks or a list named in a never protects.
+
+    \b
+    policyd block 192.0.2.0/24 --for 12h --why 'bulk mail since midnight'
+    policyd block --list
+    policyd block --end 192.0.2.0/24
+    """
+    _run(Side.BLOCK, what, **arguments)
+
+
+@click.command()
+@_options("3d")
+@click.argument("what", required=False, metavar="ADDRESS|NETWORK|NAME|ID")
+def allow(*, what: str | None, **arguments: Any) -> None:
+    """Let a client through now, for a while: an address, a network, a verified host name, or the client of a decision.
+
+    With the ID of a decision (in the bounce, in parentheses) it is the client's address if the deciding rule blocks by
+    network, else its verified name, else its address. A sender is refused, because anyone can write any sender.
+
+    \b
+    policyd allow 7Q4K2M9X --why 'customer called'
+    policyd allow mail.example.com --for 30d
+    policyd allow --end mail.example.com
+    """
+    _run(Side.ALLOW, what, **arguments)
+
+
+def _run(
+    side: Side,
+    what: str | None,
+    *,
+    config: str | None,
+    rules: str | None,
+    seconds: float | None,
+    why: str,
+    end: bool,
+    is_list: bool,
+) -> None:
+    if is_list == (what is not None):
+        raise click.UsageError("name what is meant, or --list alone")
+    in_force = rules_in_force(config, rules)
+    try:
+        keeper = Keeper(in_force.rules, side)
+        if what is None:
+            _print_list(keeper, side)
+            return
+        if end:
+            click.echo(printable(f"no longer {side}: {keeper.end(what)}"))
+        else:
+            if side is Side.ALLOW and _ID.fullmatch(what):
+                what = _client_of(keeper, what, config)
+            until = None if seconds is None else time.time() + seconds
+            click.echo(printable(f"{side}: {keeper.add(what, until, comment_of(_who(), why))}"))
+    except (RefusedError, UnreadableError) as error:
+        raise Failure("\n".join(map(printable, f"policyd: {error}".split("\n"))), 1) from None
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        raise Failure(f"policyd: {place}{error.strerror or error}", 2) from None
+    reload_data(in_force)
+
+
+def _print_list(keeper: Keeper, side: Side) -> None:
+    standing = keeper.standing()
+    for one in standing:
+        click.echo(printable(f"{one.what}  {'until ' + one.end if one.end else 'for ever'}  {one.comment}".rstrip()))
+    if not standing:
+        click.echo(f"nothing is {side}")
+
+
+def _client_of(keeper: Keeper, decision_id: str, config: str | None) -> str:
+    """The client of a decision in the log that the settings name. Raises RefusedError."""
+    try:
+        found = lookup.find([decision_id], rotated_set(live_log(load_settings(config) if config is not None else None)))
+    except LogError as error:
+        raise Failure(f"policyd: {error}", 2) from None
+    if not found:
+        raise RefusedError(f"no decision has the id {decision_id}")
+    return keeper.of_decision(found[-1])
+
+
+def _who() -> str:
+    """The user who asked, also through sudo."""
+    name = os.environ.get("SUDO_USER", "")
+    if name:
+        return name[:64]
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())

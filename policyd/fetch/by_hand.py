@@ -1,0 +1,236 @@
+"""`policyd block` and `allow`: one line in a list that this host keeps, with an end and a reason.
+
+The line is put into a copy of the list, the rules text in force is checked with the copy, and only then does the copy
+take the list's place in one rename, under the lock that `policyd fetch` takes as well.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from policyd.config.conditions import Form
+from policyd.config.dates import format_end
+from policyd.config.entries import parse_entries
+from policyd.config.entry_messages import explain_entry
+from policyd.config.files import MAX_LIST_BYTES, UnreadableError, read_file
+from policyd.config.lists import ListFile
+from policyd.config.problems import Report
+from policyd.config.rules_reader import read_rules
+from policyd.core.printable import printable
+from policyd.core.ruleset import Kind, Verb
+from policyd.core.tables import Networks
+from policyd.fetch.guards import MIN_PREFIX, Protected, RefusedError, check_names, networks_of, ranges, shown
+from policyd.tools.list_lock import list_lock
+from policyd.tools.replace_file import replace_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from policyd.config.lists import ListDefinition
+    from policyd.config.written import RulesFile
+    from policyd.decision_log.reader import LoggedDecision
+    from policyd.fetch.run import Rules
+
+# Characters of a reason.
+MAX_WHY = 500
+
+# Lists that `block` never contradicts, beside those that a `never` names.
+_KEPT_OUT = ("allowed-networks", "own-networks")
+
+_FOLDER = "/var/lib/policyd/lists"
+_LINES = {
+    "allowed-networks": ("cidr", "DUNNO"),
+    "blocked-networks": ("cidr", "REJECT 5.7.1 Mail from {client_address} is not accepted here ({id})"),
+    "allowed-hosts": ("hostname", "DUNNO"),
+    "blocked-hosts": ("hostname_suffix", "REJECT 5.7.1 Mail from {hostname} is not accepted here ({id})"),
+}
+
+
+class Side(StrEnum):
+    """Which lists are changed."""
+
+    BLOCK = "blocked"
+    ALLOW = "allowed"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """An entry that is in a list: its end as it is written (empty for ever), and the comment with who and why."""
+
+    what: str
+    end: str
+    comment: str
+
+
+class Keeper:
+    """The lists of one side under the rules text in force. Raises UnreadableError if that cannot be read."""
+
+    def __init__(self, rules: Rules, side: Side) -> None:
+        self._rules = rules
+        self._side = side
+        report = Report()
+        rules_file = read_rules(rules.path, report, text=rules.text)
+        if rules_file is None or rules_file.root is None:
+            raise UnreadableError("\n".join(report.lines()))
+        self._file: RulesFile = rules_file
+
+    def add(self, what: str, end: float | None, comment: str) -> str:
+        """Adds an entry, or gives the one that is there a new end. Returns the line. Raises RefusedError, OSError."""
+        kind, entry = self._read(what)
+        definition = self._list(kind)
+        if self._side is Side.BLOCK:
+            self._check(kind, entry)
+        expires = "" if end is None else f"  expires={format_end(end)}"
+        line = f"{entry}{expires}  # {comment}"
+        self._change(definition, entry, line)
+        return line
+
+    def end(self, what: str) -> str:
+        """Takes an entry out of its list. Returns it. Raises RefusedError if it is not there, and OSError."""
+        kind, entry = self._read(what)
+        definition = self._list(kind)
+        if entry not in {one.what for one in self._entries(definition)}:
+            raise RefusedError(f"{entry} is not in list '{definition.name}'")
+        self._change(definition, entry, None)
+        return entry
+
+    def standing(self) -> list[Standing]:
+        """The entries of both lists that have not ended."""
+        return [one for kind in ("networks", "hosts") for one in self._entries(self._list(kind))]
+
+    def of_decision(self, decision: LoggedDecision) -> str:
+        """What to allow, so that the client of a decision is let through. Raises RefusedError."""
+        rule_name = decision.rule_name.decode("utf-8", "replace")
+        if decision.decided == Verb.DUNNO.value.encode():
+            raise RefusedError("that decision let the client through")
+        rule = next((one.rule for one in self._file.rules if one.rule.name == rule_name), None)
+        address = decision.client_address.decode("ascii", "replace")
+        if rule is None:
+            return decision.hostname.decode("ascii", "replace") or address
+        kinds = {condition.kind for condition in rule.match}
+        subjects = {condition.subject for condition in rule.match}
+        if subjects <= {"sender", "sender_domain"}:
+            raise RefusedError(
+                f"rule '{rule_name}' refuses a sender, and anyone can write any sender: change the rule, or allow the "
+                f"client itself: policyd allow {address}"
+            )
+        if Kind.NETWORK in kinds or not decision.hostname:
+            return address
+        return decision.hostname.decode("ascii", "replace")
+
+    # --- What is written --------------------------------------------------------------------------------------------
+
+    def _read(self, what: str) -> tuple[str, str]:
+        """`networks` or `hosts`, and the entry in the form in which it is written."""
+        if "@" in what:
+            raise RefusedError(f"'{what}' is a mail address, which anyone can write; name an address, network or host")
+        raw = what.strip().encode("utf-8", "surrogateescape")
+        if ":" in what or "/" in what or what.replace(".", "").isdigit():
+            networks, bad = parse_entries(Form.NETWORK, [raw])
+            if bad:
+                raise RefusedError(f"'{what}': {explain_entry(Form.NETWORK, raw)}")
+            assert isinstance(networks, Networks)
+            return "networks", _network_text(networks)
+        _, bad = parse_entries(Form.HOST_NAME, [raw])
+        if bad:
+            raise RefusedError(f"'{what}': {explain_entry(Form.HOST_NAME, raw)}")
+        if "." not in what.strip("."):
+            raise RefusedError(f"'{what}' has no dot; name an address, a network or a host name")
+        return "hosts", what.strip().rstrip(".").lower()
+
+    def _check(self, kind: str, entry: str) -> None:
+        names = {one.text for each in self._file.lists.values() if each.source for one in each.source.never}
+        texts = {
+            name: [one.text for one in self._file.lists[name].entries()]
+            for name in (*_KEPT_OUT, *sorted(names))
+            if name in self._file.lists
+        }
+        if kind == "hosts":
+            check_names([entry], [(name, text) for name, found in texts.items() for text in found])
+            return
+        protected = Protected((f"list '{name}'", networks_of(found)) for name, found in texts.items())
+        for one, prefix in ranges(networks_of([entry])):
+            if prefix < MIN_PREFIX[one[0]]:
+                raise RefusedError(f"{entry} is larger than a /{MIN_PREFIX[one[0]]}; such a network takes a rule")
+            if meets := protected.meets(one):
+                raise RefusedError(f"{entry} covers or lies in {meets}")
+
+    # --- The files --------------------------------------------------------------------------------------------------
+
+    def _list(self, kind: str) -> ListDefinition:
+        name = f"{self._side}-{kind}"
+        definition = self._file.lists.get(name)
+        if definition is None or not definition.local or not definition.file_path:
+            condition, action = _LINES[name]
+            raise RefusedError(
+                f"{self._rules.path} has no list '{name}' with local: yes; add these lines, and policyd reload:\n"
+                f"  lists:\n    {name}: {{file: {_FOLDER}/{name}.txt, allow_empty: yes, local: yes}}\n"
+                f"  rules:\n    - name: {name}\n      match: {{{condition}: ${name}}}\n      action: {action}"
+            )
+        return definition
+
+    def _entries(self, definition: ListDefinition) -> Iterator[Standing]:
+        content = _content(Path(definition.file_path))
+        now = time.time()
+        for line in content.splitlines():
+            for entry in ListFile("", line, now=now).entries():
+                text = line.decode("utf-8", "replace")
+                _, _, comment = text.partition(" #")
+                _, _, end = text.partition(" #")[0].partition("expires=")
+                yield Standing(entry.text, end.strip(), comment.strip())
+
+    def _change(self, definition: ListDefinition, entry: str, line: str | None) -> None:
+        """Replaces an entry's lines by a new line, if the ruleset loads with that. Raises RefusedError, OSError."""
+        target = Path(definition.file_path)
+        with list_lock(target.parent):
+            is_new = not target.exists()
+            kept = [
+                each
+                for each in _content(target).splitlines(keepends=True)
+                if entry not in {one.text for one in ListFile("", each).entries()}
+            ]
+            if kept and not kept[-1].endswith(b"\n"):
+                kept[-1] += b"\n"
+            content = b"".join(kept) + (b"" if line is None else line.encode() + b"\n")
+            temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}.checked")
+            try:
+                temporary.write_bytes(content)
+                report = Report()
+                read_rules(
+                    self._rules.path, report, text=self._rules.text, list_files={definition.name: str(temporary)}
+                )
+            finally:
+                temporary.unlink(missing_ok=True)
+            if report:
+                problem = next(report.lines()).replace(str(temporary), str(target))
+                raise RefusedError(f"the ruleset does not accept it: {problem}")
+            replace_file(target, content)
+            if is_new:
+                target.chmod(0o644)  # the daemon has another user
+
+
+def comment_of(who: str, why: str) -> str:
+    """The comment of an entry: when, who and why, in one line."""
+    when = time.strftime("%Y-%m-%d", time.gmtime())
+    reason = printable(" ".join(why[:MAX_WHY].split()))
+    return f"{when} {printable(who)}" + (f": {reason}" if reason else "")
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return read_file(str(path), MAX_LIST_BYTES)
+    except UnreadableError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return b""
+        raise
+
+
+def _network_text(networks: Networks) -> str:
+    (((version, first, _), prefix),) = ranges(networks)
+    text = shown(version, first, prefix)
+    return text.partition("/")[0] if prefix == (32 if version == 4 else 128) else text

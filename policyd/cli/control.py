@@ -31,7 +31,8 @@ _NAME = re.compile(rb"(?=.{1,255}$)[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 @config_option
 @json_option
 @click.option("--alive", is_flag=True, help="Only ask whether the daemon answers: exit status 0 if it does, else 2.")
-def status(config: str | None, as_json: bool, alive: bool) -> None:
+@click.option("--counter", metavar="NAME", help="Print the ten keys of a counter with the highest values.")
+def status(config: str | None, as_json: bool, alive: bool, counter: str | None) -> None:
     """Ask the running daemon how it is: version, mode, ruleset, the last reload, DNS, lists.
 
     Exit status: 0 if all is well, 1 if something needs attention (the last lines say what), 2 if the daemon cannot be
@@ -41,7 +42,13 @@ def status(config: str | None, as_json: bool, alive: bool) -> None:
     policyd status
     policyd status --json | jq -r .ruleset
     policyd status --alive
+    policyd status --counter mails-of-user
     """
+    if alive and counter:
+        raise click.UsageError("use --alive or --counter, not both")
+    if counter:
+        _print_highest(_ask(config, Request(Command.STATUS, counter=counter)), as_json=as_json)
+        return
     if alive:
         _ask(config, Request(Command.ALIVE))
         return
@@ -91,17 +98,34 @@ def reload(config: str | None, data: bool) -> None:
 
 @click.command()
 @config_option
-@click.argument("what", metavar="ADDRESS|NAME")
-def forget(config: str | None, what: str) -> None:
-    """Make the running daemon forget what DNS said of a client: "we have repaired our reverse DNS".
+@click.option("--counter", metavar="NAME", help="Reset a key of this counter; write each part of 'per' as an argument.")
+@click.option("--greylist", is_flag=True, help="Forget that the network of an address has passed greylisting.")
+@click.argument("whats", metavar="ADDRESS|NAME|KEY...", nargs=-1, required=True)
+def forget(config: str | None, counter: str | None, greylist: bool, whats: tuple[str, ...]) -> None:
+    """Make the running daemon forget what DNS said of a client, a counter's key, or that a client passed greylisting.
+
+    "We have repaired our reverse DNS": give an address or a name.
 
     With a name, every client that has or claims the name, or a name under it, is forgotten. The next mail asks DNS
     again. A resolver has a cache of its own, which this does not touch: for unbound, unbound-control flush NAME.
 
+    "The password is changed": give the counter and the user. With a shared memory (state:), it forgets too.
+
     \b
     policyd forget 192.0.2.25
     policyd forget mail.example.com
+    policyd forget --counter mails-of-user alice
+    policyd forget --greylist 192.0.2.25
     """
+    if counter and greylist:
+        raise click.UsageError("use --counter or --greylist, not both")
+    if len(whats) > 1 and not counter:
+        raise click.UsageError("give one address or name; a key of several parts belongs to --counter")
+    what = "\n".join(whats)
+    if counter or greylist:
+        answer = _ask(config, Request(Command.FORGET, what=what, counter=counter or "", greylist=greylist))
+        click.echo(printable(f"{'forgot' if answer['forgotten'] else 'nothing to forget:'} {answer['name']}"))
+        return
     raw = os.fsencode(what)
     if parse_address(raw) is None and not _NAME.fullmatch(fold_name(raw)):
         raise click.BadParameter(
@@ -130,6 +154,19 @@ def _ask(config: str | None, request: Request) -> dict[str, Any]:
     if not answer["ok"] and request.command is not Command.RELOAD:
         raise Failure("\n".join(printable(f"policyd: {error}") for error in answer["errors"]), 2)
     return answer
+
+
+def _print_highest(answer: dict[str, Any], *, as_json: bool) -> None:
+    """Prints value and key, one key a line."""
+    if as_json:
+        click.echo(json.dumps({name: answer[name] for name in ("counter", "per", "keys")}, indent=2))
+        return
+    if not answer["keys"]:
+        click.echo(printable(f"counter {answer['counter']} has counted nothing within its time"))
+        return
+    click.echo(printable(f"{'count':>9}  {' '.join(answer['per'])}"))
+    for key in answer["keys"]:
+        click.echo(printable(f"{key['count']:>9,}  {' '.join(key['key'])}"))
 
 
 def _print_status(lines: list[tuple[str, str]], attention: list[str], notices: list[str], *, observes: bool) -> None:

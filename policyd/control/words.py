@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Bytes of a request with its newline: a command and one host name, which has at most 255 bytes.
+# Bytes of a request with its newline: a command and one host name, or the key of a counter.
 MAX_REQUEST_BYTES = 4096
 
 # Bytes of an answer. The largest carries a rules file (64 MiB, policyd.config.files), each byte escaped at worst.
@@ -41,11 +41,17 @@ class RequestError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request. `data` belongs to `reload` (list files and databases only), `what` to `forget`."""
+    """One request.
+
+    `data` belongs to `reload` (list files and databases only). `what` belongs to `forget`: an address or a name; with
+    `counter`, the parts of a key, separated by LF; with `greylist`, an address. `counter` belongs to `status` too.
+    """
 
     command: Command
     data: bool = False
     what: str = ""
+    counter: str = ""
+    greylist: bool = False
 
     def encode(self) -> bytes:
         """The request as a line."""
@@ -54,6 +60,10 @@ class Request:
             fields["data"] = True
         if self.what:
             fields["what"] = self.what
+        if self.counter:
+            fields["counter"] = self.counter
+        if self.greylist:
+            fields["greylist"] = True
         return encode(fields)
 
 
@@ -65,7 +75,7 @@ def parse_request(line: bytes) -> Request:
         raise RequestError("expected one JSON object in a line") from None
     if not isinstance(fields, dict):
         raise RequestError("expected one JSON object in a line")
-    unknown = sorted(set(fields) - {"command", "data", "what"})
+    unknown = sorted(set(fields) - {"command", "data", "what", "counter", "greylist"})
     if unknown:
         raise RequestError(f"unknown key {unknown[0]!r:.80}")
     try:
@@ -73,11 +83,18 @@ def parse_request(line: bytes) -> Request:
     except ValueError:
         raise RequestError(f"unknown command; the commands are {', '.join(Command)}") from None
     data, what = fields.get("data", False), fields.get("what", "")
-    if not isinstance(data, bool) or not isinstance(what, str):
-        raise RequestError("expected true or false for 'data', and text for 'what'")
+    counter, greylist = fields.get("counter", ""), fields.get("greylist", False)
+    if not (isinstance(data, bool) and isinstance(greylist, bool)):
+        raise RequestError("expected true or false for 'data' and 'greylist'")
+    if not (isinstance(what, str) and isinstance(counter, str)):
+        raise RequestError("expected text for 'what' and 'counter'")
     if (command is Command.FORGET) != bool(what):
         raise RequestError("'what' is an address or a name, for 'forget' only")
-    return Request(command, data, what)
+    if counter and command not in {Command.STATUS, Command.FORGET}:
+        raise RequestError("'counter' is for 'status' and 'forget' only")
+    if greylist and (command is not Command.FORGET or counter):
+        raise RequestError("'greylist' is for 'forget' only, without 'counter'")
+    return Request(command, data, what, counter, greylist)
 
 
 def encode(fields: dict[str, Any]) -> bytes:

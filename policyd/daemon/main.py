@@ -24,12 +24,13 @@ from policyd import __version__
 from policyd.config.outline import changes
 from policyd.config.problems import ConfigErrors
 from policyd.control.words import Command, failed
+from policyd.core.address import parse_address
 from policyd.core.normalize import fold_name
 from policyd.daemon import listeners, metrics
 from policyd.daemon.control import ControlServer, LongText
 from policyd.daemon.counters import Counters, Rates
 from policyd.daemon.decision_log_file import DecisionLog
-from policyd.daemon.memory import DaemonMemory
+from policyd.daemon.memory import DaemonMemory, SharedMemoryError
 from policyd.daemon.operational_log import OperationalLog, shown
 from policyd.daemon.reload import Loader, LoadError
 from policyd.daemon.server import Server
@@ -38,6 +39,7 @@ from policyd.daemon.systemd import Notifier
 from policyd.dns.facts import FactFinder
 from policyd.dns.lists import DnsLists
 from policyd.dns.resolver import Resolver
+from policyd.memory.definitions import network_of
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from policyd.control.words import Request
     from policyd.daemon.control import Answer, Commands
     from policyd.daemon.reload import Delivery, Holding
+    from policyd.memory.definitions import CounterDefinition
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +70,9 @@ MAX_CHANGES_LOGGED = 10
 
 # Seconds until the daemon tries again to drop entries that have ended, after it failed.
 FAILED_DROP_SECONDS = 60.0
+
+# Keys of a counter that `policyd status --counter` prints.
+HIGHEST_KEYS = 10
 
 # Rules that end and are named in the log once a day; a ruleset made by a program may have thousands.
 MAX_EXPIRY_LINES = 20
@@ -412,7 +418,9 @@ class _Daemon:
     async def _tell_alive(self, _request: Request) -> Answer:
         return {"ok": True, "version": __version__, "pid": os.getpid()}
 
-    async def _tell_status(self, _request: Request) -> Answer:
+    async def _tell_status(self, request: Request) -> Answer:
+        if request.counter:
+            return await self._tell_highest(request.counter)
         return {"ok": True, **status(self._running)}
 
     async def _reload_when_asked(self, request: Request) -> Answer:
@@ -430,7 +438,53 @@ class _Daemon:
             "left_alone": result.left_alone,
         }
 
+    async def _tell_highest(self, name: str) -> Answer:
+        counter = self._counter(name)
+        if counter is None:
+            return self._no_counter(name)
+        try:
+            highest = await self._memory.highest(counter, HIGHEST_KEYS)
+        except SharedMemoryError as error:
+            return failed(str(error))
+        keys = [{"key": key.decode("utf-8", "replace").split("\n"), "count": count} for key, count in highest]
+        return {"ok": True, "counter": name, "per": [str(part) for part in counter.per], "keys": keys}
+
+    def _counter(self, name: str) -> CounterDefinition | None:
+        return next((one.definition for one in self._server.ruleset.counters if one.definition.name == name), None)
+
+    def _no_counter(self, name: str) -> Answer:
+        names = ", ".join(one.definition.name for one in self._server.ruleset.counters)
+        known = f"the counters are {names}" if names else "the ruleset in force has none"
+        return failed(f"there is no counter {name!r:.80}; {known}")
+
+    async def _forget_counted(self, request: Request) -> Answer:
+        """Resets a key of a counter, or forgets that a network has passed greylisting; here and on the server."""
+        what = request.what.encode("utf-8", "replace")
+        try:
+            if request.greylist:
+                address = parse_address(what)
+                if address is None:
+                    return failed("expected an address, as 192.0.2.25")
+                network = network_of(address)
+                forgotten, name = await self._memory.forget_network(network), f"greylisting of {shown(network)}"
+            else:
+                counter = self._counter(request.counter)
+                if counter is None:
+                    return self._no_counter(request.counter)
+                key = counter.parse_key(what)
+                forgotten = await self._memory.forget_key(counter, key)
+                words = key.replace(b"\n", b" ")
+                name = f"counter {counter.name} of {shown(words)}"
+        except ValueError as error:
+            return failed(str(error))
+        except SharedMemoryError as error:
+            return failed(f"forgotten by this daemon only: {error}; repeat this when it answers")
+        _log.info("forgot %s (%s)", name, "it was remembered" if forgotten else "nothing was remembered")
+        return {"ok": True, "forgotten": forgotten, "name": name}
+
     async def _forget(self, request: Request) -> Answer:
+        if request.counter or request.greylist:
+            return await self._forget_counted(request)
         what = request.what.encode("utf-8", "replace")
         count = await self._resolver.forget(what)
         listed = await self._dns_lists.forget(what)

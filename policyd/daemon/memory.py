@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,18 +11,28 @@ from typing import TYPE_CHECKING
 from policyd.config.public_suffixes import registrable_domains
 from policyd.memory.definitions import GreylistSettings
 from policyd.state.memory import Memory, domain_of
+from policyd.state.operations import Operation, counter_key, counting, network_key
 from policyd.state.process import ProcessMemory
 from policyd.state.sqlite import StateFile
 
 if TYPE_CHECKING:
     from policyd.config.settings import Settings
     from policyd.core.index import Ruleset
+    from policyd.memory.definitions import CounterDefinition
+    from policyd.state.operations import Found
     from policyd.state.valkey import SharedMemory
 
 _log = logging.getLogger(__name__)
 
 # Seconds that the start waits for the shared server: then the daemon serves without it, and goes on trying.
 CONNECT_SECONDS = 1.0
+
+# Keys of this host whose values are asked of the shared server to find the highest of all hosts.
+CANDIDATES = 100
+
+
+class SharedMemoryError(Exception):
+    """The shared server did not answer. The message says why."""
 
 
 class DaemonMemory:
@@ -51,6 +62,48 @@ class DaemonMemory:
         """Writes to the state file, for ever."""
         if self.file is not None:
             await self.file.run()
+
+    async def highest(self, counter: CounterDefinition, count: int) -> list[tuple[bytes, int]]:
+        """Returns the keys with the highest values, the highest first; the event loop runs between slices.
+
+        With a shared server the values are those of all hosts, for the keys that this host has counted most. Raises
+        SharedMemoryError.
+        """
+        best: list[tuple[int, bytes]] = []
+        for found in self.memory.local.highest(counter, self.memory.clock()):
+            if found is None:
+                await asyncio.sleep(0)
+            elif len(best) < CANDIDATES:
+                heapq.heappush(best, found[::-1])
+            else:
+                heapq.heappushpop(best, found[::-1])
+        if self.shared is not None and best:
+            # An empty value is never counted, so that each answer is one more than what the server holds.
+            values = await self._ask_shared([counting(counter, key, None, add=False) for _, key in best])
+            best = [(value - 1, key) for value, (_, key) in zip(values, best, strict=True) if isinstance(value, int)]
+        return [(key, value) for value, key in heapq.nlargest(count, best) if value > 0]
+
+    async def forget_key(self, counter: CounterDefinition, key: bytes) -> bool:
+        """Resets one key of a counter. Returns whether there was one. Raises SharedMemoryError."""
+        return await self._forget(counter_key(counter, key), was_here=self.memory.local.forget(counter, key))
+
+    async def forget_network(self, network: bytes) -> bool:
+        """Forgets that a network has passed greylisting. Returns whether it had. Raises SharedMemoryError."""
+        return await self._forget(network_key(network), was_here=self.memory.local.forget_client(network))
+
+    async def _forget(self, name: bytes, *, was_here: bool) -> bool:
+        if self.shared is None:
+            return was_here
+        (deleted,) = await self._ask_shared([Operation("delete", name)])
+        return was_here or bool(deleted)
+
+    async def _ask_shared(self, operations: list[Operation]) -> list[Found]:
+        assert self.shared is not None
+        found = await self.shared.ask(operations)
+        if found is None:
+            why = f": {self.shared.why}" if self.shared.why else ""
+            raise SharedMemoryError(f"the shared memory {self.shared.name} did not answer{why}")
+        return found
 
     async def close(self) -> None:
         """Writes what is left, and closes file and connection."""

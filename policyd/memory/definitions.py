@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from policyd.core.address import format_address
-from policyd.core.normalize import domain_of, fold_value
+from policyd.core.address import format_address, parse_address
+from policyd.core.normalize import domain_of, fold_name, fold_value
 from policyd.core.protocol import SENDER_STATES
 
 if TYPE_CHECKING:
@@ -60,6 +60,19 @@ class KeyPart:
             return b"<>"
         return value
 
+    def parse(self, text: bytes) -> bytes:
+        """Returns the value that a person writes for this part. Raises ValueError, with what to write."""
+        if self.name not in {"client_network", "client_address"}:
+            if self.name in {"sender_domain", "recipient_domain"}:
+                return fold_name(text)
+            if self.name == "asn":
+                return text.upper() if text[:2].upper() == b"AS" else b"AS" + text
+            return fold_value(text)
+        address = parse_address(text.partition(b"/")[0] if self.name == "client_network" else text)
+        if address is None:
+            raise ValueError(f"{self} is an address, as 192.0.2.25")
+        return format_address(address).encode() if self.name == "client_address" else network_of(address, self.prefixes)
+
     def __str__(self) -> str:
         return "{}/{}/{}".format(self.name, *self.prefixes) if self.name == "client_network" else self.name
 
@@ -102,6 +115,13 @@ class CounterDefinition:
             return bounded(self.per[0].of(request, asn)) or None
         parts = [part.of(request, asn) for part in self.per]
         return bounded(b"\n".join(parts)) if all(parts) else None
+
+    def parse_key(self, text: bytes) -> bytes:
+        """Returns the key that a person writes, one part a line. Raises ValueError, with what to write."""
+        parts = text.split(b"\n")
+        if len(parts) != len(self.per):
+            raise ValueError(f"a key of counter {self.name} is: {', '.join(map(str, self.per))}")
+        return bounded(b"\n".join(part.parse(written) for part, written in zip(self.per, parts, strict=True)))
 
     def value(self, request: Request, asn: bytes) -> bytes | None:
         """Returns the value that a `distinct` counter tells apart; None if it is empty."""

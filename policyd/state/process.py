@@ -92,8 +92,13 @@ class ProcessMemory:
         """Yields each key of a counter with its value, and None every thousand entries, for the caller to pause."""
         prefix, slot = counter.fingerprint, slot_of(now, counter.within)
         for place, (key, window) in enumerate(list(self._windows.items())):
-            if key.startswith(prefix) and (count := window.count(slot)):
-                yield key[_PREFIX:], count
+            # What was evicted during a pause no longer counts, neither here nor in the number of entries.
+            if key.startswith(prefix) and self._windows.get(key) is window:
+                before = _weight(window)
+                count = window.count(slot)
+                self._entries += _weight(window) - before
+                if count:
+                    yield key[_PREFIX:], count
             if place % 1000 == 999:
                 yield None
 

@@ -11,7 +11,14 @@ from policyd.control.words import Command, Request, RequestError, encode_with_te
 
 @pytest.mark.parametrize(
     "request_",
-    [Request(Command.STATUS), Request(Command.RELOAD, data=True), Request(Command.FORGET, what="mail.example.com")],
+    [
+        Request(Command.STATUS),
+        Request(Command.RELOAD, data=True),
+        Request(Command.FORGET, what="mail.example.com"),
+        Request(Command.STATUS, counter="c"),
+        Request(Command.FORGET, what="a\nb", counter="c"),
+        Request(Command.FORGET, what="192.0.2.1", greylist=True),
+    ],
 )
 def test_a_request_is_read_back_as_it_was_written(request_: Request) -> None:
     line = request_.encode()
@@ -34,6 +41,11 @@ def test_a_request_is_read_back_as_it_was_written(request_: Request) -> None:
         b'{"command": "forget"}\n',
         b'{"command": "forget", "what": 7}\n',
         b'{"command": "status", "what": "x"}\n',
+        b'{"command": "status", "counter": 7}\n',
+        b'{"command": "status", "greylist": true}\n',
+        b'{"command": "reload", "counter": "x"}\n',
+        b'{"command": "forget", "counter": "x"}\n',
+        b'{"command": "forget", "what": "x", "counter": "x", "greylist": true}\n',
         b"\xff\xfe\n",
         b"[" * 4000 + b"\n",
     ],

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
+from policyd.memory.definitions import CounterDefinition, KeyPart
+from policyd.state.process import ProcessMemory
 from tests.daemon.client import Client, request
 from tests.daemon.test_control import run
 from tests.daemon.test_metrics import scrape
@@ -141,3 +144,89 @@ def test_status_and_metrics_say_when_the_shared_memory_is_away(
     assert f"attention: the shared memory unix:{server.socket} is away: " in away.stdout
     assert failed["policyd_state_up",] == 0
     assert failed["policyd_state_failures_total",] >= 3
+
+
+ASKED = """
+greylist: {wait: 1s}
+counters:
+  often: {count: requests, per: [client_network/20, sender], within: 1h}
+  senders: {count: distinct sender, per: client_network, within: 1h}
+rules:
+  - {name: often, match: {counter: [often > 1000, senders > 200]}, action: DEFER}
+  - {name: grey, match: {sender_domain: grey.example}, action: GREYLIST}
+"""
+
+
+@pytest.mark.parametrize("program", [None, *PROGRAMS])
+def test_the_highest_keys_are_told_and_a_key_is_forgotten(
+    start_policyd: StartPolicyd, port: int, tmp_path: Path, program: str | None
+) -> None:
+    server = StateServer(tmp_path, program) if program is not None else None
+    settings = {"control": str(tmp_path / "c.sock")} | ({"state": f"unix:{server.socket}"} if server else {})
+    try:
+        with start_policyd(ASKED, **settings) as policyd, Client(port) as client:
+            for number in range(12):
+                for _ in range(number + 1):
+                    client.ask(request(client_address="192.0.2.1", sender=f"A{number}@x.example"))
+            highest = run(policyd, "status", "--counter", "often")
+            distinct = json.loads(run(policyd, "status", "--counter", "senders", "--json").stdout)
+            forgot = run(policyd, "forget", "--counter", "often", "192.0.2.77", "a11@X.example")
+            again = run(policyd, "forget", "--counter", "often", "192.0.2.77", "a11@x.example")
+            short = run(policyd, "forget", "--counter", "often", "192.0.2.77")
+            after = run(policyd, "status", "--counter", "often")
+            unknown = run(policyd, "status", "--counter", "oftn")
+    finally:
+        if server is not None:
+            server.stop()
+    assert highest.stdout.splitlines() == [
+        "    count  client_network/20/64 sender",
+        *(f"{number + 1:>9}  192.0.0.0/20 a{number}@x.example" for number in range(11, 1, -1)),
+    ]
+    assert distinct["keys"] == [{"key": ["192.0.2.0/24"], "count": 12}]
+    assert (forgot.returncode, forgot.stdout) == (0, "forgot counter often of 192.0.0.0/20 a11@x.example\n")
+    assert again.stdout == "nothing to forget: counter often of 192.0.0.0/20 a11@x.example\n"
+    assert short.returncode == 2
+    assert "a key of counter often is: client_network/20/64, sender" in short.stderr
+    assert after.stdout.splitlines()[1] == "       11  192.0.0.0/20 a10@x.example"
+    assert unknown.returncode == 2
+    assert "there is no counter 'oftn'; the counters are often, senders" in unknown.stderr
+
+
+@pytest.mark.parametrize("program", [None, *PROGRAMS])
+def test_a_network_that_has_passed_greylisting_is_forgotten(
+    start_policyd: StartPolicyd, port: int, tmp_path: Path, program: str | None
+) -> None:
+    server = StateServer(tmp_path, program) if program is not None else None
+    settings = {"control": str(tmp_path / "c.sock")} | ({"state": f"unix:{server.socket}"} if server else {})
+    mail = request(sender="a@grey.example")
+    try:
+        with start_policyd(ASKED, **settings) as policyd, Client(port) as client:
+            first = client.ask(mail)
+            time.sleep(1.2)
+            passed = client.ask(mail)
+            forgot = run(policyd, "forget", "--greylist", "192.0.2.77")
+            later = client.ask(mail)
+            if server is not None:
+                server.stop()
+                away = run(policyd, "forget", "--greylist", "192.0.2.77")
+                assert away.returncode == 2
+                assert "forgotten by this daemon only: the shared memory unix:" in away.stderr
+    finally:
+        if server is not None:
+            server.stop()
+    assert first.startswith("DEFER_IF_PERMIT ")
+    assert passed == "DUNNO"
+    assert (forgot.returncode, forgot.stdout) == (0, "forgot greylisting of 192.0.2.0/24\n")
+    assert later.startswith("DEFER_IF_PERMIT ")
+
+
+def test_the_highest_keys_are_looked_for_in_slices_and_room_stays_counted() -> None:
+    memory = ProcessMemory(100_000)
+    counter = CounterDefinition("c", KeyPart("sender"), (KeyPart("client_address"),), 60)
+    for number in range(3000):
+        memory.add(counter, b"%d" % number, b"x", 1000.0)
+    found = list(memory.highest(counter, 1000.0))
+    assert found.count(None) == 3
+    assert len(found) == 3003
+    assert list(memory.highest(counter, 2000.0)) == [None] * 3
+    assert len(memory) == 3000  # the keys themselves; their values have expired

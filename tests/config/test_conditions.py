@@ -13,6 +13,7 @@ NAMED = {
     "cidr": ("client_address", Kind.NETWORK),
     "reverse_dns": ("reverse_dns", Kind.STATUS),
     "listed": ("listed", Kind.LISTED),
+    "counter": ("counter", Kind.COUNTER),
     "hostname": ("hostname", Kind.NAME),
     "hostname_suffix": ("hostname", Kind.DOMAIN),
     "hostname_regex": ("hostname", Kind.EXPRESSION),

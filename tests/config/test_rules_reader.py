@@ -100,7 +100,7 @@ def test_thousands_of_unknown_conditions_are_counted_in_little_time(tmp_path: Pa
 def test_what_the_index_cannot_hold_is_a_problem_and_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real thing takes 4 GiB of names to show."""
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise ValueError("more than 4 GiB of names")
 
     monkeypatch.setattr(loader, "build_index", refuse)

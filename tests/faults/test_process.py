@@ -150,7 +150,7 @@ def write_list(setting: Setting, names: int) -> None:
 def test_a_ruleset_that_does_not_fit_into_memory_leaves_the_old_one_in_force(setting: Setting) -> None:
     write_list(setting, 1_000_000 if LONG else 400_000)
     with setting.daemon() as policyd, setting.flow("process: a ruleset that RLIMIT_AS has no room for") as flow:
-        limit_memory_of_loads(policyd, 50 << 20)
+        limit_memory_of_loads(policyd, 15 << 20)
         policyd.rules.write_text(with_list(1, "long"))
         logged = policyd.reload()
         assert "the new ruleset does not fit into memory" in logged

@@ -12,13 +12,15 @@ from policyd.config.entries import fold_entry, parse_entries
 from policyd.config.load import Loaded, load
 from policyd.config.problems import ConfigErrors
 from policyd.config.settings import MAX_PORT, InetAddress
+from policyd.core.dns_lists import NOT_LISTED
 from policyd.core.engine import Decision, Outcome, decide, decide_fully, trace
-from policyd.core.facts import NOTHING_KNOWN, Facts, Needs
+from policyd.core.facts import Facts, Greylisted, Needs
 from policyd.core.identity import Identity, Reason, Status
 from policyd.core.protocol import Request, encode_reply
 from policyd.core.reply import reply_text
 from policyd.core.ruleset import Verb
 from policyd.core.tables import Networks
+from policyd.memory.counting import first_counts
 from tests.fuzz.targets.protocol import request_of
 
 if TYPE_CHECKING:
@@ -81,7 +83,7 @@ def _check_decisions(ruleset: Ruleset, request: Request, names: tuple[bytes, ...
     missing = Identity(Status.MISSING)
     decided = {one: _decided(ruleset, request, one) for one in (*truths, nothing_known, names_known, missing)}
 
-    without_dns = decide(ruleset, request, NOTHING_KNOWN, TODAY)
+    without_dns = decide(ruleset, request, _facts(ruleset, request, None), TODAY)
     if not isinstance(without_dns, Needs):
         assert all(one == without_dns for one in decided.values())
     # The first principle: another name that a client claims does not let it in.
@@ -95,11 +97,17 @@ def _check_decisions(ruleset: Ruleset, request: Request, names: tuple[bytes, ...
             assert all(decided[answer].verb is not Verb.DUNNO for answer in answers)
 
 
+def _facts(ruleset: Ruleset, request: Request, identity: Identity | None) -> Facts:
+    """The facts of a client that no DNS list lists and that comes for the first time."""
+    lists = {one.name: NOT_LISTED for one in ruleset.dns_lists}
+    return Facts(identity, lists, None, first_counts(ruleset, request), Greylisted.NEW)
+
+
 def _decided(ruleset: Ruleset, request: Request, identity: Identity) -> Decision:
-    decision = decide(ruleset, request, Facts(identity), TODAY)
-    assert not isinstance(decision, Needs)
+    facts = _facts(ruleset, request, identity)
+    decision = decide(ruleset, request, facts, TODAY)
     assert isinstance(decision, Decision)
-    looked = trace(ruleset, request, Facts(identity), TODAY)
+    looked = trace(ruleset, request, facts, TODAY)
     held = [one for one in looked if one.outcome in {Outcome.YES, Outcome.IN_DOUBT}]
     assert decision.observed == tuple(one.rule.name for one in held if one.rule.observe)
     deciding = [one for one in held if not one.rule.observe]

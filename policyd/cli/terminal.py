@@ -1,4 +1,4 @@
-"""How tables reach a terminal, or a file."""
+"""Tables for a terminal or a file."""
 
 from __future__ import annotations
 

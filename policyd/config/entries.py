@@ -323,7 +323,7 @@ def _expressions(lines: Sequence[bytes]) -> tuple[list[str], list[int]]:
 
 
 class ExpressionError(Exception):
-    """Why RE2 does not compile an expression, in its words."""
+    """Returns RE2's message about an expression that it does not compile."""
 
     @property
     def is_too_large(self) -> bool:

@@ -66,8 +66,8 @@ class Texts(NamedTuple):
     """The settings file (None without one) and the rules file, as they were loaded.
 
     `lists` has the list files by path, if any entry has an end: the daemon drops ended entries without reading a file.
-    A load of texts with `lists` reads no rules, settings or list file, and runs no test of the ruleset, since an entry
-    ends in any case.
+    A load of texts with `lists` reads no rules, settings or list file, and runs no test of the ruleset, because an
+    entry ends in any case.
     """
 
     settings: Text | None

@@ -31,7 +31,7 @@ MAX_KNOWN = 300
 
 
 class Severity(Enum):
-    """How serious a problem is. Warnings and notices do not stop the load."""
+    """The severity of a problem. Warnings and notices do not stop the load."""
 
     NOTICE = "notice"  # right, and worth knowing
     WARNING = "warning"

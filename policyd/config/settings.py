@@ -307,7 +307,7 @@ _STRICT = ConfigDict(extra="forbid")
 
 @dataclass(frozen=True, slots=True)
 class DecisionLog:
-    """Where decisions are written, and how."""
+    """File and format of the decision log."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -319,7 +319,7 @@ class DecisionLog:
 
 @dataclass(frozen=True, slots=True)
 class Dns:
-    """How clients are looked up. `timeout` in seconds."""
+    """Settings of DNS lookups. `timeout` in seconds."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 

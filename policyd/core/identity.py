@@ -27,7 +27,7 @@ class Status(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a status is `error`."""
+    """The reason of a status `error`."""
 
     TIMEOUT = "timeout"  # too late, or no contact at all
     SERVFAIL = "servfail"

@@ -73,7 +73,7 @@ class ListTerms(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How to check one rule that came up."""
+    """The steps that check one candidate rule."""
 
     match: Pairs  # without the condition under which the rule is filed
     exceptions: Pairs

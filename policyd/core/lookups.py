@@ -207,7 +207,7 @@ class ExpressionTable:
 
 
 def expression_options(max_mem: int = _ExpressionSet.MEMORY) -> re2.Options:
-    """How every expression of a ruleset is compiled (https://github.com/google/re2/wiki/Syntax)."""
+    """Returns the RE2 options of every expression in a ruleset (https://github.com/google/re2/wiki/Syntax)."""
     options = re2.Options()
     options.case_sensitive = False
     options.log_errors = False

@@ -37,7 +37,7 @@ class Verb(StrEnum):
 
 
 class Kind(Enum):
-    """How a condition compares."""
+    """The kinds of comparison of a condition."""
 
     NETWORK = "network"  # the address lies in a network
     STATUS = "status"  # the reverse DNS status is one of these

@@ -36,7 +36,7 @@ REPORT_SECONDS = 60.0
 
 
 class DecisionLog:
-    """Where the lines go. `lost` counts those that could not be written.
+    """Writes the decision log. `lost` counts lines that could not be written.
 
     `path` is a file or FIFO, or `-` for standard output. Call `check` once a second or so.
     """

@@ -4,7 +4,7 @@ Promises that a unix socket has its owner, group and mode before anybody can con
 another process serves is never taken away from it; and that a connection is never dropped without a line in the log:
 where descriptors run out, clients wait in the kernel's queue.
 
-uvloop's own `create_server` is not used, since it replaces a live unix socket without a word, drops connections
+uvloop's own `create_server` is not used, because it replaces a live unix socket without a word, drops connections
 without a word when descriptors run out, and gives up listening for good after any other error of accept(2).
 """
 

@@ -1,6 +1,6 @@
 """The operational log: what the daemon says of itself, on standard error, one line for each event.
 
-Under systemd a line begins with its priority (sd-daemon(3)) and has no time, since the journal adds one; elsewhere
+Under systemd a line begins with its priority (sd-daemon(3)) and has no time, because the journal adds one; elsewhere
 it begins with the local time. A traceback, which only a bug produces, is the one thing of more than one line.
 
 Promises never to block the daemon: a line that standard error does not take at once is lost and counted. Control

@@ -225,7 +225,7 @@ class Loader:
             loop.remove_reader(self._channel.fileno())
 
     def ended(self) -> str:
-        """Why the loading process has ended; empty while it runs."""
+        """The reason why the loading process has ended; empty while it runs."""
         return self._bury(os.WNOHANG)
 
     def _bury(self, options: int = 0) -> str:

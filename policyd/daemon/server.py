@@ -300,7 +300,7 @@ class Connection(asyncio.Protocol):
             self.close_if_idle()
 
     def _tell_name(self) -> None:
-        """Answers `policyd doctor`. This is neither logged nor counted, since nothing was decided."""
+        """Answers `policyd doctor`. This is neither logged nor counted, because nothing was decided."""
         ruleset = self._server.ruleset
         reply = ProbeReply(__version__, ruleset.hash, ruleset.observe).encode()
         if self._unsent:

@@ -41,7 +41,7 @@ MAX_LINES = 100
 
 @dataclass(frozen=True, slots=True)
 class ReloadResult:
-    """How a reload ended, at a time in Unix seconds. `errors` is empty if it succeeded; `data` is `reload --data`."""
+    """Result of a reload, at a time in Unix seconds. `errors` is empty if it succeeded; `data` is `reload --data`."""
 
     at: float
     data: bool

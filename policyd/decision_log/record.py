@@ -25,7 +25,7 @@ Value: TypeAlias = "str | bytes | tuple[bytes, ...] | float | int | bool"
 
 
 class Form(Enum):
-    """How a field stands in the text format."""
+    """The form of a field in the text format."""
 
     WORD = "word"  # the bare value: the first two of a line
     VALUE = "value"  # key=value

@@ -99,7 +99,7 @@ def _test_addresses(entry: str, random: Random) -> tuple[Address, Address, list[
 
 
 class SelfTestOutcome(Enum):
-    """How a self-test ended."""
+    """The result of a self-test."""
 
     PASSED = "passed"  # every question has a right answer
     UNANSWERED = "unanswered"  # none is wrong, but not every question has an answer

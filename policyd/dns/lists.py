@@ -444,7 +444,7 @@ class DnsLists:
 
 
 def _seconds_to_keep(answer: ListAnswer, ttl: int | None) -> float:
-    """How long an answer is kept (docs/dns-lists.md, "When it is asked")."""
+    """Returns the seconds for which an answer is kept (docs/dns-lists.md, "When it is asked")."""
     match answer.status:
         case ListStatus.LISTED:
             return min(MAX_SECONDS, max(MIN_SECONDS, ttl or 0))

@@ -1,7 +1,7 @@
 """Rows and entries as rules.yaml and list files have them.
 
-What comes out is what `policyd check` takes. Rows that follow each other with one verdict become one rule, since among
-them the order says nothing.
+What comes out is what `policyd check` takes. Rows that follow each other with one verdict become one rule, because
+among them the order says nothing.
 """
 
 from __future__ import annotations

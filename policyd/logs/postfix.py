@@ -809,7 +809,7 @@ def _read_envelope(rest: bytes, start: int) -> tuple[bytes, bytes | None, bytes 
 
     Anything but the text may be missing.
     """
-    # The last one, since the text may quote a client.
+    # The last one, because the text may quote a client.
     at = max(rest.rfind(b"; from=<", start), rest.rfind(b"; to=<", start))
     if at < 0:
         at = rest.rfind(b"; proto=", start)

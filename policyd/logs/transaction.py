@@ -1,8 +1,8 @@
 """One mail transaction as a log tells it, in the same form for every mail server.
 
 Everything is bytes as the log has them, with escapes undone: nothing is said of their form, so escape them before they
-go to a terminal, a page or a rule. A NamedTuple and not a dataclass, since one is made for every mail of the log and a
-frozen dataclass takes four times as long to make.
+go to a terminal, a page or a rule. A NamedTuple and not a dataclass, because one is made for every mail of the log and
+a frozen dataclass takes four times as long to make.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ class ProcessMemory:
         return window
 
     def _evict(self) -> None:
-        """Drops the least recently used: of counters first, since a network that passed is seen less often."""
+        """Drops the least recently used: of counters first, because a network that passed is seen less often."""
         while self._entries > self.max_keys:
             if len(self._windows) > 1:
                 key, window = self._windows.popitem(last=False)

@@ -45,7 +45,7 @@ def part_of(version: int, address: int) -> tuple[int, int]:
 def blocks(clients: Mapping[tuple[int, int], int], least: int) -> list[Block]:
     """Blocks without overlap, each with at least `least` clients. `clients` has the number of clients for each part.
 
-    A block of several parts has clients in three quarters of them, and twice as many clients, since neighbours are
+    A block of several parts has clients in three quarters of them, and twice as many clients, because neighbours are
     found by chance as well.
     """
     found: list[Block] = []

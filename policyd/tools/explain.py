@@ -120,7 +120,7 @@ class Explanation:
 
     @property
     def place(self) -> str:
-        """Where the deciding rule stands."""
+        """Returns the place of the deciding rule."""
         rule = self.decision.rule
         return f"{self.loaded.rules_file.path}:{rule.line}" if rule is not None else self.loaded.rules_file.path
 

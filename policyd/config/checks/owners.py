@@ -1,4 +1,4 @@
-"""How much of the databases of networks each `asn` and `country` of a ruleset covers: for `policyd check`.
+"""The coverage of each `asn` and `country` of a ruleset in the databases of networks: for `policyd check`.
 
 This goes through a whole database, some 2 s for a million records; a load does not.
 """

@@ -397,7 +397,7 @@ def _names(names: AbstractSet[str] | tuple[str, ...]) -> str:
 
 
 def _why(test: SelfTest, decision: Decision, looked: list[RuleTrace], ruleset: Ruleset) -> str:
-    """Why the decision is what it is: what matched, and why what should have decided did not."""
+    """Explains the decision: the rule that matched, and why the expected rule did not decide."""
     reasons = []
     wanted = next((one for one in looked if one.rule.name == test.rule), None)
     if test.rule not in {None, DEFAULT_RULE, decision.rule_name}:
@@ -424,7 +424,7 @@ def _why(test: SelfTest, decision: Decision, looked: list[RuleTrace], ruleset: R
 
 
 def _why_not(looked: RuleTrace, facts: Facts) -> str:
-    """Why a rule did not decide."""
+    """Explains why a rule did not decide."""
     if looked.expired:
         return "has expired"
     if looked.rule.observe and looked.outcome is not Outcome.NO:

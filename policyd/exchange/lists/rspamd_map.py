@@ -1,7 +1,7 @@
 """rspamd's maps (multimap: ip, hostname, from, rcpt, regexp and glob maps), import and export.
 
 A map does not say what it is looked up for: the option `attribute` does. A key stands alone or before a value; a map
-with scores gives them up, since a rule has none.
+with scores gives them up, because a rule has none.
 """
 
 from __future__ import annotations

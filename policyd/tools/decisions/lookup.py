@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from policyd.decision_log.reader import LoggedDecision
 
-# Crockford's base 32 (https://www.crockford.com/base32.html) reads these as digits, since people write them.
+# Crockford's base 32 (https://www.crockford.com/base32.html) reads these as digits, because people write them.
 _ALIASES = bytes.maketrans(b"ILO", b"110")
 
 

@@ -390,7 +390,7 @@ class _Doctor:
             )
 
     def _check_timeout(self, call: Call) -> None:
-        """How long Postfix waits."""
+        """Checks how long Postfix waits."""
         written = call.attributes.get("timeout", self.postfix.value("smtpd_policy_service_timeout", call.service))
         timeout, needed = seconds_of(written), self.settings.dns.timeout
         if timeout is not None and timeout <= needed:

@@ -1,6 +1,6 @@
 """Writes candidates as YAML that `policyd check` accepts, with the evidence of each, and as JSON.
 
-The YAML is written by hand, since no library writes comments; what stands in it as a value is quoted, what a client
+The YAML is written by hand, because no library writes comments; what stands in it as a value is quoted, what a client
 said stands only in comments, as printable ASCII.
 """
 

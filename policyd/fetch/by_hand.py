@@ -104,7 +104,7 @@ class Keeper:
         return [one for kind in ("networks", "hosts") for one in self._entries(self._list(kind))]
 
     def of_decision(self, decision: LoggedDecision) -> str:
-        """What to allow, so that the client of a decision is let through. Raises RefusedError."""
+        """Returns the entry to allow that lets the client of a decision through. Raises RefusedError."""
         rule_name = decision.rule_name.decode("utf-8", "replace")
         if decision.decided == Verb.DUNNO.value.encode():
             raise RefusedError("that decision let the client through")

@@ -86,6 +86,12 @@ def _of_rules(loaded: Loaded, report: Report, owned: OwnedNetworks | None) -> It
         if any(condition.kind is Kind.LISTED for condition in (*rule.match, *rule.exceptions)):
             report.lose(line, "uses listed; no format asks DNS lists with three answers")
             continue
+        if any(condition.kind is Kind.COUNTER for condition in rule.match):
+            report.lose(line, "uses counter; no format counts what a client did before")
+            continue
+        if rule.action.verb is Verb.GREYLIST:
+            report.lose(line, "uses GREYLIST; no format remembers first tries")
+            continue
         match, exceptions = tuple(_terms(loaded, rule.match)), tuple(_terms(loaded, rule.exceptions))
         if owned is not None:
             match, exceptions = owned.as_networks(match), owned.as_networks(exceptions)

@@ -474,3 +474,21 @@ def test_postfix_reads_the_table_without_a_warning(name: str, tmp_path: Path) ->
     else:
         ran = run("postmap", "-q", "192.0.2.1", f"cidr:{path}")
     assert ran.stderr == ""
+
+
+def test_counters_and_greylisting_are_reported_as_lost() -> None:
+    rules = """
+counters: {often: {count: requests, per: client_address, within: 1h}}
+rules:
+  - {name: often, match: {counter: often > 5, cidr: 192.0.2.0/24}, action: DEFER}
+  - {name: grey, match: {cidr: 198.51.100.0/24}, action: GREYLIST}
+  - {name: kept, match: {cidr: 203.0.113.0/24}, action: REJECT}
+"""
+    for name in ("plain", "csv", "json", "nftables"):
+        text, report = export(name, loaded(rules), ExportOptions(), TODAY)
+        assert "203.0.113.0/24" in text
+        assert "192.0.2.0/24" not in text
+        assert "198.51.100.0/24" not in text
+        lost = [f"{loss.line.text} {loss.reason}" for loss in report.losses]
+        assert any("rule often" in one and "uses counter" in one for one in lost)
+        assert any("rule grey" in one and "uses GREYLIST" in one for one in lost)

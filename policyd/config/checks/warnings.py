@@ -33,8 +33,15 @@ if TYPE_CHECKING:
     from policyd.config.yaml_tree import Item
     from policyd.core.ruleset import Rule
     from policyd.core.tables import Entries
+    from policyd.memory.definitions import CounterDefinition
 
 _ADDRESS = re.compile(r"[0-9.]{7,15}|(ipv6:)?[0-9a-f:.]*:[0-9a-f:.]*", re.IGNORECASE)
+
+# Parts of a counter's key that a client cannot give for another one.
+_OWN_PARTS = frozenset({"client_address", "client_network", "asn", "sasl_username", "ccert_fingerprint"})
+
+# Expressions that every user name matches.
+_ANY_USER = frozenset({".", ".+", ".*", "^.", "^.+", "^.+$", "^.*$"})
 
 # Entries of a list that are looked at as text at the same time.
 CHUNK = 4096
@@ -66,6 +73,19 @@ def expiry_notice(rule: Rule, today: datetime.date) -> str:
     return f"expires on {rule.expires}, in {days} {'day' if days == 1 else 'days'}"
 
 
+def _lets_users_through(written: WrittenRule) -> bool:
+    """Returns whether a rule lets every user through who has logged in."""
+    rule = written.rule
+    return (
+        rule.action.verb is Verb.DUNNO
+        and not rule.observe
+        and len(rule.match) == 1
+        and not rule.exceptions
+        and rule.match[0].name == "sasl_username_regex"
+        and not _ANY_USER.isdisjoint(rule.match[0].values)
+    )
+
+
 class _Linter:
     """One look at one ruleset."""
 
@@ -92,6 +112,45 @@ class _Linter:
                 self._warn(self._file.path, definition.line, definition.column, message, "")
         for dns_list in self._file.dns_lists.values():
             self._check_dns_list(dns_list)
+        for counter in self._file.counters.values():
+            if not counter.used:
+                message = f"counter {quoted(counter.name)} is not used by any rule"
+                self._warn(self._file.path, counter.line, counter.column, message, "")
+        self._check_user_limits()
+
+    def _check_user_limits(self) -> None:
+        """Finds limits of users below a rule that lets every user through."""
+        exempting: WrittenRule | None = None
+        for written in self._file.rules:
+            if _lets_users_through(written):
+                exempting = exempting or written
+            for one, counter in self._counters_of(written):
+                if exempting is not None and any(part.name == "sasl_username" for part in counter.per):
+                    message = (
+                        f"counter {counter.name} counts users, and rule '{exempting.rule.name}' (line "
+                        f"{exempting.rule.line}) lets users through before; move this rule above it"
+                    )
+                    self._warn_at(one.key, message, written.rule.name)
+
+    def _counters_of(self, written: WrittenRule) -> Iterator[tuple[WrittenCondition, CounterDefinition]]:
+        """Yields the counters that a rule compares, each with its condition."""
+        for one in written.match:
+            if one.condition.kind is not Kind.COUNTER:
+                continue
+            for name in dict.fromkeys(str(entry).partition(">=")[0] for entries in _texts(one) for entry in entries):
+                counter = self._file.counters.get(name)
+                if counter is not None and counter.definition is not None:
+                    yield one, counter.definition
+
+    def _check_counters(self, written: WrittenRule) -> None:
+        """Finds rejections by a count that others can fill."""
+        for one, counter in self._counters_of(written):
+            if not any(part.name in _OWN_PARTS for part in counter.per):
+                message = (
+                    f"others can fill counter {counter.name}, so that honest mail is rejected; add client_address or "
+                    "client_network to its per, or write DEFER"
+                )
+                self._warn_at(one.key, message, written.rule.name)
 
     def _check_dns_list(self, written: WrittenDnsList) -> None:
         name, definition, known = quoted(written.name), written.definition, written.known
@@ -172,6 +231,7 @@ class _Linter:
                         "give it a DEFER rule of its own"
                     )
                     self._warn_at(one.key, message, rule.name)
+            self._check_counters(written)
         if not rule.observe:
             self._check_forgeable(written)
             self._check_alone(written)

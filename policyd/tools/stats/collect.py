@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from policyd.config.public_suffixes import registrable_domains
 from policyd.core.address import parse_address
 from policyd.core.dns_lists import ListStatus
+from policyd.core.facts import Greylisted
 from policyd.core.normalize import domain_of
 from policyd.decision_log.lists import parse_answers
 from policyd.logs.counting import Distinct, Frequent, without_garbage_collection
@@ -44,6 +45,9 @@ _MAX_LISTS = 1000
 
 # Hours told apart: ten years.
 _MAX_HOURS = 90_000
+
+# The words of greylisting; another word in a log is not one of policyd's.
+_GREYLIST = frozenset(str(word).encode() for word in Greylisted)
 
 _HOUR = 3600
 
@@ -105,6 +109,7 @@ class Stats:
     reverse_dns: Counter[str] = field(default_factory=Counter)
     dns_errors: Counter[str] = field(default_factory=Counter)
     lists: dict[str, ListStats] = field(default_factory=dict)
+    greylist: Counter[str] = field(default_factory=Counter)  # what greylisting said: new, early, passed, known, unknown
     downgraded: int = 0
     milliseconds: Counter[float] = field(default_factory=Counter)  # of a decision, to two digits
     rulesets: dict[str, float | None] = field(default_factory=dict)  # hashes, with the time of the first decision
@@ -165,6 +170,8 @@ class _Collector:
         action, decided = shown(decision.action), shown(decision.decided)
         stats.decisions += 1
         stats.actions[action] += 1
+        if decision.greylist in _GREYLIST:
+            stats.greylist[decision.greylist.decode()] += 1
         if decision.would:
             stats.would[decided] += 1
         if time is not None:

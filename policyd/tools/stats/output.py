@@ -39,6 +39,7 @@ def stats_as_json(stats: Stats) -> dict[str, Any]:
         "rulesets": {ruleset: _time(time) for ruleset, time in stats.rulesets.items()},
         "actions": dict(stats.actions.most_common()),
         "would": dict(stats.would.most_common()),
+        "greylist": dict(stats.greylist.most_common()),
         "downgraded": stats.downgraded,
         "over_time": {"unit": unit, "steps": [{"start": label, **actions} for label, actions in steps]},
         "rules": [_rule_as_json(name, rule) for name, rule in by_hits(stats.rules)],
@@ -119,6 +120,9 @@ def print_stats(console: Console, stats: Stats) -> None:
         console.print(Text(f"reverse DNS: {', '.join(parts)}" + (f" ({', '.join(errors)})" if errors else "")))
     if stats.lists:
         _print_lists(console, stats)
+    if stats.greylist:
+        parts = [f"{word} {count:,}" for word, count in stats.greylist.most_common()]
+        console.print(Text(f"greylisting: {', '.join(parts)}"))
     if stats.downgraded:
         console.print(f"{counted(stats.downgraded, 'REJECT')} became DEFER, because DNS failed")
     if stats.milliseconds:

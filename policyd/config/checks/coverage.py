@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
+from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 # Before a domain, the name of a host under it that no list has: a label like this is not valid in an entry.
 _ANY_LABEL = b"\0."
 
+# Entries of which the answer is kept: those of one rule, which are compared with each rule above it in turn.
+_KEPT_ANSWERS = 64
+
 
 class Coverage:
     """Which conditions hold for every request that satisfies an entry, by what the entry and the conditions say of one
@@ -45,6 +49,7 @@ class Coverage:
     def __init__(self, rules: Sequence[WrittenRule], index: Index) -> None:
         self._lookups: dict[str, list[Lookup]] = defaultdict(list)  # by subject
         self._by_expression: dict[tuple[str, str], set[int]] = defaultdict(set)
+        self._of_text = lru_cache(_KEPT_ANSWERS)(self._find_text)
         seen = set()
         for rule in rules:
             for one in (*rule.match, *rule.exceptions):
@@ -87,7 +92,7 @@ class Coverage:
                 last = first + (1 << width - (packed & (1 << bits) - 1)) - 1
                 yield from (hits.conditions for hits in _of_network(lookup, version, first, last))
 
-    def _of_text(self, subject: str, kind: Kind, entry: bytes | str) -> frozenset[int]:
+    def _find_text(self, subject: str, kind: Kind, entry: bytes | str) -> frozenset[int]:
         if isinstance(entry, str):
             if kind is Kind.EXPRESSION:
                 return frozenset(self._by_expression[subject, entry])

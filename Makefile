@@ -9,7 +9,7 @@
 #             SOAK=10000000 for the number of requests of the soak; the table goes to build/faults.md
 # make fuzz   looks for inputs that break a promise (docs/fuzzing.md), each target for FUZZ_RUNS executions or
 #             FUZZ_SECONDS, whichever end first; FUZZ_TARGETS="protocol rules" for some of them
-# make lock   writes the lock files anew: what is installed by hash to run (requirements.lock), test and fuzz policyd
+# make lock   writes new lock files: what is installed by hash to run (requirements.lock), test and fuzz policyd
 # make audit  asks for known holes in what requirements.lock names; fails if it cannot ask about all of it
 # make bench  what a request costs, beside the floor and the peers (docs/performance.md): BENCH=quick for a short run,
 #             ROWS="decision reload" for some of it, BENCH_OUT=FOLDER for the results, BENCH_PUBLISH=1 to put them in docs/

@@ -173,7 +173,7 @@ class DatabaseFile:
             file = MmdbFile(content, systems=DatabaseKind.ASN in kinds, countries=DatabaseKind.COUNTRY in kinds)
             has_ipv4, has_ipv6 = file.has_ipv4, file.has_ipv6
         except MmdbError as error:
-            raise DatabaseError(f"{error}; fetch it anew") from None
+            raise DatabaseError(f"{error}; fetch it again") from None
         if not has_ipv4:
             raise DatabaseError(
                 "has IPv6 networks only, so no IPv4 client would have a record; take the file with both"
@@ -218,7 +218,7 @@ class DatabaseFile:
 
 _NEITHER = (
     "is neither an MMDB file nor lines of ranges (first address, last address, then an AS number or a country); "
-    "if it is an MMDB file, it has been cut short: fetch it anew"
+    "if it is an MMDB file, it has been cut short: fetch it again"
 )
 
 
@@ -230,7 +230,7 @@ def _unpacked(content: bytes) -> bytes:
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
             unpacked = file.read(MAX_DATABASE_BYTES + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DatabaseError(f"is gzip that cannot be unpacked ({error}); fetch it anew") from None
+        raise DatabaseError(f"is gzip that cannot be unpacked ({error}); fetch it again") from None
     if len(unpacked) > MAX_DATABASE_BYTES:
         raise DatabaseError(f"is longer than {MAX_DATABASE_BYTES >> 20} MiB when unpacked")
     return unpacked

@@ -143,7 +143,7 @@ def import_files(
         try:
             imported = FORMATS[name].read(lines, report, **arguments)
         except IncompleteError as error:
-            message = f"{place(error.line)}: {error}; nothing was imported: get the file anew"
+            message = f"{place(error.line)}: {error}; nothing was imported: get the file again"
             raise ImportFailedError(message, 1, report) from None
         if report.taken == before and not imported.rows and not imported.entries:
             raise _nothing_found(name, path, lines, report)

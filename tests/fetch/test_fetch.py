@@ -100,7 +100,7 @@ GUARDS: dict[str, tuple[Callable[[Web], Callable[[Requests], None]], str, str]] 
     "wrong length": (
         lambda _: answer(records(3)),
         ", format: spamhaus-drop",
-        "the answer:3: the list has 3 records, and 2 of them are in the file; nothing was imported: get the file anew",
+        "the answer:3: the list has 3 records, and 2 of them are in the file; nothing was imported: get the file again",
     ),
     "a line that is no entry": (
         lambda _: answer(NEW + b"not an entry\n"),

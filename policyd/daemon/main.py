@@ -205,7 +205,11 @@ class _Daemon:
         try:
             return listeners.open_control(settings.control, settings.control_group)
         except listeners.ListenError as error:
-            _log.error("%s; serving without a control socket", error)
+            _log.error(
+                "%s; serving without a control socket, which policyd status and policyd reload need: "
+                "make its folder or set 'control' to another path, and restart",
+                error,
+            )
             return None
 
     def _announce(self, delivery: Delivery) -> None:

@@ -284,7 +284,9 @@ def test_a_control_socket_that_cannot_be_had_is_told_and_mail_goes_on(
 ) -> None:
     with start_policyd(control=str(tmp_path / "missing" / "c.sock")) as policyd, Client(port) as client:
         assert client.ask(BULK) == LATER
-        assert "No such file or directory; serving without a control socket" in policyd.operational_log.read_text()
+        told = policyd.operational_log.read_text()
+        assert "No such file or directory; serving without a control socket, which" in told
+        assert "make its folder or set 'control' to another path, and restart" in told
 
 
 # --- Peers that do not behave -----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from policyd.config.dns_codes import CodeError, parse_code
+from policyd.config.dns_codes import CodeError, can_match, parse_code
 from policyd.config.dns_list import Ask
 from policyd.config.known_zones import known_zone
 from policyd.core.identity import may_be_host
@@ -162,12 +162,17 @@ class _Reader:
         if "$" in zone or not may_be_host(folded):
             return "", "the zone is not the name of one; a parameter that it names is not in the file"
         try:
-            codes = parse_code(code).text if code else ANY_CODE
+            parsed = parse_code(code or ANY_CODE)
         except CodeError as error:
             return "", str(error)
+        codes = parsed.text
         written, key_file = folded.decode("ascii"), ""
         base = written
-        if (known := known_zone(written)) is not None and known.keyed:
+        known = known_zone(written)
+        refused = tuple(map(parse_code, known.refused)) if known is not None else ()
+        if not can_match((parsed,), refused):
+            return "", "no answer of the list fits the filter: one lies in 127.0.0.0/8, and is not a refusal"
+        if known is not None and known.keyed:
             base = written.partition(".")[2]
             written, key_file = f"{{key}}.{base}", f"{base}.key"
             self.report.note(line, f"the zone of {base} has a key: write it into {key_file}, which others cannot read")

@@ -71,6 +71,15 @@ def test_a_list_without_a_filter_gets_codes_and_that_is_said(tmp_path: Path) -> 
     assert any("without a filter" in note for note in rules(tmp_path, text)[2])
 
 
+@pytest.mark.parametrize("code", ["254.0.0.2", "128.0.[0..255].[1..3]", "127.255.255.[0..255]"])
+def test_a_filter_that_no_answer_fits_is_not_taken(code: str, tmp_path: Path) -> None:
+    text = f"smtpd_client_restrictions = reject_rbl_client a.example={code}, reject_rbl_client b.example=127.0.0.2\n"
+    said, losses, _ = rules(tmp_path, text)
+    assert [one[0] for one in said] == [["b.example"]]
+    why = "no answer of the list fits the filter: one lies in 127.0.0.0/8, and is not a refusal"
+    assert losses == [f"reject_rbl_client a.example={code}: {why}"]
+
+
 @pytest.mark.parametrize(
     ("sites", "threshold", "wanted"),
     [

@@ -45,7 +45,7 @@ BLOCK_BYTES = 1 << 18
 LONG_LIST = 1000
 
 # Forms that have no table to keep.
-_SHORT_FORMS = frozenset({Form.EXPRESSION, Form.STATUS, Form.ASN, Form.COUNTRY, Form.YES})
+_SHORT_FORMS = frozenset({Form.EXPRESSION, Form.STATUS, Form.ASN, Form.COUNTRY, Form.YES, Form.DNS_LIST, Form.COUNTER})
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 

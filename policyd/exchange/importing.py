@@ -249,6 +249,9 @@ def _as_list(name: str, found: list[tuple[str, Imported]], options: ImportOption
     """A list file. One file serves one condition, so that of several kinds of entries one is chosen."""
     counts = Counter(term.condition for _, imported in found for term in _blocking_terms(imported))
     condition = options.condition or max(counts, key=lambda name: (counts[name], name == "cidr"), default="cidr")
+    if condition == "listed":
+        message = "asks DNS lists, which a list file cannot define; write rules, without --as list"
+        raise ImportFailedError(f"{_name_of(found[0][0])}: {message}", 1, report)
     entries: list[Term] = []
     for _, imported in found:
         entries += _entries_for(condition, imported, report)

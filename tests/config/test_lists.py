@@ -230,3 +230,23 @@ def test_a_list_that_is_not_local_may_not_be_missing_and_a_local_one_may_not_be_
         local_rules(tmp_path, local="false")
     with pytest.raises(ConfigErrors, match="has no entries, which would disarm the list"):
         local_rules(tmp_path, text="# nothing\n")
+
+
+def test_names_of_dns_lists_and_comparisons_of_counters_may_be_in_files(tmp_path: Path) -> None:
+    (tmp_path / "zones.txt").write_text("a.example\nb.example\n")
+    (tmp_path / "limits.txt").write_text("tries > 5\n")
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(
+        "dns_lists:\n"
+        "  a.example: {zone: a.example, codes: 127.0.0.2}\n"
+        "  b.example: {zone: b.example, codes: 127.0.0.2}\n"
+        "counters: {tries: {count: requests, per: client_address, within: 1h}}\n"
+        "lists: {zones: {file: zones.txt}, limits: {file: limits.txt}}\n"
+        "rules:\n"
+        "- {name: zones, match: {listed: $zones}, action: DEFER}\n"
+        "- {name: limits, match: {counter: $limits}, action: DEFER}\n"
+    )
+    assert len(load(rules_path=str(rules)).ruleset.rules) == 2
+    (tmp_path / "zones.txt").write_text("a.example\nc.example\n")
+    with pytest.raises(ConfigErrors, match=r"DNS list 'c\.example' is not defined"):
+        load(rules_path=str(rules))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from policyd.config.load import load
-from policyd.exchange.importing import ImportOptions, import_files
+from policyd.exchange.importing import ImportFailedError, ImportOptions, Shape, import_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,6 +69,13 @@ def test_a_list_without_a_filter_gets_codes_and_that_is_said(tmp_path: Path) -> 
     text = "smtpd_client_restrictions = reject_rbl_client a.example\n"
     assert "codes: '127.0.[0..255].[2..254]'" in imported(tmp_path, text).text
     assert any("without a filter" in note for note in rules(tmp_path, text)[2])
+
+
+def test_dns_lists_do_not_become_a_list_file(tmp_path: Path) -> None:
+    path = tmp_path / "main.cf"
+    path.write_text("smtpd_client_restrictions = reject_rbl_client a.example=127.0.0.2\n")
+    with pytest.raises(ImportFailedError, match="asks DNS lists, which a list file cannot define; write rules"):
+        import_files("postconf", [str(path)], ImportOptions(shape=Shape.LIST))
 
 
 @pytest.mark.parametrize("code", ["254.0.0.2", "128.0.[0..255].[1..3]", "127.255.255.[0..255]"])

@@ -149,6 +149,7 @@ def test_tail_with_a_filter_that_is_none_is_wrong_usage(run: Run, log: Path, opt
     assert run("tail", *options, log).status == 2
 
 
+@pytest.mark.slow
 def test_tail_follows_until_it_is_interrupted(log: Path) -> None:
     command = [sys.executable, "-m", "policyd", "tail", "-n", "0", str(log)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -135,6 +135,7 @@ def test_two_lists_over_one_file_share_it(tmp_path: Path) -> None:
     assert loaded.ruleset.counts.networks == 2
 
 
+@pytest.mark.slow
 def test_a_problem_in_line_873211_names_that_line(tmp_path: Path) -> None:
     lines = [f"h{number}.example.com" for number in range(900_000)]
     lines[873_210] = "h 873211.example.com"
@@ -148,6 +149,7 @@ def test_a_problem_in_line_873211_names_that_line(tmp_path: Path) -> None:
     assert line.startswith(f"{tmp_path}/l.txt:873211:1: rule 'a': hostname_suffix: list 'l': 'h 873211.example.com' is")
 
 
+@pytest.mark.slow
 def test_a_million_bad_lines_give_a_hundred_messages_and_a_count(tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_text("not a name\n" * 300_000)
     (tmp_path / "r.yaml").write_text(

@@ -87,6 +87,7 @@ def test_an_unreadable_list_file_is_an_error_in_the_ruleset(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("name", "limit"), [("policyd.yaml", "1 MiB"), ("rules.yaml", "64 MiB"), ("l.txt", "256 MiB")])
+@pytest.mark.slow
 def test_a_file_that_is_too_long_is_refused(name: str, limit: str, tmp_path: Path) -> None:
     (tmp_path / "policyd.yaml").write_text("{}")
     (tmp_path / "rules.yaml").write_text("lists: {l: {file: l.txt}}\n" + GOOD)

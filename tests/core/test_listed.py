@@ -227,6 +227,7 @@ def test_reverse_dns_is_not_waited_for_if_the_list_settles_the_rule() -> None:
     assert needs(ruleset, Facts(Identity(Status.MISSING))) == set()
 
 
+@pytest.mark.slow
 def test_ten_thousand_rules_with_listed_are_not_tried_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     made = [rule(f"r{n}", "REJECT", {"listed": ZEN, "protocol_state": ["RCPT"]}) for n in range(10_000)]
     ruleset = build(made)

@@ -123,6 +123,7 @@ DECISIONS = """\
 """  # noqa: E501 - a log's lines
 
 
+@pytest.mark.slow
 def test_allow_takes_the_client_of_a_decision(rules: Rules, tmp_path: Path) -> None:
     (tmp_path / "decisions.log").write_text(DECISIONS)
     (tmp_path / "policyd.yaml").write_text("rules: rules.yaml\ndecision_log: {path: decisions.log}\n")

@@ -162,6 +162,7 @@ GUARDS: dict[str, tuple[Callable[[Web], Callable[[Requests], None]], str, str]] 
 
 
 @pytest.mark.parametrize("case", list(GUARDS))
+@pytest.mark.slow
 def test_what_is_refused_leaves_the_old_list_in_force(
     case: str, tmp_path: Path, web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:

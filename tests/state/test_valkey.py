@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.skipif(not PROGRAMS, reason="needs Debian's redis-server or valkey-server")
+pytestmark = [
+    pytest.mark.slow,  # each test starts a server
+    pytest.mark.skipif(not PROGRAMS, reason="needs Debian's redis-server or valkey-server"),
+]
 
 EVENTS = CounterDefinition("mails", None, (KeyPart("sasl_username"),), 3600)
 DOORS = CounterDefinition("doors", KeyPart("client_address"), (KeyPart("recipient"),), 3600)

@@ -210,6 +210,7 @@ def test_a_file_that_was_cut_off_is_refused(format_name: str, text: str, reason:
     assert reason in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_set_is_read_as_often_as_any_firewall_asks_for_it() -> None:
     elements = ", ".join(f"10.0.{number >> 8}.{number & 255}" for number in range(0, 8000, 2))
     text = (
@@ -329,6 +330,7 @@ def test_a_script_of_iptables_lines_is_read() -> None:
 BIG = [{"elem": {"val": f"10.{number >> 8}.{number & 255}.1", "timeout": 0}} for number in range(20_000)]
 
 
+@pytest.mark.slow
 def test_a_json_document_of_one_long_line_is_read() -> None:
     document = {
         "nftables": [

@@ -80,6 +80,7 @@ def _same(value: str, _name: str) -> str:
     return value
 
 
+@pytest.mark.slow
 def test_parameters_that_name_each_other_many_times_end_soon() -> None:
     started = time.process_time()
     for value in ("$a" * 8, "${a?{$a$a$a}:{$a}}" * 8, "${{$a$a} == {$a$a} ? {$a$a} : {$a}}", "${{" * 5000, "{" * 20000):

@@ -95,6 +95,7 @@ class _File:
             return False
         if command is None or len(words) < 2:
             raise NoEqualError("not a line of ipset save; write `add SET NETWORK`")
+        self._listed = ""  # a command ends what `ipset list` said of a set
         self._run(line, command, words[1], words[2:])
         return False
 

@@ -6,12 +6,14 @@ import contextlib
 import datetime
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from policyd.cli import Failure
 from policyd.cli.options import json_option, rules_options
+from policyd.config.databases import DatabaseKind
 from policyd.config.load import load
 from policyd.logs.files import LogError, in_order
 from policyd.logs.maillog import WAYS_OUT, quote
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from policyd.logs.counts import LineCounts
 
 _Function = TypeVar("_Function")
+
+# The name of the database in suggested rules if only a decision log tells the systems.
+_UNNAMED_DATABASE = "asn.csv"
 
 
 def logs_argument(function: _Function) -> _Function:
@@ -144,6 +149,12 @@ def replay(
     help="Refused addresses that a suffix or a network needs.",
 )
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Candidates.")
+@click.option(
+    "--by",
+    type=click.Choice(["asn"]),
+    help="Group clients by autonomous system only, instead of suffix and network. Needs a ruleset with databases: asn,"
+    " or a decision log that has asn=.",
+)
 @logs_argument
 def suggest(
     *,
@@ -152,31 +163,45 @@ def suggest(
     as_json: bool,
     min_clients: int,
     limit: int,
+    by: str | None,
     logs: tuple[str, ...],
 ) -> None:
     """Find what to block in a mail log, and write it as rules that observe.
 
     Host names are grouped by suffix, addresses by network, senders by pattern. Mails that were refused or deferred for
     a reason about the client speak for a candidate, delivered mails from the same place against it. With a ruleset,
-    mails that its rules decide already are left out. The result is YAML that policyd check accepts, the best candidate
-    first. Exit status 1: there is none.
+    mails that its rules decide already are left out. If the systems of clients are known, from the databases of the
+    ruleset or from a decision log, each candidate says them, and a system is proposed if several suffixes or networks
+    lie in it. The result is YAML that policyd check accepts, the best candidate first. Exit status 1: there is none.
 
     \b
     policyd suggest /var/log/mail.log* > candidates.yaml
     policyd suggest --rules rules.yaml /var/log/mail.log
     """
-    ruleset = load(config, rules).ruleset if config is not None or rules is not None else None
+    loaded = load(config, rules) if config is not None or rules is not None else None
+    ruleset = loaded.ruleset if loaded is not None else None
     with log_errors(), reading(logs) as advance:
         found = find_candidates(
-            in_order(logs), min_clients=min_clients, ruleset=ruleset, today=utc_today(), advance=advance
+            in_order(logs),
+            min_clients=min_clients,
+            by_asn=by is not None,
+            ruleset=ruleset,
+            today=utc_today(),
+            advance=advance,
         )
     if not found.transactions:
         raise no_mail(logs, found.counts)
+    if by is not None and not found.owned:
+        raise Failure(
+            "policyd: the system of no client is known; name a ruleset that declares databases: asn with --rules", 1
+        )
     taken = [rule.name for rule in ruleset.rules] if ruleset is not None else []
     if as_json:
         print_json(suggest_report.as_json(found, limit, taken))
     elif found.candidates:
-        click.echo(suggest_report.as_yaml(found, limit, taken), nl=False)
+        files = [one.path for one in loaded.databases if one.kind is DatabaseKind.ASN] if loaded is not None else []
+        database = str(Path(files[0]).absolute()) if files else _UNNAMED_DATABASE
+        click.echo(suggest_report.as_yaml(found, limit, taken, database), nl=False)
     if not found.candidates:
         raise Failure(f"policyd: nothing to suggest: {suggest_report.why_nothing(found, min_clients)}", 1)
 

@@ -11,6 +11,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from policyd.core.owners import NO_OWNER, Owner
 from policyd.core.protocol import SENDER_STATES
 from policyd.core.ruleset import Verb
 from policyd.decision_log.record import FIELDS, NO_NAME, SAID_WHEN_EMPTY, Form, as_object, format_text, unescape
@@ -79,6 +80,13 @@ class LoggedDecision(NamedTuple):
     def decided(self) -> bytes:
         """The ruleset's decision, sent or not."""
         return self.would or self.action
+
+    @property
+    def owner(self) -> Owner:
+        """The owner of the client's address, as far as the line has it."""
+        if not (self.asn or self.country):
+            return NO_OWNER
+        return Owner(self.asn, self.asn_name.decode("utf-8", "replace"), self.country.decode("utf-8", "replace"))
 
     @property
     def is_probe(self) -> bool:

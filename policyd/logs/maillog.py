@@ -450,6 +450,7 @@ class MailLog:
             decision.rule_name + b" " + decision.reply if decision.reply else decision.rule_name,
             "policyd",
             decision.lists,
+            decision.owner,
         )
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import NamedTuple
 
+from policyd.core.owners import NO_OWNER, Owner
+
 
 class NameStatus(StrEnum):
     """How far the log tells the client's name."""
@@ -55,6 +57,7 @@ class Observation(NamedTuple):
     text: bytes
     log: str
     lists: tuple[bytes, ...] = ()  # answers of DNS lists, as the decision log has them
+    owner: Owner = NO_OWNER  # of the client's address, as the decision log has it; mail logs have none
 
 
 # Recipients kept of one transaction: smtpd_recipient_limit is 1000 (postconf(5)), sendmail's default is higher but

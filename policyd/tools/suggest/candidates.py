@@ -3,10 +3,12 @@
 Evidence is what was refused or deferred for a reason that speaks against the client (see reasons.py), and was not
 delivered later. A log does not say which of the delivered mails were wanted, so none of them is evidence.
 Collateral is what was delivered from the same place; it speaks against a candidate, and the clients it came from are
-proposed as exceptions. Three things are looked for:
+proposed as exceptions. Four things are looked for:
 
 - host names with a common suffix, as narrow as still holds nearly all of them (public suffix list);
 - blocks of addresses (see `policyd.tools.address_blocks`), among the clients that no suffix accounts for;
+- autonomous systems, if the owners of the addresses are known (see `policyd.tools.owned`) and several suffixes or
+  blocks lie in one system: a whole hoster is proposed only if nothing narrower says the same;
 - sender addresses of one shape (see `policyd.tools.suggest.sender_patterns`).
 
 Memory is bounded: where a log has more clients or senders than are kept, those seen least are forgotten, and counted.
@@ -27,15 +29,17 @@ from policyd.logs.maillog import MailLog, observations
 from policyd.logs.transaction import NameStatus, Outcome
 from policyd.tools.address_blocks import blocks, part_of
 from policyd.tools.judge import GOT_THROUGH, Assumption, Judge
+from policyd.tools.owned import owner_of, system_name
 from policyd.tools.suggest.providers import provider_of
 from policyd.tools.suggest.reasons import Reasons, is_evidence
 from policyd.tools.suggest.sender_patterns import Shape, shape_of
 
 if TYPE_CHECKING:
     import datetime
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from policyd.core.index import Ruleset
+    from policyd.core.owners import Owner
     from policyd.logs.counts import LineCounts
     from policyd.logs.transaction import Observation
 
@@ -56,6 +60,12 @@ _SHOWN_REASONS = 3
 
 # A suffix gives way to a longer one that holds at least this share of its clients.
 _NEARLY_ALL = 0.8
+
+# Suffixes and blocks in one system, before the system is proposed.
+_MIN_PLACES = 2
+
+# Systems named in a remark, the most frequent first.
+_SHOWN_SYSTEMS = 3
 
 # Senders of one shape, before it is called a pattern, and refusals of theirs.
 _LEAST_SENDERS = 2
@@ -129,11 +139,12 @@ class _Counted:
 
 
 class _Client(_Counted):
-    __slots__ = ("address", "looked_up", "mails", "names", "verified")
+    __slots__ = ("address", "looked_up", "mails", "names", "owner", "verified")
 
-    def __init__(self, seen: Observation, address: tuple[int, int]) -> None:
+    def __init__(self, seen: Observation, address: tuple[int, int], owner: Owner) -> None:
         super().__init__(seen)
         self.address = address
+        self.owner = owner
         self.names: tuple[bytes, ...] = ()
         self.verified: tuple[bytes, ...] = ()
         self.mails: tuple[int, ...] = ()  # hashes of sender and recipient
@@ -207,6 +218,15 @@ class Evidence:
     delivered: int
     delivered_clients: int
     reasons: list[tuple[int, str]] = field(default_factory=list)  # how many mails each, most frequent first
+    delivered_examples: list[Example] = field(default_factory=list)
+
+
+class System(NamedTuple):
+    """An autonomous system, and how many refused clients of a candidate it announces. The name may be empty."""
+
+    asn: int
+    name: str
+    clients: int
 
 
 @dataclass(slots=True)
@@ -218,6 +238,7 @@ class Candidate:
     evidence: Evidence
     exceptions: dict[str, list[str]] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    systems: list[System] = field(default_factory=list)  # of its refused clients, the most frequent first
 
     @property
     def worthwhile(self) -> bool:
@@ -243,6 +264,7 @@ class Suggestions:
     silent: int = 0  # refused mails whose reason says nothing of the client, or that were delivered later
     forgotten: int = 0  # clients and senders, seen too seldom to be kept
     unfollowed: int = 0  # deferred mails whose delivery was no longer waited for
+    owned: bool = False  # the system of at least one client is known
 
     @property
     def evidence(self) -> int:
@@ -254,14 +276,16 @@ def suggest(
     paths: Sequence[str],
     *,
     min_clients: int = 3,
+    by_asn: bool = False,
     ruleset: Ruleset | None = None,
     today: datetime.date | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Suggestions:
     """Returns candidates from the mails in these logs.
 
-    A suffix or a block needs `min_clients` addresses that were refused. With a ruleset, mails that one of its rules
-    decides, as of `today` (UTC), are left out. Raises `LogError`.
+    A suffix, a block or a system needs `min_clients` addresses that were refused. With a ruleset, mails that one of its
+    rules decides, as of `today` (UTC), are left out, and its databases tell the owners of addresses. With `by_asn`,
+    clients are grouped by system instead of suffix and block. Raises `LogError`.
     """
     clients: _Kept[tuple[int, int], _Client] = _Kept()
     senders: _Kept[bytes, _Sender] = _Kept()
@@ -290,7 +314,7 @@ def suggest(
             client = clients.get(address)
             if client is None:
                 clients.make_room()
-                client = clients[address] = _Client(seen, address)
+                client = clients[address] = _Client(seen, address, owner_of(ruleset, seen.client_address, seen.owner))
             client.see(seen, reason)
             sender = None
             if seen.sender and _ADDRESS.fullmatch(seen.sender):
@@ -305,12 +329,21 @@ def suggest(
                 found.silent += deferred.take_back(seen)
     found.forgotten = clients.forgotten + senders.forgotten
     found.unfollowed = deferred.given_up
-    suffixes, accounted_for = _suffixes(clients.values(), min_clients, reasons)
-    rest = [client for client in clients.values() if client.address not in accounted_for]
-    candidates = [*suffixes, *_networks(rest, min_clients, reasons), *_patterns(senders, clients, reasons)]
+    found.owned = any(client.owner.asn for client in clients.values())
+    group = _systems if by_asn else _places
+    candidates = [*group(clients.values(), min_clients, reasons), *_patterns(senders, clients, reasons)]
     found.candidates = [candidate for candidate in candidates if candidate.worthwhile]
     found.candidates.sort(key=lambda one: (-one.score, -one.evidence.clients, one.value))
     return found
+
+
+def _places(clients: Collection[_Client], least: int, reasons: Reasons) -> list[Candidate]:
+    """Returns suffixes, blocks, and the systems in which several of them lie."""
+    suffixes, accounted_for = _suffixes(clients, least, reasons)
+    rest = [client for client in clients if client.address not in accounted_for]
+    places = [*suffixes, *_networks(rest, least, reasons)]
+    wide = _of_several((candidate for candidate in places if candidate.worthwhile), least)
+    return [*places, *_systems([client for client in clients if client.owner.asn in wide], least, reasons)]
 
 
 class _Deferred:
@@ -371,6 +404,7 @@ def _suffixes(clients: Iterable[_Client], least: int, reasons: Reasons) -> tuple
         while (suffix := _narrowest(domain, left, least)) and may_be_host(suffix.encode()):
             members = _distinct(client for name, client in names.items() if name.endswith("." + suffix))
             candidate = Candidate("hostname_suffix", suffix, _evidence(members, reasons))
+            _tell_systems(candidate, members)
             _propose_exceptions(candidate, [client for client in members if client.delivered])
             if all_suffixes().is_public(suffix):
                 candidate.remarks.append("customers who do not know each other have names under this suffix")
@@ -414,6 +448,7 @@ def _networks(clients: Sequence[_Client], least: int, reasons: Reasons) -> list[
     for block in blocks({part: count for part, count in refused.items() if count}, least):
         inside = [client for part in block.part_keys() for client in members.get((block.version, part), ())]
         candidate = Candidate("cidr", str(block), _evidence(inside, reasons))
+        _tell_systems(candidate, inside)
         _propose_exceptions(candidate, [client for client in inside if client.delivered])
         tries = Counter(mail for client in inside for mail in client.mails)
         again = sum(count > 1 for count in tries.values())
@@ -430,6 +465,55 @@ def _networks(clients: Sequence[_Client], least: int, reasons: Reasons) -> list[
         _mark_providers(candidate, [name.decode("ascii") for client in inside for name in client.verified])
         found.append(candidate)
     return found
+
+
+# --- Autonomous systems ---------------------------------------------------------------------------------------------
+
+
+def _of_several(places: Iterable[Candidate], least: int) -> set[int]:
+    """Returns the systems in which several suffixes or blocks lie, each with nearly all of its refused clients."""
+    count: Counter[int] = Counter()
+    for candidate in places:
+        for system in candidate.systems[:1]:
+            if system.clients >= max(least, _NEARLY_ALL * candidate.evidence.clients):
+                count[system.asn] += 1
+    return {asn for asn, number in count.items() if number >= _MIN_PLACES}
+
+
+def _systems(clients: Iterable[_Client], least: int, reasons: Reasons) -> list[Candidate]:
+    """Returns a candidate for each system with enough refused clients."""
+    members: defaultdict[int, list[_Client]] = defaultdict(list)
+    for client in clients:
+        if client.owner.asn:
+            members[client.owner.asn].append(client)
+    found = []
+    for asn, inside in members.items():
+        if sum(client.refused > 0 for client in inside) < least:
+            continue
+        candidate = Candidate("asn", f"AS{asn}", _evidence(inside, reasons))
+        delivered = sorted((client for client in inside if client.delivered), key=lambda one: -one.delivered)
+        candidate.evidence.delivered_examples = [client.example for client in delivered[:_MAX_EXAMPLES]]
+        _tell_systems(candidate, inside)
+        _propose_exceptions(candidate, delivered)
+        _mark_providers(candidate, [name.decode("ascii") for client in inside for name in client.verified])
+        found.append(candidate)
+    return found
+
+
+def _tell_systems(candidate: Candidate, members: Iterable[_Client]) -> None:
+    """Says which systems the refused clients of a candidate are in, as far as that is known."""
+    refused = [client for client in members if client.refused > 0]
+    count = Counter(client.owner.asn for client in refused if client.owner.asn)
+    names = {client.owner.asn: client.owner.asn_name for client in refused}
+    candidate.systems = [System(asn, names[asn], clients) for asn, clients in count.most_common()]
+    if not candidate.systems:
+        return
+    parts = [f"{system_name(one.asn, one.name)} ({one.clients:,})" for one in candidate.systems[:_SHOWN_SYSTEMS]]
+    if len(candidate.systems) > _SHOWN_SYSTEMS:
+        parts.append(f"{len(candidate.systems) - _SHOWN_SYSTEMS:,} more")
+    if without := len(refused) - count.total():
+        parts.append(f"no system known ({without:,})")
+    candidate.remarks.append(f"clients by system: {', '.join(parts)}")
 
 
 # --- Senders --------------------------------------------------------------------------------------------------------

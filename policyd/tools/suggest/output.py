@@ -18,17 +18,22 @@ if TYPE_CHECKING:
 
     from policyd.tools.suggest.candidates import Candidate, Evidence, Example, Suggestions
 
-_PREFIX = {"hostname_suffix": "names", "cidr": "network", "sender_regex": "senders"}
+_PREFIX = {"hostname_suffix": "names", "cidr": "network", "asn": "system", "sender_regex": "senders"}
 
 
-def as_yaml(found: Suggestions, limit: int, taken: Iterable[str] = ()) -> str:
-    """Returns the best `limit` candidates as a rules file; `taken` are names that rules have already."""
+def as_yaml(found: Suggestions, limit: int, taken: Iterable[str] = (), database: str = "") -> str:
+    """Returns the best `limit` candidates as a rules file.
+
+    `taken` are names that rules have already, `database` is the file of systems that rules with `asn` need.
+    """
     candidates = found.candidates[:limit]
     lines = [
         f"# {_summary(found, len(candidates))}",
         "# Each rule only observes: load it, see in the decision log what it would have hit, then take out `mode`.",
-        "rules:",
     ]
+    if any(candidate.condition == "asn" for candidate in candidates):
+        lines.append(f"databases: {{asn: {_scalar(database)}}}")
+    lines.append("rules:")
     for candidate, name in zip(candidates, _names(candidates, set(taken)), strict=True):
         lines += ["", *_comments(candidate), *_rule(candidate, name)]
     return "\n".join(lines) + "\n"
@@ -54,6 +59,10 @@ def as_json(found: Suggestions, limit: int, taken: Iterable[str] = ()) -> dict[s
                 "except": candidate.exceptions,
                 "score": round(candidate.score, 3),
                 "remarks": candidate.remarks,
+                "systems": [
+                    {"asn": one.asn, "asn_name": shown(one.name.encode("utf-8", "replace")), "clients": one.clients}
+                    for one in candidate.systems
+                ],
                 **_evidence_as_json(candidate.evidence),
             }
             for candidate, name in zip(candidates, _names(candidates, set(taken)), strict=True)
@@ -71,6 +80,7 @@ def _evidence_as_json(evidence: Evidence) -> dict[str, Any]:
         "delivered_clients": evidence.delivered_clients,
         "reasons": [{"mails": count, "text": text} for count, text in evidence.reasons],
         "examples": [_example(seen) for seen in evidence.examples],
+        "delivered_examples": [_example(seen) for seen in evidence.delivered_examples],
     }
 
 
@@ -107,6 +117,10 @@ def why_nothing(found: Suggestions, min_clients: int) -> str:
 
 def _comments(candidate: Candidate) -> Iterator[str]:
     evidence = candidate.evidence
+    if candidate.condition == "asn" and evidence.delivered:
+        # In front, because a whole system is much: these would be lost without the exceptions.
+        examples = ", ".join(map(_example, evidence.delivered_examples))
+        yield f"  # {counted(evidence.delivered, 'mail')} delivered from this system, as from {examples}"
     yield (
         f"  # {counted(evidence.refused, 'mail')} refused or deferred, from {counted(evidence.clients, 'client')}"
         f"{_span(evidence)}; {_collateral(evidence)}"
@@ -158,7 +172,7 @@ def _flow(values: Sequence[str]) -> str:
 
 def _scalar(value: str) -> str:
     """Returns a value as YAML: plain if it has no special character, otherwise in single quotes."""
-    if re.fullmatch(r"[a-z0-9][a-z0-9./-]*", value):
+    if re.fullmatch(r"[a-z0-9][a-z0-9./-]*|AS[0-9]+", value):
         return value
     return "'" + value.replace("'", "''") + "'"
 

@@ -191,6 +191,7 @@ def module_name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+@pytest.mark.slow
 def test_no_two_files_import_each_other() -> None:
     assert circles({module_name(path): path.read_text() for path in FILES}) == []
 
@@ -220,6 +221,7 @@ def test_a_third_party_package_is_known_to_few_files(path: Path) -> None:
     assert strangers(path, path.read_text()) == []
 
 
+@pytest.mark.slow
 def test_every_dependency_is_declared_and_used() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {line.split(">")[0].strip() for line in project["dependencies"]}

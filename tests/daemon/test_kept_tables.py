@@ -8,6 +8,8 @@ import pickle
 import random
 from typing import TYPE_CHECKING
 
+import pytest
+
 from policyd.config.load import load
 from policyd.core.engine import Decision, decide
 from policyd.core.facts import Facts
@@ -149,6 +151,7 @@ def compare(world: World, ruleset: Ruleset) -> None:
         assert got == want
 
 
+@pytest.mark.slow
 async def test_after_random_reloads_everything_is_decided_as_from_scratch(tmp_path: Path) -> None:
     world = World(tmp_path, seed=3)
     loader = Loader(None, str(world.rules))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import netaddr
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,6 +47,7 @@ def test_an_address_is_kept_out_where_the_first_row_that_matches_it_blocks(table
             assert (address in found) == blocks(table, address)
 
 
+@pytest.mark.slow
 def test_thousands_of_rows_that_block_and_let_pass_in_turn_take_little_time() -> None:
     table = [
         Row(LINE, (Term("cidr", f"10.{number >> 8}.{number & 255}.0/24"),), DUNNO if number % 2 else REJECT)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.daemon.client import Client, request
 from tests.daemon.conftest import port, start_policyd  # noqa: F401 - fixtures
 from tests.daemon.test_control import cli
@@ -55,6 +57,7 @@ def test_the_daemon_takes_what_was_fetched_and_leaves_edited_rules_alone(
     assert "attention: list two has not been fetched yet, so it is empty" in status.stdout
 
 
+@pytest.mark.slow
 def test_without_a_daemon_the_list_is_put_in_place(tmp_path: Path) -> None:
     with serve() as web:
         web.pages |= {"/one": answer(b"8.8.8.0/24\n"), "/two": answer(b"8.8.4.0/24\n")}

@@ -6,6 +6,7 @@ import io
 import lzma
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ COMPRESSORS = {
     "plain": bytes,
     "gzip": gzip.compress,
     "bzip2": bz2.compress,
-    "xz": lzma.compress,
+    "xz": partial(lzma.compress, preset=0),
     "zstd": zstandard.ZstdCompressor(write_checksum=True).compress,  # as zstd(1) does
 }
 

@@ -676,6 +676,7 @@ def test_recipients_of_one_mail_are_bounded() -> None:
     assert len(seen.recipients) == MAX_RECIPIENTS
 
 
+@pytest.mark.slow
 def test_junk_that_looks_like_writers_does_not_fill_memory() -> None:
     log = MailLog()
     log.start_file(WRITTEN)

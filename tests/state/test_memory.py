@@ -220,6 +220,7 @@ async def test_two_daemons_share_counters_and_greylisting(ruleset: Ruleset, serv
         await daemon.memory.shared.close()
 
 
+@pytest.mark.slow
 @needs_server
 async def test_a_server_that_freezes_delays_nobody_and_defers_no_stranger(
     ruleset: Ruleset, server: StateServer

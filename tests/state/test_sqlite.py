@@ -203,6 +203,7 @@ async def test_a_full_disk_is_said_and_written_to_later(tmp_path: Path, caplog: 
     await state.close()
 
 
+@pytest.mark.slow
 async def test_writing_lets_requests_through_in_between(tmp_path: Path) -> None:
     memory, state = opened(tmp_path / "state.db", max_keys=100_000)
     for number in range(50_000):

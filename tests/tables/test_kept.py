@@ -117,6 +117,7 @@ def key_of(source: Source) -> object:
     return source.entries.key
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("always_patched")
 @settings(max_examples=examples(400), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps_of_networks)
@@ -125,6 +126,7 @@ def test_patched_networks_are_those_built_anew(steps: list[dict[str, list[Networ
     follow([[listed(path, one, Kind.NETWORK) for path, one in step.items()] for step in steps], asked)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("always_patched")
 @settings(max_examples=examples(400), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps_of_names)

@@ -201,6 +201,7 @@ def test_what_re2_cannot_express_is_reported_by_line_and_the_rest_kept(line: str
     assert [rule.match for rule in result.rules] == [{"hostname_regex": ("kept", "also")}]
 
 
+@pytest.mark.slow
 def test_after_many_expressions_that_are_too_large_nothing_more_is_looked_at_and_each_line_is_told() -> None:
     table = "/kept/ REJECT\n" + "/\\pL{999}/ REJECT\n" * (MOST_TOO_LARGE + 1) + "/also/ REJECT\n"
     result = imported("postfix-pcre", table)

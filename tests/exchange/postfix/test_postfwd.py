@@ -59,6 +59,7 @@ def test_the_rules_answer_as_postfwd_does(asked: Asked, wanted: str) -> None:
     assert answer(rules_of("postfwd", ruleset), asked) == wanted
 
 
+@pytest.mark.slow
 def test_the_real_postfwd_says_the_same_of_every_mixture() -> None:
     if not Path(servers.POSTFWD).exists():
         pytest.skip("no postfwd here, and CI needs none: the answers that matter are in the table above")

@@ -9,6 +9,8 @@
 #             SOAK=10000000 for the number of requests of the soak; the table goes to build/faults.md
 # make fuzz   looks for inputs that break a promise (docs/fuzzing.md), each target for FUZZ_RUNS executions or
 #             FUZZ_SECONDS, whichever end first; FUZZ_TARGETS="protocol rules" for some of them
+# make man    the manual pages, into build/man; needs pandoc. POLICYD_PYTHON names another interpreter that can import
+#             what requirements.lock names, for a build without a virtual environment
 # make lock   writes new lock files: what is installed by hash to run (requirements.lock), test and fuzz policyd
 # make audit  asks for known holes in what requirements.lock names; fails if it cannot ask about all of it
 # make bench  what a request costs, beside the floor and the peers (docs/performance.md): BENCH=quick for a short run,
@@ -21,7 +23,7 @@ BIN = $(VENV)/bin
 JOBS ?= 2
 PARALLEL = -n $(JOBS) --dist loadgroup
 
-.PHONY: run check test unit matrix newest faults fuzz bench lock audit clean
+.PHONY: run check test unit matrix newest faults fuzz bench man lock audit clean
 
 run: $(VENV)/run.stamp
 	@echo 'The command policyd is $(BIN)/policyd; to find it as policyd: . $(BIN)/activate' >&2
@@ -54,6 +56,12 @@ fuzz: $(VENV)/fuzz.stamp
 
 bench: $(VENV)/run.stamp
 	$(BIN)/python -m tests.bench $(BENCH:%=--%) $(if $(BENCH_OUT),--out '$(BENCH_OUT)') $(if $(BENCH_PUBLISH),--publish) $(ROWS)
+
+POLICYD_PYTHON ?= $(BIN)/python
+RUNNABLE = $(if $(filter $(BIN)/python,$(POLICYD_PYTHON)),$(VENV)/run.stamp)
+
+man: $(RUNNABLE)
+	packaging/man/build build/man $(POLICYD_PYTHON)
 
 # One lock serves every Python that policyd runs on: a line that only some of them need says so in its marker. The
 # comment at the head of each file is kept. The tests' lock takes what it shares with requirements.lock from there.

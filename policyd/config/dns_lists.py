@@ -24,6 +24,8 @@ from policyd.core.identity import may_be_host
 from policyd.core.normalize import fold_name
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from policyd.config.dns_list import Code
     from policyd.config.known_zones import KnownZone
     from policyd.config.problems import Report
@@ -66,8 +68,13 @@ class WrittenDnsList:
     used: bool = False
 
 
-def read_dns_lists(node: Node, path: str, report: Report) -> dict[str, WrittenDnsList]:
-    """Reads the lists by name, those that are wrong included; `path` is the rules file's."""
+def read_dns_lists(
+    node: Node, path: str, report: Report, *, known: Iterable[DnsList] | None = None
+) -> dict[str, WrittenDnsList]:
+    """Reads the lists by name, those that are wrong included; `path` is the rules file's.
+
+    With `known`, the definitions of those that rules use have been read before, and no key file is read.
+    """
     if not isinstance(node, Mapping):
         message = f"dns_lists: expected names with their definitions, not {describe(node)}"
         report.add(Problem(path, node.line, node.column, message))
@@ -76,10 +83,14 @@ def read_dns_lists(node: Node, path: str, report: Report) -> dict[str, WrittenDn
     for item in node:
         key = item.key
         written = lists[key.text] = WrittenDnsList(key.text, key.line, key.column)
+        if known is not None:
+            continue
         reader = _Reader(written, path, report)
         if not _NAME.fullmatch(key.text):
             reader.add(key, "this is not a name for a list; use letters, digits, '-', '_' and '.' only")
         written.definition = reader.read(item.value)
+    for definition in known or ():
+        lists[definition.name].definition = definition
     return lists
 
 

@@ -9,7 +9,11 @@ from __future__ import annotations
 import hashlib
 import pickle
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from policyd.config.dns_list import DnsList
+    from policyd.core.public_suffix import RegistrableDomains
 
 # Hexadecimal digits of a file's hash, as many as a ruleset's hash has.
 HASH_DIGITS = 8
@@ -62,17 +66,29 @@ class Text:
         return Text, (pickle.PickleBuffer(self._content), self.modified)
 
 
+class Data(NamedTuple):
+    """The contents of all other files that a ruleset was made from, except its databases.
+
+    `lists` has the list files by path, `dns_lists` the DNS lists that rules use, with their keys, and `domains` the
+    public suffixes, None if no rule needs them.
+    """
+
+    lists: dict[str, Text]
+    dns_lists: tuple[DnsList, ...] = ()
+    domains: RegistrableDomains | None = None
+
+
 class Texts(NamedTuple):
     """The settings file (None without one) and the rules file, as they were loaded.
 
-    `lists` has the list files by path, if any entry has an end: the daemon drops ended entries without reading a file.
-    A load of texts with `lists` reads no rules, settings or list file, and runs no test of the ruleset, because an
-    entry ends in any case.
+    There is `data` if any entry of a list file has an end: the daemon drops ended entries without reading a file. A
+    load of texts with `data` reads no file at all; its ruleset has no databases, because the caller goes on with those
+    in force; and it runs no test of the ruleset, because an entry ends in any case.
     """
 
     settings: Text | None
     rules: Text
-    lists: dict[str, Text] | None = None
+    data: Data | None = None
 
 
 @dataclass(frozen=True, slots=True)

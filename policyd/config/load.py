@@ -115,10 +115,9 @@ def load(
     `rules_path` and `listen` replace what the settings say. With `warnings_on`, the date in UTC, the ruleset is also
     searched for what is likely not meant; who may write the files is looked at in any case. Without `keep_lists`, the
     bytes of list files are not kept: what needs them again reads the file again, which must not have changed. With
-    `texts`, these are loaded in place of what the settings and the rules file say now; list files are read,
-    unless the texts have them too.
-    `list_files` names files by list, to be read in place of those that the lists name. `tables` has tables to use as
-    far as they fit, and gets those that are used. Raises ConfigErrors.
+    `texts`, these are loaded in place of what the settings and the rules file say now; list files, databases and keys
+    are read, unless the texts have data. `list_files` names files by list, to be read in place of those that the lists
+    name. `tables` has tables to use as far as they fit, and gets those that are used. Raises ConfigErrors.
     """
     with _without_garbage_collection():
         return _load(
@@ -168,7 +167,7 @@ def _load(
             text=text,
             list_files=list_files,
             tables=tables,
-            list_texts=texts.lists if texts else None,
+            data=texts.data if texts else None,
         )
         if rules_report and rules_file is not None and warnings_on is not None:
             rules_report.extend(lint(rules_file, warnings_on, rules_report))
@@ -177,7 +176,7 @@ def _load(
         raise ConfigErrors(report)
     settings = dataclasses.replace(settings, rules=rules, listen=tuple(listen) or settings.listen)
     warnings = Report() if warnings_on is None else lint(rules_file, warnings_on)
-    reads_files = texts is None or texts.lists is None
+    reads_files = texts is None or texts.data is None
     lists = (one.file.path for one in rules_file.lists.values() if one.file is not None)
     databases = (one.info.path for one in rules_file.databases.values())
     named = () if config_path is None else (os.fspath(config_path),)
@@ -187,7 +186,7 @@ def _load(
         for problem in (*exposed, *rules_file.unfetched, *warnings_of(rules_file.databases), *missing):
             warnings.add(problem)
     assert rules_file.text is not None
-    loaded = Texts(settings_text, rules_file.text, rules_file.list_texts)
+    loaded = Texts(settings_text, rules_file.text, rules_file.data)
     files = [*rules_file.files]
     if config_path is not None and settings_text is not None:
         files.insert(

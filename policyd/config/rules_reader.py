@@ -33,7 +33,7 @@ from policyd.config.files import (
     UnreadableError,
     read_dated,
 )
-from policyd.config.in_force import LoadedFile, Text, file_hash
+from policyd.config.in_force import Data, LoadedFile, Text, file_hash
 from policyd.config.list_sources import TRUTHS, checked_at, read_source
 from policyd.config.lists import ListDefinition, ListFile, parse_values
 from policyd.config.other_words import meant_condition
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from policyd.config.list_sources import Source
     from policyd.config.problems import Report
     from policyd.config.yaml_tree import Item, Node
+    from policyd.core.public_suffix import RegistrableDomains
     from policyd.core.tables import Entries
     from policyd.tables.index import MakeTables
     from policyd.tables.kept import TableStore
@@ -87,14 +88,14 @@ def read_rules(
     text: Text | None = None,
     list_files: Mapping_[str, str] | None = None,
     tables: TableStore | None = None,
-    list_texts: Mapping_[str, Text] | None = None,
+    data: Data | None = None,
 ) -> RulesFile | None:
     """Reads a rules file (or its `text`) and its lists, builds the ruleset, and runs the tests inside it.
 
     Returns None if the file cannot be read or is not YAML. All problems are in the report,
     which must hold none before. Without `keep_lists`, the bytes of list files are freed once they have been parsed.
     `list_files` names files that are read in place of those of lists. `tables` has the tables of the ruleset in force,
-    and gets those of this one. With `list_texts` (by path), these are the list files, none is read, and no test is run.
+    and gets those of this one. With `data`, no file is read, there are no databases, and no test is run.
     """
     try:
         content, modified = read_dated(path, MAX_RULES_BYTES) if text is None else (bytes(text), text.modified)
@@ -107,7 +108,7 @@ def read_rules(
     root = parse_yaml(content, path, report)
     if root is None:
         return None
-    reader = _Reader(path, content, report, list_files or {}, tables=tables, list_texts=list_texts)
+    reader = _Reader(path, content, report, list_files or {}, tables=tables, data=data)
     try:
         rules_file = reader.read(root)
         rules_file.text = Text(content, modified)
@@ -116,7 +117,7 @@ def read_rules(
         if rules_are_right:
             reader.describe(root)
             reader.keep_ends()
-        if not keep_lists and list_texts is None:
+        if not keep_lists and data is None:
             reader.forget_list_files()
         ruleset = reader.build() if rules_are_right else None
     except ListChangedError as error:
@@ -124,7 +125,7 @@ def read_rules(
         return None
     if ruleset is not None:
         rules_file.index = ruleset.index
-        if list_texts is None:
+        if data is None:
             run_tests(rules_file.tests, ruleset, path, report)  # also beside a test that cannot be read
         if not report:
             rules_file.ruleset = ruleset
@@ -142,10 +143,10 @@ class _Reader:
         list_files: Mapping_[str, str],
         *,
         tables: TableStore | None,
-        list_texts: Mapping_[str, Text] | None,
+        data: Data | None,
     ) -> None:
         self._now = time.time()
-        self._list_texts = list_texts
+        self._data = data
         self._path = path
         self._tables = tables
         self._known_lists = {} if tables is None else tables.lengths()
@@ -168,12 +169,15 @@ class _Reader:
         self._file.root = root
         self._check_keys(root, TOP_KEYS)
         if (databases := root.get("databases")) is not None:
-            self._file.databases = read_databases(databases, self._path, self._report)
+            if self._data is None:
+                self._file.databases = read_databases(databases, self._path, self._report)
             self._declared = {item.key.text for item in databases} if isinstance(databases, Mapping) else set()
         if (lists := root.get("lists")) is not None:
             self._read_lists(lists)
         if (dns_lists := root.get("dns_lists")) is not None:
-            self._file.dns_lists = read_dns_lists(dns_lists, self._path, self._report)
+            self._file.dns_lists = read_dns_lists(
+                dns_lists, self._path, self._report, known=None if self._data is None else self._data.dns_lists
+            )
         if (counters := root.get("counters")) is not None:
             self._file.counters = read_counters(counters, self._path, self._report, self._read_where)
         if (greylist := root.get("greylist")) is not None:
@@ -253,7 +257,7 @@ class _Reader:
         counted = [[one.condition for one in counter.where] for counter in counters]
         try:
             is_generic = any(c.kind is Kind.GENERIC for rule in rules for c in (*rule.match, *rule.exceptions))
-            domains = registrable_domains() if is_generic else None
+            domains = self._domains() if is_generic else None
             make_tables: MakeTables = build_tables
             if self._tables is not None:
                 make_tables = partial(build_tables, make_list_table=self._tables.make_list_table)
@@ -266,6 +270,8 @@ class _Reader:
             self._report.add(Problem(self._path, 0, 0, f"is too large to be indexed: {error}"))
             return None
         self._tell_differences()
+        if self._file.data is not None:
+            self._file.data = self._file.data._replace(dns_lists=dns_lists, domains=domains)
         return Ruleset(
             rules,
             self._file.default,
@@ -278,6 +284,11 @@ class _Reader:
             tuple(Counted(one.name, one.definition, any_state=one.any_state) for one in counters),
             self._file.greylist if any(rule.action.verb is Verb.GREYLIST for rule in rules) else None,
         )
+
+    def _domains(self) -> RegistrableDomains:
+        if self._data is not None and self._data.domains is not None:
+            return self._data.domains
+        return registrable_domains()
 
     def _owners(self) -> Owners | None:
         databases = self._file.databases
@@ -414,7 +425,7 @@ class _Reader:
         if file is not None and is_kept and path not in self._hashed:
             self._hashed.add(path)
             self._hash.update(file.content)
-        if file is not None and self._list_texts is None:
+        if file is not None and self._data is None:
             file.forget_known_content()
         if file is not None and not (allow_empty or path in self._missing) and not file.has_entries():
             message = "has no entries, which would disarm the list; if that is meant, write allow_empty: true"
@@ -435,7 +446,7 @@ class _Reader:
         """
         if path not in self._list_files:
             self._list_files[path] = None
-            if self._list_texts is not None:
+            if self._data is not None:
                 self._list_files[path] = file = self._list_file_in_force(path)
                 return file
             try:
@@ -461,8 +472,8 @@ class _Reader:
 
     def _list_file_in_force(self, path: str) -> ListFile:
         """A list file as the ruleset in force has it, with the entries that have ended since then left out."""
-        assert self._list_texts is not None
-        text = self._list_texts.get(path)
+        assert self._data is not None
+        text = self._data.lists.get(path)
         if text is None:
             self._missing.add(path)
             return ListFile(path, b"", 0.0)
@@ -475,7 +486,7 @@ class _Reader:
         }
         self._file.next_end = min((file.next_end for file in files.values() if file.next_end is not None), default=None)
         if self._file.next_end is not None:
-            self._file.list_texts = {path: Text(file.content, file.modified) for path, file in files.items()}
+            self._file.data = Data({path: Text(file.content, file.modified) for path, file in files.items()})
 
     # --- Rules ------------------------------------------------------------------------------------------------------
 

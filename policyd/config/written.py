@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from policyd.config.conditions import ConditionType
     from policyd.config.databases import Database, DatabaseKind
     from policyd.config.dns_lists import WrittenDnsList
-    from policyd.config.in_force import LoadedFile, Outline, Text
+    from policyd.config.in_force import Data, LoadedFile, Outline, Text
     from policyd.config.lists import ListDefinition
     from policyd.config.problems import Problem
     from policyd.core.index import Index, Ruleset
@@ -84,7 +84,7 @@ class RulesFile:
 
     `text` is what it says, `root` the same as a tree, `files` the rules file and the list files that could be read.
     `unfetched` has a warning for each list that is empty because it has not been fetched yet.
-    `next_end` is when the next entry of a list file ends (Unix seconds); `list_texts` has list files if one does.
+    `next_end` is when the next entry of a list file ends (Unix seconds); `data` is there if one does.
     """
 
     path: str
@@ -105,4 +105,4 @@ class RulesFile:
     files: list[LoadedFile] = field(default_factory=list)
     unfetched: list[Problem] = field(default_factory=list)
     next_end: float | None = None
-    list_texts: dict[str, Text] | None = None
+    data: Data | None = None

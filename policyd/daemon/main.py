@@ -327,6 +327,7 @@ class _Daemon:
         pause = FAILED_DROP_SECONDS
         try:
             delivery, holding = await self._loader.load(old.texts, self._holding)
+            delivery = delivery.with_databases_of(old)
             changed = changes(old.outline, delivery.outline)
             await self._use(delivery, holding)
         except (ConfigErrors, LoadError) as error:
@@ -342,7 +343,7 @@ class _Daemon:
         """Loads, and puts the result in force without an error. With `data`, the texts in force are loaded again."""
         old = self._running.delivery
         try:
-            delivery, holding = await self._loader.load(old.texts._replace(lists=None) if data else None, self._holding)
+            delivery, holding = await self._loader.load(old.texts._replace(data=None) if data else None, self._holding)
             changed = changes(old.outline, delivery.outline)
             await self._use(delivery, holding)
         except (ConfigErrors, LoadError) as error:

@@ -26,6 +26,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copyreg
+import dataclasses
 import fcntl
 import gc
 import mmap
@@ -37,6 +38,7 @@ import socket
 import sys
 import traceback
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, NoReturn, TypeAlias
 
@@ -92,6 +94,11 @@ class Delivery:
     databases: tuple[DatabaseInfo, ...] = ()
     reused: tuple[str, ...] = ()
     next_end: float | None = None
+
+    def with_databases_of(self, other: Delivery) -> Delivery:
+        """Returns this delivery with the databases of another, which are open already."""
+        ruleset = dataclasses.replace(self.ruleset, owners=other.ruleset.owners)
+        return dataclasses.replace(self, ruleset=ruleset, databases=other.databases)
 
 
 class MappedTable:
@@ -173,7 +180,7 @@ class Loader:
         Raises ConfigErrors where something in the files is wrong, LoadError where something else is.
         """
         try:
-            self._request(texts, in_force)
+            await self._request(texts, in_force)
             await self._readable()
             message, descriptors, _, _ = socket.recv_fds(
                 self._channel, _MESSAGE_BYTES, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
@@ -195,8 +202,12 @@ class Loader:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def _request(self, texts: Texts | None, in_force: Holding | None) -> None:
-        """Asks for a load. Texts and catalogue go along in a memory file, tables in theirs."""
+    async def _request(self, texts: Texts | None, in_force: Holding | None) -> None:
+        """Asks for a load. Texts and catalogue go along in a memory file, tables in theirs.
+
+        List files among the texts may have 100 MB. They are written by a thread, which lets go of the interpreter's
+        lock meanwhile.
+        """
         if texts is None and (in_force is None or not in_force.tables):
             self._channel.send(b"load")
             return
@@ -206,8 +217,12 @@ class Loader:
             raise LoadError(f"cannot pass the rules in force to the loading process: {error.strerror}") from None
         catalogue, tables = (b"", ()) if in_force is None else (in_force.catalogue, in_force.tables)
         with file:
-            pickle.dump((texts, catalogue), file, protocol=5)
+            buffers: list[pickle.PickleBuffer] = []
+            head = pickle.dumps((texts, catalogue), protocol=5, buffer_callback=buffers.append)
+            pieces = [each.raw() for each in buffers]
+            pickle.dump((head, [len(piece) for piece in pieces]), file)
             file.flush()
+            await asyncio.to_thread(_write_all, file.fileno(), pieces)
             socket.send_fds(self._channel, [b"load"], [file.fileno(), *(table.descriptor for table in tables)])
 
     def close(self) -> None:
@@ -388,9 +403,20 @@ def _read_request(descriptors: list[int]) -> tuple[Texts | None, TableStore]:
         return None, TableStore()
     with open(descriptors[0], "rb", closefd=False) as file:
         file.seek(0)
-        texts, catalogue = pickle.load(file)  # noqa: S301 - written by the daemon
+        head, lengths = pickle.load(file)  # noqa: S301 - written by the daemon
+        pieces = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[file.tell() :]
+    ends = [*accumulate(lengths)]
+    buffers = (pieces[end - length : end] for end, length in zip(ends, lengths, strict=True))
+    texts, catalogue = pickle.loads(head, buffers=buffers)  # noqa: S301 - as above
     records = pickle.loads(catalogue) if catalogue else []  # noqa: S301 - written by an earlier worker
     return texts, TableStore([*map(TableFile, descriptors[1:], records)])
+
+
+def _write_all(descriptor: int, pieces: Sequence[memoryview]) -> None:
+    for piece in pieces:
+        rest = piece
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
 
 
 def _call(name: str) -> None:

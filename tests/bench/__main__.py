@@ -35,6 +35,7 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
     "load": rows.load_time,
     "memory": rows.memory,
     "reload": rows.reload,
+    "expiry": rows.expiry,
     "reload_rule": reloading.reload_rule,
     "reload_list": reloading.reload_list,
     "first_load": reloading.first_load,

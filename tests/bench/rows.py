@@ -14,6 +14,7 @@ from array import array
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from policyd.config.dates import format_end
 from tests.bench import corpus, servers
 from tests.bench.bench import EXPRESSIONS, SHIPPED_RULES, LeftOut, Reading, Row, median_ratio, medians
 from tests.bench.processes import cpu_seconds, memory_mb, peak_memory, run_and_account, settle
@@ -231,6 +232,68 @@ def _reload_repeatedly(daemon: Policyd, count: int) -> Iterable[tuple[int, int]]
         daemon.reload()
         yield began, time.monotonic_ns()
     time.sleep(1)
+
+
+def expiry(bench: Bench) -> Row:
+    """What clients notice when a tenth of a large list ends in the same second, while they ask as fast as they can."""
+    total = bench.scale.entries
+    ending = total // 10
+    end = int(time.time()) + (30 if total >= 1_000_000 else 12)
+    networks = bench.folder / "networks-ending"
+    with networks.open("w") as file:
+        for number in range(total):
+            until_then = f"  expires={format_end(end)}" if number >= total - ending else ""
+            file.write(f"{corpus.network(number, six=False)}{until_then}\n")
+    clients = corpus.clients_of_networks(bench.scale.requests, total - ending)
+    load = bench.load(f"ending-{total}", clients, pinned=False)
+    trace = bench.folder / "trace"
+    rules = corpus.with_lists(bench.shipped, networks, bench.domains(10))
+    listed = corpus.inside(corpus.network(total - 1, six=False), 1)
+    asked = f"request=smtpd_access_policy\nprotocol_state=RCPT\nclient_address={listed}\nclient_name=a.example\n\n"
+    with servers.policyd(rules, pinned=False) as (_, server):
+        if time.time() > end - 2:
+            raise servers.BenchError("the entries ended before the daemon was up; this machine is too slow or too busy")
+        command = servers.Load(load.program, load.requests, load.connections, 120, pinned=False).command(
+            server, "-t", str(trace)
+        )
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as asking:
+            try:
+                while time.time() < end:
+                    time.sleep(0.01)
+                began = time.monotonic_ns()
+                with socket.create_connection(("127.0.0.1", int(server.address.rpartition(":")[2])), 10) as connection:
+                    dropped = _until_let_through(connection, asked.encode())
+                time.sleep(_RETIREMENT_SECONDS)  # the former tables are freed under load, too
+                ended = time.monotonic_ns()
+            finally:
+                asking.send_signal(signal.SIGTERM)
+            report = servers.report_of(asking)
+    records = array("Q", trace.read_bytes())
+    during = sorted(wait for at, wait in zip(records[0::2], records[1::2], strict=True) if began <= at <= ended)
+    lost = sum(report[key] for key in ("wrong", "closed", "refused", "unanswered"))
+    return Row(
+        "expiry",
+        f"{ending:,} of {total:,} networks end in the same second under load, 50 connections, server not pinned",
+        (
+            Reading("p99", during[int(0.99 * (len(during) - 1))] / 1e6, "ms", 10, 5),
+            Reading("longest", during[-1] / 1e6, "ms", 50, 20),
+            Reading("refused, closed, wrong or unanswered", lost, "", 0, 0),
+            Reading("let through after", (dropped - began) / 1e9, "s"),
+        ),
+    )
+
+
+def _until_let_through(connection: socket.socket, request: bytes) -> int:
+    """Asks until the answer is not a REJECT any more; gives when that was (CLOCK_MONOTONIC, nanoseconds)."""
+    for _ in range(servers.PATIENCE_SECONDS * 20):
+        connection.sendall(request)
+        answer = b""
+        while not answer.endswith(b"\n\n"):
+            answer += connection.recv(4096)
+        if b"REJECT" not in answer:
+            return time.monotonic_ns()
+        time.sleep(0.05)
+    raise servers.BenchError("entries that have ended are still in force")
 
 
 def idle(bench: Bench) -> Row:

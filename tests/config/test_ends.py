@@ -68,7 +68,7 @@ def test_every_kind_of_list_takes_ends(tmp_path: Path, condition: str, entry: st
     loaded = load(rules_path=rules)
     assert [one.text for one in loaded.lists["l"].entries()] == [entry]
     assert loaded.next_end is not None
-    assert loaded.texts.lists is not None
+    assert loaded.texts.data is not None
 
 
 def test_an_ended_entry_counts_for_a_list_without_entries(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_an_ended_entry_counts_for_a_list_without_entries(tmp_path: Path) -> Non
     rules.write_text(RULES.replace("CONDITION", "cidr"))
     (tmp_path / "l.txt").write_text("192.0.2.0/24 expires=2020-01-01\n")
     loaded = load(rules_path=rules)
-    assert (loaded.ruleset.counts.networks, loaded.next_end, loaded.texts.lists) == (0, None, None)
+    assert (loaded.ruleset.counts.networks, loaded.next_end, loaded.texts.data) == (0, None, None)
 
 
 def test_what_is_not_an_end_is_an_error_with_its_place(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import mailbox
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,9 @@ from policyd.cli.log_options import live_log, log_paths, logs_argument, nothing_
 from policyd.cli.logs import log_errors, print_json, utc_today
 from policyd.cli.options import config_option, json_option, rules_options
 from policyd.cli.terminal import print_tables
+from policyd.config.conditions import Form
+from policyd.config.entries import fold_owner
+from policyd.config.entry_messages import explain_entry
 from policyd.config.load import load, load_settings
 from policyd.core.engine import decide
 from policyd.core.facts import Facts, Greylisted, Needs
@@ -206,10 +210,12 @@ def lookup(*, config: str | None, rules: str | None, as_json: bool, decision_id:
 
 
 @click.command()
-@config_option
+@rules_options
 @since_option
 @click.option("--network", metavar="CIDR", help="Report what came from this network.")
 @click.option("--suffix", metavar="NAME", help="Report what came from host names that are NAME or lie under it.")
+@click.option("--asn", metavar="N", help="Report what came from this autonomous system: 9371 or AS9371.")
+@click.option("--country", metavar="CC", help="Report what came from networks in this country: two letters.")
 @click.option("--from", "sender", required=True, metavar="ADDRESS", help="Who reports: the message's From.")
 @click.option("--to", "recipient", metavar="ADDRESS", help="Who is to read it, if you know: the message's To.")
 @click.option("-o", "--output", metavar="FILE", help="Write the message to a new file, not to standard output.")
@@ -219,9 +225,12 @@ def lookup(*, config: str | None, rules: str | None, as_json: bool, decision_id:
 def report(
     *,
     config: str | None,
+    rules: str | None,
     since: float | None,
     network: str | None,
     suffix: str | None,
+    asn: str | None,
+    country: str | None,
     sender: str,
     recipient: str | None,
     output: str | None,
@@ -229,18 +238,21 @@ def report(
     show_recipients: bool,
     logs: tuple[str, ...],
 ) -> None:
-    """Write an abuse report for a network or a host name suffix, from a decision log or a mail log.
+    """Write an abuse report for a network, host name suffix, system or country, from a decision log or a mail log.
 
     The report is a message in the Abuse Reporting Format (RFC 5965) with a summary and log lines: what policyd refused
     or, from a mail log of Postfix or sendmail, every mail. It is not sent. Recipients are hidden unless you ask for
-    them.
+    them. With --asn and --country the owners of addresses are those in the decision log, or else those in the databases
+    of the ruleset (-c or --rules), which a mail log needs.
 
     \b
     policyd report --network 180.222.51.0/24 --from postmaster@example.com decisions.log*
     policyd report --suffix vs.sakura.ne.jp --from postmaster@example.com --mbox reports.mbox
+    policyd report --asn AS9371 --from postmaster@example.com decisions.log*
     """
-    if (network is None) == (suffix is None):
-        raise click.UsageError("name what to report: either --network or --suffix")
+    if sum(option is not None for option in (network, suffix, asn, country)) != 1:
+        raise click.UsageError("name what to report, by one of --network, --suffix, --asn and --country")
+    number, code = int(_owner("--asn", Form.ASN, asn)), _owner("--country", Form.COUNTRY, country)
     if output is not None and mbox is not None:
         raise click.UsageError("write either to --output or to --mbox")
     for address, option in ((sender, "--from"), (recipient, "--to")):
@@ -250,14 +262,27 @@ def report(
         (parsed,) = tails.parse_networks([network]) if network is not None else (None,)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--network") from None
+    needs_ruleset = (asn is not None or country is not None) and (config is not None or rules is not None)
+    ruleset = load(config, rules).ruleset if needs_ruleset else None
     with log_errors():
         paths = log_paths(logs, _settings(config))
         with reading(paths) as advance:
             incident = reports.collect(
-                paths, network=parsed, suffix=suffix, since=since, show_recipients=show_recipients, advance=advance
+                paths,
+                network=parsed,
+                suffix=suffix,
+                asn=number,
+                country=code,
+                ruleset=ruleset,
+                since=since,
+                show_recipients=show_recipients,
+                advance=advance,
             )
     if not incident.count:
-        raise nothing_found(f"nothing from {network or suffix} was refused", paths)
+        what = f"nothing from {incident.subject} was refused"
+        if (asn or country) and (ruleset is None or ruleset.owners is None):
+            what += " (a mail log tells no systems and countries: name a ruleset with databases by --rules)"
+        raise nothing_found(what, paths)
     message = reports.as_message(incident, sender, recipient, datetime.datetime.now(datetime.UTC))
     if mbox is not None:
         _append(mbox, message)
@@ -265,6 +290,16 @@ def report(
         _write(output, message.as_string(), replace=False)
     else:
         click.echo(message.as_string(), nl=False)
+
+
+def _owner(option: str, form: Form, written: str | None) -> str:
+    """The AS number or country of an option as it is compared; 0 or empty without it."""
+    if written is None:
+        return "0" if form is Form.ASN else ""
+    folded = fold_owner(form, written)
+    if folded is None:
+        raise click.BadParameter(explain_entry(form, os.fsencode(written)), param_hint=option)
+    return folded.decode()
 
 
 # --- Which logs, which ruleset ----------------------------------------------------------------------------------------

@@ -238,6 +238,10 @@ def test_a_report_of_nothing_is_none(run: Run, log: Path) -> None:
         ["--from", "a@b\nBcc: c@d", "--suffix", "x"],
         ["--from", "nobody", "--suffix", "x"],
         ["--suffix", "x"],
+        ["--from", "a@b", "--asn", "AS0x1"],
+        ["--from", "a@b", "--asn", "4294967296"],
+        ["--from", "a@b", "--country", "UK"],
+        ["--from", "a@b", "--country", "JP", "--asn", "1"],
         ["--from", "a@b", "--suffix", "x", "-o", "y", "--mbox", "z"],
     ],
 )

@@ -41,3 +41,45 @@ def test_suggest_by_asn_without_any_system_says_what_it_needs(run: Run) -> None:
     ended = run("suggest", "--by", "asn", *INCIDENTS)
     assert (ended.status, ended.out) == (1, "")
     assert "the system of no client is known; name a ruleset that declares databases: asn with --rules" in ended.err
+
+
+DECISION = (
+    "2026-11-21T17:16:00.123+09:00 REJECT id=7Q4K2M9X rule=x client=unknown[{}]{} rdns=missing state=RCPT"
+    " from=<a@b.example> to=<joe@d.example> ruleset=3f9c2a1b ms=1.0\n"
+)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """A decision log of two systems, with a line from before there was a database."""
+    path = tmp_path / "decisions.log"
+    lines = (("180.222.51.1", ""), ("192.0.2.1", " asn=64497 country=JP"), ("192.0.2.2", " country=DE"))
+    path.write_text("".join(DECISION.format(*line) for line in lines))
+    return path
+
+
+@pytest.mark.parametrize("number", ["64497", "AS64497", "as64497"])
+def test_report_writes_what_the_log_has_of_a_system(run: Run, log: Path, number: str) -> None:
+    ended = run("report", "--asn", number, "--from", "postmaster@here.example", log)
+    assert ended.status == 0
+    assert "Subject: Abuse report: 1 refused mail from AS64497\n" in ended.out
+    assert "Source-IP: 192.0.2.1\n" in ended.out
+    assert "joe@d.example" not in ended.out
+
+
+def test_report_of_a_country(run: Run, log: Path) -> None:
+    ended = run("report", "--country", "de", "--from", "postmaster@here.example", log)
+    assert ended.status == 0
+    assert "This is an abuse report (RFC 5965) about DE." in ended.out
+    assert "Source-IP: 192.0.2.2\n" in ended.out
+
+
+def test_report_asks_the_database_for_lines_without_owner_and_for_mail_logs(run: Run, log: Path, rules: Path) -> None:
+    wanted = ("report", "--asn", "64496", "--from", "postmaster@here.example")
+    ended = run(*wanted, "--rules", rules, log)
+    assert "Subject: Abuse report: 1 refused mail from AS64496 Example Bulk\n" in ended.out
+    ended = run(*wanted, "--rules", rules, DATA / "maillog.postfix")
+    assert "Subject: Abuse report: 7 refused mails from AS64496 Example Bulk\n" in ended.out
+    ended = run(*wanted, DATA / "maillog.postfix")
+    assert (ended.status, ended.out) == (1, "")
+    assert "nothing from AS64496 was refused (a mail log tells no systems and countries: name a ruleset" in ended.err

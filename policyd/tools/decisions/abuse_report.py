@@ -1,8 +1,8 @@
-"""An abuse report for a network or a host name suffix, from decision logs or mail logs: an ARF message (RFC 5965).
+"""An abuse report for a network, a host name suffix, a system or a country, from decision logs or mail logs.
 
-The message is written, never sent. One message covers all mails: its text sums up and quotes log lines, its
-machine-readable part counts the mails (`Incidents`) and names the most frequent client. Log lines contain recipients,
-which are hidden unless the user asks for them, also in a sender that contains one (VERP).
+The report is an ARF message (RFC 5965). It is written, never sent. One message covers all mails: its text sums up and
+quotes log lines, its machine-readable part counts the mails (`Incidents`) and names the most frequent client. Log lines
+contain recipients, which are hidden unless the user asks for them, also in a sender that contains one (VERP).
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from policyd import __version__
 from policyd.decision_log.reader import LoggedDecision
 from policyd.tools.decisions.find import Search, as_line, every, is_refused, time_of
 from policyd.tools.display import counted, shown
+from policyd.tools.owned import owner_of, system_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import netaddr
 
+    from policyd.core.index import Ruleset
     from policyd.tools.decisions.find import Found, Source
 
 # Log lines quoted. More prove nothing more, and an abuse desk's mailbox has its limits.
@@ -40,10 +42,10 @@ HIDDEN = b"hidden"
 
 @dataclass(slots=True)
 class Incident:
-    """The reported mails, of one network or suffix. A decision log has the refused mails, a mail log also those that
-    were not refused."""
+    """The reported mails, of one network, suffix, system or country. A decision log has the refused mails, a mail log
+    also those that were not refused."""
 
-    subject: str  # the network or suffix, as it was asked for
+    subject: str  # the network, suffix or country as it was asked for; the system with its name, if that is known
     recipients_shown: bool
     count: int = 0
     refused: int = 0
@@ -75,17 +77,26 @@ def collect(
     *,
     network: netaddr.IPNetwork | None = None,
     suffix: str | None = None,
+    asn: int = 0,
+    country: str = "",
+    ruleset: Ruleset | None = None,
     since: float | None = None,
     show_recipients: bool = False,
     advance: Callable[[int], None] | None = None,
 ) -> Incident:
-    """Collects the mails of a network or, as in `hostname_suffix`, of names under a suffix. Raises `LogError`.
+    """Collects the mails of a network, of names under a suffix (as in `hostname_suffix`), of a system or of a country.
 
-    A decision log has what was refused, or would have been under `mode: observe`. A mail log has every mail.
+    A decision log has what was refused, or would have been under `mode: observe`. A mail log has every mail; the
+    databases of `ruleset` tell the systems and countries of its clients. Raises `LogError`.
     """
-    search = Search(networks=(network,) if network is not None else (), suffix=suffix or "", since=since)
-    incident = Incident(str(network) if network is not None else str(suffix), show_recipients)
+    networks = (network,) if network is not None else ()
+    search = Search(networks, suffix or "", since=since, asn=asn, country=country, ruleset=ruleset)
+    wanted = f"AS{asn}" if asn else country or suffix or str(network)
+    incident = Incident(wanted, show_recipients)
     for found in every(paths, search, advance):
+        if incident.subject == wanted and asn:
+            known = owner_of(ruleset, found.client_address, found.source.owner)
+            incident.subject = system_name(asn, known.asn_name if known.asn == asn else "")
         if not isinstance(found.source, LoggedDecision) or is_refused(found.source):
             source = found.source if show_recipients else without_recipient(found.source)
             incident.add(found._replace(source=source, sender=source.sender))

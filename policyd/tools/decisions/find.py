@@ -25,11 +25,15 @@ from policyd.logs.timestamps import LogClock, rfc3339
 from policyd.logs.transaction import NameStatus, Observation, Outcome
 from policyd.tools.address_blocks import Block, part_of
 from policyd.tools.display import shown
+from policyd.tools.owned import owner_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     import netaddr
+
+    from policyd.core.index import Ruleset
+    from policyd.core.owners import Owner
 
 # Distinct values that are counted, 350 bytes each. What is beyond is counted together.
 MAX_VALUES = 1_000_000
@@ -57,7 +61,8 @@ class Search:
     """Filter of a search; an empty part selects all. `since` is the first second (Unix), `until` the end, exclusive.
 
     `suffix` is as in `hostname_suffix`, and finds names that are only claimed as well. `sender` and `recipient` are an
-    address, or a domain (then addresses at it or under it); `<>` is the null sender.
+    address, or a domain (then addresses at it or under it); `<>` is the null sender. `asn` and `country` are of the
+    owner of the client's address, as the line says, or else the databases of `ruleset`.
     """
 
     networks: tuple[netaddr.IPNetwork, ...] = ()
@@ -66,11 +71,20 @@ class Search:
     recipient: str = ""
     since: float | None = None
     until: float | None = None
+    asn: int = 0
+    country: str = ""
+    ruleset: Ruleset | None = None
 
     @property
     def is_everything(self) -> bool:
         """Whether nothing but the time is asked for."""
-        return not (self.networks or self.suffix or self.sender or self.recipient)
+        return not (self.networks or self.suffix or self.sender or self.recipient or self.asn or self.country)
+
+    def covers(self, time: float | None) -> bool:
+        """Whether a time (Unix seconds) lies between `since` and `until`; an unknown one only if neither is given."""
+        if time is None:
+            return self.since is None and self.until is None
+        return (self.since is None or time >= self.since) and (self.until is None or time < self.until)
 
 
 class Found(NamedTuple):
@@ -175,17 +189,24 @@ class _Matcher:
     def matches(self, found: Found) -> bool:
         """Whether a decision or a mail is wanted."""
         search = self._search
-        if search.since is not None and (found.time is None or found.time < search.since):
-            return False
-        if search.until is not None and (found.time is None or found.time >= search.until):
+        if not search.covers(found.time):
             return False
         if search.networks and not self._in_networks(found.client_address):
             return False
         if self._suffix and not is_under(found.names, self._suffix):
             return False
+        if not self._is_owned(found):
+            return False
         if self._sender and not (found.sender is not None and _is_at(found.sender, self._sender)):
             return False
         return not self._recipient or any(_is_at(each, self._recipient) for each in found.recipients)
+
+    def _is_owned(self, found: Found) -> bool:
+        search = self._search
+        if not (search.asn or search.country):
+            return True
+        owner = owner_in(found.source, search.ruleset)
+        return (not search.asn or owner.asn == search.asn) and (not search.country or owner.country == search.country)
 
     def _longest_needle(self) -> bytes:
         """Bytes that every wanted line has, whatever the format: letters that neither format escapes."""
@@ -223,6 +244,12 @@ def in_networks(text: bytes, networks: Sequence[netaddr.IPNetwork]) -> bool:
         return False
     version, number = parsed
     return any(one.version == version and one.first <= number <= one.last for one in networks)
+
+
+def owner_in(source: Source, ruleset: Ruleset | None) -> Owner:
+    """Returns the owner of the client: as the line says, or else the databases of a ruleset."""
+    logged = source.owner
+    return logged if logged.asn or logged.country else owner_of(ruleset, source.client_address, logged)
 
 
 def is_under(names: Sequence[bytes], suffix: bytes) -> bool:

@@ -1,4 +1,5 @@
-"""Statistics of the decision log: actions over time, rules, networks, names, and rules that are not worth their line.
+"""Statistics of the decision log: actions over time, rules, networks, systems, countries, names, and rules that are not
+worth their line.
 
 Memory is bounded whatever the log has: see the numbers below, each with its reason. Times are Unix seconds.
 """
@@ -21,6 +22,7 @@ from policyd.logs.decisions import DecisionCounts, decisions
 from policyd.logs.timestamps import LogClock
 from policyd.tools.address_blocks import Block, part_of
 from policyd.tools.display import shown
+from policyd.tools.owned import owner_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,6 +44,10 @@ _MAX_RULES = 50_000
 
 # DNS lists told apart: more than any ruleset has, and names come from the log.
 _MAX_LISTS = 1000
+
+# Systems and countries told apart: some 80,000 systems announce addresses, and numbers come from the log. 20 MB.
+_MAX_SYSTEMS = 100_000
+_MAX_COUNTRIES = 1000
 
 # Hours told apart: ten years.
 _MAX_HOURS = 90_000
@@ -91,6 +97,15 @@ class ListStats:
 
 
 @dataclass(slots=True)
+class OwnerStats:
+    """The decisions on clients of one system or of one country, and how many of them were no DUNNO."""
+
+    decisions: int = 0
+    refused: int = 0
+    name: str = ""  # of a system, in printable ASCII; empty if it is not known
+
+
+@dataclass(slots=True)
 class Stats:
     """All that is counted."""
 
@@ -109,6 +124,8 @@ class Stats:
     reverse_dns: Counter[str] = field(default_factory=Counter)
     dns_errors: Counter[str] = field(default_factory=Counter)
     lists: dict[str, ListStats] = field(default_factory=dict)
+    systems: dict[int, OwnerStats] = field(default_factory=dict)  # by AS number
+    countries: dict[str, OwnerStats] = field(default_factory=dict)
     greylist: Counter[str] = field(default_factory=Counter)  # what greylisting said: new, early, passed, known, unknown
     downgraded: int = 0
     milliseconds: Counter[float] = field(default_factory=Counter)  # of a decision, to two digits
@@ -137,8 +154,11 @@ def collect(
     ruleset: Ruleset | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Stats:
-    """Reads these decision logs, from `since` (Unix seconds) on. Raises `LogError`."""
-    collector = _Collector()
+    """Reads these decision logs, from `since` (Unix seconds) on. Raises `LogError`.
+
+    With a ruleset, its databases tell the owners of clients whose lines have none.
+    """
+    collector = _Collector(ruleset)
     stats = collector.stats
     clock = LogClock()
     with without_garbage_collection():
@@ -158,8 +178,9 @@ def collect(
 
 
 class _Collector:
-    def __init__(self) -> None:
+    def __init__(self, ruleset: Ruleset | None) -> None:
         self.stats = Stats()
+        self._ruleset = ruleset if ruleset is not None and ruleset.owners is not None else None
         self._clients = Distinct(_MAX_CLIENTS)
         self._mails = Distinct(_MAX_MAILS)
         self._passed_left = Distinct(_MAX_MAILS)
@@ -193,8 +214,11 @@ class _Collector:
         ruleset = shown(decision.ruleset)
         if ruleset not in stats.rulesets and len(stats.rulesets) < _MAX_RULES:
             stats.rulesets[ruleset] = time
-        if decided != "DUNNO":
+        refused = decided != "DUNNO"
+        if refused:
             self._count_origin(decision)
+        if decision.asn or decision.country or self._ruleset is not None:
+            self._count_owner(decision, refused=refused)
 
     def finish(self) -> None:
         for rule in self.stats.rules.values():
@@ -253,6 +277,25 @@ class _Collector:
                 stats.suffixes.add(suffix)
         if decision.sender and (domain := domain_of(decision.sender)):
             stats.sender_domains.add(domain)
+
+    def _count_owner(self, decision: LoggedDecision, *, refused: bool) -> None:
+        systems, countries = self.stats.systems, self.stats.countries
+        asn, asn_name, country = decision.owner
+        if self._ruleset is not None and not (asn or country):
+            asn, asn_name, country = owner_of(self._ruleset, decision.client_address, decision.owner)
+        if asn and (asn in systems or len(systems) < _MAX_SYSTEMS):
+            system = systems.setdefault(asn, OwnerStats())
+            if not system.name and not asn_name and not system.decisions:  # a line of text has no name
+                known = owner_of(self._ruleset, decision.client_address, decision.owner)
+                asn_name = known.asn_name if known.asn == asn else ""
+            system.name = system.name or shown(asn_name.encode("utf-8", "replace"))
+            system.decisions += 1
+            system.refused += refused
+        country = shown(country.encode("utf-8", "replace"))
+        if country and (country in countries or len(countries) < _MAX_COUNTRIES):
+            one = countries.setdefault(country, OwnerStats())
+            one.decisions += 1
+            one.refused += refused
 
 
 def _mail(decision: LoggedDecision) -> int | None:

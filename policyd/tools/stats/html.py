@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from policyd.logs.timestamps import rfc3339
 from policyd.tools.stats.collect import over_time
-from policyd.tools.stats.output import PERCENTILES, by_hits, only_elsewhere, origins, summary
+from policyd.tools.stats.output import PERCENTILES, by_hits, only_elsewhere, origins, owner_tables, summary
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -63,6 +63,7 @@ def page(stats: Stats) -> str:
         _observed(stats),
         _idle(stats),
         *(_bars(title, rows) for title, rows in origins(stats) if rows),
+        _owners(stats),
         _dns(stats),
         "</body></html>",
     ]
@@ -210,6 +211,20 @@ def _bars(title: str, rows: Sequence[tuple[str, int]]) -> str:
     label = escape(title or "decisions by rule")
     size = f"0 0 {_WIDTH} {len(rows) * height}"
     return f'{heading}<svg viewBox="{size}" role="img" aria-label="{label}">{"".join(drawn)}</svg>'
+
+
+def _owners(stats: Stats) -> str:
+    """A table by system and one by country."""
+    parts = []
+    for heading, owned in owner_tables(stats):
+        rows = [
+            (escape(label), f"{one.decisions:,}", f"{one.refused:,}", f"{one.refused / one.decisions:.0%}")
+            for label, one in owned
+        ]
+        if rows:
+            title = "Systems" if heading == "system" else "Countries"
+            parts.append(f"<h2>{title}</h2>{_table((heading, 'decisions', 'refused', 'share'), rows, {1, 2, 3})}")
+    return "".join(parts)
 
 
 def _dns(stats: Stats) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.text import Text
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from policyd.tools.stats.collect import ListStats, RuleStats, Stats
+    from policyd.tools.stats.collect import ListStats, OwnerStats, RuleStats, Stats
 
 # Each action's mark in a bar, so that it is read without colour, and its colour. What stands first is drawn first.
 _MARKS = {"REJECT": ("#", "red"), "DEFER": ("+", "yellow"), "DEFER_IF_PERMIT": ("~", "yellow"), "DUNNO": (".", "green")}
@@ -50,6 +50,14 @@ def stats_as_json(stats: Stats) -> dict[str, Any]:
         "only_elsewhere": only_elsewhere(stats),
         "networks": dict(stats.top_networks),
         "suffixes": dict(stats.suffixes.most_common(TOP)),
+        "systems": {
+            f"AS{asn}": {"name": one.name, "decisions": one.decisions, "refused": one.refused}
+            for asn, one in by_refused(stats.systems)
+        },
+        "countries": {
+            country: {"decisions": one.decisions, "refused": one.refused}
+            for country, one in by_refused(stats.countries)
+        },
         "sender_domains": {shown(domain): count for domain, count in stats.sender_domains.most_common(TOP)},
         "reverse_dns": dict(stats.reverse_dns.most_common()),
         "dns_errors": dict(stats.dns_errors.most_common()),
@@ -78,6 +86,20 @@ def by_hits(rules: dict[str, RuleStats]) -> list[tuple[str, RuleStats]]:
 def only_elsewhere(stats: Stats) -> list[str]:
     """Rules of which each refused mail came in another way."""
     return [name for name, rule in by_hits(stats.rules) if rule.only_elsewhere]
+
+
+_Key = TypeVar("_Key", int, str)
+
+
+def by_refused(owners: dict[_Key, OwnerStats]) -> list[tuple[_Key, OwnerStats]]:
+    """Returns the systems or countries of which most was refused, at most TOP."""
+    return sorted(owners.items(), key=lambda one: (-one[1].refused, -one[1].decisions, one[0]))[:TOP]
+
+
+def owner_tables(stats: Stats) -> list[tuple[str, list[tuple[str, OwnerStats]]]]:
+    """Returns a table by system and one by country: the heading, and rows with a label; empty if nothing is known."""
+    systems = [(f"AS{asn} {one.name}".rstrip(), one) for asn, one in by_refused(stats.systems)]
+    return [("system", systems), ("country", by_refused(stats.countries))]
 
 
 def _rule_as_json(name: str, rule: RuleStats) -> dict[str, Any]:
@@ -114,6 +136,9 @@ def print_stats(console: Console, stats: Stats) -> None:
             for name, count in rows:
                 console.print(Text(f"{count:>9,}  {name}"))
             console.print()
+    for heading, owned in owner_tables(stats):
+        if owned:
+            _print_owners(console, heading, owned)
     if stats.reverse_dns:
         parts = [f"{status} {count:,}" for status, count in stats.reverse_dns.most_common()]
         errors = [f"{reason} {count:,}" for reason, count in stats.dns_errors.most_common()]
@@ -161,6 +186,15 @@ def _print_lists(console: Console, stats: Stats) -> None:
     for name, one in lists_by_use(stats):
         counts = (one.asked, one.listed, one.alone, one.unknown, one.delivered)
         columns.add_row(Text(name), *(f"{count:,}" for count in counts))
+    console.print(columns)
+    console.print()
+
+
+def _print_owners(console: Console, heading: str, owned: Iterable[tuple[str, OwnerStats]]) -> None:
+    numbers = ("decisions", "refused", "share")
+    columns = table(heading, *numbers, numbers=numbers)
+    for label, one in owned:
+        columns.add_row(Text(label), f"{one.decisions:,}", f"{one.refused:,}", f"{one.refused / one.decisions:.0%}")
     console.print(columns)
     console.print()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from policyd.config.problems import ConfigErrors, Report
 from policyd.config.yaml_tree import Mapping, Scalar, parse_yaml
 from policyd.core.printable import printable
 from policyd.tools.display import shown
+from policyd.tools.doctor.databases import check_databases
 from policyd.tools.doctor.diagnosis import diagnose
 from policyd.tools.doctor.dns_lists import check_dns_lists
 from policyd.tools.doctor.endpoints import systemd_sockets
@@ -64,7 +66,7 @@ def doctor(*, config: str | None, folder: str | None, postconf: str | None, mast
             diagnosis = diagnose(read_saved(postconf, master), settings)
         else:
             diagnosis = diagnose(read_postfix(folder), settings, sockets=systemd_sockets())
-            diagnosis = _with_dns_lists(diagnosis, config)
+            diagnosis = _with_databases(_with_dns_lists(diagnosis, config), settings.rules)
     except PostconfError as error:
         raise Failure(printable(f"policyd: {error}"), 2) from None
     mode = _mode(diagnosis, settings.rules)
@@ -84,6 +86,17 @@ def _with_dns_lists(diagnosis: Diagnosis, config: str | None) -> Diagnosis:
         return replace(diagnosis, notes=(*diagnosis.notes, note))
     findings, right = check_dns_lists(loaded.ruleset.dns_lists, loaded.settings.dns)
     return replace(diagnosis, findings=diagnosis.findings + findings, right=diagnosis.right + right)
+
+
+def _with_databases(diagnosis: Diagnosis, rules: str) -> Diagnosis:
+    """The diagnosis with what is to be said of the ruleset's databases of networks."""
+    findings, right, notes = check_databases(rules, time.time())
+    return replace(
+        diagnosis,
+        findings=diagnosis.findings + findings,
+        right=diagnosis.right + right,
+        notes=diagnosis.notes + notes,
+    )
 
 
 def _mode(diagnosis: Diagnosis, rules: str) -> str:

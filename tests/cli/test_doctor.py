@@ -140,3 +140,17 @@ def test_the_page_shows_what_doctor_prints(run: Run, tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     (shown,) = re.findall(r"^\$ policyd doctor (.*?)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert run("doctor", *shown[0].split()).out == shown[1]
+
+
+def test_an_old_database_is_a_finding(run: Run, postfix: Callable[[str], Path], tmp_path: Path) -> None:
+    with inet_daemon() as address:
+        asking = f"check_policy_service {{ {address}, timeout=10s, default_action=DUNNO }}"
+        folder = postfix(f"permit_mynetworks, permit_sasl_authenticated, {asking}")
+        (tmp_path / "asn.csv").write_text("192.0.2.0,192.0.2.255,64496\n")
+        os.utime(tmp_path / "asn.csv", (1_700_000_000, 1_700_000_000))
+        (tmp_path / "rules.yaml").write_text("databases: {asn: asn.csv}\nrules: []\n")
+        (folder / "policyd.yaml").write_text(f"listen: ['{address}']\nrules: {tmp_path}/rules.yaml\n")
+        ended = run("doctor", "--postfix", folder, "-c", folder / "policyd.yaml")
+    assert ended.status == 1
+    assert f"1. {tmp_path}/asn.csv\n   the asn database is of 2023-11-14, " in ended.out
+    assert ended.out.splitlines()[-1] == "1 problem found"

@@ -1,0 +1,54 @@
+"""`policyd doctor` and the databases of systems and countries: whether each can be used, and how old its data are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from policyd.config.databases import read_databases
+from policyd.config.files import MAX_RULES_BYTES, OversizedError, UnreadableError, read_file
+from policyd.config.problems import Report
+from policyd.config.yaml_tree import Mapping, parse_yaml
+from policyd.tools.doctor.diagnosis import Finding
+
+if TYPE_CHECKING:
+    from policyd.config.databases import DatabaseInfo
+
+_FETCH = "fetch a newer file, put it in place by renaming, then run policyd reload (docs/owners.md has sources)"
+
+
+def check_databases(rules: str, now: float) -> tuple[tuple[Finding, ...], tuple[str, ...], tuple[str, ...]]:
+    """Reads the databases that a rules file declares, also if the rest of it has errors; `now` is in Unix seconds.
+
+    Returns what is wrong, a line for each database that is right, and notes. A rules file that cannot be read has none.
+    """
+    report = Report()
+    try:
+        root = parse_yaml(read_file(rules, MAX_RULES_BYTES), rules, Report())
+    except (UnreadableError, OversizedError):
+        return (), (), ()
+    node = root.get("databases") if isinstance(root, Mapping) else None
+    if node is None:
+        return (), (), ()
+    databases = read_databases(node, rules, report)
+    findings = [
+        Finding(
+            f"{one.path}:{one.line}" if one.line else one.path,
+            one.message,
+            "a file as docs/owners.md describes; see policyd check",
+        )
+        for one in report.problems
+    ]
+    right, notes = [], []
+    for kind in sorted(databases):
+        info = databases[kind].info
+        if notice := info.age_notice(now):
+            findings.append(Finding(info.path, notice, _FETCH))
+        else:
+            right.append(_described(info))
+        if not info.has_ipv6:
+            notes.append(f"{info.path}: the {kind} database has IPv4 networks only, so no IPv6 client has a record")
+    return tuple(findings), tuple(right), tuple(notes)
+
+
+def _described(info: DatabaseInfo) -> str:
+    return f"{info.path}: the {info.kind} database ({info.format}) is of {info.date}"

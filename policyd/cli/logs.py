@@ -18,7 +18,7 @@ from policyd.config.load import load
 from policyd.logs.files import LogError, in_order
 from policyd.logs.maillog import WAYS_OUT, quote
 from policyd.tools.display import counted, reading, results
-from policyd.tools.judge import Assumption, ListAssumption
+from policyd.tools.judge import Assumption, ListAssumption, OwnerAssumption
 from policyd.tools.replay import output as replay_report
 from policyd.tools.replay.replay import compare
 from policyd.tools.replay.replay import replay as run_replay
@@ -64,6 +64,14 @@ def logs_argument(function: _Function) -> _Function:
     help="What a DNS list's answer is taken for if the log does not have it; only policyd's decision log has answers.",
 )
 @click.option(
+    "--owners",
+    type=click.Choice([str(source) for source in OwnerAssumption]),
+    default=str(OwnerAssumption.DATABASE),
+    show_default=True,
+    help="What tells the systems and countries of clients: each ruleset's databases, or policyd's decision log. With"
+    " `log` no database is read, so its file may be missing.",
+)
+@click.option(
     "--fail-if-delivered",
     type=click.IntRange(min=0),
     metavar="N",
@@ -79,6 +87,7 @@ def replay(
     against: str | None,
     assumption: str,
     list_assumption: str,
+    owners: str,
     fail_if_delivered: int | None,
     logs: tuple[str, ...],
 ) -> None:
@@ -94,8 +103,9 @@ def replay(
     policyd replay --rules rules.yaml /var/log/mail.log*
     policyd replay --rules new.yaml --against rules.yaml --fail-if-delivered 0 mail.log
     """
-    ruleset = load(config, rules).ruleset
-    old = load(config, against).ruleset if against is not None else None
+    databases = owners == OwnerAssumption.DATABASE
+    ruleset = load(config, rules, databases=databases).ruleset
+    old = load(config, against, databases=databases).ruleset if against is not None else None
     with log_errors(), reading(logs) as advance:
         if old is None:
             found = run_replay(

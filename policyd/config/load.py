@@ -109,6 +109,7 @@ def load(
     texts: Texts | None = None,
     list_files: Mapping[str, str] | None = None,
     tables: TableStore | None = None,
+    databases: bool = True,
 ) -> Loaded:
     """Loads settings (all defaults without `config_path`) and the ruleset, from `rules_path` or where settings say.
 
@@ -117,7 +118,9 @@ def load(
     bytes of list files are not kept: what needs them again reads the file again, which must not have changed. With
     `texts`, these are loaded in place of what the settings and the rules file say now; list files, databases and keys
     are read, unless the texts have data. `list_files` names files by list, to be read in place of those that the lists
-    name. `tables` has tables to use as far as they fit, and gets those that are used. Raises ConfigErrors.
+    name. `tables` has tables to use as far as they fit, and gets those that are used. Without `databases`, those
+    that the rules file declares are not read, and no address has an owner unless the caller tells it. Raises
+    ConfigErrors.
     """
     with _without_garbage_collection():
         return _load(
@@ -129,6 +132,7 @@ def load(
             texts=texts,
             list_files=list_files,
             tables=tables,
+            databases=databases,
         )
 
 
@@ -151,6 +155,7 @@ def _load(
     texts: Texts | None,
     list_files: Mapping[str, str] | None,
     tables: TableStore | None,
+    databases: bool,
 ) -> Loaded:
     started = time.monotonic()
     report = Report()
@@ -168,6 +173,7 @@ def _load(
             list_files=list_files,
             tables=tables,
             data=texts.data if texts else None,
+            databases=databases,
         )
         if rules_report and rules_file is not None and warnings_on is not None:
             rules_report.extend(lint(rules_file, warnings_on, rules_report))
@@ -178,11 +184,11 @@ def _load(
     warnings = Report() if warnings_on is None else lint(rules_file, warnings_on)
     reads_files = texts is None or texts.data is None
     lists = (one.file.path for one in rules_file.lists.values() if one.file is not None)
-    databases = (one.info.path for one in rules_file.databases.values())
+    files_of_databases = (one.info.path for one in rules_file.databases.values())
     named = () if config_path is None else (os.fspath(config_path),)
     coverage, missing = ([], []) if warnings_on is None else coverage_of(rules_file)
     if reads_files:
-        exposed = exposed_files(dict.fromkeys((*named, rules, *lists, *databases)))
+        exposed = exposed_files(dict.fromkeys((*named, rules, *lists, *files_of_databases)))
         for problem in (*exposed, *rules_file.unfetched, *warnings_of(rules_file.databases), *missing):
             warnings.add(problem)
     assert rules_file.text is not None

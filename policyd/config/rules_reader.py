@@ -89,13 +89,15 @@ def read_rules(
     list_files: Mapping_[str, str] | None = None,
     tables: TableStore | None = None,
     data: Data | None = None,
+    databases: bool = True,
 ) -> RulesFile | None:
     """Reads a rules file (or its `text`) and its lists, builds the ruleset, and runs the tests inside it.
 
     Returns None if the file cannot be read or is not YAML. All problems are in the report,
     which must hold none before. Without `keep_lists`, the bytes of list files are freed once they have been parsed.
     `list_files` names files that are read in place of those of lists. `tables` has the tables of the ruleset in force,
-    and gets those of this one. With `data`, no file is read, there are no databases, and no test is run.
+    and gets those of this one. With `data`, no file is read, there are no databases, and no test is run. Without
+    `databases`, those that the file declares are taken for right and are not read.
     """
     try:
         content, modified = read_dated(path, MAX_RULES_BYTES) if text is None else (bytes(text), text.modified)
@@ -108,7 +110,7 @@ def read_rules(
     root = parse_yaml(content, path, report)
     if root is None:
         return None
-    reader = _Reader(path, content, report, list_files or {}, tables=tables, data=data)
+    reader = _Reader(path, content, report, list_files or {}, tables=tables, data=data, databases=databases)
     try:
         rules_file = reader.read(root)
         rules_file.text = Text(content, modified)
@@ -144,9 +146,11 @@ class _Reader:
         *,
         tables: TableStore | None,
         data: Data | None,
+        databases: bool,
     ) -> None:
         self._now = time.time()
         self._data = data
+        self._reads_databases = databases and data is None
         self._path = path
         self._tables = tables
         self._known_lists = {} if tables is None else tables.lengths()
@@ -169,7 +173,7 @@ class _Reader:
         self._file.root = root
         self._check_keys(root, TOP_KEYS)
         if (databases := root.get("databases")) is not None:
-            if self._data is None:
+            if self._reads_databases:
                 self._file.databases = read_databases(databases, self._path, self._report)
             self._declared = {item.key.text for item in databases} if isinstance(databases, Mapping) else set()
         if (lists := root.get("lists")) is not None:

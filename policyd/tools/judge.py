@@ -9,11 +9,13 @@ from policyd.core.dns_lists import NOT_LISTED, unknown
 from policyd.core.engine import Decision, Inquiry, grounds
 from policyd.core.facts import NOTHING_KNOWN, Facts, Needs
 from policyd.core.identity import Identity, Status, told_identity
+from policyd.core.owners import NO_OWNER
 from policyd.core.protocol import REQUEST_TYPE, Request
 from policyd.decision_log.lists import parse_answers
 from policyd.logs.transaction import NameStatus, Observation, Outcome
 from policyd.state.memory import Memory, domain_of, uses_memory
 from policyd.state.process import ProcessMemory
+from policyd.tools.owned import owner_of
 
 if TYPE_CHECKING:
     import datetime
@@ -53,10 +55,18 @@ _STATUSES = {
 }
 
 
+class OwnerAssumption(StrEnum):
+    """The source of a client's system and country."""
+
+    DATABASE = "database"  # the databases that the ruleset declares
+    LOG = "log"  # the decision log: what the databases of then said
+
+
 class Judge:
     """Decides observations under one ruleset, as it stands on `today` (UTC).
 
     With `by_recipient`, a mail to several is decided for each of them.
+    The databases of the ruleset tell the owners of addresses; if it was loaded without them, the log does.
     """
 
     def __init__(
@@ -112,7 +122,16 @@ class Judge:
             facts = self._nameless[seen.name_status]
         else:
             facts = Facts(_identity(seen.name_status, seen.names))
-        return facts._replace(lists=parse_answers(seen.lists)) if seen.lists else facts
+        if seen.lists:
+            facts = facts._replace(lists=parse_answers(seen.lists))
+        if self._ruleset.owners is None and seen.owner is not NO_OWNER:
+            facts = facts._replace(owner=seen.owner)
+        return facts
+
+    def has_owner(self, seen: Observation) -> bool:
+        """Whether the system or the country of a client is known."""
+        logged = seen.owner if self._ruleset.owners is None else NO_OWNER
+        return owner_of(self._ruleset, seen.client_address, logged) != NO_OWNER
 
     def _decide(self, request: Request, facts: Facts) -> Decision | None:
         inquiry = Inquiry(self._ruleset, request, facts, self._today)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,3 +84,17 @@ def test_report_asks_the_database_for_lines_without_owner_and_for_mail_logs(run:
     ended = run(*wanted, DATA / "maillog.postfix")
     assert (ended.status, ended.out) == (1, "")
     assert "nothing from AS64496 was refused (a mail log tells no systems and countries: name a ruleset" in ended.err
+
+
+def test_replay_reads_no_database_if_the_log_tells_the_owners(run: Run, log: Path, tmp_path: Path) -> None:
+    rules = tmp_path / "replayed.yaml"
+    rules.write_text(
+        "databases: {asn: not-here.mmdb}\nrules:\n  - {name: hoster, match: {asn: 64497}, action: REJECT}\n"
+    )
+    ended = run("replay", "--rules", rules, log)
+    assert ended.status == 1
+    assert "not-here.mmdb cannot be read" in ended.err
+    ended = run("replay", "--owners", "log", "--rules", rules, log)
+    assert ended.status == 0
+    assert re.search(r"^hoster +REJECT +0 +1 ", ended.out, re.MULTILINE)
+    assert "1 mail: the client's address has no record" in ended.out

@@ -67,6 +67,7 @@ def _facts_as_json(facts: Facts) -> dict[str, Any]:
         "assumed": facts.assumed,
         "unjudged": facts.unjudged,
         "lists_assumed": facts.lists_assumed,
+        "no_owner": facts.no_owner,
         "list_assumption": str(facts.list_assumption),
         "left_out": facts.counts.left_out.notes(),
         "assumption": str(facts.assumption),
@@ -230,6 +231,11 @@ def _notes(facts: Facts, subjects: set[str], tallies: list[Tally]) -> list[str]:
         )
     if "helo_name" in subjects and facts.no_helo:
         notes.append(f"{counted(facts.no_helo, 'mail')}: the log tells no HELO, so no rule on it could match")
+    if facts.no_owner:
+        notes.append(
+            f"{counted(facts.no_owner, 'mail')}: the client's address has no record, so no rule on asn, asn_name_regex"
+            " or country could match"
+        )
     notes.extend(f"no log tells `{name}`; rules that look at it saw an empty value" for name in facts.untold)
     if any(tally.passed for tally in tallies):
         notes.append(

@@ -54,11 +54,18 @@ _TOLD = {
     Subject.COUNTER,
     Subject.REVERSE_DNS,
     Subject.LISTED,
+    Subject.ASN,
+    Subject.ASN_NAME,
+    Subject.COUNTRY,
     "helo_name",
     "sender",
     "recipient",
     "sasl_username",
 }
+
+
+# Subjects that need the owner of the client's address.
+_OWNER_SUBJECTS = {Subject.ASN, Subject.ASN_NAME, Subject.COUNTRY}
 
 
 @dataclass(slots=True)
@@ -130,6 +137,7 @@ class Facts:
     unjudged: int = 0  # transactions that no rule can be named for: it depends on a name that was not looked up
     assumption: Assumption = Assumption.MISSING
     no_helo: int = 0
+    no_owner: int = 0  # transactions of clients without a record, if rules look at systems or countries
     untold: tuple[str, ...] = ()  # attributes that the ruleset looks at and no log has
     writers: set[str] = field(default_factory=set)
 
@@ -197,7 +205,8 @@ def replay(
             judge.lists_assumed,
         )
 
-    facts = _run(paths, _facts(subjects, assumption, list_assumption), judge.grounds, verdict, advance)
+    facts = _facts(subjects, assumption, list_assumption)
+    _run(paths, facts, judge.grounds, verdict, advance, has_owner=_owner_test(judge, subjects))
     order = {rule.name: rule.number for rule in ruleset.rules}
     rules = [(Answer(*hit), tally) for hit, tally in tallies.items()]
     rules.sort(key=lambda rule: (-rule[1].delivered if rule[0].refuses else 0, order.get(rule[0].rule, len(order))))
@@ -245,7 +254,8 @@ def compare(
         }
         return frozenset(pairs)
 
-    facts = _run(paths, _facts(subjects, assumption, list_assumption), grounds, verdict, advance)
+    facts = _facts(subjects, assumption, list_assumption)
+    _run(paths, facts, grounds, verdict, advance, has_owner=_owner_test(new_judge, subjects))
     changes = [
         (Answer(before_rule, before), Answer(after_rule, after), tally)
         for (before_rule, before, after_rule, after), tally in tallies.items()
@@ -275,20 +285,29 @@ def _facts(subjects: set[str], assumption: Assumption, list_assumption: ListAssu
     return Facts(assumption=assumption, list_assumption=list_assumption, untold=tuple(sorted(subjects - _TOLD)))
 
 
+def _owner_test(judge: Judge, subjects: set[str]) -> Callable[[Observation], bool] | None:
+    """Returns the test whether a client has a record; None if no rule looks at systems or countries."""
+    return None if subjects.isdisjoint(_OWNER_SUBJECTS) else judge.has_owner
+
+
 def _run(
     paths: Sequence[str],
     facts: Facts,
     grounds: Callable[[Observation], object],
     judge: Callable[[Observation], _Verdict],
     advance: Callable[[int], None] | None,
-) -> Facts:
-    """Counts every mail in the tallies of its verdict. Mails with equal grounds have equal verdicts."""
+    *,
+    has_owner: Callable[[Observation], bool] | None,
+) -> None:
+    """Counts every mail in the facts and in its verdict's tallies. Mails with equal grounds have equal verdicts."""
     log, distinct = MailLog(), Distinct(_MAX_DISTINCT)
     remembered: dict[object, _Verdict] = {}
     with without_garbage_collection():
         for batch in observations(paths, log, advance):
             for seen in batch:
                 facts.add(seen)
+                if has_owner is not None and not has_owner(seen):
+                    facts.no_owner += 1
                 key = grounds(seen), seen.name_status is _UNKNOWN
                 verdict = remembered.get(key)
                 if verdict is None:
@@ -308,7 +327,6 @@ def _run(
                 if refuses and seen.outcome in GOT_THROUGH:
                     facts.refused_delivered += 1
     facts.counts = log.counts
-    return facts
 
 
 def _alone(seen: Observation, *, by_recipient: bool) -> list[Observation]:

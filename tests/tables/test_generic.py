@@ -13,6 +13,7 @@ from policyd.core.address import Address, parse_address
 from policyd.core.identity import may_be_host
 from policyd.core.public_suffix import RegistrableDomains
 from policyd.tables.generic import is_generic
+from tests.field.incidents import bulk_attempts, sakura_attempts
 
 V4 = "203.0.113.7"
 V6 = "2001:db8:12:34:5:6:7:89ab"
@@ -116,6 +117,63 @@ def test_other_names_are_not(address: str, name: str) -> None:
 )
 def test_honest_mail_hosts_are_not_generic(address: str, name: str) -> None:
     assert not generic(name, address)
+
+
+def test_no_name_in_the_logs_of_the_incidents_is_generic() -> None:
+    attempts = sakura_attempts() + bulk_attempts()
+    names = {(one.client_address, name) for one in attempts for name in (one.client_name, one.helo_name) if name}
+    assert len(names) >= 30
+    assert [pair for pair in names if generic(pair[1], pair[0])] == []
+
+
+# Host names of MX records of large providers, by the address that they had.
+MX_HOSTS = """
+    gmail-smtp-in.l.google.com 142.250.27.27
+    alt1.aspmx.l.google.com 142.250.153.26
+    outlook-com.olc.protection.outlook.com 52.101.8.49
+    microsoft-com.mail.protection.outlook.com 52.101.40.26
+    mta5.am0.yahoodns.net 67.195.204.74
+    mta-gw.mail.yahoo.co.jp 182.22.12.119
+    mx01.mail.icloud.com 17.57.154.33
+    mx00.emig.gmx.net 212.227.15.9
+    mx-ha03.web.de 213.165.67.104
+    mx03.t-online.de 194.25.134.73
+    mx01.kundenserver.de 212.227.15.41
+    smtpin.rzone.de 81.169.145.97
+    mx1.mail.ovh.net 188.165.47.122
+    mx.vodafonemail.de 2.207.150.246
+    smtp-in.orange.fr 80.12.26.32
+    mx.laposte.net 160.92.124.147
+    mx1.free.fr 212.27.48.6
+    smtp-in.libero.it 213.209.1.129
+    mx.seznam.cz 77.75.78.42
+    mx.wp.pl 212.77.101.4
+    mxs.mail.ru 94.100.180.31
+    mx.yandex.ru 77.88.21.249
+    mx1.qq.com 203.205.219.57
+    mx1.163.com 117.135.210.10
+    mx1.naver.com 125.209.238.137
+    mx.nifty.com 106.153.226.1
+    mail.protonmail.ch 185.205.70.128
+    in1-smtp.messagingengine.com 103.168.172.216
+    mx.zoho.com 204.141.33.44
+    inbound-smtp.us-east-1.amazonaws.com 52.4.160.155
+    mxa-00266c02.gslb.pphosted.com 148.163.156.1
+    us-smtp-inbound-1.mimecast.com 207.211.30.221
+    cluster5.us.messagelabs.com 67.219.246.100
+    mx1.comcast.net 96.102.18.147
+    ff-ip4-mx-vip1.prodigy.net 144.160.159.21
+    aspmx2.googlemail.com 173.194.202.27
+    mx1.simplelogin.co 185.97.41.243
+    mx0a-001b2d01.pphosted.com 148.163.158.5
+    d36-mx-2001.mail.example.com 203.0.113.36
+    mx203.inbound-113.example.com 203.0.113.7
+"""
+
+
+def test_no_name_of_a_large_providers_mx_is_generic() -> None:
+    pairs = [line.split() for line in MX_HOSTS.split("\n") if line.strip()]
+    assert [name for name, address in pairs if generic(name, address)] == []
 
 
 # --- A slow model: the sentences of the contract, one character at a time -------------------------------------------

@@ -12,6 +12,8 @@
 # make man    the manual pages, into build/man; needs pandoc. POLICYD_PYTHON names another interpreter that can import
 #             what requirements.lock names, for a build without a virtual environment
 # make lock   writes new lock files: what is installed by hash to run (requirements.lock), test and fuzz policyd
+# make deb    the Debian package for the release that this machine runs, in build/ (needs build-essential, debhelper and
+#             python3-venv)
 # make audit  asks for known holes in what requirements.lock names; fails if it cannot ask about all of it
 # make bench  what a request costs, beside the floor and the peers (docs/performance.md): BENCH=quick for a short run,
 #             ROWS="decision reload" for some of it, BENCH_OUT=FOLDER for the results, BENCH_PUBLISH=1 to put them in docs/
@@ -23,7 +25,7 @@ BIN = $(VENV)/bin
 JOBS ?= 2
 PARALLEL = -n $(JOBS) --dist loadgroup
 
-.PHONY: run check test unit matrix newest faults fuzz bench man lock audit clean
+.PHONY: run check test unit matrix newest faults fuzz bench man lock deb audit clean
 
 run: $(VENV)/run.stamp
 	@echo 'The command policyd is $(BIN)/policyd; to find it as policyd: . $(BIN)/activate' >&2
@@ -78,6 +80,9 @@ lock: $(VENV)/run.stamp
 	  $(UV_COMPILE) --extra test --constraint requirements.lock pyproject.toml -)
 	$(call new_lock,requirements-fuzz.lock,$(call requirements,["project"]["optional-dependencies"]["fuzz"]) | \
 	  $(UV_COMPILE) -)
+
+deb:
+	packaging/deb
 
 audit: $(VENV)/run.stamp
 	$(BIN)/pip install --quiet pip-audit

@@ -34,10 +34,10 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def units(tmp_path: Path) -> Path:
-    """Copies of the units, with a program that exists here instead of the one in /opt."""
+    """Copies of the units, with a program that exists here instead of the installed one."""
     for name in UNITS:
         text = (SYSTEMD / name).read_text()
-        (tmp_path / name).write_text(text.replace("/opt/policyd/bin/policyd", "/bin/true"))
+        (tmp_path / name).write_text(text.replace("/usr/bin/policyd", "/bin/true"))
     return tmp_path
 
 
@@ -78,7 +78,7 @@ def reload_command(policyd: Policyd) -> list[str]:
     command = (
         command.replace("\\\n", " ").replace("$$", "$").replace("/etc/policyd/policyd.yaml", str(policyd.settings))
     )
-    return shlex.split(command.replace("/opt/policyd/bin/policyd", f"{sys.executable} -m policyd"))
+    return shlex.split(command.replace("/usr/bin/policyd", f"{sys.executable} -m policyd"))
 
 
 @pytest.mark.parametrize("with_control", [True, False])

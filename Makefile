@@ -11,6 +11,7 @@
 #             FUZZ_SECONDS, whichever end first; FUZZ_TARGETS="protocol rules" for some of them
 # make man    the manual pages, into build/man; needs pandoc. POLICYD_PYTHON names another interpreter that can import
 #             what requirements.lock names, for a build without a virtual environment
+# make completions   completion for bash, zsh and fish, into build/completions
 # make lock   writes new lock files: what is installed by hash to run (requirements.lock), test and fuzz policyd
 # make deb    the Debian package for the release that this machine runs, in build/ (needs build-essential, debhelper and
 #             python3-venv)
@@ -25,7 +26,7 @@ BIN = $(VENV)/bin
 JOBS ?= 2
 PARALLEL = -n $(JOBS) --dist loadgroup
 
-.PHONY: run check test unit matrix newest faults fuzz bench man lock deb audit clean
+.PHONY: run check test unit matrix newest faults fuzz bench man completions lock deb audit clean
 
 run: $(VENV)/run.stamp
 	@echo 'The command policyd is $(BIN)/policyd; to find it as policyd: . $(BIN)/activate' >&2
@@ -64,6 +65,12 @@ RUNNABLE = $(if $(filter $(BIN)/python,$(POLICYD_PYTHON)),$(VENV)/run.stamp)
 
 man: $(RUNNABLE)
 	packaging/man/build build/man $(POLICYD_PYTHON)
+
+completions: $(RUNNABLE)
+	mkdir -p build/completions
+	_POLICYD_COMPLETE=bash_source $(POLICYD_PYTHON) -m policyd >build/completions/policyd.bash
+	_POLICYD_COMPLETE=zsh_source $(POLICYD_PYTHON) -m policyd >build/completions/_policyd
+	_POLICYD_COMPLETE=fish_source $(POLICYD_PYTHON) -m policyd >build/completions/policyd.fish
 
 # One lock serves every Python that policyd runs on: a line that only some of them need says so in its marker. The
 # comment at the head of each file is kept. The tests' lock takes what it shares with requirements.lock from there.

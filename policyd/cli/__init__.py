@@ -43,6 +43,10 @@ COMMANDS = {
 }
 
 
+# If this environment variable is set, a shell asks for completion (cli/completion.py).
+COMPLETE = "_POLICYD_COMPLETE"
+
+
 class _Commands(click.Group):
     """Commands by the module that defines them."""
 
@@ -105,6 +109,8 @@ def policyd() -> None:
 
 def main() -> None:
     """The entry point of the command `policyd`."""
+    if COMPLETE in os.environ:
+        sys.exit(importlib.import_module("policyd.cli.completion").complete())
     try:
         policyd(prog_name="policyd", standalone_mode=False)
     except click.exceptions.Exit as end:

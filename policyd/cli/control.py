@@ -15,7 +15,7 @@ import click
 
 from policyd import __version__
 from policyd.cli import Failure
-from policyd.cli.options import config_option, json_option
+from policyd.cli.options import RulesetName, config_option, json_option
 from policyd.config.control_path import control_path
 from policyd.control.client import ControlError, ask
 from policyd.control.words import Command, Request
@@ -31,7 +31,12 @@ _NAME = re.compile(rb"(?=.{1,255}$)[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 @config_option
 @json_option
 @click.option("--alive", is_flag=True, help="Only ask whether the daemon answers: exit status 0 if it does, else 2.")
-@click.option("--counter", metavar="NAME", help="Print the ten keys of a counter with the highest values.")
+@click.option(
+    "--counter",
+    metavar="NAME",
+    type=RulesetName("counters"),
+    help="Print the ten keys of a counter with the highest values.",
+)
 def status(config: str | None, as_json: bool, alive: bool, counter: str | None) -> None:
     """Ask the running daemon how it is: version, mode, ruleset, the last reload, DNS, lists.
 
@@ -98,7 +103,12 @@ def reload(config: str | None, data: bool) -> None:
 
 @click.command()
 @config_option
-@click.option("--counter", metavar="NAME", help="Reset a key of this counter; write each part of 'per' as an argument.")
+@click.option(
+    "--counter",
+    metavar="NAME",
+    type=RulesetName("counters"),
+    help="Reset a key of this counter; write each part of 'per' as an argument.",
+)
 @click.option("--greylist", is_flag=True, help="Forget that the network of an address has passed greylisting.")
 @click.argument("whats", metavar="ADDRESS|NAME|KEY...", nargs=-1, required=True)
 def forget(config: str | None, counter: str | None, greylist: bool, whats: tuple[str, ...]) -> None:

@@ -15,7 +15,7 @@ import click
 from policyd.cli import Failure
 from policyd.cli.log_options import live_log, log_paths, logs_argument, nothing_found, since_option
 from policyd.cli.logs import log_errors, print_json, utc_today
-from policyd.cli.options import config_option, json_option, rules_options
+from policyd.cli.options import RulesetName, config_option, json_option, rules_options
 from policyd.cli.terminal import print_tables
 from policyd.config.conditions import Form
 from policyd.config.entries import fold_owner
@@ -109,7 +109,14 @@ def stats(
     type=click.Choice([str(verb) for verb in Verb], case_sensitive=False),
     help="Only this action, sent or not sent under mode: observe. May be given several times.",
 )
-@click.option("--rule", "names", multiple=True, metavar="R", help="Only this rule, also where it only observed.")
+@click.option(
+    "--rule",
+    "names",
+    multiple=True,
+    metavar="R",
+    type=RulesetName("rules"),
+    help="Only this rule, also where it only observed.",
+)
 @click.option("--client", "networks", multiple=True, metavar="CIDR", help="Only clients in this network.")
 @click.option(
     "-n", "--lines", type=click.IntRange(min=0), default=_DEFAULT_LINES, show_default=True, help="Lines to begin with."

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from policyd.cli import Failure
-from policyd.cli.options import json_option, rules_options
+from policyd.cli.options import RulesetName, json_option, rules_options
 from policyd.config.actions import ActionError, parse_action
 from policyd.config.conditions import CONDITIONS
 from policyd.config.load import load
@@ -156,7 +156,14 @@ def _summary(result: Result) -> str:
 @click.command()
 @click.argument("format_name", metavar="FORMAT", type=click.Choice(list(EXPORTS)))
 @rules_options
-@click.option("--list", "lists", multiple=True, metavar="NAME", help="Only this list. May be given several times.")
+@click.option(
+    "--list",
+    "lists",
+    multiple=True,
+    metavar="NAME",
+    type=RulesetName("lists"),
+    help="Only this list. May be given several times.",
+)
 @click.option("-o", "--output", metavar="FILE", help="Write there instead of to standard output.")
 @click.option(
     "--condition",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from policyd.cli import Failure
-from policyd.cli.options import rules_options
+from policyd.cli.options import RulesetName, rules_options
 from policyd.cli.rules_in_force import reload_data, rules_in_force
 from policyd.config.files import UnreadableError
 from policyd.fetch.run import Choice, NoSuchListError
@@ -21,13 +21,21 @@ if TYPE_CHECKING:
 
 @click.command()
 @rules_options
-@click.option("--list", "only", multiple=True, metavar="NAME", help="Only this list. May be given several times.")
+@click.option(
+    "--list",
+    "only",
+    multiple=True,
+    metavar="NAME",
+    type=RulesetName("lists"),
+    help="Only this list. May be given several times.",
+)
 @click.option("--force", is_flag=True, help="Fetch lists that are not due or not changed, too.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done; put nothing in place.")
 @click.option(
     "--accept",
     multiple=True,
     metavar="NAME",
+    type=RulesetName("lists"),
     help="Take this list once without min_entries and max_change. May be given several times.",
 )
 def fetch(

@@ -14,6 +14,23 @@ _Function = TypeVar("_Function")
 DEFAULT_CONFIG = "/etc/policyd/policyd.yaml"
 
 
+class RulesetName(click.types.StringParamType):
+    """Text that is a name in the ruleset; a shell completes it.
+
+    `section` is `rules`, `lists`, `dns_lists` or `counters`; with a `=` after it, a value follows the name.
+    """
+
+    def __init__(self, section: str) -> None:
+        self.section = section
+
+
+class Suggested(click.types.StringParamType):
+    """Text that often begins with one of some words; a shell completes them."""
+
+    def __init__(self, words: tuple[str, ...]) -> None:
+        self.words = words
+
+
 def rules_options(function: _Function) -> _Function:
     """`-c` and `--rules`: which settings and which ruleset. The installed ones without either."""
     rules: Any = click.option(
@@ -48,6 +65,8 @@ def json_option(function: _Function) -> _Function:
 
 def _config(context: click.Context, _parameter: click.Parameter, written: str | None) -> str | None:
     """The settings file of a command: the one given, or the installed one if no ruleset is given either."""
+    if context.resilient_parsing:  # nothing is run: a page or a shell asks what the options are
+        return written
     if written is not None or context.params.get("rules") is not None or not _exists(DEFAULT_CONFIG):
         return written
     if context.info_name in _WORK_WITHOUT_SETTINGS and not os.access(DEFAULT_CONFIG, os.R_OK):

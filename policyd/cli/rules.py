@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from policyd.cli.options import json_option, rules_options
+from policyd.cli.options import RulesetName, Suggested, json_option, rules_options
 from policyd.cli.terminal import print_tables
 from policyd.config.conditions import Form
 from policyd.config.entries import fold_owner
@@ -45,6 +45,10 @@ if TYPE_CHECKING:
     from policyd.core.index import Ruleset
 
 
+# What may be given besides a request's attributes, in place of what the databases of networks say.
+OWNER_ATTRIBUTES = ("asn", "asn_name", "country")
+
+
 @click.command()
 @rules_options
 @click.option("--strict", is_flag=True, help="Exit with 1 on warnings, too.")
@@ -53,6 +57,7 @@ if TYPE_CHECKING:
     "replaced",
     multiple=True,
     metavar="NAME=FILE",
+    type=RulesetName("lists="),
     help="Check with FILE in the place of the list's own file: before it is moved there. May be given several times.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print errors and warnings only.")
@@ -107,6 +112,7 @@ def check(config: str | None, rules: str | None, strict: bool, replaced: tuple[s
     "--listed",
     multiple=True,
     metavar="LIST=ANSWER",
+    type=RulesetName("dns_lists="),
     help="Answer for a DNS list: an address as zen=127.0.0.4, zen=- for not listed, zen=? for unknown. "
     "May be given several times.",
 )
@@ -115,9 +121,15 @@ def check(config: str | None, rules: str | None, strict: bool, replaced: tuple[s
     "counters",
     multiple=True,
     metavar="NAME=VALUE",
+    type=RulesetName("counters="),
     help="Answer for a counter; without it a counter is at 1. May be given several times.",
 )
-@click.argument("attributes", nargs=-1, metavar="[NAME=VALUE]...")
+@click.argument(
+    "attributes",
+    nargs=-1,
+    metavar="[NAME=VALUE]...",
+    type=Suggested(tuple(f"{name}=" for name in (*ATTRIBUTES, *OWNER_ATTRIBUTES))),
+)
 def explain(
     config: str | None,
     rules: str | None,
@@ -264,10 +276,6 @@ def _request(attributes: tuple[str, ...]) -> Request:
             raise click.UsageError(f"unknown attribute '{name}'{hint}")
         values[name] = b"" if (name, value) == ("sender", "<>") else os.fsencode(value)
     return Request.of(values)
-
-
-# What may be given besides a request's attributes, in place of what the databases of networks say.
-OWNER_ATTRIBUTES = ("asn", "asn_name", "country")
 
 
 def _given_owner(attributes: tuple[str, ...]) -> Owner | None:

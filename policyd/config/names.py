@@ -1,0 +1,57 @@
+"""Finds the names that a ruleset gives to rules, lists, DNS lists and counters, for completion on a command line.
+
+Nothing is checked, and a file that cannot be read, is too large or is half-edited gives what can be made out of it: a
+key that was pressed must not print an error, nor take longer than a person notices.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from policyd.config.files import MAX_SETTINGS_BYTES, OversizedError, UnreadableError, read_file
+from policyd.config.problems import Report
+from policyd.config.yaml_tree import Mapping, Scalar, Sequence, parse_yaml
+
+# Bytes of a rules file that is read for names: 100,000 bytes of YAML take some 50 ms.
+MAX_RULES_BYTES = 1 << 20
+
+# A name as the loader takes it. Anything else could be more than a word to a shell.
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+
+
+def ruleset_names(section: str, settings: str | None, rules: str | None) -> list[str]:
+    """The names in a section of the ruleset: `rules`, `lists`, `dns_lists` or `counters`.
+
+    The ruleset is `rules`, or the file that the settings name; without either there are no names.
+    """
+    path = rules if rules is not None else _rules_of(settings)
+    root = _tree(path, MAX_RULES_BYTES) if path is not None else None
+    node = root.get(section) if root is not None else None
+    if isinstance(node, Mapping):
+        names = list(node.items)
+    elif isinstance(node, Sequence):
+        named = [item.get("name") for item in node.items if isinstance(item, Mapping)]
+        names = [name.text for name in named if isinstance(name, Scalar)]
+    else:
+        names = []
+    return [name for name in names if _NAME.fullmatch(name)]
+
+
+def _rules_of(settings: str | None) -> str | None:
+    """The rules file that settings name."""
+    if settings is None:
+        return None
+    root = _tree(settings, MAX_SETTINGS_BYTES)
+    rules = root.get("rules") if root is not None else None
+    name = rules.text if isinstance(rules, Scalar) and not rules.missing else "rules.yaml"
+    return str(Path(settings).parent / name)
+
+
+def _tree(path: str, max_bytes: int) -> Mapping | None:
+    try:
+        content = read_file(path, max_bytes)
+    except (UnreadableError, OversizedError):
+        return None
+    root = parse_yaml(content, path, Report())
+    return root if isinstance(root, Mapping) else None

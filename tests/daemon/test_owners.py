@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import pytest
 
@@ -69,26 +70,36 @@ def test_systems_and_countries_decide_and_stand_in_every_line_of_the_log(
 
 
 def overwrite(path: Path, content: bytes) -> None:
-    """Writes into the file that is there, as a careless download does."""
-    with path.open("r+b") as file:
+    """Writes into the file that is there, as a careless download does; makes it if there is none."""
+    with path.open("r+b" if path.exists() else "wb") as file:
         file.write(content)
+        file.truncate()
 
 
-RUBBISH: dict[str, Callable[[Path], object]] = {
+def replace(path: Path, content: bytes) -> None:
+    """Puts another file in its place, as a careful download does."""
+    new = path.with_suffix(".new")
+    new.write_bytes(content)
+    new.rename(path)
+
+
+HARMS: dict[str, Callable[[Path], object]] = {
     "overwritten": lambda path: overwrite(path, b"\xa5" * path.stat().st_size),
+    "zeroed": lambda path: overwrite(path, bytes(path.stat().st_size)),
+    "replaced": lambda path: replace(path, b"\xa5" * path.stat().st_size),
     "cut": lambda path: path.write_bytes(path.read_bytes()[:60]),
     "emptied": lambda path: path.write_bytes(b""),
     "removed": lambda path: path.unlink(),
 }
 
 
-@pytest.mark.parametrize("harm", RUBBISH)
+@pytest.mark.parametrize("harm", HARMS)
 @pytest.mark.parametrize("name", ["asn.mmdb", "countries.csv"])
 def test_a_file_that_is_harmed_changes_nothing_and_neither_does_a_reload(
     start_policyd: StartPolicyd, port: int, databases: Path, harm: str, name: str
 ) -> None:
     with start_policyd(RULES) as policyd, Client(port) as client:
-        RUBBISH[harm](databases / name)
+        HARMS[harm](databases / name)
         assert {asked: client.ask(asked) for asked in ANSWERS} == ANSWERS
         said = policyd.reload()
         assert "stays in force" in said
@@ -110,43 +121,90 @@ def test_a_new_database_counts_from_the_reload_on(start_policyd: StartPolicyd, p
         assert client.ask(HOSTER) == "DUNNO"
 
 
-def test_no_answer_is_wrong_while_files_are_overwritten_and_reloaded_under_load(
-    start_policyd: StartPolicyd, port: int, databases: Path
-) -> None:
-    """The content is written in place, again and again, right and rubbish in turn."""
-    content = {name: (databases / name).read_bytes() for name in ("asn.mmdb", "countries.csv")}
-    wrong: list[tuple[bytes, str]] = []
-    asked = 0
-    over = threading.Event()
+class Load:
+    """Clients that ask all the time, between `__enter__` and `__exit__`, and note every wrong answer."""
 
-    def ask() -> None:
-        nonlocal asked
-        with Client(port) as client:
-            while not over.is_set():
+    def __init__(self, port: int) -> None:
+        self.asked = 0
+        self.wrong: list[tuple[bytes, str]] = []
+        self._over = threading.Event()
+        self._port = port
+        self._askers = [threading.Thread(target=self._ask) for _ in range(3)]
+
+    def _ask(self) -> None:
+        with Client(self._port) as client:
+            while not self._over.is_set():
                 for question, answer in ANSWERS.items():
                     got = client.ask(question)
-                    asked += 1
+                    self.asked += 1
                     if got != answer:
-                        wrong.append((question, got))
+                        self.wrong.append((question, got))
+
+    def __enter__(self) -> Self:
+        for asker in self._askers:
+            asker.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for asker in self._askers:
+            asker.join()
+
+
+def test_no_answer_is_wrong_while_files_are_harmed_and_reloaded_under_load(
+    start_policyd: StartPolicyd, port: int, databases: Path
+) -> None:
+    """Between two reloads both files are right, or rubbish of the same length, replaced, cut, emptied or removed."""
+    content = {name: (databases / name).read_bytes() for name in ("asn.mmdb", "countries.csv")}
+    said: dict[tuple[str, ...], str] = {}
+    with start_policyd(RULES) as policyd:
+        with Load(port) as load:
+            for name, right in content.items():
+                for harm, do_harm in HARMS.items():
+                    do_harm(databases / name)
+                    said[name, harm] = policyd.reload()
+                    overwrite(databases / name, right)
+                    said[name, harm, "right"] = policyd.reload()
+        assert [key for key, text in said.items() if ("stays in force" in text) == ("right" in key)] == []
+        assert [key for key, text in said.items() if "right" not in key and key[0] not in text] == []
+        assert not any(name in maps(policyd) for name in content)
+    assert load.wrong == []
+    assert load.asked > 100
+
+
+def test_no_answer_is_wrong_if_files_are_harmed_at_the_moment_of_a_reload(
+    start_policyd: StartPolicyd, port: int, databases: Path
+) -> None:
+    """Another program writes while the reload reads: it is refused, or it got a file that is whole and right."""
+    content = {name: (databases / name).read_bytes() for name in ("asn.mmdb", "countries.csv")}
+    over = threading.Event()
+
+    def write() -> None:
+        turn = 0
+        while not over.is_set():
+            turn += 1
+            for number, (name, right) in enumerate(content.items()):
+                harms = [*HARMS.values()]
+                harms[(turn + number) % len(harms)](databases / name)
+                # Longer than the clock of a file system takes to tick, so that each write has a time of its own.
+                time.sleep(0.015)
+                overwrite(databases / name, right)
+            time.sleep(0.015)
 
     with start_policyd(RULES) as policyd:
-        askers = [threading.Thread(target=ask) for _ in range(3)]
-        for asker in askers:
-            asker.start()
-        outcomes = set()
-        try:
-            for turn in range(12):
-                for name, right in content.items():
-                    overwrite(databases / name, bytes(len(right)) if turn % 3 == 1 else right)
-                outcomes.add("stays in force" in policyd.reload())
-        finally:
-            over.set()
-            for asker in askers:
-                asker.join()
-        assert policyd.pid
-    assert outcomes == {True, False}
-    assert wrong == []
-    assert asked > 100
+        with Load(port) as load:
+            writer = threading.Thread(target=write)
+            writer.start()
+            try:
+                outcomes = ["stays in force" in policyd.reload() for _ in range(15)]
+            finally:
+                over.set()
+                writer.join()
+            assert "reloaded: " in policyd.reload()
+        assert not any(name in maps(policyd) for name in content)
+    assert True in outcomes
+    assert load.wrong == []
+    assert load.asked > 100
 
 
 def test_an_old_database_is_a_warning_in_the_operational_log(start_policyd: StartPolicyd, databases: Path) -> None:

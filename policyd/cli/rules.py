@@ -162,7 +162,7 @@ def explain(
         inquiry, source = Inquiry(loaded.ruleset, request, Facts(given, owner=owner), today), "as given"
     else:
         trust_postfix = loaded.settings.dns.trust_postfix
-        inquiry = Inquiry.begin(loaded.ruleset, request, today, trust_postfix=trust_postfix, facts=Facts(owner=owner))
+        inquiry = Inquiry(loaded.ruleset, request, Facts(owner=owner), today, trust_postfix=trust_postfix)
         source = "client_name, as Postfix verified it"
     inquiry.learn_lists(told)
     inquiry.learn_counters(first_counts(loaded.ruleset, request) | _given_counters(counters, loaded.ruleset))

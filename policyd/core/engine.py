@@ -25,7 +25,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from policyd.core.dns_lists import ListStatus
-from policyd.core.facts import NO_LISTS, NOTHING_KNOWN, Facts, Greylisted, Needs
+from policyd.core.facts import NO_LISTS, Facts, Greylisted, Needs
 from policyd.core.identity import Identity, Status, identity_from_postfix, with_claimed
 from policyd.core.lookups import CounterLookup, StatusLookup
 from policyd.core.ruleset import DEFAULT_RULE, Kind, Verb
@@ -178,7 +178,7 @@ def trace(ruleset: Ruleset, request: Request, facts: Facts, today: datetime.date
 class Inquiry:
     """One request under one ruleset, on its way to a decision.
 
-    It begins with the facts that are there (`begin`: what Postfix says), and ends when `decide` returns a decision.
+    It begins with the facts that are there, and ends when `decide` returns a decision.
     Until then `decide` returns what it needs, and `learn_identity` and `learn_lists` take it.
     """
 
@@ -211,36 +211,20 @@ class Inquiry:
         *,
         trust_postfix: bool = False,
     ) -> None:
+        """With `trust_postfix`, as in the settings (`dns.trust_postfix`), the identity is the one that Postfix says."""
         self.ruleset = ruleset
         self.request = request
-        self._index = ruleset.index
-        self.identity = facts.identity  # what is known of it, whether or not the decision needs it
-        self.lists = facts.lists
-        self.owner = facts.owner
-        if facts.owner is None and ruleset.owners is not None:
+        self._index = index = ruleset.index
+        # What is known of the client, whether or not the decision needs it.
+        self.identity, self.lists, self.owner, self.counters, self.greylist = facts
+        if self.owner is None and ruleset.owners is not None:
             self.owner = ruleset.owners.find(request)
-        self.counters = facts.counters
-        self.greylist = facts.greylist
         self.memory: Any = None  # what memory has noted of the request, for the caller
         self._today = today
         self._trusts_postfix = trust_postfix
-        self._found: list[Hits | None] = [None] * len(self._index.lookups)
-
-    @classmethod
-    def begin(
-        cls,
-        ruleset: Ruleset,
-        request: Request,
-        today: datetime.date,
-        *,
-        trust_postfix: bool,
-        facts: Facts = NOTHING_KNOWN,
-    ) -> Inquiry:
-        """Begins with what the request itself says; `trust_postfix` as in the settings (`dns.trust_postfix`)."""
-        identity = identity_from_postfix(request) if trust_postfix else None
-        inquiry = cls(ruleset, request, facts, today, trust_postfix=trust_postfix)
-        inquiry.identity = identity
-        return inquiry
+        if trust_postfix:
+            self.identity = identity_from_postfix(request)
+        self._found: list[Hits | None] = [None] * len(index.lookups)
 
     def learn_identity(self, identity: Identity) -> None:
         """Takes the client's reverse DNS. If its PTR names could not be had, the name that Postfix found stands in."""
@@ -447,6 +431,8 @@ class Inquiry:
         """The rules filed under `listed` that are worth trying: for a list without an answer the first that waits for
         it, for one that says *listed* all, for one that is unknown the first DUNNO rule that is."""
         lists, hostname_lists = self.lists, self._index.hostname_lists
+        if not lists:
+            return tuple(sorted(self._waiting_for_lists(bucket))) if self._any_fits(bucket.rules) else ()
         brought_up: set[int] = set()
         is_answered = True
         for each in bucket.lists:
@@ -488,6 +474,14 @@ class Inquiry:
                     named |= missing
                     break
         return [number for number, missing in waits_for.items() if missing]
+
+    def _any_fits(self, numbers: tuple[int, ...]) -> bool:
+        """Whether the conditions of one of these rules hold, as far as they need no facts."""
+        plans = self._index.plans
+        for number in numbers:  # noqa: SIM110 - a generator would cost more than the loop
+            if self._fits(plans[number].match, plans[number].exceptions):
+                return True
+        return False
 
     def _waits_for(self, number: int) -> set[str]:
         """The DNS lists that a rule waits for; none if it is settled."""
@@ -694,10 +688,11 @@ class Inquiry:
     def _find(self, lookup: int) -> Hits:
         """Returns the hits of a lookup, which is made at most once."""
         found = self._found[lookup]
-        if found is None and lookup == self._index.counter_lookup:
-            return self._find_counters(lookup)
         if found is None:
-            found = self._found[lookup] = self._index.lookups[lookup].find(self.request, self)
+            index = self._index
+            if lookup == index.counter_lookup:
+                return self._find_counters(lookup)
+            found = self._found[lookup] = index.lookups[lookup].find(self.request, self)
         return found
 
     def _find_counters(self, lookup: int) -> Hits:

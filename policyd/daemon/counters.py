@@ -41,9 +41,10 @@ class Counters:
         self.loads: Counter[str] = Counter(success=0, failure=0)
         self.dns = DnsCounters()
 
-    def decided(self, decision: Decision, seconds: float) -> None:
-        """Counts one decision."""
-        self.decisions[decision.action, decision.rule_name] += 1
+    def decided(self, action: Verb, decision: Decision, seconds: float) -> None:
+        """Counts one decision; `action` is the verb that Postfix was told."""
+        rule = decision.rule
+        self.decisions[action, rule.name if rule is not None else DEFAULT_RULE] += 1
         for name in decision.observed:
             self.observed[name] += 1
         self.latency[bisect_left(LATENCY_BOUNDS, seconds)] += 1

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from policyd import __version__
 from policyd.core.engine import Inquiry
-from policyd.core.facts import Needs
+from policyd.core.facts import NOTHING_KNOWN, Needs
 from policyd.core.protocol import Layouts, ProbeReceived, ProbeReply, ProtocolError, RequestParser, encode_reply
 from policyd.core.reply import reply_text
 from policyd.core.ruleset import Verb
@@ -284,10 +284,12 @@ class Connection(asyncio.Protocol):
                 continue
             if request is None:
                 break
-            inquiry = Inquiry.begin(server.ruleset, request, server.today, trust_postfix=server.trust_postfix)
+            inquiry = Inquiry(server.ruleset, request, NOTHING_KNOWN, server.today, trust_postfix=server.trust_postfix)
             if server.remembers:
                 server.memory.note(inquiry)
-            decision = server.facts.decide(inquiry)
+            decision = inquiry.decide()
+            if isinstance(decision, Needs):
+                decision = server.facts.decide_with_known(inquiry, decision)
             if isinstance(decision, Needs):
                 self._waits = True
                 found = server.facts.find(inquiry, decision)
@@ -333,29 +335,30 @@ class Connection(asyncio.Protocol):
         """
         server = self._server
         decision_id = next(server.ids)
-        request, identity, action = inquiry.request, inquiry.identity, decision.action
+        request, identity, memory = inquiry.request, inquiry.identity, inquiry.memory
+        action = _DUNNO if decision.observing else decision.verb
         reply = b"" if action is _DUNNO else reply_text(decision, request, identity, decision_id)
         at_once = not server.turn_begun
         if at_once:
             assert self._transport is not None
             self._transport.write(encode_reply(action, reply))
-        if inquiry.memory is not None:
-            inquiry.memory.finish(decision)
+        if memory is not None:
+            memory.finish(decision)
         seconds = monotonic() - arrived
         entry = Entry(
             server.stamps.now(),
             decision_id,
             request,
             decision,
-            identity.hostname if identity is not None else b"",
+            identity.verified[0] if identity is not None and identity.verified else b"",
             reply,
             inquiry.ruleset.hash,
             dns_seconds,
             seconds,
-            inquiry.memory is not None and inquiry.memory.is_local,
+            memory is not None and memory.is_local,
         )
         server.decision_log.append(server.line(entry))
-        server.counters.decided(decision, seconds)
+        server.counters.decided(action, decision, seconds)
         if at_once:
             server.turn_begun = True
             server.loop.call_soon(server.end_turn)  # after the log's own end of the turn

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from policyd.core.identity import Status
 from policyd.core.owners import NO_OWNER
-from policyd.core.protocol import SENDER_STATES
+from policyd.core.protocol import SENDER_STATES, Several
+from policyd.core.ruleset import Verb
 from policyd.decision_log.lists import format_answers
 from policyd.decision_log.record import (
     LIMITS,
@@ -105,16 +106,18 @@ def json_line(entry: Entry) -> bytes:
 
 
 _LINE = b"%b %b id=%b%b client=%b[%b]%b%b state=%b from=<%b> to=<%b> helo=<%b> instance=%b ruleset=%b%b ms=%.1f%b\n"
+_DUNNO = Verb.DUNNO  # a member of an Enum takes 0.1 us to look up before Python 3.12
+_SHOWN = Several(
+    *("protocol_state", "client_address", "sender", "recipient", "helo_name", "instance", "sasl_username", "queue_id")
+)
 _RDNS = {status: b" rdns=" + status.encode() for status in Status}
 
 
 def text_line(entry: Entry) -> bytes:
     """Returns a decision in the style of Postfix's own log."""
     time, decision_id, request, decision, hostname, reply, ruleset, dns_seconds, seconds, is_local = entry
-    get = request.get
-    identity = decision.identity
-    state, address, sender, recipient = get("protocol_state"), get("client_address"), get("sender"), get("recipient")
-    helo_name, instance = get("helo_name"), get("instance")
+    verb, rule, _, _, observed, downgraded, identity, observing, lists, _, owner, greylist, _ = decision
+    state, address, sender, recipient, helo_name, instance, sasl_username, queue_id = request.several(_SHOWN)
     outside = b"".join((state, address, hostname, sender, recipient, helo_name, instance))
     if (
         outside.translate(None, PLAIN)
@@ -122,27 +125,27 @@ def text_line(entry: Entry) -> bytes:
         or not (address and recipient and helo_name and instance)
         or state not in SENDER_STATES
         or b"[" in hostname
-        or get("sasl_username")
-        or get("queue_id")
-        or decision.observed
-        or decision.downgraded
-        or decision.greylist is not None
+        or sasl_username
+        or queue_id
+        or observed
+        or downgraded
+        or greylist is not None
         or is_local
-        or (decision.observing and decision.action is not decision.verb)
+        or (observing and verb is not _DUNNO)
         or (identity is not None and (identity.claimed or identity.reason is not None))
     ):
         return _fitted(format_text, entry)
     said_by_dns = _RDNS[identity.status] if identity is not None else b""
-    if decision.lists and (lists := format_answers(decision.lists)):
-        said_by_dns += b" lists=" + b",".join(lists)
+    if lists and (answers := format_answers(lists)):
+        said_by_dns += b" lists=" + b",".join(answers)
     line = _LINE % (
         time,
-        decision.verb.encode(),
+        verb.encode(),
         decision_id,
-        b" rule=" + decision.rule.name.encode() if decision.rule is not None else b"",
+        b" rule=" + rule.name.encode() if rule is not None else b"",
         hostname or NO_NAME,
         address,
-        _owned(decision.owner) if decision.owner is not None else b"",
+        _owned(owner) if owner is not None else b"",
         said_by_dns,
         state,
         sender,

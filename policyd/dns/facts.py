@@ -33,15 +33,16 @@ class FactFinder:
         self.lists = lists
         self.timeout = timeout
 
-    def decide(self, inquiry: Inquiry) -> Decision | Needs:
-        """Decides with what is known without asking; otherwise returns what must be asked for."""
-        decision = inquiry.decide()
+    def decide_with_known(self, inquiry: Inquiry, needs: Needs) -> Decision | Needs:
+        """Decides with what is known without asking, where the request alone needs facts; otherwise returns what must
+        be asked for."""
+        decision: Decision | Needs = needs
         while isinstance(decision, Needs) and self._learn_known(inquiry, decision):
             decision = inquiry.decide()
         return decision
 
     def find(self, inquiry: Inquiry, needs: Needs) -> asyncio.Future[Decision]:
-        """Asks for what `decide` could not tell. The future is not to be cancelled; it raises only what is a bug."""
+        """Asks for what `decide_with_known` could not tell. The future must not be cancelled, and raises only bugs."""
         return _Search(self, inquiry, needs).decision
 
     def _learn_known(self, inquiry: Inquiry, needs: Needs) -> bool:
@@ -135,7 +136,9 @@ class _Search:
             if self._answers:
                 self._inquiry.learn_lists(self._answers)
                 self._answers = {}
-            decision = self._facts.decide(self._inquiry)
+            decision = self._inquiry.decide()
+            if isinstance(decision, Needs):
+                decision = self._facts.decide_with_known(self._inquiry, decision)
             if isinstance(decision, Needs):
                 self._ask(decision)
                 return

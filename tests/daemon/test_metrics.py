@@ -127,7 +127,7 @@ async def test_a_page_with_many_rules_is_made_in_slices_and_is_one_page() -> Non
     decision = Decision(Verb.REJECT, None, "", ())
     for number in range(3 * SLICE):
         rule = Rule(f"r{number}", number, (), (), Action(Verb.REJECT))
-        counters.decided(decision._replace(rule=rule, observed=(f"o{number}",)), 0.0)
+        counters.decided(Verb.REJECT, decision._replace(rule=rule, observed=(f"o{number}",)), 0.0)
     server = SimpleNamespace(
         counters=counters,
         ruleset=build([]),

@@ -11,7 +11,7 @@ import pytest
 
 from policyd.config.load import load
 from policyd.core.engine import Decision, Inquiry
-from policyd.core.facts import Needs
+from policyd.core.facts import NOTHING_KNOWN, Needs
 from policyd.core.identity import Identity, Reason, Status
 from policyd.core.protocol import Request
 from policyd.core.reply import reply_text
@@ -81,7 +81,7 @@ class Daemon:
                 for name, value in ({"protocol_state": "RCPT", "client_address": "192.0.2.1"} | attributes).items()
             }
         )
-        inquiry = Inquiry.begin(self.ruleset, request, TODAY, trust_postfix=False)
+        inquiry = Inquiry(self.ruleset, request, NOTHING_KNOWN, TODAY)
         note = self.memory.note(inquiry)
         while isinstance(decision := inquiry.decide(), Needs):
             if note.tell(decision):

@@ -1,4 +1,4 @@
-"""`policyd fetch`: keep the lists with `from:` current."""
+"""`policyd fetch`: keep the lists and databases with `from:` current."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from policyd.cli import Failure
 from policyd.cli.options import RulesetName, rules_options
-from policyd.cli.rules_in_force import reload_data, rules_in_force
+from policyd.cli.rules_in_force import is_behind, reload_data, rules_in_force
 from policyd.config.files import UnreadableError
 from policyd.fetch.run import Choice, NoSuchListError
 from policyd.fetch.run import fetch as fetch_lists
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="NAME",
     type=RulesetName("lists"),
-    help="Only this list. May be given several times.",
+    help="Only this list, or this database (asn, country). Repeatable.",
 )
-@click.option("--force", is_flag=True, help="Fetch lists that are not due or not changed, too.")
+@click.option("--force", is_flag=True, help="Fetch what is not due or not changed, too.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done; put nothing in place.")
 @click.option(
     "--accept",
     multiple=True,
     metavar="NAME",
     type=RulesetName("lists"),
-    help="Take this list once without min_entries and max_change. May be given several times.",
+    help="Take this once without min_entries and max_change; a database, even if it is older or smaller. Repeatable.",
 )
 def fetch(
     config: str | None,
@@ -46,11 +46,12 @@ def fetch(
     dry_run: bool,
     accept: Sequence[str],
 ) -> None:
-    """Fetch the lists that say where they come from (from:), and put good copies in force.
+    """Fetch the lists and databases that say where they come from (from:), and put good copies in force.
 
-    A new copy replaces the old one only if it is complete, has enough entries, did not change too much, holds no
-    reserved or protected network, and the ruleset in force loads and passes its tests with it. Otherwise the old copy
-    stays in force. The former copy is kept as FILE.previous. Exit status: 0 nothing failed, 1 a list was refused.
+    A new copy of a list replaces the old one only if it is complete, has enough entries, did not change too much, holds
+    no reserved or protected network, and the ruleset in force loads and passes its tests with it; a database if it
+    loads, has the needed kind, is not older, and has at least half as many networks. Otherwise the old copy stays in
+    force. The former copy is kept as FILE.previous. Exit status: 0 nothing failed, 1 a copy was refused.
 
     \b
     policyd fetch
@@ -68,9 +69,9 @@ def fetch(
         click.echo(line)
     for line in outcome.refused:
         click.echo(line, err=True)
-    if outcome.changed:
+    if outcome.changed or (not dry_run and is_behind(in_force, outcome.paths)):
         reload_data(in_force)
     if not outcome.said and not outcome.refused:
-        click.echo(f"no list in {Path(in_force.rules.path)} has from:")
+        click.echo(f"no list or database in {Path(in_force.rules.path)} has from:")
     if outcome.refused:
         sys.exit(1)

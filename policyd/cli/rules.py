@@ -82,8 +82,9 @@ def check(config: str | None, rules: str | None, strict: bool, replaced: tuple[s
             click.echo(line, err=True)
     if not quiet:
         for database in loaded.databases:
-            form = f"{database.format}, {'IPv4 and IPv6' if database.has_ipv6 else 'IPv4 only'}"
-            click.echo(f"database {database.kind}: {database.path} of {database.date} ({form}), hash {database.hash}")
+            families = "IPv4 and IPv6" if database.has_ipv6 else "IPv4 only"
+            form = "" if database.missing else f" ({database.format}, {families}), hash {database.hash}"
+            click.echo(f"database {database.kind}: {database.shown}{form}")
         for line in loaded.coverage:
             click.echo(line)
         count = len(loaded.rules_file.tests)

@@ -5,17 +5,23 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
 
 from policyd.cli import Failure
 from policyd.config.control_path import control_path
-from policyd.config.in_force import Text
+from policyd.config.databases import MAX_DATABASE_BYTES
+from policyd.config.files import OversizedError, UnreadableError, read_file
+from policyd.config.in_force import Text, file_hash
 from policyd.config.load import load_settings
 from policyd.control.client import ControlError, ask
 from policyd.control.words import Command, Request
 from policyd.core.printable import printable
 from policyd.fetch.run import Rules
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,28 @@ def rules_in_force(config: str | None, rules: str | None) -> InForce:
     if on_disk is None:
         raise Failure("policyd: name the settings with -c, or the rules file with --rules", 2)
     return InForce(Rules(on_disk, None), None, why)
+
+
+def is_behind(in_force: InForce, paths: Iterable[str]) -> bool:
+    """Whether the daemon has loaded another copy of any of these files; False if it cannot be asked.
+
+    That is so after a fetch that was killed before its reload, or whose reload failed.
+    """
+    if in_force.control is None:
+        return False
+    try:
+        answer = ask(in_force.control, Request(Command.STATUS))
+    except ControlError:
+        return False
+    loaded = {one["path"]: one["hash"] for one in (*answer.get("lists", ()), *answer.get("databases", ()))}
+    for path in paths:
+        try:
+            on_disk = file_hash(read_file(path, MAX_DATABASE_BYTES))
+        except (UnreadableError, OversizedError):
+            continue  # never fetched, or lost: a reload would not help
+        if loaded.get(path, on_disk) != on_disk:
+            return True
+    return False
 
 
 def reload_data(in_force: InForce) -> None:

@@ -7,6 +7,7 @@ one is a `DatabaseError`, found here and not at a request.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import gzip
 import io
@@ -20,16 +21,19 @@ from typing import TYPE_CHECKING
 
 from policyd.config.files import OversizedError, UnreadableError, read_dated
 from policyd.config.in_force import file_hash
+from policyd.config.list_sources import DATABASE_SOURCE_KEYS, checked_at, read_source
 from policyd.config.mmdb import MmdbError, MmdbFile, is_mmdb
 from policyd.config.problems import Problem, Severity, did_you_mean, quoted
-from policyd.config.ranges import LineError, columns_of, read_ranges
+from policyd.config.ranges import Columns, LineError, columns_of, read_ranges
 from policyd.config.settings import parse_duration
 from policyd.config.yaml_tree import Mapping, Scalar, describe
 from policyd.core.address import format_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from collections.abc import Mapping as Mapping_
 
+    from policyd.config.list_sources import Source
     from policyd.config.problems import Report
     from policyd.config.ranges import OwnerRanges
     from policyd.config.yaml_tree import Item, Node
@@ -44,7 +48,7 @@ MAX_DATABASE_BYTES = 512 << 20
 # vendors publish once a week or once a month.
 DEFAULT_MAX_AGE = 60 * 86400
 
-DATABASE_KEYS = ("file", "max_age")
+DATABASE_KEYS = ("file", "max_age", "from")
 
 # Bytes at the beginning of a file in which its first line is looked for.
 _FIRST_LINES = 4096
@@ -73,7 +77,8 @@ class DatabaseInfo:
     """One database as `status`, `check` and the metrics show it.
 
     `hash` is the first 8 hexadecimal digits of the file's SHA-256. `built` is when the data were built, in seconds
-    since 1970: an MMDB says so itself, of a text it is the file's own date. `max_age` is in seconds.
+    since 1970: an MMDB says so itself, of a text it is the file's own date. `max_age` is in seconds. `every` is the
+    interval (seconds) at which the database is fetched, None for others; `missing` says that it was never fetched.
     """
 
     kind: DatabaseKind
@@ -83,15 +88,22 @@ class DatabaseInfo:
     built: int
     max_age: float
     has_ipv6: bool
+    every: float | None = None
+    missing: bool = False
 
     @property
     def date(self) -> datetime.date:
         """The day on which the data were built, in UTC."""
         return datetime.datetime.fromtimestamp(self.built, datetime.UTC).date()
 
+    @property
+    def shown(self) -> str:
+        """The file and its date, for a message."""
+        return f"{self.path}, not fetched yet" if self.missing else f"{self.path} of {self.date}"
+
     def is_old(self, now: float) -> bool:
         """Whether the data are older than `max_age`; `now` is in seconds since 1970."""
-        return now - self.built > self.max_age
+        return now - self.built > self.max_age and not self.missing
 
     def age_notice(self, now: float) -> str:
         """The warning for a database that is older than `max_age`; empty for any other."""
@@ -144,6 +156,20 @@ class Database:
                 yield version, first, first + (1 << (32 if version == 4 else 128) - length) - 1, owner
         except MmdbError as error:
             raise DatabaseError(str(error)) from None
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseDefinition:
+    """A file that a ruleset declares: the kinds that it serves, each with its `max_age`, and its source."""
+
+    path: str
+    max_ages: dict[DatabaseKind, float]
+    source: Source | None = None
+
+    @property
+    def names(self) -> str:
+        """The kinds, for a message."""
+        return " and ".join(sorted(self.max_ages))
 
 
 class DatabaseFile:
@@ -239,25 +265,33 @@ def _unpacked(content: bytes) -> bytes:
 # --- The section `databases:` of a rules file -------------------------------------------------------------------------
 
 
-def read_databases(node: Node, rules_path: str, report: Report) -> dict[DatabaseKind, Database]:
-    """The databases that a ruleset declares, each read; what is wrong goes to the report."""
-    return _Section(rules_path, report).read(node)
+def read_databases(
+    node: Node, rules_path: str, report: Report, *, replaced: Mapping_[str, str] | None = None
+) -> tuple[dict[DatabaseKind, Database], list[DatabaseDefinition]]:
+    """The databases that a ruleset declares, each read, and their definitions; what is wrong goes to the report.
+
+    `replaced` names files, by path, to be read in place of those that the ruleset names. A database with `from:` whose
+    file does not exist yet is empty.
+    """
+    return _Section(rules_path, report, replaced or {}).read(node)
 
 
 class _Section:
     """One reading of the section."""
 
-    def __init__(self, rules_path: str, report: Report) -> None:
+    def __init__(self, rules_path: str, report: Report, replaced: Mapping_[str, str]) -> None:
         self._path = rules_path
         self._report = report
+        self._replaced = replaced
 
     def _add(self, node: Node, message: str) -> None:
         self._report.add(Problem(self._path, node.line, node.column, f"databases: {message}"))
 
-    def read(self, node: Node) -> dict[DatabaseKind, Database]:
+    def read(self, node: Node) -> tuple[dict[DatabaseKind, Database], list[DatabaseDefinition]]:
         if not isinstance(node, Mapping):
             self._add(node, f"expected asn and country, each with its file, not {describe(node)}")
-            return {}
+            return {}, []
+        sources: dict[str, Source] = {}
         kinds_of: dict[str, dict[DatabaseKind, float]] = defaultdict(dict)
         where: dict[str, Node] = {}
         for item in node:
@@ -268,19 +302,22 @@ class _Section:
             kind = DatabaseKind(item.key.text)
             written = self._read_one(kind, item.value)
             if written is not None:
-                name, max_age = written
+                name, max_age, source = written
                 path = str(Path(self._path).parent / name.text)
                 kinds_of[path][kind] = max_age
                 where.setdefault(path, name)
+                if source is not None and sources.setdefault(path, source) != source:
+                    self._add(item.value, f"{kind}: from: the same file is fetched in another way for another kind")
         found: dict[DatabaseKind, Database] = {}
-        for path, max_ages in kinds_of.items():
-            found |= self._load(path, max_ages, where[path])
-        return found
+        definitions = [DatabaseDefinition(path, max_ages, sources.get(path)) for path, max_ages in kinds_of.items()]
+        for one in definitions:
+            found |= self._load(one, where[one.path])
+        return found, definitions
 
-    def _read_one(self, kind: DatabaseKind, node: Node) -> tuple[Scalar, float] | None:
-        """The file's name and the largest age."""
+    def _read_one(self, kind: DatabaseKind, node: Node) -> tuple[Scalar, float, Source | None] | None:
+        """The file's name, the largest age, and where it is fetched from."""
         if isinstance(node, Scalar) and not node.missing and node.text:
-            return node, DEFAULT_MAX_AGE
+            return node, DEFAULT_MAX_AGE, None
         if not isinstance(node, Mapping):
             self._add(node, f"{kind}: expected the name of a file, not {describe(node)}")
             return None
@@ -290,13 +327,18 @@ class _Section:
                 self._add(item.key, f"{kind}: unknown key {quoted(item.key.text)}{hint}")
         file = node.get("file")
         max_age = self._max_age(kind, node.items["max_age"]) if "max_age" in node.items else DEFAULT_MAX_AGE
+        written = node.get("from")
+        source = None
+        if written is not None:
+            prefix = f"databases: {kind}: "
+            source = read_source(written, self._path, prefix, self._report, keys=DATABASE_SOURCE_KEYS)
         if file is None:
             self._add(node, f"{kind}: 'file' is missing")
             return None
         if not isinstance(file, Scalar) or file.missing or not file.text:
             self._add(file, f"{kind}: file: expected the name of a file, not {describe(file)}")
             return None
-        return file, max_age
+        return None if written is not None and source is None else (file, max_age, source)
 
     def _max_age(self, kind: DatabaseKind, item: Item) -> float:
         if not isinstance(item.value, Scalar) or item.value.missing:
@@ -308,21 +350,42 @@ class _Section:
             self._add(item.value, f"{kind}: max_age: {error}")
             return DEFAULT_MAX_AGE
 
-    def _load(self, path: str, max_ages: dict[DatabaseKind, float], node: Node) -> dict[DatabaseKind, Database]:
+    def _load(self, definition: DatabaseDefinition, node: Node) -> dict[DatabaseKind, Database]:
+        path, source, max_ages = definition.path, definition.source, definition.max_ages
         try:
-            return DatabaseFile(path).read(frozenset(max_ages), max_ages)
+            found = DatabaseFile(self._replaced.get(path, path)).read(frozenset(max_ages), max_ages)
         except (UnreadableError, OversizedError) as error:
+            is_missing = isinstance(error.__cause__, FileNotFoundError) and checked_at(path) is None
+            if source is not None and is_missing and path not in self._replaced:
+                return {kind: _empty(path, kind, max_age, source.every) for kind, max_age in max_ages.items()}
             self._add(node, f"{path} {error}")
         except DatabaseError as error:
             self._report.add(Problem(path, error.line, 1 if error.line else 0, str(error)))
+        else:
+            for one in found.values():
+                one.info = dataclasses.replace(one.info, every=None if source is None else source.every)
+            return found
         return {}
 
 
+def _empty(path: str, kind: DatabaseKind, max_age: float, every: float) -> Database:
+    """A database that has not been fetched yet: no address has a record."""
+    columns = Columns(",", 0, None, None) if kind is DatabaseKind.ASN else Columns(",", None, 0, None)
+    table = read_ranges(b"", columns, systems=kind is DatabaseKind.ASN).table
+    return Database(DatabaseInfo(kind, path, "", "", 0, max_age, has_ipv6=False, every=every, missing=True), table)
+
+
 def warnings_of(databases: dict[DatabaseKind, Database]) -> Iterator[Problem]:
-    """Warnings for databases that can be used: old ones, and those without IPv6."""
+    """Warnings for databases that can be used: old ones, those without IPv6, and those not fetched yet."""
     now = time.time()
     for one in databases.values():
         info = one.info
+        if info.missing:
+            message = (
+                f"has not been fetched yet, so the {info.kind} database is empty; run policyd fetch --list {info.kind}"
+            )
+            yield Problem(info.path, 0, 0, message, severity=Severity.WARNING)
+            continue
         if notice := info.age_notice(now):
             yield Problem(info.path, 0, 0, notice, severity=Severity.WARNING)
         if not info.has_ipv6:

@@ -95,10 +95,12 @@ class Texts(NamedTuple):
 class Outline:
     """The comparable parts of a ruleset: a digest for each rule in order, each list and the default action;
     and how many entries each list has. `differences` has, of lists whose tables were patched, how many entries they
-    have gained and lost since the ruleset that was in force at the load; of networks, how many ranges they make."""
+    have gained and lost since the ruleset that was in force at the load; of networks, how many ranges they make.
+    `databases` has a hash and a date, as a message shows them, for each kind."""
 
     rules: dict[str, bytes]
     lists: dict[str, tuple[bytes, int]]
     default: bytes
     observe: bool
     differences: dict[str, tuple[int, int]] = field(default_factory=dict)
+    databases: dict[str, str] = field(default_factory=dict)

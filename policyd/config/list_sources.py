@@ -1,7 +1,7 @@
-"""`from:` of a list: where `policyd fetch` gets the list, how often, and what a new copy must satisfy.
+"""`from:` of a list or database: where `policyd fetch` gets it, how often, and what a new copy must satisfy.
 
-The daemon never downloads. It only needs to know that the list's file may not exist yet. `checked_at` says when the
-last fetch succeeded, by the modification time of the state file beside the list.
+The daemon never downloads. It only needs to know that the file may not exist yet. `checked_at` says when the
+last fetch succeeded, by the modification time of the state file beside the file.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from policyd.config.yaml_tree import Item, Node
 
 SOURCE_KEYS = ("url", "key_file", "format", "every", "min_entries", "max_change", "never", "allow_reserved")
+
+# Databases tell their own format, and have no entries to compare.
+DATABASE_SOURCE_KEYS = ("url", "key_file", "every")
 
 # The names of the importers (policyd.exchange.importing.FORMATS); a test compares them.
 SOURCE_FORMATS = (
@@ -103,13 +106,19 @@ def read_key(path: str) -> str:
     return key
 
 
-def read_source(node: Node, path: str, prefix: str, report: Report) -> Source | None:
-    """Reads the value of `from:` in the rules file at `path`; None if anything is wrong, which is reported."""
-    return _Reader(path, prefix, report).read(node)
+def read_source(
+    node: Node, path: str, prefix: str, report: Report, keys: tuple[str, ...] = SOURCE_KEYS
+) -> Source | None:
+    """Reads the value of `from:` in the rules file at `path`; None if anything is wrong, which is reported.
+
+    `keys` are those that are allowed: SOURCE_KEYS or DATABASE_SOURCE_KEYS.
+    """
+    return _Reader(path, prefix, report, keys).read(node)
 
 
 class _Reader:
-    def __init__(self, path: str, prefix: str, report: Report) -> None:
+    def __init__(self, path: str, prefix: str, report: Report, keys: tuple[str, ...]) -> None:
+        self._keys = keys
         self._path = path
         self._prefix = prefix
         self._report = report
@@ -117,12 +126,12 @@ class _Reader:
 
     def read(self, node: Node) -> Source | None:
         if not isinstance(node, Mapping):
-            self._add(node, f"expected url, format, every and so on, not {describe(node)}")
+            self._add(node, f"expected url, every and so on, not {describe(node)}")
             return None
         for item in node:
             key = item.key.text
-            if key not in SOURCE_KEYS:
-                hint = did_you_mean(key, SOURCE_KEYS) or f"; there are {', '.join(SOURCE_KEYS)}"
+            if key not in self._keys:
+                hint = did_you_mean(key, self._keys) or f"; there are {', '.join(self._keys)}"
                 self._add(item.key, f"unknown key {quoted(key)}{hint}")
         source = Source(
             self._url(node),
@@ -154,7 +163,7 @@ class _Reader:
     def _url(self, node: Mapping) -> str:
         item = node.items.get("url")
         if item is None:
-            self._add(node, "'url' is missing: the address of the list, as in url: https://lists.example/drop.txt")
+            self._add(node, "'url' is missing: the address to fetch from, as in url: https://lists.example/drop.txt")
             return ""
         url = self._text(item, "an address that begins with https:// or http://")
         if url is None:

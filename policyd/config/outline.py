@@ -1,4 +1,4 @@
-"""Says what changed from one ruleset to the next: rules added, removed and changed, and lists with their sizes."""
+"""Says what changed from one ruleset to the next: rules, lists with their sizes, and databases."""
 
 from __future__ import annotations
 
@@ -32,6 +32,10 @@ def outline_of(rules_file: RulesFile, root: Node) -> Outline:
         lists,
         b"" if default is None else _digest(*_words(default)),
         rules_file.observe,
+        databases={
+            str(kind): "empty" if one.info.missing else f"of {one.info.date}, {one.info.hash}"
+            for kind, one in sorted(rules_file.databases.items())
+        },
     )
 
 
@@ -73,6 +77,12 @@ def changes(old: Outline, new: Outline) -> tuple[str, ...]:
         elif before[0] != digest:
             gains = _gains(new, name, count - before[1])
             lines.append(f"list {name} changed: {before[1]:,} entries before, {count:,} now{gains}")
+    for kind, version in new.databases.items():
+        if kind not in old.databases:
+            lines.append(f"database {kind} added: {version}")
+        elif old.databases[kind] != version:
+            lines.append(f"database {kind} changed: {old.databases[kind]} before, now {version}")
+    lines += [f"database {kind} removed" for kind in old.databases if kind not in new.databases]
     lines += [f"list {name} removed" for name in old.lists if name not in new.lists]
     if len(lines) > MAX_CHANGES:
         lines[MAX_CHANGES:] = [f"and {len(lines) - MAX_CHANGES:,} more changes"]

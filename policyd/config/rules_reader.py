@@ -90,14 +90,16 @@ def read_rules(
     tables: TableStore | None = None,
     data: Data | None = None,
     databases: bool = True,
+    database_files: Mapping_[str, str] | None = None,
 ) -> RulesFile | None:
     """Reads a rules file (or its `text`) and its lists, builds the ruleset, and runs the tests inside it.
 
     Returns None if the file cannot be read or is not YAML. All problems are in the report,
     which must hold none before. Without `keep_lists`, the bytes of list files are freed once they have been parsed.
-    `list_files` names files that are read in place of those of lists. `tables` has the tables of the ruleset in force,
-    and gets those of this one. With `data`, no file is read, there are no databases, and no test is run. Without
-    `databases`, those that the file declares are taken for right and are not read.
+    `list_files` names files that are read in place of those of lists; `database_files`, by path, those of databases.
+    `tables` has the tables of the ruleset in force, and gets those of this one. With `data`, no file is read, there are
+    no databases, and no test is run. Without `databases`, those that the file declares are taken for right and are not
+    read.
     """
     try:
         content, modified = read_dated(path, MAX_RULES_BYTES) if text is None else (bytes(text), text.modified)
@@ -110,7 +112,16 @@ def read_rules(
     root = parse_yaml(content, path, report)
     if root is None:
         return None
-    reader = _Reader(path, content, report, list_files or {}, tables=tables, data=data, databases=databases)
+    reader = _Reader(
+        path,
+        content,
+        report,
+        list_files or {},
+        tables=tables,
+        data=data,
+        databases=databases,
+        database_files=database_files or {},
+    )
     try:
         rules_file = reader.read(root)
         rules_file.text = Text(content, modified)
@@ -147,6 +158,7 @@ class _Reader:
         tables: TableStore | None,
         data: Data | None,
         databases: bool,
+        database_files: Mapping_[str, str],
     ) -> None:
         self._now = time.time()
         self._data = data
@@ -155,6 +167,7 @@ class _Reader:
         self._tables = tables
         self._known_lists = {} if tables is None else tables.lengths()
         self._replaced = list_files
+        self._replaced_databases = database_files
         self._report = report
         self._hash = hashlib.sha256(content)
         self._file = RulesFile(path)
@@ -174,7 +187,9 @@ class _Reader:
         self._check_keys(root, TOP_KEYS)
         if (databases := root.get("databases")) is not None:
             if self._reads_databases:
-                self._file.databases = read_databases(databases, self._path, self._report)
+                self._file.databases, self._file.database_definitions = read_databases(
+                    databases, self._path, self._report, replaced=self._replaced_databases
+                )
             self._declared = {item.key.text for item in databases} if isinstance(databases, Mapping) else set()
         if (lists := root.get("lists")) is not None:
             self._read_lists(lists)

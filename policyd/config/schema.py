@@ -14,7 +14,7 @@ from policyd.config.conditions import CONDITIONS, PROTOCOL_STATES, Form
 from policyd.config.counters import COUNTER_KEYS, GREYLIST_KEYS
 from policyd.config.dns_list import Ask
 from policyd.config.dns_lists import DNS_LIST_KEYS, KEY, NAME_PATTERN
-from policyd.config.list_sources import SOURCE_FORMATS, SOURCE_KEYS, TRUTHS
+from policyd.config.list_sources import DATABASE_SOURCE_KEYS, SOURCE_FORMATS, SOURCE_KEYS, TRUTHS
 from policyd.config.rules_reader import MODES
 from policyd.config.settings import ADAPTER, Settings
 from policyd.core.facts import Greylisted
@@ -23,6 +23,8 @@ from policyd.core.protocol import ATTRIBUTES
 from policyd.core.ruleset import DEFAULT_RULE, Verb
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from policyd.config.conditions import ConditionType
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
@@ -219,7 +221,7 @@ def _list() -> Schema:
                 **_truth(),
                 "description": "true: this host writes it; not part of the ruleset's hash, and empty if missing.",
             },
-            "from": _source(),
+            "from": _source(SOURCE_KEYS),
         },
         required=["file"],
     )
@@ -231,7 +233,7 @@ def _truth() -> Schema:
     return {"enum": [True, False, *TRUTHS], "default": False}
 
 
-def _source() -> Schema:
+def _source(keys: Iterable[str]) -> Schema:
     fields: Schema = {
         "url": {
             "type": "string",
@@ -269,7 +271,9 @@ def _source() -> Schema:
         },
     }
     assert set(fields) == set(SOURCE_KEYS)
-    return _object(fields, required=["url"], description="policyd fetch keeps the file current.")
+    return _object(
+        {key: fields[key] for key in keys}, required=["url"], description="policyd fetch keeps the file current."
+    )
 
 
 def _dns_list() -> Schema:
@@ -311,9 +315,10 @@ def _database(meaning: str) -> Schema:
         "description": "Warn when the data are older than this.",
         "examples": ["30d"],
     }
+    fields: Schema = {"file": file, "max_age": max_age, "from": _source(DATABASE_SOURCE_KEYS)}
     return {
         "description": f"The database that {meaning}.",
-        "anyOf": [file, _object({"file": file, "max_age": max_age}, required=["file"])],
+        "anyOf": [file, _object(fields, required=["file"])],
     }
 
 

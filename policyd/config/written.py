@@ -13,7 +13,7 @@ from policyd.memory.definitions import GreylistSettings
 if TYPE_CHECKING:
     from policyd.config.checks.ruleset_tests import SelfTest
     from policyd.config.conditions import ConditionType
-    from policyd.config.databases import Database, DatabaseKind
+    from policyd.config.databases import Database, DatabaseDefinition, DatabaseKind
     from policyd.config.dns_lists import WrittenDnsList
     from policyd.config.in_force import Data, LoadedFile, Outline, Text
     from policyd.config.lists import ListDefinition
@@ -94,6 +94,7 @@ class RulesFile:
     lists: dict[str, ListDefinition] = field(default_factory=dict)
     dns_lists: dict[str, WrittenDnsList] = field(default_factory=dict)
     databases: dict[DatabaseKind, Database] = field(default_factory=dict)
+    database_definitions: list[DatabaseDefinition] = field(default_factory=list)
     counters: dict[str, WrittenCounter] = field(default_factory=dict)
     greylist: GreylistSettings = field(default_factory=GreylistSettings)
     default: Action = field(default_factory=lambda: Action(Verb.DUNNO))

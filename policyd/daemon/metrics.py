@@ -230,7 +230,8 @@ class Page:
             labels=("database",),
         )
         for database in databases:
-            built.add_metric([database.kind], database.built)
+            if not database.missing:
+                built.add_metric([database.kind], database.built)
         yield built
 
     def _memory_families(self) -> Iterator[Metric]:

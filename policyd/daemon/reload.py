@@ -98,7 +98,8 @@ class Delivery:
     def with_databases_of(self, other: Delivery) -> Delivery:
         """Returns this delivery with the databases of another, which are open already."""
         ruleset = dataclasses.replace(self.ruleset, owners=other.ruleset.owners)
-        return dataclasses.replace(self, ruleset=ruleset, databases=other.databases)
+        outline = dataclasses.replace(self.outline, databases=other.outline.databases)
+        return dataclasses.replace(self, ruleset=ruleset, databases=other.databases, outline=outline)
 
 
 class MappedTable:

@@ -16,6 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from policyd import __version__
+from policyd.config.databases import DatabaseInfo
 from policyd.config.list_sources import checked_at
 from policyd.core.identity import Status
 
@@ -231,7 +232,7 @@ def _lists(running: Running) -> Section:
             "modified": None if file.missing else _written(file.modified),
             "age_seconds": None if file.missing else max(0, round(time.time() - file.modified)),
             "entries": file.entries,
-            "fetched": None if file.every is None else _fetched(file),
+            "fetched": None if file.every is None else _fetched(file.path, file.every),
         }
         for file in files
     ]
@@ -242,18 +243,27 @@ def _lists(running: Running) -> Section:
 def _late_lists(files: Sequence[LoadedFile]) -> Iterator[str]:
     """Lists that `policyd fetch` does not keep current."""
     for file in files:
-        if file.every is None:
-            continue
-        names = ", ".join(file.lists)
-        if file.missing and checked_at(file.path) is None:
-            yield f"list {names} has not been fetched yet, so it is empty; see policyd fetch --list {file.lists[0]}"
-        elif time.time() - (checked := checked_at(file.path) or file.modified) > 2 * file.every:
-            yield f"list {names} has not been fetched for {_age(checked)}; see policyd fetch --list {file.lists[0]}"
+        if notice := _late(f"list {', '.join(file.lists)}", file.lists[0], file):
+            yield notice
 
 
-def _fetched(file: LoadedFile) -> dict[str, Any]:
+def _late(what: str, name: str, file: LoadedFile | DatabaseInfo) -> str:
+    """Says that a fetched file is not kept current; empty if it is, or is not fetched at all."""
+    if file.every is None:
+        return ""
     checked = checked_at(file.path)
-    return {"every_seconds": file.every, "checked": None if checked is None else _written(checked)}
+    if file.missing and checked is None:
+        return f"{what} has not been fetched yet, so it is empty; see policyd fetch --list {name}"
+    if checked is None:
+        checked = file.built if isinstance(file, DatabaseInfo) else file.modified
+    if time.time() - checked > 2 * file.every:
+        return f"{what} has not been fetched for {_age(checked)}; see policyd fetch --list {name}"
+    return ""
+
+
+def _fetched(path: str, every: float) -> dict[str, Any]:
+    checked = checked_at(path)
+    return {"every_seconds": every, "checked": None if checked is None else _written(checked)}
 
 
 def _list_line(file: LoadedFile) -> str:
@@ -301,17 +311,25 @@ def _databases(running: Running) -> Section:
             "path": one.path,
             "format": one.format,
             "hash": one.hash,
-            "built": _written(one.built),
-            "age_seconds": max(0, round(now - one.built)),
+            "built": None if one.missing else _written(one.built),
+            "age_seconds": None if one.missing else max(0, round(now - one.built)),
             "old": one.is_old(now),
+            "fetched": None if one.every is None else _fetched(one.path, one.every),
         }
         for one in databases
     ]
     lines = tuple(
-        ("database", f"{one.kind}: {one.path} of {one.date} ({one.format}), {_age(one.built)} old, {one.hash}")
+        (
+            "database",
+            f"{one.kind}: empty, because {one.path} has not been fetched yet"
+            if one.missing
+            else f"{one.kind}: {one.path} of {one.date} ({one.format}), {_age(one.built)} old, {one.hash}",
+        )
         for one in databases
     )
-    return Section({"databases": data}, lines, tuple(filter(None, (one.age_notice(now) for one in databases))))
+    attention = [one.age_notice(now) for one in databases]
+    attention += [_late(f"database {one.kind}", one.kind, one) for one in databases]
+    return Section({"databases": data}, lines, tuple(filter(None, attention)))
 
 
 def _memory(running: Running) -> Section:

@@ -1,4 +1,4 @@
-"""One run of `policyd fetch`: every list that is due is fetched, converted, judged and put in its place.
+"""One run of `policyd fetch`: all lists and databases that are due are fetched, judged and put in their places.
 
 A list in force is never touched before its new copy has passed every guard; it is then replaced in one rename, and the
 former copy is kept as `.previous`. So a list is always the old one or the new one, wherever a run is killed. What is
@@ -8,16 +8,20 @@ refused leaves the old copy in force, for as long as it takes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import time
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from policyd.config.conditions import CONDITIONS, Form
+from policyd.config.databases import MAX_DATABASE_BYTES, DatabaseError, DatabaseFile
 from policyd.config.files import MAX_LIST_BYTES, OversizedError, UnreadableError, read_file
 from policyd.config.list_sources import checked_at, read_key, state_path
 from policyd.config.lists import ListFile
@@ -39,14 +43,22 @@ from policyd.tools.list_lock import list_lock
 from policyd.tools.replace_file import replace_file
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
+    from policyd.config.databases import DatabaseDefinition, DatabaseInfo
     from policyd.config.in_force import Text
     from policyd.config.list_sources import Source
     from policyd.config.lists import ListDefinition
     from policyd.config.written import RulesFile
 
 _MAX_STATE_BYTES = 64 << 10
+
+# Seconds after which a temporary file is taken for that of a run which was killed. A run with slow servers takes
+# minutes; a hard link has the time of the list itself, and lives for milliseconds.
+_LEFTOVER_SECONDS = 3600.0
+
+# Bytes at the beginning of an answer that are searched for the first one that is not blank.
+_PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +71,11 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Options of a run: only the lists in `only` (all if empty), also what is not due or unchanged (`force`),
-    nothing but say (`dry_run`), and for the lists in `accept` without min_entries and max_change."""
+    """Options of a run, by names of lists and kinds of databases.
+
+    Only those in `only` (all if empty); also what is not due or unchanged (`force`); nothing but say (`dry_run`); those
+    in `accept` without min_entries and without a comparison with the copy in force.
+    """
 
     only: Collection[str] = ()
     force: bool = False
@@ -70,11 +85,15 @@ class Choice:
 
 @dataclass(slots=True)
 class Outcome:
-    """The result of a run: a line for each list that was looked at, by whether it was refused; `changed` lists."""
+    """The result of a run: a line for each file that was looked at, by whether it was refused; the `changed` ones.
+
+    `paths` are the files of all lists and databases with `from:`.
+    """
 
     said: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
 
 
 class NoSuchListError(Exception):
@@ -83,18 +102,53 @@ class NoSuchListError(Exception):
 
 @dataclass(slots=True)
 class _New:
-    """A new copy that has passed its own guards; `temporary` holds it beside its target."""
+    """A new copy that has passed its own guards; `temporary` holds it beside its target.
 
-    name: str
-    target: Path
+    `modified` is the time (Unix seconds) that the file gets; None for now.
+    """
+
+    wanted: _Wanted
     content: bytes
     temporary: Path
     state: dict[str, str]
     said: str
+    modified: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A list or a database that is fetched: one of the two is None. `names` select it on the command line."""
+
+    list: ListDefinition | None
+    database: DatabaseDefinition | None
+    source: Source
+    path: str
+
+    @property
+    def shown(self) -> str:
+        """The name in messages."""
+        return self.list.name if self.list is not None else f"database {self._database.names}"
+
+    @property
+    def names(self) -> set[str]:
+        return {self.list.name} if self.list is not None else {*self._database.max_ages}
+
+    @property
+    def _database(self) -> DatabaseDefinition:
+        assert self.database is not None
+        return self.database
+
+    @property
+    def target(self) -> Path:
+        return Path(self.path)
+
+    @property
+    def max_bytes(self) -> int:
+        return MAX_LIST_BYTES if self.list is not None else MAX_DATABASE_BYTES
 
 
 def fetch(rules: Rules, choice: Choice) -> Outcome:
-    """Fetches lists. Raises NoSuchListError, UnreadableError if the rules file cannot be read."""
+    """Fetches lists and databases. Raises NoSuchListError, UnreadableError if the rules file cannot be read."""
     return _Run(rules, choice).run()
 
 
@@ -111,46 +165,55 @@ class _Run:
         self._file: RulesFile = rules_file
 
     def run(self) -> Outcome:
-        sources = {name: one for name, one in self._file.lists.items() if one.source is not None and one.file_path}
+        wanted = [*self._wanted()]
+        there = sorted({name for one in wanted for name in one.names})
         for name in (*self._choice.only, *self._choice.accept):
-            if name not in sources:
-                there = ", ".join(sources) or "none"
-                raise NoSuchListError(f"'{name}' is not a list with from:; there are: {there}")
+            if name not in there:
+                message = f"'{name}' is not a list or database with from:; there are: {', '.join(there) or 'none'}"
+                raise NoSuchListError(message)
         new: list[_New] = []
         try:
-            for name, definition in sources.items():
-                if not self._choice.only or name in self._choice.only:
+            for one in wanted:
+                self._outcome.paths.append(one.path)
+                if not self._choice.only or not one.names.isdisjoint(self._choice.only):
                     try:
-                        one = self._fetch(definition)
+                        _remove_leftovers(one.target)
+                        found = self._fetch(one)
                     except (RefusedError, FetchError, UnreadableError, OSError) as error:
-                        self._refuse(name, str(error))
+                        self._refuse(one, _told(error))
                     else:
-                        new += [] if one is None else [one]
-            for one in self._judge_together(new):
+                        new += [] if found is None else [found]
+            for each in self._judge_together(new):
                 try:
-                    self._put(one)
+                    self._put(each)
                 except OSError as error:
-                    self._refuse(one.name, f"{one.target} cannot be replaced: {error.strerror or error}")
+                    self._refuse(each.wanted, f"{each.wanted.path} cannot be replaced: {_told(error)}")
         finally:
-            for one in new:
-                one.temporary.unlink(missing_ok=True)
+            for each in new:
+                each.temporary.unlink(missing_ok=True)
         return self._outcome
 
-    def _refuse(self, name: str, reason: str) -> None:
-        self._outcome.refused.append(printable(f"{name}: refused: {reason}"))
+    def _wanted(self) -> Iterator[_Wanted]:
+        for database in self._file.database_definitions:
+            if database.source is not None:
+                yield _Wanted(None, database, database.source, database.path)
+        for definition in self._file.lists.values():
+            if definition.source is not None and definition.file_path:
+                yield _Wanted(definition, None, definition.source, definition.file_path)
 
-    # --- One list ---------------------------------------------------------------------------------------------------
+    def _refuse(self, wanted: _Wanted, reason: str) -> None:
+        self._outcome.refused.append(printable(f"{wanted.shown}: refused: {reason}"))
 
-    def _fetch(self, definition: ListDefinition) -> _New | None:
+    # --- One list or database -----------------------------------------------------------------------------------------
+
+    def _fetch(self, wanted: _Wanted) -> _New | None:
         """A new copy that has passed its own guards; None if there is nothing to do."""
-        source, name = definition.source, definition.name
-        assert source is not None
-        target = Path(definition.file_path)
+        source, shown, target = wanted.source, wanted.shown, wanted.target
         wait = _wait(target, source)
         if wait > 0 and not self._choice.force:
-            self._outcome.said.append(f"{name}: not due for {wait / 3600:.1f} h")
+            self._outcome.said.append(f"{shown}: not due for {wait / 3600:.1f} h")
             return None
-        old = _old_content(target)
+        old = _old_content(target, wanted.max_bytes)
         state = _read_state(target)
         known = Validators()
         same_source = state.get("url") == source.url and state.get("format") == source.format
@@ -158,19 +221,22 @@ class _Run:
             known = Validators(state.get("etag", ""), state.get("last_modified", ""))
         key = "" if source.key_file is None else read_key(source.key_file)
         try:
-            fetched = get(source.url, key, known)
+            fetched = get(source.url, key, known, wanted.max_bytes)
         except FetchError as error:
             if error.retry_after and not self._choice.dry_run:
                 _write_retry(target, time.time() + error.retry_after)
             raise
         if fetched.content is None:
-            self._outcome.said.append(f"{name}: unchanged")
+            self._outcome.said.append(f"{shown}: unchanged")
             if not self._choice.dry_run:
                 os.utime(state_path(str(target)))
             return None
-        condition = self._condition(name)
-        content = _converted(source, condition, fetched.content, target)
-        said = self._guard(name, source, condition, content, old)
+        content, modified = fetched.content, None
+        _check_page(content, "a list" if wanted.list is not None else "a database")
+        if wanted.list is not None:
+            condition = self._condition(wanted.list.name)
+            content = _converted(source, condition, content, target)
+            said = self._guard(wanted.list.name, source, condition, content, old)
         new_state = {
             "url": source.url,
             "format": source.format,
@@ -179,18 +245,38 @@ class _Run:
             "sha256": _sha256(content),
         }
         if content == old:
-            self._outcome.said.append(f"{name}: unchanged")
+            self._outcome.said.append(f"{shown}: unchanged")
             if not self._choice.dry_run:
                 _write_state(target, new_state)
             return None
-        temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}.checked")
-        one = _New(name, target, content, temporary, new_state, said)
+        temporary = _beside(target, "checked")
         try:
             temporary.write_bytes(content)
+            if wanted.database is not None:
+                modified = _modified(fetched.validators)
+                os.utime(temporary, (modified, modified))
+                said = self._judge_database(wanted.database, temporary)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        return one
+        return _New(wanted, content, temporary, new_state, said, modified)
+
+    def _judge_database(self, definition: DatabaseDefinition, new: Path) -> str:
+        """Refuses what cannot be used, is older, or has lost half. Returns what to say. Raises RefusedError."""
+        (after, count), before = _database(definition, str(new)), None
+        with contextlib.suppress(RefusedError):
+            before = _database(definition, definition.path)
+        said = f"database {definition.names}: {count:,} networks, of {after.date}"
+        if before is None:
+            return said
+        info, old_count = before
+        if self._choice.accept and not {*definition.max_ages}.isdisjoint(self._choice.accept):
+            return f"{said} ({old_count:,} before, of {info.date})"
+        if after.built < info.built:
+            raise RefusedError(f"is of {_dated(after.built)}, older than the copy in force, of {_dated(info.built)}")
+        if 2 * count < old_count:
+            raise RefusedError(f"has {count:,} networks, fewer than half of the {old_count:,} in force")
+        return f"{said} ({old_count:,} before, of {info.date})"
 
     def _condition(self, name: str) -> str:
         """The condition that uses the list; cidr if none does."""
@@ -236,47 +322,67 @@ class _Run:
         good = []
         for one in new:
             if problem := self._problem([one]):
-                self._refuse(one.name, f"the ruleset does not accept it: {problem}")
+                self._refuse(one.wanted, f"the ruleset does not accept it: {problem}")
             else:
                 good.append(one)
         if good and (problem := self._problem(good)):
             for one in good:
-                self._refuse(one.name, f"the ruleset does not accept it together with others: {problem}")
+                self._refuse(one.wanted, f"the ruleset does not accept it together with others: {problem}")
             return []
         return good
 
     def _problem(self, new: list[_New]) -> str:
         """The first error of the ruleset with these copies in place; empty if there is none."""
         report = Report()
-        files = {one.name: str(one.temporary) for one in new}
-        read_rules(self._rules.path, report, text=self._rules.text, list_files=files, keep_lists=False)
+        lists = {one.wanted.list.name: str(one.temporary) for one in new if one.wanted.list is not None}
+        databases = {one.wanted.path: str(one.temporary) for one in new if one.wanted.list is None}
+        read_rules(
+            self._rules.path,
+            report,
+            text=self._rules.text,
+            list_files=lists,
+            database_files=databases,
+            keep_lists=False,
+        )
         problem = next(report.lines(), "")
         for one in new:
-            problem = problem.replace(str(one.temporary), str(one.target))
+            problem = problem.replace(str(one.temporary), one.wanted.path)
         return problem
 
     def _put(self, one: _New) -> None:
         self._outcome.said.append(one.said + (" (dry run: not put in place)" if self._choice.dry_run else ""))
         if self._choice.dry_run:
             return
-        with list_lock(one.target.parent):
-            _keep_previous(one.target)
-            replace_file(one.target, one.content)
-            _write_state(one.target, one.state)
-        self._outcome.changed.append(one.name)
+        target = one.wanted.target
+        with list_lock(target.parent):
+            _keep_previous(target)
+            replace_file(target, one.content, one.modified)
+            _write_state(target, one.state)
+        self._outcome.changed.append(one.wanted.shown)
+
+
+def _told(error: Exception) -> str:
+    """Describes an error; a read-only file system is most likely the unit's sandbox."""
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return f"{error}; policyd-fetch.service may write to the folders in its ReadWritePaths= only"
+    return str(error)
+
+
+def _check_page(content: bytes, instead_of: str) -> None:
+    """Refuses an empty answer and an error page. Raises RefusedError."""
+    if not content.strip():
+        raise RefusedError("nothing arrived")
+    if content[:_PAGE_BYTES].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        raise RefusedError(f"an HTML or XML page arrived instead of {instead_of}")
 
 
 def _converted(source: Source, condition: str, content: bytes, target: Path) -> bytes:
     """The list file that the answer makes. Raises RefusedError."""
-    if not content.strip():
-        raise RefusedError("nothing arrived")
-    if content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
-        raise RefusedError("an HTML or XML page arrived instead of a list")
     if b"\0" in content:
         raise RefusedError("binary data arrived instead of a list")
     if source.format == "plain" and condition != "cidr":
         return content  # as policyd writes lists; each line is judged as an entry of the condition
-    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}.arrived")
+    temporary = _beside(target, "arrived")
     try:
         temporary.write_bytes(content)
         options = ImportOptions(shape=Shape.LIST, condition=condition)
@@ -293,9 +399,50 @@ def _converted(source: Source, condition: str, content: bytes, target: Path) -> 
     return result.text.encode()
 
 
+def _database(definition: DatabaseDefinition, path: str) -> tuple[DatabaseInfo, int]:
+    """The database in a file, and how many networks it has, which takes some 2 s for a million. Raises RefusedError."""
+    try:
+        found = DatabaseFile(path).read(frozenset(definition.max_ages), definition.max_ages)
+        one = next(iter(found.values()))
+        return one.info, sum(1 for _ in one.ranges())
+    except DatabaseError as error:
+        raise RefusedError(f"line {error.line}: {error}" if error.line else str(error)) from None
+    except (UnreadableError, OversizedError) as error:
+        raise RefusedError(str(error)) from None
+
+
+def _modified(validators: Validators) -> float:
+    """When the server says that the file was written last, at most now (Unix seconds); now if it does not say."""
+    try:
+        return min(parsedate_to_datetime(validators.last_modified).timestamp(), time.time())
+    except (ValueError, TypeError, OverflowError):
+        return time.time()
+
+
+def _dated(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime(seconds))
+
+
+def _beside(target: Path, ending: str) -> Path:
+    """A new temporary file beside a list, so that it can be renamed over it."""
+    return target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}.{ending}")
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Removes temporary files that a run which was killed has left beside a list."""
+    mine = re.compile(rf"\.{re.escape(target.name[:200])}\.[0-9a-f]{{16}}\.(?:arrived|checked|previous|new)")
+    before = time.time() - _LEFTOVER_SECONDS
+    with os.scandir(target.parent) as folder:
+        found = [each.path for each in folder if mine.fullmatch(each.name) and each.stat().st_mtime < before]
+    if found:
+        with list_lock(target.parent):
+            for path in found:
+                Path(path).unlink(missing_ok=True)
+
+
 def _keep_previous(target: Path) -> None:
     """Keeps the copy in force as `.previous`, without a moment at which either name has half a list."""
-    link = target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}.previous")
+    link = _beside(target, "previous")
     try:
         link.hardlink_to(target)
     except FileNotFoundError:
@@ -332,9 +479,9 @@ def _write_retry(target: Path, at: float) -> None:
     os.utime(path, (at, at))
 
 
-def _old_content(target: Path) -> bytes | None:
+def _old_content(target: Path, max_bytes: int) -> bytes | None:
     try:
-        return read_file(str(target), MAX_LIST_BYTES)
+        return read_file(str(target), max_bytes)
     except (UnreadableError, OversizedError):
         return None
 

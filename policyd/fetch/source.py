@@ -1,4 +1,4 @@
-"""Gets a list over HTTP, within limits of size, time and redirects.
+"""Gets a list or a database over HTTP, within limits of size, time and redirects.
 
 A redirect never leads from https to http or to another scheme. What arrives cut short, compressed without end or too
 slowly raises `FetchError`, whose message is one line and never contains a key.
@@ -63,8 +63,8 @@ class Fetched:
     validators: Validators
 
 
-def get(url: str, key: str, validators: Validators) -> Fetched:
-    """Gets the list at `url`, in which `{key}` stands for the key. Raises FetchError."""
+def get(url: str, key: str, validators: Validators, max_bytes: int = MAX_LIST_BYTES) -> Fetched:
+    """Gets the file at `url`, in which `{key}` stands for the key. Raises FetchError."""
     deadline = time.monotonic() + MAX_SECONDS
     headers = {"User-Agent": f"policyd/{__version__}", "Accept-Encoding": "gzip"}
     if validators.etag:
@@ -78,7 +78,7 @@ def get(url: str, key: str, validators: Validators) -> Fetched:
                 response = pool.request("GET", address, headers=headers, redirect=False, preload_content=False)
                 try:
                     if response.status not in _REDIRECTS:
-                        return _read(response, deadline)
+                        return _read(response, deadline, max_bytes)
                     address = _redirected(address, response.headers.get("Location", ""), key)
                 finally:
                     response.close()
@@ -89,7 +89,7 @@ def get(url: str, key: str, validators: Validators) -> Fetched:
         raise FetchError(_without_key(f"cannot be fetched: {error}", key)) from None
 
 
-def _read(response: urllib3.BaseHTTPResponse, deadline: float) -> Fetched:
+def _read(response: urllib3.BaseHTTPResponse, deadline: float, max_bytes: int) -> Fetched:
     if response.status == 304:
         return Fetched(None, Validators())
     if response.status != 200:
@@ -101,8 +101,8 @@ def _read(response: urllib3.BaseHTTPResponse, deadline: float) -> Fetched:
     size = 0
     for piece in _plain(_pieces(response, deadline)):
         size += len(piece)
-        if size > MAX_LIST_BYTES:
-            raise FetchError(f"is longer than {MAX_LIST_BYTES >> 20} MiB")
+        if size > max_bytes:
+            raise FetchError(f"is longer than {max_bytes >> 20} MiB")
         pieces.append(piece)
     found = Validators(response.headers.get("ETag", ""), response.headers.get("Last-Modified", ""))
     return Fetched(b"".join(pieces), found)
@@ -170,7 +170,7 @@ def _retry_after(text: str) -> float | None:
 def _told(error: urllib3.exceptions.HTTPError) -> str:
     match error:
         case urllib3.exceptions.IncompleteRead() | urllib3.exceptions.ProtocolError():
-            return "was cut short: the connection ended before the list did"
+            return "was cut short: the connection ended before the file did"
         case urllib3.exceptions.SSLError():
             return f"the server's certificate or TLS is not accepted: {error}"
         case urllib3.exceptions.ConnectTimeoutError() | urllib3.exceptions.ReadTimeoutError():

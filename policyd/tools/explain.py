@@ -169,7 +169,7 @@ def _network(loaded: Loaded, request: Request, *, owner_given: bool) -> tuple[st
     if owner_given:
         return "", "as given"
     databases = loaded.rules_file.databases
-    files = {f"{database.info.path} of {database.info.date}": None for _, database in sorted(databases.items())}
+    files = {database.info.shown: None for _, database in sorted(databases.items())}
     networks = (database.network_of(request) for _, database in sorted(databases.items()))
     return next(filter(None, networks), ""), ", ".join(files)
 

@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes, modified: float | None = None) -> None:
     """Puts `content` in the place of the file at `path`, which need not exist; a link to a file stays a link.
 
     The content goes to a temporary file beside it, which is synchronised to disk and renamed. Owner, group and mode
-    stay what they were. What is not a regular file (a pipe, `/dev/stdout`) is written to as it is. Raises OSError; the
-    old file is then untouched.
+    stay what they were. `modified` is the new modification time (Unix seconds), now unless given. What is not a regular
+    file (a pipe, `/dev/stdout`) is written to as it is. Raises OSError; the old file is then untouched.
     """
     target = path.resolve()
     try:
@@ -40,6 +40,8 @@ def replace_file(path: Path, content: bytes) -> None:
                 if (made.st_uid, made.st_gid) != (old.st_uid, old.st_gid):
                     os.fchown(descriptor, old.st_uid, old.st_gid)
                 os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
+            if modified is not None:
+                os.utime(descriptor, (modified, modified))
             os.fsync(descriptor)
         temporary.replace(target)
     except BaseException:

@@ -51,7 +51,10 @@ def test_the_daemon_takes_what_was_fetched_and_leaves_edited_rules_alone(
         "reloaded: list one changed: 0 entries before, 1 now",
     ]
     assert (again.returncode, again.stdout) == (0, "one: not due for 24.0 h\n")
-    assert (unknown.returncode, "'three' is not a list with from:; there are: one, two" in unknown.stderr) == (2, True)
+    assert (
+        unknown.returncode,
+        "'three' is not a list or database with from:; there are: one, two" in unknown.stderr,
+    ) == (2, True)
     assert "attention: list one has not been fetched yet" in status_before.stdout
     assert "attention: list one" not in status.stdout
     assert "attention: list two has not been fetched yet, so it is empty" in status.stdout

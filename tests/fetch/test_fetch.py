@@ -88,8 +88,8 @@ GUARDS: dict[str, tuple[Callable[[Web], Callable[[Requests], None]], str, str]] 
         "the answer: has nothing of the format plain in it",
     ),
     "binary data": (lambda _: answer(b"\0\1\2"), "", "binary data arrived instead of a list"),
-    "half a body": (lambda _: answer(NEW, length=500), "", "was cut short: the connection ended before the list did"),
-    "half a chunk": (lambda _: chunk_cut_short, "", "was cut short: the connection ended before the list did"),
+    "half a body": (lambda _: answer(NEW, length=500), "", "was cut short: the connection ended before the file did"),
+    "half a chunk": (lambda _: chunk_cut_short, "", "was cut short: the connection ended before the file did"),
     "half a compressed body": (
         lambda _: answer(gzip.compress(NEW)[:-9], Content_Encoding="gzip"),
         "",

@@ -73,7 +73,7 @@ def coverage_of(rules_file: RulesFile) -> tuple[list[str], list[Problem]]:
             if folded is not None:
                 used.setdefault(folded, (entry, rule, condition))
         database = rules_file.databases.get(kind)
-        if not used or database is None:
+        if not used or database is None or database.info.missing:
             continue
         found: dict[bytes, Coverage] = defaultdict(Coverage)
         try:

@@ -29,7 +29,7 @@ def check_databases(rules: str, now: float) -> tuple[tuple[Finding, ...], tuple[
     node = root.get("databases") if isinstance(root, Mapping) else None
     if node is None:
         return (), (), ()
-    databases = read_databases(node, rules, report)
+    databases, _ = read_databases(node, rules, report)
     findings = [
         Finding(
             f"{one.path}:{one.line}" if one.line else one.path,
@@ -41,6 +41,9 @@ def check_databases(rules: str, now: float) -> tuple[tuple[Finding, ...], tuple[
     right, notes = [], []
     for kind in sorted(databases):
         info = databases[kind].info
+        if info.missing:
+            notes.append(f"{info.shown}, so the {kind} database is empty; see policyd fetch --list {kind}")
+            continue
         if notice := info.age_notice(now):
             findings.append(Finding(info.path, notice, _FETCH))
         else:

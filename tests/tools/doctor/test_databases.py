@@ -61,3 +61,9 @@ def test_without_databases_or_without_a_rules_file_nothing_is_said(tmp_path: Pat
     (tmp_path / "rules.yaml").write_text("rules: []\n")
     assert check_databases(str(tmp_path / "rules.yaml"), BUILT) == ((), (), ())
     assert check_databases(str(tmp_path / "missing.yaml"), BUILT) == ((), (), ())
+
+
+def test_a_database_that_was_not_fetched_yet_is_noted(tmp_path: Path) -> None:
+    path = rules(tmp_path, "{asn: {file: asn.mmdb, from: {url: 'https://data.example/asn.mmdb'}}}")
+    note = f"{tmp_path}/asn.mmdb, not fetched yet, so the asn database is empty; see policyd fetch --list asn"
+    assert check_databases(path, BUILT) == ((), (), (note,))

@@ -145,10 +145,12 @@ def _run(
 
 
 def _print_list(keeper: Keeper, side: Side) -> None:
-    standing = keeper.standing()
-    for one in standing:
-        click.echo(printable(f"{one.what}  {'until ' + one.end if one.end else 'for ever'}  {one.comment}".rstrip()))
-    if not standing:
+    entries = keeper.entries()
+    for entry in entries:
+        click.echo(
+            printable(f"{entry.what}  {'until ' + entry.end if entry.end else 'for ever'}  {entry.comment}".rstrip())
+        )
+    if not entries:
         click.echo(f"nothing is {side}")
 
 

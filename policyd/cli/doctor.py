@@ -150,8 +150,8 @@ def _as_json(diagnosis: Diagnosis, observing: str) -> dict[str, Any]:
         "right": list(diagnosis.right),
         "notes": list(diagnosis.notes),
         "services": [
-            {"service": str(one.service), "reached_by": one.audience.value, "asks_in": list(one.asks_in)}
-            for one in diagnosis.services
+            {"service": str(service.service), "reached_by": service.audience.value, "asks_in": list(service.asks_in)}
+            for service in diagnosis.services
         ],
         "mode": "observe" if observing else "enforce",
         "question": _question_as_json(diagnosis.question),

@@ -209,7 +209,11 @@ def suggest(
     if as_json:
         print_json(suggest_report.as_json(found, limit, taken))
     elif found.candidates:
-        files = [one.path for one in loaded.databases if one.kind is DatabaseKind.ASN] if loaded is not None else []
+        files = (
+            [database.path for database in loaded.databases if database.kind is DatabaseKind.ASN]
+            if loaded is not None
+            else []
+        )
         database = str(Path(files[0]).absolute()) if files else _UNNAMED_DATABASE
         click.echo(suggest_report.as_yaml(found, limit, taken, database), nl=False)
     if not found.candidates:

@@ -69,14 +69,14 @@ def check(config: str | None, rules: str | None, strict: bool, replaced: tuple[s
     million records. The last line says what was loaded and how many tests passed. Exit status: 0 right, 1 wrong (with
     --strict: or doubtful), 2 a file cannot be read.
     """
-    list_files = dict(_list_and_file(one) for one in replaced)
+    list_files = dict(_list_and_file(replacement) for replacement in replaced)
     loaded = load(config, rules, warnings_on=_today(), keep_lists=False, list_files=list_files)
     for name in list_files:
         if name not in loaded.lists or loaded.lists[name].file is None:
-            files = [one.name for one in loaded.lists.values() if one.file is not None]
+            files = [definition.name for definition in loaded.lists.values() if definition.file is not None]
             hint = did_you_mean(name, files) or (f"; there are {', '.join(files)}" if files else "; there is none")
             raise click.BadParameter(f"'{name}' is not a list in a file{hint}", param_hint="--list")
-    notices = {str(one) for one in loaded.warnings if one.severity is Severity.NOTICE}
+    notices = {str(warning) for warning in loaded.warnings if warning.severity is Severity.NOTICE}
     for line in loaded.warning_lines:
         if not quiet or line not in notices:
             click.echo(line, err=True)
@@ -174,7 +174,7 @@ def explain(
             identity, asked = _ask_dns(loaded.settings.dns, request)
             inquiry.learn_identity(identity)
         else:
-            wanted = [one for one in loaded.ruleset.dns_lists if one.name in decision.lists]
+            wanted = [dns_list for dns_list in loaded.ruleset.dns_lists if dns_list.name in decision.lists]
             answers, asked = _ask_lists(loaded.settings.dns, wanted, request, inquiry.identity)
             inquiry.learn_lists(answers)
         queries += asked
@@ -206,10 +206,10 @@ def _ask_dns(dns: Dns, request: Request) -> tuple[Identity, tuple[Query, ...]]:
     """Asks DNS for the client's identity now, as the daemon would."""
     identity, asked = asyncio.run(look_up_once(dns, request.address))
     queries = []
-    for one in asked:
-        failure = one.answer.value if isinstance(one.answer, Reason) else None
-        answers = () if isinstance(one.answer, Reason) else tuple(_answer_text(each) for each in one.answer)
-        queries.append(Query(f"{readable(one.name)} {one.type}", answers, failure, one.seconds))
+    for question in asked:
+        failure = question.answer.value if isinstance(question.answer, Reason) else None
+        answers = () if isinstance(question.answer, Reason) else tuple(_answer_text(each) for each in question.answer)
+        queries.append(Query(f"{readable(question.name)} {question.type}", answers, failure, question.seconds))
     return identity, tuple(queries)
 
 
@@ -234,24 +234,26 @@ def _ask_lists(
     """Asks DNS lists for the client now; the key of a zone is hidden."""
     answers, asked = asyncio.run(ask_once(lists, request, identity, dns))
     queries = []
-    for one in asked:
-        failure = one.answer.value if isinstance(one.answer, Reason) else None
-        addresses = () if isinstance(one.answer, Reason) else tuple(format_address(each) for each in one.answer)
-        meaning = f"{one.dns_list}: {one.meaning.reason or one.meaning.status.value}"
-        queries.append(Query(f"{one.shown_name} A", addresses, failure, one.seconds, meaning))
+    for question in asked:
+        failure = question.answer.value if isinstance(question.answer, Reason) else None
+        addresses = (
+            () if isinstance(question.answer, Reason) else tuple(format_address(each) for each in question.answer)
+        )
+        meaning = f"{question.dns_list}: {question.meaning.reason or question.meaning.status.value}"
+        queries.append(Query(f"{question.shown_name} A", addresses, failure, question.seconds, meaning))
     return answers, tuple(queries)
 
 
 def _given_lists(listed: tuple[str, ...], ruleset: Ruleset) -> dict[str, ListAnswer]:
     """Reads --listed."""
-    definitions = {one.name: one for one in ruleset.dns_lists}
+    definitions = {dns_list.name: dns_list for dns_list in ruleset.dns_lists}
     answers: dict[str, ListAnswer] = {}
     for text in listed:
         name, equals, answer = text.partition("=")
         if name not in definitions or not equals:
             hint = did_you_mean(name, definitions) or "; write LIST=ANSWER with a DNS list that a rule uses"
             raise click.UsageError(f"--listed {text}: there is no DNS list '{name}'{hint}")
-        addresses = [parse_address(one.encode("utf-8", "replace")) for one in answer.split("+")]
+        addresses = [parse_address(part.encode("utf-8", "replace")) for part in answer.split("+")]
         if answer == "-":
             answers[name] = NOT_LISTED
         elif answer.startswith("?"):
@@ -259,7 +261,9 @@ def _given_lists(listed: tuple[str, ...], ruleset: Ruleset) -> dict[str, ListAns
         elif None in addresses:
             raise click.UsageError(f"--listed {text}: '{answer}' is not an address, nor - or ?")
         else:
-            answers[name] = read_list_answer(definitions[name], tuple(one for one in addresses if one is not None))
+            answers[name] = read_list_answer(
+                definitions[name], tuple(address for address in addresses if address is not None)
+            )
     return answers
 
 
@@ -311,10 +315,10 @@ def _given_counters(given: tuple[str, ...], ruleset: Ruleset) -> dict[str, int]:
     """The values of --counter."""
     known = [counted.name for counted in ruleset.counters]
     values: dict[str, int] = {}
-    for one in given:
-        name, equals, value = one.partition("=")
+    for text in given:
+        name, equals, value = text.partition("=")
         if not equals or not value.isascii() or not value.isdigit():
-            raise click.BadParameter(f"'{one}' is not NAME=VALUE, as in doors=5", param_hint="--counter")
+            raise click.BadParameter(f"'{text}' is not NAME=VALUE, as in doors=5", param_hint="--counter")
         if name not in known:
             hint = did_you_mean(name, known) or (f"; there are {', '.join(known)}" if known else "; there is none")
             raise click.BadParameter(f"'{name}' is not a counter{hint}", param_hint="--counter")

@@ -112,7 +112,9 @@ class _Reader:
                     )
         if self._wrong:
             return None
-        conditions = tuple(f"{one.condition.name}: {', '.join(one.condition.values)}" for one in written.where)
+        conditions = tuple(
+            f"{condition.condition.name}: {', '.join(condition.condition.values)}" for condition in written.where
+        )
         return CounterDefinition(written.name, distinct, per, within, answered, conditions)
 
     def read_greylist(self, node: Node) -> GreylistSettings:

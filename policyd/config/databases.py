@@ -378,8 +378,8 @@ def _empty(path: str, kind: DatabaseKind, max_age: float, every: float) -> Datab
 def warnings_of(databases: dict[DatabaseKind, Database]) -> Iterator[Problem]:
     """Warnings for databases that can be used: old ones, those without IPv6, and those not fetched yet."""
     now = time.time()
-    for one in databases.values():
-        info = one.info
+    for database in databases.values():
+        info = database.info
         if info.missing:
             message = (
                 f"has not been fetched yet, so the {info.kind} database is empty; run policyd fetch --list {info.kind}"

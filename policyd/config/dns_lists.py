@@ -127,7 +127,7 @@ class _Reader:
         if "refused" in node.items:
             refused = self._read_codes(node, "refused")
         else:
-            refused = tuple(parse_code(one) for one in known.refused) if known is not None else ()
+            refused = tuple(parse_code(text) for text in known.refused) if known is not None else ()
         if codes and not can_match(codes, refused):
             message = "can never match: an answer lies in 127.0.0.0/8, and is neither a refusal nor in `refused`"
             self.add(node.items["codes"].value, f"codes: {message}")

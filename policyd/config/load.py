@@ -183,8 +183,8 @@ def _load(
     settings = dataclasses.replace(settings, rules=rules, listen=tuple(listen) or settings.listen)
     warnings = Report() if warnings_on is None else lint(rules_file, warnings_on)
     reads_files = texts is None or texts.data is None
-    lists = (one.file.path for one in rules_file.lists.values() if one.file is not None)
-    files_of_databases = (one.info.path for one in rules_file.databases.values())
+    lists = (definition.file.path for definition in rules_file.lists.values() if definition.file is not None)
+    files_of_databases = (definition.info.path for definition in rules_file.databases.values())
     named = () if config_path is None else (os.fspath(config_path),)
     coverage, missing = ([], []) if warnings_on is None else coverage_of(rules_file)
     if reads_files:

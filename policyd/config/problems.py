@@ -141,8 +141,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Returns `; did you mean 'hostname_suffix'?` if a known word begins with `word` or resembles it, else ''."""
     if len(word) > MAX_GUESSED:
         return ""
-    by_lower = {one.lower(): one for one in known}
-    begun = [one for one in by_lower if len(word) > 2 and one.startswith(word.lower())]
+    by_lower = {name.lower(): name for name in known}
+    begun = [name for name in by_lower if len(word) > 2 and name.startswith(word.lower())]
     close = begun or difflib.get_close_matches(word.lower(), [*by_lower][:MAX_KNOWN], n=1)
     return f"; did you mean '{by_lower[close[0]]}'?" if close else ""
 

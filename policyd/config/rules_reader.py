@@ -263,17 +263,21 @@ class _Reader:
     def build(self) -> Ruleset | None:
         """The ruleset. Only to be called if nothing was wrong; what is too much for the index is reported."""
         written = self._file.rules
-        rules = tuple(one.rule for one in written)
+        rules = tuple(rule.rule for rule in written)
         entries = {
             condition.condition.number: condition.collections
-            for one in written
-            for condition in (*one.match, *one.exceptions)
+            for rule in written
+            for condition in (*rule.match, *rule.exceptions)
         }
-        dns_lists = tuple(one.definition for one in self._file.dns_lists.values() if one.used and one.definition)
-        hostname_lists = frozenset(one.name for one in dns_lists if one.ask is Ask.HOSTNAME)
-        counters = [one for one in self._file.counters.values() if one.definition is not None]
-        entries |= {one.condition.number: one.collections for counter in counters for one in counter.where}
-        counted = [[one.condition for one in counter.where] for counter in counters]
+        dns_lists = tuple(
+            dns_list.definition for dns_list in self._file.dns_lists.values() if dns_list.used and dns_list.definition
+        )
+        hostname_lists = frozenset(dns_list.name for dns_list in dns_lists if dns_list.ask is Ask.HOSTNAME)
+        counters = [counter for counter in self._file.counters.values() if counter.definition is not None]
+        entries |= {
+            condition.condition.number: condition.collections for counter in counters for condition in counter.where
+        }
+        counted = [[condition.condition for condition in counter.where] for counter in counters]
         try:
             is_generic = any(c.kind is Kind.GENERIC for rule in rules for c in (*rule.match, *rule.exceptions))
             domains = self._domains() if is_generic else None
@@ -300,7 +304,7 @@ class _Reader:
             self._count(),
             dns_lists,
             self._owners(),
-            tuple(Counted(one.name, one.definition, any_state=one.any_state) for one in counters),
+            tuple(Counted(counter.name, counter.definition, any_state=counter.any_state) for counter in counters),
             self._file.greylist if any(rule.action.verb is Verb.GREYLIST for rule in rules) else None,
         )
 
@@ -565,8 +569,8 @@ class _Reader:
         rule = Rule(
             name or "",
             number,
-            tuple(one.condition for one in match),
-            tuple(one.condition for one in exceptions),
+            tuple(condition.condition for condition in match),
+            tuple(condition.condition for condition in exceptions),
             action,
             observe,
             expires,
@@ -629,8 +633,8 @@ class _Reader:
     def _check_unproven(self, verb: Verb, match: list[WrittenCondition], exceptions: list[WrittenCondition]) -> None:
         """Reports conditions that break the first principle by their type alone."""
         lets_through = verb is Verb.DUNNO
-        for one in match if lets_through else exceptions:
-            name = one.condition.name
+        for condition in match if lets_through else exceptions:
+            name = condition.condition.name
             if name in UNPROVEN:
                 where = "the match of a DUNNO rule" if lets_through else f"the except of a {verb} rule"
                 instead = ""
@@ -638,7 +642,7 @@ class _Reader:
                     verified = name.replace("reverse_client_name", "hostname")
                     instead = f"; write {verified}, which sees verified names only"
                 self._add(
-                    one.key,
+                    condition.key,
                     f"{name} cannot stand in {where}: {UNPROVEN[name]}, and a lie must not let mail through{instead}",
                 )
 
@@ -646,13 +650,13 @@ class _Reader:
         """The first principle for DNS lists: nothing that a client writes may let it through."""
         lets_through = verb is Verb.DUNNO
         where = "the match of a DUNNO rule" if lets_through else f"the except of a {verb} rule"
-        for one in match if lets_through else exceptions:
-            for name in one.dns_list_names:
+        for condition in match if lets_through else exceptions:
+            for name in condition.dns_list_names:
                 written = self._file.dns_lists.get(name)
                 definition = written.definition if written is not None else None
                 if definition is not None and definition.ask not in PROVEN_ASKS:
                     self._add(
-                        one.key,
+                        condition.key,
                         f"listed: {quoted(name)} is asked for {definition.ask}, so it cannot stand in {where}: the "
                         "client writes that itself, and a lie must not let mail through; write a list that is asked "
                         "for client_address or hostname",
@@ -662,10 +666,10 @@ class _Reader:
         """The second principle for counters: a count that was lost must not reject."""
         lets_through = verb is Verb.DUNNO
         where = "the match of a DUNNO rule" if lets_through else f"the except of a {verb} rule"
-        for one in match if lets_through else exceptions:
-            if one.condition.kind is Kind.COUNTER:
+        for condition in match if lets_through else exceptions:
+            if condition.condition.kind is Kind.COUNTER:
                 self._add(
-                    one.key,
+                    condition.key,
                     f"counter cannot stand in {where}: after a restart, or with the memory away, counts are low, and a "
                     "failure would reject",
                 )

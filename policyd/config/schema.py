@@ -121,7 +121,9 @@ def rules_schema() -> Schema:
             "dns_list": _dns_list(),
             "counter": _counter(),
             "rule": _rule(),
-            "conditions": _object({name: _condition(one) for name, one in CONDITIONS.items()}, minProperties=1),
+            "conditions": _object(
+                {name: _condition(condition) for name, condition in CONDITIONS.items()}, minProperties=1
+            ),
             "test": _test(),
         },
     }
@@ -163,9 +165,11 @@ def _as_draft7(node: Any) -> Any:
             there = {"$ref": reference.replace("#/$defs/", "#/definitions/")}
             return {"allOf": [there], **beside} if beside else there
         case dict():
-            return {key: _as_draft7(one) for key, one in node.items() if not (key == "title" and isinstance(one, str))}
+            return {
+                key: _as_draft7(value) for key, value in node.items() if not (key == "title" and isinstance(value, str))
+            }
         case list():
-            return [_as_draft7(one) for one in node]
+            return [_as_draft7(value) for value in node]
         case _:
             return node
 

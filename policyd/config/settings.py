@@ -485,7 +485,8 @@ def _joined(settings: Settings, folder: Path) -> Settings:
     return dataclasses.replace(
         settings,
         listen=tuple(
-            UnixAddress(str(folder / one.path)) if isinstance(one, UnixAddress) else one for one in settings.listen
+            UnixAddress(str(folder / address.path)) if isinstance(address, UnixAddress) else address
+            for address in settings.listen
         ),
         rules=str(folder / settings.rules),
         control=None if settings.control is None else str(folder / settings.control),
@@ -554,4 +555,4 @@ def _known_keys(loc: list[str]) -> list[str]:
     of: Any = Settings()
     for step in loc:
         of = getattr(of, step)
-    return [one.name for one in dataclasses.fields(of)]
+    return [field.name for field in dataclasses.fields(of)]

@@ -41,7 +41,7 @@ class WrittenCondition:
         """The DNS lists of `listed`, in order, each once; none for every other condition."""
         if self.condition.kind is not Kind.LISTED:
             return ()
-        texts = (one for one in self.collections if not isinstance(one, Networks | LongList))
+        texts = (collection for collection in self.collections if not isinstance(collection, Networks | LongList))
         return tuple(dict.fromkeys(str(name) for names in texts for name in names))
 
 
@@ -74,7 +74,7 @@ class WrittenCounter:
     @property
     def any_state(self) -> bool:
         """Whether requests are counted in every state that `where` allows, and not only at RCPT."""
-        return any(one.condition.subject == "protocol_state" for one in self.where)
+        return any(condition.condition.subject == "protocol_state" for condition in self.where)
 
 
 @dataclass(slots=True)

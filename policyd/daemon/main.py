@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from policyd.config.settings import InetAddress, Settings, UnixAddress
     from policyd.control.words import Request
     from policyd.daemon.control import Answer, Commands
-    from policyd.daemon.reload import Delivery, Holding
+    from policyd.daemon.reload import LoadResult, MappedRuleset
     from policyd.memory.definitions import CounterDefinition
 
 _log = logging.getLogger(__name__)
@@ -132,22 +132,22 @@ class _Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ended.set)
         loop.add_signal_handler(signal.SIGHUP, self._want_reload)
-        delivery = await self._first_load()
-        if delivery is None:
+        loaded = await self._first_load()
+        if loaded is None:
             return
-        await self._listen(delivery)
+        await self._listen(loaded)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
-        self._announce(delivery)
+        self._announce(loaded)
         for work in (self._watch_time(), self._watch_reloads(), self._watch_watchdog()):
             self._run_beside(work)
-        self._notifier.ready(delivery.summary)
+        self._notifier.ready(loaded.summary)
         del (
-            delivery
+            loaded
         )  # it goes with the next reload; else the first ruleset would stay in memory for as long as the daemon runs
         await self._ended.wait()
         await self._drain()
 
-    async def _first_load(self) -> Delivery | None:
+    async def _first_load(self) -> LoadResult | None:
         """Loads the first ruleset; None if the daemon is told to end before that is done."""
         loading = asyncio.create_task(self._loader.load())
         ended = asyncio.create_task(self._ended.wait())
@@ -156,38 +156,38 @@ class _Daemon:
         if not loading.done():
             loading.cancel()
             return None
-        delivery, self._holding = loading.result()
-        return delivery
+        loaded, self._mapped = loading.result()
+        return loaded
 
-    async def _listen(self, delivery: Delivery) -> None:
+    async def _listen(self, loaded: LoadResult) -> None:
         """Opens the sockets, the log and the resolver. Raises ListenError."""
-        settings = self._settings = delivery.settings
+        settings = self._settings = loaded.settings
         logging.getLogger().setLevel(settings.log_level.upper())
-        most_connections = listeners.raise_descriptor_limit()
-        if settings.limits.connections > most_connections:
+        max_connections = listeners.raise_descriptor_limit()
+        if settings.limits.connections > max_connections:
             _log.warning(
                 "limits.connections is %d, but descriptors suffice for %d only (LimitNOFILE=, ulimit -n)",
                 settings.limits.connections,
-                most_connections,
+                max_connections,
             )
         self._resolver = Resolver(settings.dns, self._counters.dns)
         self._dns_lists = DnsLists()
-        self._dns_lists.use(delivery.ruleset.dns_lists, settings.dns, self._resolver.servers)
-        self._memory = DaemonMemory(settings, delivery.ruleset)
+        self._dns_lists.use(loaded.ruleset.dns_lists, settings.dns, self._resolver.servers)
+        self._memory = DaemonMemory(settings, loaded.ruleset)
         await self._memory.connect()
         self._run_beside(self._memory.run())
         self._decision_log = DecisionLog(settings.decision_log.path, asyncio.get_running_loop().call_soon)
         self._server = Server(
-            delivery.ruleset,
+            loaded.ruleset,
             settings,
             FactFinder(self._resolver, self._dns_lists, settings.dns.timeout),
             self._memory.memory,
             self._decision_log,
             counters=self._counters,
-            most_connections=most_connections,
+            max_connections=max_connections,
         )
         rates = Rates(self._counters, monotonic())
-        self._running = Running(self._server, delivery, rates, self._lines_lost, self._memory.file)
+        self._running = Running(self._server, loaded, rates, self._lines_lost, self._memory.file)
         self._page = metrics.Page(self._running)
         self._page_server = await self._serve_metrics(settings)
         self._listeners, passed_control = listeners.open_listeners(settings, self._environment)
@@ -212,9 +212,9 @@ class _Daemon:
             )
             return None
 
-    def _announce(self, delivery: Delivery) -> None:
+    def _announce(self, loaded: LoadResult) -> None:
         """Logs what was started, and warns of what looks unsafe."""
-        _log.info("policyd %s started: %s", __version__, delivery.summary)
+        _log.info("policyd %s started: %s", __version__, loaded.summary)
         for listener in self._listeners:
             _log.info("listening on %s", listener.name)
             if listener.is_reachable_from_elsewhere:
@@ -227,7 +227,7 @@ class _Daemon:
             _log.info("control socket: %s", self._control_listener.name)
         if os.geteuid() == 0:
             _log.warning("running as root, which policyd does not need; give it a user of its own")
-        self._announce_ruleset(delivery.warnings)
+        self._announce_ruleset(loaded.warnings)
 
     def _announce_ruleset(self, warnings: Sequence[str]) -> None:
         """Logs the warnings about a ruleset that has just been put in force."""
@@ -252,7 +252,7 @@ class _Daemon:
     def _announce_ages(self) -> None:
         """Names the databases that are older than `max_age`: once a day. At a load the warnings have it."""
         now = time.time()
-        for database in self._running.delivery.databases:
+        for database in self._running.loaded.databases:
             if notice := database.age_notice(now):
                 _log.warning("%s: %s", database.path, notice)
 
@@ -317,19 +317,19 @@ class _Daemon:
 
     def _has_ended(self) -> bool:
         """Whether an entry of a list file in force has ended, and it is time to drop what has."""
-        next_end = self._running.delivery.next_end
+        next_end = self._running.loaded.next_end
         return next_end is not None and next_end <= time.time() and self._next_drop <= monotonic()
 
     async def _drop_ended(self) -> None:
         """Drops entries that have ended from the ruleset in force, without reading a file."""
-        old = self._running.delivery
+        old = self._running.loaded
         began = monotonic()
         pause = FAILED_DROP_SECONDS
         try:
-            delivery, holding = await self._loader.load(old.texts, self._holding)
-            delivery = delivery.with_databases_of(old)
-            changed = changes(old.outline, delivery.outline)
-            await self._use(delivery, holding)
+            loaded, mapped = await self._loader.load(old.texts, self._mapped)
+            loaded = loaded.with_databases_of(old)
+            changed = changes(old.outline, loaded.outline)
+            await self._use(loaded, mapped)
         except (ConfigErrors, LoadError) as error:
             _log.error("entries that have ended cannot be dropped: %s", "; ".join(str(error).splitlines()))
         except Exception:  # noqa: BLE001 - the boundary of the work beside requests
@@ -341,11 +341,11 @@ class _Daemon:
 
     async def _reload(self, *, data: bool) -> ReloadResult:
         """Loads, and puts the result in force without an error. With `data`, the texts in force are loaded again."""
-        old = self._running.delivery
+        old = self._running.loaded
         try:
-            delivery, holding = await self._loader.load(old.texts._replace(data=None) if data else None, self._holding)
-            changed = changes(old.outline, delivery.outline)
-            await self._use(delivery, holding)
+            loaded, mapped = await self._loader.load(old.texts._replace(data=None) if data else None, self._mapped)
+            changed = changes(old.outline, loaded.outline)
+            await self._use(loaded, mapped)
         except (ConfigErrors, LoadError) as error:
             self._counters.loads["failure"] += 1
             result = ReloadResult(time.time(), data, errors=tuple(str(error).splitlines()))
@@ -357,13 +357,11 @@ class _Daemon:
             result = ReloadResult(time.time(), data, errors=("a bug in policyd, please report it (the log has it)",))
         else:
             self._counters.loads["success"] += 1
-            result = ReloadResult(
-                time.time(), data, (), delivery.summary, changed, delivery.warnings, delivery.left_alone
-            )
-            _log.info("reloaded: %s", "; ".join((delivery.summary, *_shortened(changed), *delivery.reused)))
-            for path in delivery.left_alone:
+            result = ReloadResult(time.time(), data, (), loaded.summary, changed, loaded.warnings, loaded.left_alone)
+            _log.info("reloaded: %s", "; ".join((loaded.summary, *_shortened(changed), *loaded.reused)))
+            for path in loaded.left_alone:
                 _log.info("%s has been edited since it was loaded; reload --data leaves it alone", path)
-            self._announce_ruleset(delivery.warnings)
+            self._announce_ruleset(loaded.warnings)
         self._running.reloaded(result)
         return result
 
@@ -374,9 +372,9 @@ class _Daemon:
         mode = " (mode: observe, every answer is DUNNO)" if ruleset.observe else ""
         return f"reload failed, ruleset {ruleset.hash}{mode} stays in force: {result.errors[0]}"
 
-    async def _use(self, delivery: Delivery, holding: Holding) -> None:
+    async def _use(self, loaded: LoadResult, mapped: MappedRuleset) -> None:
         """Puts a new ruleset and new settings in force, in one step between two requests."""
-        old, new = self._settings, delivery.settings
+        old, new = self._settings, loaded.settings
         for name in _ONLY_AT_START:
             if getattr(old, name) != getattr(new, name):
                 _log.warning("%s has changed; that takes a restart of policyd", name)
@@ -388,26 +386,26 @@ class _Daemon:
         old_resolver = self._resolver
         if dataclasses.replace(new.dns, trust_postfix=old.dns.trust_postfix) != old.dns:
             self._resolver = Resolver(new.dns, old_resolver.counters)
-        self._dns_lists.use(delivery.ruleset.dns_lists, new.dns, self._resolver.servers)
-        self._memory.prepare(delivery.ruleset)
-        self._server.use(delivery.ruleset, new, FactFinder(self._resolver, self._dns_lists, new.dns.timeout))
-        self._running.delivery = delivery
-        self._counters.forget_rules(delivery.ruleset)
+        self._dns_lists.use(loaded.ruleset.dns_lists, new.dns, self._resolver.servers)
+        self._memory.prepare(loaded.ruleset)
+        self._server.use(loaded.ruleset, new, FactFinder(self._resolver, self._dns_lists, new.dns.timeout))
+        self._running.loaded = loaded
+        self._counters.forget_rules(loaded.ruleset)
         self._running.rates.forget(monotonic())
         replaced = None
         if old_resolver is not self._resolver:
             replaced = old_resolver
             self._replaced.add(replaced)
         # Requests that wait for DNS use the old ruleset and the old resolver until they are answered.
-        self._run_beside(self._retire(old.dns.timeout, self._holding, replaced))
-        self._settings, self._holding = new, holding
+        self._run_beside(self._retire(old.dns.timeout, self._mapped, replaced))
+        self._settings, self._mapped = new, mapped
 
-    async def _retire(self, dns_timeout: float, holding: Holding, replaced: Resolver | None) -> None:
+    async def _retire(self, dns_timeout: float, mapped: MappedRuleset, replaced: Resolver | None) -> None:
         await asyncio.sleep(dns_timeout + 1)
         if replaced is not None:
             self._replaced.discard(replaced)
             await replaced.close()
-        await holding.release()
+        await mapped.release()
 
     # --- The control socket -----------------------------------------------------------------------------------------
 
@@ -455,10 +453,12 @@ class _Daemon:
         return {"ok": True, "counter": name, "per": [str(part) for part in counter.per], "keys": keys}
 
     def _counter(self, name: str) -> CounterDefinition | None:
-        return next((one.definition for one in self._server.ruleset.counters if one.definition.name == name), None)
+        return next(
+            (counter.definition for counter in self._server.ruleset.counters if counter.definition.name == name), None
+        )
 
     def _no_counter(self, name: str) -> Answer:
-        names = ", ".join(one.definition.name for one in self._server.ruleset.counters)
+        names = ", ".join(counter.definition.name for counter in self._server.ruleset.counters)
         known = f"the counters are {names}" if names else "the ruleset in force has none"
         return failed(f"there is no counter {name!r:.80}; {known}")
 
@@ -498,9 +498,9 @@ class _Daemon:
 
     async def _tell_rules(self, _request: Request) -> Answer:
         """The rules text in force, and where it came from: what `policyd fetch` and `block` check new lists against."""
-        delivery = self._running.delivery
-        fields = {"ok": True, "ruleset": delivery.ruleset.hash, **_paths(delivery.files)}
-        return LongText(fields, "rules", delivery.texts.rules.content)
+        loaded = self._running.loaded
+        fields = {"ok": True, "ruleset": loaded.ruleset.hash, **_paths(loaded.files)}
+        return LongText(fields, "rules", loaded.texts.rules.content)
 
     # --- Metrics ----------------------------------------------------------------------------------------------------
 

@@ -115,7 +115,7 @@ class Page:
             (
                 "policyd_ruleset_load_seconds",
                 "Seconds that loading the ruleset in force took.",
-                self._running.delivery.seconds,
+                self._running.loaded.seconds,
             ),
             ("policyd_ruleset_rules", "Rules in force.", len(server.ruleset.rules)),
             ("policyd_connections", "Connections that are open.", len(server.connections)),
@@ -149,7 +149,7 @@ class Page:
         now = time.time()
         ages: dict[tuple[str, ...], float] = {}
         entries: dict[tuple[str, ...], float] = {}
-        for file in self._running.delivery.files:
+        for file in self._running.loaded.files:
             for name in file.lists:
                 if not file.missing:
                     ages[name,] = max(0.0, now - file.modified)
@@ -184,7 +184,7 @@ class Page:
             "policyd_dns_list_usable", "Whether a DNS list is in use: 0 if its self-test was wrong.", labels=("list",)
         )
         for name, state in lists.states.items():
-            usable.add_metric([name], state.standing.usable)
+            usable.add_metric([name], state.health.usable)
         yield usable
         counters = {name: state.counters for name, state in lists.states.items()}
         for key, help_text, count in (
@@ -196,7 +196,7 @@ class Page:
                 attrgetter("refused"),
             ),
         ):
-            counts: dict[tuple[str, ...], int] = {(name,): count(one) for name, one in counters.items()}
+            counts: dict[tuple[str, ...], int] = {(name,): count(counter) for name, counter in counters.items()}
             yield from _by_labels(f"policyd_dns_list_{key}", help_text, ("list",), counts)
         yield from _by_labels(
             "policyd_dns_list_answers",
@@ -204,15 +204,15 @@ class Page:
             ("list", "answer", "reason"),
             {
                 (name, status.value.replace(" ", "_"), reason): count
-                for name, one in counters.items()
-                for (status, reason), count in one.answers.items()
+                for name, counter in counters.items()
+                for (status, reason), count in counter.answers.items()
             },
         )
         seconds = SummaryMetricFamily(
             "policyd_dns_list_seconds", "Time until a DNS list answered, or its time was over.", labels=("list",)
         )
-        for name, one in counters.items():
-            seconds.add_metric([name], one.answers.total(), one.seconds)
+        for name, counter in counters.items():
+            seconds.add_metric([name], counter.answers.total(), counter.seconds)
         yield seconds
         yield GaugeMetricFamily("policyd_dns_list_in_flight", "Questions in flight.", value=lists.in_flight)
         yield GaugeMetricFamily(
@@ -221,7 +221,7 @@ class Page:
 
     def _database_families(self) -> Iterator[Metric]:
         """Of the databases of networks, if any are declared."""
-        databases = self._running.delivery.databases
+        databases = self._running.loaded.databases
         if not databases:
             return
         built = GaugeMetricFamily(

@@ -76,7 +76,7 @@ class LoadError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
+class LoadResult:
     """The result of a load. `summary` describes it in a line; `seconds` is how long that took; `warnings` are a line
     each. `files`, `texts`, `left_alone` and `databases` are as in `policyd.config.load.Loaded`. `reused` says, a line
     each, which parts of the ruleset in force the load has used again. `next_end` is when the next entry of a list file
@@ -95,8 +95,8 @@ class Delivery:
     reused: tuple[str, ...] = ()
     next_end: float | None = None
 
-    def with_databases_of(self, other: Delivery) -> Delivery:
-        """Returns this delivery with the databases of another, which are open already."""
+    def with_databases_of(self, other: LoadResult) -> LoadResult:
+        """Returns this result with the databases of another, which are open already."""
         ruleset = dataclasses.replace(self.ruleset, owners=other.ruleset.owners)
         outline = dataclasses.replace(self.outline, databases=other.outline.databases)
         return dataclasses.replace(self, ruleset=ruleset, databases=other.databases, outline=outline)
@@ -108,11 +108,11 @@ class MappedTable:
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
         self.memory = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-        self.users = 0  # holdings
+        self.users = 0  # rulesets that have it
 
 
-class Holding:
-    """Memory of a delivery in this process: its objects, by the slices in which they came, and the memory files.
+class MappedRuleset:
+    """Memory of a loaded ruleset in this process: its objects, by the slices in which they came, and the memory files.
 
     `catalogue` says what is in the tables, for the next load.
     """
@@ -128,7 +128,7 @@ class Holding:
             table.users += 1
 
     async def release(self) -> None:
-        """Frees a delivery that nothing else refers to any more, in steps that requests do not notice.
+        """Frees a ruleset that nothing refers to any more, in steps that requests do not notice.
 
         In one go, 10,000 rules (300,000 objects) would take 15 ms, and the tables of a million networks and names 20.
         """
@@ -172,11 +172,13 @@ class Loader:
             )
         far_end.close()
 
-    async def load(self, texts: Texts | None = None, in_force: Holding | None = None) -> tuple[Delivery, Holding]:
-        """Loads settings and ruleset; one load at a time. The holding is to be released when the delivery is replaced.
+    async def load(
+        self, texts: Texts | None = None, in_force: MappedRuleset | None = None
+    ) -> tuple[LoadResult, MappedRuleset]:
+        """Loads settings and ruleset; one load at a time. The mapped ruleset is to be released when it is replaced.
 
         With `texts`, these are loaded in place of what the settings file and the rules file say now. Tables of the
-        holding `in_force` are used again as far as they fit; it must not be released meanwhile.
+        mapped ruleset `in_force` are used again as far as they fit; it must not be released meanwhile.
 
         Raises ConfigErrors where something in the files is wrong, LoadError where something else is.
         """
@@ -203,7 +205,7 @@ class Loader:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    async def _request(self, texts: Texts | None, in_force: Holding | None) -> None:
+    async def _request(self, texts: Texts | None, in_force: MappedRuleset | None) -> None:
         """Asks for a load. Texts and catalogue go along in a memory file, tables in theirs.
 
         List files among the texts may have 100 MB. They are written by a thread, which lets go of the interpreter's
@@ -254,7 +256,9 @@ class Loader:
         return self._fate
 
 
-async def _receive(place: int, descriptors: list[int], in_force: Holding | None) -> tuple[Delivery, Holding]:
+async def _receive(
+    place: int, descriptors: list[int], in_force: MappedRuleset | None
+) -> tuple[LoadResult, MappedRuleset]:
     """Maps the memory file with the result and those of new tables, and unpickles; removes the descriptors of new
     tables, which are kept. Those of databases come last."""
     memory = mmap.mmap(descriptors[0], 0, access=mmap.ACCESS_READ)
@@ -275,13 +279,13 @@ async def _receive(place: int, descriptors: list[int], in_force: Holding | None)
     result = slices.pop()
     if isinstance(result, ConfigErrors):
         raise result
-    assert isinstance(result, Delivery)
+    assert isinstance(result, LoadResult)
     if result.ruleset.owners is not None:
         try:
             result.ruleset.owners.adopt(descriptors[1:])
         except MmdbError as error:
             raise LoadError(f"a database of the new ruleset cannot be opened: it {error}") from None
-    return result, Holding(slices, memory, tables, directory.catalogue)
+    return result, MappedRuleset(slices, memory, tables, directory.catalogue)
 
 
 async def _collect(slices: Iterator[object]) -> list[object]:
@@ -294,8 +298,8 @@ async def _collect(slices: Iterator[object]) -> list[object]:
     collected = []
     gc.disable()
     try:
-        for one in slices:
-            collected.append(one)
+        for part in slices:
+            collected.append(part)
             gc.collect(1)
             await asyncio.sleep(0)
     finally:
@@ -358,12 +362,12 @@ def _run_worker(channel: socket.socket, load_files: LoadFiles, descriptors: list
         Path("/proc/self/oom_score_adj").write_text("1000")
     try:
         texts, store = _read_request(descriptors)
-        result: Delivery | ConfigErrors
+        result: LoadResult | ConfigErrors
         databases: list[int] = []
         try:
             loaded = load_files(texts, store)
-            warnings = tuple(f"{one.path}: {one.message}" for one in loaded.warnings)
-            result = Delivery(
+            warnings = tuple(f"{warning.path}: {warning.message}" for warning in loaded.warnings)
+            result = LoadResult(
                 loaded.settings,
                 loaded.ruleset,
                 loaded.summary,
@@ -457,7 +461,7 @@ def _pack(result: object, file: BinaryIO, store: TableStore | None = None) -> in
     The pickles share one memo, so an object that a slice holds is the same object in all that follows.
     """
     store = TableStore() if store is None else store
-    files = {id(one.table): (place, one) for place, one in enumerate(store.used, 1)}
+    files = {id(table_file.table): (place, table_file) for place, table_file in enumerate(store.used, 1)}
     buffers: list[pickle.PickleBuffer] = []
     in_files: dict[int, tuple[int, int, int]] = {}  # by the identity of the buffer, all of which stay until the end
 
@@ -471,8 +475,8 @@ def _pack(result: object, file: BinaryIO, store: TableStore | None = None) -> in
     pickler = pickle.Pickler(file, protocol=5, buffer_callback=buffers.append)
     pickler.dispatch_table = {**copyreg.dispatch_table, RangeTable: reduce_table, NameTable: reduce_table}
     count = 0
-    for one in (*_slices(result), result):
-        pickler.dump(one)
+    for piece in (*_slices(result), result):
+        pickler.dump(piece)
         count += 1
     places = []
     for buffer in buffers:
@@ -485,9 +489,11 @@ def _pack(result: object, file: BinaryIO, store: TableStore | None = None) -> in
             file.write(raw)
             places.append((0, start, len(raw)))
     place = file.tell()
-    kept = {id(one): n for n, one in enumerate(store.kept)}
-    catalogue = pickle.dumps([one.record for one in store.used])
-    pickle.dump(Directory(count, tuple(places), tuple(kept.get(id(one)) for one in store.used), catalogue), file)
+    kept = {id(table_file): n for n, table_file in enumerate(store.kept)}
+    catalogue = pickle.dumps([table_file.record for table_file in store.used])
+    pickle.dump(
+        Directory(count, tuple(places), tuple(kept.get(id(table_file)) for table_file in store.used), catalogue), file
+    )
     return place
 
 

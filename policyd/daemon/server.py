@@ -65,7 +65,7 @@ class Server:
         decision_log: DecisionLog,
         *,
         counters: Counters,
-        most_connections: int,
+        max_connections: int,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.counters = counters
@@ -80,7 +80,7 @@ class Server:
         self.draining = False
         self._drained = asyncio.Event()
         self._attaching: set[asyncio.Task[None]] = set()
-        self._most_connections = most_connections
+        self._max_connections = max_connections
         self._complaints: dict[str, Throttled] = {}
         self.use(ruleset, settings, facts)
 
@@ -98,7 +98,7 @@ class Server:
     @property
     def max_connections(self) -> int:
         """The limit of open connections: the setting, or what descriptors suffice for."""
-        return min(self.limits.connections, self._most_connections)
+        return min(self.limits.connections, self._max_connections)
 
     def accept(self, accepted: socket.socket, peer: str) -> None:
         """Takes a connection that a listener has accepted, or closes it if the limit is reached."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from policyd.config.in_force import LoadedFile
     from policyd.daemon.counters import Rates
-    from policyd.daemon.reload import Delivery
+    from policyd.daemon.reload import LoadResult
     from policyd.daemon.server import Server
     from policyd.state.sqlite import StateFile
 
@@ -58,7 +58,7 @@ class Running:
     """The daemon as it is now. Times are in Unix seconds; `lost_at` is when log lines were lost last."""
 
     server: Server
-    delivery: Delivery
+    loaded: LoadResult
     rates: Rates
     lines_lost: Callable[[], dict[str, int]]
     state_file: StateFile | None = None
@@ -144,14 +144,14 @@ def _mode(running: Running) -> Section:
 
 def _rules_written(running: Running) -> float:
     """When the rules file in force was written."""
-    return next(file.modified for file in running.delivery.files if file.kind == "rules")
+    return next(file.modified for file in running.loaded.files if file.kind == "rules")
 
 
 def _ruleset(running: Running) -> Section:
-    ruleset, delivery = running.server.ruleset, running.delivery
-    loaded = {
+    ruleset, loaded = running.server.ruleset, running.loaded
+    about = {
         "at": _written(running.loaded_at),
-        "seconds": round(delivery.seconds, 3),
+        "seconds": round(loaded.seconds, 3),
         "rules": ruleset.counts.rules,
         "networks": ruleset.counts.networks,
         "names": ruleset.counts.names,
@@ -165,16 +165,16 @@ def _ruleset(running: Running) -> Section:
             "in_ruleset_hash": file.hashed and file.kind != "settings",
             "modified": _written(file.modified),
         }
-        for file in delivery.files
+        for file in loaded.files
         if not file.missing
     ]
-    lines = [("ruleset", f"{delivery.summary.removeprefix('ruleset ')}; loaded {_age(running.loaded_at)} ago")]
+    lines = [("ruleset", f"{loaded.summary.removeprefix('ruleset ')}; loaded {_age(running.loaded_at)} ago")]
     lines += [
         ("file", f"{file.hash} {file.path}, written {_age(file.modified)} ago")
-        for file in delivery.files
+        for file in loaded.files
         if file.kind != "list"
     ]
-    return Section({"ruleset": ruleset.hash, "loaded": loaded, "files": files}, tuple(lines))
+    return Section({"ruleset": ruleset.hash, "loaded": about, "files": files}, tuple(lines))
 
 
 def _reload(running: Running) -> Section:
@@ -223,7 +223,7 @@ def _dns(running: Running) -> Section:
 
 
 def _lists(running: Running) -> Section:
-    files = [file for file in running.delivery.files if file.kind == "list"]
+    files = [file for file in running.loaded.files if file.kind == "list"]
     data = [
         {
             "lists": list(file.lists),
@@ -276,59 +276,59 @@ def _list_line(file: LoadedFile) -> str:
 def _dns_lists(running: Running) -> Section:
     data, lines, attention = [], [], []
     for name, state in running.server.facts.lists.states.items():
-        standing, counters = state.standing, state.counters
-        tested = None if standing.tested_at is None else monotonic() - standing.tested_at
+        health, counters = state.health, state.counters
+        tested = None if health.tested_at is None else monotonic() - health.tested_at
         data.append(
             {
                 "list": name,
                 "zone": state.definition.shown_zone,
-                "usable": standing.usable,
-                "why": standing.why or None,
-                "self_test": None if standing.last_test is None else standing.last_test.value,
+                "usable": health.usable,
+                "why": health.why or None,
+                "self_test": None if health.last_test is None else health.last_test.value,
                 "tested_seconds_ago": None if tested is None else round(tested),
                 "asked": counters.asked,
             }
         )
         if not state.definition.self_test:
             test = "no self-test"
-        elif standing.last_test is None or tested is None:
+        elif health.last_test is None or tested is None:
             test = "not tested yet"
         else:
-            test = f"self-test {standing.last_test.value} {_age(time.time() - tested)} ago"
-        use = "in use" if standing.usable else f"out of use: {standing.why}"
+            test = f"self-test {health.last_test.value} {_age(time.time() - tested)} ago"
+        use = "in use" if health.usable else f"out of use: {health.why}"
         lines.append(("DNS list", f"{name}: {use}; {test}; asked {counters.asked:,}"))
-        if not standing.usable:
-            attention.append(f"DNS list {name} is out of use: {standing.why}")
+        if not health.usable:
+            attention.append(f"DNS list {name} is out of use: {health.why}")
     return Section({"dns_lists": data}, tuple(lines), tuple(attention))
 
 
 def _databases(running: Running) -> Section:
     now = time.time()
-    databases = running.delivery.databases
+    databases = running.loaded.databases
     data = [
         {
-            "kind": one.kind,
-            "path": one.path,
-            "format": one.format,
-            "hash": one.hash,
-            "built": None if one.missing else _written(one.built),
-            "age_seconds": None if one.missing else max(0, round(now - one.built)),
-            "old": one.is_old(now),
-            "fetched": None if one.every is None else _fetched(one.path, one.every),
+            "kind": info.kind,
+            "path": info.path,
+            "format": info.format,
+            "hash": info.hash,
+            "built": None if info.missing else _written(info.built),
+            "age_seconds": None if info.missing else max(0, round(now - info.built)),
+            "old": info.is_old(now),
+            "fetched": None if info.every is None else _fetched(info.path, info.every),
         }
-        for one in databases
+        for info in databases
     ]
     lines = tuple(
         (
             "database",
-            f"{one.kind}: empty, because {one.path} has not been fetched yet"
-            if one.missing
-            else f"{one.kind}: {one.path} of {one.date} ({one.format}), {_age(one.built)} old, {one.hash}",
+            f"{info.kind}: empty, because {info.path} has not been fetched yet"
+            if info.missing
+            else f"{info.kind}: {info.path} of {info.date} ({info.format}), {_age(info.built)} old, {info.hash}",
         )
-        for one in databases
+        for info in databases
     )
-    attention = [one.age_notice(now) for one in databases]
-    attention += [_late(f"database {one.kind}", one.kind, one) for one in databases]
+    attention = [info.age_notice(now) for info in databases]
+    attention += [_late(f"database {info.kind}", info.kind, info) for info in databases]
     return Section({"databases": data}, lines, tuple(filter(None, attention)))
 
 

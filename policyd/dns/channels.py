@@ -4,10 +4,10 @@ How aiodns (4) and, below it, c-ares (1.34) behave, and how this file deals with
 
 - c-ares repeats a query after 250 ms if the server has answered fast before, whatever its `timeout` says, from a new
   socket, and no longer receives the answer to the first one. A name that takes the resolver 4 s would never be learnt.
-  So an *eager* channel tries each server once only. A query without an answer is repeated over a *patient* channel, one
+  So a *fast* channel tries each server once only. A query without an answer is repeated over a *slow* channel, one
   that has not seen enough answers to have an estimate, and that waits as long as there is time.
 - A message that c-ares cannot parse makes every query on the same socket fail as malformed. Such a query is repeated
-  over a *lone* channel, where it cannot affect other clients.
+  over an *isolated* channel, where it cannot affect other clients.
 - Its cache has no limit, cannot be turned off from here, and keeps a NODATA answer for an hour. So channels are
   replaced before that matters: after CHANNEL_SECONDS or CHANNEL_QUERIES.
 - A query that was cancelled goes on, and ends with its channel.
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 CHANNEL_SECONDS = 30
 CHANNEL_QUERIES = 10_000
 
-# Seconds that an eager channel waits for a server before it tries the next; the minimum of c-ares.
-EAGER_SECONDS = 0.25
+# Seconds that a fast channel waits for a server before it tries the next; the minimum of c-ares.
+FAST_SECONDS = 0.25
 
-# Answers after which a patient channel takes no more queries; c-ares begins to estimate with the third.
-PATIENT_ANSWERS = 2
+# Answers after which a slow channel takes no more queries; c-ares begins to estimate with the third.
+SLOW_ANSWERS = 2
 
 # Clients that repeat malformed queries at the same time, each over a channel of its own; further ones wait.
-LONE_CHANNELS = 16
+ISOLATED_CHANNELS = 16
 
 # Bytes of answers that have arrived and are not yet read; the default holds some 270 answers, and the kernel allows
 # net.core.rmem_max at most.
@@ -55,30 +55,30 @@ RECEIVE_BUFFER = 1 << 20
 STREAM_BUFFER = 8 << 10
 
 # CPU seconds per answer above which a read over TCP is expensive; a usual answer takes a tenth of it. After such a read
-# nothing is read over TCP for REST times as long.
+# nothing is read over TCP for THROTTLED_TIMES as long.
 LONG_READ_SECONDS = 0.002
-REST = 4.0
+THROTTLED_TIMES = 4.0
 
 # c-ares, ares.h: take SERVFAIL and REFUSED for an answer, instead of asking on; and EDNS, its own default.
 _NOCHECKRESP = 1 << 7
 _EDNS = 1 << 8
 
 
-class _Pace:
+class _TcpThrottle:
     """Throttles reads from the TCP sockets of all channels after an expensive one."""
 
     def __init__(self) -> None:
         self._until = 0.0
 
     @property
-    def rest(self) -> float:
+    def remaining(self) -> float:
         """Seconds until the next read is allowed; zero or less if it is allowed now."""
         return self._until - monotonic()
 
-    def took(self, seconds: float, answers: int) -> None:
+    def record(self, seconds: float, answers: int) -> None:
         """Records one read: CPU seconds spent and answers received."""
         if seconds > LONG_READ_SECONDS * max(1, answers):
-            self._until = monotonic() + REST * seconds
+            self._until = monotonic() + THROTTLED_TIMES * seconds
 
 
 class _Sockets(aiodns.DNSResolver):
@@ -88,8 +88,8 @@ class _Sockets(aiodns.DNSResolver):
     aiodns does without a thread only if none can be started; `_make_channel` is the only way to ask for that.
     """
 
-    def __init__(self, servers: Sequence[str], pace: _Pace, **arguments: Any) -> None:
-        self._pace = pace
+    def __init__(self, servers: Sequence[str], throttle: _TcpThrottle, **arguments: Any) -> None:
+        self._throttle = throttle
         self._streams: set[int] = set()
         self._answers = 0
         super().__init__(servers, **arguments)
@@ -116,13 +116,13 @@ class _Sockets(aiodns.DNSResolver):
 
     def _read_stream(self, fd: int) -> None:
         """Reads from a TCP socket now, or as soon as the throttle allows it."""
-        if (rest := self._pace.rest) > 0:
+        if (seconds := self._throttle.remaining) > 0:
             self.loop.remove_reader(fd)
-            self.loop.call_later(rest + 0.001, self._watch_stream, fd)  # to the millisecond: not a moment too early
+            self.loop.call_later(seconds + 0.001, self._watch_stream, fd)  # to the millisecond: not a moment too early
             return
         began, answers = thread_time(), self._answers
         self._channel.process_fd(fd, pycares.ARES_SOCKET_BAD)
-        self._pace.took(thread_time() - began, self._answers - answers)
+        self._throttle.record(thread_time() - began, self._answers - answers)
 
     def _callback(self, fut: asyncio.Future[Any], result: Any, errorno: int | None) -> None:
         self._answers += 1
@@ -157,19 +157,19 @@ def _is_stream(descriptor: int) -> bool:
 class Channel:
     """A c-ares channel, with its age and its numbers of queries, answers and users."""
 
-    __slots__ = ("_dns", "answered", "asked", "born", "is_lone", "users")
+    __slots__ = ("_dns", "answered", "asked", "born", "is_isolated", "users")
 
-    def __init__(self, servers: Sequence[str], seconds: float, pace: _Pace) -> None:
+    def __init__(self, servers: Sequence[str], seconds: float, throttle: _TcpThrottle) -> None:
         # With a single server its SERVFAIL or REFUSED is final: there is no other server to try.
         flags = _EDNS | (_NOCHECKRESP if len(servers) == 1 else 0)
         self._dns = _Sockets(
-            servers, pace, timeout=seconds, tries=1, flags=flags, socket_receive_buffer_size=RECEIVE_BUFFER
+            servers, throttle, timeout=seconds, tries=1, flags=flags, socket_receive_buffer_size=RECEIVE_BUFFER
         )
         self.born = monotonic()
         self.asked = 0  # queries
         self.answered = 0
         self.users = 0  # clients that wait for an answer
-        self.is_lone = False
+        self.is_isolated = False
 
     @property
     def is_fresh(self) -> bool:
@@ -197,16 +197,16 @@ class NameServers:
     def __init__(self, dns: Dns) -> None:
         self._servers = [str(server) for server in dns.servers]
         self._timeout = dns.timeout
-        self._pace = _Pace()
-        self._eager: Channel | None = None
-        self._patient: Channel | None = None
-        self._lone: list[Channel] = []  # those not in use at the moment
+        self._throttle = _TcpThrottle()
+        self._fast: Channel | None = None
+        self._slow: Channel | None = None
+        self._isolated: list[Channel] = []  # those not in use at the moment
         self._in_use: set[Channel] = set()  # channels that lookups may use from now on
-        self.alone = asyncio.Semaphore(LONE_CHANNELS)  # to be had by who takes a lone channel
+        self.isolated_slots = asyncio.Semaphore(ISOLATED_CHANNELS)  # to be had by who takes an isolated channel
 
     def ready(self) -> Channel | None:
-        """The channel that `eager` returns, if it need not be replaced first."""
-        return self._eager if self._eager is not None and self._eager.is_fresh else None
+        """The channel that `fast` returns, if it need not be replaced first."""
+        return self._fast if self._fast is not None and self._fast.is_fresh else None
 
     def renew(self) -> None:
         """Has every channel replaced before its next query, so that no answer comes from c-ares's cache."""
@@ -217,59 +217,59 @@ class NameServers:
         """Whether a channel is to be closed by `unused` once it has no users."""
         return channel not in self._in_use
 
-    async def eager(self) -> Channel:
+    async def fast(self) -> Channel:
         """A channel that asks each server once, and waits as long as it has been found to take."""
-        old = self._eager
+        old = self._fast
         if old is not None and old.is_fresh:
             return old
-        new = self._eager = self._open(EAGER_SECONDS)
+        new = self._fast = self._open(FAST_SECONDS)
         if old is not None:
             await self._replace(old)
         return new
 
-    async def patient(self) -> Channel:
+    async def slow(self) -> Channel:
         """A channel that asks each server once, and gives each an equal share of the time (5 s at most: c-ares)."""
-        old = self._patient
-        if old is not None and old.is_fresh and old.answered < PATIENT_ANSWERS:
+        old = self._slow
+        if old is not None and old.is_fresh and old.answered < SLOW_ANSWERS:
             return old
-        new = self._patient = await self._open_patient()
+        new = self._slow = await self._open_slow()
         if old is not None:
             await self._replace(old)
         return new
 
-    async def lone(self) -> Channel:
-        """A channel like a patient one that one client has to itself until its answers have come."""
-        while self._lone:
-            old = self._lone.pop()
+    async def isolated(self) -> Channel:
+        """A channel like a slow one that one client has to itself until its answers have come."""
+        while self._isolated:
+            old = self._isolated.pop()
             if old.is_fresh:
                 return old
             await self._replace(old)
-        channel = await self._open_patient()
-        channel.is_lone = True
+        channel = await self._open_slow()
+        channel.is_isolated = True
         return channel
 
     async def unused(self, channel: Channel) -> None:
         """Takes back a channel without users: closes it if it has been replaced, or keeps it for the next client."""
         if channel not in self._in_use:
             await channel.close()
-        elif channel.is_lone:
-            self._lone.append(channel)
+        elif channel.is_isolated:
+            self._isolated.append(channel)
 
     async def close(self) -> None:
         """Closes every channel. No query may be waited for any more."""
         for channel in list(self._in_use):
             await channel.close()
         self._in_use.clear()
-        self._lone.clear()
-        self._eager = self._patient = None
+        self._isolated.clear()
+        self._fast = self._slow = None
 
     def _open(self, seconds: float) -> Channel:
-        channel = Channel(self._servers, seconds, self._pace)
+        channel = Channel(self._servers, seconds, self._throttle)
         self._in_use.add(channel)
         return channel
 
-    async def _open_patient(self) -> Channel:
-        return self._open(max(EAGER_SECONDS, self._timeout / (await self.eager()).servers))
+    async def _open_slow(self) -> Channel:
+        return self._open(max(FAST_SECONDS, self._timeout / (await self.fast()).servers))
 
     async def _replace(self, channel: Channel) -> None:
         self._in_use.discard(channel)

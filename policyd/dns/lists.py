@@ -2,8 +2,8 @@
 
 Promises that nothing here raises and that every answer comes within `dns.timeout`; that the number of queries in
 flight is bounded for each list, so that a silent list does not hold up another one; and that a list whose self-test is
-wrong is neither asked nor believed. The meaning of answers and the standing of a list are left to
-`policyd.dns.list_answers` and `policyd.dns.list_standing`, the deadline of one request to its caller.
+wrong is neither asked nor believed. The meaning of answers and the health of a list are left to
+`policyd.dns.list_answers` and `policyd.dns.list_health`, the deadline of one request to its caller.
 
 A query that gets an answer costs no task: a callback reads it. Silence and malformed answers are asked again by a
 `Lookup`, in a task.
@@ -30,8 +30,8 @@ from policyd.core.throttle import Throttled
 from policyd.dns.answers import MAX_SECONDS, A, settled_answer
 from policyd.dns.channels import NameServers
 from policyd.dns.list_answers import is_suspect, read_list_answer
+from policyd.dns.list_health import Due, ListHealth, SelfTestResult, judge_self_test, self_test_questions
 from policyd.dns.list_names import Subject, question, subjects
-from policyd.dns.list_standing import Due, SelfTestResult, Standing, judge_self_test, self_test_questions
 from policyd.dns.lookup import ERROR_SECONDS, MIN_SECONDS, NONE_SECONDS, Answer, Lookup
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class ListState:
     def __init__(self, definition: DnsList, counters: ListCounters) -> None:
         self.definition = definition
         self.takes_addresses = definition.takes_addresses
-        self.standing = Standing(is_tested=bool(definition.self_test))
+        self.health = ListHealth(is_tested=bool(definition.self_test))
         self.counters = counters
         self.in_flight = 0  # questions
         self.generation = 0  # answers of an earlier one are not used
@@ -130,7 +130,7 @@ class DnsLists:
         self._is_closed = False
 
     def use(self, lists: Sequence[DnsList], dns: Dns, servers: NameServers) -> None:
-        """Puts definitions and settings in force. A list whose definition did not change keeps its standing and its
+        """Puts definitions and settings in force. A list whose definition did not change keeps its state and its
         answers."""
         old = self.states
         self.states = {}
@@ -183,7 +183,7 @@ class DnsLists:
                 kept = self._cache.get(addresses[0], kept) if addresses else kept
             if not addresses:
                 answers[name] = NEVER_ASKED
-            elif not state.standing.usable:
+            elif not state.health.usable:
                 answers[name] = _OUT_OF_USE
             elif (
                 (one := kept.get(name)) is not None
@@ -206,7 +206,7 @@ class DnsLists:
         state = self.states.get(name)
         if not asked_for:
             return NEVER_ASKED
-        if state is None or not state.standing.usable:
+        if state is None or not state.health.usable:
             return _OUT_OF_USE
         if len(asked_for) == 1:
             return self._kept(state, asked_for[0])
@@ -345,7 +345,7 @@ class DnsLists:
             answer = read_list_answer(state.definition, found)
             state.counters.seconds += now - query.began
             state.counters.answers[answer.status, answer.reason or ""] += 1
-            due = state.standing.answered(found, now, refused=is_suspect(state.definition, found))
+            due = state.health.answered(found, now, refused=is_suspect(state.definition, found))
             self._keep(state, subject, answer, now + _seconds_to_keep(answer, ttl))
             future.set_result(answer)
             if due:
@@ -381,24 +381,24 @@ class DnsLists:
         """Starts the self-tests that are due. To be called once a second; it returns at once."""
         now = monotonic()
         for state in self.states.values():
-            due = state.standing.due(now)
+            due = state.health.due(now)
             if due is Due.TEST:
                 self._run(self._test(state))
             elif due is Due.PROBE:
                 self._run(self._probe(state))
-            if (line := state.line.tell(now)) is not None and not state.standing.usable:
+            if (line := state.line.tell(now)) is not None and not state.health.usable:
                 self._say(state, line)
 
     async def _test(self, state: ListState) -> None:
         result = await self_test(state.definition, self._dns, self._random)
         now = monotonic()
-        if not state.standing.tested(result, now):
+        if not state.health.tested(result, now):
             return
         name = state.definition.name
         # Answers from before are not to be used when the list comes back.
         state.generation += 1
         self._servers.renew()
-        if state.standing.usable:
+        if state.health.usable:
             if state.said_out:
                 _log.info("DNS list %s: in use again: its self-test passed", name)
             state.said_out = False
@@ -416,7 +416,7 @@ class DnsLists:
         """Asks a silent list for its test entry; an answer starts a self-test at once."""
         first = self_test_questions(state.definition, self._random)[0]
         (answer,) = await _ask_all((first.name,), self._dns)
-        state.standing.probed(answer, monotonic())
+        state.health.probed(answer, monotonic())
         self.check()
 
     def _give_up(self, state: ListState) -> None:

@@ -93,7 +93,7 @@ class Lookup:
         if self._expired:
             answers = [Answer(Reason.TIMEOUT, None, began)] * len(names)
         else:
-            answers = await self._ask_over(await self._servers.eager(), names, kind)
+            answers = await self._ask_over(await self._servers.fast(), names, kind)
             await self.ask_again(names, kind, answers)
         for name, (found, ttl, at) in zip(names, answers, strict=True):
             if isinstance(found, Reason):
@@ -121,17 +121,17 @@ class Lookup:
         pause, alone = PAUSE_SECONDS, False
         while True:
             if silent := which(Reason.TIMEOUT):
-                await ask(silent, await self._servers.patient())
+                await ask(silent, await self._servers.slow())
                 if which(Reason.TIMEOUT):
                     await self._wait(asyncio.sleep(pause))
                     pause *= 2
             elif (malformed := which(Reason.MALFORMED)) and not alone:
                 alone = True
-                if await self._wait(self._servers.alone.acquire()):
+                if await self._wait(self._servers.isolated_slots.acquire()):
                     try:
-                        await ask(malformed, await self._servers.lone())
+                        await ask(malformed, await self._servers.isolated())
                     finally:
-                        self._servers.alone.release()
+                        self._servers.isolated_slots.release()
             else:
                 break
 

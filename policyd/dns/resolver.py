@@ -142,9 +142,9 @@ class Resolver:
 
     async def close(self) -> None:
         """Ends all lookups, which are answered as if their time were over, and frees what they used."""
-        for one in self._under_way.values():
-            one.lookup.expire()
-        await asyncio.gather(*(one.task for one in self._under_way.values()))
+        for pending in self._under_way.values():
+            pending.lookup.expire()
+        await asyncio.gather(*(pending.task for pending in self._under_way.values()))
         await self.servers.close()
 
     def _known(self, identity: Identity) -> asyncio.Future[Identity]:

@@ -15,7 +15,7 @@ from policyd.core.ruleset import Kind, Verb
 from policyd.exchange.access import postfix, sendmail
 from policyd.exchange.firewall import ipset, iptables, nftables
 from policyd.exchange.lists import csv_table, json_rules, plain, rspamd_map
-from policyd.exchange.model import Line, NoEqualError, Report, Row, Term, Verdict
+from policyd.exchange.model import Line, Report, Row, Term, UnsupportedError, Verdict
 from policyd.exchange.owned_networks import OwnedNetworks
 from policyd.exchange.postfix import cidr
 from policyd.exchange.values import looks_like_address, term
@@ -169,5 +169,5 @@ def _valid(condition: str, entries: Iterable[str], line: Line, report: Report) -
     for entry in entries:
         try:
             yield term(condition, entry).value
-        except NoEqualError as error:
+        except UnsupportedError as error:
             report.lose(line, f"no rule uses it, and its entries were taken for {condition}: {error}")

@@ -240,7 +240,7 @@ def _as_rules(name: str, found: list[tuple[str, Imported]], options: ImportOptio
     for path, imported in found:
         names = Names(options.name or _stem(path) or name, taken={rule.name for rule in made})
         made += rules(imported, names, options.verdict or FORMATS[name].verdict)
-    dns_lists = [one for _, imported in found for one in imported.dns_lists]
+    dns_lists = [dns_list for _, imported in found for dns_list in imported.dns_lists]
     text = rules_yaml(made, _heading(name, found, report), dns_lists)
     return Result(Shape.RULES, text, tuple(made), (), report)
 
@@ -259,7 +259,7 @@ def _as_list(name: str, found: list[tuple[str, Imported]], options: ImportOption
         raise ImportFailedError(f"{_name_of(found[0][0])}: there is no entry for {condition} in it", 1, report)
     text = list_file(
         entries,
-        f"{_heading(name, [one for one in found if one[0] == STANDARD_INPUT], report)}\nA list for {condition}.",
+        f"{_heading(name, [path for path in found if path[0] == STANDARD_INPUT], report)}\nA list for {condition}.",
     )
     return Result(Shape.LIST, text, (), tuple(entries), report)
 

@@ -129,7 +129,7 @@ class Imported:
     dns_lists: list[NewDnsList] = field(default_factory=list)
 
 
-class NoEqualError(Exception):
+class UnsupportedError(Exception):
     """A line that the other side cannot express. The message says why, and what to do instead.
 
     `exempts` marks a line that lets clients through: without it, blocks that are kept catch them.
@@ -140,7 +140,7 @@ class NoEqualError(Exception):
         self.exempts = exempts
 
 
-class SkippedError(NoEqualError):
+class SkippedError(UnsupportedError):
     """The system that the file was written for skips the line as well, or never matches it."""
 
 
@@ -152,13 +152,13 @@ class IncompleteError(Exception):
         self.line = line
 
 
-class TooLargeError(NoEqualError):
+class TooLargeError(UnsupportedError):
     """The line's expression is too large for RE2."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A line, or for an export a rule, that was not taken over. `exempts` is as in `NoEqualError`."""
+    """A line, or for an export a rule, that was not taken over. `exempts` is as in `UnsupportedError`."""
 
     line: Line
     reason: str
@@ -195,7 +195,7 @@ class Report:
         self._of_this_line: list[tuple[Line, str]] | None = None  # notes that fall away if the line is lost
 
     def lose(self, line: Line, reason: str, *, exempts: bool = False) -> None:
-        """Records a line that was not taken over; `exempts` is as in `NoEqualError`."""
+        """Records a line that was not taken over; `exempts` is as in `UnsupportedError`."""
         self.losses.append(Loss(line, reason, exempts))
 
     def note(self, line: Line, reason: str) -> None:
@@ -211,7 +211,7 @@ class Report:
 
     def take_each(self, lines: Iterable[Line], take: Callable[[Line], bool]) -> None:
         """Hands each line to `take`, which returns whether the line was taken over, and records those that it
-        refuses with `NoEqualError`. After many expressions that were too large for RE2 no further line is looked at."""
+        refuses with `UnsupportedError`. Stops after many expressions that were too large for RE2."""
         too_large = 0
         for line in lines:
             if too_large == MOST_TOO_LARGE:
@@ -221,7 +221,7 @@ class Report:
             self._of_this_line = of_this_line
             try:
                 self.taken += take(line)
-            except NoEqualError as error:
+            except UnsupportedError as error:
                 too_large += isinstance(error, TooLargeError)
                 self.lose(line, str(error), exempts=error.exempts)
                 of_this_line = []

@@ -23,12 +23,12 @@ _DEFERS = frozenset({Verb.DEFER, Verb.DEFER_IF_PERMIT})
 
 def only_networks(row: Row) -> bool:
     """Whether a row is about addresses alone."""
-    return all(one.condition == "cidr" for one in (*row.match, *row.exceptions))
+    return all(term.condition == "cidr" for term in (*row.match, *row.exceptions))
 
 
 def addresses_of(terms: Iterable[Term]) -> netaddr.IPSet:
     """The addresses of terms with the condition `cidr`."""
-    return netaddr.IPSet(one.value for one in terms)
+    return netaddr.IPSet(term.value for term in terms)
 
 
 def kept_out(rows: Iterable[Row]) -> netaddr.IPSet:
@@ -37,23 +37,23 @@ def kept_out(rows: Iterable[Row]) -> netaddr.IPSet:
     for blocks, group in groupby(rows, key=lambda row: row.verdict.verb is not Verb.DUNNO):
         # Most rows have no exceptions, and are taken together: sets are slow to build up one by one.
         parts = [_about(exceptions, alike) for exceptions, alike in groupby(group, key=lambda row: row.exceptions)]
-        found = parts[0] if len(parts) == 1 else netaddr.IPSet(one for part in parts for one in part.iter_cidrs())
+        found = parts[0] if len(parts) == 1 else netaddr.IPSet(cidr for part in parts for cidr in part.iter_cidrs())
         groups.append((blocks, found))
     match groups:
         case [(True, found)]:
             return found
         case _:
-            return netaddr.IPSet(one for version in (4, 6) for one in _kept_out(groups, version))
+            return netaddr.IPSet(cidr for version in (4, 6) for cidr in _kept_out(groups, version))
 
 
 def _kept_out(groups: list[tuple[bool, netaddr.IPSet]], version: int) -> Iterator[netaddr.IPRange]:
     """One way through the addresses, from each border of a network to the next: the first group there decides. To take
     the set of each group from that of the others takes a minute for 10,000 of them."""
     networks = sorted(
-        (one.first, one.last, number)
+        (cidr.first, cidr.last, number)
         for number, (_, found) in enumerate(groups)
-        for one in found.iter_cidrs()
-        if one.version == version
+        for cidr in found.iter_cidrs()
+        if cidr.version == version
     )
     borders = sorted({border for first, last, _ in networks for border in (first, last + 1)})
     around: list[tuple[int, int]] = []  # a heap: group and last address of the networks that have been entered
@@ -70,7 +70,7 @@ def _kept_out(groups: list[tuple[bool, netaddr.IPSet]], version: int) -> Iterato
 
 
 def _about(exceptions: tuple[Term, ...], rows: Iterable[Row]) -> netaddr.IPSet:
-    about = addresses_of(one for row in rows for one in row.match)
+    about = addresses_of(term for row in rows for term in row.match)
     return about - addresses_of(exceptions) if exceptions else about
 
 
@@ -106,7 +106,7 @@ def _why_not(row: Row) -> str:
 
 def texts(of: netaddr.IPSet, version: int | None = None) -> list[str]:
     """The networks of a set, the fewest, in order of addresses, of one version or, IPv4 first, of both."""
-    return [network_text(one) for one in of.iter_cidrs() if version is None or one.version == version]
+    return [network_text(cidr) for cidr in of.iter_cidrs() if version is None or cidr.version == version]
 
 
 def count(number: int) -> str:

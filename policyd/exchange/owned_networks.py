@@ -30,7 +30,7 @@ class OwnedNetworks:
                 if condition.name in self._wanted:
                     values = [value for value in condition.values if not value.startswith("$")]
                     lists = [loaded.lists[value[1:]] for value in condition.values if value.startswith("$")]
-                    values += [entry.text for one in lists for entry in one.entries()]
+                    values += [entry.text for definition in lists for entry in definition.entries()]
                     self._wanted[condition.name].update(map(_folded, values))
         self._networks: dict[str, dict[str, list[IPNetwork]]] = {}
 

@@ -361,9 +361,9 @@ class Questions:
         none of `excluded`."""
         if self._left < 0:
             return True
-        wanted = [_automaton(one) for one in (*needed, *language)]
+        wanted = [_automaton(text) for text in (*needed, *language)]
         # Less is excluded than an inexact automaton says: leaving it out errs on the side of "may match".
-        unwanted = [automaton for one in excluded if (automaton := _automaton(one)).exact]
+        unwanted = [automaton for text in excluded if (automaton := _automaton(text)).exact]
         return self._meet(wanted, unwanted)
 
     def implies(self, inner: str, outer: str) -> bool:
@@ -377,14 +377,14 @@ class Questions:
     def _meet(self, wanted: list[Automaton], unwanted: list[Automaton]) -> bool:
         """Whether a text is accepted by every wanted and by no unwanted automaton; true if that takes too long."""
         automata = (*wanted, *unwanted)
-        self._left -= 10 * sum(one.size for one in automata)  # built, and looked through as a whole
+        self._left -= 10 * sum(automaton.size for automaton in automata)  # built, and looked through as a whole
         representatives = _representatives(automata)
-        if not all(one.reachable(representatives) for one in wanted):
+        if not all(automaton.reachable(representatives) for automaton in wanted):
             return False
         count = len(wanted)
-        first = tuple(one.first() for one in automata)
+        first = tuple(automaton.first() for automaton in automata)
         seen = {first}
-        distances = [one.distances() for one in wanted]
+        distances = [automaton.distances() for automaton in wanted]
         waiting = [(0, 0, first, True)]  # a heap: what is nearest to acceptance comes first
         while waiting:
             _, _, states, at_start = heapq.heappop(waiting)
@@ -395,7 +395,7 @@ class Questions:
                 following = _following(automata, states, character, count)
                 if following is None or following in seen:
                     continue
-                if any(one.accept in of for one, of in zip(unwanted, following[count:], strict=True)):
+                if any(automaton.accept in of for automaton, of in zip(unwanted, following[count:], strict=True)):
                     continue  # what has been found stays found, whatever follows
                 seen.add(following)
                 far = sum(min(of[state] for state in at) for of, at in zip(distances, following, strict=False))
@@ -408,8 +408,8 @@ def _accepted(
 ) -> bool:
     """Whether a text may end here: the first `wanted` automata accept it, and none of the others does."""
     return all(
-        one.accepts(of, at_start=at_start) == (number < wanted)
-        for number, (one, of) in enumerate(zip(automata, states, strict=True))
+        automaton.accepts(of, at_start=at_start) == (number < wanted)
+        for number, (automaton, of) in enumerate(zip(automata, states, strict=True))
     )
 
 
@@ -418,8 +418,8 @@ def _following(
 ) -> tuple[frozenset[int], ...] | None:
     """The states after one more character, or None if one of the first `wanted` automata has none."""
     following: list[frozenset[int]] = []
-    for one, of in zip(automata, states, strict=True):
-        reached = one.step(of, character)
+    for automaton, of in zip(automata, states, strict=True):
+        reached = automaton.step(of, character)
         if not reached and len(following) < wanted:
             return None
         following.append(reached)
@@ -428,8 +428,8 @@ def _following(
 
 def _representatives(automata: tuple[Automaton, ...]) -> list[str]:
     """One character for each group of those that no automaton tells apart, of those that all automata know."""
-    groups = list(dict.fromkeys(group for one in automata for group in one.groups()))
-    known = (_ALPHABET | {_AROUND}).intersection(*(frozenset().union(*one.groups()) for one in automata))
+    groups = list(dict.fromkeys(group for automaton in automata for group in automaton.groups()))
+    known = (_ALPHABET | {_AROUND}).intersection(*(frozenset().union(*automaton.groups()) for automaton in automata))
     alike: dict[tuple[bool, ...], str] = {}
     for character in sorted(known):
         alike.setdefault(tuple([character in group for group in groups]), character)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from policyd.config.entries import ExpressionError, compile_expression
-from policyd.exchange.model import NoEqualError, TooLargeError
+from policyd.exchange.model import TooLargeError, UnsupportedError
 
 # In the order in which a reader of the message would look for them.
 _PERL_ONLY = (
@@ -34,11 +34,11 @@ _POSIX_CLASS = re.compile(r"\[([:.=])(.{0,20}?)\1\]")
 def from_perl(pattern: str, flags: str = "") -> str:
     """A Perl expression with Postfix's flags (pcre_table(5)), each of which turns its default over.
 
-    Raises `NoEqualError` with what RE2 lacks.
+    Raises `UnsupportedError` with what RE2 lacks.
     """
     for flag in flags:
         if flag not in "imsxAEUX":
-            raise NoEqualError(f"'{flag}' is not a flag of an expression")
+            raise UnsupportedError(f"'{flag}' is not a flag of an expression")
     expression = _translate_perl(pattern, extended="x" in flags)
     if "A" in flags:
         expression = f"^(?:{expression})"
@@ -48,24 +48,24 @@ def from_perl(pattern: str, flags: str = "") -> str:
 def from_posix(pattern: str, flags: str = "") -> str:
     """A POSIX extended expression with Postfix's flags (regexp_table(5)), each of which turns its default over.
 
-    Raises `NoEqualError` with what RE2 lacks.
+    Raises `UnsupportedError` with what RE2 lacks.
     """
     for flag in flags:
         if flag not in "imx":
-            raise NoEqualError(f"'{flag}' is not a flag of an expression")
+            raise UnsupportedError(f"'{flag}' is not a flag of an expression")
     if "x" in flags:
-        raise NoEqualError("a basic expression (flag x); write it as an extended one")
+        raise UnsupportedError("a basic expression (flag x); write it as an extended one")
     return _finished(_translate_posix(pattern), matches_case="i" in flags)
 
 
 def _finished(expression: str, *, matches_case: bool) -> str:
     if not expression.isprintable():
-        raise NoEqualError("it has bytes that are no text in UTF-8")
+        raise UnsupportedError("it has bytes that are no text in UTF-8")
     finished = f"(?-i:{expression})" if matches_case else expression
     try:
         compile_expression(finished)
     except ExpressionError as error:
-        kind = TooLargeError if error.is_too_large else NoEqualError
+        kind = TooLargeError if error.is_too_large else UnsupportedError
         raise kind(f"RE2 cannot express it: {error}") from None
     return finished
 
@@ -86,12 +86,12 @@ def _translate_perl(pattern: str, *, extended: bool) -> str:
         else:
             for construct, name in _PERL_ONLY:
                 if construct.match(pattern, place):
-                    raise NoEqualError(f"RE2 has no {name}")
+                    raise UnsupportedError(f"RE2 has no {name}")
             quantifier = _QUANTIFIER.match(pattern, place)
             if quantifier:
                 piece = quantifier[0]
                 if after_quantifier and piece == "+":
-                    raise NoEqualError("RE2 has no possessive quantifiers, such as `++`")
+                    raise UnsupportedError("RE2 has no possessive quantifiers, such as `++`")
                 parts.append(piece)
                 place = quantifier.end()
                 after_quantifier = True
@@ -105,14 +105,14 @@ def _translate_perl(pattern: str, *, extended: bool) -> str:
 
 def _perl_escape(pattern: str, place: int) -> tuple[str, int]:
     if place + 1 == len(pattern):
-        raise NoEqualError("it ends in a backslash")
+        raise UnsupportedError("it ends in a backslash")
     letter = pattern[place + 1]
     if letter in "123456789gk":
-        raise NoEqualError("RE2 has no back references, such as `\\1`")
+        raise UnsupportedError("RE2 has no back references, such as `\\1`")
     if letter in _PERL_ESCAPES:
         piece = _PERL_ESCAPES[letter]
         if piece is None:
-            raise NoEqualError(f"RE2 has no `\\{letter}`")
+            raise UnsupportedError(f"RE2 has no `\\{letter}`")
         return piece, place + 2
     if letter == "Q":
         end = pattern.find("\\E", place)
@@ -144,7 +144,7 @@ def _perl_class(pattern: str, start: int) -> tuple[str, int]:
         else:
             parts.append("\\[" if pattern[place] == "[" else pattern[place])
             place += 1
-    raise NoEqualError("a `[` without its `]`")
+    raise UnsupportedError("a `[` without its `]`")
 
 
 # The meaning of a backslash and a letter to the regcomp(3) of glibc, which Postfix uses on Linux.
@@ -160,7 +160,9 @@ def _translate_posix(pattern: str) -> str:
         quantifier = _QUANTIFIER.match(pattern, place)
         if quantifier:
             if after_quantifier:
-                raise NoEqualError("a quantifier after a quantifier, which means something else to RE2; use brackets")
+                raise UnsupportedError(
+                    "a quantifier after a quantifier, which means something else to RE2; use brackets"
+                )
             parts.append(quantifier[0])
             place = quantifier.end()
             after_quantifier = True
@@ -171,7 +173,7 @@ def _translate_posix(pattern: str) -> str:
         elif character == "[":
             piece, place = _posix_class(pattern, place)
         elif pattern.startswith("(?", place):
-            raise NoEqualError("POSIX has no `(?`; Postfix skips the line")
+            raise UnsupportedError("POSIX has no `(?`; Postfix skips the line")
         else:
             piece = character
             place += 1
@@ -182,11 +184,11 @@ def _translate_posix(pattern: str) -> str:
 def _posix_escape(pattern: str, place: int) -> tuple[str, int]:
     letter = pattern[place + 1 : place + 2]
     if not letter:
-        raise NoEqualError("it ends in a backslash")
+        raise UnsupportedError("it ends in a backslash")
     if letter in _GNU_ESCAPES:
         return _GNU_ESCAPES[letter], place + 2
     if letter in "123456789":
-        raise NoEqualError("RE2 has no back references, such as `\\1`")
+        raise UnsupportedError("RE2 has no back references, such as `\\1`")
     if letter.isalnum() or letter == "_":
         return letter, place + 2  # `\d` is the letter d
     return "\\" + letter, place + 2
@@ -206,11 +208,11 @@ def _posix_class(pattern: str, start: int) -> tuple[str, int]:
             return "".join((*parts, "]")), place + 1
         if named := _POSIX_CLASS.match(pattern, place):
             if named[1] != ":":
-                raise NoEqualError(f"RE2 has no `{named[0]}`")
+                raise UnsupportedError(f"RE2 has no `{named[0]}`")
             parts.append(named[0])
             place = named.end()
         else:
             character = pattern[place]
             parts.append("\\" + character if character in "\\[" else character)
             place += 1
-    raise NoEqualError("a `[` without its `]`")
+    raise UnsupportedError("a `[` without its `]`")

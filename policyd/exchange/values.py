@@ -1,6 +1,6 @@
 """Single values as other systems write them: networks, ranges, host names, mail addresses.
 
-Each is given as rules.yaml takes it, or refused by `NoEqualError` with what is wrong with it.
+Each is given as rules.yaml takes it, or refused by `UnsupportedError` with what is wrong with it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from policyd.config.conditions import CONDITIONS
 from policyd.config.entries import parse_entries
 from policyd.config.entry_messages import explain_entry
 from policyd.core.address import parse_address
-from policyd.exchange.model import NoEqualError, Term, shown
+from policyd.exchange.model import Term, UnsupportedError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -57,11 +57,11 @@ def network(text: str, mask: Callable[[], None] | None = None) -> netaddr.IPNetw
         return netaddr.IPNetwork((number, width), version=version)
     bits = _prefix_length(text, prefix) - (96 if version == 4 and ":" in base else 0)
     if not 0 <= bits <= width:
-        raise NoEqualError(f"{shown(text)} is not a network")
+        raise UnsupportedError(f"{shown(text)} is not a network")
     found = netaddr.IPNetwork((number, bits), version=version)
     if number & (1 << width - bits) - 1:
         if mask is None:
-            raise NoEqualError(f"the address has bits set beyond the prefix; the network is {found.cidr}")
+            raise UnsupportedError(f"the address has bits set beyond the prefix; the network is {found.cidr}")
         mask()
     return found.cidr
 
@@ -69,7 +69,7 @@ def network(text: str, mask: Callable[[], None] | None = None) -> netaddr.IPNetw
 def _parsed(text: str) -> Address:
     found = parse_address(text.encode("utf-8", "replace"))
     if found is None:
-        raise NoEqualError(f"{shown(text)} is not an address")
+        raise UnsupportedError(f"{shown(text)} is not an address")
     return found
 
 
@@ -78,7 +78,7 @@ def _prefix_length(text: str, prefix: str) -> int:
         return int(prefix)
     mask = netaddr.IPAddress(prefix) if _MASK.fullmatch(prefix) and netaddr.valid_ipv4(prefix) else None
     if mask is None or not mask.is_netmask():
-        raise NoEqualError(f"{shown(text)} is not a network")
+        raise UnsupportedError(f"{shown(text)} is not a network")
     return int(mask.netmask_bits())
 
 
@@ -89,9 +89,9 @@ def address_range(text: str, mask: Callable[[], None] | None = None) -> list[net
         return [network(text.strip(), mask)]
     start, end = address(first.strip()), address(last.strip())
     if start.version != end.version or start > end:
-        raise NoEqualError(f"{shown(text)} is not a range: it begins after its end")
+        raise UnsupportedError(f"{shown(text)} is not a range: it begins after its end")
     if (count := _count_of_networks(int(start), int(end) + 1)) > _MAX_NETWORKS:
-        raise NoEqualError(f"{shown(text)} is not a network, nor a few of them: it takes {count}")
+        raise UnsupportedError(f"{shown(text)} is not a network, nor a few of them: it takes {count}")
     return list(netaddr.iprange_to_cidrs(start, end))
 
 
@@ -110,17 +110,17 @@ def network_text(of: netaddr.IPNetwork) -> str:
 
 def fewest(networks: Iterable[netaddr.IPNetwork]) -> list[str]:
     """The same addresses in the fewest networks, in order of addresses, IPv4 first."""
-    return [network_text(one) for one in netaddr.cidr_merge(list(networks))]
+    return [network_text(cidr) for cidr in netaddr.cidr_merge(list(networks))]
 
 
 def term(condition: str, value: str) -> Term:
-    """A condition with a value that rules.yaml takes. Raises `NoEqualError` with the loader's own reason otherwise."""
+    """A condition with a value that rules.yaml takes. Otherwise raises `UnsupportedError` with the loader's reason."""
     form = CONDITIONS[condition].form
     if not value.isprintable():
-        raise NoEqualError(f"{shown(value)} has characters that are not text")
+        raise UnsupportedError(f"{shown(value)} has characters that are not text")
     _, bad = parse_entries(form, [value.encode("utf-8", "replace")])
     if bad:
-        raise NoEqualError(explain_entry(form, value.encode("utf-8", "replace")))
+        raise UnsupportedError(explain_entry(form, value.encode("utf-8", "replace")))
     return Term(condition, value)
 
 

@@ -59,7 +59,7 @@ class Side(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class KeptEntry:
     """An entry that is in a list: its end as it is written (empty for ever), and the comment with who and why."""
 
     what: str
@@ -94,21 +94,21 @@ class Keeper:
         """Takes an entry out of its list. Returns it. Raises RefusedError if it is not there, and OSError."""
         kind, entry = self._read(what)
         definition = self._list(kind)
-        if entry not in {one.what for one in self._entries(definition)}:
+        if entry not in {kept.what for kept in self._entries(definition)}:
             raise RefusedError(f"{entry} is not in list '{definition.name}'")
         self._change(definition, entry, None)
         return entry
 
-    def standing(self) -> list[Standing]:
+    def entries(self) -> list[KeptEntry]:
         """The entries of both lists that have not ended."""
-        return [one for kind in ("networks", "hosts") for one in self._entries(self._list(kind))]
+        return [entry for kind in ("networks", "hosts") for entry in self._entries(self._list(kind))]
 
     def of_decision(self, decision: LoggedDecision) -> str:
         """Returns the entry to allow that lets the client of a decision through. Raises RefusedError."""
         rule_name = decision.rule_name.decode("utf-8", "replace")
         if decision.decided == Verb.DUNNO.value.encode():
             raise RefusedError("that decision let the client through")
-        rule = next((one.rule for one in self._file.rules if one.rule.name == rule_name), None)
+        rule = next((rule.rule for rule in self._file.rules if rule.rule.name == rule_name), None)
         address = decision.client_address.decode("ascii", "replace")
         if rule is None:
             return decision.hostname.decode("ascii", "replace") or address
@@ -144,9 +144,9 @@ class Keeper:
         return "hosts", what.strip().rstrip(".").lower()
 
     def _check(self, kind: str, entry: str) -> None:
-        names = {one.text for each in self._file.lists.values() if each.source for one in each.source.never}
+        names = {named.text for each in self._file.lists.values() if each.source for named in each.source.never}
         texts = {
-            name: [one.text for one in self._file.lists[name].entries()]
+            name: [kept.text for kept in self._file.lists[name].entries()]
             for name in (*_KEPT_OUT, *sorted(names))
             if name in self._file.lists
         }
@@ -154,10 +154,10 @@ class Keeper:
             check_names([entry], [(name, text) for name, found in texts.items() for text in found])
             return
         protected = Protected((f"list '{name}'", networks_of(found)) for name, found in texts.items())
-        for one, prefix in ranges(networks_of([entry])):
-            if prefix < MIN_PREFIX[one[0]]:
-                raise RefusedError(f"{entry} is larger than a /{MIN_PREFIX[one[0]]}; such a network takes a rule")
-            if meets := protected.meets(one):
+        for start, prefix in ranges(networks_of([entry])):
+            if prefix < MIN_PREFIX[start[0]]:
+                raise RefusedError(f"{entry} is larger than a /{MIN_PREFIX[start[0]]}; such a network takes a rule")
+            if meets := protected.meets(start):
                 raise RefusedError(f"{entry} covers or lies in {meets}")
 
     # --- The files --------------------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ class Keeper:
             )
         return definition
 
-    def _entries(self, definition: ListDefinition) -> Iterator[Standing]:
+    def _entries(self, definition: ListDefinition) -> Iterator[KeptEntry]:
         content = _content(Path(definition.file_path))
         now = time.time()
         for line in content.splitlines():
@@ -182,7 +182,7 @@ class Keeper:
                 text = line.decode("utf-8", "replace")
                 _, _, comment = text.partition(" #")
                 _, _, end = text.partition(" #")[0].partition("expires=")
-                yield Standing(entry.text, end.strip(), comment.strip())
+                yield KeptEntry(entry.text, end.strip(), comment.strip())
 
     def _change(self, definition: ListDefinition, entry: str, line: str | None) -> None:
         """Replaces an entry's lines by a new line, if the ruleset loads with that. Raises RefusedError, OSError."""
@@ -192,7 +192,7 @@ class Keeper:
             kept = [
                 each
                 for each in _content(target).splitlines(keepends=True)
-                if entry not in {one.text for one in ListFile("", each).entries()}
+                if entry not in {kept.text for kept in ListFile("", each).entries()}
             ]
             if kept and not kept[-1].endswith(b"\n"):
                 kept[-1] += b"\n"

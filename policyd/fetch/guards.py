@@ -63,7 +63,7 @@ class Protected:
 
     def __init__(self, named: Iterable[tuple[str, Networks]]) -> None:
         self._ranges: list[tuple[Range, str, int]] = sorted(
-            (one, name, prefix) for name, networks in named for one, prefix in ranges(networks)
+            (start, name, prefix) for name, networks in named for start, prefix in ranges(networks)
         )
         # The last address of all ranges so far: ranges may lie in each other.
         self._last: list[tuple[int, int, int]] = []
@@ -96,13 +96,13 @@ _RESERVED = Protected([("the reserved networks", networks_of(RESERVED))])
 
 def check_networks(networks: Networks, protected: Protected, *, allow_reserved: bool) -> None:
     """Refuses networks that are too large, reserved (unless allowed) or protected. Raises RefusedError."""
-    for one, prefix in ranges(networks):
-        version, first, _ = one
+    for start, prefix in ranges(networks):
+        version, first, _ = start
         if prefix < MIN_PREFIX[version]:
             raise RefusedError(f"{shown(version, first, prefix)} is larger than a /{MIN_PREFIX[version]}")
-        if not allow_reserved and (reserved := _RESERVED.meets(one)):
+        if not allow_reserved and (reserved := _RESERVED.meets(start)):
             raise RefusedError(f"{shown(version, first, prefix)} covers or lies in {reserved} (allow_reserved)")
-        if meets := protected.meets(one):
+        if meets := protected.meets(start):
             raise RefusedError(f"{shown(version, first, prefix)} covers or lies in {meets} (never)")
 
 

@@ -75,8 +75,8 @@ def toggles_of(networks: Iterable[Networks], repeated: Repetitions) -> Toggles:
     """The toggles of the union of these networks; counts those that occur more than once."""
     found = Toggles(array("I"), [])
     collections = [*networks]
-    _toggle(sorted(chain.from_iterable(one.v4 for one in collections)), 4, found.v4, repeated)
-    _toggle(sorted(chain.from_iterable(one.v6 for one in collections)), 6, found.v6, repeated)
+    _toggle(sorted(chain.from_iterable(collection.v4 for collection in collections)), 4, found.v4, repeated)
+    _toggle(sorted(chain.from_iterable(collection.v6 for collection in collections)), 6, found.v6, repeated)
     return found
 
 
@@ -106,10 +106,10 @@ def _toggle(keys: list[int], version: int, toggles: array[int] | list[int], repe
 def build_ranges(toggles: Sequence[Toggles], masks: Masks) -> list[Buffer]:
     """The parts of a RangeTable in which the group at place n has the bit 1 << n."""
     starts4, numbers4 = array("I"), array("I")
-    _sweep([one.v4 for one in toggles], masks, starts4, numbers4)
+    _sweep([toggle.v4 for toggle in toggles], masks, starts4, numbers4)
     starts6: list[int] = []
     numbers6 = array("I")
-    _sweep([one.v6 for one in toggles], masks, starts6, numbers6)
+    _sweep([toggle.v6 for toggle in toggles], masks, starts6, numbers6)
     return [count_before_blocks(starts4), starts4, numbers4, *halves(starts6), numbers6]
 
 
@@ -152,7 +152,7 @@ def _limits(toggles: Sequence[Sequence[int]]) -> list[int]:
     step = sum(map(len, toggles)) // (64 * _PARTS)
     if not step:
         return []
-    samples = sorted(chain.from_iterable(one[::step] for one in toggles))
+    samples = sorted(chain.from_iterable(toggle[::step] for toggle in toggles))
     return samples[:: max(len(samples) // _PARTS, 1)]
 
 

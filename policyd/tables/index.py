@@ -361,7 +361,10 @@ def _range_tables(
 ) -> Iterator[tuple[RangeTable, HitsByNumber]]:
     for table, masks, places in make_tables(subject, sources):
         assert isinstance(table, RangeTable)
-        yield table, hits_by_number(masks, [_NO_CONDITIONS if one is None else one.users for one in places], rule_of)
+        yield (
+            table,
+            hits_by_number(masks, [_NO_CONDITIONS if place is None else place.users for place in places], rule_of),
+        )
 
 
 def _name_tables(
@@ -372,9 +375,11 @@ def _name_tables(
         assert isinstance(table, NameTable)
         exact: list[frozenset[int]] = []
         under: list[frozenset[int]] = []
-        for one in places:
-            users = _NO_CONDITIONS if one is None else one.users
+        for place in places:
+            users = _NO_CONDITIONS if place is None else place.users
             exact += users, _NO_CONDITIONS
-            under += (users, users) if one is not None and one.kind is Kind.DOMAIN else (_NO_CONDITIONS, _NO_CONDITIONS)
+            under += (
+                (users, users) if place is not None and place.kind is Kind.DOMAIN else (_NO_CONDITIONS, _NO_CONDITIONS)
+            )
         of_exact = hits_by_number(masks, exact, rule_of)
         yield table, of_exact, hits_by_number(masks, under, rule_of)

@@ -120,12 +120,12 @@ class TableStore:
 
     def lengths(self) -> Mapping[Hashable, int]:
         """How many entries each list in a kept table has. A list that is among these need not be parsed."""
-        return {one.key: one.length for file in self.kept for one in file.record.lists}
+        return {kept_list.key: kept_list.length for file in self.kept for kept_list in file.record.lists}
 
     def reused(self) -> tuple[str, ...]:
         """Describes the kept tables that were used again, in a line; empty if none was."""
-        before = {one.key for file in self.kept for one in file.record.lists}
-        lists = {one.key for file in self.used for one in file.record.lists}
+        before = {kept_list.key for file in self.kept for kept_list in file.record.lists}
+        lists = {kept_list.key for file in self.used for kept_list in file.record.lists}
         again = len(lists & before)
         if not again:
             return ()
@@ -141,15 +141,15 @@ class TableStore:
         if file is None:
             return build_list_table(subject, sources)  # not worth keeping
         self.used.append(file)
-        return ListTable(file.table, [*file.record.masks], tuple(one.key for one in file.record.lists))
+        return ListTable(file.table, [*file.record.masks], tuple(kept_list.key for kept_list in file.record.lists))
 
     def _keep_or_patch(self, old: TableFile, sources: Sequence[Source]) -> TableFile | None:
         record = old.record
         wanted = {_entries(source).key: source for source in sources}
-        known = {one.key for one in record.lists}
-        unused = [place for place, one in enumerate(record.lists) if one.key not in wanted]
+        known = {kept_list.key for kept_list in record.lists}
+        unused = [place for place, kept_list in enumerate(record.lists) if kept_list.key not in wanted]
         missing = [source for key, source in wanted.items() if key not in known]
-        total = sum(one.length for one in record.lists)
+        total = sum(kept_list.length for kept_list in record.lists)
         if not missing:
             return old if _MAX_SHARE * sum(record.lists[place].length for place in unused) <= total else None
         changes: dict[int, Source] = {}
@@ -197,7 +197,7 @@ def _build(family: Family, sources: Sequence[Source]) -> TableFile | None:
     pieces = [[part] for part in parts]
     del parts  # so that each is freed once it has been written
     descriptor, layout = write_parts(pieces)
-    lists = (KeptList(one.key, one.path, len(one)) for one in map(_entries, sources))
+    lists = (KeptList(entries.key, entries.path, len(entries)) for entries in map(_entries, sources))
     return TableFile(descriptor, Record(family, layout, tuple(lists), tuple(masks)))
 
 

@@ -57,9 +57,9 @@ def patch_ranges(
     """
     top, starts4, numbers4, high, low, numbers6 = table.parts
     new = {place: _toggles(changed) for place, changed in changes.items()}
-    patched4, differences4 = _patch(starts4, numbers4, masks, {place: one.v4 for place, one in new.items()})
+    patched4, differences4 = _patch(starts4, numbers4, masks, {place: toggles.v4 for place, toggles in new.items()})
     starts6 = [upper << _HALF | lower for upper, lower in zip(high, low, strict=True)]
-    patched6, differences6 = _patch(starts6, numbers6, masks, {place: one.v6 for place, one in new.items()})
+    patched6, differences6 = _patch(starts6, numbers6, masks, {place: toggles.v6 for place, toggles in new.items()})
     parts: list[Buffer] = [top, starts4, numbers4, high, low, numbers6]
     if patched4 is not None:
         starts, numbers = patched4

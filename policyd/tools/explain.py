@@ -149,12 +149,12 @@ def explain(
             (
                 looked,
                 tuple(
-                    _reason(one, outcome, loaded, request, facts, exempting=lets_through)
-                    for one, (_, outcome) in zip(written.match, looked.match, strict=True)
+                    _reason(condition, outcome, loaded, request, facts, exempting=lets_through)
+                    for condition, (_, outcome) in zip(written.match, looked.match, strict=True)
                 ),
                 tuple(
-                    _reason(one, outcome, loaded, request, facts, exempting=not lets_through)
-                    for one, (_, outcome) in zip(written.exceptions, looked.exceptions, strict=True)
+                    _reason(condition, outcome, loaded, request, facts, exempting=not lets_through)
+                    for condition, (_, outcome) in zip(written.exceptions, looked.exceptions, strict=True)
                 ),
             )
         )
@@ -225,8 +225,8 @@ def _entry(written: WrittenCondition, outcome: Outcome, path: str, request: Requ
     if outcome is not Outcome.YES:
         return None
     entries = [Entry(value.text, path, value.line, value.column) for value in written.values]
-    for _, one in written.lists:
-        entries += one.entries()
+    for _, definition in written.lists:
+        entries += definition.entries()
     while len(entries) > 1:
         half = len(entries) // 2
         holds = _hold(written, entries[:half], request, facts)

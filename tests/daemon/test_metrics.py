@@ -140,7 +140,7 @@ async def test_a_page_with_many_rules_is_made_in_slices_and_is_one_page() -> Non
     )
     running = SimpleNamespace(
         server=server,
-        delivery=SimpleNamespace(files=(), seconds=0.0, databases=()),
+        loaded=SimpleNamespace(files=(), seconds=0.0, databases=()),
         loaded_at=0.0,
         lines_lost=lambda: {"decision": 0},
     )

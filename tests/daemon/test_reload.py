@@ -20,7 +20,17 @@ from policyd.core.engine import Decision, decide
 from policyd.core.facts import Facts
 from policyd.core.identity import Identity, Status
 from policyd.core.protocol import Request
-from policyd.daemon.reload import SLICE, Holding, Loader, LoadError, _collect, _pack, _read_directory, _slices, _unpack
+from policyd.daemon.reload import (
+    SLICE,
+    Loader,
+    LoadError,
+    MappedRuleset,
+    _collect,
+    _pack,
+    _read_directory,
+    _slices,
+    _unpack,
+)
 from tests.core.build import build
 from tests.daemon.turns import Turns
 
@@ -98,14 +108,14 @@ async def test_a_ruleset_is_given_up_slice_by_slice() -> None:
     del arrived
     expected = len(slices)
     with Turns() as turns:
-        await Holding(slices, memory).release()
+        await MappedRuleset(slices, memory).release()
     assert turns.count >= expected > 10
     assert not mappings()
 
 
 async def test_a_ruleset_that_a_request_still_has_stays_until_that_ends() -> None:
     memory, [*slices, arrived] = travel(build(RULES))
-    await Holding(slices, memory).release()
+    await MappedRuleset(slices, memory).release()
     del memory
     request = Request.of({"client_address": b"10.7.1.1", "protocol_state": b"RCPT"})
     decision = decide(arrived, request, Facts(Identity(Status.VERIFIED, (b"x.d7.example",))), TODAY)

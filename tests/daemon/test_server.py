@@ -73,7 +73,7 @@ class Served:
             Memory(ProcessMemory(1000), None, lambda _: None),
             self.decision_log,
             counters=self.counters,
-            most_connections=100,
+            max_connections=100,
         )
         listening = socket.create_server(("127.0.0.1", 0))
         self.port = listening.getsockname()[1]

@@ -140,8 +140,8 @@ async def test_a_list_of_names_is_asked_for_names(server: str) -> None:
     async with use(dns_list("names", ask=Ask.HOSTNAME, codes="127.0.1.2", self_test="test"), server=server) as lists:
         assert meaning(await ask(lists, "names", b"mx.bad.example", b"good.example")) == "127.0.1.2"
         assert meaning(await ask(lists, "names", b"other.example", b"good.example")) == "-"
-        await soon(lambda: lists.states["names"].standing.tested_at is not None, lists)
-        assert lists.states["names"].standing.usable
+        await soon(lambda: lists.states["names"].health.tested_at is not None, lists)
+        assert lists.states["names"].health.usable
 
 
 @pytest.mark.parametrize(
@@ -162,9 +162,9 @@ async def test_a_list_of_names_is_asked_for_names(server: str) -> None:
 async def test_a_self_test_of_a_zone_of_rbldnsd(server: str, definition: DnsList, why: str) -> None:
     async with use(definition, server=server) as lists:
         state = lists.states[definition.name]
-        await soon(lambda: state.standing.tested_at is not None or not definition.self_test, lists)
-        assert state.standing.usable is (not why)
-        assert why in state.standing.why
+        await soon(lambda: state.health.tested_at is not None or not definition.self_test, lists)
+        assert state.health.usable is (not why)
+        assert why in state.health.why
         if why:
             assert meaning(await ask(lists, definition.name)) == "out_of_use"
 
@@ -176,7 +176,7 @@ async def test_a_zone_that_lists_everybody_fails_although_its_test_entries_are_r
     script["1.0.0.127.zen.test"] = Reply(rcode=NXDOMAIN)
     with ScriptedServer(script, otherwise=wildcard) as scripted:
         async with use(dns_list(), server=scripted.address) as lists:
-            standing = lists.states["zen"].standing
+            standing = lists.states["zen"].health
             await soon(lambda: not standing.usable, lists)
             assert "it lists everything" in standing.why
 
@@ -298,7 +298,7 @@ async def test_a_refusal_during_mail_starts_a_self_test_that_takes_the_list_out_
     script = {**GOOD, NAME: Reply(["@ 600 A 127.0.0.2"])}
     with ScriptedServer(dict(script)) as scripted:
         async with use(dns_list(), server=scripted.address) as lists:
-            standing = lists.states["zen"].standing
+            standing = lists.states["zen"].health
             await soon(lambda: standing.tested_at is not None, lists)
             assert meaning(await ask(lists)) == "127.0.0.2"
             scripted.otherwise = Reply(["@ 60 A 127.255.255.254"])
@@ -323,7 +323,7 @@ async def test_a_refusal_during_mail_starts_a_self_test_that_takes_the_list_out_
 async def test_a_silent_list_is_out_of_use_after_ten_questions_and_back_at_its_first_answer(clock: Clock) -> None:
     with ScriptedServer(dict(GOOD)) as scripted:
         async with use(dns_list(), server=scripted.address, timeout=DEADLINE) as lists:
-            standing = lists.states["zen"].standing
+            standing = lists.states["zen"].health
             await soon(lambda: standing.tested_at is not None, lists)
             scripted.script.clear()
             scripted.otherwise = Reply(silent=True)
@@ -343,7 +343,7 @@ async def test_a_silent_list_is_out_of_use_after_ten_questions_and_back_at_its_f
 async def test_a_resolver_that_is_not_up_yet_leaves_the_list_in_use() -> None:
     port = free_port()
     async with use(dns_list(), server=f"127.0.0.1:{port}", timeout=DEADLINE) as lists:
-        standing = lists.states["zen"].standing
+        standing = lists.states["zen"].health
         await soon(lambda: standing.tested_at is not None, lists)
         assert standing.usable
         with ScriptedServer({**GOOD, NAME: Reply(["@ 60 A 127.0.0.2"])}, port=port):
@@ -354,14 +354,14 @@ async def test_a_reload_keeps_the_standing_and_the_answers_of_a_list_that_did_no
     with ScriptedServer({NAME: Reply(["@ 60 A 127.0.0.2"])}) as scripted:
         kept, changed = dns_list("zen"), dns_list("other", self_test="")
         async with use(kept, changed, server=scripted.address) as lists:
-            await soon(lambda: not lists.states["zen"].standing.usable, lists)  # it has no test entry
+            await soon(lambda: not lists.states["zen"].health.usable, lists)  # it has no test entry
             await ask(lists, "other", CLIENT)
             dns, servers = lists._dns, lists._servers
             lists.use([kept, dns_list("other", self_test="", codes="127.0.0.9")], dns, servers)
-            assert not lists.states["zen"].standing.usable
+            assert not lists.states["zen"].health.usable
             assert lists.known("other", [subject_of(CLIENT)]) is None
             lists.use([dns_list("zen", self_test="")], dns, servers)
-            assert lists.states["zen"].standing.usable
+            assert lists.states["zen"].health.usable
             assert set(lists.states) == {"zen"}
 
 

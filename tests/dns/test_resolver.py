@@ -88,7 +88,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is asked a second time because the machine had other work: for tests that count questions."""
-    monkeypatch.setattr(channels, "EAGER_SECONDS", PATIENCE)
+    monkeypatch.setattr(channels, "FAST_SECONDS", PATIENCE)
 
 
 # --- A real unbound ---------------------------------------------------------------------------------------------------
@@ -360,7 +360,7 @@ async def test_a_server_that_sends_nothing_but_broken_messages_costs_no_more_tha
             await asyncio.sleep(0.005)
         assert {said(one) for one in await asking} == {error(Reason.MALFORMED)}
         await resolver.close()
-    assert descriptors < before + channels.LONE_CHANNELS + 5
+    assert descriptors < before + channels.ISOLATED_CHANNELS + 5
 
 
 @pytest.mark.slow
@@ -373,7 +373,7 @@ async def test_an_answer_that_came_while_the_event_loop_was_busy_counts() -> Non
         waiting = resolver.look_up(parse_address(CLIENT))
         while len(server.asked) == asked:
             await asyncio.sleep(0)
-        time.sleep(3 * channels.EAGER_SECONDS)  # the loop is busy
+        time.sleep(3 * channels.FAST_SECONDS)  # the loop is busy
         assert said(await waiting) == Identity(VERIFIED, (b"mail.example",))
         assert len(server.asked) == asked + 2  # PTR and A, once each
         await resolver.close()
@@ -527,14 +527,14 @@ async def test_beyond_so_many_lookups_a_client_is_an_error_at_once_which_is_not_
 @pytest.mark.parametrize("delay", [0.01, 0.6])
 @pytest.mark.slow
 async def test_channels_are_replaced_and_nothing_is_lost_over_it(monkeypatch: pytest.MonkeyPatch, delay: float) -> None:
-    """Both the eager ones and, where the server is slow, the patient ones."""
+    """Both the fast ones and, where the server is slow, the slow ones."""
     monkeypatch.setattr(channels, "CHANNEL_QUERIES", 7)
     with ScriptedServer({}, otherwise=Reply(rcode=NXDOMAIN, delay=delay)) as server:
         resolver = Resolver(dns(server.address))
         found = await asyncio.gather(*(resolver.look_up(parse_address(b"10.0.0.%d" % number)) for number in range(100)))
         await resolver.close()
     assert {said(one) for one in found} == {Identity(MISSING)}
-    assert len(server.asked) >= (100 if delay < channels.EAGER_SECONDS else 200)
+    assert len(server.asked) >= (100 if delay < channels.FAST_SECONDS else 200)
 
 
 LARGE = Reply([f"@ 300 PTR {name}" for name in MANY_NAMES])
@@ -553,7 +553,7 @@ async def test_waiting_for_an_answer_over_tcp_takes_no_processor_time() -> None:
 
 @pytest.mark.slow
 async def test_large_answers_take_no_more_than_a_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channels, "REST", 1e6)
+    monkeypatch.setattr(channels, "THROTTLED_TIMES", 1e6)
     with ScriptedServer({reverse(f"203.0.113.{number}"): LARGE for number in range(6)}) as server:
         resolver = Resolver(dns(server.address, timeout=DEADLINE))
         found = await asyncio.gather(
@@ -566,7 +566,7 @@ async def test_large_answers_take_no_more_than_a_share_of_the_time(monkeypatch: 
 
 
 async def test_usual_answers_over_tcp_take_their_time_without_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channels, "REST", 1e6)
+    monkeypatch.setattr(channels, "THROTTLED_TIMES", 1e6)
     with ScriptedServer({}, otherwise=Reply(ONE_PTR, truncated=True)) as server:
         resolver = Resolver(dns(server.address))
         found = await asyncio.gather(
@@ -578,7 +578,7 @@ async def test_usual_answers_over_tcp_take_their_time_without_a_rest(monkeypatch
 
 @pytest.mark.slow
 async def test_after_a_rest_more_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channels, "REST", 2.0)
+    monkeypatch.setattr(channels, "THROTTLED_TIMES", 2.0)
     with ScriptedServer({reverse(f"203.0.113.{number}"): LARGE for number in range(4)}) as server:
         resolver = Resolver(dns(server.address))
         found = await asyncio.gather(

@@ -52,8 +52,8 @@ class Coverage:
         self._of_text = lru_cache(_KEPT_ANSWERS)(self._find_text)
         seen = set()
         for rule in rules:
-            for one in (*rule.match, *rule.exceptions):
-                condition = one.condition
+            for used in (*rule.match, *rule.exceptions):
+                condition = used.condition
                 if condition.kind is Kind.LISTED:
                     continue  # what a DNS list says is not known
                 place = index.lookup_of[condition.number]
@@ -61,7 +61,7 @@ class Coverage:
                     seen.add(place)
                     self._lookups[condition.subject].append(index.lookups[place])
                 if condition.kind is Kind.EXPRESSION:
-                    for expression in chain.from_iterable(map(_strings, one.collections)):
+                    for expression in chain.from_iterable(map(_strings, used.collections)):
                         self._by_expression[condition.subject, expression].add(condition.number)
 
     def of_entries(self, one: WrittenCondition) -> Iterator[frozenset[int]]:
@@ -82,7 +82,7 @@ class Coverage:
         return all(one.condition.number in hits.conditions for hits in _of_network(lookup, version, 0, last))
 
     def _address_lookup(self) -> AddressLookup:
-        return next(one for one in self._lookups["client_address"] if isinstance(one, AddressLookup))
+        return next(lookup for lookup in self._lookups["client_address"] if isinstance(lookup, AddressLookup))
 
     def _of_networks(self, networks: Networks) -> Iterator[frozenset[int]]:
         lookup = self._address_lookup()
@@ -96,8 +96,8 @@ class Coverage:
         if isinstance(entry, str):
             if kind is Kind.EXPRESSION:
                 return frozenset(self._by_expression[subject, entry])
-            statuses = (one for one in self._lookups[subject] if isinstance(one, StatusLookup))
-            return frozenset().union(*(one.hits[Status(entry)].conditions for one in statuses))
+            statuses = (lookup for lookup in self._lookups[subject] if isinstance(lookup, StatusLookup))
+            return frozenset().union(*(lookup.hits[Status(entry)].conditions for lookup in statuses))
         found: frozenset[int] = frozenset()
         for lookup in self._lookups[subject]:
             if kind is Kind.GENERIC or isinstance(lookup, GenericLookup):

@@ -37,8 +37,8 @@ def why_impossible(verb: Verb | None, match: list[WrittenCondition]) -> tuple[Wr
 
 def _identity(verb: Verb | None, match: list[WrittenCondition]) -> tuple[WrittenCondition, str] | None:
     """Finds a condition on the host name beside a status under which there is not a host name."""
-    named = next((one for one in match if one.condition.subject == Subject.HOSTNAME), None)
-    status = next((one for one in match if one.condition.subject == Subject.REVERSE_DNS), None)
+    named = next((condition for condition in match if condition.condition.subject == Subject.HOSTNAME), None)
+    status = next((condition for condition in match if condition.condition.subject == Subject.REVERSE_DNS), None)
     if named is None or status is None:
         return None
     wanted = _entries(status)
@@ -54,18 +54,18 @@ def _identity(verb: Verb | None, match: list[WrittenCondition]) -> tuple[Written
 
 def _states(match: list[WrittenCondition]) -> tuple[WrittenCondition, str] | None:
     """Finds a condition on the sender or recipient beside states that have none."""
-    state = next((one for one in match if one.condition.name == "protocol_state"), None)
+    state = next((condition for condition in match if condition.condition.name == "protocol_state"), None)
     if state is None:
         return None
     states = {entry.upper().decode("utf-8", "replace") for entry in _entries(state) if isinstance(entry, bytes)}
     if not states or not states <= set(PROTOCOL_STATES):
         return None  # a word that is not a state is reported elsewhere
-    for one in match:
-        subject = one.condition.subject
+    for condition in match:
+        subject = condition.condition.subject
         if subject == "sender" and not any(name.encode() in SENDER_STATES for name in states):
-            return state, f"{one.condition.name} says something only in MAIL, RCPT, DATA and END-OF-MESSAGE"
+            return state, f"{condition.condition.name} says something only in MAIL, RCPT, DATA and END-OF-MESSAGE"
         if subject == "recipient" and states <= STATES_WITHOUT_RECIPIENT:
-            return state, f"there is no recipient yet for {one.condition.name} to see"
+            return state, f"there is no recipient yet for {condition.condition.name} to see"
     return None
 
 
@@ -75,15 +75,15 @@ def _same_subject(match: list[WrittenCondition]) -> tuple[WrittenCondition, str]
         subject = exact.condition.subject
         if subject == Subject.HOSTNAME or exact.condition.kind not in {Kind.NAME, Kind.VALUE}:
             continue  # a client may have several names, each of which satisfies another condition
-        others = [one for one in match if one is not exact and one.condition.subject == subject]
-        if not others or any(isinstance(one, LongList) for one in exact.collections):
+        others = [condition for condition in match if condition is not exact and condition.condition.subject == subject]
+        if not others or any(isinstance(condition, LongList) for condition in exact.collections):
             continue
         values = _entries(exact)
         if not values or len(values) > MAX_TRIED:
             continue
-        accepts = [_acceptor(exact.condition.kind, one, values) for one in others]
+        accepts = [_acceptor(exact.condition.kind, other, values) for other in others]
         if not any(_may_accept(value, accepts) for value in values):
-            names = " and ".join(one.condition.name for one in others)
+            names = " and ".join(other.condition.name for other in others)
             shown = next(iter(exact.condition.values))
             return exact, f"no {exact.condition.name} such as {quoted(shown)} satisfies {names}"
     return None
@@ -96,7 +96,7 @@ def _may_accept(value: bytes | str, accepts: list[Accepts]) -> bool:
     # Outside ASCII, and for A-labels, a request may carry the name in another form than the one compared here.
     if not isinstance(value, bytes) or not value.isascii() or b"xn--" in value:
         return True
-    return all(one(value) for one in accepts)
+    return all(accept(value) for accept in accepts)
 
 
 def _acceptor(kind: Kind, other: WrittenCondition, values: set[bytes | str]) -> Accepts:
@@ -120,12 +120,12 @@ def _acceptor(kind: Kind, other: WrittenCondition, values: set[bytes | str]) -> 
 
 def _expression_acceptor(kind: Kind, other: WrittenCondition) -> Accepts:
     options = expression_options()
-    expressions = [re2.compile(one, options) for one in _entries(other)]
+    expressions = [re2.compile(entry, options) for entry in _entries(other)]
 
     def accepts(value: bytes) -> bool:
         # A name is compared without its trailing dot, but an expression sees it.
         values = [value, value + b"."] if kind is Kind.NAME else [b"" if value == b"<>" else value]
-        texts = [decode_for_expressions(one).decode() for one in values]
+        texts = [decode_for_expressions(form).decode() for form in values]
         return any(expression.search(text) is not None for expression in expressions for text in texts)
 
     return accepts
@@ -133,7 +133,9 @@ def _expression_acceptor(kind: Kind, other: WrittenCondition) -> Accepts:
 
 def _network_acceptor(other: WrittenCondition, values: set[bytes | str]) -> Accepts:
     addresses = (parse_address(value) for value in values if isinstance(value, bytes))
-    known = _entries_among({network for one in addresses if one is not None for network in _networks_of(*one)}, other)
+    known = _entries_among(
+        {network for address in addresses if address is not None for network in _networks_of(*address)}, other
+    )
 
     def accepts(value: bytes) -> bool:
         address = parse_address(value)

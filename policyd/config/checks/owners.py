@@ -101,11 +101,11 @@ def coverage_of(rules_file: RulesFile) -> tuple[list[str], list[Problem]]:
 def _entries(rules_file: RulesFile, form: Form) -> Iterator[tuple[Entry, str, str]]:
     """Entries of the conditions of this form as they stand in the files, each with its rule and condition."""
     for written in rules_file.rules:
-        for one in (*written.match, *written.exceptions):
-            if one.type.form is form:
-                for value in one.values:
+        for condition in (*written.match, *written.exceptions):
+            if condition.type.form is form:
+                for value in condition.values:
                     place = Entry(value.text, rules_file.path, value.line, value.column)
-                    yield place, written.rule.name, one.condition.name
-                for _, definition in one.lists:
+                    yield place, written.rule.name, condition.condition.name
+                for _, definition in condition.lists:
                     for entry in definition.entries():
-                        yield entry, written.rule.name, one.condition.name
+                        yield entry, written.rule.name, condition.condition.name

@@ -245,13 +245,13 @@ class _Reader:
             self._add(item.value, f"counter: expected names with their values, not {describe(item.value)}")
             return {}
         values: dict[str, int] = {}
-        for one in item.value:
-            name, text = one.key.text, self._text(one)
+        for pair in item.value:
+            name, text = pair.key.text, self._text(pair)
             if name not in self._counters:
                 hint = did_you_mean(name, sorted(self._counters)) or "; define it under counters"
-                self._add(one.key, f"counter: counter {quoted(name)} is not defined{hint}")
+                self._add(pair.key, f"counter: counter {quoted(name)} is not defined{hint}")
             elif not text.isascii() or not text.isdigit():
-                self._add(one.value, f"counter: {quoted(text)} is not a number")
+                self._add(pair.value, f"counter: {quoted(text)} is not a number")
             else:
                 values[name] = int(text[:12])
         return values
@@ -399,7 +399,7 @@ def _names(names: AbstractSet[str] | tuple[str, ...]) -> str:
 def _why(test: SelfTest, decision: Decision, looked: list[RuleTrace], ruleset: Ruleset) -> str:
     """Explains the decision: the rule that matched, and why the expected rule did not decide."""
     reasons = []
-    wanted = next((one for one in looked if one.rule.name == test.rule), None)
+    wanted = next((trace for trace in looked if trace.rule.name == test.rule), None)
     if test.rule not in {None, DEFAULT_RULE, decision.rule_name}:
         if wanted is not None:
             reasons.append(f"rule '{test.rule}' {_why_not(wanted, test.facts)}")
@@ -410,9 +410,9 @@ def _why(test: SelfTest, decision: Decision, looked: list[RuleTrace], ruleset: R
         reasons.append("no rule matched")
         if test.rule is None and test.expect is not decision.word:
             reasons += [
-                f"rule '{one.rule.name}' {_why_not(one, test.facts)}"
-                for one in looked
-                if one.rule.action.verb is test.expect and not one.rule.observe
+                f"rule '{trace.rule.name}' {_why_not(trace, test.facts)}"
+                for trace in looked
+                if trace.rule.action.verb is test.expect and not trace.rule.observe
             ][:3]
     else:
         deciding = looked[-1]

@@ -51,7 +51,7 @@ def always_excepted(written: WrittenRule, coverage: Coverage) -> WrittenConditio
     """The exception of a rule that holds wherever its match does, so that the rule never has an effect; None if there
     is none."""
     for exception in written.exceptions:
-        if any(_is_excepted(one, exception, coverage, written.rule.action.verb) for one in written.match):
+        if any(_is_excepted(condition, exception, coverage, written.rule.action.verb) for condition in written.match):
             return exception
     return None
 
@@ -81,7 +81,7 @@ class _Covers:
     def add(self, written: WrittenRule) -> None:
         """A rule that this one covers implies each condition of this one, so any of them is enough to be found by: the
         one by which the fewest others are found."""
-        of_each = [(one, _keys(one)) for one in written.match]
+        of_each = [(condition, _keys(condition)) for condition in written.match]
         chosen, keys = min(of_each, key=lambda one: max(len(self._by_key.get(key, ())) for key in one[1]))
         self._by_condition[chosen.condition.number] = written
         for key in keys:
@@ -90,9 +90,9 @@ class _Covers:
     def find(self, later: WrittenRule) -> WrittenRule | None:
         """The first rule that covers this one, as far as MAX_COMPARED allows."""
         candidates: dict[int, WrittenRule] = {}
-        for one in later.match:
-            found = [candidate for key in _whole(one) for candidate in self._by_key.get(key, ())]
-            holding = next(self._coverage.of_entries(one), frozenset()) if _is_small(one) else frozenset()
+        for condition in later.match:
+            found = [candidate for key in _whole(condition) for candidate in self._by_key.get(key, ())]
+            holding = next(self._coverage.of_entries(condition), frozenset()) if _is_small(condition) else frozenset()
             found += (self._by_condition[number] for number in holding if number in self._by_condition)
             candidates.update((candidate.rule.number, candidate) for candidate in found)
         for _, candidate in sorted(candidates.items()):
@@ -106,9 +106,9 @@ class _Covers:
     def _is_implied(self, wanted: WrittenCondition, earlier: WrittenRule, later: WrittenRule) -> bool:
         """Whether the earlier rule's condition holds wherever the later rule has an effect."""
         return any(
-            _may_imply(one, wanted, earlier, later)
-            and (_whole(one) <= _whole(wanted) or (_is_small(one) and self._are_all_in(wanted, one)))
-            for one in later.match
+            _may_imply(condition, wanted, earlier, later)
+            and (_whole(condition) <= _whole(wanted) or (_is_small(condition) and self._are_all_in(wanted, condition)))
+            for condition in later.match
         )
 
     def _are_all_in(self, wanted: WrittenCondition, one: WrittenCondition) -> bool:

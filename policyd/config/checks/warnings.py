@@ -124,33 +124,35 @@ class _Linter:
         for written in self._file.rules:
             if _lets_users_through(written):
                 exempting = exempting or written
-            for one, counter in self._counters_of(written):
+            for condition, counter in self._counters_of(written):
                 if exempting is not None and any(part.name == "sasl_username" for part in counter.per):
                     message = (
                         f"counter {counter.name} counts users, and rule '{exempting.rule.name}' (line "
                         f"{exempting.rule.line}) lets users through before; move this rule above it"
                     )
-                    self._warn_at(one.key, message, written.rule.name)
+                    self._warn_at(condition.key, message, written.rule.name)
 
     def _counters_of(self, written: WrittenRule) -> Iterator[tuple[WrittenCondition, CounterDefinition]]:
         """Yields the counters that a rule compares, each with its condition."""
-        for one in written.match:
-            if one.condition.kind is not Kind.COUNTER:
+        for condition in written.match:
+            if condition.condition.kind is not Kind.COUNTER:
                 continue
-            for name in dict.fromkeys(str(entry).partition(">=")[0] for entries in _texts(one) for entry in entries):
+            for name in dict.fromkeys(
+                str(entry).partition(">=")[0] for entries in _texts(condition) for entry in entries
+            ):
                 counter = self._file.counters.get(name)
                 if counter is not None and counter.definition is not None:
-                    yield one, counter.definition
+                    yield condition, counter.definition
 
     def _check_counters(self, written: WrittenRule) -> None:
         """Finds rejections by a count that others can fill."""
-        for one, counter in self._counters_of(written):
+        for condition, counter in self._counters_of(written):
             if not any(part.name in _OWN_PARTS for part in counter.per):
                 message = (
                     f"others can fill counter {counter.name}, so that honest mail is rejected; add client_address or "
                     "client_network to its per, or write DEFER"
                 )
-                self._warn_at(one.key, message, written.rule.name)
+                self._warn_at(condition.key, message, written.rule.name)
 
     def _check_dns_list(self, written: WrittenDnsList) -> None:
         name, definition, known = quoted(written.name), written.definition, written.known
@@ -224,19 +226,21 @@ class _Linter:
             message = f"no request can reach it: its except holds wherever its match does ({excepted.condition.name})"
             self._warn_at(excepted.key, message, rule.name)
         if rule.action.verb is Verb.REJECT:
-            for one in written.match:
-                if one.condition.kind is Kind.STATUS and any(Status.ERROR in entries for entries in _texts(one)):
+            for condition in written.match:
+                if condition.condition.kind is Kind.STATUS and any(
+                    Status.ERROR in entries for entries in _texts(condition)
+                ):
                     message = (
                         "under reverse_dns: error a REJECT is answered DEFER, since a failure of DNS is temporary; "
                         "give it a DEFER rule of its own"
                     )
-                    self._warn_at(one.key, message, rule.name)
+                    self._warn_at(condition.key, message, rule.name)
             self._check_counters(written)
         if not rule.observe:
             self._check_forgeable(written)
             self._check_alone(written)
-        for one in (*written.match, *written.exceptions):
-            self._check_values(one, rule.name)
+        for condition in (*written.match, *written.exceptions):
+            self._check_values(condition, rule.name)
 
     def _check_expiry(self, written: WrittenRule) -> None:
         rule = written.rule
@@ -247,19 +251,19 @@ class _Linter:
     def _check_forgeable(self, written: WrittenRule) -> None:
         rule = written.rule
         if rule.action.verb is not Verb.DUNNO:
-            for one in written.exceptions:
-                if one.condition.subject in FORGEABLE_SUBJECTS:
-                    message = f"this exemption rests only on {one.condition.name}, which anyone can forge"
-                    self._warn_at(one.key, message, rule.name)
-        elif all(one.condition.subject in FORGEABLE_SUBJECTS for one in written.match):
-            names = " and ".join(one.condition.name for one in written.match)
+            for condition in written.exceptions:
+                if condition.condition.subject in FORGEABLE_SUBJECTS:
+                    message = f"this exemption rests only on {condition.condition.name}, which anyone can forge"
+                    self._warn_at(condition.key, message, rule.name)
+        elif all(condition.condition.subject in FORGEABLE_SUBJECTS for condition in written.match):
+            names = " and ".join(condition.condition.name for condition in written.match)
             message = f"this exemption rests only on {names}, which anyone can forge"
             self._warn_at(written.key("match"), message, rule.name)
 
     def _check_alone(self, written: WrittenRule) -> None:
         """Conditions that are too weak to stand alone: the country, and a name that contains the address."""
         rule, verb = written.rule, written.rule.action.verb
-        names = {one.condition.name for one in written.match}
+        names = {condition.condition.name for condition in written.match}
         if verb in {Verb.REJECT, Verb.DUNNO} and names == {"country"}:
             what = "this exemption" if verb is Verb.DUNNO else "this REJECT"
             message = f"{what} rests only on country, which public data give wrongly in places; add a condition"
@@ -271,10 +275,10 @@ class _Linter:
             )
             self._warn_at(written.match[0].key, message, rule.name)
         if verb is not Verb.DUNNO:
-            for one in written.exceptions:
-                if one.condition.name == "country":
+            for condition in written.exceptions:
+                if condition.condition.name == "country":
                     message = "this exemption rests only on country, which public data give wrongly in places"
-                    self._warn_at(one.key, message, rule.name)
+                    self._warn_at(condition.key, message, rule.name)
 
     # --- Values -----------------------------------------------------------------------------------------------------
 
@@ -343,7 +347,7 @@ class _Linter:
         entries = iter(written)
         while chunk := [*islice(entries, CHUNK)]:
             for entry, forms in zip(chunk, _keys(form, chunk), strict=True):
-                key = next((one for one in forms if one in repeated.some), None)
+                key = next((key for key in forms if key in repeated.some), None)
                 if key is None:
                     continue
                 if key not in lines:
@@ -366,7 +370,7 @@ def _texts(one: WrittenCondition) -> Iterator[Sequence[bytes] | Sequence[str]]:
 
 def _keys(form: Form, written: Sequence[Entry]) -> Iterator[Sequence[Hashable]]:
     """Yields the keys by which each entry is compared. A mail address outside ASCII has two forms."""
-    for key in entry_keys(form, [one.text.encode() for one in written]):
+    for key in entry_keys(form, [entry.text.encode() for entry in written]):
         yield key if isinstance(key, tuple) and form is not Form.NETWORK else (key,)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from policyd.exchange.access.specificity import Key, Name, Network, Whole, most_specific_first
-from policyd.exchange.model import NoEqualError, Row, Term
+from policyd.exchange.model import Row, Term, UnsupportedError
 from policyd.exchange.values import literal, looks_like_address, network, network_text, term
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class AccessTable:
     _stages: tuple[dict[Key, Row], ...] = field(default_factory=lambda: ({}, {}, {}))
 
     def add(self, key: str, verdict: Verdict, line: Line, report: Report) -> None:
-        """Files a line under its key. Raises `NoEqualError` where the lookup never asks for such a key."""
+        """Files a line under its key. Raises `UnsupportedError` where the lookup never asks for such a key."""
         stage, filed, term = self._read_key(key, line, report)
         self.file(stage, filed, Row(line, (term,), verdict))
 
@@ -63,7 +63,7 @@ class AccessTable:
         """Files a row under a key, unless there is one already: postmap keeps the first of two."""
         first = self._stages[stage].setdefault(key, row)
         if first is not row:
-            raise NoEqualError(f"the same key as in line {first.line.number}, which counts")
+            raise UnsupportedError(f"the same key as in line {first.line.number}, which counts")
 
     def rows(self) -> list[Row]:
         """All of it in order: each stage of the lookup before the next, in each the most specific first."""
@@ -78,7 +78,7 @@ class AccessTable:
         if self.attribute in {"sender", "recipient"}:
             return self._read_mail_key(key, line, report)
         if "@" in key or key == "<>":
-            raise NoEqualError(f"a lookup of a {self.attribute} never asks for a mail address")
+            raise UnsupportedError(f"a lookup of a {self.attribute} never asks for a mail address")
         if self.attribute == "client":
             if (found := octet_network(key)) is not None:
                 return 1, Network.of(found), Term("cidr", network_text(found))
@@ -104,7 +104,7 @@ class AccessTable:
 
     def _read_name(self, key: str, line: Line, report: Report) -> tuple[Key, Term]:
         if looks_like_address(key):
-            raise NoEqualError(_why_no_network(key))
+            raise UnsupportedError(_why_no_network(key))
         if self.dotted and not key.startswith("."):
             if self.attribute in EXACT:
                 return Name(key, exact=True), term(EXACT[self.attribute], key)
@@ -117,12 +117,12 @@ class AccessTable:
 def octet_network(key: str) -> netaddr.IPNetwork | None:
     """The network of a prefix of whole octets (`192.0.2`) or, of IPv6, of whole pairs (`2001:db8`); None for a name.
 
-    Raises `NoEqualError` for what is neither (access(5), "HOST NAME/ADDRESS PATTERNS").
+    Raises `UnsupportedError` for what is neither (access(5), "HOST NAME/ADDRESS PATTERNS").
     """
     if _OCTETS.fullmatch(key):
         octets = key.removesuffix(".").split(".")
         if any(len(octet) > 3 or int(octet) > 255 or (octet[0] == "0" and octet != "0") for octet in octets):
-            raise NoEqualError("no address and no prefix of one")
+            raise UnsupportedError("no address and no prefix of one")
         return network(".".join(octets + ["0"] * (4 - len(octets))) + f"/{8 * len(octets)}")
     if "::" in key:
         return network(key) if "/" not in key else None

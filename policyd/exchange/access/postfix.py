@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from policyd.exchange.access.keys import AccessTable
 from policyd.exchange.access.specificity import exemptions_as_exceptions
 from policyd.exchange.access.writer import keys_of
-from policyd.exchange.model import Imported, Line, NoEqualError, static_text
+from policyd.exchange.model import Imported, Line, UnsupportedError, static_text
 from policyd.exchange.postfix.table import logical_lines, verdict
 
 if TYPE_CHECKING:
@@ -34,10 +34,10 @@ def read(
     def take(line: Line) -> bool:
         match = _LINE.fullmatch(line.text)
         if match is None:
-            raise NoEqualError("a key that begins with a quote and does not end with one")
+            raise UnsupportedError("a key that begins with a quote and does not end with one")
         key = (match["key"] or re.sub(r"\\(.)", r"\1", match["quoted"] or "")).lower()
         if not match["result"]:
-            raise NoEqualError("there is no action; postmap skips the line")
+            raise UnsupportedError("there is no action; postmap skips the line")
         says = verdict(match["result"], line, report)
         table = senders if attribute is None and ("@" in key or key == "<>") else clients
         table.add(key, says, line, report)

@@ -14,7 +14,7 @@ from policyd.core.ruleset import DEFAULT_TEXT, Verb
 from policyd.exchange.access.keys import AccessTable
 from policyd.exchange.access.specificity import exemptions_as_exceptions
 from policyd.exchange.access.writer import keys_of
-from policyd.exchange.model import DUNNO, REJECT, Imported, NoEqualError, Verdict, blocking, static_text
+from policyd.exchange.model import DUNNO, REJECT, Imported, UnsupportedError, Verdict, blocking, static_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -44,7 +44,7 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
             untagged.append((line, key, says))
             return False
         if tag not in _LOOKUPS:
-            raise NoEqualError(f"the tag '{tag}:' is not supported: it is not about who may send mail")
+            raise UnsupportedError(f"the tag '{tag}:' is not supported: it is not about who may send mail")
         tables[_LOOKUPS[tag]].add(key, says, line, report)
         return True
 
@@ -67,7 +67,7 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
 def _read_line(line: Line, report: Report) -> tuple[str, str, Verdict]:
     match = _LINE.fullmatch(line.text)
     if match is None:
-        raise NoEqualError("no line of an access_db; it would be `KEY ACTION`")
+        raise UnsupportedError("no line of an access_db; it would be `KEY ACTION`")
     tag, key = (match["tag"] or "").lower(), match["key"].lower()
     if tag == "ipv6":  # `IPv6:2001:db8`, without another tag
         tag = ""
@@ -89,7 +89,7 @@ def _add_untagged(tables: dict[str, AccessTable], key: str, says: Verdict, line:
         try:
             tables[attribute].add(key, says, line, report)
             filed = True
-        except NoEqualError as error:
+        except UnsupportedError as error:
             errors.append(str(error))
     if filed:
         report.taken += 1
@@ -114,7 +114,7 @@ def _verdict(result: str, line: Line, report: Report) -> Verdict:
     if action == "REJECT":
         return REJECT
     if action.startswith("DISCARD"):
-        raise NoEqualError(
+        raise UnsupportedError(
             "DISCARD is not supported: policyd never accepts mail to throw it away; REJECT tells the sender"
         )
     if action.startswith("QUARANTINE"):
@@ -139,7 +139,7 @@ def _error(result: str) -> Verdict:
         return blocking(verb, f"{error['dsn']} {error['text']}")
     if result.upper().startswith("ERROR:"):
         return blocking(Verb.REJECT, result[len("ERROR:") :].strip().strip('"'))
-    raise NoEqualError(f"the action '{result.split(maxsplit=1)[0]}' is not supported")
+    raise UnsupportedError(f"the action '{result.split(maxsplit=1)[0]}' is not supported")
 
 
 # --- Export -----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from policyd.core.normalize import fold_name
 from policyd.core.ruleset import Verb
 from policyd.exchange.access.keys import EXACT, SUFFIX
 from policyd.exchange.access.specificity import Mailbox, Name, Network, Whole
-from policyd.exchange.model import DUNNO, NoEqualError, by_condition, shown
+from policyd.exchange.model import DUNNO, UnsupportedError, by_condition, shown
 from policyd.exchange.values import network
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class _Table:
         number = len(self._rows)
         try:
             matching, excepting = self._both_keys(row)
-        except NoEqualError as error:
+        except UnsupportedError as error:
             self._report.lose(row.line, str(error))
             return
         self._rows.append(row)
@@ -84,9 +84,9 @@ class _Table:
         matching = list(self._keys(row, row.match))
         excepting = list(self._keys(row, row.exceptions))
         if len(by_condition(row.match)) != 1:
-            raise NoEqualError("uses two conditions at once; a key is one")
+            raise UnsupportedError("uses two conditions at once; a key is one")
         if not isinstance(matching[0], Network) and any(isinstance(key, Network) for key in excepting):
-            raise NoEqualError("it makes an exception of addresses, and a name is looked up before an address")
+            raise UnsupportedError("it makes an exception of addresses, and a name is looked up before an address")
         return matching, excepting
 
     def written(self) -> list[Written]:
@@ -113,7 +113,7 @@ class _Table:
 
     def _filed(self, under: dict[Key, list[int]], key: Key) -> set[int]:
         """The rows that are filed under a key or one that covers it."""
-        return {number for one in (key, *key.wider(self._prefixes)) for number in under.get(one, ())}
+        return {number for wider in (key, *key.wider(self._prefixes)) for number in under.get(wider, ())}
 
     def _mind_the_order(self) -> None:
         """Names are looked up before addresses, and domains before local parts, whatever the order of the rules."""
@@ -127,7 +127,7 @@ class _Table:
 
     def _mind_the_addresses(self, key: Key) -> None:
         """A name that rules make an exception of is found all the same, so that its address is not looked up."""
-        if isinstance(key, Name) and any(isinstance(one, Network) for one in self._matching):
+        if isinstance(key, Name) and any(isinstance(key, Network) for key in self._matching):
             row = self._rows[min(self._filed(self._excepting, key))]
             self._report.note(row.line, "what it makes an exception of is let through there, whatever its address")
 
@@ -144,7 +144,7 @@ class _Table:
             elif condition == f"{self._attribute}_regex" and (local := _LOCAL_PART.fullmatch(value)):
                 yield Whole(re.sub(r"\\(.)", r"\1", local[1]).lower() + "@")
             else:
-                raise NoEqualError(f"uses {condition}, which a key cannot express")
+                raise UnsupportedError(f"uses {condition}, which a key cannot express")
 
     def _name_keys(self, row: Row, value: str, *, exact: bool) -> Iterator[Key]:
         name = fold_name(value.encode()).decode("ascii", "replace")
@@ -156,7 +156,7 @@ class _Table:
             if not exact:
                 yield Name(f".{name.removeprefix('.')}")
         elif name.startswith("."):
-            raise NoEqualError("a key covers the name itself with the names under it (--dotted)")
+            raise UnsupportedError("a key covers the name itself with the names under it (--dotted)")
         else:
             if exact:
                 self._report.note(row.line, "a key covers the names under it, too (--dotted)")
@@ -167,7 +167,7 @@ def _mailbox(value: str) -> str:
     """A mail address as a key: in lower case, its domain as DNS has it."""
     local, _, domain = value.rpartition("@")
     if not local or re.search(r'[\s"]|^#', local):
-        raise NoEqualError(f"a key cannot be {shown(value)}")
+        raise UnsupportedError(f"a key cannot be {shown(value)}")
     return f"{local.lower()}@{fold_name(domain.encode()).decode('ascii', 'replace')}"
 
 
@@ -176,10 +176,10 @@ def _network_keys(of: netaddr.IPNetwork) -> Iterator[Key]:
     step = 8 if of.version == 4 else 16
     prefix = -(-max(of.prefixlen, step) // step) * step
     if 1 << (prefix - of.prefixlen) > _MAX_KEYS:
-        raise NoEqualError(f"{of} would be {1 << (prefix - of.prefixlen):,} keys; export a cidr: table")
+        raise UnsupportedError(f"{of} would be {1 << (prefix - of.prefixlen):,} keys; export a cidr: table")
     for part in of.subnet(prefix):
         if part.version == 6 and not _can_be_cut_to(part):
-            raise NoEqualError(f"{part} is not how addresses with `::` in them begin; export a cidr: table")
+            raise UnsupportedError(f"{part} is not how addresses with `::` in them begin; export a cidr: table")
         yield Network.of(part)
 
 
@@ -201,5 +201,5 @@ def _text(key: Key) -> str:
 def _can_be_cut_to(part: netaddr.IPNetwork) -> bool:
     """Whether Postfix comes to a prefix by cutting pairs off an address, which it has in its short form (access(5))."""
     pairs = [part.first >> 112 - 16 * place & 0xFFFF for place in range(part.prefixlen // 16)]
-    zeros = any(not one and not other for one, other in pairwise(pairs))
+    zeros = any(not pair and not other for pair, other in pairwise(pairs))
     return len(pairs) == 8 or (pairs[-1] != 0 and not zeros)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import netaddr
 
-from policyd.exchange.model import NoEqualError, Term
+from policyd.exchange.model import Term, UnsupportedError
 from policyd.exchange.values import network_text
 
 EVERYTHING = {4: netaddr.IPNetwork("0.0.0.0/0"), 6: netaddr.IPNetwork("::/0")}
@@ -37,21 +37,21 @@ class Block:
         return replace(self, inside=inside, outside=tuple(hole for hole in self.outside if hole in inside))
 
     def without(self, network: netaddr.IPNetwork) -> Block:
-        """The part of it that does not lie in a network. Raises `NoEqualError` when too many have been taken out."""
+        """The part of it outside a network. Raises `UnsupportedError` if too many networks have been taken out."""
         if self.inside is not None and self.inside in network:
             return replace(self, dead=True)
         if self.inside is None or network in self.inside:
             if len(self.outside) == _MAX_OUTSIDE:
-                raise NoEqualError(f"more than {_MAX_OUTSIDE:,} networks are taken out of one; turn it round")
+                raise UnsupportedError(f"more than {_MAX_OUTSIDE:,} networks are taken out of one; turn it round")
             return replace(self, outside=(*self.outside, network))
         return self
 
     def terms(self) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
-        """The condition and its exceptions. Raises `NoEqualError` where no address is left."""
+        """The condition and its exceptions. Raises `UnsupportedError` where no address is left."""
         if self.dead:
-            raise NoEqualError("no address comes here: what stands around or above it leaves none")
+            raise UnsupportedError("no address comes here: what stands around or above it leaves none")
         inside = [self.inside] if self.inside is not None else list(EVERYTHING.values())
         return (
-            tuple(Term("cidr", network_text(one)) for one in inside),
+            tuple(Term("cidr", network_text(network)) for network in inside),
             tuple(Term("cidr", network_text(hole)) for hole in self.outside),
         )

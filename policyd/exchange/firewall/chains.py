@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from policyd.exchange.access.specificity import exemptions_as_exceptions
 from policyd.exchange.firewall.address_block import EVERYTHING, Block
-from policyd.exchange.model import DUNNO, REJECT, NoEqualError, Row
+from policyd.exchange.model import DUNNO, REJECT, Row, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -52,7 +52,7 @@ class Does(Enum):
     NOTHING = "nothing"
 
 
-class AnotherMatterError(NoEqualError):
+class AnotherMatterError(UnsupportedError):
     """A line that no new connection to the port from another host ever matches."""
 
 
@@ -156,13 +156,13 @@ def flattened(
     return rows + deciding[-1]
 
 
-class _EndlessError(NoEqualError):
+class _EndlessError(UnsupportedError):
     """The chains jump to each other without an end that one could wait for."""
 
 
 @dataclass(slots=True)
 class _Lost:
-    """Why a line was lost; `exempts` as in `NoEqualError`."""
+    """Why a line was lost; `exempts` as in `UnsupportedError`."""
 
     reason: str
     exempts: bool = False
@@ -215,7 +215,7 @@ class _Walk:
                     rest = rest if step.sources is not None else replace(rest, dead=True)
             except _EndlessError as error:
                 self._endless.setdefault(step.line, str(error))
-            except NoEqualError as error:
+            except UnsupportedError as error:
                 self._lost.setdefault(step.line, _Lost(str(error), error.exempts))
             else:
                 self._taken.add(step.line)
@@ -224,7 +224,7 @@ class _Walk:
     def _take_some(self, step: Step, parts: Sequence[Block], depth: int) -> None:
         """Takes a line with a condition that a rule does not have: as if it held where that blocks, and else not."""
         if step.does in {Does.ACCEPT, Does.RETURN}:
-            raise NoEqualError(_SOME_EXEMPTION.format(step.some), exempts=True)
+            raise UnsupportedError(_SOME_EXEMPTION.format(step.some), exempts=True)
         if step.does is Does.DROP:
             self._decide(step, parts)
         else:
@@ -263,17 +263,17 @@ class _Walk:
         return found
 
     def _check(self, step: Step, depth: int) -> None:
-        """Raises `NoEqualError` for a line that cannot be followed."""
+        """Raises `UnsupportedError` for a line that cannot be followed."""
         if step.lost:
             exempts = not step.elsewhere and step.does in {Does.ACCEPT, Does.RETURN}
-            raise NoEqualError(step.lost, exempts=exempts)
+            raise UnsupportedError(step.lost, exempts=exempts)
         self._steps += 1 + len(step.sources or ())
         if depth > _DEPTH:
             raise _EndlessError(f"chains jump to each other more than {_DEPTH} deep")
         if self._steps > self._most_steps:
             raise _EndlessError(f"the chains have more than {self._most_steps:,} ways through them")
         if step.target and step.target not in self._chains:
-            raise NoEqualError(f"there is no chain '{step.target.rpartition(' ')[2]}' in this file")
+            raise UnsupportedError(f"there is no chain '{step.target.rpartition(' ')[2]}' in this file")
 
     def _decide(self, step: Step, parts: Sequence[Block]) -> None:
         for part in parts:
@@ -281,7 +281,7 @@ class _Walk:
             if step.sources is None and everybody and not part.outside:
                 # The last line of many a firewall, about all that is left when the lines about mail have been read.
                 if step.does is Does.DROP:
-                    raise NoEqualError("it keeps out everybody, which no rule is made of unless it says 0.0.0.0/0")
+                    raise UnsupportedError("it keeps out everybody, which no rule is made of unless it says 0.0.0.0/0")
                 continue  # DUNNO for all that is left, as at the end of a ruleset
             inside, exceptions = part.terms()
             self.rows.append(Row(step.line, inside, REJECT if step.does is Does.DROP else DUNNO, exceptions))
@@ -304,7 +304,7 @@ def _parts(step: Step, block: Block) -> list[Block]:
         parts = [block]
     alive = [part for part in parts if not part.dead]
     if not alive:
-        raise NoEqualError("no mail comes here: a line above decides on all of it")
+        raise UnsupportedError("no mail comes here: a line above decides on all of it")
     return alive
 
 
@@ -314,7 +314,7 @@ def _without(step: Step, block: Block) -> Block:
         return replace(block, dead=True)
     if step.negated:
         if len(step.sources) != 1:
-            raise NoEqualError("it sends all but several networks elsewhere")
+            raise UnsupportedError("it sends all but several networks elsewhere")
         return block.within(step.sources[0])
     for source in step.sources:
         block = block.without(source)

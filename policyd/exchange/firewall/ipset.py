@@ -10,7 +10,7 @@ import shlex
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from policyd.exchange.model import DUNNO, REJECT, Entry, Imported, NoEqualError, Row, Term, shown
+from policyd.exchange.model import DUNNO, REJECT, Entry, Imported, Row, Term, UnsupportedError, shown
 from policyd.exchange.network_sets import kept_out, rejected
 from policyd.exchange.values import address_range, network, network_text
 
@@ -48,11 +48,11 @@ def read(lines: Iterable[Line], report: Report, *, sets: tuple[str, ...] = ()) -
     """The elements of all sets, or of those named in `sets`."""
     file = _File(report)
     report.take_each(lines, file.take)
-    for one in file.sets.values():
-        if one.reason:
-            report.lose(one.line, f"{one.reason}; only sets of addresses and networks are read")
-    found = {name: one for name, one in file.sets.items() if not one.reason}
-    chosen = {name: one for name, one in found.items() if name in sets or not sets}
+    for ip_set in file.sets.values():
+        if ip_set.reason:
+            report.lose(ip_set.line, f"{ip_set.reason}; only sets of addresses and networks are read")
+    found = {name: ip_set for name, ip_set in file.sets.items() if not ip_set.reason}
+    chosen = {name: ip_set for name, ip_set in found.items() if name in sets or not sets}
     for name in sets:
         if name not in found and file.first is not None:
             report.lose(
@@ -61,8 +61,8 @@ def read(lines: Iterable[Line], report: Report, *, sets: tuple[str, ...] = ()) -
     if len(chosen) > 1 and not sets:
         first = next(iter(chosen.values())).line
         report.note(first, f"the sets {', '.join(chosen)} became one list; --set NAME takes one of them")
-    report.taken += len({line for one in chosen.values() for line, _ in one.elements.values()})
-    return Imported(entries=[entry for one in chosen.values() for entry in _entries(one)])
+    report.taken += len({line for ip_set in chosen.values() for line, _ in ip_set.elements.values()})
+    return Imported(entries=[entry for ip_set in chosen.values() for entry in _entries(ip_set)])
 
 
 class _File:
@@ -86,7 +86,7 @@ class _File:
         try:
             words = shlex.split(text)
         except ValueError as error:
-            raise NoEqualError(f"not a line of ipset save: {str(error).lower()}") from None
+            raise UnsupportedError(f"not a line of ipset save: {str(error).lower()}") from None
         if words[0] == "ipset":
             words = words[1:]
         command = _COMMANDS.get(words[0]) if words else None
@@ -94,7 +94,7 @@ class _File:
             self._add(line, self._listed, words)
             return False
         if command is None or len(words) < 2:
-            raise NoEqualError("not a line of ipset save; write `add SET NETWORK`")
+            raise UnsupportedError("not a line of ipset save; write `add SET NETWORK`")
         self._listed = ""  # a command ends what `ipset list` said of a set
         self._run(line, command, words[1], words[2:])
         return False
@@ -105,9 +105,9 @@ class _File:
         elif command == "add":
             self._add(line, name, rest)
         elif command == "del" and rest and name in self.sets:
-            for one in self._networks(line, self.sets[name], rest[0]):
-                if self.sets[name].elements.pop(one, None) is None:
-                    raise NoEqualError(f"{network_text(one)} is not in the set as it is written here")
+            for element in self._networks(line, self.sets[name], rest[0]):
+                if self.sets[name].elements.pop(element, None) is None:
+                    raise UnsupportedError(f"{network_text(element)} is not in the set as it is written here")
         elif command == "flush" and name in self.sets:
             self.sets[name].elements.clear()
         elif command in {"swap", "rename"} and rest:
@@ -140,7 +140,7 @@ class _File:
 
     def _networks(self, line: Line, of: _Set, text: str) -> list[netaddr.IPNetwork]:
         if "," in text:
-            raise NoEqualError(f"{shown(text)} is more than a network")
+            raise UnsupportedError(f"{shown(text)} is more than a network")
         if of.netmask:
             return [network(f"{text}/{of.netmask}", lambda: None)]
         return address_range(text, self._report.masking(line))
@@ -159,13 +159,13 @@ def _reason(kind: str) -> str:
 
 def _entries(of: _Set) -> list[Entry]:
     if not any(nomatch for _, nomatch in of.elements.values()):
-        return [Entry(Term("cidr", network_text(one)), line) for one, (line, _) in of.elements.items()]
+        return [Entry(Term("cidr", network_text(element)), line) for element, (line, _) in of.elements.items()]
     # The narrowest network that holds an address decides, as in the kernel.
     rows = [
-        Row(line, (Term("cidr", network_text(one)),), DUNNO if nomatch else REJECT)
-        for one, (line, nomatch) in sorted(of.elements.items(), key=lambda item: -item[0].prefixlen)
+        Row(line, (Term("cidr", network_text(element)),), DUNNO if nomatch else REJECT)
+        for element, (line, nomatch) in sorted(of.elements.items(), key=lambda item: -item[0].prefixlen)
     ]
-    return [Entry(Term("cidr", network_text(one)), of.line) for one in kept_out(rows).iter_cidrs()]
+    return [Entry(Term("cidr", network_text(element)), of.line) for element in kept_out(rows).iter_cidrs()]
 
 
 # --- Export -----------------------------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
     ]
     for version, family in _FAMILIES.items():
         name, filled = f"{options.name}{version}", f"{options.name}{version}-new"
-        networks = [half for one in addresses.iter_cidrs() if one.version == version for half in _halved(one)]
+        networks = [half for cidr in addresses.iter_cidrs() if cidr.version == version for half in _halved(cidr)]
         maxelem = max(_MAXELEM, 2 * len(networks))
         lines += [
             f"create {filled} hash:net family {family} maxelem {maxelem} -exist",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from policyd.exchange.firewall.chains import AnotherMatterError, Asked, Base, Does, Step, flattened
-from policyd.exchange.model import Imported, IncompleteError, Line, NoEqualError, shown
+from policyd.exchange.model import Imported, IncompleteError, Line, UnsupportedError, shown
 from policyd.exchange.network_sets import count, rejected, texts
 from policyd.exchange.values import address_range, network
 
@@ -100,7 +100,7 @@ class _File:
         try:
             words = shlex.split(re.sub(r"^\s*\[\d+:\d+\]\s*", "", line.text))
         except ValueError as error:
-            raise NoEqualError(f"not a line of iptables-save: {str(error).lower()}") from None
+            raise UnsupportedError(f"not a line of iptables-save: {str(error).lower()}") from None
         while words and re.fullmatch(r"(?:.*/)?(?:sudo|ip6?tables)|-w|--wait", words[0]):
             words = words[1:]
         before, self._table = self._table, self._table
@@ -120,9 +120,9 @@ class _File:
             return
         inserted = words[:1] in (["-I"], ["--insert"])
         if len(words) < 3 or not (inserted or words[0] in {"-A", "--append"}):
-            raise NoEqualError("not a line of iptables-save; write `-A CHAIN -s NETWORK -j DROP`")
+            raise UnsupportedError("not a line of iptables-save; write `-A CHAIN -s NETWORK -j DROP`")
         if self._table == "nat":
-            raise NoEqualError("the table 'nat' does not decide who comes in")
+            raise UnsupportedError("the table 'nat' does not decide who comes in")
         steps = self.chains.setdefault(f"{self._table} {words[1]}", [])
         place = len(steps)
         if inserted:
@@ -165,7 +165,7 @@ class _Rule:
                 if option == "--tcp-flags":
                     self._take_flags(words[place + 1 : place + 3], negated=negated)
                 self._take(option, argument, negated=negated)
-            except NoEqualError as error:
+            except UnsupportedError as error:
                 if not self.lost or isinstance(error, AnotherMatterError):
                     self.lost, self.elsewhere = str(error), isinstance(error, AnotherMatterError)
             place += _WORDS.get(option, 2) if option in _KNOWN else _until_next_option(words, place)
@@ -179,10 +179,10 @@ class _Rule:
         return Step(self.line, does, sources, self.negated, target, self.some, self.lost, self.elsewhere)
 
     def _take(self, option: str, argument: str, *, negated: bool) -> None:
-        """Takes one option. Raises `NoEqualError` for a condition that a rule does not have."""
+        """Takes one option. Raises `UnsupportedError` for a condition that a rule does not have."""
         if option in {"-s", "--source", "--src", "--src-range"}:
             if self.sources:
-                raise NoEqualError("two conditions on the source")
+                raise UnsupportedError("two conditions on the source")
             if argument in {"0/0", "any"} and not negated:
                 return
             mask = self.report.masking(self.line)
@@ -190,7 +190,7 @@ class _Rule:
             if option == "--src-range":
                 self.sources = address_range(argument)
             else:
-                self.sources = [network(one, mask) for one in argument.split(",")]
+                self.sources = [network(text, mask) for text in argument.split(",")]
         elif option in {"-j", "--jump", "-g", "--goto"}:
             self.target, self.goto = argument, option in {"-g", "--goto"}
         else:
@@ -199,7 +199,7 @@ class _Rule:
     def _take_condition(self, option: str, argument: str, *, negated: bool) -> None:
         """Takes a condition on something else than the source."""
         if option in _PORT_OPTIONS:
-            if any(self.asked.is_port(one) for one in argument.split(",")) == negated:
+            if any(self.asked.is_port(text) for text in argument.split(",")) == negated:
                 raise AnotherMatterError(f"it is not about port {self.asked.port} (--port)")
         elif option in _ABOUT_MAIL:
             accepts, what = _ABOUT_MAIL[option]
@@ -213,9 +213,11 @@ class _Rule:
             raise AnotherMatterError("it is about connections that are there already")
         elif option == "--match-set":
             name = argument
-            raise NoEqualError(f"the set {shown(name)} is not in this file; `ipset save {name}` and the format ipset")
+            raise UnsupportedError(
+                f"the set {shown(name)} is not in this file; `ipset save {name}` and the format ipset"
+            )
         elif option not in _WORDS:
-            raise NoEqualError(f"the condition {shown(option)} is not supported")
+            raise UnsupportedError(f"the condition {shown(option)} is not supported")
 
     def _take_flags(self, words: list[str], *, negated: bool) -> None:
         """`--tcp-flags EXAMINED SET`: a new connection begins with a packet that has SYN alone."""

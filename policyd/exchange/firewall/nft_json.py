@@ -42,10 +42,10 @@ def _of_document(first: Line, lines: list[Line]) -> Iterator[Line]:
     objects = document.get("nftables") if isinstance(document, dict) else None
     tables: dict[str, list[Line]] = {}
     chains: dict[str, list[Line]] = {}
-    for number, one in enumerate(objects if isinstance(objects, list) else [], 1):
-        if not isinstance(one, dict) or len(one) != 1:
+    for number, item in enumerate(objects if isinstance(objects, list) else [], 1):
+        if not isinstance(item, dict) or len(item) != 1:
             continue
-        ((kind, fields),) = one.items()
+        ((kind, fields),) = item.items()
         if not isinstance(fields, dict):
             continue
         table = f"{fields.get('family', 'ip')} {_word(fields.get('table', fields.get('name', '')))}"
@@ -118,7 +118,7 @@ def _value(value: Any, depth: int = 0) -> str:
         case _ if depth > _DEPTH:
             pass
         case list():
-            text = "{ " + ", ".join(_value(one, depth + 1) for one in value) + " }"
+            text = "{ " + ", ".join(_value(item, depth + 1) for item in value) + " }"
         case {"prefix": {"addr": address, "len": length}}:
             text = f"{_word(address)}/{_word(length)}"
         case {"range": [first, last]}:

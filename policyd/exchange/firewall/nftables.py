@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from policyd.exchange.firewall.address_block import EVERYTHING, Block
 from policyd.exchange.firewall.chains import AnotherMatterError, Asked, Base, Does, Step, flattened
 from policyd.exchange.firewall.nft_json import as_text
-from policyd.exchange.model import Entry, Imported, IncompleteError, Line, NoEqualError, Term, shown
+from policyd.exchange.model import Entry, Imported, IncompleteError, Line, Term, UnsupportedError, shown
 from policyd.exchange.network_sets import rejected, texts
 from policyd.exchange.values import address_range, network_text
 
@@ -102,17 +102,21 @@ def read(
         families = {table.family for table in tables}
         alone = _FAMILIES.get(families.pop()) if len(families) == 1 else None
         imported.rows = flattened(chains, [base for _, base in bases], report, alone)
-    of_networks = {name: one for table in tables for name, one in table.sets.items() if not one.reason}
-    unused = {name: one for name, one in of_networks.items() if (name in sets if sets else not one.used)}
+    of_networks = {
+        name: found_set for table in tables for name, found_set in table.sets.items() if not found_set.reason
+    }
+    unused = {
+        name: found_set for name, found_set in of_networks.items() if (name in sets if sets else not found_set.used)
+    }
     if imported.rows:
-        for one in unused.values():
-            report.lose(one.line, "no line that was taken asks for this set")
+        for unused_set in unused.values():
+            report.lose(unused_set.line, "no line that was taken asks for this set")
         return imported
     if len(unused) > 1 and not sets:
         first = next(iter(unused.values())).line
         report.note(first, f"the sets {', '.join(unused)} became one list; --set NAME takes one of them")
-    for one in unused.values():
-        imported.entries += [Entry(Term("cidr", network_text(each)), one.line) for each in one.elements]
+    for unused_set in unused.values():
+        imported.entries += [Entry(Term("cidr", network_text(each)), unused_set.line) for each in unused_set.elements]
     report.taken += len(imported.entries)
     return imported
 
@@ -202,12 +206,12 @@ class _Table:
         inner = statement.inner or []
         # Sets first: a chain may ask for one that stands below it.
         for kinds, take in ((("set", "map"), self._take_set), (("chain",), self._take_chain)):
-            for one in inner:
-                if one.words[0].text in kinds and one.inner is not None and len(one.words) > 1:
-                    take(one.words[1].text, one)
-        for one in inner:
-            if one.words[0].text not in {"set", "map", "chain", "flags", "comment"}:
-                report.lose(one.line, f"{shown(one.words[0].text)} says nothing of who sends mail")
+            for unread in inner:
+                if unread.words[0].text in kinds and unread.inner is not None and len(unread.words) > 1:
+                    take(unread.words[1].text, unread)
+        for unread in inner:
+            if unread.words[0].text not in {"set", "map", "chain", "flags", "comment"}:
+                report.lose(unread.line, f"{shown(unread.words[0].text)} says nothing of who sends mail")
 
     def chain_name(self, name: str) -> str:
         """The name of a chain of this table among those of all tables."""
@@ -216,8 +220,8 @@ class _Table:
     def _take_set(self, name: str, statement: _Statement) -> None:
         found = self.sets[name] = _Set(statement.line)
         is_map = statement.words[0].text == "map"
-        for one in statement.inner or []:
-            words = [word.text for word in one.words]
+        for inner in statement.inner or []:
+            words = [word.text for word in inner.words]
             if is_map and words[0] in {"type", "typeof"} and words[-1] == "verdict":
                 found.reason = "a map"
             elif words[0] == "type" and not (len(words) == 2 and words[1] in _ADDRESSES):
@@ -225,7 +229,7 @@ class _Table:
             elif words[0] == "typeof" and words[1:] not in _SADDR:
                 found.reason = "a set of something else than addresses"
             elif words[0] == "elements":
-                self._take_elements(one.words[2:], found)
+                self._take_elements(inner.words[2:], found)
         if found.reason and not is_map and not found.reason.startswith(("a set of inet_service", "a set of ifname")):
             self.report.lose(found.line, f"{found.reason}; only sets of addresses are read")
 
@@ -240,7 +244,7 @@ class _Table:
                 self.report.note(element[0].line, "the element expires there by itself; here it stays")
             try:
                 found.elements += address_range(element[0].text, self.report.masking(element[0].line))
-            except NoEqualError as error:
+            except UnsupportedError as error:
                 self.report.lose(element[0].line, str(error))
 
     def _take_chain(self, name: str, statement: _Statement) -> None:
@@ -248,8 +252,8 @@ class _Table:
         drops = False
         base: tuple[int, str] | None = None
         other_hook = False
-        for one in statement.inner or []:
-            words = [word.text for word in one.words]
+        for inner in statement.inner or []:
+            words = [word.text for word in inner.words]
             if words[0] == "type":
                 hook = next((word for word in _HOOKS if word in words), "")
                 if hook and words[1] == "filter" and self.family in {"ip", "ip6", "inet", "netdev"}:
@@ -260,7 +264,7 @@ class _Table:
             elif words[0] == "policy":
                 drops = words[1:] == ["drop"]
             elif words[0] not in {"comment", "devices", "flags"}:
-                steps += _Rule(self, one.words).read()
+                steps += _Rule(self, inner.words).read()
         if other_hook:
             for step in steps:
                 step.lost, step.elsewhere = "the chain is not about what comes in", True
@@ -276,13 +280,13 @@ class _Table:
         if first.startswith("@"):
             found = self.sets.get(first[1:])
             if found is None or found.reason:
-                raise NoEqualError(f"there is no set of addresses {shown(first[1:])} in this table")
+                raise UnsupportedError(f"there is no set of addresses {shown(first[1:])} in this table")
             found.used = True
             if not found.elements:
                 raise AnotherMatterError(f"the set {shown(first[1:])} is empty in this file")
             return found.elements
         if first == "{" or first.startswith("$") or any(word.text == "," for word in words):
-            return [one for element in self.elements(words, depth) for one in self.networks(element, depth + 1)]
+            return [found for element in self.elements(words, depth) for found in self.networks(element, depth + 1)]
         return address_range(first, self.report.masking(words[0].line))
 
     def elements(self, words: list[_Word], depth: int = 0) -> list[list[_Word]]:
@@ -291,13 +295,13 @@ class _Table:
         if first.startswith("@"):
             found = self.sets.get(first[1:])
             if found is None:
-                raise NoEqualError(f"there is no set {shown(first[1:])} in this table")
+                raise UnsupportedError(f"there is no set {shown(first[1:])} in this table")
             found.used = True
             return found.keys
         if first.startswith("$"):
             meant = self._variables.get(first[1:])
             if not meant or depth > _DEPTH:
-                raise NoEqualError(f"{shown(first)} is not defined in this file")
+                raise UnsupportedError(f"{shown(first)} is not defined in this file")
             return self.elements(meant, depth + 1)
         return [*_split(words)]
 
@@ -306,7 +310,7 @@ class _Table:
         if words[0].text.startswith("@"):
             found = self.sets.get(words[0].text[1:])
             if found is None:
-                raise NoEqualError(f"there is no map {shown(words[0].text[1:])} in this table")
+                raise UnsupportedError(f"there is no map {shown(words[0].text[1:])} in this table")
             return [*zip(found.keys, found.verdicts, strict=True)]
         made = []
         for element in _split(words):
@@ -361,7 +365,7 @@ class _Rule:
         while self._place < len(self._words):
             try:
                 self._take(self._next())
-            except NoEqualError as error:
+            except UnsupportedError as error:
                 elsewhere = isinstance(error, AnotherMatterError)
                 if not self._step.lost or elsewhere:
                     self._step.lost, self._step.elsewhere = str(error), elsewhere
@@ -369,15 +373,15 @@ class _Rule:
         if not self._made and step.does is Does.NOTHING:
             step.lost, step.elsewhere = step.lost or "it decides nothing", True
         steps = self._made or [step]
-        for one in self._made:
-            if step.lost and not one.lost:
-                one.lost, one.elsewhere = step.lost, step.elsewhere
-            one.some = one.some or step.some
+        for made in self._made:
+            if step.lost and not made.lost:
+                made.lost, made.elsewhere = step.lost, step.elsewhere
+            made.some = made.some or step.some
         return steps
 
     def _next(self) -> str:
         if self._place == len(self._words):
-            raise NoEqualError("the line is cut off")
+            raise UnsupportedError("the line is cut off")
         word = self._words[self._place].text
         self._place += 1
         return word
@@ -427,7 +431,7 @@ class _Rule:
         elif not self._take_statement(word):
             self._keep_verdict()
             self._place = len(self._words)
-            raise NoEqualError(f"the condition {shown(word)} is not supported")
+            raise UnsupportedError(f"the condition {shown(word)} is not supported")
 
     def _keep_verdict(self) -> None:
         """Finds out what a line does that cannot be read to its end, for what is said of its loss."""
@@ -448,7 +452,7 @@ class _Rule:
                 self._say(step, verdict)
                 try:
                     about(step, _Values(key))
-                except NoEqualError as error:
+                except UnsupportedError as error:
                     step.lost, step.elsewhere = str(error), isinstance(error, AnotherMatterError)
                 self._made.append(step)
             return
@@ -458,7 +462,7 @@ class _Rule:
         if self._peek() == "=":  # `==` as two words
             self._place += 2
         if self._peek() in {".", "&"}:
-            raise NoEqualError("a condition on several things at once")
+            raise UnsupportedError("a condition on several things at once")
         about(self._step, _Values(self._value(), negated))
 
     def _say(self, step: Step, words: list[_Word]) -> None:
@@ -473,7 +477,7 @@ class _Rule:
 
     def _about_sources(self, step: Step, values: _Values) -> None:
         if step.sources is not None:
-            raise NoEqualError("two conditions on the source")
+            raise UnsupportedError("two conditions on the source")
         networks = self._table.networks(values.words)
         step.sources, step.negated = tuple(networks), values.negated
 

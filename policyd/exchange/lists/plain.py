@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from policyd.core.ruleset import Verb
-from policyd.exchange.model import Entry, Imported, NoEqualError, Term
+from policyd.exchange.model import Entry, Imported, Term, UnsupportedError
 from policyd.exchange.network_sets import rejected, texts
 from policyd.exchange.regex_translation import from_perl
 from policyd.exchange.values import address_range, literal, looks_like_address, network_text, term
@@ -52,7 +52,7 @@ def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None)
         # An expression may hold what begins a comment elsewhere.
         text = whole if _EXPRESSION.fullmatch(whole) else _COMMENT.sub("", line.text).strip()
         if text:
-            imported.entries += [Entry(one, line) for one in _read_entry(text, line, report, attribute or "client")]
+            imported.entries += [Entry(term, line) for term in _read_entry(text, line, report, attribute or "client")]
         return bool(text)
 
     report.take_each(lines, take)
@@ -71,7 +71,7 @@ def _read_entry(text: str, line: Line, report: Report, attribute: str) -> list[T
     word = word.strip('"')
     if more or field:
         if not looks_like_address(word):
-            raise NoEqualError("more than one word; an entry is one")
+            raise UnsupportedError("more than one word; an entry is one")
         report.note(line, f"the first {'field' if comma else 'word'} is the entry; what follows it was left out")
     if looks_like_address(word):
         return _networks(word, line, report)
@@ -95,7 +95,7 @@ def _networks(word: str, line: Line, report: Report) -> list[Term]:
     found = address_range(word.strip("[]"), report.masking(line))
     if len(found) > 1:
         report.note(line, "the range became the fewest networks")
-    return [Term("cidr", network_text(one)) for one in found]
+    return [Term("cidr", network_text(found_network)) for found_network in found]
 
 
 # --- Export -----------------------------------------------------------------------------------------------------------
@@ -117,15 +117,15 @@ def entries(rows: Sequence[Row], report: Report, options: ExportOptions) -> list
             report.lose(row.line, "a list cannot exempt: what it lets through may be an entry of a rule below")
         elif row.verdict.verb is not Verb.REJECT and not options.deferred:
             report.lose(row.line, f"{row.verdict.verb} is not a rejection (--deferred treats it as one)")
-        elif row.exceptions or {one.condition for one in row.match} != {condition}:
+        elif row.exceptions or {term.condition for term in row.match} != {condition}:
             report.lose(row.line, f"it is not about {condition} alone (--condition)")
         else:
             report.taken += 1
-            found.update(dict.fromkeys(one.value for one in row.match))
+            found.update(dict.fromkeys(term.value for term in row.match))
     return list(found)
 
 
 def _usual_condition(rows: Sequence[Row]) -> str:
     """Networks, unless there are none."""
-    conditions = [one.condition for row in rows if row.verdict.verb is not Verb.DUNNO for one in row.match[:1]]
+    conditions = [term.condition for row in rows if row.verdict.verb is not Verb.DUNNO for term in row.match[:1]]
     return "cidr" if "cidr" in conditions or not conditions else conditions[0]

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from policyd.exchange.lists import plain
-from policyd.exchange.model import Entry, Imported, NoEqualError, Term
+from policyd.exchange.model import Entry, Imported, Term, UnsupportedError
 from policyd.exchange.regex_translation import from_perl
 from policyd.exchange.values import address_range, literal, looks_like_address, network_text, term
 
@@ -43,7 +43,7 @@ def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None)
         if not text or text.startswith("#"):
             return False
         terms = _read_line(line._replace(text=text), report, attribute or "client")
-        imported.entries += [Entry(one, line) for one in terms]
+        imported.entries += [Entry(term, line) for term in terms]
         return True
 
     report.take_each(lines, take)
@@ -53,10 +53,12 @@ def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None)
 def _read_line(line: Line, report: Report, attribute: str) -> list[Term]:
     match = _LINE.fullmatch(line.text)
     if match is None:
-        raise NoEqualError("a key that begins with a quote and does not end with one")
+        raise UnsupportedError("a key that begins with a quote and does not end with one")
     value = match["value"].split("#")[0].strip()
     if value.startswith("-"):
-        raise NoEqualError("a negative score lets mail through; put such keys into a list of their own", exempts=True)
+        raise UnsupportedError(
+            "a negative score lets mail through; put such keys into a list of their own", exempts=True
+        )
     if value:
         report.note(line, "the value after the key is not supported; every entry counts alike")
     if match["slashed"]:
@@ -64,7 +66,7 @@ def _read_line(line: Line, report: Report, attribute: str) -> list[Term]:
         return [term(_REGEX[attribute], _expression(pattern, flags))]
     key = match["key"] or re.sub(r"\\(.)", r"\1", match["quoted"] or "")
     if looks_like_address(key):
-        return [Term("cidr", network_text(one)) for one in address_range(key.strip("[]"), report.masking(line))]
+        return [Term("cidr", network_text(found)) for found in address_range(key.strip("[]"), report.masking(line))]
     if key.startswith("*.") and not re.search(r"[*?\[]", key[2:]):
         return [term(_SUFFIX[attribute], key[1:])]
     if re.search(r"[*?\[]", key):
@@ -75,7 +77,7 @@ def _read_line(line: Line, report: Report, attribute: str) -> list[Term]:
     if "@" in key:
         return [term("recipient" if attribute == "recipient" else "sender", key)]
     if "." not in key and attribute != "helo_name":
-        raise NoEqualError("neither an address nor a name with a dot in it")
+        raise UnsupportedError("neither an address nor a name with a dot in it")
     if attribute in {"sender", "recipient"}:
         report.note(line, f"a domain alone became {attribute}_domain, which also covers the names under it")
     return [term(_NAME[attribute], key)]
@@ -85,14 +87,14 @@ def _expression(pattern: str, flags: str) -> str:
     """rspamd's expressions are Perl's, and heed case unless the flag `i` says otherwise (`regexp.c`)."""
     for flag in flags:
         if flag not in "imsxuUOrLA":
-            raise NoEqualError(f"'{flag}' is not a flag of an expression")
+            raise UnsupportedError(f"'{flag}' is not a flag of an expression")
     ours = ("" if "i" in flags else "i") + ("x" if "x" in flags else "")
     return from_perl(pattern, ours)
 
 
 def _glob(pattern: str) -> str:
     if "[" in pattern:
-        raise NoEqualError("a glob with brackets; write it as an expression between slashes")
+        raise UnsupportedError("a glob with brackets; write it as an expression between slashes")
     parts = re.split(r"([*?])", pattern)
     return "^" + "".join({"*": ".*", "?": "."}.get(part) or literal(part) for part in parts) + "$"
 

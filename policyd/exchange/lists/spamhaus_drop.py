@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from policyd.exchange.model import Entry, Imported, IncompleteError, NoEqualError, Term
+from policyd.exchange.model import Entry, Imported, IncompleteError, Term, UnsupportedError
 from policyd.exchange.values import network, network_text
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _fields(line: Line) -> dict[str, Any]:
     except (ValueError, RecursionError):
         if not line.ended:
             raise IncompleteError(line, "the file ends within the line") from None
-        raise NoEqualError("not a JSON object") from None
+        raise UnsupportedError("not a JSON object") from None
     return fields
 
 
@@ -71,8 +71,8 @@ def _check_count(line: Line, promised: object, found: int) -> None:
 
 def _network_of(fields: dict[str, Any]) -> str:
     if "asn" in fields:
-        raise NoEqualError("an AS number; policyd knows networks, not who announces them")
+        raise UnsupportedError("an AS number; policyd knows networks, not who announces them")
     found = fields.get("cidr")
     if not isinstance(found, str):
-        raise NoEqualError("the object has no 'cidr'")
+        raise UnsupportedError("the object has no 'cidr'")
     return found

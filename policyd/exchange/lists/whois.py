@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from policyd.exchange.model import Entry, Imported, IncompleteError, NoEqualError, Term, shown
+from policyd.exchange.model import Entry, Imported, IncompleteError, Term, UnsupportedError, shown
 from policyd.exchange.values import address_range, fewest, network, network_text
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ class _Registration:
     version: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.first = min(int(one.first) for one in self.networks)
-        self.last = max(int(one.last) for one in self.networks)
+        self.first = min(int(network.first) for network in self.networks)
+        self.last = max(int(network.last) for network in self.networks)
         self.version = int(self.networks[0].version)
 
 
@@ -80,13 +80,13 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
         else:
             report.take_each([line], answer.take)
     found = [*answer.blocks.values()]
-    for one in found:
-        if one.registry:
-            report.lose(one.line, f"the block of a registry ({one.registry}); ask the registry about the address")
-    found = [one for one in found if not one.registry]
-    taken = [one for one in found if not _is_around(one, found, report)]
+    for block in found:
+        if block.registry:
+            report.lose(block.line, f"the block of a registry ({block.registry}); ask the registry about the address")
+    found = [block for block in found if not block.registry]
+    taken = [block for block in found if not _is_around(block, found, report)]
     report.taken += len(taken)
-    networks = [one for registration in taken for one in registration.networks]
+    networks = [network for registration in taken for network in registration.networks]
     # After merging, one network may stand for several lines; the first of the file stands for all.
     return Imported(entries=[Entry(Term("cidr", text), taken[0].line) for text in fewest(networks)])
 
@@ -122,8 +122,8 @@ class _Answer:
         if name == "refer":
             self._refer, self._object = value[:100], []
         elif name == "origin":
-            for one in self._object:
-                one.origin = value.upper()
+            for registration in self._object:
+                registration.origin = value.upper()
         elif name == "referralserver" and value.lower().startswith("whois://"):
             self._belongs_to(value[len("whois://") :])
         elif name == "referralserver" and self._object:
@@ -134,8 +134,8 @@ class _Answer:
             self._belongs_to(value)
 
     def _belongs_to(self, registry: str) -> None:
-        for one in self._object:
-            one.registry = one.registry or shown(registry[:100]).strip("'")
+        for registration in self._object:
+            registration.registry = registration.registry or shown(registry[:100]).strip("'")
 
     def take_document(self, first: Line, lines: list[Line]) -> bool:
         """Takes an answer of RDAP down, as `take` does."""
@@ -143,18 +143,18 @@ class _Answer:
             document = json.loads("\n".join(line.text for line in lines))
         except (ValueError, RecursionError):
             raise IncompleteError(first, "not a whole JSON document") from None
-        for one in _networks_of(document):
-            self._add(_of_rdap(first, one))
+        for fields in _networks_of(document):
+            self._add(_of_rdap(first, fields))
         return False
 
     def _add(self, new: _Registration) -> None:
         """Takes a block down, unless it says again what is there."""
-        if any(one.prefixlen == 0 for one in new.networks):
-            raise NoEqualError("the whole Internet: the server has no answer for the address")
+        if any(network.prefixlen == 0 for network in new.networks):
+            raise UnsupportedError("the whole Internet: the server has no answer for the address")
         key = new.version, new.first, new.last
         known = self.blocks.get(key)
         if known is None and len(self.blocks) == _MAX_BLOCKS:
-            raise NoEqualError(f"more than {_MAX_BLOCKS:,} blocks in a file; one file is one answer")
+            raise UnsupportedError(f"more than {_MAX_BLOCKS:,} blocks in a file; one file is one answer")
         if known is None or (known.announced and not new.announced):
             self.blocks.pop(key, None)
             self.blocks[key] = new
@@ -164,7 +164,7 @@ def _read_line(line: Line, mask: Callable[[], None]) -> list[_Registration]:
     if _REFERRED.search(line.text):
         nets = [match[1] for match in _NET.finditer(line.text)]
         if not nets and "NET/" in line.text:
-            raise NoEqualError("no network after NET/")
+            raise UnsupportedError("no network after NET/")
         return [_Registration(line, address_range(re.sub(r"\s", "", net), mask)) for net in nets]
     match = _FIELD.fullmatch(line.text)
     if match is None:
@@ -174,7 +174,7 @@ def _read_line(line: Line, mask: Callable[[], None]) -> list[_Registration]:
     value = match["value"].split("#")[0].partition("(")[0].strip()
     if name == "cidr":
         # ARIN names the networks of the NetRange above once more.
-        return [_Registration(line, [network(one.strip(), mask) for one in value.split(",")])]
+        return [_Registration(line, [network(text.strip(), mask) for text in value.split(",")])]
     return [_Registration(line, address_range(_whole(value), mask), announced=name.startswith("route"))]
 
 

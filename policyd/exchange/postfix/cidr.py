@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from policyd.core.ruleset import Verb
 from policyd.exchange.firewall.address_block import EVERYTHING, Block
-from policyd.exchange.model import Imported, NoEqualError, Row, SkippedError, static_text
+from policyd.exchange.model import Imported, Row, SkippedError, UnsupportedError, static_text
 from policyd.exchange.network_sets import addresses_of, sayable, texts
 from policyd.exchange.postfix.table import check_room, close_if, is_endif, lets_through, logical_lines, verdict
 from policyd.exchange.values import network
@@ -51,7 +51,7 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
             row = _read_line(line, match, open_ifs, report)
         except SkippedError:
             raise
-        except NoEqualError as error:
+        except UnsupportedError as error:
             error.exempts = match["result"] is not None and not match["if"] and lets_through(match["result"], line)
             raise
         if row is not None:
@@ -71,16 +71,16 @@ def _read_line(line: Line, match: re.Match[str], open_ifs: list[_If], report: Re
         if match["if"]:
             check_room(open_ifs)
         block = _narrowed(around, _pattern(match["pattern"]), negated=match["not"] is not None) if around else None
-    except NoEqualError as error:
+    except UnsupportedError as error:
         if match["if"]:
             open_ifs.append(_If(line, None))
-            raise NoEqualError(f"{error}; all lines up to its endif are lost with it") from None
+            raise UnsupportedError(f"{error}; all lines up to its endif are lost with it") from None
         raise
     if match["if"]:
         open_ifs.append(_If(line, block))
         return None
     if block is None:
-        raise NoEqualError("the `if` around it is lost")
+        raise UnsupportedError("the `if` around it is lost")
     if not match["result"]:
         raise SkippedError("there is no action; Postfix skips the line")
     if block.dead:
@@ -102,7 +102,7 @@ def _pattern(text: str) -> netaddr.IPNetwork:
         raise SkippedError(message)
     try:
         return network(text.replace("[", "").replace("]", ""))
-    except NoEqualError as error:
+    except UnsupportedError as error:
         raise SkippedError(f"{error}; Postfix skips the line") from None
 
 

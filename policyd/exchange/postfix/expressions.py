@@ -15,7 +15,7 @@ from policyd.config.conditions import CONDITIONS
 from policyd.core.lookups import expression_options
 from policyd.core.ruleset import Verb
 from policyd.exchange.access.specificity import exemptions_as_exceptions
-from policyd.exchange.model import Imported, NoEqualError, Row, SkippedError, Term
+from policyd.exchange.model import Imported, Row, SkippedError, Term, UnsupportedError
 from policyd.exchange.postfix.table import check_room, close_if, is_endif, lets_through, logical_lines, verdict
 from policyd.exchange.regex_subjects import ADDRESSES, MAIL_ADDRESSES, NAMES, Questions
 from policyd.exchange.values import term
@@ -91,7 +91,7 @@ def read(
                 rows[order].append(row)
         except SkippedError:
             raise
-        except NoEqualError as error:
+        except UnsupportedError as error:
             error.exempts = lets_through(parts.result, line)
             raise
         return True
@@ -133,16 +133,16 @@ def _open(line: Line, parts: _Parts, translate: Callable[[str, str], str], block
     try:
         check_room(blocks)
         blocks.append(_Block(line, _Half(translate(parts.pattern, parts.flags), parts.negated)))
-    except NoEqualError as error:
+    except UnsupportedError as error:
         blocks.append(_Block(line, None))
-        raise NoEqualError(f"{error}; all lines up to its endif are lost with it") from None
+        raise UnsupportedError(f"{error}; all lines up to its endif are lost with it") from None
 
 
 def _around(blocks: list[_Block]) -> list[_Half]:
-    """Returns the conditions of the open `if` blocks. Raises `NoEqualError` if one of them could not be read."""
+    """Returns the conditions of the open `if` blocks. Raises `UnsupportedError` if one of them could not be read."""
     asks = [block.asks for block in blocks if block.asks is not None]
     if len(asks) < len(blocks):
-        raise NoEqualError("the `if` around it is lost")
+        raise UnsupportedError("the `if` around it is lost")
     return asks
 
 
@@ -197,12 +197,12 @@ class _Maker:
         if self._questions.can_match(NAMES, needed, excluded):
             # To Postfix `unknown` is a name like others; policyd has to look at what Postfix sent to find it.
             options = expression_options()
-            finds_unknown = all(re2.search(one, "unknown", options) for one in needed)
-            finds_unknown &= not any(re2.search(one, "unknown", options) for one in excluded)
+            finds_unknown = all(re2.search(pattern, "unknown", options) for pattern in needed)
+            finds_unknown &= not any(re2.search(pattern, "unknown", options) for pattern in excluded)
             subject = "client_name" if finds_unknown else "hostname"
             rows.append(("name", _row(line, subject, needed, excluded, says)))
         if self._questions.can_match(ADDRESSES, needed, excluded):
-            possible = [one for one in excluded if self._questions.can_match(ADDRESSES, [one], [])]
+            possible = [pattern for pattern in excluded if self._questions.can_match(ADDRESSES, [pattern], [])]
             rows.append(("address", _row(line, "client_address", needed, possible, says)))
         if rows:
             return rows
@@ -216,9 +216,9 @@ class _Maker:
     def _not_implied(self, patterns: list[str]) -> list[str]:
         """The expressions that must hold, without those that hold wherever one of the others does."""
         needed = list(dict.fromkeys(patterns))
-        for one in reversed(needed[:-1]):
-            if any(self._questions.implies(other, one) for other in needed if other != one):
-                needed.remove(one)
+        for pattern in reversed(needed[:-1]):
+            if any(self._questions.implies(other, pattern) for other in needed if other != pattern):
+                needed.remove(pattern)
         return needed
 
 
@@ -232,7 +232,7 @@ def _row(line: Line, subject: str, needed: list[str], excluded: list[str], says:
     elif len(needed) == 2:
         match, exceptions = _both(subject, needed[0], needed[1], says)
     else:
-        raise NoEqualError("more than two expressions must match one attribute; write them as one expression")
+        raise UnsupportedError("more than two expressions must match one attribute; write them as one expression")
     return Row(line, match, says, (*exceptions, *(term(f"{subject}_regex", pattern) for pattern in excluded)))
 
 
@@ -260,7 +260,7 @@ def _both(subject: str, one: str, other: str, says: Verdict) -> tuple[tuple[Term
     if subject == "hostname" and says.verb is not Verb.DUNNO:
         # Postfix's name of a client is the one that policyd verifies, or else `unknown`.
         return (term("hostname_regex", other), term("client_name_regex", one)), ()
-    raise NoEqualError("two expressions must match one attribute; write them as one expression, or one as a domain")
+    raise UnsupportedError("two expressions must match one attribute; write them as one expression, or one as a domain")
 
 
 def _mind_the_null_sender(halves: list[_Half], line: Line, report: Report) -> None:

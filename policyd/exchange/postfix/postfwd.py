@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from policyd.config.conditions import CONDITIONS, UNPROVEN
 from policyd.core.protocol import ATTRIBUTES
 from policyd.core.ruleset import Verb
-from policyd.exchange.model import DUNNO, Imported, NoEqualError, Row, SkippedError, Term, shown
+from policyd.exchange.model import DUNNO, Imported, Row, SkippedError, Term, UnsupportedError, shown
 from policyd.exchange.postfix.table import verdict
 from policyd.exchange.regex_translation import from_perl
 from policyd.exchange.values import literal, network, network_text, term
@@ -98,7 +98,7 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
                 imported.rows.append(_read_rule(line, text, report))
             except SkippedError:
                 raise
-            except NoEqualError as error:
+            except UnsupportedError as error:
                 error.exempts = _PASSES.search(text) is not None
                 raise
         return macro is None
@@ -142,9 +142,9 @@ def _expanded(text: str, macros: dict[str, str]) -> str:
         if len(body) > _MAX_RULE:
             break
     else:
-        raise NoEqualError("a macro names itself")
+        raise UnsupportedError("a macro names itself")
     if len(body) > _MAX_RULE:
-        raise NoEqualError(f"the rule is longer than {_MAX_RULE >> 10} KiB")
+        raise UnsupportedError(f"the rule is longer than {_MAX_RULE >> 10} KiB")
     return f"{head}{body}}}" if definition else body
 
 
@@ -170,11 +170,11 @@ def _read_rule(line: Line, text: str, report: Report) -> Row:
     if rule.action is None:
         raise SkippedError("there is no action; postfwd skips the line")
     says = _verdict(rule.action, line, report)
-    match_terms = tuple(one for terms in rule.wanted.values() for one in terms)
-    exceptions = tuple(one for terms in rule.negated.values() for one in terms)
+    match_terms = tuple(term for terms in rule.wanted.values() for term in terms)
+    exceptions = tuple(term for terms in rule.negated.values() for term in terms)
     exempting = match_terms if says.verb is Verb.DUNNO else exceptions
-    if any(one.condition in UNPROVEN for one in exempting):
-        raise NoEqualError("a name that the client only claims (reverse_client_name) may not let mail through")
+    if any(term.condition in UNPROVEN for term in exempting):
+        raise UnsupportedError("a name that the client only claims (reverse_client_name) may not let mail through")
     # Without an item the rule is for every request: an address, or `unknown`, is always there.
     return Row(line, match_terms or (term("client_address_regex", ".*"),), says, exceptions, rule.name)
 
@@ -182,7 +182,7 @@ def _read_rule(line: Line, text: str, report: Report) -> Row:
 def _add_item(rule: _Rule, item: _Item, report: Report) -> None:
     name = item.name
     if name in _COMPUTED or name.startswith(("rbl", "rhsbl", "sender_ns", "sender_mx")):
-        raise NoEqualError(f"the item '{name}' is not supported: {_COMPUTED.get(name, 'a DNS lookup')}")
+        raise UnsupportedError(f"the item '{name}' is not supported: {_COMPUTED.get(name, 'a DNS lookup')}")
     for value in item.value.split(",") if name == "client_address" else [item.value]:
         _add_alternative(rule, item._replace(value=value.strip()), report)
 
@@ -194,20 +194,20 @@ def _add_alternative(rule: _Rule, item: _Item, report: Report) -> None:
     if negation:  # `!!x` or `!!(x)`
         value = value[2:].lstrip().removeprefix("(").lstrip().removesuffix(")").rstrip()
     if "$$" in value:
-        raise NoEqualError("two attributes cannot be compared with each other")
+        raise UnsupportedError("two attributes cannot be compared with each other")
     if re.match(r"[lc]?(file|table):", value, re.IGNORECASE):
-        raise NoEqualError(f"the entries are in another file, {shown(value)}; import it as plain")
+        raise UnsupportedError(f"the entries are in another file, {shown(value)}; import it as plain")
     negated = negation != operator.startswith("!")
     terms = _terms(_Item(name, operator.replace("!", "="), value), rule.line, report)
     others = rule.wanted.get(name, [])
     if name in rule.negated or (negated and others):
-        raise NoEqualError(
+        raise UnsupportedError(
             f"'{name}' is negated beside another '{name}': either would be enough, which no rule can say"
         )
     if others and others[0].condition != terms[0].condition:
         # `client_name==unknown; client_name=\.dyn\.`: what is equal is found as well, by an expression.
-        others[:] = [_as_expression(name, one) for one in others]
-        terms = [_as_expression(name, one) for one in terms]
+        others[:] = [_as_expression(name, term) for term in others]
+        terms = [_as_expression(name, term) for term in terms]
     (rule.negated if negated else rule.wanted).setdefault(name, []).extend(terms)
 
 
@@ -215,7 +215,7 @@ def _as_expression(name: str, one: Term) -> Term:
     if one.condition == f"{name}_regex":
         return one
     if one.condition != name or not one.value or one.value == "<>":
-        raise NoEqualError(f"'{name}' is compared in two ways, and a rule has one for each; write two rules")
+        raise UnsupportedError(f"'{name}' is compared in two ways, and a rule has one for each; write two rules")
     return term(f"{name}_regex", f"^{literal(one.value)}$")
 
 
@@ -225,7 +225,9 @@ def _domain_expression(attribute: str, value: str) -> Term:
     anchored = pattern.startswith("^")
     inner = pattern.removeprefix("^")
     if "^" in re.sub(r"\[\^", "[", inner) or re.search(r"\\[AbBG]", inner) or (anchored and "|" in inner):
-        raise NoEqualError(f"this expression on '{attribute}_domain' alone is not supported; write it for the address")
+        raise UnsupportedError(
+            f"this expression on '{attribute}_domain' alone is not supported; write it for the address"
+        )
     rest = "" if inner.endswith("$") else "[^@]*$"
     return term(f"{attribute}_regex", f"@{'' if anchored else '[^@]*'}(?:{from_perl(inner)}){rest}")
 
@@ -234,21 +236,21 @@ def _terms(item: _Item, line: Line, report: Report) -> list[Term]:
     """An item as alternatives of one condition."""
     name, operator, value = item
     if name in _NUMERIC or operator in {"=<", "=>", "<", ">"}:
-        raise NoEqualError(f"numbers are compared by '{name}{operator}'; a rule knows only what is equal or found")
+        raise UnsupportedError(f"numbers are compared by '{name}{operator}'; a rule knows only what is equal or found")
     if name == "client_address" and operator in {"=", "=="}:
         if value == "0.0.0.0/0":  # postfwd: always true
             return [Term("cidr", "0.0.0.0/0"), Term("cidr", "::/0")]
         if not value:
-            raise NoEqualError("there is no address before or after a comma")
-        return [Term("cidr", network_text(network(one, report.masking(line)))) for one in value.split()]
+            raise UnsupportedError("there is no address before or after a comma")
+        return [Term("cidr", network_text(network(text, report.masking(line)))) for text in value.split()]
     if name in {"sender_domain", "recipient_domain"}:
         attribute = name.partition("_")[0]
         equal = operator == "=="
         return [term(f"{attribute}_regex", f"@{literal(value)}$") if equal else _domain_expression(attribute, value)]
     if name in {"sender_localpart", "recipient_localpart"}:
-        raise NoEqualError(f"an expression on '{name}' alone; write it for the whole address, as sender=")
+        raise UnsupportedError(f"an expression on '{name}' alone; write it for the whole address, as sender=")
     if name not in ATTRIBUTES:
-        raise NoEqualError(f"the item '{name}' is not an attribute that Postfix sends")
+        raise UnsupportedError(f"the item '{name}' is not an attribute that Postfix sends")
     if operator == "==":
         condition = name if name in CONDITIONS else f"{name}_regex"
         return [term(condition, value)]
@@ -263,8 +265,8 @@ def _verdict(action: str, line: Line, report: Report) -> Verdict:
     command = _COMMANDS.match(action)
     if command is not None:
         if command[1].lower() == "note":
-            raise NoEqualError("note() only logs; write the rule with mode: observe to see what it would catch")
-        raise NoEqualError(f"{command[1].lower()}() is not supported")
+            raise UnsupportedError("note() only logs; write the rule with mode: observe to see what it would catch")
+        raise UnsupportedError(f"{command[1].lower()}() is not supported")
     if action.lower() in {"dunno", "ok"}:
         if action.lower() == "ok":
             report.note(

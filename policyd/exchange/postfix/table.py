@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from policyd.core.ruleset import Verb
-from policyd.exchange.model import DUNNO, NoEqualError, Report, SkippedError, Verdict, blocking
+from policyd.exchange.model import DUNNO, Report, SkippedError, UnsupportedError, Verdict, blocking
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -64,13 +64,13 @@ def is_endif(line: Line) -> bool:
 
 
 def check_room(open_ifs: list[Any]) -> None:
-    """Raises `NoEqualError` where one more `if` is one too many."""
+    """Raises `UnsupportedError` where one more `if` is one too many."""
     if len(open_ifs) >= MAX_OPEN_IFS:
-        raise NoEqualError(f"more than {MAX_OPEN_IFS} `if` within each other")
+        raise UnsupportedError(f"more than {MAX_OPEN_IFS} `if` within each other")
 
 
 def close_if(open_ifs: list[Any]) -> None:
-    """Closes the last `if`. Raises `NoEqualError` where none is open."""
+    """Closes the last `if`. Raises `UnsupportedError` where none is open."""
     if not open_ifs:
         raise SkippedError("an endif without its if; Postfix skips it")
     open_ifs.pop()
@@ -79,11 +79,11 @@ def close_if(open_ifs: list[Any]) -> None:
 def verdict(result: str, line: Line, report: Report) -> Verdict:
     """Reads the right-hand side of an access table.
 
-    Raises `NoEqualError` where nothing here does the same. What is the same but for a detail is noted in the report.
+    Raises `UnsupportedError` if policyd has nothing that does the same. A difference in detail is noted in the report.
     """
     words = result.split(None, 1)
     if not words:
-        raise NoEqualError("there is no action")
+        raise UnsupportedError("there is no action")
     action, text = words[0].upper(), words[1] if len(words) > 1 else ""
     if action in _BLOCKING:
         return blocking(_BLOCKING[action], text)
@@ -106,21 +106,23 @@ def verdict(result: str, line: Line, report: Report) -> Verdict:
         report.note(line, f"{action} is not supported: {_PASSING[action]}; the mail passes as with DUNNO")
         return Verdict(Verb.DUNNO, passing=True)
     if action == "DISCARD":
-        raise NoEqualError(
+        raise UnsupportedError(
             "DISCARD is not supported: policyd never accepts mail to throw it away; REJECT tells the sender"
         )
     if action == "DEFER_IF_REJECT":
-        raise NoEqualError("DEFER_IF_REJECT is not supported: policyd does not know what later restrictions will say")
+        raise UnsupportedError(
+            "DEFER_IF_REJECT is not supported: policyd does not know what later restrictions will say"
+        )
     # A restriction that may let mail through, unless its name says that it cannot.
     exempts = not action.startswith(("REJECT_", "DEFER_"))
-    raise NoEqualError(f"the restriction '{words[0]}' is not supported here; keep it in main.cf", exempts=exempts)
+    raise UnsupportedError(f"the restriction '{words[0]}' is not supported here; keep it in main.cf", exempts=exempts)
 
 
 def lets_through(result: str, line: Line) -> bool:
     """Whether a right-hand side lets mail through that a line below would block."""
     try:
         return verdict(result, line, Report()).verb is Verb.DUNNO
-    except NoEqualError as error:
+    except UnsupportedError as error:
         return error.exempts
 
 

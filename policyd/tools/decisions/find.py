@@ -243,7 +243,7 @@ def in_networks(text: bytes, networks: Sequence[netaddr.IPNetwork]) -> bool:
     if parsed is None:
         return False
     version, number = parsed
-    return any(one.version == version and one.first <= number <= one.last for one in networks)
+    return any(network.version == version and network.first <= number <= network.last for network in networks)
 
 
 def owner_in(source: Source, ruleset: Ruleset | None) -> Owner:

@@ -42,7 +42,12 @@ def find(
 ) -> list[LoggedDecision]:
     """The decisions with one of these ids, read as people write ids. Raises `LogError`."""
     wanted = {_plain(each.encode("utf-8", "replace")) for each in ids}
-    return [one for batch in decisions(paths, DecisionCounts(), advance) for one in batch if _plain(one.id) in wanted]
+    return [
+        decision
+        for batch in decisions(paths, DecisionCounts(), advance)
+        for decision in batch
+        if _plain(decision.id) in wanted
+    ]
 
 
 def _plain(decision_id: bytes) -> bytes:

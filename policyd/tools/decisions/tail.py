@@ -47,7 +47,7 @@ class Wanted(NamedTuple):
         if parsed is None:
             return False
         version, number = parsed
-        return any(one.version == version and one.first <= number <= one.last for one in self.networks)
+        return any(network.version == version and network.first <= number <= network.last for network in self.networks)
 
 
 def parse_networks(values: Sequence[str]) -> tuple[netaddr.IPNetwork, ...]:

@@ -124,9 +124,9 @@ class _Doctor:
         if not ours:
             self._find_no_question(calls, services)
         else:
-            for one in examined:
-                self._check_service(one, ours)
-        if not any(one.audience is Audience.STRANGERS for one in examined):
+            for candidate in examined:
+                self._check_service(candidate, ours)
+        if not any(candidate.audience is Audience.STRANGERS for candidate in examined):
             self.notes["master.cf: no smtpd service is reached by strangers, whom policyd is meant to judge"] = None
         for call in {(call.where, call.address): call for call in reversed(ours)}.values():
             self._check_chroot(call)
@@ -204,7 +204,7 @@ class _Doctor:
         endpoints = [call.address for call in ours if call.address is not None]
         asked = [self._ask(endpoint, self.timeout) for endpoint in endpoints or self._listened[:1]]
         # One that policyd did not answer comes first: that is what is wrong.
-        return next((one for one in asked if one.policyd is None), asked[0])
+        return next((call for call in asked if call.policyd is None), asked[0])
 
     def _find_no_question(self, calls: Sequence[Call], services: Sequence[Service]) -> None:
         """No service of Postfix asks policyd."""
@@ -234,7 +234,9 @@ class _Doctor:
     # --- One service ------------------------------------------------------------------------------------------------
 
     def _examined(self, service: Service, ours: Iterable[Call]) -> Examined:
-        asks_in = tuple(dict.fromkeys(one.parameter for one in ours if one.service is service and not _is_void(one)))
+        asks_in = tuple(
+            dict.fromkeys(call.parameter for call in ours if call.service is service and not _is_void(call))
+        )
         return Examined(service, audience_of(self.postfix, service), asks_in)
 
     def _check_service(self, one: Examined, ours: Sequence[Call]) -> None:
@@ -328,7 +330,7 @@ class _Doctor:
         if self.postfix.value(name, service).lower() == "yes":
             return "yes"
         elsewhere = any(
-            self.postfix.value(name, one).lower() == "yes" for one in self.postfix.services if is_smtpd(one)
+            self.postfix.value(name, service).lower() == "yes" for service in self.postfix.services if is_smtpd(service)
         )
         return "" if elsewhere or self.postfix.is_set(name, service) else "later"
 
@@ -381,7 +383,7 @@ class _Doctor:
                 "client_name and reverse_client_name never match, and every client costs policyd a lookup",
                 "smtpd_peername_lookup = yes",
             )
-        everybody = [one for one in list_of(value("mynetworks", service)) if one in {"0.0.0.0/0", "[::]/0", "::/0"}]
+        everybody = [text for text in list_of(value("mynetworks", service)) if text in {"0.0.0.0/0", "[::]/0", "::/0"}]
         if everybody and "permit_mynetworks" in call.names_before:
             self.find(
                 self.postfix.where("mynetworks", service),
@@ -480,7 +482,7 @@ class _Doctor:
             what = "what answers there is another policy service, or a policyd older than 0.2.0"
             self.find(where, what, "restart policyd, or see which program listens there (ss -lptn, ss -lpx)")
         elif question.endpoint not in self._listened and any(call.address == question.endpoint for call in ours):
-            listened = ", ".join(str(one) for one in self._listened)
+            listened = ", ".join(str(address) for address in self._listened)
             self.approve(
                 f"{where} answers; policyd.yaml says listen: [{listened}], which a socket from systemd replaces"
             )
@@ -493,7 +495,7 @@ class _Doctor:
 
     def _check_socket(self, address: UnixAddress, ours: Sequence[Call]) -> bool:
         """Whether the socket is missing. Reports what keeps smtpd(8), which runs as mail_owner, from connecting."""
-        if any(one.address == address and self._is_outside_chroot(one) for one in ours):
+        if any(call.address == address and self._is_outside_chroot(call) for call in ours):
             return True
         owner = self.postfix.value("mail_owner") or "postfix"
         found = obstacle(address.path, owner)

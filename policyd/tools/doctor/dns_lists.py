@@ -6,7 +6,7 @@ import asyncio
 from random import SystemRandom
 from typing import TYPE_CHECKING
 
-from policyd.dns.list_standing import SelfTestOutcome
+from policyd.dns.list_health import SelfTestOutcome
 from policyd.dns.lists import self_test
 from policyd.tools.doctor.diagnosis import Finding
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
     from policyd.config.dns_list import DnsList
     from policyd.config.settings import Dns
-    from policyd.dns.list_standing import SelfTestResult
+    from policyd.dns.list_health import SelfTestResult
 
 
 def check_dns_lists(lists: Sequence[DnsList], dns: Dns) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
     """Tests every list that has a self-test; returns what is wrong, and a line for each list that is right."""
-    tested = [one for one in lists if one.self_test]
+    tested = [dns_list for dns_list in lists if dns_list.self_test]
     results = asyncio.run(_test_all(tested, dns)) if tested else []
     findings, right = [], []
     for dns_list, result in zip(tested, results, strict=True):
@@ -33,4 +33,4 @@ def check_dns_lists(lists: Sequence[DnsList], dns: Dns) -> tuple[tuple[Finding, 
 
 
 async def _test_all(lists: Sequence[DnsList], dns: Dns) -> list[SelfTestResult]:
-    return await asyncio.gather(*(self_test(one, dns, SystemRandom()) for one in lists))
+    return await asyncio.gather(*(self_test(dns_list, dns, SystemRandom()) for dns_list in lists))

@@ -112,9 +112,9 @@ def is_expected(
 ) -> bool:
     """Whether policyd is meant to be at an address that Postfix asks, whatever answers there."""
     listened = (*settings.listen, *sockets)
-    if postfix.is_saved and any(_same_elsewhere(address, one) for one in listened):
+    if postfix.is_saved and any(_same_elsewhere(address, listening) for listening in listened):
         return True
-    return is_shipped_socket(address, postfix) or any(_same(address, one) for one in listened)
+    return is_shipped_socket(address, postfix) or any(_same(address, listening) for listening in listened)
 
 
 def is_shipped_socket(address: InetAddress | UnixAddress, postfix: PostfixConfig) -> bool:

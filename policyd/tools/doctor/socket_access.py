@@ -46,7 +46,8 @@ def _denial(path: Path, status: os.stat_result, user: pwd.struct_passwd) -> Obst
     owner = user.pw_name
     groups = {user.pw_gid, *(group.gr_gid for group in grp.getgrall() if owner in group.gr_mem)}
     closed = next(
-        (one for one in reversed(path.parents) if not _may(one.stat(), user.pw_uid, groups, stat.S_IXOTH)), None
+        (folder for folder in reversed(path.parents) if not _may(folder.stat(), user.pw_uid, groups, stat.S_IXOTH)),
+        None,
     )
     if closed is not None:
         return Obstacle(f"{owner} may not enter {closed}", f"chmod o+x {closed}, or put the socket elsewhere")

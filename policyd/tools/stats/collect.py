@@ -223,8 +223,8 @@ class _Collector:
     def finish(self) -> None:
         for rule in self.stats.rules.values():
             rule.elsewhere = len(rule.refused_mails & self._passed)
-        for one in self.stats.lists.values():
-            one.delivered = len(one.mails & self._passed)
+        for counts in self.stats.lists.values():
+            counts.delivered = len(counts.mails & self._passed)
 
     def _count_rules(self, decision: LoggedDecision, decided: str, time: float | None) -> None:
         stats = self.stats

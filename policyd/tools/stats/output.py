@@ -63,13 +63,13 @@ def stats_as_json(stats: Stats) -> dict[str, Any]:
         "dns_errors": dict(stats.dns_errors.most_common()),
         "lists": {
             name: {
-                "asked": one.asked,
-                "listed": one.listed,
-                "listed_alone": one.alone,
-                "unknown": one.unknown,
-                "also_delivered": one.delivered,
+                "asked": dns_list.asked,
+                "listed": dns_list.listed,
+                "listed_alone": dns_list.alone,
+                "unknown": dns_list.unknown,
+                "also_delivered": dns_list.delivered,
             }
-            for name, one in lists_by_use(stats)
+            for name, dns_list in lists_by_use(stats)
         },
         "milliseconds": {name: stats.percentile(share) for name, share in PERCENTILES},
     }
@@ -183,8 +183,8 @@ def lists_by_use(stats: Stats) -> list[tuple[str, ListStats]]:
 def _print_lists(console: Console, stats: Stats) -> None:
     numbers = ("asked", "listed", "by it alone", "unknown", "also delivered")
     columns = table("DNS list", *numbers, numbers=numbers)
-    for name, one in lists_by_use(stats):
-        counts = (one.asked, one.listed, one.alone, one.unknown, one.delivered)
+    for name, dns_list in lists_by_use(stats):
+        counts = (dns_list.asked, dns_list.listed, dns_list.alone, dns_list.unknown, dns_list.delivered)
         columns.add_row(Text(name), *(f"{count:,}" for count in counts))
     console.print(columns)
     console.print()

@@ -508,7 +508,9 @@ def _tell_systems(candidate: Candidate, members: Iterable[_Client]) -> None:
     candidate.systems = [System(asn, names[asn], clients) for asn, clients in count.most_common()]
     if not candidate.systems:
         return
-    parts = [f"{system_name(one.asn, one.name)} ({one.clients:,})" for one in candidate.systems[:_SHOWN_SYSTEMS]]
+    parts = [
+        f"{system_name(system.asn, system.name)} ({system.clients:,})" for system in candidate.systems[:_SHOWN_SYSTEMS]
+    ]
     if len(candidate.systems) > _SHOWN_SYSTEMS:
         parts.append(f"{len(candidate.systems) - _SHOWN_SYSTEMS:,} more")
     if without := len(refused) - count.total():
@@ -547,7 +549,7 @@ def _patterns(
             candidate = Candidate("sender_regex", shape.expression(domain), evidence)
             candidate.remarks.append(f"{len(refused):,} different senders")
             _mark_providers(candidate, [domain] if domain else [domain for domain, _ in group])
-            _propose_exceptions(candidate, [clients[one] for one in delivered_from if one in clients])
+            _propose_exceptions(candidate, [clients[key] for key in delivered_from if key in clients])
             found.append(candidate)
     return found
 
@@ -560,21 +562,21 @@ def _distinct(clients: Iterable[_Client]) -> list[_Client]:
 
 
 def _evidence(members: Sequence[_Counted], reasons: Reasons) -> Evidence:
-    refused = [one for one in members if one.refused > 0]
+    refused = [client for client in members if client.refused > 0]
     often = sorted(refused, key=lambda one: -one.refused)
     texts: Counter[int] = Counter()
-    for one in refused:
+    for client in refused:
         # Each client's reasons stand for all of its mails.
-        for number, count in Counter(one.reasons).items():
-            texts[number] += round(one.refused * count / len(one.reasons))
+        for number, count in Counter(client.reasons).items():
+            texts[number] += round(client.refused * count / len(client.reasons))
     return Evidence(
-        refused=sum(one.refused for one in refused),
+        refused=sum(client.refused for client in refused),
         clients=len(refused),
-        first=min((one.first for one in refused if one.first is not None), default=None),
-        last=max((one.last for one in refused if one.last is not None), default=None),
-        examples=[one.example for one in often[:_MAX_EXAMPLES]],
-        delivered=sum(one.delivered for one in members),
-        delivered_clients=sum(one.delivered > 0 for one in members),
+        first=min((client.first for client in refused if client.first is not None), default=None),
+        last=max((client.last for client in refused if client.last is not None), default=None),
+        examples=[client.example for client in often[:_MAX_EXAMPLES]],
+        delivered=sum(client.delivered for client in members),
+        delivered_clients=sum(client.delivered > 0 for client in members),
         reasons=[(count, reasons.text(number)) for number, count in texts.most_common(_SHOWN_REASONS) if count],
     )
 

@@ -60,8 +60,12 @@ def as_json(found: Suggestions, limit: int, taken: Iterable[str] = ()) -> dict[s
                 "score": round(candidate.score, 3),
                 "remarks": candidate.remarks,
                 "systems": [
-                    {"asn": one.asn, "asn_name": shown(one.name.encode("utf-8", "replace")), "clients": one.clients}
-                    for one in candidate.systems
+                    {
+                        "asn": system.asn,
+                        "asn_name": shown(system.name.encode("utf-8", "replace")),
+                        "clients": system.clients,
+                    }
+                    for system in candidate.systems
                 ],
                 **_evidence_as_json(candidate.evidence),
             }

@@ -11,17 +11,17 @@ import pytest
 from policyd.config.dns_list import Ask
 from policyd.core.address import parse_address
 from policyd.core.identity import Reason
-from policyd.dns.list_standing import (
+from policyd.dns.list_health import (
     MAX_RETRY_SECONDS,
     MAX_UNANSWERED,
     PROBE_SECONDS,
     TEST_SECONDS,
     TRIGGER_SECONDS,
     Due,
+    ListHealth,
     Purpose,
     SelfTestOutcome,
     SelfTestResult,
-    Standing,
     judge_self_test,
     self_test_questions,
 )
@@ -86,7 +86,7 @@ def test_a_list_of_ipv6_is_tested_with_a_mapped_address_as_it_stands() -> None:
 
 def test_a_list_without_self_test_is_not_tested() -> None:
     assert self_test_questions(dns_list(self_test=""), Random(1)) == ()
-    assert Standing(is_tested=False).due(1e9) is Due.NOTHING
+    assert ListHealth(is_tested=False).due(1e9) is Due.NOTHING
 
 
 # --- How it is judged -------------------------------------------------------------------------------------------------
@@ -137,14 +137,14 @@ SILENCE = SelfTestResult(UNANSWERED, "silent", unanswered=5)
 HALF = SelfTestResult(UNANSWERED, "half silent", unanswered=2, answered=3)
 
 
-def run(standing: Standing, now: float, result: SelfTestResult) -> bool:
+def run(standing: ListHealth, now: float, result: SelfTestResult) -> bool:
     """A self-test that is due, and ends at once."""
     assert standing.due(now) is Due.TEST
     return standing.tested(result, now)
 
 
 def test_a_list_is_used_until_its_first_self_test_is_wrong() -> None:
-    standing = Standing(is_tested=True)
+    standing = ListHealth(is_tested=True)
     assert standing.usable
     assert standing.due(0) is Due.TEST
     assert standing.due(0) is Due.NOTHING  # one at a time
@@ -154,14 +154,14 @@ def test_a_list_is_used_until_its_first_self_test_is_wrong() -> None:
 
 
 def test_a_list_in_use_is_tested_every_hour() -> None:
-    standing = Standing(is_tested=True)
+    standing = ListHealth(is_tested=True)
     assert not run(standing, 0, PASS)
     assert standing.due(TEST_SECONDS - 1) is Due.NOTHING
     assert standing.due(TEST_SECONDS) is Due.TEST
 
 
 def test_a_list_out_of_use_is_tested_ever_more_seldom_until_it_passes() -> None:
-    standing = Standing(is_tested=True)
+    standing = ListHealth(is_tested=True)
     run(standing, 0, FAIL)
     now = 0.0
     for wait in (10, 20, 40, 80, 160, MAX_RETRY_SECONDS, MAX_RETRY_SECONDS):
@@ -176,7 +176,7 @@ def test_a_list_out_of_use_is_tested_ever_more_seldom_until_it_passes() -> None:
 
 
 def test_an_unanswered_self_test_changes_nothing_until_ten_questions_in_a_row_went_unanswered() -> None:
-    standing = Standing(is_tested=True)
+    standing = ListHealth(is_tested=True)
     assert not run(standing, 0, SILENCE)
     assert standing.usable
     assert run(standing, 10, SILENCE)
@@ -184,7 +184,7 @@ def test_an_unanswered_self_test_changes_nothing_until_ten_questions_in_a_row_we
 
 
 def test_a_self_test_with_some_answers_never_takes_a_list_out_of_use_by_its_silence() -> None:
-    standing = Standing(is_tested=True)
+    standing = ListHealth(is_tested=True)
     now = 0.0
     for wait in (0, 10, 20, 40, 80, 160):
         now += wait
@@ -193,7 +193,7 @@ def test_a_self_test_with_some_answers_never_takes_a_list_out_of_use_by_its_sile
 
 
 def test_ten_mails_in_a_row_without_an_answer_start_a_self_test() -> None:
-    standing = Standing(is_tested=True)
+    standing = ListHealth(is_tested=True)
     run(standing, 0, PASS)
     for _ in range(MAX_UNANSWERED - 1):
         assert not standing.answered(Reason.TIMEOUT, 100, refused=False)
@@ -205,7 +205,7 @@ def test_ten_mails_in_a_row_without_an_answer_start_a_self_test() -> None:
 
 
 def test_a_refusal_during_mail_starts_a_self_test_at_once_and_only_that_takes_the_list_out_of_use() -> None:
-    standing = Standing(is_tested=True)
+    standing = ListHealth(is_tested=True)
     run(standing, 0, PASS)
     assert standing.answered(answer("127.255.255.254"), 100, refused=True)
     assert standing.usable
@@ -216,7 +216,7 @@ def test_a_refusal_during_mail_starts_a_self_test_at_once_and_only_that_takes_th
 
 
 def test_a_silent_list_out_of_use_is_probed_and_tested_at_its_first_answer() -> None:
-    standing = Standing(is_tested=True)
+    standing = ListHealth(is_tested=True)
     run(standing, 0, SILENCE)
     run(standing, 10, SILENCE)
     assert standing.due(10 + PROBE_SECONDS) is Due.PROBE
@@ -230,6 +230,6 @@ def test_a_silent_list_out_of_use_is_probed_and_tested_at_its_first_answer() -> 
 
 
 def test_a_list_out_of_use_for_its_answers_is_not_probed() -> None:
-    standing = Standing(is_tested=True)
+    standing = ListHealth(is_tested=True)
     run(standing, 0, FAIL)
     assert standing.due(9) is Due.NOTHING

@@ -143,9 +143,9 @@ def _why_wrong(dns_list: DnsList, question: SelfTestQuestion, answer: tuple[Addr
             )
         if is_refusal(dns_list, answer):
             return next(
-                f"{format_address(one)}: {explain_refusal(format_address(one))}"
-                for one in sorted(answer)
-                if is_refusal(dns_list, (one,))
+                f"{format_address(address)}: {explain_refusal(format_address(address))}"
+                for address in sorted(answer)
+                if is_refusal(dns_list, (address,))
             )
         if not any(version == 4 and number >> 24 == 127 for version, number in answer):
             return f"{shown}: {explain_refusal(shown)}"
@@ -165,7 +165,7 @@ class Due(Enum):
     TEST = "test"  # the whole self-test
 
 
-class Standing:
+class ListHealth:
     """Whether one list is in use, and when it is tested next. Times are seconds of a monotonic clock."""
 
     def __init__(self, *, is_tested: bool) -> None:

@@ -162,11 +162,11 @@ class _Reader:
         elif KEY not in written and key_item is not None:
             self.add(key_item.key, f"key_file: the zone has no {KEY} in it, so the key would not be used")
         # The key's form has been checked; a label stands for it here, so that no message can hold it.
-        shown = _fold_zone(written.replace(KEY, "key-goes-here"))
+        shown = fold_zone(written.replace(KEY, "key-goes-here"))
         if shown is None:
             self.add(item.value, f"zone: {quoted(written)} is not the name of a zone; write it as zen.spamhaus.org")
             return "", ""
-        zone = _fold_zone(written.replace(KEY, key or "key-goes-here"))
+        zone = fold_zone(written.replace(KEY, key or "key-goes-here"))
         if zone is None:
             self.add(item.value, "zone: with its key it is longer than a name can be")
             return "", ""
@@ -261,7 +261,7 @@ class _Reader:
         return name.decode("ascii")
 
 
-def _fold_zone(written: str) -> str | None:
+def fold_zone(written: str) -> str | None:
     """Returns a zone's name in A-labels, lower case, without the trailing dot; None if it is not a name."""
     try:
         name = fold_name(written.encode()) if written.isascii() else idna.encode(written, uts46=True)

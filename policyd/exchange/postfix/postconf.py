@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 
 from policyd.config.dns_codes import CodeError, can_match, parse_code
 from policyd.config.dns_list import Ask
+from policyd.config.dns_lists import fold_zone
 from policyd.config.known_zones import known_zone
-from policyd.core.identity import may_be_host
-from policyd.core.normalize import fold_name
 from policyd.core.ruleset import Verb
 from policyd.exchange.model import Imported, NewDnsList, Row, Term, Verdict
 
@@ -158,15 +157,15 @@ class _Reader:
 
     def _list_named(self, line: Line, zone: str, code: str, ask: Ask) -> tuple[str, str]:
         """The list's name, or why there is none."""
-        folded = fold_name(zone.encode("utf-8", "replace"))
-        if "$" in zone or not may_be_host(folded):
+        key_file = ""
+        written = None if "$" in zone else fold_zone(zone)
+        if written is None:
             return "", "the zone is not the name of one; a parameter that it names is not in the file"
         try:
             parsed = parse_code(code or ANY_CODE)
         except CodeError as error:
             return "", str(error)
         codes = parsed.text
-        written, key_file = folded.decode("ascii"), ""
         base = written
         known = known_zone(written)
         refused = tuple(map(parse_code, known.refused)) if known is not None else ()

@@ -1,7 +1,9 @@
 """Gets a list or a database over HTTP, within limits of size, time and redirects.
 
 A redirect never leads from https to http or to another scheme. What arrives cut short, compressed without end or too
-slowly raises `FetchError`, whose message is one line and never contains a key.
+slowly raises `FetchError`, whose message is one line and never contains a key, nor a proxy's password.
+
+The environment names proxies (`https_proxy`, `http_proxy`, `no_proxy`); urllib3 by itself would ignore them.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ import zlib
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import urllib3
 
@@ -73,8 +76,8 @@ def get(url: str, key: str, validators: Validators, max_bytes: int = MAX_LIST_BY
         headers["If-Modified-Since"] = validators.last_modified
     address = url.replace(KEY, key)
     try:
-        with urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(READ_SECONDS)) as pool:
-            for _ in range(MAX_REDIRECTS + 1):
+        for _ in range(MAX_REDIRECTS + 1):
+            with _pool(address) as pool:
                 response = pool.request("GET", address, headers=headers, redirect=False, preload_content=False)
                 try:
                     if response.status not in _REDIRECTS:
@@ -82,11 +85,29 @@ def get(url: str, key: str, validators: Validators, max_bytes: int = MAX_LIST_BY
                     address = _redirected(address, response.headers.get("Location", ""), key)
                 finally:
                     response.close()
-            raise FetchError(f"more than {MAX_REDIRECTS} redirects")
+        raise FetchError(f"more than {MAX_REDIRECTS} redirects")
     except urllib3.exceptions.HTTPError as error:
         raise FetchError(_without_key(_told(error), key)) from None
     except (ValueError, OSError) as error:  # a certificate store that cannot be read, a header that is none
         raise FetchError(_without_key(f"cannot be fetched: {error}", key)) from None
+
+
+def _pool(address: str) -> urllib3.PoolManager:
+    """Connections for one address: to the server, or to the proxy that the environment names. Raises FetchError."""
+    parts = urlsplit(address)
+    proxy = getproxies().get(parts.scheme)
+    timeout = urllib3.Timeout(READ_SECONDS)
+    if not proxy or proxy_bypass(parts.netloc):
+        return urllib3.PoolManager(retries=False, timeout=timeout)
+    name = f"{parts.scheme}_proxy"
+    try:
+        url = urllib3.util.parse_url(proxy if "://" in proxy else f"http://{proxy}")
+    except urllib3.exceptions.LocationParseError:
+        raise FetchError(f"the environment's {name} is not a URL") from None
+    if url.scheme not in {"http", "https"} or not url.host:
+        raise FetchError(f"the environment's {name} is not a URL that begins with http:// or https://")
+    headers = urllib3.make_headers(proxy_basic_auth=unquote(url.auth)) if url.auth else None
+    return urllib3.ProxyManager(url._replace(auth=None).url, proxy_headers=headers, retries=False, timeout=timeout)
 
 
 def _read(response: urllib3.BaseHTTPResponse, deadline: float, max_bytes: int) -> Fetched:
@@ -169,6 +190,8 @@ def _retry_after(text: str) -> float | None:
 
 def _told(error: urllib3.exceptions.HTTPError) -> str:
     match error:
+        case urllib3.exceptions.ProxyError():
+            return f"the proxy that the environment names does not connect: {error.original_error}"
         case urllib3.exceptions.IncompleteRead() | urllib3.exceptions.ProtocolError():
             return "was cut short: the connection ended before the file did"
         case urllib3.exceptions.SSLError():

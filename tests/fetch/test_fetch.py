@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import json
 import os
 import time
 import zlib
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from policyd.config.list_sources import checked_at, state_path
+from policyd.config.list_sources import state_path
 from policyd.fetch import source as source_module
 from policyd.fetch.run import Choice, Rules, fetch
 from tests.fetch.web import Requests, Web, answer, make_certificate, serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 OLD = b"# the old list\n198.51.100.0/24\n203.0.113.0/24\n"
 NEW = b"198.51.100.0/24\n203.0.113.0/24\n8.8.8.0/24\n"
@@ -301,45 +300,3 @@ def test_the_key_is_sent_and_never_shown(tmp_path: Path, web: Web) -> None:
     assert web.asked[0][0] == "/s3cret/drop"
     assert "s3cret" not in refused
     assert "{key}" in refused
-
-
-class Killed(BaseException):
-    """Ends a run as a kill would."""
-
-
-@pytest.mark.parametrize("step", range(1, 12))
-def test_killed_at_any_step_a_run_leaves_the_old_list_or_the_new_one(
-    step: int, tmp_path: Path, web: Web, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    web.pages["/drop"] = answer(NEW)
-    (tmp_path / "drop.txt").write_bytes(OLD)
-    rules = write(tmp_path, web.url("/drop"))
-    heading = b"# Imported (plain): 3 taken, nothing lost.\n# A list for cidr.\n"
-    expected = heading + NEW
-    steps = 0
-
-    def counted(function: Callable[..., object]) -> Callable[..., object]:
-        def call(*arguments: object, **named: object) -> object:
-            nonlocal steps
-            steps += 1
-            if steps == step:
-                raise Killed
-            return function(*arguments, **named)
-
-        return call
-
-    with monkeypatch.context() as patched:
-        for owner, name in (
-            (Path, "write_bytes"),
-            (Path, "replace"),
-            (Path, "hardlink_to"),
-            (os, "fsync"),
-            (os, "utime"),
-        ):
-            patched.setattr(owner, name, counted(getattr(owner, name)))
-        with contextlib.suppress(Killed):
-            fetch(rules, Choice())
-    assert (tmp_path / "drop.txt").read_bytes() in {OLD, expected}
-    assert not fetch(rules, Choice(force=True)).refused
-    assert (tmp_path / "drop.txt").read_bytes() == expected
-    assert checked_at(str(tmp_path / "drop.txt")) is not None

@@ -1,0 +1,101 @@
+"""`policyd fetch` behind an HTTP proxy, which the environment names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from policyd.fetch.source import FetchError, Validators, get
+from tests.fetch.proxy import Proxy, proxy
+from tests.fetch.web import Web, answer, make_certificate, serve
+from tests.ports import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+LIST = b"8.8.8.0/24\n"
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    with serve() as server:
+        server.pages["/drop"] = answer(LIST)
+        yield server
+
+
+@pytest.fixture
+def between(monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy that the environment names for both schemes."""
+    with proxy() as server:
+        for name in ("http_proxy", "https_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{server.server_port}")
+        yield server
+
+
+def fetched(url: str) -> bytes | None:
+    return get(url, "", Validators()).content
+
+
+def test_http_goes_through_the_proxy(web: Web, between: Proxy) -> None:
+    assert fetched(web.url("/drop")) == LIST
+    assert between.asked == [f"GET {web.url('/drop')}"]
+
+
+def test_https_is_a_tunnel_in_which_the_certificate_counts_and_no_redirect_leads_to_http(
+    web: Web, between: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve(make_certificate(tmp_path)) as secure:
+        secure.pages |= {"/drop": answer(LIST), "/down": answer(b"", 302, Location=web.url("/drop"))}
+        with pytest.raises(FetchError, match="the server's certificate or TLS is not accepted"):
+            fetched(secure.url("/drop"))
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "c.pem"))
+        assert fetched(secure.url("/drop")) == LIST
+        with pytest.raises(FetchError, match="it leads from https to http"):
+            fetched(secure.url("/down"))
+    assert set(between.asked) == {f"CONNECT 127.0.0.1:{secure.server_port}"}
+
+
+def test_no_proxy_names_hosts_that_are_asked_directly(
+    web: Web, between: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "lists.example, 127.0.0.1")
+    assert fetched(web.url("/drop")) == LIST
+    assert between.asked == []
+
+
+def test_each_redirect_is_asked_of_its_own_proxy(
+    web: Web, between: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("http_proxy")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "c.pem"))
+    with serve(make_certificate(tmp_path)) as secure:
+        secure.pages["/drop"] = answer(LIST)
+        web.pages["/up"] = answer(b"", 302, Location=secure.url("/drop"))
+        assert fetched(web.url("/up")) == LIST
+    assert between.asked == [f"CONNECT 127.0.0.1:{secure.server_port}"]
+
+
+def test_a_proxy_gets_its_password_which_no_message_shows(
+    web: Web, between: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    between.credentials = "mx:se cret"
+    with pytest.raises(FetchError, match="the server answers 407 Proxy Authentication Required"):
+        fetched(web.url("/drop"))
+    monkeypatch.setenv("http_proxy", f"http://mx:se%20cret@127.0.0.1:{between.server_port}")
+    assert fetched(web.url("/drop")) == LIST
+    monkeypatch.setenv("https_proxy", f"http://mx:wrong-word@127.0.0.1:{between.server_port}")
+    with pytest.raises(FetchError, match=r"^the proxy that the environment names does not connect: .*407") as caught:
+        fetched("https://127.0.0.1/drop")
+    monkeypatch.setenv("http_proxy", f"http://mx:wrong-word@127.0.0.1:{free_port()}")
+    with pytest.raises(FetchError, match="the proxy that the environment names does not connect") as away:
+        fetched(web.url("/drop"))
+    assert "wrong-word" not in f"{caught.value} {away.value}"
+
+
+@pytest.mark.parametrize("name", ["socks5://127.0.0.1:1080", "http://", "http://[::1", "file:///etc/passwd"])
+def test_a_proxy_that_is_not_one_is_named_by_its_variable(name: str, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", name)
+    with pytest.raises(FetchError, match=r"^the environment's http_proxy is not a URL"):
+        fetched(web.url("/drop"))

@@ -65,7 +65,10 @@ def is_behind(in_force: InForce, paths: Iterable[str]) -> bool:
         answer = ask(in_force.control, Request(Command.STATUS))
     except ControlError:
         return False
-    loaded = {one["path"]: one["hash"] for one in (*answer.get("lists", ()), *answer.get("databases", ()))}
+    if not answer["ok"]:
+        return False
+    data = answer["data"]
+    loaded = {one["path"]: one["hash"] for one in (*data["lists"], *data["databases"])}
     for path in paths:
         try:
             on_disk = file_hash(read_file(path, MAX_DATABASE_BYTES))

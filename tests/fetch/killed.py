@@ -42,8 +42,8 @@ class Steps:
             self._step("fsync", lambda: _halve(descriptor))
             fsync(descriptor)
 
-        Path.write_bytes = write_half  # type: ignore[method-assign, assignment]
-        os.fsync = synchronise  # type: ignore[assignment]
+        setattr(Path, "write_bytes", write_half)  # noqa: B010 - mypy takes no assignment to a method
+        os.fsync = synchronise  # type: ignore[assignment] # any number that has fileno() is taken by the real one
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event in _EVENTS and not (event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR)):

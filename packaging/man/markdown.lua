@@ -117,8 +117,7 @@ end
 
 local function sections(doc)
   local titles = 0
-  -- groff's man macros hyphenate by the register HY: `hostname-suffix` must not come from a broken line.
-  local blocks = { pandoc.RawBlock('man', '.nr HY 0\n.nh'), pandoc.Header(1, { pandoc.Str('NAME') }), pandoc.RawBlock('man', verbatim(text_of(doc.meta.name)) .. ' \\- ' .. text_of(doc.meta.summary)) }
+  local blocks = { pandoc.Header(1, { pandoc.Str('NAME') }), pandoc.RawBlock('man', verbatim(text_of(doc.meta.name)) .. ' \\- ' .. text_of(doc.meta.summary)) }
   for _, block in ipairs(doc.blocks) do
     if block.t == 'Header' then
       local level = block.level

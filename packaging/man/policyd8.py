@@ -145,9 +145,9 @@ The decision log, if the settings name it.
 
 def page(date: str) -> str:
     """The whole page."""
-    # The request .nh lasts until a macro of groff's restores the register HY.
-    lines = [f'.TH POLICYD 8 {date} "policyd {__version__}" "System administration"', ".nr HY 0", ".nh", ".ad l"]
-    lines.append(_HEAD.strip())
+    # No hyphens, no wide blanks: .nh and .ad last until a macro of groff restores the register HY and the string AD.
+    lines = [f'.TH POLICYD 8 {date} "policyd {__version__}" "System administration"', ".nr HY 0", ".nh"]
+    lines += [".ds AD l", ".ad l", _HEAD.strip()]
     group = policyd.make_context("policyd", [], resilient_parsing=True)
     lines.append(".SH OPTIONS")
     lines += _options(policyd, group)

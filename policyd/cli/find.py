@@ -16,15 +16,14 @@ from policyd.decision_log import reader
 from policyd.decision_log.reader import LoggedDecision
 from policyd.tools.decisions import find as finding
 from policyd.tools.decisions import tail as tails
+from policyd.tools.decisions import tally as tallying
 from policyd.tools.display import reading, results
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from policyd.tools.decisions.find import Count, Found, Tally
-
-# Lines that are written at once: there may be a million.
-_ROWS_AT_ONCE = 10_000
+    from policyd.tools.decisions.find import Found
+    from policyd.tools.decisions.tally import Tally
 
 
 @click.command()
@@ -38,7 +37,7 @@ _ROWS_AT_ONCE = 10_000
 @click.option("--until", metavar="T", callback=parse_time, help="Only before then, in the same forms.")
 @click.option(
     "--by",
-    type=click.Choice([str(by) for by in finding.By]),
+    type=click.Choice([str(by) for by in tallying.By]),
     help="Print each distinct value once, with its count, first and last time.",
 )
 @logs_argument
@@ -77,7 +76,7 @@ def find(
         paths = log_paths(logs, load_settings(config) if config is not None and not logs else None)
         with reading(paths) as advance:
             if by is not None:
-                tally = finding.tally(paths, search, finding.By(by), advance)
+                tally = tallying.tally(paths, search, tallying.By(by), advance)
             else:
                 found = _print_each(finding.every(paths, search, advance), as_json=as_json)
     if not (tally.found if by is not None else found):
@@ -108,27 +107,14 @@ def _print_tally(tally: Tally, *, as_json: bool) -> None:
         rows = [
             {"value": each.value, "count": each.count, "first": each.first or None, "last": each.last or None}
             | ({} if each.verified else {"verified": False})
-            for each in tally.counts
+            for each in tally.counts()
         ]
         click.echo(json.dumps({"by": tally.by, "found": tally.found, "values": rows, "not_counted": tally.others}))
         return
-    width = len(str(tally.counts[0].count)) if tally.counts else 0
-    for start in range(0, len(tally.counts), _ROWS_AT_ONCE):
-        sys.stdout.write("".join([_row(each, width) for each in tally.counts[start : start + _ROWS_AT_ONCE]]))
+    for lines in tally.lines():
+        click.echo(lines, nl=False)
     if tally.others:
         click.echo(
-            f"policyd: {tally.others:,} more, with values beyond the first {finding.MAX_VALUES:,}, were not counted",
+            f"policyd: {tally.others:,} more, with values beyond the first {tallying.MAX_VALUES:,}, were not counted",
             err=True,
         )
-
-
-def _row(each: Count, width: int) -> str:
-    """A line: count, first and last time without the fraction of a second, value."""
-    first = each.first
-    if not first:
-        first = last = "-"
-    else:
-        first = first[:19] + first[23:]
-        last = first if each.last is each.first else each.last[:19] + each.last[23:]
-    mark = "" if each.verified else " (unverified)"
-    return f"{each.count:{width}}  {first}  {last}  {each.value}{mark}\n"

@@ -6,6 +6,8 @@ import email
 import email.policy
 import io
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +61,20 @@ def test_find_by_prints_count_first_last_and_value(run: Run, log: Path) -> None:
         ("x.example", 2, True),
         ("x.example", 1, False),
     ]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_find_shows_a_progress_bar_on_a_terminal_and_nowhere_else(log: Path, *, terminal: bool) -> None:
+    reader, writer = os.openpty() if terminal else os.pipe()
+    command = (sys.executable, "-m", "policyd", "find", "--by", "client", str(log))
+    environment = {**os.environ, "TERM": "xterm"}
+    ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=writer, timeout=60, check=True)
+    os.write(writer, b"end")
+    shown = os.read(reader, 1 << 16)
+    os.close(reader)
+    os.close(writer)
+    assert (b"reading" in shown) == terminal
+    assert ended.stdout.decode().splitlines()[0].endswith("  192.0.2.1")
 
 
 def test_find_of_nothing_fails(run: Run, log: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from policyd.decision_log.reader import LoggedDecision, as_json, parse
+from policyd.logs import files
 from policyd.logs.files import LogError
 from policyd.logs.timestamps import parse_since
-from policyd.tools.decisions import find as finding
-from policyd.tools.decisions.find import By, Search, as_line, every, tally
+from policyd.tools.decisions import tally as tallying
+from policyd.tools.decisions.find import Search, as_line, every
 from policyd.tools.decisions.tail import parse_networks
+from policyd.tools.decisions.tally import By, Count, Tally, tally
 from tests.tools.decided import line
 
 if TYPE_CHECKING:
@@ -122,9 +125,9 @@ COUNTED = {
 @pytest.mark.parametrize("by", COUNTED)
 def test_each_distinct_value_is_counted_the_most_frequent_first(log: str, by: By) -> None:
     counted = tally([log], Search(), by)
-    assert [(each.value, each.count) for each in counted.counts] == COUNTED[by]
+    assert [(each.value, each.count) for each in counted.counts()] == COUNTED[by]
     assert (counted.found, counted.others) == (6, 0)
-    assert [each.value for each in counted.counts if not each.verified] == (
+    assert [each.value for each in counted.counts() if not each.verified] == (
         ["x.vs.sakura.ne.jp"] if by is By.HOSTNAME else []
     )
 
@@ -132,15 +135,41 @@ def test_each_distinct_value_is_counted_the_most_frequent_first(log: str, by: By
 @pytest.mark.parametrize("by", COUNTED)
 def test_whole_blocks_are_counted_as_lines_one_by_one_are(log: str, by: By, monkeypatch: pytest.MonkeyPatch) -> None:
     some = Search(since=time("2026-03-02T00:00:00+00:00"), until=time("2026-11-22T00:00:00+00:00"))
-    at_once = [tally([log], search, by) for search in (Search(), some)]
-    monkeypatch.setattr(finding, "_TEXT", {})
-    one_by_one = [tally([log], search, by) for search in (Search(), some)]
+    at_once = [everything_of(tally([log], search, by)) for search in (Search(), some)]
+    monkeypatch.setattr(tallying, "_TEXT", {})
+    one_by_one = [everything_of(tally([log], search, by)) for search in (Search(), some)]
     assert at_once == one_by_one
-    assert (at_once[0].found, at_once[1].found) == (6, 4)
+    assert (at_once[0][0], at_once[1][0]) == (6, 4)
+
+
+def everything_of(counted: Tally) -> tuple[int, int, list[Count]]:
+    return counted.found, counted.others, [*counted.counts()]
+
+
+@pytest.mark.parametrize("order", ["in order", "nearly in order", "any order"])
+@pytest.mark.parametrize("limit", [1_000_000, 700])
+def test_first_last_and_count_are_right_in_any_order_of_time(
+    order: str, limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance = random.Random(7)
+    disorder = {"in order": 0, "nearly in order": 30, "any order": 10_000}[order]
+    milliseconds = [max(0, number + chance.randint(-disorder, disorder)) for number in range(5_000)]
+    times = [f"2026-11-{1 + each // 1000:02}T10:00:00.{each % 1000:03}+01:00" for each in milliseconds]
+    clients = [f"h.example[192.0.2.{chance.choice((9, chance.randrange(10_000)))}]" for _ in times]
+    log = tmp_path / "log"
+    log.write_text("".join(line(client=client, time=time) for client, time in zip(clients, times, strict=True)))
+    monkeypatch.setattr(files, "BLOCK_BYTES", 16 * 1024)
+    monkeypatch.setattr(tallying, "MAX_VALUES", limit)
+    at_once = everything_of(tally([str(log)], Search(), By.CLIENT))
+    monkeypatch.setattr(tallying, "_TEXT", {})
+    assert at_once == everything_of(tally([str(log)], Search(), By.CLIENT))
+    of_nine = sorted(time for client, time in zip(clients, times, strict=True) if client == "h.example[192.0.2.9]")
+    assert at_once[2][0] == Count("192.0.2.9", len(of_nine), of_nine[0], of_nine[-1])
+    assert (at_once[0], at_once[1] > 0, len(at_once[2]) == limit) == (5_000, limit == 700, limit == 700)
 
 
 def test_first_and_last_are_compared_as_times_whatever_their_offset(log: str) -> None:
-    (network, *_) = tally([log], Search(), By.NETWORK).counts
+    (network, *_) = tally([log], Search(), By.NETWORK).counts()
     first, last = network.first, network.last
     assert time(first) == time("2026-03-01T00:00:00.500+01:00")
     assert time(last) == time("2026-11-22T00:00:00+00:00")
@@ -153,9 +182,9 @@ def test_lines_of_doctor_and_lines_that_are_no_decision_are_not_counted(tmp_path
 
 
 def test_too_many_values_are_counted_together(log: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finding, "MAX_VALUES", 2)
+    monkeypatch.setattr(tallying, "MAX_VALUES", 2)
     counted = tally([log], Search(), By.CLIENT)
-    assert (len(counted.counts), counted.found, counted.others) == (2, 6, 4)
+    assert (len([*counted.counts()]), counted.found, counted.others) == (2, 6, 4)
 
 
 # --- Mail logs --------------------------------------------------------------------------------------------------------
@@ -168,8 +197,8 @@ def test_the_hosts_of_the_first_incident_come_out_as_from_awk_sort_and_uniq(tmp_
     expected = {(name, int(count)) for count, name in map(str.split, done.stdout.splitlines())}
     search = Search(suffix="sakura.ne.jp", since=time("2026-02-01"), until=time("2026-03-01"))
     counted = tally([str(DATA / "maillog.sendmail")], search, By.HOSTNAME)
-    assert {(each.value, each.count) for each in counted.counts} == expected
-    assert all(each.verified and each.first.startswith("2026-02-") for each in counted.counts)
+    assert {(each.value, each.count) for each in counted.counts()} == expected
+    assert all(each.verified and each.first.startswith("2026-02-") for each in counted.counts())
 
 
 def test_mails_of_postfix_are_found_and_shown_as_lines() -> None:
@@ -185,7 +214,7 @@ def test_mails_of_postfix_are_found_and_shown_as_lines() -> None:
 def test_decision_logs_and_mail_logs_may_be_mixed(log: str) -> None:
     counted = tally([log, str(DATA / "maillog.postfix"), str(DATA / "maillog.sendmail")], Search(), By.NETWORK)
     assert counted.found == 6 + 35
-    assert {each.value: each.count for each in counted.counts}["180.222.51.0/24"] == 7
+    assert {each.value: each.count for each in counted.counts()}["180.222.51.0/24"] == 7
 
 
 def test_what_is_no_log_is_refused(tmp_path: Path) -> None:
@@ -200,7 +229,7 @@ def test_nothing_that_a_client_said_is_shown_raw(tmp_path: Path) -> None:
     path.write_text(line(sender="\\x1b]0;\\x07@\\xc3\\xa4.example", client="\\x1b.example[192.0.2.1]"))
     for by in By:
         assert all(
-            each.value.isprintable() and each.value.isascii() for each in tally([str(path)], Search(), by).counts
+            each.value.isprintable() and each.value.isascii() for each in tally([str(path)], Search(), by).counts()
         )
 
 
@@ -209,8 +238,10 @@ def test_decisions_are_counted_by_autonomous_system(tmp_path: Path) -> None:
     for text in ("".join((known, known, line())), json_lines((known, known, line()))):
         (tmp_path / "log").write_text(text)
         counted = tally([str(tmp_path / "log")], Search(), By.ASN)
-        assert [(each.value, each.count) for each in counted.counts] == [("64500", 2), ("-", 1)]
-        assert [(each.value, each.count) for each in tally([str(tmp_path / "log")], Search(), By.HOSTNAME).counts] == [
+        assert [(each.value, each.count) for each in counted.counts()] == [("64500", 2), ("-", 1)]
+        assert [
+            (each.value, each.count) for each in tally([str(tmp_path / "log")], Search(), By.HOSTNAME).counts()
+        ] == [
             ("h.example", 2),
             ("os3-1-2.vs.sakura.ne.jp", 1),
         ]

@@ -1,0 +1,448 @@
+"""Counts the distinct values of one key in decision logs and mail logs, with the first and last time of each.
+
+Promises: what `find.every` finds is what is counted; times compare as times, whatever their offset; memory is limited
+by MAX_VALUES. A block of decisions that nothing but the time selects is counted as a whole, by one expression and
+without a Python loop; all else is read line by line.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from policyd.core.address import parse_address
+from policyd.core.normalize import domain_of, fold_name
+from policyd.decision_log.reader import LoggedDecision
+from policyd.decision_log.record import unescape
+from policyd.logs.counting import without_garbage_collection
+from policyd.logs.either import batches
+from policyd.logs.timestamps import LogClock
+from policyd.tools.address_blocks import Block, part_of
+from policyd.tools.decisions.find import Matcher, found_in
+from policyd.tools.display import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from policyd.logs.either import Batch
+    from policyd.tools.decisions.find import Found, Search
+
+# Maximum number of distinct values; each takes up to 350 bytes. Values beyond it are counted together.
+MAX_VALUES = 1_000_000
+
+# Values that are looked at, or printed, at once.
+_AT_ONCE = 10_000
+
+# Maximum number of minutes whose conversion to another offset is remembered.
+_MAX_MINUTES = 100_000
+
+
+class By(StrEnum):
+    """The key whose distinct values are counted."""
+
+    HOSTNAME = "hostname"
+    CLIENT = "client"
+    NETWORK = "network"
+    SENDER = "sender"
+    SENDER_DOMAIN = "sender_domain"
+    RECIPIENT = "recipient"
+    ASN = "asn"
+
+
+@dataclass(slots=True)
+class Count:
+    """How often a value came, and from when to when (RFC 3339, empty if the log does not say)."""
+
+    value: str
+    count: int
+    first: str
+    last: str
+    verified: bool = True
+
+
+@dataclass(slots=True)
+class Tally:
+    """The distinct values and their counts. `found` counts everything, `others` the values beyond MAX_VALUES."""
+
+    by: By
+    values: Values
+    found: int = 0
+    others: int = 0
+
+    def counts(self) -> Iterator[Count]:
+        """Yields the values, the most frequent first."""
+        for count, values in self.values.by_count():
+            for value, first, last in values:
+                verified = not value.endswith(_UNVERIFIED)
+                text = value.removesuffix(_UNVERIFIED).decode()
+                yield Count(text, count, first.decode(), last.decode(), verified)
+
+    def lines(self) -> Iterator[bytes]:
+        """Yields lines, many at a time: count, first and last time without the fraction of a second, value."""
+        width = 0
+        for count, values in self.values.by_count():
+            width = width or len(str(count))
+            number = b"%*d" % (width, count)
+            if count == 1:
+                rows = [(number, short := _short(first), short, value) for value, first, _ in values]
+            else:
+                rows = [(number, _short(first), _short(last), value) for value, first, last in values]
+            yield b"".join([b"%b  %b  %b  %b\n" % row for row in rows]).replace(_UNVERIFIED, b" (unverified)")
+
+
+def _short(time: bytes) -> bytes:
+    """A time without the fraction of a second."""
+    return time[:19] + time[23:] or b"-"
+
+
+def tally(paths: Sequence[str], search: Search, by: By, advance: Callable[[int], None] | None = None) -> Tally:
+    """Counts the distinct values of what is wanted. Raises `LogError`."""
+    counter = _Counter(search, by)
+    with without_garbage_collection():
+        for batch in batches(paths, advance):
+            counter.add(batch)
+        return counter.finish()
+
+
+# --- Patterns of decisions --------------------------------------------------------------------------------------------
+
+# One expression reads a whole block: each match is a whole line, with its time and a value that is to be counted. In
+# the text format, everything before the value is without blanks and quotes, so a reply, which comes last, is never
+# taken for a field; in JSON a quote within a value is escaped, so no value is taken for a key. A match that runs over
+# the end of a line leaves fewer matches than lines, and then the block is read line by line.
+_TIME = rb"(\d\d\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d\d\d%b)"
+_ANY_OFFSET = rb"(?:Z|[+-]\d\d:\d\d)"
+_STANDARD_TIME = re.compile(_TIME % _ANY_OFFSET)
+_VERB = rb"(?:REJECT|DEFER_IF_PERMIT|DEFER|DUNNO)"
+_TO_CLIENT = rb"(?:would=[A-Z_]++ )?(?:id=[^ ]++ )?(?:rule=[^ ]++ )?client="
+_FIELDS = rb'(?:[a-z_]++=[^ "\n]*+ )*?'
+_OWNER = rb"(?:asn=[^ \n]*+ )?(?:country=[^ \n]*+ )?"
+_TEXT = {
+    By.CLIENT: _TO_CLIENT + rb"[^\[]*+\[([^\]]*+)\] ",
+    # A client without a verified name: the first of those that it claims, if there is one.
+    By.HOSTNAME: _TO_CLIENT + rb"(?:unknown\[[^\]]*+\] %b(?:claimed=([^ ,\n]*+))?|([^\[]*+)\[)" % _OWNER,
+    By.SENDER: _FIELDS + rb"from=<([^> \n]*+)>",
+    By.RECIPIENT: _FIELDS + rb"to=<([^> \n]*+)>",
+}
+_JSON_TO_CLIENT = rb'(?:"(?:would|id|rule)":"[^"\\\n]*+",)*+"client_address":'
+_JSON_OWNER = rb'(?:,"(?:asn|asn_name|country)":(?:"[^"\\\n]*+"|\d++))*+'
+_JSON = {
+    By.CLIENT: _JSON_TO_CLIENT + rb'"([^"\\\n]*+)"',
+    By.HOSTNAME: _JSON_TO_CLIENT
+    + rb'"[^"\\\n]*+","hostname":(?:"unknown"%b(?:,"claimed":\["([^"\\\n]*+)")?|"([^"\\\n]*+)")' % _JSON_OWNER,
+    By.SENDER: rb'[^\n]*?"sender":"([^"\\\n]*+)"',
+    By.RECIPIENT: rb'[^\n]*?"recipient":"([^"\\\n]*+)"',
+}
+
+
+def _pattern(by: By, offset: bytes, *, as_json: bool) -> re.Pattern[bytes]:
+    """Compiles the pattern that finds time and value in lines with this offset, or with any offset if it is empty."""
+    time = _TIME % (re.escape(offset) or _ANY_OFFSET)
+    if as_json:
+        return re.compile(rb'\{"time":"%b","action":"%b",%b.*+\n' % (time, _VERB, _JSON[by]))
+    return re.compile(rb"%b %b %b.*+\n" % (time, _VERB, _TEXT[by]))
+
+
+# `policyd doctor` asks with this instance, in either format.
+_PROBE = b"policyd-doctor"
+
+
+# --- Counted ----------------------------------------------------------------------------------------------------------
+
+
+class Values:
+    """Distinct values, each with its count, first and last time.
+
+    Most values of a large log come once. So a value has a first time, and further entries only if it comes again: one
+    access to a table that is too large for the processor's caches, instead of three.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[bytes | None, bytes] = {}
+        self._more: Counter[bytes | None] = Counter()  # how often a value came after the first time
+        self._last: dict[bytes | None, bytes] = {}  # for the values that came again
+        self._latest = b""
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def add_in_order(self, found: Sequence[tuple[bytes, bytes | None]]) -> int | None:
+        """Counts pairs of time and value; returns how many were beyond the limit.
+
+        Returns None, with nothing counted, if they are not in the order of time or only some of them fit.
+        """
+        times: Sequence[bytes]
+        times, values = zip(*found, strict=True)
+        if times[0] < self._latest or [*times] != sorted(times):
+            return None
+        if len(self._first) >= MAX_VALUES:
+            known = map(self._first.get, values)
+            again = [each for each, first in zip(found, known, strict=True) if first is not None]
+        elif len(self._first) + len(found) <= MAX_VALUES:
+            # What setdefault returns is the time that was given if, and only if, the value is new.
+            stored = map(self._first.setdefault, values, times)
+            again = [each for each, first in zip(found, stored, strict=True) if first is not each[0]]
+            found = again
+        else:
+            return None
+        self._latest = times[-1]
+        if again:
+            times, values = zip(*again, strict=True)
+            self._more.update(values)
+            self._last.update(zip(values, times, strict=True))
+        return len(found) - len(again)
+
+    def add(self, value: bytes | None, first: bytes, last: bytes, count: int = 1) -> bool:
+        """Counts a value; False, with nothing counted, if it is one too many."""
+        known = self._first.get(value)
+        if known is None:
+            if len(self._first) >= MAX_VALUES:
+                return False
+            self._first[value] = first
+            count -= 1
+        elif first and (first < known or not known):
+            self._first[value] = first
+        if count:
+            self._more[value] += count
+            self._last[value] = max(self._last.get(value, known or b""), last)
+        self._latest = max(self._latest, last)
+        return True
+
+    def into_shown(self, show: Callable[[bytes | None], str]) -> Values:
+        """Moves the values into a new object as they are shown, in ASCII; some may be the same then."""
+        together = Values()
+        while self._first:
+            value, first = self._first.popitem()
+            count, last = 1 + self._more.pop(value, 0), self._last.pop(value, first)
+            together.add(show(value).encode("ascii"), first, last, count)
+        return together
+
+    def are_plain(self) -> bool:
+        """Whether all values are printable ASCII without escapes, and none is empty or missing."""
+        if None in self._first or b"" in self._first:
+            return False
+        values = iter(self._first)
+        while some := b"\n".join(value or b"" for value in islice(values, _AT_ONCE)):
+            if _ODD.search(some):
+                return False
+        return True
+
+    def by_count(self) -> Iterator[tuple[int, list[tuple[bytes, bytes, bytes]]]]:
+        """Yields a count and values that came so often, each with its first and last time.
+
+        The highest count comes first, the values are in alphabetical order, and no more than _AT_ONCE come at a time.
+        """
+        groups: defaultdict[int, list[bytes]] = defaultdict(list)
+        more = self._more.get
+        for value in self._first:
+            assert value is not None
+            groups[more(value, 0)].append(value)
+        for again in sorted(groups, reverse=True):
+            values = iter(sorted(groups.pop(again)))
+            while some := [*islice(values, _AT_ONCE)]:
+                first = [*map(self._first.__getitem__, some)]
+                last = map(self._last.__getitem__, some) if again else first
+                yield again + 1, [*zip(some, first, last, strict=True)]
+
+
+_ODD = re.compile(rb"[^\n -~]|\\")
+
+
+class _Counter:
+    """Counts raw values: bytes as the log has them, or None if it has none."""
+
+    def __init__(self, search: Search, by: By) -> None:
+        self._by = _COUNTED_BY.get(by, by)
+        self._tally = Tally(by, Values())
+        self._matcher = Matcher(search)
+        self._search = search
+        self._pattern = functools.cache(functools.partial(_pattern, self._by))
+        self._clock = LogClock()
+        self._times = _Times()
+
+    def add(self, batch: Batch) -> None:
+        """Counts what is wanted of a batch."""
+        if batch.text and self._by in _TEXT and self._search.is_everything and self._add_text(batch.text):
+            return
+        for found in found_in(batch, self._matcher, self._clock):
+            source = found.source
+            if isinstance(source, LoggedDecision) and _STANDARD_TIME.fullmatch(source.time):
+                time = self._times.of(source.time)
+            else:
+                time = self._times.of_seconds(found.time)
+            self._tally.found += 1
+            for value in _values(found, self._by):
+                self._count(time, value)
+
+    def _add_text(self, text: bytes) -> bool:
+        """Counts lines of the decision log; False, with nothing counted, if any of them is something else."""
+        found = self._read(text)
+        if found is None or _PROBE in text:
+            return False
+        search = self._search
+        if search.since is not None:
+            since = self._times.of_seconds(search.since)
+            found = [each for each in found if each[0] >= since]
+        if search.until is not None:
+            until = self._times.of_seconds(search.until)
+            found = [each for each in found if each[0] < until]
+        if found:
+            self._tally.found += len(found)
+            others = self._tally.values.add_in_order(found)
+            if others is None:
+                for time, value in found:
+                    self._count(time, value)
+            else:
+                self._tally.others += others
+        return True
+
+    def _read(self, text: bytes) -> Sequence[tuple[bytes, bytes | None]] | None:
+        """Reads time and value of each line; None if a line is something else."""
+        lines = text.count(b"\n")
+        is_json = text.startswith(b"{")
+        offset = self._times.offset
+        found = self._pattern(offset, as_json=is_json).findall(text) if offset else ()
+        if len(found) != lines:
+            found = self._pattern(b"", as_json=is_json).findall(text)
+            if len(found) != lines:
+                return None
+            found = [(self._times.of(each[0]), *each[1:]) for each in found]
+        if self._by is By.HOSTNAME:
+            return [(time, name or (_UNVERIFIED + claimed if claimed else None)) for time, claimed, name in found]
+        return found
+
+    def _count(self, time: bytes, value: bytes | None) -> None:
+        if not self._tally.values.add(value, time, time):
+            self._tally.others += 1
+
+    def finish(self) -> Tally:
+        """Puts raw values together as they are shown."""
+        tally = self._tally
+        if not (self._by is tally.by and tally.by in _SHOWN_AS_LOGGED and tally.values.are_plain()):
+            tally.values = tally.values.into_shown(_SHOWN[tally.by])
+        return tally
+
+
+# Keys that follow from another one are counted by that, and put together at the end.
+_COUNTED_BY = {By.NETWORK: By.CLIENT, By.SENDER_DOMAIN: By.SENDER}
+
+
+# --- Values -----------------------------------------------------------------------------------------------------------
+
+# Before a name that is only claimed: no log has this byte raw.
+_UNVERIFIED = b"\0"
+
+
+def _values(found: Found, by: By) -> Sequence[bytes | None]:
+    """The raw values of a key; a mail may have several recipients."""
+    match by:
+        case By.CLIENT:
+            return (found.client_address,)
+        case By.HOSTNAME:
+            if not found.names:
+                return (None,)
+            return (found.names[0] if found.verified else _UNVERIFIED + found.names[0],)
+        case By.SENDER:
+            return (found.sender,)
+        case By.RECIPIENT:
+            return found.recipients or (None,)
+        case _:
+            return (found.asn or None,)
+
+
+def _unescaped(raw: bytes) -> bytes:
+    return unescape(raw) if b"\\" in raw else raw
+
+
+def _plain(raw: bytes | None) -> str:
+    """A value as it is, if that is printable."""
+    text = (raw or b"").decode("ascii", "replace")
+    if text.isascii() and text.isprintable() and "\\" not in text:
+        return text or "-"
+    return shown(_unescaped(raw or b""))
+
+
+def _hostname(raw: bytes | None) -> str:
+    """A name; one that is only claimed has its mark at the end, which does not change the alphabetical order."""
+    if raw is None:
+        return "unknown"
+    name = shown(fold_name(_unescaped(raw.removeprefix(_UNVERIFIED))))
+    return f"{name}\0" if raw.startswith(_UNVERIFIED) else name
+
+
+def _network(raw: bytes | None) -> str:
+    address = parse_address(_unescaped(raw or b""))
+    if address is None:
+        return _plain(raw)
+    version, part = part_of(*address)
+    prefix, width = (24, 32) if version == 4 else (48, 128)
+    return str(Block(version, part << (width - prefix), prefix))
+
+
+def _sender(raw: bytes | None) -> str:
+    return "-" if raw is None else _plain(raw) if raw else "<>"
+
+
+def _sender_domain(raw: bytes | None) -> str:
+    return "-" if raw is None else shown(domain_of(_unescaped(raw))) or "<>"
+
+
+# How a raw value is shown.
+_SHOWN: dict[By, Callable[[bytes | None], str]] = {
+    By.HOSTNAME: _hostname,
+    By.CLIENT: _plain,
+    By.NETWORK: _network,
+    By.SENDER: _sender,
+    By.SENDER_DOMAIN: _sender_domain,
+    By.RECIPIENT: _plain,
+    By.ASN: _plain,
+}
+
+# Keys whose values are shown as the log has them, if they are plain.
+_SHOWN_AS_LOGGED = frozenset({By.CLIENT, By.SENDER, By.RECIPIENT, By.ASN})
+
+
+# --- Times ------------------------------------------------------------------------------------------------------------
+
+
+class _Times:
+    """Times as RFC 3339 with one offset, so that they compare as bytes: the offset of the first that is seen."""
+
+    def __init__(self) -> None:
+        self.offset = b""
+        self._zone: datetime.tzinfo = datetime.UTC
+        self._minutes: dict[bytes, bytes] = {}
+
+    def of(self, time: bytes) -> bytes:
+        """A time of the decision log, `2026-11-21T17:16:00.123+09:00`, with the offset."""
+        offset = self.offset or self._use(time)
+        if time.endswith(offset):
+            return time
+        key = time[:16] + time[23:]
+        minute = self._minutes.get(key)
+        if minute is None:
+            moment = datetime.datetime.fromisoformat((time[:16] + b":00" + time[23:]).decode())
+            minute = self._minutes[key] = moment.astimezone(self._zone).strftime("%Y-%m-%dT%H:%M").encode()
+            if len(self._minutes) > _MAX_MINUTES:
+                self._minutes.clear()
+        return minute + time[16:23] + offset
+
+    def of_seconds(self, seconds: float | None) -> bytes:
+        """A time in Unix seconds; empty for None."""
+        if seconds is None:
+            return b""
+        if not self.offset:
+            self._use(datetime.datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="milliseconds").encode())
+        moment = datetime.datetime.fromtimestamp(seconds, self._zone)
+        return moment.isoformat(timespec="milliseconds").encode()
+
+    def _use(self, time: bytes) -> bytes:
+        self.offset = time[23:]
+        self._zone = datetime.datetime.fromisoformat(time.decode()).tzinfo or datetime.UTC
+        return self.offset

@@ -116,7 +116,12 @@ class MmdbFile:
 
     def country(self, _address: Address, text: str) -> str:
         """As `Source.country`."""
-        record = self._record(text)
+        shape = self.shape
+        try:
+            record: Any = self._get(text)
+            return self._countries[record[shape.country][shape.nested] if shape.nested else record[shape.country]]
+        except (LookupError, TypeError, ValueError, maxminddb.InvalidDatabaseError):
+            record = self._record(text)  # no record, a country that is new here, or a damaged file
         return self._country_of(record) if record is not None else ""
 
     def owner(self, _address: Address, text: str) -> Owner:

@@ -60,10 +60,11 @@ class OwnerRanges:
     name, or the country.
     """
 
-    __slots__ = ("_asns", "_ends", "_known", "_table", "_texts")
+    __slots__ = ("_asns", "_ends", "_known", "_number4", "_table", "_texts")
 
     def __init__(self, table: RangeTable, asns: Buffer, ends: Buffer, texts: Buffer) -> None:
         self._table = table
+        self._number4 = table.number4
         self._asns = memoryview(asns).cast("B").cast("I")
         self._ends = memoryview(ends).cast("B").cast("I")
         self._texts = memoryview(texts)
@@ -71,7 +72,8 @@ class OwnerRanges:
 
     def system(self, address: Address, _text: str) -> tuple[int, str]:
         """As `Source.system`."""
-        number = self._table.number4(address[1]) if address[0] == 4 else self._table.number6(address[1])
+        version, value = address
+        number = self._number4(value) if version == 4 else self._table.number6(value)
         return self._known.get(number) or self._record(number)
 
     def country(self, address: Address, _text: str) -> str:

@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.bench import dns_lists, find, logs, mail, native, peers, plot, reloading, report, rows
+from tests.bench import dns_lists, find, logs, mail, native, owners, peers, plot, reloading, report, rows
 from tests.bench.bench import QUICK, Bench, LeftOut, Row, Scale
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
     "lists_unneeded": dns_lists.lists_unneeded,
     "lists_cached": dns_lists.lists_cached,
     "lists_asked": dns_lists.lists_asked,
+    "owners": owners.owners,
     "replay": rows.replay,
     "replay_month": logs.replay_month,
     "replay_refusals": logs.replay_refusals,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from policyd.config.definition_reader import DefinitionReader
 from policyd.config.problems import Problem, did_you_mean, quoted
 from policyd.config.written import WrittenCounter
 from policyd.config.yaml_tree import Mapping, Scalar, Sequence, describe
@@ -69,20 +70,7 @@ def read_greylist(node: Node, path: str, report: Report) -> GreylistSettings:
     return _Reader("greylist", path, report).read_greylist(node)
 
 
-class _Reader:
-    """Reads one definition; `what` begins each of its messages."""
-
-    def __init__(self, what: str, path: str, report: Report) -> None:
-        self._what = what
-        self._path = path
-        self._report = report
-        self._wrong = False
-
-    def add(self, node: Node, message: str) -> None:
-        """Reports a problem of this definition."""
-        self._wrong = True
-        self._report.add(Problem(self._path, node.line, node.column, f"{self._what}: {message}"))
-
+class _Reader(DefinitionReader):
     def read_counter(
         self, written: WrittenCounter, node: Node, read_where: Callable[[Mapping], list[WrittenCondition]]
     ) -> CounterDefinition | None:
@@ -90,7 +78,7 @@ class _Reader:
         if not isinstance(node, Mapping):
             self.add(node, f"expected a definition (count, per, within), not {describe(node)}")
             return None
-        self._check_keys(node, COUNTER_KEYS)
+        self.check_keys(node, COUNTER_KEYS)
         for key in ("count", "per", "within"):
             if key not in node.items:
                 self.add(node, f"'{key}' is missing")
@@ -110,7 +98,7 @@ class _Reader:
                         f"where: {condition.condition.name} cannot stand here: what is counted must be known from the "
                         "request alone, without DNS and counters",
                     )
-        if self._wrong:
+        if self.is_wrong:
             return None
         conditions = tuple(
             f"{condition.condition.name}: {', '.join(condition.condition.values)}" for condition in written.where
@@ -123,35 +111,20 @@ class _Reader:
         if not isinstance(node, Mapping):
             self.add(node, f"expected times (wait, retry_within, remember), not {describe(node)}")
             return defaults
-        self._check_keys(node, GREYLIST_KEYS)
+        self.check_keys(node, GREYLIST_KEYS)
         settings = GreylistSettings(
             self._duration(node.items.get("wait"), defaults.wait),
             self._duration(node.items.get("retry_within"), defaults.retry_within),
             self._duration(node.items.get("remember"), defaults.remember),
         )
-        if settings.wait >= settings.retry_within and not self._wrong:
+        if settings.wait >= settings.retry_within and not self.is_wrong:
             self.add(node, "wait must be shorter than retry_within, or nobody could come back in time")
         return settings
-
-    def _check_keys(self, node: Mapping, known: tuple[str, ...]) -> None:
-        for item in node:
-            if item.key.text not in known:
-                hint = did_you_mean(item.key.text, known) or f"; there are {', '.join(known)}"
-                self.add(item.key, f"unknown key {quoted(item.key.text)}{hint}")
-
-    def _text(self, item: Item, meaning: str) -> str:
-        """Returns the text of a field; empty if there is none, which is reported."""
-        value = item.value
-        if isinstance(value, Scalar) and value.text:
-            return value.text
-        shown = "''" if isinstance(value, Scalar) and not value.missing else describe(value)
-        self.add(value, f"{item.key.text}: expected {meaning}, not {shown}")
-        return ""
 
     def _duration(self, item: Item | None, default: int) -> int:
         if item is None:
             return default
-        text = self._text(item, "a time, as 30s, 10m, 2h or 7d")
+        text = self.text(item, "a time, as 30s, 10m, 2h or 7d")
         seconds = parse_duration(text)
         if seconds is None and text:
             self.add(item.value, f"{item.key.text}: {quoted(text)} is not a time; write it as 30s, 10m, 2h or 7d")
@@ -160,7 +133,7 @@ class _Reader:
     def _read_count(self, item: Item | None) -> KeyPart | None:
         if item is None:
             return None
-        text = self._text(item, "requests, or distinct and an attribute")
+        text = self.text(item, "requests, or distinct and an attribute")
         word, _, attribute = text.partition(" ")
         if text == "requests" or not text:
             return None
@@ -206,7 +179,7 @@ class _Reader:
     def _read_answered(self, item: Item | None) -> Answered:
         if item is None:
             return Answered.ANY
-        text = self._text(item, "any or DUNNO")
+        text = self.text(item, "any or DUNNO")
         for answered in Answered:
             if answered.value.lower() == text.lower():
                 return answered

@@ -23,7 +23,7 @@ from policyd.config.files import OversizedError, UnreadableError, read_dated
 from policyd.config.in_force import file_hash
 from policyd.config.list_sources import DATABASE_SOURCE_KEYS, checked_at, read_source
 from policyd.config.mmdb import MmdbError, MmdbFile, is_mmdb
-from policyd.config.problems import Problem, Severity, did_you_mean, quoted
+from policyd.config.problems import Problem, Severity, unknown_key
 from policyd.config.ranges import Columns, LineError, columns_of, read_ranges
 from policyd.config.settings import parse_duration
 from policyd.config.yaml_tree import Mapping, Scalar, describe
@@ -296,8 +296,7 @@ class _Section:
         where: dict[str, Node] = {}
         for item in node:
             if item.key.text not in set(DatabaseKind):
-                hint = did_you_mean(item.key.text, DatabaseKind) or f"; there are {' and '.join(DatabaseKind)}"
-                self._add(item.key, f"unknown key {quoted(item.key.text)}{hint}")
+                self._add(item.key, unknown_key(item.key.text, [*DatabaseKind]))
                 continue
             kind = DatabaseKind(item.key.text)
             written = self._read_one(kind, item.value)
@@ -323,8 +322,7 @@ class _Section:
             return None
         for item in node:
             if item.key.text not in DATABASE_KEYS:
-                hint = did_you_mean(item.key.text, DATABASE_KEYS) or f"; there are {', '.join(DATABASE_KEYS)}"
-                self._add(item.key, f"{kind}: unknown key {quoted(item.key.text)}{hint}")
+                self._add(item.key, f"{kind}: {unknown_key(item.key.text, DATABASE_KEYS)}")
         file = node.get("file")
         max_age = self._max_age(kind, node.items["max_age"]) if "max_age" in node.items else DEFAULT_MAX_AGE
         written = node.get("from")

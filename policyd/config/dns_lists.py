@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import idna
 
+from policyd.config.definition_reader import DefinitionReader
 from policyd.config.dns_codes import CodeError, can_match, parse_code
 from policyd.config.dns_list import Ask, DnsList
 from policyd.config.files import OversizedError, UnreadableError, read_file
@@ -94,30 +95,19 @@ def read_dns_lists(
     return lists
 
 
-class _Reader:
+class _Reader(DefinitionReader):
     """Reads one definition."""
 
     def __init__(self, written: WrittenDnsList, path: str, report: Report) -> None:
+        super().__init__(f"DNS list {quoted(written.name)}", path, report)
         self._written = written
-        self._path = path
-        self._report = report
-        self._wrong = False
-
-    def add(self, node: Node, message: str) -> None:
-        """Reports a problem of this list."""
-        self._wrong = True
-        message = f"DNS list {quoted(self._written.name)}: {message}"
-        self._report.add(Problem(self._path, node.line, node.column, message))
 
     def read(self, node: Node) -> DnsList | None:
         """Returns the definition, or None if anything is wrong."""
         if not isinstance(node, Mapping):
             self.add(node, f"expected a definition (zone, codes), not {describe(node)}")
             return None
-        for item in node:
-            if item.key.text not in DNS_LIST_KEYS:
-                hint = did_you_mean(item.key.text, DNS_LIST_KEYS) or f"; there are {', '.join(DNS_LIST_KEYS)}"
-                self.add(item.key, f"unknown key {quoted(item.key.text)}{hint}")
+        self.check_keys(node, DNS_LIST_KEYS)
         shown_zone, zone = self._read_zone(node)
         known = self._written.known = known_zone(zone)
         ask = self._read_ask(node)
@@ -132,18 +122,9 @@ class _Reader:
             message = "can never match: an answer lies in 127.0.0.0/8, and is neither a refusal nor in `refused`"
             self.add(node.items["codes"].value, f"codes: {message}")
         self_test = self._read_self_test(node, ask, known)
-        if self._wrong or ask is None:
+        if self.is_wrong or ask is None:
             return None
         return DnsList(self._written.name, zone, shown_zone, ask, codes, refused, self_test)
-
-    def _text(self, item: Item, meaning: str) -> str:
-        """Returns the text of a field; empty if it is none, which is reported."""
-        value = item.value
-        if isinstance(value, Scalar) and value.text:
-            return value.text
-        shown = "''" if isinstance(value, Scalar) and not value.missing else describe(value)
-        self.add(value, f"{item.key.text}: expected {meaning}, not {shown}")
-        return ""
 
     # --- The zone and its key ---------------------------------------------------------------------------------------
 
@@ -154,7 +135,7 @@ class _Reader:
         if item is None:
             self.add(node, "'zone' is missing: the zone that is asked, as in zone: zen.spamhaus.org")
             return "", ""
-        written = self._text(item, "the name of a zone")
+        written = self.text(item, "the name of a zone")
         if not written:
             return "", ""
         if KEY in written and key_item is None:
@@ -177,10 +158,10 @@ class _Reader:
 
     def _read_key(self, item: Item) -> str:
         """Returns the key; empty if it cannot be used, which is reported."""
-        name = self._text(item, "the name of a file")
+        name = self.text(item, "the name of a file")
         if not name:
             return ""
-        path = self._written.key_file = str(Path(self._path).parent / name)
+        path = self._written.key_file = str(Path(self.path).parent / name)
         try:
             content = read_file(path, MAX_KEY_BYTES)
             mode = Path(path).stat().st_mode
@@ -206,7 +187,7 @@ class _Reader:
         item = node.items.get("ask")
         if item is None:
             return Ask.CLIENT_ADDRESS
-        word = self._text(item, f"one of {', '.join(Ask)}")
+        word = self.text(item, f"one of {', '.join(Ask)}")
         if word in set(Ask):
             return Ask(word)
         if word:
@@ -242,7 +223,7 @@ class _Reader:
         item = node.items.get("self_test")
         if item is None:
             return default
-        written = self._text(item, "what must be listed, or no")
+        written = self.text(item, "what must be listed, or no")
         if written.lower() in _YES | _NO | {""}:
             return default if written.lower() in _YES else ""
         if by_address:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from policyd.config.definition_reader import DefinitionReader
 from policyd.config.dns_lists import KEY, MAX_KEY_BYTES
 from policyd.config.files import OversizedError, UnreadableError, read_file
-from policyd.config.problems import Problem, did_you_mean, quoted
+from policyd.config.problems import did_you_mean, quoted
 from policyd.config.yaml_tree import Mapping, Scalar, Sequence, describe
 
 if TYPE_CHECKING:
@@ -116,23 +117,16 @@ def read_source(
     return _Reader(path, prefix, report, keys).read(node)
 
 
-class _Reader:
+class _Reader(DefinitionReader):
     def __init__(self, path: str, prefix: str, report: Report, keys: tuple[str, ...]) -> None:
+        super().__init__(f"{prefix}from", path, report)
         self._keys = keys
-        self._path = path
-        self._prefix = prefix
-        self._report = report
-        self._wrong = False
 
     def read(self, node: Node) -> Source | None:
         if not isinstance(node, Mapping):
-            self._add(node, f"expected url, every and so on, not {describe(node)}")
+            self.add(node, f"expected url, every and so on, not {describe(node)}")
             return None
-        for item in node:
-            key = item.key.text
-            if key not in self._keys:
-                hint = did_you_mean(key, self._keys) or f"; there are {', '.join(self._keys)}"
-                self._add(item.key, f"unknown key {quoted(key)}{hint}")
+        self.check_keys(node, self._keys)
         source = Source(
             self._url(node),
             self._key_file(node),
@@ -143,50 +137,39 @@ class _Reader:
             self._never(node),
             self._allow_reserved(node),
         )
-        return None if self._wrong else source
-
-    def _add(self, node: Node, message: str) -> None:
-        self._wrong = True
-        self._report.add(Problem(self._path, node.line, node.column, f"{self._prefix}from: {message}"))
+        return None if self.is_wrong else source
 
     def _text(self, item: Item | None, meaning: str) -> str | None:
-        """The text of a field; None if it is absent or not text, which is reported."""
-        if item is None:
-            return None
-        value = item.value
-        if isinstance(value, Scalar) and not value.missing and value.text:
-            return value.text
-        shown = "''" if isinstance(value, Scalar) and not value.missing else describe(value)
-        self._add(value, f"{item.key.text}: expected {meaning}, not {shown}")
-        return None
+        """Returns the text of a field; None if it is absent or not text, which is reported."""
+        return (self.text(item, meaning) or None) if item is not None else None
 
     def _url(self, node: Mapping) -> str:
         item = node.items.get("url")
         if item is None:
-            self._add(node, "'url' is missing: the address to fetch from, as in url: https://lists.example/drop.txt")
+            self.add(node, "'url' is missing: the address to fetch from, as in url: https://lists.example/drop.txt")
             return ""
         url = self._text(item, "an address that begins with https:// or http://")
         if url is None:
             return ""
         key_file = node.items.get("key_file")
         if KEY in url and key_file is None:
-            self._add(item.value, f"url: {KEY} stands for the first line of `key_file`, which is missing")
+            self.add(item.value, f"url: {KEY} stands for the first line of `key_file`, which is missing")
         elif KEY not in url and key_file is not None:
-            self._add(key_file.key, f"key_file: the url has no {KEY} in it, so the key would not be used")
+            self.add(key_file.key, f"key_file: the url has no {KEY} in it, so the key would not be used")
         if problem := url_problem(url.replace(KEY, "key")):
-            self._add(item.value, f"url: {quoted(url)} {problem}")
+            self.add(item.value, f"url: {quoted(url)} {problem}")
         return url
 
     def _key_file(self, node: Mapping) -> str | None:
         name = self._text(node.items.get("key_file"), "the name of a file")
-        return None if name is None else str(Path(self._path).parent / name)
+        return None if name is None else str(Path(self.path).parent / name)
 
     def _format(self, node: Mapping) -> str:
         item = node.items.get("format")
         name = self._text(item, "the name of a format")
         if item is not None and name is not None and name not in SOURCE_FORMATS:
             hint = did_you_mean(name, SOURCE_FORMATS) or f"; there are {', '.join(SOURCE_FORMATS)}"
-            self._add(item.value, f"format: unknown format {quoted(name)}{hint}")
+            self.add(item.value, f"format: unknown format {quoted(name)}{hint}")
         return name or "plain"
 
     def _every(self, node: Mapping) -> float:
@@ -197,7 +180,7 @@ class _Reader:
         found = _EVERY.fullmatch(text)
         seconds = int(found[1]) * _UNITS[found[2]] if found is not None else 0.0
         if not _MIN_EVERY <= seconds <= _MAX_EVERY:
-            self._add(item.value, f"every: {quoted(text)} is not an interval; write it as 30m, 12h, 1d or 1w")
+            self.add(item.value, f"every: {quoted(text)} is not an interval; write it as 30m, 12h, 1d or 1w")
         return seconds
 
     def _min_entries(self, node: Mapping) -> int:
@@ -206,7 +189,7 @@ class _Reader:
         if item is None or text is None:
             return MIN_ENTRIES
         if not _COUNT.fullmatch(text):
-            self._add(item.value, f"min_entries: {quoted(text)} is not a number")
+            self.add(item.value, f"min_entries: {quoted(text)} is not a number")
             return MIN_ENTRIES
         return int(text)
 
@@ -217,7 +200,7 @@ class _Reader:
             return MAX_CHANGE
         found = _PERCENT.fullmatch(text)
         if found is None:
-            self._add(item.value, f"max_change: {quoted(text)} is not a percentage; write it as 30%")
+            self.add(item.value, f"max_change: {quoted(text)} is not a percentage; write it as 30%")
             return MAX_CHANGE
         return int(found[1]) / 100
 
@@ -231,14 +214,14 @@ class _Reader:
             if isinstance(value, Scalar) and not value.missing:
                 names.append(Scalar(value.text.removeprefix("$"), value.line, value.column, value.plain))
             else:
-                self._add(value, f"never: expected the name of a list, not {describe(value)}")
+                self.add(value, f"never: expected the name of a list, not {describe(value)}")
         return tuple(names)
 
     def _allow_reserved(self, node: Mapping) -> bool:
         item = node.items.get("allow_reserved")
         text = self._text(item, "true or false")
         if item is not None and text is not None and text not in TRUTHS:
-            self._add(item.value, f"allow_reserved: {quoted(text)} is neither true nor false")
+            self.add(item.value, f"allow_reserved: {quoted(text)} is neither true nor false")
         return TRUTHS.get(text or "", False)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from policyd.core.printable import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
 # Of one file at most this many problems are kept and printed, then a count: enough to see what kind of mistake it
 # is, and a list file of a million bad lines neither fills the terminal nor the memory.
@@ -145,6 +145,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     begun = [name for name in by_lower if len(word) > 2 and name.startswith(word.lower())]
     close = begun or difflib.get_close_matches(word.lower(), [*by_lower][:MAX_KNOWN], n=1)
     return f"; did you mean '{by_lower[close[0]]}'?" if close else ""
+
+
+def unknown_key(key: str, known: Collection[str]) -> str:
+    """Returns the message about a key that is not known: with the similar one, or else with all of them."""
+    hint = did_you_mean(key, known) or f"; there are {', '.join(known)}"
+    return f"unknown key {quoted(key)}{hint}"
 
 
 def quoted(text: str, limit: int = 80) -> str:

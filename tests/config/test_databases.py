@@ -310,7 +310,7 @@ RULES = "databases: {asn: asn.mmdb}\nrules: []\n"
     [
         ("[asn.mmdb]", "rules.yaml:1:12: databases: expected asn and country, each with its file, not a list"),
         ("{asm: asn.mmdb}", "rules.yaml:1:13: databases: unknown key 'asm'; did you mean 'asn'?"),
-        ("{city: asn.mmdb}", "rules.yaml:1:13: databases: unknown key 'city'; there are asn and country"),
+        ("{city: asn.mmdb}", "rules.yaml:1:13: databases: unknown key 'city'; there are asn, country"),
         ("{asn: [a]}", "rules.yaml:1:18: databases: asn: expected the name of a file, not a list"),
         ("{asn: ''}", "rules.yaml:1:18: databases: asn: expected the name of a file, not "),
         ("{asn: {max_age: 60d}}", "rules.yaml:1:18: databases: asn: 'file' is missing"),

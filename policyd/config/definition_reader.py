@@ -1,0 +1,45 @@
+"""Shared by the readers of the rules file's sections that hold named definitions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from policyd.config.problems import Problem, quoted, unknown_key
+from policyd.config.yaml_tree import Scalar, describe
+
+if TYPE_CHECKING:
+    from policyd.config.problems import Report
+    from policyd.config.yaml_tree import Item, Mapping, Node
+
+
+class DefinitionReader:
+    """Reads the fields of one definition and reports its problems.
+
+    `definition` begins each message, as in `counter 'tries'`; `path` is the rules file's.
+    """
+
+    def __init__(self, definition: str, path: str, report: Report) -> None:
+        self.path = path
+        self.is_wrong = False
+        self._definition = definition
+        self._report = report
+
+    def add(self, node: Node, message: str) -> None:
+        """Reports a problem at a node."""
+        self.is_wrong = True
+        self._report.add(Problem(self.path, node.line, node.column, f"{self._definition}: {message}"))
+
+    def check_keys(self, node: Mapping, known: tuple[str, ...]) -> None:
+        """Reports keys that a definition does not have."""
+        for item in node:
+            if item.key.text not in known:
+                self.add(item.key, unknown_key(item.key.text, known))
+
+    def text(self, item: Item, meaning: str) -> str:
+        """Returns the text of a field; empty if it has none, which is reported."""
+        value = item.value
+        if isinstance(value, Scalar) and value.text:
+            return value.text
+        shown = quoted("") if isinstance(value, Scalar) and not value.missing else describe(value)
+        self.add(value, f"{item.key.text}: expected {meaning}, not {shown}")
+        return ""

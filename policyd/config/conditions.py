@@ -30,6 +30,17 @@ class Form(Enum):
     COUNTRY = "country"
     YES = "value of hostname_generic"
 
+    @property
+    def has_table(self) -> bool:
+        """Whether a long list of this form becomes a table, which outlives the ruleset. Its entries are networks, or
+        bytes."""
+        return self in _WITH_TABLE
+
+
+_WITH_TABLE = frozenset(
+    {Form.NETWORK, Form.HOST_NAME, Form.DOMAIN, Form.HELO_NAME, Form.SENDER, Form.RECIPIENT, Form.TEXT}
+)
+
 
 @dataclass(frozen=True, slots=True)
 class ConditionType:

@@ -43,9 +43,6 @@ BLOCK_BYTES = 1 << 18
 # Entries from which on a list has a place in a table that outlives the ruleset. A shorter list is parsed and indexed
 # again at each reload, in less than 2 ms.
 LONG_LIST = 1000
-
-# Forms that have no table to keep.
-_SHORT_FORMS = frozenset({Form.EXPRESSION, Form.STATUS, Form.ASN, Form.COUNTRY, Form.YES, Form.DNS_LIST, Form.COUNTER})
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -180,13 +177,13 @@ class ListFile:
             length += len(more)
             if isinstance(more, Networks):
                 networks.extend(more)
-            elif form in _SHORT_FORMS:
+            elif not form.has_table:
                 texts += more
             elif more:
                 blocks.append(b"\n".join(cast("list[bytes]", more)))
             if bad:
                 self._report_bad(form, first, raw_lines, bad, rule=rule, using=using, report=report)
-        if form in _SHORT_FORMS:
+        if not form.has_table:
             return texts
         if form is Form.NETWORK:
             return networks if length < LONG_LIST else LongList(key, length, lambda: (networks,), self.path)

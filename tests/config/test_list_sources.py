@@ -52,7 +52,7 @@ def test_all_fields_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "column", "message"),
     [
-        ("format: plain", 11, "'url' is missing: the address of the list, as in url: https://lists.example/drop.txt"),
+        ("format: plain", 11, "'url' is missing: the address to fetch from, as in url: https://lists.example/drop.txt"),
         ("url: 'file:///etc/passwd'", 17, "url: 'file:///etc/passwd' does not begin with https:// or http://"),
         ("url: 'https:///x'", 17, "url: 'https:///x' names no host"),
         ("url: 'https://u:@h'", 17, "url: 'https://u:@h' has a user name or password in it; write {key} and key_file"),

@@ -22,6 +22,7 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, SummaryMetricFamily
 
 from policyd import __version__
+from policyd.config.list_sources import checked_at
 from policyd.daemon.counters import LATENCY_BOUNDS
 from policyd.daemon.listeners import is_loopback
 
@@ -93,6 +94,11 @@ class Page:
             ("result",),
             {(result,): count for result, count in counters.loads.items()},
         )
+        yield GaugeMetricFamily(
+            "policyd_last_reload_successful",
+            "0 if the last reload was refused, so that what was in force before it stays in force; otherwise 1.",
+            value=int(self._running.failed is None and self._running.data_failed is None),
+        )
         ruleset = GaugeMetricFamily("policyd_ruleset", "The ruleset in force, by its hash.", labels=("hash",))
         ruleset.add_metric([server.ruleset.hash], 1)
         yield ruleset
@@ -149,14 +155,25 @@ class Page:
         now = time.time()
         ages: dict[tuple[str, ...], float] = {}
         entries: dict[tuple[str, ...], float] = {}
+        intervals: dict[tuple[str, ...], float] = {}
+        checked: dict[tuple[str, ...], float] = {}
         for file in self._running.loaded.files:
             for name in file.lists:
                 if not file.missing:
                     ages[name,] = max(0.0, now - file.modified)
                 entries[name,] = file.entries or 0
+                if file.every is not None:
+                    intervals[name,] = file.every
+                    checked[name,] = checked_at(file.path) or (0.0 if file.missing else file.modified)
         for name, help_text, values in (
             ("policyd_list_age_seconds", "Seconds since the file of a list was written.", ages),
             ("policyd_list_entries", "Entries in the file of a list.", entries),
+            ("policyd_list_interval_seconds", "Interval at which a list is fetched.", intervals),
+            (
+                "policyd_list_checked_timestamp_seconds",
+                "Unix time at which a list was last fetched or found unchanged; 0 if it never was.",
+                checked,
+            ),
         ):
             yield from _by_labels(name, help_text, ("list",), values, GaugeMetricFamily)
 
@@ -229,10 +246,15 @@ class Page:
             "When the data of a database of networks were built.",
             labels=("database",),
         )
+        max_age = GaugeMetricFamily(
+            "policyd_database_max_age_seconds", "Age at which the data of a database are old.", labels=("database",)
+        )
         for database in databases:
+            max_age.add_metric([database.kind], database.max_age)
             if not database.missing:
                 built.add_metric([database.kind], database.built)
         yield built
+        yield max_age
 
     def _memory_families(self) -> Iterator[Metric]:
         """Of counters and greylisting; of the shared server, if there is one."""

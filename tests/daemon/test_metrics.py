@@ -15,6 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from policyd import __version__
+from policyd.config.list_sources import state_path
 from policyd.core.engine import Decision
 from policyd.core.ruleset import Action, Rule, Verb
 from policyd.daemon.counters import Counters
@@ -88,6 +89,7 @@ def test_what_happens_is_counted(start_policyd: StartPolicyd, port: int, metrics
         ("policyd_decision_seconds_bucket", "+Inf"): 5,
         ("policyd_loads_total", "success"): 1,
         ("policyd_loads_total", "failure"): 1,
+        ("policyd_last_reload_successful",): 0,
         ("policyd_ruleset", decision["ruleset"]): 1,
         ("policyd_ruleset_rules",): 3,
         ("policyd_connections_accepted_total",): 2,
@@ -142,6 +144,8 @@ async def test_a_page_with_many_rules_is_made_in_slices_and_is_one_page() -> Non
         server=server,
         loaded=SimpleNamespace(files=(), seconds=0.0, databases=()),
         loaded_at=0.0,
+        failed=None,
+        data_failed=None,
         lines_lost=lambda: {"decision": 0},
     )
     with Turns() as turns:
@@ -175,6 +179,33 @@ def test_version_mode_and_the_age_of_lists_are_told(
     assert told["policyd_list_entries", "same"] == 2
     assert later["policyd_ruleset_observes",] == 0
     assert not any(name[0] == "policyd_list_age_seconds" for name in later)
+
+
+def test_when_a_list_was_fetched_and_how_old_data_may_be_is_told(
+    start_policyd: StartPolicyd, metrics_port: int, tmp_path: Path
+) -> None:
+    source = "from: {url: 'http://127.0.0.1:9/list', every: 12h}"
+    lists = f"ours: {{file: ours.txt, {source}}}, none: {{file: none.txt, {source}}}, by-hand: {{file: hand.txt}}"
+    rules = (
+        f"lists: {{{lists}}}\n"
+        "databases: {asn: {file: asn.csv, max_age: 30d}}\n"
+        f"{RULES}  - {{name: listed, match: {{cidr: [$ours, $none, $by-hand]}}, action: REJECT}}\n"
+        "  - {name: owned, match: {asn: AS64496}, action: REJECT}\n"
+    )
+    asn = "192.0.2.0,192.0.2.255,64496,Example\n"
+    for name, content in {"ours.txt": "192.0.2.0/24\n", "hand.txt": "198.51.100.0/24\n", "asn.csv": asn}.items():
+        (tmp_path / name).write_text(content)
+    state_path(str(tmp_path / "ours.txt")).write_text("{}")
+    yesterday = int(time.time()) - 86400
+    os.utime(state_path(str(tmp_path / "ours.txt")), (yesterday, yesterday))
+    with start_policyd(rules, metrics=f"127.0.0.1:{metrics_port}"):
+        told = scrape(metrics_port)
+    assert told["policyd_last_reload_successful",] == 1
+    assert told["policyd_list_interval_seconds", "ours"] == 12 * 3600
+    assert told["policyd_list_checked_timestamp_seconds", "ours"] == yesterday
+    assert told["policyd_list_checked_timestamp_seconds", "none"] == 0
+    assert ("policyd_list_interval_seconds", "by-hand") not in told
+    assert told["policyd_database_max_age_seconds", "asn"] == 30 * 86400
 
 
 def test_only_the_page_is_served(start_policyd: StartPolicyd, metrics_port: int) -> None:

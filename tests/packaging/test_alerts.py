@@ -1,0 +1,198 @@
+"""The alerts for Prometheus: each one fires when it should, and stays silent when it should not (promtool)."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+import yaml
+
+from tests.requirements import require
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+pytestmark = pytest.mark.slow
+
+RULES = Path(__file__).parents[2] / "packaging/prometheus/policyd.rules.yml"
+ALERTS = {alert["alert"]: alert for group in yaml.safe_load(RULES.read_text())["groups"] for alert in group["rules"]}
+
+HOST = {"job": "policyd", "instance": "mx1"}
+
+
+class Case(NamedTuple):
+    """Series in promtool's notation, and at which times the alert fires or is silent.
+
+    `labels` are those of the series that the alert keeps, `value` is what the texts say of the number.
+    """
+
+    what: str
+    alert: str
+    series: Mapping[str, str]
+    fires: tuple[str, ...] = ()
+    silent: tuple[str, ...] = ()
+    labels: Mapping[str, str] = {}
+    value: str = ""
+
+
+def decisions(numbers: str, action: str = "REJECT") -> dict[str, str]:
+    return {f'policyd_decisions_total{{job="policyd",instance="mx1",action="{action}",rule="vps"}}': numbers}
+
+
+def gauge(name: str, numbers: str, **labels: str) -> dict[str, str]:
+    written = ",".join(f'{label}="{value}"' for label, value in {**HOST, **labels}.items())
+    return {f"{name}{{{written}}}": numbers}
+
+
+def fetched(interval: int, checked: str) -> dict[str, str]:
+    return gauge("policyd_list_interval_seconds", f"{interval}+0x600", list="drop") | gauge(
+        "policyd_list_checked_timestamp_seconds", checked, list="drop"
+    )
+
+
+def built(numbers: str) -> dict[str, str]:
+    return gauge("policyd_database_build_timestamp_seconds", numbers, database="asn") | gauge(
+        "policyd_database_max_age_seconds", "7200+0x300", database="asn"
+    )
+
+
+def usable(numbers: str) -> dict[str, str]:
+    return gauge("policyd_dns_list_usable", numbers, list="zen")
+
+
+def lost(numbers: str) -> dict[str, str]:
+    return gauge("policyd_log_lines_lost_total", numbers, log="decision")
+
+
+def observes(numbers: str) -> dict[str, str]:
+    return gauge("policyd_ruleset_observes", numbers)
+
+
+CASES = (
+    Case("answers no more", "PolicydDown", gauge("up", "1+0x5 0+0x20"), ("12m",), ("5m", "9m")),
+    Case("a short restart", "PolicydDown", gauge("up", "1+0x5 0+0x3 1+0x9"), (), ("9m", "15m")),
+    Case("another service", "PolicydDown", gauge("up", "0+0x30", job="node"), (), ("20m",)),
+    Case("not fetched", "PolicydListOld", fetched(3600, "0+0x600"), ("2h20m",), ("1h50m", "2h10m"), {"list": "drop"}),
+    Case("found unchanged", "PolicydListOld", fetched(3600, "0+0x60 3600+0x600"), (), ("2h20m", "2h50m")),
+    Case("late", "PolicydListOld", fetched(3600, "0+0x180 10800+0x60"), ("2h59m",), ("3h10m",), {"list": "drop"}),
+    Case("never fetched", "PolicydListOld", fetched(60, "0+0x600"), ("30m",), ("10m",), {"list": "drop"}),
+    Case(
+        "older than max_age",
+        "PolicydDatabaseOld",
+        built("0+0x300"),
+        ("3h2m",),
+        ("2h", "2h50m"),
+        {"database": "asn"},
+        "3h 2m 0s",
+    ),
+    Case("replaced", "PolicydDatabaseOld", built("0+0x100 6000+0x200"), (), ("3h2m",)),
+    Case("fails", "PolicydDnsListUnusable", usable("1+0x5 0+0x30"), ("17m",), ("5m", "14m"), {"list": "zen"}),
+    Case("back soon", "PolicydDnsListUnusable", usable("1+0x5 0+0x5 1+0x20"), (), ("10m", "20m")),
+    Case("refused", "PolicydReloadRefused", gauge("policyd_last_reload_successful", "1+0x5 0+0x20"), ("9m",), ("5m",)),
+    Case("repaired", "PolicydReloadRefused", gauge("policyd_last_reload_successful", "0+0x9 1+0x9"), ("9m",), ("11m",)),
+    Case("lost", "PolicydLogLinesLost", lost("0+0x20 5+0x60"), ("22m", "30m"), ("20m", "45m"), {"log": "decision"}),
+    Case("lost long ago", "PolicydLogLinesLost", lost("7+0x60"), (), ("50m",)),
+    Case("away", "PolicydMemoryAway", gauge("policyd_state_up", "1+0x5 0+0x20"), ("12m",), ("5m", "9m")),
+    Case("back", "PolicydMemoryAway", gauge("policyd_state_up", "0+0x3 1+0x20"), (), ("3m", "10m")),
+    Case("a bug", "PolicydBug", gauge("policyd_bugs_total", "0+0x20 1+0x120"), ("22m", "1h15m"), ("20m", "1h30m")),
+    Case("no bug", "PolicydBug", gauge("policyd_bugs_total", "0+0x120"), (), ("1h",)),
+)
+
+# With a sample every ten minutes: a day is 144 samples, 26 hours are 156.
+CASES_OF_DAYS = (
+    Case(
+        "sixty times as many as the day before",
+        "PolicydRuleRefusesMore",
+        decisions("0+10x156 1560+600x6"),
+        ("26h30m",),
+        ("26h",),
+        {"rule": "vps"},
+        "1",
+    ),
+    Case(
+        "deferred ones count",
+        "PolicydRuleRefusesMore",
+        decisions("0+0x156 0+600x6", "DEFER"),
+        ("26h30m",),
+        (),
+        {"rule": "vps"},
+        "1",
+    ),
+    Case("twice as many", "PolicydRuleRefusesMore", decisions("0+600x156 93600+1200x6"), (), ("26h30m",)),
+    Case("three a minute", "PolicydRuleRefusesMore", decisions("0+0x156 0+30x6"), (), ("26h30m",)),
+    Case("a new rule", "PolicydRuleRefusesMore", decisions("_x150 0+600x12"), (), ("25h30m", "26h30m")),
+    Case("let through", "PolicydRuleRefusesMore", decisions("0+10x156 1560+600x6", "DUNNO"), (), ("26h30m",)),
+    Case("eight days", "PolicydObserves", observes("1+0x1152"), ("7d10m", "8d"), ("1d", "6d23h")),
+    Case("down for a while", "PolicydObserves", observes("1+0x500 _x9 1+0x600"), ("7d10m",)),
+    Case("in force meanwhile", "PolicydObserves", observes("1+0x500 0+0x9 1+0x600"), (), ("7d10m",)),
+    Case("in force", "PolicydObserves", observes("0+0x1152"), (), ("7d10m",)),
+)
+
+
+def expected(case: Case) -> dict[str, Any]:
+    """The alert as promtool is to find it."""
+    alert, labels = ALERTS[case.alert], {**HOST, **case.labels}
+
+    def shown(text: str) -> str:
+        text = re.sub(r"\{\{ \$labels\.(\w+) }}", lambda name: labels[name[1]], text)
+        return re.sub(r"\{\{ \$value[^}]*}}", case.value, text)
+
+    return {
+        "exp_labels": {**alert["labels"], **labels},
+        "exp_annotations": {name: shown(text) for name, text in alert["annotations"].items()},
+    }
+
+
+def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    require("promtool")
+    return subprocess.run(["promtool", *arguments], check=False, capture_output=True, text=True, timeout=120)
+
+
+def unit_test(folder: Path, cases: tuple[Case, ...], interval: str = "1m") -> subprocess.CompletedProcess[str]:
+    """Tries the cases, with a sample and an evaluation of the rules each `interval`."""
+    tests = [
+        {
+            "name": f"{case.alert}: {case.what}",
+            "interval": interval,
+            "input_series": [{"series": name, "values": values} for name, values in case.series.items()],
+            "alert_rule_test": [
+                {"alertname": case.alert, "eval_time": time, "exp_alerts": [expected(case)] if fires else []}
+                for fires, times in ((True, case.fires), (False, case.silent))
+                for time in times
+            ],
+        }
+        for case in cases
+    ]
+    file = folder / "tests.yml"  # JSON is YAML
+    file.write_text(json.dumps({"rule_files": [str(RULES)], "evaluation_interval": interval, "tests": tests}))
+    return promtool("test", "rules", file)
+
+
+def test_the_rules_are_right_in_the_eyes_of_promtool() -> None:
+    ended = promtool("check", "rules", RULES)
+    assert ended.returncode == 0, ended.stderr
+    assert f"SUCCESS: {len(ALERTS)} rules found" in ended.stdout
+
+
+def test_each_alert_fires_when_it_should_and_only_then(tmp_path: Path) -> None:
+    for cases, interval in ((CASES, "1m"), (CASES_OF_DAYS, "10m")):
+        ended = unit_test(tmp_path, cases, interval)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[3]], ids=lambda case: case.what)
+def test_promtool_would_have_seen_a_wrong_alert(tmp_path: Path, case: Case) -> None:
+    assert unit_test(tmp_path, (case,)).returncode == 0
+    assert unit_test(tmp_path, (case._replace(fires=case.silent, silent=()),)).returncode != 0
+    assert unit_test(tmp_path, (case._replace(fires=(), silent=case.fires),)).returncode != 0
+
+
+def test_each_alert_has_a_case_that_fires_and_one_that_does_not() -> None:
+    cases = CASES + CASES_OF_DAYS
+    assert {case.alert for case in cases if case.fires} == set(ALERTS)
+    assert {case.alert for case in cases if case.silent} == set(ALERTS)
+    assert {case.alert for case in cases if not case.fires} >= set(ALERTS) - {"PolicydReloadRefused"}

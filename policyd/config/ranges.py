@@ -11,11 +11,12 @@ with a fault is looked at line by line.
 from __future__ import annotations
 
 import csv
+import re
 import socket
 import sys
 from array import array
-from itertools import compress, repeat
-from operator import ge, le
+from itertools import accumulate, compress, islice, repeat
+from operator import ge, le, lt
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from policyd.config.countries import UNKNOWN_COUNTRIES, parse_country
@@ -41,6 +42,9 @@ MAX_ASN = 0xFFFFFFFF
 
 # Records that are kept as objects: to make the text of one takes as long as the lookup. 0.7 MB.
 MAX_KNOWN = 4096
+
+# A byte that is not UTF-8, as `surrogateescape` decodes it.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 _MAPPED = bytes(10) + b"\xff\xff"
 
@@ -212,11 +216,12 @@ def read_ranges(content: bytes, columns: Columns, *, systems: bool) -> RangesFil
     for lines in _blocks(content):
         reading.add(lines, number)
         number += len(lines)
-    return reading.finish()
+    return reading.finish(content)
 
 
-def _blocks(content: bytes) -> Iterator[list[bytes]]:
-    lines = content.rstrip(b"\r\n").split(b"\n")
+def _blocks(content: bytes) -> Iterator[list[str]]:
+    """The lines, some at a time. What is not UTF-8 comes as surrogates, as in file names (PEP 383)."""
+    lines = content.rstrip(b"\r\n").decode("utf-8", "surrogateescape").split("\n")
     for start in range(0, len(lines), _BLOCK):
         yield lines[start : start + _BLOCK]
 
@@ -230,23 +235,23 @@ class _Reading:
         self._v4 = _Family(4)
         self._v6 = _Family(6)
 
-    def add(self, lines: list[bytes], number: int) -> None:
+    def add(self, lines: list[str], number: int) -> None:
         """Takes some lines; `number` is that of the first."""
         try:
             separator = self._separator
-            rows = [line.split(separator, 2) for line in b"\n".join(lines).decode("utf-8").split("\n")]
-            firsts, lasts, rest = zip(*rows, strict=True)
+            firsts, lasts, rest = zip(*[line.split(separator, 2) for line in lines], strict=True)
             family = self._v6 if ":" in firsts[0] else self._v4
             family.add(firsts, lasts, [*map(self._records.__getitem__, rest)])
         except (ValueError, OSError):  # comments, blanks, both families, quotes around addresses, or a fault
             for place, line in enumerate(lines, number):
                 self._add_line(line, place)
 
-    def _add_line(self, raw: bytes, number: int) -> None:
+    def _add_line(self, line: str, number: int) -> None:
+        line = line.strip()
         try:
-            line = raw.decode("utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise LineError(number, f"is not UTF-8 (byte 0x{raw[error.start]:02x})") from None
+            _check_utf8(line)
+        except ValueError as error:
+            raise LineError(number, str(error)) from None
         if not line or line.startswith(("#", ";")):
             return
         fields = line.split(self._separator, 2)
@@ -271,11 +276,28 @@ class _Reading:
         family = self._v4 if first[0] == 4 else self._v6
         family.add_one(first[1], last[1], record)
 
-    def finish(self) -> RangesFile:
-        table = _table_of(self._v4.ranges(), self._v6.ranges())
+    def finish(self, content: bytes) -> RangesFile:
+        """The table of all lines; `content` is searched for the line of a record that is wrong."""
         records = self._records
-        owners = OwnerRanges(table, records.asns, records.ends, b"".join(records.texts))
+        try:
+            asns, texts = records.parsed()
+        except RecordError as error:
+            raise LineError(self._line_of(error.rest, content), str(error)) from None
+        ends = array("I", accumulate(map(len, texts)))
+        table = _table_of(self._v4.ranges(), self._v6.ranges())
+        owners = OwnerRanges(table, asns, ends, b"".join(texts))
         return RangesFile(owners, any(self._v4.numbers), any(self._v6.numbers))
+
+    def _line_of(self, rest: str, content: bytes) -> int:
+        """The number of the first line with this record."""
+        lines = enumerate((line.strip() for block in _blocks(content) for line in block), 1)
+        return next((number for number, line in lines if line.split(self._separator, 2)[2:] == [rest.strip()]), 0)
+
+
+def _check_utf8(text: str) -> None:
+    """Raises ValueError for a text that has surrogates in place of bytes that are not UTF-8."""
+    if surrogate := _SURROGATE.search(text):
+        raise ValueError(f"is not UTF-8 (byte 0x{ord(surrogate[0]) & 0xFF:02x})")
 
 
 def _instead(shown: str) -> str:
@@ -327,6 +349,8 @@ class _Family:
     def ranges(self) -> Ranges:
         """The ranges, sorted and without overlaps."""
         firsts, lasts, numbers = self._firsts, self._lasts, self.numbers
+        if all(map(lt, lasts, islice(firsts, 1, None))):
+            return Ranges(firsts, lasts, numbers)
         if not all(map(le, firsts, firsts[1:])):
             rows = sorted(zip(firsts, lasts, numbers, strict=True), key=lambda row: (row[0], -row[1]))
             firsts, lasts, numbers = (
@@ -408,45 +432,78 @@ def _resumed(outer: list[tuple[int, int]], begin: int, before: int) -> Iterator[
             begin = end + 1
 
 
+class RecordError(ValueError):
+    """A record is wrong; `rest` is the text after the addresses."""
+
+    def __init__(self, rest: str, message: str) -> None:
+        super().__init__(message)
+        self.rest = rest
+
+
 class _Records(dict[str, int]):
-    """The text after the addresses -> its number in the table, 0 for no record. Raises ValueError with a message."""
+    """The text after the addresses -> its number in the table, 0 for no record.
+
+    Systems are parsed all at once, when all of them are known (`parsed`); countries, of which there are few, and what
+    may stand for no record when they are met, so that each has its number. Raises ValueError with a message.
+    """
 
     def __init__(self, columns: Columns, *, systems: bool) -> None:
         super().__init__()
         self._columns = columns
         self._systems = systems
-        self._numbers: dict[tuple[int, str], int] = {(0, ""): 0}
-        self.asns = array("I", [0])
-        self.ends = array("I", [0])
-        self.texts: list[bytes] = []
+        self._rests: list[str] = []
 
     def __missing__(self, rest: str) -> int:
-        if self._systems and self._columns.asn == 0 and self._columns.name == 1 and '"' not in rest:
-            asn, _, name = rest.partition(self._columns.separator)  # nine tenths of 90,000: splitting takes longer
-            record = self._system(asn, name.rstrip("\r"))
-        else:
-            fields = _split(rest, self._columns.separator)
-            if self._systems:
-                record = self._system(_field(fields, self._columns.asn), _field(fields, self._columns.name))
-            else:
-                record = 0, self._country(_field(fields, self._columns.country))
-        number = self._numbers.get(record)
-        if number is None:
-            number = self._numbers[record] = len(self.asns)
-            text = record[1].encode()
-            self.asns.append(record[0])
-            self.texts.append(text)
-            self.ends.append(self.ends[-1] + len(text))
+        # A file with AS numbers has them in front.
+        is_known_later = self._systems and not rest.startswith(("0", " ", '"'))
+        number = 0
+        if is_known_later or self._record(rest) != (0, ""):
+            self._rests.append(rest)
+            number = len(self._rests)
         self[rest] = number
         return number
 
-    def _system(self, text: str, name: str) -> tuple[int, str]:
+    def parsed(self) -> tuple[array[int], list[bytes]]:
+        """AS numbers and texts (UTF-8) by number, those of 0 first. Raises RecordError."""
+        rests = self._rests
+        try:
+            asns, names = self._in_bulk()
+        except (ValueError, OverflowError, IndexError, csv.Error):
+            asns, names = array("I"), []
+            for rest in rests:
+                try:
+                    asn, name = self._record(rest)
+                    _check_utf8(name)
+                except ValueError as error:
+                    raise RecordError(rest, str(error)) from None
+                asns.append(asn)
+                names.append(name)
+        texts = [name.encode() if len(name) * 4 <= MAX_NAME else _cut(name) for name in names]
+        return array("I", [0]) + asns, [b"", *texts]
+
+    def _in_bulk(self) -> tuple[array[int], list[str]]:
+        """AS numbers and names of systems. Raises an error for what needs a look."""
+        columns, rests = self._columns, self._rests
+        if not self._systems:
+            raise ValueError("countries")
+        rows = [*csv.reader(rests)] if columns.separator == "," else [rest.split(columns.separator) for rest in rests]
+        asns = [row[columns.asn or 0] for row in rows]
+        if len(rows) != len(rests) or not all(map(str.isdigit, asns)) or not "".join(asns).isascii():
+            raise ValueError("quotes that do not end, AS before the number, or a fault")
+        place = columns.name
+        names = [row[place].strip() if place is not None and place < len(row) else "" for row in rows]
+        "".join(names).encode()  # raises an error for what was not UTF-8
+        return array("I", map(int, asns)), names
+
+    def _record(self, rest: str) -> tuple[int, str]:
+        fields = _split(rest, self._columns.separator)
+        if not self._systems:
+            return 0, self._country(_field(fields, self._columns.country))
+        text = _field(fields, self._columns.asn)
         asn = parse_asn(text)
         if asn is None:
             raise ValueError(f"{quoted(text)} is not an AS number (0 to {MAX_ASN})")
-        if not asn:
-            return 0, ""
-        return asn, name if len(name) * 4 <= MAX_NAME else name.encode()[:MAX_NAME].decode("utf-8", "ignore")
+        return (asn, _field(fields, self._columns.name)) if asn else (0, "")
 
     def _country(self, text: str) -> str:
         if text in UNKNOWN_COUNTRIES:
@@ -455,6 +512,10 @@ class _Records(dict[str, int]):
         if country is None:
             raise ValueError(f"{quoted(text)} is not a country (two letters, ISO 3166-1)")
         return country
+
+
+def _cut(name: str) -> bytes:
+    return name.encode()[:MAX_NAME].decode("utf-8", "ignore").encode()
 
 
 def _field(fields: list[str], place: int | None) -> str:

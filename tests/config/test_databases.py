@@ -154,12 +154,28 @@ def test_what_is_wrong_is_told_with_its_line(
     assert error.value.line == line
 
 
-def test_a_bad_line_far_down_is_found(tmp_path: Path) -> None:
-    lines = [f"10.{n >> 8}.{n & 255}.0,10.{n >> 8}.{n & 255}.255,64496,x" for n in range(9000)]
-    lines[7654] = "10.0.0.x,10.0.0.1,64496,x"
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("10.0.0.x,10.0.0.1,64496,x", "'10.0.0.x' is not an IP address"),
+        ("10.0.0.0,10.0.0.1,x64497,x", "'x64497' is not an AS number"),
+        ("10.0.0.0,10.0.0.1,64496 ,\udcff", "is not UTF-8 (byte 0xff)"),
+    ],
+)
+def test_a_bad_line_far_down_is_found(tmp_path: Path, bad: str, message: str) -> None:
+    lines = [f"10.{n >> 8}.{n & 255}.0,10.{n >> 8}.{n & 255}.255,64496,x{n}" for n in range(9000)]
+    lines[5000] = "10.0.0.0,10.0.0.1,1,x64497,x"  # ends as the bad one does, and is right
+    lines[7654] = bad
     with pytest.raises(DatabaseError) as error:
-        read(written(tmp_path, "\n".join(lines).encode()), ASN)
-    assert error.value.line == 7655
+        read(written(tmp_path, "\n".join(lines).encode("utf-8", "surrogateescape")), ASN)
+    assert (error.value.line, str(error.value)[: len(message)]) == (7655, message)
+
+
+def test_one_line_with_a_quote_that_does_not_end_leaves_the_others_as_they_are(tmp_path: Path) -> None:
+    content = b'1.0.0.0,1.0.0.255,64496,"A, B"\n1.0.1.0,1.0.1.255,64497,"C\n1.0.2.0,1.0.2.255,AS64498, D \n'
+    database = read(written(tmp_path, content), ASN)
+    found = [owner for _, _, _, owner in database.ranges()]
+    assert [(owner.asn, owner.asn_name) for owner in found] == [(64496, "A, B"), (64497, "C"), (64498, "D")]
 
 
 def test_the_name_in_the_metadata_tells_nothing(tmp_path: Path) -> None:

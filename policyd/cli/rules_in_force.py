@@ -18,7 +18,7 @@ from policyd.config.load import load_settings
 from policyd.control.client import ControlError, ask
 from policyd.control.words import Command, Request
 from policyd.core.printable import printable
-from policyd.fetch.run import Rules
+from policyd.fetch.guards import Rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from policyd.config.lists import ListDefinition
     from policyd.config.written import RulesFile
     from policyd.decision_log.reader import LoggedDecision
-    from policyd.fetch.run import Rules
+    from policyd.fetch.guards import Rules
 
 # Characters of a reason.
 MAX_WHY = 500

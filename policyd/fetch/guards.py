@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from policyd.config.conditions import Form
@@ -14,6 +15,7 @@ from policyd.core.tables import Networks
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from policyd.config.in_force import Text
     from policyd.config.list_sources import Source
 
 # Prefix lengths below which a network is too large for any list: /8 and /19.
@@ -35,6 +37,14 @@ RESERVED = (
 
 # Version, first and last address.
 Range = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The rules text that new copies are judged by: the one in force, or the file's (`text` None)."""
+
+    path: str
+    text: Text | None
 
 
 class RefusedError(Exception):

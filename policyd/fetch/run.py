@@ -32,6 +32,7 @@ from policyd.exchange.importing import ImportFailedError, ImportOptions, Shape, 
 from policyd.fetch.guards import (
     Protected,
     RefusedError,
+    Rules,
     check_amount,
     check_names,
     check_networks,
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from policyd.config.databases import DatabaseDefinition, DatabaseInfo
-    from policyd.config.in_force import Text
     from policyd.config.list_sources import Source
     from policyd.config.lists import ListDefinition
     from policyd.config.written import RulesFile
@@ -59,14 +59,6 @@ _LEFTOVER_SECONDS = 3600.0
 
 # Bytes at the beginning of an answer that are searched for the first one that is not blank.
 _PAGE_BYTES = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """The rules text that new copies are judged by: the one in force, or the file's (`text` None)."""
-
-    path: str
-    text: Text | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ import datetime
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,14 +14,8 @@ from policyd.core.engine import decide
 from policyd.core.facts import Facts, Needs
 from policyd.core.protocol import Request
 from policyd.fetch.by_hand import Keeper, Side, comment_of
-from policyd.fetch.guards import RefusedError
-from policyd.fetch.run import Rules
-from tests.daemon.client import Client, request
-from tests.daemon.conftest import port, start_policyd  # noqa: F401 - fixtures
+from policyd.fetch.guards import RefusedError, Rules
 from tests.daemon.test_control import cli
-
-if TYPE_CHECKING:
-    from tests.daemon.conftest import StartPolicyd
 
 SHIPPED = Path(__file__).parents[2] / "config" / "rules.yaml"
 EXTRA = """
@@ -144,34 +137,3 @@ def test_allow_takes_the_client_of_a_decision(rules: Rules, tmp_path: Path) -> N
     assert cli(tmp_path, "block", "h.example", "--for", "soon").returncode == 2
     assert len(cli(tmp_path, "allow", "--list").stdout.splitlines()) == 3
     assert Path(rules.path).exists()
-
-
-def test_a_block_works_at_once_and_ends_by_itself_beside_half_edited_rules(
-    rules: Rules,
-    tmp_path: Path,
-    start_policyd: StartPolicyd,  # noqa: F811 - the fixture above
-    port: int,  # noqa: F811 - the fixture above
-) -> None:
-    text = Path(rules.path).read_text()
-    asked = request(client_address="9.9.9.7", sasl_username="someone")
-    with start_policyd(text, control=str(tmp_path / "control.sock")) as policyd, Client(port) as client:
-        assert client.ask(asked) == "DUNNO"
-        policyd.rules.write_text("rules: half-edited")
-        ended = cli(tmp_path, "block", "9.9.9.7", "--for", "5s", "--why", "bulk")
-        began = time.time()
-        refused = client.ask(asked)
-        listed = cli(tmp_path, "block", "--list")
-        while client.ask(asked) != "DUNNO" and time.time() < began + 20:
-            time.sleep(0.1)
-        lasted = time.time() - began
-        after = cli(tmp_path, "block", "--list")
-        (logged,) = policyd.decisions(1, rule="blocked-networks")[:1]
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert ended.stdout.splitlines()[-1] == "reloaded: list blocked-networks added: 1 entries" or (
-        "list blocked-networks changed: 0 entries before, 1 now" in ended.stdout
-    )
-    assert refused.startswith("REJECT 5.7.1 Mail from 9.9.9.7 is not accepted here")
-    assert re.fullmatch(r"9\.9\.9\.7  until \S+Z  \S+ \S+: bulk\n", listed.stdout)
-    assert lasted < 15
-    assert after.stdout == "nothing is blocked\n"
-    assert logged["rule"] == "blocked-networks"

@@ -13,7 +13,8 @@ import pytest
 from policyd.config.list_sources import state_path
 from policyd.config.load import load
 from policyd.config.problems import ConfigErrors
-from policyd.fetch.run import Choice, Rules, fetch
+from policyd.fetch.guards import Rules
+from policyd.fetch.run import Choice, fetch
 from tests.daemon.client import Client, request
 from tests.daemon.conftest import port, start_policyd  # noqa: F401 - fixtures
 from tests.daemon.test_control import cli

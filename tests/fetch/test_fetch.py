@@ -13,7 +13,8 @@ import pytest
 
 from policyd.config.list_sources import state_path
 from policyd.fetch import source as source_module
-from policyd.fetch.run import Choice, Rules, fetch
+from policyd.fetch.guards import Rules
+from policyd.fetch.run import Choice, fetch
 from tests.fetch.web import Requests, Web, answer, make_certificate, serve
 
 if TYPE_CHECKING:

@@ -1,5 +1,5 @@
-"""Other systems' lists and tables, a file for each format: what it says as rules or entries, and the way back.
+"""Imports other systems' lists and tables as rules or entries, and exports to them; one file for each format.
 
-`exchange` has what all of them share. A reader takes lines and gives an `Imported`; a writer takes an `Exported` and
-gives text. Both put into a `Report` what the other side cannot express, so that nothing is left out silently.
+A reader takes lines and returns an `Imported`; a writer takes rows and returns text (`policyd.exchange.model`). Both
+record in a `Report` what the other format cannot express, so nothing is left out silently.
 """

@@ -70,7 +70,8 @@ class Row:
 
 
 HEAD = (
-    "| fault | sent | answered | failed, and why | wrong | longest, ms | its own | with DNS | normal within, ms |\n"
+    "| fault | sent | answered | failed, and why | wrong | longest, ms "
+    "| without waiting for CPU | with DNS | normal within, ms |\n"
     "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: |"
 )
 

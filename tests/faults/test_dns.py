@@ -85,7 +85,7 @@ FAULTS = {
     "wrong ids": failing("timeout", distorted(wrong_id=True)),
     "answers to another question": failing("timeout", distorted(other_question="other.example")),
     "records of another name": failing("malformed", of_another),
-    "messages that are cut": failing("malformed", distorted(cut=3)),
+    "truncated messages": failing("malformed", distorted(cut=3)),
     "junk": failing("malformed", distorted(junk=b"\0\1\2\3")),
     "a CNAME loop": failing("malformed", looped),
     "control characters in PTR names": Fault(names_for(lambda name: [rf"\027[2J\010x.{name}"])),

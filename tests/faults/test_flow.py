@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def test_where_nothing_fails_every_answer_is_right_and_logged(setting: Setting) -> None:
     with setting.daemon() as policyd:
-        with setting.flow("none; one reload") as flow:
+        with setting.flow("no fault; one reload") as flow:
             flow.go_on(SECONDS)
             setting.use_edition(policyd, 1)
             flow.fault_is_over()

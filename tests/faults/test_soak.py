@@ -82,7 +82,7 @@ class Part:
 
 
 HEAD = (
-    "| answers | a second | p50, ms | p99, ms | longest, ms | p50, of a new daemon's | CPU an answer, us "
+    "| answers | a second | p50, ms | p99, ms | longest, ms | p50, relative to a new daemon | CPU an answer, us "
     "| resident, MB | descriptors |\n"
     "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
 )

@@ -72,7 +72,7 @@ class MmdbFile:
         self._countries: dict[str, str] = {}
         self.descriptor = _sealed(content)
         self._open(self.descriptor)
-        self.shape = self._find_shape(systems=systems, countries=countries)
+        self._use(self._find_shape(systems=systems, countries=countries))
 
     def _open(self, descriptor: int) -> None:
         try:
@@ -83,6 +83,10 @@ class MmdbFile:
             raise MmdbError(f"cannot be read: {error}") from None
         self._get = self._reader.get
 
+    def _use(self, shape: Shape) -> None:
+        self.shape = shape
+        self._key, self._nested = shape.country, shape.nested  # read at each request
+
     def adopt(self, descriptor: int) -> None:
         """Opens the memory file; the descriptor may be closed afterwards. Raises MmdbError."""
         self.descriptor = -1
@@ -92,7 +96,7 @@ class MmdbFile:
         return self.shape
 
     def __setstate__(self, shape: Shape) -> None:
-        self.shape = shape
+        self._use(shape)
         self.descriptor = -1
         self.damaged = 0
         self._countries = {}
@@ -116,10 +120,11 @@ class MmdbFile:
 
     def country(self, _address: Address, text: str) -> str:
         """As `Source.country`."""
-        shape = self.shape
         try:
             record: Any = self._get(text)
-            return self._countries[record[shape.country][shape.nested] if shape.nested else record[shape.country]]
+            if self._nested:
+                return self._countries[record[self._key][self._nested]]
+            return self._countries[record[self._key]]
         except (LookupError, TypeError, ValueError, maxminddb.InvalidDatabaseError):
             record = self._record(text)  # no record, a country that is new here, or a damaged file
         return self._country_of(record) if record is not None else ""

@@ -15,6 +15,7 @@ import re
 import socket
 import sys
 from array import array
+from bisect import bisect_right
 from itertools import accumulate, compress, islice, repeat
 from operator import ge, le, lt
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -64,11 +65,11 @@ class OwnerRanges:
     name, or the country.
     """
 
-    __slots__ = ("_asns", "_ends", "_known", "_number4", "_table", "_texts")
+    __slots__ = ("_asns", "_ends", "_known", "_numbers4", "_starts4", "_table", "_texts", "_top")
 
     def __init__(self, table: RangeTable, asns: Buffer, ends: Buffer, texts: Buffer) -> None:
         self._table = table
-        self._number4 = table.number4
+        self._top, self._starts4, self._numbers4, *_ = table.parts
         self._asns = memoryview(asns).cast("B").cast("I")
         self._ends = memoryview(ends).cast("B").cast("I")
         self._texts = memoryview(texts)
@@ -77,7 +78,11 @@ class OwnerRanges:
     def system(self, address: Address, _text: str) -> tuple[int, str]:
         """As `Source.system`."""
         version, value = address
-        number = self._number4(value) if version == 4 else self._table.number6(value)
+        if version == 4:  # as RangeTable.number4 does it, without the call, because this is done at each request
+            top, block = self._top, value >> 16
+            number = self._numbers4[bisect_right(self._starts4, value, top[block], top[block + 1]) - 1]
+        else:
+            number = self._table.number6(value)
         return self._known.get(number) or self._record(number)
 
     def country(self, address: Address, _text: str) -> str:

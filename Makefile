@@ -15,6 +15,8 @@
 # make lock   writes new lock files: what is installed by hash to run (requirements.lock), test and fuzz policyd
 # make deb    the Debian package for the release that this machine runs, in build/ (needs build-essential, debhelper and
 #             python3-venv)
+# make deb-test  builds it in clean roots of Debian 12 and 13, and takes it through install, upgrade, remove and purge on a host
+#             with systemd (RELEASES="trixie" for one of them; .ci/deb says more); needs root and debootstrap
 # make audit  asks for known holes in what requirements.lock names; fails if it cannot ask about all of it
 # make bench  what a request costs, beside the floor and the peers (docs/performance.md): BENCH=quick for a short run,
 #             ROWS="decision reload" for some of it, BENCH_OUT=FOLDER for the results, BENCH_PUBLISH=1 to put them in docs/
@@ -26,7 +28,7 @@ BIN = $(VENV)/bin
 JOBS ?= 2
 PARALLEL = -n $(JOBS) --dist loadgroup
 
-.PHONY: run check test unit matrix newest faults fuzz bench man completions lock deb audit clean
+.PHONY: run check test unit matrix newest faults fuzz bench man completions lock deb deb-test audit clean
 
 run: $(VENV)/run.stamp
 	@echo 'The command policyd is $(BIN)/policyd; to find it as policyd: . $(BIN)/activate' >&2
@@ -90,6 +92,9 @@ lock: $(VENV)/run.stamp
 
 deb:
 	packaging/deb
+
+deb-test:
+	.ci/deb $(RELEASES)
 
 audit: $(VENV)/run.stamp
 	$(BIN)/pip install --quiet pip-audit

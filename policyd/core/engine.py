@@ -458,20 +458,23 @@ class Inquiry:
         return tuple(sorted(brought_up)) if brought_up else ()
 
     def _waiting_for_lists(self, bucket: RuleBucket) -> list[int]:
-        """For each DNS list without an answer a rule that waits for it."""
+        """For each DNS list without an answer the first rule that waits for it."""
         lists, hostname_lists = self.lists, self._index.hostname_lists
         waits_for: dict[int, set[str]] = {}  # by rule, empty for one that does not wait
-        named: set[str] = set()  # lists that the rules so far wait for
+        named: dict[str, int] = {}  # lists that the rules so far wait for, with the first of these rules
         for each in bucket.lists:
-            if each.name in named or (each.name in lists and each.name not in hostname_lists):
+            if each.name in lists and each.name not in hostname_lists:
                 continue
+            first = named.get(each.name)
             for number in each.users:
+                if first is not None and number >= first:
+                    break
                 missing = waits_for.get(number)
                 if missing is None:
                     missing = waits_for[number] = self._waits_for(number)
                 if each.name in missing:
                     self._waiting[number] = missing
-                    named |= missing
+                    named.update({name: min(number, named.get(name, number)) for name in missing})
                     break
         return [number for number, missing in waits_for.items() if missing]
 

@@ -221,6 +221,19 @@ def test_the_decision_is_given_as_soon_as_no_answer_can_change_it(
     assert needs(build([rule("a", "REJECT", {"listed": value})]), facts) == wanted
 
 
+def test_the_first_rule_that_waits_for_a_list_is_waited_for_although_a_later_one_does_too() -> None:
+    made: list[dict[str, Any]] = [
+        {"name": "cop", "match": {"protocol_state": ["MAIL"], "listed": Listed(("cop",), 1)}, "action": "REJECT"},
+        {"name": "zen", "match": {"listed": Listed(("zen",), 1)}, "action": "REJECT 5.7.1 zen"},
+        {"name": "client", "match": {"cidr": ["10.0.0.0/8"], "helo_name": ["a.example"]}, "action": "REJECT"},
+        {"name": "both", "match": {"listed": Listed(("cop", "zen"), 1)}, "action": "REJECT"},
+    ]
+    request = request_of({"client_address": "10.1.2.3", "protocol_state": "RCPT", "helo_name": "a.example"})
+    needs = decide(build(made), request, NOTHING_KNOWN, TODAY)
+    assert isinstance(needs, Needs)
+    assert "zen" in needs.lists
+
+
 def test_reverse_dns_is_not_waited_for_if_the_list_settles_the_rule() -> None:
     ruleset = build([rule("a", "REJECT", {"listed": ZEN, "hostname_suffix": ["a.example"]})])
     assert needs(ruleset, Facts(None, {"zen": NOT_LISTED})) == set()

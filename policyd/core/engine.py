@@ -107,6 +107,7 @@ _ERROR: Final = Status.ERROR
 _REJECT: Final = Verb.REJECT
 _DUNNO: Final = Verb.DUNNO
 _GREYLIST: Final = Verb.GREYLIST
+_KNOWN: Final = Greylisted.KNOWN
 _LISTED: Final = ListStatus.LISTED
 _NOT_LISTED: Final = ListStatus.NOT_LISTED
 _NOT_KNOWN: Final = ListStatus.UNKNOWN
@@ -195,6 +196,7 @@ class Inquiry:
         "counters",
         "greylist",
         "identity",
+        "is_network_known",
         "lists",
         "memory",
         "owner",
@@ -219,6 +221,7 @@ class Inquiry:
         self.identity, self.lists, self.owner, self.counters, self.greylist = facts
         if self.owner is None and ruleset.owners is not None:
             self.owner = ruleset.owners.find(request)
+        self.is_network_known = False  # it has passed greylisting, so no name is needed for that
         self.memory: Any = None  # what memory has noted of the request, for the caller
         self._today = today
         self._trusts_postfix = trust_postfix
@@ -242,12 +245,14 @@ class Inquiry:
         if self._index.counter_lookup >= 0:
             self._found[self._index.counter_lookup] = None
 
-    def is_counted(self, number: int) -> bool:
-        """Returns whether the counter with this place in the ruleset counts the request."""
-        counted = self.ruleset.counters[number]
-        if not counted.any_state and self.request.get("protocol_state") != b"RCPT":
-            return False
-        return self._fits(self._index.counted[number], ())
+    def counted(self) -> list[Any]:
+        """Returns the definitions of the counters that count the request."""
+        is_rcpt = self.request.get("protocol_state") == b"RCPT"
+        return [
+            counted.definition
+            for counted, conditions in zip(self.ruleset.counters, self._index.counted, strict=True)
+            if (is_rcpt or counted.any_state) and (not conditions or self._fits(conditions, ()))
+        ]
 
     def _start(self) -> None:
         self._observed: tuple[str, ...] = ()
@@ -257,8 +262,7 @@ class Inquiry:
         self._waiting: dict[int, set[str]] = {}  # rules known to wait for DNS lists, with these
 
     def decide(self) -> Decision | Needs:
-        """Tries, in order, the rules that lookups bring up; a lookup is made when the first rule that it could
-        bring up has its turn."""
+        """Tries the rules that lookups bring up, in order; a lookup is made when its first rule has its turn."""
         self._start()
         pending: list[int] = []  # rules brought up and not yet tried, the next one last
         for bucket in self._index.buckets:
@@ -577,12 +581,14 @@ class Inquiry:
             return _NO
         if outcome is _NEEDED:
             return outcome
+        if self.greylist is None and self.is_network_known:
+            self.greylist = _KNOWN
         if self.greylist is None:
             self._needs = self._needs._replace(greylist=True, identity=self._needs.identity or self.identity is None)
             return _NEEDED
         if self.identity is not None and (self._identity_from is None or rule.number < self._identity_from):
             self._identity_from = rule.number
-        return outcome if self.greylist.deferred else _NO
+        return outcome if self.greylist is not _KNOWN and self.greylist.deferred else _NO
 
     # --- DNS lists --------------------------------------------------------------------------------------------------
 

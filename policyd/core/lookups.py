@@ -330,14 +330,12 @@ class CounterLookup:
 
     def reached(self, values: Mapping[str, int]) -> Hits:
         """Returns what holds for these values."""
-        return merge(
-            [
-                self._hits[condition]
-                for name, value in values.items()
-                if name in self._terms
-                for _, condition in self._terms[name][: bisect_right(self._terms[name], (value, _LAST))]
-            ]
-        )
+        found: list[Hits] = []
+        for name, value in values.items():
+            terms = self._terms.get(name)
+            if terms is not None and value >= terms[0][0]:  # mostly none is reached
+                found += (self._hits[condition] for _, condition in terms[: bisect_right(terms, (value, _LAST))])
+        return merge(found) if found else NOTHING
 
     def value_of(self, condition: int, values: Mapping[str, int]) -> int | None:
         """Returns the value of the first counter that makes a condition hold."""

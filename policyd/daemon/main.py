@@ -405,6 +405,7 @@ class _Daemon:
         if replaced is not None:
             self._replaced.discard(replaced)
             await replaced.close()
+        await self._memory.drop_unused(self._server.ruleset)
         await mapped.release()
 
     # --- The control socket -----------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def json_line(entry: Entry) -> bytes:
     return _fitted(format_json, entry)
 
 
-_LINE = b"%b %b id=%b%b client=%b[%b]%b%b state=%b from=<%b> to=<%b> helo=<%b> instance=%b ruleset=%b%b ms=%.1f%b\n"
+_LINE = b"%b %b id=%b%b client=%b[%b]%b%b state=%b from=<%b> to=<%b> helo=<%b>%b instance=%b%b ruleset=%b%b ms=%.1f%b\n"
 _DUNNO = Verb.DUNNO  # a member of an Enum takes 0.1 us to look up before Python 3.12
 _SHOWN = Several(
     *("protocol_state", "client_address", "sender", "recipient", "helo_name", "instance", "sasl_username", "queue_id")
@@ -118,19 +118,14 @@ def text_line(entry: Entry) -> bytes:
     time, decision_id, request, decision, hostname, reply, ruleset, dns_seconds, seconds, is_local = entry
     verb, rule, _, _, observed, downgraded, identity, observing, lists, _, owner, greylist, _ = decision
     state, address, sender, recipient, helo_name, instance, sasl_username, queue_id = request.several(_SHOWN)
-    outside = b"".join((state, address, hostname, sender, recipient, helo_name, instance))
+    outside = b"".join((state, address, hostname, sender, recipient, helo_name, sasl_username, instance, queue_id))
     if (
         outside.translate(None, PLAIN)
         or reply.translate(None, PLAIN_IN_QUOTES)
         or not (address and recipient and helo_name and instance)
         or state not in SENDER_STATES
         or b"[" in hostname
-        or sasl_username
-        or queue_id
-        or observed
         or downgraded
-        or greylist is not None
-        or is_local
         or (observing and verb is not _DUNNO)
         or (identity is not None and (identity.claimed or identity.reason is not None))
     ):
@@ -138,6 +133,13 @@ def text_line(entry: Entry) -> bytes:
     said_by_dns = _RDNS[identity.status] if identity is not None else b""
     if lists and (answers := format_answers(lists)):
         said_by_dns += b" lists=" + b",".join(answers)
+    more = b" queue_id=" + queue_id if queue_id else b""
+    if observed:
+        more += b" observed=" + ",".join(observed).encode()
+    if greylist is not None:
+        more += b" greylist=" + greylist.encode()
+    if is_local:
+        more += b" memory=local"
     line = _LINE % (
         time,
         verb.encode(),
@@ -151,7 +153,9 @@ def text_line(entry: Entry) -> bytes:
         sender,
         recipient,
         helo_name,
+        b" sasl_username=" + sasl_username if sasl_username else b"",
         instance,
+        more,
         ruleset.encode(),
         b" dns_ms=%.1f" % (dns_seconds * 1000) if dns_seconds else b"",
         seconds * 1000,

@@ -52,7 +52,7 @@ class FactFinder:
             inquiry.learn_identity(identity)
             learnt = True
         if inquiry.memory is not None and (needs.counters or needs.greylist):
-            learnt = inquiry.memory.tell(needs) or learnt
+            learnt = inquiry.memory.tell(inquiry, needs) or learnt
         if needs.lists and (answers := self.lists.all_known(needs.lists, inquiry.request, inquiry.identity)):
             inquiry.learn_lists(answers)
             learnt = True

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from policyd.core.engine import Inquiry
 from policyd.core.facts import NOTHING_KNOWN
+from policyd.memory.definitions import MAX_KEY_BYTES, bounded
 
 if TYPE_CHECKING:
     import datetime
@@ -28,13 +29,17 @@ def counts_of(inquiry: Inquiry) -> list[Count]:
     """Returns the counters that count the inquiry's request."""
     request, counts, owner = inquiry.request, [], inquiry.owner
     asn = b"AS%d" % owner.asn if owner is not None and owner.asn else b""
-    for number, counted in enumerate(inquiry.ruleset.counters):
-        if not inquiry.is_counted(number):
+    counter: CounterDefinition
+    for counter in inquiry.counted():
+        key = counter.make_key(request, asn)
+        if not key:
             continue
-        counter = cast("CounterDefinition", counted.definition)
-        key, value = counter.key(request, asn), counter.value(request, asn)
-        if key is not None and (value is not None or counter.distinct is None):
-            counts.append(Count(counter, key, value))
+        value = None
+        if counter.make_value is not None and not (value := counter.make_value(request, asn)):
+            continue
+        if len(key) > MAX_KEY_BYTES or (value is not None and len(value) > MAX_KEY_BYTES):
+            key, value = bounded(key), bounded(value) if value is not None else None
+        counts.append(Count(counter, key, value))
     return counts
 
 

@@ -39,16 +39,18 @@ class EventWindow:
         self._slots = array("Q")  # slot << _COUNT_BITS | events, oldest first
         self._total = 0
 
-    def add(self, slot: int, events: int = 1) -> int:
-        """Counts events in the present slot. Returns how many the window holds now."""
+    def add(self, slot: int) -> int:
+        """Counts an event in the present slot. Returns how many the window holds now."""
         slots = self._slots
-        if not slots or slots[-1] >> _COUNT_BITS < slot:
+        newest = slots[-1] if slots else -1
+        if newest >> _COUNT_BITS < slot:
             self._expire(slot)
-            slots.append(slot << _COUNT_BITS)
-        room = _COUNT_MASK - (slots[-1] & _COUNT_MASK)
-        events = min(events, room)
-        slots[-1] += events
-        self._total += events
+            slots.append(slot << _COUNT_BITS | 1)
+        elif newest & _COUNT_MASK == _COUNT_MASK:
+            return self._total
+        else:
+            slots[-1] = newest + 1
+        self._total += 1
         return self._total
 
     def count(self, slot: int) -> int:
@@ -70,8 +72,11 @@ class EventWindow:
         """Returns the window with these entries, without those that lie in the future of slot `now`."""
         window = cls()
         for slot, events in sorted(entries):
-            if slot <= now:
-                window.add(slot, events)
+            if slot <= now and events:
+                window.add(slot)
+                more = min(events, _COUNT_MASK) - 1
+                window._slots[-1] += more
+                window._total += more
         return window
 
     def _expire(self, slot: int) -> None:
@@ -86,19 +91,25 @@ class EventWindow:
 class DistinctWindow:
     """Counts distinct values, exactly up to MAX_DISTINCT; beyond it, the values not seen for longest are dropped."""
 
-    __slots__ = ("_values",)
+    __slots__ = ("_values", "charged")
 
     def __init__(self) -> None:
+        self.charged = 0  # values that the memory which holds this window has taken into account
         self._values: dict[bytes, int] = {}  # the slot in which each was last seen, oldest first
 
     def add(self, slot: int, value: bytes) -> int:
         """Takes a value seen in the present slot. Returns how many the window holds now."""
         values = self._values
-        slot = max(slot, values.pop(value, 0))
-        self._expire(slot)
-        values[value] = slot
-        if len(values) > MAX_DISTINCT:
-            del values[next(iter(values))]
+        seen = values.get(value)
+        if seen is None:
+            self._expire(slot)
+            values[value] = slot
+            if len(values) > MAX_DISTINCT:
+                del values[next(iter(values))]
+        elif seen < slot:
+            del values[value]
+            self._expire(slot)
+            values[value] = slot
         return len(values)
 
     def count(self, slot: int) -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from policyd.memory.greylist import Client, judge, waiting_keys
-from policyd.memory.window import DistinctWindow, EventWindow, slot_of
+from policyd.memory.window import SLOTS, DistinctWindow, EventWindow, slot_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from policyd.core.facts import Greylisted
     from policyd.memory.definitions import CounterDefinition, GreylistSettings
@@ -51,7 +51,6 @@ class ProcessMemory:
     def __init__(self, max_keys: int) -> None:
         self.max_keys = max_keys
         self.evicted = 0
-        self.keys: Counter[bytes] = Counter()  # entries by prefix
         self._windows: OrderedDict[bytes, Window] = OrderedDict()  # counters; least recently used first
         self._networks: OrderedDict[bytes, float] = OrderedDict()  # networks that passed, with when they were last seen
         self._waiting: OrderedDict[bytes, float] = OrderedDict()  # first tries, with their time
@@ -65,14 +64,19 @@ class ProcessMemory:
 
     def add(self, counter: CounterDefinition, key: bytes, value: bytes | None, now: float) -> int:
         """Counts a request. Returns the counter's value, the request included."""
-        slot = slot_of(now, counter.within)
-        window = self._window(counter, key)
+        whole = counter.fingerprint + key
+        if self.changes is not None:
+            self.changes.windows.add(whole)
+        window = self._windows.get(whole)
+        if window is None:
+            window = self._new_window(counter, whole)
+        else:
+            self._windows.move_to_end(whole)
         if isinstance(window, EventWindow):
-            return window.add(slot)
-        before = len(window)
-        count = window.add(slot, value or b"")
-        self._entries += len(window) - before
-        self._evict()
+            return window.add(int(now * SLOTS / counter.within))  # slot_of, whose call takes as long as the rest
+        count = window.add(int(now * SLOTS / counter.within), value or b"")
+        if count != window.charged:
+            self._charge(window, count)
         return count
 
     def peek(self, counter: CounterDefinition, key: bytes, value: bytes | None, now: float) -> int:
@@ -83,9 +87,8 @@ class ProcessMemory:
         slot = slot_of(now, counter.within)
         if isinstance(window, EventWindow):
             return window.count(slot) + 1
-        before = len(window)
         count = window.count_with(slot, value or b"")
-        self._entries += len(window) - before
+        self._charge(window, len(window))
         return count
 
     def highest(self, counter: CounterDefinition, now: float) -> Iterator[tuple[bytes, int] | None]:
@@ -94,9 +97,9 @@ class ProcessMemory:
         for place, (key, window) in enumerate(list(self._windows.items())):
             # What was evicted during a pause no longer counts, neither here nor in the number of entries.
             if key.startswith(prefix) and self._windows.get(key) is window:
-                before = _weight(window)
                 count = window.count(slot)
-                self._entries += _weight(window) - before
+                if isinstance(window, DistinctWindow):
+                    self._charge(window, count)
                 if count:
                     yield key[_PREFIX:], count
             if place % 1000 == 999:
@@ -110,22 +113,21 @@ class ProcessMemory:
         if self.changes is not None:
             self.changes.windows.add(counter.fingerprint + key)
         self._entries -= _weight(window)
-        self.keys[counter.fingerprint] -= 1
         return True
 
-    def _window(self, counter: CounterDefinition, key: bytes) -> Window:
-        whole = counter.fingerprint + key
-        if self.changes is not None:
-            self.changes.windows.add(whole)
-        window = self._windows.get(whole)
-        if window is not None:
-            self._windows.move_to_end(whole)
-            return window
+    def _charge(self, window: DistinctWindow, values: int) -> None:
+        """Takes into account how many values a window holds now."""
+        self._entries += values - window.charged
+        window.charged = values
+        if self._entries > self.max_keys:
+            self._evict()
+
+    def _new_window(self, counter: CounterDefinition, whole: bytes) -> Window:
         window = EventWindow() if counter.distinct is None else DistinctWindow()
         self._windows[whole] = window
-        self.keys[counter.fingerprint] += 1
-        self._entries += _weight(window)
-        self._evict()
+        self._entries += 1
+        if self._entries > self.max_keys:
+            self._evict()
         return window
 
     def _evict(self) -> None:
@@ -134,7 +136,6 @@ class ProcessMemory:
             if len(self._windows) > 1:
                 key, window = self._windows.popitem(last=False)
                 self._entries -= _weight(window)
-                self.keys[key[:_PREFIX]] -= 1
                 if self.changes is not None:
                     self.changes.windows.add(key)
             elif self._networks:
@@ -149,12 +150,9 @@ class ProcessMemory:
     # --- Greylisting ------------------------------------------------------------------------------------------------
 
     def knows_network(self, settings: GreylistSettings, network: bytes, now: float) -> bool:
-        """Returns whether a network has passed and is still remembered; if so, its time begins again."""
+        """Returns whether a network has passed and is still remembered. `see_network` begins its time again."""
         seen = self._networks.get(network)
-        if seen is None or now - seen >= settings.remember:
-            return False
-        self._see(network, now)
-        return True
+        return seen is not None and now - seen < settings.remember
 
     def greylist(
         self, settings: GreylistSettings, client: Client, sender: bytes, recipient: bytes, now: float
@@ -176,7 +174,7 @@ class ProcessMemory:
             if self.changes is not None:
                 self.changes.waiting.add(key)
         if verdict.network_seen:
-            self._see(client.network, now)
+            self.see_network(client.network, now)
         return verdict.state
 
     def waits(self, keys: tuple[bytes, ...]) -> bool:
@@ -192,20 +190,36 @@ class ProcessMemory:
             self.changes.networks.add(network)
         return True
 
-    def _see(self, network: bytes, now: float) -> None:
-        if network not in self._networks:
+    def see_network(self, network: bytes, now: float) -> None:
+        """Remembers that a network has passed, from now on."""
+        networks = self._networks
+        if network in networks:
+            networks.move_to_end(network)
+        else:
             self._entries += 1
-        self._networks[network] = now
-        self._networks.move_to_end(network)
+        networks[network] = now
         if self.changes is not None:
             self.changes.networks.add(network)
-        self._evict()
+        if self._entries > self.max_keys:
+            self._evict()
+
+    def drop_others(self, counters: Iterable[CounterDefinition]) -> Iterator[None]:
+        """Drops what is counted for counters that are not among these. Yields every thousand keys, for the caller to
+        pause."""
+        kept = {counter.fingerprint for counter in counters}
+        for place, key in enumerate(list(self._windows)):
+            if key[:_PREFIX] not in kept and (window := self._windows.pop(key, None)) is not None:
+                self._entries -= _weight(window)
+                if self.changes is not None:
+                    self.changes.windows.add(key)
+            if place % 1000 == 999:
+                yield
 
     # --- What a state file keeps ------------------------------------------------------------------------------------
 
     def clear(self) -> None:
         """Forgets everything."""
-        for table in (self._windows, self._networks, self._waiting, self.keys):
+        for table in (self._windows, self._networks, self._waiting):
             table.clear()
         self._entries = 0
 
@@ -218,13 +232,15 @@ class ProcessMemory:
         if window.newest < 0 or key in self._windows:
             return
         self._windows[key] = window
-        self.keys[key[:_PREFIX]] += 1
-        self._entries += _weight(window)
-        self._evict()
+        self._entries += 1
+        if isinstance(window, DistinctWindow):
+            self._charge(window, len(window))
+        elif self._entries > self.max_keys:
+            self._evict()
 
     def restore_network(self, network: bytes, seen: float) -> None:
         """Takes a network that has passed from a state file."""
-        self._see(network, seen)
+        self.see_network(network, seen)
 
     def restore_waiting(self, key: bytes, first: float) -> None:
         """Takes a first try from a state file."""
@@ -233,4 +249,5 @@ class ProcessMemory:
 
 
 def _weight(window: Window) -> int:
-    return 1 + (len(window) if isinstance(window, DistinctWindow) else 0)
+    """The entries that a window was charged for."""
+    return 1 + (window.charged if isinstance(window, DistinctWindow) else 0)

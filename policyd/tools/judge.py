@@ -140,7 +140,7 @@ class Judge:
             if decision.lists:
                 self.lists_assumed = True
                 inquiry.learn_lists(dict.fromkeys(decision.lists, self._list_answer))
-            elif note is None or not note.tell(decision):
+            elif note is None or not note.tell(inquiry, decision):
                 return None
         if note is not None:
             note.finish(decision)

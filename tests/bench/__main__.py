@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.bench import dns_lists, find, logs, mail, native, owners, peers, plot, reloading, report, rows
+from tests.bench import counters, dns_lists, find, logs, mail, native, owners, peers, plot, reloading, report, rows
 from tests.bench.bench import QUICK, Bench, LeftOut, Row, Scale
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
     "lists_cached": dns_lists.lists_cached,
     "lists_asked": dns_lists.lists_asked,
     "owners": owners.owners,
+    "counters": counters.counters,
+    "counters_shared": counters.counters_shared,
     "replay": rows.replay,
     "replay_month": logs.replay_month,
     "replay_refusals": logs.replay_refusals,

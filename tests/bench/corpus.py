@@ -124,6 +124,25 @@ def with_dns_lists(rules: str, only_in: str = "") -> str:
     return "dns_lists:\n" + definitions + _extended(rules, rules=rule)
 
 
+def with_memory(rules: str, wait: str) -> str:
+    """A ruleset with two counters that count every request and no client reaches, and a greylist rule for everybody.
+
+    `wait` is how long a first try waits. The ruleset's own tests are left out: their clients are new to the last rule.
+    """
+    definitions = (
+        f"greylist: {{wait: {wait}}}\n"
+        "counters:\n"
+        "  of-network: {count: requests, per: client_network, within: 1h}\n"
+        "  doors: {count: distinct client_address, per: [client_network/20, recipient], within: 2h}\n"
+    )
+    more = (
+        "  - {name: often, match: {counter: of-network > 100000000}, action: DEFER 4.7.1 too often}\n"
+        "  - {name: many-doors, match: {counter: doors >= 256}, action: DEFER 4.7.1 too many}\n"
+        "  - {name: grey, match: {reverse_dns: [missing, mismatch, verified]}, action: GREYLIST}\n"
+    )
+    return definitions + _extended(rules.partition("\ntests:")[0] + "\n", rules=more)
+
+
 def with_many_rules(rules: str, count: int) -> str:
     """A ruleset with many rules more, after its own, each with its own network, suffix and exception."""
     return _extended(

@@ -14,6 +14,7 @@ from policyd.state.process import ProcessMemory
 from tests.daemon.client import Client, request
 from tests.daemon.test_control import run
 from tests.daemon.test_metrics import scrape
+from tests.field.waiting import until
 from tests.mmdb import write_systems
 from tests.ports import free_port
 from tests.state.servers import PROGRAMS, StateServer
@@ -53,6 +54,25 @@ def test_a_reload_keeps_counters_that_did_not_change_and_uses_those_that_did(
         policyd.rules.write_text("rules: []")
         policyd.reload()
         assert [client.ask(MAIL) for _ in range(3)] == ["DUNNO"] * 3
+
+
+def test_what_a_reload_removed_is_dropped_and_the_rest_is_kept(
+    start_policyd: StartPolicyd, port: int, tmp_path: Path
+) -> None:
+    settings = {"control": str(tmp_path / "c.sock"), "dns": {"timeout": "100ms"}}
+    with start_policyd(RULES, **settings) as policyd, Client(port) as client:
+
+        def keys() -> int:
+            return int(json.loads(run(policyd, "status", "--json").stdout)["memory"]["keys"])
+
+        client.ask(MAIL)
+        before = keys()
+        policyd.rules.write_text("\n".join(line for line in RULES.splitlines() if "senders" not in line))
+        policyd.reload()
+        until("the end of the removed counter", lambda: keys() < before or None)
+        left = keys()
+        assert [client.ask(MAIL) for _ in range(2)] == ["DUNNO", "DEFER 4.7.1 3"]
+    assert (before, left) == (3, 1)
 
 
 def test_a_counter_of_systems_counts_the_owner_of_the_client(

@@ -16,7 +16,7 @@ RCPT = {
 
 def key(per: tuple[KeyPart, ...], asn: bytes = b"AS64500", **attributes: bytes) -> bytes | None:
     counter = CounterDefinition("c", None, per, 3600)
-    return counter.key(Request.of(RCPT | attributes), asn)
+    return counter.make_key(Request.of(RCPT | attributes), asn) or None
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ class Daemon:
         inquiry = Inquiry(self.ruleset, request, NOTHING_KNOWN, TODAY)
         note = self.memory.note(inquiry)
         while isinstance(decision := inquiry.decide(), Needs):
-            if note.tell(decision):
+            if note.tell(inquiry, decision):
                 continue
             if waiting := note.ask(decision):
                 await asyncio.wait(waiting)

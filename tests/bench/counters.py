@@ -1,0 +1,97 @@
+"""The row with memory: what two counters and greylisting cost a request, in the process and with a shared server."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+
+from tests.bench import corpus, servers
+from tests.bench.bench import Bench, LeftOut, Reading, Row, median_ratio, medians
+from tests.bench.processes import memory_mb, settle
+from tests.state.servers import PROGRAMS, StateServer
+
+# Different clients, each in a network of its own: few enough that nothing is evicted while the cost is measured.
+_CLIENTS = 20_000
+
+# Pairs of runs, in turn, of which the median counts.
+_PAIRS = 10
+
+# Keys of the reading of memory (`limits.state_keys`, its default), and clients enough to need them all.
+_KEYS = 200_000
+
+# Seconds that a first try waits, in which a warming run has asked for every client.
+_WAIT_SECONDS = 1
+
+
+def counters(bench: Bench) -> Row:
+    """Two counters and a greylist rule that look at every request, beside the same ruleset without them."""
+    load = bench.load("counters", corpus.strangers(_CLIENTS))
+    remembering = corpus.with_memory(bench.shipped, wait=f"{_WAIT_SECONDS}s")
+    with ExitStack() as running:
+        _, plain = running.enter_context(servers.policyd(bench.shipped))
+        _, counted = running.enter_context(servers.policyd(remembering))
+        _let_in(load, counted)
+        costs = bench.costs_in_turn(_PAIRS, without=(plain, load), with_counters=(counted, load))
+    return Row(
+        "counters",
+        "CPU of a request that two counters and a greylist rule look at, beside the same rules without them",
+        (
+            Reading("of that without", median_ratio(costs, "with_counters", "without"), "x", 1.30, 1.25),
+            *medians(costs),
+            Reading(f"memory of {_KEYS:,} keys", _memory_of_keys(bench), "MB", 120),
+        ),
+    )
+
+
+def counters_shared(bench: Bench) -> Row:
+    """The same rules with the memory in a server beside the daemon, on the same cores."""
+    if not PROGRAMS:
+        raise LeftOut("there is neither redis-server nor valkey-server")
+    load = bench.load("counters", corpus.strangers(_CLIENTS), pinned=False)
+    remembering = corpus.with_memory(bench.shipped, wait=f"{_WAIT_SECONDS}s")
+    folder = bench.folder / "state"
+    folder.mkdir(exist_ok=True)
+    server = StateServer(folder, PROGRAMS[-1])
+    reports = []
+    try:
+        state = f"unix:{server.socket}"
+        with servers.policyd(remembering, pinned=False, state=state) as (_, counted):
+            _let_in(load, counted)
+            for _ in range(bench.scale.rounds):
+                settle(counted.pid)
+                report = load.put_on(counted)
+                servers.insist(report)
+                reports.append(report)
+    finally:
+        server.stop()
+    middle = sorted(reports, key=lambda one: one["per_second"])[len(reports) // 2]
+    return Row(
+        "counters_shared",
+        f"the same with memory in {PROGRAMS[-1]} beside the daemon on the same cores, 50 connections",
+        (
+            Reading("requests", middle["per_second"], "/s", 12_000, more_is_better=True),
+            Reading("latency p99", middle["latency_us"]["p99"] / 1000, "ms", 8),
+        ),
+    )
+
+
+def _let_in(load: servers.Load, server: servers.Server) -> None:
+    """Asks until every client's network has passed greylisting: those of the first run are deferred."""
+    load.put_on(server)
+    time.sleep(_WAIT_SECONDS)
+    load.put_on(server)
+
+
+def _memory_of_keys(bench: Bench) -> float:
+    """How much more the daemon occupies with as many keys as it keeps."""
+    rules = corpus.with_memory(bench.shipped, wait="5m")
+    clients = bench.load("counters-keys", corpus.strangers(_KEYS + _KEYS // 4))
+    load = servers.Load(clients.program, clients.requests, 50, 15)
+    with servers.policyd(rules) as (_, server):
+        settle(server.pid)
+        before = memory_mb(server.pid)
+        report = load.put_on(server)
+        if not report["passes"]:
+            raise servers.BenchError(f"{report['answered']} requests do not make {_KEYS} keys")
+        settle(server.pid)
+        return memory_mb(server.pid) - before

@@ -152,22 +152,6 @@ def decide_fully(ruleset: Ruleset, request: Request, facts: Facts, today: dateti
     return decision
 
 
-def grounds(ruleset: Ruleset, request: Request, facts: Facts) -> tuple[object, ...]:
-    """Returns all that a decision depends on, on one day: requests with equal grounds are decided alike.
-
-    Few grounds stand for all the mails of a log, so that a replay decides each kind of mail once.
-    """
-    identity = facts.identity
-    if facts.owner is None and ruleset.owners is not None:
-        facts = facts._replace(owner=ruleset.owners.find(request))
-    found = [lookup.find(request, facts) for lookup in ruleset.index.lookups]
-    known = identity is None or (identity.status, identity.names_known)
-    if not ruleset.index.needs.lists:
-        return (known, *found)
-    lists = frozenset((name, answer.status) for name, answer in facts.lists.items())
-    return (known, lists, identity is not None and bool(identity.claimed), *found)
-
-
 def trace(ruleset: Ruleset, request: Request, facts: Facts, today: datetime.date) -> list[RuleTrace]:
     """Returns each rule from the top to the deciding one, with its outcome: what `explain` shows.
 

@@ -102,7 +102,7 @@ def _address(request: Request, _asn: bytes) -> bytes:
     if address is None:
         return b""
     text = request.get("client_address")
-    # An IPv4 address has one form only (policyd.core.address); to write it anew takes longer than to count.
+    # An IPv4 address has one form only (policyd.core.address), and formatting it takes longer than counting.
     return format_address(address).encode() if b":" in text else text
 
 

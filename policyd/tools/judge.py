@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from policyd.core.dns_lists import NOT_LISTED, unknown
-from policyd.core.engine import Decision, Inquiry, grounds
+from policyd.core.engine import Decision, Inquiry
 from policyd.core.facts import NOTHING_KNOWN, Facts, Needs
 from policyd.core.identity import Identity, Status, told_identity
 from policyd.core.owners import NO_OWNER
@@ -145,6 +145,22 @@ class Judge:
         if note is not None:
             note.finish(decision)
         return decision
+
+
+def grounds(ruleset: Ruleset, request: Request, facts: Facts) -> tuple[object, ...]:
+    """Returns all that a decision depends on, on one day: requests with equal grounds are decided alike.
+
+    Few grounds stand for all the mails of a log, so that a replay decides each kind of mail once.
+    """
+    identity = facts.identity
+    if facts.owner is None and ruleset.owners is not None:
+        facts = facts._replace(owner=ruleset.owners.find(request))
+    found = [lookup.find(request, facts) for lookup in ruleset.index.lookups]
+    known = identity is None or (identity.status, identity.names_known)
+    if not ruleset.index.needs.lists:
+        return (known, *found)
+    lists = frozenset((name, answer.status) for name, answer in facts.lists.items())
+    return (known, lists, identity is not None and bool(identity.claimed), *found)
 
 
 _PLACES = {

@@ -355,7 +355,7 @@ def _explained_today(loaded: Loaded, decision: LoggedDecision) -> Explanation | 
 
 
 _NEEDS_DNS = (
-    "Today's rules ask for the client's reverse DNS, which the log does not have, since nobody had to know it then.\n"
+    "Today's rules ask for the client's reverse DNS, which the log does not have, because no rule needed it then.\n"
     "Ask it now with: policyd explain client_address=..."
 )
 

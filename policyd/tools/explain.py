@@ -361,7 +361,7 @@ def _summary(explanation: Explanation) -> Table:
         grid.add_row("mode", Text("observe: Postfix is told DUNNO, whatever is decided", "yellow"))
     if decision.downgraded:
         grid.add_row(
-            "instead of", Text("REJECT: a failure of DNS has a part in it, and may be over tomorrow", "yellow")
+            "instead of", Text("REJECT: DNS failed, and the failure may be temporary", "yellow")
         )
     if decision.observed:
         grid.add_row("observed", Text(", ".join(decision.observed)))
@@ -411,7 +411,7 @@ def _said(explanation: Explanation) -> Text:
     """Returns the answer of DNS, or of the source that stood in for it."""
     identity = explanation.identity
     if identity is None:
-        return Text("nobody had to know", "dim")
+        return Text("not needed", "dim")
     text = Text(identity.status, "bold")
     if identity.reason is not None:
         text.append(f" ({identity.reason})")
@@ -461,7 +461,9 @@ def _line(prefix: str, reason: Reason) -> Text:
     values = [value or "''" for value in condition.values]
     wanted = values[0] if len(values) == 1 else f"any of {', '.join(values[:4])}{' ...' if len(values) > 4 else ''}"
     if reason.outcome is Outcome.NO and reason.unproven and reason.seen:
-        return Text(f"{prefix}{condition.name}: {seen} is only claimed, which lets nobody through", "dim")
+        return Text(f"{prefix}{condition.name}: {seen} is only claimed, and a claimed name never exempts", "dim")
+    if reason.outcome is Outcome.NO and not reason.seen:
+        return Text(f"{prefix}{condition.name}: nothing to compare with {wanted}", "dim")
     if reason.outcome is Outcome.NO:
         return Text(f"{prefix}{condition.name}: {seen} {fails} {wanted}", "dim")
-    return Text(f"{prefix}{condition.name}: DNS failed, so nobody can know whether it {holds} {wanted}", "yellow")
+    return Text(f"{prefix}{condition.name}: DNS failed, so it is unknown whether it {holds} {wanted}", "yellow")

@@ -433,7 +433,7 @@ def _why_not(looked: RuleTrace, facts: Facts) -> str:
     if failed:
         lie = looked.rule.action.verb is Verb.DUNNO and facts.identity is not None and facts.identity.claimed
         only_claimed = lie and any(condition.subject == Subject.HOSTNAME for condition in failed)
-        reason = " (a claimed name lets nobody through)" if only_claimed else ""
+        reason = " (a claimed name never exempts)" if only_claimed else ""
         return f"did not match: {', '.join(condition.name for condition in failed)} did not hold{reason}"
     excepted = [condition.name for condition, outcome in looked.exceptions if outcome is Outcome.YES]
     if excepted:

@@ -360,9 +360,7 @@ def _summary(explanation: Explanation) -> Table:
     if ruleset.observe:
         grid.add_row("mode", Text("observe: Postfix is told DUNNO, whatever is decided", "yellow"))
     if decision.downgraded:
-        grid.add_row(
-            "instead of", Text("REJECT: DNS failed, and the failure may be temporary", "yellow")
-        )
+        grid.add_row("instead of", Text("REJECT: DNS failed, and the failure may be temporary", "yellow"))
     if decision.observed:
         grid.add_row("observed", Text(", ".join(decision.observed)))
     address = readable(request.get("client_address"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import gzip
+import hashlib
 import io
 import time
 import zlib
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from policyd.config.files import OversizedError, UnreadableError, read_dated
-from policyd.config.in_force import file_hash
+from policyd.config.in_force import HASH_DIGITS
 from policyd.config.list_sources import DATABASE_SOURCE_KEYS, checked_at, read_source
 from policyd.config.mmdb import MmdbError, MmdbFile, is_mmdb
 from policyd.config.problems import Problem, Severity, unknown_key
@@ -30,14 +31,15 @@ from policyd.config.yaml_tree import Mapping, Scalar, describe
 from policyd.core.address import format_address
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from collections.abc import Mapping as Mapping_
 
     from policyd.config.list_sources import Source
     from policyd.config.problems import Report
     from policyd.config.ranges import OwnerRanges
     from policyd.config.yaml_tree import Item, Node
-    from policyd.core.owners import Owner
+    from policyd.core.address import Address
+    from policyd.core.owners import Owner, Owners
     from policyd.core.protocol import Request
 
 # Bytes of a database at most, unpacked: GeoLite2's cities have 70 MB, the largest commercial files of networks some
@@ -90,6 +92,7 @@ class DatabaseInfo:
     has_ipv6: bool
     every: float | None = None
     missing: bool = False
+    digest: bytes = b""  # the whole SHA-256
 
     @property
     def date(self) -> datetime.date:
@@ -120,18 +123,42 @@ def _days(seconds: float) -> str:
     return f"{days:g} {'day' if days == 1 else 'days'}"
 
 
+class SourceInForce:
+    """Stands for a source of the ruleset in force whose file is as it was, until `take_sources` puts that in."""
+
+    def system(self, _address: Address, _text: str) -> tuple[int, str]:
+        """Raises LookupError."""
+        raise LookupError
+
+    def country(self, _address: Address, _text: str) -> str:
+        """Raises LookupError."""
+        raise LookupError
+
+    def owner(self, _address: Address, _text: str) -> Owner:
+        """Raises LookupError."""
+        raise LookupError
+
+
+def take_sources(owners: Owners, in_force: Owners) -> None:
+    """Gives new databases the sources that they have in common with those in force."""
+    owners.asn = in_force.asn if isinstance(owners.asn, SourceInForce) else owners.asn
+    owners.country = in_force.country if isinstance(owners.country, SourceInForce) else owners.country
+
+
 @dataclass(slots=True)
 class Database:
     """One database that has been read."""
 
     info: DatabaseInfo
-    source: MmdbFile | OwnerRanges
+    source: MmdbFile | OwnerRanges | SourceInForce
 
     def network_of(self, request: Request) -> str:
         """The network or range that the record of the client's address is for; empty without a record."""
         address = request.address
         if address is None:
             return ""
+        if isinstance(self.source, SourceInForce):
+            raise DatabaseError("was not read, because it has not changed")
         if isinstance(self.source, MmdbFile):
             return self.source.network_of(address)
         found = self.source.range_of(address)
@@ -148,6 +175,8 @@ class Database:
 
         Takes seconds for a large file.
         """
+        if isinstance(self.source, SourceInForce):
+            raise DatabaseError("was not read, because it has not changed")
         if not isinstance(self.source, MmdbFile):
             yield from self.source.networks()
             return
@@ -179,18 +208,40 @@ class DatabaseFile:
         """Reads the file. Raises UnreadableError and OversizedError (`policyd.config.files`), and DatabaseError."""
         self.path = path
         content, modified = read_dated(path, MAX_DATABASE_BYTES)
-        self._hash = file_hash(content)
+        self._digest = hashlib.sha256(content).digest()
+        self._hash = self._digest.hex()[:HASH_DIGITS]
         self._modified = int(modified)
-        self._content = _unpacked(content)
-        if not self._content:
-            raise DatabaseError("is empty")
+        self._content = content
 
-    def read(self, kinds: frozenset[DatabaseKind], max_ages: dict[DatabaseKind, float]) -> dict[DatabaseKind, Database]:
-        """The databases of these kinds in the file. Raises DatabaseError."""
+    def read(
+        self,
+        kinds: frozenset[DatabaseKind],
+        max_ages: dict[DatabaseKind, float],
+        in_force: Collection[DatabaseInfo] = (),
+    ) -> dict[DatabaseKind, Database]:
+        """The databases of these kinds in the file. Raises DatabaseError.
+
+        If the file is as it was for the ruleset in force, with the same kinds, it is not parsed again.
+        """
         content, self._content = self._content, b""
+        known = {info.kind: info for info in in_force if (info.path, info.digest) == (self.path, self._digest)}
+        if known.keys() == kinds:
+            return {kind: Database(self._as_before(known[kind], max_ages[kind]), SourceInForce()) for kind in kinds}
+        content = _unpacked(content)
+        if not content:
+            raise DatabaseError("is empty")
         if is_mmdb(content):
-            return self._read_mmdb(content, kinds, max_ages)
-        return {kind: self._read_ranges(content, kind, max_ages[kind]) for kind in sorted(kinds)}
+            found = self._read_mmdb(content, kinds, max_ages)
+        else:
+            found = {kind: self._read_ranges(content, kind, max_ages[kind]) for kind in sorted(kinds)}
+        for database in found.values():
+            database.info = dataclasses.replace(database.info, digest=self._digest)
+        return found
+
+    def _as_before(self, info: DatabaseInfo, max_age: float) -> DatabaseInfo:
+        """Returns the info of a database whose content has not changed; the file's own date may have."""
+        built = info.built if info.format == "MMDB" else self._modified
+        return dataclasses.replace(info, built=built, max_age=max_age)
 
     def _read_mmdb(
         self, content: bytes, kinds: frozenset[DatabaseKind], max_ages: dict[DatabaseKind, float]
@@ -266,21 +317,30 @@ def _unpacked(content: bytes) -> bytes:
 
 
 def read_databases(
-    node: Node, rules_path: str, report: Report, *, replaced: Mapping_[str, str] | None = None
+    node: Node,
+    rules_path: str,
+    report: Report,
+    *,
+    replaced: Mapping_[str, str] | None = None,
+    in_force: Collection[DatabaseInfo] = (),
 ) -> tuple[dict[DatabaseKind, Database], list[DatabaseDefinition]]:
     """The databases that a ruleset declares, each read, and their definitions; what is wrong goes to the report.
 
     `replaced` names files, by path, to be read in place of those that the ruleset names. A database with `from:` whose
-    file does not exist yet is empty.
+    file does not exist yet is empty. `in_force` are the databases of the ruleset in force, which need not be parsed
+    again if their files are as they were.
     """
-    return _Section(rules_path, report, replaced or {}).read(node)
+    return _Section(rules_path, report, replaced or {}, in_force).read(node)
 
 
 class _Section:
     """One reading of the section."""
 
-    def __init__(self, rules_path: str, report: Report, replaced: Mapping_[str, str]) -> None:
+    def __init__(
+        self, rules_path: str, report: Report, replaced: Mapping_[str, str], in_force: Collection[DatabaseInfo]
+    ) -> None:
         self._path = rules_path
+        self._in_force = in_force
         self._report = report
         self._replaced = replaced
 
@@ -351,7 +411,7 @@ class _Section:
     def _load(self, definition: DatabaseDefinition, node: Node) -> dict[DatabaseKind, Database]:
         path, source, max_ages = definition.path, definition.source, definition.max_ages
         try:
-            found = DatabaseFile(self._replaced.get(path, path)).read(frozenset(max_ages), max_ages)
+            found = DatabaseFile(self._replaced.get(path, path)).read(frozenset(max_ages), max_ages, self._in_force)
         except (UnreadableError, OversizedError) as error:
             is_missing = isinstance(error.__cause__, FileNotFoundError) and checked_at(path) is None
             if source is not None and is_missing and path not in self._replaced:

@@ -34,7 +34,7 @@ from policyd.config.yaml_tree import parse_yaml
 
 if TYPE_CHECKING:
     import datetime
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from policyd.config.databases import DatabaseInfo
     from policyd.config.in_force import Outline
@@ -110,6 +110,7 @@ def load(
     list_files: Mapping[str, str] | None = None,
     tables: TableStore | None = None,
     databases: bool = True,
+    databases_in_force: Collection[DatabaseInfo] = (),
 ) -> Loaded:
     """Loads settings (all defaults without `config_path`) and the ruleset, from `rules_path` or where settings say.
 
@@ -119,7 +120,8 @@ def load(
     `texts`, these are loaded in place of what the settings and the rules file say now; list files, databases and keys
     are read, unless the texts have data. `list_files` names files by list, to be read in place of those that the lists
     name. `tables` has tables to use as far as they fit, and gets those that are used. Without `databases`, those
-    that the rules file declares are not read, and no address has an owner unless the caller tells it. Raises
+    that the rules file declares are not read, and no address has an owner unless the caller tells it. Of
+    `databases_in_force` those whose files are as they were are not parsed again: see `SourceInForce`. Raises
     ConfigErrors.
     """
     with _without_garbage_collection():
@@ -133,6 +135,7 @@ def load(
             list_files=list_files,
             tables=tables,
             databases=databases,
+            databases_in_force=databases_in_force,
         )
 
 
@@ -156,6 +159,7 @@ def _load(
     list_files: Mapping[str, str] | None,
     tables: TableStore | None,
     databases: bool,
+    databases_in_force: Collection[DatabaseInfo],
 ) -> Loaded:
     started = time.monotonic()
     report = Report()
@@ -174,6 +178,7 @@ def _load(
             tables=tables,
             data=texts.data if texts else None,
             databases=databases,
+            databases_in_force=databases_in_force,
         )
         if rules_report and rules_file is not None and warnings_on is not None:
             rules_report.extend(lint(rules_file, warnings_on, rules_report))

@@ -21,7 +21,7 @@ from policyd.config.checks.never_matches import why_impossible
 from policyd.config.checks.ruleset_tests import read_tests, run_tests
 from policyd.config.conditions import CONDITIONS, DATABASE_OF, KNOWN_VALUES, UNPROVEN, Form
 from policyd.config.counters import read_counters, read_greylist
-from policyd.config.databases import DatabaseKind, read_databases
+from policyd.config.databases import DatabaseInfo, DatabaseKind, read_databases
 from policyd.config.dates import parse_date
 from policyd.config.dns_list import Ask
 from policyd.config.dns_lists import NAME_PATTERN, read_dns_lists
@@ -53,7 +53,7 @@ from policyd.tables.index import build_index
 
 if TYPE_CHECKING:
     import datetime
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
     from collections.abc import Mapping as Mapping_
 
     from policyd.config.conditions import ConditionType
@@ -91,6 +91,7 @@ def read_rules(
     data: Data | None = None,
     databases: bool = True,
     database_files: Mapping_[str, str] | None = None,
+    databases_in_force: Collection[DatabaseInfo] = (),
 ) -> RulesFile | None:
     """Reads a rules file (or its `text`) and its lists, builds the ruleset, and runs the tests inside it.
 
@@ -99,7 +100,7 @@ def read_rules(
     `list_files` names files that are read in place of those of lists; `database_files`, by path, those of databases.
     `tables` has the tables of the ruleset in force, and gets those of this one. With `data`, no file is read, there are
     no databases, and no test is run. Without `databases`, those that the file declares are taken for right and are not
-    read.
+    read. `databases_in_force` are not parsed again if their files are as they were.
     """
     try:
         content, modified = read_dated(path, MAX_RULES_BYTES) if text is None else (bytes(text), text.modified)
@@ -121,6 +122,7 @@ def read_rules(
         data=data,
         databases=databases,
         database_files=database_files or {},
+        databases_in_force=databases_in_force,
     )
     try:
         rules_file = reader.read(root)
@@ -159,6 +161,7 @@ class _Reader:
         data: Data | None,
         databases: bool,
         database_files: Mapping_[str, str],
+        databases_in_force: Collection[DatabaseInfo],
     ) -> None:
         self._now = time.time()
         self._data = data
@@ -168,6 +171,7 @@ class _Reader:
         self._known_lists = {} if tables is None else tables.lengths()
         self._replaced = list_files
         self._replaced_databases = database_files
+        self._databases_in_force = databases_in_force
         self._report = report
         self._hash = hashlib.sha256(content)
         self._file = RulesFile(path)
@@ -188,7 +192,11 @@ class _Reader:
         if (databases := root.get("databases")) is not None:
             if self._reads_databases:
                 self._file.databases, self._file.database_definitions = read_databases(
-                    databases, self._path, self._report, replaced=self._replaced_databases
+                    databases,
+                    self._path,
+                    self._report,
+                    replaced=self._replaced_databases,
+                    in_force=self._databases_in_force,
                 )
             self._declared = {item.key.text for item in databases} if isinstance(databases, Mapping) else set()
         if (lists := root.get("lists")) is not None:

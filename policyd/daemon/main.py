@@ -343,7 +343,8 @@ class _Daemon:
         """Loads, and puts the result in force without an error. With `data`, the texts in force are loaded again."""
         old = self._running.loaded
         try:
-            loaded, mapped = await self._loader.load(old.texts._replace(data=None) if data else None, self._mapped)
+            texts = old.texts._replace(data=None) if data else None
+            loaded, mapped = await self._loader.load(texts, self._mapped, old)
             changed = changes(old.outline, loaded.outline)
             await self._use(loaded, mapped)
         except (ConfigErrors, LoadError) as error:

@@ -42,6 +42,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, NoReturn, TypeAlias
 
+from policyd.config.databases import SourceInForce, take_sources
 from policyd.config.load import load
 from policyd.config.mmdb import MmdbError
 from policyd.config.problems import ConfigErrors
@@ -56,8 +57,9 @@ if TYPE_CHECKING:
     from policyd.config.load import Loaded
     from policyd.config.settings import InetAddress, Settings, UnixAddress
     from policyd.core.index import Ruleset
+    from policyd.core.owners import Owners
 
-    LoadFiles: TypeAlias = Callable[[Texts | None, TableStore], Loaded]
+    LoadFiles: TypeAlias = Callable[[Texts | None, TableStore, tuple[DatabaseInfo, ...]], Loaded]
 
 # Elements of a long list that are unpickled at a time. A rule with its conditions takes some 30 us, so a slice takes
 # 2 ms, which requests do not notice.
@@ -166,24 +168,31 @@ class Loader:
             self._channel.close()
             _run_loader(
                 far_end,
-                lambda texts, tables: load(
-                    config_path, rules_path, listen=listen, keep_lists=False, texts=texts, tables=tables
+                lambda texts, tables, databases: load(
+                    config_path,
+                    rules_path,
+                    listen=listen,
+                    keep_lists=False,
+                    texts=texts,
+                    tables=tables,
+                    databases_in_force=databases,
                 ),
             )
         far_end.close()
 
     async def load(
-        self, texts: Texts | None = None, in_force: MappedRuleset | None = None
+        self, texts: Texts | None = None, in_force: MappedRuleset | None = None, result: LoadResult | None = None
     ) -> tuple[LoadResult, MappedRuleset]:
         """Loads settings and ruleset; one load at a time. The mapped ruleset is to be released when it is replaced.
 
         With `texts`, these are loaded in place of what the settings file and the rules file say now. Tables of the
-        mapped ruleset `in_force` are used again as far as they fit; it must not be released meanwhile.
+        mapped ruleset `in_force` are used again as far as they fit; it must not be released meanwhile. So are the
+        databases of `result`, the load that is in force.
 
         Raises ConfigErrors where something in the files is wrong, LoadError where something else is.
         """
         try:
-            await self._request(texts, in_force)
+            await self._request(texts, in_force, () if result is None else result.databases)
             await self._readable()
             message, descriptors, _, _ = socket.recv_fds(
                 self._channel, _MESSAGE_BYTES, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
@@ -198,20 +207,22 @@ class Loader:
         try:
             if len(descriptors) < int(sent):
                 raise LoadError("no descriptor is free to receive the new ruleset with")
-            return await _receive(int(directory), descriptors, in_force)
+            return await _receive(int(directory), descriptors, in_force, result)
         except (OSError, MemoryError):
             raise LoadError("the new ruleset does not fit into memory") from None
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    async def _request(self, texts: Texts | None, in_force: MappedRuleset | None) -> None:
+    async def _request(
+        self, texts: Texts | None, in_force: MappedRuleset | None, databases: tuple[DatabaseInfo, ...]
+    ) -> None:
         """Asks for a load. Texts and catalogue go along in a memory file, tables in theirs.
 
         List files among the texts may have 100 MB. They are written by a thread, which lets go of the interpreter's
         lock meanwhile.
         """
-        if texts is None and (in_force is None or not in_force.tables):
+        if texts is None and not databases and (in_force is None or not in_force.tables):
             self._channel.send(b"load")
             return
         try:
@@ -221,7 +232,7 @@ class Loader:
         catalogue, tables = (b"", ()) if in_force is None else (in_force.catalogue, in_force.tables)
         with file:
             buffers: list[pickle.PickleBuffer] = []
-            head = pickle.dumps((texts, catalogue), protocol=5, buffer_callback=buffers.append)
+            head = pickle.dumps((texts, catalogue, databases), protocol=5, buffer_callback=buffers.append)
             pieces = [each.raw() for each in buffers]
             pickle.dump((head, [len(piece) for piece in pieces]), file)
             file.flush()
@@ -257,7 +268,7 @@ class Loader:
 
 
 async def _receive(
-    place: int, descriptors: list[int], in_force: MappedRuleset | None
+    place: int, descriptors: list[int], in_force: MappedRuleset | None, old: LoadResult | None
 ) -> tuple[LoadResult, MappedRuleset]:
     """Maps the memory file with the result and those of new tables, and unpickles; removes the descriptors of new
     tables, which are kept. Those of databases come last."""
@@ -285,6 +296,8 @@ async def _receive(
             result.ruleset.owners.adopt(descriptors[1:])
         except MmdbError as error:
             raise LoadError(f"a database of the new ruleset cannot be opened: it {error}") from None
+        if old is not None and old.ruleset.owners is not None:
+            take_sources(result.ruleset.owners, old.ruleset.owners)
     return result, MappedRuleset(slices, memory, tables, directory.catalogue)
 
 
@@ -361,11 +374,11 @@ def _run_worker(channel: socket.socket, load_files: LoadFiles, descriptors: list
     with contextlib.suppress(OSError):  # a sandbox may forbid it
         Path("/proc/self/oom_score_adj").write_text("1000")
     try:
-        texts, store = _read_request(descriptors)
+        texts, store, known = _read_request(descriptors)
         result: LoadResult | ConfigErrors
         databases: list[int] = []
         try:
-            loaded = load_files(texts, store)
+            loaded = load_files(texts, store, known)
             warnings = tuple(f"{warning.path}: {warning.message}" for warning in loaded.warnings)
             result = LoadResult(
                 loaded.settings,
@@ -378,7 +391,7 @@ def _run_worker(channel: socket.socket, load_files: LoadFiles, descriptors: list
                 loaded.outline,
                 loaded.left_alone,
                 loaded.databases,
-                store.reused(),
+                (*store.reused(), *_databases_as_before(loaded.ruleset.owners)),
                 loaded.next_end,
             )
             del loaded  # its parsed lists, before all of the tables are there twice
@@ -402,19 +415,25 @@ def _run_worker(channel: socket.socket, load_files: LoadFiles, descriptors: list
         os._exit(0)
 
 
-def _read_request(descriptors: list[int]) -> tuple[Texts | None, TableStore]:
-    """Reads what came with the request to load, if anything: texts, and the tables of the ruleset in force."""
+def _databases_as_before(owners: Owners | None) -> tuple[str, ...]:
+    """Names the databases that were not parsed again, a line each."""
+    sources = {} if owners is None else {"asn": owners.asn, "country": owners.country}
+    return tuple(f"database {kind} as before" for kind, one in sources.items() if isinstance(one, SourceInForce))
+
+
+def _read_request(descriptors: list[int]) -> tuple[Texts | None, TableStore, tuple[DatabaseInfo, ...]]:
+    """Reads what came with the request to load, if anything: texts; tables and databases of the ruleset in force."""
     if not descriptors:
-        return None, TableStore()
+        return None, TableStore(), ()
     with open(descriptors[0], "rb", closefd=False) as file:
         file.seek(0)
         head, lengths = pickle.load(file)  # noqa: S301 - written by the daemon
         pieces = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[file.tell() :]
     ends = [*accumulate(lengths)]
     buffers = (pieces[end - length : end] for end, length in zip(ends, lengths, strict=True))
-    texts, catalogue = pickle.loads(head, buffers=buffers)  # noqa: S301 - as above
+    texts, catalogue, databases = pickle.loads(head, buffers=buffers)  # noqa: S301 - as above
     records = pickle.loads(catalogue) if catalogue else []  # noqa: S301 - written by an earlier worker
-    return texts, TableStore([*map(TableFile, descriptors[1:], records)])
+    return texts, TableStore([*map(TableFile, descriptors[1:], records)]), databases
 
 
 def _write_all(descriptor: int, pieces: Sequence[memoryview]) -> None:

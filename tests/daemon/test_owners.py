@@ -121,6 +121,43 @@ def test_a_new_database_counts_from_the_reload_on(start_policyd: StartPolicyd, p
         assert client.ask(HOSTER) == "DUNNO"
 
 
+def test_a_database_whose_file_is_as_before_is_not_parsed_again(
+    start_policyd: StartPolicyd, port: int, databases: Path
+) -> None:
+    with start_policyd(RULES) as policyd, Client(port) as client:
+        said = [policyd.reload() for _ in range(3)]
+        assert all("; database asn as before; database country as before" in each for each in said)
+        assert {asked: client.ask(asked) for asked in ANSWERS} == ANSWERS
+        (databases / "countries.csv").write_text(COUNTRIES.replace("DE", "FR"))
+        assert "database asn as before" in (after := policyd.reload())
+        assert "database country as before" not in after
+        assert client.ask(HOSTER) == "REJECT 5.7.1 AS64497 FR"
+        assert client.ask(NATION) == "DEFER 4.7.1 AS64496 JP"
+        # The same bytes under another name are a file that is not known, and so is a file that serves one kind more.
+        (databases / "asn.mmdb").rename(databases / "systems.mmdb")
+        policyd.rules.write_text(RULES.replace("asn.mmdb", "systems.mmdb"))
+        assert "database asn as before" not in policyd.reload()
+        assert client.ask(HOSTER) == "REJECT 5.7.1 AS64497 FR"
+        write_systems(databases / "asn.mmdb", "ipinfo_lite")
+        policyd.rules.write_text(RULES.replace("countries.csv", "asn.mmdb"))
+        assert "as before" not in policyd.reload()
+        assert "database asn as before; database country as before" in policyd.reload()
+        assert {asked: client.ask(asked) for asked in ANSWERS} == ANSWERS
+
+
+def test_a_database_as_before_has_the_largest_age_of_today(
+    start_policyd: StartPolicyd, port: int, databases: Path
+) -> None:
+    write_systems(databases / "asn.mmdb", "maxmind_asn", built=int(time.time()) - 3 * 86400)
+    with start_policyd(RULES) as policyd, Client(port) as client:
+        assert "days ago" not in policyd.reload()
+        policyd.rules.write_text(RULES.replace("asn: asn.mmdb", "asn: {file: asn.mmdb, max_age: 2d}"))
+        said = policyd.reload()
+        assert "database asn as before" in said
+        assert "3 days ago" in said
+        assert {asked: client.ask(asked) for asked in ANSWERS} == ANSWERS
+
+
 class Load:
     """Clients that ask all the time, between `__enter__` and `__exit__`, and note every wrong answer."""
 

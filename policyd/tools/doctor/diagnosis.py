@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from policyd.config.settings import UnixAddress
-from policyd.tools.doctor.endpoints import Question, ask_who, is_expected, is_shipped_socket
+from policyd.tools.doctor.endpoints import Question, ask_who, for_main_cf, is_expected, is_shipped_socket
 from policyd.tools.doctor.postfix_config import list_of, seconds_of
 from policyd.tools.doctor.restrictions import (
     FINAL,
@@ -208,7 +208,8 @@ class _Doctor:
 
     def _find_no_question(self, calls: Sequence[Call], services: Sequence[Service]) -> None:
         """No service of Postfix asks policyd."""
-        asking = f"check_policy_service {{ {self._listened[0]}, timeout=10s, default_action=DUNNO }}"
+        endpoint = for_main_cf(self._listened[0], self.postfix)
+        asking = f"check_policy_service {{ {endpoint}, timeout=10s, default_action=DUNNO }}"
         whole = f"permit_mynetworks, permit_sasl_authenticated, reject_unauth_destination, {asking}"
         classes = dict.fromkeys(name for service in services for name in classes_that_ask(self.postfix, service))
         if classes:

@@ -126,6 +126,15 @@ def is_shipped_socket(address: InetAddress | UnixAddress, postfix: PostfixConfig
     return address.path == path and not spawned
 
 
+def for_main_cf(address: InetAddress | UnixAddress, postfix: PostfixConfig) -> str:
+    """An address as check_policy_service takes it: a socket below the queue directory by its relative path, which is
+    right with and without a chroot."""
+    queue = postfix.value("queue_directory")
+    if isinstance(address, UnixAddress) and address.path.startswith(f"{queue}/"):
+        return f"unix:{address.path.removeprefix(f'{queue}/')}"
+    return str(address)
+
+
 def _same(asked: InetAddress | UnixAddress, listened: InetAddress | UnixAddress) -> bool:
     if isinstance(asked, UnixAddress) and isinstance(listened, UnixAddress):
         return os.path.realpath(asked.path) == os.path.realpath(listened.path)

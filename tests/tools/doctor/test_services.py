@@ -387,6 +387,13 @@ def test_a_running_daemon_behind_a_socket_of_systemd_is_right(queue: Path) -> No
     assert any("which a socket from systemd replaces" in line for line in diagnosis.right)
 
 
+def test_main_cf_is_to_name_a_socket_in_the_queue_directory_by_its_relative_path(queue: Path) -> None:
+    """An absolute path would be looked for in the chroot."""
+    with unix_daemon(queue / "private" / "policyd") as address:
+        (found,) = findings(examined(queue, "", Settings(listen=(address,)), SMTP))
+    assert "check_policy_service { unix:private/policyd, timeout=10s" in found
+
+
 def test_a_service_of_master_cf_with_that_name_is_not_policyd(queue: Path) -> None:
     master = f"{SMTP}policyd unix - n n - 0 spawn user=nobody argv=/usr/bin/policyd-spf\n"
     found = findings(examined(queue, SHIPPED, Settings(), master))

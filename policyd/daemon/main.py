@@ -7,6 +7,7 @@ before a ruleset has been loaded without an error; and readiness is announced on
 from __future__ import annotations
 
 import asyncio
+import codecs
 import dataclasses
 import datetime
 import gc
@@ -91,9 +92,11 @@ def serve(
     _occupy_standard_descriptors()
     operational_log = OperationalLog(environment)
     logging.basicConfig(handlers=[operational_log], level=logging.INFO)
-    # idna and Python's codecs import their tables at the first name that is not ASCII. All imports happen now, because
-    # an upgrade may replace the files on disk while the daemon runs.
+    # idna and Python's codecs import their tables at the first name that is not ASCII, publicsuffixlist at the first
+    # ruleset with hostname_generic. All imports happen now, because an upgrade may replace the files on disk while the
+    # daemon runs.
     fold_name("b\u00fccher.example".encode())
+    codecs.lookup("idna")
     loader = Loader(config_path, rules_path, listen)
     gc.set_threshold(COLLECTOR_THRESHOLD)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ from urllib.request import urlopen
 
 from tests.daemon.client import Client, request, unnamed
 from tests.field.waiting import until
+from tests.mmdb import SYSTEMS, maxmind_asn, write_mmdb
 from tests.name_server import NXDOMAIN, Reply, ScriptedServer, claim, reverse
 from tests.ports import free_port
 
@@ -41,6 +43,21 @@ rules:
 tests:
   - {given: {client_address: 192.0.2.1}, expect: DEFER}
 """
+# What a later reload may bring for the first time.
+MORE = """
+databases: {asn: asn.mmdb, country: country.csv.gz}
+counters:
+  mails: {count: requests, per: sasl_username, within: 1h}
+  doors: {count: distinct client_address, per: [client_network/20, recipient], within: 2h}
+greylist: {wait: 5m}
+dns_lists: {zen: {zone: zen.example, codes: '127.0.0.[2..11]', self_test: no}}
+rules:
+  - {name: system, match: {asn: AS64496, country: JP, hostname_generic: yes}, action: 'REJECT {asn} {country}'}
+  - {name: systems, match: {asn_name_regex: 'Nowhere'}, action: REJECT}
+  - {name: busy, match: {counter: [mails > 300, doors > 10]}, action: DEFER}
+  - {name: listed, match: {listed: zen}, action: 'REJECT 5.7.1 {list} ({id})'}
+  - {name: suspects, match: {reverse_dns: [missing, error, mismatch]}, action: GREYLIST}
+"""
 BROKEN = RULES.replace("cidr", "cidre").replace("hostname_suffix", "hostname_sufix") + "rulez: [\n"
 
 
@@ -62,7 +79,7 @@ def exercise(policyd: Policyd, port: int, control: Path, metrics: int) -> None:
         ("forget", "198.51.100.31"), ("forget", "x.example"),
     )  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "IMPORTS"}}
-    for rules in (RULES.replace("4.7.1", "4.7.2"), BROKEN, RULES):
+    for rules in (RULES.replace("4.7.1", "4.7.2"), BROKEN, MORE, RULES):
         policyd.rules.write_text(rules)
         for command in commands:
             subprocess.run(
@@ -72,6 +89,9 @@ def exercise(policyd: Policyd, port: int, control: Path, metrics: int) -> None:
                 timeout=60,
                 check=False,
             )
+        with Client(port) as client:
+            client.ask(unnamed("192.0.2.77"))
+            client.ask(request(client_address="198.51.100.31", sasl_username="alice"))
     with socket.socket(socket.AF_UNIX) as peer:
         peer.connect(str(control))
         peer.sendall(b'{"command": "rules"}\njunk\n')
@@ -96,6 +116,8 @@ def test_nothing_is_imported_after_the_start(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     monkeypatch.setenv("IMPORTS", str(imports))
     (tmp_path / "drop.txt").write_text("192.0.2.0/24\n2001:db8:1::/48\n")
+    write_mmdb(tmp_path / "asn.mmdb", {network: maxmind_asn(*system) for network, system in SYSTEMS.items()})
+    (tmp_path / "country.csv.gz").write_bytes(gzip.compress(b"192.0.2.0,192.0.2.255,JP\n"))
     control, metrics = tmp_path / "c.sock", free_port()
     name = "mail.x.example"
     zone = {reverse("198.51.100.31"): Reply([*claim(name, "198.51.100.31")]), f"{name} A": Reply(["x. 60 A 192.0.2.9"])}

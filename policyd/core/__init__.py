@@ -1,1 +1,1 @@
-"""The pure heart: no asyncio, sockets, files, clocks or logging. Everything is passed in."""
+"""Decides requests. Pure: no asyncio, sockets, files, clocks or logging; everything is passed in."""

@@ -1,6 +1,6 @@
-"""DNS lists (RFC 5782) as data: the definition of a list, the codes that it answers with, and its three answers.
+"""DNS lists (RFC 5782) as data: the definition of a list, its codes, and its three answers.
 
-A list says *listed* or *not listed*, or it says nothing that can be used: *unknown*. Reading definitions is left to
+The answer is *listed*, *not listed*, or *unknown* if the list gives no usable answer. Reading definitions is left to
 `policyd.config.dns_lists`, asking to `policyd.dns`, and the use of an answer to `policyd.core.engine`.
 """
 
@@ -30,8 +30,8 @@ OUT_OF_USE: Final = "out_of_use"  # the list's self-test was wrong, so it is not
 class ListAnswer(NamedTuple):
     """The answer of one list for one request.
 
-    `addresses` holds the addresses that a list answered with, as text; `reason` is why an answer is unknown.
-    `asked` is False if the request has nothing that this list could be asked for, which means *not listed*.
+    `addresses` holds the addresses in the list's answer, as text; `reason` is why an answer is unknown. `asked` is
+    False if the request has nothing to look up in this list, which means *not listed*.
     """
 
     status: ListStatus
@@ -45,12 +45,12 @@ NEVER_ASKED: Final = ListAnswer(ListStatus.NOT_LISTED, asked=False)
 
 
 def unknown(reason: str, addresses: tuple[str, ...] = ()) -> ListAnswer:
-    """Returns the answer that nothing is known, with the reason."""
+    """Returns an unknown answer with its reason."""
     return ListAnswer(ListStatus.UNKNOWN, addresses, reason)
 
 
 def combine(answers: Iterable[ListAnswer]) -> ListAnswer:
-    """Returns one answer for several: listed if one says so, else unknown if one is, else not listed."""
+    """Combines several answers: listed if any is listed, else unknown if any is unknown, else not listed."""
     answers = tuple(answers)
     if len(answers) == 1:
         return answers[0]

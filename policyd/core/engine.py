@@ -1,12 +1,12 @@
 """The decision on one request: `decide(ruleset, request, facts, today)`, or an `Inquiry` where facts come bit by bit.
 
-The engine asks for facts instead of fetching them. Where a rule that could still decide needs a fact that is not
-there, the answer is `Needs`, which names everything that this rule and those after it may still need; the caller gets
-it, tells the `Inquiry`, and asks again.
+The engine asks for facts instead of fetching them. If a rule that could still decide needs a missing fact, the result
+is `Needs`, which names every fact that this rule and the rules after it may still need; the caller gets these facts,
+passes them to the `Inquiry`, and asks again.
 
-A condition on the client's identity holds, does not hold, or is unknown, and two principles say which, whatever the
-rules are. They turn on whether holding would let the client through: it does in the match of a DUNNO rule and in
-the exceptions of any other, the *exempting* places.
+A condition on the client's identity holds, does not hold, or is unknown, by two principles that no rule can change.
+They depend on whether the condition, if it held, would let the client through: it would in the match of a DUNNO rule
+and in the exceptions of any other rule, the *exempting* places.
 
 1. A lie about its name can get a client blocked, never let through: in exempting places only verified names are
    seen; elsewhere the verified ones, or else every claimed one.
@@ -46,11 +46,11 @@ class Decision(NamedTuple):
     """The ruleset's decision on one request.
 
     `rule` is None if the default decided. `verb`, `code` and `text` (a template, as in `Action`) are the decision,
-    which Postfix is told unless `observing`, the top-level `mode: observe`, holds it back. `downgraded` says that the
-    verb would be REJECT but for a failure of DNS. `observed` names the observed rules above that matched. `identity`
+    which Postfix is told unless `observing`, the top-level `mode: observe`, holds it back. `downgraded` means that
+    without a DNS failure the verb would be REJECT. `observed` names the observed rules above that matched. `identity`
     is None if the decision did not need it. `lists` has the answers of DNS lists by name, and `listed_by` the list that
     the deciding rule's match rests on. `owner` is that of the client's address, None if the ruleset declares no
-    database of networks. `greylist` is what greylisting said, if it was asked, and `counter_value` the value of the
+    database of networks. `greylist` is the result of greylisting, if it was asked, and `counter_value` the value of the
     counter that the deciding rule's match rests on.
     """
 
@@ -91,11 +91,11 @@ class Outcome(Enum):
     YES = "yes"
     NO = "no"
     UNKNOWN = "unknown"  # DNS failed: of a DUNNO rule, it might have let the client through
-    IN_DOUBT = "in doubt"  # of any other rule: yes, but a failure of DNS had a part in it
+    IN_DOUBT = "in doubt"  # of any other rule: yes, but it depends on a DNS failure
     NEEDED = "needs facts"
 
 
-# To look up a member of an Enum takes 0.1 us before Python 3.12, a tenth of what a rule takes; a name takes nothing.
+# Before Python 3.12, looking up an Enum member takes 0.1 us, a tenth of the cost of a rule; a global name is free.
 _NOTHING: Final = Needs()
 _YES: Final = Outcome.YES
 _NO: Final = Outcome.NO
@@ -112,15 +112,15 @@ _LISTED: Final = ListStatus.LISTED
 _NOT_LISTED: Final = ListStatus.NOT_LISTED
 _NOT_KNOWN: Final = ListStatus.UNKNOWN
 
-# Outcomes of a rule that may still leave a doubt.
+# Outcomes of a rule that may still turn a REJECT into a DEFER.
 _OPEN: Final = (_UNKNOWN, _NEEDED)
 
-# Which of two outcomes of parts of a rule is the rule's.
+# Precedence of outcomes when two parts of a rule are combined.
 _RANKS: Final = {outcome: rank for rank, outcome in enumerate((_YES, _IN_DOUBT, _UNKNOWN, _NEEDED, _NO))}
 
 
 def _worse(one: Outcome, other: Outcome) -> Outcome:
-    """Which of the outcomes of two parts of a rule is the rule's."""
+    """Combines the outcomes of two parts of a rule."""
     if one is other or other is _YES:
         return one
     return other if one is _YES or _RANKS[one] < _RANKS[other] else one
@@ -130,7 +130,7 @@ def _worse(one: Outcome, other: Outcome) -> Outcome:
 class RuleTrace:
     """One rule of a trace: its outcome, and that of each condition of its match and of its exceptions.
 
-    Every condition is looked at, also after the one that settles the rule.
+    Every condition is checked, also after the outcome is clear.
     """
 
     rule: Rule
@@ -146,14 +146,14 @@ def decide(ruleset: Ruleset, request: Request, facts: Facts, today: datetime.dat
 
 
 def decide_fully(ruleset: Ruleset, request: Request, facts: Facts, today: datetime.date) -> Decision:
-    """Decides one request of which every fact is given: in a log, or in a test of the ruleset."""
+    """Decides a request with all its facts, from a log or from a test of the ruleset."""
     decision = decide(ruleset, request, facts, today)
     assert not isinstance(decision, Needs)
     return decision
 
 
 def trace(ruleset: Ruleset, request: Request, facts: Facts, today: datetime.date) -> list[RuleTrace]:
-    """Returns each rule from the top to the deciding one, with its outcome: what `explain` shows.
+    """Returns each rule from the top to the deciding one, with its outcome, for `explain`.
 
     It ends at the first rule that needs a fact which is not given.
     """
@@ -161,10 +161,10 @@ def trace(ruleset: Ruleset, request: Request, facts: Facts, today: datetime.date
 
 
 class Inquiry:
-    """One request under one ruleset, on its way to a decision.
+    """One request under one ruleset, until its decision.
 
-    It begins with the facts that are there, and ends when `decide` returns a decision.
-    Until then `decide` returns what it needs, and `learn_identity` and `learn_lists` take it.
+    Begins with the facts that are known, and ends when `decide` returns a decision. Until then `decide` returns the
+    facts that it needs, and `learn_identity` and `learn_lists` take them.
     """
 
     __slots__ = (
@@ -197,16 +197,16 @@ class Inquiry:
         *,
         trust_postfix: bool = False,
     ) -> None:
-        """With `trust_postfix`, as in the settings (`dns.trust_postfix`), the identity is the one that Postfix says."""
+        """With `trust_postfix` (the setting `dns.trust_postfix`), the identity is taken from Postfix's attributes."""
         self.ruleset = ruleset
         self.request = request
         self._index = index = ruleset.index
-        # What is known of the client, whether or not the decision needs it.
+        # The client's identity, even if the decision does not need it.
         self.identity, self.lists, self.owner, self.counters, self.greylist = facts
         if self.owner is None and ruleset.owners is not None:
             self.owner = ruleset.owners.find(request)
         self.is_network_known = False  # it has passed greylisting, so no name is needed for that
-        self.memory: Any = None  # what memory has noted of the request, for the caller
+        self.memory: Any = None  # memory's notes on the request, for the caller
         self._today = today
         self._trusts_postfix = trust_postfix
         if trust_postfix:
@@ -214,7 +214,7 @@ class Inquiry:
         self._found: list[Hits | None] = [None] * len(index.lookups)
 
     def learn_identity(self, identity: Identity) -> None:
-        """Takes the client's reverse DNS. If its PTR names could not be had, the name that Postfix found stands in."""
+        """Takes the client's reverse DNS. If the PTR lookup failed, Postfix's name takes the place of the PTR names."""
         if self._trusts_postfix:
             identity = with_claimed(identity, self.request.get("reverse_client_name"))
         self.identity = identity
@@ -224,7 +224,7 @@ class Inquiry:
         self.lists = {**self.lists, **answers}
 
     def learn_counters(self, values: Mapping[str, int]) -> None:
-        """Takes the values of counters, by name; without those that do not count the request."""
+        """Takes the values of counters, by name; counters that do not count the request are left out."""
         self.counters = values
         if self._index.counter_lookup >= 0:
             self._found[self._index.counter_lookup] = None
@@ -248,7 +248,7 @@ class Inquiry:
     def decide(self) -> Decision | Needs:
         """Tries the rules that lookups bring up, in order; a lookup is made when its first rule has its turn."""
         self._start()
-        pending: list[int] = []  # rules brought up and not yet tried, the next one last
+        pending: list[int] = []  # candidate rules not yet tried, the next rule last
         for bucket in self._index.buckets:
             while pending and pending[-1] < bucket.first:
                 settled = self._settle(pending.pop())
@@ -285,9 +285,9 @@ class Inquiry:
         return traces
 
     def _settle(self, number: int) -> Decision | Needs | None:
-        """Tries one rule: the decision if it is the one, None to go on.
+        """Tries one rule: returns the decision, or None to go on.
 
-        Once a fact is needed, the rules below are only tried for the facts that they may need as well.
+        Once a fact is needed, the rules below are tried only for the facts that they may need.
         """
         rule = self.ruleset.rules[number]
         if rule.expires is not None and rule.expired(self._today):
@@ -314,7 +314,7 @@ class Inquiry:
         return self._decision(rule, rule.action, in_doubt=outcome is _IN_DOUBT)
 
     def _need(self, plan: Plan, lists: set[str]) -> None:
-        """Adds the facts that a rule waits for, of which `lists` are the DNS lists, to those that are needed."""
+        """Adds the facts that a rule waits for to the needed facts; `lists` are the DNS lists among them."""
         identity = self.identity is None and bool(plan.match_identity or plan.exceptions_identity)
         if self.identity is None and self._index.hostname_lists and lists:
             by_hostname = lists & self._index.hostname_lists
@@ -341,7 +341,7 @@ class Inquiry:
         return [name for name in term.names if self._list_status(name, exempting=exempting) is None]
 
     def _needs_everything(self) -> bool:
-        """Whether the rules below can need nothing else."""
+        """Whether every fact that the rules below can need is already needed."""
         needs, every = self._needs, self._index.needs
         if needs.identity is not (every.identity and self.identity is None):
             return False
@@ -397,7 +397,7 @@ class Inquiry:
     # --- Which rules come up ----------------------------------------------------------------------------------------
 
     def _bring_up(self, bucket: RuleBucket) -> tuple[int, ...]:
-        """The rules that are worth trying because of a lookup that needs the identity, or of DNS lists."""
+        """Candidate rules of lookups that need the identity, and of DNS lists."""
         if bucket.lookup < 0:
             return self._bring_up_listed(bucket)
         first = bucket.first if bucket.surely_needed else self._first_open(bucket.rules)
@@ -409,15 +409,16 @@ class Inquiry:
             self._identity_from = first
         found = self._find(bucket.lookup).rules
         if self.identity.status is _ERROR and not self._doubt:
-            # A DUNNO rule that no name brings up may be unknown all the same; one such rule is enough.
+            # A DUNNO rule may be unknown although no name finds it; one such rule is enough.
             unknown = self._first_unknown(bucket.exempting)
             if unknown is not None and unknown not in found:
                 return tuple(sorted((*found, unknown)))
         return found
 
     def _bring_up_listed(self, bucket: RuleBucket) -> tuple[int, ...]:
-        """The rules filed under `listed` that are worth trying: for a list without an answer the first that waits for
-        it, for one that says *listed* all, for one that is unknown the first DUNNO rule that is."""
+        """Candidate rules filed under `listed`: for a list without an answer, the first rule that waits for it; for a
+        list that says *listed*, all; for an unknown list, the first DUNNO rule that is unknown.
+        """
         lists, hostname_lists = self.lists, self._index.hostname_lists
         if not lists:
             return tuple(sorted(self._waiting_for_lists(bucket))) if self._any_fits(bucket.rules) else ()
@@ -448,7 +449,7 @@ class Inquiry:
     def _waiting_for_lists(self, bucket: RuleBucket) -> list[int]:
         """For each DNS list without an answer the first rule that waits for it."""
         lists, hostname_lists = self.lists, self._index.hostname_lists
-        waits_for: dict[int, set[str]] = {}  # by rule, empty for one that does not wait
+        waits_for: dict[int, set[str]] = {}  # by rule; empty for a rule that does not wait
         named: dict[str, int] = {}  # lists that the rules so far wait for, with the first of these rules
         for each in bucket.lists:
             if each.name in lists and each.name not in hostname_lists:
@@ -482,7 +483,7 @@ class Inquiry:
         return self._missing_lists(plan, exempting=rule.action.verb is _DUNNO)
 
     def _first_open(self, numbers: tuple[int, ...]) -> int | None:
-        """The first of these rules that only facts can settle."""
+        """The first of these rules whose outcome depends on missing facts."""
         rules, plans = self.ruleset.rules, self._index.plans
         for number in numbers:
             rule, plan = rules[number], plans[number]
@@ -509,7 +510,7 @@ class Inquiry:
             return _NO
         if plan.lists is None:
             return self._try_names(rule, plan)
-        # What a list says can settle the rule without the names, and the other way round.
+        # A list's answer may settle the rule without the names, and the names without the list.
         outcome = self._try_lists(plan.lists, exempting=rule.action.verb is _DUNNO)
         return outcome if outcome is _NO else _worse(outcome, self._try_names(rule, plan))
 
@@ -526,12 +527,12 @@ class Inquiry:
         if self._identity_from is None or rule.number < self._identity_from:
             self._identity_from = rule.number
         if self.identity.status is _VERIFIED:
-            # All is known and true, for most clients: the two principles have nothing to say.
+            # For most clients all names are known and verified, so the two principles do not apply.
             return _YES if self._fits(plan.match_identity, plan.exceptions_identity) else _NO
         return self._try_identity(plan, exempting=rule.action.verb is _DUNNO)
 
     def _fits(self, match: Pairs, exceptions: Pairs) -> bool:
-        """Whether the lookups find all of these conditions, and none of these exceptions."""
+        """Whether all of these conditions and none of these exceptions hold."""
         for lookup, number in match:
             if number not in self._find(lookup).conditions:
                 return False
@@ -552,7 +553,7 @@ class Inquiry:
         for lookup, number in plan.exceptions_identity:
             holds = self._holds(lookup, number, exempting=not exempting)
             if holds is _YES:
-                # But for the failure, this DUNNO rule might have let the client through.
+                # Without the failure, this DUNNO rule might have let the client through.
                 return _UNKNOWN if exempting and failed else _NO
             unknown |= holds is _UNKNOWN
         if exempting:
@@ -560,7 +561,7 @@ class Inquiry:
         return _IN_DOUBT if unknown or (failed and plan.match_identity) else _YES
 
     def _try_greylist(self, rule: Rule, outcome: Outcome) -> Outcome:
-        """Tries greylisting for a rule whose match holds, or may hold: the client was seen before, or waits."""
+        """Tries greylisting for a rule whose match holds, or may hold: the client is known, or must wait."""
         if self.request.get("protocol_state") != b"RCPT":
             return _NO
         if outcome is _NEEDED:
@@ -590,7 +591,7 @@ class Inquiry:
                 return _NO
             if holds is _IN_DOUBT:
                 holds = (
-                    _UNKNOWN  # but for the failure of reverse DNS, this DUNNO rule might have let the client through
+                    _UNKNOWN  # without the failure of reverse DNS, this DUNNO rule might have let the client through
                 )
             if holds is not _NO:
                 outcome = _worse(outcome, holds)
@@ -622,7 +623,7 @@ class Inquiry:
         return _IN_DOUBT if listed >= term.at_least else _UNKNOWN
 
     def _list_status(self, name: str, *, exempting: bool) -> ListStatus | None:
-        """Returns a list's answer, judged for this place; None if the list was not asked or the names not looked up."""
+        """Returns a list's status for this place; None if the list was not asked or the names were not looked up."""
         answer = self.lists.get(name)
         status = answer.status if answer is not None else None
         if name not in self._index.hostname_lists:
@@ -635,7 +636,7 @@ class Inquiry:
             return _NOT_LISTED if exempting or not identity.claimed else status
         if not identity.claimed or (exempting and not identity.names_known):
             return _NOT_KNOWN
-        # There, one that could not be looked up may still be verified later.
+        # There, a name whose lookup failed may still be verified later.
         return _NOT_KNOWN if exempting and status is _LISTED else status
 
     def _listed_by(self, rule: Rule) -> str:
@@ -689,7 +690,9 @@ class Inquiry:
         return found
 
     def _find_counters(self, lookup: int) -> Hits:
-        """Returns the hits of counters. While unknown, the values are needed, and all conditions count as holding."""
+        """Returns the hits of counters; while their values are unknown, needs them, and treats every condition as
+        holding.
+        """
         table = self._index.lookups[lookup]
         assert isinstance(table, CounterLookup)
         if self.counters is None:

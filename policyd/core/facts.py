@@ -1,4 +1,4 @@
-"""Facts about a client that do not stand in its request: what is known of them, and what is needed."""
+"""Facts about a client beyond its request: the known ones, and those that a decision needs."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ if TYPE_CHECKING:
     from policyd.core.identity import Identity
     from policyd.core.owners import Owner
 
-# What DNS lists say of a client if none has been asked. Never changed: an answer makes a new mapping.
+# The answers of DNS lists if no list has been asked. Never mutated: an answer makes a new mapping.
 NO_LISTS: Final[Mapping[str, ListAnswer]] = {}
 
 
 class Greylisted(StrEnum):
     """The results of greylisting a client: the words of the decision log's `greylist=`."""
 
-    NEW = "new"  # deferred: never seen, or too long ago
-    EARLY = "early"  # deferred: came again before its time
-    PASSED = "passed"  # came again in time; its network is known from now on
+    NEW = "new"  # deferred: not seen before, or not within `retry_within`
+    EARLY = "early"  # deferred: retried before `wait` was over
+    PASSED = "passed"  # retried in time; its network is known from now on
     KNOWN = "known"  # from a network that has passed
-    UNKNOWN = "unknown"  # let by: the shared memory is away, and this process does not know the client
+    UNKNOWN = "unknown"  # let through: the shared memory is unavailable, and this process does not know the client
 
     @property
     def deferred(self) -> bool:
-        """Whether the client is told to come again."""
+        """Whether the client is deferred."""
         return self is Greylisted.NEW or self is Greylisted.EARLY
 
 
 class Facts(NamedTuple):
-    """Facts known of a client beyond its request: None, or no answer of a list, for what is not known yet.
+    """Facts known of a client beyond its request. An unknown fact is None; an unknown answer of a list is missing.
 
     An `owner` that is not given is looked up in the databases of the ruleset, if it declares any.
     """
@@ -40,12 +40,12 @@ class Facts(NamedTuple):
     identity: Identity | None = None
     lists: Mapping[str, ListAnswer] = NO_LISTS
     owner: Owner | None = None
-    counters: Mapping[str, int] | None = None  # values by name; a counter that does not count the request is not there
+    counters: Mapping[str, int] | None = None  # values by name, without counters that do not count the request
     greylist: Greylisted | None = None
 
 
 class Known(Protocol):
-    """Anything that holds what is known of a client: what lookups look at."""
+    """The facts that lookups use; any object with these attributes."""
 
     @property
     def identity(self) -> Identity | None:
@@ -60,7 +60,7 @@ NOTHING_KNOWN: Final = Facts()
 
 
 class Needs(NamedTuple):
-    """The facts without which there is no decision: everything that the rules from there on may need."""
+    """The facts without which there is no decision: every fact that the remaining rules may need."""
 
     identity: bool = False
     lists: frozenset[str] = frozenset()  # names of DNS lists; those asked by host name once the identity is known

@@ -1,7 +1,7 @@
 """Maps the numbers of a table to the conditions of a ruleset.
 
-A number stands for a combination of lists: a *mask*, an integer with a bit for each list that has the entry. Which
-conditions use a list, and which rules are filed under these, a table does not know.
+A number stands for a combination of lists: a *mask*, an integer with a bit for each list that has the entry. A table
+knows neither the conditions that use a list nor the rules filed under these.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     # Hits by the number in a table.
     HitsByNumber: TypeAlias = "list[Hits] | LazyHits"
 
-# Conditions in all combinations of a table together; with more, Hits are made when a lookup first finds them. 10,000
+# Maximum sum of conditions over a table's combinations; above it, Hits are made when a lookup first finds them. 10,000
 # rules with an entry each make 10,000; an element takes 60 bytes.
 MAX_EAGER = 1_000_000
 
-# Hits that are kept of those; 1 kB each.
+# Maximum number of Hits made in that way and kept; 1 kB each.
 MAX_LAZY = 20_000
 
 
 def hits_of(conditions: Iterable[int], rule_of: Mapping[int, int]) -> Hits:
-    """Returns the hits of a lookup that finds these conditions; `rule_of` maps a condition to its indexed rule."""
+    """Returns the hits for these conditions; `rule_of` maps a condition to its indexed rule."""
     found = frozenset(conditions)
     return Hits(found, tuple(sorted({rule_of[condition] for condition in found if condition in rule_of})))
 
@@ -55,7 +55,7 @@ def _conditions(mask: int, users: Sequence[frozenset[int]]) -> frozenset[int]:
 
 
 class LazyHits(dict[int, Hits]):
-    """Hits by number, made when they are first asked for, at most MAX_LAZY of them at a time."""
+    """Hits by number, made at first use; at most MAX_LAZY are kept."""
 
     def __init__(self, masks: Buffer, width: int, users: Sequence[frozenset[int]], rule_of: Mapping[int, int]) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class LazyHits(dict[int, Hits]):
 
     @classmethod
     def of(cls, masks: Sequence[int], users: Sequence[frozenset[int]], rule_of: Mapping[int, int]) -> LazyHits:
-        """Of these masks, which are put one after the other."""
+        """Makes the Hits from these masks, given as their concatenated bytes."""
         width = len(users) + 7 >> 3
         return cls(b"".join(mask.to_bytes(width) for mask in masks), width, users, rule_of)
 

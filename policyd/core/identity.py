@@ -1,6 +1,6 @@
-"""The client's identity as reverse DNS tells it: status, names, the reason of an error; and what Postfix says of it.
+"""The client's identity: the status of its reverse DNS, its names, the reason of an error.
 
-`policyd.dns.identify` finds it out.
+`policyd.dns.identify` looks it up; Postfix's attributes can replace it.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class Reason(StrEnum):
 
 class Identity(NamedTuple):
     """The names and the status of a client. Names are lower case, without the trailing dot, as the bytes that DNS (or
-    Postfix) gave: nothing is said of their form, so escape them before they go anywhere.
+    Postfix) gave: they may have any form, so escape them before they are printed.
 
-    `verified` is sorted and not empty exactly where the status is `verified`; `claimed` holds the PTR names that
-    did not verify, sorted. `names_known` says, under `error`, that the PTR lookup succeeded, so that `claimed` is
-    all of them. `seconds` is the time that the lookup took.
+    `verified` is sorted, and not empty exactly if the status is `verified`; `claimed` holds the PTR names that did not
+    verify, sorted. `names_known` says, under `error`, that the PTR lookup succeeded, so that `claimed` is all of them.
+    `seconds` is the time that the lookup took.
     """
 
     status: Status
@@ -82,10 +82,9 @@ def told_identity(
     claimed: Iterable[bytes] = (),
     reason: Reason | None = None,
 ) -> Identity:
-    """Returns the identity that a log, a test or the command line tells: a status and folded names.
+    """Returns the identity given by a log, a test or the command line: a status and folded names.
 
-    Under `error` the reason is `servfail` unless it is given, and the names count as all that there are, if there are
-    any.
+    For `error` the reason is `servfail` unless given, and any given names count as the complete list.
     """
     names, others = tuple(sorted(verified)), tuple(sorted(claimed))
     if status is not Status.ERROR:
@@ -103,8 +102,7 @@ def identity_from_postfix(request: Request) -> Identity | None:
 
 
 def with_claimed(identity: Identity, claimed: bytes) -> Identity:
-    """Returns the identity with Postfix's `reverse_client_name` as the claimed name, if the PTR names could not be
-    had."""
+    """Returns the identity with Postfix's `reverse_client_name` as the claimed name if the PTR lookup failed."""
     if identity.names_known or not claimed or claimed == b"unknown":
         return identity
     name = fold_name(claimed)

@@ -1,4 +1,4 @@
-"""From what a request carries to the conditions that hold, in time that does not grow with the ruleset.
+"""Finds the conditions that hold for a request, in time that does not grow with the ruleset.
 
 All entries of all rules are in a few tables (`policyd.core.tables`): one of address ranges, one of names for each
 attribute that is a host name or a mail address's domain, one of exact values, one set of expressions for each
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class ListUsers(NamedTuple):
-    """The rules of a bucket that a DNS list is for, in order."""
+    """The rules of a bucket that use a DNS list, in order."""
 
     name: str
     users: tuple[int, ...]  # all rules with the list in their match or except
@@ -32,28 +32,28 @@ class ListUsers(NamedTuple):
 class RuleBucket(NamedTuple):
     """A lookup, and the rules that are filed under conditions which it answers.
 
-    The rules filed under `listed` are one bucket, whose lookup is LISTED; what brings them up is in `lists`.
+    The rules filed under `listed` are one bucket, whose lookup is LISTED; `lists` says which list finds which rules.
     """
 
     lookup: int  # its place in `Index.lookups`
-    first: int  # the first such rule: until the ruleset has come to it, the lookup need not be made
+    first: int  # the first such rule: the lookup is not needed before it comes up
     needs_facts: bool  # the client's identity or DNS lists
-    surely_needed: bool  # whether nothing but the identity can rule `first` out
+    surely_needed: bool  # whether only the identity can rule out `first`
     rules: tuple[int, ...]  # all such rules, in order; only where `needs_facts`
     exempting: tuple[int, ...]  # of these, the enforcing DUNNO rules
     lists: tuple[ListUsers, ...]  # the DNS lists that these rules use
 
 
-# The place of a lookup that is not made: what DNS lists say is passed in.
+# The place of the DNS lists, which have no lookup: their answers are passed in.
 LISTED: Final = -1
 
 
-# A lookup's place and a condition's number, of each of some conditions.
+# Pairs of a lookup's place and a condition's number.
 Pairs: TypeAlias = "tuple[tuple[int, int], ...]"
 
 
 class ListTerm(NamedTuple):
-    """A `listed` condition: so many of these lists say *listed*."""
+    """A `listed` condition: at least this number of these lists must say *listed*."""
 
     names: tuple[str, ...]
     at_least: int
@@ -77,19 +77,19 @@ class Plan(NamedTuple):
 
     match: Pairs  # without the condition under which the rule is filed
     exceptions: Pairs
-    match_identity: Pairs  # what needs the client's identity, all of it
+    match_identity: Pairs  # all conditions that need the client's identity
     exceptions_identity: Pairs
     lists: ListTerms | None = None
 
 
 class Index(NamedTuple):
-    """Everything that the engine asks while it decides."""
+    """The lookups and plans that the engine uses to decide."""
 
     lookups: tuple[Lookup, ...]
     buckets: tuple[RuleBucket, ...]  # by `first`
     plans: tuple[Plan, ...]  # by the rule's number
     lookup_of: tuple[int, ...]  # by the condition's number
-    needs: Needs  # everything that any of the rules may need
+    needs: Needs  # all facts that any rule may need
     list_terms: Mapping[int, ListTerm]  # by the number of a `listed` condition
     hostname_lists: AbstractSet[str]  # DNS lists that are asked for host names
     counter_lookup: int = -1  # the place of the lookup of counters, if there is one
@@ -116,9 +116,9 @@ class Counted(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Ruleset:
-    """Rules in order, what decides if none of them does, and the index over all of their entries.
+    """The rules in order, the default action, and the index over all entries.
 
-    `observe` is the top-level `mode: observe`: everything is decided, and every answer is DUNNO. `hash` is the
+    `observe` is the top-level `mode: observe`: decisions are made and logged, and every answer is DUNNO. `hash` is the
     first 8 hexadecimal digits of the SHA-256 over the rules file and each list file in order of appearance. `owners`
     are the databases of networks, None if none is declared.
     """

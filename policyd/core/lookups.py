@@ -1,7 +1,6 @@
-"""One class for each way to look at a request: each answers with the conditions that hold.
+"""One class for each way to compare a request with the conditions of the ruleset.
 
-A lookup answers with `Hits`: the numbers of the conditions that hold, and the numbers of the rules that are worth
-trying because of it.
+A lookup returns `Hits`: the numbers of the conditions that hold, and of the rules filed under them.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def _sender_of(request: Request) -> bytes | None:
-    """The sender, empty for the null sender; None before MAIL, where an empty one says nothing."""
+    """The sender, empty for the null sender; None before MAIL, when an empty sender means nothing."""
     return request.get("sender") if request.get("protocol_state") in SENDER_STATES else None
 
 
@@ -35,7 +34,7 @@ def _recipient_of(request: Request) -> bytes | None:
     return request.get("recipient") or None
 
 
-# Of every other attribute, the text is the attribute.
+# For all other attributes, the text is the attribute's value.
 _TEXT_OF: Mapping[str, Callable[[Request], bytes | None]] = {"sender": _sender_of, "recipient": _recipient_of}
 
 
@@ -67,7 +66,7 @@ class AddressLookup:
 
 
 class DomainTable:
-    """Names -> the conditions that a name satisfies by being one of them or by lying under one.
+    """Maps names to the conditions that hold for the name itself or for names under it.
 
     Each key stands for two sets of conditions: those that hold for this very name, and those that hold for the
     names under it. So exact names, suffixes, and suffixes with a leading dot are one walk over one table, or over the
@@ -158,10 +157,10 @@ class ValueLookup:
 
 
 class _ExpressionSet:
-    """Expressions compiled by RE2 into one automaton. Raises re2.error where it cannot."""
+    """Expressions compiled by RE2 into one automaton. Raises re2.error if RE2 cannot compile them."""
 
-    # RE2's budget in bytes for the automaton: a base, and for each expression the amount that names which match a long
-    # list of patterns were seen to need. With too little, RE2 drops its states and rebuilds them at almost every name.
+    # RE2's budget in bytes for the automaton: a base, and an amount for each expression, measured with names that match
+    # a long list of patterns. With less memory, RE2 drops its states and rebuilds them at almost every name.
     MEMORY = 8 << 20
     MEMORY_EACH = 16 << 10
 
@@ -173,15 +172,15 @@ class _ExpressionSet:
         self.match = compiled.Match  # UTF-8 -> the places of the expressions that are found in it
 
 
-# The sets in use. Compiling one holds up requests (19 ms for 1,671 expressions), and most reloads bring the same
-# expressions: they share the set with the ruleset that they replace.
+# The sets in use. Compiling a set delays requests (19 ms for 1,671 expressions), and most reloads have the same
+# expressions, so the new ruleset shares the set of the old one.
 _sets: WeakValueDictionary[tuple[str, ...], _ExpressionSet] = WeakValueDictionary()
 
 
 class ExpressionTable:
     """All expressions on one attribute: one pass over the text, however many there are.
 
-    Raises re2.error where RE2 cannot compile them together.
+    Raises re2.error if RE2 cannot compile them together.
     """
 
     def __init__(self, expressions: tuple[str, ...], hits: tuple[Hits, ...]) -> None:
@@ -229,8 +228,7 @@ class ExpressionLookup:
 
 
 class HostnameLookup:
-    """`hostname`, `hostname_suffix` or `hostname_regex`: what the verified names satisfy or, where none verified,
-    the claimed ones."""
+    """`hostname`, `hostname_suffix` or `hostname_regex`: the verified names, or else the claimed names."""
 
     def __init__(self, table: DomainTable | ExpressionTable) -> None:
         self.table = table
@@ -316,7 +314,9 @@ class CountryLookup:
 
 
 class CounterLookup:
-    """`counter`: the conditions whose number is reached. Counters are passed in: they do not stand in the request."""
+    """`counter`: the conditions whose number is reached. The values are passed in, because the request does not have
+    them.
+    """
 
     def __init__(self, terms: Iterable[tuple[str, int, int]], hits: Mapping[int, Hits]) -> None:
         """Takes (counter, least value, condition) of every comparison, and the hits of each condition."""
@@ -359,8 +359,8 @@ Lookup: TypeAlias = (
 
 
 def merge(found: Sequence[Hits]) -> Hits:
-    """All of these hits as one."""
-    if len(found) == 2:  # mostly one of them is nothing
+    """Combines hits."""
+    if len(found) == 2:  # usually at most one is not empty
         if not found[0].conditions:
             return found[1]
         if not found[1].conditions:

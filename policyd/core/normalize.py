@@ -1,4 +1,4 @@
-"""The forms in which names and values are compared, and in which expressions see them."""
+"""Normalizes names and values for comparison and for expressions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def fold_value(value: bytes) -> bytes:
 def fold_name(name: bytes) -> bytes:
     """Returns the form in which host names and domains are compared: lower case, A-labels, no trailing dot.
 
-    A name that has no A-label form (UTS 46) is compared as it is. One that is too long to be a name is empty.
+    A name that has no A-label form (UTS 46) is compared as it is. A text that is too long to be a name becomes empty.
     """
     if len(name) > MAX_NAME + 1:
         return b""

@@ -1,6 +1,6 @@
 """Owners of addresses: the autonomous system that announces an address, and the country of its network.
 
-The data come from files that `policyd.config.databases` has read. Nothing is asked of the network.
+The data come from files that `policyd.config.databases` has read. No network is used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Owner(NamedTuple):
 
 NO_OWNER = Owner()
 
-# Makes an Owner in half the time that its constructor takes, which is written in Python; one is made for each request.
+# Makes an Owner in half the time of its constructor, which is written in Python; each request makes one.
 _new = tuple.__new__
 
 
@@ -45,7 +45,7 @@ class Source(Protocol):
 
 @runtime_checkable
 class InMemoryFile(Protocol):
-    """A source whose content lies in a memory file, and which another process opens by a descriptor of it."""
+    """A source whose content is in a memory file, which another process opens by its descriptor."""
 
     descriptor: int
 
@@ -54,7 +54,7 @@ class InMemoryFile(Protocol):
 
 
 class Owners:
-    """The databases that a ruleset declares, or None; the same object twice where one file serves both."""
+    """The databases that a ruleset declares, or None; the same object twice if one file serves both."""
 
     __slots__ = ("asn", "country")
 
@@ -63,7 +63,7 @@ class Owners:
         self.country = country
 
     def find(self, request: Request) -> Owner:
-        """The owner of the client's address. What is not an address has no owner."""
+        """The owner of the client's address; no owner if the text is not an address."""
         address = request.address
         if address is None:
             return NO_OWNER
@@ -81,7 +81,7 @@ class Owners:
 
     @property
     def descriptors(self) -> list[int]:
-        """Of memory files, in the process that read the databases: what `adopt` wants in another one."""
+        """Descriptors of memory files, in the process that read the databases; for `adopt` in another process."""
         return [source.descriptor for source in self._sources() if isinstance(source, InMemoryFile)]
 
     def adopt(self, descriptors: Sequence[int]) -> None:

@@ -1,6 +1,7 @@
-"""Text of others in messages of our own: one line of it stays one line, and does nothing to a terminal.
+"""Escapes text from files, clients, name servers and Postfix for messages: it stays on one line and cannot control a
+terminal.
 
-Text of a file, a client, a name server or Postfix is escaped here. The caller decides how much of it is shown.
+The caller decides how much of it is shown.
 """
 
 from __future__ import annotations

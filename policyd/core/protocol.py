@@ -1,12 +1,12 @@
 """The Postfix policy delegation protocol, without I/O: bytes in, requests out; decisions in, bytes out.
 
-https://www.postfix.org/SMTPD_POLICY_README.html: a request is lines `name=value`, each ended by LF, and an empty
-line; an answer is `action=...` and an empty line. A `RequestParser` belongs to one connection. It frames on the
-empty line first and looks at attributes only then, so a request may arrive split anywhere or glued to the next.
-Values stay bytes: nothing here decodes what a client sent.
+https://www.postfix.org/SMTPD_POLICY_README.html: a request is lines `name=value`, each ended by LF, and an empty line;
+an answer is `action=...` and an empty line. A `RequestParser` belongs to one connection. It looks for the empty line
+before it parses attributes, so a request may arrive in pieces or together with the next. Values stay bytes: nothing
+here decodes a client's text.
 
-Postfix sends the same attributes in the same order in every request. For each such layout, once seen, one expression
-frames, checks and extracts a request in a single pass; every other request takes the general path.
+Postfix sends the same attributes in the same order in every request. For each layout that was seen, one expression
+finds, checks and extracts a request in a single pass; every other request takes the general path.
 """
 
 from __future__ import annotations
@@ -60,21 +60,21 @@ ATTRIBUTES = (
     "mail_version",
 )
 
-# The states in which Postfix knows a sender; elsewhere an empty `sender` says nothing.
+# The states in which Postfix knows a sender; in other states an empty `sender` means nothing.
 SENDER_STATES = frozenset({b"MAIL", b"RCPT", b"DATA", b"END-OF-MESSAGE"})
 
 # The value of `request` in every request of this protocol.
 REQUEST_TYPE = b"smtpd_access_policy"
 
-# An attribute that Postfix never sends. A request with it asks who answers here, and wants no decision.
+# An attribute that Postfix never sends. A request with it asks which program answers, not for a decision.
 PROBE = b"policyd_probe"
 
-# Bytes of a request at most. Postfix's own attributes stay below 10 KB: a sender, recipient or certificate subject
-# has at most `line_length_limit` (2048) bytes. It bounds the memory of one connection.
+# Maximum bytes of a request; bounds the memory of a connection. Postfix's requests stay below 10 KB: a sender,
+# recipient or certificate subject has at most `line_length_limit` (2048) bytes.
 REQUEST_BYTES = 65536
 
-# Layouts that get an expression. One Postfix has one or two layouts; the limit keeps a client that invents orders of
-# attributes from causing endless compiling. Requests with other layouts take the general path: slower, same result.
+# Maximum number of layouts that get an expression. A Postfix has one or two; the limit keeps a client that varies the
+# order of attributes from causing endless compiling. Other layouts take the general path: slower, same result.
 MAX_LAYOUTS = 16
 
 _KNOWN = frozenset(name.encode() for name in ATTRIBUTES)
@@ -84,7 +84,7 @@ class ProtocolError(Exception):
     """The peer does not speak the protocol; close the connection. The message is printable ASCII."""
 
 
-class ProbeReceived(Exception):  # noqa: N818 - not an error: the peer is `policyd doctor`, which asks for a name
+class ProbeReceived(Exception):  # noqa: N818 - not an error: the peer is `policyd doctor`, which asks for the version
     """A request with PROBE has arrived. The parser goes on with the next one."""
 
 
@@ -136,9 +136,9 @@ class Request:
 
 
 class Several:
-    """Attributes that are got together, in a fifth of the time that they take one by one.
+    """Gets several attributes together, in a fifth of the time that they take one by one.
 
-    It knows their places in the request before: requests of a layout share the mapping that says where values stand.
+    Remembers their places in the previous request: requests of a layout share the mapping from names to places.
     """
 
     __slots__ = ("_names", "places", "take")
@@ -149,7 +149,7 @@ class Several:
         self.find(self.places)
 
     def find(self, places: Mapping[str, int]) -> None:
-        """Makes `take`, which takes the values out of those of a request in which attributes stand like this."""
+        """Makes `take`, which gets the values from a request with this layout."""
         self.places = places
         wanted = [places.get(name) for name in self._names]
         self.take: Callable[[Sequence[bytes]], tuple[bytes, ...]]
@@ -175,7 +175,7 @@ class Layouts:
 
 
 class _Layout:
-    """The expression for one order of attributes. `.` is every byte but LF, and a group never gives back."""
+    """The expression for one order of attributes. `.` is every byte except LF, and groups are possessive."""
 
     __slots__ = ("match", "places")
 
@@ -203,7 +203,7 @@ class RequestParser:
         self._layout: _Layout | None = None
         self._buffer: bytes | bytearray = b""
         self._start = 0  # where the next request begins in the buffer
-        self._searched = 0  # up to here there is no empty line
+        self._searched = 0  # no empty line before this place
 
     @property
     def pending(self) -> int:
@@ -227,8 +227,8 @@ class RequestParser:
     def next_request(self) -> Request | None:
         """Returns the next request, or None if it has not arrived whole.
 
-        Raises ProtocolError if it is not a request: too long, a line without `=`, another type; and ProbeReceived
-        for one that asks for a name.
+        Raises ProtocolError if it is not a request: too long, a line without `=`, another type; and ProbeReceived for a
+        probe of `policyd doctor`.
         """
         buffer, start = self._buffer, self._start
         if start == len(buffer):
@@ -242,7 +242,7 @@ class RequestParser:
             raise ProtocolError("an empty request (no request=smtpd_access_policy)")
         # One byte back: the first of the two line ends may have been the last byte of an earlier read.
         end = buffer.find(b"\n\n", max(start, self._searched - 1))
-        # Without an empty line its end is at least two bytes away, or one where the line before it has ended.
+        # Without an empty line, at least two more bytes must arrive, or one if the last line is complete.
         least = end + 2 if end >= 0 else len(buffer) + (1 if buffer[-1] == 0x0A else 2)
         if least - start > self._request_bytes:
             raise ProtocolError(f"a request of more than {self._request_bytes} bytes")
@@ -291,7 +291,7 @@ class ProbeReply(NamedTuple):
     observes: bool
 
     def encode(self) -> bytes:
-        """The answer to a probe. Its action is one that every policy client understands."""
+        """The answer to a probe. Every policy client understands its action."""
         mode = "observe" if self.observes else "enforce"
         return f"action=DUNNO policyd {self.version} ruleset={self.ruleset} mode={mode}\n\n".encode("ascii")
 

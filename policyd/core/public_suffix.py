@@ -34,5 +34,5 @@ class RegistrableDomains:
         if not host or not may_be_host(name):
             return None
         above = self._cut(parent.decode("ascii")) if parent else None
-        # A parent without a registrable domain is a public suffix, so the name itself is what was registered.
+        # A parent without a registrable domain is a public suffix, so the name itself was registered.
         return above if above is not None else self._cut(name.decode("ascii"))

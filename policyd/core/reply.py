@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from policyd.core.identity import Identity
     from policyd.core.protocol import Request
 
-# Codes that Postfix would take from the front of a text (RFC 3463 section 2; RFC 5321 section 4.2).
+# Codes that Postfix would parse at the front of a text (RFC 3463 section 2; RFC 5321 section 4.2).
 _CODE = re.compile(r"[245](\.[0-9]{1,3}\.[0-9]{1,3}|[0-9]{2})(?![0-9])")
 
 _UNSAFE = re.compile(r"[^ -~]")
@@ -22,8 +22,8 @@ _UNSAFE = re.compile(r"[^ -~]")
 def reply_text(decision: Decision, request: Request, identity: Identity | None, decision_id: bytes) -> bytes:
     """Returns the code and text of an answer, or nothing: printable ASCII, at most MAX_TEXT bytes.
 
-    `identity` is what is known of the client, whether or not the decision needed it. What a client said appears with
-    `?` for everything that is not printable ASCII, and never where Postfix would take it for a code.
+    `identity` is the client's identity, even if the decision did not need it. In a client's text `?` replaces
+    everything that is not printable ASCII, and the text never stands where Postfix would parse it as a code.
     """
     if not decision.code and not decision.text:
         return b""
@@ -35,7 +35,7 @@ def reply_text(decision: Decision, request: Request, identity: Identity | None, 
     )
     code = decision.code
     if not code and _CODE.match(text):
-        code = "5.7.1" if decision.verb is Verb.REJECT else "4.7.1"  # what Postfix itself adds (access(5))
+        code = "5.7.1" if decision.verb is Verb.REJECT else "4.7.1"  # as Postfix does by default (access(5))
     return f"{code} {text or DEFAULT_TEXT}".lstrip()[:MAX_TEXT].rstrip().encode("ascii")
 
 

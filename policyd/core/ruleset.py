@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     import datetime
 
 
-# What policyd adds where a rule gives a code without text. Postfix before 3.11 reads past the end of a
-# reply that is a code alone and shows the text of an earlier one.
+# The text added to a code without text. Postfix before 3.11 mishandles a reply that is only a code, and shows the text
+# of an earlier reply.
 DEFAULT_TEXT = "Access denied"
 
 # A finished text is cut here. RFC 5321 section 4.5.3.1.5 allows a reply line of 512 octets, of which Postfix
 # spends some on the code, the client's name and address, and the restriction's name.
 MAX_TEXT = 200
 
-# The rule name under which `default` appears to `{rule}` and to a ruleset's tests.
+# The rule name of `default` in `{rule}` and in a ruleset's tests.
 DEFAULT_RULE = "default"
 
 
@@ -32,7 +32,7 @@ class Verb(StrEnum):
     REJECT = "REJECT"
     DEFER = "DEFER"
     DEFER_IF_PERMIT = "DEFER_IF_PERMIT"
-    GREYLIST = "GREYLIST"  # DEFER_IF_PERMIT until the client has come again
+    GREYLIST = "GREYLIST"  # DEFER_IF_PERMIT until the client retries in time
     DUNNO = "DUNNO"
 
 
@@ -45,21 +45,21 @@ class Kind(Enum):
     DOMAIN = "domain"  # a host name or a mail address's domain, or a name under it (leading dot: only under it)
     VALUE = "value"  # a mail address or any other attribute, exactly
     EXPRESSION = "expression"  # an RE2 expression is found
-    LISTED = "listed"  # so many of these DNS lists say that they list it
+    LISTED = "listed"  # at least a number of these DNS lists say *listed*
     GENERIC = "generic"  # the host name contains the client's own address
     COUNTER = "counter"  # a counter has reached a number
 
 
 class Subject(StrEnum):
-    """The subject of a condition that does not look at an attribute of the request."""
+    """The subject of a condition that does not compare an attribute of the request."""
 
-    HOSTNAME = "hostname"  # the client's host name, verified or claimed: policyd.core.engine says which is seen
+    HOSTNAME = "hostname"  # the client's host name, verified or claimed: policyd.core.engine says which is compared
     REVERSE_DNS = "reverse_dns"
-    LISTED = "listed"  # what DNS lists say
+    LISTED = "listed"  # the answers of DNS lists
     ASN = "asn"  # the autonomous system that announces the client's address
     ASN_NAME = "asn_name"
     COUNTRY = "country"
-    COUNTER = "counter"  # what clients did before
+    COUNTER = "counter"  # earlier requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +76,16 @@ class Condition:
     kind: Kind
     values: tuple[str, ...]
     number: int
-    at_least: int = 1  # of `listed`: how many of the lists must say so
+    at_least: int = 1  # of `listed`: the number of lists that must say *listed*
 
     @property
     def needs_facts(self) -> bool:
-        """Whether the request alone cannot tell if it holds."""
+        """Whether it needs facts that the request does not have."""
         return self.needs_identity or self.kind is Kind.LISTED
 
     @property
     def needs_identity(self) -> bool:
-        """Whether the condition looks at the client's reverse DNS."""
+        """Whether the condition needs the client's reverse DNS."""
         return self.subject == Subject.HOSTNAME or self.subject == Subject.REVERSE_DNS  # noqa: PLR1714 - no set is built on each call
 
 

@@ -58,7 +58,7 @@ class Networks:
 
 
 class Repetitions:
-    """Entries of a list that an earlier entry of the list equals: their number, and at most MAX_KEPT of them."""
+    """Entries of a list that repeat an earlier entry: their number, and at most MAX_KEPT of them."""
 
     MAX_KEPT = 1000
 
@@ -129,7 +129,7 @@ class RangeTable:
     def number4(self, address: int) -> int:
         """The number of the range that contains an IPv4 address; 0 for none."""
         top, block = self._top, address >> 16
-        # There is always a range that starts at 0, so the place found is never -1.
+        # A range always starts at 0, so the place found is never -1.
         return self._numbers4[bisect_right(self._starts4, address, top[block], top[block + 1]) - 1]
 
     def number6(self, address: int) -> int:
@@ -153,7 +153,7 @@ class NameTable:
 
     `marks` has a byte for each slot: 0 for an empty one, or seven further bits of the hash of the key that is there.
     Slots are at least four times as many as keys, so that a miss, which is what most lookups are, mostly ends at the
-    first mark; and marks are small enough to be found in the processor's cache, even those of a million keys.
+    first mark; and the marks, even of a million keys, are small enough for the processor's cache.
     """
 
     __slots__ = ("_ends", "_keys", "_numbers", "_places", "marks", "mask")
@@ -167,7 +167,7 @@ class NameTable:
         self._numbers = _view(numbers, "I")
 
     def number(self, key: bytes) -> int:
-        """The key's number; 0 for none. Where `marks[hash(key) & mask]` is 0 there is none: look there first."""
+        """The key's number; 0 for none. If `marks[hash(key) & mask]` is 0 the key is not there: check that first."""
         key_hash = hash(key)
         mark = key_hash >> 32 & 0x7F | 0x80
         mask, marks = self.mask, self.marks

@@ -6,7 +6,7 @@ from __future__ import annotations
 class Throttled:
     """Allows a message at most once in a given number of seconds, with a count of what was held back.
 
-    Call `happened` for each event, and `tell` from time to time: the first event gets its line at once; those after it
+    Call `happened` for each event, and `tell` from time to time: the first event gets its line at once; later events
     share a line when the time is over.
     """
 
@@ -23,7 +23,7 @@ class Throttled:
         return self.tell(now)
 
     def tell(self, now: float) -> str | None:
-        """Returns the line for what was held back, if its time has come; `now` in seconds of the monotonic clock."""
+        """Returns the line for suppressed events, if it is due; `now` in seconds of the monotonic clock."""
         if not self._untold or now - self._told < self._seconds:
             return None
         count, self._untold, self._told = self._untold, 0, now

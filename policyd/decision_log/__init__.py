@@ -1,1 +1,1 @@
-"""The format of a decision log line, in one place and pure: how it is written and how it is read."""
+"""Writes and reads decision log lines. Pure; the format is defined only here."""

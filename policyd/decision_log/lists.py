@@ -31,7 +31,7 @@ def _formatted(name: str, answer: ListAnswer) -> bytes:
 
 
 def parse_answers(words: Iterable[bytes]) -> dict[str, ListAnswer]:
-    """Returns the answers that a line tells of. Words of another form, and the mark of a cut line, are left out."""
+    """Returns the answers in a line. Words of another form, and the mark of a cut line, are skipped."""
     answers = {}
     for word in words:
         name, colon, said = word.decode("ascii", "replace").partition(":")

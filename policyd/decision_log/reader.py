@@ -1,8 +1,8 @@
 """Reads policyd's own decision log, in both formats, bare or within syslog or the journal.
 
 Promises: any line gives a `LoggedDecision` or None, never an exception; values come back as the bytes that the client
-sent, with escapes undone, as far as the line still has them (long values are cut in the log and end in `...`). What
-is logged, and how, is in `policyd.decision_log.record` and docs/decision-log.md.
+sent, with escapes undone (long values were cut when they were logged, and end in `...`). `policyd.decision_log.record`
+and docs/decision-log.md describe the format.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _PROBE_INSTANCE = b"policyd-doctor"
 class LoggedDecision(NamedTuple):
     """One line of the decision log.
 
-    `time` is as it was written (RFC 3339). A value that the line does not have is empty, or None if empty is a value of
-    its own: `sender` (empty is the null sender), `dns_ms` and `ms` (milliseconds). `hostname` is a verified name, or
-    empty. `asn` is 0 if the line has no system; `asn_name` is in the JSON format only. `action` is what Postfix was
-    told and `would`, under a top-level `mode: observe`, what it would have been.
+    `time` is as written (RFC 3339). A value that the line does not have is empty, or None if empty has a meaning:
+    `sender` (empty is the null sender), `dns_ms` and `ms` (milliseconds). `hostname` is a verified name, or empty.
+    `asn` is 0 if the line has no system; `asn_name` is in the JSON format only. `action` is what Postfix was told and
+    `would`, under a top-level `mode: observe`, what it would have been.
     """
 
     time: bytes
@@ -83,14 +83,14 @@ class LoggedDecision(NamedTuple):
 
     @property
     def owner(self) -> Owner:
-        """The owner of the client's address, as far as the line has it."""
+        """The owner of the client's address, from the line."""
         if not (self.asn or self.country):
             return NO_OWNER
         return Owner(self.asn, self.asn_name.decode("utf-8", "replace"), self.country.decode("utf-8", "replace"))
 
     @property
     def is_probe(self) -> bool:
-        """Whether this is the question of `policyd doctor`, which policyd 0.1 logged: no client has asked it."""
+        """Whether this is the question of `policyd doctor`, which policyd 0.1 logged like a client's."""
         return self.instance == _PROBE_INSTANCE
 
     @property
@@ -125,7 +125,7 @@ def parse(line: bytes) -> LoggedDecision | None:
 
 
 def _parse_text(stamp: bytes, action: bytes, rest: bytes) -> LoggedDecision | None:
-    # The first of a key counts: what follows in a reply that was cut off may be the client's words.
+    # The first occurrence of a key counts: later ones may be client text in a truncated reply.
     words: dict[bytes, bytes] = dict(reversed(_PAIR.findall(rest)))
     client = _CLIENT.fullmatch(words.get(b"client", b""))
     if client is None:
@@ -145,7 +145,7 @@ def _logged(values: list[Any]) -> LoggedDecision:
     return decision
 
 
-# Keys for what has none in the text format.
+# Keys for values without a key in the text format.
 _TIME, _ACTION, _ADDRESS = b"time", b"action", b"client_address"
 _WORDS = tuple((field.text.encode() or field.key.encode(), field.form) for field in FIELDS)
 

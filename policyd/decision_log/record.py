@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 # Bytes of a line at most, its line end included: PIPE_BUF, so that a write to a pipe is all or nothing (pipe(7)).
 MAX_LINE = 4096
 
-# Bytes of each value at most, tried in this order until the line fits. At most a dozen values of a line can be made
-# long by somebody else, so the last limit always fits.
+# Maximum bytes of each value, tried in this order until the line fits. Clients and DNS can make at most a dozen values
+# of a line long, so the last limit always fits.
 LIMITS = (MAX_LINE, 1024, 512, 256)
 
 Value: TypeAlias = "str | bytes | tuple[bytes, ...] | float | int | bool"
@@ -82,18 +82,18 @@ FIELDS = (
     Field("reply", "reply", Form.QUOTES),
 )
 
-# The null sender says something, and so does a time too short to show; every other field is left out when it is empty.
+# The null sender and a time too short to show are kept; every other empty field is left out.
 SAID_WHEN_EMPTY = frozenset({"sender", "dns_ms", "ms"})
 
 _NOT_IN_TEXT = frozenset({Form.ADDRESS, Form.JSON_ONLY})
 
-# What stands for the verified name of a client that has none.
+# The `hostname` of a client without a verified name.
 NO_NAME = b"unknown"
 
 
 # --- Text ---------------------------------------------------------------------------------------------------------
 
-# Printable ASCII without blank, quotes, `<`, `>` and backslash: what stands in a text value as it is.
+# Characters of a text value that need no escape: printable ASCII without blank, quotes, `<`, `>` and backslash.
 PLAIN = bytes(c for c in range(0x21, 0x7F) if c not in b"\"'<>\\")
 PLAIN_IN_QUOTES = b" <>" + PLAIN
 
@@ -134,7 +134,7 @@ def format_text(record: Mapping[str, Value], limit: int) -> bytes:
 
 
 def _escaped(value: Value, limit: int, to_escape: re.Pattern[bytes] = _TO_ESCAPE) -> bytes:
-    """A value as it stands in text, cut at `limit` bytes, but never within an escape."""
+    """Escapes a value for the text format, cut at `limit` bytes, but never within an escape."""
     match value:
         case bool():
             return b"true"
@@ -195,7 +195,7 @@ def _readable(value: Value, limit: int) -> str | list[str] | float | bool:
 
 
 def _readable_items(items: Iterable[str], limit: int) -> list[str]:
-    """As many of the items as have room, then `...` if that is not all."""
+    """The items that fit, then `...` if some do not."""
     shown: list[str] = []
     for item in items:
         text = _cut(item, limit)
@@ -216,7 +216,7 @@ def _cut(text: str, limit: int) -> str:
     room = max(0, limit - len("..."))
     text = text[:room]
     while text and (length := _json_length(text)) > room:
-        text = text[: len(text) * room // length]  # always shorter than it was
+        text = text[: len(text) * room // length]  # always shorter than before
     return text + "..."
 
 
@@ -228,5 +228,5 @@ _encode_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def _dumped(value: object) -> bytes:
-    """JSON in ASCII. DEL is a control character too, though JSON lets it stand."""
+    """JSON in ASCII. DEL is escaped too, although JSON allows it raw."""
     return _encode_json(value).replace("\x7f", "\\u007f").encode("ascii")

@@ -1,9 +1,8 @@
 """Writes one decision as a line of the decision log: text or JSON.
 
-Promises one line of printable ASCII of at most 4 KiB whatever the client or DNS said. `text_line` and `json_line` are
-pure: everything that they show is passed in. The common line is made by one bytes format and one check that nothing in
-it needs an escape (about 2 us together); every other line goes through `policyd.decision_log.record`, which makes the
-same line of the same decision.
+Promises one line of printable ASCII of at most 4 KiB for any text of a client or DNS. `text_line` and `json_line` are
+pure. A common line is made by one bytes format and one check that nothing in it needs an escape (about 2 us together);
+every other line goes through `policyd.decision_log.record`, which makes the same line for the same decision.
 """
 
 from __future__ import annotations
@@ -48,11 +47,11 @@ class Entry(NamedTuple):
     ruleset: str  # its hash
     dns_seconds: float  # of waiting for DNS; 0 if the decision did not wait
     seconds: float  # from the request's arrival to its answer
-    memory_is_local: bool = False  # the shared memory did not answer
+    memory_is_local: bool = False  # the shared memory did not answer, so the local memory did, so the local memory did
 
 
 def record_of(entry: Entry) -> dict[str, Value]:
-    """Returns the fields of a decision, without those that have nothing to say."""
+    """Returns the fields of a decision, without empty ones."""
     get = entry.request.get
     decision, identity = entry.decision, entry.decision.identity
     owner = decision.owner or NO_OWNER
@@ -91,7 +90,7 @@ def record_of(entry: Entry) -> dict[str, Value]:
 
 
 def _fitted(formatted: Callable[[Mapping[str, Value], int], bytes], entry: Entry) -> bytes:
-    """The line, with no more cut away than has to be."""
+    """The line, cut no more than necessary."""
     record = record_of(entry)
     for limit in LIMITS:
         line = formatted(record, limit) + b"\n"
@@ -174,7 +173,7 @@ def _owned(owner: Owner) -> bytes:
 
 
 class Stamps:
-    """Formats the time as the log has it: RFC 3339 with milliseconds and the local offset."""
+    """Formats the time for the log: RFC 3339 with milliseconds and the local offset."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock

@@ -1,6 +1,7 @@
-"""Reads answers of DNS: the records of one type that a name has, or the reason why nothing is known.
+"""Reads DNS answers: the records of one type that a name has, or the reason of a failure.
 
-Every message gives one or the other. `answer_to` and `settled_answer` read a query of aiodns, `read_answer` records.
+Every message gives records or a reason. `answer_to` and `settled_answer` read a query of aiodns, `read_answer` reads
+records.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from policyd.core.identity import Reason
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-# Seconds that an answer is kept at most (ruleset.md, "Reverse DNS").
+# Maximum seconds that an answer is cached (ruleset.md, "Reverse DNS").
 MAX_SECONDS = 3600
 
-# Records of one answer above which the event loop gets a turn before the answer is read.
+# Number of records above which the event loop gets a turn before the answer is read.
 MANY_RECORDS = 256
 
 
@@ -43,7 +44,7 @@ class Record(Protocol):
 
 
 class RecordType(NamedTuple):
-    """A type of record: its name, its number, and how its data become what `policyd.core.identity` takes."""
+    """A type of record: its name, its number, and the conversion of its data for `policyd.core.identity`."""
 
     name: str
     number: int
@@ -66,7 +67,7 @@ PTR = RecordType("PTR", 12, _read_name)
 A = RecordType("A", 1, _read_address)
 AAAA = RecordType("AAAA", 28, _read_address)
 
-# How c-ares says that a lookup brought nothing; all that is not here is malformed.
+# Meanings of c-ares's errors; every other error means malformed.
 _FAILURES: dict[int, tuple[()] | Reason] = {
     ARES_ENODATA: (),
     ARES_ENOTFOUND: (),  # NXDOMAIN
@@ -82,7 +83,7 @@ _FAILURES: dict[int, tuple[()] | Reason] = {
 async def answer_to(
     asked: asyncio.Future[Any], name: str, kind: RecordType
 ) -> tuple[tuple[Any, ...] | Reason, int | None]:
-    """As `read_answer`, for a query under way (`policyd.dns.channels.Channel.ask`)."""
+    """Waits for a query (the future of `Channel.ask`) and reads its answer, as `read_answer` does."""
     try:
         records = (await asked).answer
     except DNSError as error:
@@ -95,7 +96,9 @@ async def answer_to(
 def settled_answer(
     asked: asyncio.Future[Any], name: str, kind: RecordType
 ) -> tuple[tuple[Any, ...] | Reason, int | None]:
-    """As `read_answer`, for a query that has ended; of a long answer only the first MANY_RECORDS records are read."""
+    """Reads the answer of a finished query, as `read_answer` does; of a long answer only the first MANY_RECORDS
+    records.
+    """
     if asked.cancelled():
         return Reason.TIMEOUT, None
     error = asked.exception()
@@ -107,10 +110,10 @@ def settled_answer(
 def read_answer(answer: Sequence[Record], name: str, kind: RecordType) -> tuple[tuple[Any, ...] | Reason, int | None]:
     """Reads the records of one type that a name has, and the smallest TTL of the chain that leads to them.
 
-    `answer` is the answer section of a message that c-ares takes for a success. What belongs to another name is
-    ignored. The chain of aliases (RFC 1034 section 3.6.2) is followed as far as the message has it; one that leads to
-    no such record is a definite "none", without a TTL. A loop, and a message that says nothing of the name (it has
-    no record at all if the response code is one that c-ares does not know), are malformed.
+    `answer` is the answer section of a message that c-ares reports as a success. Records of other names are ignored.
+    The chain of aliases (RFC 1034 section 3.6.2) is followed within the message; a chain that leads to no such record
+    is a definite "none", without a TTL. A loop is malformed, and so is a message without any record for the name
+    (c-ares reports an unknown response code as a success without records).
     """
     records: dict[str, list[Record]] = {}
     aliases: dict[str, Record] = {}

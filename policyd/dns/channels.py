@@ -1,4 +1,4 @@
-"""Asks the name servers over channels of c-ares: which channel, how often, and how its sockets are read.
+"""Asks name servers over channels of c-ares: chooses the channel, replaces channels, and reads their sockets.
 
 How aiodns (4) and, below it, c-ares (1.34) behave, and how this file deals with it:
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from policyd.config.settings import Dns
 
-# Seconds before a channel is replaced; shorter than any answer is kept here, so that c-ares's own cache never answers.
+# Seconds before a channel is replaced; shorter than policyd caches any answer, so c-ares's own cache never answers.
 # Queries before a channel is replaced; its cache holds some 12 MB by then, and query ids do not run short.
 CHANNEL_SECONDS = 30
 CHANNEL_QUERIES = 10_000
@@ -44,18 +44,19 @@ FAST_SECONDS = 0.25
 # Answers after which a slow channel takes no more queries; c-ares begins to estimate with the third.
 SLOW_ANSWERS = 2
 
-# Clients that repeat malformed queries at the same time, each over a channel of its own; further ones wait.
+# Maximum number of clients that repeat malformed queries at the same time, each over its own channel; others wait.
 ISOLATED_CHANNELS = 16
 
 # Bytes of answers that have arrived and are not yet read; the default holds some 270 answers, and the kernel allows
 # net.core.rmem_max at most.
 RECEIVE_BUFFER = 1 << 20
 
-# Bytes of answers over TCP; c-ares reads all that have arrived at once, so two large ones must not fit.
+# Receive buffer of TCP sockets, in bytes; c-ares reads everything that has arrived at once, so two large answers must
+# not fit.
 STREAM_BUFFER = 8 << 10
 
 # CPU seconds per answer above which a read over TCP is expensive; a usual answer takes a tenth of it. After such a read
-# nothing is read over TCP for THROTTLED_TIMES as long.
+# nothing is read over TCP for THROTTLED_TIMES times as long.
 LONG_READ_SECONDS = 0.002
 THROTTLED_TIMES = 4.0
 
@@ -105,7 +106,7 @@ class _Sockets(aiodns.DNSResolver):
 
     def _sock_state_cb(self, fd: int, readable: bool, writable: bool) -> None:  # noqa: FBT001 - aiodns has it so
         super()._sock_state_cb(fd, readable, writable)
-        if not writable and fd in self._write_fds:  # aiodns would wait for what is always so, as long as it is open
+        if not writable and fd in self._write_fds:  # aiodns would wait for writability, which an open socket always has
             self._write_fds.discard(fd)
             self.loop.remove_writer(fd)
         if not readable:
@@ -118,7 +119,9 @@ class _Sockets(aiodns.DNSResolver):
         """Reads from a TCP socket now, or as soon as the throttle allows it."""
         if (seconds := self._throttle.remaining) > 0:
             self.loop.remove_reader(fd)
-            self.loop.call_later(seconds + 0.001, self._watch_stream, fd)  # to the millisecond: not a moment too early
+            self.loop.call_later(
+                seconds + 0.001, self._watch_stream, fd
+            )  # rounded up to the millisecond, so never too early
             return
         began, answers = thread_time(), self._answers
         self._channel.process_fd(fd, pycares.ARES_SOCKET_BAD)
@@ -133,7 +136,7 @@ class _Sockets(aiodns.DNSResolver):
             self.loop.add_reader(fd, self._read_stream, fd)
 
     def _timer_cb(self) -> None:
-        # Answers that arrived while the loop was busy are read before c-ares looks for timeouts.
+        # Answers that arrived while the loop was busy are read before c-ares checks for timeouts.
         for descriptor in tuple(self._read_fds):
             if descriptor in self._streams:
                 self._read_stream(descriptor)
@@ -160,7 +163,7 @@ class Channel:
     __slots__ = ("_dns", "answered", "asked", "born", "is_isolated", "users")
 
     def __init__(self, servers: Sequence[str], seconds: float, throttle: _TcpThrottle) -> None:
-        # With a single server its SERVFAIL or REFUSED is final: there is no other server to try.
+        # With a single server, SERVFAIL or REFUSED is final: there is no other server to try.
         flags = _EDNS | (_NOCHECKRESP if len(servers) == 1 else 0)
         self._dns = _Sockets(
             servers, throttle, timeout=seconds, tries=1, flags=flags, socket_receive_buffer_size=RECEIVE_BUFFER
@@ -173,7 +176,7 @@ class Channel:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether it may be used on."""
+        """Whether the channel may still be used."""
         return self.asked < CHANNEL_QUERIES and monotonic() - self.born < CHANNEL_SECONDS
 
     @property
@@ -187,7 +190,7 @@ class Channel:
         return self._dns.query_dns(name, kind)
 
     async def close(self) -> None:
-        """Ends what is under way."""
+        """Closes the channel; its queries fail."""
         await self._dns.close()
 
 
@@ -202,14 +205,14 @@ class NameServers:
         self._slow: Channel | None = None
         self._isolated: list[Channel] = []  # those not in use at the moment
         self._in_use: set[Channel] = set()  # channels that lookups may use from now on
-        self.isolated_slots = asyncio.Semaphore(ISOLATED_CHANNELS)  # to be had by who takes an isolated channel
+        self.isolated_slots = asyncio.Semaphore(ISOLATED_CHANNELS)  # held while a client has an isolated channel
 
     def ready(self) -> Channel | None:
-        """The channel that `fast` returns, if it need not be replaced first."""
+        """The channel that `fast` would return; None if it must be replaced first."""
         return self._fast if self._fast is not None and self._fast.is_fresh else None
 
     def renew(self) -> None:
-        """Has every channel replaced before its next query, so that no answer comes from c-ares's cache."""
+        """Replaces every channel before its next query, so that no answer comes from c-ares's cache."""
         for channel in self._in_use:
             channel.asked = CHANNEL_QUERIES
 
@@ -218,7 +221,7 @@ class NameServers:
         return channel not in self._in_use
 
     async def fast(self) -> Channel:
-        """A channel that asks each server once, and waits as long as it has been found to take."""
+        """A channel that asks each server once, with a timeout estimated from earlier answers."""
         old = self._fast
         if old is not None and old.is_fresh:
             return old
@@ -238,7 +241,7 @@ class NameServers:
         return new
 
     async def isolated(self) -> Channel:
-        """A channel like a slow one that one client has to itself until its answers have come."""
+        """A slow channel that a single client uses until its answers have come."""
         while self._isolated:
             old = self._isolated.pop()
             if old.is_fresh:
@@ -256,7 +259,7 @@ class NameServers:
             self._isolated.append(channel)
 
     async def close(self) -> None:
-        """Closes every channel. No query may be waited for any more."""
+        """Closes every channel. No task may still wait for a query."""
         for channel in list(self._in_use):
             await channel.close()
         self._in_use.clear()

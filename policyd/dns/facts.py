@@ -1,8 +1,8 @@
 """Finds the facts that a decision needs: the client's identity and the answers of DNS lists, under one deadline.
 
-This is "decide, find the facts, decide again", written once for the daemon and for `explain`. Everything that the
-engine names is asked together; each answer is told to the inquiry when it comes, and the decision is given as soon as
-no answer that is still out can change it. After `dns.timeout` a list without an answer is unknown.
+The loop "decide, find the facts, decide again", for the daemon and for `explain`. All questions that the engine names
+are sent together; each answer is passed to the inquiry when it arrives, and the decision is made as soon as no
+outstanding answer can change it. After `dns.timeout` a list without an answer is unknown.
 """
 
 from __future__ import annotations
@@ -34,19 +34,20 @@ class FactFinder:
         self.timeout = timeout
 
     def decide_with_known(self, inquiry: Inquiry, needs: Needs) -> Decision | Needs:
-        """Decides with what is known without asking, where the request alone needs facts; otherwise returns what must
-        be asked for."""
+        """Decides with cached facts; returns the facts that must be looked up if these are not enough."""
         decision: Decision | Needs = needs
         while isinstance(decision, Needs) and self._learn_known(inquiry, decision):
             decision = inquiry.decide()
         return decision
 
     def find(self, inquiry: Inquiry, needs: Needs) -> asyncio.Future[Decision]:
-        """Asks for what `decide_with_known` could not tell. The future must not be cancelled, and raises only bugs."""
+        """Looks up the facts that `decide_with_known` lacked. The future must not be cancelled; it raises only if there
+        is a bug.
+        """
         return _Search(self, inquiry, needs).decision
 
     def _learn_known(self, inquiry: Inquiry, needs: Needs) -> bool:
-        """Tells the inquiry what caches have; returns whether they had anything."""
+        """Passes cached facts to the inquiry; returns whether there were any."""
         learnt = False
         if needs.identity and (identity := self.resolver.cached(inquiry.request.address)) is not None:
             inquiry.learn_identity(identity)
@@ -60,7 +61,7 @@ class FactFinder:
 
 
 class _Search:
-    """The facts of one inquiry that have to be asked for."""
+    """The facts of one inquiry that have to be looked up."""
 
     def __init__(self, facts: FactFinder, inquiry: Inquiry, needs: Needs) -> None:
         self._facts = facts
@@ -70,7 +71,7 @@ class _Search:
         self._asks_identity = False
         self._asked: set[str] = set()  # lists
         self._memory_asked: list[asyncio.Future[object]] = []
-        self._answers: dict[str, ListAnswer] = {}  # those that the inquiry has not been told
+        self._answers: dict[str, ListAnswer] = {}  # answers that the inquiry does not have yet
         self._deadline: asyncio.TimerHandle | None = None
         self._expires_at = self._loop.time() + facts.timeout
         self._is_expired = False
@@ -78,7 +79,7 @@ class _Search:
         self._ask(needs)
 
     def _ask(self, needs: Needs) -> None:
-        """Asks for what has not been asked for yet."""
+        """Sends the questions that have not been sent yet."""
         request = self._inquiry.request
         if needs.identity and not self._asks_identity:
             self._asks_identity = True
@@ -118,7 +119,7 @@ class _Search:
         self._decide_soon()
 
     def _expire(self) -> None:
-        """Takes every list without an answer for unknown. The identity has its own deadline, which is not later."""
+        """Treats every list without an answer as unknown. The identity has its own deadline, which is not later."""
         self._is_expired = True
         waiting = self._asked.difference(self._inquiry.lists, self._answers)
         self._answers.update(dict.fromkeys(waiting, _TIMEOUT))
@@ -143,7 +144,7 @@ class _Search:
                 self._ask(decision)
                 return
             self.decision.set_result(decision)
-        except Exception as error:  # noqa: BLE001 - the waiting task gets it, and has a boundary of its own
+        except Exception as error:  # noqa: BLE001 - the waiting task gets the exception, and has its own boundary
             self.decision.set_exception(error)
         if self._deadline is not None:
             self._deadline.cancel()

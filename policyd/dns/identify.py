@@ -1,7 +1,7 @@
 """Forward-confirmed reverse DNS, without I/O: PTR and back (RFC 8601 section 3, `iprev`; RFC 1912 section 2.1).
 
-It runs over lookups that are passed in: over a real resolver and over a dict alike. It returns one of the four statuses
-for every answer of DNS. Deadlines, TTLs and caching are left to the lookups.
+The lookups are passed in: a real resolver, or a dict in tests. Every DNS answer gives one of the four statuses.
+Deadlines, TTLs and caching are left to the lookups.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 MAX_TRIED = 10
 
 
-# PTR names that are kept for one client at most. A message of 64 KiB holds 4,000, an answer that fits a datagram some
-# 40; and every name is matched against the rules at each request, at about 5 us a name.
+# Maximum number of PTR names kept for a client. A message of 64 KiB holds 4,000, a datagram some 40; and each request
+# compares every name with the rules, at about 5 us a name.
 MAX_CLAIMED = 256
 
 
 # An answer of DNS: the names of PTR records in presentation form (RFC 1035 section 5.1), or the addresses of a name;
-# empty is a definite "none". Or why there is no answer.
+# empty is a definite "none". Or the reason why there is no answer.
 NamesAnswer: TypeAlias = tuple[bytes, ...] | Reason
 
 
@@ -44,10 +44,10 @@ class Lookups(Protocol):
 
 
 async def identify(address: Address | None, lookups: Lookups) -> Identity:
-    """Returns the identity of a client, as far as DNS tells it; `seconds` is left at 0.
+    """Returns a client's identity from DNS; `seconds` stays 0.
 
-    The forward lookups are of the client's own address family: an IPv4-mapped address is the IPv4 address. Names
-    that no host can have are claimed, but not looked up. The result has everything that was learnt before a failure.
+    The forward lookups are of the client's own address family: an IPv4-mapped address is the IPv4 address. Invalid host
+    names are claimed, but not looked up. The result includes everything learnt before a failure.
     """
     if address is None:
         return NO_ADDRESS

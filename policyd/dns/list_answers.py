@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from policyd.config.dns_list import DnsList
     from policyd.dns.identify import AddressesAnswer
 
-# Addresses of one answer that are kept and logged. Lists answer with one for each of their parts, of which the largest
-# public list has nine.
+# Maximum number of addresses of an answer that are kept and logged. Lists answer with an address for each of their
+# parts; the largest public list has nine parts.
 MAX_SHOWN = 16
 
 # 127.255.255.0/24 by its first 24 bits, and the answer of Spamhaus's DBL to a question for an address: a refusal for
@@ -24,7 +24,7 @@ MAX_SHOWN = 16
 _REFUSALS_24 = 127 << 16 | 255 << 8 | 255
 _NOT_FOR_ADDRESSES = 127 << 24 | 1 << 8 | 255
 
-# Refusals of several lists (127.0.0.1: URIBL, SURBL; 127.0.0.255: DNSWL), and entries of others: only `codes` can tell.
+# Refusals of some lists (127.0.0.1: URIBL, SURBL; 127.0.0.255: DNSWL), but entries of others: `codes` decides.
 _LIKELY_REFUSALS = (127 << 24 | 1, 127 << 24 | 255)
 
 # Meanings of 127.255.255.X, as Spamhaus has defined them; other lists have taken them over.
@@ -40,7 +40,7 @@ REFUSALS = {
 
 
 def read_list_answer(dns_list: DnsList, answer: AddressesAnswer) -> ListAnswer:
-    """Returns the meaning of the A records of one name, or of the reason why there is no answer."""
+    """Returns the list's answer, given the A records of a name or the reason why there are none."""
     if isinstance(answer, Reason):
         return unknown(str(answer))
     if not answer:
@@ -72,21 +72,21 @@ def _meaning(dns_list: DnsList, number: int) -> ListStatus | str:
 
 
 def is_refusal(dns_list: DnsList, answer: AddressesAnswer) -> bool:
-    """Whether an answer holds an address that is a refusal, whatever else it holds."""
+    """Whether an answer contains a refusal, whatever else it contains."""
     if isinstance(answer, Reason):
         return False
     return any(version == 4 and _meaning(dns_list, number) == REFUSED_BY_LIST for version, number in answer)
 
 
 def is_suspect(dns_list: DnsList, answer: AddressesAnswer) -> bool:
-    """Whether an answer during mail asks for a self-test: it holds a refusal, or an address outside 127.0.0.0/8."""
+    """Whether an answer during mail requires a self-test: it contains a refusal, or an address outside 127.0.0.0/8."""
     if isinstance(answer, Reason):
         return False
     return any(version != 4 or isinstance(_meaning(dns_list, number), str) for version, number in answer)
 
 
 def explain_refusal(address: str) -> str:
-    """Returns what an address that is a refusal, or lies outside 127.0.0.0/8, means and what to do about it."""
+    """Explains an address that is a refusal or lies outside 127.0.0.0/8, and what to do about it."""
     if address.startswith("127.255.255.") and (last := int(address.rpartition(".")[2])) in REFUSALS:
         return REFUSALS[last]
     if address == "127.0.1.255":

@@ -1,7 +1,7 @@
-"""Whether a DNS list can be used: its self-test (RFC 5782 section 5), and what follows from it.
+"""The self-test of a DNS list (RFC 5782 section 5), and whether the list is in use.
 
-Pure: time and chance are passed in, and questions are only named. A list is in use until a self-test is wrong; only a
-self-test takes it out of use and brings it back (docs/dns-lists.md, "Self-test" and "Out of use").
+Pure: time and randomness are passed in, and the caller asks the questions. A list is in use until a self-test is wrong;
+only a self-test takes it out of use and brings it back (docs/dns-lists.md, "Self-test" and "Out of use").
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 # Seconds between two self-tests of a list that is in use.
 TEST_SECONDS = 3600.0
 
-# Seconds until the next self-test of a list that is out of use, or whose self-test was not answered: the first time,
-# then twice as long each time, at most MAX_RETRY_SECONDS.
+# Seconds before the first repeated self-test of a list that is out of use, or whose self-test was not answered; doubled
+# each time, up to MAX_RETRY_SECONDS.
 RETRY_SECONDS = 10.0
 MAX_RETRY_SECONDS = 300.0
 
@@ -39,21 +39,21 @@ PROBE_SECONDS = 5.0
 # Questions in a row without an answer after which an unanswered self-test takes a list out of use.
 MAX_UNANSWERED = 10
 
-# Seconds between two self-tests that answers during mail have started: a list that refuses now and then, and passes its
+# Minimum seconds between self-tests started by answers during mail: a list that refuses sometimes, but passes its
 # self-test, must not be tested with every mail.
 TRIGGER_SECONDS = 5.0
 
-# Documentation networks (RFC 5737, RFC 3849) and reserved space (RFC 1112), where no list has a reason to list all.
+# Documentation networks (RFC 5737, RFC 3849) and reserved space (RFC 1112): no list has a reason to list all of it.
 _RANDOM_V4 = ((192 << 24 | 2 << 8, 8), (198 << 24 | 51 << 16 | 100 << 8, 8), (240 << 24, 28))
 _RANDOM_V6 = 0x20010DB8 << 96
 
-# Letters of the labels that are drawn for lists of names, and how many; 26 ** 12 labels.
+# Letters of random labels for lists of names, and their number; 26 ** 12 labels.
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _LABEL_LENGTH = 12
 
 
 class Purpose(Enum):
-    """The answer that a question of a self-test must have."""
+    """The expected answer to a question of a self-test."""
 
     LISTED = "listed"
     NOT_LISTED = "not listed"
@@ -87,9 +87,9 @@ def self_test_questions(dns_list: DnsList, random: Random) -> tuple[SelfTestQues
 
 
 def _test_addresses(entry: str, random: Random) -> tuple[Address, Address, list[Address]]:
-    """Returns the address that must be listed, the one that must not, and three that must not all be.
+    """Returns the address that must be listed, the address that must not be, and three addresses that must not all be.
 
-    An IPv6 entry makes it a test of IPv6: `::ffff:127.0.0.2` is asked for as it stands, not as 127.0.0.2.
+    An IPv6 entry makes it a test of IPv6: `::ffff:127.0.0.2` is looked up as an IPv6 address, not as 127.0.0.2.
     """
     if ":" not in entry:
         drawn = [(4, start | random.getrandbits(bits)) for start, bits in _RANDOM_V4]
@@ -102,7 +102,7 @@ class SelfTestOutcome(Enum):
     """The result of a self-test."""
 
     PASSED = "passed"  # every question has a right answer
-    UNANSWERED = "unanswered"  # none is wrong, but not every question has an answer
+    UNANSWERED = "unanswered"  # no answer is wrong, but not every question has an answer
     WRONG = "wrong"  # a definite answer is wrong
 
 
@@ -194,9 +194,9 @@ class ListHealth:
         return Due.NOTHING
 
     def answered(self, answer: AddressesAnswer, now: float, *, refused: bool) -> bool:
-        """Takes one answer to a question during mail; returns whether a self-test is now due at once.
+        """Takes an answer that came during mail; returns whether a self-test is now due.
 
-        `refused` says that it was a refusal, or outside 127.0.0.0/8.
+        `refused` means that it was a refusal, or outside 127.0.0.0/8.
         """
         if isinstance(answer, Reason):
             self._unanswered += 1

@@ -1,6 +1,7 @@
-"""The names under which a DNS list is asked (RFC 5782 sections 2.1, 2.4 and 3.1), and what is never asked.
+"""Builds the names of questions to a DNS list (RFC 5782 sections 2.1, 2.4 and 3.1), and skips subjects that are never
+looked up.
 
-Pure. A subject is what a list is asked for: a client's address, or a folded name.
+Pure. A subject is a client's address, or a folded name.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ _NEVER_ASKED = (
     (6, 0xFE80 >> 6, 10),
     (6, 1, 128),
 )
-# First octets of the IPv4 networks: every other address needs no further look.
+# First octets of the IPv4 networks: every other address is outside them.
 _FIRST_OCTETS = frozenset({10, 172, 192, 100, 127, 169})
 
 
 def subjects(dns_list: DnsList, request: Request, identity: Identity | None) -> tuple[Subject, ...]:
-    """Returns what the list is to be asked for; empty if this request has nothing that may be asked.
+    """Returns the subjects to look up in the list; empty if the request has none.
 
     For `ask: hostname` these are the verified names or, if none verified, the claimed ones; at most ten. The identity
     must be given for such a list.
@@ -79,7 +80,7 @@ def question(dns_list: DnsList, subject: Subject) -> str:
 
 
 def reversed_address(version: int, number: int) -> str:
-    """Returns an address as lists have it: octets (IPv4) or nibbles (IPv6), the last one first."""
+    """Returns an address in the form of DNS lists: octets (IPv4) or nibbles (IPv6), reversed."""
     if version == 4:
         return f"{number & 255}.{number >> 8 & 255}.{number >> 16 & 255}.{number >> 24}"
     return ".".join(f"{number:032x}"[::-1])

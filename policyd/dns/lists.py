@@ -1,12 +1,12 @@
-"""Asks DNS lists: one query in flight for a name, bounded caches, self-tests, and an answer for whatever DNS says.
+"""Asks DNS lists: one query in flight for a name, bounded caches, self-tests.
 
-Promises that nothing here raises and that every answer comes within `dns.timeout`; that the number of queries in
-flight is bounded for each list, so that a silent list does not hold up another one; and that a list whose self-test is
-wrong is neither asked nor believed. The meaning of answers and the health of a list are left to
-`policyd.dns.list_answers` and `policyd.dns.list_health`, the deadline of one request to its caller.
+Promises that nothing here raises; that every answer comes within `dns.timeout`; that the number of queries in flight is
+bounded for each list, so a silent list does not delay another; and that a list whose self-test is wrong is neither
+asked nor trusted. `policyd.dns.list_answers` interprets answers, `policyd.dns.list_health` tracks self-tests, and the
+caller keeps the deadline of a request.
 
-A query that gets an answer costs no task: a callback reads it. Silence and malformed answers are asked again by a
-`Lookup`, in a task.
+A query that gets an answer costs no task: a callback reads it. After silence or a malformed answer, a `Lookup` asks
+again, in a task.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Seconds between two lines about the same list: one that goes out of use and comes back all the time must not fill the
+# Minimum seconds between two lines about a list, so that a list which keeps failing and recovering does not fill the
 # log.
 LINE_SECONDS = 60.0
 
-# Seconds between two lines about bugs: a client that can cause one can cause many.
+# Minimum seconds between two lines about bugs: a client that can cause one can cause many.
 BUG_SECONDS = 60.0
 
-# Subjects in the cache that `forget` looks at in one turn of the event loop.
+# Subjects in the cache that `forget` checks in one turn of the event loop.
 FORGET_SLICE = 1000
 
 _OUT_OF_USE = unknown(OUT_OF_USE)
@@ -72,7 +72,7 @@ class ListCounters:
 
 
 class ListState:
-    """One list: its definition, whether it can be used, and what has been counted."""
+    """One list: its definition, its health, and its counters."""
 
     def __init__(self, definition: DnsList, counters: ListCounters) -> None:
         self.definition = definition
@@ -86,7 +86,7 @@ class ListState:
 
 
 class _Kept(NamedTuple):
-    """An answer in the cache, and until when on the monotonic clock."""
+    """A cached answer, and its expiry on the monotonic clock."""
 
     answer: ListAnswer
     until: float
@@ -95,7 +95,7 @@ class _Kept(NamedTuple):
 
 
 class _Waiter(NamedTuple):
-    """A list that wants the answer of a query for one of its subjects."""
+    """A list that waits for a query's answer about one of its subjects."""
 
     state: ListState
     subject: Subject
@@ -103,7 +103,7 @@ class _Waiter(NamedTuple):
 
 
 class _Query:
-    """One name that is being asked for."""
+    """One name whose query is in flight."""
 
     __slots__ = ("began", "name", "servers", "waiters")
 
@@ -115,7 +115,7 @@ class _Query:
 
 
 class DnsLists:
-    """The answers of DNS lists, asked for and remembered. It belongs to the event loop that is running."""
+    """Looks up and caches answers of DNS lists. Belongs to the running event loop."""
 
     def __init__(self) -> None:
         self.states: dict[str, ListState] = {}  # by the list's name, those in use by the ruleset in force
@@ -155,13 +155,13 @@ class DnsLists:
 
     @property
     def cached_subjects(self) -> int:
-        """Addresses and names in the cache, those included whose time is over."""
+        """Addresses and names in the cache, including expired ones."""
         return len(self._cache)
 
     # --- Answers of all lists that a request needs --------------------------------------------------------------------
 
     def all_known(self, names: Iterable[str], request: Request, identity: Identity | None) -> dict[str, ListAnswer]:
-        """Returns the answers of these lists that need no question."""
+        """Returns these lists' answers that need no query."""
         answers = {}
         addresses: tuple[Subject, ...] | None = None
         kept: dict[str, _Kept] = {}
@@ -196,13 +196,13 @@ class DnsLists:
         return answers
 
     def ask(self, name: str, request: Request, identity: Identity | None) -> asyncio.Future[ListAnswer]:
-        """Asks a list of which `all_known` had no answer; as `look_up`."""
+        """Asks a list for which `all_known` had no answer; otherwise as `look_up`."""
         return self.look_up(name, subjects(self.states[name].definition, request, identity))
 
     # --- Answers ----------------------------------------------------------------------------------------------------
 
     def known(self, name: str, asked_for: Sequence[Subject]) -> ListAnswer | None:
-        """Returns a list's answer for these subjects if it needs no question, else None."""
+        """Returns a list's answer for these subjects if it needs no query, else None."""
         state = self.states.get(name)
         if not asked_for:
             return NEVER_ASKED
@@ -214,8 +214,9 @@ class DnsLists:
         return combine(answer for answer in answers if answer is not None) if None not in answers else None
 
     def look_up(self, name: str, asked_for: Sequence[Subject]) -> asyncio.Future[ListAnswer]:
-        """Asks a list for subjects of which `known` had no answer. The future raises nothing, and is not to be
-        cancelled: other requests may wait for the same one."""
+        """Asks a list for subjects for which `known` had no answer. The future raises nothing, and is not to be
+        cancelled: other requests may wait for the same one.
+        """
         state = self.states[name]
         if len(asked_for) == 1:
             return self._look_up(state, asked_for[0])
@@ -234,9 +235,9 @@ class DnsLists:
         return combined
 
     async def forget(self, what: bytes) -> int:
-        """Drops the answers kept for an address, or for every name that is `what` or lies under it.
+        """Drops the cached answers for an address, or for the name `what` and every name under it.
 
-        Returns for how many of them there were answers.
+        Returns the number of addresses and names dropped.
         """
         self._servers.renew()
         address = parse_address(what)
@@ -266,7 +267,7 @@ class DnsLists:
     def _look_up(self, state: ListState, subject: Subject) -> asyncio.Future[ListAnswer]:
         answer: asyncio.Future[ListAnswer] = self._loop.create_future()
         kept = self._kept(state, subject)
-        if kept is not None:  # another one of several subjects is not known
+        if kept is not None:  # another of several subjects is not known
             answer.set_result(kept)
             return answer
         name = question(state.definition, subject)
@@ -302,7 +303,7 @@ class DnsLists:
         channel.ask(query.name, A.name).add_done_callback(partial(self._answered, query, channel))
 
     def _answered(self, query: _Query, channel: Channel, future: asyncio.Future[Any]) -> None:
-        """Takes the first answer to a query: the end of it, unless it has to be asked again."""
+        """Takes the first answer to a query, and ends the query unless it has to be sent again."""
         try:
             found, ttl = settled_answer(future, query.name, A)
             channel.users -= 1
@@ -318,7 +319,7 @@ class DnsLists:
             self._fail(query)
 
     async def _ask_in_task(self, query: _Query, first: Answer | None) -> None:
-        """Asks what `_ask` could not ask, or asks again after its answer, as long as there is time."""
+        """Sends a query that `_ask` could not send, or sends it again, until the deadline."""
         try:
             lookup = Lookup(query.servers)
             left = query.began + self._dns.timeout - monotonic()
@@ -337,7 +338,7 @@ class DnsLists:
             self._fail(query)
 
     def _end(self, query: _Query, found: AddressesAnswer, ttl: int | None) -> None:
-        """Gives the answer of a query to all that wait for it, and keeps it."""
+        """Gives a query's answer to every waiter, and caches it."""
         self._queries.pop(query.name, None)
         now = monotonic()
         for state, subject, future in query.waiters:
@@ -378,7 +379,7 @@ class DnsLists:
     # --- Self-tests -------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Starts the self-tests that are due. To be called once a second; it returns at once."""
+        """Starts the self-tests that are due. Call it once a second; it returns at once."""
         now = monotonic()
         for state in self.states.values():
             due = state.health.due(now)
@@ -395,7 +396,7 @@ class DnsLists:
         if not state.health.tested(result, now):
             return
         name = state.definition.name
-        # Answers from before are not to be used when the list comes back.
+        # Earlier answers must not be used when the list is back in use.
         state.generation += 1
         self._servers.renew()
         if state.health.usable:
@@ -420,7 +421,7 @@ class DnsLists:
         self.check()
 
     def _give_up(self, state: ListState) -> None:
-        """Tells requests that wait for a list which has gone out of use."""
+        """Answers requests that wait for a list which has gone out of use."""
         for query in self._queries.values():
             for waiter in query.waiters:
                 if waiter.state is state:
@@ -431,7 +432,7 @@ class DnsLists:
     # --- The end ----------------------------------------------------------------------------------------------------
 
     async def close(self) -> None:
-        """Ends what is under way; the name servers are closed by their owner, which ends the queries."""
+        """Ends the tasks; the owner of the name servers closes these, which ends the queries."""
         self._is_closed = True
         for task in self._tasks:
             task.cancel()
@@ -455,7 +456,9 @@ def _seconds_to_keep(answer: ListAnswer, ttl: int | None) -> float:
 
 
 class Asked(NamedTuple):
-    """One question to a DNS list: the list, the name with the key hidden, the addresses or why there are none."""
+    """One question to a DNS list: the list, the name with the key hidden, and the addresses or the reason why there are
+    none.
+    """
 
     dns_list: str
     shown_name: str

@@ -1,8 +1,8 @@
-"""One lookup up to one deadline: what was asked, what came back, and what is asked again.
+"""One lookup with one deadline: sends queries, collects answers, and sends queries again.
 
-`Lookup` is `policyd.dns.identify.Lookups` for one client, and asks for the address records of DNS lists. A server that
-stays silent is asked again while there is time, and a malformed answer once, over a channel of its own. Caching and
-limits are left to `policyd.dns.resolver` and `policyd.dns.lists`.
+`Lookup` implements `policyd.dns.identify.Lookups` for one client, and also queries DNS lists. A silent server is asked
+again until the deadline; after a malformed answer the query is sent once more, over a separate channel.
+`policyd.dns.resolver` and `policyd.dns.lists` have the caches and limits.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ if TYPE_CHECKING:
     from policyd.dns.channels import Channel, NameServers
     from policyd.dns.identify import AddressesAnswer, NamesAnswer
 
-# How long an answer is kept, in seconds (ruleset.md, "Reverse DNS"): the smallest TTL of its chain, but at least this
-# (and at most MAX_SECONDS); a definite "none"; anything that failed.
+# Seconds that an answer is cached (ruleset.md, "Reverse DNS"): the minimum (the smallest TTL of the chain counts, up to
+# MAX_SECONDS); for a definite "none"; for a failure.
 MIN_SECONDS = 60
 NONE_SECONDS = 60
 ERROR_SECONDS = 30
 
-# Seconds before the third try of a query without an answer, doubled before each further one: a resolver that restarts
-# is asked again soon, and one that is down, with its port closed, does not keep this process busy.
+# Seconds before the third try of a query without an answer, doubled before each further try: a restarting resolver is
+# asked again soon, and a closed port does not keep this process busy.
 PAUSE_SECONDS = 0.25
 
 
 class Asked(NamedTuple):
-    """One query and what it brought: names of PTR records, addresses, or why nothing is known. `seconds` is how
-    long that took, `ttl` how long the answer may be kept (None: it does not say)."""
+    """One query and its result: PTR names, addresses, or the reason of a failure. `seconds` is the time that it took,
+    `ttl` the time that the answer may be cached (None: unknown).
+    """
 
     name: bytes
     type: str
@@ -44,17 +45,17 @@ class Asked(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The result of one query: what its records say, or why there is no answer."""
+    """The result of one query: its records' values, or the reason why there is no answer."""
 
     found: tuple[Any, ...] | Reason
-    ttl: int | None  # None: it has none to go by
-    at: float  # when it came, on the monotonic clock
+    ttl: int | None  # None: the answer has no TTL
+    at: float  # arrival, on the monotonic clock
 
 
 class Lookup:
     """The queries of one client, up to one deadline: `policyd.dns.identify.Lookups` over aiodns.
 
-    Collects how many seconds the result may be kept and, if `asked` is given, each query with its answer.
+    Collects the seconds that the result may be cached and, if `asked` is given, each query with its answer.
     """
 
     __slots__ = ("_asked", "_expired", "_failed", "_seconds", "_servers", "_waiting")
@@ -69,11 +70,11 @@ class Lookup:
 
     @property
     def seconds_to_keep(self) -> int:
-        """Seconds that the result may be kept."""
+        """Seconds that the result may be cached."""
         return ERROR_SECONDS if self._failed else max(MIN_SECONDS, self._seconds)
 
     def expire(self) -> None:
-        """Ends the lookup: queries without an answer, and all further ones, get the reason `timeout`."""
+        """Ends the lookup: queries without an answer, and all later queries, get the reason `timeout`."""
         self._expired = True
         for future in self._waiting:
             future.cancel()
@@ -108,7 +109,7 @@ class Lookup:
         return [answer.found for answer in await self.ask(names, kind)]
 
     async def ask_again(self, names: Sequence[bytes], kind: RecordType, answers: list[Answer]) -> None:
-        """Replaces answers: asks again after silence, while there is time, and once more after a malformed answer."""
+        """Repeats queries: after silence until the deadline, after a malformed answer once. Replaces answers."""
 
         async def ask(places: list[int], channel: Channel) -> None:
             again = await self._ask_over(channel, [names[place] for place in places], kind)
@@ -136,7 +137,7 @@ class Lookup:
                 break
 
     async def _ask_over(self, channel: Channel, names: Sequence[bytes], kind: RecordType) -> list[Answer]:
-        """Asks each server once, over one channel, and waits for all of the answers."""
+        """Sends queries over one channel, which asks each server once, and waits for all answers."""
         came: dict[asyncio.Future[Any], float] = {}
         answers = []
         futures: list[asyncio.Future[Any]] = []
@@ -160,14 +161,14 @@ class Lookup:
                 answers.append(Answer(found, ttl, came.get(future, 0.0)))
         finally:
             for future in futures:
-                future.cancel()  # no task waits for it any more, if this was ended early
+                future.cancel()  # after an early end no task waits for it
             channel.users -= 1
             if not channel.users:
                 await self._servers.unused(channel)
         return answers
 
     async def _wait(self, work: Coroutine[Any, Any, object]) -> bool:
-        """Whether some work ended before the deadline."""
+        """Waits for work; returns whether it ended before the deadline."""
         task = asyncio.create_task(work)
         self._waiting = (task,)
         try:

@@ -1,8 +1,8 @@
-"""Asking DNS who a client is: aiodns below, one answer for each client above.
+"""Looks up clients' identities over aiodns, with a cache.
 
-Promises: one deadline for all that one client needs; one lookup under way for a client however many ask; a bounded
-number of lookups at once; a bounded cache that honours TTLs; and an `Identity` for whatever DNS, or no DNS, says. DNS
-only: no hosts file, no search list. What the answers mean is left to `policyd.core.identity`.
+Promises: one deadline for all lookups of a client; one lookup in flight for a client, however many requests wait for
+it; a bounded number of lookups at once; a bounded cache that honours TTLs; and an `Identity` for every answer of DNS,
+or none. DNS only: no hosts file, no search list.
 """
 
 from __future__ import annotations
@@ -29,19 +29,18 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Bytes of names that count as one client in the cache, and what a name takes beside its own: most clients have one
-# name of some 40 bytes. So 256 names, the maximum kept of a client (`policyd.core.identity`), do not count as one
-# client.
+# Bytes of names that count as one client in the cache, and bytes added for each name; most clients have one name of
+# some 40 bytes. So a client with the maximum of 256 names (`policyd.dns.identify`) counts as several.
 CLIENT_BYTES = 512
 NAME_BYTES = 48
 
 # Lookups whose durations are kept, for the median that `policyd status` shows.
 RECENT_LOOKUPS = 1000
 
-# Clients in the cache that `forget` looks at before requests have their turn: a millisecond's worth.
+# Clients in the cache that `forget` checks in one turn of the event loop: about a millisecond.
 FORGET_SLICE = 1000
 
-# Seconds between two log lines about bugs, because a client that can cause a bug can do so often.
+# Minimum seconds between two log lines about bugs, because a client that can cause a bug can do so often.
 BUG_SECONDS = 60.0
 
 _TOO_MANY = Identity(Status.ERROR, reason=Reason.TIMEOUT, names_known=False)
@@ -56,13 +55,13 @@ class DnsCounters:
         self.hits = 0  # answers from the cache
         self.misses = 0  # lookups begun, joined or refused
         self.joined = 0  # of these: waited for a lookup that was under way
-        self.refused = 0  # of these: not begun, as there were `dns.lookups` under way
+        self.refused = 0  # of these: refused, because `dns.lookups` were in flight
         self.bugs = 0
         self.recent: deque[float] = deque(maxlen=RECENT_LOOKUPS)  # seconds that the last lookups took
 
 
 class Resolver:
-    """Identities of clients, asked for and remembered. It belongs to the event loop that is running."""
+    """Looks up and caches identities of clients. Belongs to the running event loop."""
 
     def __init__(self, dns: Dns, counters: DnsCounters | None = None) -> None:
         self.counters = counters if counters is not None else DnsCounters()
@@ -81,12 +80,13 @@ class Resolver:
 
     @property
     def cached_clients(self) -> int:
-        """Clients in the cache, those included whose time is over."""
+        """Clients in the cache, including expired ones."""
         return len(self._cache)
 
     def cached(self, address: Address | None) -> Identity | None:
-        """Returns what is known without a query. None if DNS is to be asked, and also if only the name that the
-        client claims before Postfix could add to what is known: `look_up` then answers at once."""
+        """Returns an identity that needs no query; None if a query is needed, or if only Postfix's
+        `reverse_client_name` is missing: `look_up` then answers at once.
+        """
         if address is None:
             return None
         kept = self._cache.get(address)
@@ -121,9 +121,9 @@ class Resolver:
         return task
 
     async def forget(self, what: bytes) -> int:
-        """Drops the answers kept for an address, or for all clients with a name that is `what` or lies under it.
+        """Drops the cached answers for an address, or for all clients with the name `what` or a name under it.
 
-        Returns for how many clients. What they are asked for next comes from DNS, not from the cache of c-ares either.
+        Returns the number of clients. Their next lookup asks DNS, not c-ares's cache.
         """
         self.servers.renew()
         address = parse_address(what)
@@ -141,7 +141,7 @@ class Resolver:
         return count
 
     async def close(self) -> None:
-        """Ends all lookups, which are answered as if their time were over, and frees what they used."""
+        """Ends all lookups with the reason `timeout`, and frees their resources."""
         for pending in self._under_way.values():
             pending.lookup.expire()
         await asyncio.gather(*(pending.task for pending in self._under_way.values()))
@@ -153,7 +153,7 @@ class Resolver:
         return future
 
     async def _look_up(self, address: Address, lookup: Lookup) -> Identity:
-        """Asks DNS, within the deadline, and keeps the answer."""
+        """Asks DNS, within the deadline, and caches the answer."""
         began = monotonic()
         deadline = self._loop.call_later(self._timeout, lookup.expire)
         try:
@@ -178,8 +178,7 @@ class Resolver:
 
 
 async def look_up_once(dns: Dns, address: Address | None) -> tuple[Identity, list[Asked]]:
-    """As `Resolver.look_up`, for one client only and without a cache; and each query with what it brought, in order:
-    for people who want to know why."""
+    """Looks up one client without a cache; returns its identity, and each query with its result, in order."""
     servers = NameServers(dns)
     asked: list[Asked] = []
     lookup = Lookup(servers, asked)
@@ -194,26 +193,26 @@ async def look_up_once(dns: Dns, address: Address | None) -> tuple[Identity, lis
 
 
 class _UnderWay(NamedTuple):
-    """A lookup that has begun."""
+    """A lookup in flight."""
 
     task: asyncio.Task[Identity]
     lookup: Lookup
 
 
 class _Kept(NamedTuple):
-    """An answer in the cache, and until when on the monotonic clock."""
+    """A cached answer, and its expiry on the monotonic clock."""
 
     identity: Identity
     until: float
 
 
 def _has_name(identity: Identity, name: bytes) -> bool:
-    """Whether a client has or claims a name, or a name under it."""
+    """Whether a client has or claims the name, or a name under it."""
     return any(each == name or each.endswith(b"." + name) for each in identity.verified + identity.claimed)
 
 
 def _weight(kept: _Kept) -> int:
-    """The room that an answer takes in the cache, in clients."""
+    """The size of an answer in the cache, in clients."""
     identity = kept.identity
     names = identity.verified + identity.claimed
     return 1 + (sum(map(len, names)) + NAME_BYTES * len(names)) // CLIENT_BYTES

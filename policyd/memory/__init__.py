@@ -1,1 +1,1 @@
-"""Counters and greylisting, pure: time is passed in, and what they remember is kept by policyd.state."""
+"""Counters and greylisting. Pure: time is passed in, and policyd.state stores counts and clients."""

@@ -1,4 +1,4 @@
-"""The counters that count a request, with the key and the value under which they do."""
+"""Finds the counters that count a request, with key and value."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 class Count(NamedTuple):
-    """One counter that counts a request. `value` is what a `distinct` tells apart, None for a count of requests."""
+    """One counter that counts a request. `value` is the value that a `distinct` counter counts, None for a count of
+    requests.
+    """
 
     counter: CounterDefinition
     key: bytes
@@ -52,4 +54,4 @@ def first_counts(ruleset: Ruleset, request: Request, owner: Owner | None = None)
     return {count.counter.name: 1 for count in counts_of(inquiry)}
 
 
-_ANY_DAY = cast("datetime.date", None)  # counting does not look at it
+_ANY_DAY = cast("datetime.date", None)  # counting does not use it

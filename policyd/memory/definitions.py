@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Maker: TypeAlias = Callable[[Request, bytes], bytes]
 
 # Bytes of a key or value that are kept as they are. A client may send 64 KiB, and 200,000 keys are to fit into 120 MB;
-# a longer one is cut and told apart by a digest.
+# a longer one is cut, and a digest keeps it unique.
 MAX_KEY_BYTES = 128
 
 
@@ -30,12 +30,12 @@ class Answered(Enum):
     """Which requests a counter counts."""
 
     ANY = "any"
-    DUNNO = "DUNNO"  # those that the ruleset let through
+    DUNNO = "DUNNO"  # requests that the ruleset let through
 
 
 @dataclass(frozen=True, slots=True)
 class KeyPart:
-    """One part of a counter's key: an attribute of the request, or what is made of one.
+    """One part of a counter's key: an attribute of the request, or a value derived from it.
 
     `name` is the attribute's name, or `client_network`, `sender_domain`, `recipient_domain` or `asn`. `prefixes` are
     the lengths of IPv4 and IPv6 networks of a `client_network`.
@@ -62,7 +62,7 @@ class KeyPart:
                 return functools.partial(_attribute, name)
 
     def parse(self, text: bytes) -> bytes:
-        """Returns the value that a person writes for this part. Raises ValueError, with what to write."""
+        """Parses a value for this part from a command line. Raises ValueError with a suggestion."""
         if self.name not in {"client_network", "client_address"}:
             if self.name in {"sender_domain", "recipient_domain"}:
                 return fold_name(text)
@@ -143,8 +143,8 @@ def network_of(address: Address, prefixes: tuple[int, int] = (24, 64)) -> bytes:
 class CounterDefinition:
     """One counter of a ruleset.
 
-    `distinct` is what is told apart, None for a count of requests. `within` is the window in seconds. `where` are the
-    values of its conditions as they are written: a counter whose definition did not change keeps what it has counted.
+    `distinct` is the attribute whose values are counted, None for a count of requests. `within` is the window in
+    seconds. `where` has its conditions as written, so that a counter whose definition did not change keeps its counts.
     """
 
     name: str
@@ -175,7 +175,7 @@ class CounterDefinition:
         return makers[0] if len(makers) == 1 else functools.partial(_parts, makers)
 
     def parse_key(self, text: bytes) -> bytes:
-        """Returns the key that a person writes, one part a line. Raises ValueError, with what to write."""
+        """Parses a key from a command line, one part a line. Raises ValueError with a suggestion."""
         parts = text.split(b"\n")
         if len(parts) != len(self.per):
             raise ValueError(f"a key of counter {self.name} is: {', '.join(map(str, self.per))}")
@@ -197,7 +197,7 @@ def bounded(text: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class GreylistSettings:
-    """How long a first try waits, how late its second may come, and how long a network is remembered: seconds."""
+    """Seconds: the wait after a first try, its latest retry, and how long a network is remembered."""
 
     wait: int = 5 * 60
     retry_within: int = 24 * 3600

@@ -1,11 +1,11 @@
-"""Greylisting: whether a client that was told to come back did.
+"""Greylisting: whether a deferred client retries.
 
-The first time that a sender and a recipient come together from a client, the client is told to come again. A client is
-known by two names, the registrable domain of its verified host name and its network: a retry is recognised by either,
-so a pool of mail servers is one client, and a DNS failure between two tries costs nothing. What is remembered after a
-good retry is the network alone: a domain would let in all of a hoster after one retry by one of its customers.
+The first mail from a client with a given sender and recipient is deferred. A client is known by two names, the
+registrable domain of its verified host name and its network: a retry is recognised by either, so a pool of mail servers
+is one client, and a DNS failure between two tries costs nothing. After a retry in time only the network is remembered:
+a domain would let in all of a hoster after a retry by one customer.
 
-The waiting and the known are kept by the caller, as two mappings; `judge` says what to do and what to write.
+The caller stores first tries and known networks, in two mappings; `judge` returns the result and what to store.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ class Client(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """The result of one try, and what is to be written: the first tries of these keys (Unix seconds), the keys
-    that no longer wait, and whether the network was seen now."""
+    """The result of one try, and what to store: the first tries of these keys (Unix seconds), the keys that no longer
+    wait, and whether the network was seen now.
+    """
 
     state: Greylisted
     first_tries: tuple[tuple[bytes, float], ...] = ()

@@ -1,1 +1,1 @@
-"""Keeps memory: in the process, in SQLite behind it, or in Valkey for several hosts."""
+"""Stores counters and greylisting: in the process, in a SQLite file, or in Valkey for several hosts."""

@@ -1,11 +1,11 @@
-"""Memory as requests see it: the process's own and, if several hosts share one, the server's before it.
+"""The memory that requests use: the process's own or, if several hosts share one, the server's first.
 
-A request is noted once, when it arrives (`note`): its counters are counted in the process, or looked at if only what
-is let through counts, and the shared server is asked in the same turn of the event loop. What the decision needs is
-told to the inquiry (`Note.tell`), and what depends on the decision is written afterwards, for which no request waits
-(`Note.finish`). If the server does not answer, the process's own memory does, and a client that it does not know passes
-greylisting: no failure of memory rejects or delays a mail. A note does not hold its inquiry, which holds the note: no
-request leaves a cycle of references to the garbage collector.
+A request is noted once, when it arrives (`note`): its counters are counted in the process, or only read if they count
+answered requests only, and the shared server is asked in the same turn of the event loop. `Note.tell` passes results to
+the inquiry; `Note.finish` stores what depends on the decision, afterwards, and no request waits for it. If the server
+does not answer, the process's own memory does, and a client that it does not know passes greylisting: no failure of
+memory rejects or delays a mail. A note does not hold its inquiry, which holds the note: no request leaves a cycle of
+references to the garbage collector.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _DUNNO: Final = Verb.DUNNO
 
 
 class Memory:
-    """The memory of the daemon. `domain_of` is passed in, because the data behind it are elsewhere."""
+    """The memory of the daemon. `domain_of` returns a name's registrable domain."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class Note:
     # --- What the decision needs ------------------------------------------------------------------------------------
 
     def tell(self, inquiry: Inquiry, needs: Needs) -> bool:
-        """Tells the inquiry what is known by now of what it needs. Returns whether there was anything."""
+        """Passes the known facts that the inquiry needs to it. Returns whether there were any."""
         if not needs.greylist or inquiry.greylist is not None:
             return False
         # A client without an address cannot be known again.
@@ -121,7 +121,7 @@ class Note:
         return inquiry.greylist is not None
 
     def ask(self, _needs: Needs) -> list[asyncio.Future[list[Found] | None]]:
-        """Returns what is to be waited for before `tell` has more; each future gets its result by itself."""
+        """Returns the futures to wait for before `tell` has more."""
         return []
 
     def finish(self, decision: Decision) -> None:
@@ -205,7 +205,8 @@ class SharedNote(Note):
     # --- Greylisting ------------------------------------------------------------------------------------------------
 
     def _greylisted(self, inquiry: Inquiry) -> Greylisted | None:
-        """Asks first for the network, which is enough for most; and for first tries when the client's name is known.
+        """Asks for the network first, which is enough for most clients, and for first tries once the client's name is
+        known.
 
         Returns None as long as the server's answer or the client's name is unknown.
         """
@@ -240,7 +241,7 @@ class SharedNote(Note):
         keys: tuple[bytes, ...],
         found: list[Found],
     ) -> Greylisted:
-        """Judges a try by what the server knows, and writes what follows from it, there and here."""
+        """Judges a try with the server's data, and stores the result on the server and in the process."""
         verdict = judge(settings, self._now, keys, tuple(map(_time_of, found[1:])), _time_of(found[0]))
         self._memory.local.greylist(settings, client, *_envelope(inquiry), self._now)
         writes = [
@@ -254,7 +255,7 @@ class SharedNote(Note):
         return verdict.state
 
     def _greylisted_here(self, inquiry: Inquiry, settings: GreylistSettings) -> Greylisted | None:
-        """The process's own memory answers for the server: a client that it has not deferred itself is let by."""
+        """Judges a try with the process's own memory, which lets through clients that it did not defer itself."""
         self.is_local = True
         local = self._memory.local
         if local.knows_network(settings, self._network, self._now):
@@ -272,7 +273,7 @@ def _envelope(inquiry: Inquiry) -> tuple[bytes, bytes]:
 
 
 def _time_of(found: Found) -> float | None:
-    """The time that stands under a key; None if there is none, or something else."""
+    """The time stored under a key; None if there is none, or another value."""
     if isinstance(found, bytes):
         try:
             return float(found)

@@ -11,7 +11,7 @@ PREFIX = b"policyd:"
 
 
 class Operation(NamedTuple):
-    """One thing that the script does: `kind` as it stands there, and what the kind needs."""
+    """One operation of the script: `kind` as in the script, with its arguments."""
 
     kind: str
     key: bytes
@@ -19,26 +19,26 @@ class Operation(NamedTuple):
     value: bytes = b""
 
 
-# What came of each operation: the value of a counter, what stands under a key, or None for nothing.
+# The result of an operation: the value of a counter, the value of a key, or None.
 Found: TypeAlias = "int | bytes | None"
 
 
 def counting(counter: CounterDefinition, key: bytes, value: bytes | None, *, add: bool) -> Operation:
-    """Returns the operation that counts a request (`add`), or that tells the value that it would have."""
+    """Returns the operation that counts a request (`add`), or that reads the value that the counter would have."""
     kind = "event" if counter.distinct is None else "distinct"
     return Operation(kind if add else f"peek-{kind}", counter_key(counter, key), counter.within, value or b"")
 
 
 def counter_key(counter: CounterDefinition, key: bytes) -> bytes:
-    """Returns the name under which a counter's key is kept; two definitions never share one."""
+    """Returns the server's name of a counter's key; two definitions never share a name."""
     return b"%bc:%b:%b:%b" % (PREFIX, counter.name.encode(), counter.fingerprint.hex().encode(), key)
 
 
 def network_key(network: bytes) -> bytes:
-    """Returns the name under which it is kept that a network has passed greylisting."""
+    """Returns the server's name of a network that has passed greylisting."""
     return b"%bg:network:%b" % (PREFIX, network)
 
 
 def waiting_key(key: bytes) -> bytes:
-    """Returns the name under which a first try waits."""
+    """Returns the server's name of a first try."""
     return b"%bg:first:%b" % (PREFIX, key)

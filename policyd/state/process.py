@@ -1,4 +1,4 @@
-"""Memory in the process: bounded, the least recently used first out."""
+"""Memory in the process: bounded; the least recently used key is dropped first."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class ProcessMemory:
     """Counters and greylisting of one process.
 
     At most `max_keys` entries in all: one for each key of a counter, each value of a `distinct`, and each network that
-    has passed. First tries that wait have half of that beside it for themselves, and push out only each other: a flood
-    of new senders must not make the daemon forget what it has counted.
+    has passed. First tries may take another half of that number, and displace only each other: a flood of new senders
+    must not make the daemon forget its counts.
     """
 
     def __init__(self, max_keys: int) -> None:
@@ -55,7 +55,7 @@ class ProcessMemory:
         self._networks: OrderedDict[bytes, float] = OrderedDict()  # networks that passed, with when they were last seen
         self._waiting: OrderedDict[bytes, float] = OrderedDict()  # first tries, with their time
         self._entries = 0
-        self.changes: Changes | None = None  # what is to be written to the state file, if there is one
+        self.changes: Changes | None = None  # changes to write to the state file, if there is one
 
     def __len__(self) -> int:
         return self._entries + len(self._waiting)
@@ -95,7 +95,7 @@ class ProcessMemory:
         """Yields each key of a counter with its value, and None every thousand entries, for the caller to pause."""
         prefix, slot = counter.fingerprint, slot_of(now, counter.within)
         for place, (key, window) in enumerate(list(self._windows.items())):
-            # What was evicted during a pause no longer counts, neither here nor in the number of entries.
+            # Entries evicted during a pause no longer count, neither here nor in the total.
             if key.startswith(prefix) and self._windows.get(key) is window:
                 count = window.count(slot)
                 if isinstance(window, DistinctWindow):
@@ -131,7 +131,7 @@ class ProcessMemory:
         return window
 
     def _evict(self) -> None:
-        """Drops the least recently used: of counters first, because a network that passed is seen less often."""
+        """Drops the least recently used entries: counters first, because a network that passed is seen less often."""
         while self._entries > self.max_keys:
             if len(self._windows) > 1:
                 key, window = self._windows.popitem(last=False)
@@ -224,7 +224,7 @@ class ProcessMemory:
         self._entries = 0
 
     def stored(self) -> Stored:
-        """Returns everything there is, the least recently used first: references, not copies."""
+        """Returns all entries, the least recently used first: references, not copies."""
         return Stored(self._windows, self._networks, self._waiting)
 
     def restore_window(self, key: bytes, window: Window) -> None:

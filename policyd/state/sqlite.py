@@ -1,8 +1,9 @@
-"""The state file: what the process remembers, in SQLite, so that a restart does not forget it.
+"""The state file: the process's memory in SQLite, so that a restart does not lose it.
 
 Promises that no request waits for the disk: changes are collected and written about once a second by a thread. SIGKILL
-loses at most two seconds. A file that is damaged, unreadable or newer is moved aside, and one that another process has
-locked is left alone; either way mail goes on. A disk that is full costs the file, not the memory.
+loses at most two seconds. A file that is damaged, unreadable or from a newer version is moved aside, and a file that
+another process has locked is not used; mail goes on in every case. If the disk is full, the file is not written, and
+the memory goes on.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ WRITE_SECONDS = 1.0
 # Seconds between lines that say why the file cannot be written.
 COMPLAINT_SECONDS = 60.0
 
-# Keys that are made ready for writing in one turn of the event loop: about a millisecond.
+# Keys prepared for writing in one turn of the event loop: about a millisecond.
 KEYS_A_TURN = 500
 
 _TABLES = """
@@ -82,7 +83,7 @@ class StateFile:
         self._complaint = Throttled(COMPLAINT_SECONDS)
 
     def load(self, counters: Iterable[CounterDefinition], greylist: GreylistSettings) -> None:
-        """Opens the file and reads what these definitions still need. Raises nothing: a warning says what is wrong."""
+        """Opens the file and reads the keys of these definitions. Raises nothing: logs a warning instead."""
         try:
             self._open()
             self._read({counter.fingerprint: counter for counter in counters}, greylist)
@@ -114,7 +115,7 @@ class StateFile:
             await self.write()
 
     async def write(self) -> None:
-        """Writes what has changed. What could not be written is tried again the next time."""
+        """Writes changed keys. After a failure they are tried again the next time."""
         changes = self._memory.changes
         if not changes or self._connection is None:
             return
@@ -135,7 +136,7 @@ class StateFile:
             self.why = ""
 
     async def close(self) -> None:
-        """Writes what is left, and closes the file."""
+        """Writes remaining changes, and closes the file."""
         if self.is_used:
             await self.write()
             self.is_used = False
@@ -171,7 +172,7 @@ class StateFile:
             raise
 
     def _move_aside(self, error: Exception) -> bool:
-        """Returns whether there is room for a new file now."""
+        """Moves the file aside; returns whether a new file can be made."""
         aside = self.path.with_name(f"{self.path.name}.damaged-{int(self._clock())}")
         try:
             if self.path.exists():
@@ -200,7 +201,7 @@ class StateFile:
     # --- Reading ----------------------------------------------------------------------------------------------------
 
     def _read(self, counters: Mapping[bytes, CounterDefinition], greylist: GreylistSettings) -> None:
-        """Raises sqlite3.Error, struct.error and ValueError for what is damaged."""
+        """Reads the tables. Raises sqlite3.Error, struct.error and ValueError for damaged content."""
         connection, memory, now = self._connection, self._memory, self._clock()
         assert connection is not None
         most = (memory.max_keys,)
@@ -217,7 +218,7 @@ class StateFile:
         for key, first in reversed(rows):
             if now - greylist.retry_within <= first <= now:
                 memory.restore_waiting(key, first)
-        # Rows that were not taken would stay for ever.
+        # Rows that were not read would stay for ever.
         connection.execute("BEGIN IMMEDIATE")
         stored = memory.stored()
         for table, kept in (("windows", stored.windows), ("networks", stored.networks), ("waiting", stored.waiting)):
@@ -228,7 +229,7 @@ class StateFile:
     # --- Writing ----------------------------------------------------------------------------------------------------
 
     async def _batch(self, changes: Changes) -> _Batch:
-        """Makes rows of what has changed, a few keys a turn of the event loop."""
+        """Makes rows of changed keys, a few keys a turn of the event loop."""
         stored, now = self._memory.stored(), self._clock()
         batch = _Batch([], [], {"networks": [], "waiting": []}, {"networks": [], "waiting": []})
         for place, key in enumerate(changes.windows):
@@ -277,7 +278,7 @@ def _stored_window(window: Window) -> bytes:
 
 
 def _window_of(stored: bytes, now: int) -> Window:
-    """Raises struct.error and ValueError for what is not a window."""
+    """Parses a stored window. Raises struct.error and ValueError if it is not a window."""
     kind, rest = stored[:1], stored[1:]
     if kind == _EVENTS:
         return EventWindow.of(_PAIR.iter_unpack(rest), now)

@@ -1,11 +1,11 @@
 """Memory shared by several hosts, in Valkey or Redis.
 
-Promises that no call takes longer than twice the timeout, and that a failure is None: the caller then asks the memory
-of the process. Nothing is sent twice, because a call that failed may have been carried out; nothing is cancelled while
-its answer is on the way, so no answer is taken for that of the next call.
+Promises that no call takes longer than twice the timeout, and that a failure returns None: the caller then uses the
+memory of the process. No call is sent twice, because a failed call may have been carried out; no call is cancelled
+while its answer is on the way, so an answer is never taken for that of the next call.
 
-All that the requests of one turn of the event loop ask goes out in one call of one script, and the requests that come
-meanwhile share the next: valkey-py takes 100 us for a call, however much is in it.
+The operations of all requests in one turn of the event loop go into one call of one script, and requests that arrive
+before its answer share the next call: valkey-py takes 100 us for a call, whatever its size.
 
 After MAX_FAILURES in a row the server counts as away, and only a probe asks it, once a second, until that succeeds. The
 probe is a write: a server that is full answers PING and GET.
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Failures in a row after which requests ask the server no more.
+# Failures in a row after which requests no longer ask the server.
 MAX_FAILURES = 3
 
 # Seconds between probes of a server that is away.
@@ -59,8 +59,8 @@ COMPLAINT_SECONDS = 60.0
 # Operations in one call: some milliseconds of the server's time, in which it serves no other client.
 MAX_BATCH = 500
 
-# Operations that wait for the call before them. Beyond it the process's own memory answers: a server that takes 50 ms
-# for a call cannot serve more.
+# Maximum number of operations that wait for the call before them. Above it the process's own memory answers: a server
+# that takes 50 ms for a call cannot serve more.
 MAX_WAITING = 5000
 
 # For each operation three arguments: kind, seconds, value. Of several operations on one key each gets the value that it
@@ -167,7 +167,7 @@ class SharedMemory:
         self._task = asyncio.get_running_loop().create_task(self._work())
 
     def ask(self, operations: Sequence[Operation]) -> asyncio.Future[list[Found] | None]:
-        """Sends operations; the result has what came of each, or is None if there is no answer."""
+        """Sends operations; returns the result of each, or None if there is no answer."""
         future: asyncio.Future[list[Found] | None] = asyncio.get_running_loop().create_future()
         if not self.is_up or self._operations + len(operations) > MAX_WAITING:
             future.set_result(None)
@@ -182,7 +182,7 @@ class SharedMemory:
         await self._probe()
 
     async def close(self) -> None:
-        """Ends the task and the connection; what waits gets None."""
+        """Ends the task and the connection; waiting operations get None."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._give_up(self._waiting)
@@ -204,7 +204,7 @@ class SharedMemory:
                 self._give_up(self._waiting)
 
     def _take(self) -> list[_Waiting]:
-        """Takes as much from the queue as fits in one call."""
+        """Takes from the queue the operations that fit in one call."""
         taken, count = 0, 0
         for waiting in self._waiting:
             if taken and count + len(waiting.operations) > MAX_BATCH:
@@ -283,7 +283,7 @@ def _checked(found: object, expected: int) -> list[Found]:
     return found
 
 
-# What an error's code means, and what to do about it (Redis and Valkey: the first word of an error).
+# Meanings and remedies of error codes (in Redis and Valkey, the first word of an error).
 _CODES = {
     "OOM": "it is full; raise maxmemory, or set maxmemory-policy to volatile-ttl",
     "NOAUTH": "it wants a password; set state_credentials",
@@ -298,7 +298,7 @@ _CODES = {
     "UNFIT": "its answer does not fit the question; is it a Valkey or Redis server?",
 }
 
-# valkey-py takes the code away from an error that has a class of its own.
+# valkey-py removes the code of an error that has its own class.
 _CLASSES: tuple[tuple[type[ValkeyError], str], ...] = (
     (AuthenticationError, "WRONGPASS"),
     (BusyLoadingError, "LOADING"),
@@ -309,11 +309,11 @@ _CLASSES: tuple[tuple[type[ValkeyError], str], ...] = (
 
 
 def _reason(error: Exception, timeout: float) -> str:
-    """Says what is wrong and what to do about it; never the words of the server itself."""
+    """Says what is wrong and what to do about it; never quotes the server."""
     if isinstance(error, TimeoutError | ValkeyTimeoutError):
         return f"no answer within {timeout * 1000:.0f} ms (state_timeout)"
     cause: BaseException | None = error
-    while cause is not None:  # a failure to connect has the reason behind it
+    while cause is not None:  # a connection error has the reason as its cause
         word = "NOAUTH" if "Authentication required" in str(cause) else str(cause).split(" ", 1)[0]
         if word not in _CODES:
             word = next((code for kind, code in _CLASSES if isinstance(cause, kind)), "")

@@ -1,1 +1,1 @@
-"""The tables of a ruleset: built from lists, kept from load to load, and patched."""
+"""Builds the tables of a ruleset from lists, keeps them from load to load, and patches them."""

@@ -1,8 +1,8 @@
 """Builds the tables of `policyd.core.tables` from lists of entries, without an object for each entry.
 
-A number in a table stands for a combination of lists: a *mask*, an integer with a bit for each list that has the
-entry. What a mask means in conditions is worked out afterwards (`policyd.core.hits`), so a table of the same lists
-serves other rules unchanged. Lists that the same conditions use may share a bit; they are a group.
+A number in a table stands for a combination of lists: a *mask*, an integer with a bit for each list that has the entry.
+`policyd.core.hits` maps masks to conditions afterwards, so a table of the same lists serves other rules unchanged.
+Lists that the same conditions use may share a bit; they are a group.
 
 Networks: each group becomes its *toggles*, the ascending addresses at which its coverage begins or ends. One sorted
 pass over the toggles of all groups gives the ranges. Names go into the hash table in the order in which they come.
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from policyd.core.tables import Buffer, Entries, PlainEntries
     from policyd.tables.index import Source
 
-# Combinations of long lists with a bit for each list; with more, lists that the same conditions use share a bit. Many
-# lists that overlap everywhere make one combination for each range, of which none is worth keeping.
+# Maximum number of combinations with a bit for each long list; above it, lists that the same conditions use share a
+# bit. Many lists that overlap everywhere make a different combination for each range, and keeping these is useless.
 MAX_COMBINATIONS = 4096
 
-# Parts in which the toggles of all lists are sorted, so that only a part of them are integer objects at the same time.
+# Parts in which the toggles of all lists are sorted, so that only one part at a time consists of integer objects.
 _PARTS = 64
 
 
-# Names from which on a table has four slots for each, not sixteen, of which fewer are found in use by another name.
+# Number of names above which a table has four slots for each instead of sixteen, which have fewer collisions.
 _MANY_NAMES = 20_000
 
 
@@ -114,7 +114,7 @@ def build_ranges(toggles: Sequence[Toggles], masks: Masks) -> list[Buffer]:
 
 
 def _sweep(toggles: Sequence[Sequence[int]], masks: Masks, starts: array[int] | list[int], numbers: array[int]) -> None:
-    """Ranges that do not overlap, neighbours with the same number merged; the first starts at 0."""
+    """Yields disjoint ranges from 0 on; adjacent ranges with the same number are merged."""
     shift = len(toggles).bit_length()
     place_mask = (1 << shift) - 1
     bits = [1 << place for place in range(len(toggles))]
@@ -148,7 +148,7 @@ def _sweep(toggles: Sequence[Sequence[int]], masks: Masks, starts: array[int] | 
 
 
 def _limits(toggles: Sequence[Sequence[int]]) -> list[int]:
-    """Addresses that part all toggles into shares of about the same size."""
+    """Addresses that divide all toggles into parts of about the same size."""
     step = sum(map(len, toggles)) // (64 * _PARTS)
     if not step:
         return []
@@ -177,7 +177,7 @@ def halves(starts: Iterable[int]) -> tuple[array[int], array[int]]:
 
 
 class NamesBuilder:
-    """A NameTable that grows by names as they come. `expected` bounds the number of names."""
+    """Builds a NameTable name by name. `expected` is the maximum number of names."""
 
     def __init__(self, expected: int, masks: Masks) -> None:
         self._masks = masks
@@ -232,9 +232,9 @@ class NamesBuilder:
         return [self._marks, self._places, self._ends, self._keys, self._numbers]
 
     def masks(self) -> list[int]:
-        """The mask of each number; 0 for those that names had on the way to another, so that no Hits are made of them.
+        """The mask of each number; 0 for masks that names had only during building, so that no Hits are made of them.
 
-        A name in 800 lists had 799 of them, with 400 lists each on average.
+        A name in 800 lists had 799 such masks, with 400 lists each on average.
         """
         in_use = set(self._numbers)
         return [mask if number in in_use else 0 for number, mask in enumerate(self._masks.all)]
@@ -244,10 +244,10 @@ class NamesBuilder:
 
 
 class ListTable(NamedTuple):
-    """A table, and what its numbers stand for.
+    """A table with the mask of each of its numbers.
 
-    `masks` has the mask of each number. Place n has the bit 1 << n, in a table of names the bits 1 << 2n for entries
-    and 1 << 2n + 1 for entries with a leading dot, which stand for the names under them only.
+    In a mask, place n has the bit 1 << n, in a table of names the bits 1 << 2n for entries and 1 << 2n + 1 for entries
+    with a leading dot, which stand for the names under them only.
     """
 
     table: RangeTable | NameTable
@@ -328,7 +328,7 @@ def _networks(entries: Entries) -> Iterator[Networks]:
 
 
 def plain_entries(entries: Entries) -> PlainEntries:
-    """The entries themselves; of a long list a copy that takes memory for each entry."""
+    """The entries; for a long list a copy with an object for each entry."""
     if not isinstance(entries, LongList):
         return entries
     networks = Networks()
@@ -363,7 +363,7 @@ def build_tables(
     sources: Sequence[Source],
     make_list_table: Callable[[str, Sequence[Source]], ListTable] = build_list_table,
 ) -> Iterator[BuiltTable]:
-    """The table of the long lists of an attribute, if there are some, and that of all else, if there is any."""
+    """The table of an attribute's long lists, and the table of all its other entries; None for an empty one."""
     long = {source.entries.key: source for source in sources if isinstance(source.entries, LongList)}
     short = group_by_users(source for source in sources if not isinstance(source.entries, LongList))
     if long:

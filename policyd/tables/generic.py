@@ -1,7 +1,7 @@
 """`hostname_generic`: whether a host name contains the client's own address, as names that a provider generates do.
 
-Only the labels left of the registrable domain are looked at. Arithmetic on the address replaces lists of expressions
-(`dyn`, `pool`, `adsl`), which are never complete and match honest names.
+Only the labels left of the registrable domain are searched. This replaces lists of expressions (`dyn`, `pool`, `adsl`),
+which are never complete and match honest names.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Files every entry of every condition of a ruleset: from rules and entries to the `policyd.core.index.Index`.
+"""Builds the `policyd.core.index.Index` of a ruleset from its rules and their entries.
 
-Each rule is filed under one of its conditions only, the one that will hold for the fewest clients; the engine checks
-the others when the rule comes up. Long lists have tables of their own, which serve other rules too.
+Each rule is filed under one of its conditions only, the condition that probably holds for the fewest clients; the
+engine checks the others when the rule is a candidate. Long lists have tables of their own, which serve other rules too.
 """
 
 from __future__ import annotations
@@ -52,11 +52,10 @@ class Source(NamedTuple):
 
 
 class BuiltTable(NamedTuple):
-    """A table, and what its numbers stand for.
+    """A table with the combination of sources (`masks`) of each of its numbers.
 
-    `masks` has the combination of sources of each number. The source at place n has the bit 1 << n; in a table of names
-    the bits 1 << 2n for entries and 1 << 2n + 1 for entries with a leading dot, which stand for the names under them
-    only. A place is None if nothing uses it.
+    The source at place n has the bit 1 << n; in a table of names the bits 1 << 2n for entries and 1 << 2n + 1 for
+    entries with a leading dot, which stand for the names under them only. A place is None if nothing uses it.
     """
 
     table: RangeTable | NameTable
@@ -66,7 +65,7 @@ class BuiltTable(NamedTuple):
 
 _NO_CONDITIONS: frozenset[int] = frozenset()
 
-# Makes the tables, two at most, of networks, of names or of values (NAME and DOMAIN go together) of an attribute.
+# Makes an attribute's tables of networks, names or values, at most two each (NAME and DOMAIN share tables).
 MakeTables: TypeAlias = "Callable[[str, Sequence[Source]], Iterable[BuiltTable]]"
 
 
@@ -79,11 +78,11 @@ def build_index(
     *,
     counted: Sequence[Sequence[Condition]] = (),
 ) -> Index:
-    """Files every entry of every condition.
+    """Builds the index.
 
-    `entries` has, by the condition's number, the collections of its entries: `Networks`; folded names, with a
-    leading dot where only names under it are meant; folded values; expressions; statuses; names of DNS lists, of
-    which `hostname_lists` are asked for host names; or a `LongList` of networks, names or values. A list that several
+    `entries` has, by the condition's number, the collections of its entries: `Networks`; folded names, with a leading
+    dot where only names under it are meant; folded values; expressions; statuses; names of DNS lists, of which
+    `hostname_lists` are asked for host names; or a `LongList` of networks, names or values. A list that several
     conditions use is the same object in each. Conditions are numbered from 0 without a gap. `domains` is needed for
     `hostname_generic` alone; `counted` has the conditions on the requests that each counter counts.
 
@@ -91,7 +90,7 @@ def build_index(
     """
     conditions = {c.number: c for rule in rules for c in (*rule.match, *rule.exceptions)}
     conditions |= {c.number: c for where in counted for c in where}
-    # A rule with an empty list never matches, so it is not filed: nothing is asked for it.
+    # A rule with an empty list never matches, so it is not filed, and causes no lookups.
     filed_under = {
         _filing_condition(rule, entries).number: rule.number for rule in rules if not _has_empty(rule, entries)
     }
@@ -108,7 +107,7 @@ def build_index(
 
     lookups: list[Lookup] = []
     lookup_of = [0] * len(conditions)
-    # Networks last: what their million integers take for a while is not given back to the other tables.
+    # Networks last: the memory of their million temporary integers cannot be reused by the other tables.
     for (subject, kind), family in sorted(families.items(), key=lambda one: one[0][1] is Kind.NETWORK):
         for condition in family:
             lookup_of[condition.number] = len(lookups)
@@ -234,7 +233,7 @@ def _filing_condition(rule: Rule, entries: Mapping[int, Sequence[Entries]]) -> C
     return min(rule.match, key=lambda condition: _breadth(condition, entries[condition.number]))
 
 
-# Kinds of conditions that hold for nothing without an entry.
+# Kinds of conditions that never hold without an entry.
 _WITH_ENTRIES = frozenset({Kind.NETWORK, Kind.NAME, Kind.DOMAIN, Kind.VALUE, Kind.EXPRESSION})
 
 
@@ -244,7 +243,7 @@ _FEW_VALUES = frozenset(
 )
 
 
-# How broad a condition is: on the HELO name, the sender or the recipient; and on anything else.
+# How broad a condition is: first for the HELO name, the sender or the recipient; then for anything else.
 _BREADTHS = {
     Kind.NAME: (1, 2),
     Kind.DOMAIN: (1, 2),
@@ -272,7 +271,7 @@ def _breadth(condition: Condition, collections: Sequence[Entries]) -> int:
 
 
 def _has_wide(networks: Entries) -> bool:
-    """Whether there is a network so wide that much of the Internet lies in it. Long lists have none."""
+    """Whether there is a network that covers much of the Internet. Long lists count as having none."""
     return (
         isinstance(networks, Networks)
         and len(networks) < 1000
@@ -370,7 +369,7 @@ def _range_tables(
 def _name_tables(
     subject: str, sources: Sequence[Source], rule_of: Mapping[int, int], make_tables: MakeTables
 ) -> Iterator[tuple[NameTable, HitsByNumber, HitsByNumber]]:
-    """Tables with what a number means for the very name, and for the names under it."""
+    """Tables with the hits of each number for the name itself, and for the names under it."""
     for table, masks, places in make_tables(subject, sources):
         assert isinstance(table, NameTable)
         exact: list[frozenset[int]] = []

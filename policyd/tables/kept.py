@@ -1,8 +1,8 @@
-"""Tables of long lists that outlive a ruleset: in sealed memory files, with a record of what is in them.
+"""Keeps tables of long lists beyond their ruleset: in sealed memory files, each with a record of its content.
 
-A load gets the tables of the ruleset in force and uses each as it is, patched, or built again; so a load costs what
-has changed. What a table stands for is decided by the digests of the lists' bytes, never by their dates. A table that
-does not fit (too much of it unused or changed, too many patches or combinations) is built again.
+A load gets the tables of the ruleset in force and uses each as it is, patched, or built again, so its cost depends on
+what has changed. Digests of the lists' bytes, never their dates, decide whether a table has the right content. A table
+is built again if too much of it is unused or changed, or if it has too many patches or combinations.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 # A table begins on a cache line of the memory file, and so does each of its arrays.
 ALIGNMENT = 64
 
-# Patches of a table until it is built again, which forgets combinations and names that no list has any more.
+# Patches of a table before it is built again, which removes combinations and names that no list has any more.
 MAX_PATCHES = 50
 
-# One entry in so many may be in lists that have changed, or that no rule uses any more.
+# Maximum share of entries, as 1/N, in lists that have changed or that no rule uses any more.
 _MAX_SHARE = 4
 
 # The attribute that a table is for, and how its entries are compared.
@@ -68,7 +68,7 @@ class Record:
 
 
 class TableFile:
-    """A table in a sealed memory file (memfd_create(2)). Takes the descriptor over."""
+    """A table in a sealed memory file (memfd_create(2)). Takes ownership of the descriptor."""
 
     def __init__(self, descriptor: int, record: Record) -> None:
         self.descriptor = descriptor
@@ -83,7 +83,7 @@ def write_parts(
 ) -> tuple[int, tuple[tuple[int, int], ...]]:
     """Writes the parts of a table, each in pieces, to a memory file; frees each part as soon as it is written.
 
-    `finish` may change the parts where they lie, before the file is sealed. Returns descriptor and layout.
+    `finish` may change the parts in place, before the file is sealed. Returns descriptor and layout.
     """
     descriptor = os.memfd_create("policyd-table", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     layout = []
@@ -108,10 +108,10 @@ def write_parts(
 
 @dataclass(slots=True)
 class TableStore:
-    """The tables that the ruleset in force has, and those that the new one will have.
+    """The tables of the ruleset in force, and those of the new ruleset.
 
-    `used` are the latter, in the order in which they were made. `differences` tells, by the file's path, what patched
-    lists have gained and lost.
+    `used` are the latter, in the order in which they were made. `differences` has, by the file's path, the numbers of
+    entries added to and removed from patched lists.
     """
 
     kept: Sequence[TableFile] = ()
@@ -119,11 +119,11 @@ class TableStore:
     differences: dict[str, Difference] = field(default_factory=dict)
 
     def lengths(self) -> Mapping[Hashable, int]:
-        """How many entries each list in a kept table has. A list that is among these need not be parsed."""
+        """The number of entries of each list in a kept table. These lists need not be parsed."""
         return {kept_list.key: kept_list.length for file in self.kept for kept_list in file.record.lists}
 
     def reused(self) -> tuple[str, ...]:
-        """Describes the kept tables that were used again, in a line; empty if none was."""
+        """Describes the kept tables that were used again, in a line; empty if there are none."""
         before = {kept_list.key for file in self.kept for kept_list in file.record.lists}
         lists = {kept_list.key for file in self.used for kept_list in file.record.lists}
         again = len(lists & before)
@@ -195,7 +195,7 @@ def _build(family: Family, sources: Sequence[Source]) -> TableFile | None:
     except TooManyCombinationsError:
         return None
     pieces = [[part] for part in parts]
-    del parts  # so that each is freed once it has been written
+    del parts  # so that each part is freed after it is written
     descriptor, layout = write_parts(pieces)
     lists = (KeptList(entries.key, entries.path, len(entries)) for entries in map(_entries, sources))
     return TableFile(descriptor, Record(family, layout, tuple(lists), tuple(masks)))

@@ -1,8 +1,8 @@
-"""Patches a table of long lists where a few lists have changed, instead of building it again.
+"""Patches a table of long lists if a few lists have changed, instead of building it again.
 
-What a list had before is read from the table itself; so is what other lists have. A patched table answers as one that
-is built from all lists does, though combinations may have other numbers, and names that no list has any more stay in
-it with the number 0.
+The old entries of a list, and those of other lists, are read from the table. A patched table gives the same answers as
+a table built from all lists, although combinations may have different numbers, and names that no list has any more stay
+in it with the number 0.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from policyd.tables.build import Masks
     from policyd.tables.index import Source
 
-# Slots of a table of names that a key may have at least; a table is built with four to eight.
+# Minimum number of slots per key in a table of names; a table is built with four to eight.
 _MIN_SLOTS_PER_KEY = 3
 
-# One name in so many may be in no list any more.
+# Maximum share of names, as 1/N, that no list has any more.
 _MAX_DEAD = 4
 
 # An IPv6 address, from its halves.
@@ -39,7 +39,7 @@ class NotPatchableError(Exception):
 
 
 class Difference(NamedTuple):
-    """How many entries a list has gained and lost. Of networks, the ranges are counted that they make together."""
+    """The numbers of entries added to and removed from a list. Networks count as the ranges that they form."""
 
     added: int
     removed: int
@@ -51,7 +51,7 @@ class Difference(NamedTuple):
 def patch_ranges(
     table: RangeTable, masks: Masks, changes: Mapping[int, LongList | None]
 ) -> tuple[list[Buffer], dict[int, Difference]]:
-    """The parts of a table in which each list at a place of `changes` is this one, or empty; and what that changed.
+    """The parts of a table in which each list at a place of `changes` is replaced, or empty; and the differences.
 
     Adds new combinations to `masks`. Raises TooManyCombinationsError.
     """
@@ -111,7 +111,7 @@ def _ranges(toggles: Sequence[int]) -> Iterable[tuple[int, int]]:
 def _flip(
     starts: Sequence[int], numbers: memoryview[int], masks: Masks, flips: Sequence[tuple[int, int]]
 ) -> tuple[Sequence[int], array[int]]:
-    """Between the first of the flips and the second, the first one's bit is turned over; and so on."""
+    """Flips a bit in ranges: the first flip begins a range, the second ends it, and so on."""
     wide = not isinstance(starts, memoryview)
     new_starts: list[int] | array[int] = [] if wide else array("I")
     new_numbers = array("I")
@@ -151,7 +151,7 @@ def _flip(
 
 
 class NamesPatch(NamedTuple):
-    """Changes to make in a copy of a table of names: the numbers of the names that it has, and names to insert."""
+    """Changes for a copy of a table of names: new numbers of its names, and names to insert."""
 
     numbers: array[int]
     added: dict[bytes, int]  # with their numbers
@@ -160,7 +160,7 @@ class NamesPatch(NamedTuple):
 def patch_names(
     table: NameTable, masks: Masks, changes: Mapping[int, Source | None]
 ) -> tuple[NamesPatch, dict[int, Difference]]:
-    """How to patch a table so that each list at a place of `changes` is this one, or empty; and what that changes.
+    """Finds the patch that replaces, or empties, each list at a place of `changes`; and the differences.
 
     Adds new combinations to `masks`. Raises NotPatchableError, TooManyCombinationsError.
     """

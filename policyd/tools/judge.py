@@ -102,19 +102,20 @@ class Judge:
         if seen.time is not None:
             self._now = seen.time
         facts = self._facts(seen)
-        return [self._decide(_request(seen, recipient), facts) for recipient in self._recipients(seen)]
+        return [self._decide(_request(seen, recipient), facts) for recipient in self.recipients(seen)]
 
     def grounds(self, seen: Observation) -> object:
         """Returns a key: observations with equal grounds have the same decisions, in any order of their recipients."""
         if self._memory is not None:
             return object()  # a decision that depends on what came before is made for each mail
         facts = self._facts(seen)
-        recipients = self._recipients(seen)
+        recipients = self.recipients(seen)
         if len(recipients) == 1:
             return grounds(self._ruleset, _request(seen, recipients[0]), facts)
         return frozenset(grounds(self._ruleset, _request(seen, recipient), facts) for recipient in recipients)
 
-    def _recipients(self, seen: Observation) -> tuple[bytes, ...]:
+    def recipients(self, seen: Observation) -> tuple[bytes, ...]:
+        """Returns the recipients for each of which there is a decision."""
         return seen.recipients if self._by_recipient and seen.recipients else seen.recipients[:1] or (b"",)
 
     def _facts(self, seen: Observation) -> Facts:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from policyd.logs.transaction import Observation
     from policyd.tools.replay.replay import Answer, Comparison, Facts, Replay, Tally
+    from policyd.tools.replay.waits import Waits
 
 _COLUMNS = ("delivered", "mails", "clients", "sender domains")
 
@@ -36,6 +37,7 @@ def replay_as_json(replay: Replay) -> dict[str, Any]:
         "refused_delivered": replay.facts.refused_delivered,
         "rules": [_answer_as_json(answer) | _tally_as_json(tally) for answer, tally in replay.rules],
         "unmatched": replay.unmatched,
+        "greylisting": _waits_as_json(replay.waits) if replay.waits is not None else None,
         "notes": _notes(replay.facts, replay.subjects, [tally for _, tally in replay.rules]),
     }
 
@@ -53,6 +55,16 @@ def comparison_as_json(comparison: Comparison) -> dict[str, Any]:
             for before, after, tally in comparison.changes
         ],
         "notes": _notes(comparison.facts, comparison.subjects, [tally for _, _, tally in comparison.changes]),
+    }
+
+
+def _waits_as_json(waits: Waits) -> dict[str, Any]:
+    return {
+        "deferred": waits.deferred,
+        "delivered": waits.delivered,
+        "longest_wait_seconds": round(waits.longest, 3) if waits.longest is not None else None,
+        "never_came_back": waits.never_back,
+        "uncounted": waits.uncounted,
     }
 
 
@@ -125,6 +137,8 @@ def print_replay(console: Console, replay: Replay) -> None:
         more = len(replay.unmatched) - _MAX_UNMATCHED
         names = ", ".join(replay.unmatched[:_MAX_UNMATCHED])
         console.print(Text(f"no mail for: {names}" + (f" and {more:,} more rules" if more > 0 else "")))
+    if replay.waits is not None:
+        console.print(Text(_waited(replay.waits)))
     notes = _notes(replay.facts, replay.subjects, [tally for _, tally in replay.rules])
     if replay.ruleset.observe:
         notes.append("the file has `mode: observe`: policyd would log these answers and send none of them")
@@ -155,6 +169,18 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
         console.print("Both rulesets answer every one of these mails alike.")
     tallies = [tally for _, _, tally in comparison.changes]
     _print_notes(console, _notes(comparison.facts, comparison.subjects, tallies))
+
+
+def _waited(waits: Waits) -> str:
+    if waits.longest is not None:
+        longest = f", {waits.longest:,.0f} s at most"
+    else:
+        longest = ", how long the log does not tell" if waits.delivered else ""
+    more = "+" if waits.uncounted else ""
+    return (
+        f"greylisting: {counted(waits.delivered, 'delivered mail')}{more} would have waited{longest}; "
+        f"{counted(waits.never_back, 'mail')}{more} never came back"
+    )
 
 
 def _worse(before: Answer, after: Answer) -> bool:

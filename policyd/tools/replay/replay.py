@@ -20,6 +20,7 @@ from policyd.logs.counts import LineCounts
 from policyd.logs.maillog import MailLog, observations
 from policyd.logs.transaction import NameStatus, Observation, Outcome
 from policyd.tools.judge import GOT_THROUGH, Assumption, Judge, ListAssumption
+from policyd.tools.replay.waits import Waits
 
 if TYPE_CHECKING:
     import datetime
@@ -163,6 +164,7 @@ class Replay:
     subjects: set[str]
     rules: list[tuple[Answer, Tally]]  # refused deliveries first
     unmatched: list[str]  # rules that decided nothing and observed nothing
+    waits: Waits | None = None  # of greylisting; None if no rule greylists
 
 
 @dataclass(slots=True)
@@ -187,13 +189,16 @@ def replay(
 ) -> Replay:
     """Runs the ruleset over the mails in these logs. Raises `LogError`."""
     subjects = subjects_of(ruleset)
-    by_recipient = "recipient" in subjects
+    by_recipient = "recipient" in subjects or ruleset.greylist is not None
+    waits = Waits() if ruleset.greylist is not None else None
     judge = Judge(ruleset, today, assumption, by_recipient=by_recipient, list_assumption=list_assumption)
     verbs = {rule.name: rule.action.verb for rule in ruleset.rules}
     tallies: defaultdict[tuple[str, Verb, bool], Tally] = defaultdict(Tally)
 
     def verdict(seen: Observation) -> _Verdict:
         every = judge.decisions(seen)
+        if waits is not None:
+            waits.add(seen, judge.recipients(seen), every)
         decisions = [decision for decision in every if decision is not None]
         hits = {(decision.rule_name, decision.verb, False) for decision in decisions}
         hits |= {(name, verbs[name], True) for decision in decisions for name in decision.observed}
@@ -211,7 +216,8 @@ def replay(
     rules = [(Answer(*hit), tally) for hit, tally in tallies.items()]
     rules.sort(key=lambda rule: (-rule[1].delivered if rule[0].refuses else 0, order.get(rule[0].rule, len(order))))
     matched = {name for name, _, _ in tallies}
-    return Replay(ruleset, facts, subjects, rules, [rule.name for rule in ruleset.rules if rule.name not in matched])
+    unmatched = [rule.name for rule in ruleset.rules if rule.name not in matched]
+    return Replay(ruleset, facts, subjects, rules, unmatched, waits)
 
 
 def compare(

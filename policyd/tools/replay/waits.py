@@ -1,0 +1,75 @@
+"""How long mails would have waited for greylisting, by the tries that a log has of them.
+
+A mail is a sender and a recipient. It waits from its first deferred try to the try that passes; if the log has no such
+try, a mail that was delivered at once would have waited for as long as its server takes to come again, which the log
+does not tell, and any other mail never came back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from policyd.core.facts import Greylisted
+from policyd.tools.judge import GOT_THROUGH
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from policyd.core.engine import Decision
+    from policyd.logs.transaction import Observation
+
+# Mails followed, some 100 MB.
+_MAX_MAILS = 500_000
+
+
+@dataclass(slots=True)
+class _Mail:
+    first: float | None  # Unix seconds of the first deferred try
+    delivered: bool = False
+    is_back: bool = False
+
+
+@dataclass(slots=True)
+class Waits:
+    """Every mail that greylisting would have deferred. `longest` is in seconds, None if no mail came again."""
+
+    longest: float | None = None
+    uncounted: bool = False  # more mails than could be followed
+    _mails: dict[int, _Mail] = field(default_factory=dict)
+
+    @property
+    def deferred(self) -> int:
+        """Mails that would have been told to come again."""
+        return len(self._mails)
+
+    @property
+    def delivered(self) -> int:
+        """Mails among them that were delivered, at once or later."""
+        return sum(mail.delivered for mail in self._mails.values())
+
+    @property
+    def never_back(self) -> int:
+        """Mails among them that were not delivered, and of which the log has no try after the wait."""
+        return sum(not (mail.delivered or mail.is_back) for mail in self._mails.values())
+
+    def add(self, seen: Observation, recipients: Sequence[bytes], decisions: Sequence[Decision | None]) -> None:
+        """Takes one transaction with its decision for each recipient."""
+        for recipient, decision in zip(recipients, decisions, strict=True):
+            if decision is None or decision.greylist is None:
+                continue
+            key = hash(((seen.sender or b"").lower(), recipient.lower()))
+            mail = self._mails.get(key)
+            if decision.greylist.deferred:
+                if mail is None:
+                    if len(self._mails) >= _MAX_MAILS:
+                        self.uncounted = True
+                        continue
+                    mail = self._mails[key] = _Mail(seen.time)
+            elif mail is None:
+                continue
+            elif not mail.is_back:
+                mail.is_back = True
+                if decision.greylist is Greylisted.PASSED and seen.time is not None and mail.first is not None:
+                    self.longest = max(self.longest or 0.0, seen.time - mail.first)
+            mail.delivered |= seen.outcome in GOT_THROUGH

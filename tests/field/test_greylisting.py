@@ -1,0 +1,165 @@
+"""Greylisting as mail meets it: a Postfix that queues what is deferred and tries again, and one that receives."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.field.postfix import Client
+from tests.field.sender import Sender
+from tests.field.waiting import until
+from tests.name_server import SERVFAIL, Reply, ScriptedServer, reverse
+from tests.requirements import require
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.field.conftest import StartPolicyd
+    from tests.field.policyd import Policyd
+    from tests.field.postfix import Postfix
+
+WAIT = 6.0  # seconds, within which the pool tries from every address
+
+RULES = f"""
+greylist: {{wait: {WAIT:.0f}s, retry_within: 1h, remember: 1d}}
+rules:
+  - {{name: grey, match: {{protocol_state: RCPT}}, action: 'GREYLIST 4.7.1 come again ({{id}})'}}
+"""
+
+POOL = [f"127.10.{number}.25" for number in range(1, 6)]
+FLAKY = {"127.30.0.1": "mail.flaky.example", "127.30.0.2": "mail2.flaky.example"}
+
+
+def zone() -> dict[str, Reply]:
+    """PTR and A records of the pool, and of a host whose reverse DNS will fail."""
+    names = {address: f"mail{number}.pool.example" for number, address in enumerate(POOL)} | FLAKY
+    records = {f"{reverse(address)} PTR": Reply([f"@ 60 PTR {name}"]) for address, name in names.items()}
+    return records | {f"{name} A": Reply([f"@ 60 A {address}"]) for address, name in names.items()}
+
+
+@pytest.fixture(scope="module")
+def name_server() -> Iterator[ScriptedServer]:
+    with ScriptedServer(zone(), otherwise=Reply(rcode=3)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def policyd(start_policyd: StartPolicyd, name_server: ScriptedServer) -> Iterator[Policyd]:
+    dns = {"servers": [name_server.address], "timeout": "2s", "trust_postfix": False}
+    with start_policyd(RULES, dns=dns) as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="module")
+def sender(open_folder: Path, postfix: Postfix) -> Iterator[Sender]:
+    require("postqueue", root=True)
+    root = open_folder / "sender"
+    root.mkdir()
+    with Sender(root, postfix.port["inet"]) as running:
+        yield running
+
+
+def tries(policyd: Policyd, recipient: str) -> list[dict[str, Any]]:
+    return [one for one in policyd.decisions(0) if one.get("recipient") == recipient]
+
+
+def wait_for_try(policyd: Policyd, recipient: str, address: str) -> None:
+    until(
+        f"a try from {address}",
+        lambda: any(one["client_address"] == address for one in tries(policyd, recipient)) or None,
+    )
+
+
+def delivered(sender: Sender, policyd: Policyd, recipient: str) -> list[dict[str, Any]]:
+    """Waits until the mail has arrived; returns all tries."""
+    deadline = time.monotonic() + 60
+    while f"to=<{recipient}>" not in sent(sender):
+        assert time.monotonic() < deadline, sender.maillog.read_text()
+        time.sleep(1)
+        sender.flush()  # a queue manager that finds a mail "still being delivered" may take minutes to look again
+    return tries(policyd, recipient)
+
+
+def sent(sender: Sender) -> str:
+    return "\n".join(line for line in sender.maillog.read_text().splitlines() if "status=sent" in line)
+
+
+def waited(found: list[dict[str, Any]]) -> float:
+    """Seconds from the first try to the last."""
+    first, last = (datetime.datetime.fromisoformat(one["time"]).timestamp() for one in (found[0], found[-1]))
+    return last - first
+
+
+def words(found: list[dict[str, Any]]) -> list[str]:
+    return [one["greylist"] for one in found]
+
+
+def check_one_wait(found: list[dict[str, Any]]) -> None:
+    """The first try is new, those before the wait is over are early, and the first after it passes."""
+    assert words(found) == ["new", *["early"] * (len(found) - 2), "passed"]
+    assert [one["action"] for one in found[:-1]] == ["DEFER_IF_PERMIT"] * (len(found) - 1)
+    assert found[-1]["action"] == "DUNNO"
+    assert WAIT - 0.1 < waited(found) < WAIT + 20  # the sender tries once a second, on a machine however busy
+
+
+def test_a_pool_of_five_addresses_under_one_domain_waits_once_for_one_mail(sender: Sender, policyd: Policyd) -> None:
+    recipient = "pool@field.example"
+    sender.send_from(POOL[0])
+    sender.submit("anna@pool.example", recipient)
+    for address in POOL:
+        if address != POOL[0]:
+            sender.send_from(address)
+        wait_for_try(policyd, recipient, address)
+    found = delivered(sender, policyd, recipient)
+    assert {one["client_address"] for one in found} == set(POOL)
+    assert {one["reverse_dns"] for one in found} == {"verified"}
+    check_one_wait(found)
+
+
+def test_a_nameless_client_waits_and_its_network_does_not_wait_again(sender: Sender, policyd: Policyd) -> None:
+    sender.send_from("127.20.0.9")
+    sender.submit("bert@nameless.example", "first@field.example")
+    found = delivered(sender, policyd, "first@field.example")
+    assert {one["reverse_dns"] for one in found} == {"missing"}
+    check_one_wait(found)
+    sender.send_from("127.20.0.77")
+    sender.submit("other@nameless.example", "second@field.example")
+    (known,) = delivered(sender, policyd, "second@field.example")
+    assert (known["greylist"], known["action"]) == ("known", "DUNNO")
+
+
+def test_a_dns_failure_between_two_tries_costs_nothing(
+    sender: Sender, policyd: Policyd, name_server: ScriptedServer
+) -> None:
+    recipient = "flaky@field.example"
+    first, second = FLAKY
+    sender.send_from(first)
+    sender.submit("carl@flaky.example", recipient)
+    wait_for_try(policyd, recipient, first)
+    name_server.script[f"{reverse(second)} PTR"] = Reply(rcode=SERVFAIL)
+    sender.send_from(second)
+    found = delivered(sender, policyd, recipient)
+    assert {one["client_address"]: one["reverse_dns"] for one in found} == {first: "verified", second: "error"}
+    check_one_wait(found)
+
+
+def test_mail_that_is_never_tried_again_is_said_by_replay(postfix: Postfix, policyd: Policyd) -> None:
+    with Client(postfix.port["inet"], "198.51.100.99", helo_name="spam.example") as client:
+        (reply,) = client.offer("spam@never.example", "victim@field.example")
+    assert reply.code == 450
+    time.sleep(0.5)  # postlogd(8) lags
+    lines = [line for line in postfix.maillog.read_text().splitlines() if "never.example" in line]
+    log = policyd.rules.with_name("never.log")
+    log.write_text("\n".join(lines) + "\n")
+    command = [sys.executable, "-m", "policyd", "replay", "--rules", str(policyd.rules), str(log)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    assert "greylisting: 0 delivered mails would have waited; 1 mail never came back" in said
+    found = json.loads(subprocess.run([*command, "--json"], check=True, capture_output=True, timeout=60).stdout)
+    assert found["greylisting"]["never_came_back"] == 1

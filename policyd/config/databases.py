@@ -25,7 +25,7 @@ from policyd.config.in_force import HASH_DIGITS
 from policyd.config.list_sources import DATABASE_SOURCE_KEYS, checked_at, read_source
 from policyd.config.mmdb import MmdbError, MmdbFile, is_mmdb
 from policyd.config.problems import Problem, Severity, unknown_key
-from policyd.config.ranges import Columns, LineError, columns_of, read_ranges
+from policyd.config.ranges import Columns, LineError, columns_of, other_addresses, read_ranges
 from policyd.config.settings import parse_duration
 from policyd.config.yaml_tree import Mapping, Scalar, describe
 from policyd.core.address import format_address
@@ -51,6 +51,9 @@ MAX_DATABASE_BYTES = 512 << 20
 DEFAULT_MAX_AGE = 60 * 86400
 
 DATABASE_KEYS = ("file", "max_age", "from")
+
+# The date of every file in an npm package, so that equal packages are equal bytes.
+_NPM_DATE = datetime.date(1985, 10, 26)
 
 # Bytes at the beginning of a file in which its first line is looked for.
 _FIRST_LINES = 4096
@@ -112,6 +115,11 @@ class DatabaseInfo:
         """The warning for a database that is older than `max_age`; empty for any other."""
         if not self.is_old(now):
             return ""
+        if self.date == _NPM_DATE:
+            return (
+                f"the {self.kind} database has the date that npm gives every file, {self.date}; "
+                "touch it after a download"
+            )
         return (
             f"the {self.kind} database is of {self.date}, {_days((now - self.built) // 86400 * 86400)} ago, and blocks "
             f"change hands; fetch a newer one (max_age is {_days(self.max_age)})"
@@ -276,7 +284,7 @@ class DatabaseFile:
             raise DatabaseError(_NEITHER)
         columns = columns_of(first)
         if columns is None:
-            raise DatabaseError(_NEITHER)
+            raise DatabaseError(other_addresses(first) or _NEITHER)
         if (columns.asn if kind is DatabaseKind.ASN else columns.country) is None:
             missing = "AS numbers" if kind is DatabaseKind.ASN else "countries"
             raise DatabaseError(f"has no {missing}; the columns of its lines are: addresses, {', '.join(columns.keys)}")

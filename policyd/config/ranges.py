@@ -197,6 +197,21 @@ def columns_of(line: str) -> Columns | None:
     return None
 
 
+def other_addresses(line: str) -> str:
+    """Says what a file has in place of first and last addresses, and which one to take; empty for anything else."""
+    try:
+        fields = _split(line, "\t" if "\t" in line else ",")
+    except ValueError:
+        return ""
+    if len(fields) < 2:
+        return ""
+    if fields[0].isdigit() and fields[1].isdigit():
+        return "has addresses as numbers; take the file that has them as addresses (without -num)"
+    if "/" in fields[0] and parse_address(fields[0].partition("/")[0].encode("ascii", "replace")) is not None:
+        return "has networks; take a file with the first and last address of each range, or an MMDB"
+    return ""
+
+
 def parse_asn(text: str) -> int | None:
     """An AS number as databases write it, `13335` or `AS13335` (0 stands for none); None for anything else."""
     digits = text[2:] if text[:2] in {"AS", "as"} else text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import pickle
 import time
 from pathlib import Path
@@ -125,7 +126,8 @@ def test_a_range_need_not_be_a_power_of_two(tmp_path: Path) -> None:
         (b"", ASN, 0, "is empty"),
         (b"<html>error</html>\n", ASN, 0, "is neither an MMDB file nor lines of ranges"),
         (b"network,asn\n192.0.2.0/24,64496\n", ASN, 0, "is neither"),
-        (b"16777216,16777471,13335,x\n", ASN, 0, "is neither"),
+        (b"192.0.2.0/24,64496,x\n", ASN, 0, "has networks; take a file with the first and last address"),
+        (b"16777216,16777471,13335,x\n", ASN, 0, "has addresses as numbers; take the file that has them as addresses"),
         (b"\x00\x01" * 3000, ASN, 0, "if it is an MMDB file, it has been cut short"),
         (gzip.compress(ASN_CSV, mtime=0)[:-20], ASN, 0, "is gzip that cannot be unpacked"),
         (gzip.compress(ASN_CSV, mtime=0)[:20] + b"xxxxxxxxxxxxxxx", ASN, 0, "is gzip that cannot be unpacked"),
@@ -365,6 +367,13 @@ def test_an_old_database_is_a_warning(tmp_path: Path, age: int, max_age: str, wa
     assert any("asn.mmdb: warning: the asn database is of" in line for line in lines) is warns
     if warns:
         assert f"{age} days ago" in lines[0]
+
+
+def test_the_date_that_npm_gives_every_file_is_not_taken_for_an_age(tmp_path: Path) -> None:
+    path = written(tmp_path, ASN_CSV)
+    os.utime(path, (499162500, 499162500))
+    notice = read(path, ASN).info.age_notice(time.time())
+    assert notice == "the asn database has the date that npm gives every file, 1985-10-26; touch it after a download"
 
 
 def test_a_database_without_ipv6_is_a_warning(tmp_path: Path) -> None:

@@ -1,3 +1,3 @@
 """policyd: a policy daemon for Postfix."""
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"

@@ -10,7 +10,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 
 class ListStatus(Enum):
@@ -38,6 +38,16 @@ class ListAnswer(NamedTuple):
     addresses: tuple[str, ...] = ()
     reason: str | None = None
     asked: bool = True
+
+
+class ListAnswers(dict[str, ListAnswer]):
+    """Answers of lists by name, not to be changed: what is made of them for every request is kept with them."""
+
+    __slots__ = ("shown",)
+
+    def __init__(self, answers: Mapping[str, ListAnswer]) -> None:
+        super().__init__(answers)
+        self.shown: tuple[bytes, ...] | None = None  # in the decision log
 
 
 NOT_LISTED: Final = ListAnswer(ListStatus.NOT_LISTED)

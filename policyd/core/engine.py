@@ -33,6 +33,7 @@ from policyd.core.ruleset import DEFAULT_RULE, Kind, Verb
 if TYPE_CHECKING:
     import datetime
     from collections.abc import Mapping
+    from collections.abc import Set as AbstractSet
 
     from policyd.core.dns_lists import ListAnswer
     from policyd.core.index import ListTerm, ListTerms, Pairs, Plan, RuleBucket, Ruleset
@@ -97,6 +98,7 @@ class Outcome(Enum):
 
 # Before Python 3.12, looking up an Enum member takes 0.1 us, a tenth of the cost of a rule; a global name is free.
 _NOTHING: Final = Needs()
+_NO_NAMES: Final = frozenset[str]()
 _YES: Final = Outcome.YES
 _NO: Final = Outcome.NO
 _UNKNOWN: Final = Outcome.UNKNOWN
@@ -220,8 +222,8 @@ class Inquiry:
         self.identity = identity
 
     def learn_lists(self, answers: Mapping[str, ListAnswer]) -> None:
-        """Takes answers of DNS lists, by the list's name."""
-        self.lists = {**self.lists, **answers}
+        """Takes answers of DNS lists, by the list's name. The mapping must not be changed any more."""
+        self.lists = {**self.lists, **answers} if self.lists else answers
 
     def learn_counters(self, values: Mapping[str, int]) -> None:
         """Takes the values of counters, by name; counters that do not count the request are left out."""
@@ -243,7 +245,7 @@ class Inquiry:
         self._doubt = False  # a DUNNO rule above might have let the client through
         self._identity_from: int | None = None  # the first rule that needed the identity
         self._needs = _NOTHING
-        self._waiting: dict[int, set[str]] = {}  # rules known to wait for DNS lists, with these
+        self._waiting: dict[int, AbstractSet[str]] = {}  # rules known to wait for DNS lists, with these
 
     def decide(self) -> Decision | Needs:
         """Tries the rules that lookups bring up, in order; a lookup is made when its first rule has its turn."""
@@ -301,7 +303,9 @@ class Inquiry:
             return None
         if outcome is _NEEDED:
             if missing is None:
-                missing = self._missing_lists(plan, exempting=rule.action.verb is _DUNNO)
+                missing = _NO_NAMES
+                if plan.lists is not None:
+                    missing = self._missing_lists(plan.lists, exempting=rule.action.verb is _DUNNO)
             self._need(plan, missing)
             return self._needs if self._needs_everything() else None
         if rule.observe:
@@ -313,25 +317,29 @@ class Inquiry:
             return None
         return self._decision(rule, rule.action, in_doubt=outcome is _IN_DOUBT)
 
-    def _need(self, plan: Plan, lists: set[str]) -> None:
+    def _need(self, plan: Plan, lists: AbstractSet[str]) -> None:
         """Adds the facts that a rule waits for to the needed facts; `lists` are the DNS lists among them."""
-        identity = self.identity is None and bool(plan.match_identity or plan.exceptions_identity)
-        if self.identity is None and self._index.hostname_lists and lists:
-            by_hostname = lists & self._index.hostname_lists
-            identity = identity or bool(by_hostname)
-            lists = lists - by_hostname
-        self._needs = self._needs._replace(identity=self._needs.identity or identity, lists=self._needs.lists | lists)
+        needs = self._needs
+        identity = needs.identity
+        if self.identity is None:
+            identity = identity or bool(plan.match_identity or plan.exceptions_identity)
+            if self._index.hostname_lists and lists:
+                by_hostname = lists & self._index.hostname_lists
+                identity = identity or bool(by_hostname)
+                lists = lists - by_hostname
+        self._needs = Needs(identity, needs.lists | lists if lists else needs.lists, needs.counters, needs.greylist)
 
-    def _missing_lists(self, plan: Plan, *, exempting: bool) -> set[str]:
-        """The DNS lists that a rule waits for."""
+    def _missing_lists(self, terms: ListTerms, *, exempting: bool) -> AbstractSet[str]:
+        """The DNS lists that a rule with these conditions waits for."""
+        if terms.waits_for_all and not self.lists:
+            return terms.names
         missing: set[str] = set()
-        if plan.lists is not None:
-            for term in plan.lists.match:
-                if self._holds_term(term, exempting=exempting) is _NEEDED:
-                    missing.update(self._unanswered(term, exempting=exempting))
-            for term in plan.lists.exceptions:
-                if self._holds_term(term, exempting=not exempting) is _NEEDED:
-                    missing.update(self._unanswered(term, exempting=not exempting))
+        for term in terms.match:
+            if self._holds_term(term, exempting=exempting) is _NEEDED:
+                missing.update(self._unanswered(term, exempting=exempting))
+        for term in terms.exceptions:
+            if self._holds_term(term, exempting=not exempting) is _NEEDED:
+                missing.update(self._unanswered(term, exempting=not exempting))
         return missing
 
     def _unanswered(self, term: ListTerm, *, exempting: bool) -> list[str]:
@@ -343,16 +351,20 @@ class Inquiry:
     def _needs_everything(self) -> bool:
         """Whether every fact that the rules below can need is already needed."""
         needs, every = self._needs, self._index.needs
+        lists_needed, lists_used = needs.lists, every.lists
+        if len(lists_needed) != len(lists_used) and not self.lists and not self._index.hostname_lists:
+            return False
         if needs.identity is not (every.identity and self.identity is None):
             return False
         if needs.counters is not (every.counters and self.counters is None):
             return False
         if needs.greylist is not (every.greylist and self.greylist is None):
             return False
-        if len(needs.lists) == len(every.lists):
+        if len(lists_needed) == len(lists_used):
             return True
-        missing = every.lists.difference(self.lists, self._index.hostname_lists if self.identity is None else ())
-        return needs.lists == missing
+        return lists_needed == lists_used.difference(
+            self.lists, self._index.hostname_lists if self.identity is None else ()
+        )
 
     def _decision(self, rule: Rule | None, action: Action, *, in_doubt: bool) -> Decision | Needs:
         if self._needs is not _NOTHING:
@@ -400,6 +412,8 @@ class Inquiry:
         """Candidate rules of lookups that need the identity, and of DNS lists."""
         if bucket.lookup < 0:
             return self._bring_up_listed(bucket)
+        if self._needs.identity and self._index.needs_only_dns and not bucket.lists:
+            return ()  # nothing else can be needed for these rules
         first = bucket.first if bucket.surely_needed else self._first_open(bucket.rules)
         if first is None:
             return ()
@@ -421,16 +435,17 @@ class Inquiry:
         """
         lists, hostname_lists = self.lists, self._index.hostname_lists
         if not lists:
-            return tuple(sorted(self._waiting_for_lists(bucket))) if self._any_fits(bucket.rules) else ()
+            return self._waiting_for_lists(bucket) if self._any_fits(bucket.rules) else ()
         brought_up: set[int] = set()
         is_answered = True
         for each in bucket.lists:
-            answer = lists.get(each.name)
+            name = each.name
+            answer = lists.get(name)
             status = answer.status if answer is not None else None
-            if each.name in hostname_lists:
+            if hostname_lists and name in hostname_lists:
                 is_answered = False  # in one place or the other
-                status = self._list_status(each.name, exempting=True)
-                if self._list_status(each.name, exempting=False) is _LISTED:
+                status = self._list_status(name, exempting=True)
+                if self._list_status(name, exempting=False) is _LISTED:
                     status = _LISTED
             if status is _NOT_LISTED:
                 continue
@@ -446,13 +461,16 @@ class Inquiry:
             brought_up.update(self._waiting_for_lists(bucket))
         return tuple(sorted(brought_up)) if brought_up else ()
 
-    def _waiting_for_lists(self, bucket: RuleBucket) -> list[int]:
-        """For each DNS list without an answer the first rule that waits for it."""
+    def _waiting_for_lists(self, bucket: RuleBucket) -> tuple[int, ...]:
+        """For each DNS list without an answer the first rule that waits for it, in order."""
         lists, hostname_lists = self.lists, self._index.hostname_lists
-        waits_for: dict[int, set[str]] = {}  # by rule; empty for a rule that does not wait
+        waits_for: dict[int, AbstractSet[str]] = {}  # by rule; empty for a rule that does not wait
         named: dict[str, int] = {}  # lists that the rules so far wait for, with the first of these rules
         for each in bucket.lists:
-            if each.name in lists and each.name not in hostname_lists:
+            name = each.name
+            if name in lists and name not in hostname_lists:
+                continue
+            first = named.get(name)
                 continue
             first = named.get(each.name)
             for number in each.users:
@@ -461,11 +479,11 @@ class Inquiry:
                 missing = waits_for.get(number)
                 if missing is None:
                     missing = waits_for[number] = self._waits_for(number)
-                if each.name in missing:
+                if name in missing:
                     self._waiting[number] = missing
-                    named.update({name: min(number, named.get(name, number)) for name in missing})
+                    named.update({one: min(number, named.get(one, number)) for one in missing})
                     break
-        return [number for number, missing in waits_for.items() if missing]
+        return tuple(sorted(number for number, missing in waits_for.items() if missing))
 
     def _any_fits(self, numbers: tuple[int, ...]) -> bool:
         """Whether the conditions of one of these rules hold, as far as they need no facts."""
@@ -475,12 +493,17 @@ class Inquiry:
                 return True
         return False
 
-    def _waits_for(self, number: int) -> set[str]:
+    def _waits_for(self, number: int) -> AbstractSet[str]:
         """The DNS lists that a rule waits for; none if it is settled."""
         rule, plan = self.ruleset.rules[number], self._index.plans[number]
-        if rule.expired(self._today) or self._try(rule, plan) is not _NEEDED:
-            return set()
-        return self._missing_lists(plan, exempting=rule.action.verb is _DUNNO)
+        terms = plan.lists
+        if terms is None or (rule.expires is not None and rule.expired(self._today)):
+            return _NO_NAMES
+        if terms.waits_for_all and not self.lists and self.identity is None:
+            return terms.names if self._fits(plan.match, plan.exceptions) else _NO_NAMES
+        if self._try(rule, plan) is not _NEEDED:
+            return _NO_NAMES
+        return self._missing_lists(terms, exempting=rule.action.verb is _DUNNO)
 
     def _first_open(self, numbers: tuple[int, ...]) -> int | None:
         """The first of these rules whose outcome depends on missing facts."""
@@ -579,6 +602,8 @@ class Inquiry:
 
     def _try_lists(self, terms: ListTerms, *, exempting: bool) -> Outcome:
         """Tries the conditions on DNS lists of a rule whose other conditions hold."""
+        if terms.waits_for_all and not self.lists:
+            return _NEEDED
         outcome = _YES
         for term in terms.match:
             holds = self._holds_term(term, exempting=exempting)

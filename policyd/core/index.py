@@ -65,11 +65,9 @@ class ListTerms(NamedTuple):
 
     match: tuple[ListTerm, ...]
     exceptions: tuple[ListTerm, ...]
-
-    @property
-    def by_hostname(self) -> bool:
-        """Whether one of the lists is asked for host names."""
-        return any(term.by_hostname for terms in self for term in terms)
+    names: frozenset[str]  # of all their lists
+    by_hostname: bool  # one of the lists is asked for host names
+    waits_for_all: bool  # while no list has answered: no answer can be told beforehand
 
 
 class Plan(NamedTuple):
@@ -92,6 +90,7 @@ class Index(NamedTuple):
     needs: Needs  # all facts that any rule may need
     list_terms: Mapping[int, ListTerm]  # by the number of a `listed` condition
     hostname_lists: AbstractSet[str]  # DNS lists that are asked for host names
+    needs_only_dns: bool  # none of the rules needs counters or greylisting
     counter_lookup: int = -1  # the place of the lookup of counters, if there is one
     counted: tuple[Pairs, ...] = ()  # by counter: the conditions on the requests that it counts
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from policyd.core.dns_lists import NOT_LISTED, ListAnswer, ListStatus, unknown
+from policyd.core.dns_lists import NOT_LISTED, ListAnswer, ListAnswers, ListStatus, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 
 def format_answers(answers: Mapping[str, ListAnswer]) -> tuple[bytes, ...]:
     """Returns the answers of the lists that were asked, sorted by name."""
+    if isinstance(answers, ListAnswers):
+        if answers.shown is None:
+            answers.shown = _format(answers)
+        return answers.shown
+    return _format(answers)
+
+
+def _format(answers: Mapping[str, ListAnswer]) -> tuple[bytes, ...]:
     return tuple(
         [
             b"%b:-" % name.encode() if answer.status is ListStatus.NOT_LISTED else _formatted(name, answer)

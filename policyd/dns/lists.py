@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from functools import partial
 from random import SystemRandom
@@ -23,7 +24,7 @@ from cachetools import LRUCache
 
 from policyd.config.dns_list import Ask
 from policyd.core.address import parse_address
-from policyd.core.dns_lists import NEVER_ASKED, OUT_OF_USE, ListAnswer, ListStatus, combine, unknown
+from policyd.core.dns_lists import NEVER_ASKED, OUT_OF_USE, ListAnswer, ListAnswers, ListStatus, combine, unknown
 from policyd.core.identity import Reason
 from policyd.core.normalize import fold_name
 from policyd.core.throttle import Throttled
@@ -35,7 +36,8 @@ from policyd.dns.list_names import Subject, question, subjects
 from policyd.dns.lookup import ERROR_SECONDS, MIN_SECONDS, NONE_SECONDS, Answer, Lookup
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
     from policyd.config.dns_list import DnsList
     from policyd.config.settings import Dns
@@ -94,6 +96,26 @@ class _Kept(NamedTuple):
     generation: int
 
 
+class _Joint(NamedTuple):
+    """The answers of several lists for one address, found together in one look into the cache."""
+
+    names: AbstractSet[str]
+    answers: ListAnswers
+    counters: tuple[ListCounters, ...]
+    until: float  # the first of them ends
+    version: int  # of `DnsLists._version`
+
+
+class _Subject:
+    """The answers that are kept for one subject, by the list's name, and those that were asked for together."""
+
+    __slots__ = ("joint", "kept")
+
+    def __init__(self) -> None:
+        self.kept: dict[str, _Kept] = {}
+        self.joint: _Joint | None = None
+
+
 class _Waiter(NamedTuple):
     """A list that waits for a query's answer about one of its subjects."""
 
@@ -123,7 +145,8 @@ class DnsLists:
         self.bugs = 0
         self._loop = asyncio.get_running_loop()
         self._random = SystemRandom()
-        self._cache: LRUCache[Subject, dict[str, _Kept]] = LRUCache(0)
+        self._cache: LRUCache[Subject, _Subject] = LRUCache(0)
+        self._version = 0  # changes with the lists and their standing: answers found together before are not used
         self._queries: dict[str, _Query] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._bug = Throttled(BUG_SECONDS)
@@ -134,6 +157,7 @@ class DnsLists:
         answers."""
         old = self.states
         self.states = {}
+        self._version += 1
         for definition in lists:
             state = old.get(definition.name)
             if state is None or state.definition != definition:
@@ -160,12 +184,37 @@ class DnsLists:
 
     # --- Answers of all lists that a request needs --------------------------------------------------------------------
 
-    def all_known(self, names: Iterable[str], request: Request, identity: Identity | None) -> dict[str, ListAnswer]:
+    def all_known(
+        self, names: AbstractSet[str], request: Request, identity: Identity | None
+    ) -> Mapping[str, ListAnswer]:
         """Returns these lists' answers that need no query."""
+        now = monotonic()
+        address = request.address
+        try:
+            subject = self._cache[address] if address is not None else None
+        except KeyError:
+            subject = None
+        joint = subject.joint if subject is not None else None
+        if joint is not None and joint.until > now and joint.version == self._version and joint.names == names:
+            for counters in joint.counters:
+                counters.hits += 1
+            return joint.answers
+        return self._each_known(names, request, identity, subject, now)
+
+    def _each_known(
+        self,
+        names: AbstractSet[str],
+        request: Request,
+        identity: Identity | None,
+        subject: _Subject | None,
+        now: float,
+    ) -> Mapping[str, ListAnswer]:
+        """As `all_known`, list by list; `subject` has the answers for the client's address."""
         answers = {}
         addresses: tuple[Subject, ...] | None = None
-        kept: dict[str, _Kept] = {}
-        now = monotonic()
+        kept = subject.kept if subject is not None else {}
+        until = math.inf
+        found: list[ListCounters] = []
         for name in names:
             state = self.states.get(name)
             if state is None:
@@ -178,9 +227,8 @@ class DnsLists:
                 if (answer := self.known(name, subjects(state.definition, request, identity))) is not None:
                     answers[name] = answer
                 continue
-            if addresses is None:  # one look into the cache for all lists of addresses
+            if addresses is None:
                 addresses = subjects(state.definition, request, identity)
-                kept = self._cache.get(addresses[0], kept) if addresses else kept
             if not addresses:
                 answers[name] = NEVER_ASKED
             elif not state.health.usable:
@@ -193,6 +241,11 @@ class DnsLists:
             ):
                 state.counters.hits += 1
                 answers[name] = one.answer
+                until = min(until, one.until)
+                found.append(state.counters)
+        if subject is not None and len(found) == len(names):
+            subject.joint = _Joint(names, ListAnswers(answers), tuple(found), until, self._version)
+            return subject.joint.answers
         return answers
 
     def ask(self, name: str, request: Request, identity: Identity | None) -> asyncio.Future[ListAnswer]:
@@ -253,8 +306,8 @@ class DnsLists:
         return count
 
     def _kept(self, state: ListState, subject: Subject) -> ListAnswer | None:
-        kept = self._cache.get(subject)
-        if kept is None or (one := kept.get(state.definition.name)) is None:
+        known = self._cache.get(subject)
+        if known is None or (one := known.kept.get(state.definition.name)) is None:
             return None
         if not self._is_valid(one, state, monotonic()):
             return None
@@ -356,12 +409,13 @@ class DnsLists:
     def _keep(self, state: ListState, subject: Subject, answer: ListAnswer, until: float) -> None:
         if not self._cache.maxsize:
             return
-        kept = self._cache.get(subject)
-        if kept is None:
-            kept = self._cache[subject] = {}
-        elif len(kept) > len(self.states):  # lists that are no longer in the ruleset
-            kept.clear()
-        kept[state.definition.name] = _Kept(answer, until, state, state.generation)
+        known = self._cache.get(subject)
+        if known is None:
+            known = self._cache[subject] = _Subject()
+        elif len(known.kept) > len(self.states):  # lists that are no longer in the ruleset
+            known.kept.clear()
+        known.kept[state.definition.name] = _Kept(answer, until, state, state.generation)
+        known.joint = None
 
     def _fail(self, query: _Query) -> None:
         """Logs a bug; requests that wait for the query get `malformed`."""
@@ -398,6 +452,7 @@ class DnsLists:
         name = state.definition.name
         # Earlier answers must not be used when the list is back in use.
         state.generation += 1
+        self._version += 1
         self._servers.renew()
         if state.health.usable:
             if state.said_out:

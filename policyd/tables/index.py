@@ -145,6 +145,7 @@ def build_index(
         needs,
         list_terms,
         hostname_lists,
+        not needs.counters and not needs.greylist,
         next((place for place, lookup in enumerate(lookups) if isinstance(lookup, CounterLookup)), -1),
         tuple(tuple(map(pair, where)) for where in counted),
     )
@@ -158,7 +159,13 @@ def _texts(entries: Entries) -> Sequence[bytes] | Sequence[str]:
 def _list_terms(rule: Rule, list_terms: Mapping[int, ListTerm]) -> ListTerms | None:
     match = tuple(list_terms[c.number] for c in rule.match if c.number in list_terms)
     exceptions = tuple(list_terms[c.number] for c in rule.exceptions if c.number in list_terms)
-    return ListTerms(match, exceptions) if match or exceptions else None
+    terms = (*match, *exceptions)
+    if not terms:
+        return None
+    names = frozenset(name for term in terms for name in term.names)
+    by_hostname = any(term.by_hostname for term in terms)
+    waits_for_all = not by_hostname and all(len(term.names) >= term.at_least for term in terms)
+    return ListTerms(match, exceptions, names, by_hostname, waits_for_all)
 
 
 def _buckets(

@@ -471,8 +471,6 @@ class Inquiry:
             if name in lists and name not in hostname_lists:
                 continue
             first = named.get(name)
-                continue
-            first = named.get(each.name)
             for number in each.users:
                 if first is not None and number >= first:
                     break

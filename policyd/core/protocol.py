@@ -12,13 +12,12 @@ finds, checks and extracts a request in a single pass; every other request takes
 from __future__ import annotations
 
 import re
-from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from policyd.core.address import parse_address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from types import EllipsisType
 
     from policyd.core.address import Address
@@ -89,13 +88,13 @@ class ProbeReceived(Exception):  # noqa: N818 - not an error: the peer is `polic
 
 
 class Request:
-    """The attributes of one request, as Postfix named them, values as bytes."""
+    """The attributes of one request, as Postfix named them: `values` as bytes, `places` of each name among them."""
 
-    __slots__ = ("_address", "_places", "_values")
+    __slots__ = ("_address", "places", "values")
 
     def __init__(self, places: Mapping[str, int], values: Sequence[bytes]) -> None:
-        self._places = places
-        self._values = values
+        self.places = places
+        self.values = values
         self._address: Address | EllipsisType | None = ...  # not parsed yet
 
     @classmethod
@@ -105,14 +104,8 @@ class Request:
 
     def get(self, name: str) -> bytes:
         """Returns the value of an attribute; empty if Postfix did not send it."""
-        place = self._places.get(name)
-        return b"" if place is None else self._values[place]
-
-    def several(self, wanted: Several) -> tuple[bytes, ...]:
-        """Returns the values of these attributes, as `get` does for each."""
-        if wanted.places is not self._places:
-            wanted.find(self._places)
-        return wanted.take(self._values)
+        place = self.places.get(name)
+        return b"" if place is None else self.values[place]
 
     @property
     def address(self) -> Address | None:
@@ -124,7 +117,7 @@ class Request:
 
     def attributes(self) -> dict[str, bytes]:
         """Returns all attributes by name."""
-        return {name: self._values[place] for name, place in self._places.items()}
+        return {name: self.values[place] for name, place in self.places.items()}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Request) and self.attributes() == other.attributes()
@@ -133,30 +126,6 @@ class Request:
 
     def __repr__(self) -> str:
         return f"Request({self.attributes()!r})"
-
-
-class Several:
-    """Gets several attributes together, in a fifth of the time that they take one by one.
-
-    Remembers their places in the previous request: requests of a layout share the mapping from names to places.
-    """
-
-    __slots__ = ("_names", "places", "take")
-
-    def __init__(self, *names: str) -> None:
-        self._names = names
-        self.places: Mapping[str, int] = {}
-        self.find(self.places)
-
-    def find(self, places: Mapping[str, int]) -> None:
-        """Makes `take`, which gets the values from a request with this layout."""
-        self.places = places
-        wanted = [places.get(name) for name in self._names]
-        self.take: Callable[[Sequence[bytes]], tuple[bytes, ...]]
-        if None in wanted:
-            self.take = lambda values: tuple([b"" if place is None else values[place] for place in wanted])
-        else:
-            self.take = itemgetter(*wanted)
 
 
 class Layouts:

@@ -8,11 +8,12 @@ every other line goes through `policyd.decision_log.record`, which makes the sam
 from __future__ import annotations
 
 import time
+from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from policyd.core.identity import Status
 from policyd.core.owners import NO_OWNER
-from policyd.core.protocol import SENDER_STATES, Several
+from policyd.core.protocol import SENDER_STATES
 from policyd.core.ruleset import Verb
 from policyd.decision_log.lists import format_answers
 from policyd.decision_log.record import (
@@ -27,7 +28,7 @@ from policyd.decision_log.record import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from policyd.core.engine import Decision
     from policyd.core.owners import Owner
@@ -106,7 +107,37 @@ def json_line(entry: Entry) -> bytes:
 
 _LINE = b"%b %b id=%b%b client=%b[%b]%b%b state=%b from=<%b> to=<%b> helo=<%b>%b instance=%b%b ruleset=%b%b ms=%.1f%b\n"
 _DUNNO = Verb.DUNNO  # a member of an Enum takes 0.1 us to look up before Python 3.12
-_SHOWN = Several(
+
+
+class _Several:
+    """Attributes that are got together, in a fifth of the time that they take one by one.
+
+    It keeps their places in the last request: requests with the same layout share the mapping of places.
+    """
+
+    __slots__ = ("_names", "_places", "_take")
+
+    def __init__(self, *names: str) -> None:
+        self._names = names
+        self._find({})
+
+    def of(self, request: Request) -> tuple[bytes, ...]:
+        """Returns the values of the attributes; empty where Postfix did not send one."""
+        if request.places is not self._places:
+            self._find(request.places)
+        return self._take(request.values)
+
+    def _find(self, places: Mapping[str, int]) -> None:
+        self._places = places
+        wanted = [places.get(name) for name in self._names]
+        self._take: Callable[[Sequence[bytes]], tuple[bytes, ...]]
+        if None in wanted:
+            self._take = lambda values: tuple([b"" if place is None else values[place] for place in wanted])
+        else:
+            self._take = itemgetter(*wanted)
+
+
+_SHOWN = _Several(
     *("protocol_state", "client_address", "sender", "recipient", "helo_name", "instance", "sasl_username", "queue_id")
 )
 _RDNS = {status: b" rdns=" + status.encode() for status in Status}
@@ -116,7 +147,7 @@ def text_line(entry: Entry) -> bytes:
     """Returns a decision in the style of Postfix's own log."""
     time, decision_id, request, decision, hostname, reply, ruleset, dns_seconds, seconds, is_local = entry
     verb, rule, _, _, observed, downgraded, identity, observing, lists, _, owner, greylist, _ = decision
-    state, address, sender, recipient, helo_name, instance, sasl_username, queue_id = request.several(_SHOWN)
+    state, address, sender, recipient, helo_name, instance, sasl_username, queue_id = _SHOWN.of(request)
     outside = b"".join((state, address, hostname, sender, recipient, helo_name, sasl_username, instance, queue_id))
     if (
         outside.translate(None, PLAIN)

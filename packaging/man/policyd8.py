@@ -59,7 +59,7 @@ in
 .PP
 .RS 4
 .EX
-check_policy_service { inet:127.0.0.1:10040, timeout=10s, default_action=DUNNO }
+check_policy_service { unix:private/policyd, timeout=10s, default_action=DUNNO }
 .EE
 .RE
 """

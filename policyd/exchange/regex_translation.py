@@ -84,9 +84,8 @@ def _translate_perl(pattern: str, *, extended: bool) -> str:
             place += 1
             continue
         else:
-            for construct, name in _PERL_ONLY:
-                if construct.match(pattern, place):
-                    raise UnsupportedError(f"RE2 has no {name}")
+            if character == "(":
+                _refuse_perl_only(pattern, place)
             quantifier = _QUANTIFIER.match(pattern, place)
             if quantifier:
                 piece = quantifier[0]
@@ -101,6 +100,12 @@ def _translate_perl(pattern: str, *, extended: bool) -> str:
         parts.append(piece)
         after_quantifier = False
     return "".join(parts)
+
+
+def _refuse_perl_only(pattern: str, place: int) -> None:
+    for construct, name in _PERL_ONLY:
+        if construct.match(pattern, place):
+            raise UnsupportedError(f"RE2 has no {name}")
 
 
 def _perl_escape(pattern: str, place: int) -> tuple[str, int]:

@@ -35,6 +35,10 @@ _DIGITS = 4
 _DOMAIN = re.compile(r"(?P<left>@|\\\.|\(\^\|\\\.\)|\(\?:\^\|\\\.\))(?P<name>(?:[a-z0-9_-]|\\[.-])+)\$", re.IGNORECASE)
 
 _ASSUMED = "read for names and addresses of clients; --attribute says if the table is for something else"
+_TOO_COMPLEX = (
+    "too complex to find out what it can match: taken as if it could match both names and addresses, and as if the "
+    "`if` around it asked for more"
+)
 _SENDERS = "only a mail address can match it, so it was read for senders (--attribute)"
 
 
@@ -186,6 +190,14 @@ class _Maker:
 
     def rows(self, line: Line, halves: list[_Half], says: Verdict) -> list[tuple[str, Row]]:
         """The rows of a line, each with the lookup that it is for: `sender`, `name` or `address`."""
+        self._questions.begin_line()
+        try:
+            return self._rows(line, halves, says)
+        finally:
+            if self._questions.gave_up:
+                self._report.note(line, _TOO_COMPLEX)
+
+    def _rows(self, line: Line, halves: list[_Half], says: Verdict) -> list[tuple[str, Row]]:
         needed = self._not_implied([half.pattern for half in halves if not half.negated])
         excluded = list(dict.fromkeys(half.pattern for half in halves if half.negated))
         if self._attribute in {"helo_name", "recipient"}:
@@ -209,6 +221,9 @@ class _Maker:
         if self._attribute is None and self._questions.can_match(MAIL_ADDRESSES, needed, excluded):
             self._report.note(line, _SENDERS)
             return [("sender", _row(line, "sender", needed, excluded, says))]
+        if len(halves) > 1 and (others := self._rows(line, halves[-1:], says)):
+            alone = "address" if others[0][0] == "address" else "name"
+            raise SkippedError(f"it can match a client's {alone}, but none that the `if` around it lets through")
         raise SkippedError(
             "no name or address of a client can match it; --attribute says what the table is looked up for"
         )

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from policyd.exchange import regex_subjects
 from policyd.exchange.importing import ImportOptions
 from policyd.exchange.model import MOST_TOO_LARGE
 from tests.examples import examples
@@ -154,6 +155,28 @@ def test_an_expression_that_no_client_can_match_is_reported(pattern: str, attrib
     result = imported("postfix-pcre", table, ImportOptions(attribute=attribute))
     assert [(loss.line.number, loss.exempts) for loss in result.report.losses] == [(1, False)]
     assert "no name or address of a client can match it" in result.report.losses[0].reason
+
+
+def test_a_line_that_only_its_if_keeps_from_matching_is_reported_with_the_if() -> None:
+    table = "if /dynamic/\n/^adsl\\.example\\.net$/ REJECT\n/^dynamic\\.example\\.net$/ REJECT\nendif\n"
+    (loss,) = imported("postfix-pcre", table).report.losses
+    reason = "it can match a client's name, but none that the `if` around it lets through"
+    assert (loss.line.number, loss.reason) == (2, reason)
+
+
+def test_lines_that_are_too_complex_to_be_examined_are_told_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = "".join(f"/(a|b)*a(a|b){{9}}[0-9]*(c|d)*c(c|d){{9}}{number}$/ REJECT\n" for number in range(8))
+    table += r"/^mail\.example\.com$/ OK"
+    examined = imported("postfix-pcre", table)
+    assert [one.reason for one in examined.report.notes if "too complex" in one.reason] == []
+    monkeypatch.setattr(regex_subjects, "_FIRST_STEPS", 100_000)
+    told = imported("postfix-pcre", table)
+    again = imported("postfix-pcre", table)
+    (note,) = [one for one in told.report.notes if "too complex to find out what it can match" in one.reason]
+    assert note.count >= 5
+    assert told.report.losses == []
+    assert (told.text, told.report.taken) == (again.text, 9)
+    assert answer(ruleset(told.text), Asked(name="mail.example.com")) == "DUNNO"
 
 
 def test_the_null_sender_exempts_senders_alone() -> None:

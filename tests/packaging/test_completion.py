@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.slow
+# One process makes what all of these tests need.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("completion")]
 
 SHELLS = {
     "bash": ["bash", "--norc", "--noprofile", "-i"],

@@ -31,7 +31,8 @@ from tests.state.servers import StateServer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.slow
+# One process makes what all of these tests need.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("dashboard")]
 
 PACKAGING = Path(__file__).parents[2] / "packaging"
 DASHBOARD = json.loads((PACKAGING / "grafana/policyd.json").read_text())

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 PAGES = ("policyd.8", "policyd.yaml.5", "policyd-rules.5")
 
-pytestmark = pytest.mark.slow
+# One process makes what all of these tests need.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("man")]
 
 
 @pytest.fixture(scope="module")

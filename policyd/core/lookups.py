@@ -218,13 +218,13 @@ class ExpressionLookup:
     """`helo_name_regex`, `sender_regex`, and `NAME_regex` of every other attribute."""
 
     def __init__(self, subject: str, table: ExpressionTable) -> None:
-        self._subject = subject
+        self.subject = subject
+        self.table = table
         self._text_of = _TEXT_OF.get(subject)
-        self._table = table
 
     def find(self, request: Request, _known: Known) -> Hits:
-        text = self._text_of(request) if self._text_of is not None else request.get(self._subject)
-        return NOTHING if text is None else self._table.find(text)
+        text = self._text_of(request) if self._text_of is not None else request.get(self.subject)
+        return NOTHING if text is None else self.table.find(text)
 
 
 class HostnameLookup:

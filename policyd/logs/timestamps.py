@@ -2,7 +2,7 @@
 
 Promises: a syslog timestamp (RFC 3164, `Aug  3 12:15:23`) is local time without a year; it gets the year that puts it
 nearest to the line before and not into the future. A timestamp with a year is taken as it is. Text that is not a
-timestamp gives None, never an exception. Hours are cached, so most timestamps cost one lookup.
+timestamp gives None, never an exception. Hours, and the minute of the stamp before, are cached.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ _TAI_AHEAD = 37
 _DURATION = re.compile(r"(\d{1,6})([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
-_USUAL_LENGTH = 15
+# The last word of a stamp like `Aug  3 12:15:23`, which alone has 15 bytes.
+_SECOND = {b"%02d" % second: second for second in range(60)}
 
 _DAY = 86400.0
 _YEAR = 365.25 * _DAY
@@ -70,6 +71,8 @@ class LogClock:
         self._hours: dict[bytes, float] = {}
         self._stamp = b""
         self._seconds: float | None = None
+        self._minute = b""  # of the stamp before, if it was like `Aug  3 12:15:23`
+        self._minute_start = 0.0
 
     def start_file(self, modified: float) -> None:
         """Begin a file that was last written to at `modified` (Unix seconds).
@@ -79,20 +82,22 @@ class LogClock:
         self._latest = modified + _FUTURE
         self._previous = None
         self._hours.clear()
-        self._stamp = b""
+        self._stamp = self._minute = b""
 
     def seconds(self, stamp: bytes) -> float | None:
         """Returns Unix seconds for a timestamp (`@` and a number: microseconds), or None if it is invalid."""
         if stamp == self._stamp:
             return self._seconds
         self._stamp = stamp
-        # `Aug  3 12:15:23`, of an hour that is known: most lines of most logs.
-        start = self._hours.get(stamp[:9]) if len(stamp) == _USUAL_LENGTH else None
-        if start is not None and start == self._previous and (stamp[10:12] + stamp[13:]).isdigit():
-            self._seconds = start + int(stamp[10:12]) * 60 + int(stamp[13:])
+        # `Aug  3 12:15:23`, in the minute of the stamp before: most lines of most logs.
+        if stamp[:13] == self._minute and (second := _SECOND.get(stamp[13:])) is not None:
+            self._seconds = self._minute_start + second
             return self._seconds
         if syslog := _SYSLOG.match(stamp):
             self._seconds = self._syslog(syslog)
+            second = _SECOND.get(stamp[13:])
+            if self._seconds is not None and second is not None and stamp[12:13] == b":":
+                self._minute, self._minute_start = stamp[:13], self._seconds - second
         elif rfc3339 := _RFC3339.match(stamp):
             self._seconds = self._rfc3339(rfc3339)
         elif journal := _JOURNAL.fullmatch(stamp):

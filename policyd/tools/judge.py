@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from policyd.core.dns_lists import NOT_LISTED, unknown
 from policyd.core.engine import Decision, Inquiry
 from policyd.core.facts import NOTHING_KNOWN, Facts, Needs
 from policyd.core.identity import Identity, Status, told_identity
+from policyd.core.lookups import ExpressionLookup
 from policyd.core.owners import NO_OWNER
 from policyd.core.protocol import REQUEST_TYPE, Request
+from policyd.core.tables import NOTHING
 from policyd.decision_log.lists import parse_answers
 from policyd.logs.transaction import NameStatus, Observation, Outcome
 from policyd.state.memory import Memory, domain_of, uses_memory
@@ -19,11 +22,19 @@ from policyd.tools.owned import owner_of
 
 if TYPE_CHECKING:
     import datetime
+    from collections.abc import Callable, Iterable
 
     from policyd.core.index import Ruleset
+    from policyd.core.lookups import Lookup
+    from policyd.core.tables import Hits
+
+    Find: TypeAlias = Callable[[Request, Facts], Hits]
 
 # Keys of counters and greylisting that a replay remembers: those of a busy month, in 400 MB at most.
 MAX_KEYS = 1_000_000
+
+# Recipients for which it is remembered which expressions match, 15 MB.
+_MAX_RECIPIENTS = 65_536
 
 # Outcomes of mails whose loss would be noticed.
 GOT_THROUGH = frozenset({Outcome.DELIVERED, Outcome.PASSED})
@@ -45,6 +56,11 @@ class ListAssumption(StrEnum):
 
 
 _NOT_IN_LOG = unknown("not_in_log")
+
+# Before Python 3.12, a member of an Enum costs 0.1 us each time, and a name nothing.
+_VERIFIED: Final = Status.VERIFIED
+_VERIFIED_NAME: Final = NameStatus.VERIFIED
+_NOT_LOOKED_UP: Final = NameStatus.NOT_LOOKED_UP
 
 # The status of a client by what the log says of its name.
 _STATUSES = {
@@ -87,6 +103,7 @@ class Judge:
             NameStatus.UNKNOWN: Facts(told_identity(Status(assumption))),
         }
         self._list_answer = NOT_LISTED if list_assumption is ListAssumption.NOT_LISTED else _NOT_IN_LOG
+        self._finds = [_finder(lookup) for lookup in ruleset.index.lookups]
         self._now = 0.0
         self._memory: Memory | None = None  # what the clients did before, by the log's own time
         if uses_memory(ruleset):
@@ -111,21 +128,26 @@ class Judge:
         facts = self._facts(seen)
         recipients = self.recipients(seen)
         if len(recipients) == 1:
-            return grounds(self._ruleset, _request(seen, recipients[0]), facts)
-        return frozenset(grounds(self._ruleset, _request(seen, recipient), facts) for recipient in recipients)
+            return grounds(self._ruleset, _request(seen, recipients[0]), facts, self._finds)
+        return frozenset(
+            grounds(self._ruleset, _request(seen, recipient), facts, self._finds) for recipient in recipients
+        )
 
     def recipients(self, seen: Observation) -> tuple[bytes, ...]:
         """Returns the recipients for each of which there is a decision."""
         return seen.recipients if self._by_recipient and seen.recipients else seen.recipients[:1] or (b"",)
 
     def _facts(self, seen: Observation) -> Facts:
-        if not seen.names or seen.name_status not in _STATUSES:
-            facts = self._nameless[seen.name_status]
+        name_status, names = seen.name_status, seen.names
+        if name_status is _VERIFIED_NAME and len(names) == 1:
+            facts = Facts(Identity(_VERIFIED, names))
+        elif not names or name_status not in _STATUSES:
+            facts = self._nameless[name_status]
         else:
-            facts = Facts(_identity(seen.name_status, seen.names))
+            facts = Facts(_identity(name_status, names))
         if seen.lists:
             facts = facts._replace(lists=parse_answers(seen.lists))
-        if self._ruleset.owners is None and seen.owner is not NO_OWNER:
+        if seen.owner is not NO_OWNER and self._ruleset.owners is None:
             facts = facts._replace(owner=seen.owner)
         return facts
 
@@ -148,20 +170,34 @@ class Judge:
         return decision
 
 
-def grounds(ruleset: Ruleset, request: Request, facts: Facts) -> tuple[object, ...]:
+def grounds(ruleset: Ruleset, request: Request, facts: Facts, finds: Iterable[Find]) -> tuple[object, ...]:
     """Returns all that a decision depends on, on one day: requests with equal grounds are decided alike.
 
-    Few grounds stand for all the mails of a log, so that a replay decides each kind of mail once.
+    Few grounds stand for all the mails of a log, so that a replay decides each kind of mail once. `finds` are those of
+    the ruleset's lookups (`_finder`).
     """
     identity = facts.identity
     if facts.owner is None and ruleset.owners is not None:
         facts = facts._replace(owner=ruleset.owners.find(request))
-    found = [lookup.find(request, facts) for lookup in ruleset.index.lookups]
+    found = [find(request, facts) for find in finds]
     known = identity is None or (identity.status, identity.names_known)
     if not ruleset.index.needs.lists:
         return (known, *found)
     lists = frozenset((name, answer.status) for name, answer in facts.lists.items())
     return (known, lists, identity is not None and bool(identity.claimed), *found)
+
+
+def _finder(lookup: Lookup) -> Find:
+    """Returns a lookup's `find`; of expressions on the recipient, one that remembers: recipients come again."""
+    if not (isinstance(lookup, ExpressionLookup) and lookup.subject == "recipient"):
+        return lookup.find
+    find = lru_cache(maxsize=_MAX_RECIPIENTS)(lookup.table.find)
+
+    def remembering(request: Request, _facts: Facts) -> Hits:
+        recipient = request.get("recipient")
+        return find(recipient) if recipient else NOTHING
+
+    return remembering
 
 
 _PLACES = {
@@ -184,18 +220,22 @@ _PLACES = {
 
 def _request(seen: Observation, recipient: bytes) -> Request:
     """Returns the request that Postfix would have sent. Without a sender the client was refused before MAIL."""
-    sender = seen.sender
-    state = b"RCPT" if sender is not None else b"HELO" if seen.helo_name else b"CONNECT"
-    name = seen.names[0] if seen.names else b"" if seen.name_status is NameStatus.NOT_LOOKED_UP else b"unknown"
+    sender, names, helo_name = seen.sender, seen.names, seen.helo_name
+    state = b"RCPT" if sender is not None else b"HELO" if helo_name else b"CONNECT"
+    if names:
+        claimed = names[0]
+        verified = claimed if seen.name_status is _VERIFIED_NAME else b"unknown"
+    else:
+        verified = claimed = b"" if seen.name_status is _NOT_LOOKED_UP else b"unknown"
     return Request(
         _PLACES,
         (
             REQUEST_TYPE,
             state,
             seen.client_address,
-            b"unknown" if seen.names and seen.name_status is not NameStatus.VERIFIED else name,
-            name,
-            seen.helo_name,
+            verified,
+            claimed,
+            helo_name,
             sender or b"",
             recipient,
             seen.sasl_username,

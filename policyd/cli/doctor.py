@@ -22,9 +22,12 @@ from policyd.tools.doctor.databases import check_databases
 from policyd.tools.doctor.diagnosis import diagnose
 from policyd.tools.doctor.dns_lists import check_dns_lists
 from policyd.tools.doctor.endpoints import systemd_sockets
+from policyd.tools.doctor.memory import check_memory
 from policyd.tools.doctor.postfix_config import PostconfError, read_postfix, read_saved
 
 if TYPE_CHECKING:
+    from policyd.config.load import Loaded
+    from policyd.memory.definitions import CounterDefinition
     from policyd.tools.doctor.diagnosis import Diagnosis
     from policyd.tools.doctor.endpoints import Question
 
@@ -62,11 +65,18 @@ def doctor(*, config: str | None, folder: str | None, postconf: str | None, mast
         raise click.UsageError("give either --postfix, or --postconf and --master")
     settings = load_settings(config)
     try:
+        loaded = load(config, keep_lists=False)
+    except ConfigErrors:
+        loaded = None
+    counters = _user_counters(loaded)
+    try:
         if postconf is not None and master is not None:
-            diagnosis = diagnose(read_saved(postconf, master), settings)
+            diagnosis = diagnose(read_saved(postconf, master), settings, user_counters=counters)
         else:
-            diagnosis = diagnose(read_postfix(folder), settings, sockets=systemd_sockets())
-            diagnosis = _with_databases(_with_dns_lists(diagnosis, config), settings.rules)
+            diagnosis = diagnose(read_postfix(folder), settings, sockets=systemd_sockets(), user_counters=counters)
+            diagnosis = _with_databases(_with_dns_lists(diagnosis, loaded), settings.rules)
+            findings, right = check_memory(settings)
+            diagnosis = replace(diagnosis, findings=diagnosis.findings + findings, right=diagnosis.right + right)
     except PostconfError as error:
         raise Failure(printable(f"policyd: {error}"), 2) from None
     mode = _mode(diagnosis, settings.rules)
@@ -77,11 +87,17 @@ def doctor(*, config: str | None, folder: str | None, postconf: str | None, mast
     sys.exit(1 if diagnosis.findings else 0)
 
 
-def _with_dns_lists(diagnosis: Diagnosis, config: str | None) -> Diagnosis:
+def _user_counters(loaded: Loaded | None) -> tuple[str, ...]:
+    """The counters of the ruleset that only requests of authenticated users feed."""
+    if loaded is None:
+        return ()
+    definitions: list[CounterDefinition] = [counted.definition for counted in loaded.ruleset.counters]
+    return tuple(one.name for one in definitions if any(part.name == "sasl_username" for part in one.per))
+
+
+def _with_dns_lists(diagnosis: Diagnosis, loaded: Loaded | None) -> Diagnosis:
     """The diagnosis with the self-tests of the ruleset's DNS lists."""
-    try:
-        loaded = load(config, keep_lists=False)
-    except ConfigErrors:
+    if loaded is None:
         note = "the ruleset has errors, so its DNS lists were not tested; see policyd check"
         return replace(diagnosis, notes=(*diagnosis.notes, note))
     findings, right = check_dns_lists(loaded.ruleset.dns_lists, loaded.settings.dns)

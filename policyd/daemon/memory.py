@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from policyd.config.public_suffixes import registrable_domains
 from policyd.memory.definitions import GreylistSettings
 from policyd.state.memory import Memory, domain_of
+from policyd.state.opening import shared_memory
 from policyd.state.operations import Operation, counter_key, counting, network_key
 from policyd.state.process import ProcessMemory
 from policyd.state.sqlite import StateFile
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from policyd.core.index import Ruleset
     from policyd.memory.definitions import CounterDefinition
     from policyd.state.operations import Found
-    from policyd.state.valkey import SharedMemory
-
-_log = logging.getLogger(__name__)
 
 # Seconds that the start waits for the shared server: then the daemon serves without it, and goes on trying.
 CONNECT_SECONDS = 1.0
@@ -44,7 +41,7 @@ class DaemonMemory:
         if self.file is not None:
             greylist = ruleset.greylist if ruleset.greylist is not None else GreylistSettings()
             self.file.load((counted.definition for counted in ruleset.counters), greylist)
-        self.shared = _shared(settings)
+        self.shared = shared_memory(settings)
         self.memory = Memory(local, self.shared, domain_of)
         self.prepare(ruleset)
 
@@ -116,43 +113,3 @@ class DaemonMemory:
             await self.shared.close()
         if self.file is not None:
             await self.file.close()
-
-
-def _shared(settings: Settings) -> SharedMemory | None:
-    server = settings.state
-    if server is None:
-        return None
-    from policyd.state.valkey import SharedMemory, client_of  # noqa: PLC0415 - takes 60 ms, which only its users pay
-
-    user, password = credentials(settings.state_credentials)
-    client = client_of(
-        host=server.host,
-        port=server.port,
-        path=server.path,
-        database=server.database,
-        tls=server.tls,
-        user=user,
-        password=password,
-        timeout=settings.state_timeout,
-    )
-    return SharedMemory(client, str(server), settings.state_timeout)
-
-
-def credentials(path: str | None) -> tuple[str | None, str | None]:
-    """Returns user and password: the file's first and second line. With one line it is the password.
-
-    A file that cannot be read is a warning, not an end: the server will refuse, and the process's own memory answers.
-    """
-    if path is None:
-        return None, None
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-        if Path(path).stat().st_mode & 0o077:
-            _log.warning("state_credentials: %s can be read by others; chmod 600", path)
-    except (OSError, UnicodeDecodeError) as error:
-        _log.warning("state_credentials: %s: %s", path, getattr(error, "strerror", None) or "is not text")
-        return None, None
-    words = [line.strip() for line in lines if line.strip()]
-    if len(words) == 1:
-        return None, words[0]
-    return (words[0], words[1]) if len(words) > 1 else (None, None)

@@ -94,13 +94,16 @@ def diagnose(
     timeout: float | None = None,
     *,
     sockets: Sequence[InetAddress | UnixAddress] = (),
+    user_counters: Sequence[str] = (),
 ) -> Diagnosis:
     """Everything doctor has to say.
 
     `timeout` in seconds limits the question to policyd; None: a little more than DNS may take. `sockets` are those of
-    an installed policyd.socket, which replace `listen`.
+    an installed policyd.socket, which replace `listen`. `user_counters` are the counters that only requests of
+    authenticated users feed.
     """
-    return _Doctor(postfix, settings, timeout or settings.dns.timeout + 2 * _MARGIN, tuple(sockets)).examine()
+    timeout = timeout or settings.dns.timeout + 2 * _MARGIN
+    return _Doctor(postfix, settings, timeout, tuple(sockets), tuple(user_counters)).examine()
 
 
 @dataclass(slots=True)
@@ -111,6 +114,7 @@ class _Doctor:
     settings: Settings
     timeout: float
     sockets: tuple[InetAddress | UnixAddress, ...]
+    user_counters: tuple[str, ...]
     findings: dict[Finding, None] = field(default_factory=dict)
     right: dict[str, None] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
@@ -135,6 +139,8 @@ class _Doctor:
             self._check_effect(call)
             self._check_timeout(call)
             self._check_default_action(call)
+        if self.user_counters and ours:
+            self._check_user_counters(ours)
         question = self._asked(ours)
         if not self.postfix.is_saved:
             self._check_connection(ours, question)
@@ -294,7 +300,9 @@ class _Doctor:
                     "and policyd is never asked about it",
                     "reject_unauth_destination instead of permit_auth_destination",
                 )
-        if call.parameter != "smtpd_etrn_restrictions":
+        # A counter of users is asked before they are let through; the ruleset does that, below the rule of the counter.
+        feeds_counters = bool(self.user_counters) and is_submission(call.service) and self._feeds_users(call)
+        if call.parameter != "smtpd_etrn_restrictions" and not feeds_counters:
             self._check_exemptions(call)
 
     def _check_exemptions(self, call: Call) -> None:
@@ -324,6 +332,25 @@ class _Doctor:
             present = [name for name in _EXEMPTIONS if name in call.names_before]
             verb = "stand" if len(present) > 1 else "stands"
             self.approve(f"{call.where}: {' and '.join(present)} {verb} before check_policy_service")
+
+    def _check_user_counters(self, ours: Sequence[Call]) -> None:
+        """Whether a service asks policyd about authenticated users, so that their counters count."""
+        feeding = [call for call in ours if self._feeds_users(call)]
+        names = f"counter{'s' if len(self.user_counters) > 1 else ''} {', '.join(self.user_counters)}"
+        for call in feeding:
+            self.approve(f"{call.where}: asks policyd about authenticated users, whom {names} counts")
+        if not feeding:
+            self.find(
+                f"rules.yaml: {names}",
+                "counts by sasl_username, and no service asks policyd about authenticated users: "
+                "permit_sasl_authenticated lets them through before policyd is asked, or they log in where it is not",
+                "master.cf, in the submission service: -o { smtpd_recipient_restrictions = "
+                f"check_policy_service {ours[0].written}, permit_sasl_authenticated, reject }}",
+            )
+
+    def _feeds_users(self, call: Call) -> bool:
+        logs_in = bool(self._logins(call.service)) or is_submission(call.service)
+        return logs_in and "permit_sasl_authenticated" not in call.names_before and not _is_void(call)
 
     def _logins(self, service: Service) -> str:
         """Whether users log in at a service: `yes`, `later` (it is set nowhere), or empty for no."""

@@ -1,0 +1,44 @@
+"""`policyd doctor` and memory: does the shared server answer, and take what is written?"""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from policyd.state.opening import credentials_problem, shared_memory
+from policyd.tools.doctor.diagnosis import Finding
+
+if TYPE_CHECKING:
+    from policyd.config.settings import Settings
+
+
+def check_memory(settings: Settings) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
+    """Asks the server that `state` names, as the daemon does; returns what is wrong, and what is right."""
+    if settings.state is None:
+        return (), ()
+    findings = []
+    path = settings.state_credentials
+    if path is not None and (problem := credentials_problem(path)):
+        what, _, write = problem.partition("; ")
+        findings.append(
+            Finding("policyd.yaml: state_credentials", what, write or "a file that policyd's user may read")
+        )
+    why, seconds = asyncio.run(_asked(settings))
+    if why:
+        write = "what the line says, there or in policyd.yaml; until then each daemon counts alone, and mail goes on"
+        findings.append(Finding(f"policyd.yaml: state: {settings.state}", why, write))
+        return tuple(findings), ()
+    right = f"policyd.yaml: state: {settings.state} takes what is written, after {seconds * 1000:.1f} ms"
+    return tuple(findings), (right,)
+
+
+async def _asked(settings: Settings) -> tuple[str, float]:
+    """Why the server cannot be used, empty if it can; and the seconds that this took."""
+    shared = shared_memory(settings)
+    assert shared is not None
+    began = monotonic()
+    await shared.connect()
+    seconds = monotonic() - began
+    await shared.close()
+    return shared.why, seconds

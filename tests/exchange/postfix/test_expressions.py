@@ -173,7 +173,7 @@ def test_lines_that_are_too_complex_to_be_examined_are_told_and_kept(monkeypatch
     told = imported("postfix-pcre", table)
     again = imported("postfix-pcre", table)
     (note,) = [one for one in told.report.notes if "too complex to find out what it can match" in one.reason]
-    assert note.count >= 5
+    assert 3 <= note.count < 9
     assert told.report.losses == []
     assert (told.text, told.report.taken) == (again.text, 9)
     assert answer(ruleset(told.text), Asked(name="mail.example.com")) == "DUNNO"

@@ -13,8 +13,8 @@
 #             what requirements.lock names, for a build without a virtual environment
 # make completions   completion for bash, zsh and fish, into build/completions
 # make lock   writes new lock files: what is installed by hash to run (requirements.lock), test and fuzz policyd
-# make deb    the Debian package for the release that this machine runs, in build/ (needs build-essential, debhelper and
-#             python3-venv)
+# make deb    the Debian package for the release that this machine runs, in build/ (needs build-essential, debhelper, pandoc
+#             and python3-venv)
 # make deb-test  builds it in clean roots of Debian 12 and 13, and takes it through install, upgrade, remove and purge on a host
 #             with systemd (RELEASES="trixie" for one of them; .ci/deb says more); needs root and debootstrap
 # make audit  asks for known holes in what requirements.lock names; fails if it cannot ask about all of it

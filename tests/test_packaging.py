@@ -82,6 +82,84 @@ def test_the_launcher_takes_nothing_from_the_environment(tmp_path: Path) -> None
     assert str(tmp_path) not in library
 
 
+# --- The maintainer scripts: whether the daemon is started, restarted, or left alone ----------------------------------
+
+STUB = """\
+#!/bin/sh
+echo "$(basename "$0") $*" >>{log}
+case "$(basename "$0") $*" in
+    "systemctl is-active"*) exit {active} ;;
+    "runuser"*) echo "rules.yaml:3:1: unknown key"; exit {check} ;;
+esac
+"""
+
+
+class Host:
+    """The folders that the scripts look at, and programs that only note their calls."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._log = root / "calls"
+        for folder in ("run/systemd/system", "etc/policyd", "bin"):
+            (root / folder).mkdir(parents=True)
+        (root / "etc/policyd/rules.yaml").write_text("mode: observe\n")
+
+    def run(self, script: str, *arguments: str, active: bool, check: bool) -> tuple[str, list[str]]:
+        """Runs a script as dpkg does. Returns its output and the calls of deb-systemd-invoke."""
+        stub = STUB.format(log=self._log, active=0 if active else 3, check=0 if check else 1)
+        for name in ("systemctl", "deb-systemd-invoke", "runuser", "py3compile", "py3clean", "postfix", "postconf"):
+            path = self._root / "bin" / name
+            path.write_text(stub)
+            path.chmod(0o755)
+        text = re.sub(r"/(?=run/|etc/)", f"{self._root}/", (DEBIAN / f"policyd.{script}").read_text())
+        self._log.write_text("")
+        ended = subprocess.run(
+            ["sh", "-c", text, script, *arguments],
+            env={"PATH": f"{self._root}/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        calls = self._log.read_text().splitlines()
+        return ended.stdout, [call.split()[1] for call in calls if call.startswith("deb-systemd-invoke")]
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("active", "check", "done"),
+    [(True, True, ["restart"]), (True, False, []), (False, True, []), (False, False, [])],
+    ids=["good rules", "broken rules", "stopped by hand", "stopped, with broken rules"],
+)
+def test_an_upgrade_restarts_a_running_daemon_only_if_the_new_version_takes_its_files(
+    host: Host, *, active: bool, check: bool, done: list[str]
+) -> None:
+    host.run("preinst", "upgrade", "0.1.0", active=active, check=check)
+    said, calls = host.run("postinst", "configure", "0.1.0", active=active, check=check)
+    assert calls == done
+    refused = active and not check
+    assert ("NOT RESTARTED" in said) == refused
+    assert ("rules.yaml:3:1: unknown key" in said) == refused
+
+
+@pytest.mark.parametrize("before", [(), ("0.1.0",)], ids=["first", "removed before"])
+def test_an_installation_starts_the_daemon(host: Host, before: tuple[str, ...]) -> None:
+    host.run("preinst", "install", *before, active=False, check=True)
+    said, calls = host.run("postinst", "configure", *before, active=False, check=True)
+    assert calls == ["start"]
+    assert ("only observe" in said) == (not before)
+    _, calls = host.run("postinst", "configure", "0.1.0", active=True, check=True)
+    assert calls == ["restart"]
+
+
+def test_only_a_removal_stops_the_daemon(host: Host) -> None:
+    assert host.run("prerm", "upgrade", "0.3.0", active=True, check=True)[1] == []
+    assert host.run("prerm", "remove", active=True, check=True)[1] == ["stop"]
+
+
 @pytest.mark.parametrize("script", sorted(SCRIPTS), ids=lambda path: path.name)
 def test_a_script_is_one_for_its_shell(script: Path) -> None:
     first = script.read_text().splitlines()[0]

@@ -31,11 +31,13 @@ SHELLS = {
     "fish": ["fish", "--no-config", "--private", "-i"],
 }
 
-# One TAB shows what there is to choose from.
+FILES = {"bash": "policyd.bash", "zsh": "_policyd", "fish": "policyd.fish"}
+
+# One TAB shows what there is to choose from. Each shell finds the script as it finds one that the package installs.
 SETTINGS = {
-    "bash": "bind 'set show-all-if-ambiguous on'; bind 'set bell-style none'; . {script}",
-    "zsh": "PS1='$ '; autoload -Uz compinit; compinit -u -D; setopt no_list_ambiguous; . {script}",
-    "fish": "source {script}",
+    "bash": "bind 'set show-all-if-ambiguous on'; bind 'set bell-style none'; . {folder}/policyd.bash",
+    "zsh": "PS1='$ '; fpath=({folder} $fpath); autoload -Uz compinit; compinit -u -D; setopt no_list_ambiguous",
+    "fish": "set -p fish_complete_path {folder}",
 }
 
 RULES = """
@@ -58,7 +60,7 @@ rules:
 def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("completion")
     for shell in SHELLS:
-        with (folder / shell).open("w") as script:
+        with (folder / FILES[shell]).open("w") as script:
             environment = {**os.environ, "_POLICYD_COMPLETE": f"{shell}_source"}
             subprocess.run([sys.executable, "-m", "policyd"], check=True, env=environment, stdout=script, timeout=60)
     return folder
@@ -92,7 +94,7 @@ def shell(request: pytest.FixtureRequest, scripts: Path, folder: Path) -> Iterat
         "LC_ALL": "C.UTF-8",
     }
     with terminal(SHELLS[name], environment) as screen:
-        screen.keys(f"cd {folder}; {SETTINGS[name].format(script=scripts / name)}; echo rea''dy\n")
+        screen.keys(f"cd {folder}; {SETTINGS[name].format(folder=scripts)}; echo rea''dy\n")
         screen.shows("ready")
         yield screen
 
@@ -205,7 +207,7 @@ def options() -> dict[str, set[str]]:
 def test_bash_knows_every_command_option_and_format(scripts: Path) -> None:
     require("bash")
     ask = (
-        f". {scripts}/bash\n"
+        f". {scripts}/policyd.bash\n"
         'ask() { COMP_WORDS=(policyd "$@"); COMP_CWORD=$#; _policyd 2>/dev/null; echo "$*: ${COMPREPLY[*]}"; }\n'
         "ask ''\nask import ''\nask export ''\n" + "".join(f"ask {name} --\n" for name in COMMANDS)
     )
@@ -220,7 +222,7 @@ def test_bash_knows_every_command_option_and_format(scripts: Path) -> None:
 def test_fish_knows_every_command_option_and_format(scripts: Path) -> None:
     require("fish")
     lines = ["policyd ", "policyd import ", "policyd export ", *(f"policyd {name} --" for name in COMMANDS)]
-    ask = f"source {scripts}/fish\n" + "".join(f"echo '# {line}'\ncomplete -C '{line}'\n" for line in lines)
+    ask = f"source {scripts}/policyd.fish\n" + "".join(f"echo '# {line}'\ncomplete -C '{line}'\n" for line in lines)
     shown = subprocess.run(
         ["fish", "--no-config", "-c", ask], check=True, capture_output=True, text=True, timeout=60
     ).stdout
@@ -233,7 +235,7 @@ def test_fish_knows_every_command_option_and_format(scripts: Path) -> None:
 
 
 def test_zsh_knows_every_command_and_option(scripts: Path) -> None:
-    text = (scripts / "zsh").read_text()
+    text = (scripts / "_policyd").read_text()
     cases = re.findall(r"^        ([a-z]+)\)\n(.*?)^ +;;$", text, re.MULTILINE | re.DOTALL)
     assert {name: set(re.findall(r"(?:\)|\*)(--[a-z0-9-]+)[=\[]", body)) for name, body in cases} == options()
     assert set(re.findall(r"^        '([a-z]+):", text, re.MULTILINE)) == set(COMMANDS)

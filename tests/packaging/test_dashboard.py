@@ -196,6 +196,13 @@ def test_the_hosts_to_choose_from_are_found(scraped: Prometheus) -> None:
     assert scraped.get(f"/api/v1/label/{label}/values", **{"match[]": metric})
 
 
+def test_every_metric_that_an_alert_looks_at_is_there(scraped: Prometheus) -> None:
+    rules = [rule for group in scraped.get("/api/v1/rules")["groups"] for rule in group["rules"]]
+    metrics = {name for rule in rules for name in re.findall(r"\bpolicyd_\w+", rule["query"])}
+    assert len(metrics) >= 10
+    assert [metric for metric in metrics if not scraped.numbers(metric)] == []
+
+
 def test_no_alert_is_raised_for_a_daemon_that_is_well(scraped: Prometheus) -> None:
     rules = [rule for group in scraped.get("/api/v1/rules")["groups"] for rule in group["rules"]]
     assert {rule["name"] for rule in rules} >= {"PolicydRuleRefusesMore", "PolicydMemoryAway"}

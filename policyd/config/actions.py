@@ -24,16 +24,16 @@ PLACEHOLDERS = (
     "id",
 )
 
-# The class of the enhanced status codes that go with each verb (RFC 3463 section 2); DUNNO says nothing to a client.
+# The class of the enhanced status codes of each verb (RFC 3463 section 2); DUNNO sends no code to a client.
 CODE_CLASSES = {Verb.REJECT: "5", Verb.DEFER: "4", Verb.DEFER_IF_PERMIT: "4", Verb.GREYLIST: "4"}
 
-# The text of a GREYLIST rule that has none.
+# The default text of a GREYLIST rule.
 GREYLIST_TEXT = "Greylisted, please try again later"
 
 # Answers of access(5) that let mail past the restrictions which follow.
 _PERMITTING = frozenset({"OK", "PERMIT", "RELAY"})
 
-# Action words of access(5) and rspamd, and the word for each here.
+# Action words of access(5) and rspamd, and policyd's word for each.
 _ELSEWHERE = {
     "ACCEPT": "DUNNO",
     "ALLOW": "DUNNO",
@@ -62,7 +62,7 @@ class ActionError(Exception):
 
 
 def parse_action(written: str) -> Action:
-    """An action as a rule or `default` has it. Raises ActionError."""
+    """Parses the action of a rule or of `default`. Raises ActionError."""
     word, rest = _split_word(written)
     if not word:
         raise ActionError("the action is empty; it is REJECT, DEFER, DEFER_IF_PERMIT, GREYLIST or DUNNO")
@@ -138,7 +138,7 @@ def _split_code(verb: Verb, rest: str) -> tuple[str, str]:
 
 
 def _parse_text(verb: Verb, text: str) -> tuple[str, ...]:
-    """The template in pieces, as `Action` has it."""
+    """Parses the template into pieces, as in `Action.text`."""
     odd = re.search(r"[^ -~]", text)
     if odd:
         what = "a line break" if odd.group() in "\r\n" else quoted(odd.group())

@@ -1,6 +1,6 @@
-"""The conditions that a rule can have: one table, for the loader, the JSON Schema, the lint and the tools.
+"""The table of all conditions, for the loader, the JSON Schema, the checks and the tools.
 
-Each row names a condition, what it looks at, how it compares, and the form in which its values are written.
+Each row has a condition's name, its subject, its comparison, and the form of its values.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from policyd.core.ruleset import Kind, Subject
 
 
 class Form(Enum):
-    """How a value of a condition is written. A list that several conditions of one form use is parsed once."""
+    """The form of a condition's values. A list is parsed once for all conditions of the same form."""
 
     NETWORK = "network"
     STATUS = "status"
@@ -44,7 +44,7 @@ _WITH_TABLE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class ConditionType:
-    """One row: `summary` and `examples` are what the JSON Schema shows in an editor."""
+    """One row: the JSON Schema shows `summary` and `examples` in an editor."""
 
     name: str
     subject: str
@@ -259,7 +259,7 @@ PROTOCOL_STATES = (
     "ETRN",
     "XCLIENT",
 )
-# Attributes whose possible values are all known: another value is a typing error.
+# Attributes with a known set of values: any other value is a typing error.
 KNOWN_VALUES = {"protocol_state": PROTOCOL_STATES, "request": ("smtpd_access_policy",)}
 # States without a recipient.
 STATES_WITHOUT_RECIPIENT = frozenset({"CONNECT", "HELO", "EHLO", "MAIL", "ETRN", "XCLIENT"})

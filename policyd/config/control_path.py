@@ -1,5 +1,6 @@
-"""Finds the control socket that a settings file names, without checking the other settings: `policyd status` is to be
-quick, and is to work beside a settings file that is being edited."""
+"""Finds the control socket that a settings file names, without checking the other settings: `policyd status` must be
+quick, and must work while the settings file is being edited.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from policyd.config.files import MAX_SETTINGS_BYTES, OversizedError, UnreadableE
 from policyd.config.problems import Report
 from policyd.config.yaml_tree import Mapping, Scalar, parse_yaml
 
-# Where the shipped settings and units have it.
+# The path in the shipped settings and units.
 DEFAULT_CONTROL = "/run/policyd/control.sock"
 
 

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 COUNTER_KEYS = ("count", "per", "within", "where", "answered")
 GREYLIST_KEYS = ("wait", "retry_within", "remember")
 
-# Parts of a key that are made of attributes.
+# Parts of a key that are derived from attributes.
 MADE_PARTS = ("client_network", "sender_domain", "recipient_domain", "asn")
 
-# Parts of a key at most: more would make a key for each request.
+# Maximum number of parts of a key; with more, almost every request would have its own key.
 MAX_PARTS = 4
 
-# The longest window: a year, in which memory of a counter is of use to a person.
+# The longest window: a year.
 MAX_SECONDS = 366 * 86400
 
 NAME_PATTERN = r"[A-Za-z0-9._-]+"
@@ -49,7 +49,7 @@ def parse_duration(text: str) -> int | None:
 def read_counters(
     node: Node, path: str, report: Report, read_where: Callable[[Mapping], list[WrittenCondition]]
 ) -> dict[str, WrittenCounter]:
-    """Reads the counters by name, those that are wrong included; `path` is the rules file's."""
+    """Reads the counters by name, including wrong ones; `path` is the rules file's."""
     if not isinstance(node, Mapping):
         message = f"counters: expected names with their definitions, not {describe(node)}"
         report.add(Problem(path, node.line, node.column, message))
@@ -66,7 +66,7 @@ def read_counters(
 
 
 def read_greylist(node: Node, path: str, report: Report) -> GreylistSettings:
-    """Reads the times of greylisting; what is not written has its default."""
+    """Reads the times of greylisting; missing ones have their defaults."""
     return _Reader("greylist", path, report).read_greylist(node)
 
 
@@ -106,7 +106,7 @@ class _Reader(DefinitionReader):
         return CounterDefinition(written.name, distinct, per, within, answered, conditions)
 
     def read_greylist(self, node: Node) -> GreylistSettings:
-        """Returns the times, the defaults for those that are wrong."""
+        """Returns the times, with defaults in place of wrong ones."""
         defaults = GreylistSettings()
         if not isinstance(node, Mapping):
             self.add(node, f"expected times (wait, retry_within, remember), not {describe(node)}")

@@ -19,7 +19,7 @@ _CODES = """
 """
 COUNTRIES = frozenset(_CODES.split())
 
-# Codes that are often written for another one, which is the one that databases have.
+# Common wrong codes, and the code that databases use.
 MEANT = {"UK": "GB", "EL": "GR"}
 
 # Databases write these for addresses whose country they do not know (ISO 3166-1 leaves ZZ to its users).
@@ -27,5 +27,5 @@ UNKNOWN_COUNTRIES = frozenset({"", "-", "--", "??", "None", "none", "XX", "ZZ"})
 
 
 def parse_country(text: str) -> str | None:
-    """Returns a database's code in upper case; None for what is not two letters, or stands for no country."""
+    """Returns a database's code in upper case; None if it is not two letters, or means an unknown country."""
     return text.upper() if _COUNTRY.fullmatch(text) and text not in UNKNOWN_COUNTRIES else None

@@ -1,8 +1,8 @@
 """`databases:` of a ruleset: files that say which autonomous system announces an address, and in which country it is.
 
 Two formats, told apart by the content, plain or gzip: MMDB (`policyd.config.mmdb`) and ranges as text
-(`policyd.config.ranges`). A file is read once in a load, also if it serves both kinds. Everything that is wrong with
-one is a `DatabaseError`, found here and not at a request.
+(`policyd.config.ranges`). A file is read once in a load, also if it serves both kinds. Every problem of a file is a
+`DatabaseError` at load, never at a request.
 """
 
 from __future__ import annotations
@@ -42,12 +42,11 @@ if TYPE_CHECKING:
     from policyd.core.owners import Owner, Owners
     from policyd.core.protocol import Request
 
-# Bytes of a database at most, unpacked: GeoLite2's cities have 70 MB, the largest commercial files of networks some
+# Maximum bytes of a database after decompression: GeoLite2's cities have 70 MB, the largest commercial files some
 # hundred.
 MAX_DATABASE_BYTES = 512 << 20
 
-# Seconds after which a database is said to be old, unless `max_age` says otherwise. Blocks change hands every day;
-# vendors publish once a week or once a month.
+# Default of `max_age`, in seconds. Networks change owners every day; vendors publish once a week or once a month.
 DEFAULT_MAX_AGE = 60 * 86400
 
 DATABASE_KEYS = ("file", "max_age", "from")
@@ -55,7 +54,7 @@ DATABASE_KEYS = ("file", "max_age", "from")
 # The date of every file in an npm package, so that equal packages are equal bytes.
 _NPM_DATE = datetime.date(1985, 10, 26)
 
-# Bytes at the beginning of a file in which its first line is looked for.
+# Bytes at the beginning of a file that are searched for its first line.
 _FIRST_LINES = 4096
 
 _GZIP = b"\x1f\x8b"
@@ -63,7 +62,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class DatabaseKind(StrEnum):
-    """The kinds of data that a database is asked for."""
+    """The kinds of data of a database."""
 
     ASN = "asn"
     COUNTRY = "country"
@@ -79,7 +78,7 @@ class DatabaseError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DatabaseInfo:
-    """One database as `status`, `check` and the metrics show it.
+    """The data of one database that `status`, `check` and the metrics show.
 
     `hash` is the first 8 hexadecimal digits of the file's SHA-256. `built` is when the data were built, in seconds
     since 1970: an MMDB says so itself, of a text it is the file's own date. `max_age` is in seconds. `every` is the
@@ -132,7 +131,7 @@ def _days(seconds: float) -> str:
 
 
 class SourceInForce:
-    """Stands for a source of the ruleset in force whose file is as it was, until `take_sources` puts that in."""
+    """Placeholder for a source of the ruleset in force whose file has not changed; `take_sources` replaces it."""
 
     def system(self, _address: Address, _text: str) -> tuple[int, str]:
         """Raises LookupError."""
@@ -148,7 +147,7 @@ class SourceInForce:
 
 
 def take_sources(owners: Owners, in_force: Owners) -> None:
-    """Gives new databases the sources that they have in common with those in force."""
+    """Replaces the placeholders in new databases by the sources in force."""
     owners.asn = in_force.asn if isinstance(owners.asn, SourceInForce) else owners.asn
     owners.country = in_force.country if isinstance(owners.country, SourceInForce) else owners.country
 
@@ -229,7 +228,7 @@ class DatabaseFile:
     ) -> dict[DatabaseKind, Database]:
         """The databases of these kinds in the file. Raises DatabaseError.
 
-        If the file is as it was for the ruleset in force, with the same kinds, it is not parsed again.
+        If file and kinds are unchanged since the ruleset in force was loaded, the file is not parsed again.
         """
         content, self._content = self._content, b""
         known = {info.kind: info for info in in_force if (info.path, info.digest) == (self.path, self._digest)}
@@ -308,7 +307,7 @@ _NEITHER = (
 
 
 def _unpacked(content: bytes) -> bytes:
-    """The content, out of gzip if it is in it."""
+    """The content, decompressed if it is gzip."""
     if not content.startswith(_GZIP):
         return content
     try:
@@ -332,11 +331,11 @@ def read_databases(
     replaced: Mapping_[str, str] | None = None,
     in_force: Collection[DatabaseInfo] = (),
 ) -> tuple[dict[DatabaseKind, Database], list[DatabaseDefinition]]:
-    """The databases that a ruleset declares, each read, and their definitions; what is wrong goes to the report.
+    """Reads the databases that a ruleset declares; returns them with their definitions, and reports problems.
 
-    `replaced` names files, by path, to be read in place of those that the ruleset names. A database with `from:` whose
-    file does not exist yet is empty. `in_force` are the databases of the ruleset in force, which need not be parsed
-    again if their files are as they were.
+    `replaced` has files, by path, to read in place of those that the ruleset names. A database with `from:` whose file
+    does not exist yet is empty. `in_force` are the databases of the ruleset in force, which are not parsed again if
+    their files have not changed.
     """
     return _Section(rules_path, report, replaced or {}, in_force).read(node)
 
@@ -382,7 +381,7 @@ class _Section:
         return found, definitions
 
     def _read_one(self, kind: DatabaseKind, node: Node) -> tuple[Scalar, float, Source | None] | None:
-        """The file's name, the largest age, and where it is fetched from."""
+        """Reads the file's name, the maximum age, and the source to fetch from."""
         if isinstance(node, Scalar) and not node.missing and node.text:
             return node, DEFAULT_MAX_AGE, None
         if not isinstance(node, Mapping):

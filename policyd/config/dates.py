@@ -1,4 +1,4 @@
-"""Dates as people write them in a ruleset, and the ends of entries in list files."""
+"""Parses dates in a ruleset, and the ends of entries in list files."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ def parse_end(text: str) -> float | None:
 
 
 def format_end(seconds: float) -> str:
-    """An end as `policyd block` writes it: a time in UTC, with seconds."""
+    """Formats an end for `policyd block`: a time in UTC, with seconds."""
     return datetime.datetime.fromtimestamp(int(seconds), datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,4 +1,4 @@
-"""Shared by the readers of the rules file's sections that hold named definitions."""
+"""The base of the readers of named definitions in the rules file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class DefinitionReader:
                 self.add(item.key, unknown_key(item.key.text, known))
 
     def text(self, item: Item, meaning: str) -> str:
-        """Returns the text of a field; empty if it has none, which is reported."""
+        """Returns the text of a field; if there is none, reports that and returns an empty text."""
         value = item.value
         if isinstance(value, Scalar) and value.text:
             return value.text

@@ -1,6 +1,6 @@
 """`dns_lists:` of a ruleset -> `DnsList`: zone, key, codes and self-test of each, with every problem found on the way.
 
-A key, and a zone that holds one, never appear in a message: the list's name and the key file's path stand for them.
+A key, or a zone with a key, never appears in a message: messages have the list's name and the key file's path.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ DNS_LIST_KEYS = ("zone", "key_file", "ask", "codes", "refused", "self_test")
 
 NAME_PATTERN = r"[A-Za-z0-9_.-]+"
 
-# What stands in a zone for the first line of `key_file`.
+# The placeholder in a zone for the first line of `key_file`.
 KEY = "{key}"
 
 # A key is one label or a few; a longer file is not a key file.
 MAX_KEY_BYTES = 64 << 10
 
-# A zone must leave room for what is asked: an IPv6 address takes 64 characters of a name's 253.
+# A zone must leave room for the subject: an IPv6 address takes 64 characters of a name's 253.
 MAX_ZONE = 253 - 64
 
 _NAME = re.compile(NAME_PATTERN)
@@ -57,7 +57,7 @@ TEST_NAME = "test"
 
 @dataclass(slots=True)
 class WrittenDnsList:
-    """One list as it stands in the file. `definition` is None if anything about it is wrong."""
+    """One list as written in the file. `definition` is None if anything about it is wrong."""
 
     name: str
     line: int
@@ -72,9 +72,9 @@ class WrittenDnsList:
 def read_dns_lists(
     node: Node, path: str, report: Report, *, known: Iterable[DnsList] | None = None
 ) -> dict[str, WrittenDnsList]:
-    """Reads the lists by name, those that are wrong included; `path` is the rules file's.
+    """Reads the lists by name, including wrong ones; `path` is the rules file's.
 
-    With `known`, the definitions of those that rules use have been read before, and no key file is read.
+    With `known`, the definitions of the lists that rules use are given, and no key file is read.
     """
     if not isinstance(node, Mapping):
         message = f"dns_lists: expected names with their definitions, not {describe(node)}"
@@ -129,7 +129,7 @@ class _Reader(DefinitionReader):
     # --- The zone and its key ---------------------------------------------------------------------------------------
 
     def _read_zone(self, node: Mapping) -> tuple[str, str]:
-        """Returns the zone as it may be shown, and as it is asked; both empty if they are not right."""
+        """Returns the zone for messages, and the zone to query; both are empty if they are wrong."""
         item, key_item = node.items.get("zone"), node.items.get("key_file")
         key = self._read_key(key_item) if key_item is not None else ""
         if item is None:
@@ -142,7 +142,7 @@ class _Reader(DefinitionReader):
             self.add(item.value, f"zone: {KEY} stands for the first line of `key_file`, which is missing")
         elif KEY not in written and key_item is not None:
             self.add(key_item.key, f"key_file: the zone has no {KEY} in it, so the key would not be used")
-        # The key's form has been checked; a label stands for it here, so that no message can hold it.
+        # The key's form has been checked; a label takes its place here, so that no message can contain the key.
         shown = fold_zone(written.replace(KEY, "key-goes-here"))
         if shown is None:
             self.add(item.value, f"zone: {quoted(written)} is not the name of a zone; write it as zen.spamhaus.org")
@@ -157,7 +157,7 @@ class _Reader(DefinitionReader):
         return written.lower().removesuffix("."), zone
 
     def _read_key(self, item: Item) -> str:
-        """Returns the key; empty if it cannot be used, which is reported."""
+        """Returns the key; if it cannot be used, reports that and returns an empty text."""
         name = self.text(item, "the name of a file")
         if not name:
             return ""
@@ -196,7 +196,7 @@ class _Reader(DefinitionReader):
         return None
 
     def _read_codes(self, node: Mapping, key: str) -> tuple[Code, ...]:
-        """Returns the codes that can be read; a key that is absent has none."""
+        """Returns the valid codes; empty if the key is absent."""
         item = node.items.get(key)
         if item is None:
             return ()

@@ -1,7 +1,7 @@
-"""Values of conditions, one by one and a million at a time: from text to what `policyd.core.index` compares.
+"""Parses values of conditions into the forms that `policyd.core.index` compares.
 
-`parse_entries` is the bulk way: one pass over many lines without an object for an entry beyond what the index
-needs. It only says which lines are wrong; `policyd.config.entry_messages` says why.
+`parse_entries` parses many lines in one pass, with no more objects than the index needs. It only says which lines are
+wrong; `policyd.config.entry_messages` says why.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
     from policyd.core.tables import PlainEntries
 
-# The longest expression. The longest of the well-known lists have 3,000 characters; RE2 would take gigabytes to find
-# out that one of 100 MB is too large for it.
+# Maximum characters of an expression. The longest in well-known lists have 3,000; RE2 would need gigabytes to refuse an
+# expression of 100 MB.
 MAX_EXPRESSION = 10_000
 
-# RE2's memory for one expression: 44,000 instructions. Plain text of MAX_EXPRESSION has fewer, real expressions have
-# 20 to 500. With 8 MiB it takes 50 ms, not 6, to find out that `\pL{1000}` is too large.
+# RE2's memory for one expression: 44,000 instructions. Plain text of MAX_EXPRESSION has fewer, real expressions have 20
+# to 500. With 8 MiB, refusing `\pL{1000}` takes 50 ms instead of 6.
 _MEMORY = 1 << 20
 _TOO_LARGE = 44_000
 
-# How large the expressions of one list may be, in RE2's instructions: so many, and so many more for each. No index
-# holds as much (`policyd.core.index`), so that it would be compiled for nothing, which can take minutes.
+# Maximum size of a list's expressions in RE2 instructions: a base, and an amount for each. An index cannot hold more,
+# so compiling them, which can take minutes, would be useless.
 _ROOM = 250_000
 _ROOM_EACH = 500
 
@@ -47,11 +47,10 @@ MAX_LABEL = 63
 
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"  # underscores are allowed: they occur in host names
 _HOST_NAME = rf"{_LABEL}(?:\.{_LABEL})*\.?"
-# A HELO argument may be any word: what a client says there is its own affair. (Not of dots alone: nothing is left of
-# it in comparisons.)
+# A HELO argument may be any word, except of dots only, which normalize to an empty name.
 _HELO_NAME = r"[!-+\--~]{0,252}[!-+\-/-~]\.?"
-# A local part, then a domain or an address literal; or a bare word, as Postfix passes `root` on. Quotes are gone
-# when a policy service sees an address, so a local part may hold blanks and `@`.
+# A local part, then a domain or an address literal; or a bare word, as Postfix passes `root` on. Postfix removes quotes
+# before it asks a policy service, so a local part may contain blanks and `@`.
 _ADDRESS = r"(?:[!-;=?-~](?:[ -;=?-~]*[!-;=?-~])?@[^@<>\x00-\x20\x7f]+|[!-\-/-;=?A-~]+)"
 _TEXT = r"[^\x00-\x1f\x7f]*"
 
@@ -71,7 +70,9 @@ _NUMERIC = r"(?m)(?:^|\.)[0-9]+\.?$"
 
 
 def _for_many(pattern: str) -> re2._Regexp:
-    """RE2 looks through 30 MB of lines in 40 ms, `re` in 340. Bytes and LATIN1, as what it sees is ASCII."""
+    """Compiles an expression with RE2, which searches 30 MB of lines in 40 ms; `re` takes 340. Bytes and LATIN1,
+    because the input is ASCII.
+    """
     options = re2.Options()
     options.encoding = re2.Options.Encoding.LATIN1
     return re2.compile(pattern.encode("ascii"), options)
@@ -94,7 +95,7 @@ _HOST_BITS6 = [(1 << 128 - length) - 1 for length in range(129)]
 def parse_entries(  # noqa: PLR0911 - a return for each form
     form: Form, lines: Sequence[bytes]
 ) -> tuple[PlainEntries, list[int]]:
-    """The entries on these lines (UTF-8, without blanks around them), and the places of the lines that are none."""
+    """Returns the entries on these lines (UTF-8, without blanks around them), and the places of invalid lines."""
     match form:
         case Form.NETWORK:
             return _networks(lines)
@@ -117,7 +118,7 @@ def parse_entries(  # noqa: PLR0911 - a return for each form
 
 
 def entry_keys(form: Form, lines: Sequence[bytes]) -> list[Hashable]:
-    """For each good line something that is equal for entries which mean the same, in whatever way they are written."""
+    """Returns a key for each valid line; entries with the same meaning have equal keys, however they are written."""
     if form is not Form.NETWORK:
         entries, _ = parse_entries(form, lines)
         if not isinstance(entries, Networks) and len(entries) == len(lines):
@@ -174,7 +175,7 @@ def _network6(address: str, slash: str, length: str) -> tuple[int, int, int]:
     return 6, first, prefix
 
 
-# A system's number as people write it: 4 bytes (RFC 6793), from 1.
+# An AS number: 4 bytes (RFC 6793), from 1.
 _ASN = re.compile(r"(?:AS)?([1-9][0-9]{0,9})", re.IGNORECASE)
 MAX_ASN = 0xFFFFFFFF
 
@@ -204,7 +205,7 @@ def fold_owner(form: Form, text: str) -> bytes | None:
             return b"yes" if text.lower() in {"yes", "true"} else None
 
 
-# Lines are checked in blocks, so that one odd line costs the slow way for its neighbours only.
+# Lines are checked in blocks, so that an unusual line slows down only its block.
 _BLOCK = 4096
 
 
@@ -228,7 +229,7 @@ def _names(form: Form, lines: Sequence[bytes]) -> tuple[list[bytes], list[int]]:
 
 
 def _fold_block(form: Form, lines: Sequence[bytes]) -> list[bytes] | None:
-    """The lines as they are compared, if all are ASCII and right."""
+    """Returns the lines in compared form, if all are valid ASCII."""
     joined = b"\n".join(lines).lower() + b"\n"
     if not joined.isascii() or not _MANY[form].fullmatch(joined):
         return None
@@ -246,9 +247,9 @@ def _fold_block(form: Form, lines: Sequence[bytes]) -> list[bytes] | None:
 
 
 def fold_entry(form: Form, line: bytes) -> tuple[bytes, ...]:
-    """One name, address or text in the forms in which it is compared; empty if it is none.
+    """Returns the forms in which a name, address or text is compared; empty if it is invalid.
 
-    A mail address whose domain is outside ASCII has two: clients send it as it is (SMTPUTF8) or in A-labels.
+    A mail address with a domain outside ASCII has two: clients send it in UTF-8 (SMTPUTF8) or in A-labels.
     """
     try:
         text = line.decode("utf-8")
@@ -323,16 +324,16 @@ def _expressions(lines: Sequence[bytes]) -> tuple[list[str], list[int]]:
 
 
 class ExpressionError(Exception):
-    """Returns RE2's message about an expression that it does not compile."""
+    """RE2 does not compile the expression. The message is RE2's."""
 
     @property
     def is_too_large(self) -> bool:
-        """Whether the expression is right, but needs more memory than one may have."""
+        """Whether the expression is valid, but needs more memory than allowed."""
         return "too large" in str(self)
 
 
 def compile_expression(text: str) -> re2._Regexp:
-    """An expression alone, as an entry must compile. Raises ExpressionError."""
+    """Compiles a single expression within the limits of an entry. Raises ExpressionError."""
     try:
         return re2.compile(text, expression_options(_MEMORY))
     except re2.error as error:

@@ -1,6 +1,6 @@
 """Error messages for entries that `policyd.config.entries` refuses, with suggestions.
 
-They are made for the entry that is wrong only, and may take their time (netaddr, idna).
+This may be slow (netaddr, idna), because it runs only for wrong entries.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from policyd.config.entries import (
 from policyd.config.problems import did_you_mean, quoted
 from policyd.core.identity import Status
 
-# A name has at most 253 characters and a mail address 254 (RFC 5321 section 4.5.3.1.3, erratum 1690). What is longer
-# needs no guess at what was meant, and would make a message of its length.
+# A name has at most 253 characters and a mail address 254 (RFC 5321 section 4.5.3.1.3, erratum 1690). A longer text
+# gets no suggestion, which would be as long.
 MAX_EXPLAINED = 400
 
 

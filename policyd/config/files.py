@@ -1,7 +1,7 @@
-"""Reading a file whole, or saying in words why that cannot be done.
+"""Reads a file whole, or says why that is impossible.
 
-Each file is opened once and read through that one descriptor, so that a file which is replaced while it is read is
-either the old one or the new one. A file that is written to meanwhile is refused: it may be half of each.
+Each file is opened once and read through that descriptor, so a file that is replaced during the read gives either the
+old or the new content. A file that is written to during the read is refused: its content may be mixed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MAX_RULES_BYTES = 64 << 20
 # Settings are 2 KB.
 MAX_SETTINGS_BYTES = 1 << 20
 
-# A list file: ten million names are about this long. What is longer is not a list, or one for another machine.
+# A list file: ten million names are about this long.
 MAX_LIST_BYTES = 256 << 20
 
 _KINDS = (
@@ -32,7 +32,7 @@ class UnreadableError(Exception):
 
 
 class ListChangedError(UnreadableError):
-    """A list file is needed a second time in a load, and is not what it was. `path` is the file."""
+    """A list file is needed a second time in a load, and has changed. `path` is the file."""
 
     def __init__(self, path: str, message: str) -> None:
         super().__init__(message)
@@ -40,7 +40,7 @@ class ListChangedError(UnreadableError):
 
 
 class OversizedError(Exception):
-    """The file is longer than any that is meant. The message says so."""
+    """The file is longer than the limit. The message says so."""
 
 
 def read_file(path: str, limit: int) -> bytes:
@@ -51,8 +51,8 @@ def read_file(path: str, limit: int) -> bytes:
 def read_dated(path: str, limit: int) -> tuple[bytes, float]:
     """The bytes of a regular file, at most `limit` of them, and when it was last written (Unix seconds).
 
-    Raises UnreadableError and OversizedError. Never waits: a FIFO without a writer is refused like other files
-    that are not files.
+    Raises UnreadableError and OversizedError. Never waits: a FIFO is refused like everything that is not a regular
+    file.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -79,7 +79,7 @@ def read_dated(path: str, limit: int) -> tuple[bytes, float]:
 
 
 def _read_up_to(descriptor: int, limit: int, size: int) -> bytes:
-    # One more byte than the size asks whether that was all. A read may give less than was asked for.
+    # Reading one byte more than the size detects the end. A read may return less than was asked for.
     parts = []
     missing = limit
     while missing and (part := os.read(descriptor, min(missing, max(size + 1, 65536)))):

@@ -1,7 +1,7 @@
-"""Results of a load beside settings and ruleset: the files that were read, their text, and an outline to compare.
+"""Results of a load besides settings and ruleset: the files, their text, and an outline for comparisons.
 
-The daemon keeps all of it while the ruleset is in force: `status` shows the files, `reload --data` loads again from the
-texts, and a reload says what changed from one outline to the next.
+The daemon keeps them while the ruleset is in force: `status` shows the files, `reload --data` loads the texts again,
+and a reload reports the differences of two outlines.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ HASH_DIGITS = 8
 @dataclass(frozen=True, slots=True)
 class LoadedFile:
     """A file as it was read: its hash (the first HASH_DIGITS of its SHA-256) and when it was last written (Unix
-    seconds). `lists` are the lists that a list file serves, `entries` how many it holds. `hashed` says whether the
-    ruleset's hash covers it. `every` is the interval (seconds) at which a list is fetched, None for other files;
-    `missing` says that it has not been fetched yet."""
+    seconds). `lists` are the lists that use a list file, `entries` the number of its entries. `hashed` says whether the
+    ruleset's hash covers the file. `every` is the interval (seconds) at which a list is fetched, None for other files;
+    `missing` says that it has not been fetched yet.
+    """
 
     path: str
     kind: Literal["settings", "rules", "list"]
@@ -45,7 +46,7 @@ def file_hash(content: bytes | memoryview) -> str:
 class Text:
     """A settings or rules file as it was loaded: its bytes, and when it was last written (Unix seconds).
 
-    Pickled with its bytes out of band (protocol 5), so that the daemon uses them where they lie in the memory file.
+    Pickled with its bytes out of band (protocol 5), so that the daemon uses them in place in the memory file.
     """
 
     __slots__ = ("_content", "modified")
@@ -67,7 +68,7 @@ class Text:
 
 
 class Data(NamedTuple):
-    """The contents of all other files that a ruleset was made from, except its databases.
+    """The contents of the other files of a ruleset, except its databases.
 
     `lists` has the list files by path, `dns_lists` the DNS lists that rules use, with their keys, and `domains` the
     public suffixes, None if no rule needs them.
@@ -81,9 +82,9 @@ class Data(NamedTuple):
 class Texts(NamedTuple):
     """The settings file (None without one) and the rules file, as they were loaded.
 
-    There is `data` if any entry of a list file has an end: the daemon drops ended entries without reading a file. A
-    load of texts with `data` reads no file at all; its ruleset has no databases, because the caller goes on with those
-    in force; and it runs no test of the ruleset, because an entry ends in any case.
+    `data` is set if any entry of a list file has an end: the daemon drops ended entries without reading a file. A load
+    of texts with `data` reads no file; its ruleset has no databases, because the caller keeps those in force; and it
+    runs no test of the ruleset, because a failing test must not keep an ended entry.
     """
 
     settings: Text | None
@@ -93,10 +94,11 @@ class Texts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """The comparable parts of a ruleset: a digest for each rule in order, each list and the default action;
-    and how many entries each list has. `differences` has, of lists whose tables were patched, how many entries they
-    have gained and lost since the ruleset that was in force at the load; of networks, how many ranges they make.
-    `databases` has a hash and a date, as a message shows them, for each kind."""
+    """The comparable parts of a ruleset: a digest for each rule in order, each list and the default action; and the
+    number of entries of each list. `differences` has, for lists whose tables were patched, the numbers of entries added
+    and removed since the ruleset in force at the load; for networks, of ranges. `databases` has a hash and a date, as a
+    message shows them, for each kind.
+    """
 
     rules: dict[str, bytes]
     lists: dict[str, tuple[bytes, int]]

@@ -1,6 +1,6 @@
 """Facts about well-known DNS lists: whether they list addresses or names, and the answers with which they refuse.
 
-A refusal in 127.255.255.0/24 holds for every list and needs no line here (`policyd.dns.list_answers`).
+127.255.255.0/24 is a refusal for every list and needs no line here (`policyd.dns.list_answers`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class KnownZone(NamedTuple):
-    """A zone, or the parent of zones: what its lists are asked for, and what they refuse with."""
+    """A zone, or the parent of zones: the subjects of its lists, and their refusals."""
 
     lists_names: bool
     refused: tuple[str, ...] = ()
@@ -46,7 +46,7 @@ _KNOWN = {
 
 
 def known_zone(zone: str) -> KnownZone | None:
-    """Returns what is known of a zone (lower case, without the trailing dot), or None."""
+    """Returns the facts about a zone (lower case, without the trailing dot), or None."""
     while zone:
         if (known := _KNOWN.get(zone)) is not None:
             return known

@@ -1,4 +1,4 @@
-"""`from:` of a list or database: where `policyd fetch` gets it, how often, and what a new copy must satisfy.
+"""`from:` of a list or database: where and how often `policyd fetch` gets it, and the guards for a new copy.
 
 The daemon never downloads. It only needs to know that the file may not exist yet. `checked_at` says when the
 last fetch succeeded, by the modification time of the state file beside the file.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SOURCE_KEYS = ("url", "key_file", "format", "every", "min_entries", "max_change", "never", "allow_reserved")
 
-# Databases tell their own format, and have no entries to compare.
+# The format of a database is detected, and a database has no entries to compare.
 DATABASE_SOURCE_KEYS = ("url", "key_file", "every")
 
 # The names of the importers (policyd.exchange.importing.FORMATS); a test compares them.
@@ -48,12 +48,12 @@ SOURCE_FORMATS = (
 
 TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
 
-# What holds unless it is set; seconds and a fraction.
+# Defaults; seconds and a fraction.
 EVERY = 86400.0
 MIN_ENTRIES = 1
 MAX_CHANGE = 0.5
 
-# Seconds. A shorter interval would annoy the publisher; with a longer one a list is not kept current.
+# Seconds. A shorter interval burdens the publisher; with a longer one a list is not kept current.
 _MIN_EVERY = 60.0
 _MAX_EVERY = 366 * 86400.0
 _UNITS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
@@ -96,7 +96,7 @@ def checked_at(list_path: str) -> float | None:
 
 
 def read_key(path: str) -> str:
-    """The key that stands for `{key}`. Raises UnreadableError, with the file's name."""
+    """The key that replaces `{key}`. Raises UnreadableError, with the file's name."""
     try:
         content = read_file(path, MAX_KEY_BYTES)
     except (UnreadableError, OversizedError) as error:
@@ -110,9 +110,9 @@ def read_key(path: str) -> str:
 def read_source(
     node: Node, path: str, prefix: str, report: Report, keys: tuple[str, ...] = SOURCE_KEYS
 ) -> Source | None:
-    """Reads the value of `from:` in the rules file at `path`; None if anything is wrong, which is reported.
+    """Reads the value of `from:` in the rules file at `path`; if anything is wrong, reports it and returns None.
 
-    `keys` are those that are allowed: SOURCE_KEYS or DATABASE_SOURCE_KEYS.
+    `keys` are the allowed keys: SOURCE_KEYS or DATABASE_SOURCE_KEYS.
     """
     return _Reader(path, prefix, report, keys).read(node)
 
@@ -140,7 +140,7 @@ class _Reader(DefinitionReader):
         return None if self.is_wrong else source
 
     def _text(self, item: Item | None, meaning: str) -> str | None:
-        """Returns the text of a field; None if it is absent or not text, which is reported."""
+        """Returns the text of a field; None if it is absent, or not text, which is reported."""
         return (self.text(item, meaning) or None) if item is not None else None
 
     def _url(self, node: Mapping) -> str:

@@ -1,4 +1,4 @@
-"""Lists of a ruleset: written in it, or in files with one entry a line.
+"""Reads lists: written in the ruleset, or in files with one entry a line.
 
 A file is read once in a load, even if several lists name it, and a list is parsed once for each form of entry that it
 serves (a list in two `cidr` conditions: once), so that a million entries are in memory once, as flat bytes. An invalid
@@ -37,18 +37,18 @@ _ANY_ENTRY = re.compile(rb"(?m)^[ \t\r\f\v]*[^\s#;]")
 _END_MARK = b"expires="
 _WITH_END = re.compile(rb"(.*?\S)[ \t]+expires=(\S*)", re.DOTALL)
 
-# Bytes of a file that are lines at the same time; a line takes 60 bytes more than it has.
+# Bytes of a file that are split into lines at the same time; a line takes 60 bytes more than its text.
 BLOCK_BYTES = 1 << 18
 
-# Entries from which on a list has a place in a table that outlives the ruleset. A shorter list is parsed and indexed
-# again at each reload, in less than 2 ms.
+# Minimum number of entries of a list whose table is kept beyond the ruleset. A shorter list is parsed and indexed again
+# at each reload, in less than 2 ms.
 LONG_LIST = 1000
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry as it is written, and where."""
+    """One entry as written, with its position."""
 
     text: str
     path: str
@@ -57,7 +57,7 @@ class Entry:
 
 
 class ListFile:
-    """A list file's bytes, and what has been parsed of them. `modified` is as in `LoadedFile`.
+    """A list file's bytes, and the entries parsed from them. `modified` is as in `LoadedFile`.
 
     Entries whose end (`expires=`) is not after `now` (Unix seconds) are left out. `next_end` is the next end of an
     entry, None if no entry has one; `wrong_ends` has line and column (from 1) and text of each end that is neither a
@@ -76,7 +76,7 @@ class ListFile:
         self.modified = modified
         self._content: bytes | None = content
         self._digest = hashlib.sha256(content).digest()
-        self._known = known or {}  # lengths by key, of lists that need not be parsed: a table of them is kept
+        self._known = known or {}  # number of entries by key, of lists whose table is kept
         self._parsed: dict[Form, Entries] = {}
         self._now = now
         self._ended = 0
@@ -116,7 +116,7 @@ class ListFile:
 
     @property
     def version(self) -> bytes:
-        """Differs if the entries differ: the file's hash, and how many entries have ended."""
+        """Identifies the entries: the file's hash, and the number of ended entries."""
         return f"{self.hash}-{self._ended}".encode() if self._ended else self.hash.encode()
 
     def _key(self, form: Form) -> tuple[bytes, str]:
@@ -140,7 +140,7 @@ class ListFile:
 
     @property
     def count(self) -> int:
-        """How many entries the file holds; counted line by line only if no rule uses it."""
+        """The number of entries in the file; counted line by line only if no rule uses it."""
         for parsed in self._parsed.values():
             return len(parsed)
         return sum(map(bool, (line for _, lines in self._blocks() for line in self._lines(lines))))
@@ -155,8 +155,8 @@ class ListFile:
     def parse(self, form: Form, rule: str, using: str, report: Report) -> Entries:
         """The entries, in the form in which they are compared; parsed at the first call for this form.
 
-        `rule` and `using` (the condition, the list) go into the problems that are found. A list of LONG_LIST entries or
-        more, other than one of expressions, comes as a `LongList`.
+        `rule` and `using` (the condition, the list) are for messages. A list of LONG_LIST entries or more, other than
+        one of expressions, comes as a `LongList`.
         """
         known = self._parsed.get(form)
         if known is None:
@@ -168,7 +168,7 @@ class ListFile:
         if key in self._known:
             return LongList(key, self._known[key], lambda: self._read_known(form), self.path)
         networks = Networks()
-        blocks: list[bytes] = []  # a block's names, one a line: a tenth of what they take as objects
+        blocks: list[bytes] = []  # a block's names, one a line: a tenth of their size as objects
         texts: list[Any] = []
         length = 0
         for first, raw_lines in self._blocks():
@@ -192,7 +192,7 @@ class ListFile:
         return LongList(key, length, lambda: (block.split(b"\n") for block in blocks), self.path)
 
     def _read_known(self, form: Form) -> Iterator[Any]:
-        """The entries of a list that has been parsed in this form by an earlier load, without an error."""
+        """The entries of a list that an earlier load parsed in this form without an error."""
         for _, raw_lines in self._blocks():
             yield parse_entries(form, [line for line in self._lines(raw_lines) if line])[0]
 
@@ -207,7 +207,7 @@ class ListFile:
         using: str,
         report: Report,
     ) -> None:
-        """Says what is wrong in a block of lines; `bad` are places among those that have an entry."""
+        """Reports the wrong lines of a block; `bad` has their places among the lines with an entry."""
         lines = self._lines(raw_lines)
         numbers = [number for number, line in enumerate(lines) if line]
         for count, place in enumerate(bad):
@@ -241,7 +241,7 @@ class ListFile:
         return self.content.removeprefix(_BYTE_ORDER_MARK)
 
     def _blocks(self) -> Iterator[tuple[int, list[bytes]]]:
-        """The lines in blocks, with the number of the first: all of a million would take 60 MB at once."""
+        """The lines in blocks, with the number of the first; a million lines at once would take 60 MB."""
         content = self._text()
         number, start = 1, 0
         while start <= len(content):
@@ -271,7 +271,7 @@ def _stripped(lines: list[bytes]) -> list[bytes]:
 
 @dataclass(slots=True)
 class ListDefinition:
-    """One list: `values` as written in the ruleset, or a `file`. Neither where it was defined wrongly."""
+    """One list: `values` as written in the ruleset, or a `file`. Neither if the definition is wrong."""
 
     name: str
     path: str
@@ -286,7 +286,7 @@ class ListDefinition:
     _parsed: dict[Form, Entries] = field(default_factory=dict)
 
     def entries(self) -> Iterator[Entry]:
-        """The entries as they are written, with where."""
+        """The entries as written, with their positions."""
         if self.file is not None:
             yield from self.file.entries()
         for value in self.values:
@@ -306,7 +306,7 @@ class ListDefinition:
 
 
 def parse_values(form: Form, values: list[Scalar], *, path: str, rule: str, using: str, report: Report) -> Entries:
-    """Values written in the rules file, in the form in which they are compared; reports those that are none."""
+    """Returns values written in the rules file, in the form in which they are compared; reports invalid values."""
     lines = [value.text.encode() for value in values]
     parsed, bad = parse_entries(form, lines)
     for count, place in enumerate(bad):

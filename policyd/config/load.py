@@ -1,7 +1,6 @@
-"""From files to what the daemon and the tools work with: settings and ruleset, with every error's line.
+"""Loads settings and ruleset, for the daemon and the tools, with the line of every error.
 
-`load` is the one way in. It is all or nothing: both are right, or `ConfigErrors` says all that is wrong with either.
-Nothing here is held on to between two loads.
+`load` returns both, or raises `ConfigErrors` with every problem of both. Nothing is kept between two loads.
 """
 
 from __future__ import annotations
@@ -49,10 +48,10 @@ if TYPE_CHECKING:
 class Loaded:
     """The result of a load. The daemon keeps `settings` and `ruleset`; the rest refers to the files' whole content.
 
-    `warnings` are there if they were asked for, but those of files that everybody may write always; `seconds` is how
-    long it all took. `files` are the files that were read, `texts` what the settings and the rules file say.
-    `left_alone` names those of the two that differ on disk from the texts that were loaded instead. `coverage` has a
-    line for each `asn` and `country` that the rules use, if warnings were asked for.
+    `warnings` are included if requested; warnings of world-writable files always are. `seconds` is the duration of the
+    load. `files` are the files that were read, `texts` the content of the settings and the rules file. `left_alone`
+    names those of the two whose content on disk differs from the loaded texts. `coverage` has a line for each `asn` and
+    `country` that the rules use, if warnings were asked for.
     """
 
     settings: Settings
@@ -89,7 +88,7 @@ class Loaded:
 
     @property
     def summary(self) -> str:
-        """Describes in one line what was loaded, and whether it only observes; check, start and reload print it."""
+        """Describes the load in one line, including a top-level `mode: observe`, for check, start and reload."""
         counts = self.ruleset.counts
         observes = "; mode: observe, so every answer is DUNNO" if self.ruleset.observe else ""
         return (
@@ -114,15 +113,14 @@ def load(
 ) -> Loaded:
     """Loads settings (all defaults without `config_path`) and the ruleset, from `rules_path` or where settings say.
 
-    `rules_path` and `listen` replace what the settings say. With `warnings_on`, the date in UTC, the ruleset is also
-    searched for what is likely not meant; who may write the files is looked at in any case. Without `keep_lists`, the
-    bytes of list files are not kept: what needs them again reads the file again, which must not have changed. With
-    `texts`, these are loaded in place of what the settings and the rules file say now; list files, databases and keys
-    are read, unless the texts have data. `list_files` names files by list, to be read in place of those that the lists
-    name. `tables` has tables to use as far as they fit, and gets those that are used. Without `databases`, those
-    that the rules file declares are not read, and no address has an owner unless the caller tells it. Of
-    `databases_in_force` those whose files are as they were are not parsed again: see `SourceInForce`. Raises
-    ConfigErrors.
+    `rules_path` and `listen` replace the settings' values. With `warnings_on`, the date in UTC, the ruleset is also
+    checked for likely mistakes; file permissions are always checked. Without `keep_lists`, the bytes of list files are
+    not kept, and a list file that is needed again is read again and must not have changed. With `texts`, these are
+    loaded instead of the settings and the rules file on disk; list files, databases and keys are read, unless the texts
+    have data. `list_files` has files by list, to read in place of those that the lists name. `tables` has tables for
+    reuse, and gets the tables that are used. Without `databases`, those that the rules file declares are not read, and
+    no address has an owner unless the caller tells it. Of `databases_in_force` those whose files are as they were are
+    not parsed again: see `SourceInForce`. Raises ConfigErrors.
     """
     with _without_garbage_collection():
         return _load(
@@ -140,7 +138,7 @@ def load(
 
 
 def load_settings(config_path: str | os.PathLike[str] | None = None) -> Settings:
-    """The settings alone (all defaults without `config_path`), for what needs no ruleset. Raises ConfigErrors."""
+    """Loads only the settings (all defaults without `config_path`). Raises ConfigErrors."""
     report = Report()
     settings, _, _ = _read_settings(config_path, report)
     if report or settings is None:
@@ -220,7 +218,7 @@ def _load(
 
 
 def _edited(config_path: str | os.PathLike[str] | None, rules: str, texts: Texts) -> Iterator[str]:
-    """The names of those files that no longer say what the texts say."""
+    """The names of files whose content differs from the texts."""
     for path, text, limit in (
         (config_path, texts.settings, MAX_SETTINGS_BYTES),
         (rules, texts.rules, MAX_RULES_BYTES),
@@ -237,8 +235,9 @@ def _edited(config_path: str | os.PathLike[str] | None, rules: str, texts: Texts
 
 @contextlib.contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """Loading makes objects by the hundred thousand, all of them to stay and none in a cycle: looking through them for
-    garbage, again and again, doubles the time for 10,000 rules."""
+    """Turns off garbage collection: a load makes hundreds of thousands of objects that stay and form no cycles, and
+    collecting doubles the time for 10,000 rules.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -251,9 +250,9 @@ def _without_garbage_collection() -> Iterator[None]:
 def _read_settings(
     path: str | os.PathLike[str] | None, report: Report, text: Text | None = None
 ) -> tuple[Settings | None, str | None, Text | None]:
-    """The settings, from the file or its `text`; the rules file that they name; and what the file says.
+    """Reads the settings from the file or its `text`; returns them, the rules file that they name, and the file's text.
 
-    The first two are None if they are wrong, the last if there is no file.
+    The first two are None if the settings are wrong, the text is None if there is no file.
     """
     if path is None:
         return Settings(), Settings().rules, None
@@ -269,7 +268,7 @@ def _read_settings(
     if root is None:
         return None, None, text
     settings = read_settings(root, path, report)
-    # A problem of syntax, say a duplicate key, leaves a tree and is none of the settings' own.
+    # A syntax problem, such as a duplicate key, still gives a tree, and is not reported by the settings.
     return (None if report else settings), rules_path_of(root, path), text
 
 

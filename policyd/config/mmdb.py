@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 _METADATA_MARKER = b"\xab\xcd\xefMaxMind.com"
 _METADATA_BYTES = 128 << 10
 
-# Spellings of countries that are remembered; a file that has more is not a database of countries.
+# Maximum number of cached country spellings; a file with more is not a database of countries.
 _MAX_SPELLINGS = 4096
 
-# Records that are searched for the keys which a file has, and keys that are named in a message. In real files the first
-# record has all; to go through a million takes seconds.
+# Maximum number of records searched for a file's keys, and of keys in a message. In real files the first record has all
+# keys; reading a million records takes seconds.
 _SEARCHED = 20_000
 _MAX_KEYS = 12
 
@@ -44,7 +44,7 @@ class MmdbError(Exception):
 
 
 class Shape(NamedTuple):
-    """Keys under which the records of one file have what is needed; empty for what they do not have.
+    """The keys of a file's records for each value; empty for a missing value.
 
     `nested` is the key within the record under `country`, for files whose country is a record of its own.
     """
@@ -230,7 +230,7 @@ class MmdbFile:
             raise MmdbError("is damaged, or has been cut short") from None
 
     def _find_shape(self, *, systems: bool, countries: bool) -> Shape:
-        """Looks at records until one has a system and one a country, as far as they are needed."""
+        """Reads records until the needed keys, of a system or a country, are found."""
         shape = Shape()
         for _, _, _, record in islice(self._networks(), _SEARCHED):
             if isinstance(record, dict):
@@ -249,7 +249,7 @@ class MmdbFile:
 
 
 def _with(shape: Shape, record: dict[str, Any]) -> Shape:
-    """The shape with what this record tells."""
+    """The shape, with the keys of this record added."""
     if not shape.asn:
         for asn, name in (("autonomous_system_number", "autonomous_system_organization"), ("asn", "as_name")):
             value = record.get(asn)
@@ -272,7 +272,7 @@ def _is_country(value: object) -> bool:
 
 
 def _sealed(content: bytes) -> int:
-    """The descriptor of a memory file with these bytes, which cannot be changed any more."""
+    """The descriptor of a sealed memory file with these bytes."""
     descriptor = os.memfd_create("policyd-database", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with os.fdopen(descriptor, "wb", closefd=False) as file:
         file.write(content)

@@ -1,7 +1,7 @@
 """Finds the names that a ruleset gives to rules, lists, DNS lists and counters, for completion on a command line.
 
-Nothing is checked, and a file that cannot be read, is too large or is half-edited gives what can be made out of it: a
-key that was pressed must not print an error, nor take longer than a person notices.
+Nothing is checked, and a file that is unreadable, too large or half-edited gives the names that can be found: pressing
+a key must not print an error, nor take noticeable time.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from policyd.config.files import MAX_SETTINGS_BYTES, OversizedError, UnreadableE
 from policyd.config.problems import Report
 from policyd.config.yaml_tree import Mapping, Scalar, Sequence, parse_yaml
 
-# Bytes of a rules file that is read for names: 100,000 bytes of YAML take some 50 ms.
+# Maximum bytes of a rules file for completion: 100,000 bytes of YAML take some 50 ms.
 MAX_RULES_BYTES = 1 << 20
 
-# A name as the loader takes it. Anything else could be more than a word to a shell.
+# The loader's form of a name. A shell could split or expand anything else.
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -39,7 +39,7 @@ def ruleset_names(section: str, settings: str | None, rules: str | None) -> list
 
 
 def _rules_of(settings: str | None) -> str | None:
-    """The rules file that settings name."""
+    """The rules file that the settings name."""
     if settings is None:
         return None
     root = _tree(settings, MAX_SETTINGS_BYTES)

@@ -1,6 +1,6 @@
-"""Words that people know from logs and from other systems, and what each of them is called here.
+"""Words from logs and other systems, with policyd's word for each.
 
-`did_you_mean` finds typing errors. These are other names, which resemble no name here, or the wrong name.
+`did_you_mean` finds typing errors; these words resemble no name of policyd, or the wrong one.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _ATTRIBUTES = {
     "qid": "queue_id",
 }
 
-# For what DNS says, which is not an attribute.
+# Words for DNS answers, which are not attributes.
 _NAMES = frozenset({"hostname", "host", "client_hostname", "verified", "claimed", "ptr", "fcrdns"})
 _STATUS = frozenset({"rdns", "reverse_dns", "revdns", "iprev"})
 
-# Conditions on the client's address and name are called otherwise than the attribute.
+# Conditions whose name differs from the attribute's.
 _CONDITIONS = {
     **_ATTRIBUTES,
     **{word: "cidr" for word, attribute in _ATTRIBUTES.items() if attribute == "client_address"},

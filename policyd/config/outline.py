@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from policyd.config.written import RulesFile
     from policyd.config.yaml_tree import Node
 
-# Lines of a reload's changes; a ruleset made by a program may have thousands.
+# Maximum number of lines for a reload's changes; a generated ruleset may have thousands.
 MAX_CHANGES = 50
 
 
@@ -90,7 +90,9 @@ def changes(old: Outline, new: Outline) -> tuple[str, ...]:
 
 
 def _gains(outline: Outline, name: str, more: int) -> str:
-    """Describes the entries that a list has gained and lost; empty if unknown, as after a merge of networks."""
+    """Describes the numbers of entries added to and removed from a list; empty if unknown, as after a merge of
+    networks.
+    """
     gained, lost = outline.differences.get(name, (0, 0))
     return f" (+{gained:,} -{lost:,})" if (gained or lost) and gained - lost == more else ""
 

@@ -16,24 +16,25 @@ from policyd.core.printable import printable
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-# Of one file at most this many problems are kept and printed, then a count: enough to see what kind of mistake it
-# is, and a list file of a million bad lines neither fills the terminal nor the memory.
+# Maximum number of problems kept and printed for a file, followed by a count, so that a list file of a million bad
+# lines fills neither the terminal nor the memory.
 MAX_PROBLEMS = 100
 
-# Characters of a message. Each quotation is cut, but a message may quote many, such as every rule that matched.
+# Maximum characters of a message. Each quotation is cut, but a message may contain many, such as every rule that
+# matched.
 MAX_MESSAGE = 1_500
 
-# Characters of a word for which a suggestion is looked for; comparing a word of a megabyte takes seconds.
+# Maximum characters of a word that gets a suggestion; comparing a word of a megabyte takes seconds.
 MAX_GUESSED = 100
 
-# Known words among which a suggestion is looked for, at 15 us each. A longer list of names was made by a program.
+# Maximum number of known words compared for a suggestion, at 15 us each. A longer list of names is generated.
 MAX_KNOWN = 300
 
 
 class Severity(Enum):
     """The severity of a problem. Warnings and notices do not stop the load."""
 
-    NOTICE = "notice"  # right, and worth knowing
+    NOTICE = "notice"  # for information
     WARNING = "warning"
     WRONG = "wrong"  # the content is wrong: exit status 1
     UNREADABLE = "unreadable"  # a settings or rules file cannot be read: exit status 2
@@ -69,7 +70,7 @@ class Report:
         self._uncollected: dict[str, int] = {}
 
     def add(self, problem: Problem) -> None:
-        """Adds a problem, once, however often it is found."""
+        """Adds a problem; a repeated problem is added once."""
         problems = self._by_path.setdefault(problem.path, [])
         if len(problems) >= MAX_PROBLEMS:
             self.count_more(problem.path, 1)
@@ -113,7 +114,7 @@ class Report:
                 yield printable(f"{problem.path}: and {more:,} more {'problem' if more == 1 else 'problems'}")
 
 
-class ConfigErrors(Exception):  # noqa: N818 - it carries as many as there are
+class ConfigErrors(Exception):  # noqa: N818 - it carries several errors
     """Settings or ruleset cannot be used. `str()` has one line for each problem, as `lines` has."""
 
     def __init__(self, report: Report) -> None:
@@ -148,7 +149,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def unknown_key(key: str, known: Collection[str]) -> str:
-    """Returns the message about a key that is not known: with the similar one, or else with all of them."""
+    """Returns the message about an unknown key, with the similar key or else all known keys."""
     hint = did_you_mean(key, known) or f"; there are {', '.join(known)}"
     return f"unknown key {quoted(key)}{hint}"
 

@@ -2,10 +2,10 @@
 and the name of the system.
 
 Known forms: ip-location-db's CSV (`1.0.0.0,1.0.0.255,13335,"Cloudflare, Inc."`, `1.0.0.0,1.0.0.255,AU`), iptoasn's TSV
-(AS number, country and name, separated by tabs; or a country alone). The content tells them apart.
+(AS number, country and name, separated by tabs; or a country alone). The content decides which form it is.
 
-Half a million lines take half a second: a block of lines goes through loops that are written in C, and only a block
-with a fault is looked at line by line.
+Half a million lines take half a second: blocks of lines are parsed by loops in C, and only a block with a fault is
+parsed line by line.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 # Lines that are parsed at a time: enough for the loops in C to pay, few enough to look at one by one after a fault.
 _BLOCK = 4096
 
-# Bytes of a system's name at most; what is longer is cut. The longest in public data have 90.
+# Maximum bytes of a system's name; longer ones are cut. The longest in public data have 90.
 MAX_NAME = 200
 
 MAX_ASN = 0xFFFFFFFF
 
-# Records that are kept as objects: to make the text of one takes as long as the lookup. 0.7 MB.
+# Maximum number of cached record objects: making one takes as long as the lookup. 0.7 MB.
 MAX_KNOWN = 4096
 
 # A byte that is not UTF-8, as `surrogateescape` decodes it.
@@ -140,9 +140,9 @@ def _table_of(ranges4: Ranges, ranges6: Ranges) -> RangeTable:
 
 
 def _with_gaps(ranges: Ranges, width: int) -> tuple[list[int], array[int]]:
-    """Starts and numbers, with a start of nothing after each range.
+    """Starts and numbers, with the start of a gap after each range.
 
-    Where another range follows at once there are two equal starts, of which lookups find the later.
+    If another range follows directly there are two equal starts, of which lookups find the later.
     """
     starts = [0] * (2 * len(ranges.firsts) + 1)
     starts[1::2] = ranges.firsts
@@ -164,7 +164,7 @@ class LineError(Exception):
 
 
 class Columns(NamedTuple):
-    """Where a file has what, counted after the two addresses; None for what it has not."""
+    """The places of a file's columns, counted after the two addresses; None for a missing column."""
 
     separator: str
     asn: int | None
@@ -240,14 +240,14 @@ def read_ranges(content: bytes, columns: Columns, *, systems: bool) -> RangesFil
 
 
 def _blocks(content: bytes) -> Iterator[list[str]]:
-    """The lines, some at a time. What is not UTF-8 comes as surrogates, as in file names (PEP 383)."""
+    """The lines, in blocks. Bytes that are not UTF-8 become surrogates, as in file names (PEP 383)."""
     lines = content.rstrip(b"\r\n").decode("utf-8", "surrogateescape").split("\n")
     for start in range(0, len(lines), _BLOCK):
         yield lines[start : start + _BLOCK]
 
 
 class _Reading:
-    """One file, on its way into tables."""
+    """Collects the ranges and records of one file."""
 
     def __init__(self, columns: Columns, *, systems: bool) -> None:
         self._separator = columns.separator
@@ -256,7 +256,7 @@ class _Reading:
         self._v6 = _Family(6)
 
     def add(self, lines: list[str], number: int) -> None:
-        """Takes some lines; `number` is that of the first."""
+        """Takes a block of lines; `number` is that of the first."""
         try:
             separator = self._separator
             firsts, lasts, rest = zip(*[line.split(separator, 2) for line in lines], strict=True)
@@ -315,7 +315,7 @@ class _Reading:
 
 
 def _check_utf8(text: str) -> None:
-    """Raises ValueError for a text that has surrogates in place of bytes that are not UTF-8."""
+    """Raises ValueError for a text with surrogates, which replace bytes that are not UTF-8."""
     if surrogate := _SURROGATE.search(text):
         raise ValueError(f"is not UTF-8 (byte 0x{ord(surrogate[0]) & 0xFF:02x})")
 
@@ -339,7 +339,9 @@ class _Family:
         self.numbers = array("I")
 
     def add(self, firsts: Sequence[str], lasts: Sequence[str], numbers: list[int]) -> None:
-        """Takes ranges in bulk. Raises OSError and ValueError, without having taken any, for what needs a look."""
+        """Takes ranges in bulk. Raises OSError and ValueError, without having taken any, if a range needs parsing by
+        line.
+        """
         first, last = self._addresses(firsts), self._addresses(lasts)
         if not all(map(le, first, last)):
             raise ValueError("a range that ends before it begins")
@@ -414,10 +416,10 @@ def _disjoint(rows: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int, 
 
     Public files have ranges within others, and some that overlap: the range that begins later counts, for all of it.
     """
-    outer: list[tuple[int, int]] = []  # what goes on behind the current range: last address, number
+    outer: list[tuple[int, int]] = []  # outer ranges that continue after the current range: last address, number
     begin, end, number = 0, -1, 0
     for first, last, following in rows:
-        if first <= end:  # begins within the current one
+        if first <= end:  # begins within the current range
             if number and begin < first:
                 yield begin, first - 1, number
             if end > last:
@@ -461,10 +463,10 @@ class RecordError(ValueError):
 
 
 class _Records(dict[str, int]):
-    """The text after the addresses -> its number in the table, 0 for no record.
+    """Maps the text after the addresses to its number in the table, 0 for no record.
 
-    Systems are parsed all at once, when all of them are known (`parsed`); countries, of which there are few, and what
-    may stand for no record when they are met, so that each has its number. Raises ValueError with a message.
+    Systems are parsed all at once at the end (`parsed`). Countries, of which there are few, and texts that may mean no
+    record are parsed when first found, so that each gets its number. Raises ValueError with a message.
     """
 
     def __init__(self, columns: Columns, *, systems: bool) -> None:
@@ -502,7 +504,7 @@ class _Records(dict[str, int]):
         return array("I", [0]) + asns, [b"", *texts]
 
     def _in_bulk(self) -> tuple[array[int], list[str]]:
-        """AS numbers and names of systems. Raises an error for what needs a look."""
+        """AS numbers and names of systems. Raises an error if a record needs parsing by line."""
         columns, rests = self._columns, self._rests
         if not self._systems:
             raise ValueError("countries")
@@ -512,7 +514,7 @@ class _Records(dict[str, int]):
             raise ValueError("quotes that do not end, AS before the number, or a fault")
         place = columns.name
         names = [row[place].strip() if place is not None and place < len(row) else "" for row in rows]
-        "".join(names).encode()  # raises an error for what was not UTF-8
+        "".join(names).encode()  # raises an error for invalid UTF-8
         return array("I", map(int, asns)), names
 
     def _record(self, rest: str) -> tuple[int, str]:

@@ -1,7 +1,7 @@
 """rules.yaml -> `Ruleset`: every rule, list, action and condition, with every problem found on the way.
 
-Reading goes on after a problem, so that one run shows all of them; the index is built only if there was none. What
-is kept beside the ruleset (`RulesFile`) says at which line each part stands, for the warnings and the tools.
+Reading goes on after a problem, so that one run shows all of them; the index is built only if there was none. The
+result (`RulesFile`) also has the line of each part, for the warnings and the tools.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ RULE_KEYS = ("name", "match", "except", "action", "mode", "expires", "note")
 LIST_KEYS = ("file", "allow_empty", "local", "from")
 MODES = ("enforce", "observe")
 
-# A path may have 4,096 bytes (PATH_MAX, limits.h). A longer one can be written, and would make a message of its length.
+# A path may have 4,096 bytes (PATH_MAX, limits.h). A longer path would make a message of its length.
 MAX_PATH_SHOWN = 1000
 
 _NAME = re.compile(NAME_PATTERN)
 _AT_LEAST = re.compile(r"[1-9][0-9]?")
 
-# What a list may be asked for if it lets mail through: what is proven by the connection or by DNS.
+# The `ask` of a list that may let mail through: values that the connection or DNS proves.
 PROVEN_ASKS = (Ask.CLIENT_ADDRESS, Ask.HOSTNAME)
 
 
@@ -95,12 +95,12 @@ def read_rules(
 ) -> RulesFile | None:
     """Reads a rules file (or its `text`) and its lists, builds the ruleset, and runs the tests inside it.
 
-    Returns None if the file cannot be read or is not YAML. All problems are in the report,
-    which must hold none before. Without `keep_lists`, the bytes of list files are freed once they have been parsed.
-    `list_files` names files that are read in place of those of lists; `database_files`, by path, those of databases.
-    `tables` has the tables of the ruleset in force, and gets those of this one. With `data`, no file is read, there are
-    no databases, and no test is run. Without `databases`, those that the file declares are taken for right and are not
-    read. `databases_in_force` are not parsed again if their files are as they were.
+    Returns None if the file cannot be read or is not YAML. All problems are in the report, which must be empty before.
+    Without `keep_lists`, the bytes of list files are freed after parsing. `list_files` has files to read in place of
+    those of lists, `database_files` (by path) in place of those of databases. `tables` has the tables of the ruleset in
+    force, and gets those of this one. With `data`, no file is read, there are no databases, and no test is run. Without
+    `databases`, the declared databases are assumed to be valid and are not read. `databases_in_force` are not parsed
+    again if their files have not changed.
     """
     try:
         content, modified = read_dated(path, MAX_RULES_BYTES) if text is None else (bytes(text), text.modified)
@@ -141,7 +141,7 @@ def read_rules(
     if ruleset is not None:
         rules_file.index = ruleset.index
         if data is None:
-            run_tests(rules_file.tests, ruleset, path, report)  # also beside a test that cannot be read
+            run_tests(rules_file.tests, ruleset, path, report)  # also if a test cannot be read
         if not report:
             rules_file.ruleset = ruleset
     return rules_file
@@ -177,7 +177,7 @@ class _Reader:
         self._file = RulesFile(path)
         self._list_files: dict[str, ListFile | None] = {}
         self._hashed: set[str] = set()  # list files that are part of the ruleset's hash
-        self._missing: set[str] = set()  # list files that do not exist, and need not
+        self._missing: set[str] = set()  # missing list files that are allowed to be missing
         self._conditions = 0
         self._declared: set[str] = set()  # the databases
         self._rule = ""  # the name of the rule that is being read, for its problems
@@ -234,7 +234,7 @@ class _Reader:
             )
 
     def describe(self, root: Node) -> None:
-        """Fills in which files were read, and the outline. Only to be called if nothing was wrong."""
+        """Adds the files that were read, and the outline. Call it only if nothing was wrong."""
         serves: dict[str, list[str]] = {}
         every: dict[str, float] = {}  # seconds, for each file that is fetched
         for definition in self._file.lists.values():
@@ -269,7 +269,7 @@ class _Reader:
                 list_file.forget_content()
 
     def build(self) -> Ruleset | None:
-        """The ruleset. Only to be called if nothing was wrong; what is too much for the index is reported."""
+        """Builds the ruleset; reports entries that are too many for the index. Call it only if nothing was wrong."""
         written = self._file.rules
         rules = tuple(rule.rule for rule in written)
         entries = {
@@ -329,7 +329,7 @@ class _Reader:
         return Owners(asn.source if asn is not None else None, country.source if country is not None else None)
 
     def _tell_differences(self) -> None:
-        """Puts into the outline what lists have gained and lost, if their tables were patched."""
+        """Adds the numbers of entries added and removed to the outline, for lists whose tables were patched."""
         differences = {} if self._tables is None else self._tables.differences
         outline = self._file.outline
         for name, definition in self._file.lists.items():
@@ -358,7 +358,7 @@ class _Reader:
         self._report.add(Problem(self._path, node.line, node.column, self._prefix + message, self._rule))
 
     def _will_be_shown(self) -> bool:
-        """Whether the next problem will be, so that it is worth a guess at what was meant, which takes its time."""
+        """Whether the next problem will be printed, so that a suggestion, which is slow to find, is useful."""
         return self._report.room(self._path) > 0
 
     def _check_keys(self, node: Mapping, known: tuple[str, ...]) -> None:
@@ -434,7 +434,7 @@ class _Reader:
             definition.source = read_source(written.value, self._path, self._prefix, self._report)
             if definition.local:
                 self._add(written.key, "a list is either fetched (from) or written by this host (local), not both")
-        is_kept = written is None and not definition.local  # by people, so the same on every host
+        is_kept = written is None and not definition.local  # so it is the same on every host
         item = node.items.get("file")
         if item is None:
             self._add(node, "'file' is missing")
@@ -463,7 +463,7 @@ class _Reader:
             self._report.add(Problem(path, 1, 1, f"{self._prefix}{message}"))
 
     def _truth(self, node: Mapping, name: str) -> bool:
-        """The value of a key that is true or false; false without it."""
+        """The value of a boolean key; false if it is absent."""
         item = node.items.get(name)
         text = None if item is None else self._text(item, "true or false")
         if item is not None and text is not None and text not in TRUTHS:
@@ -471,9 +471,9 @@ class _Reader:
         return TRUTHS.get(text or "", False)
 
     def _list_file(self, path: str, node: Node, *, may_be_missing: bool) -> ListFile | None:
-        """Reads a list file, once. Returns None if it cannot be used, and reports that for each list that names it.
+        """Reads a list file, once. If it cannot be used, returns None and reports that for each list that names it.
 
-        A file that may be missing, and is, has no entries.
+        A missing file that is allowed to be missing has no entries.
         """
         if path not in self._list_files:
             self._list_files[path] = None
@@ -502,7 +502,7 @@ class _Reader:
         return self._list_files[path]
 
     def _list_file_in_force(self, path: str) -> ListFile:
-        """A list file as the ruleset in force has it, with the entries that have ended since then left out."""
+        """The list file of the ruleset in force, without the entries that have ended since then."""
         assert self._data is not None
         text = self._data.lists.get(path)
         if text is None:
@@ -522,7 +522,7 @@ class _Reader:
     # --- Rules ------------------------------------------------------------------------------------------------------
 
     def _names_of_rules(self, root: Mapping) -> set[str]:
-        """The names of all rules, of those too that are wrong otherwise."""
+        """The names of all rules, including wrong rules."""
         rules = root.get("rules")
         nodes = rules.items if isinstance(rules, Sequence) else []
         names = (node.get("name") for node in nodes if isinstance(node, Mapping))
@@ -548,7 +548,7 @@ class _Reader:
         self._rule = self._prefix = ""
 
     def _read_rule(self, number: int, node: Mapping, lines: dict[str, int]) -> WrittenRule | None:
-        """Reads one rule. Returns None if something is missing. `lines` has the names so far."""
+        """Reads one rule. Returns None if something is missing. `lines` has the earlier names."""
         name = self._read_name(node, lines)
         self._check_keys(node, RULE_KEYS)
         verb = action = None
@@ -609,7 +609,7 @@ class _Reader:
         return name
 
     def _read_action(self, node: Node) -> tuple[Verb | None, Action | None]:
-        """Reads an action. If it is wrong, returns its verb alone, if that can be read."""
+        """Reads an action. If it is wrong, returns only its verb, if that is valid."""
         if not isinstance(node, Scalar):
             self._add(node, f"action: expected text, not {describe(node)}")
             return None, None
@@ -639,7 +639,7 @@ class _Reader:
         return date
 
     def _check_unproven(self, verb: Verb, match: list[WrittenCondition], exceptions: list[WrittenCondition]) -> None:
-        """Reports conditions that break the first principle by their type alone."""
+        """Reports conditions whose type breaks the first principle."""
         lets_through = verb is Verb.DUNNO
         for condition in match if lets_through else exceptions:
             name = condition.condition.name
@@ -655,7 +655,7 @@ class _Reader:
                 )
 
     def _check_listed(self, verb: Verb, match: list[WrittenCondition], exceptions: list[WrittenCondition]) -> None:
-        """The first principle for DNS lists: nothing that a client writes may let it through."""
+        """Checks the first principle for DNS lists: a value that the client chooses must not let it through."""
         lets_through = verb is Verb.DUNNO
         where = "the match of a DUNNO rule" if lets_through else f"the except of a {verb} rule"
         for condition in match if lets_through else exceptions:
@@ -671,7 +671,7 @@ class _Reader:
                     )
 
     def _check_counter(self, verb: Verb, match: list[WrittenCondition], exceptions: list[WrittenCondition]) -> None:
-        """The second principle for counters: a count that was lost must not reject."""
+        """Checks the second principle for counters: a lost count must not reject."""
         lets_through = verb is Verb.DUNNO
         where = "the match of a DUNNO rule" if lets_through else f"the except of a {verb} rule"
         for condition in match if lets_through else exceptions:
@@ -751,7 +751,7 @@ class _Reader:
     def _read_values(
         self, name: str, nodes: Iterable[Node]
     ) -> tuple[list[str], list[Scalar], list[tuple[Scalar, ListDefinition]]]:
-        """The values of a condition: all as they are written, those that stand in place, and the lists."""
+        """The values of a condition: all values as written, the values in place, and the lists."""
         written: list[str] = []
         values: list[Scalar] = []
         lists: list[tuple[Scalar, ListDefinition]] = []
@@ -795,7 +795,7 @@ class _Reader:
         return names, at_least
 
     def _dns_list_names(self, item: Item, values: list[str], at_least: int) -> list[str]:
-        """The names of `listed`, each once and in order; reports those that are not defined, and too few of them."""
+        """The names of `listed`, each once and in order; reports undefined names, and too few names."""
         names: dict[str, None] = {}
         for text in values:
             definition = self._file.lists.get(text[1:]) if text.startswith("$") else None

@@ -1,8 +1,8 @@
 """JSON Schema (draft-07, which every editor's YAML plugin knows) of rules.yaml and policyd.yaml.
 
-A schema is for editors: completion, descriptions, and the mistakes that can be seen without reading lists or looking
-from one rule to another. What passes it may still be refused by `policyd check`; nothing that `policyd check` accepts
-is refused by it. The conditions come from the loader's own table, the settings from the loader's own annotations.
+The schema is for editors: completion, descriptions, and mistakes that are visible without reading lists or comparing
+rules. `policyd check` may refuse a file that passes the schema; a file that `policyd check` accepts always passes. The
+conditions come from the loader's own table, the settings from the loader's own annotations.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DRAFT = "http://json-schema.org/draft-07/schema#"
 
 Schema = dict[str, Any]
 
-# Every scalar is text here, but an editor has made numbers and truths of some before it looks at the schema.
+# policyd reads every scalar as text, but an editor converts some to numbers and booleans before it checks the schema.
 _SCALAR = ["string", "number", "boolean"]
 _DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
 
@@ -43,7 +43,7 @@ _ACTION_HELP = (
 
 
 def schema() -> Schema:
-    """One schema for both files: an editor tells by their keys which of them it has before it."""
+    """One schema for both files, which an editor distinguishes by their keys."""
     rules, settings = rules_schema(), settings_schema()
     only_in_rules = [key for key in rules["properties"] if key not in settings["properties"]]
     rules_are_a_list = {"required": ["rules"], "properties": {"rules": {"type": "array"}}}
@@ -140,7 +140,7 @@ def settings_schema() -> Schema:
     ):
         for key, value in values.items():
             properties[key]["default"] = value
-    # Written without quotes, 0660 reaches the schema as a number.
+    # Without quotes, 0660 is a number to the schema.
     generated["properties"]["socket_mode"]["type"] = ["string", "integer"]
     return {
         "$schema": DRAFT,
@@ -159,7 +159,7 @@ def _nested(properties: Schema) -> list[tuple[str, str]]:
 
 
 def _as_draft7(node: Any) -> Any:
-    """Without the titles that pydantic makes of names; with nothing beside a reference, where draft-07 sees nothing."""
+    """Removes the titles that pydantic makes from names, and everything beside a reference, which draft-07 ignores."""
     match node:
         case {"$ref": reference, **beside}:
             there = {"$ref": reference.replace("#/$defs/", "#/definitions/")}

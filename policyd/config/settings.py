@@ -1,4 +1,4 @@
-"""policyd.yaml -> `Settings`: every setting, its default, and what it may be, in one place.
+"""policyd.yaml -> `Settings`: every setting, its default, and its valid values, in one place.
 
 The result is plain frozen dataclasses; pydantic reads the annotations for checking and for the JSON Schema, and is
 not needed to hold or pickle them. Whether an address can be bound or a user exists is for the daemon to find out.
@@ -107,7 +107,7 @@ def parse_duration(text: str) -> float:
 
 
 def parse_listen(text: str) -> InetAddress | UnixAddress:
-    """`inet:HOST:PORT`, `inet:[::1]:PORT` or `unix:/path`, as main.cf has them. Raises ValueError."""
+    """`inet:HOST:PORT`, `inet:[::1]:PORT` or `unix:/path`, as in main.cf. Raises ValueError."""
     kind, _, address = text.partition(":")
     if kind == "unix":
         if not address:
@@ -256,7 +256,7 @@ def _text(pattern: str, *examples: str) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "pattern": pattern, "examples": list(examples)})
 
 
-# What validates, what an editor is told, and how a default is shown there.
+# The validator, the description for an editor, and the form of the default there.
 _WHOLE = _from_text(_parse_whole)
 _TRUTH = _from_text(_parse_truth)
 _DURATION = _from_text(parse_duration)
@@ -301,7 +301,7 @@ Control = Annotated[
 
 # --- The settings -----------------------------------------------------------------------------------------------------
 
-# An unknown key is an error. A dataclass has no other place to say so than this attribute.
+# An unknown key is an error; a dataclass can say so only in this attribute.
 _STRICT = ConfigDict(extra="forbid")
 
 
@@ -383,7 +383,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything in policyd.yaml. Paths are as a program of the user's can open them: joined to the file's folder."""
+    """All settings of policyd.yaml. Relative paths are joined to the file's folder."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -460,7 +460,7 @@ def read_settings(root: Node, path: str, report: Report) -> Settings | None:
         for error in errors.errors(include_url=False):
             item = _find(root, error["loc"])
             if error["type"] == "too_short" and isinstance(item.value, Sequence) and item.value.items:
-                continue  # it has items, which are wrong, and each of them has its own message
+                continue  # its items are wrong, and each has its own message
             at = item.key if error["type"] == _UNKNOWN_KEY else item.value
             report.add(Problem(path, at.line, at.column, _message(error, item.value)))
         return None
@@ -497,7 +497,7 @@ def _joined(settings: Settings, folder: Path) -> Settings:
 
 
 def _plain(node: Node, loc: tuple[str, ...]) -> Any:
-    """Converts a tree to what pydantic takes: dicts, lists, text; None for null, if the setting may be null."""
+    """Converts a tree for pydantic: dicts, lists, text; None for null, if the setting may be null."""
     match node:
         case Mapping():
             return {item.key.text: _plain(item.value, (*loc, item.key.text)) for item in node}
@@ -512,7 +512,7 @@ _UNKNOWN_KEY = "unexpected_keyword_argument"
 
 
 def _find(root: Mapping, loc: tuple[str | int, ...]) -> Item:
-    """The item that pydantic means; what stands in a list has the list's key."""
+    """The item that pydantic's location means; an element of a list has the list's key."""
     item = Item(Scalar("", root.line, root.column), root)
     for step in loc:
         node = item.value

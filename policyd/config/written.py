@@ -1,4 +1,4 @@
-"""A ruleset as it is written: rules, conditions and lists, each with its line and column."""
+"""A ruleset as written: rules, conditions and lists, each with its line and column."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class WrittenRule:
 
 @dataclass(slots=True)
 class WrittenCounter:
-    """A counter and where it stands; `definition` is None if anything is wrong with it."""
+    """A counter with its position; `definition` is None if anything is wrong with it."""
 
     name: str
     line: int
@@ -82,9 +82,9 @@ class RulesFile:
     """A rules file as it was read. `ruleset`, `index` and `outline` are None if anything is wrong;
     `index` is not if only tests fail.
 
-    `text` is what it says, `root` the same as a tree, `files` the rules file and the list files that could be read.
-    `unfetched` has a warning for each list that is empty because it has not been fetched yet.
-    `next_end` is when the next entry of a list file ends (Unix seconds); `data` is there if one does.
+    `text` is its content, `root` the same as a tree, `files` the rules file and the list files that could be read.
+    `unfetched` has a warning for each list that is empty because it has not been fetched yet. `next_end` is when the
+    next entry of a list file ends (Unix seconds); `data` is set if an entry has an end.
     """
 
     path: str

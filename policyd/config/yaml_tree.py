@@ -1,7 +1,7 @@
 """Parses YAML text into a tree of nodes, each with its line and column, from the events of PyYAML's C parser.
 
-Every scalar is text, whatever YAML would make of it. Anchors, aliases, merge keys, tags, a second document, deep
-nesting and duplicate keys are problems, and all of them are reported; a syntax error ends the file's checking. PyYAML's
+Every scalar is text, even if YAML would convert it. Anchors, aliases, merge keys, tags, a second document, deep nesting
+and duplicate keys are problems, and all of them are reported; a syntax error ends the file's checking. PyYAML's
 composer is not used, because it has no limit on nesting and keeps only the last of two equal keys. The meaning of keys
 and values is left to the callers.
 """
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
 # Levels of nesting. A ruleset needs five: rules -> rule -> match -> condition -> values.
 MAX_DEPTH = 16
 
-# Levels up to which a tree that is too deep is read on, to report other problems. Beyond it parsing would be slow.
+# Levels up to which a tree that is too deep is parsed further, to report other problems. Parsing deeper ones is slow.
 MAX_DEPTH_SCANNED = 200
 
 # Characters that YAML 1.1 does not allow (section 5.1), and its line breaks that editors do not count.
 _UNPRINTABLE = re.compile(r"[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-# A `#` that begins a comment, and is followed by a word at once: `# why` is meant as a comment, `#4711` may not be.
+# A `#` that begins a comment and is directly followed by a word: `# why` is meant as a comment, `#4711` may not be.
 _CUT = re.compile(r"[ \t]+(#[^\s#][^\s]{0,39})")
 
 
 @dataclass(frozen=True, slots=True)
 class Scalar:
-    """Text. `plain` if it stands without quotes, so that `key:` can be told from `key: ''`.
+    """Text. `plain` if it has no quotes, so that `key:` and `key: ''` differ.
 
-    `cut` is the word after the blank that ends a plain scalar, if it begins with a `#` and goes on, as `#4711` does.
+    `cut` is the `#word` that ends a plain scalar, as `#4711` does.
     """
 
     text: str
@@ -56,7 +56,7 @@ class Scalar:
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """A list. `flow` if it stands in brackets."""
+    """A list. `flow` if it is written in brackets."""
 
     line: int
     column: int
@@ -105,7 +105,7 @@ def describe(node: Node) -> str:
 def parse_yaml(content: bytes, path: str, report: Report) -> Node | None:
     """Parses one YAML document. Returns None if there is none, and reports why.
 
-    An empty file is a problem too: a failed copy leaves one.
+    An empty file is a problem, because a failed copy leaves one.
     """
     text = _decode(content, path, report)
     if text is None:
@@ -125,7 +125,7 @@ def parse_yaml(content: bytes, path: str, report: Report) -> Node | None:
 
 
 def _decode(content: bytes, path: str, report: Report) -> str | None:
-    content = content.removeprefix(b"\xef\xbb\xbf")  # what Windows editors begin a file with
+    content = content.removeprefix(b"\xef\xbb\xbf")  # Windows editors begin a file with it
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -150,7 +150,7 @@ def _position(before: str) -> tuple[int, int]:
 
 
 class _Builder:
-    """Puts the tree together, event by event."""
+    """Builds the tree, event by event."""
 
     def __init__(self, text: str, path: str, report: Report) -> None:
         self._text = text

@@ -1,1 +1,1 @@
-"""The control socket: the words that the daemon and the commands exchange over it, and the commands' end of it."""
+"""The control socket: its requests and answers, and the client that commands use."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from policyd.control.words import MAX_ANSWER_BYTES, Command, Request
 
-# Seconds until the daemon must have answered. A reload reads every file; ten million entries take a minute.
+# Seconds within which the daemon must answer. A reload reads every file; ten million entries take a minute.
 _SECONDS = 10.0
 _RELOAD_SECONDS = 900.0
 
@@ -64,7 +64,7 @@ def _exchange(path: str, request: Request) -> bytes:
                 connection.sendall(request.encode())
                 return _read_line(connection, began + seconds)
         except (ConnectionResetError, BrokenPipeError):
-            # Too many peers: this one had to make room for another one before its request was read.
+            # Too many peers: the daemon closed this connection before it read the request.
             if time.monotonic() - began > _SECONDS:
                 raise
             time.sleep(_PAUSE)

@@ -1,4 +1,5 @@
-"""The words of the control socket: one JSON object a line in each direction (docs/systemd.md, "Ask the daemon").
+"""Requests and answers of the control socket: one JSON object a line in each direction (docs/systemd.md, "Ask the
+daemon").
 
 A request is `{"command": "reload", "data": true}`. The answer is `{"ok": true, ...}`, or `{"ok": false, "errors": []}`
 with a line for each error. Nothing here reads a socket.

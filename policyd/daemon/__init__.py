@@ -1,1 +1,1 @@
-"""The daemon: sockets, DNS, files, signals and clocks around the pure core."""
+"""The daemon: sockets, files, signals and clocks around the pure core."""

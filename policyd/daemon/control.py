@@ -1,8 +1,8 @@
 """The daemon's end of the control socket: requests in, answers out, one JSON object a line (policyd.control.words).
 
-Promises that no peer costs Postfix anything: a request has a maximum length and a deadline, the peers are limited, and
-when another one arrives at the limit, the peer that has waited longest without a request makes room. What a request
-does is left to the functions in `commands`. Who may connect is a matter of the socket's mode and group.
+Promises that peers do not delay Postfix: a request has a maximum length and a deadline, and the number of peers is
+limited; beyond the limit the peer that has been idle longest is disconnected. The functions in `commands` carry out
+requests. The socket's mode and group decide who may connect.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Peers at once: a few administrators and timers. A descriptor each, of those kept spare (listeners.SPARE_DESCRIPTORS).
+# Maximum number of peers: a few administrators and timers. Each takes one of listeners.SPARE_DESCRIPTORS.
 MAX_PEERS = 16
 
 # Seconds for a request to arrive, and for a peer to read an answer.
 REQUEST_SECONDS = 5.0
 ANSWER_SECONDS = 30.0
 
-# Bytes of an answer that wait for a peer, before writing pauses.
+# Bytes of an unread answer above which writing pauses.
 UNREAD_BYTES = 1 << 18
 
 
 class LongText:
-    """An answer with a text that is too long to be encoded in one go."""
+    """An answer with a text that is too long to encode at once."""
 
     def __init__(self, fields: dict[str, Any], name: str, text: memoryview) -> None:
         self.fields = fields
@@ -80,7 +80,7 @@ class ControlServer:
             task.cancel()
 
     async def _serve(self, accepted: socket.socket) -> None:
-        """One peer, request by request, until it closes or says something that cannot be answered."""
+        """Serves one peer, request by request, until it closes or sends an invalid request."""
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(limit=MAX_REQUEST_BYTES, loop=loop)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
@@ -141,7 +141,7 @@ class ControlServer:
 
 
 def _has_request(accepted: socket.socket) -> bool:
-    """Whether a whole request has arrived already, as it has from a command that does not idle."""
+    """Whether a whole request has already arrived, as from any policyd command."""
     try:
         return b"\n" in accepted.recv(MAX_REQUEST_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except OSError:

@@ -20,7 +20,7 @@ LATENCY_BOUNDS = (
     *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
 
-# Seconds between two samples of the counters, and how many are kept: a minute's.
+# Seconds between two samples of the counters, and the number of samples kept: a minute's.
 RATE_INTERVAL = 5.0
 RATE_SAMPLES = 12
 
@@ -29,20 +29,20 @@ class Counters:
     """Counts connections, decisions and loads since the start of the daemon."""
 
     def __init__(self) -> None:
-        self.decisions: Counter[tuple[Verb, str]] = Counter()  # what Postfix was told, and the rule
+        self.decisions: Counter[tuple[Verb, str]] = Counter()  # the verb sent to Postfix, and the rule
         self.observed: Counter[str] = Counter()
         self.latency = [0] * (len(LATENCY_BOUNDS) + 1)
         self.latency_seconds = 0.0
         self.accepted = 0  # connections
         self.refused = 0
-        self.timeouts = 0  # connections closed because a request did not come to its end
+        self.timeouts = 0  # connections closed because a request was not complete in time
         self.protocol_errors = 0
         self.bugs = 0
         self.loads: Counter[str] = Counter(success=0, failure=0)
         self.dns = DnsCounters()
 
     def decided(self, action: Verb, decision: Decision, seconds: float) -> None:
-        """Counts one decision; `action` is the verb that Postfix was told."""
+        """Counts one decision; `action` is the verb sent to Postfix."""
         rule = decision.rule
         self.decisions[action, rule.name if rule is not None else DEFAULT_RULE] += 1
         for name in decision.observed:
@@ -60,7 +60,7 @@ class Counters:
 
 
 class Rates:
-    """Decisions per second over the last minute, by what Postfix was told; from samples of the counters."""
+    """Decisions per second over the last minute, by the verb sent to Postfix; from samples of the counters."""
 
     def __init__(self, counters: Counters, now: float) -> None:
         self._counters = counters
@@ -73,7 +73,7 @@ class Rates:
             self._samples.append((now, self._totals()))
 
     def forget(self, now: float) -> None:
-        """Starts again, because the counters of rules that are gone have been dropped."""
+        """Drops all samples, because counters of removed rules have been dropped."""
         self._samples.clear()
         self._samples.append((now, self._totals()))
 

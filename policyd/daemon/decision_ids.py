@@ -35,8 +35,8 @@ _ENDINGS = [(a + b).encode() for a in ALPHABET for b in ALPHABET]
 WINDOWS_A_SECOND = 64
 _WINDOW_BITS = 30
 
-# Claims of windows ahead of the clock that are held at a time: a descriptor each. Beyond that windows are taken without
-# one: two processes that are both a quarter of a second ahead could then repeat ids.
+# Maximum number of claims held for windows ahead of the clock, a descriptor each. Further windows are used without a
+# claim: two processes that are both a quarter of a second ahead could then repeat ids.
 MAX_CLAIMS = 16
 
 # Maximum of claimed windows in a row: processes like this one never claim more, so beyond it the names are squatted.
@@ -50,7 +50,7 @@ class DecisionIds:
         self._now = now
         self._next = 0
         self._claims: list[tuple[int, socket.socket]] = []
-        self._warned = False  # that windows cannot be claimed; once until they can be again
+        self._warned = False  # that windows cannot be claimed; logged once per outage
         self._ids: Iterator[bytes] = iter(())
 
     def __iter__(self) -> Iterator[bytes]:
@@ -63,7 +63,7 @@ class DecisionIds:
         return next(self._ids)
 
     def close(self) -> None:
-        """Lets go of all claims."""
+        """Releases all claims."""
         for _, claim in self._claims:
             claim.close()
         self._claims.clear()
@@ -86,7 +86,7 @@ class DecisionIds:
         for window in range(first, first + MAX_TAKEN):
             try:
                 self._claims.append((window, _claim(window)))
-            except OSError as error:  # no descriptor is left, for instance: an answer matters more than its id
+            except OSError as error:  # no descriptor left, for instance: an answer matters more than a unique id
                 if error.errno == errno.EADDRINUSE:
                     continue
                 self._warn(f"cannot claim decision ids ({error.strerror}); another process could use the same ones")
@@ -103,7 +103,7 @@ class DecisionIds:
 
 
 def _claim(window: int) -> socket.socket:
-    """The socket that no other process can have. Raises OSError; EADDRINUSE where one has it."""
+    """Binds the socket of a window. Raises OSError; EADDRINUSE if another process has it."""
     claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
     try:
         claim.bind(f"\0policyd-decisions-{window}")

@@ -1,7 +1,7 @@
-"""The decision log: one line for each decision, as text or JSON, where the settings say.
+"""Writes the decision log: one line for each decision, as text or JSON.
 
-Promises that a line is written in the turn of the event loop that made it, and that a log that can't be written
-loses lines, counted and reported, and nothing else. The lines themselves come from `policyd.decision_log.writer`.
+Promises that a line is written in the turn of the event loop that made it; and that a log that cannot be written only
+loses lines, which are counted and reported. `policyd.decision_log.writer` makes the lines.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-# How often a log that loses lines is reported.
+# Seconds between two reports of lost lines.
 REPORT_SECONDS = 60.0
 
 
@@ -54,13 +54,13 @@ class DecisionLog:
         self._open()
 
     def append(self, line: bytes) -> None:
-        """Takes a line, which is written at the end of this turn of the event loop."""
+        """Takes a line, to be written at the end of this turn of the event loop."""
         if not self._lines:
             self._call_soon(self.flush)
         self._lines.append(line)
 
     def flush(self) -> None:
-        """Writes what has been taken."""
+        """Writes the lines taken so far."""
         if not self._lines:
             return
         if self._sink is None:
@@ -74,7 +74,7 @@ class DecisionLog:
             self._unreported += lost
 
     def check(self, now: float) -> None:
-        """Opens the file again where it was moved or removed, and reports what was lost; `now` is monotonic."""
+        """Opens the file again if it was moved or removed, and reports lost lines; `now` is monotonic."""
         if self.path != "-" and self._is_elsewhere():
             self.reopen()
         if now - self._reported >= REPORT_SECONDS and self._report_lost():
@@ -93,7 +93,7 @@ class DecisionLog:
         self._open()
 
     def close(self) -> None:
-        """Writes what is left, and reports what was lost since the last report. Nothing may be taken after this."""
+        """Writes remaining lines, and reports lines lost since the last report. No line may be appended after this."""
         self.flush()
         self._report_lost()
         if self._sink is not None:
@@ -108,7 +108,7 @@ class DecisionLog:
         return lost > 0
 
     def _is_elsewhere(self) -> bool:
-        """Whether the path no longer leads to what is open."""
+        """Whether the path no longer leads to the open file."""
         try:
             return self._opened is None or not os.path.samestat(Path(self.path).stat(), self._opened)
         except OSError:

@@ -1,11 +1,11 @@
 """Listening sockets: `inet:HOST:PORT`, `unix:/path`, and those that systemd passes in.
 
-Promises that a unix socket has its owner, group and mode before anybody can connect to it; that a socket which
-another process serves is never taken away from it; and that a connection is never dropped without a line in the log:
-where descriptors run out, clients wait in the kernel's queue.
+Promises that a unix socket has its owner, group and mode before a connection is possible; that a socket which another
+process serves is never replaced; and that a connection is never dropped without a line in the log: if descriptors run
+out, clients wait in the kernel's queue.
 
-uvloop's own `create_server` is not used, because it replaces a live unix socket without a word, drops connections
-without a word when descriptors run out, and gives up listening for good after any other error of accept(2).
+uvloop's own `create_server` is not used, because it silently replaces a live unix socket, silently drops connections
+when descriptors run out, and stops listening after any other error of accept(2).
 """
 
 from __future__ import annotations

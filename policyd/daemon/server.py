@@ -192,10 +192,10 @@ class Connection(asyncio.Protocol):
         self._parser = RequestParser(server.limits.request_bytes, server.layouts)
         self._transport: asyncio.Transport | None = None
         self._waits = False  # for DNS; later requests wait behind that one
-        self._partial = False  # part of a request has arrived
+        self._partial = False  # a part of a request has arrived
         self._closing = False
-        self._unsent: list[bytes] = []  # answers that wait for the end of the turn
-        self.since = monotonic()  # the first byte of the request under way or, without one, the last answer
+        self._unsent: list[bytes] = []  # answers to send at the end of the turn
+        self.since = monotonic()  # the first byte of the incomplete request or, without one, the last answer
 
     # --- The event loop calls these ---------------------------------------------------------------------------------
 
@@ -226,7 +226,7 @@ class Connection(asyncio.Protocol):
             self._fail()
 
     def pause_writing(self) -> None:
-        """The client sends requests and reads no answers."""
+        """Called if the client does not read its answers; closes the connection."""
         self._server.complain("unread", f"{self.peer}: does not read its answers; closed")
         self.abort()
 
@@ -251,14 +251,14 @@ class Connection(asyncio.Protocol):
             self.close_if_idle()
 
     def close_if_idle(self) -> None:
-        """Closes the connection unless a request is under way."""
+        """Closes the connection unless a request is in flight."""
         if not self._waits and not self._partial and self._transport is not None:
             self.send()
             self._closing = True
             self._transport.close()
 
     def send(self) -> None:
-        """Sends the answers that have waited for the end of the turn."""
+        """Sends the answers kept for the end of the turn."""
         unsent, self._unsent = self._unsent, []
         if unsent and not self._closing:
             assert self._transport is not None
@@ -312,7 +312,7 @@ class Connection(asyncio.Protocol):
             self._transport.write(reply)
 
     def _answer_later(self, inquiry: Inquiry, arrived: float, asked: float, found: asyncio.Future[Decision]) -> None:
-        """The slow path, when DNS has answered. The decision is by the ruleset that the request met first."""
+        """The slow path, after DNS has answered. The ruleset in force when the request arrived decides."""
         self._waits = False
         if self._closing:
             return
@@ -330,8 +330,8 @@ class Connection(asyncio.Protocol):
         """Sends, logs and counts one decision.
 
         The first answer of a turn of the event loop goes out at once, so a lone request does not wait for the log.
-        Further ones go out together at the turn's end: while the first has woken its Postfix process, none of them
-        has to be woken by a system call that takes longer than the decision.
+        Further answers go out together at the turn's end, because a system call that wakes a Postfix process takes
+        longer than a decision.
         """
         server = self._server
         decision_id = next(server.ids)
@@ -370,13 +370,15 @@ class Connection(asyncio.Protocol):
     # --- When something is wrong ------------------------------------------------------------------------------------
 
     def _refuse(self, error: ProtocolError) -> None:
-        """The client violates the protocol: logs one line and closes, because no answer is possible."""
+        """Handles a protocol violation: logs one line and closes, because no answer is possible."""
         self._server.counters.protocol_errors += 1
         self._server.complain("protocol", f"{self.peer}: {error}; closed")
         self.abort()
 
     def _fail(self) -> None:
-        """A bug: logs the traceback and closes without an answer; Postfix asks again, then takes its default_action."""
+        """Handles a bug: logs the traceback and closes without an answer; Postfix asks again, then uses its
+        default_action.
+        """
         self._server.counters.bugs += 1
         self._server.complain("bug", f"{self.peer}: a bug in policyd, please report it; closed", bug=True)
         self.abort()

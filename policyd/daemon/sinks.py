@@ -1,9 +1,9 @@
 """Writes lines to a descriptor without ever waiting for its reader.
 
 A regular file takes the lines of one loop iteration in a single append. Everything else (a pipe, a socket, a terminal)
-takes each line in a write of its own and must not block the event loop, so a line that it does not take at once is
-lost. The caller is told how many lines were lost and why, and reports it. A sink works on a duplicate of its
-descriptor; the original may be closed.
+gets each line in a separate, non-blocking write, and a line that it does not take at once is lost. Writes return the
+number of lost lines, and the caller reports them. A sink uses a duplicate of its descriptor; the original may be
+closed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class FileSink:
         # Standard output may lead to a file without it (`> file`), and the lines of two processes would mix.
         flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
         fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags | os.O_APPEND)
-        self._torn = False  # the file ends within a line, because the disk was full there
+        self._torn = False  # the file ends within a line, because the disk was full
         self.error = ""  # why lines were lost the last time
 
     def write(self, lines: Sequence[bytes]) -> int:
@@ -43,12 +43,12 @@ class FileSink:
         if written == len(block):
             self._torn = False
             return 0
-        self.error = os.strerror(errno.ENOSPC)  # what a short write to a file means
+        self.error = os.strerror(errno.ENOSPC)  # the cause of a short write to a file
         self._torn = block[written - 1 : written] != b"\n" if written else self._torn
         return len(lines) - block.count(b"\n", len(start), written)
 
     def close(self) -> None:
-        """Nothing more will be written."""
+        """Closes the descriptor."""
         os.close(self._descriptor)
 
 
@@ -57,7 +57,7 @@ class StreamSink:
 
     def __init__(self, descriptor: int) -> None:
         self._send, self._close = _sender(descriptor)
-        self._rest = b""  # of a line that was taken in part
+        self._rest = b""  # the rest of a partly written line
         self.error = ""  # why lines were lost the last time
 
     def write(self, lines: Sequence[bytes]) -> int:
@@ -77,12 +77,12 @@ class StreamSink:
                 lost += 1
             except OSError as error:
                 self.error = os.strerror(error.errno or errno.EIO)
-                self._rest = b""  # another reader must not begin within a line
+                self._rest = b""  # a new reader must not begin within a line
                 lost += 1
         return lost
 
     def close(self) -> None:
-        """Nothing more will be written."""
+        """Closes the descriptor."""
         self._close()
 
 
@@ -97,10 +97,10 @@ def sink_for(descriptor: int) -> FileSink | StreamSink:
 
 
 def _sender(descriptor: int) -> tuple[Callable[[bytes], int], Callable[[], None]]:
-    """How to write without blocking, and how to end it.
+    """Returns functions to write without blocking, and to close.
 
-    O_NONBLOCK belongs to the open file, not to the descriptor, and standard output is shared with the shell and
-    whatever else it started; so it is never set on what was inherited.
+    O_NONBLOCK belongs to the open file, not to the descriptor, and standard output is shared with the shell and its
+    other children; so it is never set on an inherited descriptor.
     """
     if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
         connection = socket.socket(fileno=os.dup(descriptor))

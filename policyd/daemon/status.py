@@ -1,8 +1,8 @@
-"""The sections of `policyd status`: one function for each section, each of which reads what the daemon already knows.
+"""The sections of `policyd status`: a function for each section, which reads the daemon's state.
 
-A section gives data for programs, lines for people, and what needs attention; the command prints what it gets, so a
-new section is one more function in SECTIONS. Nothing here asks anything or reads a file; only the time at which a list
-was last fetched is looked up, because a fetch that finds the list unchanged does not tell the daemon.
+A section returns data for programs, lines for people, and points that need attention; the command prints them, so a new
+section needs only a function in SECTIONS. No file is read; only the time of a list's last fetch comes from the file
+system, because a fetch that finds the list unchanged does not inform the daemon.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from policyd.daemon.server import Server
     from policyd.state.sqlite import StateFile
 
-# A rule's end is announced so many days before (ruleset.md: `expires`).
+# Days before a rule expires at which it is announced (ruleset.md: `expires`).
 EXPIRY_NOTICE_DAYS = 14
 
-# Seconds after which a top-level `mode: observe` needs attention, and for which lost log lines do.
+# Seconds after which a top-level `mode: observe` needs attention, and during which lost log lines do.
 OBSERVE_SECONDS = 7 * 86400
 LOST_SECONDS = 86400
 
-# Lines of one section: a ruleset may have thousands of lists. The data for programs has them all.
+# Maximum number of lines of a section: a ruleset may have thousands of lists. The data for programs has all.
 MAX_LINES = 100
 
 
@@ -55,7 +55,7 @@ class ReloadResult:
 
 @dataclass(slots=True)
 class Running:
-    """The daemon as it is now. Times are in Unix seconds; `lost_at` is when log lines were lost last."""
+    """The daemon's state. Times are in Unix seconds; `lost_at` is when log lines were last lost."""
 
     server: Server
     loaded: LoadResult
@@ -68,7 +68,7 @@ class Running:
     failed: ReloadResult | None = None  # the last whole reload, if it failed
     data_failed: ReloadResult | None = None  # the last `reload --data` since then, if it failed
     left_alone: tuple[str, ...] = ()  # files that the last `reload --data` found edited
-    loader_ended: str = ""  # why nothing can be loaded any more
+    loader_ended: str = ""  # why loads are impossible
     _lost_before: int = 0
 
     def reloaded(self, result: ReloadResult) -> None:
@@ -93,7 +93,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of the status: keys and values for programs, labelled lines for people, and what is not as it should be.
+    """A part of the status: keys and values for programs, labelled lines for people, and problems.
 
     `attention` makes the exit status 1; `notices` do not.
     """
@@ -143,7 +143,7 @@ def _mode(running: Running) -> Section:
 
 
 def _rules_written(running: Running) -> float:
-    """When the rules file in force was written."""
+    """The modification time of the rules file in force."""
     return next(file.modified for file in running.loaded.files if file.kind == "rules")
 
 
@@ -241,14 +241,14 @@ def _lists(running: Running) -> Section:
 
 
 def _late_lists(files: Sequence[LoadedFile]) -> Iterator[str]:
-    """Lists that `policyd fetch` does not keep current."""
+    """Fetched lists that are not current."""
     for file in files:
         if notice := _late(f"list {', '.join(file.lists)}", file.lists[0], file):
             yield notice
 
 
 def _late(what: str, name: str, file: LoadedFile | DatabaseInfo) -> str:
-    """Says that a fetched file is not kept current; empty if it is, or is not fetched at all."""
+    """Says that a fetched file is not current; empty if it is current, or not fetched."""
     if file.every is None:
         return ""
     checked = checked_at(file.path)
@@ -412,12 +412,12 @@ SECTIONS: tuple[Callable[[Running], Section], ...] = (
 
 
 def _written(seconds: float) -> str:
-    """RFC 3339, with the local offset."""
+    """Formats a time as RFC 3339, with the local offset."""
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).astimezone().isoformat(timespec="seconds")
 
 
 def _age(seconds: float) -> str:
-    """How long ago a time was, in the largest unit that gives 2 or more."""
+    """Formats how long ago a time was, in the largest unit that gives 2 or more."""
     age = max(0.0, time.time() - seconds)
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if age >= 2 * length:

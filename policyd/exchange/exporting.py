@@ -1,7 +1,7 @@
 """`policyd export`: a ruleset's rules and lists in another system's format.
 
-Takes what `policyd.config.load.load` has loaded, with every list written out, and gives the text and the report of what
-could not be said. Prints nothing and asks no DNS.
+Takes the result of `policyd.config.load.load`, with every list written out, and returns the text and a report of
+everything that the format cannot express. Prints nothing and asks no DNS.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A format that can be exported. `whole`: it holds observed and expired rules as what they are."""
+    """A format that can be exported. `whole`: it can contain observed and expired rules, marked as such."""
 
     write: Callable[[Sequence[Row], Report, ExportOptions], str]
     whole: bool = False
@@ -53,7 +53,7 @@ FORMATS: dict[str, Format] = {
 
 
 class NoSuchListError(Exception):
-    """A list that is asked for and not defined. The message says which there are."""
+    """A requested list is not defined. The message names the lists that are."""
 
 
 def export(
@@ -74,7 +74,7 @@ def export(
         rows = list(_in_force(rules, report, today, whole=whole))
         what = "rules"
         _mind_the_rest(loaded, report)
-    # The name of a file may hold anything; what is written stands in a comment.
+    # The name of a file may contain anything, and goes into a comment.
     heading = f"{what} of {Path(path).name} (ruleset {loaded.ruleset.hash}), exported by policyd"
     return FORMATS[name].write(rows, report, replace(options, heading=printable(heading))), report
 
@@ -107,7 +107,7 @@ def _of_rules(loaded: Loaded, report: Report, owned: OwnedNetworks | None) -> It
 
 
 def _terms(loaded: Loaded, conditions: Iterable[Condition]) -> Iterator[Term]:
-    """Every value of every condition; `$name` is each entry of that list, `$$` a literal `$` (ruleset.md)."""
+    """Every value of every condition; `$name` gives each entry of that list, `$$` a literal `$` (ruleset.md)."""
     for condition in conditions:
         for value in condition.values:
             if not value.startswith("$"):
@@ -133,7 +133,7 @@ def _in_force(rows: Iterable[Row], report: Report, today: datetime.date, *, whol
 
 
 def _mind_the_rest(loaded: Loaded, report: Report) -> None:
-    """Reports what a ruleset says outside its rules."""
+    """Reports the parts of a ruleset outside its rules."""
     path = loaded.rules_file.path
     if loaded.ruleset.observe:
         report.note(Line(path, 0, ""), "the whole file is observed (mode: observe); what is exported blocks")
@@ -158,7 +158,7 @@ def _of_lists(loaded: Loaded, names: Sequence[str], verdict: Verdict, report: Re
         entries = [entry.text for entry in definition.entries()]
         condition = used.get(name)
         if condition is None:
-            # Nothing has read these entries before.
+            # These entries have not been checked before.
             condition = "cidr" if any(map(looks_like_address, entries)) else "hostname_suffix"
             entries = list(_valid(condition, entries, line, report))
         if entries:

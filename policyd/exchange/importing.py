@@ -1,7 +1,7 @@
-"""`policyd import`: another system's list or table as a list file or rules.
+"""`policyd import`: converts another system's list or table to a list file or rules.
 
-Reads the files, lets the file of the format make sense of the lines, and gives the text to write and the report of what
-was lost. Prints nothing.
+Reads the files, parses the lines with the reader of the format, and returns the text to write and the report of losses.
+Prints nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from policyd.exchange.rules_yaml import NewRule
 
-# Ten times the million entries that are an ordinary size; a longer file is not a table, and would fill the memory.
+# Maximum bytes of a file: ten times a table of a million entries; a longer file would fill the memory.
 MAX_LINES = 10_000_000
 
 
@@ -41,10 +41,10 @@ class Shape(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A format that can be imported: what reads it, and which options of `ImportOptions` it takes.
+    """A format that can be imported: its reader, and the options of `ImportOptions` that it takes.
 
-    `from_the_top` says that the first line that matches decides, so that a line exempts from those below it only.
-    `longest_line` is in bytes. `verdict` is for entries if no other is asked for.
+    `from_the_top` means that the first matching line decides, so a line exempts only from the lines below it.
+    `longest_line` is in bytes. `verdict` is the default verdict of entries.
     """
 
     read: Callable[..., Imported]
@@ -82,11 +82,11 @@ FORMATS: dict[str, Format] = {
 class ImportOptions:
     """Options of an import.
 
-    `attribute` (`client`, `helo_name`, `sender`, `recipient`) is what it is looked up for; `dotted` and `delimiter`
-    are as in `policyd.exchange.access.keys`. `shape` None is what fits: rules for what has verdicts, a list for
-    what has none, unless its entries are of several kinds. `condition` chooses which of them a list is to hold.
-    `verdict` is for entries without one (None: the format's own); `name` begins the rules' names. `port` and
-    `interface` are those of the connections that are followed through a firewall; `sets` are the sets of one to take.
+    `attribute` (`client`, `helo_name`, `sender`, `recipient`) is the attribute that the table is looked up for;
+    `dotted` and `delimiter` are as in `policyd.exchange.access.keys`. `shape` None chooses: rules for a table with
+    verdicts, a list for one without, unless its entries are of several kinds. `condition` chooses the kind of a list's
+    entries. `verdict` is for entries without one (None: the format's own); `name` begins the rules' names. `port` and
+    `interface` are those of the connection that is followed through a firewall; `sets` are a firewall's sets to import.
     """
 
     attribute: str | None = None
@@ -104,7 +104,7 @@ class ImportOptions:
 class ImportFailedError(Exception):
     """Nothing was imported. The message is one line; `exit_status` is 1 for content, 2 for an unreadable file.
 
-    `report` has the lines that were lost before.
+    `report` has the lines lost before the failure.
     """
 
     def __init__(self, message: str, exit_status: int, report: Report | None = None) -> None:
@@ -117,7 +117,7 @@ class ImportFailedError(Exception):
 class Result:
     """The result of an import: the text to write and its form, the rules or entries in it, and the report.
 
-    `lost_exemptions` counts the lines that let clients through, were lost, and stood above blocks that were kept.
+    `lost_exemptions` counts lost lines that let clients through above blocks that were kept.
     """
 
     shape: Shape
@@ -133,7 +133,7 @@ def import_files(
 ) -> Result:
     """Imports files of the format `name`, one after the other; `-` is standard input.
 
-    `advance` is told of the bytes that have been read. Raises `ImportFailedError`.
+    `advance` is called with the number of bytes read. Raises `ImportFailedError`.
     """
     report = Report()
     arguments: dict[str, Any] = {option: getattr(options, option) for option in FORMATS[name].options}
@@ -161,7 +161,7 @@ def _is_list(found: list[tuple[str, Imported]], options: ImportOptions) -> bool:
 
 
 def _lost_exemptions(name: str, found: list[tuple[str, Imported]], report: Report) -> int:
-    """How many of the lost lines would have exempted clients from a block that was kept."""
+    """Counts lost lines that would have exempted clients from a block that was kept."""
     files = {_shown_path(path): number for number, (path, _) in enumerate(found)}
     blocks = [
         line
@@ -172,7 +172,7 @@ def _lost_exemptions(name: str, found: list[tuple[str, Imported]], report: Repor
         )
         if verdict.verb is not Verb.DUNNO
     ]
-    # If the most specific entry decides, or chains jump, any block of the file may be the one.
+    # If the most specific entry decides, or chains jump, any block of the file may be affected.
     position = max(
         ((files[line.path], line.number if FORMATS[name].from_the_top else 1 << 60) for line in blocks), default=(-1, 0)
     )
@@ -213,7 +213,7 @@ class _Lines:
 
 
 def _decoded(raw: bytes) -> str:
-    """A line as text: UTF-8, or ISO-2022-JP (RFC 1468) as Japanese registries answer in."""
+    """A line as text: UTF-8, or ISO-2022-JP (RFC 1468), which Japanese registries use."""
     if b"\x1b$" in raw or b"\x1b(" in raw:
         return raw.decode("iso2022_jp", "replace")
     return raw.decode("utf-8", "replace")
@@ -246,7 +246,7 @@ def _as_rules(name: str, found: list[tuple[str, Imported]], options: ImportOptio
 
 
 def _as_list(name: str, found: list[tuple[str, Imported]], options: ImportOptions, report: Report) -> Result:
-    """A list file. One file serves one condition, so that of several kinds of entries one is chosen."""
+    """A list file. A list file has entries for one condition, so one of several kinds is chosen."""
     counts = Counter(term.condition for _, imported in found for term in _blocking_terms(imported))
     condition = options.condition or max(counts, key=lambda name: (counts[name], name == "cidr"), default="cidr")
     if condition == "listed":

@@ -1,7 +1,8 @@
 """Data that passes between another system's format and a ruleset.
 
-An import gives `Row`s (a table's lines, each with a verdict) or bare `Term`s (a list's entries). Both ways, what has no
-equal on the other side goes into a `Report`, with its line. Nothing here knows a format, reads a file or writes YAML.
+An import gives `Row`s (a table's lines, each with a verdict) or bare `Term`s (a list's entries). In both directions, a
+`Report` has everything that the other side cannot express, with its line. Nothing here depends on a format, reads a
+file or writes YAML.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ if TYPE_CHECKING:
     from policyd.config.dns_list import Ask
     from policyd.core.ruleset import Action
 
-# How much of a line a message shows: enough to know it again, in a line of the report that is read as one.
+# Characters of a line in a message: enough to recognise it.
 _SHOWN = 100
 
-# How much of a reason a message shows. Some quote a word of the line, which can be of any length.
+# Characters of a reason in a message. Some reasons quote a word of the line, which can have any length.
 _REASON = 400
 
-# It takes RE2 5 ms to find out that an expression is too large for it. No table in use has as many.
+# Maximum number of expressions that are too large for RE2, which takes 5 ms to refuse one. No table in use has as many.
 MOST_TOO_LARGE = 100
 
-# Of one kind of change so many lines are named one by one: the first ones are looked at, the rest are counted.
+# Maximum number of lines named for each kind of change; the rest are counted.
 _NAMED_LINES = 3
 
 
@@ -68,7 +69,7 @@ class Verdict:
     """The action that an entry asks for.
 
     `text` is a template as in rules.yaml: `{client_address}` is a placeholder, `{{` a brace. `passing` marks an action
-    that did something else with the mail and let it pass (HOLD, say): it is a DUNNO only where something below it
+    that does something else with the mail and lets it pass (for example HOLD): it becomes a DUNNO only if a line below
     would block.
     """
 
@@ -79,7 +80,7 @@ class Verdict:
 
     @classmethod
     def of(cls, action: Action) -> Verdict:
-        """The verdict that a ruleset's action is."""
+        """The verdict of a ruleset's action."""
         text = "".join(f"{{{piece}}}" if place % 2 else escaped(piece) for place, piece in enumerate(action.text))
         return cls(action.verb, action.code, text)
 
@@ -95,9 +96,9 @@ REJECT = Verdict(Verb.REJECT)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a table. Of the terms with one condition any one must hold, of each condition one; any exception
-    that holds makes the row not match. `name` is the line's own name, where its format has such a thing; `observe` and
-    `expires` are a rule's, for an export."""
+    """One line of a table. At least one term of each condition must hold; any exception that holds makes the row not
+    match. `name` is the line's own name, if its format has names; `observe` and `expires` are a rule's, for an export.
+    """
 
     line: Line
     match: tuple[Term, ...]
@@ -106,12 +107,12 @@ class Row:
     name: str = ""
     observe: bool = False
     expires: datetime.date | None = None
-    at_least: int = 1  # of its terms for `listed`, how many must hold
+    at_least: int = 1  # the number of its `listed` terms that must hold
 
 
 @dataclass(frozen=True, slots=True)
 class NewDnsList:
-    """The definition of a DNS list, to be written; `zone` has `{key}` in the place of a key."""
+    """The definition of a DNS list to write; `zone` has `{key}` in place of a key."""
 
     name: str
     zone: str
@@ -130,7 +131,7 @@ class Imported:
 
 
 class UnsupportedError(Exception):
-    """A line that the other side cannot express. The message says why, and what to do instead.
+    """A line that the other side cannot express. The message says why, and suggests an alternative.
 
     `exempts` marks a line that lets clients through: without it, blocks that are kept catch them.
     """
@@ -192,7 +193,7 @@ class Report:
         self.losses: list[Loss] = []
         self.taken = 0  # lines (or rules) that were taken over
         self._notes: dict[tuple[str, str], dict[int, Line]] = {}
-        self._of_this_line: list[tuple[Line, str]] | None = None  # notes that fall away if the line is lost
+        self._of_this_line: list[tuple[Line, str]] | None = None  # notes to drop if the line is lost
 
     def lose(self, line: Line, reason: str, *, exempts: bool = False) -> None:
         """Records a line that was not taken over; `exempts` is as in `UnsupportedError`."""
@@ -206,12 +207,13 @@ class Report:
         self._notes.setdefault((line.path, reason), {})[line.number] = line
 
     def masking(self, line: Line) -> Callable[[], None]:
-        """For `policyd.exchange.values.network`: notes that host bits were cleared, as the other system does."""
+        """The `mask` of `policyd.exchange.values.network`: notes that host bits were cleared."""
         return lambda: self.note(line, "the address had bits set beyond the prefix; they were cleared")
 
     def take_each(self, lines: Iterable[Line], take: Callable[[Line], bool]) -> None:
-        """Hands each line to `take`, which returns whether the line was taken over, and records those that it
-        refuses with `UnsupportedError`. Stops after many expressions that were too large for RE2."""
+        """Passes each line to `take`, which returns whether the line was imported, and records lines refused with
+        `UnsupportedError`. Stops after too many expressions that are too large for RE2.
+        """
         too_large = 0
         for line in lines:
             if too_large == MOST_TOO_LARGE:
@@ -232,7 +234,7 @@ class Report:
 
     @property
     def notes(self) -> list[Note]:
-        """The differences, each once, in the order in which they came up."""
+        """The differences, each once, in order of appearance."""
         return [
             Note(reason, tuple(lines.values())[:_NAMED_LINES], len(lines)) for (_, reason), lines in self._notes.items()
         ]
@@ -268,22 +270,22 @@ class Report:
 
 
 def place(line: Line) -> str:
-    """`FILE:LINE`, or `FILE` for what has no line."""
+    """`FILE:LINE`, or `FILE` without a line."""
     return f"{line.path}:{line.number}" if line.number else line.path
 
 
 def shown(text: str) -> str:
-    """A piece of a file as a message shows it: in quotes, cut, nothing in it that a terminal would act on."""
+    """A piece of a file for a message: in quotes, cut, and without control characters."""
     return printable(quoted(text, _SHOWN))
 
 
 def cut(reason: str) -> str:
-    """A reason of a length that is read in a line."""
+    """A reason, cut to a readable length."""
     return reason if len(reason) <= _REASON else reason[: _REASON - 3] + "..."
 
 
 def by_condition(terms: Iterable[Term]) -> dict[str, tuple[str, ...]]:
-    """The values of each condition, in order, none twice."""
+    """The values of each condition, in order, without repetitions."""
     values: dict[str, dict[str, None]] = {}
     for condition, value in terms:
         values.setdefault(condition, {})[value] = None
@@ -297,12 +299,13 @@ _REPLY_CODE = re.compile(r"[245]\d\d(?:[\s-]+|$)", re.ASCII)
 _UNSAFE = re.compile(r"[^ -~]")
 
 
-@functools.lru_cache(maxsize=1024)  # the lines of a table mostly say one of a few things
+@functools.lru_cache(maxsize=1024)  # most lines of a table have one of a few verdicts
 def blocking(verb: Verb, text: str) -> Verdict:
-    """A blocking verdict with the code and text of another system's answer.
+    """A blocking verdict with the code and text of another system's answer, adapted to rules.yaml: a code of the verb's
+    class, printable ASCII, no reply code in front, at most the length of an answer.
 
-    Makes of it what rules.yaml takes: a code of the class that belongs to the verb, printable ASCII, no reply code in
-    front, no longer than an answer can be.
+    The code is of the verb's class; the text is printable ASCII, without a reply code in front, at most as long as an
+    answer.
     """
     words = " ".join(text.split())
     while match := _REPLY_CODE.match(words):
@@ -317,7 +320,7 @@ def blocking(verb: Verb, text: str) -> Verdict:
     made = Verdict(verb, code, escaped(_UNSAFE.sub("?", words)[:room].rstrip()))
     try:
         parse_action(made.action)
-    except ActionError:  # a text that begins with a number which Postfix would take for a code
+    except ActionError:  # a text that begins with a number which Postfix would parse as a code
         made = replace(made, text=f"{DEFAULT_TEXT}: {made.text}")
     return made
 
@@ -328,7 +331,7 @@ def escaped(text: str) -> str:
 
 
 def without_placeholders(template: str, values: Mapping[str, str]) -> str:
-    """A template's text with `{{` and `}}` as braces and each placeholder as `values` has it, or `...`."""
+    """A template's text with `{{` and `}}` as braces, and placeholders replaced by `values`, or `...`."""
 
     def fill(match: re.Match[str]) -> str:
         piece = match[0]
@@ -344,10 +347,10 @@ def without_placeholders(template: str, values: Mapping[str, str]) -> str:
 class ExportOptions:
     """Options of an export.
 
-    `name` is that of the set, chain or table there; `verdict` is for the entries of a list. `condition` says which
-    entries a list there is to hold. `attribute` and `dotted` are as in an import. With `deferred`, what is deferred
-    counts as rejected where nothing else can be said; `version` is the IP version of what holds one only. `heading`
-    says in one line what is exported.
+    `name` is that of the set, chain or table there; `verdict` is for the entries of a list. `condition` chooses the
+    entries of a list there. `attribute` and `dotted` are as in an import. With `deferred`, DEFER counts as a rejection
+    in formats that have only one verdict; `version` is the IP version for formats with only one. `heading` describes
+    the export in one line.
     """
 
     name: str = "policyd"
@@ -361,7 +364,7 @@ class ExportOptions:
 
 
 def static_text(row: Row, report: Report) -> str:
-    """The code and text of a rule's answer for a table, which knows nothing of the client."""
+    """The code and text of a rule's answer for a table, without the client's values."""
     template = row.verdict.text
     if re.search(r"\{(?!\{|rule\})", template.replace("{{", "")):
         report.note(row.line, "the text cannot name the client there: it has `...` in place of what is in braces")

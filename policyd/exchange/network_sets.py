@@ -1,4 +1,4 @@
-"""Which addresses rows keep out, as the fewest networks: for what can only hold a set of them."""
+"""Computes the addresses that rows block, as the fewest networks, for formats that are plain sets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DEFERS = frozenset({Verb.DEFER, Verb.DEFER_IF_PERMIT})
 
 
 def only_networks(row: Row) -> bool:
-    """Whether a row is about addresses alone."""
+    """Whether a row is about addresses only."""
     return all(term.condition == "cidr" for term in (*row.match, *row.exceptions))
 
 
@@ -35,7 +35,7 @@ def kept_out(rows: Iterable[Row]) -> netaddr.IPSet:
     """The addresses whose first matching row blocks. Every row must be `only_networks`."""
     groups: list[tuple[bool, netaddr.IPSet]] = []
     for blocks, group in groupby(rows, key=lambda row: row.verdict.verb is not Verb.DUNNO):
-        # Most rows have no exceptions, and are taken together: sets are slow to build up one by one.
+        # Most rows have no exceptions, and are combined: building sets one by one is slow.
         parts = [_about(exceptions, alike) for exceptions, alike in groupby(group, key=lambda row: row.exceptions)]
         found = parts[0] if len(parts) == 1 else netaddr.IPSet(cidr for part in parts for cidr in part.iter_cidrs())
         groups.append((blocks, found))
@@ -47,8 +47,9 @@ def kept_out(rows: Iterable[Row]) -> netaddr.IPSet:
 
 
 def _kept_out(groups: list[tuple[bool, netaddr.IPSet]], version: int) -> Iterator[netaddr.IPRange]:
-    """One way through the addresses, from each border of a network to the next: the first group there decides. To take
-    the set of each group from that of the others takes a minute for 10,000 of them."""
+    """Goes through the addresses from each border of a network to the next; the first group there decides. Subtracting
+    the sets of groups from each other would take a minute for 10,000 of them.
+    """
     networks = sorted(
         (cidr.first, cidr.last, number)
         for number, (_, found) in enumerate(groups)
@@ -56,7 +57,7 @@ def _kept_out(groups: list[tuple[bool, netaddr.IPSet]], version: int) -> Iterato
         if cidr.version == version
     )
     borders = sorted({border for first, last, _ in networks for border in (first, last + 1)})
-    around: list[tuple[int, int]] = []  # a heap: group and last address of the networks that have been entered
+    around: list[tuple[int, int]] = []  # a heap: group and last address of the networks around the present address
     place = 0
     for start, end in pairwise(borders):
         while place < len(networks) and networks[place][0] == start:
@@ -75,16 +76,17 @@ def _about(exceptions: tuple[Term, ...], rows: Iterable[Row]) -> netaddr.IPSet:
 
 
 def rejected(rows: Sequence[Row], report: Report, *, deferred: bool) -> netaddr.IPSet:
-    """The addresses that rules reject, or with `deferred` also those that they defer, for what can hold nothing else.
+    """The addresses that rules reject, or with `deferred` also defer.
 
-    First match, exceptions and DUNNO are in the set already. What cannot be is reported.
+    First match, exceptions and DUNNO are applied. Other rules are reported.
     """
     return kept_out(sayable(rows, report, deferred=deferred))
 
 
 def sayable(rows: Sequence[Row], report: Report, *, deferred: bool) -> Iterator[Row]:
-    """The rows about addresses alone; those that defer, unless they are wanted, as DUNNO: what they catch is not
-    rejected by a row below. The others are reported."""
+    """The rows about addresses only. Rows that defer become DUNNO unless wanted, because rows below do not reject their
+    clients. Other rows are reported.
+    """
     for row in rows:
         if not only_networks(row):
             report.lose(row.line, _why_not(row))
@@ -105,7 +107,7 @@ def _why_not(row: Row) -> str:
 
 
 def texts(of: netaddr.IPSet, version: int | None = None) -> list[str]:
-    """The networks of a set, the fewest, in order of addresses, of one version or, IPv4 first, of both."""
+    """The fewest networks of a set, in order of addresses; of one version or, IPv4 first, of both."""
     return [network_text(cidr) for cidr in of.iter_cidrs() if version is None or cidr.version == version]
 
 

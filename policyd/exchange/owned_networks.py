@@ -1,4 +1,4 @@
-"""The networks of an autonomous system or a country, for formats that know addresses only."""
+"""The networks of an autonomous system or a country, for formats that support addresses only."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class OwnedNetworks:
         self._networks: dict[str, dict[str, list[IPNetwork]]] = {}
 
     def as_networks(self, terms: tuple[Term, ...]) -> tuple[Term, ...]:
-        """Returns the terms with networks, merged, in the place of owners.
+        """Returns the terms with owners replaced by networks, merged.
 
-        Terms of one condition are alternatives, and all conditions must hold: with a condition on networks beside it,
-        or with both of system and country, owners stay as they are, which the format then reports.
+        Terms of one condition are alternatives, and all conditions must hold; so beside a condition on networks, or
+        with both system and country, owners stay as they are, and the format reports them.
         """
         names = {term.condition for term in terms}
         owners = names & self._wanted.keys()

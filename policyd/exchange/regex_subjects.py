@@ -1,8 +1,7 @@
-"""Tells which host names, addresses and mail addresses an expression can match, and whether one implies another.
+"""Decides which host names, addresses and mail addresses an expression can match, and whether one implies another.
 
-Answers by finite automata over the characters that matter, in lower case. What the automata cannot express (word
-boundaries, Unicode classes) is taken as "may match", so that `can_match` is never wrongly false and `implies` never
-wrongly true.
+Uses finite automata over printable ASCII in lower case. Constructs that the automata cannot express (word boundaries,
+Unicode classes) count as "may match", so `can_match` is never wrongly false and `implies` never wrongly true.
 """
 
 from __future__ import annotations
@@ -20,13 +19,14 @@ from policyd.core.lookups import expression_options
 # Printable ASCII without capitals: expressions ignore case.
 _ALPHABET = frozenset(chr(code) for code in range(0x20, 0x7F) if not 0x41 <= code <= 0x5A)
 
-# Stands for what is around the part of a text in which an expression is found: no expression knows it.
+# Represents the text around a match; no expression contains it.
 _AROUND = "\0"
 
-# States of one automaton. Expressions of real tables have up to 500; `{1000}` repeats its part as often.
+# Maximum number of states of an automaton. Expressions of real tables have up to 500; `{1000}` repeats its part 1,000
+# times.
 _MAX_STATES = 4_000
 
-# Combined states that one question may visit. Questions about real tables visit up to 300.
+# Maximum number of combined states visited for one question. Real tables need up to 300.
 _MAX_VISITED = 3_000
 
 # Steps for all questions about one line, about the first lines, about each line on average, and about one file. A step
@@ -55,12 +55,12 @@ _UNICODE_CLASS = re.compile(r"\\[pP](?:\{\^?\w+\}|\w)")
 
 
 class _UnsupportedError(Exception):
-    """The expression has something that no automaton is built for."""
+    """The expression has a construct without an automaton."""
 
 
 @dataclass(slots=True)
 class Automaton:
-    """Accepts the texts in which an expression is found. `exact` is false if it may accept others, too."""
+    """Accepts the texts that an expression matches. `exact` is false if it may also accept others."""
 
     exact: bool = True
     accept: int = 0
@@ -77,7 +77,7 @@ class Automaton:
         return len(self._moves)
 
     def new_state(self) -> int:
-        """Adds a state without ways out of it."""
+        """Adds a state without transitions."""
         if len(self._moves) >= _MAX_STATES:
             raise _UnsupportedError
         self._silent.append([])
@@ -85,11 +85,11 @@ class Automaton:
         return len(self._moves) - 1
 
     def connect(self, start: int, end: int, assertion: str = "") -> None:
-        """Lets `start` go on as `end` without a character, where the assertion holds."""
+        """Adds a transition from `start` to `end` without a character, if the assertion holds."""
         self._silent[start].append((assertion, end))
 
     def move(self, start: int, characters: frozenset[str], end: int) -> None:
-        """Lets any of these characters lead from `start` to `end`."""
+        """Adds a transition from `start` to `end` for these characters."""
         self._moves[start].append((characters, end))
 
     def first(self) -> frozenset[int]:
@@ -107,7 +107,7 @@ class Automaton:
         return known
 
     def accepts(self, states: frozenset[int], *, at_start: bool) -> bool:
-        """Whether the text that leads to these states may end here; `at_start` if it is empty."""
+        """Whether a text may end in these states; `at_start` if it is empty."""
         return self.accept in states or self.accept in self._closure(states, at_start=at_start, at_end=True)
 
     def distances(self) -> list[int]:
@@ -133,7 +133,7 @@ class Automaton:
         return self._distances
 
     def reachable(self, characters: list[str]) -> bool:
-        """Whether some text of these characters leads to acceptance, assertions aside: quick, and often enough."""
+        """Whether some text of these characters is accepted, ignoring assertions: fast, and often sufficient."""
         found, waiting = {0}, [0]
         while waiting:
             state = waiting.pop()
@@ -146,7 +146,7 @@ class Automaton:
         return self.accept in found
 
     def groups(self) -> list[frozenset[str]]:
-        """The sets of characters that lead anywhere."""
+        """The sets of characters that have transitions."""
         return [characters for moves in self._moves for characters, _ in moves]
 
     def _closure(self, states: frozenset[int], *, at_start: bool, at_end: bool) -> frozenset[int]:
@@ -174,7 +174,7 @@ def _anything(around: frozenset[str]) -> Automaton:
 
 @functools.lru_cache(maxsize=1024)
 def _matching(token: str) -> frozenset[str]:
-    """The characters of the alphabet that a class or an escape stands for."""
+    """The characters of the alphabet that a class or an escape matches."""
     try:
         compiled = re2.compile(token, expression_options())
     except re2.error:
@@ -239,7 +239,7 @@ class _Parser:
         made = self._made
         begin = end = made.new_state()
         for number in range(max(least, most or least or 1)):
-            if number:  # the same part once more
+            if number:  # the same part again
                 self._place = start
                 part = self._part(depth)
                 self._place = after
@@ -253,7 +253,7 @@ class _Parser:
         return begin, end
 
     def _quantifier(self) -> tuple[int, int | None]:
-        """How often the part before it may come: at least, and at most (None: without an end)."""
+        """The minimum and maximum number of repetitions of the part before it (None: unlimited)."""
         character = self._text[self._place : self._place + 1]
         match = _REPEAT.match(self._text, self._place)
         if character and character in "*+?":
@@ -267,7 +267,7 @@ class _Parser:
                 raise _UnsupportedError
         else:
             return 1, 1
-        if self._text.startswith("?", self._place):  # lazy, which makes no difference here
+        if self._text.startswith("?", self._place):  # lazy: no difference here
             self._place += 1
         return found
 
@@ -300,7 +300,7 @@ class _Parser:
         match = _FLAGS.match(self._text, self._place)
         self._place = match.end() if match else self._place + 1
         if match is not None and match[0] != "(?:":
-            self._made.exact = False  # with `-i` it matches less than an automaton that knows no capitals
+            self._made.exact = False  # with `-i` it matches less than a case-insensitive automaton
             if match[1] is not None and not match[2]:  # `(?i)`, flags alone
                 if not self._text.startswith(")", self._place):
                     raise _UnsupportedError
@@ -429,7 +429,7 @@ class Questions:
         first = tuple(automaton.first() for automaton in automata)
         seen = {first}
         distances = [automaton.distances() for automaton in wanted]
-        waiting = [(0, 0, first, True)]  # a heap: what is nearest to acceptance comes first
+        waiting = [(0, 0, first, True)]  # a heap: the state nearest to acceptance comes first
         while waiting:
             _, _, states, at_start = heapq.heappop(waiting)
             self._spent += len(representatives) * sum(map(len, states))
@@ -441,7 +441,7 @@ class Questions:
                 if following is None or following in seen:
                     continue
                 if any(automaton.accept in of for automaton, of in zip(unwanted, following[count:], strict=True)):
-                    continue  # what has been found stays found, whatever follows
+                    continue  # a match stays a match, whatever follows
                 seen.add(following)
                 far = sum(min(of[state] for state in at) for of, at in zip(distances, following, strict=False))
                 heapq.heappush(waiting, (far, len(seen), following, False))
@@ -451,7 +451,7 @@ class Questions:
 def _accepted(
     automata: tuple[Automaton, ...], states: tuple[frozenset[int], ...], wanted: int, *, at_start: bool
 ) -> bool:
-    """Whether a text may end here: the first `wanted` automata accept it, and none of the others does."""
+    """Whether a text may end here: the first `wanted` automata accept it, and no other does."""
     return all(
         automaton.accepts(of, at_start=at_start) == (number < wanted)
         for number, (automaton, of) in enumerate(zip(automata, states, strict=True))
@@ -472,7 +472,7 @@ def _following(
 
 
 def _representatives(automata: tuple[Automaton, ...]) -> list[str]:
-    """One character for each group of those that no automaton tells apart, of those that all automata know."""
+    """One character for each group of characters that all automata treat alike."""
     groups = list(dict.fromkeys(group for automaton in automata for group in automaton.groups()))
     known = (_ALPHABET | {_AROUND}).intersection(*(frozenset().union(*automaton.groups()) for automaton in automata))
     alike: dict[tuple[bool, ...], str] = {}

@@ -1,8 +1,8 @@
-"""Other systems' regular expressions as RE2 has them: Perl's (pcre:, postfwd, rspamd) and POSIX's (regexp:).
+"""Converts other systems' regular expressions to RE2: Perl's (pcre:, postfwd, rspamd) and POSIX's (regexp:).
 
-Constructs that RE2 lacks (look-around, back references, possessive quantifiers) are refused by name. Characters that
-mean something else to RE2 are rewritten. Every result compiles as the ruleset's own expressions do, and ignores case
-unless it says otherwise.
+Constructs that RE2 lacks (look-around, back references, possessive quantifiers) are refused by name. Characters with
+another meaning in RE2 are rewritten. Every result compiles within the ruleset's limits, and is case-insensitive unless
+its flags say otherwise.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from policyd.config.entries import ExpressionError, compile_expression
 from policyd.exchange.model import TooLargeError, UnsupportedError
 
-# In the order in which a reader of the message would look for them.
+# In the order of importance to a reader of the message.
 _PERL_ONLY = (
     (re.compile(r"\(\?<?[=!]"), "look-around, `(?=`, `(?!`, `(?<=` or `(?<!`"),
     (re.compile(r"\(\?>"), "an atomic group, `(?>`"),
@@ -23,7 +23,7 @@ _PERL_ONLY = (
     (re.compile(r"\(\*"), "a verb, `(*`"),
 )
 
-# Escapes of Perl that RE2 writes otherwise. Values have no line breaks, so that `\Z` is `\z`.
+# Escapes of Perl with another form in RE2. Values have no line breaks, so `\Z` is `\z`.
 _PERL_ESCAPES = {"h": r"[ \t]", "Z": r"\z", "e": r"\x1b", "_": "_", "R": r"[\r\n]", "N": "[^\\n]", "K": None, "G": None}
 
 _QUANTIFIER = re.compile(r"[*+?]|\{\d+(?:,\d*)?\}")
@@ -32,9 +32,9 @@ _POSIX_CLASS = re.compile(r"\[([:.=])(.{0,20}?)\1\]")
 
 
 def from_perl(pattern: str, flags: str = "") -> str:
-    """A Perl expression with Postfix's flags (pcre_table(5)), each of which turns its default over.
+    """Converts a Perl expression with Postfix's flags (pcre_table(5)), each of which reverses its default.
 
-    Raises `UnsupportedError` with what RE2 lacks.
+    Raises `UnsupportedError` for constructs that RE2 lacks.
     """
     for flag in flags:
         if flag not in "imsxAEUX":
@@ -46,9 +46,9 @@ def from_perl(pattern: str, flags: str = "") -> str:
 
 
 def from_posix(pattern: str, flags: str = "") -> str:
-    """A POSIX extended expression with Postfix's flags (regexp_table(5)), each of which turns its default over.
+    """Converts a POSIX extended expression with Postfix's flags (regexp_table(5)), each of which reverses its default.
 
-    Raises `UnsupportedError` with what RE2 lacks.
+    Raises `UnsupportedError` for constructs that RE2 lacks.
     """
     for flag in flags:
         if flag not in "imx":
@@ -127,7 +127,7 @@ def _perl_escape(pattern: str, place: int) -> tuple[str, int]:
 
 
 def _perl_class(pattern: str, start: int) -> tuple[str, int]:
-    """A bracket expression as it stands: RE2 reads them as Perl does, but for `\\h` and `\\_`."""
+    """A bracket expression, unchanged except for `\\h` and `\\_`, which RE2 does not have."""
     place = start + 1
     if pattern[place : place + 1] == "^":
         place += 1
@@ -200,7 +200,7 @@ def _posix_escape(pattern: str, place: int) -> tuple[str, int]:
 
 
 def _posix_class(pattern: str, start: int) -> tuple[str, int]:
-    """A bracket expression, in which POSIX knows no escape: a backslash is a backslash."""
+    """A bracket expression; POSIX has no escapes in it, so a backslash is literal."""
     place = start + 1
     if pattern[place : place + 1] == "^":
         place += 1

@@ -1,7 +1,6 @@
-"""Rows and entries as rules.yaml and list files have them.
+"""Writes rows and entries as rules.yaml and list files, which `policyd check` accepts.
 
-What comes out is what `policyd check` takes. Rows that follow each other with one verdict become one rule, because
-among them the order says nothing.
+Consecutive rows with one verdict become one rule, because their order does not matter.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
     from policyd.exchange.model import Imported, Line, NewDnsList, Term, Verdict
 
-# The most values on the line of their condition; more of them each get a line.
+# Maximum number of values on the line of their condition; more get a line each.
 _ON_ONE_LINE = 4
 
 # Text that needs no quotes in YAML, also within brackets (ruleset.md, "Every scalar in the file is text").
@@ -30,7 +29,7 @@ _PLAIN_TEXT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 ._/@+,()-]*[A-Za-z0-9._/@+,(
 
 @dataclass(frozen=True, slots=True)
 class NewRule:
-    """A rule to be written: values by condition, and the lines that it came from (`first` to `last`, `count`)."""
+    """A rule to write: values by condition, and its source lines (`first` to `last`, `count`)."""
 
     name: str
     match: Mapping[str, tuple[str, ...]]
@@ -40,11 +39,11 @@ class NewRule:
     last: Line
     count: int
     observe: bool = False
-    at_least: int = 1  # of the names of `listed`
+    at_least: int = 1  # for the names of `listed`
 
     @property
     def note(self) -> str:
-        """The source of the rule, for people."""
+        """The source of the rule, for its note."""
         path = Path(self.first.path).name
         if self.first.number == self.last.number:
             return f"line {self.first.number} of {path}"
@@ -52,9 +51,9 @@ class NewRule:
 
 
 def rules(imported: Imported, names: Names, verdict: Verdict) -> list[NewRule]:
-    """Makes rules of what was imported. Bare entries get `verdict`, in a rule for each condition.
+    """Makes rules from an import. Bare entries get `verdict`, in a rule for each condition.
 
-    Names are the rows' own where they have some.
+    Rules keep the rows' own names.
     """
     made: list[NewRule] = []
     of_condition: dict[str, list[Line]] = {}
@@ -65,7 +64,7 @@ def rules(imported: Imported, names: Names, verdict: Verdict) -> list[NewRule]:
         made.append(NewRule(names.next(), {condition: values}, {}, verdict, min(lines), max(lines), len(set(lines))))
     blocking = len(imported.rows)
     while blocking and imported.rows[blocking - 1].verdict.passing:
-        blocking -= 1  # nothing below it would block
+        blocking -= 1  # no row below it blocks
     rows = imported.rows[:blocking]
     start = 0
     while start < len(rows):
@@ -80,7 +79,7 @@ def rules(imported: Imported, names: Names, verdict: Verdict) -> list[NewRule]:
         by_shape: dict[tuple[str, ...] | int, list[int]] = {}
         for place in range(start, end):
             conditions = tuple(dict.fromkeys(term.condition for term in rows[place].match))
-            # Conditions of one rule must all hold, so only rows of a single and the same one can share a rule.
+            # All conditions of a rule must hold, so only rows with the same single condition can share a rule.
             by_shape.setdefault(conditions if len(conditions) == 1 else place, []).append(place)
         for places in by_shape.values():
             of_one = [rows[place] for place in places]
@@ -105,16 +104,16 @@ def rules(imported: Imported, names: Names, verdict: Verdict) -> list[NewRule]:
 
 
 class Names:
-    """Rule names: unique, and of the characters that rules.yaml allows. `prefix` begins those that are made up."""
+    """Rule names: unique, with characters that rules.yaml allows. `prefix` begins generated names."""
 
     def __init__(self, prefix: str, taken: Iterable[str] = ()) -> None:
         self._prefix = _rule_name(prefix) or "imported"
         self._given = {"default", *taken}
         self._number = 0
-        self._suffixes: dict[str, int] = {}  # the last one given to each name that was wanted more than once
+        self._suffixes: dict[str, int] = {}  # the last number given to each repeated name
 
     def next(self, wanted: str = "") -> str:
-        """The next name: the wanted one, or one of its own."""
+        """The next name: the wanted name, or a generated one."""
         name = _rule_name(wanted)
         base = name
         suffix = self._suffixes.get(base, 1)
@@ -194,12 +193,12 @@ def _action(verdict: Verdict) -> str:
 
 
 def value_scalar(value: str) -> str:
-    """A value of a condition: `$` at its beginning would name a list, so it is doubled."""
+    """A value of a condition; `$` at its beginning would name a list, so it is doubled."""
     return scalar("$" + value if value.startswith("$") else value)
 
 
 def scalar(text: str) -> str:
-    """A text as a YAML scalar, in quotes where it needs them."""
+    """A text as a YAML scalar, in quotes if it needs them."""
     return text if _PLAIN.fullmatch(text) else _quoted(text)
 
 
@@ -208,12 +207,12 @@ def _quoted(text: str) -> str:
 
 
 def list_file(entries: Iterable[Term], heading: str) -> str:
-    """A list file: an entry a line, none twice."""
+    """A list file: an entry a line, without repetitions."""
     return "\n".join([*_comment(heading), *dict.fromkeys(entry.value for entry in entries)]) + "\n"
 
 
 def fits_list_file(value: str) -> bool:
-    """Whether a value is still itself when a list file is read: no comment begins in it, no blank is at its ends."""
+    """Whether a list file gives the value back unchanged: it contains no comment, and no blank at its ends."""
     return value == value.strip() and re.search(r"(?:^|\s)[#;]", value) is None
 
 

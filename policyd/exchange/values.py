@@ -1,6 +1,6 @@
-"""Single values as other systems write them: networks, ranges, host names, mail addresses.
+"""Converts single values of other systems: networks, ranges, host names, mail addresses.
 
-Each is given as rules.yaml takes it, or refused by `UnsupportedError` with what is wrong with it.
+Each function returns the form of rules.yaml, or raises `UnsupportedError` with the reason.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ADDRESS_LIKE = re.compile(
     re.IGNORECASE,
 )
 
-# A range of IPv4 addresses takes at most 62 networks. Registries hand out no IPv6 range that takes more.
+# Maximum number of networks of a range: IPv4 needs at most 62, and registries assign no IPv6 range that needs more.
 _MAX_NETWORKS = 64
 
 _MASK = re.compile(r"\d+\.\d+\.\d+\.\d+", re.ASCII)
@@ -34,7 +34,7 @@ _LENGTH = re.compile(r"\d{1,3}", re.ASCII)
 
 
 def looks_like_address(text: str) -> bool:
-    """Whether a word is meant as an address, network or range, rightly written or not, and not as a name."""
+    """Whether a word is meant as an address, network or range, even a wrong one, and not as a name."""
     return _ADDRESS_LIKE.fullmatch(text) is not None
 
 
@@ -47,8 +47,8 @@ def address(text: str) -> netaddr.IPAddress:
 def network(text: str, mask: Callable[[], None] | None = None) -> netaddr.IPNetwork:
     """A network, or an address as a network of one; `/255.255.255.0` is a prefix too.
 
-    Host bits that are set are cleared, and `mask` is called; without `mask` they are refused, and the message names the
-    right network.
+    If host bits are set, they are cleared and `mask` is called; without `mask` the network is refused, and the message
+    has the right one.
     """
     base, slash, prefix = text.partition("/")
     version, number = _parsed(base)
@@ -96,25 +96,26 @@ def address_range(text: str, mask: Callable[[], None] | None = None) -> list[net
 
 
 def _count_of_networks(first: int, end: int) -> int:
-    """Of how many networks the addresses from `first` up to `end` consist: one for each bit of the way from either to
-    the number between them that has most zeros at its end."""
+    """The number of networks that make up the addresses from `first` up to `end`: one for each bit between either and
+    the number between them with the most trailing zeros.
+    """
     shift = (first ^ end).bit_length() - 1
     middle = end >> shift << shift
     return (middle - first).bit_count() + (end - middle).bit_count()
 
 
 def network_text(of: netaddr.IPNetwork) -> str:
-    """A network as lists show it: an address alone where it is one of one."""
+    """A network in the form of lists: a network of one address without its prefix."""
     return str(of.network) if of.size == 1 else str(of.cidr)
 
 
 def fewest(networks: Iterable[netaddr.IPNetwork]) -> list[str]:
-    """The same addresses in the fewest networks, in order of addresses, IPv4 first."""
+    """The fewest networks with the same addresses, in order of addresses, IPv4 first."""
     return [network_text(cidr) for cidr in netaddr.cidr_merge(list(networks))]
 
 
 def term(condition: str, value: str) -> Term:
-    """A condition with a value that rules.yaml takes. Otherwise raises `UnsupportedError` with the loader's reason."""
+    """A condition with a valid value. Otherwise raises `UnsupportedError` with the loader's reason."""
     form = CONDITIONS[condition].form
     if not value.isprintable():
         raise UnsupportedError(f"{shown(value)} has characters that are not text")
@@ -125,5 +126,5 @@ def term(condition: str, value: str) -> Term:
 
 
 def literal(text: str) -> str:
-    """An expression for this text alone."""
-    return re.escape(text).replace(r"\-", "-")  # a dash is special in brackets only, and none are put around it
+    """An expression that matches only this text."""
+    return re.escape(text).replace(r"\-", "-")  # a dash is special only in brackets

@@ -1,1 +1,1 @@
-"""Keeps lists current: gets them (source), judges each new copy (guards), and puts it in its place (run)."""
+"""Keeps lists current: downloads them (source), checks each new copy (guards), and puts it in place (run)."""

@@ -1,7 +1,7 @@
-"""`policyd block` and `allow`: one line in a list that this host keeps, with an end and a reason.
+"""`policyd block` and `allow`: write a line with an end and a reason into one of this host's lists.
 
-The line is put into a copy of the list, the rules text in force is checked with the copy, and only then does the copy
-take the list's place in one rename, under the lock that `policyd fetch` takes as well.
+The line goes into a copy of the list, the rules in force are checked with the copy, and only then the copy replaces the
+list in one rename, under the same lock as `policyd fetch`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 # Characters of a reason.
 MAX_WHY = 500
 
-# Lists that `block` never contradicts, beside those that a `never` names.
+# Lists that `block` never contradicts, besides those that a `never` names.
 _KEPT_OUT = ("allowed-networks", "own-networks")
 
 _FOLDER = "/var/lib/policyd/lists"
@@ -52,7 +52,7 @@ _LINES = {
 
 
 class Side(StrEnum):
-    """Which lists are changed."""
+    """The side whose lists are changed: block or allow."""
 
     BLOCK = "blocked"
     ALLOW = "allowed"
@@ -60,7 +60,7 @@ class Side(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class KeptEntry:
-    """An entry that is in a list: its end as it is written (empty for ever), and the comment with who and why."""
+    """An entry in a list: its end as written (empty: for ever), and the comment with author and reason."""
 
     what: str
     end: str
@@ -80,7 +80,7 @@ class Keeper:
         self._file: RulesFile = rules_file
 
     def add(self, what: str, end: float | None, comment: str) -> str:
-        """Adds an entry, or gives the one that is there a new end. Returns the line. Raises RefusedError, OSError."""
+        """Adds an entry, or changes the end of an existing one. Returns the line. Raises RefusedError, OSError."""
         kind, entry = self._read(what)
         definition = self._list(kind)
         if self._side is Side.BLOCK:
@@ -91,7 +91,7 @@ class Keeper:
         return line
 
     def end(self, what: str) -> str:
-        """Takes an entry out of its list. Returns it. Raises RefusedError if it is not there, and OSError."""
+        """Removes an entry from its list. Returns it. Raises RefusedError if it is not there, and OSError."""
         kind, entry = self._read(what)
         definition = self._list(kind)
         if entry not in {kept.what for kept in self._entries(definition)}:
@@ -126,7 +126,7 @@ class Keeper:
     # --- What is written --------------------------------------------------------------------------------------------
 
     def _read(self, what: str) -> tuple[str, str]:
-        """`networks` or `hosts`, and the entry in the form in which it is written."""
+        """Returns `networks` or `hosts`, and the entry in its written form."""
         if "@" in what:
             raise RefusedError(f"'{what}' is a mail address, which anyone can write; name an address, network or host")
         raw = what.strip().encode("utf-8", "surrogateescape")
@@ -185,7 +185,7 @@ class Keeper:
                 yield KeptEntry(entry.text, end.strip(), comment.strip())
 
     def _change(self, definition: ListDefinition, entry: str, line: str | None) -> None:
-        """Replaces an entry's lines by a new line, if the ruleset loads with that. Raises RefusedError, OSError."""
+        """Replaces an entry's lines by a new line, if the ruleset loads with it. Raises RefusedError, OSError."""
         target = Path(definition.file_path)
         with list_lock(target.parent):
             is_new = not target.exists()
@@ -211,11 +211,11 @@ class Keeper:
                 raise RefusedError(f"the ruleset does not accept it: {problem}")
             replace_file(target, content)
             if is_new:
-                target.chmod(0o644)  # the daemon has another user
+                target.chmod(0o644)  # the daemon runs as another user
 
 
 def comment_of(who: str, why: str) -> str:
-    """The comment of an entry: when, who and why, in one line."""
+    """The comment of an entry: date, author and reason, in one line."""
     when = time.strftime("%Y-%m-%d", time.gmtime())
     reason = printable(" ".join(why[:MAX_WHY].split()))
     return f"{when} {printable(who)}" + (f": {reason}" if reason else "")

@@ -1,4 +1,4 @@
-"""Judges a new copy of a list before it is put in its place: each guard says in one line why it refuses."""
+"""Checks a new copy of a list before it is put in place; a guard that refuses it gives the reason in one line."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Range = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The rules text that new copies are judged by: the one in force, or the file's (`text` None)."""
+    """The rules with which new copies are tested: those in force, or those of the file (`text` is None)."""
 
     path: str
     text: Text | None
@@ -52,7 +52,7 @@ class RefusedError(Exception):
 
 
 def networks_of(entries: Iterable[str]) -> Networks:
-    """The networks among entries; what is not a network is left out."""
+    """The networks among entries; other entries are left out."""
     found, _ = parse_entries(Form.NETWORK, [entry.encode() for entry in entries])
     assert isinstance(found, Networks)
     return found
@@ -69,7 +69,7 @@ def ranges(networks: Networks) -> Iterator[tuple[Range, int]]:
 
 
 class Protected:
-    """Networks that no new entry may cover or lie in, each with the name of what protects it."""
+    """Networks that no new entry may cover or lie in, each with the name of the protecting list."""
 
     def __init__(self, named: Iterable[tuple[str, Networks]]) -> None:
         self._ranges: list[tuple[Range, str, int]] = sorted(
@@ -84,7 +84,7 @@ class Protected:
             self._last.append(best)
 
     def meets(self, one: Range) -> str:
-        """Names what protects a network that `one` covers or lies in, with that network; empty if nothing does."""
+        """Names the list that protects a network which `one` covers or lies in, and that network; empty if none."""
         version, first, last = one
         place = bisect_right(self._ranges, ((version, last, 1 << 128), "", 0)) - 1
         if place < 0:
@@ -134,7 +134,7 @@ def check_names(names: Iterable[str], protected: Iterable[tuple[str, str]]) -> N
 
 
 def check_amount(new: set[Any], old: set[Any], source: Source) -> None:
-    """Refuses a copy with too few entries, or too different from the one in force. Raises RefusedError."""
+    """Refuses a copy with too few entries, or too many changes from the copy in force. Raises RefusedError."""
     if len(new) < source.min_entries:
         raise RefusedError(f"has {len(new):,} entries, fewer than min_entries {source.min_entries:,}")
     came, went = len(new - old), len(old - new)
@@ -147,7 +147,7 @@ def check_amount(new: set[Any], old: set[Any], source: Source) -> None:
 
 
 def first_wrong(form: Form, lines: list[str]) -> str:
-    """Why the first line that is not an entry is wrong; empty if all are entries."""
+    """Explains the first invalid line; empty if every line is an entry."""
     raw = [line.encode() for line in lines]
     _, bad = parse_entries(form, raw)
     return f"'{lines[bad[0]][:80]}': {explain_entry(form, raw[bad[0]])}" if bad else ""

@@ -1,8 +1,8 @@
-"""One run of `policyd fetch`: all lists and databases that are due are fetched, judged and put in their places.
+"""One run of `policyd fetch`: fetches all lists and databases that are due, checks them and puts them in place.
 
 A list in force is never touched before its new copy has passed every guard; it is then replaced in one rename, and the
-former copy is kept as `.previous`. So a list is always the old one or the new one, wherever a run is killed. What is
-refused leaves the old copy in force, for as long as it takes.
+former copy is kept as `.previous`. So a list is always the old or the new copy, whenever a run is killed. If a copy is
+refused, the old copy stays in force.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ if TYPE_CHECKING:
 
 _MAX_STATE_BYTES = 64 << 10
 
-# Seconds after which a temporary file is taken for that of a run which was killed. A run with slow servers takes
-# minutes; a hard link has the time of the list itself, and lives for milliseconds.
+# Seconds after which a temporary file is assumed to be from a killed run. A run with slow servers takes minutes; a hard
+# link has the list's own time, and exists for milliseconds.
 _LEFTOVER_SECONDS = 3600.0
 
-# Bytes at the beginning of an answer that are searched for the first one that is not blank.
+# Bytes at the beginning of an answer that are searched for the first non-blank byte.
 _PAGE_BYTES = 4096
 
 
@@ -65,8 +65,8 @@ _PAGE_BYTES = 4096
 class Choice:
     """Options of a run, by names of lists and kinds of databases.
 
-    Only those in `only` (all if empty); also what is not due or unchanged (`force`); nothing but say (`dry_run`); those
-    in `accept` without min_entries and without a comparison with the copy in force.
+    `only`: these and no others (empty: all). `force`: also files that are not due or unchanged. `dry_run`: change
+    nothing. `accept`: these without min_entries and without a comparison with the copy in force.
     """
 
     only: Collection[str] = ()
@@ -77,7 +77,7 @@ class Choice:
 
 @dataclass(slots=True)
 class Outcome:
-    """The result of a run: a line for each file that was looked at, by whether it was refused; the `changed` ones.
+    """The result of a run: a line for each file, refused or not; the `changed` files.
 
     `paths` are the files of all lists and databases with `from:`.
     """
@@ -89,7 +89,7 @@ class Outcome:
 
 
 class NoSuchListError(Exception):
-    """A list that was named is not fetched. The message says which are."""
+    """A named list is not a fetched list. The message names those that are."""
 
 
 @dataclass(slots=True)
@@ -149,7 +149,7 @@ class _Run:
         self._rules = rules
         self._choice = choice
         self._outcome = Outcome()
-        # Lists that are missing or wrong must not keep a run from repairing them, so errors do not matter here.
+        # Missing or wrong lists must not keep a run from repairing them, so errors do not matter here.
         report = Report()
         rules_file = read_rules(rules.path, report, text=rules.text)
         if rules_file is None or rules_file.root is None:
@@ -254,7 +254,9 @@ class _Run:
         return _New(wanted, content, temporary, new_state, said, modified)
 
     def _judge_database(self, definition: DatabaseDefinition, new: Path) -> str:
-        """Refuses what cannot be used, is older, or has lost half. Returns what to say. Raises RefusedError."""
+        """Refuses a database that cannot be used, is older, or has lost half of its networks. Returns the message.
+        Raises RefusedError.
+        """
         (after, count), before = _database(definition, str(new)), None
         with contextlib.suppress(RefusedError):
             before = _database(definition, definition.path)
@@ -279,7 +281,7 @@ class _Run:
         return "cidr"
 
     def _guard(self, name: str, source: Source, condition: str, content: bytes, old: bytes | None) -> str:
-        """Refuses what must not get in place. Returns what to say of it. Raises RefusedError."""
+        """Applies the guards to a new copy. Returns the message. Raises RefusedError."""
         entries = [entry.text for entry in ListFile(name, content).entries()]
         if not entries:
             raise RefusedError("nothing arrived that is an entry")
@@ -308,7 +310,7 @@ class _Run:
     # --- All together -----------------------------------------------------------------------------------------------
 
     def _judge_together(self, new: list[_New]) -> list[_New]:
-        """Those new copies with which the ruleset loads and passes its tests."""
+        """Returns the new copies with which the ruleset loads and passes its tests."""
         if not new or not self._problem(new):
             return new
         good = []
@@ -369,11 +371,11 @@ def _check_page(content: bytes, instead_of: str) -> None:
 
 
 def _converted(source: Source, condition: str, content: bytes, target: Path) -> bytes:
-    """The list file that the answer makes. Raises RefusedError."""
+    """Converts the answer to a list file. Raises RefusedError."""
     if b"\0" in content:
         raise RefusedError("binary data arrived instead of a list")
     if source.format == "plain" and condition != "cidr":
-        return content  # as policyd writes lists; each line is judged as an entry of the condition
+        return content  # policyd's own list format; each line is checked as an entry of the condition
     temporary = _beside(target, "arrived")
     try:
         temporary.write_bytes(content)
@@ -404,7 +406,7 @@ def _database(definition: DatabaseDefinition, path: str) -> tuple[DatabaseInfo, 
 
 
 def _modified(validators: Validators) -> float:
-    """When the server says that the file was written last, at most now (Unix seconds); now if it does not say."""
+    """The server's Last-Modified, at most now (Unix seconds); now if it sends none."""
     try:
         return min(parsedate_to_datetime(validators.last_modified).timestamp(), time.time())
     except (ValueError, TypeError, OverflowError):
@@ -421,7 +423,7 @@ def _beside(target: Path, ending: str) -> Path:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Removes temporary files that a run which was killed has left beside a list."""
+    """Removes temporary files that a killed run has left beside a list."""
     mine = re.compile(rf"\.{re.escape(target.name[:200])}\.[0-9a-f]{{16}}\.(?:arrived|checked|previous|new)")
     before = time.time() - _LEFTOVER_SECONDS
     with os.scandir(target.parent) as folder:
@@ -433,7 +435,7 @@ def _remove_leftovers(target: Path) -> None:
 
 
 def _keep_previous(target: Path) -> None:
-    """Keeps the copy in force as `.previous`, without a moment at which either name has half a list."""
+    """Keeps the copy in force as `.previous`; neither name ever has a partial list."""
     link = _beside(target, "previous")
     try:
         link.hardlink_to(target)
@@ -461,7 +463,7 @@ def _wait(target: Path, source: Source) -> float:
 
 
 def _retry_path(target: Path) -> Path:
-    """A file whose time says when the server may be asked again (Retry-After)."""
+    """A file whose modification time says when the server may be asked again (Retry-After)."""
     return target.with_name(f".{target.name}.retry")
 
 
@@ -479,7 +481,7 @@ def _old_content(target: Path, max_bytes: int) -> bytes | None:
 
 
 def _read_state(target: Path) -> dict[str, str]:
-    """Reads the state that the last fetch left; empty if there is none, or it cannot be read."""
+    """Reads the state of the last fetch; empty if there is none, or it cannot be read."""
     try:
         state = json.loads(read_file(str(state_path(str(target))), _MAX_STATE_BYTES))
     except (UnreadableError, OversizedError, ValueError, RecursionError):

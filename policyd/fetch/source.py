@@ -1,7 +1,7 @@
-"""Gets a list or a database over HTTP, within limits of size, time and redirects.
+"""Downloads a list or a database over HTTP, within limits of size, time and redirects.
 
-A redirect never leads from https to http or to another scheme. What arrives cut short, compressed without end or too
-slowly raises `FetchError`, whose message is one line and never contains a key, nor a proxy's password.
+A redirect never leads from https to http or to another scheme. A truncated, oversized or slow answer raises
+`FetchError`, whose message is one line and never contains a key or a proxy's password.
 
 The environment names proxies (`https_proxy`, `http_proxy`, `no_proxy`); urllib3 by itself would ignore them.
 """
@@ -27,14 +27,14 @@ from policyd.core.printable import printable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Redirects that are followed.
+# Maximum number of redirects.
 MAX_REDIRECTS = 5
 
 # Seconds for all of a download, and for a connection or one read.
 MAX_SECONDS = 300.0
 READ_SECONDS = 30.0
 
-# Seconds that a server may ask to wait (Retry-After); a longer wait would disarm the list.
+# Maximum seconds of Retry-After that are obeyed; a longer wait would leave the list outdated.
 MAX_WAIT = 86400.0
 
 _PIECE = 1 << 16
@@ -88,7 +88,7 @@ def get(url: str, key: str, validators: Validators, max_bytes: int = MAX_LIST_BY
         raise FetchError(f"more than {MAX_REDIRECTS} redirects")
     except urllib3.exceptions.HTTPError as error:
         raise FetchError(_without_key(_told(error), key)) from None
-    except (ValueError, OSError) as error:  # a certificate store that cannot be read, a header that is none
+    except (ValueError, OSError) as error:  # an unreadable certificate store, an invalid header
         raise FetchError(_without_key(f"cannot be fetched: {error}", key)) from None
 
 
@@ -130,7 +130,7 @@ def _read(response: urllib3.BaseHTTPResponse, deadline: float, max_bytes: int) -
 
 
 def _pieces(response: urllib3.BaseHTTPResponse, deadline: float) -> Iterator[bytes]:
-    """The body as it was sent, so that this file alone decides how much is decompressed."""
+    """The body as sent; decompression happens here, within the limit."""
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in {"identity", "gzip", "x-gzip", ""}:
         raise FetchError(f"Content-Encoding {encoding[:40]!r} was not asked for")
@@ -141,7 +141,7 @@ def _pieces(response: urllib3.BaseHTTPResponse, deadline: float) -> Iterator[byt
 
 
 def _plain(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The body without gzip, whether that was the transfer's encoding or is the file's own."""
+    """The body without gzip, whether the transfer or the file was compressed."""
     first = b""
     while len(first) < len(_GZIP) and (piece := next(pieces, b"")):
         first += piece
@@ -153,7 +153,7 @@ def _plain(pieces: Iterator[bytes]) -> Iterator[bytes]:
     piece = first
     try:
         while piece:
-            if inflater.eof:  # one compressed file after the other makes one file (RFC 1952 section 2.2)
+            if inflater.eof:  # concatenated gzip files are one file (RFC 1952 section 2.2)
                 inflater = zlib.decompressobj(wbits=31)
             yield inflater.decompress(piece, _PIECE)
             piece = inflater.unused_data if inflater.eof else inflater.unconsumed_tail

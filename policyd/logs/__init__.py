@@ -1,1 +1,1 @@
-"""Reads mail logs and decision logs: from lines of text to transactions and decisions."""
+"""Reads mail logs and decision logs: turns lines of text into transactions and decisions."""

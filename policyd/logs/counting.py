@@ -33,7 +33,8 @@ class Distinct:
 class Frequent(Generic[_Value]):
     """Counts each value's occurrences, and forgets the rarest values when there are too many.
 
-    What is frequent is counted exactly unless it was forgotten in between; `forgotten` says how much was.
+    A frequent value is counted exactly unless it was forgotten in between; `forgotten` is the number of forgotten
+    values.
     """
 
     def __init__(self, limit: int) -> None:

@@ -1,4 +1,4 @@
-"""Counts the lines of a log by use, and what each limit left out."""
+"""Counts the lines of a log by use, and lines left out because of a limit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class LeftOut:
     hosts: int = 0  # lines of hosts beyond the maximum
     mails: int = 0  # mails whose end was not waited for
     sessions: int = 0  # sessions that were forgotten before their end
-    recipients: int = 0  # recipients of mails with very many
+    recipients: int = 0  # recipients of mails with too many
     repeats: int = 0  # repetitions that one line stands for
     returns: int = 0  # mails that a filter may have handed back, given up within the time it takes
 
@@ -41,11 +41,11 @@ class LineCounts:
     """Counts lines by use. Each line is used, other or unknown."""
 
     lines: int = 0
-    used: int = 0  # told something of a mail
-    other: int = 0  # of a program, or of a matter, that tells nothing of mail from outside
-    unknown: int = 0  # in no known form
-    blank: int = 0  # empty ones, which are among the others
-    repeated: int = 0  # further mails that lines such as `message repeated 3 times` stand for
+    used: int = 0  # with facts about a mail
+    other: int = 0  # of other programs, or not about mail from outside
+    unknown: int = 0  # in an unknown form
+    blank: int = 0  # empty lines, included in `other`
+    repeated: int = 0  # additional mails from lines such as `message repeated 3 times`
     hidden: int = 0  # journal entries whose text journalctl left out
-    example: bytes = b""  # the first line that is in no known form or has no known tag
+    example: bytes = b""  # the first line in an unknown form or with an unknown tag
     left_out: LeftOut = field(default_factory=LeftOut)

@@ -12,7 +12,7 @@ from policyd.logs.maillog import MailLog
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-# Lines that are looked at to tell a mail log from other files.
+# Lines that are checked to distinguish a mail log from other files.
 _SAMPLE_LINES = 1000
 
 

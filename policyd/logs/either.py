@@ -1,6 +1,6 @@
-"""Reads logs of both kinds: the decisions of a decision log, or the mails of a mail log, whichever a file holds.
+"""Reads logs of both kinds: the decisions of decision logs, and the mails of mail logs.
 
-The first block of a file tells which: a decision log, bare or within a journal, has a decision there. Files of both
+The first block of a file decides: only a decision log, bare or within a journal, has a decision there. Files of both
 kinds may be mixed.
 """
 
@@ -51,7 +51,7 @@ def batches(paths: Iterable[str], advance: Callable[[int], None] | None = None) 
 
 
 def _known(counts: LineCounts) -> int:
-    """Lines in a form that is known."""
+    """Lines in a known form."""
     return counts.used + counts.other - counts.blank
 
 

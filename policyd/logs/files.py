@@ -1,9 +1,9 @@
-"""Opens the files that a command is given as LOG, and reads their lines in blocks, as bytes.
+"""Opens a command's LOG files, and reads their lines in blocks, as bytes.
 
-Promises: `-` is standard input; gzip, bzip2, xz and Zstandard are recognised by their first bytes, whatever the
-name; the files of one rotated set come oldest first; no more than one block and one line is held. A file that is
-missing, a folder, unreadable, cut off or not text ends the reading with a `LogError` of one line. What a line means is
-left to the readers of this package.
+Promises: `-` is standard input; gzip, bzip2, xz and Zstandard are recognised by their first bytes, whatever the name;
+the files of one rotated set come oldest first; no more than one block and one line is held. A file that is missing, a
+folder, unreadable, cut off or not text ends the reading with a `LogError` of one line. The readers of this package
+interpret the lines.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ BLOCK_BYTES = 256 * 1024
 # its lines at 2 KiB; journald's JSON lines have a few KiB.
 MAX_LINE_BYTES = 256 * 1024
 
-# Compressed bytes given to Zstandard at once. A block of 4 bytes can stand for 128 KiB, so this bounds what comes out
-# of a hostile file to 64 MiB at a time.
+# Compressed bytes given to Zstandard at once. A block of 4 bytes can expand to 128 KiB, so this limits the output from
+# a hostile file to 64 MiB at a time.
 _ZSTD_INPUT_BYTES = 2 * 1024
 
-# A text file has tabs, and now and then a NUL that a crash left behind; a binary one has more than this share of
-# control characters in its first block.
+# Maximum share of control characters in the first block of a text file, which has tabs, and sometimes a NUL left by a
+# crash.
 _BINARY_SHARE = 0.02
 _CONTROL = bytes(set(range(32)) - set(b"\t\n\r\f\x1b")) + b"\x7f"
 
 _UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError)
 
-# The endings that logrotate and newsyslog give: `.1`, `-20261121`, `-20261121-1763683200`, `.20261121`, and a
+# The suffixes that logrotate and newsyslog add: `.1`, `-20261121`, `-20261121-1763683200`, `.20261121`, and a
 # compressor's own.
 _ROTATED = re.compile(
     r"(?P<base>.+?)(?:\.(?P<number>\d{1,4})|[-.](?P<date>\d{8}(?:[-T.]?\d{2,10})?))?(?:\.(?:gz|bz2|xz|zst))?", re.DOTALL
@@ -63,11 +63,11 @@ class NotTextError(LogError):
 
 
 class Block(NamedTuple):
-    """Some whole lines of one file, in order: `text` ends with a line's end, `lines` are without.
+    """Some whole lines of one file, in order: `text` ends with a line end, `lines` have no line ends.
 
-    `name` is the file as the operator named it, `first` is true for a file's first block, and `modified` is when the
-    file was last written to (Unix seconds; for standard input, now), which dates stamps that have no year. `ended` is
-    false if the file ends before the last of these lines does.
+    `name` is the file as the user named it, `first` is true for a file's first block, and `modified` is when the file
+    was last written to (Unix seconds; for standard input, now), which dates stamps that have no year. `ended` is false
+    if the file ends before the last of these lines does.
     """
 
     name: str
@@ -87,8 +87,8 @@ class Block(NamedTuple):
 def in_order(paths: Sequence[str]) -> list[str]:
     """Returns the same paths with the files of each rotated set together, oldest first.
 
-    `mail.log mail.log.1 mail.log.2.gz` is one set, as is `mail.log mail.log-20261114 mail.log-20261107.gz`. Sets keep
-    the order in which they were first named, and so do files that are in none.
+    `mail.log mail.log.1 mail.log.2.gz` is one set, as is `mail.log mail.log-20261114 mail.log-20261107.gz`. Sets and
+    single files keep the order in which they were first named.
     """
     sets: dict[str, list[tuple[tuple[int, int, str], str]]] = {}
     for path in paths:
@@ -100,7 +100,7 @@ def in_order(paths: Sequence[str]) -> list[str]:
 def rotated_set(path: str) -> list[str]:
     """Returns the file at `path` and those rotated away from it, oldest first.
 
-    Raises `LogError` where there is none of them, or the folder cannot be read.
+    Raises `LogError` if there is none of them, or the folder cannot be read.
     """
     live = Path(path)
     try:
@@ -114,9 +114,9 @@ def rotated_set(path: str) -> list[str]:
 
 
 def total_bytes(paths: Iterable[str]) -> int | None:
-    """How many bytes the files have on disk, or None if one (standard input, a pipe) does not tell.
+    """The total size of the files on disk, or None if a size is unknown (standard input, a pipe).
 
-    Raises `LogError` for the first that is not a readable file, so that a long run does not end at its last LOG.
+    Raises `LogError` for the first that is not a readable file, so that a long run does not fail at its last LOG.
     """
     total: int | None = 0
     for path in paths:
@@ -124,7 +124,7 @@ def total_bytes(paths: Iterable[str]) -> int | None:
             total = None
             continue
         try:
-            status = os.stat(path)  # noqa: PTH116 - a path that was typed, used as it is
+            status = os.stat(path)  # noqa: PTH116 - the path as typed
         except (OSError, ValueError) as error:
             raise LogError(f"{path}: {_reason(error)}") from None
         if stat.S_ISDIR(status.st_mode):
@@ -143,8 +143,8 @@ def read_blocks(
 ) -> Iterator[Block]:
     """The lines of all files, one after the other; a line of more than `longest` bytes is cut there.
 
-    `advance` is told how many bytes of a file (compressed, if it is) have been read since it was last called, where
-    it is one whose bytes can be counted. Raises `LogError`.
+    `advance` is called with the number of bytes read (compressed, if the file is) since the last call, for files of
+    known size. Raises `LogError`.
     """
     for path in paths:
         yield from _read_file(path, advance or _ignore, longest)
@@ -179,7 +179,7 @@ def _open(path: str) -> io.FileIO:
 
 
 def _decompressed(file: io.BufferedReader[io.FileIO]) -> Iterator[bytes]:
-    """Yields blocks of the content, decompressed as its first bytes call for (RFC 1952, RFC 8878; bzip2 and xz)."""
+    """Yields blocks of the content, decompressed according to its first bytes (RFC 1952, RFC 8878; bzip2 and xz)."""
     magic = file.peek(6)[:6]
     if magic.startswith(b"\x1f\x8b"):
         return _plain(gzip.GzipFile(fileobj=file))
@@ -198,7 +198,7 @@ def _plain(file: BinaryIO | io.BufferedIOBase) -> Iterator[bytes]:
 
 
 def _zstandard(file: BinaryIO | io.BufferedIOBase) -> Iterator[bytes]:
-    """As `_plain`, without the library's `stream_reader`, which accepts a truncated file as complete."""
+    """Yields decompressed blocks; not by the library's `stream_reader`, which accepts a truncated file as complete."""
     frame = None
     while piece := file.read(_ZSTD_INPUT_BYTES):
         while piece:
@@ -221,7 +221,7 @@ def _whole_lines(blocks: Iterator[bytes], path: str, longest: int) -> Iterator[t
             _refuse_binary(block, path)
             first = False
         text = rest + block
-        if b"\r" in text:  # one byte is found five times as fast as two
+        if b"\r" in text:  # finding one byte is five times as fast as two
             text = text.replace(b"\r\n", b"\n")
         end = text.rfind(b"\n") + 1
         text, rest = text[:end], text[end:]
@@ -265,5 +265,5 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]
     if isinstance(error, OSError):
-        return f"the compressed file is damaged ({error})"  # bz2 raises OSError with a text alone
+        return f"the compressed file is damaged ({error})"  # bz2 raises OSError with only a text
     return str(error)

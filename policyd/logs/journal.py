@@ -1,6 +1,6 @@
-"""Reads log entries that are written as fields: `journalctl -o json`, `verbose` and `export`, other JSON.
+"""Reads log entries with fields: `journalctl -o json`, `verbose` and `export`, other JSON.
 
-Promises: no input raises; what is collected over several lines is bounded. Formats: journalctl(1), "Journal Export
+Promises: no input raises; an entry collected over several lines is bounded. Formats: journalctl(1), "Journal Export
 Formats" and "Journal JSON Format" (https://systemd.io/JOURNAL_EXPORT_FORMATS), Docker's json-file driver, the JSON
 templates of rsyslog, syslog-ng and fluentd, and the Elastic Common Schema.
 """
@@ -14,10 +14,10 @@ from typing import Any
 
 from policyd.logs.wrappings import Entry, is_stamped, peel
 
-# Bytes of one entry that is collected over several lines; a journal entry of a mail server has 2 KiB.
+# Maximum bytes of an entry collected over several lines; a mail server's journal entry has 2 KiB.
 _MAX_ENTRY = 64 * 1024
 
-# JSON within JSON: a container runtime around a program that logs JSON.
+# Maximum nesting of JSON within JSON: a container runtime around a program that logs JSON.
 _MAX_DEPTH = 3
 
 _MESSAGE = ("message", "msg", "log", "short_message", "line", "@message", "textpayload")
@@ -44,10 +44,10 @@ _LENGTH_BYTES = 8
 
 
 def entry_of(fields: dict[str, Any], stamp: bytes = b"", depth: int = 0) -> Entry | None:
-    """Returns the entry that these fields are, or None if there is no message among them.
+    """Returns the entry with these fields, or None if they have no message.
 
-    An empty program: only the message is known. `stamp` is the timestamp of what wraps the fields. A message that has
-    a tag of its own is peeled.
+    An empty program means that only the message is known. `stamp` is the timestamp of the wrapping around the fields. A
+    message with its own tag is peeled.
     """
     message, program = fields.get("MESSAGE"), fields.get("SYSLOG_IDENTIFIER")
     if isinstance(message, str) and isinstance(program, str) and "/" in program:
@@ -57,7 +57,7 @@ def entry_of(fields: dict[str, Any], stamp: bytes = b"", depth: int = 0) -> Entr
     stamp = b"@" + realtime if realtime else _first(known, _STAMP) or stamp
     text = _first(known, _MESSAGE)
     if text is None:
-        # Elastic keeps what was logged one level down; journalctl writes null for what is too long.
+        # Elastic has the logged fields one level down; journalctl writes null for a value that is too long.
         inner = known.get("_source")
         return entry_of(inner, stamp, depth + 1) if isinstance(inner, dict) and depth < _MAX_DEPTH else None
     process = known.get("process")
@@ -97,16 +97,16 @@ def _usual(fields: dict[str, Any], message: str, program: str) -> Entry:
 
 
 class Collector:
-    """Gathers an entry that is written over several lines: `verbose`, `export` and `json-pretty`.
+    """Collects an entry of several lines: `verbose`, `export` and `json-pretty`.
 
-    Feed it every line from the one at which `begins` was true. It gives the fields of an entry when the next one
+    Feed it every line from the first for which `begins` is true. It returns the fields of an entry when the next entry
     begins, or when `end` is called.
     """
 
     def __init__(self) -> None:
         self._fields: dict[str, Any] = {}
         self._size = 0
-        self._binary = ""  # the field whose value, with its length in front, is on the next line
+        self._binary = ""  # the field whose length and value are on the next line
         self._pretty: list[bytes] | None = None
 
     @staticmethod
@@ -136,7 +136,7 @@ class Collector:
         return self._take_field(line), None
 
     def end(self) -> dict[str, Any] | None:
-        """Ends the entry under way; returns its fields, if there is one."""
+        """Ends the present entry; returns its fields, if there is one."""
         fields, self._fields, self._size, self._binary, self._pretty = self._fields, {}, 0, "", None
         return fields or None
 
@@ -185,9 +185,10 @@ def _first(fields: dict[str, Any], names: tuple[str, ...]) -> bytes | None:
 
 
 def _text(value: object) -> bytes | None:
-    """Returns a field's bytes: text, a number, or the array of byte numbers that the journal has for what is not UTF-8.
+    """Returns a field's bytes: text, a number, or the array of byte numbers that the journal writes for non-UTF-8
+    values.
 
-    The first of several values; None for a field that is missing, null or an object.
+    Of several values, the first; None for a field that is missing, null or an object.
     """
     if isinstance(value, list) and value:
         # Several values of one field: the first. Byte numbers may stand among them.

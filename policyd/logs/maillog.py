@@ -1,12 +1,12 @@
 """Reads mail logs of every known program: lines in, mail transactions out.
 
-Knows Postfix and sendmail within whatever policyd.logs.wrappings and policyd.logs.journal peel off, and policyd's own
-decision log in both of its formats, bare or within another log. Promises: no line raises; each line is counted once;
-what is held is bounded, and each limit that was reached is counted. Lines of several hosts and programs may be mixed.
+Reads Postfix and sendmail within all wrappings that policyd.logs.wrappings and policyd.logs.journal remove, and
+policyd's own decision log in both formats, bare or within another log. Promises: no line raises; each line is counted
+once; memory is bounded, and each reached limit is counted. Lines of several hosts and programs may be mixed.
 
-The way of a line: what stands between its timestamp and its process id names the writer, and a dict leads from there
-to the writer's reader, or to none for the many lines of other programs. Only a line whose writer is new, or that no
-dict entry fits, is peeled. A writer with an unknown name is told by the form of its first messages.
+How a line is read: the text between its timestamp and its process id names the writer, and a dict maps it to the
+writer's reader, or to none for the many lines of other programs. Only a line of a new writer, or without a dict entry,
+is peeled. A writer with an unknown name is recognised by the form of its first messages.
 """
 
 from __future__ import annotations
@@ -33,39 +33,39 @@ if TYPE_CHECKING:
 
     Reader = Callable[[bytes, bytes, bytes], bool]
 
-# Bytes of a line that is read; mail servers write shorter ones (Postfix cuts at 2 KiB, policyd at 4).
+# Maximum bytes of a line; mail servers write shorter ones (Postfix cuts at 2 KiB, policyd at 4).
 _MAX_LINE = 8 * 1024
-# The same for JSON, which has a journal's fields around the message.
+# Maximum bytes of a JSON line, which has a journal's fields around the message.
 _MAX_JSON_LINE = 64 * 1024
 
-# Maximum of writers (host and program) whose readers are remembered; all others are looked up again. 20 MB.
+# Maximum number of writers (host and program) whose readers are cached; all others are looked up again. 20 MB.
 _MAX_WRITERS = 131_072
 
-# Hosts that are told apart; a central log server has thousands, and junk that looks like hosts must not fill memory.
+# Maximum number of hosts; a central log server has thousands, and junk that looks like hosts must not fill memory.
 _MAX_HOSTS = 16_384
 
-# Messages of a writer with an unknown name that are looked at, to see whether it is a mail server.
+# Messages of a writer with an unknown name that are checked for a mail server's form.
 _MAX_TRIES = 1000
 
-# Mails that policyd may still be asked about, by `instance`: one for each smtpd process.
+# Maximum number of mails about which policyd may still be asked, by `instance`: one for each smtpd process.
 _MAX_INSTANCES = 4096
 
-# Mails that one line can stand for. `last message repeated` counts up to an hour of them.
+# Maximum number of mails for one line. `last message repeated` counts up to an hour of them.
 _MAX_REPEATS = 10_000
 
-# Bytes that an empty line may have, also within a quotation.
+# Maximum bytes of a line that counts as empty, also within a quotation.
 _BLANK = b" \t\r>`\"'"
 
-# Bytes of a line that are shown where it is quoted.
+# Bytes of a line shown in a quotation.
 _MAX_EXAMPLE = 300
 
 # The shortest timestamp, `Mar 9 23:12:23`.
 _SHORTEST_STAMP = 14
 
-# The entries of a journal are those of every program; only those of a possible mail server are read as JSON.
+# A journal has the entries of every program; only those of a possible mail server are parsed as JSON.
 _IDENTIFIER = re.compile(rb'"SYSLOG_IDENTIFIER"\s*:\s*"([^"\\]{1,200})"')
 
-# Within the message: Solaris's message id, what rsyslog writes in place of lines that are alike, and blanks of a paste.
+# Within the message: Solaris's message id, rsyslog's text for repeated lines, and blanks from pasting.
 _WITHIN = (b"[", b"message repeated ", b" ")
 _MESSAGE_ID = re.compile(rb"\[ID \d{1,10} [a-z0-9]{1,10}\.[a-z]{1,10}\] ")
 _REPEATED = re.compile(rb"message repeated (\d{1,9}) times: \[ ?(.*)\]", re.DOTALL)
@@ -75,7 +75,7 @@ _PROGRAM = re.compile(rb"[A-Za-z0-9._@-]+(?:/[A-Za-z0-9._@-]+)*")
 _SENDMAIL = frozenset({b"sendmail", b"sm-mta", b"sm-mta-in", b"sendmail-in", b"MTA"})
 _POLICYD = b"policyd"
 
-# The forms of Postfix's messages and of sendmail's, where the name of the program does not tell.
+# The forms of Postfix's messages and of sendmail's, if the name of the program does not tell.
 _POSTFIX_SHAPE = re.compile(
     rb"(?:NOQUEUE|[0-9A-F]{5,15}|[0-9B-DF-HJ-NP-TV-Zb-df-hj-np-tv-z]{10,20}): "
     rb"(?:client=\S*\[|from=<.*>, size=\d+, nrcpt=|to=<.*>, .*status=|removed$|message-id=<"
@@ -100,26 +100,26 @@ _STANDINGS = {
 class MailLog:
     """Reads the lines of one or several logs, in order, into observations.
 
-    Feed it the lines of each file after `start_file`; at the end, `finish` gives up the mails that are still open.
+    Feed it the lines of each file after `start_file`; at the end, `finish` returns the mails that are still open.
     """
 
     def __init__(self) -> None:
         self.counts = LineCounts()
         self._clock = LogClock()
         self._observations: list[Observation] = []
-        self._readers: dict[bytes, Reader] = {}  # by what stands in a line between timestamp and process id
+        self._readers: dict[bytes, Reader] = {}  # by the text between timestamp and process id
         self._writers: dict[tuple[bytes, bytes], Reader] = {}  # by host and program
         self._open = OpenMails(self.counts.left_out)
         self._postfix: dict[bytes, PostfixHost] = {}
         self._sendmail: dict[bytes, SendmailLog] = {}
-        self._asked: dict[bytes, Observation] = {}  # by instance: what policyd was asked of, not yet complete
-        # In the wrapping seen last: where the timestamp begins, and where to look for the blank behind it.
+        self._asked: dict[bytes, Observation] = {}  # by instance: mails about which policyd was asked, not yet complete
+        # In the last wrapping: where the timestamp begins, and where to search for the blank after it.
         self._start, self._behind = 0, _SHORTEST_STAMP
         self._previous = b""
         self._collector: Collector | None = None
 
     def start_file(self, modified: float) -> None:
-        """Begin a file that was last written to at `modified` (Unix seconds), which dates stamps without a year."""
+        """Begins a file, last written to at `modified` (Unix seconds), which dates timestamps without a year."""
         self._end_entry()
         self._previous = b""
         self._clock.start_file(modified)
@@ -163,7 +163,7 @@ class MailLog:
         return self._take()
 
     def finish(self) -> list[Observation]:
-        """Ends all logs; returns the mails that are still open, as far as they are known."""
+        """Ends all logs; returns the mails that are still open, with the facts known so far."""
         self._end_entry()
         for postfix in self._postfix.values():
             postfix.flush()
@@ -182,7 +182,7 @@ class MailLog:
     # --- Lines whose writer is not known yet, and those without one -------------------------------------------------
 
     def _unusual(self, line: bytes, previous: bytes) -> bool | None:
-        """Reads a line as a reader does; None for a line in no known form."""
+        """Reads a line as a reader does; returns None for a line in an unknown form."""
         known = self._read(line, previous)
         if known is None and not self.counts.example:
             self.counts.example = line[:_MAX_EXAMPLE]
@@ -254,7 +254,7 @@ class MailLog:
         return read(stamp, pid, message) or (message.startswith(_WITHIN) and self._within(read, stamp, pid, message))
 
     def _within(self, read: Reader, stamp: bytes, pid: bytes, message: bytes) -> bool:
-        """As `read`, for a message that stands within something that its syslog daemon wrote."""
+        """Reads a message within a text that the syslog daemon wrote."""
         if (message_id := _MESSAGE_ID.match(message)) is not None:
             return self._said(read, stamp, pid, message[message_id.end() :])
         if message.startswith(b" "):
@@ -327,7 +327,7 @@ class MailLog:
         return self._sendmail[host].read
 
     def _beyond(self, _stamp: bytes, _pid: bytes, _message: bytes) -> bool:
-        """Reads the lines of hosts beyond the maximum: counts them."""
+        """Counts the lines of hosts beyond the maximum."""
         self.counts.left_out.hosts += 1
         return False
 
@@ -337,12 +337,12 @@ class MailLog:
         return undecided.read
 
     def _try(self, undecided: _Undecided, stamp: bytes, pid: bytes, message: bytes) -> bool:
-        """Reads a message of a writer that is not known to be a mail server, or not to be one."""
+        """Reads a message of a writer that may or may not be a mail server."""
         text = message[message_id.end() :] if (message_id := _MESSAGE_ID.match(message)) is not None else message
         if (read := self._reader_by_shape(undecided.host, text)) is not None:
             self._decide(undecided, read)
             return read(stamp, pid, text)
-        # A container whose lines syslog or the journal has wrapped: each of them is another program's.
+        # A container whose lines syslog or the journal has wrapped: each may be of another program.
         if is_stamped(text) and (inner := peel(text)).program:
             read = self._reader(inner.host or undecided.host, inner.program)
             return self._said(read, inner.stamp, inner.pid, inner.message)
@@ -354,7 +354,7 @@ class MailLog:
         return False
 
     def _decide(self, undecided: _Undecided, read: Reader) -> None:
-        """Makes `read` the reader of a writer whose program has become known."""
+        """Makes `read` the reader of a writer, once its program is known."""
         self._writers[undecided.host, undecided.program] = read
         for key in [key for key, known in self._readers.items() if known is undecided.read]:
             self._readers[key] = read
@@ -362,7 +362,9 @@ class MailLog:
     # --- Entries that are fields ------------------------------------------------------------------------------------
 
     def _json(self, line: bytes, stamp: bytes) -> bool | None:
-        """policyd's own format, `journalctl -o json`, or that of another logger; as a reader, and None for none."""
+        """Reads policyd's own JSON, that of `journalctl -o json` or of another logger, as a reader does; returns None
+        for other lines.
+        """
         if len(line) > _MAX_JSON_LINE:
             self.counts.left_out.long_lines += 1
             return None
@@ -388,7 +390,7 @@ class MailLog:
             return False if known is None and "MESSAGE" in fields else known
         read = self._reader(entry.host, entry.program)
         if read is _ignore and "SYSLOG_IDENTIFIER" in fields:
-            # On whatever host: such a line is not read as JSON again.
+            # On any host: such a line is not parsed as JSON again.
             self._readers[b'"' + entry.program] = read
             return False
         return self._said(read, entry.stamp, entry.pid, entry.message)
@@ -415,7 +417,7 @@ class MailLog:
         return decision is not None and self._decided(decision)
 
     def _decided(self, decision: LoggedDecision) -> bool:
-        """The recipients of one mail are asked about one by one, with the same `instance`."""
+        """Combines decisions with the same `instance`, one for each recipient of a mail."""
         if decision.is_probe:
             return False
         seen = self._asked.pop(decision.instance, None) if decision.instance else None
@@ -434,7 +436,7 @@ class MailLog:
         names = decision.claimed
         name_status = _STANDINGS.get(decision.reverse_dns, NameStatus.UNKNOWN)
         if decision.hostname:
-            # If no rule needed the identity, it is the name that Postfix had checked.
+            # If no rule needed the identity, Postfix's checked name is used.
             names, name_status = (decision.hostname,), NameStatus.VERIFIED
         return Observation(
             self._clock.seconds(decision.time),
@@ -459,7 +461,7 @@ def observations(
 ) -> Iterator[Sequence[Observation]]:
     """Yields the mails in all of these files, read by `log`, in lists; `log.counts` counts the lines.
 
-    Raises `LogError` for a file that cannot be read, and for one in which nothing is known as a line of a mail log.
+    Raises `LogError` for a file that cannot be read, or that has no line of a mail log.
     """
     name = ""
     before = LineCounts()
@@ -499,12 +501,12 @@ def quote(line: bytes) -> str:
 
 @dataclass(slots=True, eq=False)
 class _Undecided:
-    """A writer whose name tells nothing, until one of its messages has the form of a mail server's."""
+    """A writer with an unknown name, until one of its messages has the form of a mail server's."""
 
     host: bytes
     program: bytes
     left: int = _MAX_TRIES
-    read: Reader | None = None  # its reader, for as long as it is undecided
+    read: Reader | None = None  # its reader while it is undecided
 
 
 def _ignore(_stamp: bytes, _pid: bytes, _message: bytes) -> bool:

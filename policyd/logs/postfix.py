@@ -1,11 +1,11 @@
-"""Puts Postfix's log lines together to mail transactions.
+"""Combines Postfix's log lines into mail transactions.
 
-The lines of one mail come from several daemons and are tied by its queue id. A refused mail has none (`NOQUEUE`) and is
-tied by the smtpd process that logged it, or by the client's address if the log has no process ids. postscreen, one
-process for all clients, is tied by address and port. A mail that leaves to a content filter and comes back under
-another queue id is one mail, whose fate is that of the second. Formats as in Postfix 2.3 to 3.12 (smtpd.c,
-smtpd_check.c, smtpd_proxy.c, smtpd_peer.c for the names and the warnings about them, postscreen.c, cleanup_milter.c,
-qmgr_active.c, log_adhoc.c).
+The lines of one mail come from several daemons and share its queue id. A refused mail has none (`NOQUEUE`); its lines
+share the smtpd process, or the client's address if the log has no process ids. postscreen is one process for all
+clients; its lines share address and port. A mail that goes to a content filter and returns under another queue id is
+one mail, with the outcome of the second queue id. Formats as in Postfix 2.3 to 3.12 (smtpd.c, smtpd_check.c,
+smtpd_proxy.c, smtpd_peer.c for the names and the warnings about them, postscreen.c, cleanup_milter.c, qmgr_active.c,
+log_adhoc.c).
 
 Fields are cut out with `find` if that is enough: an expression for each line would halve the speed.
 """
@@ -39,26 +39,27 @@ MAX_RETURNED = 16_384
 # Seconds in which a filter has answered; a mail given up later was not handed back by one.
 _FILTER_SECONDS = 3600
 
-# Answers of filters that name a queue id which has not been seen yet; its line comes within the second.
+# Maximum number of filters' answers with a queue id that is not known yet; its line comes within a second.
 _MAX_EXPECTED = 4096
 
-# Filters in a row; more are a circle in a log that was tampered with.
+# Maximum number of filters in a row; more are a loop in a forged log.
 _MAX_FILTERS = 8
 
-# Mails from a filter that are compared with the one it answers for, newest first, if its answer has no queue id.
+# Maximum number of mails from a filter compared with its answer, newest first, if the answer has no queue id.
 _MAX_COMPARED = 64
 
-# Nearly every refusal, at one go. The last group is empty, in the place of the user.
+# Nearly every refusal, in one match. The last group is empty, in the place of the user.
 _USUAL_REFUSAL = re.compile(
     rb"(reject|milter-reject): ([A-Z][A-Z-]*) from ([^\s\[]*)\[([0-9A-Fa-f:.]+)\]: "
     rb"([^;]*); from=<([^>]*)> to=<([^>]*)> proto=\w+ helo=<([^>]*)>()"
 )
-# Otherwise: the start of `reject: RCPT from name[address]: text; from=<...> ...`, of smtpd, cleanup and postscreen.
+# Other refusals: the start of `reject: RCPT from name[address]: text; from=<...> ...`, of smtpd, cleanup and
+# postscreen.
 _REFUSAL = re.compile(
     rb"(reject|milter-reject|discard|milter-discard): ([A-Z][A-Z-]*) "
     rb"from ([^\s\[]*)\[([0-9A-Fa-f:.]+|unknown)\](?::\d+)?: "
 )
-# The same of header_checks(5) and body_checks(5), which begins with the line of the mail.
+# The start of a refusal by header_checks(5) or body_checks(5), which begins with the line of the mail.
 _CONTENT_REFUSAL = re.compile(rb"(reject|discard): (header|body|mime-header|nested-header) ")
 # Lines of postscreen that end a session, with the address and port that name it.
 _SCREENED = re.compile(rb"(?:DISCONNECT|HANGUP|PASS (?:NEW|OLD)) ?(?:after \S+ from )?(\[[0-9A-Fa-f:.]+\]:\d+)")
@@ -66,10 +67,10 @@ _SCREEN_REFUSAL = re.compile(rb"(?:NOQUEUE: )?reject: ([A-Z][A-Z-]*) from (\[[0-
 # smtpd_proxy_filter's answer: `proxy-reject: END-OF-MESSAGE: 554 ...; from=<...>`, in some versions after NOQUEUE.
 _PROXY = re.compile(rb"(?:NOQUEUE: )?proxy-(accept|reject): [A-Z-]+(?: from \S+)?: ?")
 _QUEUED_AS = re.compile(rb"(?:queued as|forwarded as) ([0-9A-Za-z]{5,20})")
-# What a filter answers that keeps a mail: amavis's `Ok, discarded` and `BOUNCE`, quarantines, and files nobody reads.
+# Answers of a filter that keeps a mail: amavis's `Ok, discarded` and `BOUNCE`, quarantines, and discarded files.
 _NOT_DELIVERED = re.compile(rb"\bdiscard|\bBOUNCE\b|\bquarantin|delivered to file: /dev/null", re.IGNORECASE)
-# Its end, where each part may be missing; postscreen puts commas. Atomic groups, so that a client whose words
-# look like parts of it costs no time.
+# The end of a refusal; each part may be missing, and postscreen adds commas. Atomic groups, so that client text which
+# looks like these parts costs no time.
 _ENVELOPE = re.compile(
     rb";(?: from=<(?>(.*?)>(?=,? (?:to=<|proto=))),?)?(?: to=<(?>(.*?)>(?=,? proto=)),?)?"
     rb" proto=\w+,?(?: helo=<(?>(.*?)>(?=$|[ ,:;])))?(?:,? sasl_username=<([^>]*)>)?(?:: (.*))?"
@@ -81,7 +82,7 @@ _WRONG_NAME_ONCE = re.compile(
     rb"warning: ([0-9A-Fa-f:.]+): "
     rb"(?:address not listed for hostname (\S+)|hostname (\S+) verification failed(?:: (.*))?)"
 )
-# gai_strerror(3) of EAI_AGAIN, the one that may be another answer tomorrow.
+# gai_strerror(3) of EAI_AGAIN, the only temporary one.
 _TEMPORARY = b"Temporary failure"
 
 _NO_NAMES: tuple[bytes, ...] = ()
@@ -103,7 +104,7 @@ _NEAR_RELAY = re.compile(rb"\[(?:%b)|^(?:local$|[^\[]*\[(?!\d))" % _NEAR.pattern
 
 
 class _Mail:
-    """A transaction that is under way."""
+    """An open transaction."""
 
     __slots__ = (
         "by",
@@ -137,17 +138,17 @@ class _Mail:
         self.helo_name = b""
         self.sender: bytes | None = None
         self.recipients: list[bytes] = []
-        self.refused: list[bytes] = []  # recipients that the session refused while others were accepted
+        self.refused: list[bytes] = []  # refused recipients of a session that accepted others
         self.sasl_username = b""
         self.outcome = _UNKNOWN
         self.by = b""
         self.text = b""
-        self.earlier: Observation | None = None  # recipients refused before this mail had a queue id, if they are its
-        self.queue_id = b""  # empty for one that a filter takes before the queue
+        self.earlier: Observation | None = None  # recipients refused before it had a queue id, if they are its
+        self.queue_id = b""  # empty for a mail that a filter takes before the queue
         self.ended = False
-        self.told = False  # it is among the observations
-        self.parent: _Mail | None = None  # the mail that was given to a filter, which handed back this one
-        self.children: tuple[bytes, ...] = ()  # queue ids of what filters handed back
+        self.told = False  # already among the observations
+        self.parent: _Mail | None = None  # the mail given to a filter, which returned this mail
+        self.children: tuple[bytes, ...] = ()  # queue ids of mails that filters returned
         self.waits = 0  # children that have not ended
 
     def observation(self) -> Observation:
@@ -167,7 +168,7 @@ class _Mail:
         )
 
     def absorb(self, child: _Mail) -> None:
-        """Takes over what became of the mail that a filter handed back."""
+        """Takes over the outcome of the mail that a filter returned."""
         if not self.recipients:
             self.recipients = child.recipients
         if self.sender is None:
@@ -204,14 +205,14 @@ class OpenMails:
         self.expected: dict[tuple[bytes, bytes], _Mail] = {}  # given to a filter whose answer has this queue id
 
     def flush(self, observations: list[Observation]) -> None:
-        """Ends the log: a mail that no filter answered for is a mail of its own."""
+        """Ends the log: a mail without a filter's answer counts as a separate mail."""
         observations.extend(mail.observation() for mail in self.returned.values() if mail.ended and not mail.waits)
         self.returned.clear()
         self.expected.clear()
 
 
 class PostfixHost:
-    """The Postfix instances of one host. What is complete is appended to `observations`; `flush` gives up the rest."""
+    """The Postfix instances of one host. Complete mails are appended to `observations`; `flush` appends the rest."""
 
     def __init__(self, name: bytes, clock: LogClock, observations: list[Observation], open_mails: OpenMails) -> None:
         self.name = name
@@ -226,9 +227,9 @@ class PostfixHost:
         return daemon in _DAEMONS
 
     def reader(self, instance: bytes, daemon: bytes | None) -> Callable[[bytes, bytes, bytes], bool]:
-        """Returns the reader for the lines of a daemon, by its name in the log; None stands for any.
+        """Returns the reader for the lines of a daemon, by its name in the log (None: any daemon).
 
-        A reader takes stamp, process id and message, and says whether the line told something.
+        A reader takes timestamp, process id and message, and returns whether the line was used.
         """
         if instance not in self._instances and len(self._instances) >= _MAX_INSTANCES:
             instance = b""
@@ -245,14 +246,14 @@ class PostfixHost:
         return None
 
     def flush(self) -> None:
-        """Ends the log: gives up the open mails, as far as they are known."""
+        """Ends the log: appends the open mails, with the facts known so far."""
         for instance in self._instances.values():
             instance.flush()
 
     # --- Filters ----------------------------------------------------------------------------------------------------
 
     def may_be_returned(self, queue_id: bytes, mail: _Mail) -> None:
-        """Notes a mail from this host or a private network, for the answer of a filter that names it."""
+        """Notes a mail from this host or a private network, for a filter's answer that names it."""
         key = self.name, queue_id
         parent = self.open_mails.expected.pop(key, None)
         if parent is not None and not _goes_back_to(parent, mail):
@@ -267,13 +268,13 @@ class PostfixHost:
                 self.open_mails.left_out.returns += 1
             if oldest.ended and not oldest.waits:
                 self._tell(oldest)
-        replaced = returned.pop(key, None)  # short queue ids come again
+        replaced = returned.pop(key, None)  # short queue ids are reused
         if replaced is not None and replaced.ended and not replaced.waits:
             self._tell(replaced)
         returned[key] = mail
 
     def claim(self, queue_id: bytes, parent: _Mail) -> bool:
-        """Joins the mail that a filter handed back to the one that it was given; whether there is such a mail."""
+        """Joins the mail that a filter returned to the mail that it was given; returns whether there is such a mail."""
         key = self.name, queue_id
         child = self.open_mails.returned.get(key)
         if child is None or child is parent or _goes_back_to(parent, child):
@@ -296,7 +297,7 @@ class PostfixHost:
             parent.waits += 1
 
     def claim_by_sender(self, parent: _Mail) -> bool:
-        """As `claim`, for the answer of a filter before the queue that does not say what it handed back."""
+        """Does the same as `claim`, for a filter before the queue whose answer has no queue id."""
         compared = 0
         possible = b""
         for (host, queue_id), child in reversed(self.open_mails.returned.items()):
@@ -313,7 +314,7 @@ class PostfixHost:
         return bool(possible) and self.claim(possible, parent)
 
     def end(self, mail: _Mail) -> None:
-        """Gives up a mail, unless its fate is not known yet or is part of another's."""
+        """Appends a mail, unless its outcome is not known yet or belongs to another mail."""
         mail.ended = True
         if mail.waits:
             return
@@ -333,7 +334,7 @@ class PostfixHost:
 
 
 def _goes_back_to(mail: _Mail, origin: _Mail) -> bool:
-    """Returns whether a mail was handed back for `origin`, or passed too many filters."""
+    """Returns whether a mail was returned for `origin`, or passed too many filters."""
     ancestor: _Mail | None = mail
     for _ in range(_MAX_FILTERS):
         ancestor = ancestor.parent if ancestor is not None else None
@@ -379,7 +380,7 @@ class _Instance:
             self._finish(queue_id)
 
     def _any(self, stamp: bytes, pid: bytes, message: bytes) -> bool:
-        """A message whose daemon is told by its form."""
+        """Reads a message whose daemon is recognised by its form."""
         return (
             (not message.startswith((b"NOQUEUE", b"proxy-")) and self._cleanup(stamp, pid, message))
             or self._smtpd(stamp, pid, message)
@@ -409,7 +410,7 @@ class _Instance:
         return False
 
     def _warning(self, pid: bytes, message: bytes) -> bool:
-        """The only lines that tell a claimed name: it comes right before `connect from unknown[...]`."""
+        """Reads warnings, the only lines with a claimed name; they come right before `connect from unknown[...]`."""
         if wrong := _WRONG_NAME.fullmatch(message):
             name, address, reason = wrong.groups()
         elif wrong := _WRONG_NAME_ONCE.fullmatch(message):
@@ -434,7 +435,7 @@ class _Instance:
         parent: _Mail | None = None
         if details:
             if (original := details.find(b"orig_client=")) >= 0:
-                # A content filter gives the mail back (XFORWARD): the client that it was given the mail by counts.
+                # A content filter returns the mail (XFORWARD): the original client counts.
                 before = details.find(b"orig_queue_id=")
                 original_id = details[before + 14 :].partition(b",")[0] if before >= 0 else b""
                 if (client := _CLIENT.match(details, original + 12)) is not None:
@@ -447,7 +448,7 @@ class _Instance:
         mail.sasl_username = sasl_username
         session = self._sessions.get(pid or b"@" + session_address[1])
         if session is not None and session.refused is not None and session.refused.client_address == address:
-            # Recipients that were refused before the first was accepted, if the sender turns out to be the same.
+            # Recipients refused before the first was accepted, if the sender turns out to be the same.
             if session.refused_state == b"RCPT":
                 mail.earlier, session.refused = session.refused, None
             else:
@@ -458,7 +459,7 @@ class _Instance:
             session.proxied = mail
             return True
         if queue_id in self.mails:
-            self._finish(queue_id)  # short queue ids come again after some time
+            self._finish(queue_id)  # short queue ids are reused after some time
         self._add_mail(queue_id, mail)
         if parent is not None and parent is not mail and not _goes_back_to(parent, mail):
             self._host.join(mail, parent)
@@ -492,7 +493,7 @@ class _Instance:
             if proxied.client_address == address and sender is not None and proxied.sender in {None, sender}:
                 mail = proxied
         if mail is not None:
-            # It has a queue id because one of its recipients was accepted. This one was not, or in the end none.
+            # The mail has a queue id because a recipient was accepted. This recipient was not, or later none was.
             mail.helo_name = helo_name or mail.helo_name
             mail.sender = mail.sender if sender is None else sender
             if mail.earlier is not None:
@@ -550,7 +551,7 @@ class _Instance:
         if session is None:
             if len(self._sessions) >= MAX_SESSIONS:
                 oldest = next(iter(self._sessions))
-                self._open_mails.left_out.sessions += oldest.isdigit()  # by address, they have no end in the log
+                self._open_mails.left_out.sessions += oldest.isdigit()  # sessions by address have no end in the log
                 self._end_session(self._sessions.pop(oldest))
             session = self._sessions[key] = _Session()
         return session
@@ -595,7 +596,7 @@ class _Instance:
         return True
 
     def _proxied_from(self, address: bytes) -> _Mail | None:
-        """Returns the mail of this client that a filter before the queue is looking at."""
+        """Returns the mail of this client that a filter before the queue is checking."""
         for session in reversed(self._sessions.values()):
             if session.proxied is not None and session.proxied.client_address == address:
                 return session.proxied
@@ -618,7 +619,7 @@ class _Instance:
         start = _SCREEN_REFUSAL.match(message)
         refusal = _read_refusal(message.removeprefix(b"NOQUEUE: ")) if start is not None else None
         if start is None or refusal is None or start[1] == b"CONNECT":
-            return False  # a client that was turned away before it named a mail: too many connections, all ports busy
+            return False  # a client that was refused before any mail: too many connections, all ports busy
         _, state, _, address, text, sender, recipient, helo_name, _ = refusal
         self._add_refusal(
             self._session(start[2]),
@@ -660,7 +661,7 @@ class _Instance:
             return False
         mail = self.mails.get(queue_id)
         if mail is None:
-            # The log begins within the mail, or has its refusals only. All that is needed is in this line.
+            # The log begins within the mail, or has only its refusals. This line has all that is needed.
             if not address or b" " in queue_id:
                 return False
             session = self._sessions.get(b"@" + address)
@@ -706,7 +707,7 @@ class _Instance:
         recipient_end = rest.find(b">, ")
         recipient = rest[4:recipient_end]
         if rest.startswith(b"orig_to=<", recipient_end + 3):
-            # The address before aliases and virtual domains, the one that RCPT TO had.
+            # The address before aliases and virtual domains, as in RCPT TO.
             recipient = rest[recipient_end + 12 : rest.find(b">, ", recipient_end + 12)]
         self._add(mail.recipients, recipient)
         if mail.outcome is _DELIVERED:
@@ -734,7 +735,7 @@ class _Instance:
         return True
 
     def _goes_on(self, mail: _Mail, relay: bytes, text: bytes) -> bool:
-        """Whether what was sent to a filter, or by an alias, comes back under another queue id."""
+        """Whether a mail that was sent to a filter, or by an alias, returns under another queue id."""
         if b"ed as " not in text:
             return False
         named = _QUEUED_AS.search(text)
@@ -761,7 +762,7 @@ class _Instance:
         self._host.end(mail)
 
     def _settle(self, mail: _Mail) -> None:
-        """Decides whether refusals before the queue id were of the same mail: its sender tells."""
+        """Decides by the sender whether refusals before the queue id were of the same mail."""
         earlier, mail.earlier = mail.earlier, None
         assert earlier is not None
         if mail.sender is not None and mail.sender != earlier.sender:
@@ -803,7 +804,7 @@ def _client_key(message: bytes) -> bytes:
 def _read_refusal(
     rest: bytes,
 ) -> tuple[bytes, bytes, bytes, bytes, bytes, bytes | None, bytes | None, bytes, bytes] | None:
-    """Returns how, state, name, address, text, sender, recipient, HELO and user; None if it is not a refusal."""
+    """Returns manner, state, name, address, text, sender, recipient, HELO and user; None if it is not a refusal."""
     if usual := _USUAL_REFUSAL.fullmatch(rest):
         return usual.groups()  # type: ignore[return-value] # nine of them; mypy does not count groups
     refusal = _REFUSAL.match(rest)
@@ -819,7 +820,7 @@ def _read_envelope(rest: bytes, start: int) -> tuple[bytes, bytes | None, bytes 
 
     Anything but the text may be missing.
     """
-    # The last one, because the text may quote a client.
+    # The last match, because the text may quote a client.
     at = max(rest.rfind(b"; from=<", start), rest.rfind(b"; to=<", start))
     if at < 0:
         at = rest.rfind(b"; proto=", start)
@@ -831,7 +832,7 @@ def _read_envelope(rest: bytes, start: int) -> tuple[bytes, bytes | None, bytes 
 
 
 def _with_recipient(pending: Observation, recipient: bytes, outcome: Outcome, by: bytes, text: bytes) -> Observation:
-    """Returns the mail with one more recipient refused. A deferral counts more: the mail may come again."""
+    """Returns the mail with another refused recipient. A deferral takes precedence, because the mail may come again."""
     if len(pending.recipients) < MAX_RECIPIENTS:
         pending = pending._replace(recipients=(*pending.recipients, recipient))
     if outcome is _DEFERRED and pending.outcome is _REJECTED:

@@ -1,9 +1,9 @@
-"""Puts sendmail's log lines together to mail transactions.
+"""Combines sendmail's log lines into mail transactions.
 
-One mail is a `from=` line when the session ends, refusals of its recipients before that, and a `to=` line for each
-try to deliver; all have its queue id in front, except a client that is refused at once (check_relay). A user who logs
-in is named before that, in a line of the same process. A mail that a second sendmail on the same host takes from the
-first (a content filter between them) is one mail. Formats as in sendmail 8.12 to 8.18 (logsender() and logdelivery();
+One mail is a `from=` line when the session ends, refusals of its recipients before that, and a `to=` line for each try
+to deliver; all begin with its queue id, except the line of a client that is refused at once (check_relay). A user's
+login is logged before that, by the same process. A mail that a second sendmail on the same host takes from the first
+(with a content filter between them) is one mail. Formats as in sendmail 8.12 to 8.18 (logsender() and logdelivery();
 Bat Book, chapter 14.6).
 """
 
@@ -21,19 +21,20 @@ if TYPE_CHECKING:
 # Mails of one host that are open at the same time; see policyd.logs.postfix.MAX_OPEN.
 MAX_OPEN = 65_536
 
-# Sessions of one host whose user is remembered. sendmail forks for each, and logs no end of it.
+# Maximum number of sessions of a host with a remembered user. sendmail forks for each session, and does not log its
+# end.
 _MAX_USERS = 4096
 
-# Mails from this host that have ended, and that another mail's `Sent (ID Message accepted)` may still name.
+# Maximum number of ended mails from this host that another mail's `Sent (ID Message accepted)` may still name.
 _MAX_RETURNED = 4096
 
 _QUEUE_ID = re.compile(rb"([A-Za-z0-9]{8,20}): ")
-# The name that verified, `(may be forged)` one that did not, none where the look-up gave none. Before it may stand
-# what an ident server said.
+# A verified name; a name with `(may be forged)` did not verify; without a name the lookup found none. The answer of an
+# ident server may come before it.
 _RELAY = re.compile(rb"relay=(?:[^@\s\[,]*@)?([^\s\[,]*) ?\[(?:IPv6:)?([0-9A-Fa-f.:]+)\]( \(may be forged\))?")
 _RULESET = re.compile(rb"ruleset=(check_\w+), arg1=(.*?)(?:, arg2=(.*?))?, relay=")
 _AUTHENTICATED = re.compile(rb"(?:NOQUEUE: )?AUTH=server, relay=(.*), authid=([^,]*), mech=")
-# RFC 3848: the protocol says that the client had logged in, whether or not the line with its user is in the log.
+# RFC 3848: the protocol shows a login, even if the line with the user is not in the log.
 _PROTO_AUTH = re.compile(rb", proto=E?SMTPS?A,")
 _UNKNOWN_USER = b"unknown"
 _SENT_ON = re.compile(rb"Sent \((?:\d{3} \d\.\d\.\d )?(?:.*queued as )?([A-Za-z0-9]{8,20})\b")
@@ -74,10 +75,10 @@ class _Mail:
         self.by = b""
         self.text = b""
         self.sasl_username = b""
-        self.parent: _Mail | None = None  # the mail that this one was before a filter
-        self.waits = False  # for what becomes of it behind the filter
+        self.parent: _Mail | None = None  # this mail before a filter
+        self.waits = False  # waiting for its outcome behind the filter
         self.expected = 0  # recipients that the session accepted
-        self.done = 0  # of them, those that will not be tried again
+        self.done = 0  # accepted recipients that will not be tried again
 
 
 class SendmailLog:
@@ -92,10 +93,10 @@ class SendmailLog:
         self._left_out = left_out
         self._mails: dict[bytes, _Mail] = {}
         self._users: dict[bytes, tuple[bytes, bytes]] = {}  # relay and user, by process id or relay
-        self._returned: dict[bytes, _Mail] = {}  # ended mails from this host itself, by queue id
+        self._returned: dict[bytes, _Mail] = {}  # ended mails from this host, by queue id
 
     def read(self, stamp: bytes, pid: bytes, message: bytes) -> bool:
-        """Reads one line; returns whether it told something."""
+        """Reads one line; returns whether it was used."""
         queue_id = b""
         rest = message
         if with_id := _QUEUE_ID.match(message):
@@ -248,7 +249,7 @@ class SendmailLog:
             return False
         mail = self._mail(stamp, queue_id)
         if mail.relay is not None:
-            return False  # its session has ended
+            return False  # the session has ended
         _add(mail.recipients, refusal[1])
         _refuse(mail, b"sendmail", b"550 5.1.1 " + rest)
         return True
@@ -272,7 +273,7 @@ class SendmailLog:
             if parent.done >= parent.expected:
                 self._give_up(parent)
         elif mail.waits:
-            mail.expected = 0  # it is given up with the mail behind the filter
+            mail.expected = 0  # it ends with the mail behind the filter
         elif mail.relay is not None and _LOOPBACK.match(mail.relay[0]) is not None:
             if len(self._returned) >= _MAX_RETURNED:
                 self._give_up(self._returned.pop(next(iter(self._returned))))
@@ -284,7 +285,7 @@ class SendmailLog:
 
     def _give_up(self, mail: _Mail) -> None:
         if mail.relay is None:
-            return  # a milter's refusal whose client the log does not tell
+            return  # a milter's refusal without a known client
         address, names, name_status = mail.relay
         self._observations.append(
             Observation(
@@ -305,8 +306,8 @@ class SendmailLog:
 
 
 def _relay(rest: bytes) -> tuple[bytes, tuple[bytes, ...], NameStatus] | None:
-    """Returns address, names and their name_status; None for a mail that came from this host itself."""
-    # The last one: everything before it may be the client's words.
+    """Returns address, names and their name_status; None for a mail from this host."""
+    # The last match: everything before it may be client text.
     at = rest.rfind(b", relay=")
     relay = _RELAY.match(rest, at + 2) if at >= 0 else None
     if relay is None:
@@ -319,7 +320,7 @@ def _relay(rest: bytes) -> tuple[bytes, tuple[bytes, ...], NameStatus] | None:
 
 
 def _refuse(mail: _Mail, by: bytes, text: bytes) -> None:
-    """Notes a refused recipient. A deferral counts more than a rejection, because the mail may come again."""
+    """Notes a refused recipient. A deferral takes precedence over a rejection, because the mail may come again."""
     outcome = Outcome.DEFERRED if text.startswith(b"4") else Outcome.REJECTED
     if mail.outcome is Outcome.UNKNOWN or outcome is Outcome.DEFERRED:
         mail.outcome, mail.by, mail.text = outcome, by, text

@@ -26,8 +26,8 @@ _RFC3339 = re.compile(
 # Microseconds, as `journalctl -o json` writes them; policyd.logs.journal puts the `@` in front.
 _JOURNAL = re.compile(rb"@(\d{1,16})")
 
-# Less common forms, put into the form of RFC 3339 first: `2026 Jan  5 10:05:01` (syslog-ng's ts-format(full)),
-# `Jan  5 2026 10:05:01`, `Mon Jan  5 10:05:01 2026` (ctime), `05-Jan-2026 10:05:01` and `2026/01/05_10:05:01`.
+# Less common forms, first converted to RFC 3339: `2026 Jan  5 10:05:01` (syslog-ng's ts-format(full)), `Jan  5 2026
+# 10:05:01`, `Mon Jan  5 10:05:01 2026` (ctime), `05-Jan-2026 10:05:01` and `2026/01/05_10:05:01`.
 _YEAR_FIRST = re.compile(rb"(\d{4}) ([A-Z][a-z]{2}) {1,2}(\d{1,2}) (\d\d:\d\d:\d\d\S*)")
 _YEAR_WITHIN = re.compile(rb"([A-Z][a-z]{2}) {1,2}(\d{1,2}),? (\d{4}) (\d\d:\d\d:\d\d\S*)")
 _YEAR_LAST = re.compile(rb"([A-Z][a-z]{2}) {1,2}(\d{1,2}) (\d\d:\d\d:\d\d\S*)(?: [A-Z]{2,5})? (\d{4})")
@@ -42,7 +42,7 @@ _UNIX = re.compile(rb"(\d{9,10}(?:\.\d{1,9})?)(\d{3})?")
 # https://cr.yp.to/libtai/tai64.html: seconds of TAI from 2^62, then nanoseconds. TAI is 37 s ahead of UTC since 2017.
 _TAI64N = re.compile(rb"@4([0-9a-f]{15})([0-9a-f]{8})")
 _TAI_AHEAD = 37
-# What `--since` takes beside a date.
+# Forms of `--since` besides a date.
 _DURATION = re.compile(r"(\d{1,6})([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -66,7 +66,7 @@ class LogClock:
     """Reads the timestamps of one log, in the order of its lines."""
 
     def __init__(self) -> None:
-        self._latest = 0.0  # what no stamp of this file lies far beyond
+        self._latest = 0.0  # limit for timestamps of this file
         self._previous: float | None = None
         self._hours: dict[bytes, float] = {}
         self._stamp = b""
@@ -75,9 +75,9 @@ class LogClock:
         self._minute_start = 0.0
 
     def start_file(self, modified: float) -> None:
-        """Begin a file that was last written to at `modified` (Unix seconds).
+        """Begins a file that was last written to at `modified` (Unix seconds).
 
-        Stamps without a year are dated from there: the first line lies in the year before it.
+        Timestamps without a year are dated from there: the first line is in the year before it.
         """
         self._latest = modified + _FUTURE
         self._previous = None
@@ -111,7 +111,7 @@ class LogClock:
             seconds = int(tai[1], 16) - _TAI_AHEAD + int(tai[2], 16) / 1e9
             return seconds if 0 <= seconds < _NO_LOG_YET else None
         if unix := _UNIX.fullmatch(stamp):
-            return float(unix[1])  # three digits more, without a point, are milliseconds
+            return float(unix[1])  # three more digits, without a point, are milliseconds
         stamp = stamp[weekday.end() :] if (weekday := _WEEKDAY.match(stamp)) else stamp
         if nearly := _NEARLY_RFC3339.match(stamp):
             year, month, day, time, zone = nearly.groups()
@@ -154,7 +154,7 @@ class LogClock:
         near = self._latest - _YEAR / 2 if self._previous is None else self._previous
         around = datetime.datetime.fromtimestamp(near, datetime.UTC).year
         best: float | None = None
-        # Eight years back reach a leap day wherever one is (2100 has none).
+        # Eight years back always include a leap day (2100 has none).
         for year in range(around - 8, around + 2):
             try:
                 start = datetime.datetime(year, month, day, hour).timestamp()  # noqa: DTZ001 - syslog writes local time

@@ -1,8 +1,8 @@
-"""One mail transaction as a log tells it, in the same form for every mail server.
+"""One mail transaction from a log, in the same form for every mail server.
 
-Everything is bytes as the log has them, with escapes undone: nothing is said of their form, so escape them before they
-go to a terminal, a page or a rule. A NamedTuple and not a dataclass, because one is made for every mail of the log and
-a frozen dataclass takes four times as long to make.
+Values are bytes as in the log, with escapes undone, in any form, so escape them before they go to a terminal, a page or
+a rule. A NamedTuple and not a dataclass, because each mail of a log makes one, and making a frozen dataclass takes four
+times as long.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from policyd.core.owners import NO_OWNER, Owner
 
 
 class NameStatus(StrEnum):
-    """How far the log tells the client's name."""
+    """The knowledge about the client's name in a log."""
 
     VERIFIED = "verified"  # the name was checked both ways (FCrDNS)
     CLAIMED = "claimed"  # a PTR name that did not verify
@@ -28,20 +28,20 @@ class Outcome(StrEnum):
     """The result of a transaction."""
 
     DELIVERED = "delivered"  # to at least one recipient
-    PASSED = "passed"  # let through by policyd or a filter; the log does not say what became of it
+    PASSED = "passed"  # let through by policyd or a filter; the final outcome is not in the log
     DEFERRED = "deferred"
     REJECTED = "rejected"  # refused in the session, bounced, or discarded
-    UNKNOWN = "unknown"  # the log ends, or the session did, before anything was decided
+    UNKNOWN = "unknown"  # the log or the session ended before a decision
 
 
 class Observation(NamedTuple):
     """One mail transaction.
 
-    `time` is in Unix seconds, None if the line has no readable timestamp. `client_address` is in the form of
-    the log, empty if it has none; `names` are lower case, without the trailing dot, all verified or all claimed as
-    `name_status` says. `helo_name` is empty if the log does not tell it (Postfix logs it for refusals only).
-    `sender` is None if the log tells none, and empty for the null sender. `by` is the program that decided, or the
-    relay that answered, and `text` what it said. `log` is whose log it is: `postfix`, `sendmail` or `policyd`.
+    `time` is in Unix seconds, None if the line has no readable timestamp. `client_address` is in the form of the log,
+    empty if it has none; `names` are lower case, without the trailing dot, all verified or all claimed as `name_status`
+    says. `helo_name` is empty if the log does not have it (Postfix logs it only for refusals). `sender` is None if the
+    log has none, and empty for the null sender. `by` is the program that decided, or the relay that answered, and
+    `text` its answer. `log` is the log's program: `postfix`, `sendmail` or `policyd`.
     """
 
     time: float | None
@@ -57,9 +57,9 @@ class Observation(NamedTuple):
     text: bytes
     log: str
     lists: tuple[bytes, ...] = ()  # answers of DNS lists, as the decision log has them
-    owner: Owner = NO_OWNER  # of the client's address, as the decision log has it; mail logs have none
+    owner: Owner = NO_OWNER  # from the decision log; mail logs have none
 
 
-# Recipients kept of one transaction: smtpd_recipient_limit is 1000 (postconf(5)), sendmail's default is higher but
-# such mails are bulk whose first thousand say the same.
+# Recipients kept of one transaction: smtpd_recipient_limit is 1000 (postconf(5)), sendmail's default is higher, but the
+# first thousand recipients of such bulk mail are enough.
 MAX_RECIPIENTS = 1000

@@ -1,10 +1,10 @@
-"""Peels whatever wraps a line of a mail log, so that readers see host, program, process id and message only.
+"""Removes the wrappings of a mail log's lines, so that readers get only host, program, process id and message.
 
 Knows the timestamps and tags of syslog daemons (RFC 3164 and its relatives, RFC 5424, syslog-ng, rsyslog's templates,
-metalog, busybox, socklog, AIX, macOS, Solaris), of `journalctl -o short*` and `with-unit`, and what stands around such
-a line: container runtimes, `docker compose logs`, `kubectl logs`, `grep`, line numbers, quoting and colours. Promises:
-no line raises; no expression looks beyond the start of a line or takes more than linear time; a line of another
-program is never mistaken for what one of its clients said, because the outermost tag is the one that counts.
+metalog, busybox, socklog, AIX, macOS, Solaris), of `journalctl -o short*` and `with-unit`, and the text around such a
+line: container runtimes, `docker compose logs`, `kubectl logs`, `grep`, line numbers, quoting and colours. Promises: no
+line raises; no expression looks beyond the start of a line or takes more than linear time; client text within a line is
+never mistaken for a line of another program, because the outermost tag counts.
 
 Sources: syslogd(8) of FreeBSD, Solaris and AIX, RFC 3164, RFC 5424 section 6, journalctl(1), the Kubernetes CRI log
 format, and the loggers named above.
@@ -15,15 +15,15 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-# Wrappings around wrappings: `docker compose logs -t` of a container that runs rsyslog, seen through grep, has five.
+# Maximum number of nested wrappings: `docker compose logs -t` of a container that runs rsyslog, through grep, has five.
 _MAX_LAYERS = 8
 
 
 class Entry(NamedTuple):
     """One entry of a log, peeled. Parts that the line does not have are empty.
 
-    `stamp` is a timestamp in a form that `LogClock` reads. `start` is the offset of the timestamp in the line if
-    everything from there on stands in the line as it is, with `]: ` or `: ` behind the tag; otherwise -1.
+    `stamp` is a timestamp in a form that `LogClock` reads. `start` is the offset of the timestamp in the line if the
+    rest of the line has the plain form, with `]: ` or `: ` after the tag; otherwise -1.
     """
 
     stamp: bytes
@@ -44,7 +44,7 @@ _STAMP = rb"""(?:
   | \d{9,10}\.\d{3,9} | \d{10}(?=\s)
   | \[\ *\d{1,9}\.\d{3,9}(?:\ *<\ *\d{1,9}\.\d{3,9}\ *>)?\]
 )""" % {b"month_day": _MONTH_DAY, b"time": _TIME}
-# journalctl -o short-full and with-unit: the name of a zone can only be told from a host's by the weekday in front.
+# journalctl -o short-full and with-unit: only the weekday in front distinguishes the name of a zone from a host's.
 _STAMP_FULL = rb"[A-Z][a-z]{2}\ \d{4}-\d\d-\d\d\ %b\ (?:[A-Z][A-Za-z0-9]{0,5}|[+-]\d\d(?::?\d\d)?)(?=\s)" % _TIME
 
 _FACILITY = rb"(?:kern|user|mail|daemon|auth|syslog|lpr|news|uucp|cron|authpriv|ftp|ntp|security|console|local[0-7])"
@@ -94,10 +94,10 @@ _RFC5424 = re.compile(
     % _TIME,
     re.VERBOSE | re.DOTALL,
 )
-# A tag that no timestamp stands in front of; a host may.
+# A tag without a timestamp before it, perhaps with a host.
 _UNSTAMPED = re.compile(rb"(?:(%b)\s+)?(%b)\[(\d{1,10})\]:\s+(.*)" % (_HOST, _PROGRAM), re.DOTALL)
 
-# What stands before the next layer. Each of them is told by its form alone, and none of them holds a tag.
+# Prefixes of the next layer. Each is recognised by its form, and none contains a tag.
 _LAYER = re.compile(
     rb"""
       \s+ | \xef\xbb\xbf | \x1e | data:\ | (?:[>|*\#+-]\ ?){1,8}(?=[^\s>|*\#+-]) | ["'`]+
@@ -118,13 +118,13 @@ _LAYER = re.compile(
     re.VERBOSE,
 )
 _COLOURS = re.compile(rb"\x1b\[[0-9;]*[A-Za-z]")
-# What pages and mails make of a blank.
+# Replacements of a blank in web pages and mails.
 _NO_BREAK_SPACE = b"\xc2\xa0"
-_STAMP_LENGTH = 60  # bytes in which a timestamp ends
+_STAMP_LENGTH = 60  # last bytes of a timestamp
 _QUOTES = b"\"'`"
 
-# What syslogd writes in place of lines that are alike: `last message repeated 3 times` (BSD, Solaris, macOS), and
-# syslog-ng's `Last message '...' repeated 3 times, suppressed by syslog-ng on mx`.
+# Messages of syslogd in place of repeated lines: `last message repeated 3 times` (BSD, Solaris, macOS), and syslog-ng's
+# `Last message '...' repeated 3 times, suppressed by syslog-ng on mx`.
 _REPEATED = re.compile(
     rb"(?:%b):?\s+(?:%b\s+){0,3}(?:%b\s+)?(?:syslogd?(?:\[\d+\])?:\s+)?(?:---\s+)?[Ll]ast\smessage\s(?:'.{0,300}'\s)?"
     rb"repeated\s(\d{1,9})\stimes?" % (_STAMP, _ASIDE, _HOST),
@@ -136,7 +136,7 @@ _STAMPED = re.compile(rb"(?:%b|%b)(?=[\s:])" % (_STAMP_FULL, _STAMP), re.VERBOSE
 def peel(line: bytes) -> Entry:
     """Returns the entry in a line.
 
-    If nothing in the line is a tag, the program is empty, and the message is what the wrappings hold.
+    If the line has no tag, the program is empty, and the message is the text within the wrappings.
     """
     written = line
     if line.startswith(b"\x1b["):

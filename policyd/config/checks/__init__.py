@@ -1,1 +1,1 @@
-"""Checks a ruleset that has been read: what can never match, is unreachable, looks wrong, or fails its tests."""
+"""Checks a ruleset after reading: for rules that never match or are unreachable, likely mistakes, and failing tests."""

@@ -1,6 +1,6 @@
-"""Asks a ruleset's own index which conditions hold for everything that an entry stands for.
+"""Asks a ruleset's own index which conditions hold for every request that matches an entry.
 
-So the entries of a long list are never looked at to find out whether it contains another entry.
+So finding out whether a long list covers an entry does not read the list's entries.
 """
 
 from __future__ import annotations
@@ -35,16 +35,17 @@ if TYPE_CHECKING:
     from policyd.core.lookups import Lookup
     from policyd.core.tables import Entries, Hits, RangeTable
 
-# Before a domain, the name of a host under it that no list has: a label like this is not valid in an entry.
+# A label before a domain, for a host under it that no list can have: it is not valid in an entry.
 _ANY_LABEL = b"\0."
 
-# Entries of which the answer is kept: those of one rule, which are compared with each rule above it in turn.
+# Entries whose answer is cached: those of one rule, which are compared with each rule above it in turn.
 _KEPT_ANSWERS = 64
 
 
 class Coverage:
-    """Which conditions hold for every request that satisfies an entry, by what the entry and the conditions say of one
-    attribute. Expressions imply nothing but the same expression."""
+    """Finds the conditions that hold for every request that matches an entry; compares conditions on the same attribute
+    only. An expression implies only the same expression.
+    """
 
     def __init__(self, rules: Sequence[WrittenRule], index: Index) -> None:
         self._lookups: dict[str, list[Lookup]] = defaultdict(list)  # by subject
@@ -55,7 +56,7 @@ class Coverage:
             for used in (*rule.match, *rule.exceptions):
                 condition = used.condition
                 if condition.kind is Kind.LISTED:
-                    continue  # what a DNS list says is not known
+                    continue  # the answers of DNS lists are not known
                 place = index.lookup_of[condition.number]
                 if place not in seen:
                     seen.add(place)

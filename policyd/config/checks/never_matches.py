@@ -1,4 +1,4 @@
-"""Finds rules whose match cannot hold for any request, which is a mistake.
+"""Finds rules whose match cannot hold for any request.
 
 Reports only what is certain; a match that passes may still never hold.
 """
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from policyd.config.written import WrittenCondition
 
-# Exact values of a rule tried with its other conditions, and pairs of a value and an expression. A long list of them is
-# not a mistake as a whole. A pair takes 20 us, and hundreds of rules may share the list that makes them.
+# Maximum number of exact values tried with a rule's other conditions, and of pairs of a value and an expression. A
+# longer list is unlikely to be wrong as a whole; a pair takes 20 us, and hundreds of rules may share the list.
 MAX_TRIED = 100
 
 
@@ -36,7 +36,7 @@ def why_impossible(verb: Verb | None, match: list[WrittenCondition]) -> tuple[Wr
 
 
 def _identity(verb: Verb | None, match: list[WrittenCondition]) -> tuple[WrittenCondition, str] | None:
-    """Finds a condition on the host name beside a status under which there is not a host name."""
+    """Finds a condition on the host name beside a status without a host name."""
     named = next((condition for condition in match if condition.condition.subject == Subject.HOSTNAME), None)
     status = next((condition for condition in match if condition.condition.subject == Subject.REVERSE_DNS), None)
     if named is None or status is None:
@@ -74,7 +74,7 @@ def _same_subject(match: list[WrittenCondition]) -> tuple[WrittenCondition, str]
     for exact in match:
         subject = exact.condition.subject
         if subject == Subject.HOSTNAME or exact.condition.kind not in {Kind.NAME, Kind.VALUE}:
-            continue  # a client may have several names, each of which satisfies another condition
+            continue  # a client may have several names, each of which satisfies a different condition
         others = [condition for condition in match if condition is not exact and condition.condition.subject == subject]
         if not others or any(isinstance(condition, LongList) for condition in exact.collections):
             continue
@@ -100,9 +100,9 @@ def _may_accept(value: bytes | str, accepts: list[Accepts]) -> bool:
 
 
 def _acceptor(kind: Kind, other: WrittenCondition, values: set[bytes | str]) -> Accepts:
-    """Tells of each of these values of a condition of this kind whether another condition holds for it.
+    """Returns a function that says whether another condition holds for a value of a condition of this kind.
 
-    What takes long is done here, once, and not for each value.
+    The slow work is done here, once, not for each value.
     """
     match other.condition.kind:
         case Kind.NETWORK:
@@ -145,7 +145,7 @@ def _network_acceptor(other: WrittenCondition, values: set[bytes | str]) -> Acce
 
 
 def _networks_of(version: int, address: int) -> set[tuple[int, int]]:
-    """All networks that an address lies in: the IP version, and the network as in `Networks`."""
+    """All networks that contain an address: the IP version, and the network as in `Networks`."""
     width, bits = (32, 6) if version == 4 else (128, 8)
     return {(version, (address >> width - n << width - n) << bits | n) for n in range(width + 1)}
 

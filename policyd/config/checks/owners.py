@@ -1,6 +1,6 @@
-"""The coverage of each `asn` and `country` of a ruleset in the databases of networks: for `policyd check`.
+"""The coverage of each `asn` and `country` of a ruleset in the databases of networks, for `policyd check`.
 
-This goes through a whole database, some 2 s for a million records; a load does not.
+It reads the whole database, some 2 s for a million records; a load does not.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Finds settings, rules and list files that every user of the host may write or replace.
+"""Finds settings, rules and list files that every user of the host can write or replace.
 
-A user who can write such a file decides whose mail arrives. A group that may write is taken for intended.
+A user who can write such a file decides whose mail arrives. Group write permission is assumed to be intended.
 """
 
 from __future__ import annotations

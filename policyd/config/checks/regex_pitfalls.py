@@ -16,13 +16,13 @@ _DOMAIN_AT_END = re.compile(
     r"(?<!\\)(?P<domain>(?:[A-Za-z0-9_-]+\\?\.)+[A-Za-z][A-Za-z0-9-]+)(?P<end>(?:\\\.\??)?\$)?$"
 )
 
-# How far from its end a domain is looked for: it has at most 253 characters, and some backslashes.
+# Characters at the end of an expression that are searched for a domain, which has at most 253 and some backslashes.
 _LONGEST_DOMAIN = 300
 
-# What may stand before a domain so that a longer name which ends in the same letters is not found.
+# Anchors before a domain that keep the expression from matching a longer name which ends in the same letters.
 _BOUNDARY = re.compile(r"(?:\^|\\\.|@|\[[.@]+\]|\((?:\?:)?(?:\^\|\\\.|\\\.\|\^|\^\|@\|\\\.|@\|\\\.|\\\.\|@)\))$")
 
-# What makes the letters before a domain's first dot the rest of a label that varies, as in ^ip-[0-9]+-pool\.example
+# Signs that the letters before a domain's first dot end a label that varies, as in ^ip-[0-9]+-pool\.example
 _VARYING = re.compile(r"(?:\]|\)|\}|\\[dwDW])[*+?]?\??$|(?<!\.)[*+?]\??$|\\[a-zA-Z]$")
 
 

@@ -1,7 +1,7 @@
 """Reads and runs the tests inside a ruleset: requests with the answer that each must get, run at every load.
 
 They ask no DNS, and decide as if the top-level mode were `enforce` and, unless `given` has a date, as if no rule had
-expired. A test that fails is a problem like any other: the ruleset does not do what its author says it does.
+expired. A test that fails is an error: the ruleset does not do what its author expects.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
 TEST_KEYS = ("given", "expect", "rule", "text", "observed")
 
-# What `given` can say beside the attributes of a request.
+# Keys of `given` beside the attributes of a request.
 GIVEN_DNS = ("hostname", "claimed", "reverse_dns")
 GIVEN_LISTS = ("listed", "listed_unknown")
-# What `given` can say of the owner of the client's address; without it there is no record, whatever the databases say.
+# Keys of `given` for the owner of the client's address; without them there is no record, whatever the databases say.
 GIVEN_OWNER = ("asn", "asn_name", "country")
 GIVEN_MEMORY = ("counter", "greylist")
 GIVEN_KEYS = (*ATTRIBUTES, *GIVEN_DNS, *GIVEN_LISTS, *GIVEN_OWNER, *GIVEN_MEMORY, "date")
@@ -52,11 +52,11 @@ _NOT_ATTRIBUTES = frozenset({*GIVEN_DNS, *GIVEN_LISTS, *GIVEN_OWNER, *GIVEN_MEMO
 # A day on which no rule has expired.
 LONG_AGO = datetime.date.min
 
-# What DNS lists say in a test.
+# Keys of `given` for the answers of DNS lists.
 _LISTED = ListAnswer(ListStatus.LISTED, ("127.0.0.2",))
 _LIST_UNKNOWN = unknown(Reason.SERVFAIL)
 
-# What {id} reads in a test.
+# The value of {id} in a test.
 TEST_ID = b"00000000"
 
 
@@ -85,9 +85,9 @@ def read_tests(
     dns_lists: AbstractSet[str] = frozenset(),
     counters: AbstractSet[str] = frozenset(),
 ) -> list[SelfTest]:
-    """The tests that are well formed; what is wrong with others goes to the report.
+    """Returns the well-formed tests; reports the problems of others.
 
-    `rules`, `dns_lists` and `counters` are the names that there are.
+    `rules`, `dns_lists` and `counters` are the existing names.
     """
     if not isinstance(node, Sequence):
         message = f"tests: expected a list of tests (given, expect), not {describe(node)}"
@@ -237,7 +237,7 @@ class _Reader:
         return attributes, facts, today
 
     def _read_counters(self, given: Mapping) -> dict[str, int]:
-        """Reads the values of counters; a counter that is not named is at 1 for a request that it counts."""
+        """Reads the values of counters; the value of any other counter is 1 for a request that it counts."""
         item = given.items.get("counter")
         if item is None:
             return {}
@@ -367,7 +367,7 @@ def run_tests(tests: list[SelfTest], ruleset: Ruleset, path: str, report: Report
             looked = trace(enforced, test.request, facts, test.today)
             message = f"test {test.number} fails: {complaint}; {_why(test, decision, looked, ruleset)}"
             report.add(Problem(path, test.line, test.column, message))
-        elif complaint:  # why costs a look at every rule
+        elif complaint:  # finding the reason tries every rule
             report.count_more(path, 1)
 
 

@@ -1,7 +1,7 @@
-"""Rules that no request can reach, because one rule above decides wherever they would match.
+"""Finds rules that no request can reach, because a rule above decides whenever they would match.
 
-Sound, not complete: what is reported is certain. A rule is covered by an earlier one if each condition of the
-earlier rule is implied by some condition of the later. The two principles make implication depend on where a
+Sound, not complete: a reported rule is certainly unreachable. A rule is covered by an earlier one if each condition of
+the earlier rule is implied by some condition of the later. The two principles make implication depend on where a
 condition stands: a host name that blocks may be a claimed one, which lets no client through, and a DUNNO rule that is
 unknown while DNS fails has an effect even though it does not match.
 """
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from policyd.config.written import WrittenCondition, WrittenRule
     from policyd.core.tables import PlainEntries
 
-# Conditions with more entries than this are compared as a whole (the same list) only, where they would have to be
-# contained in another: a look at each of a million entries would make `policyd check` slower than the load.
+# Maximum number of entries of a condition that are compared one by one with an earlier condition; longer lists are only
+# compared as a whole (the same list). Comparing a million entries would make `policyd check` slower than the load.
 MAX_ENTRIES = 100_000
 
-# Pairs of rules and entries that are compared in one look at a ruleset, in half a second. Ten thousand rules of
-# different names and networks make a seventh of them; thousands that have entries in common would be compared each with
-# each, and what is covered among the last of those is not seen.
+# Maximum number of pairs of rules and entries compared in a check, about half a second. Ten thousand rules with
+# different names and networks need a seventh; for thousands of rules with common entries every pair would be compared,
+# so covered rules among the last of these are not found.
 MAX_COMPARED = 100_000
 
-# What a condition consists of: a list as a whole, or an entry of a short one.
+# A part of a condition: a list as a whole, or an entry of a short list.
 Key: TypeAlias = "tuple[Hashable, ...]"
 
 
@@ -42,14 +42,15 @@ def unreachable(rules: Sequence[WrittenRule], coverage: Coverage) -> Iterator[tu
         cover = covers.find(written)
         rule = written.rule
         if cover is not None:
-            yield written, cover  # the other rule covers all that this one would
+            yield written, cover  # the other rule covers all requests that this rule would
         elif not rule.observe and rule.expires is None and not rule.exceptions:
             covers.add(written)
 
 
 def always_excepted(written: WrittenRule, coverage: Coverage) -> WrittenCondition | None:
-    """The exception of a rule that holds wherever its match does, so that the rule never has an effect; None if there
-    is none."""
+    """The exception of a rule that holds whenever its match does, so the rule never has an effect; None if there is
+    none.
+    """
     for exception in written.exceptions:
         if any(_is_excepted(condition, exception, coverage, written.rule.action.verb) for condition in written.match):
             return exception
@@ -61,7 +62,7 @@ def _is_excepted(one: WrittenCondition, exception: WrittenCondition, coverage: C
         return False
     if one.condition.kind is Kind.LISTED:  # which entries satisfy it depends on how many must
         return False
-    # The match of a blocking rule sees claimed names too, and its exception verified names only.
+    # The match of a blocking rule also uses claimed names, its exception only verified names.
     if one.condition.subject == Subject.HOSTNAME and verb is not Verb.DUNNO:
         return False
     if _whole(one) <= _whole(exception):
@@ -70,7 +71,7 @@ def _is_excepted(one: WrittenCondition, exception: WrittenCondition, coverage: C
 
 
 class _Covers:
-    """The rules so far that always decide where they match, found by what their conditions contain."""
+    """Earlier rules that always decide if they match, indexed by the parts of their conditions."""
 
     def __init__(self, coverage: Coverage) -> None:
         self._coverage = coverage
@@ -79,8 +80,9 @@ class _Covers:
         self._left = MAX_COMPARED
 
     def add(self, written: WrittenRule) -> None:
-        """A rule that this one covers implies each condition of this one, so any of them is enough to be found by: the
-        one by which the fewest others are found."""
+        """Indexes the rule under one of its conditions, the one shared by the fewest rules: a covered rule implies all
+        of them, so any one finds it.
+        """
         of_each = [(condition, _keys(condition)) for condition in written.match]
         chosen, keys = min(of_each, key=lambda one: max(len(self._by_key.get(key, ())) for key in one[1]))
         self._by_condition[chosen.condition.number] = written
@@ -120,7 +122,7 @@ class _Covers:
 
 
 def _may_imply(one: WrittenCondition, wanted: WrittenCondition, earlier: WrittenRule, later: WrittenRule) -> bool:
-    """Whether to compare two conditions at all: the same subject, seen in the same light."""
+    """Whether to compare two conditions: they have the same subject and use the same kind of names."""
     if one.condition.subject != wanted.condition.subject or not any(map(len, one.collections)):
         return False
     if one.condition.kind is Kind.LISTED:
@@ -131,8 +133,8 @@ def _may_imply(one: WrittenCondition, wanted: WrittenCondition, earlier: Written
     later_lets_through = later.rule.action.verb is Verb.DUNNO
     if earlier_lets_through == later_lets_through:
         return True
-    # A DUNNO rule below a blocking one leaves a doubt while DNS fails. A blocking one below a DUNNO rule sees
-    # claimed names; but a status is what it is.
+    # A DUNNO rule below a blocking rule has an effect while DNS fails. A blocking rule below a DUNNO rule uses claimed
+    # names; a status is the same in both.
     return earlier_lets_through and one.condition.subject == Subject.REVERSE_DNS
 
 
@@ -141,7 +143,7 @@ def _is_small(one: WrittenCondition) -> bool:
 
 
 def _whole(one: WrittenCondition) -> frozenset[Key]:
-    """Keys for the collections as such: the same list in two conditions of one kind."""
+    """Keys for whole collections: the same list in two conditions of one kind."""
     return frozenset(
         (one.condition.subject, one.condition.kind, entries.key if isinstance(entries, LongList) else id(entries))
         for entries in one.collections
@@ -149,7 +151,7 @@ def _whole(one: WrittenCondition) -> frozenset[Key]:
 
 
 def _keys(one: WrittenCondition) -> frozenset[Key]:
-    """Keys by which it can be told how many rules have the same list or, of short lists, the same entries."""
+    """Keys for counting the rules with the same list or, for short lists, the same entries."""
     subject, kind = one.condition.subject, one.condition.kind
     short = (entries for entries in one.collections if not isinstance(entries, LongList))
     return _whole(one) | {(subject, kind, entry) for entries in short for entry in _hashable(entries)}

@@ -1,7 +1,7 @@
 """Finds likely mistakes in a ruleset without errors: the warnings and notices of `policyd check`.
 
-A warning is worth its line only if it can be trusted, so each of them is certain of what it says. Lists are looked
-at as they are in memory; only where something is found are they read again, for the line.
+A warning is useful only if it can be trusted, so each one is certain. Lists are checked in memory, and read again only
+to find the line of a mistake.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ if TYPE_CHECKING:
 
 _ADDRESS = re.compile(r"[0-9.]{7,15}|(ipv6:)?[0-9a-f:.]*:[0-9a-f:.]*", re.IGNORECASE)
 
-# Parts of a counter's key that a client cannot give for another one.
+# Parts of a counter's key that a client cannot forge for another client.
 _OWN_PARTS = frozenset({"client_address", "client_network", "asn", "sasl_username", "ccert_fingerprint"})
 
 # Expressions that every user name matches.
 _ANY_USER = frozenset({".", ".+", ".*", "^.", "^.+", "^.+$", "^.*$"})
 
-# Entries of a list that are looked at as text at the same time.
+# Entries of a list that are held as text at the same time.
 CHUNK = 4096
 
-# How long before a rule expires its author hears of it.
+# Time before a rule expires at which a notice begins.
 EXPIRY_NOTICE = datetime.timedelta(days=14)
 
 
 def lint(rules_file: RulesFile, today: datetime.date, errors: Report | None = None) -> Report:
     """All warnings and notices for a ruleset; `today` is the date in UTC.
 
-    With `errors`, those of the same file, only what is certain in spite of them.
+    If the file has `errors`, only warnings that are certain despite them.
     """
     linter = _Linter(rules_file, today)
     if rules_file.index is not None:
@@ -64,7 +64,7 @@ def lint(rules_file: RulesFile, today: datetime.date, errors: Report | None = No
 
 
 def expiry_notice(rule: Rule, today: datetime.date) -> str:
-    """Describes a rule's end; empty if that is far off, or if the rule has none."""
+    """Describes when a rule expires; empty if that is far off, or if the rule does not expire."""
     if rule.expires is None or rule.expires - today > EXPIRY_NOTICE:
         return ""
     days = (rule.expires - today).days
@@ -74,7 +74,7 @@ def expiry_notice(rule: Rule, today: datetime.date) -> str:
 
 
 def _lets_users_through(written: WrittenRule) -> bool:
-    """Returns whether a rule lets every user through who has logged in."""
+    """Returns whether a rule lets every authenticated user through."""
     rule = written.rule
     return (
         rule.action.verb is Verb.DUNNO
@@ -87,18 +87,18 @@ def _lets_users_through(written: WrittenRule) -> bool:
 
 
 class _Linter:
-    """One look at one ruleset."""
+    """The checks of one ruleset."""
 
     def __init__(self, rules_file: RulesFile, today: datetime.date) -> None:
         self.report = Report()
         self._file = rules_file
         self._today = today
-        # None beside errors: there is no index to ask.
+        # None if there are errors, because there is no index.
         self._coverage = None if rules_file.index is None else Coverage(rules_file.rules, rules_file.index)
         self._looked_at: set[tuple[str, Form]] = set()  # lists, once for each form in which they are used
 
     def run(self) -> None:
-        """Looks at everything."""
+        """Runs every check."""
         self._check_top()
         for written in self._file.rules:
             self._check_rule(written)
@@ -145,7 +145,7 @@ class _Linter:
                     yield condition, counter.definition
 
     def _check_counters(self, written: WrittenRule) -> None:
-        """Finds rejections by a count that others can fill."""
+        """Finds rejections by a count that other clients can raise."""
         for condition, counter in self._counters_of(written):
             if not any(part.name in _OWN_PARTS for part in counter.per):
                 message = (
@@ -172,8 +172,7 @@ class _Linter:
             self._warn(self._file.path, written.line, written.column, message, "")
 
     def run_beside(self, wrong: set[str]) -> None:
-        """Looks at the rules that are right, each alone: a rule that could not be read may be what makes sense of the
-        others."""
+        """Checks each valid rule alone, because a rule that could not be read may explain the others."""
         self._check_top()
         for written in self._file.rules:
             if written.rule.name not in wrong:
@@ -195,7 +194,7 @@ class _Linter:
             self._check_cut(default, "")
 
     def _check_cut(self, item: Item, rule: str) -> None:
-        """A text that ends before a `#` was meant."""
+        """Finds texts cut at a `#` that was probably not meant as a comment."""
         name, value = item.key.text, item.value
         if isinstance(value, Scalar) and value.cut and not value.text.upper().startswith("DUNNO"):
             message = (
@@ -261,7 +260,7 @@ class _Linter:
             self._warn_at(written.key("match"), message, rule.name)
 
     def _check_alone(self, written: WrittenRule) -> None:
-        """Conditions that are too weak to stand alone: the country, and a name that contains the address."""
+        """Finds rules with only one weak condition: the country, or a name that contains the address."""
         rule, verb = written.rule, written.rule.action.verb
         names = {condition.condition.name for condition in written.match}
         if verb in {Verb.REJECT, Verb.DUNNO} and names == {"country"}:
@@ -296,7 +295,7 @@ class _Linter:
                 using = f"{name}: list {quoted(definition.name)}"
                 try:
                     self._check_entries(form, entries, definition.entries, using, rule)
-                except UnreadableError as error:  # it is read again for the lines of what was found
+                except UnreadableError as error:  # read again to find the lines
                     self._warn(source, 0, 0, f"{using}: {error}", rule)
         if one.values:
             path = self._file.path
@@ -311,7 +310,7 @@ class _Linter:
                     self._warn_at(one.key, message, rule)
 
     def _check_literal(self, one: WrittenCondition, rule: str) -> None:
-        """`helo_name: [192.0.2.1]`, which YAML reads as a list."""
+        """Finds `helo_name: [192.0.2.1]`, which YAML reads as a list."""
         if one.type.form is Form.HELO_NAME and one.is_bracketed and len(one.values) == 1:
             (value,) = one.values
             if _ADDRESS.fullmatch(value.text):
@@ -324,7 +323,7 @@ class _Linter:
     def _check_entries(
         self, form: Form, entries: Entries, written: Callable[[], Iterable[Entry]], using: str, rule: str
     ) -> None:
-        """`written` reads the entries as they stand in the file."""
+        """Checks entries; `written` reads them as written in the file."""
         repeated = _repeated(entries)
         if repeated.count:
             self._report_duplicates(form, written(), repeated, using, rule)
@@ -375,7 +374,7 @@ def _keys(form: Form, written: Sequence[Entry]) -> Iterator[Sequence[Hashable]]:
 
 
 def _repeated(entries: Entries) -> Repetitions:
-    """Finds entries that repeat an entry above. For most long lists, the building of their tables has found them."""
+    """Finds entries that repeat an entry above. For most long lists, building their tables has found them."""
     if isinstance(entries, LongList) and entries.repeated is not None:
         return entries.repeated
     plain = plain_entries(entries)
@@ -394,7 +393,7 @@ def _repeated(entries: Entries) -> Repetitions:
 
 
 def _every(entries: Entries) -> set[int]:
-    """The IP versions of which one of these networks is every address: it has the first address 0 and the length 0."""
+    """The IP versions for which one of these networks covers every address (first address 0, length 0)."""
     blocks = [block for block in _read(entries) if isinstance(block, Networks)]
     return {version for block in blocks for version, packed in ((4, block.v4), (6, block.v6)) if 0 in packed}
 

@@ -1,1 +1,1 @@
-"""Postfix's access(5) and sendmail's access_db: keys, their order, both ways."""
+"""Postfix's access(5) and sendmail's access_db, import and export: keys and their order."""

@@ -1,7 +1,7 @@
 """The keys that Postfix's access(5) tables and sendmail's access_db share: host names, octet prefixes, mail addresses.
 
-`AccessTable` files the lines of one lookup (of a client, a sender, ...) and gives them back most specific first, as
-that lookup tries them.
+`AccessTable` takes the lines of one lookup (of a client, a sender, ...) and returns them most specific first, in the
+order of that lookup.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _POSTFIX_DOT = (
     " it was taken as the names under it (--dotted says that it is so)"
 )
 
-# The conditions on a name alone, and on a name and those under it, for each attribute that a table is looked up for.
-# No condition compares the domain of a mail address alone.
+# The conditions on a name only, and on a name with those under it, for each attribute of a lookup. No condition
+# compares only the exact domain of a mail address.
 EXACT = {"client": "hostname", "helo_name": "helo_name"}
 SUFFIX = {
     "client": "hostname_suffix",
@@ -41,11 +41,11 @@ ATTRIBUTES = tuple(SUFFIX)
 
 @dataclass(slots=True)
 class AccessTable:
-    """The lines that one lookup sees. `attribute` is `client`, `helo_name`, `sender` or `recipient`.
+    """The lines of one lookup. `attribute` is `client`, `helo_name`, `sender` or `recipient`.
 
-    `dotted` says that a domain covers itself alone and `.domain` the names under it, as where Postfix's
-    parent_domain_matches_subdomains lacks smtpd_access_maps. `delimiter` is recipient_delimiter: an address covers
-    its extensions then. `leading_dot` is the note about a `.domain` where `dotted` is not said.
+    `dotted` means that a domain covers only itself and `.domain` the names under it, as if Postfix's
+    parent_domain_matches_subdomains lacks smtpd_access_maps. `delimiter` is recipient_delimiter: then an address covers
+    its extensions. `leading_dot` is the note about a `.domain` without `dotted`.
     """
 
     attribute: str
@@ -55,7 +55,7 @@ class AccessTable:
     _stages: tuple[dict[Key, Row], ...] = field(default_factory=lambda: ({}, {}, {}))
 
     def add(self, key: str, verdict: Verdict, line: Line, report: Report) -> None:
-        """Files a line under its key. Raises `UnsupportedError` where the lookup never asks for such a key."""
+        """Files a line under its key. Raises `UnsupportedError` if the lookup never asks for such a key."""
         stage, filed, term = self._read_key(key, line, report)
         self.file(stage, filed, Row(line, (term,), verdict))
 
@@ -66,7 +66,7 @@ class AccessTable:
             raise UnsupportedError(f"the same key as in line {first.line.number}, which counts")
 
     def rows(self) -> list[Row]:
-        """All of it in order: each stage of the lookup before the next, in each the most specific first."""
+        """All rows in order: by stage of the lookup, then the most specific first."""
         return [
             row
             for number, stage in enumerate(self._stages)
@@ -74,7 +74,7 @@ class AccessTable:
         ]
 
     def _read_key(self, key: str, line: Line, report: Report) -> tuple[int, Key, Term]:
-        """The stage of the lookup that asks for the key, what it covers, and the condition that says the same."""
+        """The stage of the lookup that asks for the key, its coverage, and the equivalent condition."""
         if self.attribute in {"sender", "recipient"}:
             return self._read_mail_key(key, line, report)
         if "@" in key or key == "<>":
@@ -117,7 +117,7 @@ class AccessTable:
 def octet_network(key: str) -> netaddr.IPNetwork | None:
     """The network of a prefix of whole octets (`192.0.2`) or, of IPv6, of whole pairs (`2001:db8`); None for a name.
 
-    Raises `UnsupportedError` for what is neither (access(5), "HOST NAME/ADDRESS PATTERNS").
+    Raises `UnsupportedError` for other keys (access(5), "HOST NAME/ADDRESS PATTERNS").
     """
     if _OCTETS.fullmatch(key):
         octets = key.removesuffix(".").split(".")

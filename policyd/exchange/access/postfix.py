@@ -1,7 +1,7 @@
-"""Postfix's access(5) tables as hash:, btree:, lmdb: and their like read them: import and export.
+"""Postfix's indexed access(5) tables (hash:, btree:, lmdb: ...), import and export.
 
-A table does not say for which lookup it is written; the option `attribute` does. Unless it is given, keys with an `@`
-are senders (no lookup of a client asks for them) and all others clients.
+The option `attribute` says for which lookup a table is written. Without it, keys with an `@` are senders (no lookup of
+a client asks for them) and all others clients.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def read(
         )
     if not of_clients or not of_senders:
         return Imported(rows=of_clients or of_senders)
-    # Two tables in one file: being let through by the one says nothing about the other.
+    # Two tables in one file: passing one does not mean passing the other.
     of_senders, idle = exemptions_as_exceptions(of_senders)
     for row in idle:
         report.lose(row.line, "nothing below it in this table blocks a sender, so there is nothing to exempt from")

@@ -1,8 +1,8 @@
 """sendmail's access_db (cf/README, "ANTI-SPAM CONFIGURATION CONTROL"), import and export.
 
 One file serves several lookups: of the client (`Connect:`), the sender (`From:`) and the recipient (`To:`); a key
-without a tag serves clients and senders. Each lookup is a table of its own, and being let through by one says nothing
-about the next: only the clients, who come last, are exempted by DUNNO; the other exemptions become exceptions.
+without a tag serves clients and senders. Each lookup is a separate table, and passing one does not mean passing the
+next: only clients, which come last, are exempted by DUNNO; the other exemptions become exceptions.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _read_line(line: Line, report: Report) -> tuple[str, str, Verdict]:
         tag = ""
     if _is_pairs(tag):  # `2001:db8 REJECT`: the tag is the first pair of an address
         tag, key = "", f"{tag}:{key}"
-    result = " ".join(match["result"].split())  # as in an answer; a long run of blanks would be tried at each of them
+    result = " ".join(match["result"].split())  # as in an answer; a long run of blanks would be tried at each blank
     return tag, key.removeprefix("ipv6:"), _verdict(result, line, report)
 
 
@@ -82,7 +82,7 @@ def _is_pairs(tag: str) -> bool:
 
 
 def _add_untagged(tables: dict[str, AccessTable], key: str, says: Verdict, line: Line, report: Report) -> None:
-    """Files a line under each lookup that asks for its key without a tag, unless a line with the tag says otherwise."""
+    """Files a line under each lookup that asks for its key without a tag, unless a tagged line has it."""
     errors = []
     filed = False
     for attribute in ("sender",) if "@" in key else ("client", "sender"):
@@ -166,7 +166,7 @@ def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
 
 
 def _lookup(row: Row) -> str:
-    """The lookup that a rule is for: that of its first condition; one of two kinds is refused by any."""
+    """The lookup of a rule, by its first condition; every lookup refuses a rule with two kinds of conditions."""
     condition = row.match[0].condition
     return next((name for name in ("sender", "recipient") if condition.startswith(name)), "client")
 
@@ -174,7 +174,7 @@ def _lookup(row: Row) -> str:
 def _action(written: Written, report: Report) -> str:
     verdict = written.verdict
     if verdict.verb is Verb.DUNNO or written.row is None:
-        # Not SKIP: unless FEATURE(`access_db') was given `skip', sendmail refuses what it does not know (8.17).
+        # Not SKIP: without `skip' in FEATURE(`access_db'), sendmail refuses unknown words (8.17).
         return "OK"
     rejects = verdict.verb is Verb.REJECT
     text = static_text(written.row, report)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Name(NamedTuple):
-    """A domain as a key: `exact` for the name alone, a leading dot in `name` for the names under it alone."""
+    """A domain as a key: `exact` for the name only, a leading dot in `name` for only the names under it."""
 
     name: str
     exact: bool = False
@@ -40,7 +40,7 @@ class Name(NamedTuple):
 
     @property
     def depth(self) -> tuple[int, int]:
-        """Greater for a key that is covered than for the one that covers it."""
+        """Greater for a covered key than for the key that covers it."""
         labels = self.name.removeprefix(".").count(".") + 1
         return labels, 2 if self.exact else 1 if self.name.startswith(".") else 0
 
@@ -67,7 +67,7 @@ class Network(NamedTuple):
 
     @property
     def depth(self) -> tuple[int, int]:
-        """Greater for a key that is covered than for the one that covers it."""
+        """Greater for a covered key than for the key that covers it."""
         return self.prefix, 0
 
 
@@ -82,7 +82,7 @@ class Whole(NamedTuple):
 
     @property
     def depth(self) -> tuple[int, int]:
-        """All the same."""
+        """The same for all keys."""
         return 0, 0
 
 
@@ -108,14 +108,15 @@ Key = Name | Network | Whole | Mailbox
 
 
 def most_specific_first(keyed: Mapping[Key, Row], *, last: bool) -> list[Row]:
-    """The rows of one kind of key, in order. `last` says that no other kind is looked up after it: what only lets pass
-    is left out then, where nothing covers it."""
+    """The rows of one kind of key, in order. `last` means that no other kind is looked up after it: then exemptions
+    that no wider key covers are left out.
+    """
     prefixes = sorted({key.prefix for key in keyed if isinstance(key, Network)}, reverse=True)
     level = dict.fromkeys(keyed, 0)
     for key in sorted(keyed, key=lambda one: one.depth, reverse=True):
         covering = next((wider for wider in key.wider(prefixes) if wider in keyed), None)
         if covering is not None:
-            # The nearest is enough: what covers that one comes after it in turn, if not with its verdict.
+            # The nearest is enough: the key that covers it comes after it, unless it has the same verdict.
             differs = keyed[covering].verdict != keyed[key].verdict
             level[covering] = max(level[covering], level[key] + differs)
         elif last and keyed[key].verdict.passing:
@@ -128,7 +129,9 @@ def most_specific_first(keyed: Mapping[Key, Row], *, last: bool) -> list[Row]:
 
 
 def _joined(groups: list[dict[Verdict, list[Row]]]) -> Iterator[Row]:
-    """All rows, level by level; within one so that rows of one verdict meet those of the levels beside it."""
+    """All rows, level by level; within a level, rows are grouped by verdict so that they adjoin those of the
+    neighbouring levels.
+    """
     before: Verdict | None = None
     for number, group in enumerate(groups):
         after = groups[number + 1] if number + 1 < len(groups) else {}
@@ -139,10 +142,10 @@ def _joined(groups: list[dict[Verdict, list[Row]]]) -> Iterator[Row]:
 
 
 def exemptions_as_exceptions(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """The same table without a DUNNO: what one exempts becomes an exception of the blocking rows below it.
+    """Replaces each DUNNO by an exception of the blocking rows below it, for tables that are looked up one after the
+    other, where passing one does not mean passing the next.
 
-    For tables that are looked up one after the other, where being let through by one says nothing about the next. Also
-    gives the exemptions that have nothing below them to exempt from.
+    Also returns the exemptions without a blocking row below.
     """
     exempt: list[Term] = []
     exceptions: tuple[Term, ...] = ()
@@ -154,7 +157,7 @@ def exemptions_as_exceptions(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]
             idle.append(row)
             continue
         if idle:
-            exceptions = tuple(exempt)  # one for all rows up to the next exemption, not one each
+            exceptions = tuple(exempt)  # one object for all rows up to the next exemption
             idle.clear()
         blocking.append(replace(row, exceptions=(*row.exceptions, *exceptions)) if exceptions else row)
     return blocking, idle

@@ -1,8 +1,7 @@
 """Rules as the keys of an access table, where the most specific key decides and not the first: for Postfix's access(5)
 tables and sendmail's access_db.
 
-What a key is to answer is asked of the rules: for each key, the first rule that covers it. A key that says what a wider
-one says already is left out.
+The answer of a key is that of the first rule that covers it. A key with the same answer as a wider key is left out.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ if TYPE_CHECKING:
     from policyd.exchange.access.specificity import Key
     from policyd.exchange.model import Report, Row, Term, Verdict
 
-# A network between two octets becomes this many keys at most: 128 of IPv4 always, and of IPv6 as far as it makes sense.
+# Maximum number of keys for a network between two octets: IPv4 needs at most 128, IPv6 may need more.
 _MAX_KEYS = 256
 
-# A local part at any domain, as an import of `user@` has it.
+# A local part at any domain, as in an imported `user@`.
 _LOCAL_PART = re.compile(r"\^((?:[\w-]|\\[^\w])+)@")
 
 
 class Written(NamedTuple):
-    """A key as the table has it, what it answers, and the rule that says so: None for what rules only except."""
+    """A key of the table, its answer, and its rule; None for a key that is only an exception."""
 
     key: str
     verdict: Verdict
@@ -44,7 +43,7 @@ class Written(NamedTuple):
 def keys_of(rows: Sequence[Row], attribute: str, report: Report, *, dotted: bool) -> list[Written]:
     """The keys for one lookup, of `client`, `helo_name`, `sender` or `recipient`.
 
-    Rules about something else are left for the caller to report. What this lookup cannot say is reported.
+    The caller reports rules about other attributes. Rules that this lookup cannot express are reported here.
     """
     table = _Table(attribute, report, dotted=dotted)
     for row in rows:
@@ -116,7 +115,7 @@ class _Table:
         return {number for wider in (key, *key.wider(self._prefixes)) for number in under.get(wider, ())}
 
     def _mind_the_order(self) -> None:
-        """Names are looked up before addresses, and domains before local parts, whatever the order of the rules."""
+        """Reports rules whose order the lookup changes: names come before addresses, and domains before local parts."""
         names = [number for key, rows in self._matching.items() if isinstance(key, Name) for number in rows]
         later = [number for key, rows in self._matching.items() if _is_looked_up_late(key) for number in rows]
         if names and later and min(later) < max(names):
@@ -126,7 +125,7 @@ class _Table:
             self._report.note(self._rows[min(later)].line, f"{what} there, so rules about those below it come first")
 
     def _mind_the_addresses(self, key: Key) -> None:
-        """A name that rules make an exception of is found all the same, so that its address is not looked up."""
+        """Reports excepted names: the lookup finds them, and does not look up the address."""
         if isinstance(key, Name) and any(isinstance(key, Network) for key in self._matching):
             row = self._rows[min(self._filed(self._excepting, key))]
             self._report.note(row.line, "what it makes an exception of is let through there, whatever its address")
@@ -164,7 +163,7 @@ class _Table:
 
 
 def _mailbox(value: str) -> str:
-    """A mail address as a key: in lower case, its domain as DNS has it."""
+    """A mail address as a key: in lower case, its domain in A-labels."""
     local, _, domain = value.rpartition("@")
     if not local or re.search(r'[\s"]|^#', local):
         raise UnsupportedError(f"a key cannot be {shown(value)}")
@@ -172,7 +171,7 @@ def _mailbox(value: str) -> str:
 
 
 def _network_keys(of: netaddr.IPNetwork) -> Iterator[Key]:
-    """The prefixes of whole octets, or pairs, that are this network."""
+    """The prefixes of whole octets, or pairs, that make up this network."""
     step = 8 if of.version == 4 else 16
     prefix = -(-max(of.prefixlen, step) // step) * step
     if 1 << (prefix - of.prefixlen) > _MAX_KEYS:
@@ -188,7 +187,7 @@ def _is_looked_up_late(key: Key) -> bool:
 
 
 def _text(key: Key) -> str:
-    """A key as it is written."""
+    """The text of a key."""
     if isinstance(key, Network):
         whole = netaddr.IPAddress(key.first, key.version)
         if key.version == 4:
@@ -199,7 +198,7 @@ def _text(key: Key) -> str:
 
 
 def _can_be_cut_to(part: netaddr.IPNetwork) -> bool:
-    """Whether Postfix comes to a prefix by cutting pairs off an address, which it has in its short form (access(5))."""
+    """Whether Postfix gets this prefix by cutting pairs off an address in its short form (access(5))."""
     pairs = [part.first >> 112 - 16 * place & 0xFFFF for place in range(part.prefixlen // 16)]
     zeros = any(not pair and not other for pair, other in pairwise(pairs))
     return len(pairs) == 8 or (pairs[-1] != 0 and not zeros)

@@ -1,1 +1,1 @@
-"""Firewall rules: iptables, nftables and ipset, both ways."""
+"""Firewall rules, import and export: iptables, nftables and ipset."""

@@ -1,7 +1,6 @@
-"""The addresses that reach a line inside an `if`, a chain, or after another line: a network without some others.
+"""The addresses that reach a line inside an `if`, a chain, or after another line: a network minus other networks.
 
-Two networks lie in each other or apart, so that narrowing one by another needs no more than this: one condition `cidr`
-and its exceptions.
+Two networks are nested or disjoint, so a condition `cidr` with exceptions can always express the result.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from policyd.exchange.values import network_text
 
 EVERYTHING = {4: netaddr.IPNetwork("0.0.0.0/0"), 6: netaddr.IPNetwork("::/0")}
 
-# Each network that is taken out is compared with each that comes after it.
+# Maximum number of removed networks; each is compared with each later one.
 _MAX_OUTSIDE = 1000
 
 
@@ -28,7 +27,7 @@ class Block:
     dead: bool = False
 
     def within(self, network: netaddr.IPNetwork) -> Block:
-        """The part of it that lies in a network."""
+        """The part inside a network."""
         inside = self.inside if self.inside is not None and self.inside in network else network
         if self.inside is not None and network not in self.inside and self.inside not in network:
             return replace(self, dead=True)
@@ -37,7 +36,7 @@ class Block:
         return replace(self, inside=inside, outside=tuple(hole for hole in self.outside if hole in inside))
 
     def without(self, network: netaddr.IPNetwork) -> Block:
-        """The part of it outside a network. Raises `UnsupportedError` if too many networks have been taken out."""
+        """The part outside a network. Raises `UnsupportedError` if too many networks have been removed."""
         if self.inside is not None and self.inside in network:
             return replace(self, dead=True)
         if self.inside is None or network in self.inside:
@@ -47,7 +46,7 @@ class Block:
         return self
 
     def terms(self) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
-        """The condition and its exceptions. Raises `UnsupportedError` where no address is left."""
+        """The condition and its exceptions. Raises `UnsupportedError` if no address is left."""
         if self.dead:
             raise UnsupportedError("no address comes here: what stands around or above it leaves none")
         inside = [self.inside] if self.inside is not None else list(EVERYTHING.values())

@@ -1,8 +1,8 @@
-"""Shared by packet filters: chains of lines about sources, jumps between them, a first line that decides.
+"""Chains of packet filters, for iptables and nftables: lines about sources, jumps, and the first line that decides.
 
-`flattened` follows a new connection to one port from the chains where packets come in, and gives the lines in the order
-in which they decide. Each of these base chains decides for itself: what one accepts, another may still drop. How a
-filter writes its lines is left to the file of each.
+`flattened` follows a new connection to one port from the chains where packets come in, and returns the lines in the
+order in which they decide. Each base chain decides separately: another chain may drop a packet that one accepts. The
+file of each filter parses its lines.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from policyd.exchange.model import Line, Report
 
-# Names of ports in firewalls, as far as mail has them (services(5)).
+# Names of mail ports in firewalls (services(5)).
 _PORTS = {"smtp": 25, "mail": 25, "smtps": 465, "submissions": 465, "urd": 465, "ssmtp": 465, "submission": 587}
 
 _PORT_RANGE = re.compile(r"(?P<first>[0-9]{0,5})(?:(?P<to>[:-])(?P<last>[0-9]{0,5}))?")
@@ -31,9 +31,9 @@ _PORT_RANGE = re.compile(r"(?P<first>[0-9]{0,5})(?:(?P<to>[:-])(?P<last>[0-9]{0,
 # Chains jump to chains; more levels than this are a loop, which the kernel would refuse (16 for nftables).
 _DEPTH = 16
 
-# A chain is followed each time that another jumps to it, and a set read each time that a line asks for it. In real
-# firewalls that happens a few times; a file with more than so many steps for each line and element, and some to begin
-# with, was made to take for ever. A step, or a network in it, takes 10 us.
+# Limits of the steps of one file: a base, and a number for each line and element. A chain is followed at each jump to
+# it, and a set is read for each line that uses it: a few times in real firewalls; a file with more is refused. A step,
+# or a network in it, takes 10 us.
 _STEPS = 20
 _FIRST_STEPS = 1_000
 
@@ -58,10 +58,10 @@ class AnotherMatterError(UnsupportedError):
 
 @dataclass(slots=True)
 class Step:
-    """One line of a chain. `sources` is None if it is about every source; with `negated` it is about all others.
+    """One line of a chain. `sources` is None if it applies to every source; with `negated` it applies to all others.
 
     `target` is the chain of a jump. `some` names a condition that depends on more than the source, such as the network
-    interface. `lost` is why the line cannot be followed; `elsewhere` that it is about other packets anyway.
+    interface. `lost` is why the line cannot be followed; `elsewhere` means that it is about other packets anyway.
     """
 
     line: Line
@@ -78,7 +78,7 @@ class Step:
 class Base:
     """A chain where packets come in: with `everybody`, or, if `some` names it, under a condition.
 
-    `drops` says that the chain drops what none of its lines decides on; `line` is where that is written.
+    `drops` means that the chain drops packets on which none of its lines decides; `line` has that policy.
     """
 
     chain: str
@@ -90,13 +90,13 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Which connection is followed: to a port and, if it is known, in by a network interface."""
+    """The connection to follow: its port and, if known, its network interface."""
 
     port: int = 25
     interface: str = ""
 
     def is_port(self, written: str) -> bool:
-        """Whether `25`, `smtp`, `20:30` or `20-30` is, or holds, the port."""
+        """Whether `25`, `smtp`, `20:30` or `20-30` is, or contains, the port."""
         if written in _PORTS:
             return _PORTS[written] == self.port
         match = _PORT_RANGE.fullmatch(written)
@@ -151,13 +151,13 @@ def flattened(
     deciding = [rows for rows in by_chain if any(row.verdict is REJECT for row in rows)]
     if not deciding:
         return [row for rows in by_chain for row in rows]
-    # The last chain may exempt by DUNNO; an exemption of another must not save a client from the chains after it.
+    # The last chain may exempt by DUNNO; an exemption in another chain must not exempt from the chains after it.
     rows = [row for rows in deciding[:-1] for row in exemptions_as_exceptions(rows)[0]]
     return rows + deciding[-1]
 
 
 class _EndlessError(UnsupportedError):
-    """The chains jump to each other without an end that one could wait for."""
+    """The chains need too many steps to follow."""
 
 
 @dataclass(slots=True)
@@ -190,8 +190,8 @@ class _Walk:
             self._report.lose(base.line, "the chain drops what none of its lines accepts, which no rule is made of")
 
     def _follow(self, chain: str, block: Block, depth: int) -> bool:
-        """Takes the lines of a chain for the addresses of a block; whether it decides on all of them."""
-        rest = block  # those on which no line has decided for all of a network
+        """Takes the lines of a chain for the addresses of a block; returns whether it decides on all of them."""
+        rest = block  # addresses on which no line has decided for a whole network
         some_return = False
         decided = False
         for step in self._chains.get(chain, ()):
@@ -222,7 +222,9 @@ class _Walk:
         return decided and not some_return
 
     def _take_some(self, step: Step, parts: Sequence[Block], depth: int) -> None:
-        """Takes a line with a condition that a rule does not have: as if it held where that blocks, and else not."""
+        """Takes a line with a condition that a rule does not have: assumes that it holds if the line blocks, otherwise
+        not.
+        """
         if step.does in {Does.ACCEPT, Does.RETURN}:
             raise UnsupportedError(_SOME_EXEMPTION.format(step.some), exempts=True)
         if step.does is Does.DROP:
@@ -231,12 +233,12 @@ class _Walk:
             before, self.rows = self.rows, []
             for part in parts:
                 self._follow(step.target, part, depth + 1)
-            # A client that the chain accepts is exempted from the lines of the chain only.
+            # A client that the chain accepts is exempted only from the chain's own lines.
             self.rows = before + exemptions_as_exceptions(self.rows)[0]
         self._report.note(step.line, _SOME.format(step.some))
 
     def finish(self) -> None:
-        """Reports the lines that no way through the chains took, and those where a way was given up."""
+        """Reports the lines that were never reached, and lost lines."""
         for line, reason in self._endless.items():
             self._report.lose(line, reason)
         reached = self._endless.keys() | self._lost.keys() | self._taken
@@ -279,10 +281,10 @@ class _Walk:
         for part in parts:
             everybody = part.inside is None or part.inside in EVERYTHING.values()
             if step.sources is None and everybody and not part.outside:
-                # The last line of many a firewall, about all that is left when the lines about mail have been read.
+                # Often the last line of a firewall, about all remaining packets.
                 if step.does is Does.DROP:
                     raise UnsupportedError("it keeps out everybody, which no rule is made of unless it says 0.0.0.0/0")
-                continue  # DUNNO for all that is left, as at the end of a ruleset
+                continue  # DUNNO for all remaining addresses, as at the end of a ruleset
             inside, exceptions = part.terms()
             self.rows.append(Row(step.line, inside, REJECT if step.does is Does.DROP else DUNNO, exceptions))
 
@@ -294,7 +296,7 @@ def _unreached(step: Step, *, unclear: bool) -> _Lost:
 
 
 def _parts(step: Step, block: Block) -> list[Block]:
-    """The addresses of a block that a line is about, in pieces with some in each."""
+    """The addresses of a block to which a line applies, as non-empty blocks."""
     parts = [block]
     if step.sources is not None and not step.negated:
         parts = [block.within(source) for source in step.sources]
@@ -309,7 +311,7 @@ def _parts(step: Step, block: Block) -> list[Block]:
 
 
 def _without(step: Step, block: Block) -> Block:
-    """The addresses of a block that a line is not about."""
+    """The addresses of a block to which a line does not apply."""
     if step.sources is None:
         return replace(block, dead=True)
     if step.negated:

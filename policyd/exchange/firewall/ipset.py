@@ -1,6 +1,7 @@
-"""ipset(8): what `ipset save` and `ipset list` print, import; sets for `ipset restore`, one of each IP version, export.
+"""ipset(8), import of the output of `ipset save` and `ipset list`, and export of sets for `ipset restore`, one for each
+IP version.
 
-A file is read as `ipset restore` runs it: a set that is swapped, renamed, flushed or destroyed further down is so here.
+Commands take effect as in `ipset restore`: sets may be swapped, renamed, flushed or destroyed further down.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _COMMANDS = {
 # Types whose elements are addresses or networks; iphash and nethash are those of ipset before version 6.
 _TYPES = frozenset({"hash:ip", "hash:net", "bitmap:ip", "iphash", "nethash", "ipmap"})
 
-# How `ipset list` begins the lines about a set before its members.
+# Beginnings of the lines of `ipset list` before a set's members.
 _HEADER = re.compile(
     r"(?P<field>Name|Type|Header|Members|Revision|Size in memory|References|Number of entries):\s*(?P<value>.*)"
 )
@@ -41,7 +42,7 @@ class _Set:
     line: Line
     reason: str = ""  # why its elements are not networks
     netmask: str = ""
-    elements: dict[netaddr.IPNetwork, tuple[Line, bool]] = field(default_factory=dict)  # and whether it is `nomatch`
+    elements: dict[netaddr.IPNetwork, tuple[Line, bool]] = field(default_factory=dict)  # whether it is `nomatch`
 
 
 def read(lines: Iterable[Line], report: Report, *, sets: tuple[str, ...] = ()) -> Imported:
@@ -66,16 +67,16 @@ def read(lines: Iterable[Line], report: Report, *, sets: tuple[str, ...] = ()) -
 
 
 class _File:
-    """The sets of a file, as its lines come in."""
+    """The sets of a file, built line by line."""
 
     def __init__(self, report: Report) -> None:
         self.sets: dict[str, _Set] = {}
         self.first: Line | None = None
         self._report = report
-        self._listed = ""  # the set that `ipset list` is about
+        self._listed = ""  # the present set of `ipset list`
 
     def take(self, line: Line) -> bool:
-        """Takes a line down; what is taken over is known at the end, so that this is never true."""
+        """Takes a line; returns False, because imported lines are only known at the end."""
         text = line.text.strip()
         if not text or text.startswith("#") or text == "COMMIT":
             return False
@@ -95,7 +96,7 @@ class _File:
             return False
         if command is None or len(words) < 2:
             raise UnsupportedError("not a line of ipset save; write `add SET NETWORK`")
-        self._listed = ""  # a command ends what `ipset list` said of a set
+        self._listed = ""  # a command ends the `ipset list` output about a set
         self._run(line, command, words[1], words[2:])
         return False
 
@@ -160,7 +161,7 @@ def _reason(kind: str) -> str:
 def _entries(of: _Set) -> list[Entry]:
     if not any(nomatch for _, nomatch in of.elements.values()):
         return [Entry(Term("cidr", network_text(element)), line) for element, (line, _) in of.elements.items()]
-    # The narrowest network that holds an address decides, as in the kernel.
+    # The narrowest network that contains an address decides, as in the kernel.
     rows = [
         Row(line, (Term("cidr", network_text(element)),), DUNNO if nomatch else REJECT)
         for element, (line, nomatch) in sorted(of.elements.items(), key=lambda item: -item[0].prefixlen)
@@ -172,12 +173,12 @@ def _entries(of: _Set) -> list[Entry]:
 
 _FAMILIES = {4: "inet", 6: "inet6"}
 
-# ipset's own default; a set cannot grow afterwards, so that twice the need is asked for.
+# ipset's own default; a set cannot grow afterwards, so the size is doubled.
 _MAXELEM = 65536
 
 
 def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
-    """Commands for `ipset restore`. Each set is filled under another name and swapped in whole."""
+    """Commands for `ipset restore`. Each set is filled under a temporary name and then swapped in."""
     addresses = rejected(rows, report, deferred=options.deferred)
     lines = [
         f"# {options.heading}",
@@ -200,5 +201,5 @@ def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
 
 
 def _halved(network: netaddr.IPNetwork) -> list[netaddr.IPNetwork]:
-    """A network as a hash:net takes it: all but one of /0, which becomes two."""
+    """A network in the form that hash:net accepts: a /0 becomes two networks."""
     return [network] if network.prefixlen else list(network.subnet(1))

@@ -1,7 +1,7 @@
-"""iptables-save(8) and ip6tables-save(8), import, and the form of iptables-restore(8), export.
+"""Import of iptables-save(8) and ip6tables-save(8), export for iptables-restore(8).
 
-Followed are new TCP connections to one port: through the chains of each table where packets come in, and those that
-they jump to. `iptables -S` and a script of `iptables -A ...` lines are read as well.
+The import follows new TCP connections to one port through the chains of each table where packets come in, and through
+their jumps. `iptables -S` and a script of `iptables -A ...` lines are read as well.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _NOT_DECIDING = frozenset(
     {"AUDIT", "CLASSIFY", "CONNMARK", "CT", "LOG", "MARK", "NFLOG", "NOTRACK", "SET", "TCPMSS", "TRACE", "ULOG"}
 )
 
-# The chains that decide on incoming packets, in the kernel's order. Each decides for itself.
+# The chains that decide on incoming packets, in the kernel's order. Each decides separately.
 _BASES = ("raw PREROUTING", "mangle PREROUTING", "mangle INPUT", "filter INPUT", "security INPUT")
 _BUILT_IN = frozenset({"INPUT", "OUTPUT", "FORWARD", "PREROUTING", "POSTROUTING"})
 
-# Options that say nothing of who the client is, with the number of words that each takes.
+# Options that do not depend on the client, with the number of words that each takes.
 _WORDS = {
     **dict.fromkeys(("-m", "--match", "--comment", "--reject-with"), 2),
     **dict.fromkeys(("-c", "--tcp-flags", "--match-set"), 3),
@@ -48,7 +48,7 @@ _TCP_FLAGS = frozenset({"SYN", "ACK", "FIN", "RST", "URG", "PSH"})
 
 
 def read(lines: Iterable[Line], report: Report, *, port: int = 25, interface: str = "") -> Imported:
-    """The rows of what the file lets in and keeps out for one port. Raises `IncompleteError`."""
+    """The rows for one port: accepted and dropped sources. Raises `IncompleteError`."""
     file = _File(report, Asked(port, interface))
     report.take_each(lines, file.take)
     if file.unfinished is not None:
@@ -62,7 +62,7 @@ def read(lines: Iterable[Line], report: Report, *, port: int = 25, interface: st
 
 
 class _File:
-    """The chains of a file, by table and name, as its lines come in."""
+    """The chains of a file, by table and name, built line by line."""
 
     def __init__(self, report: Report, asked: Asked) -> None:
         self.chains: dict[str, list[Step]] = {}
@@ -74,7 +74,7 @@ class _File:
         self._table = "filter"
 
     def take(self, line: Line) -> bool:
-        """Takes a line down; what is taken over is known when the chains are followed, so that this is never true."""
+        """Takes a line; returns False, because imported lines are only known after the chains have been followed."""
         text = line.text.strip()
         if text.startswith("*"):
             if self.unfinished is not None:
@@ -197,7 +197,7 @@ class _Rule:
             self._take_condition(option, argument, negated=negated)
 
     def _take_condition(self, option: str, argument: str, *, negated: bool) -> None:
-        """Takes a condition on something else than the source."""
+        """Takes a condition on anything but the source."""
         if option in _PORT_OPTIONS:
             if any(self.asked.is_port(text) for text in argument.split(",")) == negated:
                 raise AnotherMatterError(f"it is not about port {self.asked.port} (--port)")
@@ -220,7 +220,7 @@ class _Rule:
             raise UnsupportedError(f"the condition {shown(option)} is not supported")
 
     def _take_flags(self, words: list[str], *, negated: bool) -> None:
-        """`--tcp-flags EXAMINED SET`: a new connection begins with a packet that has SYN alone."""
+        """Takes `--tcp-flags EXAMINED SET`: a new connection begins with a packet that has only SYN set."""
         named = {"ALL": _TCP_FLAGS, "NONE": frozenset[str]()}
         examined, wanted = (named.get(word, frozenset(word.split(","))) for word in (*words, "", "")[:2])
         if (examined & {"SYN"} == wanted) == negated:
@@ -228,7 +228,7 @@ class _Rule:
 
 
 def _until_next_option(words: list[str], place: int) -> int:
-    """How many words an option takes that is not known: up to the next that looks like an option."""
+    """The number of words of an unknown option: up to the next word that looks like an option."""
     end = place + 1
     while end < len(words) and not words[end].startswith("-") and words[end] != "!":
         end += 1
@@ -237,7 +237,7 @@ def _until_next_option(words: list[str], place: int) -> int:
 
 _PORT_OPTIONS = frozenset({"--dport", "--dports", "--destination-port", "--destination-ports", "--port", "--ports"})
 
-# Conditions that a new connection can meet: whether it does with this argument, and what the line is about if not.
+# Conditions that a new connection can meet: whether it does with this argument, and otherwise what the line is about.
 _ABOUT_MAIL: dict[str, tuple[Callable[[str], bool], str]] = {
     **dict.fromkeys(
         ("-p", "--protocol"), (lambda name: name.lower() in {"tcp", "6", "all", "0"}, "{} is not mail's protocol")

@@ -1,8 +1,8 @@
 """`nft -j list ruleset` (libnftables-json(5)) as the text that `nft list ruleset` would print.
 
-What cannot be written as text becomes a word that no reader knows, so that its line is reported. nft leaves
-`auto-merge` out of its JSON and writes a timeout below a second as 0; neither matters to an import. The lines' numbers
-are those of the objects in the document's list.
+Objects without a text form become an unknown word, so that their line is reported. nft leaves `auto-merge` out of its
+JSON and writes a timeout below a second as 0; neither matters to an import. Line numbers are the numbers of the objects
+in the document's list.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from policyd.exchange.model import IncompleteError, Line
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-# Objects in objects: nft goes some 10 deep.
+# Maximum nesting of objects; nft uses some 10 levels.
 _DEPTH = 50
 
 _UNREADABLE = "unreadable"
@@ -54,7 +54,7 @@ def _of_document(first: Line, lines: list[Line]) -> Iterator[Line]:
             where = chains[f"{table} {fields.get('name')}"] = []
             inner.append(first._replace(number=number, text=f"chain {_word(fields.get('name'))} {{"))
             where += [first._replace(number=number, text=text) for text in _hook(fields)]
-            inner += [first._replace(number=number, text=f"\0{table} {fields.get('name')}")]  # its rules come here
+            inner += [first._replace(number=number, text=f"\0{table} {fields.get('name')}")]  # the place for its rules
             inner.append(first._replace(number=number, text="}"))
         elif kind == "rule":
             where = chains.setdefault(f"{table} {fields.get('chain')}", [])
@@ -76,7 +76,7 @@ def _list(value: Any) -> list[Any]:
 
 
 def _word(value: Any) -> str:
-    """A value as one word of a ruleset: nothing in it that would end the word."""
+    """A value as one word of a ruleset, without characters that would end the word."""
     text = str(value)
     return text if text and not any(c.isspace() or c in '{};,"=#\0' for c in text) else _UNREADABLE
 
@@ -169,6 +169,6 @@ def _statement(value: Any) -> str:
             text = f"{_left(key)} vmap {_value(data)}"
         case {"accept": _} | {"drop": _} | {"return": _} | {"continue": _} | {"jump": _} | {"goto": _}:
             text = _verdict(value)
-        case dict() if len(value) == 1:  # `counter`, `log`, `reject`, or what the reader does not know
+        case dict() if len(value) == 1:  # `counter`, `log`, `reject`, or a word that the reader does not know
             text = _word(next(iter(value)))
     return text

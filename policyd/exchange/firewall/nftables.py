@@ -1,7 +1,8 @@
-"""nftables as `nft list ruleset` and `nft -j list ruleset` print them, import, and a named set for `nft -f`, export.
+"""nftables, import of the output of `nft list ruleset` and `nft -j list ruleset`, and export of named sets for `nft
+-f`.
 
-Followed are new TCP connections to one port, through each base chain where packets come in, and the chains that it
-jumps to. A file that has sets and no line that asks for them is a list: its sets' elements are the entries.
+The import follows new TCP connections to one port through each base chain where packets come in, and through its jumps.
+A file with sets that no line uses is a list: the sets' elements are the entries.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ _FAMILIES = {"ip": Block(EVERYTHING[4]), "ip6": Block(EVERYTHING[6])}
 _ADDRESSES = frozenset({"ipv4_addr", "ipv6_addr"})
 _SADDR = (["ip", "saddr"], ["ip6", "saddr"], ["ip", "daddr"], ["ip6", "daddr"])
 
-# Hooks that see what comes in. Those of `forward`, `output` and `postrouting` see other packets.
+# Hooks for incoming packets; `forward`, `output` and `postrouting` get other packets.
 _HOOKS = ("ingress", "prerouting", "input")
 
 # Words with which a block of statements begins; any other brace is around values.
 _BLOCKS = frozenset({"table", "set", "map", "chain", "counter", "quota", "limit", "flowtable"})
 
-# A table holds chains, a chain statements, and a variable may name others: what is deeper than this is not a ruleset.
+# Maximum nesting: a table contains chains, a chain statements, and a variable may name others.
 _DEPTH = 8
 
 
@@ -46,7 +47,7 @@ class _Word(NamedTuple):
 
 
 class _Values(NamedTuple):
-    """The right side of a comparison as its words, and whether none of its values may be equal."""
+    """The right side of a comparison as words, and whether it is negated."""
 
     words: list[_Word]
     negated: bool = False
@@ -54,7 +55,7 @@ class _Values(NamedTuple):
 
 @dataclass(slots=True)
 class _Statement:
-    """The words up to a line's end or a `;`; where they open a block, what is in it."""
+    """The words up to a line's end or a `;`; the content of a block, if they open one."""
 
     words: list[_Word]
     inner: list[_Statement] | None = None
@@ -66,7 +67,7 @@ class _Statement:
 
 @dataclass(slots=True)
 class _Set:
-    """A set or a map. `keys` has the elements' words, `verdicts` what a map says of each."""
+    """A set or a map. `keys` has the elements' words, `verdicts` a map's verdict for each."""
 
     line: Line
     keys: list[list[_Word]] = field(default_factory=list)
@@ -79,8 +80,7 @@ class _Set:
 def read(
     lines: Iterable[Line], report: Report, *, port: int = 25, interface: str = "", sets: tuple[str, ...] = ()
 ) -> Imported:
-    """The rows of what the chains let in and keep out for one port; or the elements of the sets, of those named in
-    `sets` if there are some. Raises `IncompleteError`."""
+    """The rows for one port, or the elements of all sets or of those named in `sets`. Raises `IncompleteError`."""
     imported = Imported()
     tables: list[_Table] = []
     variables: dict[str, list[_Word]] = {}
@@ -125,7 +125,7 @@ def read(
 
 
 def _words(lines: Iterable[Line]) -> Iterator[_Word]:
-    """The words of all lines; a line's end is a word of its own."""
+    """The words of all lines; a line's end is a separate word."""
     joined = False
     for line in lines:
         text = line.text
@@ -145,7 +145,7 @@ def _statements(lines: Iterable[Line]) -> list[_Statement]:
     top: list[_Statement] = []
     blocks = [top]
     words: list[_Word] = []
-    values = 0  # braces around values that are open
+    values = 0  # open braces around values
     for word in _words(lines):
         if word.text == "{" and (values or not _opens_block(words)):
             values += 1
@@ -204,7 +204,7 @@ class _Table:
         self.chains: dict[str, list[Step]] = {}
         self.bases: list[tuple[int, Base]] = []
         inner = statement.inner or []
-        # Sets first: a chain may ask for one that stands below it.
+        # Sets first: a chain may use a set that is defined below it.
         for kinds, take in ((("set", "map"), self._take_set), (("chain",), self._take_chain)):
             for unread in inner:
                 if unread.words[0].text in kinds and unread.inner is not None and len(unread.words) > 1:
@@ -214,7 +214,7 @@ class _Table:
                 report.lose(unread.line, f"{shown(unread.words[0].text)} says nothing of who sends mail")
 
     def chain_name(self, name: str) -> str:
-        """The name of a chain of this table among those of all tables."""
+        """The unique name of a chain of this table among all tables."""
         return f"{self._name} {name}"
 
     def _take_set(self, name: str, statement: _Statement) -> None:
@@ -306,7 +306,7 @@ class _Table:
         return [*_split(words)]
 
     def pairs(self, words: list[_Word]) -> list[tuple[list[_Word], list[_Word]]]:
-        """The keys of a verdict map, `@MAP` or `{ KEY : VERDICT, ... }`, and what it says of each."""
+        """The keys of a verdict map, `@MAP` or `{ KEY : VERDICT, ... }`, and the verdict of each."""
         if words[0].text.startswith("@"):
             found = self.sets.get(words[0].text[1:])
             if found is None:
@@ -337,7 +337,7 @@ def _priority(words: list[str]) -> int:
 
 
 def _split(words: list[_Word]) -> Iterator[list[_Word]]:
-    """The elements between braces, each as its words."""
+    """The elements between braces, each as words."""
     element: list[_Word] = []
     for word in words:
         if word.text in {"{", "}", ","}:
@@ -358,10 +358,10 @@ class _Rule:
         self._words = words
         self._place = 0
         self._step = Step(words[0].line)
-        self._made: list[Step] = []  # those of a verdict map
+        self._made: list[Step] = []  # for the keys of a verdict map
 
     def read(self) -> list[Step]:
-        """The line as a step, or as one for each key of a verdict map."""
+        """The line as a step, or as a step for each key of a verdict map."""
         while self._place < len(self._words):
             try:
                 self._take(self._next())
@@ -434,7 +434,7 @@ class _Rule:
             raise UnsupportedError(f"the condition {shown(word)} is not supported")
 
     def _keep_verdict(self) -> None:
-        """Finds out what a line does that cannot be read to its end, for what is said of its loss."""
+        """Finds the verdict of a line that cannot be fully read, for the report of its loss."""
         for place, word in enumerate(self._words):
             if word.text in _DOES:
                 self._step.does = _DOES[word.text]
@@ -511,7 +511,7 @@ class _Rule:
                 step.sources = (EVERYTHING[10 - step.sources[0].version],)
 
     def _take_statement(self, word: str) -> bool:
-        """Takes what is not a condition, if it is that."""
+        """Takes a statement that is not a condition."""
         if word in _DOES:
             self._step.does = _DOES[word]
             if word == "reject" and self._peek() == "with":
@@ -546,7 +546,8 @@ _TYPES = {4: "ipv4_addr", 6: "ipv6_addr"}
 
 
 def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
-    """A table with a named set for each IP version, for `nft -f`: all in one step, and the sets refilled each time.
+    """A table with a named set for each IP version, for `nft -f`: all in one transaction, with the sets refilled each
+    time.
 
     The rule that drops is a comment: the administrator decides where it belongs and what it does.
     """

@@ -1,4 +1,4 @@
-"""Comma-separated values (RFC 4180 but for the line ends), export: a line for each value of each condition."""
+"""Comma-separated values (RFC 4180 except for line ends), export: a line for each value of each condition."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COLUMNS = ("order", "rule", "action", "code", "text", "mode", "expires", "claus
 
 
 def write(rows: Sequence[Row], report: Report, _options: ExportOptions) -> str:
-    """All rules, in order, with all that they ask for."""
+    """All rules, in order, with all their conditions."""
     file = io.StringIO(newline="")
     table = csv.writer(file, lineterminator="\n")
     table.writerow(_COLUMNS)

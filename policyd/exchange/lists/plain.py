@@ -1,7 +1,7 @@
 """A plain list, an entry a line, import and export: addresses, networks, ranges, names, mail addresses, expressions.
 
-Comments begin with `#`, `;` or `//`. Where a line has more words or fields, the first is the entry if it is an address,
-as in the many lists that add a date, a country or a reason.
+Comments begin with `#`, `;` or `//`. If a line has more words or fields, the first is the entry if it is an address;
+many lists add a date, a country or a reason.
 """
 
 from __future__ import annotations
@@ -43,13 +43,14 @@ _OCTETS = re.compile(r"\d{1,3}(?:\.\d{1,3}){1,2}\.?", re.ASCII)
 
 
 def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None) -> Imported:
-    """The list's entries. `attribute` says whose names and domains these are: `client` (as None), `helo_name`, `sender`
-    or `recipient`."""
+    """The list's entries. `attribute` says what the names and domains are compared with: `client` (as None),
+    `helo_name`, `sender` or `recipient`.
+    """
     imported = Imported()
 
     def take(line: Line) -> bool:
         whole = line.text.strip()
-        # An expression may hold what begins a comment elsewhere.
+        # An expression may contain characters that begin a comment elsewhere.
         text = whole if _EXPRESSION.fullmatch(whole) else _COMMENT.sub("", line.text).strip()
         if text:
             imported.entries += [Entry(term, line) for term in _read_entry(text, line, report, attribute or "client")]
@@ -102,12 +103,12 @@ def _networks(word: str, line: Line, report: Report) -> list[Term]:
 
 
 def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
-    """A list, an entry a line: what is rejected, of one condition; networks are the fewest."""
+    """A list of the rejected entries of one condition, one a line, with the fewest networks."""
     return "\n".join([f"# {options.heading}", *entries(rows, report, options)]) + "\n"
 
 
 def entries(rows: Sequence[Row], report: Report, options: ExportOptions) -> list[str]:
-    """The entries of one condition that rules reject. What a list cannot say is reported."""
+    """The entries of one condition that rules reject. Reports rules that a list cannot express."""
     condition = options.condition or _usual_condition(rows)
     if condition == "cidr":
         return texts(rejected(rows, report, deferred=options.deferred))

@@ -1,7 +1,7 @@
 """postgrey's lists of clients and recipients that are not greylisted (postgrey(8)), import.
 
 An entry is a name with the names under it, an address, a network, the first octets of an address, or an expression
-between slashes, which postgrey looks for in the client's name, without regard to case. A list of recipients has
+between slashes, which postgrey matches against the client's name, case-insensitively. A list of recipients has
 `local@`, addresses, domains and expressions (`attribute` recipient).
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None) -> Imported:
-    """The list's entries; `attribute` is `client` (as None) or `recipient`. They exempt, and are written so."""
+    """The list's entries; `attribute` is `client` (as None) or `recipient`. They become exemptions."""
     imported = plain.read(_without_comments(lines), report, attribute=attribute)
     if imported.entries:
         report.note(

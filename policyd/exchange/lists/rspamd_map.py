@@ -1,7 +1,7 @@
 """rspamd's maps (multimap: ip, hostname, from, rcpt, regexp and glob maps), import and export.
 
-A map does not say what it is looked up for: the option `attribute` does. A key stands alone or before a value; a map
-with scores gives them up, because a rule has none.
+The option `attribute` says what a map is looked up for. A key stands alone or before a value; scores are dropped,
+because rules have none.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _read_line(line: Line, report: Report, attribute: str) -> list[Term]:
 
 
 def _expression(pattern: str, flags: str) -> str:
-    """rspamd's expressions are Perl's, and heed case unless the flag `i` says otherwise (`regexp.c`)."""
+    """Converts an expression; rspamd's are Perl's, and case-sensitive without the flag `i` (`regexp.c`)."""
     for flag in flags:
         if flag not in "imsxuUOrLA":
             raise UnsupportedError(f"'{flag}' is not a flag of an expression")

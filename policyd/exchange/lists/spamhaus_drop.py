@@ -1,7 +1,7 @@
 """Spamhaus' DROP lists, import: the text form (`NETWORK ; SBL123`) and JSON lines (`{"cidr": ...}`).
 
-JSON ends with a record about the list itself, which says how many records there are: a file without it, or with another
-number of records, is incomplete. So is a text whose last line has no end. Networks of the lists overlap; both are kept.
+JSON ends with a record about the list itself, with the number of records: a file without it, or with a different number
+of records, is incomplete. So is a text whose last line has no end. Overlapping networks of the lists are all kept.
 
 https://www.spamhaus.org/blocklists/do-not-route-or-peer/
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def read(lines: Iterable[Line], report: Report) -> Imported:
     """The list's networks. Raises `IncompleteError`."""
     imported = Imported()
-    records = 0  # since the file's beginning or the last record about a list
+    records = 0  # records since the file's beginning or the last record about a list
     last: Line | None = None
 
     def take(line: Line) -> bool:

@@ -1,9 +1,9 @@
 """Saved answers about addresses, import: of whois servers (RIPE, APNIC, AFRINIC, LACNIC, ARIN, JPNIC, KRNIC, TWNIC), of
-rwhois, of RDAP (RFC 9083), and JPNIC's list of what a contact answers for (`[Referred From] NET/...`).
+rwhois, of RDAP (RFC 9083), and JPNIC's list of a contact's networks (`[Referred From] NET/...`).
 
-One file is one answer, which often has more than one block in it: the block itself and those around it that it was cut
-from. The narrowest are taken; what is around another is reported, so that nobody blocks a whole provider for one of its
-customers, and so is a block that belongs to a registry. Ranges become the fewest networks.
+One file is one answer, which often has several blocks: the block itself and the blocks around it. The narrowest blocks
+are taken. A block around another is reported, so that a whole provider is not blocked for one of its customers; so is a
+block that belongs to a registry. Ranges become the fewest networks.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _REFERRED = re.compile(r"\[Referred From\]|(?<=\s)NET/|^NET/", re.IGNORECASE)
 _NET = re.compile(r"NET/([0-9a-f.:]+(?:/\d+|\s*-\s*[0-9a-f.:]+)?)", re.IGNORECASE)
 _ATTRIBUTE = re.compile(r"\s*(?P<name>[A-Za-z-]+)\s*:\s*(?P<value>.*)")
 
-# Attributes in which an answer says whose a block is, and the registries that only hand blocks on.
+# Attributes with the owner of a block, and the registries that only pass blocks on.
 _OWNERS = frozenset({"organisation", "organization", "orgname", "org-name", "nettype", "netname", "descr", "owner"})
 _REGISTRY = re.compile(
     r"RIPE N(?:CC|etwork Coordination)|(?:Asia Pacific|African|Latin American).*(?:Network Information|Regional"
@@ -44,15 +44,15 @@ _REGISTRY = re.compile(
     re.IGNORECASE,
 )
 
-# Each block is compared with each other. An answer has a dozen; what a contact answers for may be some hundred.
+# Maximum number of blocks; every pair is compared. An answer has a dozen, a contact's list some hundred.
 _MAX_BLOCKS = 2_000
 
 
 @dataclass(slots=True)
 class _Registration:
-    """A block of an answer. `announced`: a route, which says who announces it (`origin`) and not whose it is.
+    """A block of an answer. `announced`: a route, which names the system that announces it (`origin`), not the owner.
 
-    `registry` is the registry, or its server, to which the block belongs; "" for everybody else's.
+    `registry` is the registry, or its server, that owns the block; "" if no registry does.
     """
 
     line: Line
@@ -71,7 +71,7 @@ class _Registration:
 
 
 def read(lines: Iterable[Line], report: Report) -> Imported:
-    """The networks that the answer is about, the fewest that are the same. Raises `IncompleteError`."""
+    """The networks of the answer, merged to the fewest. Raises `IncompleteError`."""
     answer = _Answer(report)
     waiting = iter(lines)
     for line in waiting:
@@ -87,17 +87,17 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
     taken = [block for block in found if not _is_around(block, found, report)]
     report.taken += len(taken)
     networks = [network for registration in taken for network in registration.networks]
-    # After merging, one network may stand for several lines; the first of the file stands for all.
+    # After merging, a network may come from several lines; the first is reported.
     return Imported(entries=[Entry(Term("cidr", text), taken[0].line) for text in fewest(networks)])
 
 
 class _Answer:
-    """The blocks of an answer, as its lines come in."""
+    """The blocks of an answer, built line by line."""
 
     def __init__(self, report: Report) -> None:
         self.blocks: dict[tuple[int, int, int], _Registration] = {}
         self._report = report
-        self._object: list[_Registration] = []  # those that the lines below them are about
+        self._object: list[_Registration] = []  # blocks to which the lines below belong
         self._is_arin = False
         self._refer = ""  # the server to which IANA refers for the next block
 
@@ -115,7 +115,7 @@ class _Answer:
         elif (attribute := _ATTRIBUTE.fullmatch(line.text)) is not None:
             self._take_attribute(line, attribute["name"].lower(), attribute["value"].strip())
         elif not line.text.strip() and not self._is_arin:
-            self._object = []  # an empty line ends it; ARIN goes on with whose it is
+            self._object = []  # an empty line ends it; ARIN continues with the owner
         return False
 
     def _take_attribute(self, line: Line, name: str, value: str) -> None:
@@ -138,7 +138,7 @@ class _Answer:
             registration.registry = registration.registry or shown(registry[:100]).strip("'")
 
     def take_document(self, first: Line, lines: list[Line]) -> bool:
-        """Takes an answer of RDAP down, as `take` does."""
+        """Takes an answer of RDAP."""
         try:
             document = json.loads("\n".join(line.text for line in lines))
         except (ValueError, RecursionError):
@@ -148,7 +148,7 @@ class _Answer:
         return False
 
     def _add(self, new: _Registration) -> None:
-        """Takes a block down, unless it says again what is there."""
+        """Takes a block, unless it repeats a known one."""
         if any(network.prefixlen == 0 for network in new.networks):
             raise UnsupportedError("the whole Internet: the server has no answer for the address")
         key = new.version, new.first, new.last
@@ -173,7 +173,7 @@ def _read_line(line: Line, mask: Callable[[], None]) -> list[_Registration]:
     # KRNIC adds the prefixes, `(/12+/11)`.
     value = match["value"].split("#")[0].partition("(")[0].strip()
     if name == "cidr":
-        # ARIN names the networks of the NetRange above once more.
+        # ARIN repeats the networks of the NetRange above.
         return [_Registration(line, [network(text.strip(), mask) for text in value.split(",")])]
     return [_Registration(line, address_range(_whole(value), mask), announced=name.startswith("route"))]
 

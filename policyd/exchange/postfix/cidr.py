@@ -1,7 +1,7 @@
 """Postfix's cidr: tables (cidr_table(5)), import and export; postscreen's access list has the same form.
 
-The first line that matches decides, as in a ruleset. `if` and `!` become the rule's exceptions or a narrower network,
-which says the same.
+The first line that matches decides, as in a ruleset. `if` and `!` become the rule's exceptions or an equivalent
+narrower network.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LINE = re.compile(
 
 
 class _If(NamedTuple):
-    """An open `if`: the addresses that come into it, or None if its pattern could not be read."""
+    """An open `if`: the addresses that enter it, or None if its pattern could not be read."""
 
     line: Line
     block: Block | None
@@ -65,7 +65,7 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
 
 
 def _read_line(line: Line, match: re.Match[str], open_ifs: list[_If], report: Report) -> Row | None:
-    """The row of a line, or None for an `if`, which is opened."""
+    """Returns the row of a line; opens an `if` and returns None for it."""
     around = open_ifs[-1].block if open_ifs else Block()
     try:
         if match["if"]:
@@ -92,7 +92,7 @@ def _read_line(line: Line, match: re.Match[str], open_ifs: list[_If], report: Re
 def _narrowed(block: Block, pattern: netaddr.IPNetwork, *, negated: bool) -> Block:
     if not negated:
         return block.within(pattern)
-    # A pattern says nothing of the other version, negated or not (`cidr_match.c`).
+    # A pattern never matches the other version, negated or not (`cidr_match.c`).
     return block.within(EVERYTHING[pattern.version]).without(pattern)
 
 
@@ -119,7 +119,7 @@ def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
 
 
 def write_postscreen(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
-    """A cidr: table for postscreen_access_list (postconf(5)), which answers with a text of its own."""
+    """A cidr: table for postscreen_access_list (postconf(5)); postscreen uses its own text."""
     lines = [f"# {options.heading}"]
     for row in sayable(rows, report, deferred=options.deferred):
         action = "dunno" if row.verdict.verb is Verb.DUNNO else "reject"

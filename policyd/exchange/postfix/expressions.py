@@ -1,7 +1,7 @@
-"""Shared by Postfix's pcre: and regexp: tables (pcre_table(5), regexp_table(5)): lines, `if`, negation.
+"""Lines, `if` and negation of Postfix's pcre: and regexp: tables (pcre_table(5), regexp_table(5)).
 
 The first line that matches decides, as in a ruleset. A negated expression becomes the rule's exception. An `if` around
-a line is left out where the line's own expression implies it; otherwise it becomes a second condition if there is one.
+a line is left out if the line's own expression implies it; otherwise it becomes a second condition, if possible.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _OPENING = re.compile(r"(?P<if>if\s+)?(?P<not>!\s*)?(?P<delimiter>[^\sa-zA-Z0-9])", re.IGNORECASE)
 _SUBSTITUTION = re.compile(r"\$(?:(?P<dollar>\$)|\d+|\{\d+\}|\(\d+\))")
 
-# No expression has 10,000 groups.
+# Digits of a group number; no expression has 10,000 groups.
 _DIGITS = 4
 
 # A domain, spelled out and anchored: `@example\.com$`, `\.example\.com$`, `(^|\.)example\.com$`.
@@ -50,14 +50,14 @@ class _Half(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """An open `if`: its line and what it asks, or None if that could not be read."""
+    """An open `if`: its line and its condition, or None if that could not be read."""
 
     line: Line
     asks: _Half | None
 
 
 class _Parts(NamedTuple):
-    """One line as it is written. `pattern` is between the delimiters."""
+    """The parts of a line. `pattern` is between the delimiters."""
 
     opens: bool
     negated: bool
@@ -69,8 +69,8 @@ class _Parts(NamedTuple):
 def read(
     lines: Iterable[Line], report: Report, translate: Callable[[str, str], str], *, attribute: str | None = None
 ) -> Imported:
-    """The table's rows in the order in which they decide. `translate` makes an RE2 expression of a pattern and its
-    flags.
+    """The table's rows in the order in which they decide. `translate` converts a pattern and its flags to an RE2
+    expression.
 
     `attribute` is `client`, `helo_name`, `sender` or `recipient`; None is `client`, but for expressions that only a
     mail address can match. Of a client, Postfix looks up the name, and the address if no line matched the name: so all
@@ -108,7 +108,7 @@ def read(
         report.note(of_clients[0].line, _ASSUMED)
     if not of_clients or attribute is not None:
         return Imported(rows=rows["sender"] + of_clients)
-    # Two lookups in one file: what one lets through, the other may still block.
+    # Two lookups in one file: one may block a client that the other lets through.
     of_senders, idle = exemptions_as_exceptions(rows["sender"])
     for row in idle:
         report.lose(row.line, "no line below it blocks a sender, so that there is nothing to exempt from")
@@ -181,7 +181,7 @@ def _verdict(result: str, half: _Half, line: Line, report: Report) -> Verdict:
 
 
 class _Maker:
-    """Makes the rows of each line of a table that is looked up for `attribute`."""
+    """Makes the rows of a table's lines for `attribute`."""
 
     def __init__(self, attribute: str | None, report: Report) -> None:
         self._attribute = attribute
@@ -207,7 +207,7 @@ class _Maker:
             return [("sender", _row(line, self._attribute, needed, excluded, says))]
         rows = []
         if self._questions.can_match(NAMES, needed, excluded):
-            # To Postfix `unknown` is a name like others; policyd has to look at what Postfix sent to find it.
+            # To Postfix `unknown` is a name like any other; policyd finds it only in the attribute that Postfix sends.
             options = expression_options()
             finds_unknown = all(re2.search(pattern, "unknown", options) for pattern in needed)
             finds_unknown &= not any(re2.search(pattern, "unknown", options) for pattern in excluded)
@@ -229,7 +229,7 @@ class _Maker:
         )
 
     def _not_implied(self, patterns: list[str]) -> list[str]:
-        """The expressions that must hold, without those that hold wherever one of the others does."""
+        """The expressions that must hold, without those that another implies."""
         needed = list(dict.fromkeys(patterns))
         for pattern in reversed(needed[:-1]):
             if any(self._questions.implies(other, pattern) for other in needed if other != pattern):
@@ -240,7 +240,7 @@ class _Maker:
 def _row(line: Line, subject: str, needed: list[str], excluded: list[str], says: Verdict) -> Row:
     exceptions: tuple[Term, ...] = ()
     if not needed:
-        # Everything but these: Postfix's own name of the client is there for each, `unknown` if need be.
+        # Every expression except these: Postfix has a name for each client, if only `unknown`.
         match: tuple[Term, ...] = (term(f"{subject}_regex", ".*"),)
     elif len(needed) == 1:
         match = _alone(subject, needed[0])
@@ -273,7 +273,7 @@ def _both(subject: str, one: str, other: str, says: Verdict) -> tuple[tuple[Term
                 return (term(condition, name), expression), (term(condition, f".{name}"),)
             return (term(condition, f".{name}" if named["left"] == r"\." else name), expression), ()
     if subject == "hostname" and says.verb is not Verb.DUNNO:
-        # Postfix's name of a client is the one that policyd verifies, or else `unknown`.
+        # Postfix's name of a client is the verified name, or else `unknown`.
         return (term("hostname_regex", other), term("client_name_regex", one)), ()
     raise UnsupportedError("two expressions must match one attribute; write them as one expression, or one as a domain")
 

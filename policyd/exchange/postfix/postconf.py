@@ -2,8 +2,8 @@
 
 Takes `reject_rbl_client`, `reject_rhsbl_*`, `permit_dnswl_client`, `permit_rhswl_client` and `postscreen_dnsbl_sites`.
 
-A restriction list is read from left to right; a `permit_*` exempts from what follows it in the same list, so it becomes
-the exception of those rules. Everything else in the file is left alone: it is not a matter of DNS lists.
+A restriction list is read from left to right; a `permit_*` exempts from the restrictions after it in the same list, so
+it becomes an exception of their rules. Everything else in the file is ignored.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from policyd.exchange.model import Line, Report
 
-# The codes of a list that Postfix was given no filter for: every usual answer but refusals.
+# The codes of a list without a filter: every usual answer except refusals.
 ANY_CODE = "127.0.[0..255].[2..254]"
 
 _SETTING = re.compile(r"(?P<name>[a-z0-9_]+)\s*=\s*(?P<value>.*)")
@@ -32,7 +32,7 @@ _RESTRICTIONS = re.compile(r"smtpd_(?:client|helo|sender|relay|recipient|data|en
 _PARAMETER = re.compile(r"\$(?:\{([a-z0-9_]+)\}|\(([a-z0-9_]+)\)|([a-z0-9_]+))")
 _SITE = re.compile(r"(?P<zone>[^=*\s]+)(?:=(?P<code>[^*\s]+))?(?:\*(?P<weight>[+-]?[0-9]{1,6}))?")
 
-# Parameters that name each other are expanded this often at most.
+# Maximum levels of parameters that name each other.
 _EXPANSIONS = 20
 
 _ASKS = {
@@ -58,7 +58,8 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
 def _settings(lines: Iterable[Line]) -> Iterator[tuple[Line, str, str]]:
     """Each setting with its line. A line that begins with a blank continues the one before it (postconf(5)).
 
-    The text of the line becomes the setting's name alone: a value may hold the key of a zone, which no report may show.
+    The text of the line becomes only the setting's name, because a value may contain the key of a zone, which no report
+    may show.
     """
     begun: tuple[Line, str] | None = None
     for line in lines:
@@ -102,7 +103,7 @@ class _Reader:
         return self.imported
 
     def _expanded(self, value: str) -> str:
-        """The value with `$name` replaced, as far as the file has the parameter."""
+        """The value with `$name` replaced, if the file has the parameter."""
         for _ in range(_EXPANSIONS):
             before = value
             value = _PARAMETER.sub(self._parameter, before)
@@ -141,7 +142,9 @@ class _Reader:
             observed = False
 
     def _define(self, line: Line, restriction: str, domain: str) -> str:
-        """The name of the list that a restriction asks; empty if it cannot be carried over, which is reported."""
+        """The name of the list that a restriction asks; if it cannot be imported, reports that and returns an empty
+        name.
+        """
         exempts = restriction.startswith("permit_")
         ask = _ASKS.get(restriction)
         if ask is None:
@@ -227,7 +230,7 @@ class _Reader:
         return value if re.fullmatch(r"[0-9]{1,6}", value) else str(default)
 
     def _equal_rules(self, line: Line, sites: list[_Site], threshold: int) -> list[tuple[tuple[str, ...], int]]:
-        """Rules that say the same as the weights: names, and how many of them. Empty if nothing does."""
+        """Rules equivalent to the weights: names, and the number of them that must match. Empty if there are none."""
         positive = [site for site in sites if site.weight > 0]
         friends = [site for site in sites if site.weight < 0]
         most = sum(site.weight for site in positive)
@@ -257,7 +260,7 @@ class _Reader:
 
 
 def _shown(domain: str) -> str:
-    """A domain as a report may show it: a key is left out."""
+    """A domain for a report, without a key."""
     zone = domain.partition("=")[0].lower().rstrip(".")
     known = known_zone(zone)
     return f"{{key}}.{zone.partition('.')[2]}" if known is not None and known.keyed else domain

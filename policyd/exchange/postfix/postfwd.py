@@ -1,8 +1,8 @@
 """postfwd's rulesets (postfwd(1)), import.
 
-Rules are tried from the top and the first whose items all match decides, as here. An item may be given several times
-(any one is enough); `!!` and `!=` negate. Its expressions are Perl's, found anywhere, without regard to case. What
-counts, scores, jumps or asks DNS is not supported.
+Rules are tried from the top and the first whose items all match decides, as in policyd. An item may be given several
+times (any one is enough); `!!` and `!=` negate. Expressions are Perl's, unanchored and case-insensitive. Counting,
+scores, jumps and DNS are not supported.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _MACRO = re.compile(r"\s*(?P<name>&&[-\w]+)\s*\{(?P<body>.*)\}[\s;]*", re.DOTALL
 _NAME = re.compile(r"&&[-\w]+")
 _ITEM = re.compile(r"(?P<name>[^=~<>!\s]+)\s*(?P<operator>[=~<>]=|=[=~<>]|![=~<>]|[<>=])\s*(?P<value>.*)", re.DOTALL)
 
-# A macro may name others; postfwd goes on until none is left, for ever if one names itself.
+# Maximum number of macro expansions: a macro may name others, or itself.
 _EXPANSIONS = 100
 _MAX_RULE = 1 << 18
 
-# Items that postfwd works out itself, with what stands in the way.
+# Items that postfwd computes itself, with the reason why they are not supported.
 _COMPUTED = {
     "date": "a date; rules here expire, and hold on every day until then",
     "time": "the time of day",
@@ -53,7 +53,7 @@ _NUMERIC = frozenset({"size", "recipient_count", "encryption_keysize"})
 _COMMANDS = re.compile(
     r"(jump|score|set|(?:rate|size|rcpt)(?:5321)?|ask|mail|sendmail|wait|note|quit)\s*\(", re.IGNORECASE
 )
-# Actions after which a request does not come to the rules below.
+# Actions after which the rules below are not tried.
 _PASSES = re.compile(r"(?:^|;)\s*action\s*=\s*(?:dunno|ok|permit|relay|jump)\b", re.IGNORECASE)
 _VARIABLE = re.compile(r"\$\$(?:\((\w+)\)|(\w+))")
 _PLACEHOLDERS = {
@@ -68,7 +68,7 @@ _PLACEHOLDERS = {
 
 @dataclass(slots=True)
 class _Rule:
-    """A rule's items as they are read. `wanted` holds of each item the alternatives, one of which must hold."""
+    """A rule's items as they are read. `wanted` has the alternatives of each item, one of which must hold."""
 
     line: Line
     name: str = ""
@@ -110,7 +110,7 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
 def _logical_lines(lines: Iterable[Line]) -> Iterator[Line]:
     """Lines joined as postfwd joins them: after a backslash or an opening brace, and before a blank or a `}`."""
     current: Line | None = None
-    unfinished = False  # the last line ended in a backslash or a brace
+    unfinished = False  # whether the last line ended in a backslash or a brace
     for line in lines:
         text = re.sub(r'"|#.*', "", line.text).rstrip()
         if not text.strip():
@@ -149,7 +149,7 @@ def _expanded(text: str, macros: dict[str, str]) -> str:
 
 
 def _body(macro: re.Match[str]) -> str:
-    """The text that a macro stands for."""
+    """The text of a macro."""
     return macro["body"].strip().removesuffix(";").rstrip()
 
 
@@ -175,7 +175,7 @@ def _read_rule(line: Line, text: str, report: Report) -> Row:
     exempting = match_terms if says.verb is Verb.DUNNO else exceptions
     if any(term.condition in UNPROVEN for term in exempting):
         raise UnsupportedError("a name that the client only claims (reverse_client_name) may not let mail through")
-    # Without an item the rule is for every request: an address, or `unknown`, is always there.
+    # A rule without an item matches every request; every request has an address, or `unknown`.
     return Row(line, match_terms or (term("client_address_regex", ".*"),), says, exceptions, rule.name)
 
 
@@ -188,7 +188,7 @@ def _add_item(rule: _Rule, item: _Item, report: Report) -> None:
 
 
 def _add_alternative(rule: _Rule, item: _Item, report: Report) -> None:
-    """Adds one alternative of an item: as postfwd compares them, any one that is true is enough, negated or not."""
+    """Adds one alternative of an item: in postfwd any alternative that is true is enough, negated or not."""
     name, operator, value = item
     negation = value.startswith("!!")
     if negation:  # `!!x` or `!!(x)`
@@ -205,7 +205,7 @@ def _add_alternative(rule: _Rule, item: _Item, report: Report) -> None:
             f"'{name}' is negated beside another '{name}': either would be enough, which no rule can say"
         )
     if others and others[0].condition != terms[0].condition:
-        # `client_name==unknown; client_name=\.dyn\.`: what is equal is found as well, by an expression.
+        # `client_name==unknown; client_name=\.dyn\.`: an expression can match the equal value too.
         others[:] = [_as_expression(name, term) for term in others]
         terms = [_as_expression(name, term) for term in terms]
     (rule.negated if negated else rule.wanted).setdefault(name, []).extend(terms)
@@ -220,7 +220,7 @@ def _as_expression(name: str, one: Term) -> Term:
 
 
 def _domain_expression(attribute: str, value: str) -> Term:
-    """An expression on the domain of an address, which postfwd finds anywhere in it, as one on the whole address."""
+    """Converts an unanchored expression on the domain of an address to an expression on the whole address."""
     pattern = value.strip("/") if value.startswith("/") else value
     anchored = pattern.startswith("^")
     inner = pattern.removeprefix("^")

@@ -1,6 +1,6 @@
-"""Shared by Postfix's tables: their lines, and the actions on the right-hand side (access(5)).
+"""Lines and right-hand sides (access(5)) of all of Postfix's tables.
 
-Which of them match, and in which order, is left to the file of each type of table.
+The file of each type of table decides matches and order.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from policyd.exchange.model import Line
 
-# Actions that do something to the mail and let it go on to the next restriction (access(5), "OTHER ACTIONS").
+# Actions that do something to the mail and let it continue to the next restriction (access(5), "OTHER ACTIONS").
 _PASSING = {
     "BCC": "no copy is sent",
     "FILTER": "the mail is not filtered",
@@ -29,10 +29,10 @@ _PASSING = {
 
 _BLOCKING = {"REJECT": Verb.REJECT, "DEFER": Verb.DEFER, "DEFER_IF_PERMIT": Verb.DEFER_IF_PERMIT}
 
-# OK is what access(5) documents; smtpd_check.c takes RELAY for it too, and `permit` is a restriction.
+# access(5) documents OK; smtpd_check.c also accepts RELAY, and `permit` is a restriction.
 _PERMITTING = frozenset({"OK", "RELAY", "PERMIT"})
 
-# The most `if` within each other; each line is compared with all that are open around it. Two are common.
+# Maximum nesting of `if`; each line is compared with all open ones. Two are common.
 MAX_OPEN_IFS = 16
 
 # The reply codes that Postfix gives a REJECT and a DEFER of a policy server (access_map_reject_code,
@@ -64,13 +64,13 @@ def is_endif(line: Line) -> bool:
 
 
 def check_room(open_ifs: list[Any]) -> None:
-    """Raises `UnsupportedError` where one more `if` is one too many."""
+    """Raises `UnsupportedError` if another `if` would exceed the maximum."""
     if len(open_ifs) >= MAX_OPEN_IFS:
         raise UnsupportedError(f"more than {MAX_OPEN_IFS} `if` within each other")
 
 
 def close_if(open_ifs: list[Any]) -> None:
-    """Closes the last `if`. Raises `UnsupportedError` where none is open."""
+    """Closes the last `if`. Raises `UnsupportedError` if none is open."""
     if not open_ifs:
         raise SkippedError("an endif without its if; Postfix skips it")
     open_ifs.pop()
@@ -79,7 +79,7 @@ def close_if(open_ifs: list[Any]) -> None:
 def verdict(result: str, line: Line, report: Report) -> Verdict:
     """Reads the right-hand side of an access table.
 
-    Raises `UnsupportedError` if policyd has nothing that does the same. A difference in detail is noted in the report.
+    Raises `UnsupportedError` if policyd has no equivalent. A difference in detail is noted in the report.
     """
     words = result.split(None, 1)
     if not words:
@@ -113,7 +113,7 @@ def verdict(result: str, line: Line, report: Report) -> Verdict:
         raise UnsupportedError(
             "DEFER_IF_REJECT is not supported: policyd does not know what later restrictions will say"
         )
-    # A restriction that may let mail through, unless its name says that it cannot.
+    # A restriction may let mail through, unless its name says that it cannot.
     exempts = not action.startswith(("REJECT_", "DEFER_"))
     raise UnsupportedError(f"the restriction '{words[0]}' is not supported here; keep it in main.cf", exempts=exempts)
 

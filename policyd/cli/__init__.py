@@ -1,8 +1,8 @@
 """The command line: one program, `policyd`, with a file for each group of commands.
 
-Only here are click's types known, and only here do the daemon and the tools meet. Every expected failure ends in one
-line on standard error and an exit status: 0 success, 1 the thing examined is wrong, 2 wrong usage or a file that cannot
-be read. A traceback is a bug.
+Only this package uses click, and only this package imports both the daemon and the tools. Every expected failure ends
+in one line on standard error and an exit status: 0 success, 1 a check failed, 2 wrong usage or a file that cannot be
+read. A traceback is a bug.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from policyd import __version__
 from policyd.config.problems import ConfigErrors, did_you_mean
 from policyd.core.printable import printable
 
-# Where each command is defined. A module is imported when its command is run or when help is asked for.
+# The module of each command, imported only to run the command or to show help.
 COMMANDS = {
     "serve": "policyd.cli.daemon",
     "status": "policyd.cli.control",
@@ -43,7 +43,7 @@ COMMANDS = {
 }
 
 
-# If this environment variable is set, a shell asks for completion (cli/completion.py).
+# A shell sets this environment variable to ask for completion (cli/completion.py).
 COMPLETE = "_POLICYD_COMPLETE"
 
 
@@ -56,7 +56,7 @@ class _Commands(click.Group):
     def resolve_command(
         self, context: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that is named. Suggests one if there is none of that name."""
+        """The named command. Suggests a similar one if there is none of that name."""
         name = args[0]
         if not name.startswith("-") and name not in COMMANDS:
             raise click.UsageError(
@@ -134,6 +134,6 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of our output has closed the pipe. Python would complain once more when it flushes at exit.
+        # The reader of standard output has closed the pipe. Python would report it again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

@@ -1,4 +1,4 @@
-"""`policyd block` and `policyd allow`: now, for a while, and with who and why beside it."""
+"""`policyd block` and `policyd allow`: entries for a limited time, with author and reason."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ _EVER = "ever"
 _DURATION = re.compile(r"([0-9]{1,6})([smhdw])")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
-# Ten years; what is meant to last longer has no end.
+# Maximum seconds: ten years. A longer entry should have no end.
 _MAX_SECONDS = 10 * 366 * 86400
 
-# An id has eight letters and digits, without a dot.
+# The form of an id: eight letters and digits, without a dot.
 _ID = re.compile(r"[0-9A-Za-z]{8}")
 
 
 def _duration(_context: click.Context, _parameter: click.Parameter, written: str) -> float | None:
-    """Seconds; None for ever."""
+    """Parses a duration in seconds; None for ever."""
     if written == _EVER:
         return None
     found = _DURATION.fullmatch(written)
@@ -50,12 +50,12 @@ def _duration(_context: click.Context, _parameter: click.Parameter, written: str
 
 
 def _options(default: str) -> Callable[[_Function], _Function]:
-    """The options that both commands have."""
+    """The options of both commands."""
 
     def decorate(function: _Function) -> _Function:
         decorated: Any = function
         for option in (
-            click.option("--list", "is_list", is_flag=True, help="Print what stands, with its end, who and why."),
+            click.option("--list", "is_list", is_flag=True, help="Print current entries, with end, author and reason."),
             click.option("--end", is_flag=True, help="Take WHAT out again."),
             click.option("--why", default="", metavar="TEXT", help="The reason, kept beside the entry."),
             click.option(
@@ -65,7 +65,7 @@ def _options(default: str) -> Callable[[_Function], _Function]:
                 show_default=True,
                 metavar="DURATION",
                 callback=_duration,
-                help="Until it ends by itself: 30m, 12h, 7d, 4w, or ever.",
+                help="The time until the entry expires: 30m, 12h, 7d, 4w, or ever.",
             ),
         ):
             decorated = option(decorated)
@@ -79,11 +79,11 @@ def _options(default: str) -> Callable[[_Function], _Function]:
 @_options("7d")
 @click.argument("what", required=False, metavar="ADDRESS|NETWORK|NAME")
 def block(*, what: str | None, **arguments: Any) -> None:
-    """Block a client now, for a while: an address, a network, or a host name with the names under it.
+    """Block a client for a limited time: an address, a network, or a host name with the names under it.
 
-    Writes one line with its end, who and why into a list of this host, checks the rules in force with it, and makes the
-    daemon read the list. An edited rules.yaml is left alone. Networks larger than a /8 (IPv6: /19) are refused, and so
-    is what allowed-networks, own-networks or a list named in a never protects.
+    Writes a line with end, author and reason into a list of this host, checks the rules in force with it, and makes the
+    daemon read the list. An edited rules.yaml is not loaded. Refuses networks larger than a /8 (IPv6: /19), and entries
+    protected by allowed-networks, own-networks or a list named in a never.
 
     \b
     policyd block 192.0.2.0/24 --for 12h --why 'bulk mail since midnight'
@@ -97,10 +97,11 @@ def block(*, what: str | None, **arguments: Any) -> None:
 @_options("3d")
 @click.argument("what", required=False, metavar="ADDRESS|NETWORK|NAME|ID")
 def allow(*, what: str | None, **arguments: Any) -> None:
-    """Let a client through now, for a while: an address, a network, a verified host name, or the client of a decision.
+    """Let a client through for a limited time: an address, a network, a verified host name, or the client of a
+    decision.
 
     With the ID of a decision (in the bounce, in parentheses) it is the client's address if the deciding rule blocks by
-    network, else its verified name, else its address. A sender is refused, because anyone can write any sender.
+    network, else its verified name, else its address. A sender is refused, because senders can be forged.
 
     \b
     policyd allow 7Q4K2M9X --why 'customer called'
@@ -122,7 +123,7 @@ def _run(
     is_list: bool,
 ) -> None:
     if is_list == (what is not None):
-        raise click.UsageError("name what is meant, or --list alone")
+        raise click.UsageError("name a client, or give --list alone")
     in_force = rules_in_force(config, rules)
     try:
         keeper = Keeper(in_force.rules, side)
@@ -166,7 +167,7 @@ def _client_of(keeper: Keeper, decision_id: str, config: str | None) -> str:
 
 
 def _who() -> str:
-    """The user who asked, also through sudo."""
+    """The name of the user, also through sudo."""
     name = os.environ.get("SUDO_USER", "")
     if name:
         return name[:64]

@@ -1,8 +1,8 @@
-"""Completion for bash, zsh and fish: the scripts, and the names that they ask for.
+"""Completion for bash, zsh and fish: the scripts, and the names that they request.
 
-A script has every command, option and choice inside, so a key costs no start of Python. Only for names of the ruleset
-does it start policyd, with _POLICYD_COMPLETE=names_SECTION and the words of the command line as arguments. The scripts
-are printed through click: `_POLICYD_COMPLETE=bash_source policyd`, or zsh_source, or fish_source.
+A script contains every command, option and choice, so pressing a key does not start Python. Only for names of the
+ruleset it starts policyd, with _POLICYD_COMPLETE=names_SECTION and the words of the command line as arguments. The
+scripts are printed through click: `_POLICYD_COMPLETE=bash_source policyd`, or zsh_source, or fish_source.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from policyd.config.names import ruleset_names
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-# What stands for the value of an option or an argument that is a file or a folder.
+# Metavariables of options and arguments that are a file or a folder.
 _FILES = {"FILE", "[FILE]...", "LOG...", "[LOG]", "[LOG]...", "OLD"}
 _FOLDERS = {"FOLDER"}
 
 
 def complete() -> int:
-    """Does what the environment variable says; returns the exit status."""
+    """Carries out the request in the environment variable; returns the exit status."""
     instruction = os.environ[COMPLETE]
     kind, _, section = instruction.partition("_")
     if kind == "names":
@@ -90,7 +90,7 @@ class _Option:
 
 @dataclass(frozen=True, slots=True)
 class _Command:
-    """A command as completion sees it. `arguments` are in their order; the last one may be given several times."""
+    """A command for completion. `arguments` are in their order; the last one may be given several times."""
 
     name: str
     help: str
@@ -203,7 +203,7 @@ def _bash_value(value: _Value) -> str:
 
 
 def _bash_arguments(arguments: Sequence[_Value]) -> str:
-    """The first argument or, if it has words and one of them stands on the line, the second."""
+    """Completes the first argument or, if it has words and one of them is on the line, the second."""
     first, *rest = arguments
     if not rest:
         return _bash_value(first)
@@ -355,7 +355,7 @@ def _fish_arguments(command: _Command) -> Iterator[str]:
 
 
 def _fish_value(value: _Value, required: str = "") -> str:
-    """How a value is completed; `required` for the value of an option."""
+    """Completes a value; `required` for the value of an option."""
     if value.is_file:
         return f"{required} -F".lstrip()
     if value.is_folder:

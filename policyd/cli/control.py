@@ -1,6 +1,6 @@
 """`policyd status`, `policyd reload` and `policyd forget`: ask the running daemon over its control socket.
 
-Whatever is not needed is not imported: a health check runs these every few seconds.
+Imports as little as possible, because a health check runs these every few seconds.
 """
 
 from __future__ import annotations

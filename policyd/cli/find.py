@@ -86,7 +86,7 @@ def find(
 
 
 def _print_each(found: Iterator[Found], *, as_json: bool) -> int:
-    """Prints each as it is found; returns how many there were."""
+    """Prints each result as it is found; returns their number."""
     count = 0
     console = results() if sys.stdout.isatty() else None
     for each in found:

@@ -1,4 +1,4 @@
-"""Options that the commands which read a decision log share: which LOG, and from when."""
+"""Options of all commands that read a decision log: LOG and --since."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Function = TypeVar("_Function")
 
 
 def logs_argument(function: _Function) -> _Function:
-    """`[LOG]...`: without it, the log that the settings name and the files rotated away from it."""
+    """`[LOG]...`: without it, the log that the settings name, with its rotated files."""
     argument: Any = click.argument("logs", nargs=-1, metavar="[LOG]...")
     decorated: _Function = argument(function)
     return decorated
@@ -59,5 +59,5 @@ def log_paths(logs: tuple[str, ...], settings: Settings | None) -> list[str]:
 
 
 def nothing_found(what: str, paths: list[str]) -> Failure:
-    """Nothing to show is a failure, with exit status 1."""
+    """Exits with status 1 because nothing was found."""
     return Failure(f"policyd: {what} in {', '.join(paths)}", 1)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _Function = TypeVar("_Function")
 
-# The name of the database in suggested rules if only a decision log tells the systems.
+# The database's file name in suggested rules if the systems come only from a decision log.
 _UNNAMED_DATABASE = "asn.csv"
 
 
@@ -91,13 +91,13 @@ def replay(
     fail_if_delivered: int | None,
     logs: tuple[str, ...],
 ) -> None:
-    """Say what a ruleset would have done to the mails in a log.
+    """Show what a ruleset would have done to the mails in a log.
 
     LOG is a mail log of Postfix or sendmail, or policyd's own decision log, as written by syslog, journalctl or a
-    container runtime; plain, gzip, bzip2, xz or zstd; `-` is standard input. Rotated files may stand in any order.
+    container runtime; plain, gzip, bzip2, xz or zstd; `-` is standard input. Rotated files may be in any order.
 
-    Mails that were delivered in reality and would have been refused come first. DNS is not asked: the client's name is
-    the one in the log.
+    Mails that were delivered and would have been refused come first. DNS is not asked: the client's name is the one in
+    the log.
 
     \b
     policyd replay --rules rules.yaml /var/log/mail.log*
@@ -230,7 +230,7 @@ def log_errors() -> Iterator[None]:
 
 
 def no_mail(logs: Sequence[str], counts: LineCounts) -> Failure:
-    """Returns the error for logs without any mail: a check that looked at nothing must not pass."""
+    """Returns the error for logs without any mail: a check of nothing must not pass."""
     quoted = quote(counts.example)
     example = f"; one begins with {quoted}; {WAYS_OUT}" if quoted else ""
     hidden = f", {counts.hidden:,} without text (read the journal with --all)" if counts.hidden else ""

@@ -1,4 +1,4 @@
-"""Options that several commands share, so that they read and mean the same everywhere."""
+"""Options of several commands."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import click
 
 _Function = TypeVar("_Function")
 
-# Read by every command that is given neither -c nor --rules, if it exists (docs/settings.md).
+# The settings of every command without -c and --rules, if the file exists (docs/settings.md).
 DEFAULT_CONFIG = "/etc/policyd/policyd.yaml"
 
 
 class RulesetName(click.types.StringParamType):
-    """Text that is a name in the ruleset; a shell completes it.
+    """A name in the ruleset, which a shell completes.
 
     `section` is `rules`, `lists`, `dns_lists` or `counters`; with a `=` after it, a value follows the name.
     """
@@ -25,14 +25,14 @@ class RulesetName(click.types.StringParamType):
 
 
 class Suggested(click.types.StringParamType):
-    """Text that often begins with one of some words; a shell completes them."""
+    """Text that often begins with one of these words, which a shell completes."""
 
     def __init__(self, words: tuple[str, ...]) -> None:
         self.words = words
 
 
 def rules_options(function: _Function) -> _Function:
-    """`-c` and `--rules`: which settings and which ruleset. The installed ones without either."""
+    """`-c` and `--rules`: the settings and the ruleset; without either, the installed ones."""
     rules: Any = click.option(
         "--rules",
         metavar="FILE",
@@ -44,7 +44,7 @@ def rules_options(function: _Function) -> _Function:
 
 
 def config_option(function: _Function) -> _Function:
-    """`-c`: which settings. The installed ones without it."""
+    """`-c`: the settings; without it, the installed ones."""
     option: Any = click.option(
         "-c",
         "--config",
@@ -57,7 +57,7 @@ def config_option(function: _Function) -> _Function:
 
 
 def json_option(function: _Function) -> _Function:
-    """`--json`: for programs."""
+    """`--json`: output for programs."""
     option: Any = click.option("--json", "as_json", is_flag=True, help="Write JSON, for programs.")
     decorated: _Function = option(function)
     return decorated
@@ -65,7 +65,7 @@ def json_option(function: _Function) -> _Function:
 
 def _config(context: click.Context, _parameter: click.Parameter, written: str | None) -> str | None:
     """The settings file of a command: the one given, or the installed one if no ruleset is given either."""
-    if context.resilient_parsing:  # nothing is run: a page or a shell asks what the options are
+    if context.resilient_parsing:  # no command is run: a manual page or a shell reads the options
         return written
     if written is not None or context.params.get("rules") is not None or not _exists(DEFAULT_CONFIG):
         return written
@@ -77,12 +77,12 @@ def _config(context: click.Context, _parameter: click.Parameter, written: str | 
     return DEFAULT_CONFIG
 
 
-# Commands that need only a log. Members of the group adm may read that, but not /etc/policyd.
+# Commands that need only a log, which members of the group adm may read, unlike /etc/policyd.
 _WORK_WITHOUT_SETTINGS = frozenset({"find", "stats", "tail", "lookup", "report", "suggest"})
 
 
 def _exists(path: str) -> bool:
-    """Whether there is such a file, even one in a folder that this user may not enter."""
+    """Whether the file exists, even in a folder that this user may not enter."""
     try:
         Path(path).stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""`policyd check`, `policyd explain` and `policyd schema`: is a ruleset right, and what does it do?"""
+"""`policyd check`, `policyd explain` and `policyd schema`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from policyd.core.index import Ruleset
 
 
-# What may be given besides a request's attributes, in place of what the databases of networks say.
+# Arguments besides a request's attributes, in place of the databases of networks.
 OWNER_ATTRIBUTES = ("asn", "asn_name", "country")
 
 
@@ -62,10 +62,10 @@ OWNER_ATTRIBUTES = ("asn", "asn_name", "country")
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print errors and warnings only.")
 def check(config: str | None, rules: str | None, strict: bool, replaced: tuple[str, ...], quiet: bool) -> None:
-    """Load settings and ruleset as the daemon would, and say all that is wrong.
+    """Load settings and ruleset as the daemon would, and print every problem.
 
     Errors, warnings and notices have the form FILE:LINE:COLUMN: ... and go to standard error; the ruleset's own tests
-    are run. With databases of networks it says how much of them each asn and country covers, which takes some 2 s for a
+    are run. With databases of networks it prints the coverage of each asn and country, which takes some 2 s for a
     million records. The last line says what was loaded and how many tests passed. Exit status: 0 right, 1 wrong (with
     --strict: or doubtful), 2 a file cannot be read.
     """
@@ -141,11 +141,11 @@ def explain(
     counters: tuple[str, ...],
     attributes: tuple[str, ...],
 ) -> None:
-    """Say what would be answered to one request, and why.
+    """Show the answer to one request, and why.
 
     The request's attributes are given as NAME=VALUE with the names that Postfix uses; without any, a request is read
     from standard input, as Postfix would send it. protocol_state is RCPT unless given. asn=, asn_name= and country=
-    answer for the databases of networks.
+    replace the databases of networks.
 
     \b
     policyd explain client_address=49.212.201.177 sender=a@b.example

@@ -1,4 +1,4 @@
-"""The rules text in force, from the daemon or the files on disk, and the reload of what a command has changed."""
+"""Gets the rules in force, from the daemon or the files on disk, and reloads lists that a command has changed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class InForce:
-    """The rules to judge by, and the daemon's control socket; None if no daemon answers, with the reason."""
+    """The rules for checks, and the daemon's control socket; None if no daemon answers, with the reason."""
 
     rules: Rules
     control: str | None
@@ -57,7 +57,7 @@ def rules_in_force(config: str | None, rules: str | None) -> InForce:
 def is_behind(in_force: InForce, paths: Iterable[str]) -> bool:
     """Whether the daemon has loaded another copy of any of these files; False if it cannot be asked.
 
-    That is so after a fetch that was killed before its reload, or whose reload failed.
+    This happens after a fetch that was killed before its reload, or whose reload failed.
     """
     if in_force.control is None:
         return False
@@ -73,7 +73,7 @@ def is_behind(in_force: InForce, paths: Iterable[str]) -> bool:
         try:
             on_disk = file_hash(read_file(path, MAX_DATABASE_BYTES))
         except (UnreadableError, OversizedError):
-            continue  # never fetched, or lost: a reload would not help
+            continue  # never fetched, or missing: a reload would not help
         if loaded.get(path, on_disk) != on_disk:
             return True
     return False

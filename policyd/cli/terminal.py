@@ -7,12 +7,12 @@ import sys
 import click
 from rich.console import Console, RenderableType
 
-# Wide enough that nothing is folded where no terminal asks for it.
+# Width without a terminal: wide enough that nothing is folded.
 _NO_TERMINAL = 4096
 
 
 def print_tables(*tables: RenderableType) -> None:
-    """Prints tables, an empty line between them: in colour and folded on a terminal, else plain and whole."""
+    """Prints tables with empty lines between them: in colour and folded on a terminal, otherwise plain."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _NO_TERMINAL)
     for number, table in enumerate(tables):
         if number:

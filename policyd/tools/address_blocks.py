@@ -1,8 +1,7 @@
-"""Blocks of addresses that are likely one owner's, from single addresses that behaved alike.
+"""Finds blocks of addresses that probably have one owner, from single addresses with the same behaviour.
 
-Nobody is asked: a block is taken for one where its parts show the same behaviour. IPv4 is looked at by /24, the
-smallest that is routed on its own, IPv6 by /48, the usual size of a site; neighbours join to a larger block as long
-as at least three quarters of it have shown themselves.
+No registry is asked. IPv4 is grouped by /24, the smallest network that is routed separately, IPv6 by /48, the usual
+size of a site; neighbours join to a larger block if at least three quarters of its parts have clients.
 """
 
 from __future__ import annotations
@@ -45,14 +44,14 @@ def part_of(version: int, address: int) -> tuple[int, int]:
 def blocks(clients: Mapping[tuple[int, int], int], least: int) -> list[Block]:
     """Blocks without overlap, each with at least `least` clients. `clients` has the number of clients for each part.
 
-    A block of several parts has clients in three quarters of them, and twice as many clients, because neighbours are
-    found by chance as well.
+    A block of several parts has clients in three quarters of them, and twice as many clients, because neighbours also
+    occur by chance.
     """
     found: list[Block] = []
     for version in (4, 6):
         shift = _WIDTH[version] - _PART[version]
         left = {number: count for (v, number), count in clients.items() if v == version}
-        # From the largest down: what a large block holds is not looked at again.
+        # From the largest down: the parts of a large block are not checked again.
         for prefix in range(_LARGEST[version], _PART[version] + 1):
             size = 1 << (_PART[version] - prefix)
             parts, totals = Counter[int](), Counter[int]()

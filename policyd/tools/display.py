@@ -1,7 +1,7 @@
 """Output of the tools: results on standard output, progress on standard error while that is a terminal.
 
-Promises: nothing that a client said reaches a terminal raw. `shown` is the only way from bytes to text, and its result
-is printable ASCII. Colours and progress bars appear on a terminal only, and NO_COLOR is honoured (rich sees to that).
+Promises: client text never reaches a terminal raw. Only `shown` converts bytes to text, and its result is printable
+ASCII. Colours and progress bars appear on a terminal only, and rich honours NO_COLOR.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from policyd.logs.files import total_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-# Where there is no terminal there is no width: a table must not be cut in a file or a pipe.
+# Width without a terminal: a table must not be cut in a file or a pipe.
 _PIPE_WIDTH = 240
 
 _WHOLE = frozenset({"rule", "action", "time", "last"})
@@ -30,12 +30,12 @@ _UNPRINTABLE = re.compile(rb"[^ -~]|\\")
 
 
 def shown(value: bytes) -> str:
-    """Printable ASCII for anything: what is not comes as `\\xNN`, as in the decision log."""
+    """Converts bytes to printable ASCII; other bytes become `\\xNN`, as in the decision log."""
     return _UNPRINTABLE.sub(lambda byte: b"\\x%02x" % byte[0][0], value).decode("ascii")
 
 
 def results() -> Console:
-    """The console for results: standard output, as it is when this is called."""
+    """The console for results: the present standard output."""
     terminal = sys.stdout.isatty()
     return Console(
         file=sys.stdout,
@@ -50,7 +50,7 @@ def results() -> Console:
 def table(*columns: str, numbers: Sequence[str] = ()) -> Table:
     """An empty table with these headings; the columns in `numbers` are aligned to the right.
 
-    Where the terminal is narrow, what people or clients wrote is folded. A number, a rule's name or a time is not.
+    On a narrow terminal text of users and clients is folded; numbers, rule names and times are not.
     """
     made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
@@ -69,7 +69,7 @@ def styled_verb(verb: str) -> Text:
 def reading(paths: Sequence[str]) -> Iterator[Callable[[int], None]]:
     """A progress bar over the bytes of these files, for as long as the block runs.
 
-    Gives what to tell of each step, in bytes. Raises `LogError` for a path that cannot be read.
+    Returns a function to call with the bytes of each step. Raises `LogError` for a path that cannot be read.
     """
     total = total_bytes(paths)
     console = Console(file=sys.stderr)

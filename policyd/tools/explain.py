@@ -1,8 +1,7 @@
 """`policyd explain`: the decision for one request, and why.
 
-The engine decides and traces; here its trace becomes something one reads with pleasure, or a JSON object with all of
-it. Which entry of a long list matched is found by asking the same index about ever smaller parts of the list. Asking
-DNS is left to the caller.
+The engine decides and traces; this module turns the trace into tables for people, or into a JSON object. The matching
+entry of a long list is found by asking the same index about ever smaller parts of the list. The caller asks DNS.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from policyd.core.owners import Owner
     from policyd.core.protocol import Request
 
-# What {id} reads in an explanation; a daemon's decisions have others.
+# The value of {id} in an explanation; a daemon's decisions have real ids.
 NO_ID = b"00000000"
 
 _STYLES = {Verb.REJECT: "bold red", Verb.DEFER: "bold yellow", Verb.DEFER_IF_PERMIT: "bold yellow"}
@@ -60,9 +59,9 @@ _VERBS = {
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """One condition of one rule: whether it holds, what it saw and, where it holds, the entry that made it.
+    """One condition of one rule: whether it holds, the values compared and, if it holds, the matching entry.
 
-    `unproven` says that the names which it saw are only claimed, and do not count where it stands.
+    `unproven` means that the names are only claimed, and do not count at this place.
     """
 
     condition: Condition
@@ -73,7 +72,7 @@ class Reason:
 
 
 class Network(NamedTuple):
-    """The owner of the client's address, the network of the record (empty without one), and where that stands."""
+    """The owner of the client's address, the network of the record (empty without one), and the database."""
 
     owner: Owner
     network: str
@@ -81,21 +80,21 @@ class Network(NamedTuple):
 
 
 class Query(NamedTuple):
-    """One question to DNS: what was asked (`1.2.0.192.in-addr.arpa PTR`), the answers, or none and why."""
+    """One question to DNS (`1.2.0.192.in-addr.arpa PTR`) and its answers, or the reason why there are none."""
 
     question: str
     answers: tuple[str, ...]
     failure: str | None
     seconds: float
-    meaning: str = ""  # of a DNS list's answer
+    meaning: str = ""  # the meaning of a DNS list's answer
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """One decision with its reasons.
 
-    `identity` is what is known of the client's reverse DNS, None if the decision did not need it; `source` says from
-    where, and `queries` what DNS was asked for it. `network` is None if the ruleset declares no database of networks.
+    `identity` is the client's reverse DNS, None if the decision did not need it; `source` says where it is from, and
+    `queries` has the DNS queries. `network` is None if the ruleset declares no database of networks.
     """
 
     loaded: Loaded
@@ -136,9 +135,9 @@ def explain(
     queries: tuple[Query, ...] = (),
     owner_given: bool = False,
 ) -> Explanation:
-    """Puts together why a request was decided as it was; `today` is the date in UTC.
+    """Collects the reasons of a decision; `today` is the date in UTC.
 
-    `owner_given` says that the owner in `facts` does not come from the databases of the ruleset.
+    `owner_given` means that the owner in `facts` is not from the databases of the ruleset.
     """
     rules = []
     identity = facts.identity
@@ -165,7 +164,7 @@ def explain(
 
 
 def _network(loaded: Loaded, request: Request, *, owner_given: bool) -> tuple[str, str]:
-    """The network of the client's record, and where it stands."""
+    """The network of the client's record, and its database."""
     if owner_given:
         return "", "as given"
     databases = loaded.rules_file.databases
@@ -183,7 +182,7 @@ def _reason(
     *,
     exempting: bool,
 ) -> Reason:
-    """Why a condition turned out as it did; `exempting` says that it stands where it would let mail through."""
+    """The outcome of a condition with its reason; `exempting` means that it would let mail through."""
     condition, identity = written.condition, facts.identity
     if condition.kind is Kind.LISTED:
         said = format_answers({n: facts.lists[n] for n in written.dns_list_names if n in facts.lists})
@@ -204,7 +203,7 @@ def _reason(
 
 
 def _seen(condition: Condition, request: Request, facts: Facts) -> tuple[bytes, ...]:
-    """Returns the values that a condition looked at; empty if there are none."""
+    """Returns the values that a condition compared; empty if there are none."""
     identity, owner = facts.identity, facts.owner or NO_OWNER
     match condition.subject:
         case Subject.ASN:
@@ -221,7 +220,7 @@ def _seen(condition: Condition, request: Request, facts: Facts) -> tuple[bytes, 
 
 
 def _entry(written: WrittenCondition, outcome: Outcome, path: str, request: Request, facts: Facts) -> Entry | None:
-    """The first entry of a condition that alone makes it hold; None if it does not."""
+    """The first entry that makes a condition hold; None if it does not hold."""
     if outcome is not Outcome.YES:
         return None
     entries = [Entry(value.text, path, value.line, value.column) for value in written.values]
@@ -251,7 +250,7 @@ def readable(value: bytes) -> str:
 
 
 def as_json(explanation: Explanation) -> dict[str, Any]:
-    """All of it, with the decision log's names where it has one."""
+    """The explanation as a JSON object, with the decision log's names if possible."""
     decision, identity, ruleset = explanation.decision, explanation.identity, explanation.loaded.ruleset
     result: dict[str, Any] = {
         "action": decision.word if decision.action is decision.verb else decision.action,
@@ -329,7 +328,7 @@ def _reason_as_json(reason: Reason) -> dict[str, Any]:
 
 
 def as_tables(explanation: Explanation) -> Iterator[Table]:
-    """The decision and what it rests on; then each rule, from the top to the deciding one."""
+    """The decision and its facts; then each rule, from the top to the deciding one."""
     yield _summary(explanation)
     rules = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
     rules.add_column(justify="right", style="dim", no_wrap=True)
@@ -406,7 +405,7 @@ def _owned(network: Network) -> Text:
 
 
 def _said(explanation: Explanation) -> Text:
-    """Returns the answer of DNS, or of the source that stood in for it."""
+    """Returns the answer of DNS, or of its replacement."""
     identity = explanation.identity
     if identity is None:
         return Text("not needed", "dim")
@@ -435,7 +434,7 @@ def _word(looked: RuleTrace, decision: Decision) -> tuple[str, str]:
 
 
 def _why(looked: RuleTrace, match: tuple[Reason, ...], exceptions: tuple[Reason, ...]) -> list[Text]:
-    """The conditions that made it so: of a rule that does not match one is enough."""
+    """The conditions that explain a rule's outcome; for a rule that does not match, one."""
     failed = [reason for reason in match if reason.outcome is Outcome.NO]
     if failed:
         return [_line("", failed[0])]

@@ -1,4 +1,4 @@
-"""Judges transactions of a log by a ruleset: the decision that the daemon would have given."""
+"""Decides the transactions of a log by a ruleset, as the daemon would have."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 
     Find: TypeAlias = Callable[[Request, Facts], Hits]
 
-# Keys of counters and greylisting that a replay remembers: those of a busy month, in 400 MB at most.
+# Maximum number of keys of counters and greylisting in a replay: those of a busy month, 400 MB.
 MAX_KEYS = 1_000_000
 
 # Recipients for which it is remembered which expressions match, 15 MB.
 _MAX_RECIPIENTS = 65_536
 
-# Outcomes of mails whose loss would be noticed.
+# Outcomes that count as delivered.
 GOT_THROUGH = frozenset({Outcome.DELIVERED, Outcome.PASSED})
 
 
 class Assumption(StrEnum):
-    """The status assumed for a client that the log calls `unknown`; Postfix writes that for all three."""
+    """The status assumed for a client that the log calls `unknown`, which Postfix writes for all three."""
 
     MISSING = "missing"
     ERROR = "error"
@@ -62,7 +62,7 @@ _VERIFIED: Final = Status.VERIFIED
 _VERIFIED_NAME: Final = NameStatus.VERIFIED
 _NOT_LOOKED_UP: Final = NameStatus.NOT_LOOKED_UP
 
-# The status of a client by what the log says of its name.
+# The status of a client by the log's knowledge of its name.
 _STATUSES = {
     NameStatus.VERIFIED: Status.VERIFIED,
     NameStatus.CLAIMED: Status.MISMATCH,
@@ -75,14 +75,14 @@ class OwnerAssumption(StrEnum):
     """The source of a client's system and country."""
 
     DATABASE = "database"  # the databases that the ruleset declares
-    LOG = "log"  # the decision log: what the databases of then said
+    LOG = "log"  # the decision log, with the databases' answers at that time
 
 
 class Judge:
-    """Decides observations under one ruleset, as it stands on `today` (UTC).
+    """Decides observations under one ruleset, as of `today` (UTC).
 
-    With `by_recipient`, a mail to several is decided for each of them.
-    The databases of the ruleset tell the owners of addresses; if it was loaded without them, the log does.
+    With `by_recipient`, a mail to several recipients is decided for each of them. Owners of addresses come from the
+    databases of the ruleset or, if it was loaded without them, from the log.
     """
 
     def __init__(
@@ -105,10 +105,10 @@ class Judge:
         self._list_answer = NOT_LISTED if list_assumption is ListAssumption.NOT_LISTED else _NOT_IN_LOG
         self._finds = [_finder(lookup) for lookup in ruleset.index.lookups]
         self._now = 0.0
-        self._memory: Memory | None = None  # what the clients did before, by the log's own time
+        self._memory: Memory | None = None  # memory of earlier requests, with the log's own time
         if uses_memory(ruleset):
             self._memory = Memory(ProcessMemory(MAX_KEYS), None, domain_of, clock=lambda: self._now)
-        self.lists_assumed = False  # the last decisions needed an answer of a DNS list that the log does not have
+        self.lists_assumed = False  # whether the last decisions needed an unknown answer of a DNS list
 
     def decisions(self, seen: Observation) -> list[Decision | None]:
         """One decision for each recipient, or one for all of them.
@@ -124,7 +124,7 @@ class Judge:
     def grounds(self, seen: Observation) -> object:
         """Returns a key: observations with equal grounds have the same decisions, in any order of their recipients."""
         if self._memory is not None:
-            return object()  # a decision that depends on what came before is made for each mail
+            return object()  # a decision that depends on earlier requests is made for each mail
         facts = self._facts(seen)
         recipients = self.recipients(seen)
         if len(recipients) == 1:
@@ -134,7 +134,7 @@ class Judge:
         )
 
     def recipients(self, seen: Observation) -> tuple[bytes, ...]:
-        """Returns the recipients for each of which there is a decision."""
+        """Returns the recipients that get a decision each."""
         return seen.recipients if self._by_recipient and seen.recipients else seen.recipients[:1] or (b"",)
 
     def _facts(self, seen: Observation) -> Facts:
@@ -171,10 +171,10 @@ class Judge:
 
 
 def grounds(ruleset: Ruleset, request: Request, facts: Facts, finds: Iterable[Find]) -> tuple[object, ...]:
-    """Returns all that a decision depends on, on one day: requests with equal grounds are decided alike.
+    """Returns everything that a decision depends on, for one day: requests with equal grounds get equal decisions.
 
-    Few grounds stand for all the mails of a log, so that a replay decides each kind of mail once. `finds` are those of
-    the ruleset's lookups (`_finder`).
+    The mails of a log have few different grounds, so a replay decides each kind of mail once. `finds` are those of the
+    ruleset's lookups (`_finder`).
     """
     identity = facts.identity
     if facts.owner is None and ruleset.owners is not None:

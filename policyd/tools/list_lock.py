@@ -20,7 +20,7 @@ _PAUSE = 0.05
 
 
 class LockedError(OSError):
-    """Another command has held the lock for too long."""
+    """Another command held the lock for too long."""
 
 
 @contextlib.contextmanager

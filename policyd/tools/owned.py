@@ -1,4 +1,4 @@
-"""Owners of the clients in a log: from the databases that a ruleset declares, otherwise from the decision log."""
+"""Finds owners of the clients in a log: from the databases that a ruleset declares, otherwise from the decision log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def owner_of(ruleset: Ruleset | None, client_address: bytes, logged: Owner) -> Owner:
-    """Returns the owner of an address: the record in the ruleset's databases, or what the decision log has."""
+    """Returns the owner of an address, from the ruleset's databases or else from the decision log."""
     if ruleset is None or ruleset.owners is None:
         return logged
     found = ruleset.owners.find(Request.of({"client_address": client_address}))

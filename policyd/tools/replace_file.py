@@ -1,4 +1,4 @@
-"""Replaces a file as a whole, so that a reader finds the old content or the new one, never half of either."""
+"""Replaces a file as a whole, so that a reader finds either the old or the new content."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def replace_file(path: Path, content: bytes, modified: float | None = None) -> None:
-    """Puts `content` in the place of the file at `path`, which need not exist; a link to a file stays a link.
+    """Replaces the file at `path`, which need not exist, by `content`; a link to a file stays a link.
 
-    The content goes to a temporary file beside it, which is synchronised to disk and renamed. Owner, group and mode
-    stay what they were. `modified` is the new modification time (Unix seconds), now unless given. What is not a regular
-    file (a pipe, `/dev/stdout`) is written to as it is. Raises OSError; the old file is then untouched.
+    The content goes to a temporary file beside it, which is synchronised to disk and renamed. Owner, group and mode do
+    not change. `modified` is the new modification time (Unix seconds), now by default. Anything but a regular file (a
+    pipe, `/dev/stdout`) is written to directly. Raises OSError; the old file is then unchanged.
     """
     target = path.resolve()
     try:
@@ -27,7 +27,7 @@ def replace_file(path: Path, content: bytes, modified: float | None = None) -> N
         path.write_bytes(content)
         return
     temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}.new")
-    # A new file gets what the umask allows; one that replaces another must not be readable for more people meanwhile.
+    # A new file gets the umask's mode; a replacement must never be readable by more users than the old file.
     descriptor = os.open(
         temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666 if old is None else 0o600
     )
@@ -51,7 +51,7 @@ def replace_file(path: Path, content: bytes, modified: float | None = None) -> N
 
 
 def _synchronise_folder(folder: Path) -> None:
-    """Makes the new name survive a power cut; the file itself is on disk already."""
+    """Makes the rename survive a power failure; the file's content is already on disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

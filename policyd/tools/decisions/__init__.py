@@ -1,1 +1,1 @@
-"""Looks at decisions that were logged: tail, lookup, abuse report."""
+"""Reads logged decisions and mails: find, tail, lookup, abuse report."""

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from policyd.core.index import Ruleset
     from policyd.tools.decisions.find import Found, Source
 
-# Log lines quoted. More prove nothing more, and an abuse desk's mailbox has its limits.
+# Maximum number of log lines quoted; an abuse desk's mailbox has limits.
 MAX_QUOTED = 200
 
-# Clients and senders told apart, for the summary's figures; about 20 MB.
+# Maximum number of different clients and senders for the summary's figures; about 20 MB.
 _MAX_COUNTED = 100_000
 
 HIDDEN = b"hidden"
@@ -45,7 +45,7 @@ class Incident:
     """The reported mails, of one network, suffix, system or country. A decision log has the refused mails, a mail log
     also those that were not refused."""
 
-    subject: str  # the network, suffix or country as it was asked for; the system with its name, if that is known
+    subject: str  # the network, suffix or country as given; the system with its name, if known
     recipients_shown: bool
     count: int = 0
     refused: int = 0
@@ -86,8 +86,8 @@ def collect(
 ) -> Incident:
     """Collects the mails of a network, of names under a suffix (as in `hostname_suffix`), of a system or of a country.
 
-    A decision log has what was refused, or would have been under `mode: observe`. A mail log has every mail; the
-    databases of `ruleset` tell the systems and countries of its clients. Raises `LogError`.
+    From a decision log, refused mails, or those that `mode: observe` would have refused. From a mail log, every mail;
+    the databases of `ruleset` tell the systems and countries of its clients. Raises `LogError`.
     """
     networks = (network,) if network is not None else ()
     search = Search(networks, suffix or "", since=since, asn=asn, country=country, ruleset=ruleset)
@@ -106,8 +106,8 @@ def collect(
 def as_message(incident: Incident, sender: str, recipient: str | None, now: datetime.datetime) -> Message:
     """The report as a message from `sender`; `now` is aware. The incident has at least one mail.
 
-    Its three parts are those of RFC 5965 section 2: a text, the machine-readable report, and what is known of a mail's
-    header.
+    Its three parts are those of RFC 5965 section 2: a text, the machine-readable report, and the known header of a
+    mail.
     """
     message = MIMEMultipart("report", report_type="feedback-report", policy=email.policy.default)
     message["From"] = sender
@@ -153,7 +153,7 @@ def _summary(incident: Incident) -> str:
 
 
 def _feedback(incident: Incident, sender: str) -> Message:
-    """RFC 5965 section 3: the required fields first, then what is known."""
+    """RFC 5965 section 3: the required fields, then the known optional ones."""
     client, _ = incident.clients.most_common(1)[0]
     fields = [
         ("Feedback-Type", "abuse"),
@@ -175,7 +175,7 @@ def _feedback(incident: Incident, sender: str) -> Message:
 
 
 def _part(subtype: str, text: str) -> Message:
-    """A part of text; quoted-printable where its lines are longer than a mail's may be."""
+    """A text part; quoted-printable if its lines are too long for a mail."""
     part = EmailMessage()
     part.set_content(text, subtype=subtype, charset="us-ascii")
     del part["MIME-Version"]
@@ -183,7 +183,7 @@ def _part(subtype: str, text: str) -> Message:
 
 
 def _header(last: Found, host: str) -> str:
-    """Returns the trace lines of the last mail (RFC 5321 section 4.4), which was refused before it had any."""
+    """Returns trace lines for the last mail (RFC 5321 section 4.4), which was refused before it had any."""
     name = shown(last.names[0]) if last.verified else "unknown"
     source = last.source
     by = f"by {host} (policyd) id {shown(source.id)}" if isinstance(source, LoggedDecision) else f"by {host}"
@@ -196,7 +196,7 @@ def _header(last: Found, host: str) -> str:
 
 
 def _date(found: Found) -> str:
-    """When it was decided, as mails write it (RFC 5322 section 3.3), in UTC; empty if that is not known."""
+    """The time of the decision in the form of mails (RFC 5322 section 3.3), in UTC; empty if unknown."""
     seconds = found.time
     return "" if seconds is None else format_datetime(datetime.datetime.fromtimestamp(seconds, datetime.UTC))
 
@@ -207,7 +207,7 @@ def _date(found: Found) -> str:
 def without_recipient(source: Source) -> Source:
     """The same decision or mail with `hidden` for each recipient, wherever it stands.
 
-    Bounce addresses have it as `joe=here.example` or `joe#here.example` (VERP), a reply may quote it.
+    Bounce addresses contain it as `joe=here.example` or `joe#here.example` (VERP), and a reply may quote it.
     """
     recipients: tuple[bytes, ...]
     if isinstance(source, LoggedDecision):

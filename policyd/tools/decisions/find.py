@@ -1,7 +1,7 @@
 """Finds decisions in decision logs, and mails in mail logs: by client, name, sender, recipient and time.
 
-`every` yields them one by one; `policyd.tools.decisions.tally` counts the distinct values of one key. A line is read in
-full only if it may be wanted: a search for a few bytes passes over most lines.
+`every` yields them one by one; `policyd.tools.decisions.tally` counts the distinct values of one key. A line is parsed
+only if it may match: a search for a few bytes skips most lines.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Distinct values that are counted, 350 bytes each. What is beyond is counted together.
 MAX_VALUES = 1_000_000
 
-# Addresses whose membership in the wanted networks is remembered.
+# Maximum number of addresses whose membership in the wanted networks is cached.
 _MAX_REMEMBERED = 100_000
 
 Source: TypeAlias = "LoggedDecision | Observation"
@@ -40,9 +40,9 @@ Source: TypeAlias = "LoggedDecision | Observation"
 class Search:
     """Filter of a search; an empty part selects all. `since` is the first second (Unix), `until` the end, exclusive.
 
-    `suffix` is as in `hostname_suffix`, and finds names that are only claimed as well. `sender` and `recipient` are an
-    address, or a domain (then addresses at it or under it); `<>` is the null sender. `asn` and `country` are of the
-    owner of the client's address, as the line says, or else the databases of `ruleset`.
+    `suffix` is as in `hostname_suffix`, and also finds claimed names. `sender` and `recipient` are an address, or a
+    domain (then addresses at it or under it); `<>` is the null sender. `asn` and `country` are those of the client's
+    address, from the line or else from the databases of `ruleset`.
     """
 
     networks: tuple[netaddr.IPNetwork, ...] = ()
@@ -57,18 +57,20 @@ class Search:
 
     @property
     def is_everything(self) -> bool:
-        """Whether nothing but the time is asked for."""
+        """Whether the search filters by time only."""
         return not (self.networks or self.suffix or self.sender or self.recipient or self.asn or self.country)
 
     def covers(self, time: float | None) -> bool:
-        """Whether a time (Unix seconds) lies between `since` and `until`; an unknown one only if neither is given."""
+        """Whether a time (Unix seconds) lies between `since` and `until`; an unknown time does only if neither is
+        given.
+        """
         if time is None:
             return self.since is None and self.until is None
         return (self.since is None or time >= self.since) and (self.until is None or time < self.until)
 
 
 class Found(NamedTuple):
-    """The searchable parts of a decision or a mail. `time` is in Unix seconds; `verified` is said of the first name."""
+    """The searchable parts of a decision or a mail. `time` is in Unix seconds; `verified` refers to the first name."""
 
     time: float | None
     client_address: bytes
@@ -84,7 +86,7 @@ class Found(NamedTuple):
 
 
 def every(paths: Sequence[str], search: Search, advance: Callable[[int], None] | None = None) -> Iterator[Found]:
-    """The decisions or mails that are wanted, in the order of the logs. Raises `LogError`."""
+    """The matching decisions or mails, in the order of the logs. Raises `LogError`."""
     matcher = Matcher(search)
     clock = LogClock()
     for batch in batches(paths, advance):
@@ -123,7 +125,7 @@ def _of_mail(mail: Observation) -> Found:
 
 
 class Matcher:
-    """Tells whether something is wanted; of lines, cheaply, whether they may be."""
+    """Decides whether decisions and mails match the search; first finds candidate lines cheaply."""
 
     def __init__(self, search: Search) -> None:
         self._search = search
@@ -134,7 +136,7 @@ class Matcher:
         self._remembered: dict[bytes, bool] = {}
 
     def candidates(self, text: bytes) -> Sequence[bytes]:
-        """The lines of a decision log that may be wanted."""
+        """The lines of a decision log that may match."""
         needle = self._needle
         if needle and needle not in text.lower():
             return ()
@@ -146,7 +148,7 @@ class Matcher:
         return lines
 
     def matches(self, found: Found) -> bool:
-        """Whether a decision or a mail is wanted."""
+        """Whether a decision or a mail matches."""
         search = self._search
         if not search.covers(found.time):
             return False
@@ -168,7 +170,7 @@ class Matcher:
         return (not search.asn or owner.asn == search.asn) and (not search.country or owner.country == search.country)
 
     def _longest_needle(self) -> bytes:
-        """Bytes that every wanted line has, whatever the format: letters that neither format escapes."""
+        """Bytes that every matching line contains in either format: letters that neither format escapes."""
         network = self._search.networks[0] if len(self._search.networks) == 1 else None
         address = str(network.ip).encode() if network is not None and str(network.cidr).endswith("/32") else b""
         plain = [
@@ -191,8 +193,8 @@ class Matcher:
         return known
 
 
-# Where a decision log has the client's address, in both formats. A client's words cannot look like either: a blank is
-# escaped in one format, a quote in the other; but a reply may, at the end of the line.
+# The client's address in a line, in both formats. Client text cannot look like it, because one format escapes blanks
+# and the other quotes; only a reply, at the end of the line, may.
 _CLIENT = re.compile(rb' client=[^\[ ]*\[([^\] ]*)\]|"client_address":\s?"([^"]*)"')
 
 
@@ -206,7 +208,7 @@ def in_networks(text: bytes, networks: Sequence[netaddr.IPNetwork]) -> bool:
 
 
 def owner_in(source: Source, ruleset: Ruleset | None) -> Owner:
-    """Returns the owner of the client: as the line says, or else the databases of a ruleset."""
+    """Returns the owner of the client, from the line or else from the databases of a ruleset."""
     logged = source.owner
     return logged if logged.asn or logged.country else owner_of(ruleset, source.client_address, logged)
 
@@ -237,19 +239,19 @@ def _is_at(address: bytes, wanted: bytes) -> bool:
 
 
 def is_refused(source: Source) -> bool:
-    """Whether the mail was refused, for good or for now; under `mode: observe`, whether it would have been."""
+    """Whether the mail was refused, permanently or temporarily; under `mode: observe`, whether it would have been."""
     if isinstance(source, LoggedDecision):
         return source.decided != b"DUNNO"
     return source.outcome in {Outcome.REJECTED, Outcome.DEFERRED}
 
 
 def time_of(source: Source) -> str:
-    """When it was decided, or the mail came, in RFC 3339."""
+    """The time of the decision or mail, in RFC 3339."""
     return shown(source.time) if isinstance(source, LoggedDecision) else rfc3339(source.time)
 
 
 def as_line(source: Source) -> str:
-    """A decision in the text format of the decision log, a mail in its style: printable ASCII."""
+    """A decision in the text format of the decision log, or a mail in that style: printable ASCII."""
     if isinstance(source, LoggedDecision):
         return as_text(source)
     name = shown(source.names[0]) if source.names and source.name_status is NameStatus.VERIFIED else "unknown"
@@ -269,12 +271,12 @@ def as_line(source: Source) -> str:
 
 
 def _word(value: bytes) -> str:
-    """Without blanks and brackets, as in the decision log."""
+    """Escapes blanks and brackets, as in the decision log."""
     return re.sub(r"[ \"'<>]", lambda found: f"\\x{ord(found[0]):02x}", shown(value))
 
 
 def mail_as_json(mail: Observation) -> dict[str, Any]:
-    """A mail as an object with the decision log's keys where there is one for it."""
+    """A mail as an object, with the decision log's keys if possible."""
     fields: dict[str, Any] = {
         "time": rfc3339(mail.time) if mail.time is not None else None,
         "outcome": str(mail.outcome),

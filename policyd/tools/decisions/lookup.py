@@ -1,7 +1,7 @@
-"""A decision by its id, and the same request put to today's ruleset.
+"""Finds a decision by its id, and decides the same request by today's ruleset.
 
-The id is what a postmaster reads in a bounce (`{id}` in a reply). What the log tells of the client's reverse DNS is
-taken for what it is today; DNS is not asked. Attributes that the log does not have are empty.
+A postmaster reads the id in a bounce (`{id}` in a reply). The client's reverse DNS is taken from the log; DNS is not
+asked. Attributes that the log does not have are empty.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _ID_IN_PARENTHESES = re.compile(r"\(([0-9A-TV-Z]{8})\)", re.IGNORECASE)
 
 
 def ids_in(text: str) -> list[str]:
-    """Finds what may be an id in a pasted text: words of eight characters, only those in parentheses if there are any.
+    """Finds possible ids in a pasted text: words of eight characters, only those in parentheses if there are any.
 
-    A text of one word is an id, whatever its form. Of `rejected` and other words that look like an id, the log tells.
+    A single word is an id, whatever its form. Words such as `rejected` also look like an id; the log decides.
     """
     text = text.strip()
     found = _ID_IN_PARENTHESES.findall(text) or _ID.findall(text)
@@ -40,7 +40,7 @@ def ids_in(text: str) -> list[str]:
 def find(
     ids: Sequence[str], paths: Sequence[str], advance: Callable[[int], None] | None = None
 ) -> list[LoggedDecision]:
-    """The decisions with one of these ids, read as people write ids. Raises `LogError`."""
+    """The decisions with one of these ids, in any spelling that Crockford's base 32 allows. Raises `LogError`."""
     wanted = {_plain(each.encode("utf-8", "replace")) for each in ids}
     return [
         decision
@@ -55,7 +55,7 @@ def _plain(decision_id: bytes) -> bytes:
 
 
 def request_of(decision: LoggedDecision) -> Request:
-    """The request that was decided, as far as the log has it."""
+    """The decided request, with the attributes that the log has."""
     attributes = {
         "request": REQUEST_TYPE,
         "protocol_state": decision.protocol_state,
@@ -72,13 +72,13 @@ def request_of(decision: LoggedDecision) -> Request:
     return Request.of({name: value for name, value in attributes.items() if value})
 
 
-# Without a host name, `verified` is not known to be true.
+# Without a host name, `verified` cannot be confirmed.
 _STATUSES = {status.value.encode(): status for status in Status if status is not Status.VERIFIED}
 _REASONS = {reason.value.encode(): reason for reason in Reason}
 
 
 def identity_of(decision: LoggedDecision) -> Identity | None:
-    """Returns the identity that was known of the client; None if the decision did not need it."""
+    """Returns the client's identity from the log; None if the decision did not need it."""
     if decision.hostname:
         return told_identity(Status.VERIFIED, verified=(decision.hostname,), claimed=decision.claimed)
     status, reason = _STATUSES.get(decision.reverse_dns), _REASONS.get(decision.dns_error)

@@ -1,4 +1,4 @@
-"""Follows the decision log as `tail -F` does, across rotation, and keeps what was asked for."""
+"""Follows the decision log across rotation, like `tail -F`, with filters."""
 
 from __future__ import annotations
 
@@ -18,22 +18,24 @@ from policyd.tools.display import styled_verb
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-# How often a log is looked at. People do not see the difference to at once, and it costs nothing.
+# Seconds between two reads of a log: fast enough for people, and cheap.
 POLL_SECONDS = 0.2
 
-# Read back from the end for the lines to begin with: more than 100 lines of the longest kind (4 KiB).
+# Bytes read from the end for the first lines: more than 100 lines of the maximum length (4 KiB).
 _BACK_BYTES = 512 * 1024
 
 
 class Wanted(NamedTuple):
-    """Filter of decisions; an empty part selects all. Actions and rules are any of those given, and so are networks."""
+    """Filter of decisions; an empty part selects all. A decision matches if it has any of the actions, any of the rules
+    and any of the networks.
+    """
 
     actions: frozenset[bytes] = frozenset()
     rules: frozenset[bytes] = frozenset()
     networks: tuple[netaddr.IPNetwork, ...] = ()
 
     def has(self, decision: LoggedDecision) -> bool:
-        """Whether a decision is wanted. A rule is also found where it only observed."""
+        """Whether a decision matches. A rule also matches if it only observed."""
         if decision.is_probe:
             return False
         if self.actions and decision.action not in self.actions and decision.would not in self.actions:
@@ -51,7 +53,7 @@ class Wanted(NamedTuple):
 
 
 def parse_networks(values: Sequence[str]) -> tuple[netaddr.IPNetwork, ...]:
-    """Networks as they are written in rules. Raises ValueError with a message for the user."""
+    """Parses networks in the form of rules. Raises ValueError with a message for the user."""
     networks = []
     for value in values:
         try:
@@ -66,11 +68,11 @@ def follow(
 ) -> Iterator[LoggedDecision]:
     """The `last` wanted decisions of the log, and each new one as it is written, for as long as `wait` returns true.
 
-    `wait` is called when there is nothing to read. A log that was moved away is read to its end, then the new one from
-    its start; one that was cut to nothing is read from its start. Raises `LogError` where there is none to begin with.
+    `wait` is called when there is nothing to read. A rotated log is read to its end, then the new log from its start; a
+    truncated log is read from its start. Raises `LogError` if there is no log at the beginning.
     """
     try:
-        file: BinaryIO = open(path, "rb")  # noqa: SIM115, PTH123 - it is replaced on rotation
+        file: BinaryIO = open(path, "rb")  # noqa: SIM115, PTH123 - replaced on rotation
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise LogError(f"{path}: {reason[0].lower()}{reason[1:]}") from None
@@ -104,7 +106,7 @@ def follow(
 
 
 def every(paths: Sequence[str], wanted: Wanted) -> Iterator[LoggedDecision]:
-    """The wanted decisions of files that are complete, or of standard input until it ends. Raises `LogError`."""
+    """The matching decisions of complete files, or of standard input until it ends. Raises `LogError`."""
     for block in read_blocks(paths):
         yield from (one for line in block.lines if (one := parse_anywhere(line)) is not None and wanted.has(one))
 
@@ -125,13 +127,13 @@ def as_line(decision: LoggedDecision) -> Text:
 
 
 class _Lines:
-    """Whole lines of a file that is being written to."""
+    """Reads whole lines of a file that is being written."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def read(self, file: BinaryIO) -> list[bytes]:
-        """The lines that have become whole since the last time."""
+        """The lines completed since the last call."""
         block = file.read(_BACK_BYTES)
         if not block:
             return []
@@ -156,14 +158,14 @@ def _last(file: BinaryIO, lines: _Lines, last: int, wanted: Wanted) -> list[Logg
 
 
 def _moved(file: BinaryIO, path: str) -> BinaryIO | None:
-    """The file that is at the path now, if it is another one; None as long as there is none."""
+    """The file now at the path, if it is another file; None if there is none yet."""
     try:
         now = os.stat(path)  # noqa: PTH116 - a path that was typed, used as it is
         if os.path.samestat(now, os.fstat(file.fileno())):
             return None
         return open(path, "rb")  # noqa: PTH123 - as above; the caller closes
     except OSError:
-        return None  # rotation is under way, or what is there now may not be read: look again
+        return None  # rotation is not complete, or the new file is not readable yet: try again
 
 
 def _wait(seconds: float) -> bool:

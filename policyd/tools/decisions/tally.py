@@ -1,8 +1,8 @@
 """Counts the distinct values of one key in decision logs and mail logs, with the first and last time of each.
 
-Promises: what `find.every` finds is what is counted; times compare as times, whatever their offset; memory is limited
-by MAX_VALUES. A block of decisions that nothing but the time selects is counted as a whole, by one expression and
-without a Python loop; all else is read line by line.
+Promises: it counts exactly what `find.every` finds; times with different offsets compare correctly; memory is limited
+by MAX_VALUES. If the search filters by time only, a block of decisions is counted by one expression without a Python
+loop; otherwise lines are read one by one.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 # Maximum number of distinct values; each takes up to 350 bytes. Values beyond it are counted together.
 MAX_VALUES = 1_000_000
 
-# Values that are looked at, or printed, at once.
+# Number of values processed or printed at once.
 _AT_ONCE = 10_000
 
-# Maximum number of minutes whose conversion to another offset is remembered.
+# Maximum number of minutes whose conversion to another offset is cached.
 _MAX_MINUTES = 100_000
 
 
@@ -57,7 +57,7 @@ class By(StrEnum):
 
 @dataclass(slots=True)
 class Count:
-    """How often a value came, and from when to when (RFC 3339, empty if the log does not say)."""
+    """The count of a value, and its first and last time (RFC 3339, empty if the log does not have it)."""
 
     value: str
     count: int
@@ -102,7 +102,7 @@ def _short(time: bytes) -> bytes:
 
 
 def tally(paths: Sequence[str], search: Search, by: By, advance: Callable[[int], None] | None = None) -> Tally:
-    """Counts the distinct values of what is wanted. Raises `LogError`."""
+    """Counts the distinct values of matching decisions and mails. Raises `LogError`."""
     counter = _Counter(search, by)
     with without_garbage_collection():
         for batch in batches(paths, advance):
@@ -112,10 +112,10 @@ def tally(paths: Sequence[str], search: Search, by: By, advance: Callable[[int],
 
 # --- Patterns of decisions --------------------------------------------------------------------------------------------
 
-# One expression reads a whole block: each match is a whole line, with its time and a value that is to be counted. In
-# the text format, everything before the value is without blanks and quotes, so a reply, which comes last, is never
-# taken for a field; in JSON a quote within a value is escaped, so no value is taken for a key. A match that runs over
-# the end of a line leaves fewer matches than lines, and then the block is read line by line.
+# One expression reads a whole block: each match is a whole line, with its time and the value to count. In the text
+# format, everything before the value is without blanks and quotes, so a reply, which comes last, is never taken for a
+# field; in JSON a quote within a value is escaped, so no value is taken for a key. If a match runs over the end of a
+# line, there are fewer matches than lines, and the block is read line by line.
 _TIME = rb"(\d\d\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d\d\d%b)"
 _ANY_OFFSET = rb"(?:Z|[+-]\d\d:\d\d)"
 _STANDARD_TIME = re.compile(_TIME % _ANY_OFFSET)
@@ -125,7 +125,7 @@ _FIELDS = rb'(?:[a-z_]++=[^ "\n]*+ )*?'
 _OWNER = rb"(?:asn=[^ \n]*+ )?(?:country=[^ \n]*+ )?"
 _TEXT = {
     By.CLIENT: _TO_CLIENT + rb"[^\[]*+\[([^\]]*+)\] ",
-    # A client without a verified name: the first of those that it claims, if there is one.
+    # A client without a verified name: its first claimed name, if there is one.
     By.HOSTNAME: _TO_CLIENT + rb"(?:unknown\[[^\]]*+\] %b(?:claimed=([^ ,\n]*+))?|([^\[]*+)\[)" % _OWNER,
     By.SENDER: _FIELDS + rb"from=<([^> \n]*+)>",
     By.RECIPIENT: _FIELDS + rb"to=<([^> \n]*+)>",
@@ -165,8 +165,8 @@ class Values:
 
     def __init__(self) -> None:
         self._first: dict[bytes | None, bytes] = {}
-        self._more: Counter[bytes | None] = Counter()  # how often a value came after the first time
-        self._last: dict[bytes | None, bytes] = {}  # for the values that came again
+        self._more: Counter[bytes | None] = Counter()  # number of occurrences after the first
+        self._last: dict[bytes | None, bytes] = {}  # for repeated values
         self._latest = b""
 
     def __len__(self) -> int:
@@ -175,7 +175,7 @@ class Values:
     def add_in_order(self, found: Sequence[tuple[bytes, bytes | None]]) -> int | None:
         """Counts pairs of time and value; returns how many were beyond the limit.
 
-        Returns None, with nothing counted, if they are not in the order of time or only some of them fit.
+        Returns None, with nothing counted, if they are not in order of time or only some of them fit.
         """
         times: Sequence[bytes]
         times, values = zip(*found, strict=True)
@@ -185,7 +185,7 @@ class Values:
             known = map(self._first.get, values)
             again = [each for each, first in zip(found, known, strict=True) if first is not None]
         elif len(self._first) + len(found) <= MAX_VALUES:
-            # What setdefault returns is the time that was given if, and only if, the value is new.
+            # setdefault returns the given time if, and only if, the value is new.
             stored = map(self._first.setdefault, values, times)
             again = [each for each, first in zip(found, stored, strict=True) if first is not each[0]]
             found = again
@@ -199,7 +199,7 @@ class Values:
         return len(found) - len(again)
 
     def add(self, value: bytes | None, first: bytes, last: bytes, count: int = 1) -> bool:
-        """Counts a value; False, with nothing counted, if it is one too many."""
+        """Counts a value; returns False, with nothing counted, if the limit is reached."""
         known = self._first.get(value)
         if known is None:
             if len(self._first) >= MAX_VALUES:
@@ -215,7 +215,7 @@ class Values:
         return True
 
     def into_shown(self, show: Callable[[bytes | None], str]) -> Values:
-        """Moves the values into a new object as they are shown, in ASCII; some may be the same then."""
+        """Moves the values into a new object in printed form (ASCII); some may become equal."""
         together = Values()
         while self._first:
             value, first = self._first.popitem()
@@ -234,7 +234,7 @@ class Values:
         return True
 
     def by_count(self) -> Iterator[tuple[int, list[tuple[bytes, bytes, bytes]]]]:
-        """Yields a count and values that came so often, each with its first and last time.
+        """Yields a count and the values with this count, each with its first and last time.
 
         The highest count comes first, the values are in alphabetical order, and no more than _AT_ONCE come at a time.
         """
@@ -267,7 +267,7 @@ class _Counter:
         self._times = _Times()
 
     def add(self, batch: Batch) -> None:
-        """Counts what is wanted of a batch."""
+        """Counts the matching decisions or mails of a batch."""
         if batch.text and self._by in _TEXT and self._search.is_everything and self._add_text(batch.text):
             return
         for found in found_in(batch, self._matcher, self._clock):
@@ -281,7 +281,7 @@ class _Counter:
                 self._count(time, value)
 
     def _add_text(self, text: bytes) -> bool:
-        """Counts lines of the decision log; False, with nothing counted, if any of them is something else."""
+        """Counts lines of the decision log; returns False, with nothing counted, if any of them is something else."""
         found = self._read(text)
         if found is None or _PROBE in text:
             return False
@@ -322,20 +322,20 @@ class _Counter:
             self._tally.others += 1
 
     def finish(self) -> Tally:
-        """Puts raw values together as they are shown."""
+        """Combines raw values into printed values."""
         tally = self._tally
         if not (self._by is tally.by and tally.by in _SHOWN_AS_LOGGED and tally.values.are_plain()):
             tally.values = tally.values.into_shown(_SHOWN[tally.by])
         return tally
 
 
-# Keys that follow from another one are counted by that, and put together at the end.
+# Derived keys are counted by their source key, and combined at the end.
 _COUNTED_BY = {By.NETWORK: By.CLIENT, By.SENDER_DOMAIN: By.SENDER}
 
 
 # --- Values -----------------------------------------------------------------------------------------------------------
 
-# Before a name that is only claimed: no log has this byte raw.
+# Marks a claimed name; no log has this byte raw.
 _UNVERIFIED = b"\0"
 
 
@@ -361,7 +361,7 @@ def _unescaped(raw: bytes) -> bytes:
 
 
 def _plain(raw: bytes | None) -> str:
-    """A value as it is, if that is printable."""
+    """A value unchanged, if it is printable."""
     text = (raw or b"").decode("ascii", "replace")
     if text.isascii() and text.isprintable() and "\\" not in text:
         return text or "-"
@@ -369,7 +369,7 @@ def _plain(raw: bytes | None) -> str:
 
 
 def _hostname(raw: bytes | None) -> str:
-    """A name; one that is only claimed has its mark at the end, which does not change the alphabetical order."""
+    """A name; a claimed name gets its mark at the end, which does not change the alphabetical order."""
     if raw is None:
         return "unknown"
     name = shown(fold_name(_unescaped(raw.removeprefix(_UNVERIFIED))))
@@ -393,7 +393,7 @@ def _sender_domain(raw: bytes | None) -> str:
     return "-" if raw is None else shown(domain_of(_unescaped(raw))) or "<>"
 
 
-# How a raw value is shown.
+# The printed form of a raw value.
 _SHOWN: dict[By, Callable[[bytes | None], str]] = {
     By.HOSTNAME: _hostname,
     By.CLIENT: _plain,
@@ -404,7 +404,7 @@ _SHOWN: dict[By, Callable[[bytes | None], str]] = {
     By.ASN: _plain,
 }
 
-# Keys whose values are shown as the log has them, if they are plain.
+# Keys whose values are printed as logged, if they are plain.
 _SHOWN_AS_LOGGED = frozenset({By.CLIENT, By.SENDER, By.RECIPIENT, By.ASN})
 
 
@@ -412,7 +412,7 @@ _SHOWN_AS_LOGGED = frozenset({By.CLIENT, By.SENDER, By.RECIPIENT, By.ASN})
 
 
 class _Times:
-    """Times as RFC 3339 with one offset, so that they compare as bytes: the offset of the first that is seen."""
+    """Converts times to RFC 3339 with one offset, that of the first time, so that they compare as bytes."""
 
     def __init__(self) -> None:
         self.offset = b""

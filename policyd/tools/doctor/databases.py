@@ -1,4 +1,4 @@
-"""`policyd doctor` and the databases of systems and countries: whether each can be used, and how old its data are."""
+"""Checks for `policyd doctor` whether each database of systems and countries can be used, and the age of its data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FETCH = "fetch a newer file, put it in place by renaming, then run policyd relo
 def check_databases(rules: str, now: float) -> tuple[tuple[Finding, ...], tuple[str, ...], tuple[str, ...]]:
     """Reads the databases that a rules file declares, also if the rest of it has errors; `now` is in Unix seconds.
 
-    Returns what is wrong, a line for each database that is right, and notes. A rules file that cannot be read has none.
+    Returns findings, a line for each database that is right, and notes. An unreadable rules file counts as having none.
     """
     report = Report()
     try:

@@ -1,8 +1,8 @@
-"""`policyd doctor`: what is wrong between Postfix and the daemon, and what to write instead.
+"""`policyd doctor`: finds what is wrong between Postfix and the daemon, and suggests what to write instead.
 
-Finds the smtpd(8) services that strangers reach, and judges for each of them whether it asks policyd, in a place where
-the answer counts, with the safety nets around it. Compares Postfix with the daemon's settings and with the socket in
-the file system, and asks the daemon its name. Prints nothing and changes nothing.
+Finds the smtpd(8) services that strangers reach, and checks that each asks policyd, at a place where the answer counts,
+with timeout and default_action. Compares Postfix with the daemon's settings and with the socket in the file system, and
+asks the daemon for its version. Prints nothing and changes nothing.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 # Restrictions that let a host's own clients and users through, before strangers are judged.
 _EXEMPTIONS = {"permit_mynetworks": "your own hosts", "permit_sasl_authenticated": "your authenticated users"}
 
-# Seconds that Postfix waits before it tries once more, so an answer at the last moment is too late.
+# Margin in seconds: Postfix waits so long before it tries again, so an answer at the last moment is too late.
 _MARGIN = 1.0
 
-# Seconds for an answer from a service that is probably not policyd.
+# Timeout in seconds for a service that is probably not policyd.
 _STRANGE_SERVICE_SECONDS = 3.0
 
-# Stages before the client logs in and names a sender, by list, if smtpd_delay_reject = no.
+# Restriction lists that are evaluated before login and sender if smtpd_delay_reject = no, with their stage.
 _EARLY_STAGES = {"smtpd_client_restrictions": "CONNECT", "smtpd_helo_restrictions": "HELO"}
 
 _RELAY_LISTS = ("smtpd_relay_restrictions", "smtpd_recipient_restrictions")
@@ -52,7 +52,7 @@ _RELAY_LISTS = ("smtpd_relay_restrictions", "smtpd_recipient_restrictions")
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is wrong: where, what, and what to write instead."""
+    """A problem: its place, a description, and what to write instead."""
 
     where: str
     what: str
@@ -70,9 +70,9 @@ class Examined:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """The findings of doctor. `right` says what is as it should be, `notes` what is neither, each in a line.
+    """The findings of doctor. `right` has a line for each check that passed, `notes` lines for information.
 
-    `question` is what was asked of policyd, or of the service in its place; None if nothing was asked.
+    `question` is the question to policyd, or to the service in its place; None if nothing was asked.
     """
 
     findings: tuple[Finding, ...]
@@ -96,9 +96,9 @@ def diagnose(
     sockets: Sequence[InetAddress | UnixAddress] = (),
     user_counters: Sequence[str] = (),
 ) -> Diagnosis:
-    """Everything doctor has to say.
+    """Runs every check.
 
-    `timeout` in seconds limits the question to policyd; None: a little more than DNS may take. `sockets` are those of
+    `timeout` in seconds limits the question to policyd; None: a little more than `dns.timeout`. `sockets` are those of
     an installed policyd.socket, which replace `listen`. `user_counters` are the counters that only requests of
     authenticated users feed.
     """
@@ -108,7 +108,7 @@ def diagnose(
 
 @dataclass(slots=True)
 class _Doctor:
-    """One examination. Findings and the rest are collected, each once."""
+    """One run of doctor. Collects findings and lines, each once."""
 
     postfix: PostfixConfig
     settings: Settings
@@ -159,8 +159,7 @@ class _Doctor:
         return self.sockets or self.settings.listen
 
     def _ours(self, calls: Iterable[Call]) -> list[Call]:
-        """The calls that ask policyd; the others are noted. If policyd is nowhere, the first that may be meant for
-        it."""
+        """Returns the calls that ask policyd, and notes others; if none does, the first that may be meant for it."""
         ours: list[Call] = []
         others: list[Call] = []
         for call in calls:
@@ -186,7 +185,7 @@ class _Doctor:
         return expected or question.policyd is not None
 
     def _is_outside_chroot(self, call: Call) -> bool:
-        """Whether a call means policyd's socket, and looks for it in the chroot."""
+        """Whether a call names policyd's socket, but looks for it in the chroot."""
         path = call.written.removeprefix("unix:")
         return (
             isinstance(call.address, UnixAddress)
@@ -209,11 +208,11 @@ class _Doctor:
             return None
         endpoints = [call.address for call in ours if call.address is not None]
         asked = [self._ask(endpoint, self.timeout) for endpoint in endpoints or self._listened[:1]]
-        # One that policyd did not answer comes first: that is what is wrong.
+        # A question that policyd did not answer comes first, because it is the problem.
         return next((call for call in asked if call.policyd is None), asked[0])
 
     def _find_no_question(self, calls: Sequence[Call], services: Sequence[Service]) -> None:
-        """No service of Postfix asks policyd."""
+        """Reports that no service of Postfix asks policyd."""
         endpoint = for_main_cf(self._listened[0], self.postfix)
         asking = f"check_policy_service {{ {endpoint}, timeout=10s, default_action=DUNNO }}"
         whole = f"permit_mynetworks, permit_sasl_authenticated, reject_unauth_destination, {asking}"
@@ -247,7 +246,7 @@ class _Doctor:
         return Examined(service, audience_of(self.postfix, service), asks_in)
 
     def _check_service(self, one: Examined, ours: Sequence[Call]) -> None:
-        """Whether a service that strangers reach asks policyd at all."""
+        """Checks whether a service that strangers reach asks policyd."""
         service = one.service
         if one.audience is Audience.NOBODY_ELSE:
             return
@@ -273,7 +272,7 @@ class _Doctor:
     # --- One question of Postfix's ----------------------------------------------------------------------------------
 
     def _check_chroot(self, call: Call) -> None:
-        """Whether Postfix looks for the socket where policyd makes it."""
+        """Checks whether Postfix looks for the socket where policyd makes it."""
         if isinstance(call.address, UnixAddress) and self._is_outside_chroot(call):
             self.find(
                 call.where,
@@ -283,7 +282,7 @@ class _Doctor:
             )
 
     def _check_order(self, call: Call) -> None:
-        """Whether policyd is reached at all, and who is let through before it."""
+        """Checks whether policyd is reached, and which clients are let through before it."""
         for step in call.before:
             if step.name in FINAL and not step.is_muted:
                 self.find(
@@ -353,7 +352,7 @@ class _Doctor:
         return logs_in and "permit_sasl_authenticated" not in call.names_before and not _is_void(call)
 
     def _logins(self, service: Service) -> str:
-        """Whether users log in at a service: `yes`, `later` (it is set nowhere), or empty for no."""
+        """Whether users log in at a service: `yes`, `later` (not set yet), or empty for no."""
         name = "smtpd_sasl_auth_enable"
         if self.postfix.value(name, service).lower() == "yes":
             return "yes"
@@ -363,7 +362,7 @@ class _Doctor:
         return "" if elsewhere or self.postfix.is_set(name, service) else "later"
 
     def _check_effect(self, call: Call) -> None:
-        """Switches that take the effect of an answer away."""
+        """Checks settings that suppress the effect of an answer."""
         service, value = call.service, self.postfix.value
         if call.is_muted:
             self.find(
@@ -420,7 +419,7 @@ class _Doctor:
             )
 
     def _check_timeout(self, call: Call) -> None:
-        """Checks how long Postfix waits."""
+        """Checks Postfix's timeout."""
         written = call.attributes.get("timeout", self.postfix.value("smtpd_policy_service_timeout", call.service))
         timeout, needed = seconds_of(written), self.settings.dns.timeout
         if timeout is not None and timeout <= needed:
@@ -471,7 +470,7 @@ class _Doctor:
             self.approve(f"{call.where}: without an answer Postfix does {action}")
 
     def _relays(self, call: Call) -> bool:
-        """Whether a permit in place of policyd's answer would let anybody relay."""
+        """Whether a permit in place of policyd's answer would make the host an open relay."""
         if call.parameter not in _RELAY_LISTS or RELAY_GUARDS & call.names_before:
             return False
         (other,) = (name for name in _RELAY_LISTS if name != call.parameter)
@@ -486,7 +485,7 @@ class _Doctor:
     # --- The socket and the daemon ----------------------------------------------------------------------------------
 
     def _check_connection(self, ours: Sequence[Call], question: Question | None) -> None:
-        """Whether Postfix can connect, and policyd answers."""
+        """Checks whether Postfix can connect, and policyd answers."""
         failed: set[InetAddress | UnixAddress] = set()
         for address in dict.fromkeys(call.address for call in ours):
             if isinstance(address, UnixAddress) and self._check_socket(address, ours):
@@ -522,7 +521,7 @@ class _Doctor:
         return endpoint not in self.settings.listen and is_shipped_socket(endpoint, self.postfix)
 
     def _check_socket(self, address: UnixAddress, ours: Sequence[Call]) -> bool:
-        """Whether the socket is missing. Reports what keeps smtpd(8), which runs as mail_owner, from connecting."""
+        """Returns whether the socket is missing. Reports obstacles for smtpd(8), which runs as mail_owner."""
         if any(call.address == address and self._is_outside_chroot(call) for call in ours):
             return True
         owner = self.postfix.value("mail_owner") or "postfix"

@@ -1,4 +1,4 @@
-"""`policyd doctor` and DNS lists: the self-tests that the daemon runs, run once."""
+"""Runs the daemon's self-tests of DNS lists once, for `policyd doctor`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def check_dns_lists(lists: Sequence[DnsList], dns: Dns) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
-    """Tests every list that has a self-test; returns what is wrong, and a line for each list that is right."""
+    """Tests every list that has a self-test; returns findings, and a line for each list that is right."""
     tested = [dns_list for dns_list in lists if dns_list.self_test]
     results = asyncio.run(_test_all(tested, dns)) if tested else []
     findings, right = [], []

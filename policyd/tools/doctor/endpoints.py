@@ -1,7 +1,7 @@
-"""Which of the addresses that Postfix asks belong to policyd.
+"""Decides which of the addresses that Postfix asks belong to policyd.
 
-policyd answers a probe with its name. If nothing answers, an address is taken for policyd's if the settings or the
-systemd socket unit name it, or if it is the socket of the shipped unit. Every other policy service is left alone.
+policyd answers a probe with its version. If nothing answers, an address counts as policyd's if the settings or the
+systemd socket unit name it, or if it is the socket of the shipped unit. Other policy services are not checked.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # The socket of the shipped policyd.socket, in Postfix's queue directory.
 SHIPPED_SOCKET = "private/policyd"
 
-# Where systemd looks for units, the one that wins first (systemd.unit(5)).
+# Folders of systemd units, by precedence (systemd.unit(5)).
 _UNIT_FOLDERS = (
     "etc/systemd/system",
     "run/systemd/system",
@@ -36,10 +36,10 @@ _UNIT_FOLDERS = (
 )
 
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost", ""})
-_ANYWHERE = frozenset({"0.0.0.0", "::"})  # noqa: S104 - recognised, not bound
+_ANYWHERE = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
 
-# The question. It has no sender and no recipient, so that a greylisting service remembers nothing of it; the address is
-# one for documentation (RFC 5737), the name cannot exist (RFC 2606).
+# The question. It has no sender and no recipient, so a greylisting service stores nothing; the address is for
+# documentation (RFC 5737), and the name cannot exist (RFC 2606).
 QUESTION = {
     "request": REQUEST_TYPE.decode(),
     "protocol_state": "CONNECT",
@@ -55,9 +55,9 @@ QUESTION = {
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """The question that was asked: over which endpoint, and the answer or why there is none.
+    """A question: its endpoint, and the answer or the reason why there is none.
 
-    `policyd` is what the answer says, None if the service that answered is not policyd.
+    `policyd` is the parsed answer, None if the service that answered is not policyd.
     """
 
     endpoint: InetAddress | UnixAddress
@@ -67,7 +67,7 @@ class Question:
 
 
 def ask_who(endpoint: InetAddress | UnixAddress, timeout: float) -> Question:
-    """Asks the service at an address whether it is policyd. `timeout` is in seconds."""
+    """Asks the service at an address for its version. `timeout` is in seconds."""
     try:
         answer = ask(endpoint, QUESTION, timeout)
     except AskError as error:
@@ -110,7 +110,7 @@ def is_expected(
     settings: Settings,
     sockets: Iterable[InetAddress | UnixAddress],
 ) -> bool:
-    """Whether policyd is meant to be at an address that Postfix asks, whatever answers there."""
+    """Whether an address that Postfix asks is meant for policyd, whatever answers there."""
     listened = (*settings.listen, *sockets)
     if postfix.is_saved and any(_same_elsewhere(address, listening) for listening in listened):
         return True
@@ -118,7 +118,7 @@ def is_expected(
 
 
 def is_shipped_socket(address: InetAddress | UnixAddress, postfix: PostfixConfig) -> bool:
-    """Whether an address is the socket that policyd.socket makes, and not that of a service in master.cf."""
+    """Whether an address is the socket of policyd.socket, not that of a service in master.cf."""
     if not isinstance(address, UnixAddress):
         return False
     path = os.path.normpath(f"{postfix.value('queue_directory')}/{SHIPPED_SOCKET}")
@@ -127,8 +127,9 @@ def is_shipped_socket(address: InetAddress | UnixAddress, postfix: PostfixConfig
 
 
 def for_main_cf(address: InetAddress | UnixAddress, postfix: PostfixConfig) -> str:
-    """An address as check_policy_service takes it: a socket below the queue directory by its relative path, which is
-    right with and without a chroot."""
+    """An address for check_policy_service: for a socket below the queue directory the relative path, which works with
+    and without a chroot.
+    """
     queue = postfix.value("queue_directory")
     if isinstance(address, UnixAddress) and address.path.startswith(f"{queue}/"):
         return f"unix:{address.path.removeprefix(f'{queue}/')}"
@@ -148,7 +149,7 @@ def _same(asked: InetAddress | UnixAddress, listened: InetAddress | UnixAddress)
 
 
 def _same_elsewhere(asked: InetAddress | UnixAddress, listened: InetAddress | UnixAddress) -> bool:
-    """The same for a Postfix in a container, where hosts and folders have other names."""
+    """Compares addresses of a Postfix in a container, where hosts and folders have other names."""
     if isinstance(asked, UnixAddress):
         return isinstance(listened, UnixAddress) and Path(asked.path).name == Path(listened.path).name
     return isinstance(listened, InetAddress) and asked.port == listened.port

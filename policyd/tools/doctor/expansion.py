@@ -61,7 +61,7 @@ class _Expansion:
         return "".join([*pieces, text[place:]])[:_MAX_VALUE]
 
     def _reference(self, text: str, dollar: int, depth: int) -> tuple[int, str]:
-        """Where the reference ends that begins at `dollar`, and what it stands for."""
+        """Returns the end of the reference that begins at `dollar`, and its value."""
         self._references += 1
         following = text[dollar + 1 : dollar + 2]
         if following == "$":
@@ -101,7 +101,7 @@ class _Expansion:
         return None if chosen is None else self.expand(chosen, depth + 1)
 
     def _compared(self, text: str, depth: int) -> tuple[bool, str] | None:
-        """Whether `{left} == {right}` holds, and what follows it."""
+        """Returns whether `{left} == {right}` holds, and the rest of the text."""
         end = _end_of_braces(text, 0, "{")
         comparison = _COMPARISON.match(text, end) if end else None
         if comparison is None:
@@ -125,7 +125,7 @@ def _chosen(rest: str, *, is_set: bool) -> str | None:
     if kind not in "?:":
         return None
     end = _end_of_braces(branch, 0, "{") if branch.startswith("{") else 0
-    if not end:  # the old form without braces, which has one branch
+    if not end:  # the old form without braces, with one branch
         return rest[1:] if is_set == (kind == "?") else ""
     first, following = branch[1 : end - 1].strip(), branch[end:].strip()
     if kind == ":" or not following:

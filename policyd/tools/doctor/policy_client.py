@@ -1,7 +1,7 @@
-"""One question to a policy daemon, asked as Postfix asks it, and what came back.
+"""Asks a policy daemon one question, as Postfix does, and returns the answer.
 
-Used by hand, not by the daemon: it blocks, bounded by a time limit in all and by a size. What comes back is bytes from
-another program, and is given as it is.
+For commands, not for the daemon: it blocks, within a total time limit and a maximum size. The answer is returned as raw
+bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from policyd.config.settings import InetAddress, UnixAddress
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# An answer is a line; what is longer comes from something that is not a policy daemon.
+# Maximum bytes of an answer, which is a line; a longer one is not from a policy daemon.
 MAX_ANSWER_BYTES = 16 * 1024
 
 
@@ -26,7 +26,7 @@ class AskError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The reply up to the empty line, without that line, and the seconds until it came."""
+    """The reply up to the empty line, without that line, and the seconds that it took."""
 
     content: bytes
     seconds: float

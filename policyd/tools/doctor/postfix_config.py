@@ -1,7 +1,7 @@
-"""Postfix's configuration as postconf(1) prints it: main.cf, master.cf with its `-o` overrides, and what each service
-sees of both.
+"""Reads Postfix's configuration as printed by postconf(1): main.cf, master.cf with its `-o` overrides, and the
+effective value of a parameter for each service.
 
-Read from the running program, or from saved output for a Postfix that is somewhere else. Judges nothing.
+Runs postconf, or reads its saved output for a Postfix on another system. Checks nothing.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from policyd.tools.doctor.expansion import expand
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-# Seconds for postconf, which reads two files; longer if a table in one of them waits for a network.
+# Timeout in seconds for postconf, which reads two files; a table in one of them may wait for a network.
 _POSTCONF_SECONDS = 30
 
-# Bytes of a saved file that are read. `postconf` prints 50 KB for all parameters.
+# Maximum bytes of a saved file. `postconf` prints 50 KB for all parameters.
 _MAX_SAVED = 4 << 20
 
-# Postfix has some 900 parameters, and a main.cf sets a tenth of them: above this, all were saved, not only those set.
+# Number of parameters above which a saved file has all, not only those set. Postfix has some 900, and a main.cf sets a
+# tenth of them.
 _ALL_PARAMETERS = 400
 
 _SETTING = re.compile(r"([\w.-]+)\s*=\s*(.*)", re.DOTALL)
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
-# Defaults of the parameters that doctor looks at, for saved output of `postconf -n` (postconf(5)).
+# Defaults of the parameters that doctor needs, for saved output of `postconf -n` (postconf(5)).
 _DEFAULTS = {
     "access_map_reject_code": "554",
     "compatibility_level": "0",
@@ -49,7 +50,9 @@ _DEFAULTS = {
 
 
 class PostconfError(Exception):
-    """postconf could not be run, it refused the configuration, or what was saved cannot be read. One line."""
+    """postconf could not be run, it refused the configuration, or the saved output cannot be read. The message is one
+    line.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class Service:
 
     @property
     def host(self) -> str:
-        """The address of an inet service, without brackets; empty if it is reached at all of them."""
+        """The address of an inet service, without brackets; empty if it listens on all addresses."""
         return self.name.rpartition(":")[0].strip("[]")
 
 
@@ -80,7 +83,7 @@ class Service:
 class PostfixConfig:
     """All parameters with their values or defaults, the names of those that main.cf sets, and the services.
 
-    `is_saved` if it was read from files, so that the Postfix meant may be in a container or on another host.
+    `is_saved` if it was read from files, so Postfix may be in a container or on another host.
     """
 
     parameters: Mapping[str, str]
@@ -89,7 +92,7 @@ class PostfixConfig:
     is_saved: bool = False
 
     def value(self, name: str, service: Service | None = None) -> str:
-        """A parameter as a service sees it, with `$name` filled in; empty if there is no such parameter."""
+        """The value of a parameter for a service, with `$name` expanded; empty if there is no such parameter."""
         return expand(self._raw(name, service), lambda referred: self._raw(referred, service))
 
     def is_set(self, name: str, service: Service) -> bool:
@@ -97,7 +100,7 @@ class PostfixConfig:
         return name in self.explicit or name in service.overrides
 
     def where(self, name: str, service: Service) -> str:
-        """The file that sets a parameter for a service, and of master.cf the service."""
+        """The file that sets a parameter for a service; for master.cf also the service."""
         return f"master.cf: {service}: -o {name}" if name in service.overrides else f"main.cf: {name}"
 
     def _raw(self, name: str, service: Service | None) -> str:
@@ -107,15 +110,16 @@ class PostfixConfig:
 
 
 def read_postfix(folder: str | None = None, postconf: str = "postconf") -> PostfixConfig:
-    """Reads with postconf the configuration in `folder`, or the machine's own. Raises PostconfError."""
+    """Reads the configuration in `folder`, or the machine's own, with postconf. Raises PostconfError."""
     command = [postconf, *(["-c", folder] if folder is not None else [])]
     everything = _run(command)
     return parse_postfix(everything, _run([*command, "-n"]), _run([*command, "-M"]))
 
 
 def read_saved(postconf: str, master: str) -> PostfixConfig:
-    """The same from files: saved output of `postconf -n` (or `postconf`, or a main.cf) and of `postconf -M` (or a
-    master.cf). Raises PostconfError."""
+    """Reads a configuration from files: saved output of `postconf -n` (or `postconf`, or a main.cf) and of `postconf
+    -M` (or a master.cf). Raises PostconfError.
+    """
     settings, services = _read(postconf), _read(master)
     saved = dict(_settings(settings))
     if not saved:
@@ -130,7 +134,7 @@ def read_saved(postconf: str, master: str) -> PostfixConfig:
 
 
 def parse_postfix(everything: str, explicit: str, services: str) -> PostfixConfig:
-    """The same from the output of `postconf`, `postconf -n` and `postconf -M`."""
+    """Parses the output of `postconf`, `postconf -n` and `postconf -M`."""
     parameters = dict(_settings(everything)) | dict(_settings(explicit))
     return _postfix(parameters, frozenset(name for name, _ in _settings(explicit)), services, is_saved=False)
 
@@ -139,7 +143,7 @@ def _postfix(
     parameters: Mapping[str, str], explicit: frozenset[str], services: str, *, is_saved: bool
 ) -> PostfixConfig:
     level = parameters.get("compatibility_level", "0").split(".")[0]
-    chroot = "y" if level == "0" else "n"  # what `-` stands for in master.cf (master(5))
+    chroot = "y" if level == "0" else "n"  # defaults for `-` in master.cf (master(5))
     found = tuple(_service(line, chroot) for line in _logical_lines(services) if len(line.split()) >= 8)
     return PostfixConfig(parameters, explicit, found, is_saved)
 
@@ -232,6 +236,6 @@ def list_of(value: str) -> list[str]:
 
 
 def seconds_of(text: str) -> float | None:
-    """Seconds of a time with its unit, which is seconds if there is none; None if it is not a time."""
+    """A time in seconds; without a unit it is in seconds. None if it is not a time."""
     match = re.fullmatch(r"(\d+)([smhdw]?)", text.strip())
     return int(match[1]) * _UNITS[match[2]] if match else None

@@ -1,7 +1,7 @@
 """The restriction lists of each smtpd(8) service, as Postfix evaluates them, and the policy services that they ask.
 
-A list is read into steps, with restriction classes replaced by their content. Access tables are not read: what they
-answer depends on the mail.
+A list is read into steps, with restriction classes replaced by their content. Access tables are not read, because their
+answers depend on the mail.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ RESTRICTIONS = (
     "smtpd_etrn_restrictions",
 )
 
-# Of these, the ones that every mail passes.
+# The lists that every mail passes.
 _MAIL_RESTRICTIONS = RESTRICTIONS[:-1]
 
-# Restrictions that end their list for every client.
+# Restrictions that end the list for every client.
 FINAL = ("permit", "reject", "defer")
 
 # Restrictions that refuse mail for domains which this host neither serves nor relays for.
 RELAY_GUARDS = frozenset({"reject_unauth_destination", "defer_unauth_destination", "reject", "defer"})
 
-# Ports and services (services(5)) at which users hand in their own mail.
+# Ports and services (services(5)) for mail submission by users.
 _SUBMISSION = frozenset({"submission", "submissions", "smtps", "587", "465"})
 
-# Restriction classes that name each other are followed this deep.
+# Maximum depth of restriction classes that name each other.
 _CLASSES_DEEP = 8
 
-# Restrictions of a list. Classes that name each other grow with each level.
+# Maximum number of restrictions in a list. Classes that name each other multiply with each level.
 _MAX_STEPS = 2000
 
-# Restrictions that may let the mail of a stranger through, before a `reject` that ends the list.
+# Restrictions that may let a stranger's mail through before a `reject` at the end of the list.
 _MAY_PERMIT_STRANGERS = frozenset(
     {"permit", "permit_auth_destination", "permit_mx_backup", "check_recipient_access", "check_relay_domains"}
 )
@@ -74,7 +74,7 @@ class Audience(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A restriction in a list, in lower case, with its argument. `is_muted` after `warn_if_reject`."""
+    """A restriction in a list, in lower case, with its argument; `is_muted` if it follows `warn_if_reject`."""
 
     name: str
     argument: str = ""
@@ -83,10 +83,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One `check_policy_service` as one service sees it.
+    """One `check_policy_service` of one service.
 
-    `written` is the endpoint as it is written, `address` where Postfix connects (a unix path as it is called outside
-    the chroot), None if it cannot be read. `before` and `after` are the other steps of the list.
+    `written` is the endpoint as written, `address` the address to which Postfix connects (a unix path outside the
+    chroot), None if it cannot be parsed. `before` and `after` are the other steps of the list.
     """
 
     service: Service
@@ -106,17 +106,17 @@ class Call:
 
 
 def is_smtpd(service: Service) -> bool:
-    """Whether a service of master.cf takes mail by SMTP. postscreen(8) hands clients on to a service of kind `pass`."""
+    """Whether a service of master.cf accepts mail by SMTP. postscreen(8) passes clients to a service of type `pass`."""
     return service.command.rpartition("/")[2] == "smtpd" and service.kind in {"inet", "pass", "unix"}
 
 
 def is_submission(service: Service) -> bool:
-    """Whether users hand in their own mail at a service."""
+    """Whether a service is for mail submission by users."""
     return service.port in _SUBMISSION or service.overrides.get("smtpd_sasl_auth_enable", "").lower() == "yes"
 
 
 def audience_of(postfix: PostfixConfig, service: Service) -> Audience:
-    """Judges which clients reach a service from its address and port, and from a list that ends in `reject`."""
+    """Decides which clients reach a service, by its address and port, and by a list that ends in `reject`."""
     if service.kind == "unix" or (
         service.kind == "inet"
         and _LOOPBACK.fullmatch(service.host)
@@ -163,7 +163,7 @@ def calls_of(postfix: PostfixConfig, service: Service) -> Iterator[Call]:
 
 
 def classes_that_ask(postfix: PostfixConfig, service: Service) -> list[str]:
-    """Restriction classes with a policy service in them that no list names: access tables may send mail there."""
+    """Restriction classes with a policy service that no list names; access tables may use them."""
     named = {word for name in RESTRICTIONS for word in list_of(postfix.value(name, service))}
     classes = list_of(postfix.value("smtpd_restriction_classes", service))
     return [
@@ -174,7 +174,7 @@ def classes_that_ask(postfix: PostfixConfig, service: Service) -> list[str]:
 
 
 def steps_of(postfix: PostfixConfig, service: Service, parameter: str) -> list[Step]:
-    """A restriction list as one service sees it."""
+    """The steps of a restriction list for one service."""
     steps: list[Step] = []
     _collect(postfix, service, postfix.value(parameter, service), 0, steps, is_muted=False)
     return steps
@@ -210,8 +210,9 @@ def _attributes(words: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def _address(postfix: PostfixConfig, service: Service, endpoint: str) -> InetAddress | UnixAddress | None:
-    """Where Postfix connects: `inet:host:port`, `inet:port`, or `unix:path`, a relative path in the queue directory, an
-    absolute path under it too if the service runs in the chroot."""
+    """The address to which Postfix connects: `inet:host:port`, `inet:port`, or `unix:path`, a relative path in the
+    queue directory, an absolute path under it too if the service runs in the chroot.
+    """
     kind, _, rest = endpoint.partition(":")
     if kind == "unix" and rest:
         queue = postfix.value("queue_directory")

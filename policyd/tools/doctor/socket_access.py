@@ -1,4 +1,4 @@
-"""Whether Postfix may connect to a unix socket: the file, its owner and mode, and every folder above it."""
+"""Checks whether Postfix may connect to a unix socket: the file, its owner and mode, and every folder above it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Obstacle(NamedTuple):
-    """Why a socket cannot be used, and what to do. `is_missing` if nothing is there at all."""
+    """The reason why a socket cannot be used, and what to do. `is_missing` if the path does not exist."""
 
     what: str
     write: str
@@ -22,7 +22,7 @@ class Obstacle(NamedTuple):
 
 
 def obstacle(path_of_socket: str, owner: str) -> Obstacle | None:
-    """Finds what keeps the user `owner`, as whom smtpd(8) runs, from connecting; None if nothing does."""
+    """Finds an obstacle for the user `owner`, as whom smtpd(8) runs; None if there is none."""
     path = Path(path_of_socket)
     try:
         status = path.stat()
@@ -42,7 +42,7 @@ def obstacle(path_of_socket: str, owner: str) -> Obstacle | None:
 
 
 def _denial(path: Path, status: os.stat_result, user: pwd.struct_passwd) -> Obstacle | None:
-    """The folder that a user may not enter, or the socket that he may not write to; None if there is neither."""
+    """The folder that the user may not enter, or the socket without write permission; None if there is neither."""
     owner = user.pw_name
     groups = {user.pw_gid, *(group.gr_gid for group in grp.getgrall() if owner in group.gr_mem)}
     closed = next(
@@ -63,7 +63,7 @@ def _denial(path: Path, status: os.stat_result, user: pwd.struct_passwd) -> Obst
 
 
 def _may(status: os.stat_result, uid: int, groups: set[int], bit: int) -> bool:
-    """Whether a user has a permission, of which `bit` is the one for others (path_resolution(7))."""
+    """Whether a user has a permission; `bit` is its bit for others (path_resolution(7))."""
     if uid == 0:
         return True
     shift = 6 if status.st_uid == uid else 3 if status.st_gid in groups else 0

@@ -1,1 +1,1 @@
-"""Judges the mail of a log by a ruleset, or by two."""
+"""Decides the mail of a log by one ruleset, or by two."""

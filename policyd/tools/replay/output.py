@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = ("delivered", "mails", "clients", "sender domains")
 
-# Rules without a match that are named; --json has all of them.
+# Maximum number of rules without a match that are named; --json has all of them.
 _MAX_UNMATCHED = 20
 
 
@@ -146,7 +146,7 @@ def print_replay(console: Console, replay: Replay) -> None:
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
-    """Prints what is answered differently, newly refused deliveries first."""
+    """Prints mails with different answers, newly refused deliveries first."""
     _print_facts(console, comparison.facts, f"ruleset {comparison.old.hash} -> {comparison.ruleset.hash}")
     if comparison.facts.refused_delivered:
         console.print(f"{_were(comparison.facts.refused_delivered)} delivered, and would now be refused:")
@@ -236,7 +236,7 @@ def _envelope(seen: Observation) -> list[Text]:
 
 
 def _notes(facts: Facts, subjects: set[str], tallies: list[Tally]) -> list[str]:
-    """Returns the limits of the figures, as sentences."""
+    """Returns notes on the limits of the figures."""
     notes = []
     if facts.assumed:
         others = " or ".join(f"`--unknown {other}`" for other in Assumption if other is not facts.assumption)

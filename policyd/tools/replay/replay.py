@@ -1,9 +1,8 @@
-"""Judges the mails in a log by a ruleset, and counts which of them were delivered in reality.
+"""Decides the mails in a log by a ruleset, and counts those that were actually delivered.
 
-Promises: the decisions are the engine's own, one for each recipient where the ruleset looks at recipients; DNS is
-never asked, the log's own word on the client's name is taken. What a log cannot tell is said in the report and not
-guessed in silence: HELO of mails that were accepted, attributes that no log has, and which of three things `unknown`
-stands for. Memory is bounded; so are the figures that would need more (`100,000+`).
+Promises: the decisions are the engine's own, one for each recipient if the ruleset uses recipients; DNS is never asked,
+and the client's name comes from the log. The report says what a log lacks: HELO of accepted mails, attributes that no
+log has, and the meaning of `unknown`. Memory is bounded, and so are figures (`100,000+`).
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ if TYPE_CHECKING:
     from policyd.core.engine import Decision
     from policyd.core.index import Ruleset
 
-# Verdicts remembered, by their grounds. A ruleset of a dozen rules has dozens; one with very many rules may have many,
-# so the table is emptied when it is full. 50 MB.
+# Maximum number of cached verdicts, by grounds. A ruleset of a dozen rules has dozens; a very large ruleset may have
+# many, so the table is emptied when it is full. 50 MB.
 _MAX_REMEMBERED = 65_536
 
-# Different clients and sender domains counted over all rules, about 100 MB. Beyond it a rule's figure stays as it is.
+# Maximum number of different clients and sender domains over all rules, about 100 MB. Above it figures stop growing.
 _MAX_DISTINCT = 1_000_000
 
 _UNKNOWN = NameStatus.UNKNOWN
@@ -41,10 +40,10 @@ _UNKNOWN = NameStatus.UNKNOWN
 # Folds sender domains; the cache takes 10 MB.
 _domain_from = lru_cache(maxsize=65_536)(domain_of)
 
-# Examples kept for each rule.
+# Number of examples for each rule.
 _MAX_EXAMPLES = 3
 
-# Subjects of rules that a log tells.
+# Subjects that a log has.
 _TOLD = {
     "request",
     "protocol_state",
@@ -74,12 +73,12 @@ class Tally:
     """Counts mails of one rule, or of one change from one answer to another."""
 
     transactions: int = 0
-    delivered: int = 0  # in reality; of them `passed` are known only to have passed policyd
+    delivered: int = 0  # actually delivered; of these, `passed` are only known to have passed policyd
     passed: int = 0
     clients: set[bytes] = field(default_factory=set)
     sender_domains: set[bytes] = field(default_factory=set)
-    uncounted: bool = False  # there are more clients and sender domains than could be counted
-    examples: list[Observation] = field(default_factory=list)  # delivered ones first
+    uncounted: bool = False  # more clients and sender domains than could be counted
+    examples: list[Observation] = field(default_factory=list)  # delivered mails first
 
     def add(self, seen: Observation) -> None:
         self.transactions += 1
@@ -106,7 +105,7 @@ def subjects_of(ruleset: Ruleset) -> set[str]:
 
 @dataclass(slots=True)
 class Answer:
-    """One answer that policyd would have given, and its rule."""
+    """An answer that policyd would have given, and its rule."""
 
     rule: str
     action: Verb
@@ -123,7 +122,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Facts:
-    """Facts about the logs that were read, and about what they cannot tell."""
+    """Figures about the logs, and about facts that they lack."""
 
     counts: LineCounts = field(default_factory=LineCounts)
     transactions: int = 0
@@ -132,14 +131,14 @@ class Facts:
     refused_delivered: int = 0  # delivered ones that would have been refused; by the new ruleset only, if there are two
     first: float | None = None  # Unix seconds
     last: float | None = None
-    assumed: int = 0  # transactions decided by what `unknown` was taken for
+    assumed: int = 0  # transactions whose decision depends on the assumption for `unknown`
     lists_assumed: int = 0  # transactions that needed an answer of a DNS list which the log does not have
     list_assumption: ListAssumption = ListAssumption.UNKNOWN
-    unjudged: int = 0  # transactions that no rule can be named for: it depends on a name that was not looked up
+    unjudged: int = 0  # transactions whose rule depends on a name that was not looked up
     assumption: Assumption = Assumption.MISSING
     no_helo: int = 0
-    no_owner: int = 0  # transactions of clients without a record, if rules look at systems or countries
-    untold: tuple[str, ...] = ()  # attributes that the ruleset looks at and no log has
+    no_owner: int = 0  # transactions of clients without a record, if rules use systems or countries
+    untold: tuple[str, ...] = ()  # attributes that the ruleset uses and no log has
     writers: set[str] = field(default_factory=set)
 
     def add(self, seen: Observation) -> None:
@@ -163,8 +162,8 @@ class Replay:
     facts: Facts
     subjects: set[str]
     rules: list[tuple[Answer, Tally]]  # refused deliveries first
-    unmatched: list[str]  # rules that decided nothing and observed nothing
-    waits: Waits | None = None  # of greylisting; None if no rule greylists
+    unmatched: list[str]  # rules that matched no mail
+    waits: Waits | None = None  # waits of greylisting; None if no rule greylists
 
 
 @dataclass(slots=True)
@@ -175,7 +174,7 @@ class Comparison:
     old: Ruleset
     facts: Facts
     subjects: set[str]
-    changes: list[tuple[Answer, Answer, Tally]]  # from, to; newly refused deliveries first
+    changes: list[tuple[Answer, Answer, Tally]]  # old and new answer; newly refused deliveries first
 
 
 def replay(
@@ -187,7 +186,7 @@ def replay(
     list_assumption: ListAssumption = ListAssumption.UNKNOWN,
     advance: Callable[[int], None] | None = None,
 ) -> Replay:
-    """Runs the ruleset over the mails in these logs. Raises `LogError`."""
+    """Decides the mails in these logs by the ruleset. Raises `LogError`."""
     subjects = subjects_of(ruleset)
     by_recipient = "recipient" in subjects or ruleset.greylist is not None
     waits = Waits() if ruleset.greylist is not None else None
@@ -230,7 +229,7 @@ def compare(
     list_assumption: ListAssumption = ListAssumption.UNKNOWN,
     advance: Callable[[int], None] | None = None,
 ) -> Comparison:
-    """Runs two rulesets over the same logs, and keeps what differs. Raises `LogError`."""
+    """Decides the mails by two rulesets, and keeps the differences. Raises `LogError`."""
     subjects = subjects_of(ruleset) | subjects_of(old)
     by_recipient = "recipient" in subjects
     new_judge = Judge(ruleset, today, assumption, by_recipient=by_recipient, list_assumption=list_assumption)
@@ -280,11 +279,11 @@ def compare(
 class _Verdict(NamedTuple):
     """The cached result for mails with equal grounds."""
 
-    tallies: tuple[Tally, ...]  # to count it in
+    tallies: tuple[Tally, ...]  # the tallies that count it
     refuses: bool  # it would be refused; by the new ruleset only, if two are compared
     assumed: bool  # what `unknown` is taken for had a part in it
-    unjudged: bool  # it depends on a name that was not looked up
-    lists_assumed: bool  # it needed an answer of a DNS list which the log does not have
+    unjudged: bool  # depends on a name that was not looked up
+    lists_assumed: bool  # needed an answer of a DNS list which the log does not have
 
 
 def _facts(subjects: set[str], assumption: Assumption, list_assumption: ListAssumption) -> Facts:
@@ -292,7 +291,7 @@ def _facts(subjects: set[str], assumption: Assumption, list_assumption: ListAssu
 
 
 def _owner_test(judge: Judge, subjects: set[str]) -> Callable[[Observation], bool] | None:
-    """Returns the test whether a client has a record; None if no rule looks at systems or countries."""
+    """Returns a function that says whether a client has a record; None if no rule uses systems or countries."""
     return None if subjects.isdisjoint(_OWNER_SUBJECTS) else judge.has_owner
 
 
@@ -336,7 +335,7 @@ def _run(
 
 
 def _alone(seen: Observation, *, by_recipient: bool) -> list[Observation]:
-    """Returns the mail once for each of its recipients if rules look at them."""
+    """Returns the mail once for each of its recipients if rules use them."""
     if not by_recipient or len(seen.recipients) < 2:
         return [seen]
     return [seen._replace(recipients=(recipient,)) for recipient in seen.recipients]

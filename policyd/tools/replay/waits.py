@@ -1,8 +1,8 @@
-"""How long mails would have waited for greylisting, by the tries that a log has of them.
+"""Computes how long mails would have waited for greylisting, from the tries in a log.
 
-A mail is a sender and a recipient. It waits from its first deferred try to the try that passes; if the log has no such
-try, a mail that was delivered at once would have waited for as long as its server takes to come again, which the log
-does not tell, and any other mail never came back.
+A mail is a sender and a recipient. It waits from its first deferred try to the try that passes. If the log has no such
+try, the wait of a mail that was delivered at once is unknown, because it depends on its server's retry interval, and
+any other mail never came back.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from policyd.core.engine import Decision
     from policyd.logs.transaction import Observation
 
-# Mails followed, some 100 MB.
+# Maximum number of mails followed, some 100 MB.
 _MAX_MAILS = 500_000
 
 
@@ -32,7 +32,7 @@ class _Mail:
 
 @dataclass(slots=True)
 class Waits:
-    """Every mail that greylisting would have deferred. `longest` is in seconds, None if no mail came again."""
+    """The mails that greylisting would have deferred. `longest` is in seconds, None if no mail was retried."""
 
     longest: float | None = None
     uncounted: bool = False  # more mails than could be followed
@@ -40,17 +40,17 @@ class Waits:
 
     @property
     def deferred(self) -> int:
-        """Mails that would have been told to come again."""
+        """Mails that would have been deferred."""
         return len(self._mails)
 
     @property
     def delivered(self) -> int:
-        """Mails among them that were delivered, at once or later."""
+        """Deferred mails that were delivered, at once or later."""
         return sum(mail.delivered for mail in self._mails.values())
 
     @property
     def never_back(self) -> int:
-        """Mails among them that were not delivered, and of which the log has no try after the wait."""
+        """Deferred mails that were not delivered, and that the log shows no retry of after the wait."""
         return sum(not (mail.delivered or mail.is_back) for mail in self._mails.values())
 
     def add(self, seen: Observation, recipients: Sequence[bytes], decisions: Sequence[Decision | None]) -> None:

@@ -1,7 +1,7 @@
-"""Statistics of the decision log: actions over time, rules, networks, systems, countries, names, and rules that are not
-worth their line.
+"""Statistics of the decision log: actions over time, rules, networks, systems, countries, names, and rules without
+effect.
 
-Memory is bounded whatever the log has: see the numbers below, each with its reason. Times are Unix seconds.
+Memory is bounded for any log, by the limits below. Times are Unix seconds.
 """
 
 from __future__ import annotations
@@ -30,34 +30,34 @@ if TYPE_CHECKING:
     from policyd.core.index import Ruleset
     from policyd.decision_log.reader import LoggedDecision
 
-# Different clients of all rules together, about 100 MB.
+# Maximum number of different clients of all rules together, about 100 MB.
 _MAX_CLIENTS = 1_000_000
 
-# Mails (sender and recipient) that passed, and those that rules refused, each; about 60 MB.
+# Maximum number of mails (sender and recipient) that passed, and of refused mails; about 60 MB each.
 _MAX_MAILS = 500_000
 
-# Networks, suffixes and sender domains counted, about 10 MB each.
+# Maximum number of networks, suffixes and sender domains, about 10 MB each.
 _MAX_ORIGINS = 50_000
 
-# Rules told apart. A ruleset of 10,000 is large; names come from the log, so a wrong one must not fill memory.
+# Maximum number of rules. A ruleset of 10,000 is large; names come from the log, which must not fill memory.
 _MAX_RULES = 50_000
 
-# DNS lists told apart: more than any ruleset has, and names come from the log.
+# Maximum number of DNS lists: more than any ruleset has; names come from the log.
 _MAX_LISTS = 1000
 
-# Systems and countries told apart: some 80,000 systems announce addresses, and numbers come from the log. 20 MB.
+# Maximum number of systems and countries: some 80,000 systems announce addresses; numbers come from the log. 20 MB.
 _MAX_SYSTEMS = 100_000
 _MAX_COUNTRIES = 1000
 
-# Hours told apart: ten years.
+# Maximum number of hours: ten years.
 _MAX_HOURS = 90_000
 
-# The words of greylisting; another word in a log is not one of policyd's.
+# The words of greylisting; any other word in a log is ignored.
 _GREYLIST = frozenset(str(word).encode() for word in Greylisted)
 
 _HOUR = 3600
 
-# How many of each are shown.
+# Number of rows shown in each table.
 TOP = 10
 
 
@@ -65,12 +65,12 @@ TOP = 10
 class RuleStats:
     """One rule's decisions; for an observed rule, the decisions that it would have made."""
 
-    actions: Counter[str] = field(default_factory=Counter)  # decided; for an observed rule, what was answered instead
+    actions: Counter[str] = field(default_factory=Counter)  # decisions; for an observed rule, the answers given instead
     clients: set[bytes] = field(default_factory=set)
     first: float | None = None
     last: float | None = None
     refused_mails: set[int] = field(default_factory=set)  # hashes of sender and recipient
-    elsewhere: int = 0  # of them, those that passed at another time or from another client
+    elsewhere: int = 0  # refused mails that passed at another time or from another client
     uncounted: bool = False  # more clients or mails than could be counted
 
     @property
@@ -79,7 +79,7 @@ class RuleStats:
 
     @property
     def only_elsewhere(self) -> bool:
-        """Whether all that it refused came in another way: it stops nothing, or it stops what is wanted."""
+        """Whether all refused mails were also delivered: the rule stops nothing, or stops wanted mail."""
         return bool(self.refused_mails) and self.elsewhere == len(self.refused_mails)
 
 
@@ -89,36 +89,36 @@ class ListStats:
 
     asked: int = 0
     listed: int = 0
-    alone: int = 0  # listed by no other list that was asked
+    alone: int = 0  # listed by this list only
     unknown: int = 0
-    mails: set[int] = field(default_factory=set)  # hashes of sender and recipient of what it listed
-    delivered: int = 0  # of them, those that passed, then or at another time
+    mails: set[int] = field(default_factory=set)  # hashes of sender and recipient of listed mails
+    delivered: int = 0  # listed mails that passed, then or at another time
     uncounted: bool = False  # more mails than could be counted
 
 
 @dataclass(slots=True)
 class OwnerStats:
-    """The decisions on clients of one system or of one country, and how many of them were no DUNNO."""
+    """The decisions on clients of one system or of one country, and the number of refusals."""
 
     decisions: int = 0
     refused: int = 0
-    name: str = ""  # of a system, in printable ASCII; empty if it is not known
+    name: str = ""  # name of a system, in printable ASCII; empty if unknown
 
 
 @dataclass(slots=True)
 class Stats:
-    """All that is counted."""
+    """The statistics."""
 
     counts: DecisionCounts = field(default_factory=DecisionCounts)
     decisions: int = 0
     first: float | None = None
     last: float | None = None
-    actions: Counter[str] = field(default_factory=Counter)  # what Postfix was told
-    would: Counter[str] = field(default_factory=Counter)  # what was not sent under a top-level `mode: observe`
+    actions: Counter[str] = field(default_factory=Counter)  # verbs sent to Postfix
+    would: Counter[str] = field(default_factory=Counter)  # decisions not sent because of a top-level `mode: observe`
     hours: defaultdict[int, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))  # by Unix hour
     rules: dict[str, RuleStats] = field(default_factory=dict)
     observed: dict[str, RuleStats] = field(default_factory=dict)
-    networks: Frequent[tuple[int, int]] = field(default_factory=lambda: Frequent(_MAX_ORIGINS))  # of what was refused
+    networks: Frequent[tuple[int, int]] = field(default_factory=lambda: Frequent(_MAX_ORIGINS))  # of refused mail
     suffixes: Frequent[str] = field(default_factory=lambda: Frequent(_MAX_ORIGINS))
     sender_domains: Frequent[bytes] = field(default_factory=lambda: Frequent(_MAX_ORIGINS))
     reverse_dns: Counter[str] = field(default_factory=Counter)
@@ -126,19 +126,19 @@ class Stats:
     lists: dict[str, ListStats] = field(default_factory=dict)
     systems: dict[int, OwnerStats] = field(default_factory=dict)  # by AS number
     countries: dict[str, OwnerStats] = field(default_factory=dict)
-    greylist: Counter[str] = field(default_factory=Counter)  # what greylisting said: new, early, passed, known, unknown
+    greylist: Counter[str] = field(default_factory=Counter)  # results: new, early, passed, known, unknown
     downgraded: int = 0
-    milliseconds: Counter[float] = field(default_factory=Counter)  # of a decision, to two digits
+    milliseconds: Counter[float] = field(default_factory=Counter)  # milliseconds of a decision, to two digits
     rulesets: dict[str, float | None] = field(default_factory=dict)  # hashes, with the time of the first decision
-    unmatched: list[str] = field(default_factory=list)  # rules of today's ruleset that never had a part
-    would_do: dict[str, str] = field(default_factory=dict)  # what today's ruleset says that an observed rule does
+    unmatched: list[str] = field(default_factory=list)  # rules of today's ruleset that never matched
+    would_do: dict[str, str] = field(default_factory=dict)  # actions of observed rules in today's ruleset
 
     @property
     def top_networks(self) -> list[tuple[str, int]]:
         return [(_network(*part), count) for part, count in self.networks.most_common(TOP)]
 
     def percentile(self, share: float) -> float | None:
-        """Milliseconds that this share of the decisions took at most."""
+        """The percentile of the decisions' time, in milliseconds."""
         left = share * self.milliseconds.total()
         for value in sorted(self.milliseconds):
             left -= self.milliseconds[value]
@@ -156,7 +156,7 @@ def collect(
 ) -> Stats:
     """Reads these decision logs, from `since` (Unix seconds) on. Raises `LogError`.
 
-    With a ruleset, its databases tell the owners of clients whose lines have none.
+    With a ruleset, its databases give the owners of clients whose lines have none.
     """
     collector = _Collector(ruleset)
     stats = collector.stats
@@ -299,7 +299,7 @@ class _Collector:
 
 
 def _mail(decision: LoggedDecision) -> int | None:
-    """Returns the number that stands for a mail, by sender and recipient; None without either."""
+    """Returns a hash of a mail's sender and recipient; None without either."""
     if decision.sender is None or not decision.recipient:
         return None
     return hash((decision.sender.lower(), decision.recipient.lower()))
@@ -322,9 +322,9 @@ def _network(version: int, part: int) -> str:
 
 
 def over_time(stats: Stats) -> tuple[str, list[tuple[str, Counter[str]]]]:
-    """Decisions by hour, day or month, whichever the log's length suits, with every one in between.
+    """Decisions by hour, day or month, depending on the log's length, without gaps.
 
-    Gives the unit, and for each of its steps a label and the decisions by action.
+    Returns the unit, and for each step a label and the decisions by action.
     """
     if not stats.hours:
         return "hour", []

@@ -1,7 +1,7 @@
-"""The decision log as one page of HTML: plots in SVG, no script, nothing loaded from anywhere.
+"""The decision log as one page of HTML: plots in SVG, without scripts or external resources.
 
-A policy in the page itself forbids every request and every script, so that a name which found a way through the
-escaping could still do nothing. Everything that came from a log is escaped twice: to printable ASCII, and for HTML.
+A policy in the page forbids every request and script, as a second defence behind the escaping. All text from a log is
+escaped twice: to printable ASCII, and for HTML.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ svg text { fill: var(--faint); } svg .axis { stroke: var(--line); }
 """
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 960, 260, 60, 40, 10
-_LABEL = 70  # how much room a label under the plot needs
+_LABEL = 70  # the width of a label under the plot
 
 
 def page(stats: Stats) -> str:
@@ -71,7 +71,7 @@ def page(stats: Stats) -> str:
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: set[int]) -> str:
-    """`rows` are HTML already."""
+    """Makes a table; `rows` are already HTML."""
 
     def cells(tag: str, row: Sequence[str]) -> str:
         return "".join(

@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
     from policyd.tools.stats.collect import ListStats, OwnerStats, RuleStats, Stats
 
-# Each action's mark in a bar, so that it is read without colour, and its colour. What stands first is drawn first.
+# Each action's mark in a bar, readable without colour, and its colour, in drawing order.
 _MARKS = {"REJECT": ("#", "red"), "DEFER": ("+", "yellow"), "DEFER_IF_PERMIT": ("~", "yellow"), "DUNNO": (".", "green")}
 
 # Columns of the longest bar.
 _BAR = 60
 
-# Rules named in one line; --json has them all.
+# Maximum number of rules named in one line; --json has all.
 _MAX_NAMED = 20
 
 
 def stats_as_json(stats: Stats) -> dict[str, Any]:
-    """All of it. Values from the log are printable ASCII."""
+    """The statistics as JSON. Values from the log are printable ASCII."""
     unit, steps = over_time(stats)
     return {
         "lines": stats.counts.lines,
@@ -84,7 +84,7 @@ def by_hits(rules: dict[str, RuleStats]) -> list[tuple[str, RuleStats]]:
 
 
 def only_elsewhere(stats: Stats) -> list[str]:
-    """Rules of which each refused mail came in another way."""
+    """Rules whose refused mails were all also delivered in another way."""
     return [name for name, rule in by_hits(stats.rules) if rule.only_elsewhere]
 
 
@@ -92,12 +92,12 @@ _Key = TypeVar("_Key", int, str)
 
 
 def by_refused(owners: dict[_Key, OwnerStats]) -> list[tuple[_Key, OwnerStats]]:
-    """Returns the systems or countries of which most was refused, at most TOP."""
+    """Returns the systems or countries with the most refusals, at most TOP."""
     return sorted(owners.items(), key=lambda one: (-one[1].refused, -one[1].decisions, one[0]))[:TOP]
 
 
 def owner_tables(stats: Stats) -> list[tuple[str, list[tuple[str, OwnerStats]]]]:
-    """Returns a table by system and one by country: the heading, and rows with a label; empty if nothing is known."""
+    """Returns a table by system and one by country: the heading, and rows with a label; empty without data."""
     systems = [(f"AS{asn} {one.name}".rstrip(), one) for asn, one in by_refused(stats.systems)]
     return [("system", systems), ("country", by_refused(stats.countries))]
 
@@ -156,7 +156,7 @@ def print_stats(console: Console, stats: Stats) -> None:
 
 
 def summary(stats: Stats) -> str:
-    """How much there is, and from when."""
+    """The number of decisions, and their time."""
     span = f" from {rfc3339(stats.first)} to {rfc3339(stats.last)}" if stats.first is not None else ""
     rulesets = ", ".join(ruleset or "-" for ruleset in list(stats.rulesets)[-3:])
     more = len(stats.rulesets) - 3
@@ -167,7 +167,7 @@ def summary(stats: Stats) -> str:
 
 
 def origins(stats: Stats) -> list[tuple[str, list[tuple[str, int]]]]:
-    """Where the refused came from, by title."""
+    """The origins of refused mail, by title."""
     return [
         ("networks of the refused", stats.top_networks),
         ("domains of their host names", stats.suffixes.most_common(TOP)),
@@ -176,7 +176,7 @@ def origins(stats: Stats) -> list[tuple[str, list[tuple[str, int]]]]:
 
 
 def lists_by_use(stats: Stats) -> list[tuple[str, ListStats]]:
-    """The DNS lists, the one that listed most first."""
+    """The DNS lists, by the number of listings."""
     return sorted(stats.lists.items(), key=lambda one: (-one[1].listed, one[0]))
 
 
@@ -231,7 +231,7 @@ def _bar(actions: Counter[str], most: int) -> Text:
     drawn = total = 0
     for action, (mark, style) in _MARKS.items():
         total += actions[action]
-        # Up to where the sum of what was drawn should be, so that rounding does not add up; what is there is seen.
+        # The end of the drawn parts so far, so that rounding errors do not add up; every part is visible.
         length = max(round(total * _BAR / most) - drawn, 1 if actions[action] else 0)
         bar.append(mark * length, style=style)
         drawn += length

@@ -1,1 +1,1 @@
-"""Proposes rules from what a log shows."""
+"""Proposes rules from a log."""

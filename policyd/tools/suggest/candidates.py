@@ -1,9 +1,9 @@
-"""Finds candidates for rules in a mail log, with their evidence and their collateral.
+"""Finds candidates for rules in a mail log, with evidence and collateral damage.
 
-Evidence is what was refused or deferred for a reason that speaks against the client (see reasons.py), and was not
-delivered later. A log does not say which of the delivered mails were wanted, so none of them is evidence.
-Collateral is what was delivered from the same place; it speaks against a candidate, and the clients it came from are
-proposed as exceptions. Four things are looked for:
+The evidence is mail that was refused or deferred for a reason about the client (see reasons.py), and not delivered
+later. A log does not say which delivered mails were wanted, so none of them is evidence. Collateral damage is mail
+delivered from the same place; it speaks against a candidate, and its clients are proposed as exceptions. Four kinds of
+candidates:
 
 - host names with a common suffix, as narrow as still holds nearly all of them (public suffix list);
 - blocks of addresses (see `policyd.tools.address_blocks`), among the clients that no suffix accounts for;
@@ -43,40 +43,41 @@ if TYPE_CHECKING:
     from policyd.logs.counts import LineCounts
     from policyd.logs.transaction import Observation
 
-# Clients kept, and senders kept; each takes up to 1 KB. A week of a large site has fewer that come twice.
+# Maximum number of clients, and of senders; each takes up to 1 KB. A week of a large site has fewer repeated ones.
 _MAX_KEPT = 100_000
 
-# Names, mails, reasons and clients kept of one client or sender: more of them say nothing more.
+# Maximum number of names, mails, reasons and clients of one client or sender: more add no information.
 _MAX_NAMES = 4
 _MAX_MAILS = 8
 _MAX_REASONS = 8
 _MAX_CLIENTS = 64
 
-# Deferred mails whose delivery is waited for; the oldest is given up first. A sender retries for five days.
+# Maximum number of deferred mails that may still be delivered; the oldest is dropped first. A sender retries for five
+# days.
 _MAX_DEFERRED = 100_000
 
-# Reasons shown for one candidate, the most frequent first.
+# Maximum number of reasons shown for a candidate, the most frequent first.
 _SHOWN_REASONS = 3
 
-# A suffix gives way to a longer one that holds at least this share of its clients.
+# Minimum share of a suffix's clients for which a longer suffix replaces it.
 _NEARLY_ALL = 0.8
 
-# Suffixes and blocks in one system, before the system is proposed.
+# Minimum number of suffixes and blocks in a system for proposing the system.
 _MIN_PLACES = 2
 
-# Systems named in a remark, the most frequent first.
+# Maximum number of systems in a remark, the most frequent first.
 _SHOWN_SYSTEMS = 3
 
-# Senders of one shape, before it is called a pattern, and refusals of theirs.
+# Minimum number of senders of one shape for a pattern, and of their refusals.
 _LEAST_SENDERS = 2
 _LEAST_REFUSALS = 3
 
-# Exceptions proposed for one candidate. One that needs more is too wide, and says so.
+# Maximum number of exceptions for a candidate. A candidate that needs more gets a remark that it is too wide.
 _MAX_EXCEPTIONS = 20
 
 _MAX_EXAMPLES = 3
 
-# A delivered mail speaks against a candidate as much as this many refused ones speak for it.
+# Number of refused mails that outweigh one delivered mail.
 _COLLATERAL_WEIGHT = 10
 
 # Senders that can stand in an expression.
@@ -97,7 +98,7 @@ _PRIVATE = (
 
 
 class Example(NamedTuple):
-    """One refused mail. `name` is empty if the client had none; `sender` as in an `Observation`."""
+    """A refused mail. `name` is empty if the client had none; `sender` as in an `Observation`."""
 
     client_address: bytes
     name: bytes
@@ -109,7 +110,7 @@ def _example_of(seen: Observation) -> Example:
 
 
 class _Counted:
-    """Counts mails of a client or a sender. It has tuples, because an empty set takes 216 bytes."""
+    """Counts mails of a client or a sender. Uses tuples, because an empty set takes 216 bytes."""
 
     __slots__ = ("delivered", "example", "first", "last", "reasons", "refused")
 
@@ -148,7 +149,7 @@ class _Client(_Counted):
         self.names: tuple[bytes, ...] = ()
         self.verified: tuple[bytes, ...] = ()
         self.mails: tuple[int, ...] = ()  # hashes of sender and recipient
-        self.looked_up = False  # whether its name was asked for, so that having none says something
+        self.looked_up = False  # whether its name was looked up, so that a missing name is meaningful
 
     def see(self, seen: Observation, reason: int) -> None:
         self.count(seen, reason)
@@ -217,7 +218,7 @@ class Evidence:
     examples: list[Example]
     delivered: int
     delivered_clients: int
-    reasons: list[tuple[int, str]] = field(default_factory=list)  # how many mails each, most frequent first
+    reasons: list[tuple[int, str]] = field(default_factory=list)  # with the number of mails, most frequent first
     delivered_examples: list[Example] = field(default_factory=list)
 
 
@@ -238,7 +239,7 @@ class Candidate:
     evidence: Evidence
     exceptions: dict[str, list[str]] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
-    systems: list[System] = field(default_factory=list)  # of its refused clients, the most frequent first
+    systems: list[System] = field(default_factory=list)  # systems of its refused clients, the most frequent first
 
     @property
     def worthwhile(self) -> bool:
@@ -261,8 +262,8 @@ class Suggestions:
     refused: int = 0
     covered: int = 0  # refused mails that the ruleset decides already, so that nothing is suggested for them
     private: int = 0  # refused mails from private addresses and from users who had logged in
-    silent: int = 0  # refused mails whose reason says nothing of the client, or that were delivered later
-    forgotten: int = 0  # clients and senders, seen too seldom to be kept
+    silent: int = 0  # refused mails whose reason is not about the client, or that were delivered later
+    forgotten: int = 0  # rare clients and senders that were dropped
     unfollowed: int = 0  # deferred mails whose delivery was no longer waited for
     owned: bool = False  # the system of at least one client is known
 
@@ -283,9 +284,9 @@ def suggest(
 ) -> Suggestions:
     """Returns candidates from the mails in these logs.
 
-    A suffix, a block or a system needs `min_clients` addresses that were refused. With a ruleset, mails that one of its
-    rules decides, as of `today` (UTC), are left out, and its databases tell the owners of addresses. With `by_asn`,
-    clients are grouped by system instead of suffix and block. Raises `LogError`.
+    A suffix, a block or a system needs `min_clients` refused addresses. With a ruleset, mails that one of its rules
+    decides, as of `today` (UTC), are left out, and its databases give the owners of addresses. With `by_asn`, clients
+    are grouped by system instead of suffix and block. Raises `LogError`.
     """
     clients: _Kept[tuple[int, int], _Client] = _Kept()
     senders: _Kept[bytes, _Sender] = _Kept()
@@ -338,7 +339,7 @@ def suggest(
 
 
 def _places(clients: Collection[_Client], least: int, reasons: Reasons) -> list[Candidate]:
-    """Returns suffixes, blocks, and the systems in which several of them lie."""
+    """Returns suffixes, blocks, and the systems with several of them."""
     suffixes, accounted_for = _suffixes(clients, least, reasons)
     rest = [client for client in clients if client.address not in accounted_for]
     places = [*suffixes, *_networks(rest, least, reasons)]
@@ -363,7 +364,7 @@ class _Deferred:
                 tries.append(counted)
 
     def take_back(self, seen: Observation) -> int:
-        """Takes the deferred tries of a mail that was delivered out of the counters; returns their number."""
+        """Removes the deferred tries of a delivered mail from the counters; returns their number."""
         tries = [counted for mail in _mails_of(seen) for counted in self._counted.pop(mail, ())]
         for counted in tries:
             for each in counted:
@@ -380,7 +381,7 @@ def _is_private(version: int, address: int) -> bool:
 
 
 def _is_decided(judge: Judge, seen: Observation) -> bool:
-    """Returns whether a rule decides this mail, and not the default."""
+    """Returns whether a rule, not the default, decides this mail."""
     decision = judge.decisions(seen)[0]
     return decision is not None and (decision.rule is not None or decision.verb is not Verb.DUNNO)
 
@@ -389,7 +390,7 @@ def _is_decided(judge: Judge, seen: Observation) -> bool:
 
 
 def _suffixes(clients: Iterable[_Client], least: int, reasons: Reasons) -> tuple[list[Candidate], set[tuple[int, int]]]:
-    """Returns candidates, and the clients that they account for."""
+    """Returns candidates, and the clients that they cover."""
     under: defaultdict[str, dict[str, _Client]] = defaultdict(dict)  # names by registrable domain
     for client in clients:
         for name in client.names:
@@ -426,7 +427,7 @@ def _narrowest(domain: str, names: dict[str, _Client], least: int) -> str | None
         holds: defaultdict[str, set[tuple[int, int]]] = defaultdict(set)
         for name, address in refused.items():
             labels = name[: -len(suffix) - 1].rsplit(".", 1)
-            if len(labels) == 2:  # a name right under the suffix is a host, no longer suffix
+            if len(labels) == 2:  # a name directly under the suffix is a host, not a longer suffix
                 holds[f"{labels[1]}.{suffix}"].add(address)
         everyone = len(set(refused.values()))
         longer = max(holds, key=lambda one: len(holds[one]), default=None)
@@ -501,7 +502,7 @@ def _systems(clients: Iterable[_Client], least: int, reasons: Reasons) -> list[C
 
 
 def _tell_systems(candidate: Candidate, members: Iterable[_Client]) -> None:
-    """Says which systems the refused clients of a candidate are in, as far as that is known."""
+    """Adds the systems of a candidate's refused clients, if known."""
     refused = [client for client in members if client.refused > 0]
     count = Counter(client.owner.asn for client in refused if client.owner.asn)
     names = {client.owner.asn: client.owner.asn_name for client in refused}
@@ -566,7 +567,7 @@ def _evidence(members: Sequence[_Counted], reasons: Reasons) -> Evidence:
     often = sorted(refused, key=lambda one: -one.refused)
     texts: Counter[int] = Counter()
     for client in refused:
-        # Each client's reasons stand for all of its mails.
+        # Each client's kept reasons represent all of its mails.
         for number, count in Counter(client.reasons).items():
             texts[number] += round(client.refused * count / len(client.reasons))
     return Evidence(
@@ -592,7 +593,7 @@ def _mark_providers(candidate: Candidate, names: Iterable[str]) -> None:
 
 
 def _propose_exceptions(candidate: Candidate, delivered: Sequence[_Client]) -> None:
-    """Excepts the clients that mail was delivered from: by verified name, otherwise by address."""
+    """Proposes exceptions for clients with delivered mail: by verified name, otherwise by address."""
     names = sorted({min(client.verified).decode("ascii") for client in delivered if client.verified})
     addresses = sorted({client.example.client_address.decode("ascii") for client in delivered if not client.verified})
     if len(names) + len(addresses) > _MAX_EXCEPTIONS:

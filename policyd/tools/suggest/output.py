@@ -1,7 +1,7 @@
 """Writes candidates as YAML that `policyd check` accepts, with the evidence of each, and as JSON.
 
-The YAML is written by hand, because no library writes comments; what stands in it as a value is quoted, what a client
-said stands only in comments, as printable ASCII.
+The YAML is written directly, because no library writes comments; values are quoted, and client text is only in
+comments, as printable ASCII.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PREFIX = {"hostname_suffix": "names", "cidr": "network", "asn": "system", "send
 def as_yaml(found: Suggestions, limit: int, taken: Iterable[str] = (), database: str = "") -> str:
     """Returns the best `limit` candidates as a rules file.
 
-    `taken` are names that rules have already, `database` is the file of systems that rules with `asn` need.
+    `taken` are names of existing rules, `database` is the file of systems that rules with `asn` need.
     """
     candidates = found.candidates[:limit]
     lines = [
@@ -40,7 +40,7 @@ def as_yaml(found: Suggestions, limit: int, taken: Iterable[str] = (), database:
 
 
 def as_json(found: Suggestions, limit: int, taken: Iterable[str] = ()) -> dict[str, Any]:
-    """Returns the same as JSON."""
+    """Returns the candidates as JSON."""
     candidates = found.candidates[:limit]
     return {
         "lines": found.counts.lines,
@@ -122,7 +122,7 @@ def why_nothing(found: Suggestions, min_clients: int) -> str:
 def _comments(candidate: Candidate) -> Iterator[str]:
     evidence = candidate.evidence
     if candidate.condition == "asn" and evidence.delivered:
-        # In front, because a whole system is much: these would be lost without the exceptions.
+        # First, because a whole system is large: these mails would be lost without the exceptions.
         examples = ", ".join(map(_example, evidence.delivered_examples))
         yield f"  # {counted(evidence.delivered, 'mail')} delivered from this system, as from {examples}"
     yield (

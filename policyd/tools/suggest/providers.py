@@ -1,8 +1,8 @@
-"""Knows large mail providers, whose names and networks carry mail of very many users.
+"""A list of large mail providers, whose names and networks carry the mail of very many users.
 
-A rule that refuses one of them refuses mail of millions of users for what a few of them did, so a candidate that would
-is marked. The list is of names under which mail arrives: reverse DNS names of the outgoing servers, and domains of
-their users. It need not be complete: it is a remark, and the evidence is beside it.
+A rule against one of them refuses mail of millions of users because of a few, so such a candidate is marked. The list
+has reverse DNS names of their outgoing servers and domains of their users. It need not be complete, because it only
+gives a remark beside the evidence.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Says whether a refusal is evidence against the client, and what it was refused for.
+"""Decides whether a refusal is evidence against the client, and numbers the reasons.
 
-An unknown user, a full mailbox, greylisting or a busy server say nothing of the client: they would hit a large provider
+An unknown user, a full mailbox, greylisting or a busy server say nothing about the client: they affect a large provider
 as well as a spammer. Sources: RFC 3463 for the classes of enhanced status codes; the texts of Postfix, sendmail,
 Dovecot and the common greylisting daemons.
 """
@@ -16,7 +16,7 @@ from policyd.tools.display import shown
 if TYPE_CHECKING:
     from policyd.logs.transaction import Observation
 
-# Different reasons kept; a text that differs from mail to mail must not fill memory.
+# Maximum number of reasons; a text that differs from mail to mail must not fill memory.
 _MAX_REASONS = 1000
 
 # Characters of a reason that are shown.
@@ -25,13 +25,13 @@ _MAX_LENGTH = 80
 # Programs that refuse in the session. Any other name is a relay, which refuses the mail later.
 _SESSION = frozenset({b"smtpd", b"milter", b"postscreen", b"cleanup", b"proxy", b"policyd", b"sendmail"})
 
-# A filter on this host or in a private network, or discard(8).
+# Relays: a filter on this host or in a private network, or discard(8).
 _NEAR_RELAY = re.compile(rb"none$|(?:local|[^\[]*\[(?:127\.|10\.|192\.168\.|172\.(?:1[6-9]|2\d|3[01])\.|::1\]))")
 
 _STATUS = re.compile(rb"(?:discarded: )?(?P<code>[245]\d\d)?[ -]?(?P<dsn>[245]\.\d{1,3}\.\d{1,3})?")
 
 # RFC 3463 section 3: the recipient's address, mailbox, mail system, network and message; not policy (7), and of
-# addressing (1) not what is about the sender (7 and 8).
+# addressing (1) not the codes about the sender (7 and 8).
 _ABOUT_OTHERS = re.compile(rb"[45]\.(?:1\.(?:1|2|3|4|5|6|10)|[2346]\.\d+|5\.3)$")
 
 _SAYS_NOTHING = re.compile(
@@ -49,7 +49,7 @@ _SAYS_NOTHING = re.compile(
     rb"|(?:message|size)[a-z ]{0,30}(?:too (?:big|large)|exceed)|timed out|mail loop|queue file write error",
     re.IGNORECASE,
 )
-# A client without a reverse DNS name is refused for that, however the text goes on.
+# A client without a reverse DNS name is refused for that, whatever the rest of the text.
 _ABOUT_CLIENT = re.compile(rb"cannot find your (?:reverse )?hostname|client host rejected|blocked using", re.IGNORECASE)
 _GREYLISTED = re.compile(rb"gr[ea]y-?list|postgrey|too many|\blimit", re.IGNORECASE)
 
@@ -61,11 +61,11 @@ def is_evidence(seen: Observation) -> bool:
     text = seen.text
     in_session = seen.by in _SESSION or seen.by.startswith(b"check_") or seen.by.endswith(b"_checks")
     if not in_session and (seen.outcome is Outcome.DEFERRED or _NEAR_RELAY.match(seen.by) is None):
-        return False  # what another server says of this one, or that it cannot be reached
+        return False  # another server's answer about this host, or that it cannot be reached
     if seen.by == b"policyd" or _ABOUT_CLIENT.search(text) is not None:
         return not text.startswith(b"421") and _GREYLISTED.search(text) is None
     status = _STATUS.match(text)
-    assert status is not None  # every part of it is optional
+    assert status is not None  # every part is optional
     about_others = status["dsn"] is not None and _ABOUT_OTHERS.match(status["dsn"]) is not None
     return not about_others and status["code"] != b"421" and _SAYS_NOTHING.search(text) is None
 

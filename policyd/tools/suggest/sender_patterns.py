@@ -1,7 +1,7 @@
 """Finds the pattern of sender addresses that change from mail to mail: `rainbow+err000123@`, `rainbow+err000124@`.
 
-Bulk mailers number their bounce addresses, or write the recipient into them (VERP), so that no list of addresses ever
-holds. A `Shape` is what stays; senders of one shape were made by one mailer.
+Bulk mailers number their bounce addresses, or write the recipient into them (VERP), so a list of addresses is useless.
+A `Shape` is the constant part; senders of one shape come from one mailer.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-# Words that stand before the part that changes. Behind one, letters may change as well as digits. Longest first.
+# Words before the changing part; after one, letters may change as well as digits. Longest first.
 _BOUNCE_WORD = re.compile("bounces|bounce|errors|error|return|bnc|err|ret")
 
 # Separators within local parts.
@@ -17,14 +17,15 @@ _SEPARATOR = re.compile(r"([-+=._])")
 
 _CHANGING = {"digits": "[0-9]+", "word": "[a-z0-9]+", "rest": ".+"}
 
-# A literal of this many letters with a separator in it, as `rainbow+err`, is some mailer's own. A shorter one, as
-# `news` or `b-`, is common, and needs the domain beside it.
+# Minimum letters of a literal with a separator, as `rainbow+err`, that identifies a mailer. A shorter one, as `news` or
+# `b-`, is common, and needs the domain too.
 _OWN_LENGTH = 8
 
 
 class Shape(NamedTuple):
-    """Constant parts of a local part, in lower case: literal text, and between the changing parts (`digits`, `word`,
-    `rest`) by which it is marked with a NUL in front."""
+    """The parts of a local part, in lower case: literal text, and markers of the changing parts (`digits`, `word`,
+    `rest`), each with a NUL in front.
+    """
 
     pieces: tuple[str, ...]
 
@@ -35,7 +36,7 @@ class Shape(NamedTuple):
 
     @property
     def distinctive(self) -> bool:
-        """Whether the literal text alone tells this mailer from others."""
+        """Whether the literal text alone identifies this mailer."""
         return len(self.literal) >= _OWN_LENGTH and bool(_SEPARATOR.search(self.literal))
 
     def expression(self, domain: str) -> str:
@@ -50,7 +51,7 @@ def shape_of(local: str) -> Shape | None:
     tokens = _SEPARATOR.split(local.lower())
     for place, token in enumerate(tokens):
         if tokens[place + 1 : place + 2] == ["="]:
-            # VERP (https://cr.yp.to/proto/verp.txt): from here on it is the recipient's address.
+            # VERP (https://cr.yp.to/proto/verp.txt): the rest is the recipient's address.
             pieces.append("\0rest")
             break
         pieces.extend(_pieces_of(token))

@@ -265,6 +265,12 @@ class Page:
             "Keys dropped because of limits.state_keys.",
             value=memory.local.evicted,
         )
+        if (file := self._running.state_file) is not None:
+            yield GaugeMetricFamily(
+                "policyd_state_file_usable",
+                "1 if the state file is in use and was written; otherwise 0.",
+                value=int(file.is_used and not file.why),
+            )
         if memory.shared is None:
             return
         counters = memory.shared.counters

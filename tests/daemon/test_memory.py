@@ -121,13 +121,17 @@ def test_status_says_why_a_state_file_is_not_used(start_policyd: StartPolicyd, t
     path = tmp_path / "state.db"
     connection = sqlite3.connect(path)
     connection.executescript("PRAGMA locking_mode = EXCLUSIVE; CREATE TABLE held (key); BEGIN EXCLUSIVE")
-    with start_policyd(RULES, control=str(tmp_path / "c.sock"), state_file=str(path)) as policyd:
-        locked = run(policyd, "status")
+    port = free_port()
+    settings = {"control": str(tmp_path / "c.sock"), "metrics": f"127.0.0.1:{port}", "state_file": str(path)}
+    with start_policyd(RULES, **settings) as policyd:
+        locked, locked_samples = run(policyd, "status"), scrape(port)
         policyd.stop()
         connection.close()
         policyd.start()
-        used = run(policyd, "status")
+        used, used_samples = run(policyd, "status"), scrape(port)
     assert locked.returncode == 1
+    assert locked_samples["policyd_state_file_usable",] == 0
+    assert used_samples["policyd_state_file_usable",] == 1
     assert f"attention: state_file {path} not in use: locked by another process" in locked.stdout
     assert used.returncode == 0
     assert f"{path}: in use" in used.stdout

@@ -146,6 +146,7 @@ async def test_a_page_with_many_rules_is_made_in_slices_and_is_one_page() -> Non
         loaded_at=0.0,
         failed=None,
         data_failed=None,
+        state_file=None,
         lines_lost=lambda: {"decision": 0},
     )
     with Turns() as turns:

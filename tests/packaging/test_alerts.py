@@ -68,6 +68,10 @@ def lost(numbers: str) -> dict[str, str]:
     return gauge("policyd_log_lines_lost_total", numbers, log="decision")
 
 
+def state_file(numbers: str) -> dict[str, str]:
+    return gauge("policyd_state_file_usable", numbers)
+
+
 def observes(numbers: str) -> dict[str, str]:
     return gauge("policyd_ruleset_observes", numbers)
 
@@ -98,6 +102,8 @@ CASES = (
     Case("lost long ago", "PolicydLogLinesLost", lost("7+0x60"), (), ("50m",)),
     Case("away", "PolicydMemoryAway", gauge("policyd_state_up", "1+0x5 0+0x20"), ("12m",), ("5m", "9m")),
     Case("back", "PolicydMemoryAway", gauge("policyd_state_up", "0+0x3 1+0x20"), (), ("3m", "10m")),
+    Case("not written", "PolicydStateFileUnusable", state_file("1+0x5 0+0x9"), ("12m",), ("5m", "9m")),
+    Case("busy once", "PolicydStateFileUnusable", state_file("0+0x3 1+0x20"), (), ("3m", "9m")),
     Case("a bug", "PolicydBug", gauge("policyd_bugs_total", "0+0x20 1+0x120"), ("22m", "1h15m"), ("20m", "1h30m")),
     Case("no bug", "PolicydBug", gauge("policyd_bugs_total", "0+0x120"), (), ("1h",)),
 )

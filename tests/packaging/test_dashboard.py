@@ -163,6 +163,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
                 metrics=f"127.0.0.1:{metrics}",
                 dns={"servers": [dns.address]},
                 state=f"unix:{state.socket}",
+                state_file=str(folder / "state.db"),
             ) as policyd,
             prometheus(folder / "prometheus", metrics) as running,
             load(port),

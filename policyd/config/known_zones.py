@@ -18,30 +18,37 @@ class KnownZone(NamedTuple):
 
 
 # By the zone. A zone under one of these, as sbl.spamhaus.org or KEY.zen.dq.spamhaus.net, is known by its parent; the
-# longest name wins. Sources: the operators' usage pages.
+# longest name wins. Not here: hostkarma.junkemailfilter.com, because it lists addresses and names; and
+# ix.dnsbl.manitu.net, which has been empty since January 2025 (https://heise.de/-10248714).
 _KNOWN = {
+    # Zones and answers: https://docs.spamhaus.com/datasets/docs/source/10-data-type-documentation/datasets/040-zones.html
+    # Refusals and test entries: https://www.spamhaus.org/faqs/dnsbl-usage/
     "spamhaus.org": KnownZone(lists_names=False),
     "dbl.spamhaus.org": KnownZone(lists_names=True, self_test="dbltest.com"),
     "zrd.dq.spamhaus.net": KnownZone(lists_names=True, keyed=True),
     "dbl.dq.spamhaus.net": KnownZone(lists_names=True, self_test="dbltest.com", keyed=True),
     "dq.spamhaus.net": KnownZone(lists_names=False, keyed=True),
+    # 127.0.0.255: https://www.dnswl.org/?page_id=15. A resolver that asks far too much gets 127.0.10.3, the highest
+    # trust, for every address: https://www.dnswl.org/?p=120
     "list.dnswl.org": KnownZone(lists_names=False, refused=("127.0.0.255", "127.0.10.3")),
     "dwl.dnswl.org": KnownZone(lists_names=True, refused=("127.0.0.255", "127.0.10.3")),
+    # https://uribl.com/refused.shtml and https://uribl.com/about.shtml (the test entry)
     "uribl.com": KnownZone(lists_names=True, refused=("127.0.0.1",), self_test="test.uribl.com"),
+    # https://www.surbl.org/guidelines
     "surbl.org": KnownZone(lists_names=True, refused=("127.0.0.1",), self_test="test.surbl.org"),
-    "bl.spamcop.net": KnownZone(lists_names=False),
-    "psbl.surriel.com": KnownZone(lists_names=False),
-    "b.barracudacentral.org": KnownZone(lists_names=False),
-    "bl.mailspike.net": KnownZone(lists_names=False),
-    "rep.mailspike.net": KnownZone(lists_names=False),
-    "wl.mailspike.net": KnownZone(lists_names=False),
-    "dnsbl-1.uceprotect.net": KnownZone(lists_names=False),
-    "dnsbl-2.uceprotect.net": KnownZone(lists_names=False),
-    "dnsbl-3.uceprotect.net": KnownZone(lists_names=False),
-    "ix.dnsbl.manitu.net": KnownZone(lists_names=False),
+    # https://docs.abusix.com/docs/guardian-mail/production-zones
     "dblack.mail.abusix.zone": KnownZone(lists_names=True, keyed=True),
     "mail.abusix.zone": KnownZone(lists_names=False, keyed=True),
-    "hostkarma.junkemailfilter.com": KnownZone(lists_names=False),
+    # Lists of addresses without refusals of their own.
+    "bl.spamcop.net": KnownZone(lists_names=False),  # https://www.spamcop.net/bl.shtml
+    "psbl.surriel.com": KnownZone(lists_names=False),  # https://psbl.org/
+    "b.barracudacentral.org": KnownZone(lists_names=False),  # https://www.barracudacentral.org/rbl
+    "bl.mailspike.net": KnownZone(lists_names=False),  # https://www.mailspike.org/usage.html
+    "rep.mailspike.net": KnownZone(lists_names=False),
+    "wl.mailspike.net": KnownZone(lists_names=False),
+    "dnsbl-1.uceprotect.net": KnownZone(lists_names=False),  # https://www.uceprotect.net/
+    "dnsbl-2.uceprotect.net": KnownZone(lists_names=False),
+    "dnsbl-3.uceprotect.net": KnownZone(lists_names=False),
 }
 
 

@@ -148,7 +148,9 @@ class ValueLookup:
 
     def of_value(self, value: bytes) -> Hits:
         """Returns the hits of a folded value."""
-        found = self._hits[self._table.number(value)]
+        table = self._table
+        # A number of 0 stands for nothing; most values have it at the first look.
+        found = self._hits[table.number(value)] if table.marks[hash(value) & table.mask] else NOTHING
         for table, hits in self._more:
             number = table.number(value)
             if number:

@@ -31,6 +31,7 @@ class Scale:
     rounds: int = 5  # runs of each server in turn, of which the median counts
     seconds: float = 3  # of one run
     memory_reloads: int = 20
+    many_reloads: int = 200
     load_reloads: int = 5
     idle: int = 4000
     mail_pairs: int = 10
@@ -49,6 +50,7 @@ QUICK = Scale(
     rounds=1,
     seconds=1,
     memory_reloads=3,
+    many_reloads=20,
     load_reloads=2,
     idle=1000,
     mail_pairs=1,

@@ -70,6 +70,23 @@ def domain(number: int) -> str:
     return f"{word}.{_ENDINGS[number % len(_ENDINGS)]}"
 
 
+# A ruleset that every version understands, with a condition of each kind that asks no DNS.
+PLAIN_RULES = """\
+lists:
+  partners: [partner.example, relay.partner.example]
+rules:
+  - {name: partners, match: {cidr: [203.0.113.0/24, '2001:db8::/32']}, action: DUNNO}
+  - {name: forged, match: {helo_name: [mail.field.example], hostname_suffix: $partners}, action: REJECT}
+  - {name: bulk, match: {sender_domain: bulk.example, recipient: someone@bulk.example}, action: REJECT}
+  - {name: numeric, match: {helo_name_regex: '^[0-9.]+$'}, action: DEFER}
+  - name: dynamic
+    match: {hostname_regex: ['^dyn-[0-9-]+\\.', '\\.pool\\.']}
+    except: {hostname_suffix: $partners}
+    action: DEFER
+
+default: DUNNO
+"""
+
 # --- Lists and rulesets -----------------------------------------------------------------------------------------------
 
 

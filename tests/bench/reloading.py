@@ -7,17 +7,19 @@ two compare; bars and goals are ratios to the build of commit df1664a.
 from __future__ import annotations
 
 import os
+import random
 import statistics
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from tests.bench import corpus, servers
-from tests.bench.bench import Reading, Row
+from tests.bench.bench import Reading, Row, median_ratio, medians
 from tests.bench.processes import memory_mb, peak_memory, settle
+from tests.bench.rows import reloads_under_load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +34,12 @@ _FILES = 20
 
 # A list's entries that change, of a full list's 50,000.
 _CHANGED_SHARE = 50
+
+# Entries that a list gains before a reload under load.
+_ADDED = 1000
+
+# Lists that overlap everywhere.
+_DENSE = 200
 
 # A replaced ruleset is freed after dns.timeout, which is 5 s, and a second.
 _RETIREMENT_SECONDS = 7
@@ -65,6 +73,105 @@ def reload_list(bench: Bench) -> Row:
         path.write_text("\n".join(lines) + "\n")
 
     return _reload_row(bench, "reload_list", "a reload after a change of 2 % of one list", edit, (0.20, 0.10))
+
+
+def reload_list_load(bench: Bench) -> Row:
+    """What clients notice of reloads in which one list has changed, while they ask as fast as they can."""
+    with _daemon(bench, _OURS) as (folder, daemon, server):
+        path = folder / "networks-3"
+        entries = path.read_text()
+
+        def edit(number: int) -> None:
+            added = (f"192.{number}.{place >> 8}.{place & 255}\n" for place in range(_ADDED))
+            path.write_text(entries + "".join(added))
+
+        readings = reloads_under_load(bench, daemon, server, edit)
+    return Row("reload_list_load", _what(bench, f"reloads under load after {_ADDED:,} new entries in a list"), readings)
+
+
+def reload_memory(bench: Bench) -> Row:
+    """Memory after two reloads and after many, each with other entries in one list."""
+    after: dict[int, float] = {}
+    few, many = 2, bench.scale.many_reloads
+    with _daemon(bench, _OURS) as (folder, daemon, server):
+        path = folder / "networks-3"
+        entries = path.read_text()
+        for number in range(1, many + 1):
+            added = (f"192.{number & 255}.{place >> 8}.{place & 255}\n" for place in range(_ADDED))
+            path.write_text(entries + "".join(added))
+            daemon.reload()
+            if number in {few, many}:
+                time.sleep(_RETIREMENT_SECONDS)
+                settle(server.pid)
+                after[number] = memory_mb(server.pid)
+    return Row(
+        "reload_memory",
+        _what(bench, f"memory after {many} reloads, beside {few}, each with other entries in a list"),
+        (
+            Reading(f"after {many}, of that after {few}", after[many] / after[few], "x", 1.05),
+            *(Reading(f"after {number} reloads", value, "MB") for number, value in after.items()),
+        ),
+    )
+
+
+def dense_lists(bench: Bench) -> Row:
+    """Two hundred lists out of the same few addresses, so that nearly every address is on other lists than its
+    neighbours: in one condition, and each in a rule of its own."""
+    folder = bench.folder / "dense"
+    folder.mkdir(exist_ok=True)
+    each = bench.scale.entries // _DENSE
+    rng = random.Random(1)
+    for number in range(_DENSE):
+        drawn = rng.sample(range(2 * each), each)
+        (folder / f"list-{number}").write_text(
+            "".join(f"11.{one >> 16}.{one >> 8 & 255}.{one & 255}\n" for one in drawn)
+        )
+    names = [f"list-{number}" for number in range(_DENSE)]
+    lists = "".join(f"  {name}: {{file: {folder / name}}}\n" for name in names)
+    together = f"  - {{name: any, match: {{cidr: [{', '.join('$' + name for name in names)}]}}, action: REJECT}}\n"
+    alone = "".join(f"  - {{name: {name}, match: {{cidr: ${name}}}, action: REJECT}}\n" for name in names)
+    readings = []
+    for label, rules in (("in one condition", together), ("each in a rule", alone)):
+        for build, program in _programs():
+            path = folder / "rules.yaml"
+            path.write_text(f"lists:\n{lists}rules:\n{rules}")
+            process = subprocess.Popen([*program, "check", "--rules", str(path)], stdout=subprocess.DEVNULL)
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode:
+                raise servers.BenchError(f"policyd check ended with status {process.returncode}")
+            readings += [
+                Reading(f"{label}, {build}: check", used.ru_utime + used.ru_stime, "s"),
+                Reading(f"{label}, {build}: peak", used.ru_maxrss * 1024 / 1e6, "MB"),
+            ]
+    return Row("dense_lists", f"{_DENSE} lists of {each:,} of the same {2 * each:,} addresses", tuple(readings))
+
+
+def request_former(bench: Bench) -> Row:
+    """A request that no fact needs, beside another build."""
+    entries = bench.scale.entries
+    load = bench.load_of_lists(entries)
+    rules = corpus.with_lists(corpus.PLAIN_RULES, bench.networks(entries), bench.domains(entries))
+    listed = corpus.with_dns_lists(rules, only_in="DATA")
+    nobody = {"servers": ["127.0.0.1:9"], "timeout": "100ms"}
+    with ExitStack() as running:
+        asked = {
+            build: (running.enter_context(servers.policyd(rules, program=program))[1], load)
+            for build, program in _programs()
+        }
+        asked["with lists"] = (running.enter_context(servers.policyd(listed, dns=nobody))[1], load)
+        costs = bench.costs_in_turn(10, **asked)
+    ratios: tuple[Reading, ...] = ()
+    if "the former" in costs:
+        ratios = (
+            Reading("of the former's", median_ratio(costs, "this build", "the former"), "x", 1.05),
+            Reading("of it, with four DNS lists", median_ratio(costs, "with lists", "the former"), "x", 1.05),
+        )
+    return Row(
+        "request_former",
+        f"CPU of a request decided without DNS, {entries:,} networks and {entries:,} suffixes, beside another build",
+        (*ratios, *medians(costs)),
+    )
 
 
 def first_load(bench: Bench) -> Row:

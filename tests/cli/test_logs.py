@@ -197,6 +197,8 @@ PROVIDER = [f"mail-ed{n}-f41.google.com[209.85.208.{n}]" for n in range(1, 6)]
         "452 4.2.2 <jon@example.net>: Recipient address rejected: Quota exceeded (mailbox for user is full)",
         "450 4.2.0 <jon@example.net>: Recipient address rejected: Greylisted, see http://postgrey.example/help",
         "451 4.7.1 Greylisting in action, please come back later",
+        "4.7.1  ",
+        "451",
         "450 4.7.1 <jon@example.net>: Recipient address rejected: Policy restriction; try again later",
         "421 4.7.0 mx.example.net Error: too many connections from 209.85.208.41",
         "450 4.7.1 Error: too much mail from 209.85.208.41: too many messages",

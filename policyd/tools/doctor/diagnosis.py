@@ -49,6 +49,8 @@ _EARLY_STAGES = {"smtpd_client_restrictions": "CONNECT", "smtpd_helo_restriction
 
 _RELAY_LISTS = ("smtpd_relay_restrictions", "smtpd_recipient_restrictions")
 
+_RECIPIENT = "smtpd_recipient_restrictions"
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -215,7 +217,6 @@ class _Doctor:
         """Reports that no service of Postfix asks policyd."""
         endpoint = for_main_cf(self._listened[0], self.postfix)
         asking = f"check_policy_service {{ {endpoint}, timeout=10s, default_action=DUNNO }}"
-        whole = f"permit_mynetworks, permit_sasl_authenticated, reject_unauth_destination, {asking}"
         classes = dict.fromkeys(name for service in services for name in classes_that_ask(self.postfix, service))
         if classes:
             self.notes[
@@ -224,9 +225,9 @@ class _Doctor:
             ] = None
         if not calls:
             self.find(
-                "main.cf: smtpd_recipient_restrictions",
+                f"main.cf: {_RECIPIENT}",
                 "no check_policy_service anywhere: Postfix never asks policyd",
-                f"smtpd_recipient_restrictions = {whole}",
+                self._with_question(asking),
             )
             return
         asked = ", ".join(dict.fromkeys(call.written for call in calls))
@@ -236,6 +237,16 @@ class _Doctor:
         else:
             what = f"check_policy_service asks {asked}, and policyd listens on {listened}"
         self.find(calls[0].where, what, f"{asking}, after reject_unauth_destination")
+
+    def _with_question(self, asking: str) -> str:
+        """Returns the line for main.cf that asks policyd and keeps the restrictions that are there."""
+        before, destination, behind = self.postfix.parameters.get(_RECIPIENT, "").partition("reject_unauth_destination")
+        if destination:
+            behind = behind.lstrip(" ,")
+            return f"{_RECIPIENT} = {before}{destination}, {asking}{', ' if behind else ''}{behind}"
+        if before:
+            return f"{asking}, in {_RECIPIENT} after permit_mynetworks and permit_sasl_authenticated"
+        return f"{_RECIPIENT} = permit_mynetworks, permit_sasl_authenticated, reject_unauth_destination, {asking}"
 
     # --- One service ------------------------------------------------------------------------------------------------
 

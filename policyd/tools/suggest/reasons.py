@@ -66,6 +66,8 @@ def is_evidence(seen: Observation) -> bool:
         return not text.startswith(b"421") and _GREYLISTED.search(text) is None
     status = _STATUS.match(text)
     assert status is not None  # every part is optional
+    if seen.outcome is Outcome.DEFERRED and not text[status.end() :].strip(b" ;."):
+        return False  # `4.7.1` of a greylisting milter, without a word
     about_others = status["dsn"] is not None and _ABOUT_OTHERS.match(status["dsn"]) is not None
     return not about_others and status["code"] != b"421" and _SAYS_NOTHING.search(text) is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 from typing import TYPE_CHECKING
@@ -320,6 +321,24 @@ def test_a_postfix_for_users_alone_is_noted(queue: Path) -> None:
     assert findings(diagnosis) == []
     assert any("no smtpd service is reached by strangers" in line for line in diagnosis.notes)
     assert not any("reached by strangers" in line for line in judged(queue, RIGHT).notes)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", "LIST = permit_mynetworks, permit_sasl_authenticated, reject_unauth_destination, ASK"),
+        ("$mine, reject_unauth_destination", "LIST = $mine, reject_unauth_destination, ASK"),
+        (
+            "permit_mynetworks\n reject_unauth_destination\n check_helo_access pcre:/x\n reject",
+            "LIST = permit_mynetworks reject_unauth_destination, ASK, check_helo_access pcre:/x reject",
+        ),
+        ("permit_mynetworks, reject", "ASK, in LIST after permit_mynetworks and permit_sasl_authenticated"),
+    ],
+)
+def test_the_line_to_write_keeps_the_restrictions_that_are_there(queue: Path, before: str, after: str) -> None:
+    diagnosis = judged(queue, f"smtpd_recipient_restrictions = {before}\n" if before else "")
+    line = re.sub(r"check_policy_service \{[^}]*\}", "ASK", diagnosis.findings[0].write)
+    assert line.replace("smtpd_recipient_restrictions", "LIST") == after
 
 
 def test_a_class_that_only_access_tables_name_is_noted(queue: Path) -> None:

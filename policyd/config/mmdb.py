@@ -3,13 +3,16 @@
 The C reader of maxminddb maps a file and trusts it to stay as it is; a download script that rewrites the user's file in
 place would change what is being read, or end the process with SIGBUS. So the bytes are copied into a memory file
 (memfd_create(2)), which is sealed, and only that is ever mapped.
+
+The C reader (3.2.0) also harms the memory of its process if it is asked again and again for a damaged record, or
+iterates over a damaged file. So a load looks at the file with the reader in Python; the whole file is walked by
+lookups, which end at the first error; and the first lookup of a request that finds the file damaged is the last in C.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import ipaddress
 import os
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,7 +25,7 @@ from policyd.core.address import format_address
 from policyd.core.owners import NO_OWNER, Owner
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from policyd.core.address import Address
 
@@ -37,6 +40,16 @@ _MAX_SPELLINGS = 4096
 # keys; reading a million records takes seconds.
 _SEARCHED = 20_000
 _MAX_KEYS = 12
+
+
+# Networks of IPv6 that contain IPv4 addresses, by first address and length: mapped, Teredo, 6to4. MaxMind's files have
+# the IPv4 networks there once more (https://maxmind.github.io/MaxMind-DB/).
+_IPV4_IN_IPV6 = ((0xFFFF << 32, 96), (0x2001 << 112, 32), (0x2002 << 112, 16))
+
+# IPv4 addresses all over the Internet, by which that is found out.
+_PROBES = (0x01010101, 0x08080808, 0x31D4C9B1, 0x64400001, 0xC1000687, 0xD9000001, 0xFFFFFFFF)
+
+_DAMAGED = "is damaged, or has been cut short"
 
 
 class MmdbError(Exception):
@@ -64,24 +77,26 @@ class MmdbFile:
     """One MMDB file: a `policyd.core.owners.Source`.
 
     A pickled MmdbFile has no content: after unpickling, the caller calls `adopt` with the descriptor of the memory
-    file, which `descriptor` has in the process that read the file. `damaged` counts lookups that found the file broken.
+    file, which `descriptor` has in the process that read the file.
     """
 
     def __init__(self, content: bytes, *, systems: bool, countries: bool) -> None:
-        self.damaged = 0
         self._countries: dict[str, str] = {}
         self.descriptor = _sealed(content)
         self._open(self.descriptor)
         self._use(self._find_shape(systems=systems, countries=countries))
 
     def _open(self, descriptor: int) -> None:
+        path = f"/proc/self/fd/{descriptor}"
         try:
-            self._reader = maxminddb.open_database(f"/proc/self/fd/{descriptor}", maxminddb.MODE_MMAP_EXT)
+            self._reader = maxminddb.open_database(path, maxminddb.MODE_MMAP_EXT)
+            # Takes no memory of its own until it is used.
+            self._slow_reader = maxminddb.open_database(path, maxminddb.MODE_MMAP)
         except maxminddb.InvalidDatabaseError:
-            raise MmdbError("is damaged, or has been cut short") from None
+            raise MmdbError(_DAMAGED) from None
         except ValueError as error:  # there is no C reader
             raise MmdbError(f"cannot be read: {error}") from None
-        self._get = self._reader.get
+        self._get: Callable[[str], Any] = self._reader.get
 
     def _use(self, shape: Shape) -> None:
         self.shape = shape
@@ -98,7 +113,6 @@ class MmdbFile:
     def __setstate__(self, shape: Shape) -> None:
         self._use(shape)
         self.descriptor = -1
-        self.damaged = 0
         self._countries = {}
 
     def close(self) -> None:
@@ -120,14 +134,15 @@ class MmdbFile:
 
     def country(self, _address: Address, text: str) -> str:
         """As `Source.country`."""
+        record = self._record(text)
+        if record is None:
+            return ""
         try:
-            record: Any = self._get(text)
             if self._nested:
                 return self._countries[record[self._key][self._nested]]
             return self._countries[record[self._key]]
-        except (LookupError, TypeError, ValueError, maxminddb.InvalidDatabaseError):
-            record = self._record(text)  # no record, a country that is new here, or a damaged file
-        return self._country_of(record) if record is not None else ""
+        except (LookupError, TypeError):  # a country that is new here, or none
+            return self._country_of(record)
 
     def owner(self, _address: Address, text: str) -> Owner:
         """As `Source.owner`."""
@@ -139,8 +154,19 @@ class MmdbFile:
     def _record(self, text: str) -> Any:
         try:
             return self._get(text)
-        except (maxminddb.InvalidDatabaseError, ValueError):  # ValueError: a text that is not UTF-8
-            self.damaged += 1
+        except UnicodeDecodeError:
+            return None  # a name that is not UTF-8
+        except maxminddb.InvalidDatabaseError:
+            self._get = self._get_slowly
+            return self._get(text)
+        except ValueError:
+            return None  # an IPv6 address in a file for IPv4
+
+    def _get_slowly(self, text: str) -> Any:
+        """Looks up with the reader in Python, which no damage can harm."""
+        try:
+            return self._slow_reader.get(text)
+        except Exception:  # noqa: BLE001 - whatever it meets in a damaged file, there is no record
             return None
 
     def _system_of(self, record: Any) -> tuple[int, str]:
@@ -177,34 +203,34 @@ class MmdbFile:
     @property
     def built(self) -> int:
         """When the file was built, in seconds since 1970."""
-        return int(self._reader.metadata().build_epoch)
+        return int(self._slow_reader.metadata().build_epoch)
 
     @property
     def has_ipv4(self) -> bool:
         """Whether any IPv4 address has a record. The tree of a file with IPv6 only ends above all of 0.0.0.0/0."""
         try:
-            record, length = self._reader.get_with_prefix_len("0.0.0.0")  # noqa: S104 - an address to look up
-        except (maxminddb.InvalidDatabaseError, ValueError):
-            raise MmdbError("is damaged, or has been cut short") from None
+            record, length = self._slow_reader.get_with_prefix_len("0.0.0.0")  # noqa: S104 - an address to look up
+        except Exception:  # noqa: BLE001 - as in _networks
+            raise MmdbError(_DAMAGED) from None
         return record is not None or length > 0
 
     @property
     def has_ipv6(self) -> bool:
         """Whether the file has a branch for 2000::/3, where all IPv6 addresses of the Internet are."""
-        if self._reader.metadata().ip_version == 4:
+        if self._slow_reader.metadata().ip_version == 4:
             return False
         try:
-            record, length = self._reader.get_with_prefix_len("2000::")
-        except (maxminddb.InvalidDatabaseError, ValueError):
-            raise MmdbError("is damaged, or has been cut short") from None
+            record, length = self._slow_reader.get_with_prefix_len("2000::")
+        except Exception:  # noqa: BLE001 - as in _networks
+            raise MmdbError(_DAMAGED) from None
         return record is not None or length > 3
 
     def network_of(self, address: Address) -> str:
-        """The network of an address's record; empty without a record. Raises MmdbError for a damaged file."""
+        """The network of an address's record; empty without a record."""
         try:
-            record, length = self._reader.get_with_prefix_len(format_address(address))
-        except (maxminddb.InvalidDatabaseError, ValueError):
-            raise MmdbError("is damaged, or has been cut short") from None
+            record, length = self._slow_reader.get_with_prefix_len(format_address(address))
+        except Exception:  # noqa: BLE001 - as in _get_slowly
+            return ""
         if record is None:
             return ""
         bits = 32 if address[0] == 4 else 128
@@ -213,26 +239,35 @@ class MmdbFile:
 
     def networks(self) -> Iterator[tuple[int, int, int, Owner]]:
         """Every network with its owner: version, first address, prefix length. Raises MmdbError for a damaged file."""
-        for version, first, length, record in self._networks():
+        for version, first, length, record in self._networks(self._reader):
             yield version, first, length, Owner(*self._system_of(record), self._country_of(record))
 
-    def _networks(self) -> Iterator[tuple[int, int, int, Any]]:
+    def _networks(self, reader: Any) -> Iterator[tuple[int, int, int, Any]]:
+        """Every network with its record. Each lookup says how long the network is, and so where the next one begins."""
+        get = reader.get_with_prefix_len
+        versions = (4,) if reader.metadata().ip_version == 4 else (4, 6)
         try:
-            for network, record in self._reader:
-                first, length = int(network.network_address), network.prefixlen
-                if isinstance(network, ipaddress.IPv4Network):
-                    yield 4, first, length, record
-                elif first >> 32 == 0 and length >= 96:  # the IPv4 part of a tree
-                    yield 4, first, length - 96, record
-                else:
-                    yield 6, first, length, record
-        except (maxminddb.InvalidDatabaseError, ValueError):
-            raise MmdbError("is damaged, or has been cut short") from None
+            for version in versions:
+                bits = 32 if version == 4 else 128
+                address = 0 if version == 4 else 1 << 32  # below are the IPv4 networks of a tree
+                aliases = {} if version == 4 else _aliases(get)
+                while address < 1 << bits:
+                    if address in aliases:
+                        address += aliases[address]
+                        continue
+                    record, length = get(format_address((version, address)))
+                    size = 1 << bits - length
+                    address &= -size
+                    if record is not None:
+                        yield version, address, length, record
+                    address += size
+        except Exception:  # noqa: BLE001 - a damaged file can make the reader in Python raise whatever there is
+            raise MmdbError(_DAMAGED) from None
 
     def _find_shape(self, *, systems: bool, countries: bool) -> Shape:
         """Reads records until the needed keys, of a system or a country, are found."""
         shape = Shape()
-        for _, _, _, record in islice(self._networks(), _SEARCHED):
+        for _, _, _, record in islice(self._networks(self._slow_reader), _SEARCHED):
             if isinstance(record, dict):
                 shape = _with(shape, record)
             if (shape.asn or not systems) and (shape.country or not countries):
@@ -242,10 +277,24 @@ class MmdbFile:
     def keys(self) -> list[str]:
         """The keys of the first records, for a message."""
         keys: dict[str, None] = {}
-        for _, _, _, record in islice(self._networks(), _SEARCHED):
+        for _, _, _, record in islice(self._networks(self._slow_reader), _SEARCHED):
             if isinstance(record, dict):
                 keys.update(dict.fromkeys(map(str, record)))
         return [*keys][:_MAX_KEYS]
+
+
+def _aliases(get: Callable[[str], tuple[Any, int]]) -> dict[int, int]:
+    """The IPv6 networks, by first address with their size, in which the file has its IPv4 networks once more."""
+    found = {}
+    for first, length in _IPV4_IN_IPV6:
+        for probe in _PROBES:
+            record, own = get(format_address((4, probe)))
+            again, longer = get(format_address((6, first | probe << 96 - length)))
+            if (again, longer) != (record, length + own):
+                break
+        else:
+            found[first] = 1 << 128 - length
+    return found
 
 
 def _with(shape: Shape, record: dict[str, Any]) -> Shape:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import ipaddress
 import os
 import pickle
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -242,6 +243,48 @@ def test_a_damaged_record_is_no_record_and_no_error(tmp_path: Path) -> None:
     found = owners(path, ASN)
     assert at(found, b"198.51.100.1").asn in {0, 64497}
     assert at(found, b"192.0.2.1") == Owner(64496, "Example Internet Inc.")
+
+
+def test_a_file_whose_data_end_within_a_record_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    path = write_systems(tmp_path / "a.mmdb", "maxmind_asn")
+    content = path.read_bytes()
+    assert content.count(b"\x4dOther Hosting") == 1
+    path.write_bytes(content.replace(b"\x4dOther Hosting", b"\x5fOther Hosting"))  # longer than all that follows
+    database = read(path, ASN)
+    found = Owners(database.source, None)
+    for _ in range(1000):
+        assert at(found, b"198.51.100.1") == Owner()
+        assert at(found, b"192.0.2.1") == Owner(64496, "Example Internet Inc.")
+    with pytest.raises(DatabaseError, match="is damaged, or has been cut short"):
+        list(database.ranges())
+
+
+class Aliased:
+    """A reader of a file that has its IPv4 networks once more under 2002::/16, as MaxMind's files do."""
+
+    def __init__(self, reader: Any) -> None:
+        self._reader = reader
+        self.metadata = reader.metadata
+
+    def get_with_prefix_len(self, text: str) -> tuple[Any, int]:
+        """Looks up what is behind the alias."""
+        packed = ipaddress.ip_address(text).packed
+        if len(packed) == 16 and packed[:2] == b"\x20\x02":
+            record, length = self._reader.get_with_prefix_len(str(ipaddress.IPv4Address(packed[2:6])))
+            return record, length + 16
+        found: tuple[Any, int] = self._reader.get_with_prefix_len(text)
+        return found
+
+
+def test_networks_that_a_file_has_twice_are_counted_once(tmp_path: Path) -> None:
+    file = read(write_systems(tmp_path / "a.mmdb", "maxmind_asn"), ASN).source
+    assert isinstance(file, MmdbFile)
+    before = [*file.networks()]
+    assert [(version, length) for version, _, length, _ in before] == [(4, 24), (4, 24), (4, 25), (6, 32), (6, 32)]
+    aliased: Any = Aliased(file._reader)
+    assert aliased.get_with_prefix_len("2002:c000:201::")[1] == 40
+    file._reader = aliased
+    assert [*file.networks()] == before
 
 
 def test_the_users_file_is_not_mapped_and_may_be_overwritten(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""How hypothesis runs here, and which tests belong together.
+"""Settings of hypothesis, and groups of tests.
 
-Hypothesis never goes by the clock, and in CI takes the same examples each time: new examples on a developer's machine
-find what has not been thought of, but the result of CI must depend on the commit alone.
+Hypothesis has no deadline, and uses the same examples in every CI run, because the result of CI must depend on the
+commit alone; on a developer's machine it tries new examples.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ SLOW_FIXTURES = {"postfix", "start_policyd"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what needs Postfix and root `field`, and what `make unit` leaves out `slow`.
+    """Marks tests that need Postfix and root as `field`, and tests that `make unit` leaves out as `slow`.
 
-    One process runs all that is `field`, since these tests share one Postfix.
+    One process runs all `field` tests, because they share one Postfix.
     """
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def local_time(zone: str) -> Iterator[None]:
-    """Within the block local time is that of a zone, such as `Asia/Tokyo` (tzset(3))."""
+    """Sets the local time zone for the block, such as `Asia/Tokyo` (tzset(3))."""
     try:
         with pytest.MonkeyPatch.context() as patched:
             patched.setenv("TZ", zone)

@@ -27,7 +27,7 @@ def maxmind_asn(asn: int, name: str, _country: str) -> dict[str, Any]:
 
 
 def maxmind_country(_asn: int, _name: str, country: str) -> dict[str, Any]:
-    """MaxMind GeoLite2 Country and DB-IP: `registered_country` is another country, and does not count."""
+    """MaxMind GeoLite2 Country and DB-IP; `registered_country` is a different country, which is ignored."""
     return {
         "continent": {"code": "AS"},
         "country": {"geoname_id": 1861060, "iso_code": country, "names": {"en": country}},

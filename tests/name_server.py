@@ -1,4 +1,4 @@
-"""DNS for tests, all of it on loopback: a real unbound, and a server that misbehaves as it is told.
+"""DNS for tests, on loopback: a real unbound, and a scripted server that can misbehave.
 
     with ScriptedServer({"mail.example": Reply(["mail.example 300 A 192.0.2.1"], delay=4)}) as server:
         with start_unbound(folder, ["mx.example. 300 IN A 192.0.2.2"], {"example": server.port}) as resolver:
@@ -40,7 +40,7 @@ NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, YXDOMAIN = range(7)
 
 TYPES = {"A": 1, "NS": 2, "CNAME": 5, "SOA": 6, "PTR": 12, "TXT": 16, "AAAA": 28}
 
-# What c-ares and unbound offer by EDNS (https://www.dnsflagday.net/2020/); more than that goes over TCP.
+# The EDNS size of c-ares and unbound (https://www.dnsflagday.net/2020/); larger answers use TCP.
 UDP_BYTES = 1232
 
 
@@ -237,7 +237,7 @@ class ScriptedServer:
             self._loop.call_later(reply.delay, send, message)
 
     def break_silence(self, reply: Reply) -> None:
-        """Gives this reply to all who have waited in vain so far, and from now on `otherwise`."""
+        """Sends this reply to every waiting query, and from now on `otherwise`."""
         self._loop.call_soon_threadsafe(self._break_silence, reply)
 
     def _break_silence(self, reply: Reply) -> None:

@@ -301,8 +301,7 @@ _UNSAFE = re.compile(r"[^ -~]")
 
 @functools.lru_cache(maxsize=1024)  # most lines of a table have one of a few verdicts
 def blocking(verb: Verb, text: str) -> Verdict:
-    """A blocking verdict with the code and text of another system's answer, adapted to rules.yaml: a code of the verb's
-    class, printable ASCII, no reply code in front, at most the length of an answer.
+    """A blocking verdict with the code and text of another system's answer, adapted to rules.yaml.
 
     The code is of the verb's class; the text is printable ASCII, without a reply code in front, at most as long as an
     answer.

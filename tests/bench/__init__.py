@@ -1,1 +1,1 @@
-"""What policyd costs, measured beside the floor and beside its peers: `make bench` (docs/performance.md)."""
+"""Measures the cost of policyd beside the floor and its peers: `make bench` (docs/performance.md)."""

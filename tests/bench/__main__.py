@@ -1,7 +1,7 @@
 """`make bench`: measures the rows of the table, prints it, and writes it to files.
 
-Nothing fails by the clock: a bar that is missed is said to be missed. The exit status is 1 only where a row could not
-be measured though all that it needs is there.
+A missed bar is reported, and does not fail. The exit status is 1 only if a row could not be measured although
+everything that it needs is installed.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
 
 _QUICK_REMARK = "**A quick run**: smaller lists, single short runs. It shows that everything works; quote none of it."
 
-# Between these lines of docs/performance.md stand the results of a run.
+# The results of a run are between these lines of docs/performance.md.
 _BEGIN, _END = "<!-- results: make bench BENCH_PUBLISH=1 -->\n", "<!-- end of results -->\n"
 
 
@@ -100,7 +100,7 @@ def main() -> int:
 
 
 def _measure(names: Sequence[str], scale: Scale) -> tuple[list[Row], bool]:
-    """The rows, and whether one of them could not be measured though it should."""
+    """Measures the rows; also returns whether a row failed that should have been measured."""
     measured, failed = [], False
     with tempfile.TemporaryDirectory(prefix="policyd-bench-") as name:
         folder = Path(name)
@@ -114,7 +114,7 @@ def _measure(names: Sequence[str], scale: Scale) -> tuple[list[Row], bool]:
             except LeftOut as reason:
                 measured.append(Row(row, "", left_out=str(reason)))
                 print(f"left out: {reason}", file=sys.stderr)
-            except Exception as error:  # noqa: BLE001 - the boundary of a row: the others are worth having
+            except Exception as error:  # noqa: BLE001 - the boundary of a row: the others go on
                 first_line = next(iter(str(error).splitlines()), type(error).__name__)
                 measured.append(Row(row, "", left_out=f"failed: {first_line}"))
                 failed = True
@@ -124,7 +124,7 @@ def _measure(names: Sequence[str], scale: Scale) -> tuple[list[Row], bool]:
 
 
 def _publish(results: Path, table: str) -> None:
-    """Puts a table and its plot where users read them."""
+    """Puts a table and its plot into docs/performance.md."""
     page = DOCS / "performance.md"
     head, begin, rest = page.read_text().partition(_BEGIN)
     _, end, tail = rest.partition(_END)

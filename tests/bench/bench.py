@@ -1,4 +1,4 @@
-"""What the measurements share: the scale of a run, the files they work on, and what a row of the table is."""
+"""Common parts of the measurements: the scale of a run, the files, and a row of the table."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 SHIPPED_RULES = Path(__file__).parents[2] / "config" / "rules.yaml"
 
-# What the well-known lists of generic reverse DNS have.
+# As many as in the well-known lists of generic reverse DNS.
 EXPRESSIONS = 1671
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything. The defaults are those of a full run; only its figures are worth quoting."""
+    """The sizes of a run. The defaults are those of a full run; quote only its figures."""
 
-    entries: int = 1_000_000  # networks, and as many names
+    entries: int = 1_000_000  # of networks, and of names
     rules: int = 10_000
     requests: int = 200_000  # that differ from each other
-    rounds: int = 5  # runs of each server in turn, of which the median counts
+    rounds: int = 5  # runs of each server in turn; the figure is their median
     seconds: float = 3  # of one run
     memory_reloads: int = 20
     many_reloads: int = 200
@@ -40,7 +40,7 @@ class Scale:
     mails: int = 100_000  # in a mail log
     log_lines: int = 5_000_000  # of a month of a mail server
     growth: tuple[int, ...] = (10, 100, 1000, 10_000, 100_000, 1_000_000)
-    postfwd_growth: tuple[int, ...] = (10, 100, 1000, 10_000)  # beyond them a request takes a second and more
+    postfwd_growth: tuple[int, ...] = (10, 100, 1000, 10_000)  # with more, a request takes a second or longer
 
 
 QUICK = Scale(
@@ -65,7 +65,7 @@ QUICK = Scale(
 
 @dataclass(frozen=True)
 class Reading:
-    """One figure, with the bar that it has to meet and the goal beyond it, where it has them."""
+    """One figure, with its bar and its goal, if it has them."""
 
     label: str
     value: float
@@ -76,7 +76,7 @@ class Reading:
 
     @property
     def verdict(self) -> str:
-        """`goal`, `bar` or `missed`; empty where nothing was asked."""
+        """`goal`, `bar` or `missed`; empty without a bar."""
         for name, asked in (("goal", self.goal), ("bar", self.bar)):
             if asked is not None and (self.value >= asked if self.more_is_better else self.value <= asked):
                 return name
@@ -94,8 +94,8 @@ class Row:
     series: Mapping[str, Mapping[int, float]] = field(default_factory=dict)  # for the plot: microseconds by entries
 
 
-class LeftOut(Exception):  # noqa: N818 - it says why there is no row, which is no error
-    """A row cannot be measured here, for want of something that the message names."""
+class LeftOut(Exception):  # noqa: N818 - not an error: it says why there is no row
+    """A row cannot be measured here; the message names what is missing."""
 
 
 class Bench:
@@ -108,16 +108,16 @@ class Bench:
         self.shipped = SHIPPED_RULES.read_text()
 
     def rules_with_lists(self, entries: int, *, six: bool = True) -> str:
-        """The shipped ruleset and so many networks and names."""
+        """The shipped ruleset with this number of networks and names."""
         return corpus.with_lists(self.shipped, self.networks(entries, six=six), self.domains(entries))
 
     def networks(self, entries: int, *, six: bool = True) -> Path:
-        """A list of so many networks."""
+        """A list with this number of networks."""
         path = self.folder / f"networks-{entries}{'' if six else '-ipv4'}"
         return path if path.exists() else corpus.write_networks(path, entries, six=six)
 
     def domains(self, entries: int) -> Path:
-        """A list of so many domains."""
+        """A list with this number of domains."""
         path = self.folder / f"domains-{entries}"
         return path if path.exists() else corpus.write_domains(path, entries)
 
@@ -135,14 +135,14 @@ class Bench:
         return servers.Load(self.tools["load"], path, connections, self.scale.seconds, pinned)
 
     def load_of_lists(self, entries: int, *, connections: int = 50, pinned: bool = True, six: bool = True) -> Load:
-        """What asks `rules_with_lists`."""
+        """The load for `rules_with_lists`."""
         clients = corpus.clients_of_lists(self.scale.requests, entries, six=six)
         return self.load(f"lists-{entries}-{six}", clients, connections=connections, pinned=pinned)
 
     def costs_in_turn(self, rounds: int | None = None, /, **asked: tuple[Server, Load]) -> dict[str, list[float]]:
         """CPU microseconds a request of several servers, each measured once a round, in turn.
 
-        Raises BenchError for a wrong or missing answer of any server but the floor, which knows one answer only.
+        Raises BenchError for a wrong or missing answer of any server except the floor, which has only one answer.
         """
         costs: dict[str, list[float]] = {name: [] for name in asked}
         for _ in range(rounds or self.scale.rounds):
@@ -154,7 +154,7 @@ class Bench:
 
 
 def median_ratio(costs: Mapping[str, list[float]], one: str, other: str) -> float:
-    """How much more the one takes than the other: the median over the rounds."""
+    """The median over the rounds of the ratio of two costs."""
     return statistics.median(a / b for a, b in zip(costs[one], costs[other], strict=True))
 
 

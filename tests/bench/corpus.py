@@ -1,8 +1,8 @@
-"""What the benchmark works on: entries of lists, rulesets, and requests with the answer that each must get.
+"""The benchmark's data: entries of lists, rulesets, and requests with the answer that each must get.
 
-Everything follows from a number: the listed network, the listed name, the client. So a million entries need no
-memory here, two runs ask the same, and what is listed and what is not never meet: a listed network has an even third
-octet and a stranger's address an odd one; listed names and strangers' names have different numbers.
+Each listed network, listed name and client is computed from a number. So a million entries need no memory, all runs use
+the same data, and strangers are never listed: a listed network has an even third octet and a stranger's address an odd
+one; listed names and strangers' names have different numbers.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-# First octets that the shipped ruleset and the registries of special addresses say nothing about.
+# First octets without special addresses and without entries in the shipped ruleset.
 _SPECIAL = {10, 27, 100, 119, 124, 127, 169, 172, 180, 192, 198, 203}
 _FIRST_OCTETS = [octet for octet in range(1, 224) if octet not in _SPECIAL]
 _BLOCKS = len(_FIRST_OCTETS) << 15  # /24s whose third octet has the same lowest bit
-_SCATTER = 2_654_435_761  # a prime, so that number * it, modulo _BLOCKS, comes to every block once
+_SCATTER = 2_654_435_761  # a prime, so that multiples of it, modulo _BLOCKS, reach every block once
 
 _PREFIXES = (24, 24, 24, 28, 28, 32, 32, 25)  # block lists are made of small networks
-_SIX_EVERY = 20  # one network in so many is IPv6
+_SIX_EVERY = 20  # one network in this number is IPv6
 
 _SYLLABLES = [consonant + vowel for consonant in "bcdfghjklmnprstvwyzq" for vowel in "aeiou"]
 _ENDINGS = ("com", "net", "org", "co.jp", "de", "com.br", "ru", "info")
-_STRANGERS = 50_000_000  # from this number on, names are on no list
+_STRANGERS = 50_000_000  # names with this number or above are on no list
 
 
 class Client(NamedTuple):
-    """One client and what policyd must answer it. Without a name, DNS is to be asked."""
+    """One client and the right answer. Without a name, policyd must ask DNS."""
 
     address: str
     name: str
@@ -64,7 +64,7 @@ def stranger(number: int) -> str:
 
 
 def domain(number: int) -> str:
-    """A domain, for numbers below 100,000,000 another one for each."""
+    """A domain, different for each number below 100,000,000."""
     scattered = number * _SCATTER % 100_000_000
     word = "".join(_SYLLABLES[scattered // 100**place % 100] for place in range(4))
     return f"{word}.{_ENDINGS[number % len(_ENDINGS)]}"
@@ -105,7 +105,7 @@ def write_domains(path: Path, count: int) -> Path:
 
 
 def with_lists(rules: str, networks: Path, domains: Path) -> str:
-    """A ruleset with two rules more, after its own, that reject what is on these lists."""
+    """Appends two rules that reject clients on these lists."""
     return _extended(
         rules,
         lists=f"  listed-networks: {{file: {networks}}}\n  listed-domains: {{file: {domains}}}\n",
@@ -118,7 +118,7 @@ def with_lists(rules: str, networks: Path, domains: Path) -> str:
 
 
 def with_generic_names(rules: str, condition: str, names: Path) -> str:
-    """A ruleset with a rule more, after its own, that defers clients by this condition on a list."""
+    """Appends a rule that defers clients by this condition on a list."""
     return _extended(
         rules,
         lists=f"  generic-names: {{file: {names}}}\n",
@@ -129,7 +129,7 @@ def with_generic_names(rules: str, condition: str, names: Path) -> str:
 
 
 def with_dns_lists(rules: str, only_in: str = "") -> str:
-    """A ruleset with a rule more, after its own, that looks at four DNS lists; no client is on any of them.
+    """Appends a rule that uses four DNS lists, on which no client is.
 
     `only_in` is the protocol state in which the rule needs them.
     """
@@ -142,7 +142,8 @@ def with_dns_lists(rules: str, only_in: str = "") -> str:
 
 
 def with_memory(rules: str, wait: str) -> str:
-    """A ruleset with two counters that count every request and no client reaches, and a greylist rule for everybody.
+    """A ruleset with two counters that count every request and whose limit no client reaches, and a greylist rule for
+    every client.
 
     `wait` is how long a first try waits. The ruleset's own tests are left out: their clients are new to the last rule.
     """
@@ -161,7 +162,7 @@ def with_memory(rules: str, wait: str) -> str:
 
 
 def with_many_rules(rules: str, count: int) -> str:
-    """A ruleset with many rules more, after its own, each with its own network, suffix and exception."""
+    """Appends many rules, each with its own network, suffix and exception."""
     return _extended(
         rules,
         rules="".join(
@@ -228,8 +229,9 @@ def clients_of_lists(count: int, entries: int, *, six: bool = True) -> Iterator[
 
 
 def clients_of_rules(count: int, rules: int) -> Iterator[Client]:
-    """Clients of `with_many_rules`: of ten, one that a rule rejects, one that it excepts, one in the network alone, one
-    under the suffix alone, six strangers."""
+    """Clients of `with_many_rules`: of ten, one that a rule rejects, one that it excepts, one only in the network, one
+    only under the suffix, six strangers.
+    """
     for number in range(count):
         rule = number // 10 * _SCATTER % rules
         address, name = stranger(number), f"mail.{domain(_STRANGERS + number)}"
@@ -265,16 +267,16 @@ def clients_of_networks(count: int, entries: int) -> Iterator[Client]:
 
 
 def strangers(count: int) -> Iterator[Client]:
-    """Clients of whom nothing but their name is known."""
+    """Clients on no list, with a name."""
     return (Client(stranger(number), f"mail.{domain(_STRANGERS + number)}", "DUNNO") for number in range(count))
 
 
 def clients_without_names(count: int) -> Iterator[Client]:
-    """Strangers of whom Postfix knows no name."""
+    """Strangers whose name Postfix does not know."""
     return (Client(stranger(number), "", "DUNNO") for number in range(count))
 
 
-# As Postfix 3.7 sends it for a message from outside, over TLS.
+# A request of Postfix 3.7 for a message from outside, over TLS.
 _REQUEST = """\
 expect={client.expect}
 request=smtpd_access_policy

@@ -1,4 +1,4 @@
-"""The row with memory: what two counters and greylisting cost a request, in the process and with a shared server."""
+"""The row with memory: two counters and greylisting for each request, in the process and in a shared server."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _CLIENTS = 20_000
 # Pairs of runs, in turn, of which the median counts.
 _PAIRS = 10
 
-# Keys of the reading of memory (`limits.state_keys`, its default), and clients enough to need them all.
+# Keys for measuring memory (the default of `limits.state_keys`), and enough clients to use them all.
 _KEYS = 200_000
 
-# Seconds that a first try waits, in which a warming run has asked for every client.
+# Seconds that a first try waits, long enough for a warming run to ask for every client.
 _WAIT_SECONDS = 1
 
 
 def counters(bench: Bench) -> Row:
-    """Two counters and a greylist rule that look at every request, beside the same ruleset without them."""
+    """Two counters and a greylist rule that apply to every request, beside the same ruleset without them."""
     load = bench.load("counters", corpus.strangers(_CLIENTS))
     remembering = corpus.with_memory(bench.shipped, wait=f"{_WAIT_SECONDS}s")
     with ExitStack() as running:
@@ -76,14 +76,14 @@ def counters_shared(bench: Bench) -> Row:
 
 
 def _let_in(load: servers.Load, server: servers.Server) -> None:
-    """Asks until every client's network has passed greylisting: those of the first run are deferred."""
+    """Asks until every client's network has passed greylisting; the first run is deferred."""
     load.put_on(server)
     time.sleep(_WAIT_SECONDS)
     load.put_on(server)
 
 
 def _memory_of_keys(bench: Bench) -> float:
-    """How much more the daemon occupies with as many keys as it keeps."""
+    """The additional memory of the daemon with the maximum number of keys."""
     rules = corpus.with_memory(bench.shipped, wait="5m")
     clients = bench.load("counters-keys", corpus.strangers(_KEYS + _KEYS // 4))
     load = servers.Load(clients.program, clients.requests, 50, 15)

@@ -1,4 +1,4 @@
-"""The rows with DNS lists: what they cost a request that needs none, four cached ones, and four that are asked."""
+"""The rows with DNS lists: the cost of a request that needs none, four cached ones, or four that are asked."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def lists_cached(bench: Bench) -> Row:
 
 
 def lists_asked(bench: Bench) -> Row:
-    """Clients of whom nothing is known: each needs its name and four lists from a resolver that takes its time."""
+    """Unknown clients: each needs its name and four lists from a slow resolver."""
     seconds = bench.scale.dns_seconds
     load = bench.load("lists", corpus.clients_without_names(int(seconds * 10_000)), connections=500)
     with ExitStack() as running:

@@ -1,4 +1,4 @@
-"""The rows about commands that people wait for: `policyd find` beside awk, sort and uniq, and `policyd status`."""
+"""The rows of interactive commands: `policyd find` beside awk, sort and uniq, and `policyd status`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
 def _decisions(lines: int) -> Iterator[str]:
-    """Lines of a decision log. Half are of clients that come again and again, the others of ever new ones."""
+    """Lines of a decision log. Half are of recurring clients, the others of new ones."""
     chance = random.Random(lines)
     for number in range(lines):
         client = chance.randrange(4000) if number % 2 else chance.randrange(1 << 30)
@@ -43,7 +43,7 @@ def _decisions(lines: int) -> Iterator[str]:
 
 
 def find(bench: Bench) -> Row:
-    """`policyd find --by client` over a decision log, beside what people did before."""
+    """`policyd find --by client` over a decision log, beside awk, sort and uniq."""
     lines = bench.scale.log_lines
     log = bench.folder / "find.log"
     with log.open("w") as file:

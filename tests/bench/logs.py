@@ -1,4 +1,4 @@
-"""The rows about mail logs: `replay` over a month of every shape, and over refusals of clients that never come again.
+"""The rows of mail logs: `replay` over a month with lines of every form, and over refusals of clients that never recur.
 
 With BENCH_FORMER=/path/to/policyd in the environment, another build reads the same logs in turn, and the row says how
 the two compare.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _SPAN = 30 * 86400  # seconds of the month
 _START = 1_790_000_000
 
-# What happens on a mail server, by its share: lines of one event, of which each begins with the writer. `q` and `r` are
+# Events on a mail server, with their share: the lines of an event, each beginning with its writer. `q` and `r` are
 # queue ids, `p` a process id, `a` an address, `n` its name, `k` a number.
 _EVENTS: tuple[tuple[float, str], ...] = (
     (
@@ -105,7 +105,7 @@ def _month(lines: int) -> Iterator[str]:
     written = number = 0
     while written < lines:
         number += 1
-        # One half of the clients come again and again.
+        # Half of the clients recur.
         client = chance.randrange(1 << 30) if number % 2 else chance.randrange(4000)
         address = f"{client >> 24 & 127 | 64}.{client >> 16 & 255}.{client >> 8 & 255}.{client & 255}"
         stamp = time.strftime("%b %e %H:%M:%S", time.gmtime(_START + _SPAN * written // lines))
@@ -143,7 +143,7 @@ def replay_month(bench: Bench) -> Row:
 
 
 def replay_refusals(bench: Bench) -> Row:
-    """`policyd replay` where no client comes twice, so that nothing can be remembered by client."""
+    """`policyd replay` without recurring clients, so that no cache by client helps."""
     return _replay(
         bench, "replay_refusals", "refusals, each of another client", _refusals, bench.scale.log_lines // 5, 0.5
     )

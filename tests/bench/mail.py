@@ -1,4 +1,4 @@
-"""The row with a real Postfix: messages a second, by what it asks for each recipient."""
+"""The row with a real Postfix: messages a second, by the policy service that it asks for each recipient."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _SERVICE = """\
   -o {{ smtpd_recipient_restrictions = {restrictions} }}
 """
 
-# Mail is to be taken as fast as it can be, however far behind the deliveries are.
+# Mail is accepted at full speed, even if deliveries fall behind.
 _NO_FLOW_CONTROL = "in_flow_delay = 0\n"
 
 
 def mail(bench: Bench) -> Row:
-    """Messages a second that Postfix takes: asking nobody, the floor, policyd, postfwd."""
+    """Messages a second that Postfix accepts with no policy service, the floor, policyd, postfwd."""
     if find_postfix("postfix") is None:
         raise LeftOut("there is no Postfix on this machine")
     if os.geteuid() != 0:
@@ -62,10 +62,10 @@ def mail(bench: Bench) -> Row:
         postfix = Postfix(folder)
         ports = _add_services(folder, {name: server and server.address for name, server in asked.items()})
         with postfix:
-            for name in asked:  # the first messages meet processes that have yet to start
+            for name in asked:  # the first messages wait for processes to start
                 _messages_a_second(bench, folder, ports[name], clients, max(scale.messages // 10, 2 * SESSIONS))
             for pair in range(scale.mail_pairs):
-                # The two that are to be told apart change places from pair to pair; the others show the frame.
+                # The two servers to compare change their order from pair to pair; the others are for reference.
                 names = ["floor", "policyd"] if pair % 2 else ["policyd", "floor"]
                 names += [name for name in ("none", "postfwd") if name in asked and pair % 3 == 0]
                 for name in names:
@@ -77,7 +77,7 @@ def mail(bench: Bench) -> Row:
         "a real Postfix taking mail, 20 sessions, policyd asked for each recipient, beside the floor asked",
         (
             Reading("of the floor's messages a second", statistics.median(ratios), "x", 0.95, more_is_better=True),
-            # Of 10 pairs, 2 to 8 would be no surprise if both were equally fast (sign test, 5 %).
+            # With equal speed, 2 to 8 of 10 pairs are within chance (sign test, 5 %).
             Reading(f"of {len(ratios)} pairs policyd was the faster in", faster, "", goal=2, more_is_better=True),
             *(Reading(name, statistics.median(values), "/s") for name, values in rates.items()),
         ),
@@ -96,7 +96,7 @@ def _add_services(root: Path, addresses: Mapping[str, str | None]) -> dict[str, 
 
 
 def _messages_a_second(bench: Bench, root: Path, port: int, clients: Path, count: int) -> float:
-    """Hands over messages and waits until Postfix is rid of them."""
+    """Sends messages and waits until Postfix has delivered them."""
     command = (
         bench.tools["mail"],
         "-a",

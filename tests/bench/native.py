@@ -1,4 +1,4 @@
-"""The tools in C: the floor, the load generators and the resolver, compiled where they are needed."""
+"""The tools in C: the floor, the load generators and the resolver, compiled when needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TOOLS = ("floor", "load", "mail", "resolver")
 def build(folder: Path) -> dict[str, Path]:
     """Compile every tool into a folder; gives the programs by name.
 
-    Raises FileNotFoundError without a C compiler (`CC`, or cc), CalledProcessError where it finds an error.
+    Raises FileNotFoundError without a C compiler (`CC`, or cc), CalledProcessError if it fails.
     """
     compiler = os.environ.get("CC", "cc")
     for tool in TOOLS:

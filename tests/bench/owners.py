@@ -1,4 +1,4 @@
-"""The row with databases of systems and countries: what they cost a request, a start, a reload, and memory."""
+"""The row with databases of systems and countries: their cost for a request, a start, a reload, and in memory."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The rows with programs that policyd may take the place of: postfwd, and Postfix's own `cidr:` table.
+"""The rows with programs that policyd may replace: postfwd, and Postfix's own `cidr:` table.
 
-Each does what it is made for, and is spared what it is not: postfwd asks no DNS and keeps no log of its rules, and
-of Postfix's table only the lookup counts, without a socket, a protocol or a log.
+postfwd asks no DNS and does not log its rules, and of Postfix's table only the lookup counts, without a socket, a
+protocol or a log.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.bench.processes import memory_mb, run_and_account, settle
 if TYPE_CHECKING:
     from tests.bench.bench import Bench
 
-# The shipped rules that need no DNS, as far as postfwd's language has them.
+# The shipped rules that need no DNS, as far as postfwd can express them.
 POSTFWD_RULES = r"""
 id=OWN;         client_address==127.0.0.0/8, 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16; action=DUNNO
 id=AUTH;        sasl_username=~/./; action=DUNNO
@@ -30,7 +30,7 @@ id=BULK;        client_address==27.100.28.0/22, 119.82.8.0/21, 119.82.152.0/21, 
                 action=REJECT 5.7.1 Access denied
 """
 
-# postfwd gets so many connections where a request takes it long: what is in flight at the end has to be waited for.
+# Connections to postfwd for slow requests, because requests in flight at the end must be waited for.
 _FEW = 4
 
 
@@ -59,7 +59,7 @@ def growth(bench: Bench) -> Row:
         with ExitStack() as running:
             _, daemon = running.enter_context(servers.policyd(bench.rules_with_lists(entries, six=False)))
             asked = {"policyd": (daemon, load)}
-            if entries in {few, many}:  # the floor knows nothing of lists
+            if entries in {few, many}:  # the floor has no lists
                 asked["floor"] = (running.enter_context(servers.floor(bench.tools["floor"])), load)
             costs = bench.costs_in_turn(rounds, **asked)
         for name, values in costs.items():

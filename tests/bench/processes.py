@@ -1,4 +1,4 @@
-"""CPU time and memory of a server with all its processes, from /proc (proc(5)), and on which cores things run.
+"""CPU time and memory of a server with all its processes, from /proc (proc(5)), and pinning to cores.
 
 An ordinary user may read all of it for processes of their own.
 """
@@ -22,7 +22,7 @@ _PROC = Path("/proc")
 _TICK = 1 / os.sysconf("SC_CLK_TCK")
 _BLOCK = 512  # of st_blocks, stat(2)
 
-# How often a peak is looked for. A look takes some milliseconds where there are hundreds of megabytes.
+# Seconds between two measurements for a peak. A measurement takes some milliseconds with hundreds of megabytes.
 _LOOK_SECONDS = 0.02
 
 
@@ -58,15 +58,15 @@ def tree(root: int) -> list[int]:
 
 
 def cpu_seconds(root: int) -> float:
-    """What a process and all that descend from it have used, with those that have ended and were waited for."""
+    """CPU seconds of a process and its descendants, including ended ones that were waited for."""
     return sum(sum(map(int, fields[11:15])) for pid in tree(root) if (fields := _stat(pid))) * _TICK
 
 
 def memory_mb(root: int) -> float:
-    """What a process and all that descend from it occupy, in 10**6 bytes.
+    """Memory of a process and its descendants, in 10**6 bytes.
 
-    This is their PSS, in which a page that several of them share counts once, and memory files (memfd_create(2)) at
-    their full size: PSS leaves out what was written and is mapped by nobody, or was mapped and not yet touched.
+    This is their PSS, in which a shared page counts once, and memory files (memfd_create(2)) at their full size,
+    because PSS leaves out pages that are not mapped or not yet touched.
     """
     pss = files_pss = 0
     files: dict[str, int] = {}
@@ -125,7 +125,7 @@ def peak_memory(root: int) -> Iterator[list[float]]:
 
 
 def settle(root: int, seconds: float = 0.3) -> None:
-    """Waits until a server has been idle for a while, so that what follows is not charged with what went before.
+    """Waits until a server has been idle for a while, so that earlier work does not count in the next measurement.
 
     Raises TimeoutError if it never is.
     """
@@ -141,7 +141,7 @@ def settle(root: int, seconds: float = 0.3) -> None:
 
 
 class Account(NamedTuple):
-    """What a command printed and used."""
+    """The output of a command, and its resources."""
 
     status: int
     output: str
@@ -159,5 +159,5 @@ def run_and_account(command: Sequence[str], given: str) -> Account:
         output = process.stdout.read()
         process.stdout.close()
         _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)  # or Popen would wait for it once more
+        process.returncode = os.waitstatus_to_exitcode(status)  # or Popen would wait for it again
     return Account(process.returncode, output, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)

@@ -1,4 +1,4 @@
-"""The rows about loading: what a reload costs after an edit, a first load, and `policyd check`.
+"""The rows of loading: the cost of a reload after an edit, of a first load, and of `policyd check`.
 
 With BENCH_FORMER=/path/to/policyd in the environment, another build does the same in turn, and each row says how the
 two compare; bars and goals are ratios to the build of commit df1664a.

@@ -1,4 +1,4 @@
-"""The results as a table in Markdown, and as JSON for whoever compares two runs."""
+"""The results as a table in Markdown, and as JSON for comparing runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _VERDICTS = {"goal": "beyond the bar: goal met", "bar": "met", "missed": "**miss
 
 
 def machine() -> dict[str, str]:
-    """What the figures depend on: hardware, system, versions."""
+    """The environment of the figures: hardware, system, versions."""
     cpu_info = Path("/proc/cpuinfo").read_text()
     memory_info = Path("/proc/meminfo").read_text()
     model = re.search(r"^model name\s*: (.+)$", cpu_info, re.MULTILINE)
@@ -78,7 +78,7 @@ def _reading_as_json(reading: Reading) -> dict[str, Any]:
 
 
 def as_markdown(machine: dict[str, str], rows: Sequence[Row], remark: str = "") -> str:
-    """The table, with the machine above it, and with what is to be said of the run."""
+    """The table, with the machine and remarks above it."""
     lines = [", ".join(f"{key} {value}" for key, value in machine.items()) + ".", ""]
     busy = float(machine["load before"]) > _BUSY
     for said in (remark, _BUSY_REMARK if busy else ""):

@@ -1,4 +1,4 @@
-"""The rows of the table but those with a mail server: each function measures one, in the order of the table."""
+"""The rows of the table except those with a mail server: each function measures one, in the order of the table."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from tests.bench.servers import Server
     from tests.field.policyd import Policyd
 
-# A ruleset that was replaced goes when no request can wait for DNS under it any more: after dns.timeout, which is 5 s,
-# and a second.
+# Seconds until a replaced ruleset is freed: after dns.timeout (5 s) and a second, when no request can still wait for
+# DNS under it.
 _RETIREMENT_SECONDS = 7
 
 # Descriptors that a daemon with thousands of connections has besides them.
@@ -90,8 +90,9 @@ def rules(bench: Bench) -> Row:
 
 
 def expressions(bench: Bench) -> Row:
-    """What a long list of expressions costs for names that fit them: beside none, when nobody is on a list, and beside
-    suffixes that give the same answers, which is the cost of the expressions alone."""
+    """The cost of a long list of expressions for names that match: beside no list, and beside suffixes that give the
+    same answers, which isolates the cost of the expressions.
+    """
     count = bench.scale.requests
     deferred = bench.load("generic-deferred", corpus.clients_of_expressions(count, EXPRESSIONS, "DEFER"))
     passed = bench.load("generic-passed", corpus.clients_of_expressions(count, EXPRESSIONS, "DUNNO"))
@@ -116,7 +117,7 @@ def expressions(bench: Bench) -> Row:
 
 
 def latency(bench: Bench) -> Row:
-    """How long one client waits for its answer while nobody else asks."""
+    """The latency of a single client."""
     entries = bench.scale.entries
     load = bench.load_of_lists(entries, connections=1)
     waits: dict[str, list[float]] = {"policyd": [], "floor": []}
@@ -137,7 +138,7 @@ def latency(bench: Bench) -> Row:
 
 
 def load_time(bench: Bench) -> Row:
-    """How long the largest lists take to load, at the start and at a reload, while nobody asks."""
+    """The load time of the largest lists, at the start and at a reload, without requests."""
     entries = bench.scale.entries
     rules = bench.rules_with_lists(entries)
     starts, reloads = [], []
@@ -188,7 +189,7 @@ def memory(bench: Bench) -> Row:
 
 
 def reload(bench: Bench) -> Row:
-    """What clients notice of reloads of the largest lists while they ask as fast as they can."""
+    """The latency of clients at full load during reloads of the largest lists."""
     entries = bench.scale.entries
     with servers.policyd(bench.rules_with_lists(entries), pinned=False) as (daemon, server):
         readings = reloads_under_load(bench, daemon, server)
@@ -245,7 +246,7 @@ def _reload_repeatedly(daemon: Policyd, count: int, edit: Callable[[int], None])
 
 
 def expiry(bench: Bench) -> Row:
-    """What clients notice when a tenth of a large list ends in the same second, while they ask as fast as they can."""
+    """The latency of clients at full load when a tenth of a large list ends in the same second."""
     total = bench.scale.entries
     ending = total // 10
     end = int(time.time()) + (30 if total >= 1_000_000 else 12)
@@ -307,7 +308,7 @@ def _until_let_through(connection: socket.socket, request: bytes) -> int:
 
 
 def idle(bench: Bench) -> Row:
-    """What a connection takes up that has asked once and is kept, as Postfix keeps them."""
+    """The memory of idle connections that have asked once, as Postfix keeps them."""
     count = bench.scale.idle
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard < count + _OTHER_DESCRIPTORS:
@@ -334,8 +335,8 @@ def _ask_once(connections: ExitStack, server: Server, request: bytes) -> None:
 
 
 def dns(bench: Bench) -> Row:
-    """Clients of whom nothing is known: each needs a name from a resolver that takes its time."""
-    # Few enough that the cache is full, and memory has to stop growing, early in the run.
+    """Unknown clients: each needs a name from a slow resolver."""
+    # Small, so that the cache is full early in the run and memory must stop growing.
     cache_size = 5000
     load = bench.load("dns", corpus.clients_without_names(int(bench.scale.dns_seconds * 15_000)), connections=500)
     with ExitStack() as running:
@@ -369,7 +370,7 @@ def dns(bench: Bench) -> Row:
 
 
 def replay(bench: Bench) -> Row:
-    """How fast `policyd replay` goes through a mail log."""
+    """The speed of `policyd replay` on a mail log."""
     mails = bench.scale.mails
     log = corpus.write_mail_log(bench.folder / "mail.log", corpus.strangers(mails))
     lines = mails * corpus.MAIL_LOG_LINES

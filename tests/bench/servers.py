@@ -1,4 +1,4 @@
-"""The servers that are measured, as processes on loopback, and the load put on them.
+"""The measured servers, as processes on loopback, and their load.
 
 A server is pinned to one core and its load to another unless a row says otherwise, so that neither takes the
 other's time.
@@ -28,7 +28,7 @@ from tests.ports import free_port
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-# How long a server may take to start or to reload with the largest lists, on a machine that has other work.
+# Timeout in seconds for a start or a reload with the largest lists on a busy machine.
 PATIENCE_SECONDS = 120
 
 POSTFWD = "/usr/sbin/postfwd2"
@@ -42,7 +42,7 @@ class Server(NamedTuple):
 
 
 class BenchError(Exception):
-    """A figure is not worth having: what it was to measure went wrong."""
+    """A measurement failed, so its figure is useless."""
 
 
 def _wrapper(*, pinned: bool) -> Sequence[str]:
@@ -116,7 +116,7 @@ def postfwd(rules: str, *, pinned: bool = True) -> Iterator[Server]:
 
 @contextmanager
 def resolver(program: Path, milliseconds: int) -> Iterator[str]:
-    """The resolver that answers after a while, on the load's core; gives `address:port`."""
+    """A resolver that answers with a delay, on the load's core; gives `address:port`."""
     port = free_port()
     with _process(*pinned_to(cores()[1]), program, str(port), str(milliseconds)):
         yield f"127.0.0.1:{port}"
@@ -147,7 +147,7 @@ def _listening(address: str) -> None:
 
 @dataclass(frozen=True)
 class Load:
-    """A load to be put on a server: who asks what, over how many connections, for how long."""
+    """A load on a server: its requests, connections and duration."""
 
     program: Path
     requests: Path
@@ -162,12 +162,12 @@ class Load:
         return [*command, "-c", str(self.connections), "-d", str(self.seconds), *more]
 
     def put_on(self, server: Server) -> dict[str, Any]:
-        """Runs it; gives what it has to say."""
+        """Runs it; returns its report."""
         return dict(json.loads(subprocess.run(self.command(server), check=True, capture_output=True).stdout))
 
 
 def insist(report: Mapping[str, Any], *, passes: int | None = None) -> None:
-    """Raises BenchError if a request was answered wrongly or not at all, or asked again where none may be."""
+    """Raises BenchError if a request was answered wrongly, not at all, or only after a retry."""
     lost = {key: report[key] for key in ("wrong", "closed", "refused", "unanswered") if report[key]}
     if lost or not report["measured"]:
         raise BenchError(f"the load generator says: {json.dumps(report)}")
@@ -185,7 +185,7 @@ def cost_us(server: Server, load: Load) -> tuple[float, dict[str, Any]]:
 
 
 def report_of(asking: subprocess.Popen[bytes]) -> dict[str, Any]:
-    """What a load generator that was started has to say, once it ends.
+    """The report of a load generator, once it ends.
 
     Raises BenchError if it has failed.
     """

@@ -1,4 +1,4 @@
-"""Whether the benchmark asks what it says: every client must get the answer that its request is marked with."""
+"""Checks the benchmark's requests: every client must get the answer that its request is marked with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is charged to a server: all its processes, and memory that no page table shows."""
+"""The resources of a server: all its processes, and memory that no page table shows."""
 
 from __future__ import annotations
 

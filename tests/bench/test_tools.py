@@ -1,4 +1,4 @@
-"""The tools in C: what they count is what happened."""
+"""The tools in C count correctly."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def test_suggest_over_the_incidents_is_a_ruleset(run: Run, tmp_path: Path) -> No
     candidates = tmp_path / "candidates.yaml"
     candidates.write_text(ended.out)
     assert run("check", "--strict", "--rules", candidates).status == 0
-    # Tried on the log it came from: only observed, so no delivered mail is hit.
+    # Tried on its own log: the rules only observe, so no delivered mail is refused.
     replayed = json.loads(run("replay", "--json", "--rules", candidates, SENDMAIL, POSTFIX).out)
     assert [(rule["rule"], rule["mode"], rule["transactions"]) for rule in replayed["rules"]] == [
         ("names-vs-sakura-ne-jp", "observe", 27),

@@ -1,4 +1,4 @@
-"""The commands that know the systems and countries of clients: suggest, stats, report, replay."""
+"""The commands that use the systems and countries of clients: suggest, stats, report, replay."""
 
 from __future__ import annotations
 

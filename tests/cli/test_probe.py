@@ -1,4 +1,4 @@
-"""The question of `policyd doctor` is nobody's mail: no tool takes it for one, and the daemon does not count it."""
+"""The question of `policyd doctor` is not a mail: no tool treats it as one, and the daemon does not count it."""
 
 from __future__ import annotations
 

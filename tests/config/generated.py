@@ -1,4 +1,4 @@
-"""Generated rulesets and requests that meet each other often, for what must hold of all of them."""
+"""Generated rulesets and requests with many matches, for property tests."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ VALUES: dict[str, list[str]] = {
 }
 
 
-# Conditions that have to do with each other, and all of them.
+# Groups of related conditions, and all conditions.
 GROUPS: list[tuple[str, ...]] = [
     ("client_address", "cidr"),
     ("hostname", "hostname_suffix", "reverse_dns"),
@@ -69,7 +69,7 @@ def conditions(draw: st.DrawFn, names: st.SearchStrategy[str], least: int) -> di
 
 @st.composite
 def rulesets(draw: st.DrawFn) -> dict[str, Any]:
-    """A ruleset as in YAML. Many a rule asks for what an earlier one does and something more, so that it is covered."""
+    """A ruleset as in YAML. Many rules have the conditions of an earlier rule and more, so they are covered."""
     some = st.sampled_from(draw(st.sampled_from(GROUPS)))
     rules: list[dict[str, Any]] = []
     for number in range(draw(st.integers(1, 5))):
@@ -91,7 +91,7 @@ def rulesets(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def requests(draw: st.DrawFn) -> Request:
-    """What Postfix could send: no sender before MAIL, no recipient before RCPT."""
+    """Requests that Postfix could send: no sender before MAIL, no recipient before RCPT."""
     state = draw(st.sampled_from(STATES))
     sender = draw(st.sampled_from(SENDERS)) if state != "CONNECT" else ""
     recipient = draw(st.sampled_from(SENDERS)) if state in {"RCPT", "DATA"} else ""

@@ -1,4 +1,4 @@
-"""Actions: words, codes and the text's template. What is refused stands in tests/bad/action-*.yaml."""
+"""Actions: words, codes and the text's template. Refused actions are in tests/bad/action-*.yaml."""
 
 from __future__ import annotations
 

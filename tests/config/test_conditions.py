@@ -1,4 +1,4 @@
-"""The table of conditions, and that the examples that it shows to people are right."""
+"""The table of conditions, and that its examples are valid."""
 
 from __future__ import annotations
 

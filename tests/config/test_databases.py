@@ -1,4 +1,4 @@
-"""Databases of networks: formats told by their content, load errors with the way out, and sealed copies."""
+"""Databases of networks: formats detected by content, load errors with suggestions, and sealed copies."""
 
 from __future__ import annotations
 

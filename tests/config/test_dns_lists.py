@@ -1,4 +1,4 @@
-"""`dns_lists:` of a ruleset: definitions, keys, and what is wrong with either."""
+"""`dns_lists:` of a ruleset: definitions, keys, and their errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`expires=` in list files: when entries end, what is no end, and what ended entries still count for."""
+"""`expires=` in list files: when entries end, invalid ends, and the remaining effects of ended entries."""
 
 from __future__ import annotations
 

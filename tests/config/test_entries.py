@@ -1,4 +1,4 @@
-"""Entries in bulk: the fast way says what the slow way says, and networks are what ipaddress makes of them."""
+"""Bulk parsing of entries: the fast and the slow path agree, and networks are parsed as by ipaddress."""
 
 from __future__ import annotations
 

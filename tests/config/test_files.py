@@ -1,4 +1,4 @@
-"""Reading files: whole, once, and with words for what cannot be read."""
+"""Reading files: whole, once, and with a message for unreadable ones."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_name_that_cannot_be_one_is_refused() -> None:
 
 
 def test_a_file_that_is_replaced_meanwhile_is_read_as_it_was(tmp_path: Path) -> None:
-    """The old content to its end, though the name leads to the new one before the second half is read."""
+    """The read gets the old content to its end, although the file is replaced before the second half is read."""
     path = tmp_path / "f"
     path.write_bytes(b"old" * 100_000)
     real_read = os.read

@@ -191,7 +191,7 @@ def test_an_empty_list_that_may_be_empty_disarms_its_rule_and_no_other(tmp_path:
     ids=["blank", "comments", "word", "words", "non-ASCII", "parentheses", "addresses", "dots", "brackets"],
 )
 def test_no_content_of_a_file_takes_long(content: bytes, tmp_path: Path) -> None:
-    """Two megabytes of anything, in every form: linear, with a hundred times what that takes as the limit."""
+    """Two megabytes of any content, in every form: linear time; the limit is a hundred times the usual time."""
     (tmp_path / "l.txt").write_bytes(content)
     uses = ", ".join(
         f"{name}: $l" for name in ("cidr", "hostname", "helo_name", "sender", "sender_regex", "reverse_dns")

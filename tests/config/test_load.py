@@ -1,4 +1,4 @@
-"""The one way in: all or nothing, exit statuses, the hash, and no file whatever that it cannot take."""
+"""Loading: all or nothing, exit statuses, the hash, and an error or a result for any file."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_without_settings_there_are_defaults(tmp_path: Path, monkeypatch: pytest
 def test_exit_statuses(
     settings_text: str | None, rules_text: str | None, status: int, count: int, tmp_path: Path
 ) -> None:
-    """2 where a settings or rules file cannot be read, 1 where it is wrong; problems of both are told at once."""
+    """2 if a settings or rules file cannot be read, 1 if it is wrong; problems of both are reported together."""
     if settings_text is not None:
         (tmp_path / "policyd.yaml").write_text(settings_text if settings_text != GOOD else "{}")
     if rules_text is not None:
@@ -223,7 +223,7 @@ rulesets = st.fixed_dictionaries(
 
 
 def load_anything(content: bytes, path: Path) -> None:
-    """Loads or raises ConfigErrors, with all that that promises; anything else fails the test."""
+    """Loads or raises ConfigErrors, and checks the promises of both; anything else fails the test."""
     path.write_bytes(content)
     try:
         loaded = load(rules_path=path, warnings_on=datetime.date(2026, 11, 21))
@@ -278,5 +278,5 @@ def test_any_settings_load_or_are_refused(content: bytes, tmp_path: Path) -> Non
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(0, 6000))
 def test_a_half_written_ruleset_is_refused_or_whole_up_to_there(cut: int, tmp_path: Path) -> None:
-    """However far an editor got: no exception but the loader's own. (A cut between two rules is a valid file.)"""
+    """A file cut anywhere raises only the loader's exception. (A cut between two rules is a valid file.)"""
     load_anything((CONFIG / "rules.yaml").read_bytes()[:cut], tmp_path / "rules.yaml")

@@ -1,4 +1,4 @@
-"""Real databases, as users fetch them: what they say, and the files of the same packages that are a mistake."""
+"""Real databases, as users fetch them: their records, and the wrong files of the same packages."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def owner(ruleset: Ruleset, address: str) -> Owner:
 @pytest.mark.parametrize(
     ("address", "asn", "country"),
     [
-        ("1.1.1.1", 13335, None),  # of its country three files say three different things
+        ("1.1.1.1", 13335, None),  # three files have three different countries for it
         ("8.8.8.8", 15169, "US"),
         ("2001:4860:4860::8888", 15169, "US"),
         ("193.0.6.139", 3333, "NL"),

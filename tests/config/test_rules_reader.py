@@ -1,4 +1,4 @@
-"""From rules.yaml to what the core works with. Messages stand in tests/bad, answers in tests/cases."""
+"""Reading rules.yaml into a ruleset. Messages are in tests/bad, answers in tests/cases."""
 
 from __future__ import annotations
 

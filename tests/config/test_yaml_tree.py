@@ -1,4 +1,4 @@
-"""YAML text -> nodes: positions, text that stays text, and what is refused."""
+"""YAML text -> nodes: positions, scalars that stay text, and refused constructs."""
 
 from __future__ import annotations
 

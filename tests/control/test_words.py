@@ -1,4 +1,4 @@
-"""Requests and answers as lines: what is understood, and what is not."""
+"""Requests and answers as lines: valid and invalid ones."""
 
 from __future__ import annotations
 

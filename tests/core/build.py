@@ -1,4 +1,4 @@
-"""Rulesets from plain dicts, for tests of the core alone: no YAML, no files, no checks."""
+"""Rulesets from plain dicts, for tests of the core without YAML, files or checks."""
 
 import ipaddress
 from typing import Any

@@ -1,4 +1,4 @@
-"""Addresses of clients: what is one, and where its PTR records are."""
+"""Client addresses: valid ones, and the names of their PTR records."""
 
 import ipaddress
 

@@ -1,4 +1,4 @@
-"""What is compared, against the words of the reference; and the sets of expressions."""
+"""Comparisons, against the reference in docs/ruleset.md; and the sets of expressions."""
 
 import gc
 import weakref

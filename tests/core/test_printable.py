@@ -1,4 +1,4 @@
-"""What others wrote, made harmless."""
+"""Escaping of text from clients and files."""
 
 from __future__ import annotations
 

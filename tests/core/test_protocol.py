@@ -1,4 +1,4 @@
-"""Any split and any glue of any requests gives the same requests, and what is no request ends in one clear error."""
+"""Requests in any pieces, or joined, give the same requests, and invalid input gives one clear error."""
 
 import pytest
 from hypothesis import given

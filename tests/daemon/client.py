@@ -1,4 +1,4 @@
-"""The other end of the protocol, as plain as can be: what Postfix sends, and the answers that come back."""
+"""A plain client of the protocol: sends requests as Postfix does, and reads the answers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Far more than any answer takes here; a test that waits so long has failed.
+# Timeout in seconds, far longer than any answer takes here.
 SECONDS = 30
 
 
 def request(**attributes: str) -> bytes:
-    """A request at RCPT from a client whose name Postfix has verified, but for what is said otherwise."""
+    """A request at RCPT from a client whose name Postfix has verified, with these attributes changed."""
     usual = {
         "request": "smtpd_access_policy",
         "protocol_state": "RCPT",

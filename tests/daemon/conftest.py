@@ -20,7 +20,7 @@ rules:
   - {name: first-try, match: {helo_name_suffix: dynamic.example}, action: REJECT, mode: observe}
 """
 
-# Everybody whom these rules do not know has to be looked up.
+# Every client that these rules do not list needs a lookup.
 DNS_RULES = """
 rules:
   - {name: known, match: {cidr: 192.0.2.25}, action: DUNNO}

@@ -1,4 +1,4 @@
-"""Accepting connections when the kernel cannot give one, also for reasons that a test must not bring about."""
+"""Accepting connections while accept(2) fails, also for reasons that a test must not cause for real."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 
 from policyd.daemon.listeners import Listener
 
-# The whole system out of descriptors, out of memory for sockets, out of memory: a test that filled these up would stop
-# every other program on the machine.
+# The whole system out of descriptors, out of memory for sockets, out of memory: simulated, because the real thing would
+# affect every other program on the machine.
 ERRORS = (errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Exhausted(socket.socket):
-    """A listening socket from which nothing can be accepted while there is an `error`."""
+    """A listening socket whose accept fails while `error` is set."""
 
     error: int | None = None
 

@@ -1,4 +1,4 @@
-"""The control socket of a real daemon: what it tells, who may ask, and that no peer costs Postfix anything."""
+"""The control socket of a real daemon: its answers, its permissions, and that no peer delays Postfix."""
 
 from __future__ import annotations
 

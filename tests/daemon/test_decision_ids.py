@@ -9,7 +9,7 @@ import pytest
 
 from policyd.daemon.decision_ids import ALPHABET, MAX_CLAIMS, WINDOWS_A_SECOND, DecisionIds
 
-# Windows of a time that no daemon on this machine lives in, nor another run of these tests.
+# Windows at a time that no daemon on this machine uses, nor another run of these tests.
 LONG_AGO = 1e6 + os.getpid() * 1e4
 
 WINDOW = 1024

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tests.daemon.conftest import StartPolicyd
 
-# Python imports this by itself (site). Its hook sees every file that the daemon, or what it forks, opens.
+# Python imports this by itself (site). Its hook sees every file that the daemon and its forked processes open.
 HOOK = """
 import os, sys
 log = os.open(os.environ["OPENED"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

@@ -1,4 +1,4 @@
-"""An upgrade under a running daemon's feet does no harm: everything that it runs has been imported at its start."""
+"""An upgrade of the files does not affect a running daemon: it imports nothing after its start."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from tests.daemon.conftest import StartPolicyd
     from tests.field.policyd import Policyd
 
-# Python imports this by itself (site), before anything of the daemon. Its hook sees every import of a module that is
-# not there already (https://docs.python.org/3/library/audit_events.html), in the daemon and in what it forks.
+# Python imports this by itself (site), before anything of the daemon. Its hook sees every new import
+# (https://docs.python.org/3/library/audit_events.html), in the daemon and its forked processes.
 HOOK = """
 import os, sys
 log = os.open(os.environ["IMPORTS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -43,7 +43,7 @@ rules:
 tests:
   - {given: {client_address: 192.0.2.1}, expect: DEFER}
 """
-# What a later reload may bring for the first time.
+# Features that a later reload may use for the first time.
 MORE = """
 databases: {asn: asn.mmdb, country: country.csv.gz}
 counters:
@@ -62,7 +62,7 @@ BROKEN = RULES.replace("cidr", "cidre").replace("hostname_suffix", "hostname_suf
 
 
 def exercise(policyd: Policyd, port: int, control: Path, metrics: int) -> None:
-    """Everything that a daemon may have to do after its start."""
+    """Exercises everything that a daemon may do after its start."""
     with Client(port) as client:
         client.ask(request(client_address="192.0.2.1"))
         client.ask(request(sender="bad@x.example", helo_name="b\u00fccher.example"))

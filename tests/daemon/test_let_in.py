@@ -1,4 +1,4 @@
-"""Who gets in: what listens where by default, when a socket can be connected to, and what looks unsafe is said."""
+"""Access to the daemon: default addresses, permissions of sockets, and warnings about unsafe settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a running daemon's lines go, and what becomes of them where they cannot go there."""
+"""The destinations of a running daemon's lines, and failures to write them."""
 
 import json
 import os
@@ -132,7 +132,7 @@ def test_no_line_is_lost_when_the_file_is_moved_during_a_burst(
     asked = 0
     with start_policyd() as policyd, Client(port) as client:
         moved = tmp_path / "decisions.log.1"
-        policyd.decision_log.rename(moved)  # logrotate, without a word to the daemon
+        policyd.decision_log.rename(moved)  # logrotate, without a signal to the daemon
         while not policyd.decision_log.exists():
             assert client.ask(BULK) == LATER
             asked += 1

@@ -107,7 +107,7 @@ def test_status_and_metrics_tell_keys_and_evictions(start_policyd: StartPolicyd,
             client.ask(request(client_address=f"192.0.2.{number}"))
         status = run(policyd, "status")
         samples = scrape(metrics_port)
-    # A key of each counter, and a value of the one that tells senders apart.
+    # A key of each counter, and a value of the one that counts distinct senders.
     assert before == {"keys": 3, "limit": 100, "evicted": 0, "state_file": None, "shared": None}
     assert status.returncode == 0
     assert samples["policyd_state_keys",] <= 100

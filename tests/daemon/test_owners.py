@@ -70,14 +70,14 @@ def test_systems_and_countries_decide_and_stand_in_every_line_of_the_log(
 
 
 def overwrite(path: Path, content: bytes) -> None:
-    """Writes into the file that is there, as a careless download does; makes it if there is none."""
+    """Overwrites the file in place, as a careless download does; creates it if it does not exist."""
     with path.open("r+b" if path.exists() else "wb") as file:
         file.write(content)
         file.truncate()
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Puts another file in its place, as a careful download does."""
+    """Replaces the file by rename, as a careful download does."""
     new = path.with_suffix(".new")
     new.write_bytes(content)
     new.rename(path)
@@ -133,7 +133,7 @@ def test_a_database_whose_file_is_as_before_is_not_parsed_again(
         assert "database country as before" not in after
         assert client.ask(HOSTER) == "REJECT 5.7.1 AS64497 FR"
         assert client.ask(NATION) == "DEFER 4.7.1 AS64496 JP"
-        # The same bytes under another name are a file that is not known, and so is a file that serves one kind more.
+        # The same bytes under another name count as a new file, and so does a file that serves another kind as well.
         (databases / "asn.mmdb").rename(databases / "systems.mmdb")
         policyd.rules.write_text(RULES.replace("asn.mmdb", "systems.mmdb"))
         assert "database asn as before" not in policyd.reload()
@@ -159,7 +159,7 @@ def test_a_database_as_before_has_the_largest_age_of_today(
 
 
 class Load:
-    """Clients that ask all the time, between `__enter__` and `__exit__`, and note every wrong answer."""
+    """Clients that ask continuously, between `__enter__` and `__exit__`, and record every wrong answer."""
 
     def __init__(self, port: int) -> None:
         self.asked = 0
@@ -191,7 +191,7 @@ class Load:
 def test_no_answer_is_wrong_while_files_are_harmed_and_reloaded_under_load(
     start_policyd: StartPolicyd, port: int, databases: Path
 ) -> None:
-    """Between two reloads both files are right, or rubbish of the same length, replaced, cut, emptied or removed."""
+    """Between two reloads both files are valid, or replaced by junk of equal length, truncated, emptied or removed."""
     content = {name: (databases / name).read_bytes() for name in ("asn.mmdb", "countries.csv")}
     said: dict[tuple[str, ...], str] = {}
     with start_policyd(RULES) as policyd:
@@ -212,7 +212,7 @@ def test_no_answer_is_wrong_while_files_are_harmed_and_reloaded_under_load(
 def test_no_answer_is_wrong_if_files_are_harmed_at_the_moment_of_a_reload(
     start_policyd: StartPolicyd, port: int, databases: Path
 ) -> None:
-    """Another program writes while the reload reads: it is refused, or it got a file that is whole and right."""
+    """Another program writes while the reload reads: the reload fails, or it has read a whole, valid file."""
     content = {name: (databases / name).read_bytes() for name in ("asn.mmdb", "countries.csv")}
     over = threading.Event()
 
@@ -223,7 +223,7 @@ def test_no_answer_is_wrong_if_files_are_harmed_at_the_moment_of_a_reload(
             for number, (name, right) in enumerate(content.items()):
                 harms = [*HARMS.values()]
                 harms[(turn + number) % len(harms)](databases / name)
-                # Longer than the clock of a file system takes to tick, so that each write has a time of its own.
+                # Longer than the resolution of file times, so that each write has a different time.
                 time.sleep(0.015)
                 overwrite(databases / name, right)
             time.sleep(0.015)

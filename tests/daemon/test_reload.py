@@ -1,4 +1,4 @@
-"""How a ruleset travels from the process that loads it to the one that serves."""
+"""Passing a ruleset from the process that loads it to the daemon."""
 
 import asyncio
 import datetime
@@ -36,7 +36,7 @@ from tests.daemon.turns import Turns
 
 
 def travel(thing: object) -> tuple[mmap.mmap, list[Any]]:
-    """Packs into a memory file and unpacks: the file, the slices, and last the thing."""
+    """Packs into a memory file and unpacks: returns the file, the slices, and last the object."""
     descriptor = os.memfd_create("test")
     with os.fdopen(os.dup(descriptor), "wb") as file:
         place = _pack(thing, file)

@@ -1,4 +1,4 @@
-"""New rules and settings while requests go on, and what is kept where they are wrong."""
+"""New rules and settings under load, and the old ones kept if they are wrong."""
 
 import os
 import resource
@@ -46,7 +46,7 @@ def write_long_rules(policyd: Policyd, names: int) -> None:
 
 
 def wait_for_load(policyd: Policyd) -> tuple[int, int]:
-    """The process that loads, and the one that it has forked for the load under way."""
+    """Waits for a load; returns the loader and its worker."""
     (loader,) = children(policyd.pid)
     (worker,) = until("a load", lambda: children(loader) or None)
     return loader, worker
@@ -54,7 +54,7 @@ def wait_for_load(policyd: Policyd) -> tuple[int, int]:
 
 @contextmanager
 def stopped_load(policyd: Policyd) -> Iterator[None]:
-    """Within the block the load that has begun makes no progress."""
+    """Stops the present load for the length of the block."""
     _, worker = wait_for_load(policyd)
     os.kill(worker, signal.SIGSTOP)
     try:

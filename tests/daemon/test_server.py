@@ -1,4 +1,4 @@
-"""Faults that no real client can bring about: bugs of our own, and what they cost."""
+"""Faults that no real client can cause: our own bugs, and their effect."""
 
 import asyncio
 import socket
@@ -38,7 +38,7 @@ def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
 
 
 class NobodyKnows(Resolver):
-    """A resolver that has to wait for every client, and then finds no name."""
+    """A resolver that waits for every client, and then finds no name."""
 
     def cached(self, address: Address | None) -> None:
         return None
@@ -81,7 +81,7 @@ class Served:
         self.listener.start(loop, self.server.accept, self.server.complain)
 
     async def ask(self, content: bytes) -> bytes:
-        """What comes back until the answer's end, or the connection's."""
+        """The bytes received up to the end of the answer or of the connection."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(content)
         try:
@@ -110,7 +110,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 
 
 def bugs(caplog: pytest.LogCaptureFixture) -> list[type[BaseException] | None]:
-    """The kind of each exception that was logged as a bug; nothing else may be in the log."""
+    """The type of each exception that was logged as a bug; nothing else may be in the log."""
     kinds = []
     for record in caplog.records:
         assert "a bug in policyd, please report it" in record.message

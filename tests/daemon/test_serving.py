@@ -1,4 +1,4 @@
-"""A daemon and its clients: good ones, bad ones, and too many of them."""
+"""A daemon and its clients: good ones, bad ones, and too many."""
 
 import os
 import resource
@@ -248,7 +248,7 @@ def test_requests_behind_one_that_waits_for_dns_are_answered_in_order(start_poli
             waiting.send(unnamed("192.0.2.99") + request() + unnamed("192.0.2.98") + request()[:20])
             wait_for_question(dns, "192.0.2.99")
             waiting.send(request()[20:])
-            assert other.ask(request()) == "DUNNO"  # nobody else waits
+            assert other.ask(request()) == "DUNNO"  # no other client waits
             dns.break_silence(NOTHING)
             assert [waiting.answer() for _ in range(4)] == [
                 "DEFER 4.7.25 no name",

@@ -1,4 +1,4 @@
-"""Several daemons on one socket that was passed to all of them: each connection is taken by one that is free."""
+"""Several daemons with one socket that is passed to all: a free daemon takes each connection."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def test_a_stream_socket_gets_the_rest_of_a_line_before_the_next_one() -> None:
         near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
         sink = sink_for(near.fileno())
         long_line = b"y" * 200_000 + b"\n"
-        assert sink.write([long_line, LINE]) == 1  # the first is under way, the second would come in its midst
+        assert sink.write([long_line, LINE]) == 1  # the first is partly written, the second would come in between
         far.settimeout(10)
         read = b""
         while not read.endswith(b"\n"):

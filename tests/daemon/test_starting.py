@@ -1,4 +1,4 @@
-"""How a daemon starts, or says why it cannot; where it listens; and what it tells systemd."""
+"""Starting a daemon, failures to start, its addresses, and notifications to systemd."""
 
 import os
 import signal

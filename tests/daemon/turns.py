@@ -1,4 +1,4 @@
-"""How often the event loop turned while something was done in slices."""
+"""Counts turns of the event loop during work in slices."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Self
 
 
 class Turns:
-    """Counts the loop's turns between `__enter__` and `__exit__`: as many as others could have been served in."""
+    """Counts the loop's turns between `__enter__` and `__exit__`, in which other work could run."""
 
     count = 0
 

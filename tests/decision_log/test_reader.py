@@ -251,7 +251,7 @@ def test_a_log_of_another_kind_is_refused(tmp_path: Path) -> None:
 # --- What the daemon writes is what is read -------------------------------------------------------------------------
 
 short_bytes = st.binary(max_size=30)
-# Postfix's client_name is taken as it is where Postfix is trusted, and whoever connects may be no Postfix.
+# With `dns.trust_postfix`, client_name is used as it is, and the peer may be any program.
 names = st.one_of(st.sampled_from([b"a.example", b"a[192.0.2.1]"]), st.binary(min_size=1, max_size=30)).filter(
     b"unknown".__ne__
 )

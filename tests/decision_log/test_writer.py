@@ -52,7 +52,7 @@ def entry(
     owner: Owner | None = None,
     **attributes: bytes,
 ) -> Entry:
-    """The decision of decision-log.md's example, but for what is said otherwise."""
+    """The decision of decision-log.md's example, with these fields changed."""
     decision = Decision(
         verb, rule, "5.7.1", ("Access denied",), observed, downgraded, identity, action != verb, owner=owner
     )

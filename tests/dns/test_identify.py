@@ -1,4 +1,4 @@
-"""Reverse DNS, PTR and back, over a map of records and a list of what fails."""
+"""Forward-confirmed reverse DNS, over a map of records and a list of failures."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ VERIFIED, MISMATCH, MISSING, ERROR = Status
 
 
 def identity(zone: Lookups, client_address: bytes = b"192.0.2.1") -> Identity:
-    """Runs the coroutine without an event loop: a dict never makes anybody wait."""
+    """Runs the coroutine without an event loop, because a dict never waits."""
     running = identify(parse_address(client_address), zone)
     with pytest.raises(StopIteration) as end:
         running.send(None)

@@ -1,4 +1,4 @@
-"""Self-tests of DNS lists: what is asked, how answers are judged, and when a list is out of use."""
+"""Self-tests of DNS lists: their questions, the evaluation of answers, and when a list is out of use."""
 
 from __future__ import annotations
 

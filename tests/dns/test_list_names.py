@@ -1,4 +1,4 @@
-"""The names that a DNS list is asked, and what is never asked."""
+"""The names of questions to a DNS list, and subjects that are never looked up."""
 
 from __future__ import annotations
 

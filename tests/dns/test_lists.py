@@ -1,4 +1,4 @@
-"""DNS lists asked of a real rbldnsd, over a real unbound, and of a server that does what no good server does."""
+"""DNS lists with a real rbldnsd behind a real unbound, and with a misbehaving server."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CLIENT = b"198.51.100.7"
 NAME = "7.100.51.198.zen.test"
 
-# Seconds for what must be answered, on a machine however busy, and for what must not be.
+# Timeouts in seconds for questions that must be answered, even on a busy machine, and for those that must not be.
 PATIENCE, DEADLINE = 30.0, 0.4
 
 GOOD = {"2.0.0.127.zen.test": Reply(["@ 60 A 127.0.0.2"])}
@@ -65,7 +65,7 @@ def meaning(answer: ListAnswer) -> str:
 
 
 async def soon(condition: Callable[[], bool], lists: DnsLists) -> None:
-    """Waits until something holds, and does what is due meanwhile."""
+    """Waits until a condition holds, and runs due self-tests."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline
@@ -74,7 +74,7 @@ async def soon(condition: Callable[[], bool], lists: DnsLists) -> None:
 
 
 class Clock:
-    """The monotonic clock as lists see it, to be put forward."""
+    """The monotonic clock of the lists, which a test can advance."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ahead = 0.0
@@ -189,7 +189,7 @@ FAILURES = [
     (Reply(silent=True), "timeout"),
     (Reply(["@ 60 A 127.0.0.2"], cut=3), "malformed"),
     (Reply(["@ 60 A 127.0.0.2"], delay=3 * DEADLINE), "timeout"),
-    (Reply(["@ 60 A 127.0.0.2"], delay=0.3), "127.0.0.2"),  # longer than c-ares waits of itself
+    (Reply(["@ 60 A 127.0.0.2"], delay=0.3), "127.0.0.2"),  # longer than c-ares's own timeout
     (Reply(["@ 60 A 127.255.255.254"]), "refused_by_list"),
     (Reply(["@ 60 A 10.0.0.1"]), "outside_127"),
     (Reply(["@ 60 CNAME listed.example", "listed.example 60 A 127.0.0.3"]), "127.0.0.3"),
@@ -316,7 +316,7 @@ async def test_a_refusal_during_mail_starts_a_self_test_that_takes_the_list_out_
             clock.ahead = 21
             await soon(lambda: standing.usable, lists)
             asked = len(scripted.asked)
-            assert meaning(await ask(lists)) == "127.0.0.2"  # asked anew: answers from before are not used
+            assert meaning(await ask(lists)) == "127.0.0.2"  # asked again: earlier answers are not used
             assert len(scripted.asked) == asked + 1
 
 

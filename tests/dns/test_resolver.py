@@ -1,4 +1,4 @@
-"""The resolver against a real unbound, and against a server that does what no good server does."""
+"""The resolver with a real unbound, and with a misbehaving server."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ if TYPE_CHECKING:
 
 VERIFIED, MISMATCH, MISSING, ERROR = Status
 
-# One client and its name in most of what follows.
+# The client and its name in most tests.
 CLIENT, CLIENT_PTR, NAME = b"192.0.2.1", reverse("192.0.2.1"), "mail.example"
 GOOD: dict[str, Reply] = {CLIENT_PTR: Reply([f"@ 300 PTR {NAME}"]), NAME: Reply(["@ 300 A 192.0.2.1"])}
 
 
-# What must be answered has so much time, in seconds, on a machine however busy; what must not be has much less. Where
-# some of it must be and some must not, it is in between.
+# Timeouts in seconds: long for questions that must be answered, even on a busy machine; short for those that must not
+# be; and between the two for tests with both.
 PATIENCE, DEADLINE, IMPATIENCE = 30, 3, 0.4
 
 
@@ -62,17 +62,17 @@ def dns(*servers: str, **settings: Any) -> Dns:
 
 
 def said(identity: Identity) -> Identity:
-    """An identity without how long it took."""
+    """An identity without its duration."""
     return identity._replace(seconds=0.0)
 
 
 def error(reason: Reason) -> Identity:
-    """What is known where the PTR lookup failed."""
+    """The identity after a failed PTR lookup."""
     return Identity(ERROR, reason=reason, names_known=False)
 
 
 class Clock:
-    """The monotonic clock as the resolver sees it, to be put forward."""
+    """The monotonic clock of the resolver, which a test can advance."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ahead = 0.0
@@ -87,7 +87,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is asked a second time because the machine had other work: for tests that count questions."""
+    """Prevents retries on a busy machine, for tests that count questions."""
     monkeypatch.setattr(channels, "FAST_SECONDS", PATIENCE)
 
 
@@ -306,7 +306,7 @@ async def test_forward_lookups_run_at_once() -> None:
 
 @pytest.mark.slow
 async def test_a_slow_answer_is_used_although_the_server_has_been_quick() -> None:
-    """c-ares learns haste from quick answers, and no longer hears a slow one; so it must not be left to it."""
+    """After fast answers c-ares uses short timeouts, and would miss a slow answer."""
     quick = {reverse(f"192.0.2.{number}"): Reply(rcode=NXDOMAIN) for number in range(100, 110)}
     with ScriptedServer({**quick, **GOOD, CLIENT_PTR: Reply(ONE_PTR, delay=2.5)}) as server:
         resolver = Resolver(dns(server.address))
@@ -367,7 +367,7 @@ async def test_a_server_that_sends_nothing_but_broken_messages_costs_no_more_tha
 async def test_an_answer_that_came_while_the_event_loop_was_busy_counts() -> None:
     with ScriptedServer(dict(GOOD)) as server:
         resolver = Resolver(dns(server.address))
-        for number in range(100, 110):  # quick answers, from which c-ares learns haste
+        for number in range(100, 110):  # fast answers, after which c-ares uses short timeouts
             await resolver.look_up(parse_address(b"192.0.2.%d" % number))
         asked = len(server.asked)
         waiting = resolver.look_up(parse_address(CLIENT))
@@ -380,7 +380,7 @@ async def test_an_answer_that_came_while_the_event_loop_was_busy_counts() -> Non
 
 
 async def test_lookups_need_no_threads() -> None:
-    """But for one, by which pycares closes channels."""
+    """Except one, with which pycares closes channels."""
     with ScriptedServer({}, otherwise=Reply(rcode=NXDOMAIN)) as server:
         before = len(list(Path("/proc/self/task").iterdir()))
         resolver = Resolver(dns(server.address))
@@ -441,7 +441,7 @@ async def test_setting_the_wall_clock_does_nothing(monkeypatch: pytest.MonkeyPat
 
 
 async def test_an_answer_that_has_changed_is_seen_when_its_time_is_over(clock: Clock) -> None:
-    """c-ares has a cache of its own, with other ideas: NODATA for an hour."""
+    """c-ares's own cache would keep NODATA for an hour."""
     with ScriptedServer({CLIENT_PTR: Reply()}) as server:
         resolver = Resolver(dns(server.address))
         assert said(await resolver.look_up(parse_address(CLIENT))) == Identity(MISSING)
@@ -527,7 +527,7 @@ async def test_beyond_so_many_lookups_a_client_is_an_error_at_once_which_is_not_
 @pytest.mark.parametrize("delay", [0.01, 0.6])
 @pytest.mark.slow
 async def test_channels_are_replaced_and_nothing_is_lost_over_it(monkeypatch: pytest.MonkeyPatch, delay: float) -> None:
-    """Both the fast ones and, where the server is slow, the slow ones."""
+    """Both the fast channels and, with a slow server, the slow ones."""
     monkeypatch.setattr(channels, "CHANNEL_QUERIES", 7)
     with ScriptedServer({}, otherwise=Reply(rcode=NXDOMAIN, delay=delay)) as server:
         resolver = Resolver(dns(server.address))
@@ -561,7 +561,7 @@ async def test_large_answers_take_no_more_than_a_share_of_the_time(monkeypatch: 
         )
         assert 1 <= [one.status for one in found].count(MISMATCH) <= 2  # as many as come with the first read
         assert {said(one) for one in found if one.status is ERROR} == {error(Reason.TIMEOUT)}
-        assert said(await resolver.look_up(parse_address(CLIENT))) == Identity(MISSING)  # over UDP, nobody rests
+        assert said(await resolver.look_up(parse_address(CLIENT))) == Identity(MISSING)  # over UDP nothing is throttled
         await resolver.close()
 
 
@@ -612,7 +612,7 @@ async def test_the_name_that_postfix_tells_is_claimed_where_the_ptr_lookup_faile
         for _ in range(2):  # asked, and from the cache
             identity = with_claimed(await resolver.look_up(parse_address(CLIENT)), claimed)
             assert said(identity) == Identity(ERROR, claimed=want, reason=Reason.SERVFAIL, names_known=False)
-        assert said(await resolver.look_up(parse_address(CLIENT))) == error(Reason.SERVFAIL)  # nobody else hears of it
+        assert said(await resolver.look_up(parse_address(CLIENT))) == error(Reason.SERVFAIL)  # for other requests
         assert resolver.cached(parse_address(CLIENT)) is None
         assert len(server.asked) == 1
         await resolver.close()
@@ -642,7 +642,7 @@ def test_closing_answers_who_still_waits_and_leaves_nothing_behind(
     async def ask() -> None:
         resolver = Resolver(dns(server.address, timeout=60))
         waiting = [resolver.look_up(parse_address(b"10.0.0.%d" % number)) for number in range(50)]
-        await asyncio.sleep(0.4)  # by now it is asked again, patiently
+        await asyncio.sleep(0.4)  # now it is asked again, over a slow channel
         await resolver.close()
         assert {said(one) for one in await asyncio.gather(*waiting)} == {error(Reason.TIMEOUT)}
         assert resolver.in_flight == 0
@@ -669,7 +669,7 @@ async def test_a_resolver_that_was_never_asked_can_be_closed() -> None:
 
 
 async def test_an_ipv6_server_is_asked_where_it_listens() -> None:
-    """Its form only: that such a server answers is the system's business."""
+    """Checks only the form of the address, not a real IPv6 server."""
     resolver = Resolver(dns(f"[::1]:{free_port()}", timeout=IMPATIENCE))
     assert said(await resolver.look_up(parse_address(CLIENT))) == error(Reason.TIMEOUT)
     await resolver.close()

@@ -1,4 +1,4 @@
-"""What an import means: its rules, loaded by the loader and asked through the engine; and what Postfix itself says."""
+"""The meaning of an import: its rules, loaded and asked through the engine; and Postfix's own answers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ACTIONS = [
 
 
 class Asked(NamedTuple):
-    """What the tests ask of a ruleset: a client and an envelope. `name` is the client's verified name."""
+    """A test's request: a client and an envelope. `name` is the client's verified name."""
 
     address: str = "198.51.100.99"
     name: str = "unknown"
@@ -57,13 +57,13 @@ def lines(text: str, path: str = "table") -> list[Line]:
 
 
 def read(format_name: str, text: str, **options: object) -> tuple[Imported, Report]:
-    """What one format's reader makes of a text."""
+    """The result of a format's reader for a text."""
     report = Report()
     return FORMATS[format_name].read(lines(text), report, **options), report
 
 
 def imported(format_name: str, text: str, options: ImportOptions | None = None) -> Result:
-    """What `policyd import` makes of a file with this text."""
+    """The result of `policyd import` for a file with this text."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table"
         path.write_text(text, encoding="utf-8", newline="")
@@ -71,12 +71,12 @@ def imported(format_name: str, text: str, options: ImportOptions | None = None) 
 
 
 def rules_of(format_name: str, text: str, **options: Any) -> Ruleset:
-    """The imported rules, loaded from what `policyd import` writes."""
+    """The imported rules, loaded from the output of `policyd import`."""
     return ruleset(imported(format_name, text, ImportOptions(shape=Shape.RULES, **options)).text)
 
 
 def loaded(text: str) -> Loaded:
-    """What is loaded from a rules file of this text. Raises ConfigErrors."""
+    """Loads a rules file with this text. Raises ConfigErrors."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rules.yaml"
         path.write_text(text, encoding="utf-8", newline="")
@@ -89,7 +89,7 @@ def ruleset(text: str) -> Ruleset:
 
 
 def attributes_of(asked: Asked) -> dict[str, str]:
-    """What Postfix would ask policyd."""
+    """The request that Postfix would send."""
     return {
         "request": "smtpd_access_policy",
         "protocol_state": "RCPT",
@@ -112,7 +112,7 @@ def answer(rules: Ruleset, asked: Asked) -> str:
 
 
 def postmap(table_type: str, text: str, keys: Iterable[str]) -> dict[str, str]:
-    """What the real Postfix finds in a table for each of these keys; keys that it does not find are left out."""
+    """The results of the real Postfix for these keys in a table; keys that it does not find are left out."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table"
         path.write_text(text, encoding="utf-8", newline="")
@@ -141,12 +141,12 @@ def name_keys(name: str) -> list[str]:
 
 
 def dotted_keys(name: str) -> list[str]:
-    """The same where parent_domain_matches_subdomains lacks smtpd_access_maps."""
+    """The same if parent_domain_matches_subdomains lacks smtpd_access_maps."""
     return [name, *(f".{parent}" for parent in name_keys(name)[1:])]
 
 
 def address_keys(address: str) -> list[str]:
-    """An address and what is left when its end is cut off at each `.` or `:` (`smtpd_check.c`, check_addr_access)."""
+    """An address and its prefixes, cut at each `.` or `:` (`smtpd_check.c`, check_addr_access)."""
     separator = ":" if ":" in address else "."
     keys = [address]
     while separator in keys[-1]:
@@ -163,12 +163,12 @@ def mail_keys(address: str) -> list[str]:
 
 
 def first(found: dict[str, str], keys: Iterable[str]) -> str:
-    """What the first of these keys that is there stands for; nothing if there is none."""
+    """The value of the first existing key; empty if there is none."""
     return next((found[key] for key in keys if key in found), "")
 
 
 def as_answer(result: str) -> str:
-    """A right-hand side of these tests' tables as the answer that must come of it. An empty one is DUNNO."""
+    """The expected answer for a right-hand side of these tests' tables; DUNNO for an empty one."""
     verb, _, text = result.partition(" ")
     if verb.upper() in {"", "OK", "DUNNO", "HOLD", "RELAY", "PERMIT"}:
         return "DUNNO"

@@ -135,7 +135,7 @@ rulesets_of_networks = st.lists(network_rules, min_size=1, max_size=5).map(rules
 
 
 def made(text: str) -> Ruleset:
-    """The rules that hypothesis has made up. It tries others if the loader refuses them: one can never match."""
+    """The rules that hypothesis generated; rejects those that the loader refuses because a rule can never match."""
     try:
         return ruleset(text)
     except ConfigErrors:
@@ -143,7 +143,7 @@ def made(text: str) -> Ruleset:
 
 
 def told_whole(name: str, text: str, **options: Any) -> tuple[str, list[str]]:
-    """What was exported without a loss, and what the report says of differences."""
+    """The export without losses, and the differences in the report."""
     written, report = exported(name, text, **options)
     assert report.losses == []
     return written, [note.reason for note in report.notes]
@@ -210,7 +210,7 @@ names = st.lists(st.sampled_from(NAMES), min_size=1, max_size=2, unique=True)
 octets = st.lists(st.sampled_from(OCTETS), min_size=1, max_size=3, unique=True)
 name_rules = st.builds(rule, st.just("hostname_suffix"), names, st.just([]) | names, st.sampled_from(ACTIONS))
 octet_rules = st.builds(rule, st.just("cidr"), octets, st.just([]) | octets, st.sampled_from(ACTIONS))
-# Names first: that is the one order which an access table knows.
+# Names first: the only order of an access table.
 rulesets_of_clients = st.builds(
     lambda by_name, by_address: rules_file([*by_name, *by_address]),
     st.lists(name_rules, max_size=3),
@@ -416,7 +416,7 @@ def run(*command: str, given: str = "") -> subprocess.CompletedProcess[str]:
 
 
 def accepts(*command: str, trivial: str, written: str) -> None:
-    """The real program takes what was written; skipped where this kernel does not even let it take a trivial file."""
+    """The real program accepts the export; skipped if this kernel does not even accept a trivial file."""
     probe = run(*command, given=trivial)
     if probe.returncode:
         pytest.skip(f"{command[0]} does not work on this kernel: {probe.stderr.strip()[:200]}")

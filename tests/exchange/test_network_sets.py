@@ -1,4 +1,4 @@
-"""Which addresses rows keep out: those whose first matching row blocks, whatever the order and however they overlap."""
+"""Rows block the addresses whose first matching row blocks, for any order and overlap."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Single values: what a range of addresses is as networks."""
+"""Single values: address ranges as networks."""
 
 from __future__ import annotations
 

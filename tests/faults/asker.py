@@ -1,10 +1,9 @@
-"""The process that asks: `python -m tests.faults.asker`, started by `tests.faults.flow`.
+"""The asking process of a flow: `python -m tests.faults.asker`, started by `tests.faults.flow`.
 
 It keeps connections busy as Postfix does: one request in flight on each, a short pause, the next one; and where the
-server closes or refuses, a new connection and the same request again. It judges nothing. What it has sent and got is
-written to standard output as it comes, as pickled lists of `Attempt` and `Waits`; so whoever judges it spoils no times.
-
-It ends at SIGTERM, when what is in flight has been answered or its time is over.
+server closes or refuses, a new connection and the same request again. It does not check answers, so checking does not
+affect times: it writes attempts to standard output, as pickled lists of `Attempt` and `Waits`. It ends at SIGTERM, when
+requests in flight have been answered or timed out.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ from tests.faults.world import NAMED, attributes_of
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
 
-# Postfix's patience, as the README has it set (smtpd_policy_service_timeout).
+# Postfix's timeout in seconds, as in the README (smtpd_policy_service_timeout).
 PATIENCE_SECONDS = 10.0
 
 # Before a new connection where one was closed or refused. Postfix waits 1 s; here a test waits with it.
 AGAIN_SECONDS = 0.1
 
-# How often what has come is passed on, with how long everybody has had to wait for a CPU.
+# Seconds between two writes of attempts and of waits for a CPU.
 BATCH_SECONDS = 0.01
 
-# In the place of a client's number: no request at all; the server has closed a connection that waited for nothing.
+# In place of a client's number: the server has closed an idle connection.
 IDLE = -1
 
 
@@ -61,7 +60,7 @@ class Waits(NamedTuple):
 
 
 def waits(pids: list[int]) -> Waits:
-    """As it is now. A process or thread that is gone waits no longer."""
+    """The present waits. A process or thread that has ended is left out."""
     seconds = {}
     for pid in pids:
         try:
@@ -135,7 +134,7 @@ class Connection(asyncio.Protocol):
             asyncio.get_running_loop().call_later(AGAIN_SECONDS, self._asker.start, self.connect())
 
     def check(self, now: float) -> bool:
-        """Whether an answer is awaited; no longer than Postfix would."""
+        """Whether an answer is pending; gives up after Postfix's timeout."""
         if self._question is None or not self._sent:
             return False
         if now - self._sent > PATIENCE_SECONDS:
@@ -221,7 +220,7 @@ def encoded(client: int, serial: int) -> bytes:
 
 
 def named_clients(first: int) -> Iterator[tuple[int, int]]:
-    """The clients for whom nobody has to ask DNS, over and over, beginning at one of them."""
+    """Endlessly yields the clients that need no DNS, beginning at one of them."""
     while True:
         yield first % len(NAMED), 0
         first += 1
@@ -249,11 +248,11 @@ def main() -> None:
         for number in range(nameless)
     ]
     fcntl.fcntl(sys.stdout.fileno(), fcntl.F_SETPIPE_SZ, 1 << 20)  # so that it never waits for its reader
-    gc.disable()  # a collection would be taken for a slow answer; nothing here is in cycles for long
+    gc.disable()  # a garbage collection would look like a slow answer
     uvloop.run(asker.run(connections))
 
 
 if __name__ == "__main__":
-    from tests.faults.asker import main  # what is pickled is of that module, not of __main__
+    from tests.faults.asker import main  # pickled objects must belong to that module, not to __main__
 
     main()

@@ -1,4 +1,4 @@
-"""What the fault tests stand on: a world whose DNS does as it is told, daemons, and the table of how it went.
+"""Fixtures of the fault tests: a world with scripted DNS, daemons, and the table of results.
 
 The short form is part of `make test`; `make faults` sets FAULTS=long, which makes each fault last longer and adds
 those that take minutes. The table is printed at the end, and written to the file that FAULTS_TABLE names.
@@ -31,7 +31,7 @@ LONG = os.environ.get("FAULTS") == "long"
 # How long a fault lasts, in seconds.
 SECONDS = 4.0 if LONG else 0.7
 
-# What is promised within a second is waited for so long: the short form runs on machines that have other work.
+# Seconds to wait for events promised within a second, because the short form runs on busy machines.
 SOON_SECONDS = 2 if LONG else PATIENCE_SECONDS
 
 long_only = pytest.mark.skipif(not LONG, reason="takes minutes; run it with make faults")
@@ -49,7 +49,7 @@ _texts: list[str] = []
 
 
 def add_row(row: Row) -> Row:
-    """Makes a row part of the table, however it goes."""
+    """Adds a row to the table, whatever its result."""
     _rows.append(row)
     return row
 
@@ -71,7 +71,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 class Setting:
-    """A world, the name server that knows it, and a daemon that asks that server: what a flow needs."""
+    """A world, its name server, and a daemon that asks that server, for a flow."""
 
     def __init__(self, folder: Path, *, tcp: bool = True) -> None:
         self.world = World()
@@ -92,7 +92,7 @@ class Setting:
 
     def flow(self, fault: str, **arguments: Any) -> Flow:
         """A flow for a `with` block. Its row is part of the table, whatever becomes of it."""
-        if not LONG:  # part of every test run, on whatever machine: what hangs is found, and no race against the clock
+        if not LONG:  # the short form runs on any machine, so it detects hangs, not slowness
             arguments = {"tail": NORMAL_SECONDS / 2, "normal": 5.0, "longest": 5.0, **arguments}
         arguments = {"pid": self._daemon.pid, **arguments}
         flow = Flow(fault, self.world, arguments.pop("place", self.port), **arguments)

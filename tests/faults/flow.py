@@ -7,8 +7,8 @@
         flow.fault_is_over()
 
 At the end of the block the flow has stopped, each request is accounted for, and `flow.row` says how it went; a wrong
-answer, a failure that was not to be, a slow answer or a late recovery fails the test. What is right is known to
-`tests.faults.world`; a process of its own asks (`tests.faults.asker`), so judging costs no answer any time.
+answer, a failure that was not to be, a slow answer or a late recovery fails the test. `tests.faults.world` knows the
+right answers; a separate process asks (`tests.faults.asker`), so checking does not delay answers.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 
-# A request that needs no DNS waits no longer than this, whatever fails; and all is as before within this after a fault
-# has ended.
+# Maximum seconds for a request that needs no DNS, whatever fails; and until everything is normal after a fault.
 LONGEST_SECONDS = 0.1
 NORMAL_SECONDS = 1.0
 
-# Of wrong answers so many are shown.
+# Maximum number of wrong answers shown.
 SHOWN = 5
 
 
 @dataclass
 class Row:
-    """How it went under one fault. Times in seconds, the longest that an answer took. `longest_own` is without the
-    time in which the machine ran something else, though an answer was to be made."""
+    """How it went under one fault. Times in seconds, the longest that an answer took. `longest_own` leaves out time in
+    which the machine ran other programs although an answer was pending.
+    """
 
     fault: str
     sent: int = 0
@@ -77,13 +77,14 @@ HEAD = (
 
 
 class Flow:
-    """Requests from `named` connections for which nobody asks DNS, and from `nameless` ones for which somebody must.
+    """Requests from `named` connections, which need no DNS, and from `nameless` ones, which do.
 
     `place` is a port of 127.0.0.1 or `unix:/path`, `pid` the server's process. Each connection asks `pause` seconds
     after each answer. `kinds` are places in NAMELESS, each new client of which asks `repeats` times. Failures that
-    begin with one of `may_fail` are to be expected, and so are closed connections with `may_close`; with `exhausts`
-    what fails is descriptors or the CPU, and answers may be slow. Otherwise an answer may take the `longest`, and with
-    a lookup its `patience` more. For `tail` seconds it goes on after the fault, and has to be `normal` within so many.
+    begin with one of `may_fail` are expected, and so are closed connections with `may_close`; with `exhausts` the fault
+    exhausts descriptors or the CPU, and answers may be slow. Otherwise an answer may take `longest` seconds, and
+    `patience` more with a lookup. The flow continues for `tail` seconds after the fault, and must be normal within
+    `normal` seconds.
     """
 
     def __init__(
@@ -171,7 +172,7 @@ class Flow:
         assert self._process.poll() is None, "the asking process has ended"
 
     def wait_for(self, answers: int) -> None:
-        """Lets it run until there are so many more answers."""
+        """Lets it run until there are `count` more answers."""
         wanted = self.answered + answers
         until(f"{wanted} answers", lambda: self.answered >= wanted or None)
 
@@ -181,7 +182,7 @@ class Flow:
         until(f"{wanted} clients", lambda: self.clients >= wanted or None, seconds)
 
     def fault_is_over(self) -> None:
-        """From now on all is to be well, and soon."""
+        """Marks the end of the fault: answers must be normal soon."""
         self._over = time.monotonic()
 
     def _read(self) -> None:
@@ -216,7 +217,7 @@ class Flow:
             else:
                 first = first_asked[each.client, each.serial]
                 is_normal = self._judge_one(each, first)
-                # What DNS said before the end of the fault is known for a while.
+                # DNS answers from before the end of the fault are cached for a while.
                 if self._over is not None and (each.sent if each.failure else first) > self._over and not is_normal:
                     abnormal.append(each)
                 elif is_normal:
@@ -231,7 +232,7 @@ class Flow:
         self._insist()
 
     def _judge_one(self, each: Attempt, first_asked: float) -> bool:
-        """Judges an attempt; returns whether it went as it does where nothing fails."""
+        """Checks an attempt; returns whether its result is that without a fault."""
         row = self.row
         row.sent += 1
         if each.failure:
@@ -277,7 +278,7 @@ class Flow:
         assert self._may_close or self.idle_closes == 0, f"{self.idle_closes} connections were closed: {row}"
         assert row.answered, row
         assert self._exhausts or self._longest_own < self._longest, row
-        held_up = row.longest - self._longest_own  # a machine that has other work does not spare the rest
+        held_up = row.longest - self._longest_own  # checked even on a busy machine
         assert row.longest_with_dns < self._patience + self._longest + held_up, row
         assert row.normal_within is None or row.normal_within < self._normal, row
 

@@ -1,4 +1,4 @@
-"""A block by hand, in the middle of an edit of the rules: it works at once, and ends without a command."""
+"""`policyd block` during an edit of the rules: it works at once, and ends without a command."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SHIPPED = Path(__file__).parents[2] / "config" / "rules.yaml"
 
-# How long the block is to last, in seconds, and how `policyd block` is told. The command alone may take two of them.
+# The block's duration in seconds, and as an option. The command itself may take two seconds.
 LASTS, FOR = (60, "1m") if LONG else (5, "5s")
 
 

@@ -1,4 +1,4 @@
-"""Clients do what they like: the good ones among them are answered as ever, and on time."""
+"""Misbehaving clients: good clients are still answered rightly and on time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _Place = TypeVar("_Place", int, str)
 
-# Of the clients that hold a connection and do something wrong on it, so many do so at a time.
+# Number of simultaneous clients that misbehave on an open connection.
 CROWD = 200
 
 # The worst that one can send: each request is answered with some hundred bytes.
@@ -33,7 +33,7 @@ LISTED = request(client_address="203.0.113.9")
 
 
 def garbage(port: int, over: threading.Event) -> None:
-    """One connection after the other with something that is no request."""
+    """One connection after the other with junk."""
     kinds = (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n\n\n", b"\x16\x03\x01\x02\0" * 50 + b"\n\n", b"\n\n\n", b"=\n\n")
     while not over.is_set():
         for kind in kinds:
@@ -43,7 +43,7 @@ def garbage(port: int, over: threading.Event) -> None:
 
 
 def binary(port: int, over: threading.Event) -> None:
-    """One connection after the other with bytes by chance."""
+    """One connection after the other with random bytes."""
     while not over.is_set():
         with Client(port) as client, suppress(OSError):
             client.send(os.urandom(70_000))
@@ -99,7 +99,7 @@ def storm(port: int, over: threading.Event) -> None:
 
 @contextmanager
 def crowd(port: int, count: int = CROWD) -> Iterator[list[Client]]:
-    """So many connections."""
+    """Opens this number of connections."""
     clients: list[Client] = []
     try:
         clients.extend(Client(port) for _ in range(count))
@@ -130,7 +130,7 @@ def one_setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Sett
 
 @contextmanager
 def beside(nuisance: Callable[[_Place, threading.Event], None], place: _Place) -> Iterator[None]:
-    """The nuisance goes on within the block. What it finds wrong fails the test."""
+    """Runs the nuisance during the block. Its failures fail the test."""
     over = threading.Event()
     problems: list[BaseException] = []
 

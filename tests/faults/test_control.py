@@ -1,4 +1,4 @@
-"""Peers of the control socket do what they like: Postfix is answered as ever, and so is the next `policyd status`."""
+"""Misbehaving peers of the control socket: Postfix is still answered, and so is the next `policyd status`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DNS fails in every way. Who needs none does not notice; who does gets a right answer within `dns.timeout`."""
+"""DNS failures: clients that need no DNS are not affected; others get a right answer within `dns.timeout`."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ def in_ptr(changed: Callable[[Reply, str], Reply]) -> Callable[[Reply, str], Rep
 
 
 def names_for(changed: Callable[[str], list[str]], *, domain: str = "") -> DnsState:
-    """PTR records with other names than the right one, none of which leads anywhere, for clients of one domain or
-    for all."""
+    """PTR records with wrong names that have no address, for clients of one domain or for all."""
 
     def is_meant(name: str) -> bool:
         return name.endswith(domain)
@@ -63,8 +62,9 @@ def of_another(_: Reply, question: str) -> Reply:
 
 @dataclass(frozen=True)
 class Fault:
-    """What becomes of answers, the reasons of errors that the decision log then names, and whether lookups may be too
-    late beside that."""
+    """The distortion of answers, the expected reasons of errors in the decision log, and whether lookups may also time
+    out.
+    """
 
     state: DnsState
     reasons: frozenset[str] = frozenset()
@@ -72,7 +72,7 @@ class Fault:
 
 
 def failing(reason: str, changed: Callable[[Reply, str], Reply]) -> Fault:
-    """Nothing is known of anybody, for this reason."""
+    """Every lookup fails for this reason."""
     return Fault(DnsState(changed, nothing_known), frozenset({reason}))
 
 
@@ -123,7 +123,7 @@ def test_whatever_dns_says_nobody_gets_a_wrong_answer(name: str, one_setting: tu
     assert "bug" not in policyd.operational_log.read_text()
 
 
-# Nobody answers at all.
+# No server answers.
 DOWN = DnsState(distorted(), nothing_known)
 
 

@@ -1,4 +1,5 @@
-"""A DNS list falls silent while mail flows: requests that do not need it never notice, and it is used again at once.
+"""A DNS list stops answering while mail flows: requests that do not need it are not affected, and it is used again at
+once.
 
 500 connections ask. Half of them come from clients that a rule above the list lets through; the other half need the
 list. Each answer is checked.
@@ -63,7 +64,7 @@ class Zone(dict[str, Reply]):
 
 @dataclass
 class Storm:
-    """What the connections saw, by the clock."""
+    """The connections' results over time."""
 
     quick: list[float] = field(default_factory=list)  # seconds of answers that need no list
     listed: list[tuple[float, float, bytes]] = field(default_factory=list)  # when, seconds, and the answer

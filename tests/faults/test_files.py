@@ -1,5 +1,6 @@
-"""Files are not as they should be. New rules are taken whole or not at all; a log that cannot be written loses lines,
-each of them counted, and nothing else."""
+"""Faulty files: new rules are taken whole or not at all; a log that cannot be written only loses lines, each of them
+counted.
+"""
 
 from __future__ import annotations
 
@@ -265,7 +266,7 @@ def test_a_fifo_without_a_reader_holds_nobody_up(setting: Setting) -> None:
     read: list[bytes] = []
 
     def read_all() -> None:
-        with fifo.open("rb") as file:  # waits for somebody who writes
+        with fifo.open("rb") as file:  # waits for a writer
             opened.set()
             read.append(file.read())
 
@@ -283,7 +284,7 @@ def test_a_fifo_without_a_reader_holds_nobody_up(setting: Setting) -> None:
 
 
 CLOSED = ["bash", "-c", 'exec "$@" >&-', "bash"]
-NOBODY_READS = ["bash", "-c", 'exec 3<> <(:); exec "$@" >&3', "bash"]  # a pipe that nothing is ever taken from
+NOBODY_READS = ["bash", "-c", 'exec 3<> <(:); exec "$@" >&3', "bash"]  # a pipe without a reader
 
 
 OUTPUTS = {"closed": CLOSED, "a pipe that nobody reads": NOBODY_READS}

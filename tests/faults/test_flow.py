@@ -1,4 +1,4 @@
-"""The flow itself: it passes where nothing fails, and sees what it is there to see."""
+"""Tests of the flow itself: it passes without a fault, and detects wrong behaviour."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_where_nothing_fails_every_answer_is_right_and_logged(setting: Setting) 
 
 @contextmanager
 def found_out(words: str) -> Iterator[None]:
-    """The flow inside is judged as it should be: these words say why it fails."""
+    """The flow inside must fail with these words."""
     with pytest.raises(AssertionError, match=words):
         yield
 

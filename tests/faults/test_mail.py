@@ -1,5 +1,6 @@
-"""Real mail through a real Postfix while something fails: every message is accepted, rejected or told to come back, as
-it should be, and none is told 451."""
+"""Real mail through a real Postfix during a fault: every message is rightly accepted, rejected or deferred, and none
+gets 451.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +60,7 @@ SENDERS = (
     Sender("10.3", None, "554 vps", DEFERRED, "vps.example"),
 )
 
-# Of the clients who need DNS each has so many addresses, since who was looked up is known for a while.
+# Number of addresses of each client that needs DNS, because lookups are cached for a while.
 ADDRESSES = 4000
 
 
@@ -107,7 +108,7 @@ class Mail:
             thread.join()
 
     def wait_for(self, messages: int) -> None:
-        """Wait until each of the senders has had so many more answers."""
+        """Waits until each of the senders has had `count` more answers."""
         with self._lock:
             wanted = Counter({sender: self._answers[sender] + messages for sender in SENDERS})
             assert self._lock.wait_for(lambda: self._answers >= wanted, timeout=60), self.row

@@ -1,4 +1,4 @@
-"""The daemon is signalled, killed, starved and confused. What is asked is answered, if need be at a second try."""
+"""Signals, kills and resource limits: every request is answered, if necessary at a second try."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # Connections of a flow, each of which has at most one request under way.
 CONNECTIONS = 12
 
-# What a request on a connection that is just being closed gets; Postfix asks again on a new one, and so does the flow.
+# The failure of a request on a connection that is being closed; Postfix and the flow ask again on a new one.
 CLOSED = "the connection was closed"
 
 # How a flow differs from the usual while the daemon ends and starts.

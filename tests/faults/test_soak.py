@@ -3,7 +3,7 @@
     make faults SOAK=10000000
 
 The volume comes from tests/bench/load.c, which checks the word of each answer; a slower flow beside it checks all of
-each, and asks for clients that DNS must be asked for. Every answer is looked for in the decision log.
+each, and asks for clients that DNS must be asked for. Every answer must be in the decision log.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ PARTS = 10
 ROUNDS = 10
 NEW_SECONDS = 0.5
 
-# So many have to be looked up first: by then the caches, c-ares's own included, are as large as they get, and what
-# they hold is no growth.
+# Lookups before the first measurement: by then all caches, c-ares's own included, have their full size.
 CLIENTS_AT_FIRST = 15_000
 
 # Between two reloads, in seconds.

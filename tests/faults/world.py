@@ -1,7 +1,7 @@
-"""The world in which faults are tried: editions of a ruleset, the clients who ask, and what DNS says of them.
+"""The world of the fault tests: editions of a ruleset, clients, and their DNS.
 
-From these follows which answers to a request are right at a time, worked out by `tests.naive`, which shares no code
-with policyd. Every REJECT and DEFER of a ruleset names its edition, so an answer tells which ruleset gave it.
+`tests.naive`, which shares no code with policyd, computes from these the right answers to a request at a time. Every
+REJECT and DEFER of a ruleset names its edition, so an answer tells which ruleset gave it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def ruleset_hash(edition: int) -> str:
 
 
 def right_answer(edition: int, attributes: dict[str, str], dns: naive.Dns) -> str:
-    """What an edition answers to a request, where this is what DNS has said."""
+    """The right answer of an edition to a request, given these DNS answers."""
     made = rules(edition)
     decided = naive.decide(made, "DUNNO", attributes, dns, datetime.datetime.now(datetime.UTC).date())
     if decided.verb == "DUNNO":
@@ -85,7 +85,7 @@ def right_answer(edition: int, attributes: dict[str, str], dns: naive.Dns) -> st
 
 @dataclass(frozen=True)
 class Named:
-    """A client whose name Postfix has verified, or who needs none: nobody has to ask DNS."""
+    """A client whose name Postfix has verified, or who needs none, so DNS is not asked."""
 
     attributes: dict[str, str]
 
@@ -180,7 +180,7 @@ def attributes_of(client: int, serial: int) -> dict[str, str]:
 
 
 def truth(address: str) -> naive.Dns:
-    """What DNS knows of a nameless client."""
+    """The DNS data of a nameless client."""
     who = NAMELESS[place_of(address)]
     if not who.domain:
         return naive.Dns("missing")
@@ -191,12 +191,12 @@ def truth(address: str) -> naive.Dns:
 
 
 def nothing_known(_address: str) -> naive.Dns:
-    """What is known of a client where the very first lookup fails."""
+    """The identity of a client if the first lookup fails."""
     return naive.Dns("error", names_known=False)
 
 
 def only_the_name(address: str) -> naive.Dns:
-    """What is known where the name of a client could be had, but not whether it leads back."""
+    """The identity of a client if the PTR lookup succeeds and the forward lookup fails."""
     if not NAMELESS[place_of(address)].domain:
         return naive.Dns("missing")
     return naive.Dns("error", claimed=(ptr_name(address),))
@@ -241,7 +241,7 @@ def _address_in(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class DnsState:
-    """How DNS is: what becomes of the right reply to a question, and what is then known of a client at last."""
+    """A state of DNS: the distortion of replies, and the resulting identity of a client."""
 
     distorted: Callable[[Reply, str], Reply]
     known: Callable[[str], naive.Dns]
@@ -263,7 +263,7 @@ class Zone(dict[str, Reply]):
 
 
 def verified_by_postfix(attributes: dict[str, str]) -> naive.Dns:
-    """What Postfix knows of a client that it has a name of."""
+    """Postfix's identity of a client with a name."""
     return naive.Dns("verified", verified=(attributes["client_name"].lower(),))
 
 
@@ -278,7 +278,7 @@ class _Span(Generic[T]):
 
 
 class Timeline(Generic[T]):
-    """What was in force when, on the monotonic clock. While a change is under way, both the old and the new are."""
+    """The states over time, on the monotonic clock. During a change, both the old and the new state count."""
 
     def __init__(self, first: T) -> None:
         self._spans = [_Span(first, float("-inf"), float("inf"))]
@@ -301,7 +301,7 @@ class Timeline(Generic[T]):
         return [span.value for span in self._spans if span.began <= ended and span.ended >= began]
 
     def seen(self, value: T, at: float) -> None:
-        """This was met at a time, so what came before it was over by then."""
+        """Records that a state was seen, so earlier states had ended by then."""
         for span in self._spans:
             if span.value == value:
                 return
@@ -319,7 +319,7 @@ class World:
 
     @contextmanager
     def dns_being(self, state: DnsState, *, may_fail: bool = False) -> Iterator[None]:
-        """Within the block DNS is like this; policyd may also be unable to learn of it in time."""
+        """Sets the state of DNS for the block; lookups may also time out."""
         with self.dns.changing(state):
             self.zone.state = state
         failing = self.dns.changing(DnsState(state.distorted, nothing_known)) if may_fail else nullcontext()
@@ -332,7 +332,7 @@ class World:
 
     @contextmanager
     def dns_may_fail(self) -> Iterator[None]:
-        """Within the block policyd may be unable to ask DNS, which itself is well."""
+        """During the block lookups may fail although DNS works."""
         with self.dns.changing(DnsState(HEALTHY.distorted, nothing_known)):
             yield
         with self.dns.changing(HEALTHY):

@@ -1,8 +1,8 @@
-"""Runs `policyd fetch` again and again, each time in a child that kills itself (SIGKILL) at one step of its way.
+"""Runs `policyd fetch` repeatedly, each time in a child that kills itself (SIGKILL) at a given step.
 
-Reads the number of a step from each line of the standard input, and answers with a line: what the child was about to
-do when it died, or `ended` if it had no such step. Steps are each file that is opened for writing, linked, renamed,
-given a time or removed, each half of what is written, and each connection: to the web server, and to the daemon.
+Reads the number of a step from each line of standard input, and answers with a line: the step at which the child died,
+or `ended` if it had no such step. Steps are each file that is opened for writing, linked, renamed, given a time or
+removed, each half of what is written, and each connection: to the web server, and to the daemon.
 """
 
 from __future__ import annotations

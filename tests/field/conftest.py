@@ -1,5 +1,4 @@
-"""What the field tests stand on: one Postfix and one unbound for all of them, and daemons that ask the one for the
-other."""
+"""Fixtures of the field tests: one Postfix and one unbound for all tests, and daemons."""
 
 from __future__ import annotations
 
@@ -35,8 +34,8 @@ RECORDS = [
     *claim("mail.partner.quiet.example", "180.222.51.99"),
 ]
 
-# Zones whose server says nothing. Each is for one client: unbound remembers who never answered, and is quicker to say
-# SERVFAIL the next time.
+# Zones whose server does not answer, one for each client, because unbound remembers silent servers and says SERVFAIL
+# sooner the next time.
 SILENT_ZONES = ["silent.example", "mute.example", "quiet.example", "113.0.203.in-addr.arpa"]
 # Zones whose server refuses, which unbound turns into SERVFAIL.
 REFUSED_ZONES = ["refused.example", "100.51.198.in-addr.arpa"]
@@ -53,7 +52,7 @@ def open_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def postfix(open_folder: Path) -> Iterator[Postfix]:
-    """A running Postfix; nobody answers its policy questions yet."""
+    """A running Postfix, without a policy service yet."""
     require("postfix", "postconf", root=True)
     root = open_folder / "postfix"
     root.mkdir()
@@ -79,7 +78,7 @@ def resolver(open_folder: Path) -> Iterator[str]:
 
 
 class StartPolicyd(Protocol):
-    """How `start_policyd` is called: as `Policyd` is, without a folder, and with settings that differ from usual."""
+    """The signature of `start_policyd`: that of `Policyd` without a folder, with changed settings."""
 
     def __call__(self, rules: str, **arguments: Any) -> AbstractContextManager[Policyd]: ...
 

@@ -35,12 +35,12 @@ EVERY_END = [
 ]
 
 
-# What is written when the message to all of them is done with.
+# The log line when the message to all of them has been handled.
 LAST = b"sender non-delivery notification"
 
 
 def correspond(postfix: Postfix) -> None:
-    """Send all of it and wait for the ends of it. policyd must be answering with `RULES`."""
+    """Sends all messages and waits for the results. policyd must be answering with `RULES`."""
     for long_queue_ids in ("yes", "no"):
         postfix.configure(f"enable_long_queue_ids = {long_queue_ids}")
         _send_and_wait(postfix)

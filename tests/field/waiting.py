@@ -1,4 +1,4 @@
-"""Waiting for what another process does, by asking again until it has."""
+"""Waits for another process, by polling."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Far more than anything takes here, on a machine however busy: a wait ends as soon as it can.
+# Timeout in seconds, far more than needed even on a busy machine.
 PATIENCE_SECONDS = 30
 
 
 def until(what: str, probe: Callable[[], T | None], seconds: float = PATIENCE_SECONDS) -> T:
-    """What `probe` gives as soon as it gives anything.
+    """Calls `probe` until it returns something, and returns that.
 
-    Raises TimeoutError, which names `what`, if that took longer than `seconds`.
+    Raises TimeoutError, which names `what`, after `seconds`.
     """
     deadline = time.monotonic() + seconds
     while (found := probe()) is None:

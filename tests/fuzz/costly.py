@@ -1,5 +1,6 @@
-"""Inputs of 64 KiB that are made to take long. Each once took seconds, up to minutes, or broke something by its length:
-findings that are longer than what makes them."""
+"""Inputs of 64 KiB that once took seconds to minutes, or broke a promise by their length: findings that are generated,
+because files would be long.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from tests.fuzz.inputs import LONG
 
 
 def _lines(template: str, count: int) -> str:
-    """So many lines, each with its number in place of `%d`."""
+    """`count` lines, each with its number in place of `%d`."""
     return "".join(template.replace("%d", str(number)) for number in range(count))
 
 

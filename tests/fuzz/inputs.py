@@ -1,7 +1,7 @@
-"""What fuzzing begins with, and how it changes that.
+"""The seeds of fuzzing, and their mutations.
 
-The corpus is in `corpus/TARGET/`, a file for each case that somebody thought of, and in `corpus/found/TARGET.txt`, what
-long runs found worth keeping: a bytes literal of Python on each line. `findings/TARGET/` has what once broke something.
+The corpus is in `corpus/TARGET/`, a file for each case written by hand, and in `corpus/found/TARGET.txt`, inputs that
+long runs added: a Python bytes literal on each line. `findings/TARGET/` has inputs that once broke a promise.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ ROOT = FOLDER.parents[1]
 # The bar for time (a second, on any machine that is not much slower than ours) is for inputs of this length.
 LONG = 64 * 1024
 
-# Longer ones are tried, and not changed: each change of them would take as much time as many of others.
+# Maximum bytes of an input that is mutated; longer ones are only tried as they are.
 CHANGED = 8 * 1024
 
-# What breaks readers in general.
+# Pieces that often break parsers.
 ODD = (
     b"", b"\0", b"\n", b"\r\n", b"\r", b"\t", b" ", b"\x0b", b"\x0c", b"\x1c", b"\x1b[2J", b"\x7f", b"\x80", b"\xff",
     b"\xc2\x85", b"\xc2\xa0", b"\xe2\x80\xa8", b"\xe2\x80\xae", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\xef\xbf\xbd",
@@ -41,18 +41,18 @@ def own(name: str) -> list[bytes]:
 
 
 def written(name: str) -> list[bytes]:
-    """What somebody thought of."""
+    """The inputs written by hand."""
     return [path.read_bytes() for path in sorted((FOLDER / "corpus" / name).glob("*"))]
 
 
 def found(name: str) -> list[bytes]:
-    """What long runs came upon."""
+    """The inputs that long runs added."""
     path = FOLDER / "corpus" / "found" / f"{name}.txt"
     return [ast.literal_eval(line) for line in path.read_text("ascii").splitlines()] if path.exists() else []
 
 
 def findings(name: str) -> list[bytes]:
-    """What once broke something."""
+    """The inputs that once broke a promise."""
     return [path.read_bytes() for path in sorted((FOLDER / "findings" / name).glob("*"))]
 
 
@@ -90,7 +90,7 @@ def changed(content: bytes, others: Sequence[bytes], chosen: random.Random) -> b
 
 
 def changes(begin: Sequence[bytes], count: int, seed: str) -> Iterator[bytes]:
-    """So many changed inputs, the same ones for the same seed."""
+    """`count` mutated inputs, the same for the same seed."""
     chosen = random.Random(seed)
     known = [*begin]
     for _ in range(count):
@@ -111,7 +111,7 @@ def to_change(name: str, patterns: Sequence[str]) -> list[bytes]:
 
 
 def tokens(content: bytes) -> list[bytes]:
-    """The words of an input, and what stands between them."""
+    """The words of an input, and the separators between them."""
     return _WORDS.findall(content)
 
 

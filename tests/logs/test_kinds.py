@@ -1,5 +1,5 @@
 # ruff: noqa: E501 - log lines stand here as programs write them
-"""The kinds of logs that were once misread, each in several shapes: what the mails of a log come to."""
+"""The kinds of logs that were once misread, each in several forms, with the expected mails."""
 
 from __future__ import annotations
 

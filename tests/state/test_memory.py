@@ -134,7 +134,7 @@ async def test_a_request_with_an_empty_key_is_not_counted_and_no_condition_holds
     daemon = Daemon(ruleset)
     for _ in range(10):
         decision = await daemon.decide(ERROR, client_address="unknown", recipient="b@x")
-        assert decision.rule_name == "default"  # a client without an address cannot be known again
+        assert decision.rule_name == "default"  # a client without an address cannot be recognised later
 
 
 async def test_a_greylist_rule_acts_at_rcpt_and_says_defer_if_permit(ruleset: Ruleset) -> None:

@@ -1,4 +1,4 @@
-"""Memory in the process: greylisting step by step, and what it holds at most."""
+"""Memory in the process: greylisting step by step, and its limits."""
 
 import pytest
 
@@ -31,7 +31,7 @@ def test_a_client_waits_once_and_its_network_is_known() -> None:
     assert tried(state, 300) == "passed"
     assert tried(state, 301, to=b"c@x") == "known"
     assert tried(state, 34 * DAY, to=b"d@x") == "known"
-    assert tried(state, 68 * DAY, to=b"e@x") == "known"  # remembered anew each time it comes
+    assert tried(state, 68 * DAY, to=b"e@x") == "known"  # each visit restarts its time
     assert tried(state, 103 * DAY + 1, to=b"f@x") == "new"
 
 

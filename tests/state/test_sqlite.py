@@ -1,4 +1,4 @@
-"""The state file: what a restart keeps, and what a broken file costs."""
+"""The state file: data that survives a restart, and broken files."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ async def test_a_full_disk_is_said_and_written_to_later(tmp_path: Path, caplog: 
     memory, state = opened(tmp_path / "state.db")
     assert state._connection is not None
     (pages,) = state._connection.execute("PRAGMA page_count").fetchone()
-    state._connection.execute(f"PRAGMA max_page_count = {pages}")  # as SQLite finds a disk that is full
+    state._connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's error for a full disk
     for number in range(2000):
         memory.add(EVENTS, b"user%d" % number, None, NOW)
     for _ in range(3):

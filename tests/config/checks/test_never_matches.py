@@ -1,4 +1,4 @@
-"""A match that can never hold: what is refused holds for no request."""
+"""A match that can never hold: a refused match holds for no generated request."""
 
 from __future__ import annotations
 

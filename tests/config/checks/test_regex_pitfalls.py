@@ -1,4 +1,4 @@
-"""Slips of the pen in expressions, and that nothing else is taken for one."""
+"""Likely mistakes in expressions, and correct expressions that cause no warning."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_well_written_domain_is_not_complained_of(name: str, before: str) -> N
 
 @given(names)
 def test_what_a_warning_says_of_a_domain_is_true(name: str) -> None:
-    """The longer names that it speaks of are indeed found, and no longer once the advice is followed."""
+    """The longer names in the warning really match, and no longer do after the suggested change."""
     loose = re2.compile(re2.escape(name), expression_options())
     assert kinds(re2.escape(name)) == [END, BEGIN]
     assert loose.search(f"bad{name}")

@@ -1,4 +1,4 @@
-"""The tests inside a ruleset. Those that fail, and what is said of them, stand in tests/bad/tests-*.yaml."""
+"""The tests inside a ruleset. Failing tests and their messages are in tests/bad/tests-*.yaml."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Unreachable rules: what is reported makes no difference to any request, and what is plain is reported."""
+"""Unreachable rules: a reported rule makes no difference to any request, and obvious ones are reported."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TODAY = datetime.date(2026, 11, 21)
 def test_a_rule_that_is_called_unreachable_can_be_taken_away(
     tree: dict[str, Any], asked: list[tuple[Request, Identity]], tmp_path: Path
 ) -> None:
-    """Neither an answer, nor a doubt that DNS leaves, nor what is observed, changes for any request."""
+    """For no request the answer, the effect of a DNS failure, or the observed rules change."""
     rules_file, report = load_tree(tree, tmp_path)
     dead = set() if report else {written.rule.name for written, _ in found_in(rules_file)}
     event("some unreachable" if dead else "none unreachable")

@@ -1,4 +1,4 @@
-"""Warnings. What each of them says stands in tests/bad/warn-*.yaml."""
+"""Warnings. Their messages are in tests/bad/warn-*.expected."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What the real kernel does with packets: two network namespaces, made for one question and removed after it.
+"""Tests packets with the real kernel, in two temporary network namespaces.
 
-Clients with any addresses are in one, the filter and listeners in the other, whose network interface is `eth0`.
+One has clients with any addresses, the other the filter and listeners, with the network interface `eth0`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Host:
         return _run("ip", "netns", "exec", f"{self._name}-a", *command, given=given)
 
     def lets_in(self, port: int = 25) -> dict[str, bool]:
-        """Whether a new connection to the port comes through, for each client."""
+        """Whether a new connection to the port succeeds, for each client."""
         listening = subprocess.Popen(
             ["ip", "netns", "exec", f"{self._name}-a", sys.executable, "-c", _LISTEN, str(port)],
             stdin=subprocess.PIPE,
@@ -91,7 +91,7 @@ def _run(*command: str, given: str = "") -> str:
 
 @contextlib.contextmanager
 def host(clients: Sequence[str]) -> Iterator[Host]:
-    """A host, and clients with these addresses. Skips the test where a namespace cannot be made."""
+    """A host, and clients with these addresses. Skips the test if a namespace cannot be made."""
     require("ip", root=True)
     name = f"policyd-{secrets.token_hex(3)}"
     probe = subprocess.run(["ip", "netns", "add", f"{name}-a"], capture_output=True, text=True, check=False)
@@ -103,7 +103,7 @@ def host(clients: Sequence[str]) -> Iterator[Host]:
             "ip", "-n", f"{name}-a", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", f"{name}-b"
         )
         for end, own, other in (("a", 1, 2), ("b", 2, 1)):
-            # Neighbours are written down: a filter must not drop the question who they are.
+            # Static neighbour entries: a filter must not drop neighbour discovery.
             commands = f"""
                 link set lo up
                 link set eth0 address 02:00:00:00:53:0{own} up

@@ -1,4 +1,4 @@
-"""What an import of a firewall lets in is what the kernel lets in with the same firewall."""
+"""An imported firewall accepts the same clients as the kernel with that firewall."""
 
 from __future__ import annotations
 

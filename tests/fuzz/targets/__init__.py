@@ -1,7 +1,7 @@
-"""Each reader of outside bytes with what must hold of it, whatever it is given.
+"""Each reader of untrusted bytes, with its promise.
 
-A target is a function of the bytes and of an empty folder that it may use; its docstring is its invariant in a
-sentence. It raises for a finding and is silent otherwise, and nothing that it does depends on an earlier call.
+A target is a function of the bytes and of an empty folder that it may use; its docstring is its invariant in one
+sentence. It raises for a finding, and no call depends on an earlier one.
 """
 
 from __future__ import annotations

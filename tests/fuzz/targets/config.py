@@ -1,4 +1,4 @@
-"""What the administrator writes: rules, list files, settings."""
+"""The administrator's files: rules, list files, settings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LONGEST_LINE = 2_000
 
 
 def loaded_or_told(rules: Path, settings: Path | None = None) -> Loaded | None:
-    """What was loaded; None where it is wrong. Each line of errors or warnings can be printed, and read."""
+    """The loaded result; None if it is wrong. Each line of errors or warnings must be printable and readable."""
     loaded: Loaded | None
     try:
         loaded = load(settings, rules, warnings_on=TODAY)
@@ -57,9 +57,10 @@ _PART = re.compile(rb"(?m)^=== .*\n")
 
 
 def rules(content: bytes, folder: Path) -> None:
-    """What does not load says why; what loads decides about any request, in the same way by the index and rule by rule,
-    with DNS and without where nobody asks it; a lie lets nobody in, and a failure of DNS rejects nobody whom its answer
-    would let in."""
+    """A ruleset that does not load gives readable errors; one that loads decides any request, the same by the index as
+    rule by rule, and the same with and without DNS if no rule needs it; a lie never exempts, and a DNS failure never
+    rejects a client that an answer would let through.
+    """
     # The rules; after a line `=== list.txt` what is in that file; after `=== request` the request.
     yaml, list_file, request = [*_PART.split(content, maxsplit=2), b"", b""][:3]
     (folder / "rules.yaml").write_bytes(yaml)
@@ -143,8 +144,9 @@ _ASKED = 20
 
 
 def list_file(content: bytes, folder: Path) -> None:
-    """A list reads the same line by line and as a whole, names the line of each entry that is none, and what it takes
-    is found again by a request that says it."""
+    """A list file gives the same result line by line and as a whole, names the line of each invalid entry, and a
+    request with an entry's value matches the entry.
+    """
     # The first byte, a digit, chooses the condition.
     condition = _CONDITIONS[(content[0] - ord("0")) % len(_CONDITIONS)] if content else "cidr"
     form = CONDITIONS[condition].form
@@ -212,8 +214,9 @@ def _request_for(form: Form, condition: str, entry: bytes) -> tuple[Request, Ide
 
 
 def settings(content: bytes, folder: Path) -> None:
-    """What does not load says why, and what loads lies within the bounds that settings.md names and survives the way
-    from the process that loads it to the one that serves."""
+    """Settings that do not load give errors, and settings that load are within the limits of settings.md and can be
+    passed from the loading process to the daemon.
+    """
     (folder / "policyd.yaml").write_bytes(content)
     (folder / "rules.yaml").write_text("rules: []\n")
     loaded = loaded_or_told(folder / "rules.yaml", folder / "policyd.yaml")

@@ -1,4 +1,4 @@
-"""What DNS says: the records of an answer, and the identity that comes of them.
+"""DNS answers: records, and the identity computed from them.
 
 c-ares has read the message by then; `policyd.dns.answers` is given its records. Here they are lines
 `OWNER TYPE TTL VALUE`, and every question gets all of them as its answer, as from a server that does what it likes.
@@ -47,8 +47,9 @@ class Answers:
 
 
 def answers(content: bytes, _folder: Path) -> None:
-    """Whatever records come, a client gets one of the four statuses within ten forward questions, and a name verifies
-    only where records lead from the client's address to it and from it back."""
+    """For any records, a client gets one of the four statuses with at most ten forward lookups, and a name verifies
+    only if records lead from the client's address to it and back.
+    """
     records = [record for line in content.decode("latin-1").split("\n") if (record := _record(line)) is not None]
     for client in CLIENTS:
         lookups = Answers(records)

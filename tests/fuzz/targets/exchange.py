@@ -34,8 +34,9 @@ def importer(format_name: str) -> Callable[[bytes, Path], None]:
     """The target of one format."""
 
     def check(content: bytes, folder: Path) -> None:
-        """Whatever a file of another system holds, what comes out is rules, or a list, that load without a problem and
-        have each rule or entry that was said to be taken; and what was lost is told line by line."""
+        """Any file of another system gives rules or a list that load without a problem and contain each rule or entry
+        reported as imported; each lost line is reported.
+        """
         options = OPTIONS[(content[0] - ord("0")) % len(OPTIONS)] if content else OPTIONS[0]
         path = folder / "table"
         path.write_bytes(content[1:])

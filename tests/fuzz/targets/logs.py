@@ -1,4 +1,4 @@
-"""Logs: what other programs, and policyd itself, wrote; with whatever their clients said in it."""
+"""Logs of other programs and of policyd, with any client text in them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ MODIFIED = 1_798_761_600.0
 
 
 def log_file(content: bytes, folder: Path) -> None:
-    """A file, compressed or not, whole or cut off, gives lines of a bounded length in the order of the file, or one
-    line that says why not."""
+    """A file, compressed or not, whole or truncated, gives lines of bounded length in the order of the file, or a
+    one-line error.
+    """
     path = folder / "log"
     path.write_bytes(content)
     lines: list[bytes] = []
@@ -46,8 +47,9 @@ def log_file(content: bytes, folder: Path) -> None:
 
 
 def mail_log(content: bytes, _folder: Path) -> None:
-    """No line raises, each is counted once, no more mails come out than the lines stand for, and the size of blocks
-    changes nothing."""
+    """No line raises, each is counted once, there are at most as many mails as the lines represent, and the size of
+    blocks does not matter.
+    """
     lines = content.split(b"\n")
     at_once, one_by_one = MailLog(), MailLog()
     at_once.start_file(MODIFIED)
@@ -76,8 +78,9 @@ def _check(mail: Observation) -> None:
 
 
 def decision_log(content: bytes, _folder: Path) -> None:
-    """A line is a decision or it is not; a decision can be written as one printable line of either format, and is read
-    from there as it was written."""
+    """Any line is a decision or not; a decision can be written as one printable line of either format, and is read back
+    unchanged.
+    """
     for line in content.split(b"\n"):
         decision = reader.parse_anywhere(line)
         if decision is None:

@@ -1,4 +1,4 @@
-"""What Postfix, or whoever reaches the listener, says: requests, and what becomes of them."""
+"""Bytes from Postfix or any other client: requests, and their decisions."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ UNCUT = 400
 
 
 def parser(content: bytes, _folder: Path) -> None:
-    """Any chunking of a stream gives the same requests and the same error at its end, holds no more than the bound, and
-    a request written out again is read as the same."""
+    """Any chunking of a stream gives the same requests and the same error at its end, within the limit of memory, and a
+    request that is serialized and parsed again is the same.
+    """
     whole, error = _parsed([content])
     assert (whole, error) == _parsed(_pieces(content, content or b"\0"))
     if len(content) <= BYTE_BY_BYTE:
@@ -134,8 +135,9 @@ def request_of(content: bytes) -> tuple[Request, Identity]:
 
 
 def decision(content: bytes, _folder: Path) -> None:
-    """Whatever a request and DNS say, the answer is one line of printable ASCII and an empty one, the log's line is one
-    of each format however it was made, and the tools read back from it what was said."""
+    """For any request and DNS answers, the answer is one line of printable ASCII and an empty line, the fast and the
+    general formatter give the same log line in each format, and the tools read the same values back.
+    """
     request, identity = request_of(content)
     ruleset = _ruleset()
     for known in (identity_from_postfix(request), identity):

@@ -98,3 +98,25 @@ def test_replay_reads_no_database_if_the_log_tells_the_owners(run: Run, log: Pat
     assert ended.status == 0
     assert re.search(r"^hoster +REJECT +0 +1 ", ended.out, re.MULTILINE)
     assert "1 mail: the client's address has no record" in ended.out
+
+
+def test_the_shipped_rule_for_a_whole_hoster_can_be_switched_on(run: Run, tmp_path: Path) -> None:
+    shipped = (Path(__file__).parents[2] / "config" / "rules.yaml").read_text()
+    rule = re.search(r"  # - name: sakura\n(?:  #   .*\n)+", shipped)
+    assert rule is not None
+    switched_on = shipped.replace(rule[0], rule[0].replace("  # ", "  ")).replace(
+        "\nlists:\n", "\ndatabases: {asn: asn.csv}\n\nlists:\n", 1
+    )
+    (tmp_path / "rules.yaml").write_text(switched_on)
+    (tmp_path / "asn.csv").write_text(
+        "49.212.0.0,49.212.255.255,9371,SAKURA Internet Inc.\n133.167.0.0,133.167.255.255,7684,SAKURA Internet Inc.\n"
+        "160.16.0.0,160.16.255.255,9370,SAKURA Internet Inc.\n"
+    )
+    for address in ("49.212.217.64", "133.167.1.1", "160.16.1.1"):
+        ended = run(
+            "explain", "--rules", tmp_path / "rules.yaml", f"client_address={address}", "--reverse-dns", "missing"
+        )
+        assert ended.out.splitlines()[1].startswith("rule         sakura ")
+    ended = run("check", "--rules", tmp_path / "rules.yaml")
+    assert ended.status == 0
+    assert "asn AS9371 SAKURA Internet Inc.: 1 IPv4 network (65,536 addresses)" in ended.out

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from policyd.state.process import ProcessMemory
     from policyd.state.valkey import SharedMemory
 
+_NONE_COUNTED: Final[dict[str, int]] = {}
 _KNOWN: Final = Greylisted.KNOWN  # a member of an Enum takes 0.1 us to look up before Python 3.12
 _DUNNO: Final = Verb.DUNNO
 
@@ -54,9 +55,16 @@ class Memory:
         self.domain_of = domain_of
         self.clock = clock
 
-    def note(self, inquiry: Inquiry) -> Note:
-        """Notes a request, before it is decided."""
-        return Note(self, inquiry) if self.shared is None else SharedNote(self, inquiry, self.shared)
+    def note(self, inquiry: Inquiry) -> Note | None:
+        """Notes a request, before it is decided. Returns None if no counter counts it, and nothing greylists."""
+        ruleset = inquiry.ruleset
+        counts = counts_of(inquiry) if ruleset.counters else []
+        if not counts and ruleset.greylist is None:
+            inquiry.learn_counters(_NONE_COUNTED)
+            return None
+        if self.shared is None:
+            return Note(self, inquiry, counts)
+        return SharedNote(self, inquiry, counts, self.shared)
 
 
 def uses_memory(ruleset: Ruleset) -> bool:
@@ -80,29 +88,25 @@ class Note:
 
     __slots__ = ("_late", "_memory", "_network", "_now", "_values", "is_local")
 
-    def __init__(self, memory: Memory, inquiry: Inquiry) -> None:
+    def __init__(self, memory: Memory, inquiry: Inquiry, counts: list[Count]) -> None:
         self.is_local = False
         self._memory = memory
         self._now = now = memory.clock()
         self._late: list[Count] = []  # what is counted if the request is let through
         self._network = b""
         inquiry.memory = self
-        local, ruleset = memory.local, inquiry.ruleset
+        local = memory.local
         values = self._values = dict[str, int]()
-        if ruleset.counters:
-            for count in self._counts(inquiry):
-                counter, key, value = count
-                if counter.counts_all:
-                    values[counter.name] = local.add(counter, key, value, now)
-                else:
-                    values[counter.name] = local.peek(counter, key, value, now)
-                    self._late.append(count)
-        if ruleset.greylist is not None:
+        for count in counts:
+            counter, key, value = count
+            if counter.counts_all:
+                values[counter.name] = local.add(counter, key, value, now)
+            else:
+                values[counter.name] = local.peek(counter, key, value, now)
+                self._late.append(count)
+        if inquiry.ruleset.greylist is not None:
             self._network = client_network(inquiry.request)
         self._begin(inquiry)
-
-    def _counts(self, inquiry: Inquiry) -> list[Count]:
-        return counts_of(inquiry)
 
     def _begin(self, inquiry: Inquiry) -> None:
         inquiry.learn_counters(self._values)
@@ -150,17 +154,13 @@ class SharedNote(Note):
 
     __slots__ = ("_asked", "_counted", "_greylist_asked", "_greylist_keys", "_shared")
 
-    def __init__(self, memory: Memory, inquiry: Inquiry, shared: SharedMemory) -> None:
+    def __init__(self, memory: Memory, inquiry: Inquiry, counts: list[Count], shared: SharedMemory) -> None:
         self._shared = shared
-        self._counted: list[Count] = []
+        self._counted = counts
         self._asked: asyncio.Future[list[Found] | None] | None = None
         self._greylist_asked: asyncio.Future[list[Found] | None] | None = None
         self._greylist_keys: tuple[bytes, ...] = ()
-        super().__init__(memory, inquiry)
-
-    def _counts(self, inquiry: Inquiry) -> list[Count]:
-        self._counted = counts_of(inquiry)
-        return self._counted
+        super().__init__(memory, inquiry, counts)
 
     def _begin(self, inquiry: Inquiry) -> None:
         if not self._shared.is_up:

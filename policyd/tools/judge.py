@@ -22,7 +22,7 @@ from policyd.tools.owned import owner_of
 
 if TYPE_CHECKING:
     import datetime
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from policyd.core.index import Ruleset
     from policyd.core.lookups import Lookup
@@ -123,15 +123,22 @@ class Judge:
 
     def grounds(self, seen: Observation) -> object:
         """Returns a key: observations with equal grounds have the same decisions, in any order of their recipients."""
-        if self._memory is not None:
-            return object()  # a decision that depends on earlier requests is made for each mail
         facts = self._facts(seen)
         recipients = self.recipients(seen)
+        if self._memory is not None and self._depends_on_earlier(seen, recipients, facts):
+            return object()
         if len(recipients) == 1:
             return grounds(self._ruleset, _request(seen, recipients[0]), facts, self._finds)
         return frozenset(
             grounds(self._ruleset, _request(seen, recipient), facts, self._finds) for recipient in recipients
         )
+
+    def _depends_on_earlier(self, seen: Observation, recipients: Sequence[bytes], facts: Facts) -> bool:
+        """Whether the decision depends on earlier mails, so that it is made for each mail."""
+        if self._ruleset.greylist is not None:
+            return True
+        inquiries = (Inquiry(self._ruleset, _request(seen, one), facts, self._today) for one in recipients)
+        return any(inquiry.counted() for inquiry in inquiries)
 
     def recipients(self, seen: Observation) -> tuple[bytes, ...]:
         """Returns the recipients that get a decision each."""

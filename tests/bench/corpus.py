@@ -148,8 +148,7 @@ def with_memory(rules: str, wait: str) -> str:
     `wait` is how long a first try waits. The ruleset's own tests are left out: their clients are new to the last rule.
     """
     definitions = (
-        f"greylist: {{wait: {wait}}}\n"
-        "counters:\n"
+        "\ncounters:\n"
         "  of-network: {count: requests, per: client_network, within: 1h}\n"
         "  doors: {count: distinct client_address, per: [client_network/20, recipient], within: 2h}\n"
     )
@@ -158,7 +157,8 @@ def with_memory(rules: str, wait: str) -> str:
         "  - {name: many-doors, match: {counter: doors >= 256}, action: DEFER 4.7.1 too many}\n"
         "  - {name: grey, match: {reverse_dns: [missing, mismatch, verified]}, action: GREYLIST}\n"
     )
-    return definitions + _extended(rules.partition("\ntests:")[0] + "\n", rules=more)
+    rules = _extended(rules.partition("\ntests:")[0] + "\n", rules=more).replace("\ncounters:\n", definitions)
+    return f"greylist: {{wait: {wait}}}\n{rules}"
 
 
 def with_many_rules(rules: str, count: int) -> str:

@@ -114,7 +114,7 @@ def test_every_client_gets_the_answer_it_expects(
         parser.receive_data(request + b"\n\n")
         asked = parser.next_request()
         assert asked is not None
-        decision = decide(ruleset, asked, Facts(identity_from_postfix(asked)), datetime.date(2026, 1, 1))
+        decision = decide(ruleset, asked, Facts(identity_from_postfix(asked), counters={}), datetime.date(2026, 1, 1))
         assert isinstance(decision, Decision)
         assert expect == b"expect=" + decision.verb.encode(), request
         answers.add(decision.verb)

@@ -83,6 +83,7 @@ class Daemon:
         )
         inquiry = Inquiry(self.ruleset, request, NOTHING_KNOWN, TODAY)
         note = self.memory.note(inquiry)
+        assert note is not None
         while isinstance(decision := inquiry.decide(), Needs):
             if note.tell(inquiry, decision):
                 continue

@@ -51,7 +51,7 @@ def running(program: str) -> Iterator[int]:
         process.communicate()
 
 
-def test_a_memory_file_counts_though_nobody_maps_it() -> None:
+def test_a_memory_file_that_is_not_mapped_counts() -> None:
     with running("import sys\nprint('ready', flush=True)\nsys.stdin.read()") as plain:
         without = memory_mb(plain)
     with running(MEMORY_FILE) as pid:

@@ -45,7 +45,7 @@ def test_a_row_is_as_good_as_its_worst_reading() -> None:
     assert report.verdict(Row("reload", "", readings)) == "bar"
 
 
-def test_the_table_shows_every_row_with_its_figures_or_the_reason_for_none() -> None:
+def test_the_table_shows_figures_or_a_reason_for_every_row() -> None:
     lines = report.as_markdown({"cores": "2", "load before": "0.1"}, ROWS).splitlines()
     assert lines[0] == "cores 2, load before 0.1."
     figures = "of the floor's 4.40 x; policyd 14.1 µs; floor 3.21 µs"

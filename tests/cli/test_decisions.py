@@ -145,7 +145,7 @@ def test_tail_of_standard_input(run: Run, log: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("options", [["--action", "PERMIT"], ["--client", "x"], ["-n", "-1"]])
-def test_tail_with_a_filter_that_is_none_is_wrong_usage(run: Run, log: Path, options: list[str]) -> None:
+def test_tail_with_an_invalid_filter_is_wrong_usage(run: Run, log: Path, options: list[str]) -> None:
     assert run("tail", *options, log).status == 2
 
 
@@ -224,7 +224,7 @@ def test_reports_are_appended_to_a_mailbox(run: Run, log: Path, tmp_path: Path) 
         assert [message["From"] for message in messages] == ["postmaster@here.example"] * 2
 
 
-def test_a_report_of_nothing_is_none(run: Run, log: Path) -> None:
+def test_a_report_without_mails_fails(run: Run, log: Path) -> None:
     ended = run("report", "--network", "203.0.113.0/24", "--from", "a@b.example", log)
     assert ended == (1, "", f"policyd: nothing from 203.0.113.0/24 was refused in {log}\n")
 

@@ -135,7 +135,7 @@ def test_quiet_leaves_errors_and_warnings(folder: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
-def test_a_notice_is_no_reason_for_strict_to_fail(folder: Path) -> None:
+def test_strict_passes_with_notices(folder: Path) -> None:
     soon = datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=7)
     (folder / "rules.yaml").write_text("mode: observe\n" + RULES.replace("2020-01-01", str(soon)))
     done = policyd(folder, "check", "--rules", "rules.yaml", "--strict")
@@ -176,7 +176,7 @@ def test_explain_tells_the_decision_the_rules_and_the_entry_that_matched(folder:
     )
 
 
-def test_explain_says_that_a_claimed_name_lets_nobody_through(folder: Path) -> None:
+def test_explain_says_that_a_claimed_name_never_exempts(folder: Path) -> None:
     options = ["client_address=192.0.2.1", "--reverse-dns", "mismatch", "--hostname", "tk2-406-44074.vs.sakura.ne.jp"]
     done = policyd(folder, "explain", "--rules", "rules.yaml", *options)
     assert b"tk2-406-44074.vs.sakura.ne.jp is only claimed, and a claimed name never exempts" in done.stdout
@@ -256,7 +256,7 @@ def test_wrong_usage_is_one_line_and_exit_status_2(folder: Path, arguments: list
     assert done.stderr.count(b"\n") == 1
 
 
-def test_what_is_no_request_on_standard_input_is_exit_status_2(folder: Path) -> None:
+def test_an_invalid_request_on_standard_input_is_exit_status_2(folder: Path) -> None:
     done = policyd(folder, "explain", "--rules", "rules.yaml", stdin=b"hello\n")
     assert done.returncode == 2
     assert b"standard input: a line that is not name=value: 'hello'" in done.stderr
@@ -276,7 +276,7 @@ def test_nothing_that_a_client_says_reaches_the_terminal_raw(folder: Path) -> No
     assert b"login        \\xff\n" in done.stdout
 
 
-def test_under_observe_the_answer_is_dunno_and_the_decision_is_told(folder: Path) -> None:
+def test_under_observe_the_answer_is_dunno_and_the_decision_is_shown(folder: Path) -> None:
     (folder / "rules.yaml").write_text("mode: observe\n" + RULES)
     got = explained(folder, "client_address=203.142.214.9", "--hostname", "a.example")
     assert (got["action"], got["would"], got["rule"]) == ("DUNNO", "REJECT", "bulk")
@@ -313,7 +313,7 @@ def test_a_mistyped_command_is_one_line_with_the_one_that_is_meant(folder: Path,
     assert done.stderr.decode().startswith(message)
 
 
-def test_a_reader_that_goes_away_is_no_error(folder: Path) -> None:
+def test_a_closed_pipe_is_not_an_error(folder: Path) -> None:
     command = f"{sys.executable} -m policyd schema | head -c 1"
     done = subprocess.run(["sh", "-c", command], capture_output=True, timeout=60, check=False)
     assert (done.stdout, done.stderr) == (b"{", b"")

@@ -35,7 +35,7 @@ def test_actions(written: str, action: Action) -> None:
 
 
 @pytest.mark.parametrize("written", [f"REJECT 5.7.{'1' * 4000} x", f"REJECT {{r{'u' * 4000}le}}"])
-def test_what_is_refused_is_quoted_no_longer_than_it_is_read(written: str) -> None:
+def test_a_refused_action_is_quoted_in_part(written: str) -> None:
     with pytest.raises(ActionError) as refused:
         parse_action(written)
     assert len(str(refused.value)) < 300

@@ -148,9 +148,7 @@ def test_a_range_need_not_be_a_power_of_two(tmp_path: Path) -> None:
         (ASN_CSV + b"192.0.2.9,192.0.2.9,\xd9\xa3,x\n", ASN, 4, "is not an AS number"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_line(
-    tmp_path: Path, content: bytes, kind: DatabaseKind, line: int, message: str
-) -> None:
+def test_an_error_has_its_line(tmp_path: Path, content: bytes, kind: DatabaseKind, line: int, message: str) -> None:
     with pytest.raises(DatabaseError) as error:
         read(written(tmp_path, content), kind)
     assert message in str(error.value)
@@ -196,7 +194,7 @@ def test_the_country_is_never_that_of_registration(tmp_path: Path) -> None:
     assert at(owners(path, COUNTRY), b"198.51.100.1") == NO_OWNER
 
 
-def test_values_of_other_types_are_no_record(tmp_path: Path) -> None:
+def test_values_of_other_types_are_not_a_record(tmp_path: Path) -> None:
     path = write_mmdb(tmp_path / "a.mmdb", {
         "192.0.2.0/26": maxmind_asn(64496, "x", ""),
         "192.0.2.64/26": {"autonomous_system_number": "many", "country_code": "JPN"},
@@ -235,7 +233,7 @@ def test_an_mmdb_that_was_cut_short_is_refused(tmp_path: Path, keep: float) -> N
         read(written(tmp_path, content[: int(len(content) * keep)]), ASN)
 
 
-def test_a_damaged_record_is_no_record_and_no_error(tmp_path: Path) -> None:
+def test_a_damaged_record_is_not_found_without_an_error(tmp_path: Path) -> None:
     path = write_systems(tmp_path / "a.mmdb", "maxmind_asn")
     content = path.read_bytes()
     # In the second record's name, bytes that are not UTF-8.

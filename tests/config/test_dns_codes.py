@@ -52,7 +52,7 @@ def test_a_code_matches_what_postfix_documents(code: str, matching: list[str], o
         ("::2", "is not a code"),
     ],
 )
-def test_what_is_not_a_code_is_told_so(code: str, message: str) -> None:
+def test_an_invalid_code_has_its_message(code: str, message: str) -> None:
     with pytest.raises(CodeError, match=r".*") as caught:
         parse_code(code)
     assert message in str(caught.value)

@@ -108,7 +108,7 @@ def test_a_zone_outside_ascii_is_asked_in_a_labels() -> None:
         ("'x y': {zone: zen.test, codes: 127.0.0.2}", "2:3: DNS list 'x y': this is not a name for a list"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_place(text: str, problem: str) -> None:
+def test_an_error_has_its_place(text: str, problem: str) -> None:
     lists, problems = read(text)
     assert problem in "\n".join(problems)
     assert all(written.definition is None for written in lists.values())

@@ -79,7 +79,7 @@ def test_an_ended_entry_counts_for_a_list_without_entries(tmp_path: Path) -> Non
     assert (loaded.ruleset.counts.networks, loaded.next_end, loaded.texts.data) == (0, None, None)
 
 
-def test_what_is_not_an_end_is_an_error_with_its_place(tmp_path: Path) -> None:
+def test_an_invalid_end_is_an_error_with_its_place(tmp_path: Path) -> None:
     rules = tmp_path / "rules.yaml"
     rules.write_text(RULES.replace("CONDITION", "cidr"))
     (tmp_path / "l.txt").write_text("192.0.2.1\n 192.0.2.0/24 expires=2026-13-01 # why\n")

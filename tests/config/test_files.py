@@ -88,7 +88,9 @@ def open_descriptors() -> set[str]:
         (make_below_a_file, "cannot be read: Not a directory"),
     ],
 )
-def test_what_is_no_file_is_refused_at_once(make: Callable[[Path], None], message: str, tmp_path: Path) -> None:
+def test_anything_but_a_regular_file_is_refused_at_once(
+    make: Callable[[Path], None], message: str, tmp_path: Path
+) -> None:
     make(tmp_path / "f")
     descriptors = open_descriptors()
     with pytest.raises(UnreadableError) as caught:

@@ -218,7 +218,7 @@ def local_rules(folder: Path, *, local: str = "true", text: str | None = None) -
     return load(rules_path=folder / "r.yaml", keep_lists=False).ruleset
 
 
-def test_a_list_that_the_host_writes_is_no_part_of_the_hash_and_may_be_missing(tmp_path: Path) -> None:
+def test_a_local_list_is_not_hashed_and_may_be_missing(tmp_path: Path) -> None:
     missing = local_rules(tmp_path)
     one = local_rules(tmp_path, text="198.51.100.0/24\n")
     other = local_rules(tmp_path, text="203.0.113.0/24\n203.0.113.7\n")

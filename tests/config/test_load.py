@@ -67,7 +67,7 @@ def test_exit_statuses(
 
 @pytest.mark.parametrize("which", ["policyd.yaml", "rules.yaml"])
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo], ids=["folder", "FIFO"])
-def test_a_settings_or_rules_file_that_is_no_file_cannot_be_read(which: str, make: Any, tmp_path: Path) -> None:
+def test_a_folder_or_fifo_as_settings_or_rules_file_is_refused(which: str, make: Any, tmp_path: Path) -> None:
     (tmp_path / "policyd.yaml").write_text("{}")
     (tmp_path / "rules.yaml").write_text(GOOD)
     (tmp_path / which).unlink()

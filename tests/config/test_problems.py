@@ -29,7 +29,7 @@ def test_problems_are_told_file_by_file_from_top_to_bottom() -> None:
     assert [*report.lines()] == ["b:1:1: x", "b:2:1: x", "a:1:1: x", "a:9:1: x"]
 
 
-def test_of_one_file_a_hundred_are_kept_and_the_rest_counted() -> None:
+def test_a_hundred_problems_of_a_file_are_kept_and_the_others_counted() -> None:
     report, other = Report(), Report()
     for line in range(1, 151):
         report.add(Problem("many", line, 1, "x"))

@@ -60,7 +60,7 @@ mode: observe
     assert (ruleset.default, ruleset.observe) == (Action(Verb.DEFER), True)
 
 
-def test_what_is_left_out_has_its_default(tmp_path: Path) -> None:
+def test_a_missing_key_has_its_default(tmp_path: Path) -> None:
     ruleset = load_text("rules: []\n", tmp_path)
     assert (ruleset.rules, ruleset.default, ruleset.observe) == ((), Action(Verb.DUNNO), False)
 
@@ -74,7 +74,7 @@ def test_a_list_may_be_one_value(tmp_path: Path) -> None:
     assert ruleset.counts.networks == 1
 
 
-def test_expressions_that_are_too_large_together_are_a_problem_and_no_crash(tmp_path: Path) -> None:
+def test_expressions_that_are_too_large_together_are_reported(tmp_path: Path) -> None:
     """Each compiles alone; the set of all of them does not fit RE2's memory."""
     expressions = "\n".join(f"x{number}(a[bc]{{1000}})z" for number in range(300))
     (tmp_path / "l.txt").write_text(expressions)
@@ -97,7 +97,7 @@ def test_thousands_of_unknown_conditions_are_counted_in_little_time(tmp_path: Pa
     assert caught.value.lines[-1].endswith("and 19,900 more problems")
 
 
-def test_what_the_index_cannot_hold_is_a_problem_and_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_entries_for_the_index_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real thing takes 4 GiB of names to show."""
 
     def refuse(*_: object, **__: object) -> None:

@@ -158,7 +158,7 @@ def test_durations(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "5", "s", "-1s", "1e3s", "5 seconds", "1h30m", "\u0665s", "infs", ".5s"])
-def test_what_is_no_duration(text: str) -> None:
+def test_invalid_durations(text: str) -> None:
     with pytest.raises(ValueError, match="is not a duration"):
         parse_duration(text)
 
@@ -178,7 +178,7 @@ def test_an_address_is_written_as_it_is_read(text: str) -> None:
         *("inet:[127.0.0.1]:1", "inet:[::1%lo]:1x", "tcp:127.0.0.1:1", "unix:" + "x" * 108),
     ],
 )
-def test_what_is_no_address(text: str) -> None:
+def test_invalid_addresses(text: str) -> None:
     with pytest.raises(ValueError, match=r"is no|lacks|needs|neither|longer"):
         parse_listen(text)
 
@@ -186,7 +186,7 @@ def test_what_is_no_address(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "localhost", "1.2.3", "[::1", "::1]", "1.2.3.4:", "1.2.3.4:0", "[1.2.3.4]:x", "1.2.3.4:1:2"]
 )
-def test_what_is_no_resolver(text: str) -> None:
+def test_invalid_resolvers(text: str) -> None:
     with pytest.raises(ValueError, match=r"is no|lacks|needs|neither|longer"):
         parse_dns_server(text)
 

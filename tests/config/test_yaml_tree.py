@@ -78,7 +78,7 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm() -> None:
         (b"caf\xc3\xa9: \xff\n", "f.yaml:1:7: byte 0xff is not UTF-8; save the file as UTF-8"),
     ],
 )
-def test_content_that_is_no_text(content: bytes, problem: str | None) -> None:
+def test_content_that_is_not_text(content: bytes, problem: str | None) -> None:
     root, problems = parse(content)
     assert problems == ([problem] if problem else [])
     assert (root is None) is bool(problem)

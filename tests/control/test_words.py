@@ -50,7 +50,7 @@ def test_a_request_is_read_back_as_it_was_written(request_: Request) -> None:
         b"[" * 4000 + b"\n",
     ],
 )
-def test_what_is_not_a_request_is_said_to_be_none(line: bytes) -> None:
+def test_an_invalid_request_has_its_message(line: bytes) -> None:
     with pytest.raises(RequestError):
         parse_request(line)
 

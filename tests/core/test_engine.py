@@ -221,7 +221,7 @@ def test_the_code_of_a_downgraded_reject_is_temporary() -> None:
     assert (decision.verb, decision.code, decision.downgraded) == ("DEFER", "4.7.1", True)
 
 
-def test_the_name_that_postfix_verified_is_trusted_and_unknown_is_none() -> None:
+def test_postfixs_verified_name_is_trusted_and_unknown_is_not_a_name() -> None:
     assert identity_from_postfix(Request.of({"client_name": b"A.Example."})) == Identity(
         Status.VERIFIED, (b"a.example",)
     )

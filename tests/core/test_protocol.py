@@ -88,7 +88,7 @@ def test_an_attribute_that_was_not_sent_is_empty() -> None:
         (TYPE + b"x" * 100 + b"\n\n", "a line that is not name=value: '" + "x" * 60 + "'..."),
     ],
 )
-def test_what_is_no_request_is_said(received: bytes, message: str) -> None:
+def test_an_invalid_request_is_refused(received: bytes, message: str) -> None:
     with pytest.raises(ProtocolError) as caught:
         parse_all([received])
     assert str(caught.value) == message

@@ -93,7 +93,7 @@ def test_a_top_level_observe_stands_in_the_first_line_and_needs_attention_after_
     assert "attention: mode: observe stands at the top of the rules for 8 days" in forgotten.stdout
 
 
-def test_an_expired_rule_needs_attention_and_one_that_will_expire_is_told(
+def test_an_expired_rule_needs_attention_and_one_that_expires_soon_is_a_notice(
     start_policyd: StartPolicyd, control: str
 ) -> None:
     rules = RULES + "  - {name: old, match: {cidr: 192.0.2.7}, action: REJECT, expires: 2026-01-01}\n"
@@ -113,7 +113,7 @@ def test_alive_exits_0_while_the_daemon_answers_and_2_without_it(start_policyd: 
     assert f"{control} does not exist; is policyd running" in gone.stderr
 
 
-def test_settings_without_a_control_socket_are_said_to_name_none(start_policyd: StartPolicyd) -> None:
+def test_without_a_control_socket_the_message_says_so(start_policyd: StartPolicyd) -> None:
     with start_policyd() as policyd:
         told = run(policyd, "status")
     assert told.returncode == 2
@@ -308,7 +308,7 @@ def connect(control: str) -> socket.socket:
         (b"x" * 1_000_000, "a request has at most 4096 bytes"),
     ],
 )
-def test_what_is_not_a_request_is_refused_in_words(
+def test_an_invalid_request_is_refused_with_a_message(
     start_policyd: StartPolicyd, control: str, sent: bytes, error: str
 ) -> None:
     with start_policyd(control=control), connect(control) as peer:

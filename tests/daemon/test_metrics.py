@@ -158,7 +158,7 @@ async def test_a_page_with_many_rules_is_made_in_slices_and_is_one_page() -> Non
     assert page.count(b"# TYPE policyd_decisions") == 1
 
 
-def test_version_mode_and_the_age_of_lists_are_told(
+def test_version_mode_and_the_age_of_lists_are_metrics(
     start_policyd: StartPolicyd, metrics_port: int, tmp_path: Path
 ) -> None:
     drop = tmp_path / "drop.txt"
@@ -182,7 +182,7 @@ def test_version_mode_and_the_age_of_lists_are_told(
     assert not any(name[0] == "policyd_list_age_seconds" for name in later)
 
 
-def test_when_a_list_was_fetched_and_how_old_data_may_be_is_told(
+def test_fetch_times_and_maximum_ages_are_metrics(
     start_policyd: StartPolicyd, metrics_port: int, tmp_path: Path
 ) -> None:
     source = "from: {url: 'http://127.0.0.1:9/list', every: 12h}"
@@ -231,7 +231,9 @@ def test_a_page_that_others_can_read_is_warned_of(start_policyd: StartPolicyd, m
         assert f"metrics at 0.0.0.0:{metrics_port} can be read from other hosts" in policyd.operational_log.read_text()
 
 
-def test_slow_and_rude_scrapers_disturb_nobody(start_policyd: StartPolicyd, port: int, metrics_port: int) -> None:
+def test_slow_and_misbehaving_scrapers_delay_no_request(
+    start_policyd: StartPolicyd, port: int, metrics_port: int
+) -> None:
     with start_policyd(metrics=f"127.0.0.1:{metrics_port}") as policyd, Client(port) as client:
         slow = [socket.create_connection(("127.0.0.1", metrics_port), timeout=10) for _ in range(MAX_SCRAPERS)]
         for one in slow:

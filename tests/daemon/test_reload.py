@@ -70,7 +70,7 @@ def test_a_ruleset_decides_after_its_journey_as_before() -> None:
         assert decision.rule_name == f"r{n}"
 
 
-def test_what_is_long_comes_in_slices_of_the_same_objects() -> None:
+def test_long_results_come_in_slices_of_the_same_objects() -> None:
     ruleset = build(RULES)
     _, [*slices, arrived] = travel(ruleset)
     assert max(len(one) for one in slices) <= SLICE
@@ -78,7 +78,7 @@ def test_what_is_long_comes_in_slices_of_the_same_objects() -> None:
     assert {id(rule) for rule in arrived.rules} <= in_slices
 
 
-def test_what_is_left_for_the_last_step_is_small() -> None:
+def test_the_last_step_is_small() -> None:
     ruleset = build(RULES)
     pickler = pickle.Pickler(file := io.BytesIO(), protocol=5, buffer_callback=lambda _: None)
     sizes = []

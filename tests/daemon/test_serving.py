@@ -100,7 +100,7 @@ def test_a_request_may_arrive_byte_by_byte_and_glued_to_others(start_policyd: St
         (b"request=smtpd_access_policy\nsender=" + b"x" * 70000, "a request of more than 65536 bytes"),
     ],
 )
-def test_what_is_no_request_gets_one_log_line_and_no_answer(
+def test_an_invalid_request_gets_a_log_line_and_no_answer(
     start_policyd: StartPolicyd, port: int, garbage: bytes, complaint: str
 ) -> None:
     with start_policyd() as policyd, Client(port) as client, Client(port) as other:
@@ -147,7 +147,7 @@ def test_a_client_that_reads_no_answers_is_cut_off(start_policyd: StartPolicyd, 
         assert other.ask(BULK) == "DEFER 4.7.1 later"
 
 
-def test_a_client_that_resets_the_connection_costs_nobody_anything(start_policyd: StartPolicyd, port: int) -> None:
+def test_a_client_that_resets_the_connection_affects_no_other(start_policyd: StartPolicyd, port: int) -> None:
     with start_policyd() as policyd, Client(port) as other:
         for _ in range(50):
             with Client(port) as client:
@@ -316,7 +316,7 @@ def test_a_request_that_waits_is_decided_by_the_ruleset_it_met(start_policyd: St
 # --- The end ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_in_flight_is_answered_before_the_end(start_policyd: StartPolicyd, port: int) -> None:
+def test_requests_in_flight_are_answered_before_the_end(start_policyd: StartPolicyd, port: int) -> None:
     with ScriptedServer({}, otherwise=SILENT) as dns:
         daemon = start_policyd(DNS_RULES, **settings_for(dns))
         with daemon as policyd, Client(port) as waiting, Client(port) as half, Client(port) as idle:

@@ -105,7 +105,7 @@ def test_a_short_write_is_counted_and_the_next_line_begins_a_line(
     sink.close()
 
 
-def test_a_device_is_no_file() -> None:
+def test_a_device_is_not_a_file() -> None:
     descriptor = os.open("/dev/null", os.O_WRONLY)
     assert stat.S_ISCHR(os.fstat(descriptor).st_mode)
     sink = sink_for(descriptor)

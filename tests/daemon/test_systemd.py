@@ -50,7 +50,7 @@ def test_a_socket_that_is_not_there_is_a_line_in_the_log_once(
     assert complaint in caplog.text
 
 
-def test_a_systemd_that_does_not_read_holds_nobody_up(systemd: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_systemd_that_does_not_read_delays_nothing(systemd: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": systemd.getsockname()})
     for _ in range(2000):
         notifier.status("x" * 1000)

@@ -50,7 +50,7 @@ def test_what_was_not_asked_is_not_logged() -> None:
 
 
 @given(answers)
-def test_what_is_written_is_read_back(said: dict[str, ListAnswer]) -> None:
+def test_written_answers_are_read_back(said: dict[str, ListAnswer]) -> None:
     assert {name: answer._replace(addresses=answer.addresses) for name, answer in said.items()} == parse_answers(
         format_answers(said)
     )

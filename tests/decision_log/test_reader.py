@@ -118,7 +118,7 @@ def test_an_absent_sender_is_the_null_sender_only_where_there_is_one(state: str,
     assert parsed(json.dumps(fields).encode()).sender == sender
 
 
-def test_the_words_of_a_reply_that_was_cut_off_are_no_fields() -> None:
+def test_the_words_of_a_truncated_reply_are_not_fields() -> None:
     decision = parsed(TEXT.partition(b"Access")[0] + b"x client=evil.example[192.0.2.9] rule=other id=00000000")
     assert decision._replace(reply=b"") == DECISION._replace(reply=b"")
 
@@ -149,7 +149,7 @@ def test_milliseconds_are_a_number_that_can_be_one(written: object, read: float 
         b"Aug  3 12:15:23 ulysses postfix/smtpd[9105]: connect from unknown[192.0.2.1]",
     ],
 )
-def test_another_line_is_no_decision(line: bytes) -> None:
+def test_any_other_line_is_not_a_decision(line: bytes) -> None:
     assert parse(line) is None
 
 
@@ -196,7 +196,7 @@ def test_quotes_at_the_ends_of_a_reply_are_its_own() -> None:
     assert parsed(as_text(decision).encode()) == decision
 
 
-def test_json_whose_time_is_none_is_no_decision() -> None:
+def test_json_with_an_invalid_time_is_not_a_decision() -> None:
     assert parse(json.dumps(JSON | {"time": "2026-11-21T17:16:00 tomorrow"}).encode()) is None
 
 
@@ -275,7 +275,7 @@ names = st.one_of(st.sampled_from([b"a.example", b"a[192.0.2.1]"]), st.binary(mi
     ),
     st.booleans(),
 )
-def test_what_the_daemon_writes_is_what_is_read(
+def test_lines_of_the_daemon_are_read_back(
     attributes: dict[str, bytes], state: bytes, identity: Identity | None, observe: bool
 ) -> None:
     request = Request.of(attributes | {"protocol_state": state})

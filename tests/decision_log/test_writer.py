@@ -180,7 +180,7 @@ def test_the_text_format_is_that_of_the_contract(logged: Entry, text: str) -> No
     assert text_line(logged).decode() == f"{START} {text}\n"
 
 
-def test_json_has_the_keys_of_the_contract_with_what_is_said() -> None:
+def test_json_has_the_documented_keys() -> None:
     logged = entry(
         observed=("first-try",),
         dns_seconds=0.0118,

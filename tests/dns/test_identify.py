@@ -84,7 +84,7 @@ def test_only_the_clients_own_family_is_looked_up() -> None:
 
 
 @pytest.mark.parametrize("address", [b"unknown", b"", b"fe80::1%eth0", b"192.0.2", b"192.0.2.1\n", b"\xff"])
-def test_what_is_no_address_is_an_error_that_asks_nothing(address: bytes) -> None:
+def test_an_invalid_address_is_an_error_without_a_query(address: bytes) -> None:
     zone = Zone({PTR: ["mail.example"]})
     assert identity(zone, address) == Identity(ERROR, reason=Reason.NO_ADDRESS, names_known=False)
     assert zone.asked == []

@@ -500,7 +500,7 @@ async def test_one_lookup_serves_all_who_ask_meanwhile() -> None:
     assert (resolver.counters.misses, resolver.counters.joined) == (10, 9)
 
 
-async def test_a_lookup_that_nobody_waits_for_fills_the_cache() -> None:
+async def test_a_lookup_without_waiting_requests_fills_the_cache() -> None:
     with ScriptedServer({CLIENT_PTR: Reply(delay=0.1)}) as server:
         resolver = Resolver(dns(server.address))
         resolver.look_up(parse_address(CLIENT))
@@ -577,7 +577,7 @@ async def test_usual_answers_over_tcp_take_their_time_without_a_rest(monkeypatch
 
 
 @pytest.mark.slow
-async def test_after_a_rest_more_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_reading_continues_after_the_throttle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channels, "THROTTLED_TIMES", 2.0)
     with ScriptedServer({reverse(f"203.0.113.{number}"): LARGE for number in range(4)}) as server:
         resolver = Resolver(dns(server.address))

@@ -110,7 +110,7 @@ IN_SHORT = "resolver silent", "SERVFAIL", "junk", "a CNAME loop", "control chara
 
 
 @pytest.mark.parametrize("name", table(FAULTS, *IN_SHORT))
-def test_whatever_dns_says_nobody_gets_a_wrong_answer(name: str, one_setting: tuple[Setting, Policyd]) -> None:
+def test_no_dns_answer_causes_a_wrong_decision(name: str, one_setting: tuple[Setting, Policyd]) -> None:
     setting, policyd = one_setting
     fault = FAULTS[name]
     with setting.flow(f"DNS: {name}", patience=TIMEOUT) as flow:

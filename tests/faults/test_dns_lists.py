@@ -99,7 +99,7 @@ class Storm:
         writer.close()
 
 
-def test_a_silent_list_holds_up_nothing_else_and_is_used_again_when_it_returns(tmp_path: Path) -> None:
+def test_a_silent_list_delays_nothing_else_and_is_used_again_when_it_returns(tmp_path: Path) -> None:
     zone, port = Zone(), free_port()
     with ScriptedServer(zone) as server:
         dns = {"servers": [server.address], "timeout": f"{TIMEOUT:.0f}s", "lookups": LOOKUPS}

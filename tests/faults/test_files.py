@@ -233,7 +233,7 @@ def test_a_log_on_a_read_only_disk_is_written_as_soon_as_it_can_be(setting: Sett
     assert "cannot open it: Read-only file system; mail goes on" in policyd.operational_log.read_text()
 
 
-def test_a_log_that_is_removed_is_begun_anew_within_a_second_or_so(setting: Setting) -> None:
+def test_a_removed_log_is_created_again_within_about_a_second(setting: Setting) -> None:
     with setting.daemon() as policyd:
         with policyd.decision_log.open("rb") as removed:
             with setting.flow("log: removed") as flow:
@@ -259,7 +259,7 @@ def test_rotation_in_the_middle_of_a_burst_loses_no_line(setting: Setting) -> No
         assert setting.metric(LOST) == 0
 
 
-def test_a_fifo_without_a_reader_holds_nobody_up(setting: Setting) -> None:
+def test_a_fifo_without_a_reader_delays_nothing(setting: Setting) -> None:
     fifo = setting.folder / "fifo"
     os.mkfifo(fifo)
     opened = threading.Event()
@@ -291,7 +291,7 @@ OUTPUTS = {"closed": CLOSED, "a pipe that nobody reads": NOBODY_READS}
 
 
 @pytest.mark.parametrize("name", table(OUTPUTS, "closed"))
-def test_standard_output_that_takes_nothing_holds_nobody_up(setting: Setting, name: str) -> None:
+def test_standard_output_without_a_reader_delays_nothing(setting: Setting, name: str) -> None:
     with setting.daemon(**log_to("-"), wrapper=OUTPUTS[name]) as policyd:
         with setting.flow(f"log: standard output {name}") as flow:
             flow.go_on(SECONDS)

@@ -37,7 +37,7 @@ RESTARTED: dict[str, Any] = {"may_fail": [CLOSED], "may_close": True, "exhausts"
 # --- Signals ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_thousand_sighups_disturb_nobody(setting: Setting) -> None:
+def test_a_thousand_sighups_disturb_no_client(setting: Setting) -> None:
     rounds = 50 if LONG else 3
     with setting.daemon() as policyd, setting.flow(f"process: SIGHUP {rounds * 20:,} times") as flow:
         for edition in range(1, rounds + 1):
@@ -58,7 +58,7 @@ def kept_socket(port: int) -> Iterator[socket.socket]:
         yield listening
 
 
-def test_sigterm_under_load_answers_what_is_under_way_and_the_next_daemon_the_rest(setting: Setting) -> None:
+def test_sigterm_under_load_loses_no_request_in_flight(setting: Setting) -> None:
     late = DnsState(distorted(delay=0.3), truth)  # so that there are lookups under way
     times = 5 if LONG else 1
     with kept_socket(setting.port) as listener, setting.daemon(listener=listener) as policyd:
@@ -92,7 +92,7 @@ def test_sigkill_loses_the_requests_under_way_and_at_most_the_last_line(setting:
     assert flow.row.failed.total() <= times * CONNECTIONS
 
 
-def test_a_second_daemon_on_the_same_sockets_is_refused_and_disturbs_nobody(setting: Setting) -> None:
+def test_a_second_daemon_on_the_same_sockets_ends_and_disturbs_no_client(setting: Setting) -> None:
     unix = f"unix:{setting.folder}/socket"
     addresses = [f"inet:127.0.0.1:{setting.port}", unix]
     with setting.daemon(listen=addresses) as policyd:

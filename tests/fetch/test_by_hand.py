@@ -46,7 +46,7 @@ def test_the_shipped_lists_are_empty_and_ask_no_dns() -> None:
     assert not isinstance(decide(ruleset, own, Facts(), datetime.date(2026, 11, 29)), Needs)
 
 
-def test_what_is_written_is_one_line_with_end_and_reason(rules: Rules, tmp_path: Path) -> None:
+def test_an_entry_is_one_line_with_end_and_reason(rules: Rules, tmp_path: Path) -> None:
     keeper = Keeper(rules, Side.BLOCK)
     today = time.strftime("%Y-%m-%d", time.gmtime())
     end = time.time() + 600

@@ -163,7 +163,7 @@ GUARDS: dict[str, tuple[Callable[[Web], Callable[[Requests], None]], str, str]] 
 
 @pytest.mark.parametrize("case", list(GUARDS))
 @pytest.mark.slow
-def test_what_is_refused_leaves_the_old_list_in_force(
+def test_a_refused_entry_leaves_the_old_list_in_force(
     case: str, tmp_path: Path, web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make, more, reason = GUARDS[case]

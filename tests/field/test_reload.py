@@ -66,9 +66,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("wrong", BROKEN.keys())
-def test_a_rules_file_that_is_no_good_changes_nothing(
-    wrong: str, postfix: Postfix, start_policyd: StartPolicyd
-) -> None:
+def test_an_invalid_rules_file_changes_nothing(wrong: str, postfix: Postfix, start_policyd: StartPolicyd) -> None:
     text, place = BROKEN[wrong]
     with start_policyd(REJECT.replace("{file: listed.txt}", "[192.0.2.25]")) as policyd:
         with Client(postfix.port["inet"], "192.0.2.25", "mail.sender.example") as client:

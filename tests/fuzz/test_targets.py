@@ -44,7 +44,7 @@ def test_the_corpus_and_earlier_findings_break_nothing(name: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "content"), [pytest.param(name, made, id=f"{name}: {what}") for name, what, made in costly.INPUTS]
 )
-def test_what_is_made_to_take_long_takes_no_more_than_a_second(name: str, content: str, tmp_path: Path) -> None:
+def test_deliberately_slow_inputs_take_at_most_a_second(name: str, content: str, tmp_path: Path) -> None:
     began = time.process_time()
     _check(name, content.encode(), tmp_path)
     assert time.process_time() - began < SECONDS

@@ -88,7 +88,7 @@ def test_standard_input_is_a_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         assert lines_of("-") == LINES
 
 
-def test_a_pipe_is_a_log_whose_size_nobody_knows() -> None:
+def test_a_pipe_is_a_log_of_unknown_size() -> None:
     reading, writing = os.pipe()
     os.write(writing, b"one\ntwo\n")
     os.close(writing)
@@ -145,7 +145,7 @@ def test_a_binary_file_is_refused(tmp_path: Path, content: bytes) -> None:
         lines_of(log)
 
 
-def test_a_nul_that_a_crash_left_behind_is_no_binary_file(tmp_path: Path) -> None:
+def test_a_log_with_a_nul_from_a_crash_is_text(tmp_path: Path) -> None:
     log = tmp_path / "maillog"
     log.write_bytes(b"\0" * 20 + TEXT)
     assert len(lines_of(log)) == len(LINES)
@@ -160,7 +160,7 @@ def test_a_nul_that_a_crash_left_behind_is_no_binary_file(tmp_path: Path) -> Non
     ],
     ids=["missing", "folder", "loop"],
 )
-def test_what_is_no_file_is_refused_before_anything_is_read(
+def test_an_unreadable_path_is_refused_before_any_log_is_read(
     tmp_path: Path, make: Callable[[Path], None], message: str
 ) -> None:
     log = tmp_path / "maillog"

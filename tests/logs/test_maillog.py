@@ -548,7 +548,7 @@ def test_the_journal_says_what_the_log_says() -> None:
     assert read(*as_json)[0].time == 1785726923.0
 
 
-def test_the_journal_has_numbers_for_what_is_not_utf8() -> None:
+def test_the_journals_byte_numbers_are_read() -> None:
     message = list(REFUSED.partition("]: ")[2].replace("rainbow", "\x00").encode().replace(b"\x00", b"\xff"))
     assert one(journal(REFUSED, MESSAGE=message)).sender == b"\xff+errnnn0@gbc001.mag-r.net"
 
@@ -621,7 +621,7 @@ def test_a_rotated_set_is_one_log(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["Dear Sir,\nthis is no log.\n", "a,b,c\n1,2,3\n", '{"x": 1}\n', "rules: []\n"])
-def test_a_file_that_is_no_mail_log_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_mail_log_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
     good, bad = tmp_path / "maillog", tmp_path / "letter"
     good.write_text(REFUSED + "\n")
     bad.write_text(text)

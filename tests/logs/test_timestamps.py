@@ -74,7 +74,7 @@ def test_fractions_of_a_second_are_kept(stamp: str) -> None:
         "@x",
     ],
 )
-def test_what_is_no_time_is_none(stamp: str) -> None:
+def test_an_invalid_time_is_none(stamp: str) -> None:
     assert times("2026-09-01T00:00:00+09:00", stamp) == ["-"]
 
 

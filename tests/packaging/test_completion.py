@@ -130,7 +130,7 @@ def after_tab(shell: Terminal, typed: str, expected: str) -> str:
         ("policyd check --rules brok", "policyd check --rules broken.yaml "),
     ],
 )
-def test_what_is_known_beforehand_is_completed_without_a_start_of_policyd(
+def test_fixed_words_are_completed_without_starting_policyd(
     shell: Terminal, folder: Path, typed: str, expected: str
 ) -> None:
     after_tab(shell, typed, expected)
@@ -166,7 +166,7 @@ def test_names_of_the_ruleset_are_completed(shell: Terminal, typed: str, expecte
 
 
 @pytest.mark.parametrize("rules", ["broken.yaml", "missing.yaml", "bin", "/dev/zero"])
-def test_a_ruleset_that_cannot_be_read_costs_no_word(shell: Terminal, folder: Path, rules: str) -> None:
+def test_an_unreadable_ruleset_completes_nothing(shell: Terminal, folder: Path, rules: str) -> None:
     shown = after_tab(shell, f"policyd tail --rules {rules} --rule x", "--rule x")
     until("the question for names", lambda: (folder / "started").exists() or None)
     shell.keys("\x15echo en''ded\n")
@@ -175,7 +175,7 @@ def test_a_ruleset_that_cannot_be_read_costs_no_word(shell: Terminal, folder: Pa
 
 
 @pytest.mark.parametrize("typed", ["policyd nonsense --x", "policyd tail --nonsense x", "policyd import 'plain x"])
-def test_nonsense_costs_no_word(shell: Terminal, typed: str) -> None:
+def test_nonsense_completes_nothing(shell: Terminal, typed: str) -> None:
     shown = after_tab(shell, typed, typed[-1])
     assert not re.search(r"(?i)error|traceback|cannot|no such|not found", shown)
 

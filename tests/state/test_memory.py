@@ -223,7 +223,7 @@ async def test_two_daemons_share_counters_and_greylisting(ruleset: Ruleset, serv
 
 @pytest.mark.slow
 @needs_server
-async def test_a_server_that_freezes_delays_nobody_and_defers_no_stranger(
+async def test_a_frozen_server_delays_no_mail_and_defers_no_unknown_client(
     ruleset: Ruleset, server: StateServer
 ) -> None:
     daemon = Daemon(ruleset, shared(server, 0.05))

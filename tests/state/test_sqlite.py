@@ -90,7 +90,7 @@ async def test_what_lies_in_the_future_or_has_ended_is_dropped(tmp_path: Path) -
         state._close()
 
 
-async def test_a_counter_that_was_defined_otherwise_begins_anew(tmp_path: Path) -> None:
+async def test_a_counter_with_a_changed_definition_starts_again(tmp_path: Path) -> None:
     memory, state = opened(tmp_path / "state.db")
     fill(memory)
     await state.close()

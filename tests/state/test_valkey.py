@@ -151,7 +151,7 @@ async def test_a_server_that_is_killed_and_comes_back(server: StateServer, caplo
     assert "answers again" in caplog.text
 
 
-async def test_a_frozen_server_holds_nobody_and_its_late_answer_is_nobodys(server: StateServer) -> None:
+async def test_a_frozen_server_delays_nothing_and_its_late_answer_is_dropped(server: StateServer) -> None:
     state = memory(server, TIMEOUT)
     assert await state.ask([event()]) == [1]
     assert server.process is not None

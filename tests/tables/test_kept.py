@@ -121,7 +121,7 @@ def key_of(source: Source) -> object:
 @pytest.mark.usefixtures("always_patched")
 @settings(max_examples=examples(400), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps_of_networks)
-def test_patched_networks_are_those_built_anew(steps: list[dict[str, list[Network]]]) -> None:
+def test_patched_networks_equal_rebuilt_ones(steps: list[dict[str, list[Network]]]) -> None:
     asked = [*edges([one for step in steps for one in step.values()])]
     follow([[listed(path, one, Kind.NETWORK) for path, one in step.items()] for step in steps], asked)
 

@@ -45,7 +45,7 @@ def test_values_beside_a_long_list_are_looked_up_in_it(values: str, others: str,
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tree=rulesets(), asked=st.lists(st.tuples(requests(), identities()), min_size=20, max_size=20))
-def test_a_match_that_is_refused_holds_for_no_request(
+def test_a_refused_match_holds_for_no_request(
     tree: dict[str, Any], asked: list[tuple[Request, Identity]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, report = load_tree(tree, tmp_path)

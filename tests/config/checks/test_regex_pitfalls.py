@@ -62,7 +62,7 @@ def kinds(expression: str) -> list[str]:
         (r"x", []),
     ],
 )
-def test_what_is_complained_of(expression: str, wanted: list[str]) -> None:
+def test_a_likely_mistake_gives_its_warning(expression: str, wanted: list[str]) -> None:
     assert kinds(expression) == wanted
 
 

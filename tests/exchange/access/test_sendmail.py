@@ -70,7 +70,7 @@ def test_a_key_with_its_tag_counts_before_the_same_without() -> None:
         ("justakey", "no line of an access_db"),
     ],
 )
-def test_a_line_without_an_equal_is_reported_and_the_rest_is_kept(line: str, reason: str) -> None:
+def test_an_unsupported_line_is_reported_and_the_others_are_kept(line: str, reason: str) -> None:
     result = imported("sendmail-access", f"Connect:192.0.3 REJECT\n{line}\n")
     assert [(loss.line.number, reason in loss.reason) for loss in result.report.losses] == [(2, True)]
     assert [rule.match for rule in result.rules] == [{"cidr": ("192.0.3.0/24",)}]

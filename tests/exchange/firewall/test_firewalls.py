@@ -223,7 +223,7 @@ def test_a_set_is_read_as_often_as_any_firewall_asks_for_it() -> None:
     )
 
 
-def test_a_port_that_is_none_is_not_mails() -> None:
+def test_an_invalid_port_is_not_for_mail() -> None:
     line = "-A INPUT -s 192.0.2.0/24 -p tcp --dport {} -j DROP\n"
     ports = ("20:30", "1:30]", "x:", ":25", "24:", "26:", "²5", "smtp", "1:99999999999999999999", "025")
     report = imported("iptables-save", "".join(line.format(port) for port in ports)).report

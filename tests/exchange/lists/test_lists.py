@@ -299,7 +299,7 @@ def test_a_block_around_another_and_a_wider_route_are_reported() -> None:
 @pytest.mark.parametrize(
     "line", ["inetnum: 0.0.0.0 - 255.255.255.255", "NetRange: 1.2.3.4 - nowhere", "[Referred From] NET/?"]
 )
-def test_a_whois_field_that_is_no_network_is_reported(line: str) -> None:
+def test_a_whois_field_that_is_not_a_network_is_reported(line: str) -> None:
     assert [number for number, _ in lost("whois", f"{line}\ninetnum: 192.0.2.0 - 192.0.2.255\n")] == [1]
 
 
@@ -372,7 +372,7 @@ def test_a_block_of_a_registry_is_not_taken_for_a_clients(answer: str) -> None:
     assert {"the block of a registry" in loss.reason for loss in caught.value.report.losses} == {True}
 
 
-def test_what_is_said_of_the_registrys_block_is_not_said_of_the_customers() -> None:
+def test_the_registrys_block_does_not_affect_the_customers() -> None:
     customer = "inetnum: 203.0.113.0 - 203.0.113.255\nnetname: CUSTOMER\n\n"
     around = "inetnum: 203.0.0.0 - 203.255.255.255\ndescr: Asia Pacific Network Information Centre\n"
     assert entries("whois", customer + around) == entries("whois", around + "\n" + customer) == ["203.0.113.0/24"]

@@ -86,7 +86,7 @@ def test_the_rules_answer_as_postfix_does(table: str) -> None:
         ("endif", "without its if"),
     ],
 )
-def test_a_line_without_an_equal_is_reported_and_the_rest_is_kept(line: str, reason: str) -> None:
+def test_an_unsupported_line_is_reported_and_the_others_are_kept(line: str, reason: str) -> None:
     result = imported("postfix-cidr", f"# a comment\n{line}\n198.51.100.1 REJECT\n")
     assert [(loss.line.number, loss.line.text) for loss in result.report.losses] == [(2, line)]
     assert reason in result.report.losses[0].reason
@@ -128,7 +128,7 @@ def test_lines_of_one_verdict_become_one_rule() -> None:
     ]
 
 
-def test_what_only_held_mail_is_no_rule_where_nothing_below_it_would_block() -> None:
+def test_a_hold_without_a_block_below_it_is_not_a_rule() -> None:
     result = imported("postfix-cidr", "192.0.2.0/24 REJECT\n198.51.100.1 HOLD\n")
     assert [rule.verdict.action for rule in result.rules] == ["REJECT"]
 

@@ -187,7 +187,7 @@ def test_the_null_sender_exempts_senders_alone() -> None:
     assert answer(rules, Asked(sender="c@b.example")) == "REJECT"
 
 
-def test_an_if_that_is_no_second_condition_is_reported_with_what_it_exempts() -> None:
+def test_an_unsupported_if_is_reported_with_its_exemptions() -> None:
     table = "if /a/\n/b/ OK\nif /c/\n/d/ REJECT\nendif\nendif\n/x/ REJECT\n"
     result = imported("postfix-pcre", table)
     assert [(loss.line.number, loss.exempts) for loss in result.report.losses] == [(2, True), (4, False)]
@@ -217,7 +217,7 @@ def test_an_exemption_with_a_text_after_it_is_kept() -> None:
         ("example.com REJECT", "not a line of such a table"),
     ],
 )
-def test_what_re2_cannot_express_is_reported_by_line_and_the_rest_kept(line: str, reason: str) -> None:
+def test_expressions_that_re2_lacks_are_reported_and_the_others_kept(line: str, reason: str) -> None:
     result = imported("postfix-pcre", f"/kept/ REJECT\n{line}\n/also/ REJECT\n")
     assert [(loss.line.number, loss.line.text) for loss in result.report.losses] == [(2, line)]
     assert reason in result.report.losses[0].reason
@@ -225,7 +225,7 @@ def test_what_re2_cannot_express_is_reported_by_line_and_the_rest_kept(line: str
 
 
 @pytest.mark.slow
-def test_after_many_expressions_that_are_too_large_nothing_more_is_looked_at_and_each_line_is_told() -> None:
+def test_after_many_too_large_expressions_every_further_line_is_lost() -> None:
     table = "/kept/ REJECT\n" + "/\\pL{999}/ REJECT\n" * (MOST_TOO_LARGE + 1) + "/also/ REJECT\n"
     result = imported("postfix-pcre", table)
     assert [rule.match for rule in result.rules] == [{"hostname_regex": ("kept",)}]

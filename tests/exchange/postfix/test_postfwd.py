@@ -120,7 +120,7 @@ def test_names_are_those_of_the_ruleset() -> None:
         ("id=R; sender_localpart=bob; action=REJECT", "write it for the whole address"),
     ],
 )
-def test_a_rule_without_an_equal_is_reported_and_the_rest_is_kept(line: str, reason: str) -> None:
+def test_an_unsupported_rule_is_reported_and_the_others_are_kept(line: str, reason: str) -> None:
     result = imported("postfwd", f"id=A; client_address=192.0.2.7; action=REJECT\n{line}\n")
     assert [(loss.line.number, reason in loss.reason) for loss in result.report.losses] == [(2, True)]
     assert [rule.name for rule in result.rules] == ["A"]

@@ -60,7 +60,10 @@ def from_posix(pattern: str, flags: str = "") -> str:
 
 def _finished(expression: str, *, matches_case: bool) -> str:
     if not expression.isprintable():
-        raise UnsupportedError("it has bytes that are no text in UTF-8")
+        character = next(character for character in expression if not character.isprintable())
+        if "\ud800" <= character <= "\udfff":
+            raise UnsupportedError("it has bytes that are no text in UTF-8")
+        raise UnsupportedError(f"it has a character that cannot be seen (U+{ord(character):04X})")
     finished = f"(?-i:{expression})" if matches_case else expression
     try:
         compile_expression(finished)

@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from policyd.core.ruleset import Verb
+from policyd.exchange.lists.expressions import Expressions
 from policyd.exchange.model import Entry, Imported, Term, UnsupportedError
 from policyd.exchange.network_sets import rejected, texts
 from policyd.exchange.regex_translation import from_perl
@@ -47,24 +48,26 @@ def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None)
     `helo_name`, `sender` or `recipient`.
     """
     imported = Imported()
+    expressions = Expressions(attribute, report)
 
     def take(line: Line) -> bool:
         whole = line.text.strip()
         # An expression may contain characters that begin a comment elsewhere.
         text = whole if _EXPRESSION.fullmatch(whole) else _COMMENT.sub("", line.text).strip()
         if text:
-            imported.entries += [Entry(term, line) for term in _read_entry(text, line, report, attribute or "client")]
+            terms = _read_entry(text, line, report, attribute or "client", expressions)
+            imported.entries += [Entry(term, line) for term in terms]
         return bool(text)
 
     report.take_each(lines, take)
     return imported
 
 
-def _read_entry(text: str, line: Line, report: Report, attribute: str) -> list[Term]:
+def _read_entry(text: str, line: Line, report: Report, attribute: str, expressions: Expressions) -> list[Term]:
     if (expression := _EXPRESSION.fullmatch(text)) is not None:
         if "i" not in expression["flags"]:
             report.note(line, "the expression was taken to ignore case, as with `/i`")
-        return [term(_REGEX[attribute], from_perl(expression["pattern"]))]
+        return [expressions.read(from_perl(expression["pattern"]), line)]
     word, *more = text.split()
     if len(more) > 1 and more[0] == "-":  # FIRST - LAST
         word, more = f"{word}-{more[1]}", more[2:]

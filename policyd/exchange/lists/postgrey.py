@@ -2,7 +2,7 @@
 
 An entry is a name with the names under it, an address, a network, the first octets of an address, or an expression
 between slashes, which postgrey matches against the client's name, case-insensitively. A list of recipients has
-`local@`, addresses, domains and expressions (`attribute` recipient).
+`local@`, addresses, domains and expressions; it is recognised by an entry with `@`, or by `attribute` recipient.
 """
 
 from __future__ import annotations
@@ -11,25 +11,63 @@ import re
 from typing import TYPE_CHECKING
 
 from policyd.exchange.lists import plain
+from policyd.exchange.model import Entry, Imported
+from policyd.exchange.values import literal, term
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
-    from policyd.exchange.model import Imported, Line, Report
+    from policyd.exchange.model import Line, Report, Term
+
+_EXPRESSION = re.compile(r"/\S+/")
+# postgrey 1.37 reads two octets with a prefix of 24, against its own comment.
+_TWO_OCTETS = re.compile(r"\d{1,3}\.\d{1,3}", re.ASCII)
 
 
 def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None) -> Imported:
-    """The list's entries; `attribute` is `client` (as None) or `recipient`. They become exemptions."""
-    imported = plain.read(_without_comments(lines), report, attribute=attribute)
+    """The list's entries; `attribute` is `client` or `recipient`, None for what the entries say. They become
+    exemptions."""
+    found = [one for line in lines if (one := _without_comment(line)).text]
+    if attribute is None:
+        attribute = "recipient" if any(_is_mail_address(line) for line in found) else "client"
+    if attribute == "recipient":
+        imported = Imported()
+
+        def take(line: Line) -> bool:
+            imported.entries.append(Entry(_recipient(line.text), line))
+            return True
+
+        report.take_each((line for line in found if _is_mail_address(line)), take)
+        rest = (line for line in found if not _is_mail_address(line))
+        imported.entries += plain.read(rest, report, attribute=attribute).entries
+    else:
+        imported = plain.read((_as_network(line, report) for line in found), report, attribute=attribute)
     if imported.entries:
-        report.note(
-            imported.entries[0].line, "these clients pass every rule below; put the rules above those that greylist"
-        )
+        whom = "mail to these recipients passes" if attribute == "recipient" else "these clients pass"
+        report.note(imported.entries[0].line, f"{whom} every rule below; put the rules above those that greylist")
     return imported
 
 
-def _without_comments(lines: Iterable[Line]) -> Iterator[Line]:
-    for line in lines:
-        text = re.sub(r"#.*", "", line.text).strip()
-        # All expressions ignore case.
-        yield line._replace(text=f"{text}i" if re.fullmatch(r"/\S+/", text) else text)
+def _without_comment(line: Line) -> Line:
+    text = re.sub(r"#.*", "", line.text).strip()
+    # All expressions ignore case.
+    return line._replace(text=f"{text}i" if _EXPRESSION.fullmatch(text) else text)
+
+
+def _is_mail_address(line: Line) -> bool:
+    return "@" in line.text and re.fullmatch(r"[^\s/]\S*", line.text) is not None
+
+
+def _recipient(address: str) -> Term:
+    """`user@` is for `user+extension@` as well, and so is `user@domain`."""
+    user, _, domain = address.partition("@")
+    end = f"{literal(domain)}$" if domain else ""
+    return term("recipient_regex", rf"^{literal(user)}(\+[^@]+)?@{end}")
+
+
+def _as_network(line: Line, report: Report) -> Line:
+    if _TWO_OCTETS.fullmatch(line.text) is None:
+        return line
+    network = f"{line.text}.0.0/24"
+    report.note(line, f"postgrey takes two octets for a network of /24: {network}")
+    return line._replace(text=network)

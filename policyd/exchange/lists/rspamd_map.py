@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from policyd.exchange.lists import plain
+from policyd.exchange.lists.expressions import Expressions
 from policyd.exchange.model import Entry, Imported, Term, UnsupportedError
 from policyd.exchange.regex_translation import from_perl
 from policyd.exchange.values import address_range, literal, looks_like_address, network_text, term
@@ -26,23 +27,18 @@ _LINE = re.compile(
 
 _NAME = {"client": "hostname", "helo_name": "helo_name", "sender": "sender_domain", "recipient": "recipient_domain"}
 _SUFFIX = _NAME | {"client": "hostname_suffix", "helo_name": "helo_name_suffix"}
-_REGEX = {
-    "client": "hostname_regex",
-    "helo_name": "helo_name_regex",
-    "sender": "sender_regex",
-    "recipient": "recipient_regex",
-}
 
 
 def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None) -> Imported:
     """The map's keys. `attribute` is `client` (as None), `helo_name`, `sender` or `recipient`."""
     imported = Imported()
+    expressions = Expressions(attribute, report)
 
     def take(line: Line) -> bool:
         text = line.text.strip()
         if not text or text.startswith("#"):
             return False
-        terms = _read_line(line._replace(text=text), report, attribute or "client")
+        terms = _read_line(line._replace(text=text), report, attribute or "client", expressions)
         imported.entries += [Entry(term, line) for term in terms]
         return True
 
@@ -50,7 +46,7 @@ def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None)
     return imported
 
 
-def _read_line(line: Line, report: Report, attribute: str) -> list[Term]:
+def _read_line(line: Line, report: Report, attribute: str, expressions: Expressions) -> list[Term]:
     match = _LINE.fullmatch(line.text)
     if match is None:
         raise UnsupportedError("a key that begins with a quote and does not end with one")
@@ -63,14 +59,14 @@ def _read_line(line: Line, report: Report, attribute: str) -> list[Term]:
         report.note(line, "the value after the key is not supported; every entry counts alike")
     if match["slashed"]:
         pattern, _, flags = match["slashed"][1:].rpartition("/")
-        return [term(_REGEX[attribute], _expression(pattern, flags))]
+        return [expressions.read(_expression(pattern, flags), line)]
     key = match["key"] or re.sub(r"\\(.)", r"\1", match["quoted"] or "")
     if looks_like_address(key):
         return [Term("cidr", network_text(found)) for found in address_range(key.strip("[]"), report.masking(line))]
     if key.startswith("*.") and not re.search(r"[*?\[]", key[2:]):
         return [term(_SUFFIX[attribute], key[1:])]
     if re.search(r"[*?\[]", key):
-        return [term(_REGEX[attribute], _glob(key))]
+        return [expressions.read(_glob(key), line)]
     if key.startswith("@"):
         key = key[1:]
         attribute = "recipient" if attribute == "recipient" else "sender"

@@ -396,23 +396,48 @@ def test_half_of_an_rdap_answer_is_refused() -> None:
 
 def test_postgreys_clients_are_exempted_with_their_subdomains_octets_and_expressions() -> None:
     names = "# head\nb.example\n192-0-2-7.example # why\n/^mx\\d+\\.c\\.example$/\n"
-    text = f"{names}192.0.2\n198.51.100.0/25\n203.0\n2001:db8::/32\n"
+    text = f"{names}192.0.2\n198.51.100.0/25\n203.0\n2001:db8::/32\n"  # postgrey gives two octets a prefix of 24
     result = imported("postgrey", text)
     assert [(rule.match, rule.verdict.action) for rule in result.rules] == [
         ({"hostname_suffix": ("b.example", "192-0-2-7.example")}, "DUNNO"),
         ({"hostname_regex": (r"^mx\d+\.c\.example$",)}, "DUNNO"),
-        ({"cidr": ("192.0.2.0/24", "198.51.100.0/25", "203.0.0.0/16", "2001:db8::/32")}, "DUNNO"),
+        ({"cidr": ("192.0.2.0/24", "198.51.100.0/25", "203.0.0.0/24", "2001:db8::/32")}, "DUNNO"),
     ]
+    assert "postgrey takes two octets for a network of /24: 203.0.0.0/24" in {one.reason for one in result.report.notes}
     assert entries("postgrey", "192.0.2.1\n203.0.113.9 # x\n") == ["192.0.2.1", "203.0.113.9"]
 
 
 def test_postgreys_recipients() -> None:
-    result = imported("postgrey", "postmaster@\na@b.example\nc.example\n", ImportOptions(attribute="recipient"))
+    text = "# recipients\npostmaster@\na@b.example\nc.example\n/^list-.*@d\\.example$/\n"
+    expressions = (r"^postmaster(\+[^@]+)?@", r"^a(\+[^@]+)?@b\.example$", r"^list-.*@d\.example$")
+    for options in (ImportOptions(attribute="recipient"), ImportOptions()):  # a mail address tells what the list is for
+        result = imported("postgrey", text, options)
+        assert [(rule.match, rule.verdict.action) for rule in result.rules] == [
+            ({"recipient_regex": expressions}, "DUNNO"),
+            ({"recipient_domain": ("c.example",)}, "DUNNO"),
+        ]
+        assert result.report.taken == 4
+        assert any(one.reason.startswith("mail to these recipients passes") for one in result.report.notes)
+
+
+@pytest.mark.parametrize("format_name", ["rspamd-map", "plain"])
+def test_expressions_that_fit_no_client_are_for_senders_or_reported(format_name: str) -> None:
+    text = "/^mail\\.b\\.example$/i\n/viagra\\s/i\n/news@b\\.example/i\n/^Subject: win/i\n/\u914d\u9054/i\n"
+    result = imported(format_name, text)
     assert [rule.match for rule in result.rules] == [
-        {"recipient_regex": ("^postmaster@",)},
-        {"recipient": ("a@b.example",)},
-        {"recipient_domain": ("c.example",)},
+        {"hostname_regex": (r"^mail\.b\.example$",)},
+        {"sender_regex": (r"news@b\.example",)},
     ]
+    assert [loss.line.number for loss in result.report.losses] == [2, 4, 5]
+    assert {loss.reason.partition(";")[0] for loss in result.report.losses} == {"no host name can match it"}
+    assert {one.reason.partition(",")[0].partition(";")[0] for one in result.report.notes} >= {
+        "expressions were read for host names of clients",
+        "only a mail address can match it",
+    }
+    said = imported(format_name, text, ImportOptions(attribute="sender"))
+    assert [loss.line.number for loss in said.report.losses] == [1, 2, 4, 5]
+    hidden = lost(format_name, "192.0.2.1\n/a\u200db/i\n")
+    assert hidden == [(2, "it has a character that cannot be seen (U+200D)")]
 
 
 # --- rspamd-map -------------------------------------------------------------------------------------------------------
@@ -425,7 +450,7 @@ MAP = r"""
 *.c.example   # a glob
 mx?.d*.example
 /^dyn\d+\./i 2.0
-/Case\/d/
+/Case\.d/
 a@b.example
 @d.example
 """
@@ -437,7 +462,7 @@ a@b.example
         ("cidr", ["192.0.2.0/24", "2001:db8::1"]),
         ("hostname", ["b.example"]),
         ("hostname_suffix", [".c.example"]),
-        ("hostname_regex", [r"^mx.\.d.*\.example$", r"^dyn\d+\.", r"(?-i:Case\/d)"]),
+        ("hostname_regex", [r"^mx.\.d.*\.example$", r"^dyn\d+\.", r"(?-i:Case\.d)"]),
         ("sender", ["a@b.example"]),
         ("sender_domain", ["d.example"]),
     ],

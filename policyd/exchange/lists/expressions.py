@@ -1,0 +1,49 @@
+"""Expressions in lists that do not say what they are looked up for, as rspamd's maps and plain lists."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from policyd.exchange.model import SkippedError
+from policyd.exchange.regex_subjects import MAIL_ADDRESSES, NAMES, Questions
+from policyd.exchange.values import term
+
+if TYPE_CHECKING:
+    from policyd.exchange.model import Line, Report, Term
+
+_REGEX = {
+    "client": "hostname_regex",
+    "helo_name": "helo_name_regex",
+    "sender": "sender_regex",
+    "recipient": "recipient_regex",
+}
+_ASSUMED = "expressions were read for host names of clients; --attribute says if the list is for something else"
+_SENDERS = "only a mail address can match it, so it was read for senders (--attribute)"
+
+
+class Expressions:
+    """Reads the expressions of one list for `attribute`; None stands for clients, or senders for mail addresses."""
+
+    def __init__(self, attribute: str | None, report: Report) -> None:
+        self._attribute = attribute
+        self._report = report
+        self._questions = Questions()
+        self._is_assumed = False
+
+    def read(self, pattern: str, line: Line) -> Term:
+        """The term of an expression in RE2's syntax. Raises SkippedError if what it is looked up for cannot match."""
+        attribute = self._attribute or "client"
+        self._questions.begin_line()
+        if attribute == "helo_name":
+            return term(_REGEX[attribute], pattern)
+        is_mail = attribute in {"sender", "recipient"}
+        if not self._questions.can_match(MAIL_ADDRESSES if is_mail else NAMES, [pattern], []):
+            if self._attribute is not None or not self._questions.can_match(MAIL_ADDRESSES, [pattern], []):
+                what = f"mail address of a {attribute}" if is_mail else "host name"
+                raise SkippedError(f"no {what} can match it; a list for headers or texts of mails cannot be imported")
+            self._report.note(line, _SENDERS)
+            return term(_REGEX["sender"], pattern)
+        if self._attribute is None and not self._is_assumed:
+            self._is_assumed = True
+            self._report.note(line, _ASSUMED)
+        return term(_REGEX[attribute], pattern)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import time
 from typing import TYPE_CHECKING
@@ -31,10 +32,18 @@ class StateServer:
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen([self.program, *settings, *self._options], stdout=log, stderr=log)
         until = time.monotonic() + 10
-        while not self.socket.exists():
+        while not self._listens():
             assert self.process.poll() is None, (self.folder / "server.log").read_text()
             assert time.monotonic() < until, "the server does not listen"
             time.sleep(0.01)
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as client:  # the file is there before the server listens
+            try:
+                client.connect(str(self.socket))
+            except (FileNotFoundError, ConnectionRefusedError):
+                return False
+            return True
 
     def stop(self) -> None:
         """Ends the server at once."""

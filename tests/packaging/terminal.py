@@ -28,7 +28,7 @@ class Terminal:
         """Presses keys."""
         os.write(self._descriptor, keys.encode())
 
-    def shows(self, text: str, seconds: float = 10.0) -> str:
+    def shows(self, text: str, seconds: float = 30.0) -> str:
         """Waits until the screen shows a text, and then until nothing more comes; returns what it shows since the last
         call. Fails with that if the text does not come."""
         shown = ""

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 import pytest
+from click.shell_completion import get_completion_class
 
-from policyd.cli import COMMANDS, policyd
+from policyd.cli import COMMANDS, COMPLETE, completion, policyd
 from policyd.exchange.exporting import FORMATS as EXPORTS
 from policyd.exchange.importing import FORMATS as IMPORTS
 from tests.field.waiting import until
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# One process makes what all of these tests need.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("completion")]
+pytestmark = pytest.mark.slow
 
 SHELLS = {
     "bash": ["bash", "--norc", "--noprofile", "-i"],
@@ -59,10 +59,11 @@ rules:
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("completion")
-    for shell in SHELLS:
-        with (folder / FILES[shell]).open("w") as script:
-            environment = {**os.environ, "_POLICYD_COMPLETE": f"{shell}_source"}
-            subprocess.run([sys.executable, "-m", "policyd"], check=True, env=environment, stdout=script, timeout=60)
+    for shell, name in FILES.items():
+        made = get_completion_class(shell)
+        assert made is not None
+        assert made.__module__ == completion.__name__
+        (folder / name).write_text(made(policyd, {}, "policyd", COMPLETE).source())
     return folder
 
 
@@ -185,6 +186,12 @@ def test_a_name_that_a_shell_would_run_is_left_out(shell: Terminal, folder: Path
     assert "no-reverse-dns" in shown
     assert "touch" not in shown
     assert not (folder / "ran").exists()
+
+
+def test_the_script_is_printed_on_demand(scripts: Path) -> None:
+    environment = {**os.environ, COMPLETE: "bash_source"}
+    printed = subprocess.run([sys.executable, "-m", "policyd"], check=True, env=environment, stdout=subprocess.PIPE)
+    assert printed.stdout == (scripts / FILES["bash"]).read_bytes()
 
 
 # --- Completeness -----------------------------------------------------------------------------------------------------

@@ -31,8 +31,7 @@ from tests.state.servers import StateServer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# One process makes what all of these tests need.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("dashboard")]
+pytestmark = pytest.mark.slow
 
 PACKAGING = Path(__file__).parents[2] / "packaging"
 DASHBOARD = json.loads((PACKAGING / "grafana/policyd.json").read_text())

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 PAGES = ("policyd.8", "policyd.yaml.5", "policyd-rules.5")
 
-# One process makes what all of these tests need.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("man")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

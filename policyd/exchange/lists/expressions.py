@@ -17,7 +17,7 @@ _REGEX = {
     "sender": "sender_regex",
     "recipient": "recipient_regex",
 }
-_ASSUMED = "expressions were read for host names of clients; --attribute says if the list is for something else"
+_ASSUMED = "read for host names of clients; --attribute says if the list is for something else"
 _SENDERS = "only a mail address can match it, so it was read for senders (--attribute)"
 
 
@@ -43,7 +43,11 @@ class Expressions:
                 raise SkippedError(f"no {what} can match it; a list for headers or texts of mails cannot be imported")
             self._report.note(line, _SENDERS)
             return term(_REGEX["sender"], pattern)
+        self.assume(line)
+        return term(_REGEX[attribute], pattern)
+
+    def assume(self, line: Line) -> None:
+        """Notes, once, that the list was read for clients, if nothing says what it is for."""
         if self._attribute is None and not self._is_assumed:
             self._is_assumed = True
             self._report.note(line, _ASSUMED)
-        return term(_REGEX[attribute], pattern)

@@ -38,6 +38,8 @@ _REGEX = {
 }
 
 _EXPRESSION = re.compile(r"/(?P<pattern>(?:[^/\\]|\\.)+)/(?P<flags>[a-z]*)(?:\s.*)?", re.IGNORECASE)
+# A mechanism of SPF (RFC 7208 section 5.6), as the tools write that list the mail hosts of large providers.
+_SPF = re.compile(r"\+?ip[46]:(\S+)", re.IGNORECASE)
 _LOCAL_PART = re.compile(r"[^\s@,/<>]+@")
 # `192.0.2` and `192.0.2.`. A number alone is more likely a slip than a network of 16 million addresses.
 _OCTETS = re.compile(r"\d{1,3}(?:\.\d{1,3}){1,2}\.?", re.ASCII)
@@ -77,6 +79,8 @@ def _read_entry(text: str, line: Line, report: Report, attribute: str, expressio
         if not looks_like_address(word):
             raise UnsupportedError("more than one word; an entry is one")
         report.note(line, f"the first {'field' if comma else 'word'} is the entry; what follows it was left out")
+    if (mechanism := _SPF.fullmatch(word)) is not None:
+        word = mechanism[1]
     if looks_like_address(word):
         return _networks(word, line, report)
     if word.startswith("*."):

@@ -64,6 +64,7 @@ def _read_line(line: Line, report: Report, attribute: str, expressions: Expressi
     if looks_like_address(key):
         return [Term("cidr", network_text(found)) for found in address_range(key.strip("[]"), report.masking(line))]
     if key.startswith("*.") and not re.search(r"[*?\[]", key[2:]):
+        expressions.assume(line)
         return [term(_SUFFIX[attribute], key[1:])]
     if re.search(r"[*?\[]", key):
         return [expressions.read(_glob(key), line)]
@@ -74,6 +75,7 @@ def _read_line(line: Line, report: Report, attribute: str, expressions: Expressi
         return [term("recipient" if attribute == "recipient" else "sender", key)]
     if "." not in key and attribute != "helo_name":
         raise UnsupportedError("neither an address nor a name with a dot in it")
+    expressions.assume(line)
     if attribute in {"sender", "recipient"}:
         report.note(line, f"a domain alone became {attribute}_domain, which also covers the names under it")
     return [term(_NAME[attribute], key)]

@@ -431,7 +431,7 @@ def test_expressions_that_fit_no_client_are_for_senders_or_reported(format_name:
     assert [loss.line.number for loss in result.report.losses] == [2, 4, 5]
     assert {loss.reason.partition(";")[0] for loss in result.report.losses} == {"no host name can match it"}
     assert {one.reason.partition(",")[0].partition(";")[0] for one in result.report.notes} >= {
-        "expressions were read for host names of clients",
+        "read for host names of clients",
         "only a mail address can match it",
     }
     said = imported(format_name, text, ImportOptions(attribute="sender"))
@@ -506,3 +506,19 @@ def test_a_whois_file_has_the_blocks_of_an_answer_and_not_those_of_the_internet(
     result = imported("whois", "\n".join(blocks) + "\n")
     assert len(result.entries) == 2000
     assert [loss.line.number for loss in result.report.losses] == [2001, 2002]
+
+
+def test_mechanisms_of_spf_are_networks() -> None:
+    assert entries("plain", "ip4:192.0.2.0/24\nip6:2001:db8::/32\n+ip4:198.51.100.7\n") == [
+        "192.0.2.0/24",
+        "2001:db8::/32",
+        "198.51.100.7",
+    ]
+
+
+def test_a_map_of_names_says_what_it_was_read_for_unless_told() -> None:
+    assumed = "read for host names of clients; --attribute says if the list is for something else"
+    assert [one.reason for one in imported("rspamd-map", "b.example\nc.example\n").report.notes] == [assumed]
+    assert [one.reason for one in imported("rspamd-map", "192.0.2.1\n").report.notes] == []
+    told = imported("rspamd-map", "b.example\n", ImportOptions(attribute="client"))
+    assert told.report.notes == []

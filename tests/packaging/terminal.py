@@ -34,7 +34,7 @@ class Terminal:
         shown = ""
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:
-            quiet = 0.15 if text in shown else ends - time.monotonic()
+            quiet = 0.05 if text in shown else ends - time.monotonic()
             if not select.select([self._descriptor], [], [], max(quiet, 0))[0]:
                 break
             try:

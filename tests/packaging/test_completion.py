@@ -113,6 +113,12 @@ def after_tab(shell: Terminal, typed: str, expected: str) -> str:
     return shell.shows(expected)
 
 
+def after_that(shell: Terminal) -> str:
+    """What the screen still shows of what went before."""
+    shell.keys("\x15echo en''ded\n")
+    return shell.shows("ended")
+
+
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
@@ -170,14 +176,13 @@ def test_names_of_the_ruleset_are_completed(shell: Terminal, typed: str, expecte
 def test_an_unreadable_ruleset_completes_nothing(shell: Terminal, folder: Path, rules: str) -> None:
     shown = after_tab(shell, f"policyd tail --rules {rules} --rule x", "--rule x")
     until("the question for names", lambda: (folder / "started").exists() or None)
-    shell.keys("\x15echo en''ded\n")
-    shown += shell.shows("ended")
+    shown += after_that(shell)
     assert not re.search(r"(?i)error|traceback|cannot|no such", shown)
 
 
 @pytest.mark.parametrize("typed", ["policyd nonsense --x", "policyd tail --nonsense x", "policyd import 'plain x"])
 def test_nonsense_completes_nothing(shell: Terminal, typed: str) -> None:
-    shown = after_tab(shell, typed, typed[-1])
+    shown = after_tab(shell, typed, typed[-1]) + after_that(shell)
     assert not re.search(r"(?i)error|traceback|cannot|no such|not found", shown)
 
 

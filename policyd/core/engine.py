@@ -466,12 +466,11 @@ class Inquiry:
         lists, hostname_lists = self.lists, self._index.hostname_lists
         waits_for: dict[int, AbstractSet[str]] = {}  # by rule; empty for a rule that does not wait
         named: dict[str, int] = {}  # lists that the rules so far wait for, with the first of these rules
-        for each in bucket.lists:
-            name = each.name
+        for name, users, _, _ in bucket.lists:
             if name in lists and name not in hostname_lists:
                 continue
             first = named.get(name)
-            for number in each.users:
+            for number in users:
                 if first is not None and number >= first:
                     break
                 missing = waits_for.get(number)
@@ -479,9 +478,11 @@ class Inquiry:
                     missing = waits_for[number] = self._waits_for(number)
                 if name in missing:
                     self._waiting[number] = missing
-                    named.update({one: min(number, named.get(one, number)) for one in missing})
+                    for one in missing:
+                        if named.get(one, number) >= number:
+                            named[one] = number
                     break
-        return tuple(sorted(number for number, missing in waits_for.items() if missing))
+        return tuple(sorted(filter(waits_for.get, waits_for)))
 
     def _any_fits(self, numbers: tuple[int, ...]) -> bool:
         """Whether the conditions of one of these rules hold, as far as they need no facts."""

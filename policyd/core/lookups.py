@@ -144,13 +144,17 @@ class ValueLookup:
 
     def find(self, request: Request, _known: Known) -> Hits:
         text = self._text_of(request) if self._text_of is not None else request.get(self._subject)
-        return NOTHING if text is None else self.of_value(fold_value(text) or self._empty)
+        if text is None:
+            return NOTHING
+        value = fold_value(text) or self._empty
+        if not self._more and not self._table.marks[hash(value) & self._table.mask]:
+            return NOTHING  # most values, at the first look
+        return self.of_value(value)
 
     def of_value(self, value: bytes) -> Hits:
         """Returns the hits of a folded value."""
         table = self._table
-        # A number of 0 stands for nothing; most values have it at the first look.
-        found = self._hits[table.number(value)] if table.marks[hash(value) & table.mask] else NOTHING
+        found = self._hits[table.number(value)]
         for table, hits in self._more:
             number = table.number(value)
             if number:

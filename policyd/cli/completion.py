@@ -108,8 +108,8 @@ def _commands() -> Iterator[_Command]:
         yield _Command(
             name,
             _first_sentence(command.help),
-            tuple(_option(one) for one in parameters if isinstance(one, click.Option)),
-            tuple(_Value.of(one) for one in parameters if isinstance(one, click.Argument)),
+            tuple(_option(parameter) for parameter in parameters if isinstance(parameter, click.Option)),
+            tuple(_Value.of(parameter) for parameter in parameters if isinstance(parameter, click.Argument)),
         )
 
 
@@ -254,7 +254,7 @@ fi
 class _Zsh(ZshComplete):
     def source(self) -> str:
         commands = list(_commands())
-        names = "\n".join(f"        {shlex.quote(f'{one.name}:{one.help}')}" for one in commands)
+        names = "\n".join(f"        {shlex.quote(f'{command.name}:{command.help}')}" for command in commands)
         return _ZSH % {"commands": names, "cases": "\n".join(map(_zsh_case, commands))}
 
 
@@ -264,7 +264,7 @@ def _zsh_case(command: _Command) -> str:
     for number, value in enumerate(command.arguments):
         place = "*" if number == last else str(number + 1)
         specifications.append(f"{place}:argument:{_zsh_value(value)}")
-    lines = " \\\n".join(f"                {shlex.quote(one)}" for one in specifications)
+    lines = " \\\n".join(f"                {shlex.quote(specification)}" for specification in specifications)
     return f"        {command.name})\n            _arguments \\\n{lines}\n            ;;"
 
 
@@ -328,7 +328,10 @@ complete -c policyd -n __policyd_no_command -s h -l help -d 'Show the help and e
 class _Fish(FishComplete):
     def source(self) -> str:
         commands = list(_commands())
-        lines = [f"complete -c policyd -n __policyd_no_command -a {one.name} -d {_fish(one.help)}" for one in commands]
+        lines = [
+            f"complete -c policyd -n __policyd_no_command -a {command.name} -d {_fish(command.help)}"
+            for command in commands
+        ]
         for command in commands:
             is_it = f"complete -c policyd -n '__policyd_is {command.name}'"
             for option in command.options:

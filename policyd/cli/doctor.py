@@ -92,7 +92,9 @@ def _user_counters(loaded: Loaded | None) -> tuple[str, ...]:
     if loaded is None:
         return ()
     definitions: list[CounterDefinition] = [counted.definition for counted in loaded.ruleset.counters]
-    return tuple(one.name for one in definitions if any(part.name == "sasl_username" for part in one.per))
+    return tuple(
+        definition.name for definition in definitions if any(part.name == "sasl_username" for part in definition.per)
+    )
 
 
 def _with_dns_lists(diagnosis: Diagnosis, loaded: Loaded | None) -> Diagnosis:

@@ -68,7 +68,7 @@ def is_behind(in_force: InForce, paths: Iterable[str]) -> bool:
     if not answer["ok"]:
         return False
     data = answer["data"]
-    loaded = {one["path"]: one["hash"] for one in (*data["lists"], *data["databases"])}
+    loaded = {file["path"]: file["hash"] for file in (*data["lists"], *data["databases"])}
     for path in paths:
         try:
             on_disk = file_hash(read_file(path, MAX_DATABASE_BYTES))

@@ -376,8 +376,8 @@ class _Section:
                     self._add(item.value, f"{kind}: from: the same file is fetched in another way for another kind")
         found: dict[DatabaseKind, Database] = {}
         definitions = [DatabaseDefinition(path, max_ages, sources.get(path)) for path, max_ages in kinds_of.items()]
-        for one in definitions:
-            found |= self._load(one, where[one.path])
+        for definition in definitions:
+            found |= self._load(definition, where[definition.path])
         return found, definitions
 
     def _read_one(self, kind: DatabaseKind, node: Node) -> tuple[Scalar, float, Source | None] | None:
@@ -427,8 +427,8 @@ class _Section:
         except DatabaseError as error:
             self._report.add(Problem(path, error.line, 1 if error.line else 0, str(error)))
         else:
-            for one in found.values():
-                one.info = dataclasses.replace(one.info, every=None if source is None else source.every)
+            for database in found.values():
+                database.info = dataclasses.replace(database.info, every=None if source is None else source.every)
             return found
         return {}
 

@@ -131,8 +131,8 @@ def entry_keys(form: Form, lines: Sequence[bytes]) -> list[Hashable]:
         keys[place] = 4, packed
     for place, line in enumerate(lines):
         if b":" in line:
-            one, _ = _networks([line])
-            keys[place] = (4, one.v4[0]) if one.v4 else (6, one.v6[0])
+            parsed, _ = _networks([line])
+            keys[place] = (4, parsed.v4[0]) if parsed.v4 else (6, parsed.v6[0])
     return keys
 
 
@@ -220,9 +220,9 @@ def _names(form: Form, lines: Sequence[bytes]) -> tuple[list[bytes], list[int]]:
             entries += folded
             continue
         for place, line in enumerate(block, start):
-            one = fold_entry(form, line)
-            if one:
-                entries += one
+            forms = fold_entry(form, line)
+            if forms:
+                entries += forms
             else:
                 bad.append(place)
     return entries, bad

@@ -33,8 +33,8 @@ def outline_of(rules_file: RulesFile, root: Node) -> Outline:
         b"" if default is None else _digest(*_words(default)),
         rules_file.observe,
         databases={
-            str(kind): "empty" if one.info.missing else f"of {one.info.date}, {one.info.hash}"
-            for kind, one in sorted(rules_file.databases.items())
+            str(kind): "empty" if database.info.missing else f"of {database.info.date}, {database.info.hash}"
+            for kind, database in sorted(rules_file.databases.items())
         },
     )
 

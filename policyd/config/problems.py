@@ -101,7 +101,7 @@ class Report:
         return tuple(
             problem
             for problems in self._by_path.values()
-            for problem in sorted(problems, key=lambda one: (one.line, one.column))
+            for problem in sorted(problems, key=lambda each: (each.line, each.column))
         )
 
     def lines(self) -> Iterator[str]:

@@ -360,29 +360,29 @@ def _rule() -> Schema:
     )
 
 
-def _condition(one: ConditionType) -> Schema:
+def _condition(condition: ConditionType) -> Schema:
     scalar: Schema = {"type": _SCALAR}
-    if one.form is Form.STATUS:
+    if condition.form is Form.STATUS:
         scalar = {"anyOf": [{"enum": list(Status)}, {"type": "string", "pattern": r"^\$"}]}
-    elif one.form is Form.YES:
+    elif condition.form is Form.YES:
         scalar = {"anyOf": [{"enum": ["yes", "true", True]}, {"type": "string", "pattern": r"^\$"}]}
-    elif one.form is not Form.TEXT:
+    elif condition.form is not Form.TEXT:
         scalar["minLength"] = 1
-    if one.form is Form.DNS_LIST:
-        return _listed(one, scalar)
-    described: Schema = {"description": f"{one.summary} One value or a list of values; $name stands for a list."}
-    if one.examples:
-        described["examples"] = list(one.examples)
-    elif one.name == "protocol_state":
+    if condition.form is Form.DNS_LIST:
+        return _listed(condition, scalar)
+    described: Schema = {"description": f"{condition.summary} One value or a list of values; $name stands for a list."}
+    if condition.examples:
+        described["examples"] = list(condition.examples)
+    elif condition.name == "protocol_state":
         described["examples"] = list(PROTOCOL_STATES)
     return {**described, **_one_or_more(scalar)}
 
 
-def _listed(one: ConditionType, name: Schema) -> Schema:
+def _listed(condition: ConditionType, name: Schema) -> Schema:
     number = {"type": ["integer", "string"], "pattern": "^[1-9][0-9]?$", "description": "How many must say listed."}
     of = {**_one_or_more(name), "description": "The names of the lists."}
     at_least = _object({"at_least": number, "of": of}, required=["at_least", "of"])
-    return {"description": one.summary, "anyOf": [*of["anyOf"], at_least], "examples": [*one.examples]}
+    return {"description": condition.summary, "anyOf": [*of["anyOf"], at_least], "examples": [*condition.examples]}
 
 
 _DURATION_TEXT: Schema = {"type": "string", "pattern": "^[0-9]+[smhd]$", "examples": ["30s", "10m", "2h", "7d"]}

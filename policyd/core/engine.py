@@ -121,11 +121,11 @@ _OPEN: Final = (_UNKNOWN, _NEEDED)
 _RANKS: Final = {outcome: rank for rank, outcome in enumerate((_YES, _IN_DOUBT, _UNKNOWN, _NEEDED, _NO))}
 
 
-def _worse(one: Outcome, other: Outcome) -> Outcome:
+def _worse(first: Outcome, other: Outcome) -> Outcome:
     """Combines the outcomes of two parts of a rule."""
-    if one is other or other is _YES:
-        return one
-    return other if one is _YES or _RANKS[one] < _RANKS[other] else one
+    if first is other or other is _YES:
+        return first
+    return other if first is _YES or _RANKS[first] < _RANKS[other] else first
 
 
 @dataclass(frozen=True, slots=True)

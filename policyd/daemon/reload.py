@@ -418,7 +418,7 @@ def _run_worker(channel: socket.socket, load_files: LoadFiles, descriptors: list
 def _databases_as_before(owners: Owners | None) -> tuple[str, ...]:
     """Names the databases that were not parsed again, a line each."""
     sources = {} if owners is None else {"asn": owners.asn, "country": owners.country}
-    return tuple(f"database {kind} as before" for kind, one in sources.items() if isinstance(one, SourceInForce))
+    return tuple(f"database {kind} as before" for kind, source in sources.items() if isinstance(source, SourceInForce))
 
 
 def _read_request(descriptors: list[int]) -> tuple[Texts | None, TableStore, tuple[DatabaseInfo, ...]]:
@@ -487,8 +487,8 @@ def _pack(result: object, file: BinaryIO, store: TableStore | None = None) -> in
     def reduce_table(table: RangeTable | NameTable) -> tuple[type, tuple[pickle.PickleBuffer, ...]]:
         parts = tuple(map(pickle.PickleBuffer, table.parts))
         if id(table) in files:
-            place, one = files[id(table)]
-            in_files.update((id(part), (place, *span)) for part, span in zip(parts, one.record.layout, strict=True))
+            place, mapped = files[id(table)]
+            in_files.update((id(part), (place, *span)) for part, span in zip(parts, mapped.record.layout, strict=True))
         return type(table), parts
 
     pickler = pickle.Pickler(file, protocol=5, buffer_callback=buffers.append)
@@ -538,17 +538,17 @@ def _slices(root: object) -> Iterator[list[object]]:
     seen: set[int] = set()
     waiting: list[tuple[object, bool]] = [(root, False)]
     while waiting:
-        one, is_walked = waiting.pop()
+        held, is_walked = waiting.pop()
         if is_walked:
-            assert isinstance(one, list | tuple | dict)
-            elements = [*(one.values() if isinstance(one, dict) else one)]
+            assert isinstance(held, list | tuple | dict)
+            elements = [*(held.values() if isinstance(held, dict) else held)]
             for start in range(0, len(elements), SLICE):
                 yield elements[start : start + SLICE]
-        elif id(one) not in seen:
-            seen.add(id(one))
-            parts = [part for part in gc.get_referents(one) if _is_compound(part)]
-            if len(parts) > SLICE and isinstance(one, list | tuple | dict):
-                waiting.append((one, True))
+        elif id(held) not in seen:
+            seen.add(id(held))
+            parts = [part for part in gc.get_referents(held) if _is_compound(part)]
+            if len(parts) > SLICE and isinstance(held, list | tuple | dict):
+                waiting.append((held, True))
             waiting.extend((part, False) for part in parts)
 
 

@@ -155,14 +155,14 @@ def rules_yaml(of: Sequence[NewRule], heading: str, dns_lists: Sequence[NewDnsLi
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _dns_list(one: NewDnsList) -> str:
-    fields = [f"zone: {scalar(one.zone)}"]
-    if one.key_file:
-        fields.append(f"key_file: {scalar(one.key_file)}")
-    if one.ask is not Ask.CLIENT_ADDRESS:
-        fields.append(f"ask: {one.ask}")
-    fields.append(f"codes: {_quoted(one.codes)}")
-    return f"  {scalar(one.name)}: {{{', '.join(fields)}}}"
+def _dns_list(dns_list: NewDnsList) -> str:
+    fields = [f"zone: {scalar(dns_list.zone)}"]
+    if dns_list.key_file:
+        fields.append(f"key_file: {scalar(dns_list.key_file)}")
+    if dns_list.ask is not Ask.CLIENT_ADDRESS:
+        fields.append(f"ask: {dns_list.ask}")
+    fields.append(f"codes: {_quoted(dns_list.codes)}")
+    return f"  {scalar(dns_list.name)}: {{{', '.join(fields)}}}"
 
 
 def _conditions(key: str, conditions: Mapping[str, tuple[str, ...]], at_least: int = 1) -> Iterator[str]:

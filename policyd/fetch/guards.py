@@ -83,9 +83,9 @@ class Protected:
                 best = version, last, place
             self._last.append(best)
 
-    def meets(self, one: Range) -> str:
-        """Names the list that protects a network which `one` covers or lies in, and that network; empty if none."""
-        version, first, last = one
+    def meets(self, network: Range) -> str:
+        """Names the list that protects a network which `network` covers or lies in, and that network; empty if none."""
+        version, first, last = network
         place = bisect_right(self._ranges, ((version, last, 1 << 128), "", 0)) - 1
         if place < 0:
             return ""

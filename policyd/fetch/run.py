@@ -158,21 +158,21 @@ class _Run:
 
     def run(self) -> Outcome:
         wanted = [*self._wanted()]
-        there = sorted({name for one in wanted for name in one.names})
+        there = sorted({name for candidate in wanted for name in candidate.names})
         for name in (*self._choice.only, *self._choice.accept):
             if name not in there:
                 message = f"'{name}' is not a list or database with from:; there are: {', '.join(there) or 'none'}"
                 raise NoSuchListError(message)
         new: list[_New] = []
         try:
-            for one in wanted:
-                self._outcome.paths.append(one.path)
-                if not self._choice.only or not one.names.isdisjoint(self._choice.only):
+            for candidate in wanted:
+                self._outcome.paths.append(candidate.path)
+                if not self._choice.only or not candidate.names.isdisjoint(self._choice.only):
                     try:
-                        _remove_leftovers(one.target)
-                        found = self._fetch(one)
+                        _remove_leftovers(candidate.target)
+                        found = self._fetch(candidate)
                     except (RefusedError, FetchError, UnreadableError, OSError) as error:
-                        self._refuse(one, _told(error))
+                        self._refuse(candidate, _told(error))
                     else:
                         new += [] if found is None else [found]
             for each in self._judge_together(new):
@@ -292,9 +292,9 @@ class _Run:
         if name not in self._choice.accept:
             check_amount(new_keys, old_keys, source)
         protected = [
-            (one.text, [entry.text for entry in self._file.lists[one.text].entries()])
-            for one in source.never
-            if one.text in self._file.lists
+            (protecting.text, [entry.text for entry in self._file.lists[protecting.text].entries()])
+            for protecting in source.never
+            if protecting.text in self._file.lists
         ]
         if CONDITIONS[condition].form is Form.NETWORK:
             check_networks(
@@ -314,22 +314,22 @@ class _Run:
         if not new or not self._problem(new):
             return new
         good = []
-        for one in new:
-            if problem := self._problem([one]):
-                self._refuse(one.wanted, f"the ruleset does not accept it: {problem}")
+        for copy in new:
+            if problem := self._problem([copy]):
+                self._refuse(copy.wanted, f"the ruleset does not accept it: {problem}")
             else:
-                good.append(one)
+                good.append(copy)
         if good and (problem := self._problem(good)):
-            for one in good:
-                self._refuse(one.wanted, f"the ruleset does not accept it together with others: {problem}")
+            for copy in good:
+                self._refuse(copy.wanted, f"the ruleset does not accept it together with others: {problem}")
             return []
         return good
 
     def _problem(self, new: list[_New]) -> str:
         """The first error of the ruleset with these copies in place; empty if there is none."""
         report = Report()
-        lists = {one.wanted.list.name: str(one.temporary) for one in new if one.wanted.list is not None}
-        databases = {one.wanted.path: str(one.temporary) for one in new if one.wanted.list is None}
+        lists = {copy.wanted.list.name: str(copy.temporary) for copy in new if copy.wanted.list is not None}
+        databases = {copy.wanted.path: str(copy.temporary) for copy in new if copy.wanted.list is None}
         read_rules(
             self._rules.path,
             report,
@@ -339,20 +339,20 @@ class _Run:
             keep_lists=False,
         )
         problem = next(report.lines(), "")
-        for one in new:
-            problem = problem.replace(str(one.temporary), one.wanted.path)
+        for copy in new:
+            problem = problem.replace(str(copy.temporary), copy.wanted.path)
         return problem
 
-    def _put(self, one: _New) -> None:
-        self._outcome.said.append(one.said + (" (dry run: not put in place)" if self._choice.dry_run else ""))
+    def _put(self, copy: _New) -> None:
+        self._outcome.said.append(copy.said + (" (dry run: not put in place)" if self._choice.dry_run else ""))
         if self._choice.dry_run:
             return
-        target = one.wanted.target
+        target = copy.wanted.target
         with list_lock(target.parent):
             _keep_previous(target)
-            replace_file(target, one.content, one.modified)
-            _write_state(target, one.state)
-        self._outcome.changed.append(one.wanted.shown)
+            replace_file(target, copy.content, copy.modified)
+            _write_state(target, copy.state)
+        self._outcome.changed.append(copy.wanted.shown)
 
 
 def _told(error: Exception) -> str:
@@ -397,8 +397,8 @@ def _database(definition: DatabaseDefinition, path: str) -> tuple[DatabaseInfo, 
     """The database in a file, and how many networks it has, which takes some 2 s for a million. Raises RefusedError."""
     try:
         found = DatabaseFile(path).read(frozenset(definition.max_ages), definition.max_ages)
-        one = next(iter(found.values()))
-        return one.info, sum(1 for _ in one.ranges())
+        first = next(iter(found.values()))
+        return first.info, sum(1 for _ in first.ranges())
     except DatabaseError as error:
         raise RefusedError(f"line {error.line}: {error}" if error.line else str(error)) from None
     except (UnreadableError, OversizedError) as error:

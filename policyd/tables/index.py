@@ -108,7 +108,7 @@ def build_index(
     lookups: list[Lookup] = []
     lookup_of = [0] * len(conditions)
     # Networks last: the memory of their million temporary integers cannot be reused by the other tables.
-    for (subject, kind), family in sorted(families.items(), key=lambda one: one[0][1] is Kind.NETWORK):
+    for (subject, kind), family in sorted(families.items(), key=lambda item: item[0][1] is Kind.NETWORK):
         for condition in family:
             lookup_of[condition.number] = len(lookups)
         lookups.append(

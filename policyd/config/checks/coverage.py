@@ -65,10 +65,10 @@ class Coverage:
                     for expression in chain.from_iterable(map(_strings, used.collections)):
                         self._by_expression[condition.subject, expression].add(condition.number)
 
-    def of_entries(self, one: WrittenCondition) -> Iterator[frozenset[int]]:
+    def of_entries(self, written: WrittenCondition) -> Iterator[frozenset[int]]:
         """For each entry of a condition, or for each part of a network, the conditions that hold for all of it."""
-        subject, kind = one.condition.subject, one.condition.kind
-        for collection in one.collections:
+        subject, kind = written.condition.subject, written.condition.kind
+        for collection in written.collections:
             for block in collection.read() if isinstance(collection, LongList) else (collection,):
                 if isinstance(block, Networks):
                     yield from self._of_networks(block)
@@ -76,11 +76,11 @@ class Coverage:
                     for entry in block:
                         yield self._of_text(subject, kind, entry)
 
-    def is_every_address(self, one: WrittenCondition, version: int) -> bool:
+    def is_every_address(self, written: WrittenCondition, version: int) -> bool:
         """Whether a condition of networks holds for every address of an IP version."""
         lookup = self._address_lookup()
         last = (1 << (32 if version == 4 else 128)) - 1
-        return all(one.condition.number in hits.conditions for hits in _of_network(lookup, version, 0, last))
+        return all(written.condition.number in hits.conditions for hits in _of_network(lookup, version, 0, last))
 
     def _address_lookup(self) -> AddressLookup:
         return next(lookup for lookup in self._lookups["client_address"] if isinstance(lookup, AddressLookup))

@@ -57,17 +57,17 @@ def always_excepted(written: WrittenRule, coverage: Coverage) -> WrittenConditio
     return None
 
 
-def _is_excepted(one: WrittenCondition, exception: WrittenCondition, coverage: Coverage, verb: Verb) -> bool:
-    if one.condition.subject != exception.condition.subject or not any(map(len, one.collections)):
+def _is_excepted(inner: WrittenCondition, exception: WrittenCondition, coverage: Coverage, verb: Verb) -> bool:
+    if inner.condition.subject != exception.condition.subject or not any(map(len, inner.collections)):
         return False
-    if one.condition.kind is Kind.LISTED:  # which entries satisfy it depends on how many must
+    if inner.condition.kind is Kind.LISTED:  # which entries satisfy it depends on how many must
         return False
     # The match of a blocking rule also uses claimed names, its exception only verified names.
-    if one.condition.subject == Subject.HOSTNAME and verb is not Verb.DUNNO:
+    if inner.condition.subject == Subject.HOSTNAME and verb is not Verb.DUNNO:
         return False
-    if _whole(one) <= _whole(exception):
+    if _whole(inner) <= _whole(exception):
         return True
-    return _is_small(one) and all(exception.condition.number in holding for holding in coverage.of_entries(one))
+    return _is_small(inner) and all(exception.condition.number in holding for holding in coverage.of_entries(inner))
 
 
 class _Covers:
@@ -113,21 +113,21 @@ class _Covers:
             for condition in later.match
         )
 
-    def _are_all_in(self, wanted: WrittenCondition, one: WrittenCondition) -> bool:
-        for holding in self._coverage.of_entries(one):
+    def _are_all_in(self, wanted: WrittenCondition, given: WrittenCondition) -> bool:
+        for holding in self._coverage.of_entries(given):
             self._left -= 1
             if self._left < 0 or wanted.condition.number not in holding:
                 return False
         return True
 
 
-def _may_imply(one: WrittenCondition, wanted: WrittenCondition, earlier: WrittenRule, later: WrittenRule) -> bool:
+def _may_imply(given: WrittenCondition, wanted: WrittenCondition, earlier: WrittenRule, later: WrittenRule) -> bool:
     """Whether to compare two conditions: they have the same subject and use the same kind of names."""
-    if one.condition.subject != wanted.condition.subject or not any(map(len, one.collections)):
+    if given.condition.subject != wanted.condition.subject or not any(map(len, given.collections)):
         return False
-    if one.condition.kind is Kind.LISTED:
+    if given.condition.kind is Kind.LISTED:
         return False
-    if not one.condition.needs_identity:
+    if not given.condition.needs_identity:
         return True
     earlier_lets_through = earlier.rule.action.verb is Verb.DUNNO
     later_lets_through = later.rule.action.verb is Verb.DUNNO
@@ -135,26 +135,30 @@ def _may_imply(one: WrittenCondition, wanted: WrittenCondition, earlier: Written
         return True
     # A DUNNO rule below a blocking rule has an effect while DNS fails. A blocking rule below a DUNNO rule uses claimed
     # names; a status is the same in both.
-    return earlier_lets_through and one.condition.subject == Subject.REVERSE_DNS
+    return earlier_lets_through and given.condition.subject == Subject.REVERSE_DNS
 
 
-def _is_small(one: WrittenCondition) -> bool:
-    return sum(map(len, one.collections)) <= MAX_ENTRIES
+def _is_small(written: WrittenCondition) -> bool:
+    return sum(map(len, written.collections)) <= MAX_ENTRIES
 
 
-def _whole(one: WrittenCondition) -> frozenset[Key]:
+def _whole(written: WrittenCondition) -> frozenset[Key]:
     """Keys for whole collections: the same list in two conditions of one kind."""
     return frozenset(
-        (one.condition.subject, one.condition.kind, entries.key if isinstance(entries, LongList) else id(entries))
-        for entries in one.collections
+        (
+            written.condition.subject,
+            written.condition.kind,
+            entries.key if isinstance(entries, LongList) else id(entries),
+        )
+        for entries in written.collections
     )
 
 
-def _keys(one: WrittenCondition) -> frozenset[Key]:
+def _keys(written: WrittenCondition) -> frozenset[Key]:
     """Keys for counting the rules with the same list or, for short lists, the same entries."""
-    subject, kind = one.condition.subject, one.condition.kind
-    short = (entries for entries in one.collections if not isinstance(entries, LongList))
-    return _whole(one) | {(subject, kind, entry) for entries in short for entry in _hashable(entries)}
+    subject, kind = written.condition.subject, written.condition.kind
+    short = (entries for entries in written.collections if not isinstance(entries, LongList))
+    return _whole(written) | {(subject, kind, entry) for entries in short for entry in _hashable(entries)}
 
 
 def _hashable(entries: PlainEntries) -> Iterable[Hashable]:

@@ -113,7 +113,7 @@ def most_specific_first(keyed: Mapping[Key, Row], *, last: bool) -> list[Row]:
     """
     prefixes = sorted({key.prefix for key in keyed if isinstance(key, Network)}, reverse=True)
     level = dict.fromkeys(keyed, 0)
-    for key in sorted(keyed, key=lambda one: one.depth, reverse=True):
+    for key in sorted(keyed, key=lambda each: each.depth, reverse=True):
         covering = next((wider for wider in key.wider(prefixes) if wider in keyed), None)
         if covering is not None:
             # The nearest is enough: the key that covers it comes after it, unless it has the same verdict.

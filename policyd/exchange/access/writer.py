@@ -94,7 +94,7 @@ class _Table:
         self._prefixes = sorted({key.prefix for key in keys if isinstance(key, Network)}, reverse=True)
         self._mind_the_order()
         said: dict[Key, tuple[Verdict, Row | None]] = {}
-        for key in sorted(keys, key=lambda one: one.depth):  # the widest first
+        for key in sorted(keys, key=lambda each: each.depth):  # the widest first
             row = self._first_row(key)
             verdict = row.verdict if row is not None else DUNNO
             covering = next((wider for wider in key.wider(self._prefixes) if wider in said), None)

@@ -131,13 +131,13 @@ class _File:
             made.netmask = rest[rest.index("netmask") + 1]
 
     def _add(self, line: Line, name: str, rest: list[str]) -> None:
-        one = self.sets.setdefault(name, _Set(line))  # `add` alone, as after `ipset list -output save | grep`
-        if one.reason or not rest:
+        filled = self.sets.setdefault(name, _Set(line))  # `add` alone, as after `ipset list -output save | grep`
+        if filled.reason or not rest:
             return
-        found = self._networks(line, one, rest[0])
+        found = self._networks(line, filled, rest[0])
         if "timeout" in rest[1:-1] and rest[rest.index("timeout") + 1] != "0":
             self._report.note(line, "the element expires there by itself; here it stays")
-        one.elements.update(dict.fromkeys(found, (line, "nomatch" in rest[1:])))
+        filled.elements.update(dict.fromkeys(found, (line, "nomatch" in rest[1:])))
 
     def _networks(self, line: Line, of: _Set, text: str) -> list[netaddr.IPNetwork]:
         if "," in text:
@@ -146,12 +146,12 @@ class _File:
             return [network(f"{text}/{of.netmask}", lambda: None)]
         return address_range(text, self._report.masking(line))
 
-    def _swap(self, one: str, other: str) -> None:
-        first, second = self.sets.pop(one, None), self.sets.pop(other, None)
+    def _swap(self, name: str, other: str) -> None:
+        first, second = self.sets.pop(name, None), self.sets.pop(other, None)
         if first is not None:
             self.sets[other] = first
         if second is not None:
-            self.sets[one] = second
+            self.sets[name] = second
 
 
 def _reason(kind: str) -> str:

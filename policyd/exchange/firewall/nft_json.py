@@ -101,14 +101,14 @@ def _set(kind: str, fields: dict[str, Any]) -> Iterator[str]:
     yield "}"
 
 
-def _element(one: Any) -> str:
-    if isinstance(one, dict) and isinstance(one.get("elem"), dict):
-        fields = one["elem"]
+def _element(element: Any) -> str:
+    if isinstance(element, dict) and isinstance(element.get("elem"), dict):
+        fields = element["elem"]
         timeout = f" timeout {_word(fields['timeout'])}s" if "timeout" in fields else ""
         return _value(fields.get("val")) + timeout
-    if isinstance(one, list) and len(one) == 2:
-        return f"{_element(one[0])} : {_verdict(one[1])}"
-    return _value(one)
+    if isinstance(element, list) and len(element) == 2:
+        return f"{_element(element[0])} : {_verdict(element[1])}"
+    return _value(element)
 
 
 def _value(value: Any, depth: int = 0) -> str:

@@ -191,38 +191,38 @@ def _networks_of(document: Any) -> Iterator[dict[str, Any]]:
     """The objects about networks of a document: itself, or those that a search found."""
     waiting = [document]
     while waiting:
-        one = waiting.pop()
-        if isinstance(one, list):
-            waiting += one
-        elif isinstance(one, dict):
-            if "startAddress" in one or "cidr0_cidrs" in one:
-                yield one
-            waiting += [value for key, value in one.items() if key.endswith(("Results", "networks"))]
+        found = waiting.pop()
+        if isinstance(found, list):
+            waiting += found
+        elif isinstance(found, dict):
+            if "startAddress" in found or "cidr0_cidrs" in found:
+                yield found
+            waiting += [value for key, value in found.items() if key.endswith(("Results", "networks"))]
 
 
-def _of_rdap(line: Line, one: dict[str, Any]) -> _Registration:
+def _of_rdap(line: Line, record: dict[str, Any]) -> _Registration:
     networks = []
-    for cidr in one.get("cidr0_cidrs") or ():
+    for cidr in record.get("cidr0_cidrs") or ():
         if isinstance(cidr, dict):
             prefix = cidr.get("v4prefix") or cidr.get("v6prefix")
             networks.append(network(f"{prefix}/{cidr.get('length')}"))
     if not networks:
-        networks = address_range(f"{one.get('startAddress')}-{one.get('endAddress')}")
-    name = str(one.get("name", ""))
+        networks = address_range(f"{record.get('startAddress')}-{record.get('endAddress')}")
+    name = str(record.get("name", ""))
     return _Registration(line, networks, registry=shown(name[:100]).strip("'") if _REGISTRY.search(name) else "")
 
 
-def _is_around(one: _Registration, found: list[_Registration], report: Report) -> bool:
+def _is_around(outer: _Registration, found: list[_Registration], report: Report) -> bool:
     for other in found:
-        if other is one or other.version != one.version or (other.announced and not one.announced):
+        if other is outer or other.version != outer.version or (other.announced and not outer.announced):
             continue
-        if one.announced and other.announced and one.origin == other.origin:
+        if outer.announced and other.announced and outer.origin == other.origin:
             continue  # announced as a whole and in parts
-        inside = one.first <= other.first and other.last <= one.last
-        overlaps = one.first <= other.last and other.first <= one.last
-        if inside or (one.announced and not other.announced and overlaps):
-            what = "it announces more than" if one.announced else "it is the block around"
+        inside = outer.first <= other.first and other.last <= outer.last
+        overlaps = outer.first <= other.last and other.first <= outer.last
+        if inside or (outer.announced and not other.announced and overlaps):
+            what = "it announces more than" if outer.announced else "it is the block around"
             of = shown(", ".join(network_text(each) for each in other.networks[:3]))
-            report.lose(one.line, f"{what} {of} of line {other.line.number}, which says more closely whose that is")
+            report.lose(outer.line, f"{what} {of} of line {other.line.number}, which says more closely whose that is")
             return True
     return False

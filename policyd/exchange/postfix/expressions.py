@@ -259,11 +259,11 @@ def _alone(subject: str, pattern: str) -> tuple[Term, ...]:
     return (term(f"{subject}_regex", pattern),)
 
 
-def _both(subject: str, one: str, other: str, says: Verdict) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
+def _both(subject: str, first: str, other: str, says: Verdict) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
     """Two expressions on one attribute, if one of them only names a domain; for names that are blocked, any two."""
     condition = {"hostname": "hostname_suffix", "helo_name": "helo_name_suffix"}.get(subject, f"{subject}_domain")
     if condition in CONDITIONS:
-        for domain, rest in ((one, other), (other, one)):
+        for domain, rest in ((first, other), (other, first)):
             named = _DOMAIN.fullmatch(domain)
             if named is None or (named["left"] == "@") != (subject in {"sender", "recipient"}):
                 continue
@@ -274,7 +274,7 @@ def _both(subject: str, one: str, other: str, says: Verdict) -> tuple[tuple[Term
             return (term(condition, f".{name}" if named["left"] == r"\." else name), expression), ()
     if subject == "hostname" and says.verb is not Verb.DUNNO:
         # Postfix's name of a client is the verified name, or else `unknown`.
-        return (term("hostname_regex", other), term("client_name_regex", one)), ()
+        return (term("hostname_regex", other), term("client_name_regex", first)), ()
     raise UnsupportedError("two expressions must match one attribute; write them as one expression, or one as a domain")
 
 

@@ -211,12 +211,12 @@ def _add_alternative(rule: _Rule, item: _Item, report: Report) -> None:
     (rule.negated if negated else rule.wanted).setdefault(name, []).extend(terms)
 
 
-def _as_expression(name: str, one: Term) -> Term:
-    if one.condition == f"{name}_regex":
-        return one
-    if one.condition != name or not one.value or one.value == "<>":
+def _as_expression(name: str, named: Term) -> Term:
+    if named.condition == f"{name}_regex":
+        return named
+    if named.condition != name or not named.value or named.value == "<>":
         raise UnsupportedError(f"'{name}' is compared in two ways, and a rule has one for each; write two rules")
-    return term(f"{name}_regex", f"^{literal(one.value)}$")
+    return term(f"{name}_regex", f"^{literal(named.value)}$")
 
 
 def _domain_expression(attribute: str, value: str) -> Term:

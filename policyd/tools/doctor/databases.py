@@ -32,11 +32,11 @@ def check_databases(rules: str, now: float) -> tuple[tuple[Finding, ...], tuple[
     databases, _ = read_databases(node, rules, report)
     findings = [
         Finding(
-            f"{one.path}:{one.line}" if one.line else one.path,
-            one.message,
+            f"{problem.path}:{problem.line}" if problem.line else problem.path,
+            problem.message,
             "a file as docs/owners.md describes; see policyd check",
         )
-        for one in report.problems
+        for problem in report.problems
     ]
     right, notes = [], []
     for kind in sorted(databases):

@@ -256,19 +256,21 @@ class _Doctor:
         )
         return Examined(service, audience_of(self.postfix, service), asks_in)
 
-    def _check_service(self, one: Examined, ours: Sequence[Call]) -> None:
+    def _check_service(self, examined: Examined, ours: Sequence[Call]) -> None:
         """Checks whether a service that strangers reach asks policyd."""
-        service = one.service
-        if one.audience is Audience.NOBODY_ELSE:
+        service = examined.service
+        if examined.audience is Audience.NOBODY_ELSE:
             return
-        if one.audience is Audience.USERS:
-            if not one.asks_in and not is_closed(self.postfix, service):
+        if examined.audience is Audience.USERS:
+            if not examined.asks_in and not is_closed(self.postfix, service):
                 self.notes[
                     f"master.cf: {service}: strangers may hand in mail for your own domains here, and policyd is not "
                     "asked; permit_sasl_authenticated, reject would leave it to your users"
                 ] = None
-        elif one.asks_in:
-            self.approve(f"master.cf: {service}: strangers reach it, and it asks policyd in {', '.join(one.asks_in)}")
+        elif examined.asks_in:
+            self.approve(
+                f"master.cf: {service}: strangers reach it, and it asks policyd in {', '.join(examined.asks_in)}"
+            )
         elif not any(call.service is service for call in ours):
             replaced = [name for name in dict.fromkeys(call.parameter for call in ours) if name in service.overrides]
             parameter = replaced[0] if replaced else ours[0].parameter

@@ -246,18 +246,18 @@ class _Collector:
         mail = _mail(decision)
         listed = [name for name, answer in answers.items() if answer.status is ListStatus.LISTED]
         for name, answer in answers.items():
-            one = self.stats.lists.get(name)
-            if one is None:
+            counts = self.stats.lists.get(name)
+            if counts is None:
                 if len(self.stats.lists) >= _MAX_LISTS:
                     continue
-                one = self.stats.lists[name] = ListStats()
-            one.asked += 1
-            one.unknown += answer.status is ListStatus.UNKNOWN
+                counts = self.stats.lists[name] = ListStats()
+            counts.asked += 1
+            counts.unknown += answer.status is ListStatus.UNKNOWN
             if answer.status is ListStatus.LISTED:
-                one.listed += 1
-                one.alone += len(listed) == 1
+                counts.listed += 1
+                counts.alone += len(listed) == 1
                 if mail is not None:
-                    one.uncounted |= not self._mails.add(one.mails, mail)
+                    counts.uncounted |= not self._mails.add(counts.mails, mail)
 
     def _count_rule(self, rule: RuleStats, decision: LoggedDecision, decided: str, time: float | None) -> None:
         rule.actions[decided] += 1
@@ -293,9 +293,9 @@ class _Collector:
             system.refused += refused
         country = shown(country.encode("utf-8", "replace"))
         if country and (country in countries or len(countries) < _MAX_COUNTRIES):
-            one = countries.setdefault(country, OwnerStats())
-            one.decisions += 1
-            one.refused += refused
+            owner = countries.setdefault(country, OwnerStats())
+            owner.decisions += 1
+            owner.refused += refused
 
 
 def _mail(decision: LoggedDecision) -> int | None:

@@ -218,8 +218,8 @@ def _owners(stats: Stats) -> str:
     parts = []
     for heading, owned in owner_tables(stats):
         rows = [
-            (escape(label), f"{one.decisions:,}", f"{one.refused:,}", f"{one.refused / one.decisions:.0%}")
-            for label, one in owned
+            (escape(label), f"{owner.decisions:,}", f"{owner.refused:,}", f"{owner.refused / owner.decisions:.0%}")
+            for label, owner in owned
         ]
         if rows:
             title = "Systems" if heading == "system" else "Countries"

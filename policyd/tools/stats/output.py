@@ -51,12 +51,12 @@ def stats_as_json(stats: Stats) -> dict[str, Any]:
         "networks": dict(stats.top_networks),
         "suffixes": dict(stats.suffixes.most_common(TOP)),
         "systems": {
-            f"AS{asn}": {"name": one.name, "decisions": one.decisions, "refused": one.refused}
-            for asn, one in by_refused(stats.systems)
+            f"AS{asn}": {"name": owner.name, "decisions": owner.decisions, "refused": owner.refused}
+            for asn, owner in by_refused(stats.systems)
         },
         "countries": {
-            country: {"decisions": one.decisions, "refused": one.refused}
-            for country, one in by_refused(stats.countries)
+            country: {"decisions": owner.decisions, "refused": owner.refused}
+            for country, owner in by_refused(stats.countries)
         },
         "sender_domains": {shown(domain): count for domain, count in stats.sender_domains.most_common(TOP)},
         "reverse_dns": dict(stats.reverse_dns.most_common()),
@@ -93,12 +93,12 @@ _Key = TypeVar("_Key", int, str)
 
 def by_refused(owners: dict[_Key, OwnerStats]) -> list[tuple[_Key, OwnerStats]]:
     """Returns the systems or countries with the most refusals, at most TOP."""
-    return sorted(owners.items(), key=lambda one: (-one[1].refused, -one[1].decisions, one[0]))[:TOP]
+    return sorted(owners.items(), key=lambda item: (-item[1].refused, -item[1].decisions, item[0]))[:TOP]
 
 
 def owner_tables(stats: Stats) -> list[tuple[str, list[tuple[str, OwnerStats]]]]:
     """Returns a table by system and one by country: the heading, and rows with a label; empty without data."""
-    systems = [(f"AS{asn} {one.name}".rstrip(), one) for asn, one in by_refused(stats.systems)]
+    systems = [(f"AS{asn} {owner.name}".rstrip(), owner) for asn, owner in by_refused(stats.systems)]
     return [("system", systems), ("country", by_refused(stats.countries))]
 
 
@@ -177,7 +177,7 @@ def origins(stats: Stats) -> list[tuple[str, list[tuple[str, int]]]]:
 
 def lists_by_use(stats: Stats) -> list[tuple[str, ListStats]]:
     """The DNS lists, by the number of listings."""
-    return sorted(stats.lists.items(), key=lambda one: (-one[1].listed, one[0]))
+    return sorted(stats.lists.items(), key=lambda item: (-item[1].listed, item[0]))
 
 
 def _print_lists(console: Console, stats: Stats) -> None:
@@ -193,8 +193,10 @@ def _print_lists(console: Console, stats: Stats) -> None:
 def _print_owners(console: Console, heading: str, owned: Iterable[tuple[str, OwnerStats]]) -> None:
     numbers = ("decisions", "refused", "share")
     columns = table(heading, *numbers, numbers=numbers)
-    for label, one in owned:
-        columns.add_row(Text(label), f"{one.decisions:,}", f"{one.refused:,}", f"{one.refused / one.decisions:.0%}")
+    for label, owner in owned:
+        columns.add_row(
+            Text(label), f"{owner.decisions:,}", f"{owner.refused:,}", f"{owner.refused / owner.decisions:.0%}"
+        )
     console.print(columns)
     console.print()
 

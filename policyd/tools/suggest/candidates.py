@@ -334,7 +334,7 @@ def suggest(
     group = _systems if by_asn else _places
     candidates = [*group(clients.values(), min_clients, reasons), *_patterns(senders, clients, reasons)]
     found.candidates = [candidate for candidate in candidates if candidate.worthwhile]
-    found.candidates.sort(key=lambda one: (-one.score, -one.evidence.clients, one.value))
+    found.candidates.sort(key=lambda ranked: (-ranked.score, -ranked.evidence.clients, ranked.value))
     return found
 
 
@@ -430,7 +430,7 @@ def _narrowest(domain: str, names: dict[str, _Client], least: int) -> str | None
             if len(labels) == 2:  # a name directly under the suffix is a host, not a longer suffix
                 holds[f"{labels[1]}.{suffix}"].add(address)
         everyone = len(set(refused.values()))
-        longer = max(holds, key=lambda one: len(holds[one]), default=None)
+        longer = max(holds, key=lambda label: len(holds[label]), default=None)
         if longer is None or len(holds[longer]) < max(least, _NEARLY_ALL * everyone):
             return suffix
         suffix = longer
@@ -492,7 +492,7 @@ def _systems(clients: Iterable[_Client], least: int, reasons: Reasons) -> list[C
         if sum(client.refused > 0 for client in inside) < least:
             continue
         candidate = Candidate("asn", f"AS{asn}", _evidence(inside, reasons))
-        delivered = sorted((client for client in inside if client.delivered), key=lambda one: -one.delivered)
+        delivered = sorted((client for client in inside if client.delivered), key=lambda member: -member.delivered)
         candidate.evidence.delivered_examples = [client.example for client in delivered[:_MAX_EXAMPLES]]
         _tell_systems(candidate, inside)
         _propose_exceptions(candidate, delivered)
@@ -564,7 +564,7 @@ def _distinct(clients: Iterable[_Client]) -> list[_Client]:
 
 def _evidence(members: Sequence[_Counted], reasons: Reasons) -> Evidence:
     refused = [client for client in members if client.refused > 0]
-    often = sorted(refused, key=lambda one: -one.refused)
+    often = sorted(refused, key=lambda member: -member.refused)
     texts: Counter[int] = Counter()
     for client in refused:
         # Each client's kept reasons represent all of its mails.

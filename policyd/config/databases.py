@@ -22,7 +22,13 @@ from typing import TYPE_CHECKING
 
 from policyd.config.files import OversizedError, UnreadableError, read_dated
 from policyd.config.in_force import HASH_DIGITS
-from policyd.config.list_sources import DATABASE_SOURCE_KEYS, checked_at, read_source
+from policyd.config.list_sources import (
+    DATABASE_SOURCE_KEYS,
+    checked_at,
+    late_message,
+    late_since,
+    read_source,
+)
 from policyd.config.mmdb import MmdbError, MmdbFile, is_mmdb
 from policyd.config.problems import Problem, Severity, unknown_key
 from policyd.config.ranges import Columns, LineError, columns_of, other_addresses, read_ranges
@@ -453,6 +459,9 @@ def warnings_of(databases: dict[DatabaseKind, Database]) -> Iterator[Problem]:
             continue
         if notice := info.age_notice(now):
             yield Problem(info.path, 0, 0, notice, severity=Severity.WARNING)
+        if info.every is not None and (since := late_since(info.path, info.every, info.built)) is not None:
+            message = late_message(f"the {info.kind} database", since)
+            yield Problem(info.path, 0, 0, message, severity=Severity.WARNING)
         if not info.has_ipv6:
             message = f"the {info.kind} database has IPv4 networks only, so no IPv6 client has a record"
             yield Problem(info.path, 0, 0, message, severity=Severity.WARNING)

@@ -7,6 +7,7 @@ last fetch succeeded, by the modification time of the state file beside the file
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,6 +94,22 @@ def checked_at(list_path: str) -> float | None:
         return state_path(list_path).stat().st_mtime
     except OSError:
         return None
+
+
+def late_since(path: str, every: float, modified: float) -> float | None:
+    """When a file was last fetched or found unchanged, if that is longer ago than twice `every`; otherwise None.
+
+    `modified`, the file's own time, counts if no check is recorded. Times are in Unix seconds.
+    """
+    checked = checked_at(path)
+    checked = modified if checked is None else checked
+    return checked if time.time() - checked > 2 * every else None
+
+
+def late_message(what: str, checked: float) -> str:
+    """The warning for a file that `policyd fetch` does not keep current."""
+    days = (time.time() - checked) / 86400
+    return f"{what} has not been fetched for {days:.1f} days, more than twice its interval; run policyd fetch"
 
 
 def read_key(path: str) -> str:

@@ -34,7 +34,7 @@ from policyd.config.files import (
     read_dated,
 )
 from policyd.config.in_force import Data, LoadedFile, Text, file_hash
-from policyd.config.list_sources import TRUTHS, checked_at, read_source
+from policyd.config.list_sources import TRUTHS, checked_at, late_message, late_since, read_source
 from policyd.config.lists import ListDefinition, ListFile, parse_values
 from policyd.config.other_words import meant_condition
 from policyd.config.outline import outline_of
@@ -453,6 +453,11 @@ class _Reader:
         if file is not None and path in self._missing and written is not None:
             message = "has not been fetched yet, so the list is empty; run policyd fetch"
             self._file.unfetched.append(Problem(path, 0, 0, f"{self._prefix}{message}", severity=Severity.WARNING))
+        elif file is not None and definition.source is not None and definition.name not in self._replaced:
+            since = late_since(path, definition.source.every, file.modified)
+            if since is not None:
+                message = late_message(f"list {quoted(definition.name)}", since)
+                self._file.unfetched.append(Problem(path, 0, 0, message, severity=Severity.WARNING))
         if file is not None and is_kept and path not in self._hashed:
             self._hashed.add(path)
             self._hash.update(file.content)

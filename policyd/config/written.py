@@ -83,7 +83,7 @@ class RulesFile:
     `index` is not if only tests fail.
 
     `text` is its content, `root` the same as a tree, `files` the rules file and the list files that could be read.
-    `unfetched` has a warning for each list that is empty because it has not been fetched yet. `next_end` is when the
+    `unfetched` has a warning for each list that has not been fetched yet, or not for long. `next_end` is when the
     next entry of a list file ends (Unix seconds); `data` is set if an entry has an end.
     """
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from policyd import __version__
 from policyd.config.databases import DatabaseInfo
-from policyd.config.list_sources import checked_at
+from policyd.config.list_sources import checked_at, late_since
 from policyd.core.identity import Status
 
 if TYPE_CHECKING:
@@ -251,13 +251,11 @@ def _late(what: str, name: str, file: LoadedFile | DatabaseInfo) -> str:
     """Says that a fetched file is not current; empty if it is current, or not fetched."""
     if file.every is None:
         return ""
-    checked = checked_at(file.path)
-    if file.missing and checked is None:
+    if file.missing and checked_at(file.path) is None:
         return f"{what} has not been fetched yet, so it is empty; see policyd fetch --list {name}"
-    if checked is None:
-        checked = file.built if isinstance(file, DatabaseInfo) else file.modified
-    if time.time() - checked > 2 * file.every:
-        return f"{what} has not been fetched for {_age(checked)}; see policyd fetch --list {name}"
+    modified = file.built if isinstance(file, DatabaseInfo) else file.modified
+    if (since := late_since(file.path, file.every, modified)) is not None:
+        return f"{what} has not been fetched for {_age(since)}; see policyd fetch --list {name}"
     return ""
 
 

@@ -8,6 +8,7 @@ The environment names proxies (`https_proxy`, `http_proxy`, `no_proxy`); urllib3
 
 from __future__ import annotations
 
+import threading
 import time
 import zlib
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ MAX_REDIRECTS = 5
 # Seconds for all of a download, and for a connection or one read.
 MAX_SECONDS = 300.0
 READ_SECONDS = 30.0
+
+# Seconds beyond MAX_SECONDS that the thread has to notice the deadline itself.
+_GRACE_SECONDS = 1.0
 
 # Maximum seconds of Retry-After that are obeyed; a longer wait would leave the list outdated.
 MAX_WAIT = 86400.0
@@ -67,7 +71,30 @@ class Fetched:
 
 
 def get(url: str, key: str, validators: Validators, max_bytes: int = MAX_LIST_BYTES) -> Fetched:
-    """Gets the file at `url`, in which `{key}` stands for the key. Raises FetchError."""
+    """Gets the file at `url`, in which `{key}` stands for the key. Raises FetchError.
+
+    A thread does the work and is left behind, with its connection, if it takes too long: timeouts of a socket start
+    again with each byte, and a server that sends a byte now and then would never reach them.
+    """
+    found: list[Fetched | Exception] = []
+
+    def run() -> None:
+        try:
+            found.append(_get(url, key, validators, max_bytes))
+        except Exception as error:  # noqa: BLE001 - raised by the caller's thread
+            found.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(MAX_SECONDS + _GRACE_SECONDS)
+    if not found:
+        raise FetchError(f"did not arrive within {MAX_SECONDS:.0f} s")
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
+
+
+def _get(url: str, key: str, validators: Validators, max_bytes: int) -> Fetched:
     deadline = time.monotonic() + MAX_SECONDS
     headers = {"User-Agent": f"policyd/{__version__}", "Accept-Encoding": "gzip"}
     if validators.etag:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import json
 import os
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from policyd.config.list_sources import state_path
+from policyd.config.load import load
 from policyd.fetch import source as source_module
 from policyd.fetch.guards import Rules
 from policyd.fetch.run import Choice, fetch
@@ -53,6 +55,13 @@ def slow(request: Requests) -> None:
     request.end_headers()
     for _ in range(40):
         request.wfile.write(b"8.8.8.8\n")
+        request.wfile.flush()
+        time.sleep(0.05)
+
+
+def trickle(request: Requests) -> None:
+    for byte in b"HTTP/1.1 200 OK\r\nX-Long: " + bytes(b"x" * 60):
+        request.wfile.write(bytes([byte]))
         request.wfile.flush()
         time.sleep(0.05)
 
@@ -122,6 +131,7 @@ GUARDS: dict[str, tuple[Callable[[Web], Callable[[Requests], None]], str, str]] 
     "a loop": (lambda _: answer(b"", 301, Location="/drop"), "", "more than 5 redirects"),
     "a gigabyte of zeros": (lambda _: answer(zeros(1 << 30), Content_Encoding="gzip"), "", "is longer than 256 MiB"),
     "slow": (lambda _: slow, "", "did not arrive within 1 s"),
+    "a header without end": (lambda _: trickle, "", "did not arrive within 1 s"),
     "too few": (lambda _: answer(NEW), ", min_entries: 500", "has 3 entries, fewer than min_entries 500"),
     "lost half": (
         lambda _: answer(b"8.8.8.0/24\n203.0.113.0/24\n"),
@@ -168,7 +178,7 @@ def test_a_refused_entry_leaves_the_old_list_in_force(
 ) -> None:
     make, more, reason = GUARDS[case]
     web.pages["/drop"] = make(web)
-    monkeypatch.setattr(source_module, "MAX_SECONDS", 1.0 if case == "slow" else 60.0)
+    monkeypatch.setattr(source_module, "MAX_SECONDS", 1.0 if case in {"slow", "a header without end"} else 60.0)
     (tmp_path / "drop.txt").write_bytes(OLD)
     outcome = fetch(write(tmp_path, web.url("/drop"), more), Choice())
     assert outcome.refused == [f"drop: refused: {reason}"]
@@ -301,3 +311,18 @@ def test_the_key_is_sent_and_never_shown(tmp_path: Path, web: Web) -> None:
     assert web.asked[0][0] == "/s3cret/drop"
     assert "s3cret" not in refused
     assert "{key}" in refused
+
+
+def test_a_list_that_is_not_kept_current_is_a_warning_of_check(tmp_path: Path, web: Web) -> None:
+    web.pages["/drop"] = answer(NEW)
+    rules = write(tmp_path, web.url("/drop"))
+    fetch(rules, Choice())
+    today = datetime.date(2026, 11, 29)
+    assert load(rules_path=rules.path, warnings_on=today).warning_lines == ()
+    old = time.time() - 3 * 86400
+    os.utime(state_path(str(tmp_path / "drop.txt")), (old, old))
+    (warning,) = load(rules_path=rules.path, warnings_on=today).warning_lines
+    assert warning == (
+        f"{tmp_path / 'drop.txt'}: warning: list 'drop' has not been fetched for 3.0 days, more than twice its "
+        "interval; run policyd fetch"
+    )

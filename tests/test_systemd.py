@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,93 @@ def test_systemctl_reload_fails_with_every_error_with_and_without_a_control_sock
     assert "unknown action 'REJCT'" in failed.stderr
     assert done.returncode == 0, done.stderr
     assert ("rule b added" in done.stdout) == with_control
+
+
+# A root for systemd as process 1: the host's own folders but for /etc and /run, in namespaces that end with it.
+BOOT = """\
+mkdir root && mount -t tmpfs tmpfs root && cd root
+for entry in /*; do
+    name=${entry#/}
+    if [ -L $entry ]; then cp -a $entry .
+    elif [ -d $entry ]; then mkdir -p $name; case $name in proc | run | etc) ;; *) mount --rbind $entry $name ;; esac
+    fi
+done
+mount -t proc proc proc && mount -t tmpfs tmpfs run && mount -t tmpfs tmpfs sys/fs/cgroup
+mkdir sys/fs/cgroup/systemd && mount -t cgroup -o none,name=systemd cgroup sys/fs/cgroup/systemd || exit
+cp -a /etc/passwd /etc/group /etc/ld.so.* etc/
+mkdir -p etc/systemd && cp -a ../units etc/systemd/system
+echo 0123456789abcdef0123456789abcdef > etc/machine-id
+(sleep 1; exec chroot . /bin/sh -c "cd $OLDPWD && . ./steps") &
+exec chroot . env -i container=other /lib/systemd/systemd --system --unit=empty.target --log-level=err --show-status=no
+"""
+STEPS = """\
+until systemctl is-system-running 2> /dev/null | grep -q -e running -e degraded; do sleep 0.1; done
+reload() { said=$(systemctl reload policyd 2>&1); echo "$1: $?"; echo "$said" | head -n 1; }
+systemctl start policyd; echo "start: $?"
+reload good
+echo nonsense: 1 >> rules.yaml
+reload broken
+rm control.sock
+reload 'broken, without a control socket'
+sed -i /nonsense/d rules.yaml
+reload 'good, without a control socket'
+systemctl is-active policyd
+echo over
+"""
+
+
+def kept(unit: str, section: str, *names: str) -> str:
+    """A unit with these settings of a shipped one, and without its sandbox and its dependencies."""
+    text = f"[Unit]\nDefaultDependencies=no\n[{section}]\n"
+    return text + "".join(f"{name}={value}\n" for name in names for value in setting(unit, name))
+
+
+@pytest.mark.slow
+def test_systemctl_itself_says_that_a_reload_has_failed(tmp_path: Path) -> None:
+    require("systemctl", "unshare", root=True)
+    (tmp_path / "rules.yaml").write_text("rules:\n  - {name: a, match: {cidr: 192.0.2.0/24}, action: REJECT}\n")
+    (tmp_path / "policyd.yaml").write_text("control: control.sock\ndecision_log: {path: decisions.log}\n")
+    (tmp_path / "steps").write_text(STEPS)
+    units = tmp_path / "units"
+    units.mkdir()
+    (units / "empty.target").write_text("[Unit]\nDefaultDependencies=no\n")
+    for unit, path in (("policyd.socket", "s"), ("policyd-control.socket", "control.sock")):
+        name = "".join(f"FileDescriptorName={each}\n" for each in setting(unit, "FileDescriptorName"))
+        text = (
+            f"[Unit]\nDefaultDependencies=no\n[Socket]\nListenStream={tmp_path}/{path}\n{name}Service=policyd.service\n"
+        )
+        (units / unit).write_text(text)
+    service = f"[Unit]\nDefaultDependencies=no\n[Service]\nStandardError=append:{tmp_path}/errors\n"
+    for key in ("Type", "ExecStart", "ExecReload", "Sockets"):
+        service += "".join(f"{key}={each}\n" for each in setting("policyd.service", key))
+    service = service.replace("/usr/bin/policyd", f"{sys.executable} -m policyd")
+    (units / "policyd.service").write_text(service.replace("/etc/policyd", str(tmp_path)))
+    command = ("unshare", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "sh", "-c", BOOT)
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as booted:
+        killer = threading.Timer(60, booted.kill)
+        killer.start()
+        assert booted.stdout is not None
+        said = []
+        for line in booted.stdout:
+            if line == "over\n":
+                break
+            said += [line.strip()] * (line != "\n")
+        booted.kill()
+        killer.cancel()
+    if not any(line.startswith("start: ") for line in said):
+        pytest.skip(f"systemd cannot be process 1 here: {said}")
+    failed = "Job for policyd.service failed."
+    assert said == [
+        "start: 0",
+        "good: 0",
+        "broken: 1",
+        failed,
+        "broken, without a control socket: 1",
+        failed,
+        "good, without a control socket: 0",
+        "active",
+    ]
+    assert f"{tmp_path}/rules.yaml:3:1: unknown key 'nonsense'" in (tmp_path / "errors").read_text()
 
 
 def test_the_control_socket_is_found_by_its_name_and_is_where_the_settings_have_it() -> None:

@@ -137,7 +137,7 @@ rm control.sock
 reload 'broken, without a control socket'
 sed -i /nonsense/d rules.yaml
 reload 'good, without a control socket'
-systemctl is-active policyd
+until systemctl is-active policyd | grep -v reloading; do sleep 0.1; done
 echo over
 """
 

@@ -1,4 +1,4 @@
-"""How many examples hypothesis tries: all of them in `make test`, a few in `make unit`."""
+"""The number of examples that hypothesis tries: all of them in `make test`, a few in `make unit`."""
 
 from __future__ import annotations
 

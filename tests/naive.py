@@ -149,7 +149,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Lists:
-    """What each DNS list says (yes, no or unknown), and which of them are asked for host names."""
+    """The answer of each DNS list (yes, no or unknown), and the lists that are asked for host names."""
 
     answers: dict[str, str]
     by_hostname: frozenset[str] = frozenset()

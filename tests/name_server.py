@@ -133,7 +133,7 @@ def start_unbound(
 
 @dataclass(frozen=True)
 class Reply:
-    """What a `ScriptedServer` says to a question: these records (`OWNER TTL TYPE DATA`), whoever owns them.
+    """A reply of a `ScriptedServer`: these records (`OWNER TTL TYPE DATA`), with any owner.
 
     A name may have `\\010` for a byte and `\\.` for a dot inside a label. What is too long for a datagram is cut, and
     marked so, as is everything with `truncated`; over TCP it is whole.

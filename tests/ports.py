@@ -2,7 +2,7 @@
 
 Between the moment when a port is found free and that when a server listens on it, nothing else should get it. So it is
 none of those that the kernel gives to outgoing connections, none that was given before in this run, none that another
-process of this run (pytest-xdist) may give, and one by chance, since another run may be under way on the same machine.
+process of this run (pytest-xdist) may give, and a random one, because another run may be active on the same machine.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _candidates() -> Iterator[int]:
 
 
 def free_port() -> int:
-    """A port that nobody has on any IPv4 address, neither for UDP nor for TCP. It can be had again after a while.
+    """A port that is free on every IPv4 address, for UDP and TCP. It may be returned again after a while.
 
     Raises RuntimeError if there is none.
     """

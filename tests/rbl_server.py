@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 RBLDNSD = "/usr/sbin/rbldnsd"
 
-# What a zone begins with: TTLs of a second, so that a resolver sees a change.
+# The head of a zone: TTLs of a second, so that a resolver sees a change.
 _HEAD = """\
 $SOA 1 ns.rbl.test. hostmaster.rbl.test. 0 600 300 86400 1
 $NS 60 ns.rbl.test.

@@ -46,7 +46,7 @@ MAY_IMPORT = {
 # Rooms that calculate only: time and everything else from outside is passed in.
 PURE_ROOMS = {"core", "memory"}
 
-# What they may take from the standard library: nothing that reads a clock, a file, a network or an environment.
+# Modules of the standard library that they may import: none that reads a clock, a file, a network or an environment.
 PURE = {
     "__future__",
     "array",
@@ -124,7 +124,7 @@ def name_of(path: Path) -> str:
 
 
 def wrong_directions(path: Path, source: str) -> list[str]:
-    """What a file imports against the direction."""
+    """Imports of a file against the direction."""
     here = room(path)
     if here == "":
         return []
@@ -137,7 +137,7 @@ def wrong_directions(path: Path, source: str) -> list[str]:
 
 
 def impurities(path: Path, source: str) -> list[str]:
-    """What a file of core takes from outside core."""
+    """Imports of a file of core from outside core."""
     found = []
     tree = ast.parse(source)
     for line, name in imports(tree):

@@ -2,7 +2,7 @@
 
 A row is `given` (attributes, `hostname`, `claimed`, `reverse_dns` as in a ruleset's own tests; `names_known: no` where
 the PTR lookup itself failed; `date`) and what must come of it: `expect` and, where they matter, `rule`, `reply` (the
-whole of it), `observed`, `downgraded`, and `asks_dns`, whether anybody had to know who the client is. Run one table
+whole of it), `observed`, `downgraded`, and `asks_dns`, whether the decision needed the client's identity. Run one table
 or one row by its name: `pytest tests/test_cases.py -k 'cidr and mapped'`.
 """
 
@@ -75,7 +75,7 @@ def request_of(given: dict[str, Any]) -> Request:
 
 
 def identity_of(given: dict[str, Any]) -> Identity:
-    """What DNS says."""
+    """The DNS answers."""
     verified = tuple(sorted(fold_name(name.encode()) for name in several(given.get("hostname", []))))
     claimed = tuple(sorted(fold_name(name.encode()) for name in several(given.get("claimed", []))))
     silent = Status.VERIFIED if verified else Status.MISMATCH if claimed else Status.MISSING
@@ -86,7 +86,7 @@ def identity_of(given: dict[str, Any]) -> Identity:
 
 
 def lists_of(given: dict[str, Any], ruleset: Ruleset) -> dict[str, ListAnswer]:
-    """What DNS lists say: those that are not named say *not listed*."""
+    """The answers of DNS lists; lists that are not named answer *not listed*."""
     answers = dict.fromkeys((one.name for one in ruleset.dns_lists), NOT_LISTED)
     answers |= dict.fromkeys(several(given.get("listed", [])), LISTED)
     return answers | dict.fromkeys(several(given.get("listed_unknown", [])), LIST_UNKNOWN)

@@ -1,4 +1,4 @@
-"""What the documentation promises: its rulesets load, its links lead somewhere, and nothing that exists goes unsaid."""
+"""Checks the documentation: its rulesets load, its links lead somewhere, and everything that exists is documented."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def test_every_key_of_the_decision_log_is_documented() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """What `#...` can point at in a page: its headings, as GitHub and others derive them."""
+    """The targets of `#...` links in a page: its headings, in GitHub's form."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

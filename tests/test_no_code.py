@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "policyd"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# What runs a text, and what makes objects of whatever a file says.
+# Functions that run text as code, or make any objects from a file.
 RUNS_TEXT = {"eval", "exec", "compile", "__import__", "import_module", "system", "popen", "execfile"}
 UNPICKLES = {("pickle", "load"), ("pickle", "loads"), ("pickle", "Unpickler"), ("marshal", "loads"), ("shelve", "open")}
 UNSAFE_YAML = {"load", "load_all", "unsafe_load", "full_load", "Loader", "FullLoader", "UnsafeLoader"}

@@ -1,4 +1,4 @@
-"""What systemd/ holds is right in the eyes of the programs that will read it."""
+"""The files in systemd/ are valid for the programs that read them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def units(tmp_path: Path) -> Path:
 
 
 def verify(units: Path) -> str:
-    """What `systemd-analyze verify` has to say, empty if nothing."""
+    """The complaints of `systemd-analyze verify`; empty if there are none."""
     require("systemd-analyze")
     ended = run("systemd-analyze", "verify", "--man=no", *(units / name for name in UNITS))
     return ended.stdout + ended.stderr

@@ -190,7 +190,7 @@ def _options(command: click.Command, context: click.Context) -> list[str]:
 
 
 def _value(metavar: str) -> str:
-    """What stands for an option's value. Long choices may be broken between two words."""
+    """The metavariable of an option's value. Long choices may be broken between two words."""
     return _text(metavar).replace("|", r"|\:")
 
 
@@ -202,7 +202,7 @@ def _filled(text: str) -> list[str]:
 
 
 def _bold(text: str) -> str:
-    """Text for roff in which what stands in backticks is bold."""
+    """Text for roff with text in backticks in bold."""
     return re.sub(r"`([^`]+)`", r"\\fB\1\\fR", _text(text, keep="`"))
 
 

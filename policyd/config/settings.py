@@ -433,7 +433,7 @@ class Settings:
 
 ADAPTER: pydantic.TypeAdapter[Settings] = pydantic.TypeAdapter(Settings)
 
-# How YAML writes nothing.
+# The null values of YAML.
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 _NULLABLE = frozenset(
     {

@@ -478,9 +478,9 @@ class Inquiry:
                     missing = waits_for[number] = self._waits_for(number)
                 if name in missing:
                     self._waiting[number] = missing
-                    for one in missing:
-                        if named.get(one, number) >= number:
-                            named[one] = number
+                    for list_name in missing:
+                        if named.get(list_name, number) >= number:
+                            named[list_name] = number
                     break
         return tuple(sorted(filter(waits_for.get, waits_for)))
 

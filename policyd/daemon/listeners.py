@@ -58,7 +58,7 @@ CONTROL_NAME = "control"
 
 
 class ListenError(Exception):
-    """A listener cannot be had: a message for the person who configured it."""
+    """A listener cannot be made. The message is for the administrator."""
 
 
 class Listener:
@@ -185,7 +185,7 @@ def open_control(path: str, group: str | None) -> Listener:
 def raise_descriptor_limit() -> int:
     """Raises RLIMIT_NOFILE as far as it goes. Returns how many connections that leaves room for.
 
-    Raises ListenError where that is none.
+    Raises ListenError if it is 0.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -257,7 +257,7 @@ def _listen_unix(
             if (uid, gid) != (-1, -1):  # a sandbox may forbid chown(2) as such
                 os.chown(path, uid, gid)
             path.chmod(mode)
-            listening.listen(BACKLOG)  # only now can anybody connect
+            listening.listen(BACKLOG)  # from now on clients can connect
             return Listener(listening, str(address), path)
     except OSError as error:
         listening.close()
@@ -284,7 +284,7 @@ def is_loopback(host: str) -> bool:
 
 
 def cannot_listen(address: InetAddress | UnixAddress, error: OSError) -> ListenError:
-    """The error to raise where an address cannot be had."""
+    """The error to raise if an address cannot be bound."""
     match error.errno:
         case errno.EADDRINUSE:
             advice = "; is policyd running already?"

@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 _DUNNO: Final = Verb.DUNNO  # a member of an Enum takes 0.1 us to look up before Python 3.12
 
 # Bytes of unread answers before a client is disconnected. An answer has at most 220 bytes, and Postfix waits for each
-# before it asks again; a client with so many unread will never read them.
+# before it asks again; a client that leaves so much unread will never read it.
 UNREAD_ANSWERS = 65536
 
 # Seconds between two log lines of the same kind about clients: a storm must not fill the log.

@@ -3,9 +3,9 @@
 How aiodns (4) and, below it, c-ares (1.34) behave, and how this file deals with it:
 
 - c-ares repeats a query after 250 ms if the server has answered fast before, whatever its `timeout` says, from a new
-  socket, and no longer receives the answer to the first one. A name that takes the resolver 4 s would never be learnt.
-  So a *fast* channel tries each server once only. A query without an answer is repeated over a *slow* channel, one
-  that has not seen enough answers to have an estimate, and that waits as long as there is time.
+  socket, and no longer receives the answer to the first one. A name for which the resolver needs 4 s would never be
+  resolved. So a *fast* channel tries each server once only. A query without an answer is repeated over a *slow*
+  channel, one that has not seen enough answers to have an estimate, and that waits as long as there is time.
 - A message that c-ares cannot parse makes every query on the same socket fail as malformed. Such a query is repeated
   over an *isolated* channel, where it cannot affect other clients.
 - Its cache has no limit, cannot be turned off from here, and keeps a NODATA answer for an hour. So channels are
@@ -60,7 +60,7 @@ STREAM_BUFFER = 8 << 10
 LONG_READ_SECONDS = 0.002
 THROTTLED_TIMES = 4.0
 
-# c-ares, ares.h: take SERVFAIL and REFUSED for an answer, instead of asking on; and EDNS, its own default.
+# c-ares, ares.h: treat SERVFAIL and REFUSED as an answer, instead of asking the next server; and EDNS, its default.
 _NOCHECKRESP = 1 << 7
 _EDNS = 1 << 8
 
@@ -181,7 +181,7 @@ class Channel:
 
     @property
     def servers(self) -> int:
-        """How many servers are asked in turn."""
+        """The number of servers that are asked in turn."""
         return len(self._dns.nameservers)
 
     def ask(self, name: str, kind: str) -> asyncio.Future[Any]:

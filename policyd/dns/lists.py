@@ -209,7 +209,7 @@ class DnsLists:
         subject: _Subject | None,
         now: float,
     ) -> Mapping[str, ListAnswer]:
-        """As `all_known`, list by list; `subject` has the answers for the client's address."""
+        """Does the same as `all_known`, list by list; `subject` has the answers for the client's address."""
         answers = {}
         addresses: tuple[Subject, ...] | None = None
         kept = subject.kept if subject is not None else {}
@@ -234,14 +234,14 @@ class DnsLists:
             elif not state.health.usable:
                 answers[name] = _OUT_OF_USE
             elif (
-                (one := kept.get(name)) is not None
-                and one.until > now
-                and one.state is state
-                and one.generation == state.generation
+                (cached := kept.get(name)) is not None
+                and cached.until > now
+                and cached.state is state
+                and cached.generation == state.generation
             ):
                 state.counters.hits += 1
-                answers[name] = one.answer
-                until = min(until, one.until)
+                answers[name] = cached.answer
+                until = min(until, cached.until)
                 found.append(state.counters)
         if subject is not None and len(found) == len(names):
             subject.joint = _Joint(names, ListAnswers(answers), tuple(found), until, self._version)
@@ -307,12 +307,12 @@ class DnsLists:
 
     def _kept(self, state: ListState, subject: Subject) -> ListAnswer | None:
         known = self._cache.get(subject)
-        if known is None or (one := known.kept.get(state.definition.name)) is None:
+        if known is None or (cached := known.kept.get(state.definition.name)) is None:
             return None
-        if not self._is_valid(one, state, monotonic()):
+        if not self._is_valid(cached, state, monotonic()):
             return None
         state.counters.hits += 1
-        return one.answer
+        return cached.answer
 
     def _is_valid(self, kept: _Kept, state: ListState, now: float) -> bool:
         return kept.until > now and kept.state is state and kept.generation == state.generation

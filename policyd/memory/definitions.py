@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from policyd.core.address import Address
     from policyd.core.protocol import Request
 
-    # What is made of a request, given the AS number of its client (`AS64496`, empty without a record).
+    # Derives the part from a request, given the AS number of its client (`AS64496`, empty without a record).
     Maker: TypeAlias = Callable[[Request, bytes], bytes]
 
 # Bytes of a key or value that are kept as they are. A client may send 64 KiB, and 200,000 keys are to fit into 120 MB;

@@ -157,7 +157,7 @@ def _limits(toggles: Sequence[Sequence[int]]) -> list[int]:
 
 
 def count_before_blocks(starts: Sequence[int]) -> array[int]:
-    """How many starts lie before each block of 65,536 addresses, and before the end of the last one."""
+    """The number of starts before each block of 65,536 addresses, and before the end of the last block."""
     if len(starts) > 65536:
         return array("I", (bisect_left(starts, block << 16) for block in range(65537)))
     counts = array("I")

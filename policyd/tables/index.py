@@ -250,7 +250,7 @@ _FEW_VALUES = frozenset(
 )
 
 
-# How broad a condition is: first for the HELO name, the sender or the recipient; then for anything else.
+# Breadth of a condition: first for the HELO name, the sender or the recipient; then for anything else.
 _BREADTHS = {
     Kind.NAME: (1, 2),
     Kind.DOMAIN: (1, 2),

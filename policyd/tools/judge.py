@@ -137,7 +137,7 @@ class Judge:
         """Whether the decision depends on earlier mails, so that it is made for each mail."""
         if self._ruleset.greylist is not None:
             return True
-        inquiries = (Inquiry(self._ruleset, _request(seen, one), facts, self._today) for one in recipients)
+        inquiries = (Inquiry(self._ruleset, _request(seen, recipient), facts, self._today) for recipient in recipients)
         return any(inquiry.counted() for inquiry in inquiries)
 
     def recipients(self, seen: Observation) -> tuple[bytes, ...]:

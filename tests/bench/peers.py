@@ -50,7 +50,7 @@ def postfwd(bench: Bench) -> Row:
 
 
 def growth(bench: Bench) -> Row:
-    """How the cost grows with the entries of a list: policyd, Postfix's table, postfwd."""
+    """The growth of the cost with the entries of a list: policyd, Postfix's table, postfwd."""
     series: dict[str, dict[int, float]] = {"floor": {}, "policyd": {}, "cidr": {}, "postfwd": {}}
     rounds = min(bench.scale.rounds, 3)
     few, many = bench.scale.growth[0], bench.scale.growth[-1]

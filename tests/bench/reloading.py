@@ -76,7 +76,7 @@ def reload_list(bench: Bench) -> Row:
 
 
 def reload_list_load(bench: Bench) -> Row:
-    """What clients notice of reloads in which one list has changed, while they ask as fast as they can."""
+    """The latency of clients during reloads in which one list has changed, while they ask as fast as they can."""
     with _daemon(bench, _OURS) as (folder, daemon, server):
         path = folder / "networks-3"
         entries = path.read_text()
@@ -254,7 +254,7 @@ def _what(bench: Bench, what: str) -> str:
 
 
 def _folder(bench: Bench) -> Path:
-    """The list files; written anew, since a row changes some."""
+    """The list files; written again, because a row changes some."""
     folder = bench.folder / "lists"
     folder.mkdir(exist_ok=True)
     each = bench.scale.entries // _FILES

@@ -107,7 +107,7 @@ def postfwd(rules: str, *, pinned: bool = True) -> Iterator[Server]:
             _listening(address)
             yield Server(address, pid)
         finally:
-            ended = os.pidfd_open(pid)  # it is no child of ours
+            ended = os.pidfd_open(pid)  # it is not our child process
             os.kill(pid, signal.SIGTERM)
             if not select.select([ended], [], [], 10)[0]:
                 raise TimeoutError("postfwd does not end")
@@ -156,7 +156,7 @@ class Load:
     pinned: bool = True
 
     def command(self, server: Server, *more: str) -> list[str]:
-        """What to run."""
+        """The command to run."""
         command = [*pinned_to(cores()[1])] if self.pinned else []
         command += [str(self.program), "-a", server.address, "-f", str(self.requests)]
         return [*command, "-c", str(self.connections), "-d", str(self.seconds), *more]

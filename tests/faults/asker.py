@@ -210,7 +210,7 @@ _ENCODED: dict[int, bytes] = {}
 
 
 def encoded(client: int, serial: int) -> bytes:
-    """A request but for its `instance` and its end. One of a client without a serial is made once."""
+    """A request without its `instance` and its end. One of a client without a serial is made once."""
     if client < len(NAMED) and client in _ENCODED:
         return _ENCODED[client]
     made = "".join(f"{name}={value}\n" for name, value in attributes_of(client, serial).items()).encode()

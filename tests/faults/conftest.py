@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 LONG = os.environ.get("FAULTS") == "long"
 
-# How long a fault lasts, in seconds.
+# Seconds that a fault lasts.
 SECONDS = 4.0 if LONG else 0.7
 
 # Seconds to wait for events promised within a second, because the short form runs on busy machines.

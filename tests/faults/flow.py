@@ -47,8 +47,8 @@ SHOWN = 5
 
 @dataclass
 class Row:
-    """How it went under one fault. Times in seconds, the longest that an answer took. `longest_own` leaves out time in
-    which the machine ran other programs although an answer was pending.
+    """The result of a flow under one fault. Times in seconds, the longest of all answers. `longest_own` leaves out time
+    in which the machine ran other programs although an answer was pending.
     """
 
     fault: str
@@ -177,7 +177,7 @@ class Flow:
         until(f"{wanted} answers", lambda: self.answered >= wanted or None)
 
     def wait_for_clients(self, clients: int, seconds: float = 30) -> None:
-        """Lets it run until so many more answers were given for which DNS was to be asked."""
+        """Lets it run until there are `count` more answers that needed DNS."""
         wanted = self.clients + clients
         until(f"{wanted} clients", lambda: self.clients >= wanted or None, seconds)
 

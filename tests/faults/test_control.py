@@ -33,7 +33,7 @@ def connect(place: str) -> socket.socket:
 
 
 def junk(place: str, over: threading.Event) -> None:
-    """One peer after the other that sends what is no request."""
+    """One peer after the other that sends junk."""
     kinds = (b"GET / HTTP/1.1\r\n\r\n", b"\0\xff" * 500 + b"\n", b"[" * 4000 + b"\n", b'{"command": "stop"}\n', b"\n")
     while not over.is_set():
         for kind in kinds:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from tests.field.policyd import Policyd
 
-# What `dns.timeout` is here, and a late answer that is in time; a lookup begins again once, after 0.25 s.
+# `dns.timeout` in these tests, and the delay of a late answer that is in time; a lookup begins again once, after 0.25
+# s.
 TIMEOUT, LATE = (5.0, 4.0) if LONG else (3.0, 1.5)
 
 

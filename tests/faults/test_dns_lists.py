@@ -114,7 +114,7 @@ def test_a_silent_list_delays_nothing_else_and_is_used_again_when_it_returns(tmp
     assert slowest < QUICK
     waits = [seconds for _, seconds, _ in storm.listed]
     assert max(waits) < TIMEOUT + MARGIN
-    # Before and after, listed clients are rejected; while it is silent nobody is, but from the cache.
+    # Before and after, listed clients are rejected; while it is silent no client is, except from the cache.
     assert any(answer.startswith(b"action=REJECT") for at, _, answer in storm.listed if at < silent_at)
     returned = [at for at, _, answer in storm.listed if at > back_at and answer.startswith(b"action=REJECT")]
     assert returned, said

@@ -284,10 +284,10 @@ def test_a_fifo_without_a_reader_delays_nothing(setting: Setting) -> None:
 
 
 CLOSED = ["bash", "-c", 'exec "$@" >&-', "bash"]
-NOBODY_READS = ["bash", "-c", 'exec 3<> <(:); exec "$@" >&3', "bash"]  # a pipe without a reader
+UNREAD_PIPE = ["bash", "-c", 'exec 3<> <(:); exec "$@" >&3', "bash"]  # a pipe without a reader
 
 
-OUTPUTS = {"closed": CLOSED, "a pipe that nobody reads": NOBODY_READS}
+OUTPUTS = {"closed": CLOSED, "a pipe without a reader": UNREAD_PIPE}
 
 
 @pytest.mark.parametrize("name", table(OUTPUTS, "closed"))

@@ -64,7 +64,7 @@ def test_a_ruleset_that_should_not_be_in_force_is_found_out(setting: Setting) ->
 
 
 def test_an_error_where_dns_is_well_is_found_out(setting: Setting) -> None:
-    setting.world.zone.state = DnsState(distorted(rcode=SERVFAIL), nothing_known)  # and nobody is told
+    setting.world.zone.state = DnsState(distorted(rcode=SERVFAIL), nothing_known)  # without a message
     with setting.daemon(), found_out(r"4\.4\.3"), Flow("", setting.world, setting.port) as flow:
         flow.wait_for_clients(20)
 

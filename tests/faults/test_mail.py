@@ -33,10 +33,10 @@ rules:
 """
 
 
-# What is right for a client that DNS must be asked for, while DNS fails (docs/ruleset.md, the two principles). Its PTR
-# lookup fails: no name is known, so `vps` does not hold, and `broken` decides. Or the PTR name still came, and what
-# fails is the lookup of the name's address: a claimed name holds in `vps`, whose REJECT is a DEFER as it rests on an
-# error; and `customers`, which is unknown, lets nobody through.
+# The right replies to a client that needs DNS, while DNS fails (docs/ruleset.md, the two principles). Its PTR lookup
+# fails: no name is known, so `vps` does not hold, and `broken` decides. Or the PTR name still came, and what fails is
+# the lookup of the name's address: a claimed name holds in `vps`, whose REJECT is a DEFER because it rests on an error;
+# and `customers`, which is unknown, exempts no client.
 DEFERRED = frozenset({"450 broken", "450 vps"})
 
 

@@ -30,7 +30,7 @@ CONNECTIONS = 12
 # The failure of a request on a connection that is being closed; Postfix and the flow ask again on a new one.
 CLOSED = "the connection was closed"
 
-# How a flow differs from the usual while the daemon ends and starts.
+# Options of a flow while the daemon ends and starts.
 RESTARTED: dict[str, Any] = {"may_fail": [CLOSED], "may_close": True, "exhausts": True}
 
 
@@ -111,7 +111,8 @@ def test_a_second_daemon_on_the_same_sockets_ends_and_disturbs_no_client(setting
 @long_only
 def test_a_clock_set_back_an_hour_changes_no_answer_and_repeats_no_id(setting: Setting) -> None:
     """The clock of the daemon alone, by libfaketime: a time namespace has no clock of its own for the time of day. It
-    takes its time with every look at the clock, which is no fault of the daemon."""
+    takes its time with every look at the clock, which does not come from the daemon.
+    """
     library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
     if library is None:
         require("faketime")

@@ -31,7 +31,7 @@ from tests.requirements import require
 REQUESTS = int(os.environ.get("SOAK") or 300_000)
 PARTS = 10
 
-# How often in each part the daemon and a new one are asked in turn, and for how many seconds the new one.
+# Rounds in each part in which the daemon and a new one are asked in turn, and seconds for the new one.
 ROUNDS = 10
 NEW_SECONDS = 0.5
 
@@ -41,7 +41,7 @@ CLIENTS_AT_FIRST = 15_000
 # Between two reloads, in seconds.
 RELOAD_SECONDS = 2.0
 
-# What may come and go with the channels to name servers, of which there are a few at a time.
+# Descriptors that may come and go with the channels to name servers, a few at a time.
 SPARE_DESCRIPTORS = 16
 SPARE_MB = 10.0
 
@@ -138,8 +138,9 @@ def resident_mb(pid: int) -> float:
 
 
 class Log:
-    """The decision log as it is moved away from time to time, since it would fill the disk: how many lines there were
-    of the volume, and those of the flows."""
+    """The decision log as it is moved away from time to time, because it would fill the disk: the number of lines of
+    the volume, and the lines of the flows.
+    """
 
     def __init__(self, policyd: Policyd) -> None:
         self.volume = 0
@@ -147,7 +148,7 @@ class Log:
         self._policyd = policyd
 
     def move_away(self) -> None:
-        """Takes what there is, while the daemon goes on in a new file."""
+        """Moves the present file away, while the daemon goes on in a new file."""
         path = self._policyd.decision_log
         old = path.with_suffix(".old")
         path.rename(old)

@@ -143,7 +143,7 @@ def address_of(place: int, serial: int) -> str:
 
 
 def place_of(address: str) -> int:
-    """The place in NAMELESS of whoever has this address."""
+    """The place in NAMELESS of the client with this address."""
     parsed = ipaddress.ip_address(address)
     base, shift = _NETWORKS[parsed.version == 6]
     return (int(parsed) - int(base)) >> shift
@@ -285,7 +285,7 @@ class Timeline(Generic[T]):
 
     @property
     def now(self) -> T:
-        """What is in force, or about to be."""
+        """The present state, or the states during a change."""
         return self._spans[-1].value
 
     @contextmanager
@@ -297,7 +297,7 @@ class Timeline(Generic[T]):
         old.ended = min(old.ended, time.monotonic())
 
     def during(self, began: float, ended: float) -> list[T]:
-        """What was in force at any time between these."""
+        """The states at any time between these."""
         return [span.value for span in self._spans if span.began <= ended and span.ended >= began]
 
     def seen(self, value: T, at: float) -> None:
@@ -315,7 +315,7 @@ class World:
         self.zone = Zone()
         self.edition = Timeline(0)
         self.dns = Timeline(HEALTHY)
-        self.next_serial = 0  # of clients that nobody has asked for
+        self.next_serial = 0  # of clients that were not asked for
 
     @contextmanager
     def dns_being(self, state: DnsState, *, may_fail: bool = False) -> Iterator[None]:
@@ -340,7 +340,8 @@ class World:
 
     def right_answers(self, client: int, serial: int, asked: float, sent: float, answered: float) -> set[str]:
         """All answers that may be given to a request, sent and answered at these times, by whichever edition was in
-        force between them, whatever DNS may have said since somebody first asked for this client."""
+        force between them, with any DNS answer since the first request of this client.
+        """
         known = [state.known for state in self.dns.during(asked, answered)]
         if len(known) > 1:  # the first question may have met one state, and the second another
             known += [only_the_name, nothing_known]

@@ -18,8 +18,8 @@ rules:
   - {name: deferred, match: {cidr: 203.0.113.0/24}, action: DEFER 4.7.25 cannot find your hostname}
 """
 
-# Recipients whose deliveries end in every way: sent (discarded, to a maildir, to a pipe, over SMTP), bounced,
-# deferred by a server and for want of one.
+# Recipients whose deliveries end in every way: sent (discarded, to a maildir, to a pipe, over SMTP), bounced, deferred
+# by a server and because there is none.
 EVERY_END = [
     f"someone@{domain}"
     for domain in (

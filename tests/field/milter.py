@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 VERSION = 6
 
-# What is answered at RCPT to a recipient, and at the end of a message to its sender.
+# The answers at RCPT by recipient, and at the end of a message by sender.
 REPLIES = {
     b"<virus@field.example>": b"550 5.7.1 no viruses here",
     b"<busy@field.example>": b"451 4.7.1 try again later",

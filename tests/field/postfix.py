@@ -1,10 +1,10 @@
 """A real Postfix for the field tests, and an SMTP client that may say who it is.
 
-`Postfix` runs Debian's package from a folder of its own: configuration, queue, state and log, so that the
-machine's mail system is neither read nor touched. It listens on 127.0.0.1 only, and its deliveries end in
-discard(8), in a maildir of that folder, or in itself. It needs root, since master(8) does, and no syslog:
-postlogd(8) writes the mail log. Every smtpd(8) runs in the chroot, as Debian's do, and takes a client's word
-for its address and names (https://www.postfix.org/XCLIENT_README.html).
+`Postfix` runs Debian's package from a folder of its own: configuration, queue, state and log, so that the machine's
+mail system is neither read nor touched. It listens on 127.0.0.1 only, and its deliveries end in discard(8), in a
+maildir of that folder, or in itself. It needs root, because master(8) does, and no syslog: postlogd(8) writes the mail
+log. Every smtpd(8) runs in the chroot, as Debian's do, and takes a client's word for its address and names
+(https://www.postfix.org/XCLIENT_README.html).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Where policyd listens, as a chrooted smtpd(8) sees it: below the queue folder.
 POLICY_SOCKET = "private/policyd"
 
-# What gets a TCP port: the smtpd services, what they ask, and nothing at all (`closed`).
+# Users of a TCP port: the smtpd services, the services that they ask, and none (`closed`).
 PORTS = ("inet", "unix", "lenient", "states", "access", "filtered", "relay", "policy", "milter", "closed")
 
 MAIN_CF = """\
@@ -142,10 +142,10 @@ piped     unix       - n n -     - pipe
 class Postfix:
     """One Postfix, running between `__enter__` and `__exit__`.
 
-    `port` has the smtpd services by name: `inet` and `unix` ask policyd for each recipient, at port `policy` and at
-    the unix socket `policy_socket`, and `unix` takes bytes that are no UTF-8; `lenient` is set up as the README says,
-    with `default_action=DUNNO`; `states` asks at every stage of a session; `access` and `filtered` ask no policy
-    service but access tables, and a milter at port `milter`.
+    `port` has the smtpd services by name: `inet` and `unix` ask policyd for each recipient, at port `policy` and at the
+    unix socket `policy_socket`, and `unix` takes bytes that are not UTF-8; `lenient` is set up as the README says, with
+    `default_action=DUNNO`; `states` asks at every stage of a session; `access` and `filtered` ask no policy service but
+    access tables, and a milter at port `milter`.
     """
 
     def __init__(self, root: Path) -> None:
@@ -189,7 +189,7 @@ class Postfix:
 
 
 class Reply(NamedTuple):
-    """What an SMTP server answered: the code, and its text without the code."""
+    """The answer of an SMTP server: the code, and the text without the code."""
 
     code: int
     text: str

@@ -210,7 +210,7 @@ def test_a_zone_that_breaks_and_recovers_while_mail_flows(
 
 
 def answers_of(postfix: Postfix, policyd: Policyd, service: str, address: str) -> str:
-    """What the list says of a client now, as the decision log has it."""
+    """The list's present answer for a client, from the decision log."""
     recipient = f"flaky-{time.monotonic_ns()}@field.example"
     offer(postfix, service, address, "flaky", recipient)
     (logged,) = policyd.decisions(recipient=recipient)

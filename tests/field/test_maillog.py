@@ -8,7 +8,7 @@ from pathlib import Path
 RECORDED = Path(__file__).parents[1] / "data" / "maillog.shapes"
 
 
-# What a line is about, the first that is found in it.
+# Topics of a line; the first that is found in it counts.
 VERBS = re.compile(r"|".join([
     r"status=\w+",
     r"(?:[\w-]+: )?[\w-]+ (?=from )",  # reject: RCPT from, milter-reject: END-OF-MESSAGE from, connect from
@@ -23,7 +23,7 @@ OF_A_SESSION = "lost connection after"
 
 
 def shapes(log: str) -> set[str]:
-    """What kinds of lines there are: who says what under what kind of queue id, without anything of one mail."""
+    """The kinds of lines: program, message and kind of queue id, without the values of one mail."""
     found = set()
     for line in log.splitlines():
         program, _, said = line.split(" ", 4)[4].partition("[")

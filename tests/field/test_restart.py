@@ -1,4 +1,4 @@
-"""Under socket activation the daemon may end and begin anew, even by SIGKILL, and no message is told 451."""
+"""With socket activation the daemon may be restarted, even by SIGKILL, and no message gets 451."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Flow:
             thread.join()
 
     def wait_for(self, messages: int) -> None:
-        """Wait until each of the clients has had so many more answers."""
+        """Waits until each of the clients has had `count` more answers."""
         with self._wake:
             wanted = Counter({number: self._answers[number] + messages for number in range(SENDERS)})
             assert self._wake.wait_for(lambda: self._answers >= wanted, timeout=60), self.replies

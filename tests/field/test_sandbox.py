@@ -1,4 +1,4 @@
-"""What systemd/policyd.service takes from the daemon, as far as that can be had without systemd."""
+"""The restrictions of systemd/policyd.service, as far as they can be applied without systemd."""
 
 from __future__ import annotations
 

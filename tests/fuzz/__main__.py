@@ -1,9 +1,8 @@
 """`python -m tests.fuzz [TARGET...]`: looks for inputs that break a promise, one target after the other, with atheris.
 
-Each runs in a process of its own, for at most so many executions and so many seconds, and with so much memory. What it
-finds worth keeping stays in the folder `--work`, so that the next run goes on from there; with `--keep` the smallest
-inputs of it that reach all the same code go into the corpus. A finding goes into `findings/`, where pytest tries it
-from then on, and the exit status is 1.
+Each runs in a separate process, with limits on executions, seconds and memory. The inputs that it collects stay in the
+folder `--work`, and the next run continues from them; with `--keep` the smallest inputs of it that reach all the same
+code go into the corpus. A finding goes into `findings/`, where pytest tries it from then on, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from pathlib import Path
 from tests.fuzz import inputs
 from tests.fuzz.targets import TARGETS
 
-# What one input may take: libFuzzer's own bounds, for what does not come to an end where under_atheris.py would notice
-# that it took long, and for memory, of which every target takes some 70 MB for its modules.
+# Limits of one input: libFuzzer's own, for inputs that never end and so are not timed by under_atheris.py, and for
+# memory, of which every target needs some 70 MB for its modules.
 HANG_SECONDS = 60
 MEMORY_MB = 512
 
-# What is kept of one target, in bytes: the corpus is to be read, and copied by everybody.
+# Maximum bytes kept for one target, because every checkout contains the corpus.
 KEPT_BYTES = 8 * 1024
 
 # Where targets write their files. On a disk, that takes more time than all that is done with them.
@@ -38,7 +37,7 @@ WORDS = 400
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to. `seconds` are the processor's; `branches` are those of policyd's code that were reached."""
+    """The result of a run. `seconds` are the processor's; `branches` are those of policyd's code that were reached."""
 
     name: str
     executions: int
@@ -137,7 +136,7 @@ def run(name: str, runs: int, seconds: int, seed: int, work: Path) -> Outcome:
 
 
 def _processor_seconds() -> float:
-    """What the processes that this one started, and that have ended, took."""
+    """CPU seconds of ended child processes."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

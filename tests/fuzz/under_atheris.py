@@ -24,7 +24,7 @@ with atheris.instrument_imports(include=["policyd"], enable_loader_override=Fals
 # The bar of the project is one second for 64 KiB; counting every branch makes the code take two to three times as long.
 SECONDS = 3.0
 
-# One change in so many makes the input as long as it may be.
+# One mutation in this number makes the input as long as allowed.
 STRETCHED = 500
 
 

@@ -203,7 +203,7 @@ KINDS = [
         ANSWER_FIRST.format(removed="") + BOUNCED,
         [("198.51.100.7", R)],
     ),
-    # The first was given up as delivered; the second is no mail of its own all the same.
+    # The first was given up as delivered; the second is still not a separate mail.
     Case(
         "a filter whose mail is logged last of all",
         ANSWER_FIRST.format(removed=REMOVED) + BOUNCED,

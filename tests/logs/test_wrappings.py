@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# What no wrapping may change: who the client is, what is known of its name, and what became of its mail.
+# Facts that no wrapping may change: the client, its names, and the outcome of its mail.
 MAILS = [
     (b"192.0.2.10", (b"mail.example.com",), NameStatus.VERIFIED, Outcome.DELIVERED),
     (b"198.51.100.7", (b"bad.example.org",), NameStatus.CLAIMED, Outcome.REJECTED),
@@ -110,7 +110,7 @@ def test_lines_that_stand_for_the_line_before(line: str, times: int) -> None:
     assert repeats(line.encode()) == times
 
 
-# What an expression would take long for, if one of them could: each repeats what several of its parts match.
+# Lines that would make a backtracking expression slow: each repeats text that several parts match.
 @pytest.mark.parametrize(
     "line",
     [

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Line(NamedTuple):
-    """What a Postfix daemon hands to syslog, and when (UTC)."""
+    """A message of a Postfix daemon to syslog, with its time (UTC)."""
 
     when: datetime.datetime
     daemon: str

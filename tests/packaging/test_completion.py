@@ -33,7 +33,7 @@ SHELLS = {
 
 FILES = {"bash": "policyd.bash", "zsh": "_policyd", "fish": "policyd.fish"}
 
-# One TAB shows what there is to choose from. Each shell finds the script as it finds one that the package installs.
+# One TAB shows the choices. Each shell finds the script as it finds one that the package installs.
 SETTINGS = {
     "bash": "bind 'set show-all-if-ambiguous on'; bind 'set bell-style none'; . {folder}/policyd.bash",
     "zsh": "PS1='$ '; fpath=({folder} $fpath); autoload -Uz compinit; compinit -u -D; setopt no_list_ambiguous",
@@ -114,7 +114,7 @@ def after_tab(shell: Terminal, typed: str, expected: str) -> str:
 
 
 def after_that(shell: Terminal) -> str:
-    """What the screen still shows of what went before."""
+    """The rest of the screen from earlier output."""
     shell.keys("\x15echo en''ded\n")
     return shell.shows("ended")
 

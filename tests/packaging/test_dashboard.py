@@ -50,7 +50,7 @@ rules:
   - {name: no-reverse-dns, match: {reverse_dns: missing, sender_domain: odd.example}, action: DEFER 4.7.1 later}
 """
 
-# What stands for Grafana's variables.
+# Values for Grafana's variables.
 VARIABLES = {"$instance": ".+", "$__rate_interval": "10s"}
 
 
@@ -85,7 +85,7 @@ class Prometheus:
             return None
 
     def numbers(self, query: str) -> list[float]:
-        """The numbers that a query gives now, without those that are none (NaN)."""
+        """The numbers that a query gives now, without NaN."""
         result = self.get("/api/v1/query", query=query)["result"]
         return [number for one in result if not math.isnan(number := float(one["value"][1]))]
 

@@ -1,4 +1,4 @@
-"""Commands and their output in a page of docs/, run anew.
+"""Commands and their output in a page of docs/, run again.
 
 A page shows them as a shell would, in blocks marked `console`: a line `$ command`, then what it printed. A line `...`
 stands for any number of lines, `...` within a line for any text. `python -m tests.tools.documented docs/tools.md`
@@ -34,7 +34,7 @@ def sessions(page: str) -> list[list[tuple[str, str]]]:
 
 
 def outputs(commands: list[str]) -> list[str]:
-    """What the commands of one block print, run one after the other beside copies of the shipped rules and logs."""
+    """The output of the commands of one block, run one after the other beside copies of the shipped rules and logs."""
     with TemporaryDirectory() as folder:
         for name in ("config", "tests/data"):
             shutil.copytree(ROOT / name, Path(folder) / name)
@@ -63,7 +63,7 @@ def outputs(commands: list[str]) -> list[str]:
 
 
 def as_pattern(shown: str) -> re.Pattern[str]:
-    """What the page shows, as an expression: `...` is anything, and so are a ruleset's hash and the version."""
+    """The output in the page, as an expression: `...` is anything, and so are a ruleset's hash and the version."""
     lines = [
         "(?:.*\n)*?" if line == "..." else re.escape(line).replace(r"\.\.\.", ".*") + "\n"
         for line in shown.splitlines()

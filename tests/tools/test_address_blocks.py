@@ -32,7 +32,7 @@ def found(*addresses: str, least: int = 3) -> list[str]:
         ([f"198.51.{number}.7" for number in range(96, 108)], ["198.51.96.0/20"]),
         # One half of a block is not the block.
         ([f"198.51.{number}.7" for number in range(96, 104)], ["198.51.96.0/21"]),
-        # Two neighbours that are no block together.
+        # Two neighbours that do not form a block.
         ([f"198.51.{number}.{host}" for number in (1, 2) for host in (1, 2, 3)], ["198.51.1.0/24", "198.51.2.0/24"]),
         (["2001:db8:1::1", "2001:db8:1:2::1", "2001:db8:1:ffff::9"], ["2001:db8:1::/48"]),
         ([f"2001:db8:{number:x}::1" for number in range(8)], ["2001:db8::/45"]),

@@ -158,7 +158,7 @@ def _covering(name: bytes) -> set[bytes]:
 
 
 def _entries_among(wanted: set[Any], other: WrittenCondition) -> set[Any]:
-    """Which of these names, or of these networks as in `_networks_of`, are entries of a condition."""
+    """The names, or networks as in `_networks_of`, that are entries of a condition."""
     found: set[Any] = set()
     for collection in other.collections:
         for block in collection.read() if isinstance(collection, LongList) else (collection,):

@@ -84,7 +84,7 @@ class _Covers:
         of them, so any one finds it.
         """
         of_each = [(condition, _keys(condition)) for condition in written.match]
-        chosen, keys = min(of_each, key=lambda one: max(len(self._by_key.get(key, ())) for key in one[1]))
+        chosen, keys = min(of_each, key=lambda pair: max(len(self._by_key.get(key, ())) for key in pair[1]))
         self._by_condition[chosen.condition.number] = written
         for key in keys:
             self._by_key[key].append(written)

@@ -281,10 +281,10 @@ class _Linter:
 
     # --- Values -----------------------------------------------------------------------------------------------------
 
-    def _check_values(self, one: WrittenCondition, rule: str) -> None:
-        name, form = one.condition.name, one.type.form
+    def _check_values(self, written: WrittenCondition, rule: str) -> None:
+        name, form = written.condition.name, written.type.form
         named: set[str] = set()
-        for value, definition in one.lists:
+        for value, definition in written.lists:
             if definition.name in named:
                 self._warn_at(value, f"{name}: list {quoted(definition.name)} is named twice", rule)
             named.add(definition.name)
@@ -297,26 +297,26 @@ class _Linter:
                     self._check_entries(form, entries, definition.entries, using, rule)
                 except UnreadableError as error:  # read again to find the lines
                     self._warn(source, 0, 0, f"{using}: {error}", rule)
-        if one.values:
+        if written.values:
             path = self._file.path
-            inline = [Entry(value.text, path, value.line, value.column) for value in one.values]
-            self._check_entries(form, one.collections[0], lambda: iter(inline), name, rule)
-        self._check_literal(one, rule)
+            inline = [Entry(value.text, path, value.line, value.column) for value in written.values]
+            self._check_entries(form, written.collections[0], lambda: iter(inline), name, rule)
+        self._check_literal(written, rule)
         if form is Form.NETWORK and self._coverage is not None:
-            alone = {version for entries in one.collections for version in _every(entries)}
+            alone = {version for entries in written.collections for version in _every(entries)}
             for version in (4, 6):
-                if version not in alone and self._coverage.is_every_address(one, version):
+                if version not in alone and self._coverage.is_every_address(written, version):
                     message = f"{name}: these networks together are every IPv{version} address there is"
-                    self._warn_at(one.key, message, rule)
+                    self._warn_at(written.key, message, rule)
 
-    def _check_literal(self, one: WrittenCondition, rule: str) -> None:
+    def _check_literal(self, written: WrittenCondition, rule: str) -> None:
         """Finds `helo_name: [192.0.2.1]`, which YAML reads as a list."""
-        if one.type.form is Form.HELO_NAME and one.is_bracketed and len(one.values) == 1:
-            (value,) = one.values
+        if written.type.form is Form.HELO_NAME and written.is_bracketed and len(written.values) == 1:
+            (value,) = written.values
             if _ADDRESS.fullmatch(value.text):
                 message = (
-                    f"{one.condition.name}: YAML reads the brackets as a list, so this is the name {value.text}; for "
-                    f"the address literal write '[{value.text}]' in quotes"
+                    f"{written.condition.name}: YAML reads the brackets as a list, so this is the name {value.text}; "
+                    f"for the address literal write '[{value.text}]' in quotes"
                 )
                 self._warn_at(value, message, rule)
 
@@ -363,8 +363,8 @@ class _Linter:
         self._warn(entry.path, entry.line, entry.column, message, rule)
 
 
-def _texts(one: WrittenCondition) -> Iterator[Sequence[bytes] | Sequence[str]]:
-    return (entries for entries in one.collections if not isinstance(entries, Networks | LongList))
+def _texts(written: WrittenCondition) -> Iterator[Sequence[bytes] | Sequence[str]]:
+    return (entries for entries in written.collections if not isinstance(entries, Networks | LongList))
 
 
 def _keys(form: Form, written: Sequence[Entry]) -> Iterator[Sequence[Hashable]]:

@@ -27,7 +27,7 @@ _TWO_OCTETS = re.compile(r"\d{1,3}\.\d{1,3}", re.ASCII)
 def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None) -> Imported:
     """The list's entries; `attribute` is `client` or `recipient`, None for what the entries say. They become
     exemptions."""
-    found = [one for line in lines if (one := _without_comment(line)).text]
+    found = [bare for line in lines if (bare := _without_comment(line)).text]
     if attribute is None:
         attribute = "recipient" if any(_is_mail_address(line) for line in found) else "client"
     if attribute == "recipient":

@@ -69,7 +69,7 @@ def follow(
     """The `last` wanted decisions of the log, and each new one as it is written, for as long as `wait` returns true.
 
     `wait` is called when there is nothing to read. A rotated log is read to its end, then the new log from its start; a
-    truncated log is read from its start. Raises `LogError` if there is no log at the beginning.
+    truncated log is read from its start. Raises `LogError` if the log does not exist at the beginning.
     """
     try:
         file: BinaryIO = open(path, "rb")  # noqa: SIM115, PTH123 - replaced on rotation
@@ -84,14 +84,18 @@ def follow(
             file.seek(0, os.SEEK_END)
         while True:
             found = lines.read(file)
-            yield from (one for line in found if (one := parse_anywhere(line)) is not None and wanted.has(one))
+            yield from (
+                decision for line in found if (decision := parse_anywhere(line)) is not None and wanted.has(decision)
+            )
             if found:
                 continue
             moved = _moved(file, path)
             if moved is not None:
                 # It may have grown between the last read and the move.
                 rest = lines.read(file)
-                yield from (one for line in rest if (one := parse_anywhere(line)) is not None and wanted.has(one))
+                yield from (
+                    decision for line in rest if (decision := parse_anywhere(line)) is not None and wanted.has(decision)
+                )
                 file.close()
                 file, lines = moved, _Lines()
                 continue
@@ -108,7 +112,9 @@ def follow(
 def every(paths: Sequence[str], wanted: Wanted) -> Iterator[LoggedDecision]:
     """The matching decisions of complete files, or of standard input until it ends. Raises `LogError`."""
     for block in read_blocks(paths):
-        yield from (one for line in block.lines if (one := parse_anywhere(line)) is not None and wanted.has(one))
+        yield from (
+            decision for line in block.lines if (decision := parse_anywhere(line)) is not None and wanted.has(decision)
+        )
 
 
 def as_line(decision: LoggedDecision) -> Text:

@@ -67,7 +67,7 @@ def is_evidence(seen: Observation) -> bool:
     status = _STATUS.match(text)
     assert status is not None  # every part is optional
     if seen.outcome is Outcome.DEFERRED and not text[status.end() :].strip(b" ;."):
-        return False  # `4.7.1` of a greylisting milter, without a word
+        return False  # `4.7.1` of a greylisting milter, without a text
     about_others = status["dsn"] is not None and _ABOUT_OTHERS.match(status["dsn"]) is not None
     return not about_others and status["code"] != b"421" and _SAYS_NOTHING.search(text) is None
 

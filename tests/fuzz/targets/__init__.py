@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class Target:
     """`seeds` names files of the project to begin with, beside the corpus. `longest` is how long an input atheris
     tries, in bytes: pytest tries long ones, and of short ones there are more in a second. `share` is how much of a long
-    run's time the target gets: readers that whoever connects can reach, and cheap ones, get more."""
+    run's time the target gets: readers that any client can reach, and fast ones, get more.
+    """
 
     check: Callable[[bytes, Path], None]
     seeds: tuple[str, ...] = ()
@@ -30,7 +31,7 @@ class Target:
 
     @property
     def invariant(self) -> str:
-        """What must hold."""
+        """The target's promise."""
         return " ".join((self.check.__doc__ or "").split())
 
 

@@ -92,7 +92,7 @@ def _check_decisions(ruleset: Ruleset, request: Request, names: tuple[bytes, ...
     liar = Identity(Status.MISMATCH, claimed=tuple(sorted({b"x", *names})))
     if _decided(ruleset, request, honest).verb is not Verb.DUNNO:
         assert _decided(ruleset, request, liar).verb is not Verb.DUNNO
-    # The second: a REJECT under a failure is no DUNNO under any answer that there could have been.
+    # The second: a REJECT under a failure is not a DUNNO under any possible answer.
     for failure, answers in ((nothing_known, [*truths, missing]), (names_known, truths)):
         if decided[failure].verb is Verb.REJECT:
             assert all(decided[answer].verb is not Verb.DUNNO for answer in answers)

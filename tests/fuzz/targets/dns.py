@@ -98,7 +98,7 @@ def _record(line: str) -> SimpleNamespace | None:
 
 
 def _finished(work: object) -> Identity:
-    """What a coroutine returns that waits for nothing."""
+    """The result of a coroutine that never waits."""
     assert asyncio.iscoroutine(work)
     try:
         work.send(None)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-# What the command line can ask for. The first byte of an input, a digit, chooses.
+# Options of the command line; the first byte of an input, a digit, chooses.
 OPTIONS = (
     ImportOptions(),
     ImportOptions(attribute="helo_name"),
@@ -73,7 +73,7 @@ def _check_loads(result: Result, folder: Path) -> None:
     try:
         loaded = load(None, rules)
     except ConfigErrors as errors:
-        # What no set of expressions can hold is for the loader to say.
+        # The loader reports expressions that are too large together.
         assert ["are too large for RE2" in line for line in errors.lines] == [True], errors
         return
     if result.shape is Shape.RULES:
@@ -87,5 +87,5 @@ def _check_loads(result: Result, folder: Path) -> None:
 
 
 def _as_written(values: tuple[str, ...]) -> tuple[str, ...]:
-    """A `$` at the beginning is doubled, since it would name a list."""
+    """A `$` at the beginning is doubled, because it would name a list."""
     return tuple(f"${value}" if value.startswith("$") else value for value in values)

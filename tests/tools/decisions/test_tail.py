@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Script:
-    """What happens to the log each time that there is nothing more to read; at its end the tail ends."""
+    """The changes of the log each time that there is nothing more to read; after the last the tail ends."""
 
     def __init__(self, *steps: Callable[[], object]) -> None:
         self._steps = list(steps)

@@ -39,7 +39,7 @@ MASTER = "smtp inet n - {chroot} - - smtpd\n"
 
 @contextlib.contextmanager
 def answering(listener: socket.socket, answer: bytes | None) -> Iterator[list[bytes]]:
-    """A daemon that gives one answer to whoever asks, and nothing (but keeps the connection) for None."""
+    """A daemon that gives one answer to every client, and nothing (but keeps the connection) for None."""
     asked: list[bytes] = []
     open_connections = []
 
@@ -104,7 +104,7 @@ def _postconf_is_here() -> None:
 
 
 def examined(folder: Path, main: str, settings: Settings, master: str = MASTER.format(chroot="y")) -> Diagnosis:
-    """What doctor says of a configuration, read by the real postconf."""
+    """Doctor's diagnosis of a configuration, read by the real postconf."""
     configuration = folder / "postfix"
     configuration.mkdir(exist_ok=True)
     main_cf = configuration / "main.cf"

@@ -38,7 +38,7 @@ def _postconf_is_here() -> None:
 
 
 def judged(folder: Path, main: str, master: str = SMTP) -> Diagnosis:
-    """What doctor says of a configuration that asks a running policyd at ENDPOINT, and another service at OTHER."""
+    """Doctor's diagnosis of a configuration that asks a running policyd at ENDPOINT, and another service at OTHER."""
     with inet_daemon() as address, inet_daemon(OTHER) as other:
         main, master = (text.replace("ENDPOINT", str(address)).replace("OTHER", str(other)) for text in (main, master))
         return examined(folder, main, Settings(listen=(address,)), master)

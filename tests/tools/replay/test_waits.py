@@ -1,4 +1,4 @@
-"""What `replay` says of greylisting: how many mails would have waited, how long, and how many never came back."""
+"""`replay` with greylisting: the number of mails that would have waited, the waits, and mails that never came back."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ def test_how_long_decisions_took(tmp_path: Path) -> None:
 
 
 class _Page(HTMLParser):
-    """What is in a page that a browser could act on."""
+    """The active content of a page: everything that makes a browser load or run something."""
 
     VOID = frozenset({"meta", "line", "rect"})
 

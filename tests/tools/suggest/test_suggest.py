@@ -32,7 +32,7 @@ def rules(found: Suggestions) -> list[tuple[str, str, dict[str, list[str]]]]:
 
 
 def checked(folder: Path, text: str) -> Ruleset:
-    """What `policyd check --strict` makes of it: no error and no warning."""
+    """`policyd check --strict` finds no error and no warning in it."""
     path = folder / "candidates.yaml"
     path.write_text(text)
     loaded = load(rules_path=path, warnings_on=TODAY)
@@ -105,7 +105,7 @@ def test_what_was_delivered_is_proposed_as_an_exception(tmp_path: Path) -> None:
         mail(90, "unknown[192.0.2.1]"),
     )
     found = suggest(logs)
-    # A claimed name exempts nobody, so its address is what stands there.
+    # A claimed name never exempts, so the exception has the address.
     exceptions = {"hostname": ["good.dyn.isp.example"], "cidr": ["192.0.2.1"]}
     assert rules(found) == [("hostname_suffix", "dyn.isp.example", exceptions)]
     text = as_yaml(found, 20)

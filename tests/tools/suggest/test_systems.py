@@ -99,7 +99,7 @@ def test_a_system_is_proposed_if_several_suffixes_in_it_speak_for_it(tmp_path: P
     assert system.value == "AS64497"
     assert (system.evidence.refused, system.evidence.clients, system.evidence.delivered) == (10, 10, 1)
     assert system.exceptions == {"hostname": ["mail.customer.example"]}
-    # What was delivered stands in front of everything else that is said of the system.
+    # Delivered mails come first in the remarks about the system.
     text = as_yaml(found, 20)
     before, _, _ = text.partition("- name: system-as64497")
     comments = before.rsplit("\n\n", 1)[1].splitlines()

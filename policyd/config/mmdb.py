@@ -77,7 +77,7 @@ class MmdbFile:
     """One MMDB file: a `policyd.core.owners.Source`.
 
     A pickled MmdbFile has no content: after unpickling, the caller calls `adopt` with the descriptor of the memory
-    file, which `descriptor` has in the process that read the file.
+    file, which `descriptor` has in the process that read the file. `is_damaged` says that a lookup found damage.
     """
 
     def __init__(self, content: bytes, *, systems: bool, countries: bool) -> None:
@@ -96,6 +96,7 @@ class MmdbFile:
             raise MmdbError(_DAMAGED) from None
         except ValueError as error:  # there is no C reader
             raise MmdbError(f"cannot be read: {error}") from None
+        self.is_damaged = False
         self._get: Callable[[str], Any] = self._reader.get
 
     def _use(self, shape: Shape) -> None:
@@ -157,6 +158,7 @@ class MmdbFile:
         except UnicodeDecodeError:
             return None  # a name that is not UTF-8
         except maxminddb.InvalidDatabaseError:
+            self.is_damaged = True
             self._get = self._get_slowly
             return self._get(text)
         except ValueError:

@@ -16,8 +16,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from policyd import __version__
-from policyd.config.databases import DatabaseInfo
+from policyd.config.databases import DatabaseInfo, DatabaseKind
 from policyd.config.list_sources import checked_at, late_since
+from policyd.config.mmdb import MmdbFile
 from policyd.core.identity import Status
 
 if TYPE_CHECKING:
@@ -327,6 +328,14 @@ def _databases(running: Running) -> Section:
     )
     attention = [info.age_notice(now) for info in databases]
     attention += [_late(f"database {info.kind}", info.kind, info) for info in databases]
+    owners = running.loaded.ruleset.owners
+    sources = {} if owners is None else {DatabaseKind.ASN: owners.asn, DatabaseKind.COUNTRY: owners.country}
+    for info in databases:
+        source = sources.get(info.kind)
+        if isinstance(source, MmdbFile) and source.is_damaged:
+            attention.append(
+                f"the {info.kind} database {info.path} is damaged: fetch it again, then run policyd reload"
+            )
     return Section({"databases": data}, lines, tuple(filter(None, attention)))
 
 

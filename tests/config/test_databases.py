@@ -253,6 +253,8 @@ def test_a_file_whose_data_end_within_a_record_is_read_as_far_as_it_goes(tmp_pat
     for _ in range(1000):
         assert at(found, b"198.51.100.1") == Owner()
         assert at(found, b"192.0.2.1") == Owner(64496, "Example Internet Inc.")
+    assert isinstance(database.source, MmdbFile)
+    assert database.source.is_damaged
     with pytest.raises(DatabaseError, match="is damaged, or has been cut short"):
         list(database.ranges())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -155,6 +157,25 @@ def test_a_database_as_before_has_the_largest_age_of_today(
         said = policyd.reload()
         assert "database asn as before" in said
         assert "3 days ago" in said
+        assert {asked: client.ask(asked) for asked in ANSWERS} == ANSWERS
+
+
+def test_a_database_that_turns_out_to_be_damaged_is_told_by_status(
+    start_policyd: StartPolicyd, port: int, databases: Path, tmp_path: Path
+) -> None:
+    right = (databases / "asn.mmdb").read_bytes()
+    harmed = right.replace(b"\x4dOther Hosting", b"\x5fOther Hosting")  # a name longer than all that follows
+    (databases / "asn.mmdb").write_bytes(harmed)
+    with start_policyd(RULES, control=str(tmp_path / "control.sock")) as policyd, Client(port) as client:
+        status = [sys.executable, "-m", "policyd", "status", "-c", str(policyd.settings)]
+        assert "damaged" not in subprocess.run(status, capture_output=True, text=True, check=False).stdout
+        assert [client.ask(HOSTER) for _ in range(100)] == ["DUNNO"] * 100
+        assert client.ask(NATION) == ANSWERS[NATION]
+        told = subprocess.run(status, capture_output=True, text=True, check=False)
+        assert told.returncode == 1
+        assert f"the asn database {databases}/asn.mmdb is damaged: fetch it again" in told.stdout
+        (databases / "asn.mmdb").write_bytes(right)
+        policyd.reload()
         assert {asked: client.ask(asked) for asked in ANSWERS} == ANSWERS
 
 

@@ -1,8 +1,8 @@
 """Ports of 127.0.0.1 for the servers of tests.
 
 Between the moment when a port is found free and that when a server listens on it, nothing else should get it. So it is
-none of those that the kernel gives to outgoing connections, none that was given before in this run, none that another
-process of this run (pytest-xdist) may give, and a random one, because another run may be active on the same machine.
+outside the kernel's range for outgoing connections, was not returned before in this run, is not shared with other
+processes of this run (pytest-xdist), and is random, because another run may be active on the same machine.
 """
 
 from __future__ import annotations

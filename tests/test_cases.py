@@ -1,4 +1,4 @@
-"""The tables in tests/cases: a ruleset, and requests with what DNS says of the client and the answer each must get.
+"""The tables in tests/cases: a ruleset, and requests with DNS answers and the answer that each must get.
 
 A row is `given` (attributes, `hostname`, `claimed`, `reverse_dns` as in a ruleset's own tests; `names_known: no` where
 the PTR lookup itself failed; `date`) and what must come of it: `expect` and, where they matter, `rule`, `reply` (the

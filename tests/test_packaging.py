@@ -1,5 +1,6 @@
-"""The files in packaging/ fit the program: what the Debian package installs loads, only observes, and lies where the
-units look for it. `.ci/deb` builds and installs the package itself."""
+"""The files in packaging/ fit the program: the installed configuration loads, only observes, and is where the units
+expect it. `.ci/deb` builds and installs the package itself.
+"""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ def _print_highest(answer: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _print_status(lines: list[tuple[str, str]], attention: list[str], notices: list[str], *, observes: bool) -> None:
-    """Labels in a column of their own; what needs attention in red, last, where a terminal shows it."""
+    """Labels in a column of their own; points that need attention in red, at the end, where a terminal shows them."""
     width = max(len(label) for label, _ in lines)
     for number, (label, text) in enumerate(lines):
         is_red = number == 0 and observes

@@ -41,7 +41,7 @@ def _verdict(_context: click.Context, _parameter: click.Parameter, written: str 
 
 
 def _name(_context: click.Context, _parameter: click.Parameter, name: str) -> str:
-    # The shortest that any of them takes: ipset's 31 characters, of which some are ours.
+    # The shortest limit of all formats: ipset's 31 characters, minus our own suffix.
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,23}", name):
         raise click.BadParameter("a name has up to 24 letters, digits, - and _, and begins with a letter")
     return name
@@ -56,11 +56,11 @@ def _name(_context: click.Context, _parameter: click.Parameter, name: str) -> st
     type=click.Choice([shape.value for shape in Shape]),
     help="Rules, or a list file.",
 )
-@click.option("-o", "--output", metavar="FILE", help="Write there instead of to standard output.")
+@click.option("-o", "--output", metavar="FILE", help="Write to this file instead of standard output.")
 @click.option(
     "--attribute",
     type=click.Choice(ATTRIBUTES),
-    help="What the table is looked up for, where it does not say so.",
+    help="What the table is looked up for, if the format does not say so.",
 )
 @click.option(
     "--dotted", is_flag=True, help="postfix-access: parent_domain_matches_subdomains lacks smtpd_access_maps."
@@ -70,12 +70,14 @@ def _name(_context: click.Context, _parameter: click.Parameter, name: str) -> st
     "--condition",
     type=click.Choice(list(CONDITIONS)),
     metavar="NAME",
-    help="Of several kinds of entries, the one that a list is to hold: cidr, hostname_suffix, ...",
+    help="The kind of entries of a list, if there are several: cidr, hostname_suffix, ...",
 )
 @click.option(
     "--action", "verdict", callback=_verdict, help="For entries that become rules (REJECT; of postgrey's list, DUNNO)."
 )
-@click.option("--name", default="", metavar="NAME", help="How the rules' names begin, instead of with the file's.")
+@click.option(
+    "--name", default="", metavar="NAME", help="The beginning of the rules' names, instead of the file's name."
+)
 @click.option(
     "--port",
     type=click.IntRange(1, 65535),
@@ -84,12 +86,12 @@ def _name(_context: click.Context, _parameter: click.Parameter, name: str) -> st
     help="iptables-save, nft: the port whose connections are followed.",
 )
 @click.option(
-    "--interface", default="", metavar="NAME", help="iptables-save, nft: the network interface that mail comes in by."
+    "--interface", default="", metavar="NAME", help="iptables-save, nft: the network interface of incoming mail."
 )
 @click.option(
     "--set", "sets", multiple=True, metavar="NAME", help="ipset, nft: only this set. May be given several times."
 )
-@click.option("--strict", is_flag=True, help="Exit with 1 if anything was lost.")
+@click.option("--strict", is_flag=True, help="Exit with 1 if a line or rule was lost.")
 @click.option("--force", is_flag=True, help="Write --output, and exit with 0, although exemptions were lost.")
 @json_option
 def import_(
@@ -110,9 +112,9 @@ def import_(
     postconf, postfwd, postgrey, whois, spamhaus-drop, iptables-save, nft, ipset, rspamd-map. FILE may be
     compressed; without one, or as `-`, standard input is read.
 
-    What carries verdicts becomes rules, in an order that keeps their meaning; what is only a list becomes a list file.
-    The result goes to standard output. Every line that cannot be carried over goes to standard error, with its number
-    and the reason; so does every line that changes in a detail.
+    A table with verdicts becomes rules, in an order that keeps their meaning; a plain list becomes a list file. The
+    result goes to standard output. Every line that cannot be imported, or only with a difference, goes to standard
+    error, with its number and the reason.
 
     \b
     policyd import postfix-access /etc/postfix/client_access > rules.yaml
@@ -164,7 +166,7 @@ def _summary(result: Result) -> str:
     type=RulesetName("lists"),
     help="Only this list. May be given several times.",
 )
-@click.option("-o", "--output", metavar="FILE", help="Write there instead of to standard output.")
+@click.option("-o", "--output", metavar="FILE", help="Write to this file instead of standard output.")
 @click.option(
     "--condition",
     type=click.Choice(list(CONDITIONS)),
@@ -181,11 +183,13 @@ def _summary(result: Result) -> str:
 @click.option(
     "--dotted", is_flag=True, help="postfix-access: parent_domain_matches_subdomains lacks smtpd_access_maps."
 )
-@click.option("--deferred", is_flag=True, help="Take DEFER for a rejection where the other side knows nothing else.")
+@click.option("--deferred", is_flag=True, help="Treat DEFER as a rejection if the format has no other verdict.")
 @click.option("--ipv6", is_flag=True, help="iptables: what ip6tables-restore takes.")
-@click.option("--name", default="policyd", show_default=True, callback=_name, help="Of the set, chain or table there.")
-@click.option("--action", "verdict", default="REJECT", callback=_verdict, help="For the entries of a list.")
-@click.option("--strict", is_flag=True, help="Exit with 1 if anything was lost.")
+@click.option(
+    "--name", default="policyd", show_default=True, callback=_name, help="The name of the set, chain or table there."
+)
+@click.option("--action", "verdict", default="REJECT", callback=_verdict, help="The verdict of a list's entries.")
+@click.option("--strict", is_flag=True, help="Exit with 1 if a line or rule was lost.")
 def export(
     *,
     format_name: str,
@@ -203,8 +207,8 @@ def export(
     FORMAT is one of plain, nftables, iptables, ipset, postfix-cidr, postfix-access, postscreen-cidr,
     sendmail-access, rspamd-map, csv, json.
 
-    Networks are merged to the fewest. What comes first in the ruleset comes first there, exceptions and exemptions
-    included; every rule that the other side cannot say goes to standard error, with its line and the reason.
+    Networks are merged. The order of the rules, exceptions and exemptions are kept; every rule that the format cannot
+    express goes to standard error, with its line and the reason.
 
     \b
     policyd export nftables --rules rules.yaml > policyd.nft

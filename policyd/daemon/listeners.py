@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Connections that the kernel keeps for us while we are busy. Postfix may open one for each of some hundred smtpd
-# processes in one moment; the kernel lowers this to net.core.somaxconn (listen(2)).
+# The backlog of connections in the kernel. Postfix may open one for each of some hundred smtpd processes in one moment;
+# the kernel lowers this to net.core.somaxconn (listen(2)).
 BACKLOG = 4096
 
-# Connections taken in one turn of the event loop, so that a storm of them does not hold up requests.
+# Maximum number of connections accepted in one turn of the event loop, so that a flood does not delay requests.
 ACCEPTS_A_TURN = 64
 
-# Seconds before the next accept(2) after one failed because descriptors or memory ran out.
+# Seconds between an accept(2) that failed for lack of descriptors or memory and the next.
 RETRY_SECONDS = 0.1
 
 # Descriptors kept for everything that is not a connection: listeners, logs, DNS, metrics, reading files.
@@ -62,15 +62,15 @@ class ListenError(Exception):
 
 
 class Listener:
-    """One listening socket. `name` is how it is written in the settings (`inet:127.0.0.1:10040`).
+    """One listening socket. `name` is its form in the settings (`inet:127.0.0.1:10040`).
 
-    `path` is the file of a unix socket that was made for this listener, which removes it in the end.
+    `path` is the file of a unix socket that the listener made and removes at its end.
     """
 
     def __init__(self, listening: socket.socket, name: str, path: Path | None = None) -> None:
         listening.settimeout(0)
         if listening.family != socket.AF_UNIX:
-            # Accepted connections inherit it. An answer is one small packet that nothing follows.
+            # Accepted connections inherit it. An answer is a single small packet.
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.name = name
         self._socket = listening
@@ -92,7 +92,7 @@ class Listener:
         loop.add_reader(self._socket.fileno(), self._accept)
 
     def close(self) -> None:
-        """Stops accepting. A socket that systemd passed goes on collecting connections for the next process."""
+        """Stops accepting. A socket that systemd passed keeps queueing connections for the next process."""
         if self._retry is not None:
             self._retry.cancel()
         elif self._loop is not None:
@@ -114,7 +114,7 @@ class Listener:
             except BlockingIOError:
                 return
             except ConnectionAbortedError:
-                continue  # the client has gone already
+                continue  # the client has already closed
             except OSError as error:
                 self._pause(error)
                 return
@@ -122,7 +122,7 @@ class Listener:
             self._accepted(accepted, _endpoint(address) if address else self.name)
 
     def _pause(self, error: OSError) -> None:
-        """Leaves new clients in the kernel's queue for a moment; trying on at once would take all of the CPU."""
+        """Leaves new clients in the kernel's queue for a moment; retrying at once would take all of the CPU."""
         assert self._loop is not None
         self._complain("accept", f"{self.name}: cannot accept: {error.strerror}; clients wait")
         self._loop.remove_reader(self._socket.fileno())
@@ -135,7 +135,7 @@ class Listener:
 
 
 class Listeners(NamedTuple):
-    """Where Postfix connects, and the control socket that systemd has passed, if it has."""
+    """The listeners for Postfix, and the control socket, if systemd has passed one."""
 
     postfix: list[Listener]
     control: Listener | None
@@ -183,7 +183,7 @@ def open_control(path: str, group: str | None) -> Listener:
 
 
 def raise_descriptor_limit() -> int:
-    """Raises RLIMIT_NOFILE as far as it goes. Returns how many connections that leaves room for.
+    """Raises RLIMIT_NOFILE to its hard limit. Returns the number of connections for which there are descriptors.
 
     Raises ListenError if it is 0.
     """
@@ -254,7 +254,7 @@ def _listen_unix(
                 listening.bind(address.path)
             finally:
                 os.umask(umask)
-            if (uid, gid) != (-1, -1):  # a sandbox may forbid chown(2) as such
+            if (uid, gid) != (-1, -1):  # a sandbox may forbid chown(2) altogether
                 os.chown(path, uid, gid)
             path.chmod(mode)
             listening.listen(BACKLOG)  # from now on clients can connect
@@ -269,7 +269,7 @@ def _listen_unix(
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Of two daemons that start at a time, one after the other: both would take the same stale socket away."""
+    """A lock for daemons that start at the same time, because both would remove the same stale socket."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -296,7 +296,7 @@ def cannot_listen(address: InetAddress | UnixAddress, error: OSError) -> ListenE
 
 
 def _clear(address: UnixAddress) -> None:
-    """Removes the socket of a process that is gone. Raises ListenError for anything else that stands there."""
+    """Removes the socket of an ended process. Raises ListenError if the path is anything else."""
     path = Path(address.path)
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
@@ -311,7 +311,7 @@ def _clear(address: UnixAddress) -> None:
             path.unlink()
             return
         except OSError as error:
-            if error.errno != errno.EAGAIN:  # that is: its queue is full, so a process listens
+            if error.errno != errno.EAGAIN:  # its queue is full, so a process listens
                 raise
     raise ListenError(f"cannot listen on {address}: another process serves it; is policyd running already?")
 

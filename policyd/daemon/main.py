@@ -57,8 +57,8 @@ _log = logging.getLogger(__name__)
 # Seconds for requests in flight to be answered after SIGTERM (docs/settings.md, "Signals").
 DRAIN_SECONDS = 5.0
 
-# Iterations of the event loop until everything that a client sent before SIGTERM has been read: its socket is attached
-# in the first, its connection made in the second, and read in the third.
+# Iterations of the event loop until all requests sent before SIGTERM have been read: the first attaches the socket, the
+# second makes the connection, the third reads.
 ARRIVAL_TURNS = 5
 
 # Allocations between garbage collections (Python's default is 700). A request that waits for DNS has some fifty
@@ -66,7 +66,7 @@ ARRIVAL_TURNS = 5
 # connections), although reference counting frees nearly all of them.
 COLLECTOR_THRESHOLD = 20_000
 
-# Changes in the line that a reload logs; `policyd reload` prints more.
+# Maximum number of changes in a reload's log line; `policyd reload` prints more.
 MAX_CHANGES_LOGGED = 10
 
 # Seconds until the daemon tries again to drop entries that have ended, after it failed.
@@ -75,7 +75,7 @@ FAILED_DROP_SECONDS = 60.0
 # Keys of a counter that `policyd status --counter` prints.
 HIGHEST_KEYS = 10
 
-# Rules that end and are named in the log once a day; a ruleset made by a program may have thousands.
+# Maximum number of expiring rules named in the log once a day; a generated ruleset may have thousands.
 MAX_EXPIRY_LINES = 20
 
 
@@ -124,7 +124,7 @@ class _Daemon:
         self._ended = asyncio.Event()
         self._reload_wanted = asyncio.Event()
         self._next_drop = 0.0  # monotonic seconds before which no ended entries are dropped again
-        self._reloads: list[tuple[bool, asyncio.Future[ReloadResult] | None]] = []  # `--data`, and who waits for it
+        self._reloads: list[tuple[bool, asyncio.Future[ReloadResult] | None]] = []  # `--data`, and the waiting peers
         self._tasks: set[asyncio.Task[None]] = set()
         self._replaced: set[Resolver] = set()
 
@@ -144,14 +144,12 @@ class _Daemon:
         for work in (self._watch_time(), self._watch_reloads(), self._watch_watchdog()):
             self._run_beside(work)
         self._notifier.ready(loaded.summary)
-        del (
-            loaded
-        )  # it goes with the next reload; else the first ruleset would stay in memory for as long as the daemon runs
+        del loaded  # freed with the next reload; otherwise the first ruleset would stay in memory for ever
         await self._ended.wait()
         await self._drain()
 
     async def _first_load(self) -> LoadResult | None:
-        """Loads the first ruleset; None if the daemon is told to end before that is done."""
+        """Loads the first ruleset; None if a signal ends the daemon before the load is complete."""
         loading = asyncio.create_task(self._loader.load())
         ended = asyncio.create_task(self._ended.wait())
         await asyncio.wait((loading, ended), return_when=asyncio.FIRST_COMPLETED)
@@ -216,7 +214,7 @@ class _Daemon:
             return None
 
     def _announce(self, loaded: LoadResult) -> None:
-        """Logs what was started, and warns of what looks unsafe."""
+        """Logs the start, and warns of unsafe settings."""
         _log.info("policyd %s started: %s", __version__, loaded.summary)
         for listener in self._listeners:
             _log.info("listening on %s", listener.name)
@@ -253,7 +251,7 @@ class _Daemon:
             _log.warning("%d more rules have expired or will soon", len(ending) - MAX_EXPIRY_LINES)
 
     def _announce_ages(self) -> None:
-        """Names the databases that are older than `max_age`: once a day. At a load the warnings have it."""
+        """Names the databases that are older than `max_age`, once a day. At a load the warnings do."""
         now = time.time()
         for database in self._running.loaded.databases:
             if notice := database.age_notice(now):
@@ -271,7 +269,7 @@ class _Daemon:
     # --- While it serves --------------------------------------------------------------------------------------------
 
     async def _watch_time(self) -> None:
-        """Does what is due once a second."""
+        """Runs the tasks that are due once a second."""
         while True:
             await asyncio.sleep(1)
             try:
@@ -319,7 +317,7 @@ class _Daemon:
                 await self._drop_ended()
 
     def _has_ended(self) -> bool:
-        """Whether an entry of a list file in force has ended, and it is time to drop what has."""
+        """Whether an entry of a list file in force has ended, and ended entries should be dropped now."""
         next_end = self._running.loaded.next_end
         return next_end is not None and next_end <= time.time() and self._next_drop <= monotonic()
 
@@ -339,7 +337,7 @@ class _Daemon:
             _log.exception("a bug in policyd, please report it")
         else:
             _log.info("dropped entries that have ended: %s", "; ".join(_shortened(changed)))
-            pause = max(1.0, monotonic() - began)  # entries that end one after the other take half a processor at most
+            pause = max(1.0, monotonic() - began)  # so dropping takes at most half a processor
         self._next_drop = monotonic() + pause
 
     async def _reload(self, *, data: bool) -> ReloadResult:
@@ -502,7 +500,7 @@ class _Daemon:
         return {"ok": True, "clients": count}
 
     async def _tell_rules(self, _request: Request) -> Answer:
-        """The rules text in force, and where it came from: what `policyd fetch` and `block` check new lists against."""
+        """The rules in force and their path, with which `policyd fetch` and `block` check new lists."""
         loaded = self._running.loaded
         fields = {"ok": True, "ruleset": loaded.ruleset.hash, **_paths(loaded.files)}
         return LongText(fields, "rules", loaded.texts.rules.content)
@@ -510,7 +508,7 @@ class _Daemon:
     # --- Metrics ----------------------------------------------------------------------------------------------------
 
     async def _serve_metrics(self, settings: Settings) -> metrics.PageServer | None:
-        """Raises ListenError."""
+        """Serves the metrics, if the settings say so. Raises ListenError."""
         if settings.metrics is None:
             return None
         server = metrics.PageServer(self._page)
@@ -568,7 +566,7 @@ class _Daemon:
         self._notifier.close()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            # The loop's end would bring the default action back, and a second signal make this a death.
+            # The loop's end would restore the default action, and a second signal would kill the process.
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)
 
@@ -579,7 +577,7 @@ class _Daemon:
 
 
 def _shortened(changed: Sequence[str]) -> list[str]:
-    """As many changes as fit into a line of the log, and a count of the others."""
+    """The changes that fit into a log line, and the number of the others."""
     if len(changed) <= MAX_CHANGES_LOGGED:
         return [*changed]
     return [*changed[:MAX_CHANGES_LOGGED], f"and {len(changed) - MAX_CHANGES_LOGGED:,} more changes"]

@@ -1,4 +1,4 @@
-"""Opens the daemon's memory as the settings say: in the process, in a file behind it, on a server before it."""
+"""Opens the daemon's memory by the settings: in the process, with a state file, or with a shared server."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from policyd.memory.definitions import CounterDefinition
     from policyd.state.operations import Found
 
-# Seconds that the start waits for the shared server: then the daemon serves without it, and goes on trying.
+# Maximum seconds that the start waits for the shared server; after that the daemon serves without it, and keeps trying.
 CONNECT_SECONDS = 1.0
 
-# Keys of this host whose values are asked of the shared server to find the highest of all hosts.
+# Keys of this host whose values are read from the shared server to find the highest of all hosts.
 CANDIDATES = 100
 
 
@@ -33,7 +33,7 @@ class SharedMemoryError(Exception):
 
 
 class DaemonMemory:
-    """The memory, and what belongs to it. It belongs to the event loop that is running."""
+    """The memory with its file and server. Belongs to the running event loop."""
 
     def __init__(self, settings: Settings, ruleset: Ruleset) -> None:
         local = ProcessMemory(settings.limits.state_keys)
@@ -46,12 +46,12 @@ class DaemonMemory:
         self.prepare(ruleset)
 
     def prepare(self, ruleset: Ruleset) -> None:
-        """Reads what the first request would otherwise wait for: the list of public suffixes (60 ms)."""
+        """Reads the list of public suffixes (60 ms), so that the first request does not wait for it."""
         if ruleset.greylist is not None:
             registrable_domains().of(b"www.example.com")
 
     async def drop_unused(self, ruleset: Ruleset) -> None:
-        """Drops what was counted for counters that this ruleset does not have; the event loop runs between slices."""
+        """Drops the counts of counters that this ruleset does not have; the event loop runs between slices."""
         for _ in self.memory.local.drop_others([counted.definition for counted in ruleset.counters]):
             await asyncio.sleep(0)
 
@@ -68,7 +68,7 @@ class DaemonMemory:
     async def highest(self, counter: CounterDefinition, count: int) -> list[tuple[bytes, int]]:
         """Returns the keys with the highest values, the highest first; the event loop runs between slices.
 
-        With a shared server the values are those of all hosts, for the keys that this host has counted most. Raises
+        With a shared server the values are those of all hosts, for the highest keys of this host. Raises
         SharedMemoryError.
         """
         best: list[tuple[int, bytes]] = []
@@ -80,7 +80,7 @@ class DaemonMemory:
             else:
                 heapq.heappushpop(best, found[::-1])
         if self.shared is not None and best:
-            # An empty value is never counted, so that each answer is one more than what the server holds.
+            # An empty value is never counted, so each answer is one more than the stored value.
             values = await self._ask_shared([counting(counter, key, None, add=False) for _, key in best])
             best = [(value - 1, key) for value, (_, key) in zip(values, best, strict=True) if isinstance(value, int)]
         return [(key, value) for value, key in heapq.nlargest(count, best) if value > 0]
@@ -108,7 +108,7 @@ class DaemonMemory:
         return found
 
     async def close(self) -> None:
-        """Writes what is left, and closes file and connection."""
+        """Writes remaining changes, and closes file and connection."""
         if self.shared is not None:
             await self.shared.close()
         if self.file is not None:

@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-# A scrape every few seconds from a few collectors; more at a time than this is not scraping.
+# Maximum number of simultaneous scrapes; a few collectors scrape every few seconds.
 MAX_SCRAPERS = 8
 SCRAPE_SECONDS = 10.0
 
-# The longest request head that is read; a scraper's has some hundred bytes.
+# Maximum bytes of a request head; a scraper's has some hundred.
 MAX_HEAD = 8192
 
-# Samples that are formatted at a time: some 5 us each.
+# Number of samples formatted at a time: some 5 us each.
 SLICE = 250
 
 _CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -237,7 +237,7 @@ class Page:
         )
 
     def _database_families(self) -> Iterator[Metric]:
-        """Of the databases of networks, if any are declared."""
+        """Metrics of the databases of networks, if any are declared."""
         databases = self._running.loaded.databases
         if not databases:
             return
@@ -257,7 +257,7 @@ class Page:
         yield max_age
 
     def _memory_families(self) -> Iterator[Metric]:
-        """Of counters and greylisting; of the shared server, if there is one."""
+        """Metrics of counters and greylisting, and of the shared server, if there is one."""
         memory = self._server.memory
         yield GaugeMetricFamily("policyd_state_keys", "Keys in the memory of the process.", value=len(memory.local))
         yield CounterMetricFamily(
@@ -286,7 +286,7 @@ class Page:
 
 
 class PageServer:
-    """Serves the page at `/metrics`, over as much of HTTP as a scraper needs (RFC 9112): one request a connection."""
+    """Serves the page at `/metrics` over minimal HTTP (RFC 9112): one request a connection."""
 
     def __init__(self, page: Page) -> None:
         self._page = page
@@ -304,7 +304,7 @@ class PageServer:
         return not all(is_loopback(each.getsockname()[0]) for each in listening)
 
     def close(self) -> None:
-        """Stops listening; scrapes under way come to their end."""
+        """Stops listening; present scrapes are completed."""
         if self._server is not None:
             self._server.close()
 
@@ -358,7 +358,7 @@ def _by_labels(
     values: Mapping[tuple[str, ...], float],
     kind: type[CounterMetricFamily | GaugeMetricFamily] = CounterMetricFamily,
 ) -> Iterator[Metric]:
-    """A metric with labels, in slices of a size that requests do not notice."""
+    """A metric with labels, in slices small enough not to delay requests."""
     samples = list(values.items())
     for start in range(0, len(samples) or 1, SLICE):
         family = kind(name, help_text, labels=labels)

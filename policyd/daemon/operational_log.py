@@ -1,10 +1,10 @@
-"""The operational log: what the daemon says of itself, on standard error, one line for each event.
+"""The operational log: events of the daemon, on standard error, one line each.
 
-Under systemd a line begins with its priority (sd-daemon(3)) and has no time, because the journal adds one; elsewhere
-it begins with the local time. A traceback, which only a bug produces, is the one thing of more than one line.
+Under systemd a line begins with its priority (sd-daemon(3)) and has no time, because the journal adds one; elsewhere it
+begins with the local time. Only a traceback, which only a bug produces, has more than one line.
 
 Promises never to block the daemon: a line that standard error does not take at once is lost and counted. Control
-characters are always escaped; what a client says has to be cut too (`shown`).
+characters are always escaped; client text must also be cut (`shown`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class OperationalLog(logging.Handler):
         """Writes one record."""
         try:
             self.lost += self._sink.write(self._lines(record))
-        except Exception:  # noqa: BLE001 - as in logging.Handler: a bad log call must not become a fault of the caller
+        except Exception:  # noqa: BLE001 - as in logging.Handler: a bad log call must not raise in the caller
             self.handleError(record)
 
     def _lines(self, record: logging.LogRecord) -> list[bytes]:

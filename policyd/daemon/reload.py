@@ -1,24 +1,23 @@
-"""Reading settings and ruleset without holding up requests.
+"""Loads settings and ruleset without delaying requests.
 
 A small *loader* process is forked at the start, before there is an event loop or a thread. For each load it forks a
 *worker*, which reads, checks and indexes everything, runs the ruleset's tests, writes the result into a memory file
-(memfd_create(2)), passes that to the daemon and ends; so a load that fails halfway frees all that it built. The
-daemon maps the file: tables of a million entries are used where they lie, and the objects around them are unpickled
-in slices, one in a turn of the event loop.
+(memfd_create(2)), passes that to the daemon and ends; so a load that fails halfway frees its memory. The daemon maps
+the file: tables of a million entries are used in place, and the other objects are unpickled in slices, one in a turn of
+the event loop.
 
-Tables of long lists have memory files of their own (`policyd.tables.kept`). The daemon keeps those of the
-ruleset in force and passes them along with the next request to load; a worker uses them as far as they fit. So only
-tables of a ruleset that was put in force are used again, and a worker that dies changes nothing.
+Tables of long lists have memory files of their own (`policyd.tables.kept`). The daemon keeps those of the ruleset in
+force and passes them along with the next request to load; a worker reuses those that fit. So only tables of a ruleset
+that was in force are reused, and a worker that dies changes nothing.
 
-Why processes: whatever a thread does, it holds the interpreter's lock, and requests wait for it (a million networks
-and names: 3.3 s, requests up to 273 ms; with the loops written to yield, 7 s and 40 ms). Why forked from one parent:
-the tables use `hash(bytes)`, whose key only a fork hands on. Why a loader that does nothing else: by the time of a
-reload the daemon has threads and gigabytes; a process forked then would be neither safe nor cheap.
+Why processes: a thread holds the interpreter's lock, and requests wait for it (a million networks and names: 3.3 s,
+requests up to 273 ms; with the loops written to yield, 7 s and 40 ms). Why forked from one parent: the tables use
+`hash(bytes)`, whose key is only passed on by a fork. Why a separate loader: by the time of a reload the daemon has
+threads and gigabytes; a process forked then would be neither safe nor cheap.
 
-A worker that dies, for instance because memory ran out, is a failed load: the ruleset in force stays. The worker
-offers itself first to the kernel's out-of-memory killer. The loader itself does nothing that could end it; if it is
-killed, requests are served as before, but nothing can be loaded until the daemon is restarted, and every attempt says
-so.
+If a worker dies, for instance because memory ran out, the load has failed and the ruleset in force stays. The worker
+makes itself the first choice of the kernel's out-of-memory killer. If the loader is killed, requests are served as
+before, but every load fails with a message until the daemon is restarted.
 """
 
 from __future__ import annotations
@@ -61,12 +60,12 @@ if TYPE_CHECKING:
 
     LoadFiles: TypeAlias = Callable[[Texts | None, TableStore, tuple[DatabaseInfo, ...]], Loaded]
 
-# Elements of a long list that are unpickled at a time. A rule with its conditions takes some 30 us, so a slice takes
-# 2 ms, which requests do not notice.
+# Elements of a long list that are unpickled at a time. A rule with its conditions takes some 30 us, so a slice delays
+# requests by 2 ms at most.
 SLICE = 64
 
-# Descriptors that go along with a message: a file, and a table for each attribute that conditions can look at. Linux
-# passes 253 at most (SCM_MAX_FD).
+# Maximum descriptors of a message: a file, and a table for each attribute of conditions. Linux passes at most 253
+# (SCM_MAX_FD).
 _MAX_DESCRIPTORS = 200
 
 # The longest message between the processes: a traceback, at worst.
@@ -74,15 +73,16 @@ _MESSAGE_BYTES = 65536
 
 
 class LoadError(Exception):
-    """No result came back, for a reason that is not in the files. The message is for the operator."""
+    """A load failed for a reason that is not in the files. The message is for the administrator."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
     """The result of a load. `summary` describes it in a line; `seconds` is how long that took; `warnings` are a line
-    each. `files`, `texts`, `left_alone` and `databases` are as in `policyd.config.load.Loaded`. `reused` says, a line
-    each, which parts of the ruleset in force the load has used again. `next_end` is when the next entry of a list file
-    ends (Unix seconds)."""
+    each. `files`, `texts`, `left_alone` and `databases` are as in `policyd.config.load.Loaded`. `reused` has a line for
+    each part of the ruleset in force that the load has reused. `next_end` is when the next entry of a list file ends
+    (Unix seconds).
+    """
 
     settings: Settings
     ruleset: Ruleset
@@ -98,7 +98,7 @@ class LoadResult:
     next_end: float | None = None
 
     def with_databases_of(self, other: LoadResult) -> LoadResult:
-        """Returns this result with the databases of another, which are open already."""
+        """Returns this result with the databases of another, which are already open."""
         ruleset = dataclasses.replace(self.ruleset, owners=other.ruleset.owners)
         outline = dataclasses.replace(self.outline, databases=other.outline.databases)
         return dataclasses.replace(self, ruleset=ruleset, databases=other.databases, outline=outline)
@@ -114,9 +114,9 @@ class MappedTable:
 
 
 class MappedRuleset:
-    """Memory of a loaded ruleset in this process: its objects, by the slices in which they came, and the memory files.
+    """The memory of a loaded ruleset in this process: its objects, in slices, and the memory files.
 
-    `catalogue` says what is in the tables, for the next load.
+    `catalogue` describes the tables, for the next load.
     """
 
     def __init__(
@@ -130,9 +130,9 @@ class MappedRuleset:
             table.users += 1
 
     async def release(self) -> None:
-        """Frees a ruleset that nothing refers to any more, in steps that requests do not notice.
+        """Frees an unused ruleset in small steps, so that requests are not delayed.
 
-        In one go, 10,000 rules (300,000 objects) would take 15 ms, and the tables of a million networks and names 20.
+        At once, 10,000 rules (300,000 objects) would take 15 ms, and the tables of a million networks and names 20.
         """
         while self._slices:
             self._slices.pop()
@@ -145,13 +145,13 @@ class MappedRuleset:
                 memories.append(table.memory)
         self.tables = ()
         for memory in memories:
-            # A request may still have the ruleset. Then the memory goes when that request does.
+            # A request may still use the ruleset. Then the memory is freed with that request.
             with contextlib.suppress(BufferError):
-                await asyncio.to_thread(memory.close)  # which lets go of the interpreter's lock
+                await asyncio.to_thread(memory.close)  # which releases the interpreter's lock
 
 
 class Loader:
-    """The loading process, and how to ask it. It must be made before any thread or event loop exists.
+    """Starts the loading process, and asks it for loads. It must be made before any thread or event loop exists.
 
     The arguments are as for `policyd.config.load.load`.
     """
@@ -159,7 +159,7 @@ class Loader:
     def __init__(
         self, config_path: str | None, rules_path: str | None, listen: Sequence[InetAddress | UnixAddress] = ()
     ) -> None:
-        gc.freeze()  # what exists by now is shared with the loader and its workers, as long as it is not written to
+        gc.freeze()  # present objects are shared with the loader and its workers until they are written to
         self._channel, far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel.settimeout(0)
         self._fate = ""
@@ -183,13 +183,13 @@ class Loader:
     async def load(
         self, texts: Texts | None = None, in_force: MappedRuleset | None = None, result: LoadResult | None = None
     ) -> tuple[LoadResult, MappedRuleset]:
-        """Loads settings and ruleset; one load at a time. The mapped ruleset is to be released when it is replaced.
+        """Loads settings and ruleset; one load at a time. Release the mapped ruleset when it is replaced.
 
-        With `texts`, these are loaded in place of what the settings file and the rules file say now. Tables of the
-        mapped ruleset `in_force` are used again as far as they fit; it must not be released meanwhile. So are the
-        databases of `result`, the load that is in force.
+        With `texts`, these are loaded instead of the settings file and the rules file. Tables of the mapped ruleset
+        `in_force`, which must not be released during the load, and databases of `result`, the load in force, are reused
+        if they fit.
 
-        Raises ConfigErrors where something in the files is wrong, LoadError where something else is.
+        Raises ConfigErrors if the files are wrong, LoadError if the load failed for another reason.
         """
         try:
             await self._request(texts, in_force, () if result is None else result.databases)
@@ -217,10 +217,9 @@ class Loader:
     async def _request(
         self, texts: Texts | None, in_force: MappedRuleset | None, databases: tuple[DatabaseInfo, ...]
     ) -> None:
-        """Asks for a load. Texts and catalogue go along in a memory file, tables in theirs.
+        """Asks for a load. Texts and catalogue are passed in a memory file, tables in theirs.
 
-        List files among the texts may have 100 MB. They are written by a thread, which lets go of the interpreter's
-        lock meanwhile.
+        A thread writes them without the interpreter's lock, because list files among the texts may have 100 MB.
         """
         if texts is None and not databases and (in_force is None or not in_force.tables):
             self._channel.send(b"load")
@@ -240,7 +239,7 @@ class Loader:
             socket.send_fds(self._channel, [b"load"], [file.fileno(), *(table.descriptor for table in tables)])
 
     def close(self) -> None:
-        """Ends the loading process, and a load that is under way."""
+        """Ends the loading process, and the present load."""
         self._channel.close()
         self._bury()
 
@@ -304,9 +303,9 @@ async def _receive(
 async def _collect(slices: Iterator[object]) -> list[object]:
     """All of the slices, with a turn of the event loop after each.
 
-    Each is looked at by the garbage collector once, alone, and is among the oldest objects from then on: the collector
-    comes to these seldom, and would otherwise look at all slices in one go. (To freeze them instead freezes whatever
-    else there is, and what of that becomes garbage in a cycle is never collected: 40 kB for each reload under load.)
+    The garbage collector traverses each slice separately, and then moves it to the oldest generation, which is rarely
+    collected; otherwise it would traverse all slices at once. (gc.freeze() would also freeze objects that later become
+    cyclic garbage, which is then never collected: 40 kB for each reload under load.)
     """
     collected = []
     gc.disable()
@@ -324,9 +323,11 @@ async def _collect(slices: Iterator[object]) -> list[object]:
 
 
 def _run_loader(channel: socket.socket, load_files: LoadFiles) -> NoReturn:
-    """Forks a worker for each request, until the daemon is gone. Does nothing else, so that it stays as it is."""
+    """Forks a worker for each request, until the daemon has ended. Does nothing else, so that its memory does not
+    change.
+    """
     _call("policyd-loader")
-    # These are meant for the daemon, but reach the whole group from a terminal or an init system.
+    # Signals for the daemon, which a terminal or an init system sends to the whole group.
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     status = 1
@@ -347,18 +348,18 @@ def _run_loader(channel: socket.socket, load_files: LoadFiles) -> NoReturn:
                 channel.send(f"the loading process has failed ({problem})".encode())
         status = 0
     except OSError as error:
-        if not isinstance(error, BrokenPipeError | ConnectionResetError):  # the daemon is gone
+        if not isinstance(error, BrokenPipeError | ConnectionResetError):  # the daemon has ended
             traceback.print_exc()
     finally:
         os._exit(status)
 
 
 def _watch(worker: int, channel: socket.socket) -> str:
-    """Waits for a worker; kills it where the daemon is gone. Returns what went wrong, if anything did."""
+    """Waits for a worker; kills it if the daemon has ended. Returns the error, if any."""
     ended = os.pidfd_open(worker)
     waiting = select.poll()
     waiting.register(ended, select.POLLIN)
-    # Only for POLLHUP, which comes unasked: the daemon may have the result and want the next before the worker ends.
+    # Only for POLLHUP, which is always reported: the daemon may ask for the next load before the worker ends.
     waiting.register(channel, 0)
     if ended not in dict(waiting.poll()):
         os.kill(worker, signal.SIGKILL)
@@ -370,7 +371,7 @@ def _watch(worker: int, channel: socket.socket) -> str:
 def _run_worker(channel: socket.socket, load_files: LoadFiles, descriptors: list[int]) -> NoReturn:
     """Loads, delivers and ends."""
     _call("policyd-worker")
-    gc.disable()  # it ends before there is enough to collect
+    gc.disable()  # it ends before a collection is useful
     with contextlib.suppress(OSError):  # a sandbox may forbid it
         Path("/proc/self/oom_score_adj").write_text("1000")
     try:
@@ -394,7 +395,7 @@ def _run_worker(channel: socket.socket, load_files: LoadFiles, descriptors: list
                 (*store.reused(), *_databases_as_before(loaded.ruleset.owners)),
                 loaded.next_end,
             )
-            del loaded  # its parsed lists, before all of the tables are there twice
+            del loaded  # its parsed lists, before all tables are copied
             if result.ruleset.owners is not None:
                 databases = result.ruleset.owners.descriptors
         except ConfigErrors as errors:
@@ -422,7 +423,7 @@ def _databases_as_before(owners: Owners | None) -> tuple[str, ...]:
 
 
 def _read_request(descriptors: list[int]) -> tuple[Texts | None, TableStore, tuple[DatabaseInfo, ...]]:
-    """Reads what came with the request to load, if anything: texts; tables and databases of the ruleset in force."""
+    """Reads the parts of a request to load: texts, and tables and databases of the ruleset in force."""
     if not descriptors:
         return None, TableStore(), ()
     with open(descriptors[0], "rb", closefd=False) as file:
@@ -444,7 +445,7 @@ def _write_all(descriptor: int, pieces: Sequence[memoryview]) -> None:
 
 
 def _call(name: str) -> None:
-    """Names this process, for ps(1)."""
+    """Sets the name of this process, for ps(1)."""
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text(name)
 
@@ -482,7 +483,7 @@ def _pack(result: object, file: BinaryIO, store: TableStore | None = None) -> in
     store = TableStore() if store is None else store
     files = {id(table_file.table): (place, table_file) for place, table_file in enumerate(store.used, 1)}
     buffers: list[pickle.PickleBuffer] = []
-    in_files: dict[int, tuple[int, int, int]] = {}  # by the identity of the buffer, all of which stay until the end
+    in_files: dict[int, tuple[int, int, int]] = {}  # by the identity of the buffer; all buffers stay until the end
 
     def reduce_table(table: RangeTable | NameTable) -> tuple[type, tuple[pickle.PickleBuffer, ...]]:
         parts = tuple(map(pickle.PickleBuffer, table.parts))
@@ -534,7 +535,7 @@ def _unpack(memory: mmap.mmap, directory: Directory, tables: Sequence[MappedTabl
 
 
 def _slices(root: object) -> Iterator[list[object]]:
-    """The elements of all that is long in an object, inner things first, a few at a time."""
+    """The elements of all long collections in an object, inner ones first, a few at a time."""
     seen: set[int] = set()
     waiting: list[tuple[object, bool]] = [(root, False)]
     while waiting:
@@ -553,5 +554,5 @@ def _slices(root: object) -> Iterator[list[object]]:
 
 
 def _is_compound(part: object) -> bool:
-    """Whether there may be much in it. A class is none of ours; its instances are."""
+    """Whether an object may contain many others. Classes are left out, their instances are not."""
     return isinstance(part, list | tuple | dict | frozenset) or type(part).__module__.startswith("policyd.")

@@ -1,9 +1,9 @@
 """Connections: bytes in, decisions out.
 
-Each connection is a thin asyncio `Protocol` around the parser of `policyd.core.protocol`. A request that needs no
-DNS is decided, answered and logged inside `data_received`, with no task and no await. One that does is finished by
-the connection's one task; what arrives meanwhile waits in order. The ruleset object that a request meets first is
-the one that decides it, whatever is loaded meanwhile.
+Each connection is a thin asyncio `Protocol` around the parser of `policyd.core.protocol`. A request that needs no DNS
+is decided, answered and logged inside `data_received`, without a task or an await. A request that needs DNS is finished
+by the connection's only task; requests that arrive during this time wait in order. The ruleset in force when a request
+arrived decides it, even if another is loaded in the meantime.
 
 Promises that no connection is closed because of a reload; that everything a client can grow is bounded; and that a
 bug costs one connection, with a traceback in the operational log and no answer, which is what the protocol asks for
@@ -49,7 +49,7 @@ _DUNNO: Final = Verb.DUNNO  # a member of an Enum takes 0.1 us to look up before
 # before it asks again; a client that leaves so much unread will never read it.
 UNREAD_ANSWERS = 65536
 
-# Seconds between two log lines of the same kind about clients: a storm must not fill the log.
+# Minimum seconds between two log lines of the same kind about clients: a flood must not fill the log.
 COMPLAINT_SECONDS = 1.0
 
 
@@ -76,7 +76,7 @@ class Server:
         self.layouts = Layouts()
         self.connections: set[Connection] = set()
         self.turn_begun = False  # a request has been answered in this turn of the event loop
-        self.unsent: list[Connection] = []  # connections whose answers wait for its end
+        self.unsent: list[Connection] = []  # connections with answers to send at its end
         self.draining = False
         self._drained = asyncio.Event()
         self._attaching: set[asyncio.Task[None]] = set()
@@ -85,7 +85,7 @@ class Server:
         self.use(ruleset, settings, facts)
 
     def use(self, ruleset: Ruleset, settings: Settings, facts: FactFinder) -> None:
-        """Puts these in force for every request from now on, between two requests; no connection is affected."""
+        """Puts these in force for every further request; no connection is affected."""
         self.ruleset = ruleset
         self.remembers = uses_memory(ruleset)
         self.facts = facts
@@ -97,7 +97,7 @@ class Server:
 
     @property
     def max_connections(self) -> int:
-        """The limit of open connections: the setting, or what descriptors suffice for."""
+        """The limit of open connections: the setting, or a lower one if there are too few descriptors."""
         return min(self.limits.connections, self._max_connections)
 
     def accept(self, accepted: socket.socket, peer: str) -> None:
@@ -191,7 +191,7 @@ class Connection(asyncio.Protocol):
         self.peer = peer
         self._parser = RequestParser(server.limits.request_bytes, server.layouts)
         self._transport: asyncio.Transport | None = None
-        self._waits = False  # for DNS; later requests wait behind that one
+        self._waits = False  # a request that waits for DNS; later requests wait behind it
         self._partial = False  # a part of a request has arrived
         self._closing = False
         self._unsent: list[bytes] = []  # answers to send at the end of the turn

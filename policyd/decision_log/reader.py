@@ -234,7 +234,7 @@ _from_json: dict[Form, Callable[[Any], Any]] = {
 
 # --- Back to lines --------------------------------------------------------------------------------------------------
 
-# Bytes of a value at most, where nothing is to be cut: a line that was read is bounded already.
+# Maximum bytes of a value that is not to be cut: a line that was read is bounded already.
 _WHOLE = 1 << 30
 
 

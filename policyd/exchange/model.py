@@ -66,7 +66,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The action that an entry asks for.
+    """The action of an entry.
 
     `text` is a template as in rules.yaml: `{client_address}` is a placeholder, `{{` a brace. `passing` marks an action
     that does something else with the mail and lets it pass (for example HOLD): it becomes a DUNNO only if a line below
@@ -142,11 +142,11 @@ class UnsupportedError(Exception):
 
 
 class SkippedError(UnsupportedError):
-    """The system that the file was written for skips the line as well, or never matches it."""
+    """The file's own system skips the line as well, or never matches it."""
 
 
 class IncompleteError(Exception):
-    """The file itself shows that its end is missing. `line` is the last line that was read."""
+    """The file is visibly truncated. `line` is the last line that was read."""
 
     def __init__(self, line: Line, message: str) -> None:
         super().__init__(message)
@@ -159,7 +159,7 @@ class TooLargeError(UnsupportedError):
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A line, or for an export a rule, that was not taken over. `exempts` is as in `UnsupportedError`."""
+    """A line, or for an export a rule, that was not converted. `exempts` is as in `UnsupportedError`."""
 
     line: Line
     reason: str
@@ -171,7 +171,7 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something that was taken over with a difference, and the lines where: the first ones, and how many in all."""
+    """A difference in converted lines, with the first lines and their total number."""
 
     reason: str
     lines: tuple[Line, ...]
@@ -187,16 +187,16 @@ class Note:
 
 
 class Report:
-    """Collects what was lost and what was changed on the way."""
+    """Collects losses and differences."""
 
     def __init__(self) -> None:
         self.losses: list[Loss] = []
-        self.taken = 0  # lines (or rules) that were taken over
+        self.taken = 0  # converted lines (or rules)
         self._notes: dict[tuple[str, str], dict[int, Line]] = {}
         self._of_this_line: list[tuple[Line, str]] | None = None  # notes to drop if the line is lost
 
     def lose(self, line: Line, reason: str, *, exempts: bool = False) -> None:
-        """Records a line that was not taken over; `exempts` is as in `UnsupportedError`."""
+        """Records a line that was not converted; `exempts` is as in `UnsupportedError`."""
         self.losses.append(Loss(line, reason, exempts))
 
     def note(self, line: Line, reason: str) -> None:

@@ -40,7 +40,7 @@ _MOST_STEPS = 60_000_000
 # States of all automata that are kept for further questions; each takes some 500 bytes.
 _MAX_KEPT_STATES = 200_000
 
-# Groups inside groups; each takes a few levels of Python's own stack.
+# Maximum nesting of groups; each takes a few levels of Python's own stack.
 _MAX_DEPTH = 50
 
 _START, _END = "start", "end"
@@ -165,7 +165,7 @@ class Automaton:
 
 
 def _anything(around: frozenset[str]) -> Automaton:
-    """The automaton for an expression that no automaton is built for: it may be found in every text."""
+    """The automaton for an unsupported expression: it may match every text."""
     made = Automaton(exact=False)
     made.accept = made.new_state()
     made.move(0, _ALPHABET | around, 0)
@@ -360,8 +360,8 @@ MAIL_ADDRESSES = (rf"^(?:<>|[^ :@]+@{_LABEL}(?:\.{_LABEL})*)$",)
 class Questions:
     """Answers questions about the expressions of one file, in bounded time.
 
-    The limits count steps, so that the same file gets the same answers on every machine. If one is reached, an
-    expression may match, and implies nothing; `gave_up` says so, of the line that is being looked at.
+    The limits count steps, so that the same file gets the same answers on every machine. Beyond a limit the answers are
+    conservative: an expression may match, and implies nothing; `gave_up` says so for the present line.
     """
 
     def __init__(self) -> None:
@@ -373,7 +373,7 @@ class Questions:
         self._kept_states = 0
 
     def begin_line(self) -> None:
-        """Begins with the questions about another line."""
+        """Begins the questions about another line."""
         self.gave_up = False
         self._allowed = min(self._allowed + _MEAN_STEPS, _MOST_STEPS)
         self._limit = min(self._spent + _LINE_STEPS, self._allowed)
@@ -406,7 +406,7 @@ class Questions:
         if self._is_over():
             return True
         wanted = [self._automaton(text) for text in (*needed, *language)]
-        # Less is excluded than an inexact automaton says: leaving it out errs on the side of "may match".
+        # An inexact automaton would exclude too much: leaving it out errs on the side of "may match".
         unwanted = [automaton for text in excluded if (automaton := self._automaton(text)).exact]
         return self._meet(wanted, unwanted)
 
@@ -414,7 +414,7 @@ class Questions:
         """Whether `outer` is found in every text in which `inner` is found."""
         if self._is_over() or not (automaton := self._automaton(outer)).exact:
             return False
-        # Nearly always `outer` is found in the very part of the text that `inner` finds, which is far less to search.
+        # `outer` nearly always matches within the match of `inner`, which is far less to search.
         found_alone = self._automaton(inner, frozenset({_AROUND}))
         return not self._meet([found_alone], [automaton]) or not self._meet([self._automaton(inner)], [automaton])
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from policyd.decision_log.reader import LoggedDecision
     from policyd.fetch.guards import Rules
 
-# Characters of a reason.
+# Maximum characters of a reason.
 MAX_WHY = 500
 
 # Lists that `block` never contradicts, besides those that a `never` names.

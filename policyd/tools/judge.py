@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # Maximum number of keys of counters and greylisting in a replay: those of a busy month, 400 MB.
 MAX_KEYS = 1_000_000
 
-# Recipients for which it is remembered which expressions match, 15 MB.
+# Maximum number of recipients whose matching expressions are cached, 15 MB.
 _MAX_RECIPIENTS = 65_536
 
 # Outcomes that count as delivered.
@@ -57,7 +57,7 @@ class ListAssumption(StrEnum):
 
 _NOT_IN_LOG = unknown("not_in_log")
 
-# Before Python 3.12, a member of an Enum costs 0.1 us each time, and a name nothing.
+# Before Python 3.12, looking up an Enum member takes 0.1 us; a global name is free.
 _VERIFIED: Final = Status.VERIFIED
 _VERIFIED_NAME: Final = NameStatus.VERIFIED
 _NOT_LOOKED_UP: Final = NameStatus.NOT_LOOKED_UP
@@ -195,7 +195,7 @@ def grounds(ruleset: Ruleset, request: Request, facts: Facts, finds: Iterable[Fi
 
 
 def _finder(lookup: Lookup) -> Find:
-    """Returns a lookup's `find`; of expressions on the recipient, one that remembers: recipients come again."""
+    """Returns a lookup's `find`; for expressions on the recipient a cached one, because recipients recur."""
     if not (isinstance(lookup, ExpressionLookup) and lookup.subject == "recipient"):
         return lookup.find
     find = lru_cache(maxsize=_MAX_RECIPIENTS)(lookup.table.find)

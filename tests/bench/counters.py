@@ -13,7 +13,7 @@ from tests.state.servers import PROGRAMS, StateServer
 # Different clients, each in a network of its own: few enough that nothing is evicted while the cost is measured.
 _CLIENTS = 20_000
 
-# Pairs of runs, in turn, of which the median counts.
+# Number of pairs of runs, in turn; the figure is their median.
 _PAIRS = 10
 
 # Keys for measuring memory (the default of `limits.state_keys`), and enough clients to use them all.

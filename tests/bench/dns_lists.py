@@ -11,7 +11,7 @@ from tests.bench.processes import cpu_seconds
 # Distinct clients of the cached runs: all of them are in the caches after the first pass.
 _CACHED_CLIENTS = 2000
 
-# Pairs of runs, in turn, of which the median counts.
+# Number of pairs of runs, in turn; the figure is their median.
 _PAIRS = 10
 
 

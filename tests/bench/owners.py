@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.bench.servers import Server
     from tests.field.policyd import Policyd
 
-# Pairs of runs, in turn, of which the median counts.
+# Number of pairs of runs, in turn; the figure is their median.
 _PAIRS = 10
 
 # Megabytes that the databases may take beyond the size of their files.

@@ -123,5 +123,5 @@ def _cidr_lookup_us(bench: Bench, postmap: str, entries: int, rounds: int) -> tu
 
 
 def find_postfix(program: str) -> str | None:
-    """Where a program of Postfix is; None without it."""
+    """The path of a Postfix program; None without it."""
     return shutil.which(program, path="/usr/sbin:/usr/local/sbin:/usr/bin")

@@ -71,7 +71,7 @@ def test_rules_given_by_hand_are_used_alone(run: Run) -> None:
     ended = run("explain", "--rules", "rules.yaml", "client_address=192.0.2.1")
     assert (ended.status, ended.err) == (0, "")
     assert "elsewhere" in ended.out
-    # Wherever the options stand.
+    # In any order of options.
     assert "elsewhere" in run("explain", "client_address=192.0.2.1", "--rules", "rules.yaml").out
 
 

@@ -108,7 +108,7 @@ def test_the_examples_of_actions_are_actions() -> None:
 
 
 def test_one_schema_tells_the_two_files_apart() -> None:
-    """Evaluated by hand: its `if` asks for a list of rules, or for a key that settings have not."""
+    """Evaluated by hand: its `if` requires a list of rules, or a key that settings do not have."""
     first, *others = BOTH["if"]["anyOf"]
     assert first == {"required": ["rules"], "properties": {"rules": {"type": "array"}}}
     assert {one["required"][0] for one in others} == set(TOP_KEYS) - set(SETTINGS["properties"])

@@ -1,4 +1,4 @@
-"""A running daemon drops entries when their end has come: no command, no file read."""
+"""A running daemon drops entries at their end, without a command and without reading a file."""
 
 from __future__ import annotations
 

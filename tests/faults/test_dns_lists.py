@@ -27,7 +27,7 @@ CONNECTIONS = 500 if LONG else 100
 SILENT_SECONDS = 60.0 if LONG else 4.0
 TIMEOUT = 5.0 if LONG else 1.0
 LOOKUPS = 2000
-PAUSE_SECONDS = 0.25  # between two requests of a connection
+PAUSE_SECONDS = 0.25  # seconds between two requests of a connection
 
 # Seconds that an answer without DNS may take; the short form runs beside other tests.
 QUICK = 0.1 if LONG else 2.0
@@ -76,7 +76,7 @@ class Storm:
         for serial in itertools.count():
             if ended.is_set():
                 break
-            # Each connection has an eighth of a block of addresses of its own; half of the clients are listed.
+            # Each connection has its own eighth of a block of addresses; half of the clients are listed.
             half = 128 if serial % 2 else 0
             place = number * 40 + serial // 2 % 40
             address = f"198.{19 if needs_list else 18}.{half + place // 256 % 128}.{place % 256}"

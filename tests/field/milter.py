@@ -1,4 +1,4 @@
-"""A milter that refuses by a table, so that a mail log shows what Postfix writes where a milter does.
+"""A milter that refuses by a table, so that a mail log has Postfix's lines about a milter's refusals.
 
 The protocol is as Postfix speaks it (https://www.postfix.org/MILTER_README.html, version 6): packets of a
 length in four bytes, a letter and its arguments, most of them answered by a packet.

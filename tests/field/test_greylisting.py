@@ -1,4 +1,4 @@
-"""Greylisting as mail meets it: a Postfix that queues what is deferred and tries again, and one that receives."""
+"""Greylisting with real mail: a Postfix that queues and retries deferred mail, and a Postfix that receives."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def delivered(sender: Sender, policyd: Policyd, recipient: str) -> list[dict[str
     while f"to=<{recipient}>" not in sent(sender):
         assert time.monotonic() < deadline, sender.maillog.read_text()
         time.sleep(1)
-        sender.flush()  # a queue manager that finds a mail "still being delivered" may take minutes to look again
+        sender.flush()  # a queue manager that finds a mail "still being delivered" may retry only after minutes
     return tries(policyd, recipient)
 
 

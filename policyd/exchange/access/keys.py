@@ -60,7 +60,7 @@ class AccessTable:
         self.file(stage, filed, Row(line, (term,), verdict))
 
     def file(self, stage: int, key: Key, row: Row) -> None:
-        """Files a row under a key, unless there is one already: postmap keeps the first of two."""
+        """Files a row under a key, unless the key has one: postmap keeps the first of two."""
         first = self._stages[stage].setdefault(key, row)
         if first is not row:
             raise UnsupportedError(f"the same key as in line {first.line.number}, which counts")
@@ -83,7 +83,7 @@ class AccessTable:
             if (found := octet_network(key)) is not None:
                 return 1, Network.of(found), Term("cidr", network_text(found))
             if key == "unknown":
-                # Postfix's name of every client whose name it could not verify; not a host name here.
+                # Postfix's name for clients without a verified name; not a host name here.
                 return 0, Whole(key), Term("client_name", key)
         elif key.startswith("["):
             return 0, Whole(key), term("helo_name", key)

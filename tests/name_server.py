@@ -4,7 +4,7 @@
         with start_unbound(folder, ["mx.example. 300 IN A 192.0.2.2"], {"example": server.port}) as resolver:
             ...  # resolver is `127.0.0.1:PORT`; so is server.address, which can be asked directly as well
 
-`host`, `claim` and `reverse` write records for both. `Zone` is what unit tests have in the place of all this: a dict.
+`host`, `claim` and `reverse` write records for both. Unit tests use `Zone`, a dict, instead.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ OWNER_ATTRIBUTES = ("asn", "asn_name", "country")
     multiple=True,
     metavar="NAME=FILE",
     type=RulesetName("lists="),
-    help="Check with FILE in the place of the list's own file: before it is moved there. May be given several times.",
+    help="Check with FILE in place of the list's own file, before you move it there. May be given several times.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print errors and warnings only.")
 def check(config: str | None, rules: str | None, strict: bool, replaced: tuple[str, ...], quiet: bool) -> None:

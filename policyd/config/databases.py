@@ -1,6 +1,6 @@
 """`databases:` of a ruleset: files that say which autonomous system announces an address, and in which country it is.
 
-Two formats, told apart by the content, plain or gzip: MMDB (`policyd.config.mmdb`) and ranges as text
+Two formats, detected from the content, plain or gzip: MMDB (`policyd.config.mmdb`) and ranges as text
 (`policyd.config.ranges`). A file is read once in a load, also if it serves both kinds. Every problem of a file is a
 `DatabaseError` at load, never at a request.
 """
@@ -87,8 +87,8 @@ class DatabaseInfo:
     """The data of one database that `status`, `check` and the metrics show.
 
     `hash` is the first 8 hexadecimal digits of the file's SHA-256. `built` is when the data were built, in seconds
-    since 1970: an MMDB says so itself, of a text it is the file's own date. `max_age` is in seconds. `every` is the
-    interval (seconds) at which the database is fetched, None for others; `missing` says that it was never fetched.
+    since 1970: an MMDB contains it; for a text it is the file's modification time. `max_age` is in seconds. `every` is
+    the interval (seconds) at which the database is fetched, None for others; `missing` says that it was never fetched.
     """
 
     kind: DatabaseKind
@@ -347,7 +347,7 @@ def read_databases(
 
 
 class _Section:
-    """One reading of the section."""
+    """Reads the section."""
 
     def __init__(
         self, rules_path: str, report: Report, replaced: Mapping_[str, str], in_force: Collection[DatabaseInfo]

@@ -123,7 +123,7 @@ class ListFile:
         return self._digest, f"{form.value}-{self._ended}" if self._ended else form.value
 
     def forget_content(self) -> None:
-        """Frees the bytes. If they are needed once more, the file is read again; ListChangedError if it has changed."""
+        """Frees the bytes. If they are needed again, the file is read again; ListChangedError if it has changed."""
         self._content = self._content and None  # an empty file may be one that does not exist
 
     @property
@@ -281,7 +281,7 @@ class ListDefinition:
     file: ListFile | None = None
     file_path: str = ""  # also if the file cannot be read
     local: bool = False  # written by this host, and not part of the ruleset's hash
-    source: Source | None = None  # where `policyd fetch` gets it; such a list is not part of the hash either
+    source: Source | None = None  # its source for `policyd fetch`; a fetched list is not part of the hash either
     used: bool = False
     _parsed: dict[Form, Entries] = field(default_factory=dict)
 

@@ -286,7 +286,7 @@ class MmdbFile:
 
 
 def _aliases(get: Callable[[str], tuple[Any, int]]) -> dict[int, int]:
-    """The IPv6 networks, by first address with their size, in which the file has its IPv4 networks once more."""
+    """The IPv6 networks that repeat the file's IPv4 networks, with their sizes, by first address."""
     found = {}
     for first, length in _IPV4_IN_IPV6:
         for probe in _PROBES:

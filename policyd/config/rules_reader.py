@@ -148,7 +148,7 @@ def read_rules(
 
 
 class _Reader:
-    """One reading of one rules file."""
+    """Reads one rules file."""
 
     def __init__(
         self,

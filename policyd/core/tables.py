@@ -76,7 +76,7 @@ class Repetitions:
 
 
 class LongList:
-    """A list with so many entries that its table is worth keeping when the ruleset changes.
+    """A list that is long enough to keep its table when the ruleset changes.
 
     `key` stands for content and form: two lists with the same key have the same entries. `read` gives the entries, a
     block at a time, as often as it is called. `path` is its file. `repeated` is None until a table has been built.
@@ -104,8 +104,8 @@ Entries: TypeAlias = "PlainEntries | LongList"
 class RangeTable:
     """IPv4 and IPv6 addresses -> a number, by ranges that do not overlap.
 
-    IPv4: the starts of the ranges, sorted, and a table over the top 16 bits that says where to look among them.
-    IPv6: upper and lower halves of the starts in two arrays, compared one after the other.
+    IPv4: the starts of the ranges, sorted, and a table over the top 16 bits that narrows the search. IPv6: upper and
+    lower halves of the starts in two arrays, compared one after the other.
     """
 
     __slots__ = ("_numbers4", "_numbers6", "_starts4", "_starts6_high", "_starts6_low", "_top")
@@ -133,7 +133,7 @@ class RangeTable:
         return self._numbers4[bisect_right(self._starts4, address, top[block], top[block + 1]) - 1]
 
     def number6(self, address: int) -> int:
-        """The same for IPv6."""
+        """The number of the range that contains an IPv6 address; 0 for none."""
         high = address >> 64
         end = bisect_right(self._starts6_high, high)
         begin = bisect_left(self._starts6_high, high, 0, end)

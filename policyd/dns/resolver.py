@@ -54,7 +54,7 @@ class DnsCounters:
         self.outcomes: Counter[tuple[Status, Reason | None]] = Counter()  # of lookups, and of those refused
         self.hits = 0  # answers from the cache
         self.misses = 0  # lookups begun, joined or refused
-        self.joined = 0  # of these: waited for a lookup that was under way
+        self.joined = 0  # of these: waited for a lookup in flight
         self.refused = 0  # of these: refused, because `dns.lookups` were in flight
         self.bugs = 0
         self.recent: deque[float] = deque(maxlen=RECENT_LOOKUPS)  # seconds that the last lookups took

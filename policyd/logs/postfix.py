@@ -48,7 +48,7 @@ _MAX_FILTERS = 8
 # Maximum number of mails from a filter compared with its answer, newest first, if the answer has no queue id.
 _MAX_COMPARED = 64
 
-# Nearly every refusal, in one match. The last group is empty, in the place of the user.
+# Nearly every refusal, in one match. The last group, in the user's place, is empty.
 _USUAL_REFUSAL = re.compile(
     rb"(reject|milter-reject): ([A-Z][A-Z-]*) from ([^\s\[]*)\[([0-9A-Fa-f:.]+)\]: "
     rb"([^;]*); from=<([^>]*)> to=<([^>]*)> proto=\w+ helo=<([^>]*)>()"

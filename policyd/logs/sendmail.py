@@ -49,7 +49,7 @@ _NRCPTS = re.compile(rb", nrcpts=(\d{1,6}),")
 
 
 class _Mail:
-    """A transaction that is under way."""
+    """An open transaction."""
 
     __slots__ = (
         "by",

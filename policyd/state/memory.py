@@ -173,7 +173,7 @@ class SharedNote(Note):
             inquiry.learn_counters({})
 
     def tell(self, inquiry: Inquiry, needs: Needs) -> bool:
-        """Tells the inquiry what the server has answered by now, or what this process knows instead."""
+        """Passes the server's answers, or the process's own data instead, to the inquiry."""
         told = super().tell(inquiry, needs)
         if needs.counters and inquiry.counters is None and self._asked is not None and self._asked.done():
             inquiry.learn_counters(self._values_there(self._asked.result()))

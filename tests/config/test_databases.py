@@ -260,7 +260,7 @@ def test_a_file_whose_data_end_within_a_record_is_read_as_far_as_it_goes(tmp_pat
 
 
 class Aliased:
-    """A reader of a file that has its IPv4 networks once more under 2002::/16, as MaxMind's files do."""
+    """A reader of a file that repeats its IPv4 networks under 2002::/16, as MaxMind's files do."""
 
     def __init__(self, reader: Any) -> None:
         self._reader = reader

@@ -112,14 +112,14 @@ class Setting:
             return policyd.reload()
 
     def write_edition(self, policyd: Policyd, edition: int) -> None:
-        """Put its rules in the place of the old ones, in one step."""
+        """Replaces the rules by its own, in one step."""
         new = self.folder / "rules.new"
         new.write_text(rules_file(edition))
         new.replace(policyd.rules)
 
 
 def wait_for_edition(policyd: Policyd, edition: int) -> None:
-    """Waits until the log says that an edition is in force, however many reloads are under way."""
+    """Waits until the log says that an edition is in force, even during several reloads."""
     words = f": reloaded: ruleset {ruleset_hash(edition)}: "
     until(words, lambda: words in policyd.operational_log.read_text() or None)
 

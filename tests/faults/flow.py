@@ -156,7 +156,7 @@ class Flow:
             self._judge()
 
     def _end(self) -> int:
-        """Ends the asking process when what is in flight has come to its end; returns its exit status."""
+        """Ends the asking process after its requests in flight; returns its exit status."""
         self._process.terminate()
         self._reader.join(PATIENCE_SECONDS + 10)
         status = self._process.wait(timeout=10)

@@ -173,7 +173,7 @@ def test_a_resolver_that_dies_and_returns_defers_only_who_needs_it(postfix: Post
             mail.wait_for(4)
             mail.dns_may_fail = True
             alive.close()
-            mail.wait_for(4 if LONG else 2)  # the first of these may have been under way already
+            mail.wait_for(4 if LONG else 2)  # the first of these may have been in flight before
             alive.enter_context(start_unbound(tmp_path, RECORDS, port=port))
             mail.dns_may_fail = False
             mail.fault_is_over()
@@ -191,7 +191,7 @@ def test_sigkill_and_a_new_start_with_the_socket_kept_cost_no_message(postfix: P
         Mail(f"mail: SIGKILL and a new start, the socket kept, {times} x (P)", postfix.port["inet"]) as mail,
     ):
         for _ in range(times):
-            # So every message under way is at the first of the two tries that Postfix has, not at the second already.
+            # So Postfix makes the first of its two tries for every message in flight, not already the second.
             mail.wait_for(4)
             policyd.kill()
             policyd.start()

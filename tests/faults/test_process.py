@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from tests.field.policyd import Policyd
 
-# Connections of a flow, each of which has at most one request under way.
+# Connections of a flow, each with at most one request in flight.
 CONNECTIONS = 12
 
 # The failure of a request on a connection that is being closed; Postfix and the flow ask again on a new one.
@@ -59,7 +59,7 @@ def kept_socket(port: int) -> Iterator[socket.socket]:
 
 
 def test_sigterm_under_load_loses_no_request_in_flight(setting: Setting) -> None:
-    late = DnsState(distorted(delay=0.3), truth)  # so that there are lookups under way
+    late = DnsState(distorted(delay=0.3), truth)  # so that there are lookups in flight
     times = 5 if LONG else 1
     with kept_socket(setting.port) as listener, setting.daemon(listener=listener) as policyd:
         with setting.flow(
@@ -110,8 +110,8 @@ def test_a_second_daemon_on_the_same_sockets_ends_and_disturbs_no_client(setting
 
 @long_only
 def test_a_clock_set_back_an_hour_changes_no_answer_and_repeats_no_id(setting: Setting) -> None:
-    """The clock of the daemon alone, by libfaketime: a time namespace has no clock of its own for the time of day. It
-    takes its time with every look at the clock, which does not come from the daemon.
+    """Only the daemon's clock, with libfaketime, because a time namespace does not cover the time of day. libfaketime
+    slows down every read of the clock.
     """
     library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
     if library is None:
@@ -161,7 +161,7 @@ def test_a_ruleset_that_does_not_fit_into_memory_leaves_the_old_one_in_force(set
 
 
 def limit_memory_of_loads(policyd: Policyd, more: int) -> None:
-    """Leaves the loading process, and those that it forks for each load, so many bytes more than it has."""
+    """Limits the loader and its workers to this number of bytes above the loader's present memory."""
     (loader,) = Path(f"/proc/{policyd.pid}/task/{policyd.pid}/children").read_text().split()
     pages = int(Path(f"/proc/{loader}/statm").read_text().split()[0])
     limit = pages * os.sysconf("SC_PAGE_SIZE") + more

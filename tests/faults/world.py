@@ -251,7 +251,7 @@ HEALTHY = DnsState(lambda reply, _: reply, truth)
 
 
 class Zone(dict[str, Reply]):
-    """All of the world's names, in the place of a `ScriptedServer`'s script."""
+    """The world's names, as the script of a `ScriptedServer`."""
 
     state = HEALTHY
 
@@ -323,7 +323,7 @@ class World:
         with self.dns.changing(state):
             self.zone.state = state
         failing = self.dns.changing(DnsState(state.distorted, nothing_known)) if may_fail else nullcontext()
-        with failing:  # as long as this change is under way, both are right
+        with failing:  # during this change both are right
             try:
                 yield
             finally:

@@ -77,7 +77,7 @@ def test_killing_and_restarting_the_daemon_costs_no_message(
 ) -> None:
     with start_policyd(RULES, listener=listener) as policyd, Flow(postfix.port[service]) as flow:
         for end in (policyd.kill, policyd.stop, policyd.kill):
-            # So every message under way is at the first of the two tries that Postfix has, not at the second already.
+            # So Postfix makes the first of its two tries for every message in flight, not already the second.
             flow.wait_for(messages=10)
             end()
             policyd.start()

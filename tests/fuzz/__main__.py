@@ -28,7 +28,7 @@ MEMORY_MB = 512
 # Maximum bytes kept for one target, because every checkout contains the corpus.
 KEPT_BYTES = 8 * 1024
 
-# Where targets write their files. On a disk, that takes more time than all that is done with them.
+# The folder of the targets' files. On a disk, writing takes longer than reading and checking.
 IN_MEMORY = Path("/dev/shm")
 
 # Words given to libFuzzer, of those that the seeds consist of.

@@ -60,7 +60,7 @@ def main() -> None:
     again = folder / "again"
     again.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tests.fuzz.under_atheris {name} "$@"\n')
     again.chmod(0o700)
-    gc.freeze()  # what is loaded by now stays
+    gc.freeze()  # present objects stay
     atheris.Setup([str(again), *options], once, custom_mutator=change)
     atheris.Fuzz()
 

@@ -86,7 +86,7 @@ class _Site:
 
 @dataclass(slots=True)
 class _Reader:
-    """One reading of one file."""
+    """Reads one file."""
 
     settings: dict[str, tuple[Line, str]]
     report: Report

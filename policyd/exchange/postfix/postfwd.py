@@ -282,5 +282,5 @@ def _verdict(action: str, line: Line, report: Report) -> Verdict:
             return "..."
         return "{" + _PLACEHOLDERS[name] + "}"
 
-    # Braces of the text itself are doubled by now, so that these placeholders are the only ones.
+    # Braces of the text itself have been doubled, so these placeholders are the only ones.
     return replace(says, text=_VARIABLE.sub(fill, says.text))

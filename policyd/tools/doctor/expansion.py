@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Levels of parameters that name each other; Postfix warns at 100.
+# Maximum levels of parameters that name each other; Postfix warns at 100.
 _MAX_DEPTH = 16
 
-# References in one value, counted through all levels: eight parameters that each name the next eight times reach it.
+# Maximum number of references in a value, through all levels; eight parameters that each name the next eight times
+# reach it.
 _MAX_REFERENCES = 2000
 
-# Bytes of an expanded value. A restriction list has some hundred.
+# Maximum bytes of an expanded value. A restriction list has some hundred.
 _MAX_VALUE = 64 * 1024
 
 _NAME = re.compile(r"\w+")

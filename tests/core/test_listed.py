@@ -65,6 +65,7 @@ rules = st.lists(
     ),
     max_size=8,
 ).map(lambda made: [{"name": f"r{number}", **rule} for number, rule in enumerate(made)])
+hostname_lists = st.sampled_from([BY_HOSTNAME, frozenset[str]()])
 answers = st.fixed_dictionaries({name: st.sampled_from([YES, NO, UNKNOWN]) for name in NAMES})
 
 
@@ -94,15 +95,16 @@ def test_the_engine_agrees_with_the_plain_evaluation(
 
 
 @settings(max_examples=examples(2000), deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(rules, requests, dns, answers, st.permutations(["identity", *NAMES]))
+@given(hostname_lists, rules, requests, dns, answers, st.permutations(["identity", *NAMES]))
 def test_facts_that_come_one_by_one_lead_to_the_same_decision(
+    by_hostname: frozenset[str],
     made: list[dict[str, Any]],
     attributes: dict[str, str],
     known: naive.Dns,
     said: dict[str, str],
     order: list[str],
 ) -> None:
-    ruleset = build(made, hostname_lists=BY_HOSTNAME)
+    ruleset = build(made, hostname_lists=by_hostname)
     request, facts = request_of(attributes), facts_of(known, said)
     want = essence(decide_fully(ruleset, request, facts, TODAY))
     assert facts.identity is not None
@@ -115,7 +117,7 @@ def test_facts_that_come_one_by_one_lead_to_the_same_decision(
         assert decision.identity or decision.lists
         assert not (decision.identity and inquiry.identity is not None)
         assert decision.lists.isdisjoint(inquiry.lists)
-        assert inquiry.identity is not None or decision.lists.isdisjoint(BY_HOSTNAME)
+        assert inquiry.identity is not None or decision.lists.isdisjoint(by_hostname)
         fact = next(one for one in order if one in decision.lists or (one == "identity" and decision.identity))
         if fact == "identity":
             inquiry.learn_identity(facts.identity)
@@ -125,18 +127,22 @@ def test_facts_that_come_one_by_one_lead_to_the_same_decision(
 
 
 @settings(max_examples=examples(2000), deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(rules, requests, dns, answers)
+@given(hostname_lists, rules, requests, dns, answers)
 def test_what_may_be_needed_is_named_together(
-    made: list[dict[str, Any]], attributes: dict[str, str], known: naive.Dns, said: dict[str, str]
+    by_hostname: frozenset[str],
+    made: list[dict[str, Any]],
+    attributes: dict[str, str],
+    known: naive.Dns,
+    said: dict[str, str],
 ) -> None:
     """Lists of names by host name come after reverse DNS; everything else is asked at once."""
     request, facts = request_of(attributes), facts_of(known, said)
     assert facts.identity is not None
-    inquiry = Inquiry(build(made, hostname_lists=BY_HOSTNAME), request, NOTHING_KNOWN, TODAY)
+    inquiry = Inquiry(build(made, hostname_lists=by_hostname), request, NOTHING_KNOWN, TODAY)
     rounds = 0
     while isinstance(needs := inquiry.decide(), Needs):
         rounds += 1
-        assert rounds == 1 or needs.lists <= BY_HOSTNAME
+        assert rounds == 1 or needs.lists <= by_hostname
         if needs.identity:
             inquiry.learn_identity(facts.identity)
         inquiry.learn_lists({name: facts.lists[name] for name in needs.lists})

@@ -13,6 +13,7 @@ from policyd.config.dns_list import Ask, DnsList
 from policyd.config.settings import Dns, parse_dns_server
 from policyd.core.address import parse_address
 from policyd.core.dns_lists import ListAnswer, ListStatus
+from policyd.core.protocol import Request
 from policyd.dns import lists as module
 from policyd.dns.lists import DnsLists
 from policyd.dns.resolver import Resolver
@@ -280,6 +281,51 @@ async def test_the_cache_is_bounded_and_forgets_what_it_is_told_to() -> None:
             assert await lists.forget(b"::ffff:198.51.100.49") == 1
             assert lists.known("zen", [subject_of(b"198.51.100.49")]) is None
             assert await lists.forget(b"198.51.100.49") == 0
+
+
+async def test_answers_found_together_are_used_no_longer_than_each_alone(clock: Clock) -> None:
+    other = NAME.replace("zen", "other")
+    request, both = Request.of({"client_address": CLIENT}), frozenset({"zen", "other"})
+    with ScriptedServer({NAME: Reply(["@ 600 A 127.0.0.2"]), other: Reply(rcode=NXDOMAIN)}) as scripted:
+        definitions = [dns_list("zen", self_test=""), dns_list("other", zone="other.test", self_test="")]
+        async with use(*definitions, server=scripted.address) as lists:
+            assert lists.all_known(both, request, None) == {}
+            await asyncio.gather(ask(lists, "zen"), ask(lists, "other"))
+            first = lists.all_known(both, request, None)
+            assert {name: meaning(answer) for name, answer in first.items()} == {"zen": "127.0.0.2", "other": "-"}
+            assert lists.all_known(both, request, None) is first
+            assert [lists.counters[name].hits for name in ("zen", "other")] == [2, 2]
+            assert set(lists.all_known(frozenset({"zen"}), request, None)) == {"zen"}
+            assert lists.all_known(both, request, None) == first
+            changed = dns_list("other", zone="other.test", codes="127.0.0.9", self_test="")
+            lists.use([definitions[0], changed], lists._dns, lists._servers)
+            assert set(lists.all_known(both, request, None)) == {"zen"}
+            lists.use(definitions, lists._dns, lists._servers)
+            await ask(lists, "other")
+            assert set(lists.all_known(both, request, None)) == both
+            clock.ahead = 61
+            assert set(lists.all_known(both, request, None)) == {"zen"}
+            await ask(lists, "other")
+            assert lists.all_known(both, request, None) == first
+            assert await lists.forget(CLIENT) == 1
+            assert lists.all_known(both, request, None) == {}
+
+
+async def test_an_answer_found_together_with_others_is_not_used_when_its_list_goes_out_of_use(clock: Clock) -> None:
+    request, both = Request.of({"client_address": CLIENT}), frozenset({"zen", "other"})
+    with ScriptedServer(dict(GOOD)) as scripted:
+        definitions = [dns_list("zen"), dns_list("other", zone="other.test", self_test="")]
+        async with use(*definitions, server=scripted.address) as lists:
+            health = lists.states["zen"].health
+            await soon(lambda: health.tested_at is not None, lists)
+            await asyncio.gather(ask(lists, "zen"), ask(lists, "other"))
+            assert {meaning(answer) for answer in lists.all_known(both, request, None).values()} == {"-"}
+            scripted.script.clear()
+            clock.ahead = 3700
+            await soon(lambda: not health.usable, lists)
+            clock.ahead = 0
+            answers = lists.all_known(both, request, None)
+            assert {name: meaning(answer) for name, answer in answers.items()} == {"zen": "out_of_use", "other": "-"}
 
 
 async def test_without_a_cache_every_request_asks() -> None:

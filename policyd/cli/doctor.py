@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 @click.option("--master", metavar="FILE", help="Saved output of `postconf -M` of the same Postfix.")
 @json_option
 def doctor(*, config: str | None, folder: str | None, postconf: str | None, master: str | None, as_json: bool) -> None:
-    """Say what is wrong between Postfix and the daemon, and what to write instead.
+    """Find what is wrong between Postfix and the daemon, and suggest what to write instead.
 
     Reads what postconf says of main.cf and master.cf, finds the services that strangers reach, and judges whether each
     of them asks policyd in a place where the answer counts. Compares that with policyd's settings and with the socket,
@@ -88,7 +88,7 @@ def doctor(*, config: str | None, folder: str | None, postconf: str | None, mast
 
 
 def _user_counters(loaded: Loaded | None) -> tuple[str, ...]:
-    """The counters of the ruleset that only requests of authenticated users feed."""
+    """The counters of the ruleset that count only requests of authenticated users."""
     if loaded is None:
         return ()
     definitions: list[CounterDefinition] = [counted.definition for counted in loaded.ruleset.counters]
@@ -107,7 +107,7 @@ def _with_dns_lists(diagnosis: Diagnosis, loaded: Loaded | None) -> Diagnosis:
 
 
 def _with_databases(diagnosis: Diagnosis, rules: str) -> Diagnosis:
-    """The diagnosis with what is to be said of the ruleset's databases of networks."""
+    """The diagnosis with the findings about the ruleset's databases of networks."""
     findings, right, notes = check_databases(rules, time.time())
     return replace(
         diagnosis,
@@ -125,7 +125,7 @@ def _mode(diagnosis: Diagnosis, rules: str) -> str:
 
 
 def _observes(rules: str) -> bool:
-    """Whether a rules file has `mode: observe` at the top, read for that alone; False if it cannot be read."""
+    """Whether a rules file has `mode: observe` at the top; False if it cannot be read."""
     try:
         root = parse_yaml(read_file(rules, MAX_RULES_BYTES), rules, Report())
     except (UnreadableError, OversizedError):

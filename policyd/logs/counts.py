@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class LeftOut:
-    """Counts what was left out because a limit was reached, for the report."""
+    """Counts of lines, sessions and mails left out because of a limit, for the report."""
 
     long_lines: int = 0  # lines
     hosts: int = 0  # lines of hosts beyond the maximum
     mails: int = 0  # mails whose end was not waited for
-    sessions: int = 0  # sessions that were forgotten before their end
+    sessions: int = 0  # sessions dropped before their end
     recipients: int = 0  # recipients of mails with too many
     repeats: int = 0  # repetitions that one line stands for
     returns: int = 0  # mails that a filter may have handed back, given up within the time it takes

@@ -116,7 +116,7 @@ class ProcessMemory:
         return True
 
     def _charge(self, window: DistinctWindow, values: int) -> None:
-        """Takes into account how many values a window holds now."""
+        """Updates the number of entries for a window that has grown or shrunk."""
         self._entries += values - window.charged
         window.charged = values
         if self._entries > self.max_keys:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 WIDTH, HEIGHT = 760, 440
-LEFT, RIGHT, TOP, BOTTOM = 80, 190, 50, 60  # margins: the names of the lines stand at the right
+LEFT, RIGHT, TOP, BOTTOM = 80, 190, 50, 60  # margins: the names of the lines are at the right
 
 _LINES = {
     "cidr": ("Postfix cidr: table", "one lookup", "#c0392b"),
@@ -53,7 +53,7 @@ class _Axis:
         self._end = end
 
     def place(self, value: float) -> float:
-        """Where a value stands."""
+        """The position of a value."""
         share = (math.log10(value) - self._first) / ((self._last - self._first) or 1)
         return self._begin + share * (self._end - self._begin)
 

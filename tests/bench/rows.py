@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # DNS under it.
 _RETIREMENT_SECONDS = 7
 
-# Descriptors that a daemon with thousands of connections has besides them.
+# Descriptors of a daemon besides those of its connections.
 _OTHER_DESCRIPTORS = 128
 
 
@@ -235,7 +235,7 @@ def reloads_under_load(
 
 
 def _reload_repeatedly(daemon: Policyd, count: int, edit: Callable[[int], None]) -> Iterable[tuple[int, int]]:
-    """Reloads with a second between; gives when each began and ended (CLOCK_MONOTONIC, nanoseconds)."""
+    """Reloads with a second between; returns the begin and the end of each (CLOCK_MONOTONIC, nanoseconds)."""
     for number in range(count):
         time.sleep(1)
         edit(number)
@@ -295,7 +295,7 @@ def expiry(bench: Bench) -> Row:
 
 
 def _until_let_through(connection: socket.socket, request: bytes) -> int:
-    """Asks until the answer is not a REJECT any more; gives when that was (CLOCK_MONOTONIC, nanoseconds)."""
+    """Asks until the answer is not a REJECT any more; returns the time (CLOCK_MONOTONIC, nanoseconds)."""
     for _ in range(servers.PATIENCE_SECONDS * 20):
         connection.sendall(request)
         answer = b""

@@ -56,7 +56,7 @@ def half_a_line(place: str, over: threading.Event) -> None:
     with ExitStack() as crowd:
         for _ in range(CROWD):
             peer = crowd.enter_context(connect(place))
-            with suppress(OSError):  # it has made room for a later one
+            with suppress(OSError):  # the daemon has disconnected it for a later peer
                 peer.sendall(b'{"command": "sta')
         over.wait()
 
@@ -84,7 +84,7 @@ def never_reading(place: str, over: threading.Event) -> None:
 
 
 def reloads_without_waiting(place: str, over: threading.Event) -> None:
-    """Peers that ask for a reload and are gone before it has ended."""
+    """Peers that ask for a reload and close before it has ended."""
     while not over.is_set():
         with connect(place) as peer:
             peer.sendall(Request(Command.RELOAD, data=True).encode())
@@ -97,7 +97,7 @@ NUISANCES: dict[str, Callable[[str, threading.Event], None]] = {
     f"half a line and silence, {CROWD:,} connections": half_a_line,
     f"storms of {CROWD:,} connections": storm,
     "answers that are never read": never_reading,
-    "reloads that nobody waits for": reloads_without_waiting,
+    "reloads without waiting": reloads_without_waiting,
 }
 IN_SHORT = "junk", "a megabyte without an end", f"half a line and silence, {CROWD:,} connections"
 

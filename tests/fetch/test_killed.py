@@ -29,7 +29,7 @@ rules:
   - {{name: drop, match: {{cidr: $drop}}, action: REJECT}}
 """
 
-# Steps of a run with one list and a daemon; a test that sees fewer of them has lost sight of the run.
+# Minimum number of steps of a run with one list and a daemon, so that the test really observes the run.
 MIN_STEPS = 20
 
 
@@ -87,6 +87,6 @@ def test_a_run_killed_at_any_step_leaves_a_whole_list_and_the_next_one_recovers(
 
 
 def age_leftovers(folder: Path) -> None:
-    """Makes what a killed run has left two hours old."""
+    """Sets the time of a killed run's leftovers two hours back."""
     for path in folder.glob(".drop.txt.*.*"):
         os.utime(path, (time.time() - 7200, time.time() - 7200))

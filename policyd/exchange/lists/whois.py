@@ -102,7 +102,7 @@ class _Answer:
         self._refer = ""  # the server to which IANA refers for the next block
 
     def take(self, line: Line) -> bool:
-        """Takes a line down; what is taken over is known at the end, so that this is never true."""
+        """Takes a line; returns False, because imported lines are only known at the end."""
         found = _read_line(line, self._report.masking(line))
         for registration in found:
             registration.registry = self._refer
@@ -179,7 +179,7 @@ def _read_line(line: Line, mask: Callable[[], None]) -> list[_Registration]:
 
 
 def _whole(value: str) -> str:
-    """A range without blanks, or a network of which some registries leave out the octets that are 0 (`179.6/16`)."""
+    """A range without blanks, or a network with its zero octets, which some registries leave out (`179.6/16`)."""
     value = re.sub(r"\s", "", value)
     if re.fullmatch(r"\d+(?:\.\d+){0,2}/\d+", value):
         octets, _, prefix = value.partition("/")

@@ -233,7 +233,7 @@ class _Doctor:
         asked = ", ".join(dict.fromkeys(call.written for call in calls))
         listened = ", ".join(str(address) for address in self._listened)
         if all(self._is_someone_else(call) for call in calls):
-            what = f"Postfix never asks policyd: check_policy_service asks {asked}, and what answers is not policyd"
+            what = f"Postfix never asks policyd: check_policy_service asks {asked}, where another program answers"
         else:
             what = f"check_policy_service asks {asked}, and policyd listens on {listened}"
         self.find(calls[0].where, what, f"{asking}, after reject_unauth_destination")
@@ -516,10 +516,10 @@ class _Doctor:
                 write = "start policyd (systemctl status policyd), or see what else listens there"
             self.find(where, what, write)
         elif not re.fullmatch(rb"action=\S[^\n]*", question.answer.content):
-            what = "what answers there speaks another protocol than a policy service"
+            what = "the program that answers there does not speak the policy protocol"
             self.find(where, what, "see which program listens there (ss -lptn, ss -lpx)")
         elif question.policyd is None:
-            what = "what answers there is another policy service, or a policyd older than 0.2.0"
+            what = "the program that answers there is another policy service, or a policyd older than 0.2.0"
             self.find(where, what, "restart policyd, or see which program listens there (ss -lptn, ss -lpx)")
         elif question.endpoint not in self._listened and any(call.address == question.endpoint for call in ours):
             listened = ", ".join(str(address) for address in self._listened)

@@ -344,7 +344,7 @@ def test_a_program_that_is_no_policy_service_is_said(queue: Path) -> None:
     with inet_daemon(b"220 mail.example ESMTP\r\n\n\n") as address:
         main = f"smtpd_recipient_restrictions = {RIGHT.format(endpoint=address)}\n"
         found = findings(examined(queue, main, Settings(listen=(address,))))
-    assert ["another protocol" in text for text in found] == [True]
+    assert ["does not speak the policy protocol" in text for text in found] == [True]
 
 
 # --- Reading postconf -------------------------------------------------------------------------------------------------

@@ -185,7 +185,7 @@ WRONG = {
     "another policy service only": (
         f"smtpd_recipient_restrictions = {FIRST}, check_policy_service OTHER\n",
         SMTP,
-        "Postfix never asks policyd: check_policy_service asks OTHER, and what answers is not policyd",
+        "Postfix never asks policyd: check_policy_service asks OTHER, where another program answers",
     ),
 }
 

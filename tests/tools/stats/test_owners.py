@@ -82,7 +82,7 @@ def test_the_name_of_a_system_comes_from_a_json_line_or_from_the_database(tmp_pa
         line("REJECT", " asn=64511", client="192.0.2.2"),
         systems="192.0.2.0,192.0.2.255,64496,Now Called So\n",
     )
-    # The system of a line is what was known then, and the database names only the one that it has there.
+    # A line has the system known at its time; the database names only its present system.
     assert [(asn, one.name) for asn, one in stats.systems.items()] == [(64496, "Now Called So"), (64511, "")]
 
 

@@ -21,6 +21,10 @@ from policyd.config.other_words import meant_attribute, meant_option
 from policyd.config.problems import Severity, did_you_mean
 from policyd.config.schema import rules_schema, settings_schema
 from policyd.config.schema import schema as both_schemas
+from policyd.control.client import ControlError
+from policyd.control.client import ask as ask_daemon
+from policyd.control.words import Command
+from policyd.control.words import Request as ControlRequest
 from policyd.core.address import format_address, parse_address
 from policyd.core.dns_lists import NOT_LISTED, unknown
 from policyd.core.engine import Inquiry
@@ -32,8 +36,8 @@ from policyd.core.protocol import ATTRIBUTES, REQUEST_TYPE, ProtocolError, Reque
 from policyd.dns.list_answers import read_list_answer
 from policyd.dns.lists import ask_once
 from policyd.dns.resolver import look_up_once
-from policyd.memory.counting import first_counts
-from policyd.tools.explain import Query, as_tables, readable
+from policyd.memory.counting import counts_of
+from policyd.tools.explain import CounterValue, Query, as_tables, readable
 from policyd.tools.explain import as_json as explanation_as_json
 from policyd.tools.explain import explain as put_together
 
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
     from policyd.core.address import Address
     from policyd.core.dns_lists import ListAnswer
     from policyd.core.index import Ruleset
+    from policyd.memory.counting import Count
 
 
 # Arguments besides a request's attributes, in place of the databases of networks.
@@ -123,7 +128,8 @@ def check(config: str | None, rules: str | None, strict: bool, replaced: tuple[s
     multiple=True,
     metavar="NAME=VALUE",
     type=RulesetName("counters="),
-    help="Answer for a counter; without it a counter is at 1. May be given several times.",
+    help="Answer for a counter, instead of asking the running daemon (control:); without a daemon a counter is at 1. "
+    "May be given several times.",
 )
 @click.argument(
     "attributes",
@@ -166,7 +172,8 @@ def explain(
         inquiry = Inquiry(loaded.ruleset, request, Facts(owner=owner), today, trust_postfix=trust_postfix)
         source = "client_name, as Postfix verified it"
     inquiry.learn_lists(told)
-    inquiry.learn_counters(first_counts(loaded.ruleset, request) | _given_counters(counters, loaded.ruleset))
+    asked_counters = _counters(inquiry, loaded.settings.control, _given_counters(counters, loaded.ruleset))
+    inquiry.learn_counters({counter.name: counter.value for counter in asked_counters})
     inquiry.greylist = Greylisted.NEW
     while isinstance(decision := inquiry.decide(), Needs):
         if decision.identity:
@@ -180,7 +187,15 @@ def explain(
         queries += asked
     facts = Facts(inquiry.identity, inquiry.lists, inquiry.owner, inquiry.counters, inquiry.greylist)
     explanation = put_together(
-        loaded, request, decision, facts, today, source=source, queries=queries, owner_given=owner is not None
+        loaded,
+        request,
+        decision,
+        facts,
+        today,
+        source=source,
+        queries=queries,
+        owner_given=owner is not None,
+        counters=asked_counters,
     )
     if as_json:
         click.echo(json.dumps(explanation_as_json(explanation), indent=2))
@@ -309,6 +324,40 @@ def _request_from_standard_input() -> Request:
         raise click.UsageError(f"standard input: {error}") from None
     assert request is not None
     return request
+
+
+def _counters(inquiry: Inquiry, control: str | None, given: dict[str, int]) -> tuple[CounterValue, ...]:
+    """The values of the counters that count a request: as given, else from the running daemon, else 1."""
+    values = {name: CounterValue(name, value, "as given") for name, value in given.items()}
+    why = "" if control is not None else "the settings name no control socket to ask the daemon"
+    for count in counts_of(inquiry):
+        name = count.counter.name
+        if name in values:
+            continue
+        if control is not None and not why:
+            try:
+                answer = ask_daemon(control, _question(count))
+            except ControlError as error:
+                why = str(error)
+            else:
+                if answer["ok"]:
+                    values[name] = CounterValue(name, int(answer["count"]), "the running daemon")
+                else:
+                    values[name] = CounterValue(name, 1, f"taken for 1: {'; '.join(answer['errors'])}")
+                continue
+        values[name] = CounterValue(name, 1, f"taken for 1: {why}")
+    return tuple(values.values())
+
+
+def _question(count: Count) -> ControlRequest:
+    """The question to the daemon for the value that a counter would have for this request."""
+    return ControlRequest(
+        Command.COUNTED,
+        what=count.key.decode("utf-8", "replace"),
+        counter=count.counter.name,
+        value=(count.value or b"").decode("utf-8", "replace"),
+        definition=count.counter.fingerprint.hex(),
+    )
 
 
 def _given_counters(given: tuple[str, ...], ruleset: Ruleset) -> dict[str, int]:

@@ -34,6 +34,7 @@ class Command(StrEnum):
     RELOAD = "reload"
     FORGET = "forget"
     RULES = "rules"
+    COUNTED = "counted"
 
 
 class RequestError(Exception):
@@ -46,6 +47,8 @@ class Request:
 
     `data` belongs to `reload` (list files and databases only). `what` belongs to `forget`: an address or a name; with
     `counter`, the parts of a key, separated by LF; with `greylist`, an address. `counter` belongs to `status` too.
+    `counted` asks for the value that a counter would have for one more request: with `counter`, the key in `what`, the
+    `value` of a counter of distinct ones, and the fingerprint of its `definition`, in hexadecimal digits.
     """
 
     command: Command
@@ -53,6 +56,8 @@ class Request:
     what: str = ""
     counter: str = ""
     greylist: bool = False
+    value: str = ""
+    definition: str = ""
 
     def encode(self) -> bytes:
         """The request as a line."""
@@ -65,6 +70,8 @@ class Request:
             fields["counter"] = self.counter
         if self.greylist:
             fields["greylist"] = True
+        if self.command is Command.COUNTED:
+            fields |= {"value": self.value, "definition": self.definition}
         return encode(fields)
 
 
@@ -76,7 +83,7 @@ def parse_request(line: bytes) -> Request:
         raise RequestError("expected one JSON object in a line") from None
     if not isinstance(fields, dict):
         raise RequestError("expected one JSON object in a line")
-    unknown = sorted(set(fields) - {"command", "data", "what", "counter", "greylist"})
+    unknown = sorted(set(fields) - {"command", "data", "what", "counter", "greylist", "value", "definition"})
     if unknown:
         raise RequestError(f"unknown key {unknown[0]!r:.80}")
     try:
@@ -89,6 +96,8 @@ def parse_request(line: bytes) -> Request:
         raise RequestError("expected true or false for 'data' and 'greylist'")
     if not (isinstance(what, str) and isinstance(counter, str)):
         raise RequestError("expected text for 'what' and 'counter'")
+    if command is Command.COUNTED or "value" in fields or "definition" in fields:
+        return _parse_counted(fields, command)
     if (command is Command.FORGET) != bool(what):
         raise RequestError("'what' is an address or a name, for 'forget' only")
     if counter and command not in {Command.STATUS, Command.FORGET}:
@@ -96,6 +105,18 @@ def parse_request(line: bytes) -> Request:
     if greylist and (command is not Command.FORGET or counter):
         raise RequestError("'greylist' is for 'forget' only, without 'counter'")
     return Request(command, data, what, counter, greylist)
+
+
+def _parse_counted(fields: dict[str, Any], command: Command) -> Request:
+    """Reads the rest of a request for the value of a counter. Raises RequestError."""
+    words = {name: fields.get(name, "") for name in ("what", "counter", "value", "definition")}
+    if command is not Command.COUNTED:
+        raise RequestError("'value' and 'definition' are for 'counted' only")
+    if set(fields) - set(words) - {"command"} or not all(isinstance(word, str) for word in words.values()):
+        raise RequestError("expected text for 'what', 'counter', 'value' and 'definition', and nothing else")
+    if not (words["what"] and words["counter"] and words["definition"]):
+        raise RequestError("'counted' needs 'what', 'counter' and 'definition'")
+    return Request(command, **words)
 
 
 def encode(fields: dict[str, Any]) -> bytes:

@@ -419,6 +419,7 @@ class _Daemon:
             Command.RELOAD: self._reload_when_asked,
             Command.FORGET: self._forget,
             Command.RULES: self._tell_rules,
+            Command.COUNTED: self._tell_counted,
         }
 
     async def _tell_alive(self, _request: Request) -> Answer:
@@ -498,6 +499,18 @@ class _Daemon:
         listed = await self._dns_lists.forget(what)
         _log.info("forgot what DNS said of %s (%d clients, %d answers of DNS lists)", shown(what), count, listed)
         return {"ok": True, "clients": count}
+
+    async def _tell_counted(self, request: Request) -> Answer:
+        counter = self._counter(request.counter)
+        if counter is None:
+            return self._no_counter(request.counter)
+        if counter.fingerprint.hex() != request.definition:
+            return failed(f"counter {counter.name} is defined otherwise in the ruleset in force")
+        value = request.value.encode() if counter.distinct is not None else None
+        try:
+            return {"ok": True, "count": await self._memory.value_of(counter, request.what.encode(), value)}
+        except SharedMemoryError as error:
+            return failed(str(error))
 
     async def _tell_rules(self, _request: Request) -> Answer:
         """The rules in force and their path, with which `policyd fetch` and `block` check new lists."""

@@ -85,6 +85,13 @@ class DaemonMemory:
             best = [(value - 1, key) for value, (_, key) in zip(values, best, strict=True) if isinstance(value, int)]
         return [(key, value) for value, key in heapq.nlargest(count, best) if value > 0]
 
+    async def value_of(self, counter: CounterDefinition, key: bytes, value: bytes | None) -> int:
+        """Returns the value that a counter would have for one more request. Raises SharedMemoryError."""
+        if self.shared is None:
+            return self.memory.local.peek(counter, key, value, self.memory.clock())
+        (found,) = await self._ask_shared([counting(counter, key, value, add=False)])
+        return found if isinstance(found, int) else 0
+
     async def forget_key(self, counter: CounterDefinition, key: bytes) -> bool:
         """Resets one key of a counter. Returns whether there was one. Raises SharedMemoryError."""
         return await self._forget(counter_key(counter, key), was_here=self.memory.local.forget(counter, key))

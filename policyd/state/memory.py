@@ -152,24 +152,27 @@ class SharedNote(Note):
     """One request where several hosts share a memory: the server is asked, and the process's own memory is kept
     beside it."""
 
-    __slots__ = ("_asked", "_counted", "_greylist_asked", "_greylist_keys", "_shared")
+    __slots__ = ("_asked", "_counted", "_keys", "_keys_asked", "_shared")
 
     def __init__(self, memory: Memory, inquiry: Inquiry, counts: list[Count], shared: SharedMemory) -> None:
         self._shared = shared
         self._counted = counts
         self._asked: asyncio.Future[list[Found] | None] | None = None
-        self._greylist_asked: asyncio.Future[list[Found] | None] | None = None
-        self._greylist_keys: tuple[bytes, ...] = ()
+        self._keys: tuple[bytes, ...] = ()  # of first tries
+        self._keys_asked: asyncio.Future[list[Found] | None] | None = None
         super().__init__(memory, inquiry, counts)
 
     def _begin(self, inquiry: Inquiry) -> None:
         if not self._shared.is_up:
             self.is_local = True
             inquiry.learn_counters(self._values)
-        elif self._counted:
-            operations = [counting(*count, add=count.counter.counts_all) for count in self._counted]
+            return
+        operations = [counting(*count, add=count.counter.counts_all) for count in self._counted]
+        if self._network:
+            operations.append(Operation("get", network_key(self._network)))
+        if operations:
             self._asked = self._shared.ask(operations)
-        else:
+        if not self._counted:
             inquiry.learn_counters({})
 
     def tell(self, inquiry: Inquiry, needs: Needs) -> bool:
@@ -183,10 +186,10 @@ class SharedNote(Note):
     def ask(self, needs: Needs) -> list[asyncio.Future[list[Found] | None]]:
         """Returns the calls of the server that have not been answered."""
         waiting = []
-        if needs.counters and self._asked is not None and not self._asked.done():
+        if (needs.counters or needs.greylist) and self._asked is not None and not self._asked.done():
             waiting.append(self._asked)
-        if needs.greylist and self._greylist_asked is not None and not self._greylist_asked.done():
-            waiting.append(self._greylist_asked)
+        if needs.greylist and self._keys_asked is not None and not self._keys_asked.done():
+            waiting.append(self._keys_asked)
         return waiting
 
     def finish(self, decision: Decision) -> None:
@@ -199,38 +202,42 @@ class SharedNote(Note):
         if found is None:
             self.is_local = True
             return self._values
-        values = (value if isinstance(value, int) else 0 for value in found)
+        values = (value if isinstance(value, int) else 0 for value in found[: len(self._counted)])
         return {count.counter.name: value for count, value in zip(self._counted, values, strict=True)}
 
     # --- Greylisting ------------------------------------------------------------------------------------------------
 
     def _greylisted(self, inquiry: Inquiry) -> Greylisted | None:
-        """Asks for the network first, which is enough for most clients, and for first tries once the client's name is
-        known.
+        """Asks for first tries if the network, for which the first call has asked, is not known.
 
-        Returns None as long as the server's answer or the client's name is unknown.
+        Returns None as long as the server's answer or the client's name is unknown. After a call that failed the server
+        is not asked again: a request waits for one timeout, not for one for each question.
         """
-        shared, network = self._shared, self._network
         settings = cast("GreylistSettings", inquiry.ruleset.greylist)
-        if self._greylist_asked is None and shared.is_up:
-            self._greylist_asked = shared.ask([Operation("get", network_key(network))])
-        if self._greylist_asked is None or (self._greylist_asked.done() and self._greylist_asked.result() is None):
+        if self._asked is not None and not self._asked.done():
+            return None
+        known = self._asked.result() if self._asked is not None and not self.is_local else None
+        if known is None:
             return self._greylisted_here(inquiry, settings)
-        found = self._greylist_asked.result() if self._greylist_asked.done() else None
-        if found is None:
-            return None
-        if found[0] is not None:
-            shared.ask([Operation("set", network_key(network), settings.remember, b"%d" % self._now)])
+        if known[-1] is not None:
+            name = network_key(self._network)
+            self._shared.ask([Operation("set", name, settings.remember, b"%d" % self._now)])
             return Greylisted.KNOWN
-        if inquiry.identity is None:
-            return None
+        return self._first_tries(inquiry, settings) if inquiry.identity is not None else None
+
+    def _first_tries(self, inquiry: Inquiry, settings: GreylistSettings) -> Greylisted | None:
+        """Judges by the first tries under the client's name and network; None as long as they are not known."""
         client = self._client(inquiry)
         keys = waiting_keys(client, *_envelope(inquiry))
-        if keys != self._greylist_keys:
-            self._greylist_keys = keys
-            reads = [Operation("get", network_key(network)), *(Operation("get", waiting_key(key)) for key in keys)]
-            self._greylist_asked = shared.ask(reads)
+        if self._keys_asked is None or keys != self._keys:
+            self._keys = keys
+            names = [network_key(self._network), *map(waiting_key, keys)]
+            self._keys_asked = self._shared.ask([Operation("get", name) for name in names])
+        if not self._keys_asked.done():
             return None
+        found = self._keys_asked.result()
+        if found is None:
+            return self._greylisted_here(inquiry, settings)
         return self._judge(inquiry, settings, client, keys, found)
 
     def _judge(

@@ -219,6 +219,7 @@ class SharedMemory:
         found = await self._run(operations)
         if found is None:
             self._give_up(batch)
+            self._give_up(self._waiting)  # it has waited for this call, and would wait for its own as well
             return
         self._operations -= len(operations)
         place = 0

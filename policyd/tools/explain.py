@@ -89,6 +89,14 @@ class Query(NamedTuple):
     meaning: str = ""  # the meaning of a DNS list's answer
 
 
+class CounterValue(NamedTuple):
+    """The value of a counter that counts the request, and where it is from."""
+
+    name: str
+    value: int
+    source: str
+
+
 @dataclass(frozen=True, slots=True)
 class Explanation:
     """One decision with its reasons.
@@ -106,6 +114,7 @@ class Explanation:
     queries: tuple[Query, ...]
     rules: tuple[tuple[RuleTrace, tuple[Reason, ...], tuple[Reason, ...]], ...]  # with match and except
     network: Network | None = None
+    counters: tuple[CounterValue, ...] = ()
 
     @property
     def hostname(self) -> bytes:
@@ -134,6 +143,7 @@ def explain(
     source: str,
     queries: tuple[Query, ...] = (),
     owner_given: bool = False,
+    counters: tuple[CounterValue, ...] = (),
 ) -> Explanation:
     """Collects the reasons of a decision; `today` is the date in UTC.
 
@@ -160,7 +170,8 @@ def explain(
     network = (
         Network(facts.owner, *_network(loaded, request, owner_given=owner_given)) if facts.owner is not None else None
     )
-    return Explanation(loaded, request, decision, identity, facts.lists, source, queries, tuple(rules), network)
+    lists = facts.lists
+    return Explanation(loaded, request, decision, identity, lists, source, queries, tuple(rules), network, counters)
 
 
 def _network(loaded: Loaded, request: Request, *, owner_given: bool) -> tuple[str, str]:
@@ -280,6 +291,8 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
     if explanation.lists:
         result["lists"] = as_object({"lists": format_answers(explanation.lists)}, 1 << 20).get("lists", {})
         result["list_queries"] = [_query_as_json(query) for query in explanation.queries if query.meaning]
+    if explanation.counters:
+        result["counters"] = {one.name: {"value": one.value, "source": one.source} for one in explanation.counters}
     if explanation.network is not None:
         owner, network, source = explanation.network
         result["network"] = {
@@ -379,6 +392,7 @@ def _summary(explanation: Explanation) -> Table:
     for query in explanation.queries:
         if not query.meaning:
             grid.add_row("", _said_to(query))
+    _add_counters(grid, explanation.counters)
     for name, answer in explanation.lists.items():
         meaning = answer.status.value if answer.asked else "not listed: nothing to ask for"
         reason = (
@@ -389,6 +403,11 @@ def _summary(explanation: Explanation) -> Table:
             if query.meaning.startswith(f"{name}: "):
                 grid.add_row("", _said_to(query))
     return grid
+
+
+def _add_counters(grid: Table, counters: tuple[CounterValue, ...]) -> None:
+    for name, value, source in counters:
+        grid.add_row("counter", Text(f"{name} = {value:,}").append(f"  [{printable(source)}]", "dim"))
 
 
 def _said_to(query: Query) -> Text:

@@ -217,6 +217,41 @@ def test_the_highest_keys_are_told_and_a_key_is_forgotten(
 
 
 @pytest.mark.parametrize("program", [None, *PROGRAMS])
+def test_explain_asks_the_daemon_for_the_values_of_counters(
+    start_policyd: StartPolicyd, port: int, tmp_path: Path, program: str | None
+) -> None:
+    server = StateServer(tmp_path, program) if program is not None else None
+    settings = {"control": str(tmp_path / "c.sock")} | ({"state": f"unix:{server.socket}"} if server else {})
+    asked = ("client_address=192.0.2.1", "client_name=a.example", "sender=new@x.example")
+    try:
+        with start_policyd(ASKED, **settings) as policyd, Client(port) as client:
+            for number in range(4):
+                client.ask(request(client_address="192.0.2.1", sender=f"A{number}@x.example"))
+            live = json.loads(run(policyd, "explain", *asked, "--json").stdout)["counters"]
+            text = run(policyd, "explain", *asked).stdout
+            given = json.loads(run(policyd, "explain", *asked, "--counter", "senders=9", "--json").stdout)["counters"]
+            policyd.rules.write_text(
+                ASKED.replace("per: client_network, within: 1h", "per: client_network, within: 2h")
+            )
+            edited = json.loads(run(policyd, "explain", *asked, "--json").stdout)["counters"]
+            policyd.stop()
+            away = json.loads(run(policyd, "explain", *asked, "--json").stdout)["counters"]
+    finally:
+        if server is not None:
+            server.stop()
+    daemon = "the running daemon"
+    assert live == {"often": {"value": 1, "source": daemon}, "senders": {"value": 5, "source": daemon}}
+    assert "senders = 5  [the running daemon]" in text
+    assert given["senders"] == {"value": 9, "source": "as given"}
+    assert edited["senders"] == {
+        "value": 1,
+        "source": "taken for 1: counter senders is defined otherwise in the ruleset in force",
+    }
+    assert away["senders"]["value"] == 1
+    assert "taken for 1: cannot ask the daemon: " in away["senders"]["source"]
+
+
+@pytest.mark.parametrize("program", [None, *PROGRAMS])
 def test_a_network_that_has_passed_greylisting_is_forgotten(
     start_policyd: StartPolicyd, port: int, tmp_path: Path, program: str | None
 ) -> None:

@@ -304,7 +304,7 @@ def connect(control: str) -> socket.socket:
     [
         (b"GET / HTTP/1.1\r\n", "expected one JSON object in a line"),
         (b"\0" * 100 + b"\n", "expected one JSON object in a line"),
-        (b'{"command": "stop"}\n', "unknown command; the commands are alive, status, reload, forget, rules"),
+        (b'{"command": "stop"}\n', "unknown command; the commands are alive, status, reload, forget, rules, counted"),
         (b"x" * 1_000_000, "a request has at most 4096 bytes"),
     ],
 )

@@ -292,7 +292,7 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
         result["lists"] = as_object({"lists": format_answers(explanation.lists)}, 1 << 20).get("lists", {})
         result["list_queries"] = [_query_as_json(query) for query in explanation.queries if query.meaning]
     if explanation.counters:
-        result["counters"] = {one.name: {"value": one.value, "source": one.source} for one in explanation.counters}
+        result["counters"] = {name: {"value": value, "source": source} for name, value, source in explanation.counters}
     if explanation.network is not None:
         owner, network, source = explanation.network
         result["network"] = {

@@ -1,4 +1,4 @@
-"""Memory fails while real mail goes through a real Postfix: nobody is rejected for it, and no answer waits for it."""
+"""Memory fails while real mail goes through a real Postfix: no mail is rejected for it, and no answer waits for it."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def mail_with(postfix: Postfix, folder: Path, fault: str, **settings: Any) -> It
 
 
 class Impostor:
-    """Something else behind the server's socket: it answers every question with a line that is no answer."""
+    """Something else behind the server's socket: it answers every question with a line of another protocol."""
 
     def __init__(self, path: Path) -> None:
         path.unlink(missing_ok=True)

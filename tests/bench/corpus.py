@@ -150,11 +150,11 @@ def with_memory(rules: str, wait: str) -> str:
     definitions = (
         "\ncounters:\n"
         "  of-network: {count: requests, per: client_network, within: 1h}\n"
-        "  doors: {count: distinct client_address, per: [client_network/20, recipient], within: 2h}\n"
+        "  places: {count: distinct client_address, per: [client_network/20, recipient], within: 2h}\n"
     )
     more = (
         "  - {name: often, match: {counter: of-network > 100000000}, action: DEFER 4.7.1 too often}\n"
-        "  - {name: many-doors, match: {counter: doors >= 256}, action: DEFER 4.7.1 too many}\n"
+        "  - {name: many-places, match: {counter: places >= 256}, action: DEFER 4.7.1 too many}\n"
         "  - {name: grey, match: {reverse_dns: [missing, mismatch, verified]}, action: GREYLIST}\n"
     )
     rules = _extended(rules.partition("\ntests:")[0] + "\n", rules=more).replace("\ncounters:\n", definitions)

@@ -14,6 +14,9 @@ from typing import TypeGuard
 
 import pytest
 
+# `make check` runs them all.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for folder in ("policyd", "tests") for path in (ROOT / folder).rglob("*.py"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

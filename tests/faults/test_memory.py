@@ -318,7 +318,7 @@ def fill(filler: Path) -> None:
             pass
 
 
-def test_a_state_file_on_a_full_disk_holds_up_nobody_and_is_written_again(postfix: Postfix, tmp_path: Path) -> None:
+def test_a_state_file_on_a_full_disk_delays_no_mail_and_is_written_again(postfix: Postfix, tmp_path: Path) -> None:
     with small_disk(tmp_path) as disk:
         path, filler = disk / "state.db", disk / "filler"
         with mail_with(postfix, tmp_path, "a state file on a full disk", state_file=str(path)) as (mail, policyd):

@@ -16,6 +16,7 @@ from policyd.core.address import parse_address
 from policyd.core.dns_lists import ListStatus
 from policyd.core.facts import Greylisted
 from policyd.core.normalize import domain_of
+from policyd.core.ruleset import Kind
 from policyd.decision_log.lists import parse_answers
 from policyd.logs.counting import Distinct, Frequent, without_garbage_collection
 from policyd.logs.decisions import DecisionCounts, decisions
@@ -49,11 +50,14 @@ _MAX_LISTS = 1000
 _MAX_SYSTEMS = 100_000
 _MAX_COUNTRIES = 1000
 
+# Maximum number of mails that greylisting deferred, and of those that came back; about 60 MB together.
+_MAX_GREYLISTED = 500_000
+
 # Maximum number of hours: ten years.
 _MAX_HOURS = 90_000
 
 # The words of greylisting; any other word in a log is ignored.
-_GREYLIST = frozenset(str(word).encode() for word in Greylisted)
+_GREYLIST = {str(word).encode(): word for word in Greylisted}
 
 _HOUR = 3600
 
@@ -106,6 +110,28 @@ class OwnerStats:
 
 
 @dataclass(slots=True)
+class GreylistedMails:
+    """The mails (sender and recipient) that greylisting deferred. Those of observed rules count as well."""
+
+    deferred: int = 0
+    passed: int = 0  # of those: came back in time, or passed from another network
+    uncounted: bool = False  # more mails than could be counted
+
+    @property
+    def never_came_back(self) -> int:
+        return self.deferred - self.passed
+
+
+@dataclass(slots=True)
+class CounterStats:
+    """One counter of today's ruleset: the rules that compare it, and what they decided or would have decided."""
+
+    rules: list[str] = field(default_factory=list)
+    decisions: int = 0
+    observed: int = 0
+
+
+@dataclass(slots=True)
 class Stats:
     """The statistics."""
 
@@ -127,6 +153,8 @@ class Stats:
     systems: dict[int, OwnerStats] = field(default_factory=dict)  # by AS number
     countries: dict[str, OwnerStats] = field(default_factory=dict)
     greylist: Counter[str] = field(default_factory=Counter)  # results: new, early, passed, known, unknown
+    greylisted: GreylistedMails = field(default_factory=GreylistedMails)
+    counters: dict[str, CounterStats] = field(default_factory=dict)  # by name, with today's ruleset only
     downgraded: int = 0
     milliseconds: Counter[float] = field(default_factory=Counter)  # milliseconds of a decision, to two digits
     rulesets: dict[str, float | None] = field(default_factory=dict)  # hashes, with the time of the first decision
@@ -174,6 +202,7 @@ def collect(
         seen = stats.rules.keys() | stats.observed.keys()
         stats.unmatched = [rule.name for rule in ruleset.rules if rule.name not in seen]
         stats.would_do = {rule.name: str(rule.action.verb) for rule in ruleset.rules}
+        _count_counters(stats, ruleset)
     return stats
 
 
@@ -185,14 +214,16 @@ class _Collector:
         self._mails = Distinct(_MAX_MAILS)
         self._passed_left = Distinct(_MAX_MAILS)
         self._passed: set[int] = set()
+        self._greylisted_left = Distinct(_MAX_GREYLISTED)
+        self._deferred: set[int] = set()
+        self._returned: set[int] = set()
 
     def add(self, decision: LoggedDecision, time: float | None) -> None:
         stats = self.stats
         action, decided = shown(decision.action), shown(decision.decided)
         stats.decisions += 1
         stats.actions[action] += 1
-        if decision.greylist in _GREYLIST:
-            stats.greylist[decision.greylist.decode()] += 1
+        self._count_greylist(decision, decided)
         if decision.would:
             stats.would[decided] += 1
         if time is not None:
@@ -225,6 +256,20 @@ class _Collector:
             rule.elsewhere = len(rule.refused_mails & self._passed)
         for counts in self.stats.lists.values():
             counts.delivered = len(counts.mails & self._passed)
+        self.stats.greylisted.deferred = len(self._deferred)
+        self.stats.greylisted.passed = len(self._deferred & self._returned)
+
+    def _count_greylist(self, decision: LoggedDecision, decided: str) -> None:
+        word = _GREYLIST.get(decision.greylist)
+        if word is not None:
+            self.stats.greylist[word] += 1
+        mail = _mail(decision)
+        if mail is None:
+            return
+        if word is not None and word.deferred:
+            self.stats.greylisted.uncounted |= not self._greylisted_left.add(self._deferred, mail)
+        elif mail in self._deferred and (word is not None or decided == "DUNNO"):
+            self._returned.add(mail)
 
     def _count_rules(self, decision: LoggedDecision, decided: str, time: float | None) -> None:
         stats = self.stats
@@ -296,6 +341,22 @@ class _Collector:
             owner = countries.setdefault(country, OwnerStats())
             owner.decisions += 1
             owner.refused += refused
+
+
+def _count_counters(stats: Stats, ruleset: Ruleset) -> None:
+    stats.counters = {counter.definition.name: CounterStats() for counter in ruleset.counters}
+    for rule in ruleset.rules:
+        compared = {
+            value.partition(">")[0].strip()
+            for condition in (*rule.match, *rule.exceptions)
+            if condition.kind is Kind.COUNTER
+            for value in condition.values
+        }
+        for name in compared & stats.counters.keys():
+            counts = stats.counters[name]
+            counts.rules.append(rule.name)
+            counts.decisions += stats.rules[rule.name].hits if rule.name in stats.rules else 0
+            counts.observed += stats.observed[rule.name].hits if rule.name in stats.observed else 0
 
 
 def _mail(decision: LoggedDecision) -> int | None:

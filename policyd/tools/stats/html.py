@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 
 from policyd.logs.timestamps import rfc3339
 from policyd.tools.stats.collect import over_time
-from policyd.tools.stats.output import PERCENTILES, by_hits, only_elsewhere, origins, owner_tables, summary
+from policyd.tools.stats.output import (
+    PERCENTILES,
+    by_hits,
+    counter_decisions,
+    greylisting,
+    only_elsewhere,
+    origins,
+    owner_tables,
+    summary,
+)
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -64,6 +73,7 @@ def page(stats: Stats) -> str:
         _idle(stats),
         *(_bars(title, rows) for title, rows in origins(stats) if rows),
         _owners(stats),
+        _memory(stats),
         _dns(stats),
         "</body></html>",
     ]
@@ -225,6 +235,15 @@ def _owners(stats: Stats) -> str:
             title = "Systems" if heading == "system" else "Countries"
             parts.append(f"<h2>{title}</h2>{_table((heading, 'decisions', 'refused', 'share'), rows, {1, 2, 3})}")
     return "".join(parts)
+
+
+def _memory(stats: Stats) -> str:
+    parts = [f"<p>Greylisting: {escape(greylisting(stats))}.</p>"] if stats.greylist else []
+    parts += [
+        f"<p>Counter {escape(name)}: {escape(counter_decisions(counter))}.</p>"
+        for name, counter in stats.counters.items()
+    ]
+    return "".join(["<h2>Memory</h2>", *parts]) if parts else ""
 
 
 def _dns(stats: Stats) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from policyd.tools.stats.collect import ListStats, OwnerStats, RuleStats, Stats
+    from policyd.tools.stats.collect import CounterStats, ListStats, OwnerStats, RuleStats, Stats
 
 # Each action's mark in a bar, readable without colour, and its colour, in drawing order.
 _MARKS = {"REJECT": ("#", "red"), "DEFER": ("+", "yellow"), "DEFER_IF_PERMIT": ("~", "yellow"), "DUNNO": (".", "green")}
@@ -40,6 +40,15 @@ def stats_as_json(stats: Stats) -> dict[str, Any]:
         "actions": dict(stats.actions.most_common()),
         "would": dict(stats.would.most_common()),
         "greylist": dict(stats.greylist.most_common()),
+        "greylisted_mails": {
+            "deferred": stats.greylisted.deferred,
+            "passed": stats.greylisted.passed,
+            "never_came_back": stats.greylisted.never_came_back,
+        },
+        "counters": {
+            name: {"rules": counter.rules, "decisions": counter.decisions, "observed": counter.observed}
+            for name, counter in stats.counters.items()
+        },
         "downgraded": stats.downgraded,
         "over_time": {"unit": unit, "steps": [{"start": label, **actions} for label, actions in steps]},
         "rules": [_rule_as_json(name, rule) for name, rule in by_hits(stats.rules)],
@@ -146,13 +155,33 @@ def print_stats(console: Console, stats: Stats) -> None:
     if stats.lists:
         _print_lists(console, stats)
     if stats.greylist:
-        parts = [f"{word} {count:,}" for word, count in stats.greylist.most_common()]
-        console.print(Text(f"greylisting: {', '.join(parts)}"))
+        console.print(Text(f"greylisting: {greylisting(stats)}"))
+    for name, counter in stats.counters.items():
+        console.print(Text(f"counter {name}: {counter_decisions(counter)}"))
     if stats.downgraded:
         console.print(f"{counted(stats.downgraded, 'REJECT')} became DEFER, because DNS failed")
     if stats.milliseconds:
         took = [f"{name} {stats.percentile(share):g} ms" for name, share in PERCENTILES]
         console.print(f"time a decision took: {', '.join(took)}")
+
+
+def greylisting(stats: Stats) -> str:
+    """Returns the results of greylisting, and the later tries of the mails that it deferred."""
+    words = ", ".join(f"{word} {count:,}" for word, count in stats.greylist.most_common())
+    mails = stats.greylisted
+    if not mails.deferred:
+        return words
+    more = "or more " if mails.uncounted else ""
+    return (
+        f"{words}; {counted(mails.deferred, 'mail')} {more}deferred, {mails.passed:,} passed later,"
+        f" {mails.never_came_back:,} never came back"
+    )
+
+
+def counter_decisions(counter: CounterStats) -> str:
+    """Returns the number of decisions of the rules that compare a counter, and these rules."""
+    rules = ", ".join(counter.rules[:_MAX_NAMED]) or "none"
+    return f"{counted(counter.decisions, 'decision')}, {counter.observed:,} observed (rules: {rules})"
 
 
 def summary(stats: Stats) -> str:

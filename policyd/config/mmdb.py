@@ -186,18 +186,15 @@ class MmdbFile:
         shape = self.shape
         try:
             country = record[shape.country][shape.nested] if shape.nested else record[shape.country]
-            return self._countries[country]
-        except (KeyError, TypeError, IndexError):
-            pass
-        try:
-            country = record[shape.country][shape.nested] if shape.nested else record[shape.country]
         except (KeyError, TypeError, IndexError):
             return ""
-        found = parse_country(country) or "" if isinstance(country, str) else ""
-        if isinstance(country, str):
+        if not isinstance(country, str):
+            return ""
+        found = self._countries.get(country)
+        if found is None:
             if len(self._countries) >= _MAX_SPELLINGS:
                 self._countries.clear()
-            self._countries[country] = found
+            found = self._countries[country] = parse_country(country) or ""
         return found
 
     # --- The whole file -----------------------------------------------------------------------------------------------
@@ -212,7 +209,7 @@ class MmdbFile:
         """Whether any IPv4 address has a record. The tree of a file with IPv6 only ends above all of 0.0.0.0/0."""
         try:
             record, length = self._slow_reader.get_with_prefix_len("0.0.0.0")  # noqa: S104 - an address to look up
-        except Exception:  # noqa: BLE001 - as in _networks
+        except Exception:  # noqa: BLE001 - in a damaged file the reader in Python may raise anything
             raise MmdbError(_DAMAGED) from None
         return record is not None or length > 0
 
@@ -223,7 +220,7 @@ class MmdbFile:
             return False
         try:
             record, length = self._slow_reader.get_with_prefix_len("2000::")
-        except Exception:  # noqa: BLE001 - as in _networks
+        except Exception:  # noqa: BLE001 - in a damaged file the reader in Python may raise anything
             raise MmdbError(_DAMAGED) from None
         return record is not None or length > 3
 
@@ -231,7 +228,7 @@ class MmdbFile:
         """The network of an address's record; empty without a record."""
         try:
             record, length = self._slow_reader.get_with_prefix_len(format_address(address))
-        except Exception:  # noqa: BLE001 - as in _get_slowly
+        except Exception:  # noqa: BLE001 - in a damaged file the reader in Python may raise anything
             return ""
         if record is None:
             return ""

@@ -24,7 +24,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# Number of processes that run tests; all tests with Postfix run in one of them. JOBS=0 for none but pytest (--pdb).
+# Number of processes that run tests. JOBS=0 for none but pytest (--pdb).
 JOBS ?= 2
 PARALLEL = -n $(JOBS) --dist loadgroup
 

@@ -259,7 +259,7 @@ def _end(word: bytes) -> float | None:
 
 
 def _stripped(lines: list[bytes]) -> list[bytes]:
-    """Lines without comments and blanks around them; empty if there is no entry."""
+    """Returns lines without their comments and surrounding blanks; empty for a line without an entry."""
     joined = b"\n".join(lines)
     for mark in _COMMENT_MARKS:
         if mark in joined:

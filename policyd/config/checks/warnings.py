@@ -93,7 +93,7 @@ class _Linter:
         self.report = Report()
         self._file = rules_file
         self._today = today
-        # None if there are errors, because there is no index.
+        # None if there are errors: no index is built then.
         self._coverage = None if rules_file.index is None else Coverage(rules_file.rules, rules_file.index)
         self._looked_at: set[tuple[str, Form]] = set()  # lists, once for each form in which they are used
 

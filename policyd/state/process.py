@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
 
 from policyd.memory.greylist import Client, judge, waiting_keys
 from policyd.memory.window import SLOTS, DistinctWindow, EventWindow, slot_of
@@ -30,6 +30,12 @@ class Changes:
 
     def __len__(self) -> int:
         return len(self.windows) + len(self.networks) + len(self.waiting)
+
+    def __ior__(self, others: Changes) -> Self:
+        self.windows |= others.windows
+        self.networks |= others.networks
+        self.waiting |= others.waiting
+        return self
 
 
 class Stored(NamedTuple):

@@ -14,6 +14,8 @@ import logging
 import sqlite3
 import struct
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -80,6 +82,8 @@ class StateFile:
         self._memory = memory
         self._clock = clock
         self._connection: sqlite3.Connection | None = None
+        # One thread: a write that goes on after its task was cancelled is over before the next one, or the end, begins.
+        self._thread = ThreadPoolExecutor(1, "state-file")
         self._complaint = Throttled(COMPLAINT_SECONDS)
 
     def load(self, counters: Iterable[CounterDefinition], greylist: GreylistSettings) -> None:
@@ -115,19 +119,18 @@ class StateFile:
             await self.write()
 
     async def write(self) -> None:
-        """Writes changed keys. After a failure they are tried again the next time."""
+        """Writes changed keys. After a failure, or if this is cancelled, they are written the next time."""
         changes = self._memory.changes
         if not changes or self._connection is None:
             return
         self._memory.changes = Changes()
         try:
             batch = await self._batch(changes)
-            await asyncio.to_thread(self._write, batch)
-        except sqlite3.Error as error:
-            kept = self._memory.changes
-            kept.windows |= changes.windows
-            kept.networks |= changes.networks
-            kept.waiting |= changes.waiting
+            await self._in_thread(partial(self._write, batch))
+        except BaseException as error:
+            self._memory.changes |= changes
+            if not isinstance(error, sqlite3.Error):
+                raise
             self.why = _said(error)
             message = f"state_file: {self._name}: {_said(error)}; what changed is kept in memory and tried again"
             if (said := self._complaint.happened(message, monotonic())) is not None:
@@ -140,7 +143,11 @@ class StateFile:
         if self.is_used:
             await self.write()
             self.is_used = False
-        await asyncio.to_thread(self._close)
+        await self._in_thread(self._close)
+        self._thread.shutdown(wait=False)
+
+    async def _in_thread(self, work: Callable[[], None]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     @property
     def _name(self) -> str:

@@ -97,8 +97,10 @@ class Policyd:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
-        self._notified.close()
+        try:
+            self.stop()
+        finally:
+            self._notified.close()
 
     def start(self) -> None:
         """Start the daemon and wait until it says that it is ready (sd_notify(3))."""
@@ -127,7 +129,7 @@ class Policyd:
             self._process.terminate()
             status = self._process.wait(timeout=PATIENCE_SECONDS)
             self._process = None
-            assert status == 0, self.operational_log.read_text()
+            assert status == 0, f"exit status {status}\n{self.operational_log.read_text()}"
 
     def kill(self) -> None:
         """End the daemon as a crash would."""

@@ -203,6 +203,43 @@ async def test_a_full_disk_is_said_and_written_to_later(tmp_path: Path, caplog: 
     await state.close()
 
 
+async def test_an_end_in_the_middle_of_a_write_loses_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("policyd.state.sqlite.WRITE_SECONDS", 0)
+    memory, state = opened(tmp_path / "state.db", max_keys=100_000)
+    connection = state._connection
+    assert connection is not None
+    for number in range(20_000):
+        memory.add(EVENTS, b"user%d" % number, None, NOW)
+    running = asyncio.create_task(state.run())
+    async with asyncio.timeout(30):
+        while not connection.in_transaction:
+            await asyncio.sleep(0)
+    memory.add(EVENTS, b"late", None, NOW)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await state.close()
+    assert caplog.text == ""
+    memory, state = opened(tmp_path / "state.db", max_keys=100_000)
+    assert len(memory.stored().windows) == 20_001
+    await state.close()
+
+
+async def test_an_end_while_a_write_is_prepared_loses_nothing(tmp_path: Path) -> None:
+    memory, state = opened(tmp_path / "state.db")
+    for number in range(KEYS_A_TURN):
+        memory.add(EVENTS, b"user%d" % number, None, NOW)
+    writing = asyncio.create_task(state.write())
+    await asyncio.sleep(0)  # the batch is begun, and waits for its next turn
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
+    await state.close()
+    memory, state = opened(tmp_path / "state.db")
+    assert len(memory.stored().windows) == KEYS_A_TURN
+    await state.close()
+
+
 @pytest.mark.slow
 async def test_writing_lets_requests_through_in_between(tmp_path: Path) -> None:
     memory, state = opened(tmp_path / "state.db", max_keys=100_000)

@@ -36,8 +36,8 @@ def domain_of(address: bytes) -> bytes:
 
     It is empty without `@` and for an address literal (RFC 5321 section 4.1.3).
     """
-    domain = address.rpartition(b"@")[2] if b"@" in address else b""
-    return b"" if domain.startswith(b"[") else fold_name(domain)
+    _, at, domain = address.rpartition(b"@")
+    return b"" if not at or domain.startswith(b"[") else fold_name(domain)
 
 
 def decode_for_expressions(value: bytes) -> bytes:

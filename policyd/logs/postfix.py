@@ -410,9 +410,7 @@ class _Instance:
             return self._accepted(stamp, pid, queue_id, rest)
         if rest.startswith((b"reject: ", b"milter-reject: ", b"discard: ", b"milter-discard: ")):
             return self._refused(stamp, pid, queue_id, rest)
-        if message.find(b"proxy-", 0, 20) >= 0:
-            return self._proxy_answered(pid, message)
-        return False
+        return message.find(b"proxy-", 0, 20) >= 0 and self._proxy_answered(pid, message)
 
     def _warning(self, pid: bytes, message: bytes) -> bool:
         """Reads warnings, the only lines with a claimed name; they come right before `connect from unknown[...]`."""

@@ -14,6 +14,7 @@ from policyd.cli import Failure
 from policyd.cli.log_options import live_log
 from policyd.cli.options import rules_options
 from policyd.cli.rules_in_force import reload_data, rules_in_force
+from policyd.config.durations import YEAR, whole_duration
 from policyd.config.files import UnreadableError
 from policyd.config.load import load_settings
 from policyd.core.printable import printable
@@ -28,11 +29,9 @@ if TYPE_CHECKING:
 _Function = TypeVar("_Function")
 
 _EVER = "ever"
-_DURATION = re.compile(r"([0-9]{1,6})([smhdw])")
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 # Maximum seconds: ten years. A longer entry should have no end.
-_MAX_SECONDS = 10 * 366 * 86400
+_MAX_SECONDS = 10 * YEAR
 
 # The form of an id: eight letters and digits, without a dot.
 _ID = re.compile(r"[0-9A-Za-z]{8}")
@@ -42,11 +41,10 @@ def _duration(_context: click.Context, _parameter: click.Parameter, written: str
     """Parses a duration in seconds; None for ever."""
     if written == _EVER:
         return None
-    found = _DURATION.fullmatch(written)
-    seconds = int(found[1]) * _UNITS[found[2]] if found is not None else 0
-    if not 0 < seconds <= _MAX_SECONDS:
+    seconds = whole_duration(written, "smhdw", 1, _MAX_SECONDS)
+    if seconds is None:
         raise click.BadParameter(f"'{printable(written[:40])}' is not a duration; write 30m, 12h, 7d, 4w or ever")
-    return float(seconds)
+    return seconds
 
 
 def _options(default: str) -> Callable[[_Function], _Function]:

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from policyd.config.definition_reader import DefinitionReader
+from policyd.config.durations import YEAR, whole_duration
 from policyd.config.problems import Problem, did_you_mean, quoted
 from policyd.config.written import WrittenCounter
 from policyd.config.yaml_tree import Mapping, Scalar, Sequence, describe
@@ -28,22 +29,10 @@ MADE_PARTS = ("client_network", "sender_domain", "recipient_domain", "asn")
 # Maximum number of parts of a key; with more, almost every request would have its own key.
 MAX_PARTS = 4
 
-# The longest window: a year.
-MAX_SECONDS = 366 * 86400
-
 NAME_PATTERN = r"[A-Za-z0-9._-]+"
 
 _NAME = re.compile(NAME_PATTERN)
-_DURATION = re.compile(r"([0-9]{1,9})([smhd])")
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _NETWORK = re.compile(r"client_network(?:/([0-9]{1,2})(?:/([0-9]{1,3}))?)?")
-
-
-def parse_duration(text: str) -> int | None:
-    """Returns the seconds of `30s`, `10m`, `2h` or `7d`; None if it is not a duration from 1 s to a year."""
-    match = _DURATION.fullmatch(text)
-    seconds = int(match[1]) * _UNITS[match[2]] if match is not None else 0
-    return seconds if 1 <= seconds <= MAX_SECONDS else None
 
 
 def read_counters(
@@ -125,10 +114,10 @@ class _Reader(DefinitionReader):
         if item is None:
             return default
         text = self.text(item, "a time, as 30s, 10m, 2h or 7d")
-        seconds = parse_duration(text)
+        seconds = whole_duration(text, "smhd", 1, YEAR)
         if seconds is None and text:
             self.add(item.value, f"{item.key.text}: {quoted(text)} is not a time; write it as 30s, 10m, 2h or 7d")
-        return seconds if seconds is not None else default
+        return int(seconds) if seconds is not None else default
 
     def _read_count(self, item: Item | None) -> KeyPart | None:
         if item is None:

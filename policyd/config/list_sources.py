@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from policyd.config.definition_reader import DefinitionReader
 from policyd.config.dns_lists import KEY, MAX_KEY_BYTES
+from policyd.config.durations import YEAR, whole_duration
 from policyd.config.files import OversizedError, UnreadableError, read_file
 from policyd.config.problems import did_you_mean, quoted
 from policyd.config.yaml_tree import Mapping, Scalar, Sequence, describe
@@ -56,9 +57,6 @@ MAX_CHANGE = 0.5
 
 # Seconds. A shorter interval burdens the publisher; with a longer one a list is not kept current.
 _MIN_EVERY = 60.0
-_MAX_EVERY = 366 * 86400.0
-_UNITS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
-_EVERY = re.compile(r"([0-9]{1,6})([mhdw])")
 _PERCENT = re.compile(r"([0-9]{1,6})%")
 _COUNT = re.compile(r"[0-9]{1,9}")
 _URL_CHARACTERS = re.compile(r"[!-~]{1,2000}")
@@ -194,10 +192,10 @@ class _Reader(DefinitionReader):
         text = self._text(item, "an interval, as in 12h")
         if item is None or text is None:
             return EVERY
-        found = _EVERY.fullmatch(text)
-        seconds = int(found[1]) * _UNITS[found[2]] if found is not None else 0.0
-        if not _MIN_EVERY <= seconds <= _MAX_EVERY:
+        seconds = whole_duration(text, "mhdw", _MIN_EVERY, YEAR)
+        if seconds is None:
             self.add(item.value, f"every: {quoted(text)} is not an interval; write it as 30m, 12h, 1d or 1w")
+            return EVERY
         return seconds
 
     def _min_entries(self, node: Mapping) -> int:

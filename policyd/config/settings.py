@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
+from policyd.config.durations import SECONDS
 from policyd.config.problems import Problem, did_you_mean, quoted
 from policyd.config.yaml_tree import Item, Mapping, Scalar, Sequence, describe
 
@@ -90,7 +91,6 @@ def _bracketed(host: str) -> str:
 # --- From text to values ----------------------------------------------------------------------------------------------
 
 _DURATION_PATTERN = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|m|h|d)")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DNS_SERVER = re.compile(r"(?:\[(?P<ipv6>[^\]]*)\]|(?P<ipv4>[^:\[\]]*))(?::(?P<port>[^:]+))?")
 _STATE = re.compile(
     r"valkeys?://(?P<host>\[[^\]@/]*\]|[^:\[\]@/]+)(?::(?P<port>[0-9]{1,5}))?(?:/(?P<database>[0-9]{0,4}))?"
@@ -103,7 +103,7 @@ def parse_duration(text: str) -> float:
     match = _DURATION_PATTERN.fullmatch(text)
     if not match:
         raise ValueError(f"{quoted(text)} is not a duration; write a number with its unit, as 500ms, 5s, 10m or 1h")
-    return float(match[1]) * _SECONDS[match[2]]
+    return float(match[1]) * SECONDS[match[2]]
 
 
 def parse_listen(text: str) -> InetAddress | UnixAddress:
@@ -239,8 +239,8 @@ def _from_text(parse: Callable[[str], T]) -> BeforeValidator:
 
 def _format_duration(seconds: float) -> str:
     for unit in ("d", "h", "m", "s"):
-        if seconds >= _SECONDS[unit] and seconds % _SECONDS[unit] == 0:
-            return f"{seconds / _SECONDS[unit]:g}{unit}"
+        if seconds >= SECONDS[unit] and seconds % SECONDS[unit] == 0:
+            return f"{seconds / SECONDS[unit]:g}{unit}"
     return f"{seconds * 1000:g}ms"
 
 

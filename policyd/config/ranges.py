@@ -16,9 +16,11 @@ import socket
 import sys
 from array import array
 from bisect import bisect_right
-from itertools import accumulate, compress, islice, repeat
-from operator import ge, le, lt
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections import defaultdict
+from functools import partial
+from itertools import accumulate, compress, count, islice, repeat
+from operator import ge, le
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from policyd.config.countries import UNKNOWN_COUNTRIES, parse_country
 from policyd.config.problems import quoted
@@ -28,13 +30,14 @@ from policyd.core.tables import RangeTable, packed
 from policyd.tables.build import count_before_blocks, halves
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from policyd.core.address import Address
     from policyd.core.tables import Buffer
 
-# Lines that are parsed at a time: enough for the loops in C to pay, few enough to look at one by one after a fault.
-_BLOCK = 4096
+# Bytes of lines that are parsed at a time: few enough for what is made of them to stay in the processor's cache, which
+# halves the time, and for looking at the lines one by one after a fault.
+_BLOCK = 1 << 15
 
 # Maximum bytes of a system's name; longer ones are cut. The longest in public data have 90.
 MAX_NAME = 200
@@ -50,11 +53,15 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _MAPPED = bytes(10) + b"\xff\xff"
 
 
+# Starts of ranges: flat for IPv4.
+_Starts = TypeVar("_Starts", "array[int]", "list[int]")
+
+
 class Ranges(NamedTuple):
     """Ranges of addresses: first and last of each, and its number (0: none)."""
 
-    firsts: Sequence[int]
-    lasts: Sequence[int]
+    firsts: array[int] | list[int]
+    lasts: array[int] | list[int]
     numbers: array[int]
 
 
@@ -133,25 +140,24 @@ class OwnerRanges:
 
 def _table_of(ranges4: Ranges, ranges6: Ranges) -> RangeTable:
     """The table of ranges that do not overlap, sorted by first address."""
-    starts4, numbers4 = _with_gaps(ranges4, 32)
-    starts6, numbers6 = _with_gaps(ranges6, 128)
-    flat = array("I", starts4)
-    return RangeTable(count_before_blocks(flat), flat, numbers4, *halves(starts6), numbers6)
+    starts4, numbers4 = _with_gaps(ranges4, 32, partial(array, "I"))
+    starts6, numbers6 = _with_gaps(ranges6, 128, list)
+    return RangeTable(count_before_blocks(starts4), starts4, numbers4, *halves(starts6), numbers6)
 
 
-def _with_gaps(ranges: Ranges, width: int) -> tuple[list[int], array[int]]:
+def _with_gaps(ranges: Ranges, width: int, made: Callable[[Iterable[int]], _Starts]) -> tuple[_Starts, array[int]]:
     """Starts and numbers, with the start of a gap after each range.
 
     If another range follows directly there are two equal starts, of which lookups find the later.
     """
-    starts = [0] * (2 * len(ranges.firsts) + 1)
-    starts[1::2] = ranges.firsts
-    starts[2::2] = [last + 1 for last in ranges.lasts]
+    gaps = [last + 1 for last in ranges.lasts]
+    if gaps and gaps[-1] >> width:
+        gaps.pop()
+    starts = made([0]) * (1 + len(ranges.firsts) + len(gaps))
+    starts[1::2] = made(ranges.firsts)
+    starts[2::2] = made(gaps)
     numbers = array("I", bytes(4 * len(starts)))
     numbers[1::2] = ranges.numbers
-    if starts[-1] >> width:
-        starts.pop()
-        numbers.pop()
     return starts, numbers
 
 
@@ -231,25 +237,31 @@ class RangesFile(NamedTuple):
 
 def read_ranges(content: bytes, columns: Columns, *, systems: bool) -> RangesFile:
     """Reads all lines: AS numbers and names with `systems`, else countries. Raises LineError."""
-    reading = _Reading(columns, systems=systems)
+    reading = _Reading(columns, content, systems=systems)
     number = 1
     for lines in _blocks(content):
         reading.add(lines, number)
         number += len(lines)
-    return reading.finish(content)
+    return reading.finish()
 
 
 def _blocks(content: bytes) -> Iterator[list[str]]:
     """The lines, in blocks. Bytes that are not UTF-8 become surrogates, as in file names (PEP 383)."""
-    lines = content.rstrip(b"\r\n").decode("utf-8", "surrogateescape").split("\n")
-    for start in range(0, len(lines), _BLOCK):
-        yield lines[start : start + _BLOCK]
+    tail = content[-_BLOCK:]
+    length = len(content) - len(tail) + len(tail.rstrip(b"\r\n"))
+    start = 0
+    while start < length:
+        end = content.find(b"\n", start + _BLOCK, length)
+        end = length if end < 0 else end
+        yield content[start:end].decode("utf-8", "surrogateescape").split("\n")
+        start = end + 1
 
 
 class _Reading:
     """Collects the ranges and records of one file."""
 
-    def __init__(self, columns: Columns, *, systems: bool) -> None:
+    def __init__(self, columns: Columns, content: bytes, *, systems: bool) -> None:
+        self._content = content  # is searched for the line of a record that is wrong
         self._separator = columns.separator
         self._records = _Records(columns, systems=systems)
         self._v4 = _Family(4)
@@ -261,10 +273,14 @@ class _Reading:
             separator = self._separator
             firsts, lasts, rest = zip(*[line.split(separator, 2) for line in lines], strict=True)
             family = self._v6 if ":" in firsts[0] else self._v4
-            family.add(firsts, lasts, [*map(self._records.__getitem__, rest)])
+            family.add(firsts, lasts, map(self._records.number, rest))
         except (ValueError, OSError):  # comments, blanks, both families, quotes around addresses, or a fault
-            for place, line in enumerate(lines, number):
-                self._add_line(line, place)
+            try:
+                for place, line in enumerate(lines, number):
+                    self._add_line(line, place)
+            except LineError:
+                self._parse_records()  # if a line above has a wrong record, that is the error
+                raise
 
     def _add_line(self, line: str, number: int) -> None:
         line = line.strip()
@@ -289,28 +305,29 @@ class _Reading:
             raise LineError(number, "the first address is of another family than the last")
         if first[1] > last[1]:
             raise LineError(number, "the first address is after the last")
-        try:
-            record = self._records[fields[2]]
-        except ValueError as error:
-            raise LineError(number, str(error)) from None
         family = self._v4 if first[0] == 4 else self._v6
-        family.add_one(first[1], last[1], record)
+        family.add_one(first[1], last[1], self._records.number(fields[2]))
 
-    def finish(self, content: bytes) -> RangesFile:
-        """The table of all lines; `content` is searched for the line of a record that is wrong."""
-        records = self._records
-        try:
-            asns, texts = records.parsed()
-        except RecordError as error:
-            raise LineError(self._line_of(error.rest, content), str(error)) from None
+    def finish(self) -> RangesFile:
+        """The table of all lines."""
+        numbers, asns, texts = self._parse_records()
+        if numbers:
+            self._v4.renumber(numbers)
+            self._v6.renumber(numbers)
         ends = array("I", accumulate(map(len, texts)))
         table = _table_of(self._v4.ranges(), self._v6.ranges())
         owners = OwnerRanges(table, asns, ends, b"".join(texts))
         return RangesFile(owners, any(self._v4.numbers), any(self._v6.numbers))
 
-    def _line_of(self, rest: str, content: bytes) -> int:
+    def _parse_records(self) -> tuple[list[int], array[int], list[bytes]]:
+        try:
+            return self._records.parsed()
+        except RecordError as error:
+            raise LineError(self._line_of(error.rest), str(error)) from None
+
+    def _line_of(self, rest: str) -> int:
         """The number of the first line with this record."""
-        lines = enumerate((line.strip() for block in _blocks(content) for line in block), 1)
+        lines = enumerate((line.strip() for block in _blocks(self._content) for line in block), 1)
         return next((number for number, line in lines if line.split(self._separator, 2)[2:] == [rest.strip()]), 0)
 
 
@@ -338,7 +355,7 @@ class _Family:
         self._lasts: array[int] | list[int] = array("I") if version == 4 else []
         self.numbers = array("I")
 
-    def add(self, firsts: Sequence[str], lasts: Sequence[str], numbers: list[int]) -> None:
+    def add(self, firsts: Sequence[str], lasts: Sequence[str], numbers: Iterable[int]) -> None:
         """Takes ranges in bulk. Raises OSError and ValueError, without having taken any, if a range needs parsing by
         line.
         """
@@ -368,30 +385,30 @@ class _Family:
         self._lasts.append(last)
         self.numbers.append(number)
 
+    def renumber(self, numbers: Sequence[int]) -> None:
+        """Replaces each number by that at its place in `numbers`."""
+        self.numbers = array("I", map(numbers.__getitem__, self.numbers))
+
     def ranges(self) -> Ranges:
         """The ranges, sorted and without overlaps."""
-        firsts, lasts, numbers = self._firsts, self._lasts, self.numbers
-        if all(map(lt, lasts, islice(firsts, 1, None))):
-            return Ranges(firsts, lasts, numbers)
-        if not all(map(le, firsts, firsts[1:])):
-            rows = sorted(zip(firsts, lasts, numbers, strict=True), key=lambda row: (row[0], -row[1]))
-            firsts, lasts, numbers = (
-                [row[0] for row in rows],
-                [row[1] for row in rows],
-                array("I", (r[2] for r in rows)),
-            )
-        overlapping = [*compress(range(len(firsts)), map(ge, lasts, firsts[1:]))]
-        return (
-            _without_overlaps(Ranges(firsts, lasts, numbers), overlapping)
-            if overlapping
-            else Ranges(firsts, lasts, numbers)
-        )
+        ranges = Ranges(self._firsts, self._lasts, self.numbers)
+        overlapping = _overlapping(ranges)
+        if any(ranges.firsts[place] > ranges.firsts[place + 1] for place in overlapping):
+            rows = sorted(zip(*ranges, strict=True), key=lambda row: (row[0], -row[1]))
+            ranges = Ranges([row[0] for row in rows], [row[1] for row in rows], array("I", (row[2] for row in rows)))
+            overlapping = _overlapping(ranges)
+        return _without_overlaps(ranges, overlapping) if overlapping else ranges
+
+
+def _overlapping(ranges: Ranges) -> list[int]:
+    """The places of the ranges that do not end before the next one begins."""
+    return [*compress(count(), map(ge, ranges.lasts, islice(ranges.firsts, 1, None)))]
 
 
 def _without_overlaps(ranges: Ranges, overlapping: list[int]) -> Ranges:
     """Resolves overlaps; `overlapping` has the places of the ranges that the next one overlaps."""
     firsts, lasts, numbers = ranges
-    found: tuple[list[int], list[int], array[int]] = [], [], array("I")
+    found = Ranges(firsts[:0], lasts[:0], numbers[:0])  # of the same types
     done = 0
     for place in overlapping:
         if place < done:
@@ -408,7 +425,7 @@ def _without_overlaps(ranges: Ranges, overlapping: list[int]) -> Ranges:
                 part.append(value)
     for part, whole in zip(found, ranges, strict=True):
         part.extend(whole[done:])
-    return Ranges(*found)
+    return found
 
 
 def _disjoint(rows: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
@@ -462,34 +479,24 @@ class RecordError(ValueError):
         self.rest = rest
 
 
-class _Records(dict[str, int]):
-    """Maps the text after the addresses to its number in the table, 0 for no record.
-
-    Systems are parsed all at once at the end (`parsed`). Countries, of which there are few, and texts that may mean no
-    record are parsed when first found, so that each gets its number. Raises ValueError with a message.
+class _Records:
+    """Numbers the texts after the addresses, from 1 in the order in which they come, and parses them at the end, each
+    once.
     """
 
     def __init__(self, columns: Columns, *, systems: bool) -> None:
-        super().__init__()
         self._columns = columns
         self._systems = systems
-        self._rests: list[str] = []
+        self._numbers = defaultdict[str, int](count(1).__next__)
+        self.number = self._numbers.__getitem__  # a loop in C for a block of lines
 
-    def __missing__(self, rest: str) -> int:
-        # A file with AS numbers has them in front.
-        is_known_later = self._systems and not rest.startswith(("0", " ", '"'))
-        number = 0
-        if is_known_later or self._record(rest) != (0, ""):
-            self._rests.append(rest)
-            number = len(self._rests)
-        self[rest] = number
-        return number
-
-    def parsed(self) -> tuple[array[int], list[bytes]]:
-        """AS numbers and texts (UTF-8) by number, those of 0 first. Raises RecordError."""
-        rests = self._rests
+    def parsed(self) -> tuple[list[int], array[int], list[bytes]]:
+        """AS numbers and texts (UTF-8) by number in the table, those of 0 first; and before them, unless it is the
+        same, the number in the table of each number here, 0 for a text that means no record. Raises RecordError.
+        """
+        rests = [*self._numbers]
         try:
-            asns, names = self._in_bulk()
+            asns, names = self._in_bulk(rests)
         except (ValueError, OverflowError, IndexError, csv.Error):
             asns, names = array("I"), []
             for rest in rests:
@@ -500,12 +507,17 @@ class _Records(dict[str, int]):
                     raise RecordError(rest, str(error)) from None
                 asns.append(asn)
                 names.append(name)
+        has_record = [*map(bool, asns if self._systems else names)]
+        numbers: list[int] = []
+        if not all(has_record):
+            numbers = [0, *(place * has for place, has in zip(accumulate(has_record), has_record, strict=True))]
+            asns, names = array("I", compress(asns, has_record)), [*compress(names, has_record)]
         texts = [name.encode() if len(name) * 4 <= MAX_NAME else _cut(name) for name in names]
-        return array("I", [0]) + asns, [b"", *texts]
+        return numbers, array("I", [0]) + asns, [b"", *texts]
 
-    def _in_bulk(self) -> tuple[array[int], list[str]]:
+    def _in_bulk(self, rests: list[str]) -> tuple[array[int], list[str]]:
         """AS numbers and names of systems. Raises an error if a record needs parsing by line."""
-        columns, rests = self._columns, self._rests
+        columns = self._columns
         if not self._systems:
             raise ValueError("countries")
         rows = [*csv.reader(rests)] if columns.separator == "," else [rest.split(columns.separator) for rest in rests]
@@ -532,6 +544,7 @@ class _Records(dict[str, int]):
             return ""
         country = parse_country(text)
         if country is None:
+            _check_utf8(text)
             raise ValueError(f"{quoted(text)} is not a country (two letters, ISO 3166-1)")
         return country
 

@@ -172,6 +172,13 @@ def test_a_bad_line_far_down_is_found(tmp_path: Path, bad: str, message: str) ->
     assert (error.value.line, str(error.value)[: len(message)]) == (7655, message)
 
 
+@pytest.mark.parametrize("second", ["192.0.2.x,192.0.2.9,64497,x", "192.0.2.9,192.0.2.9,-1,x"])
+def test_of_several_wrong_lines_the_first_is_reported(tmp_path: Path, second: str) -> None:
+    with pytest.raises(DatabaseError) as error:
+        read(written(tmp_path, f"192.0.2.0,192.0.2.1,64496,x\n192.0.2.2,192.0.2.3,x64497,x\n{second}\n".encode()), ASN)
+    assert error.value.line == 2
+
+
 def test_one_line_with_a_quote_that_does_not_end_leaves_the_others_as_they_are(tmp_path: Path) -> None:
     content = b'1.0.0.0,1.0.0.255,64496,"A, B"\n1.0.1.0,1.0.1.255,64497,"C\n1.0.2.0,1.0.2.255,AS64498, D \n'
     database = read(written(tmp_path, content), ASN)

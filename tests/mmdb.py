@@ -52,7 +52,7 @@ def ipinfo_lite(asn: int, name: str, country: str) -> dict[str, Any]:
     }
 
 
-SHAPES = {one.__name__: one for one in (maxmind_asn, maxmind_country, flat_country, ipinfo_lite)}
+SHAPES = {shape.__name__: shape for shape in (maxmind_asn, maxmind_country, flat_country, ipinfo_lite)}
 
 
 def write_mmdb(path: Path, records: Mapping[str, Any], **options: Any) -> Path:

@@ -87,7 +87,7 @@ def identity_of(given: dict[str, Any]) -> Identity:
 
 def lists_of(given: dict[str, Any], ruleset: Ruleset) -> dict[str, ListAnswer]:
     """The answers of DNS lists; lists that are not named answer *not listed*."""
-    answers = dict.fromkeys((one.name for one in ruleset.dns_lists), NOT_LISTED)
+    answers = dict.fromkeys((dns_list.name for dns_list in ruleset.dns_lists), NOT_LISTED)
     answers |= dict.fromkeys(several(given.get("listed", [])), LISTED)
     return answers | dict.fromkeys(several(given.get("listed_unknown", [])), LIST_UNKNOWN)
 

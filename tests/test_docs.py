@@ -143,12 +143,12 @@ def test_every_word_of_the_language_is_documented(words: Iterable[str]) -> None:
 def keys(settings: object, prefix: str = "") -> Iterator[str]:
     """Every key of the settings, with dots."""
     assert dataclasses.is_dataclass(settings)
-    for one in dataclasses.fields(settings):
-        value = getattr(settings, one.name)
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
-            yield from keys(value, f"{prefix}{one.name}.")
+            yield from keys(value, f"{prefix}{field.name}.")
         else:
-            yield f"{prefix}{one.name}"
+            yield f"{prefix}{field.name}"
 
 
 def test_every_setting_is_documented() -> None:

@@ -68,7 +68,15 @@ def test_pages_are_plain(path: Path) -> None:
     assert [f"{number}: {line}" for number, line in lines if WORDS.search(line)] == []
 
 
-# Loop variables and parameters have the noun of what they hold.
+# Loop variables have the noun of what they hold, and so have all variables and parameters of the program.
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_no_loop_variable_is_named_one(path: Path) -> None:
+    loops = (ast.For, ast.AsyncFor, ast.comprehension)
+    targets = [node.target for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, loops)]
+    names = [node for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
+    assert [node.lineno for node in names if node.id == "one"] == []
+
+
 @pytest.mark.parametrize("path", [path for path in SOURCES if "policyd" in path.relative_to(ROOT).parts[0]], ids=str)
 def test_no_variable_is_named_one(path: Path) -> None:
     nodes = ast.walk(ast.parse(path.read_text()))

@@ -124,7 +124,7 @@ def dense_lists(bench: Bench) -> Row:
     for number in range(_DENSE):
         drawn = rng.sample(range(2 * each), each)
         (folder / f"list-{number}").write_text(
-            "".join(f"11.{one >> 16}.{one >> 8 & 255}.{one & 255}\n" for one in drawn)
+            "".join(f"11.{number >> 16}.{number >> 8 & 255}.{number & 255}\n" for number in drawn)
         )
     names = [f"list-{number}" for number in range(_DENSE)]
     lists = "".join(f"  {name}: {{file: {folder / name}}}\n" for name in names)
@@ -260,8 +260,8 @@ def _folder(bench: Bench) -> Path:
     each = bench.scale.entries // _FILES
     for number in range(_FILES):
         span = range(number * each, (number + 1) * each)
-        (folder / f"networks-{number}").write_text("".join(f"{corpus.network(one)}\n" for one in span))
-        (folder / f"names-{number}").write_text("".join(f"{corpus.domain(one)}\n" for one in span))
+        (folder / f"networks-{number}").write_text("".join(f"{corpus.network(number)}\n" for number in span))
+        (folder / f"names-{number}").write_text("".join(f"{corpus.domain(number)}\n" for number in span))
     return folder
 
 

@@ -134,7 +134,9 @@ def test_tail_shows_what_was_asked_for(run: Run, log: Path, options: list[str], 
     ended = run("tail", "--no-follow", "--json", *options, log)
     assert [json.loads(text)["id"] for text in ended.out.splitlines()] == shown
     assert run("tail", "--no-follow", *options, log).out == "".join(
-        text for text in log.read_text().splitlines(keepends=True) if any(f"id={one} " in text for one in shown)
+        text
+        for text in log.read_text().splitlines(keepends=True)
+        if any(f"id={decision_id} " in text for decision_id in shown)
     )
 
 

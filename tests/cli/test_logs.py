@@ -156,7 +156,7 @@ def test_suggest_over_the_incidents_is_a_ruleset(run: Run, tmp_path: Path) -> No
 
 def test_suggest_for_programs(run: Run) -> None:
     candidates = json.loads(run("suggest", "--json", "--limit", "1", SENDMAIL, POSTFIX).out)["candidates"]
-    assert [(one["name"], one["match"]) for one in candidates] == [
+    assert [(candidate["name"], candidate["match"]) for candidate in candidates] == [
         ("names-vs-sakura-ne-jp", {"hostname_suffix": "vs.sakura.ne.jp"})
     ]
 

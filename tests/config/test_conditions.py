@@ -36,11 +36,13 @@ NAMED = {
 def test_the_conditions_are_those_of_the_reference() -> None:
     others = {name: (name, Kind.VALUE) for name in ATTRIBUTES if name not in NAMED}
     expressions = {f"{name}_regex": (name, Kind.EXPRESSION) for name in others}
-    assert {name: (one.subject, one.kind) for name, one in CONDITIONS.items()} == NAMED | others | expressions
+    assert {
+        name: (condition.subject, condition.kind) for name, condition in CONDITIONS.items()
+    } == NAMED | others | expressions
 
 
 def test_what_a_condition_looks_at_is_an_attribute_or_the_identity() -> None:
-    assert {one.subject for one in CONDITIONS.values()} == {*ATTRIBUTES, *Subject}
+    assert {condition.subject for condition in CONDITIONS.values()} == {*ATTRIBUTES, *Subject}
 
 
 @pytest.mark.parametrize("one", CONDITIONS.values(), ids=CONDITIONS)

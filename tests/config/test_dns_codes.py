@@ -29,7 +29,7 @@ def number(address: str) -> int:
 )
 def test_a_code_matches_what_postfix_documents(code: str, matching: list[str], others: list[str]) -> None:
     parsed = parse_code(code)
-    assert [one for one in matching + others if parsed.matches(number(one))] == matching
+    assert [text for text in matching + others if parsed.matches(number(text))] == matching
 
 
 @pytest.mark.parametrize(

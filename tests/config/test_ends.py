@@ -66,7 +66,7 @@ def test_every_kind_of_list_takes_ends(tmp_path: Path, condition: str, entry: st
         f"{entry}  expires={format_end(time.time() + 3600)}  # why\n{entry}x expires=2020-01-01\n"
     )
     loaded = load(rules_path=rules)
-    assert [one.text for one in loaded.lists["l"].entries()] == [entry]
+    assert [written.text for written in loaded.lists["l"].entries()] == [entry]
     assert loaded.next_end is not None
     assert loaded.texts.data is not None
 

@@ -45,7 +45,7 @@ def test_all_fields_are_read(tmp_path: Path) -> None:
     assert source is not None
     assert (source.url, source.key_file) == ("https://lists.example/{key}/drop", str(tmp_path / "key"))
     assert (source.format, source.every, source.min_entries, source.max_change) == ("spamhaus-drop", 43200, 500, 0.3)
-    assert [one.text for one in source.never] == ["own"]
+    assert [name.text for name in source.never] == ["own"]
     assert source.allow_reserved
 
 
@@ -87,7 +87,7 @@ def test_a_list_that_was_never_fetched_is_empty_with_a_warning_and_one_that_was_
     loaded = load(rules_path=path)
     assert loaded.ruleset.counts.networks == 0
     drop = tmp_path / "drop.txt"
-    assert [str(one) for one in loaded.warnings] == [
+    assert [str(warning) for warning in loaded.warnings] == [
         f"{drop}: warning: list 'drop': has not been fetched yet, so the list is empty; run policyd fetch"
     ]
     state_path(str(drop)).write_text("{}")

@@ -130,7 +130,9 @@ def test_two_lists_over_one_file_share_it(tmp_path: Path) -> None:
         "  - {name: y, match: {cidr: $b}, except: {cidr: $a}, action: REJECT}\n"
     )
     loaded = load(rules_path=tmp_path / "r.yaml")
-    used = [one.collections[0] for rule in loaded.rules_file.rules for one in (*rule.match, *rule.exceptions)]
+    used = [
+        condition.collections[0] for rule in loaded.rules_file.rules for condition in (*rule.match, *rule.exceptions)
+    ]
     assert len({id(collection) for collection in used}) == 1
     assert loaded.ruleset.counts.networks == 2
 

@@ -74,9 +74,9 @@ def test_well_known_addresses_have_their_owners(ruleset: Ruleset, address: str, 
 
 def test_every_client_of_the_first_incident_is_in_one_of_three_systems(ruleset: Ruleset) -> None:
     found = [owner(ruleset, attempt.client_address) for attempt in sakura_attempts()]
-    assert {one.asn for one in found} == SAKURA
-    assert {one.country for one in found} == {"JP"}
-    assert all("SAKURA" in one.asn_name for one in found)
+    assert {owner.asn for owner in found} == SAKURA
+    assert {owner.country for owner in found} == {"JP"}
+    assert all("SAKURA" in owner.asn_name for owner in found)
 
 
 def test_suggest_says_which_systems_the_incidents_come_from(ruleset: Ruleset) -> None:

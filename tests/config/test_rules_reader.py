@@ -50,12 +50,15 @@ mode: observe
     assert (rule.name, rule.number, rule.line, rule.observe) == ("A-b_c.1", 1, 6, True)
     assert rule.action == Action(Verb.REJECT, "5.7.1", ("no ", "id", ""))
     assert (rule.expires, rule.note) == (datetime.date(2027, 3, 31), "two lines")
-    assert [(one.name, one.subject, one.kind, one.values) for one in (*rule.match, *rule.exceptions)] == [
+    assert [
+        (condition.name, condition.subject, condition.kind, condition.values)
+        for condition in (*rule.match, *rule.exceptions)
+    ] == [
         ("cidr", "client_address", Kind.NETWORK, ("$l", "198.51.100.0/24")),
         ("sasl_username", "sasl_username", Kind.VALUE, ("$$x",)),
         ("hostname_suffix", "hostname", Kind.DOMAIN, (".example.com",)),
     ]
-    numbers = [one.number for each in ruleset.rules for one in (*each.match, *each.exceptions)]
+    numbers = [condition.number for each in ruleset.rules for condition in (*each.match, *each.exceptions)]
     assert numbers == [0, 1, 2, 3]
     assert (ruleset.default, ruleset.observe) == (Action(Verb.DEFER), True)
 

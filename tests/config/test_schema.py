@@ -28,11 +28,11 @@ RULES, SETTINGS, BOTH = rules_schema(), settings_schema(), schema()
 def walk(node: Any) -> Iterator[dict[str, Any]]:
     if isinstance(node, dict):
         yield node
-        for one in node.values():
-            yield from walk(one)
+        for child in node.values():
+            yield from walk(child)
     elif isinstance(node, list):
-        for one in node:
-            yield from walk(one)
+        for child in node:
+            yield from walk(child)
 
 
 def test_the_keys_of_a_ruleset_are_those_of_the_loader() -> None:
@@ -48,13 +48,13 @@ def test_the_keys_of_a_ruleset_are_those_of_the_loader() -> None:
 def test_the_settings_are_those_of_the_loader_with_their_defaults() -> None:
     shipped = yaml.load((CONFIG / "policyd.yaml").read_text(), Loader=yaml.BaseLoader)
     assert set(SETTINGS["properties"]) == {field.name for field in dataclasses.fields(Settings)}
-    for key, one in SETTINGS["properties"].items():
-        reference = next((node["$ref"] for node in walk(one) if "$ref" in node), None)
+    for key, definition in SETTINGS["properties"].items():
+        reference = next((node["$ref"] for node in walk(definition) if "$ref" in node), None)
         if reference is None:
             if key == "control":  # the installed daemon can be asked; one without settings has no such socket
-                assert (one["default"], shipped[key]) == (None, "/run/policyd/control.sock")
+                assert (definition["default"], shipped[key]) == (None, "/run/policyd/control.sock")
                 continue
-            default = one["default"]
+            default = definition["default"]
             assert shipped[key] == ("null" if default is None else default)
             continue
         group = SETTINGS["definitions"][reference.rpartition("/")[2]]["properties"]
@@ -111,7 +111,7 @@ def test_one_schema_tells_the_two_files_apart() -> None:
     """Evaluated by hand: its `if` requires a list of rules, or a key that settings do not have."""
     first, *others = BOTH["if"]["anyOf"]
     assert first == {"required": ["rules"], "properties": {"rules": {"type": "array"}}}
-    assert {one["required"][0] for one in others} == set(TOP_KEYS) - set(SETTINGS["properties"])
+    assert {other["required"][0] for other in others} == set(TOP_KEYS) - set(SETTINGS["properties"])
     assert BOTH["then"]["$ref"] == "#/definitions/rules.yaml"
     assert BOTH["definitions"]["rules.yaml"]["required"] == ["rules"]
     assert BOTH["else"]["$ref"] == "#/definitions/policyd.yaml"

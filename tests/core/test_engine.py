@@ -145,13 +145,13 @@ def spell_out(values: list[str]) -> list[str]:
 
 def assert_the_trace_tells_the_same(decision: Decision, looked: list[RuleTrace]) -> None:
     observed = tuple(
-        one.rule.name for one in looked if one.rule.observe and one.outcome in {Outcome.YES, Outcome.IN_DOUBT}
+        tried.rule.name for tried in looked if tried.rule.observe and tried.outcome in {Outcome.YES, Outcome.IN_DOUBT}
     )
     assert observed == decision.observed
     if decision.rule is not None:
         assert looked[-1].rule is decision.rule
-    enforcing = [one for one in looked if not one.rule.observe]
-    doubt = any(one.outcome is Outcome.UNKNOWN for one in enforcing) or (
+    enforcing = [tried for tried in looked if not tried.rule.observe]
+    doubt = any(tried.outcome is Outcome.UNKNOWN for tried in enforcing) or (
         decision.rule is not None and looked[-1].outcome is Outcome.IN_DOUBT
     )
     verb = (decision.rule.action.verb if decision.rule is not None else None) or Verb.REJECT

@@ -118,7 +118,11 @@ def test_facts_that_come_one_by_one_lead_to_the_same_decision(
         assert not (decision.identity and inquiry.identity is not None)
         assert decision.lists.isdisjoint(inquiry.lists)
         assert inquiry.identity is not None or decision.lists.isdisjoint(by_hostname)
-        fact = next(one for one in order if one in decision.lists or (one == "identity" and decision.identity))
+        fact = next(
+            candidate
+            for candidate in order
+            if candidate in decision.lists or (candidate == "identity" and decision.identity)
+        )
         if fact == "identity":
             inquiry.learn_identity(facts.identity)
         else:

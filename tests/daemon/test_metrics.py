@@ -236,13 +236,13 @@ def test_slow_and_misbehaving_scrapers_delay_no_request(
 ) -> None:
     with start_policyd(metrics=f"127.0.0.1:{metrics_port}") as policyd, Client(port) as client:
         slow = [socket.create_connection(("127.0.0.1", metrics_port), timeout=10) for _ in range(MAX_SCRAPERS)]
-        for one in slow:
-            one.sendall(b"GET /metr")
+        for connection in slow:
+            connection.sendall(b"GET /metr")
         with socket.create_connection(("127.0.0.1", metrics_port), timeout=10) as one_too_many:
             one_too_many.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
             assert not reads(one_too_many)
-        for one in slow:
-            one.close()
+        for connection in slow:
+            connection.close()
         with socket.create_connection(("127.0.0.1", metrics_port), timeout=10) as rude:
             rude.sendall(b"x" * 20000)
             assert not reads(rude)

@@ -73,8 +73,8 @@ def test_a_ruleset_decides_after_its_journey_as_before() -> None:
 def test_long_results_come_in_slices_of_the_same_objects() -> None:
     ruleset = build(RULES)
     _, [*slices, arrived] = travel(ruleset)
-    assert max(len(one) for one in slices) <= SLICE
-    in_slices = {id(thing) for one in slices for thing in one}
+    assert max(len(part) for part in slices) <= SLICE
+    in_slices = {id(thing) for part in slices for thing in part}
     assert {id(rule) for rule in arrived.rules} <= in_slices
 
 
@@ -82,9 +82,9 @@ def test_the_last_step_is_small() -> None:
     ruleset = build(RULES)
     pickler = pickle.Pickler(file := io.BytesIO(), protocol=5, buffer_callback=lambda _: None)
     sizes = []
-    for one in (*_slices(ruleset), ruleset):
+    for part in (*_slices(ruleset), ruleset):
         before = file.tell()
-        pickler.dump(one)
+        pickler.dump(part)
         sizes.append(file.tell() - before)
     assert sizes[-1] < sum(sizes) / 5
 

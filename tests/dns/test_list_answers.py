@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def addresses(text: str) -> tuple[Address, ...]:
-    found = [parse_address(one.encode()) for one in text.split()]
+    found = [parse_address(word.encode()) for word in text.split()]
     assert None not in found
-    return tuple(one for one in found if one is not None)
+    return tuple(address for address in found if address is not None)
 
 
 TABLE = [

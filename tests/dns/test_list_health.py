@@ -38,8 +38,8 @@ def answer(text: str) -> AddressesAnswer:
     """An answer from its text: addresses, or a reason."""
     if text in set(Reason):
         return Reason(text)
-    found = [parse_address(one.encode()) for one in text.split()]
-    return tuple(one for one in found if one is not None)
+    found = [parse_address(word.encode()) for word in text.split()]
+    return tuple(address for address in found if address is not None)
 
 
 def judged(zone: DnsList, listed: str, not_listed: str = "", *drawn: str) -> SelfTestResult:

@@ -230,8 +230,8 @@ async def test_one_query_is_in_flight_for_a_name_however_many_lists_and_requests
             wanted = [lists.look_up(name, [subject_of(CLIENT)]) for name in ("all", "part") for _ in range(100)]
             assert lists.in_flight == 1
             answers = await asyncio.gather(*wanted)
-            assert {meaning(one) for one in answers[:100]} == {"127.0.0.4"}
-            assert {meaning(one) for one in answers[100:]} == {"-"}
+            assert {meaning(answer) for answer in answers[:100]} == {"127.0.0.4"}
+            assert {meaning(answer) for answer in answers[100:]} == {"-"}
             assert scripted.asked.count("7.100.51.198.all.test A") == 1
 
 
@@ -241,11 +241,11 @@ async def test_no_more_questions_of_a_list_are_in_flight_than_lookups_may_be() -
         async with use(silent, other, server=scripted.address, lookups=10, timeout=DEADLINE) as lists:
             wanted = [lists.look_up("zen", [subject_of(b"198.51.100.%d" % number)]) for number in range(50)]
             assert lists.in_flight == 10
-            assert [one.done() for one in wanted].count(True) == 40
+            assert [waiting.done() for waiting in wanted].count(True) == 40
             assert lists.states["zen"].counters.refused == 40
             beside = lists.look_up("other", [subject_of(CLIENT)])  # another list has room of its own
             assert not beside.done()
-            assert {meaning(one) for one in await asyncio.gather(*wanted, beside)} == {"timeout"}
+            assert {meaning(answer) for answer in await asyncio.gather(*wanted, beside)} == {"timeout"}
             assert lists.in_flight == 0
 
 
@@ -355,7 +355,7 @@ async def test_a_refusal_during_mail_starts_a_self_test_that_takes_the_list_out_
             asked = len(scripted.asked)
             assert meaning(await ask(lists)) == "out_of_use"  # whatever the cache has
             assert len(scripted.asked) == asked
-            (line,) = [one for one in caplog.messages if "zen" in one]
+            (line,) = [message for message in caplog.messages if "zen" in message]
             assert "zen: 127.255.255.254: your resolver is a public one, and this list does not answer those" in line
             scripted.otherwise = Reply(rcode=NXDOMAIN)
             scripted.script.update(script)
@@ -375,7 +375,7 @@ async def test_a_silent_list_is_out_of_use_after_ten_questions_and_back_at_its_f
             scripted.otherwise = Reply(silent=True)
             clock.ahead = 10
             wanted = [lists.look_up("zen", [subject_of(b"198.51.100.%d" % number)]) for number in range(20)]
-            assert {meaning(one) for one in await asyncio.gather(*wanted)} == {"timeout"}
+            assert {meaning(answer) for answer in await asyncio.gather(*wanted)} == {"timeout"}
             late = lists.look_up("zen", [subject_of(CLIENT)])
             await soon(lambda: not standing.usable, lists)
             assert meaning(await late) in {"out_of_use", "timeout"}

@@ -183,13 +183,15 @@ async def test_what_a_real_resolver_knows_of_a_client(unbound: str, client_addre
 async def test_one_query_is_told_with_what_it_said_and_how_long_it_took(unbound: str) -> None:
     identity, asked = await look_up_once(dns(unbound), parse_address(b"203.0.113.9"))
     assert said(identity) == Identity(VERIFIED, (b"once.delegated.test",))
-    assert [one._replace(seconds=0.0) for one in asked] == [
+    assert [question._replace(seconds=0.0) for question in asked] == [
         Asked(b"9.113.0.203.in-addr.arpa", "PTR", (b"Once.delegated.test",), 200, 0.0),
         Asked(b"once.delegated.test", "A", ((4, 0xCB007109),), 100, 0.0),
     ]
-    assert all(0 < one.seconds < identity.seconds for one in asked)
+    assert all(0 < question.seconds < identity.seconds for question in asked)
     _, asked = await look_up_once(dns(unbound), parse_address(b"192.0.2.10"))
-    assert [one._replace(seconds=0.0) for one in asked] == [Asked(b"10.2.0.192.in-addr.arpa", "PTR", (), None, 0.0)]
+    assert [question._replace(seconds=0.0) for question in asked] == [
+        Asked(b"10.2.0.192.in-addr.arpa", "PTR", (), None, 0.0)
+    ]
 
 
 @pytest.mark.usefixtures("unhurried")
@@ -282,7 +284,10 @@ async def test_the_ptr_names_are_known_although_the_forward_servers_are_silent()
     with ScriptedServer(script) as server:
         identity, asked = await look_up_once(dns(server.address, timeout=DEADLINE), parse_address(CLIENT))
     assert said(identity) == Identity(ERROR, claimed=(b"mail.example", b"other.example"), reason=Reason.TIMEOUT)
-    assert [(one.name, one.answer) for one in asked[1:]] == [(b"mail.example", Reason.TIMEOUT), (b"other.example", ())]
+    assert [(question.name, question.answer) for question in asked[1:]] == [
+        (b"mail.example", Reason.TIMEOUT),
+        (b"other.example", ()),
+    ]
 
 
 @pytest.mark.slow
@@ -347,7 +352,7 @@ async def test_a_broken_message_for_one_client_does_not_harm_the_others() -> Non
         broken, *found = await asyncio.gather(resolver.look_up(parse_address(CLIENT)), *others)
         await resolver.close()
     assert said(broken) == error(Reason.MALFORMED)
-    assert [said(one) for one in found] == [Identity(MISSING)] * 20
+    assert [said(identity) for identity in found] == [Identity(MISSING)] * 20
 
 
 async def test_a_server_that_sends_nothing_but_broken_messages_costs_no_more_than_a_few_channels() -> None:
@@ -358,7 +363,7 @@ async def test_a_server_that_sends_nothing_but_broken_messages_costs_no_more_tha
         while not asking.done():
             descriptors = max(descriptors, len(list(Path("/proc/self/fd").iterdir())))
             await asyncio.sleep(0.005)
-        assert {said(one) for one in await asking} == {error(Reason.MALFORMED)}
+        assert {said(identity) for identity in await asking} == {error(Reason.MALFORMED)}
         await resolver.close()
     assert descriptors < before + channels.ISOLATED_CHANNELS + 5
 
@@ -533,7 +538,7 @@ async def test_channels_are_replaced_and_nothing_is_lost_over_it(monkeypatch: py
         resolver = Resolver(dns(server.address))
         found = await asyncio.gather(*(resolver.look_up(parse_address(b"10.0.0.%d" % number)) for number in range(100)))
         await resolver.close()
-    assert {said(one) for one in found} == {Identity(MISSING)}
+    assert {said(identity) for identity in found} == {Identity(MISSING)}
     assert len(server.asked) >= (100 if delay < channels.FAST_SECONDS else 200)
 
 
@@ -559,8 +564,8 @@ async def test_large_answers_take_no_more_than_a_share_of_the_time(monkeypatch: 
         found = await asyncio.gather(
             *(resolver.look_up(parse_address(b"203.0.113.%d" % number)) for number in range(6))
         )
-        assert 1 <= [one.status for one in found].count(MISMATCH) <= 2  # as many as come with the first read
-        assert {said(one) for one in found if one.status is ERROR} == {error(Reason.TIMEOUT)}
+        assert 1 <= [identity.status for identity in found].count(MISMATCH) <= 2  # as many as come with the first read
+        assert {said(identity) for identity in found if identity.status is ERROR} == {error(Reason.TIMEOUT)}
         assert said(await resolver.look_up(parse_address(CLIENT))) == Identity(MISSING)  # over UDP nothing is throttled
         await resolver.close()
 
@@ -572,7 +577,7 @@ async def test_usual_answers_over_tcp_take_their_time_without_a_rest(monkeypatch
         found = await asyncio.gather(
             *(resolver.look_up(parse_address(b"203.0.113.%d" % number)) for number in range(250))
         )
-        assert {one.claimed for one in found} == {(b"mail.example",)}
+        assert {identity.claimed for identity in found} == {(b"mail.example",)}
         await resolver.close()
 
 
@@ -584,8 +589,8 @@ async def test_reading_continues_after_the_throttle(monkeypatch: pytest.MonkeyPa
         found = await asyncio.gather(
             *(resolver.look_up(parse_address(b"203.0.113.%d" % number)) for number in range(4))
         )
-        assert {one.status for one in found} == {MISMATCH}
-        assert {len(one.claimed) for one in found} == {MAX_CLAIMED}
+        assert {identity.status for identity in found} == {MISMATCH}
+        assert {len(identity.claimed) for identity in found} == {MAX_CLAIMED}
         await resolver.close()
 
 
@@ -644,12 +649,12 @@ def test_closing_answers_who_still_waits_and_leaves_nothing_behind(
         waiting = [resolver.look_up(parse_address(b"10.0.0.%d" % number)) for number in range(50)]
         await asyncio.sleep(0.4)  # now it is asked again, over a slow channel
         await resolver.close()
-        assert {said(one) for one in await asyncio.gather(*waiting)} == {error(Reason.TIMEOUT)}
+        assert {said(identity) for identity in await asyncio.gather(*waiting)} == {error(Reason.TIMEOUT)}
         assert resolver.in_flight == 0
 
     with ScriptedServer({}, otherwise=Reply(silent=True)) as server, caplog.at_level(logging.DEBUG):
         asynchronous(ask())
-    assert [str(one.message) for one in recwarn] == []
+    assert [str(warning.message) for warning in recwarn] == []
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
     assert capfd.readouterr() == ("", "")
 
@@ -714,10 +719,10 @@ def test_any_set_of_records_is_read_without_raising(answer: list[SimpleNamespace
     elif found:
         assert ttl is not None
         assert 0 <= ttl <= MAX_SECONDS
-        assert len(found) <= sum(one.type == kind.number for one in answer)
+        assert len(found) <= sum(record.type == kind.number for record in answer)
     else:
         assert ttl is None
-        assert any(one.type == 5 for one in answer)
+        assert any(record.type == 5 for record in answer)
 
 
 def test_a_chain_of_thousands_of_aliases_takes_no_time() -> None:

@@ -490,5 +490,5 @@ rules:
         assert "192.0.2.0/24" not in text
         assert "198.51.100.0/24" not in text
         lost = [f"{loss.line.text} {loss.reason}" for loss in report.losses]
-        assert any("rule often" in one and "uses counter" in one for one in lost)
-        assert any("rule grey" in one and "uses GREYLIST" in one for one in lost)
+        assert any("rule often" in text and "uses counter" in text for text in lost)
+        assert any("rule grey" in text and "uses GREYLIST" in text for text in lost)

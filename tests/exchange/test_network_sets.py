@@ -34,7 +34,7 @@ rows = st.builds(
 
 def blocks(table: list[Row], address: netaddr.IPAddress) -> bool:
     def lies_in(of: tuple[Term, ...]) -> bool:
-        return any(address in netaddr.IPNetwork(one.value) for one in of)
+        return any(address in netaddr.IPNetwork(entry.value) for entry in of)
 
     return next((row.verdict is REJECT for row in table if lies_in(row.match) and not lies_in(row.exceptions)), False)
 

@@ -256,7 +256,7 @@ class Flow:
         true = world.true_answers(each.client, each.serial, first_asked, each.sent, each.ended)
         if answer not in right:
             self.wrong.append(f"{each}: not one of {sorted(right)}")
-        elif " 5." in answer and not any(" 5." in one for one in true):
+        elif " 5." in answer and not any(" 5." in expected for expected in true):
             self.wrong.append(f"{each}: rejected because of a failure (principle 2)")
         elif answer == "DUNNO" and "DUNNO" not in true:
             self.wrong.append(f"{each}: a lie was let through (principle 1)")

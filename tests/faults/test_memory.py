@@ -137,11 +137,15 @@ def mail_with(postfix: Postfix, folder: Path, fault: str, **settings: Any) -> It
     ):
         yield mail, policyd
     logged = policyd.decisions(mail.row.answered)
-    mail.row.longest = max(one["ms"] for one in logged) / 1000
+    mail.row.longest = max(decision["ms"] for decision in logged) / 1000
     assert mail.wrong == []
     assert mail.row.longest < LONGEST, mail.row
-    assert {one["action"] for one in logged if one.get("memory") == "local"} <= {"DUNNO", "REJECT", "DEFER_IF_PERMIT"}
-    assert {one["rule"] for one in logged if one["action"] == "REJECT"} == {"listed"}
+    assert {decision["action"] for decision in logged if decision.get("memory") == "local"} <= {
+        "DUNNO",
+        "REJECT",
+        "DEFER_IF_PERMIT",
+    }
+    assert {decision["rule"] for decision in logged if decision["action"] == "REJECT"} == {"listed"}
 
 
 # --- The shared server ------------------------------------------------------------------------------------------------

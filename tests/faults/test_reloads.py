@@ -103,7 +103,7 @@ class World:
 
     def write(self) -> None:
         for name, entries in self._lists.items():
-            (self._folder / name).write_text("".join(f"{one}\n" for one in entries))
+            (self._folder / name).write_text("".join(f"{entry}\n" for entry in entries))
         lists = "".join(f"  {name}: {{file: {name}}}\n" for name in LISTS)
         self.rules.write_text(f"lists:\n{lists}rules:\n{''.join(self._rules)}")
 

@@ -60,7 +60,7 @@ def test_an_entry_is_one_line_with_end_and_reason(rules: Rules, tmp_path: Path) 
     keeper.add("9.9.9.0/24", None, "again")
     assert (tmp_path / "blocked-networks.txt").read_text() == "9.9.9.0/24  # again\n"
     assert (tmp_path / "blocked-networks.txt").stat().st_mode & 0o777 == 0o640
-    assert [(one.what, one.end) for one in keeper.entries()] == [("9.9.9.0/24", ""), ("bad.example", "")]
+    assert [(entry.what, entry.end) for entry in keeper.entries()] == [("9.9.9.0/24", ""), ("bad.example", "")]
     assert keeper.end("9.9.9.0/24") == "9.9.9.0/24"
     assert (tmp_path / "blocked-networks.txt").read_text() == ""
     with pytest.raises(RefusedError, match=r"9\.9\.9\.0/24 is not in list 'blocked-networks'"):

@@ -54,7 +54,7 @@ def write(folder: Path, url: str) -> Rules:
 
 def mmdb(folder: Path, count: int = 5, built: int = NOW, shape: Callable[..., object] = maxmind_asn) -> bytes:
     path = folder / "made"
-    write_mmdb(path, {one: shape(*SYSTEMS[one]) for one in [*SYSTEMS][:count]}, built=built)
+    write_mmdb(path, {network: shape(*SYSTEMS[network]) for network in [*SYSTEMS][:count]}, built=built)
     content = path.read_bytes()
     path.unlink()
     return content
@@ -137,7 +137,7 @@ def test_a_text_has_the_date_that_the_server_gives(tmp_path: Path, web: Web) -> 
     web.pages["/asn"] = answer(CSV, Last_Modified="Mon, 02 Nov 2026 12:00:00 GMT")
     rules = write(tmp_path, web.url("/asn"))
     assert fetch(rules, Choice()).said == ["database asn: 2 networks, of 2026-11-02"]
-    assert [str(one.date) for one in load(rules_path=rules.path).databases] == ["2026-11-02"]
+    assert [str(database.date) for database in load(rules_path=rules.path).databases] == ["2026-11-02"]
     web.pages["/asn"] = answer(CSV + b"# comment\n", Last_Modified="Sun, 01 Nov 2026 12:00:00 GMT")
     assert fetch(rules, Choice(force=True)).refused == [
         "database asn: refused: is of 2026-11-01T12:00Z, older than the copy in force, of 2026-11-02T12:00Z"
@@ -158,7 +158,7 @@ def test_a_database_is_empty_until_it_was_fetched_and_an_error_if_it_is_lost_the
     web.pages["/asn"] = answer(mmdb(tmp_path))
     rules = write(tmp_path, web.url("/asn"))
     before = load(rules_path=rules.path)
-    assert [one.missing for one in before.databases] == [True]
+    assert [database.missing for database in before.databases] == [True]
     fetch(rules, Choice())
     (tmp_path / "asn.mmdb").unlink()
     with pytest.raises(ConfigErrors, match=r"asn\.mmdb cannot be read: No such file"):

@@ -66,7 +66,7 @@ def sender(open_folder: Path, postfix: Postfix) -> Iterator[Sender]:
 
 
 def tries(policyd: Policyd, recipient: str) -> list[dict[str, Any]]:
-    return [one for one in policyd.decisions(0) if one.get("recipient") == recipient]
+    return [decision for decision in policyd.decisions(0) if decision.get("recipient") == recipient]
 
 
 def wait_for_try(sender: Sender, policyd: Policyd, recipient: str, address: str) -> None:
@@ -93,18 +93,18 @@ def sent(sender: Sender) -> str:
 
 def waited(found: list[dict[str, Any]]) -> float:
     """Seconds from the first try to the last."""
-    first, last = (datetime.datetime.fromisoformat(one["time"]).timestamp() for one in (found[0], found[-1]))
+    first, last = (datetime.datetime.fromisoformat(decision["time"]).timestamp() for decision in (found[0], found[-1]))
     return last - first
 
 
 def words(found: list[dict[str, Any]]) -> list[str]:
-    return [one["greylist"] for one in found]
+    return [decision["greylist"] for decision in found]
 
 
 def check_one_wait(found: list[dict[str, Any]]) -> None:
     """The first try is new, those before the wait is over are early, and the first after it passes."""
     assert words(found) == ["new", *["early"] * (len(found) - 2), "passed"]
-    assert [one["action"] for one in found[:-1]] == ["DEFER_IF_PERMIT"] * (len(found) - 1)
+    assert [decision["action"] for decision in found[:-1]] == ["DEFER_IF_PERMIT"] * (len(found) - 1)
     assert found[-1]["action"] == "DUNNO"
     assert WAIT - 0.1 < waited(found) < WAIT + 20  # the sender tries once a second, on a machine however busy
 
@@ -118,8 +118,8 @@ def test_a_pool_of_five_addresses_under_one_domain_waits_once_for_one_mail(sende
             sender.send_from(address)
         wait_for_try(sender, policyd, recipient, address)
     found = delivered(sender, policyd, recipient)
-    assert {one["client_address"] for one in found} == set(POOL)
-    assert {one["reverse_dns"] for one in found} == {"verified"}
+    assert {decision["client_address"] for decision in found} == set(POOL)
+    assert {decision["reverse_dns"] for decision in found} == {"verified"}
     check_one_wait(found)
 
 
@@ -127,7 +127,7 @@ def test_a_nameless_client_waits_and_its_network_does_not_wait_again(sender: Sen
     sender.send_from("127.20.0.9")
     sender.submit("bert@nameless.example", "first@field.example")
     found = delivered(sender, policyd, "first@field.example")
-    assert {one["reverse_dns"] for one in found} == {"missing"}
+    assert {decision["reverse_dns"] for decision in found} == {"missing"}
     check_one_wait(found)
     sender.send_from("127.20.0.77")
     sender.submit("other@nameless.example", "second@field.example")
@@ -146,7 +146,10 @@ def test_a_dns_failure_between_two_tries_costs_nothing(
     name_server.script[f"{reverse(second)} PTR"] = Reply(rcode=SERVFAIL)
     sender.send_from(second)
     found = delivered(sender, policyd, recipient)
-    assert {one["client_address"]: one["reverse_dns"] for one in found} == {first: "verified", second: "error"}
+    assert {decision["client_address"]: decision["reverse_dns"] for decision in found} == {
+        first: "verified",
+        second: "error",
+    }
     check_one_wait(found)
 
 

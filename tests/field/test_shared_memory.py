@@ -68,14 +68,14 @@ def hosts(
         second = open_folder / f"second-{server.program}"
         second.mkdir()
         made = []
-        for one in (postfix, running.enter_context(Postfix(second))):
+        for instance in (postfix, running.enter_context(Postfix(second))):
             settings: dict[str, Any] = {
-                "listen": [f"inet:127.0.0.1:{one.port['policy']}"],
+                "listen": [f"inet:127.0.0.1:{instance.port['policy']}"],
                 "state": f"unix:{server.socket}",
                 "dns": {"servers": ["127.0.0.1:9"], "timeout": "200ms"},
             }
             policyd = running.enter_context(Policyd(tmp_path_factory.mktemp("policyd"), RULES, **settings))
-            made.append(Host(one, policyd))
+            made.append(Host(instance, policyd))
         yield made[0], made[1]
 
 
@@ -88,7 +88,7 @@ def test_what_one_deferred_the_other_lets_through(hosts: tuple[Host, Host]) -> N
     known = hosts[0].offer("other@sender.example", "carl@field.example", helo_name="grey.example")
     assert [reply.code for replies in (first, early, passed, known) for reply in replies] == [450, 450, 250, 250]
     words = [
-        [one["greylist"] for one in host.policyd.decisions(count, helo_name="grey.example")]
+        [decision["greylist"] for decision in host.policyd.decisions(count, helo_name="grey.example")]
         for host, count in zip(hosts, (2, 2), strict=True)
     ]
     assert words == [["new", "known"], ["early", "passed"]]
@@ -119,11 +119,11 @@ def test_while_the_server_is_gone_each_goes_on_alone_and_both_are_back_soon(
     longest = 0.0
     for host in hosts:
         host.policyd.decisions(recipient="away@field.example")  # the last one is in the log
-        away = [one for one in host.policyd.decisions(7) if one["recipient"].startswith("away")]
+        away = [decision for decision in host.policyd.decisions(7) if decision["recipient"].startswith("away")]
         assert len(away) == 6
-        assert {one.get("memory") for one in away} == {"local"}
+        assert {decision.get("memory") for decision in away} == {"local"}
         assert away[-1]["greylist"] in {"known", "unknown"}
-        longest = max(longest, *(one["ms"] / 1000 for one in away))
+        longest = max(longest, *(decision["ms"] / 1000 for decision in away))
         assert "answers meanwhile" in host.said
     assert longest < LONGEST
     server.start()

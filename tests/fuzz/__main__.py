@@ -148,8 +148,8 @@ def keep(name: str, work: Path) -> None:
         written = _written(inputs.written(name), folder / "written")
         merged = folder / "merged"
         merged.mkdir()
-        for one in written.iterdir():  # what is there already counts
-            (merged / one.name).write_bytes(one.read_bytes())
+        for input_file in written.iterdir():  # what is there already counts
+            (merged / input_file.name).write_bytes(input_file.read_bytes())
         ended = _atheris(name, folder, ["-merge=1", str(merged), str(work)], 600)
         assert ended.returncode == 0, ended.stderr[-1000:]
         new = sorted(

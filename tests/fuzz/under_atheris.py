@@ -33,7 +33,7 @@ def main() -> None:
     name, *options = sys.argv[1:]
     check = TARGETS[name].check
     folder = Path(tempfile.mkdtemp(prefix="policyd-fuzz-"))
-    prefix = next((one.partition("=")[2] for one in options if one.startswith("-artifact_prefix=")), "")
+    prefix = next((option.partition("=")[2] for option in options if option.startswith("-artifact_prefix=")), "")
 
     def once(content: bytes) -> None:
         try:

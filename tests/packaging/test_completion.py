@@ -211,7 +211,11 @@ def options() -> dict[str, set[str]]:
         assert command is not None
         parameters = command.get_params(click.Context(command, parent=context))
         found[name] = {
-            name for one in parameters if isinstance(one, click.Option) for name in one.opts if name.startswith("--")
+            name
+            for parameter in parameters
+            if isinstance(parameter, click.Option)
+            for name in parameter.opts
+            if name.startswith("--")
         }
     return found
 

@@ -56,7 +56,7 @@ VARIABLES = {"$instance": ".+", "$__rate_interval": "10s"}
 
 def queries() -> dict[str, str]:
     """Every query of the dashboard, by the title of what shows it and its letter."""
-    found = {f"annotation {one['name']}": one["expr"] for one in DASHBOARD["annotations"]["list"]}
+    found = {f"annotation {annotation['name']}": annotation["expr"] for annotation in DASHBOARD["annotations"]["list"]}
     for panel in DASHBOARD["panels"]:
         for target in panel.get("targets", ()):
             found[f"{panel['title']}, {target['refId']}"] = target["expr"]
@@ -87,7 +87,7 @@ class Prometheus:
     def numbers(self, query: str) -> list[float]:
         """The numbers that a query gives now, without NaN."""
         result = self.get("/api/v1/query", query=query)["result"]
-        return [number for one in result if not math.isnan(number := float(one["value"][1]))]
+        return [number for sample in result if not math.isnan(number := float(sample["value"][1]))]
 
 
 @contextmanager
@@ -191,7 +191,7 @@ def test_every_query_of_the_dashboard_gives_data(scraped: Prometheus) -> None:
 
 
 def test_the_hosts_to_choose_from_are_found(scraped: Prometheus) -> None:
-    (variable,) = (one for one in DASHBOARD["templating"]["list"] if one["name"] == "instance")
+    (variable,) = (template for template in DASHBOARD["templating"]["list"] if template["name"] == "instance")
     metric, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]["query"]).groups()  # type: ignore[union-attr] # it has matched
     assert scraped.get(f"/api/v1/label/{label}/values", **{"match[]": metric})
 

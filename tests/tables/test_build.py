@@ -62,7 +62,7 @@ def long_list(entries: Networks | list[bytes], key: str = "") -> LongList:
 
 def ranges_of(lists: Sequence[Sequence[Network]]) -> tuple[RangeTable, list[int]]:
     """A list at each place, after a journey to another process."""
-    groups = [[Source(packed(one), Kind.NETWORK, frozenset({place}))] for place, one in enumerate(lists)]
+    groups = [[Source(packed(entries), Kind.NETWORK, frozenset({place}))] for place, entries in enumerate(lists)]
     parts, masks = build_table(groups)
     table = pickle.loads(pickle.dumps(table_of(parts)))
     assert isinstance(table, RangeTable)
@@ -88,7 +88,7 @@ some_networks = st.lists(networks(4) | networks(6), max_size=8)
 @given(st.lists(some_networks, min_size=1, max_size=5))
 def test_an_address_lies_in_just_the_networks_that_the_standard_library_says(lists: list[list[Network]]) -> None:
     table, masks = ranges_of(lists)
-    every = [network for one in lists for network in one]
+    every = [network for entries in lists for network in entries]
     edges = {int(n.network_address) + d for n in every for d in (-1, 0, 1)} | {
         int(n.broadcast_address) + d for n in every for d in (-1, 0, 1)
     }
@@ -96,7 +96,7 @@ def test_an_address_lies_in_just_the_networks_that_the_standard_library_says(lis
         kind = ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address
         for value in edges | {0, (1 << width) - 1}:
             if 0 <= value < 1 << width:
-                want = sum(1 << place for place, one in enumerate(lists) if any(kind(value) in n for n in one))
+                want = sum(1 << place for place, entries in enumerate(lists) if any(kind(value) in n for n in entries))
                 assert masks[number(value)] == want
 
 
@@ -121,7 +121,7 @@ lists_of_names = st.lists(
 def test_a_name_satisfies_just_the_lists_that_have_it_or_a_domain_above_it(
     lists: list[tuple[list[bytes], Kind]], asked: list[bytes], split: bool
 ) -> None:
-    sources = [Source(long_list(one), kind, frozenset({place})) for place, (one, kind) in enumerate(lists)]
+    sources = [Source(long_list(entries), kind, frozenset({place})) for place, (entries, kind) in enumerate(lists)]
     tables = []
     for chosen in (sources[:1], sources[1:]) if split else (sources, []):
         if chosen:
@@ -134,8 +134,12 @@ def test_a_name_satisfies_just_the_lists_that_have_it_or_a_domain_above_it(
                 under += [source.users if source.kind is Kind.DOMAIN else frozenset()] * 2
             tables.append((table, hits_by_number(masks, exact, {}), hits_by_number(masks, under, {})))
     domains = DomainTable(tables)
-    for name in {*asked, *(name for one, _ in lists for name in one)}:
-        want = {place for place, (one, kind) in enumerate(lists) if any(satisfies(name, entry, kind) for entry in one)}
+    for name in {*asked, *(name for entries, _ in lists for name in entries)}:
+        want = {
+            place
+            for place, (entries, kind) in enumerate(lists)
+            if any(satisfies(name, entry, kind) for entry in entries)
+        }
         assert domains.find(name).conditions == want
 
 
@@ -151,16 +155,20 @@ def satisfies(name: bytes, entry: bytes, kind: Kind) -> bool:
 
 @given(st.lists(st.lists(st.binary(max_size=8), max_size=9), max_size=4), st.lists(st.binary(max_size=8)))
 def test_a_table_of_names_is_a_dict(lists: list[list[bytes]], others: list[bytes]) -> None:
-    long = [long_list(one) for one in lists or [[]]]
-    parts, masks = build_table([[Source(one, Kind.VALUE, frozenset())] for one in long])
+    long = [long_list(entries) for entries in lists or [[]]]
+    parts, masks = build_table([[Source(long_entries, Kind.VALUE, frozenset())] for long_entries in long])
     table = pickle.loads(pickle.dumps(table_of(parts)))
     assert isinstance(table, NameTable)
-    assert len(table) == len({entry for one in lists for entry in one})
-    for key in [*others, *(entry for one in lists for entry in one)]:
-        assert masks[table.number(key)] == sum(1 << 2 * place for place, one in enumerate(lists) if key in one)
-    repeated = [one.repeated for one in long]
-    assert [one and one.count for one in repeated] == [len(one) - len({*one}) for one in lists or [[]]]
-    assert [one and one.some for one in repeated] == [{n for n in one if one.count(n) > 1} for one in lists or [[]]]
+    assert len(table) == len({entry for entries in lists for entry in entries})
+    for key in [*others, *(entry for entries in lists for entry in entries)]:
+        assert masks[table.number(key)] == sum(1 << 2 * place for place, entries in enumerate(lists) if key in entries)
+    repeated = [long_entries.repeated for long_entries in long]
+    assert [found and found.count for found in repeated] == [
+        len(entries) - len({*entries}) for entries in lists or [[]]
+    ]
+    assert [found and found.some for found in repeated] == [
+        {n for n in entries if entries.count(n) > 1} for entries in lists or [[]]
+    ]
 
 
 @pytest.mark.slow
@@ -169,12 +177,12 @@ def test_a_hundred_thousand_names_and_networks_are_found_again() -> None:
     listed: list[list[bytes]] = [[] for _ in range(7)]
     for number in range(100_000):
         listed[number % 7].append(b"host%d.example%d.net" % (chosen.getrandbits(40), number % 999))
-    parts, masks = build_table([[Source(one, Kind.VALUE, frozenset())] for one in listed])
+    parts, masks = build_table([[Source(long_entries, Kind.VALUE, frozenset())] for long_entries in listed])
     table = table_of(parts)
     assert isinstance(table, NameTable)
-    for place, one in enumerate(listed):
-        assert {masks[table.number(name)] for name in one} == {1 << 2 * place}
-        assert not any(table.number(name + b"x") for name in one)
+    for place, entries in enumerate(listed):
+        assert {masks[table.number(name)] for name in entries} == {1 << 2 * place}
+        assert not any(table.number(name + b"x") for name in entries)
     made = [[ipaddress.ip_network((chosen.getrandbits(24) << 8, 24)) for _ in range(33_000)] for _ in range(3)]
     ranges, masks = ranges_of(made)
     for place, networks_of in enumerate(made):
@@ -189,9 +197,9 @@ def overlapping(count: int) -> list[Networks]:
     """Lists whose combinations are as many as their ranges: the list at place n has the numbers with bit n."""
     lists = [Networks() for _ in range(count)]
     for number in range(1 << count):
-        for place, one in enumerate(lists):
+        for place, entries in enumerate(lists):
             if number >> place & 1:
-                one.append(4, number, 32)
+                entries.append(4, number, 32)
     return lists
 
 
@@ -199,10 +207,10 @@ def test_lists_with_too_many_combinations_share_a_bit_if_the_same_conditions_use
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(build, "MAX_COMBINATIONS", 100)
-    lists = [long_list(one, str(place)) for place, one in enumerate(overlapping(8))]
+    lists = [long_list(entries, str(place)) for place, entries in enumerate(overlapping(8))]
     with pytest.raises(TooManyCombinationsError):
-        build_table([[Source(one, Kind.NETWORK, frozenset({7}))] for one in lists], 100)
-    made = build_list_table("client_address", [Source(one, Kind.NETWORK, frozenset({7})) for one in lists])
+        build_table([[Source(entries, Kind.NETWORK, frozenset({7}))] for entries in lists], 100)
+    made = build_list_table("client_address", [Source(entries, Kind.NETWORK, frozenset({7})) for entries in lists])
     assert made.masks == [0, 1]
     assert made.keys == ("0",)
     assert isinstance(made.table, RangeTable)

@@ -121,7 +121,12 @@ def test_honest_mail_hosts_are_not_generic(address: str, name: str) -> None:
 
 def test_no_name_in_the_logs_of_the_incidents_is_generic() -> None:
     attempts = sakura_attempts() + bulk_attempts()
-    names = {(one.client_address, name) for one in attempts for name in (one.client_name, one.helo_name) if name}
+    names = {
+        (attempt.client_address, name)
+        for attempt in attempts
+        for name in (attempt.client_name, attempt.helo_name)
+        if name
+    }
     assert len(names) >= 30
     assert [pair for pair in names if generic(pair[1], pair[0])] == []
 

@@ -40,7 +40,7 @@ def listed(path: str, entries: list[Network] | list[bytes], kind: Kind) -> Sourc
 
 
 def close(store: TableStore) -> None:
-    for file in {id(one): one for one in (*store.kept, *store.used)}.values():
+    for file in {id(table): table for table in (*store.kept, *store.used)}.values():
         if file.descriptor >= 0:
             os.close(file.descriptor)
             file.descriptor = -1
@@ -55,13 +55,13 @@ def by_key(table: ListTable, mask: int, width: int) -> set[tuple[object, int]]:
 
 def answers(table: ListTable, asked: Sequence[bytes | tuple[int, int]]) -> list[set[tuple[object, int]]]:
     found = []
-    for one in asked:
-        if isinstance(one, bytes):
+    for value in asked:
+        if isinstance(value, bytes):
             assert isinstance(table.table, NameTable)
-            number, width = table.table.number(one), 2
+            number, width = table.table.number(value), 2
         else:
             assert isinstance(table.table, RangeTable)
-            version, address = one
+            version, address = value
             number, width = (table.table.number4(address) if version == 4 else table.table.number6(address)), 1
         found.append(by_key(table, table.masks[number], width))
     return found
@@ -69,7 +69,7 @@ def answers(table: ListTable, asked: Sequence[bytes | tuple[int, int]]) -> list[
 
 def edges(lists: Sequence[Sequence[Network]]) -> Iterator[tuple[int, int]]:
     yield from [(4, 0), (4, (1 << 32) - 1), (6, 0), (6, (1 << 128) - 1)]
-    for network in (network for one in lists for network in one):
+    for network in (network for entries in lists for network in entries):
         for address in (int(network.network_address), int(network.broadcast_address)):
             for near in (address - 1, address, address + 1):
                 if 0 <= near < 1 << network.max_prefixlen:
@@ -101,7 +101,7 @@ def follow(steps: Sequence[Sequence[Source]], asked: Sequence[bytes | tuple[int,
             made = store.make_list_table("x", sources)
             wanted = {source.entries.key for source in sources if isinstance(source.entries, LongList)}
             fresh = answers(build_list_table("x", [*{key_of(source): source for source in sources}.values()]), asked)
-            got = [{(key, bit) for key, bit in one if key in wanted} for one in answers(made, asked)]
+            got = [{(key, bit) for key, bit in answer if key in wanted} for answer in answers(made, asked)]
             assert got == fresh
             event("patched" if store.used[0].record.patches else "built")
             for file in store.kept:
@@ -122,8 +122,8 @@ def key_of(source: Source) -> object:
 @settings(max_examples=examples(400), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps_of_networks)
 def test_patched_networks_equal_rebuilt_ones(steps: list[dict[str, list[Network]]]) -> None:
-    asked = [*edges([one for step in steps for one in step.values()])]
-    follow([[listed(path, one, Kind.NETWORK) for path, one in step.items()] for step in steps], asked)
+    asked = [*edges([entries for step in steps for entries in step.values()])]
+    follow([[listed(path, entries, Kind.NETWORK) for path, entries in step.items()] for step in steps], asked)
 
 
 @pytest.mark.slow
@@ -131,9 +131,9 @@ def test_patched_networks_equal_rebuilt_ones(steps: list[dict[str, list[Network]
 @settings(max_examples=examples(400), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps_of_names)
 def test_patched_names_are_those_built_anew(steps: list[dict[str, tuple[list[bytes], Kind]]]) -> None:
-    every = {name for step in steps for one, _ in step.values() for name in one}
+    every = {name for step in steps for entries, _ in step.values() for name in entries}
     asked = [*every, *(name.removeprefix(b".") for name in every), b"nowhere"]
-    follow([[listed(path, one, kind) for path, (one, kind) in step.items()] for step in steps], asked)
+    follow([[listed(path, entries, kind) for path, (entries, kind) in step.items()] for step in steps], asked)
 
 
 def some(first: int, count: int) -> list[bytes]:

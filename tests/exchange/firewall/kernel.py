@@ -39,16 +39,16 @@ port, clients = int(sys.argv[1]), sys.argv[2].split(",")
 waiting, known = {}, {}
 for client in clients:
     family = socket.AF_INET6 if ":" in client else socket.AF_INET
-    one = socket.socket(family)
-    one.setblocking(False)
-    one.bind((client, 0))
-    one.connect_ex(("fd00:53::1" if ":" in client else "10.255.53.1", port))
-    waiting[one] = client
+    connecting = socket.socket(family)
+    connecting.setblocking(False)
+    connecting.bind((client, 0))
+    connecting.connect_ex(("fd00:53::1" if ":" in client else "10.255.53.1", port))
+    waiting[connecting] = client
 end = time.monotonic() + float(sys.argv[3])
 while waiting and time.monotonic() < end:
     _, ready, _ = select.select([], list(waiting), [], 0.05)
-    for one in ready:
-        known[waiting.pop(one)] = one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+    for connecting in ready:
+        known[waiting.pop(connecting)] = connecting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
 print(json.dumps({client: known.get(client, False) for client in clients}))
 """
 

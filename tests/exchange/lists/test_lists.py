@@ -403,7 +403,9 @@ def test_postgreys_clients_are_exempted_with_their_subdomains_octets_and_express
         ({"hostname_regex": (r"^mx\d+\.c\.example$",)}, "DUNNO"),
         ({"cidr": ("192.0.2.0/24", "198.51.100.0/25", "203.0.0.0/24", "2001:db8::/32")}, "DUNNO"),
     ]
-    assert "postgrey takes two octets for a network of /24: 203.0.0.0/24" in {one.reason for one in result.report.notes}
+    assert "postgrey takes two octets for a network of /24: 203.0.0.0/24" in {
+        note.reason for note in result.report.notes
+    }
     assert entries("postgrey", "192.0.2.1\n203.0.113.9 # x\n") == ["192.0.2.1", "203.0.113.9"]
 
 
@@ -417,7 +419,7 @@ def test_postgreys_recipients() -> None:
             ({"recipient_domain": ("c.example",)}, "DUNNO"),
         ]
         assert result.report.taken == 4
-        assert any(one.reason.startswith("mail to these recipients passes") for one in result.report.notes)
+        assert any(note.reason.startswith("mail to these recipients passes") for note in result.report.notes)
 
 
 @pytest.mark.parametrize("format_name", ["rspamd-map", "plain"])
@@ -430,7 +432,7 @@ def test_expressions_that_fit_no_client_are_for_senders_or_reported(format_name:
     ]
     assert [loss.line.number for loss in result.report.losses] == [2, 4, 5]
     assert {loss.reason.partition(";")[0] for loss in result.report.losses} == {"no host name can match it"}
-    assert {one.reason.partition(",")[0].partition(";")[0] for one in result.report.notes} >= {
+    assert {note.reason.partition(",")[0].partition(";")[0] for note in result.report.notes} >= {
         "read for host names of clients",
         "only a mail address can match it",
     }
@@ -518,7 +520,7 @@ def test_mechanisms_of_spf_are_networks() -> None:
 
 def test_a_map_of_names_says_what_it_was_read_for_unless_told() -> None:
     assumed = "read for host names of clients; --attribute says if the list is for something else"
-    assert [one.reason for one in imported("rspamd-map", "b.example\nc.example\n").report.notes] == [assumed]
-    assert [one.reason for one in imported("rspamd-map", "192.0.2.1\n").report.notes] == []
+    assert [note.reason for note in imported("rspamd-map", "b.example\nc.example\n").report.notes] == [assumed]
+    assert [note.reason for note in imported("rspamd-map", "192.0.2.1\n").report.notes] == []
     told = imported("rspamd-map", "b.example\n", ImportOptions(attribute="client"))
     assert told.report.notes == []

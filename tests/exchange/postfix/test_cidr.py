@@ -114,7 +114,7 @@ def test_all_that_is_in_a_block_which_cannot_be_read_is_reported() -> None:
 def test_a_difference_in_detail_is_noted(table: str, note: str) -> None:
     result = imported("postfix-cidr", table)
     assert result.report.losses == []
-    assert [note in one.reason for one in result.report.notes] == [True]
+    assert [note in difference.reason for difference in result.report.notes] == [True]
 
 
 def test_lines_of_one_verdict_become_one_rule() -> None:

@@ -168,11 +168,11 @@ def test_lines_that_are_too_complex_to_be_examined_are_told_and_kept(monkeypatch
     table = "".join(f"/(a|b)*a(a|b){{9}}[0-9]*(c|d)*c(c|d){{9}}{number}$/ REJECT\n" for number in range(8))
     table += r"/^mail\.example\.com$/ OK"
     examined = imported("postfix-pcre", table)
-    assert [one.reason for one in examined.report.notes if "too complex" in one.reason] == []
+    assert [note.reason for note in examined.report.notes if "too complex" in note.reason] == []
     monkeypatch.setattr(regex_subjects, "_FIRST_STEPS", 100_000)
     told = imported("postfix-pcre", table)
     again = imported("postfix-pcre", table)
-    (note,) = [one for one in told.report.notes if "too complex to find out what it can match" in one.reason]
+    (note,) = [note for note in told.report.notes if "too complex to find out what it can match" in note.reason]
     assert 3 <= note.count < 9
     assert told.report.losses == []
     assert (told.text, told.report.taken) == (again.text, 9)

@@ -61,7 +61,7 @@ def test_names_are_asked_as_postfix_asks_them_and_warn_if_reject_observes(tmp_pa
     for ask in ("helo_name", "sender_domain", "hostname"):
         assert f"ask: {ask}, codes: '127.0.1.2'" in result.text
     said, losses, _ = rules(tmp_path, text)
-    assert [one[3:] for one in said] == [("DEFER", False), ("DEFER", True), ("DEFER", False)]
+    assert [rule[3:] for rule in said] == [("DEFER", False), ("DEFER", True), ("DEFER", False)]
     assert losses == ["reject_rhsbl_recipient d.example: no list is asked for recipients here"]
 
 
@@ -82,7 +82,7 @@ def test_dns_lists_do_not_become_a_list_file(tmp_path: Path) -> None:
 def test_a_filter_that_no_answer_fits_is_not_taken(code: str, tmp_path: Path) -> None:
     text = f"smtpd_client_restrictions = reject_rbl_client a.example={code}, reject_rbl_client b.example=127.0.0.2\n"
     said, losses, _ = rules(tmp_path, text)
-    assert [one[0] for one in said] == [["b.example"]]
+    assert [rule[0] for rule in said] == [["b.example"]]
     why = "no answer of the list fits the filter: one lies in 127.0.0.0/8, and is not a refusal"
     assert losses == [f"reject_rbl_client a.example={code}: {why}"]
 
@@ -110,8 +110,8 @@ def test_weights_become_at_least_if_that_says_the_same(
         "postscreen_dnsbl_action = enforce\n"
     )
     said, losses, _ = rules(tmp_path, text)
-    assert [one[:3] for one in said] == wanted
-    assert not any(one[4] for one in said)
+    assert [rule[:3] for rule in said] == wanted
+    assert not any(rule[4] for rule in said)
     assert losses == []
 
 
@@ -128,7 +128,7 @@ def test_weights_that_at_least_cannot_say_are_reported(tmp_path: Path, sites: st
     text = f"postscreen_dnsbl_sites = {sites}\npostscreen_dnsbl_threshold = 3\n"
     text += "smtpd_client_restrictions = reject_rbl_client z.example=127.0.0.2\n"
     said, losses, _ = rules(tmp_path, text)
-    assert [one[0] for one in said] == [["z.example"]]
+    assert [rule[0] for rule in said] == [["z.example"]]
     assert len(losses) == 1
 
 
@@ -156,5 +156,5 @@ def test_parameters_of_the_file_are_filled_in(tmp_path: Path) -> None:
     text = "my_list = a.example=127.0.0.2\n"
     text += "smtpd_client_restrictions = reject_rbl_client $my_list, reject_rbl_client $gone\n"
     said, losses, _ = rules(tmp_path, text)
-    assert [one[0] for one in said] == [["a.example"]]
+    assert [rule[0] for rule in said] == [["a.example"]]
     assert len(losses) == 1

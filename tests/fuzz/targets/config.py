@@ -82,11 +82,13 @@ def _check_decisions(ruleset: Ruleset, request: Request, names: tuple[bytes, ...
     nothing_known = Identity(Status.ERROR, reason=Reason.SERVFAIL, names_known=False)
     names_known = Identity(Status.ERROR, claimed=names, reason=Reason.TIMEOUT)
     missing = Identity(Status.MISSING)
-    decided = {one: _decided(ruleset, request, one) for one in (*truths, nothing_known, names_known, missing)}
+    decided = {
+        identity: _decided(ruleset, request, identity) for identity in (*truths, nothing_known, names_known, missing)
+    }
 
     without_dns = decide(ruleset, request, _facts(ruleset, request, None), TODAY)
     if not isinstance(without_dns, Needs):
-        assert all(one == without_dns for one in decided.values())
+        assert all(decision == without_dns for decision in decided.values())
     # The first principle: another name that a client claims does not let it in.
     honest = Identity(Status.MISMATCH, claimed=(b"x",))
     liar = Identity(Status.MISMATCH, claimed=tuple(sorted({b"x", *names})))
@@ -100,7 +102,7 @@ def _check_decisions(ruleset: Ruleset, request: Request, names: tuple[bytes, ...
 
 def _facts(ruleset: Ruleset, request: Request, identity: Identity | None) -> Facts:
     """The facts of a client that no DNS list lists and that comes for the first time."""
-    lists = {one.name: NOT_LISTED for one in ruleset.dns_lists}
+    lists = {dns_list.name: NOT_LISTED for dns_list in ruleset.dns_lists}
     return Facts(identity, lists, None, first_counts(ruleset, request), Greylisted.NEW)
 
 
@@ -109,10 +111,10 @@ def _decided(ruleset: Ruleset, request: Request, identity: Identity) -> Decision
     decision = decide(ruleset, request, facts, TODAY)
     assert isinstance(decision, Decision)
     looked = trace(ruleset, request, facts, TODAY)
-    held = [one for one in looked if one.outcome in {Outcome.YES, Outcome.IN_DOUBT}]
-    assert decision.observed == tuple(one.rule.name for one in held if one.rule.observe)
-    deciding = [one for one in held if not one.rule.observe]
-    assert [one.rule for one in deciding] == ([decision.rule] if decision.rule is not None else [])
+    held = [tried for tried in looked if tried.outcome in {Outcome.YES, Outcome.IN_DOUBT}]
+    assert decision.observed == tuple(tried.rule.name for tried in held if tried.rule.observe)
+    deciding = [tried for tried in held if not tried.rule.observe]
+    assert [tried.rule for tried in deciding] == ([decision.rule] if decision.rule is not None else [])
     text = reply_text(decision, request, identity, b"7Q4K2M9X")
     assert encode_reply(decision.verb, text)[:-2].decode("ascii").isprintable()
     return decision
@@ -156,8 +158,10 @@ def list_file(content: bytes, folder: Path) -> None:
     together, bad = parse_entries(form, first)
     alone = [parse_entries(form, [line]) for line in first]
     assert bad == [place for place, (_, wrong) in enumerate(alone) if wrong]
-    assert _flat(together) == [entry for one, _ in alone for entry in _flat(one)] or isinstance(together, Networks)
-    assert sorted(_flat(together)) == sorted(entry for one, _ in alone for entry in _flat(one))
+    assert _flat(together) == [entry for entries, _ in alone for entry in _flat(entries)] or isinstance(
+        together, Networks
+    )
+    assert sorted(_flat(together)) == sorted(entry for entries, _ in alone for entry in _flat(entries))
 
     (folder / "list.txt").write_bytes(content[1:])
     (folder / "rules.yaml").write_text(

@@ -47,7 +47,8 @@ def parser(content: bytes, _folder: Path) -> None:
         assert (whole, error) == _parsed(content[at : at + 1] for at in range(len(content)))
     assert error is None or (error.isascii() and error.isprintable() and len(error) < 400)
     written = [
-        b"".join(b"%b=%b\n" % (name.encode("latin-1"), value) for name, value in one.items()) + b"\n" for one in whole
+        b"".join(b"%b=%b\n" % (name.encode("latin-1"), value) for name, value in attributes.items()) + b"\n"
+        for attributes in whole
     ]
     assert _parsed([b"".join(written)]) == (whole, None)  # also by way of a layout that is known
 
@@ -121,7 +122,7 @@ def request_of(content: bytes) -> tuple[Request, Identity]:
             case b"claimed":
                 claimed.add(value)
             case b"error":
-                reason = next((one for one in Reason if one.encode() == value), Reason.SERVFAIL)
+                reason = next((known for known in Reason if known.encode() == value), Reason.SERVFAIL)
             case _:
                 attributes[name.decode("latin-1")] = value
     names = tuple(sorted(claimed - verified))

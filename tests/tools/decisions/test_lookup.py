@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def test_an_id_is_found_as_people_write_it(tmp_path: Path, written: str) -> None:
     log = tmp_path / "decisions.log"
     log.write_text(line() + line(id="0A1B2C3D", rule="wanted"))
-    assert [one.rule for one in find(ids_in(written), [str(log)])] == [b"wanted"]
+    assert [decision.rule for decision in find(ids_in(written), [str(log)])] == [b"wanted"]
 
 
 @pytest.mark.parametrize(

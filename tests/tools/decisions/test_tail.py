@@ -43,7 +43,7 @@ def append(log: Path, *lines: str) -> Callable[[], object]:
 
 
 def ids(log: Path, last: int, *steps: Callable[[], object], wanted: Wanted | None = None) -> list[str]:
-    return [one.id.decode() for one in follow(str(log), last, wanted or Wanted(), Script(*steps))]
+    return [decision.id.decode() for decision in follow(str(log), last, wanted or Wanted(), Script(*steps))]
 
 
 def test_the_last_lines_and_then_each_new_one(log: Path) -> None:

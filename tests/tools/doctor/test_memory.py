@@ -89,17 +89,19 @@ def judged(folder: Path, master: str, *, user_counters: tuple[str, ...] = ("mail
     ids=["no submission", "not asked there", "asked behind those who are let through"],
 )
 def test_a_counter_of_users_that_no_service_feeds_is_said(tmp_path: Path, master: str) -> None:
-    finding = next(one for one in judged(tmp_path, master).findings if "counter" in one.where)
+    finding = next(finding for finding in judged(tmp_path, master).findings if "counter" in finding.where)
     assert finding.where == "rules.yaml: counter mails-of-user"
     assert "no service asks policyd about authenticated users" in finding.what
     assert "permit_sasl_authenticated, reject" in finding.write
-    assert not any("counter" in one.where for one in judged(tmp_path, master, user_counters=()).findings)
+    assert not any("counter" in finding.where for finding in judged(tmp_path, master, user_counters=()).findings)
 
 
 def test_a_submission_service_that_asks_before_it_lets_users_through_feeds_it(tmp_path: Path) -> None:
     master = f"{SUBMISSION}ASK,permit_sasl_authenticated,reject\n"
     diagnosis = judged(tmp_path, master)
-    assert not [one for one in diagnosis.findings if "counter" in one.where or "judged as strangers" in one.what]
+    assert not [
+        finding for finding in diagnosis.findings if "counter" in finding.where or "judged as strangers" in finding.what
+    ]
     assert any("authenticated users, whom counter mails-of-user counts" in line for line in diagnosis.right)
     without = judged(tmp_path, master, user_counters=())
-    assert any("judged as strangers" in one.what for one in without.findings)
+    assert any("judged as strangers" in finding.what for finding in without.findings)

@@ -294,7 +294,7 @@ def test_services_are_sorted_by_who_reaches_them(queue: Path) -> None:
         "2526 inet n - n - - smtpd -o { smtpd_recipient_restrictions = permit_auth_destination, reject }\n"
         "policy unix - n n - - spawn user=nobody argv=/bin/true\n"
     )
-    audiences = {str(one.service): one.audience for one in judged(queue, RIGHT, master).services}
+    audiences = {str(service.service): service.audience for service in judged(queue, RIGHT, master).services}
     assert audiences == {
         "smtp inet": Audience.STRANGERS,
         "smtpd pass": Audience.STRANGERS,
@@ -346,7 +346,7 @@ def test_a_class_that_only_access_tables_name_is_noted(queue: Path) -> None:
     diagnosis = judged(queue, main)
     assert "no check_policy_service anywhere" in findings(diagnosis)[0]
     assert any(
-        "the class asking asks a policy service; access tables may send mail there" in one for one in diagnosis.notes
+        "the class asking asks a policy service; access tables may send mail there" in note for note in diagnosis.notes
     )
 
 
@@ -429,7 +429,7 @@ def test_the_sockets_of_an_installed_unit_replace_listen(queue: Path, tmp_path: 
         f"[Socket]\nListenStream=\nListenStream={path}\nListenStream=127.0.0.1:10040\nListenStream=10041\n"
     )
     sockets = systemd_sockets(str(tmp_path))
-    assert [str(one) for one in sockets] == [f"unix:{path}", "inet:127.0.0.1:10040", "inet:[::]:10041"]
+    assert [str(socket) for socket in sockets] == [f"unix:{path}", "inet:127.0.0.1:10040", "inet:[::]:10041"]
     configuration = queue / "postfix"
     examined(queue, RIGHT.replace("ENDPOINT", "unix:private/judge"), Settings(), SMTP)
     (found,) = findings(diagnose(read_postfix(str(configuration)), Settings(), sockets=sockets))
@@ -489,7 +489,7 @@ def test_main_cf_and_master_cf_themselves_may_be_given(queue: Path) -> None:
     )
     diagnosis = diagnose(read_saved(str(main), str(master)), Settings())
     assert findings(diagnosis) == []
-    assert [str(one.service) for one in diagnosis.services] == ["smtp inet", "smtps inet"]
+    assert [str(service.service) for service in diagnosis.services] == ["smtp inet", "smtps inet"]
     assert diagnosis.services[1].asks_in == ()
 
 

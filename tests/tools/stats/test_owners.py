@@ -83,14 +83,14 @@ def test_the_name_of_a_system_comes_from_a_json_line_or_from_the_database(tmp_pa
         systems="192.0.2.0,192.0.2.255,64496,Now Called So\n",
     )
     # A line has the system known at its time; the database names only its present system.
-    assert [(asn, one.name) for asn, one in stats.systems.items()] == [(64496, "Now Called So"), (64511, "")]
+    assert [(asn, system.name) for asn, system in stats.systems.items()] == [(64496, "Now Called So"), (64511, "")]
 
 
 def test_lines_from_before_there_was_a_database_are_looked_up_in_it(tmp_path: Path) -> None:
     stats = stats_of(
         tmp_path, line("REJECT"), line("REJECT", client="203.0.113.1"), systems="192.0.2.0,192.0.2.255,64496,Net\n"
     )
-    assert [(asn, one.decisions) for asn, one in stats.systems.items()] == [(64496, 1)]
+    assert [(asn, system.decisions) for asn, system in stats.systems.items()] == [(64496, 1)]
 
 
 def test_a_log_without_owners_has_no_such_table(tmp_path: Path) -> None:
@@ -114,5 +114,5 @@ def test_what_is_told_apart_is_bounded(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(stats_module, "_MAX_SYSTEMS", 3)
     monkeypatch.setattr(stats_module, "_MAX_COUNTRIES", 2)
     stats = stats_of(tmp_path, *[line("REJECT", f" asn={n} country=A{n}") for n in range(1, 10)] * 2)
-    assert [(asn, one.decisions) for asn, one in stats.systems.items()] == [(1, 2), (2, 2), (3, 2)]
+    assert [(asn, system.decisions) for asn, system in stats.systems.items()] == [(1, 2), (2, 2), (3, 2)]
     assert [*stats.countries] == ["A1", "A2"]

@@ -28,7 +28,7 @@ REFUSED = "554 5.7.1 no"
 
 
 def rules(found: Suggestions) -> list[tuple[str, str, dict[str, list[str]]]]:
-    return [(one.condition, one.value, one.exceptions) for one in found.candidates]
+    return [(candidate.condition, candidate.value, candidate.exceptions) for candidate in found.candidates]
 
 
 def checked(folder: Path, text: str) -> Ruleset:
@@ -134,7 +134,11 @@ def test_candidates_are_ranked_by_what_they_catch_and_what_they_cost(tmp_path: P
         mail(77, "unknown[198.51.100.77]", sender="x@c"),
         *[mail(n, f"unknown[203.0.113.{n}]", sender="x@c", status=REFUSED) for n in range(4)],
     )
-    assert [one.value for one in suggest(logs).candidates] == ["192.0.2.0/24", "203.0.113.0/24", "198.51.100.0/24"]
+    assert [candidate.value for candidate in suggest(logs).candidates] == [
+        "192.0.2.0/24",
+        "203.0.113.0/24",
+        "198.51.100.0/24",
+    ]
 
 
 @pytest.mark.parametrize(("least", "count"), [(1, 1), (3, 1), (4, 0)])

@@ -42,7 +42,7 @@ def ruleset_of(folder: Path, systems: str) -> Ruleset:
 
 
 def matches(found: Suggestions) -> list[tuple[str, str]]:
-    return [(one.condition, one.value) for one in found.candidates]
+    return [(candidate.condition, candidate.value) for candidate in found.candidates]
 
 
 def test_the_incidents_say_which_systems_they_come_from_and_no_hoster_is_proposed(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_the_incidents_say_which_systems_they_come_from_and_no_hoster_is_propose
         ("sender_regex", r"^rainbow\+err[a-z0-9]+@"),
     ]
     suffix, network, senders = found.candidates
-    assert [(one.asn, one.clients) for one in suffix.systems] == [(9370, 13), (9371, 8), (7684, 5)]
+    assert [(system.asn, system.clients) for system in suffix.systems] == [(9370, 13), (9371, 8), (7684, 5)]
     assert suffix.remarks[0] == (
         "clients by system: AS9370 SAKURA Internet Inc. (13), AS9371 SAKURA Internet Inc. (8), "
         "AS7684 SAKURA Internet Inc. (5)"
@@ -64,7 +64,7 @@ def test_the_incidents_say_which_systems_they_come_from_and_no_hoster_is_propose
 
 def test_by_asn_proposes_the_systems_as_rules_that_check_accepts(tmp_path: Path) -> None:
     found = suggest(INCIDENTS, by_asn=True, ruleset=ruleset_of(tmp_path, SAKURA), today=TODAY)
-    assert [one for one in matches(found) if one[0] != "sender_regex"] == [
+    assert [match for match in matches(found) if match[0] != "sender_regex"] == [
         ("asn", "AS9370"),
         ("asn", "AS9371"),
         ("asn", "AS64496"),
@@ -95,7 +95,7 @@ def test_a_system_is_proposed_if_several_suffixes_in_it_speak_for_it(tmp_path: P
     two = refused("x{}.pool.two.example", range(30, 35))
     wanted = mail(90, "mail.customer.example[198.90.100.7]", sender="a@customer.example")
     found = suggest(log_of(tmp_path, *one, *two, wanted), ruleset=ruleset, today=TODAY)
-    (system,) = (one for one in found.candidates if one.condition == "asn")
+    (system,) = (candidate for candidate in found.candidates if candidate.condition == "asn")
     assert system.value == "AS64497"
     assert (system.evidence.refused, system.evidence.clients, system.evidence.delivered) == (10, 10, 1)
     assert system.exceptions == {"hostname": ["mail.customer.example"]}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from policyd.config.definition_reader import DefinitionReader
+from policyd.config.definition_reader import DefinitionReader, definitions
 from policyd.config.durations import YEAR, whole_duration
-from policyd.config.problems import Problem, did_you_mean, quoted
+from policyd.config.problems import did_you_mean, quoted
 from policyd.config.written import WrittenCounter
 from policyd.config.yaml_tree import Mapping, Scalar, Sequence, describe
 from policyd.core.protocol import ATTRIBUTES
@@ -39,12 +39,8 @@ def read_counters(
     node: Node, path: str, report: Report, read_where: Callable[[Mapping], list[WrittenCondition]]
 ) -> dict[str, WrittenCounter]:
     """Reads the counters by name, including wrong ones; `path` is the rules file's."""
-    if not isinstance(node, Mapping):
-        message = f"counters: expected names with their definitions, not {describe(node)}"
-        report.add(Problem(path, node.line, node.column, message))
-        return {}
     counters: dict[str, WrittenCounter] = {}
-    for item in node:
+    for item in definitions(node, "counters", path, report):
         key = item.key
         written = counters[key.text] = WrittenCounter(key.text, key.line, key.column)
         reader = _Reader(f"counter {quoted(key.text)}", path, report)

@@ -5,11 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from policyd.config.problems import Problem, quoted, unknown_key
-from policyd.config.yaml_tree import Scalar, describe
+from policyd.config.yaml_tree import Mapping, Scalar, describe
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from policyd.config.problems import Report
-    from policyd.config.yaml_tree import Item, Mapping, Node
+    from policyd.config.yaml_tree import Item, Node
+
+
+def definitions(node: Node, section: str, path: str, report: Report) -> Iterator[Item]:
+    """Yields each name with its definition; reports a section that has none. `path` is the rules file's."""
+    if isinstance(node, Mapping):
+        yield from node
+    else:
+        message = f"{section}: expected names with their definitions, not {describe(node)}"
+        report.add(Problem(path, node.line, node.column, message))
 
 
 class DefinitionReader:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import idna
 
-from policyd.config.definition_reader import DefinitionReader
+from policyd.config.definition_reader import DefinitionReader, definitions
 from policyd.config.dns_codes import CodeError, can_match, parse_code
 from policyd.config.dns_list import Ask, DnsList
 from policyd.config.files import OversizedError, UnreadableError, read_file
 from policyd.config.known_zones import known_zone
-from policyd.config.problems import Problem, did_you_mean, quoted
+from policyd.config.problems import did_you_mean, quoted
 from policyd.config.yaml_tree import Mapping, Scalar, Sequence, describe
 from policyd.core.address import format_address, parse_address
 from policyd.core.identity import may_be_host
@@ -76,12 +76,8 @@ def read_dns_lists(
 
     With `known`, the definitions of the lists that rules use are given, and no key file is read.
     """
-    if not isinstance(node, Mapping):
-        message = f"dns_lists: expected names with their definitions, not {describe(node)}"
-        report.add(Problem(path, node.line, node.column, message))
-        return {}
     lists: dict[str, WrittenDnsList] = {}
-    for item in node:
+    for item in definitions(node, "dns_lists", path, report):
         key = item.key
         written = lists[key.text] = WrittenDnsList(key.text, key.line, key.column)
         if known is not None:

@@ -10,8 +10,8 @@ from policyd.cli import Failure
 from policyd.cli.options import rules_options
 from policyd.config.settings import parse_listen
 from policyd.daemon.listeners import ListenError
-from policyd.daemon.main import serve as run
 from policyd.daemon.reload import LoadError
+from policyd.daemon.start import serve as run
 
 
 @click.command()

@@ -1,13 +1,12 @@
-"""Starts the daemon, runs it, and ends it.
+"""Runs the daemon, and ends it (`policyd.daemon.start` starts it).
 
-The order of a start matters: the loader is forked while there is neither thread nor event loop; nothing listens
-before a ruleset has been loaded without an error; and readiness is announced only when all sockets are open.
+Nothing listens before a ruleset has been loaded without an error, and readiness is announced only when all sockets are
+open.
 """
 
 from __future__ import annotations
 
 import asyncio
-import codecs
 import dataclasses
 import datetime
 import gc
@@ -26,14 +25,13 @@ from policyd.config.outline import changes
 from policyd.config.problems import ConfigErrors
 from policyd.control.words import Command, failed
 from policyd.core.address import parse_address
-from policyd.core.normalize import fold_name
 from policyd.daemon import listeners, metrics
 from policyd.daemon.control import ControlServer, LongText
 from policyd.daemon.counters import Counters, Rates
 from policyd.daemon.decision_log_file import DecisionLog
 from policyd.daemon.memory import DaemonMemory, SharedMemoryError
-from policyd.daemon.operational_log import OperationalLog, shown
-from policyd.daemon.reload import Loader, LoadError
+from policyd.daemon.operational_log import shown
+from policyd.daemon.reload import LoadError
 from policyd.daemon.server import Server
 from policyd.daemon.status import EXPIRY_NOTICE_DAYS, ReloadResult, Running, status
 from policyd.daemon.systemd import Notifier
@@ -46,10 +44,11 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
 
     from policyd.config.in_force import LoadedFile
-    from policyd.config.settings import InetAddress, Settings, UnixAddress
+    from policyd.config.settings import Settings
     from policyd.control.words import Request
     from policyd.daemon.control import Answer, Commands
-    from policyd.daemon.reload import LoadResult, MappedRuleset
+    from policyd.daemon.operational_log import OperationalLog
+    from policyd.daemon.reload import Loader, LoadResult, MappedRuleset
     from policyd.memory.definitions import CounterDefinition
 
 _log = logging.getLogger(__name__)
@@ -79,30 +78,14 @@ HIGHEST_KEYS = 10
 MAX_EXPIRY_LINES = 20
 
 
-def serve(
-    config_path: str | None,
-    rules_path: str | None,
-    listen: Sequence[InetAddress | UnixAddress],
-    environment: Mapping[str, str],
-) -> None:
+def run(loader: Loader, operational_log: OperationalLog, environment: Mapping[str, str]) -> None:
     """Runs the daemon until SIGTERM or SIGINT.
 
     Raises ConfigErrors, LoadError or ListenError if it cannot start.
     """
-    _occupy_standard_descriptors()
-    operational_log = OperationalLog(environment)
-    logging.basicConfig(handlers=[operational_log], level=logging.INFO)
-    # idna and Python's codecs import their tables at the first name that is not ASCII, publicsuffixlist at the first
-    # ruleset with hostname_generic. All imports happen now, because an upgrade may replace the files on disk while the
-    # daemon runs.
-    fold_name("b\u00fccher.example".encode())
-    codecs.lookup("idna")
-    loader = Loader(config_path, rules_path, listen)
+    gc.freeze()  # what was imported after the loader had been forked
     gc.set_threshold(COLLECTOR_THRESHOLD)
-    try:
-        uvloop.run(_Daemon(loader, operational_log, environment).run())
-    finally:
-        loader.close()
+    uvloop.run(_Daemon(loader, operational_log, environment).run())
 
 
 # Settings that a reload does not apply.
@@ -605,18 +588,3 @@ def _paths(files: Sequence[LoadedFile]) -> dict[str, str | None]:
 def _log_bug(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """The last exception boundary: logs an exception in the event loop; the daemon goes on."""
     _log.error("a bug in policyd, please report it: %s", context["message"], exc_info=context.get("exception"))
-
-
-def _occupy_standard_descriptors() -> None:
-    """Opens closed standard descriptors; otherwise a socket would get their number, and logs would be written to it.
-
-    A pipe without a reader takes their place: every write to it fails, and is counted as lost.
-    """
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            reader, writer = os.pipe()
-            os.dup2(writer, descriptor)
-            for end in {reader, writer} - {descriptor}:
-                os.close(end)

@@ -179,6 +179,12 @@ class Loader:
                 ),
             )
         far_end.close()
+        self._has_begun = False
+
+    def begin(self) -> None:
+        """Asks for the first load, whose result `load` then returns."""
+        self._channel.send(b"load")
+        self._has_begun = True
 
     async def load(
         self, texts: Texts | None = None, in_force: MappedRuleset | None = None, result: LoadResult | None = None
@@ -192,7 +198,9 @@ class Loader:
         Raises ConfigErrors if the files are wrong, LoadError if the load failed for another reason.
         """
         try:
-            await self._request(texts, in_force, () if result is None else result.databases)
+            if not self._has_begun:
+                await self._request(texts, in_force, () if result is None else result.databases)
+            self._has_begun = False
             await self._readable()
             message, descriptors, _, _ = socket.recv_fds(
                 self._channel, _MESSAGE_BYTES, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC

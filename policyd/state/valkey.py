@@ -18,6 +18,7 @@ either, with which a full server would refuse a script that only reads.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from time import monotonic
@@ -186,7 +187,7 @@ class SharedMemory:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._give_up(self._waiting)
-        await self._client.aclose()
+        await self._disconnect()
 
     # --- The task that asks -----------------------------------------------------------------------------------------
 
@@ -249,7 +250,7 @@ class SharedMemory:
             async with asyncio.timeout(self._timeout):
                 evaluated: Any = self._client.eval(_SCRIPT, len(keys), *keys, *arguments)  # type: ignore[arg-type] # bytes
                 found = _checked(await evaluated, len(keys))
-        except (ValkeyError, OSError, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001 - valkey-py raises ValueError or RecursionError for malformed answers
             await self._failed(error)
             return None
         finally:
@@ -274,7 +275,12 @@ class SharedMemory:
         if (said := self._complaint.happened(message, monotonic())) is not None:
             _log.warning("%s", said)
         # An answer that is still on the way must not be read as that of the next call.
-        await self._client.connection_pool.disconnect(inuse_connections=True)
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        """Ends the connection; a server that does not end it in time (TLS) is not waited for."""
+        with contextlib.suppress(ValkeyError, OSError, TimeoutError):
+            await self._client.connection_pool.disconnect(inuse_connections=True)
 
 
 def _checked(found: object, expected: int) -> list[Found]:
@@ -313,6 +319,8 @@ def _reason(error: Exception, timeout: float) -> str:
     """Says what is wrong and what to do about it; never quotes the server."""
     if isinstance(error, TimeoutError | ValkeyTimeoutError):
         return f"no answer within {timeout * 1000:.0f} ms (state_timeout)"
+    if isinstance(error, ValueError | RecursionError):
+        return _CODES["UNFIT"]
     cause: BaseException | None = error
     while cause is not None:  # a connection error has the reason as its cause
         word = "NOAUTH" if "Authentication required" in str(cause) else str(cause).split(" ", 1)[0]

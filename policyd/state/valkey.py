@@ -183,7 +183,10 @@ class SharedMemory:
         await self._probe()
 
     async def close(self) -> None:
-        """Ends the task and the connection; waiting operations get None."""
+        """Sends waiting operations, for twice the timeout at most, and ends the task and the connection."""
+        if self._operations:
+            last = self.ask([Operation("get", PREFIX + b"probe")])  # answered after all that were asked before it
+            await asyncio.wait([last], timeout=2 * self._timeout)
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._give_up(self._waiting)

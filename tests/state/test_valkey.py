@@ -219,11 +219,21 @@ async def test_a_replica_is_not_written_to(server: StateServer) -> None:
     await state.close()
 
 
-async def test_what_waits_at_the_end_is_answered(server: StateServer) -> None:
+async def test_what_waits_at_the_end_is_sent(server: StateServer) -> None:
     state = memory(server)
-    waiting = state.ask([event()])
+    waiting = [state.ask([event()]) for _ in range(2 * module.MAX_BATCH)]
     await state.close()
-    assert await asyncio.wait_for(waiting, 1) is None
+    assert [future.result() for future in waiting] == [[count] for count in range(1, len(waiting) + 1)]
+
+
+async def test_a_frozen_server_does_not_delay_the_end(server: StateServer) -> None:
+    state = memory(server, TIMEOUT)
+    assert await state.ask([event()]) == [1]
+    assert server.process is not None
+    server.process.send_signal(signal.SIGSTOP)
+    waiting = [state.ask([event()]) for _ in range(2 * module.MAX_BATCH)]
+    await state.close()
+    assert {future.result() for future in waiting} == {None}
 
 
 async def test_a_queue_without_end_is_not_kept(server: StateServer) -> None:

@@ -1,5 +1,5 @@
 #!/bin/bash
-# postgrey (Debian 1.37-2): two octets in whitelist_clients stand for a /24, not for a /16
+# postgrey (Debian 1.37-2): two octets in whitelist_clients mean a /24, not a /16
 #
 # postgrey accepts `192.0.2` as the network that begins so. `192.168` is accepted as well, and the comment in postgrey's
 # source calls it a /16, but the code gives it a prefix length of 24: clients of 192.168.0.0/24 pass, those of the other

@@ -42,7 +42,7 @@ end
 -- The page that is being made, as in IN_PAGE.
 local this_page
 
--- A link to what stands in another manual page names that page.
+-- A link to a section of another manual page names that page.
 local function link(inline)
   local page = IN_PAGE[inline.target:match('([%w-]+)%.md') or '']
   local text = pandoc.utils.stringify(inline.content)

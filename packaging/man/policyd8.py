@@ -1,7 +1,7 @@
 """Writes policyd(8) to standard output: every command and option as click knows them, in man(7) macros.
 
 The argument is the page's date, YYYY-MM-DD. Everything about commands comes from the program, so the page says what
-`--help` says; the rest of the page stands here.
+`--help` says; the rest of the page is here.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ _ID = re.compile(r"[0-9A-Za-z]{8}")
 
 
 def _duration(_context: click.Context, _parameter: click.Parameter, written: str) -> float | None:
-    """Parses a duration in seconds; None for ever."""
+    """Returns a duration in seconds, or None for `ever`."""
     if written == _EVER:
         return None
     seconds = whole_duration(written, "smhdw", 1, _MAX_SECONDS)
@@ -98,8 +98,9 @@ def allow(*, what: str | None, **arguments: Any) -> None:
     """Let a client through for a limited time: an address, a network, a verified host name, or the client of a
     decision.
 
-    With the ID of a decision (in the bounce, in parentheses) it is the client's address if the deciding rule blocks by
-    network, else its verified name, else its address. A sender is refused, because senders can be forged.
+    For the ID of a decision (in parentheses in the bounce), it lets through the client's address if the deciding rule
+    blocks by network; otherwise the client's verified name or, without one, its address. A sender is refused, because
+    senders can be forged.
 
     \b
     policyd allow 7Q4K2M9X --why 'customer called'

@@ -1,8 +1,8 @@
 """Completion for bash, zsh and fish: the scripts, and the names that they request.
 
-A script contains every command, option and choice, so pressing a key does not start Python. Only for names of the
-ruleset it starts policyd, with _POLICYD_COMPLETE=names_SECTION and the words of the command line as arguments. The
-scripts are printed through click: `_POLICYD_COMPLETE=bash_source policyd`, or zsh_source, or fish_source.
+A script contains every command, option and choice, so pressing a key does not start Python. It starts policyd only for
+names of the ruleset, with _POLICYD_COMPLETE=names_SECTION and the words of the command line as arguments. The scripts
+are printed through click: `_POLICYD_COMPLETE=bash_source policyd`, or zsh_source, or fish_source.
 """
 
 from __future__ import annotations
@@ -43,9 +43,11 @@ def complete() -> int:
 
 
 def _files_of(words: list[str]) -> tuple[str | None, str | None]:
-    """Settings and ruleset on a command line that may not be complete; the installed settings without either."""
+    """Returns the settings and the ruleset that an unfinished command line names; if it names neither, the installed
+    settings.
+    """
     found: dict[str, str] = {}
-    words = [word for word in words if word != "="]  # bash makes three words of --rules=FILE
+    words = [word for word in words if word != "="]  # bash splits --rules=FILE into three words
     for word, following in zip(words, [*words[1:], ""], strict=True):
         for option, name in (("-c", "config"), ("--config", "config"), ("--rules", "rules")):
             if word == option:
@@ -85,7 +87,7 @@ class _Option:
     names: tuple[str, ...]
     help: str
     multiple: bool
-    value: _Value | None  # None: the option takes none
+    value: _Value | None  # None: the option takes no value
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ _policyd() {
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]} words= section= word
     local -a found=()
     COMPREPLY=()
-    # bash takes --option=value for three words.
+    # bash splits --option=value into three words.
     if [[ $current == '=' ]]; then
         current=
     elif [[ $previous == '=' ]] && ((COMP_CWORD > 2)); then
@@ -159,7 +161,7 @@ _policyd() {
     if [[ $section ]]; then
         words=$(env _POLICYD_COMPLETE="names_$section" "${COMP_WORDS[0]}" "${COMP_WORDS[@]:1}" </dev/null 2>/dev/null)
     fi
-    # Not `compgen -W`, which expands what the words say.
+    # Not `compgen -W`, which would expand the words.
     IFS=$' \t\n' read -rd '' -a found <<<"$words"
     for word in "${found[@]}"; do
         if [[ $word == "$current"* ]]; then
@@ -298,7 +300,7 @@ function __policyd_no_command
     test (count (commandline -opc)) -eq 1
 end
 
-# Whether this is the command, and none of the other words stands on the line yet.
+# Whether this is the command, and the line has none of the other words yet.
 function __policyd_is
     set -l words (commandline -opc)
     test (count $words) -ge 2; and test $words[2] = $argv[1]; or return 1
@@ -308,7 +310,7 @@ function __policyd_is
     return 0
 end
 
-# Whether this is the command, and one of the other words stands on the line.
+# Whether this is the command, and the line has one of the other words.
 function __policyd_after
     set -l words (commandline -opc)
     __policyd_is $argv[1]; and not __policyd_is $argv

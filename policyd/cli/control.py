@@ -38,7 +38,7 @@ _NAME = re.compile(rb"(?=.{1,255}$)[a-z0-9_-]+(\.[a-z0-9_-]+)*")
     help="Print the ten keys of a counter with the highest values.",
 )
 def status(config: str | None, as_json: bool, alive: bool, counter: str | None) -> None:
-    """Ask the running daemon how it is: version, mode, ruleset, the last reload, DNS, lists.
+    """Show the state of the running daemon: version, mode, ruleset, the last reload, DNS, lists.
 
     Exit status: 0 if all is well, 1 if something needs attention (the last lines say what), 2 if the daemon cannot be
     asked. The daemon is asked over the control socket that the settings name (control:).
@@ -80,8 +80,8 @@ def status(config: str | None, as_json: bool, alive: bool, counter: str | None) 
 def reload(config: str | None, data: bool) -> None:
     """Make the running daemon load settings, rules and lists again, and wait until it has.
 
-    Prints what is in force now and what changed. With any error nothing changes: every error is printed, with file,
-    line and column, and the exit status is 1. It is 2 if the daemon cannot be asked.
+    Prints what is in force now and what changed. If there is an error, nothing changes: every error is printed, with
+    file, line and column, and the exit status is 1. It is 2 if the daemon cannot be asked.
 
     \b
     policyd reload
@@ -95,7 +95,7 @@ def reload(config: str | None, data: bool) -> None:
     for warning in answer["warnings"]:
         click.echo(printable(warning), err=True)
     for path in answer["left_alone"]:
-        click.echo(printable(f"{path} has been edited since it was loaded; left alone (policyd reload takes it)"))
+        click.echo(printable(f"{path} has been edited since it was loaded; left alone (policyd reload loads it)"))
     click.echo(printable(f"reloaded: {answer['summary']}"))
     for change in answer["changes"] or ["nothing changed"]:
         click.echo(printable(f"  {change}"))
@@ -112,14 +112,14 @@ def reload(config: str | None, data: bool) -> None:
 @click.option("--greylist", is_flag=True, help="Forget that the network of an address has passed greylisting.")
 @click.argument("whats", metavar="ADDRESS|NAME|KEY...", nargs=-1, required=True)
 def forget(config: str | None, counter: str | None, greylist: bool, whats: tuple[str, ...]) -> None:
-    """Make the running daemon forget what DNS said of a client, a counter's key, or that a client passed greylisting.
+    """Make the running daemon forget DNS answers about a client, a counter's key, or that a client passed greylisting.
 
     "We have repaired our reverse DNS": give an address or a name.
 
     With a name, every client that has or claims the name, or a name under it, is forgotten. The next mail asks DNS
     again. A resolver has a cache of its own, which this does not touch: for unbound, unbound-control flush NAME.
 
-    "The password is changed": give the counter and the user. With a shared memory (state:), it forgets too.
+    "The password is changed": give the counter and the user. A shared memory (state:) forgets as well.
 
     \b
     policyd forget 192.0.2.25
@@ -144,7 +144,7 @@ def forget(config: str | None, counter: str | None, greylist: bool, whats: tuple
     answer = _ask(config, Request(Command.FORGET, what=what))
     clients = answer["clients"]
     if not clients:
-        click.echo(f"nothing is cached of {printable(what)}")
+        click.echo(f"nothing is cached for {printable(what)}")
     else:
         click.echo(f"forgot {clients:,} {'client' if clients == 1 else 'clients'}: {printable(what)}")
 
@@ -172,7 +172,7 @@ def _print_highest(answer: dict[str, Any], *, as_json: bool) -> None:
         click.echo(json.dumps({name: answer[name] for name in ("counter", "per", "keys")}, indent=2))
         return
     if not answer["keys"]:
-        click.echo(printable(f"counter {answer['counter']} has counted nothing within its time"))
+        click.echo(printable(f"counter {answer['counter']} has counted nothing within its window"))
         return
     click.echo(printable(f"{'count':>9}  {' '.join(answer['per'])}"))
     for key in answer["keys"]:
@@ -180,7 +180,7 @@ def _print_highest(answer: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _print_status(lines: list[tuple[str, str]], attention: list[str], notices: list[str], *, observes: bool) -> None:
-    """Labels in a column of their own; points that need attention in red, at the end, where a terminal shows them."""
+    """Prints the labels in a column of their own, and last, in red, the points that need attention."""
     width = max(len(label) for label, _ in lines)
     for number, (label, text) in enumerate(lines):
         is_red = number == 0 and observes

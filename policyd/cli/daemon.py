@@ -20,15 +20,16 @@ from policyd.daemon.start import serve as run
     "--listen",
     multiple=True,
     metavar="ADDR",
-    help="Where to listen, instead of what the settings say: inet:127.0.0.1:10040, inet:[::1]:10040 or unix:/path. "
+    help="Address to listen on, in place of those in the settings: inet:127.0.0.1:10040, inet:[::1]:10040 or "
+    "unix:/path. "
     "May be given several times.",
 )
 def serve(config: str | None, rules: str | None, listen: tuple[str, ...]) -> None:
     """Run the daemon in the foreground.
 
     Decisions are written where the settings say (decision_log; standard output by default), the operational log to
-    standard error. SIGHUP and `policyd reload` load settings, rules and lists again, all or nothing; SIGTERM ends the
-    daemon after the requests in flight.
+    standard error. SIGHUP and `policyd reload` load settings, rules and lists again; if anything is wrong, nothing
+    changes. SIGTERM ends the daemon after the requests in flight.
     """
     try:
         addresses = [parse_listen(address) for address in listen]

@@ -69,14 +69,14 @@ def stats(
     html: str | None,
     logs: tuple[str, ...],
 ) -> None:
-    """Say what the decision log says: actions over time, rules, networks, names.
+    """Summarize the decision log: actions over time, rules, networks, names.
 
     LOG is policyd's decision log in either format, plain or compressed, or a journal that has it; `-` is standard
-    input. Without LOG it is the one that the settings name (-c), with the files rotated away from it. With a ruleset
-    (-c or --rules), its rules that never matched are named.
+    input. Without LOG, the log that the settings name (-c) is read, with its rotated files. With a ruleset (-c or
+    --rules), its rules that never matched are named.
 
-    "Also delivered" counts the mails, by sender and recipient, that a rule refused and that passed at another time
-    or from another client: a rule that refuses nothing else is of no use, or in the way of wanted mail.
+    "Also delivered" counts the mails, by sender and recipient, that a rule refused and that passed at another time or
+    from another client: a rule that refuses nothing else is useless, or blocks wanted mail.
 
     \b
     policyd stats --since 7d
@@ -115,11 +115,16 @@ def stats(
     multiple=True,
     metavar="R",
     type=RulesetName("rules"),
-    help="Only this rule, also where it only observed.",
+    help="Only this rule, including matches that were only observed.",
 )
 @click.option("--client", "networks", multiple=True, metavar="CIDR", help="Only clients in this network.")
 @click.option(
-    "-n", "--lines", type=click.IntRange(min=0), default=_DEFAULT_LINES, show_default=True, help="Lines to begin with."
+    "-n",
+    "--lines",
+    type=click.IntRange(min=0),
+    default=_DEFAULT_LINES,
+    show_default=True,
+    help="Number of earlier lines to show first.",
 )
 @click.option("--no-follow", is_flag=True, help="End at the end of the log.")
 @click.argument("log", required=False, metavar="[LOG]")
@@ -136,8 +141,8 @@ def tail(
 ) -> None:
     """Follow the decision log, filtered and in colour, across rotation.
 
-    Decisions appear in the text format, whatever the log's is, or with --json as objects. With `-` as LOG, standard
-    input is read to its end: journalctl -fu policyd -o cat | policyd tail -
+    Decisions appear in the text format, whatever the format of the log, or with --json as objects. With `-` as LOG,
+    standard input is read to its end: journalctl -fu policyd -o cat | policyd tail -
 
     \b
     policyd tail --action REJECT
@@ -179,12 +184,12 @@ def tail(
 @click.argument("decision_id", metavar="ID")
 @logs_argument
 def lookup(*, config: str | None, rules: str | None, as_json: bool, decision_id: str, logs: tuple[str, ...]) -> None:
-    """Show the decision with an id, and what the ruleset says of the same request today.
+    """Show the decision with an id, and what the ruleset decides on the same request today.
 
     ID is the id itself, or a text with the id in it, such as a pasted bounce in quotes; with - the text is read from
-    standard input. The id is what a reply has in place of {id}, and what the decision log has as id=. Without LOG, the
-    log that the settings name and its rotated files are searched. With a ruleset (-c or --rules) the request is decided
-    again, as far as the log has it and with what the log says of the client's reverse DNS; DNS is not asked.
+    standard input. The id replaces {id} in a reply, and is id= in the decision log. Without LOG, the log that the
+    settings name and its rotated files are searched. With a ruleset (-c or --rules) the request is decided again, with
+    the attributes and the reverse DNS that the log has; DNS is not asked.
 
     \b
     policyd lookup 7Q4K2M9X
@@ -223,8 +228,12 @@ def lookup(*, config: str | None, rules: str | None, as_json: bool, decision_id:
 @click.option("--suffix", metavar="NAME", help="Report what came from host names that are NAME or lie under it.")
 @click.option("--asn", metavar="N", help="Report what came from this autonomous system: 9371 or AS9371.")
 @click.option("--country", metavar="CC", help="Report what came from networks in this country: two letters.")
-@click.option("--from", "sender", required=True, metavar="ADDRESS", help="Who reports: the message's From.")
-@click.option("--to", "recipient", metavar="ADDRESS", help="Who is to read it, if you know: the message's To.")
+@click.option(
+    "--from", "sender", required=True, metavar="ADDRESS", help="The sender of the report: the message's From."
+)
+@click.option(
+    "--to", "recipient", metavar="ADDRESS", help="The recipient of the report, if you know it: the message's To."
+)
 @click.option("-o", "--output", metavar="FILE", help="Write the message to a new file, not to standard output.")
 @click.option("--mbox", metavar="FILE", help="Append the message to a mailbox in the mbox format.")
 @click.option("--show-recipients", is_flag=True, help="Leave your recipients' addresses in the log lines.")
@@ -264,7 +273,7 @@ def report(
         raise click.UsageError("write either to --output or to --mbox")
     for address, option in ((sender, "--from"), (recipient, "--to")):
         if address is not None and ("@" not in address or not address.isascii() or not address.isprintable()):
-            raise click.BadParameter(f"'{address}' is no mail address", param_hint=option)
+            raise click.BadParameter(f"'{address}' is not a mail address", param_hint=option)
     try:
         (parsed,) = tails.parse_networks([network]) if network is not None else (None,)
     except ValueError as error:
@@ -288,7 +297,7 @@ def report(
     if not incident.count:
         what = f"nothing from {incident.subject} was refused"
         if (asn or country) and (ruleset is None or ruleset.owners is None):
-            what += " (a mail log tells no systems and countries: name a ruleset with databases by --rules)"
+            what += " (a mail log has no systems and countries: name a ruleset with databases by --rules)"
         raise nothing_found(what, paths)
     message = reports.as_message(incident, sender, recipient, datetime.datetime.now(datetime.UTC))
     if mbox is not None:
@@ -300,7 +309,7 @@ def report(
 
 
 def _owner(option: str, form: Form, written: str | None) -> str:
-    """The AS number or country of an option as it is compared; 0 or empty without it."""
+    """Returns the AS number or country of an option in its compared form; 0 or empty without the option."""
     if written is None:
         return "0" if form is Form.ASN else ""
     folded = fold_owner(form, written)
@@ -313,7 +322,7 @@ def _owner(option: str, form: Form, written: str | None) -> str:
 
 
 def _loaded(config: str | None, rules: str | None) -> Loaded | None:
-    """Settings and ruleset, if either is named: the commands here work on a log alone."""
+    """Returns settings and ruleset, if either is named; the commands here also work without them."""
     return load(config, rules) if config is not None or rules is not None else None
 
 
@@ -368,7 +377,7 @@ def _write(path: str, text: str, *, replace: bool = True) -> None:
         with Path(path).open("w" if replace else "x", encoding="utf-8", newline="") as file:
             file.write(text)
     except FileExistsError:
-        raise Failure(f"policyd: {path}: is there already; name another file", 2) from None
+        raise Failure(f"policyd: {path}: exists already; name another file", 2) from None
     except OSError as error:
         raise Failure(f"policyd: {path}: {error.strerror}", 2) from None
 

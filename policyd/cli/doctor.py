@@ -47,8 +47,8 @@ def doctor(*, config: str | None, folder: str | None, postconf: str | None, mast
 
     Reads what postconf says of main.cf and master.cf, finds the services that strangers reach, and judges whether each
     of them asks policyd in a place where the answer counts. Compares that with policyd's settings and with the socket,
-    and asks the daemon its name over the endpoint that Postfix uses. Changes nothing. Run it as root: other users may
-    not look at a socket in Postfix's folders.
+    and asks the daemon for its name over the endpoint that Postfix uses. Changes nothing. Run it as root: other users
+    may not look at a socket in Postfix's folders.
 
     With --postconf and --master nothing is asked, because the endpoints are those of another system.
 
@@ -153,7 +153,7 @@ def _print(diagnosis: Diagnosis, observing: str) -> None:
 
 def _answer(question: Question | None) -> str:
     if question is None:
-        return "asked  nothing: the configuration is of another system"
+        return "asked  nothing: the configuration is from another system"
     if question.answer is None:
         return printable(f"asked  {question.endpoint}: {question.error}")
     seconds = question.answer.seconds

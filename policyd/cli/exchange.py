@@ -60,7 +60,7 @@ def _name(_context: click.Context, _parameter: click.Parameter, name: str) -> st
 @click.option(
     "--attribute",
     type=click.Choice(ATTRIBUTES),
-    help="What the table is looked up for, if the format does not say so.",
+    help="The attribute that is looked up in the table, if the format does not say so.",
 )
 @click.option(
     "--dotted", is_flag=True, help="postfix-access: parent_domain_matches_subdomains lacks smtpd_access_maps."
@@ -92,7 +92,7 @@ def _name(_context: click.Context, _parameter: click.Parameter, name: str) -> st
     "--set", "sets", multiple=True, metavar="NAME", help="ipset, nft: only this set. May be given several times."
 )
 @click.option("--strict", is_flag=True, help="Exit with 1 if a line or rule was lost.")
-@click.option("--force", is_flag=True, help="Write --output, and exit with 0, although exemptions were lost.")
+@click.option("--force", is_flag=True, help="Write --output, and exit with 0, even if exemptions were lost.")
 @json_option
 def import_(
     *,
@@ -110,11 +110,11 @@ def import_(
     \b
     FORMAT is one of plain, postfix-access, postfix-cidr, postfix-pcre, postfix-regexp, sendmail-access,
     postconf, postfwd, postgrey, whois, spamhaus-drop, iptables-save, nft, ipset, rspamd-map. FILE may be
-    compressed; without one, or as `-`, standard input is read.
+    compressed; without FILE, or if it is `-`, standard input is read.
 
     A table with verdicts becomes rules, in an order that keeps their meaning; a plain list becomes a list file. The
-    result goes to standard output. Every line that cannot be imported, or only with a difference, goes to standard
-    error, with its number and the reason.
+    result goes to standard output. Every line that is not imported, or not with exactly its meaning, is reported on
+    standard error with its number and the reason.
 
     \b
     policyd import postfix-access /etc/postfix/client_access > rules.yaml
@@ -184,9 +184,13 @@ def _summary(result: Result) -> str:
     "--dotted", is_flag=True, help="postfix-access: parent_domain_matches_subdomains lacks smtpd_access_maps."
 )
 @click.option("--deferred", is_flag=True, help="Treat DEFER as a rejection if the format has no other verdict.")
-@click.option("--ipv6", is_flag=True, help="iptables: what ip6tables-restore takes.")
+@click.option("--ipv6", is_flag=True, help="iptables: write IPv6 rules, for ip6tables-restore.")
 @click.option(
-    "--name", default="policyd", show_default=True, callback=_name, help="The name of the set, chain or table there."
+    "--name",
+    default="policyd",
+    show_default=True,
+    callback=_name,
+    help="The name of the set, chain or table in the other system.",
 )
 @click.option("--action", "verdict", default="REJECT", callback=_verdict, help="The verdict of a list's entries.")
 @click.option("--strict", is_flag=True, help="Exit with 1 if a line or rule was lost.")
@@ -237,7 +241,7 @@ def print_report(report: Report) -> None:
 
 
 def write(text: str, output: str | None) -> None:
-    """The result, to standard output or a file."""
+    """Writes the result to standard output or a file."""
     if output is None:
         click.echo(text, nl=False)
         return

@@ -29,14 +29,15 @@ if TYPE_CHECKING:
     type=RulesetName("lists"),
     help="Only this list, or this database (asn, country). Repeatable.",
 )
-@click.option("--force", is_flag=True, help="Fetch what is not due or not changed, too.")
+@click.option("--force", is_flag=True, help="Fetch everything, even if it is not due or has not changed.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done; put nothing in place.")
 @click.option(
     "--accept",
     multiple=True,
     metavar="NAME",
     type=RulesetName("lists"),
-    help="Take this once without min_entries and max_change; a database, even if it is older or smaller. Repeatable.",
+    help="Accept this list once without min_entries and max_change, or this database even if it is older or "
+    "smaller. Repeatable.",
 )
 def fetch(
     config: str | None,
@@ -46,7 +47,7 @@ def fetch(
     dry_run: bool,
     accept: Sequence[str],
 ) -> None:
-    """Fetch the lists and databases that say where they come from (from:), and put good copies in force.
+    """Fetch the lists and databases that have a source (from:), and put good copies in force.
 
     A new copy of a list replaces the old one only if it is complete, has enough entries, did not change too much, holds
     no reserved or protected network, and the ruleset in force loads and passes its tests with it; a database if it

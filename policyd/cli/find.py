@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.option("--sender", default="", metavar="S", help="Only this envelope sender: an address, a domain, or <>.")
 @click.option("--recipient", default="", metavar="R", help="Only this recipient: an address or a domain.")
 @since_option
-@click.option("--until", metavar="T", callback=parse_time, help="Only before then, in the same forms.")
+@click.option("--until", metavar="T", callback=parse_time, help="Only before this time, in the same forms.")
 @click.option(
     "--by",
     type=click.Choice([str(by) for by in tallying.By]),

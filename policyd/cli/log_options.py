@@ -27,7 +27,10 @@ def logs_argument(function: _Function) -> _Function:
 def since_option(function: _Function) -> _Function:
     """`--since T`, as Unix seconds."""
     option: Any = click.option(
-        "--since", metavar="T", callback=parse_time, help="Only from then on: 7d, 12h, 2026-11-21 or 2026-11-21T17:00."
+        "--since",
+        metavar="T",
+        callback=parse_time,
+        help="Only from this time on: 7d, 12h, 2026-11-21 or 2026-11-21T17:00.",
     )
     decorated: _Function = option(function)
     return decorated

@@ -46,14 +46,14 @@ def logs_argument(function: _Function) -> _Function:
 @click.command()
 @rules_options
 @json_option
-@click.option("--against", metavar="OLD", help="Another ruleset: show only what the two answer differently.")
+@click.option("--against", metavar="OLD", help="Another ruleset: show only mails that the two answer differently.")
 @click.option(
     "--unknown",
     "assumption",
     type=click.Choice([str(status) for status in Assumption]),
     default=str(Assumption.MISSING),
     show_default=True,
-    help="What a client's reverse DNS is taken for where the mail log says only `unknown`.",
+    help="The reverse DNS to assume for a client whose name is `unknown` in the mail log.",
 )
 @click.option(
     "--lists",
@@ -61,14 +61,14 @@ def logs_argument(function: _Function) -> _Function:
     type=click.Choice([str(answer) for answer in ListAssumption]),
     default=str(ListAssumption.UNKNOWN),
     show_default=True,
-    help="What a DNS list's answer is taken for if the log does not have it; only policyd's decision log has answers.",
+    help="The answer to assume for a DNS list if the log does not have it; only policyd's decision log has answers.",
 )
 @click.option(
     "--owners",
     type=click.Choice([str(source) for source in OwnerAssumption]),
     default=str(OwnerAssumption.DATABASE),
     show_default=True,
-    help="What tells the systems and countries of clients: each ruleset's databases, or policyd's decision log. With"
+    help="The source of the systems and countries of clients: each ruleset's databases, or policyd's decision log. With"
     " `log` no database is read, so its file may be missing.",
 )
 @click.option(
@@ -156,7 +156,7 @@ def replay(
     default=3,
     show_default=True,
     metavar="N",
-    help="Refused addresses that a suffix or a network needs.",
+    help="Minimum number of refused addresses for a suffix or a network.",
 )
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Candidates.")
 @click.option(
@@ -179,10 +179,11 @@ def suggest(
     """Find what to block in a mail log, and write it as rules that observe.
 
     Host names are grouped by suffix, addresses by network, senders by pattern. Mails that were refused or deferred for
-    a reason about the client speak for a candidate, delivered mails from the same place against it. With a ruleset,
-    mails that its rules decide already are left out. If the systems of clients are known, from the databases of the
-    ruleset or from a decision log, each candidate says them, and a system is proposed if several suffixes or networks
-    lie in it. The result is YAML that policyd check accepts, the best candidate first. Exit status 1: there is none.
+    a reason about the client count for a candidate, delivered mails from the same place count against it. With a
+    ruleset, mails that its rules decide already are left out. If the systems of clients are known, from the databases
+    of the ruleset or from a decision log, each candidate names them, and a system is proposed if several suffixes or
+    networks lie in it. The result is YAML that policyd check accepts, the best candidate first. Exit status 1: there is
+    none.
 
     \b
     policyd suggest /var/log/mail.log* > candidates.yaml
@@ -203,7 +204,7 @@ def suggest(
         raise no_mail(logs, found.counts)
     if by is not None and not found.owned:
         raise Failure(
-            "policyd: the system of no client is known; name a ruleset that declares databases: asn with --rules", 1
+            "policyd: no client's system is known; name a ruleset that declares databases: asn with --rules", 1
         )
     taken = [rule.name for rule in ruleset.rules] if ruleset is not None else []
     if as_json:

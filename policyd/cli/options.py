@@ -70,7 +70,7 @@ def _config(context: click.Context, _parameter: click.Parameter, written: str | 
     if written is not None or context.params.get("rules") is not None or not _exists(DEFAULT_CONFIG):
         return written
     if context.info_name in _WORK_WITHOUT_SETTINGS and not os.access(DEFAULT_CONFIG, os.R_OK):
-        click.echo(f"policyd: going on without {DEFAULT_CONFIG}, which this user may not read", err=True)
+        click.echo(f"policyd: continuing without {DEFAULT_CONFIG}, which this user may not read", err=True)
         return None
     if "rules" in context.params:  # the result depends on the ruleset, so the user is told which
         click.echo(f"policyd: using {DEFAULT_CONFIG}", err=True)

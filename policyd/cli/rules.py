@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from policyd.memory.counting import Count
 
 
-# Arguments besides a request's attributes, in place of the databases of networks.
+# Arguments besides a request's attributes; they replace the databases of networks.
 OWNER_ATTRIBUTES = ("asn", "asn_name", "country")
 
 
@@ -71,8 +71,8 @@ def check(config: str | None, rules: str | None, strict: bool, replaced: tuple[s
 
     Errors, warnings and notices have the form FILE:LINE:COLUMN: ... and go to standard error; the ruleset's own tests
     are run. With databases of networks it prints the coverage of each asn and country, which takes some 2 s for a
-    million records. The last line says what was loaded and how many tests passed. Exit status: 0 right, 1 wrong (with
-    --strict: or doubtful), 2 a file cannot be read.
+    million records. The last line says what was loaded and how many tests passed. Exit status: 0 no errors, 1 errors
+    (with --strict, also warnings), 2 a file cannot be read.
     """
     list_files = dict(_list_and_file(replacement) for replacement in replaced)
     loaded = load(config, rules, warnings_on=_today(), keep_lists=False, list_files=list_files)
@@ -105,13 +105,13 @@ def check(config: str | None, rules: str | None, strict: bool, replaced: tuple[s
 @click.option(
     "--reverse-dns",
     type=click.Choice([status.value for status in Status]),
-    help="Answer for DNS with this status, instead of asking it.",
+    help="Use this status instead of asking DNS.",
 )
 @click.option(
     "--hostname",
     multiple=True,
     metavar="NAME",
-    help="Answer for DNS with this name: a verified one or, with another --reverse-dns, one that is only claimed. "
+    help="Use this name instead of asking DNS: as a verified name or, with another --reverse-dns, as a claimed one. "
     "May be given several times.",
 )
 @click.option(
@@ -119,7 +119,8 @@ def check(config: str | None, rules: str | None, strict: bool, replaced: tuple[s
     multiple=True,
     metavar="LIST=ANSWER",
     type=RulesetName("dns_lists="),
-    help="Answer for a DNS list: an address as zen=127.0.0.4, zen=- for not listed, zen=? for unknown. "
+    help="Use this answer instead of asking a DNS list: an address as zen=127.0.0.4, zen=- for not listed, "
+    "zen=? for unknown. "
     "May be given several times.",
 )
 @click.option(
@@ -128,7 +129,8 @@ def check(config: str | None, rules: str | None, strict: bool, replaced: tuple[s
     multiple=True,
     metavar="NAME=VALUE",
     type=RulesetName("counters="),
-    help="Answer for a counter, instead of asking the running daemon (control:); without a daemon a counter is at 1. "
+    help="Use this value of a counter instead of asking the running daemon (control:); without a daemon, a "
+    "counter is at 1. "
     "May be given several times.",
 )
 @click.argument(
@@ -343,9 +345,9 @@ def _counters(inquiry: Inquiry, control: str | None, given: dict[str, int]) -> t
                 if answer["ok"]:
                     values[name] = CounterValue(name, int(answer["count"]), "the running daemon")
                 else:
-                    values[name] = CounterValue(name, 1, f"taken for 1: {'; '.join(answer['errors'])}")
+                    values[name] = CounterValue(name, 1, f"assumed to be 1: {'; '.join(answer['errors'])}")
                 continue
-        values[name] = CounterValue(name, 1, f"taken for 1: {why}")
+        values[name] = CounterValue(name, 1, f"assumed to be 1: {why}")
     return tuple(values.values())
 
 

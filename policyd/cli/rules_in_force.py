@@ -82,7 +82,7 @@ def is_behind(in_force: InForce, paths: Iterable[str]) -> bool:
 def reload_data(in_force: InForce) -> None:
     """Makes the daemon read the lists again, and prints what changed; exits with 1 if it cannot."""
     if in_force.control is None:
-        click.echo(printable(f"not reloaded: {in_force.why}; the next start or reload takes what changed"), err=True)
+        click.echo(printable(f"not reloaded: {in_force.why}; the next start or reload applies the changes"), err=True)
         return
     try:
         answer = ask(in_force.control, Request(Command.RELOAD, data=True))
@@ -94,6 +94,6 @@ def reload_data(in_force: InForce) -> None:
         click.echo("policyd: reload failed: the daemon keeps the lists that it has", err=True)
         sys.exit(1)
     for path in answer["left_alone"]:
-        click.echo(printable(f"{path} has been edited since it was loaded; left alone (policyd reload takes it)"))
+        click.echo(printable(f"{path} has been edited since it was loaded; left alone (policyd reload loads it)"))
     for change in answer["changes"] or ["nothing changed"]:
         click.echo(printable(f"reloaded: {change}"))

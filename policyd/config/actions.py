@@ -30,7 +30,7 @@ CODE_CLASSES = {Verb.REJECT: "5", Verb.DEFER: "4", Verb.DEFER_IF_PERMIT: "4", Ve
 # The default text of a GREYLIST rule.
 GREYLIST_TEXT = "Greylisted, please try again later"
 
-# Answers of access(5) that let mail past the restrictions which follow.
+# Answers of access(5) with which mail skips the restrictions that follow.
 _PERMITTING = frozenset({"OK", "PERMIT", "RELAY"})
 
 # Action words of access(5) and rspamd, and policyd's word for each.
@@ -158,7 +158,7 @@ def _parse_text(verb: Verb, text: str) -> tuple[str, ...]:
             pieces[-1] += piece.group()[0]
         else:
             raise ActionError(
-                f"a '{piece.group()}' without its partner; for a brace itself write '{piece.group() * 2}'", verb
+                f"a '{piece.group()}' without its counterpart; for a brace itself write '{piece.group() * 2}'", verb
             )
     pieces[-1] += text[end:]
     return tuple(pieces) if text else ()

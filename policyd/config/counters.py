@@ -80,7 +80,8 @@ class _Reader(DefinitionReader):
                 if condition.condition.needs_facts:
                     self.add(
                         condition.key,
-                        f"where: {condition.condition.name} cannot stand here: what is counted must be known from the "
+                        f"where: {condition.condition.name} is not allowed here: what is counted must be known "
+                        "from the "
                         "request alone, without DNS and counters",
                     )
         if self.is_wrong:
@@ -103,13 +104,13 @@ class _Reader(DefinitionReader):
             self._duration(node.items.get("remember"), defaults.remember),
         )
         if settings.wait >= settings.retry_within and not self.is_wrong:
-            self.add(node, "wait must be shorter than retry_within, or nobody could come back in time")
+            self.add(node, "wait must be shorter than retry_within, or no client could come back in time")
         return settings
 
     def _duration(self, item: Item | None, default: int) -> int:
         if item is None:
             return default
-        text = self.text(item, "a time, as 30s, 10m, 2h or 7d")
+        text = self.text(item, "a time such as 30s, 10m, 2h or 7d")
         seconds = whole_duration(text, "smhd", 1, YEAR)
         if seconds is None and text:
             self.add(item.value, f"{item.key.text}: {quoted(text)} is not a time; write it as 30s, 10m, 2h or 7d")
@@ -133,7 +134,7 @@ class _Reader(DefinitionReader):
             return ()
         nodes = item.value.items if isinstance(item.value, Sequence) else [item.value]
         if not 1 <= len(nodes) <= MAX_PARTS:
-            self.add(item.value, f"per: expected 1 to {MAX_PARTS} of them, not {len(nodes)}")
+            self.add(item.value, f"per: expected 1 to {MAX_PARTS} parts, not {len(nodes)}")
             return ()
         parts = []
         for node in nodes:
@@ -141,7 +142,7 @@ class _Reader(DefinitionReader):
                 self.add(node, f"per: expected an attribute, not {describe(node)}")
             elif (part := self._part(node, "per", node.text)) is not None:
                 if part in parts:
-                    self.add(node, f"per: {quoted(node.text)} stands here twice")
+                    self.add(node, f"per: {quoted(node.text)} is repeated")
                 parts.append(part)
         return tuple(parts)
 

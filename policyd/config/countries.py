@@ -6,7 +6,7 @@ import re
 
 _COUNTRY = re.compile(r"[A-Za-z]{2}")
 
-# The officially assigned codes (ISO 3166-1, 2025), and two that databases have besides: the European Union and Kosovo.
+# The officially assigned codes (ISO 3166-1, 2025), and two more that databases use: the European Union and Kosovo.
 _CODES = """
     AD AE AF AG AI AL AM AO AQ AR AS AT AU AW AX AZ BA BB BD BE BF BG BH BI BJ BL BM BN BO BQ BR BS BT BV BW BY BZ CA
     CC CD CF CG CH CI CK CL CM CN CO CR CU CV CW CX CY CZ DE DJ DK DM DO DZ EC EE EG EH ER ES ET FI FJ FK FM FO FR GA

@@ -1,7 +1,7 @@
-"""`databases:` of a ruleset: files that say which autonomous system announces an address, and in which country it is.
+"""`databases:` of a ruleset: files that say the autonomous system that announces an address, and its country.
 
 Two formats, detected from the content, plain or gzip: MMDB (`policyd.config.mmdb`) and ranges as text
-(`policyd.config.ranges`). A file is read once in a load, also if it serves both kinds. Every problem of a file is a
+(`policyd.config.ranges`). A file is read once in a load, even if it serves both kinds. Every problem of a file is a
 `DatabaseError` at load, never at a request.
 """
 
@@ -126,8 +126,9 @@ class DatabaseInfo:
                 "touch it after a download"
             )
         return (
-            f"the {self.kind} database is of {self.date}, {_days((now - self.built) // 86400 * 86400)} ago, and blocks "
-            f"change hands; fetch a newer one (max_age is {_days(self.max_age)})"
+            f"the {self.kind} database is dated {self.date}, {_days((now - self.built) // 86400 * 86400)} ago, "
+            "and networks "
+            f"change hands; fetch a newer file (max_age is {_days(self.max_age)})"
         )
 
 
@@ -265,9 +266,7 @@ class DatabaseFile:
         except MmdbError as error:
             raise DatabaseError(f"{error}; fetch it again") from None
         if not has_ipv4:
-            raise DatabaseError(
-                "has IPv6 networks only, so no IPv4 client would have a record; take the file with both"
-            )
+            raise DatabaseError("has IPv6 networks only, so no IPv4 client would have a record; use the file with both")
         for kind, found, wanted in (
             (DatabaseKind.ASN, file.shape.asn, "autonomous_system_number or asn"),
             (DatabaseKind.COUNTRY, file.shape.country, "country.iso_code or country_code"),
@@ -379,7 +378,7 @@ class _Section:
                 kinds_of[path][kind] = max_age
                 where.setdefault(path, name)
                 if source is not None and sources.setdefault(path, source) != source:
-                    self._add(item.value, f"{kind}: from: the same file is fetched in another way for another kind")
+                    self._add(item.value, f"{kind}: from: the same file has another source for another kind")
         found: dict[DatabaseKind, Database] = {}
         definitions = [DatabaseDefinition(path, max_ages, sources.get(path)) for path, max_ages in kinds_of.items()]
         for definition in definitions:

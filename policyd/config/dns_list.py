@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Ask(StrEnum):
-    """The part of a request that a list is asked for."""
+    """The part of a request that is looked up in a list."""
 
     CLIENT_ADDRESS = "client_address"
     HOSTNAME = "hostname"

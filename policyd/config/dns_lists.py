@@ -65,7 +65,7 @@ class WrittenDnsList:
     definition: DnsList | None = None
     key_file: str = ""  # its path, empty for none
     known: KnownZone | None = None
-    exposes_key: bool = False  # the key stands in the rules file
+    exposes_key: bool = False  # the key is written in the rules file
     used: bool = False
 
 
@@ -129,7 +129,7 @@ class _Reader(DefinitionReader):
         item, key_item = node.items.get("zone"), node.items.get("key_file")
         key = self._read_key(key_item) if key_item is not None else ""
         if item is None:
-            self.add(node, "'zone' is missing: the zone that is asked, as in zone: zen.spamhaus.org")
+            self.add(node, "'zone' is missing: the zone to query, as in zone: zen.spamhaus.org")
             return "", ""
         written = self.text(item, "the name of a zone")
         if not written:
@@ -145,7 +145,7 @@ class _Reader(DefinitionReader):
             return "", ""
         zone = fold_zone(written.replace(KEY, key or "key-goes-here"))
         if zone is None:
-            self.add(item.value, "zone: with its key it is longer than a name can be")
+            self.add(item.value, "zone: the name with the key is longer than a name can be")
             return "", ""
         if KEY not in written and (known := known_zone(zone)) is not None and known.keyed:
             self._written.exposes_key = True
@@ -225,7 +225,10 @@ class _Reader(DefinitionReader):
         if by_address:
             address = parse_address(written.encode())
             if address is None:
-                self.add(item.value, f"self_test: {quoted(written)} is not an address, which this list is asked for")
+                self.add(
+                    item.value,
+                    f"self_test: {quoted(written)} is not an address, but this list is queried for addresses",
+                )
                 return ""
             # An IPv4-mapped address stays one: a list of IPv6 alone has its test entry there (RFC 5782 section 5).
             return (
@@ -233,7 +236,7 @@ class _Reader(DefinitionReader):
             )
         name = fold_name(written.encode())
         if not may_be_host(name):
-            self.add(item.value, f"self_test: {quoted(written)} is not a name, which this list is asked for")
+            self.add(item.value, f"self_test: {quoted(written)} is not a name, but this list is queried for names")
             return ""
         return name.decode("ascii")
 

@@ -158,14 +158,16 @@ def _networks(lines: Sequence[bytes]) -> tuple[Networks, list[int]]:
             if first & host_bits[prefix]:
                 bad.append(place)
             else:
-                append4(first << 6 | prefix)  # as Networks.append, without a call for each of a million
+                append4(
+                    first << 6 | prefix
+                )  # the same as Networks.append, without a call for each of a million networks
         except (OSError, ValueError, KeyError):
             bad.append(place)
     return networks, bad
 
 
 def _network6(address: str, slash: str, length: str) -> tuple[int, int, int]:
-    """(version, first address, prefix length). Raises OSError, ValueError and KeyError for what is not a network."""
+    """(version, first address, prefix length). Raises OSError, ValueError and KeyError if the text is not a network."""
     prefix = _LENGTHS6[length] if slash else 128
     first = int.from_bytes(socket.inet_pton(socket.AF_INET6, address))
     if first & _HOST_BITS6[prefix]:

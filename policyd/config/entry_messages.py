@@ -54,7 +54,7 @@ def explain_entry(form: Form, line: bytes) -> str:  # noqa: PLR0911, PLR0912 - a
             hint = did_you_mean(text, Status) or f"; it is one of {', '.join(Status)}"
             return f"{quoted(text)} is not a status of reverse DNS{hint}"
         case Form.DNS_LIST:
-            return f"{quoted(text)} is not the name of a DNS list; give the names that stand under dns_lists"
+            return f"{quoted(text)} is not the name of a DNS list; give the names that are defined under dns_lists"
         case Form.COUNTER:
             return why_not_comparison(text)
         case Form.EXPRESSION:
@@ -166,7 +166,7 @@ def _explain_asn(text: str) -> str:
 def _explain_country(text: str) -> str:
     meant = MEANT.get(text.upper())
     if meant is not None:
-        return f"{quoted(text)} is not what databases have; write '{meant}'"
+        return f"{quoted(text)} is not the code in databases; write '{meant}'"
     if re.fullmatch("[A-Za-z]{2}", text):
         return f"{quoted(text)} is not a country of ISO 3166-1"
     return f"{quoted(text)} is not a country; write the two letters of ISO 3166-1, such as JP"
@@ -176,7 +176,7 @@ def _explain_address(form: Form, text: str) -> str:  # noqa: PLR0911 - one retur
     recipient = form is Form.RECIPIENT
     domain_condition = "recipient_domain" if recipient else "sender_domain"
     if text == "<>" and recipient:
-        return "'<>' is the null sender, and no recipient"
+        return "'<>' is the null sender, not a recipient"
     if text.startswith("<") and text.endswith(">"):
         return f"{quoted(text)} has angle brackets; write {quoted(text[1:-1])}"
     local, at, domain = text.rpartition("@")
@@ -198,7 +198,9 @@ def _explain_name(form: Form, text: str) -> str:  # noqa: PLR0911, PLR0912 - a r
     if form is Form.HELO_NAME:
         if len(text) > MAX_HOST_NAME:
             return f"{quoted(text)} is longer than {MAX_HOST_NAME} characters"
-        return f"{quoted(text)} is not a HELO name: it has a blank, a comma or what UTS 46 does not allow in it"
+        return (
+            f"{quoted(text)} is not a HELO name: it contains a blank, a comma or a character that UTS 46 does not allow"
+        )
     if name.rstrip(".").lower() == "unknown":
         return "'unknown' is what Postfix writes for no host name; use reverse_dns: missing, mismatch or error"
     if (
@@ -214,7 +216,7 @@ def _explain_name(form: Form, text: str) -> str:  # noqa: PLR0911, PLR0912 - a r
     if name.startswith("*"):
         bare = name.lstrip("*.")
         meant = f"hostname_suffix: .{bare}" if form is Form.HOST_NAME else f".{bare}"
-        return f"{quoted(text)} is not a host name: '*' stands for nothing here; for names under {bare} write '{meant}'"
+        return f"{quoted(text)} is not a host name: '*' is not a wildcard here; for names under {bare} write '{meant}'"
     if form is Form.HOST_NAME and name.startswith("."):
         return f"{quoted(text)} is not a host name; for names under a domain write hostname_suffix: {name}"
     if len(name) > MAX_HOST_NAME:

@@ -96,8 +96,8 @@ class Texts(NamedTuple):
 class Outline:
     """The comparable parts of a ruleset: a digest for each rule in order, each list and the default action; and the
     number of entries of each list. `differences` has, for lists whose tables were patched, the numbers of entries added
-    and removed since the ruleset in force at the load; for networks, of ranges. `databases` has a hash and a date, as a
-    message shows them, for each kind.
+    and removed since the ruleset in force at the load; for lists of networks, the numbers of ranges. `databases` has a
+    hash and a date, as a message shows them, for each kind.
     """
 
     rules: dict[str, bytes]

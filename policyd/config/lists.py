@@ -132,7 +132,7 @@ class ListFile:
         return self._digest.hex()[:HASH_DIGITS]
 
     def has_entries(self) -> bool:
-        """Whether there is any line with an entry, also one that has ended."""
+        """Whether there is any line with an entry, even an entry that has ended."""
         return self._is_known() or _ANY_ENTRY.search(self._text()) is not None
 
     def _is_known(self) -> bool:

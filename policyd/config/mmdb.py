@@ -42,11 +42,11 @@ _SEARCHED = 20_000
 _MAX_KEYS = 12
 
 
-# Networks of IPv6 that contain IPv4 addresses, by first address and length: mapped, Teredo, 6to4. MaxMind's files have
-# the IPv4 networks there once more (https://maxmind.github.io/MaxMind-DB/).
+# Networks of IPv6 that contain IPv4 addresses, by first address and length: mapped, Teredo, 6to4. MaxMind's files
+# repeat the IPv4 networks there (https://maxmind.github.io/MaxMind-DB/).
 _IPV4_IN_IPV6 = ((0xFFFF << 32, 96), (0x2001 << 112, 32), (0x2002 << 112, 16))
 
-# IPv4 addresses all over the Internet, by which that is found out.
+# IPv4 addresses from all over the Internet, with which these repetitions are detected.
 _PROBES = (0x01010101, 0x08080808, 0x31D4C9B1, 0x64400001, 0xC1000687, 0xD9000001, 0xFFFFFFFF)
 
 _DAMAGED = "is damaged, or has been cut short"
@@ -129,12 +129,12 @@ class MmdbFile:
     # --- Lookups ------------------------------------------------------------------------------------------------------
 
     def system(self, _address: Address, text: str) -> tuple[int, str]:
-        """As `Source.system`."""
+        """Implements `Source.system`."""
         record = self._record(text)
         return self._system_of(record) if record is not None else (0, "")
 
     def country(self, _address: Address, text: str) -> str:
-        """As `Source.country`."""
+        """Implements `Source.country`."""
         record = self._record(text)
         if record is None:
             return ""
@@ -142,11 +142,11 @@ class MmdbFile:
             if self._nested:
                 return self._countries[record[self._key][self._nested]]
             return self._countries[record[self._key]]
-        except (LookupError, TypeError):  # a country that is new here, or none
+        except (LookupError, TypeError):  # a country that is not cached yet, or no country
             return self._country_of(record)
 
     def owner(self, _address: Address, text: str) -> Owner:
-        """As `Source.owner`."""
+        """Implements `Source.owner`."""
         record = self._record(text)
         if record is None:
             return NO_OWNER

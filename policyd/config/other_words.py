@@ -1,6 +1,6 @@
 """Words from logs and other systems, with policyd's word for each.
 
-`did_you_mean` finds typing errors; these words resemble no name of policyd, or the wrong one.
+`did_you_mean` finds typing errors; these words do not resemble policyd's word, or resemble a wrong one.
 """
 
 from __future__ import annotations
@@ -72,13 +72,13 @@ def meant_given(word: str) -> str:
 
 
 def meant_option(word: str) -> str:
-    """Suggests the option of `policyd explain` that answers for DNS; empty if the word is not listed."""
+    """Suggests the option of `policyd explain` that replaces an answer of DNS; empty if the word is not listed."""
     lower = word.lower()
     if lower in _STATUS:
-        return "; what DNS says is given with --reverse-dns STATUS"
+        return "; give an answer of DNS with --reverse-dns STATUS"
     if lower == "claimed":
-        return "; what DNS says is given with --reverse-dns mismatch --hostname NAME"
-    return "; what DNS says is given with --hostname NAME" if lower in _NAMES else ""
+        return "; give an answer of DNS with --reverse-dns mismatch --hostname NAME"
+    return "; give an answer of DNS with --hostname NAME" if lower in _NAMES else ""
 
 
 def meant_condition(word: str) -> str:

@@ -80,12 +80,12 @@ class OwnerRanges:
         self._asns = memoryview(asns).cast("B").cast("I")
         self._ends = memoryview(ends).cast("B").cast("I")
         self._texts = memoryview(texts)
-        self._known: dict[int, tuple[int, str]] = {0: (0, "")}  # records by number, those met lately
+        self._known: dict[int, tuple[int, str]] = {0: (0, "")}  # records by number, recently used ones only
 
     def system(self, address: Address, _text: str) -> tuple[int, str]:
-        """As `Source.system`."""
+        """Implements `Source.system`."""
         version, value = address
-        if version == 4:  # as RangeTable.number4 does it, without the call, because this is done at each request
+        if version == 4:  # the same as RangeTable.number4, without the call, because this runs at each request
             top, block = self._top, value >> 16
             number = self._numbers4[bisect_right(self._starts4, value, top[block], top[block + 1]) - 1]
         else:
@@ -93,12 +93,12 @@ class OwnerRanges:
         return self._known.get(number) or self._record(number)
 
     def country(self, address: Address, _text: str) -> str:
-        """As `Source.country`."""
+        """Implements `Source.country`."""
         number = self._table.number4(address[1]) if address[0] == 4 else self._table.number6(address[1])
         return (self._known.get(number) or self._record(number))[1]
 
     def owner(self, address: Address, text: str) -> Owner:
-        """As `Source.owner`; a table has either systems or countries, so this is for its systems."""
+        """Implements `Source.owner` for a table of systems; a table has either systems or countries."""
         return Owner(*self.system(address, text))
 
     def range_of(self, address: Address) -> tuple[int, int] | None:
@@ -212,9 +212,9 @@ def other_addresses(line: str) -> str:
     if len(fields) < 2:
         return ""
     if fields[0].isdigit() and fields[1].isdigit():
-        return "has addresses as numbers; take the file that has them as addresses (without -num)"
+        return "has addresses as numbers; use the file with IP addresses (without -num)"
     if "/" in fields[0] and parse_address(fields[0].partition("/")[0].encode("ascii", "replace")) is not None:
-        return "has networks; take a file with the first and last address of each range, or an MMDB"
+        return "has networks; use a file with the first and last address of each range, or an MMDB"
     return ""
 
 
@@ -339,9 +339,9 @@ def _check_utf8(text: str) -> None:
 
 def _instead(shown: str) -> str:
     if shown.isdigit():
-        return "; this file has addresses as numbers: take the one that has them as addresses (without -num)"
+        return "; this file has addresses as numbers: use the file with IP addresses (without -num)"
     if "/" in shown:
-        return "; this file has networks: take one that has the first and last address of each range"
+        return "; this file has networks: use a file with the first and last address of each range"
     return ""
 
 

@@ -185,7 +185,7 @@ class _Reader:
 
     def read(self, root: Node) -> RulesFile:
         if not isinstance(root, Mapping):
-            self._add(root, f"expected 'rules:' and what goes with it, not {describe(root)}")
+            self._add(root, f"expected a ruleset (rules: and other keys), not {describe(root)}")
             return self._file
         self._file.root = root
         self._check_keys(root, TOP_KEYS)
@@ -415,14 +415,14 @@ class _Reader:
             return
         values = node.items if isinstance(node, Sequence) else [node]
         if not values or (isinstance(node, Scalar) and node.missing):
-            self._add(node, "has no entries; take the list away, or fill it")
+            self._add(node, "has no entries; remove the list, or add entries")
         for value in values:
             if not isinstance(value, Scalar) or (value.missing and value is not node):
                 self._add(value, f"expected an entry, not {describe(value)}")
             elif value.text.startswith("$$"):
                 definition.values.append(Scalar(value.text[1:], value.line, value.column, value.plain))
             elif value.text.startswith("$"):
-                self._add(value, f"{quoted(value.text)}: a list has no other lists in it; give the condition both")
+                self._add(value, f"{quoted(value.text)}: a list cannot contain another list; give the condition both")
             elif not value.missing:
                 definition.values.append(value)
 
@@ -464,7 +464,7 @@ class _Reader:
         if file is not None and self._data is None:
             file.forget_known_content()
         if file is not None and not (allow_empty or path in self._missing) and not file.has_entries():
-            message = "has no entries, which would disarm the list; if that is meant, write allow_empty: true"
+            message = "has no entries, which would disarm the list; if that is intended, write allow_empty: true"
             self._report.add(Problem(path, 1, 1, f"{self._prefix}{message}"))
 
     def _truth(self, node: Mapping, name: str) -> bool:
@@ -656,7 +656,7 @@ class _Reader:
                     instead = f"; write {verified}, which sees verified names only"
                 self._add(
                     condition.key,
-                    f"{name} cannot stand in {where}: {UNPROVEN[name]}, and a lie must not let mail through{instead}",
+                    f"{name} is not allowed in {where}: {UNPROVEN[name]}, and a lie must not let mail through{instead}",
                 )
 
     def _check_listed(self, verb: Verb, match: list[WrittenCondition], exceptions: list[WrittenCondition]) -> None:
@@ -670,9 +670,9 @@ class _Reader:
                 if definition is not None and definition.ask not in PROVEN_ASKS:
                     self._add(
                         condition.key,
-                        f"listed: {quoted(name)} is asked for {definition.ask}, so it cannot stand in {where}: the "
-                        "client writes that itself, and a lie must not let mail through; write a list that is asked "
-                        "for client_address or hostname",
+                        f"listed: {quoted(name)} looks up {definition.ask}, so it is not allowed in {where}: the "
+                        "client chooses that itself, and a lie must not let mail through; write a list that looks up "
+                        "client_address or hostname",
                     )
 
     def _check_counter(self, verb: Verb, match: list[WrittenCondition], exceptions: list[WrittenCondition]) -> None:
@@ -683,8 +683,9 @@ class _Reader:
             if condition.condition.kind is Kind.COUNTER:
                 self._add(
                     condition.key,
-                    f"counter cannot stand in {where}: after a restart, or with the memory away, counts are low, and a "
-                    "failure would reject",
+                    f"counter is not allowed in {where}: after a restart, or while the memory is unavailable, "
+                    "counts are low, "
+                    "and a failure would reject",
                 )
 
     def _read_where(self, node: Mapping) -> list[WrittenCondition]:
@@ -720,7 +721,9 @@ class _Reader:
         name = condition_type.name
         if name in DATABASE_OF and DATABASE_OF[name] not in self._declared:
             kind = DATABASE_OF[name]
-            meaning = "which system announces an address" if kind == DatabaseKind.ASN else "in which country it is"
+            meaning = (
+                "which system announces an address" if kind == DatabaseKind.ASN else "in which country an address is"
+            )
             message = f"{name} needs a database that says {meaning}; add 'databases: {{{kind}: FILE}}' at the top"
             self._add(item.key, message)
         value, at_least = item.value, 1
@@ -836,7 +839,8 @@ class _Reader:
             if definition is not None and definition.distinct is not None and int(minimum) > MAX_DISTINCT:
                 self._add(
                     item.value,
-                    f"counter: {quoted(name)} counts distinct values, and is compared with {MAX_DISTINCT - 1} at most",
+                    f"counter: {quoted(name)} counts distinct values, and can be compared with "
+                    f"{MAX_DISTINCT - 1} at most",
                 )
 
     def _check_known(self, name: str, values: list[Scalar]) -> None:

@@ -106,7 +106,7 @@ def rules_schema() -> Schema:
                 },
                 "default": {
                     **_action(),
-                    "description": f"What decides if no rule does; DUNNO unless given. {_ACTION_HELP}",
+                    "description": f"The action if no rule decides; DUNNO unless given. {_ACTION_HELP}",
                 },
                 "tests": {
                     "type": "array",
@@ -251,7 +251,7 @@ def _source(keys: Iterable[str]) -> Schema:
             "type": "string",
             "pattern": "^[0-9]{1,6}[mhdw]$",
             "default": "1d",
-            "description": "How often a new copy is looked for.",
+            "description": "How often policyd looks for a new copy.",
         },
         "min_entries": {
             "type": ["integer", "string"],
@@ -263,11 +263,11 @@ def _source(keys: Iterable[str]) -> Schema:
             "type": "string",
             "pattern": "^[0-9]{1,6}%$",
             "default": "50%",
-            "description": "Entries that came and went, of those in force; a copy with more is refused.",
+            "description": "Maximum share of entries that are added or removed; a copy with more changes is refused.",
         },
         "never": {
             **_one_or_more({"type": _SCALAR}, least=0),
-            "description": "Lists that no entry may cover or lie in.",
+            "description": "Lists whose networks and names no entry may overlap.",
         },
         "allow_reserved": {
             **_truth(),
@@ -286,7 +286,7 @@ def _dns_list() -> Schema:
         "zone": {
             "type": "string",
             "minLength": 1,
-            "description": f"The zone that is asked; {KEY} stands for the first line of key_file.",
+            "description": f"The zone to query; {KEY} stands for the first line of key_file.",
             "examples": ["zen.spamhaus.org"],
         },
         "key_file": {
@@ -294,12 +294,13 @@ def _dns_list() -> Schema:
             "minLength": 1,
             "description": "The file with the key, relative to this one; other users must not be able to read it.",
         },
-        "ask": {"enum": list(Ask), "default": Ask.CLIENT_ADDRESS, "description": "What the list is asked for."},
+        "ask": {"enum": list(Ask), "default": Ask.CLIENT_ADDRESS, "description": "What is looked up in the list."},
         "codes": {**_one_or_more(code), "description": "The answers that mean listed, in Postfix's syntax."},
         "refused": {**_one_or_more(code), "description": "The answers that mean: this list does not answer you."},
         "self_test": {
             "type": _SCALAR,
-            "description": "The entry that must be listed, instead of 127.0.0.2 or, for names, TEST; no: no self-test.",
+            "description": "The entry that must be listed, instead of 127.0.0.2 or, for names, TEST; no: the "
+            "list is not tested.",
         },
     }
     assert tuple(fields) == DNS_LIST_KEYS
@@ -393,12 +394,13 @@ def _counter() -> Schema:
     fields: dict[str, Schema] = {
         "count": {
             **text,
-            "description": "requests, or distinct and an attribute: what is counted.",
+            "description": "requests: counts requests; distinct ATTRIBUTE: counts its different values.",
             "examples": ["requests", "distinct client_address"],
         },
         "per": {
             **_one_or_more(text),
-            "description": "What is counted apart: attributes, client_network, sender_domain, recipient_domain, asn.",
+            "description": "Counts separately for each value of these: attributes, client_network, "
+            "sender_domain, recipient_domain, asn.",
         },
         "within": {**_DURATION_TEXT, "description": "The sliding window."},
         "where": {"$ref": "#/definitions/conditions"},  # only requests for which these hold are counted
@@ -414,9 +416,21 @@ def _counter() -> Schema:
 
 def _greylist() -> Schema:
     fields: dict[str, Schema] = {
-        "wait": {**_DURATION_TEXT, "default": "5m", "description": "How long a first try waits."},
-        "retry_within": {**_DURATION_TEXT, "default": "24h", "description": "How late the second try may come."},
-        "remember": {**_DURATION_TEXT, "default": "35d", "description": "How long a network that came back is known."},
+        "wait": {
+            **_DURATION_TEXT,
+            "default": "5m",
+            "description": "How long a client must wait between its first try and one that passes.",
+        },
+        "retry_within": {
+            **_DURATION_TEXT,
+            "default": "24h",
+            "description": "How long after the first try a second one counts as a retry.",
+        },
+        "remember": {
+            **_DURATION_TEXT,
+            "default": "35d",
+            "description": "How long a network that came back passes without waiting.",
+        },
     }
     assert tuple(fields) == GREYLIST_KEYS
     return _object(fields, description="Times of GREYLIST rules.")
@@ -436,7 +450,7 @@ def _test() -> Schema:
                 "description": "hostname alone means verified, claimed alone mismatch, neither missing.",
             },
             "listed": {**_one_or_more(text), "description": "DNS lists that say listed; all others are not listed."},
-            "listed_unknown": {**_one_or_more(text), "description": "DNS lists of which nothing is known."},
+            "listed_unknown": {**_one_or_more(text), "description": "DNS lists whose answer is unknown."},
             "asn": {
                 **text,
                 "description": "The autonomous system that announces the client's address; none unless given.",
@@ -445,17 +459,17 @@ def _test() -> Schema:
             "country": {**text, "description": "The country of the client's network; none unless given."},
             "counter": {
                 "type": "object",
-                "description": "Values of counters by name; all others are at 1 for a request that they count.",
+                "description": "Values of counters by name; other counters that count the request are at 1.",
                 "additionalProperties": text,
             },
-            "greylist": {"enum": list(Greylisted), "description": "What greylisting says; new unless given."},
+            "greylist": {"enum": list(Greylisted), "description": "The result of greylisting; new unless given."},
             "date": {
                 "type": "string",
                 "pattern": _DATE,
-                "description": "The day on which this is asked; without it no rule has expired.",
+                "description": "The date of the request; without it, no rule has expired.",
             },
         },
-        description="A request, and what DNS and the databases say of the client.",
+        description="A request, and what DNS and the databases say about the client.",
     )
     return _object(
         {
@@ -466,7 +480,7 @@ def _test() -> Schema:
                 "description": "The action's word.",
                 "examples": list(Verb),
             },
-            "rule": {**text, "description": f"The rule that must decide; {DEFAULT_RULE} for none."},
+            "rule": {**text, "description": f"The rule that must decide; {DEFAULT_RULE} if no rule must match."},
             "text": {**text, "description": "A part of the reply."},
             "observed": {
                 **_one_or_more(text, least=0),

@@ -328,24 +328,28 @@ class Dns:
     ] = ()
     lookups: Annotated[
         int,
-        Field(ge=1, le=100_000, description="Clients being looked up at once; beyond it `error`, reason timeout."),
+        Field(
+            ge=1,
+            le=100_000,
+            description="Maximum number of clients looked up at once; further clients get `error`, reason timeout.",
+        ),
         _WHOLE,
     ] = 2000
     timeout: Annotated[
         float,
-        Field(gt=0, le=300, description="For all that one client needs, not for one query."),
+        Field(gt=0, le=300, description="Deadline for all lookups of one client, not for one query."),
         _DURATION,
         _DURATION_TEXT,
         _DURATION_SCHEMA,
     ] = 5.0
     trust_postfix: Annotated[
         bool,
-        Field(description="Take a client_name other than `unknown` for verified: Postfix has checked it both ways."),
+        Field(description="Trust a client_name other than `unknown`, because Postfix has checked it both ways."),
         _TRUTH,
     ] = True
-    cache_size: Annotated[int, Field(ge=0, le=10_000_000, description="Clients whose answers are kept."), _WHOLE] = (
-        100_000
-    )
+    cache_size: Annotated[
+        int, Field(ge=0, le=10_000_000, description="Maximum number of clients whose answers are kept."), _WHOLE
+    ] = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,28 +359,41 @@ class Limits:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     connections: Annotated[
-        int, Field(ge=1, le=1_000_000, description="Open at once; more are refused and logged."), _WHOLE
+        int,
+        Field(ge=1, le=1_000_000, description="Maximum number of open connections; more are refused and logged."),
+        _WHOLE,
     ] = 4096
     request_bytes: Annotated[
-        int, Field(ge=1024, le=1 << 24, description="The longest request; also what may wait during a lookup."), _WHOLE
+        int,
+        Field(
+            ge=1024, le=1 << 24, description="Maximum length of a request, and of the bytes that wait during a lookup."
+        ),
+        _WHOLE,
     ] = 65536
     idle_timeout: Annotated[
         float,
-        Field(gt=0, description="Between requests. Postfix keeps a connection for 300 s idle, 1000 s in all."),
+        Field(
+            gt=0,
+            description="Maximum time between requests. Postfix keeps a connection for 300 s if idle, 1000 s in all.",
+        ),
         _DURATION,
         _DURATION_TEXT,
         _DURATION_SCHEMA,
     ] = 3600.0
     request_timeout: Annotated[
         float,
-        Field(gt=0, description="From a request's first byte to its last."),
+        Field(gt=0, description="Maximum time from a request's first byte to its last."),
         _DURATION,
         _DURATION_TEXT,
         _DURATION_SCHEMA,
     ] = 30.0
     state_keys: Annotated[
         int,
-        Field(ge=100, le=10_000_000, description="Keys of counters and greylisting in memory; then the oldest go."),
+        Field(
+            ge=100,
+            le=10_000_000,
+            description="Maximum number of keys of counters and greylisting in memory; the oldest are dropped.",
+        ),
         _WHOLE,
     ] = 200_000
 
@@ -391,15 +408,17 @@ class Settings:
         tuple[Listen, ...],
         Field(min_length=1, description="Where Postfix connects; sockets passed by systemd replace it."),
     ] = (InetAddress("127.0.0.1", 10040),)
-    socket_mode: Annotated[Mode, Field(description="Of a unix socket, in octal; set before the first accept.")] = 0o660
-    socket_owner: Annotated[Owner, Field(description="Of a unix socket; null leaves it to the process.")] = None
-    socket_group: Annotated[Owner, Field(description="Of a unix socket, for instance postfix.")] = None
+    socket_mode: Annotated[Mode, Field(description="Mode of a unix socket, in octal; set before the first accept.")] = (
+        0o660
+    )
+    socket_owner: Annotated[Owner, Field(description="Owner of a unix socket; null: the process's user.")] = None
+    socket_group: Annotated[Owner, Field(description="Group of a unix socket, for instance postfix.")] = None
     rules: Annotated[str, Field(min_length=1, description="The ruleset, relative to this file.")] = "rules.yaml"
     decision_log: Annotated[DecisionLog, Field(description="Where decisions are written, and how.")] = field(
         default_factory=DecisionLog
     )
     dns: Annotated[Dns, Field(description="How clients are looked up.")] = field(default_factory=Dns)
-    limits: Annotated[Limits, Field(description="What clients may take up.")] = field(default_factory=Limits)
+    limits: Annotated[Limits, Field(description="Limits on what clients use.")] = field(default_factory=Limits)
     metrics: Annotated[
         Metrics, Field(description="HOST:PORT to serve Prometheus metrics at /metrics; null: nowhere.")
     ] = None
@@ -417,7 +436,11 @@ class Settings:
     ] = None
     state_timeout: Annotated[
         float,
-        Field(ge=0.001, le=0.1, description="For one question to that server; then the process's own memory answers."),
+        Field(
+            ge=0.001,
+            le=0.1,
+            description="Timeout of one call to that server; after it, the process's own memory answers.",
+        ),
         _DURATION,
         _DURATION_TEXT,
         _DURATION_SCHEMA,
@@ -427,7 +450,8 @@ class Settings:
         Field(description="A file that others cannot read: the user in its first line, the password in the second."),
     ] = None
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Field(description="Of the operational log on standard error.")
+        Literal["debug", "info", "warning", "error"],
+        Field(description="Level of the operational log on standard error."),
     ] = "info"
 
 

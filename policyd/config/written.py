@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class WrittenCondition:
     """A condition with its position: `values` written in place, and the lists that it names. `is_bracketed` if the
-    values stand in brackets."""
+    values are in brackets.
+    """
 
     condition: Condition
     type: ConditionType
@@ -79,12 +80,12 @@ class WrittenCounter:
 
 @dataclass(slots=True)
 class RulesFile:
-    """A rules file as it was read. `ruleset`, `index` and `outline` are None if anything is wrong;
-    `index` is not if only tests fail.
+    """A rules file as it was read. `ruleset`, `index` and `outline` are None if anything is wrong, except that `index`
+    is set if only tests fail.
 
     `text` is its content, `root` the same as a tree, `files` the rules file and the list files that could be read.
-    `unfetched` has a warning for each list that has not been fetched yet, or not for long. `next_end` is when the
-    next entry of a list file ends (Unix seconds); `data` is set if an entry has an end.
+    `unfetched` has a warning for each list that has not been fetched yet, or not recently. `next_end` is when the next
+    entry of a list file ends (Unix seconds); `data` is set if an entry has an end.
     """
 
     path: str

@@ -257,7 +257,7 @@ class _Builder:
         return _NO_KEY
 
 
-# Replaces a key that is not text, so that the value after it is not taken for a key.
+# Replaces a key that is not text, so that the value after it is not read as a key.
 _NO_KEY = Scalar("", 0, 0, plain=False)
 
 

@@ -8,14 +8,14 @@ A condition on the client's identity holds, does not hold, or is unknown, by two
 They depend on whether the condition, if it held, would let the client through: it would in the match of a DUNNO rule
 and in the exceptions of any other rule, the *exempting* places.
 
-1. A lie about its name can get a client blocked, never let through: in exempting places only verified names are
-   seen; elsewhere the verified ones, or else every claimed one.
-2. A temporary failure never causes a permanent reject: while reverse DNS is in error, a condition in an exempting
-   place is unknown unless the PTR names are known and cannot satisfy it. What might have let the client through
-   leaves a doubt, and a REJECT in doubt is answered DEFER; so is one that rests on the failure itself.
+1. A lie about its name can get a client blocked, never let through: in exempting places only verified names
+   count; elsewhere the verified names or, without any, every claimed name.
+2. A temporary failure never causes a permanent reject: while reverse DNS has the status error, a condition in an
+   exempting place is unknown unless the PTR names are known and cannot satisfy it. If a rule might have
+   let the client through, a REJECT is answered DEFER; so is a REJECT that rests on the failure.
 
-A DNS list has three answers of its own (`policyd.core.dns_lists`). Unknown does not hold where it would block, and is
-unknown in an exempting place.
+A DNS list has three answers of its own (`policyd.core.dns_lists`). An unknown answer does not hold where it would
+block, and is unknown in an exempting place.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class Decision(NamedTuple):
     """The ruleset's decision on one request.
 
     `rule` is None if the default decided. `verb`, `code` and `text` (a template, as in `Action`) are the decision,
-    which Postfix is told unless `observing`, the top-level `mode: observe`, holds it back. `downgraded` means that
-    without a DNS failure the verb would be REJECT. `observed` names the observed rules above that matched. `identity`
-    is None if the decision did not need it. `lists` has the answers of DNS lists by name, and `listed_by` the list that
-    the deciding rule's match rests on. `owner` is that of the client's address, None if the ruleset declares no
-    database of networks. `greylist` is the result of greylisting, if it was asked, and `counter_value` the value of the
-    counter that the deciding rule's match rests on.
+    which Postfix receives unless `observing` (the top-level `mode: observe`). `downgraded` means that without a DNS
+    failure the verb would be REJECT. `observed` names the observed rules above that matched. `identity` is None if the
+    decision did not need it. `lists` has the answers of DNS lists by name, and `listed_by` the list that the deciding
+    rule's match rests on. `owner` is that of the client's address, None if the ruleset declares no database of
+    networks. `greylist` is the result of greylisting, if it was asked, and `counter_value` the value of the counter
+    that the deciding rule's match rests on.
     """
 
     verb: Verb
@@ -76,7 +76,7 @@ class Decision(NamedTuple):
 
     @property
     def word(self) -> str:
-        """The verb as the deciding rule has it: GREYLIST, which Postfix is told as DEFER_IF_PERMIT."""
+        """The verb in the deciding rule: GREYLIST where Postfix receives DEFER_IF_PERMIT."""
         greylists = self.rule is not None and self.rule.action.verb is _GREYLIST
         return _GREYLIST if greylists else self.verb
 
@@ -622,7 +622,7 @@ class Inquiry:
         return outcome if exempting or outcome is not _UNKNOWN else _IN_DOUBT
 
     def _holds_term(self, term: ListTerm, *, exempting: bool) -> Outcome:
-        """Whether enough of the lists say *listed*: in doubt if that rests on names that could not be verified."""
+        """Whether enough of the lists say *listed*: in doubt if that depends on names that could not be verified."""
         listed = of_claimed_names = missing = unknown = 0
         failed = term.by_hostname and self.identity is not None and self.identity.status is _ERROR
         lists = self.lists

@@ -67,7 +67,7 @@ class ListTerms(NamedTuple):
     exceptions: tuple[ListTerm, ...]
     names: frozenset[str]  # of all their lists
     by_hostname: bool  # one of the lists is asked for host names
-    waits_for_all: bool  # while no list has answered: no answer can be told beforehand
+    waits_for_all: bool  # while no list has answered: no answer can be known beforehand
 
 
 class Plan(NamedTuple):

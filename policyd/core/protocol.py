@@ -88,7 +88,7 @@ class ProbeReceived(Exception):  # noqa: N818 - not an error: the peer is `polic
 
 
 class Request:
-    """The attributes of one request, as Postfix named them: `values` as bytes, `places` of each name among them."""
+    """The attributes of one request: `values` as bytes; `places` maps Postfix's name to the position of its value."""
 
     __slots__ = ("_address", "places", "values")
 
@@ -253,7 +253,7 @@ def encode_reply(verb: str, text: bytes = b"") -> bytes:
 
 
 class ProbeReply(NamedTuple):
-    """policyd's answer to a probe: its version, the hash of the ruleset in force, and whether that only observes."""
+    """policyd's answer to a probe: its version; the hash of the ruleset in force; whether the ruleset only observes."""
 
     version: str
     ruleset: str

@@ -23,7 +23,7 @@ def reply_text(decision: Decision, request: Request, identity: Identity | None, 
     """Returns the code and text of an answer, or nothing: printable ASCII, at most MAX_TEXT bytes.
 
     `identity` is the client's identity, even if the decision did not need it. In a client's text `?` replaces
-    everything that is not printable ASCII, and the text never stands where Postfix would parse it as a code.
+    everything that is not printable ASCII, and never begins the answer, where Postfix would parse it as a code.
     """
     if not decision.code and not decision.text:
         return b""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Throttled:
-    """Allows a message at most once in a given number of seconds, with a count of what was held back.
+    """Allows a message at most once in a given number of seconds, with a count of suppressed events.
 
     Call `happened` for each event, and `tell` from time to time: the first event gets its line at once; later events
     share a line when the time is over.
@@ -17,7 +17,7 @@ class Throttled:
         self._last = ""
 
     def happened(self, message: str, now: float) -> str | None:
-        """Returns the line to write now; None if it is held back."""
+        """Returns the line to write now; None if it is suppressed."""
         self._untold += 1
         self._last = message
         return self.tell(now)

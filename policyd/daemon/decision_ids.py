@@ -1,14 +1,14 @@
 """The short ids of decisions: eight characters of Crockford's base 32, unique on this host.
 
-40 bits are too few to draw at random (a million ids would be as likely as not to hold a repeat), so they are handed
-out in order. Time is cut into windows of 1/64 s, numbered in 30 bits, with 1,024 ids each. A process that needs ids
-claims the first free window from now on, and uses it up, however long that takes. So:
+40 bits are too few to draw at random (a repeat among a million ids would be as likely as not), so they are handed out
+in order. Time is cut into windows of 1/64 s, numbered in 30 bits, with 1,024 ids each. A process that needs ids claims
+the first free window from now on, and uses it up, however long that takes. So:
 
 - A process that starts later gets later windows: no repeat over restarts.
 - While a window lies ahead, its claim is a bound abstract unix socket (unix(7)) named after it. No two processes can
-  have one at a time, and the kernel lets it go when a process ends: no repeat between processes.
-- The numbers come round after 2^24 seconds, 194 days. A host with a million decisions a day has used one window in
-  5,000 by then, so a year's ids are as good as unique too.
+  have one at a time, and the kernel releases it when the process ends: no repeat between processes.
+- The numbers repeat after 2^24 seconds, 194 days. A host with a million decisions a day has used one window in 5,000 by
+  then, so a year's ids are as good as unique too.
 
 65,536 ids a second on one host can go on for ever. At a higher rate windows run ahead of the clock; a process that ends
 while it is ahead, or before the clock is set back, may be followed by one that repeats its last ids.
@@ -50,7 +50,7 @@ class DecisionIds:
         self._now = now
         self._next = 0
         self._claims: list[tuple[int, socket.socket]] = []
-        self._warned = False  # that windows cannot be claimed; logged once per outage
+        self._warned = False  # claims fail at present; logged once per outage
         self._ids: Iterator[bytes] = iter(())
 
     def __iter__(self) -> Iterator[bytes]:

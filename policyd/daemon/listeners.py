@@ -210,9 +210,9 @@ def _adopt(descriptor: int) -> Listener:
         listening.set_inheritable(False)
         is_listening = listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except OSError as error:
-        raise ListenError(f"descriptor {descriptor} from systemd is no socket: {error.strerror}") from None
+        raise ListenError(f"descriptor {descriptor} from systemd is not a socket: {error.strerror}") from None
     if listening.type != socket.SOCK_STREAM or not is_listening:
-        raise ListenError(f"descriptor {descriptor} from systemd is no listening stream socket (use ListenStream=)")
+        raise ListenError(f"descriptor {descriptor} from systemd is not a listening stream socket (use ListenStream=)")
     address = listening.getsockname()
     name = f"unix:{address}" if listening.family == socket.AF_UNIX else f"inet:{_endpoint(address)}"
     return Listener(listening, name)
@@ -279,7 +279,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address, as getsockname(2) has it, can be reached from this host only."""
+    """Whether an address, as getsockname(2) returns it, can be reached from this host only."""
     return ipaddress.ip_address(host.partition("%")[0]).is_loopback
 
 
@@ -289,7 +289,7 @@ def cannot_listen(address: InetAddress | UnixAddress, error: OSError) -> ListenE
         case errno.EADDRINUSE:
             advice = "; is policyd running already?"
         case errno.EACCES | errno.EPERM:
-            advice = "; it needs another user or another place"
+            advice = "; use another user or another path"
         case _:
             advice = ""
     return ListenError(f"cannot listen on {address}: {error.strerror or error}{advice}")
@@ -300,7 +300,9 @@ def _clear(address: UnixAddress) -> None:
     path = Path(address.path)
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise ListenError(f"cannot listen on {address}: there is a file that is no socket; remove it if it may go")
+            raise ListenError(
+                f"cannot listen on {address}: the path exists and is not a socket; remove it if it is not needed"
+            )
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
@@ -317,7 +319,7 @@ def _clear(address: UnixAddress) -> None:
 
 
 def _number(setting: str, what: str, name: str | None, look_up: Callable[[str], int]) -> int:
-    """The number of a user or group; -1, which chown(2) leaves as it is, for none."""
+    """Returns the number of a user or group; for none, -1, with which chown(2) changes nothing."""
     if name is None:
         return -1
     if name.isdigit():

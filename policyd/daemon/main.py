@@ -216,7 +216,7 @@ class _Daemon:
     def _announce_ruleset(self, warnings: Sequence[str]) -> None:
         """Logs the warnings about a ruleset that has just been put in force."""
         if self._server.ruleset.observe:
-            _log.warning("mode: observe stands at the top of the rules: every answer is DUNNO, and no mail is refused")
+            _log.warning("mode: observe is at the top of the rules: every answer is DUNNO, and no mail is refused")
         for warning in warnings:
             _log.warning("%s", warning)
         self._announce_expiry()
@@ -234,7 +234,7 @@ class _Daemon:
             _log.warning("%d more rules have expired or will soon", len(ending) - MAX_EXPIRY_LINES)
 
     def _announce_ages(self) -> None:
-        """Names the databases that are older than `max_age`, once a day. At a load the warnings do."""
+        """Names the databases that are older than `max_age`, once a day. At a load, the warnings name them."""
         now = time.time()
         for database in self._running.loaded.databases:
             if notice := database.age_notice(now):
@@ -305,7 +305,7 @@ class _Daemon:
         return next_end is not None and next_end <= time.time() and self._next_drop <= monotonic()
 
     async def _drop_ended(self) -> None:
-        """Drops entries that have ended from the ruleset in force, without reading a file."""
+        """Removes entries that have ended from the ruleset in force, without reading a file."""
         old = self._running.loaded
         began = monotonic()
         pause = FAILED_DROP_SECONDS
@@ -320,11 +320,11 @@ class _Daemon:
             _log.exception("a bug in policyd, please report it")
         else:
             _log.info("dropped entries that have ended: %s", "; ".join(_shortened(changed)))
-            pause = max(1.0, monotonic() - began)  # so dropping takes at most half a processor
+            pause = max(1.0, monotonic() - began)  # so dropping takes at most half of a processor's time
         self._next_drop = monotonic() + pause
 
     async def _reload(self, *, data: bool) -> ReloadResult:
-        """Loads, and puts the result in force without an error. With `data`, the texts in force are loaded again."""
+        """Loads, and puts the result in force unless there is an error. With `data`, loads the texts in force again."""
         old = self._running.loaded
         try:
             texts = old.texts._replace(data=None) if data else None
@@ -450,7 +450,9 @@ class _Daemon:
         return failed(f"there is no counter {name!r:.80}; {known}")
 
     async def _forget_counted(self, request: Request) -> Answer:
-        """Resets a key of a counter, or forgets that a network has passed greylisting; here and on the server."""
+        """Resets a key of a counter, or forgets that a network has passed greylisting, in this process and on the
+        server.
+        """
         what = request.what.encode("utf-8", "replace")
         try:
             if request.greylist:
@@ -488,7 +490,7 @@ class _Daemon:
         if counter is None:
             return self._no_counter(request.counter)
         if counter.fingerprint.hex() != request.definition:
-            return failed(f"counter {counter.name} is defined otherwise in the ruleset in force")
+            return failed(f"counter {counter.name} is defined differently in the ruleset in force")
         value = request.value.encode() if counter.distinct is not None else None
         try:
             return {"ok": True, "count": await self._memory.value_of(counter, request.what.encode(), value)}
@@ -522,7 +524,7 @@ class _Daemon:
         try:
             server = await self._serve_metrics(settings)
         except listeners.ListenError as error:
-            _log.error("metrics: %s; the old address stays", error)
+            _log.error("metrics: %s; the old address stays in use", error)
             return
         if self._page_server is not None:
             self._page_server.close()
@@ -549,7 +551,7 @@ class _Daemon:
             async with asyncio.timeout(DRAIN_SECONDS):
                 await self._server.drain()
         except TimeoutError:
-            _log.warning("%d connections did not come to their end in time", len(self._server.connections))
+            _log.warning("%d connections did not end in time", len(self._server.connections))
             self._server.abort()
         if self._page_server is not None:
             self._page_server.close()
@@ -573,7 +575,7 @@ class _Daemon:
 
 
 def _shortened(changed: Sequence[str]) -> list[str]:
-    """The changes that fit into a log line, and the number of the others."""
+    """Returns the changes that fit into a log line, and the number of the others."""
     if len(changed) <= MAX_CHANGES_LOGGED:
         return [*changed]
     return [*changed[:MAX_CHANGES_LOGGED], f"and {len(changed) - MAX_CHANGES_LOGGED:,} more changes"]

@@ -1,4 +1,4 @@
-"""Opens the daemon's memory by the settings: in the process, with a state file, or with a shared server."""
+"""Opens the daemon's memory as the settings say: in the process, with a state file, or with a shared server."""
 
 from __future__ import annotations
 

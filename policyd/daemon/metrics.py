@@ -5,8 +5,8 @@ Every request is counted, so the counters are plain integers in `Counters`, whic
 names of rules and lists: a client cannot choose one, so the ruleset bounds their number.
 
 The page is served by a few lines on the daemon's own event loop. A thread, as prometheus_client has it, would contend
-for the interpreter's lock with the requests, and starts another thread for each scraper however slow. Here the page
-is made in slices with requests between them, there are at most MAX_SCRAPERS, and each has SCRAPE_SECONDS.
+with the requests for the interpreter's lock, and would start another thread for each scraper, even a slow one. Here the
+page is made in slices with requests between them, there are at most MAX_SCRAPERS, and each has SCRAPE_SECONDS.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Page:
         server, counters = self._server, self._server.counters
         yield from _by_labels(
             "policyd_decisions",
-            "Decisions, by what Postfix was told and by rule.",
+            "Decisions, by the action sent to Postfix and by rule.",
             ("action", "rule"),
             {(str(verb), rule): count for (verb, rule), count in counters.decisions.items()},
         )
@@ -198,7 +198,7 @@ class Page:
     def _dns_list_families(self) -> Iterator[Metric]:
         lists = self._server.facts.lists
         usable = GaugeMetricFamily(
-            "policyd_dns_list_usable", "Whether a DNS list is in use: 0 if its self-test was wrong.", labels=("list",)
+            "policyd_dns_list_usable", "Whether a DNS list is in use: 0 if its self-test failed.", labels=("list",)
         )
         for name, state in lists.states.items():
             usable.add_metric([name], state.health.usable)
@@ -209,7 +209,7 @@ class Page:
             ("hits", "Answers of a DNS list from the cache.", attrgetter("hits")),
             (
                 "refused",
-                "Questions that a DNS list was not asked: too many were in flight (dns.lookups).",
+                "Questions not sent to a DNS list because too many were in flight (dns.lookups).",
                 attrgetter("refused"),
             ),
         ):
@@ -217,7 +217,7 @@ class Page:
             yield from _by_labels(f"policyd_dns_list_{key}", help_text, ("list",), counts)
         yield from _by_labels(
             "policyd_dns_list_answers",
-            "Answers of a DNS list, by what they mean and the reason of an unknown one.",
+            "Answers of a DNS list, by their meaning and the reason of an unknown answer.",
             ("list", "answer", "reason"),
             {
                 (name, status.value.replace(" ", "_"), reason): count
@@ -226,7 +226,7 @@ class Page:
             },
         )
         seconds = SummaryMetricFamily(
-            "policyd_dns_list_seconds", "Time until a DNS list answered, or its time was over.", labels=("list",)
+            "policyd_dns_list_seconds", "Time until a DNS list answered, or the lookup timed out.", labels=("list",)
         )
         for name, counter in counters.items():
             seconds.add_metric([name], counter.answers.total(), counter.seconds)
@@ -247,7 +247,7 @@ class Page:
             labels=("database",),
         )
         max_age = GaugeMetricFamily(
-            "policyd_database_max_age_seconds", "Age at which the data of a database are old.", labels=("database",)
+            "policyd_database_max_age_seconds", "Age above which the data of a database are old.", labels=("database",)
         )
         for database in databases:
             max_age.add_metric([database.kind], database.max_age)
@@ -275,9 +275,9 @@ class Page:
             return
         counters = memory.shared.counters
         for name, help_text, value in (
-            ("policyd_state_calls", "Calls of the shared memory.", counters.calls),
-            ("policyd_state_failures", "Calls of the shared memory that failed.", counters.failures),
-            ("policyd_state_seconds", "Seconds that calls of the shared memory took.", counters.seconds),
+            ("policyd_state_calls", "Calls to the shared memory.", counters.calls),
+            ("policyd_state_failures", "Calls to the shared memory that failed.", counters.failures),
+            ("policyd_state_seconds", "Seconds that calls to the shared memory took.", counters.seconds),
         ):
             yield CounterMetricFamily(name, help_text, value=value)
         yield GaugeMetricFamily(
@@ -304,7 +304,7 @@ class PageServer:
         return not all(is_loopback(each.getsockname()[0]) for each in listening)
 
     def close(self) -> None:
-        """Stops listening; present scrapes are completed."""
+        """Stops listening; scrapes in progress are completed."""
         if self._server is not None:
             self._server.close()
 
@@ -321,7 +321,7 @@ class PageServer:
                 writer.close()
                 await writer.wait_closed()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
-            _log.debug("metrics: a scrape came to nothing: %s", type(error).__name__)
+            _log.debug("metrics: a scrape failed: %s", type(error).__name__)
         except Exception:  # noqa: BLE001 - the boundary of a scrape
             _log.exception("metrics: a bug in policyd, please report it")
         finally:

@@ -214,7 +214,7 @@ class Loader:
             raise LoadError(message.decode())
         try:
             if len(descriptors) < int(sent):
-                raise LoadError("no descriptor is free to receive the new ruleset with")
+                raise LoadError("no descriptor is free to receive the new ruleset")
             return await _receive(int(directory), descriptors, in_force, result)
         except (OSError, MemoryError):
             raise LoadError("the new ruleset does not fit into memory") from None
@@ -225,7 +225,7 @@ class Loader:
     async def _request(
         self, texts: Texts | None, in_force: MappedRuleset | None, databases: tuple[DatabaseInfo, ...]
     ) -> None:
-        """Asks for a load. Texts and catalogue are passed in a memory file, tables in theirs.
+        """Asks for a load. Texts and catalogue are passed in a memory file, tables in memory files of their own.
 
         A thread writes them without the interpreter's lock, because list files among the texts may have 100 MB.
         """
@@ -247,7 +247,7 @@ class Loader:
             socket.send_fds(self._channel, [b"load"], [file.fileno(), *(table.descriptor for table in tables)])
 
     def close(self) -> None:
-        """Ends the loading process, and the present load."""
+        """Ends the loading process, and a load in progress."""
         self._channel.close()
         self._bury()
 
@@ -277,8 +277,9 @@ class Loader:
 async def _receive(
     place: int, descriptors: list[int], in_force: MappedRuleset | None, old: LoadResult | None
 ) -> tuple[LoadResult, MappedRuleset]:
-    """Maps the memory file with the result and those of new tables, and unpickles; removes the descriptors of new
-    tables, which are kept. Those of databases come last."""
+    """Maps the memory files of the result and of new tables, and unpickles the result. `descriptors` has the file of
+    the result, then those of new tables, which are removed from the list and stay open, then those of databases.
+    """
     memory = mmap.mmap(descriptors[0], 0, access=mmap.ACCESS_READ)
     directory = _read_directory(memory, place)
     kept = () if in_force is None else in_force.tables
@@ -309,7 +310,7 @@ async def _receive(
 
 
 async def _collect(slices: Iterator[object]) -> list[object]:
-    """All of the slices, with a turn of the event loop after each.
+    """Returns all slices, with a turn of the event loop after each.
 
     The garbage collector traverses each slice separately, and then moves it to the oldest generation, which is rarely
     collected; otherwise it would traverse all slices at once. (gc.freeze() would also freeze objects that later become
@@ -473,8 +474,8 @@ class Directory(NamedTuple):
     """Positions of the arrays in a memory file.
 
     `buffers` are the arrays of all tables in the order in which they are unpickled: the table (0 for this memory file,
-    1 for the first in `tables`), start and length in bytes. `tables` has for each table with a file of its own its
-    place among the tables of the ruleset in force, None for a new one.
+    1 for the first in `tables`), start and length in bytes. For each table with a file of its own, `tables` has its
+    place among the tables of the ruleset in force, or None if it is new.
     """
 
     pickles: int
@@ -533,7 +534,7 @@ def _read_directory(memory: mmap.mmap, place: int) -> Directory:
 
 
 def _unpack(memory: mmap.mmap, directory: Directory, tables: Sequence[MappedTable] = ()) -> Iterator[object]:
-    """The slices and, last, the result."""
+    """Yields the slices and, last, the result."""
     views = [memoryview(memory), *(memoryview(table.memory) for table in tables)]
     buffers = (views[place][start : start + length] for place, start, length in directory.buffers)
     unpickler = pickle.Unpickler(memory, buffers=buffers)  # noqa: S301 - as above

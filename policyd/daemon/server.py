@@ -361,7 +361,7 @@ class Connection(asyncio.Protocol):
         server.counters.decided(action, decision, seconds)
         if at_once:
             server.turn_begun = True
-            server.loop.call_soon(server.end_turn)  # after the log's own end of the turn
+            server.loop.call_soon(server.end_turn)  # after the log lines of this turn have been written
         else:
             if not self._unsent:
                 server.unsent.append(self)

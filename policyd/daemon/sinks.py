@@ -28,7 +28,7 @@ class FileSink:
         # Standard output may lead to a file without it (`> file`), and the lines of two processes would mix.
         flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
         fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags | os.O_APPEND)
-        self._torn = False  # the file ends within a line, because the disk was full
+        self._torn = False  # the file ends in the middle of a line, because the disk was full
         self.error = ""  # why lines were lost the last time
 
     def write(self, lines: Sequence[bytes]) -> int:
@@ -77,7 +77,7 @@ class StreamSink:
                 lost += 1
             except OSError as error:
                 self.error = os.strerror(error.errno or errno.EIO)
-                self._rest = b""  # a new reader must not begin within a line
+                self._rest = b""  # a new reader must not begin in the middle of a line
                 lost += 1
         return lost
 

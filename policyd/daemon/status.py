@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # Days before a rule expires at which it is announced (ruleset.md: `expires`).
 EXPIRY_NOTICE_DAYS = 14
 
-# Seconds after which a top-level `mode: observe` needs attention, and during which lost log lines do.
+# Seconds after which a top-level `mode: observe` needs attention, and for which lost log lines need it.
 OBSERVE_SECONDS = 7 * 86400
 LOST_SECONDS = 86400
 
@@ -139,7 +139,7 @@ def _mode(running: Running) -> Section:
     line = f"observe: every answer is DUNNO, since {_written(since)} ({_age(since)})"
     attention: tuple[str, ...] = ()
     if time.time() - since > OBSERVE_SECONDS:
-        attention = (f"mode: observe stands at the top of the rules for {_age(since)}; no mail is refused",)
+        attention = (f"mode: observe has been at the top of the rules for {_age(since)}; no mail is refused",)
     return Section({"mode": "observe", "observe_since": _written(since)}, (("mode", line),), attention)
 
 

@@ -45,7 +45,7 @@ class Notifier:
 
     def stopping(self) -> None:
         """The daemon is about to end."""
-        self._say("STOPPING=1", "STATUS=answering what is in flight")
+        self._say("STOPPING=1", "STATUS=answering requests in flight")
 
     def watchdog(self) -> None:
         """The daemon is alive; due at least every `watchdog_seconds`."""

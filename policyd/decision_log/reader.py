@@ -42,8 +42,8 @@ class LoggedDecision(NamedTuple):
 
     `time` is as written (RFC 3339). A value that the line does not have is empty, or None if empty has a meaning:
     `sender` (empty is the null sender), `dns_ms` and `ms` (milliseconds). `hostname` is a verified name, or empty.
-    `asn` is 0 if the line has no system; `asn_name` is in the JSON format only. `action` is what Postfix was told and
-    `would`, under a top-level `mode: observe`, what it would have been.
+    `asn` is 0 if the line has no system; `asn_name` is in the JSON format only. `action` was sent to Postfix; `would`
+    is the action that a top-level `mode: observe` suppressed.
     """
 
     time: bytes
@@ -192,7 +192,7 @@ def _parse_json(line: bytes) -> LoggedDecision | None:
 def from_json(fields: dict[str, Any]) -> LoggedDecision | None:
     """Returns the decision of an object of the JSON format, or None if it is something else."""
     if _text(fields.get("action")) not in VERBS:
-        return None  # as nearly every line of a journal, so before anything else
+        return None  # first, because nearly every line of a journal has another message
     decision = _logged([_from_json[form](fields.get(key)) for key, _, form in FIELDS])
     return decision if _STAMP.fullmatch(decision.time) else None
 

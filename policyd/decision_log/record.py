@@ -38,8 +38,8 @@ class Form(Enum):
     FLAG = "flag"  # key=true
     LISTS = "lists"  # key=list:127.0.0.2+127.0.0.9,list:-,list:?reason; in JSON an object
     CLIENT = "client"  # client=NAME[ADDRESS]
-    ADDRESS = "address"  # stands in `client=`
-    JSON_ONLY = "json only"  # does not stand in the text format
+    ADDRESS = "address"  # part of `client=`
+    JSON_ONLY = "json only"  # not in the text format
 
 
 class Field(NamedTuple):

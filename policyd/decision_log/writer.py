@@ -110,7 +110,7 @@ _DUNNO = Verb.DUNNO  # a member of an Enum takes 0.1 us to look up before Python
 
 
 class _Several:
-    """Attributes that are got together, in a fifth of the time that they take one by one.
+    """Gets several attributes together, in a fifth of the time that they take one by one.
 
     It keeps their places in the last request: requests with the same layout share the mapping of places.
     """

@@ -2,10 +2,10 @@
 
 How aiodns (4) and, below it, c-ares (1.34) behave, and how this file deals with it:
 
-- c-ares repeats a query after 250 ms if the server has answered fast before, whatever its `timeout` says, from a new
+- c-ares repeats a query after 250 ms if the server has answered fast before, regardless of its `timeout`, from a new
   socket, and no longer receives the answer to the first one. A name for which the resolver needs 4 s would never be
   resolved. So a *fast* channel tries each server once only. A query without an answer is repeated over a *slow*
-  channel, one that has not seen enough answers to have an estimate, and that waits as long as there is time.
+  channel, one that has not seen enough answers to have an estimate, and that waits until the deadline.
 - A message that c-ares cannot parse makes every query on the same socket fail as malformed. Such a query is repeated
   over an *isolated* channel, where it cannot affect other clients.
 - Its cache has no limit, cannot be turned off from here, and keeps a NODATA answer for an hour. So channels are
@@ -252,7 +252,9 @@ class NameServers:
         return channel
 
     async def unused(self, channel: Channel) -> None:
-        """Takes back a channel without users: closes it if it has been replaced, or keeps it for the next client."""
+        """Handles a channel that has no users: closes it if it has been replaced, otherwise keeps it for the next
+        client.
+        """
         if channel not in self._in_use:
             await channel.close()
         elif channel.is_isolated:

@@ -1,6 +1,6 @@
 """Forward-confirmed reverse DNS, without I/O: PTR and back (RFC 8601 section 3, `iprev`; RFC 1912 section 2.1).
 
-The lookups are passed in: a real resolver, or a dict in tests. Every DNS answer gives one of the four statuses.
+The lookups are passed in: a real resolver, or a dict in tests. Every DNS answer leads to one of the four statuses.
 Deadlines, TTLs and caching are left to the lookups.
 """
 

@@ -27,7 +27,7 @@ _NOT_FOR_ADDRESSES = 127 << 24 | 1 << 8 | 255
 # Refusals of some lists (127.0.0.1: URIBL, SURBL; 127.0.0.255: DNSWL), but entries of others: `codes` decides.
 _LIKELY_REFUSALS = (127 << 24 | 1, 127 << 24 | 255)
 
-# Meanings of 127.255.255.X, as Spamhaus has defined them; other lists have taken them over.
+# Meanings of 127.255.255.X, as defined by Spamhaus and adopted by other lists.
 REFUSALS = {
     250: "the key is disabled; renew it at the list's operator",
     251: "the key is not accepted, because it is used by others or in another way than was agreed",

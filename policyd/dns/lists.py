@@ -97,7 +97,7 @@ class _Kept(NamedTuple):
 
 
 class _Joint(NamedTuple):
-    """The answers of several lists for one address, found together in one look into the cache."""
+    """The answers of several lists for one address, found together by one access to the cache."""
 
     names: AbstractSet[str]
     answers: ListAnswers
@@ -146,7 +146,9 @@ class DnsLists:
         self._loop = asyncio.get_running_loop()
         self._random = SystemRandom()
         self._cache: LRUCache[Subject, _Subject] = LRUCache(0)
-        self._version = 0  # changes with the lists and their standing: answers found together before are not used
+        self._version = (
+            0  # changes if the lists or their health change: answers that were found together earlier are then not used
+        )
         self._queries: dict[str, _Query] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._bug = Throttled(BUG_SECONDS)
@@ -249,7 +251,7 @@ class DnsLists:
         return answers
 
     def ask(self, name: str, request: Request, identity: Identity | None) -> asyncio.Future[ListAnswer]:
-        """Asks a list for which `all_known` had no answer; otherwise as `look_up`."""
+        """Asks a list for which `all_known` had no answer; in other respects the same as `look_up`."""
         return self.look_up(name, subjects(self.states[name].definition, request, identity))
 
     # --- Answers ----------------------------------------------------------------------------------------------------
@@ -420,7 +422,7 @@ class DnsLists:
     def _fail(self, query: _Query) -> None:
         """Logs a bug; requests that wait for the query get `malformed`."""
         self.bugs += 1
-        message = "a bug in policyd, please report it; the answer of a DNS list is taken for malformed"
+        message = "a bug in policyd, please report it; the answer of a DNS list counts as malformed"
         if (said := self._bug.happened(message, monotonic())) is not None:
             _log.exception("%s", said)
         self._queries.pop(query.name, None)

@@ -89,7 +89,9 @@ class Lookup:
         return await self._ask(names, A if version == 4 else AAAA)
 
     async def ask(self, names: Sequence[bytes], kind: RecordType) -> list[Answer]:
-        """Asks for records of one type at all of the names at once, and returns the answers in the same order."""
+        """Asks for records of one type at all of the names at the same time, and returns the answers in the order of
+        the names.
+        """
         began = monotonic()
         if self._expired:
             answers = [Answer(Reason.TIMEOUT, None, began)] * len(names)

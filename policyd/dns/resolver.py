@@ -2,7 +2,7 @@
 
 Promises: one deadline for all lookups of a client; one lookup in flight for a client, however many requests wait for
 it; a bounded number of lookups at once; a bounded cache that honours TTLs; and an `Identity` for every answer of DNS,
-or none. DNS only: no hosts file, no search list.
+or its absence. DNS only: no hosts file, no search list.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _BUG = Identity(Status.ERROR, reason=Reason.MALFORMED, names_known=False)
 
 
 class DnsCounters:
-    """Counters of lookups from the start of the daemon."""
+    """Counters of lookups since the start of the daemon."""
 
     def __init__(self) -> None:
         self.outcomes: Counter[tuple[Status, Reason | None]] = Counter()  # of lookups, and of those refused
@@ -162,7 +162,7 @@ class Resolver:
         except Exception:  # noqa: BLE001 - the boundary of a lookup: waiting requests get an answer, never a wrong one
             identity, seconds = _BUG, ERROR_SECONDS
             self.counters.bugs += 1
-            message = "a bug in policyd, please report it; its client's reverse DNS is taken for an error"
+            message = "a bug in policyd, please report it; its client's reverse DNS gets the status error"
             if (said := self._bug.happened(message, monotonic())) is not None:
                 _log.exception("%s", said)
         finally:

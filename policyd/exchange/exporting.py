@@ -87,7 +87,7 @@ def _of_rules(loaded: Loaded, report: Report, owned: OwnedNetworks | None) -> It
             report.lose(line, "uses listed; no format asks DNS lists with three answers")
             continue
         if any(condition.kind is Kind.COUNTER for condition in rule.match):
-            report.lose(line, "uses counter; no format counts what a client did before")
+            report.lose(line, "uses counter; no format can count earlier requests of a client")
             continue
         if rule.action.verb is Verb.GREYLIST:
             report.lose(line, "uses GREYLIST; no format remembers first tries")
@@ -128,7 +128,7 @@ def _in_force(rows: Iterable[Row], report: Report, today: datetime.date, *, whol
             report.lose(row.line, f"it expired on {row.expires}")
         else:
             if row.expires is not None:
-                report.note(row.line, f"it expires on {row.expires} here, and stays there")
+                report.note(row.line, f"it expires on {row.expires} here, but never there")
             yield row
 
 
@@ -136,7 +136,7 @@ def _mind_the_rest(loaded: Loaded, report: Report) -> None:
     """Reports the parts of a ruleset outside its rules."""
     path = loaded.rules_file.path
     if loaded.ruleset.observe:
-        report.note(Line(path, 0, ""), "the whole file is observed (mode: observe); what is exported blocks")
+        report.note(Line(path, 0, ""), "the whole file is observed (mode: observe), but the exported rules block")
     if loaded.ruleset.default.verb is not Verb.DUNNO:
         report.lose(Line(path, 0, f"default {Verdict.of(loaded.ruleset.default).action}"), "only rules are exported")
 
@@ -170,4 +170,4 @@ def _valid(condition: str, entries: Iterable[str], line: Line, report: Report) -
         try:
             yield term(condition, entry).value
         except UnsupportedError as error:
-            report.lose(line, f"no rule uses it, and its entries were taken for {condition}: {error}")
+            report.lose(line, f"no rule uses it, and its entries were read as values of {condition}: {error}")

@@ -82,10 +82,10 @@ FORMATS: dict[str, Format] = {
 class ImportOptions:
     """Options of an import.
 
-    `attribute` (`client`, `helo_name`, `sender`, `recipient`) is the attribute that the table is looked up for;
-    `dotted` and `delimiter` are as in `policyd.exchange.access.keys`. `shape` None chooses: rules for a table with
-    verdicts, a list for one without, unless its entries are of several kinds. `condition` chooses the kind of a list's
-    entries. `verdict` is for entries without one (None: the format's own); `name` begins the rules' names. `port` and
+    `attribute` (`client`, `helo_name`, `sender`, `recipient`) is the attribute that is looked up in the table; `dotted`
+    and `delimiter` are as in `policyd.exchange.access.keys`. With `shape` None, a table with verdicts becomes rules,
+    and any other a list, unless its entries are of several kinds. `condition` chooses the kind of a list's entries.
+    `verdict` is for entries without one (None: the format's own); `name` begins the rules' names. `port` and
     `interface` are those of the connection that is followed through a firewall; `sets` are a firewall's sets to import.
     """
 
@@ -143,7 +143,7 @@ def import_files(
         try:
             imported = FORMATS[name].read(lines, report, **arguments)
         except IncompleteError as error:
-            message = f"{place(error.line)}: {error}; nothing was imported: get the file again"
+            message = f"{place(error.line)}: {error}; nothing was imported; get the file again"
             raise ImportFailedError(message, 1, report) from None
         if report.taken == before and not imported.rows and not imported.entries:
             raise _nothing_found(name, path, lines, report)
@@ -234,8 +234,8 @@ def _as_rules(name: str, found: list[tuple[str, Imported]], options: ImportOptio
     kinds = {entry.term.condition for _, imported in found for entry in imported.entries}
     if options.shape is None and len(kinds) > 1:
         first = next(imported.entries[0].line for _, imported in found if imported.entries)
-        what = f"entries for {', '.join(sorted(kinds))}, so rules were made of them"
-        report.note(first._replace(number=0), f"{what}; --as list --condition NAME makes a list file of one kind")
+        what = f"entries for {', '.join(sorted(kinds))}, so they were written as rules"
+        report.note(first._replace(number=0), f"{what}; --as list --condition NAME writes a list file of one kind")
     made: list[NewRule] = []
     for path, imported in found:
         names = Names(options.name or _stem(path) or name, taken={rule.name for rule in made})
@@ -246,7 +246,7 @@ def _as_rules(name: str, found: list[tuple[str, Imported]], options: ImportOptio
 
 
 def _as_list(name: str, found: list[tuple[str, Imported]], options: ImportOptions, report: Report) -> Result:
-    """A list file. A list file has entries for one condition, so one of several kinds is chosen."""
+    """A list file. A list file has entries for one condition, so if there are several kinds, one is chosen."""
     counts = Counter(term.condition for _, imported in found for term in _blocking_terms(imported))
     condition = options.condition or max(counts, key=lambda name: (counts[name], name == "cidr"), default="cidr")
     if condition == "listed":
@@ -276,7 +276,7 @@ def _entries_for(condition: str, imported: Imported, report: Report) -> Iterator
         if term.condition != condition:
             report.lose(line, f"it is for {term.condition}, and the list for {condition} (--condition, or --as rules)")
         elif not fits_list_file(term.value):
-            report.lose(line, "a list file would take part of it for a comment; import as rules")
+            report.lose(line, "part of it would be a comment in a list file; import as rules")
         else:
             yield term
     kept = []
@@ -288,7 +288,7 @@ def _entries_for(condition: str, imported: Imported, report: Report) -> Iterator
         elif row.exceptions or len(row.match) != 1 or row.match[0].condition != condition:
             report.lose(row.line, f"it is not a single entry for {condition} (--condition, or --as rules)")
         elif not fits_list_file(row.match[0].value):
-            report.lose(row.line, "a list file would take part of it for a comment; import as rules")
+            report.lose(row.line, "part of it would be a comment in a list file; import as rules")
         else:
             yield row.match[0]
     yield from (Term("cidr", network) for network in texts(kept_out(kept)))

@@ -40,8 +40,8 @@ _NAMED_LINES = 3
 class Line(NamedTuple):
     """A line of a file: its place (`number` counts from 1) and its text without the line's end.
 
-    A logical line that goes over several has the number of its first. `ended` is false if the file ends before the line
-    does.
+    A logical line that goes over several has the number of its first. `ended` is false if the file ends in the middle
+    of the line.
     """
 
     path: str
@@ -69,8 +69,8 @@ class Verdict:
     """The action of an entry.
 
     `text` is a template as in rules.yaml: `{client_address}` is a placeholder, `{{` a brace. `passing` marks an action
-    that does something else with the mail and lets it pass (for example HOLD): it becomes a DUNNO only if a line below
-    would block.
+    that does something else with the mail and lets it pass (for example HOLD): the action becomes a DUNNO only if a
+    line below would block.
     """
 
     verb: Verb
@@ -217,7 +217,7 @@ class Report:
         too_large = 0
         for line in lines:
             if too_large == MOST_TOO_LARGE:
-                self.lose(line, f"not looked at: {too_large} expressions above it are too large for RE2")
+                self.lose(line, f"not read: {too_large} expressions above it are too large for RE2")
                 continue
             of_this_line: list[tuple[Line, str]] = []
             self._of_this_line = of_this_line
@@ -346,10 +346,10 @@ def without_placeholders(template: str, values: Mapping[str, str]) -> str:
 class ExportOptions:
     """Options of an export.
 
-    `name` is that of the set, chain or table there; `verdict` is for the entries of a list. `condition` chooses the
-    entries of a list there. `attribute` and `dotted` are as in an import. With `deferred`, DEFER counts as a rejection
-    in formats that have only one verdict; `version` is the IP version for formats with only one. `heading` describes
-    the export in one line.
+    `name` is the name of the set, chain or table in the other system; `verdict` is for the entries of a list.
+    `condition` chooses the entries for a list in the other system. `attribute` and `dotted` are as in an import. With
+    `deferred`, DEFER counts as a rejection in formats that have only one verdict; `version` is the IP version for
+    formats with only one. `heading` describes the export in one line.
     """
 
     name: str = "policyd"
@@ -366,6 +366,6 @@ def static_text(row: Row, report: Report) -> str:
     """The code and text of a rule's answer for a table, without the client's values."""
     template = row.verdict.text
     if re.search(r"\{(?!\{|rule\})", template.replace("{{", "")):
-        report.note(row.line, "the text cannot name the client there: it has `...` in place of what is in braces")
+        report.note(row.line, "placeholders are not supported there: the text has `...` in their place")
     text = _UNSAFE.sub("?", without_placeholders(template, {"rule": row.name}))
     return " ".join(part for part in (row.verdict.code, text) if part)

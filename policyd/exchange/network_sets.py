@@ -102,7 +102,7 @@ def _why_not(row: Row) -> str:
     conditions = [name for name in by_condition((*row.match, *row.exceptions)) if name != "cidr"]
     what = f"uses {', '.join(conditions)}; this format supports IP addresses only"
     if row.verdict.verb is Verb.DUNNO:
-        return f"{what}, so a rule below it may block there what this rule exempts"
+        return f"{what}, so a rule below it may block the clients that this rule exempts"
     return what
 
 

@@ -37,8 +37,8 @@ class OwnedNetworks:
     def as_networks(self, terms: tuple[Term, ...]) -> tuple[Term, ...]:
         """Returns the terms with owners replaced by networks, merged.
 
-        Terms of one condition are alternatives, and all conditions must hold; so beside a condition on networks, or
-        with both system and country, owners stay as they are, and the format reports them.
+        Terms of one condition are alternatives, and all conditions must hold. So if there is also a condition on
+        networks, or on both system and country, owners are left unchanged, and the format reports them.
         """
         names = {term.condition for term in terms}
         owners = names & self._wanted.keys()

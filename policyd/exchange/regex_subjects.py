@@ -196,8 +196,7 @@ class _Parser:
         return self._made.size
 
     def build(self, around: frozenset[str]) -> Automaton:
-        """The automaton; `around` are the characters that may stand before and after what the expression finds. Raises
-        `_UnsupportedError`."""
+        """Returns the automaton; a match may lie between characters of `around`. Raises `_UnsupportedError`."""
         made = self._made
         start = made.new_state()
         made.move(start, around, start)
@@ -361,7 +360,8 @@ class Questions:
     """Answers questions about the expressions of one file, in bounded time.
 
     The limits count steps, so that the same file gets the same answers on every machine. Beyond a limit the answers are
-    conservative: an expression may match, and implies nothing; `gave_up` says so for the present line.
+    conservative: an expression may match, and implies nothing; `gave_up` says whether this happened for the current
+    line.
     """
 
     def __init__(self) -> None:
@@ -406,7 +406,8 @@ class Questions:
         if self._is_over():
             return True
         wanted = [self._automaton(text) for text in (*needed, *language)]
-        # An inexact automaton would exclude too much: leaving it out errs on the side of "may match".
+        # An inexact automaton would exclude too much; without it the answer may be a wrong "may match", but not a wrong
+        # "cannot match".
         unwanted = [automaton for text in excluded if (automaton := self._automaton(text)).exact]
         return self._meet(wanted, unwanted)
 
@@ -472,7 +473,7 @@ def _following(
 
 
 def _representatives(automata: tuple[Automaton, ...]) -> list[str]:
-    """One character for each group of characters that all automata treat alike."""
+    """Returns one character from each group of characters that all automata treat in the same way."""
     groups = list(dict.fromkeys(group for automaton in automata for group in automaton.groups()))
     known = (_ALPHABET | {_AROUND}).intersection(*(frozenset().union(*automaton.groups()) for automaton in automata))
     alike: dict[tuple[bool, ...], str] = {}

@@ -62,8 +62,8 @@ def _finished(expression: str, *, matches_case: bool) -> str:
     if not expression.isprintable():
         character = next(character for character in expression if not character.isprintable())
         if "\ud800" <= character <= "\udfff":
-            raise UnsupportedError("it has bytes that are no text in UTF-8")
-        raise UnsupportedError(f"it has a character that cannot be seen (U+{ord(character):04X})")
+            raise UnsupportedError("it has bytes that are not UTF-8")
+        raise UnsupportedError(f"it has an invisible character (U+{ord(character):04X})")
     finished = f"(?-i:{expression})" if matches_case else expression
     try:
         compile_expression(finished)
@@ -169,7 +169,7 @@ def _translate_posix(pattern: str) -> str:
         if quantifier:
             if after_quantifier:
                 raise UnsupportedError(
-                    "a quantifier after a quantifier, which means something else to RE2; use brackets"
+                    "a quantifier after a quantifier, which means something else in RE2; use brackets"
                 )
             parts.append(quantifier[0])
             place = quantifier.end()

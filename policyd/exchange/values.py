@@ -34,7 +34,7 @@ _LENGTH = re.compile(r"\d{1,3}", re.ASCII)
 
 
 def looks_like_address(text: str) -> bool:
-    """Whether a word is meant as an address, network or range, even a wrong one, and not as a name."""
+    """Whether a word is meant as an address, network or range, even if it is wrong, and not as a name."""
     return _ADDRESS_LIKE.fullmatch(text) is not None
 
 
@@ -91,7 +91,7 @@ def address_range(text: str, mask: Callable[[], None] | None = None) -> list[net
     if start.version != end.version or start > end:
         raise UnsupportedError(f"{shown(text)} is not a range: it begins after its end")
     if (count := _count_of_networks(int(start), int(end) + 1)) > _MAX_NETWORKS:
-        raise UnsupportedError(f"{shown(text)} is not a network, nor a few of them: it takes {count}")
+        raise UnsupportedError(f"{shown(text)} is neither a network nor a few networks: it takes {count}")
     return list(netaddr.iprange_to_cidrs(start, end))
 
 

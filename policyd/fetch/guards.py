@@ -69,7 +69,7 @@ def ranges(networks: Networks) -> Iterator[tuple[Range, int]]:
 
 
 class Protected:
-    """Networks that no new entry may cover or lie in, each with the name of the protecting list."""
+    """Networks that no new entry may overlap, each with the name of the list that protects it."""
 
     def __init__(self, named: Iterable[tuple[str, Networks]]) -> None:
         self._ranges: list[tuple[Range, str, int]] = sorted(

@@ -13,8 +13,8 @@ class LeftOut:
     hosts: int = 0  # lines of hosts beyond the maximum
     mails: int = 0  # mails whose end was not waited for
     sessions: int = 0  # sessions dropped before their end
-    recipients: int = 0  # recipients of mails with too many
-    repeats: int = 0  # repetitions that one line stands for
+    recipients: int = 0  # recipients beyond the maximum of a mail
+    repeats: int = 0  # repetitions beyond those counted for one line
     returns: int = 0  # mails that a filter may have handed back, given up within the time it takes
 
     @property

@@ -46,8 +46,8 @@ _LENGTH_BYTES = 8
 def entry_of(fields: dict[str, Any], stamp: bytes = b"", depth: int = 0) -> Entry | None:
     """Returns the entry with these fields, or None if they have no message.
 
-    An empty program means that only the message is known. `stamp` is the timestamp of the wrapping around the fields. A
-    message with its own tag is peeled.
+    An empty program means that only the message is known. `stamp` is the timestamp of the wrapping around the fields.
+    If the message has a tag of its own, the entry is that of the tag.
     """
     message, program = fields.get("MESSAGE"), fields.get("SYSLOG_IDENTIFIER")
     if isinstance(message, str) and isinstance(program, str) and "/" in program:
@@ -57,7 +57,7 @@ def entry_of(fields: dict[str, Any], stamp: bytes = b"", depth: int = 0) -> Entr
     stamp = b"@" + realtime if realtime else _first(known, _STAMP) or stamp
     text = _first(known, _MESSAGE)
     if text is None:
-        # Elastic has the logged fields one level down; journalctl writes null for a value that is too long.
+        # Elastic nests the logged fields one level deeper; journalctl writes null for a value that is too long.
         inner = known.get("_source")
         return entry_of(inner, stamp, depth + 1) if isinstance(inner, dict) and depth < _MAX_DEPTH else None
     process = known.get("process")
@@ -136,7 +136,7 @@ class Collector:
         return self._take_field(line), None
 
     def end(self) -> dict[str, Any] | None:
-        """Ends the present entry; returns its fields, if there is one."""
+        """Ends the current entry; returns its fields, if there is one."""
         fields, self._fields, self._size, self._binary, self._pretty = self._fields, {}, 0, "", None
         return fields or None
 
@@ -188,10 +188,10 @@ def _text(value: object) -> bytes | None:
     """Returns a field's bytes: text, a number, or the array of byte numbers that the journal writes for non-UTF-8
     values.
 
-    Of several values, the first; None for a field that is missing, null or an object.
+    If there are several values, the first; None for a field that is missing, null or an object.
     """
     if isinstance(value, list) and value:
-        # Several values of one field: the first. Byte numbers may stand among them.
+        # Several values of one field: the first. They may include byte numbers.
         value = value if isinstance(value[0], int) else value[0]
     if isinstance(value, list):
         with contextlib.suppress(TypeError, ValueError):

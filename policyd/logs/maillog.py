@@ -5,8 +5,8 @@ policyd's own decision log in both formats, bare or within another log. Promises
 once; memory is bounded, and each reached limit is counted. Lines of several hosts and programs may be mixed.
 
 How a line is read: the text between its timestamp and its process id names the writer, and a dict maps it to the
-writer's reader, or to none for the many lines of other programs. Only a line of a new writer, or without a dict entry,
-is peeled. A writer with an unknown name is recognised by the form of its first messages.
+writer's reader, or to no reader for the many lines of other programs. Only a line of a new writer, or without a dict
+entry, is peeled. A writer with an unknown name is recognised by the form of its first messages.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ _PROGRAM = re.compile(rb"[A-Za-z0-9._@-]+(?:/[A-Za-z0-9._@-]+)*")
 _SENDMAIL = frozenset({b"sendmail", b"sm-mta", b"sm-mta-in", b"sendmail-in", b"MTA"})
 _POLICYD = b"policyd"
 
-# The forms of Postfix's messages and of sendmail's, if the name of the program does not tell.
+# The forms of messages of Postfix and of sendmail, for programs with an unknown name.
 _POSTFIX_SHAPE = re.compile(
     rb"(?:NOQUEUE|[0-9A-F]{5,15}|[0-9B-DF-HJ-NP-TV-Zb-df-hj-np-tv-z]{10,20}): "
     rb"(?:client=\S*\[|from=<.*>, size=\d+, nrcpt=|to=<.*>, .*status=|removed$|message-id=<"
@@ -277,7 +277,7 @@ class MailLog:
         self.counts.repeated += min(times, _MAX_REPEATS)
         return known
 
-    # --- Who reads what ---------------------------------------------------------------------------------------------
+    # --- Readers by program -----------------------------------------------------------------------------------------
 
     def _reader(self, host: bytes, program: bytes) -> Reader:
         read = self._writers.get((host, program))

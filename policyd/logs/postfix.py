@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from policyd.logs.timestamps import LogClock
 
 # Mails that are open at the same time, on all hosts: in the queue of a large site, or begun and left by their client.
-# One takes about 1 KB, so all of them 64 MB. The oldest of the host is given up first, with what is known of it.
+# One takes about 1 KB, so all of them 64 MB. The oldest mail of the host is dropped first, and counted with the facts
+# known so far.
 MAX_OPEN = 65_536
 
 # smtpd processes of one host with something to remember; default_process_limit is 100, large sites set a few thousand.
@@ -36,7 +37,7 @@ _MAX_INSTANCES = 64
 # Mails from this host or a private network that a filter may have handed back, and so belong to another mail.
 MAX_RETURNED = 16_384
 
-# Seconds in which a filter has answered; a mail given up later was not handed back by one.
+# Seconds in which a filter has answered; a mail that is dropped later than this was not handed back by a filter.
 _FILTER_SECONDS = 3600
 
 # Maximum number of filters' answers with a queue id that is not known yet; its line comes within a second.
@@ -90,7 +91,7 @@ _BLANK: Final = ord(" ")
 
 _NO_NAMES: tuple[bytes, ...] = ()
 
-# Before Python 3.12, a member of an Enum costs 0.1 us each time, and a name nothing.
+# Before Python 3.12, looking up an Enum member takes 0.1 us; a global name is free.
 _VERIFIED: Final = NameStatus.VERIFIED
 _UNKNOWN_NAME: Final = NameStatus.UNKNOWN
 _UNKNOWN: Final = Outcome.UNKNOWN
@@ -664,7 +665,7 @@ class _Instance:
             return False
         mail = self.mails.get(queue_id)
         if mail is None:
-            # The log begins within the mail, or has only its refusals. This line has all that is needed.
+            # The log begins in the middle of the mail, or has only its refusals. This line has all that is needed.
             if not address or _BLANK in queue_id:
                 return False
             session = self._sessions.get(b"@" + address)
@@ -720,7 +721,7 @@ class _Instance:
         relay = rest[relay_at + 6 : rest.find(b", ", relay_at)] if relay_at >= 0 else b""
         if word == b"sent":
             if relay == b"none" or _NOT_DELIVERED.search(text) is not None:
-                # discard(8), which alone has no relay for what it calls sent, or a filter that kept the mail.
+                # discard(8), the only program that logs `sent` without a relay, or a filter that kept the mail.
                 mail.outcome = _REJECTED
                 text = b"(discarded: " + text[1:]
             elif self._goes_on(mail, relay, text):

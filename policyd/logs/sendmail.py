@@ -84,7 +84,7 @@ class _Mail:
 class SendmailLog:
     """Reads the lines of one sendmail on one host.
 
-    What is complete is appended to `observations`; `flush` gives up the rest.
+    Complete mails are appended to `observations`; `flush` appends the others with the facts known so far.
     """
 
     def __init__(self, clock: LogClock, observations: list[Observation], left_out: LeftOut) -> None:
@@ -117,7 +117,7 @@ class SendmailLog:
         return known
 
     def flush(self) -> None:
-        """Ends the log: gives up the open mails, as far as they are known."""
+        """Ends the log: appends the open mails, with the facts known so far."""
         for queue_id in list(self._mails):
             self._finish(queue_id)
         for mail in self._returned.values():
@@ -229,7 +229,7 @@ class SendmailLog:
         return True
 
     def _milter(self, stamp: bytes, queue_id: bytes, rest: bytes) -> bool:
-        """`Milter: data, reject=550 5.7.1 text`; the client stands in the `from=` line that follows."""
+        """`Milter: data, reject=550 5.7.1 text`; the client is in the `from=` line that follows."""
         refusal = _MILTER.match(rest)
         if refusal is None or not queue_id:
             return False
@@ -243,7 +243,7 @@ class SendmailLog:
         return True
 
     def _recipient_unknown(self, stamp: bytes, queue_id: bytes, rest: bytes) -> bool:
-        """`<joe@example.com>... User unknown`, which tells why a `from=` line with nrcpts=0 follows."""
+        """`<joe@example.com>... User unknown`, which explains a later `from=` line with nrcpts=0."""
         refusal = _NO_RECIPIENT.match(rest)
         if refusal is None or not queue_id:
             return False

@@ -1,8 +1,8 @@
 """Converts the timestamps of log lines to Unix seconds.
 
 Promises: a syslog timestamp (RFC 3164, `Aug  3 12:15:23`) is local time without a year; it gets the year that puts it
-nearest to the line before and not into the future. A timestamp with a year is taken as it is. Text that is not a
-timestamp gives None, never an exception. Hours, and the minute of the stamp before, are cached.
+nearest to the line before and not into the future. A timestamp with a year is not changed. Text that is not a timestamp
+gives None, never an exception. Hours, and the minute of the stamp before, are cached.
 """
 
 from __future__ import annotations

@@ -14,14 +14,14 @@ from policyd.core.owners import NO_OWNER, Owner
 
 
 class NameStatus(StrEnum):
-    """The knowledge about the client's name in a log."""
+    """Status of the client's name according to a log."""
 
     VERIFIED = "verified"  # the name was checked both ways (FCrDNS)
     CLAIMED = "claimed"  # a PTR name that did not verify
     NONE = "none"  # a definite answer that there is no PTR record
     ERROR = "error"  # the look-up failed
     UNKNOWN = "unknown"  # the log does not say which: Postfix writes `unknown` for three of the above
-    NOT_LOOKED_UP = "not looked up"  # the name was not asked for, as postscreen never does
+    NOT_LOOKED_UP = "not looked up"  # the name was not looked up; postscreen never looks it up
 
 
 class Outcome(StrEnum):

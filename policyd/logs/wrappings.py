@@ -20,7 +20,7 @@ _MAX_LAYERS = 8
 
 
 class Entry(NamedTuple):
-    """One entry of a log, peeled. Parts that the line does not have are empty.
+    """One entry of a log, without its wrappings. Parts that the line does not have are empty.
 
     `stamp` is a timestamp in a form that `LogClock` reads. `start` is the offset of the timestamp in the line if the
     rest of the line has the plain form, with `]: ` or `: ` after the tag; otherwise -1.

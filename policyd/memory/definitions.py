@@ -162,7 +162,7 @@ class CounterDefinition:
 
     @functools.cached_property
     def counts_all(self) -> bool:
-        """Whether a request is counted whatever it is answered."""
+        """Whether a request is counted regardless of its answer."""
         return self.answered is Answered.ANY
 
     @functools.cached_property

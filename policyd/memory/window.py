@@ -1,7 +1,7 @@
 """Sliding windows: how often something happened, or how many values were seen, in the last seconds.
 
 A window is cut into SLOTS parts, and is exact to one of them: an event counts for at least 59/60 of the window and for
-at most all of it. A slot is a number that grows with time, `slot_of(now, within)`; every method takes the present one.
+at most all of it. A slot is a number that grows with time, `slot_of(now, within)`; every method takes the current slot.
 If the clock is set back, events of slots to come count as events of now.
 """
 

@@ -4,8 +4,8 @@ A request is noted once, when it arrives (`note`): its counters are counted in t
 answered requests only, and the shared server is asked in the same turn of the event loop. `Note.tell` passes results to
 the inquiry; `Note.finish` stores what depends on the decision, afterwards, and no request waits for it. If the server
 does not answer, the process's own memory does, and a client that it does not know passes greylisting: no failure of
-memory rejects or delays a mail. A note does not hold its inquiry, which holds the note: no request leaves a cycle of
-references to the garbage collector.
+memory rejects or delays a mail. An inquiry refers to its note, but a note does not refer to its inquiry, so no request
+leaves a reference cycle to the garbage collector.
 """
 
 from __future__ import annotations
@@ -149,8 +149,7 @@ class Note:
 
 
 class SharedNote(Note):
-    """One request where several hosts share a memory: the server is asked, and the process's own memory is kept
-    beside it."""
+    """One request if several hosts share a memory: asks the server, and also updates the process's own memory."""
 
     __slots__ = ("_asked", "_counted", "_keys", "_keys_asked", "_shared")
 
@@ -184,7 +183,7 @@ class SharedNote(Note):
         return told
 
     def ask(self, needs: Needs) -> list[asyncio.Future[list[Found] | None]]:
-        """Returns the calls of the server that have not been answered."""
+        """Returns the calls to the server that have not been answered."""
         waiting = []
         if (needs.counters or needs.greylist) and self._asked is not None and not self._asked.done():
             waiting.append(self._asked)
@@ -193,7 +192,7 @@ class SharedNote(Note):
         return waiting
 
     def finish(self, decision: Decision) -> None:
-        """Counts what depends on the decision, here and on the server."""
+        """Counts what depends on the decision, in the process and on the server."""
         super().finish(decision)
         if self._late and decision.verb is _DUNNO:
             self._shared.ask([counting(*count, add=True) for count in self._late])
@@ -208,7 +207,7 @@ class SharedNote(Note):
     # --- Greylisting ------------------------------------------------------------------------------------------------
 
     def _greylisted(self, inquiry: Inquiry) -> Greylisted | None:
-        """Asks for first tries if the network, for which the first call has asked, is not known.
+        """Asks for first tries if the first call found that the network is not known.
 
         Returns None as long as the server's answer or the client's name is unknown. After a call that failed the server
         is not asked again: a request waits for one timeout, not for one for each question.
@@ -280,7 +279,7 @@ def _envelope(inquiry: Inquiry) -> tuple[bytes, bytes]:
 
 
 def _time_of(found: Found) -> float | None:
-    """The time stored under a key; None if there is none, or another value."""
+    """Returns the time stored under a key; None if there is none, or if the value is not a time."""
     if isinstance(found, bytes):
         try:
             return float(found)

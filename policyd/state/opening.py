@@ -37,7 +37,8 @@ def shared_memory(settings: Settings) -> SharedMemory | None:
 def credentials(path: str | None) -> tuple[str | None, str | None]:
     """Returns user and password: the file's first and second line. With one line it is the password.
 
-    A file that cannot be read is a warning, not an end: the server will refuse, and the process's own memory answers.
+    A file that cannot be read is only a warning: the server will refuse the connection, and the process's own memory
+    answers.
     """
     if path is None:
         return None, None

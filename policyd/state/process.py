@@ -156,7 +156,7 @@ class ProcessMemory:
     # --- Greylisting ------------------------------------------------------------------------------------------------
 
     def knows_network(self, settings: GreylistSettings, network: bytes, now: float) -> bool:
-        """Returns whether a network has passed and is still remembered. `see_network` begins its time again."""
+        """Returns whether a network has passed and is still remembered. `see_network` restarts its time."""
         seen = self._networks.get(network)
         return seen is not None and now - seen < settings.remember
 

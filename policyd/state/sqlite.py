@@ -3,7 +3,7 @@
 Promises that no request waits for the disk: changes are collected and written about once a second by a thread. SIGKILL
 loses at most two seconds. A file that is damaged, unreadable or from a newer version is moved aside, and a file that
 another process has locked is not used; mail goes on in every case. If the disk is full, the file is not written, and
-the memory goes on.
+the memory keeps working.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ class StateFile:
         self._memory = memory
         self._clock = clock
         self._connection: sqlite3.Connection | None = None
-        # One thread: a write that goes on after its task was cancelled is over before the next one, or the end, begins.
+        # One thread: a write that goes on after its task was cancelled is complete before the next write, or the
+        # closing, begins.
         self._thread = ThreadPoolExecutor(1, "state-file")
         self._complaint = Throttled(COMPLAINT_SECONDS)
 

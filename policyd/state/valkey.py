@@ -2,7 +2,7 @@
 
 Promises that no call takes longer than twice the timeout, and that a failure returns None: the caller then uses the
 memory of the process. No call is sent twice, because a failed call may have been carried out; no call is cancelled
-while its answer is on the way, so an answer is never taken for that of the next call.
+while its answer is on the way, so an answer is never read as the answer of the next call.
 
 The operations of all requests in one turn of the event loop go into one call of one script, and requests that arrive
 before its answer share the next call: valkey-py takes 100 us for a call, whatever its size.
@@ -10,9 +10,9 @@ before its answer share the next call: valkey-py takes 100 us for a call, whatev
 After MAX_FAILURES in a row the server counts as away, and only a probe asks it, once a second, until that succeeds. The
 probe is a write: a server that is full answers PING and GET.
 
-The script writes in an order: first what a full server refuses (INCR, ZADD, SET), then what it never does (EXPIRE,
-DEL). A script that has written once is not refused any more, and would let a full server grow. It has no `#!lua` line
-either, with which a full server would refuse a script that only reads.
+The script first sends the writes that a full server refuses (INCR, ZADD, SET), then those that it never refuses
+(EXPIRE, DEL). A script that has written once is not refused any more, and would let a full server grow. It has no
+`#!lua` line either, with which a full server would refuse a script that only reads.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ MAX_BATCH = 500
 # that takes 50 ms for a call cannot serve more.
 MAX_WAITING = 5000
 
-# For each operation three arguments: kind, seconds, value. Of several operations on one key each gets the value that it
-# made itself: `later` has what those behind it in the call have added.
+# Each operation has three arguments: kind, seconds, value. If a call has several operations on one key, each gets its
+# own result: `later` counts what the operations after it have added.
 _SCRIPT = f"""
 local slots, most = {SLOTS}, {MAX_DISTINCT}
 local time = redis.call('TIME')
@@ -139,7 +139,7 @@ class _Waiting(NamedTuple):
 
 
 class StateCounters:
-    """Counters of the shared memory from the start of the daemon."""
+    """Counters of the shared memory since the start of the daemon."""
 
     def __init__(self) -> None:
         self.calls = 0

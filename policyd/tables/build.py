@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from policyd.tables.index import Source
 
 # Maximum number of combinations with a bit for each long list; above it, lists that the same conditions use share a
-# bit. Many lists that overlap everywhere make a different combination for each range, and keeping these is useless.
+# bit. Many lists that overlap everywhere make a different combination for each range, and keeping a bit for each list
+# would be useless.
 MAX_COMBINATIONS = 4096
 
 # Parts in which the toggles of all lists are sorted, so that only one part at a time consists of integer objects.

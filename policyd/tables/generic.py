@@ -1,4 +1,4 @@
-"""`hostname_generic`: whether a host name contains the client's own address, as names that a provider generates do.
+"""`hostname_generic`: whether a host name contains the client's own address, as the names do that a provider generates.
 
 Only the labels left of the registrable domain are searched. This replaces lists of expressions (`dyn`, `pool`, `adsl`),
 which are never complete and match honest names.

@@ -90,7 +90,7 @@ class Query(NamedTuple):
 
 
 class CounterValue(NamedTuple):
-    """The value of a counter that counts the request, and where it is from."""
+    """The value of a counter that counts the request, and the source of the value."""
 
     name: str
     value: int
@@ -370,7 +370,7 @@ def _summary(explanation: Explanation) -> Table:
     if decision.rule is not None and decision.rule.note:
         grid.add_row("note", Text(" ".join(decision.rule.note.split())))
     if ruleset.observe:
-        grid.add_row("mode", Text("observe: Postfix is told DUNNO, whatever is decided", "yellow"))
+        grid.add_row("mode", Text("observe: Postfix gets DUNNO, whatever is decided", "yellow"))
     if decision.downgraded:
         grid.add_row("instead of", Text("REJECT: DNS failed, and the failure may be temporary", "yellow"))
     if decision.observed:
@@ -394,7 +394,7 @@ def _summary(explanation: Explanation) -> Table:
             grid.add_row("", _said_to(query))
     _add_counters(grid, explanation.counters)
     for name, answer in explanation.lists.items():
-        meaning = answer.status.value if answer.asked else "not listed: nothing to ask for"
+        meaning = answer.status.value if answer.asked else "not listed: nothing to look up"
         reason = (
             f" ({answer.reason})" if answer.reason else f"  {' '.join(answer.addresses)}" if answer.addresses else ""
         )
@@ -436,7 +436,7 @@ def _said(explanation: Explanation) -> Text:
     if identity.claimed:
         text.append(f"  claimed: {', '.join(map(readable, identity.claimed))}")
     if identity.status is Status.ERROR and not identity.names_known:
-        text.append("  (its names could not be learnt)", "dim")
+        text.append("  (its names are unknown)", "dim")
     took = f", {identity.seconds * 1000:.1f} ms" if identity.seconds else ""
     return text.append(f"  [{explanation.source}{took}]", "dim")
 
@@ -453,7 +453,7 @@ def _word(looked: RuleTrace, decision: Decision) -> tuple[str, str]:
 
 
 def _why(looked: RuleTrace, match: tuple[Reason, ...], exceptions: tuple[Reason, ...]) -> list[Text]:
-    """The conditions that explain a rule's outcome; for a rule that does not match, one."""
+    """Returns the conditions that explain a rule's outcome; only one for a rule that does not match."""
     failed = [reason for reason in match if reason.outcome is Outcome.NO]
     if failed:
         return [_line("", failed[0])]

@@ -61,7 +61,7 @@ _VERIFIED: Final = Status.VERIFIED
 _VERIFIED_NAME: Final = NameStatus.VERIFIED
 _NOT_LOOKED_UP: Final = NameStatus.NOT_LOOKED_UP
 
-# The status of a client by the log's knowledge of its name.
+# Status of a client, by what the log says about its name.
 _STATUSES = {
     NameStatus.VERIFIED: Status.VERIFIED,
     NameStatus.CLAIMED: Status.MISMATCH,

@@ -100,7 +100,9 @@ to=<b@example.net> proto=ESMTP helo=<{n}>""",
 
 
 def _month(lines: int) -> Iterator[str]:
-    """Lines of a mail server of Postfix and sendmail, with a filter, in a month; the same for the same number."""
+    """Returns a month of lines of a mail server that runs Postfix, sendmail and a filter; the same number gives the
+    same lines.
+    """
     chance = random.Random(lines)
     events = [event.split("\n") for _, event in _EVENTS]
     weights = [weight for weight, _ in _EVENTS]
@@ -141,7 +143,7 @@ def _refusals(lines: int) -> Iterator[str]:
 
 def replay_month(bench: Bench) -> Row:
     """`policyd replay` over a month of a large mail server."""
-    return _replay(bench, "replay_month", "a month of every shape", _month, bench.scale.log_lines)
+    return _replay(bench, "replay_month", "a month with lines of every form", _month, bench.scale.log_lines)
 
 
 def replay_refusals(bench: Bench) -> Row:

@@ -215,7 +215,7 @@ def test_report_is_a_message(run: Run, log: Path, tmp_path: Path) -> None:
     written = tmp_path / "report.eml"
     assert run(*REPORT, "--output", written, log) == (0, "", "")
     assert email.message_from_bytes(written.read_bytes())["Subject"] == message["Subject"]
-    assert run(*REPORT, "--output", written, log).err == f"policyd: {written}: is there already; name another file\n"
+    assert run(*REPORT, "--output", written, log).err == f"policyd: {written}: exists already; name another file\n"
 
 
 def test_reports_are_appended_to_a_mailbox(run: Run, log: Path, tmp_path: Path) -> None:

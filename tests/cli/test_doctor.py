@@ -116,7 +116,10 @@ def test_a_saved_configuration_is_judged_without_asking(run: Run, tmp_path: Path
     master.write_text("smtp       inet  n       -       y       -       -       smtpd\n")
     ended = run("doctor", "--postconf", main, "--master", master)
     assert (ended.status, ended.err) == (0, "")
-    assert ended.out.splitlines()[-2:] == ["asked  nothing: the configuration is of another system", "nothing is wrong"]
+    assert ended.out.splitlines()[-2:] == [
+        "asked  nothing: the configuration is from another system",
+        "nothing is wrong",
+    ]
     assert json.loads(run("doctor", "--postconf", main, "--master", master, "--json").out)["question"] is None
     for options in (
         ["--postconf", main],
@@ -152,5 +155,5 @@ def test_an_old_database_is_a_finding(run: Run, postfix: Callable[[str], Path], 
         (folder / "policyd.yaml").write_text(f"listen: ['{address}']\nrules: {tmp_path}/rules.yaml\n")
         ended = run("doctor", "--postfix", folder, "-c", folder / "policyd.yaml")
     assert ended.status == 1
-    assert f"1. {tmp_path}/asn.csv\n   the asn database is of 2023-11-14, " in ended.out
+    assert f"1. {tmp_path}/asn.csv\n   the asn database is dated 2023-11-14, " in ended.out
     assert ended.out.splitlines()[-1] == "1 problem found"

@@ -171,7 +171,10 @@ def test_half_of_a_download_leaves_the_list_in_force_as_it_is(run: Run, tmp_path
     kept.write_text("1.19.0.0/16\n")
     ended = run("import", "spamhaus-drop", half, "-o", kept, "--force")
     assert (ended.status, kept.read_text(), sorted(tmp_path.iterdir())) == (1, "1.19.0.0/16\n", [half, kept])
-    assert ended.err == f"policyd: {half}:2: the file ends within the line; nothing was imported: get the file again\n"
+    assert (
+        ended.err
+        == f"policyd: {half}:2: the file ends in the middle of the line; nothing was imported; get the file again\n"
+    )
 
 
 def test_what_was_lost_is_said_although_nothing_is_left(run: Run, table: Path) -> None:

@@ -86,7 +86,7 @@ def test_find_of_nothing_fails(run: Run, log: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--client", "nothing"], "'nothing' is no network"),
+        (["--client", "nothing"], "'nothing' is not a network"),
         (["--since", "yesterday"], "'yesterday' is no time"),
         (["--until", "soon"], "'soon' is no time"),
         (["--by", "color"], "'color' is not one of"),

@@ -105,4 +105,4 @@ def test_a_log_can_be_read_by_users_who_may_not_read_the_settings(
     log.write_text(LINE)
     ended = run("stats", log)
     assert (ended.status, "R1ZBZY01" in ended.out or "installed" in ended.out) == (0, True)
-    assert ended.err == f"policyd: going on without {installed / 'policyd.yaml'}, which this user may not read\n"
+    assert ended.err == f"policyd: continuing without {installed / 'policyd.yaml'}, which this user may not read\n"

@@ -41,7 +41,7 @@ def test_suggest_by_asn_writes_the_database_that_its_rules_need(run: Run, rules:
 def test_suggest_by_asn_without_any_system_says_what_it_needs(run: Run) -> None:
     ended = run("suggest", "--by", "asn", *INCIDENTS)
     assert (ended.status, ended.out) == (1, "")
-    assert "the system of no client is known; name a ruleset that declares databases: asn with --rules" in ended.err
+    assert "no client's system is known; name a ruleset that declares databases: asn with --rules" in ended.err
 
 
 DECISION = (
@@ -83,7 +83,7 @@ def test_report_asks_the_database_for_lines_without_owner_and_for_mail_logs(run:
     assert "Subject: Abuse report: 7 refused mails from AS64496 Example Bulk\n" in ended.out
     ended = run(*wanted, DATA / "maillog.postfix")
     assert (ended.status, ended.out) == (1, "")
-    assert "nothing from AS64496 was refused (a mail log tells no systems and countries: name a ruleset" in ended.err
+    assert "nothing from AS64496 was refused (a mail log has no systems and countries: name a ruleset" in ended.err
 
 
 def test_replay_reads_no_database_if_the_log_tells_the_owners(run: Run, log: Path, tmp_path: Path) -> None:

@@ -236,9 +236,9 @@ def test_explain_reads_a_request_as_postfix_sends_it(folder: Path) -> None:
     ("arguments", "message"),
     [
         (["clent_address=1"], "unknown attribute 'clent_address'; did you mean 'client_address'?"),
-        (["hostname=a.example"], "unknown attribute 'hostname'; what DNS says is given with --hostname NAME"),
-        (["client_address=1", "rdns=missing"], "unknown attribute 'rdns'; what DNS says is given with --reverse-dns"),
-        (["claimed=a.example"], "is given with --reverse-dns mismatch --hostname NAME"),
+        (["hostname=a.example"], "unknown attribute 'hostname'; give an answer of DNS with --hostname NAME"),
+        (["client_address=1", "rdns=missing"], "unknown attribute 'rdns'; give an answer of DNS with --reverse-dns"),
+        (["claimed=a.example"], "give an answer of DNS with --reverse-dns mismatch --hostname NAME"),
         (["client_ip=192.0.2.1"], "unknown attribute 'client_ip'; did you mean 'client_address'?"),
         (["from=a@b.example"], "unknown attribute 'from'; did you mean 'sender'?"),
         (["To=a@b.example"], "unknown attribute 'To'; did you mean 'recipient'?"),

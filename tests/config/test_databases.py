@@ -127,8 +127,8 @@ def test_a_range_need_not_be_a_power_of_two(tmp_path: Path) -> None:
         (b"", ASN, 0, "is empty"),
         (b"<html>error</html>\n", ASN, 0, "is neither an MMDB file nor lines of ranges"),
         (b"network,asn\n192.0.2.0/24,64496\n", ASN, 0, "is neither"),
-        (b"192.0.2.0/24,64496,x\n", ASN, 0, "has networks; take a file with the first and last address"),
-        (b"16777216,16777471,13335,x\n", ASN, 0, "has addresses as numbers; take the file that has them as addresses"),
+        (b"192.0.2.0/24,64496,x\n", ASN, 0, "has networks; use a file with the first and last address"),
+        (b"16777216,16777471,13335,x\n", ASN, 0, "has addresses as numbers; use the file with IP addresses"),
         (b"\x00\x01" * 3000, ASN, 0, "if it is an MMDB file, it has been cut short"),
         (gzip.compress(ASN_CSV, mtime=0)[:-20], ASN, 0, "is gzip that cannot be unpacked"),
         (gzip.compress(ASN_CSV, mtime=0)[:20] + b"xxxxxxxxxxxxxxx", ASN, 0, "is gzip that cannot be unpacked"),
@@ -414,7 +414,7 @@ def test_an_old_database_is_a_warning(tmp_path: Path, age: int, max_age: str, wa
     write_systems(tmp_path / "asn.mmdb", "maxmind_asn", built=int(time.time()) - age * DAY)
     (tmp_path / "rules.yaml").write_text(f"databases: {{asn: {{file: asn.mmdb{max_age}}}}}\nrules: []\n")
     lines = load(None, tmp_path / "rules.yaml").warning_lines
-    assert any("asn.mmdb: warning: the asn database is of" in line for line in lines) is warns
+    assert any("asn.mmdb: warning: the asn database is dated" in line for line in lines) is warns
     if warns:
         assert f"{age} days ago" in lines[0]
 

@@ -94,7 +94,7 @@ def test_suggest_says_which_systems_the_incidents_come_from(ruleset: Ruleset) ->
         ("asn-ipv6.csv", "country.mmdb", "has no IPv4 range with a record"),
         ("good.csv", "good.csv", "has no countries; the columns of its lines are: addresses, AS number, name"),
         ("country.mmdb", "country.mmdb", "no record has a value for asn"),
-        ("asn-ipv4-num.csv", "country.mmdb", r"has addresses as numbers; take the file .* \(without -num\)"),
+        ("asn-ipv4-num.csv", "country.mmdb", r"has addresses as numbers; use the file .* \(without -num\)"),
         ("cut.mmdb", "country.mmdb", "if it is an MMDB file, it has been cut short"),
     ],
 )

@@ -90,7 +90,7 @@ def test_a_top_level_observe_stands_in_the_first_line_and_needs_attention_after_
     assert fresh.returncode == 0
     assert fresh.stdout.startswith("mode         observe: every answer is DUNNO")
     assert forgotten.returncode == 1
-    assert "attention: mode: observe stands at the top of the rules for 8 days" in forgotten.stdout
+    assert "attention: mode: observe has been at the top of the rules for 8 days" in forgotten.stdout
 
 
 def test_an_expired_rule_needs_attention_and_one_that_expires_soon_is_a_notice(
@@ -250,7 +250,7 @@ def test_what_dns_said_of_a_client_is_forgotten_by_address_or_name(
         wrong = run(policyd, "forget", "no name")
     assert (by_address.returncode, by_address.stdout) == (0, "forgot 1 client: 192.0.2.33\n")
     assert (by_name.returncode, by_name.stdout) == (0, "forgot 2 clients: Mended.Example.\n")
-    assert (nothing.returncode, nothing.stdout) == (0, "nothing is cached of 2001:db8::1\n")
+    assert (nothing.returncode, nothing.stdout) == (0, "nothing is cached for 2001:db8::1\n")
     assert (wrong.returncode, wrong.stdout) == (2, "")
 
 

@@ -245,10 +245,10 @@ def test_explain_asks_the_daemon_for_the_values_of_counters(
     assert given["senders"] == {"value": 9, "source": "as given"}
     assert edited["senders"] == {
         "value": 1,
-        "source": "taken for 1: counter senders is defined otherwise in the ruleset in force",
+        "source": "assumed to be 1: counter senders is defined differently in the ruleset in force",
     }
     assert away["senders"]["value"] == 1
-    assert "taken for 1: cannot ask the daemon: " in away["senders"]["source"]
+    assert "assumed to be 1: cannot ask the daemon: " in away["senders"]["source"]
 
 
 @pytest.mark.parametrize("program", [None, *PROGRAMS])

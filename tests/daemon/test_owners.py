@@ -269,4 +269,4 @@ def test_an_old_database_is_a_warning_in_the_operational_log(start_policyd: Star
     write_systems(databases / "asn.mmdb", "maxmind_asn", built=1_700_000_000)
     with start_policyd(RULES) as policyd:
         said = policyd.operational_log.read_text()
-    assert "asn.mmdb: the asn database is of 2023-11-14" in said
+    assert "asn.mmdb: the asn database is dated 2023-11-14" in said

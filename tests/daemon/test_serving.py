@@ -67,7 +67,7 @@ def test_a_ruleset_that_observes_answers_dunno_and_says_what_it_would_have_done(
         (decision,) = policyd.decisions()
         (started,) = said(policyd, " started: ")
         assert started.endswith(" s; mode: observe, so every answer is DUNNO")
-        assert said(policyd, "mode: observe stands at the top of the rules: every answer is DUNNO")
+        assert said(policyd, "mode: observe is at the top of the rules: every answer is DUNNO")
         policyd.rules.write_text(rules.replace("0.0.0.0/0", "192.0.2.0/24"))
         assert " s; mode: observe, so every answer is DUNNO" in policyd.reload()
     assert (decision["action"], decision["would"], decision["rule"]) == ("DUNNO", "REJECT", "all")
@@ -343,7 +343,7 @@ def test_the_end_does_not_wait_for_a_client_for_ever(start_policyd: StartPolicyd
         policyd.stop()
         assert time.monotonic() - began > 4  # seconds; the end comes after five
         assert half.is_closed()
-    said(policyd, "1 connections did not come to their end in time")
+    said(policyd, "1 connections did not end in time")
 
 
 def test_sigint_ends_it_too(start_policyd: StartPolicyd) -> None:

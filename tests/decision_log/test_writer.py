@@ -52,7 +52,7 @@ def entry(
     owner: Owner | None = None,
     **attributes: bytes,
 ) -> Entry:
-    """The decision of decision-log.md's example, with these fields changed."""
+    """Returns the decision of the example in decision-log.md, with these fields changed."""
     decision = Decision(
         verb, rule, "5.7.1", ("Access denied",), observed, downgraded, identity, action != verb, owner=owner
     )
@@ -230,7 +230,7 @@ def test_the_null_sender_is_said_and_an_unknown_one_is_not() -> None:
     assert "sender" not in json.loads(json_line(entry(sender=b"", protocol_state=b"HELO")))
 
 
-# --- Whatever a client or DNS says ------------------------------------------------------------------------------------
+# --- Bytes from clients and DNS ------------------------------------------------------------------------------------
 
 from_outside = st.one_of(
     st.binary(max_size=60),

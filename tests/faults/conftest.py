@@ -38,7 +38,7 @@ long_only = pytest.mark.skipif(not LONG, reason="takes minutes; run it with make
 
 
 def table(cases: Iterable[str], *in_short: str) -> list[str]:
-    """The cases to try: in the short form a few of them, one of each kind."""
+    """Returns the cases to try: all, or in the short form one of each kind."""
     known = [*cases]
     assert set(in_short) <= set(known)
     return known if LONG else [*in_short]
@@ -55,7 +55,7 @@ def add_row(row: Row) -> Row:
 
 
 def add_text(text: str) -> None:
-    """Puts something below the table."""
+    """Adds a text below the table."""
     _texts.append(text)
 
 
@@ -81,7 +81,7 @@ class Setting:
         self.folder = folder
 
     def daemon(self, **arguments: Any) -> Policyd:
-        """A daemon for a `with` block. Edition 0 is in force. The last one is what a flow asks."""
+        """A daemon for a `with` block. Edition 0 is in force. A flow asks the daemon that was started last."""
         usual = {
             "listen": [f"inet:127.0.0.1:{self.port}"],
             "metrics": f"127.0.0.1:{self.metrics}",
@@ -91,7 +91,7 @@ class Setting:
         return self._daemon
 
     def flow(self, fault: str, **arguments: Any) -> Flow:
-        """A flow for a `with` block. Its row is part of the table, whatever becomes of it."""
+        """A flow for a `with` block. Its row is part of the table, whatever its result."""
         if not LONG:  # the short form runs on any machine, so it detects hangs, not slowness
             arguments = {"tail": NORMAL_SECONDS / 2, "normal": 5.0, "longest": 5.0, **arguments}
         arguments = {"pid": self._daemon.pid, **arguments}
@@ -100,19 +100,19 @@ class Setting:
         return flow
 
     def metric(self, name: str) -> float:
-        """A metric of the running daemon, by its name with labels as the page has them."""
+        """Returns a metric of the running daemon; the name includes the labels, as on the metrics page."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=10) as page:
             lines = page.read().decode().splitlines()
         return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} "))
 
     def use_edition(self, policyd: Policyd, edition: int) -> str:
-        """Put another edition in force. Gives what the daemon logged meanwhile."""
+        """Puts another edition in force. Returns what the daemon logged meanwhile."""
         with self.world.edition.changing(edition):
             self.write_edition(policyd, edition)
             return policyd.reload()
 
     def write_edition(self, policyd: Policyd, edition: int) -> None:
-        """Replaces the rules by its own, in one step."""
+        """Replaces the rules file by the rules of this edition, in one step."""
         new = self.folder / "rules.new"
         new.write_text(rules_file(edition))
         new.replace(policyd.rules)

@@ -111,7 +111,7 @@ def crowd(port: int, count: int = CROWD) -> Iterator[list[Client]]:
 
 NUISANCES: dict[str, Callable[[int, threading.Event], None]] = {
     "garbage": garbage,
-    "bytes by chance": binary,
+    "random bytes": binary,
     f"half a request and silence, {CROWD} connections": half_a_request,
     f"one byte a second, {CROWD} connections": a_byte_now_and_then,
     "answers that are never read": never_reading,
@@ -239,5 +239,5 @@ def test_without_descriptors_new_clients_wait_and_old_ones_are_served(setting: S
         flow.compare(policyd.decisions(flow.row.answered))
         logged = policyd.operational_log.read_text()
     assert "cannot accept: Too many open files; clients wait" in logged
-    assert "no descriptor is free to receive the new ruleset with" in refused
+    assert "no descriptor is free to receive the new ruleset" in refused
     assert "bug" not in logged

@@ -47,7 +47,7 @@ def test_the_daemon_takes_what_was_fetched_and_leaves_edited_rules_alone(
     assert ended.stderr == "two: refused: the server answers 503 Service Unavailable\n"
     assert ended.stdout.splitlines() == [
         "one: 1 entries (+1 -0)",
-        f"{policyd.rules} has been edited since it was loaded; left alone (policyd reload takes it)",
+        f"{policyd.rules} has been edited since it was loaded; left alone (policyd reload loads it)",
         "reloaded: list one changed: 0 entries before, 1 now",
     ]
     assert (again.returncode, again.stdout) == (0, "one: not due for 24.0 h\n")

@@ -206,5 +206,5 @@ def test_one_file_for_both_kinds_is_fetched_once(tmp_path: Path, web: Web) -> No
     rules.write_text(
         f"databases: {{asn: {{file: b.tsv, from: {source}}}, country: {{file: b.tsv, from: {other}}}}}\nrules: []\n"
     )
-    with pytest.raises(ConfigErrors, match="country: from: the same file is fetched in another way for another kind"):
+    with pytest.raises(ConfigErrors, match="country: from: the same file has another source for another kind"):
         load(rules_path=rules)

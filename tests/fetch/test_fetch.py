@@ -109,12 +109,12 @@ GUARDS: dict[str, tuple[Callable[[Web], Callable[[Requests], None]], str, str]] 
     "wrong length": (
         lambda _: answer(records(3)),
         ", format: spamhaus-drop",
-        "the answer:3: the list has 3 records, and 2 of them are in the file; nothing was imported: get the file again",
+        "the answer:3: the list has 3 records, and 2 of them are in the file; nothing was imported; get the file again",
     ),
     "a line that is no entry": (
         lambda _: answer(NEW + b"not an entry\n"),
         "",
-        "line 4 is not an entry: 'not an entry': more than one word; an entry is one",
+        "line 4 is not an entry: 'not an entry': more than one word; an entry is a single word",
     ),
     "not found": (lambda _: answer(b"", 404), "", "the server answers 404 Not Found"),
     "429": (

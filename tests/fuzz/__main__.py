@@ -1,8 +1,8 @@
 """`python -m tests.fuzz [TARGET...]`: looks for inputs that break a promise, one target after the other, with atheris.
 
 Each runs in a separate process, with limits on executions, seconds and memory. The inputs that it collects stay in the
-folder `--work`, and the next run continues from them; with `--keep` the smallest inputs of it that reach all the same
-code go into the corpus. A finding goes into `findings/`, where pytest tries it from then on, and the exit status is 1.
+folder `--work`, and the next run continues from them; `--keep` adds the smallest set of them that reaches the same code
+to the corpus. A finding goes into `findings/`, where pytest tries it from then on, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KEPT_BYTES = 8 * 1024
 # The folder of the targets' files. On a disk, writing takes longer than reading and checking.
 IN_MEMORY = Path("/dev/shm")
 
-# Words given to libFuzzer, of those that the seeds consist of.
+# Maximum number of words from the seeds that libFuzzer gets.
 WORDS = 400
 
 
@@ -76,19 +76,17 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("targets", nargs="*", metavar="TARGET", choices=[[], *TARGETS], help=", ".join(TARGETS))
-    parser.add_argument("--runs", type=int, default=10_000, help="executions of each target, at most")
-    parser.add_argument("--seconds", type=int, default=10, help="seconds for each target, at most")
-    parser.add_argument(
-        "--total", type=int, default=0, help="seconds for all of them, shared out; instead of --seconds"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="what its choices follow from; 0, the default: the time")
+    parser.add_argument("--runs", type=int, default=10_000, help="maximum executions of each target")
+    parser.add_argument("--seconds", type=int, default=10, help="maximum seconds for each target")
+    parser.add_argument("--total", type=int, default=0, help="seconds for all targets together; replaces --seconds")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random choices; 0, the default: the time")
     parser.add_argument("--work", type=Path, default=inputs.ROOT / "build" / "fuzz", help="where inputs are gathered")
-    parser.add_argument("--keep", action="store_true", help="put the smallest of them into the corpus")
+    parser.add_argument("--keep", action="store_true", help="add the smallest collected inputs to the corpus")
     return parser.parse_args()
 
 
 def run(name: str, runs: int, seconds: int, seed: int, work: Path) -> Outcome:
-    """Fuzzes one target; with a `seed` other than 0, as any run of the same code with that seed."""
+    """Fuzzes one target. Runs of the same code with the same `seed` other than 0 are identical."""
     with tempfile.TemporaryDirectory(
         prefix="policyd-fuzz-", dir=IN_MEMORY if IN_MEMORY.is_dir() else None
     ) as temporary:
@@ -136,13 +134,13 @@ def run(name: str, runs: int, seconds: int, seed: int, work: Path) -> Outcome:
 
 
 def _processor_seconds() -> float:
-    """CPU seconds of ended child processes."""
+    """Returns the CPU seconds of child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def keep(name: str, work: Path) -> None:
-    """Puts into the corpus what reaches code that the rest of it does not, the shortest first, up to a bound."""
+    """Adds the inputs to the corpus that reach additional code, shortest first, up to a maximum size."""
     with tempfile.TemporaryDirectory(prefix="policyd-fuzz-") as temporary:
         folder = Path(temporary)
         written = _written(inputs.written(name), folder / "written")
@@ -195,7 +193,7 @@ def _written(contents: list[bytes], folder: Path) -> Path:
 
 
 def _words(name: str) -> str:
-    """A dictionary for libFuzzer: the words of the corpus, and what breaks readers in general."""
+    """Returns a dictionary for libFuzzer: the words of the corpus, and strings that often break parsers."""
     words = dict.fromkeys(word for seed in inputs.own(name) for word in inputs.tokens(seed) if 2 <= len(word) <= 30)
     chosen = [*filter(None, inputs.ODD), *list(words)[:WORDS]]
     return "".join('"' + "".join(f"\\x{byte:02x}" for byte in word) + '"\n' for word in chosen if len(word) <= 60)

@@ -1,4 +1,4 @@
-"""Every target over its corpus, what it once failed at, and a few thousand changes that are the same in every run."""
+"""Runs every target over its corpus, its earlier findings, and a few thousand mutations, the same in every run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.fuzz.targets import TARGETS
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Changed inputs of each target: some thousands in all. Long runs are for `make fuzz`.
+# Mutated inputs for each target: some thousands in all. Long runs are for `make fuzz`.
 CHANGES = 150
 
-# Inputs of 64 KiB of each target, and what one may take: processor time, so that a busy machine fails nothing. The
-# slowest take a third of it.
+# Inputs of 64 KiB for each target, and the CPU seconds that each may take; elapsed time would fail on a busy machine.
+# The slowest take a third.
 LONG_INPUTS = 4
 SECONDS = 1.0
 

@@ -1,4 +1,4 @@
-# ruff: noqa: E501 - log lines stand here as programs write them
+# ruff: noqa: E501 - log lines as programs write them
 """The kinds of logs that were once misread, each in several forms, with the expected mails."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def log_of(text: str) -> MailLog:
 
 
 def mails(text: str) -> list[Observation]:
-    """The mails of a log, by client address."""
+    """Returns the mails of a log, by client address."""
     found: list[Observation] = log_of(text).mails  # type: ignore[attr-defined] # kept with the log for the tests
     return sorted(found, key=lambda mail: (mail.client_address, mail.outcome))
 
@@ -112,27 +112,27 @@ KINDS = [
         "a filter before the queue keeps the mail", proxied(f"{ACCEPT}, discarded, id=1-02 - spam"), [("192.0.2.1", R)]
     ),
     Case(
-        "what it hands back is named",
+        "the reply names a mail that is handed back",
         proxied(ACCEPT_AS, HANDED_BACK.format(xforward=""), DELIVERED),
         [("192.0.2.1", D)],
     ),
     Case(
-        "what it hands back is named with its client",
+        "the reply names the client of a mail that is handed back",
         proxied(ACCEPT_AS, HANDED_BACK.format(xforward=", orig_client=out1.provider.example[192.0.2.1]"), BOUNCED),
         [("192.0.2.1", R)],
     ),
     Case(
-        "what it hands back is told by its client",
+        "a mail that is handed back is recognized by its client",
         proxied(ACCEPT, HANDED_BACK.format(xforward=", orig_client=out1.provider.example[192.0.2.1]"), DELIVERED),
         [("192.0.2.1", D)],
     ),
     Case(
-        "what it hands back is told by its sender",
+        "a mail that is handed back is recognized by its sender",
         proxied(ACCEPT, HANDED_BACK.format(xforward=""), DELIVERED),
         [("192.0.2.1", D)],
     ),
     Case(
-        "what it hands back has ended before the answer",
+        "a mail that is handed back has ended before the answer",
         proxied(ACCEPT, HANDED_BACK.format(xforward="") + DELIVERED),
         [("192.0.2.1", D)],
     ),
@@ -141,7 +141,7 @@ KINDS = [
         "Jan  5 10:00:01 mx postfix/smtpd[101]: NOQUEUE: client=out1.provider.example[192.0.2.1]\nJan  5 10:00:09 mx postfix/smtpd[101]: disconnect from out1.provider.example[192.0.2.1]",
         [("192.0.2.1", U)],
     ),
-    # 3 and 4 are in test_wrappings.py; here, what other MTAs log.
+    # 3 and 4 are in test_wrappings.py; here are the logs of other MTAs.
     Case(
         "Solaris, sendmail",
         "Jan  5 10:01:00 mx sendmail[203]: [ID 801593 mail.notice] 605A10bb000203: ruleset=check_rcpt, arg1=<b@example.net>, relay=bad.example.org [198.51.100.7], reject=550 5.7.1 <b@example.net>... Relaying denied",
@@ -166,12 +166,12 @@ KINDS = [
     ),
     Case("discard(8)", SENT.format(agent="discard", relay="none", text="bad.example.org"), [("198.51.100.7", R)]),
     Case(
-        "a file that nobody reads",
+        "delivery to /dev/null",
         SENT.format(agent="local", relay="local", text="delivered to file: /dev/null"),
         [("198.51.100.7", R)],
     ),
     Case(
-        "a relay that says nothing of discarding",
+        "a relay that does not discard",
         SENT.format(agent="smtp", relay="127.0.0.1[127.0.0.1]:10024", text="250 2.0.0 Ok: queued as CCC3333333"),
         [("198.51.100.7", D)],
     ),
@@ -203,7 +203,7 @@ KINDS = [
         ANSWER_FIRST.format(removed="") + BOUNCED,
         [("198.51.100.7", R)],
     ),
-    # The first was given up as delivered; the second is still not a separate mail.
+    # The first mail was counted as delivered when its entry was dropped; the second is still not a separate mail.
     Case(
         "a filter whose mail is logged last of all",
         ANSWER_FIRST.format(removed=REMOVED) + BOUNCED,
@@ -242,7 +242,7 @@ KINDS = [
         [("198.51.100.7", D)],
     ),
     Case(
-        "a mail of this host itself is one",
+        "a mail from this host itself is counted",
         "Jan  5 10:00:01 mx postfix/smtpd[2]: BBB2222222: client=localhost[127.0.0.1]\n" + DELIVERED,
         [("127.0.0.1", D)],
     ),
@@ -274,7 +274,7 @@ KINDS = [
         [("127.0.0.1", D)],
     ),
     Case(
-        "blanks that a paste has aligned",
+        "aligned blanks from a copied log",
         "Jan  5 10:00:01 mx postfix/smtpd[1]:  AAA1111111: client=a[192.0.2.1]\n Jan  5 10:00:01 mx postfix/local[22]:   AAA1111111: to=<b@c>, relay=local, delay=1, status=sent (ok)",
         [("192.0.2.1", D)],
     ),
@@ -294,7 +294,7 @@ KINDS = [
     ),
     # 9: refusals without their client= line
     Case(
-        "a milter refuses, and the log begins within",
+        "a milter refuses, and the log begins in the middle of the mail",
         "Jan  5 10:00:00 mx postfix/cleanup[301]: 5BC2DE3FA4: milter-reject: END-OF-MESSAGE from bad.example.org[198.51.100.7]: 5.7.1 Spam message rejected; from=<s@example.org> to=<b@example.net> proto=ESMTP helo=<bad.example.org>",
         [("198.51.100.7", R)],
     ),
@@ -308,7 +308,11 @@ KINDS = [
         "Jan  5 10:00:00 mx postfix/cleanup[301]: 5BC2DE3FA4: discard: body pills from unknown[198.51.100.7]; from=<s@example.org> to=<b@example.net> proto=ESMTP helo=<h>: gone",
         [("198.51.100.7", R)],
     ),
-    Case("a refused recipient of an accepted mail, and grep took the rest", AFTER_THE_SAME, [("192.0.2.1", R)]),
+    Case(
+        "a refused recipient of an accepted mail, without the lines that grep left out",
+        AFTER_THE_SAME,
+        [("192.0.2.1", R)],
+    ),
     Case(
         "a mail of this host has no client",
         "Jan  5 10:00:00 mx postfix/cleanup[301]: 5BC2DE3FA4: reject: header Subject: x from local; from=<s@example.org> to=<b@example.net>: 5.7.1 no",
@@ -346,7 +350,7 @@ KINDS = [
         [("198.51.100.7", F)] * 2,
     ),
     Case(
-        "one port of postscreen, used again",
+        "a port of postscreen's client that is used again",
         "\n".join(
             (
                 SCREENED.format(
@@ -419,7 +423,7 @@ KINDS = [
         [("192.0.2.1", R)] * 3,
     ),
     Case(
-        "a connection repeats, and no mail",
+        "a repeated connection without a mail",
         "Jan  5 10:00:01 mx postfix/smtpd[11]: connect from a[192.0.2.1]\n Jan  5 10:00:09 mx postfix/smtpd[11]: message repeated 3 times: [ connect from a[192.0.2.1]]",
         [],
     ),

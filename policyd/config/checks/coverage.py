@@ -35,10 +35,11 @@ if TYPE_CHECKING:
     from policyd.core.lookups import Lookup
     from policyd.core.tables import Entries, Hits, RangeTable
 
-# A label before a domain, for a host under it that no list can have: it is not valid in an entry.
+# A label that makes a host name under a domain which no list contains, because the label is not valid in an entry.
 _ANY_LABEL = b"\0."
 
-# Entries whose answer is cached: those of one rule, which are compared with each rule above it in turn.
+# Maximum number of entries whose answer is cached: those of one rule, which are compared with each rule above it in
+# turn.
 _KEPT_ANSWERS = 64
 
 
@@ -66,7 +67,7 @@ class Coverage:
                         self._by_expression[condition.subject, expression].add(condition.number)
 
     def of_entries(self, written: WrittenCondition) -> Iterator[frozenset[int]]:
-        """For each entry of a condition, or for each part of a network, the conditions that hold for all of it."""
+        """Yields, for each entry of a condition or each part of a network, the conditions that hold for all of it."""
         subject, kind = written.condition.subject, written.condition.kind
         for collection in written.collections:
             for block in collection.read() if isinstance(collection, LongList) else (collection,):

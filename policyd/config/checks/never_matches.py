@@ -31,7 +31,9 @@ MAX_TRIED = 100
 
 
 def why_impossible(verb: Verb | None, match: list[WrittenCondition]) -> tuple[WrittenCondition, str] | None:
-    """The condition to point at, and why the match cannot hold together with it; None if it may."""
+    """Returns the condition at which an error points, and why the match cannot hold with it; None if the match can
+    hold.
+    """
     return _identity(verb, match) or _states(match) or _same_subject(match)
 
 
@@ -53,7 +55,7 @@ def _identity(verb: Verb | None, match: list[WrittenCondition]) -> tuple[Written
 
 
 def _states(match: list[WrittenCondition]) -> tuple[WrittenCondition, str] | None:
-    """Finds a condition on the sender or recipient beside states that have none."""
+    """Finds a condition on the sender or recipient together with states that have neither."""
     state = next((condition for condition in match if condition.condition.name == "protocol_state"), None)
     if state is None:
         return None
@@ -65,7 +67,7 @@ def _states(match: list[WrittenCondition]) -> tuple[WrittenCondition, str] | Non
         if subject == "sender" and not any(name.encode() in SENDER_STATES for name in states):
             return state, f"{condition.condition.name} says something only in MAIL, RCPT, DATA and END-OF-MESSAGE"
         if subject == "recipient" and states <= STATES_WITHOUT_RECIPIENT:
-            return state, f"there is no recipient yet for {condition.condition.name} to see"
+            return state, f"{condition.condition.name} needs a recipient, which is not known before RCPT"
     return None
 
 
@@ -145,13 +147,13 @@ def _network_acceptor(other: WrittenCondition, values: set[bytes | str]) -> Acce
 
 
 def _networks_of(version: int, address: int) -> set[tuple[int, int]]:
-    """All networks that contain an address: the IP version, and the network as in `Networks`."""
+    """Yields all networks that contain an address, each as its IP version and the network as in `Networks`."""
     width, bits = (32, 6) if version == 4 else (128, 8)
     return {(version, (address >> width - n << width - n) << bits | n) for n in range(width + 1)}
 
 
 def _covering(name: bytes) -> set[bytes]:
-    """All entries that a name satisfies by being the entry or by lying under it."""
+    """Yields all entries that a name satisfies, because it is the entry or lies under it."""
     labels = name.split(b".")
     parents = [b".".join(labels[start:]) for start in range(1, len(labels))]
     return {name, *parents, *(b"." + parent for parent in parents)}
@@ -172,6 +174,6 @@ def _entries_among(wanted: set[Any], other: WrittenCondition) -> set[Any]:
 
 
 def _entries(written: WrittenCondition) -> set[bytes | str]:
-    """All entries of a condition that has no networks."""
+    """Returns all entries of a condition that has no networks."""
     collections = map(plain_entries, written.collections)
     return {entry for collection in collections if not isinstance(collection, Networks) for entry in collection}

@@ -26,7 +26,7 @@ MAX_SHOWN = 50
 
 _FORMS = {Form.ASN: DatabaseKind.ASN, Form.COUNTRY: DatabaseKind.COUNTRY}
 
-# IPv6 addresses are counted in networks of this length, as one site has.
+# IPv6 addresses are counted in networks of this length, the size of one site.
 _SITE = 64
 
 
@@ -63,7 +63,7 @@ def _counted(count: int, what: str, plural: str = "s") -> str:
 
 
 def coverage_of(rules_file: RulesFile) -> tuple[list[str], list[Problem]]:
-    """A line for each value that the rules use, and warnings for values that the database does not have."""
+    """Returns a line for each value that the rules use, and warnings for values that the database does not have."""
     lines: list[str] = []
     problems: list[Problem] = []
     for form, kind in _FORMS.items():
@@ -99,7 +99,7 @@ def coverage_of(rules_file: RulesFile) -> tuple[list[str], list[Problem]]:
 
 
 def _entries(rules_file: RulesFile, form: Form) -> Iterator[tuple[Entry, str, str]]:
-    """Entries of the conditions of this form as they stand in the files, each with its rule and condition."""
+    """Yields the entries of the conditions of this form as written in the files, each with its rule and condition."""
     for written in rules_file.rules:
         for condition in (*written.match, *written.exceptions):
             if condition.type.form is form:

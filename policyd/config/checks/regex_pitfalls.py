@@ -10,8 +10,8 @@ from policyd.config.problems import quoted
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Two labels or more at the end of a pattern, dots escaped or not, and the anchor if there is one. Not from within an
-# escape: in ^host\d\.example the d does not belong to the name.
+# Two labels or more at the end of a pattern, dots escaped or not, and the anchor if there is one. A match does not
+# begin inside an escape: in ^host\d\.example the d does not belong to the name.
 _DOMAIN_AT_END = re.compile(
     r"(?<!\\)(?P<domain>(?:[A-Za-z0-9_-]+\\?\.)+[A-Za-z][A-Za-z0-9-]+)(?P<end>(?:\\\.\??)?\$)?$"
 )

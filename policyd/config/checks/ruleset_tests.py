@@ -282,7 +282,7 @@ class _Reader:
                     hint = did_you_mean(node.text, sorted(self._dns_lists))
                     self._add(node, f"{key}: DNS list {quoted(node.text)} is not defined{hint}")
                 elif node.text in told:
-                    self._add(node, f"{key}: {quoted(node.text)} has an answer already; a list has one")
+                    self._add(node, f"{key}: {quoted(node.text)} has more than one answer")
                 told.add(node.text)
                 answers[node.text] = answer
         return answers
@@ -329,7 +329,7 @@ class _Reader:
         if verified and said is not Status.VERIFIED:
             self._add(item.value, f"reverse_dns: a client with a verified hostname is verified, not {word}")
         elif claimed and said is Status.MISSING:
-            self._add(item.value, "reverse_dns: a client that claims a name is not missing one")
+            self._add(item.value, "reverse_dns: a client that claims a name does not have the status missing")
         identity = told_identity(said, verified=verified, claimed=claimed)
         return with_claimed(identity, attributes.get("reverse_client_name", b""))
 
@@ -405,7 +405,7 @@ def _why(test: SelfTest, decision: Decision, looked: list[RuleTrace], ruleset: R
             reasons.append(f"rule '{test.rule}' {_why_not(wanted, test.facts)}")
         else:
             line = next(rule.line for rule in ruleset.rules if rule.name == test.rule)
-            reasons.append(f"rule '{test.rule}' stands below it, at line {line}")
+            reasons.append(f"rule '{test.rule}' is below it, at line {line}")
     if decision.rule is None:
         reasons.append("no rule matched")
         if test.rule is None and test.expect is not decision.word:
@@ -438,12 +438,12 @@ def _why_not(looked: RuleTrace, facts: Facts) -> str:
     excepted = [condition.name for condition, outcome in looked.exceptions if outcome is Outcome.YES]
     if excepted:
         return f"was excepted: {', '.join(excepted)} held"
-    return f"could not be settled, because {_failure(facts)}"
+    return f"could not be decided, because {_failure(facts)}"
 
 
 def _failure(facts: Facts) -> str:
     """Names the DNS answers that the test declares as failed."""
     silent = [name for name, answer in facts.lists.items() if answer.status is ListStatus.UNKNOWN]
     failed = facts.identity is not None and facts.identity.status is Status.ERROR
-    what = ["reverse DNS is in error"] if failed else []
+    what = ["reverse DNS has the status error"] if failed else []
     return " and ".join([*what, *(f"DNS list {quoted(name)} is unknown" for name in silent)])

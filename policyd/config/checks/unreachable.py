@@ -1,9 +1,9 @@
 """Finds rules that no request can reach, because a rule above decides whenever they would match.
 
 Sound, not complete: a reported rule is certainly unreachable. A rule is covered by an earlier one if each condition of
-the earlier rule is implied by some condition of the later. The two principles make implication depend on where a
-condition stands: a host name that blocks may be a claimed one, which lets no client through, and a DUNNO rule that is
-unknown while DNS fails has an effect even though it does not match.
+the earlier rule is implied by some condition of the later. By the two principles, implication depends on the place of a
+condition: a host name that blocks may be a claimed one, which lets no client through, and a DUNNO rule that is unknown
+while DNS fails has an effect even though it does not match.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 MAX_ENTRIES = 100_000
 
 # Maximum number of pairs of rules and entries compared in a check, about half a second. Ten thousand rules with
-# different names and networks need a seventh; for thousands of rules with common entries every pair would be compared,
-# so covered rules among the last of these are not found.
+# different names and networks need a seventh of that; for thousands of rules with common entries every pair would be
+# compared, so covered rules among the last of these are not found.
 MAX_COMPARED = 100_000
 
 # A part of a condition: a list as a whole, or an entry of a short list.
@@ -36,7 +36,7 @@ Key: TypeAlias = "tuple[Hashable, ...]"
 
 
 def unreachable(rules: Sequence[WrittenRule], coverage: Coverage) -> Iterator[tuple[WrittenRule, WrittenRule]]:
-    """Each rule that is covered, with the first rule that covers it."""
+    """Yields each rule that is covered, with the first rule that covers it."""
     covers = _Covers(coverage)
     for written in rules:
         cover = covers.find(written)
@@ -48,8 +48,8 @@ def unreachable(rules: Sequence[WrittenRule], coverage: Coverage) -> Iterator[tu
 
 
 def always_excepted(written: WrittenRule, coverage: Coverage) -> WrittenCondition | None:
-    """The exception of a rule that holds whenever its match does, so the rule never has an effect; None if there is
-    none.
+    """Returns the exception of a rule that holds whenever the rule's match does, so that the rule never has an effect;
+    None if there is no such exception.
     """
     for exception in written.exceptions:
         if any(_is_excepted(condition, exception, coverage, written.rule.action.verb) for condition in written.match):
@@ -60,7 +60,7 @@ def always_excepted(written: WrittenRule, coverage: Coverage) -> WrittenConditio
 def _is_excepted(inner: WrittenCondition, exception: WrittenCondition, coverage: Coverage, verb: Verb) -> bool:
     if inner.condition.subject != exception.condition.subject or not any(map(len, inner.collections)):
         return False
-    if inner.condition.kind is Kind.LISTED:  # which entries satisfy it depends on how many must
+    if inner.condition.kind is Kind.LISTED:  # the entries that satisfy it depend on the required number
         return False
     # The match of a blocking rule also uses claimed names, its exception only verified names.
     if inner.condition.subject == Subject.HOSTNAME and verb is not Verb.DUNNO:
@@ -80,8 +80,8 @@ class _Covers:
         self._left = MAX_COMPARED
 
     def add(self, written: WrittenRule) -> None:
-        """Indexes the rule under one of its conditions, the one shared by the fewest rules: a covered rule implies all
-        of them, so any one finds it.
+        """Indexes the rule under one of its conditions, the condition that the fewest rules share. A covered rule
+        implies all conditions, so any of them finds the rule.
         """
         of_each = [(condition, _keys(condition)) for condition in written.match]
         chosen, keys = min(of_each, key=lambda pair: max(len(self._by_key.get(key, ())) for key in pair[1]))

@@ -69,7 +69,7 @@ def expiry_notice(rule: Rule, today: datetime.date) -> str:
         return ""
     days = (rule.expires - today).days
     if days <= 0:
-        return f"expired on {rule.expires}, so it is skipped; take it away or give it a new date"
+        return f"expired on {rule.expires}, so it is skipped; remove it or set another date"
     return f"expires on {rule.expires}, in {days} {'day' if days == 1 else 'days'}"
 
 
@@ -128,7 +128,7 @@ class _Linter:
                 if exempting is not None and any(part.name == "sasl_username" for part in counter.per):
                     message = (
                         f"counter {counter.name} counts users, and rule '{exempting.rule.name}' (line "
-                        f"{exempting.rule.line}) lets users through before; move this rule above it"
+                        f"{exempting.rule.line}) lets users through first; move this rule above it"
                     )
                     self._warn_at(condition.key, message, written.rule.name)
 
@@ -149,7 +149,8 @@ class _Linter:
         for condition, counter in self._counters_of(written):
             if not any(part.name in _OWN_PARTS for part in counter.per):
                 message = (
-                    f"others can fill counter {counter.name}, so that honest mail is rejected; add client_address or "
+                    f"other clients can raise counter {counter.name}, so that honest mail is rejected; add "
+                    "client_address or "
                     "client_network to its per, or write DEFER"
                 )
                 self._warn_at(condition.key, message, written.rule.name)
@@ -166,7 +167,7 @@ class _Linter:
             messages.append(f"DNS list {name}: {definition.shown_zone} lists {kind}; set ask to {instead}")
         if written.exposes_key:
             messages.append(
-                f"DNS list {name}: the key stands in this file; write {{key}} in its place, and the key into a key_file"
+                f"DNS list {name}: the key is in this file; write {{key}} in its place, and the key into a key_file"
             )
         for message in messages:
             self._warn(self._file.path, written.line, written.column, message, "")
@@ -198,8 +199,8 @@ class _Linter:
         name, value = item.key.text, item.value
         if isinstance(value, Scalar) and value.cut and not value.text.upper().startswith("DUNNO"):
             message = (
-                f"{name}: the text ends before {quoted(value.cut)}, since ' #' begins a comment; put quotes around all "
-                "of it, or, for a comment, a blank after the '#'"
+                f"{name}: the text ends before {quoted(value.cut)}, because ' #' begins a comment; put quotes around "
+                "the whole text, or a blank after the '#' if it is a comment"
             )
             self._warn_at(value, message, rule)
 
@@ -230,7 +231,7 @@ class _Linter:
                     Status.ERROR in entries for entries in _texts(condition)
                 ):
                     message = (
-                        "under reverse_dns: error a REJECT is answered DEFER, since a failure of DNS is temporary; "
+                        "under reverse_dns: error a REJECT is answered DEFER, because a failure of DNS is temporary; "
                         "give it a DEFER rule of its own"
                     )
                     self._warn_at(condition.key, message, rule.name)
@@ -265,7 +266,7 @@ class _Linter:
         names = {condition.condition.name for condition in written.match}
         if verb in {Verb.REJECT, Verb.DUNNO} and names == {"country"}:
             what = "this exemption" if verb is Verb.DUNNO else "this REJECT"
-            message = f"{what} rests only on country, which public data give wrongly in places; add a condition"
+            message = f"{what} rests only on country, for which public data are sometimes wrong; add a condition"
             self._warn_at(written.match[0].key, message, rule.name)
         if verb is Verb.REJECT and names == {"hostname_generic"}:
             message = (
@@ -276,7 +277,7 @@ class _Linter:
         if verb is not Verb.DUNNO:
             for condition in written.exceptions:
                 if condition.condition.name == "country":
-                    message = "this exemption rests only on country, which public data give wrongly in places"
+                    message = "this exemption rests only on country, for which public data are sometimes wrong"
                     self._warn_at(condition.key, message, rule.name)
 
     # --- Values -----------------------------------------------------------------------------------------------------
@@ -306,7 +307,7 @@ class _Linter:
             alone = {version for entries in written.collections for version in _every(entries)}
             for version in (4, 6):
                 if version not in alone and self._coverage.is_every_address(written, version):
-                    message = f"{name}: these networks together are every IPv{version} address there is"
+                    message = f"{name}: these networks together cover every IPv{version} address"
                     self._warn_at(written.key, message, rule)
 
     def _check_literal(self, written: WrittenCondition, rule: str) -> None:
@@ -331,7 +332,7 @@ class _Linter:
             for entry in written():
                 if entry.text.endswith("/0"):
                     version = "IPv6" if ":" in entry.text else "IPv4"
-                    self._warn_entry(entry, f"{using}: {quoted(entry.text)} is every {version} address there is", rule)
+                    self._warn_entry(entry, f"{using}: {quoted(entry.text)} covers every {version} address", rule)
         if form is Form.EXPRESSION:
             for entry in written():
                 for complaint in complaints(entry.text):

@@ -23,8 +23,8 @@ _OCTETS = re.compile(r"\d+(?:\.\d+){0,3}\.?")
 _PAIRS = re.compile(r"[0-9a-f]{1,4}(?::[0-9a-f]{1,4}){0,7}:?", re.IGNORECASE)
 
 _POSTFIX_DOT = (
-    "Postfix asks for a key with a leading dot only where parent_domain_matches_subdomains lacks smtpd_access_maps;"
-    " it was taken as the names under it (--dotted says that it is so)"
+    "Postfix looks up a key with a leading dot only if parent_domain_matches_subdomains lacks smtpd_access_maps;"
+    " it was read as the names under the domain (--dotted confirms this)"
 )
 
 # The conditions on a name only, and on a name with those under it, for each attribute of a lookup. No condition
@@ -55,7 +55,7 @@ class AccessTable:
     _stages: tuple[dict[Key, Row], ...] = field(default_factory=lambda: ({}, {}, {}))
 
     def add(self, key: str, verdict: Verdict, line: Line, report: Report) -> None:
-        """Files a line under its key. Raises `UnsupportedError` if the lookup never asks for such a key."""
+        """Files a line under its key. Raises `UnsupportedError` if the lookup never uses such a key."""
         stage, filed, term = self._read_key(key, line, report)
         self.file(stage, filed, Row(line, (term,), verdict))
 
@@ -63,7 +63,7 @@ class AccessTable:
         """Files a row under a key, unless the key has one: postmap keeps the first of two."""
         first = self._stages[stage].setdefault(key, row)
         if first is not row:
-            raise UnsupportedError(f"the same key as in line {first.line.number}, which counts")
+            raise UnsupportedError(f"the same key as in line {first.line.number}, which takes precedence")
 
     def rows(self) -> list[Row]:
         """All rows in order: by stage of the lookup, then the most specific first."""
@@ -74,11 +74,13 @@ class AccessTable:
         ]
 
     def _read_key(self, key: str, line: Line, report: Report) -> tuple[int, Key, Term]:
-        """The stage of the lookup that asks for the key, its coverage, and the equivalent condition."""
+        """Returns the stage of the lookup that uses the key, the names or addresses that it covers, and the equivalent
+        condition.
+        """
         if self.attribute in {"sender", "recipient"}:
             return self._read_mail_key(key, line, report)
         if "@" in key or key == "<>":
-            raise UnsupportedError(f"a lookup of a {self.attribute} never asks for a mail address")
+            raise UnsupportedError(f"a lookup of a {self.attribute} never uses a mail address as its key")
         if self.attribute == "client":
             if (found := octet_network(key)) is not None:
                 return 1, Network.of(found), Term("cidr", network_text(found))
@@ -122,7 +124,7 @@ def octet_network(key: str) -> netaddr.IPNetwork | None:
     if _OCTETS.fullmatch(key):
         octets = key.removesuffix(".").split(".")
         if any(len(octet) > 3 or int(octet) > 255 or (octet[0] == "0" and octet != "0") for octet in octets):
-            raise UnsupportedError("no address and no prefix of one")
+            raise UnsupportedError("neither an address nor a prefix of an address")
         return network(".".join(octets + ["0"] * (4 - len(octets))) + f"/{8 * len(octets)}")
     if "::" in key:
         return network(key) if "/" not in key else None
@@ -134,5 +136,5 @@ def octet_network(key: str) -> netaddr.IPNetwork | None:
 
 def _why_no_network(key: str) -> str:
     if "/" in key:
-        return "such a table has no networks with a prefix, so this key never matches; use a cidr: table, or 192.0.2"
-    return "no address, no prefix of whole octets and no name"
+        return "in such a table a network with a prefix length never matches; use a cidr: table, or 192.0.2"
+    return "not an address, a prefix of whole octets, or a name"

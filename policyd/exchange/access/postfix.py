@@ -34,7 +34,7 @@ def read(
     def take(line: Line) -> bool:
         match = _LINE.fullmatch(line.text)
         if match is None:
-            raise UnsupportedError("a key that begins with a quote and does not end with one")
+            raise UnsupportedError("a key that begins with a quote but does not end with a quote")
         key = (match["key"] or re.sub(r"\\(.)", r"\1", match["quoted"] or "")).lower()
         if not match["result"]:
             raise UnsupportedError("there is no action; postmap skips the line")
@@ -47,7 +47,7 @@ def read(
     of_clients, of_senders = clients.rows(), senders.rows()
     if attribute is None and of_clients:
         report.note(
-            of_clients[0].line, "keys without @ were read as clients; --attribute says if they are something else"
+            of_clients[0].line, "keys without @ were read as clients; use --attribute if they are something else"
         )
     if not of_clients or not of_senders:
         return Imported(rows=of_clients or of_senders)
@@ -69,6 +69,6 @@ def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
         text = "" if written.row is None else static_text(written.row, report)
         lines.append(f"{written.key}\t{written.verdict.verb} {text}".rstrip())
     if any(term.condition.startswith("hostname") for row in rows for term in row.match):
-        note = "these are verified names alone; for claimed ones there is check_reverse_client_hostname_access"
+        note = "these are verified names only; for claimed names use check_reverse_client_hostname_access"
         report.note(Line(rows[0].line.path, 0, ""), note)
     return "\n".join(lines) + "\n"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _LINE = re.compile(r"(?:(?P<tag>[A-Za-z_0-9]+):(?!:))?(?P<key>\S*)\s+(?P<result>.+)")
 _ERROR = re.compile(r'(?:ERROR:)?\s*(?:(?P<dsn>[245]\.\d{1,3}\.\d{1,3})\s*:?\s*)?"?(?P<text>[^"]*)"?', re.IGNORECASE)
-_LEADING_DOT = "sendmail asks for `example.com`, not for `.example.com`; it was taken as the names under it"
+_LEADING_DOT = "sendmail looks up `example.com`, not `.example.com`; it was read as the names under the domain"
 _LOOKUPS = {"connect": "client", "from": "sender", "to": "recipient"}
 
 
@@ -44,7 +44,7 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
             untagged.append((line, key, says))
             return False
         if tag not in _LOOKUPS:
-            raise UnsupportedError(f"the tag '{tag}:' is not supported: it is not about who may send mail")
+            raise UnsupportedError(f"the tag '{tag}:' is not supported: it does not decide who may send mail")
         tables[_LOOKUPS[tag]].add(key, says, line, report)
         return True
 
@@ -67,7 +67,7 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
 def _read_line(line: Line, report: Report) -> tuple[str, str, Verdict]:
     match = _LINE.fullmatch(line.text)
     if match is None:
-        raise UnsupportedError("no line of an access_db; it would be `KEY ACTION`")
+        raise UnsupportedError("not a line of an access_db; write `KEY ACTION`")
     tag, key = (match["tag"] or "").lower(), match["key"].lower()
     if tag == "ipv6":  # `IPv6:2001:db8`, without another tag
         tag = ""
@@ -100,7 +100,7 @@ def _add_untagged(tables: dict[str, AccessTable], key: str, says: Verdict, line:
 def _verdict(result: str, line: Line, report: Report) -> Verdict:
     action = result.upper()
     if action in {"OK", "RELAY"}:
-        what = "RELAY became DUNNO: that a host may relay is Postfix's to say (mynetworks, relay_domains)"
+        what = "RELAY became DUNNO: Postfix decides which hosts may relay (mynetworks, relay_domains)"
         report.note(
             line,
             what
@@ -115,10 +115,10 @@ def _verdict(result: str, line: Line, report: Report) -> Verdict:
         return REJECT
     if action.startswith("DISCARD"):
         raise UnsupportedError(
-            "DISCARD is not supported: policyd never accepts mail to throw it away; REJECT tells the sender"
+            "DISCARD is not supported: policyd never accepts mail and then discards it; REJECT tells the sender"
         )
     if action.startswith("QUARANTINE"):
-        report.note(line, "QUARANTINE is not supported: the mail is not held; it passes as with DUNNO")
+        report.note(line, "QUARANTINE is not supported: the mail is not held, and passes as with DUNNO")
         return Verdict(Verb.DUNNO, passing=True)
     if re.match(r"ERROR:[45]\d\d:", action):
         report.note(line, 'the number is part of the text, and sendmail rejects for good; write ERROR:D.S.N:"450 text"')
@@ -159,7 +159,7 @@ def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
             lines.append(f"{_TAGS[attribute]}:{prefix}{written.key}\t{_action(written, report)}")
     exempting = [row for row in rows if row.verdict.verb is Verb.DUNNO]
     if exempting and sum(bool(of_one) for of_one in by_lookup.values()) > 1:
-        note = "sendmail lets it through one lookup, and asks the others all the same"
+        note = "the exemption holds for one of sendmail's lookups only; the other lookups are still made"
         for row in exempting:
             report.note(row.line, note)
     return "\n".join(lines) + "\n"

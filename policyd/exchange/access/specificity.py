@@ -108,8 +108,8 @@ Key = Name | Network | Whole | Mailbox
 
 
 def most_specific_first(keyed: Mapping[Key, Row], *, last: bool) -> list[Row]:
-    """The rows of one kind of key, in order. `last` means that no other kind is looked up after it: then exemptions
-    that no wider key covers are left out.
+    """The rows of one kind of key, in order. `last` means that no other kind is looked up afterwards; exemptions that
+    no wider key covers are then left out.
     """
     prefixes = sorted({key.prefix for key in keyed if isinstance(key, Network)}, reverse=True)
     level = dict.fromkeys(keyed, 0)

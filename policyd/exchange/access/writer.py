@@ -59,7 +59,7 @@ class _Table:
         self._rows: list[Row] = []
         self._matching: dict[Key, list[int]] = {}  # rows in order, by the keys that they ask for
         self._excepting: dict[Key, list[int]] = {}
-        self._mixed: set[Key] = set()  # exceptions of rows about something of another kind
+        self._mixed: set[Key] = set()  # exceptions of rows whose condition is of another kind
         self._prefixes: list[int] = []
 
     def add(self, row: Row) -> None:
@@ -83,13 +83,13 @@ class _Table:
         matching = list(self._keys(row, row.match))
         excepting = list(self._keys(row, row.exceptions))
         if len(by_condition(row.match)) != 1:
-            raise UnsupportedError("uses two conditions at once; a key is one")
+            raise UnsupportedError("uses two conditions; a key has only one")
         if not isinstance(matching[0], Network) and any(isinstance(key, Network) for key in excepting):
-            raise UnsupportedError("it makes an exception of addresses, and a name is looked up before an address")
+            raise UnsupportedError("it excepts addresses, but a name is looked up before an address")
         return matching, excepting
 
     def written(self) -> list[Written]:
-        """The keys, in the order of the rules, those of exceptions last."""
+        """Returns the keys in the order of the rules, with the keys of exceptions last."""
         keys = {key: None for filed in (self._matching, self._excepting) for key in filed}
         self._prefixes = sorted({key.prefix for key in keys if isinstance(key, Network)}, reverse=True)
         self._mind_the_order()
@@ -122,13 +122,15 @@ class _Table:
             what = (
                 "names are looked up before addresses" if self._attribute == "client" else "domains come before `user@`"
             )
-            self._report.note(self._rows[min(later)].line, f"{what} there, so rules about those below it come first")
+            self._report.note(
+                self._rows[min(later)].line, f"{what} there, so rules about them take precedence over the rules above"
+            )
 
     def _mind_the_addresses(self, key: Key) -> None:
-        """Reports excepted names: the lookup finds them, and does not look up the address."""
+        """Reports excepted names: the lookup finds a name, and then does not look up the address."""
         if isinstance(key, Name) and any(isinstance(key, Network) for key in self._matching):
             row = self._rows[min(self._filed(self._excepting, key))]
-            self._report.note(row.line, "what it makes an exception of is let through there, whatever its address")
+            self._report.note(row.line, "a name that it excepts is let through there, whatever the client's address")
 
     def _keys(self, row: Row, terms: Iterable[Term]) -> Iterator[Key]:
         for condition, value in terms:
@@ -178,7 +180,9 @@ def _network_keys(of: netaddr.IPNetwork) -> Iterator[Key]:
         raise UnsupportedError(f"{of} would be {1 << (prefix - of.prefixlen):,} keys; export a cidr: table")
     for part in of.subnet(prefix):
         if part.version == 6 and not _can_be_cut_to(part):
-            raise UnsupportedError(f"{part} is not how addresses with `::` in them begin; export a cidr: table")
+            raise UnsupportedError(
+                f"{part} cannot be a key, because Postfix shortens addresses with `::`; export a cidr: table"
+            )
         yield Network.of(part)
 
 

@@ -41,14 +41,16 @@ class Block:
             return replace(self, dead=True)
         if self.inside is None or network in self.inside:
             if len(self.outside) == _MAX_OUTSIDE:
-                raise UnsupportedError(f"more than {_MAX_OUTSIDE:,} networks are taken out of one; turn it round")
+                raise UnsupportedError(
+                    f"more than {_MAX_OUTSIDE:,} networks are excluded from one network; invert the rules"
+                )
             return replace(self, outside=(*self.outside, network))
         return self
 
     def terms(self) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
         """The condition and its exceptions. Raises `UnsupportedError` if no address is left."""
         if self.dead:
-            raise UnsupportedError("no address comes here: what stands around or above it leaves none")
+            raise UnsupportedError("no address reaches it: the lines around or above it leave none")
         inside = [self.inside] if self.inside is not None else list(EVERYTHING.values())
         return (
             tuple(Term("cidr", network_text(network)) for network in inside),

@@ -1,8 +1,8 @@
 """Chains of packet filters, for iptables and nftables: lines about sources, jumps, and the first line that decides.
 
-`flattened` follows a new connection to one port from the chains where packets come in, and returns the lines in the
-order in which they decide. Each base chain decides separately: another chain may drop a packet that one accepts. The
-file of each filter parses its lines.
+`flattened` follows a new connection to one port from the chains that receive incoming packets, and returns the lines in
+the order in which they decide. Each base chain decides separately: another chain may drop a packet that one accepts.
+The file of each filter parses its lines.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _DEPTH = 16
 _STEPS = 20
 _FIRST_STEPS = 1_000
 
-_SOME = "it is for some packets only ({}); what it blocks is blocked in every case here"
+_SOME = "it applies to some packets only ({}); here it blocks in every case"
 _SOME_EXEMPTION = "it exempts some packets only ({}); here it would exempt in every case"
 
 
@@ -61,7 +61,8 @@ class Step:
     """One line of a chain. `sources` is None if it applies to every source; with `negated` it applies to all others.
 
     `target` is the chain of a jump. `some` names a condition that depends on more than the source, such as the network
-    interface. `lost` is why the line cannot be followed; `elsewhere` means that it is about other packets anyway.
+    interface. `lost` is the reason why the line cannot be followed; `elsewhere` means that the line is about other
+    packets in any case.
     """
 
     line: Line
@@ -76,7 +77,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A chain where packets come in: with `everybody`, or, if `some` names it, under a condition.
+    """A chain that receives incoming packets: all with `everybody`, or those that meet the condition named by `some`.
 
     `drops` means that the chain drops packets on which none of its lines decides; `line` has that policy.
     """
@@ -125,7 +126,7 @@ class Asked:
 
 
 def _is_interface(name: str, written: str) -> bool:
-    """`eth+` (iptables) and `eth*` (nftables) stand for all that begin so."""
+    """`eth+` (iptables) and `eth*` (nftables) stand for every interface whose name begins in this way."""
     return name.startswith(written[:-1]) if written.endswith(("+", "*")) else name == written
 
 
@@ -176,7 +177,7 @@ class _Walk:
         every = [step for steps in chains.values() for step in steps]
         elements = {id(source) for step in every for source in step.sources or ()}
         self._most_steps = _FIRST_STEPS + _STEPS * (len(every) + len(elements))
-        self._lost: dict[Line, _Lost] = {}  # unless another way through the chains takes them
+        self._lost: dict[Line, _Lost] = {}  # unless another path through the chains uses them
         self._endless: dict[Line, str] = {}
         self._taken: set[Line] = set()
         self.rows: list[Row] = []
@@ -187,7 +188,9 @@ class _Walk:
         if base.some:
             self._take_some(step, [base.everybody], -1)
         elif not self._follow(base.chain, base.everybody, 0) and base.drops:
-            self._report.lose(base.line, "the chain drops what none of its lines accepts, which no rule is made of")
+            self._report.lose(
+                base.line, "the chain drops all other packets by its policy, for which no rule is written"
+            )
 
     def _follow(self, chain: str, block: Block, depth: int) -> bool:
         """Takes the lines of a chain for the addresses of a block; returns whether it decides on all of them."""
@@ -222,8 +225,8 @@ class _Walk:
         return decided and not some_return
 
     def _take_some(self, step: Step, parts: Sequence[Block], depth: int) -> None:
-        """Takes a line with a condition that a rule does not have: assumes that it holds if the line blocks, otherwise
-        not.
+        """Takes a line with a condition that a rule cannot have. The condition is assumed to hold if the line blocks,
+        and not to hold otherwise.
         """
         if step.does in {Does.ACCEPT, Does.RETURN}:
             raise UnsupportedError(_SOME_EXEMPTION.format(step.some), exempts=True)
@@ -283,7 +286,9 @@ class _Walk:
             if step.sources is None and everybody and not part.outside:
                 # Often the last line of a firewall, about all remaining packets.
                 if step.does is Does.DROP:
-                    raise UnsupportedError("it keeps out everybody, which no rule is made of unless it says 0.0.0.0/0")
+                    raise UnsupportedError(
+                        "it blocks every address, for which no rule is written unless it names 0.0.0.0/0"
+                    )
                 continue  # DUNNO for all remaining addresses, as at the end of a ruleset
             inside, exceptions = part.terms()
             self.rows.append(Row(step.line, inside, REJECT if step.does is Does.DROP else DUNNO, exceptions))
@@ -292,7 +297,7 @@ class _Walk:
 def _unreached(step: Step, *, unclear: bool) -> _Lost:
     if unclear:
         return _Lost(step.lost or "only lines that were lost jump to its chain", step.does is Does.ACCEPT)
-    return _Lost(step.lost or "no new connection to this port comes to its chain")
+    return _Lost(step.lost or "no new connection to this port reaches its chain")
 
 
 def _parts(step: Step, block: Block) -> list[Block]:
@@ -306,7 +311,7 @@ def _parts(step: Step, block: Block) -> list[Block]:
         parts = [block]
     alive = [part for part in parts if not part.dead]
     if not alive:
-        raise UnsupportedError("no mail comes here: a line above decides on all of it")
+        raise UnsupportedError("no mail reaches it: a line above decides on every address of it")
     return alive
 
 
@@ -316,7 +321,7 @@ def _without(step: Step, block: Block) -> Block:
         return replace(block, dead=True)
     if step.negated:
         if len(step.sources) != 1:
-            raise UnsupportedError("it sends all but several networks elsewhere")
+            raise UnsupportedError("it jumps for all addresses except several networks")
         return block.within(step.sources[0])
     for source in step.sources:
         block = block.without(source)

@@ -51,7 +51,7 @@ def read(lines: Iterable[Line], report: Report, *, sets: tuple[str, ...] = ()) -
     report.take_each(lines, file.take)
     for ip_set in file.sets.values():
         if ip_set.reason:
-            report.lose(ip_set.line, f"{ip_set.reason}; only sets of addresses and networks are read")
+            report.lose(ip_set.line, f"{ip_set.reason}; only sets of addresses and networks are supported")
     found = {name: ip_set for name, ip_set in file.sets.items() if not ip_set.reason}
     chosen = {name: ip_set for name, ip_set in found.items() if name in sets or not sets}
     for name in sets:
@@ -61,7 +61,7 @@ def read(lines: Iterable[Line], report: Report, *, sets: tuple[str, ...] = ()) -
             )
     if len(chosen) > 1 and not sets:
         first = next(iter(chosen.values())).line
-        report.note(first, f"the sets {', '.join(chosen)} became one list; --set NAME takes one of them")
+        report.note(first, f"the sets {', '.join(chosen)} were merged into one list; --set NAME selects one of them")
     report.taken += len({line for ip_set in chosen.values() for line, _ in ip_set.elements.values()})
     return Imported(entries=[entry for ip_set in chosen.values() for entry in _entries(ip_set)])
 
@@ -108,7 +108,7 @@ class _File:
         elif command == "del" and rest and name in self.sets:
             for element in self._networks(line, self.sets[name], rest[0]):
                 if self.sets[name].elements.pop(element, None) is None:
-                    raise UnsupportedError(f"{network_text(element)} is not in the set as it is written here")
+                    raise UnsupportedError(f"{network_text(element)} is not in the set in this form")
         elif command == "flush" and name in self.sets:
             self.sets[name].elements.clear()
         elif command in {"swap", "rename"} and rest:
@@ -136,12 +136,12 @@ class _File:
             return
         found = self._networks(line, filled, rest[0])
         if "timeout" in rest[1:-1] and rest[rest.index("timeout") + 1] != "0":
-            self._report.note(line, "the element expires there by itself; here it stays")
+            self._report.note(line, "the element expires by itself there, but not here")
         filled.elements.update(dict.fromkeys(found, (line, "nomatch" in rest[1:])))
 
     def _networks(self, line: Line, of: _Set, text: str) -> list[netaddr.IPNetwork]:
         if "," in text:
-            raise UnsupportedError(f"{shown(text)} is more than a network")
+            raise UnsupportedError(f"{shown(text)} is not only a network")
         if of.netmask:
             return [network(f"{text}/{of.netmask}", lambda: None)]
         return address_range(text, self._report.masking(line))

@@ -1,7 +1,7 @@
 """Import of iptables-save(8) and ip6tables-save(8), export for iptables-restore(8).
 
-The import follows new TCP connections to one port through the chains of each table where packets come in, and through
-their jumps. `iptables -S` and a script of `iptables -A ...` lines are read as well.
+The import follows new TCP connections to one port through the chains of each table that receive incoming packets, and
+through their jumps. `iptables -S` and a script of `iptables -A ...` lines are read as well.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def read(lines: Iterable[Line], report: Report, *, port: int = 25, interface: st
     file = _File(report, Asked(port, interface))
     report.take_each(lines, file.take)
     if file.unfinished is not None:
-        raise IncompleteError(file.unfinished, "the table has no COMMIT: the file ends before it does")
+        raise IncompleteError(file.unfinished, "the table has no COMMIT: the file is truncated")
     bases = [
         Base(name, file.declared.get(name) or file.chains[name][0].line, drops=name in file.dropping)
         for name in _BASES
@@ -78,7 +78,9 @@ class _File:
         text = line.text.strip()
         if text.startswith("*"):
             if self.unfinished is not None:
-                raise IncompleteError(line, f"a table begins, and that of line {self.unfinished.number} has no COMMIT")
+                raise IncompleteError(
+                    line, f"a table begins, but the table of line {self.unfinished.number} has no COMMIT"
+                )
             self._table, self.unfinished = text[1:].strip(), line
         elif text == "COMMIT":
             self._table, self.unfinished = "filter", None
@@ -122,7 +124,7 @@ class _File:
         if len(words) < 3 or not (inserted or words[0] in {"-A", "--append"}):
             raise UnsupportedError("not a line of iptables-save; write `-A CHAIN -s NETWORK -j DROP`")
         if self._table == "nat":
-            raise UnsupportedError("the table 'nat' does not decide who comes in")
+            raise UnsupportedError("the table 'nat' does not filter incoming connections")
         steps = self.chains.setdefault(f"{self._table} {words[1]}", [])
         place = len(steps)
         if inserted:
@@ -134,7 +136,7 @@ class _File:
             step.target = f"{self._table} {step.target}"
         chain = f"{self._table} {words[1]}"
         if words[1] in _BUILT_IN and chain not in _BASES:
-            step.lost, step.elsewhere = f"{words[1]} is not about mail that comes in", True
+            step.lost, step.elsewhere = f"{words[1]} is not about incoming mail", True
         steps.insert(place, step)
 
 
@@ -210,7 +212,7 @@ class _Rule:
         elif option in {"-d", "--destination", "--dst"}:
             self.some = f"an address of this host, {argument}"
         elif option == "--syn" and negated:
-            raise AnotherMatterError("it is about connections that are there already")
+            raise AnotherMatterError("it is about established connections")
         elif option == "--match-set":
             name = argument
             raise UnsupportedError(
@@ -244,7 +246,7 @@ _ABOUT_MAIL: dict[str, tuple[Callable[[str], bool], str]] = {
     ),
     **dict.fromkeys(
         ("--ctstate", "--state"),
-        (lambda states: "NEW" in states.split(","), "it is about connections that are there already"),
+        (lambda states: "NEW" in states.split(","), "it is about established connections"),
     ),
     "--dst-type": (lambda types: "LOCAL" in types.split(","), "it is not about addresses of this host"),
 }
@@ -267,7 +269,7 @@ def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
     tool = "iptables" if options.version == 4 else "ip6tables"
     others = len(texts(addresses, 10 - options.version))
     if others:
-        what = "--ipv6 gives those" if options.version == 4 else "without --ipv6 it gives those"
+        what = "--ipv6 gives those" if options.version == 4 else "without --ipv6, only IPv4 is written"
         report.lose(Line(rows[0].line.path, 0, count(others)), f"{tool} has no IPv{10 - options.version}; {what}")
     chain = options.name
     return "\n".join(

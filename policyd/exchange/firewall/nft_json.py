@@ -1,4 +1,4 @@
-"""`nft -j list ruleset` (libnftables-json(5)) as the text that `nft list ruleset` would print.
+"""Converts the output of `nft -j list ruleset` (libnftables-json(5)) to the text that `nft list ruleset` would print.
 
 Objects without a text form become an unknown word, so that their line is reported. nft leaves `auto-merge` out of its
 JSON and writes a timeout below a second as 0; neither matters to an import. Line numbers are the numbers of the objects
@@ -22,7 +22,7 @@ _UNREADABLE = "unreadable"
 
 
 def as_text(lines: Iterable[Line]) -> Iterator[Line]:
-    """The lines of a ruleset as text, whether it is text or JSON. Raises `IncompleteError`."""
+    """Returns the lines of a ruleset as text; the ruleset may be text or JSON. Raises `IncompleteError`."""
     waiting = iter(lines)
     for line in waiting:
         if not line.text.strip():

@@ -1,8 +1,8 @@
 """nftables, import of the output of `nft list ruleset` and `nft -j list ruleset`, and export of named sets for `nft
 -f`.
 
-The import follows new TCP connections to one port through each base chain where packets come in, and through its jumps.
-A file with sets that no line uses is a list: the sets' elements are the entries.
+The import follows new TCP connections to one port through each base chain that receives incoming packets, and through
+its jumps. A file with sets that no line uses is a list: the sets' elements are the entries.
 """
 
 from __future__ import annotations
@@ -110,11 +110,11 @@ def read(
     }
     if imported.rows:
         for unused_set in unused.values():
-            report.lose(unused_set.line, "no line that was taken asks for this set")
+            report.lose(unused_set.line, "no imported line uses this set")
         return imported
     if len(unused) > 1 and not sets:
         first = next(iter(unused.values())).line
-        report.note(first, f"the sets {', '.join(unused)} became one list; --set NAME takes one of them")
+        report.note(first, f"the sets {', '.join(unused)} were merged into one list; --set NAME selects one of them")
     for unused_set in unused.values():
         imported.entries += [Entry(Term("cidr", network_text(each)), unused_set.line) for each in unused_set.elements]
     report.taken += len(imported.entries)
@@ -154,7 +154,9 @@ def _statements(lines: Iterable[Line]) -> list[_Statement]:
             inner: list[_Statement] = []
             statement = _Statement(words, inner)
             if len(blocks) > _DEPTH:
-                raise IncompleteError(word.line, f"blocks are more than {_DEPTH} deep, so that some end is missing")
+                raise IncompleteError(
+                    word.line, f"blocks are more than {_DEPTH} deep, so a closing brace is probably missing"
+                )
             blocks[-1].append(statement)
             blocks.append(inner)
             words = []
@@ -173,7 +175,7 @@ def _statements(lines: Iterable[Line]) -> list[_Statement]:
             words.append(word)
     if len(blocks) > 1 or values:
         line = blocks[-2][-1].line if len(blocks) > 1 else words[0].line
-        raise IncompleteError(line, "the file ends within the block that begins here")
+        raise IncompleteError(line, "the file ends in the middle of the block that begins here")
     return top
 
 
@@ -190,7 +192,7 @@ def _opens_block(words: list[_Word]) -> bool:
 class _Table:
     """A table's chains, by the table's name and theirs, and its sets.
 
-    `bases` are those where packets come in, each with its place in the kernel's order.
+    `bases` are the chains that receive incoming packets, each with its place in the kernel's order.
     """
 
     def __init__(self, statement: _Statement, variables: dict[str, list[_Word]], report: Report, asked: Asked) -> None:
@@ -211,7 +213,7 @@ class _Table:
                     take(unread.words[1].text, unread)
         for unread in inner:
             if unread.words[0].text not in {"set", "map", "chain", "flags", "comment"}:
-                report.lose(unread.line, f"{shown(unread.words[0].text)} says nothing of who sends mail")
+                report.lose(unread.line, f"{shown(unread.words[0].text)} does not decide who may send mail")
 
     def chain_name(self, name: str) -> str:
         """The unique name of a chain of this table among all tables."""
@@ -227,11 +229,11 @@ class _Table:
             elif words[0] == "type" and not (len(words) == 2 and words[1] in _ADDRESSES):
                 found.reason = f"a set of {' '.join(words[1:])[:40]}"
             elif words[0] == "typeof" and words[1:] not in _SADDR:
-                found.reason = "a set of something else than addresses"
+                found.reason = "a set of elements that are not addresses"
             elif words[0] == "elements":
                 self._take_elements(inner.words[2:], found)
         if found.reason and not is_map and not found.reason.startswith(("a set of inet_service", "a set of ifname")):
-            self.report.lose(found.line, f"{found.reason}; only sets of addresses are read")
+            self.report.lose(found.line, f"{found.reason}; only sets of addresses are supported")
 
     def _take_elements(self, words: list[_Word], found: _Set) -> None:
         for element in _split(words):
@@ -241,7 +243,7 @@ class _Table:
             if found.reason:
                 continue
             if any(word.text == "timeout" for word in element):
-                self.report.note(element[0].line, "the element expires there by itself; here it stays")
+                self.report.note(element[0].line, "the element expires by itself there, but not here")
             try:
                 found.elements += address_range(element[0].text, self.report.masking(element[0].line))
             except UnsupportedError as error:
@@ -267,7 +269,7 @@ class _Table:
                 steps += _Rule(self, inner.words).read()
         if other_hook:
             for step in steps:
-                step.lost, step.elsewhere = "the chain is not about what comes in", True
+                step.lost, step.elsewhere = "the chain is not about incoming packets", True
         if base is not None:
             everybody = _FAMILIES.get(self.family, Block())
             self.bases.append(
@@ -497,7 +499,7 @@ class _Rule:
     def _about_state(self, _step: Step, values: _Values) -> None:
         states = {word.text for element in self._table.elements(values.words) for word in element}
         if values.negated == ("new" in states):
-            raise AnotherMatterError("it is about connections that are there already")
+            raise AnotherMatterError("it is about established connections")
 
     def _about_protocol(self, step: Step, values: _Values) -> None:
         names = {element[0].text for element in self._table.elements(values.words)}
@@ -549,7 +551,7 @@ def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
     """A table with a named set for each IP version, for `nft -f`: all in one transaction, with the sets refilled each
     time.
 
-    The rule that drops is a comment: the administrator decides where it belongs and what it does.
+    The rule that drops is only a comment, because the administrator decides where to put it and what it does.
     """
     addresses = rejected(rows, report, deferred=options.deferred)
     table = f"inet {options.name}"

@@ -1,4 +1,4 @@
-"""Expressions in lists that do not say what they are looked up for, as rspamd's maps and plain lists."""
+"""Reads expressions in lists that do not name the attribute they are for, such as rspamd's maps and plain lists."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ _REGEX = {
     "sender": "sender_regex",
     "recipient": "recipient_regex",
 }
-_ASSUMED = "read for host names of clients; --attribute says if the list is for something else"
-_SENDERS = "only a mail address can match it, so it was read for senders (--attribute)"
+_ASSUMED = "read as host names of clients; use --attribute if the list is for something else"
+_SENDERS = "only a mail address can match it, so it was read as an expression for senders (--attribute)"
 
 
 class Expressions:
-    """Reads the expressions of one list for `attribute`; None stands for clients, or senders for mail addresses."""
+    """Reads the expressions of one list for `attribute`; None means clients, or senders if an expression can only match
+    mail addresses.
+    """
 
     def __init__(self, attribute: str | None, report: Report) -> None:
         self._attribute = attribute
@@ -31,7 +33,7 @@ class Expressions:
         self._is_assumed = False
 
     def read(self, pattern: str, line: Line) -> Term:
-        """The term of an expression in RE2's syntax. Raises SkippedError if what it is looked up for cannot match."""
+        """The term of an expression in RE2's syntax. Raises SkippedError if no value of the attribute can match."""
         attribute = self._attribute or "client"
         self._questions.begin_line()
         if attribute == "helo_name":
@@ -47,7 +49,7 @@ class Expressions:
         return term(_REGEX[attribute], pattern)
 
     def assume(self, line: Line) -> None:
-        """Notes, once, that the list was read for clients, if nothing says what it is for."""
+        """Notes, once, that the list was read as a list for clients because nothing says what it is for."""
         if self._attribute is None and not self._is_assumed:
             self._is_assumed = True
             self._report.note(line, _ASSUMED)

@@ -38,7 +38,7 @@ _REGEX = {
 }
 
 _EXPRESSION = re.compile(r"/(?P<pattern>(?:[^/\\]|\\.)+)/(?P<flags>[a-z]*)(?:\s.*)?", re.IGNORECASE)
-# A mechanism of SPF (RFC 7208 section 5.6), as the tools write that list the mail hosts of large providers.
+# A mechanism of SPF (RFC 7208 section 5.6), as written by tools that list the mail hosts of large providers.
 _SPF = re.compile(r"\+?ip[46]:(\S+)", re.IGNORECASE)
 _LOCAL_PART = re.compile(r"[^\s@,/<>]+@")
 # `192.0.2` and `192.0.2.`. A number alone is more likely a slip than a network of 16 million addresses.
@@ -46,8 +46,8 @@ _OCTETS = re.compile(r"\d{1,3}(?:\.\d{1,3}){1,2}\.?", re.ASCII)
 
 
 def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None) -> Imported:
-    """The list's entries. `attribute` says what the names and domains are compared with: `client` (as None),
-    `helo_name`, `sender` or `recipient`.
+    """The list's entries. `attribute` is the attribute with which the names and domains are compared: `client` (as
+    None), `helo_name`, `sender` or `recipient`.
     """
     imported = Imported()
     expressions = Expressions(attribute, report)
@@ -68,7 +68,7 @@ def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None)
 def _read_entry(text: str, line: Line, report: Report, attribute: str, expressions: Expressions) -> list[Term]:
     if (expression := _EXPRESSION.fullmatch(text)) is not None:
         if "i" not in expression["flags"]:
-            report.note(line, "the expression was taken to ignore case, as with `/i`")
+            report.note(line, "the expression was read as case-insensitive, as with `/i`")
         return [expressions.read(from_perl(expression["pattern"]), line)]
     word, *more = text.split()
     if len(more) > 1 and more[0] == "-":  # FIRST - LAST
@@ -77,8 +77,8 @@ def _read_entry(text: str, line: Line, report: Report, attribute: str, expressio
     word = word.strip('"')
     if more or field:
         if not looks_like_address(word):
-            raise UnsupportedError("more than one word; an entry is one")
-        report.note(line, f"the first {'field' if comma else 'word'} is the entry; what follows it was left out")
+            raise UnsupportedError("more than one word; an entry is a single word")
+        report.note(line, f"the first {'field' if comma else 'word'} is the entry; the rest was left out")
     if (mechanism := _SPF.fullmatch(word)) is not None:
         word = mechanism[1]
     if looks_like_address(word):
@@ -102,7 +102,7 @@ def _networks(word: str, line: Line, report: Report) -> list[Term]:
         word = ".".join(octets + ["0"] * (4 - len(octets))) + f"/{8 * len(octets)}"
     found = address_range(word.strip("[]"), report.masking(line))
     if len(found) > 1:
-        report.note(line, "the range became the fewest networks")
+        report.note(line, "the range was written as networks")
     return [Term("cidr", network_text(found_network)) for found_network in found]
 
 
@@ -122,7 +122,7 @@ def entries(rows: Sequence[Row], report: Report, options: ExportOptions) -> list
     found: dict[str, None] = {}
     for row in rows:
         if row.verdict.verb is Verb.DUNNO:
-            report.lose(row.line, "a list cannot exempt: what it lets through may be an entry of a rule below")
+            report.lose(row.line, "a list cannot exempt: a rule below may block the clients that it lets through")
         elif row.verdict.verb is not Verb.REJECT and not options.deferred:
             report.lose(row.line, f"{row.verdict.verb} is not a rejection (--deferred treats it as one)")
         elif row.exceptions or {term.condition for term in row.match} != {condition}:

@@ -25,8 +25,9 @@ _TWO_OCTETS = re.compile(r"\d{1,3}\.\d{1,3}", re.ASCII)
 
 
 def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None) -> Imported:
-    """The list's entries; `attribute` is `client` or `recipient`, None for what the entries say. They become
-    exemptions."""
+    """The list's entries; `attribute` is `client` or `recipient`; with None, the entries decide. The entries become
+    exemptions.
+    """
     found = [bare for line in lines if (bare := _without_comment(line)).text]
     if attribute is None:
         attribute = "recipient" if any(_is_mail_address(line) for line in found) else "client"
@@ -69,5 +70,5 @@ def _as_network(line: Line, report: Report) -> Line:
     if _TWO_OCTETS.fullmatch(line.text) is None:
         return line
     network = f"{line.text}.0.0/24"
-    report.note(line, f"postgrey takes two octets for a network of /24: {network}")
+    report.note(line, f"postgrey reads two octets as a /24 network: {network}")
     return line._replace(text=network)

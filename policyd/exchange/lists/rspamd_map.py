@@ -1,6 +1,6 @@
 """rspamd's maps (multimap: ip, hostname, from, rcpt, regexp and glob maps), import and export.
 
-The option `attribute` says what a map is looked up for. A key stands alone or before a value; scores are dropped,
+The option `attribute` is the attribute that is looked up in a map. A value may follow a key; scores are dropped,
 because rules have none.
 """
 
@@ -49,14 +49,14 @@ def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None)
 def _read_line(line: Line, report: Report, attribute: str, expressions: Expressions) -> list[Term]:
     match = _LINE.fullmatch(line.text)
     if match is None:
-        raise UnsupportedError("a key that begins with a quote and does not end with one")
+        raise UnsupportedError("a key that begins with a quote but does not end with a quote")
     value = match["value"].split("#")[0].strip()
     if value.startswith("-"):
         raise UnsupportedError(
             "a negative score lets mail through; put such keys into a list of their own", exempts=True
         )
     if value:
-        report.note(line, "the value after the key is not supported; every entry counts alike")
+        report.note(line, "the value after the key is not supported; all entries are treated alike")
     if match["slashed"]:
         pattern, _, flags = match["slashed"][1:].rpartition("/")
         return [expressions.read(_expression(pattern, flags), line)]
@@ -74,10 +74,10 @@ def _read_line(line: Line, report: Report, attribute: str, expressions: Expressi
     if "@" in key:
         return [term("recipient" if attribute == "recipient" else "sender", key)]
     if "." not in key and attribute != "helo_name":
-        raise UnsupportedError("neither an address nor a name with a dot in it")
+        raise UnsupportedError("neither an address nor a name with a dot")
     expressions.assume(line)
     if attribute in {"sender", "recipient"}:
-        report.note(line, f"a domain alone became {attribute}_domain, which also covers the names under it")
+        report.note(line, f"a bare domain became {attribute}_domain, which also covers the names under it")
     return [term(_NAME[attribute], key)]
 
 

@@ -33,7 +33,7 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
             last = line if text else last
             word = text.partition(";")[0].strip()
             if word and not line.ended:
-                raise IncompleteError(line, "the file ends within the line")
+                raise IncompleteError(line, "the file ends in the middle of the line")
         else:
             last = line
             fields = _fields(line)
@@ -59,7 +59,7 @@ def _fields(line: Line) -> dict[str, Any]:
         fields: dict[str, Any] = json.loads(line.text)
     except (ValueError, RecursionError):
         if not line.ended:
-            raise IncompleteError(line, "the file ends within the line") from None
+            raise IncompleteError(line, "the file ends in the middle of the line") from None
         raise UnsupportedError("not a JSON object") from None
     return fields
 
@@ -71,7 +71,7 @@ def _check_count(line: Line, promised: object, found: int) -> None:
 
 def _network_of(fields: dict[str, Any]) -> str:
     if "asn" in fields:
-        raise UnsupportedError("an AS number; policyd knows networks, not who announces them")
+        raise UnsupportedError("an AS number; this format is imported as networks only")
     found = fields.get("cidr")
     if not isinstance(found, str):
         raise UnsupportedError("the object has no 'cidr'")

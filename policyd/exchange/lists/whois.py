@@ -33,7 +33,7 @@ _REFERRED = re.compile(r"\[Referred From\]|(?<=\s)NET/|^NET/", re.IGNORECASE)
 _NET = re.compile(r"NET/([0-9a-f.:]+(?:/\d+|\s*-\s*[0-9a-f.:]+)?)", re.IGNORECASE)
 _ATTRIBUTE = re.compile(r"\s*(?P<name>[A-Za-z-]+)\s*:\s*(?P<value>.*)")
 
-# Attributes with the owner of a block, and the registries that only pass blocks on.
+# Attributes with the owner of a block, and the registries that only assign blocks to others.
 _OWNERS = frozenset({"organisation", "organization", "orgname", "org-name", "nettype", "netname", "descr", "owner"})
 _REGISTRY = re.compile(
     r"RIPE N(?:CC|etwork Coordination)|(?:Asia Pacific|African|Latin American).*(?:Network Information|Regional"
@@ -128,7 +128,7 @@ class _Answer:
             self._belongs_to(value[len("whois://") :])
         elif name == "referralserver" and self._object:
             self._report.note(
-                line, f"{shown(value)} knows which customer an address of this block belongs to; ask there"
+                line, f"{shown(value)} knows the customer to which an address of this block belongs; query it"
             )
         elif name in _OWNERS and _REGISTRY.search(value):
             self._belongs_to(value)
@@ -223,6 +223,6 @@ def _is_around(outer: _Registration, found: list[_Registration], report: Report)
         if inside or (outer.announced and not other.announced and overlaps):
             what = "it announces more than" if outer.announced else "it is the block around"
             of = shown(", ".join(network_text(each) for each in other.networks[:3]))
-            report.lose(outer.line, f"{what} {of} of line {other.line.number}, which says more closely whose that is")
+            report.lose(outer.line, f"{what} {of} of line {other.line.number}, which is more specific about the owner")
             return True
     return False

@@ -46,7 +46,7 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
             return False
         match = _LINE.fullmatch(line.text)
         if match is None:
-            raise SkippedError("no line of a cidr: table; it would be `NETWORK ACTION`")
+            raise SkippedError("not a line of a cidr: table; write `NETWORK ACTION`")
         try:
             row = _read_line(line, match, open_ifs, report)
         except SkippedError:
@@ -74,7 +74,7 @@ def _read_line(line: Line, match: re.Match[str], open_ifs: list[_If], report: Re
     except UnsupportedError as error:
         if match["if"]:
             open_ifs.append(_If(line, None))
-            raise UnsupportedError(f"{error}; all lines up to its endif are lost with it") from None
+            raise UnsupportedError(f"{error}; all lines up to its endif are lost, too") from None
         raise
     if match["if"]:
         open_ifs.append(_If(line, block))
@@ -84,7 +84,7 @@ def _read_line(line: Line, match: re.Match[str], open_ifs: list[_If], report: Re
     if not match["result"]:
         raise SkippedError("there is no action; Postfix skips the line")
     if block.dead:
-        raise SkippedError("no address comes here: what stands around or above it leaves none")
+        raise SkippedError("no address reaches it: the lines around or above it leave none")
     inside, exceptions = block.terms()
     return Row(line, inside, verdict(match["result"], line, report), exceptions)
 

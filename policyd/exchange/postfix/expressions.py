@@ -34,12 +34,12 @@ _DIGITS = 4
 # A domain, spelled out and anchored: `@example\.com$`, `\.example\.com$`, `(^|\.)example\.com$`.
 _DOMAIN = re.compile(r"(?P<left>@|\\\.|\(\^\|\\\.\)|\(\?:\^\|\\\.\))(?P<name>(?:[a-z0-9_-]|\\[.-])+)\$", re.IGNORECASE)
 
-_ASSUMED = "read for names and addresses of clients; --attribute says if the table is for something else"
+_ASSUMED = "read as names and addresses of clients; use --attribute if the table is for something else"
 _TOO_COMPLEX = (
-    "too complex to find out what it can match: taken as if it could match both names and addresses, and as if the "
-    "`if` around it asked for more"
+    "too complex to analyse: treated as if it could match both names and addresses, and as if the "
+    "`if` around it restricted it further"
 )
-_SENDERS = "only a mail address can match it, so it was read for senders (--attribute)"
+_SENDERS = "only a mail address can match it, so it was read as an expression for senders (--attribute)"
 
 
 class _Half(NamedTuple):
@@ -139,7 +139,7 @@ def _open(line: Line, parts: _Parts, translate: Callable[[str, str], str], block
         blocks.append(_Block(line, _Half(translate(parts.pattern, parts.flags), parts.negated)))
     except UnsupportedError as error:
         blocks.append(_Block(line, None))
-        raise UnsupportedError(f"{error}; all lines up to its endif are lost with it") from None
+        raise UnsupportedError(f"{error}; all lines up to its endif are lost, too") from None
 
 
 def _around(blocks: list[_Block]) -> list[_Half]:
@@ -170,10 +170,10 @@ def _verdict(result: str, half: _Half, line: Line, report: Report) -> Verdict:
             lost = True
             digits = re.sub(r"\D", "", match[0])
             if len(digits) > _DIGITS or int(digits) > groups:
-                message = f"{match[0]} does not stand for a group of the expression; Postfix skips the line"
+                message = f"{match[0]} is not a group of the expression; Postfix skips the line"
                 raise SkippedError(message)
     if lost:
-        report.note(line, "$1 and its like are not supported: the text has `...` in their place")
+        report.note(line, "$1, $2 and so on are not supported: the text has `...` in their place")
     return verdict(_SUBSTITUTION.sub(lambda match: match["dollar"] or "...", result), line, report)
 
 
@@ -223,9 +223,9 @@ class _Maker:
             return [("sender", _row(line, "sender", needed, excluded, says))]
         if len(halves) > 1 and (others := self._rows(line, halves[-1:], says)):
             alone = "address" if others[0][0] == "address" else "name"
-            raise SkippedError(f"it can match a client's {alone}, but none that the `if` around it lets through")
+            raise SkippedError(f"it can match a client's {alone}, but not within the `if` around it")
         raise SkippedError(
-            "no name or address of a client can match it; --attribute says what the table is looked up for"
+            "no name or address of a client can match it; set --attribute to what is looked up in the table"
         )
 
     def _not_implied(self, patterns: list[str]) -> list[str]:
@@ -285,5 +285,7 @@ def _mind_the_null_sender(halves: list[_Half], line: Line, report: Report) -> No
             re2.search(pattern, "", options)
         ):
             report.note(
-                line, "the null sender is `<>` to Postfix's tables and empty to sender_regex: it is judged otherwise"
+                line,
+                "the null sender is `<>` in Postfix's tables but empty for sender_regex, so it may be judged "
+                "differently",
             )

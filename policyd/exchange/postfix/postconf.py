@@ -142,20 +142,20 @@ class _Reader:
             observed = False
 
     def _define(self, line: Line, restriction: str, domain: str) -> str:
-        """The name of the list that a restriction asks; if it cannot be imported, reports that and returns an empty
-        name.
+        """Returns the name of the list that a restriction asks; if the list cannot be imported, reports that and
+        returns an empty name.
         """
         exempts = restriction.startswith("permit_")
         ask = _ASKS.get(restriction)
         if ask is None:
-            self.report.lose(line, f"{restriction} {_shown(domain)}: no list is asked for recipients here")
+            self.report.lose(line, f"{restriction} {_shown(domain)}: policyd asks no list about recipients")
             return ""
         zone, _, code = domain.partition("=")
         name, problem = self._list_named(line, zone, code, ask)
         if problem:
             self.report.lose(line, f"{restriction} {_shown(domain)}: {problem}", exempts=exempts)
         elif restriction == "reject_rhsbl_client":
-            self.report.note(line, "ask: hostname also asks for the claimed names of a client without a verified one")
+            self.report.note(line, "ask: hostname also looks up the claimed names of a client without a verified one")
         return name
 
     def _list_named(self, line: Line, zone: str, code: str, ask: Ask) -> tuple[str, str]:
@@ -163,7 +163,7 @@ class _Reader:
         key_file = ""
         written = None if "$" in zone else fold_zone(zone)
         if written is None:
-            return "", "the zone is not the name of one; a parameter that it names is not in the file"
+            return "", "the zone is not a valid name; a parameter in it may be missing in the file"
         try:
             parsed = parse_code(code or ANY_CODE)
         except CodeError as error:
@@ -173,13 +173,15 @@ class _Reader:
         known = known_zone(written)
         refused = tuple(map(parse_code, known.refused)) if known is not None else ()
         if not can_match((parsed,), refused):
-            return "", "no answer of the list fits the filter: one lies in 127.0.0.0/8, and is not a refusal"
+            return "", "no answer of a list can match the filter: answers are in 127.0.0.0/8, and are not refusals"
         if known is not None and known.keyed:
             base = written.partition(".")[2]
             written, key_file = f"{{key}}.{base}", f"{base}.key"
             self.report.note(line, f"the zone of {base} has a key: write it into {key_file}, which others cannot read")
         if not code:
-            self.report.note(line, f"a list without a filter was given codes: '{ANY_CODE}'; the list's page says which")
+            self.report.note(
+                line, f"a list without a filter got the codes '{ANY_CODE}'; see the list's page for the right codes"
+            )
         name, number = base, 1
         wanted = NewDnsList(name, written, codes, ask, key_file)
         while name in self.lists and self.lists[name] != wanted:
@@ -209,7 +211,7 @@ class _Reader:
                 continue
             found = _SITE.fullmatch(word)
             name = ""
-            problem = "it is not ZONE=FILTER*WEIGHT"
+            problem = "not in the form ZONE=FILTER*WEIGHT"
             if found is not None:
                 name, problem = self._list_named(line, found["zone"], found["code"] or "", Ask.CLIENT_ADDRESS)
             if not name or found is None:
@@ -239,11 +241,11 @@ class _Reader:
         weights = {site.weight for site in together}
         problem = ""
         if len(weights) > 1:
-            problem = f"the weights {', '.join(map(str, sorted(weights)))} differ; at_least counts each list as one"
+            problem = f"the weights {', '.join(map(str, sorted(weights)))} differ, but at_least counts each list once"
         elif any(most + site.weight >= threshold for site in friends):
-            problem = "a list with a negative weight does not outweigh all others, as except does"
+            problem = "a list with a negative weight does not outweigh all others, but an except would"
         if problem:
-            text = f"postscreen_dnsbl_sites: {problem}; write rules of your own with the lists above"
+            text = f"postscreen_dnsbl_sites: {problem}; write your own rules with the lists above"
             self.report.lose(line, text, exempts=bool(friends))
             return []
         rules = [(alone, 1)] if alone else []

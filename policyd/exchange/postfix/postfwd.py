@@ -34,7 +34,7 @@ _MAX_RULE = 1 << 18
 
 # Items that postfwd computes itself, with the reason why they are not supported.
 _COMPUTED = {
-    "date": "a date; rules here expire, and hold on every day until then",
+    "date": "a date; a rule can only expire, and holds on every day until then",
     "time": "the time of day",
     "days": "the day of the week",
     "months": "the month",
@@ -44,8 +44,8 @@ _COMPUTED = {
     "rhsblcount": "a DNS blocklist",
     "helo_address": "a DNS lookup of the HELO name",
     "ratecount": "rate limits",
-    "request_hits": "what other rules said",
-    "matches": "what other rules said",
+    "request_hits": "the results of other rules",
+    "matches": "the results of other rules",
     "version": "postfwd's version",
     "cache": "postfwd's cache",
 }
@@ -202,7 +202,7 @@ def _add_alternative(rule: _Rule, item: _Item, report: Report) -> None:
     others = rule.wanted.get(name, [])
     if name in rule.negated or (negated and others):
         raise UnsupportedError(
-            f"'{name}' is negated beside another '{name}': either would be enough, which no rule can say"
+            f"'{name}' is negated together with another '{name}': either would be enough, which a rule cannot express"
         )
     if others and others[0].condition != terms[0].condition:
         # `client_name==unknown; client_name=\.dyn\.`: an expression can match the equal value too.
@@ -215,7 +215,7 @@ def _as_expression(name: str, named: Term) -> Term:
     if named.condition == f"{name}_regex":
         return named
     if named.condition != name or not named.value or named.value == "<>":
-        raise UnsupportedError(f"'{name}' is compared in two ways, and a rule has one for each; write two rules")
+        raise UnsupportedError(f"'{name}' is compared in two ways, but a rule has only one; write two rules")
     return term(f"{name}_regex", f"^{literal(named.value)}$")
 
 
@@ -225,9 +225,7 @@ def _domain_expression(attribute: str, value: str) -> Term:
     anchored = pattern.startswith("^")
     inner = pattern.removeprefix("^")
     if "^" in re.sub(r"\[\^", "[", inner) or re.search(r"\\[AbBG]", inner) or (anchored and "|" in inner):
-        raise UnsupportedError(
-            f"this expression on '{attribute}_domain' alone is not supported; write it for the address"
-        )
+        raise UnsupportedError(f"this expression on '{attribute}_domain' is not supported; write it for the address")
     rest = "" if inner.endswith("$") else "[^@]*$"
     return term(f"{attribute}_regex", f"@{'' if anchored else '[^@]*'}(?:{from_perl(inner)}){rest}")
 
@@ -236,19 +234,21 @@ def _terms(item: _Item, line: Line, report: Report) -> list[Term]:
     """An item as alternatives of one condition."""
     name, operator, value = item
     if name in _NUMERIC or operator in {"=<", "=>", "<", ">"}:
-        raise UnsupportedError(f"numbers are compared by '{name}{operator}'; a rule knows only what is equal or found")
+        raise UnsupportedError(
+            f"numbers are compared by '{name}{operator}'; a rule can only compare for equality or search"
+        )
     if name == "client_address" and operator in {"=", "=="}:
         if value == "0.0.0.0/0":  # postfwd: always true
             return [Term("cidr", "0.0.0.0/0"), Term("cidr", "::/0")]
         if not value:
-            raise UnsupportedError("there is no address before or after a comma")
+            raise UnsupportedError("an address is missing before or after a comma")
         return [Term("cidr", network_text(network(text, report.masking(line)))) for text in value.split()]
     if name in {"sender_domain", "recipient_domain"}:
         attribute = name.partition("_")[0]
         equal = operator == "=="
         return [term(f"{attribute}_regex", f"@{literal(value)}$") if equal else _domain_expression(attribute, value)]
     if name in {"sender_localpart", "recipient_localpart"}:
-        raise UnsupportedError(f"an expression on '{name}' alone; write it for the whole address, as sender=")
+        raise UnsupportedError(f"an expression on '{name}'; write it for the whole address, as sender=")
     if name not in ATTRIBUTES:
         raise UnsupportedError(f"the item '{name}' is not an attribute that Postfix sends")
     if operator == "==":
@@ -257,7 +257,9 @@ def _terms(item: _Item, line: Line, report: Report) -> list[Term]:
     if name == "sender" and value.strip("^$/") == "<>":
         return [Term("sender", "<>")]
     if name == "sender" and "<>" in value:
-        report.note(line, "the null sender is `<>` to postfwd and empty to sender_regex: it is judged otherwise")
+        report.note(
+            line, "the null sender is `<>` in postfwd but empty for sender_regex, so it may be judged differently"
+        )
     return [term(f"{name}_regex", from_perl(value.strip("/") if value.startswith("/") else value))]
 
 
@@ -265,7 +267,7 @@ def _verdict(action: str, line: Line, report: Report) -> Verdict:
     command = _COMMANDS.match(action)
     if command is not None:
         if command[1].lower() == "note":
-            raise UnsupportedError("note() only logs; write the rule with mode: observe to see what it would catch")
+            raise UnsupportedError("note() only logs; write the rule with mode: observe to see what it would refuse")
         raise UnsupportedError(f"{command[1].lower()}() is not supported")
     if action.lower() in {"dunno", "ok"}:
         if action.lower() == "ok":

@@ -21,10 +21,10 @@ _PASSING = {
     "BCC": "no copy is sent",
     "FILTER": "the mail is not filtered",
     "HOLD": "the mail is not held",
-    "INFO": "nothing is logged beside the decision",
+    "INFO": "nothing besides the decision is logged",
     "PREPEND": "no header is added",
     "REDIRECT": "the mail is not redirected",
-    "WARN": "nothing is logged beside the decision",
+    "WARN": "nothing besides the decision is logged",
 }
 
 _BLOCKING = {"REJECT": Verb.REJECT, "DEFER": Verb.DEFER, "DEFER_IF_PERMIT": Verb.DEFER_IF_PERMIT}
@@ -36,7 +36,7 @@ _PERMITTING = frozenset({"OK", "RELAY", "PERMIT"})
 MAX_OPEN_IFS = 16
 
 # The reply codes that Postfix gives a REJECT and a DEFER of a policy server (access_map_reject_code,
-# access_map_defer_code); 550 is what people write who mean nothing else.
+# access_map_defer_code); 550 is also what people write if they mean no particular code.
 _USUAL_CODES = frozenset({"450", "550", "554"})
 
 
@@ -92,7 +92,7 @@ def verdict(result: str, line: Line, report: Report) -> Verdict:
     if action == "DUNNO":
         return DUNNO
     if result.isdecimal():
-        report.note(line, "a number without text is OK to Postfix (access(5)); it became DUNNO")
+        report.note(line, "Postfix treats a number without text as OK (access(5)); it became DUNNO")
         return DUNNO
     if action in _PERMITTING:
         if text:
@@ -103,15 +103,15 @@ def verdict(result: str, line: Line, report: Report) -> Verdict:
         )
         return DUNNO
     if action in _PASSING:
-        report.note(line, f"{action} is not supported: {_PASSING[action]}; the mail passes as with DUNNO")
+        report.note(line, f"{action} is not supported: {_PASSING[action]}, and passes as with DUNNO")
         return Verdict(Verb.DUNNO, passing=True)
     if action == "DISCARD":
         raise UnsupportedError(
-            "DISCARD is not supported: policyd never accepts mail to throw it away; REJECT tells the sender"
+            "DISCARD is not supported: policyd never accepts mail and then discards it; REJECT tells the sender"
         )
     if action == "DEFER_IF_REJECT":
         raise UnsupportedError(
-            "DEFER_IF_REJECT is not supported: policyd does not know what later restrictions will say"
+            "DEFER_IF_REJECT is not supported: policyd does not know the results of later restrictions"
         )
     # A restriction may let mail through, unless its name says that it cannot.
     exempts = not action.startswith(("REJECT_", "DEFER_"))

@@ -147,7 +147,7 @@ def _summary(incident: Incident) -> str:
     quoted = incident.quoted[-MAX_QUOTED:]
     which = f"The last {len(quoted)} of them" if len(quoted) < incident.count else "All of them"
     hidden = "" if incident.recipients_shown else "; recipients are hidden"
-    lines += ["", f"{which}, as we logged them{hidden}:", ""]
+    lines += ["", f"{which}, as logged here{hidden}:", ""]
     lines += [as_line(found.source) for found in quoted]
     return "\n".join(lines) + "\n"
 
@@ -205,7 +205,7 @@ def _date(found: Found) -> str:
 
 
 def without_recipient(source: Source) -> Source:
-    """The same decision or mail with `hidden` for each recipient, wherever it stands.
+    """The same decision or mail with `hidden` in place of each recipient, wherever it occurs.
 
     Bounce addresses contain it as `joe=here.example` or `joe#here.example` (VERP), and a reply may quote it.
     """

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from policyd.core.index import Ruleset
     from policyd.core.owners import Owner
 
-# Distinct values that are counted, 350 bytes each. What is beyond is counted together.
+# Maximum number of distinct values, 350 bytes each. All further values are counted together.
 MAX_VALUES = 1_000_000
 
 # Maximum number of addresses whose membership in the wanted networks is cached.

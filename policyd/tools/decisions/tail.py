@@ -59,7 +59,7 @@ def parse_networks(values: Sequence[str]) -> tuple[netaddr.IPNetwork, ...]:
         try:
             networks.append(netaddr.IPNetwork(value))
         except (netaddr.AddrFormatError, ValueError):
-            raise ValueError(f"'{value}' is no network; write 192.0.2.0/24 or 2001:db8::/32") from None
+            raise ValueError(f"'{value}' is not a network; write 192.0.2.0/24 or 2001:db8::/32") from None
     return tuple(networks)
 
 

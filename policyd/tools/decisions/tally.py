@@ -113,8 +113,8 @@ def tally(paths: Sequence[str], search: Search, by: By, advance: Callable[[int],
 # --- Patterns of decisions --------------------------------------------------------------------------------------------
 
 # One expression reads a whole block: each match is a whole line, with its time and the value to count. In the text
-# format, everything before the value is without blanks and quotes, so a reply, which comes last, is never taken for a
-# field; in JSON a quote within a value is escaped, so no value is taken for a key. If a match runs over the end of a
+# format, everything before the value is without blanks and quotes, so a reply, which comes last, is never read as a
+# field; in JSON a quote within a value is escaped, so no value is read as a key. If a match extends beyond the end of a
 # line, there are fewer matches than lines, and the block is read line by line.
 _TIME = rb"(\d\d\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d\d\d%b)"
 _ANY_OFFSET = rb"(?:Z|[+-]\d\d:\d\d)"
@@ -159,7 +159,7 @@ _PROBE = b"policyd-doctor"
 class Values:
     """Distinct values, each with its count, first and last time.
 
-    Most values of a large log come once. So a value has a first time, and further entries only if it comes again: one
+    Most values of a large log occur once. So a value has a first time, and further entries only if it occurs again: one
     access to a table that is too large for the processor's caches, instead of three.
     """
 

@@ -17,9 +17,11 @@ _FETCH = "fetch a newer file, put it in place by renaming, then run policyd relo
 
 
 def check_databases(rules: str, now: float) -> tuple[tuple[Finding, ...], tuple[str, ...], tuple[str, ...]]:
-    """Reads the databases that a rules file declares, also if the rest of it has errors; `now` is in Unix seconds.
+    """Reads the databases that a rules file declares, even if the rest of the file has errors; `now` is in Unix
+    seconds.
 
-    Returns findings, a line for each database that is right, and notes. An unreadable rules file counts as having none.
+    Returns findings, a line for each usable database, and notes. An unreadable rules file counts as a file without
+    databases.
     """
     report = Report()
     try:
@@ -54,4 +56,4 @@ def check_databases(rules: str, now: float) -> tuple[tuple[Finding, ...], tuple[
 
 
 def _described(info: DatabaseInfo) -> str:
-    return f"{info.path}: the {info.kind} database ({info.format}) is of {info.date}"
+    return f"{info.path}: the {info.kind} database ({info.format}) is dated {info.date}"

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 # Restrictions that let a host's own clients and users through, before strangers are judged.
 _EXEMPTIONS = {"permit_mynetworks": "your own hosts", "permit_sasl_authenticated": "your authenticated users"}
 
-# Margin in seconds: Postfix waits so long before it tries again, so an answer at the last moment is too late.
+# Margin in seconds. Postfix waits this long before it tries again, so an answer at the last moment is too late.
 _MARGIN = 1.0
 
 # Timeout in seconds for a service that is probably not policyd.
@@ -63,7 +63,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """One smtpd(8) service: who reaches it, and the lists in which it asks policyd."""
+    """One smtpd(8) service: the clients that reach it, and the lists in which it asks policyd."""
 
     service: Service
     audience: Audience
@@ -154,14 +154,16 @@ class _Doctor:
     def approve(self, what: str) -> None:
         self.right[what] = None
 
-    # --- Which questions go to policyd ------------------------------------------------------------------------------
+    # --- The calls that ask policyd --------------------------------------------------------------------------------
 
     @property
     def _listened(self) -> tuple[InetAddress | UnixAddress, ...]:
         return self.sockets or self.settings.listen
 
     def _ours(self, calls: Iterable[Call]) -> list[Call]:
-        """Returns the calls that ask policyd, and notes others; if none does, the first that may be meant for it."""
+        """Returns the calls that ask policyd, and notes others; if no call does, the first that may be meant for
+        policyd.
+        """
         ours: list[Call] = []
         others: list[Call] = []
         for call in calls:
@@ -264,8 +266,8 @@ class _Doctor:
         if examined.audience is Audience.USERS:
             if not examined.asks_in and not is_closed(self.postfix, service):
                 self.notes[
-                    f"master.cf: {service}: strangers may hand in mail for your own domains here, and policyd is not "
-                    "asked; permit_sasl_authenticated, reject would leave it to your users"
+                    f"master.cf: {service}: strangers can send mail to your own domains here, and policyd is not "
+                    "asked; permit_sasl_authenticated, reject would admit your users only"
                 ] = None
         elif examined.asks_in:
             self.approve(
@@ -300,7 +302,7 @@ class _Doctor:
             if step.name in FINAL and not step.is_muted:
                 self.find(
                     call.where,
-                    f"{step.name} stands before check_policy_service, which is never reached",
+                    f"{step.name} is before check_policy_service, which is never reached",
                     f"put check_policy_service before {step.name}",
                 )
                 break
@@ -308,7 +310,7 @@ class _Doctor:
             if "permit_auth_destination" in call.names_before:
                 self.find(
                     call.where,
-                    "permit_auth_destination stands before check_policy_service: mail for your own domains passes, "
+                    "permit_auth_destination is before check_policy_service: mail for your own domains passes, "
                     "and policyd is never asked about it",
                     "reject_unauth_destination instead of permit_auth_destination",
                 )
@@ -325,7 +327,7 @@ class _Doctor:
         if "permit_sasl_authenticated" in missing and is_submission(call.service):
             self.find(
                 f"master.cf: {call.service}: {call.parameter}",
-                "users who hand in their own mail are judged as strangers: permit_sasl_authenticated does not stand "
+                "users who submit their own mail are judged as strangers: permit_sasl_authenticated is not "
                 "before check_policy_service",
                 f"-o {{ {call.parameter} = permit_sasl_authenticated, reject }}",
             )
@@ -335,14 +337,14 @@ class _Doctor:
             later = ", as soon as they may log in (smtpd_sasl_auth_enable)" if is_for_later else ""
             self.find(
                 call.where,
-                f"{' and '.join(missing)} {'do' if len(missing) > 1 else 'does'} not stand before "
+                f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not before "
                 f"check_policy_service: {' and '.join(_EXEMPTIONS[name] for name in missing)} are judged as strangers"
                 f"{later}",
                 f"{call.parameter} = {', '.join((*_EXEMPTIONS, *others))}, check_policy_service ...",
             )
         else:
             present = [name for name in _EXEMPTIONS if name in call.names_before]
-            verb = "stand" if len(present) > 1 else "stands"
+            verb = "are" if len(present) > 1 else "is"
             self.approve(f"{call.where}: {' and '.join(present)} {verb} before check_policy_service")
 
     def _check_user_counters(self, ours: Sequence[Call]) -> None:
@@ -380,20 +382,20 @@ class _Doctor:
         if call.is_muted:
             self.find(
                 call.where,
-                "warn_if_reject stands before check_policy_service: Postfix logs what policyd refuses, and accepts it",
-                "take warn_if_reject away; to watch only, write mode: observe in the ruleset",
+                "warn_if_reject is before check_policy_service: Postfix logs what policyd refuses, and accepts it",
+                "remove warn_if_reject; to observe only, write mode: observe in the ruleset",
             )
         if call.parameter == "smtpd_etrn_restrictions":
             self.find(
                 call.where,
-                "policyd is asked about the command ETRN only here, not about mail",
+                "here policyd is asked about the command ETRN only, not about mail",
                 "check_policy_service in smtpd_recipient_restrictions",
             )
         if "defer_if_reject" in call.names_before:
             self.find(
                 call.where,
-                "defer_if_reject stands before check_policy_service: every REJECT is answered as a DEFER",
-                "take defer_if_reject away, or put it into another list",
+                "defer_if_reject is before check_policy_service: every REJECT is answered as a DEFER",
+                "remove defer_if_reject, or put it into another list",
             )
         stage = _EARLY_STAGES.get(call.parameter)
         if stage is not None and value("smtpd_delay_reject", service).lower() == "no":
@@ -468,8 +470,8 @@ class _Doctor:
         elif re.match(r"(ok|permit|relay)\b|\d+$", action, re.IGNORECASE) and self._relays(call):
             self.find(
                 call.where,
-                f"default_action={action}: {down}, this host is an open relay: reject_unauth_destination does not "
-                f"stand before check_policy_service{self._no_other_guard(call)}",
+                f"default_action={action}: {down}, this host is an open relay: reject_unauth_destination is not "
+                f"before check_policy_service{self._no_other_guard(call)}",
                 "reject_unauth_destination before check_policy_service, and default_action=DUNNO",
             )
         elif re.match(r"(ok|permit|relay)\b|\d+$", action, re.IGNORECASE) and call.after:
@@ -510,17 +512,17 @@ class _Doctor:
             if self._is_of_systemd(question.endpoint):
                 what, write = f"policyd.socket is not running: {question.error}", _START_SOCKET
                 if question.error.startswith("no answer"):
-                    what, write = f"policyd.socket is there, and policyd is not: {question.error}", _LOOK_AT_SERVICE
+                    what, write = f"policyd.socket is running, but policyd is not: {question.error}", _LOOK_AT_SERVICE
             else:
-                what = f"the daemon gave no answer: {question.error}"
-                write = "start policyd (systemctl status policyd), or see what else listens there"
+                what = f"the daemon did not answer: {question.error}"
+                write = "start policyd (systemctl status policyd), or find out which other program listens there"
             self.find(where, what, write)
         elif not re.fullmatch(rb"action=\S[^\n]*", question.answer.content):
             what = "the program that answers there does not speak the policy protocol"
-            self.find(where, what, "see which program listens there (ss -lptn, ss -lpx)")
+            self.find(where, what, "find out which program listens there (ss -lptn, ss -lpx)")
         elif question.policyd is None:
             what = "the program that answers there is another policy service, or a policyd older than 0.2.0"
-            self.find(where, what, "restart policyd, or see which program listens there (ss -lptn, ss -lpx)")
+            self.find(where, what, "restart policyd, or find out which program listens there (ss -lptn, ss -lpx)")
         elif question.endpoint not in self._listened and any(call.address == question.endpoint for call in ours):
             listened = ", ".join(str(address) for address in self._listened)
             self.approve(
@@ -543,7 +545,11 @@ class _Doctor:
             self.approve(f"the socket {address.path}: {owner} may connect")
             return False
         if found.is_missing and self._is_of_systemd(address):
-            self.find(f"the socket {address.path}", "policyd.socket is not running: nothing is there", _START_SOCKET)
+            self.find(
+                f"the socket {address.path}",
+                "policyd.socket is not running, so the socket does not exist",
+                _START_SOCKET,
+            )
         else:
             self.find(f"the socket {address.path}", found.what, found.write)
         return found.is_missing

@@ -39,7 +39,7 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 def expand(text: str, value_of: Callable[[str], str]) -> str:
     """A value with its references replaced; `value_of` gives the unexpanded value of a parameter, or an empty text.
 
-    A reference beyond the limits, or one that Postfix could not read either, stays as it is.
+    A reference beyond the limits, or that Postfix could not read either, is left unchanged.
     """
     return _Expansion(value_of).expand(text, 0)
 
@@ -121,7 +121,7 @@ class _Expansion:
 
 
 def _chosen(rest: str, *, is_set: bool) -> str | None:
-    """The branch of `?{text}:{text}`, `?text` or `:text` that counts; None if it cannot be read."""
+    """Returns the branch of `?{text}:{text}`, `?text` or `:text` that applies; None if it cannot be read."""
     kind, branch = rest[0], rest[1:].lstrip()
     if kind not in "?:":
         return None

@@ -1,4 +1,4 @@
-"""`policyd doctor` and memory: does the shared server answer, and take what is written?"""
+"""Checks for `policyd doctor` whether the shared server answers and accepts writes."""
 
 from __future__ import annotations
 
@@ -26,15 +26,18 @@ def check_memory(settings: Settings) -> tuple[tuple[Finding, ...], tuple[str, ..
         )
     why, seconds = asyncio.run(_asked(settings))
     if why:
-        write = "what the line says, there or in policyd.yaml; until then each daemon counts alone, and mail goes on"
+        write = (
+            "follow the line above, on the server or in policyd.yaml; until then each daemon counts alone, "
+            "and mail goes on"
+        )
         findings.append(Finding(f"policyd.yaml: state: {settings.state}", why, write))
         return tuple(findings), ()
-    right = f"policyd.yaml: state: {settings.state} takes what is written, after {seconds * 1000:.1f} ms"
+    right = f"policyd.yaml: state: {settings.state} accepts writes, after {seconds * 1000:.1f} ms"
     return tuple(findings), (right,)
 
 
 async def _asked(settings: Settings) -> tuple[str, float]:
-    """Why the server cannot be used, empty if it can; and the seconds that this took."""
+    """Returns why the server cannot be used (empty if it can), and the seconds that the test took."""
     shared = shared_memory(settings)
     assert shared is not None
     began = monotonic()

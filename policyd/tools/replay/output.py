@@ -166,7 +166,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
             )
         console.print(columns)
     else:
-        console.print("Both rulesets answer every one of these mails alike.")
+        console.print("Both rulesets give every one of these mails the same answer.")
     tallies = [tally for _, _, tally in comparison.changes]
     _print_notes(console, _notes(comparison.facts, comparison.subjects, tallies))
 
@@ -175,7 +175,7 @@ def _waited(waits: Waits) -> str:
     if waits.longest is not None:
         longest = f", {waits.longest:,.0f} s at most"
     else:
-        longest = ", how long the log does not tell" if waits.delivered else ""
+        longest = ", for a time that the log does not show" if waits.delivered else ""
     more = "+" if waits.uncounted else ""
     return (
         f"greylisting: {counted(waits.delivered, 'delivered mail')}{more} would have waited{longest}; "
@@ -241,37 +241,38 @@ def _notes(facts: Facts, subjects: set[str], tallies: list[Tally]) -> list[str]:
     if facts.assumed:
         others = " or ".join(f"`--unknown {other}`" for other in Assumption if other is not facts.assumption)
         notes.append(
-            f"{counted(facts.assumed, 'mail')}: the log does not say why the client had no name, so it was taken for"
-            f" `{facts.assumption}`; see what {others} would change"
+            f"{counted(facts.assumed, 'mail')}: the log does not say why the client had no name, so "
+            f"`{facts.assumption}`"
+            f" was assumed; see what {others} would change"
         )
     if facts.lists_assumed:
         other = ListAssumption.NOT_LISTED if facts.list_assumption is ListAssumption.UNKNOWN else ListAssumption.UNKNOWN
         notes.append(
             f"{counted(facts.lists_assumed, 'mail')}: the decision needed an answer of a DNS list that the log does not"
-            f" have, which was taken for `{facts.list_assumption}`; see what `--lists {other}` would change"
+            f" have, so `{facts.list_assumption}` was assumed; see what `--lists {other}` would change"
         )
     if facts.unjudged:
         notes.append(
             f"{counted(facts.unjudged, 'mail')}: postscreen refused the client without looking up its name, so the log"
-            " does not tell which rule decides; the mails are not in the table"
+            " does not show which rule decides; the mails are not in the table"
         )
     if "helo_name" in subjects and facts.no_helo:
-        notes.append(f"{counted(facts.no_helo, 'mail')}: the log tells no HELO, so no rule on it could match")
+        notes.append(f"{counted(facts.no_helo, 'mail')}: the log has no HELO, so no rule on it could match")
     if facts.no_owner:
         notes.append(
             f"{counted(facts.no_owner, 'mail')}: the client's address has no record, so no rule on asn, asn_name_regex"
             " or country could match"
         )
-    notes.extend(f"no log tells `{name}`; rules that look at it saw an empty value" for name in facts.untold)
+    notes.extend(f"no log has `{name}`; rules that use it saw an empty value" for name in facts.untold)
     if any(tally.passed for tally in tallies):
         notes.append(
-            "policyd's own log, and that of a filter before the queue, tells only that a mail passed; such mails are"
+            "policyd's own log, and that of a filter before the queue, says only that a mail passed; such mails are"
             " counted as delivered"
         )
     if len(facts.writers) > 1 and "policyd" in facts.writers:
-        notes.append("the logs hold policyd's lines and the mail server's: a mail may be counted twice")
+        notes.append("the logs have both policyd's and the mail server's lines: a mail may be counted twice")
     if any(tally.uncounted for tally in tallies):
-        notes.append("a figure with a + stopped counting there; there are more")
+        notes.append("a figure with a + is a minimum: counting stopped there")
     if facts.counts.hidden:
         notes.append(
             f"journalctl left out the text of {counted(facts.counts.hidden, 'line')}; read the journal with --all"

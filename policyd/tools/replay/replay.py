@@ -281,7 +281,7 @@ class _Verdict(NamedTuple):
 
     tallies: tuple[Tally, ...]  # the tallies that count it
     refuses: bool  # it would be refused; by the new ruleset only, if two are compared
-    assumed: bool  # what `unknown` is taken for had a part in it
+    assumed: bool  # depends on the status assumed for `unknown`
     unjudged: bool  # depends on a name that was not looked up
     lists_assumed: bool  # needed an answer of a DNS list which the log does not have
 

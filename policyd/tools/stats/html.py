@@ -193,7 +193,7 @@ def _idle(stats: Stats) -> str:
     parts = []
     for title, names in (
         ("Rules that never matched", stats.unmatched),
-        ("Rules that refused only mails which came in another way", only_elsewhere(stats)),
+        ("Rules whose refused mails were all also delivered", only_elsewhere(stats)),
     ):
         if names:
             listed = ", ".join(f"<code>{escape(name)}</code>" for name in names[:200])
@@ -254,5 +254,5 @@ def _dns(stats: Stats) -> str:
         parts.append(f"<p>{stats.downgraded:,} REJECT became DEFER, because DNS failed.</p>")
     if stats.milliseconds:
         took = ", ".join(f"{name} {stats.percentile(share):g} ms" for name, share in PERCENTILES)
-        parts.append(f"<p>Time a decision took: {took}.</p>")
+        parts.append(f"<p>Duration of a decision: {took}.</p>")
     return "".join(parts)

@@ -162,7 +162,7 @@ def print_stats(console: Console, stats: Stats) -> None:
         console.print(f"{counted(stats.downgraded, 'REJECT')} became DEFER, because DNS failed")
     if stats.milliseconds:
         took = [f"{name} {stats.percentile(share):g} ms" for name, share in PERCENTILES]
-        console.print(f"time a decision took: {', '.join(took)}")
+        console.print(f"duration of a decision: {', '.join(took)}")
 
 
 def greylisting(stats: Stats) -> str:
@@ -198,8 +198,8 @@ def summary(stats: Stats) -> str:
 def origins(stats: Stats) -> list[tuple[str, list[tuple[str, int]]]]:
     """The origins of refused mail, by title."""
     return [
-        ("networks of the refused", stats.top_networks),
-        ("domains of their host names", stats.suffixes.most_common(TOP)),
+        ("networks of refused mails", stats.top_networks),
+        ("domains of their clients' host names", stats.suffixes.most_common(TOP)),
         ("domains of their senders", [(shown(name), count) for name, count in stats.sender_domains.most_common(TOP)]),
     ]
 
@@ -273,7 +273,7 @@ def _print_rules(console: Console, stats: Stats) -> None:
     console.print(_rule_table(stats, by_hits(stats.rules)))
     console.print()
     if stats.observed:
-        console.print(Text("observed rules: what they would have done, and what was answered instead", style="bold"))
+        console.print(Text("observed rules: their actions, and the answers that were sent instead", style="bold"))
         columns = table("rule", "would", "decisions", "clients", "last", "answered", numbers=("decisions", "clients"))
         for name, rule in by_hits(stats.observed):
             answered = ", ".join(f"{action} {count:,}" for action, count in rule.actions.most_common())
@@ -283,7 +283,7 @@ def _print_rules(console: Console, stats: Stats) -> None:
         console.print()
     for names, what in (
         (stats.unmatched, "never matched"),
-        (only_elsewhere(stats), "refused only mails that came in another way"),
+        (only_elsewhere(stats), "refused only mails that were also delivered"),
     ):
         if names:
             more = len(names) - _MAX_NAMED

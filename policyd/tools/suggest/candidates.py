@@ -2,7 +2,7 @@
 
 The evidence is mail that was refused or deferred for a reason about the client (see reasons.py), and not delivered
 later. A log does not say which delivered mails were wanted, so none of them is evidence. Collateral damage is mail
-delivered from the same place; it speaks against a candidate, and its clients are proposed as exceptions. Four kinds of
+delivered from the same place; it counts against a candidate, and its clients are proposed as exceptions. Four kinds of
 candidates:
 
 - host names with a common suffix, as narrow as still holds nearly all of them (public suffix list);
@@ -80,7 +80,7 @@ _MAX_EXAMPLES = 3
 # Number of refused mails that outweigh one delivered mail.
 _COLLATERAL_WEIGHT = 10
 
-# Senders that can stand in an expression.
+# Senders that an expression can contain.
 _ADDRESS = re.compile(rb"[!-~]+@[A-Za-z0-9.-]+")
 
 # Private and special addresses, as (version, first, last): RFC 1122, 1918, 3927, 4193, 4291, 6598.
@@ -269,7 +269,7 @@ class Suggestions:
 
     @property
     def evidence(self) -> int:
-        """Refused mails that speak against their clients."""
+        """Refused mails that count against their clients."""
         return self.refused - self.covered - self.private - self.silent
 
 
@@ -408,7 +408,7 @@ def _suffixes(clients: Iterable[_Client], least: int, reasons: Reasons) -> tuple
             _tell_systems(candidate, members)
             _propose_exceptions(candidate, [client for client in members if client.delivered])
             if all_suffixes().is_public(suffix):
-                candidate.remarks.append("customers who do not know each other have names under this suffix")
+                candidate.remarks.append("unrelated customers have names under this suffix")
             _mark_providers(candidate, [suffix, *names])
             if candidate.worthwhile:
                 found.append(candidate)
@@ -455,8 +455,8 @@ def _networks(clients: Sequence[_Client], least: int, reasons: Reasons) -> list[
         again = sum(count > 1 for count in tries.values())
         if again:
             candidate.remarks.append(
-                f"{again:,} of the mails {'was' if again == 1 else 'were'} tried again from another address in it,"
-                f" one from {max(tries.values())} addresses"
+                f"{again:,} of the mails {'was' if again == 1 else 'were'} retried from another address in it,"
+                f" one mail from {max(tries.values())} addresses"
             )
         refused_clients = [client for client in inside if client.refused > 0]
         if not_asked := sum(not client.looked_up for client in refused_clients):
@@ -598,7 +598,7 @@ def _propose_exceptions(candidate: Candidate, delivered: Sequence[_Client]) -> N
     addresses = sorted({client.example.client_address.decode("ascii") for client in delivered if not client.verified})
     if len(names) + len(addresses) > _MAX_EXCEPTIONS:
         candidate.remarks.append(
-            f"mail was delivered from {len(names) + len(addresses):,} clients in it: too many to except one by one"
+            f"mail was delivered from {len(names) + len(addresses):,} clients in it: too many to list as exceptions"
         )
         return
     if names:

@@ -29,7 +29,7 @@ def as_yaml(found: Suggestions, limit: int, taken: Iterable[str] = (), database:
     candidates = found.candidates[:limit]
     lines = [
         f"# {_summary(found, len(candidates))}",
-        "# Each rule only observes: load it, see in the decision log what it would have hit, then take out `mode`.",
+        "# Each rule only observes: load it, see in the decision log what it would have refused, then remove `mode`.",
     ]
     if any(candidate.condition == "asn" for candidate in candidates):
         lines.append(f"databases: {{asn: {_scalar(database)}}}")
@@ -94,15 +94,20 @@ def _summary(found: Suggestions, candidates: int) -> str:
     if len(found.candidates) > candidates:
         parts.append(f"{len(found.candidates) - candidates:,} weaker candidates are not shown")
     if found.covered:
-        parts.append(f"{found.covered:,} of the refused are decided by the ruleset already")
+        parts.append(f"{found.covered:,} of the refused mails are already decided by the ruleset")
     if found.silent:
-        parts.append(f"{found.silent:,} of the refused say nothing of the client (unknown user, greylisting and such)")
+        parts.append(
+            f"{found.silent:,} of the refused mails have a reason that is not about the client (unknown user, "
+            "greylisting and such)"
+        )
     if found.private:
-        parts.append(f"{found.private:,} of the refused came from private addresses or from users who had logged in")
+        parts.append(
+            f"{found.private:,} of the refused mails came from private addresses or from users who had logged in"
+        )
     if found.unfollowed:
-        parts.append(f"{found.unfollowed:,} deferred mails were not followed to their delivery, to bound memory")
+        parts.append(f"{found.unfollowed:,} deferred mails were not followed until delivery, to limit memory")
     if found.forgotten:
-        parts.append(f"{found.forgotten:,} clients and senders seen too seldom were left out, to bound memory")
+        parts.append(f"{found.forgotten:,} clients and senders seen too rarely were left out, to limit memory")
     return "; ".join([*parts, *found.counts.left_out.notes()])
 
 
@@ -114,7 +119,9 @@ def why_nothing(found: Suggestions, min_clients: int) -> str:
     if found.private:
         parts.append(f"{found.private:,} of these from private addresses or from users who had logged in")
     if found.silent:
-        parts.append(f"{found.silent:,} of these say nothing of the client (unknown user, greylisting and such)")
+        parts.append(
+            f"{found.silent:,} of these have a reason that is not about the client (unknown user, greylisting and such)"
+        )
     weaker = ["--min-clients 1 shows weaker candidates"] if found.evidence > 0 and min_clients > 1 else []
     return "; ".join([", ".join(parts), *weaker, *found.counts.left_out.notes()])
 

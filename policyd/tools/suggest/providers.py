@@ -1,8 +1,8 @@
 """A list of large mail providers, whose names and networks carry the mail of very many users.
 
-A rule against one of them refuses mail of millions of users because of a few, so such a candidate is marked. The list
-has reverse DNS names of their outgoing servers and domains of their users. It need not be complete, because it only
-gives a remark beside the evidence.
+A rule against such a provider refuses the mail of millions of users because of a few, so such a candidate is marked.
+The list has reverse DNS names of their outgoing servers and domains of their users. It need not be complete, because it
+only gives a remark beside the evidence.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Decides whether a refusal is evidence against the client, and numbers the reasons.
 
-An unknown user, a full mailbox, greylisting or a busy server say nothing about the client: they affect a large provider
-as well as a spammer. Sources: RFC 3463 for the classes of enhanced status codes; the texts of Postfix, sendmail,
-Dovecot and the common greylisting daemons.
+An unknown user, a full mailbox, greylisting or a busy server are not reasons about the client: they affect a large
+provider as well as a spammer. Sources: RFC 3463 for the classes of enhanced status codes; the texts of Postfix,
+sendmail, Dovecot and the common greylisting daemons.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ def test_warnings_are_made_only_when_asked_for(tmp_path: Path) -> None:
         ("2026-12-06", ""),
         ("2026-12-05", "expires on 2026-12-05, in 14 days"),
         ("2026-11-22", "expires on 2026-11-22, in 1 day"),
-        ("2026-11-21", "expired on 2026-11-21, so it is skipped; take it away or give it a new date"),
-        ("2020-01-01", "expired on 2020-01-01, so it is skipped; take it away or give it a new date"),
+        ("2026-11-21", "expired on 2026-11-21, so it is skipped; remove it or set another date"),
+        ("2020-01-01", "expired on 2020-01-01, so it is skipped; remove it or set another date"),
     ],
 )
 def test_expiry(expires: str | None, notice: str) -> None:

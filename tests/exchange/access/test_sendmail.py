@@ -63,11 +63,11 @@ def test_a_key_with_its_tag_counts_before_the_same_without() -> None:
         ("TLS_Clt:mail.example.com ENCR:112", "is not supported"),
         ("GreetPause:192.0.2.1 5000", "is not supported"),
         ("Spam:user@ FRIEND", "is not supported"),
-        ("ClientRate:192.0.2.1 REJECT", "it is not about who may send mail"),
-        ("Connect:192.0.2.0/24 REJECT", "no networks with a prefix"),
-        ("Connect:a@b.example REJECT", "never asks for a mail address"),
+        ("ClientRate:192.0.2.1 REJECT", "it does not decide who may send mail"),
+        ("Connect:192.0.2.0/24 REJECT", "network with a prefix length never matches"),
+        ("Connect:a@b.example REJECT", "never uses a mail address"),
         ("From:ok@elsewhere.example OK", "there is nothing to exempt from"),
-        ("justakey", "no line of an access_db"),
+        ("justakey", "not a line of an access_db"),
     ],
 )
 def test_an_unsupported_line_is_reported_and_the_others_are_kept(line: str, reason: str) -> None:

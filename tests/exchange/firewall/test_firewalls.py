@@ -97,13 +97,13 @@ def test_ipv6_in_an_inet_table() -> None:
             "iptables-save",
             IPTABLES,
             {
-                4: "the table 'nat' does not decide",
+                4: "the table 'nat' does not filter",
                 9: "the machine's own connections",
-                10: "connections that are there already",
+                10: "established connections",
                 13: "it is not about port 25",
                 15: "it is not about port 25",
-                17: "no mail comes here",
-                18: "no mail comes here",
+                17: "no mail reaches it",
+                18: "no mail reaches it",
                 21: "the condition '--update' is not supported",
             },
         ),
@@ -112,10 +112,10 @@ def test_ipv6_in_an_inet_table() -> None:
             NFT,
             {
                 15: "the machine's own connections",
-                16: "connections that are there already",
+                16: "established connections",
                 20: "it is not about port 25",
                 25: "the condition 'limit' is not supported",
-                27: "not about what comes in",
+                27: "not about incoming packets",
             },
         ),
     ],
@@ -158,7 +158,7 @@ COMMIT
 def test_a_chain_that_accepts_all_mail_ends_what_comes_after_the_jump() -> None:
     result = imported("iptables-save", ACCEPTING)
     assert [rule.match for rule in result.rules] == [{"cidr": ("198.51.100.0/24",)}]
-    assert [(loss.line.number, "no mail comes here" in loss.reason) for loss in result.report.losses] == [(3, True)]
+    assert [(loss.line.number, "no mail reaches it" in loss.reason) for loss in result.report.losses] == [(3, True)]
 
 
 NARROWED = """\
@@ -197,11 +197,23 @@ def test_chains_that_go_on_for_ever_end(text: str) -> None:
 @pytest.mark.parametrize(
     ("format_name", "text", "reason"),
     [
-        ("nft", "table inet t {\n chain c {\n  ip saddr 192.0.2.1 drop\n", "2: the file ends within the block"),
-        ("nft", "table inet t { set s { type ipv4_addr; elements = { 192.0.2.1,", "1: the file ends within the block"),
+        (
+            "nft",
+            "table inet t {\n chain c {\n  ip saddr 192.0.2.1 drop\n",
+            "2: the file ends in the middle of the block",
+        ),
+        (
+            "nft",
+            "table inet t { set s { type ipv4_addr; elements = { 192.0.2.1,",
+            "1: the file ends in the middle of the block",
+        ),
         ("nft", '{"nftables": [{"table": {"family": "ip"', "1: not a whole JSON document"),
         ("iptables-save", "*filter\n-A INPUT -s 192.0.2.1 -j DROP\n", "1: the table has no COMMIT"),
-        ("iptables-save", "*nat\n*filter\n-A INPUT -s 192.0.2.1 -j DROP\nCOMMIT\n", "that of line 1 has no COMMIT"),
+        (
+            "iptables-save",
+            "*nat\n*filter\n-A INPUT -s 192.0.2.1 -j DROP\nCOMMIT\n",
+            "the table of line 1 has no COMMIT",
+        ),
     ],
 )
 def test_a_file_that_was_cut_off_is_refused(format_name: str, text: str, reason: str) -> None:
@@ -291,7 +303,7 @@ def test_the_chain_of_an_interface_exempts_from_its_own_lines_alone() -> None:
     ]
     assert result.lost_exemptions == 0
     assert [(loss.line.number, loss.reason) for loss in result.report.losses if "drops" in loss.reason] == [
-        (2, "the chain drops what none of its lines accepts, which no rule is made of")
+        (2, "the chain drops all other packets by its policy, for which no rule is written")
     ]
 
 
@@ -346,8 +358,8 @@ def test_a_json_document_of_one_long_line_is_read() -> None:
     assert (len(result.entries), result.report.losses) == (20_001, [])
     reasons = [note.reason for note in result.report.notes]
     assert reasons == [
-        "the element expires there by itself; here it stays",
-        "the sets bad, few became one list; --set NAME takes one of them",
+        "the element expires by itself there, but not here",
+        "the sets bad, few were merged into one list; --set NAME selects one of them",
     ]
     assert [term.value for term in imported("nft", text, ImportOptions(sets=("few",))).entries] == ["192.0.2.1"]
 
@@ -379,7 +391,7 @@ def test_the_sets_of_a_file_can_be_chosen() -> None:
     result = imported("ipset", SAVED)
     assert [term.value for term in result.entries] == ["192.0.2.0/24", "198.51.100.7"]
     assert [note.reason for note in result.report.notes] == [
-        "the sets bad, friends became one list; --set NAME takes one of them"
+        "the sets bad, friends were merged into one list; --set NAME selects one of them"
     ]
     assert [loss.line.number for loss in result.report.losses] == [3]
     assert [term.value for term in imported("ipset", SAVED, ImportOptions(sets=("bad",))).entries] == ["192.0.2.0/24"]

@@ -79,7 +79,7 @@ def test_plain_names_are_whose_the_attribute_says(attribute: str | None, wanted:
         ("192.0.2.010", "is not an address"),
         ("192.0.2.9-192.0.2.1", "it begins after its end"),
         ("192.0.2.1-2001:db8::1", "it begins after its end"),
-        ("two words", "an entry is one"),
+        ("two words", "an entry is a single word"),
         ("not_a_name!", "is not a host name"),
         ("300.1.1.1", "is not an address"),
         ("10", "is not an address"),
@@ -187,11 +187,11 @@ DROP = (
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (DROP + '{"cidr":"1.19.0.', "3: the file ends within the line"),
+        (DROP + '{"cidr":"1.19.0.', "3: the file ends in the middle of the line"),
         (DROP, '2: the last record, {"type":"metadata",...}, is missing'),
         (DROP + '{"type":"metadata","records":1000}\n', "3: the list has 1,000 records, and 2 of them are in the file"),
-        ("; DROP\n1.10.16.0/20 ; SBL1\n1.19.0.0/16 ; SB", "3: the file ends within the line"),
-        ("; DROP\n1.10.16.0/20 ; SBL1\n1.19.0.0/1", "3: the file ends within the line"),
+        ("; DROP\n1.10.16.0/20 ; SBL1\n1.19.0.0/16 ; SB", "3: the file ends in the middle of the line"),
+        ("; DROP\n1.10.16.0/20 ; SBL1\n1.19.0.0/1", "3: the file ends in the middle of the line"),
     ],
     ids=["in a record", "between two", "too few", "in a comment", "in a network"],
 )
@@ -403,9 +403,7 @@ def test_postgreys_clients_are_exempted_with_their_subdomains_octets_and_express
         ({"hostname_regex": (r"^mx\d+\.c\.example$",)}, "DUNNO"),
         ({"cidr": ("192.0.2.0/24", "198.51.100.0/25", "203.0.0.0/24", "2001:db8::/32")}, "DUNNO"),
     ]
-    assert "postgrey takes two octets for a network of /24: 203.0.0.0/24" in {
-        note.reason for note in result.report.notes
-    }
+    assert "postgrey reads two octets as a /24 network: 203.0.0.0/24" in {note.reason for note in result.report.notes}
     assert entries("postgrey", "192.0.2.1\n203.0.113.9 # x\n") == ["192.0.2.1", "203.0.113.9"]
 
 
@@ -433,13 +431,13 @@ def test_expressions_that_fit_no_client_are_for_senders_or_reported(format_name:
     assert [loss.line.number for loss in result.report.losses] == [2, 4, 5]
     assert {loss.reason.partition(";")[0] for loss in result.report.losses} == {"no host name can match it"}
     assert {note.reason.partition(",")[0].partition(";")[0] for note in result.report.notes} >= {
-        "read for host names of clients",
+        "read as host names of clients",
         "only a mail address can match it",
     }
     said = imported(format_name, text, ImportOptions(attribute="sender"))
     assert [loss.line.number for loss in said.report.losses] == [1, 2, 4, 5]
     hidden = lost(format_name, "192.0.2.1\n/a\u200db/i\n")
-    assert hidden == [(2, "it has a character that cannot be seen (U+200D)")]
+    assert hidden == [(2, "it has an invisible character (U+200D)")]
 
 
 # --- rspamd-map -------------------------------------------------------------------------------------------------------
@@ -519,7 +517,7 @@ def test_mechanisms_of_spf_are_networks() -> None:
 
 
 def test_a_map_of_names_says_what_it_was_read_for_unless_told() -> None:
-    assumed = "read for host names of clients; --attribute says if the list is for something else"
+    assumed = "read as host names of clients; use --attribute if the list is for something else"
     assert [note.reason for note in imported("rspamd-map", "b.example\nc.example\n").report.notes] == [assumed]
     assert [note.reason for note in imported("rspamd-map", "192.0.2.1\n").report.notes] == []
     told = imported("rspamd-map", "b.example\n", ImportOptions(attribute="client"))

@@ -104,7 +104,7 @@ def test_all_that_is_in_a_block_which_cannot_be_read_is_reported() -> None:
     ("table", "note"),
     [
         ("192.0.2.1 OK\n192.0.2.2 REJECT\n", "OK became DUNNO"),
-        ("192.0.2.1 12345\n192.0.2.2 REJECT\n", "a number without text is OK to Postfix"),
+        ("192.0.2.1 12345\n192.0.2.2 REJECT\n", "Postfix treats a number without text as OK"),
         ("192.0.2.1 HOLD\n192.0.2.0/24 REJECT\n", "the mail is not held"),
         ("192.0.2.1 521 go\n", "does not hang up"),
         ("192.0.2.1 551 go\n", "Postfix itself chooses the reply code"),
@@ -146,7 +146,7 @@ def test_as_many_ifs_are_read_within_each_other_as_anybody_writes(format_name: s
     deep = imported(format_name, f"{opened * 17}{pattern} REJECT\n{closed * 17}{pattern} DEFER\n")
     assert {rule.verdict.action for rule in deep.rules} == {"DEFER"}
     reasons = [(loss.line.number, loss.reason) for loss in deep.report.losses]
-    assert (17, "more than 16 `if` within each other; all lines up to its endif are lost with it") in reasons
+    assert (17, "more than 16 `if` within each other; all lines up to its endif are lost, too") in reasons
     assert (18, "the `if` around it is lost") in reasons
 
 

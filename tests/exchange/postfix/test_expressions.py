@@ -142,7 +142,7 @@ def test_an_assumed_attribute_is_said_and_a_mail_address_means_a_sender() -> Non
     noted = {note.reason.split(",")[0]: [line.number for line in note.lines] for note in result.report.notes}
     assert noted == {
         "only a mail address can match it": [1, 3],
-        "read for names and addresses of clients; --attribute says if the table is for something else": [2],
+        "read as names and addresses of clients; use --attribute if the table is for something else": [2],
     }
     said = imported("postfix-pcre", "/^dyn/ REJECT\n", ImportOptions(attribute="client"))
     assert said.report.notes == []
@@ -160,7 +160,7 @@ def test_an_expression_that_no_client_can_match_is_reported(pattern: str, attrib
 def test_a_line_that_only_its_if_keeps_from_matching_is_reported_with_the_if() -> None:
     table = "if /dynamic/\n/^adsl\\.example\\.net$/ REJECT\n/^dynamic\\.example\\.net$/ REJECT\nendif\n"
     (loss,) = imported("postfix-pcre", table).report.losses
-    reason = "it can match a client's name, but none that the `if` around it lets through"
+    reason = "it can match a client's name, but not within the `if` around it"
     assert (loss.line.number, loss.reason) == (2, reason)
 
 
@@ -172,7 +172,7 @@ def test_lines_that_are_too_complex_to_be_examined_are_told_and_kept(monkeypatch
     monkeypatch.setattr(regex_subjects, "_FIRST_STEPS", 100_000)
     told = imported("postfix-pcre", table)
     again = imported("postfix-pcre", table)
-    (note,) = [note for note in told.report.notes if "too complex to find out what it can match" in note.reason]
+    (note,) = [note for note in told.report.notes if "too complex to analyse" in note.reason]
     assert 3 <= note.count < 9
     assert told.report.losses == []
     assert (told.text, told.report.taken) == (again.text, 9)
@@ -212,8 +212,8 @@ def test_an_exemption_with_a_text_after_it_is_kept() -> None:
         (r"/a/q REJECT", "'q' is not a flag"),
         (r"/a REJECT", "the closing `/` is missing"),
         (r"/a/", "there is no action"),
-        (r"/a/ REJECT $1", "does not stand for a group"),
-        (r"!/(a)/ REJECT $1", "does not stand for a group"),
+        (r"/a/ REJECT $1", "is not a group"),
+        (r"!/(a)/ REJECT $1", "is not a group"),
         ("example.com REJECT", "not a line of such a table"),
     ],
 )
@@ -232,7 +232,7 @@ def test_after_many_too_large_expressions_every_further_line_is_lost() -> None:
     reasons = [(loss.line.number, loss.reason) for loss in result.report.losses]
     assert [number for number, _ in reasons] == list(range(2, MOST_TOO_LARGE + 4))
     assert all("RE2 cannot express it: pattern too large" in reason for _, reason in reasons[:MOST_TOO_LARGE])
-    unseen = f"not looked at: {MOST_TOO_LARGE} expressions above it are too large for RE2"
+    unseen = f"not read: {MOST_TOO_LARGE} expressions above it are too large for RE2"
     assert {reason for _, reason in reasons[MOST_TOO_LARGE:]} == {unseen}
 
 
@@ -251,7 +251,7 @@ def test_substitutions_are_lost_with_a_note() -> None:
     )
     assert [rule.verdict.action for rule in result.rules] == ["REJECT Use ...@..., not ... for $5"]
     assert [note.reason for note in result.report.notes] == [
-        "$1 and its like are not supported: the text has `...` in their place"
+        "$1, $2 and so on are not supported: the text has `...` in their place"
     ]
 
 

@@ -62,7 +62,7 @@ def test_names_are_asked_as_postfix_asks_them_and_warn_if_reject_observes(tmp_pa
         assert f"ask: {ask}, codes: '127.0.1.2'" in result.text
     said, losses, _ = rules(tmp_path, text)
     assert [rule[3:] for rule in said] == [("DEFER", False), ("DEFER", True), ("DEFER", False)]
-    assert losses == ["reject_rhsbl_recipient d.example: no list is asked for recipients here"]
+    assert losses == ["reject_rhsbl_recipient d.example: policyd asks no list about recipients"]
 
 
 def test_a_list_without_a_filter_gets_codes_and_that_is_said(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_filter_that_no_answer_fits_is_not_taken(code: str, tmp_path: Path) ->
     text = f"smtpd_client_restrictions = reject_rbl_client a.example={code}, reject_rbl_client b.example=127.0.0.2\n"
     said, losses, _ = rules(tmp_path, text)
     assert [rule[0] for rule in said] == [["b.example"]]
-    why = "no answer of the list fits the filter: one lies in 127.0.0.0/8, and is not a refusal"
+    why = "no answer of a list can match the filter: answers are in 127.0.0.0/8, and are not refusals"
     assert losses == [f"reject_rbl_client a.example={code}: {why}"]
 
 

@@ -111,7 +111,7 @@ def test_names_are_those_of_the_ruleset() -> None:
         ("id=R; client_address=192.0.2.1; action=rate(sender/2/60/REJECT)", "rate() is not supported"),
         ("id=R; client_address=192.0.2.1; action=note(seen)", "note() only logs"),
         ("id=R; client_address=192.0.2.1", "there is no action"),
-        ("id=R; client_address=192.0.2.1,; action=REJECT", "there is no address before or after a comma"),
+        ("id=R; client_address=192.0.2.1,; action=REJECT", "an address is missing before or after a comma"),
         ("id=R; nonsense; action=REJECT", "is not an item"),
         ("id=R; colour==red; action=REJECT", "is not an attribute that Postfix sends"),
         ("id=R; sender=!!(a); sender=!!(b); action=REJECT", "either would be enough"),

@@ -130,7 +130,7 @@ def test_only_what_was_asked_for_is_shown(log: Path, wanted: Wanted, text: str, 
 
 
 def test_a_network_that_is_none_says_how_to_write_one() -> None:
-    with pytest.raises(ValueError, match=r"'x' is no network; write 192.0.2.0/24"):
+    with pytest.raises(ValueError, match=r"'x' is not a network; write 192.0.2.0/24"):
         parse_networks(["x"])
 
 

@@ -26,11 +26,11 @@ def test_a_database_is_right_until_its_age_is_reached(tmp_path: Path) -> None:
     path = rules(tmp_path, "{asn: {file: asn.mmdb, max_age: 10d}}")
     findings, right, notes = check_databases(path, BUILT + 9 * DAY)
     assert (findings, notes) == ((), ())
-    assert right == (f"{tmp_path}/asn.mmdb: the asn database (MMDB) is of 2023-11-14",)
+    assert right == (f"{tmp_path}/asn.mmdb: the asn database (MMDB) is dated 2023-11-14",)
     (finding,), right, _ = check_databases(path, BUILT + 11 * DAY)
     assert right == ()
     assert finding.where == f"{tmp_path}/asn.mmdb"
-    assert finding.what.startswith("the asn database is of 2023-11-14, 11 days ago")
+    assert finding.what.startswith("the asn database is dated 2023-11-14, 11 days ago")
     assert "policyd reload" in finding.write
 
 

@@ -147,13 +147,13 @@ def test_the_question_names_no_mail_that_a_greylisting_service_could_remember() 
 MAIN_CF = {
     "": "no check_policy_service anywhere",
     "smtpd_recipient_restrictions = reject_unauth_destination, ASK": (
-        "permit_mynetworks and permit_sasl_authenticated do not stand before"
+        "permit_mynetworks and permit_sasl_authenticated are not before"
     ),
     "smtpd_recipient_restrictions = ASK, permit_mynetworks": (
-        "permit_mynetworks and permit_sasl_authenticated do not stand before"
+        "permit_mynetworks and permit_sasl_authenticated are not before"
     ),
-    "smtpd_recipient_restrictions = permit_mynetworks ASK": "permit_sasl_authenticated does not stand before",
-    "smtpd_sender_restrictions = permit_sasl_authenticated ASK": "permit_mynetworks does not stand before",
+    "smtpd_recipient_restrictions = permit_mynetworks ASK": "permit_sasl_authenticated is not before",
+    "smtpd_sender_restrictions = permit_sasl_authenticated ASK": "permit_mynetworks is not before",
     "smtpd_recipient_restrictions = OURS, check_policy_service ENDPOINT": (
         "no default_action: while policyd does not run, every mail is answered 451 4.3.5"
     ),
@@ -164,7 +164,7 @@ MAIN_CF = {
     "smtpd_recipient_restrictions = OURS, check_policy_service { ENDPOINT, { default_action = REJECT later } }": (
         "default_action=REJECT later: while policyd does not run, every mail is rejected for good"
     ),
-    "smtpd_recipient_restrictions = OURS, reject, ASK": "reject stands before check_policy_service",
+    "smtpd_recipient_restrictions = OURS, reject, ASK": "reject is before check_policy_service",
     # Nothing is wrong with these.
     "smtpd_recipient_restrictions = OURS, ASK": "",
     "smtpd_policy_service_default_action = DUNNO\n"
@@ -221,7 +221,7 @@ def test_users_who_hand_in_their_own_mail_are_no_strangers(queue: Path, main: st
         found = findings(examined(queue, text, Settings(listen=(address,)), master))
     assert len(found) == wanted, found
     if wanted:
-        assert "master.cf: submission inet: smtpd_recipient_restrictions: users who hand in their own mail" in found[0]
+        assert "master.cf: submission inet: smtpd_recipient_restrictions: users who submit their own mail" in found[0]
         assert "-o { smtpd_recipient_restrictions = permit_sasl_authenticated, reject }" in found[0]
 
 
@@ -245,7 +245,7 @@ def test_an_endpoint_where_policyd_does_not_listen_is_said_unless_something_answ
     found = findings(examined(queue, main, Settings()))
     assert len(found) == 2
     assert f"check_policy_service asks {address}, and policyd listens on inet:127.0.0.1:10040" in found[0]
-    assert "no answer: connection refused" in found[1]
+    assert "did not answer: connection refused" in found[1]
 
 
 def test_another_policy_service_beside_policyd_is_none_of_its_business(queue: Path) -> None:

@@ -41,7 +41,7 @@ def test_the_store_is_asked_and_a_refused_password_is_said_and_never_shown(tmp_p
     try:
         findings, right = check_memory(settings(server))
         assert findings == ()
-        assert right[0].startswith(f"policyd.yaml: state: unix:{server.socket} takes what is written, after ")
+        assert right[0].startswith(f"policyd.yaml: state: unix:{server.socket} accepts writes, after ")
         server.command("config", "set", "requirepass", "right")
         credentials.write_text("hunter2\n")
         credentials.chmod(0o600)

@@ -82,31 +82,31 @@ WRONG = {
     "permit_auth_destination": (
         RIGHT.replace("reject_unauth_destination", "permit_auth_destination, reject_unauth_destination"),
         SMTP,
-        "permit_auth_destination stands before check_policy_service: mail for your own domains passes",
+        "permit_auth_destination is before check_policy_service: mail for your own domains passes",
     ),
     "permit_auth_destination and reject": (
         RIGHT.replace("reject_unauth_destination,", "permit_auth_destination, reject,"),
         SMTP,
-        "reject stands before check_policy_service, which is never reached",
+        "reject is before check_policy_service, which is never reached",
     ),
     "permit_auth_destination in a class": (
         f"smtpd_restriction_classes = ours\nours = permit_auth_destination\n{RIGHT.replace(ASK, f'ours, {ASK}')}",
         SMTP,
-        "permit_auth_destination stands before",
+        "permit_auth_destination is before",
     ),
-    "warn_if_reject": (RIGHT.replace(ASK, f"warn_if_reject {ASK}"), SMTP, "warn_if_reject stands before"),
+    "warn_if_reject": (RIGHT.replace(ASK, f"warn_if_reject {ASK}"), SMTP, "warn_if_reject is before"),
     "warn_if_reject before a class": (
         (
             f"smtpd_restriction_classes = strangers\nstrangers = reject_unknown_sender_domain, {ASK}\n"
             f"smtpd_sasl_auth_enable = yes\nsmtpd_recipient_restrictions = {FIRST}, warn_if_reject strangers\n"
         ),
         SMTP,
-        "warn_if_reject stands before check_policy_service: Postfix logs what policyd refuses, and accepts it",
+        "warn_if_reject is before check_policy_service: Postfix logs what policyd refuses, and accepts it",
     ),
     "a list for ETRN": (
         f"smtpd_etrn_restrictions = permit_mynetworks, {ASK}\n",
         SMTP,
-        "policyd is asked about the command ETRN only here",
+        "here policyd is asked about the command ETRN only",
     ),
     "defer_if_reject": (RIGHT.replace(ASK, f"defer_if_reject, {ASK}"), SMTP, "every REJECT is answered as a DEFER"),
     # At a stage at which clients have not logged in.
@@ -129,7 +129,7 @@ WRONG = {
         SMTP,
         (
             "default_action=OK: while policyd does not run, this host is an open relay: reject_unauth_destination "
-            "does not stand before check_policy_service, and smtpd_relay_restrictions is empty"
+            "is not before check_policy_service, and smtpd_relay_restrictions is empty"
         ),
     ),
     "an open relay of an old level": (
@@ -179,7 +179,7 @@ WRONG = {
     "no logins at port 25, logins at 587": (
         f"smtpd_sasl_auth_enable = no\nsmtpd_recipient_restrictions = permit_mynetworks, {ASK}\n",
         f"{SMTP}587 inet n - n - - smtpd -o smtpd_sasl_auth_enable=yes\n",
-        "master.cf: 587 inet: smtpd_recipient_restrictions: users who hand in their own mail are judged as strangers",
+        "master.cf: 587 inet: smtpd_recipient_restrictions: users who submit their own mail are judged as strangers",
     ),
     # policyd is not the service that is asked.
     "another policy service only": (
@@ -312,7 +312,7 @@ def test_a_submission_service_without_reject_is_noted_and_no_problem(queue: Path
     master = f"{SMTP}submission inet n - n - - smtpd\n  -o {{ smtpd_recipient_restrictions = {FIRST} }}\n"
     diagnosis = judged(queue, RIGHT, master)
     assert findings(diagnosis) == []
-    assert any("submission inet: strangers may hand in mail for your own domains" in line for line in diagnosis.notes)
+    assert any("submission inet: strangers can send mail to your own domains" in line for line in diagnosis.notes)
 
 
 def test_a_postfix_for_users_alone_is_noted(queue: Path) -> None:
@@ -371,7 +371,7 @@ SHIPPED = RIGHT.replace("ENDPOINT", "unix:private/policyd")
 def test_a_socket_of_systemd_that_is_not_running_is_said_and_main_cf_left_alone(queue: Path) -> None:
     (found,) = findings(examined(queue, SHIPPED, Settings(), SMTP))
     assert found == (
-        f"the socket {queue}/private/policyd: policyd.socket is not running: nothing is there -> "
+        f"the socket {queue}/private/policyd: policyd.socket is not running, so the socket does not exist -> "
         "systemctl enable --now policyd.socket policyd.service"
     )
 
@@ -396,7 +396,7 @@ def test_a_socket_of_systemd_without_a_daemon_behind_it_is_said(queue: Path) -> 
         main_cf = configuration / "main.cf"
         main_cf.write_text(f"queue_directory = {queue}\nmail_owner = nobody\ncompatibility_level = 3.6\n{SHIPPED}")
         (found,) = findings(diagnose(read_postfix(str(configuration)), Settings(), timeout=0.2))
-    assert "policyd.socket is there, and policyd is not: no answer within 0.2 s -> systemctl status" in found
+    assert "policyd.socket is running, but policyd is not: no answer within 0.2 s -> systemctl status" in found
 
 
 def test_a_running_daemon_behind_a_socket_of_systemd_is_right(queue: Path) -> None:

@@ -119,7 +119,7 @@ def test_a_rule_that_refuses_only_what_comes_in_another_way_is_found(tmp_path: P
     )
     assert stats_as_json(stats)["only_elsewhere"] == ["useless"]
     assert (stats.rules["sakura-vps"].elsewhere, len(stats.rules["sakura-vps"].refused_mails)) == (1, 2)
-    assert "refused only mails that came in another way: useless" in printed(stats)
+    assert "refused only mails that were also delivered: useless" in printed(stats)
 
 
 def hours(*starts: str) -> list[str]:

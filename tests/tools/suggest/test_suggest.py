@@ -49,7 +49,7 @@ def test_the_incidents(tmp_path: Path) -> None:
     ]
     phishing, bulk, _ = found.candidates
     assert (phishing.evidence.refused, phishing.evidence.clients, phishing.evidence.delivered) == (27, 26, 0)
-    assert "2 of the mails were tried again from another address in it, one from 5 addresses" in bulk.remarks
+    assert "2 of the mails were retried from another address in it, one mail from 5 addresses" in bulk.remarks
     text = as_yaml(found, 20)
     assert re.search(r"27 mails refused or deferred, from 26 clients, \d+-02-05 to \d+-03-09; none was delivered", text)
     ruleset = checked(tmp_path, text)
@@ -92,7 +92,7 @@ def test_a_public_suffix_is_never_suggested(tmp_path: Path) -> None:
 def test_a_suffix_of_unrelated_customers_says_so(tmp_path: Path) -> None:
     found = suggest(log_of(tmp_path, *refused_hosts(9, "www{}ue.sakura.ne.jp")))
     assert rules(found) == [("hostname_suffix", "sakura.ne.jp", {})]
-    assert found.candidates[0].remarks == ["customers who do not know each other have names under this suffix"]
+    assert found.candidates[0].remarks == ["unrelated customers have names under this suffix"]
 
 
 def test_what_was_delivered_is_proposed_as_an_exception(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_too_many_exceptions_are_not_proposed_one_by_one(tmp_path: Path) -> None
     wanted = [mail(n, f"h{n}.dyn.isp.example[198.{n}.100.7]") for n in range(60, 85)]
     (candidate,) = suggest(log_of(tmp_path, *refused_hosts(40), *wanted)).candidates
     assert candidate.exceptions == {}
-    assert "mail was delivered from 25 clients in it: too many to except one by one" in candidate.remarks
+    assert "mail was delivered from 25 clients in it: too many to list as exceptions" in candidate.remarks
 
 
 def test_candidates_are_ranked_by_what_they_catch_and_what_they_cost(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_what_is_seen_least_is_forgotten_first(tmp_path: Path, monkeypatch: pyte
     found = suggest(log_of(tmp_path, *often, *once))
     assert rules(found) == [("cidr", "192.0.2.0/24", {})]
     assert found.forgotten > 50
-    assert "seen too seldom" in as_yaml(found, 20)
+    assert "seen too rarely" in as_yaml(found, 20)
 
 
 def test_what_clients_said_stands_in_comments_only_and_printable(tmp_path: Path) -> None:

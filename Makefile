@@ -26,7 +26,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # Number of processes that run tests. JOBS=0 for none but pytest (--pdb).
 JOBS ?= 2
-PARALLEL = -n $(JOBS) --dist loadgroup
+PARALLEL = -n $(JOBS)
 
 .PHONY: run check test unit matrix newest faults fuzz bench man completions lock deb deb-test audit clean
 

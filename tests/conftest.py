@@ -27,15 +27,11 @@ SLOW_FIXTURES = {"postfix", "start_policyd"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests that need Postfix and root as `field`, and tests that `make unit` leaves out as `slow`.
-
-    One process runs all `field` tests, because they share one Postfix.
-    """
+    """Marks tests that need Postfix and root as `field`, and tests that `make unit` leaves out as `slow`."""
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         folders = set(item.path.parents)
         if HERE / "field" in folders or "postfix" in fixtures:
             item.add_marker(pytest.mark.field)
-            item.add_marker(pytest.mark.xdist_group("postfix"))
         if folders & SLOW_FOLDERS or fixtures & SLOW_FIXTURES:
             item.add_marker(pytest.mark.slow)

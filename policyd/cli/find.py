@@ -10,8 +10,8 @@ import click
 
 from policyd.cli.log_options import log_paths, logs_argument, nothing_found, parse_time, since_option
 from policyd.cli.logs import log_errors
-from policyd.cli.options import config_option, json_option
-from policyd.config.load import load_settings
+from policyd.cli.options import json_option, rules_options
+from policyd.config.load import load, load_settings
 from policyd.decision_log import reader
 from policyd.decision_log.reader import LoggedDecision
 from policyd.tools.decisions import find as finding
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@config_option
+@rules_options
 @json_option
 @click.option("--client", "clients", multiple=True, metavar="A", help="Only this address or network. May be repeated.")
 @click.option("--suffix", default="", metavar="NAME", help="Only clients that have, or claim, NAME or a name under it.")
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 def find(
     *,
     config: str | None,
+    rules: str | None,
     as_json: bool,
     clients: tuple[str, ...],
     suffix: str,
@@ -60,7 +61,8 @@ def find(
     standard input. Without LOG, the decision log that the settings name is read, with its rotated files.
 
     With --by, each distinct value is printed once, the most frequent first: count, first time, last time, value. A host
-    name that did not verify is marked (unverified).
+    name that did not verify is marked (unverified). Systems (--by asn) are those in the decision log, or else those in
+    the databases of the ruleset (-c or --rules), which a mail log needs.
 
     \b
     policyd find --client 192.0.2.25 --since 7d
@@ -71,7 +73,9 @@ def find(
         networks = tails.parse_networks(clients)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--client") from None
-    search = finding.Search(networks, suffix, sender, recipient, since, until)
+    needs_ruleset = by == tallying.By.ASN and (config is not None or rules is not None)
+    ruleset = load(config, rules).ruleset if needs_ruleset else None
+    search = finding.Search(networks, suffix, sender, recipient, since, until, ruleset=ruleset)
     with log_errors():
         paths = log_paths(logs, load_settings(config) if config is not None and not logs else None)
         with reading(paths) as advance:

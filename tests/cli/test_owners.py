@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,14 @@ def test_suggest_by_asn_writes_the_database_that_its_rules_need(run: Run, rules:
     candidates = rules.with_name("candidates.yaml")
     candidates.write_text(ended.out)
     assert run("check", "--rules", candidates).status == 0
+
+
+def test_find_by_asn_looks_up_the_clients_of_a_mail_log_in_the_databases(run: Run, rules: Path) -> None:
+    ended = run("find", "--by", "asn", "--json", "--rules", rules, *INCIDENTS)
+    counts = {each["value"]: each["count"] for each in json.loads(ended.out)["values"]}
+    without = json.loads(run("find", "--by", "asn", "--json", *INCIDENTS).out)["values"]
+    assert [each["value"] for each in without] == ["-"]
+    assert counts == {"64496": 7, "-": without[0]["count"] - 7}
 
 
 def test_suggest_by_asn_without_any_system_says_what_it_needs(run: Run) -> None:

@@ -78,7 +78,6 @@ class Found(NamedTuple):
     verified: bool
     sender: bytes | None
     recipients: tuple[bytes, ...]
-    asn: bytes
     source: Source
 
 
@@ -114,14 +113,13 @@ def _of_decision(decision: LoggedDecision, clock: LogClock) -> Found:
         bool(decision.hostname),
         decision.sender,
         (decision.recipient,) if decision.recipient else (),
-        b"%d" % decision.asn if decision.asn else b"",
         decision,
     )
 
 
 def _of_mail(mail: Observation) -> Found:
     verified = mail.name_status is NameStatus.VERIFIED
-    return Found(mail.time, mail.client_address, mail.names, verified, mail.sender, mail.recipients, b"", mail)
+    return Found(mail.time, mail.client_address, mail.names, verified, mail.sender, mail.recipients, mail)
 
 
 class Matcher:

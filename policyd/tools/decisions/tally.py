@@ -24,12 +24,13 @@ from policyd.logs.counting import without_garbage_collection
 from policyd.logs.either import batches
 from policyd.logs.timestamps import LogClock
 from policyd.tools.address_blocks import Block, part_of
-from policyd.tools.decisions.find import Matcher, found_in
+from policyd.tools.decisions.find import Matcher, found_in, owner_in
 from policyd.tools.display import shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from policyd.core.index import Ruleset
     from policyd.logs.either import Batch
     from policyd.tools.decisions.find import Found, Search
 
@@ -277,7 +278,7 @@ class _Counter:
             else:
                 time = self._times.of_seconds(found.time)
             self._tally.found += 1
-            for value in _values(found, self._by):
+            for value in _values(found, self._by, self._search.ruleset):
                 self._count(time, value)
 
     def _add_text(self, text: bytes) -> bool:
@@ -339,7 +340,7 @@ _COUNTED_BY = {By.NETWORK: By.CLIENT, By.SENDER_DOMAIN: By.SENDER}
 _UNVERIFIED = b"\0"
 
 
-def _values(found: Found, by: By) -> Sequence[bytes | None]:
+def _values(found: Found, by: By, ruleset: Ruleset | None) -> Sequence[bytes | None]:
     """The raw values of a key; a mail may have several recipients."""
     match by:
         case By.CLIENT:
@@ -353,7 +354,8 @@ def _values(found: Found, by: By) -> Sequence[bytes | None]:
         case By.RECIPIENT:
             return found.recipients or (None,)
         case _:
-            return (found.asn or None,)
+            asn = owner_in(found.source, ruleset).asn
+            return (b"%d" % asn if asn else None,)
 
 
 def _unescaped(raw: bytes) -> bytes:

@@ -333,7 +333,7 @@ def _counters(inquiry: Inquiry, control: str | None, given: dict[str, int]) -> t
     values = {name: CounterValue(name, value, "as given") for name, value in given.items()}
     why = "" if control is not None else "the settings name no control socket to ask the daemon"
     for count in counts_of(inquiry):
-        name = count.counter.name
+        name = count[0].name
         if name in values:
             continue
         if control is not None and not why:
@@ -353,12 +353,13 @@ def _counters(inquiry: Inquiry, control: str | None, given: dict[str, int]) -> t
 
 def _question(count: Count) -> ControlRequest:
     """The question to the daemon for the value that a counter would have for this request."""
+    counter, key, value = count
     return ControlRequest(
         Command.COUNTED,
-        what=count.key.decode("utf-8", "replace"),
-        counter=count.counter.name,
-        value=(count.value or b"").decode("utf-8", "replace"),
-        definition=count.counter.fingerprint.hex(),
+        what=key.decode("utf-8", "replace"),
+        counter=counter.name,
+        value=(value or b"").decode("utf-8", "replace"),
+        definition=counter.fingerprint.hex(),
     )
 
 

@@ -234,11 +234,11 @@ class Inquiry:
     def counted(self) -> list[Any]:
         """Returns the definitions of the counters that count the request."""
         is_rcpt = self.request.get("protocol_state") == b"RCPT"
-        return [
-            counted.definition
-            for counted, conditions in zip(self.ruleset.counters, self._index.counted, strict=True)
-            if (is_rcpt or counted.any_state) and (not conditions or self._fits(conditions, ()))
-        ]
+        found = []
+        for (_, definition, any_state), conditions in zip(self.ruleset.counters, self._index.counted, strict=True):
+            if (is_rcpt or any_state) and (not conditions or self._fits(conditions, ())):
+                found.append(definition)
+        return found
 
     def _start(self) -> None:
         self._observed: tuple[str, ...] = ()

@@ -106,6 +106,7 @@ def json_line(entry: Entry) -> bytes:
 
 
 _LINE = b"%b %b id=%b%b client=%b[%b]%b%b state=%b from=<%b> to=<%b> helo=<%b>%b instance=%b%b ruleset=%b%b ms=%.1f%b\n"
+_BRACKET = 0x5B  # `[`: the search for a number takes a tenth of the time of a search for b"["
 _DUNNO = Verb.DUNNO  # a member of an Enum takes 0.1 us to look up before Python 3.12
 
 
@@ -154,7 +155,7 @@ def text_line(entry: Entry) -> bytes:
         or reply.translate(None, PLAIN_IN_QUOTES)
         or not (address and recipient and helo_name and instance)
         or state not in SENDER_STATES
-        or b"[" in hostname
+        or _BRACKET in hostname
         or downgraded
         or (observing and verb is not _DUNNO)
         or (identity is not None and (identity.claimed or identity.reason is not None))

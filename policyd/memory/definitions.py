@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # a longer one is cut, and a digest keeps it unique.
 MAX_KEY_BYTES = 128
 
+_COLON = 0x3A  # a number is found in bytes ten times as fast as bytes are
+
 
 class Answered(Enum):
     """Which requests a counter counts."""
@@ -49,17 +51,18 @@ class KeyPart:
         """A function that returns the value of this part; empty if the request has none, so that it is not counted."""
         match self.name:
             case "client_network":
-                return client_network if self.prefixes == (24, 64) else functools.partial(_network, self.prefixes)
+                return client_network if self.prefixes == (24, 64) else _network(self.prefixes)
             case "client_address":
                 return _address
             case "sender_domain" | "recipient_domain":
-                return functools.partial(_domain, self.name.removesuffix("_domain"))
+                attribute = self.name.removesuffix("_domain")
+                return lambda request, _asn: domain_of(request.get(attribute))
             case "asn":
                 return _asn
             case "sender":
                 return _sender
             case name:
-                return functools.partial(_attribute, name)
+                return lambda request, _asn: fold_value(request.get(name))
 
     def parse(self, text: bytes) -> bytes:
         """Parses a value for this part from a command line. Raises ValueError with a suggestion."""
@@ -78,9 +81,20 @@ class KeyPart:
         return "{}/{}/{}".format(self.name, *self.prefixes) if self.name == "client_network" else self.name
 
 
-def _parts(makers: tuple[Maker, ...], request: Request, asn: bytes) -> bytes:
-    parts = [make(request, asn) for make in makers]
-    return b"" if b"" in parts else b"\n".join(parts)
+def _joined(first: Maker, *others: Maker) -> Maker:
+    """A function that joins parts of a key by LF, which no attribute of the protocol can hold; empty if one of them is.
+
+    It is a closure, which Python calls in half the time of a functools.partial.
+    """
+    if not others:
+        return first
+    rest = _joined(*others)
+
+    def make(request: Request, asn: bytes) -> bytes:
+        head, tail = first(request, asn), rest(request, asn)
+        return head + b"\n" + tail if head and tail else b""
+
+    return make
 
 
 def client_network(request: Request, _asn: bytes = b"") -> bytes:
@@ -89,12 +103,32 @@ def client_network(request: Request, _asn: bytes = b"") -> bytes:
     if address is None:
         return b""
     text = request.get("client_address")
-    return network_of(address) if b":" in text else text[: text.rindex(b".")] + b".0/24"
+    return network_of(address) if _COLON in text else text.rpartition(b".")[0] + b".0/24"
 
 
-def _network(prefixes: tuple[int, int], request: Request, _asn: bytes) -> bytes:
-    address = request.address
-    return network_of(address, prefixes) if address is not None else b""
+def _network(prefixes: tuple[int, int]) -> Maker:
+    """A function that returns the network of these lengths that the client's address lies in; empty without an address.
+
+    An IPv4 address has one form only (policyd.core.address), so from /16 to /24 a network differs from it in the last
+    two numbers only: their 256 forms are prepared.
+    """
+    prefix = prefixes[0]
+    endings: dict[bytes, bytes] = {}
+    if 16 <= prefix <= 24:
+        zeros = 24 - prefix
+        endings = {b"%d" % third: b".%d.0/%d" % (third >> zeros << zeros, prefix) for third in range(256)}
+
+    def make(request: Request, _asn: bytes) -> bytes:
+        address = request.address
+        if address is None:
+            return b""
+        text = request.get("client_address")
+        if _COLON in text or not endings:
+            return network_of(address, prefixes)
+        start, third, _ = text.rsplit(b".", 2)
+        return start + endings[third]
+
+    return make
 
 
 def _address(request: Request, _asn: bytes) -> bytes:
@@ -103,11 +137,7 @@ def _address(request: Request, _asn: bytes) -> bytes:
         return b""
     text = request.get("client_address")
     # An IPv4 address has one form only (policyd.core.address), and formatting it takes longer than counting.
-    return format_address(address).encode() if b":" in text else text
-
-
-def _domain(attribute: str, request: Request, _asn: bytes) -> bytes:
-    return domain_of(request.get(attribute))
+    return format_address(address).encode() if _COLON in text else text
 
 
 def _asn(_request: Request, asn: bytes) -> bytes:
@@ -119,10 +149,6 @@ def _sender(request: Request, _asn: bytes) -> bytes:
     if not sender and request.get("protocol_state") in SENDER_STATES:
         return b"<>"
     return fold_value(sender)
-
-
-def _attribute(name: str, request: Request, _asn: bytes) -> bytes:
-    return fold_value(request.get(name))
 
 
 def network_of(address: Address, prefixes: tuple[int, int] = (24, 64)) -> bytes:
@@ -154,6 +180,10 @@ class CounterDefinition:
     answered: Answered = Answered.ANY
     where: tuple[str, ...] = ()
 
+    def __getstate__(self) -> dict[str, object]:
+        """Leaves out the functions derived from the fields, which cannot be passed to another process."""
+        return {name: value for name, value in vars(self).items() if not callable(value)}
+
     @functools.cached_property
     def fingerprint(self) -> bytes:
         """Eight bytes that are the same on every host and change with the definition."""
@@ -167,12 +197,8 @@ class CounterDefinition:
 
     @functools.cached_property
     def make_key(self) -> Maker:
-        """A function that returns the key under which a request is counted, of any length; empty if a part of it is.
-
-        Parts are separated by LF, which no attribute of the protocol can hold.
-        """
-        makers = tuple(part.maker for part in self.per)
-        return makers[0] if len(makers) == 1 else functools.partial(_parts, makers)
+        """A function that returns the key under which a request is counted, of any length; empty if a part of it is."""
+        return _joined(*(part.maker for part in self.per))
 
     def parse_key(self, text: bytes) -> bytes:
         """Parses a key from a command line, one part a line. Raises ValueError with a suggestion."""

@@ -33,23 +33,21 @@ def slot_of(now: float, within: float) -> int:
 class EventWindow:
     """Counts events. A key that is seen once takes about 150 bytes."""
 
-    __slots__ = ("_slots", "_total")
+    __slots__ = ("_events", "_older", "_total", "newest")
 
     def __init__(self) -> None:
-        self._slots = array("Q")  # slot << _COUNT_BITS | events, oldest first
+        self.newest = -1  # the slot of the newest event; -1 if there is none
+        self._events = 0  # in that slot
+        self._older: array[int] | None = None  # slot << _COUNT_BITS | events, oldest first; most keys have none
         self._total = 0
 
     def add(self, slot: int) -> int:
         """Counts an event in the present slot. Returns how many the window holds now."""
-        slots = self._slots
-        newest = slots[-1] if slots else -1
-        if newest >> _COUNT_BITS < slot:
-            self._expire(slot)
-            slots.append(slot << _COUNT_BITS | 1)
-        elif newest & _COUNT_MASK == _COUNT_MASK:
+        if slot > self.newest:
+            self._begin(slot)
+        elif self._events == _COUNT_MASK:
             return self._total
-        else:
-            slots[-1] = newest + 1
+        self._events += 1
         self._total += 1
         return self._total
 
@@ -58,14 +56,10 @@ class EventWindow:
         self._expire(slot)
         return self._total
 
-    @property
-    def newest(self) -> int:
-        """The slot of the newest event; -1 if there is none."""
-        return self._slots[-1] >> _COUNT_BITS if self._slots else -1
-
     def entries(self) -> list[tuple[int, int]]:
         """Returns (slot, events), oldest first: what is to be stored."""
-        return [(entry >> _COUNT_BITS, entry & _COUNT_MASK) for entry in self._slots]
+        older = [(entry >> _COUNT_BITS, entry & _COUNT_MASK) for entry in self._older or ()]
+        return [*older, (self.newest, self._events)] if self._events else older
 
     @classmethod
     def of(cls, entries: Iterable[tuple[int, int]], now: int) -> EventWindow:
@@ -75,64 +69,65 @@ class EventWindow:
             if slot <= now and events:
                 window.add(slot)
                 more = min(events, _COUNT_MASK) - 1
-                window._slots[-1] += more
+                window._events += more
                 window._total += more
         return window
 
+    def _begin(self, slot: int) -> None:
+        """Begins a slot that is newer than all others."""
+        self._expire(slot)
+        if self._events:
+            if self._older is None:
+                self._older = array("Q")
+            self._older.append(self.newest << _COUNT_BITS | self._events)
+        self.newest, self._events = slot, 0
+
     def _expire(self, slot: int) -> None:
-        slots, gone = self._slots, 0
-        while gone < len(slots) and slots[gone] >> _COUNT_BITS <= slot - SLOTS:
-            self._total -= slots[gone] & _COUNT_MASK
-            gone += 1
-        if gone:
-            del slots[:gone]
+        if self._older is not None:
+            older, gone = self._older, 0
+            while gone < len(older) and older[gone] >> _COUNT_BITS <= slot - SLOTS:
+                self._total -= older[gone] & _COUNT_MASK
+                gone += 1
+            if gone:
+                del older[:gone]
+        if self.newest <= slot - SLOTS:
+            self.newest, self._events, self._total, self._older = -1, 0, 0, None
 
 
 class DistinctWindow:
     """Counts distinct values, exactly up to MAX_DISTINCT; beyond it, the values not seen for longest are dropped."""
 
-    __slots__ = ("_values", "charged")
+    __slots__ = ("_older", "_value", "charged", "newest")
 
     def __init__(self) -> None:
         self.charged = 0  # values that the memory which holds this window has taken into account
-        self._values: dict[bytes, int] = {}  # the slot in which each was last seen, oldest first
+        self.newest = -1  # the slot of the newest value; -1 if there is none
+        self._value = b""  # the newest value
+        self._older: dict[bytes, int] | None = None  # the slot in which others were last seen, oldest first; or none
 
     def add(self, slot: int, value: bytes) -> int:
         """Takes a value seen in the present slot. Returns how many the window holds now."""
-        values = self._values
-        seen = values.get(value)
-        if seen is None:
-            self._expire(slot)
-            values[value] = slot
-            if len(values) > MAX_DISTINCT:
-                del values[next(iter(values))]
-        elif seen < slot:
-            del values[value]
-            self._expire(slot)
-            values[value] = slot
-        return len(values)
+        if slot > self.newest or value != self._value:
+            self._take(slot, value)
+        return 1 if self._older is None else len(self._older) + 1
 
     def count(self, slot: int) -> int:
         """Returns how many values the window holds."""
         self._expire(slot)
-        return len(self._values)
+        return len(self)
 
     def count_with(self, slot: int, value: bytes) -> int:
         """Returns how many values the window would hold with this one, which is not taken."""
         self._expire(slot)
-        return len(self._values) + (value not in self._values)
-
-    @property
-    def newest(self) -> int:
-        """The slot of the newest value; -1 if there is none."""
-        return next(reversed(self._values.values()), -1)
+        return len(self) + (self.newest < 0 or (value != self._value and value not in (self._older or ())))
 
     def __len__(self) -> int:
-        return len(self._values)
+        return (len(self._older) if self._older is not None else 0) + (self.newest >= 0)
 
     def entries(self) -> list[tuple[bytes, int]]:
         """Returns (value, slot), oldest first: what is to be stored."""
-        return list(self._values.items())
+        older = list(self._older.items()) if self._older is not None else []
+        return [*older, (self._value, self.newest)] if self.newest >= 0 else older
 
     @classmethod
     def of(cls, entries: Iterable[tuple[bytes, int]], now: int) -> DistinctWindow:
@@ -143,10 +138,27 @@ class DistinctWindow:
                 window.add(slot, value)
         return window
 
-    def _expire(self, slot: int) -> None:
-        values = self._values
-        while values:
-            oldest = next(iter(values))
-            if values[oldest] > slot - SLOTS:
+    def _take(self, slot: int, value: bytes) -> None:
+        """Takes a value that is not the newest, or was last seen in an earlier slot."""
+        if self._older is not None and (seen := self._older.get(value)) is not None:
+            if seen >= slot:
                 return
-            del values[oldest]
+            del self._older[value]
+        self._expire(slot)
+        if self.newest >= 0 and value != self._value:
+            if self._older is None:
+                self._older = {}
+            elif len(self._older) == MAX_DISTINCT - 1:
+                del self._older[next(iter(self._older))]
+            self._older[self._value] = self.newest
+        self._value, self.newest = value, slot
+
+    def _expire(self, slot: int) -> None:
+        while self._older:
+            oldest = next(iter(self._older))
+            if self._older[oldest] > slot - SLOTS:
+                return
+            del self._older[oldest]
+        self._older = None
+        if self.newest <= slot - SLOTS:
+            self._value, self.newest = b"", -1

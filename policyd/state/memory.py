@@ -25,7 +25,7 @@ from policyd.tables.generic import is_generic
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from policyd.core.engine import Decision, Inquiry
     from policyd.core.facts import Needs
@@ -92,20 +92,18 @@ class Note:
         self.is_local = False
         self._memory = memory
         self._now = now = memory.clock()
-        self._late: list[Count] = []  # what is counted if the request is let through
-        self._network = b""
+        self._late: Sequence[Count] = ()  # what is counted if the request is let through
         inquiry.memory = self
         local = memory.local
-        values = self._values = dict[str, int]()
-        for count in counts:
-            counter, key, value = count
+        values: dict[str, int] = {}
+        self._values = values
+        for counter, key, value in counts:
             if counter.counts_all:
                 values[counter.name] = local.add(counter, key, value, now)
             else:
                 values[counter.name] = local.peek(counter, key, value, now)
-                self._late.append(count)
-        if inquiry.ruleset.greylist is not None:
-            self._network = client_network(inquiry.request)
+                self._late = (*self._late, (counter, key, value))
+        self._network = client_network(inquiry.request) if inquiry.ruleset.greylist is not None else b""
         self._begin(inquiry)
 
     def _begin(self, inquiry: Inquiry) -> None:
@@ -166,7 +164,7 @@ class SharedNote(Note):
             self.is_local = True
             inquiry.learn_counters(self._values)
             return
-        operations = [counting(*count, add=count.counter.counts_all) for count in self._counted]
+        operations = [counting(*count, add=count[0].counts_all) for count in self._counted]
         if self._network:
             operations.append(Operation("get", network_key(self._network)))
         if operations:
@@ -202,7 +200,7 @@ class SharedNote(Note):
             self.is_local = True
             return self._values
         values = (value if isinstance(value, int) else 0 for value in found[: len(self._counted)])
-        return {count.counter.name: value for count, value in zip(self._counted, values, strict=True)}
+        return {count[0].name: value for count, value in zip(self._counted, values, strict=True)}
 
     # --- Greylisting ------------------------------------------------------------------------------------------------
 

@@ -78,9 +78,10 @@ class ProcessMemory:
             window = self._new_window(counter, whole)
         else:
             self._windows.move_to_end(whole)
+        slot = int(now * SLOTS / counter.within)  # slot_of, whose call takes as long as the rest
         if isinstance(window, EventWindow):
-            return window.add(int(now * SLOTS / counter.within))  # slot_of, whose call takes as long as the rest
-        count = window.add(int(now * SLOTS / counter.within), value or b"")
+            return window.add(slot)
+        count = window.add(slot, value or b"")
         if count != window.charged:
             self._charge(window, count)
         return count

@@ -1,9 +1,12 @@
 """The key under which a request is counted."""
 
+import pickle
+
 import pytest
 
+from policyd.core.address import parse_address
 from policyd.core.protocol import Request
-from policyd.memory.definitions import MAX_KEY_BYTES, Answered, CounterDefinition, KeyPart, bounded
+from policyd.memory.definitions import MAX_KEY_BYTES, Answered, CounterDefinition, KeyPart, bounded, network_of
 
 RCPT = {
     "protocol_state": b"RCPT",
@@ -51,6 +54,26 @@ def test_the_null_sender_is_a_sender() -> None:
 def test_an_ipv6_network() -> None:
     assert key((KeyPart("client_network"),), client_address=b"2001:db8:1:2:3::4") == b"2001:db8:1:2::/64"
     assert key((KeyPart("client_network", (20, 48)),), client_address=b"2001:db8:1:2:3::4") == b"2001:db8:1::/48"
+
+
+@pytest.mark.parametrize("prefix", [8, 15, 16, 17, 20, 23, 24, 25, 32])
+@pytest.mark.parametrize(
+    "address", ["0.0.0.0", "192.0.2.77", "203.0.255.255", "::ffff:198.51.100.9", "2001:db8::1.2.3.4"]
+)
+def test_a_network_of_any_length(prefix: int, address: str) -> None:
+    parsed = parse_address(address.encode())
+    assert parsed is not None
+    prefixes = (prefix, 48)
+    assert key((KeyPart("client_network", prefixes),), client_address=address.encode()) == network_of(parsed, prefixes)
+
+
+def test_a_definition_that_has_counted_can_be_passed_to_another_process() -> None:
+    counter = CounterDefinition("c", KeyPart("recipient"), (KeyPart("client_network", (20, 64)), KeyPart("sender")), 60)
+    assert counter.make_key(Request.of(RCPT), b"")
+    assert counter.make_value is not None
+    passed = pickle.loads(pickle.dumps(counter))
+    assert passed == counter
+    assert passed.make_key(Request.of(RCPT), b"") == b"192.0.0.0/20\njoe@example.org"
 
 
 def test_two_keys_never_become_one() -> None:

@@ -227,13 +227,14 @@ class Loader:
     ) -> None:
         """Asks for a load. Texts and catalogue are passed in a memory file, tables in memory files of their own.
 
-        A thread writes them without the interpreter's lock, because list files among the texts may have 100 MB.
+        A thread writes them without the interpreter's lock, because list files among the texts may have 100 MB. If this
+        is cancelled meanwhile, the file is not closed in the middle of a write: its number may soon be another file's.
         """
         if texts is None and not databases and (in_force is None or not in_force.tables):
             self._channel.send(b"load")
             return
         try:
-            file = os.fdopen(os.memfd_create("policyd-request", os.MFD_CLOEXEC), "w+b")
+            file = os.fdopen(os.memfd_create("policyd-request", os.MFD_CLOEXEC), "wb")
         except OSError as error:
             raise LoadError(f"cannot pass the rules in force to the loading process: {error.strerror}") from None
         catalogue, tables = (b"", ()) if in_force is None else (in_force.catalogue, in_force.tables)
@@ -242,8 +243,8 @@ class Loader:
             head = pickle.dumps((texts, catalogue, databases), protocol=5, buffer_callback=buffers.append)
             pieces = [each.raw() for each in buffers]
             pickle.dump((head, [len(piece) for piece in pieces]), file)
+            await asyncio.to_thread(file.writelines, pieces)
             file.flush()
-            await asyncio.to_thread(_write_all, file.fileno(), pieces)
             socket.send_fds(self._channel, [b"load"], [file.fileno(), *(table.descriptor for table in tables)])
 
     def close(self) -> None:
@@ -444,13 +445,6 @@ def _read_request(descriptors: list[int]) -> tuple[Texts | None, TableStore, tup
     texts, catalogue, databases = pickle.loads(head, buffers=buffers)  # noqa: S301 - as above
     records = pickle.loads(catalogue) if catalogue else []  # noqa: S301 - written by an earlier worker
     return texts, TableStore([*map(TableFile, descriptors[1:], records)]), databases
-
-
-def _write_all(descriptor: int, pieces: Sequence[memoryview]) -> None:
-    for piece in pieces:
-        rest = piece
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
 
 
 def _call(name: str) -> None:

@@ -7,14 +7,17 @@ import io
 import mmap
 import os
 import pickle
+import select
 import time
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from policyd.config.in_force import Text, Texts
 from policyd.config.problems import ConfigErrors
 from policyd.core.engine import Decision, decide
 from policyd.core.facts import Facts
@@ -177,6 +180,30 @@ async def test_a_loader_that_is_told_to_end_ends_its_load(folder: Path, monkeypa
     before = time.monotonic()
     loader.close()
     assert time.monotonic() - before < 30  # seconds, of the 60
+
+
+async def test_an_end_while_texts_are_passed_writes_them_nowhere_else(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = Loader(None, str(folder / "rules.yaml"))
+    texts = Texts(Text(b"x" * (8 << 20), 0), Text(b"y" * (8 << 20), 0))
+    reading, writing = os.pipe()  # instead of the memory file: the thread waits until it is read
+    monkeypatch.setattr(os, "memfd_create", lambda *_: writing)
+    passing = asyncio.create_task(loader._request(texts, None, ()))
+    while select.select([], [writing], [], 0)[1]:
+        await asyncio.sleep(0)
+    passing.cancel()
+    with os.fdopen(reading, "rb") as file, ThreadPoolExecutor(1) as pool:
+        passed = pool.submit(file.read)
+        await asyncio.gather(passing, return_exceptions=True)
+        another = os.open(folder / "another", os.O_WRONLY | os.O_CREAT)
+        os.dup2(another, writing)
+        passed.result()
+        await asyncio.get_running_loop().shutdown_default_executor()  # waits for the thread
+    for descriptor in {another, writing}:
+        os.close(descriptor)
+    loader.close()
+    assert (folder / "another").read_bytes() == b""
 
 
 async def test_what_becomes_garbage_around_a_load_is_collected() -> None:

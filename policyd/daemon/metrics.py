@@ -291,11 +291,11 @@ class PageServer:
     def __init__(self, page: Page) -> None:
         self._page = page
         self._server: asyncio.Server | None = None
-        self._scrapers = 0
+        self._scrapes: set[asyncio.Task[None]] = set()
 
     async def start(self, address: InetAddress) -> None:
         """Listens. Raises OSError."""
-        self._server = await asyncio.start_server(self._serve, address.host, address.port, limit=MAX_HEAD)
+        self._server = await asyncio.start_server(self._accept, address.host, address.port, limit=MAX_HEAD)
 
     @property
     def is_reachable_from_elsewhere(self) -> bool:
@@ -308,11 +308,16 @@ class PageServer:
         if self._server is not None:
             self._server.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._scrapers >= MAX_SCRAPERS:
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Starts a task for a scrape; asyncio's own would be reported as a bug if the daemon's end cancels it."""
+        if len(self._scrapes) >= MAX_SCRAPERS:
             writer.transport.abort()
             return
-        self._scrapers += 1
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._scrapes.add(task)
+        task.add_done_callback(self._scrapes.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(SCRAPE_SECONDS):
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -325,7 +330,6 @@ class PageServer:
         except Exception:  # noqa: BLE001 - the boundary of a scrape
             _log.exception("metrics: a bug in policyd, please report it")
         finally:
-            self._scrapers -= 1
             writer.transport.abort()
 
     async def _answer(self, head: bytes) -> bytes:

@@ -1,5 +1,7 @@
 """The metrics of a running daemon, as Prometheus reads them."""
 
+import asyncio
+import contextlib
 import http.client
 import os
 import socket
@@ -16,10 +18,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from policyd import __version__
 from policyd.config.list_sources import state_path
+from policyd.config.settings import InetAddress
 from policyd.core.engine import Decision
 from policyd.core.ruleset import Action, Rule, Verb
 from policyd.daemon.counters import Counters
-from policyd.daemon.metrics import MAX_SCRAPERS, SLICE, Page
+from policyd.daemon.metrics import MAX_SCRAPERS, SLICE, Page, PageServer
 from policyd.state.memory import Memory
 from policyd.state.process import ProcessMemory
 from tests.core.build import build
@@ -156,6 +159,32 @@ async def test_a_page_with_many_rules_is_made_in_slices_and_is_one_page() -> Non
     assert len(families["policyd_decisions"].samples) == 3 * SLICE
     assert len(families["policyd_observed"].samples) == 3 * SLICE
     assert page.count(b"# TYPE policyd_decisions") == 1
+
+
+async def test_the_end_of_the_daemon_during_a_scrape_is_not_a_bug(metrics_port: int) -> None:
+    is_scraped = asyncio.Event()
+
+    async def render() -> bytes:
+        is_scraped.set()
+        await asyncio.Event().wait()
+        return b""
+
+    bugs: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: bugs.append(context))
+    server = PageServer(cast("Page", SimpleNamespace(render=render)))
+    await server.start(InetAddress("127.0.0.1", metrics_port))
+    reader, writer = await asyncio.open_connection("127.0.0.1", metrics_port)
+    writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
+    await is_scraped.wait()
+    server.close()
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()  # as at the end of the event loop
+    await asyncio.gather(*tasks, return_exceptions=True)
+    with contextlib.suppress(ConnectionResetError):
+        await reader.read()
+    writer.close()
+    assert bugs == []
 
 
 def test_version_mode_and_the_age_of_lists_are_metrics(

@@ -125,11 +125,10 @@ class ControlServer:
         if task in self._peers:
             self._peers[task] = True
         try:
-            answer = await self._commands[request.command](request)
+            await self._write(writer, await self._commands[request.command](request))
         finally:
             if task in self._peers:
                 self._peers[task] = False
-        await self._write(writer, answer)
         return True
 
     async def _write(self, writer: asyncio.StreamWriter, answer: Answer) -> None:

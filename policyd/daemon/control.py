@@ -35,6 +35,9 @@ MAX_PEERS = 16
 REQUEST_SECONDS = 5.0
 ANSWER_SECONDS = 30.0
 
+# Seconds for the answers to the last requests when the daemon ends.
+END_SECONDS = 1.0
+
 # Bytes of an unread answer above which writing pauses.
 UNREAD_BYTES = 1 << 18
 
@@ -57,6 +60,7 @@ class ControlServer:
 
     def __init__(self, commands: Commands) -> None:
         self._commands = commands
+        self._is_closing = False
         self._peers: dict[
             asyncio.Task[None], bool
         ] = {}  # whether a request of the peer is being answered; oldest first
@@ -74,8 +78,14 @@ class ControlServer:
         self._peers[task] = _has_request(accepted)
         task.add_done_callback(lambda done: self._peers.pop(done, None))
 
-    def close(self) -> None:
-        """Ends all connections."""
+    async def close(self) -> None:
+        """Ends all connections, those with a request once it is answered, or after END_SECONDS."""
+        self._is_closing = True
+        for task, is_busy in list(self._peers.items()):
+            if not is_busy:
+                task.cancel()
+        if self._peers:
+            await asyncio.wait(self._peers, timeout=END_SECONDS)
         for task in list(self._peers):
             task.cancel()
 
@@ -93,7 +103,7 @@ class ControlServer:
         transport.set_write_buffer_limits(high=UNREAD_BYTES)
         writer = asyncio.StreamWriter(transport, protocol, reader, loop)
         try:
-            while await self._answer_one(reader, writer):
+            while await self._answer_one(reader, writer) and not self._is_closing:
                 pass
             async with asyncio.timeout(ANSWER_SECONDS):
                 writer.close()

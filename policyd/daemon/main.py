@@ -94,6 +94,9 @@ _ONLY_AT_START = (
     *("state", "state_file", "state_timeout", "state_credentials"),
 )
 
+# The answer to peers that wait for a reload when the daemon ends.
+_ENDING = ReloadResult(0.0, data=False, errors=("policyd is ending; nothing was reloaded",))
+
 
 class _Daemon:
     """Owns every part of the running daemon."""
@@ -108,6 +111,7 @@ class _Daemon:
         self._reload_wanted = asyncio.Event()
         self._next_drop = 0.0  # monotonic seconds before which no ended entries are dropped again
         self._reloads: list[tuple[bool, asyncio.Future[ReloadResult] | None]] = []  # `--data`, and the waiting peers
+        self._waiting: set[asyncio.Future[ReloadResult]] = set()  # of peers that wait for a reload
         self._tasks: set[asyncio.Task[None]] = set()
         self._replaced: set[Resolver] = set()
 
@@ -415,7 +419,12 @@ class _Daemon:
 
     async def _reload_when_asked(self, request: Request) -> Answer:
         waiting: asyncio.Future[ReloadResult] = asyncio.get_running_loop().create_future()
-        self._want_reload(data=request.data, waiting=waiting)
+        if self._ended.is_set():
+            waiting.set_result(_ENDING)
+        else:
+            self._waiting.add(waiting)
+            waiting.add_done_callback(self._waiting.discard)
+            self._want_reload(data=request.data, waiting=waiting)
         result = await waiting
         if result.errors:
             return {**failed(*result.errors), "ruleset": self._server.ruleset.hash}
@@ -542,9 +551,11 @@ class _Daemon:
             listener.close()
         if self._control_listener is not None:
             self._control_listener.close()
-        self._control.close()
         for task in self._tasks:
             task.cancel()
+        for waiting in self._waiting:
+            if not waiting.done():
+                waiting.set_result(_ENDING)
         for _ in range(ARRIVAL_TURNS):
             await asyncio.sleep(0)
         try:
@@ -553,6 +564,7 @@ class _Daemon:
         except TimeoutError:
             _log.warning("%d connections did not end in time", len(self._server.connections))
             self._server.abort()
+        await self._control.close()
         if self._page_server is not None:
             self._page_server.close()
         await self._dns_lists.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import stat
 import subprocess
@@ -134,6 +135,23 @@ def test_reload_waits_and_tells_what_changed(start_policyd: StartPolicyd, port: 
     assert first.startswith("reloaded: ruleset ")
     assert changes == ["  rule hosters added", "  rule bulk changed", "  rule vps removed"]
     assert again.stdout.splitlines()[1:] == ["  nothing changed"]
+
+
+def test_a_reload_is_answered_although_the_daemon_ends_first(start_policyd: StartPolicyd, control: str) -> None:
+    with start_policyd(control=control) as policyd, connect(control) as first, connect(control) as second:
+        (loader,) = Path(f"/proc/{policyd.pid}/task/{policyd.pid}/children").read_text().split()
+        os.kill(int(loader), signal.SIGSTOP)
+        try:
+            for peer, data in ((first, False), (second, True)):
+                peer.sendall(Request(Command.ALIVE).encode() + Request(Command.RELOAD, data=data).encode())
+            lines = [peer.makefile("rb") for peer in (first, second)]
+            alive = [json.loads(line.readline())["ok"] for line in lines]
+            os.kill(policyd.pid, signal.SIGTERM)
+            answers = [json.loads(line.readline()) for line in lines]
+        finally:
+            os.kill(int(loader), signal.SIGCONT)
+    assert alive == [True, True]
+    assert [answer["errors"] for answer in answers] == [["policyd is ending; nothing was reloaded"]] * 2
 
 
 def test_a_broken_reload_exits_1_with_every_error_and_status_shows_it_until_a_good_one(

@@ -9,10 +9,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from policyd.control.words import Command, Request
+from policyd.daemon import control
 from policyd.daemon.control import MAX_PEERS, ControlServer, LongText
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    import pytest
 
     from policyd.daemon.control import Answer
 
@@ -43,5 +46,34 @@ async def test_a_crowd_does_not_cut_off_an_answer_that_is_being_read() -> None:
         for _ in range(2 * MAX_PEERS):
             await crowd.enter_async_context(peer(server))
         answer = json.loads(start + await reader.readline())
-    server.close()
+    await server.close()
     assert len(answer["rules"]) == len(LONG)
+
+
+async def test_a_request_is_answered_before_the_end_and_a_silent_peer_does_not_delay_it() -> None:
+    began, may_end = asyncio.Event(), asyncio.Event()
+
+    async def take_long(_request: Request) -> Answer:
+        began.set()
+        await may_end.wait()
+        return {"ok": True}
+
+    server = ControlServer({Command.STATUS: take_long})
+    async with peer(server) as (reader, writer), peer(server) as (silent, _), asyncio.timeout(30):
+        writer.write(Request(Command.STATUS).encode() * 2)
+        await began.wait()
+        closing = asyncio.create_task(server.close())
+        assert await silent.read() == b""
+        may_end.set()
+        assert await reader.read() == b'{"ok":true}\n'
+        await closing
+
+
+async def test_the_end_does_not_wait_for_a_peer_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "END_SECONDS", 0.01)
+    server = ControlServer({Command.RULES: tell_rules})
+    async with peer(server) as (reader, writer), asyncio.timeout(30):
+        writer.write(Request(Command.RULES).encode())
+        await reader.readexactly(1)
+        writer.transport.pause_reading()  # type: ignore[attr-defined] # a socket's transport has it
+        await server.close()

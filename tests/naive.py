@@ -1,10 +1,10 @@
 """Evaluates a ruleset in the plainest way, straight from the ruleset reference.
 
-No index, no laziness, no shared code with policyd: every rule is tried in order, every condition is worked out from its
+No index, no laziness, no shared code with policyd: every rule is tried in order, every condition is computed from its
 values. The engine, and the daemon under load and faults, are compared with it.
 
-A rule is `{"name", "match", "except", "action", "mode", "expires"}`, conditions as they stand in a rules file,
-with every value a list of strings. A client's reverse DNS is `Dns`.
+A rule is `{"name", "match", "except", "action", "mode", "expires"}`, conditions as in a rules file, with every value a
+list of strings. A client's reverse DNS is `Dns`.
 """
 
 import datetime

@@ -56,7 +56,7 @@ def host(name: str, address: str, ttl: int = 300) -> list[str]:
 
 
 def claim(name: str, address: str, ttl: int = 300) -> list[str]:
-    """The PTR record of an address that gives a name; whether the name resolves back is another matter."""
+    """The PTR record of an address with a name, which need not resolve back."""
     return [f"{reverse(address)} {ttl} PTR {name}"]
 
 
@@ -128,15 +128,15 @@ def start_unbound(
         process.wait(timeout=PATIENCE_SECONDS)
 
 
-# --- A server that does as it is told ---------------------------------------------------------------------------------
+# --- A scripted server ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Reply:
     """A reply of a `ScriptedServer`: these records (`OWNER TTL TYPE DATA`), with any owner.
 
-    A name may have `\\010` for a byte and `\\.` for a dot inside a label. What is too long for a datagram is cut, and
-    marked so, as is everything with `truncated`; over TCP it is whole.
+    A name may have `\\010` for a byte and `\\.` for a dot inside a label. A reply that is too long for a datagram, or
+    any reply with `truncated`, is cut and marked as truncated; over TCP it is complete.
     """
 
     records: Sequence[str] = ()
@@ -155,7 +155,7 @@ class ScriptedServer:
     """A name server on a port of 127.0.0.1, UDP and (unless told otherwise) TCP, in a thread of its own.
 
     `script` has the reply for a name, or for a name and a type (`mail.example AAAA`); it may be changed at any time.
-    What is not there gets `otherwise`. `asked` is what it was asked, in order.
+    All other names get `otherwise`. `asked` has the questions in order.
     """
 
     script: dict[str, Reply]
@@ -166,7 +166,7 @@ class ScriptedServer:
 
     @property
     def address(self) -> str:
-        """As a resolver's address is written in policyd.yaml."""
+        """The address in the form of `dns.servers` in policyd.yaml."""
         return f"127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
@@ -215,13 +215,13 @@ class ScriptedServer:
                 (length,) = struct.unpack("!H", await reader.readexactly(2))
                 self.reply(await reader.readexactly(length), send, longest=65535)
         except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # the client has heard enough
+            pass  # the client has closed the connection
         finally:
             self._clients.discard(writer)
             writer.close()
 
     def reply(self, query: bytes, send: Callable[[bytes], None], longest: int) -> None:
-        """Sends what the script has for a query, when its time has come."""
+        """Sends the scripted reply to a query, after its delay."""
         labels, after = [], 12
         while query[after]:
             labels.append(query[after + 1 : after + 1 + query[after]].decode("latin-1").lower())
@@ -317,8 +317,8 @@ def encode_name(text: str) -> bytes:
 class Zone:
     """`policyd.dns.identify.Lookups` over a map of records and a list of what fails.
 
-    `records` has the names or addresses of a name and a type (`1.2.0.192.in-addr.arpa PTR`); what is not there does
-    not exist. `failures` has the reason for a name and a type that fails. `asked` is what was asked for.
+    `records` has the names or addresses of a name and a type (`1.2.0.192.in-addr.arpa PTR`); what is not there does not
+    exist. `failures` has the reason for each name and type that fails. `asked` has the questions.
     """
 
     records: Mapping[str, Sequence[str]] = field(default_factory=dict)

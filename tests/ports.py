@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @functools.cache
 def _candidates() -> Iterator[int]:
-    """Each port once, in an order of this run's own; hypothesis seeds `random` itself, so that is not asked."""
+    """Each port once, in a random order; not by the module `random`, which hypothesis seeds."""
     first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     # "gw0" is the first of the processes of pytest-xdist; without it there is one process, and no name.
     process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))

@@ -251,7 +251,7 @@ def test_every_dependency_is_declared_and_used() -> None:
         (strangers, "core/engine.py", "import requests"),
     ],
 )
-def test_each_check_sees_what_it_is_for(check: object, file: str, source: str) -> None:
+def test_each_check_finds_its_violations(check: object, file: str, source: str) -> None:
     assert callable(check)
     assert len(check(PACKAGE / file, source)) == 1
 
@@ -271,6 +271,6 @@ def test_each_check_sees_what_it_is_for(check: object, file: str, source: str) -
         (strangers, "dns/channels.py", "import aiodns"),
     ],
 )
-def test_each_check_lets_pass_what_is_allowed(check: object, file: str, source: str) -> None:
+def test_each_check_passes_allowed_input(check: object, file: str, source: str) -> None:
     assert callable(check)
     assert check(PACKAGE / file, source) == []

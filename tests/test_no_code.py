@@ -85,10 +85,10 @@ def test_no_text_becomes_code(path: Path) -> None:
         "subprocess.run(text, shell=True)",
     ],
 )
-def test_the_check_sees_what_it_is_for(source: str) -> None:
+def test_the_check_finds_its_violations(source: str) -> None:
     assert len(findings("config/x.py", source)) == 1
 
 
 @pytest.mark.parametrize("source", ["'{}'.format(text)", "getattr(request, 'get')", "yaml.safe_load(content)", "f(x)"])
-def test_the_check_lets_pass_what_is_harmless(source: str) -> None:
+def test_the_check_passes_harmless_text(source: str) -> None:
     assert findings("config/x.py", source) == []

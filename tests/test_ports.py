@@ -22,7 +22,7 @@ def test_no_port_is_given_twice() -> None:
     assert len(set(ports)) == len(ports)
 
 
-def test_a_port_is_none_that_an_outgoing_connection_gets() -> None:
+def test_test_ports_are_outside_the_range_of_outgoing_connections() -> None:
     port = free_port()
     for _ in range(50):
         with socket.create_server(("127.0.0.1", 0)) as any_port:

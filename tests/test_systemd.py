@@ -149,7 +149,7 @@ def kept(unit: str, section: str, *names: str) -> str:
 
 
 @pytest.mark.slow
-def test_systemctl_itself_says_that_a_reload_has_failed(tmp_path: Path) -> None:
+def test_systemctl_reports_that_a_reload_has_failed(tmp_path: Path) -> None:
     require("systemctl", "unshare", root=True)
     (tmp_path / "rules.yaml").write_text("rules:\n  - {name: a, match: {cidr: 192.0.2.0/24}, action: REJECT}\n")
     (tmp_path / "policyd.yaml").write_text("control: control.sock\ndecision_log: {path: decisions.log}\n")
@@ -196,7 +196,7 @@ def test_systemctl_itself_says_that_a_reload_has_failed(tmp_path: Path) -> None:
     assert f"{tmp_path}/rules.yaml:3:1: unknown key 'nonsense'" in (tmp_path / "errors").read_text()
 
 
-def test_the_control_socket_is_found_by_its_name_and_is_where_the_settings_have_it() -> None:
+def test_the_control_socket_is_found_by_its_name_and_has_the_path_in_the_settings() -> None:
     (path,) = setting("policyd-control.socket", "ListenStream")
     assert path == DEFAULT_CONTROL
     assert setting("policyd-control.socket", "FileDescriptorName") == [CONTROL_NAME]
@@ -206,7 +206,7 @@ def test_the_control_socket_is_found_by_its_name_and_is_where_the_settings_have_
     assert "policyd-control.socket" in setting("policyd.service", "Also")[0]
 
 
-def test_the_socket_lies_where_a_chrooted_smtpd_can_reach_it() -> None:
+def test_a_chrooted_smtpd_can_reach_the_socket() -> None:
     (path,) = setting("policyd.socket", "ListenStream")
     assert path == "/var/spool/postfix/private/policyd"
     assert setting("policyd.socket", "SocketUser") == ["postfix"]
@@ -229,7 +229,7 @@ def installed(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_sysusers_makes_a_user_that_nobody_can_log_in_as(installed: Path) -> None:
+def test_sysusers_makes_a_user_without_login(installed: Path) -> None:
     (line,) = (installed / "etc" / "passwd").read_text().splitlines()
     name, _, uid, _, _, home, shell = line.split(":")
     assert (name, home, shell) == ("policyd", "/", "/usr/sbin/nologin")

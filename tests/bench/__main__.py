@@ -61,14 +61,17 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
     "growth": peers.growth,
 }
 
-_QUICK_REMARK = "**A quick run**: smaller lists, single short runs. It shows that everything works; quote none of it."
+_QUICK_REMARK = (
+    "**A quick run**: smaller lists, single short runs. It only shows that the benchmark works; do "
+    "not quote its figures."
+)
 
 # The results of a run are between these lines of docs/performance.md.
 _BEGIN, _END = "<!-- results: make bench BENCH_PUBLISH=1 -->\n", "<!-- end of results -->\n"
 
 
 def main() -> int:
-    """Runs what the command line asks for."""
+    """Runs the rows that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("rows", nargs="*", help=f"rows to measure, of {', '.join(ROWS)}; all of them if none is named")
     parser.add_argument("--quick", action="store_true", help="small and short, for work on the benchmark itself")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SHIPPED_RULES = Path(__file__).parents[2] / "config" / "rules.yaml"
 
-# As many as in the well-known lists of generic reverse DNS.
+# The number of expressions in the well-known lists of generic reverse DNS.
 EXPRESSIONS = 1671
 
 

@@ -206,7 +206,7 @@ def expression(number: int) -> str:
 
 
 def fitting_name(number: int, address: str) -> str:
-    """A name that `expression(number)` is found in, for the client of an IPv4 address."""
+    """A name that `expression(number)` matches, for the client of an IPv4 address."""
     _, name = _GENERIC[number % len(_GENERIC)]
     return name.format(d=domain(number), o=[int(octet) for octet in address.split(".")])
 

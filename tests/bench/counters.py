@@ -16,10 +16,12 @@ _CLIENTS = 4_000
 # Number of pairs of runs, in turn; the figure is their median.
 _PAIRS = 10
 
-# Keys for measuring memory (the default of `limits.state_keys`), and enough clients to use them all.
+# Number of keys for measuring memory (the default of `limits.state_keys`), and a number of clients that uses all of
+# them.
 _KEYS = 200_000
 
-# Maximum of runs before every client has passed greylisting. Two are enough unless a run is too short for all clients.
+# Maximum number of runs until every client has passed greylisting. Two are enough, unless a run is too short for all
+# clients.
 _WARMING_RUNS = 10
 
 # Seconds that a first try waits, long enough for a warming run to ask for every client.

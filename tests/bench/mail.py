@@ -33,7 +33,7 @@ _SERVICE = """\
   -o {{ smtpd_recipient_restrictions = {restrictions} }}
 """
 
-# Mail is accepted at full speed, even if deliveries fall behind.
+# Mail is accepted at full speed, even if deliveries are slower.
 _NO_FLOW_CONTROL = "in_flow_delay = 0\n"
 
 
@@ -77,7 +77,7 @@ def mail(bench: Bench) -> Row:
         "a real Postfix taking mail, 20 sessions, policyd asked for each recipient, beside the floor asked",
         (
             Reading("of the floor's messages a second", statistics.median(ratios), "x", 0.95, more_is_better=True),
-            # With equal speed, 2 to 8 of 10 pairs are within chance (sign test, 5 %).
+            # With equal speed, policyd is faster in 2 to 8 of 10 pairs by chance (sign test, 5 %).
             Reading(f"of {len(ratios)} pairs policyd was the faster in", faster, "", goal=2, more_is_better=True),
             *(Reading(name, statistics.median(values), "/s") for name, values in rates.items()),
         ),
@@ -85,7 +85,7 @@ def mail(bench: Bench) -> Row:
 
 
 def _add_services(root: Path, addresses: Mapping[str, str | None]) -> dict[str, int]:
-    """Adds a smtpd for each policy service to a Postfix that has yet to start; gives their ports."""
+    """Adds a smtpd for each policy service to a Postfix that has not started; returns their ports."""
     ports = {name: free_port() for name in addresses}
     with (root / "etc" / "main.cf").open("a") as main_cf, (root / "etc" / "master.cf").open("a") as master_cf:
         main_cf.write(_NO_FLOW_CONTROL)

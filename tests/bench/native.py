@@ -11,7 +11,7 @@ TOOLS = ("floor", "load", "mail", "resolver")
 
 
 def build(folder: Path) -> dict[str, Path]:
-    """Compile every tool into a folder; gives the programs by name.
+    """Compiles every tool into a folder; returns the programs by name.
 
     Raises FileNotFoundError without a C compiler (`CC`, or cc), CalledProcessError if it fails.
     """

@@ -1,6 +1,6 @@
 """The rows with programs that policyd may replace: postfwd, and Postfix's own `cidr:` table.
 
-postfwd asks no DNS and does not log its rules, and of Postfix's table only the lookup counts, without a socket, a
+postfwd asks no DNS and does not log its rules, and for Postfix's table only the lookup is measured, without a socket, a
 protocol or a log.
 """
 

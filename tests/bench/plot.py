@@ -23,7 +23,7 @@ _UNITS = ((1e6, "s"), (1e3, "ms"), (1, "µs"), (1e-3, "ns"))
 
 
 def draw(series: Mapping[str, Mapping[int, float]]) -> str:
-    """The plot of microseconds by entries, a line for each name in `_LINES` that there is."""
+    """The plot of microseconds by entries, a line for each name in `_LINES` that has figures."""
     shown = {name: series[name] for name in _LINES if series.get(name)}
     costs = [cost for points in shown.values() for cost in points.values()]
     entries = [count for points in shown.values() for count in points]
@@ -86,7 +86,7 @@ def _line(name: str, points: Mapping[int, float], x: _Axis, y: _Axis) -> Iterato
 
 
 def _names(shown: Mapping[str, Mapping[int, float]], x: _Axis, y: _Axis) -> Iterator[str]:
-    """The name of each line at its right end, with its last figure; moved apart where they would overlap."""
+    """The name of each line at its right end, with its last figure; moved apart if they would overlap."""
     lowest = HEIGHT - BOTTOM + 30.0
     ends = sorted(((y.place(points[max(points)]), name) for name, points in shown.items()), reverse=True)
     for height, name in ends:

@@ -27,13 +27,13 @@ _LOOK_SECONDS = 0.02
 
 
 def cores() -> tuple[int, int]:
-    """One core for the server, another for the load; the same where there is one only."""
+    """One core for the server and another for the load; the same core if there is only one."""
     usable = sorted(os.sched_getaffinity(0))
     return usable[0], usable[-1]
 
 
 def pinned_to(core: int) -> Sequence[str]:
-    """The beginning of a command that runs the rest of it on one core, children included."""
+    """The first words of a command that runs its remaining words on one core, with child processes."""
     return "taskset", "--cpu-list", str(core)
 
 
@@ -107,7 +107,7 @@ def _memory_files(pid: int) -> Iterator[tuple[str, int]]:
 
 @contextmanager
 def peak_memory(root: int) -> Iterator[list[float]]:
-    """While in force, collects `memory_mb` over and over."""
+    """Measures `memory_mb` repeatedly during the block."""
     seen: list[float] = [memory_mb(root)]
     done = threading.Event()
 

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
     from tests.bench.bench import Reading, Row
 
-# The load average above which a machine has other work than this.
+# The load average above which a machine has other work.
 _BUSY = 0.7
 _BUSY_REMARK = (
-    "**The machine had other work** when this run began. That disturbs times, latencies most of all, and ratios to the "
-    "floor of the same run less; take the figures of a quiet machine instead."
+    "**The machine had other work** when this run began. This changes times, especially latencies, and to a lesser "
+    "degree ratios to the floor of the same run; use the figures of a quiet machine instead."
 )
 
 _VERDICTS = {"goal": "beyond the bar: goal met", "bar": "met", "missed": "**missed**"}

@@ -35,7 +35,7 @@ POSTFWD = "/usr/sbin/postfwd2"
 
 
 class Server(NamedTuple):
-    """A policy server: where it listens, as load.c takes it, and its process."""
+    """A policy server: the address on which it listens, in load.c's form, and its process."""
 
     address: str
     pid: int
@@ -116,7 +116,7 @@ def postfwd(rules: str, *, pinned: bool = True) -> Iterator[Server]:
 
 @contextmanager
 def resolver(program: Path, milliseconds: int) -> Iterator[str]:
-    """A resolver that answers with a delay, on the load's core; gives `address:port`."""
+    """A resolver that answers with a delay, on the load's core; yields `address:port`."""
     port = free_port()
     with _process(*pinned_to(cores()[1]), program, str(port), str(milliseconds)):
         yield f"127.0.0.1:{port}"
@@ -176,7 +176,7 @@ def insist(report: Mapping[str, Any], *, passes: int | None = None) -> None:
 
 
 def cost_us(server: Server, load: Load) -> tuple[float, dict[str, Any]]:
-    """The CPU time that a server uses for one request, in microseconds; and what the load generator says."""
+    """The CPU time that a server uses for one request, in microseconds; and the load generator's report."""
     settle(server.pid)
     used = cpu_seconds(server.pid)
     report = load.put_on(server)

@@ -58,7 +58,7 @@ def test_a_memory_file_that_is_not_mapped_counts() -> None:
         assert memory_mb(pid) - without == pytest.approx(33.5, abs=5)
 
 
-def test_the_peak_is_at_least_what_there_was() -> None:
+def test_the_peak_is_at_least_the_used_memory() -> None:
     with running(MEMORY_FILE) as pid:
         with peak_memory(pid) as seen:
             time.sleep(0.05)

@@ -40,7 +40,7 @@ def test_a_reading_is_judged_by_its_bar_and_goal(reading: Reading, verdict: str)
     assert reading.verdict == verdict
 
 
-def test_a_row_is_as_good_as_its_worst_reading() -> None:
+def test_a_row_has_the_verdict_of_its_worst_reading() -> None:
     readings = (Reading("p99", 4, "ms", 10, 5), Reading("longest", 30, "ms", 50, 20), Reading("context", 1))
     assert report.verdict(Row("reload", "", readings)) == "bar"
 

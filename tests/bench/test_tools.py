@@ -36,7 +36,7 @@ def tools(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @contextmanager
 def serving(serve: Callable[[socket.socket], None]) -> Iterator[str]:
-    """A listener whose connections are each handed to a function in a thread; gives its address."""
+    """A listener that runs a function in a thread for each connection; yields its address."""
     with ExitStack() as threads, socket.create_server(("127.0.0.1", 0)) as listener:
 
         def accept() -> None:
@@ -117,7 +117,7 @@ def wait_for(family: socket.AddressFamily, where: Any) -> None:
 
 
 def answer_each(client: socket.socket, answers: Iterable[bytes]) -> None:
-    """Answers one request after the other, and closes when there is nothing left to say."""
+    """Answers one request after the other, and closes after the last answer."""
     for answer in answers:
         received = b""
         while not received.endswith(b"\n\n"):
@@ -127,7 +127,7 @@ def answer_each(client: socket.socket, answers: Iterable[bytes]) -> None:
         client.sendall(answer)
 
 
-def test_answers_are_counted_by_what_they_say(tools: dict[str, Path], tmp_path: Path) -> None:
+def test_answers_are_counted_by_meaning(tools: dict[str, Path], tmp_path: Path) -> None:
     verbs = ["DUNNO", "REJECT", "DEFER", "DEFER_IF_PERMIT"]
     clients = [Client("192.0.2.1", "a.example", verb) for verb in [*verbs, "DUNNO", "DUNNO"]]
     requests = corpus.write_requests(tmp_path / "requests", clients)
@@ -171,7 +171,7 @@ def test_the_trace_has_each_answer_with_its_time(tools: dict[str, Path], request
 
 
 @pytest.mark.parametrize("address", ["inet:192.0.2.1:25", "inet:0.0.0.0:25", "inet:localhost:25", "unix:here", "x"])
-def test_nothing_but_loopback_is_ever_asked(address: str, tools: dict[str, Path], requests: Path) -> None:
+def test_only_loopback_is_ever_asked(address: str, tools: dict[str, Path], requests: Path) -> None:
     ended = subprocess.run(
         (tools["load"], "-a", address, "-f", requests), check=False, capture_output=True, text=True, timeout=10
     )
@@ -179,7 +179,7 @@ def test_nothing_but_loopback_is_ever_asked(address: str, tools: dict[str, Path]
     assert "not inet:127.0.0.1:PORT or unix:/PATH" in ended.stderr
 
 
-def test_a_wrong_answer_makes_a_figure_worthless(tools: dict[str, Path], tmp_path: Path) -> None:
+def test_a_wrong_answer_fails_the_measurement(tools: dict[str, Path], tmp_path: Path) -> None:
     rejected = [Client("192.0.2.1", "a.example", "REJECT")]
     load = Load(tools["load"], corpus.write_requests(tmp_path / "requests", rejected), connections=2, seconds=0.2)
     with servers.floor(tools["floor"]) as floor:
@@ -217,7 +217,7 @@ def test_the_resolver_names_every_address(name: str, kind: int, code: int, end: 
 
 
 def ask_until_answered(client: socket.socket, asked: bytes) -> bytes:
-    """The answer that came as late as it should; asks again while there is no server yet."""
+    """Returns the delayed answer; asks again while the server has not started."""
     client.settimeout(10)
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
@@ -237,7 +237,7 @@ def ask_until_answered(client: socket.socket, asked: bytes) -> bytes:
 
 
 def take_mail(client: socket.socket, *, recipient_reply: bytes, seen: list[bytes]) -> None:
-    """As much of an SMTP server as one message needs."""
+    """An SMTP server that can accept one message."""
     replies = {
         b"EHLO": b"250-mx.example\r\n250 XCLIENT NAME ADDR\r\n",
         b"XCLI": b"220 mx.example\r\n",

@@ -47,7 +47,7 @@ def config(log: Path) -> Path:
 # --- Which log ------------------------------------------------------------------------------------------------------
 
 
-def test_without_a_log_it_is_the_one_that_the_settings_name(run: Run, config: Path, log: Path) -> None:
+def test_without_a_log_the_log_in_the_settings_is_read(run: Run, config: Path, log: Path) -> None:
     log.with_name("decisions.log.1").write_text(line(id="OLDER000"))
     assert json.loads(run("stats", "-c", config, "--json").out)["decisions"] == 4
     assert run("lookup", "-c", config, "older000").status == 0
@@ -57,13 +57,13 @@ def test_without_a_log_it_is_the_one_that_the_settings_name(run: Run, config: Pa
 @pytest.mark.parametrize(
     "command", [["stats"], ["tail"], ["lookup", "X"], ["report", "--suffix", "x", "--from", "a@b"]]
 )
-def test_without_log_and_settings_it_says_what_to_name(run: Run, command: list[str]) -> None:
+def test_without_log_and_settings_the_message_says_what_to_name(run: Run, command: list[str]) -> None:
     ended = run(*command)
     assert ended.status == 2
     assert "name the LOG, or the settings that name it with -c" in ended.err
 
 
-def test_a_log_on_standard_output_is_not_there_to_be_read(run: Run, config: Path) -> None:
+def test_a_log_on_standard_output_cannot_be_read(run: Run, config: Path) -> None:
     config.write_text(f"rules: {SHIPPED}\n")
     ended = run("stats", "-c", config)
     assert ended.status == 2
@@ -71,7 +71,7 @@ def test_a_log_on_standard_output_is_not_there_to_be_read(run: Run, config: Path
 
 
 @pytest.mark.parametrize("command", [["stats"], ["tail", "--no-follow"], ["lookup", "X"]])
-def test_a_log_that_is_not_there_ends_a_command_in_one_line(run: Run, tmp_path: Path, command: list[str]) -> None:
+def test_a_missing_log_gives_a_one_line_error(run: Run, tmp_path: Path, command: list[str]) -> None:
     ended = run(*command, tmp_path / "nowhere.log")
     assert (ended.status, ended.out) == (2, "")
     assert ended.err == f"policyd: {tmp_path}/nowhere.log: no such file or directory\n"
@@ -97,7 +97,7 @@ def test_stats_as_a_page(run: Run, log: Path, tmp_path: Path) -> None:
     assert json.loads(run("stats", "--json", "--html", page, log).out)["decisions"] == 3
 
 
-def test_stats_that_cannot_be_written_say_so(run: Run, log: Path, tmp_path: Path) -> None:
+def test_an_unwritable_page_of_stats_is_an_error(run: Run, log: Path, tmp_path: Path) -> None:
     ended = run("stats", "--html", tmp_path, log)
     assert ended.status == 2
     assert ended.err == f"policyd: {tmp_path}: Is a directory\n"
@@ -130,7 +130,7 @@ def test_stats_of_another_log_are_refused(run: Run, tmp_path: Path) -> None:
         (["--client", "160.16.0.0/16"], ["0A1B2C3E"]),
     ],
 )
-def test_tail_shows_what_was_asked_for(run: Run, log: Path, options: list[str], shown: list[str]) -> None:
+def test_tail_shows_only_wanted_decisions(run: Run, log: Path, options: list[str], shown: list[str]) -> None:
     ended = run("tail", "--no-follow", "--json", *options, log)
     assert [json.loads(text)["id"] for text in ended.out.splitlines()] == shown
     assert run("tail", "--no-follow", *options, log).out == "".join(
@@ -176,7 +176,7 @@ def _readable(descriptor: int) -> bool:
 # --- lookup ---------------------------------------------------------------------------------------------------------
 
 
-def test_lookup_shows_the_decision_and_what_the_ruleset_says_today(run: Run, config: Path, log: Path) -> None:
+def test_lookup_shows_the_decision_and_todays_decision(run: Run, config: Path, log: Path) -> None:
     ended = run("lookup", "-c", config, "oa1b2c3d")
     assert (ended.status, ended.err) == (0, "")
     assert ended.out.startswith(log.read_text().splitlines()[0])
@@ -185,7 +185,7 @@ def test_lookup_shows_the_decision_and_what_the_ruleset_says_today(run: Run, con
     assert (found[0]["logged"]["rule"], found[0]["today"]["rule"]) == ("sakura-vps", "sakura-vps")
 
 
-def test_lookup_says_when_todays_rules_would_have_to_ask_dns(run: Run, config: Path) -> None:
+def test_lookup_reports_if_todays_rules_need_dns(run: Run, config: Path) -> None:
     assert "Ask it now with: policyd explain" in run("lookup", "-c", config, "0A1B2C3F").out
     found = json.loads(run("lookup", "-c", config, "--json", "0A1B2C3F").out)
     assert found[0]["today"] == {"needs_reverse_dns": True}
@@ -196,7 +196,7 @@ def test_lookup_without_a_ruleset_shows_the_decision(run: Run, log: Path) -> Non
     assert json.loads(run("lookup", "--json", "0A1B2C3D", log).out)[0]["today"] is None
 
 
-def test_lookup_of_an_id_that_is_not_there_fails(run: Run, log: Path) -> None:
+def test_lookup_of_an_unknown_id_fails(run: Run, log: Path) -> None:
     assert run("lookup", "NOTHERE0", log) == (1, "", f"policyd: no decision with the id NOTHERE0 in {log}\n")
 
 

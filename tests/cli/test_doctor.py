@@ -36,7 +36,7 @@ def postfix(tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
-def test_doctor_says_what_is_right_and_shows_the_answer(run: Run, postfix: Callable[[str], Path]) -> None:
+def test_doctor_lists_passed_checks_and_shows_the_answer(run: Run, postfix: Callable[[str], Path]) -> None:
     with inet_daemon() as address:
         asking = f"check_policy_service {{ {address}, timeout=10s, default_action=DUNNO }}"
         folder = postfix(f"permit_mynetworks, permit_sasl_authenticated, {asking}")
@@ -47,7 +47,7 @@ def test_doctor_says_what_is_right_and_shows_the_answer(run: Run, postfix: Calla
     assert ended.out.splitlines()[-1] == "nothing is wrong"
 
 
-def test_doctor_numbers_what_is_wrong_and_says_what_to_write(run: Run, postfix: Callable[[str], Path]) -> None:
+def test_doctor_numbers_problems_and_suggests_lines(run: Run, postfix: Callable[[str], Path]) -> None:
     with inet_daemon() as address:
         ended = run("doctor", "--postfix", postfix(f"check_policy_service {address}"))
     assert (ended.status, ended.err) == (1, "")
@@ -74,7 +74,7 @@ def test_doctor_for_programs(run: Run, postfix: Callable[[str], Path]) -> None:
     ]
 
 
-def test_doctor_without_a_configuration_to_read_is_a_failure(run: Run, tmp_path: Path) -> None:
+def test_doctor_without_a_readable_configuration_fails(run: Run, tmp_path: Path) -> None:
     require("postconf")
     ended = run("doctor", "--postfix", tmp_path / "nowhere")
     assert (ended.status, ended.out) == (2, "")
@@ -99,7 +99,7 @@ def test_a_ruleset_that_only_observes_is_noted(run: Run, postfix: Callable[[str]
     assert ended.status == 0
     assert f"note   policyd at {address}: mode: observe, so every mail gets DUNNO" in ended.out
     assert as_json["mode"] == "observe"
-    # A daemon that is down cannot say so; its rules file does.
+    # A daemon that is down cannot report the mode; its rules file has it.
     (tmp_path / "rules.yaml").write_text("mode: observe\nrules: []\n")
     ended = run("doctor", "--postfix", folder, "-c", settings)
     assert f"note   {tmp_path / 'rules.yaml'}: mode: observe" in ended.out

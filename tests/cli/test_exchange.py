@@ -40,7 +40,7 @@ def table(tmp_path: Path) -> Path:
     return path
 
 
-def test_import_writes_rules_that_check_takes_and_says_what_was_lost(run: Run, table: Path, tmp_path: Path) -> None:
+def test_import_writes_rules_that_check_accepts_and_reports_losses(run: Run, table: Path, tmp_path: Path) -> None:
     ended = run("import", "postfix-cidr", table)
     assert (ended.status, ended.out) == (0, RULES)
     lost, noted, summary = ended.err.splitlines()
@@ -67,13 +67,13 @@ def test_import_reads_standard_input(
     assert "standard input" in ended.out
 
 
-def test_import_for_programs_says_all_on_standard_output(run: Run, table: Path) -> None:
+def test_import_as_json_writes_everything_to_standard_output(run: Run, table: Path) -> None:
     ended = run("import", "postfix-cidr", "--json", table)
     said = json.loads(ended.out)
     assert (said["text"], len(said["lost"]), ended.err) == (RULES, 1, "")
 
 
-def test_strict_makes_a_loss_a_failure(run: Run, table: Path) -> None:
+def test_strict_fails_after_a_loss(run: Run, table: Path) -> None:
     assert run("import", "postfix-cidr", "--strict", table).status == 1
     table.write_text("192.0.2.0/24 REJECT\n")
     assert run("import", "postfix-cidr", "--strict", table).status == 0
@@ -91,7 +91,7 @@ def test_strict_makes_a_loss_a_failure(run: Run, table: Path) -> None:
         (("export", "plain", "--rules", SHIPPED, "-o", "/no/such/folder/x"), 2, "/no/such/folder/x: cannot be written"),
     ],
 )
-def test_what_goes_wrong_is_one_line_and_a_status(run: Run, arguments: tuple[str], status: int, message: str) -> None:
+def test_an_error_is_one_line_and_a_status(run: Run, arguments: tuple[str], status: int, message: str) -> None:
     ended = run(*arguments)
     assert (ended.status, ended.out) == (status, "")
     assert message in ended.err.splitlines()[-1]
@@ -113,7 +113,7 @@ def test_export_of_the_shipped_rules(run: Run) -> None:
     assert run("export", "postfix-cidr", "--rules", SHIPPED, "--strict").status == 1
 
 
-def test_export_of_nothing_that_can_be_said_is_a_failure(run: Run, tmp_path: Path) -> None:
+def test_an_export_without_any_result_fails(run: Run, tmp_path: Path) -> None:
     rules = tmp_path / "rules.yaml"
     rules.write_text("rules:\n- name: a\n  match: {helo_name: x}\n  action: REJECT\n")
     ended = run("export", "ipset", "--rules", rules)
@@ -155,9 +155,7 @@ def test_an_output_is_not_written_when_exemptions_were_lost_above_blocks_that_we
 
 
 @pytest.mark.parametrize("option", [(), ("--json",)])
-def test_standard_output_gets_the_result_although_exemptions_were_lost(
-    run: Run, table: Path, option: tuple[str]
-) -> None:
+def test_standard_output_gets_the_result_despite_lost_exemptions(run: Run, table: Path, option: tuple[str]) -> None:
     table.write_text(EXEMPTING)
     ended = run("import", "postfix-cidr", table, *option)
     assert (ended.status, "192.0.2.0/24" in ended.out) == (1, True)
@@ -165,7 +163,7 @@ def test_standard_output_gets_the_result_although_exemptions_were_lost(
     assert run("import", "postfix-cidr", table, "--force", *option).status == 0
 
 
-def test_half_of_a_download_leaves_the_list_in_force_as_it_is(run: Run, tmp_path: Path) -> None:
+def test_half_of_a_download_leaves_the_list_in_force_unchanged(run: Run, tmp_path: Path) -> None:
     half, kept = tmp_path / "drop.json", tmp_path / "drop.txt"
     half.write_text('{"cidr":"1.10.16.0/20"}\n{"cidr":"1.19.0.')
     kept.write_text("1.19.0.0/16\n")
@@ -177,7 +175,7 @@ def test_half_of_a_download_leaves_the_list_in_force_as_it_is(run: Run, tmp_path
     )
 
 
-def test_what_was_lost_is_said_although_nothing_is_left(run: Run, table: Path) -> None:
+def test_losses_are_reported_even_without_any_result(run: Run, table: Path) -> None:
     table.write_text("192.0.2.1/24 REJECT\n192.0.2.2 DISCARD\n")
     ended = run("import", "postfix-cidr", table)
     assert (ended.status, ended.out) == (1, "")
@@ -185,7 +183,7 @@ def test_what_was_lost_is_said_although_nothing_is_left(run: Run, table: Path) -
     assert ended.err.splitlines()[-1] == f"policyd: {table}: nothing of the format postfix-cidr could be read"
 
 
-def test_an_unused_list_with_anything_in_it_is_exported_or_reported(run: Run, tmp_path: Path) -> None:
+def test_any_unused_list_is_exported_or_reported(run: Run, tmp_path: Path) -> None:
     entries = tmp_path / "list.txt"
     rules = tmp_path / "rules.yaml"
     rules.write_text("lists: {x: {file: list.txt}}\nrules: [{name: a, match: {helo_name: y}, action: REJECT}]\n")

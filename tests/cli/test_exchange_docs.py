@@ -24,7 +24,7 @@ FILES = dict(re.findall(r"`([\w./-]+)`:\n\n```(?:text|yaml)\n(.*?)^```$", PAGE, 
 
 
 class Shown(NamedTuple):
-    """A command and what the page says that it prints: standard error, then standard output."""
+    """A command and its output in the page: standard error, then standard output."""
 
     command: str
     printed: str

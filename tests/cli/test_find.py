@@ -36,7 +36,7 @@ def log(tmp_path: Path) -> Path:
     return path
 
 
-def test_find_prints_decisions_as_the_log_has_them(run: Run, log: Path) -> None:
+def test_find_prints_decisions_as_logged(run: Run, log: Path) -> None:
     assert run("find", "--client", "192.0.2.2", log) == (0, TWO, "")
     assert run("find", "--client", "192.0.2.1", "--client", "192.0.2.0/31", log) == (0, ONE + ONE, "")
     objects = [json.loads(text) for text in run("find", "--suffix", "x.example", "--json", log).out.splitlines()]
@@ -77,7 +77,7 @@ def test_find_shows_a_progress_bar_on_a_terminal_and_nowhere_else(log: Path, *, 
     assert ended.stdout.decode().splitlines()[0].endswith("  192.0.2.1")
 
 
-def test_find_of_nothing_fails(run: Run, log: Path) -> None:
+def test_find_without_a_result_fails(run: Run, log: Path) -> None:
     message = f"policyd: no decision and no mail in {log}\n"
     assert run("find", "--client", "203.0.113.1", log) == (1, "", message)
     assert run("find", "--client", "203.0.113.1", "--by", "sender", log) == (1, "", message)
@@ -92,7 +92,7 @@ def test_find_of_nothing_fails(run: Run, log: Path) -> None:
         (["--by", "color"], "'color' is not one of"),
     ],
 )
-def test_find_says_what_is_wrong_with_its_options(run: Run, log: Path, arguments: list[str], complaint: str) -> None:
+def test_find_reports_wrong_options(run: Run, log: Path, arguments: list[str], complaint: str) -> None:
     ended = run("find", *arguments, log)
     assert (ended.status, ended.out) == (2, "")
     assert complaint in ended.err
@@ -136,7 +136,7 @@ def test_a_mail_log_is_enough_for_a_report(run: Run) -> None:
     assert "Incidents: 7" in feedback.as_string()
 
 
-def test_mails_that_were_not_refused_are_told_apart(run: Run, tmp_path: Path) -> None:
+def test_mails_that_were_not_refused_are_counted_separately(run: Run, tmp_path: Path) -> None:
     network = ("report", "--network", "192.0.2.0/24", "--from", "me@here.example")
     ended = run(*network, DATA / "maillog.shapes")
     message = email.message_from_string(ended.out, policy=email.policy.default)

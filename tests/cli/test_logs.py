@@ -1,4 +1,4 @@
-# ruff: noqa: E501, ISC004 - log lines stand here as programs write them
+# ruff: noqa: E501, ISC004 - log lines as programs write them
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_replay_of_compressed_files_and_standard_input(
 
 
 @pytest.mark.parametrize(("allowed", "status"), [(0, 1), (1, 0), (2, 0)])
-def test_replay_fails_when_more_delivered_mails_are_hit_than_allowed(
+def test_replay_fails_if_too_many_delivered_mails_are_refused(
     run: Run, delivered: Path, allowed: int, status: int
 ) -> None:
     ended = run("replay", "--rules", SHIPPED, "--fail-if-delivered", allowed, delivered)
@@ -78,7 +78,7 @@ def test_replay_fails_when_more_delivered_mails_are_hit_than_allowed(
     assert "1 mail was delivered, and would have been refused:" in ended.out
 
 
-def test_replay_against_fails_only_for_what_is_new(run: Run, delivered: Path, tmp_path: Path) -> None:
+def test_replay_against_fails_only_for_new_refusals(run: Run, delivered: Path, tmp_path: Path) -> None:
     lenient = tmp_path / "lenient.yaml"
     lenient.write_text("rules: []\n")
     check = ("--fail-if-delivered", "0", delivered)
@@ -105,7 +105,7 @@ def test_replay_against_fails_only_for_what_is_new(run: Run, delivered: Path, tm
     ],
     ids=["missing", "folder", "binary", "utf-16", "cut off", "letter", "empty", "no mail"],
 )
-def test_a_bad_log_ends_a_command_in_one_line(
+def test_a_bad_log_gives_a_one_line_error(
     run: Run, tmp_path: Path, make: Callable[[Path], None], status: int, message: str
 ) -> None:
     log = tmp_path / "mail.log"
@@ -123,7 +123,7 @@ def test_replay_without_a_log_is_wrong_usage(run: Run) -> None:
     assert run("replay", "--rules", SHIPPED).status == 2
 
 
-def test_replay_with_a_bad_ruleset_says_what_is_wrong_with_it(run: Run, tmp_path: Path) -> None:
+def test_replay_with_a_bad_ruleset_prints_its_errors(run: Run, tmp_path: Path) -> None:
     rules = tmp_path / "rules.yaml"
     rules.write_text("rules:\n  - {name: a, match: {cidr: x}, action: REJECT}\n")
     for arguments in (("--rules", rules), ("--rules", SHIPPED, "--against", rules)):
@@ -161,7 +161,7 @@ def test_suggest_for_programs(run: Run) -> None:
     ]
 
 
-def test_suggest_with_nothing_to_suggest_says_so(run: Run) -> None:
+def test_suggest_reports_that_there_is_nothing_to_suggest(run: Run) -> None:
     ended = run("suggest", "--rules", SHIPPED, SENDMAIL, POSTFIX)
     assert (ended.status, ended.out) == (1, "")
     assert ended.err.startswith("policyd: nothing to suggest: 35 mails, 35 refused or deferred, 34 of these decided")
@@ -209,9 +209,7 @@ PROVIDER = [f"mail-ed{n}-f41.google.com[209.85.208.{n}]" for n in range(1, 6)]
         "450 4.3.2 Service currently unavailable",
     ],
 )
-def test_suggest_takes_no_refusal_for_evidence_that_says_nothing_of_the_client(
-    run: Run, tmp_path: Path, text: str
-) -> None:
+def test_suggest_ignores_refusals_that_are_not_about_the_client(run: Run, tmp_path: Path, text: str) -> None:
     log = log_file(tmp_path, *(refused(n, client, text) for n, client in enumerate(PROVIDER)))
     ended = run("suggest", log)
     assert (ended.status, ended.out) == (1, "")
@@ -222,7 +220,7 @@ def test_suggest_takes_no_refusal_for_evidence_that_says_nothing_of_the_client(
     assert "--min-clients" not in ended.err
 
 
-def test_suggest_takes_no_bounce_by_another_server_for_evidence(run: Run, tmp_path: Path) -> None:
+def test_suggest_ignores_bounces_by_other_servers(run: Run, tmp_path: Path) -> None:
     log = log_file(
         tmp_path,
         *(
@@ -235,7 +233,7 @@ def test_suggest_takes_no_bounce_by_another_server_for_evidence(run: Run, tmp_pa
     assert run("suggest", log).status == 1
 
 
-def test_suggest_takes_no_mail_for_evidence_that_was_delivered_later(run: Run, tmp_path: Path) -> None:
+def test_suggest_ignores_mail_that_was_delivered_later(run: Run, tmp_path: Path) -> None:
     deferred = "450 4.7.25 Client host rejected: cannot find your hostname"
     lines = [refused(n, client, deferred, to=f"b{n}@example.net") for n, client in enumerate(PROVIDER)]
     assert run("suggest", log_file(tmp_path, *lines)).status == 0
@@ -282,7 +280,7 @@ def test_every_candidate_of_a_large_mail_provider_has_a_remark(
     assert any("a large mail provider" in remark for remark in candidates[0]["remarks"])
 
 
-def test_suggest_over_private_clients_says_so(run: Run, tmp_path: Path) -> None:
+def test_suggest_reports_private_clients(run: Run, tmp_path: Path) -> None:
     lines = [refused(n, f"printer{n}.lan[192.168.1.{n}]", "554 5.7.1 no") for n in (1, 2)]
     ended = run("suggest", log_file(tmp_path, *lines))
     assert ended.status == 1
@@ -290,7 +288,7 @@ def test_suggest_over_private_clients_says_so(run: Run, tmp_path: Path) -> None:
     assert "--min-clients" not in ended.err
 
 
-def test_suggest_knows_that_postscreen_looks_no_names_up(run: Run, tmp_path: Path) -> None:
+def test_suggest_notes_that_postscreen_looks_up_no_names(run: Run, tmp_path: Path) -> None:
     lines = [
         f"Jan  5 10:00:01 mx postfix/postscreen[11]: NOQUEUE: reject: RCPT from [198.51.100.{n}]:1111: 550 5.7.1 Service"
         f" unavailable; client [198.51.100.{n}] blocked using bl.example; from=<a@example.com>, to=<x@example.net>,"
@@ -303,7 +301,7 @@ def test_suggest_knows_that_postscreen_looks_no_names_up(run: Run, tmp_path: Pat
     assert "had a name" not in ended.out
 
 
-def test_replay_does_not_take_clients_of_postscreen_for_nameless(run: Run, tmp_path: Path) -> None:
+def test_replay_does_not_treat_clients_of_postscreen_as_nameless(run: Run, tmp_path: Path) -> None:
     line = (
         "Jan  5 10:00:01 mx postfix/postscreen[11]: NOQUEUE: reject: RCPT from [198.51.100.7]:1111: 550 5.7.1 no;"
         " from=<a@example.com>, to=<x@example.net>, proto=ESMTP, helo=<h1.example.org>"
@@ -348,7 +346,7 @@ def test_replay_of_hundreds_of_mails_with_two_timestamps_counts_all(run: Run, tm
     assert (ended.status, ended.err) == (1, "policyd: 400 delivered mails would have been refused; none is allowed\n")
 
 
-def test_replay_that_left_lines_out_does_not_pass(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replay_fails_if_lines_were_left_out(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maillog, "_MAX_HOSTS", 2)
     log = log_file(tmp_path, *(refused(n, "a[192.0.2.1]", "554 no").replace(" mx ", f" mx{n} ") for n in range(3)))
     ended = run("replay", "--rules", SHIPPED, "--fail-if-delivered", "0", log)
@@ -365,9 +363,7 @@ def test_replay_that_left_lines_out_does_not_pass(run: Run, tmp_path: Path, monk
         ("Jan  5 10:05:01 mx postfix smtpd 104 NOQUEUE reject", 1),
     ],
 )
-def test_lines_that_cannot_be_read_are_answered_with_their_beginning_and_a_way_out(
-    run: Run, tmp_path: Path, line: str, status: int
-) -> None:
+def test_unreadable_lines_are_quoted_with_advice(run: Run, tmp_path: Path, line: str, status: int) -> None:
     for command in (("replay", "--rules", SHIPPED), ("suggest",)):
         ended = run(*command, log_file(tmp_path, line))
         assert ended.status == status
@@ -376,13 +372,13 @@ def test_lines_that_cannot_be_read_are_answered_with_their_beginning_and_a_way_o
             assert way in ended.err
 
 
-def test_replay_quotes_a_line_among_others_that_cannot_be_read(run: Run, tmp_path: Path) -> None:
+def test_replay_quotes_an_unreadable_line_among_others(run: Run, tmp_path: Path) -> None:
     ended = run("replay", "--rules", SHIPPED, log_file(tmp_path, refused(1, "a[192.0.2.1]", "554 no"), "\x1b]0;hi"))
     assert "note: 1 line in no known form, as '?]0;hi'" in ended.out
 
 
 @pytest.mark.parametrize("command", [("stats",), ("lookup", "7Q4K2M9X"), ("tail", "--no-follow")])
-def test_commands_for_the_decision_log_name_those_for_a_mail_log(
+def test_commands_for_the_decision_log_name_the_commands_for_a_mail_log(
     run: Run, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     ended = run(*command, log_file(tmp_path, refused(1, "a[192.0.2.1]", "554 no")))

@@ -24,7 +24,7 @@ LINE = (
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Settings, rules and a log where a service has them; the working directory has another ruleset."""
+    """Settings, rules and a log at the installed paths; the working directory has another ruleset."""
     folder = tmp_path / "etc"
     folder.mkdir()
     (folder / "policyd.yaml").write_text("decision_log: {path: decisions.log}\n")
@@ -51,15 +51,13 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: str(command[0]))
 @pytest.mark.usefixtures("installed")
-def test_every_command_uses_the_installed_settings_unless_told_otherwise(run: Run, command: tuple[str, ...]) -> None:
+def test_every_command_uses_the_installed_settings_by_default(run: Run, command: tuple[str, ...]) -> None:
     ended = run(*command)
     assert ended.status == 0, ended.err
     assert COMMANDS[command] in ended.out
 
 
-def test_a_command_whose_result_depends_on_the_rules_says_that_it_used_the_installed_ones(
-    run: Run, installed: Path
-) -> None:
+def test_a_command_that_uses_the_installed_rules_says_so(run: Run, installed: Path) -> None:
     note = f"policyd: using {installed / 'policyd.yaml'}\n"
     assert run("check").err == note
     assert run("explain", "client_address=192.0.2.1").err == note
@@ -75,7 +73,7 @@ def test_rules_given_by_hand_are_used_alone(run: Run) -> None:
     assert "elsewhere" in run("explain", "client_address=192.0.2.1", "--rules", "rules.yaml").out
 
 
-def test_without_installed_settings_the_rules_beside_the_user_are_used(run: Run, installed: Path) -> None:
+def test_without_installed_settings_the_rules_in_the_working_directory_are_used(run: Run, installed: Path) -> None:
     (installed / "policyd.yaml").unlink()
     assert "elsewhere" in run("explain", "client_address=192.0.2.1").out
     ended = run("tail", "--no-follow")

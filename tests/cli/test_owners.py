@@ -47,7 +47,7 @@ def test_find_by_asn_looks_up_the_clients_of_a_mail_log_in_the_databases(run: Ru
     assert counts == {"64496": 7, "-": without[0]["count"] - 7}
 
 
-def test_suggest_by_asn_without_any_system_says_what_it_needs(run: Run) -> None:
+def test_suggest_by_asn_without_any_system_explains_its_need_of_databases(run: Run) -> None:
     ended = run("suggest", "--by", "asn", *INCIDENTS)
     assert (ended.status, ended.out) == (1, "")
     assert "no client's system is known; name a ruleset that declares databases: asn with --rules" in ended.err
@@ -69,7 +69,7 @@ def log(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("number", ["64497", "AS64497", "as64497"])
-def test_report_writes_what_the_log_has_of_a_system(run: Run, log: Path, number: str) -> None:
+def test_report_writes_the_mails_of_a_system(run: Run, log: Path, number: str) -> None:
     ended = run("report", "--asn", number, "--from", "postmaster@here.example", log)
     assert ended.status == 0
     assert "Subject: Abuse report: 1 refused mail from AS64497\n" in ended.out
@@ -84,7 +84,7 @@ def test_report_of_a_country(run: Run, log: Path) -> None:
     assert "Source-IP: 192.0.2.2\n" in ended.out
 
 
-def test_report_asks_the_database_for_lines_without_owner_and_for_mail_logs(run: Run, log: Path, rules: Path) -> None:
+def test_report_uses_the_database_for_lines_without_owner_and_for_mail_logs(run: Run, log: Path, rules: Path) -> None:
     wanted = ("report", "--asn", "64496", "--from", "postmaster@here.example")
     ended = run(*wanted, "--rules", rules, log)
     assert "Subject: Abuse report: 1 refused mail from AS64496 Example Bulk\n" in ended.out
@@ -95,7 +95,7 @@ def test_report_asks_the_database_for_lines_without_owner_and_for_mail_logs(run:
     assert "nothing from AS64496 was refused (a mail log has no systems and countries: name a ruleset" in ended.err
 
 
-def test_replay_reads_no_database_if_the_log_tells_the_owners(run: Run, log: Path, tmp_path: Path) -> None:
+def test_replay_reads_no_database_if_owners_come_from_the_log(run: Run, log: Path, tmp_path: Path) -> None:
     rules = tmp_path / "replayed.yaml"
     rules.write_text(
         "databases: {asn: not-here.mmdb}\nrules:\n  - {name: hoster, match: {asn: 64497}, action: REJECT}\n"

@@ -40,7 +40,7 @@ def test_stats_do_not_count_it(run: Run, log: Path) -> None:
     assert "192.0.2" not in json.dumps(found)
 
 
-def test_replay_does_not_take_it_for_a_delivered_mail(run: Run, log: Path, tmp_path: Path) -> None:
+def test_replay_does_not_count_it_as_a_delivered_mail(run: Run, log: Path, tmp_path: Path) -> None:
     (tmp_path / "rules.yaml").write_text(RULES)
     log.write_text(log.read_text().replace("DEFER", "DUNNO"))
     ended = run("replay", "--rules", tmp_path / "rules.yaml", "--fail-if-delivered", "0", "--json", log)

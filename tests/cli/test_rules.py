@@ -1,4 +1,4 @@
-"""`policyd check`, `explain` and `schema` as a person or a script runs them."""
+"""`policyd check`, `explain` and `schema`, run as commands."""
 
 import datetime
 import json
@@ -64,7 +64,7 @@ def explained(folder: Path, *arguments: str) -> dict[str, Any]:
     return explanation
 
 
-def test_check_says_what_was_loaded(folder: Path) -> None:
+def test_check_prints_the_summary_of_the_load(folder: Path) -> None:
     done = policyd(folder, "check", "--rules", "rules.yaml")
     assert done.returncode == 0
     assert b": 6 rules, 203 networks, 2 names, 1 expression," in done.stdout
@@ -126,7 +126,7 @@ def test_a_wrong_list_to_check_is_one_line(folder: Path, given: str, status: int
     assert message in done.stderr.decode().splitlines()[0]
 
 
-def test_quiet_leaves_errors_and_warnings(folder: Path) -> None:
+def test_quiet_still_prints_errors_and_warnings(folder: Path) -> None:
     done = policyd(folder, "check", "--rules", "rules.yaml", "--quiet")
     assert (done.returncode, done.stdout) == (0, b"")
     assert done.stderr.count(b"warning: rule 'over'") == 1
@@ -161,7 +161,7 @@ def test_a_list_file_that_cannot_be_read_is_an_error_in_the_ruleset(folder: Path
     assert b"rules.yaml:2:" in done.stderr
 
 
-def test_explain_tells_the_decision_the_rules_and_the_entry_that_matched(folder: Path) -> None:
+def test_explain_shows_the_decision_the_rules_and_the_matching_entry(folder: Path) -> None:
     done = policyd(folder, "explain", "--rules", "rules.yaml", "client_address=10.77.1.2", "--hostname", "a.example")
     assert done.returncode == 0
     assert done.stdout.decode() == (
@@ -182,7 +182,7 @@ def test_explain_says_that_a_claimed_name_never_exempts(folder: Path) -> None:
     assert b"tk2-406-44074.vs.sakura.ne.jp is only claimed, and a claimed name never exempts" in done.stdout
 
 
-def test_explain_as_json_has_all_of_it(folder: Path) -> None:
+def test_explain_as_json_is_complete(folder: Path) -> None:
     got = explained(folder, "client_address=198.51.100.7", "sender=rainbow@x.example", "--reverse-dns", "missing")
     assert (got["action"], got["reply"], got["rule"]) == ("DEFER", "4.7.25 cannot find your hostname", "nameless")
     assert got["observed"] == ["watched"]
@@ -219,7 +219,9 @@ def test_explain_as_json_has_all_of_it(folder: Path) -> None:
         (["client_address=203.142.214.26", "--reverse-dns", "error"], "DEFER", "bulk", True),
     ],
 )
-def test_explain_answers_for_dns(folder: Path, options: list[str], action: str, rule: str, downgraded: bool) -> None:
+def test_explain_uses_options_in_place_of_dns(
+    folder: Path, options: list[str], action: str, rule: str, downgraded: bool
+) -> None:
     got = explained(folder, "client_address=192.0.2.1", *options)
     assert (got["action"], got["rule"], got["downgraded"]) == (action, rule, downgraded)
 
@@ -262,7 +264,7 @@ def test_an_invalid_request_on_standard_input_is_exit_status_2(folder: Path) -> 
     assert b"standard input: a line that is not name=value: 'hello'" in done.stderr
 
 
-def test_nothing_that_a_client_says_reaches_the_terminal_raw(folder: Path) -> None:
+def test_no_text_of_a_client_reaches_the_terminal_raw(folder: Path) -> None:
     attributes = [
         "client_address=203.142.214.9",
         "helo_name=a\x1b[31m\nb",
@@ -307,7 +309,7 @@ def test_help_lists_every_command(folder: Path) -> None:
         ("xyzzy", "policyd: there is no command 'xyzzy' (see policyd --help)"),
     ],
 )
-def test_a_mistyped_command_is_one_line_with_the_one_that_is_meant(folder: Path, command: str, message: str) -> None:
+def test_a_mistyped_command_gets_one_line_with_a_suggestion(folder: Path, command: str, message: str) -> None:
     done = policyd(folder, command)
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
     assert done.stderr.decode().startswith(message)

@@ -54,7 +54,7 @@ def test_any_text_is_an_action_or_an_error(written: str) -> None:
 
 
 @given(st.lists(st.sampled_from(PLACEHOLDERS) | st.text("ab{} .", min_size=1), max_size=6))
-def test_a_template_is_read_as_it_was_meant(parts: list[str]) -> None:
+def test_templates_are_split_into_text_and_placeholders(parts: list[str]) -> None:
     text = "x" + "".join(f"{{{p}}}" if p in PLACEHOLDERS else p.replace("{", "{{").replace("}", "}}") for p in parts)
     action = parse_action(f"REJECT {text.strip()}")
     shown = "".join(piece if place % 2 == 0 else f"<{piece}>" for place, piece in enumerate(action.text))

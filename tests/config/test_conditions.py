@@ -41,12 +41,12 @@ def test_the_conditions_are_those_of_the_reference() -> None:
     } == NAMED | others | expressions
 
 
-def test_what_a_condition_looks_at_is_an_attribute_or_the_identity() -> None:
+def test_the_subject_of_a_condition_is_an_attribute_or_the_identity() -> None:
     assert {condition.subject for condition in CONDITIONS.values()} == {*ATTRIBUTES, *Subject}
 
 
 @pytest.mark.parametrize("one", CONDITIONS.values(), ids=CONDITIONS)
-def test_it_is_described_and_its_examples_are_entries(one: ConditionType) -> None:
+def test_each_condition_is_described_and_has_valid_examples(one: ConditionType) -> None:
     assert one.summary.endswith(".")
     assert parse_entries(one.form, [example.encode() for example in one.examples])[1] == []
 

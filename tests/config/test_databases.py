@@ -67,7 +67,7 @@ EXAMPLE, OTHER = (64496, "Example Internet Inc.", "JP"), (64497, "Other Hosting"
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("compress", [False, True], ids=["plain", "gzip"])
-def test_the_records_tell_what_a_file_is_for(tmp_path: Path, shape: str, compress: bool) -> None:
+def test_the_records_decide_the_use_of_a_file(tmp_path: Path, shape: str, compress: bool) -> None:
     path = write_systems(tmp_path / "some.mmdb", shape)
     if compress:
         path.write_bytes(gzip.compress(path.read_bytes()))
@@ -105,7 +105,7 @@ def test_the_records_tell_what_a_file_is_for(tmp_path: Path, shape: str, compres
         (gzip.compress(COMBINED_TSV, mtime=0), {ASN, COUNTRY}, Owner(64496, 'EXAMPLE-AS Example "Internet"', "JP")),
     ],
 )
-def test_ranges_as_text_are_told_by_their_columns(
+def test_the_form_of_ranges_is_detected_from_their_columns(
     tmp_path: Path, content: bytes, kinds: set[DatabaseKind], want: Owner
 ) -> None:
     found = owners(written(tmp_path, content), *kinds)
@@ -165,7 +165,7 @@ def test_an_error_has_its_line(tmp_path: Path, content: bytes, kind: DatabaseKin
 )
 def test_a_bad_line_far_down_is_found(tmp_path: Path, bad: str, message: str) -> None:
     lines = [f"10.{n >> 8}.{n & 255}.0,10.{n >> 8}.{n & 255}.255,64496,x{n}" for n in range(9000)]
-    lines[5000] = "10.0.0.0,10.0.0.1,1,x64497,x"  # ends as the bad one does, and is right
+    lines[5000] = "10.0.0.0,10.0.0.1,1,x64497,x"  # a valid line with the same end as the invalid one
     lines[7654] = bad
     with pytest.raises(DatabaseError) as error:
         read(written(tmp_path, "\n".join(lines).encode("utf-8", "surrogateescape")), ASN)
@@ -179,14 +179,14 @@ def test_of_several_wrong_lines_the_first_is_reported(tmp_path: Path, second: st
     assert error.value.line == 2
 
 
-def test_one_line_with_a_quote_that_does_not_end_leaves_the_others_as_they_are(tmp_path: Path) -> None:
+def test_an_unclosed_quote_does_not_affect_other_lines(tmp_path: Path) -> None:
     content = b'1.0.0.0,1.0.0.255,64496,"A, B"\n1.0.1.0,1.0.1.255,64497,"C\n1.0.2.0,1.0.2.255,AS64498, D \n'
     database = read(written(tmp_path, content), ASN)
     found = [owner for _, _, _, owner in database.ranges()]
     assert [(owner.asn, owner.asn_name) for owner in found] == [(64496, "A, B"), (64497, "C"), (64498, "D")]
 
 
-def test_the_name_in_the_metadata_tells_nothing(tmp_path: Path) -> None:
+def test_the_name_in_the_metadata_is_ignored(tmp_path: Path) -> None:
     records = {"192.0.2.0/24": maxmind_asn(64496, "x", "")}
     path = write_mmdb(tmp_path / "a.mmdb", records, database_type="country ipvAll")
     assert at(owners(path, ASN), b"192.0.2.1") == Owner(64496, "x")
@@ -250,7 +250,7 @@ def test_a_damaged_record_is_not_found_without_an_error(tmp_path: Path) -> None:
     assert at(found, b"192.0.2.1") == Owner(64496, "Example Internet Inc.")
 
 
-def test_a_file_whose_data_end_within_a_record_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_a_file_that_ends_in_the_middle_of_a_record_is_read_up_to_there(tmp_path: Path) -> None:
     path = write_systems(tmp_path / "a.mmdb", "maxmind_asn")
     content = path.read_bytes()
     assert content.count(b"\x4dOther Hosting") == 1
@@ -274,7 +274,7 @@ class Aliased:
         self.metadata = reader.metadata
 
     def get_with_prefix_len(self, text: str) -> tuple[Any, int]:
-        """Looks up what is behind the alias."""
+        """Looks up the address behind the alias."""
         packed = ipaddress.ip_address(text).packed
         if len(packed) == 16 and packed[:2] == b"\x20\x02":
             record, length = self._reader.get_with_prefix_len(str(ipaddress.IPv4Address(packed[2:6])))
@@ -294,7 +294,7 @@ def test_networks_that_a_file_has_twice_are_counted_once(tmp_path: Path) -> None
     assert [*file.networks()] == before
 
 
-def test_the_users_file_is_not_mapped_and_may_be_overwritten(tmp_path: Path) -> None:
+def test_the_file_itself_is_not_mapped_and_may_be_overwritten(tmp_path: Path) -> None:
     path = write_systems(tmp_path / "watched.mmdb", "maxmind_asn")
     found = owners(path, ASN)
     with path.open("r+b") as file:
@@ -321,7 +321,7 @@ def test_a_file_goes_to_another_process_by_its_descriptor(tmp_path: Path) -> Non
 
 
 def model(rows: list[tuple[int, int, int]], address: int) -> int:
-    """The system of an address: of the ranges that contain it the one that begins last, of these the shortest."""
+    """The system of an address: that of the containing range which begins last or, if several do, of the shortest."""
     containing = [
         (first, -last, place, asn) for place, (first, last, asn) in enumerate(rows) if first <= address <= last
     ]
@@ -336,7 +336,7 @@ small = st.integers(0, 30)
     st.lists(st.tuples(small, st.integers(0, 12), st.integers(0, 4)), min_size=1, max_size=9),
     st.sampled_from([0, 2**16 - 16]),
 )
-def test_overlapping_ranges_are_resolved_as_the_model_says(
+def test_overlapping_ranges_are_resolved_as_in_the_model(
     tmp_path_factory: pytest.TempPathFactory, version: int, rows: list[tuple[int, int, int]], base: int
 ) -> None:
     top = 2**32 - 1 if version == 4 else 2**128 - 1
@@ -419,7 +419,7 @@ def test_an_old_database_is_a_warning(tmp_path: Path, age: int, max_age: str, wa
         assert f"{age} days ago" in lines[0]
 
 
-def test_the_date_that_npm_gives_every_file_is_not_taken_for_an_age(tmp_path: Path) -> None:
+def test_the_date_that_npm_gives_every_file_is_not_used_as_an_age(tmp_path: Path) -> None:
     path = written(tmp_path, ASN_CSV)
     os.utime(path, (499162500, 499162500))
     notice = read(path, ASN).info.age_notice(time.time())

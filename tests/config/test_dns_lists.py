@@ -72,7 +72,7 @@ def test_the_entry_of_the_self_test_is_an_address_or_a_name(fields: str, self_te
         ("zone: zen.test, refused: [127.0.0.9, '127.0.1.[0..9]']", ["127.0.0.9", "127.0.1.[0..9]"]),
     ],
 )
-def test_refusals_of_known_zones_are_known_unless_the_list_says_its_own(fields: str, refused: list[str]) -> None:
+def test_known_zones_have_default_refusals_that_the_list_can_replace(fields: str, refused: list[str]) -> None:
     assert [code.text for code in good(f"x: {{{fields}, codes: 127.0.0.2}}").refused] == refused
 
 
@@ -166,12 +166,12 @@ def test_a_key_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert f"key_file: {tmp_path}/dqs.key cannot be read: No such file or directory" in problems[0]
 
 
-def test_a_key_that_no_zone_uses_is_an_error(tmp_path: Path) -> None:
+def test_an_unused_key_is_an_error(tmp_path: Path) -> None:
     _, problems = read("x: {zone: zen.test, key_file: dqs.key, codes: 127.0.0.2}", write_key(tmp_path))
     assert "key_file: the zone has no {key} in it" in problems[0]
 
 
-def test_a_key_in_the_rules_file_is_not_shown_either() -> None:
+def test_a_key_in_the_rules_file_is_not_shown() -> None:
     lists, _ = read(f"x: {{zone: {KEY}.zen.dq.spamhaus.net, codes: 127.0.0.2}}")
     definition = lists["x"].definition
     assert definition is not None
@@ -194,6 +194,6 @@ def test_a_key_in_the_rules_file_is_not_shown_either() -> None:
         ("notspamhaus.org", None),
     ],
 )
-def test_a_zone_is_known_by_its_longest_known_parent(zone: str, lists_names: bool | None) -> None:
+def test_a_zone_has_the_facts_of_its_longest_known_parent(zone: str, lists_names: bool | None) -> None:
     known = known_zone(zone)
     assert (known and known.lists_names) is lists_names

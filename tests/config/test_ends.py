@@ -92,7 +92,7 @@ def test_an_invalid_end_is_an_error_with_its_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_ruleset_in_force_drops_what_has_ended_without_files_and_tests(tmp_path: Path) -> None:
+def test_ended_entries_are_dropped_without_reading_files_or_running_tests(tmp_path: Path) -> None:
     rules = tmp_path / "rules.yaml"
     test = "tests:\n  - {given: {client_address: 192.0.2.9}, expect: REJECT}\n"
     rules.write_text(RULES.replace("CONDITION", "cidr") + test)

@@ -37,7 +37,7 @@ def test_a_symbolic_link_is_followed(tmp_path: Path) -> None:
 def test_a_file_that_is_too_long_is_not_read_to_its_end(tmp_path: Path) -> None:
     path = tmp_path / "f"
     with path.open("wb") as file:
-        file.truncate(1 << 40)  # sparse: no more than a size
+        file.truncate(1 << 40)  # sparse: it has a size, but no content
     with pytest.raises(OversizedError, match="is longer than 1 MiB"):
         read_file(str(path), 1 << 20)
 
@@ -99,7 +99,7 @@ def test_anything_but_a_regular_file_is_refused_at_once(
     assert open_descriptors() == descriptors
 
 
-def test_a_file_that_others_keep_to_themselves_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_read_permission_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"x")
     path.chmod(0)
@@ -113,13 +113,13 @@ def test_a_file_that_others_keep_to_themselves_is_refused(tmp_path: Path) -> Non
         os.seteuid(user)
 
 
-def test_a_name_that_cannot_be_one_is_refused() -> None:
+def test_an_invalid_file_name_is_refused() -> None:
     with pytest.raises(UnreadableError, match="null"):
         read_file("a\0b", 100)
 
 
-def test_a_file_that_is_replaced_meanwhile_is_read_as_it_was(tmp_path: Path) -> None:
-    """The read gets the old content to its end, although the file is replaced before the second half is read."""
+def test_a_file_that_is_replaced_during_the_read_gives_the_old_content(tmp_path: Path) -> None:
+    """The read gets all of the old content, although the file is replaced before the second half is read."""
     path = tmp_path / "f"
     path.write_bytes(b"old" * 100_000)
     real_read = os.read
@@ -139,8 +139,8 @@ def test_a_file_that_is_replaced_meanwhile_is_read_as_it_was(tmp_path: Path) -> 
     assert read_file(str(path), 1 << 20) == b"new" * 100_000
 
 
-def test_a_file_that_is_written_into_meanwhile_is_refused(tmp_path: Path) -> None:
-    """It may be half old, half new: `cp` over a list while the daemon reloads."""
+def test_a_file_that_is_written_to_during_the_read_is_refused(tmp_path: Path) -> None:
+    """Its content may be half old and half new, as after `cp` over a list during a reload."""
     path = tmp_path / "f"
     path.write_bytes(b"old" * 100_000)
     os.utime(path, ns=(0, 0))

@@ -82,7 +82,7 @@ def test_a_list_is_fetched_or_local(tmp_path: Path) -> None:
         load(rules_path=path)
 
 
-def test_a_list_that_was_never_fetched_is_empty_with_a_warning_and_one_that_was_must_be_there(tmp_path: Path) -> None:
+def test_an_unfetched_list_is_empty_with_a_warning_and_a_fetched_list_must_exist(tmp_path: Path) -> None:
     path = write(tmp_path, "url: 'https://h/', never: own")
     loaded = load(rules_path=path)
     assert loaded.ruleset.counts.networks == 0
@@ -95,7 +95,7 @@ def test_a_list_that_was_never_fetched_is_empty_with_a_warning_and_one_that_was_
         load(rules_path=path)
 
 
-def test_the_hash_does_not_cover_a_fetched_list_and_never_counts_as_use(tmp_path: Path) -> None:
+def test_a_fetched_list_is_not_hashed_and_a_list_under_never_is_used(tmp_path: Path) -> None:
 
     path = write(tmp_path, "url: 'https://h/', never: own")
     (tmp_path / "drop.txt").write_text("198.51.100.0/24\n")

@@ -37,7 +37,7 @@ def texts(content: bytes) -> list[tuple[str, int, int]]:
     return [(entry.text, entry.line, entry.column) for entry in ListFile("f", content).entries()]
 
 
-def test_one_entry_a_line_without_comments_and_blanks() -> None:
+def test_a_list_file_has_an_entry_a_line_and_comments() -> None:
     assert texts(CONTENT) == [
         ("one.example", 2, 1),
         ("two.example", 3, 3),
@@ -90,12 +90,12 @@ def test_a_long_list_comes_in_blocks_with_a_key_for_its_content_and_form(form: F
     assert len(keys) == 2 if form is not Form.TEXT else 4
 
 
-def test_a_short_list_comes_as_it_is() -> None:
+def test_a_short_list_is_read_unchanged() -> None:
     file = ListFile("f", b"\n".join(b"%d.example" % n for n in range(LONG_LIST - 1)))
     assert isinstance(file.parse(Form.DOMAIN, "r", "x", Report()), list)
 
 
-def test_what_has_been_forgotten_is_read_again_unless_the_file_has_changed(tmp_path: Path) -> None:
+def test_freed_content_is_read_again_unless_the_file_has_changed(tmp_path: Path) -> None:
     path = tmp_path / "l.txt"
     path.write_bytes(CONTENT)
     file = ListFile(str(path), CONTENT)
@@ -110,7 +110,7 @@ def test_what_has_been_forgotten_is_read_again_unless_the_file_has_changed(tmp_p
         next(file.entries())
 
 
-def test_a_bad_line_is_reported_once_though_many_rules_use_it(tmp_path: Path) -> None:
+def test_a_bad_line_of_a_shared_list_is_reported_once(tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_text("a.example\n\n   not a name\n")
     rules = "".join(f"  - {{name: r{number}, match: {{hostname_suffix: $l}}, action: REJECT}}\n" for number in range(5))
     (tmp_path / "r.yaml").write_text(f"lists: {{l: {{file: l.txt}}, m: {{file: l.txt}}}}\nrules:\n{rules}")
@@ -163,7 +163,7 @@ def test_a_million_bad_lines_give_a_hundred_messages_and_a_count(tmp_path: Path)
     assert caught.value.lines[-1] == f"{tmp_path}/l.txt: and 299,900 more problems"
 
 
-def test_an_empty_list_that_may_be_empty_disarms_its_rule_and_no_other(tmp_path: Path) -> None:
+def test_an_allowed_empty_list_disables_only_its_own_rule(tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_text("# to be filled\n")
     (tmp_path / "r.yaml").write_text(
         "lists: {l: {file: l.txt, allow_empty: true}}\n"
@@ -229,7 +229,7 @@ def test_a_local_list_is_not_hashed_and_may_be_missing(tmp_path: Path) -> None:
     assert local_rules(tmp_path, local="false").hash != one.hash
 
 
-def test_a_list_that_is_not_local_may_not_be_missing_and_a_local_one_may_not_be_disarmed(tmp_path: Path) -> None:
+def test_a_missing_list_must_be_local_and_a_local_list_cannot_be_disabled(tmp_path: Path) -> None:
     with pytest.raises(ConfigErrors, match=r"own\.txt cannot be read: No such file or directory"):
         local_rules(tmp_path, local="false")
     with pytest.raises(ConfigErrors, match="has no entries, which would disarm the list"):

@@ -108,7 +108,7 @@ def test_the_hash_is_of_the_rules_file_and_each_list_file_in_order(tmp_path: Pat
     assert load(rules_path=tmp_path / "rules.yaml").ruleset.hash == wanted
 
 
-def test_the_summary_says_what_was_loaded(tmp_path: Path) -> None:
+def test_the_summary_counts_rules_and_entries(tmp_path: Path) -> None:
     (tmp_path / "rules.yaml").write_text(
         "lists: {l: [192.0.2.1, 198.51.100.0/24]}\n"
         "rules:\n"
@@ -120,7 +120,7 @@ def test_the_summary_says_what_was_loaded(tmp_path: Path) -> None:
     assert loaded.summary.startswith(wanted)
 
 
-def test_a_problem_that_is_met_twice_is_told_once_and_all_travel_between_processes(tmp_path: Path) -> None:
+def test_a_repeated_problem_is_reported_once_and_problems_can_be_pickled(tmp_path: Path) -> None:
     (tmp_path / "rules.yaml").write_text(
         "lists: {l: [x y]}\n"
         "rules:\n"
@@ -146,7 +146,7 @@ def test_no_control_character_of_a_file_reaches_a_message(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("text", ["{}: x\n", "rules: {}\n", "rules: [{{name: a, match: {{{}: x}}, action: x}}]\n"])
-def test_a_word_of_a_megabyte_is_refused_in_little_time(text: str, tmp_path: Path) -> None:
+def test_a_word_of_a_megabyte_is_refused_quickly(text: str, tmp_path: Path) -> None:
     (tmp_path / "rules.yaml").write_text(text.format("? " * ("{}: x" in text) + "x" * 1_000_000))
     started = time.process_time()
     with pytest.raises(ConfigErrors) as caught:
@@ -155,7 +155,7 @@ def test_a_word_of_a_megabyte_is_refused_in_little_time(text: str, tmp_path: Pat
     assert time.process_time() - started < 10
 
 
-# --- Anything at all --------------------------------------------------------------------------------------------------
+# --- Arbitrary input --------------------------------------------------------------------------------------------------
 
 keys = st.sampled_from(
     [
@@ -223,7 +223,7 @@ rulesets = st.fixed_dictionaries(
 
 
 def load_anything(content: bytes, path: Path) -> None:
-    """Loads or raises ConfigErrors, and checks the promises of both; anything else fails the test."""
+    """Loads or raises ConfigErrors, and checks the promises of both; any other exception fails the test."""
     path.write_bytes(content)
     try:
         loaded = load(rules_path=path, warnings_on=datetime.date(2026, 11, 21))
@@ -277,6 +277,6 @@ def test_any_settings_load_or_are_refused(content: bytes, tmp_path: Path) -> Non
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(0, 6000))
-def test_a_half_written_ruleset_is_refused_or_whole_up_to_there(cut: int, tmp_path: Path) -> None:
+def test_a_truncated_ruleset_is_refused_or_loads_its_complete_rules(cut: int, tmp_path: Path) -> None:
     """A file cut anywhere raises only the loader's exception. (A cut between two rules is a valid file.)"""
     load_anything((CONFIG / "rules.yaml").read_bytes()[:cut], tmp_path / "rules.yaml")

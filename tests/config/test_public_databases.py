@@ -79,7 +79,7 @@ def test_every_client_of_the_first_incident_is_in_one_of_three_systems(ruleset: 
     assert all("SAKURA" in owner.asn_name for owner in found)
 
 
-def test_suggest_says_which_systems_the_incidents_come_from(ruleset: Ruleset) -> None:
+def test_suggest_names_the_systems_of_the_incidents(ruleset: Ruleset) -> None:
     logs = [str(DATA / "maillog.sendmail"), str(DATA / "maillog.postfix")]
     suffix, network, senders = suggest(logs, ruleset=ruleset, today=datetime.date(2026, 11, 21)).candidates
     assert (suffix.value, {system.asn for system in suffix.systems}) == ("vs.sakura.ne.jp", SAKURA)
@@ -98,7 +98,7 @@ def test_suggest_says_which_systems_the_incidents_come_from(ruleset: Ruleset) ->
         ("cut.mmdb", "country.mmdb", "if it is an MMDB file, it has been cut short"),
     ],
 )
-def test_the_wrong_file_of_a_package_is_an_error_that_says_so(
+def test_the_wrong_file_of_a_package_is_an_error_with_a_hint(
     folder: Path, tmp_path: Path, asn: str, country: str, message: str
 ) -> None:
     for name in {asn, country} - {"good.csv", "cut.mmdb"}:

@@ -24,7 +24,7 @@ def load_text(text: str, folder: Path) -> Ruleset:
     return load(rules_path=folder / "rules.yaml").ruleset
 
 
-def test_a_rule_is_what_was_written(tmp_path: Path) -> None:
+def test_a_rule_is_read_as_written(tmp_path: Path) -> None:
     ruleset = load_text(
         """
 lists: {l: [192.0.2.1]}
@@ -90,18 +90,18 @@ def test_expressions_that_are_too_large_together_are_reported(tmp_path: Path) ->
     assert line.startswith(f"{tmp_path}/rules.yaml: all expressions on one attribute together are too large for RE2")
 
 
-def test_thousands_of_unknown_conditions_are_counted_in_little_time(tmp_path: Path) -> None:
+def test_thousands_of_unknown_conditions_are_counted_quickly(tmp_path: Path) -> None:
     names = "".join(f"    reverse_clien_nam{number}: x\n" for number in range(20_000))
     began = time.process_time()
     with pytest.raises(ConfigErrors) as caught:
         load_text(f"rules:\n- name: a\n  action: REJECT\n  match:\n{names}", tmp_path)
-    assert time.process_time() - began < 3  # 0.5 s; to guess what each was meant to be takes six
+    assert time.process_time() - began < 3  # 0.5 s; finding a suggestion for each takes six
     assert caught.value.lines[0].endswith("unknown condition 'reverse_clien_nam0'; did you mean 'reverse_client_name'?")
     assert caught.value.lines[-1].endswith("and 19,900 more problems")
 
 
 def test_too_many_entries_for_the_index_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real thing takes 4 GiB of names to show."""
+    """The limit is lowered, because the real one takes 4 GiB of names."""
 
     def refuse(*_: object, **__: object) -> None:
         raise ValueError("more than 4 GiB of names")
@@ -111,7 +111,7 @@ def test_too_many_entries_for_the_index_are_reported(tmp_path: Path, monkeypatch
         load_text("rules: []\n", tmp_path)
 
 
-def test_a_reload_keeps_nothing_of_the_load_before(tmp_path: Path) -> None:
+def test_a_reload_keeps_no_object_of_the_previous_load(tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_text("192.0.2.1\n")
     text = "lists: {l: {file: l.txt}}\nrules: [{name: a, match: {cidr: $l}, action: REJECT}]\n"
     before = load_text(text, tmp_path)

@@ -51,7 +51,7 @@ def test_the_settings_are_those_of_the_loader_with_their_defaults() -> None:
     for key, definition in SETTINGS["properties"].items():
         reference = next((node["$ref"] for node in walk(definition) if "$ref" in node), None)
         if reference is None:
-            if key == "control":  # the installed daemon can be asked; one without settings has no such socket
+            if key == "control":  # the installed daemon has a control socket; a daemon without settings has none
                 assert (definition["default"], shipped[key]) == (None, "/run/policyd/control.sock")
                 continue
             default = definition["default"]
@@ -64,7 +64,7 @@ def test_the_settings_are_those_of_the_loader_with_their_defaults() -> None:
 
 
 @pytest.mark.parametrize("one", [RULES, SETTINGS, BOTH], ids=["rules", "settings", "both"])
-def test_references_lead_somewhere_and_patterns_compile(one: dict[str, Any]) -> None:
+def test_references_exist_and_patterns_compile(one: dict[str, Any]) -> None:
     json.dumps(one)
     for node in walk(one):
         if "$ref" in node:
@@ -92,7 +92,7 @@ def test_every_key_is_described_and_no_other_is_allowed(one: dict[str, Any]) -> 
         *("REJECTED", "DEFER_IF_REJECT", "REJECT: x", "permit", "x REJECT", ""),
     ],
 )
-def test_the_word_of_an_action_is_seen_as_the_loader_sees_it(action: str) -> None:
+def test_the_schema_and_the_loader_accept_the_same_actions(action: str) -> None:
     pattern = RULES["definitions"]["rule"]["properties"]["action"]["pattern"]
     try:
         parse_action(action)
@@ -107,7 +107,7 @@ def test_the_examples_of_actions_are_actions() -> None:
         parse_action(example)
 
 
-def test_one_schema_tells_the_two_files_apart() -> None:
+def test_one_schema_distinguishes_the_two_files() -> None:
     """Evaluated by hand: its `if` requires a list of rules, or a key that settings do not have."""
     first, *others = BOTH["if"]["anyOf"]
     assert first == {"required": ["rules"], "properties": {"rules": {"type": "array"}}}

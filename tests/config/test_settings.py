@@ -67,7 +67,7 @@ def test_the_shipped_file_shows_the_defaults_and_explains_each() -> None:
     for number, line in enumerate(lines):
         if re.match(r"\s*[a-z_]+:", line):
             comment = re.match(r"\s*#", lines[number - 1])
-            beside = re.match(r"\s*[a-z_]+:", lines[number - 1])  # keys that one comment explains together
+            beside = re.match(r"\s*[a-z_]+:", lines[number - 1])  # keys that share a comment
             assert comment or beside, line
 
 
@@ -131,7 +131,7 @@ def test_paths_are_relative_to_the_settings_file() -> None:
 
 
 @pytest.mark.parametrize("nothing", ["null", "~", "", "Null"])
-def test_what_may_be_nothing_may_be_written_as_nothing(nothing: str) -> None:
+def test_settings_that_may_be_null_accept_null(nothing: str) -> None:
     settings = read(f"socket_owner: {nothing}\nsocket_group: {nothing}\nmetrics: {nothing}\n")
     assert settings == Settings()
 
@@ -166,7 +166,7 @@ def test_invalid_durations(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["inet:127.0.0.1:10040", "inet:[::1]:10040", "inet:localhost:1", "unix:/a b", "unix:run/s"]
 )
-def test_an_address_is_written_as_it_is_read(text: str) -> None:
+def test_addresses_are_written_in_the_form_in_which_they_are_read(text: str) -> None:
     assert str(parse_listen(text)) == text
 
 
@@ -191,12 +191,12 @@ def test_invalid_resolvers(text: str) -> None:
         parse_dns_server(text)
 
 
-def test_settings_travel_between_processes() -> None:
+def test_settings_can_be_passed_between_processes() -> None:
     settings = read(SHIPPED.read_text())
     assert pickle.loads(pickle.dumps(settings)) == settings
 
 
-def test_the_command_line_comes_before_the_settings(tmp_path: Path) -> None:
+def test_the_command_line_takes_precedence_over_the_settings(tmp_path: Path) -> None:
     (tmp_path / "policyd.yaml").write_text("rules: missing.yaml\nlisten: [unix:/run/s]\n")
     (tmp_path / "r.yaml").write_text("rules: []\n")
     loaded = load(tmp_path / "policyd.yaml", tmp_path / "r.yaml", listen=(InetAddress("127.0.0.1", 1),))

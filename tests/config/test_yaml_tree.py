@@ -52,13 +52,13 @@ def test_lines_and_columns_count_from_one_and_in_characters() -> None:
     assert (rules.value.items[0].line, rules.value.items[0].column) == (4, 5)
 
 
-def test_nothing_is_told_from_the_empty_text() -> None:
+def test_an_empty_text_gives_no_hint() -> None:
     root, _ = parse("nothing:\nempty: ''\n")
     assert isinstance(root, Mapping)
     assert [item.value.missing for item in root if isinstance(item.value, Scalar)] == [True, False]
 
 
-def test_a_byte_order_mark_and_windows_line_ends_do_no_harm() -> None:
+def test_a_byte_order_mark_and_windows_line_ends_are_accepted() -> None:
     assert plain(parse(b"\xef\xbb\xbfa: b\r\nc: d\r\n")[0]) == {"a": "b", "c": "d"}
 
 
@@ -84,13 +84,13 @@ def test_content_that_is_not_text(content: bytes, problem: str | None) -> None:
     assert (root is None) is bool(problem)
 
 
-def test_what_follows_a_second_document_is_not_taken_for_the_first() -> None:
+def test_text_after_a_second_document_does_not_belong_to_the_first() -> None:
     root, problems = parse("a: b\n---\na: c\n---\na: d\n")
     assert plain(root) == {"a": "b"}
     assert problems == ["f.yaml:2:1: a second document ('---') is not allowed; keep one document in a file"]
 
 
-def test_the_first_of_two_equal_keys_stays_and_the_second_is_reported() -> None:
+def test_the_second_of_two_equal_keys_is_reported() -> None:
     root, problems = parse("a: b\na: c\n'a': d\n")
     assert plain(root) == {"a": "b"}
     assert problems == [
@@ -99,7 +99,7 @@ def test_the_first_of_two_equal_keys_stays_and_the_second_is_reported() -> None:
     ]
 
 
-def test_a_quoted_merge_key_is_a_key_like_any_other() -> None:
+def test_a_quoted_merge_key_is_an_ordinary_key() -> None:
     assert plain(parse("'<<': x\n")[0]) == {"<<": "x"}
 
 
@@ -129,7 +129,7 @@ def test_nine_hundred_levels_are_refused_by_our_own_limit_at_once(deep: str) -> 
     assert time.process_time() - started < 2
 
 
-def test_an_alias_bomb_is_a_problem_for_each_alias_and_nothing_more() -> None:
+def test_an_alias_bomb_gives_only_a_problem_for_each_alias() -> None:
     lines = ["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9))]
     root, problems = parse("\n".join(lines))
     assert isinstance(root, Mapping)
@@ -146,7 +146,7 @@ values = st.recursive(
 
 
 @given(values)
-def test_whatever_yaml_writes_is_read_back(value: Any) -> None:
+def test_yaml_written_by_pyyaml_is_read_back(value: Any) -> None:
     written = yaml.safe_dump(value, allow_unicode=True)
     root, problems = parse(written.encode())
     assert problems == []

@@ -33,7 +33,7 @@ def test_an_address_is_strict_and_a_mapped_one_is_ipv4(text: bytes, want: tuple[
 
 
 @given(st.ip_addresses())
-def test_ptr_records_are_asked_for_where_the_standard_library_says(
+def test_names_for_ptr_records_are_those_of_the_standard_library(
     address: ipaddress.IPv4Address | ipaddress.IPv6Address,
 ) -> None:
     parsed = parse_address(str(address).encode())

@@ -244,7 +244,7 @@ def test_postfixs_verified_name_is_trusted_and_unknown_is_not_a_name() -> None:
         ("REJECT {recipient} x", "unknown x"),
     ],
 )
-def test_what_a_client_said_reaches_the_reply_only_as_harmless_text(action: str, want: str) -> None:
+def test_client_text_in_a_reply_is_harmless(action: str, want: str) -> None:
     attributes = {**CLIENT, "sender": "a\r\nb@example.org".replace("\r\n", "\n"), "helo_name": "550 5.1.1 evil"}
     request = request_of(attributes)
     decision = decide(build([REJECT_ALL | {"action": action}]), request, NOTHING_KNOWN, TODAY)

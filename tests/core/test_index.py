@@ -43,7 +43,7 @@ def test_the_domain_follows_the_last_at_sign(address: bytes, want: bytes) -> Non
     assert domain_of(address) == want
 
 
-def test_values_fold_outside_ascii_too_and_survive_what_is_not_utf_8() -> None:
+def test_values_outside_ascii_are_folded_and_invalid_utf_8_is_kept() -> None:
     assert fold_value("Ünï@EXAMPLE".encode()) == "ünï@example".encode()
     assert fold_value(b"\xff\xc0") == b"\xef\xbf\xbd" * 2
 
@@ -70,7 +70,7 @@ def test_five_thousand_expressions_are_one_set() -> None:
     assert table.find(b"host-12-5000.dyn5000.example.net").conditions == frozenset()
 
 
-def test_the_same_expressions_are_compiled_once_and_not_kept_longer_than_they_are_used() -> None:
+def test_equal_expressions_are_compiled_once_and_freed_after_use() -> None:
     expressions = ("^once-compiled$",)
     table, again = (ExpressionTable(expressions, (Hits(frozenset({n}), ()),)) for n in range(2))
     assert table._set is again._set

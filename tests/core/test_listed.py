@@ -96,7 +96,7 @@ def test_the_engine_agrees_with_the_plain_evaluation(
 
 @settings(max_examples=examples(2000), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(hostname_lists, rules, requests, dns, answers, st.permutations(["identity", *NAMES]))
-def test_facts_that_come_one_by_one_lead_to_the_same_decision(
+def test_facts_learned_one_by_one_lead_to_the_same_decision(
     by_hostname: frozenset[str],
     made: list[dict[str, Any]],
     attributes: dict[str, str],
@@ -132,7 +132,7 @@ def test_facts_that_come_one_by_one_lead_to_the_same_decision(
 
 @settings(max_examples=examples(2000), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(hostname_lists, rules, requests, dns, answers)
-def test_what_may_be_needed_is_named_together(
+def test_facts_that_may_be_needed_are_named_together(
     by_hostname: frozenset[str],
     made: list[dict[str, Any]],
     attributes: dict[str, str],
@@ -220,7 +220,11 @@ def test_a_list_is_needed_if_a_rule_that_could_decide_uses_it(made: list[dict[st
         (Listed(("zen", "psbl", "cop")), {"psbl": NO}, {"zen", "cop"}),
         (Listed(("zen", "psbl", "cop"), 2), {"psbl": YES}, {"zen", "cop"}),
         (Listed(("zen", "psbl", "cop"), 2), {"psbl": YES, "cop": YES}, set()),
-        (Listed(("zen", "psbl", "cop"), 2), {"psbl": NO, "cop": UNKNOWN}, set()),  # it cannot be two any more
+        (
+            Listed(("zen", "psbl", "cop"), 2),
+            {"psbl": NO, "cop": UNKNOWN},
+            set(),
+        ),  # two lists cannot say *listed* any more
         (Listed(("zen", "psbl", "cop"), 3), {"psbl": NO}, set()),
     ],
 )
@@ -231,7 +235,7 @@ def test_the_decision_is_given_as_soon_as_no_answer_can_change_it(
     assert needs(build([rule("a", "REJECT", {"listed": value})]), facts) == wanted
 
 
-def test_the_first_rule_that_waits_for_a_list_is_waited_for_although_a_later_one_does_too() -> None:
+def test_the_first_rule_that_waits_for_a_list_is_not_skipped() -> None:
     made: list[dict[str, Any]] = [
         {"name": "cop", "match": {"protocol_state": ["MAIL"], "listed": Listed(("cop",), 1)}, "action": "REJECT"},
         {"name": "zen", "match": {"listed": Listed(("zen",), 1)}, "action": "REJECT 5.7.1 zen"},
@@ -283,7 +287,7 @@ def test_ten_thousand_rules_with_listed_are_not_tried_one_by_one(monkeypatch: py
         (Listed(("psbl", "zen", "cop"), 2), {"zen": YES, "psbl": UNKNOWN, "cop": YES}, "zen"),
     ],
 )
-def test_list_is_the_first_that_said_listed_in_the_order_of_the_rule(
+def test_the_placeholder_list_is_the_first_list_of_the_rule_that_said_listed(
     value: Listed, said: dict[str, str], text: str
 ) -> None:
     ruleset = build([rule("a", "REJECT 5.7.1 listed by {list}", {"listed": value})])

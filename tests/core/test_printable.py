@@ -20,7 +20,7 @@ from policyd.core.printable import printable
         ("\U000e0041", "\\U000e0041"),
     ],
 )
-def test_what_a_terminal_would_act_on_is_escaped(text: str, want: str) -> None:
+def test_terminal_control_characters_are_escaped(text: str, want: str) -> None:
     assert printable(text) == want
 
 

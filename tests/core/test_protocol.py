@@ -44,7 +44,7 @@ def test_any_chunking_of_any_sequence_gives_the_same_requests(
 
 
 @given(st.lists(st.binary(max_size=60), max_size=6))
-def test_no_bytes_at_all_make_the_parser_raise_anything_but_its_own_error(pieces: list[bytes]) -> None:
+def test_any_bytes_raise_only_the_parsers_own_error(pieces: list[bytes]) -> None:
     try:
         parse_all(pieces)
     except ProtocolError as error:
@@ -58,7 +58,7 @@ def test_the_last_of_a_repeated_attribute_counts() -> None:
     assert request["sender"] == b"two"
 
 
-def test_a_known_layout_and_the_general_way_agree() -> None:
+def test_a_known_layout_and_the_general_path_agree() -> None:
     parser = RequestParser()
     general, fast, glued = parse_all([POSTFIX, POSTFIX, POSTFIX + POSTFIX[:20], POSTFIX[20:]], parser)[:3]
     assert general == fast == glued
@@ -105,7 +105,7 @@ def test_a_request_is_bounded_with_and_without_an_end(piece: int, end: bytes) ->
 
 
 @pytest.mark.parametrize("piece", [1, 2, 3, 100])
-def test_a_request_of_exactly_the_limit_is_taken_however_it_arrives(piece: int) -> None:
+def test_a_request_of_exactly_the_limit_is_accepted_in_any_pieces(piece: int) -> None:
     request = TYPE + b"sender=" + b"a" * 100 + b"\n\n"
     pieces = [request[i : i + piece] for i in range(0, len(request), piece)]
     assert len(parse_all(pieces, RequestParser(len(request)))) == 1
@@ -113,7 +113,7 @@ def test_a_request_of_exactly_the_limit_is_taken_however_it_arrives(piece: int) 
         parse_all(pieces, RequestParser(len(request) - 1))
 
 
-def test_a_request_of_exactly_the_limit_is_taken_and_a_known_layout_keeps_it() -> None:
+def test_a_known_layout_accepts_a_request_of_exactly_the_limit() -> None:
     request = TYPE + b"sender=" + b"a" * 100 + b"\n\n"
     layouts = Layouts()
     assert len(parse_all([request, request], RequestParser(len(request), layouts))) == 2
@@ -122,7 +122,7 @@ def test_a_request_of_exactly_the_limit_is_taken_and_a_known_layout_keeps_it() -
         parse_all([request, request.replace(b"=a", b"=aa", 1)], parser)
 
 
-def test_layouts_are_bounded_and_beyond_the_bound_requests_are_parsed_all_the_same() -> None:
+def test_requests_beyond_the_limit_of_layouts_are_still_parsed() -> None:
     layouts = Layouts()
     for count in range(3, 30):
         order = [name for name in ATTRIBUTES if name != "request"][:count]

@@ -29,7 +29,7 @@ def request(**attributes: str) -> bytes:
 
 
 def unnamed(address: str, **attributes: str) -> bytes:
-    """A request from a client that Postfix found no name for, so that policyd has to ask DNS."""
+    """A request from a client without a name from Postfix, so that policyd has to ask DNS."""
     names = {"client_name": "unknown", "reverse_client_name": "unknown"}
     return request(client_address=address, **names, **attributes)
 

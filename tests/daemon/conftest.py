@@ -30,7 +30,7 @@ rules:
 
 
 class StartPolicyd(Protocol):
-    """`start_policyd`: a daemon for a `with` block, on a port of its own."""
+    """The signature of `start_policyd`: a daemon for a `with` block, on its own port."""
 
     def __call__(self, rules: str = RULES, **arguments: Any) -> Policyd: ...
 

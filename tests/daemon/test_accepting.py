@@ -28,7 +28,7 @@ class Exhausted(socket.socket):
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=errno.errorcode.__getitem__)
-async def test_clients_wait_where_the_system_has_nothing_left_and_are_taken_afterwards(error: int) -> None:
+async def test_clients_wait_while_the_system_has_no_descriptors_and_are_served_afterwards(error: int) -> None:
     listening = Exhausted(socket.AF_INET, socket.SOCK_STREAM)
     listening.bind(("127.0.0.1", 0))
     listening.listen(8)

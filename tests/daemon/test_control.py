@@ -37,12 +37,12 @@ rules:
 
 
 def run(policyd: Policyd, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A command, beside a daemon and with its settings."""
+    """Runs a command with the settings of a running daemon."""
     return cli(policyd.settings.parent, *arguments)
 
 
 def cli(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A command with the settings in a folder."""
+    """Runs a command with the settings in a folder."""
     return subprocess.run(
         [sys.executable, "-m", "policyd", *arguments, "-c", str(folder / "policyd.yaml")],
         capture_output=True,
@@ -60,7 +60,7 @@ def control(tmp_path: Path) -> str:
 # --- Status -----------------------------------------------------------------------------------------------------------
 
 
-def test_status_tells_version_mode_ruleset_and_files(start_policyd: StartPolicyd, port: int, control: str) -> None:
+def test_status_shows_version_mode_ruleset_and_files(start_policyd: StartPolicyd, port: int, control: str) -> None:
     with start_policyd(control=control) as policyd, Client(port) as client:
         client.ask(BULK)
         (logged,) = policyd.decisions(1)
@@ -79,7 +79,7 @@ def test_status_tells_version_mode_ruleset_and_files(start_policyd: StartPolicyd
     assert (said.returncode, said.stdout.splitlines()[0]) == (0, "mode         enforce")
 
 
-def test_a_top_level_observe_stands_in_the_first_line_and_needs_attention_after_a_week(
+def test_status_shows_observe_first_and_as_a_problem_after_a_week(
     start_policyd: StartPolicyd, control: str, tmp_path: Path
 ) -> None:
     with start_policyd("mode: observe\n" + RULES, control=control) as policyd:
@@ -114,7 +114,7 @@ def test_alive_exits_0_while_the_daemon_answers_and_2_without_it(start_policyd: 
     assert f"{control} does not exist; is policyd running" in gone.stderr
 
 
-def test_without_a_control_socket_the_message_says_so(start_policyd: StartPolicyd) -> None:
+def test_a_missing_control_socket_is_named_in_the_message(start_policyd: StartPolicyd) -> None:
     with start_policyd() as policyd:
         told = run(policyd, "status")
     assert told.returncode == 2
@@ -124,7 +124,7 @@ def test_without_a_control_socket_the_message_says_so(start_policyd: StartPolicy
 # --- Reload -----------------------------------------------------------------------------------------------------------
 
 
-def test_reload_waits_and_tells_what_changed(start_policyd: StartPolicyd, port: int, control: str) -> None:
+def test_reload_waits_and_prints_changes(start_policyd: StartPolicyd, port: int, control: str) -> None:
     with start_policyd(control=control) as policyd, Client(port) as client:
         policyd.rules.write_text(RULES.replace("later", "much later").replace("name: vps", "name: hosters"))
         told = run(policyd, "reload")
@@ -180,7 +180,7 @@ def test_a_broken_reload_exits_1_with_every_error_and_status_shows_it_until_a_go
     assert "failed" not in quiet.stdout.replace("failed 0", "")
 
 
-def test_data_is_reloaded_beside_half_edited_rules_and_settings(
+def test_data_is_reloaded_despite_half_edited_rules_and_settings(
     start_policyd: StartPolicyd, port: int, control: str, tmp_path: Path
 ) -> None:
     drop = tmp_path / "drop.txt"
@@ -225,7 +225,7 @@ def test_a_good_reload_of_data_does_not_hide_that_the_rules_are_broken(
     assert "expected a list of rules" in told.stdout
 
 
-def test_the_rules_text_in_force_is_told_whatever_the_file_says_now(start_policyd: StartPolicyd, control: str) -> None:
+def test_the_rules_text_in_force_is_sent_even_if_the_file_was_edited(start_policyd: StartPolicyd, control: str) -> None:
     rules = "# \u00e9 \U0001f600\n" + RULES + "".join(f"# a comment of some length {n}\n" for n in range(10_000))
     with start_policyd(rules, control=control) as policyd:
         policyd.rules.write_text("rules: []\n")
@@ -237,7 +237,7 @@ def test_the_rules_text_in_force_is_told_whatever_the_file_says_now(start_policy
 # --- Forget -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_dns_said_of_a_client_is_forgotten_by_address_or_name(
+def test_dns_answers_about_a_client_are_forgotten_by_address_or_name(
     start_policyd: StartPolicyd, port: int, control: str
 ) -> None:
     name = "mail.mended.example"
@@ -272,11 +272,12 @@ def test_what_dns_said_of_a_client_is_forgotten_by_address_or_name(
     assert (wrong.returncode, wrong.stdout) == (2, "")
 
 
-# --- Who asks ---------------------------------------------------------------------------------------------------------
+# --- Permissions
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("group", "mode"), [(None, 0o600), (str(os.getgid()), 0o660)])
-def test_the_socket_is_its_owners_alone_unless_a_group_is_named(
+def test_only_its_owner_may_use_the_socket_unless_a_group_is_named(
     start_policyd: StartPolicyd, control: str, group: str | None, mode: int
 ) -> None:
     settings = {"control": control} | ({} if group is None else {"control_group": group})
@@ -297,7 +298,7 @@ def test_another_user_is_refused(start_policyd: StartPolicyd, open_folder: Path)
     assert f"no permission to use {control}; ask as root or as a member of the socket's group" in ended.stderr
 
 
-def test_a_control_socket_that_cannot_be_had_is_told_and_mail_goes_on(
+def test_an_unusable_control_socket_is_reported_and_mail_goes_on(
     start_policyd: StartPolicyd, port: int, tmp_path: Path
 ) -> None:
     with start_policyd(control=str(tmp_path / "missing" / "c.sock")) as policyd, Client(port) as client:
@@ -332,14 +333,14 @@ def test_an_invalid_request_is_refused_with_a_message(
     with start_policyd(control=control), connect(control) as peer:
         try:
             peer.sendall(sent)
-        except OSError:  # the daemon has read enough
+        except OSError:  # the daemon has closed the connection
             return
         answer: Any = json.loads(peer.makefile("rb").readline())
         assert (answer["ok"], answer["errors"]) == (False, [error])
         assert peer.recv(1) == b""
 
 
-def test_a_crowd_of_silent_peers_does_not_keep_others_out(start_policyd: StartPolicyd, port: int, control: str) -> None:
+def test_many_silent_peers_do_not_block_others(start_policyd: StartPolicyd, port: int, control: str) -> None:
     with start_policyd(control=control) as policyd, ExitStack() as crowd, Client(port) as client:
         for _ in range(100):
             crowd.enter_context(connect(control)).sendall(b'{"comm')
@@ -348,14 +349,14 @@ def test_a_crowd_of_silent_peers_does_not_keep_others_out(start_policyd: StartPo
         assert len(os.listdir(f"/proc/{policyd.pid}/fd")) < 64  # noqa: PTH208 - a count
 
 
-def test_several_requests_may_come_over_one_connection(start_policyd: StartPolicyd, control: str) -> None:
+def test_several_requests_may_use_one_connection(start_policyd: StartPolicyd, control: str) -> None:
     with start_policyd(control=control), connect(control) as peer:
         peer.sendall(Request(Command.ALIVE).encode() * 3)
         lines = peer.makefile("rb")
         assert [json.loads(lines.readline())["ok"] for _ in range(3)] == [True] * 3
 
 
-def test_something_that_is_not_policyd_is_noticed(tmp_path: Path) -> None:
+def test_a_program_other_than_policyd_is_detected(tmp_path: Path) -> None:
     path = str(tmp_path / "other")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
@@ -372,7 +373,7 @@ def test_something_that_is_not_policyd_is_noticed(tmp_path: Path) -> None:
 # --- Many hosts -------------------------------------------------------------------------------------------------------
 
 HOSTS = 20
-# In place of the docs' ssh: the daemon of a host is the one in the folder of that name.
+# Replaces ssh in the documented loop: the daemon of a host runs in the folder of that name.
 SSH = (
     'ssh() { folder=$1; shift; "$@" -c $folder/policyd.yaml; }; policyd() { ' + sys.executable + ' -m policyd "$@"; }\n'
 )
@@ -380,7 +381,7 @@ SSH = (
 
 @contextmanager
 def fleet(folder: Path) -> Iterator[list[Path]]:
-    """Daemons as on many hosts, each with its own folder and the same ruleset."""
+    """Daemons that represent many hosts, each with its own folder and the same ruleset."""
     with ExitStack() as running:
         for number in range(HOSTS):
             place = folder / f"mx{number}"
@@ -391,7 +392,7 @@ def fleet(folder: Path) -> Iterator[list[Path]]:
 
 
 @pytest.mark.slow
-def test_one_ruleset_has_one_hash_on_all_hosts_and_a_stale_one_is_found_by_the_loop_of_the_docs(tmp_path: Path) -> None:
+def test_the_documented_loop_finds_the_host_with_a_stale_ruleset(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "systemd.md").read_text()
     (loop,) = re.findall(r"^    (want=.*\n)^    (for host in .*\n)", page, re.MULTILINE)
     pushed = LISTED.replace("REJECT", "DEFER")

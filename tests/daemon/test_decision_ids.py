@@ -54,7 +54,7 @@ def test_a_later_process_repeats_no_id_of_one_that_made_65536_in_the_second_befo
     assert ids.isdisjoint(islice(make(LONG_AGO + 1), WINDOW))
 
 
-def test_a_clock_that_is_set_back_repeats_nothing_while_the_process_lasts(make: Make) -> None:
+def test_a_clock_that_is_set_back_repeats_no_id_within_a_process(make: Make) -> None:
     now = [LONG_AGO]
     ids = make(now)
     before = {*islice(ids, 3 * WINDOW)}
@@ -62,7 +62,7 @@ def test_a_clock_that_is_set_back_repeats_nothing_while_the_process_lasts(make: 
     assert before.isdisjoint(islice(ids, 3 * WINDOW))
 
 
-def test_claims_are_bounded_and_let_go_when_their_time_is_over(make: Make) -> None:
+def test_claims_are_bounded_and_released_when_their_window_has_passed(make: Make) -> None:
     now = [LONG_AGO]
     ids = make(now)
     for _ in islice(ids, 100 * WINDOW):
@@ -74,7 +74,7 @@ def test_claims_are_bounded_and_let_go_when_their_time_is_over(make: Make) -> No
     assert len(ids._claims) <= 2
 
 
-def test_without_a_descriptor_there_are_ids_all_the_same_and_one_warning(
+def test_without_a_descriptor_there_are_still_ids_and_one_warning(
     make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def no_socket(*_: object) -> None:

@@ -35,7 +35,7 @@ rules:
 RULES = "lists: {l: {file: l.txt}}\nrules:\n  - {name: l, match: {cidr: $l}, action: REJECT}\n"
 
 
-def test_an_entry_ends_by_itself_while_the_files_are_edited(
+def test_an_entry_ends_without_a_command_while_the_files_are_edited(
     tmp_path: Path, start_policyd: StartPolicyd, port: int
 ) -> None:
     end = int(time.time()) + 4

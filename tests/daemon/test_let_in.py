@@ -33,14 +33,14 @@ def test_by_default_only_this_host_can_connect_and_there_are_no_metrics() -> Non
 
 
 @pytest.mark.parametrize(("host", "is_warned_of"), [("127.0.0.1", False), ("[::1]", False), ("0.0.0.0", True)])
-def test_metrics_that_others_can_read_are_warned_of(
+def test_metrics_that_others_can_read_cause_a_warning(
     start_policyd: StartPolicyd, host: str, *, is_warned_of: bool
 ) -> None:
     with start_policyd(metrics=f"{host}:{free_port()}") as policyd:
         assert any("metrics" in line for line in warnings(policyd)) == is_warned_of
 
 
-def test_a_unix_socket_has_its_mode_before_anybody_can_connect(start_policyd: StartPolicyd, tmp_path: Path) -> None:
+def test_a_unix_socket_has_its_mode_before_a_client_can_connect(start_policyd: StartPolicyd, tmp_path: Path) -> None:
     path = tmp_path / "socket"
     modes: list[int] = []
     ready = threading.Event()
@@ -65,7 +65,7 @@ def test_a_unix_socket_has_its_mode_before_anybody_can_connect(start_policyd: St
     assert modes == [0o604]
 
 
-def test_rules_that_everybody_may_write_are_warned_of_at_the_start_and_at_each_reload(
+def test_world_writable_rules_cause_a_warning_at_the_start_and_at_each_reload(
     start_policyd: StartPolicyd,
 ) -> None:
     with start_policyd() as policyd:
@@ -82,7 +82,7 @@ def test_rules_that_everybody_may_write_are_warned_of_at_the_start_and_at_each_r
         assert "everybody" not in policyd.reload()
 
 
-def test_what_was_lost_since_the_last_report_is_told_at_the_end(start_policyd: StartPolicyd, port: int) -> None:
+def test_lines_lost_since_the_last_report_are_counted_at_the_end(start_policyd: StartPolicyd, port: int) -> None:
     with start_policyd(RULES, decision_log={"path": "/dev/full", "format": "text"}) as policyd, Client(port) as client:
         client.ask(request())
     assert "decision log /dev/full: 1 lines lost: No space left on device" in policyd.operational_log.read_text()

@@ -73,7 +73,7 @@ def test_decisions_go_to_standard_output_line_by_line(tmp_path: Path) -> None:
         assert re.fullmatch(rb"[^ ]+ DEFER id=[0-9A-Z]{8} rule=bulk client=[^\n]+\n", process.stdout.readline())
 
 
-def test_a_reader_that_stops_reading_costs_lines_and_nothing_else(tmp_path: Path) -> None:
+def test_a_reader_that_stops_reading_causes_only_lost_lines(tmp_path: Path) -> None:
     with serving(tmp_path) as (process, port), Client(port) as client:
         for _ in range(20):
             client.send(BULK * 100)
@@ -89,7 +89,7 @@ def test_a_reader_that_stops_reading_costs_lines_and_nothing_else(tmp_path: Path
         assert b" REJECT id=" in process.stdout.readline()
 
 
-def test_a_reader_that_is_gone_costs_lines_and_nothing_else(tmp_path: Path) -> None:
+def test_a_reader_that_has_ended_causes_only_lost_lines(tmp_path: Path) -> None:
     with serving(tmp_path) as (process, port), Client(port) as client:
         assert process.stdout is not None
         process.stdout.close()
@@ -98,7 +98,7 @@ def test_a_reader_that_is_gone_costs_lines_and_nothing_else(tmp_path: Path) -> N
         assert any(b"decision log -: 1 lines lost: Broken pipe" in line for line in process.stderr)
 
 
-def test_a_closed_standard_output_costs_lines_and_nothing_else(tmp_path: Path) -> None:
+def test_a_closed_standard_output_causes_only_lost_lines(tmp_path: Path) -> None:
     closed = ("bash", "-c", 'exec "$@" >&-', "bash")
     with serving(tmp_path, closed, subprocess.DEVNULL) as (process, port), Client(port) as client:
         assert client.ask(BULK) == LATER
@@ -184,7 +184,7 @@ def test_ids_do_not_repeat_over_restarts_and_several_processes(
     assert len(set(ids)) == 6000
 
 
-def test_a_full_disk_costs_lines_which_are_counted(start_policyd: StartPolicyd, port: int) -> None:
+def test_lines_lost_on_a_full_disk_are_counted(start_policyd: StartPolicyd, port: int) -> None:
     metrics = free_port()
     log = {"path": "/dev/full", "format": "text"}
     with start_policyd(decision_log=log, metrics=f"127.0.0.1:{metrics}") as policyd, Client(port) as client:

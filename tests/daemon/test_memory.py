@@ -35,9 +35,7 @@ rules:
 MAIL = request(client_address="192.0.2.1")
 
 
-def test_a_reload_keeps_counters_that_did_not_change_and_uses_those_that_did(
-    start_policyd: StartPolicyd, port: int
-) -> None:
+def test_a_reload_keeps_unchanged_counters_and_uses_changed_ones(start_policyd: StartPolicyd, port: int) -> None:
     with start_policyd("rules: []") as policyd, Client(port) as client:
         assert client.ask(MAIL) == "DUNNO"
         policyd.rules.write_text(RULES)
@@ -56,7 +54,7 @@ def test_a_reload_keeps_counters_that_did_not_change_and_uses_those_that_did(
         assert [client.ask(MAIL) for _ in range(3)] == ["DUNNO"] * 3
 
 
-def test_what_a_reload_removed_is_dropped_and_the_rest_is_kept(
+def test_counts_of_removed_rules_are_dropped_at_a_reload(
     start_policyd: StartPolicyd, port: int, tmp_path: Path
 ) -> None:
     settings = {"control": str(tmp_path / "c.sock"), "dns": {"timeout": "100ms"}}
@@ -93,7 +91,7 @@ rules:
         del policyd
 
 
-def test_status_and_metrics_tell_keys_and_evictions(start_policyd: StartPolicyd, port: int, tmp_path: Path) -> None:
+def test_status_and_metrics_have_keys_and_evictions(start_policyd: StartPolicyd, port: int, tmp_path: Path) -> None:
     metrics_port = free_port()
     settings = {
         "control": str(tmp_path / "c.sock"),
@@ -138,7 +136,7 @@ def test_status_says_why_a_state_file_is_not_used(start_policyd: StartPolicyd, t
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_status_and_metrics_say_when_the_shared_memory_is_away(
+def test_status_and_metrics_show_an_unavailable_shared_memory(
     start_policyd: StartPolicyd, port: int, tmp_path: Path, program: str
 ) -> None:
     metrics_port = free_port()
@@ -182,7 +180,7 @@ rules:
 
 
 @pytest.mark.parametrize("program", [None, *PROGRAMS])
-def test_the_highest_keys_are_told_and_a_key_is_forgotten(
+def test_the_highest_keys_are_listed_and_a_key_can_be_forgotten(
     start_policyd: StartPolicyd, port: int, tmp_path: Path, program: str | None
 ) -> None:
     server = StateServer(tmp_path, program) if program is not None else None
@@ -279,7 +277,7 @@ def test_a_network_that_has_passed_greylisting_is_forgotten(
     assert later.startswith("DEFER_IF_PERMIT ")
 
 
-def test_the_highest_keys_are_looked_for_in_slices_and_room_stays_counted() -> None:
+def test_the_highest_keys_are_found_in_slices_while_keys_are_evicted() -> None:
     memory = ProcessMemory(100_000)
     counter = CounterDefinition("c", KeyPart("sender"), (KeyPart("client_address"),), 60)
     for number in range(3000):

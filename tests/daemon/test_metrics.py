@@ -49,7 +49,7 @@ def metrics_port() -> int:
 
 
 def scrape(port: int) -> dict[tuple[str, ...], float]:
-    """Each sample: its name and the values of its labels, by their names -> its value."""
+    """Returns the samples: name and labels -> value."""
     with urlopen(f"http://127.0.0.1:{port}/metrics") as page:
         families = list(text_string_to_metric_families(page.read().decode()))
     names = [family.name for family in families]
@@ -57,7 +57,7 @@ def scrape(port: int) -> dict[tuple[str, ...], float]:
     return {(s.name, *s.labels.values()): s.value for family in families for s in family.samples}
 
 
-def test_what_happens_is_counted(start_policyd: StartPolicyd, port: int, metrics_port: int) -> None:
+def test_events_are_counted(start_policyd: StartPolicyd, port: int, metrics_port: int) -> None:
     with (
         ScriptedServer({}, otherwise=Reply(rcode=NXDOMAIN)) as dns,
         start_policyd(
@@ -111,9 +111,7 @@ def test_what_happens_is_counted(start_policyd: StartPolicyd, port: int, metrics
     assert samples["policyd_ruleset_load_seconds",] > 0
 
 
-def test_counts_of_rules_that_are_gone_do_not_pile_up(
-    start_policyd: StartPolicyd, port: int, metrics_port: int
-) -> None:
+def test_counts_of_removed_rules_do_not_accumulate(start_policyd: StartPolicyd, port: int, metrics_port: int) -> None:
     with start_policyd(RULES, metrics=f"127.0.0.1:{metrics_port}") as policyd, Client(port) as client:
         client.ask(request(client_address="203.0.113.1"))
         client.ask(request(helo_name="x.example"))
@@ -255,7 +253,7 @@ def test_only_the_page_is_served(start_policyd: StartPolicyd, metrics_port: int)
         connection.close()
 
 
-def test_a_page_that_others_can_read_is_warned_of(start_policyd: StartPolicyd, metrics_port: int) -> None:
+def test_a_page_that_others_can_read_causes_a_warning(start_policyd: StartPolicyd, metrics_port: int) -> None:
     with start_policyd(metrics=f"0.0.0.0:{metrics_port}") as policyd:
         assert f"metrics at 0.0.0.0:{metrics_port} can be read from other hosts" in policyd.operational_log.read_text()
 
@@ -287,7 +285,7 @@ def reads(scraper: socket.socket) -> bytes:
         return b""
 
 
-def test_the_page_moves_with_its_setting_or_stays_where_it_cannot(
+def test_the_page_moves_with_its_setting_or_keeps_its_address_after_an_error(
     start_policyd: StartPolicyd, port: int, metrics_port: int
 ) -> None:
     with start_policyd(metrics=f"127.0.0.1:{metrics_port}") as policyd:

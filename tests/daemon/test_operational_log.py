@@ -66,20 +66,20 @@ def test_no_control_character_gets_through(pipe: tuple[int, int]) -> None:
     assert line.endswith("info: a\\nb\\x1b[2J\\u202eé\\udcff\\x7f\n")
 
 
-def test_a_reader_that_does_not_read_costs_lines_which_are_counted(pipe: tuple[int, int]) -> None:
+def test_lines_lost_to_a_slow_reader_are_counted(pipe: tuple[int, int]) -> None:
     handler = OperationalLog({}, pipe[1])
     for _ in range(200):
         log_through(handler, logging.INFO, "x" * 1000)
     assert 100 < handler.lost < 200
 
 
-def test_what_a_client_says_is_shown_short_and_in_ascii() -> None:
+def test_client_text_in_messages_is_short_and_ascii() -> None:
     assert shown(b"plain") == "plain"
     assert shown("é\n\x00".encode()) == "\\xc3\\xa9\\n\\x00"
     assert shown(b"x" * 100, 10) == "xxxxxxxxxx..."
 
 
-def test_the_first_of_a_kind_is_told_at_once_and_the_others_together() -> None:
+def test_the_first_event_of_a_kind_is_logged_at_once_and_later_ones_together() -> None:
     throttled = Throttled(1.0)
     assert throttled.happened("one", 10.0) == "one"
     assert throttled.tell(10.5) is None

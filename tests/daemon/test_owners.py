@@ -59,7 +59,7 @@ def databases(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_systems_and_countries_decide_and_stand_in_every_line_of_the_log(
+def test_systems_and_countries_decide_and_are_in_every_line_of_the_log(
     start_policyd: StartPolicyd, port: int, databases: Path
 ) -> None:
     with start_policyd(RULES) as policyd, Client(port) as client:
@@ -97,7 +97,7 @@ HARMS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("harm", HARMS)
 @pytest.mark.parametrize("name", ["asn.mmdb", "countries.csv"])
-def test_a_file_that_is_harmed_changes_nothing_and_neither_does_a_reload(
+def test_a_damaged_file_changes_nothing_even_after_a_reload(
     start_policyd: StartPolicyd, port: int, databases: Path, harm: str, name: str
 ) -> None:
     with start_policyd(RULES) as policyd, Client(port) as client:
@@ -112,7 +112,7 @@ def test_a_file_that_is_harmed_changes_nothing_and_neither_does_a_reload(
         assert {asked: client.ask(asked) for asked in ANSWERS} == ANSWERS
 
 
-def test_a_new_database_counts_from_the_reload_on(start_policyd: StartPolicyd, port: int, databases: Path) -> None:
+def test_a_new_database_is_used_after_a_reload(start_policyd: StartPolicyd, port: int, databases: Path) -> None:
     with start_policyd(RULES) as policyd, Client(port) as client:
         assert client.ask(STRANGER) == "DUNNO"
         new = write_mmdb(databases / "new.mmdb", {"203.0.113.0/24": maxmind_asn(64500, "New", "")})
@@ -123,9 +123,7 @@ def test_a_new_database_counts_from_the_reload_on(start_policyd: StartPolicyd, p
         assert client.ask(HOSTER) == "DUNNO"
 
 
-def test_a_database_whose_file_is_as_before_is_not_parsed_again(
-    start_policyd: StartPolicyd, port: int, databases: Path
-) -> None:
+def test_an_unchanged_database_is_not_parsed_again(start_policyd: StartPolicyd, port: int, databases: Path) -> None:
     with start_policyd(RULES) as policyd, Client(port) as client:
         said = [policyd.reload() for _ in range(3)]
         assert all("; database asn as before; database country as before" in each for each in said)
@@ -147,9 +145,7 @@ def test_a_database_whose_file_is_as_before_is_not_parsed_again(
         assert {asked: client.ask(asked) for asked in ANSWERS} == ANSWERS
 
 
-def test_a_database_as_before_has_the_largest_age_of_today(
-    start_policyd: StartPolicyd, port: int, databases: Path
-) -> None:
+def test_an_unchanged_database_gets_a_changed_max_age(start_policyd: StartPolicyd, port: int, databases: Path) -> None:
     write_systems(databases / "asn.mmdb", "maxmind_asn", built=int(time.time()) - 3 * 86400)
     with start_policyd(RULES) as policyd, Client(port) as client:
         assert "days ago" not in policyd.reload()
@@ -160,7 +156,7 @@ def test_a_database_as_before_has_the_largest_age_of_today(
         assert {asked: client.ask(asked) for asked in ANSWERS} == ANSWERS
 
 
-def test_a_database_that_turns_out_to_be_damaged_is_told_by_status(
+def test_status_reports_a_damaged_database(
     start_policyd: StartPolicyd, port: int, databases: Path, tmp_path: Path
 ) -> None:
     right = (databases / "asn.mmdb").read_bytes()
@@ -209,10 +205,10 @@ class Load:
             asker.join()
 
 
-def test_no_answer_is_wrong_while_files_are_harmed_and_reloaded_under_load(
+def test_no_answer_is_wrong_while_files_are_damaged_and_reloaded_under_load(
     start_policyd: StartPolicyd, port: int, databases: Path
 ) -> None:
-    """Between two reloads both files are valid, or replaced by junk of equal length, truncated, emptied or removed."""
+    """Between two reloads both files are valid, replaced by junk of equal length, truncated, emptied or removed."""
     content = {name: (databases / name).read_bytes() for name in ("asn.mmdb", "countries.csv")}
     said: dict[tuple[str, ...], str] = {}
     with start_policyd(RULES) as policyd:
@@ -230,7 +226,7 @@ def test_no_answer_is_wrong_while_files_are_harmed_and_reloaded_under_load(
     assert load.asked > 100
 
 
-def test_no_answer_is_wrong_if_files_are_harmed_at_the_moment_of_a_reload(
+def test_no_answer_is_wrong_if_files_are_damaged_at_the_moment_of_a_reload(
     start_policyd: StartPolicyd, port: int, databases: Path
 ) -> None:
     """Another program writes while the reload reads: the reload fails, or it has read a whole, valid file."""

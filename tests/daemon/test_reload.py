@@ -39,7 +39,7 @@ from tests.daemon.turns import Turns
 
 
 def travel(thing: object) -> tuple[mmap.mmap, list[Any]]:
-    """Packs into a memory file and unpacks: returns the file, the slices, and last the object."""
+    """Packs an object into a memory file and unpacks it: returns the file, the slices, and the object."""
     descriptor = os.memfd_create("test")
     with os.fdopen(os.dup(descriptor), "wb") as file:
         place = _pack(thing, file)
@@ -60,7 +60,7 @@ RULES = [
 ]
 
 
-def test_a_ruleset_decides_after_its_journey_as_before() -> None:
+def test_a_ruleset_passed_between_processes_decides_as_before() -> None:
     ruleset = build(RULES)
     _, [*_, arrived] = travel(ruleset)
     assert arrived.rules == ruleset.rules
@@ -73,7 +73,7 @@ def test_a_ruleset_decides_after_its_journey_as_before() -> None:
         assert decision.rule_name == f"r{n}"
 
 
-def test_long_results_come_in_slices_of_the_same_objects() -> None:
+def test_long_results_are_sliced_without_copying_objects() -> None:
     ruleset = build(RULES)
     _, [*slices, arrived] = travel(ruleset)
     assert max(len(part) for part in slices) <= SLICE
@@ -96,7 +96,7 @@ def mappings() -> list[str]:
     return [line for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:test" in line]
 
 
-def test_tables_are_used_where_they_lie() -> None:
+def test_tables_are_used_in_place() -> None:
     memory, [*_, arrived] = travel(build(RULES))
     assert [line.split()[1] for line in mappings()] == ["r--s"]
     with pytest.raises(BufferError):
@@ -106,7 +106,7 @@ def test_tables_are_used_where_they_lie() -> None:
     assert not mappings()
 
 
-async def test_a_ruleset_is_given_up_slice_by_slice() -> None:
+async def test_a_ruleset_is_freed_slice_by_slice() -> None:
     memory, [*slices, arrived] = travel(build(RULES))
     del arrived
     expected = len(slices)
@@ -116,7 +116,7 @@ async def test_a_ruleset_is_given_up_slice_by_slice() -> None:
     assert not mappings()
 
 
-async def test_a_ruleset_that_a_request_still_has_stays_until_that_ends() -> None:
+async def test_a_ruleset_stays_until_its_last_request_ends() -> None:
     memory, [*slices, arrived] = travel(build(RULES))
     await MappedRuleset(slices, memory).release()
     del memory
@@ -136,7 +136,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def test_the_loader_loads_what_the_files_have_at_the_time(folder: Path) -> None:
+async def test_the_loader_loads_the_present_content_of_files(folder: Path) -> None:
     rules = folder / "rules.yaml"
     loader = Loader(None, str(rules))
     try:
@@ -157,7 +157,7 @@ async def test_the_loader_loads_what_the_files_have_at_the_time(folder: Path) ->
     assert errors.value.exit_status == 1
 
 
-async def test_a_bug_in_the_load_comes_back_as_a_traceback(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_in_the_load_is_reported_as_a_traceback(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("so to speak")
 
@@ -206,7 +206,7 @@ async def test_an_end_while_texts_are_passed_writes_them_nowhere_else(
     assert (folder / "another").read_bytes() == b""
 
 
-async def test_what_becomes_garbage_around_a_load_is_collected() -> None:
+async def test_garbage_made_during_a_load_is_collected() -> None:
     class Cycle:
         def __init__(self) -> None:
             self.itself = self

@@ -54,7 +54,7 @@ def wait_for_load(policyd: Policyd) -> tuple[int, int]:
 
 @contextmanager
 def stopped_load(policyd: Policyd) -> Iterator[None]:
-    """Stops the present load for the length of the block."""
+    """Suspends the load in progress during the block."""
     _, worker = wait_for_load(policyd)
     os.kill(worker, signal.SIGSTOP)
     try:
@@ -122,7 +122,7 @@ def change(policyd: Policyd, old: str, new: str) -> str:
     return policyd.reload()
 
 
-def test_a_changed_listen_takes_a_restart_and_is_said_to(start_policyd: StartPolicyd, port: int) -> None:
+def test_a_changed_listen_needs_a_restart_and_a_message_says_so(start_policyd: StartPolicyd, port: int) -> None:
     with start_policyd() as policyd, Client(port) as client:
         logged = change(policyd, f"127.0.0.1:{port}", f"127.0.0.1:{free_port()}")
         assert "listen has changed; that takes a restart of policyd" in logged
@@ -141,7 +141,7 @@ def test_changed_settings_take_effect(start_policyd: StartPolicyd, port: int, tm
             .replace("log_level: info", "log_level: debug")
         )
         policyd.reload()
-        with Client(port) as late:  # the other one has been idle for too long, perhaps
+        with Client(port) as late:  # the other connection may have been idle for too long
             assert late.ask(BULK) == LATER
             others = tmp_path / "others.log"
             text = until("a decision", lambda: (others.exists() and others.read_text()) or None)
@@ -151,14 +151,14 @@ def test_changed_settings_take_effect(start_policyd: StartPolicyd, port: int, tm
         assert "idle for " in said(policyd, ": debug: ")[0]
 
 
-def test_wrong_settings_keep_also_the_rules(start_policyd: StartPolicyd, port: int) -> None:
+def test_wrong_settings_also_keep_the_old_rules(start_policyd: StartPolicyd, port: int) -> None:
     with start_policyd(log_level="info") as policyd, Client(port) as client:
         policyd.rules.write_text(NEW_RULES)
         assert "log_level" in change(policyd, "log_level: info", "log_level: loud")
         assert client.ask(BULK) == LATER
 
 
-def test_another_resolver_is_asked_from_the_reload_on(start_policyd: StartPolicyd, port: int) -> None:
+def test_a_new_resolver_is_asked_after_a_reload(start_policyd: StartPolicyd, port: int) -> None:
     silent = Reply(silent=True)
     with ScriptedServer({}, otherwise=silent) as old, ScriptedServer({}, otherwise=Reply(rcode=NXDOMAIN)) as new:
         dns = {"servers": [old.address], "timeout": "20s"}
@@ -192,7 +192,9 @@ def test_a_load_that_dies_changes_nothing_and_the_next_one_works(
         assert client.ask(BULK) == "DEFER 4.7.1 much later"
 
 
-def test_a_load_that_needs_too_much_memory_fails_alone(start_policyd: StartPolicyd, port: int, tmp_path: Path) -> None:
+def test_a_load_that_needs_too_much_memory_affects_nothing_else(
+    start_policyd: StartPolicyd, port: int, tmp_path: Path
+) -> None:
     with start_policyd() as policyd, Client(port) as client:
         (loader,) = children(policyd.pid)
         room = int(Path(f"/proc/{loader}/statm").read_text().split()[0]) * resource.getpagesize() + (20 << 20)
@@ -218,7 +220,7 @@ def test_a_load_for_which_no_descriptor_is_free_fails_and_the_next_one_works(
         assert len(policyd.decisions(3)) == 3
 
 
-def test_without_the_loader_requests_go_on_and_every_reload_says_why_it_fails(
+def test_without_the_loader_requests_go_on_and_every_reload_explains_its_failure(
     start_policyd: StartPolicyd, port: int
 ) -> None:
     with start_policyd() as policyd, Client(port) as client:
@@ -243,7 +245,7 @@ def test_the_loading_processes_end_with_the_daemon(start_policyd: StartPolicyd, 
         until("the end of both", lambda: not any(Path(f"/proc/{pid}").exists() for pid in (loader, worker)) or None)
 
 
-def test_a_signal_to_the_whole_group_is_the_daemons_affair(start_policyd: StartPolicyd, port: int) -> None:
+def test_a_signal_to_the_whole_group_ends_only_through_the_daemon(start_policyd: StartPolicyd, port: int) -> None:
     with start_policyd() as policyd, Client(port) as client:
         (loader,) = children(policyd.pid)
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
@@ -256,7 +258,7 @@ def test_a_signal_to_the_whole_group_is_the_daemons_affair(start_policyd: StartP
 # --- Dates ------------------------------------------------------------------------------------------------------------
 
 
-def test_rules_that_end_are_announced(start_policyd: StartPolicyd) -> None:
+def test_expiring_rules_are_announced(start_policyd: StartPolicyd) -> None:
     rules = """
 rules:
   - {name: gone, match: {cidr: 192.0.2.1}, action: REJECT, expires: 2020-01-01}

@@ -1,4 +1,4 @@
-"""Faults that no real client can cause: our own bugs, and their effect."""
+"""Bugs of policyd, which no real client can cause, and their effect."""
 
 import asyncio
 import socket
@@ -149,7 +149,7 @@ async def test_a_bug_at_the_accept_closes_that_connection(
     assert await served.ask(BULK) == b"action=DEFER 4.7.1 later\n\n"
 
 
-async def test_a_storm_of_bugs_is_one_traceback_a_second(
+async def test_many_bugs_cause_one_traceback_a_second(
     served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(Inquiry, "decide", lambda _: 1 / 0)
@@ -162,7 +162,7 @@ async def test_a_storm_of_bugs_is_one_traceback_a_second(
 PROBE = b"request=smtpd_access_policy\nprotocol_state=CONNECT\npolicyd_probe=1\n\n"
 
 
-async def test_a_probe_is_answered_by_name_in_its_turn_and_neither_logged_nor_counted(served: Served) -> None:
+async def test_a_probe_is_answered_in_order_and_neither_logged_nor_counted(served: Served) -> None:
     name = parse_probe_reply((await served.ask(PROBE)).removesuffix(b"\n\n"))
     assert name == (__version__, served.server.ruleset.hash, False)
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
@@ -187,7 +187,7 @@ async def test_a_probe_waits_behind_a_client_that_is_looked_up(served: Served) -
     assert parse_probe_reply(answers[1].removesuffix(b"\n\n")) is not None
 
 
-async def test_what_was_answered_is_in_the_log_a_turn_later(served: Served) -> None:
+async def test_answers_are_in_the_log_one_turn_later(served: Served) -> None:
     assert await served.ask(BULK) == b"action=DEFER 4.7.1 later\n\n"
     await asyncio.sleep(0)
     assert served.log.read_bytes().count(b"\n") == 1

@@ -21,7 +21,7 @@ BULK = request(client_address="203.0.113.9")
 
 
 def said(policyd: Policyd, words: str) -> list[str]:
-    """The lines of the operational log with these words; waits for one."""
+    """Returns the lines of the operational log with these words; waits for the first."""
 
     def lines() -> list[str] | None:
         return [line for line in policyd.operational_log.read_text().splitlines() if words in line] or None
@@ -30,7 +30,7 @@ def said(policyd: Policyd, words: str) -> list[str]:
 
 
 def cannot_send(client: Client, content: bytes) -> bool | None:
-    """Sends; True once the server has closed the connection."""
+    """Sends a byte; returns whether the server has closed the connection."""
     try:
         client.send(content)
     except TimeoutError:
@@ -40,7 +40,7 @@ def cannot_send(client: Client, content: bytes) -> bool | None:
     return None
 
 
-def test_it_answers_by_the_rules_and_logs_each_decision(start_policyd: StartPolicyd, port: int) -> None:
+def test_the_daemon_answers_by_the_rules_and_logs_each_decision(start_policyd: StartPolicyd, port: int) -> None:
     with start_policyd() as policyd, Client(port) as client:
         rejected = client.ask(VPS)
         assert client.ask(BULK) == "DEFER 4.7.1 later"
@@ -58,9 +58,7 @@ def test_it_answers_by_the_rules_and_logs_each_decision(start_policyd: StartPoli
     assert "reply" not in third
 
 
-def test_a_ruleset_that_observes_answers_dunno_and_says_what_it_would_have_done(
-    start_policyd: StartPolicyd, port: int
-) -> None:
+def test_a_ruleset_that_observes_answers_dunno_and_shows_its_decision(start_policyd: StartPolicyd, port: int) -> None:
     rules = "mode: observe\nrules: [{name: all, match: {cidr: 0.0.0.0/0}, action: REJECT}]"
     with start_policyd(rules) as policyd, Client(port) as client:
         assert client.ask(request()) == "DUNNO"
@@ -77,7 +75,7 @@ def test_a_ruleset_that_observes_answers_dunno_and_says_what_it_would_have_done(
 # --- Framing ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_request_may_arrive_byte_by_byte_and_glued_to_others(start_policyd: StartPolicyd, port: int) -> None:
+def test_a_request_may_arrive_byte_by_byte_or_joined_to_others(start_policyd: StartPolicyd, port: int) -> None:
     with start_policyd(), Client(port) as client:
         client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for byte in BULK:
@@ -112,7 +110,7 @@ def test_an_invalid_request_gets_a_log_line_and_no_answer(
         assert other.ask(BULK) == "DEFER 4.7.1 later"
 
 
-def test_a_storm_of_garbage_gets_a_line_a_second_with_a_count(start_policyd: StartPolicyd, port: int) -> None:
+def test_repeated_garbage_gets_a_line_a_second_with_a_count(start_policyd: StartPolicyd, port: int) -> None:
     with start_policyd() as policyd:
         began = time.monotonic()
         for _ in range(300):
@@ -123,7 +121,7 @@ def test_a_storm_of_garbage_gets_a_line_a_second_with_a_count(start_policyd: Sta
         assert len(said(policyd, "an empty request")) <= time.monotonic() - began + 2
 
 
-def test_a_request_that_does_not_come_to_its_end_is_given_up(start_policyd: StartPolicyd, port: int) -> None:
+def test_an_incomplete_request_times_out(start_policyd: StartPolicyd, port: int) -> None:
     limits = {"request_timeout": "300ms", "idle_timeout": "1h"}
     with start_policyd(limits=limits) as policyd, Client(port) as idle, Client(port) as silent, Client(port) as slow:
         silent.send(BULK[:30])
@@ -139,7 +137,7 @@ def test_a_connection_that_is_idle_too_long_is_closed(start_policyd: StartPolicy
         assert client.is_closed()
 
 
-def test_a_client_that_reads_no_answers_is_cut_off(start_policyd: StartPolicyd, tmp_path: Path) -> None:
+def test_a_client_that_reads_no_answers_is_disconnected(start_policyd: StartPolicyd, tmp_path: Path) -> None:
     path = tmp_path / "socket"  # the kernel keeps less for a unix socket
     with start_policyd(listen=[f"unix:{path}"]) as policyd, Client(path) as client, Client(path) as other:
         until("the end of the connection", lambda: cannot_send(client, VPS * 500))
@@ -160,9 +158,7 @@ def test_a_client_that_resets_the_connection_affects_no_other(start_policyd: Sta
 # --- Too many ---------------------------------------------------------------------------------------------------------
 
 
-def test_five_thousand_connections_at_once_are_served_or_refused_as_the_limit_says(
-    start_policyd: StartPolicyd, port: int
-) -> None:
+def test_five_thousand_connections_are_served_up_to_the_limit(start_policyd: StartPolicyd, port: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 5200:
         pytest.skip("RLIMIT_NOFILE is too low")
@@ -262,7 +258,7 @@ def test_requests_behind_one_that_waits_for_dns_are_answered_in_order(start_poli
     assert first["ms"] >= first["dns_ms"]
 
 
-def test_a_known_client_is_answered_without_waiting_again(start_policyd: StartPolicyd, port: int) -> None:
+def test_a_cached_client_is_answered_without_waiting(start_policyd: StartPolicyd, port: int) -> None:
     with ScriptedServer({}, otherwise=NOTHING) as dns, start_policyd(DNS_RULES, **settings_for(dns)) as policyd:
         with Client(port) as client:
             assert client.ask(unnamed("192.0.2.99")) == "DEFER 4.7.25 no name"
@@ -287,7 +283,7 @@ def test_a_client_that_goes_away_is_not_answered_and_not_logged(start_policyd: S
     assert "bug" not in policyd.operational_log.read_text()
 
 
-def test_what_a_client_may_send_ahead_of_an_answer_is_bounded(start_policyd: StartPolicyd, port: int) -> None:
+def test_data_sent_ahead_of_an_answer_are_bounded(start_policyd: StartPolicyd, port: int) -> None:
     with ScriptedServer({}, otherwise=SILENT) as dns, start_policyd(DNS_RULES, **settings_for(dns)) as policyd:
         with Client(port) as client:
             client.send(unnamed("192.0.2.99"))
@@ -297,7 +293,7 @@ def test_what_a_client_may_send_ahead_of_an_answer_is_bounded(start_policyd: Sta
         said(policyd, "more than 65536 bytes sent ahead of an answer; closed")
 
 
-def test_a_request_that_waits_is_decided_by_the_ruleset_it_met(start_policyd: StartPolicyd, port: int) -> None:
+def test_a_waiting_request_is_decided_by_the_ruleset_of_its_arrival(start_policyd: StartPolicyd, port: int) -> None:
     with ScriptedServer({}, otherwise=SILENT) as dns, start_policyd(DNS_RULES, **settings_for(dns)) as policyd:
         with Client(port) as client:
             client.send(unnamed("192.0.2.99"))
@@ -336,7 +332,7 @@ def test_requests_in_flight_are_answered_before_the_end(start_policyd: StartPoli
         assert len(policyd.decisions(3)) == 3
 
 
-def test_the_end_does_not_wait_for_a_client_for_ever(start_policyd: StartPolicyd, port: int) -> None:
+def test_the_end_waits_only_a_limited_time_for_a_client(start_policyd: StartPolicyd, port: int) -> None:
     with start_policyd() as policyd, Client(port) as half:
         half.send(request()[:40])
         began = time.monotonic()
@@ -346,7 +342,7 @@ def test_the_end_does_not_wait_for_a_client_for_ever(start_policyd: StartPolicyd
     said(policyd, "1 connections did not end in time")
 
 
-def test_sigint_ends_it_too(start_policyd: StartPolicyd) -> None:
+def test_sigint_ends_the_daemon(start_policyd: StartPolicyd) -> None:
     with start_policyd() as policyd:
         os.kill(policyd.pid, signal.SIGINT)
         said(policyd, "ended")

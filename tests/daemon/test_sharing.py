@@ -30,9 +30,7 @@ def ask(listener: socket.socket) -> bytes:
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
-def test_either_of_two_daemons_takes_a_connection_when_the_other_is_busy(
-    family: socket.AddressFamily, tmp_path: Path
-) -> None:
+def test_a_free_daemon_takes_a_connection_while_the_other_is_busy(family: socket.AddressFamily, tmp_path: Path) -> None:
     with ExitStack() as running:
         listener = running.enter_context(socket.socket(family))
         listener.bind(("127.0.0.1", 0) if family == socket.AF_INET else str(tmp_path / "socket"))

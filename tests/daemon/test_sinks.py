@@ -25,7 +25,7 @@ def test_a_full_pipe_loses_whole_lines_and_keeps_those_that_fit_whole() -> None:
     os.close(reader)
 
 
-def test_what_was_inherited_stays_blocking() -> None:
+def test_an_inherited_descriptor_stays_blocking() -> None:
     reader, writer = os.pipe()
     sink = sink_for(writer)
     sink.write([LINE])
@@ -35,7 +35,7 @@ def test_what_was_inherited_stays_blocking() -> None:
     sink.close()
 
 
-def test_a_stream_socket_gets_the_rest_of_a_line_before_the_next_one() -> None:
+def test_a_stream_socket_gets_the_rest_of_a_line_before_the_next_line() -> None:
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with near, far:
         near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
@@ -54,7 +54,7 @@ def test_a_stream_socket_gets_the_rest_of_a_line_before_the_next_one() -> None:
 
 
 @pytest.mark.parametrize("family", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
-def test_a_reader_that_is_gone_loses_lines(family: socket.SocketKind) -> None:
+def test_a_reader_that_has_ended_loses_lines(family: socket.SocketKind) -> None:
     near, far = socket.socketpair(socket.AF_UNIX, family)
     with near:
         sink = sink_for(near.fileno())
@@ -64,7 +64,7 @@ def test_a_reader_that_is_gone_loses_lines(family: socket.SocketKind) -> None:
         sink.close()
 
 
-def test_without_proc_a_pipe_is_asked_before_each_write(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_proc_a_pipe_is_polled_before_each_write(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> int:
         raise FileNotFoundError
 
@@ -79,7 +79,7 @@ def test_without_proc_a_pipe_is_asked_before_each_write(monkeypatch: pytest.Monk
         os.close(end)
 
 
-def test_a_short_write_is_counted_and_the_next_line_begins_a_line(
+def test_a_short_write_is_counted_and_the_next_line_starts_on_a_new_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "log"

@@ -69,7 +69,7 @@ BULK = request(client_address="203.0.113.9")
         ),
     ],
 )
-def test_what_keeps_it_from_starting_is_said_in_lines_and_an_exit_status(
+def test_errors_at_the_start_are_printed_and_set_the_exit_status(
     files: dict[str, str], arguments: list[str], status: int, messages: list[str], tmp_path: Path
 ) -> None:
     for name, content in files.items():
@@ -92,7 +92,7 @@ def test_an_address_that_is_taken_is_refused(start_policyd: StartPolicyd, port: 
     )
 
 
-def test_few_descriptors_keep_it_from_starting(tmp_path: Path) -> None:
+def test_too_few_descriptors_prevent_the_start(tmp_path: Path) -> None:
     (tmp_path / "rules.yaml").write_text(RULES)
     ended = serve_in_vain("--rules", "rules.yaml", cwd=tmp_path, wrapper=["prlimit", "--nofile=60"])
     assert ended.returncode == 2
@@ -102,7 +102,7 @@ def test_few_descriptors_keep_it_from_starting(tmp_path: Path) -> None:
 # --- Sockets ----------------------------------------------------------------------------------------------------------
 
 
-def test_it_listens_on_ipv4_ipv6_and_a_unix_socket_at_once(
+def test_the_daemon_listens_on_ipv4_ipv6_and_a_unix_socket(
     start_policyd: StartPolicyd, port: int, tmp_path: Path
 ) -> None:
     path = tmp_path / "socket"
@@ -130,7 +130,7 @@ def test_a_stale_socket_is_replaced_and_a_live_one_is_not(start_policyd: StartPo
             assert other.ask(BULK) == "DEFER 4.7.1 later"
 
 
-def test_the_socket_of_a_successor_is_left_alone(start_policyd: StartPolicyd, tmp_path: Path) -> None:
+def test_the_socket_of_a_successor_is_not_removed(start_policyd: StartPolicyd, tmp_path: Path) -> None:
     path = tmp_path / "socket"
     with start_policyd(listen=[f"unix:{path}"]):
         path.unlink()
@@ -159,7 +159,7 @@ def test_a_socket_passed_by_systemd_replaces_those_of_the_settings(
                 assert waiting.answer() == "DEFER 4.7.1 later"
 
 
-def test_what_systemd_passes_must_be_a_listening_stream_socket(tmp_path: Path) -> None:
+def test_a_descriptor_from_systemd_must_be_a_listening_stream_socket(tmp_path: Path) -> None:
     (tmp_path / "rules.yaml").write_text(RULES)
     script = 'export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@" 3</dev/null'
     for redirected, complaint in (("3</dev/null", "is not a socket"), (None, "is not a listening stream socket")):
@@ -172,9 +172,7 @@ def test_what_systemd_passes_must_be_a_listening_stream_socket(tmp_path: Path) -
         assert f"descriptor 3 from systemd {complaint}" in ended.stderr
 
 
-def test_a_listener_that_others_can_reach_and_the_rights_of_root_are_warned_of(
-    start_policyd: StartPolicyd, port: int
-) -> None:
+def test_a_reachable_listener_and_root_cause_warnings(start_policyd: StartPolicyd, port: int) -> None:
     with start_policyd(listen=[f"inet:0.0.0.0:{port}", f"inet:127.0.0.1:{free_port()}"]) as policyd:
         warnings = [line for line in policyd.operational_log.read_text().splitlines() if ": warning: " in line]
     assert any(f"inet:0.0.0.0:{port} can be reached from other hosts" in line for line in warnings)
@@ -185,7 +183,7 @@ def test_a_listener_that_others_can_reach_and_the_rights_of_root_are_warned_of(
 # --- systemd ----------------------------------------------------------------------------------------------------------
 
 
-def test_systemd_is_told_of_each_step(tmp_path: Path) -> None:
+def test_systemd_is_notified_of_each_step(tmp_path: Path) -> None:
     rules = tmp_path / "rules.yaml"
     rules.write_text(RULES)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:

@@ -16,7 +16,7 @@ def systemd(tmp_path: Path) -> Iterator[socket.socket]:
         yield listening
 
 
-def test_a_path_is_spoken_to(systemd: socket.socket) -> None:
+def test_a_socket_path_gets_notifications(systemd: socket.socket) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": systemd.getsockname()})
     notifier.ready("ruleset 3f9c2a1b")
     notifier.status("much mail")
@@ -25,7 +25,7 @@ def test_a_path_is_spoken_to(systemd: socket.socket) -> None:
     assert systemd.recv(100) == b"STATUS=much mail"
 
 
-def test_without_a_socket_nothing_is_said_and_nothing_fails() -> None:
+def test_without_a_socket_nothing_is_sent_and_nothing_fails() -> None:
     notifier = Notifier({})
     notifier.ready("x")
     notifier.close()
@@ -39,9 +39,7 @@ def test_without_a_socket_nothing_is_said_and_nothing_fails() -> None:
         ("vsock:2:1", "neither a path nor an abstract socket"),
     ],
 )
-def test_a_socket_that_is_not_there_is_a_line_in_the_log_once(
-    address: str, complaint: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_missing_socket_is_logged_once(address: str, complaint: str, caplog: pytest.LogCaptureFixture) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": address})
     notifier.ready("x")
     notifier.ready("x")
@@ -69,7 +67,5 @@ def test_a_systemd_that_does_not_read_delays_nothing(systemd: socket.socket, cap
         ({"WATCHDOG_USEC": "0"}, None),
     ],
 )
-def test_signs_of_life_are_due_twice_as_often_as_systemd_wants_them(
-    environment: dict[str, str], seconds: float | None
-) -> None:
+def test_the_watchdog_is_notified_twice_per_interval(environment: dict[str, str], seconds: float | None) -> None:
     assert Notifier(environment).watchdog_seconds == seconds

@@ -7,7 +7,7 @@ from typing import Self
 
 
 class Turns:
-    """Counts the loop's turns between `__enter__` and `__exit__`, in which other work could run."""
+    """Counts the loop's turns between `__enter__` and `__exit__`; in each turn other work could run."""
 
     count = 0
 

@@ -34,7 +34,7 @@ answers = st.dictionaries(
 )
 
 
-def test_lists_stand_after_rdns_in_both_formats() -> None:
+def test_lists_are_after_rdns_in_both_formats() -> None:
     logged = entry()
     logged = logged._replace(decision=logged.decision._replace(lists=ANSWERS))
     line = text_line(logged)
@@ -42,7 +42,7 @@ def test_lists_stand_after_rdns_in_both_formats() -> None:
     assert json.loads(json_line(logged))["lists"] == {"dnswl": "-", "psbl": "?timeout", "zen": "127.0.0.2+127.0.0.9"}
 
 
-def test_what_was_not_asked_is_not_logged() -> None:
+def test_lists_that_were_not_asked_are_not_logged() -> None:
     logged = entry()
     logged = logged._replace(decision=logged.decision._replace(lists={"dqs": NEVER_ASKED}))
     assert b"lists=" not in text_line(logged)
@@ -63,7 +63,7 @@ def test_written_answers_are_read_back(said: dict[str, ListAnswer]) -> None:
 
 
 @given(answers)
-def test_the_common_line_and_the_general_one_are_the_same(said: dict[str, ListAnswer]) -> None:
+def test_the_fast_and_the_general_line_are_equal(said: dict[str, ListAnswer]) -> None:
     common = entry()
     common = common._replace(decision=common.decision._replace(lists=said))
     general = common._replace(decision=common.decision._replace(observed=("x",)))
@@ -77,7 +77,7 @@ def test_words_of_another_form_are_left_out(word: bytes) -> None:
     assert len(read) <= 2
 
 
-def test_a_line_of_many_lists_is_bounded_and_read_as_far_as_it_goes() -> None:
+def test_a_line_with_many_lists_is_bounded_and_read_up_to_its_cut() -> None:
     said = {f"list{number:03d}": NOT_LISTED for number in range(2000)}
     logged = entry()
     logged = logged._replace(decision=logged.decision._replace(lists=said))

@@ -87,7 +87,7 @@ def parsed(line: bytes) -> LoggedDecision:
 
 
 @pytest.mark.parametrize("line", [TEXT, json.dumps(JSON).encode()], ids=["text", "json"])
-def test_both_formats_say_the_same(line: bytes) -> None:
+def test_both_formats_give_the_same_decision(line: bytes) -> None:
     assert parse(line) == DECISION
 
 
@@ -97,7 +97,7 @@ def test_an_observed_file_has_both_decisions() -> None:
     assert (decision.hostname, decision.rule_name) == (b"", b"default")
 
 
-def test_what_a_client_sent_comes_back_with_its_bytes() -> None:
+def test_the_bytes_of_a_client_are_read_back_unchanged() -> None:
     decision = parsed(
         rb"2026-11-21T17:16:00.123Z DUNNO id=7Q4K2M9X client=unknown[2001:db8::1] claimed=a\x20b.example,c.example"
         rb" rdns=error dns_error=servfail state=RCPT from=<\x22a\x20b\x22@c.example> to=<d\x3ce\x3e@f>"
@@ -111,7 +111,7 @@ def test_what_a_client_sent_comes_back_with_its_bytes() -> None:
 
 
 @pytest.mark.parametrize(("state", "sender"), [("RCPT", b""), ("MAIL", b""), ("CONNECT", None), ("HELO", None)])
-def test_an_absent_sender_is_the_null_sender_only_where_there_is_one(state: str, sender: bytes | None) -> None:
+def test_an_empty_sender_is_the_null_sender_only_in_states_with_a_sender(state: str, sender: bytes | None) -> None:
     text = f"2026-11-21T17:16:00.123Z DUNNO id=7Q4K2M9X client=unknown[192.0.2.1] state={state}"
     fields = {"time": "2026-11-21T17:16:00Z", "action": "DUNNO", "protocol_state": state}
     assert parsed(text.encode()).sender == sender
@@ -128,7 +128,7 @@ def test_a_key_is_a_whole_word() -> None:
 
 
 @pytest.mark.parametrize(("written", "read"), [(-1, None), (-0.0, 0.0), (1e15, None), (0.25, 0.25), ("1", None)])
-def test_milliseconds_are_a_number_that_can_be_one(written: object, read: float | None) -> None:
+def test_invalid_milliseconds_are_not_a_number(written: object, read: float | None) -> None:
     assert parsed(json.dumps({**JSON, "ms": written}).encode()).ms == read
 
 
@@ -154,7 +154,7 @@ def test_any_other_line_is_not_a_decision(line: bytes) -> None:
 
 
 @pytest.mark.parametrize("cut", range(75, len(TEXT)))
-def test_a_line_that_was_cut_off_keeps_what_it_has(cut: int) -> None:
+def test_a_truncated_line_keeps_its_complete_values(cut: int) -> None:
     decision = parse(TEXT[:cut])
     if decision is not None:
         assert (decision.id, decision.rule) == (DECISION.id, DECISION.rule)
@@ -187,7 +187,7 @@ def test_the_system_in_json_is_a_number(value: object, asn: int) -> None:
     assert as_json(decision).get("asn", 0) == asn
 
 
-def test_quotes_at_the_ends_of_a_reply_are_its_own() -> None:
+def test_quotes_at_the_ends_of_a_reply_are_kept() -> None:
     decision = parsed(
         rb'2026-11-21T17:16:00.123Z REJECT client=x[1] observed=a,b\x2cc reply="\x22no\x22, she said\x22"'
     )
@@ -200,7 +200,7 @@ def test_json_with_an_invalid_time_is_not_a_decision() -> None:
     assert parse(json.dumps(JSON | {"time": "2026-11-21T17:16:00 tomorrow"}).encode()) is None
 
 
-def test_odd_types_in_json_are_nothing() -> None:
+def test_odd_types_in_json_are_ignored() -> None:
     decision = parsed(
         json.dumps(
             JSON | {"ms": "fast", "dns_ms": 1e300, "claimed": [1, "x"], "observed": "y", "sender": None}
@@ -248,7 +248,7 @@ def test_a_log_of_another_kind_is_refused(tmp_path: Path) -> None:
         list(decisions([str(tmp_path / "mail.log")], DecisionCounts()))
 
 
-# --- What the daemon writes is what is read -------------------------------------------------------------------------
+# --- Lines of the daemon are read back -------------------------------------------------------------------------
 
 short_bytes = st.binary(max_size=30)
 # With `dns.trust_postfix`, client_name is used as it is, and the peer may be any program.
@@ -305,6 +305,6 @@ def test_lines_of_the_daemon_are_read_back(
     assert read.claimed == (identity.claimed if identity is not None else ())
     assert read.reply == b'5.7.1 No "quotes" <x>'
     assert (read.observed, read.dns_ms, read.ms) == ((b"a", b"b"), 11.8, 12.1)
-    # As text again it is the same line, and as JSON the same object with what is not UTF-8 replaced.
+    # Written as text again it is the same line, and as JSON the same object with invalid UTF-8 replaced.
     assert as_text(read).encode() == text_line(entry).removesuffix(b"\n")
     assert as_json(read) == json.loads(json_line(entry))

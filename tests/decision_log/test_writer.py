@@ -225,7 +225,7 @@ def test_json_has_the_system_as_a_number_and_its_name() -> None:
     assert {"asn", "asn_name", "country"}.isdisjoint(json.loads(json_line(entry(owner=NO_OWNER))))
 
 
-def test_the_null_sender_is_said_and_an_unknown_one_is_not() -> None:
+def test_the_null_sender_is_logged_and_an_unknown_sender_is_not() -> None:
     assert json.loads(json_line(entry(sender=b"")))["sender"] == ""
     assert "sender" not in json.loads(json_line(entry(sender=b"", protocol_state=b"HELO")))
 
@@ -315,7 +315,7 @@ def test_any_bytes_make_one_line_of_json_with_the_same_values(logged: Entry) -> 
 
 
 @given(entries())
-def test_the_fast_way_says_what_the_general_way_says(logged: Entry) -> None:
+def test_the_fast_formatter_gives_the_line_of_the_general_one(logged: Entry) -> None:
     assert text_line(logged) == _fitted(format_text, logged)
 
 

@@ -75,7 +75,7 @@ def test_a_mapped_address_is_the_ipv4_address_in_both_directions(address: bytes)
     assert zone.asked == [PTR, "mail.example A"]
 
 
-def test_only_the_clients_own_family_is_looked_up() -> None:
+def test_only_the_address_family_of_the_client_is_looked_up() -> None:
     records = {"mail.example A": ["192.0.2.1"], "mail.example AAAA": ["2001:db8::1"]}
     for ptr, address, kind in ((PTR, b"192.0.2.1", "A"), (PTR6, b"2001:db8::1", "AAAA")):
         zone = Zone({ptr: ["mail.example"], **records})
@@ -118,7 +118,7 @@ def test_a_name_that_a_host_can_have_is_looked_up(name: str) -> None:
     assert identity(Zone({PTR: [name], f"{name} A": ["192.0.2.1"]})) == Identity(VERIFIED, (name.encode(),))
 
 
-def test_of_more_than_ten_names_ten_are_tried_and_all_are_claimed() -> None:
+def test_ten_of_many_names_are_tried_and_all_are_claimed() -> None:
     names = [f"{letter}.example" for letter in "ponmlkjihgfedcba"]
     zone = Zone({PTR: names, "k.example A": ["192.0.2.1"]})
     assert identity(zone) == Identity(MISMATCH, claimed=tuple(name.encode() for name in sorted(names)))
@@ -127,12 +127,12 @@ def test_of_more_than_ten_names_ten_are_tried_and_all_are_claimed() -> None:
     assert identity(zone).verified == (b"j.example",)
 
 
-def test_names_that_cannot_verify_do_not_use_up_the_ten() -> None:
+def test_invalid_names_do_not_count_towards_the_ten() -> None:
     zone = Zone({PTR: [*map(str, range(20)), "mail.example"], "mail.example A": ["192.0.2.1"]})
     assert identity(zone).verified == (b"mail.example",)
 
 
-def test_four_thousand_names_are_bounded_and_those_tried_are_among_them() -> None:
+def test_the_number_of_names_is_bounded_and_includes_those_tried() -> None:
     tried = [f"z{number:04}.example" for number in range(2000)]
     zone = Zone({PTR: [f"{number:04}" for number in range(2000)] + tried})
     found = identity(zone)
@@ -168,7 +168,7 @@ class Whatever:
 
 
 @given(st.data(), st.sampled_from([b"192.0.2.1", b"::ffff:192.0.2.1", b"2001:db8::1", b"unknown"]))
-def test_whatever_dns_says_there_is_one_of_four_statuses(data: st.DataObject, address: bytes) -> None:
+def test_every_dns_answer_leads_to_one_of_four_statuses(data: st.DataObject, address: bytes) -> None:
     lookups = Whatever(data.draw)
     found = identity(lookups, address)
     assert bool(found.verified) == (found.status is VERIFIED)

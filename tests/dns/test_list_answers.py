@@ -79,11 +79,11 @@ def test_several_names_are_listed_if_one_is_and_unknown_if_one_is() -> None:
 
 
 @pytest.mark.parametrize("last", REFUSALS)
-def test_each_refusal_has_its_meaning_in_words(last: int) -> None:
+def test_each_refusal_is_explained(last: int) -> None:
     assert explain_refusal(f"127.255.255.{last}") == REFUSALS[last]
 
 
-def test_a_refusal_beside_a_listing_is_seen() -> None:
+def test_a_refusal_beside_a_listing_is_detected() -> None:
     assert is_refusal(dns_list(), addresses("127.0.0.2 127.255.255.254"))
     assert not is_refusal(dns_list(), addresses("127.0.0.2"))
     assert not is_refusal(dns_list(), Reason.TIMEOUT)

@@ -43,16 +43,16 @@ def answer(text: str) -> AddressesAnswer:
 
 
 def judged(zone: DnsList, listed: str, not_listed: str = "", *drawn: str) -> SelfTestResult:
-    """The result of a self-test with these answers; drawn entries are not listed unless told."""
+    """The result of a self-test with these answers; random entries are not listed by default."""
     questions = self_test_questions(zone, Random(1))
     texts = [listed, not_listed, *drawn, *[""] * 3]
     return judge_self_test(zone, {q: answer(text) for q, text in zip(questions, texts, strict=False)})
 
 
-# --- What is asked ----------------------------------------------------------------------------------------------------
+# --- Questions ----------------------------------------------------------------------------------------------------
 
 
-def test_a_list_of_addresses_is_tested_with_its_entry_its_opposite_and_three_drawn_addresses() -> None:
+def test_a_list_of_addresses_is_tested_with_two_fixed_and_three_random_addresses() -> None:
     questions = self_test_questions(dns_list(), Random(1))
     assert [q.name for q in questions[:2]] == ["2.0.0.127.zen.test", "1.0.0.127.zen.test"]
     assert [q.purpose for q in questions] == [Purpose.LISTED, Purpose.NOT_LISTED, *[Purpose.RANDOM] * 3]
@@ -62,7 +62,7 @@ def test_a_list_of_addresses_is_tested_with_its_entry_its_opposite_and_three_dra
         assert question.name == ".".join(reversed(question.entry.split("."))) + ".zen.test"
 
 
-def test_drawn_addresses_are_others_each_time() -> None:
+def test_random_addresses_differ_each_time() -> None:
     random = Random(1)
     assert self_test_questions(dns_list(), random)[4] != self_test_questions(dns_list(), random)[4]
 
@@ -76,7 +76,7 @@ def test_a_list_of_names_is_tested_with_test_invalid_and_two_labels_under_invali
     assert all(q.entry.endswith(".invalid") for q in questions[2:])
 
 
-def test_a_list_of_ipv6_is_tested_with_a_mapped_address_as_it_stands() -> None:
+def test_a_list_of_ipv6_is_tested_with_an_unconverted_mapped_address() -> None:
     questions = self_test_questions(dns_list(self_test="::ffff:127.0.0.2"), Random(1))
     zeros = ".".join("0" * 20)
     assert questions[0].name == f"2.0.0.0.0.0.f.7.f.f.f.f.{zeros}.zen.test"  # RFC 5782 section 5
@@ -89,7 +89,7 @@ def test_a_list_without_self_test_is_not_tested() -> None:
     assert ListHealth(is_tested=False).due(1e9) is Due.NOTHING
 
 
-# --- How it is judged -------------------------------------------------------------------------------------------------
+# --- Results -------------------------------------------------------------------------------------------------
 
 L = "127.0.0.2"
 
@@ -129,7 +129,7 @@ def test_a_self_test_is_judged_by_its_definite_answers(
     assert message in result.message
 
 
-# --- What follows -----------------------------------------------------------------------------------------------------
+# --- Effects -----------------------------------------------------------------------------------------------------
 
 PASS = SelfTestResult(PASSED, answered=5)
 FAIL = SelfTestResult(WRONG, "why", answered=5)
@@ -160,14 +160,14 @@ def test_a_list_in_use_is_tested_every_hour() -> None:
     assert standing.due(TEST_SECONDS) is Due.TEST
 
 
-def test_a_list_out_of_use_is_tested_ever_more_seldom_until_it_passes() -> None:
+def test_a_list_out_of_use_is_tested_at_growing_intervals_until_it_passes() -> None:
     standing = ListHealth(is_tested=True)
     run(standing, 0, FAIL)
     now = 0.0
     for wait in (10, 20, 40, 80, 160, MAX_RETRY_SECONDS, MAX_RETRY_SECONDS):
         assert standing.due(now + wait - 1) is Due.NOTHING
         now += wait
-        assert not run(standing, now, FAIL)  # it stays what it was
+        assert not run(standing, now, FAIL)  # its state does not change
     assert run(standing, now + MAX_RETRY_SECONDS, PASS)
     assert standing.usable
     assert standing.why == ""
@@ -183,7 +183,7 @@ def test_an_unanswered_self_test_changes_nothing_until_ten_questions_in_a_row_we
     assert not standing.usable
 
 
-def test_a_self_test_with_some_answers_never_takes_a_list_out_of_use_by_its_silence() -> None:
+def test_a_partly_answered_self_test_never_takes_a_list_out_of_use() -> None:
     standing = ListHealth(is_tested=True)
     now = 0.0
     for wait in (0, 10, 20, 40, 80, 160):
@@ -197,7 +197,7 @@ def test_ten_mails_in_a_row_without_an_answer_start_a_self_test() -> None:
     run(standing, 0, PASS)
     for _ in range(MAX_UNANSWERED - 1):
         assert not standing.answered(Reason.TIMEOUT, 100, refused=False)
-    assert not standing.answered((), 100, refused=False)  # and the row is broken
+    assert not standing.answered((), 100, refused=False)  # the row of unanswered questions is interrupted
     for _ in range(MAX_UNANSWERED - 1):
         assert not standing.answered(Reason.SERVFAIL, 100, refused=False)
     assert standing.answered(Reason.TIMEOUT, 100, refused=False)

@@ -29,7 +29,7 @@ def asked(ask: Ask, identity: Identity | None = None, **attributes: str) -> list
         ),
     ],
 )
-def test_an_address_is_asked_backwards(address: str, name: str) -> None:
+def test_an_address_is_reversed_in_the_question(address: str, name: str) -> None:
     assert asked(Ask.CLIENT_ADDRESS, client_address=address) == [name]
 
 
@@ -60,12 +60,12 @@ BESIDE += ["::2"]
 
 
 @pytest.mark.parametrize("address", NEVER)
-def test_addresses_that_no_public_list_knows_are_never_asked(address: str) -> None:
+def test_private_addresses_are_never_looked_up_in_a_list(address: str) -> None:
     assert asked(Ask.CLIENT_ADDRESS, client_address=address) == []
 
 
 @pytest.mark.parametrize("address", BESIDE)
-def test_addresses_just_outside_of_those_are_asked(address: str) -> None:
+def test_addresses_next_to_private_networks_are_looked_up(address: str) -> None:
     assert len(asked(Ask.CLIENT_ADDRESS, client_address=address)) == 1
 
 
@@ -91,7 +91,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize(("name", "names"), NAMES)
-def test_a_helo_name_is_asked_in_a_labels_if_it_is_a_name(name: str, names: list[str]) -> None:
+def test_a_valid_helo_name_is_looked_up_in_a_labels(name: str, names: list[str]) -> None:
     assert asked(Ask.HELO_NAME, helo_name=name) == names
 
 
@@ -107,11 +107,11 @@ def test_a_helo_name_is_asked_in_a_labels_if_it_is_a_name(name: str, names: list
         ("a@192.0.2.1", "RCPT", []),
     ],
 )
-def test_a_sender_is_asked_by_its_domain(sender: str, state: str, names: list[str]) -> None:
+def test_the_domain_of_a_sender_is_looked_up(sender: str, state: str, names: list[str]) -> None:
     assert asked(Ask.SENDER_DOMAIN, sender=sender, protocol_state=state) == names
 
 
-def test_a_hostname_is_each_verified_name_or_else_each_claimed_one() -> None:
+def test_verified_names_or_else_claimed_names_are_looked_up() -> None:
     verified = Identity(Status.VERIFIED, (b"a.example", b"b.example"), (b"c.example",))
     claimed = Identity(Status.MISMATCH, claimed=(b"192.0.2.1", b"c.example"))
     failed = Identity(Status.ERROR, reason=Reason.TIMEOUT, names_known=False)
@@ -120,7 +120,7 @@ def test_a_hostname_is_each_verified_name_or_else_each_claimed_one() -> None:
     assert asked(Ask.HOSTNAME, failed) == []
 
 
-def test_of_many_names_ten_are_asked() -> None:
+def test_at_most_ten_names_are_looked_up() -> None:
     names = tuple(b"n%03d.example" % number for number in range(200))
     assert asked(Ask.HOSTNAME, Identity(Status.MISMATCH, claimed=names)) == [
         f"n{number:03d}.example.zen.test" for number in range(10)

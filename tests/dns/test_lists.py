@@ -39,7 +39,7 @@ GOOD = {"2.0.0.127.zen.test": Reply(["@ 60 A 127.0.0.2"])}
 
 @asynccontextmanager
 async def use(*definitions: DnsList, server: str, **settings: Any) -> AsyncIterator[DnsLists]:
-    """These lists, asked at one server."""
+    """Uses these lists, with one name server."""
     dns = Dns(servers=(parse_dns_server(server),), **{"timeout": PATIENCE, **settings})
     resolver = Resolver(dns)
     lists = DnsLists()
@@ -87,7 +87,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-# --- A real rbldnsd, asked itself and by way of unbound ---------------------------------------------------------------
+# --- A real rbldnsd, queried directly and through unbound
+# ---------------------------------------------------------------
 
 TWO = ":127.0.0.2:listed\n127.0.0.2\n198.51.100.7\n198.51.100.0/28 :127.0.0.4:a range\n"
 ZONES = {
@@ -137,7 +138,7 @@ async def test_an_answer_of_rbldnsd(server: str, name: str, subject: bytes, answ
         assert lists.states[name].counters.asked == 1
 
 
-async def test_a_list_of_names_is_asked_for_names(server: str) -> None:
+async def test_names_are_looked_up_in_a_list_of_names(server: str) -> None:
     async with use(dns_list("names", ask=Ask.HOSTNAME, codes="127.0.1.2", self_test="test"), server=server) as lists:
         assert meaning(await ask(lists, "names", b"mx.bad.example", b"good.example")) == "127.0.1.2"
         assert meaning(await ask(lists, "names", b"other.example", b"good.example")) == "-"
@@ -170,7 +171,7 @@ async def test_a_self_test_of_a_zone_of_rbldnsd(server: str, definition: DnsList
             assert meaning(await ask(lists, definition.name)) == "out_of_use"
 
 
-async def test_a_zone_that_lists_everybody_fails_although_its_test_entries_are_right() -> None:
+async def test_a_zone_that_lists_every_address_fails_despite_right_test_entries() -> None:
     """A wildcard does not cover what lies below an existing name (RFC 4592): 127.0.0.1 stays unlisted."""
     script = dict(GOOD)
     wildcard = Reply(["@ 60 A 127.0.0.2"])
@@ -182,7 +183,7 @@ async def test_a_zone_that_lists_everybody_fails_although_its_test_entries_are_r
             assert "it lists everything" in standing.why
 
 
-# --- What no good server does -----------------------------------------------------------------------------------------
+# --- A misbehaving server -----------------------------------------------------------------------------------------
 
 FAILURES = [
     (Reply(rcode=SERVFAIL), "servfail"),
@@ -203,7 +204,7 @@ FAILURES = [
 
 
 @pytest.mark.parametrize(("reply", "answer"), FAILURES, ids=lambda value: value if isinstance(value, str) else "")
-async def test_every_failure_is_an_answer_in_time(reply: Reply, answer: str | None) -> None:
+async def test_every_failure_gives_an_answer_in_time(reply: Reply, answer: str | None) -> None:
     timeout = DEADLINE if answer == "timeout" else PATIENCE
     with ScriptedServer({NAME: reply}) as scripted:
         async with use(dns_list(self_test=""), server=scripted.address, timeout=timeout) as lists:
@@ -221,7 +222,7 @@ async def test_a_closed_port_is_a_timeout_within_the_deadline() -> None:
         assert meaning(await ask(lists)) == "timeout"
 
 
-async def test_one_query_is_in_flight_for_a_name_however_many_lists_and_requests_want_it() -> None:
+async def test_a_name_has_one_query_in_flight_for_all_lists_and_requests() -> None:
     part = dns_list("part", zone="all.test", codes="127.0.0.2", self_test="")
     both = dns_list("all", self_test=""), part
     script = {"7.100.51.198.all.test": Reply(["@ 60 A 127.0.0.4"], delay=0.2)}
@@ -235,7 +236,7 @@ async def test_one_query_is_in_flight_for_a_name_however_many_lists_and_requests
             assert scripted.asked.count("7.100.51.198.all.test A") == 1
 
 
-async def test_no_more_questions_of_a_list_are_in_flight_than_lookups_may_be() -> None:
+async def test_questions_in_flight_are_limited_for_each_list() -> None:
     with ScriptedServer({}, otherwise=Reply(silent=True)) as scripted:
         silent, other = dns_list("zen", self_test=""), dns_list("other", self_test="")
         async with use(silent, other, server=scripted.address, lookups=10, timeout=DEADLINE) as lists:
@@ -243,7 +244,7 @@ async def test_no_more_questions_of_a_list_are_in_flight_than_lookups_may_be() -
             assert lists.in_flight == 10
             assert [waiting.done() for waiting in wanted].count(True) == 40
             assert lists.states["zen"].counters.refused == 40
-            beside = lists.look_up("other", [subject_of(CLIENT)])  # another list has room of its own
+            beside = lists.look_up("other", [subject_of(CLIENT)])  # the limit of another list is separate
             assert not beside.done()
             assert {meaning(answer) for answer in await asyncio.gather(*wanted, beside)} == {"timeout"}
             assert lists.in_flight == 0
@@ -271,7 +272,7 @@ async def test_an_answer_is_kept_for_its_time(clock: Clock, reply: Reply, second
             assert lists.known("zen", [subject_of(CLIENT)]) is None
 
 
-async def test_the_cache_is_bounded_and_forgets_what_it_is_told_to() -> None:
+async def test_the_cache_is_bounded_and_entries_can_be_forgotten() -> None:
     with ScriptedServer({}) as scripted:
         async with use(dns_list(self_test=""), server=scripted.address, cache_size=10) as lists:
             for number in range(50):
@@ -311,7 +312,7 @@ async def test_answers_found_together_are_used_no_longer_than_each_alone(clock: 
             assert lists.all_known(both, request, None) == {}
 
 
-async def test_an_answer_found_together_with_others_is_not_used_when_its_list_goes_out_of_use(clock: Clock) -> None:
+async def test_a_joint_answer_is_not_used_after_one_of_its_lists_is_out_of_use(clock: Clock) -> None:
     request, both = Request.of({"client_address": CLIENT}), frozenset({"zen", "other"})
     with ScriptedServer(dict(GOOD)) as scripted:
         definitions = [dns_list("zen"), dns_list("other", zone="other.test", self_test="")]
@@ -396,7 +397,7 @@ async def test_a_resolver_that_is_not_up_yet_leaves_the_list_in_use() -> None:
             assert meaning(await ask(lists)) == "127.0.0.2"
 
 
-async def test_a_reload_keeps_the_standing_and_the_answers_of_a_list_that_did_not_change() -> None:
+async def test_a_reload_keeps_health_and_answers_of_an_unchanged_list() -> None:
     with ScriptedServer({NAME: Reply(["@ 60 A 127.0.0.2"])}) as scripted:
         kept, changed = dns_list("zen"), dns_list("other", self_test="")
         async with use(kept, changed, server=scripted.address) as lists:
@@ -427,7 +428,7 @@ async def test_a_bug_is_logged_once_and_requests_get_an_answer(
             assert lists.in_flight == 0
 
 
-async def test_a_list_with_nothing_to_ask_for_is_not_asked() -> None:
+async def test_a_list_without_a_subject_is_not_asked() -> None:
     async with use(dns_list(self_test=""), server=f"127.0.0.1:{free_port()}") as lists:
         answer = lists.known("zen", [])
         assert answer is not None

@@ -105,7 +105,7 @@ RECORDS = [
     *claim("host.silent.test.", "192.0.2.7"),
     *claim("host.refused.test.", "192.0.2.8"),
     "9.2.0.192.in-addr.arpa. 300 IN TXT x",
-    # The v4 name of a client that comes by IPv6.
+    # The IPv4 name of a client that connects over IPv6.
     *claim("mail.example.", "2001:db8::4"),
 ]
 
@@ -170,7 +170,7 @@ def unbound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ],
 )
 @pytest.mark.slow
-async def test_what_a_real_resolver_knows_of_a_client(unbound: str, client_address: bytes, want: Identity) -> None:
+async def test_identities_from_a_real_resolver(unbound: str, client_address: bytes, want: Identity) -> None:
     resolver = Resolver(dns(unbound, timeout=DEADLINE if want.reason is Reason.TIMEOUT else PATIENCE))
     try:
         assert said(await resolver.look_up(parse_address(client_address))) == want
@@ -180,7 +180,7 @@ async def test_what_a_real_resolver_knows_of_a_client(unbound: str, client_addre
         await resolver.close()
 
 
-async def test_one_query_is_told_with_what_it_said_and_how_long_it_took(unbound: str) -> None:
+async def test_a_query_is_shown_with_its_answer_and_time(unbound: str) -> None:
     identity, asked = await look_up_once(dns(unbound), parse_address(b"203.0.113.9"))
     assert said(identity) == Identity(VERIFIED, (b"once.delegated.test",))
     assert [question._replace(seconds=0.0) for question in asked] == [
@@ -195,7 +195,7 @@ async def test_one_query_is_told_with_what_it_said_and_how_long_it_took(unbound:
 
 
 @pytest.mark.usefixtures("unhurried")
-async def test_a_name_in_the_hosts_file_is_asked_of_dns(unbound: str) -> None:
+async def test_a_name_in_the_hosts_file_is_looked_up_in_dns(unbound: str) -> None:
     """`localhost` is in every hosts file, and getaddrinfo knows numbers without asking."""
     with ScriptedServer({reverse("127.0.0.1"): Reply(["@ 300 PTR localhost", "@ 300 PTR 0x7f000001"])}) as server:
         identity, _ = await look_up_once(dns(server.address), parse_address(b"127.0.0.1"))
@@ -252,7 +252,7 @@ CLAIMED = Identity(MISMATCH, claimed=(b"mail.example",))
         pytest.param(Reply(["@ 4294967295 PTR mail.example"]), CLAIMED, id="the longest TTL"),
     ],
 )
-async def test_what_a_strange_answer_makes_of_a_client(reply: Reply, want: Identity) -> None:
+async def test_unusual_answers_give_the_right_identity(reply: Reply, want: Identity) -> None:
     with ScriptedServer({CLIENT_PTR: reply, "bad.example": Reply(["@ 300 A 192.0.2.1"])}) as server:
         identity, asked = await look_up_once(
             dns(server.address, timeout=IMPATIENCE if want.reason is Reason.TIMEOUT else PATIENCE),
@@ -262,7 +262,7 @@ async def test_what_a_strange_answer_makes_of_a_client(reply: Reply, want: Ident
     assert asked[0].name.decode() == CLIENT_PTR
 
 
-async def test_an_answer_that_is_truncated_and_cannot_be_had_whole_is_a_timeout() -> None:
+async def test_a_truncated_answer_without_tcp_is_a_timeout() -> None:
     with ScriptedServer({CLIENT_PTR: Reply(ONE_PTR, truncated=True)}, tcp=False) as server:
         identity, _ = await look_up_once(dns(server.address, timeout=IMPATIENCE), parse_address(CLIENT))
     assert said(identity) == error(Reason.TIMEOUT)
@@ -291,7 +291,7 @@ async def test_the_ptr_names_are_known_although_the_forward_servers_are_silent()
 
 
 @pytest.mark.slow
-async def test_the_deadline_is_for_all_of_a_clients_queries_together() -> None:
+async def test_all_queries_of_a_client_share_one_deadline() -> None:
     delay = DEADLINE / 2
     with ScriptedServer({CLIENT_PTR: Reply(ONE_PTR, delay=delay), NAME: Reply(silent=True)}) as server:
         identity, _ = await look_up_once(dns(server.address, timeout=DEADLINE), parse_address(CLIENT))
@@ -310,7 +310,7 @@ async def test_forward_lookups_run_at_once() -> None:
 
 
 @pytest.mark.slow
-async def test_a_slow_answer_is_used_although_the_server_has_been_quick() -> None:
+async def test_a_slow_answer_is_used_after_fast_answers() -> None:
     """After fast answers c-ares uses short timeouts, and would miss a slow answer."""
     quick = {reverse(f"192.0.2.{number}"): Reply(rcode=NXDOMAIN) for number in range(100, 110)}
     with ScriptedServer({**quick, **GOOD, CLIENT_PTR: Reply(ONE_PTR, delay=2.5)}) as server:
@@ -322,7 +322,7 @@ async def test_a_slow_answer_is_used_although_the_server_has_been_quick() -> Non
 
 
 @pytest.mark.slow
-async def test_a_server_that_comes_back_is_heard_by_who_still_waits() -> None:
+async def test_an_answer_of_a_returning_server_reaches_waiting_requests() -> None:
     port = free_port()
     resolver = Resolver(dns(f"127.0.0.1:{port}"))
     waiting = resolver.look_up(parse_address(CLIENT))
@@ -332,7 +332,7 @@ async def test_a_server_that_comes_back_is_heard_by_who_still_waits() -> None:
     await resolver.close()
 
 
-async def test_a_dead_server_is_passed_over_for_the_next_one() -> None:
+async def test_the_next_server_is_asked_if_one_is_dead() -> None:
     with (
         ScriptedServer({}, otherwise=Reply(silent=True)) as dead,
         ScriptedServer({}, otherwise=Reply(rcode=REFUSED)) as refuses,
@@ -355,7 +355,7 @@ async def test_a_broken_message_for_one_client_does_not_harm_the_others() -> Non
     assert [said(identity) for identity in found] == [Identity(MISSING)] * 20
 
 
-async def test_a_server_that_sends_nothing_but_broken_messages_costs_no_more_than_a_few_channels() -> None:
+async def test_broken_messages_cost_only_a_few_channels() -> None:
     with ScriptedServer({}, otherwise=Reply(junk=b"\0" * 12, delay=0.01)) as server:
         resolver = Resolver(dns(server.address))
         before = descriptors = len(list(Path("/proc/self/fd").iterdir()))
@@ -385,7 +385,7 @@ async def test_an_answer_that_came_while_the_event_loop_was_busy_counts() -> Non
 
 
 async def test_lookups_need_no_threads() -> None:
-    """Except one, with which pycares closes channels."""
+    """The exception is the thread in which pycares closes channels."""
     with ScriptedServer({}, otherwise=Reply(rcode=NXDOMAIN)) as server:
         before = len(list(Path("/proc/self/task").iterdir()))
         resolver = Resolver(dns(server.address))
@@ -394,7 +394,7 @@ async def test_lookups_need_no_threads() -> None:
         await resolver.close()
 
 
-# --- What is kept, and for how long -----------------------------------------------------------------------------------
+# --- The cache -----------------------------------------------------------------------------------
 
 
 HERE, AWAY = "@ 700 A 192.0.2.1", "@ 700 A 192.0.2.9"
@@ -420,7 +420,7 @@ HERE, AWAY = "@ 700 A 192.0.2.1", "@ 700 A 192.0.2.9"
         pytest.param(Reply(["@ 900 PTR mail.example"]), Reply(rcode=SERVFAIL), 30, id="a forward error"),
     ],
 )
-async def test_how_long_an_answer_is_kept(clock: Clock, ptr: Reply, forward: Reply, seconds: float) -> None:
+async def test_seconds_for_which_an_answer_is_kept(clock: Clock, ptr: Reply, forward: Reply, seconds: float) -> None:
     with ScriptedServer({CLIENT_PTR: ptr, NAME: forward}) as server:
         resolver = Resolver(dns(server.address))
         first = await resolver.look_up(parse_address(CLIENT))
@@ -445,7 +445,7 @@ async def test_setting_the_wall_clock_does_nothing(monkeypatch: pytest.MonkeyPat
         await resolver.close()
 
 
-async def test_an_answer_that_has_changed_is_seen_when_its_time_is_over(clock: Clock) -> None:
+async def test_a_changed_answer_is_found_after_the_ttl(clock: Clock) -> None:
     """c-ares's own cache would keep NODATA for an hour."""
     with ScriptedServer({CLIENT_PTR: Reply()}) as server:
         resolver = Resolver(dns(server.address))
@@ -456,7 +456,7 @@ async def test_an_answer_that_has_changed_is_seen_when_its_time_is_over(clock: C
         await resolver.close()
 
 
-async def test_the_cache_keeps_so_many_clients_and_forgets_who_was_not_asked_for_longest() -> None:
+async def test_the_cache_is_bounded_and_drops_the_least_recently_used_client() -> None:
     with ScriptedServer({}) as server:
         resolver = Resolver(dns(server.address, cache_size=10))
         addresses = [b"192.0.2.%d" % number for number in range(11)]
@@ -468,7 +468,7 @@ async def test_the_cache_keeps_so_many_clients_and_forgets_who_was_not_asked_for
         await resolver.close()
 
 
-async def test_a_client_with_many_long_names_takes_the_room_of_many() -> None:
+async def test_a_client_with_many_long_names_counts_as_several() -> None:
     names = [f"@ 300 PTR {letter}{number}.{'x' * 60}.{'y' * 60}" for letter in "ab" for number in range(100)]
     with ScriptedServer({CLIENT_PTR: Reply(names)}) as server:
         resolver = Resolver(dns(server.address, cache_size=100))
@@ -493,7 +493,7 @@ async def test_without_a_cache_everything_is_asked() -> None:
 
 
 @pytest.mark.usefixtures("unhurried")
-async def test_one_lookup_serves_all_who_ask_meanwhile() -> None:
+async def test_one_lookup_serves_all_requests_that_wait_for_it() -> None:
     script = {CLIENT_PTR: Reply(ONE_PTR, delay=0.1), NAME: Reply(["@ 300 A 192.0.2.1"])}
     with ScriptedServer(script) as server:
         resolver = Resolver(dns(server.address))
@@ -515,7 +515,7 @@ async def test_a_lookup_without_waiting_requests_fills_the_cache() -> None:
         await resolver.close()
 
 
-async def test_beyond_so_many_lookups_a_client_is_an_error_at_once_which_is_not_kept() -> None:
+async def test_beyond_the_limit_of_lookups_a_client_gets_an_uncached_error() -> None:
     with ScriptedServer({}, otherwise=Reply(rcode=NXDOMAIN, delay=0.2)) as server:
         resolver = Resolver(dns(server.address, lookups=3))
         tasks = [resolver.look_up(parse_address(b"198.51.100.%d" % number)) for number in range(3)]
@@ -531,7 +531,7 @@ async def test_beyond_so_many_lookups_a_client_is_an_error_at_once_which_is_not_
 
 @pytest.mark.parametrize("delay", [0.01, 0.6])
 @pytest.mark.slow
-async def test_channels_are_replaced_and_nothing_is_lost_over_it(monkeypatch: pytest.MonkeyPatch, delay: float) -> None:
+async def test_replacing_channels_loses_no_answer(monkeypatch: pytest.MonkeyPatch, delay: float) -> None:
     """Both the fast channels and, with a slow server, the slow ones."""
     monkeypatch.setattr(channels, "CHANNEL_QUERIES", 7)
     with ScriptedServer({}, otherwise=Reply(rcode=NXDOMAIN, delay=delay)) as server:
@@ -570,7 +570,7 @@ async def test_large_answers_take_no_more_than_a_share_of_the_time(monkeypatch: 
         await resolver.close()
 
 
-async def test_usual_answers_over_tcp_take_their_time_without_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_usual_answers_over_tcp_are_not_throttled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channels, "THROTTLED_TIMES", 1e6)
     with ScriptedServer({}, otherwise=Reply(ONE_PTR, truncated=True)) as server:
         resolver = Resolver(dns(server.address))
@@ -594,7 +594,8 @@ async def test_reading_continues_after_the_throttle(monkeypatch: pytest.MonkeyPa
         await resolver.close()
 
 
-# --- What Postfix says ------------------------------------------------------------------------------------------------
+# --- Names from Postfix
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("unhurried")
@@ -609,7 +610,7 @@ async def test_reading_continues_after_the_throttle(monkeypatch: pytest.MonkeyPa
         (b"a\nb", (b"a\nb",)),
     ],
 )
-async def test_the_name_that_postfix_tells_is_claimed_where_the_ptr_lookup_failed(
+async def test_the_name_from_postfix_is_claimed_if_the_ptr_lookup_failed(
     claimed: bytes, want: tuple[bytes, ...]
 ) -> None:
     with ScriptedServer({CLIENT_PTR: Reply(rcode=SERVFAIL)}) as server:
@@ -625,7 +626,7 @@ async def test_the_name_that_postfix_tells_is_claimed_where_the_ptr_lookup_faile
 
 @pytest.mark.parametrize("ptr", [Reply(ONE_PTR), Reply(rcode=NXDOMAIN), Reply([*ONE_PTR, "@ 300 PTR x.example"])])
 @pytest.mark.parametrize("forward", [Reply(["@ 300 A 192.0.2.1"]), Reply(), Reply(rcode=SERVFAIL)])
-async def test_it_counts_for_nothing_where_the_ptr_names_are_known(ptr: Reply, forward: Reply) -> None:
+async def test_it_is_ignored_if_the_ptr_names_are_known(ptr: Reply, forward: Reply) -> None:
     with ScriptedServer({CLIENT_PTR: ptr, NAME: forward}) as server:
         resolver = Resolver(dns(server.address))
         identity = with_claimed(await resolver.look_up(parse_address(CLIENT)), b"lie.example")
@@ -638,7 +639,7 @@ async def test_it_counts_for_nothing_where_the_ptr_names_are_known(ptr: Reply, f
 
 
 @pytest.mark.parametrize("asynchronous", [asyncio.run, uvloop.run])
-def test_closing_answers_who_still_waits_and_leaves_nothing_behind(
+def test_closing_answers_waiting_requests_and_leaves_no_task(
     asynchronous: Callable[..., Any],
     recwarn: pytest.WarningsRecorder,
     caplog: pytest.LogCaptureFixture,

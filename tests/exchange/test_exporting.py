@@ -187,7 +187,7 @@ def test_a_cidr_table_answers_as_the_rules_do(text: str) -> None:
 
 @settings(max_examples=examples(40), deadline=None)
 @given(rulesets_of_networks)
-def test_postscreen_rejects_whom_the_rules_reject(text: str) -> None:
+def test_postscreen_rejects_the_same_clients_as_the_rules(text: str) -> None:
     require("postmap")
     rules = made(text)
     found = postmap("cidr", exported("postscreen-cidr", text)[0], ADDRESSES)
@@ -287,7 +287,7 @@ def test_an_access_table_of_senders_answers_as_the_rules_do(text: str) -> None:
         assert (first(found, mail_keys(sender)) or "DUNNO") == answer(rules, asked), (text, written, sender)
 
 
-def test_an_excepted_name_whose_address_is_no_longer_asked_for_is_noted() -> None:
+def test_an_excepted_name_whose_address_is_not_looked_up_is_noted() -> None:
     rules = [
         rule("hostname_suffix", ["example"], ["b.example"], "REJECT"),
         rule("cidr", ["192.0.2.0/24"], [], "REJECT"),
@@ -332,7 +332,7 @@ def test_csv_and_json_have_all_of_every_rule() -> None:
         ("json", set()),
     ],
 )
-def test_each_rule_that_cannot_be_said_is_reported_with_its_line(name: str, lost: set[str]) -> None:
+def test_each_rule_that_cannot_be_exported_is_reported_with_its_line(name: str, lost: set[str]) -> None:
     _, report = exported(name, INCIDENT)
     assert {loss.line.text for loss in report.losses} == {f"rule {rule}" for rule in lost}
     places = {f"rule {rule.name}": rule.line for rule in loaded(INCIDENT).ruleset.rules}
@@ -350,13 +350,13 @@ def test_a_text_that_names_the_client_is_cut_down_with_a_note() -> None:
     assert [note.reason for note in report.notes if "placeholders are not supported" in note.reason]
 
 
-def test_deferred_clients_are_kept_out_only_where_that_is_asked_for() -> None:
+def test_deferred_clients_are_blocked_only_with_the_option() -> None:
     text = rules_file([rule("cidr", ["192.0.2.0/25"], [], "DEFER"), rule("cidr", ["192.0.2.0/24"], [], "REJECT")])
     assert exported("plain", text)[0].splitlines()[1:] == ["192.0.2.128/25"]
     assert exported("plain", text, deferred=True)[0].splitlines()[1:] == ["192.0.2.0/24"]
 
 
-def test_what_a_ruleset_says_outside_its_rules_is_said() -> None:
+def test_parts_of_a_ruleset_outside_its_rules_are_reported() -> None:
     rules = rules_file([rule("cidr", ["192.0.2.1"], [], "REJECT")])
     _, report = exported("postfix-cidr", f"mode: observe\ndefault: REJECT go\n{rules}")
     assert [loss.line.text for loss in report.losses] == ["default REJECT go"]
@@ -371,7 +371,9 @@ def test_what_a_ruleset_says_outside_its_rules_is_said() -> None:
         ("plain", "red-speed", "client", ["27.100.28.0/22", "119.82.8.0/21", "180.222.32.0/19"]),
     ],
 )
-def test_a_list_is_exported_as_what_it_is_used_for(name: str, of: str, attribute: str, wanted: list[str]) -> None:
+def test_a_list_is_exported_for_the_condition_that_uses_it(
+    name: str, of: str, attribute: str, wanted: list[str]
+) -> None:
     assert exported(name, INCIDENT, (of,), attribute=attribute)[0].splitlines()[1:] == wanted
 
 
@@ -380,7 +382,7 @@ def test_a_list_that_is_not_there_is_an_error_that_names_those_that_are() -> Non
         exported("plain", INCIDENT, ("blue",))
 
 
-def test_a_list_that_nothing_uses_is_what_its_entries_look_like() -> None:
+def test_the_kind_of_an_unused_list_is_guessed_from_its_entries() -> None:
     text = "lists: {a: [192.0.2.0/24, '2001:db8::1'], b: [b.example]}\nrules: []\n"
     assert exported("plain", text, ("a",))[0].splitlines()[1:] == ["192.0.2.0/24", "2001:db8::1"]
     assert exported("plain", text, ("b",))[0].splitlines()[1:] == ["b.example"]

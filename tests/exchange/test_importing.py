@@ -44,7 +44,7 @@ def failure(format_name: str, path: Path | str) -> ImportFailedError:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_binary_an_empty_and_a_missing_file_end_in_one_line(name: str, tmp_path: Path) -> None:
+def test_a_binary_an_empty_and_a_missing_file_give_a_one_line_error(name: str, tmp_path: Path) -> None:
     binary = tmp_path / "binary"
     binary.write_bytes(bytes(range(256)) * 40)
     error = failure(name, binary)
@@ -60,7 +60,7 @@ def test_a_binary_an_empty_and_a_missing_file_end_in_one_line(name: str, tmp_pat
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_file_that_is_nothing_of_the_format_ends_in_one_line(name: str, tmp_path: Path) -> None:
+def test_a_file_in_another_format_gives_a_one_line_error(name: str, tmp_path: Path) -> None:
     prose = tmp_path / "prose"
     prose.write_text("Dear colleagues,\n\nplease find enclosed: nothing!\nYours = sincerely; (a friend)\n")
     error = failure(name, prose)
@@ -102,7 +102,7 @@ def test_a_name_with_control_characters_reaches_neither_message_nor_rules(tmp_pa
     failure("postfix-cidr", path)
 
 
-def test_several_files_are_imported_one_after_the_other_with_names_of_their_own(tmp_path: Path) -> None:
+def test_several_files_are_imported_in_order_with_unique_names(tmp_path: Path) -> None:
     paths: list[str] = []
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -116,7 +116,7 @@ def test_several_files_are_imported_one_after_the_other_with_names_of_their_own(
     ]
 
 
-def test_the_report_for_programs_says_the_same_as_the_one_for_people() -> None:
+def test_the_json_report_agrees_with_the_text_report() -> None:
     result = imported("postfix-cidr", "192.0.2.1 OK\n192.0.2.2/24 REJECT\n192.0.2.3 REJECT 5.7.1 no\n")
     said = as_json_object(result)
     assert (said["shape"], said["taken"], said["text"]) == ("rules", 2, result.text)
@@ -142,7 +142,7 @@ lines = (
 @pytest.mark.parametrize("name", FORMATS)
 @settings(max_examples=examples(60), deadline=None)
 @given(rows=st.lists(lines, max_size=8))
-def test_any_file_is_a_report_and_rules_that_the_loader_takes_or_one_line(name: str, rows: list[str]) -> None:
+def test_any_file_gives_valid_rules_and_a_report_or_a_one_line_error(name: str, rows: list[str]) -> None:
     try:
         result = imported(name, "\n".join(rows), ImportOptions(shape=Shape.RULES))
     except ImportFailedError as error:
@@ -160,7 +160,7 @@ def test_any_file_is_a_report_and_rules_that_the_loader_takes_or_one_line(name: 
         ("whois", "inetnum: 192.0.2.0 - 192.0.2.255\n"),
     ],
 )
-def test_a_list_is_the_same_whatever_its_temporary_name_was(tmp_path: Path, format_name: str, content: str) -> None:
+def test_the_name_of_a_temporary_file_does_not_change_a_list(tmp_path: Path, format_name: str, content: str) -> None:
     written = set()
     for name in ("drop.txt.new", "tmp.Xa91", "fetched"):
         (tmp_path / name).write_text(content)

@@ -40,7 +40,7 @@ def blocks(table: list[Row], address: netaddr.IPAddress) -> bool:
 
 
 @given(st.lists(rows, max_size=8))
-def test_an_address_is_kept_out_where_the_first_row_that_matches_it_blocks(table: list[Row]) -> None:
+def test_an_address_is_blocked_if_the_first_row_that_matches_it_blocks(table: list[Row]) -> None:
     found = kept_out(table)
     for base in ("192.0.2.0/28", "2001:db8::/124"):
         for address in netaddr.IPNetwork(base):
@@ -56,5 +56,5 @@ def test_thousands_of_rows_that_block_and_let_pass_in_turn_take_little_time() ->
     table += [Row(LINE, (Term("cidr", "10.0.0.0/8"),), REJECT)]
     began = time.process_time()
     found = kept_out(table)
-    assert time.process_time() - began < 5  # 0.6 s; a minute where each group is taken from all before it
+    assert time.process_time() - began < 5  # 0.6 s; a minute if each group is subtracted from all before it
     assert found.size == (1 << 24) - 5_000 * 256

@@ -19,7 +19,7 @@ def line(number: int) -> Line:
 
 
 @given(st.lists(printable, min_size=1, max_size=6), printable)
-def test_whatever_the_values_are_the_loader_reads_them_back(values: list[str], name: str) -> None:
+def test_the_loader_reads_back_any_values(values: list[str], name: str) -> None:
     terms = tuple(Term("sasl_username", value) for value in values)
     text = rules_yaml(
         rules(Imported(rows=[Row(line(1), terms, REJECT, name=name)]), Names("n"), REJECT), f"{name}\n{name}"
@@ -64,7 +64,7 @@ def test_a_list_file_is_read_back_as_it_was_written(values: list[str]) -> None:
     assert read == fitting
 
 
-def test_names_are_unique_and_of_characters_that_a_rule_may_have() -> None:
+def test_names_are_unique_and_valid() -> None:
     names = Names("my table!", taken={"my-table-1"})
     assert [names.next(), names.next("default"), names.next("R 1"), names.next("R 1"), names.next("***")] == [
         "my-table-2",
@@ -75,7 +75,7 @@ def test_names_are_unique_and_of_characters_that_a_rule_may_have() -> None:
     ]
 
 
-def test_rows_with_a_name_of_their_own_stay_rules_of_their_own() -> None:
+def test_rows_with_their_own_name_stay_separate_rules() -> None:
     rows = [Row(line(n), (Term("cidr", f"192.0.2.{n}"),), REJECT, name=f"R{n}") for n in (1, 2)]
     assert [rule.name for rule in rules(Imported(rows=rows), Names("n"), REJECT)] == ["R1", "R2"]
 
@@ -95,7 +95,7 @@ def test_no_rows_are_an_empty_ruleset() -> None:
 
 def test_names_are_unique_however_often_one_is_wanted() -> None:
     names = Names("t", taken=["spam-3"])
-    made = [names.next("spam") for _ in range(50_000)]  # each with a look at all before it takes minutes
+    made = [names.next("spam") for _ in range(50_000)]  # comparing each with all before it takes minutes
     assert made[:4] == ["spam", "spam-2", "spam-4", "spam-5"]
     assert len({*made}) == len(made)
     assert names.next("default") == "default-2"

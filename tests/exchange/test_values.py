@@ -48,5 +48,5 @@ def test_a_range_of_ipv6_is_its_networks_unless_they_are_many(first: ipaddress.I
         ("a:x", False),
     ],
 )
-def test_words_meant_as_addresses(text: str, *, meant: bool) -> None:
+def test_words_that_look_like_addresses(text: str, *, meant: bool) -> None:
     assert looks_like_address(text) == meant

@@ -1,9 +1,9 @@
 """The asking process of a flow: `python -m tests.faults.asker`, started by `tests.faults.flow`.
 
-It keeps connections busy as Postfix does: one request in flight on each, a short pause, the next one; and where the
-server closes or refuses, a new connection and the same request again. It does not check answers, so checking does not
-affect times: it writes attempts to standard output, as pickled lists of `Attempt` and `Waits`. It ends at SIGTERM, when
-requests in flight have been answered or timed out.
+It keeps connections busy as Postfix does: one request in flight on each, a short pause, then the next request. If the
+server closes or refuses a connection, it sends the same request over a new connection. It does not check answers, so
+checking does not affect times: it writes attempts to standard output, as pickled lists of `Attempt` and `Waits`. It
+ends at SIGTERM, when requests in flight have been answered or timed out.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # Postfix's timeout in seconds, as in the README (smtpd_policy_service_timeout).
 PATIENCE_SECONDS = 10.0
 
-# Before a new connection where one was closed or refused. Postfix waits 1 s; here a test waits with it.
+# Seconds before a new connection after one was closed or refused. Postfix waits 1 s, which would make tests slow.
 AGAIN_SECONDS = 0.1
 
 # Seconds between two writes of attempts and of waits for a CPU.
@@ -52,15 +52,16 @@ class Attempt(NamedTuple):
 
 
 class Waits(NamedTuple):
-    """For how many seconds each thread, of the server and of this process, had been ready to run by a time while the
-    machine ran something else (/proc/PID/task/TID/schedstat)."""
+    """Seconds for which each thread of the server and of this process, up to a certain time, was ready to run while the
+    machine ran other threads (/proc/PID/task/TID/schedstat).
+    """
 
     at: float
     seconds: dict[int, float]
 
 
 def waits(pids: list[int]) -> Waits:
-    """The present waits. A process or thread that has ended is left out."""
+    """Returns the current waits. A process or thread that has ended is left out."""
     seconds = {}
     for pid in pids:
         try:
@@ -73,7 +74,7 @@ def waits(pids: list[int]) -> Waits:
 
 
 class Connection(asyncio.Protocol):
-    """One connection after the other to one place, with what is asked over them."""
+    """Consecutive connections to one address, with the requests that are sent over them."""
 
     def __init__(self, asker: Asker, place: str, number: int, questions: Iterator[tuple[int, int]]) -> None:
         self._asker = asker
@@ -81,14 +82,14 @@ class Connection(asyncio.Protocol):
         self._number = number
         self._questions = questions
         self._count = 0
-        self._question: tuple[int, int] | None = None  # asked and not answered
+        self._question: tuple[int, int] | None = None  # the request in flight
         self._instance = ""
         self._sent = 0.0
         self._read = b""
         self._transport: asyncio.Transport | None = None
 
     async def connect(self) -> None:
-        """Connects, as often as it takes."""
+        """Connects, and tries again until that succeeds."""
         loop = asyncio.get_running_loop()
         while not self._asker.stopped:
             began = monotonic()
@@ -183,7 +184,7 @@ class Asker:
         task.add_done_callback(self._tasks.discard)
 
     async def run(self, connections: list[Connection]) -> None:
-        """Asks until told to stop, and a little longer for what is in flight."""
+        """Sends requests until told to stop, then waits for those in flight."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stop)
         for connection in connections:
             self.start(connection.connect())
@@ -210,7 +211,7 @@ _ENCODED: dict[int, bytes] = {}
 
 
 def encoded(client: int, serial: int) -> bytes:
-    """A request without its `instance` and its end. One of a client without a serial is made once."""
+    """A request without its `instance` and its end. The request of a client without a serial number is made once."""
     if client < len(NAMED) and client in _ENCODED:
         return _ENCODED[client]
     made = "".join(f"{name}={value}\n" for name, value in attributes_of(client, serial).items()).encode()
@@ -220,15 +221,16 @@ def encoded(client: int, serial: int) -> bytes:
 
 
 def named_clients(first: int) -> Iterator[tuple[int, int]]:
-    """Endlessly yields the clients that need no DNS, beginning at one of them."""
+    """Endlessly yields the clients that need no DNS, beginning with the given one."""
     while True:
         yield first % len(NAMED), 0
         first += 1
 
 
 def nameless_clients(kinds: list[int], number: int, asked: dict[str, int]) -> Iterator[tuple[int, int]]:
-    """New clients on and on, each so many times: a message to several recipients. Each connection begins with another
-    kind, and has serial numbers of its own."""
+    """Endlessly yields new clients, each `repeats` times, as for a message to several recipients. Each connection
+    begins with another kind, and has its own serial numbers.
+    """
     serial = asked["serial"] + number
     while True:
         for place in range(len(kinds)):

@@ -6,9 +6,9 @@
             flow.go_on(2)
         flow.fault_is_over()
 
-At the end of the block the flow has stopped, each request is accounted for, and `flow.row` says how it went; a wrong
-answer, a failure that was not to be, a slow answer or a late recovery fails the test. `tests.faults.world` knows the
-right answers; a separate process asks (`tests.faults.asker`), so checking does not delay answers.
+At the end of the block the flow has stopped, each request is accounted for, and `flow.row` has the result; a wrong
+answer, an unexpected failure, a slow answer or a late recovery fails the test. `tests.faults.world` knows the right
+answers; a separate process asks (`tests.faults.asker`), so checking does not delay answers.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Flow:
         self.row = Row(fault)
         self.attempts: list[Attempt] = []
         self.answered = 0  # so far
-        self.clients = 0  # of these, for whom DNS was to be asked
+        self.clients = 0  # of these, the requests that needed DNS
         self.idle_closes = 0
         self.wrong: list[str] = []
         self._world = world
@@ -167,17 +167,17 @@ class Flow:
     # --- While it runs ----------------------------------------------------------------------------------------------
 
     def go_on(self, seconds: float) -> None:
-        """Lets it run for a while."""
+        """Lets the flow run for a while."""
         time.sleep(seconds)
         assert self._process.poll() is None, "the asking process has ended"
 
     def wait_for(self, answers: int) -> None:
-        """Lets it run until there are `count` more answers."""
+        """Lets the flow run until there are `count` more answers."""
         wanted = self.answered + answers
         until(f"{wanted} answers", lambda: self.answered >= wanted or None)
 
     def wait_for_clients(self, clients: int, seconds: float = 30) -> None:
-        """Lets it run until there are `count` more answers that needed DNS."""
+        """Lets the flow run until there are `count` more answers that needed DNS."""
         wanted = self.clients + clients
         until(f"{wanted} clients", lambda: self.clients >= wanted or None, seconds)
 
@@ -198,7 +198,8 @@ class Flow:
             self.clients += sum(1 for each in attempts if each.answer and isinstance(CLIENTS[each.client], Nameless))
             self._waits += [each for each in noted if isinstance(each, Waits)]
 
-    # --- The judgement ----------------------------------------------------------------------------------------------
+    # --- Checking the answers
+    # ----------------------------------------------------------------------------------------------
 
     def _judge(self) -> None:
         row = self.row
@@ -232,7 +233,7 @@ class Flow:
         self._insist()
 
     def _judge_one(self, each: Attempt, first_asked: float) -> bool:
-        """Checks an attempt; returns whether its result is that without a fault."""
+        """Checks an attempt; returns whether its result is the one expected without a fault."""
         row = self.row
         row.sent += 1
         if each.failure:
@@ -263,8 +264,9 @@ class Flow:
         return answer in true
 
     def _held_up(self, each: Attempt) -> float:
-        """For how long of an attempt a thread that had something to do with it was ready to run, and the machine ran
-        something else: of the thread that this befell most, within the accuracy of a hundredth of a second or two."""
+        """Seconds of an attempt in which a thread involved in it was ready to run while the machine ran other threads:
+        the maximum over the threads, accurate to one or two hundredths of a second.
+        """
         before = self._waits[max(0, bisect_right(self._waits, each.sent, key=lambda one: one.at) - 1)].seconds
         place = bisect_left(self._waits, each.ended, key=lambda one: one.at)
         after = self._waits[min(place, len(self._waits) - 1)].seconds
@@ -282,13 +284,15 @@ class Flow:
         assert row.longest_with_dns < self._patience + self._longest + held_up, row
         assert row.normal_within is None or row.normal_within < self._normal, row
 
-    # --- Beside the decision log ------------------------------------------------------------------------------------
+    # --- Comparison with the decision log
+    # ------------------------------------------------------------------------------------
 
     def compare(
         self, logged: Sequence[Mapping[str, Any]], *, lost: int = 0, at_most: int = 0
     ) -> list[Mapping[str, Any]]:
-        """Insists that the decision log has just one line for each answer, which says the same, but for so many that
-        were counted as lost, and `at_most` so many more. Gives the lines of this flow."""
+        """Requires that the decision log has exactly one line for each answer, with the same content, except for lines
+        that were counted as lost, and for `at_most` more lines. Returns the lines of this flow.
+        """
         answers = {each.instance: each for each in self.attempts if each.answer}
         own = [line for line in logged if line.get("instance") in answers]
         counts = Counter(line["instance"] for line in own)

@@ -28,12 +28,12 @@ _Place = TypeVar("_Place", int, str)
 # Number of simultaneous clients that misbehave on an open connection.
 CROWD = 200
 
-# The worst that one can send: each request is answered with some hundred bytes.
+# The most expensive requests for their size: each is answered with some hundred bytes.
 LISTED = request(client_address="203.0.113.9")
 
 
 def garbage(port: int, over: threading.Event) -> None:
-    """One connection after the other with junk."""
+    """Opens connections one after the other, and sends junk."""
     kinds = (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n\n\n", b"\x16\x03\x01\x02\0" * 50 + b"\n\n", b"\n\n\n", b"=\n\n")
     while not over.is_set():
         for kind in kinds:
@@ -43,7 +43,7 @@ def garbage(port: int, over: threading.Event) -> None:
 
 
 def binary(port: int, over: threading.Event) -> None:
-    """One connection after the other with random bytes."""
+    """Opens connections one after the other, and sends random bytes."""
     while not over.is_set():
         with Client(port) as client, suppress(OSError):
             client.send(os.urandom(70_000))
@@ -70,18 +70,18 @@ def a_byte_now_and_then(port: int, over: threading.Event) -> None:
 
 
 def never_reading(port: int, over: threading.Event) -> None:
-    """One connection after the other that asks and asks and does not read."""
+    """Opens connections one after the other, sends requests, and never reads."""
     while not over.is_set():
         with Client(port) as client, suppress(OSError):
             client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.socket.settimeout(0.1)
             while not over.is_set():
                 client.send(LISTED * 20)
-                over.wait(0.005)  # or it would be a matter of the CPU
+                over.wait(0.005)  # otherwise the CPU would be the limit
 
 
 def reset_in_the_middle(port: int, over: threading.Event) -> None:
-    """One connection after the other that is torn down amid requests and answers."""
+    """Opens connections one after the other, and resets each between requests and answers."""
     while not over.is_set():
         with Client(port) as client:
             client.send(LISTED * 3 + LISTED[:50])
@@ -154,7 +154,7 @@ IN_SHORT = "garbage", "answers that are never read", "resets in the middle"
 
 
 @pytest.mark.parametrize("name", table(NUISANCES, *IN_SHORT))
-def test_bad_clients_cost_good_ones_nothing(name: str, one_setting: tuple[Setting, Policyd]) -> None:
+def test_bad_clients_do_not_affect_good_clients(name: str, one_setting: tuple[Setting, Policyd]) -> None:
     setting, policyd = one_setting
     with setting.flow(f"clients: {name}") as flow:
         with beside(NUISANCES[name], setting.port):
@@ -166,7 +166,7 @@ def test_bad_clients_cost_good_ones_nothing(name: str, one_setting: tuple[Settin
 
 @pytest.fixture
 def many_descriptors() -> Iterator[None]:
-    """As many descriptors for this process as it may have."""
+    """Raises this process's limit of descriptors to the maximum."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 6000:
         pytest.skip("RLIMIT_NOFILE is too low for 5,000 connections")
@@ -177,7 +177,7 @@ def many_descriptors() -> Iterator[None]:
 
 @long_only
 @pytest.mark.usefixtures("many_descriptors")
-def test_five_thousand_connections_do_not_disturb_those_that_are_served(
+def test_five_thousand_connections_do_not_disturb_served_clients(
     one_setting: tuple[Setting, Policyd],
 ) -> None:
     setting, policyd = one_setting
@@ -220,7 +220,7 @@ def test_a_request_on_every_connection_at_the_moment_of_a_reload_is_answered_rig
         flow.fault_is_over()
 
 
-def test_without_descriptors_new_clients_wait_and_old_ones_are_served(setting: Setting) -> None:
+def test_without_descriptors_new_clients_wait_and_connected_clients_are_served(setting: Setting) -> None:
     with setting.daemon() as policyd:
         _, hard = resource.prlimit(policyd.pid, resource.RLIMIT_NOFILE)
         with setting.flow("clients: no descriptor left (ulimit -n)", exhausts=True) as flow:

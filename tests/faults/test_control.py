@@ -25,7 +25,7 @@ CROWD = 1000 if LONG else 200
 
 
 def connect(place: str) -> socket.socket:
-    """A peer, which waits if the queue is full."""
+    """Connects a peer; waits if the queue is full."""
     peer = socket.socket(socket.AF_UNIX)
     peer.connect(place)
     peer.settimeout(30)
@@ -33,7 +33,7 @@ def connect(place: str) -> socket.socket:
 
 
 def junk(place: str, over: threading.Event) -> None:
-    """One peer after the other that sends junk."""
+    """Peers connect one after the other and send junk."""
     kinds = (b"GET / HTTP/1.1\r\n\r\n", b"\0\xff" * 500 + b"\n", b"[" * 4000 + b"\n", b'{"command": "stop"}\n', b"\n")
     while not over.is_set():
         for kind in kinds:
@@ -43,7 +43,7 @@ def junk(place: str, over: threading.Event) -> None:
 
 
 def a_megabyte(place: str, over: threading.Event) -> None:
-    """One peer after the other that sends a megabyte without the end of a line."""
+    """Peers connect one after the other and send a megabyte without the end of a line."""
     while not over.is_set():
         with connect(place) as peer, suppress(OSError):
             peer.sendall(os.urandom(1 << 20).replace(b"\n", b""))
@@ -112,7 +112,7 @@ def controlled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Setti
 
 
 @pytest.mark.parametrize("name", table(NUISANCES, *IN_SHORT))
-def test_peers_of_the_control_socket_cost_postfix_nothing(name: str, controlled: tuple[Setting, Policyd, str]) -> None:
+def test_peers_of_the_control_socket_do_not_affect_postfix(name: str, controlled: tuple[Setting, Policyd, str]) -> None:
     setting, policyd, place = controlled
     with setting.flow(f"control: {name}") as flow:
         with beside(NUISANCES[name], place):
@@ -125,7 +125,7 @@ def test_peers_of_the_control_socket_cost_postfix_nothing(name: str, controlled:
 
 
 @long_only
-def test_a_rules_file_of_many_megabytes_is_told_beside_requests(setting: Setting) -> None:
+def test_a_rules_file_of_many_megabytes_is_sent_to_a_peer_without_delaying_requests(setting: Setting) -> None:
     place = str(setting.folder / "c.sock")
     with setting.daemon(control=place) as policyd:
         text = policyd.rules.read_text() + "".join(f"# {n:060}\n" for n in range(500_000))

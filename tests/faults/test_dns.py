@@ -90,8 +90,8 @@ FAULTS = {
     "junk": failing("malformed", distorted(junk=b"\0\1\2\3")),
     "a CNAME loop": failing("malformed", looped),
     "control characters in PTR names": Fault(names_for(lambda name: [rf"\027[2J\010x.{name}"])),
-    # One such answer takes c-ares and its bindings 50 ms in one piece, 100 while others use the same core, and no more
-    # than a fifth of the time is theirs.
+    # One such answer takes c-ares and its bindings 50 ms in one piece, or 100 ms while others use the same core; such
+    # answers get at most a fifth of the time.
     "3,800 PTR records": Fault(names_for(lambda _: MANY_NAMES, domain="customers.vps.example"), may_be_late=True),
     "a TTL of 0": Fault(
         DnsState(lambda r, _: replace(r, records=[each.replace(" 300 ", " 0 ") for each in r.records]), truth)
@@ -128,7 +128,7 @@ def test_no_dns_answer_causes_a_wrong_decision(name: str, one_setting: tuple[Set
 DOWN = DnsState(distorted(), nothing_known)
 
 
-def test_a_resolver_that_is_down_at_the_start_is_used_as_soon_as_it_is_there(setting_without_dns: Setting) -> None:
+def test_a_resolver_that_is_down_at_the_start_is_used_as_soon_as_it_runs(setting_without_dns: Setting) -> None:
     setting = setting_without_dns
     world = setting.world
     with ExitStack() as alive, setting.daemon(dns=dns_settings(setting)) as policyd:
@@ -144,7 +144,7 @@ def test_a_resolver_that_is_down_at_the_start_is_used_as_soon_as_it_is_there(set
 
 
 def dns_settings(setting: Setting) -> dict[str, object]:
-    """The setting's name server, with the time that lookups have here."""
+    """The setting's name server, with the timeout of lookups in these tests."""
     return {"servers": [setting.dns.address], "timeout": f"{TIMEOUT}s"}
 
 
@@ -194,7 +194,7 @@ def test_a_hundred_thousand_clients_fill_the_cache_and_no_more(setting: Setting)
     clients, room = 100_000, 20_000
     dns = {"servers": [setting.dns.address], "timeout": "5s", "cache_size": room}
     with setting.daemon(dns=dns) as policyd:
-        crowd = {"named": 1, "nameless": 40, "pause": 0, "repeats": 1, "exhausts": True}  # all that the CPU gives
+        crowd = {"named": 1, "nameless": 40, "pause": 0, "repeats": 1, "exhausts": True}  # as fast as the CPU allows
         with setting.flow(f"DNS: {clients:,} clients, one after the other", **crowd) as flow:
             flow.wait_for_clients(clients // 2, 300)
             half = memory_mb(policyd.pid)

@@ -31,7 +31,7 @@ PAUSE_SECONDS = 0.25  # seconds between two requests of a connection
 
 # Seconds that an answer without DNS may take; the short form runs beside other tests.
 QUICK = 0.1 if LONG else 2.0
-# Seconds after which the list must be used again, and what a busy machine may add to a deadline.
+# Seconds after which the list must be used again; seconds that a busy machine may add to a deadline.
 NORMAL, MARGIN = (10.0, 0.5) if LONG else (20.0, 3.0)
 
 RULES = """\

@@ -97,7 +97,7 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.fixture(scope="module")
 def one_setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Setting, Policyd]]:
-    """One daemon for the whole table. Where it is root's, it has not root's right to read everything."""
+    """One daemon for the whole table. If it runs as root, it lacks root's right to read every file."""
     setting = Setting(tmp_path_factory.mktemp("files"))
     capabilities = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
     with setting.dns, setting.daemon(wrapper=capabilities if os.geteuid() == 0 else []) as policyd:
@@ -120,13 +120,13 @@ def test_a_rules_file_that_cannot_be_used_changes_nothing(name: str, one_setting
     flow.compare(policyd.decisions(flow.row.answered))
 
 
-def test_a_rules_file_that_is_replaced_while_it_is_read_is_the_old_or_the_new(setting: Setting) -> None:
+def test_a_rules_file_replaced_during_the_read_gives_the_old_or_the_new_rules(setting: Setting) -> None:
     with setting.daemon() as policyd:
         with setting.flow("rules: replaced while they are read") as flow:
             for edition in range(1, 60 if LONG else 5):
                 with setting.world.edition.changing(edition):
                     os.kill(policyd.pid, signal.SIGHUP)
-                    time.sleep(edition % 8 * 0.005)  # another moment of the load each time
+                    time.sleep(edition % 8 * 0.005)  # at a different moment of the load each time
                     setting.write_edition(policyd, edition)
                     os.kill(policyd.pid, signal.SIGHUP)
                     wait_for_edition(policyd, edition)
@@ -161,7 +161,7 @@ def test_a_list_that_is_written_to_while_it_is_read_is_refused(setting: Setting)
 
 
 @long_only
-def test_a_list_of_200_mb_is_loaded_beside_requests(setting: Setting) -> None:
+def test_a_list_of_200_mb_is_loaded_without_delaying_requests(setting: Setting) -> None:
     names = count()
     with (setting.folder / "big").open("wb") as file:
         while file.tell() < 200_000_000:
@@ -180,7 +180,7 @@ def test_a_list_of_200_mb_is_loaded_beside_requests(setting: Setting) -> None:
 
 @contextmanager
 def small_disk(folder: Path, *options: str) -> Iterator[Path]:
-    """A disk for the log, with room for 40,000 lines or so: those that come after a fault must not fill it again."""
+    """A disk for the log, with room for some 40,000 lines, so that lines after a fault do not fill it again."""
     require("mount", "umount", root=True)
     disk = folder / "disk"
     disk.mkdir()
@@ -192,7 +192,7 @@ def small_disk(folder: Path, *options: str) -> Iterator[Path]:
 
 
 def lines(*contents: bytes) -> list[dict[str, Any]]:
-    """The whole lines of logs. One that the disk had no room for is not whole, and ends before the next begins."""
+    """The complete lines of logs. A line that did not fit on the disk is incomplete, and ends before the next line."""
     whole = [line for content in contents for line in content.splitlines() if line.endswith(b"}")]
     return [json.loads(line) for line in whole]
 
@@ -241,7 +241,7 @@ def test_a_removed_log_is_created_again_within_about_a_second(setting: Setting) 
                 policyd.decision_log.unlink()
                 until("a new log", lambda: policyd.decision_log.exists() or None, SOON_SECONDS)
                 flow.fault_is_over()
-            # Until then lines went into the file that has no name any more.
+            # Until then, lines were written to the removed file.
             assert flow.compare(lines(removed.read(), policyd.decision_log.read_bytes()))
         assert setting.metric(LOST) == 0
 
@@ -273,7 +273,7 @@ def test_a_fifo_without_a_reader_delays_nothing(setting: Setting) -> None:
     with setting.daemon(**log_to(fifo)) as policyd:
         with setting.flow("log: a FIFO without a reader") as flow:
             flow.go_on(SECONDS)
-            reader = threading.Thread(target=read_all, daemon=True)  # no hindrance to the end of a test that fails
+            reader = threading.Thread(target=read_all, daemon=True)  # does not delay the end of a failing test
             reader.start()
             flow.fault_is_over()
             assert opened.wait(SOON_SECONDS)

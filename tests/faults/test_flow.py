@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.faults.conftest import Setting
 
 
-def test_where_nothing_fails_every_answer_is_right_and_logged(setting: Setting) -> None:
+def test_without_a_fault_every_answer_is_right_and_logged(setting: Setting) -> None:
     with setting.daemon() as policyd:
         with setting.flow("no fault; one reload") as flow:
             flow.go_on(SECONDS)
@@ -32,12 +32,12 @@ def test_where_nothing_fails_every_answer_is_right_and_logged(setting: Setting) 
 
 @contextmanager
 def found_out(words: str) -> Iterator[None]:
-    """The flow inside must fail with these words."""
+    """Requires that the flow in the block fails with these words."""
     with pytest.raises(AssertionError, match=words):
         yield
 
 
-def test_a_server_that_lets_everybody_through_is_found_out() -> None:
+def test_a_server_that_lets_every_client_through_is_detected() -> None:
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Dunno) as server:
         server.block_on_close = False
         threading.Thread(target=server.serve_forever).start()
@@ -47,7 +47,7 @@ def test_a_server_that_lets_everybody_through_is_found_out() -> None:
 
 
 class Dunno(socketserver.StreamRequestHandler):
-    """Answers DUNNO, whatever is asked."""
+    """Answers DUNNO to every request."""
 
     def handle(self) -> None:
         for line in self.rfile:
@@ -55,27 +55,27 @@ class Dunno(socketserver.StreamRequestHandler):
                 self.wfile.write(b"action=DUNNO\n\n")
 
 
-def test_a_ruleset_that_should_not_be_in_force_is_found_out(setting: Setting) -> None:
+def test_a_ruleset_that_should_not_be_in_force_is_detected(setting: Setting) -> None:
     with setting.daemon() as policyd, found_out("edition 2"), Flow("", setting.world, setting.port) as flow:
         setting.use_edition(policyd, 2)
         with setting.world.edition.changing(3):
-            pass  # a reload that never was
+            pass  # a reload that did not happen
         flow.wait_for(50)
 
 
-def test_an_error_where_dns_is_well_is_found_out(setting: Setting) -> None:
+def test_an_error_while_dns_works_is_detected(setting: Setting) -> None:
     setting.world.zone.state = DnsState(distorted(rcode=SERVFAIL), nothing_known)  # without a message
     with setting.daemon(), found_out(r"4\.4\.3"), Flow("", setting.world, setting.port) as flow:
         flow.wait_for_clients(20)
 
 
-def test_a_failure_that_was_not_to_be_is_found_out(setting: Setting) -> None:
+def test_an_unexpected_failure_is_detected(setting: Setting) -> None:
     with setting.daemon() as policyd, found_out("cannot connect"), Flow("", setting.world, setting.port) as flow:
         policyd.stop()
         until("a failure", lambda: any("cannot connect" in each.failure for each in flow.attempts) or None)
 
 
-def test_a_line_that_is_missing_in_the_decision_log_is_found_out(setting: Setting) -> None:
+def test_a_missing_line_of_the_decision_log_is_detected(setting: Setting) -> None:
     with setting.daemon() as policyd:
         with Flow("", setting.world, setting.port, exhausts=True) as flow:
             flow.wait_for(10)

@@ -34,15 +34,16 @@ rules:
 
 
 # The right replies to a client that needs DNS, while DNS fails (docs/ruleset.md, the two principles). Its PTR lookup
-# fails: no name is known, so `vps` does not hold, and `broken` decides. Or the PTR name still came, and what fails is
-# the lookup of the name's address: a claimed name holds in `vps`, whose REJECT is a DEFER because it rests on an error;
-# and `customers`, which is unknown, exempts no client.
+# fails: no name is known, so `vps` does not hold, and `broken` decides. Or the PTR name arrived, and the lookup of the
+# name's address fails: a claimed name holds in `vps`, whose REJECT is a DEFER because it rests on an error; and
+# `customers`, which is unknown, exempts no client.
 DEFERRED = frozenset({"450 broken", "450 vps"})
 
 
 class Sender(NamedTuple):
-    """Clients of a network (two octets of it), with the reply they get while DNS is well, and those that are right
-    while it is not."""
+    """Clients of a network (two octets of it), with the reply that they get while DNS works, and the replies that are
+    right while it fails.
+    """
 
     network: str
     name: str | None
@@ -79,7 +80,9 @@ RECORDS = [
 
 
 class Mail:
-    """Messages from all of the senders at once, one after the other, between `__enter__` and `__exit__`."""
+    """Sends messages from all senders at the same time, one after the other from each, between `__enter__` and
+    `__exit__`.
+    """
 
     def __init__(self, fault: str, port: int) -> None:
         self.row = add_row(Row(fault))
@@ -87,7 +90,7 @@ class Mail:
         self.codes: Counter[int] = Counter()
         self.wrong: list[str] = []
         self._answers: Counter[Sender] = Counter()
-        self._touched: set[str] = set()  # addresses of which DNS may have said an error, which is kept for a while
+        self._touched: set[str] = set()  # addresses for which an error of DNS may be cached
         self._over: float | None = None
         self._port = port
         self._stop = threading.Event()
@@ -114,7 +117,7 @@ class Mail:
             assert self._lock.wait_for(lambda: self._answers >= wanted, timeout=60), self.row
 
     def fault_is_over(self) -> None:
-        """From now on all is to be well, and soon."""
+        """Marks the end of the fault: replies must be normal soon."""
         self._over = time.monotonic()
 
     def _send(self, sender: Sender) -> None:
@@ -154,14 +157,14 @@ class Mail:
 
 
 def settings(postfix: Postfix, resolver: str) -> dict[str, Any]:
-    """A daemon where Postfix asks."""
+    """Settings of a daemon that listens where Postfix asks."""
     return {
         "listen": [f"inet:127.0.0.1:{postfix.port['policy']}"],
         "dns": {"servers": [resolver], "timeout": "3s"},
     }
 
 
-def test_a_resolver_that_dies_and_returns_defers_only_who_needs_it(postfix: Postfix, tmp_path: Path) -> None:
+def test_a_resolver_that_dies_and_returns_defers_only_clients_that_need_it(postfix: Postfix, tmp_path: Path) -> None:
     require("unbound")
     port = free_port()
     with ExitStack() as alive:

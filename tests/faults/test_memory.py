@@ -1,4 +1,6 @@
-"""Memory fails while real mail goes through a real Postfix: no mail is rejected for it, and no answer waits for it."""
+"""Memory fails while real mail goes through a real Postfix: no mail is rejected because of it, and no answer waits for
+it.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 # No answer waits for memory longer than this; the short form runs beside other tests.
 LONGEST = LONGEST_SECONDS if LONG else 2.0
-# The shared server is used again within this after a fault has ended.
+# Seconds after the end of a fault until the shared server is used again.
 BACK_SECONDS = 2.0 if LONG else 10.0
 
 RULES = """
@@ -47,7 +49,7 @@ rules:
 
 
 class Sender(NamedTuple):
-    """Clients of a network (two octets), and the code that each gets; `failing` is right too while memory fails."""
+    """Clients of a network (two octets), and the code that each gets; `failing` is also right while memory fails."""
 
     network: str
     name: str | None
@@ -56,14 +58,16 @@ class Sender(NamedTuple):
     failing: int
 
 
-# Each client of the last one is new, and in a network of its own: a memory that is away knows none of them.
+# Each client of the last sender is new, and in a separate network, so an unavailable memory does not know it.
 LISTED = Sender("198.18", None, "client.example", 554, 554)
 HONEST = Sender("198.19", "mail.honest.example", "client.example", 250, 250)
 NEW = Sender("10.9", "mail.new.example", "grey.example", 450, 250)
 
 
 class Mail:
-    """Messages from all senders at once, one after the other, between `__enter__` and `__exit__`."""
+    """Sends messages from all senders at the same time, one after the other from each, between `__enter__` and
+    `__exit__`.
+    """
 
     def __init__(self, fault: str, port: int) -> None:
         self.row = add_row(Row(f"memory: {fault} (P)"))
@@ -88,7 +92,7 @@ class Mail:
             thread.join()
 
     def wait_for(self, messages: int) -> None:
-        """Waits until there are so many more answers for each sender."""
+        """Waits until each sender has `count` more answers."""
         wanted = {sender: self._answers(sender) + messages for sender in (LISTED, HONEST, NEW)}
         until(f"{messages} more messages", lambda: all(self._answers(s) >= n for s, n in wanted.items()) or None, 60)
 
@@ -96,7 +100,7 @@ class Mail:
         self.may_fail = True
 
     def fault_is_over(self) -> None:
-        """From now on all is to be well, and soon: waits until a new client is deferred again."""
+        """Marks the end of the fault: replies must be normal soon. Waits until a new client is deferred again."""
         self._over = time.monotonic()
         until("memory in use again", lambda: self.row.normal_within, BACK_SECONDS + 1)
         self.may_fail = False
@@ -129,7 +133,9 @@ class Mail:
 
 @contextmanager
 def mail_with(postfix: Postfix, folder: Path, fault: str, **settings: Any) -> Iterator[tuple[Mail, Policyd]]:
-    """Mail under a daemon with these settings; in the end every answer was right, and none waited for memory."""
+    """Sends mail under a daemon with these settings; checks at the end that every answer was right and none waited for
+    memory.
+    """
     listen = [f"inet:127.0.0.1:{postfix.port['policy']}"]
     with (
         Policyd(folder, RULES, listen=listen, dns={"servers": ["127.0.0.1:9"]}, **settings) as policyd,
@@ -152,7 +158,7 @@ def mail_with(postfix: Postfix, folder: Path, fault: str, **settings: Any) -> It
 
 
 class Impostor:
-    """Something else behind the server's socket: it answers every question with a line of another protocol."""
+    """Another program behind the server's socket, which answers every question with a line of another protocol."""
 
     def __init__(self, path: Path) -> None:
         path.unlink(missing_ok=True)
@@ -260,7 +266,7 @@ def test_a_shared_server_that_fails_costs_no_mail(postfix: Postfix, tmp_path: Pa
     finally:
         server.stop()
     if name != "the server restarted empty":
-        assert mail.codes[NEW.network, 250]  # alone, the daemon lets by whom it does not know
+        assert mail.codes[NEW.network, 250]  # without the server, the daemon lets unknown clients through
     assert mail.row.normal_within is not None
     assert mail.row.normal_within < BACK_SECONDS, mail.row
 
@@ -303,7 +309,7 @@ def test_a_damaged_state_file_is_moved_aside_and_mail_goes_on(postfix: Postfix, 
     assert len(list(tmp_path.glob("state.db.damaged-*"))) == 1
 
 
-def test_a_locked_state_file_is_left_alone_and_mail_goes_on(postfix: Postfix, tmp_path: Path) -> None:
+def test_a_locked_state_file_is_not_used_and_mail_goes_on(postfix: Postfix, tmp_path: Path) -> None:
     path = tmp_path / "state.db"
     connection = sqlite3.connect(path)
     connection.executescript("PRAGMA locking_mode = EXCLUSIVE; CREATE TABLE held (key); BEGIN EXCLUSIVE")
@@ -316,7 +322,7 @@ def test_a_locked_state_file_is_left_alone_and_mail_goes_on(postfix: Postfix, tm
 
 
 def fill(filler: Path) -> None:
-    """Writes until there is no room at all."""
+    """Writes until the disk is full."""
     with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while file.write(bytes(4096)):
             pass

@@ -76,7 +76,7 @@ def test_sigterm_under_load_loses_no_request_in_flight(setting: Setting) -> None
     assert flow.row.failed.total() <= times * CONNECTIONS
 
 
-def test_sigkill_loses_the_requests_under_way_and_at_most_the_last_line(setting: Setting) -> None:
+def test_sigkill_loses_requests_in_flight_and_at_most_the_last_line(setting: Setting) -> None:
     times = 20 if LONG else 2
     with kept_socket(setting.port) as listener, setting.daemon(listener=listener) as policyd:
         with setting.flow(
@@ -110,8 +110,8 @@ def test_a_second_daemon_on_the_same_sockets_ends_and_disturbs_no_client(setting
 
 @long_only
 def test_a_clock_set_back_an_hour_changes_no_answer_and_repeats_no_id(setting: Setting) -> None:
-    """Only the daemon's clock, with libfaketime, because a time namespace does not cover the time of day. libfaketime
-    slows down every read of the clock.
+    """Only the daemon's clock is set back, with libfaketime, because a time namespace does not cover the time of day.
+    libfaketime slows down every read of the clock.
     """
     library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
     if library is None:
@@ -137,7 +137,7 @@ def test_a_clock_set_back_an_hour_changes_no_answer_and_repeats_no_id(setting: S
         logged = flow.compare(policyd.decisions(flow.row.answered))
     assert len({line["id"] for line in logged}) == len(logged)
     hours = {line["time"][:13] for line in logged}
-    assert len(hours) >= 2, hours  # it was indeed set back
+    assert len(hours) >= 2, hours  # the clock was set back
 
 
 # --- Memory and descriptors -------------------------------------------------------------------------------------------
@@ -187,9 +187,7 @@ def memory_group() -> Iterator[Path]:
 
 
 @long_only
-def test_where_the_kernel_has_no_memory_left_for_a_load_it_kills_that_and_not_the_daemon(
-    setting: Setting, memory_group: Path
-) -> None:
+def test_out_of_memory_during_a_load_kills_the_worker_and_not_the_daemon(setting: Setting, memory_group: Path) -> None:
     write_list(setting, 3_000_000)
     wrapper = ["bash", "-c", f'echo $$ > {memory_group}/cgroup.procs; exec "$@"', "bash"]
     with (

@@ -108,7 +108,7 @@ class World:
         self.rules.write_text(f"lists:\n{lists}rules:\n{''.join(self._rules)}")
 
     def edit(self) -> None:
-        """Changes some entries of some lists, now and then all of one; or a rule; or nothing."""
+        """Changes some entries of some lists, sometimes all entries of a list; or a rule; or nothing."""
         rng = self.rng
         for name in rng.sample([*LISTS], rng.choice((0, 0, 1, 1, 1, 2, 4))):
             entries = self._lists[name]
@@ -126,7 +126,7 @@ class World:
         self.write()
 
     def requests(self) -> Iterable[tuple[Request, Facts]]:
-        """The requests of the last time, but for the oldest."""
+        """Returns the requests of the previous call, with the oldest replaced by new ones."""
         self._asked.extend(self._requests(NEW_REQUESTS))
         return self._asked
 
@@ -165,7 +165,7 @@ def compare(world: World, ruleset: Ruleset) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_after_random_reloads_everything_is_decided_as_from_scratch(tmp_path: Path, seed: int) -> None:
+async def test_after_random_reloads_decisions_are_those_of_a_fresh_load(tmp_path: Path, seed: int) -> None:
     world = World(tmp_path, seed)
     loader = Loader(None, str(world.rules))
     try:

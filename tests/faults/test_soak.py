@@ -1,9 +1,9 @@
-"""Millions of requests with reloads, the log rotated now and then: memory, descriptors and latency stay as they are.
+"""Millions of requests with reloads and rotations of the log do not change memory, descriptors and latency.
 
     make faults SOAK=10000000
 
-The volume comes from tests/bench/load.c, which checks the word of each answer; a slower flow beside it checks all of
-each, and asks for clients that DNS must be asked for. Every answer must be in the decision log.
+The volume comes from tests/bench/load.c, which checks the word of each answer; a slower flow beside it checks each
+whole answer, and includes clients that need DNS. Every answer must be in the decision log.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PARTS = 10
 ROUNDS = 10
 NEW_SECONDS = 0.5
 
-# Lookups before the first measurement: by then all caches, c-ares's own included, have their full size.
+# Lookups before the first measurement, until all caches, including that of c-ares, have their full size.
 CLIENTS_AT_FIRST = 15_000
 
 # Between two reloads, in seconds.
@@ -48,8 +48,9 @@ SPARE_MB = 10.0
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the soak: what the load generator says of each round, of the daemon and of the new one beside it, and
-    what the daemon took for it and holds at its end."""
+    """One part of the soak: the load generator's reports for each round, of the daemon and of a new daemon beside it,
+    and the daemon's resources.
+    """
 
     old: list[dict[str, Any]]
     new: list[dict[str, Any]]
@@ -63,7 +64,7 @@ class Part:
 
     @property
     def latency_to_new(self) -> float:
-        """The median latency of the daemon, in that of one just started: the median of the rounds."""
+        """The median over the rounds of the daemon's median latency, relative to that of a new daemon."""
         ratios: list[float] = [
             old["latency_us"]["p50"] / new["latency_us"]["p50"] for old, new in zip(self.old, self.new, strict=True)
         ]
@@ -88,7 +89,7 @@ HEAD = (
 
 
 def volume(path: Path) -> None:
-    """The requests for the load generator: whose answer is the same word in every edition."""
+    """The requests for the load generator, whose answer has the same word in every edition."""
     content = b""
     for client in range(len(NAMED)):
         attributes = attributes_of(client, 0)
@@ -100,7 +101,7 @@ def volume(path: Path) -> None:
 
 
 class Reloads:
-    """One edition after the other is put in force, between `__enter__` and `__exit__`."""
+    """Puts one edition after the other in force, between `__enter__` and `__exit__`."""
 
     def __init__(self, setting: Setting, policyd: Policyd) -> None:
         self._setting = setting
@@ -127,18 +128,20 @@ class Reloads:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Of this process alone, without those that read files for a reload (proc(5), /proc/PID/stat)."""
+    """CPU seconds of the daemon's process only, without the processes that read files for a reload (proc(5),
+    /proc/PID/stat).
+    """
     fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_mb(pid: int) -> float:
-    """In 10**6 bytes (proc(5), /proc/PID/statm)."""
+    """Resident memory, in 10**6 bytes (proc(5), /proc/PID/statm)."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 class Log:
-    """The decision log as it is moved away from time to time, because it would fill the disk: the number of lines of
+    """The decision log, which is moved away from time to time because it would fill the disk: the number of lines of
     the volume, and the lines of the flows.
     """
 
@@ -148,7 +151,7 @@ class Log:
         self._policyd = policyd
 
     def move_away(self) -> None:
-        """Moves the present file away, while the daemon goes on in a new file."""
+        """Moves the current file away; the daemon continues in a new file."""
         path = self._policyd.decision_log
         old = path.with_suffix(".old")
         path.rename(old)
@@ -167,7 +170,7 @@ class Log:
 
 
 @long_only
-def test_millions_of_requests_with_reloads_leave_everything_as_it_was(setting: Setting) -> None:
+def test_millions_of_requests_with_reloads_leave_memory_and_latency_unchanged(setting: Setting) -> None:
     require(os.environ.get("CC", "cc"))
     load = native.build(setting.folder)["load"]
     requests = setting.folder / "requests"
@@ -189,7 +192,7 @@ def test_millions_of_requests_with_reloads_leave_everything_as_it_was(setting: S
             folder, port = setting.folder / f"new-{len(parts)}", free_port()
             folder.mkdir()
             with Policyd(folder, rules_file(0), listen=[f"inet:127.0.0.1:{port}"], dns=dns):
-                ask(port, 2 * NEW_SECONDS)  # it has a beginning, too
+                ask(port, 2 * NEW_SECONDS)  # the daemon's whole life
                 used = 0.0
                 for _ in range(ROUNDS):
                     before = cpu_seconds(policyd.pid)

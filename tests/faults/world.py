@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @functools.cache
 def rules(edition: int) -> list[dict[str, Any]]:
-    """The rules of an edition, as `tests.naive` takes them. The odd ones list one network more."""
+    """The rules of an edition, in the form of `tests.naive`. Odd editions list one more network."""
 
     def text(verb: str) -> str:
         return f"{verb} edition {edition} {{rule}}"
@@ -57,13 +57,13 @@ def rules(edition: int) -> list[dict[str, Any]]:
 
 @functools.cache
 def rules_file(edition: int) -> str:
-    """The same as a rules file."""
+    """The rules of an edition as a rules file."""
     return yaml.safe_dump({"rules": rules(edition)}, sort_keys=False, width=1000)
 
 
 @functools.cache
 def ruleset_hash(edition: int) -> str:
-    """Its hash, as the decision log has it."""
+    """The hash of an edition, as in the decision log."""
     return hashlib.sha256(rules_file(edition).encode()).hexdigest()[:8]
 
 
@@ -85,15 +85,16 @@ def right_answer(edition: int, attributes: dict[str, str], dns: naive.Dns) -> st
 
 @dataclass(frozen=True)
 class Named:
-    """A client whose name Postfix has verified, or who needs none, so DNS is not asked."""
+    """A client whose name Postfix has verified, or whose name no rule needs, so DNS is not asked."""
 
     attributes: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Nameless:
-    """Clients for whom Postfix found no name. Each has an address of its own, and a PTR name in this domain (none:
-    no PTR record), which leads back to it, elsewhere or nowhere."""
+    """Clients without a name from Postfix. Each has its own address, and a PTR name in this domain (None: no PTR
+    record), which resolves to the address, to another address or not at all.
+    """
 
     domain: str = ""
     forward: str = "back"
@@ -156,7 +157,7 @@ def ptr_name(address: str) -> str:
 
 
 def attributes_of(client: int, serial: int) -> dict[str, str]:
-    """A request from a client: its place in CLIENTS, and which of its kind."""
+    """A request from a client, given the place in CLIENTS and the serial number."""
     attributes = {
         "request": "smtpd_access_policy",
         "protocol_state": "RCPT",
@@ -176,7 +177,7 @@ def attributes_of(client: int, serial: int) -> dict[str, str]:
     return attributes | {"client_address": address_of(client - len(NAMED), serial)}
 
 
-# --- What DNS says ----------------------------------------------------------------------------------------------------
+# --- DNS answers ----------------------------------------------------------------------------------------------------
 
 
 def truth(address: str) -> naive.Dns:
@@ -207,7 +208,7 @@ def reply_to(question: str) -> Reply:
     name, _, kind = question.partition(" ")
     address = _address_at(name) if kind == "PTR" else _address_in(name)
     if address is None or place_of(address) >= len(NAMELESS):
-        return Reply()  # a name above others, for instance, which a resolver asks for on its way down
+        return Reply()  # for instance a parent of other names, which a resolver asks for on its way down
     who = NAMELESS[place_of(address)]
     version = ipaddress.ip_address(address).version
     if kind == "PTR":
@@ -267,7 +268,8 @@ def verified_by_postfix(attributes: dict[str, str]) -> naive.Dns:
     return naive.Dns("verified", verified=(attributes["client_name"].lower(),))
 
 
-# --- What was when ----------------------------------------------------------------------------------------------------
+# --- States over time
+# ----------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -290,7 +292,7 @@ class Timeline(Generic[T]):
 
     @contextmanager
     def changing(self, value: T) -> Iterator[None]:
-        """The change is made inside of the `with` block, and is complete at its end."""
+        """The block makes the change, which is complete at its end."""
         old = self._spans[-1]
         self._spans.append(_Span(value, time.monotonic(), float("inf")))
         yield
@@ -309,13 +311,13 @@ class Timeline(Generic[T]):
 
 
 class World:
-    """One ruleset's history and one DNS's, and the answers that are right in it."""
+    """The history of a ruleset and of DNS, and the answers that are right in it."""
 
     def __init__(self) -> None:
         self.zone = Zone()
         self.edition = Timeline(0)
         self.dns = Timeline(HEALTHY)
-        self.next_serial = 0  # of clients that were not asked for
+        self.next_serial = 0  # of clients that have not been looked up
 
     @contextmanager
     def dns_being(self, state: DnsState, *, may_fail: bool = False) -> Iterator[None]:
@@ -339,8 +341,8 @@ class World:
             pass
 
     def right_answers(self, client: int, serial: int, asked: float, sent: float, answered: float) -> set[str]:
-        """All answers that may be given to a request, sent and answered at these times, by whichever edition was in
-        force between them, with any DNS answer since the first request of this client.
+        """All right answers to a request that was sent and answered at these times: by each edition that was in force
+        between them, and with any DNS answer since the first request of this client.
         """
         known = [state.known for state in self.dns.during(asked, answered)]
         if len(known) > 1:  # the first question may have met one state, and the second another
@@ -348,8 +350,7 @@ class World:
         return self._answers(client, serial, known, sent, answered)
 
     def true_answers(self, client: int, serial: int, asked: float, sent: float, answered: float) -> set[str]:
-        """The answers that would be given if nothing failed: by what DNS says, where it says anything definite, and
-        by what it knows where it does not."""
+        """The answers that would be given without a failure."""
 
         def true(state: DnsState) -> Callable[[str], naive.Dns]:
             return lambda address: truth(address) if state.known(address).status == "error" else state.known(address)

@@ -1,4 +1,4 @@
-"""The tests of `policyd fetch` ask servers on loopback, whatever proxy the environment names."""
+"""The tests of `policyd fetch` ask servers on loopback; proxies in the environment are ignored."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Runs `policyd fetch` repeatedly, each time in a child that kills itself (SIGKILL) at a given step.
 
 Reads the number of a step from each line of standard input, and answers with a line: the step at which the child died,
-or `ended` if it had no such step. Steps are each file that is opened for writing, linked, renamed, given a time or
-removed, each half of what is written, and each connection: to the web server, and to the daemon.
+or `ended` if it had no such step. A step is each opening of a file for writing, each link, rename, change of times or
+removal, each half of a write, and each connection: to the web server, and to the daemon.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Steps:
         self._told = told
 
     def watch(self) -> None:
-        """Begins to count."""
+        """Starts counting."""
         sys.addaudithook(self._audit)
         # A file whose second half has not reached the disk.
         write_bytes, fsync = Path.write_bytes, os.fsync
@@ -60,7 +60,7 @@ class Steps:
 
 def _halve(descriptor: int) -> None:
     size = os.fstat(descriptor).st_size
-    if size > 1:  # a folder cannot be made shorter
+    if size > 1:  # a folder cannot be truncated
         try:
             os.ftruncate(descriptor, size // 2)
         except OSError:

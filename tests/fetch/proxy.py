@@ -19,7 +19,7 @@ class _Requests(BaseHTTPRequestHandler):
     server: Proxy
 
     def _is_known(self) -> bool:
-        """Whether the client may use the proxy; if not, it is told so."""
+        """Whether the client may use the proxy; if not, sends the refusal."""
         self.server.asked.append(f"{self.command} {self.path}")
         self.close_connection = True
         wanted = self.server.credentials
@@ -59,11 +59,11 @@ class _Requests(BaseHTTPRequestHandler):
                     key.data.sendall(piece)
 
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 class Proxy(ThreadingHTTPServer):
-    """The proxy: requests that it got, and the credentials (`user:password`) that it asks for."""
+    """The proxy: requests that it got, and the credentials (`user:password`) that it requires."""
 
     daemon_threads = True
 

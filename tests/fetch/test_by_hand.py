@@ -1,4 +1,4 @@
-"""`policyd block` and `allow`: what is written, what is refused, and a running daemon."""
+"""`policyd block` and `allow`: written entries, refusals, and a running daemon."""
 
 from __future__ import annotations
 
@@ -81,14 +81,14 @@ def test_an_entry_is_one_line_with_end_and_reason(rules: Rules, tmp_path: Path) 
         ("160.16.140.78", "the ruleset does not accept it: "),  # a test of the ruleset wants this client let through
     ],
 )
-def test_what_block_refuses_changes_nothing(what: str, reason: str, rules: Rules, tmp_path: Path) -> None:
+def test_a_refused_block_changes_nothing(what: str, reason: str, rules: Rules, tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match=f"^{re.escape(reason)}"):
         Keeper(rules, Side.BLOCK).add(what, None, "why")
     assert not (tmp_path / "blocked-networks.txt").exists()
     assert {path.name for path in tmp_path.iterdir()} <= {"rules.yaml", ".policyd.lock"}
 
 
-def test_what_was_allowed_is_not_blocked(rules: Rules) -> None:
+def test_an_allowed_client_is_not_blocked(rules: Rules) -> None:
     Keeper(rules, Side.ALLOW).add("9.9.9.7", None, "customer")
     with pytest.raises(RefusedError, match=r"lies in 9\.9\.9\.7/32 of list 'allowed-networks'"):
         Keeper(rules, Side.BLOCK).add("9.9.9.0/24", None, "why")
@@ -117,7 +117,7 @@ DECISIONS = """\
 
 
 @pytest.mark.slow
-def test_allow_takes_the_client_of_a_decision(rules: Rules, tmp_path: Path) -> None:
+def test_allow_accepts_the_id_of_a_decision(rules: Rules, tmp_path: Path) -> None:
     (tmp_path / "decisions.log").write_text(DECISIONS)
     (tmp_path / "policyd.yaml").write_text("rules: rules.yaml\ndecision_log: {path: decisions.log}\n")
     by_network = cli(tmp_path, "allow", "AAAAAAA1")

@@ -1,4 +1,4 @@
-"""`policyd fetch` of databases: what is taken, every guard with its line, and the old copy in force."""
+"""`policyd fetch` of databases: accepted copies, the message of every guard, and the old copy in force."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def mmdb(folder: Path, count: int = 5, built: int = NOW, shape: Callable[..., ob
     return content
 
 
-def test_a_good_database_replaces_the_old_one_which_is_kept(tmp_path: Path, web: Web) -> None:
+def test_a_good_database_replaces_the_old_one_and_keeps_it_as_previous(tmp_path: Path, web: Web) -> None:
     old = mmdb(tmp_path, 3, NOW - 7 * DAY)
     (tmp_path / "asn.mmdb").write_bytes(old)
     new = mmdb(tmp_path)
@@ -154,7 +154,7 @@ def test_a_damaged_database_in_force_is_repaired_beside_a_list(tmp_path: Path, w
     assert fetch(rules, Choice()).changed == ["database asn", "one"]
 
 
-def test_a_database_is_empty_until_it_was_fetched_and_an_error_if_it_is_lost_then(tmp_path: Path, web: Web) -> None:
+def test_an_unfetched_database_is_empty_and_a_lost_database_is_an_error(tmp_path: Path, web: Web) -> None:
     web.pages["/asn"] = answer(mmdb(tmp_path))
     rules = write(tmp_path, web.url("/asn"))
     before = load(rules_path=rules.path)

@@ -1,4 +1,4 @@
-"""`policyd fetch` against a real web server: every guard with its line, and the old list in force, byte for byte."""
+"""`policyd fetch` against a real web server: the message of every guard, and the old list in force, byte for byte."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_a_list_under_which_a_test_of_the_ruleset_fails_is_refused(tmp_path: Pat
     assert (tmp_path / "drop.txt").read_bytes() == OLD
 
 
-def test_a_good_copy_replaces_the_old_one_which_is_kept(tmp_path: Path, web: Web) -> None:
+def test_a_good_copy_replaces_the_old_list_and_keeps_it_as_previous(tmp_path: Path, web: Web) -> None:
     web.pages["/drop"] = answer(NEW, ETag='"1"', Last_Modified="Sun, 29 Nov 2026 12:00:00 GMT")
     (tmp_path / "drop.txt").write_bytes(OLD)
     (tmp_path / "drop.txt").chmod(0o604)
@@ -229,7 +229,7 @@ def test_a_list_that_was_edited_is_fetched_whole(tmp_path: Path, web: Web) -> No
     assert "If-None-Match" not in web.asked[-1][1]
 
 
-def test_a_server_that_asks_to_wait_is_left_alone(tmp_path: Path, web: Web) -> None:
+def test_a_server_that_asks_to_wait_is_not_asked_again(tmp_path: Path, web: Web) -> None:
     web.pages["/drop"] = answer(b"", 429, Retry_After="3600")
     rules = write(tmp_path, web.url("/drop"))
     fetch(rules, Choice())
@@ -250,7 +250,7 @@ def test_max_change_does_not_apply_to_a_first_copy_and_gzip_is_taken(tmp_path: P
     assert fetch(write(tmp_path, web.url("/drop")), Choice()).said == ["drop: 3 entries (+3 -0)"]
 
 
-def test_of_two_sources_never_fetched_the_good_one_is_taken(tmp_path: Path, web: Web) -> None:
+def test_the_good_one_of_two_unfetched_sources_is_used(tmp_path: Path, web: Web) -> None:
     web.pages |= {"/good": answer(NEW), "/bad": answer(b"", 500)}
     (tmp_path / "rules.yaml").write_text(
         f"lists:\n  good: {{file: good.txt, from: {{url: '{web.url('/good')}'}}}}\n"
@@ -264,7 +264,7 @@ def test_of_two_sources_never_fetched_the_good_one_is_taken(tmp_path: Path, web:
     )
 
 
-def test_a_list_that_was_fetched_and_is_gone_is_fetched_again(tmp_path: Path, web: Web) -> None:
+def test_a_fetched_list_that_was_removed_is_fetched_again(tmp_path: Path, web: Web) -> None:
     web.pages["/drop"] = answer(NEW)
     rules = write(tmp_path, web.url("/drop"))
     fetch(rules, Choice())
@@ -272,7 +272,7 @@ def test_a_list_that_was_fetched_and_is_gone_is_fetched_again(tmp_path: Path, we
     assert fetch(rules, Choice()).changed == ["drop"]
 
 
-def test_names_are_taken_as_written_and_protected_names_stay_out(tmp_path: Path, web: Web) -> None:
+def test_names_are_kept_as_written_and_protected_names_are_refused(tmp_path: Path, web: Web) -> None:
     web.pages["/names"] = answer(b"bad.example\n# comment\nworse.example\n")
     rules = tmp_path / "rules.yaml"
     rules.write_text(
@@ -286,7 +286,7 @@ def test_names_are_taken_as_written_and_protected_names_stay_out(tmp_path: Path,
     assert fetch(Rules(str(rules), None), Choice()).changed == ["names"]
 
 
-def test_tls_with_a_certificate_that_is_known_or_not_and_no_way_down_to_http(
+def test_certificates_are_checked_and_redirects_to_http_refused(
     tmp_path: Path, web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     certificate = make_certificate(tmp_path)
@@ -313,7 +313,7 @@ def test_the_key_is_sent_and_never_shown(tmp_path: Path, web: Web) -> None:
     assert "{key}" in refused
 
 
-def test_a_list_that_is_not_kept_current_is_a_warning_of_check(tmp_path: Path, web: Web) -> None:
+def test_check_warns_of_a_list_that_is_not_kept_current(tmp_path: Path, web: Web) -> None:
     web.pages["/drop"] = answer(NEW)
     rules = write(tmp_path, web.url("/drop"))
     fetch(rules, Choice())

@@ -43,7 +43,7 @@ def test_http_goes_through_the_proxy(web: Web, between: Proxy) -> None:
     assert between.asked == [f"GET {web.url('/drop')}"]
 
 
-def test_https_is_a_tunnel_in_which_the_certificate_counts_and_no_redirect_leads_to_http(
+def test_https_uses_a_tunnel_with_certificate_checks_and_without_redirects_to_http(
     web: Web, between: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serve(make_certificate(tmp_path)) as secure:
@@ -65,7 +65,7 @@ def test_no_proxy_names_hosts_that_are_asked_directly(
     assert between.asked == []
 
 
-def test_each_redirect_is_asked_of_its_own_proxy(
+def test_each_redirect_uses_the_proxy_of_its_scheme(
     web: Web, between: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("http_proxy")
@@ -95,7 +95,7 @@ def test_a_proxy_gets_its_password_which_no_message_shows(
 
 
 @pytest.mark.parametrize("name", ["socks5://127.0.0.1:1080", "http://", "http://[::1", "file:///etc/passwd"])
-def test_a_proxy_that_is_not_one_is_named_by_its_variable(name: str, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_proxy_is_named_by_its_variable(name: str, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", name)
     with pytest.raises(FetchError, match=r"^the environment's http_proxy is not a URL"):
         fetched(web.url("/drop"))

@@ -1,4 +1,4 @@
-"""The sandbox of policyd-fetch.service, under a systemd that runs in namespaces of its own: where a fetch can write."""
+"""The sandbox of policyd-fetch.service, under a systemd in separate namespaces: writable folders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNIT = Path(__file__).parents[2] / "systemd" / "policyd-fetch.service"
 # Targets that the unit wants or that every unit needs; all other units of this machine stay unknown.
 TARGETS = ("sysinit", "basic", "shutdown", "umount", "final", "network-online", "nss-lookup")
 
-# In place of the unit's program: which mounts can be written to, and which folders and files under them.
+# Replaces the unit's program: lists the writable mounts, and the writable folders and files under them.
 DROP_IN = """\
 [Unit]
 SuccessAction=exit-force
@@ -44,7 +44,7 @@ done
 echo end
 """
 
-# Nothing of the host can be changed from here: its file system is read-only, but for the test's own folder.
+# The host cannot be changed from here: its file system is read-only, except for the test's own folder.
 START = """\
 mount --make-rprivate /
 mount --bind "$1" /mnt
@@ -63,7 +63,7 @@ exec /lib/systemd/systemd --system --unit=policyd-fetch.service --log-target=con
 
 
 def cgroup() -> Path:
-    """Makes a control group for a systemd of our own; skips the test where that cannot be done."""
+    """Makes a control group for a systemd of our own; skips the test if that is impossible."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     roots = [Path(fields[1]) for fields in mounts if fields[2] == "cgroup2"]
     folder = roots[0] / f"policyd-test-{os.getpid()}" if roots else None
@@ -76,7 +76,7 @@ def cgroup() -> Path:
 
 
 @pytest.mark.slow
-def test_the_fetch_unit_can_write_to_the_folder_of_lists_and_nowhere_else(tmp_path: Path) -> None:
+def test_the_fetch_unit_can_only_write_to_the_folder_of_lists(tmp_path: Path) -> None:
     require("unshare", root=True)
     if not SYSTEMD.exists():
         pytest.skip("systemd is not installed")

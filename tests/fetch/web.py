@@ -29,11 +29,11 @@ class Requests(BaseHTTPRequestHandler):
             self.server.pages[self.path](self)
 
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 class Web(ThreadingHTTPServer):
-    """The server: pages by path, and what was asked."""
+    """The server: pages by path, and the requests."""
 
     daemon_threads = True
 
@@ -49,7 +49,7 @@ class Web(ThreadingHTTPServer):
 
 
 def answer(body: bytes, status: int = 200, length: int | None = None, **headers: str) -> Handler:
-    """A page; a `length` other than the body's lies about it."""
+    """A page; `length` may differ from the length of the body."""
 
     def handle(request: Requests) -> None:
         request.send_response(status)

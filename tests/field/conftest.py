@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
-# The addresses of the tests' clients, by what reverse DNS has to say of them; the incidents' are added to these.
+# The addresses of the tests' clients, by their reverse DNS; those of the incidents are added.
 RECORDS = [
     *host("mail.sender.example", "192.0.2.25"),
     *host("mail6.sender.example", "2001:db8::25"),
@@ -85,7 +85,7 @@ class StartPolicyd(Protocol):
 
 @pytest.fixture(scope="session")
 def start_policyd(postfix: Postfix, resolver: str, tmp_path_factory: pytest.TempPathFactory) -> StartPolicyd:
-    """Daemons for `with` blocks: they listen where Postfix asks, both ways, and ask the tests' unbound."""
+    """Daemons for `with` blocks: they listen on both of Postfix's endpoints, and ask the tests' unbound."""
 
     def start(rules: str, **arguments: Any) -> Policyd:
         usual = {
@@ -101,13 +101,13 @@ def start_policyd(postfix: Postfix, resolver: str, tmp_path_factory: pytest.Temp
 
 @pytest.fixture(params=["inet", "unix"])
 def service(request: pytest.FixtureRequest) -> str:
-    """The smtpd service, and so the way in which Postfix asks, that a test is about: it is tried with both."""
+    """The smtpd service of a test, which decides how Postfix asks (TCP or a unix socket); tests run with both."""
     return str(request.param)
 
 
 @pytest.fixture
 def listener(service: str, postfix: Postfix) -> Iterator[socket.socket]:
-    """The socket that systemd would hold while the daemon comes and goes, made as policyd.socket has it."""
+    """The socket that systemd would hold across restarts of the daemon, made as in policyd.socket."""
     if service == "inet":
         with socket.create_server(("127.0.0.1", postfix.port["policy"]), backlog=4096) as listening:
             yield listening
@@ -123,7 +123,7 @@ def listener(service: str, postfix: Postfix) -> Iterator[socket.socket]:
 
 @pytest.fixture(scope="session")
 def maillog(postfix: Postfix, start_policyd: StartPolicyd) -> Path:
-    """The mail log of that Postfix, with lines of every shape. Needs the policy service's port for itself."""
+    """The mail log of that Postfix, with lines of every shape. Needs exclusive use of the policy service's port."""
     with start_policyd(correspondence.RULES):
         correspondence.correspond(postfix)
     return postfix.maillog

@@ -10,7 +10,7 @@ DATA = Path(__file__).parents[1] / "data"
 
 
 class Attempt(NamedTuple):
-    """One attempt to send mail; what the log does not tell is made up."""
+    """One attempt to send mail; values that the log does not have are made up."""
 
     client_address: str
     client_name: str | None  # verified; None for a client without reverse DNS
@@ -19,19 +19,19 @@ class Attempt(NamedTuple):
 
 
 def sakura_attempts() -> list[Attempt]:
-    """Phishing from virtual servers, out of sendmail's log, where `relay=` shows names that sendmail verified."""
+    """Phishing from virtual servers, from sendmail's log, in which `relay=` has names that sendmail verified."""
     lines = (DATA / "maillog.sendmail").read_text().splitlines()
     attempts = []
     for line in lines:
         client = re.search(r"relay=(\S+) \[([\d.]+)\]", line)
-        sender = re.search(r"from=<(.*?)>", line)  # none in the line of a client turned away at once
+        sender = re.search(r"from=<(.*?)>", line)  # none in the line of a client that was refused at once
         assert client is not None, line
         attempts.append(Attempt(client[2], client[1], sender[1] if sender else "noreply@ts3card.com", client[1]))
     return attempts
 
 
 def bulk_attempts() -> list[Attempt]:
-    """A bulk mailer without reverse DNS, out of Postfix's log."""
+    """A bulk mailer without reverse DNS, from Postfix's log."""
     lines = (DATA / "maillog.postfix").read_text().splitlines()
     attempts = []
     for line in lines:

@@ -58,7 +58,7 @@ class _Session(socketserver.StreamRequestHandler):
 
 @contextmanager
 def milter(port: int) -> Iterator[None]:
-    """Listen on a port of 127.0.0.1 for the length of a `with` block."""
+    """Listens on a port of 127.0.0.1 during a `with` block."""
     with socketserver.ThreadingTCPServer(("127.0.0.1", port), _Session) as server:
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def serve_in_vain(
     *arguments: str | Path, cwd: Path, wrapper: Sequence[str] = (), pass_fds: Sequence[int] = ()
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `policyd serve`, which is to end by itself. `wrapper` is a command that runs what follows it."""
+    """Runs `policyd serve`, which must end by itself. `wrapper` is a command that runs the command after it."""
     return subprocess.run(
         [*wrapper, sys.executable, "-m", "policyd", "serve", *arguments],
         cwd=cwd,
@@ -103,11 +103,11 @@ class Policyd:
             self._notified.close()
 
     def start(self) -> None:
-        """Start the daemon and wait until it says that it is ready (sd_notify(3))."""
+        """Starts the daemon and waits until it notifies readiness (sd_notify(3))."""
         command = [*self._wrapper, *self._program, "serve", "-c", str(self.settings)]
         inherited: tuple[int, ...] = ()
         if self._listener is not None:
-            # systemd passes sockets from descriptor 3 on, and names the process that they are meant for.
+            # systemd passes sockets from descriptor 3 on, and names the process for which they are meant.
             number = self._listener.fileno()
             script = f'export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@" 3<&{number} {number}<&-'
             command = ["bash", "-c", script, "bash", *command]
@@ -124,7 +124,7 @@ class Policyd:
         self._wait_for("READY=1")
 
     def stop(self) -> None:
-        """End the daemon as systemd does, and insist on a clean end."""
+        """Ends the daemon as systemd does, and requires a clean end."""
         if self._process is not None:
             self._process.terminate()
             status = self._process.wait(timeout=PATIENCE_SECONDS)
@@ -132,14 +132,14 @@ class Policyd:
             assert status == 0, f"exit status {status}\n{self.operational_log.read_text()}"
 
     def kill(self) -> None:
-        """End the daemon as a crash would."""
+        """Ends the daemon as a crash would."""
         assert self._process is not None
         self._process.kill()
         self._process.wait(timeout=PATIENCE_SECONDS)
         self._process = None
 
     def reload(self) -> str:
-        """Reload, wait for the end of it, and give what the daemon has logged meanwhile."""
+        """Reloads, waits for the end of the reload, and returns what the daemon has logged meanwhile."""
         before = self.operational_log.stat().st_size
         os.kill(self.pid, signal.SIGHUP)
         self._wait_for("RELOADING=1")

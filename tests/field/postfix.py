@@ -1,4 +1,4 @@
-"""A real Postfix for the field tests, and an SMTP client that may say who it is.
+"""A real Postfix for the field tests, and an SMTP client that may choose its name and address.
 
 `Postfix` runs Debian's package from a folder of its own: configuration, queue, state and log, so that the machine's
 mail system is neither read nor touched. It listens on 127.0.0.1 only, and its deliveries end in discard(8), in a
@@ -169,13 +169,13 @@ class Postfix:
         self._run("postfix", "-c", self.root / "etc", "stop")
 
     def configure(self, setting: str) -> None:
-        """Change a line of main.cf and have every process read it."""
+        """Changes a line of main.cf, and makes every process read it."""
         self._run("postconf", "-c", self.root / "etc", "-e", setting)
         self._run("postfix", "-c", self.root / "etc", "reload")
 
     def _run(self, *command: str | Path) -> None:
         ended = subprocess.run(command, check=False, capture_output=True, text=True)
-        said = self.maillog.read_text(errors="replace") if self.maillog.exists() else ""  # it speaks nowhere else
+        said = self.maillog.read_text(errors="replace") if self.maillog.exists() else ""  # it listens nowhere else
         assert ended.returncode == 0, f"{command}: {ended.stderr}{said}"
 
     def log_lines(self, containing: str) -> list[str]:
@@ -198,8 +198,8 @@ class Reply(NamedTuple):
 class Client(smtplib.SMTP):
     """An SMTP session with one of Postfix's services, as a client of any address and name.
 
-    `client_name` is the name that Postfix would have verified, `reverse_client_name` the one that the PTR
-    record gives; None is what Postfix calls `unknown`.
+    `client_name` is the name that Postfix would have verified, `reverse_client_name` the one that the PTR record gives;
+    None means `unknown`.
     """
 
     def __init__(
@@ -221,18 +221,20 @@ class Client(smtplib.SMTP):
             "REVERSE_NAME": reverse_client_name or client_name or "[UNAVAILABLE]",
             "LOGIN": sasl_username or "[UNAVAILABLE]",
         }
-        # The answer is the greeting that this client gets, which may turn it away at once.
+        # The answer is the greeting for this client, which may refuse it at once.
         self.greeting = self.command("XCLIENT", " ".join("=".join(each) for each in attributes.items()))
         assert self.greeting.code in {220, 450, 554}, self.greeting
         self.command("EHLO", helo_name)
 
     def command(self, verb: str, argument: str = "") -> Reply:
-        """Send one command as it stands and read its reply."""
+        """Sends one command unchanged, and reads its reply."""
         code, text = self.docmd(verb, argument)
         return Reply(code, text.decode("latin-1"))
 
     def offer(self, sender: str, *recipients: str) -> list[Reply]:
-        """Offer one message: the reply to each recipient, after which what was accepted is delivered."""
+        """Offers one message: returns the reply to each recipient; then the message is delivered to the accepted
+        recipients.
+        """
         began = self.command("MAIL", f"FROM:<{sender}>")
         assert began.code == 250, began
         replies = [self.command("RCPT", f"TO:<{recipient}>") for recipient in recipients]

@@ -1,4 +1,4 @@
-"""A second Postfix, which sends: it queues what is deferred and tries again, from the address that it is told."""
+"""A second Postfix, which sends mail from a given address, and queues and retries deferred mail."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ class Sender(Postfix):
         (root / "etc" / "master.cf").write_text(_MASTER_CF.format(**self.port))
 
     def send_from(self, address: str) -> None:
-        """Makes every try from now on come from this address of 127.0.0.0/8."""
+        """Makes every later try use this address of 127.0.0.0/8."""
         self._run("postconf", "-c", self.root / "etc", "-e", f"smtp_bind_address = {address}")
         self.flush()
 
     def flush(self) -> None:
-        """Makes it try now, as it also does by itself."""
+        """Makes Postfix retry now, in addition to its own retries."""
         self._run("postqueue", "-c", self.root / "etc", "-f")
 
     def submit(self, sender: str, recipient: str) -> None:

@@ -1,4 +1,4 @@
-"""Clients of every kind through a real Postfix: what they are told, and what the decision log says of it."""
+"""Clients of every kind through a real Postfix: their replies, and their lines in the decision log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 RULES = Path(__file__).with_name("rules.yaml").read_text()
 
-# dns.timeout of the tests, and what a busy machine may add to it.
+# dns.timeout of the tests, and the seconds that a busy machine may add.
 DNS_TIMEOUT = 3.0
 MARGIN = 10.0
 
@@ -181,10 +181,12 @@ def policyd(start_policyd: StartPolicyd) -> Iterator[Policyd]:
         yield running
 
 
-# Each client both ways, one right after the other: the second time is answered from the cache.
+# Each client over both endpoints in turn: the second request is answered from the cache.
 @pytest.mark.parametrize("service", ["inet", "unix"], indirect=True)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_a_client_gets_its_answer_and_its_line(case: Case, service: str, postfix: Postfix, policyd: Policyd) -> None:
+def test_every_client_gets_the_right_answer_and_log_line(
+    case: Case, service: str, postfix: Postfix, policyd: Policyd
+) -> None:
     recipient = f"{list(CASES.values()).index(case)}.{service}@field.example"
     began = time.monotonic()
     with Client(postfix.port[service], case.client_address, case.client_name, case.reverse_client_name) as client:

@@ -26,7 +26,7 @@ TEXT_LINE = re.compile(
 )
 
 
-def test_the_text_log_says_what_the_smtp_client_was_told(postfix: Postfix, start_policyd: StartPolicyd) -> None:
+def test_the_text_log_has_the_answer_to_the_smtp_client(postfix: Postfix, start_policyd: StartPolicyd) -> None:
     with start_policyd(RULES, decision_log_format="text") as policyd:
         with Client(postfix.port["inet"], "192.0.2.66") as client:
             (reply,) = client.offer("a@sender.example", "text@field.example")

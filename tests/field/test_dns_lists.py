@@ -1,4 +1,4 @@
-"""DNS lists through a real Postfix, with a real unbound and a real rbldnsd: every answer, and what follows from it."""
+"""DNS lists through a real Postfix, with a real unbound and a real rbldnsd: every answer, and its effect."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ CASES = [
     Case("zen", "198.18.0.1", 554, "5.7.1 .* listed by zen", "127.0.0.2+127.0.0.4"),  # one for each covering entry
     Case("trie", "198.18.0.1", 554, "5.7.1 .* listed by trie", "127.0.0.2"),  # the narrowest entry alone
     Case("zen", "198.18.0.99", 250, "Ok", "-"),
-    Case("zen", "198.18.0.9", 250, "Ok", ANY),  # a friend: what zen says does not matter
+    Case("zen", "198.18.0.9", 250, "Ok", ANY),  # an exempted client: zen's answer does not matter
     Case("six", "2a00:1450:bad::25", 554, "listed by six", "127.0.0.2"),
     Case("six", "2a00:1450:900d::25", 250, "Ok", "-"),
     Case("names", "198.18.0.50", 554, "listed by names", "127.0.1.2", "a@mx.bad.example"),
@@ -192,7 +192,7 @@ def test_a_zone_that_breaks_and_recovers_while_mail_flows(
     first, second = ("198.18.1.1", "198.18.1.2") if service == "inet" else ("198.18.1.3", "198.18.1.4")
     assert offer(postfix, service, first, "flaky", "flaky-1@field.example").code == 554
     rbldnsd.change("flaky.rbl.example", broken)
-    time.sleep(1.1)  # the TTL of what the resolver remembers
+    time.sleep(1.1)  # the TTL of cached answers
     assert offer(postfix, service, second, "flaky", "flaky-2@field.example").code == 250
     until("its end", lambda: "?out_of_use" in answers_of(postfix, policyd, service, first) or None)
     assert "flaky: 127.255.255.254: your resolver is a public one, and this list does not answer those" in said_by(
@@ -210,7 +210,7 @@ def test_a_zone_that_breaks_and_recovers_while_mail_flows(
 
 
 def answers_of(postfix: Postfix, policyd: Policyd, service: str, address: str) -> str:
-    """The list's present answer for a client, from the decision log."""
+    """The list's current answer for a client, from the decision log."""
     recipient = f"flaky-{time.monotonic_ns()}@field.example"
     offer(postfix, service, address, "flaky", recipient)
     (logged,) = policyd.decisions(recipient=recipient)
@@ -223,10 +223,10 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_a_key_is_nowhere_in_what_daemon_and_tools_write(
+def test_a_key_is_in_no_output_of_daemon_and_tools(
     postfix: Postfix, policyd: Policyd, service: str, metrics_port: int
 ) -> None:
-    """Of all that the tests above have made them write, too."""
+    """This includes the output of the tests above."""
     offer(postfix, service, "198.18.0.1", "keyed", "key@field.example")
     rules, settings, log = policyd.rules, policyd.settings, policyd.decision_log
     page = urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10).read().decode()

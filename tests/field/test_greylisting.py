@@ -153,7 +153,7 @@ def test_a_dns_failure_between_two_tries_costs_nothing(
     check_one_wait(found)
 
 
-def test_mail_that_is_never_tried_again_is_said_by_replay(postfix: Postfix, policyd: Policyd) -> None:
+def test_replay_counts_mails_that_are_never_retried(postfix: Postfix, policyd: Policyd) -> None:
     with Client(postfix.port["inet"], "198.51.100.99", helo_name="spam.example") as client:
         (reply,) = client.offer("spam@never.example", "victim@field.example")
     assert reply.code == 450

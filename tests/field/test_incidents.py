@@ -1,4 +1,4 @@
-"""The two incidents, client by client, against the rules that policyd is shipped with."""
+"""The two incidents, client by client, against the shipped rules."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ CUSTOMER = "tk2-406-44074.vs.sakura.ne.jp"
 
 @pytest.fixture(scope="module")
 def policyd(start_policyd: StartPolicyd, resolver: str) -> Iterator[Policyd]:
-    # Nothing is silent here, so that only a machine that stands still could be too late.
+    # No server is silent here, so only a stalled machine could be too late.
     with start_policyd(SHIPPED_RULES.read_text(), dns={"servers": [resolver], "timeout": "8s"}) as running:
         yield running
 
 
 def expected_code(attempt: Attempt) -> int:
-    """By the facts of the incidents: the suffix is rejected, one customer under it is not, nor what is beside it."""
+    """The code by the facts of the incidents: clients under the suffix are rejected, except one customer; clients
+    outside of it are not.
+    """
     name = attempt.client_name
     return 250 if name == CUSTOMER or (name is not None and not name.endswith(".vs.sakura.ne.jp")) else 554
 

@@ -1,4 +1,4 @@
-"""The mail log of a real Postfix has the lines that tests/data/maillog.shapes holds for those without one."""
+"""The mail log of a real Postfix has the lines of tests/data/maillog.shapes, which tests without a Postfix use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Systems, countries and generic names through a real Postfix: what clients are told, and what the log says of them."""
+"""Systems, countries and generic names through a real Postfix: the replies to clients, and their lines in the log."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.field.conftest import StartPolicyd
     from tests.field.postfix import Postfix
 
-# The network of the tests' clients has 203.0.113.0/25 in it; the addresses above that have no record.
+# The database has 203.0.113.0/25 of the clients' network; the addresses above it have no record.
 RULES = """
 databases: {asn: asn.mmdb, country: asn.mmdb}
 rules:
@@ -93,7 +93,7 @@ def policyd(start_policyd: StartPolicyd, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_every_client_is_told_what_its_owner_and_name_call_for(
+def test_every_client_gets_the_answer_for_its_owner_and_name(
     case: Case, service: str, postfix: Postfix, policyd: Policyd
 ) -> None:
     recipient = f"{case.client_address.replace(':', '-')}.{service}@field.example"

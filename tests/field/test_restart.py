@@ -27,7 +27,7 @@ SENDERS = 4
 class Flow:
     """Mail from several clients at once, one message after the other, between `__enter__` and `__exit__`.
 
-    `replies` counts what was answered: (whether the client is listed, code).
+    `replies` counts the replies by whether the client is listed, and by code.
     """
 
     def __init__(self, port: int) -> None:

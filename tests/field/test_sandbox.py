@@ -45,7 +45,7 @@ def test_no_memory_needs_to_be_both_written_and_executed(postfix: Postfix, start
 
 @pytest.mark.parametrize("service", ["unix"], indirect=True)
 @pytest.mark.usefixtures("listener")
-def test_postfix_leaves_the_socket_in_its_private_folder_alone(postfix: Postfix) -> None:
+def test_postfix_does_not_change_the_socket_in_its_private_folder(postfix: Postfix) -> None:
     before, logged = postfix.policy_socket.stat(), len(postfix.maillog.read_text())
     said = ""
     for command in ("check", "reload", "stop", "start"):

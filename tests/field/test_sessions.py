@@ -1,4 +1,4 @@
-"""SMTP sessions with a real Postfix: several recipients, delivered mail, and text that is not meant well."""
+"""SMTP sessions with a real Postfix: several recipients, delivered mail, and hostile text."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ def policyd(start_policyd: StartPolicyd) -> Iterator[Policyd]:
         yield running
 
 
-def test_recipients_of_one_message_are_asked_for_one_by_one_and_answered_alike(
-    postfix: Postfix, policyd: Policyd
-) -> None:
+def test_each_recipient_of_a_message_is_a_request_with_the_same_answer(postfix: Postfix, policyd: Policyd) -> None:
     recipients = [f"several{number}@field.example" for number in range(5)]
     with Client(postfix.port["inet"], "160.16.140.78") as client:
         replies = client.offer("several@sender.example", *recipients)
@@ -42,9 +40,7 @@ def test_recipients_of_one_message_are_asked_for_one_by_one_and_answered_alike(
     assert len({each["id"] for each in decisions}) == len(recipients)
 
 
-def test_a_dead_zone_costs_a_message_one_wait_and_not_one_for_each_recipient(
-    postfix: Postfix, policyd: Policyd
-) -> None:
+def test_a_dead_zone_delays_a_message_once_and_not_for_each_recipient(postfix: Postfix, policyd: Policyd) -> None:
     recipients = [f"waiting{number}@field.example" for number in range(4)]
     with Client(postfix.port["inet"], "192.0.2.69") as client:
         replies = client.offer("waiting@sender.example", *recipients)

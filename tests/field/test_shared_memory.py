@@ -1,4 +1,4 @@
-"""Two hosts with one memory: two Postfix, each with a policyd of its own, and one Redis or Valkey behind both."""
+"""Two hosts with one memory: two Postfix, each with its own policyd, and one Redis or Valkey for both."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 LIMIT = 300
 WAIT = 2.0
 
-# Seconds that memory may hold an answer (more beside other tests), and after which a server that is back must be
-# used again.
+# Seconds for which memory may delay an answer (more beside other tests), and after which a returned server must be used
+# again.
 LONGEST = 0.1 if os.environ.get("FAULTS") == "long" else 1.0
 BACK = 2.0
 
@@ -79,7 +79,7 @@ def hosts(
         yield made[0], made[1]
 
 
-def test_what_one_deferred_the_other_lets_through(hosts: tuple[Host, Host]) -> None:
+def test_a_client_deferred_by_one_daemon_passes_the_other(hosts: tuple[Host, Host]) -> None:
     mail = ("anna@sender.example", "bob@field.example")
     first = hosts[0].offer(*mail, helo_name="grey.example")
     early = hosts[1].offer(*mail, helo_name="grey.example")
@@ -94,7 +94,7 @@ def test_what_one_deferred_the_other_lets_through(hosts: tuple[Host, Host]) -> N
     assert words == [["new", "known"], ["early", "passed"]]
 
 
-def test_a_limit_is_one_over_both(hosts: tuple[Host, Host]) -> None:
+def test_two_daemons_share_one_limit(hosts: tuple[Host, Host]) -> None:
     replies = []
     for turn in range(8):  # 320 in all, 40 at a time, in turn
         recipients = [f"user{turn}-{number}@field.example" for number in range(LIMIT // 8 + 3)]
@@ -104,7 +104,7 @@ def test_a_limit_is_one_over_both(hosts: tuple[Host, Host]) -> None:
     assert f"too much, {LIMIT + 1}" in replies[LIMIT].text
 
 
-def test_while_the_server_is_gone_each_goes_on_alone_and_both_are_back_soon(
+def test_without_the_server_each_daemon_works_alone_and_both_use_it_again_soon(
     hosts: tuple[Host, Host], server: StateServer, record_property: Callable[[str, object], None]
 ) -> None:
     for number, host in enumerate(hosts):

@@ -1,5 +1,5 @@
 """Inputs of 64 KiB that once took seconds to minutes, or broke a promise by their length: findings that are generated,
-because files would be long.
+because their files would be long.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _EXPRESSIONS = _MATCH + "    helo_name_regex:\n"
 _MANY_RULES = "rules:\n" + _lines("- {name: r%d, match: {helo_name: x%d}, action: REJECT}\n", 600)
 _MANY_LISTS = "lists:\n" + _lines("  abcdefgh%d: x\n", 1500)
 
-# The target, what the cost grew with, the input.
+# The target, the cause of the cost, the input.
 INPUTS = (
     (
         "rules",

@@ -117,7 +117,8 @@ def tokens(content: bytes) -> list[bytes]:
 
 def stretched(content: bytes, chosen: random.Random, length: int = LONG) -> bytes:
     """The input with a piece of it (a byte, a word, a line, or some of them) repeated up to a length, as it is or with
-    other numbers each time: where time or memory grows with the square of something, this shows it."""
+    other numbers each time: such an input shows time or memory that grows quadratically.
+    """
     content = content[:length]
     units = chosen.choice(_UNITS).findall(content) or [b"x"]
     first = chosen.randrange(len(units))
@@ -130,7 +131,7 @@ def stretched(content: bytes, chosen: random.Random, length: int = LONG) -> byte
 
 
 def _renumbered(piece: bytes, number: int) -> bytes:
-    """The piece with its numbers replaced by the digits of another, from the right, so that addresses stay such."""
+    """The piece with its numbers replaced by the digits of another, from the right; addresses stay addresses."""
 
     def digit(_: re.Match[bytes]) -> bytes:
         nonlocal number

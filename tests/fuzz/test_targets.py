@@ -77,7 +77,7 @@ def _check(name: str, content: bytes, folder: Path) -> None:
         raise
 
 
-def test_every_target_says_what_must_hold() -> None:
+def test_every_target_states_its_promise() -> None:
     for target in TARGETS.values():
         assert target.invariant.endswith(".")
 

@@ -1,7 +1,7 @@
 """One target under atheris, for as long as the options say: `python -m tests.fuzz.under_atheris TARGET OPTION...`.
 
-Ends with a traceback and status 77 at a finding, whose input is written where `-artifact_prefix` says. What takes
-longer than a second of processor time, instrumented as the code is here, is a finding like any other.
+Ends with a traceback and status 77 at a finding, whose input is written where `-artifact_prefix` says. An input that
+takes more than a second of processor time, in the instrumented code, is also a finding.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
     def once(content: bytes) -> None:
         try:
             check_in_time(content)
-        except Exception:  # libFuzzer writes most of them, not all; the name is the one that it gives
+        except Exception:  # libFuzzer writes most of them, but not all; the name is the one that libFuzzer gives
             Path(f"{prefix}crash-{hashlib.sha1(content).hexdigest()}").write_bytes(content)
             raise
 
@@ -56,7 +56,7 @@ def main() -> None:
         changed: bytes = atheris.Mutate(content, longest)
         return changed
 
-    # To merge corpora, libFuzzer starts itself again, by the name that it is told is its own.
+    # To merge corpora, libFuzzer starts itself again, by the given program name.
     again = folder / "again"
     again.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tests.fuzz.under_atheris {name} "$@"\n')
     again.chmod(0o700)

@@ -28,7 +28,7 @@ def test_frequent_values_are_exact_as_long_as_nothing_is_forgotten(values: list[
     assert frequent.most_common(400) == Counter(values).most_common(400)
 
 
-def test_what_comes_often_is_kept_when_there_is_too_much() -> None:
+def test_frequent_values_are_kept_when_the_limit_is_reached() -> None:
     frequent: Frequent[str] = Frequent(100)
     for number in range(10_000):
         frequent.add(f"once-{number}")
@@ -39,7 +39,7 @@ def test_what_comes_often_is_kept_when_there_is_too_much() -> None:
     assert frequent.forgotten > 9000
 
 
-def test_garbage_collection_is_what_it_was_afterwards() -> None:
+def test_garbage_collection_is_restored_afterwards() -> None:
     assert gc.isenabled()
     with without_garbage_collection():
         assert not gc.isenabled()

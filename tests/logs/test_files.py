@@ -49,9 +49,7 @@ def test_a_log_is_read_whatever_its_compression_and_its_name(
 
 
 @pytest.mark.parametrize("compress", [c for name, c in COMPRESSORS.items() if name != "plain"])
-def test_archives_that_were_appended_to_one_another_are_one_log(
-    tmp_path: Path, compress: Callable[[bytes], bytes]
-) -> None:
+def test_concatenated_archives_are_one_log(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
     log = tmp_path / "maillog.1"
     half = len(TEXT) // 2
     log.write_bytes(compress(TEXT[:half]) + compress(TEXT[half:]))
@@ -118,7 +116,7 @@ def test_line_ends_and_odd_bytes(tmp_path: Path, text: bytes, lines: list[bytes]
 
 
 @pytest.mark.parametrize("size", range(1, 9))
-def test_lines_are_the_same_wherever_blocks_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_lines_do_not_depend_on_the_ends_of_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     monkeypatch.setattr(files, "BLOCK_BYTES", size)
     log = tmp_path / "maillog"
     log.write_bytes(b"one\r\ntwo\n\nthree\r\n")
@@ -169,7 +167,7 @@ def test_an_unreadable_path_is_refused_before_any_log_is_read(
         total_bytes([str(log)])
 
 
-def test_an_unreadable_file_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_message_about_an_unreadable_file_has_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "maillog"
     log.touch()
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may read everything
@@ -177,7 +175,7 @@ def test_an_unreadable_file_says_what_to_do(tmp_path: Path, monkeypatch: pytest.
         total_bytes([str(log)])
 
 
-def test_progress_is_told_in_bytes_of_the_files(tmp_path: Path) -> None:
+def test_progress_is_counted_in_bytes_of_the_files(tmp_path: Path) -> None:
     plain, packed = tmp_path / "maillog", tmp_path / "maillog.1.gz"
     plain.write_bytes(TEXT)
     packed.write_bytes(gzip.compress(TEXT))
@@ -215,7 +213,7 @@ def test_the_rotated_set_of_a_live_file_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["decisions.log", "nowhere/decisions.log"])
-def test_a_rotated_set_that_is_not_there_is_an_error(tmp_path: Path, name: str) -> None:
+def test_a_missing_rotated_set_is_an_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(LogError, match="no such file"):
         rotated_set(str(tmp_path / name))
 
@@ -232,7 +230,7 @@ def test_a_reader_that_stops_early_closes_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_zstandard_blocks_stay_bounded(tmp_path: Path) -> None:
-    # 256 MiB of zeros in a few KiB: what comes out at once must not be all of it.
+    # 256 MiB of zeros in a few KiB: they must not be decompressed all at once.
     packed = io.BytesIO()
     with zstandard.ZstdCompressor().stream_writer(packed, closefd=False) as writer:
         for _ in range(256):

@@ -435,7 +435,7 @@ def test_the_mails_of_a_log(case: Case) -> None:
     assert [(mail.client_address.decode(), mail.outcome) for mail in mails(case.text)] == sorted(case.found)
 
 
-def test_what_a_filter_was_given_and_handed_back_keeps_its_client_and_envelope() -> None:
+def test_a_mail_that_a_filter_handed_back_keeps_its_client_and_envelope() -> None:
     (mail,) = mails(ROUND_TRIP.format(xforward="", early="", late=BOUNCED))
     assert (mail.names, mail.name_status, mail.sender) == (
         (b"mail.example.org",),
@@ -455,7 +455,7 @@ def test_a_filter_before_the_queue_keeps_client_and_envelope() -> None:
     assert (mail.helo_name, mail.by, mail.text) == (b"out1.provider.example", b"proxy", b"554 5.7.0 Reject")
 
 
-def test_a_refusal_without_its_client_line_has_client_and_envelope_all_the_same() -> None:
+def test_a_refusal_without_its_client_line_still_has_client_and_envelope() -> None:
     case = next(case for case in KINDS if case.name == "header_checks, and grep took the rest")
     (mail,) = mails(case.text)
     assert (mail.names, mail.name_status) == ((b"bad.example.org",), NameStatus.VERIFIED)
@@ -472,7 +472,7 @@ def test_a_refused_recipient_before_the_first_accepted_one_is_of_the_same_mail()
     )
 
 
-def test_sendmail_says_before_its_from_line_why_no_recipient_was_accepted() -> None:
+def test_sendmail_logs_refusals_of_recipients_before_its_from_line() -> None:
     (mail,) = mails(
         """Jan  5 10:00:01 mx sm-mta[2]: 55HIbcGI002794: <bad@example.net>... User unknown
         Jan  5 10:00:02 mx sm-mta[2]: 55HIbcGI002794: from=<a@b.example>, size=0, class=0, nrcpts=0, proto=ESMTP, daemon=MTA, relay=m.b.example [192.0.2.1]"""
@@ -602,7 +602,7 @@ def test_a_central_log_of_hundreds_of_hosts_is_counted_in_full() -> None:
     ],
     ids=["hosts", "hosts with sendmail", "open mails", "sessions", "returns", "repetitions", "long lines"],
 )
-def test_every_limit_that_is_reached_is_said(
+def test_every_reached_limit_is_reported(
     monkeypatch: pytest.MonkeyPatch, limit: tuple[object, str], text: str, note: str
 ) -> None:
     monkeypatch.setattr(*limit, 3)
@@ -610,12 +610,12 @@ def test_every_limit_that_is_reached_is_said(
     assert said.startswith(note)
 
 
-def test_a_limit_that_is_not_reached_is_not_said() -> None:
+def test_a_limit_that_is_not_reached_is_not_mentioned() -> None:
     for case in KINDS:
         assert log_of(case.text).counts.left_out.notes() == []
 
 
-def test_what_journalctl_left_out_is_counted() -> None:
+def test_lines_without_text_from_journalctl_are_counted() -> None:
     log = log_of(
         '{"__REALTIME_TIMESTAMP": "1785726923000000", "SYSLOG_IDENTIFIER": "postfix/smtpd", "MESSAGE": null}\n'
         "Jan  5 10:00:01 mx postfix/smtpd[11]: [88B blob data]"

@@ -1,4 +1,4 @@
-# ruff: noqa: E501, ISC004 - log lines stand here as programs write them
+# ruff: noqa: E501, ISC004 - log lines as programs write them
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WRITTEN = datetime.datetime(2026, 11, 21, tzinfo=datetime.UTC).timestamp()
 
 
 def read(*lines: str | bytes) -> list[Observation]:
-    """The observations of some lines, and all of them told something unless they say so by ending in `#`."""
+    """Returns the observations of some lines; every line must be used, except those that end in `#`."""
     log = MailLog()
     log.start_file(WRITTEN)
     idle = 0
@@ -114,7 +114,7 @@ def test_a_mail_that_was_delivered(queue_id: str, instance: str, stamp: str) -> 
 
 
 @pytest.mark.parametrize("daemon", ["smtp", "lmtp", "local", "virtual", "pipe", "error", "retry", "discard"])
-def test_every_delivery_agent_is_heard(daemon: str) -> None:
+def test_lines_of_every_delivery_agent_are_read(daemon: str) -> None:
     lines = accepted("B25692109E3", "mail.b.example[192.0.2.1]", SENT)
     assert one(*(line.replace("/smtp[", f"/{daemon}[") for line in lines)).outcome is Outcome.DELIVERED
 
@@ -131,11 +131,11 @@ def test_every_delivery_agent_is_heard(daemon: str) -> None:
         ([], Outcome.UNKNOWN),
     ],
 )
-def test_the_best_that_happened_to_a_recipient_counts(deliveries: list[str], outcome: Outcome) -> None:
+def test_a_mail_has_the_best_outcome_of_its_recipients(deliveries: list[str], outcome: Outcome) -> None:
     assert one(*accepted("B25692109E3", "mail.b.example[192.0.2.1]", *deliveries)).outcome is outcome
 
 
-def test_the_recipient_is_the_one_that_the_client_gave() -> None:
+def test_the_recipient_is_that_of_the_client() -> None:
     delivery = SENT.replace("to=<c@d.example>", "to=<joe@local.example>, orig_to=<postmaster@d.example>")
     assert one(*accepted("B25692109E3", "mail.b.example[192.0.2.1]", delivery)).recipients == (b"postmaster@d.example",)
 
@@ -191,7 +191,7 @@ def test_a_name_that_does_not_verify_is_claimed(warning: str, name_status: NameS
     assert (seen.names, seen.name_status) == ((b"host.b.example",), name_status)
 
 
-def test_a_claim_is_not_the_next_clients() -> None:
+def test_a_claimed_name_does_not_pass_to_the_next_client() -> None:
     warning = postfix("smtpd", "warning: hostname host.b.example does not resolve to address 192.0.2.1")
     seen = one(warning, *accepted("B25692109E3", "unknown[192.0.2.2]", SENT))
     assert (seen.names, seen.name_status) == ((), NameStatus.UNKNOWN)
@@ -202,7 +202,7 @@ def test_authenticated_users_are_known() -> None:
     assert one(line).sasl_username == b"joe"
 
 
-def test_a_mail_that_a_content_filter_gives_back_is_counted_once() -> None:
+def test_a_mail_that_a_content_filter_returns_is_counted_once() -> None:
     first = accepted("B25692109E3", "mail.b.example[192.0.2.1]", SENT)
     again = postfix(
         "smtpd",
@@ -210,7 +210,7 @@ def test_a_mail_that_a_content_filter_gives_back_is_counted_once() -> None:
         pid=7,
     )
     assert [seen.client_address for seen in read(*first[:4], again, *first[4:])] == [b"192.0.2.1"]
-    # The mail came through another host: then its client is what counts.
+    # The mail came through another host: the original client counts.
     assert one(again).client_address == b"192.0.2.1"
 
 
@@ -239,7 +239,7 @@ def test_a_mail_that_a_content_filter_gives_back_is_counted_once() -> None:
         ),
     ],
 )
-def test_content_that_cleanup_refuses(message: str, outcome: Outcome, by: bytes) -> None:
+def test_mails_that_cleanup_refuses(message: str, outcome: Outcome, by: bytes) -> None:
     seen = one(
         postfix("smtpd", "B25692109E3: client=m[192.0.2.1]"), postfix("cleanup", f"B25692109E3: {message}", pid=4)
     )
@@ -290,11 +290,11 @@ def test_refusals_of_every_state(
 ) -> None:
     seen = one(postfix("smtpd", message))
     assert seen.client_address == b"192.0.2.1"
-    if "proto=z" not in message:  # that one may be read wrongly, but only about itself
+    if "proto=z" not in message:  # a damaged line may be misread, but must not affect others
         assert (seen.sender, seen.recipients, seen.helo_name, seen.outcome) == expected
 
 
-def test_a_recipient_refused_in_a_mail_that_was_accepted_does_not_change_its_fate() -> None:
+def test_a_refused_recipient_of_an_accepted_mail_does_not_change_its_outcome() -> None:
     lines = accepted("B25692109E3", "unknown[180.222.51.40]", SENT)
     refusal = REFUSED.replace("NOQUEUE", "B25692109E3")
     seen = one(*lines[:2], refusal, *lines[2:])
@@ -329,7 +329,7 @@ def test_a_service_of_an_instance_shares_its_queue() -> None:
     )
 
 
-def test_a_short_queue_id_that_comes_again_is_another_mail() -> None:
+def test_a_repeated_short_queue_id_is_another_mail() -> None:
     lines = accepted("B25692109E3", "a[192.0.2.1]", DEFERRED)
     again = accepted("B25692109E3", "b[192.0.2.2]", SENT)
     assert [seen.outcome for seen in read(*lines[:5], *again)] == [Outcome.DEFERRED, Outcome.DELIVERED]
@@ -351,7 +351,7 @@ def test_a_short_queue_id_that_comes_again_is_another_mail() -> None:
         "Aug  3 12:15:23 ulysses dovecot: imap(postfix/smtpd[9]: NOQUEUE: reject: RCPT from a[192.0.2.3]: 504 x",
     ],
 )
-def test_lines_that_tell_nothing_of_mail_from_outside(line: str) -> None:
+def test_lines_that_are_not_about_mail_from_outside(line: str) -> None:
     assert read(line + "#") == []
 
 
@@ -379,7 +379,7 @@ TO = "2153vN23096927: to=<c@d.example>, delay=00:00:01, xdelay=00:00:01, mailer=
         ("[IPv6:2001:db8::1] (may be forged)", b"2001:db8::1", (), NameStatus.UNKNOWN),
     ],
 )
-def test_what_sendmail_says_of_a_client(
+def test_clients_in_sendmails_lines(
     relay: str, address: bytes, names: tuple[bytes, ...], name_status: NameStatus
 ) -> None:
     seen = one(sendmail(FROM.format(1, relay)))
@@ -396,7 +396,7 @@ def test_what_sendmail_says_of_a_client(
         ("5.1.1", "User unknown", Outcome.REJECTED),
     ],
 )
-def test_what_became_of_a_mail_of_sendmail(dsn: str, status: str, outcome: Outcome) -> None:
+def test_outcomes_of_sendmails_mails(dsn: str, status: str, outcome: Outcome) -> None:
     seen = one(sendmail(FROM.format(1, "host.b.example [192.0.2.1]")), sendmail(TO.format(dsn, status)))
     assert (seen.outcome, seen.sender, seen.recipients) == (outcome, b"a@b.example", (b"c@d.example",))
     assert seen.text == status.encode()
@@ -419,7 +419,7 @@ def test_sendmail_refuses_a_client_at_once() -> None:
     assert (seen.by, seen.text) == (b"check_relay", b"550 5.7.1 Access denied")
 
 
-def test_sendmail_refuses_a_recipient_and_then_says_who_it_was() -> None:
+def test_the_client_of_a_refusal_is_in_a_later_line_of_sendmail() -> None:
     seen = one(
         sendmail(
             "2153vN23096927: ruleset=check_rcpt, arg1=<c@d.example>, relay=host.b.example [192.0.2.1],"
@@ -450,7 +450,7 @@ def test_a_milter_of_sendmail_refuses_the_mail() -> None:
         "ruleset=check_relay, reject=550",
     ],
 )
-def test_lines_of_sendmail_that_tell_nothing_of_mail_from_outside(message: str) -> None:
+def test_lines_of_sendmail_that_are_not_about_mail_from_outside(message: str) -> None:
     assert read(sendmail(message) + "#") == []
 
 
@@ -495,7 +495,7 @@ def test_a_decision_is_an_observation(action: str, outcome: Outcome) -> None:
         ("unknown", "", (), NameStatus.UNKNOWN),
     ],
 )
-def test_a_decision_knows_the_clients_name(
+def test_a_decision_has_the_clients_name(
     client: str, rdns: str, names: tuple[bytes, ...], name_status: NameStatus
 ) -> None:
     seen = one(decision(client=client, rdns=rdns))
@@ -535,7 +535,7 @@ def journal(line: str, **fields: object) -> str:
     )
 
 
-def test_the_journal_says_what_the_log_says() -> None:
+def test_a_log_in_the_journal_gives_the_same_mails() -> None:
     lines = [*accepted("B25692109E3", "mail.b.example[192.0.2.1]", SENT, stamp="2026-08-03T12:15:23+09:00"), REFUSED]
     short = [line.replace("2026-08-03T12:15:23+09:00", "Aug 03 12:15:23") for line in lines]
     marks = ["#" * line.endswith("#") for line in lines]
@@ -569,7 +569,7 @@ def test_policyds_lines_are_found_in_a_journal(form: str) -> None:
         json.dumps({"MESSAGE": "x", "__REALTIME_TIMESTAMP": "one", "SYSLOG_IDENTIFIER": "postfix/smtpd"}),
     ],
 )
-def test_a_journal_has_lines_of_other_matters(line: str) -> None:
+def test_a_journal_has_lines_of_other_programs(line: str) -> None:
     assert read(line + "#") == []
 
 
@@ -600,7 +600,7 @@ def test_a_log_that_a_real_postfix_wrote() -> None:
     found = [seen for batch in observations([str(DATA / "maillog.shapes")], log) for seen in batch]
     text = (DATA / "maillog.shapes").read_text()
     assert log.counts.unknown == 0
-    # Each mail with a queue id once, and the ones refused before they had one.
+    # Each mail with a queue id once, and each mail that was refused before it had a queue id.
     queue_ids = set(re.findall(r"smtpd\[\d+\]: (\w+): client=", text))
     refused = [seen for seen in found if b"rejected" in seen.text or seen.by == b"milter"]
     assert len(queue_ids) < len(found) <= len(queue_ids) + len(refused)
@@ -638,7 +638,7 @@ def test_an_empty_file_has_no_mail(tmp_path: Path) -> None:
 # --- Bounds ---------------------------------------------------------------------------------------------------------
 
 
-def test_open_mails_are_bounded_and_the_oldest_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_mails_are_bounded_and_the_oldest_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postfix_reader, "MAX_OPEN", 3)
     lines = [postfix("smtpd", f"B2569210{number}: client=a[192.0.2.{number}]") for number in range(5)]
     log = MailLog()
@@ -689,7 +689,7 @@ def test_junk_that_looks_like_writers_does_not_fill_memory() -> None:
     assert log.counts.left_out.lines
 
 
-def test_a_line_that_is_far_too_long_is_not_looked_through() -> None:
+def test_a_far_too_long_line_is_not_searched() -> None:
     log = MailLog()
     log.start_file(WRITTEN)
     log.feed([REFUSED.encode(), REFUSED.encode() + b"; from=<x> to=<y> proto=z helo=<" * 10_000])

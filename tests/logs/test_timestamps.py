@@ -74,7 +74,7 @@ def test_fractions_of_a_second_are_kept(stamp: str) -> None:
         "@x",
     ],
 )
-def test_an_invalid_time_is_none(stamp: str) -> None:
+def test_an_invalid_time_gives_none(stamp: str) -> None:
     assert times("2026-09-01T00:00:00+09:00", stamp) == ["-"]
 
 
@@ -83,7 +83,7 @@ def test_an_invalid_time_is_none(stamp: str) -> None:
     [
         # Over New Year, in a file that was written to on 2 January.
         ("2027-01-02T08:00:00+09:00", ["Dec 30 10:00:00", "Dec 31 23:59:59", "Jan  1 00:00:00"], [2026, 2026, 2027]),
-        # A line that another host's clock put a second back.
+        # A line from another host, whose clock is a second behind.
         ("2027-01-02T08:00:00+09:00", ["Jan  1 00:00:00", "Dec 31 23:59:59", "Jan  1 00:00:01"], [2027, 2026, 2027]),
         # A file of last year, read today: its own date counts.
         ("2025-08-04T00:00:00+09:00", ["Aug  3 12:00:00"], [2025]),

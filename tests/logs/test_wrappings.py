@@ -53,7 +53,7 @@ def known(mails: list[Observation]) -> list[tuple[bytes, tuple[bytes, ...], Name
 
 
 @pytest.mark.parametrize("name", WRAPPINGS)
-def test_a_log_says_the_same_in_every_wrapping(tmp_path: Path, name: str) -> None:
+def test_a_log_gives_the_same_mails_in_every_wrapping(tmp_path: Path, name: str) -> None:
     log = MailLog()
     mails = read(wrapped(tmp_path, name), log)
     assert known(mails) == MAILS
@@ -88,7 +88,7 @@ def test_there_are_many_wrappings() -> None:
         "postfix-1  | Jan  5 10:05:00 mx sshd[4]: postfix/smtpd[104]: x",
     ],
 )
-def test_the_outermost_tag_is_the_one_that_counts(line: str) -> None:
+def test_the_outermost_tag_counts(line: str) -> None:
     entry = peel(line.encode())
     assert (entry.program, entry.pid) == (b"sshd", b"4")
 
@@ -106,7 +106,7 @@ def test_the_outermost_tag_is_the_one_that_counts(line: str) -> None:
         ("Jan  5 10:05:05 mx postfix/smtpd[4]: connect from a[192.0.2.1]", 0),
     ],
 )
-def test_lines_that_stand_for_the_line_before(line: str, times: int) -> None:
+def test_lines_that_repeat_the_line_before(line: str, times: int) -> None:
     assert repeats(line.encode()) == times
 
 
@@ -133,7 +133,7 @@ def test_no_line_takes_long(line: bytes) -> None:
 
 
 @given(st.binary(max_size=300))
-def test_any_bytes_are_peeled(line: bytes) -> None:
+def test_wrappings_are_removed_from_any_bytes(line: bytes) -> None:
     entry = peel(line)
     assert len(entry.message) <= len(line)
     assert repeats(line) >= 0

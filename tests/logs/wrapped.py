@@ -1,6 +1,6 @@
-# ruff: noqa: ISC004 - log lines stand here as programs write them
+# ruff: noqa: ISC004 - log lines as programs write them
 
-"""One log of three mails, in every wrapping that it may come in.
+"""One log of three mails, in every known wrapping.
 
 The mails: one delivered, from a client whose name verified; one refused, from a client whose name did not; one refused
 by a milter after its data.
@@ -116,7 +116,7 @@ def _full(line: Line, zone: str = "UTC") -> str:
 
 _TAI = 4611686018427387904 + 37
 
-# Each wrapping by its name: what writes it, and a line of it.
+# Wrappings by name, each with the program that writes it, and one of its lines.
 WRAPPINGS: dict[str, Wrap] = {
     "syslog (RFC 3164)": lambda line: line.plain,
     "syslog without a host": lambda line: f"{line.bsd} {line.tag} {line.message}",

@@ -76,12 +76,12 @@ def test_a_definition_that_has_counted_can_be_passed_to_another_process() -> Non
     assert passed.make_key(Request.of(RCPT), b"") == b"192.0.0.0/20\njoe@example.org"
 
 
-def test_two_keys_never_become_one() -> None:
+def test_different_keys_stay_different() -> None:
     per = (KeyPart("sender"), KeyPart("recipient"))
     assert key(per, sender=b"a b", recipient=b"c") != key(per, sender=b"a", recipient=b"b c")
 
 
-def test_a_long_key_is_bounded_and_told_apart() -> None:
+def test_long_keys_are_bounded_and_stay_different() -> None:
     first, second = b"x" * 60000 + b"1", b"x" * 60000 + b"2"
     assert len(bounded(first)) <= MAX_KEY_BYTES
     assert bounded(first) != bounded(second)

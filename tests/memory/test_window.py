@@ -10,7 +10,7 @@ STEPS = st.lists(st.tuples(st.floats(0, 2 * WITHIN), st.integers(0, 4)), max_siz
 
 
 def bounds(events: list[tuple[float, int]], now: float) -> tuple[set[int], set[int]]:
-    """Places of the events that count for certain, and of those that may."""
+    """The events that certainly count, and those that may count."""
     certain = {place for place, (at, _) in enumerate(events) if now - at <= WITHIN * (SLOTS - 1) / SLOTS}
     possible = {place for place, (at, _) in enumerate(events) if now - at <= WITHIN}
     return certain, possible
@@ -31,7 +31,7 @@ def test_events_count_for_the_window_exact_to_a_sixtieth(steps: list[tuple[float
 
 
 @given(STEPS)
-def test_distinct_values_count_from_when_they_were_last_seen(steps: list[tuple[float, int]]) -> None:
+def test_distinct_values_expire_after_they_were_last_seen(steps: list[tuple[float, int]]) -> None:
     window, events, now = DistinctWindow(), list[tuple[float, int]](), 1e9
     for wait, value in steps:
         now += wait
@@ -60,7 +60,7 @@ def test_a_clock_that_is_set_back_loses_no_value() -> None:
     assert window.add(990, b"a") == 2
 
 
-def test_more_values_than_a_condition_can_ask_for_are_not_kept() -> None:
+def test_values_beyond_the_largest_comparison_are_not_kept() -> None:
     window = DistinctWindow()
     counts = [window.add(1, b"%d" % number) for number in range(1000)]
     assert counts[:MAX_DISTINCT] == list(range(1, MAX_DISTINCT + 1))

@@ -1,4 +1,4 @@
-"""A shell in a pseudo-terminal, as a person has it: keys go in, and what the screen would show comes out."""
+"""A shell in a pseudo-terminal: tests press keys, and read the screen."""
 
 from __future__ import annotations
 

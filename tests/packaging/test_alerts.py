@@ -25,7 +25,7 @@ HOST = {"job": "policyd", "instance": "mx1"}
 
 
 class Case(NamedTuple):
-    """Series in promtool's notation, and at which times the alert fires or is silent.
+    """Series in promtool's notation, and the times at which the alert fires or is silent.
 
     `labels` are those of the series that the alert keeps, `value` is what the texts say of the number.
     """
@@ -140,7 +140,7 @@ CASES_OF_DAYS = (
 
 
 def expected(case: Case) -> dict[str, Any]:
-    """The alert as promtool is to find it."""
+    """The alert that promtool must find."""
     alert, labels = ALERTS[case.alert], {**HOST, **case.labels}
 
     def shown(text: str) -> str:
@@ -178,7 +178,7 @@ def unit_test(folder: Path, cases: tuple[Case, ...], interval: str = "1m") -> su
     return promtool("test", "rules", file)
 
 
-def test_the_rules_are_right_in_the_eyes_of_promtool() -> None:
+def test_promtool_accepts_the_rules() -> None:
     ended = promtool("check", "rules", RULES)
     assert ended.returncode == 0, ended.stderr
     assert f"SUCCESS: {len(ALERTS)} rules found" in ended.stdout
@@ -191,7 +191,7 @@ def test_each_alert_fires_when_it_should_and_only_then(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("case", [CASES[0], CASES[3]], ids=lambda case: case.what)
-def test_promtool_would_have_seen_a_wrong_alert(tmp_path: Path, case: Case) -> None:
+def test_promtool_detects_a_wrong_alert(tmp_path: Path, case: Case) -> None:
     assert unit_test(tmp_path, (case,)).returncode == 0
     assert unit_test(tmp_path, (case._replace(fires=case.silent, silent=()),)).returncode != 0
     assert unit_test(tmp_path, (case._replace(fires=(), silent=case.fires),)).returncode != 0

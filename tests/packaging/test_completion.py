@@ -1,4 +1,4 @@
-"""Completion in real shells, each in a terminal of its own: what a person types, and what TAB makes of it."""
+"""Completion in real shells, each in its own terminal: the typed text, and the result of TAB."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SHELLS = {
 
 FILES = {"bash": "policyd.bash", "zsh": "_policyd", "fish": "policyd.fish"}
 
-# One TAB shows the choices. Each shell finds the script as it finds one that the package installs.
+# One TAB shows the choices. Each shell finds the script in the same way as an installed script.
 SETTINGS = {
     "bash": "bind 'set show-all-if-ambiguous on'; bind 'set bell-style none'; . {folder}/policyd.bash",
     "zsh": "PS1='$ '; fpath=({folder} $fpath); autoload -Uz compinit; compinit -u -D; setopt no_list_ambiguous",
@@ -69,7 +69,7 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which the shells stand, with a ruleset, and with a policyd that notes each of its starts."""
+    """The working directory of the shells, with a ruleset, and with a policyd that records each of its starts."""
     folder = tmp_path_factory.mktemp("here")
     (folder / "rules.yaml").write_text(RULES)
     (folder / "policyd.yaml").write_text("rules: rules.yaml\n")
@@ -106,7 +106,7 @@ def _not_started(folder: Path) -> None:
 
 
 def after_tab(shell: Terminal, typed: str, expected: str) -> str:
-    """Types, presses TAB, and returns what the screen shows when it shows what is expected."""
+    """Types, presses TAB, and returns the screen as soon as it shows the expected text."""
     shell.keys("\x15")  # forgets the line before it
     shell.shows("")
     shell.keys(f"{typed}\t")

@@ -1,4 +1,4 @@
-"""The container file and its settings, as far as no builder is needed."""
+"""The container file and its settings, as far as they can be tested without a builder."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ for _line in re.sub(r"\\\n", " ", (ROOT / "packaging/Containerfile").read_text()
 LAST = [(word, rest) for stage, word, rest in INSTRUCTIONS if stage == _stage]
 
 
-def test_whatever_is_copied_exists() -> None:
+def test_every_copied_file_exists() -> None:
     copied = [rest for _, word, rest in INSTRUCTIONS if word == "COPY" and not rest.startswith("--from")]
     sources = [source for rest in copied for source in rest.split()[:-1]]
     assert {"requirements.lock", "policyd", "config/rules.yaml"} <= set(sources)
     assert [source for source in sources if not (ROOT / source).exists()] == []
 
 
-def test_the_process_is_not_root_and_nothing_is_run_after_that_is_said() -> None:
+def test_the_privilege_drop_is_checked_before_anything_runs() -> None:
     words = [word for word, _ in LAST]
     (user,) = (rest for word, rest in LAST if word == "USER")
     assert re.fullmatch(r"[1-9][0-9]+:[1-9][0-9]+", user)

@@ -55,7 +55,7 @@ VARIABLES = {"$instance": ".+", "$__rate_interval": "10s"}
 
 
 def queries() -> dict[str, str]:
-    """Every query of the dashboard, by the title of what shows it and its letter."""
+    """Every query of the dashboard, by the title of its panel and its letter."""
     found = {f"annotation {annotation['name']}": annotation["expr"] for annotation in DASHBOARD["annotations"]["list"]}
     for panel in DASHBOARD["panels"]:
         for target in panel.get("targets", ()):
@@ -141,7 +141,7 @@ def load(port: int) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """A Prometheus that has seen a daemon with all that it can have, under load."""
+    """A Prometheus that has scraped a daemon with all features, under load."""
     require("prometheus", "redis-server")
     folder = tmp_path_factory.mktemp("scraped")
     (folder / "asn.csv").write_text("203.0.113.0,203.0.113.255,64496,Example\n")
@@ -196,26 +196,26 @@ def test_the_hosts_to_choose_from_are_found(scraped: Prometheus) -> None:
     assert scraped.get(f"/api/v1/label/{label}/values", **{"match[]": metric})
 
 
-def test_every_metric_that_an_alert_looks_at_is_there(scraped: Prometheus) -> None:
+def test_every_metric_of_an_alert_exists(scraped: Prometheus) -> None:
     rules = [rule for group in scraped.get("/api/v1/rules")["groups"] for rule in group["rules"]]
     metrics = {name for rule in rules for name in re.findall(r"\bpolicyd_\w+", rule["query"])}
     assert len(metrics) >= 10
     assert [metric for metric in metrics if not scraped.numbers(metric)] == []
 
 
-def test_no_alert_is_raised_for_a_daemon_that_is_well(scraped: Prometheus) -> None:
+def test_no_alert_fires_for_a_healthy_daemon(scraped: Prometheus) -> None:
     rules = [rule for group in scraped.get("/api/v1/rules")["groups"] for rule in group["rules"]]
     assert {rule["name"] for rule in rules} >= {"PolicydRuleRefusesMore", "PolicydMemoryAway"}
     assert [rule["name"] for rule in rules if rule["health"] == "err"] == []
     assert scraped.get("/api/v1/alerts")["alerts"] == []
 
 
-def test_a_query_without_data_would_have_been_seen(scraped: Prometheus) -> None:
+def test_a_query_without_data_is_detected(scraped: Prometheus) -> None:
     assert scraped.numbers('policyd_decisions_total{action="NONE"}') == []
     assert scraped.numbers("policyd_connections * 0 / 0") == []
 
 
-def test_panels_have_places_and_numbers_of_their_own() -> None:
+def test_panels_have_unique_places_and_numbers() -> None:
     panels = DASHBOARD["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     cells = [

@@ -1,4 +1,4 @@
-"""The manual pages: nothing that exists is missing, and the programs that show them have nothing to complain of."""
+"""The manual pages: they are complete, and the programs that show them give no warnings."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ CHECKERS = {
 
 @pytest.mark.parametrize("checker", CHECKERS)
 @pytest.mark.parametrize("page", PAGES)
-def test_no_program_that_shows_a_page_warns_of_it(man: Path, page: str, checker: str) -> None:
+def test_no_program_warns_of_a_page(man: Path, page: str, checker: str) -> None:
     require(checker)
     assert complaints(*CHECKERS[checker], man / page) == ""
 
 
 @pytest.mark.parametrize("checker", CHECKERS)
-def test_each_program_would_have_warned(man: Path, tmp_path: Path, checker: str) -> None:
+def test_each_program_warns_of_a_wrong_page(man: Path, tmp_path: Path, checker: str) -> None:
     require(checker)
     page = tmp_path / "policyd.8"
     page.write_text((man / "policyd.8").read_text() + ".NOSUCHMACRO\n.BR \\[nosuchglyph]\n")
@@ -71,7 +71,7 @@ def test_no_word_is_broken(man: Path) -> None:
 
 
 def options_of_each_section(page: str) -> dict[str, set[str]]:
-    """The options, by the words of the heading under which each stands in a paragraph of its own."""
+    """The options by the words of their section's heading; each option has a paragraph."""
     text = page.replace(r"\-", "-")
     sections = re.split(r'^\.S[HS] "?([^"\n]+)"?\n', text, flags=re.MULTILINE)
     return {

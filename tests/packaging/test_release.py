@@ -1,4 +1,4 @@
-"""A version is the same wherever it stands."""
+"""The version is the same in every file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_program_the_changelog_and_the_debian_package_agree() -> None:
         assert newest == __version__
 
 
-def test_the_changelog_is_in_order_and_has_a_place_for_what_is_new() -> None:
+def test_the_changelog_is_in_order_and_has_a_section_for_unreleased_changes() -> None:
     versions = [numbers(version) for version, _ in RELEASED]
     dates = [datetime.date.fromisoformat(date) for _, date in RELEASED]
     assert versions == sorted(versions, reverse=True)

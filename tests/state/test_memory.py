@@ -1,4 +1,4 @@
-"""Counters and greylisting as requests meet them: the engine, the process's memory, and a real server."""
+"""Counters and greylisting for requests: the engine, the process's memory, and a real server."""
 
 from __future__ import annotations
 
@@ -98,12 +98,12 @@ class Daemon:
         return decision
 
     async def settle(self) -> None:
-        """Waits until the server has what follows from earlier decisions: no request does."""
+        """Waits until the server has stored the results of earlier decisions; requests do not wait for that."""
         assert self.memory.shared is not None
         await self.memory.shared.ask([Operation("get", b"policyd:nothing")])
 
 
-async def test_a_limit_for_a_user_counts_what_was_let_through(ruleset: Ruleset) -> None:
+async def test_a_limit_for_a_user_counts_mails_that_were_let_through(ruleset: Ruleset) -> None:
     daemon = Daemon(ruleset)
     decisions = [await daemon.decide(None, sasl_username="Joe") for _ in range(6)]
     assert [decision.verb for decision in decisions] == ["DUNNO"] * 3 + ["DEFER"] * 3
@@ -114,7 +114,7 @@ async def test_a_limit_for_a_user_counts_what_was_let_through(ruleset: Ruleset) 
     assert (await daemon.decide(None, sasl_username="joe")).verb == "DUNNO"
 
 
-async def test_many_doors_of_one_network_are_one_mailer(ruleset: Ruleset) -> None:
+async def test_many_addresses_of_one_network_are_one_mailer(ruleset: Ruleset) -> None:
     daemon = Daemon(ruleset)
     doors = [await daemon.decide(client_address=f"192.0.{n}.7", recipient="b@x", sender="a@y") for n in range(6)]
     assert [decision.rule_name for decision in doors] == ["grey"] * 3 + ["many-doors"] * 3
@@ -124,7 +124,7 @@ async def test_many_doors_of_one_network_are_one_mailer(ruleset: Ruleset) -> Non
     assert (await daemon.decide(client_address="192.0.1.7", recipient="c@x")).rule_name == "grey"
 
 
-async def test_requests_are_counted_at_rcpt_unless_the_counter_says_otherwise(ruleset: Ruleset) -> None:
+async def test_requests_are_counted_at_rcpt_by_default(ruleset: Ruleset) -> None:
     daemon = Daemon(ruleset)
     for state in ("CONNECT", "MAIL", "RCPT", "DATA", "RCPT"):
         assert (await daemon.decide(protocol_state=state)).rule_name in {"grey", "default"}
@@ -138,7 +138,7 @@ async def test_a_request_with_an_empty_key_is_not_counted_and_no_condition_holds
         assert decision.rule_name == "default"  # a client without an address cannot be recognised later
 
 
-async def test_a_greylist_rule_acts_at_rcpt_and_says_defer_if_permit(ruleset: Ruleset) -> None:
+async def test_a_greylist_rule_acts_at_rcpt_and_answers_defer_if_permit(ruleset: Ruleset) -> None:
     daemon = Daemon(ruleset)
     assert (await daemon.decide(protocol_state="MAIL")).rule_name == "default"
     first = await daemon.decide()
@@ -170,7 +170,7 @@ async def test_a_network_that_has_passed_needs_no_reverse_dns(tmp_path: Path) ->
     assert (await daemon.decide(None, helo_name="friend", recipient="other@x")).greylist == "known"
 
 
-async def test_under_a_top_level_observe_counters_count_what_would_have_been_answered(tmp_path: Path) -> None:
+async def test_under_a_top_level_observe_counters_use_the_suppressed_decision(tmp_path: Path) -> None:
     daemon = Daemon(loaded(tmp_path, "mode: observe\n" + RULES))
     decisions = [await daemon.decide(None, sasl_username="joe") for _ in range(5)]
     assert [decision.verb for decision in decisions] == ["DUNNO"] * 3 + ["DEFER"] * 2

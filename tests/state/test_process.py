@@ -57,14 +57,14 @@ def test_a_dns_failure_between_two_tries_costs_nothing(names: tuple[bytes, bytes
     assert tried(state, 400, domain=names[1]) == "passed"
 
 
-def test_an_early_try_lends_the_wait_to_its_other_name() -> None:
+def test_an_early_try_adds_its_other_name_to_the_wait() -> None:
     state = memory()
     assert tried(state, 0, b"192.0.2.0/24") == "new"  # its reverse DNS failed
     assert tried(state, 100, b"192.0.2.0/24", POOL) == "early"
     assert tried(state, 300, b"198.51.100.0/24", POOL) == "passed"
 
 
-def test_first_tries_push_out_only_each_other() -> None:
+def test_first_tries_displace_only_each_other() -> None:
     state = memory(max_keys=100)
     counter = CounterDefinition("c", None, (KeyPart("sender"),), 3600)
     for number in range(90):
@@ -77,7 +77,7 @@ def test_first_tries_push_out_only_each_other() -> None:
     assert tried(state, 1, to=b"499") == Greylisted.EARLY.value
 
 
-def test_the_least_recently_used_key_goes_first() -> None:
+def test_the_least_recently_used_key_is_dropped_first() -> None:
     state = memory(max_keys=3)
     counter = CounterDefinition("c", None, (KeyPart("sender"),), 3600)
     for key in (b"a", b"b", b"c", b"a", b"d"):

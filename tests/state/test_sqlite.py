@@ -56,7 +56,7 @@ async def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
     await state.close()
 
 
-async def test_a_process_that_is_killed_loses_what_was_not_written_yet(tmp_path: Path) -> None:
+async def test_a_killed_process_loses_only_unwritten_changes(tmp_path: Path) -> None:
     memory, state = opened(tmp_path / "state.db")
     fill(memory)
     await state.write()
@@ -67,7 +67,7 @@ async def test_a_process_that_is_killed_loses_what_was_not_written_yet(tmp_path:
     await state.close()
 
 
-async def test_what_was_forgotten_or_pushed_out_is_gone_from_the_file(tmp_path: Path) -> None:
+async def test_forgotten_and_evicted_keys_are_removed_from_the_file(tmp_path: Path) -> None:
     memory, state = opened(tmp_path / "state.db", max_keys=3)
     for user in (b"a", b"b", b"c", b"d"):
         memory.add(EVENTS, user, None, NOW)
@@ -79,7 +79,7 @@ async def test_what_was_forgotten_or_pushed_out_is_gone_from_the_file(tmp_path: 
     connection.close()
 
 
-async def test_what_lies_in_the_future_or_has_ended_is_dropped(tmp_path: Path) -> None:
+async def test_entries_in_the_future_or_past_their_end_are_dropped(tmp_path: Path) -> None:
     memory, state = opened(tmp_path / "state.db")
     fill(memory)
     await state.close()
@@ -103,7 +103,7 @@ async def test_a_counter_with_a_changed_definition_starts_again(tmp_path: Path) 
     await state.close()
 
 
-async def test_a_file_that_another_process_has_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_file_of_another_process_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     memory, state = opened(tmp_path / "state.db")
     fill(memory)
     await state.write()
@@ -176,7 +176,7 @@ async def test_a_broken_file_is_moved_aside_and_mail_goes_on(
     await state.close()
 
 
-async def test_a_folder_that_is_not_there_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_missing_folder_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     memory, state = opened(tmp_path / "missing" / "state.db")
     assert not state.is_used
     assert "memory is kept in this process only" in caplog.text
@@ -185,7 +185,7 @@ async def test_a_folder_that_is_not_there_is_said(tmp_path: Path, caplog: pytest
     await state.close()
 
 
-async def test_a_full_disk_is_said_and_written_to_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_full_disk_is_reported_and_written_to_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     memory, state = opened(tmp_path / "state.db")
     assert state._connection is not None
     (pages,) = state._connection.execute("PRAGMA page_count").fetchone()
@@ -241,7 +241,7 @@ async def test_an_end_while_a_write_is_prepared_loses_nothing(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-async def test_writing_lets_requests_through_in_between(tmp_path: Path) -> None:
+async def test_requests_are_answered_during_a_write(tmp_path: Path) -> None:
     memory, state = opened(tmp_path / "state.db", max_keys=100_000)
     for number in range(50_000):
         memory.add(EVENTS, b"user%d" % number, None, NOW)

@@ -82,7 +82,7 @@ async def test_keys_expire(server: StateServer) -> None:
     await state.close()
 
 
-async def test_no_more_values_are_kept_than_a_condition_can_ask_for(server: StateServer) -> None:
+async def test_values_beyond_the_largest_comparison_are_dropped(server: StateServer) -> None:
     state = memory(server)
     found = await state.ask([door(b"%d" % number) for number in range(400)])
     assert found is not None
@@ -132,7 +132,9 @@ async def comes_back(state: SharedMemory, seconds: float = 2.0) -> None:
         await asyncio.sleep(0.02)
 
 
-async def test_a_server_that_is_killed_and_comes_back(server: StateServer, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_killed_server_is_used_again_when_it_returns(
+    server: StateServer, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.WARNING)
     state = memory(server, TIMEOUT)
     assert await state.ask([event()]) == [1]
@@ -141,7 +143,7 @@ async def test_a_server_that_is_killed_and_comes_back(server: StateServer, caplo
     assert not state.is_up
     calls = state.counters.calls
     await fails(state, 50)
-    assert state.counters.calls == calls  # nothing but the probe asks it now
+    assert state.counters.calls == calls  # now only the probe asks it
     server.start()
     await comes_back(state)
     assert await state.ask([event()]) == [1]  # an empty server
@@ -163,7 +165,7 @@ async def test_a_frozen_server_delays_nothing_and_its_late_answer_is_dropped(ser
     await state.close()
 
 
-async def test_a_full_server_is_away_and_does_not_grow(server: StateServer) -> None:
+async def test_a_full_server_counts_as_away_and_does_not_grow(server: StateServer) -> None:
     state = memory(server, TIMEOUT)
     await state.ask([event()])
     server.command("config", "set", "maxmemory", "1")
@@ -171,14 +173,14 @@ async def test_a_full_server_is_away_and_does_not_grow(server: StateServer) -> N
     await fails(state)
     assert "it is full" in state.why
     await asyncio.sleep(module.PROBE_SECONDS + 0.2)
-    assert not state.is_up  # reading still works, so a probe that reads would have said otherwise
+    assert not state.is_up  # reading still works, so a probe that only reads would not detect this
     assert server.command("dbsize") == before
     server.command("config", "set", "maxmemory", "0")
     await comes_back(state)
     await state.close()
 
 
-async def test_a_full_server_still_answers_what_only_reads(server: StateServer) -> None:
+async def test_a_full_server_still_answers_reads(server: StateServer) -> None:
     state = memory(server)
     await state.ask([event()])
     server.command("config", "set", "maxmemory", "1")
@@ -202,7 +204,9 @@ async def test_a_server_that_refuses(server: StateServer, setting: tuple[str, st
     await state.close()
 
 
-async def test_a_wrong_password_is_said_and_never_shown(server: StateServer, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_wrong_password_is_reported_and_never_shown(
+    server: StateServer, caplog: pytest.LogCaptureFixture
+) -> None:
     server.command("config", "set", "requirepass", "right")
     state = memory(server, TIMEOUT, user="default", password="hunter2")
     await fails(state)
@@ -219,7 +223,7 @@ async def test_a_replica_is_not_written_to(server: StateServer) -> None:
     await state.close()
 
 
-async def test_what_waits_at_the_end_is_sent(server: StateServer) -> None:
+async def test_waiting_operations_are_sent_at_the_end(server: StateServer) -> None:
     state = memory(server)
     waiting = [state.ask([event()]) for _ in range(2 * module.MAX_BATCH)]
     await state.close()
@@ -236,7 +240,7 @@ async def test_a_frozen_server_does_not_delay_the_end(server: StateServer) -> No
     assert {future.result() for future in waiting} == {None}
 
 
-async def test_a_queue_without_end_is_not_kept(server: StateServer) -> None:
+async def test_the_queue_of_waiting_operations_is_bounded(server: StateServer) -> None:
     state = memory(server)
     assert server.process is not None
     server.process.send_signal(signal.SIGSTOP)

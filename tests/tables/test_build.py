@@ -48,7 +48,7 @@ def packed_one(network: Network) -> int:
 
 
 def long_list(entries: Networks | list[bytes], key: str = "") -> LongList:
-    """A long list, though it may be short, that is read in several blocks."""
+    """A `LongList`, possibly with few entries, that is read in several blocks."""
 
     def read() -> Iterator[Networks | Sequence[bytes]]:
         if isinstance(entries, Networks):
@@ -61,7 +61,7 @@ def long_list(entries: Networks | list[bytes], key: str = "") -> LongList:
 
 
 def ranges_of(lists: Sequence[Sequence[Network]]) -> tuple[RangeTable, list[int]]:
-    """A list at each place, after a journey to another process."""
+    """A table of these lists, after being passed to another process."""
     groups = [[Source(packed(entries), Kind.NETWORK, frozenset({place}))] for place, entries in enumerate(lists)]
     parts, masks = build_table(groups)
     table = pickle.loads(pickle.dumps(table_of(parts)))
@@ -86,7 +86,7 @@ some_networks = st.lists(networks(4) | networks(6), max_size=8)
 
 @settings(max_examples=examples(500), deadline=None)
 @given(st.lists(some_networks, min_size=1, max_size=5))
-def test_an_address_lies_in_just_the_networks_that_the_standard_library_says(lists: list[list[Network]]) -> None:
+def test_an_address_lies_in_the_same_networks_as_in_ipaddress(lists: list[list[Network]]) -> None:
     table, masks = ranges_of(lists)
     every = [network for entries in lists for network in entries]
     edges = {int(n.network_address) + d for n in every for d in (-1, 0, 1)} | {
@@ -118,7 +118,7 @@ lists_of_names = st.lists(
 
 @settings(max_examples=examples(300), deadline=None)
 @given(lists_of_names, st.lists(names | labels, max_size=5), st.booleans())
-def test_a_name_satisfies_just_the_lists_that_have_it_or_a_domain_above_it(
+def test_a_name_satisfies_exactly_the_lists_with_it_or_a_parent_domain(
     lists: list[tuple[list[bytes], Kind]], asked: list[bytes], split: bool
 ) -> None:
     sources = [Source(long_list(entries), kind, frozenset({place})) for place, (entries, kind) in enumerate(lists)]
@@ -154,7 +154,7 @@ def satisfies(name: bytes, entry: bytes, kind: Kind) -> bool:
 
 
 @given(st.lists(st.lists(st.binary(max_size=8), max_size=9), max_size=4), st.lists(st.binary(max_size=8)))
-def test_a_table_of_names_is_a_dict(lists: list[list[bytes]], others: list[bytes]) -> None:
+def test_a_table_of_names_agrees_with_a_dict(lists: list[list[bytes]], others: list[bytes]) -> None:
     long = [long_list(entries) for entries in lists or [[]]]
     parts, masks = build_table([[Source(long_entries, Kind.VALUE, frozenset())] for long_entries in long])
     table = pickle.loads(pickle.dumps(table_of(parts)))
@@ -194,7 +194,7 @@ def test_a_hundred_thousand_names_and_networks_are_found_again() -> None:
 
 
 def overlapping(count: int) -> list[Networks]:
-    """Lists whose combinations are as many as their ranges: the list at place n has the numbers with bit n."""
+    """Lists with a different combination for each range: the list at place n has the numbers with bit n."""
     lists = [Networks() for _ in range(count)]
     for number in range(1 << count):
         for place, entries in enumerate(lists):
@@ -217,7 +217,7 @@ def test_lists_with_too_many_combinations_share_a_bit_if_the_same_conditions_use
     assert [made.table.number4(number) for number in (0, 1, 200, 255, 256)] == [0, 1, 1, 1, 0]
 
 
-def test_hits_of_many_combinations_are_made_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hits_of_many_combinations_are_made_on_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hits, "MAX_EAGER", 100)
     monkeypatch.setattr(hits, "MAX_LAZY", 10)
     users = [frozenset({place, 100}) for place in range(9)]

@@ -84,7 +84,7 @@ def test_a_name_that_contains_the_address_is_generic(address: str, name: str) ->
         ("2001:db8::1", "1.example.net"),
     ],
 )
-def test_other_names_are_not(address: str, name: str) -> None:
+def test_other_names_are_not_generic(address: str, name: str) -> None:
     assert not generic(name, address)
 
 
@@ -200,7 +200,7 @@ def runs(text: str, members: set[str]) -> list[str]:
 
 
 def stands(text: str, nibbles: str) -> bool:
-    """Whether nibbles stand in a text one after the other, each but the last followed by one separator or none."""
+    """Whether a text contains the nibbles in order, each but the last followed by at most one separator."""
 
     def from_here(place: int, left: str) -> bool:
         if not left:
@@ -266,7 +266,7 @@ FIXED = RegistrableDomains(lambda _name: "example.net")
 
 @given(cases())
 @example(((4, 0xCB007107), "host-203-0-113-7"))
-def test_the_slow_model_says_the_same(case: tuple[Address, str]) -> None:
+def test_the_slow_model_gives_the_same_result(case: tuple[Address, str]) -> None:
     address, labels = case
     name = f"{labels}.example.net".encode()
     assume(may_be_host(name))

@@ -162,7 +162,7 @@ def test_a_table_is_kept_patched_or_built_again() -> None:
     assert other.used[0] is not built
 
 
-def test_what_a_patched_list_has_gained_and_lost_is_told() -> None:
+def test_added_and_removed_entries_of_a_patched_list_are_counted() -> None:
     lists = [listed(str(n), some(1000 * n, 100), Kind.VALUE) for n in range(10)]
     store = TableStore()
     store.make_list_table("sender", lists)
@@ -195,7 +195,7 @@ def test_a_table_of_names_that_are_mostly_gone_is_built_again() -> None:
     assert max(patches) >= 1
 
 
-def test_a_table_whose_lists_overlap_everywhere_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_with_too_many_combinations_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "MAX_COMBINATIONS", 10)
     lists = [
         listed(str(n), [ipaddress.ip_network(a) for a in range(256) if a >> n & 1], Kind.NETWORK) for n in range(8)

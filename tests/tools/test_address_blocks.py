@@ -27,7 +27,7 @@ def found(*addresses: str, least: int = 3) -> list[str]:
         (["180.222.51.40", "180.222.51.165"], []),
         # Scattered.
         (["49.212.1.1", "160.16.2.2", "133.242.3.3", "153.127.4.4"], []),
-        # Neighbours that all show themselves are one block, however few each of them shows.
+        # Neighbours that all have clients are one block, even if each has few.
         ([f"198.51.{number}.7" for number in range(96, 112)], ["198.51.96.0/20"]),
         ([f"198.51.{number}.7" for number in range(96, 108)], ["198.51.96.0/20"]),
         # One half of a block is not the block.
@@ -38,7 +38,7 @@ def found(*addresses: str, least: int = 3) -> list[str]:
         ([f"2001:db8:{number:x}::1" for number in range(8)], ["2001:db8::/45"]),
     ],
 )
-def test_blocks_are_what_shows_itself_and_no_more(addresses: list[str], expected: list[str]) -> None:
+def test_blocks_contain_only_parts_with_clients(addresses: list[str], expected: list[str]) -> None:
     assert found(*addresses) == expected
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @given(st.binary())
-def test_what_is_shown_is_printable_and_says_which_bytes_it_was(value: bytes) -> None:
+def test_shown_text_is_printable_and_keeps_the_bytes_recognisable(value: bytes) -> None:
     text = shown(value)
     assert text.isascii()
     assert text == "" or text.isprintable()
@@ -41,7 +41,7 @@ def test_progress_is_shown_on_a_terminal_only(tmp_path: Path, monkeypatch: pytes
     assert ("2.0/2.0 kB" in errors.getvalue()) is terminal
 
 
-def test_what_cannot_be_read_is_said_before_anything_is_shown(tmp_path: Path) -> None:
+def test_an_unreadable_log_is_reported_before_any_output(tmp_path: Path) -> None:
     with pytest.raises(LogError, match="no such file"), reading([str(tmp_path / "nowhere")]):
         pytest.fail("it must not begin")
 
@@ -67,5 +67,5 @@ def test_names_of_rules_and_figures_are_whole_in_a_narrow_terminal() -> None:
     ("number", "nouns", "text"),
     [(1, ("mail",), "1 mail"), (0, ("mail",), "0 mails"), (2000, ("address", "addresses"), "2,000 addresses")],
 )
-def test_things_are_counted_as_people_do(number: int, nouns: tuple[str, ...], text: str) -> None:
+def test_numbers_have_the_right_plural(number: int, nouns: tuple[str, ...], text: str) -> None:
     assert counted(number, *nouns) == text

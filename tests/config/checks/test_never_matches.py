@@ -40,7 +40,7 @@ def test_values_beside_a_long_list_are_looked_up_in_it(values: str, others: str,
     began = time.process_time()
     with pytest.raises(ConfigErrors, match="match can never hold"):
         load(None, tmp_path / "rules.yaml")
-    assert time.process_time() - began < 2  # 0.4 s; to go through the list for each value takes five
+    assert time.process_time() - began < 2  # 0.4 s; searching the list for each value takes five
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -54,7 +54,7 @@ def test_a_refused_match_holds_for_no_request(
     if not refused:
         return
     with monkeypatch.context() as patch:
-        patch.setattr(loader, "why_impossible", lambda verb, match: None)  # so that the ruleset can be asked
+        patch.setattr(loader, "why_impossible", lambda verb, match: None)  # so that the ruleset can decide requests
         rules_file, report = load_tree(tree, tmp_path)
     assert not report, [*report.lines()]
     assert rules_file.ruleset is not None

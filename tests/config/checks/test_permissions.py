@@ -31,30 +31,30 @@ def warnings(folder: Path) -> dict[str, str]:
     return {problem.path.removeprefix(f"{folder}/"): problem.message for problem in loaded.warnings}
 
 
-def test_files_of_ones_own_are_not_warned_of(folder: Path) -> None:
+def test_private_files_cause_no_warning(folder: Path) -> None:
     assert warnings(folder) == {}
 
 
 @pytest.mark.parametrize("name", ["policyd.yaml", "rules.yaml", "lists/drop.txt"])
-def test_a_file_that_everybody_may_write_is_warned_of(folder: Path, name: str) -> None:
+def test_a_file_that_every_user_may_write_causes_a_warning(folder: Path, name: str) -> None:
     (folder / name).chmod(0o666)
     assert warnings(folder) == {name: WRITE}
 
 
-def test_a_group_that_may_write_is_meant_to(folder: Path) -> None:
+def test_group_write_permission_causes_no_warning(folder: Path) -> None:
     (folder / "rules.yaml").chmod(0o664)
     (folder / "lists").chmod(0o775)
     assert warnings(folder) == {}
 
 
-def test_a_file_that_everybody_may_replace_is_warned_of_unless_its_folder_is_sticky(folder: Path) -> None:
+def test_a_file_that_every_user_may_replace_causes_a_warning_unless_its_folder_is_sticky(folder: Path) -> None:
     (folder / "lists").chmod(0o777)
     assert warnings(folder) == {"lists/drop.txt": f"{REPLACE} '{folder}/lists'"}
     (folder / "lists").chmod(0o1777)
     assert warnings(folder) == {}
 
 
-def test_where_a_link_leads_counts(folder: Path) -> None:
+def test_the_target_of_a_link_is_checked(folder: Path) -> None:
     (folder / "lists").chmod(0o777)
     (folder / "rules.yaml").rename(folder / "lists" / "real.yaml")
     (folder / "rules.yaml").symlink_to("lists/real.yaml")
@@ -62,7 +62,7 @@ def test_where_a_link_leads_counts(folder: Path) -> None:
     assert warnings(folder)["rules.yaml"] == f"{REPLACE} '{folder}/lists'"
 
 
-def test_check_says_it_as_a_warning_of_the_file(folder: Path) -> None:
+def test_check_reports_it_as_a_warning_of_the_file(folder: Path) -> None:
     (folder / "rules.yaml").chmod(0o666)
     loaded = load(folder / "policyd.yaml", warnings_on=datetime.date(2026, 11, 21))
     assert loaded.warning_lines == (f"{folder}/rules.yaml: warning: {WRITE}",)

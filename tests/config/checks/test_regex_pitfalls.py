@@ -67,7 +67,7 @@ def test_a_likely_mistake_gives_its_warning(expression: str, wanted: list[str]) 
 
 
 @given(st.text(r"ab.1\[]()|^$*+?{}@-QE:", max_size=20))
-def test_whatever_compiles_can_be_looked_at(expression: str) -> None:
+def test_every_valid_expression_can_be_checked(expression: str) -> None:
     try:
         re2.compile(expression, expression_options())
     except re2.error:
@@ -80,12 +80,12 @@ names = st.from_regex(r"[a-z]{1,4}(\.[a-z]{2,3}){1,3}", fullmatch=True)
 
 
 @given(names, st.sampled_from(["^", r"(^|\.)", r"\.", "@"]))
-def test_a_well_written_domain_is_not_complained_of(name: str, before: str) -> None:
+def test_a_correct_domain_causes_no_warning(name: str, before: str) -> None:
     assert kinds(f"{before}{re2.escape(name)}$") == []
 
 
 @given(names)
-def test_what_a_warning_says_of_a_domain_is_true(name: str) -> None:
+def test_warnings_about_a_domain_are_true(name: str) -> None:
     """The longer names in the warning really match, and no longer do after the suggested change."""
     loose = re2.compile(re2.escape(name), expression_options())
     assert kinds(re2.escape(name)) == [END, BEGIN]

@@ -60,8 +60,8 @@ rules:
     ],
 )
 @pytest.mark.parametrize("mode", ["enforce", "observe"])
-def test_a_test_that_holds_lets_the_ruleset_load(test: str, mode: str, tmp_path: Path) -> None:
-    """Whatever the top-level mode is: tests decide as if it were `enforce`."""
+def test_a_ruleset_with_passing_tests_loads(test: str, mode: str, tmp_path: Path) -> None:
+    """Tests decide as if the top-level mode were `enforce`, whatever it is."""
     path = tmp_path / "rules.yaml"
     path.write_text(f"mode: {mode}\n{RULES}tests:\n  - {{{test}}}\n")
     loaded = load(rules_path=path)
@@ -82,8 +82,8 @@ def test_every_failing_test_is_reported_at_its_line(tmp_path: Path) -> None:
     assert [(problem.line, problem.column) for problem in caught.value.problems] == [(4, 5), (6, 5)]
 
 
-def test_tests_are_not_run_where_the_rules_are_wrong(tmp_path: Path) -> None:
-    """They would fail for that reason, and hide it."""
+def test_tests_are_not_run_if_the_rules_are_wrong(tmp_path: Path) -> None:
+    """They would fail because of the wrong rules, and hide that cause."""
     path = tmp_path / "rules.yaml"
     path.write_text(
         "rules: [{name: a, match: {cidr: x}, action: REJECT}]\n"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TODAY = datetime.date(2026, 11, 21)
 
 
-def test_warnings_are_made_only_when_asked_for(tmp_path: Path) -> None:
+def test_warnings_are_collected_only_on_request(tmp_path: Path) -> None:
     (tmp_path / "rules.yaml").write_text("lists: {l: [x]}\nrules: []\n")
     assert load(rules_path=tmp_path / "rules.yaml").warnings == ()
     (warning,) = load(rules_path=tmp_path / "rules.yaml", warnings_on=TODAY).warnings
@@ -51,7 +51,7 @@ def test_a_rule_that_never_expires_has_no_notice_at_the_end_of_time() -> None:
 
 @pytest.mark.parametrize(("form", "entry"), [("cidr", "{0}.{1}.{2}.0/24"), ("hostname_suffix", "h{0}-{1}-{2}.example")])
 @pytest.mark.slow
-def test_a_long_list_with_duplicates_is_looked_at_in_little_time(form: str, entry: str, tmp_path: Path) -> None:
+def test_a_long_list_with_duplicates_is_checked_quickly(form: str, entry: str, tmp_path: Path) -> None:
     entries = [entry.format(n >> 16, (n >> 8) & 255, n & 255) for n in range(100_000)]
     entries[90_000] = entries[100]
     (tmp_path / "l.txt").write_text("\n".join(entries))

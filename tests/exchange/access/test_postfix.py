@@ -84,7 +84,7 @@ def test_helo_names_get_the_answer_that_postfix_gives_them(entries: dict[str, st
 
 @settings(max_examples=examples(50), deadline=None)
 @given(tables([*NAMES[:-1], *(f".{name}" for name in NAMES[:-1])]))
-def test_dotted_keys_cover_the_names_under_them_alone(entries: dict[str, str]) -> None:
+def test_dotted_keys_cover_only_the_names_under_them(entries: dict[str, str]) -> None:
     require("postmap")
     table = table_of(entries)
     rules = rules_of("postfix-access", table, dotted=True)
@@ -94,7 +94,7 @@ def test_dotted_keys_cover_the_names_under_them_alone(entries: dict[str, str]) -
         assert answer(rules, Asked(name=name)) == as_answer(first(found, dotted_keys(name))), (table, name)
 
 
-def test_the_most_specific_key_decides_wherever_it_stands() -> None:
+def test_the_most_specific_key_decides_at_any_place_in_the_table() -> None:
     table = "192.0.2 REJECT wide\n192.0.2.7 OK\nexample REJECT\ngood.example OK\n"
     rules = rules_of("postfix-access", table)
     assert answer(rules, Asked("192.0.2.7")) == "DUNNO"
@@ -137,7 +137,7 @@ def test_a_lost_line_leaves_no_note() -> None:
     assert not any("became DUNNO" in note.reason for note in result.report.notes)
 
 
-def test_senders_among_clients_are_a_table_of_their_own() -> None:
+def test_senders_among_clients_are_a_separate_table() -> None:
     table = "192.0.2.1 OK\nspam@b.example REJECT 5.7.1 spam\nspam@c.example OK\nspam@ REJECT 5.7.1 any\n"
     rules = rules_of("postfix-access", table)
     # A client that its table lets through may still be refused for its sender, as in two restrictions of main.cf.

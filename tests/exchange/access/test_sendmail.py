@@ -40,13 +40,13 @@ cyber.example	REJECT
         (Asked(name="a.cyber.example"), "REJECT"),
         (Asked("10.1.2.3"), "REJECT"),
         (Asked("198.51.100.1", sender="<>"), "DUNNO"),
-        # Each lookup is asked, whatever another has let through.
+        # Every lookup is made, even if another has let the client through.
         (Asked("192.0.2.5", sender="spam@c.example"), "REJECT"),
         (Asked("192.0.2.9", sender="good@c.example"), "REJECT"),
         (Asked("192.0.2.9", recipient="nobody@friend.example"), "REJECT"),
     ],
 )
-def test_each_lookup_is_a_table_of_its_own(asked: Asked, wanted: str) -> None:
+def test_each_lookup_is_a_separate_table(asked: Asked, wanted: str) -> None:
     assert answer(rules_of("sendmail-access", TABLE), asked) == wanted
 
 
@@ -76,7 +76,7 @@ def test_an_unsupported_line_is_reported_and_the_others_are_kept(line: str, reas
     assert [rule.match for rule in result.rules] == [{"cidr": ("192.0.3.0/24",)}]
 
 
-def test_that_relay_and_ok_became_dunno_is_said() -> None:
+def test_relay_and_ok_become_dunno_with_a_note() -> None:
     result = imported("sendmail-access", "Connect:192.0.2 RELAY\nConnect:192.0.3 OK\nConnect:192.0 REJECT\n")
     assert [note.reason.split()[0] for note in result.report.notes] == ["RELAY", "OK"]
     assert [rule.verdict.action for rule in result.rules] == ["DUNNO", "REJECT"]
@@ -102,7 +102,7 @@ def test_three_digits_are_a_reply_code_if_a_blank_follows_them(action: str, want
     assert answer(rules, Asked("192.0.2.1")) == wanted
 
 
-def test_that_skip_exempts_only_where_sendmail_was_told_so_is_said() -> None:
+def test_the_condition_under_which_skip_exempts_is_noted() -> None:
     result = imported("sendmail-access", "Connect:mail.b.example SKIP\nConnect:b.example REJECT\n")
     assert [rule.verdict.action for rule in result.rules] == ["DUNNO", "REJECT"]
     assert "unless FEATURE(`access_db') has `skip'" in result.report.notes[0].reason

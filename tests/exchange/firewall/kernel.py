@@ -54,14 +54,14 @@ print(json.dumps({client: known.get(client, False) for client in clients}))
 
 
 class Host:
-    """The namespace with the filter, and that of the clients beside it."""
+    """The namespace with the filter, and the namespace of the clients."""
 
     def __init__(self, name: str, clients: Sequence[str]) -> None:
         self._name = name
         self._clients = clients
 
     def run(self, *command: str, given: str = "") -> str:
-        """Runs a command where the filter is."""
+        """Runs a command in the namespace with the filter."""
         return _run("ip", "netns", "exec", f"{self._name}-a", *command, given=given)
 
     def lets_in(self, port: int = 25) -> dict[str, bool]:

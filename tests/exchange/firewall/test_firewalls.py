@@ -79,7 +79,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize(("format_name", "text"), [("iptables-save", IPTABLES), ("nft", NFT)])
-def test_the_rules_keep_out_whom_the_filter_keeps_out(format_name: str, text: str) -> None:
+def test_the_rules_block_the_same_clients_as_the_filter(format_name: str, text: str) -> None:
     rules = rules_of(format_name, text)
     assert {address: answer(rules, Asked(address)) for address in ANSWERS} == ANSWERS
 
@@ -120,7 +120,7 @@ def test_ipv6_in_an_inet_table() -> None:
         ),
     ],
 )
-def test_every_line_that_says_nothing_of_who_sends_mail_is_reported(
+def test_every_line_that_does_not_decide_about_mail_is_reported(
     format_name: str, text: str, lost: dict[int, str]
 ) -> None:
     found = {loss.line.number: loss.reason for loss in imported(format_name, text).report.losses}
@@ -139,7 +139,7 @@ table inet policyd {
 """
 
 
-def test_a_set_that_nothing_asks_for_is_a_list() -> None:
+def test_an_unused_set_becomes_a_list() -> None:
     result = imported("nft", SET)
     assert result.shape is Shape.LIST
     assert [term.value for term in result.entries] == ["192.0.2.0/24", "198.51.100.1"]
@@ -155,7 +155,7 @@ COMMIT
 """
 
 
-def test_a_chain_that_accepts_all_mail_ends_what_comes_after_the_jump() -> None:
+def test_no_line_after_a_jump_to_a_chain_that_accepts_all_mail_is_reached() -> None:
     result = imported("iptables-save", ACCEPTING)
     assert [rule.match for rule in result.rules] == [{"cidr": ("198.51.100.0/24",)}]
     assert [(loss.line.number, "no mail reaches it" in loss.reason) for loss in result.report.losses] == [(3, True)]
@@ -223,7 +223,7 @@ def test_a_file_that_was_cut_off_is_refused(format_name: str, text: str, reason:
 
 
 @pytest.mark.slow
-def test_a_set_is_read_as_often_as_any_firewall_asks_for_it() -> None:
+def test_reading_a_set_for_many_lines_is_limited() -> None:
     elements = ", ".join(f"10.0.{number >> 8}.{number & 255}" for number in range(0, 8000, 2))
     text = (
         f"table inet t {{ set s {{ type ipv4_addr; elements = {{ {elements} }} }}\n chain c {{ type filter hook input\n"
@@ -252,7 +252,7 @@ def test_variables_that_name_each_other_end() -> None:
 OTHER_PORT = "-A INPUT ! -s 192.0.2.0/24 -p tcp --dport 587 -j DROP\n-A INPUT -s 198.51.100.7 -j DROP\n"
 
 
-def test_the_port_is_25_or_the_one_that_is_asked_for() -> None:
+def test_the_port_is_25_or_that_of_the_option() -> None:
     rules = rules_of("iptables-save", OTHER_PORT)
     assert [answer(rules, Asked(client)) for client in ("203.0.113.1", "198.51.100.7")] == ["DUNNO", "REJECT"]
     rules = rules_of("iptables-save", OTHER_PORT, port=587)
@@ -273,7 +273,7 @@ WG0 = {
 
 
 @pytest.mark.parametrize("format_name", WG0)
-def test_what_one_interface_may_is_lost_unless_the_interface_is_said(format_name: str) -> None:
+def test_lines_about_an_interface_are_lost_without_the_option(format_name: str) -> None:
     text = WG0[format_name]
     assert answer(rules_of(format_name, text), Asked("203.0.113.5")) == "REJECT"
     result = imported(format_name, text)
@@ -296,7 +296,7 @@ COMMIT
 """
 
 
-def test_the_chain_of_an_interface_exempts_from_its_own_lines_alone() -> None:
+def test_the_chain_of_an_interface_exempts_only_from_its_own_lines() -> None:
     result = imported("iptables-save", ZONES)
     assert [(rule.match, rule.exceptions) for rule in result.rules] == [
         ({"cidr": ("192.0.2.0/24",)}, {"cidr": ("192.0.2.7",)})
@@ -372,7 +372,7 @@ def test_a_json_document_of_one_long_line_is_read() -> None:
         {"nftables": [7, {"rule": 7}, {"set": {"elem": 7}}, {"chain": {}}, {"rule": {"expr": [{"drop": None}, {}]}}]},
     ],
 )
-def test_json_that_is_something_else_ends_in_a_message(document: object) -> None:
+def test_other_json_gives_a_message(document: object) -> None:
     with pytest.raises(ImportFailedError):
         imported("nft", json.dumps(document))
 

@@ -50,7 +50,7 @@ COMMIT
 -A unused -s 203.0.113.5 -j DROP
 COMMIT
 """,
-    "each table has its say": """
+    "each table decides separately": """
 *raw
 -A PREROUTING -s 203.0.113.5 -j ACCEPT
 -A PREROUTING -s 203.0.113.0/24 -j DROP
@@ -93,7 +93,7 @@ COMMIT
 }
 
 NFT = {
-    "each base chain has its own say": """
+    "each base chain decides separately": """
 table inet one {
   chain early { type filter hook input priority -10; ip saddr 203.0.113.0/24 accept; ip saddr 192.0.2.7 drop; }
   chain late { type filter hook input priority 10; ip saddr 203.0.113.5 drop; ip saddr 192.0.2.0/24 accept; }

@@ -27,7 +27,7 @@ def lost(format_name: str, text: str) -> list[tuple[int, str]]:
 # --- plain ------------------------------------------------------------------------------------------------------------
 
 
-def test_plain_networks_ranges_and_what_people_write_around_them() -> None:
+def test_plain_networks_and_ranges_with_surrounding_text_are_read() -> None:
     text = (
         "# head\n192.0.2.0/24\n198.51.100.1 - 198.51.100.6 ; range\n203.0.113.*\n[2001:db8::1]\n10.0.0.0/255.0.0.0\n"
         "1.2.3.4 2026-01-01 ZZ\n5.6.7.8,\n::ffff:9.9.9.0/120\n"
@@ -66,7 +66,7 @@ def test_plain_networks_ranges_and_what_people_write_around_them() -> None:
         ("recipient", {"recipient_domain": ["b.example", ".c.example", "d.example"], "recipient": ["a@b.example"]}),
     ],
 )
-def test_plain_names_are_whose_the_attribute_says(attribute: str | None, wanted: dict[str, list[str]]) -> None:
+def test_plain_names_are_compared_with_the_attribute(attribute: str | None, wanted: dict[str, list[str]]) -> None:
     text = "b.example\n*.c.example\na@b.example\n@d.example\n"
     result = imported("plain", text, ImportOptions(attribute=attribute, shape=Shape.RULES))
     assert {name: list(values) for rule in result.rules for name, values in rule.match.items()} == wanted
@@ -86,13 +86,13 @@ def test_plain_names_are_whose_the_attribute_says(attribute: str | None, wanted:
         ("/(?=x)/", "RE2 has no look-around"),
     ],
 )
-def test_plain_lines_that_are_no_entry_are_reported(line: str, reason: str) -> None:
+def test_plain_lines_without_an_entry_are_reported(line: str, reason: str) -> None:
     ((number, said),) = lost("plain", f"192.0.2.7\n{line}\n")
     assert number == 2
     assert reason in said
 
 
-def test_of_several_kinds_a_list_holds_one_and_the_others_are_reported() -> None:
+def test_a_list_has_one_kind_of_entries_and_the_others_are_reported() -> None:
     text = "192.0.2.1\nb.example\n192.0.2.2\na@b.example\n"
     options = ImportOptions(shape=Shape.LIST)
     assert entries("plain", text, options) == ["192.0.2.1", "192.0.2.2"]
@@ -100,7 +100,7 @@ def test_of_several_kinds_a_list_holds_one_and_the_others_are_reported() -> None
     assert entries("plain", text, ImportOptions(condition="hostname_suffix")) == ["b.example"]
 
 
-def test_rules_as_a_list_are_the_networks_that_they_keep_out() -> None:
+def test_a_list_of_rules_has_the_networks_that_they_block() -> None:
     table = "192.0.2.7 OK\n192.0.2.0/29 REJECT\n198.51.100.0/25 REJECT\n198.51.100.128/25 REJECT\n"
     assert entries("postfix-cidr", table, ImportOptions(shape=Shape.LIST)) == [
         "192.0.2.0/30",
@@ -173,7 +173,7 @@ def test_drop_as_text_and_as_json_lines_is_the_same_list() -> None:
         ("{" + '"a":{' * 5000, "not a JSON object"),
     ],
 )
-def test_drop_lines_that_are_no_network_are_reported(line: str, reason: str) -> None:
+def test_drop_lines_without_a_network_are_reported(line: str, reason: str) -> None:
     ((number, said),) = lost("spamhaus-drop", f'1.10.16.0/20 ; SBL1\n{line}\n{{"type":"metadata"}}\n')
     assert number == 2
     assert reason in said
@@ -195,7 +195,7 @@ DROP = (
     ],
     ids=["in a record", "between two", "too few", "in a comment", "in a network"],
 )
-def test_a_drop_list_that_says_itself_that_it_is_incomplete_is_refused(text: str, reason: str) -> None:
+def test_an_incomplete_drop_list_is_refused(text: str, reason: str) -> None:
     with pytest.raises(ImportFailedError) as caught:
         imported("spamhaus-drop", text)
     assert reason in str(caught.value)
@@ -365,7 +365,7 @@ def test_more_whois_answers(answer: str, networks: list[str]) -> None:
         json.dumps(AROUND | {"name": "APNIC-1"}),
     ],
 )
-def test_a_block_of_a_registry_is_not_taken_for_a_clients(answer: str) -> None:
+def test_a_block_of_a_registry_is_not_imported(answer: str) -> None:
     with pytest.raises(ImportFailedError) as caught:
         imported("whois", answer)
     assert caught.value.report is not None
@@ -410,7 +410,7 @@ def test_postgreys_clients_are_exempted_with_their_subdomains_octets_and_express
 def test_postgreys_recipients() -> None:
     text = "# recipients\npostmaster@\na@b.example\nc.example\n/^list-.*@d\\.example$/\n"
     expressions = (r"^postmaster(\+[^@]+)?@", r"^a(\+[^@]+)?@b\.example$", r"^list-.*@d\.example$")
-    for options in (ImportOptions(attribute="recipient"), ImportOptions()):  # a mail address tells what the list is for
+    for options in (ImportOptions(attribute="recipient"), ImportOptions()):  # a mail address shows what the list is for
         result = imported("postgrey", text, options)
         assert [(rule.match, rule.verdict.action) for rule in result.rules] == [
             ({"recipient_regex": expressions}, "DUNNO"),
@@ -516,7 +516,7 @@ def test_mechanisms_of_spf_are_networks() -> None:
     ]
 
 
-def test_a_map_of_names_says_what_it_was_read_for_unless_told() -> None:
+def test_the_assumed_attribute_of_a_map_of_names_is_noted() -> None:
     assumed = "read as host names of clients; use --attribute if the list is for something else"
     assert [note.reason for note in imported("rspamd-map", "b.example\nc.example\n").report.notes] == [assumed]
     assert [note.reason for note in imported("rspamd-map", "192.0.2.1\n").report.notes] == []

@@ -8,7 +8,7 @@ from tests.examples import examples
 from tests.exchange.meaning import ACTIONS, Asked, answer, as_answer, imported, postmap, read, rules_of
 from tests.requirements import require
 
-# Few networks that lie in each other or apart, so that tables made of them meet.
+# A few nested and separate networks, so that lines of a table overlap.
 NETWORKS = [
     "0.0.0.0/0",
     "192.0.2.0/24",
@@ -93,7 +93,7 @@ def test_an_unsupported_line_is_reported_and_the_others_are_kept(line: str, reas
     assert [rule.match for rule in result.rules] == [{"cidr": ("198.51.100.1",)}]
 
 
-def test_all_that_is_in_a_block_which_cannot_be_read_is_reported() -> None:
+def test_every_line_in_an_unreadable_block_is_reported() -> None:
     table = "if 192.0.2.1/24\n192.0.2.3 REJECT\nif 192.0.2.0/28\n192.0.2.4 REJECT\nendif\nendif\n198.51.100.1 REJECT\n"
     result = imported("postfix-cidr", table)
     assert [loss.line.number for loss in result.report.losses] == [1, 2, 4]
@@ -140,7 +140,7 @@ def test_a_line_that_begins_with_a_blank_continues_the_one_before() -> None:
 
 
 @pytest.mark.parametrize("format_name", ["postfix-cidr", "postfix-pcre"])
-def test_as_many_ifs_are_read_within_each_other_as_anybody_writes(format_name: str) -> None:
+def test_nested_ifs_are_read_up_to_a_limit(format_name: str) -> None:
     pattern = "192.0.2.0/24" if format_name == "postfix-cidr" else "/./"
     opened, closed = f"if {pattern}\n", "endif\n"
     deep = imported(format_name, f"{opened * 17}{pattern} REJECT\n{closed * 17}{pattern} DEFER\n")
@@ -150,7 +150,7 @@ def test_as_many_ifs_are_read_within_each_other_as_anybody_writes(format_name: s
     assert (18, "the `if` around it is lost") in reasons
 
 
-def test_postfix_ignores_what_follows_an_exemption() -> None:
+def test_text_after_an_exemption_is_ignored_as_in_postfix() -> None:
     require("postmap")
     table = "192.0.2.7 OK our office\n192.0.2.8 permit # comment\n192.0.2.9 RELAY x\n192.0.2.0/24 REJECT\n"
     rules = rules_of("postfix-cidr", table)

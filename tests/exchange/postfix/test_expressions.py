@@ -113,7 +113,7 @@ CLIENTS = [
 
 @pytest.mark.parametrize("format_name", TYPES)
 @pytest.mark.parametrize("table", [CLIENT_TABLE, CLASSES, PRE_FILTER], ids=["client", "classes", "pre-filter"])
-def test_of_a_client_the_name_is_looked_up_then_the_address_as_postfix_does(format_name: str, table: str) -> None:
+def test_the_name_of_a_client_is_looked_up_before_its_address_as_in_postfix(format_name: str, table: str) -> None:
     require("postmap")
     result = imported(format_name, table)
     assert result.report.losses == []
@@ -133,7 +133,7 @@ def test_classes_alone_are_for_names_unless_an_address_can_match_them() -> None:
     ]
 
 
-def test_an_assumed_attribute_is_said_and_a_mail_address_means_a_sender() -> None:
+def test_an_assumed_attribute_is_noted_and_a_mail_address_means_a_sender() -> None:
     result = imported("postfix-pcre", "/@spam\\.example$/ REJECT\n/^dyn/ REJECT\n/^news@/ REJECT\n")
     assert [rule.match for rule in result.rules] == [
         {"sender_regex": (r"@spam\.example$", "^news@")},
@@ -164,7 +164,7 @@ def test_a_line_that_only_its_if_keeps_from_matching_is_reported_with_the_if() -
     assert (loss.line.number, loss.reason) == (2, reason)
 
 
-def test_lines_that_are_too_complex_to_be_examined_are_told_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_that_are_too_complex_to_analyse_are_noted_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     table = "".join(f"/(a|b)*a(a|b){{9}}[0-9]*(c|d)*c(c|d){{9}}{number}$/ REJECT\n" for number in range(8))
     table += r"/^mail\.example\.com$/ OK"
     examined = imported("postfix-pcre", table)
@@ -179,7 +179,7 @@ def test_lines_that_are_too_complex_to_be_examined_are_told_and_kept(monkeypatch
     assert answer(ruleset(told.text), Asked(name="mail.example.com")) == "DUNNO"
 
 
-def test_the_null_sender_exempts_senders_alone() -> None:
+def test_the_null_sender_exempts_senders_only() -> None:
     table = "/^<>$/ OK\n/^a@/ OK\n/@b\\.example$/ REJECT\n/^mail/ REJECT\n"
     rules = rules_of("postfix-pcre", table)
     assert answer(rules, Asked(name="mail.example", sender="<>")) == "REJECT"
@@ -255,7 +255,7 @@ def test_substitutions_are_lost_with_a_note() -> None:
     ]
 
 
-def test_the_null_sender_is_an_address_of_its_own() -> None:
+def test_the_null_sender_is_a_separate_address() -> None:
     result = imported("postfix-pcre", "/^<>$/ REJECT\n", ImportOptions(attribute="sender"))
     assert result.rules[0].match == {"sender": ("<>",)}
     rules = rules_of("postfix-pcre", "/^<>$/ REJECT\n", attribute="sender")
@@ -276,7 +276,7 @@ def test_the_null_sender_is_an_address_of_its_own() -> None:
         ("[[:alpha:]]", "", "[[:alpha:]]"),
     ],
 )
-def test_perl_is_written_as_re2_has_it(pattern: str, flags: str, written: str) -> None:
+def test_perl_is_converted_to_re2(pattern: str, flags: str, written: str) -> None:
     result = imported("postfix-pcre", f"/{pattern}/{flags} REJECT\n", ImportOptions(attribute="sender"))
     assert result.rules[0].match == {"sender_regex": (written,)}
 
@@ -292,13 +292,13 @@ def test_perl_is_written_as_re2_has_it(pattern: str, flags: str, written: str) -
         ("[[:digit:]]{2}", "[[:digit:]]{2}"),
     ],
 )
-def test_posix_is_written_as_re2_has_it(pattern: str, written: str) -> None:
+def test_posix_is_converted_to_re2(pattern: str, written: str) -> None:
     result = imported("postfix-regexp", f"/{pattern}/ REJECT\n", ImportOptions(attribute="sender"))
     assert result.rules[0].match == {"sender_regex": (written,)}
 
 
 @pytest.mark.parametrize("pattern", ["a+?b", r"(a)\1", "[[=a=]]", "(?i)a", "[a"])
-def test_posix_that_means_something_else_to_re2_is_reported(pattern: str) -> None:
+def test_posix_syntax_with_another_meaning_in_re2_is_reported(pattern: str) -> None:
     result = imported("postfix-regexp", f"/{pattern}/ REJECT\n/kept/ REJECT\n", ImportOptions(attribute="sender"))
     assert [loss.line.number for loss in result.report.losses] == [1]
 

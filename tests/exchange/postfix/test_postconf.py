@@ -22,7 +22,7 @@ def imported(folder: Path, text: str) -> Result:
 
 
 def rules(folder: Path, text: str) -> tuple[list[tuple[object, ...]], list[str], list[str]]:
-    """The rules of the file, which loads (names, how many, exceptions, verb, observed); what was lost; the notes."""
+    """Returns the imported rules (names, number, exceptions, verb, observed), the losses and the notes."""
     result = imported(folder, text)
     path = folder / "rules.yaml"
     path.write_text(result.text)
@@ -36,7 +36,7 @@ def rules(folder: Path, text: str) -> tuple[list[tuple[object, ...]], list[str],
     return said, losses, [note.reason for note in result.report.notes]
 
 
-def test_a_permit_exempts_from_what_follows_it_in_the_same_list(tmp_path: Path) -> None:
+def test_a_permit_exempts_from_the_restrictions_after_it_in_the_same_list(tmp_path: Path) -> None:
     text = (
         "smtpd_client_restrictions = reject_rbl_client a.example=127.0.0.2, permit_dnswl_client w.example=127.0.0.2,\n"
         "  reject_rbl_client b.example=127.0.0.[2..9]\n"
@@ -65,7 +65,7 @@ def test_names_are_asked_as_postfix_asks_them_and_warn_if_reject_observes(tmp_pa
     assert losses == ["reject_rhsbl_recipient d.example: policyd asks no list about recipients"]
 
 
-def test_a_list_without_a_filter_gets_codes_and_that_is_said(tmp_path: Path) -> None:
+def test_a_list_without_a_filter_gets_codes_and_a_note(tmp_path: Path) -> None:
     text = "smtpd_client_restrictions = reject_rbl_client a.example\n"
     assert "codes: '127.0.[0..255].[2..254]'" in imported(tmp_path, text).text
     assert any("without a filter" in note for note in rules(tmp_path, text)[2])
@@ -102,7 +102,7 @@ def test_a_filter_that_no_answer_fits_is_not_taken(code: str, tmp_path: Path) ->
         ("a.example=127.0.0.2*3 b.example=127.0.0.2*1", 3, [(["a.example"], 1, [])]),
     ],
 )  # fmt: skip
-def test_weights_become_at_least_if_that_says_the_same(
+def test_weights_become_at_least_if_that_is_equivalent(
     tmp_path: Path, sites: str, threshold: int, wanted: list[tuple[list[str], int, list[str]]]
 ) -> None:
     text = (
@@ -124,7 +124,7 @@ def test_weights_become_at_least_if_that_says_the_same(
         "a.example=127.0.0.300*2",
     ],
 )
-def test_weights_that_at_least_cannot_say_are_reported(tmp_path: Path, sites: str) -> None:
+def test_weights_that_at_least_cannot_express_are_reported(tmp_path: Path, sites: str) -> None:
     text = f"postscreen_dnsbl_sites = {sites}\npostscreen_dnsbl_threshold = 3\n"
     text += "smtpd_client_restrictions = reject_rbl_client z.example=127.0.0.2\n"
     said, losses, _ = rules(tmp_path, text)

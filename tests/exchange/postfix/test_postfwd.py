@@ -60,9 +60,9 @@ def test_the_rules_answer_as_postfwd_does(asked: Asked, wanted: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_real_postfwd_says_the_same_of_every_mixture() -> None:
+def test_the_real_postfwd_gives_the_same_answer_for_every_mixture() -> None:
     if not Path(servers.POSTFWD).exists():
-        pytest.skip("no postfwd here, and CI needs none: the answers that matter are in the table above")
+        pytest.skip("postfwd is not installed, and CI does not need it: the table above has its answers")
     ruleset = RULESET.replace("; \\\n", "\n")
     rules = rules_of("postfwd", ruleset)
     addresses = ["10.1.1.1", "192.168.3.4", "192.0.2.1", "192.0.3.1", "198.51.100.7", "2001:db8::5", "2001:db8::6"]

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Target:
     """`seeds` names files of the project to begin with, beside the corpus. `longest` is how long an input atheris
-    tries, in bytes: pytest tries long ones, and of short ones there are more in a second. `share` is how much of a long
-    run's time the target gets: readers that any client can reach, and fast ones, get more.
+    tries, in bytes: pytest tries long inputs, and short inputs allow more executions in a second. `share` is how much
+    of a long run's time the target gets: readers that any client can reach, and fast ones, get more.
     """
 
     check: Callable[[bytes, Path], None]

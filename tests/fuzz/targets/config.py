@@ -195,7 +195,7 @@ def _flat(entries: object) -> list[Any]:
 
 
 def _request_for(form: Form, condition: str, entry: bytes) -> tuple[Request, Identity] | None:
-    """A request of a client, and the client, that an entry must match; None where that is not plain to see."""
+    """A request of a client, and the client, that an entry must match; None if that is not obvious."""
     nobody = Identity(Status.MISSING)
     match form:
         case Form.NETWORK:

@@ -1,7 +1,7 @@
 """DNS answers: records, and the identity computed from them.
 
-c-ares has read the message by then; `policyd.dns.answers` is given its records. Here they are lines
-`OWNER TYPE TTL VALUE`, and every question gets all of them as its answer, as from a server that does what it likes.
+c-ares has read the message by then; `policyd.dns.answers` is given its records. Here they are lines `OWNER TYPE TTL
+VALUE`, and every question gets all of them as its answer, as from a malicious server.
 """
 
 from __future__ import annotations

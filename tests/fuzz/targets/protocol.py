@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
     from policyd.core.index import Ruleset
 
-# Small, so that a short input reaches it, and many are tried in a second.
+# Small, so that short inputs reach it, of which many can be tried in a second.
 REQUEST_BYTES = 128
 
-# Up to here an input is also given byte by byte; in pieces of many lengths it always is.
+# Maximum bytes of an input that is also given byte by byte; every input is given in pieces of many lengths.
 BYTE_BY_BYTE = 48
 
 TODAY = datetime.date(2026, 11, 21)
 
-# As long as no value is longer than this in all, the log cuts none: 4,096 bytes a line, four for an escaped byte.
+# The log cuts no value up to this length in total: 4,096 bytes a line, four for an escaped byte.
 UNCUT = 400
 
 
@@ -68,7 +68,7 @@ def _parsed(pieces: Iterable[bytes]) -> tuple[list[dict[str, bytes]], str | None
 
 
 def _pieces(content: bytes, sizes: bytes) -> list[bytes]:
-    """The content in pieces whose lengths the content itself says."""
+    """The content in pieces, whose lengths are derived from the content."""
     pieces = []
     at = turn = 0
     while at < len(content):

@@ -46,12 +46,12 @@ def ids(incident: Incident) -> str:
     return "".join(decision.id.decode() for decision in quoted(incident))
 
 
-def test_what_was_refused_from_a_suffix_is_reported(tmp_path: Path) -> None:
+def test_mails_refused_from_a_suffix_are_reported(tmp_path: Path) -> None:
     assert ids(incident_of(tmp_path, suffix="VS.Sakura.ne.jp.")) == "ABCEFG"
     assert ids(incident_of(tmp_path, suffix=".vs.sakura.ne.jp")) == "ABCEF"
 
 
-def test_what_was_refused_from_a_network_is_reported(tmp_path: Path) -> None:
+def test_mails_refused_from_a_network_are_reported(tmp_path: Path) -> None:
     (network,) = parse_networks(["49.212.201.0/30"])
     assert ids(incident_of(tmp_path, network=network)) == "ABC"
 
@@ -123,7 +123,7 @@ def test_a_reply_that_names_the_recipient_hides_it(tmp_path: Path) -> None:
     assert quoted(incident)[0].reply == b"no mail for hidden"
 
 
-def test_what_is_quoted_and_counted_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quoted_lines_and_counts_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report_module, "MAX_QUOTED", 3)
     monkeypatch.setattr(report_module, "_MAX_COUNTED", 5)
     incident = incident_of(

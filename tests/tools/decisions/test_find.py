@@ -103,7 +103,7 @@ def time(text: str) -> float:
         ({"suffix": "sakura.ne.jp", "since": time("2026-03-02"), "until": time("2026-11-01")}, "C"),
     ],
 )
-def test_what_is_wanted_is_found_in_every_form_of_the_log(log: str, wanted: dict[str, Any], found: str) -> None:
+def test_matching_lines_are_found_in_every_form_of_the_log(log: str, wanted: dict[str, Any], found: str) -> None:
     assert ids(log, **wanted) == found
 
 
@@ -168,14 +168,14 @@ def test_first_last_and_count_are_right_in_any_order_of_time(
     assert (at_once[0], at_once[1] > 0, len(at_once[2]) == limit) == (5_000, limit == 700, limit == 700)
 
 
-def test_first_and_last_are_compared_as_times_whatever_their_offset(log: str) -> None:
+def test_first_and_last_are_compared_as_times_despite_different_offsets(log: str) -> None:
     (network, *_) = tally([log], Search(), By.NETWORK).counts()
     first, last = network.first, network.last
     assert time(first) == time("2026-03-01T00:00:00.500+01:00")
     assert time(last) == time("2026-11-22T00:00:00+00:00")
 
 
-def test_lines_of_doctor_and_lines_that_are_no_decision_are_not_counted(tmp_path: Path) -> None:
+def test_lines_of_doctor_and_lines_without_a_decision_are_not_counted(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text("".join((*LINES, line(more="instance=policyd-doctor"), "2026-11-22 something else\n")))
     assert tally([str(path)], Search(), By.CLIENT).found == 6
@@ -190,7 +190,7 @@ def test_too_many_values_are_counted_together(log: str, monkeypatch: pytest.Monk
 # --- Mail logs --------------------------------------------------------------------------------------------------------
 
 
-def test_the_hosts_of_the_first_incident_come_out_as_from_awk_sort_and_uniq(tmp_path: Path) -> None:
+def test_the_hosts_of_the_first_incident_are_those_that_awk_sort_and_uniq_find(tmp_path: Path) -> None:
     script = r"grep ^Feb maillog.sendmail | grep -o 'relay=[^ ]*sakura.ne.jp'"
     script += " | sed s/relay=// | sort | uniq -c"
     done = subprocess.run(["sh", "-c", script], cwd=DATA, capture_output=True, text=True, check=True)
@@ -217,14 +217,14 @@ def test_decision_logs_and_mail_logs_may_be_mixed(log: str) -> None:
     assert {each.value: each.count for each in counted.counts()}["180.222.51.0/24"] == 7
 
 
-def test_what_is_no_log_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_log_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "notes"
     path.write_text("buy milk\n")
     with pytest.raises(LogError, match="neither a decision log of policyd nor a mail log"):
         tally([str(path)], Search(), By.CLIENT)
 
 
-def test_nothing_that_a_client_said_is_shown_raw(tmp_path: Path) -> None:
+def test_no_client_text_is_shown_raw(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text(line(sender="\\x1b]0;\\x07@\\xc3\\xa4.example", client="\\x1b.example[192.0.2.1]"))
     for by in By:

@@ -40,7 +40,7 @@ def test_an_id_is_found_as_people_write_it(tmp_path: Path, written: str) -> None
         ("", "unknown[192.0.2.1]", None),
     ],
 )
-def test_what_the_log_knew_of_the_client_is_known_again(rdns: str, client: str, identity: Identity | None) -> None:
+def test_the_clients_identity_is_taken_from_the_log(rdns: str, client: str, identity: Identity | None) -> None:
     decision = parse(line(client=client).replace("rdns=verified", rdns).encode())
     assert decision is not None
     assert identity_of(decision) == identity

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Script:
-    """The changes of the log each time that there is nothing more to read; after the last the tail ends."""
+    """Changes the log each time that there is nothing more to read; ends the tail after the last change."""
 
     def __init__(self, *steps: Callable[[], object]) -> None:
         self._steps = list(steps)
@@ -70,13 +70,13 @@ def test_a_rotated_log_is_read_to_its_end_and_then_the_new_one(log: Path) -> Non
     assert ids(log, 1, rotate, append(log, line(id="NEWER"))) == ["FIRST", "LATE", "NEW", "NEWER"]
 
 
-def test_a_log_that_is_away_for_a_while_is_waited_for(log: Path) -> None:
+def test_a_log_that_is_missing_for_a_while_is_waited_for(log: Path) -> None:
     append(log, line(id="FIRST"))()
     steps = [lambda: log.rename(log.with_suffix(".1")), lambda: None, append(log, line(id="NEW"))]
     assert ids(log, 1, *steps) == ["FIRST", "NEW"]
 
 
-def test_a_log_that_was_removed_is_followed_where_it_comes_again(log: Path) -> None:
+def test_a_removed_log_is_followed_when_it_reappears(log: Path) -> None:
     append(log, line(id="FIRST"))()
     assert ids(log, 1, log.unlink, append(log, line(id="NEW"))) == ["FIRST", "NEW"]
 
@@ -123,13 +123,13 @@ NETWORKS = parse_networks(["192.0.2.0/24", "2001:db8::/32"])
         (Wanted(frozenset({b"DEFER"}), frozenset({b"sakura-vps"})), line(), False),
     ],
 )
-def test_only_what_was_asked_for_is_shown(log: Path, wanted: Wanted, text: str, has: bool) -> None:
+def test_only_wanted_decisions_are_shown(log: Path, wanted: Wanted, text: str, has: bool) -> None:
     append(log, text)()
     assert (ids(log, 10, wanted=wanted) != []) is has
     assert (list(every([str(log)], wanted)) != []) is has
 
 
-def test_a_network_that_is_none_says_how_to_write_one() -> None:
+def test_an_invalid_network_gets_a_message_with_the_right_form() -> None:
     with pytest.raises(ValueError, match=r"'x' is not a network; write 192.0.2.0/24"):
         parse_networks(["x"])
 

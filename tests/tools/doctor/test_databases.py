@@ -34,7 +34,7 @@ def test_a_database_is_right_until_its_age_is_reached(tmp_path: Path) -> None:
     assert "policyd reload" in finding.write
 
 
-def test_each_database_that_cannot_be_used_is_a_finding_whatever_else_is_wrong_in_the_file(tmp_path: Path) -> None:
+def test_each_unusable_database_is_a_finding_despite_other_errors_in_the_file(tmp_path: Path) -> None:
     write_systems(tmp_path / "asn.mmdb", "maxmind_asn")
     (tmp_path / "broken.csv").write_text("192.0.2.0,192.0.2.255,JP\nnonsense\n")
     path = rules(tmp_path, "{asn: missing.mmdb, country: asn.mmdb}")
@@ -57,7 +57,7 @@ def test_a_database_of_ipv4_alone_is_noted(tmp_path: Path) -> None:
     assert notes == (f"{file}: the asn database has IPv4 networks only, so no IPv6 client has a record",)
 
 
-def test_without_databases_or_without_a_rules_file_nothing_is_said(tmp_path: Path) -> None:
+def test_without_databases_or_a_rules_file_there_is_no_output(tmp_path: Path) -> None:
     (tmp_path / "rules.yaml").write_text("rules: []\n")
     assert check_databases(str(tmp_path / "rules.yaml"), BUILT) == ((), (), ())
     assert check_databases(str(tmp_path / "missing.yaml"), BUILT) == ((), (), ())

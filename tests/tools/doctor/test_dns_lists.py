@@ -8,7 +8,7 @@ from tests.dns.lists import dns_list
 from tests.name_server import NXDOMAIN, Reply, ScriptedServer
 
 
-def test_a_list_that_passes_is_right_and_one_that_does_not_is_a_finding() -> None:
+def test_a_list_that_fails_its_self_test_is_a_finding() -> None:
     script = {
         "2.0.0.127.good.test": Reply(["@ 60 A 127.0.0.2"]),
         "2.0.0.127.bad.test": Reply(["@ 60 A 127.255.255.255"]),

@@ -39,7 +39,7 @@ MASTER = "smtp inet n - {chroot} - - smtpd\n"
 
 @contextlib.contextmanager
 def answering(listener: socket.socket, answer: bytes | None) -> Iterator[list[bytes]]:
-    """A daemon that gives one answer to every client, and nothing (but keeps the connection) for None."""
+    """A daemon that gives the same answer to every client; for None it gives no answer and keeps the connection."""
     asked: list[bytes] = []
     open_connections = []
 
@@ -91,7 +91,7 @@ def unix_daemon(path: Path, mode: int = 0o666) -> Iterator[UnixAddress]:
 
 @pytest.fixture
 def queue() -> Iterator[Path]:
-    """Postfix's queue directory: one that everybody may enter, with a short path, as a socket needs."""
+    """Postfix's queue directory: every user may enter it, and its path is short enough for a socket."""
     with tempfile.TemporaryDirectory(prefix="queue-") as folder:
         Path(folder).chmod(0o755)
         (Path(folder) / "private").mkdir(mode=0o755)
@@ -118,7 +118,7 @@ def findings(diagnosis: Diagnosis) -> list[str]:
     return [f"{finding.where}: {finding.what} -> {finding.write}" for finding in diagnosis.findings]
 
 
-def test_a_right_configuration_has_nothing_to_mend(queue: Path) -> None:
+def test_a_right_configuration_has_no_findings(queue: Path) -> None:
     with inet_daemon() as address:
         diagnosis = examined(
             queue, f"smtpd_recipient_restrictions = {RIGHT.format(endpoint=address)}\n", Settings(listen=(address,))
@@ -181,7 +181,7 @@ ABBREVIATED = {
 
 
 @pytest.mark.parametrize("main", MAIN_CF)
-def test_what_is_wrong_in_main_cf_is_said(queue: Path, main: str) -> None:
+def test_errors_in_main_cf_are_reported(queue: Path, main: str) -> None:
     text = main
     for word, meaning in ABBREVIATED.items():
         text = text.replace(word, meaning)
@@ -213,7 +213,7 @@ SUBMISSION = "submission inet n - y - - smtpd\n  -o syslog_name=postfix/submissi
         (RIGHT, "", 0),
     ],
 )
-def test_users_who_hand_in_their_own_mail_are_no_strangers(queue: Path, main: str, overrides: str, wanted: int) -> None:
+def test_users_who_submit_their_own_mail_are_not_strangers(queue: Path, main: str, overrides: str, wanted: int) -> None:
     with inet_daemon() as address:
         text = f"smtpd_recipient_restrictions = {main.format(endpoint=address)}\n"
         text += "mua_restrictions = permit_sasl_authenticated, reject\n"
@@ -236,7 +236,7 @@ def test_an_override_of_a_timeout_is_seen(queue: Path) -> None:
     assert "timeout=9s" in found[0]
 
 
-def test_an_endpoint_where_policyd_does_not_listen_is_said_unless_something_answers_there(queue: Path) -> None:
+def test_an_endpoint_where_policyd_does_not_listen_is_reported_unless_policyd_answers(queue: Path) -> None:
     with inet_daemon() as address:
         main = f"smtpd_recipient_restrictions = {RIGHT.format(endpoint=address)}\n"
         diagnosis = examined(queue, main, Settings())
@@ -248,7 +248,7 @@ def test_an_endpoint_where_policyd_does_not_listen_is_said_unless_something_answ
     assert "did not answer: connection refused" in found[1]
 
 
-def test_another_policy_service_beside_policyd_is_none_of_its_business(queue: Path) -> None:
+def test_another_policy_service_is_not_judged(queue: Path) -> None:
     with inet_daemon() as address:
         right = RIGHT.format(endpoint=address)
         main = f"smtpd_recipient_restrictions = check_policy_service inet:127.0.0.1:9, {right}\n"
@@ -278,7 +278,7 @@ def test_a_socket_in_the_chroot_is_right(queue: Path, written: str) -> None:
     assert any("nobody may connect" in line for line in diagnosis.right)
 
 
-def test_a_socket_outside_of_the_chroot_is_said_with_the_place_inside(queue: Path) -> None:
+def test_a_socket_outside_of_the_chroot_is_reported_with_the_path_inside(queue: Path) -> None:
     path = queue / "run" / "policyd"
     path.parent.mkdir(mode=0o755)
     main = f"smtpd_recipient_restrictions = {RIGHT.format(endpoint=f'unix:{path}')}\n"
@@ -298,7 +298,7 @@ def test_a_socket_outside_of_the_chroot_is_said_with_the_place_inside(queue: Pat
         (0o666, 0o700, "nobody may not enter"),
     ],
 )
-def test_a_socket_that_postfix_may_not_use_is_said(queue: Path, mode: int, folder_mode: int, wanted: str) -> None:
+def test_a_socket_that_postfix_may_not_use_is_reported(queue: Path, mode: int, folder_mode: int, wanted: str) -> None:
     require(root=True)
     main = f"smtpd_recipient_restrictions = {RIGHT.format(endpoint='unix:private/policyd')}\n"
     with unix_daemon(queue / "private" / "policyd", mode) as address:
@@ -315,7 +315,7 @@ def test_a_socket_of_the_right_group_is_right(queue: Path) -> None:
         assert findings(examined(queue, main, Settings(listen=(address,)))) == []
 
 
-def test_a_socket_that_is_missing_or_a_file_is_said(queue: Path) -> None:
+def test_a_missing_socket_or_a_file_in_its_place_is_reported(queue: Path) -> None:
     main = f"smtpd_recipient_restrictions = {RIGHT.format(endpoint='unix:private/policyd')}\n"
     settings = Settings(listen=(UnixAddress(f"{queue}/private/policyd"),))
     assert "it is not there" in findings(examined(queue, main, settings))[0]
@@ -335,12 +335,12 @@ def test_a_socket_that_is_missing_or_a_file_is_said(queue: Path) -> None:
         (b"x" * (MAX_ANSWER_BYTES + 5000), "more than 16 KiB came back"),
     ],
 )
-def test_no_answer_is_said_with_its_reason(answer: bytes | None, wanted: str) -> None:
+def test_a_missing_answer_is_reported_with_its_reason(answer: bytes | None, wanted: str) -> None:
     with inet_daemon(answer) as address, pytest.raises(AskError, match=wanted):
         ask(address, QUESTION, 0.3 if answer is None else 20.0)
 
 
-def test_a_program_that_is_no_policy_service_is_said(queue: Path) -> None:
+def test_a_program_that_is_not_a_policy_service_is_reported(queue: Path) -> None:
     with inet_daemon(b"220 mail.example ESMTP\r\n\n\n") as address:
         main = f"smtpd_recipient_restrictions = {RIGHT.format(endpoint=address)}\n"
         found = findings(examined(queue, main, Settings(listen=(address,))))

@@ -1,4 +1,4 @@
-"""`$name` in parameters is expanded as postconf(1) does it, which is asked for the same."""
+"""Checks that `$name` in parameters is expanded as by postconf(1)."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_values_are_expanded_as_postconf_does(tmp_path: Path, value: str) -> Non
 @pytest.mark.parametrize(
     "value", ["${", "${}", "${set", "${{a} ? {b}}", "${{a} ~ {b} ? {c}}", "$", "a$", "$(set", "${-}"]
 )
-def test_what_postfix_could_not_read_either_stays(value: str) -> None:
+def test_references_that_postfix_cannot_read_are_left_unchanged(value: str) -> None:
     assert expand(value, lambda _: "x").startswith(value[:1])
 
 

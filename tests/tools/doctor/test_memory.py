@@ -35,7 +35,7 @@ def settings(server: StateServer, credentials: Path | None = None) -> Settings:
 @needs_server
 @pytest.mark.slow
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_the_store_is_asked_and_a_refused_password_is_said_and_never_shown(tmp_path: Path, program: str) -> None:
+def test_a_refused_password_of_the_store_is_reported_and_never_shown(tmp_path: Path, program: str) -> None:
     server = StateServer(tmp_path, program)
     credentials = tmp_path / "credentials"
     try:
@@ -86,9 +86,9 @@ def judged(folder: Path, master: str, *, user_counters: tuple[str, ...] = ("mail
 @pytest.mark.parametrize(
     "master",
     ["", f"{SUBMISSION}permit_sasl_authenticated,reject\n", f"{SUBMISSION}permit_sasl_authenticated,ASK,reject\n"],
-    ids=["no submission", "not asked there", "asked behind those who are let through"],
+    ids=["no submission", "not asked there", "asked after users are let through"],
 )
-def test_a_counter_of_users_that_no_service_feeds_is_said(tmp_path: Path, master: str) -> None:
+def test_a_counter_of_users_that_no_service_feeds_is_reported(tmp_path: Path, master: str) -> None:
     finding = next(finding for finding in judged(tmp_path, master).findings if "counter" in finding.where)
     assert finding.where == "rules.yaml: counter mails-of-user"
     assert "no service asks policyd about authenticated users" in finding.what

@@ -70,7 +70,7 @@ WRONG = {
         "25 inet n - n - - smtpd\n  -o smtpd_recipient_restrictions=\n26 inet n - n - - smtpd\n",
         "master.cf: 25 inet: strangers reach this service, and it never asks policyd",
     ),
-    "asked by the users' service alone": (
+    "asked only by the users' service": (
         f"smtpd_recipient_restrictions = {FIRST}\n",
         (
             f"{SMTP}submission inet n - n - - smtpd\n  -o smtpd_sasl_auth_enable=yes\n"
@@ -191,7 +191,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_cannot_work_is_said_and_nothing_else(queue: Path, name: str) -> None:
+def test_each_configuration_that_cannot_work_has_exactly_its_findings(queue: Path, name: str) -> None:
     main, master, wanted = WRONG[name]
     found = findings(judged(queue, main, master))
     assert len(found) == 1, found
@@ -278,13 +278,13 @@ SOUND = {
 
 
 @pytest.mark.parametrize("name", SOUND)
-def test_what_works_is_not_complained_about(queue: Path, name: str) -> None:
+def test_working_configurations_have_no_findings(queue: Path, name: str) -> None:
     diagnosis = judged(queue, *SOUND[name])
     assert findings(diagnosis) == []
     assert any("strangers reach it, and it asks policyd in" in line for line in diagnosis.right)
 
 
-def test_services_are_sorted_by_who_reaches_them(queue: Path) -> None:
+def test_services_are_grouped_by_the_clients_that_reach_them(queue: Path) -> None:
     master = (
         "smtp inet n - n - - smtpd\nsmtpd pass - - n - - smtpd\n"
         "submission inet n - n - - smtpd\n465 inet n - n - - smtpd\n"
@@ -368,7 +368,7 @@ def test_other_policy_services_are_named_and_not_judged(queue: Path) -> None:
 SHIPPED = RIGHT.replace("ENDPOINT", "unix:private/policyd")
 
 
-def test_a_socket_of_systemd_that_is_not_running_is_said_and_main_cf_left_alone(queue: Path) -> None:
+def test_a_stopped_systemd_socket_is_reported_without_advice_on_main_cf(queue: Path) -> None:
     (found,) = findings(examined(queue, SHIPPED, Settings(), SMTP))
     assert found == (
         f"the socket {queue}/private/policyd: policyd.socket is not running, so the socket does not exist -> "
@@ -385,7 +385,7 @@ def test_a_socket_of_systemd_that_was_left_behind_is_not_running(queue: Path) ->
     assert found.startswith(f"unix:{path}: policyd.socket is not running: connection refused -> systemctl enable --now")
 
 
-def test_a_socket_of_systemd_without_a_daemon_behind_it_is_said(queue: Path) -> None:
+def test_a_systemd_socket_without_a_daemon_is_reported(queue: Path) -> None:
     path = queue / "private" / "policyd"
     with socket.socket(socket.AF_UNIX) as waiting:
         waiting.bind(str(path))
@@ -501,7 +501,7 @@ def test_the_output_of_postconf_without_n_may_be_given(queue: Path) -> None:
     assert "no default_action: while policyd does not run, every mail is answered 451 4.3.5" in found
 
 
-def test_what_is_not_saved_output_is_one_line(tmp_path: Path) -> None:
+def test_a_file_that_is_not_saved_output_gets_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("")
     (tmp_path / "main").write_text("soft_bounce = no\n")
     with pytest.raises(PostconfError, match=r"empty: has no line NAME = VALUE; save it with: postconf -n > "):

@@ -1,4 +1,6 @@
-"""`policyd replay` of rules on systems and countries: with a database, another one, and with the log's own word."""
+"""`policyd replay` of rules on systems and countries: with a database, with another database, and with the owners in
+the log.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,7 @@ def decision(address: str, owner: str) -> str:
     )
 
 
-def test_a_decision_log_is_judged_by_the_database_or_by_what_it_says_itself(tmp_path: Path) -> None:
+def test_a_decision_log_is_judged_by_the_database_or_by_its_own_owners(tmp_path: Path) -> None:
     log = tmp_path / "decisions.log"
     log.write_text(decision("203.0.113.1", " asn=64496 country=JP") + decision("192.0.2.1", " asn=64499 country=US"))
     with_database = replay(ruleset_of(tmp_path, "new"), [str(log)], TODAY)
@@ -89,7 +91,7 @@ def test_a_decision_log_is_judged_by_the_database_or_by_what_it_says_itself(tmp_
     assert of_log.facts.no_owner == 0
 
 
-def test_a_database_that_is_not_there_is_an_error_unless_the_log_is_to_tell(tmp_path: Path) -> None:
+def test_a_missing_database_is_an_error_unless_owners_come_from_the_log(tmp_path: Path) -> None:
     path = tmp_path / "rules.yaml"
     path.write_text(RULES % ("missing.csv", "missing.csv"))
     with pytest.raises(ConfigErrors, match=r"missing\.csv cannot be read"):
@@ -98,7 +100,7 @@ def test_a_database_that_is_not_there_is_an_error_unless_the_log_is_to_tell(tmp_
     assert (hits(found), found.facts.no_owner) == ({"default": 3}, 3)
 
 
-def test_without_rules_on_owners_nothing_is_said_of_them(tmp_path: Path) -> None:
+def test_without_rules_on_owners_there_is_no_note_about_them(tmp_path: Path) -> None:
     path = tmp_path / "rules.yaml"
     path.write_text("rules:\n  - {name: own, match: {cidr: 10.0.0.0/8}, action: DUNNO}\n")
     assert replay(load(rules_path=path).ruleset, log_of(tmp_path, *MAILS), TODAY).facts.no_owner == 0

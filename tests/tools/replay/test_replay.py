@@ -39,7 +39,7 @@ def ruleset_of(folder: Path, text: str, name: str = "rules.yaml") -> Ruleset:
 def mail(
     number: int, client: str, *, sender: str = "a@b.example", to: str = "c@d.example", status: str = "sent"
 ) -> str:
-    """A mail that was accepted, as Postfix logs it; `status` is what became of it, or a refusal's text."""
+    """A mail that was accepted, as Postfix logs it; `status` is the status of its delivery, or a refusal's text."""
     head = "Nov 20 10:00:00 mx postfix"
     if status[0].isdigit():
         return (
@@ -121,7 +121,7 @@ def test_the_incidents_under_the_shipped_rules() -> None:
     assert found.facts.refused_delivered == 0
 
 
-def test_delivered_mails_that_would_have_been_refused_come_first(tmp_path: Path) -> None:
+def test_delivered_mails_that_would_have_been_refused_are_listed_first(tmp_path: Path) -> None:
     ruleset = ruleset_of(tmp_path, RULES)
     logs = log_of(
         tmp_path,
@@ -150,7 +150,7 @@ def test_delivered_mails_that_would_have_been_refused_come_first(tmp_path: Path)
     assert any("no mail for: never" in line for line in text)
 
 
-def test_a_recipient_rule_is_asked_for_each_recipient(tmp_path: Path) -> None:
+def test_a_recipient_rule_is_applied_to_each_recipient(tmp_path: Path) -> None:
     ruleset = ruleset_of(
         tmp_path,
         """
@@ -177,7 +177,7 @@ rules:
 
 
 @pytest.mark.parametrize("assumption", [*Assumption])
-def test_unknown_is_what_the_reader_takes_it_for_and_the_report_says_so(tmp_path: Path, assumption: Assumption) -> None:
+def test_the_assumption_for_unknown_is_applied_and_reported(tmp_path: Path, assumption: Assumption) -> None:
     ruleset = ruleset_of(tmp_path, STATUSES)
     found = replay(ruleset, log_of(tmp_path, mail(1, "unknown[192.0.2.1]")), TODAY, assumption=assumption)
     assert figures(found) == {str(assumption): (1, 1, 1, 1)}
@@ -189,7 +189,7 @@ def test_unknown_is_what_the_reader_takes_it_for_and_the_report_says_so(tmp_path
     ("reason", "rule"),
     [("", "mismatch"), (": Name or service not known", "mismatch"), (": Temporary failure", "error")],
 )
-def test_a_name_that_the_log_knows_not_to_verify_is_not_assumed(tmp_path: Path, reason: str, rule: str) -> None:
+def test_no_status_is_assumed_for_a_name_that_did_not_verify(tmp_path: Path, reason: str, rule: str) -> None:
     warning = (
         f"Nov 20 10:00:00 mx postfix/smtpd[1]: warning: hostname x.b.example does not resolve to address"
         f" 192.0.2.1{reason}\n"
@@ -208,7 +208,7 @@ def test_a_claimed_name_never_exempts_in_a_replay_either(tmp_path: Path) -> None
     assert figures(replay(ruleset_of(tmp_path, RULES), logs, TODAY)) == {"suffix": (1, 1, 1, 1)}
 
 
-def test_the_null_sender_is_one_and_no_sender_is_none(tmp_path: Path) -> None:
+def test_the_null_sender_is_a_sender_and_a_missing_sender_is_not(tmp_path: Path) -> None:
     ruleset = ruleset_of(tmp_path, "rules:\n  - {name: null-sender, match: {sender: <>}, action: REJECT}\n")
     refused_at_once = (
         "Nov 20 10:00:00 mx postfix/smtpd[1]: NOQUEUE: reject: CONNECT from unknown[192.0.2.1]: 554 no; proto=SMTP\n"
@@ -224,7 +224,7 @@ def test_an_expired_rule_is_skipped(tmp_path: Path) -> None:
     assert list(figures(replay(ruleset, logs, TODAY - datetime.timedelta(1)))) == ["network"]
 
 
-def test_policyds_own_log_counts_what_passed_as_delivered(tmp_path: Path) -> None:
+def test_mails_that_passed_in_policyds_own_log_count_as_delivered(tmp_path: Path) -> None:
     log = tmp_path / "decisions.log"
     log.write_text(
         "2026-11-20T10:00:00.000Z DUNNO id=7Q4K2M9X client=x.b.example[192.0.2.1] rdns=verified state=RCPT from=<a@b>"
@@ -243,7 +243,7 @@ def test_policyds_own_log_counts_what_passed_as_delivered(tmp_path: Path) -> Non
         ("helo_name: x.example", "1 mail: the log has no HELO"),
     ],
 )
-def test_what_a_log_cannot_tell_is_said(tmp_path: Path, condition: str, note: str) -> None:
+def test_facts_that_a_log_lacks_are_reported(tmp_path: Path, condition: str, note: str) -> None:
     ruleset = ruleset_of(tmp_path, f"rules:\n  - {{name: r, match: {{{condition}}}, action: REJECT}}\n")
     assert note in printed(replay(ruleset, log_of(tmp_path, mail(1, "x[192.0.2.1]")), TODAY))
 
@@ -251,7 +251,7 @@ def test_what_a_log_cannot_tell_is_said(tmp_path: Path, condition: str, note: st
 # --- Two rulesets ---------------------------------------------------------------------------------------------------
 
 
-def test_only_what_is_answered_differently_is_shown(tmp_path: Path) -> None:
+def test_only_mails_with_different_answers_are_shown(tmp_path: Path) -> None:
     old = ruleset_of(tmp_path, RULES, "old.yaml")
     new = ruleset_of(
         tmp_path,
@@ -291,7 +291,7 @@ def test_a_ruleset_is_no_different_from_itself(tmp_path: Path) -> None:
     assert "the same answer" in screen.getvalue()
 
 
-def test_another_rule_with_the_same_answer_is_no_difference_unless_the_answer_names_it(tmp_path: Path) -> None:
+def test_another_rule_with_the_same_answer_is_a_difference_only_if_the_answer_names_it(tmp_path: Path) -> None:
     text = "rules:\n  - {name: NAME, match: {cidr: 192.0.2.0/24}, action: 'REJECT 5.7.1 TEXT'}\n"
     logs = log_of(tmp_path, mail(1, "x[192.0.2.1]"))
 
@@ -352,7 +352,7 @@ def answers(judge: Judge, seen: Observation) -> set[tuple[str, ...]]:
 
 @settings(max_examples=examples(60), deadline=None)
 @given(seen=st.lists(observed_mails, max_size=25))
-def test_mails_with_equal_grounds_are_decided_alike(rulesets: list[Ruleset], seen: list[Observation]) -> None:
+def test_mails_with_equal_grounds_get_equal_decisions(rulesets: list[Ruleset], seen: list[Observation]) -> None:
     for ruleset in rulesets:
         subjects = subjects_of(ruleset)
         judge = Judge(ruleset, TODAY, Assumption.MISSING, by_recipient="recipient" in subjects)
@@ -364,14 +364,14 @@ def test_mails_with_equal_grounds_are_decided_alike(rulesets: list[Ruleset], see
             assert decided == answers(everyone, mail_seen)
 
 
-def test_what_is_remembered_may_be_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_cache_does_not_change_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ruleset, logs = load(rules_path=SHIPPED).ruleset, [*INCIDENTS, str(DATA / "maillog.shapes")]
     before = replay_as_json(replay(ruleset, logs, TODAY))
     monkeypatch.setattr(replay_module, "_MAX_REMEMBERED", 2)
     assert replay_as_json(replay(ruleset, logs, TODAY)) == before
 
 
-def test_a_log_of_very_many_clients_is_counted_as_far_as_memory_goes(
+def test_figures_of_a_log_with_very_many_clients_stop_at_a_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replay_module, "_MAX_DISTINCT", 50)
@@ -386,7 +386,7 @@ def test_a_log_of_very_many_clients_is_counted_as_far_as_memory_goes(
     assert result["rules"][0]["uncounted"] is True
 
 
-def test_nothing_that_a_client_said_reaches_a_terminal_raw(tmp_path: Path) -> None:
+def test_no_client_text_reaches_a_terminal_raw(tmp_path: Path) -> None:
     log = tmp_path / "mail.log"
     log.write_bytes(mail(1, "x[192.0.2.1]", sender="[red]\x1b[31m\u202e@b.example").encode())
     found = replay(ruleset_of(tmp_path, RULES), [str(log)], TODAY)

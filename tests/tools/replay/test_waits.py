@@ -22,7 +22,7 @@ REFUSED = "450 4.7.1 <c@d.example>: Recipient address rejected: Greylisted"
 
 
 def at(time: str, lines: str) -> str:
-    """A mail at another time; the session of one that was refused ends, and the reader waits no longer for more."""
+    """Returns a mail at another time. The session of a refused mail ends, so no more lines are awaited."""
     if "NOQUEUE" in lines:
         head, _, rest = lines.partition(": ")
         client = rest.partition(" from ")[2].partition(":")[0]
@@ -58,7 +58,7 @@ def test_waits_are_counted_by_mail(tmp_path: Path) -> None:
     assert "greylisting: 2 delivered mails would have waited, 420 s at most; 1 mail never came back" in said
 
 
-def test_a_wait_that_the_log_does_not_tell_is_not_made_up(tmp_path: Path) -> None:
+def test_an_unknown_wait_is_not_invented(tmp_path: Path) -> None:
     said = printed(replayed(tmp_path, mail(1, "unknown[198.51.100.7]")))
     assert "1 delivered mail would have waited, for a time that the log does not show; 0 mails never came back" in said
 
@@ -68,7 +68,7 @@ def test_each_recipient_waits(tmp_path: Path) -> None:
     assert replay_as_json(found)["greylisting"]["deferred"] == 2
 
 
-def test_without_greylisting_nothing_is_said(tmp_path: Path) -> None:
+def test_without_greylisting_there_is_no_line_about_it(tmp_path: Path) -> None:
     rules = ruleset_of(tmp_path, "rules: []")
     found = replay(rules, log_of(tmp_path, mail(1, "unknown[198.51.100.7]")), TODAY)
     assert replay_as_json(found)["greylisting"] is None

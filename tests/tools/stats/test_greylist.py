@@ -1,4 +1,4 @@
-"""`policyd stats` and greylisting: how often each of its words was said."""
+"""`policyd stats` and greylisting: the count of each result."""
 
 from __future__ import annotations
 

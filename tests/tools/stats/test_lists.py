@@ -18,7 +18,7 @@ def line(action: str, sender: str, lists: str) -> str:
     )
 
 
-def test_each_list_has_its_answers_and_what_was_delivered_all_the_same(tmp_path: Path) -> None:
+def test_each_list_has_its_answers_and_listed_mails_that_were_delivered(tmp_path: Path) -> None:
     log = tmp_path / "decisions.log"
     log.write_text(
         line("REJECT", "a@x.example", "zen:127.0.0.2,psbl:-")

@@ -86,7 +86,7 @@ def test_the_name_of_a_system_comes_from_a_json_line_or_from_the_database(tmp_pa
     assert [(asn, system.name) for asn, system in stats.systems.items()] == [(64496, "Now Called So"), (64511, "")]
 
 
-def test_lines_from_before_there_was_a_database_are_looked_up_in_it(tmp_path: Path) -> None:
+def test_lines_without_an_owner_are_looked_up_in_the_database(tmp_path: Path) -> None:
     stats = stats_of(
         tmp_path, line("REJECT"), line("REJECT", client="203.0.113.1"), systems="192.0.2.0,192.0.2.255,64496,Net\n"
     )
@@ -100,7 +100,7 @@ def test_a_log_without_owners_has_no_such_table(tmp_path: Path) -> None:
     assert "Systems" not in page(stats)
 
 
-def test_the_page_has_both_tables_and_what_a_registrant_wrote_is_text(tmp_path: Path) -> None:
+def test_the_page_has_both_tables_and_names_of_systems_are_escaped(tmp_path: Path) -> None:
     made = page(stats_of(tmp_path, json_line("REJECT", 64496, "<script>\x1b[31m\u202e", "<b>")))
     assert "<h2>Systems</h2>" in made
     assert "<h2>Countries</h2>" in made
@@ -110,7 +110,7 @@ def test_the_page_has_both_tables_and_what_a_registrant_wrote_is_text(tmp_path: 
     assert made.isascii()
 
 
-def test_what_is_told_apart_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_distinct_systems_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stats_module, "_MAX_SYSTEMS", 3)
     monkeypatch.setattr(stats_module, "_MAX_COUNTRIES", 2)
     stats = stats_of(tmp_path, *[line("REJECT", f" asn={n} country=A{n}") for n in range(1, 10)] * 2)

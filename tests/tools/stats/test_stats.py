@@ -71,7 +71,7 @@ def test_decisions_are_counted_by_action_and_rule(tmp_path: Path) -> None:
     assert "sakura-vps" in text
 
 
-def test_where_the_refused_came_from(tmp_path: Path) -> None:
+def test_origins_of_refused_mail(tmp_path: Path) -> None:
     stats = stats_of(
         tmp_path,
         line(),
@@ -109,7 +109,7 @@ def test_observed_rules_and_rules_without_a_match(tmp_path: Path) -> None:
     assert "not sent, because the file has `mode: observe`: REJECT 1" in text
 
 
-def test_a_rule_that_refuses_only_what_comes_in_another_way_is_found(tmp_path: Path) -> None:
+def test_a_rule_whose_refused_mails_are_all_also_delivered_is_found(tmp_path: Path) -> None:
     stats = stats_of(
         tmp_path,
         line("DEFER", rule="useless", sender="list@a.example"),
@@ -135,7 +135,7 @@ def hours(*starts: str) -> list[str]:
         (["2025-11-01T17", "2026-11-21T03"], "month", 13, "2025-11", "2026-11"),
     ],
 )
-def test_time_goes_by_hours_days_or_months(
+def test_decisions_are_grouped_by_hour_day_or_month(
     tmp_path: Path, starts: list[str], unit: str, steps: int, first: str, last: str
 ) -> None:
     found_unit, found = over_time(stats_of(tmp_path, *hours(*starts)))
@@ -151,7 +151,7 @@ def test_a_bar_shows_every_action_without_colour(tmp_path: Path) -> None:
     assert bar.count(".") in {58, 59}
 
 
-def test_since_leaves_out_what_was_before(tmp_path: Path) -> None:
+def test_since_leaves_out_earlier_decisions(tmp_path: Path) -> None:
     since = parse_since("2026-11-21T12:00Z", 0)
     assert stats_of(tmp_path, *hours("2026-11-21T11", "2026-11-21T13"), since=since).decisions == 1
 
@@ -168,7 +168,7 @@ def test_times_are_read_as_people_write_them(text: str, ago: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "7 d", "-1h", "2026-13-01"])
-def test_what_is_no_time_says_how_to_write_one(text: str) -> None:
+def test_an_invalid_time_gets_a_message_with_the_right_form(text: str) -> None:
     with pytest.raises(ValueError, match="is no time; write 7d, 12h"):
         parse_since(text, NOW)
 
@@ -179,7 +179,7 @@ def test_a_rotated_set_is_one_log(tmp_path: Path) -> None:
     assert collect([str(tmp_path / "d.log"), str(tmp_path / "d.log.1.gz")]).decisions == 2
 
 
-def test_what_is_counted_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_MAX_CLIENTS", "_MAX_MAILS", "_MAX_RULES"):
         monkeypatch.setattr(stats_module, name, 10)
     lines = [line(rule=f"r{n % 30}", client=f"x[192.0.2.{n}]", sender=f"{n}@b") for n in range(100)]
@@ -190,7 +190,7 @@ def test_what_is_counted_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "+" in printed(stats)
 
 
-def test_how_long_decisions_took(tmp_path: Path) -> None:
+def test_durations_of_decisions(tmp_path: Path) -> None:
     lines = [line().replace("ms=0.2", f"ms={ms}") for ms in [1.0] * 90 + [20.0] * 9 + [300.0]]
     stats = stats_of(tmp_path, *lines)
     assert [stats.percentile(share) for share in (0.5, 0.95, 0.99, 1.0)] == [1.0, 20.0, 20.0, 300.0]
@@ -262,7 +262,7 @@ def test_the_page_shows_the_figures_and_loads_nothing(tmp_path: Path) -> None:
     assert text.count("<svg") == 5
 
 
-def test_what_a_client_said_is_text_in_the_page(tmp_path: Path) -> None:
+def test_client_text_is_escaped_in_the_page(tmp_path: Path) -> None:
     evil = r"x@\x3cscript\x3ealert(1)\x3c/script\x3e\x22\x27&amp;"
     text = page(stats_of(tmp_path, line(sender=evil), line(rule="<b>&\"'")))
     assert "<script" not in text
@@ -300,7 +300,7 @@ def test_a_page_of_nothing_is_a_page() -> None:
         max_size=10,
     )
 )
-def test_whatever_the_log_says_it_is_shown_harmlessly(
+def test_any_log_is_shown_harmlessly(
     tmp_path_factory: pytest.TempPathFactory, decisions: list[dict[str, object]]
 ) -> None:
     log = tmp_path_factory.mktemp("any") / "decisions.log"

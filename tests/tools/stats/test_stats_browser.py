@@ -1,6 +1,6 @@
-"""The page of `policyd stats --html` in a real browser: Debian's package chromium, headless, with no way out.
+"""The page of `policyd stats --html` in a real browser: Debian's package chromium, headless, without network access.
 
-Everything that the browser would ask of a network goes to a proxy that is a socket of ours and only counts.
+Every request of the browser goes to a proxy of this test, which only counts requests.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _needs_a_browser() -> None:
 
 
 class Outside:
-    """Stands for the network: counts what was asked of it, and answers nothing."""
+    """A proxy in place of the network: counts requests, and answers none."""
 
     def __init__(self) -> None:
         self.requests: list[bytes] = []
@@ -69,7 +69,7 @@ def outside() -> Iterator[Outside]:
 
 
 def asks_for_itself(asked: bytes) -> bool:
-    """Whether it is the browser that wants to know something of its maker, such as the time."""
+    """Whether the request is the browser's own, to its vendor, for example for the time."""
     return b"google" in asked
 
 
@@ -79,7 +79,7 @@ class Shown(NamedTuple):
 
 
 def show(html: Path, outside: Outside, profile: Path) -> Shown:
-    """Opens a page and gives its document as the browser has it, and what it wrote to its console."""
+    """Opens a page; returns its document in the browser, and the output on the browser's console."""
     assert CHROMIUM is not None
     done = subprocess.run(
         [
@@ -112,7 +112,7 @@ def show(html: Path, outside: Outside, profile: Path) -> Shown:
     return Shown(done.stdout, [text for text in done.stderr.splitlines() if "CONSOLE" in text])
 
 
-def test_the_page_is_drawn_without_an_error_and_without_asking_anybody(tmp_path: Path, outside: Outside) -> None:
+def test_the_page_is_drawn_without_an_error_and_without_any_request(tmp_path: Path, outside: Outside) -> None:
     log = tmp_path / "decisions.log"
     evil = r"\x3cimg\x20src=http://outside.example/x.png\x20onerror=alert(1)\x3e"
     log.write_text(line() + line("DEFER", rule="slow") + line(sender=f"a@{evil}", rule=evil) + line("DUNNO", rule=""))

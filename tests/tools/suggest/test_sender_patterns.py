@@ -38,13 +38,13 @@ def test_a_sender_in_which_nothing_changes_has_no_shape(local: str) -> None:
 @pytest.mark.parametrize(
     ("local", "distinctive"), [("rainbow+err1", True), ("news12", False), ("b-12", False), ("longword77", False)]
 )
-def test_only_a_mailers_own_words_go_without_a_domain(local: str, distinctive: bool) -> None:
+def test_only_distinctive_patterns_need_no_domain(local: str, distinctive: bool) -> None:
     shape = shape_of(local)
     assert shape is not None
     assert shape.distinctive is distinctive
 
 
-def test_a_domain_is_taken_as_it_is() -> None:
+def test_a_domain_is_used_unchanged() -> None:
     expression = Shape(("news", "\0digits")).expression("mag-r.net")
     assert expression == r"^news[0-9]+@mag-r\.net$"
     assert not list(complaints(expression))

@@ -60,7 +60,7 @@ def test_the_incidents(tmp_path: Path) -> None:
     ]
 
 
-def test_nothing_is_suggested_for_what_a_ruleset_decides_already() -> None:
+def test_nothing_is_suggested_for_mails_that_the_ruleset_decides() -> None:
     found = suggest(INCIDENTS, ruleset=load(rules_path=SHIPPED).ruleset, today=TODAY)
     assert (found.candidates, found.refused, found.covered) == ([], 35, 34)
 
@@ -89,13 +89,13 @@ def test_a_public_suffix_is_never_suggested(tmp_path: Path) -> None:
     assert rules(found) == []
 
 
-def test_a_suffix_of_unrelated_customers_says_so(tmp_path: Path) -> None:
+def test_a_suffix_of_unrelated_customers_gets_a_remark(tmp_path: Path) -> None:
     found = suggest(log_of(tmp_path, *refused_hosts(9, "www{}ue.sakura.ne.jp")))
     assert rules(found) == [("hostname_suffix", "sakura.ne.jp", {})]
     assert found.candidates[0].remarks == ["unrelated customers have names under this suffix"]
 
 
-def test_what_was_delivered_is_proposed_as_an_exception(tmp_path: Path) -> None:
+def test_clients_with_delivered_mail_are_proposed_as_exceptions(tmp_path: Path) -> None:
     warning = "warning: hostname c.dyn.isp.example does not resolve to address 192.0.2.1"
     logs = log_of(
         tmp_path,
@@ -114,19 +114,19 @@ def test_what_was_delivered_is_proposed_as_an_exception(tmp_path: Path) -> None:
     checked(tmp_path, text)
 
 
-def test_where_most_was_wanted_nothing_is_suggested(tmp_path: Path) -> None:
+def test_nothing_is_suggested_if_most_mail_was_wanted(tmp_path: Path) -> None:
     wanted = [mail(n, f"h{n}.dyn.isp.example[198.{n}.100.7]") for n in range(20, 40)]
     assert rules(suggest(log_of(tmp_path, *refused_hosts(9), *wanted))) == []
 
 
-def test_too_many_exceptions_are_not_proposed_one_by_one(tmp_path: Path) -> None:
+def test_too_many_exceptions_are_not_proposed(tmp_path: Path) -> None:
     wanted = [mail(n, f"h{n}.dyn.isp.example[198.{n}.100.7]") for n in range(60, 85)]
     (candidate,) = suggest(log_of(tmp_path, *refused_hosts(40), *wanted)).candidates
     assert candidate.exceptions == {}
     assert "mail was delivered from 25 clients in it: too many to list as exceptions" in candidate.remarks
 
 
-def test_candidates_are_ranked_by_what_they_catch_and_what_they_cost(tmp_path: Path) -> None:
+def test_candidates_are_ranked_by_refused_and_delivered_mails(tmp_path: Path) -> None:
     logs = log_of(
         tmp_path,
         *[mail(n, f"unknown[192.0.2.{n}]", sender="x@c", status=REFUSED) for n in range(5)],
@@ -142,7 +142,7 @@ def test_candidates_are_ranked_by_what_they_catch_and_what_they_cost(tmp_path: P
 
 
 @pytest.mark.parametrize(("least", "count"), [(1, 1), (3, 1), (4, 0)])
-def test_how_many_clients_it_takes_can_be_said(tmp_path: Path, least: int, count: int) -> None:
+def test_the_minimum_number_of_clients_can_be_chosen(tmp_path: Path, least: int, count: int) -> None:
     logs = log_of(tmp_path, *[mail(n, f"unknown[192.0.2.{n}]", sender="x@c", status=REFUSED) for n in range(3)])
     assert len(suggest(logs, min_clients=least).candidates) == count
 
@@ -183,7 +183,7 @@ def test_the_best_candidates_are_shown_and_the_rest_counted() -> None:
     assert "cidr" not in text
 
 
-def test_what_is_seen_least_is_forgotten_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rarest_values_are_dropped_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suggest_module, "_MAX_KEPT", 20)
     often = [mail(n, f"unknown[192.0.2.{n}]", sender="x@c", status=REFUSED) for n in range(5)] * 3
     once = [mail(n, f"unknown[198.{n}.100.7]", sender="x@c", status=REFUSED) for n in range(100)]
@@ -193,7 +193,7 @@ def test_what_is_seen_least_is_forgotten_first(tmp_path: Path, monkeypatch: pyte
     assert "seen too rarely" in as_yaml(found, 20)
 
 
-def test_what_clients_said_stands_in_comments_only_and_printable(tmp_path: Path) -> None:
+def test_client_text_is_in_comments_only_and_printable(tmp_path: Path) -> None:
     mails = [
         mail(n, f"unknown[192.0.2.{n}]", sender="x\n  - name: evil\x1b@c", status=REFUSED).replace("\n  -", "\\n  -")
         for n in range(3)
@@ -218,7 +218,7 @@ local_parts = st.from_regex(r"[!-?A-~]{1,12}", fullmatch=True)
         max_size=40,
     )
 )
-def test_whatever_the_log_the_yaml_is_right(
+def test_the_yaml_is_valid_for_any_log(
     tmp_path_factory: pytest.TempPathFactory, mails: list[tuple[str, str, str, str, bool]]
 ) -> None:
     folder = tmp_path_factory.mktemp("any")

@@ -45,7 +45,7 @@ def matches(found: Suggestions) -> list[tuple[str, str]]:
     return [(candidate.condition, candidate.value) for candidate in found.candidates]
 
 
-def test_the_incidents_say_which_systems_they_come_from_and_no_hoster_is_proposed(tmp_path: Path) -> None:
+def test_the_systems_of_the_incidents_are_named_and_no_hoster_is_proposed(tmp_path: Path) -> None:
     found = suggest(INCIDENTS, ruleset=ruleset_of(tmp_path, SAKURA), today=TODAY)
     assert matches(found) == [
         ("hostname_suffix", "vs.sakura.ne.jp"),
@@ -108,7 +108,7 @@ def test_a_system_is_proposed_if_several_suffixes_in_it_speak_for_it(tmp_path: P
     )
 
 
-def test_suffixes_in_different_systems_propose_none(tmp_path: Path) -> None:
+def test_suffixes_in_different_systems_do_not_propose_a_system(tmp_path: Path) -> None:
     mails = refused("h{}.dyn.one.example", range(20, 25))
     mails += [mail(60 + n, f"x{n}.pool.two.example[192.0.2.{n}]", status=REFUSED) for n in range(5)]
     found = suggest(log_of(tmp_path, *mails), ruleset=ruleset_of(tmp_path, TWO), today=TODAY)
@@ -123,13 +123,13 @@ def decision(number: int, asn: str) -> str:
     )
 
 
-def test_without_a_database_the_decision_log_tells_the_systems(tmp_path: Path) -> None:
+def test_without_a_database_the_systems_come_from_the_decision_log(tmp_path: Path) -> None:
     log = tmp_path / "decisions.log"
     log.write_text("".join(decision(n, " asn=64501 country=DE") for n in range(4)))
     (suffix,) = suggest([str(log)]).candidates
     assert (suffix.value, suffix.remarks) == ("dyn.example.net", ["clients by system: AS64501 (4)"])
     assert matches(suggest([str(log)], by_asn=True)) == [("asn", "AS64501")]
-    # A database that knows better is believed, and one without a record changes nothing.
+    # A database with a record takes precedence, and a database without a record changes nothing.
     ruleset = ruleset_of(tmp_path, "198.51.0.0,198.51.1.255,64502,Bought\n")
     found = suggest([str(log)], ruleset=ruleset, today=TODAY, min_clients=2, by_asn=True)
     assert sorted(matches(found)) == [("asn", "AS64501"), ("asn", "AS64502")]

@@ -23,10 +23,12 @@ _PREFIX = 8
 class Changes:
     """Keys that have changed since they were last written to the state file, by the table that they are in."""
 
-    def __init__(self) -> None:
-        self.windows: set[bytes] = set()
-        self.networks: set[bytes] = set()
-        self.waiting: set[bytes] = set()
+    def __init__(
+        self, windows: Iterable[bytes] = (), networks: Iterable[bytes] = (), waiting: Iterable[bytes] = ()
+    ) -> None:
+        self.windows = set(windows)
+        self.networks = set(networks)
+        self.waiting = set(waiting)
 
     def __len__(self) -> int:
         return len(self.windows) + len(self.networks) + len(self.waiting)

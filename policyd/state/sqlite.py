@@ -39,6 +39,9 @@ VERSION = 1
 # Seconds between writes.
 WRITE_SECONDS = 1.0
 
+# Seconds between tries to write after a failure: each of them prepares all changes again.
+RETRY_SECONDS = 10.0
+
 # Seconds between lines that say why the file cannot be written.
 COMPLAINT_SECONDS = 60.0
 
@@ -82,6 +85,7 @@ class StateFile:
         self._memory = memory
         self._clock = clock
         self._connection: sqlite3.Connection | None = None
+        self._writes_all = False  # the next write replaces all rows, because not every change is known
         # One thread: a write that goes on after its task was cancelled is complete before the next write, or the
         # closing, begins.
         self._thread = ThreadPoolExecutor(1, "state-file")
@@ -116,20 +120,22 @@ class StateFile:
     async def run(self) -> None:
         """Writes changes about once a second, for ever."""
         while self.is_used:
-            await asyncio.sleep(WRITE_SECONDS)
+            await asyncio.sleep(RETRY_SECONDS if self.why else WRITE_SECONDS)
             await self.write()
 
     async def write(self) -> None:
         """Writes changed keys. After a failure, or if this is cancelled, they are written the next time."""
-        changes = self._memory.changes
+        changes = Changes(*self._memory.stored()) if self._writes_all else self._memory.changes
         if not changes or self._connection is None:
             return
         self._memory.changes = Changes()
         try:
             batch = await self._batch(changes)
-            await self._in_thread(partial(self._write, batch))
+            await self._in_thread(partial(self._write, batch, replaces_all=self._writes_all))
         except BaseException as error:
             self._memory.changes |= changes
+            if len(self._memory.changes) > 2 * self._memory.max_keys:  # keys that are gone would pile up
+                self._writes_all, self._memory.changes = True, Changes()
             if not isinstance(error, sqlite3.Error):
                 raise
             self.why = _said(error)
@@ -137,7 +143,7 @@ class StateFile:
             if (said := self._complaint.happened(message, monotonic())) is not None:
                 _log.warning("%s", said)
         else:
-            self.why = ""
+            self.why, self._writes_all = "", False
 
     async def close(self) -> None:
         """Writes remaining changes, and closes the file."""
@@ -261,12 +267,14 @@ class StateFile:
                     await asyncio.sleep(0)
         return batch
 
-    def _write(self, batch: _Batch) -> None:
+    def _write(self, batch: _Batch, *, replaces_all: bool) -> None:
         """Runs in a thread. Raises sqlite3.Error; then nothing has been written."""
         connection = self._connection
         assert connection is not None
         connection.execute("BEGIN IMMEDIATE")
         try:
+            for table in ("windows", "networks", "waiting") if replaces_all else ():
+                connection.execute(f"DELETE FROM {table}")  # noqa: S608 - our own words
             connection.executemany("INSERT OR REPLACE INTO windows VALUES (?, ?, ?)", batch.windows)
             connection.executemany("DELETE FROM windows WHERE key = ?", batch.gone_windows)
             for table in ("networks", "waiting"):

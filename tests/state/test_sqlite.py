@@ -203,6 +203,31 @@ async def test_a_full_disk_is_reported_and_written_to_later(tmp_path: Path, capl
     await state.close()
 
 
+async def test_on_a_full_disk_keys_that_are_gone_do_not_pile_up(tmp_path: Path) -> None:
+    memory, state = opened(tmp_path / "state.db", max_keys=100)
+    memory.add(EVENTS, b"old", None, NOW)
+    await state.write()
+    assert state._connection is not None
+    (pages,) = state._connection.execute("PRAGMA page_count").fetchone()
+    state._connection.execute(f"PRAGMA max_page_count = {pages}")
+    for round_ in range(20):
+        for number in range(100):
+            memory.add(EVENTS, b"%04096d-%d" % (round_, number), None, NOW)
+        await state.write()
+        assert state.why
+        assert memory.changes is not None
+        assert len(memory.changes) <= 200
+    state._connection.execute("PRAGMA max_page_count = 100000")
+    await state.write()
+    rows = {key for (key,) in state._connection.execute("SELECT key FROM windows")}
+    assert rows == set(memory.stored().windows)
+    memory.add(EVENTS, b"new", None, NOW)
+    await state.close()
+    again, state = opened(tmp_path / "state.db", max_keys=100)
+    assert set(again.stored().windows) == set(memory.stored().windows)
+    await state.close()
+
+
 async def test_an_end_in_the_middle_of_a_write_loses_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

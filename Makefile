@@ -5,26 +5,26 @@
 # make matrix both commands of the README, run and test, in clean roots of Debian 12 and 13; needs root and debootstrap
 #             (RELEASES="trixie" for one of them; .ci/matrix says more)
 # make newest the tests that need no Postfix, with the newest versions that pyproject.toml allows instead of the locked ones
-# make faults every fault of docs/reliability.md, at length (some 15 minutes): ARGS="-k mail" for some of them,
+# make faults every fault test of docs/reliability.md at full length (some 15 minutes): ARGS="-k mail" for some of them,
 #             SOAK=10000000 for the number of requests of the soak; the table goes to build/faults.md
 # make fuzz   looks for inputs that break a promise (docs/fuzzing.md), each target for FUZZ_RUNS executions or
 #             FUZZ_SECONDS, whichever end first; FUZZ_TARGETS="protocol rules" for some of them
-# make man    the manual pages, into build/man; needs pandoc. POLICYD_PYTHON names another interpreter that can import
-#             what requirements.lock names, for a build without a virtual environment
+# make man    the manual pages, into build/man; needs pandoc. POLICYD_PYTHON names an interpreter that has the packages
+#             of requirements.lock, for a build without a virtual environment
 # make completions   completion for bash, zsh and fish, into build/completions
-# make lock   writes new lock files: what is installed by hash to run (requirements.lock), test and fuzz policyd
+# make lock   writes new lock files: the packages, by hash, to run (requirements.lock), test and fuzz policyd
 # make deb    the Debian package for the release that this machine runs, in build/ (needs build-essential, debhelper, pandoc
 #             and python3-venv)
-# make deb-test  builds it in clean roots of Debian 12 and 13, and takes it through install, upgrade, remove and purge on a host
-#             with systemd (RELEASES="trixie" for one of them; .ci/deb says more); needs root and debootstrap
-# make audit  asks for known holes in what requirements.lock names; fails if it cannot ask about all of it
-# make bench  what a request costs, beside the floor and the peers (docs/performance.md): BENCH=quick for a short run,
+# make deb-test  builds it in clean roots of Debian 12 and 13, and tests install, upgrade, remove and purge on a host with
+#             systemd (RELEASES="trixie" for one of them; .ci/deb says more); needs root and debootstrap
+# make audit  checks the packages of requirements.lock for known vulnerabilities; also fails if it cannot check all of them
+# make bench  measures the cost of a request beside the floor and the peers (docs/performance.md): BENCH=quick for a short run,
 #             ROWS="decision reload" for some of it, BENCH_OUT=FOLDER for the results, BENCH_PUBLISH=1 to put them in docs/
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# Number of processes that run tests. JOBS=0 for none but pytest (--pdb).
+# Number of processes that run tests. JOBS=0: pytest alone (for --pdb).
 JOBS ?= 2
 PARALLEL = -n $(JOBS)
 
@@ -74,8 +74,8 @@ completions: $(RUNNABLE)
 	_POLICYD_COMPLETE=zsh_source $(POLICYD_PYTHON) -m policyd >build/completions/_policyd
 	_POLICYD_COMPLETE=fish_source $(POLICYD_PYTHON) -m policyd >build/completions/policyd.fish
 
-# One lock serves every Python that policyd runs on: a line that only some of them need says so in its marker. The
-# comment at the head of each file is kept. The tests' lock takes what it shares with requirements.lock from there.
+# One lock file serves every supported Python: a marker limits a line to the versions that need it. The comment at the
+# head of each file is kept. The tests' lock file has the same versions as requirements.lock.
 UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade \
   --no-emit-package colorama
 # A line of pyproject.toml for each requirement under KEY, as in $(call requirements,["build-system"]["requires"]).
@@ -103,8 +103,8 @@ audit: $(VENV)/run.stamp
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-# Only the versions that a lock file names are installed, by hash. The project itself is installed in place, so that a
-# changed file is a changed program; only another lock, or another Makefile, calls for a new installation.
+# Only the versions in a lock file are installed, by hash. The project itself is installed in place, so that an edit takes
+# effect at once; only a changed lock file or Makefile causes a new installation.
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes
 IN_PLACE = $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 

@@ -3,7 +3,7 @@
 #
 # An address may have several PTR records, and the second name may be the only one that is forward-confirmed.
 # DNSResolver.query(NAME, "PTR") returns the first name; the list `aliases` of the result, the field for further names,
-# is empty. query_dns() returns both records. The script asks a name server of its own on the loopback interface.
+# is empty. query_dns() returns both records. The script asks its own name server on the loopback interface.
 #
 # Seen:
 #   query: a.example.com []

@@ -2,8 +2,8 @@
 # ipset (Debian 7.17-1): an address of a range in a hash:net set is "in the set", but cannot be deleted from it
 #
 # `add SET FROM-TO` stores the range as the CIDR blocks that cover it. `test` then finds each address, while `del` of
-# one address fails: it deletes stored blocks only. The listing does not contain the range either. Runs in a
-# network namespace of its own; needs the right to create one and the ip_set module of the kernel.
+# one address fails: it deletes stored blocks only. The listing does not contain the range either. Runs in a separate
+# network namespace; needs the right to create one and the ip_set module of the kernel.
 #
 # Seen:
 #   members: 192.0.2.0/30 192.0.2.4/31

@@ -1,9 +1,9 @@
 #!/bin/bash
 # nft (Debian nftables 1.0.6-2+deb12u2): JSON output omits auto-merge, so a restored set refuses its own updates
 #
-# A set of networks with auto-merge accepts an address inside a network that it already has. `nft -j list ruleset`
+# A set of networks with auto-merge accepts an address inside a network that it already contains. `nft -j list ruleset`
 # does not write the flag; the text output does. After a restore from the JSON output the set looks the same, and the
-# update that worked before fails. Runs in a network namespace of its own; needs the right to create one.
+# update that worked before fails. Runs in a separate network namespace; needs the right to create one.
 #
 # Seen:
 #   text output: auto-merge

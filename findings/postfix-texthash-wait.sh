@@ -1,5 +1,5 @@
 #!/bin/bash
-# Postfix 3.7.11 (Debian 3.7.11-0+deb12u1): a texthash table that was just written holds up its reader
+# Postfix 3.7.11 (Debian 3.7.11-0+deb12u1): a texthash table that was just written delays its reader
 #
 # Postfix reads a `texthash:` file again until its last change is about two seconds old, to be sure that the file is
 # complete. A script that writes a table and runs postmap at once waits a second or more for each lookup; with an older

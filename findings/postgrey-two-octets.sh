@@ -1,9 +1,10 @@
 #!/bin/bash
 # postgrey (Debian 1.37-2): two octets in whitelist_clients mean a /24, not a /16
 #
-# postgrey accepts `192.0.2` as the network that begins so. `192.168` is accepted as well, and the comment in postgrey's
-# source calls it a /16, but the code gives it a prefix length of 24: clients of 192.168.0.0/24 pass, those of the other
-# 255 networks are greylisted, without a word in the log. The script asks postgrey over a socket of its own.
+# postgrey accepts `192.0.2` as the network of all addresses that begin with these octets. `192.168` is accepted as
+# well, and the comment in postgrey's source calls it a /16, but the code gives it a prefix length of 24: clients of
+# 192.168.0.0/24 pass, those of the other 255 networks are greylisted, without a message in the log. The script asks
+# postgrey over its own socket.
 #
 # Seen:
 #   192.168.0.5: action=DUNNO

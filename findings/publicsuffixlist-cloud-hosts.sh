@@ -1,5 +1,5 @@
 #!/bin/bash
-# publicsuffixlist 1.1.2.20261023: the host name of a cloud server is its own registered domain, or has none
+# publicsuffixlist 1.1.2.20261023: the registered domain of a cloud server's host name is the name itself, or None
 #
 # privatesuffix() applies the private section of the list unless only_icann is set. That section contains the host
 # name suffixes of hosting providers, so PTR names of the same provider do not share a domain: a counter for each

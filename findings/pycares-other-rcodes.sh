@@ -3,8 +3,8 @@
 #
 # c-ares has an error for response codes 1 to 5 (SERVFAIL, REFUSED ...) and another for an answer without records
 # (NODATA). Every other code, for example NOTAUTH (9), reaches the callback of query() with error None and an empty
-# answer: code that reads "no error, no records" as "the name has no such record" turns a failure of the server into
-# a fact about the client. The script asks a name server of its own on the loopback interface.
+# answer: code that reads "no error, no records" as "the name has no such record" turns a failure of the server into a
+# fact about the client. The script asks its own name server on the loopback interface.
 #
 # Seen:
 #   NOERROR, no records: error 1, DNS server returned answer with no data

@@ -31,7 +31,7 @@ from policyd.daemon.counters import Counters, Rates
 from policyd.daemon.decision_log_file import DecisionLog
 from policyd.daemon.memory import DaemonMemory, SharedMemoryError
 from policyd.daemon.operational_log import shown
-from policyd.daemon.reload import LoadError
+from policyd.daemon.reload import SIGNALS, LoadError
 from policyd.daemon.server import Server
 from policyd.daemon.status import EXPIRY_NOTICE_DAYS, ReloadResult, Running, status
 from policyd.daemon.systemd import Notifier
@@ -122,6 +122,7 @@ class _Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ended.set)
         loop.add_signal_handler(signal.SIGHUP, self._want_reload)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked since `policyd.daemon.start`
         loaded = await self._first_load()
         if loaded is None:
             return
@@ -575,7 +576,7 @@ class _Daemon:
         _log.info("ended")
         self._notifier.close()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in SIGNALS:
             # The loop's end would restore the default action, and a second signal would kill the process.
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)

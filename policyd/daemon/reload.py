@@ -68,6 +68,9 @@ SLICE = 64
 # (SCM_MAX_FD).
 _MAX_DESCRIPTORS = 200
 
+# Signals for the daemon, which a terminal or an init system sends to the whole group.
+SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+
 # The longest message between the processes: a traceback, at worst.
 _MESSAGE_BYTES = 65536
 
@@ -337,8 +340,7 @@ def _run_loader(channel: socket.socket, load_files: LoadFiles) -> NoReturn:
     change.
     """
     _call("policyd-loader")
-    # Signals for the daemon, which a terminal or an init system sends to the whole group.
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     status = 1
     try:

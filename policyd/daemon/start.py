@@ -9,11 +9,12 @@ from __future__ import annotations
 import codecs
 import logging
 import os
+import signal
 from typing import TYPE_CHECKING
 
 from policyd.core.normalize import fold_name
 from policyd.daemon.operational_log import OperationalLog
-from policyd.daemon.reload import Loader
+from policyd.daemon.reload import SIGNALS, Loader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ def serve(
 
     Raises ConfigErrors, LoadError or ListenError if it cannot start.
     """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # they wait until the event loop handles them
     _occupy_standard_descriptors()
     operational_log = OperationalLog(environment)
     logging.basicConfig(handlers=[operational_log], level=logging.INFO)

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,51 @@ import pytest
 from tests.daemon.client import Client, request
 from tests.daemon.conftest import RULES, StartPolicyd
 from tests.field.policyd import serve_in_vain
-from tests.field.waiting import PATIENCE_SECONDS
+from tests.field.waiting import PATIENCE_SECONDS, until
 from tests.ports import free_port
 
 pytestmark = pytest.mark.slow  # starts programs
 
+# Python imports this by itself (site): it sends a signal while the daemon is not ready to handle one.
+EARLY_SIGNAL = """
+import os, sys
+def send(event, arguments):
+    if event == "import" and arguments[0] == "policyd.daemon.main":
+        os.kill(os.getpid(), int(os.environ["EARLY_SIGNAL"]))
+sys.addaudithook(send)
+"""
+
 BULK = request(client_address="203.0.113.9")
+
+
+@pytest.fixture
+def early_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    def choose(number: int) -> None:
+        (tmp_path / "site").mkdir()
+        (tmp_path / "site" / "sitecustomize.py").write_text(EARLY_SIGNAL)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+        monkeypatch.setenv("EARLY_SIGNAL", str(int(number)))
+
+    return choose
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_the_start_ends_it_with_status_0(
+    tmp_path: Path, early_signal: Callable[[int], None], number: int
+) -> None:
+    early_signal(number)
+    (tmp_path / "rules.yaml").write_text(RULES)
+    ended = serve_in_vain("--rules", "rules.yaml", "--listen", "unix:s", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_reload_that_is_asked_for_during_the_start_comes_after_it(
+    early_signal: Callable[[int], None], start_policyd: StartPolicyd
+) -> None:
+    early_signal(signal.SIGHUP)
+    with start_policyd() as policyd:
+        until("the reload", lambda: "reloaded: " in policyd.operational_log.read_text() or None)
 
 
 @pytest.mark.parametrize(

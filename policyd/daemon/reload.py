@@ -183,11 +183,16 @@ class Loader:
             )
         far_end.close()
         self._has_begun = False
+        self._number = 0  # of the last load, which answers begin with: a worker may be killed after its answer
 
     def begin(self) -> None:
         """Asks for the first load, whose result `load` then returns."""
-        self._channel.send(b"load")
+        self._channel.send(self._next())
         self._has_begun = True
+
+    def _next(self) -> bytes:
+        self._number += 1
+        return b"load %d" % self._number
 
     async def load(
         self, texts: Texts | None = None, in_force: MappedRuleset | None = None, result: LoadResult | None = None
@@ -204,10 +209,7 @@ class Loader:
             if not self._has_begun:
                 await self._request(texts, in_force, () if result is None else result.databases)
             self._has_begun = False
-            await self._readable()
-            message, descriptors, _, _ = socket.recv_fds(
-                self._channel, _MESSAGE_BYTES, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
-            )
+            message, descriptors = await self._answer()
         except (BrokenPipeError, ConnectionResetError):
             message, descriptors = b"", []
         if not message:
@@ -234,7 +236,7 @@ class Loader:
         is cancelled meanwhile, the file is not closed in the middle of a write: its number may soon be another file's.
         """
         if texts is None and not databases and (in_force is None or not in_force.tables):
-            self._channel.send(b"load")
+            self._channel.send(self._next())
             return
         try:
             file = os.fdopen(os.memfd_create("policyd-request", os.MFD_CLOEXEC), "wb")
@@ -248,12 +250,25 @@ class Loader:
             pickle.dump((head, [len(piece) for piece in pieces]), file)
             await asyncio.to_thread(file.writelines, pieces)
             file.flush()
-            socket.send_fds(self._channel, [b"load"], [file.fileno(), *(table.descriptor for table in tables)])
+            socket.send_fds(self._channel, [self._next()], [file.fileno(), *(table.descriptor for table in tables)])
 
     def close(self) -> None:
         """Ends the loading process, and a load in progress."""
         self._channel.close()
         self._bury()
+
+    async def _answer(self) -> tuple[bytes, list[int]]:
+        """Returns the answer to the last request to load, and its descriptors; empty if the loader has ended."""
+        while True:
+            await self._readable()
+            message, descriptors, _, _ = socket.recv_fds(
+                self._channel, _MESSAGE_BYTES, _MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+            )
+            number, _, answer = message.partition(b" ")
+            if not message or int(number) == self._number:
+                return answer, descriptors
+            for descriptor in descriptors:
+                os.close(descriptor)
 
     async def _readable(self) -> None:
         loop = asyncio.get_running_loop()
@@ -350,14 +365,15 @@ def _run_loader(channel: socket.socket, load_files: LoadFiles) -> NoReturn:
             )
             if not message:
                 break
+            request = message.removeprefix(b"load ")
             worker = os.fork()
             if not worker:
-                _run_worker(channel, load_files, descriptors)
+                _run_worker(channel, load_files, request, descriptors)
             for descriptor in descriptors:
                 os.close(descriptor)
             problem = _watch(worker, channel)
             if problem:
-                channel.send(f"the loading process has failed ({problem})".encode())
+                channel.send(request + f" the loading process has failed ({problem})".encode())
         status = 0
     except OSError as error:
         if not isinstance(error, BrokenPipeError | ConnectionResetError):  # the daemon has ended
@@ -380,8 +396,8 @@ def _watch(worker: int, channel: socket.socket) -> str:
     return _told(status) if status else ""
 
 
-def _run_worker(channel: socket.socket, load_files: LoadFiles, descriptors: list[int]) -> NoReturn:
-    """Loads, delivers and ends."""
+def _run_worker(channel: socket.socket, load_files: LoadFiles, request: bytes, descriptors: list[int]) -> NoReturn:
+    """Loads, delivers and ends. The answer begins with the number of the request."""
     _call("policyd-worker")
     gc.disable()  # it ends before a collection is useful
     with contextlib.suppress(OSError):  # a sandbox may forbid it
@@ -418,11 +434,12 @@ def _run_worker(channel: socket.socket, load_files: LoadFiles, descriptors: list
             place = _pack(result, file, store)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         sent = [descriptor, *(table.descriptor for table in store.used if table not in store.kept), *databases]
-        socket.send_fds(channel, [b"%d %d" % (place, len(sent))], sent)
+        socket.send_fds(channel, [b"%b %d %d" % (request, place, len(sent))], sent)
     except MemoryError:
-        channel.send(b"the new ruleset does not fit into memory")
+        channel.send(request + b" the new ruleset does not fit into memory")
     except Exception:  # noqa: BLE001 - the boundary of the load: a bug there must not look like a result
-        channel.send(b"a bug in policyd, please report it:\n" + traceback.format_exc().encode()[-_MESSAGE_BYTES // 2 :])
+        told = traceback.format_exc().encode()[-_MESSAGE_BYTES // 2 :]
+        channel.send(request + b" a bug in policyd, please report it:\n" + told)
     finally:
         sys.stderr.flush()
         os._exit(0)

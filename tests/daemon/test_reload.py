@@ -8,6 +8,7 @@ import mmap
 import os
 import pickle
 import select
+import signal
 import time
 import weakref
 from collections.abc import Iterator
@@ -168,6 +169,25 @@ async def test_a_bug_in_the_load_is_reported_as_a_traceback(folder: Path, monkey
             await loader.load()
     finally:
         loader.close()
+
+
+async def test_a_worker_that_is_killed_after_its_answer_does_not_spoil_the_next_load(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "_exit", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    loader = Loader(None, str(folder / "rules.yaml"))
+    monkeypatch.undo()
+    loads = []
+    try:
+        for count in range(3):
+            names = [f"r{number}" for number in range(count)]
+            lines = (f"  - {{name: {name}, match: {{hostname: {name}.example}}, action: REJECT}}" for name in names)
+            (folder / "rules.yaml").write_text("\n".join(["rules:", *lines]) if names else "rules: []")
+            loads.append((await loader.load())[0])
+            assert select.select([loader._channel], [], [], 30)[0]  # the loader says that its worker was killed
+    finally:
+        loader.close()
+    assert [len(loaded.ruleset.rules) for loaded in loads] == [0, 1, 2]
 
 
 async def test_a_loader_that_is_told_to_end_ends_its_load(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

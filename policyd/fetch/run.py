@@ -96,7 +96,8 @@ class NoSuchListError(Exception):
 class _New:
     """A new copy that has passed its own guards; `temporary` holds it beside its target.
 
-    `modified` is the time (Unix seconds) that the file gets; None for now.
+    `replaces` is the SHA-256 of the copy with which it was compared, None if there was none. `modified` is the time
+    (Unix seconds) that the file gets; None for now.
     """
 
     wanted: _Wanted
@@ -104,6 +105,7 @@ class _New:
     temporary: Path
     state: dict[str, str]
     said: str
+    replaces: str | None
     modified: float | None = None
 
 
@@ -251,7 +253,7 @@ class _Run:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        return _New(wanted, content, temporary, new_state, said, modified)
+        return _New(wanted, content, temporary, new_state, said, None if old is None else _sha256(old), modified)
 
     def _judge_database(self, definition: DatabaseDefinition, new: Path) -> str:
         """Refuses a database that cannot be used, is older, or has lost half of its networks. Returns the message.
@@ -344,14 +346,19 @@ class _Run:
         return problem
 
     def _put(self, copy: _New) -> None:
-        self._outcome.said.append(copy.said + (" (dry run: not put in place)" if self._choice.dry_run else ""))
         if self._choice.dry_run:
+            self._outcome.said.append(f"{copy.said} (dry run: not put in place)")
             return
         target = copy.wanted.target
         with list_lock(target.parent):
+            present = _old_content(target, copy.wanted.max_bytes)
+            if (None if present is None else _sha256(present)) != copy.replaces:
+                self._outcome.said.append(f"{copy.wanted.shown}: left alone: it was replaced while this ran")
+                return
             _keep_previous(target)
             replace_file(target, copy.content, copy.modified)
             _write_state(target, copy.state)
+        self._outcome.said.append(copy.said)
         self._outcome.changed.append(copy.wanted.shown)
 
 

@@ -219,6 +219,26 @@ def test_a_good_copy_replaces_the_old_list_and_keeps_it_as_previous(tmp_path: Pa
     assert fetch(rules, Choice()).said == ["drop: not due for 24.0 h"]
 
 
+def test_of_two_runs_at_once_the_second_to_end_leaves_the_list_alone(tmp_path: Path, web: Web) -> None:
+    (tmp_path / "drop.txt").write_bytes(OLD)
+    rules = write(tmp_path, web.url("/drop"))
+    others = []
+
+    def answer_late(request: Requests) -> None:
+        web.pages["/drop"] = answer(NEW)
+        others.append(fetch(rules, Choice()))
+        answer(OLD + b"8.8.4.0/24\n")(request)
+
+    web.pages["/drop"] = answer_late
+    outcome = fetch(rules, Choice())
+    assert [other.changed for other in others] == [["drop"]]
+    assert (outcome.changed, outcome.refused) == ([], [])
+    assert outcome.said == ["drop: left alone: it was replaced while this ran"]
+    assert (tmp_path / "drop.txt").read_bytes().endswith(b"8.8.8.0/24\n")
+    assert (tmp_path / "drop.txt.previous").read_bytes() == OLD
+    assert not [*tmp_path.glob(".*checked")]
+
+
 def test_a_list_that_was_edited_is_fetched_whole(tmp_path: Path, web: Web) -> None:
     web.pages["/drop"] = answer(NEW, ETag='"1"')
     rules = write(tmp_path, web.url("/drop"))

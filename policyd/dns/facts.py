@@ -71,6 +71,7 @@ class _Search:
         self._asks_identity = False
         self._asked: set[str] = set()  # lists
         self._memory_asked: list[asyncio.Future[object]] = []
+        self._needs = needs
         self._answers: dict[str, ListAnswer] = {}  # answers that the inquiry does not have yet
         self._deadline: asyncio.TimerHandle | None = None
         self._expires_at = self._loop.time() + facts.timeout
@@ -80,6 +81,7 @@ class _Search:
 
     def _ask(self, needs: Needs) -> None:
         """Sends the questions that have not been sent yet."""
+        self._needs = needs
         request = self._inquiry.request
         if needs.identity and not self._asks_identity:
             self._asks_identity = True
@@ -137,6 +139,8 @@ class _Search:
             if self._answers:
                 self._inquiry.learn_lists(self._answers)
                 self._answers = {}
+            if self._memory_asked:
+                self._inquiry.memory.tell(self._inquiry, self._needs)
             decision = self._inquiry.decide()
             if isinstance(decision, Needs):
                 decision = self._facts.decide_with_known(self._inquiry, decision)

@@ -149,11 +149,12 @@ class Note:
 class SharedNote(Note):
     """One request if several hosts share a memory: asks the server, and also updates the process's own memory."""
 
-    __slots__ = ("_asked", "_counted", "_keys", "_keys_asked", "_shared")
+    __slots__ = ("_asked", "_counted", "_keys", "_keys_asked", "_remember", "_shared")
 
     def __init__(self, memory: Memory, inquiry: Inquiry, counts: list[Count], shared: SharedMemory) -> None:
         self._shared = shared
         self._counted = counts
+        self._remember = inquiry.ruleset.greylist.remember if inquiry.ruleset.greylist is not None else 0
         self._asked: asyncio.Future[list[Found] | None] | None = None
         self._keys: tuple[bytes, ...] = ()  # of first tries
         self._keys_asked: asyncio.Future[list[Found] | None] | None = None
@@ -176,7 +177,9 @@ class SharedNote(Note):
         """Passes the server's answers, or the process's own data instead, to the inquiry."""
         told = super().tell(inquiry, needs)
         if needs.counters and inquiry.counters is None and self._asked is not None and self._asked.done():
-            inquiry.learn_counters(self._values_there(self._asked.result()))
+            found = self._asked.result()
+            inquiry.learn_counters(self._values_there(found))
+            inquiry.is_network_known = found is not None and bool(self._network) and found[-1] is not None
             told = True
         return told
 
@@ -192,8 +195,17 @@ class SharedNote(Note):
     def finish(self, decision: Decision) -> None:
         """Counts what depends on the decision, in the process and on the server."""
         super().finish(decision)
+        writes = []
         if self._late and decision.verb is _DUNNO:
-            self._shared.ask([counting(*count, add=True) for count in self._late])
+            writes = [counting(*count, add=True) for count in self._late]
+        if decision.greylist is _KNOWN and not self.is_local:
+            writes.append(self._seen())
+        if writes:
+            self._shared.ask(writes)
+
+    def _seen(self) -> Operation:
+        """The operation that remembers the client's network, from now on."""
+        return Operation("set", network_key(self._network), self._remember, b"%d" % self._now)
 
     def _values_there(self, found: list[Found] | None) -> dict[str, int]:
         if found is None:
@@ -217,8 +229,6 @@ class SharedNote(Note):
         if known is None:
             return self._greylisted_here(inquiry, settings)
         if known[-1] is not None:
-            name = network_key(self._network)
-            self._shared.ask([Operation("set", name, settings.remember, b"%d" % self._now)])
             return Greylisted.KNOWN
         return self._first_tries(inquiry, settings) if inquiry.identity is not None else None
 
@@ -253,7 +263,7 @@ class SharedNote(Note):
             for key, first in verdict.first_tries
         ]
         if verdict.network_seen:
-            writes.append(Operation("set", network_key(client.network), settings.remember, b"%d" % self._now))
+            writes.append(self._seen())
         writes += [Operation("delete", waiting_key(key)) for key in verdict.forget]
         self._shared.ask(writes)
         return verdict.state

@@ -18,10 +18,10 @@ def shared_memory(settings: Settings) -> SharedMemory | None:
     server = settings.state
     if server is None:
         return None
-    from policyd.state.valkey import SharedMemory, client_of  # noqa: PLC0415 - takes 60 ms, which only its users pay
+    from policyd.state.valkey import SharedMemory, connection_of  # noqa: PLC0415 - takes 60 ms, which only its users pay
 
     user, password = credentials(settings.state_credentials)
-    client = client_of(
+    connection = connection_of(
         host=server.host,
         port=server.port,
         path=server.path,
@@ -31,7 +31,7 @@ def shared_memory(settings: Settings) -> SharedMemory | None:
         password=password,
         timeout=settings.state_timeout,
     )
-    return SharedMemory(client, str(server), settings.state_timeout)
+    return SharedMemory(connection, str(server), settings.state_timeout)
 
 
 def credentials(path: str | None) -> tuple[str | None, str | None]:

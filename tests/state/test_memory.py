@@ -18,7 +18,7 @@ from policyd.core.reply import reply_text
 from policyd.state.memory import Memory, uses_memory
 from policyd.state.operations import Operation
 from policyd.state.process import ProcessMemory
-from policyd.state.valkey import SharedMemory, client_of
+from policyd.state.valkey import SharedMemory, connection_of
 from tests.state.servers import PROGRAMS, StateServer
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[StateServ
 
 
 def shared(server: StateServer, timeout: float = 2.0) -> SharedMemory:
-    return SharedMemory(client_of(path=str(server.socket), timeout=timeout), "valkey", timeout)
+    return SharedMemory(connection_of(path=str(server.socket), timeout=timeout), "valkey", timeout)
 
 
 needs_server = pytest.mark.skipif(not PROGRAMS, reason="needs Debian's redis-server or valkey-server")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from policyd.state.operations import Operation
-from policyd.state.valkey import MAX_FAILURES, SharedMemory, client_of
+from policyd.state.valkey import MAX_FAILURES, SharedMemory, connection_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,7 +36,7 @@ async def test_a_malformed_answer_is_a_failure_and_the_next_request_is_answered_
 
     path = str(tmp_path / "state.sock")
     server = await asyncio.start_unix_server(serve, path)
-    state = SharedMemory(client_of(path=path, timeout=5), "valkey", 5)
+    state = SharedMemory(connection_of(path=path, timeout=5), "valkey", 5)
     async with asyncio.timeout(30):
         found = [await state.ask([Operation("get", b"policyd:a")]) for _ in range(MAX_FAILURES)]
         await state.close()

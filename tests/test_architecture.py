@@ -1,9 +1,8 @@
-"""The directions of import, and which file knows which package: the layout of docs/architecture.md stays as drawn.
+"""The directions of imports, and the files that may import each package, as in docs/architecture.md.
 
-`core <- memory, decision_log, tables <- config <- dns, state, logs, control <- exchange, daemon`;
-`exchange <- tools <- fetch`; everything `<- cli`. Core is pure; no two files import each other; each third-party
-package is known to few files.
-Imports are read from the syntax tree, so those inside functions and under TYPE_CHECKING count as well.
+`core <- memory, decision_log, tables <- config <- dns, state, logs, control <- exchange, daemon`; `exchange <- tools <-
+fetch`; everything `<- cli`. Core is pure; no two files import each other; each third-party package is imported by few
+files. Imports are read from the syntax tree, so those inside functions and under TYPE_CHECKING count as well.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "policyd"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# Which rooms a room may import from, beside itself. Files outside any room (__main__.py) may import from all.
+# The rooms from which each room may import, besides itself. Files outside any room (__main__.py) may import from all.
 _DATA = {"core", "memory", "decision_log", "tables", "config"}
 _MIDDLE = _DATA | {"dns", "state", "logs", "control"}
 MAY_IMPORT = {
@@ -43,7 +42,7 @@ MAY_IMPORT = {
     "cli": _MIDDLE | {"exchange", "tools", "fetch", "daemon"},
 }
 
-# Rooms that calculate only: time and everything else from outside is passed in.
+# Pure rooms: time and everything else from outside is passed in.
 PURE_ROOMS = {"core", "memory"}
 
 # Modules of the standard library that they may import: none that reads a clock, a file, a network or an environment.
@@ -68,7 +67,7 @@ PURE = {
     "weakref",
 }
 
-# Of these, core may use the parts that only calculate.
+# Pure parts of these modules, which core may use.
 PURE_PARTS = {
     "socket": {"AF_INET", "AF_INET6", "inet_ntop", "inet_pton"},
     "pickle": {"PickleBuffer"},
@@ -78,7 +77,7 @@ PURE_PARTS = {
 # Built-in functions that reach outside.
 IMPURE_CALLS = {"open", "print", "input", "exec", "eval", "compile", "__import__"}
 
-# The files that know a third-party package, or the folders all of whose files may.
+# The files, or the folders with all their files, that may import a third-party package.
 KNOWN_TO = {
     "aiodns": {"dns/answers.py", "dns/channels.py"},
     "cachetools": {"dns"},
@@ -99,7 +98,7 @@ KNOWN_TO = {
     "zstandard": {"logs/files.py"},
 }
 
-# Where a package is imported by another name than it is installed by.
+# The import name of a package, if it differs from the name by which it is installed.
 IMPORT_NAMES = {"google-re2": "re2", "prometheus-client": "prometheus_client", "PyYAML": "yaml"}
 
 
@@ -114,7 +113,7 @@ def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def room(path: Path) -> str:
-    """The room of a file, or an empty string for what lies in the hall."""
+    """The room of a file, or an empty string for a file outside of all rooms."""
     parts = path.relative_to(PACKAGE).parts
     return parts[0] if len(parts) > 1 else ""
 
@@ -155,7 +154,7 @@ def impurities(path: Path, source: str) -> list[str]:
 
 
 def strangers(path: Path, source: str) -> list[str]:
-    """Third-party packages that a file imports and should not know."""
+    """Third-party packages that a file imports, but may not."""
     found = []
     for line, name in imports(ast.parse(source)):
         package = name.split(".")[0]
@@ -163,7 +162,7 @@ def strangers(path: Path, source: str) -> list[str]:
             continue
         known = KNOWN_TO.get(package, set())
         if not known & {name_of(path), room(path)}:
-            found.append(f"{name_of(path)}:{line}: {package} is known to {sorted(known) or 'nobody'} only")
+            found.append(f"{name_of(path)}:{line}: {package} may only be imported by {sorted(known) or 'no file'}")
     return found
 
 
@@ -173,7 +172,7 @@ def test_imports_point_inward(path: Path) -> None:
 
 
 def circles(sources: Mapping[str, str]) -> list[tuple[str, ...]]:
-    """Groups of files that import each other, directly or by way of others; `sources` by module name."""
+    """Groups of files that import each other, directly or through others; `sources` by module name."""
     graph: dict[str, set[str]] = {}
     for module, source in sources.items():
         names = {name for _, name in imports(ast.parse(source))}
@@ -217,7 +216,7 @@ def test_core_and_memory_are_pure(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_a_third_party_package_is_known_to_few_files(path: Path) -> None:
+def test_a_third_party_package_is_imported_by_few_files(path: Path) -> None:
     assert strangers(path, path.read_text()) == []
 
 

@@ -1,4 +1,4 @@
-"""Checks the documentation: its rulesets load, its links lead somewhere, and everything that exists is documented."""
+"""Checks the documentation: its rulesets load, its links are valid, and it is complete."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def name_of(example: Example) -> str:
 EXAMPLES = [example for page in PAGES for example in examples(page)]
 RULESETS = [example for example in EXAMPLES if example.name == "rules.yaml"]
 SETTINGS = [example for example in EXAMPLES if example.name == "policyd.yaml"]
-# Files that are wrong, or doubtful: the page shows what `policyd check` says of them.
+# Files with errors or warnings: the page shows the output of `policyd check`.
 COMPLAINTS = [example for example in EXAMPLES if example.name.endswith(".yaml") and example not in RULESETS + SETTINGS]
-TODAY = datetime.date(2026, 11, 21)  # when those were written
+TODAY = datetime.date(2026, 11, 21)  # the date of these outputs
 
 
 def write_examples(page: Path, folder: Path) -> None:
@@ -119,7 +119,7 @@ def test_there_are_examples_to_try() -> None:
 
 
 def unsaid(words: Iterable[str], page: str) -> list[str]:
-    """Those of the words that stand nowhere on the page as code."""
+    """The words that the page does not have as code."""
     code = set(re.findall(r"[A-Za-z_.-]+", " ".join(re.findall(r"`([^`\n]+)`", (DOCS / page).read_text()))))
     return [word for word in words if word not in code]
 
@@ -173,7 +173,7 @@ def test_the_defaults_in_the_table_of_settings_are_the_defaults(tmp_path: Path) 
 
 
 def decision_log_keys() -> list[str]:
-    """The keys of a line about which there is everything to say."""
+    """The keys of a line in which every field has a value."""
     rule = Rule("numbered", 0, (), (), Action(Verb.REJECT))
     identity = Identity(Status.ERROR, claimed=(b"claimed.example",), reason=Reason.TIMEOUT)
     decision = Decision(
@@ -225,7 +225,7 @@ def broken_links(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_between_pages_lead_somewhere(page: Path) -> None:
+def test_links_between_pages_are_valid(page: Path) -> None:
     assert broken_links(page) == []
 
 

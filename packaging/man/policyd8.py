@@ -1,7 +1,7 @@
-"""Writes policyd(8) to standard output: every command and option as click knows them, in man(7) macros.
+"""Writes policyd(8) to standard output: every command and option, from click, in man(7) macros.
 
-The argument is the page's date, YYYY-MM-DD. Everything about commands comes from the program, so the page says what
-`--help` says; the rest of the page is here.
+The argument is the page's date, YYYY-MM-DD. Everything about commands comes from the program, so the page agrees with
+`--help`; the other text is in this file.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def _command(command: click.Command, context: click.Context) -> list[str]:
 
 
 def _paragraph(paragraph: str) -> list[str]:
-    """Filled text, or the lines as they are after click's mark for that."""
+    """Filled text, or unfilled lines after click's mark for those."""
     mark, _, kept = paragraph.partition("\n")
     if mark.strip() == "\b":
         return [".PP", ".RS 4", ".EX", *(_not_a_request(_bold(line)) for line in kept.split("\n")), ".EE", ".RE"]
@@ -195,7 +195,7 @@ def _value(metavar: str) -> str:
 
 
 def _filled(text: str) -> list[str]:
-    """Lines of filled text. Each sentence begins a line, as roff wants it."""
+    """Lines of filled text. Each sentence begins a line, as roff expects."""
     sentences = re.sub(r"(?<=[a-z0-9)`\]]\.) +(?=[A-Z])", "\n", " ".join(text.split())).split("\n")
     wrap = textwrap.TextWrapper(72, break_long_words=False, break_on_hyphens=False)
     return [_not_a_request(line) for sentence in sentences for line in wrap.wrap(_bold(sentence))]

@@ -56,7 +56,7 @@ class _Commands(click.Group):
     def resolve_command(
         self, context: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The named command. Suggests a similar one if there is none of that name."""
+        """Returns the command with this name; suggests a similar name if there is none."""
         name = args[0]
         if not name.startswith("-") and name not in COMMANDS:
             raise click.UsageError(
@@ -97,11 +97,9 @@ class Failure(click.ClickException):
 def policyd() -> None:
     """A policy daemon for Postfix: reverse DNS, host name suffixes and networks against a YAML ruleset.
 
-    \b
-    policyd check --rules rules.yaml       is the ruleset right?
-    policyd explain client_address=...     what would be answered, and why?
-    policyd serve -c policyd.yaml          answer Postfix
-    policyd status                         is the running daemon well?
+    \b policyd check --rules rules.yaml       is the ruleset right? policyd explain client_address=...     what would be
+    answered, and why? policyd serve -c policyd.yaml          answer Postfix policyd status                         is
+    the running daemon healthy?
 
     Postfix asks it through check_policy_service in main.cf. `policyd reload` loads new rules.
     """

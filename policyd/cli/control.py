@@ -80,8 +80,8 @@ def status(config: str | None, as_json: bool, alive: bool, counter: str | None) 
 def reload(config: str | None, data: bool) -> None:
     """Make the running daemon load settings, rules and lists again, and wait until it has.
 
-    Prints what is in force now and what changed. If there is an error, nothing changes: every error is printed, with
-    file, line and column, and the exit status is 1. It is 2 if the daemon cannot be asked.
+    Prints the ruleset now in force, and the changes. If there is an error, nothing changes: every error is printed,
+    with file, line and column, and the exit status is 1. It is 2 if the daemon cannot be asked.
 
     \b
     policyd reload

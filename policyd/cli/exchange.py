@@ -178,7 +178,7 @@ def _summary(result: Result) -> str:
     type=click.Choice(ATTRIBUTES),
     default="client",
     show_default=True,
-    help="postfix-access: what the table will be looked up for.",
+    help="postfix-access: the attribute that will be looked up in the table.",
 )
 @click.option(
     "--dotted", is_flag=True, help="postfix-access: parent_domain_matches_subdomains lacks smtpd_access_maps."

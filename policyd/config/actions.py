@@ -102,7 +102,7 @@ def _parse_verb(word: str, rest: str) -> Verb:
     if word.isascii() and word.isdigit():
         meant = {"4": "DEFER", "5": "REJECT"}.get(word[0]) if len(word) == 3 else None
         raise ActionError(
-            f"a bare number is refused: Postfix takes one for OK, which would skip the restrictions that follow in "
+            f"a bare number is refused: Postfix treats it as OK, which would skip the restrictions that follow in "
             f"main.cf; write {meant or 'REJECT, DEFER, DEFER_IF_PERMIT or DUNNO'}"
         )
     meant = _ELSEWHERE.get(upper)

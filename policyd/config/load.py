@@ -111,7 +111,8 @@ def load(
     databases: bool = True,
     databases_in_force: Collection[DatabaseInfo] = (),
 ) -> Loaded:
-    """Loads settings (all defaults without `config_path`) and the ruleset, from `rules_path` or where settings say.
+    """Loads settings (all defaults without `config_path`) and the ruleset, from `rules_path` or from the path in the
+    settings.
 
     `rules_path` and `listen` replace the settings' values. With `warnings_on`, the date in UTC, the ruleset is also
     checked for likely mistakes; file permissions are always checked. Without `keep_lists`, the bytes of list files are
@@ -119,8 +120,8 @@ def load(
     loaded instead of the settings and the rules file on disk; list files, databases and keys are read, unless the texts
     have data. `list_files` has files by list, to read in place of those that the lists name. `tables` has tables for
     reuse, and gets the tables that are used. Without `databases`, those that the rules file declares are not read, and
-    no address has an owner unless the caller tells it. Of `databases_in_force` those whose files are as they were are
-    not parsed again: see `SourceInForce`. Raises ConfigErrors.
+    no address has an owner unless the caller provides it. Those of `databases_in_force` whose files have not changed
+    are not parsed again: see `SourceInForce`. Raises ConfigErrors.
     """
     with _without_garbage_collection():
         return _load(

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from policyd.core.address import Address
     from policyd.core.tables import Buffer
 
-# Bytes of lines that are parsed at a time: few enough for what is made of them to stay in the processor's cache, which
+# Bytes of lines that are parsed at a time: few enough for their objects to stay in the processor's cache, which
 # halves the time, and for looking at the lines one by one after a fault.
 _BLOCK = 1 << 15
 
@@ -204,7 +204,7 @@ def columns_of(line: str) -> Columns | None:
 
 
 def other_addresses(line: str) -> str:
-    """Says what a file has in place of first and last addresses, and which one to take; empty for anything else."""
+    """Says what a file has in place of first and last addresses, and which file to use; empty for anything else."""
     try:
         fields = _split(line, "\t" if "\t" in line else ",")
     except ValueError:

@@ -464,7 +464,7 @@ class _Reader:
         if file is not None and self._data is None:
             file.forget_known_content()
         if file is not None and not (allow_empty or path in self._missing) and not file.has_entries():
-            message = "has no entries, which would disarm the list; if that is intended, write allow_empty: true"
+            message = "has no entries, so the list would have no effect; if that is intended, write allow_empty: true"
             self._report.add(Problem(path, 1, 1, f"{self._prefix}{message}"))
 
     def _truth(self, node: Mapping, name: str) -> bool:

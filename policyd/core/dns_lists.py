@@ -41,7 +41,7 @@ class ListAnswer(NamedTuple):
 
 
 class ListAnswers(dict[str, ListAnswer]):
-    """Answers of lists by name, not to be changed: what is made of them for every request is kept with them."""
+    """Answers of lists by name. Must not be changed, because values derived from them are kept with them."""
 
     __slots__ = ("shown",)
 

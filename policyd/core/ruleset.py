@@ -66,8 +66,8 @@ class Subject(StrEnum):
 class Condition:
     """One condition of a rule: it holds if any one of its values matches.
 
-    `name` is the key as it is written (`hostname_suffix`), `subject` the attribute of the request that it looks
-    at (`client_address`, `sender`, ...) or a `Subject`, and `values` what was written, with lists as `$name`.
+    `name` is the key as it is written (`hostname_suffix`), `subject` the attribute of the request that it looks at
+    (`client_address`, `sender`, ...) or a `Subject`, and `values` the values as written, with lists as `$name`.
     `number` is unique in the ruleset; an `Index` answers a lookup with the numbers of the conditions that hold.
     """
 

@@ -367,7 +367,7 @@ class _Daemon:
         old, new = self._settings, loaded.settings
         for name in _ONLY_AT_START:
             if getattr(old, name) != getattr(new, name):
-                _log.warning("%s has changed; that takes a restart of policyd", name)
+                _log.warning("%s has changed; that needs a restart of policyd", name)
         logging.getLogger().setLevel(new.log_level.upper())
         if new.metrics != old.metrics:
             await self._move_metrics(new)
@@ -468,7 +468,7 @@ class _Daemon:
             if request.greylist:
                 address = parse_address(what)
                 if address is None:
-                    return failed("expected an address, as 192.0.2.25")
+                    return failed("expected an address, such as 192.0.2.25")
                 network = network_of(address)
                 forgotten, name = await self._memory.forget_network(network), f"greylisting of {shown(network)}"
             else:
@@ -492,7 +492,7 @@ class _Daemon:
         what = request.what.encode("utf-8", "replace")
         count = await self._resolver.forget(what)
         listed = await self._dns_lists.forget(what)
-        _log.info("forgot what DNS said of %s (%d clients, %d answers of DNS lists)", shown(what), count, listed)
+        _log.info("forgot DNS answers about %s (%d clients, %d answers of DNS lists)", shown(what), count, listed)
         return {"ok": True, "clients": count}
 
     async def _tell_counted(self, request: Request) -> Answer:

@@ -96,7 +96,7 @@ class Page:
         )
         yield GaugeMetricFamily(
             "policyd_last_reload_successful",
-            "0 if the last reload was refused, so that what was in force before it stays in force; otherwise 1.",
+            "0 if the last reload was refused, so that the old ruleset stays in force; otherwise 1.",
             value=int(self._running.failed is None and self._running.data_failed is None),
         )
         ruleset = GaugeMetricFamily("policyd_ruleset", "The ruleset in force, by its hash.", labels=("hash",))

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 class Notifier:
-    """Sends the notifications of this process, as its environment says."""
+    """Sends the notifications of this process, as the environment requires."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._socket: socket.socket | None = None
@@ -36,7 +36,7 @@ class Notifier:
         self._say("READY=1", f"STATUS={status}")
 
     def reloading(self) -> None:
-        """A reload has begun; `ready` ends it. The time is what Type=notify-reload asks for."""
+        """A reload has begun; `ready` ends it. Type=notify-reload requires the time."""
         self._say("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def status(self, status: str) -> None:

@@ -1,7 +1,7 @@
 """The self-test of a DNS list (RFC 5782 section 5), and whether the list is in use.
 
-Pure: time and randomness are passed in, and the caller asks the questions. A list is in use until a self-test is wrong;
-only a self-test takes it out of use and brings it back (docs/dns-lists.md, "Self-test" and "Out of use").
+Pure: time and randomness are passed in, and the caller asks the questions. A list is in use until a self-test gets a
+wrong answer; only a self-test takes it out of use and brings it back (docs/dns-lists.md, "Self-test" and "Out of use").
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def self_test_questions(dns_list: DnsList, random: Random) -> tuple[SelfTestQues
 
 
 def _test_addresses(entry: str, random: Random) -> tuple[Address, Address, list[Address]]:
-    """Returns the address that must be listed, the address that must not be, and three addresses that must not all be.
+    """Returns the address that must be listed, the address that must not be listed, and three addresses that must not
+    all be listed.
 
     An IPv6 entry makes it a test of IPv6: `::ffff:127.0.0.2` is looked up as an IPv6 address, not as 127.0.0.2.
     """
@@ -154,7 +155,8 @@ def _why_wrong(dns_list: DnsList, question: SelfTestQuestion, answer: tuple[Addr
     return ""
 
 
-# --- What follows -----------------------------------------------------------------------------------------------------
+# --- Health
+# --------------------------------------------------------------------------------------------------------------
 
 
 class Due(Enum):

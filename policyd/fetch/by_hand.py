@@ -116,7 +116,7 @@ class Keeper:
         subjects = {condition.subject for condition in rule.match}
         if subjects <= {"sender", "sender_domain"}:
             raise RefusedError(
-                f"rule '{rule_name}' refuses a sender, and anyone can write any sender: change the rule, or allow the "
+                f"rule '{rule_name}' refuses a sender, and anyone can forge a sender: change the rule, or allow the "
                 f"client itself: policyd allow {address}"
             )
         if Kind.NETWORK in kinds or not decision.hostname:
@@ -128,7 +128,7 @@ class Keeper:
     def _read(self, what: str) -> tuple[str, str]:
         """Returns `networks` or `hosts`, and the entry in its written form."""
         if "@" in what:
-            raise RefusedError(f"'{what}' is a mail address, which anyone can write; name an address, network or host")
+            raise RefusedError(f"'{what}' is a mail address, which anyone can forge; name an address, network or host")
         raw = what.strip().encode("utf-8", "surrogateescape")
         if ":" in what or "/" in what or what.replace(".", "").isdigit():
             networks, bad = parse_entries(Form.NETWORK, [raw])

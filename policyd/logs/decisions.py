@@ -49,7 +49,7 @@ def decisions(
 def _refuse_foreign(name: str, lines: int, found: int, sample: list[bytes]) -> None:
     if lines and not found:
         raise LogError(
-            f"{name}: no decision log: none of its {lines:,} lines is a decision of policyd's{_mail_log_hint(sample)}"
+            f"{name}: not a decision log: none of its {lines:,} lines is a decision of policyd{_mail_log_hint(sample)}"
         )
 
 

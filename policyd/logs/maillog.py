@@ -382,7 +382,7 @@ class MailLog:
         entry = entry_of(fields, stamp)
         if entry is None:
             if "MESSAGE" in fields and "__REALTIME_TIMESTAMP" in fields:
-                self.counts.hidden += 1  # journalctl writes null for what is too long
+                self.counts.hidden += 1  # journalctl writes null for a value that is too long
                 return False
             return None
         if not entry.program:
@@ -480,7 +480,8 @@ def _refuse_foreign(name: str, before: LineCounts, after: LineCounts) -> None:
     if lines and after.used == before.used and after.other - after.blank == before.other - before.blank:
         quoted = quote(after.example)
         raise LogError(
-            f"{name}: no mail log: none of its {lines:,} lines has the form of syslog, of the journal or of policyd's"
+            f"{name}: not a mail log: none of its {lines:,} lines has the form of syslog, of the journal or of "
+            "policyd's"
             f" decision log{f'; the first begins with {quoted}' if quoted else ''}; {WAYS_OUT}"
         )
 

@@ -17,8 +17,8 @@ _MONTHS = {
     )
 }
 
-# The hour, then the minute, second and fraction. `Aug 03` is journald's, `Mar 9` some sendmail's; a priority such as
-# `<22>` is what a raw syslog stream has.
+# The hour, then the minute, second and fraction. `Aug 03` is journald's, `Mar 9` some sendmail's; a raw syslog stream
+# has a priority such as `<22>`.
 _SYSLOG = re.compile(rb"(?:<\d{1,3}>)?(([A-Z][a-z]{2}) {1,2}(\d{1,2}) (\d\d)):(\d\d):(\d\d)([.,]\d{1,9})?")
 _RFC3339 = re.compile(
     rb"(?:<\d{1,3}>)?(\d{4}-\d\d-\d\d[T ]\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9}))?(?: ?(Z|[+-]\d\d:?\d\d))?", re.IGNORECASE
@@ -202,4 +202,4 @@ def parse_since(text: str, now: float) -> float:
     try:
         return datetime.datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError):
-        raise ValueError(f"'{text}' is no time; write 7d, 12h, 2026-11-21 or 2026-11-21T17:00") from None
+        raise ValueError(f"'{text}' is not a time; write 7d, 12h, 2026-11-21 or 2026-11-21T17:00") from None

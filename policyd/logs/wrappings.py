@@ -109,7 +109,7 @@ _LAYER = re.compile(
     | [^\s:|]{1,255}[:-](?:\d{1,9}[:-])?(?=["'`]?(?:<\d|%(stamp)b|\{))      # grep
     | [^:|]{1,255}:(?:\d{1,9}:)?(?=%(stamp)b)                               # grep, in a folder with a blank in its name
     | (?:[\w./@+~-]{1,200}\s+){1,2}(?=%(stamp)b)                            # podman logs --names, stern
-    # A timestamp in front of another, with what a relay or a container runtime puts between them.
+    # A timestamp in front of another, with the text that a relay or a container runtime puts between them.
     | (?P<stamp>%(stamp)b) (?:\s+[^\s:]{1,255}|\s+%(aside)b){0,3} :?\s+
       (?=(?:<\d{1,3}>)?(?:\d\ )?%(stamp)b\b|\{|<\d{1,3}>\d\ )
     | (?P<before>%(full)b|%(stamp)b)(?:\s+%(aside)b){0,3}\s+(?=\S)

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     # Derives the part from a request, given the AS number of its client (`AS64496`, empty without a record).
     Maker: TypeAlias = Callable[[Request, bytes], bytes]
 
-# Bytes of a key or value that are kept as they are. A client may send 64 KiB, and 200,000 keys are to fit into 120 MB;
-# a longer one is cut, and a digest keeps it unique.
+# Bytes of a key or value that are kept as they are. A client may send 64 KiB, and 200,000 keys must fit into 120 MB; a
+# longer one is cut, and a digest keeps it unique.
 MAX_KEY_BYTES = 128
 
-_COLON = 0x3A  # a number is found in bytes ten times as fast as bytes are
+_COLON = 0x3A  # searching bytes for a number is ten times as fast as searching for bytes
 
 
 class Answered(Enum):
@@ -74,7 +74,7 @@ class KeyPart:
             return fold_value(text)
         address = parse_address(text.partition(b"/")[0] if self.name == "client_network" else text)
         if address is None:
-            raise ValueError(f"{self} is an address, as 192.0.2.25")
+            raise ValueError(f"{self} must be an address, such as 192.0.2.25")
         return format_address(address).encode() if self.name == "client_address" else network_of(address, self.prefixes)
 
     def __str__(self) -> str:
@@ -209,7 +209,7 @@ class CounterDefinition:
 
     @functools.cached_property
     def make_value(self) -> Maker | None:
-        """A function that returns the value that a `distinct` counter tells apart; None for a count of requests."""
+        """A function that returns the value that a `distinct` counter counts; None for a count of requests."""
         return self.distinct.maker if self.distinct is not None else None
 
 

@@ -57,7 +57,7 @@ class EventWindow:
         return self._total
 
     def entries(self) -> list[tuple[int, int]]:
-        """Returns (slot, events), oldest first: what is to be stored."""
+        """Returns (slot, events), oldest first, for storing."""
         older = [(entry >> _COUNT_BITS, entry & _COUNT_MASK) for entry in self._older or ()]
         return [*older, (self.newest, self._events)] if self._events else older
 
@@ -125,7 +125,7 @@ class DistinctWindow:
         return (len(self._older) if self._older is not None else 0) + (self.newest >= 0)
 
     def entries(self) -> list[tuple[bytes, int]]:
-        """Returns (value, slot), oldest first: what is to be stored."""
+        """Returns (value, slot), oldest first, for storing."""
         older = list(self._older.items()) if self._older is not None else []
         return [*older, (self._value, self.newest)] if self.newest >= 0 else older
 

@@ -92,7 +92,7 @@ class Note:
         self.is_local = False
         self._memory = memory
         self._now = now = memory.clock()
-        self._late: Sequence[Count] = ()  # what is counted if the request is let through
+        self._late: Sequence[Count] = ()  # the counts to make if the request is let through
         inquiry.memory = self
         local = memory.local
         values: dict[str, int] = {}

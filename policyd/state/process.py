@@ -213,8 +213,7 @@ class ProcessMemory:
             self._evict()
 
     def drop_others(self, counters: Iterable[CounterDefinition]) -> Iterator[None]:
-        """Drops what is counted for counters that are not among these. Yields every thousand keys, for the caller to
-        pause."""
+        """Drops the counts of counters that are not among these. Yields every thousand keys, for a pause."""
         kept = {counter.fingerprint for counter in counters}
         for place, key in enumerate(list(self._windows)):
             if key[:_PREFIX] not in kept and (window := self._windows.pop(key, None)) is not None:

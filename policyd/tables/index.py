@@ -81,7 +81,7 @@ def build_index(
     """Builds the index.
 
     `entries` has, by the condition's number, the collections of its entries: `Networks`; folded names, with a leading
-    dot where only names under it are meant; folded values; expressions; statuses; names of DNS lists, of which
+    dot if only names under it are meant; folded values; expressions; statuses; names of DNS lists, of which
     `hostname_lists` are asked for host names; or a `LongList` of networks, names or values. A list that several
     conditions use is the same object in each. Conditions are numbered from 0 without a gap. `domains` is needed for
     `hostname_generic` alone; `counted` has the conditions on the requests that each counter counts.
@@ -229,7 +229,7 @@ def _rests_on_identity(rule: Rule) -> bool:
 
 
 def _has_empty(rule: Rule, entries: Mapping[int, Sequence[Entries]]) -> bool:
-    """Whether a condition of the rule's match has no entry, as with a list that is empty for now."""
+    """Whether a condition of the rule's match has no entry, for example because a list is empty."""
     return any(
         condition.kind in _WITH_ENTRIES and not any(map(len, entries[condition.number])) for condition in rule.match
     )
@@ -287,7 +287,7 @@ def _has_wide(networks: Entries) -> bool:
 
 
 def _sources(family: Iterable[Condition], entries: Mapping[int, Sequence[Entries]]) -> list[Source]:
-    """Each collection once for each kind of condition that uses it; a long list once, whatever object it is."""
+    """Each collection once for each kind of condition that uses it; a long list once, even if it is several objects."""
     users: dict[tuple[Hashable, Kind], tuple[Entries, set[int]]] = {}
     for condition in family:
         for collection in entries[condition.number]:

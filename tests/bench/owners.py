@@ -67,7 +67,7 @@ def _memory(server: Server) -> float:
 
 
 def _reload(daemon: Policyd, server: Server) -> float:
-    """Seconds of a reload of an idle daemon whose files are as before."""
+    """Seconds of a reload of an idle daemon whose files have not changed."""
     settle(server.pid)
     began = time.monotonic()
     daemon.reload()

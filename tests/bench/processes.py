@@ -1,6 +1,6 @@
 """CPU time and memory of a server with all its processes, from /proc (proc(5)), and pinning to cores.
 
-An ordinary user may read all of it for processes of their own.
+An ordinary user may read all of it for their own processes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def pinned_to(core: int) -> Sequence[str]:
 
 
 def _stat(pid: int) -> list[bytes]:
-    """The fields of /proc/PID/stat from `state` on; none for a process that is gone."""
+    """The fields of /proc/PID/stat from `state` on; none for a process that has ended."""
     try:
         return (_PROC / str(pid) / "stat").read_bytes().rpartition(b") ")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -137,7 +137,7 @@ def settle(root: int, seconds: float = 0.3) -> None:
         if used - before <= 2 * _TICK:
             return
         if time.monotonic() > deadline:
-            raise TimeoutError(f"process {root} does not come to rest")
+            raise TimeoutError(f"process {root} does not become idle")
 
 
 class Account(NamedTuple):

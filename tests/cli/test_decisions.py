@@ -113,7 +113,7 @@ def test_stats_of_another_log_are_refused(run: Run, tmp_path: Path) -> None:
     mail_log.write_text("Nov 20 10:00:00 mx postfix/smtpd[1]: connect from unknown[192.0.2.1]\n")
     ended = run("stats", mail_log)
     assert ended.status == 2
-    assert ended.err.startswith(f"policyd: {mail_log}: no decision log")
+    assert ended.err.startswith(f"policyd: {mail_log}: not a decision log")
 
 
 # --- tail -----------------------------------------------------------------------------------------------------------

@@ -87,8 +87,8 @@ def test_find_without_a_result_fails(run: Run, log: Path) -> None:
     ("arguments", "complaint"),
     [
         (["--client", "nothing"], "'nothing' is not a network"),
-        (["--since", "yesterday"], "'yesterday' is no time"),
-        (["--until", "soon"], "'soon' is no time"),
+        (["--since", "yesterday"], "'yesterday' is not a time"),
+        (["--until", "soon"], "'soon' is not a time"),
         (["--by", "color"], "'color' is not one of"),
     ],
 )

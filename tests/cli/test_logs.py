@@ -99,7 +99,7 @@ def test_replay_against_fails_only_for_new_refusals(run: Run, delivered: Path, t
             "as UTF-16 text, convert it with",
         ),
         (lambda path: path.write_bytes(gzip.compress(b"x" * 9999)[:-9]), 2, "the compressed file is cut off"),
-        (lambda path: path.write_text("Dear Sir,\n"), 2, "no mail log: none of its 1 lines"),
+        (lambda path: path.write_text("Dear Sir,\n"), 2, "not a mail log: none of its 1 lines"),
         (lambda path: path.write_text(""), 1, "0 lines"),
         (lambda path: path.write_text("Nov 20 10:00:00 mx sshd[1]: hello\n"), 1, "1 line, 1 of other matters"),
     ],

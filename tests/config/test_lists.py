@@ -232,7 +232,7 @@ def test_a_local_list_is_not_hashed_and_may_be_missing(tmp_path: Path) -> None:
 def test_a_missing_list_must_be_local_and_a_local_list_cannot_be_disabled(tmp_path: Path) -> None:
     with pytest.raises(ConfigErrors, match=r"own\.txt cannot be read: No such file or directory"):
         local_rules(tmp_path, local="false")
-    with pytest.raises(ConfigErrors, match="has no entries, which would disarm the list"):
+    with pytest.raises(ConfigErrors, match="has no entries, so the list would have no effect"):
         local_rules(tmp_path, text="# nothing\n")
 
 

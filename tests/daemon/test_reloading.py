@@ -125,7 +125,7 @@ def change(policyd: Policyd, old: str, new: str) -> str:
 def test_a_changed_listen_needs_a_restart_and_a_message_says_so(start_policyd: StartPolicyd, port: int) -> None:
     with start_policyd() as policyd, Client(port) as client:
         logged = change(policyd, f"127.0.0.1:{port}", f"127.0.0.1:{free_port()}")
-        assert "listen has changed; that takes a restart of policyd" in logged
+        assert "listen has changed; that needs a restart of policyd" in logged
         assert "reloaded" in logged
         assert client.ask(BULK) == LATER
 

@@ -244,7 +244,7 @@ def test_the_decisions_of_a_rotated_set_come_in_order(tmp_path: Path) -> None:
 
 def test_a_log_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mail.log").write_text("Nov 21 17:16:00 mx postfix/smtpd[12]: connect from unknown[192.0.2.1]\n")
-    with pytest.raises(LogError, match=r"mail.log: no decision log: none of its 1 lines"):
+    with pytest.raises(LogError, match=r"mail.log: not a decision log: none of its 1 lines"):
         list(decisions([str(tmp_path / "mail.log")], DecisionCounts()))
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 
-# Maximum seconds for a request that needs no DNS, whatever fails; and until everything is normal after a fault.
+# Maximum seconds for a request that needs no DNS, under any fault; and until everything is normal after a fault.
 LONGEST_SECONDS = 0.1
 NORMAL_SECONDS = 1.0
 

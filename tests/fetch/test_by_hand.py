@@ -40,7 +40,7 @@ def rules(tmp_path: Path) -> Rules:
     return Rules(str(tmp_path / "rules.yaml"), None)
 
 
-def test_the_shipped_lists_are_empty_and_ask_no_dns() -> None:
+def test_the_shipped_lists_are_empty_and_cause_no_lookup() -> None:
     ruleset = load(rules_path=SHIPPED).ruleset
     own = Request.of({"client_address": b"192.168.1.1", "request": b"smtpd_access_policy", "protocol_state": b"RCPT"})
     assert not isinstance(decide(ruleset, own, Facts(), datetime.date(2026, 11, 29)), Needs)
@@ -129,7 +129,7 @@ def test_allow_accepts_the_id_of_a_decision(rules: Rules, tmp_path: Path) -> Non
     by_sender = cli(tmp_path, "allow", "AAAAAAA4")
     assert (by_sender.returncode, by_sender.stdout) == (1, "")
     assert by_sender.stderr == (
-        "policyd: rule 'forger' refuses a sender, and anyone can write any sender: change the rule, or allow the "
+        "policyd: rule 'forger' refuses a sender, and anyone can forge a sender: change the rule, or allow the "
         "client itself: policyd allow 192.0.2.9\n"
     )
     assert cli(tmp_path, "allow", "AAAAAAA5").stderr == "policyd: that decision let the client through\n"

@@ -81,7 +81,7 @@ def test_the_fetch_unit_can_only_write_to_the_folder_of_lists(tmp_path: Path) ->
     if not SYSTEMD.exists():
         pytest.skip("systemd is not installed")
     if subprocess.run(["unshare", "--user", "true"], capture_output=True, check=False).returncode:
-        pytest.skip("user namespaces, for PrivateUsers=, cannot be made here; in a chroot they never can")
+        pytest.skip("user namespaces, for PrivateUsers=, cannot be made here; in a chroot this is never possible")
     units = tmp_path / "units"
     (units / "policyd-fetch.service.d").mkdir(parents=True)
     shutil.copy(UNIT, units)

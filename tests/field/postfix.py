@@ -1,9 +1,9 @@
 """A real Postfix for the field tests, and an SMTP client that may choose its name and address.
 
-`Postfix` runs Debian's package from a folder of its own: configuration, queue, state and log, so that the machine's
-mail system is neither read nor touched. It listens on 127.0.0.1 only, and its deliveries end in discard(8), in a
-maildir of that folder, or in itself. It needs root, because master(8) does, and no syslog: postlogd(8) writes the mail
-log. Every smtpd(8) runs in the chroot, as Debian's do, and takes a client's word for its address and names
+`Postfix` runs Debian's package from its own folder: configuration, queue, state and log, so that the machine's mail
+system is neither read nor touched. It listens on 127.0.0.1 only, and its deliveries end in discard(8), in a maildir of
+that folder, or in itself. It needs root, because master(8) does, and no syslog: postlogd(8) writes the mail log. Every
+smtpd(8) runs in the chroot, as Debian's do, and accepts the address and names that a client gives
 (https://www.postfix.org/XCLIENT_README.html).
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Where policyd listens, as a chrooted smtpd(8) sees it: below the queue folder.
 POLICY_SOCKET = "private/policyd"
 
-# Users of a TCP port: the smtpd services, the services that they ask, and none (`closed`).
+# TCP ports: those of the smtpd services, of the services that they ask, and an unused one (`closed`).
 PORTS = ("inet", "unix", "lenient", "states", "access", "filtered", "relay", "policy", "milter", "closed")
 
 MAIN_CF = """\
@@ -73,7 +73,7 @@ smtpd_client_connection_count_limit = 0
 smtpd_policy_service_timeout = 10s
 """
 
-# Debian's master.cf in the columns that matter, each smtpd with the restrictions of one way to use policyd.
+# The values of Debian's master.cf in the relevant columns; each smtpd uses policyd in a different way.
 MASTER_CF = """\
 127.0.0.1:{inet} inet n - y - - smtpd
   -o {{ smtpd_recipient_restrictions = permit_mynetworks, permit_sasl_authenticated,
@@ -143,9 +143,9 @@ class Postfix:
     """One Postfix, running between `__enter__` and `__exit__`.
 
     `port` has the smtpd services by name: `inet` and `unix` ask policyd for each recipient, at port `policy` and at the
-    unix socket `policy_socket`, and `unix` takes bytes that are not UTF-8; `lenient` is set up as the README says, with
-    `default_action=DUNNO`; `states` asks at every stage of a session; `access` and `filtered` ask no policy service but
-    access tables, and a milter at port `milter`.
+    unix socket `policy_socket`, and `unix` accepts bytes that are not UTF-8; `lenient` is set up as the README says,
+    with `default_action=DUNNO`; `states` asks at every stage of a session; `access` and `filtered` ask no policy
+    service but access tables, and a milter at port `milter`.
     """
 
     def __init__(self, root: Path) -> None:

@@ -625,7 +625,7 @@ def test_a_file_that_is_not_a_mail_log_is_refused_in_one_line(tmp_path: Path, te
     good, bad = tmp_path / "maillog", tmp_path / "letter"
     good.write_text(REFUSED + "\n")
     bad.write_text(text)
-    with pytest.raises(LogError, match=r"letter: no mail log: none of its \d lines") as caught:
+    with pytest.raises(LogError, match=r"letter: not a mail log: none of its \d lines") as caught:
         list(observations([str(good), str(bad)], MailLog()))
     assert "\n" not in str(caught.value)
 

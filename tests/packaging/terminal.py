@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-# Cursor movements, colours, titles: what a terminal does not show as text.
+# Cursor movements, colours, titles: output that a terminal does not show as text.
 _CONTROLS = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])|[\x07\x08\r\x0e\x0f]")
 
 
@@ -29,8 +29,9 @@ class Terminal:
         os.write(self._descriptor, keys.encode())
 
     def shows(self, text: str, seconds: float = 30.0) -> str:
-        """Waits until the screen shows a text, and then until nothing more comes; returns what it shows since the last
-        call. Fails with that if the text does not come."""
+        """Waits until the screen shows a text, and then until the output stops; returns the output since the last call.
+        Fails with that output if the text does not appear.
+        """
         shown = ""
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:
@@ -47,7 +48,7 @@ class Terminal:
 
 @contextlib.contextmanager
 def terminal(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[Terminal]:
-    """Starts a program in a terminal of its own, and ends it."""
+    """Starts a program in its own terminal, and ends it."""
     process, descriptor = pty.fork()
     if process == 0:
         os.execvpe(command[0], list(command), environment)

@@ -67,7 +67,7 @@ def loaded(folder: Path, text: str) -> Ruleset:
 
 
 class Daemon:
-    """Decides requests one after the other, as the daemon does, with a clock of its own."""
+    """Decides requests one after the other, as the daemon does, with its own clock."""
 
     def __init__(self, ruleset: Ruleset, shared: SharedMemory | None = None, keys: int = 1000) -> None:
         self.now = 1_800_000_000.0

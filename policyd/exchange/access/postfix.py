@@ -1,7 +1,7 @@
 """Postfix's indexed access(5) tables (hash:, btree:, lmdb: ...), import and export.
 
 The option `attribute` says for which lookup a table is written. Without it, keys with an `@` are senders (no lookup of
-a client asks for them) and all others clients.
+a client uses such keys) and all others clients.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from policyd.exchange.model import ExportOptions, Report, Row
 
-# postmap(1) takes a key in double quotes, for the blanks in it, since Postfix 3.2.
+# Since Postfix 3.2, postmap(1) accepts a key in double quotes, which may contain blanks.
 _LINE = re.compile(r'(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<key>[^\s"]\S*))(?:\s+(?P<result>.*))?')
 
 

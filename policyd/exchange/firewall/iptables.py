@@ -239,7 +239,7 @@ def _until_next_option(words: list[str], place: int) -> int:
 
 _PORT_OPTIONS = frozenset({"--dport", "--dports", "--destination-port", "--destination-ports", "--port", "--ports"})
 
-# Conditions that a new connection can meet: whether it does with this argument, and otherwise what the line is about.
+# Conditions that a new connection can meet: a test of the argument, and the reason to report if the test fails.
 _ABOUT_MAIL: dict[str, tuple[Callable[[str], bool], str]] = {
     **dict.fromkeys(
         ("-p", "--protocol"), (lambda name: name.lower() in {"tcp", "6", "all", "0"}, "{} is not mail's protocol")
@@ -261,7 +261,7 @@ _KNOWN = frozenset(
 
 
 def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
-    """A chain for iptables-restore(8), or with `options.version` 6 for ip6tables-restore, that drops what is rejected.
+    """A chain for iptables-restore(8), or with `options.version` 6 for ip6tables-restore, that drops rejected clients.
 
     The chain is refilled each time; the administrator adds the jump from INPUT to it, once.
     """

@@ -2,7 +2,7 @@
 -f`.
 
 The import follows new TCP connections to one port through each base chain that receives incoming packets, and through
-its jumps. A file with sets that no line uses is a list: the sets' elements are the entries.
+its jumps. A file with sets that no line uses is read as a list, whose entries are the elements of the sets.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _Values(NamedTuple):
 
 @dataclass(slots=True)
 class _Statement:
-    """The words up to a line's end or a `;`; the content of a block, if they open one."""
+    """The words up to a line's end or a `;`; and the content of the block, if the words open a block."""
 
     words: list[_Word]
     inner: list[_Statement] | None = None
@@ -94,7 +94,8 @@ def read(
             head[0] in {"table", "add"} and "table" in head[:2]
         ):
             report.lose(
-                statement.line, "only tables with their chains and sets are read, as `nft list ruleset` prints them"
+                statement.line,
+                "only tables with chains and sets are supported, in the form that `nft list ruleset` prints",
             )
     if not sets:
         chains = {name: steps for table in tables for name, steps in table.chains.items()}
@@ -190,7 +191,7 @@ def _opens_block(words: list[_Word]) -> bool:
 
 
 class _Table:
-    """A table's chains, by the table's name and theirs, and its sets.
+    """The chains of a table, by the names of table and chain, and its sets.
 
     `bases` are the chains that receive incoming packets, each with its place in the kernel's order.
     """

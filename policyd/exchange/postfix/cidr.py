@@ -60,7 +60,7 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
 
     report.take_each(logical_lines(lines), take)
     for unfinished in open_ifs:
-        report.note(unfinished.line, "the `if` has no endif; it goes to the end of the table")
+        report.note(unfinished.line, "the `if` has no endif; it extends to the end of the table")
     return imported
 
 

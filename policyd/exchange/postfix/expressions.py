@@ -72,9 +72,9 @@ def read(
     """The table's rows in the order in which they decide. `translate` converts a pattern and its flags to an RE2
     expression.
 
-    `attribute` is `client`, `helo_name`, `sender` or `recipient`; None is `client`, but for expressions that only a
-    mail address can match. Of a client, Postfix looks up the name, and the address if no line matched the name: so all
-    rows for names come first, and a line that can match both becomes two rows.
+    `attribute` is `client`, `helo_name`, `sender` or `recipient`; None means `client`, or `sender` for expressions that
+    only a mail address can match. For a client, Postfix looks up the name, and then the address if no line matched the
+    name; so all rows for names come first, and a line that can match both becomes two rows.
     """
     blocks: list[_Block] = []
     rows: dict[str, list[Row]] = {"sender": [], "name": [], "address": []}
@@ -102,7 +102,7 @@ def read(
 
     report.take_each(logical_lines(lines), take)
     for block in blocks:
-        report.note(block.line, "the `if` has no endif; it goes to the end of the table")
+        report.note(block.line, "the `if` has no endif; it extends to the end of the table")
     of_clients = rows["name"] + rows["address"]
     if attribute is None and of_clients:
         report.note(of_clients[0].line, _ASSUMED)
@@ -240,7 +240,7 @@ class _Maker:
 def _row(line: Line, subject: str, needed: list[str], excluded: list[str], says: Verdict) -> Row:
     exceptions: tuple[Term, ...] = ()
     if not needed:
-        # Every expression except these: Postfix has a name for each client, if only `unknown`.
+        # Every expression except these: Postfix has a name for each client, even if it is `unknown`.
         match: tuple[Term, ...] = (term(f"{subject}_regex", ".*"),)
     elif len(needed) == 1:
         match = _alone(subject, needed[0])

@@ -36,7 +36,7 @@ def check_databases(rules: str, now: float) -> tuple[tuple[Finding, ...], tuple[
         Finding(
             f"{problem.path}:{problem.line}" if problem.line else problem.path,
             problem.message,
-            "a file as docs/owners.md describes; see policyd check",
+            "a file in a format of docs/owners.md; see policyd check",
         )
         for problem in report.problems
     ]

@@ -276,7 +276,7 @@ class _Doctor:
         elif not any(call.service is service for call in ours):
             replaced = [name for name in dict.fromkeys(call.parameter for call in ours) if name in service.overrides]
             parameter = replaced[0] if replaced else ours[0].parameter
-            how = f": its -o {' and -o '.join(replaced)} replaces what main.cf says" if replaced else ""
+            how = f": its -o {' and -o '.join(replaced)} replaces the value in main.cf" if replaced else ""
             others = (*(step.name for step in steps_of(self.postfix, service, parameter)), "check_policy_service ...")
             self.find(
                 f"master.cf: {service}",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def check_memory(settings: Settings) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
-    """Asks the server that `state` names, as the daemon does; returns what is wrong, and what is right."""
+    """Asks the server that `state` names, as the daemon does; returns the problems, and the checks that passed."""
     if settings.state is None:
         return (), ()
     findings = []

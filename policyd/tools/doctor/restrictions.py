@@ -163,7 +163,7 @@ def calls_of(postfix: PostfixConfig, service: Service) -> Iterator[Call]:
 
 
 def classes_that_ask(postfix: PostfixConfig, service: Service) -> list[str]:
-    """Restriction classes with a policy service that no list names; access tables may use them."""
+    """Restriction classes that ask a policy service, and that no list names; access tables may use them."""
     named = {word for name in RESTRICTIONS for word in list_of(postfix.value(name, service))}
     classes = list_of(postfix.value("smtpd_restriction_classes", service))
     return [

@@ -124,7 +124,9 @@ class GreylistedMails:
 
 @dataclass(slots=True)
 class CounterStats:
-    """One counter of today's ruleset: the rules that compare it, and what they decided or would have decided."""
+    """One counter of today's ruleset: the rules that compare it, and the number of their decisions, observed ones
+    included.
+    """
 
     rules: list[str] = field(default_factory=list)
     decisions: int = 0

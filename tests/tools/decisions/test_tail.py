@@ -81,7 +81,7 @@ def test_a_removed_log_is_followed_when_it_reappears(log: Path) -> None:
     assert ids(log, 1, log.unlink, append(log, line(id="NEW"))) == ["FIRST", "NEW"]
 
 
-def test_a_log_that_was_cut_to_nothing_is_read_from_its_start(log: Path) -> None:
+def test_a_truncated_log_is_read_from_its_start(log: Path) -> None:
     append(log, line(id="FIRST"), line(id="SECOND"))()
 
     def copy_and_truncate() -> None:
@@ -96,7 +96,7 @@ def test_the_last_lines_of_a_large_log_are_found_from_its_end(log: Path) -> None
     assert ids(log, 3) == ["N19997", "N19998", "N19999"]
 
 
-def test_there_must_be_a_log_to_begin_with(log: Path) -> None:
+def test_a_missing_log_is_an_error_at_the_start(log: Path) -> None:
     with pytest.raises(LogError, match=r"decisions.log: no such file or directory"):
         ids(log, 1)
 

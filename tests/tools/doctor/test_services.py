@@ -53,7 +53,7 @@ WRONG = {
         f"smtp inet n - n - - smtpd -o smtpd_recipient_restrictions={BARE}\n26 inet n - n - - smtpd\n",
         (
             "master.cf: smtp inet: strangers reach this service, and it never asks policyd: its -o "
-            "smtpd_recipient_restrictions replaces what main.cf says"
+            "smtpd_recipient_restrictions replaces the value in main.cf"
         ),
     ),
     "its own list behind postscreen": (
@@ -120,7 +120,7 @@ WRONG = {
         "smtp inet n - n - - smtpd -o smtpd_delay_reject=no\n",
         "master.cf: smtp inet: -o smtpd_delay_reject: smtpd_delay_reject = no: policyd is asked at HELO",
     ),
-    # No safety net.
+    # The default action is unsafe.
     "an open relay": (
         (
             f"smtpd_relay_restrictions =\nsmtpd_recipient_restrictions = permit_mynetworks, permit_sasl_authenticated, "
@@ -132,7 +132,7 @@ WRONG = {
             "is not before check_policy_service, and smtpd_relay_restrictions is empty"
         ),
     ),
-    "an open relay of an old level": (
+    "an open relay at an old compatibility_level": (
         (
             "compatibility_level = 0\nsmtpd_policy_service_default_action = permit\n"
             "smtpd_recipient_restrictions = permit_mynetworks, permit_sasl_authenticated, "
@@ -141,7 +141,7 @@ WRONG = {
         SMTP,
         "default_action=permit: while policyd does not run, this host is an open relay",
     ),
-    "an open relay by a number": (
+    "an open relay by a numeric default_action": (
         (
             f"smtpd_recipient_restrictions =\nsmtpd_relay_restrictions = permit_mynetworks, permit_sasl_authenticated, "
             f"{ASK.replace('DUNNO', '250')}, defer_unauth_destination\n"
@@ -149,7 +149,7 @@ WRONG = {
         SMTP,
         "default_action=250: while policyd does not run, this host is an open relay",
     ),
-    "what follows is skipped": (
+    "later restrictions are skipped": (
         RIGHT.replace("DUNNO", "OK").replace("}\n", "}, reject_rbl_client zen.example\n"),
         SMTP,
         "the restrictions after check_policy_service are skipped (reject_rbl_client)",
@@ -159,7 +159,7 @@ WRONG = {
         SMTP,
         "mynetworks has 0.0.0.0/0: permit_mynetworks lets every client through before policyd is asked",
     ),
-    # Switches.
+    # Parameters that change answers.
     "soft_bounce": (f"soft_bounce = yes\n{RIGHT}", SMTP, "soft_bounce = yes: every REJECT is answered as a temporary"),
     "soft_bounce of a service": (
         RIGHT,
@@ -238,7 +238,7 @@ SOUND = {
             "  -o { smtpd_recipient_restrictions = permit_mynetworks, reject }\n  -o smtpd_client_restrictions=\n"
         ),
     ),
-    "a port for hosts of our own": (
+    "a port for our own hosts": (
         RIGHT,
         (
             f"{SMTP}2525 inet n - n - - smtpd\n  -o smtpd_client_restrictions=permit_mynetworks,reject\n"
@@ -250,8 +250,8 @@ SOUND = {
         RIGHT.replace(ASK, f"warn_if_reject reject_unknown_client_hostname, {ASK}"),
         SMTP,
     ),
-    "an open default with nothing behind it": (RIGHT.replace("DUNNO", "OK"), SMTP),
-    "an open default behind the relay restrictions": (
+    "a permitting default_action without later restrictions": (RIGHT.replace("DUNNO", "OK"), SMTP),
+    "a permitting default_action with relay restrictions": (
         (
             f"smtpd_sasl_auth_enable = yes\nsmtpd_relay_restrictions = {FIRST}\n"
             f"smtpd_recipient_restrictions = {FIRST.rpartition(',')[0]}, {ASK.replace('DUNNO', 'OK')}\n"
@@ -308,7 +308,7 @@ def test_services_are_grouped_by_the_clients_that_reach_them(queue: Path) -> Non
     }
 
 
-def test_a_submission_service_without_reject_is_noted_and_no_problem(queue: Path) -> None:
+def test_a_submission_service_without_reject_is_only_noted(queue: Path) -> None:
     master = f"{SMTP}submission inet n - n - - smtpd\n  -o {{ smtpd_recipient_restrictions = {FIRST} }}\n"
     diagnosis = judged(queue, RIGHT, master)
     assert findings(diagnosis) == []
@@ -335,7 +335,7 @@ def test_a_postfix_for_users_alone_is_noted(queue: Path) -> None:
         ("permit_mynetworks, reject", "ASK, in LIST after permit_mynetworks and permit_sasl_authenticated"),
     ],
 )
-def test_the_line_to_write_keeps_the_restrictions_that_are_there(queue: Path, before: str, after: str) -> None:
+def test_the_suggested_line_keeps_existing_restrictions(queue: Path, before: str, after: str) -> None:
     diagnosis = judged(queue, f"smtpd_recipient_restrictions = {before}\n" if before else "")
     line = re.sub(r"check_policy_service \{[^}]*\}", "ASK", diagnosis.findings[0].write)
     assert line.replace("smtpd_recipient_restrictions", "LIST") == after
@@ -406,7 +406,7 @@ def test_a_running_daemon_behind_a_socket_of_systemd_is_right(queue: Path) -> No
     assert any("which a socket from systemd replaces" in line for line in diagnosis.right)
 
 
-def test_main_cf_is_to_name_a_socket_in_the_queue_directory_by_its_relative_path(queue: Path) -> None:
+def test_main_cf_names_a_socket_in_the_queue_directory_by_its_relative_path(queue: Path) -> None:
     """An absolute path would be looked for in the chroot."""
     with unix_daemon(queue / "private" / "policyd") as address:
         (found,) = findings(examined(queue, "", Settings(listen=(address,)), SMTP))

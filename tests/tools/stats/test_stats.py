@@ -169,7 +169,7 @@ def test_times_are_read_as_people_write_them(text: str, ago: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "yesterday", "7 d", "-1h", "2026-13-01"])
 def test_an_invalid_time_gets_a_message_with_the_right_form(text: str) -> None:
-    with pytest.raises(ValueError, match="is no time; write 7d, 12h"):
+    with pytest.raises(ValueError, match="is not a time; write 7d, 12h"):
         parse_since(text, NOW)
 
 

@@ -79,7 +79,7 @@ def refused_hosts(count: int, pattern: str = "h{}.dyn.isp.example", start: int =
         (refused_hosts(9, "x{}.cable.isp.example", 50), "isp.example"),
     ],
 )
-def test_a_suffix_is_as_narrow_as_holds_nearly_all(tmp_path: Path, others: list[str], suffix: str) -> None:
+def test_a_suffix_is_the_narrowest_with_nearly_all_clients(tmp_path: Path, others: list[str], suffix: str) -> None:
     found = suggest(log_of(tmp_path, *refused_hosts(9), *others))
     assert rules(found) == [("hostname_suffix", suffix, {})]
 
@@ -158,7 +158,7 @@ def test_a_short_pattern_needs_the_domain(tmp_path: Path) -> None:
     assert rules(suggest(log_of(tmp_path, *mails))) == [("sender_regex", r"^news[0-9]+@bulk\.example$", {})]
 
 
-def test_a_name_that_no_rule_could_hold_is_left_out(tmp_path: Path) -> None:
+def test_a_name_that_is_invalid_in_a_rule_is_left_out(tmp_path: Path) -> None:
     log = tmp_path / "decisions.log"
     log.write_text(
         "".join(
@@ -170,7 +170,7 @@ def test_a_name_that_no_rule_could_hold_is_left_out(tmp_path: Path) -> None:
     assert rules(suggest([str(log)])) == []
 
 
-def test_names_of_rules_are_unique_also_among_those_that_are_there() -> None:
+def test_names_of_rules_differ_from_existing_names() -> None:
     text = as_yaml(suggest(INCIDENTS), 20, ["names-vs-sakura-ne-jp"])
     assert "name: names-vs-sakura-ne-jp-2\n" in text
 

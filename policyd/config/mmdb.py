@@ -135,13 +135,14 @@ class MmdbFile:
 
     def country(self, _address: Address, text: str) -> str:
         """Implements `Source.country`."""
-        record = self._record(text)
+        try:  # as in `_record`, without a call, because each request does this
+            record = self._get(text)
+        except (ValueError, maxminddb.InvalidDatabaseError) as error:
+            record = self._record_after(error, text)
         if record is None:
             return ""
         try:
-            if self._nested:
-                return self._countries[record[self._key][self._nested]]
-            return self._countries[record[self._key]]
+            return self._countries[record[self._key][self._nested] if self._nested else record[self._key]]
         except (LookupError, TypeError):  # a country that is not cached yet, or no country
             return self._country_of(record)
 
@@ -155,14 +156,16 @@ class MmdbFile:
     def _record(self, text: str) -> Any:
         try:
             return self._get(text)
-        except UnicodeDecodeError:
-            return None  # a name that is not UTF-8
-        except maxminddb.InvalidDatabaseError:
-            self.is_damaged = True
-            self._get = self._get_slowly
-            return self._get(text)
-        except ValueError:
-            return None  # an IPv6 address in a file for IPv4
+        except (ValueError, maxminddb.InvalidDatabaseError) as error:
+            return self._record_after(error, text)
+
+    def _record_after(self, error: Exception, text: str) -> Any:
+        """The record of an address for which the reader raised an error."""
+        if not isinstance(error, maxminddb.InvalidDatabaseError):
+            return None  # a name that is not UTF-8, or an IPv6 address in a file for IPv4
+        self.is_damaged = True
+        self._get = self._get_slowly
+        return self._get(text)
 
     def _get_slowly(self, text: str) -> Any:
         """Looks up with the reader in Python, which no damage can harm."""

@@ -67,7 +67,7 @@ class Owners:
         address = request.address
         if address is None:
             return NO_OWNER
-        text = str(request.get("client_address"), "ascii")
+        text = str(request.values[request.places["client_address"]], "ascii")
         if address[0] == 4 and ":" in text:  # IPv4-mapped: the reader of MMDB does not unwrap it
             text = format_address(address)
         systems, countries = self.asn, self.country

@@ -161,6 +161,10 @@ def text_line(entry: Entry) -> bytes:
         or (identity is not None and (identity.claimed or identity.reason is not None))
     ):
         return _fitted(format_text, entry)
+    owned = b""
+    if owner is not None:
+        asn, _, country = owner
+        owned = f" asn={asn} country={country}".encode() if asn and country else _owned(owner)
     said_by_dns = _RDNS[identity.status] if identity is not None else b""
     if lists and (answers := format_answers(lists)):
         said_by_dns += b" lists=" + b",".join(answers)
@@ -178,7 +182,7 @@ def text_line(entry: Entry) -> bytes:
         b" rule=" + rule.name.encode() if rule is not None else b"",
         hostname or NO_NAME,
         address,
-        _owned(owner) if owner is not None else b"",
+        owned,
         said_by_dns,
         state,
         sender,
@@ -196,9 +200,8 @@ def text_line(entry: Entry) -> bytes:
 
 
 def _owned(owner: Owner) -> bytes:
+    """The fields of an owner without a system or without a country."""
     asn, _, country = owner
-    if asn and country:
-        return b" asn=%d country=%b" % (asn, country.encode())
     if asn:
         return b" asn=%d" % asn
     return b" country=" + country.encode() if country else b""

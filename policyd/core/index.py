@@ -84,7 +84,7 @@ class Index(NamedTuple):
     """The lookups and plans that the engine uses to decide."""
 
     lookups: tuple[Lookup, ...]
-    buckets: tuple[RuleBucket, ...]  # by `first`
+    buckets: tuple[tuple[int, int, bool, RuleBucket], ...]  # by `first`, which is in front, with its next two fields
     plans: tuple[Plan, ...]  # by the rule's number
     lookup_of: tuple[int, ...]  # by the condition's number
     needs: Needs  # all facts that any rule may need

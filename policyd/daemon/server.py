@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+# Makes an Entry in half the time of its constructor, which is written in Python.
+_new: Final = tuple.__new__
+
 _DUNNO: Final = Verb.DUNNO  # a member of an Enum takes 0.1 us to look up before Python 3.12
 
 # Bytes of unread answers before a client is disconnected. An answer has at most 220 bytes, and Postfix waits for each
@@ -345,7 +348,7 @@ class Connection(asyncio.Protocol):
         if memory is not None:
             memory.finish(decision)
         seconds = monotonic() - arrived
-        entry = Entry(
+        fields = (
             server.stamps.now(),
             decision_id,
             request,
@@ -357,6 +360,7 @@ class Connection(asyncio.Protocol):
             seconds,
             memory is not None and memory.is_local,
         )
+        entry = _new(Entry, fields)
         server.decision_log.append(server.line(entry))
         server.counters.decided(action, decision, seconds)
         if at_once:

@@ -174,7 +174,7 @@ def _buckets(
     filed_under: Mapping[int, int],
     lookup_of: Sequence[int],
     plans: Sequence[Plan],
-) -> tuple[RuleBucket, ...]:
+) -> tuple[tuple[int, int, bool, RuleBucket], ...]:
     by_lookup: dict[int, list[int]] = defaultdict(list)
     with_facts: set[int] = set()
     for condition, rule in filed_under.items():
@@ -197,7 +197,11 @@ def _buckets(
                 _list_users(numbers, exempting, plans, is_filed=lookup == LISTED) if needs_facts else (),
             )
         )
-    return tuple(sorted(buckets, key=lambda bucket: bucket.first))
+    # In front is what each request reads, because an element of a plain tuple is read faster than a field.
+    return tuple(
+        (bucket.first, bucket.lookup, bucket.needs_facts, bucket)
+        for bucket in sorted(buckets, key=lambda bucket: bucket.first)
+    )
 
 
 def _list_users(

@@ -43,10 +43,11 @@ class ListAnswer(NamedTuple):
 class ListAnswers(dict[str, ListAnswer]):
     """Answers of lists by name. Must not be changed, because values derived from them are kept with them."""
 
-    __slots__ = ("shown",)
+    __slots__ = ("none_listed", "shown")
 
     def __init__(self, answers: Mapping[str, ListAnswer]) -> None:
         super().__init__(answers)
+        self.none_listed = all(answer.status is ListStatus.NOT_LISTED for answer in answers.values())
         self.shown: tuple[bytes, ...] | None = None  # in the decision log
 
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from policyd.core.dns_lists import ListStatus
+from policyd.core.dns_lists import ListAnswers, ListStatus
 from policyd.core.facts import NO_LISTS, Facts, Greylisted, Needs
 from policyd.core.identity import Identity, Status, identity_from_postfix, with_claimed
 from policyd.core.lookups import CounterLookup, StatusLookup
@@ -114,7 +114,7 @@ _LISTED: Final = ListStatus.LISTED
 _NOT_LISTED: Final = ListStatus.NOT_LISTED
 _NOT_KNOWN: Final = ListStatus.UNKNOWN
 
-# Makes a Decision in half the time of its constructor, which is written in Python.
+# Makes a named tuple in half the time of its constructor, which is written in Python.
 _new: Final = tuple.__new__
 
 # Outcomes of a rule that may still turn a REJECT into a DEFER.
@@ -308,15 +308,14 @@ class Inquiry:
 
     def _need(self, plan: Plan, lists: AbstractSet[str]) -> None:
         """Adds the facts that a rule waits for to the needed facts; `lists` are the DNS lists among them."""
-        needs = self._needs
-        identity = needs.identity
+        identity, needed, counters, greylist = self._needs
         if self.identity is None:
             identity = identity or bool(plan.match_identity or plan.exceptions_identity)
             if self._index.hostname_lists and lists:
                 by_hostname = lists & self._index.hostname_lists
                 identity = identity or bool(by_hostname)
                 lists = lists - by_hostname
-        self._needs = Needs(identity, needs.lists | lists if lists else needs.lists, needs.counters, needs.greylist)
+        self._needs = _new(Needs, (identity, needed | lists if lists else needed, counters, greylist))
 
     def _missing_lists(self, terms: ListTerms, *, exempting: bool) -> AbstractSet[str]:
         """The DNS lists that a rule with these conditions waits for."""
@@ -339,15 +338,15 @@ class Inquiry:
 
     def _needs_everything(self) -> bool:
         """Whether every fact that the rules below can need is already needed."""
-        needs, every = self._needs, self._index.needs
-        lists_needed, lists_used = needs.lists, every.lists
+        identity, lists_needed, counters, greylist = self._needs
+        any_identity, lists_used, any_counters, any_greylist = self._index.needs
         if len(lists_needed) != len(lists_used) and not self.lists and not self._index.hostname_lists:
             return False
-        if needs.identity is not (every.identity and self.identity is None):
+        if identity is not (any_identity and self.identity is None):
             return False
-        if needs.counters is not (every.counters and self.counters is None):
+        if counters is not (any_counters and self.counters is None):
             return False
-        if needs.greylist is not (every.greylist and self.greylist is None):
+        if greylist is not (any_greylist and self.greylist is None):
             return False
         if len(lists_needed) == len(lists_used):
             return True
@@ -401,7 +400,7 @@ class Inquiry:
     def _bring_up(self, bucket: RuleBucket) -> tuple[int, ...]:
         """Candidate rules of lookups that need the identity, and of DNS lists."""
         if bucket.lookup < 0:
-            return self._bring_up_listed(bucket)
+            return self._bring_up_listed(bucket) if self.lists else self._bring_up_unasked(bucket)
         if self._needs.identity and self._index.needs_only_dns and not bucket.lists:
             return ()  # nothing else can be needed for these rules
         first = bucket.first if bucket.surely_needed else self._first_open(bucket.rules)
@@ -419,13 +418,22 @@ class Inquiry:
                 return tuple(sorted((*found, unknown)))
         return found
 
+    def _bring_up_unasked(self, bucket: RuleBucket) -> tuple[int, ...]:
+        """Candidate rules filed under `listed` while no list has answered: those that wait."""
+        if len(bucket.rules) > 1:
+            return self._waiting_for_lists(bucket) if self._any_fits(bucket.rules) else ()
+        missing = self._waits_for(bucket.rules[0])
+        if missing:
+            self._waiting[bucket.rules[0]] = missing
+        return bucket.rules if missing else ()
+
     def _bring_up_listed(self, bucket: RuleBucket) -> tuple[int, ...]:
         """Candidate rules filed under `listed`: for a list without an answer, the first rule that waits for it; for a
         list that says *listed*, all; for an unknown list, the first DUNNO rule that is unknown.
         """
         lists, hostname_lists = self.lists, self._index.hostname_lists
-        if not lists:
-            return self._waiting_for_lists(bucket) if self._any_fits(bucket.rules) else ()
+        if isinstance(lists, ListAnswers) and lists.none_listed and len(lists) == len(self._index.needs.lists):
+            return ()  # mostly
         brought_up: set[int] = set()
         is_answered = True
         for each in bucket.lists:

@@ -164,7 +164,7 @@ def test_status_reports_a_damaged_database(
     (databases / "asn.mmdb").write_bytes(harmed)
     with start_policyd(RULES, control=str(tmp_path / "control.sock")) as policyd, Client(port) as client:
         status = [sys.executable, "-m", "policyd", "status", "-c", str(policyd.settings)]
-        assert "damaged" not in subprocess.run(status, capture_output=True, text=True, check=False).stdout
+        assert "is damaged" not in subprocess.run(status, capture_output=True, text=True, check=False).stdout
         assert [client.ask(HOSTER) for _ in range(100)] == ["DUNNO"] * 100
         assert client.ask(NATION) == ANSWERS[NATION]
         told = subprocess.run(status, capture_output=True, text=True, check=False)

@@ -43,7 +43,11 @@ class Client:
         else:
             self.socket = socket.socket(socket.AF_UNIX)
             self.socket.settimeout(SECONDS)
-            self.socket.connect(str(place))
+            try:
+                self.socket.connect(str(place))
+            except OSError:
+                self.socket.close()
+                raise
         self._read = b""
 
     def __enter__(self) -> Self:

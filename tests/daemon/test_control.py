@@ -314,7 +314,11 @@ def test_an_unusable_control_socket_is_reported_and_mail_goes_on(
 def connect(control: str) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(30)
-    connection.connect(control)
+    try:
+        connection.connect(control)
+    except OSError:
+        connection.close()
+        raise
     return connection
 
 

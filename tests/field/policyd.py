@@ -127,7 +127,11 @@ class Policyd:
         """Ends the daemon as systemd does, and requires a clean end."""
         if self._process is not None:
             self._process.terminate()
-            status = self._process.wait(timeout=PATIENCE_SECONDS)
+            try:
+                status = self._process.wait(timeout=PATIENCE_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.kill()
+                raise
             self._process = None
             assert status == 0, f"exit status {status}\n{self.operational_log.read_text()}"
 

@@ -6,7 +6,9 @@ import shutil
 import socket
 import subprocess
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from policyd.state.valkey import SharedMemory, connection_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,8 +24,13 @@ class StateServer:
         self.socket = folder / "state.sock"
         self.program = program
         self._options = options
+        self._memories: list[SharedMemory] = []
         self.process: subprocess.Popen[bytes] | None = None
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
 
     def start(self) -> None:
         """Starts the server, with nothing in it, and waits until it listens."""
@@ -44,6 +51,18 @@ class StateServer:
             except (FileNotFoundError, ConnectionRefusedError):
                 return False
             return True
+
+    def memory(self, timeout: float = 2.0, **options: Any) -> SharedMemory:
+        """A memory on this server; `close_memories` closes it if the test does not."""
+        connection = connection_of(path=str(self.socket), timeout=timeout, **options)
+        opened = SharedMemory(connection, "valkey", timeout)
+        self._memories.append(opened)
+        return opened
+
+    async def close_memories(self) -> None:
+        """Closes all memories on this server."""
+        while self._memories:
+            await self._memories.pop().close()
 
     def stop(self) -> None:
         """Ends the server at once."""

@@ -18,14 +18,14 @@ from policyd.core.reply import reply_text
 from policyd.state.memory import Memory, uses_memory
 from policyd.state.operations import Operation
 from policyd.state.process import ProcessMemory
-from policyd.state.valkey import SharedMemory, connection_of
 from tests.state.servers import PROGRAMS, StateServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from policyd.core.index import Ruleset
+    from policyd.state.valkey import SharedMemory
 
 RULES = """
 counters:
@@ -187,14 +187,13 @@ def test_a_ruleset_without_memory_is_not_noted(tmp_path: Path) -> None:
 
 
 @pytest.fixture(params=PROGRAMS)
-def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[StateServer]:
+async def server(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[StateServer]:
     started = StateServer(tmp_path, request.param)
-    yield started
-    started.stop()
-
-
-def shared(server: StateServer, timeout: float = 2.0) -> SharedMemory:
-    return SharedMemory(connection_of(path=str(server.socket), timeout=timeout), "valkey", timeout)
+    try:
+        yield started
+        await started.close_memories()
+    finally:
+        started.stop()
 
 
 needs_server = pytest.mark.skipif(not PROGRAMS, reason="needs Debian's redis-server or valkey-server")
@@ -202,7 +201,7 @@ needs_server = pytest.mark.skipif(not PROGRAMS, reason="needs Debian's redis-ser
 
 @needs_server
 async def test_two_daemons_share_counters_and_greylisting(ruleset: Ruleset, server: StateServer) -> None:
-    one, other = Daemon(ruleset, shared(server)), Daemon(ruleset, shared(server))
+    one, other = Daemon(ruleset, server.memory()), Daemon(ruleset, server.memory())
     verbs = []
     for daemon in (one, other, one, other, one):
         verbs.append((await daemon.decide(None, sasl_username="joe")).verb)
@@ -226,7 +225,7 @@ async def test_two_daemons_share_counters_and_greylisting(ruleset: Ruleset, serv
 async def test_a_frozen_server_delays_no_mail_and_defers_no_unknown_client(
     ruleset: Ruleset, server: StateServer
 ) -> None:
-    daemon = Daemon(ruleset, shared(server, 0.05))
+    daemon = Daemon(ruleset, server.memory(0.05))
     assert (await daemon.decide()).greylist == "new"
     assert server.process is not None
     server.process.send_signal(signal.SIGSTOP)

@@ -37,10 +37,12 @@ async def test_a_malformed_answer_is_a_failure_and_the_next_request_is_answered_
     path = str(tmp_path / "state.sock")
     server = await asyncio.start_unix_server(serve, path)
     state = SharedMemory(connection_of(path=path, timeout=5), "valkey", 5)
-    async with asyncio.timeout(30):
-        found = [await state.ask([Operation("get", b"policyd:a")]) for _ in range(MAX_FAILURES)]
+    try:
+        async with asyncio.timeout(30):
+            found = [await state.ask([Operation("get", b"policyd:a")]) for _ in range(MAX_FAILURES)]
+    finally:
         await state.close()
-    server.close()
+        server.close()
     assert found == [None] * MAX_FAILURES
     assert not state.is_up
     assert state.why

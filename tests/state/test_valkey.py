@@ -14,11 +14,11 @@ from policyd.memory.definitions import CounterDefinition, KeyPart
 from policyd.memory.window import MAX_DISTINCT
 from policyd.state import valkey as module
 from policyd.state.operations import Operation, counting
-from policyd.state.valkey import MAX_FAILURES, SharedMemory, connection_of
+from policyd.state.valkey import MAX_FAILURES, SharedMemory
 from tests.state.servers import PROGRAMS, StateServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
 pytestmark = [
@@ -32,14 +32,17 @@ TIMEOUT = 0.05
 
 
 @pytest.fixture(params=PROGRAMS)
-def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[StateServer]:
+async def server(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[StateServer]:
     started = StateServer(tmp_path, request.param)
-    yield started
-    started.stop()
+    try:
+        yield started
+        await started.close_memories()
+    finally:
+        started.stop()
 
 
 def memory(server: StateServer, timeout: float = 2.0, **options: str) -> SharedMemory:
-    return SharedMemory(connection_of(path=str(server.socket), timeout=timeout, **options), "valkey", timeout)  # type: ignore[arg-type] # text only
+    return server.memory(timeout, **options)
 
 
 def event(key: bytes = b"joe", *, add: bool = True) -> Operation:

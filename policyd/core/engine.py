@@ -717,7 +717,8 @@ class Inquiry:
         table = self._index.lookups[lookup]
         assert isinstance(table, CounterLookup)
         if self.counters is None:
-            self._needs = self._needs._replace(counters=True)
+            if not self._needs.counters:  # mostly it is asked again, and a new tuple takes a microsecond
+                self._needs = self._needs._replace(counters=True)
             return table.everything
         found = self._found[lookup] = table.reached(self.counters)
         return found

@@ -191,6 +191,11 @@ class CounterDefinition:
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=8).digest()
 
     @functools.cached_property
+    def label(self) -> bytes:
+        """The name and the fingerprint as text; two definitions never share it."""
+        return b"%b:%b" % (self.name.encode(), self.fingerprint.hex().encode())
+
+    @functools.cached_property
     def counts_all(self) -> bool:
         """Whether a request is counted regardless of its answer."""
         return self.answered is Answered.ANY

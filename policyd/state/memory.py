@@ -198,10 +198,15 @@ class SharedNote(Note):
         writes = []
         if self._late and decision.verb is _DUNNO:
             writes = [counting(*count, add=True) for count in self._late]
-        if decision.greylist is _KNOWN and not self.is_local:
+        if decision.greylist is _KNOWN and not self.is_local and not self._is_seen_now():
             writes.append(self._seen())
         if writes:
             self._shared.ask(writes)
+
+    def _is_seen_now(self) -> bool:
+        """Whether the server has the present second for the client's network, which is as exact as its times are."""
+        found = self._asked.result() if self._asked is not None else None
+        return found is not None and found[-1] == b"%d" % self._now
 
     def _seen(self) -> Operation:
         """The operation that remembers the client's network, from now on."""

@@ -25,13 +25,13 @@ Found: TypeAlias = "int | bytes | None"
 
 def counting(counter: CounterDefinition, key: bytes, value: bytes | None, *, add: bool) -> Operation:
     """Returns the operation that counts a request (`add`), or that reads the value that the counter would have."""
-    kind = "event" if counter.distinct is None else "distinct"
-    return Operation(kind if add else f"peek-{kind}", counter_key(counter, key), counter.within, value or b"")
+    count, peek = ("event", "peek-event") if counter.distinct is None else ("distinct", "peek-distinct")
+    return Operation(count if add else peek, counter_key(counter, key), counter.within, value or b"")
 
 
 def counter_key(counter: CounterDefinition, key: bytes) -> bytes:
     """Returns the server's name of a counter's key; two definitions never share a name."""
-    return b"%bc:%b:%b:%b" % (PREFIX, counter.name.encode(), counter.fingerprint.hex().encode(), key)
+    return b"%bc:%b:%b" % (PREFIX, counter.label, key)
 
 
 def network_key(network: bytes) -> bytes:

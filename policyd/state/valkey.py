@@ -201,6 +201,7 @@ class SharedMemory:
             self._wanted.clear()
             while self._waiting and self.is_up:
                 await self._call(self._take())
+                await asyncio.sleep(0)  # requests that were answered now add their writes to the next call
             if not self.is_up:
                 self._give_up(self._waiting)
 

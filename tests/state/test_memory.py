@@ -220,6 +220,22 @@ async def test_two_daemons_share_counters_and_greylisting(ruleset: Ruleset, serv
         await daemon.memory.shared.close()
 
 
+@needs_server
+async def test_a_network_that_comes_often_is_written_once_a_second(ruleset: Ruleset, server: StateServer) -> None:
+    daemon = Daemon(ruleset, shared(server))
+    await daemon.decide()
+    daemon.now += 301
+    assert (await daemon.decide()).greylist == "passed"
+    for wait in (0, 0.5, 0.5, 0.2):
+        daemon.now += wait
+        assert (await daemon.decide(recipient="other@x")).greylist == "known"
+        await daemon.settle()
+        assert server.command("get", "policyd:g:network:192.0.2.0/24").strip() == str(int(daemon.now))
+    assert "calls=3," in server.command("info", "commandstats").partition("cmdstat_set:")[2]
+    assert daemon.memory.shared is not None
+    await daemon.memory.shared.close()
+
+
 @pytest.mark.slow
 @needs_server
 async def test_a_frozen_server_delays_no_mail_and_defers_no_unknown_client(

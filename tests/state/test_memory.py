@@ -222,7 +222,7 @@ async def test_two_daemons_share_counters_and_greylisting(ruleset: Ruleset, serv
 
 @needs_server
 async def test_a_network_that_comes_often_is_written_once_a_second(ruleset: Ruleset, server: StateServer) -> None:
-    daemon = Daemon(ruleset, shared(server))
+    daemon = Daemon(ruleset, server.memory())
     await daemon.decide()
     daemon.now += 301
     assert (await daemon.decide()).greylist == "passed"

@@ -2,7 +2,7 @@
 
     with ScriptedServer({"mail.example": Reply(["mail.example 300 A 192.0.2.1"], delay=4)}) as server:
         with start_unbound(folder, ["mx.example. 300 IN A 192.0.2.2"], {"example": server.port}) as resolver:
-            ...  # resolver is `127.0.0.1:PORT`; so is server.address, which can be asked directly as well
+            ...  # resolver and server.address are of the form `127.0.0.1:PORT`; both answer queries
 
 `host`, `claim` and `reverse` write records for both. Unit tests use `Zone`, a dict, instead.
 """
@@ -76,7 +76,7 @@ server:
   directory: "{folder}"
   module-config: "iterator"
   num-threads: 1
-  # All the names there are, and a definite no for every other one, save in the zones of other servers.
+  # These are all the names; every other name gets NXDOMAIN, except in the zones of other servers.
   local-zone: "." static
 {records}
 {zones}
@@ -104,8 +104,8 @@ def start_unbound(
 ) -> Iterator[str]:
     """A running unbound, as `127.0.0.1:PORT` (0: any); its configuration and log are in the folder.
 
-    It knows `records` (`NAME TTL TYPE DATA`); what lies in one of `zones` it asks the server on that port for, and
-    every other name does not exist. Raises AssertionError with its log if it ends, TimeoutError if it hangs.
+    It knows `records` (`NAME TTL TYPE DATA`). It forwards queries for names in one of `zones` to the server on that
+    port. Every other name does not exist. Raises AssertionError with its log if it ends, TimeoutError if it hangs.
     """
     port = port or free_port()
     (folder / "unbound.conf").write_text(
@@ -145,14 +145,14 @@ class Reply:
     silent: bool = False
     truncated: bool = False
     wrong_id: bool = False
-    other_question: str = ""  # a name: the reply is to a question for this one
+    other_question: str = ""  # a name: the reply repeats a question for this name instead
     cut: int = 0  # bytes that are missing at the end of the message
-    junk: bytes | None = None  # instead of all that: these bytes
+    junk: bytes | None = None  # sent instead of the message
 
 
 @dataclass
 class ScriptedServer:
-    """A name server on a port of 127.0.0.1, UDP and (unless told otherwise) TCP, in a thread of its own.
+    """A name server on a port of 127.0.0.1, UDP and (by default) TCP, in its own thread.
 
     `script` has the reply for a name, or for a name and a type (`mail.example AAAA`); it may be changed at any time.
     All other names get `otherwise`. `asked` has the questions in order.

@@ -1,8 +1,8 @@
 """Bad settings and rulesets in tests/bad, each beside the exact messages that it must give.
 
-`warn-*` load and are warned of as on 21 November 2026; `settings-*` are settings; all others are rules that do not
-load, `*warnings*` with the warnings beside the errors. Run one by its name: `pytest tests/test_bad.py -k networks`. A
-changed message is changed in its `.expected`, on purpose.
+`warn-*` load with warnings, as on 21 November 2026; `settings-*` are settings; all others are rules that do not load,
+`*warnings*` with the warnings beside the errors. Run one by its name: `pytest tests/test_bad.py -k networks`. If you
+change a message, change its `.expected` as well.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FILES = sorted(path.name for path in BAD.glob("*.yaml"))
 def test_bad_file_gives_exactly_these_messages(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(BAD)
     expected = Path(name).with_suffix(".expected").read_text().splitlines()
-    assert expected, "a file that is in order does not belong here"
+    assert expected, "a valid file does not belong here"
     if name.startswith("warn-"):
         assert [*load(rules_path=name, warnings_on=TODAY).warning_lines] == expected
         return

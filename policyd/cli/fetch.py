@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     help="Only this list, or this database (asn, country). Repeatable.",
 )
 @click.option("--force", is_flag=True, help="Fetch everything, even if it is not due or has not changed.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done; put nothing in place.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done, but replace nothing.")
 @click.option(
     "--accept",
     multiple=True,
@@ -50,9 +50,10 @@ def fetch(
     """Fetch the lists and databases that have a source (from:), and put good copies in force.
 
     A new copy of a list replaces the old one only if it is complete, has enough entries, did not change too much, holds
-    no reserved or protected network, and the ruleset in force loads and passes its tests with it; a database if it
-    loads, has the needed kind, is not older, and has at least half as many networks. Otherwise the old copy stays in
-    force. The former copy is kept as FILE.previous. Exit status: 0 nothing failed, 1 a copy was refused.
+    no reserved or protected network, and the ruleset in force loads and passes its tests with it. A new copy of a
+    database replaces the old one only if it loads, has the needed kind, is not older, and has at least half as many
+    networks. Otherwise the old copy stays in force. The former copy is kept as FILE.previous. Exit status: 0 nothing
+    failed, 1 a copy was refused.
 
     \b
     policyd fetch

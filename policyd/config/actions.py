@@ -96,7 +96,7 @@ def _parse_verb(word: str, rest: str) -> Verb:
         )
     if rest and word.isascii() and re.fullmatch("[45][0-9]{2}", word):
         raise ActionError(
-            f"a reply code is refused: Postfix puts its own in front of the text; write "
+            f"a reply code is not allowed, because Postfix puts its own in front of the text; write "
             f"{'REJECT' if word[0] == '5' else 'DEFER'} {quoted(rest)[1:-1]}"
         )
     if word.isascii() and word.isdigit():

@@ -40,9 +40,9 @@ class Code:
 class DnsList:
     """The definition of one list.
 
-    `zone` is the zone that is asked, in A-labels, lower case, without the trailing dot. If it contains a key, it must
-    never be printed; print `shown_zone`, which has `{key}` in the key's place. `self_test` is the entry that must be
-    listed (an address or a name), or empty for a list that is not tested.
+    `zone` is the zone to query, in A-labels, lower case, without the trailing dot. If it contains a key, it must never
+    be printed; print `shown_zone`, which has `{key}` in the key's place. `self_test` is the entry that must be listed
+    (an address or a name), or empty for a list that is not tested.
     """
 
     name: str
@@ -55,5 +55,5 @@ class DnsList:
 
     @property
     def takes_addresses(self) -> bool:
-        """Whether addresses are looked up in it, not names."""
+        """Whether its subjects are addresses, not names."""
         return self.ask is Ask.CLIENT_ADDRESS

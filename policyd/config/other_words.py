@@ -54,7 +54,7 @@ _CONDITIONS = {
     "suffix": "hostname_suffix",
     "from_domain": "sender_domain",
     "to_domain": "recipient_domain",
-    "claimed": "hostname, which also uses claimed names if it blocks",
+    "claimed": "hostname, which also uses claimed names if the rule blocks",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import idna
 
-# Bytes of a host name at most: 255 octets (RFC 1035 section 2.3.4). A longer HELO argument is not a name, and costs no
+# Maximum bytes of a host name: 255 octets (RFC 1035 section 2.3.4). A longer HELO argument is not a name, and costs no
 # walk over its labels.
 MAX_NAME = 255
 

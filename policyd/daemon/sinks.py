@@ -25,7 +25,7 @@ class FileSink:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = os.dup(descriptor)
-        # Standard output may lead to a file without it (`> file`), and the lines of two processes would mix.
+        # Standard output may be a file without O_APPEND (`> file`), in which the lines of two processes would mix.
         flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
         fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags | os.O_APPEND)
         self._torn = False  # the file ends in the middle of a line, because the disk was full

@@ -82,7 +82,7 @@ class ListState:
         self.health = ListHealth(is_tested=bool(definition.self_test))
         self.counters = counters
         self.in_flight = 0  # questions
-        self.generation = 0  # answers of an earlier one are not used
+        self.generation = 0  # changes when earlier answers become invalid
         self.line = Throttled(LINE_SECONDS)
         self.said_out = False  # the operational log says that it is out of use
 
@@ -102,12 +102,14 @@ class _Joint(NamedTuple):
     names: AbstractSet[str]
     answers: ListAnswers
     counters: tuple[ListCounters, ...]
-    until: float  # the first of them ends
+    until: float  # when the first of them expires
     version: int  # of `DnsLists._version`
 
 
 class _Subject:
-    """The answers that are kept for one subject, by the list's name, and those that were asked for together."""
+    """The answers that are kept for one subject, by the list's name, and the answers of several lists that were found
+    together.
+    """
 
     __slots__ = ("joint", "kept")
 
@@ -269,7 +271,7 @@ class DnsLists:
         return combine(answer for answer in answers if answer is not None) if None not in answers else None
 
     def look_up(self, name: str, asked_for: Sequence[Subject]) -> asyncio.Future[ListAnswer]:
-        """Asks a list for subjects for which `known` had no answer. The future raises nothing, and is not to be
+        """Asks a list for subjects for which `known` had no answer. The future raises nothing, and must not be
         cancelled: other requests may wait for the same one.
         """
         state = self.states[name]
@@ -322,7 +324,7 @@ class DnsLists:
     def _look_up(self, state: ListState, subject: Subject) -> asyncio.Future[ListAnswer]:
         answer: asyncio.Future[ListAnswer] = self._loop.create_future()
         kept = self._kept(state, subject)
-        if kept is not None:  # another of several subjects is not known
+        if kept is not None:  # `all_known` had no answer for another subject
             answer.set_result(kept)
             return answer
         name = question(state.definition, subject)

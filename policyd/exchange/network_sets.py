@@ -76,7 +76,7 @@ def _about(exceptions: tuple[Term, ...], rows: Iterable[Row]) -> netaddr.IPSet:
 
 
 def rejected(rows: Sequence[Row], report: Report, *, deferred: bool) -> netaddr.IPSet:
-    """The addresses that rules reject, or with `deferred` also defer.
+    """The addresses that rules reject and, with `deferred`, those that rules defer.
 
     First match, exceptions and DUNNO are applied. Other rules are reported.
     """
@@ -84,8 +84,8 @@ def rejected(rows: Sequence[Row], report: Report, *, deferred: bool) -> netaddr.
 
 
 def sayable(rows: Sequence[Row], report: Report, *, deferred: bool) -> Iterator[Row]:
-    """The rows about addresses only. Rows that defer become DUNNO unless wanted, because rows below do not reject their
-    clients. Other rows are reported.
+    """The rows about addresses only. Without `deferred`, rows that defer become DUNNO: their clients do not reach the
+    rows below. Other rows are reported.
     """
     for row in rows:
         if not only_networks(row):

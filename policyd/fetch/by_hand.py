@@ -1,7 +1,7 @@
 """`policyd block` and `allow`: write a line with an end and a reason into one of this host's lists.
 
-The line goes into a copy of the list, the rules in force are checked with the copy, and only then the copy replaces the
-list in one rename, under the same lock as `policyd fetch`.
+The line goes into a copy of the list, and the rules in force are checked with the copy. After that, the copy replaces
+the list in one rename, under the same lock as `policyd fetch`.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Keeper:
             return address
         return decision.hostname.decode("ascii", "replace")
 
-    # --- What is written --------------------------------------------------------------------------------------------
+    # --- Entries ----------------------------------------------------------------------------------------------------
 
     def _read(self, what: str) -> tuple[str, str]:
         """Returns `networks` or `hosts`, and the entry in its written form."""
@@ -156,7 +156,7 @@ class Keeper:
         protected = Protected((f"list '{name}'", networks_of(found)) for name, found in texts.items())
         for start, prefix in ranges(networks_of([entry])):
             if prefix < MIN_PREFIX[start[0]]:
-                raise RefusedError(f"{entry} is larger than a /{MIN_PREFIX[start[0]]}; such a network takes a rule")
+                raise RefusedError(f"{entry} is larger than a /{MIN_PREFIX[start[0]]}; such a network needs a rule")
             if meets := protected.meets(start):
                 raise RefusedError(f"{entry} covers or lies in {meets}")
 
@@ -168,7 +168,7 @@ class Keeper:
         if definition is None or not definition.local or not definition.file_path:
             condition, action = _LINES[name]
             raise RefusedError(
-                f"{self._rules.path} has no list '{name}' with local: yes; add these lines, and policyd reload:\n"
+                f"{self._rules.path} has no list '{name}' with local: yes; add these lines, then run policyd reload:\n"
                 f"  lists:\n    {name}: {{file: {_FOLDER}/{name}.txt, allow_empty: yes, local: yes}}\n"
                 f"  rules:\n    - name: {name}\n      match: {{{condition}: ${name}}}\n      action: {action}"
             )

@@ -62,7 +62,7 @@ class Frequent(Generic[_Value]):
 
 @contextlib.contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Turns the garbage collector off for a loop that makes no cycles; it would take a fifth of the time."""
+    """Turns the garbage collector off for a loop that makes no cycles; the collector would take a fifth of the time."""
     before = gc.isenabled()
     gc.disable()
     try:

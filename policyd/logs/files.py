@@ -67,7 +67,7 @@ class Block(NamedTuple):
 
     `name` is the file as the user named it, `first` is true for a file's first block, and `modified` is when the file
     was last written to (Unix seconds; for standard input, now), which dates stamps that have no year. `ended` is false
-    if the file ends before the last of these lines does.
+    if the file ends in the middle of the last of these lines.
     """
 
     name: str
@@ -100,7 +100,7 @@ def in_order(paths: Sequence[str]) -> list[str]:
 def rotated_set(path: str) -> list[str]:
     """Returns the file at `path` and those rotated away from it, oldest first.
 
-    Raises `LogError` if there is none of them, or the folder cannot be read.
+    Raises `LogError` if none of them exists, or the folder cannot be read.
     """
     live = Path(path)
     try:
@@ -198,7 +198,7 @@ def _plain(file: BinaryIO | io.BufferedIOBase) -> Iterator[bytes]:
 
 
 def _zstandard(file: BinaryIO | io.BufferedIOBase) -> Iterator[bytes]:
-    """Yields decompressed blocks; not by the library's `stream_reader`, which accepts a truncated file as complete."""
+    """Yields decompressed blocks, without the library's `stream_reader`, which accepts a truncated file as complete."""
     frame = None
     while piece := file.read(_ZSTD_INPUT_BYTES):
         while piece:
@@ -213,7 +213,9 @@ def _zstandard(file: BinaryIO | io.BufferedIOBase) -> Iterator[bytes]:
 
 
 def _whole_lines(blocks: Iterator[bytes], path: str, longest: int) -> Iterator[tuple[bytes, bool]]:
-    """The same text in blocks of whole lines; false with the last line if it lacks its end, as while it is written."""
+    """Yields the text in blocks of whole lines, each with whether its last line is complete; a file that is being
+    written may end in the middle of a line.
+    """
     rest = b""
     first = True
     for block in blocks:
@@ -221,7 +223,7 @@ def _whole_lines(blocks: Iterator[bytes], path: str, longest: int) -> Iterator[t
             _refuse_binary(block, path)
             first = False
         text = rest + block
-        if b"\r" in text:  # finding one byte is five times as fast as two
+        if b"\r" in text:  # searching for one byte is five times as fast as for two
             text = text.replace(b"\r\n", b"\n")
         end = text.rfind(b"\n") + 1
         text, rest = text[:end], text[end:]
@@ -238,10 +240,10 @@ def _whole_lines(blocks: Iterator[bytes], path: str, longest: int) -> Iterator[t
 def _refuse_binary(block: bytes, path: str) -> None:
     if block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise NotTextError(
-            f"{path}: is a binary file, no log; as UTF-16 text, convert it with `iconv -f UTF-16 -t UTF-8`"
+            f"{path}: is a binary file, not a log; if it is UTF-16 text, convert it with `iconv -f UTF-16 -t UTF-8`"
         )
     if len(block) - len(block.translate(None, _CONTROL)) > len(block) * _BINARY_SHARE:
-        raise NotTextError(f"{path}: is a binary file, no log")
+        raise NotTextError(f"{path}: is a binary file, not a log")
 
 
 def _place(path: str) -> tuple[str, tuple[int, int, str]]:

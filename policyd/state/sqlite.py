@@ -76,7 +76,9 @@ class _Batch(NamedTuple):
 
 
 class StateFile:
-    """The file behind a memory. `load` it before the first request, then `run` it beside them, then `close` it."""
+    """The file behind a memory. `load` it before the first request, then `run` it while requests are served, then
+    `close` it.
+    """
 
     def __init__(self, path: Path, memory: ProcessMemory, clock: Callable[[], float] = time.time) -> None:
         self.path = path
@@ -134,12 +136,14 @@ class StateFile:
             await self._in_thread(partial(self._write, batch, replaces_all=self._writes_all))
         except BaseException as error:
             self._memory.changes |= changes
-            if len(self._memory.changes) > 2 * self._memory.max_keys:  # keys that are gone would pile up
+            if len(self._memory.changes) > 2 * self._memory.max_keys:  # removed keys would accumulate
                 self._writes_all, self._memory.changes = True, Changes()
             if not isinstance(error, sqlite3.Error):
                 raise
             self.why = _said(error)
-            message = f"state_file: {self._name}: {_said(error)}; what changed is kept in memory and tried again"
+            message = (
+                f"state_file: {self._name}: {_said(error)}; changes are kept in memory, and the write is tried again"
+            )
             if (said := self._complaint.happened(message, monotonic())) is not None:
                 _log.warning("%s", said)
         else:

@@ -39,7 +39,7 @@ def counters(bench: Bench) -> Row:
         costs = bench.costs_in_turn(_PAIRS, without=(plain, load), with_counters=(counted, load))
     return Row(
         "counters",
-        "CPU of a request that two counters and a greylist rule look at, beside the same rules without them",
+        "CPU of a request to which two counters and a greylist rule apply, beside the same rules without them",
         (
             Reading("of that without", median_ratio(costs, "with_counters", "without"), "x", 1.30, 1.25),
             *medians(costs),

@@ -1,7 +1,7 @@
 """The rows of mail logs: `replay` over a month with lines of every form, and over refusals of clients that never recur.
 
-With BENCH_FORMER=/path/to/policyd in the environment, another build reads the same logs in turn, and the row says how
-the two compare.
+With BENCH_FORMER=/path/to/policyd in the environment, another build reads the same logs in turn, and the row compares
+the two.
 """
 
 from __future__ import annotations

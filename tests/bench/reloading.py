@@ -1,7 +1,7 @@
 """The rows of loading: the cost of a reload after an edit, of a first load, and of `policyd check`.
 
-With BENCH_FORMER=/path/to/policyd in the environment, another build does the same in turn, and each row says how the
-two compare; bars and goals are ratios to the build of commit df1664a.
+With BENCH_FORMER=/path/to/policyd in the environment, another build does the same in turn, and each row compares the
+two; bars and goals are ratios to the build of commit df1664a.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # List files of networks, and as many of names.
 _FILES = 20
 
-# A list's entries that change, of a full list's 50,000.
+# One entry in this number changes: 1,000 of the 50,000 of a full list.
 _CHANGED_SHARE = 50
 
 # Entries that a list gains before a reload under load.
@@ -90,7 +90,7 @@ def reload_list_load(bench: Bench) -> Row:
 
 
 def reload_memory(bench: Bench) -> Row:
-    """Memory after two reloads and after many, each with other entries in one list."""
+    """Memory after two reloads and after many, each with different entries in one list."""
     after: dict[int, float] = {}
     few, many = 2, bench.scale.many_reloads
     with _daemon(bench, _OURS) as (folder, daemon, server):
@@ -115,8 +115,9 @@ def reload_memory(bench: Bench) -> Row:
 
 
 def dense_lists(bench: Bench) -> Row:
-    """Two hundred lists out of the same few addresses, so that nearly every address is on other lists than its
-    neighbours: in one condition, and each in a rule of its own."""
+    """Two hundred random lists of the same few addresses, so that neighbouring addresses are almost never on the same
+    lists. They are measured in one condition, and with one rule for each list.
+    """
     folder = bench.folder / "dense"
     folder.mkdir(exist_ok=True)
     each = bench.scale.entries // _DENSE
@@ -148,7 +149,7 @@ def dense_lists(bench: Bench) -> Row:
 
 
 def request_former(bench: Bench) -> Row:
-    """A request that no fact needs, beside another build."""
+    """A request that needs no fact, beside another build."""
     entries = bench.scale.entries
     load = bench.load_of_lists(entries)
     rules = corpus.with_lists(corpus.PLAIN_RULES, bench.networks(entries), bench.domains(entries))
@@ -234,7 +235,7 @@ def _reload_row(
 def _readings(
     found: dict[str, dict[str, list[float]]], figure: str, unit: str, asked: tuple[float, float]
 ) -> Iterator[Reading]:
-    """The medians of this build and the former, and how they compare."""
+    """The medians of this build and the former, and their ratio."""
     medians = {build: statistics.median(figures[figure]) for build, figures in found.items()}
     yield Reading(figure, medians["this build"], unit)
     if "the former" in medians:

@@ -55,7 +55,7 @@ def _wrapper(*, pinned: bool) -> Sequence[str]:
 
 @contextmanager
 def floor(program: Path, *, pinned: bool = True) -> Iterator[Server]:
-    """The floor."""
+    """The floor: a minimal policy server in C."""
     address = f"inet:127.0.0.1:{free_port()}"
     with _process(*_wrapper(pinned=pinned), program, address) as pid:
         _listening(address)
@@ -172,7 +172,7 @@ def insist(report: Mapping[str, Any], *, passes: int | None = None) -> None:
     if lost or not report["measured"]:
         raise BenchError(f"the load generator says: {json.dumps(report)}")
     if passes is not None and report["passes"] > passes:
-        raise BenchError(f"all requests were asked after {report['answered']} answers; make more of them")
+        raise BenchError(f"the load ran out of requests after {report['answered']} answers; make more of them")
 
 
 def cost_us(server: Server, load: Load) -> tuple[float, dict[str, Any]]:

@@ -92,7 +92,7 @@ def test_replay_against_fails_only_for_new_refusals(run: Run, delivered: Path, t
     [
         (lambda path: None, 2, "no such file or directory"),
         (lambda path: path.mkdir(), 2, "is a folder; name the files in it"),
-        (lambda path: path.write_bytes(bytes(1000)), 2, "is a binary file, no log"),
+        (lambda path: path.write_bytes(bytes(1000)), 2, "is a binary file, not a log"),
         (
             lambda path: path.write_text("Nov 20 10:00:00 mx sshd[1]: hello\n", encoding="utf-16"),
             2,

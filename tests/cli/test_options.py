@@ -65,11 +65,11 @@ def test_a_command_that_uses_the_installed_rules_says_so(run: Run, installed: Pa
 
 
 @pytest.mark.usefixtures("installed")
-def test_rules_given_by_hand_are_used_alone(run: Run) -> None:
+def test_rules_on_the_command_line_replace_the_installed_settings(run: Run) -> None:
     ended = run("explain", "--rules", "rules.yaml", "client_address=192.0.2.1")
     assert (ended.status, ended.err) == (0, "")
     assert "elsewhere" in ended.out
-    # In any order of options.
+    # The order of options does not matter.
     assert "elsewhere" in run("explain", "client_address=192.0.2.1", "--rules", "rules.yaml").out
 
 

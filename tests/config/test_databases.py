@@ -254,7 +254,7 @@ def test_a_file_that_ends_in_the_middle_of_a_record_is_read_up_to_there(tmp_path
     path = write_systems(tmp_path / "a.mmdb", "maxmind_asn")
     content = path.read_bytes()
     assert content.count(b"\x4dOther Hosting") == 1
-    path.write_bytes(content.replace(b"\x4dOther Hosting", b"\x5fOther Hosting"))  # longer than all that follows
+    path.write_bytes(content.replace(b"\x4dOther Hosting", b"\x5fOther Hosting"))  # longer than the rest of the file
     database = read(path, ASN)
     found = Owners(database.source, None)
     for _ in range(1000):

@@ -59,7 +59,7 @@ def test_ended_entries_are_left_out_and_the_next_end_is_known() -> None:
     ("condition", "entry"),
     [("cidr", "192.0.2.0/24"), ("hostname_suffix", "bad.example"), ("sender_regex", "^a b@")],
 )
-def test_every_kind_of_list_takes_ends(tmp_path: Path, condition: str, entry: str) -> None:
+def test_every_kind_of_list_supports_ends(tmp_path: Path, condition: str, entry: str) -> None:
     rules = tmp_path / "rules.yaml"
     rules.write_text(RULES.replace("CONDITION", condition))
     (tmp_path / "l.txt").write_text(
@@ -71,7 +71,7 @@ def test_every_kind_of_list_takes_ends(tmp_path: Path, condition: str, entry: st
     assert loaded.texts.data is not None
 
 
-def test_an_ended_entry_counts_for_a_list_without_entries(tmp_path: Path) -> None:
+def test_a_list_whose_only_entry_has_ended_counts_as_empty(tmp_path: Path) -> None:
     rules = tmp_path / "rules.yaml"
     rules.write_text(RULES.replace("CONDITION", "cidr"))
     (tmp_path / "l.txt").write_text("192.0.2.0/24 expires=2020-01-01\n")

@@ -98,7 +98,7 @@ L = "127.0.0.2"
     ("answers", "outcome", "message"),
     [
         ((L,), PASSED, ""),
-        (("127.0.99.0",), PASSED, ""),  # outside its own codes, as DNSWL's
+        (("127.0.99.0",), PASSED, ""),  # not one of the list's own codes, as with DNSWL
         ((L, "", L, L, ""), PASSED, ""),
         ((L, "", L, L, L), WRONG, "it lists everything"),
         ((L, "", "10.0.0.1", "10.0.0.1", "10.0.0.1"), PASSED, ""),  # unknown is not listed
@@ -229,7 +229,7 @@ def test_a_silent_list_out_of_use_is_probed_and_tested_at_its_first_answer() -> 
     assert run(standing, 30, PASS)
 
 
-def test_a_list_out_of_use_for_its_answers_is_not_probed() -> None:
+def test_a_list_out_of_use_because_of_its_answers_is_not_probed() -> None:
     standing = ListHealth(is_tested=True)
     run(standing, 0, FAIL)
     assert standing.due(9) is Due.NOTHING

@@ -135,13 +135,13 @@ def client_keys(asked: Asked) -> list[str]:
 
 
 def name_keys(name: str) -> list[str]:
-    """A name and its parent domains, as parent_domain_matches_subdomains has it by default."""
+    """A name and its parent domains: the keys with the default of parent_domain_matches_subdomains."""
     labels = name.lower().split(".")
     return [".".join(labels[place:]) for place in range(len(labels))]
 
 
 def dotted_keys(name: str) -> list[str]:
-    """The same if parent_domain_matches_subdomains lacks smtpd_access_maps."""
+    """The keys if parent_domain_matches_subdomains lacks smtpd_access_maps."""
     return [name, *(f".{parent}" for parent in name_keys(name)[1:])]
 
 

@@ -54,21 +54,21 @@ CASES = {
         client_name=CUSTOMER,
         reverse_client_name=CUSTOMER,
     ),
-    "the same name merely claimed is rejected by it": Case(
+    "a client that only claims the same name is rejected by that name": Case(
         "192.0.2.66",
         554,
         "5.7.1 .* Access denied",
         {"action": "REJECT", "rule": "sakura-vps", "claimed": [CUSTOMER], "reverse_dns": "mismatch"},
         reverse_client_name=CUSTOMER,
     ),
-    "claimed over IPv6 as well": Case(
+    "a client that claims it over IPv6 is rejected as well": Case(
         "2001:db8::66",
         554,
         "5.7.1 .* Access denied",
         {"action": "REJECT", "rule": "sakura-vps", "claimed": [CUSTOMER], "reverse_dns": "mismatch"},
         reverse_client_name=CUSTOMER,
     ),
-    "the word of Postfix alone is no claim": Case(
+    "a name that only Postfix gives is not a claimed name": Case(
         "192.0.2.25",
         250,
         "Ok",
@@ -95,7 +95,7 @@ CASES = {
         },
         reverse_client_name="host.dynamic.silent.example",
     ),
-    "a forward zone in SERVFAIL as well": Case(
+    "a forward zone with SERVFAIL does the same": Case(
         "192.0.2.70",
         450,
         "4.7.1 .* No mail from dynamic addresses",
@@ -114,13 +114,13 @@ CASES = {
         "4.4.3 .* cannot look up your address",
         {"action": "DEFER", "rule": "dns-trouble", "reverse_dns": "error", "dns_error": "timeout"},
     ),
-    "a reverse zone in SERVFAIL as well": Case(
+    "a reverse zone with SERVFAIL does the same": Case(
         "198.51.100.7",
         450,
         "4.4.3 .* cannot look up your address",
         {"action": "DEFER", "rule": "dns-trouble", "reverse_dns": "error", "dns_error": "servfail"},
     ),
-    "the word of Postfix is a claim where policyd's own lookup failed": Case(
+    "a name that Postfix gives is a claimed name if policyd's own lookup failed": Case(
         "198.51.100.8",
         450,
         "4.7.1 .* Access denied",
@@ -164,7 +164,7 @@ CASES = {
         "4.7.25 .* cannot find your hostname",
         {"action": "DEFER", "rule": "no-reverse-dns"},
     ),
-    "an observed rule leaves its name and decides nothing": Case(
+    "an observed rule is logged but decides nothing": Case(
         "192.0.2.25",
         250,
         "Ok",

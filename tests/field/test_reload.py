@@ -1,4 +1,4 @@
-"""New rules under a real Postfix: they count from the next recipient on, and no client is disconnected."""
+"""New rules under a real Postfix: they apply from the next recipient on, and no client is disconnected."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 LIMIT = 300
 WAIT = 2.0
 
-# Seconds for which memory may delay an answer (more beside other tests), and after which a returned server must be used
-# again.
+# Seconds for which memory may delay an answer (longer while other tests run), and after which a server that is back
+# must be used again.
 LONGEST = 0.1 if os.environ.get("FAULTS") == "long" else 1.0
 BACK = 2.0
 
@@ -96,7 +96,7 @@ def test_a_client_deferred_by_one_daemon_passes_the_other(hosts: tuple[Host, Hos
 
 def test_two_daemons_share_one_limit(hosts: tuple[Host, Host]) -> None:
     replies = []
-    for turn in range(8):  # 320 in all, 40 at a time, in turn
+    for turn in range(8):  # 320 in total: the daemons get 40 each in turn
         recipients = [f"user{turn}-{number}@field.example" for number in range(LIMIT // 8 + 3)]
         replies += hosts[turn % 2].offer("bulk@sender.example", *recipients)
     codes = [reply.code for reply in replies]

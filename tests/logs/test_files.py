@@ -139,7 +139,7 @@ def test_a_file_without_line_ends_is_held_in_pieces(tmp_path: Path) -> None:
 def test_a_binary_file_is_refused(tmp_path: Path, content: bytes) -> None:
     log = tmp_path / "maillog"
     log.write_bytes(content)
-    with pytest.raises(LogError, match="maillog: is a binary file, no log"):
+    with pytest.raises(LogError, match="maillog: is a binary file, not a log"):
         lines_of(log)
 
 

@@ -517,7 +517,7 @@ def test_decisions_of_one_mail_are_one_observation() -> None:
 
 
 def journal(line: str, **fields: object) -> str:
-    """The same line as `journalctl -o json` has it."""
+    """The same line in the format of `journalctl -o json`."""
     _, _, rest = line.partition("ulysses ")
     program, _, message = rest.partition("]: ")
     name, _, pid = program.partition("[")

@@ -1,6 +1,6 @@
 """The coverage of each `asn` and `country` of a ruleset in the databases of networks, for `policyd check`.
 
-It reads the whole database, some 2 s for a million records; a load does not.
+It reads the whole database, which a load does not; this takes about 2 s for a million records.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SITE = 64
 
 @dataclass(slots=True)
 class Coverage:
-    """The networks of one value: how many, and their addresses (of IPv6 in networks of /64)."""
+    """The networks of one value: their number, and the number of their addresses (for IPv6, of networks of /64)."""
 
     name: str = ""
     networks4: int = 0

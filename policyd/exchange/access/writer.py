@@ -1,4 +1,4 @@
-"""Rules as the keys of an access table, where the most specific key decides and not the first: for Postfix's access(5)
+"""Rules as the keys of an access table, in which the most specific key decides, not the first: for Postfix's access(5)
 tables and sendmail's access_db.
 
 The answer of a key is that of the first rule that covers it. A key with the same answer as a wider key is left out.
@@ -57,7 +57,7 @@ class _Table:
         self._report = report
         self._dotted = dotted
         self._rows: list[Row] = []
-        self._matching: dict[Key, list[int]] = {}  # rows in order, by the keys that they ask for
+        self._matching: dict[Key, list[int]] = {}  # the rows of each key, in order
         self._excepting: dict[Key, list[int]] = {}
         self._mixed: set[Key] = set()  # exceptions of rows whose condition is of another kind
         self._prefixes: list[int] = []
@@ -123,14 +123,17 @@ class _Table:
                 "names are looked up before addresses" if self._attribute == "client" else "domains come before `user@`"
             )
             self._report.note(
-                self._rows[min(later)].line, f"{what} there, so rules about them take precedence over the rules above"
+                self._rows[min(later)].line,
+                f"{what} in such a table, so rules about them take precedence over the rules above",
             )
 
     def _mind_the_addresses(self, key: Key) -> None:
-        """Reports excepted names: the lookup finds a name, and then does not look up the address."""
+        """Reports excepted names: a lookup that finds a name does not look up the address."""
         if isinstance(key, Name) and any(isinstance(key, Network) for key in self._matching):
             row = self._rows[min(self._filed(self._excepting, key))]
-            self._report.note(row.line, "a name that it excepts is let through there, whatever the client's address")
+            self._report.note(
+                row.line, "in such a table, a name that it excepts is let through whatever the client's address is"
+            )
 
     def _keys(self, row: Row, terms: Iterable[Term]) -> Iterator[Key]:
         for condition, value in terms:
@@ -157,7 +160,7 @@ class _Table:
             if not exact:
                 yield Name(f".{name.removeprefix('.')}")
         elif name.startswith("."):
-            raise UnsupportedError("a key covers the name itself with the names under it (--dotted)")
+            raise UnsupportedError("a key covers the name itself as well as the names under it (--dotted)")
         else:
             if exact:
                 self._report.note(row.line, "a key covers the names under it, too (--dotted)")

@@ -75,5 +75,5 @@ def _read_answer(connection: socket.socket, deadline: float) -> bytes:
             raise AskError("the connection was closed without an answer" if not content else "the answer is cut off")
         content += part
         if len(content) > MAX_ANSWER_BYTES:
-            raise AskError(f"more than {MAX_ANSWER_BYTES // 1024} KiB came back; that is not a policy daemon")
+            raise AskError(f"more than {MAX_ANSWER_BYTES // 1024} KiB of answer; that is not a policy daemon")
     return content.partition(b"\n\n")[0]

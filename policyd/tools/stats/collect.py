@@ -114,7 +114,7 @@ class GreylistedMails:
     """The mails (sender and recipient) that greylisting deferred. Those of observed rules count as well."""
 
     deferred: int = 0
-    passed: int = 0  # of those: came back in time, or passed from another network
+    passed: int = 0  # the number of those that came back in time, or passed from another network
     uncounted: bool = False  # more mails than could be counted
 
     @property
@@ -186,7 +186,7 @@ def collect(
 ) -> Stats:
     """Reads these decision logs, from `since` (Unix seconds) on. Raises `LogError`.
 
-    With a ruleset, its databases give the owners of clients whose lines have none.
+    With a ruleset, its databases give the owners of clients whose lines name no owner.
     """
     collector = _Collector(ruleset)
     stats = collector.stats

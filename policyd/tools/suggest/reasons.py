@@ -30,8 +30,8 @@ _NEAR_RELAY = re.compile(rb"none$|(?:local|[^\[]*\[(?:127\.|10\.|192\.168\.|172\
 
 _STATUS = re.compile(rb"(?:discarded: )?(?P<code>[245]\d\d)?[ -]?(?P<dsn>[245]\.\d{1,3}\.\d{1,3})?")
 
-# RFC 3463 section 3: the recipient's address, mailbox, mail system, network and message; not policy (7), and of
-# addressing (1) not the codes about the sender (7 and 8).
+# RFC 3463 section 3: the codes about the recipient's address, the mailbox, the mail system, the network and the
+# message. The codes about policy (7) and about the sender's address (1.7 and 1.8) are not among them.
 _ABOUT_OTHERS = re.compile(rb"[45]\.(?:1\.(?:1|2|3|4|5|6|10)|[2346]\.\d+|5\.3)$")
 
 _SAYS_NOTHING = re.compile(
@@ -49,7 +49,7 @@ _SAYS_NOTHING = re.compile(
     rb"|(?:message|size)[a-z ]{0,30}(?:too (?:big|large)|exceed)|timed out|mail loop|queue file write error",
     re.IGNORECASE,
 )
-# A client without a reverse DNS name is refused for that, whatever the rest of the text.
+# A refusal with one of these texts is about the client, whatever the rest of the text says.
 _ABOUT_CLIENT = re.compile(rb"cannot find your (?:reverse )?hostname|client host rejected|blocked using", re.IGNORECASE)
 _GREYLISTED = re.compile(rb"gr[ea]y-?list|postgrey|too many|\blimit", re.IGNORECASE)
 
@@ -61,7 +61,7 @@ def is_evidence(seen: Observation) -> bool:
     text = seen.text
     in_session = seen.by in _SESSION or seen.by.startswith(b"check_") or seen.by.endswith(b"_checks")
     if not in_session and (seen.outcome is Outcome.DEFERRED or _NEAR_RELAY.match(seen.by) is None):
-        return False  # another server's answer about this host, or that it cannot be reached
+        return False  # it is about this host, or says that the next server cannot be reached
     if seen.by == b"policyd" or _ABOUT_CLIENT.search(text) is not None:
         return not text.startswith(b"421") and _GREYLISTED.search(text) is None
     status = _STATUS.match(text)

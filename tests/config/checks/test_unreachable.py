@@ -65,7 +65,7 @@ def test_removing_an_unreachable_rule_changes_nothing(
 
 @pytest.mark.slow
 def test_ten_thousand_rules_are_checked_quickly(tmp_path: Path) -> None:
-    """Each rule with its own suffix, network and exception; the cost must not grow with the square."""
+    """Each rule with its own suffix, network and exception; the cost must not grow quadratically."""
     rng = random.Random(1)
     rules = "".join(
         f"  - name: r{n}\n"
@@ -110,7 +110,7 @@ def test_a_covered_rule_covers_no_other_rule(tmp_path: Path) -> None:
     assert time.process_time() - started < 2  # 0.03 s; comparing each with all before it takes ten
 
 
-def test_a_long_list_covers_what_it_contains(tmp_path: Path) -> None:
+def test_a_long_list_covers_its_entries(tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_text("".join(f"h{number}.example\n" for number in range(150_000)))
     (tmp_path / "rules.yaml").write_text(
         "lists: {l: {file: l.txt}}\n"

@@ -326,7 +326,7 @@ def test_the_chain_of_an_interface_exempts_only_from_its_own_lines() -> None:
         ),
     ],
 )
-def test_an_exemption_with_a_condition_that_no_rule_has_is_counted(format_name: str, text: str) -> None:
+def test_an_exemption_with_an_unsupported_condition_is_counted(format_name: str, text: str) -> None:
     result = imported(format_name, text)
     assert (result.lost_exemptions, len(result.rules)) == (1, 1)
 
@@ -407,7 +407,7 @@ def test_an_export_for_ipset_can_be_imported_again() -> None:
     assert [term.value for term in imported("ipset", written).entries] == ["192.0.2.0/24", "2001:db8::/32"]
 
 
-def test_all_protocols_and_all_sources_are_mails_too() -> None:
+def test_lines_for_all_protocols_or_all_sources_apply_to_mail() -> None:
     text = "-A INPUT -p ALL -s 192.0.2.0/24 -j DROP\n-A INPUT --source 0/0 -p TCP -j a\n-A a -s 203.0.113.5 -j DROP\n"
     rules = rules_of("iptables-save", text)
     assert [answer(rules, Asked(client)) for client in ("192.0.2.1", "203.0.113.5", "203.0.113.6")] == [

@@ -1,4 +1,4 @@
-"""Finding decisions and mails: what is wanted, and the count of each distinct value."""
+"""Finding decisions and mails, and counting their distinct values."""
 
 from __future__ import annotations
 

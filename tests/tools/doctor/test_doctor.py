@@ -332,7 +332,7 @@ def test_a_missing_socket_or_a_file_in_its_place_is_reported(queue: Path) -> Non
         (None, "no answer within 0.3 s"),
         (b"", "closed without an answer"),
         (b"action=DUN", "the answer is cut off"),
-        (b"x" * (MAX_ANSWER_BYTES + 5000), "more than 16 KiB came back"),
+        (b"x" * (MAX_ANSWER_BYTES + 5000), "more than 16 KiB of answer"),
     ],
 )
 def test_a_missing_answer_is_reported_with_its_reason(answer: bytes | None, wanted: str) -> None:

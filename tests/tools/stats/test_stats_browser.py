@@ -126,7 +126,7 @@ def test_the_page_is_drawn_without_an_error_and_without_any_request(tmp_path: Pa
     assert "<img" not in shown.dom
 
 
-def test_the_check_sees_a_page_that_asks_and_a_script_that_fails(tmp_path: Path, outside: Outside) -> None:
+def test_the_check_detects_requests_and_failing_scripts(tmp_path: Path, outside: Outside) -> None:
     html = tmp_path / "bad.html"
     html.write_text("<body><img src='http://outside.example/x.png'><script>throw new Error('broken')</script></body>")
     shown = show(html, outside, tmp_path / "profile")

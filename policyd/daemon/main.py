@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -119,6 +120,7 @@ class _Daemon:
         """Loads, listens, serves, drains."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_log_bug)
+        loop.set_default_executor(ThreadPoolExecutor(initializer=_block_signals))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ended.set)
         loop.add_signal_handler(signal.SIGHUP, self._want_reload)
@@ -576,6 +578,7 @@ class _Daemon:
         _log.info("ended")
         self._notifier.close()
         loop = asyncio.get_running_loop()
+        _block_signals()  # between removing a handler and ignoring the signal, it would kill the process
         for number in SIGNALS:
             # The loop's end would restore the default action, and a second signal would kill the process.
             loop.remove_signal_handler(number)
@@ -598,6 +601,11 @@ def _paths(files: Sequence[LoadedFile]) -> dict[str, str | None]:
     """Absolute paths of the rules file (`path`) and the settings file (`settings`, None without one)."""
     paths = {file.kind: str(Path(file.path).absolute()) for file in files if file.kind != "list"}
     return {"path": paths["rules"], "settings": paths.get("settings")}
+
+
+def _block_signals() -> None:
+    """Lets no signal of the daemon's interrupt this thread."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 def _log_bug(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 import sqlite3
 import struct
 import time
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from policyd.state.process import ProcessMemory, Window
 
 _log = logging.getLogger(__name__)
+
+# Signals that only the main thread takes: its handlers are removed in order at the end.
+_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 # The version of the tables, in SQLite's user_version.
 VERSION = 1
@@ -90,7 +94,7 @@ class StateFile:
         self._writes_all = False  # the next write replaces all rows, because not every change is known
         # One thread: a write that goes on after its task was cancelled is complete before the next write, or the
         # closing, begins.
-        self._thread = ThreadPoolExecutor(1, "state-file")
+        self._thread = ThreadPoolExecutor(1, "state-file", signal.pthread_sigmask, (signal.SIG_BLOCK, _SIGNALS))
         self._complaint = Throttled(COMPLAINT_SECONDS)
 
     def load(self, counters: Iterable[CounterDefinition], greylist: GreylistSettings) -> None:

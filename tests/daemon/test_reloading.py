@@ -245,6 +245,20 @@ def test_the_loading_processes_end_with_the_daemon(start_policyd: StartPolicyd, 
         until("the end of both", lambda: not any(Path(f"/proc/{pid}").exists() for pid in (loader, worker)) or None)
 
 
+def test_no_thread_but_the_first_takes_a_signal(start_policyd: StartPolicyd) -> None:
+    wanted = sum(1 << number - 1 for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
+    with start_policyd(dns={"timeout": "100ms"}) as policyd:
+
+        def blocked() -> list[int]:
+            others = Path(f"/proc/{policyd.pid}/task").glob("*/status")
+            texts = [path.read_text() for path in others if path.parent.name != str(policyd.pid)]
+            return [int(text.partition("SigBlk:")[2].split()[0], 16) & wanted for text in texts]
+
+        policyd.reload()
+        until("the thread that frees the old ruleset", lambda: wanted in blocked() or None)
+        assert {*blocked()} == {wanted}
+
+
 def test_a_signal_to_the_whole_group_ends_only_through_the_daemon(start_policyd: StartPolicyd, port: int) -> None:
     with start_policyd() as policyd, Client(port) as client:
         (loader,) = children(policyd.pid)

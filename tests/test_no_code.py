@@ -1,5 +1,6 @@
-"""No way leads from a ruleset, a list or a request to code: nothing in policyd runs text, unpickles what others wrote,
-or lets a text say which attribute of an object it wants."""
+"""A ruleset, a list or a request can never run code: nothing in policyd runs text, unpickles data that others wrote, or
+lets a text choose an attribute of an object.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +12,18 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "policyd"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# Functions that run text as code, or make any objects from a file.
+# Functions that run text as code, or create any kind of object from a file.
 RUNS_TEXT = {"eval", "exec", "compile", "__import__", "import_module", "system", "popen", "execfile"}
 UNPICKLES = {("pickle", "load"), ("pickle", "loads"), ("pickle", "Unpickler"), ("marshal", "loads"), ("shelve", "open")}
 UNSAFE_YAML = {"load", "load_all", "unsafe_load", "full_load", "Loader", "FullLoader", "UnsafeLoader"}
 
-# Where what is used comes from a table of our own, or from a process of our own.
+# Uses that are safe, because the text or data comes from policyd's own tables or processes.
 ALLOWED = {
     "cli/__init__.py": {"import_module", "getattr"},  # the table of commands
-    "config/settings.py": {"getattr"},  # the names of settings, as pydantic has them
+    "config/settings.py": {"getattr"},  # the names of settings, from pydantic
     "daemon/main.py": {"getattr"},  # the settings that take a restart
-    "daemon/reload.py": {"load", "loads", "Unpickler"},  # what a load has made, in a sealed memory file
-    "exchange/firewall/iptables.py": {"format"},  # messages in the table of options that have no equal
+    "daemon/reload.py": {"load", "loads", "Unpickler"},  # the result of a load, in a sealed memory file
+    "exchange/firewall/iptables.py": {"format"},  # messages in the table of options without an equivalent
     "exchange/firewall/chains.py": {"format"},  # a message with one count
     "exchange/importing.py": {"getattr"},  # the options of a format
     "logs/counts.py": {"format"},  # messages in a table, with a count each
@@ -51,15 +52,15 @@ def _reason(call: ast.Call) -> str:
             return "runs a text"
         of_names = call.args[1:2] if function.id in {"getattr", "setattr", "delattr"} else []
         if any(not isinstance(name, ast.Constant) for name in of_names):
-            return "an attribute by a name from elsewhere"
+            return "gets an attribute whose name is not a constant"
     elif isinstance(function, ast.Attribute):
         module = function.value.id if isinstance(function.value, ast.Name) else ""
         if module in {"os", "importlib", "builtins"} and function.attr in RUNS_TEXT:
             return "runs a text"
         if (module, function.attr) in UNPICKLES or (module == "yaml" and function.attr in UNSAFE_YAML):
-            return "makes whatever the bytes say"
+            return "creates whatever objects the bytes describe"
         if function.attr in {"format", "format_map"} and not isinstance(function.value, ast.Constant):
-            return "a format string from elsewhere reaches attributes"
+            return "a format string that is not a constant can read attributes"
     return ""
 
 

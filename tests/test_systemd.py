@@ -49,11 +49,11 @@ def verify(units: Path) -> str:
     return ended.stdout + ended.stderr
 
 
-def test_the_units_verify_without_a_word(units: Path) -> None:
+def test_the_units_verify_without_complaints(units: Path) -> None:
     assert verify(units) == ""
 
 
-def test_verify_would_have_seen_a_misspelt_setting(units: Path) -> None:
+def test_verify_detects_a_misspelt_setting(units: Path) -> None:
     service = units / "policyd.service"
     service.write_text(service.read_text().replace("NoNewPrivileges=", "NoNewPrivilege="))
     assert "NoNewPrivilege" in verify(units)
@@ -74,7 +74,9 @@ def setting(unit: str, name: str) -> list[str]:
 
 
 def reload_command(policyd: Policyd) -> list[str]:
-    """The unit's ExecReload= with this program and these settings, as systemd takes it apart (systemd.service(5))."""
+    """The unit's ExecReload= with this program and these settings, split into words as systemd does
+    (systemd.service(5)).
+    """
     (command,) = setting("policyd.service", "ExecReload")
     command = (
         command.replace("\\\n", " ").replace("$$", "$").replace("/etc/policyd/policyd.yaml", str(policyd.settings))
@@ -109,7 +111,8 @@ def test_systemctl_reload_fails_with_every_error_with_and_without_a_control_sock
     assert ("rule b added" in done.stdout) == with_control
 
 
-# A root for systemd as process 1: the host's own folders but for /etc and /run, in namespaces that end with it.
+# A root folder for systemd as process 1. It has the host's folders except /etc and /run, in namespaces that end with
+# systemd.
 BOOT = """\
 mkdir root && mount -t tmpfs tmpfs root && cd root
 for entry in /*; do

@@ -51,7 +51,7 @@ def _parse_number(word: str, text: str) -> int:
 
 
 def can_match(codes: tuple[Code, ...], refused: tuple[Code, ...]) -> bool:
-    """Whether any address means *listed*: one in 127.0.0.0/8 that is not always a refusal, and not in `refused`."""
+    """Whether any address of the codes means *listed*. Addresses outside 127.0.0.0/8 and refusals do not."""
     return any(
         code.parts[3] & ~_refusals(second, third, refused)
         for code in codes
@@ -67,7 +67,7 @@ def _numbers(mask: int) -> list[int]:
 
 def _refusals(second: int, third: int, refused: tuple[Code, ...]) -> int:
     """The last parts with which 127.`second`.`third` means that the list does not answer, as a bit mask."""
-    if (second, third) == (255, 255):  # a refusal whatever `codes` says, as is 127.0.1.255
+    if (second, third) == (255, 255):  # always a refusal, like 127.0.1.255 below
         return (1 << 256) - 1
     mask = 1 << 255 if (second, third) == (0, 1) else 0
     for code in refused:

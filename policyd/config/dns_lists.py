@@ -211,7 +211,7 @@ class _Reader(DefinitionReader):
         return tuple(codes)
 
     def _read_self_test(self, node: Mapping, ask: Ask | None, known: KnownZone | None) -> str:
-        """Returns the entry that must be listed; empty if the list is not to be tested."""
+        """Returns the entry that must be listed; empty if the list must not be tested."""
         by_address = ask is None or ask is Ask.CLIENT_ADDRESS
         default = TEST_ADDRESS if by_address else TEST_NAME
         if known is not None and known.lists_names is not by_address:

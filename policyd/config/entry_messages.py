@@ -46,7 +46,10 @@ def explain_entry(form: Form, line: bytes) -> str:  # noqa: PLR0911, PLR0912 - a
         return f"{quoted(text)} is no {form.value}: it has {len(text):,} characters"
     values = [value for value in re.split(r"[,\s]+", text) if value]
     if len(values) > 1 and form is not Form.EXPRESSION and not parse_entries(form, [v.encode() for v in values])[1]:
-        return f"{quoted(text)} is not one value; write a list, [{', '.join(values)}], or in a list file one a line"
+        return (
+            f"{quoted(text)} is not one value; write a list, [{', '.join(values)}], or write one value per "
+            "line in a list file"
+        )
     match form:
         case Form.NETWORK:
             return _explain_network(text)

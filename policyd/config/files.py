@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import stat
 
-# The rules file: 10,000 rules are 2 MB; a million entries written into it 30. Positions are kept for each value.
+# The rules file: 10,000 rules take 2 MB, a million entries in the file itself take 30 MB. Each value's position is
+# kept.
 MAX_RULES_BYTES = 64 << 20
 
 # Settings are 2 KB.

@@ -168,7 +168,7 @@ class ListFile:
         if key in self._known:
             return LongList(key, self._known[key], lambda: self._read_known(form), self.path)
         networks = Networks()
-        blocks: list[bytes] = []  # a block's names, one a line: a tenth of their size as objects
+        blocks: list[bytes] = []  # a block's names, one per line: a tenth of their size as objects
         texts: list[Any] = []
         length = 0
         for first, raw_lines in self._blocks():

@@ -60,7 +60,7 @@ def _words(node: Node) -> Iterator[str]:
 
 
 def changes(old: Outline, new: Outline) -> tuple[str, ...]:
-    """Describes the changes from one outline to the next, one a line, at most MAX_CHANGES and a count of the others."""
+    """Describes the changes between two outlines, one per line: at most MAX_CHANGES, and a count of the others."""
     lines = []
     if old.observe != new.observe:
         lines.append("mode: observe, every answer is DUNNO" if new.observe else "mode: observe has ended")

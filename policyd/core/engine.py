@@ -11,8 +11,8 @@ and in the exceptions of any other rule, the *exempting* places.
 1. A lie about its name can get a client blocked, never let through: in exempting places only verified names
    count; elsewhere the verified names or, without any, every claimed name.
 2. A temporary failure never causes a permanent reject: while reverse DNS has the status error, a condition in an
-   exempting place is unknown unless the PTR names are known and cannot satisfy it. If a rule might have
-   let the client through, a REJECT is answered DEFER; so is a REJECT that rests on the failure.
+   exempting place is unknown unless the PTR names are known and cannot satisfy it. DEFER is answered instead of REJECT
+   if a rule might have let the client through, or if the REJECT is due to the failure.
 
 A DNS list has three answers of its own (`policyd.core.dns_lists`). An unknown answer does not hold where it would
 block, and is unknown in an exempting place.

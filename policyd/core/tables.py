@@ -152,8 +152,8 @@ class NameTable:
     """Byte strings -> a number, as an open-addressing hash table in flat arrays.
 
     `marks` has a byte for each slot: 0 for an empty one, or seven further bits of the hash of the key that is there.
-    Slots are at least four times as many as keys, so that a miss, which is what most lookups are, mostly ends at the
-    first mark; and the marks, even of a million keys, are small enough for the processor's cache.
+    There are at least four times as many slots as keys. Most lookups find nothing, and most of these end at the first
+    mark. Even the marks of a million keys are small enough for the processor's cache.
     """
 
     __slots__ = ("_ends", "_keys", "_numbers", "_places", "marks", "mask")

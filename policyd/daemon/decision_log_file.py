@@ -1,7 +1,7 @@
 """Writes the decision log: one line for each decision, as text or JSON.
 
-Promises that a line is written in the turn of the event loop that made it; and that a log that cannot be written only
-loses lines, which are counted and reported. `policyd.decision_log.writer` makes the lines.
+Promises that a line is written in the same turn of the event loop in which it was made. If the log cannot be written,
+only its lines are lost; they are counted and reported. `policyd.decision_log.writer` makes the lines.
 """
 
 from __future__ import annotations

@@ -446,7 +446,7 @@ def _run_worker(channel: socket.socket, load_files: LoadFiles, request: bytes, d
 
 
 def _databases_as_before(owners: Owners | None) -> tuple[str, ...]:
-    """Names the databases that were not parsed again, a line each."""
+    """Names the databases that were not parsed again, one per line."""
     sources = {} if owners is None else {"asn": owners.asn, "country": owners.country}
     return tuple(f"database {kind} as before" for kind, source in sources.items() if isinstance(source, SourceInForce))
 

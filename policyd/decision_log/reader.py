@@ -207,7 +207,7 @@ def _names(value: Any) -> tuple[bytes, ...]:
 
 
 def _number(value: Any) -> float | None:
-    # A time is not negative, and the text format has no sign; JSON has a zero with one.
+    # The text format has no sign, because no time is negative. JSON allows -0.
     return abs(float(value)) if isinstance(value, int | float) and 0 <= value < 1e15 else None
 
 
@@ -234,7 +234,7 @@ _from_json: dict[Form, Callable[[Any], Any]] = {
 
 # --- Back to lines --------------------------------------------------------------------------------------------------
 
-# Maximum bytes of a value that is not to be cut: a line that was read is bounded already.
+# Maximum bytes of a value that must not be cut: a line that was read is bounded already.
 _WHOLE = 1 << 30
 
 

@@ -30,7 +30,7 @@ class Form(Enum):
     WORD = "word"  # the bare value: the first two of a line
     VALUE = "value"  # key=value
     BRACKETS = "brackets"  # key=<value>
-    SENDER = "sender"  # the same, and empty is a value: the null sender
+    SENDER = "sender"  # key=<value>; an empty value, the null sender, is kept
     QUOTES = "quotes"  # key="value"
     LIST = "list"  # key=value,value
     NUMBER = "number"  # key=1.0

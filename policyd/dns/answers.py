@@ -112,8 +112,8 @@ def read_answer(answer: Sequence[Record], name: str, kind: RecordType) -> tuple[
 
     `answer` is the answer section of a message that c-ares reports as a success. Records of other names are ignored.
     The chain of aliases (RFC 1034 section 3.6.2) is followed within the message; a chain that leads to no such record
-    is a definite "none", without a TTL. A loop is malformed, and so is a message without any record for the name
-    (c-ares reports an unknown response code as a success without records).
+    is a definite "none", without a TTL. A loop and a message without any record for the name are malformed (c-ares
+    reports an unknown response code as a success without records).
     """
     records: dict[str, list[Record]] = {}
     aliases: dict[str, Record] = {}

@@ -217,7 +217,7 @@ class NameServers:
             channel.asked = CHANNEL_QUERIES
 
     def is_replaced(self, channel: Channel) -> bool:
-        """Whether a channel is to be closed by `unused` once it has no users."""
+        """Whether `unused` must close a channel once it has no users."""
         return channel not in self._in_use
 
     async def fast(self) -> Channel:

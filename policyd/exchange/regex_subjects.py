@@ -30,7 +30,7 @@ _MAX_STATES = 4_000
 _MAX_VISITED = 3_000
 
 # Steps for all questions about one line, about the first lines, about each line on average, and about one file. A step
-# takes 0.3 us: one character in one state of one automaton. Of the longest public table, a line takes 29,000 on average
+# takes 0.3 us: one character in one state of one automaton. A line of the longest public table takes 29,000 on average
 # and 330,000 at most.
 _LINE_STEPS = 1_000_000
 _FIRST_STEPS = 8_000_000
@@ -348,11 +348,11 @@ class _Parser:
 _LABEL = "[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"
 NAMES = (rf"^{_LABEL}(?:\.{_LABEL})*$", "[a-z_-]")
 
-# Addresses as Postfix writes them, and a little more of IPv6.
+# Addresses as Postfix writes them; for IPv6, a few more texts are accepted.
 _OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 ADDRESSES = (rf"^(?:{_OCTET}\.{_OCTET}\.{_OCTET}\.{_OCTET}|(?:[0-9a-f]{{0,4}}:)+[0-9a-f]{{0,4}})$",)
 
-# Without blanks and colons, which header lines have; and the null sender as Postfix's tables see it.
+# Mail addresses have no blanks and colons, unlike header lines. The null sender is as in Postfix's tables.
 MAIL_ADDRESSES = (rf"^(?:<>|[^ :@]+@{_LABEL}(?:\.{_LABEL})*)$",)
 
 
@@ -422,7 +422,7 @@ class Questions:
     def _meet(self, wanted: list[Automaton], unwanted: list[Automaton]) -> bool:
         """Whether a text is accepted by every wanted and by no unwanted automaton; true if that takes too long."""
         automata = (*wanted, *unwanted)
-        self._spent += 5 * sum(automaton.size for automaton in automata)  # looked through as a whole
+        self._spent += 5 * sum(automaton.size for automaton in automata)  # searched as a whole
         representatives = _representatives(automata)
         if not all(automaton.reachable(representatives) for automaton in wanted):
             return False

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from policyd.exchange.model import Imported, Line, NewDnsList, Term, Verdict
 
-# Maximum number of values on the line of their condition; more get a line each.
+# Maximum number of values on the line of their condition; if there are more, each gets its own line.
 _ON_ONE_LINE = 4
 
 # Text that needs no quotes in YAML, also within brackets (ruleset.md, "Every scalar in the file is text").
@@ -207,7 +207,7 @@ def _quoted(text: str) -> str:
 
 
 def list_file(entries: Iterable[Term], heading: str) -> str:
-    """A list file: an entry a line, without repetitions."""
+    """A list file: one entry per line, without repetitions."""
     return "\n".join([*_comment(heading), *dict.fromkeys(entry.value for entry in entries)]) + "\n"
 
 

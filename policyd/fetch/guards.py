@@ -84,7 +84,9 @@ class Protected:
             self._last.append(best)
 
     def meets(self, network: Range) -> str:
-        """Names the list that protects a network which `network` covers or lies in, and that network; empty if none."""
+        """Finds a protected network that `network` covers or lies in. Returns it with the name of its list; empty if
+        none.
+        """
         version, first, last = network
         place = bisect_right(self._ranges, ((version, last, 1 << 128), "", 0)) - 1
         if place < 0:

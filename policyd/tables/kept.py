@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from policyd.tables.index import Source
     from policyd.tables.patch import Difference
 
-# A table begins on a cache line of the memory file, and so does each of its arrays.
+# A table and each of its arrays begin on a cache line of the memory file.
 ALIGNMENT = 64
 
 # Patches of a table before it is built again, which removes combinations and names that no list has any more.

@@ -1,7 +1,7 @@
 """Finds blocks of addresses that probably have one owner, from single addresses with the same behaviour.
 
 No registry is asked. IPv4 is grouped by /24, the smallest network that is routed separately, IPv6 by /48, the usual
-size of a site; neighbours join to a larger block if at least three quarters of its parts have clients.
+size of a site; neighbours are joined to a larger block if at least three quarters of its parts have clients.
 """
 
 from __future__ import annotations

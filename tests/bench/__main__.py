@@ -1,6 +1,6 @@
 """`make bench`: measures the rows of the table, prints it, and writes it to files.
 
-A missed bar is reported, and does not fail. The exit status is 1 only if a row could not be measured although
+A missed bar is reported, but is not a failure. The exit status is 1 only if a row could not be measured although
 everything that it needs is installed.
 """
 

@@ -95,12 +95,12 @@ def growth(bench: Bench) -> Row:
 
 
 def _cidr_lookup_us(bench: Bench, postmap: str, entries: int, rounds: int) -> tuple[float, float]:
-    """CPU microseconds of a lookup in a `cidr:` table, reading the table left out; and the table's megabytes."""
+    """CPU microseconds of a lookup in a `cidr:` table, without reading the table; and the table's megabytes."""
     table = bench.folder / f"table-{entries}.cidr"
     with table.open("w") as file:
         file.writelines(f"{corpus.network(number, six=False)} REJECT\n" for number in range(entries))
     (bench.folder / "main.cf").write_text("compatibility_level = 3.6\n")
-    # About a second's work: Postfix compares some hundred million networks in it.
+    # Work for about a second, in which Postfix compares about a hundred million networks.
     count = min(max(100_000_000 // entries, 100), 200_000)
     keys = [client.address for client in corpus.clients_of_networks(count, entries)]
     command = (postmap, "-c", str(bench.folder), "-q", "-", f"cidr:{table}")

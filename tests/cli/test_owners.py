@@ -47,7 +47,7 @@ def test_find_by_asn_looks_up_the_clients_of_a_mail_log_in_the_databases(run: Ru
     assert counts == {"64496": 7, "-": without[0]["count"] - 7}
 
 
-def test_suggest_by_asn_without_any_system_explains_its_need_of_databases(run: Run) -> None:
+def test_suggest_by_asn_without_any_system_explains_that_it_needs_databases(run: Run) -> None:
     ended = run("suggest", "--by", "asn", *INCIDENTS)
     assert (ended.status, ended.out) == (1, "")
     assert "no client's system is known; name a ruleset that declares databases: asn with --rules" in ended.err

@@ -133,7 +133,8 @@ def test_an_unchanged_database_is_not_parsed_again(start_policyd: StartPolicyd, 
         assert "database country as before" not in after
         assert client.ask(HOSTER) == "REJECT 5.7.1 AS64497 FR"
         assert client.ask(NATION) == "DEFER 4.7.1 AS64496 JP"
-        # The same bytes under another name count as a new file, and so does a file that serves another kind as well.
+        # The same bytes under another name count as a new file. A file that also serves another kind counts as new,
+        # too.
         (databases / "asn.mmdb").rename(databases / "systems.mmdb")
         policyd.rules.write_text(RULES.replace("asn.mmdb", "systems.mmdb"))
         assert "database asn as before" not in policyd.reload()

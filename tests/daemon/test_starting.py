@@ -54,7 +54,7 @@ def test_a_signal_during_the_start_ends_it_with_status_0(
     assert "Traceback" not in ended.stderr
 
 
-def test_a_reload_that_is_asked_for_during_the_start_comes_after_it(
+def test_a_reload_requested_during_the_start_happens_after_the_start(
     early_signal: Callable[[int], None], start_policyd: StartPolicyd
 ) -> None:
     early_signal(signal.SIGHUP)

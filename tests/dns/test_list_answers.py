@@ -68,7 +68,7 @@ def test_an_answer_of_a_thousand_records_shows_a_few() -> None:
     assert len(said.addresses) == 16
 
 
-def test_several_names_are_listed_if_one_is_and_unknown_if_one_is() -> None:
+def test_several_names_are_listed_if_any_is_listed_and_otherwise_unknown_if_any_is_unknown() -> None:
     listed = read_list_answer(dns_list(), addresses("127.0.0.2"))
     also = read_list_answer(dns_list(), addresses("127.0.0.3"))
     failed = unknown("timeout")

@@ -110,7 +110,7 @@ RECORDS = [
 ]
 
 
-# Classless delegation (RFC 2317): the PTR record lies behind an alias, as does the address of the name.
+# Classless delegation (RFC 2317): aliases lead to the PTR record and to the address of the name.
 DELEGATED = {
     "5.113.0.203.in-addr.arpa": Reply(["@ 300 CNAME 5.0/25.113.0.203.in-addr.arpa"]),
     "5.0/25.113.0.203.in-addr.arpa": Reply(["@ 200 PTR Behind.delegated.test"]),

@@ -179,7 +179,7 @@ def test_a_cidr_table_answers_as_the_rules_do(text: str) -> None:
     for address in ADDRESSES:
         assert found.get(address, "DUNNO") == answer(rules, Asked(address)), (text, address)
     if "\t" not in written:
-        return  # rules that except all that they ask for leave nothing to import
+        return  # if the exceptions of each rule cover its whole match, there is nothing to import
     again = ruleset(imported("postfix-cidr", written).text)
     for address in ADDRESSES:
         assert answer(again, Asked(address)) == answer(rules, Asked(address)), (text, address)
@@ -377,7 +377,7 @@ def test_a_list_is_exported_for_the_condition_that_uses_it(
     assert exported(name, INCIDENT, (of,), attribute=attribute)[0].splitlines()[1:] == wanted
 
 
-def test_a_list_that_is_not_there_is_an_error_that_names_those_that_are() -> None:
+def test_a_missing_list_is_an_error_that_names_the_existing_lists() -> None:
     with pytest.raises(NoSuchListError, match="there is no list 'blue'; there are: red-speed, domains"):
         exported("plain", INCIDENT, ("blue",))
 

@@ -30,7 +30,7 @@ def test_the_loader_reads_back_any_values(values: list[str], name: str) -> None:
 
 
 @given(st.sampled_from([Verb.REJECT, Verb.DEFER, Verb.DEFER_IF_PERMIT]), st.text(max_size=300))
-def test_any_text_becomes_an_action_that_the_loader_takes(verb: Verb, text: str) -> None:
+def test_any_text_becomes_an_action_that_the_loader_accepts(verb: Verb, text: str) -> None:
     verdict = blocking(verb, text)
     action = parse_action(verdict.action)
     assert action.verb is verb
@@ -46,7 +46,7 @@ def test_braces_survive(text: str) -> None:
 
 
 @given(st.text(max_size=300))
-def test_a_piece_of_a_file_never_reaches_a_message_raw(text: str) -> None:
+def test_text_from_a_file_is_always_escaped_in_messages(text: str) -> None:
     assert shown(text).isprintable()
 
 
@@ -89,11 +89,11 @@ def test_exceptions_keep_rows_apart() -> None:
     assert [len(rule.exceptions) for rule in rules(Imported(rows=rows), Names("n"), REJECT)] == [0, 1, 0]
 
 
-def test_no_rows_are_an_empty_ruleset() -> None:
+def test_no_rows_give_an_empty_ruleset() -> None:
     assert ruleset(rules_yaml([], "nothing")).rules == ()
 
 
-def test_names_are_unique_however_often_one_is_wanted() -> None:
+def test_names_are_unique_even_if_thousands_of_rules_have_the_same_one() -> None:
     names = Names("t", taken=["spam-3"])
     made = [names.next("spam") for _ in range(50_000)]  # comparing each with all before it takes minutes
     assert made[:4] == ["spam", "spam-2", "spam-4", "spam-5"]

@@ -81,8 +81,8 @@ class Flow:
 
     `place` is a port of 127.0.0.1 or `unix:/path`, `pid` the server's process. Each connection asks `pause` seconds
     after each answer. `kinds` are places in NAMELESS, each new client of which asks `repeats` times. Failures that
-    begin with one of `may_fail` are expected, and so are closed connections with `may_close`; with `exhausts` the fault
-    exhausts descriptors or the CPU, and answers may be slow. Otherwise an answer may take `longest` seconds, and
+    begin with one of `may_fail` are expected. With `may_close`, closed connections are expected. With `exhausts`, the
+    fault exhausts descriptors or the CPU, and answers may be slow. Otherwise an answer may take `longest` seconds, and
     `patience` more with a lookup. The flow continues for `tail` seconds after the fault, and must be normal within
     `normal` seconds.
     """

@@ -1,4 +1,4 @@
-"""Misbehaving peers of the control socket: Postfix is still answered, and so is the next `policyd status`."""
+"""Misbehaving peers of the control socket: Postfix and the next `policyd status` are still answered."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tests.field.policyd import Policyd
 
-# Peers at once. The daemon keeps 16 of them.
+# Number of peers at the same time. The daemon keeps 16 of them.
 CROWD = 1000 if LONG else 200
 
 
@@ -131,7 +131,7 @@ def test_a_rules_file_of_many_megabytes_is_sent_to_a_peer_without_delaying_reque
         text = policyd.rules.read_text() + "".join(f"# {n:060}\n" for n in range(500_000))
         policyd.rules.write_text(text)
         policyd.reload()
-        with setting.flow("control: 32 MB of rules told again and again") as flow:
+        with setting.flow("control: 32 MB of rules sent again and again") as flow:
             for _ in range(3):
                 assert ask(place, Request(Command.RULES))["rules"] == text
             flow.fault_is_over()

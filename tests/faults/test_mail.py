@@ -33,10 +33,10 @@ rules:
 """
 
 
-# The right replies to a client that needs DNS, while DNS fails (docs/ruleset.md, the two principles). Its PTR lookup
-# fails: no name is known, so `vps` does not hold, and `broken` decides. Or the PTR name arrived, and the lookup of the
-# name's address fails: a claimed name holds in `vps`, whose REJECT is a DEFER because it rests on an error; and
-# `customers`, which is unknown, exempts no client.
+# The right replies to a client that needs DNS, while DNS fails (docs/ruleset.md, the two principles). If its PTR lookup
+# fails, no name is known: `vps` does not hold, and `broken` decides. If only the lookup of the name's address fails,
+# the claimed name holds in `vps`, whose REJECT becomes a DEFER because of the error. In this case `customers` is
+# unknown and exempts no client.
 DEFERRED = frozenset({"450 broken", "450 vps"})
 
 
@@ -194,7 +194,7 @@ def test_sigkill_and_a_new_start_with_the_socket_kept_cost_no_message(postfix: P
         Mail(f"mail: SIGKILL and a new start, the socket kept, {times} x (P)", postfix.port["inet"]) as mail,
     ):
         for _ in range(times):
-            # So Postfix makes the first of its two tries for every message in flight, not already the second.
+            # After this wait, Postfix is at the first of its two tries for every message in flight, not at the second.
             mail.wait_for(4)
             policyd.kill()
             policyd.start()

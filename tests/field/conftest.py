@@ -78,7 +78,7 @@ def resolver(open_folder: Path) -> Iterator[str]:
 
 
 class StartPolicyd(Protocol):
-    """The signature of `start_policyd`: that of `Policyd` without a folder, with changed settings."""
+    """The signature of `start_policyd`: like that of `Policyd`, but without the folder and with changed settings."""
 
     def __call__(self, rules: str, **arguments: Any) -> AbstractContextManager[Policyd]: ...
 

@@ -19,7 +19,7 @@ rules:
 """
 
 # Recipients whose deliveries end in every way: sent (discarded, to a maildir, to a pipe, over SMTP), bounced, deferred
-# by a server and because there is none.
+# by a server, deferred because there is no server.
 EVERY_END = [
     f"someone@{domain}"
     for domain in (
@@ -35,7 +35,7 @@ EVERY_END = [
 ]
 
 
-# The log line when the message to all of them has been handled.
+# The log line that Postfix writes when the message to all these recipients has been handled.
 LAST = b"sender non-delivery notification"
 
 

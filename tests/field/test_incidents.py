@@ -31,8 +31,8 @@ def policyd(start_policyd: StartPolicyd, resolver: str) -> Iterator[Policyd]:
 
 
 def expected_code(attempt: Attempt) -> int:
-    """The code by the facts of the incidents: clients under the suffix are rejected, except one customer; clients
-    outside of it are not.
+    """The reply code that the facts of the incidents require: clients under the suffix are rejected, except one
+    customer. Other clients are accepted.
     """
     name = attempt.client_name
     return 250 if name == CUSTOMER or (name is not None and not name.endswith(".vs.sakura.ne.jp")) else 554

@@ -18,7 +18,7 @@ VERBS = re.compile(r"|".join([
 # Short: microseconds and inode in hexadecimal. Long: seconds and microseconds in base 52, "z", inode in base 51, which
 # is one digit on a small file system (global/mail_queue.h).
 QUEUE_ID = re.compile(r"(?:(?P<none>NOQUEUE)|(?P<short>[0-9A-F]{6,})|(?P<long>[0-9A-Za-z]{10}z[0-9A-Za-y]+))(?=: )")
-# Lines that Postfix 3.10 begins with NOQUEUE, and 3.7 with nothing.
+# Lines that begin with NOQUEUE in Postfix 3.10, but not in Postfix 3.7.
 OF_A_SESSION = "lost connection after"
 
 

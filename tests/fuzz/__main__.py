@@ -20,8 +20,8 @@ from pathlib import Path
 from tests.fuzz import inputs
 from tests.fuzz.targets import TARGETS
 
-# Limits of one input: libFuzzer's own, for inputs that never end and so are not timed by under_atheris.py, and for
-# memory, of which every target needs some 70 MB for its modules.
+# Limits of one input: libFuzzer's own, for inputs that never end (under_atheris.py cannot time them), and for memory.
+# Every target needs about 70 MB of memory for its modules.
 HANG_SECONDS = 60
 MEMORY_MB = 512
 

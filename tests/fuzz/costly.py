@@ -27,17 +27,17 @@ _MANY_LISTS = "lists:\n" + _lines("  abcdefgh%d: x\n", 1500)
 INPUTS = (
     (
         "rules",
-        "unknown lists beside many known: a guess at each",
+        "a suggestion for each of many unknown lists",
         _filled(_MANY_LISTS + _MATCH + "    helo_name:\n", "    - $abcdefgx%d\n"),
     ),
     (
         "rules",
-        "unknown rules in a test, beside many known: a guess at each",
+        "a suggestion for each of many unknown rules in a test",
         _filled(_MANY_RULES + "tests:\n- given: {}\n  expect: REJECT\n  observed:\n", "  - x%dr\n"),
     ),
     (
         "rules",
-        "tests that fail: why each of them does",
+        "the explanation of each failing test",
         _filled(_MANY_RULES + "tests:\n", "- {given: {helo_name: a}, expect: REJECT}\n"),
     ),
     ("rules", "expressions that no index holds", _filled(_EXPRESSIONS, "    - '%d\\pL{9}'\n")),

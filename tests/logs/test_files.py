@@ -109,7 +109,7 @@ def test_a_pipe_is_a_log_of_unknown_size() -> None:
         (b"\xffone \x80\ntwo\xe3\x81", [b"\xffone \x80", b"two\xe3\x81"]),
     ],
 )
-def test_line_ends_and_odd_bytes(tmp_path: Path, text: bytes, lines: list[bytes]) -> None:
+def test_lines_end_with_lf_or_crlf_and_keep_all_other_bytes(tmp_path: Path, text: bytes, lines: list[bytes]) -> None:
     log = tmp_path / "maillog"
     log.write_bytes(text)
     assert lines_of(log) == lines
@@ -123,7 +123,7 @@ def test_lines_do_not_depend_on_the_ends_of_blocks(tmp_path: Path, monkeypatch: 
     assert lines_of(log) == [b"one", b"two", b"", b"three"]
 
 
-def test_a_file_without_line_ends_is_held_in_pieces(tmp_path: Path) -> None:
+def test_a_line_of_megabytes_is_read_in_pieces(tmp_path: Path) -> None:
     log = tmp_path / "maillog"
     log.write_bytes(b"x" * 3_000_000 + b"\nlast\n")
     lines = lines_of(log)

@@ -27,7 +27,7 @@ HOST = {"job": "policyd", "instance": "mx1"}
 class Case(NamedTuple):
     """Series in promtool's notation, and the times at which the alert fires or is silent.
 
-    `labels` are those of the series that the alert keeps, `value` is what the texts say of the number.
+    `labels` are the labels of the series that the alert keeps. `value` is the number as the alert's texts show it.
     """
 
     what: str

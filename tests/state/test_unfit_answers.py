@@ -1,4 +1,4 @@
-"""A server that is not Valkey: malformed answers of any kind hold no request."""
+"""A server that is not Valkey: malformed answers of any kind never delay a request."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Reads and runs the tests inside a ruleset: requests with the answer that each must get, run at every load.
 
-They ask no DNS, and decide as if the top-level mode were `enforce` and, unless `given` has a date, as if no rule had
-expired. A test that fails is an error: the ruleset does not do what its author expects.
+They ask no DNS, and decide as if the top-level mode were `enforce`. Unless `given` has a date, they also decide as if
+no rule had expired. A test that fails is an error: the ruleset does not do what its author expects.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class Network(NamedTuple):
 
 
 class Whole(NamedTuple):
-    """A key that neither covers another nor is covered: a mail address, a local part."""
+    """A key that covers no other key and is not covered by one."""
 
     value: str
 
@@ -87,7 +87,7 @@ class Whole(NamedTuple):
 
 
 class Mailbox(NamedTuple):
-    """A mail address as a key; its domain covers it, and so does its local part at any domain."""
+    """A mail address as a key. It is covered by its domain, and by its local part at any domain."""
 
     value: str
 

@@ -32,8 +32,8 @@ _PORT_RANGE = re.compile(r"(?P<first>[0-9]{0,5})(?:(?P<to>[:-])(?P<last>[0-9]{0,
 _DEPTH = 16
 
 # Limits of the steps of one file: a base, and a number for each line and element. A chain is followed at each jump to
-# it, and a set is read for each line that uses it: a few times in real firewalls; a file with more is refused. A step,
-# or a network in it, takes 10 us.
+# it, and a set is read for each line that uses it. Real firewalls do so a few times. A file that needs more steps is
+# refused. A step, or a network in it, takes 10 us.
 _STEPS = 20
 _FIRST_STEPS = 1_000
 
@@ -276,7 +276,7 @@ class _Walk:
         if depth > _DEPTH:
             raise _EndlessError(f"chains jump to each other more than {_DEPTH} deep")
         if self._steps > self._most_steps:
-            raise _EndlessError(f"the chains have more than {self._most_steps:,} ways through them")
+            raise _EndlessError(f"the chains have more than {self._most_steps:,} paths through them")
         if step.target and step.target not in self._chains:
             raise UnsupportedError(f"there is no chain '{step.target.rpartition(' ')[2]}' in this file")
 

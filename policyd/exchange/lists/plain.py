@@ -1,4 +1,4 @@
-"""A plain list, an entry a line, import and export: addresses, networks, ranges, names, mail addresses, expressions.
+"""A plain list, one entry per line, import and export: addresses, networks, ranges, names, mail addresses, expressions.
 
 Comments begin with `#`, `;` or `//`. If a line has more words or fields, the first is the entry if it is an address;
 many lists add a date, a country or a reason.
@@ -110,7 +110,7 @@ def _networks(word: str, line: Line, report: Report) -> list[Term]:
 
 
 def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
-    """A list of the rejected entries of one condition, one a line, with the fewest networks."""
+    """A list of the rejected entries of one condition, one per line, with the fewest networks."""
     return "\n".join([f"# {options.heading}", *entries(rows, report, options)]) + "\n"
 
 

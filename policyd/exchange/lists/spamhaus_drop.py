@@ -1,7 +1,8 @@
 """Spamhaus' DROP lists, import: the text form (`NETWORK ; SBL123`) and JSON lines (`{"cidr": ...}`).
 
 JSON ends with a record about the list itself, with the number of records: a file without it, or with a different number
-of records, is incomplete. So is a text whose last line has no end. Overlapping networks of the lists are all kept.
+of records, is incomplete. A text whose last line has no end is incomplete, too. Overlapping networks of the lists are
+all kept.
 
 https://www.spamhaus.org/blocklists/do-not-route-or-peer/
 """

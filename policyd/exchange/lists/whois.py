@@ -2,8 +2,8 @@
 rwhois, of RDAP (RFC 9083), and JPNIC's list of a contact's networks (`[Referred From] NET/...`).
 
 One file is one answer, which often has several blocks: the block itself and the blocks around it. The narrowest blocks
-are taken. A block around another is reported, so that a whole provider is not blocked for one of its customers; so is a
-block that belongs to a registry. Ranges become the fewest networks.
+are taken. A block around another is reported, so that a whole provider is not blocked for one of its customers. A block
+that belongs to a registry is reported as well. Ranges become the fewest networks.
 """
 
 from __future__ import annotations

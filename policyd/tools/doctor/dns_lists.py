@@ -27,7 +27,10 @@ def check_dns_lists(lists: Sequence[DnsList], dns: Dns) -> tuple[tuple[Finding, 
         if result.outcome is SelfTestOutcome.PASSED:
             right.append(f"DNS list {dns_list.name} ({dns_list.shown_zone}) passes its self-test")
         else:
-            write = "follow the line above, in dns_lists or in your resolver; until then its answers are unknown"
+            write = (
+                "correct dns_lists or your resolver as the line above says; until then, the answers of this "
+                "list are unknown"
+            )
             findings.append(Finding(f"DNS list {dns_list.name} ({dns_list.shown_zone})", result.message, write))
     return tuple(findings), tuple(right)
 

@@ -27,7 +27,7 @@ def check_memory(settings: Settings) -> tuple[tuple[Finding, ...], tuple[str, ..
     why, seconds = asyncio.run(_asked(settings))
     if why:
         write = (
-            "follow the line above, on the server or in policyd.yaml; until then each daemon counts alone, "
+            "correct the server or policyd.yaml as the line above says; until then, each daemon counts alone, "
             "and mail goes on"
         )
         findings.append(Finding(f"policyd.yaml: state: {settings.state}", why, write))

@@ -2,7 +2,7 @@
 
 Promises: the decisions are the engine's own, one for each recipient if the ruleset uses recipients; DNS is never asked,
 and the client's name comes from the log. The report says what a log lacks: HELO of accepted mails, attributes that no
-log has, and the meaning of `unknown`. Memory is bounded, and so are figures (`100,000+`).
+log has, and the meaning of `unknown`. Memory and figures (`100,000+`) are bounded.
 """
 
 from __future__ import annotations

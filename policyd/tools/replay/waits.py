@@ -1,8 +1,8 @@
 """Computes how long mails would have waited for greylisting, from the tries in a log.
 
 A mail is a sender and a recipient. It waits from its first deferred try to the try that passes. If the log has no such
-try, the wait of a mail that was delivered at once is unknown, because it depends on its server's retry interval, and
-any other mail never came back.
+try, there are two cases: the wait of a mail that was delivered at once is unknown, because it depends on its server's
+retry interval; any other mail counts as one that never came back.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Waits:
 
     @property
     def never_back(self) -> int:
-        """Deferred mails that were not delivered, and that the log shows no retry of after the wait."""
+        """Deferred mails that were not delivered, and for which the log shows no retry after the wait."""
         return sum(not (mail.delivered or mail.is_back) for mail in self._mails.values())
 
     def add(self, seen: Observation, recipients: Sequence[bytes], decisions: Sequence[Decision | None]) -> None:

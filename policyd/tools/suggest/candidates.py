@@ -5,13 +5,13 @@ later. A log does not say which delivered mails were wanted, so none of them is 
 delivered from the same place; it counts against a candidate, and its clients are proposed as exceptions. Four kinds of
 candidates:
 
-- host names with a common suffix, as narrow as still holds nearly all of them (public suffix list);
+- host names with a common suffix: the longest suffix that nearly all of them share (public suffix list);
 - blocks of addresses (see `policyd.tools.address_blocks`), among the clients that no suffix accounts for;
 - autonomous systems, if the owners of the addresses are known (see `policyd.tools.owned`) and several suffixes or
-  blocks lie in one system: a whole hoster is proposed only if nothing narrower says the same;
+  blocks lie in one system: a whole hoster is proposed only if no narrower candidate is enough;
 - sender addresses of one shape (see `policyd.tools.suggest.sender_patterns`).
 
-Memory is bounded: where a log has more clients or senders than are kept, those seen least are forgotten, and counted.
+Memory is bounded: if a log has too many clients or senders, the rarest are forgotten, and their number is counted.
 """
 
 from __future__ import annotations
@@ -264,7 +264,7 @@ class Suggestions:
     private: int = 0  # refused mails from private addresses and from users who had logged in
     silent: int = 0  # refused mails whose reason is not about the client, or that were delivered later
     forgotten: int = 0  # rare clients and senders that were dropped
-    unfollowed: int = 0  # deferred mails whose delivery was no longer waited for
+    unfollowed: int = 0  # deferred mails that were forgotten before they could be delivered
     owned: bool = False  # the system of at least one client is known
 
     @property

@@ -230,7 +230,7 @@ def test_reading_a_set_for_many_lines_is_limited() -> None:
     )
     report = imported("nft", text + "ip saddr @s drop\n" * 100 + "}\n}\n").report
     assert 20 <= report.taken < 25
-    assert [loss.reason for loss in report.losses] == ["the chains have more than 83,000 ways through them"] * (
+    assert [loss.reason for loss in report.losses] == ["the chains have more than 83,000 paths through them"] * (
         100 - report.taken
     )
 

@@ -92,7 +92,7 @@ def test_plain_lines_without_an_entry_are_reported(line: str, reason: str) -> No
     assert reason in said
 
 
-def test_a_list_has_one_kind_of_entries_and_the_others_are_reported() -> None:
+def test_a_list_has_one_kind_of_entries_and_other_entries_are_reported() -> None:
     text = "192.0.2.1\nb.example\n192.0.2.2\na@b.example\n"
     options = ImportOptions(shape=Shape.LIST)
     assert entries("plain", text, options) == ["192.0.2.1", "192.0.2.2"]
@@ -146,7 +146,7 @@ def test_names_that_begin_with_digits_are_names_in_an_rspamd_map() -> None:
     assert entries("rspamd-map", text) == ["192-0-2-7.dyn.example.net", "1-800-example.com"]
 
 
-def test_a_negative_score_is_an_exemption_that_was_lost() -> None:
+def test_a_negative_score_is_reported_as_a_lost_exemption() -> None:
     result = imported("rspamd-map", "mail.example.com -3\nb.example 4\n")
     assert result.lost_exemptions == 1
 
@@ -154,7 +154,7 @@ def test_a_negative_score_is_an_exemption_that_was_lost() -> None:
 # --- spamhaus-drop ----------------------------------------------------------------------------------------------------
 
 
-def test_drop_as_text_and_as_json_lines_is_the_same_list() -> None:
+def test_drop_lists_as_text_and_as_json_lines_give_the_same_list() -> None:
     text = "; Spamhaus DROP List 2026/11/21\n; Last-Modified: ...\n1.10.16.0/20 ; SBL256894\n2001:db8::/32 ; SBL1\n"
     json_lines = (
         '{"cidr":"1.10.16.0/20","sblid":"SBL256894","rir":"apnic"}\n{"cidr":"2001:db8::/32","sblid":"SBL1","rir":"ripe"}\n'
@@ -421,7 +421,7 @@ def test_postgreys_recipients() -> None:
 
 
 @pytest.mark.parametrize("format_name", ["rspamd-map", "plain"])
-def test_expressions_that_fit_no_client_are_for_senders_or_reported(format_name: str) -> None:
+def test_expressions_that_cannot_match_a_client_are_for_senders_or_reported(format_name: str) -> None:
     text = "/^mail\\.b\\.example$/i\n/viagra\\s/i\n/news@b\\.example/i\n/^Subject: win/i\n/\u914d\u9054/i\n"
     result = imported(format_name, text)
     assert [rule.match for rule in result.rules] == [
@@ -493,13 +493,13 @@ def test_an_expression_that_a_list_file_would_cut_is_reported() -> None:
     assert [loss.line.number for loss in result.report.losses] == [1, 3]
 
 
-def test_a_line_of_any_length_is_reported_in_one_that_is_read() -> None:
+def test_the_report_shortens_a_long_line() -> None:
     report = imported("plain", f"192.0.2.1\n{'a' * 50_000} {'b' * 50_000}\n10.0.0.0/{'9' * 50_000}\n").report
     assert [len(message) < 600 for message in report.messages()] == [True, True]
 
 
 @pytest.mark.slow
-def test_a_whois_file_has_the_blocks_of_an_answer_and_not_those_of_the_internet() -> None:
+def test_at_most_2000_blocks_of_a_whois_file_are_imported() -> None:
     blocks = [
         f"inetnum: 10.{number >> 8}.{number & 255}.0 - 10.{number >> 8}.{number & 255}.7" for number in range(2002)
     ]
@@ -508,7 +508,7 @@ def test_a_whois_file_has_the_blocks_of_an_answer_and_not_those_of_the_internet(
     assert [loss.line.number for loss in result.report.losses] == [2001, 2002]
 
 
-def test_mechanisms_of_spf_are_networks() -> None:
+def test_mechanisms_of_spf_are_imported_as_networks() -> None:
     assert entries("plain", "ip4:192.0.2.0/24\nip6:2001:db8::/32\n+ip4:198.51.100.7\n") == [
         "192.0.2.0/24",
         "2001:db8::/32",

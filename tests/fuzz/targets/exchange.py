@@ -47,7 +47,7 @@ def importer(format_name: str) -> Callable[[bytes, Path], None]:
             assert len(str(error)) <= LONGEST_LINE
             assert error.exit_status in {1, 2}
             return
-        # A number in nft's JSON, often one line, is that of an object in a list (docs/import-export.md).
+        # For nft's JSON, which is often one line, messages give the number of an object (docs/import-export.md).
         lines = content[1:].count(b"\n") + 1 + (content.count(b",") if format_name == "nft" else 0)
         for message in result.report.messages():
             assert message.isprintable(), message

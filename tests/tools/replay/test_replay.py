@@ -263,7 +263,7 @@ def test_only_mails_with_different_answers_are_shown(tmp_path: Path) -> None:
         mail(1, "x.b.example[203.0.113.1]"),  # another text
         mail(2, "mx.c.example[192.0.2.3]"),  # refused by the old one only
         mail(3, "mx.c.example[198.51.100.4]"),  # refused by the new one only
-        mail(4, "mx.c.example[203.0.113.9]"),  # by both, alike
+        mail(4, "mx.c.example[203.0.113.9]"),  # by both in the same way
         mail(5, "mx.c.example[10.0.0.9]"),  # by none
     )
     found = compare(new, old, logs, TODAY)

@@ -49,7 +49,7 @@ def printed(stats: Stats) -> str:
     return screen.getvalue()
 
 
-def test_decisions_are_counted_by_system_and_country_those_most_refused_first(tmp_path: Path) -> None:
+def test_decisions_are_counted_by_system_and_country_and_sorted_by_refusals(tmp_path: Path) -> None:
     stats = stats_of(
         tmp_path,
         *[line("DUNNO", " asn=64496 country=JP")] * 5,

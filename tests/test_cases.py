@@ -1,9 +1,9 @@
 """The tables in tests/cases: a ruleset, and requests with DNS answers and the answer that each must get.
 
-A row is `given` (attributes, `hostname`, `claimed`, `reverse_dns` as in a ruleset's own tests; `names_known: no` where
-the PTR lookup itself failed; `date`) and what must come of it: `expect` and, where they matter, `rule`, `reply` (the
-whole of it), `observed`, `downgraded`, and `asks_dns`, whether the decision needed the client's identity. Run one table
-or one row by its name: `pytest tests/test_cases.py -k 'cidr and mapped'`.
+A row is `given` (attributes, `hostname`, `claimed`, `reverse_dns` as in a ruleset's own tests; `names_known: no` if the
+PTR lookup itself failed; `date`) and the expected result: `expect` and, if they matter, `rule`, `reply` (the complete
+text), `observed`, `downgraded`, and `asks_dns` (whether the decision needed the client's identity). Run one table or
+one row by its name: `pytest tests/test_cases.py -k 'cidr and mapped'`.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def lists_of(given: dict[str, Any], ruleset: Ruleset) -> dict[str, ListAnswer]:
 
 @pytest.mark.parametrize(("table", "row"), ROWS)
 def test_case(rulesets: dict[str, Ruleset], table: str, row: dict[str, Any]) -> None:
-    assert set(row) <= ROW, "a row has a key that nothing looks at"
+    assert set(row) <= ROW, "a row has an unknown key"
     ruleset = rulesets[table]
     given = row["given"]
     request, identity = request_of(given), identity_of(given)
@@ -119,7 +119,7 @@ def test_case(rulesets: dict[str, Ruleset], table: str, row: dict[str, Any]) -> 
 
 
 def test_every_condition_of_the_table_has_a_case() -> None:
-    """Each condition that ruleset.md names stands in a ruleset of some table."""
+    """Each condition that ruleset.md names is in the ruleset of some table."""
     named = [
         *("cidr", "reverse_dns", "hostname", "hostname_suffix", "hostname_regex"),
         *("helo_name", "helo_name_suffix", "helo_name_regex", "sender", "sender_regex", "sender_domain"),

@@ -43,7 +43,7 @@ def explain_entry(form: Form, line: bytes) -> str:  # noqa: PLR0911, PLR0912 - a
     if not text:
         return _explain_empty(form)
     if len(text) > MAX_EXPLAINED and form is not Form.EXPRESSION:
-        return f"{quoted(text)} is no {form.value}: it has {len(text):,} characters"
+        return f"{quoted(text)} is not {_with_article(form)}: it has {len(text):,} characters"
     values = [value for value in re.split(r"[,\s]+", text) if value]
     if len(values) > 1 and form is not Form.EXPRESSION and not parse_entries(form, [v.encode() for v in values])[1]:
         return (
@@ -83,7 +83,11 @@ def _explain_empty(form: Form) -> str:
         case Form.HELO_NAME:
             return "'' is not a HELO name; for a client that gave none write helo_name_regex: '^$'"
         case _:
-            return f"'' is no {form.value}"
+            return f"'' is not {_with_article(form)}"
+
+
+def _with_article(form: Form) -> str:
+    return f"{'an' if form is Form.ASN else 'a'} {form.value}"
 
 
 def _explain_network(text: str) -> str:  # noqa: PLR0911 - one return for each thing that people write

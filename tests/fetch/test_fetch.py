@@ -111,7 +111,7 @@ GUARDS: dict[str, tuple[Callable[[Web], Callable[[Requests], None]], str, str]] 
         ", format: spamhaus-drop",
         "the answer:3: the list has 3 records, and 2 of them are in the file; nothing was imported; get the file again",
     ),
-    "a line that is no entry": (
+    "a line that is not an entry": (
         lambda _: answer(NEW + b"not an entry\n"),
         "",
         "line 4 is not an entry: 'not an entry': more than one word; an entry is a single word",

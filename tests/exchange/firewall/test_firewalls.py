@@ -187,11 +187,11 @@ MANY_WAYS = "".join(f"-A c{number} -j c{number + 1}\n" * 8 for number in range(1
         "*filter\n-A INPUT -j a\n-A a -j b\n-A b -j a\n-A b -s 192.0.2.1 -j DROP\nCOMMIT\n",
         f"*filter\n{MANY_WAYS}-A INPUT -j c0\n-A c15 -s 192.0.2.1 -j DROP\nCOMMIT\n",
     ],
-    ids=["circle", "many ways"],
+    ids=["circle", "many paths"],
 )
 def test_chains_that_go_on_for_ever_end(text: str) -> None:
     result = imported("iptables-save", text)
-    assert any("deep" in loss.reason or "ways" in loss.reason for loss in result.report.losses)
+    assert any("deep" in loss.reason or "paths" in loss.reason for loss in result.report.losses)
 
 
 @pytest.mark.parametrize(

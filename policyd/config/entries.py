@@ -84,7 +84,7 @@ _ONE_NUMERIC = re.compile(_NUMERIC)
 _MANY_NUMERIC = _for_many(_NUMERIC)
 
 _HOST_NAMES = frozenset({Form.HOST_NAME, Form.DOMAIN})
-_WITH_DOT = _HOST_NAMES | {Form.HELO_NAME}  # those that may end in one, for the root
+_WITH_DOT = _HOST_NAMES | {Form.HELO_NAME}  # these may end in a dot (the root)
 
 _LENGTHS4 = {str(length): length for length in range(33)}
 _LENGTHS6 = {str(length): length for length in range(129)}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Client(NamedTuple):
-    """The client: its network, and the registrable domain of its verified, not generic name (empty if none)."""
+    """The client: its network, and the registrable domain of its verified, non-generic name (empty if none)."""
 
     network: bytes
     domain: bytes
@@ -63,7 +63,7 @@ def judge(
     longest = max(waited)
     if longest >= settings.wait:
         return Verdict(Greylisted.PASSED, forget=keys, network_seen=True)
-    # An early try does not restart the wait; it adds the name under which the first try did not come.
+    # An early try does not restart the wait. If the first try had only one of the two names, the other name is added.
     first = now - longest
     return Verdict(
         Greylisted.EARLY, tuple((key, first) for key, known in zip(keys, first_tries, strict=True) if known is None)

@@ -188,7 +188,7 @@ def test_a_refused_entry_leaves_the_old_list_in_force(
     assert left == {"drop.txt", "rules.yaml"}
 
 
-def test_a_list_under_which_a_test_of_the_ruleset_fails_is_refused(tmp_path: Path, web: Web) -> None:
+def test_a_list_that_makes_a_test_of_the_ruleset_fail_is_refused(tmp_path: Path, web: Web) -> None:
     web.pages["/drop"] = answer(OLD + b"1.2.3.0/24\n")
     (tmp_path / "drop.txt").write_bytes(OLD)
     (refused,) = fetch(write(tmp_path, web.url("/drop")), Choice()).refused
@@ -219,7 +219,7 @@ def test_a_good_copy_replaces_the_old_list_and_keeps_it_as_previous(tmp_path: Pa
     assert fetch(rules, Choice()).said == ["drop: not due for 24.0 h"]
 
 
-def test_of_two_runs_at_once_the_second_to_end_leaves_the_list_alone(tmp_path: Path, web: Web) -> None:
+def test_if_two_runs_overlap_the_later_to_end_leaves_the_list_alone(tmp_path: Path, web: Web) -> None:
     (tmp_path / "drop.txt").write_bytes(OLD)
     rules = write(tmp_path, web.url("/drop"))
     others = []
@@ -257,7 +257,7 @@ def test_a_server_that_asks_to_wait_is_not_asked_again(tmp_path: Path, web: Web)
     assert len(web.asked) == 1
 
 
-def test_accept_takes_a_list_without_the_guards_on_its_size(tmp_path: Path, web: Web) -> None:
+def test_accept_skips_the_guards_on_the_size_of_a_list(tmp_path: Path, web: Web) -> None:
     web.pages["/drop"] = answer(b"8.8.8.0/24\n")
     (tmp_path / "drop.txt").write_bytes(OLD)
     rules = write(tmp_path, web.url("/drop"), ", min_entries: 5")
@@ -265,7 +265,7 @@ def test_accept_takes_a_list_without_the_guards_on_its_size(tmp_path: Path, web:
     assert fetch(rules, Choice(accept=["drop"])).changed == ["drop"]
 
 
-def test_max_change_does_not_apply_to_a_first_copy_and_gzip_is_taken(tmp_path: Path, web: Web) -> None:
+def test_max_change_does_not_apply_to_a_first_copy_and_gzip_is_accepted(tmp_path: Path, web: Web) -> None:
     web.pages["/drop"] = answer(gzip.compress(NEW[:30]) + gzip.compress(NEW[30:]))
     assert fetch(write(tmp_path, web.url("/drop")), Choice()).said == ["drop: 3 entries (+3 -0)"]
 

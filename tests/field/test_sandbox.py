@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.field.conftest import StartPolicyd
     from tests.field.postfix import Postfix
 
-# prctl(2), since Linux 6.3: no mapping may become executable that was writable, here or in any child.
+# prctl(2), since Linux 6.3: a mapping that was writable cannot become executable, in this process or a child.
 PR_GET_MDWE = 66
 DENY_WRITE_EXECUTE = """\
 import ctypes, os, sys

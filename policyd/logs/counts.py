@@ -27,9 +27,9 @@ class LeftOut:
         said = (
             (self.long_lines, "{:,} lines longer than any mail server writes were left out"),
             (self.hosts, "{:,} lines were left out: the log has more hosts than are read; give fewer hosts at a time"),
-            (self.mails, "{:,} mails were given up before the log told their end: too many were open at once"),
+            (self.mails, "{:,} mails were given up before their end was found in the log: too many were open at once"),
             (self.sessions, "{:,} sessions were given up before their end: too many were open at once"),
-            (self.recipients, "{:,} recipients were left out of mails with very many"),
+            (self.recipients, "{:,} recipients were left out of mails with too many recipients"),
             (self.repeats, "{:,} repetitions of one line were left out"),
             (self.returns, "{:,} mails from this host itself may be counted twice: a filter took long to answer"),
         )

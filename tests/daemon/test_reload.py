@@ -202,7 +202,7 @@ async def test_a_loader_that_is_told_to_end_ends_its_load(folder: Path, monkeypa
     assert time.monotonic() - before < 30  # seconds, of the 60
 
 
-async def test_an_end_while_texts_are_passed_writes_them_nowhere_else(
+async def test_an_end_while_texts_are_passed_writes_them_only_to_the_memory_file(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loader = Loader(None, str(folder / "rules.yaml"))

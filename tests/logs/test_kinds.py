@@ -581,7 +581,7 @@ def test_a_central_log_of_hundreds_of_hosts_is_counted_in_full() -> None:
         (
             (postfix, "MAX_OPEN"),
             "\n".join(f"Jan  5 10:00:01 h{n % 2} postfix/smtpd[1]: AAA{n}: client=m[192.0.2.1]" for n in range(6)),
-            "3 mails were given up before the log told their end",
+            "3 mails were given up before their end was found in the log",
         ),
         (
             (postfix, "MAX_SESSIONS"),

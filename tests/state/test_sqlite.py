@@ -203,7 +203,7 @@ async def test_a_full_disk_is_reported_and_written_to_later(tmp_path: Path, capl
     await state.close()
 
 
-async def test_on_a_full_disk_keys_that_are_gone_do_not_pile_up(tmp_path: Path) -> None:
+async def test_on_a_full_disk_removed_keys_do_not_accumulate(tmp_path: Path) -> None:
     memory, state = opened(tmp_path / "state.db", max_keys=100)
     memory.add(EVENTS, b"old", None, NOW)
     await state.write()

@@ -158,6 +158,7 @@ class SharedMemory:
         self._connection = connection
         self._timeout = timeout
         self._failures = 0
+        self._is_closing = False
         self._waiting: list[_Waiting] = []
         self._operations = 0
         self._wanted = asyncio.Event()
@@ -184,15 +185,16 @@ class SharedMemory:
         if self._operations:
             last = self.ask([Operation("get", PREFIX + b"probe")])  # answered after all that were asked before it
             await asyncio.wait([last], timeout=2 * self._timeout)
+        self._is_closing = True  # valkey-py may turn a cancellation into another error; then the task ends by itself
         self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await asyncio.wait([self._task], timeout=2 * self._timeout)
         self._give_up(self._waiting)
         await self._disconnect()
 
     # --- The task that asks -----------------------------------------------------------------------------------------
 
     async def _work(self) -> None:
-        while True:
+        while not self._is_closing:
             if not self.is_up:
                 await asyncio.sleep(PROBE_SECONDS)
                 await self._probe()

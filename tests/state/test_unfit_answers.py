@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -12,6 +12,8 @@ from policyd.state.valkey import MAX_FAILURES, SharedMemory, connection_of
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from valkey.asyncio.connection import AbstractConnection
 
 ANSWERS = {
     "a number that is not a number": b":x\r\n",
@@ -46,3 +48,34 @@ async def test_a_malformed_answer_is_a_failure_and_the_next_request_is_answered_
     assert found == [None] * MAX_FAILURES
     assert not state.is_up
     assert state.why
+
+
+class SwallowsCancellation:
+    """A connection that reports a cancellation as an error of its own."""
+
+    is_connected = False
+
+    def __init__(self) -> None:
+        self.is_asked = asyncio.Event()
+
+    async def send_packed_command(self, *_: object, **__: object) -> None:
+        self.is_asked.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise ConnectionError from None
+
+    async def disconnect(self) -> None:
+        """Does nothing."""
+
+
+async def test_the_end_comes_although_a_cancellation_is_lost() -> None:
+    connection = SwallowsCancellation()
+    state = SharedMemory(cast("AbstractConnection", connection), "valkey", 20)
+    waiting = state.ask([Operation("get", b"policyd:a")])
+    await connection.is_asked.wait()
+    state._operations = 0  # the end does not wait for the answer
+    async with asyncio.timeout(10):
+        await state.close()
+    assert waiting.result() is None
+    assert state._task.done()

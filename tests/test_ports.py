@@ -42,7 +42,7 @@ def test_a_port_that_is_taken_is_passed_over(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.undo()
 
 
-def test_two_runs_at_the_same_time_get_other_ports() -> None:
+def test_two_runs_at_the_same_time_get_different_ports() -> None:
     given = [
         subprocess.run([sys.executable, "-c", GIVE], cwd=ROOT, check=True, capture_output=True).stdout.split()
         for _ in range(2)

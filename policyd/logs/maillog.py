@@ -5,8 +5,8 @@ policyd's own decision log in both formats, bare or within another log. Promises
 once; memory is bounded, and each reached limit is counted. Lines of several hosts and programs may be mixed.
 
 How a line is read: the text between its timestamp and its process id names the writer, and a dict maps it to the
-writer's reader, or to no reader for the many lines of other programs. Only a line of a new writer, or without a dict
-entry, is peeled. A writer with an unknown name is recognised by the form of its first messages.
+writer's reader, or to no reader for the many lines of other programs. Wrappings are removed only from a line of a new
+writer, or without a dict entry. A writer with an unknown name is recognised by the form of its first messages.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ ATTRIBUTES = tuple(SUFFIX)
 class AccessTable:
     """The lines of one lookup. `attribute` is `client`, `helo_name`, `sender` or `recipient`.
 
-    `dotted` means that a domain covers only itself and `.domain` the names under it, as if Postfix's
+    `dotted` means that a domain covers only itself, and that `.domain` covers the names under it, as if Postfix's
     parent_domain_matches_subdomains lacks smtpd_access_maps. `delimiter` is recipient_delimiter: then an address covers
     its extensions. `leading_dot` is the note about a `.domain` without `dotted`.
     """

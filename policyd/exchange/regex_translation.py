@@ -15,12 +15,12 @@ from policyd.exchange.model import TooLargeError, UnsupportedError
 # In the order of importance to a reader of the message.
 _PERL_ONLY = (
     (re.compile(r"\(\?<?[=!]"), "look-around, `(?=`, `(?!`, `(?<=` or `(?<!`"),
-    (re.compile(r"\(\?>"), "an atomic group, `(?>`"),
-    (re.compile(r"\(\?\("), "a condition, `(?(`"),
+    (re.compile(r"\(\?>"), "atomic groups, `(?>`"),
+    (re.compile(r"\(\?\("), "conditions, `(?(`"),
     (re.compile(r"\(\?(?:R|\d|&|P>)"), "recursion"),
-    (re.compile(r"\(\?#"), "a comment, `(?#`"),
-    (re.compile(r"\(\?\|"), "a branch reset, `(?|`"),
-    (re.compile(r"\(\*"), "a verb, `(*`"),
+    (re.compile(r"\(\?#"), "comments, `(?#`"),
+    (re.compile(r"\(\?\|"), "branch resets, `(?|`"),
+    (re.compile(r"\(\*"), "verbs, `(*`"),
 )
 
 # Escapes of Perl with another form in RE2. Values have no line breaks, so `\Z` is `\z`.

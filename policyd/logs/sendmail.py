@@ -214,7 +214,7 @@ class SendmailLog:
         refusal = _RULESET.match(rest) if relay is not None and reject >= 0 else None
         if refusal is None:
             return False
-        assert relay is not None  # or there would be no refusal
+        assert relay is not None  # there is a refusal only with a relay
         check, argument, _ = refusal.groups()
         mail = self._mail(stamp, queue_id)
         mail.relay = relay

@@ -75,7 +75,7 @@ def test_strict_turns_warnings_into_exit_status_1(folder: Path) -> None:
     assert policyd(folder, "check", "--rules", "rules.yaml", "--strict").returncode == 1
 
 
-def test_a_wrong_ruleset_is_exit_status_1_with_every_error_on_a_line(folder: Path) -> None:
+def test_a_wrong_ruleset_gives_exit_status_1_and_one_line_for_each_error(folder: Path) -> None:
     (folder / "rules.yaml").write_text(RULES.replace("hostname_suffix", "hostname_sufix").replace("REJECT", "REJCT", 1))
     done = policyd(folder, "check", "--rules", "rules.yaml")
     lines = done.stderr.decode().splitlines()
@@ -264,7 +264,7 @@ def test_an_invalid_request_on_standard_input_is_exit_status_2(folder: Path) -> 
     assert b"standard input: a line that is not name=value: 'hello'" in done.stderr
 
 
-def test_no_text_of_a_client_reaches_the_terminal_raw(folder: Path) -> None:
+def test_text_of_a_client_is_always_escaped_on_a_terminal(folder: Path) -> None:
     attributes = [
         "client_address=203.142.214.9",
         "helo_name=a\x1b[31m\nb",

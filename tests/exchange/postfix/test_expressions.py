@@ -157,7 +157,7 @@ def test_an_expression_that_no_client_can_match_is_reported(pattern: str, attrib
     assert "no name or address of a client can match it" in result.report.losses[0].reason
 
 
-def test_a_line_that_only_its_if_keeps_from_matching_is_reported_with_the_if() -> None:
+def test_a_line_that_cannot_match_because_of_its_if_is_reported_with_the_if() -> None:
     table = "if /dynamic/\n/^adsl\\.example\\.net$/ REJECT\n/^dynamic\\.example\\.net$/ REJECT\nendif\n"
     (loss,) = imported("postfix-pcre", table).report.losses
     reason = "it can match a client's name, but not within the `if` around it"
@@ -206,7 +206,7 @@ def test_an_exemption_with_a_text_after_it_is_kept() -> None:
         (r"/(?!x)foo/ REJECT", "RE2 has no look-around"),
         (r"/(a)\1/ REJECT", "RE2 has no back references"),
         (r"/a++/ REJECT", "RE2 has no possessive quantifiers"),
-        (r"/(?>a)/ REJECT", "RE2 has no an atomic group"),
+        (r"/(?>a)/ REJECT", "RE2 has no atomic groups"),
         (r"/a{2000}/ REJECT", "RE2 cannot express it: invalid repetition size"),
         (r"/(a/ REJECT", "RE2 cannot express it"),
         (r"/a/q REJECT", "'q' is not a flag"),
@@ -303,6 +303,6 @@ def test_posix_syntax_with_another_meaning_in_re2_is_reported(pattern: str) -> N
     assert [loss.line.number for loss in result.report.losses] == [1]
 
 
-def test_another_delimiter_and_an_escaped_one() -> None:
+def test_an_expression_may_have_another_delimiter_or_an_escaped_one() -> None:
     result = imported("postfix-pcre", "~a/b~ REJECT\n/a\\/b/ REJECT\n", ImportOptions(attribute="sender"))
     assert result.rules[0].match == {"sender_regex": ("a/b", r"a\/b")}

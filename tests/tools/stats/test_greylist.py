@@ -23,7 +23,7 @@ def line(action: str, word: str) -> str:
     )
 
 
-def test_the_words_of_greylisting_are_counted_and_no_others(tmp_path: Path) -> None:
+def test_only_the_words_of_greylisting_are_counted(tmp_path: Path) -> None:
     log = tmp_path / "decisions.log"
     words = [("DEFER_IF_PERMIT", "new"), ("DEFER_IF_PERMIT", "new"), ("DUNNO", "passed"), ("DUNNO", "nonsense")]
     log.write_text("".join(line(*each) for each in words))

@@ -173,10 +173,10 @@ class Inquiry:
     """
 
     __slots__ = (
-        *("_counter_lookup", "_doubt", "_found", "_identity_from", "_index", "_lookups", "_needs", "_observed"),
-        *("_today", "_trusts_postfix", "_waiting", "counters", "greylist", "identity", "is_network_known", "lists"),
-        *("memory", "owner", "request", "ruleset"),
-    )
+        "_counter_lookup", "_doubt", "_found", "_identity_from", "_index", "_lookups", "_needs", "_observed",
+        "_today", "_trusts_postfix", "_waiting", "counters", "greylist", "identity", "is_network_known", "lists",
+        "memory", "owner", "request", "ruleset",
+    )  # fmt: skip
 
     def __init__(
         self,

@@ -283,7 +283,7 @@ def _fold_address(form: Form, text: str) -> tuple[bytes, ...]:
 
 def _fold_name_of(form: Form, text: str) -> tuple[bytes, ...]:
     name = _fold_host_name(text)
-    if name is None or len(name) > MAX_HOST_NAME or not _is(form, name.decode()):
+    if name is None or len(name) > MAX_HOST_NAME or name.endswith(b".") or not _is(form, name.decode()):
         return ()
     if form in _HOST_NAMES and (name == b"unknown" or _ONE_NUMERIC.search(name.decode())):
         return ()

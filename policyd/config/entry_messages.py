@@ -205,6 +205,8 @@ def _explain_name(form: Form, text: str) -> str:  # noqa: PLR0911, PLR0912 - a r
     if form is Form.HELO_NAME:
         if len(text) > MAX_HOST_NAME:
             return f"{quoted(text)} is longer than {MAX_HOST_NAME} characters"
+        if text.endswith(".."):
+            return f"{quoted(text)} is not a HELO name: it ends in more than one dot"
         return (
             f"{quoted(text)} is not a HELO name: it contains a blank, a comma or a character that UTS 46 does not allow"
         )

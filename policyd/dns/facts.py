@@ -64,8 +64,19 @@ class _Search:
     """The facts of one inquiry that have to be looked up."""
 
     __slots__ = (
-        *("decision", "_answers", "_asked", "_asks_identity", "_deadline", "_expires_at", "_facts", "_inquiry"),
-        *("_is_expired", "_loop", "_memory_asked", "_needs", "_will_decide"),
+        "_answers",
+        "_asked",
+        "_asks_identity",
+        "_deadline",
+        "_expires_at",
+        "_facts",
+        "_inquiry",
+        "_is_expired",
+        "_loop",
+        "_memory_asked",
+        "_needs",
+        "_will_decide",
+        "decision",
     )
 
     def __init__(self, facts: FactFinder, inquiry: Inquiry, needs: Needs) -> None:

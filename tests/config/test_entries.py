@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from policyd.config.conditions import Form
@@ -115,6 +115,8 @@ def test_every_refused_entry_is_explained_in_one_line(written: list[bytes], form
         assert 0 < len(message) < 400
 
 
+@example([b"9.."], Form.HELO_NAME)
+@example([b"a.."], Form.DOMAIN)
 @given(lines, st.sampled_from([Form.HOST_NAME, Form.DOMAIN, Form.HELO_NAME]))
 def test_an_accepted_name_is_also_valid_in_its_compared_form(written: list[bytes], form: Form) -> None:
     entries, _ = parse_entries(form, written)

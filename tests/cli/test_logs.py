@@ -96,7 +96,7 @@ def test_replay_against_fails_only_for_new_refusals(run: Run, delivered: Path, t
         (
             lambda path: path.write_text("Nov 20 10:00:00 mx sshd[1]: hello\n", encoding="utf-16"),
             2,
-            "as UTF-16 text, convert it with",
+            "if it is UTF-16 text, convert it with",
         ),
         (lambda path: path.write_bytes(gzip.compress(b"x" * 9999)[:-9]), 2, "the compressed file is cut off"),
         (lambda path: path.write_text("Dear Sir,\n"), 2, "not a mail log: none of its 1 lines"),

@@ -171,7 +171,7 @@ class MmdbFile:
         """Looks up with the reader in Python, which no damage can harm."""
         try:
             return self._slow_reader.get(text)
-        except Exception:  # noqa: BLE001 - whatever it meets in a damaged file, there is no record
+        except Exception:  # noqa: BLE001 - damage leads to IndexError, struct.error, RecursionError and others
             return None
 
     def _system_of(self, record: Any) -> tuple[int, str]:
@@ -210,10 +210,7 @@ class MmdbFile:
     @property
     def has_ipv4(self) -> bool:
         """Whether any IPv4 address has a record. The tree of a file with IPv6 only ends above all of 0.0.0.0/0."""
-        try:
-            record, length = self._slow_reader.get_with_prefix_len("0.0.0.0")  # noqa: S104 - an address to look up
-        except Exception:  # noqa: BLE001 - in a damaged file the reader in Python may raise anything
-            raise MmdbError(_DAMAGED) from None
+        record, length = self._with_prefix_length((4, 0))
         return record is not None or length > 0
 
     @property
@@ -221,23 +218,27 @@ class MmdbFile:
         """Whether the file has a branch for 2000::/3, where all IPv6 addresses of the Internet are."""
         if self._slow_reader.metadata().ip_version == 4:
             return False
-        try:
-            record, length = self._slow_reader.get_with_prefix_len("2000::")
-        except Exception:  # noqa: BLE001 - in a damaged file the reader in Python may raise anything
-            raise MmdbError(_DAMAGED) from None
+        record, length = self._with_prefix_length((6, 0x2000 << 112))
         return record is not None or length > 3
 
     def network_of(self, address: Address) -> str:
         """The network of an address's record; empty without a record."""
         try:
-            record, length = self._slow_reader.get_with_prefix_len(format_address(address))
-        except Exception:  # noqa: BLE001 - in a damaged file the reader in Python may raise anything
+            record, length = self._with_prefix_length(address)
+        except MmdbError:
             return ""
         if record is None:
             return ""
         bits = 32 if address[0] == 4 else 128
         first = address[1] >> bits - length << bits - length
         return f"{format_address((address[0], first))}/{length}"
+
+    def _with_prefix_length(self, address: Address) -> tuple[Any, int]:
+        """The record of an address, and the prefix length of its network. Raises MmdbError for a damaged file."""
+        try:
+            return self._slow_reader.get_with_prefix_len(format_address(address))
+        except Exception:  # noqa: BLE001 - damage leads to IndexError, struct.error, RecursionError and others
+            raise MmdbError(_DAMAGED) from None
 
     def networks(self) -> Iterator[tuple[int, int, int, Owner]]:
         """Every network with its owner: version, first address, prefix length. Raises MmdbError for a damaged file."""
@@ -263,7 +264,7 @@ class MmdbFile:
                     if record is not None:
                         yield version, address, length, record
                     address += size
-        except Exception:  # noqa: BLE001 - a damaged file can make the reader in Python raise whatever there is
+        except Exception:  # noqa: BLE001 - damage leads to IndexError, struct.error, RecursionError and others
             raise MmdbError(_DAMAGED) from None
 
     def _find_shape(self, *, systems: bool, countries: bool) -> Shape:

@@ -92,7 +92,7 @@ _HOST_BITS4 = [(1 << 32 - length) - 1 for length in range(33)]
 _HOST_BITS6 = [(1 << 128 - length) - 1 for length in range(129)]
 
 
-def parse_entries(  # noqa: PLR0911 - a return for each form
+def parse_entries(  # noqa: PLR0911 - one match, with a return for each form of entry
     form: Form, lines: Sequence[bytes]
 ) -> tuple[PlainEntries, list[int]]:
     """Returns the entries on these lines (UTF-8, without blanks around them), and the places of invalid lines."""

@@ -31,7 +31,7 @@ from policyd.core.identity import Status
 MAX_EXPLAINED = 400
 
 
-def explain_entry(form: Form, line: bytes) -> str:  # noqa: PLR0911, PLR0912 - a return for each thing written
+def explain_entry(form: Form, line: bytes) -> str:  # noqa: PLR0911, PLR0912 - one message for each form and fault
     """Explains why `parse_entries` refused a line, and suggests what to write instead."""
     try:
         text = line.decode("utf-8")
@@ -90,7 +90,7 @@ def _with_article(form: Form) -> str:
     return f"{'an' if form is Form.ASN else 'a'} {form.value}"
 
 
-def _explain_network(text: str) -> str:  # noqa: PLR0911 - one return for each thing that people write
+def _explain_network(text: str) -> str:  # noqa: PLR0911 - one message for each mistake
     address, slash, length = text.partition("/")
     bare = address.strip("[]")
     if bare != address and netaddr.valid_ipv6(bare):
@@ -179,7 +179,7 @@ def _explain_country(text: str) -> str:
     return f"{quoted(text)} is not a country; write the two letters of ISO 3166-1, such as JP"
 
 
-def _explain_address(form: Form, text: str) -> str:  # noqa: PLR0911 - one return for each thing that people write
+def _explain_address(form: Form, text: str) -> str:  # noqa: PLR0911 - one message for each mistake
     recipient = form is Form.RECIPIENT
     domain_condition = "recipient_domain" if recipient else "sender_domain"
     if text == "<>" and recipient:
@@ -200,7 +200,7 @@ def _explain_address(form: Form, text: str) -> str:  # noqa: PLR0911 - one retur
     return f"{quoted(text)} is not a mail address"
 
 
-def _explain_name(form: Form, text: str) -> str:  # noqa: PLR0911, PLR0912 - a return for each thing written
+def _explain_name(form: Form, text: str) -> str:  # noqa: PLR0911, PLR0912 - one message for each mistake
     name = text.removeprefix(".") if form is Form.DOMAIN else text
     if form is Form.HELO_NAME:
         if len(text) > MAX_HOST_NAME:

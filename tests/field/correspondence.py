@@ -19,7 +19,7 @@ rules:
 """
 
 # Recipients whose deliveries end in every way: sent (discarded, to a maildir, to a pipe, over SMTP), bounced, deferred
-# by a server, deferred because there is no server.
+# by a server, deferred because no server answers.
 EVERY_END = [
     f"someone@{domain}"
     for domain in (

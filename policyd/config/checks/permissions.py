@@ -32,7 +32,7 @@ def _exposure(path: str) -> str:
     if Path(path).stat().st_mode & stat.S_IWOTH:
         return f"every user of this host may write to it, {decides}; chmod o-w"
     # A symbolic link makes two folders in which the file could be replaced.
-    for folder in {os.path.dirname(path) or ".", os.path.dirname(os.path.realpath(path))}:  # noqa: PTH120 - text, as it was written
+    for folder in {os.path.dirname(path) or ".", os.path.dirname(os.path.realpath(path))}:  # noqa: PTH120 - the message quotes it unchanged
         mode = Path(folder).stat().st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             return f"every user of this host may put another file in its place, {decides}; chmod o-w {quoted(folder)}"

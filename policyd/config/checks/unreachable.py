@@ -49,7 +49,7 @@ def unreachable(rules: Sequence[WrittenRule], coverage: Coverage) -> Iterator[tu
 
 def always_excepted(written: WrittenRule, coverage: Coverage) -> WrittenCondition | None:
     """Returns the exception of a rule that holds whenever the rule's match does, so that the rule never has an effect;
-    None if there is no such exception.
+    None without such an exception.
     """
     for exception in written.exceptions:
         if any(_is_excepted(condition, exception, coverage, written.rule.action.verb) for condition in written.match):

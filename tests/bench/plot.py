@@ -16,7 +16,7 @@ _LINES = {
     "cidr": ("Postfix cidr: table", "one lookup", "#c0392b"),
     "postfwd": ("postfwd", "one request", "#b9770e"),
     "policyd": ("policyd", "one request", "#1f618d"),
-    "floor": ("floor: a C server", "that reads nothing", "#7f8c8d"),
+    "floor": ("floor: a C server", "that parses nothing", "#7f8c8d"),
 }
 
 _UNITS = ((1e6, "s"), (1e3, "ms"), (1, "µs"), (1e-3, "ns"))

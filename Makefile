@@ -1,7 +1,7 @@
-# make run    sets up what is needed and answers on 127.0.0.1:10040 with the shipped rules
-# make check  style, types (of the tests too), directions of import
-# make test   the checks, then every test (ARGS="-k reload" narrows them)
-# make unit   the quick tests, which need no root, in less than 30 s: the loop while you write
+# make run    installs the packages that policyd needs, and answers on 127.0.0.1:10040 with the shipped rules
+# make check  style, types (also of the tests), directions of imports, plain English
+# make test   the checks, then every test (ARGS="-k reload" selects some)
+# make unit   the quick tests, which need no root, in less than 30 s: for every edit
 # make matrix both commands of the README, run and test, in clean roots of Debian 12 and 13; needs root and debootstrap
 #             (RELEASES="trixie" for one of them; .ci/matrix says more)
 # make newest the tests that need no Postfix, with the newest versions that pyproject.toml allows instead of the locked ones
@@ -15,11 +15,12 @@
 # make lock   writes new lock files: the packages, by hash, to run (requirements.lock), test and fuzz policyd
 # make deb    the Debian package for the release that this machine runs, in build/ (needs build-essential, debhelper, pandoc
 #             and python3-venv)
-# make deb-test  builds it in clean roots of Debian 12 and 13, and tests install, upgrade, remove and purge on a host with
-#             systemd (RELEASES="trixie" for one of them; .ci/deb says more); needs root and debootstrap
+# make deb-test  builds the package in clean roots of Debian 12 and 13, and tests install, upgrade, remove and purge on a
+#             host with systemd (RELEASES="trixie" for one of them; .ci/deb says more); needs root and debootstrap
 # make audit  checks the packages of requirements.lock for known vulnerabilities; also fails if it cannot check all of them
-# make bench  measures the cost of a request beside the floor and the peers (docs/performance.md): BENCH=quick for a short run,
+# make bench  measures policyd beside the floor and other policy services (docs/performance.md): BENCH=quick for a short run,
 #             ROWS="decision reload" for some of it, BENCH_OUT=FOLDER for the results, BENCH_PUBLISH=1 to put them in docs/
+# make clean  removes .venv, build and the caches
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -75,10 +76,10 @@ completions: $(RUNNABLE)
 	_POLICYD_COMPLETE=fish_source $(POLICYD_PYTHON) -m policyd >build/completions/policyd.fish
 
 # One lock file serves every supported Python: a marker limits a line to the versions that need it. The comment at the
-# head of each file is kept. The tests' lock file has the same versions as requirements.lock.
+# head of each file is kept. requirements-test.lock has the same versions as requirements.lock.
 UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade \
   --no-emit-package colorama
-# A line of pyproject.toml for each requirement under KEY, as in $(call requirements,["build-system"]["requires"]).
+# Prints the requirements under a key of pyproject.toml, one a line: $(call requirements,["build-system"]["requires"]).
 requirements = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))$(1), sep="\n")'
 new_lock = sed '/^\#/!d' $(1) > $(1).new && $(2) >> $(1).new && mv $(1).new $(1)
 

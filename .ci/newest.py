@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Runs the tests that need no Postfix with the newest versions that pyproject.toml allows, and names what breaks them.
+"""Runs the tests that need no Postfix with the newest versions that pyproject.toml allows, and names the culprits.
 
-Installs the locked versions into a virtual environment of its own, then upgrades all of them. If a test fails, moves
-one package after the other back to its locked version and repeats the failed tests, until it knows which one it is.
+Installs the locked versions into a separate virtual environment, then upgrades all of them. If a test fails, moves each
+package in turn back to its locked version, and repeats the failed tests.
 
     newest.py [PYTEST_ARGUMENT...]
 
-Exit status: 0 if all tests pass or nothing is newer than the lock, 1 if a dependency breaks some, 2 if the tests fail
-with the locked versions too.
+Exit status: 0 if all tests pass or nothing is newer than the lock, 1 if newer versions break some tests, 2 if the tests
+fail with the locked versions too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Environment:
         self.install("--no-deps", "--no-build-isolation", "--editable", ".")
 
     def install(self, *arguments: str) -> None:
-        """Calls pip. Raises CalledProcessError if it fails; it has said why."""
+        """Calls pip. Raises CalledProcessError if pip fails; pip has printed the reason."""
         self._run(["pip", "install", "--quiet", "--disable-pip-version-check", *arguments], check=True)
 
     def versions(self) -> dict[str, str]:
@@ -55,9 +55,9 @@ def pins(versions: dict[str, str]) -> list[str]:
 
 
 def culprits(environment: Environment, locked: dict[str, str], newest: dict[str, str], failed: list[str]) -> list[str]:
-    """The packages that alone make the failed tests pass, each moved back to its locked version.
+    """The packages of which each makes the failed tests pass if it is moved back to its locked version.
 
-    pip moves back with a package what that needs at an exact version (pydantic-core with pydantic).
+    With a package, pip also moves back the packages that it needs at an exact version (pydantic-core with pydantic).
     """
     found = []
     for name, version in changed(locked, newest).items():
@@ -69,7 +69,7 @@ def culprits(environment: Environment, locked: dict[str, str], newest: dict[str,
 
 
 def changed(locked: dict[str, str], newest: dict[str, str]) -> dict[str, str]:
-    """Locked versions by name, of what is newer now."""
+    """The locked versions of the packages that are newer now, by name."""
     return {name: version for name, version in locked.items() if newest.get(name, version) != version}
 
 
@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> int:
             return 1
         environment.install("--no-deps", *pins(locked))
         if environment.passes(*failed):
-            print("The newest versions break the tests above, and no single one of them.", file=sys.stderr)
+            print("The newest versions break the tests above, but no single package does.", file=sys.stderr)
             return 1
         print("The tests above fail with the locked versions too.", file=sys.stderr)
         return 2

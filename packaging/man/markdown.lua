@@ -6,7 +6,7 @@
 --
 -- Metadata: `page` and `summary` for NAME, `also` for SEE ALSO.
 
--- Manual pages in which the reader finds what a page of docs/ says.
+-- The manual page that contains each page of docs/.
 local IN_PAGE = {
   ruleset = 'policyd-rules(5)',
   ['dns-lists'] = 'policyd-rules(5)',
@@ -25,7 +25,7 @@ local function verbatim(text)
     if line:find('^[.]') then
       line = '\\&' .. line
     end
-    -- An empty line in the middle of a block: roff's own request for it, which mandoc does not complain of.
+    -- An empty line in a block becomes roff's request for one, because mandoc warns of an empty line.
     table.insert(lines, line == '' and '.sp' or line)
   end
   return table.concat(lines, '\n')
@@ -39,7 +39,7 @@ local function code(inline)
   return pandoc.Strong({ pandoc.Str(inline.text) })
 end
 
--- The page that is being made, as in IN_PAGE.
+-- The manual page that is being written, as in IN_PAGE.
 local this_page
 
 -- A link to a section of another manual page names that page.
@@ -56,11 +56,11 @@ local function link(inline)
   return content
 end
 
--- Characters of a first cell up to which it serves as the tag of a paragraph.
+-- Maximum characters of a first cell that becomes the tag of a paragraph.
 local LONGEST_TAG = 60
 
--- A row becomes a term, its first cell, and a definition: the second cell or, of a wider table, a line for each cell with
--- the head of its column. First cells that are sentences become paragraphs.
+-- Each row becomes a term and its definition. The term is the first cell. The definition is the second cell or, in a wider
+-- table, a line for each further cell with the head of its column. Long first cells become paragraphs.
 local function definitions(block)
   local simple = pandoc.utils.to_simple_table(block)
   local items, paragraphs, longest = {}, {}, 0
@@ -91,7 +91,7 @@ local function definitions(block)
   return longest <= LONGEST_TAG and pandoc.DefinitionList(items) or paragraphs
 end
 
--- Whether a list does nothing but lead to the parts of its page.
+-- Whether a list is a table of contents: each item is only a link to a section of the same page.
 local function is_contents(block)
   for _, item in ipairs(block.content) do
     local first = item[1] and item[1].content and item[1].content[1]
@@ -134,7 +134,7 @@ local function sections(doc)
       end
       block = pandoc.Header(math.min(level, 2), content)
     end
-    -- A heading begins a paragraph itself.
+    -- A heading already begins a paragraph.
     if blocks[#blocks].t == 'Header' then
       block = block.t == 'Para' and pandoc.Plain(block.content) or block
     elseif block.t == 'RawBlock' then

@@ -69,14 +69,14 @@ _TAIL = r"""
 .TP
 .B SIGHUP
 Reads settings, ruleset and list files again and reopens the decision log.
-With any error everything stays as it was, and each error is in the
+If there is an error, nothing changes, and each error is in the
 operational log.
 Prefer
 .BR "policyd reload" ,
 which waits and prints the result.
 .TP
 .BR SIGTERM ", " SIGINT
-Stops accepting, answers what is in flight for at most 5 s, and ends with
+Stops accepting, answers requests in flight for at most 5 s, and ends with
 status 0.
 .SH "EXIT STATUS"
 .TP
@@ -84,7 +84,7 @@ status 0.
 Success.
 .TP
 .B 1
-What was examined is wrong, or nothing was found; of
+What was examined is wrong, or nothing was found; from
 .BR status ,
 something needs attention.
 .TP
@@ -144,8 +144,8 @@ The decision log, if the settings name it.
 
 
 def page(date: str) -> str:
-    """The whole page."""
-    # No hyphens, no wide blanks: .nh and .ad last until a macro of groff restores the register HY and the string AD.
+    """The text of the page."""
+    # No hyphens and no wide blanks: packaging/man/build explains these requests.
     lines = [f'.TH POLICYD 8 {date} "policyd {__version__}" "System administration"', ".nr HY 0", ".nh"]
     lines += [".ds AD l", ".ad l", _HEAD.strip()]
     group = policyd.make_context("policyd", [], resilient_parsing=True)
@@ -170,7 +170,7 @@ def _command(command: click.Command, context: click.Context) -> list[str]:
 
 
 def _paragraph(paragraph: str) -> list[str]:
-    """Filled text, or unfilled lines after click's mark for those."""
+    r"""Filled text, or unfilled lines if the paragraph begins with click's mark `\b`."""
     mark, _, kept = paragraph.partition("\n")
     if mark.strip() == "\b":
         return [".PP", ".RS 4", ".EX", *(_not_a_request(_bold(line)) for line in kept.split("\n")), ".EE", ".RE"]
@@ -202,7 +202,7 @@ def _filled(text: str) -> list[str]:
 
 
 def _bold(text: str) -> str:
-    """Text for roff with text in backticks in bold."""
+    """Text for roff, with the text in backticks in bold."""
     return re.sub(r"`([^`]+)`", r"\\fB\1\\fR", _text(text, keep="`"))
 
 

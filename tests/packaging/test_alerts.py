@@ -1,4 +1,4 @@
-"""The alerts for Prometheus: each one fires when it should, and stays silent when it should not (promtool)."""
+"""The alerts for Prometheus: promtool shows that each alert fires when it should, and only then."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Case(NamedTuple):
     `labels` are the labels of the series that the alert keeps. `value` is the number as the alert's texts show it.
     """
 
-    what: str
+    name: str
     alert: str
     series: Mapping[str, str]
     fires: tuple[str, ...] = ()
@@ -48,70 +48,138 @@ def gauge(name: str, numbers: str, **labels: str) -> dict[str, str]:
     return {f"{name}{{{written}}}": numbers}
 
 
-def fetched(interval: int, checked: str) -> dict[str, str]:
+def list_age(interval: int, checked: str) -> dict[str, str]:
     return gauge("policyd_list_interval_seconds", f"{interval}+0x600", list="drop") | gauge(
         "policyd_list_checked_timestamp_seconds", checked, list="drop"
     )
 
 
-def built(numbers: str) -> dict[str, str]:
+def database_age(numbers: str) -> dict[str, str]:
     return gauge("policyd_database_build_timestamp_seconds", numbers, database="asn") | gauge(
         "policyd_database_max_age_seconds", "7200+0x300", database="asn"
     )
 
 
-def usable(numbers: str) -> dict[str, str]:
+def dns_list_usable(numbers: str) -> dict[str, str]:
     return gauge("policyd_dns_list_usable", numbers, list="zen")
 
 
-def lost(numbers: str) -> dict[str, str]:
+def lines_lost(numbers: str) -> dict[str, str]:
     return gauge("policyd_log_lines_lost_total", numbers, log="decision")
 
 
-def state_file(numbers: str) -> dict[str, str]:
+def state_file_usable(numbers: str) -> dict[str, str]:
     return gauge("policyd_state_file_usable", numbers)
 
 
-def observes(numbers: str) -> dict[str, str]:
+def ruleset_observes(numbers: str) -> dict[str, str]:
     return gauge("policyd_ruleset_observes", numbers)
 
 
 CASES = (
-    Case("answers no more", "PolicydDown", gauge("up", "1+0x5 0+0x20"), ("12m",), ("5m", "9m")),
-    Case("a short restart", "PolicydDown", gauge("up", "1+0x5 0+0x3 1+0x9"), (), ("9m", "15m")),
-    Case("another service", "PolicydDown", gauge("up", "0+0x30", job="node"), (), ("20m",)),
-    Case("not fetched", "PolicydListOld", fetched(3600, "0+0x600"), ("2h20m",), ("1h50m", "2h10m"), {"list": "drop"}),
-    Case("found unchanged", "PolicydListOld", fetched(3600, "0+0x60 3600+0x600"), (), ("2h20m", "2h50m")),
-    Case("late", "PolicydListOld", fetched(3600, "0+0x180 10800+0x60"), ("2h59m",), ("3h10m",), {"list": "drop"}),
-    Case("never fetched", "PolicydListOld", fetched(60, "0+0x600"), ("30m",), ("10m",), {"list": "drop"}),
+    Case("stops answering", "PolicydDown", gauge("up", "1+0x5 0+0x20"), ("12m",), ("5m", "9m")),
+    Case("does not answer for three minutes", "PolicydDown", gauge("up", "1+0x5 0+0x3 1+0x9"), (), ("9m", "15m")),
+    Case("another job does not answer", "PolicydDown", gauge("up", "0+0x30", job="node"), (), ("20m",)),
+    Case(
+        "fetched at the start, then not again",
+        "PolicydListOld",
+        list_age(3600, "0+0x600"),
+        ("2h20m",),
+        ("1h50m", "2h10m"),
+        {"list": "drop"},
+    ),
+    Case(
+        "found unchanged after an hour", "PolicydListOld", list_age(3600, "0+0x60 3600+0x600"), (), ("2h20m", "2h50m")
+    ),
+    Case(
+        "fetched again after three hours",
+        "PolicydListOld",
+        list_age(3600, "0+0x180 10800+0x60"),
+        ("2h59m",),
+        ("3h10m",),
+        {"list": "drop"},
+    ),
+    Case("never fetched", "PolicydListOld", list_age(60, "0+0x600"), ("30m",), ("10m",), {"list": "drop"}),
     Case(
         "older than max_age",
         "PolicydDatabaseOld",
-        built("0+0x300"),
+        database_age("0+0x300"),
         ("3h2m",),
         ("2h", "2h50m"),
         {"database": "asn"},
         "3h 2m 0s",
     ),
-    Case("replaced", "PolicydDatabaseOld", built("0+0x100 6000+0x200"), (), ("3h2m",)),
-    Case("fails", "PolicydDnsListUnusable", usable("1+0x5 0+0x30"), ("17m",), ("5m", "14m"), {"list": "zen"}),
-    Case("back soon", "PolicydDnsListUnusable", usable("1+0x5 0+0x5 1+0x20"), (), ("10m", "20m")),
-    Case("refused", "PolicydReloadRefused", gauge("policyd_last_reload_successful", "1+0x5 0+0x20"), ("9m",), ("5m",)),
-    Case("repaired", "PolicydReloadRefused", gauge("policyd_last_reload_successful", "0+0x9 1+0x9"), ("9m",), ("11m",)),
-    Case("lost", "PolicydLogLinesLost", lost("0+0x20 5+0x60"), ("22m", "30m"), ("20m", "45m"), {"log": "decision"}),
-    Case("lost long ago", "PolicydLogLinesLost", lost("7+0x60"), (), ("50m",)),
-    Case("away", "PolicydMemoryAway", gauge("policyd_state_up", "1+0x5 0+0x20"), ("12m",), ("5m", "9m")),
-    Case("back", "PolicydMemoryAway", gauge("policyd_state_up", "0+0x3 1+0x20"), (), ("3m", "10m")),
-    Case("not written", "PolicydStateFileUnusable", state_file("1+0x5 0+0x9"), ("12m",), ("5m", "9m")),
-    Case("busy once", "PolicydStateFileUnusable", state_file("0+0x3 1+0x20"), (), ("3m", "9m")),
-    Case("a bug", "PolicydBug", gauge("policyd_bugs_total", "0+0x20 1+0x120"), ("22m", "1h15m"), ("20m", "1h30m")),
+    Case("replaced before max_age", "PolicydDatabaseOld", database_age("0+0x100 6000+0x200"), (), ("3h2m",)),
+    Case(
+        "goes out of use",
+        "PolicydDnsListUnusable",
+        dns_list_usable("1+0x5 0+0x30"),
+        ("17m",),
+        ("5m", "14m"),
+        {"list": "zen"},
+    ),
+    Case(
+        "out of use for five minutes",
+        "PolicydDnsListUnusable",
+        dns_list_usable("1+0x5 0+0x5 1+0x20"),
+        (),
+        ("10m", "20m"),
+    ),
+    Case(
+        "a refused reload",
+        "PolicydReloadRefused",
+        gauge("policyd_last_reload_successful", "1+0x5 0+0x20"),
+        ("9m",),
+        ("5m",),
+    ),
+    Case(
+        "a refused reload, then a successful one",
+        "PolicydReloadRefused",
+        gauge("policyd_last_reload_successful", "0+0x9 1+0x9"),
+        ("9m",),
+        ("11m",),
+    ),
+    Case(
+        "five lines lost after 20 minutes",
+        "PolicydLogLinesLost",
+        lines_lost("0+0x20 5+0x60"),
+        ("22m", "30m"),
+        ("20m", "45m"),
+        {"log": "decision"},
+    ),
+    Case("lines lost before the first sample", "PolicydLogLinesLost", lines_lost("7+0x60"), (), ("50m",)),
+    Case("stops answering", "PolicydMemoryAway", gauge("policyd_state_up", "1+0x5 0+0x20"), ("12m",), ("5m", "9m")),
+    Case(
+        "does not answer for three minutes",
+        "PolicydMemoryAway",
+        gauge("policyd_state_up", "0+0x3 1+0x20"),
+        (),
+        ("3m", "10m"),
+    ),
+    Case(
+        "cannot be used any more", "PolicydStateFileUnusable", state_file_usable("1+0x5 0+0x9"), ("12m",), ("5m", "9m")
+    ),
+    Case(
+        "cannot be used for three minutes",
+        "PolicydStateFileUnusable",
+        state_file_usable("0+0x3 1+0x20"),
+        (),
+        ("3m", "9m"),
+    ),
+    Case(
+        "a bug after 20 minutes",
+        "PolicydBug",
+        gauge("policyd_bugs_total", "0+0x20 1+0x120"),
+        ("22m", "1h15m"),
+        ("20m", "1h30m"),
+    ),
     Case("no bug", "PolicydBug", gauge("policyd_bugs_total", "0+0x120"), (), ("1h",)),
 )
 
-# With a sample every ten minutes: a day is 144 samples, 26 hours are 156.
+# Cases with a sample every ten minutes: a day is 144 samples, 26 hours are 156.
 CASES_OF_DAYS = (
     Case(
-        "sixty times as many as the day before",
+        "sixty times as many rejections as the day before",
         "PolicydRuleRefusesMore",
         decisions("0+10x156 1560+600x6"),
         ("26h30m",),
@@ -120,7 +188,7 @@ CASES_OF_DAYS = (
         "1",
     ),
     Case(
-        "deferred ones count",
+        "many deferrals after none",
         "PolicydRuleRefusesMore",
         decisions("0+0x156 0+600x6", "DEFER"),
         ("26h30m",),
@@ -128,14 +196,33 @@ CASES_OF_DAYS = (
         {"rule": "vps"},
         "1",
     ),
-    Case("twice as many", "PolicydRuleRefusesMore", decisions("0+600x156 93600+1200x6"), (), ("26h30m",)),
-    Case("three a minute", "PolicydRuleRefusesMore", decisions("0+0x156 0+30x6"), (), ("26h30m",)),
-    Case("a new rule", "PolicydRuleRefusesMore", decisions("_x150 0+600x12"), (), ("25h30m", "26h30m")),
-    Case("let through", "PolicydRuleRefusesMore", decisions("0+10x156 1560+600x6", "DUNNO"), (), ("26h30m",)),
-    Case("eight days", "PolicydObserves", observes("1+0x1152"), ("7d10m", "8d"), ("1d", "6d23h")),
-    Case("down for a while", "PolicydObserves", observes("1+0x500 _x9 1+0x600"), ("7d10m",)),
-    Case("in force meanwhile", "PolicydObserves", observes("1+0x500 0+0x9 1+0x600"), (), ("7d10m",)),
-    Case("in force", "PolicydObserves", observes("0+0x1152"), (), ("7d10m",)),
+    Case("twice as many rejections", "PolicydRuleRefusesMore", decisions("0+600x156 93600+1200x6"), (), ("26h30m",)),
+    Case("three rejections a minute", "PolicydRuleRefusesMore", decisions("0+0x156 0+30x6"), (), ("26h30m",)),
+    Case(
+        "many rejections by a new rule", "PolicydRuleRefusesMore", decisions("_x150 0+600x12"), (), ("25h30m", "26h30m")
+    ),
+    Case(
+        "sixty times as many DUNNO",
+        "PolicydRuleRefusesMore",
+        decisions("0+10x156 1560+600x6", "DUNNO"),
+        (),
+        ("26h30m",),
+    ),
+    Case("observes for eight days", "PolicydObserves", ruleset_observes("1+0x1152"), ("7d10m", "8d"), ("1d", "6d23h")),
+    Case(
+        "observes for eight days, with a gap in the samples",
+        "PolicydObserves",
+        ruleset_observes("1+0x500 _x9 1+0x600"),
+        ("7d10m",),
+    ),
+    Case(
+        "enforced for a while within the week",
+        "PolicydObserves",
+        ruleset_observes("1+0x500 0+0x9 1+0x600"),
+        (),
+        ("7d10m",),
+    ),
+    Case("enforced for eight days", "PolicydObserves", ruleset_observes("0+0x1152"), (), ("7d10m",)),
 )
 
 
@@ -159,10 +246,10 @@ def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def unit_test(folder: Path, cases: tuple[Case, ...], interval: str = "1m") -> subprocess.CompletedProcess[str]:
-    """Tries the cases, with a sample and an evaluation of the rules each `interval`."""
+    """Runs the cases, with a sample and an evaluation of the rules every `interval`."""
     tests = [
         {
-            "name": f"{case.alert}: {case.what}",
+            "name": f"{case.alert}: {case.name}",
             "interval": interval,
             "input_series": [{"series": name, "values": values} for name, values in case.series.items()],
             "alert_rule_test": [
@@ -190,7 +277,7 @@ def test_each_alert_fires_when_it_should_and_only_then(tmp_path: Path) -> None:
         assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
-@pytest.mark.parametrize("case", [CASES[0], CASES[3]], ids=lambda case: case.what)
+@pytest.mark.parametrize("case", [CASES[0], CASES[3]], ids=lambda case: case.name)
 def test_promtool_detects_a_wrong_alert(tmp_path: Path, case: Case) -> None:
     assert unit_test(tmp_path, (case,)).returncode == 0
     assert unit_test(tmp_path, (case._replace(fires=case.silent, silent=()),)).returncode != 0

@@ -1,4 +1,4 @@
-"""Completion in real shells, each in its own terminal: the typed text, and the result of TAB."""
+"""Completion in real shells, each in its own terminal: a test types text and TAB, and reads the screen."""
 
 from __future__ import annotations
 
@@ -107,14 +107,14 @@ def _not_started(folder: Path) -> None:
 
 def after_tab(shell: Terminal, typed: str, expected: str) -> str:
     """Types, presses TAB, and returns the screen as soon as it shows the expected text."""
-    shell.keys("\x15")  # forgets the line before it
+    shell.keys("\x15")  # removes the earlier line
     shell.shows("")
     shell.keys(f"{typed}\t")
     return shell.shows(expected)
 
 
-def after_that(shell: Terminal) -> str:
-    """The rest of the screen from earlier output."""
+def later_output(shell: Terminal) -> str:
+    """Removes the typed line, and returns the output that TAB has caused since."""
     shell.keys("\x15echo en''ded\n")
     return shell.shows("ended")
 
@@ -175,14 +175,14 @@ def test_names_of_the_ruleset_are_completed(shell: Terminal, typed: str, expecte
 @pytest.mark.parametrize("rules", ["broken.yaml", "missing.yaml", "bin", "/dev/zero"])
 def test_an_unreadable_ruleset_completes_nothing(shell: Terminal, folder: Path, rules: str) -> None:
     shown = after_tab(shell, f"policyd tail --rules {rules} --rule x", "--rule x")
-    until("the question for names", lambda: (folder / "started").exists() or None)
-    shown += after_that(shell)
+    until("the start of policyd for names", lambda: (folder / "started").exists() or None)
+    shown += later_output(shell)
     assert not re.search(r"(?i)error|traceback|cannot|no such", shown)
 
 
 @pytest.mark.parametrize("typed", ["policyd nonsense --x", "policyd tail --nonsense x", "policyd import 'plain x"])
 def test_nonsense_completes_nothing(shell: Terminal, typed: str) -> None:
-    shown = after_tab(shell, typed, typed[-1]) + after_that(shell)
+    shown = after_tab(shell, typed, typed[-1]) + later_output(shell)
     assert not re.search(r"(?i)error|traceback|cannot|no such|not found", shown)
 
 

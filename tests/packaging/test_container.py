@@ -1,4 +1,4 @@
-"""The container file and its settings, as far as they can be tested without a builder."""
+"""The Containerfile and its settings, as far as they can be tested without building the image."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_every_copied_file_exists() -> None:
     assert [source for source in sources if not (ROOT / source).exists()] == []
 
 
-def test_the_privilege_drop_is_checked_before_anything_runs() -> None:
+def test_the_image_ends_with_an_unprivileged_user_and_installs_nothing_as_that_user() -> None:
     words = [word for word, _ in LAST]
     (user,) = (rest for word, rest in LAST if word == "USER")
     assert re.fullmatch(r"[1-9][0-9]+:[1-9][0-9]+", user)

@@ -55,7 +55,7 @@ VARIABLES = {"$instance": ".+", "$__rate_interval": "10s"}
 
 
 def queries() -> dict[str, str]:
-    """Every query of the dashboard, by the title of its panel and its letter."""
+    """Every query of the dashboard, by its panel's title and its own letter."""
     found = {f"annotation {annotation['name']}": annotation["expr"] for annotation in DASHBOARD["annotations"]["list"]}
     for panel in DASHBOARD["panels"]:
         for target in panel.get("targets", ()):
@@ -140,7 +140,7 @@ def load(port: int) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+def running_prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """A Prometheus that has scraped a daemon with all features, under load."""
     require("prometheus", "redis-server")
     folder = tmp_path_factory.mktemp("scraped")
@@ -174,45 +174,45 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
         state.stop()
 
 
-def test_every_query_of_the_dashboard_gives_data(scraped: Prometheus) -> None:
+def test_every_query_of_the_dashboard_gives_data(running_prometheus: Prometheus) -> None:
     wanted = queries()
     missing = dict(wanted)
 
-    def asked() -> bool | None:
-        for name in [name for name, query in missing.items() if scraped.numbers(query)]:
+    def all_have_data() -> bool | None:
+        for name in [name for name, query in missing.items() if running_prometheus.numbers(query)]:
             del missing[name]
         return not missing or None
 
     try:
-        until("the queries", asked)
+        until("the queries", all_have_data)
     except TimeoutError:
         pytest.fail(f"no data: {missing}")
     assert len(wanted) > 35
 
 
-def test_the_hosts_to_choose_from_are_found(scraped: Prometheus) -> None:
+def test_the_hosts_to_choose_from_are_found(running_prometheus: Prometheus) -> None:
     (variable,) = (template for template in DASHBOARD["templating"]["list"] if template["name"] == "instance")
-    metric, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]["query"]).groups()  # type: ignore[union-attr] # it has matched
-    assert scraped.get(f"/api/v1/label/{label}/values", **{"match[]": metric})
+    metric, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]["query"]).groups()  # type: ignore[union-attr] # the query has this form
+    assert running_prometheus.get(f"/api/v1/label/{label}/values", **{"match[]": metric})
 
 
-def test_every_metric_of_an_alert_exists(scraped: Prometheus) -> None:
-    rules = [rule for group in scraped.get("/api/v1/rules")["groups"] for rule in group["rules"]]
+def test_every_metric_of_an_alert_exists(running_prometheus: Prometheus) -> None:
+    rules = [rule for group in running_prometheus.get("/api/v1/rules")["groups"] for rule in group["rules"]]
     metrics = {name for rule in rules for name in re.findall(r"\bpolicyd_\w+", rule["query"])}
     assert len(metrics) >= 10
-    assert [metric for metric in metrics if not scraped.numbers(metric)] == []
+    assert [metric for metric in metrics if not running_prometheus.numbers(metric)] == []
 
 
-def test_no_alert_fires_for_a_healthy_daemon(scraped: Prometheus) -> None:
-    rules = [rule for group in scraped.get("/api/v1/rules")["groups"] for rule in group["rules"]]
+def test_no_alert_fires_for_a_healthy_daemon(running_prometheus: Prometheus) -> None:
+    rules = [rule for group in running_prometheus.get("/api/v1/rules")["groups"] for rule in group["rules"]]
     assert {rule["name"] for rule in rules} >= {"PolicydRuleRefusesMore", "PolicydMemoryAway"}
     assert [rule["name"] for rule in rules if rule["health"] == "err"] == []
-    assert scraped.get("/api/v1/alerts")["alerts"] == []
+    assert running_prometheus.get("/api/v1/alerts")["alerts"] == []
 
 
-def test_a_query_without_data_is_detected(scraped: Prometheus) -> None:
-    assert scraped.numbers('policyd_decisions_total{action="NONE"}') == []
-    assert scraped.numbers("policyd_connections * 0 / 0") == []
+def test_a_query_without_data_is_detected(running_prometheus: Prometheus) -> None:
+    assert running_prometheus.numbers('policyd_decisions_total{action="NONE"}') == []
+    assert running_prometheus.numbers("policyd_connections * 0 / 0") == []
 
 
 def test_panels_have_unique_places_and_numbers() -> None:
@@ -229,7 +229,7 @@ def test_panels_have_unique_places_and_numbers() -> None:
     assert all(panel["type"] == "row" or panel["targets"] for panel in panels)
 
 
-def test_every_metric_of_the_dashboard_asks_for_the_chosen_hosts() -> None:
+def test_every_metric_of_the_dashboard_is_limited_to_the_chosen_hosts() -> None:
     for panel in DASHBOARD["panels"]:
         for target in panel.get("targets", ()):
             assert len(re.findall(r"\b(?:policyd_\w+|up)\b", target["expr"].replace('job="policyd"', ""))) == target[

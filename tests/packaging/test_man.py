@@ -1,4 +1,4 @@
-"""The manual pages: they are complete, and the programs that show them give no warnings."""
+"""The manual pages are complete, and the programs that show them give no warnings."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_each_program_warns_of_a_wrong_page(man: Path, tmp_path: Path, checker: 
 
 
 def test_no_word_is_broken(man: Path) -> None:
-    # `hostname-suffix` from a broken line would be copied as it is.
+    # A reader who copies a name from a broken line would copy the hyphen.
     require("groff")
     for page in PAGES:
         shown = subprocess.run(
@@ -117,13 +117,13 @@ def test_every_key_is_in_its_page(man: Path) -> None:
         ("policyd-rules.5", rules_schema(), {"hostname_suffix", "self_test", "max_change", "answered", "retry_within"}),
     ):
         bold = re.findall(r"\\f\[B\](.*?)\\f\[R\]", (man / page).read_text(), re.DOTALL)
-        said = {word for text in bold for word in re.findall(r"[A-Za-z_]+", text)}
+        shown = {word for text in bold for word in re.findall(r"[A-Za-z_]+", text)}
         wanted = {key.removesuffix("_regex") for key in keys(schema)}  # NAME_regex is documented as a form
         assert known <= wanted
-        assert wanted - said == set()
+        assert wanted - shown == set()
 
 
-def test_the_pages_say_which_version_they_belong_to(man: Path) -> None:
+def test_each_page_names_the_version_of_the_program(man: Path) -> None:
     version = subprocess.run(
         [sys.executable, "-m", "policyd", "--version"], check=True, capture_output=True, text=True
     ).stdout.strip()

@@ -25,7 +25,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# Number of processes that run tests. JOBS=0: pytest alone (for --pdb).
+# Number of processes that run tests. JOBS=0: no process beside pytest (for --pdb).
 JOBS ?= 2
 PARALLEL = -n $(JOBS)
 

@@ -3,8 +3,8 @@
 #
 # privatesuffix() applies the private section of the list unless only_icann is set. That section contains the host
 # name suffixes of hosting providers, so PTR names of the same provider do not share a domain: a counter for each
-# domain counts every server alone. If the section has a wildcard for the names of a region, the whole name of a server
-# is a public suffix and the result is None.
+# domain counts every server separately. If the section has a wildcard for the names of a region, the full name of a
+# server is a public suffix and the result is None.
 #
 # Seen (name, privatesuffix, privatesuffix with only_icann=True):
 #   ec2-192-0-2-1.eu-west-1.compute.amazonaws.com ec2-192-0-2-1.eu-west-1.compute.amazonaws.com amazonaws.com

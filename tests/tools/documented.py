@@ -1,4 +1,4 @@
-"""Commands and their output in a page of docs/, run again.
+"""Commands and their output in a page of the documentation, run again.
 
 A page shows them as a shell would, in blocks marked `console`: a line `$ command`, then what it printed. A line `...`
 stands for any number of lines, `...` within a line for any text. `python -m tests.tools.documented docs/tools.md`

@@ -6,8 +6,8 @@ from tests.tools.documented import ROOT, as_pattern, outputs, sessions
 
 pytestmark = pytest.mark.slow  # starts programs
 
-PAGES = ("tools.md", "systemd.md")
-SESSIONS = [session for page in PAGES for session in sessions((ROOT / "docs" / page).read_text())]
+PAGES = ("README.md", "docs/ruleset.md", "docs/tools.md", "docs/systemd.md")
+SESSIONS = [session for page in PAGES for session in sessions((ROOT / page).read_text())]
 
 
 @pytest.mark.parametrize("session", SESSIONS, ids=[session[0][0][:60] for session in SESSIONS])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from policyd.config.definition_reader import DefinitionReader, definitions
+from policyd.config.definition_reader import NAME_PATTERN, DefinitionReader, definitions
 from policyd.config.durations import YEAR, whole_duration
 from policyd.config.problems import did_you_mean, quoted
 from policyd.config.written import WrittenCounter
@@ -24,12 +24,10 @@ COUNTER_KEYS = ("count", "per", "within", "where", "answered")
 GREYLIST_KEYS = ("wait", "retry_within", "remember")
 
 # Parts of a key that are derived from attributes.
-MADE_PARTS = ("client_network", "sender_domain", "recipient_domain", "asn")
+DERIVED_PARTS = ("client_network", "sender_domain", "recipient_domain", "asn")
 
 # Maximum number of parts of a key; with more, almost every request would have its own key.
 MAX_PARTS = 4
-
-NAME_PATTERN = r"[A-Za-z0-9._-]+"
 
 _NAME = re.compile(NAME_PATTERN)
 _NETWORK = re.compile(r"client_network(?:/([0-9]{1,2})(?:/([0-9]{1,3}))?)?")
@@ -81,8 +79,7 @@ class _Reader(DefinitionReader):
                     self.add(
                         condition.key,
                         f"where: {condition.condition.name} is not allowed here: what is counted must be known "
-                        "from the "
-                        "request alone, without DNS and counters",
+                        "from the request alone, without DNS and counters",
                     )
         if self.is_wrong:
             return None
@@ -155,10 +152,10 @@ class _Reader(DefinitionReader):
                 return KeyPart("client_network", (v4, v6))
             self.add(node, f"{key}: {quoted(text)}: the lengths are at most /32 for IPv4 and /128 for IPv6")
             return None
-        if text in ATTRIBUTES or text in MADE_PARTS:
+        if text in ATTRIBUTES or text in DERIVED_PARTS:
             return KeyPart(text)
-        known = (*ATTRIBUTES, *MADE_PARTS)
-        hint = did_you_mean(text, known) or f"; it is an attribute of the request, or {', '.join(MADE_PARTS)}"
+        known = (*ATTRIBUTES, *DERIVED_PARTS)
+        hint = did_you_mean(text, known) or f"; it is an attribute of the request, or {', '.join(DERIVED_PARTS)}"
         self.add(node, f"{key}: {quoted(text)} cannot be counted by{hint}")
         return None
 

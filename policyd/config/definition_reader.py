@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from policyd.config.problems import Report
     from policyd.config.yaml_tree import Item, Node
 
+# The form of every name: of a rule, a list, a DNS list, a counter.
+NAME_PATTERN = r"[A-Za-z0-9_.-]+"
+
+# The words of a boolean key.
+TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
+
 
 def definitions(node: Node, section: str, path: str, report: Report) -> Iterator[Item]:
     """Yields each name with its definition; reports a section that has none. `path` is the rules file's."""
@@ -26,7 +32,7 @@ def definitions(node: Node, section: str, path: str, report: Report) -> Iterator
 class DefinitionReader:
     """Reads the fields of one definition and reports its problems.
 
-    `definition` begins each message, as in `counter 'tries'`; `path` is the rules file's.
+    `definition` begins each message, for instance `counter 'tries'`; `path` is the rules file's.
     """
 
     def __init__(self, definition: str, path: str, report: Report) -> None:
@@ -41,7 +47,7 @@ class DefinitionReader:
         self._report.add(Problem(self.path, node.line, node.column, f"{self._definition}: {message}"))
 
     def check_keys(self, node: Mapping, known: tuple[str, ...]) -> None:
-        """Reports keys that a definition does not have."""
+        """Reports unknown keys."""
         for item in node:
             if item.key.text not in known:
                 self.add(item.key, unknown_key(item.key.text, known))

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 import idna
 
-from policyd.config.definition_reader import DefinitionReader, definitions
+from policyd.config.definition_reader import NAME_PATTERN, TRUTHS, DefinitionReader, definitions
 from policyd.config.dns_codes import CodeError, can_match, parse_code
 from policyd.config.dns_list import Ask, DnsList
-from policyd.config.files import OversizedError, UnreadableError, read_file
+from policyd.config.files import OversizedError, UnreadableError
+from policyd.config.key_file import KEY, read_first_line
 from policyd.config.known_zones import known_zone
 from policyd.config.problems import did_you_mean, quoted
 from policyd.config.yaml_tree import Mapping, Scalar, Sequence, describe
@@ -34,21 +35,11 @@ if TYPE_CHECKING:
 
 DNS_LIST_KEYS = ("zone", "key_file", "ask", "codes", "refused", "self_test")
 
-NAME_PATTERN = r"[A-Za-z0-9_.-]+"
-
-# The placeholder in a zone for the first line of `key_file`.
-KEY = "{key}"
-
-# A key is one label or a few; a longer file is not a key file.
-MAX_KEY_BYTES = 64 << 10
-
 # A zone must leave room for the subject: an IPv6 address takes 64 characters of a name's 253.
 MAX_ZONE = 253 - 64
 
 _NAME = re.compile(NAME_PATTERN)
 _LABELS = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
-_YES = frozenset({"yes", "true"})
-_NO = frozenset({"no", "false"})
 
 # Entries that must be listed unless the list says otherwise (RFC 5782 section 5).
 TEST_ADDRESS = "127.0.0.2"
@@ -159,7 +150,7 @@ class _Reader(DefinitionReader):
             return ""
         path = self._written.key_file = str(Path(self.path).parent / name)
         try:
-            content = read_file(path, MAX_KEY_BYTES)
+            key = read_first_line(path)
             mode = Path(path).stat().st_mode
         except (UnreadableError, OversizedError) as error:
             self.add(item.value, f"key_file: {path} {error}")
@@ -170,7 +161,6 @@ class _Reader(DefinitionReader):
         if mode & (stat.S_IROTH | stat.S_IWOTH):
             self.add(item.value, f"key_file: every user of this host can read {path}; chmod o-rwx {path}")
             return ""
-        key = content.decode("utf-8", "replace").lstrip("\ufeff").partition("\n")[0].strip()
         if not _LABELS.fullmatch(key):
             what = "is empty" if not key else "is not a key (letters, digits and '-'; dots between them)"
             self.add(item.value, f"key_file: the first line of {path} {what}")
@@ -220,8 +210,9 @@ class _Reader(DefinitionReader):
         if item is None:
             return default
         written = self.text(item, "what must be listed, or no")
-        if written.lower() in _YES | _NO | {""}:
-            return default if written.lower() in _YES else ""
+        truth = TRUTHS.get(written.lower())
+        if truth is not None or not written:
+            return default if truth else ""
         if by_address:
             address = parse_address(written.encode())
             if address is None:

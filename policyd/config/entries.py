@@ -16,7 +16,7 @@ import re2
 from policyd.config.comparison import parse_comparison
 from policyd.config.conditions import Form
 from policyd.config.countries import COUNTRIES
-from policyd.config.dns_lists import NAME_PATTERN
+from policyd.config.definition_reader import NAME_PATTERN
 from policyd.core.identity import Status
 from policyd.core.lookups import expression_options
 from policyd.core.normalize import fold_name, fold_value
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 # expression of 100 MB.
 MAX_EXPRESSION = 10_000
 
-# RE2's memory for one expression: 44,000 instructions. Plain text of MAX_EXPRESSION has fewer, real expressions have 20
-# to 500. With 8 MiB, refusing `\pL{1000}` takes 50 ms instead of 6.
+# Bytes of memory for one expression in RE2, enough for 44,000 instructions. Plain text of MAX_EXPRESSION has fewer,
+# real expressions have 20 to 500. With 8 MiB, refusing `\pL{1000}` takes 50 ms instead of 6.
 _MEMORY = 1 << 20
 _TOO_LARGE = 44_000
 
@@ -47,7 +47,7 @@ MAX_LABEL = 63
 
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"  # underscores are allowed: they occur in host names
 _HOST_NAME = rf"{_LABEL}(?:\.{_LABEL})*\.?"
-# A HELO argument may be any word, except of dots only, which normalize to an empty name.
+# A HELO argument may be any word that is not dots only; dots would normalize to an empty name.
 _HELO_NAME = r"[!-+\--~]{0,252}[!-+\-/-~]\.?"
 # A local part, then a domain or an address literal; or a bare word, as Postfix passes `root` on. Postfix removes quotes
 # before it asks a policy service, so a local part may contain blanks and `@`.
@@ -158,9 +158,8 @@ def _networks(lines: Sequence[bytes]) -> tuple[Networks, list[int]]:
             if first & host_bits[prefix]:
                 bad.append(place)
             else:
-                append4(
-                    first << 6 | prefix
-                )  # the same as Networks.append, without a call for each of a million networks
+                # The same as Networks.append, without a call for each of a million networks.
+                append4(first << 6 | prefix)
         except (OSError, ValueError, KeyError):
             bad.append(place)
     return networks, bad
@@ -196,7 +195,7 @@ def _owners(form: Form, lines: Sequence[bytes]) -> tuple[list[bytes], list[int]]
 
 
 def fold_owner(form: Form, text: str) -> bytes | None:
-    """One AS number (`9371`), country (`JP`) or `yes` as it is compared; None if it is not one."""
+    """Returns an AS number (`9371`), a country (`JP`) or `yes` in compared form; None if the text is invalid."""
     match form:
         case Form.ASN:
             found = _ASN.fullmatch(text)

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from policyd.config.definition_reader import DefinitionReader
-from policyd.config.dns_lists import KEY, MAX_KEY_BYTES
+from policyd.config.definition_reader import TRUTHS, DefinitionReader
 from policyd.config.durations import YEAR, whole_duration
-from policyd.config.files import OversizedError, UnreadableError, read_file
+from policyd.config.files import OversizedError, UnreadableError
+from policyd.config.key_file import KEY, read_first_line
 from policyd.config.problems import did_you_mean, quoted
 from policyd.config.yaml_tree import Mapping, Scalar, Sequence, describe
 
@@ -48,14 +48,12 @@ SOURCE_FORMATS = (
     "rspamd-map",
 )
 
-TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
-
-# Defaults; seconds and a fraction.
+# Defaults: EVERY in seconds, MAX_CHANGE as a fraction of the entries.
 EVERY = 86400.0
 MIN_ENTRIES = 1
 MAX_CHANGE = 0.5
 
-# Seconds. A shorter interval burdens the publisher; with a longer one a list is not kept current.
+# Minimum of `every`, in seconds; a shorter interval would burden the publisher.
 _MIN_EVERY = 60.0
 _PERCENT = re.compile(r"([0-9]{1,6})%")
 _COUNT = re.compile(r"[0-9]{1,9}")
@@ -81,7 +79,7 @@ class Source:
 
 
 def state_path(list_path: str) -> Path:
-    """The file beside a fetched list with what the next fetch needs; it exists once a fetch has succeeded."""
+    """The state file beside a fetched list, for the next fetch; it exists after the first successful fetch."""
     path = Path(list_path)
     return path.with_name(f".{path.name}.fetched")
 
@@ -97,7 +95,7 @@ def checked_at(list_path: str) -> float | None:
 def late_since(path: str, every: float, modified: float) -> float | None:
     """When a file was last fetched or found unchanged, if that is longer ago than twice `every`; otherwise None.
 
-    `modified`, the file's own time, counts if no check is recorded. Times are in Unix seconds.
+    `modified`, the file's own time, is used if there is no state file. Times are in Unix seconds.
     """
     checked = checked_at(path)
     checked = modified if checked is None else checked
@@ -113,10 +111,9 @@ def late_message(what: str, checked: float) -> str:
 def read_key(path: str) -> str:
     """The key that replaces `{key}`. Raises UnreadableError, with the file's name."""
     try:
-        content = read_file(path, MAX_KEY_BYTES)
+        key = read_first_line(path)
     except (UnreadableError, OversizedError) as error:
         raise UnreadableError(f"key_file: {path} {error}") from error
-    key = content.decode("utf-8", "replace").lstrip("\ufeff").partition("\n")[0].strip()
     if not _KEY.fullmatch(key):
         raise UnreadableError(f"key_file: the first line of {path} is not a key")
     return key

@@ -1,7 +1,7 @@
 """Finds the names that a ruleset gives to rules, lists, DNS lists and counters, for completion on a command line.
 
 Nothing is checked, and a file that is unreadable, too large or half-edited gives the names that can be found: pressing
-a key must not print an error, nor take noticeable time.
+a key must not print an error or take noticeable time.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from policyd.config.definition_reader import NAME_PATTERN
 from policyd.config.files import MAX_SETTINGS_BYTES, OversizedError, UnreadableError, read_file
 from policyd.config.problems import Report
 from policyd.config.yaml_tree import Mapping, Scalar, Sequence, parse_yaml
 
 # Maximum bytes of a rules file for completion: 100,000 bytes of YAML take some 50 ms.
-MAX_RULES_BYTES = 1 << 20
+MAX_COMPLETION_BYTES = 1 << 20
 
-# The loader's form of a name. A shell could split or expand anything else.
-_NAME = re.compile(r"[A-Za-z0-9._-]+")
+# A shell could split or expand any other text.
+_NAME = re.compile(NAME_PATTERN)
 
 
 def ruleset_names(section: str, settings: str | None, rules: str | None) -> list[str]:
@@ -26,7 +27,7 @@ def ruleset_names(section: str, settings: str | None, rules: str | None) -> list
     The ruleset is `rules`, or the file that the settings name; without either there are no names.
     """
     path = rules if rules is not None else _rules_of(settings)
-    root = _tree(path, MAX_RULES_BYTES) if path is not None else None
+    root = _tree(path, MAX_COMPLETION_BYTES) if path is not None else None
     node = root.get(section) if root is not None else None
     if isinstance(node, Mapping):
         names = list(node.items)

@@ -23,8 +23,9 @@ from policyd.config.conditions import CONDITIONS, DATABASE_OF, KNOWN_VALUES, UNP
 from policyd.config.counters import read_counters, read_greylist
 from policyd.config.databases import DatabaseInfo, DatabaseKind, read_databases
 from policyd.config.dates import parse_date
+from policyd.config.definition_reader import NAME_PATTERN, TRUTHS
 from policyd.config.dns_list import Ask
-from policyd.config.dns_lists import NAME_PATTERN, read_dns_lists
+from policyd.config.dns_lists import read_dns_lists
 from policyd.config.files import (
     MAX_LIST_BYTES,
     MAX_RULES_BYTES,
@@ -34,7 +35,7 @@ from policyd.config.files import (
     read_dated,
 )
 from policyd.config.in_force import Data, LoadedFile, Text, file_hash
-from policyd.config.list_sources import TRUTHS, checked_at, late_message, late_since, read_source
+from policyd.config.list_sources import checked_at, late_message, late_since, read_source
 from policyd.config.lists import ListDefinition, ListFile, parse_values
 from policyd.config.other_words import meant_condition
 from policyd.config.outline import outline_of
@@ -76,7 +77,7 @@ MAX_PATH_SHOWN = 1000
 _NAME = re.compile(NAME_PATTERN)
 _AT_LEAST = re.compile(r"[1-9][0-9]?")
 
-# The `ask` of a list that may let mail through: values that the connection or DNS proves.
+# Values of `ask` for a list that may let mail through: the connection or DNS proves them.
 PROVEN_ASKS = (Ask.CLIENT_ADDRESS, Ask.HOSTNAME)
 
 
@@ -95,12 +96,12 @@ def read_rules(
 ) -> RulesFile | None:
     """Reads a rules file (or its `text`) and its lists, builds the ruleset, and runs the tests inside it.
 
-    Returns None if the file cannot be read or is not YAML. All problems are in the report, which must be empty before.
-    Without `keep_lists`, the bytes of list files are freed after parsing. `list_files` has files to read in place of
-    those of lists, `database_files` (by path) in place of those of databases. `tables` has the tables of the ruleset in
-    force, and gets those of this one. With `data`, no file is read, there are no databases, and no test is run. Without
-    `databases`, the declared databases are assumed to be valid and are not read. `databases_in_force` are not parsed
-    again if their files have not changed.
+    Returns None if the file cannot be read or is not YAML. Adds all problems to the report, which must be empty before.
+    Without `keep_lists`, the bytes of list files are freed after parsing. `list_files` maps the name of a list to the
+    file to read instead of its own; `database_files` does so for the path of a database. `tables` has the tables of the
+    ruleset in force, and gets the tables of this ruleset. With `data`, no file is read, there are no databases, and no
+    test is run. Without `databases`, the declared databases are not read and are assumed to be valid. Databases in
+    `databases_in_force` are not parsed again if their files have not changed.
     """
     try:
         content, modified = read_dated(path, MAX_RULES_BYTES) if text is None else (bytes(text), text.modified)
@@ -130,8 +131,8 @@ def read_rules(
         rules_are_right = not report
         reader.read_tests(root)
         if rules_are_right:
-            reader.describe(root)
-            reader.keep_ends()
+            reader.add_files_and_outline(root)
+            reader.set_ends()
         if not keep_lists and data is None:
             reader.forget_list_files()
         ruleset = reader.build() if rules_are_right else None
@@ -181,7 +182,7 @@ class _Reader:
         self._conditions = 0
         self._declared: set[str] = set()  # the databases
         self._rule = ""  # the name of the rule that is being read, for its problems
-        self._prefix = ""  # begins a message about a rule without a name
+        self._prefix = ""  # begins each message: a list, `default`, or the number of a rule without a name
 
     def read(self, root: Node) -> RulesFile:
         if not isinstance(root, Mapping):
@@ -221,7 +222,7 @@ class _Reader:
         return self._file
 
     def read_tests(self, root: Node) -> None:
-        """The tests inside the ruleset, which name its rules."""
+        """Reads the tests inside the ruleset, which name its rules."""
         tests = root.get("tests") if isinstance(root, Mapping) else None
         if isinstance(root, Mapping) and tests is not None:
             self._file.tests = read_tests(
@@ -233,7 +234,7 @@ class _Reader:
                 counters=self._file.counters.keys(),
             )
 
-    def describe(self, root: Node) -> None:
+    def add_files_and_outline(self, root: Node) -> None:
         """Adds the files that were read, and the outline. Call it only if nothing was wrong."""
         serves: dict[str, list[str]] = {}
         every: dict[str, float] = {}  # seconds, for each file that is fetched
@@ -300,7 +301,7 @@ class _Reader:
         except ValueError as error:
             self._report.add(Problem(self._path, 0, 0, f"is too large to be indexed: {error}"))
             return None
-        self._tell_differences()
+        self._add_differences()
         if self._file.data is not None:
             self._file.data = self._file.data._replace(dns_lists=dns_lists, domains=domains)
         return Ruleset(
@@ -326,9 +327,9 @@ class _Reader:
         if not databases:
             return None
         asn, country = databases.get(DatabaseKind.ASN), databases.get(DatabaseKind.COUNTRY)
-        return Owners(asn.source if asn is not None else None, country.source if country is not None else None)
+        return Owners(asn.records if asn is not None else None, country.records if country is not None else None)
 
-    def _tell_differences(self) -> None:
+    def _add_differences(self) -> None:
         """Adds the numbers of entries added and removed to the outline, for lists whose tables were patched."""
         differences = {} if self._tables is None else self._tables.differences
         outline = self._file.outline
@@ -399,7 +400,7 @@ class _Reader:
                 self._use_protected(definition.name, definition.source)
 
     def _use_protected(self, name: str, source: Source) -> None:
-        """Marks the lists that `never` names as used; reports those that are not defined."""
+        """Marks the lists under `never` as used; reports names of lists that are not defined."""
         for each in source.never:
             protected = self._file.lists.get(each.text)
             if protected is not None:
@@ -476,7 +477,7 @@ class _Reader:
         return TRUTHS.get(text or "", False)
 
     def _list_file(self, path: str, node: Node, *, may_be_missing: bool) -> ListFile | None:
-        """Reads a list file, once. If it cannot be used, returns None and reports that for each list that names it.
+        """Reads a list file once. If it cannot be used, reports that for the first list that names it; returns None.
 
         A missing file that is allowed to be missing has no entries.
         """
@@ -515,8 +516,8 @@ class _Reader:
             return ListFile(path, b"", 0.0)
         return ListFile(path, bytes(text), text.modified, self._known_lists, self._now)
 
-    def keep_ends(self) -> None:
-        """Keeps the list files' bytes, if any entry has an end. Raises ListChangedError."""
+    def set_ends(self) -> None:
+        """Sets when the next entry ends; if one does, keeps the bytes of all list files. Raises ListChangedError."""
         files = {
             path: file for path, file in self._list_files.items() if file is not None and path not in self._missing
         }
@@ -553,7 +554,7 @@ class _Reader:
         self._rule = self._prefix = ""
 
     def _read_rule(self, number: int, node: Mapping, lines: dict[str, int]) -> WrittenRule | None:
-        """Reads one rule. Returns None if something is missing. `lines` has the earlier names."""
+        """Reads one rule. Returns None if something is missing. `lines` has the line of each earlier name."""
         name = self._read_name(node, lines)
         self._check_keys(node, RULE_KEYS)
         verb = action = None
@@ -571,9 +572,10 @@ class _Reader:
             self._add(node, "'match' is missing; a rule needs at least one condition")
         observe = self._read_mode(node)
         if verb is not None:
-            self._check_unproven(verb, match, exceptions)
-            self._check_listed(verb, match, exceptions)
-            self._check_counter(verb, match, exceptions)
+            exempting, where = _exempting(verb, match, exceptions)
+            self._check_unproven(exempting, where)
+            self._check_listed(exempting, where)
+            self._check_counter(exempting, where)
         impossible = why_impossible(verb, match)
         if impossible is not None:
             self._add(impossible[0].key, f"match can never hold: {impossible[1]}")
@@ -643,13 +645,11 @@ class _Reader:
             self._add(item.value, f"expires: {quoted(text)} is not a date; write it as 2027-03-31")
         return date
 
-    def _check_unproven(self, verb: Verb, match: list[WrittenCondition], exceptions: list[WrittenCondition]) -> None:
-        """Reports conditions whose type breaks the first principle."""
-        lets_through = verb is Verb.DUNNO
-        for condition in match if lets_through else exceptions:
+    def _check_unproven(self, exempting: list[WrittenCondition], where: str) -> None:
+        """Checks the first principle for names: the client, or the owner of its address, chooses some of them."""
+        for condition in exempting:
             name = condition.condition.name
             if name in UNPROVEN:
-                where = "the match of a DUNNO rule" if lets_through else f"the except of a {verb} rule"
                 instead = ""
                 if name.startswith("reverse_client_name"):
                     verified = name.replace("reverse_client_name", "hostname")
@@ -659,11 +659,9 @@ class _Reader:
                     f"{name} is not allowed in {where}: {UNPROVEN[name]}, and a lie must not let mail through{instead}",
                 )
 
-    def _check_listed(self, verb: Verb, match: list[WrittenCondition], exceptions: list[WrittenCondition]) -> None:
+    def _check_listed(self, exempting: list[WrittenCondition], where: str) -> None:
         """Checks the first principle for DNS lists: a value that the client chooses must not let it through."""
-        lets_through = verb is Verb.DUNNO
-        where = "the match of a DUNNO rule" if lets_through else f"the except of a {verb} rule"
-        for condition in match if lets_through else exceptions:
+        for condition in exempting:
             for name in condition.dns_list_names:
                 written = self._file.dns_lists.get(name)
                 definition = written.definition if written is not None else None
@@ -675,21 +673,18 @@ class _Reader:
                         "client_address or hostname",
                     )
 
-    def _check_counter(self, verb: Verb, match: list[WrittenCondition], exceptions: list[WrittenCondition]) -> None:
+    def _check_counter(self, exempting: list[WrittenCondition], where: str) -> None:
         """Checks the second principle for counters: a lost count must not reject."""
-        lets_through = verb is Verb.DUNNO
-        where = "the match of a DUNNO rule" if lets_through else f"the except of a {verb} rule"
-        for condition in match if lets_through else exceptions:
+        for condition in exempting:
             if condition.condition.kind is Kind.COUNTER:
                 self._add(
                     condition.key,
                     f"counter is not allowed in {where}: after a restart, or while the memory is unavailable, "
-                    "counts are low, "
-                    "and a failure would reject",
+                    "counts are low, and a failure would reject",
                 )
 
     def _read_where(self, node: Mapping) -> list[WrittenCondition]:
-        """The conditions on the requests that a counter counts."""
+        """Reads the conditions under `where` of a counter."""
         return [*self._read_each_condition(node)]
 
     # --- Conditions -------------------------------------------------------------------------------------------------
@@ -784,7 +779,7 @@ class _Reader:
         return written, values, lists
 
     def _read_at_least(self, node: Mapping) -> tuple[Node | None, int]:
-        """`{at_least: N, of: [...]}`: the names, and N. None if the names are missing."""
+        """Reads `{at_least: N, of: [...]}`: returns the names (None if they are missing) and N."""
         self._check_keys(node, ("at_least", "of"))
         number, names = node.items.get("at_least"), node.get("of")
         at_least = 1
@@ -814,7 +809,7 @@ class _Reader:
             self._add(item.value, f"listed: at_least {at_least} of {len(names)} can never hold")
         for name in names:
             if not _NAME.fullmatch(name):
-                continue  # which has been reported
+                continue  # already reported
             written = self._file.dns_lists.get(name)
             if written is not None:
                 written.used = True
@@ -849,6 +844,15 @@ class _Reader:
             if value.text.upper() not in known and value.text.lower() not in known:
                 hint = did_you_mean(value.text.upper(), known) or f"; Postfix sends {', '.join(known)}"
                 self._add(value, f"{name}: {quoted(value.text)} can never hold{hint}")
+
+
+def _exempting(
+    verb: Verb, match: list[WrittenCondition], exceptions: list[WrittenCondition]
+) -> tuple[list[WrittenCondition], str]:
+    """Returns the conditions of a rule that let mail through, and where they stand, for a message."""
+    if verb is Verb.DUNNO:
+        return match, "the match of a DUNNO rule"
+    return exceptions, f"the except of a {verb} rule"
 
 
 def _meant_condition(name: str) -> str:

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from policyd.config.actions import PLACEHOLDERS
 from policyd.config.conditions import CONDITIONS, PROTOCOL_STATES, Form
 from policyd.config.counters import COUNTER_KEYS, GREYLIST_KEYS
+from policyd.config.definition_reader import NAME_PATTERN, TRUTHS
 from policyd.config.dns_list import Ask
-from policyd.config.dns_lists import DNS_LIST_KEYS, KEY, NAME_PATTERN
-from policyd.config.list_sources import DATABASE_SOURCE_KEYS, SOURCE_FORMATS, SOURCE_KEYS, TRUTHS
+from policyd.config.dns_lists import DNS_LIST_KEYS
+from policyd.config.key_file import KEY
+from policyd.config.list_sources import DATABASE_SOURCE_KEYS, SOURCE_FORMATS, SOURCE_KEYS
 from policyd.config.rules_reader import MODES
 from policyd.config.settings import ADAPTER, Settings
 from policyd.core.facts import Greylisted
@@ -140,7 +142,7 @@ def settings_schema() -> Schema:
     ):
         for key, value in values.items():
             properties[key]["default"] = value
-    # Without quotes, 0660 is a number to the schema.
+    # Without quotes, 0660 is a number to an editor.
     generated["properties"]["socket_mode"]["type"] = ["string", "integer"]
     return {
         "$schema": DRAFT,
@@ -159,7 +161,10 @@ def _nested(properties: Schema) -> list[tuple[str, str]]:
 
 
 def _as_draft7(node: Any) -> Any:
-    """Removes the titles that pydantic makes from names, and everything beside a reference, which draft-07 ignores."""
+    """Removes the titles that pydantic makes from names.
+
+    A reference with other keys beside it goes into `allOf`, because draft-07 ignores keys beside a reference.
+    """
     match node:
         case {"$ref": reference, **beside}:
             there = {"$ref": reference.replace("#/$defs/", "#/definitions/")}

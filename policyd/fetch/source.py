@@ -20,8 +20,8 @@ from urllib.request import getproxies, proxy_bypass
 import urllib3
 
 from policyd import __version__
-from policyd.config.dns_lists import KEY
 from policyd.config.files import MAX_LIST_BYTES
+from policyd.config.key_file import KEY
 from policyd.config.list_sources import url_problem
 from policyd.core.printable import printable
 

@@ -1,4 +1,4 @@
-"""`databases:` of a ruleset: files that say the autonomous system that announces an address, and its country.
+"""`databases:` of a ruleset: files with the autonomous system and the country of each network.
 
 Two formats, detected from the content, plain or gzip: MMDB (`policyd.config.mmdb`) and ranges as text
 (`policyd.config.ranges`). A file is read once in a load, even if it serves both kinds. Every problem of a file is a
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from policyd.core.protocol import Request
 
 # Maximum bytes of a database after decompression: GeoLite2's cities have 70 MB, the largest commercial files some
-# hundred.
+# hundred MB.
 MAX_DATABASE_BYTES = 512 << 20
 
 # Default of `max_age`, in seconds. Networks change owners every day; vendors publish once a week or once a month.
@@ -57,11 +57,11 @@ DEFAULT_MAX_AGE = 60 * 86400
 
 DATABASE_KEYS = ("file", "max_age", "from")
 
-# The date of every file in an npm package, so that equal packages are equal bytes.
+# The date that npm gives every file of a package, so that equal packages have equal bytes.
 _NPM_DATE = datetime.date(1985, 10, 26)
 
 # Bytes at the beginning of a file that are searched for its first line.
-_FIRST_LINES = 4096
+_HEAD_BYTES = 4096
 
 _GZIP = b"\x1f\x8b"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -84,11 +84,12 @@ class DatabaseError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DatabaseInfo:
-    """The data of one database that `status`, `check` and the metrics show.
+    """Facts about one database, which `status`, `check` and the metrics show.
 
     `hash` is the first 8 hexadecimal digits of the file's SHA-256. `built` is when the data were built, in seconds
     since 1970: an MMDB contains it; for a text it is the file's modification time. `max_age` is in seconds. `every` is
-    the interval (seconds) at which the database is fetched, None for others; `missing` says that it was never fetched.
+    the interval (seconds) at which the database is fetched, None if it is not; `missing` says that it has not been
+    fetched yet.
     """
 
     kind: DatabaseKind
@@ -127,8 +128,7 @@ class DatabaseInfo:
             )
         return (
             f"the {self.kind} database is dated {self.date}, {_days((now - self.built) // 86400 * 86400)} ago, "
-            "and networks "
-            f"change hands; fetch a newer file (max_age is {_days(self.max_age)})"
+            f"and networks change hands; fetch a newer file (max_age is {_days(self.max_age)})"
         )
 
 
@@ -137,8 +137,11 @@ def _days(seconds: float) -> str:
     return f"{days:g} {'day' if days == 1 else 'days'}"
 
 
-class SourceInForce:
-    """Placeholder for a source of the ruleset in force whose file has not changed; `take_sources` replaces it."""
+class RecordsInForce:
+    """Placeholder for the records of a database that has not changed since the ruleset in force was loaded.
+
+    `take_records` replaces it.
+    """
 
     def system(self, _address: Address, _text: str) -> tuple[int, str]:
         """Raises LookupError."""
@@ -153,10 +156,10 @@ class SourceInForce:
         raise LookupError
 
 
-def take_sources(owners: Owners, in_force: Owners) -> None:
-    """Replaces the placeholders in new databases by the sources in force."""
-    owners.asn = in_force.asn if isinstance(owners.asn, SourceInForce) else owners.asn
-    owners.country = in_force.country if isinstance(owners.country, SourceInForce) else owners.country
+def take_records(owners: Owners, in_force: Owners) -> None:
+    """Replaces the placeholders in new databases by the records in force."""
+    owners.asn = in_force.asn if isinstance(owners.asn, RecordsInForce) else owners.asn
+    owners.country = in_force.country if isinstance(owners.country, RecordsInForce) else owners.country
 
 
 @dataclass(slots=True)
@@ -164,18 +167,18 @@ class Database:
     """One database that has been read."""
 
     info: DatabaseInfo
-    source: MmdbFile | OwnerRanges | SourceInForce
+    records: MmdbFile | OwnerRanges | RecordsInForce
 
     def network_of(self, request: Request) -> str:
-        """The network or range that the record of the client's address is for; empty without a record."""
+        """The network or range of the record for the client's address; empty without a record."""
         address = request.address
         if address is None:
             return ""
-        if isinstance(self.source, SourceInForce):
+        if isinstance(self.records, RecordsInForce):
             raise DatabaseError("was not read, because it has not changed")
-        if isinstance(self.source, MmdbFile):
-            return self.source.network_of(address)
-        found = self.source.range_of(address)
+        if isinstance(self.records, MmdbFile):
+            return self.records.network_of(address)
+        found = self.records.range_of(address)
         if found is None:
             return ""
         first, last = found
@@ -189,13 +192,13 @@ class Database:
 
         Takes seconds for a large file.
         """
-        if isinstance(self.source, SourceInForce):
+        if isinstance(self.records, RecordsInForce):
             raise DatabaseError("was not read, because it has not changed")
-        if not isinstance(self.source, MmdbFile):
-            yield from self.source.networks()
+        if not isinstance(self.records, MmdbFile):
+            yield from self.records.networks()
             return
         try:
-            for version, first, length, owner in self.source.networks():
+            for version, first, length, owner in self.records.networks():
                 yield version, first, first + (1 << (32 if version == 4 else 128) - length) - 1, owner
         except MmdbError as error:
             raise DatabaseError(str(error)) from None
@@ -240,7 +243,7 @@ class DatabaseFile:
         content, self._content = self._content, b""
         known = {info.kind: info for info in in_force if (info.path, info.digest) == (self.path, self._digest)}
         if known.keys() == kinds:
-            return {kind: Database(self._as_before(known[kind], max_ages[kind]), SourceInForce()) for kind in kinds}
+            return {kind: Database(self._as_before(known[kind], max_ages[kind]), RecordsInForce()) for kind in kinds}
         content = _unpacked(content)
         if not content:
             raise DatabaseError("is empty")
@@ -281,7 +284,7 @@ class DatabaseFile:
 
     def _read_ranges(self, content: bytes, kind: DatabaseKind, max_age: float) -> Database:
         content = content.removeprefix(_BYTE_ORDER_MARK)
-        head = content[:_FIRST_LINES]
+        head = content[:_HEAD_BYTES]
         lines = head.decode("utf-8", "replace").splitlines()
         first = next((line for line in lines if line.strip() and not line.lstrip().startswith(("#", ";"))), "")
         if b"\0" in head or not first:

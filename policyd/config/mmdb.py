@@ -2,11 +2,12 @@
 
 The C reader of maxminddb maps a file and trusts it to stay as it is; a download script that rewrites the user's file in
 place would change what is being read, or end the process with SIGBUS. So the bytes are copied into a memory file
-(memfd_create(2)), which is sealed, and only that is ever mapped.
+(memfd_create(2)), which is sealed, and only this copy is mapped.
 
-The C reader (3.2.0) also harms the memory of its process if it is asked again and again for a damaged record, or
-iterates over a damaged file. So a load looks at the file with the reader in Python; the whole file is walked by
-lookups, which end at the first error; and the first lookup of a request that finds the file damaged is the last in C.
+The C reader (3.2.0) also corrupts the memory of its process if it looks up a damaged record many times, or iterates
+over a damaged file. So a load examines the file with the reader in Python. All networks are read by lookups, not by
+iterating, and reading ends at the first error. After a request's lookup has found damage, all further lookups use the
+reader in Python.
 """
 
 from __future__ import annotations
@@ -57,9 +58,9 @@ class MmdbError(Exception):
 
 
 class Shape(NamedTuple):
-    """The keys of a file's records for each value; empty for a missing value.
+    """The keys under which the records of a file have AS number, name and country; empty for a missing value.
 
-    `nested` is the key within the record under `country`, for files whose country is a record of its own.
+    `nested` is the key inside `country`, for files in which the country is a mapping.
     """
 
     asn: str = ""
@@ -69,12 +70,12 @@ class Shape(NamedTuple):
 
 
 def is_mmdb(content: bytes) -> bool:
-    """Whether these are the bytes of an MMDB file, up to its end."""
+    """Whether these bytes end with the metadata of an MMDB file."""
     return content.rfind(_METADATA_MARKER, max(0, len(content) - _METADATA_BYTES)) >= 0
 
 
 class MmdbFile:
-    """One MMDB file: a `policyd.core.owners.Source`.
+    """One MMDB file: `policyd.core.owners.Records`.
 
     A pickled MmdbFile has no content: after unpickling, the caller calls `adopt` with the descriptor of the memory
     file, which `descriptor` has in the process that read the file. `is_damaged` says that a lookup found damage.
@@ -129,12 +130,12 @@ class MmdbFile:
     # --- Lookups ------------------------------------------------------------------------------------------------------
 
     def system(self, _address: Address, text: str) -> tuple[int, str]:
-        """Implements `Source.system`."""
+        """Implements `Records.system`."""
         record = self._record(text)
         return self._system_of(record) if record is not None else (0, "")
 
     def country(self, _address: Address, text: str) -> str:
-        """Implements `Source.country`."""
+        """Implements `Records.country`."""
         try:  # as in `_record`, without a call, because each request does this
             record = self._get(text)
         except (ValueError, maxminddb.InvalidDatabaseError) as error:
@@ -147,7 +148,7 @@ class MmdbFile:
             return self._country_of(record)
 
     def owner(self, _address: Address, text: str) -> Owner:
-        """Implements `Source.owner`."""
+        """Implements `Records.owner`."""
         record = self._record(text)
         if record is None:
             return NO_OWNER
@@ -209,7 +210,7 @@ class MmdbFile:
 
     @property
     def has_ipv4(self) -> bool:
-        """Whether any IPv4 address has a record. The tree of a file with IPv6 only ends above all of 0.0.0.0/0."""
+        """Whether any IPv4 address has a record. In a file with IPv6 only, the tree ends above 0.0.0.0/0."""
         record, length = self._with_prefix_length((4, 0))
         return record is not None or length > 0
 
@@ -252,7 +253,7 @@ class MmdbFile:
         try:
             for version in versions:
                 bits = 32 if version == 4 else 128
-                address = 0 if version == 4 else 1 << 32  # below are the IPv4 networks of a tree
+                address = 0 if version == 4 else 1 << 32  # the IPv4 networks of a tree come first
                 aliases = {} if version == 4 else _aliases(get)
                 while address < 1 << bits:
                     if address in aliases:

@@ -4,8 +4,8 @@ and the name of the system.
 Known forms: ip-location-db's CSV (`1.0.0.0,1.0.0.255,13335,"Cloudflare, Inc."`, `1.0.0.0,1.0.0.255,AU`), iptoasn's TSV
 (AS number, country and name, separated by tabs; or a country alone). The content decides which form it is.
 
-Half a million lines take half a second: blocks of lines are parsed by loops in C, and only a block with a fault is
-parsed line by line.
+Half a million lines take half a second: blocks of lines are parsed by loops in C, and only a block with a wrong or
+unusual line, such as a comment, is parsed line by line.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from policyd.core.address import Address
     from policyd.core.tables import Buffer
 
-# Bytes of lines that are parsed at a time: few enough for their objects to stay in the processor's cache, which
-# halves the time, and for looking at the lines one by one after a fault.
+# Bytes of lines that are parsed at a time: so few that their objects stay in the processor's cache, which halves the
+# time, and that parsing a block line by line is quick.
 _BLOCK = 1 << 15
 
 # Maximum bytes of a system's name; longer ones are cut. The longest in public data have 90.
@@ -52,8 +52,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 _MAPPED = bytes(10) + b"\xff\xff"
 
-
-# Starts of ranges: flat for IPv4.
+# Starts of ranges: a flat array for IPv4, a list for IPv6.
 _Starts = TypeVar("_Starts", "array[int]", "list[int]")
 
 
@@ -68,8 +67,8 @@ class Ranges(NamedTuple):
 class OwnerRanges:
     """A database of ranges: a table of addresses, and for each number in it a system or a country.
 
-    `asns` has AS numbers by number in the table, `ends` where the text of each ends in `texts` (UTF-8): the system's
-    name, or the country.
+    `asns` has the AS number for each number in the table. `texts` has the names of the systems, or the countries, one
+    after another (UTF-8); `ends` has the end of each.
     """
 
     __slots__ = ("_asns", "_ends", "_known", "_numbers4", "_starts4", "_table", "_texts", "_top")
@@ -80,10 +79,10 @@ class OwnerRanges:
         self._asns = memoryview(asns).cast("B").cast("I")
         self._ends = memoryview(ends).cast("B").cast("I")
         self._texts = memoryview(texts)
-        self._known: dict[int, tuple[int, str]] = {0: (0, "")}  # records by number, recently used ones only
+        self._known: dict[int, tuple[int, str]] = {0: (0, "")}  # recently used records, by number
 
     def system(self, address: Address, _text: str) -> tuple[int, str]:
-        """Implements `Source.system`."""
+        """Implements `Records.system`."""
         version, value = address
         if version == 4:  # the same as RangeTable.number4, without the call, because this runs at each request
             top, block = self._top, value >> 16
@@ -93,12 +92,12 @@ class OwnerRanges:
         return self._known.get(number) or self._record(number)
 
     def country(self, address: Address, _text: str) -> str:
-        """Implements `Source.country`."""
+        """Implements `Records.country`."""
         number = self._table.number4(address[1]) if address[0] == 4 else self._table.number6(address[1])
         return (self._known.get(number) or self._record(number))[1]
 
     def owner(self, address: Address, text: str) -> Owner:
-        """Implements `Source.owner` for a table of systems; a table has either systems or countries."""
+        """Implements `Records.owner` for a table of systems; a table has either systems or countries."""
         return Owner(*self.system(address, text))
 
     def range_of(self, address: Address) -> tuple[int, int] | None:
@@ -109,7 +108,7 @@ class OwnerRanges:
         return None
 
     def networks(self) -> Iterator[tuple[int, int, int, Owner]]:
-        """Every range with its record: version, first address, last address, owner (a country is its `country`)."""
+        """Every range with its owner: version, first address, last address, owner (a system, or only a country)."""
         for version, first, last, number in self._ranges():
             asn, text = self._asns[number], self._text_of(number)
             yield version, first, last, Owner(asn, text) if asn else Owner(0, "", text)
@@ -145,17 +144,17 @@ def _table_of(ranges4: Ranges, ranges6: Ranges) -> RangeTable:
     return RangeTable(count_before_blocks(starts4), starts4, numbers4, *halves(starts6), numbers6)
 
 
-def _with_gaps(ranges: Ranges, width: int, made: Callable[[Iterable[int]], _Starts]) -> tuple[_Starts, array[int]]:
+def _with_gaps(ranges: Ranges, width: int, make: Callable[[Iterable[int]], _Starts]) -> tuple[_Starts, array[int]]:
     """Starts and numbers, with the start of a gap after each range.
 
-    If another range follows directly there are two equal starts, of which lookups find the later.
+    If another range follows directly, two starts are equal, and a lookup finds the second.
     """
     gaps = [last + 1 for last in ranges.lasts]
     if gaps and gaps[-1] >> width:
         gaps.pop()
-    starts = made([0]) * (1 + len(ranges.firsts) + len(gaps))
-    starts[1::2] = made(ranges.firsts)
-    starts[2::2] = made(gaps)
+    starts = make([0]) * (1 + len(ranges.firsts) + len(gaps))
+    starts[1::2] = make(ranges.firsts)
+    starts[2::2] = make(gaps)
     numbers = array("I", bytes(4 * len(starts)))
     numbers[1::2] = ranges.numbers
     return starts, numbers
@@ -179,7 +178,7 @@ class Columns(NamedTuple):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The columns by name, for messages."""
+        """The names of the columns, for messages."""
         known = (("AS number", self.asn), ("country", self.country), ("name", self.name))
         return tuple(name for name, place in known if place is not None)
 
@@ -204,7 +203,7 @@ def columns_of(line: str) -> Columns | None:
 
 
 def other_addresses(line: str) -> str:
-    """Says what a file has in place of first and last addresses, and which file to use; empty for anything else."""
+    """Describes a file that has numbers or networks instead of IP addresses, and the file to use; else empty."""
     try:
         fields = _split(line, "\t" if "\t" in line else ",")
     except ValueError:
@@ -228,7 +227,7 @@ def parse_asn(text: str) -> int | None:
 
 
 class RangesFile(NamedTuple):
-    """A file that has been read: its table, and whether there are ranges with a record of each family."""
+    """A file that has been read: its table, and whether it has records for IPv4 and for IPv6."""
 
     table: OwnerRanges
     has_ipv4: bool
@@ -236,7 +235,7 @@ class RangesFile(NamedTuple):
 
 
 def read_ranges(content: bytes, columns: Columns, *, systems: bool) -> RangesFile:
-    """Reads all lines: AS numbers and names with `systems`, else countries. Raises LineError."""
+    """Reads all lines: with `systems` AS numbers and names, otherwise countries. Raises LineError."""
     reading = _Reading(columns, content, systems=systems)
     number = 1
     for lines in _blocks(content):
@@ -261,9 +260,9 @@ class _Reading:
     """Collects the ranges and records of one file."""
 
     def __init__(self, columns: Columns, content: bytes, *, systems: bool) -> None:
-        self._content = content  # is searched for the line of a record that is wrong
+        self._content = content  # is searched for the line of a wrong record
         self._separator = columns.separator
-        self._records = _Records(columns, systems=systems)
+        self._texts = _RecordTexts(columns, systems=systems)
         self._v4 = _Family(4)
         self._v6 = _Family(6)
 
@@ -273,7 +272,7 @@ class _Reading:
             separator = self._separator
             firsts, lasts, rest = zip(*[line.split(separator, 2) for line in lines], strict=True)
             family = self._v6 if ":" in firsts[0] else self._v4
-            family.add(firsts, lasts, map(self._records.number, rest))
+            family.add(firsts, lasts, map(self._texts.number, rest))
         except (ValueError, OSError):  # comments, blanks, both families, quotes around addresses, or a fault
             try:
                 for place, line in enumerate(lines, number):
@@ -306,7 +305,7 @@ class _Reading:
         if first[1] > last[1]:
             raise LineError(number, "the first address is after the last")
         family = self._v4 if first[0] == 4 else self._v6
-        family.add_one(first[1], last[1], self._records.number(fields[2]))
+        family.add_one(first[1], last[1], self._texts.number(fields[2]))
 
     def finish(self) -> RangesFile:
         """The table of all lines."""
@@ -321,7 +320,7 @@ class _Reading:
 
     def _parse_records(self) -> tuple[list[int], array[int], list[bytes]]:
         try:
-            return self._records.parsed()
+            return self._texts.parse()
         except RecordError as error:
             raise LineError(self._line_of(error.rest), str(error)) from None
 
@@ -356,9 +355,7 @@ class _Family:
         self.numbers = array("I")
 
     def add(self, firsts: Sequence[str], lasts: Sequence[str], numbers: Iterable[int]) -> None:
-        """Takes ranges in bulk. Raises OSError and ValueError, without having taken any, if a range needs parsing by
-        line.
-        """
+        """Takes ranges in bulk. Takes none and raises OSError or ValueError if the lines need parsing one by one."""
         first, last = self._addresses(firsts), self._addresses(lasts)
         if not all(map(le, first, last)):
             raise ValueError("a range that ends before it begins")
@@ -367,18 +364,18 @@ class _Family:
         self.numbers.extend(numbers)
 
     def _addresses(self, texts: Sequence[str]) -> array[int] | list[int]:
-        packed = b"".join(map(socket.inet_pton, repeat(self._family), texts))
+        octets = b"".join(map(socket.inet_pton, repeat(self._family), texts))
         if self._version == 4:
-            addresses = array("I", packed)
+            addresses = array("I", octets)
             if sys.byteorder == "little":
                 addresses.byteswap()
             return addresses
-        if _MAPPED in packed:
+        if _MAPPED in octets:
             raise ValueError("perhaps an IPv4-mapped address")
-        halves = array("Q", packed)
+        numbers = array("Q", octets)  # two of 64 bits for each address
         if sys.byteorder == "little":
-            halves.byteswap()
-        return [high << 64 | low for high, low in zip(halves[::2], halves[1::2], strict=True)]
+            numbers.byteswap()
+        return [high << 64 | low for high, low in zip(numbers[::2], numbers[1::2], strict=True)]
 
     def add_one(self, first: int, last: int, number: int) -> None:
         self._firsts.append(first)
@@ -386,7 +383,7 @@ class _Family:
         self.numbers.append(number)
 
     def renumber(self, numbers: Sequence[int]) -> None:
-        """Replaces each number by that at its place in `numbers`."""
+        """Replaces each number n by `numbers[n]`."""
         self.numbers = array("I", map(numbers.__getitem__, self.numbers))
 
     def ranges(self) -> Ranges:
@@ -429,9 +426,10 @@ def _without_overlaps(ranges: Ranges, overlapping: list[int]) -> Ranges:
 
 
 def _disjoint(rows: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
-    """Ranges without overlaps, those with the number 0 left out; `rows` are sorted by first address, the wider first.
+    """Yields ranges without overlaps, and none with the number 0.
 
-    Public files have ranges within others, and some that overlap: the range that begins later counts, for all of it.
+    `rows` are sorted by first address; of ranges that begin together, the widest comes first. Public files have ranges
+    within others, and some that overlap: an address belongs to the range around it that begins last.
     """
     outer: list[tuple[int, int]] = []  # outer ranges that continue after the current range: last address, number
     begin, end, number = 0, -1, 0
@@ -457,7 +455,7 @@ def _disjoint(rows: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int, 
 
 
 def _resumed(outer: list[tuple[int, int]], begin: int, before: int) -> Iterator[tuple[int, int, int]]:
-    """The parts of outer ranges from `begin` on, up to the address `before`."""
+    """The parts of outer ranges from the address `begin` up to the address before `before`."""
     while outer and begin < before:
         end, number = outer[-1]
         if end >= before:
@@ -479,10 +477,8 @@ class RecordError(ValueError):
         self.rest = rest
 
 
-class _Records:
-    """Numbers the texts after the addresses, from 1 in the order in which they come, and parses them at the end, each
-    once.
-    """
+class _RecordTexts:
+    """The different texts after the addresses: numbers them from 1, and parses each once, at the end."""
 
     def __init__(self, columns: Columns, *, systems: bool) -> None:
         self._columns = columns
@@ -490,9 +486,11 @@ class _Records:
         self._numbers = defaultdict[str, int](count(1).__next__)
         self.number = self._numbers.__getitem__  # a loop in C for a block of lines
 
-    def parsed(self) -> tuple[list[int], array[int], list[bytes]]:
-        """AS numbers and texts (UTF-8) by number in the table, those of 0 first; and before them, unless it is the
-        same, the number in the table of each number here, 0 for a text that means no record. Raises RecordError.
+    def parse(self) -> tuple[list[int], array[int], list[bytes]]:
+        """Returns the numbers in the table, and by these the AS numbers and the names or countries (UTF-8).
+
+        The first part has the number in the table for each number of a text: 0 if the text means that there is no
+        record. It is empty if no number changes. Raises RecordError.
         """
         rests = [*self._numbers]
         try:

@@ -30,8 +30,8 @@ NO_OWNER = Owner()
 _new = tuple.__new__
 
 
-class Source(Protocol):
-    """One database. `text` is the address as text, an IPv4-mapped one as IPv4."""
+class Records(Protocol):
+    """The records of one database. `text` is the address as text, an IPv4-mapped one as IPv4."""
 
     def system(self, address: Address, text: str) -> tuple[int, str]:
         """The number and name of the autonomous system; 0 and an empty name without a record."""
@@ -45,7 +45,7 @@ class Source(Protocol):
 
 @runtime_checkable
 class InMemoryFile(Protocol):
-    """A source whose content is in a memory file, which another process opens by its descriptor."""
+    """Records whose bytes are in a memory file, which another process opens by its descriptor."""
 
     descriptor: int
 
@@ -58,7 +58,7 @@ class Owners:
 
     __slots__ = ("asn", "country")
 
-    def __init__(self, asn: Source | None, country: Source | None) -> None:
+    def __init__(self, asn: Records | None, country: Records | None) -> None:
         self.asn = asn
         self.country = country
 
@@ -82,13 +82,13 @@ class Owners:
     @property
     def descriptors(self) -> list[int]:
         """Descriptors of memory files, in the process that read the databases; for `adopt` in another process."""
-        return [source.descriptor for source in self._sources() if isinstance(source, InMemoryFile)]
+        return [records.descriptor for records in self._records() if isinstance(records, InMemoryFile)]
 
     def adopt(self, descriptors: Sequence[int]) -> None:
         """Opens the memory files, in the order of `descriptors`, which may be closed afterwards."""
-        files = (source for source in self._sources() if isinstance(source, InMemoryFile))
-        for source, descriptor in zip(files, descriptors, strict=True):
-            source.adopt(descriptor)
+        files = (records for records in self._records() if isinstance(records, InMemoryFile))
+        for file, descriptor in zip(files, descriptors, strict=True):
+            file.adopt(descriptor)
 
-    def _sources(self) -> list[Source]:
-        return [source for source in dict.fromkeys((self.asn, self.country)) if source is not None]
+    def _records(self) -> list[Records]:
+        return [records for records in dict.fromkeys((self.asn, self.country)) if records is not None]

@@ -41,7 +41,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, NoReturn, TypeAlias
 
-from policyd.config.databases import SourceInForce, take_sources
+from policyd.config.databases import RecordsInForce, take_records
 from policyd.config.load import load
 from policyd.config.mmdb import MmdbError
 from policyd.config.problems import ConfigErrors
@@ -324,7 +324,7 @@ async def _receive(
         except MmdbError as error:
             raise LoadError(f"a database of the new ruleset cannot be opened: it {error}") from None
         if old is not None and old.ruleset.owners is not None:
-            take_sources(result.ruleset.owners, old.ruleset.owners)
+            take_records(result.ruleset.owners, old.ruleset.owners)
     return result, MappedRuleset(slices, memory, tables, directory.catalogue)
 
 
@@ -447,8 +447,10 @@ def _run_worker(channel: socket.socket, load_files: LoadFiles, request: bytes, d
 
 def _databases_as_before(owners: Owners | None) -> tuple[str, ...]:
     """Names the databases that were not parsed again, one per line."""
-    sources = {} if owners is None else {"asn": owners.asn, "country": owners.country}
-    return tuple(f"database {kind} as before" for kind, source in sources.items() if isinstance(source, SourceInForce))
+    by_kind = {} if owners is None else {"asn": owners.asn, "country": owners.country}
+    return tuple(
+        f"database {kind} as before" for kind, records in by_kind.items() if isinstance(records, RecordsInForce)
+    )
 
 
 def _read_request(descriptors: list[int]) -> tuple[Texts | None, TableStore, tuple[DatabaseInfo, ...]]:

@@ -49,14 +49,14 @@ def read(path: Path, kind: DatabaseKind) -> Database:
 
 def owners(path: Path, *kinds: DatabaseKind) -> Owners:
     found = DatabaseFile(str(path)).read(frozenset(kinds), dict.fromkeys(kinds, 60.0 * DAY))
-    return Owners(*(found[kind].source if kind in found else None for kind in (ASN, COUNTRY)))
+    return Owners(*(found[kind].records if kind in found else None for kind in (ASN, COUNTRY)))
 
 
-def at(found: Owners, address: bytes) -> Owner:
+def owner_at(found: Owners, address: bytes) -> Owner:
     return found.find(Request.of({"client_address": address}))
 
 
-def written(folder: Path, content: bytes, name: str = "networks") -> Path:
+def write(folder: Path, content: bytes, name: str = "networks") -> Path:
     path = folder / name
     path.write_bytes(content)
     return path
@@ -67,7 +67,7 @@ EXAMPLE, OTHER = (64496, "Example Internet Inc.", "JP"), (64497, "Other Hosting"
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("compress", [False, True], ids=["plain", "gzip"])
-def test_the_records_decide_the_use_of_a_file(tmp_path: Path, shape: str, compress: bool) -> None:
+def test_the_kind_of_an_mmdb_is_detected_from_its_records(tmp_path: Path, shape: str, compress: bool) -> None:
     path = write_systems(tmp_path / "some.mmdb", shape)
     if compress:
         path.write_bytes(gzip.compress(path.read_bytes()))
@@ -80,10 +80,10 @@ def test_the_records_decide_the_use_of_a_file(tmp_path: Path, shape: str, compre
         (b"2001:db8:ffff::1", EXAMPLE),
     ):
         want = Owner(asn, name) if ASN in has else NO_OWNER
-        assert at(found, address) == (want._replace(country=country) if COUNTRY in has else want)
+        assert owner_at(found, address) == (want._replace(country=country) if COUNTRY in has else want)
     for address in (b"192.0.3.1", b"203.0.113.128", b"2001:dba::1", b"2002:c000:0207::1", b"64:ff9b::c000:207",
                     b"unknown", b"", b"192.0.2", b"192.0.2.7 x", b"fe80::1%eth0", b"\xff"):  # fmt: skip
-        assert at(found, address) == NO_OWNER
+        assert owner_at(found, address) == NO_OWNER
     for kind in {ASN, COUNTRY} - set(has):
         with pytest.raises(DatabaseError, match=rf"no record has a value for {kind} .*the keys of its records are: "):
             read(path, kind)
@@ -105,20 +105,20 @@ def test_the_records_decide_the_use_of_a_file(tmp_path: Path, shape: str, compre
         (gzip.compress(COMBINED_TSV, mtime=0), {ASN, COUNTRY}, Owner(64496, 'EXAMPLE-AS Example "Internet"', "JP")),
     ],
 )
-def test_the_form_of_ranges_is_detected_from_their_columns(
+def test_the_format_of_ranges_is_detected_from_their_columns(
     tmp_path: Path, content: bytes, kinds: set[DatabaseKind], want: Owner
 ) -> None:
-    found = owners(written(tmp_path, content), *kinds)
+    found = owners(write(tmp_path, content), *kinds)
     for address in (b"192.0.2.0", b"192.0.2.255", b"::ffff:192.0.2.1"):
-        assert at(found, address) == want
+        assert owner_at(found, address) == want
     for address in (b"192.0.1.255", b"192.0.3.0", b"203.0.113.9", b"0.0.0.0", b"255.255.255.255", b"::", b"x"):
-        assert at(found, address) == NO_OWNER
+        assert owner_at(found, address) == NO_OWNER
 
 
 def test_a_range_need_not_be_a_power_of_two(tmp_path: Path) -> None:
-    found = owners(written(tmp_path, ASN_CSV), ASN)
-    assert at(found, b"198.51.100.77") == Owner(64497, "Other Hosting")
-    assert at(found, b"198.51.100.78") == NO_OWNER
+    found = owners(write(tmp_path, ASN_CSV), ASN)
+    assert owner_at(found, b"198.51.100.77") == Owner(64497, "Other Hosting")
+    assert owner_at(found, b"198.51.100.78") == NO_OWNER
 
 
 @pytest.mark.parametrize(
@@ -148,9 +148,11 @@ def test_a_range_need_not_be_a_power_of_two(tmp_path: Path) -> None:
         (ASN_CSV + b"192.0.2.9,192.0.2.9,\xd9\xa3,x\n", ASN, 4, "is not an AS number"),
     ],
 )
-def test_an_error_has_its_line(tmp_path: Path, content: bytes, kind: DatabaseKind, line: int, message: str) -> None:
+def test_each_mistake_in_a_file_has_its_line_and_message(
+    tmp_path: Path, content: bytes, kind: DatabaseKind, line: int, message: str
+) -> None:
     with pytest.raises(DatabaseError) as error:
-        read(written(tmp_path, content), kind)
+        read(write(tmp_path, content), kind)
     assert message in str(error.value)
     assert error.value.line == line
 
@@ -168,20 +170,20 @@ def test_a_bad_line_far_down_is_found(tmp_path: Path, bad: str, message: str) ->
     lines[5000] = "10.0.0.0,10.0.0.1,1,x64497,x"  # a valid line with the same end as the invalid one
     lines[7654] = bad
     with pytest.raises(DatabaseError) as error:
-        read(written(tmp_path, "\n".join(lines).encode("utf-8", "surrogateescape")), ASN)
+        read(write(tmp_path, "\n".join(lines).encode("utf-8", "surrogateescape")), ASN)
     assert (error.value.line, str(error.value)[: len(message)]) == (7655, message)
 
 
 @pytest.mark.parametrize("second", ["192.0.2.x,192.0.2.9,64497,x", "192.0.2.9,192.0.2.9,-1,x"])
-def test_of_several_wrong_lines_the_first_is_reported(tmp_path: Path, second: str) -> None:
+def test_the_first_of_several_wrong_lines_is_reported(tmp_path: Path, second: str) -> None:
     with pytest.raises(DatabaseError) as error:
-        read(written(tmp_path, f"192.0.2.0,192.0.2.1,64496,x\n192.0.2.2,192.0.2.3,x64497,x\n{second}\n".encode()), ASN)
+        read(write(tmp_path, f"192.0.2.0,192.0.2.1,64496,x\n192.0.2.2,192.0.2.3,x64497,x\n{second}\n".encode()), ASN)
     assert error.value.line == 2
 
 
 def test_an_unclosed_quote_does_not_affect_other_lines(tmp_path: Path) -> None:
     content = b'1.0.0.0,1.0.0.255,64496,"A, B"\n1.0.1.0,1.0.1.255,64497,"C\n1.0.2.0,1.0.2.255,AS64498, D \n'
-    database = read(written(tmp_path, content), ASN)
+    database = read(write(tmp_path, content), ASN)
     found = [owner for _, _, _, owner in database.ranges()]
     assert [(owner.asn, owner.asn_name) for owner in found] == [(64496, "A, B"), (64497, "C"), (64498, "D")]
 
@@ -189,16 +191,16 @@ def test_an_unclosed_quote_does_not_affect_other_lines(tmp_path: Path) -> None:
 def test_the_name_in_the_metadata_is_ignored(tmp_path: Path) -> None:
     records = {"192.0.2.0/24": maxmind_asn(64496, "x", "")}
     path = write_mmdb(tmp_path / "a.mmdb", records, database_type="country ipvAll")
-    assert at(owners(path, ASN), b"192.0.2.1") == Owner(64496, "x")
+    assert owner_at(owners(path, ASN), b"192.0.2.1") == Owner(64496, "x")
 
 
-def test_the_country_is_never_that_of_registration(tmp_path: Path) -> None:
+def test_the_country_of_registration_is_not_used(tmp_path: Path) -> None:
     path = write_mmdb(tmp_path / "a.mmdb", {
         "192.0.2.0/24": {"country": {"iso_code": "JP"}},
         "198.51.100.0/24": {"registered_country": {"iso_code": "JP"}},
     })  # fmt: skip
-    assert at(owners(path, COUNTRY), b"192.0.2.1") == Owner(country="JP")
-    assert at(owners(path, COUNTRY), b"198.51.100.1") == NO_OWNER
+    assert owner_at(owners(path, COUNTRY), b"192.0.2.1") == Owner(country="JP")
+    assert owner_at(owners(path, COUNTRY), b"198.51.100.1") == NO_OWNER
 
 
 def test_values_of_other_types_are_not_a_record(tmp_path: Path) -> None:
@@ -211,24 +213,24 @@ def test_values_of_other_types_are_not_a_record(tmp_path: Path) -> None:
         "198.51.100.128/25": {"country_code": "jp"},
     })  # fmt: skip
     found = owners(path, ASN, COUNTRY)
-    assert [at(found, b"192.0.2.%d" % last) for last in (1, 65, 129, 193)] == [
+    assert [owner_at(found, b"192.0.2.%d" % last) for last in (1, 65, 129, 193)] == [
         Owner(64496, "x"),
         NO_OWNER,
         Owner(64497),
         NO_OWNER,
     ]
-    assert [at(found, b"198.51.100.%d" % last) for last in (1, 129)] == [NO_OWNER, Owner(country="JP")]
+    assert [owner_at(found, b"198.51.100.%d" % last) for last in (1, 129)] == [NO_OWNER, Owner(country="JP")]
 
 
-def test_a_file_with_ipv6_only_is_refused_and_one_with_ipv4_only_is_not(tmp_path: Path) -> None:
+def test_a_file_with_ipv6_only_is_refused_and_a_file_with_ipv4_only_is_not(tmp_path: Path) -> None:
     six = write_mmdb(tmp_path / "6.mmdb", {"2001:db8::/32": flat_country(0, "", "JP")}, ipv4_compatible=False)
     with pytest.raises(DatabaseError, match="has IPv6 networks only"):
         read(six, COUNTRY)
     four = write_mmdb(tmp_path / "4.mmdb", {"192.0.2.0/24": flat_country(0, "", "JP")}, ip_version=4)
     assert not read(four, COUNTRY).info.has_ipv6
-    assert at(owners(four, COUNTRY), b"2001:db8::1") == NO_OWNER
+    assert owner_at(owners(four, COUNTRY), b"2001:db8::1") == NO_OWNER
     whole = write_mmdb(tmp_path / "w.mmdb", {"0.0.0.0/0": flat_country(0, "", "JP")})
-    assert at(owners(whole, COUNTRY), b"203.0.113.1") == Owner(country="JP")
+    assert owner_at(owners(whole, COUNTRY), b"203.0.113.1") == Owner(country="JP")
     both = write_systems(tmp_path / "b.mmdb", "flat_country")
     assert read(both, COUNTRY).info.has_ipv6
 
@@ -237,17 +239,17 @@ def test_a_file_with_ipv6_only_is_refused_and_one_with_ipv4_only_is_not(tmp_path
 def test_an_mmdb_that_was_cut_short_is_refused(tmp_path: Path, keep: float) -> None:
     content = write_systems(tmp_path / "a.mmdb", "maxmind_asn").read_bytes()
     with pytest.raises(DatabaseError):
-        read(written(tmp_path, content[: int(len(content) * keep)]), ASN)
+        read(write(tmp_path, content[: int(len(content) * keep)]), ASN)
 
 
-def test_a_damaged_record_is_not_found_without_an_error(tmp_path: Path) -> None:
+def test_the_lookup_of_a_damaged_record_raises_no_error(tmp_path: Path) -> None:
     path = write_systems(tmp_path / "a.mmdb", "maxmind_asn")
     content = path.read_bytes()
-    # In the second record's name, bytes that are not UTF-8.
+    # The name in the second record gets bytes that are not UTF-8.
     path.write_bytes(content.replace(b"Other Hosting", b"Other\xff\xfe\xffsting"))
     found = owners(path, ASN)
-    assert at(found, b"198.51.100.1").asn in {0, 64497}
-    assert at(found, b"192.0.2.1") == Owner(64496, "Example Internet Inc.")
+    assert owner_at(found, b"198.51.100.1").asn in {0, 64497}
+    assert owner_at(found, b"192.0.2.1") == Owner(64496, "Example Internet Inc.")
 
 
 def test_a_file_that_ends_in_the_middle_of_a_record_is_read_up_to_there(tmp_path: Path) -> None:
@@ -256,12 +258,12 @@ def test_a_file_that_ends_in_the_middle_of_a_record_is_read_up_to_there(tmp_path
     assert content.count(b"\x4dOther Hosting") == 1
     path.write_bytes(content.replace(b"\x4dOther Hosting", b"\x5fOther Hosting"))  # longer than the rest of the file
     database = read(path, ASN)
-    found = Owners(database.source, None)
+    found = Owners(database.records, None)
     for _ in range(1000):
-        assert at(found, b"198.51.100.1") == Owner()
-        assert at(found, b"192.0.2.1") == Owner(64496, "Example Internet Inc.")
-    assert isinstance(database.source, MmdbFile)
-    assert database.source.is_damaged
+        assert owner_at(found, b"198.51.100.1") == Owner()
+        assert owner_at(found, b"192.0.2.1") == Owner(64496, "Example Internet Inc.")
+    assert isinstance(database.records, MmdbFile)
+    assert database.records.is_damaged
     with pytest.raises(DatabaseError, match="is damaged, or has been cut short"):
         list(database.ranges())
 
@@ -284,7 +286,7 @@ class Aliased:
 
 
 def test_networks_that_a_file_has_twice_are_counted_once(tmp_path: Path) -> None:
-    file = read(write_systems(tmp_path / "a.mmdb", "maxmind_asn"), ASN).source
+    file = read(write_systems(tmp_path / "a.mmdb", "maxmind_asn"), ASN).records
     assert isinstance(file, MmdbFile)
     before = [*file.networks()]
     assert [(version, length) for version, _, length, _ in before] == [(4, 24), (4, 24), (4, 25), (6, 32), (6, 32)]
@@ -300,9 +302,9 @@ def test_the_file_itself_is_not_mapped_and_may_be_overwritten(tmp_path: Path) ->
     with path.open("r+b") as file:
         file.write(b"\xff" * path.stat().st_size)
     assert "watched.mmdb" not in Path("/proc/self/maps").read_text()
-    assert at(found, b"192.0.2.1") == Owner(64496, "Example Internet Inc.")
+    assert owner_at(found, b"192.0.2.1") == Owner(64496, "Example Internet Inc.")
     path.unlink()
-    assert at(found, b"198.51.100.1") == Owner(64497, "Other Hosting")
+    assert owner_at(found, b"198.51.100.1") == Owner(64497, "Other Hosting")
 
 
 def test_a_file_goes_to_another_process_by_its_descriptor(tmp_path: Path) -> None:
@@ -312,16 +314,16 @@ def test_a_file_goes_to_another_process_by_its_descriptor(tmp_path: Path) -> Non
     assert passed.asn is passed.country
     passed.adopt([found.asn.descriptor])
     found.asn.close()
-    assert at(passed, b"192.0.2.1") == Owner(*EXAMPLE)
-    table = owners(written(tmp_path, ASN_CSV), ASN)
-    assert at(pickle.loads(pickle.dumps(table)), b"198.51.100.1") == Owner(64497, "Other Hosting")
+    assert owner_at(passed, b"192.0.2.1") == Owner(*EXAMPLE)
+    table = owners(write(tmp_path, ASN_CSV), ASN)
+    assert owner_at(pickle.loads(pickle.dumps(table)), b"198.51.100.1") == Owner(64497, "Other Hosting")
 
 
-# --- Ranges, beside a slow model --------------------------------------------------------------------------------------
+# --- Ranges, compared with a slow model -------------------------------------------------------------------------------
 
 
 def model(rows: list[tuple[int, int, int]], address: int) -> int:
-    """The system of an address: that of the containing range which begins last or, if several do, of the shortest."""
+    """The system of an address: of the ranges around it, the one that begins last counts; of these, the shortest."""
     containing = [
         (first, -last, place, asn) for place, (first, last, asn) in enumerate(rows) if first <= address <= last
     ]
@@ -344,7 +346,7 @@ def test_overlapping_ranges_are_resolved_as_in_the_model(
     lines = [
         f"{format_address((version, first))},{format_address((version, last))},{asn},x" for first, last, asn in ranges
     ]
-    lines.append("255.255.255.255,255.255.255.255,9,x")  # there is always an IPv4 record
+    lines.append("255.255.255.255,255.255.255.255,9,x")  # a file without an IPv4 record is refused
     lines.append("ffff::,ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff,9,x")
     path = tmp_path_factory.getbasetemp() / "ranges.csv"
     path.write_text("\n".join(lines))
@@ -354,9 +356,9 @@ def test_overlapping_ranges_are_resolved_as_in_the_model(
         text = format_address((version, address)).encode()
         if version == 6 and address >> 32 == 0xFFFF:
             continue
-        assert at(found, text).asn == model(ranges, address), text
-    assert at(found, b"255.255.255.255").asn == 9
-    assert at(found, b"ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff").asn == 9
+        assert owner_at(found, text).asn == model(ranges, address), text
+    assert owner_at(found, b"255.255.255.255").asn == 9
+    assert owner_at(found, b"ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff").asn == 9
 
 
 # --- In a ruleset -----------------------------------------------------------------------------------------------------
@@ -394,7 +396,7 @@ RULES = "databases: {asn: asn.mmdb}\nrules: []\n"
 )  # fmt: skip
 def test_each_mistake_in_the_section_has_its_message(tmp_path: Path, section: str, message: str) -> None:
     write_systems(tmp_path / "asn.mmdb", "maxmind_asn")
-    written(tmp_path, b"192.0.2.0,192.0.2.1,JP\n192.0.2.2,192.0.2.2,Japan\n", "bad.csv")
+    write(tmp_path, b"192.0.2.0,192.0.2.1,JP\n192.0.2.2,192.0.2.2,Japan\n", "bad.csv")
     assert errors(tmp_path, f"databases: {section}\nrules: []\n")[0].startswith(message)
 
 
@@ -419,8 +421,8 @@ def test_an_old_database_is_a_warning(tmp_path: Path, age: int, max_age: str, wa
         assert f"{age} days ago" in lines[0]
 
 
-def test_the_date_that_npm_gives_every_file_is_not_used_as_an_age(tmp_path: Path) -> None:
-    path = written(tmp_path, ASN_CSV)
+def test_the_date_that_npm_gives_every_file_is_not_shown_as_an_age(tmp_path: Path) -> None:
+    path = write(tmp_path, ASN_CSV)
     os.utime(path, (499162500, 499162500))
     notice = read(path, ASN).info.age_notice(time.time())
     assert notice == "the asn database has the date that npm gives every file, 1985-10-26; touch it after a download"

@@ -232,7 +232,7 @@ def _table() -> dict[str, ConditionType]:
 
 CONDITIONS = _table()
 
-# Conditions that may block, and never let mail through (the first principle), each with the reason.
+# Conditions that may block but must not let mail through (the first principle), each with the reason.
 UNPROVEN = {
     "reverse_client_name": "the owner of an address can give it any name",
     "reverse_client_name_regex": "the owner of an address can give it any name",

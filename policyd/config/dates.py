@@ -6,6 +6,7 @@ import datetime
 import re
 
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}(:[0-9]{2})?Z")
 
 
 def parse_date(text: str) -> datetime.date | None:
@@ -18,12 +19,11 @@ def parse_date(text: str) -> datetime.date | None:
         return None
 
 
-_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}(:[0-9]{2})?Z")
-
-
 def parse_end(text: str) -> float | None:
-    """When an entry ends (Unix seconds): a date, from its first second in UTC, or a time as 2026-12-06T18:30Z or
-    2026-12-06T18:30:45Z; None if the text is neither."""
+    """Parses the end of an entry into Unix seconds; None if the text is neither a date nor a time.
+
+    A date means its first second in UTC. A time is written as 2026-12-06T18:30Z or 2026-12-06T18:30:45Z.
+    """
     if not (_DATE.fullmatch(text) or _TIME.fullmatch(text)):
         return None
     try:

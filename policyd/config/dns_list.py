@@ -26,7 +26,7 @@ class Code:
     parts: tuple[int, int, int, int]
 
     def matches(self, number: int) -> bool:
-        """Whether an IPv4 address, given as a number, is one of these."""
+        """Whether the pattern matches an IPv4 address, given as a number."""
         first, second, third, fourth = self.parts
         return bool(
             first >> (number >> 24) & 1
@@ -55,5 +55,5 @@ class DnsList:
 
     @property
     def takes_addresses(self) -> bool:
-        """Whether its subjects are addresses, not names."""
+        """Whether addresses, not names, are looked up in the list."""
         return self.ask is Ask.CLIENT_ADDRESS

@@ -7,19 +7,19 @@ import re
 # Seconds of each unit.
 SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 
-# A window, an interval or a lifetime is not longer than a year; a leap year's days, so that `366d` is one.
+# Maximum seconds of a window, an interval or a lifetime: a year, with 366 days so that `366d` is accepted.
 YEAR = 366 * SECONDS["d"]
 
 _WHOLE = re.compile(r"([0-9]{1,9})([smhdw])")
 
 
-def whole_duration(text: str, units: str, least: float, most: float) -> float | None:
+def whole_duration(text: str, units: str, minimum: float, maximum: float) -> float | None:
     """Returns the seconds of a whole number with one of the units `smhdw`, such as `30s` or `12h`.
 
-    None if the text has another form, or the duration is not between `least` and `most` seconds.
+    None if the text has another form, or the duration is not between `minimum` and `maximum` seconds.
     """
     found = _WHOLE.fullmatch(text)
     if found is None or found[2] not in units:
         return None
     seconds = int(found[1]) * SECONDS[found[2]]
-    return seconds if least <= seconds <= most else None
+    return seconds if minimum <= seconds <= maximum else None

@@ -1,4 +1,4 @@
-"""Reads a file whole, or says why that is impossible.
+"""Reads a whole file, or says why it cannot be read.
 
 Each file is opened once and read through that descriptor, so a file that is replaced during the read gives either the
 old or the new content. A file that is written to during the read is refused: its content may be mixed.
@@ -13,7 +13,7 @@ import stat
 # kept.
 MAX_RULES_BYTES = 64 << 20
 
-# Settings are 2 KB.
+# The settings file: the shipped one has 4 KB, most of it comments.
 MAX_SETTINGS_BYTES = 1 << 20
 
 # A list file: ten million names are about this long.
@@ -64,7 +64,7 @@ def read_dated(path: str, limit: int) -> tuple[bytes, float]:
     try:
         before = os.fstat(descriptor)
         if not stat.S_ISREG(before.st_mode):
-            kind = next((name for is_kind, name in _KINDS if is_kind(before.st_mode)), "no regular file")
+            kind = next((name for is_kind, name in _KINDS if is_kind(before.st_mode)), "not a regular file")
             raise UnreadableError(f"cannot be read: it is {kind}")
         content = _read_up_to(descriptor, limit + 1, before.st_size)
         after = os.fstat(descriptor)
@@ -80,7 +80,7 @@ def read_dated(path: str, limit: int) -> tuple[bytes, float]:
 
 
 def _read_up_to(descriptor: int, limit: int, size: int) -> bytes:
-    # Reading one byte more than the size detects the end. A read may return less than was asked for.
+    # Reading one byte more than the size detects the end. A read may return fewer bytes than requested.
     parts = []
     missing = limit
     while missing and (part := os.read(descriptor, min(missing, max(size + 1, 65536)))):

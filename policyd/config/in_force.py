@@ -68,7 +68,7 @@ class Text:
 
 
 class Data(NamedTuple):
-    """The contents of the other files of a ruleset, except its databases.
+    """The contents of the files that a ruleset needs besides its rules file, without the databases.
 
     `lists` has the list files by path, `dns_lists` the DNS lists that rules use, with their keys, and `domains` the
     public suffixes, None if no rule needs them.
@@ -84,7 +84,7 @@ class Texts(NamedTuple):
 
     `data` is set if any entry of a list file has an end: the daemon drops ended entries without reading a file. A load
     of texts with `data` reads no file; its ruleset has no databases, because the caller keeps those in force; and it
-    runs no test of the ruleset, because a failing test must not keep an ended entry.
+    runs no test of the ruleset, because a failing test must not keep an ended entry in force.
     """
 
     settings: Text | None
@@ -94,10 +94,12 @@ class Texts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """The comparable parts of a ruleset: a digest for each rule in order, each list and the default action; and the
-    number of entries of each list. `differences` has, for lists whose tables were patched, the numbers of entries added
-    and removed since the ruleset in force at the load; for lists of networks, the numbers of ranges. `databases` has a
-    hash and a date, as a message shows them, for each kind.
+    """The comparable parts of a ruleset: digests of the rules (in order), of the lists and of the default action; and
+    the number of entries of each list.
+
+    For lists whose tables were patched, `differences` has the numbers of entries added to and removed from the list in
+    force at the time of the load; for lists of networks, the numbers of ranges. `databases` has the date and the hash
+    of each kind, as a message shows them.
     """
 
     rules: dict[str, bytes]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class KnownZone(NamedTuple):
-    """A zone, or the parent of zones: the subjects of its lists, and their refusals."""
+    """The facts about a zone, and about the zones under it."""
 
     lists_names: bool
     refused: tuple[str, ...] = ()
@@ -17,8 +17,8 @@ class KnownZone(NamedTuple):
     keyed: bool = False  # the first label of its zones is a customer's key
 
 
-# By the zone. A zone under one of these, as sbl.spamhaus.org or KEY.zen.dq.spamhaus.net, has the facts of its parent;
-# the longest matching name wins. Not here: hostkarma.junkemailfilter.com, because it lists addresses and names; and
+# By zone. A zone under another, such as sbl.spamhaus.org or KEY.zen.dq.spamhaus.net, has the facts of its parent; the
+# longest matching name wins. Not here: hostkarma.junkemailfilter.com, because it lists addresses and names; and
 # ix.dnsbl.manitu.net, which has been empty since January 2025 (https://heise.de/-10248714).
 _KNOWN = {
     # Zones and answers: https://docs.spamhaus.com/datasets/docs/source/10-data-type-documentation/datasets/040-zones.html

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # A comment begins with # or ; at the start of a line or after a blank, and goes to the line's end.
 _COMMENT_MARKS = (b" #", b" ;", b"\t#", b"\t;")
 _ANY_ENTRY = re.compile(rb"(?m)^[ \t\r\f\v]*[^\s#;]")
-# The end of an entry: the last word before the comment.
+# The last word of an entry, before the comment, may say when the entry ends.
 _END_MARK = b"expires="
 _WITH_END = re.compile(rb"(.*?\S)[ \t]+expires=(\S*)", re.DOTALL)
 
@@ -76,7 +76,7 @@ class ListFile:
         self.modified = modified
         self._content: bytes | None = content
         self._digest = hashlib.sha256(content).digest()
-        self._known = known or {}  # number of entries by key, of lists whose table is kept
+        self._known = known or {}  # the number of entries of each list whose table is kept, by its key
         self._parsed: dict[Form, Entries] = {}
         self._now = now
         self._ended = 0
@@ -101,7 +101,7 @@ class ListFile:
                     self.next_end = end
 
     def _lines(self, raw_lines: list[bytes]) -> list[bytes]:
-        """The entries on these lines without their ends; empty if there is none, or one that has ended."""
+        """Returns the entry on each line without its end; empty for a line without an entry or with an ended one."""
         lines = _stripped(raw_lines)
         if not self._has_ends:
             return lines
@@ -124,7 +124,7 @@ class ListFile:
 
     def forget_content(self) -> None:
         """Frees the bytes. If they are needed again, the file is read again; ListChangedError if it has changed."""
-        self._content = self._content and None  # an empty file may be one that does not exist
+        self._content = self._content and None  # not freed if empty: the file may not exist
 
     @property
     def hash(self) -> str:
@@ -155,8 +155,8 @@ class ListFile:
     def parse(self, form: Form, rule: str, using: str, report: Report) -> Entries:
         """The entries, in the form in which they are compared; parsed at the first call for this form.
 
-        `rule` and `using` (the condition, the list) are for messages. A list of LONG_LIST entries or more, other than
-        one of expressions, comes as a `LongList`.
+        `rule` and `using` (the condition, the list) are for messages. A list of LONG_LIST entries or more comes as a
+        `LongList` if its form has a table.
         """
         known = self._parsed.get(form)
         if known is None:
@@ -279,7 +279,7 @@ class ListDefinition:
     column: int
     values: list[Scalar] = field(default_factory=list)
     file: ListFile | None = None
-    file_path: str = ""  # also if the file cannot be read
+    file_path: str = ""  # set even if the file cannot be read
     local: bool = False  # written by this host, and not part of the ruleset's hash
     source: Source | None = None  # its source for `policyd fetch`; a fetched list is not part of the hash either
     used: bool = False

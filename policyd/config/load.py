@@ -46,12 +46,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The result of a load. The daemon keeps `settings` and `ruleset`; the rest refers to the files' whole content.
+    """The result of a load.
 
     `warnings` are included if requested; warnings of world-writable files always are. `seconds` is the duration of the
-    load. `files` are the files that were read, `texts` the content of the settings and the rules file. `left_alone`
-    names those of the two whose content on disk differs from the loaded texts. `coverage` has a line for each `asn` and
-    `country` that the rules use, if warnings were asked for.
+    load. `files` are the files that were read, `texts` the content of the settings and the rules file. If texts were
+    loaded instead of these two files, `left_alone` has the path of each whose content on disk differs from its text. If
+    warnings were requested, `coverage` has a line for each `asn` and `country` that the rules use.
     """
 
     settings: Settings
@@ -116,12 +116,12 @@ def load(
 
     `rules_path` and `listen` replace the settings' values. With `warnings_on`, the date in UTC, the ruleset is also
     checked for likely mistakes; file permissions are always checked. Without `keep_lists`, the bytes of list files are
-    not kept, and a list file that is needed again is read again and must not have changed. With `texts`, these are
-    loaded instead of the settings and the rules file on disk; list files, databases and keys are read, unless the texts
-    have data. `list_files` has files by list, to read in place of those that the lists name. `tables` has tables for
-    reuse, and gets the tables that are used. Without `databases`, those that the rules file declares are not read, and
-    no address has an owner unless the caller provides it. Those of `databases_in_force` whose files have not changed
-    are not parsed again: see `SourceInForce`. Raises ConfigErrors.
+    not kept, and a list file that is needed again is read again and must not have changed. `texts` are loaded instead
+    of the settings and the rules file on disk; list files, databases and keys are read, unless `texts.data` is set.
+    `list_files` maps the name of a list to the file to read instead of its own. `tables` has tables for reuse, and gets
+    the tables that are used. Without `databases`, the databases of the rules file are not read, and no address has an
+    owner unless the caller provides it. Databases in `databases_in_force` whose files have not changed are not parsed
+    again: see `RecordsInForce`. Raises ConfigErrors.
     """
     with _without_garbage_collection():
         return _load(
@@ -219,7 +219,7 @@ def _load(
 
 
 def _edited(config_path: str | os.PathLike[str] | None, rules: str, texts: Texts) -> Iterator[str]:
-    """The names of files whose content differs from the texts."""
+    """The paths of the settings and rules file if their content differs from the texts."""
     for path, text, limit in (
         (config_path, texts.settings, MAX_SETTINGS_BYTES),
         (rules, texts.rules, MAX_RULES_BYTES),

@@ -75,8 +75,8 @@ def changes(old: Outline, new: Outline) -> tuple[str, ...]:
         if before is None:
             lines.append(f"list {name} added: {count:,} entries")
         elif before[0] != digest:
-            gains = _gains(new, name, count - before[1])
-            lines.append(f"list {name} changed: {before[1]:,} entries before, {count:,} now{gains}")
+            difference = _difference(new, name, count - before[1])
+            lines.append(f"list {name} changed: {before[1]:,} entries before, {count:,} now{difference}")
     for kind, version in new.databases.items():
         if kind not in old.databases:
             lines.append(f"database {kind} added: {version}")
@@ -89,12 +89,13 @@ def changes(old: Outline, new: Outline) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _gains(outline: Outline, name: str, more: int) -> str:
-    """Describes the numbers of entries added to and removed from a list; empty if unknown, as after a merge of
-    networks.
+def _difference(outline: Outline, name: str, growth: int) -> str:
+    """Shows how many entries were added to a list and removed from it; empty if that is unknown.
+
+    If networks were merged, it is unknown: added minus removed is not the list's `growth`.
     """
-    gained, lost = outline.differences.get(name, (0, 0))
-    return f" (+{gained:,} -{lost:,})" if (gained or lost) and gained - lost == more else ""
+    added, removed = outline.differences.get(name, (0, 0))
+    return f" (+{added:,} -{removed:,})" if (added or removed) and added - removed == growth else ""
 
 
 def _compare(what: str, old: dict[str, bytes], new: dict[str, bytes]) -> Iterator[str]:

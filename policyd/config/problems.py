@@ -115,7 +115,7 @@ class Report:
 
 
 class ConfigErrors(Exception):  # noqa: N818 - it carries several errors
-    """Settings or ruleset cannot be used. `str()` has one line for each problem, as `lines` has."""
+    """Settings or ruleset cannot be used. `str()` and `lines` have one line for each problem."""
 
     def __init__(self, report: Report) -> None:
         self.problems = report.problems

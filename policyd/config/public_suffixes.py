@@ -10,8 +10,8 @@ from policyd.core.public_suffix import RegistrableDomains
 
 
 @functools.cache
-def registries() -> PublicSuffixList:
-    """Returns the suffixes of registries alone: the ICANN section."""
+def registry_suffixes() -> PublicSuffixList:
+    """Returns the suffixes of registries only: the ICANN section."""
     return PublicSuffixList(only_icann=True)
 
 
@@ -24,4 +24,4 @@ def all_suffixes() -> PublicSuffixList:
 @functools.cache
 def registrable_domains() -> RegistrableDomains:
     """Returns the registrable domains by the ICANN section."""
-    return RegistrableDomains(registries().privatesuffix)
+    return RegistrableDomains(registry_suffixes().privatesuffix)

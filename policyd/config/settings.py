@@ -1,7 +1,7 @@
 """policyd.yaml -> `Settings`: every setting, its default, and its valid values, in one place.
 
-The result is plain frozen dataclasses; pydantic reads the annotations for checking and for the JSON Schema, and is
-not needed to hold or pickle them. Whether an address can be bound or a user exists is for the daemon to find out.
+The result is plain frozen dataclasses, which are used and pickled without pydantic; pydantic reads their annotations
+for the checks and the JSON Schema. The daemon finds out whether an address can be bound and whether a user exists.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 from policyd.config.durations import SECONDS
-from policyd.config.problems import Problem, did_you_mean, quoted
+from policyd.config.problems import Problem, quoted, unknown_key
 from policyd.config.yaml_tree import Item, Mapping, Scalar, Sequence, describe
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from policyd.config.problems import Report
     from policyd.config.yaml_tree import Node
 
-# The ports of a resolver and of a Valkey server without one, and the highest port.
+# Default ports of a resolver and of a Valkey server, and the highest port.
 DNS_PORT = 53
 VALKEY_PORT = 6379
 MAX_PORT = 65535
@@ -99,7 +99,7 @@ _INET = re.compile(r"(?:\[(?P<ipv6>[^\]]*)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]
 
 
 def parse_duration(text: str) -> float:
-    """`5s`, `500ms`, `1.5m`, `1h`, `2d` in seconds. Raises ValueError."""
+    """Parses `5s`, `500ms`, `1.5m`, `1h`, `2d` into seconds. Raises ValueError."""
     match = _DURATION_PATTERN.fullmatch(text)
     if not match:
         raise ValueError(f"{quoted(text)} is not a duration; write a number with its unit, as 500ms, 5s, 10m or 1h")
@@ -107,7 +107,7 @@ def parse_duration(text: str) -> float:
 
 
 def parse_listen(text: str) -> InetAddress | UnixAddress:
-    """`inet:HOST:PORT`, `inet:[::1]:PORT` or `unix:/path`, as in main.cf. Raises ValueError."""
+    """Parses `inet:HOST:PORT`, `inet:[::1]:PORT` or `unix:/path`, as in main.cf. Raises ValueError."""
     kind, _, address = text.partition(":")
     if kind == "unix":
         if not address:
@@ -123,7 +123,7 @@ def parse_listen(text: str) -> InetAddress | UnixAddress:
 
 
 def parse_host_port(text: str) -> tuple[str, int]:
-    """`HOST:PORT` or `[IPV6]:PORT`. Raises ValueError."""
+    """Parses `HOST:PORT` or `[IPV6]:PORT`. Raises ValueError."""
     match = _INET.fullmatch(text)
     if not match:
         if text.count(":") > 1 and not text.startswith("["):
@@ -149,7 +149,7 @@ def parse_host_port(text: str) -> tuple[str, int]:
 
 
 def parse_dns_server(text: str) -> DnsServer:
-    """`ADDRESS`, `ADDRESS:PORT` or `[IPV6]:PORT`. Raises ValueError."""
+    """Parses `ADDRESS`, `ADDRESS:PORT` or `[IPV6]:PORT`. Raises ValueError."""
     match = _DNS_SERVER.fullmatch(text)
     address = (match["ipv6"] or match["ipv4"]) if match else text
     try:
@@ -256,7 +256,7 @@ def _text(pattern: str, *examples: str) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "pattern": pattern, "examples": list(examples)})
 
 
-# The validator, the description for an editor, and the form of the default there.
+# For each type: the validator, the schema for an editor, and the form in which the schema shows a default.
 _WHOLE = _from_text(_parse_whole)
 _TRUTH = _from_text(_parse_truth)
 _DURATION = _from_text(parse_duration)
@@ -292,7 +292,7 @@ State = Annotated[
         }
     ),
 ]
-Owner = Annotated[str | None, WithJsonSchema({"type": ["string", "null"]})]
+OptionalText = Annotated[str | None, WithJsonSchema({"type": ["string", "null"]})]
 Control = Annotated[
     str | None,
     _from_text(_parse_socket_path),
@@ -301,7 +301,7 @@ Control = Annotated[
 
 # --- The settings -----------------------------------------------------------------------------------------------------
 
-# An unknown key is an error; a dataclass can say so only in this attribute.
+# An unknown key is an error. pydantic reads this from the attribute `__pydantic_config__` of a dataclass.
 _STRICT = ConfigDict(extra="forbid")
 
 
@@ -411,8 +411,8 @@ class Settings:
     socket_mode: Annotated[Mode, Field(description="Mode of a unix socket, in octal; set before the first accept.")] = (
         0o660
     )
-    socket_owner: Annotated[Owner, Field(description="Owner of a unix socket; null: the process's user.")] = None
-    socket_group: Annotated[Owner, Field(description="Group of a unix socket, for instance postfix.")] = None
+    socket_owner: Annotated[OptionalText, Field(description="Owner of a unix socket; null: the process's user.")] = None
+    socket_group: Annotated[OptionalText, Field(description="Group of a unix socket, for instance postfix.")] = None
     rules: Annotated[str, Field(min_length=1, description="The ruleset, relative to this file.")] = "rules.yaml"
     decision_log: Annotated[DecisionLog, Field(description="Where decisions are written, and how.")] = field(
         default_factory=DecisionLog
@@ -426,10 +426,12 @@ class Settings:
         Control, Field(description="The unix socket for status, reload and forget; null: none. Relative to this file.")
     ] = None
     control_group: Annotated[
-        Owner, Field(description="Group that may use the control socket, which then has the mode 0660; null: 0600.")
+        OptionalText,
+        Field(description="Group that may use the control socket, which then has the mode 0660; null: 0600."),
     ] = None
     state_file: Annotated[
-        Owner, Field(description="Keeps counters and greylisting over a restart, in SQLite; null: only in memory.")
+        OptionalText,
+        Field(description="Keeps counters and greylisting over a restart, in SQLite; null: only in memory."),
     ] = None
     state: Annotated[
         State, Field(description="A Valkey or Redis server in which several hosts share counters and greylisting.")
@@ -439,14 +441,14 @@ class Settings:
         Field(
             ge=0.001,
             le=0.1,
-            description="Timeout of one call to that server; after it, the process's own memory answers.",
+            description="Timeout of one call to the server of `state`; after it, the process's own memory answers.",
         ),
         _DURATION,
         _DURATION_TEXT,
         _DURATION_SCHEMA,
     ] = 0.05
     state_credentials: Annotated[
-        Owner,
+        OptionalText,
         Field(description="A file that others cannot read: the user in its first line, the password in the second."),
     ] = None
     log_level: Annotated[
@@ -553,9 +555,7 @@ def _message(error: Any, node: Node) -> str:  # noqa: PLR0911 - a return for eac
     context = error.get("ctx", {})
     match error["type"]:
         case "unexpected_keyword_argument":
-            known = _known_keys(loc[:-1])
-            hint = did_you_mean(loc[-1], known) or f"; there are {', '.join(known)}"
-            return f"unknown key {quoted(loc[-1])}{hint}"
+            return unknown_key(loc[-1], _known_keys(loc[:-1]))
         case "value_error":
             return f"{name}: {context['error']}{'' if isinstance(node, Scalar) else f', not {describe(node)}'}"
         case "literal_error" if isinstance(node, Scalar):
@@ -576,7 +576,7 @@ def _message(error: Any, node: Node) -> str:  # noqa: PLR0911 - a return for eac
 
 
 def _known_keys(loc: list[str]) -> list[str]:
-    of: Any = Settings()
+    group: Any = Settings()
     for step in loc:
-        of = getattr(of, step)
-    return [field.name for field in dataclasses.fields(of)]
+        group = getattr(group, step)
+    return [field.name for field in dataclasses.fields(group)]

@@ -11,7 +11,7 @@ from policyd.core.tables import LongList, Networks
 from policyd.memory.definitions import GreylistSettings
 
 if TYPE_CHECKING:
-    from policyd.config.checks.ruleset_tests import SelfTest
+    from policyd.config.checks.ruleset_tests import RulesetTest
     from policyd.config.conditions import ConditionType
     from policyd.config.databases import Database, DatabaseDefinition, DatabaseKind
     from policyd.config.dns_lists import WrittenDnsList
@@ -100,7 +100,7 @@ class RulesFile:
     greylist: GreylistSettings = field(default_factory=GreylistSettings)
     default: Action = field(default_factory=lambda: Action(Verb.DUNNO))
     observe: bool = False
-    tests: list[SelfTest] = field(default_factory=list)
+    tests: list[RulesetTest] = field(default_factory=list)
     index: Index | None = None
     ruleset: Ruleset | None = None
     outline: Outline | None = None

@@ -30,7 +30,6 @@ MAX_DEPTH_SCANNED = 200
 # Characters that YAML 1.1 does not allow (section 5.1), and its line breaks that editors do not count.
 _UNPRINTABLE = re.compile(r"[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
-
 # A `#` that begins a comment and is directly followed by a word: `# why` is meant as a comment, `#4711` may not be.
 _CUT = re.compile(r"[ \t]+(#[^\s#][^\s]{0,39})")
 
@@ -39,7 +38,7 @@ _CUT = re.compile(r"[ \t]+(#[^\s#][^\s]{0,39})")
 class Scalar:
     """Text. `plain` if it has no quotes, so that `key:` and `key: ''` differ.
 
-    `cut` is the `#word` that ends a plain scalar, as `#4711` does.
+    `cut` is the `#word` that ends a plain scalar, such as `#4711`.
     """
 
     text: str
@@ -114,7 +113,7 @@ def parse_yaml(content: bytes, path: str, report: Report) -> Node | None:
     try:
         for event in yaml.parse(text, Loader=yaml.CLoader):
             builder.take(event)
-            if builder.hopeless:
+            if builder.too_deep:
                 return None
     except yaml.MarkedYAMLError as error:
         report.add(_syntax_problem(error, text, path))
@@ -155,7 +154,7 @@ class _Builder:
     def __init__(self, text: str, path: str, report: Report) -> None:
         self._text = text
         self.root: Node | None = None
-        self.hopeless = False  # too deep to read on
+        self.too_deep = False  # deeper than MAX_DEPTH_SCANNED
         self._path = path
         self._report = report
         self._open: list[Mapping | Sequence] = []
@@ -217,7 +216,7 @@ class _Builder:
             self._report.add(Problem(self._path, node.line, node.column, message))
             self._place(node, keep=False)
         elif self._depth > MAX_DEPTH_SCANNED:
-            self.hopeless = True
+            self.too_deep = True
 
     def _end(self) -> None:
         if self._depth <= MAX_DEPTH:

@@ -1,6 +1,6 @@
 """Asks a ruleset's own index which conditions hold for every request that matches an entry.
 
-So finding out whether a long list covers an entry does not read the list's entries.
+So the entries of a long list need not be read to find out whether the list covers an entry.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from policyd.core.lookups import Lookup
     from policyd.core.tables import Entries, Hits, RangeTable
 
-# A label that makes a host name under a domain which no list contains, because the label is not valid in an entry.
+# A label that is not valid in an entry: a host name that begins with it lies under its domain, but is in no list.
 _ANY_LABEL = b"\0."
 
 # Maximum number of entries whose answer is cached: those of one rule, which are compared with each rule above it in
@@ -123,7 +123,7 @@ def _of_network(lookup: AddressLookup, version: int, first: int, last: int) -> I
 
 
 def _starts_between(table: RangeTable, version: int, first: int, last: int) -> Iterator[int]:
-    """The starts of ranges from after `first` to `last`, ascending."""
+    """The starts of ranges after `first` and up to `last`, ascending."""
     _, starts4, _, high, low, _ = table.parts
     if version == 4:
         yield from starts4[bisect_right(starts4, first) : bisect_right(starts4, last)]

@@ -55,7 +55,7 @@ def _identity(verb: Verb | None, match: list[WrittenCondition]) -> tuple[Written
 
 
 def _states(match: list[WrittenCondition]) -> tuple[WrittenCondition, str] | None:
-    """Finds a condition on the sender or recipient together with states that have neither."""
+    """Finds a condition on the sender or recipient beside states in which Postfix does not send it."""
     state = next((condition for condition in match if condition.condition.name == "protocol_state"), None)
     if state is None:
         return None
@@ -147,13 +147,13 @@ def _network_acceptor(other: WrittenCondition, values: set[bytes | str]) -> Acce
 
 
 def _networks_of(version: int, address: int) -> set[tuple[int, int]]:
-    """Yields all networks that contain an address, each as its IP version and the network as in `Networks`."""
+    """Returns all networks that contain an address, each as its IP version and the network as in `Networks`."""
     width, bits = (32, 6) if version == 4 else (128, 8)
     return {(version, (address >> width - n << width - n) << bits | n) for n in range(width + 1)}
 
 
 def _covering(name: bytes) -> set[bytes]:
-    """Yields all entries that a name satisfies, because it is the entry or lies under it."""
+    """Returns all entries that a name satisfies, because it is the entry or lies under it."""
     labels = name.split(b".")
     parents = [b".".join(labels[start:]) for start in range(1, len(labels))]
     return {name, *parents, *(b"." + parent for parent in parents)}

@@ -31,7 +31,7 @@ _SITE = 64
 
 
 @dataclass(slots=True)
-class Coverage:
+class NetworkCount:
     """The networks of one value: their number, and the number of their addresses (for IPv6, of networks of /64)."""
 
     name: str = ""
@@ -75,7 +75,7 @@ def coverage_of(rules_file: RulesFile) -> tuple[list[str], list[Problem]]:
         database = rules_file.databases.get(kind)
         if not used or database is None or database.info.missing:
             continue
-        found: dict[bytes, Coverage] = defaultdict(Coverage)
+        found: dict[bytes, NetworkCount] = defaultdict(NetworkCount)
         try:
             for version, first, last, owner in database.ranges():
                 value = b"%d" % owner.asn if kind is DatabaseKind.ASN else owner.country.encode()

@@ -19,10 +19,10 @@ _DOMAIN_AT_END = re.compile(
 # Characters at the end of an expression that are searched for a domain, which has at most 253 and some backslashes.
 _LONGEST_DOMAIN = 300
 
-# Anchors before a domain that keep the expression from matching a longer name which ends in the same letters.
+# Anchors before a domain: with them, the expression does not match a longer name with the same ending.
 _BOUNDARY = re.compile(r"(?:\^|\\\.|@|\[[.@]+\]|\((?:\?:)?(?:\^\|\\\.|\\\.\|\^|\^\|@\|\\\.|@\|\\\.|\\\.\|@)\))$")
 
-# Signs that the letters before a domain's first dot end a label that varies, as in ^ip-[0-9]+-pool\.example
+# Signs that the first label of a domain is only the end of a varying label, as `-pool` is in ^ip-[0-9]+-pool\.example.
 _VARYING = re.compile(r"(?:\]|\)|\}|\\[dwDW])[*+?]?\??$|(?<!\.)[*+?]\??$|\\[a-zA-Z]$")
 
 

@@ -52,7 +52,7 @@ _NOT_ATTRIBUTES = frozenset({*GIVEN_DNS, *GIVEN_LISTS, *GIVEN_OWNER, *GIVEN_MEMO
 # A day on which no rule has expired.
 LONG_AGO = datetime.date.min
 
-# Keys of `given` for the answers of DNS lists.
+# The answers of a DNS list under `listed` and `listed_unknown`.
 _LISTED = ListAnswer(ListStatus.LISTED, ("127.0.0.2",))
 _LIST_UNKNOWN = unknown(Reason.SERVFAIL)
 
@@ -61,7 +61,7 @@ TEST_ID = b"00000000"
 
 
 @dataclass(frozen=True, slots=True)
-class SelfTest:
+class RulesetTest:
     """One test. `rule`, `text` and `observed` are None if the test does not check them."""
 
     number: int  # from 1
@@ -84,7 +84,7 @@ def read_tests(
     rules: AbstractSet[str],
     dns_lists: AbstractSet[str] = frozenset(),
     counters: AbstractSet[str] = frozenset(),
-) -> list[SelfTest]:
+) -> list[RulesetTest]:
     """Returns the well-formed tests; reports the problems of others.
 
     `rules`, `dns_lists` and `counters` are the existing names.
@@ -122,7 +122,7 @@ class _Reader:
         self._report = report
         self._wrong = False
 
-    def read(self, node: Node) -> SelfTest | None:
+    def read(self, node: Node) -> RulesetTest | None:
         if not isinstance(node, Mapping):
             self._add(node, f"expected a test (given, expect), not {describe(node)}")
             return None
@@ -146,7 +146,7 @@ class _Reader:
             observed = frozenset(self._rule_name(value) for value in self._texts(node.items["observed"]))
         if self._wrong or expect is None:
             return None
-        return SelfTest(
+        return RulesetTest(
             self._number,
             node.line,
             node.column,
@@ -272,7 +272,7 @@ class _Reader:
     def _read_lists(self, given: Mapping) -> dict[str, ListAnswer]:
         """Reads the answers of DNS lists; a list that is not named answers *not listed*."""
         answers = dict.fromkeys(self._dns_lists, NOT_LISTED)
-        told: set[str] = set()
+        answered: set[str] = set()
         for key, answer in (("listed", _LISTED), ("listed_unknown", _LIST_UNKNOWN)):
             item = given.items.get(key)
             if item is None:
@@ -281,9 +281,9 @@ class _Reader:
                 if node.text not in self._dns_lists:
                     hint = did_you_mean(node.text, sorted(self._dns_lists))
                     self._add(node, f"{key}: DNS list {quoted(node.text)} is not defined{hint}")
-                elif node.text in told:
+                elif node.text in answered:
                     self._add(node, f"{key}: {quoted(node.text)} has more than one answer")
-                told.add(node.text)
+                answered.add(node.text)
                 answers[node.text] = answer
         return answers
 
@@ -325,12 +325,12 @@ class _Reader:
             hint = did_you_mean(word, Status) or f"; it is one of {', '.join(Status)}"
             self._add(item.value, f"reverse_dns: unknown status {quoted(word)}{hint}")
             return told_identity(status, verified=verified, claimed=claimed)
-        said = Status(word)
-        if verified and said is not Status.VERIFIED:
+        given_status = Status(word)
+        if verified and given_status is not Status.VERIFIED:
             self._add(item.value, f"reverse_dns: a client with a verified hostname is verified, not {word}")
-        elif claimed and said is Status.MISSING:
+        elif claimed and given_status is Status.MISSING:
             self._add(item.value, "reverse_dns: a client that claims a name does not have the status missing")
-        identity = told_identity(said, verified=verified, claimed=claimed)
+        identity = told_identity(given_status, verified=verified, claimed=claimed)
         return with_claimed(identity, attributes.get("reverse_client_name", b""))
 
     def _read_names(self, given: Mapping, key: str) -> tuple[bytes, ...]:
@@ -352,7 +352,7 @@ class _Reader:
 # --- Running them -----------------------------------------------------------------------------------------------------
 
 
-def run_tests(tests: list[SelfTest], ruleset: Ruleset, path: str, report: Report) -> None:
+def run_tests(tests: list[RulesetTest], ruleset: Ruleset, path: str, report: Report) -> None:
     """Reports each test that fails, with the decision it got and why."""
     enforced = dataclasses.replace(ruleset, observe=False)
     for test in tests:
@@ -364,14 +364,14 @@ def run_tests(tests: list[SelfTest], ruleset: Ruleset, path: str, report: Report
         decision = decide_fully(enforced, test.request, facts, test.today)
         complaint = _complaint(test, decision)
         if complaint and report.room(path):
-            looked = trace(enforced, test.request, facts, test.today)
-            message = f"test {test.number} fails: {complaint}; {_why(test, decision, looked, ruleset)}"
+            traces = trace(enforced, test.request, facts, test.today)
+            message = f"test {test.number} fails: {complaint}; {_why(test, decision, traces, ruleset)}"
             report.add(Problem(path, test.line, test.column, message))
-        elif complaint:  # finding the reason tries every rule
+        elif complaint:  # will not be shown, so the reason, which is slow to find, is not needed
             report.count_more(path, 1)
 
 
-def _complaint(test: SelfTest, decision: Decision) -> str:
+def _complaint(test: RulesetTest, decision: Decision) -> str:
     """Describes the first difference from what is expected; empty if there is none."""
     wrong_rule = test.rule is not None and test.rule != decision.rule_name
     if test.expect is not decision.word or wrong_rule:
@@ -396,10 +396,10 @@ def _names(names: AbstractSet[str] | tuple[str, ...]) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
-def _why(test: SelfTest, decision: Decision, looked: list[RuleTrace], ruleset: Ruleset) -> str:
+def _why(test: RulesetTest, decision: Decision, traces: list[RuleTrace], ruleset: Ruleset) -> str:
     """Explains the decision: the rule that matched, and why the expected rule did not decide."""
     reasons = []
-    wanted = next((trace for trace in looked if trace.rule.name == test.rule), None)
+    wanted = next((each for each in traces if each.rule.name == test.rule), None)
     if test.rule not in {None, DEFAULT_RULE, decision.rule_name}:
         if wanted is not None:
             reasons.append(f"rule '{test.rule}' {_why_not(wanted, test.facts)}")
@@ -410,12 +410,12 @@ def _why(test: SelfTest, decision: Decision, looked: list[RuleTrace], ruleset: R
         reasons.append("no rule matched")
         if test.rule is None and test.expect is not decision.word:
             reasons += [
-                f"rule '{trace.rule.name}' {_why_not(trace, test.facts)}"
-                for trace in looked
-                if trace.rule.action.verb is test.expect and not trace.rule.observe
+                f"rule '{each.rule.name}' {_why_not(each, test.facts)}"
+                for each in traces
+                if each.rule.action.verb is test.expect and not each.rule.observe
             ][:3]
     else:
-        deciding = looked[-1]
+        deciding = traces[-1]
         held = [condition.name for condition, outcome in deciding.match if outcome is Outcome.YES]
         reasons.append(f"rule '{decision.rule.name}' (line {decision.rule.line}) matched: {', '.join(held)}")
     if decision.downgraded:
@@ -423,19 +423,20 @@ def _why(test: SelfTest, decision: Decision, looked: list[RuleTrace], ruleset: R
     return "; ".join(reasons)
 
 
-def _why_not(looked: RuleTrace, facts: Facts) -> str:
+def _why_not(rule_trace: RuleTrace, facts: Facts) -> str:
     """Explains why a rule did not decide."""
-    if looked.expired:
+    if rule_trace.expired:
         return "has expired"
-    if looked.rule.observe and looked.outcome is not Outcome.NO:
+    if rule_trace.rule.observe and rule_trace.outcome is not Outcome.NO:
         return "only observes"
-    failed = [condition for condition, outcome in looked.match if outcome is Outcome.NO]
+    failed = [condition for condition, outcome in rule_trace.match if outcome is Outcome.NO]
     if failed:
-        lie = looked.rule.action.verb is Verb.DUNNO and facts.identity is not None and facts.identity.claimed
-        only_claimed = lie and any(condition.subject == Subject.HOSTNAME for condition in failed)
+        exempts = rule_trace.rule.action.verb is Verb.DUNNO
+        has_claimed = facts.identity is not None and bool(facts.identity.claimed)
+        only_claimed = exempts and has_claimed and any(condition.subject == Subject.HOSTNAME for condition in failed)
         reason = " (a claimed name never exempts)" if only_claimed else ""
         return f"did not match: {', '.join(condition.name for condition in failed)} did not hold{reason}"
-    excepted = [condition.name for condition, outcome in looked.exceptions if outcome is Outcome.YES]
+    excepted = [condition.name for condition, outcome in rule_trace.exceptions if outcome is Outcome.YES]
     if excepted:
         return f"was excepted: {', '.join(excepted)} held"
     return f"could not be decided, because {_failure(facts)}"

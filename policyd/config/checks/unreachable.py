@@ -1,9 +1,9 @@
 """Finds rules that no request can reach, because a rule above decides whenever they would match.
 
 Sound, not complete: a reported rule is certainly unreachable. A rule is covered by an earlier one if each condition of
-the earlier rule is implied by some condition of the later. By the two principles, implication depends on the place of a
-condition: a host name that blocks may be a claimed one, which lets no client through, and a DUNNO rule that is unknown
-while DNS fails has an effect even though it does not match.
+the earlier rule is implied by some condition of the later. The two principles limit implication: a blocking rule also
+uses claimed names, a DUNNO rule only verified names; and a DUNNO rule that is unknown while DNS fails has an effect,
+even though it does not match.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def unreachable(rules: Sequence[WrittenRule], coverage: Coverage) -> Iterator[tu
         cover = covers.find(written)
         rule = written.rule
         if cover is not None:
-            yield written, cover  # the other rule covers all requests that this rule would
+            yield written, cover  # not added: the other rule covers whatever this rule would
         elif not rule.observe and rule.expires is None and not rule.exceptions:
             covers.add(written)
 
@@ -57,17 +57,19 @@ def always_excepted(written: WrittenRule, coverage: Coverage) -> WrittenConditio
     return None
 
 
-def _is_excepted(inner: WrittenCondition, exception: WrittenCondition, coverage: Coverage, verb: Verb) -> bool:
-    if inner.condition.subject != exception.condition.subject or not any(map(len, inner.collections)):
+def _is_excepted(condition: WrittenCondition, exception: WrittenCondition, coverage: Coverage, verb: Verb) -> bool:
+    if condition.condition.subject != exception.condition.subject or not any(map(len, condition.collections)):
         return False
-    if inner.condition.kind is Kind.LISTED:  # the entries that satisfy it depend on the required number
+    if condition.condition.kind is Kind.LISTED:  # `at_least` decides how many entries must hold
         return False
-    # The match of a blocking rule also uses claimed names, its exception only verified names.
-    if inner.condition.subject == Subject.HOSTNAME and verb is not Verb.DUNNO:
+    # The match of a blocking rule also uses claimed names, its `except` only verified names.
+    if condition.condition.subject == Subject.HOSTNAME and verb is not Verb.DUNNO:
         return False
-    if _whole(inner) <= _whole(exception):
+    if _whole(condition) <= _whole(exception):
         return True
-    return _is_small(inner) and all(exception.condition.number in holding for holding in coverage.of_entries(inner))
+    return _is_small(condition) and all(
+        exception.condition.number in holding for holding in coverage.of_entries(condition)
+    )
 
 
 class _Covers:
@@ -80,11 +82,12 @@ class _Covers:
         self._left = MAX_COMPARED
 
     def add(self, written: WrittenRule) -> None:
-        """Indexes the rule under one of its conditions, the condition that the fewest rules share. A covered rule
-        implies all conditions, so any of them finds the rule.
+        """Indexes the rule under the one of its conditions that the fewest rules share.
+
+        One condition is enough: a rule that is covered implies all of them.
         """
-        of_each = [(condition, _keys(condition)) for condition in written.match]
-        chosen, keys = min(of_each, key=lambda pair: max(len(self._by_key.get(key, ())) for key in pair[1]))
+        with_keys = [(condition, _keys(condition)) for condition in written.match]
+        chosen, keys = min(with_keys, key=lambda pair: max(len(self._by_key.get(key, ())) for key in pair[1]))
         self._by_condition[chosen.condition.number] = written
         for key in keys:
             self._by_key[key].append(written)

@@ -59,7 +59,7 @@ def lint(rules_file: RulesFile, today: datetime.date, errors: Report | None = No
     if rules_file.index is not None:
         linter.run()
     elif errors is not None and errors.room(rules_file.path):
-        linter.run_beside({problem.rule for problem in errors.problems} | {""})
+        linter.run_despite_errors({problem.rule for problem in errors.problems} | {""})
     return linter.report
 
 
@@ -95,7 +95,7 @@ class _Linter:
         self._today = today
         # None if there are errors: no index is built then.
         self._coverage = None if rules_file.index is None else Coverage(rules_file.rules, rules_file.index)
-        self._looked_at: set[tuple[str, Form]] = set()  # lists, once for each form in which they are used
+        self._checked: set[tuple[str, Form]] = set()  # lists, each with the form of its entries
 
     def run(self) -> None:
         """Runs every check."""
@@ -150,8 +150,7 @@ class _Linter:
             if not any(part.name in _OWN_PARTS for part in counter.per):
                 message = (
                     f"other clients can raise counter {counter.name}, so that honest mail is rejected; add "
-                    "client_address or "
-                    "client_network to its per, or write DEFER"
+                    "client_address or client_network to its per, or write DEFER"
                 )
                 self._warn_at(condition.key, message, written.rule.name)
 
@@ -172,8 +171,8 @@ class _Linter:
         for message in messages:
             self._warn(self._file.path, written.line, written.column, message, "")
 
-    def run_beside(self, wrong: set[str]) -> None:
-        """Checks each valid rule alone, because a rule that could not be read may explain the others."""
+    def run_despite_errors(self, wrong: set[str]) -> None:
+        """Checks each valid rule by itself: a comparison with rules that could not be read would be uncertain."""
         self._check_top()
         for written in self._file.rules:
             if written.rule.name not in wrong:
@@ -238,7 +237,7 @@ class _Linter:
             self._check_counters(written)
         if not rule.observe:
             self._check_forgeable(written)
-            self._check_alone(written)
+            self._check_weak(written)
         for condition in (*written.match, *written.exceptions):
             self._check_values(condition, rule.name)
 
@@ -260,7 +259,7 @@ class _Linter:
             message = f"this exemption rests only on {names}, which anyone can forge"
             self._warn_at(written.key("match"), message, rule.name)
 
-    def _check_alone(self, written: WrittenRule) -> None:
+    def _check_weak(self, written: WrittenRule) -> None:
         """Finds rules with only one weak condition: the country, or a name that contains the address."""
         rule, verb = written.rule, written.rule.action.verb
         names = {condition.condition.name for condition in written.match}
@@ -290,13 +289,13 @@ class _Linter:
                 self._warn_at(value, f"{name}: list {quoted(definition.name)} is named twice", rule)
             named.add(definition.name)
             source = definition.file.path if definition.file is not None else f"${definition.name}"
-            if (source, form) not in self._looked_at:
-                self._looked_at.add((source, form))
+            if (source, form) not in self._checked:
+                self._checked.add((source, form))
                 entries = definition.parse(form, rule, name, self.report)
                 using = f"{name}: list {quoted(definition.name)}"
                 try:
                     self._check_entries(form, entries, definition.entries, using, rule)
-                except UnreadableError as error:  # read again to find the lines
+                except UnreadableError as error:  # the file was read again to find the lines
                     self._warn(source, 0, 0, f"{using}: {error}", rule)
         if written.values:
             path = self._file.path
@@ -304,9 +303,9 @@ class _Linter:
             self._check_entries(form, written.collections[0], lambda: iter(inline), name, rule)
         self._check_literal(written, rule)
         if form is Form.NETWORK and self._coverage is not None:
-            alone = {version for entries in written.collections for version in _every(entries)}
+            reported = {version for entries in written.collections for version in _covered_versions(entries)}
             for version in (4, 6):
-                if version not in alone and self._coverage.is_every_address(written, version):
+                if version not in reported and self._coverage.is_every_address(written, version):
                     message = f"{name}: these networks together cover every IPv{version} address"
                     self._warn_at(written.key, message, rule)
 
@@ -328,7 +327,7 @@ class _Linter:
         repeated = _repeated(entries)
         if repeated.count:
             self._report_duplicates(form, written(), repeated, using, rule)
-        if form is Form.NETWORK and _every(entries):
+        if form is Form.NETWORK and _covered_versions(entries):
             for entry in written():
                 if entry.text.endswith("/0"):
                     version = "IPv6" if ":" in entry.text else "IPv4"
@@ -346,8 +345,8 @@ class _Linter:
         reported = 0
         entries = iter(written)
         while chunk := [*islice(entries, CHUNK)]:
-            for entry, forms in zip(chunk, _keys(form, chunk), strict=True):
-                key = next((key for key in forms if key in repeated.some), None)
+            for entry, keys in zip(chunk, _keys(form, chunk), strict=True):
+                key = next((key for key in keys if key in repeated.some), None)
                 if key is None:
                     continue
                 if key not in lines:
@@ -393,7 +392,7 @@ def _repeated(entries: Entries) -> Repetitions:
     return repeated
 
 
-def _every(entries: Entries) -> set[int]:
+def _covered_versions(entries: Entries) -> set[int]:
     """The IP versions for which one of these networks covers every address (first address 0, length 0)."""
     blocks = [block for block in _read(entries) if isinstance(block, Networks)]
     return {version for block in blocks for version, packed in ((4, block.v4), (6, block.v6)) if 0 in packed}

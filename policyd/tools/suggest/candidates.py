@@ -21,7 +21,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
-from policyd.config.public_suffixes import all_suffixes, registries
+from policyd.config.public_suffixes import all_suffixes, registry_suffixes
 from policyd.core.address import parse_address
 from policyd.core.identity import may_be_host
 from policyd.core.ruleset import Verb
@@ -395,7 +395,7 @@ def _suffixes(clients: Iterable[_Client], least: int, reasons: Reasons) -> tuple
     for client in clients:
         for name in client.names:
             text = name.decode("ascii")
-            domain = registries().privatesuffix(text)
+            domain = registry_suffixes().privatesuffix(text)
             if domain is not None and domain != text:
                 under[domain][text] = client
     found: list[Candidate] = []

@@ -47,7 +47,6 @@ VALUES: dict[str, list[str]] = {
     "client_address": ADDRESSES[:3],
 }
 
-
 # Groups of related conditions, and all conditions.
 GROUPS: list[tuple[str, ...]] = [
     ("client_address", "cidr"),

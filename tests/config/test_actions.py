@@ -30,7 +30,7 @@ from policyd.core.ruleset import Action, Verb
         ("REJECT {{id}} {{{id}}} }}{{", Action(Verb.REJECT, "", ("{id} {", "id", "} }{"))),
     ],
 )
-def test_actions(written: str, action: Action) -> None:
+def test_an_action_is_parsed(written: str, action: Action) -> None:
     assert parse_action(written) == action
 
 

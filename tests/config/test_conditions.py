@@ -45,10 +45,10 @@ def test_the_subject_of_a_condition_is_an_attribute_or_the_identity() -> None:
     assert {condition.subject for condition in CONDITIONS.values()} == {*ATTRIBUTES, *Subject}
 
 
-@pytest.mark.parametrize("one", CONDITIONS.values(), ids=CONDITIONS)
-def test_each_condition_is_described_and_has_valid_examples(one: ConditionType) -> None:
-    assert one.summary.endswith(".")
-    assert parse_entries(one.form, [example.encode() for example in one.examples])[1] == []
+@pytest.mark.parametrize("condition", CONDITIONS.values(), ids=CONDITIONS)
+def test_each_condition_is_described_and_has_valid_examples(condition: ConditionType) -> None:
+    assert condition.summary.endswith(".")
+    assert parse_entries(condition.form, [example.encode() for example in condition.examples])[1] == []
 
 
 def test_known_values_belong_to_conditions() -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def read(text: str, path: str = "rules.yaml") -> tuple[dict[str, WrittenDnsList], list[str]]:
-    """The lists of a text, and the problems with it."""
+    """The lists that a text defines, and the problems with it."""
     report = Report()
     root = parse_yaml(f"dns_lists:\n  {text}\n".encode(), path, report)
     assert isinstance(root, Mapping)
@@ -27,7 +27,7 @@ def read(text: str, path: str = "rules.yaml") -> tuple[dict[str, WrittenDnsList]
 
 
 def good(text: str, path: str = "rules.yaml") -> DnsList:
-    """The one list of a text that has no problem."""
+    """The only list of a text without problems."""
     lists, problems = read(text, path)
     assert problems == []
     (written,) = lists.values()
@@ -76,7 +76,7 @@ def test_known_zones_have_default_refusals_that_the_list_can_replace(fields: str
     assert [code.text for code in good(f"x: {{{fields}, codes: 127.0.0.2}}").refused] == refused
 
 
-def test_a_zone_outside_ascii_is_asked_in_a_labels() -> None:
+def test_a_zone_outside_ascii_is_queried_in_a_labels() -> None:
     assert good("x: {zone: b\u00fccher.example, codes: 127.0.0.2}").zone == "xn--bcher-kva.example"
 
 
@@ -108,7 +108,7 @@ def test_a_zone_outside_ascii_is_asked_in_a_labels() -> None:
         ("'x y': {zone: zen.test, codes: 127.0.0.2}", "2:3: DNS list 'x y': this is not a name for a list"),
     ],
 )
-def test_an_error_has_its_place(text: str, problem: str) -> None:
+def test_each_mistake_has_its_message(text: str, problem: str) -> None:
     lists, problems = read(text)
     assert problem in "\n".join(problems)
     assert all(written.definition is None for written in lists.values())
@@ -161,7 +161,7 @@ def test_a_key_that_cannot_be_used_is_not_quoted(tmp_path: Path, content: str, m
     assert KEY not in message
 
 
-def test_a_key_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_the_message_names_a_missing_key_file(tmp_path: Path) -> None:
     _, problems = read(KEYED, str(tmp_path / "rules.yaml"))
     assert f"key_file: {tmp_path}/dqs.key cannot be read: No such file or directory" in problems[0]
 

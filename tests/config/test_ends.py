@@ -1,4 +1,4 @@
-"""`expires=` in list files: when entries end, invalid ends, and the remaining effects of ended entries."""
+"""`expires=` in list files: when entries end, invalid ends, and lists with ended entries."""
 
 from __future__ import annotations
 

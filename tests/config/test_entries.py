@@ -1,4 +1,4 @@
-"""Bulk parsing of entries: the fast and the slow path agree, and networks are parsed as by ipaddress."""
+"""Bulk parsing of entries: the fast and the slow path agree, and networks are valid if ipaddress accepts them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ NAME_FORMS = [Form.HOST_NAME, Form.DOMAIN, Form.HELO_NAME, Form.SENDER, Form.REC
         (Form.STATUS, "missing", ["missing"]),
     ],
 )
-def test_the_form_in_which_an_entry_is_compared(form: Form, written: str, compared: list[bytes | str]) -> None:
+def test_an_entry_is_folded_for_comparison(form: Form, written: str, compared: list[bytes | str]) -> None:
     assert parse_entries(form, [written.encode()]) == (compared, [])
 
 
@@ -69,13 +69,13 @@ def test_the_form_in_which_an_entry_is_compared(form: Form, written: str, compar
         ("::fffe:0:0/95", "::fffe:0:0/95"),
     ],
 )
-def test_networks(written: str, network: str) -> None:
+def test_a_network_is_parsed(written: str, network: str) -> None:
     networks, bad = parse_entries(Form.NETWORK, [written.encode()])
     assert isinstance(networks, Networks)
     assert bad == []
     wanted = Networks()
-    one = ipaddress.ip_network(network)
-    wanted.append(one.version, int(one.network_address), one.prefixlen)
+    parsed = ipaddress.ip_network(network)
+    wanted.append(parsed.version, int(parsed.network_address), parsed.prefixlen)
     assert ([*networks.v4], [*networks.v6]) == ([*wanted.v4], [*wanted.v6])
 
 

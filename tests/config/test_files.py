@@ -51,8 +51,8 @@ def make_fifo(path: Path) -> None:
 
 
 def make_socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as one:
-        one.bind(str(path))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
 
 
 def make_device(path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_file_that_is_replaced_during_the_read_gives_the_old_content(tmp_path:
 
 
 def test_a_file_that_is_written_to_during_the_read_is_refused(tmp_path: Path) -> None:
-    """Its content may be half old and half new, as after `cp` over a list during a reload."""
+    """The content may be half old and half new, for instance if `cp` writes a list during a reload."""
     path = tmp_path / "f"
     path.write_bytes(b"old" * 100_000)
     os.utime(path, ns=(0, 0))
@@ -158,7 +158,7 @@ def test_a_file_that_is_written_to_during_the_read_is_refused(tmp_path: Path) ->
             read_file(str(path), 1 << 20)
 
 
-def test_a_fifo_with_a_writer_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_fifo_with_a_writer_is_refused_without_waiting(tmp_path: Path) -> None:
     path = tmp_path / "f"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)

@@ -32,7 +32,7 @@ def write(folder: Path, source: str) -> Path:
     return path
 
 
-def test_the_formats_are_the_importers() -> None:
+def test_the_formats_are_those_of_the_importers() -> None:
     assert set(SOURCE_FORMATS) == set(FORMATS)
 
 
@@ -68,7 +68,7 @@ def test_all_fields_are_read(tmp_path: Path) -> None:
         ("url: 'https://h/', allow_reserved: maybe", 47, "allow_reserved: 'maybe' is neither true nor false"),
     ],
 )  # fmt: skip
-def test_every_mistake_has_its_line(tmp_path: Path, source: str, column: int, message: str) -> None:
+def test_each_mistake_is_reported_at_its_column(tmp_path: Path, source: str, column: int, message: str) -> None:
     path = write(tmp_path, source)
     with pytest.raises(ConfigErrors) as caught:
         load(rules_path=path)
@@ -96,7 +96,6 @@ def test_an_unfetched_list_is_empty_with_a_warning_and_a_fetched_list_must_exist
 
 
 def test_a_fetched_list_is_not_hashed_and_a_list_under_never_is_used(tmp_path: Path) -> None:
-
     path = write(tmp_path, "url: 'https://h/', never: own")
     (tmp_path / "drop.txt").write_text("198.51.100.0/24\n")
     first = load(rules_path=path, warnings_on=datetime.date(2026, 11, 29))

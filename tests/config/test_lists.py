@@ -48,14 +48,14 @@ def test_a_list_file_has_an_entry_a_line_and_comments() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"# only\n  ; comments\n\t#\n", b"\xef\xbb\xbf", b" \t\r\n"])
-def test_a_file_without_entries(content: bytes) -> None:
+def test_a_file_of_blanks_and_comments_has_no_entries(content: bytes) -> None:
     file = ListFile("f", content)
     assert not file.has_entries()
     assert [*file.entries()] == []
 
 
 @pytest.mark.parametrize("content", [b"x", b"# c\nx\n", b"  x", b"\xef\xbb\xbfx", b";\n;\n\n\tx ; y"])
-def test_a_file_with_entries(content: bytes) -> None:
+def test_a_file_with_one_entry_has_entries(content: bytes) -> None:
     assert ListFile("f", content).has_entries()
     assert [text for text, _, _ in texts(content)] == ["x"]
 
@@ -82,15 +82,15 @@ def test_a_long_list_comes_in_blocks_with_a_key_for_its_content_and_form(form: F
     else:
         assert [*plain] == [line.encode() for line in lines]
     keys = {
-        one.key
+        listed.key
         for file in (ListFile("f", content), ListFile("g", content), ListFile("f", content + b"\n#"))
         for other in (form, Form.SENDER if form is Form.TEXT else form)
-        if isinstance(one := file.parse(other, "r", "x", report), LongList)
+        if isinstance(listed := file.parse(other, "r", "x", report), LongList)
     }
     assert len(keys) == 2 if form is not Form.TEXT else 4
 
 
-def test_a_short_list_is_read_unchanged() -> None:
+def test_a_short_list_is_not_kept_as_a_table() -> None:
     file = ListFile("f", b"\n".join(b"%d.example" % n for n in range(LONG_LIST - 1)))
     assert isinstance(file.parse(Form.DOMAIN, "r", "x", Report()), list)
 
@@ -152,7 +152,7 @@ def test_a_problem_in_line_873211_names_that_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_million_bad_lines_give_a_hundred_messages_and_a_count(tmp_path: Path) -> None:
+def test_many_bad_lines_give_a_hundred_messages_and_a_count(tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_text("not a name\n" * 300_000)
     (tmp_path / "r.yaml").write_text(
         "lists: {l: {file: l.txt}}\nrules: [{name: a, match: {hostname_suffix: $l}, action: REJECT}]\n"
@@ -222,14 +222,14 @@ def local_rules(folder: Path, *, local: str = "true", text: str | None = None) -
 
 def test_a_local_list_is_not_hashed_and_may_be_missing(tmp_path: Path) -> None:
     missing = local_rules(tmp_path)
-    one = local_rules(tmp_path, text="198.51.100.0/24\n")
-    other = local_rules(tmp_path, text="203.0.113.0/24\n203.0.113.7\n")
-    assert (missing.counts.networks, one.counts.networks, other.counts.networks) == (1, 2, 3)
-    assert missing.hash == one.hash == other.hash
-    assert local_rules(tmp_path, local="false").hash != one.hash
+    first = local_rules(tmp_path, text="198.51.100.0/24\n")
+    second = local_rules(tmp_path, text="203.0.113.0/24\n203.0.113.7\n")
+    assert (missing.counts.networks, first.counts.networks, second.counts.networks) == (1, 2, 3)
+    assert missing.hash == first.hash == second.hash
+    assert local_rules(tmp_path, local="false").hash != first.hash
 
 
-def test_a_missing_list_must_be_local_and_a_local_list_cannot_be_disabled(tmp_path: Path) -> None:
+def test_only_a_local_file_may_be_missing_and_it_may_not_be_empty(tmp_path: Path) -> None:
     with pytest.raises(ConfigErrors, match=r"own\.txt cannot be read: No such file or directory"):
         local_rules(tmp_path, local="false")
     with pytest.raises(ConfigErrors, match="has no entries, so the list would have no effect"):

@@ -42,7 +42,7 @@ def test_without_settings_there_are_defaults(tmp_path: Path, monkeypatch: pytest
     ("settings_text", "rules_text", "status", "count"),
     [
         (None, GOOD, 2, 1),
-        (GOOD, None, 2, 1),
+        ("{}", None, 2, 1),
         ("log_level: x\n", None, 2, 2),
         ("log_level: x\n", GOOD, 1, 1),
         ("", GOOD, 1, 1),
@@ -52,12 +52,12 @@ def test_without_settings_there_are_defaults(tmp_path: Path, monkeypatch: pytest
         ("a: [\n", "rules: [a]\n", 1, 1),
     ],
 )
-def test_exit_statuses(
+def test_an_unreadable_file_gives_the_status_2_and_a_wrong_file_1(
     settings_text: str | None, rules_text: str | None, status: int, count: int, tmp_path: Path
 ) -> None:
     """2 if a settings or rules file cannot be read, 1 if it is wrong; problems of both are reported together."""
     if settings_text is not None:
-        (tmp_path / "policyd.yaml").write_text(settings_text if settings_text != GOOD else "{}")
+        (tmp_path / "policyd.yaml").write_text(settings_text)
     if rules_text is not None:
         (tmp_path / "rules.yaml").write_text(rules_text)
     with pytest.raises(ConfigErrors) as caught:
@@ -147,6 +147,7 @@ def test_no_control_character_of_a_file_reaches_a_message(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("text", ["{}: x\n", "rules: {}\n", "rules: [{{name: a, match: {{{}: x}}, action: x}}]\n"])
 def test_a_word_of_a_megabyte_is_refused_quickly(text: str, tmp_path: Path) -> None:
+    # YAML limits a key to 1,024 characters, unless `? ` begins it.
     (tmp_path / "rules.yaml").write_text(text.format("? " * ("{}: x" in text) + "x" * 1_000_000))
     started = time.process_time()
     with pytest.raises(ConfigErrors) as caught:
@@ -159,21 +160,9 @@ def test_a_word_of_a_megabyte_is_refused_quickly(text: str, tmp_path: Path) -> N
 
 keys = st.sampled_from(
     [
-        *(
-            "rules",
-            "lists",
-            "tests",
-            "default",
-            "mode",
-            "name",
-            "match",
-            "except",
-            "action",
-            "expires",
-            "note",
-            "given",
-        ),
-        *("expect", "rule", "text", "observed", "file", "allow_empty", "hostname", "claimed", "reverse_dns", "date"),
+        *("rules", "lists", "tests", "default", "mode", "name", "match", "except", "action", "expires", "note"),
+        *("given", "expect", "rule", "text", "observed", "file", "allow_empty", "hostname", "claimed", "reverse_dns"),
+        "date",
         *CONDITIONS,
         *ATTRIBUTES,
     ]
@@ -181,20 +170,8 @@ keys = st.sampled_from(
 texts = st.one_of(
     st.sampled_from(
         [
-            *(
-                "",
-                "a",
-                "$l",
-                "$$",
-                "$",
-                "192.0.2.1",
-                "10.0.0.1/8",
-                "::/0",
-                "REJECT",
-                "DUNNO",
-                "OK",
-                "REJECT 5.7.1 {id}",
-            ),
+            *("", "a", "$l", "$$", "$", "192.0.2.1", "10.0.0.1/8", "::/0", "REJECT", "DUNNO", "OK"),
+            "REJECT 5.7.1 {id}",
             *("observe", "missing", "2027-03-31", "<>", "a@b.example", ".example.com", "(", "^x", "unknown", "RCPT"),
         ]
     ),

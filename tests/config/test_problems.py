@@ -1,4 +1,4 @@
-"""Problems: their one line, the limit for each file, and suggestions."""
+"""Problems: one line for each, the limit for each file, and suggestions."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_hundred_problems_of_a_file_are_kept_and_the_others_counted() -> None:
         ("rejects-30", [f"x-{number}" for number in range(300)] + ["rejects-300"], "; did you mean 'rejects-300'?"),
     ],
 )
-def test_suggestions(word: str, known: list[str], hint: str) -> None:
+def test_a_similar_word_is_suggested(word: str, known: list[str], hint: str) -> None:
     assert did_you_mean(word, known) == hint
 
 

@@ -109,7 +109,7 @@ def test_the_wrong_file_of_a_package_is_an_error_with_a_hint(
         load(rules_path=rules(tmp_path, tmp_path, asn, country))
 
 
-def test_a_file_of_ipv4_alone_causes_a_warning(folder: Path, tmp_path: Path) -> None:
+def test_a_file_with_ipv4_only_causes_a_warning(folder: Path, tmp_path: Path) -> None:
     shutil.copy(folder / "country-ipv4.mmdb", tmp_path)
     (tmp_path / "good.csv").write_text(GOOD)
     path = rules(tmp_path, tmp_path, "good.csv", "country-ipv4.mmdb")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from policyd.config import rules_reader as loader
+from policyd.config import rules_reader
 from policyd.config.load import load
 from policyd.config.problems import ConfigErrors
 from policyd.core.ruleset import Action, Kind, Verb
@@ -78,7 +78,7 @@ def test_a_list_may_be_one_value(tmp_path: Path) -> None:
 
 
 def test_expressions_that_are_too_large_together_are_reported(tmp_path: Path) -> None:
-    """Each compiles alone; the set of all of them does not fit RE2's memory."""
+    """Each expression compiles by itself; the set of all of them does not fit RE2's memory."""
     expressions = "\n".join(f"x{number}(a[bc]{{1000}})z" for number in range(300))
     (tmp_path / "l.txt").write_text(expressions)
     with pytest.raises(ConfigErrors) as caught:
@@ -95,7 +95,7 @@ def test_thousands_of_unknown_conditions_are_counted_quickly(tmp_path: Path) -> 
     began = time.process_time()
     with pytest.raises(ConfigErrors) as caught:
         load_text(f"rules:\n- name: a\n  action: REJECT\n  match:\n{names}", tmp_path)
-    assert time.process_time() - began < 3  # 0.5 s; finding a suggestion for each takes six
+    assert time.process_time() - began < 3  # 0.5 s; finding a suggestion for each takes 6 s
     assert caught.value.lines[0].endswith("unknown condition 'reverse_clien_nam0'; did you mean 'reverse_client_name'?")
     assert caught.value.lines[-1].endswith("and 19,900 more problems")
 
@@ -106,7 +106,7 @@ def test_too_many_entries_for_the_index_are_reported(tmp_path: Path, monkeypatch
     def refuse(*_: object, **__: object) -> None:
         raise ValueError("more than 4 GiB of names")
 
-    monkeypatch.setattr(loader, "build_index", refuse)
+    monkeypatch.setattr(rules_reader, "build_index", refuse)
     with pytest.raises(ConfigErrors, match=r"rules\.yaml: is too large to be indexed: more than 4 GiB of names"):
         load_text("rules: []\n", tmp_path)
 

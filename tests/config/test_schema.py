@@ -63,22 +63,22 @@ def test_the_settings_are_those_of_the_loader_with_their_defaults() -> None:
         }
 
 
-@pytest.mark.parametrize("one", [RULES, SETTINGS, BOTH], ids=["rules", "settings", "both"])
-def test_references_exist_and_patterns_compile(one: dict[str, Any]) -> None:
-    json.dumps(one)
-    for node in walk(one):
+@pytest.mark.parametrize("checked", [RULES, SETTINGS, BOTH], ids=["rules", "settings", "both"])
+def test_references_exist_and_patterns_compile(checked: dict[str, Any]) -> None:
+    json.dumps(checked)
+    for node in walk(checked):
         if "$ref" in node:
             head, _, name = node["$ref"].rpartition("/")
             assert head == "#/definitions"
-            assert name in one["definitions"]
+            assert name in checked["definitions"]
             assert len(node) == 1, "draft-07 ignores other keys beside a reference"
         if isinstance(node.get("pattern"), str):
             re.compile(node["pattern"])
 
 
-@pytest.mark.parametrize("one", [RULES, SETTINGS], ids=["rules", "settings"])
-def test_every_key_is_described_and_no_other_is_allowed(one: dict[str, Any]) -> None:
-    for node in walk(one):
+@pytest.mark.parametrize("checked", [RULES, SETTINGS], ids=["rules", "settings"])
+def test_every_key_is_described_and_no_other_is_allowed(checked: dict[str, Any]) -> None:
+    for node in walk(checked):
         if "properties" in node and "type" in node:
             assert node["additionalProperties"] is False
             for key, value in node["properties"].items():
@@ -108,7 +108,7 @@ def test_the_examples_of_actions_are_actions() -> None:
 
 
 def test_one_schema_distinguishes_the_two_files() -> None:
-    """Evaluated by hand: its `if` requires a list of rules, or a key that settings do not have."""
+    """The schema's `if`, evaluated by hand, requires a list of rules, or a key that settings do not have."""
     first, *others = BOTH["if"]["anyOf"]
     assert first == {"required": ["rules"], "properties": {"rules": {"type": "array"}}}
     assert {other["required"][0] for other in others} == set(TOP_KEYS) - set(SETTINGS["properties"])

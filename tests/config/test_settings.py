@@ -153,12 +153,12 @@ def test_a_group_called_null_needs_quotes() -> None:
         ("1d", 86400.0),
     ],
 )
-def test_durations(text: str, seconds: float) -> None:
+def test_a_duration_is_read_in_seconds(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "5", "s", "-1s", "1e3s", "5 seconds", "1h30m", "\u0665s", "infs", ".5s"])
-def test_invalid_durations(text: str) -> None:
+def test_an_invalid_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a duration"):
         parse_duration(text)
 
@@ -178,16 +178,16 @@ def test_addresses_are_written_in_the_form_in_which_they_are_read(text: str) -> 
         *("inet:[127.0.0.1]:1", "inet:[::1%lo]:1x", "tcp:127.0.0.1:1", "unix:" + "x" * 108),
     ],
 )
-def test_invalid_addresses(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is no|lacks|needs|neither|longer"):
+def test_an_invalid_address_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is not|lacks|needs|neither|longer"):
         parse_listen(text)
 
 
 @pytest.mark.parametrize(
     "text", ["", "localhost", "1.2.3", "[::1", "::1]", "1.2.3.4:", "1.2.3.4:0", "[1.2.3.4]:x", "1.2.3.4:1:2"]
 )
-def test_invalid_resolvers(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is no|lacks|needs|neither|longer"):
+def test_an_invalid_resolver_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is not|lacks|needs|neither|longer"):
         parse_dns_server(text)
 
 

@@ -52,7 +52,7 @@ def test_lines_and_columns_count_from_one_and_in_characters() -> None:
     assert (rules.value.items[0].line, rules.value.items[0].column) == (4, 5)
 
 
-def test_an_empty_text_gives_no_hint() -> None:
+def test_a_quoted_empty_text_is_not_missing() -> None:
     root, _ = parse("nothing:\nempty: ''\n")
     assert isinstance(root, Mapping)
     assert [item.value.missing for item in root if isinstance(item.value, Scalar)] == [True, False]
@@ -67,7 +67,6 @@ def test_a_byte_order_mark_and_windows_line_ends_are_accepted() -> None:
     [
         (b"", "f.yaml:1:1: the file is empty"),
         (b"\n\n# nothing\n", "f.yaml:1:1: the file is empty"),
-        (b"---\n...\n", None),
         (b"a: x\0\n", "f.yaml:1:5: a NUL byte is not allowed in YAML"),
         (b"a: b\nc: \x85d\n", "f.yaml:2:4: byte 0x85 is not UTF-8; save the file as UTF-8"),
         ("a: b\nc: \x85d\n".encode(), "f.yaml:2:4: the control character U+0085 is not allowed in YAML"),
@@ -78,10 +77,14 @@ def test_a_byte_order_mark_and_windows_line_ends_are_accepted() -> None:
         (b"caf\xc3\xa9: \xff\n", "f.yaml:1:7: byte 0xff is not UTF-8; save the file as UTF-8"),
     ],
 )
-def test_content_that_is_not_text(content: bytes, problem: str | None) -> None:
-    root, problems = parse(content)
-    assert problems == ([problem] if problem else [])
-    assert (root is None) is bool(problem)
+def test_content_that_is_empty_or_not_text_is_refused(content: bytes, problem: str) -> None:
+    assert parse(content) == (None, [problem])
+
+
+def test_an_empty_document_is_accepted() -> None:
+    root, problems = parse(b"---\n...\n")
+    assert plain(root) == ""
+    assert problems == []
 
 
 def test_text_after_a_second_document_does_not_belong_to_the_first() -> None:
@@ -108,7 +111,7 @@ def test_sixteen_levels_are_allowed_and_seventeen_are_not() -> None:
     assert parse("[" * 17 + "]" * 17)[1] == ["f.yaml:1:17: nesting deeper than 16 levels is not allowed"]
 
 
-def test_too_deep_a_value_does_not_shift_the_keys_after_it() -> None:
+def test_a_value_that_is_too_deep_does_not_shift_the_keys_after_it() -> None:
     depth_16 = "".join(f"{'  ' * level}k{level}:\n" for level in range(15))
     deepest = f"{'  ' * 15}deep: [x, {{y: z}}]\n{'  ' * 15}after: w\n"
     root, problems = parse(depth_16 + deepest)
@@ -129,7 +132,7 @@ def test_nine_hundred_levels_are_refused_by_our_own_limit_at_once(deep: str) -> 
     assert time.process_time() - started < 2
 
 
-def test_an_alias_bomb_gives_only_a_problem_for_each_alias() -> None:
+def test_an_alias_bomb_gives_only_a_problem_for_each_anchor_and_alias() -> None:
     lines = ["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9))]
     root, problems = parse("\n".join(lines))
     assert isinstance(root, Mapping)

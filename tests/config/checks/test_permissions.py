@@ -1,3 +1,5 @@
+"""Warnings of files that every user of the host may write or replace."""
+
 from __future__ import annotations
 
 import datetime
@@ -16,7 +18,7 @@ REPLACE = "every user of this host may put another file in its place, and so dec
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with settings, rules and a list in a folder of its own."""
+    """A folder with settings and rules, and a list in a subfolder."""
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists" / "drop.txt").write_text("192.0.2.0/24\n")
     (tmp_path / "policyd.yaml").write_text("{}\n")
@@ -62,7 +64,7 @@ def test_the_target_of_a_link_is_checked(folder: Path) -> None:
     assert warnings(folder)["rules.yaml"] == f"{REPLACE} '{folder}/lists'"
 
 
-def test_check_reports_it_as_a_warning_of_the_file(folder: Path) -> None:
+def test_check_reports_a_writable_file_in_a_warning(folder: Path) -> None:
     (folder / "rules.yaml").chmod(0o666)
     loaded = load(folder / "policyd.yaml", warnings_on=datetime.date(2026, 11, 21))
     assert loaded.warning_lines == (f"{folder}/rules.yaml: warning: {WRITE}",)

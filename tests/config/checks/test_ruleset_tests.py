@@ -83,7 +83,7 @@ def test_every_failing_test_is_reported_at_its_line(tmp_path: Path) -> None:
 
 
 def test_tests_are_not_run_if_the_rules_are_wrong(tmp_path: Path) -> None:
-    """They would fail because of the wrong rules, and hide that cause."""
+    """The tests would fail because of the wrong rules, and hide that cause."""
     path = tmp_path / "rules.yaml"
     path.write_text(
         "rules: [{name: a, match: {cidr: x}, action: REJECT}]\n"
@@ -94,7 +94,7 @@ def test_tests_are_not_run_if_the_rules_are_wrong(tmp_path: Path) -> None:
     assert [problem.message.partition(":")[0] for problem in caught.value.problems] == ["cidr", "test 2", "test 2"]
 
 
-def test_a_test_that_cannot_be_read_does_not_hide_one_that_fails(tmp_path: Path) -> None:
+def test_a_test_that_cannot_be_read_does_not_hide_a_test_that_fails(tmp_path: Path) -> None:
     path = tmp_path / "rules.yaml"
     path.write_text("rules: []\ntests:\n  - {given: {}, expct: DUNNO}\n  - {given: {}, expect: REJECT}\n")
     with pytest.raises(ConfigErrors) as caught:

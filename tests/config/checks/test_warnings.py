@@ -36,7 +36,7 @@ def test_warnings_are_collected_only_on_request(tmp_path: Path) -> None:
         ("2020-01-01", "expired on 2020-01-01, so it is skipped; remove it or set another date"),
     ],
 )
-def test_expiry(expires: str | None, notice: str) -> None:
+def test_a_notice_begins_two_weeks_before_a_rule_expires(expires: str | None, notice: str) -> None:
     date = datetime.date.fromisoformat(expires) if expires else None
     rule = Rule("a", 0, (), (), Action(Verb.REJECT), expires=date)
     assert expiry_notice(rule, TODAY) == notice
@@ -49,19 +49,21 @@ def test_a_rule_that_never_expires_has_no_notice_at_the_end_of_time() -> None:
     assert expiry_notice(rule, datetime.date.max - datetime.timedelta(days=1)) == "expires on 9999-12-31, in 1 day"
 
 
-@pytest.mark.parametrize(("form", "entry"), [("cidr", "{0}.{1}.{2}.0/24"), ("hostname_suffix", "h{0}-{1}-{2}.example")])
+@pytest.mark.parametrize(
+    ("condition", "entry"), [("cidr", "{0}.{1}.{2}.0/24"), ("hostname_suffix", "h{0}-{1}-{2}.example")]
+)
 @pytest.mark.slow
-def test_a_long_list_with_duplicates_is_checked_quickly(form: str, entry: str, tmp_path: Path) -> None:
+def test_a_long_list_with_duplicates_is_checked_quickly(condition: str, entry: str, tmp_path: Path) -> None:
     entries = [entry.format(n >> 16, (n >> 8) & 255, n & 255) for n in range(100_000)]
     entries[90_000] = entries[100]
     (tmp_path / "l.txt").write_text("\n".join(entries))
     (tmp_path / "rules.yaml").write_text(
-        f"lists: {{l: {{file: l.txt}}}}\nrules: [{{name: a, match: {{{form}: $l}}, action: REJECT}}]\n"
+        f"lists: {{l: {{file: l.txt}}}}\nrules: [{{name: a, match: {{{condition}: $l}}, action: REJECT}}]\n"
     )
     started = time.process_time()
     (line,) = load(rules_path=tmp_path / "rules.yaml", warnings_on=TODAY).warning_lines
     assert (
-        f"l.txt:90001:1: warning: rule 'a': {form}: list 'l': '{entries[100]}' is a duplicate (first at line 101)"
+        f"l.txt:90001:1: warning: rule 'a': {condition}: list 'l': '{entries[100]}' is a duplicate (first at line 101)"
         in line
     )
     assert time.process_time() - started < 5

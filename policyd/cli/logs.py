@@ -15,9 +15,10 @@ from policyd.cli import Failure
 from policyd.cli.options import json_option, rules_options
 from policyd.config.databases import DatabaseKind
 from policyd.config.load import load
+from policyd.config.problems import counted
 from policyd.logs.files import LogError, in_order
 from policyd.logs.maillog import WAYS_OUT, quote
-from policyd.tools.display import counted, reading, results
+from policyd.tools.display import reading, results
 from policyd.tools.judge import Assumption, ListAssumption, OwnerAssumption
 from policyd.tools.replay import output as replay_report
 from policyd.tools.replay.replay import compare

@@ -26,7 +26,7 @@ from policyd.config.files import (
     read_file,
 )
 from policyd.config.in_force import LoadedFile, Text, Texts, file_hash
-from policyd.config.problems import ConfigErrors, Problem, Report, Severity
+from policyd.config.problems import ConfigErrors, Problem, Report, Severity, counted
 from policyd.config.rules_reader import read_rules
 from policyd.config.settings import Settings, read_settings, rules_path_of
 from policyd.config.yaml_tree import parse_yaml
@@ -92,8 +92,8 @@ class Loaded:
         counts = self.ruleset.counts
         observes = "; mode: observe, so every answer is DUNNO" if self.ruleset.observe else ""
         return (
-            f"ruleset {self.ruleset.hash}: {_number(counts.rules, 'rule')}, {_number(counts.networks, 'network')}, "
-            f"{_number(counts.names, 'name')}, {_number(counts.expressions, 'expression')}, {self.seconds:.2f} s"
+            f"ruleset {self.ruleset.hash}: {counted(counts.rules, 'rule')}, {counted(counts.networks, 'network')}, "
+            f"{counted(counts.names, 'name')}, {counted(counts.expressions, 'expression')}, {self.seconds:.2f} s"
             f"{observes}"
         )
 
@@ -271,7 +271,3 @@ def _read_settings(
     settings = read_settings(root, path, report)
     # A syntax problem, such as a duplicate key, still gives a tree, and is not reported by the settings.
     return (None if report else settings), rules_path_of(root, path), text
-
-
-def _number(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"

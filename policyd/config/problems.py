@@ -111,7 +111,7 @@ class Report:
             yield str(problem)
             more = self._uncollected.get(problem.path, 0)
             if more and problem is last_of[problem.path]:
-                yield printable(f"{problem.path}: and {more:,} more {'problem' if more == 1 else 'problems'}")
+                yield printable(f"{problem.path}: and {counted(more, 'more problem')}")
 
 
 class ConfigErrors(Exception):  # noqa: N818 - it carries several errors
@@ -152,6 +152,11 @@ def unknown_key(key: str, known: Collection[str]) -> str:
     """Returns the message about an unknown key, with the similar key or else all known keys."""
     hint = did_you_mean(key, known) or f"; there are {', '.join(known)}"
     return f"unknown key {quoted(key)}{hint}"
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """`1 mail`, `2,000 mails`."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def quoted(text: str, limit: int = 80) -> str:

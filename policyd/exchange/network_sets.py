@@ -109,8 +109,3 @@ def _why_not(row: Row) -> str:
 def texts(of: netaddr.IPSet, version: int | None = None) -> list[str]:
     """The fewest networks of a set, in order of addresses; of one version or, IPv4 first, of both."""
     return [network_text(cidr) for cidr in of.iter_cidrs() if version is None or cidr.version == version]
-
-
-def count(number: int) -> str:
-    """`1 network`, `1,000 networks`."""
-    return f"{number:,} network{'' if number == 1 else 's'}"

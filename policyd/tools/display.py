@@ -85,8 +85,3 @@ def reading(paths: Sequence[str]) -> Iterator[Callable[[int], None]]:
     ) as progress:
         task = progress.add_task("", total=total)
         yield lambda count: progress.advance(task, count)
-
-
-def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """`1 mail`, `2,000 mails`."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from policyd.config.problems import MAX_PROBLEMS, ConfigErrors, Problem, Report, Severity, did_you_mean, quoted
+from policyd.config.problems import MAX_PROBLEMS, ConfigErrors, Problem, Report, Severity, counted, did_you_mean, quoted
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,11 @@ def test_a_similar_word_is_suggested(word: str, known: list[str], hint: str) -> 
 def test_a_long_piece_of_a_file_is_cut() -> None:
     assert quoted("x" * 80) == f"'{'x' * 80}'"
     assert quoted("x" * 81) == f"'{'x' * 77}...'"
+
+
+@pytest.mark.parametrize(
+    ("number", "nouns", "text"),
+    [(1, ("mail",), "1 mail"), (0, ("mail",), "0 mails"), (2000, ("address", "addresses"), "2,000 addresses")],
+)
+def test_numbers_have_the_right_plural(number: int, nouns: tuple[str, ...], text: str) -> None:
+    assert counted(number, *nouns) == text

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from policyd.logs.files import LogError
-from policyd.tools.display import counted, reading, results, shown, table
+from policyd.tools.display import reading, results, shown, table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,11 +61,3 @@ def test_names_of_rules_and_figures_are_whole_in_a_narrow_terminal() -> None:
     assert "a-long-name-of-a-rule" in screen.getvalue()
     assert "1,234,567" in screen.getvalue()
     assert screen.getvalue().count("x") == 100
-
-
-@pytest.mark.parametrize(
-    ("number", "nouns", "text"),
-    [(1, ("mail",), "1 mail"), (0, ("mail",), "0 mails"), (2000, ("address", "addresses"), "2,000 addresses")],
-)
-def test_numbers_have_the_right_plural(number: int, nouns: tuple[str, ...], text: str) -> None:
-    assert counted(number, *nouns) == text

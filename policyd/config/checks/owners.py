@@ -13,7 +13,7 @@ from policyd.config.conditions import Form
 from policyd.config.databases import DatabaseError, DatabaseKind
 from policyd.config.entries import fold_owner
 from policyd.config.lists import Entry
-from policyd.config.problems import Problem, Severity, quoted
+from policyd.config.problems import Problem, Severity, counted, quoted
 from policyd.core.printable import printable
 
 if TYPE_CHECKING:
@@ -52,14 +52,12 @@ class NetworkCount:
     def __str__(self) -> str:
         parts = []
         if self.networks4:
-            parts.append(f"{_counted(self.networks4, 'IPv4 network')} ({_counted(self.addresses4, 'address', 'es')})")
+            parts.append(
+                f"{counted(self.networks4, 'IPv4 network')} ({counted(self.addresses4, 'address', 'addresses')})"
+            )
         if self.networks6:
-            parts.append(f"{_counted(self.networks6, 'IPv6 network')} ({self.sites6:,} of /{_SITE})")
+            parts.append(f"{counted(self.networks6, 'IPv6 network')} ({self.sites6:,} of /{_SITE})")
         return ", ".join(parts)
-
-
-def _counted(count: int, what: str, plural: str = "s") -> str:
-    return f"{count:,} {what}{'' if count == 1 else plural}"
 
 
 def coverage_of(rules_file: RulesFile) -> tuple[list[str], list[Problem]]:

@@ -11,9 +11,10 @@ import shlex
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from policyd.config.problems import counted
 from policyd.exchange.firewall.chains import AnotherMatterError, Asked, Base, Does, Step, flattened
 from policyd.exchange.model import Imported, IncompleteError, Line, UnsupportedError, shown
-from policyd.exchange.network_sets import count, rejected, texts
+from policyd.exchange.network_sets import rejected, texts
 from policyd.exchange.values import address_range, network
 
 if TYPE_CHECKING:
@@ -270,7 +271,9 @@ def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
     others = len(texts(addresses, 10 - options.version))
     if others:
         what = "--ipv6 gives those" if options.version == 4 else "without --ipv6, only IPv4 is written"
-        report.lose(Line(rows[0].line.path, 0, count(others)), f"{tool} has no IPv{10 - options.version}; {what}")
+        report.lose(
+            Line(rows[0].line.path, 0, counted(others, "network")), f"{tool} has no IPv{10 - options.version}; {what}"
+        )
     chain = options.name
     return "\n".join(
         [

@@ -18,9 +18,10 @@ from email.utils import format_datetime, make_msgid
 from typing import TYPE_CHECKING
 
 from policyd import __version__
+from policyd.config.problems import counted
 from policyd.decision_log.reader import LoggedDecision
 from policyd.tools.decisions.find import Search, as_line, every, is_refused, time_of
-from policyd.tools.display import counted, shown
+from policyd.tools.display import shown
 from policyd.tools.owned import owner_of, system_name
 
 if TYPE_CHECKING:

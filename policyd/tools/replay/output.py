@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from policyd.config.problems import counted
 from policyd.logs.maillog import quote
 from policyd.logs.timestamps import rfc3339
-from policyd.tools.display import counted, shown, styled_verb, table
+from policyd.tools.display import shown, styled_verb, table
 from policyd.tools.judge import GOT_THROUGH, Assumption, ListAssumption
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.text import Text
 
+from policyd.config.problems import counted
 from policyd.logs.timestamps import rfc3339
-from policyd.tools.display import counted, shown, styled_verb, table
+from policyd.tools.display import shown, styled_verb, table
 from policyd.tools.stats.collect import TOP, over_time
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ import datetime
 import re
 from typing import TYPE_CHECKING, Any
 
+from policyd.config.problems import counted
 from policyd.logs.timestamps import rfc3339
-from policyd.tools.display import counted, shown
+from policyd.tools.display import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

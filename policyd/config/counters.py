@@ -36,7 +36,7 @@ _NETWORK = re.compile(r"client_network(?:/([0-9]{1,2})(?:/([0-9]{1,3}))?)?")
 def read_counters(
     node: Node, path: str, report: Report, read_where: Callable[[Mapping], list[WrittenCondition]]
 ) -> dict[str, WrittenCounter]:
-    """Reads the counters by name, including wrong ones; `path` is the rules file's."""
+    """Reads the counters by name, including wrong definitions; `path` is the rules file's."""
     counters: dict[str, WrittenCounter] = {}
     for item in definitions(node, "counters", path, report):
         key = item.key
@@ -49,7 +49,7 @@ def read_counters(
 
 
 def read_greylist(node: Node, path: str, report: Report) -> GreylistSettings:
-    """Reads the times of greylisting; missing ones have their defaults."""
+    """Reads the times of greylisting; a missing time has its default."""
     return _Reader("greylist", path, report).read_greylist(node)
 
 
@@ -89,7 +89,7 @@ class _Reader(DefinitionReader):
         return CounterDefinition(written.name, distinct, per, within, answered, conditions)
 
     def read_greylist(self, node: Node) -> GreylistSettings:
-        """Returns the times, with defaults in place of wrong ones."""
+        """Returns the times; a wrong time is replaced by its default."""
         defaults = GreylistSettings()
         if not isinstance(node, Mapping):
             self.add(node, f"expected times (wait, retry_within, remember), not {describe(node)}")

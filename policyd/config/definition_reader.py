@@ -21,7 +21,7 @@ TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
 
 
 def definitions(node: Node, section: str, path: str, report: Report) -> Iterator[Item]:
-    """Yields each name with its definition; reports a section that has none. `path` is the rules file's."""
+    """Yields each name with its definition; reports a section without names. `path` is the rules file's."""
     if isinstance(node, Mapping):
         yield from node
     else:

@@ -54,7 +54,7 @@ class WrittenDnsList:
     line: int
     column: int
     definition: DnsList | None = None
-    key_file: str = ""  # its path, empty for none
+    key_file: str = ""  # the path of the key file; empty if there is none
     known: KnownZone | None = None
     exposes_key: bool = False  # the key is written in the rules file
     used: bool = False
@@ -63,7 +63,7 @@ class WrittenDnsList:
 def read_dns_lists(
     node: Node, path: str, report: Report, *, known: Iterable[DnsList] | None = None
 ) -> dict[str, WrittenDnsList]:
-    """Reads the lists by name, including wrong ones; `path` is the rules file's.
+    """Reads the lists by name, including wrong definitions; `path` is the rules file's.
 
     With `known`, the definitions of the lists that rules use are given, and no key file is read.
     """
@@ -221,7 +221,7 @@ class _Reader(DefinitionReader):
                     f"self_test: {quoted(written)} is not an address, but this list is queried for addresses",
                 )
                 return ""
-            # An IPv4-mapped address stays one: a list of IPv6 alone has its test entry there (RFC 5782 section 5).
+            # An IPv4-mapped address is not converted: it tests a list with IPv6 only (RFC 5782 section 5).
             return (
                 f"::ffff:{format_address(address)}" if ":" in written and address[0] == 4 else format_address(address)
             )

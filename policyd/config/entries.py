@@ -65,7 +65,7 @@ _FORMS = {
 
 _LIST_NAME = re.compile(NAME_PATTERN)
 
-# A name that ends in a label of digits is an address, whole or cut short.
+# A name that ends in a label of digits is an address, complete or truncated.
 _NUMERIC = r"(?m)(?:^|\.)[0-9]+\.?$"
 
 

@@ -1,8 +1,8 @@
 """Reads lists: written in the ruleset, or in files with one entry a line.
 
-A file is read once in a load, even if several lists name it, and a list is parsed once for each form of entry that it
-serves (a list in two `cidr` conditions: once), so that a million entries are in memory once, as flat bytes. An invalid
-entry is reported with its own file and line, and with the rule that uses it.
+A file is read once in a load, even if several lists name it. A list is parsed once for each form of its entries: once
+for two `cidr` conditions. So a million entries are in memory once, as flat bytes. An invalid entry is reported with
+its own file and line, and with the rule that uses it.
 """
 
 from __future__ import annotations

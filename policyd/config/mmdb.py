@@ -292,9 +292,9 @@ def _aliases(get: Callable[[str], tuple[Any, int]]) -> dict[int, int]:
     found = {}
     for first, length in _IPV4_IN_IPV6:
         for probe in _PROBES:
-            record, own = get(format_address((4, probe)))
-            again, longer = get(format_address((6, first | probe << 96 - length)))
-            if (again, longer) != (record, length + own):
+            record, length4 = get(format_address((4, probe)))
+            repeated, length6 = get(format_address((6, first | probe << 96 - length)))
+            if (repeated, length6) != (record, length + length4):
                 break
         else:
             found[first] = 1 << 128 - length

@@ -27,7 +27,8 @@ MAX_MESSAGE = 1_500
 # Maximum characters of a word that gets a suggestion; comparing a word of a megabyte takes seconds.
 MAX_GUESSED = 100
 
-# Maximum number of known words compared for a suggestion, at 15 us each. A longer list of names is generated.
+# Maximum number of known words compared for a suggestion, at 15 us each. More names than this come from a
+# generator, which makes no typing errors.
 MAX_KNOWN = 300
 
 
@@ -143,8 +144,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if len(word) > MAX_GUESSED:
         return ""
     by_lower = {name.lower(): name for name in known}
-    begun = [name for name in by_lower if len(word) > 2 and name.startswith(word.lower())]
-    close = begun or difflib.get_close_matches(word.lower(), [*by_lower][:MAX_KNOWN], n=1)
+    completions = [name for name in by_lower if len(word) > 2 and name.startswith(word.lower())]
+    close = completions or difflib.get_close_matches(word.lower(), [*by_lower][:MAX_KNOWN], n=1)
     return f"; did you mean '{by_lower[close[0]]}'?" if close else ""
 
 

@@ -102,9 +102,9 @@ def describe(node: Node) -> str:
 
 
 def parse_yaml(content: bytes, path: str, report: Report) -> Node | None:
-    """Parses one YAML document. Returns None if there is none, and reports why.
+    """Parses one YAML document. If there is no valid document, reports why and returns None.
 
-    An empty file is a problem, because a failed copy leaves one.
+    An empty file is a problem, because a failed copy can leave an empty file.
     """
     text = _decode(content, path, report)
     if text is None:
@@ -270,10 +270,10 @@ def _syntax_problem(error: yaml.MarkedYAMLError, text: str, path: str) -> Proble
     line, column = (mark.line, mark.column) if mark else (0, 0)
     lines = re.split("\r\n|\r|\n", text)
     written = lines[line] if line < len(lines) else ""
-    begun = error.context_mark.line if error.context_mark else line
-    hint = _hint(error.problem or "", written, column, lines[begun : line + 1])
-    if hint.endswith("is not closed") and begun < line:
-        hint += f" (line {begun + 1})"
+    start = error.context_mark.line if error.context_mark else line
+    hint = _hint(error.problem or "", written, column, lines[start : line + 1])
+    if hint.endswith("is not closed") and start < line:
+        hint += f" (line {start + 1})"
     return Problem(path, line + 1, column + 1, f"not valid YAML: {error.problem}{hint}")
 
 

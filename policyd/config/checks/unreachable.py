@@ -65,7 +65,7 @@ def _is_excepted(condition: WrittenCondition, exception: WrittenCondition, cover
     # The match of a blocking rule also uses claimed names, its `except` only verified names.
     if condition.condition.subject == Subject.HOSTNAME and verb is not Verb.DUNNO:
         return False
-    if _whole(condition) <= _whole(exception):
+    if _collection_keys(condition) <= _collection_keys(exception):
         return True
     return _is_small(condition) and all(
         exception.condition.number in holding for holding in coverage.of_entries(condition)
@@ -82,9 +82,9 @@ class _Covers:
         self._left = MAX_COMPARED
 
     def add(self, written: WrittenRule) -> None:
-        """Indexes the rule under the one of its conditions that the fewest rules share.
+        """Indexes the rule by one condition, which is enough: a covered rule implies all conditions.
 
-        One condition is enough: a rule that is covered implies all of them.
+        It is the condition that the fewest rules share.
         """
         with_keys = [(condition, _keys(condition)) for condition in written.match]
         chosen, keys = min(with_keys, key=lambda pair: max(len(self._by_key.get(key, ())) for key in pair[1]))
@@ -96,7 +96,7 @@ class _Covers:
         """The first rule that covers this one, as far as MAX_COMPARED allows."""
         candidates: dict[int, WrittenRule] = {}
         for condition in later.match:
-            found = [candidate for key in _whole(condition) for candidate in self._by_key.get(key, ())]
+            found = [candidate for key in _collection_keys(condition) for candidate in self._by_key.get(key, ())]
             holding = next(self._coverage.of_entries(condition), frozenset()) if _is_small(condition) else frozenset()
             found += (self._by_condition[number] for number in holding if number in self._by_condition)
             candidates.update((candidate.rule.number, candidate) for candidate in found)
@@ -112,7 +112,10 @@ class _Covers:
         """Whether the earlier rule's condition holds wherever the later rule has an effect."""
         return any(
             _may_imply(condition, wanted, earlier, later)
-            and (_whole(condition) <= _whole(wanted) or (_is_small(condition) and self._are_all_in(wanted, condition)))
+            and (
+                _collection_keys(condition) <= _collection_keys(wanted)
+                or (_is_small(condition) and self._are_all_in(wanted, condition))
+            )
             for condition in later.match
         )
 
@@ -145,7 +148,7 @@ def _is_small(written: WrittenCondition) -> bool:
     return sum(map(len, written.collections)) <= MAX_ENTRIES
 
 
-def _whole(written: WrittenCondition) -> frozenset[Key]:
+def _collection_keys(written: WrittenCondition) -> frozenset[Key]:
     """Keys for whole collections: the same list in two conditions of one kind."""
     return frozenset(
         (
@@ -161,7 +164,7 @@ def _keys(written: WrittenCondition) -> frozenset[Key]:
     """Keys for counting the rules with the same list or, for short lists, the same entries."""
     subject, kind = written.condition.subject, written.condition.kind
     short = (entries for entries in written.collections if not isinstance(entries, LongList))
-    return _whole(written) | {(subject, kind, entry) for entries in short for entry in _hashable(entries)}
+    return _collection_keys(written) | {(subject, kind, entry) for entries in short for entry in _hashable(entries)}
 
 
 def _hashable(entries: PlainEntries) -> Iterable[Hashable]:

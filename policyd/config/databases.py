@@ -188,7 +188,7 @@ class Database:
         return f"{format_address((address[0], first))}-{format_address((address[0], last))}"
 
     def ranges(self) -> Iterator[tuple[int, int, int, Owner]]:
-        """Every range with its owner: version, first address, last address. Raises DatabaseError for a damaged file.
+        """Yields every range: version, first address, last address, owner. Raises DatabaseError for a damaged file.
 
         Takes seconds for a large file.
         """
@@ -222,7 +222,7 @@ class DatabaseFile:
     """The bytes of one file, for the kinds that it serves."""
 
     def __init__(self, path: str) -> None:
-        """Reads the file. Raises UnreadableError and OversizedError (`policyd.config.files`), and DatabaseError."""
+        """Reads the file. Raises UnreadableError and OversizedError (`policyd.config.files`)."""
         self.path = path
         content, modified = read_dated(path, MAX_DATABASE_BYTES)
         self._digest = hashlib.sha256(content).digest()
@@ -341,7 +341,7 @@ def read_databases(
 ) -> tuple[dict[DatabaseKind, Database], list[DatabaseDefinition]]:
     """Reads the databases that a ruleset declares; returns them with their definitions, and reports problems.
 
-    `replaced` has files, by path, to read in place of those that the ruleset names. A database with `from:` whose file
+    `replaced` maps the path of a database to the file to read instead. A database with `from:` whose file
     does not exist yet is empty. `in_force` are the databases of the ruleset in force, which are not parsed again if
     their files have not changed.
     """

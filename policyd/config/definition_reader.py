@@ -1,4 +1,4 @@
-"""The base of the readers of named definitions in the rules file."""
+"""The base of the readers of named definitions in the rules file, and the words that they share."""
 
 from __future__ import annotations
 

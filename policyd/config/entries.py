@@ -49,8 +49,8 @@ _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"  # underscores are allowed: 
 _HOST_NAME = rf"{_LABEL}(?:\.{_LABEL})*\.?"
 # A HELO argument may be any word that is not dots only; dots would normalize to an empty name.
 _HELO_NAME = r"[!-+\--~]{0,252}[!-+\-/-~]\.?"
-# A local part, then a domain or an address literal; or a bare word, as Postfix passes `root` on. Postfix removes quotes
-# before it asks a policy service, so a local part may contain blanks and `@`.
+# A local part, then a domain or an address literal; or a bare word such as `root`, which Postfix sends unchanged.
+# Postfix removes quotes before it asks a policy service, so a local part may contain blanks and `@`.
 _ADDRESS = r"(?:[!-;=?-~](?:[ -;=?-~]*[!-;=?-~])?@[^@<>\x00-\x20\x7f]+|[!-\-/-;=?A-~]+)"
 _TEXT = r"[^\x00-\x1f\x7f]*"
 
@@ -166,7 +166,7 @@ def _networks(lines: Sequence[bytes]) -> tuple[Networks, list[int]]:
 
 
 def _network6(address: str, slash: str, length: str) -> tuple[int, int, int]:
-    """(version, first address, prefix length). Raises OSError, ValueError and KeyError if the text is not a network."""
+    """Returns version, first address, prefix length. Raises OSError, ValueError or KeyError for an invalid network."""
     prefix = _LENGTHS6[length] if slash else 128
     first = int.from_bytes(socket.inet_pton(socket.AF_INET6, address))
     if first & _HOST_BITS6[prefix]:
@@ -182,7 +182,7 @@ MAX_ASN = 0xFFFFFFFF
 
 
 def _owners(form: Form, lines: Sequence[bytes]) -> tuple[list[bytes], list[int]]:
-    """AS numbers, countries, and the value of hostname_generic."""
+    """Parses AS numbers, countries, and the value of hostname_generic."""
     entries = []
     bad = []
     for place, line in enumerate(lines):
@@ -211,7 +211,7 @@ _BLOCK = 4096
 
 
 def _names(form: Form, lines: Sequence[bytes]) -> tuple[list[bytes], list[int]]:
-    """Names, mail addresses and other text."""
+    """Parses names, mail addresses and other text."""
     entries: list[bytes] = []
     bad = []
     for start in range(0, len(lines), _BLOCK):

@@ -27,7 +27,7 @@ from policyd.config.problems import did_you_mean, quoted
 from policyd.core.identity import Status
 
 # A name has at most 253 characters and a mail address 254 (RFC 5321 section 4.5.3.1.3, erratum 1690). A longer text
-# gets no suggestion, which would be as long.
+# gets no suggestion, because the suggestion would be as long.
 MAX_EXPLAINED = 400
 
 
@@ -155,7 +155,7 @@ def _explain_expression(text: str) -> str:
 
 
 def _as_expression(pattern: str) -> str:
-    """`*.example.com` as an expression."""
+    """Returns `*.example.com` as an expression."""
     return f"{pattern.lstrip('*').replace('.', chr(92) + '.')}$"
 
 

@@ -63,7 +63,7 @@ _KEY = re.compile(r"[!-~]{1,500}")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The source of a list. `every` is in seconds, `max_change` a fraction of the entries in force.
+    """The source of a list or database. `every` is in seconds, `max_change` a fraction of the entries in force.
 
     `url` may contain `{key}`, which stands for the first line of `key_file` and never appears in a message.
     """

@@ -219,7 +219,7 @@ def _load(
 
 
 def _edited(config_path: str | os.PathLike[str] | None, rules: str, texts: Texts) -> Iterator[str]:
-    """The paths of the settings and rules file if their content differs from the texts."""
+    """Yields the paths of the settings and rules file, if their content differs from the texts."""
     for path, text, limit in (
         (config_path, texts.settings, MAX_SETTINGS_BYTES),
         (rules, texts.rules, MAX_RULES_BYTES),
@@ -269,5 +269,5 @@ def _read_settings(
     if root is None:
         return None, None, text
     settings = read_settings(root, path, report)
-    # A syntax problem, such as a duplicate key, still gives a tree, and is not reported by the settings.
+    # After a problem in the YAML, such as a duplicate key, there may still be a tree; its settings are not used.
     return (None if report else settings), rules_path_of(root, path), text

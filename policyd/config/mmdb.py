@@ -75,7 +75,7 @@ def is_mmdb(content: bytes) -> bool:
 
 
 class MmdbFile:
-    """One MMDB file: `policyd.core.owners.Records`.
+    """The records of one MMDB file; implements `policyd.core.owners.Records`.
 
     A pickled MmdbFile has no content: after unpickling, the caller calls `adopt` with the descriptor of the memory
     file, which `descriptor` has in the process that read the file. `is_damaged` says that a lookup found damage.
@@ -242,7 +242,7 @@ class MmdbFile:
             raise MmdbError(_DAMAGED) from None
 
     def networks(self) -> Iterator[tuple[int, int, int, Owner]]:
-        """Every network with its owner: version, first address, prefix length. Raises MmdbError for a damaged file."""
+        """Yields every network: version, first address, prefix length, owner. Raises MmdbError for a damaged file."""
         for version, first, length, record in self._networks(self._reader):
             yield version, first, length, Owner(*self._system_of(record), self._country_of(record))
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-# For an attribute of the policy protocol.
+# Words for attributes of the policy protocol.
 _ATTRIBUTES = {
     "client": "client_address",
     "client_ip": "client_address",

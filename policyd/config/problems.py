@@ -106,7 +106,7 @@ class Report:
         )
 
     def lines(self) -> Iterator[str]:
-        """One line for each problem, and for each file that has more a line with their number."""
+        """One line for each problem; for a file with more problems, also a line with their number."""
         last_of = {problem.path: problem for problem in self.problems}
         for problem in self.problems:
             yield str(problem)

@@ -108,7 +108,7 @@ class OwnerRanges:
         return None
 
     def networks(self) -> Iterator[tuple[int, int, int, Owner]]:
-        """Every range with its owner: version, first address, last address, owner (a system, or only a country)."""
+        """Yields every range: version, first address, last address, owner (a system, or only a country)."""
         for version, first, last, number in self._ranges():
             asn, text = self._asns[number], self._text_of(number)
             yield version, first, last, Owner(asn, text) if asn else Owner(0, "", text)
@@ -203,7 +203,7 @@ def columns_of(line: str) -> Columns | None:
 
 
 def other_addresses(line: str) -> str:
-    """Describes a file that has numbers or networks instead of IP addresses, and the file to use; else empty."""
+    """Describes a file with numbers or networks instead of IP addresses, and what to use; empty for other files."""
     try:
         fields = _split(line, "\t" if "\t" in line else ",")
     except ValueError:
@@ -267,7 +267,7 @@ class _Reading:
         self._v6 = _Family(6)
 
     def add(self, lines: list[str], number: int) -> None:
-        """Takes a block of lines; `number` is that of the first."""
+        """Takes a block of lines; `number` is the number of its first line."""
         try:
             separator = self._separator
             firsts, lasts, rest = zip(*[line.split(separator, 2) for line in lines], strict=True)
@@ -514,7 +514,7 @@ class _RecordTexts:
         return numbers, array("I", [0]) + asns, [b"", *texts]
 
     def _in_bulk(self, rests: list[str]) -> tuple[array[int], list[str]]:
-        """AS numbers and names of systems. Raises an error if a record needs parsing by line."""
+        """AS numbers and names of systems. Raises an error if the records need parsing one by one."""
         columns = self._columns
         if not self._systems:
             raise ValueError("countries")

@@ -71,7 +71,7 @@ RULE_KEYS = ("name", "match", "except", "action", "mode", "expires", "note")
 LIST_KEYS = ("file", "allow_empty", "local", "from")
 MODES = ("enforce", "observe")
 
-# A path may have 4,096 bytes (PATH_MAX, limits.h). A longer path would make a message of its length.
+# Maximum characters of a path in a message. A path may have 4,096 bytes (PATH_MAX, limits.h), an invalid path more.
 MAX_PATH_SHOWN = 1000
 
 _NAME = re.compile(NAME_PATTERN)
@@ -180,7 +180,7 @@ class _Reader:
         self._hashed: set[str] = set()  # list files that are part of the ruleset's hash
         self._missing: set[str] = set()  # missing list files that are allowed to be missing
         self._conditions = 0
-        self._declared: set[str] = set()  # the databases
+        self._declared: set[str] = set()  # the kinds of the declared databases
         self._rule = ""  # the name of the rule that is being read, for its problems
         self._prefix = ""  # begins each message: a list, `default`, or the number of a rule without a name
 
@@ -330,7 +330,7 @@ class _Reader:
         return Owners(asn.records if asn is not None else None, country.records if country is not None else None)
 
     def _add_differences(self) -> None:
-        """Adds the numbers of entries added and removed to the outline, for lists whose tables were patched."""
+        """Adds to the outline how many entries each list has gained and lost, if its table was patched."""
         differences = {} if self._tables is None else self._tables.differences
         outline = self._file.outline
         for name, definition in self._file.lists.items():
@@ -646,7 +646,7 @@ class _Reader:
         return date
 
     def _check_unproven(self, exempting: list[WrittenCondition], where: str) -> None:
-        """Checks the first principle for names: the client, or the owner of its address, chooses some of them."""
+        """Checks the first principle for names that their owner chooses: they must not let mail through."""
         for condition in exempting:
             name = condition.condition.name
             if name in UNPROVEN:
@@ -798,7 +798,7 @@ class _Reader:
         return names, at_least
 
     def _dns_list_names(self, item: Item, values: list[str], at_least: int) -> list[str]:
-        """The names of `listed`, each once and in order; reports undefined names, and too few names."""
+        """Returns the names under `listed`, each once and in order; reports undefined names, and too few names."""
         names: dict[str, None] = {}
         for text in values:
             definition = self._file.lists.get(text[1:]) if text.startswith("$") else None

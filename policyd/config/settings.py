@@ -75,7 +75,7 @@ class StateServer:
 
 @dataclass(frozen=True, slots=True)
 class DnsServer:
-    """A resolver to ask: an IP address (no brackets) and a port."""
+    """A resolver: an IP address without brackets, and a port."""
 
     address: str
     port: int = DNS_PORT
@@ -538,7 +538,7 @@ _UNKNOWN_KEY = "unexpected_keyword_argument"
 
 
 def _find(root: Mapping, loc: tuple[str | int, ...]) -> Item:
-    """The item that pydantic's location means; an element of a list has the list's key."""
+    """Finds the item at a location from pydantic; an element of a list has the list's key."""
     item = Item(Scalar("", root.line, root.column), root)
     for step in loc:
         node = item.value

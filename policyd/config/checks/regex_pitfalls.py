@@ -55,7 +55,7 @@ def _pieces(expression: str) -> Iterator[tuple[int, str]]:
                 end = place + 2
         elif expression[place] == "[":
             end += expression[end : end + 1] == "^"
-            end += expression[end : end + 1] == "]"  # the first one is a member
+            end += expression[end : end + 1] == "]"  # directly after the bracket, it is a member
             while end < len(expression) and expression[end] != "]":
                 inner = expression.find(":]", end) if expression.startswith("[:", end) else -1
                 end = inner + 2 if inner >= 0 else end + (2 if expression[end] == "\\" else 1)

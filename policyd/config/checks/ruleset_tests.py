@@ -43,7 +43,8 @@ TEST_KEYS = ("given", "expect", "rule", "text", "observed")
 # Keys of `given` beside the attributes of a request.
 GIVEN_DNS = ("hostname", "claimed", "reverse_dns")
 GIVEN_LISTS = ("listed", "listed_unknown")
-# Keys of `given` for the owner of the client's address; without them the address has no record, even in a database.
+# Keys of `given` for the owner of the client's address; without them the address has no record, whatever the database
+# says.
 GIVEN_OWNER = ("asn", "asn_name", "country")
 GIVEN_MEMORY = ("counter", "greylist")
 GIVEN_KEYS = (*ATTRIBUTES, *GIVEN_DNS, *GIVEN_LISTS, *GIVEN_OWNER, *GIVEN_MEMORY, "date")

@@ -10,7 +10,7 @@ _COMPARISON = re.compile(r"([A-Za-z0-9._-]+?)\s*(>=|>)\s*([0-9]{1,9})")
 
 
 def parse_comparison(text: str) -> tuple[str, int] | None:
-    """Returns a counter's name and the smallest value for which `NAME > N` or `NAME >= N` holds; None for other text."""
+    """Returns a counter's name and the smallest value for which the comparison holds; None for other text."""
     match = _COMPARISON.fullmatch(text.strip())
     return (match[1], int(match[3]) + (match[2] == ">")) if match is not None else None
 

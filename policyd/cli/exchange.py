@@ -16,7 +16,7 @@ from policyd.cli.options import RulesetName, json_option, rules_options
 from policyd.config.actions import ActionError, parse_action
 from policyd.config.conditions import CONDITIONS
 from policyd.config.load import load
-from policyd.exchange.access.keys import ATTRIBUTES
+from policyd.exchange.access.keys import LOOKUPS
 from policyd.exchange.exporting import FORMATS as EXPORTS
 from policyd.exchange.exporting import NoSuchListError
 from policyd.exchange.exporting import export as export_rules
@@ -59,7 +59,7 @@ def _name(_context: click.Context, _parameter: click.Parameter, name: str) -> st
 @click.option("-o", "--output", metavar="FILE", help="Write to this file instead of standard output.")
 @click.option(
     "--attribute",
-    type=click.Choice(ATTRIBUTES),
+    type=click.Choice(LOOKUPS),
     help="The attribute that is looked up in the table, if the format does not say so.",
 )
 @click.option(
@@ -175,7 +175,7 @@ def _summary(result: Result) -> str:
 )
 @click.option(
     "--attribute",
-    type=click.Choice(ATTRIBUTES),
+    type=click.Choice(LOOKUPS),
     default="client",
     show_default=True,
     help="postfix-access: the attribute that will be looked up in the table.",

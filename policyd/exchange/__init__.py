@@ -1,5 +1,5 @@
-"""Imports other systems' lists and tables as rules or entries, and exports to them; one file for each format.
+"""Imports other systems' lists and tables, and exports rules and lists to them. Each format has its own file.
 
 A reader takes lines and returns an `Imported`; a writer takes rows and returns text (`policyd.exchange.model`). Both
-record in a `Report` what the other format cannot express, so nothing is left out silently.
+report everything that the other format cannot express, so nothing is left out silently.
 """

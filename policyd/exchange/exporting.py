@@ -1,7 +1,7 @@
 """`policyd export`: a ruleset's rules and lists in another system's format.
 
-Takes the result of `policyd.config.load.load`, with every list written out, and returns the text and a report of
-everything that the format cannot express. Prints nothing and asks no DNS.
+Takes the result of `policyd.config.load.load`. Returns the text, in which the entries of lists replace their names, and
+a report of everything that the format cannot express. Prints nothing and asks no DNS.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A format that can be exported. `whole`: it can contain observed and expired rules, marked as such."""
+    """A format that can be exported. With `keeps_inactive`, it contains observed and expired rules, marked as such."""
 
     write: Callable[[Sequence[Row], Report, ExportOptions], str]
-    whole: bool = False
+    keeps_inactive: bool = False
 
 
 FORMATS: dict[str, Format] = {
@@ -47,8 +47,8 @@ FORMATS: dict[str, Format] = {
     "postscreen-cidr": Format(cidr.write_postscreen),
     "sendmail-access": Format(sendmail.write),
     "rspamd-map": Format(rspamd_map.write),
-    "csv": Format(csv_table.write, whole=True),
-    "json": Format(json_rules.write, whole=True),
+    "csv": Format(csv_table.write, keeps_inactive=True),
+    "json": Format(json_rules.write, keeps_inactive=True),
 }
 
 
@@ -59,9 +59,9 @@ class NoSuchListError(Exception):
 def export(
     name: str, loaded: Loaded, options: ExportOptions, today: datetime.date, lists: Sequence[str] = ()
 ) -> tuple[str, Report]:
-    """The text in the format `name`: of the rules or, if some are named, of `lists`.
+    """Exports the rules or, if `lists` is not empty, the lists with these names, in the format `name`.
 
-    `today` is the date in UTC, on which rules have expired or not. Raises `NoSuchListError`.
+    `today` is the date in UTC; rules that have expired by then are reported. Raises `NoSuchListError`.
     """
     report = Report()
     path = loaded.rules_file.path
@@ -69,18 +69,18 @@ def export(
         rows = list(_of_lists(loaded, lists, options.verdict, report))
         what = ", ".join(lists)
     else:
-        whole = FORMATS[name].whole
-        rules = _of_rules(loaded, report, None if whole else OwnedNetworks(loaded))
-        rows = list(_in_force(rules, report, today, whole=whole))
+        keeps_inactive = FORMATS[name].keeps_inactive
+        rules = _of_rules(loaded, report, None if keeps_inactive else OwnedNetworks(loaded))
+        rows = list(_in_force(rules, report, today, keeps_inactive=keeps_inactive))
         what = "rules"
-        _mind_the_rest(loaded, report)
-    # The name of a file may contain anything, and goes into a comment.
+        _report_outside_rules(loaded, report)
+    # The name of a file may contain any character, and is written into a comment.
     heading = f"{what} of {Path(path).name} (ruleset {loaded.ruleset.hash}), exported by policyd"
     return FORMATS[name].write(rows, report, replace(options, heading=printable(heading))), report
 
 
 def _of_rules(loaded: Loaded, report: Report, owned: OwnedNetworks | None) -> Iterator[Row]:
-    """Returns the rules as rows; with `owned`, systems and countries as their networks."""
+    """Yields the rules as rows; with `owned`, autonomous systems and countries become their networks."""
     for rule in loaded.ruleset.rules:
         line = Line(loaded.rules_file.path, rule.line, f"rule {rule.name}")
         if any(condition.kind is Kind.LISTED for condition in (*rule.match, *rule.exceptions)):
@@ -107,7 +107,7 @@ def _of_rules(loaded: Loaded, report: Report, owned: OwnedNetworks | None) -> It
 
 
 def _terms(loaded: Loaded, conditions: Iterable[Condition]) -> Iterator[Term]:
-    """Every value of every condition; `$name` gives each entry of that list, `$$` a literal `$` (ruleset.md)."""
+    """Yields every value of every condition; `$name` gives each entry of that list, `$$` a literal `$` (ruleset.md)."""
     for condition in conditions:
         for value in condition.values:
             if not value.startswith("$"):
@@ -118,9 +118,9 @@ def _terms(loaded: Loaded, conditions: Iterable[Condition]) -> Iterator[Term]:
                 yield from (Term(condition.name, entry.text) for entry in loaded.lists[value[1:]].entries())
 
 
-def _in_force(rows: Iterable[Row], report: Report, today: datetime.date, *, whole: bool) -> Iterator[Row]:
+def _in_force(rows: Iterable[Row], report: Report, today: datetime.date, *, keeps_inactive: bool) -> Iterator[Row]:
     for row in rows:
-        if whole:
+        if keeps_inactive:
             yield row
         elif row.observe:
             report.lose(row.line, "observed only (mode: observe), so it is not exported")
@@ -132,8 +132,8 @@ def _in_force(rows: Iterable[Row], report: Report, today: datetime.date, *, whol
             yield row
 
 
-def _mind_the_rest(loaded: Loaded, report: Report) -> None:
-    """Reports the parts of a ruleset outside its rules."""
+def _report_outside_rules(loaded: Loaded, report: Report) -> None:
+    """Reports the settings of a ruleset that no rule contains."""
     path = loaded.rules_file.path
     if loaded.ruleset.observe:
         report.note(Line(path, 0, ""), "the whole file is observed (mode: observe), but the exported rules block")

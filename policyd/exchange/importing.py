@@ -18,7 +18,7 @@ from policyd.exchange.access import postfix, sendmail
 from policyd.exchange.firewall import ipset, iptables, nftables
 from policyd.exchange.lists import plain, postgrey, rspamd_map, spamhaus_drop, whois
 from policyd.exchange.model import DUNNO, REJECT, Imported, IncompleteError, Line, Report, Term, Verdict, place
-from policyd.exchange.network_sets import kept_out, only_networks, texts
+from policyd.exchange.network_sets import blocked_addresses, network_texts, only_networks
 from policyd.exchange.postfix import cidr, pcre, postconf, postfwd, regexp
 from policyd.exchange.rules_yaml import Names, fits_list_file, list_file, rules, rules_yaml
 from policyd.logs.files import MAX_LINE_BYTES, STANDARD_INPUT, LogError, NotTextError, read_blocks
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from policyd.exchange.rules_yaml import NewRule
 
-# Maximum bytes of a file: ten times a table of a million entries; a longer file would fill the memory.
+# Maximum lines of a file: ten times a table of a million entries; a longer file would fill the memory.
 MAX_LINES = 10_000_000
 
 
@@ -41,10 +41,10 @@ class Shape(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A format that can be imported: its reader, and the options of `ImportOptions` that it takes.
+    """A format that can be imported: its reader, and the fields of `ImportOptions` that the reader takes.
 
     `from_the_top` means that the first matching line decides, so a line exempts only from the lines below it.
-    `longest_line` is in bytes. `verdict` is the default verdict of entries.
+    `longest_line` is in bytes. `verdict` is the default verdict for entries.
     """
 
     read: Callable[..., Imported]
@@ -54,27 +54,27 @@ class Format:
     verdict: Verdict = REJECT
 
 
-_NAMES = frozenset({"attribute"})
+_ATTRIBUTE = frozenset({"attribute"})
 
-# A JSON document is often one line: 64 MiB is an nftables set of a million elements.
-_JSON_BYTES = 64 << 20
+# Maximum bytes of a line of JSON, which is often the whole document: an nftables set of a million elements.
+_MAX_JSON_LINE = 64 << 20
 
 FORMATS: dict[str, Format] = {
-    "plain": Format(plain.read, _NAMES),
-    "postfix-access": Format(postfix.read, _NAMES | {"dotted", "delimiter"}),
+    "plain": Format(plain.read, _ATTRIBUTE),
+    "postfix-access": Format(postfix.read, _ATTRIBUTE | {"dotted", "delimiter"}),
     "postfix-cidr": Format(cidr.read, from_the_top=True),
-    "postfix-pcre": Format(pcre.read, _NAMES, from_the_top=True),
-    "postfix-regexp": Format(regexp.read, _NAMES, from_the_top=True),
+    "postfix-pcre": Format(pcre.read, _ATTRIBUTE, from_the_top=True),
+    "postfix-regexp": Format(regexp.read, _ATTRIBUTE, from_the_top=True),
     "sendmail-access": Format(sendmail.read),
     "postconf": Format(postconf.read, from_the_top=True),
     "postfwd": Format(postfwd.read, from_the_top=True),
-    "postgrey": Format(postgrey.read, _NAMES, verdict=DUNNO),
-    "whois": Format(whois.read, longest_line=_JSON_BYTES),
+    "postgrey": Format(postgrey.read, _ATTRIBUTE, verdict=DUNNO),
+    "whois": Format(whois.read, longest_line=_MAX_JSON_LINE),
     "spamhaus-drop": Format(spamhaus_drop.read),
     "iptables-save": Format(iptables.read, frozenset({"port", "interface"})),
-    "nft": Format(nftables.read, frozenset({"port", "interface", "sets"}), longest_line=_JSON_BYTES),
+    "nft": Format(nftables.read, frozenset({"port", "interface", "sets"}), longest_line=_MAX_JSON_LINE),
     "ipset": Format(ipset.read, frozenset({"sets"})),
-    "rspamd-map": Format(rspamd_map.read, _NAMES),
+    "rspamd-map": Format(rspamd_map.read, _ATTRIBUTE),
 }
 
 
@@ -83,10 +83,11 @@ class ImportOptions:
     """Options of an import.
 
     `attribute` (`client`, `helo_name`, `sender`, `recipient`) is the attribute that is looked up in the table; `dotted`
-    and `delimiter` are as in `policyd.exchange.access.keys`. With `shape` None, a table with verdicts becomes rules,
-    and any other a list, unless its entries are of several kinds. `condition` chooses the kind of a list's entries.
-    `verdict` is for entries without one (None: the format's own); `name` begins the rules' names. `port` and
-    `interface` are those of the connection that is followed through a firewall; `sets` are a firewall's sets to import.
+    and `delimiter` are as in `policyd.exchange.access.keys`. With `shape` None, a table with verdicts becomes rules; a
+    file without verdicts becomes a list, or rules if its entries are of several kinds. `condition` chooses the entries
+    of a list. `verdict` is the verdict for entries (None: the format's default). `name` begins the names of rules.
+    `port` and `interface` are those of the connection that is followed through a firewall; `sets` are the names of a
+    firewall's sets to import.
     """
 
     attribute: str | None = None
@@ -184,7 +185,7 @@ def _shown_path(path: str) -> str:
 
 
 class _Lines:
-    """The lines of a file as text, counted."""
+    """Reads the lines of a file as text, and counts them."""
 
     def __init__(self, path: str, longest: int, advance: Callable[[int], None] | None) -> None:
         self._path = path
@@ -203,7 +204,7 @@ class _Lines:
                         raise ImportFailedError(message, 1)
                     if self.count > MAX_LINES:
                         raise ImportFailedError(f"{shown_path}: has more than {MAX_LINES:,} lines; split it", 1)
-                    text = _decoded(raw).rstrip("\r")
+                    text = _decode(raw).rstrip("\r")
                     text = text.removeprefix("\ufeff") if self.count == 1 else text
                     yield Line(shown_path, self.count, text, block.ended)
         except NotTextError:
@@ -212,7 +213,7 @@ class _Lines:
             raise ImportFailedError(str(error), 2) from None
 
 
-def _decoded(raw: bytes) -> str:
+def _decode(raw: bytes) -> str:
     """A line as text: UTF-8, or ISO-2022-JP (RFC 1468), which Japanese registries use."""
     if b"\x1b$" in raw or b"\x1b(" in raw:
         return raw.decode("iso2022_jp", "replace")
@@ -246,7 +247,7 @@ def _as_rules(name: str, found: list[tuple[str, Imported]], options: ImportOptio
 
 
 def _as_list(name: str, found: list[tuple[str, Imported]], options: ImportOptions, report: Report) -> Result:
-    """A list file. A list file has entries for one condition, so if there are several kinds, one is chosen."""
+    """Makes a list file, which has entries for one condition only: by default the most frequent one."""
     counts = Counter(term.condition for _, imported in found for term in _blocking_terms(imported))
     condition = options.condition or max(counts, key=lambda name: (counts[name], name == "cidr"), default="cidr")
     if condition == "listed":
@@ -291,12 +292,15 @@ def _entries_for(condition: str, imported: Imported, report: Report) -> Iterator
             report.lose(row.line, "part of it would be a comment in a list file; import as rules")
         else:
             yield row.match[0]
-    yield from (Term("cidr", network) for network in texts(kept_out(kept)))
+    yield from (Term("cidr", network) for network in network_texts(blocked_addresses(kept)))
 
 
 def _heading(name: str, found: list[tuple[str, Imported]], report: Report) -> str:
-    """The first comment. A list names no file, because a fetched one has another temporary name on each host, and the
-    ruleset's hash covers comments."""
+    """The first comment of the output, with the names of the files in `found`.
+
+    A list file does not name a fetched file: that name is temporary and differs on each host, but the ruleset's hash
+    covers comments.
+    """
     files = f" from {', '.join(_name_of(path) for path, _ in found)}" if found else ""
     lost = f"{len(report.losses):,} lost" if report.losses else "nothing lost"
     return f"Imported{files} ({name}): {report.taken:,} taken, {lost}."

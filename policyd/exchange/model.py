@@ -1,8 +1,8 @@
 """Data that passes between another system's format and a ruleset.
 
-An import gives `Row`s (a table's lines, each with a verdict) or bare `Term`s (a list's entries). In both directions, a
-`Report` has everything that the other side cannot express, with its line. Nothing here depends on a format, reads a
-file or writes YAML.
+An import gives `Row`s (a table's lines, each with a verdict) or `Entry`s (a list's entries, without a verdict). Imports
+and exports report everything that the other side cannot express, with its line, in a `Report`. Nothing here depends on
+a format, reads a file or writes YAML.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from policyd.config.dns_list import Ask
     from policyd.core.ruleset import Action
 
-# Characters of a line in a message: enough to recognise it.
-_SHOWN = 100
+# Maximum characters of a line in a message: enough to recognise it.
+_MAX_SHOWN = 100
 
-# Characters of a reason in a message. Some reasons quote a word of the line, which can have any length.
-_REASON = 400
+# Maximum characters of a reason in a message: some reasons quote a word, which can have any length.
+_MAX_REASON = 400
 
-# Maximum number of expressions that are too large for RE2, which takes 5 ms to refuse one. No table in use has as many.
-MOST_TOO_LARGE = 100
+# Maximum number of expressions that are too large for RE2. RE2 takes 5 ms to refuse each; no real table has as many.
+MAX_TOO_LARGE = 100
 
 # Maximum number of lines named for each kind of change; the rest are counted.
 _NAMED_LINES = 3
@@ -40,7 +40,7 @@ _NAMED_LINES = 3
 class Line(NamedTuple):
     """A line of a file: its place (`number` counts from 1) and its text without the line's end.
 
-    A logical line that goes over several has the number of its first. `ended` is false if the file ends in the middle
+    A logical line that spans several lines has the number of the first. `ended` is false if the file ends in the middle
     of the line.
     """
 
@@ -58,7 +58,7 @@ class Term(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One entry of a list, and the line that it comes from."""
+    """One entry of a list, and its line."""
 
     term: Term
     line: Line
@@ -96,8 +96,10 @@ REJECT = Verdict(Verb.REJECT)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a table. At least one term of each condition must hold; any exception that holds makes the row not
-    match. `name` is the line's own name, if its format has names; `observe` and `expires` are a rule's, for an export.
+    """One line of a table, or one rule.
+
+    A row matches if at least one term of each condition in `match` holds, and no exception. `name` is the name of the
+    rule, or of the line if its format has names. `observe` and `expires` are those of a rule (`mode: observe`).
     """
 
     line: Line
@@ -133,7 +135,7 @@ class Imported:
 class UnsupportedError(Exception):
     """A line that the other side cannot express. The message says why, and suggests an alternative.
 
-    `exempts` marks a line that lets clients through: without it, blocks that are kept catch them.
+    `exempts` marks a line that lets clients through: without the line, other lines may block these clients.
     """
 
     def __init__(self, message: str, *, exempts: bool = False) -> None:
@@ -187,13 +189,13 @@ class Note:
 
 
 class Report:
-    """Collects losses and differences."""
+    """Collects the losses and differences of an import or export."""
 
     def __init__(self) -> None:
         self.losses: list[Loss] = []
         self.taken = 0  # converted lines (or rules)
         self._notes: dict[tuple[str, str], dict[int, Line]] = {}
-        self._of_this_line: list[tuple[Line, str]] | None = None  # notes to drop if the line is lost
+        self._notes_of_line: list[tuple[Line, str]] | None = None  # dropped if the line is lost
 
     def lose(self, line: Line, reason: str, *, exempts: bool = False) -> None:
         """Records a line that was not converted; `exempts` is as in `UnsupportedError`."""
@@ -201,36 +203,38 @@ class Report:
 
     def note(self, line: Line, reason: str) -> None:
         """Records a difference. The same difference at many lines becomes one note."""
-        if self._of_this_line is not None:
-            self._of_this_line.append((line, reason))
+        if self._notes_of_line is not None:
+            self._notes_of_line.append((line, reason))
             return
         self._notes.setdefault((line.path, reason), {})[line.number] = line
 
-    def masking(self, line: Line) -> Callable[[], None]:
-        """The `mask` of `policyd.exchange.values.network`: notes that host bits were cleared."""
+    def on_host_bits(self, line: Line) -> Callable[[], None]:
+        """Returns the `on_host_bits` of `policyd.exchange.values.network`: a function that notes the cleared bits."""
         return lambda: self.note(line, "the address had bits set beyond the prefix; they were cleared")
 
     def take_each(self, lines: Iterable[Line], take: Callable[[Line], bool]) -> None:
-        """Passes each line to `take`, which returns whether the line was imported, and records lines refused with
-        `UnsupportedError`. Stops after too many expressions that are too large for RE2.
+        """Passes each line to `take`, which returns whether the line was imported.
+
+        Records each line for which `take` raises `UnsupportedError` as lost. If too many lines have expressions that
+        are too large for RE2, all further lines are lost.
         """
         too_large = 0
         for line in lines:
-            if too_large == MOST_TOO_LARGE:
+            if too_large == MAX_TOO_LARGE:
                 self.lose(line, f"not read: {too_large} expressions above it are too large for RE2")
                 continue
-            of_this_line: list[tuple[Line, str]] = []
-            self._of_this_line = of_this_line
+            notes: list[tuple[Line, str]] = []
+            self._notes_of_line = notes
             try:
                 self.taken += take(line)
             except UnsupportedError as error:
                 too_large += isinstance(error, TooLargeError)
                 self.lose(line, str(error), exempts=error.exempts)
-                of_this_line = []
+                notes = []
             finally:
-                self._of_this_line = None
-            for noted, reason in of_this_line:
-                self.note(noted, reason)
+                self._notes_of_line = None
+            for noted_line, reason in notes:
+                self.note(noted_line, reason)
 
     @property
     def notes(self) -> list[Note]:
@@ -264,7 +268,7 @@ class Report:
         }
 
     def messages(self) -> Iterable[str]:
-        """A line for each loss, each file from top to bottom, then one for each kind of difference."""
+        """Yields a line for each loss, each file from top to bottom, and then a line for each kind of difference."""
         yield from (str(loss) for loss in self.in_order())
         yield from (str(note) for note in self.notes)
 
@@ -276,12 +280,12 @@ def place(line: Line) -> str:
 
 def shown(text: str) -> str:
     """A piece of a file for a message: in quotes, cut, and without control characters."""
-    return printable(quoted(text, _SHOWN))
+    return printable(quoted(text, _MAX_SHOWN))
 
 
 def cut(reason: str) -> str:
     """A reason, cut to a readable length."""
-    return reason if len(reason) <= _REASON else reason[: _REASON - 3] + "..."
+    return reason if len(reason) <= _MAX_REASON else reason[: _MAX_REASON - 3] + "..."
 
 
 def by_condition(terms: Iterable[Term]) -> dict[str, tuple[str, ...]]:
@@ -289,7 +293,7 @@ def by_condition(terms: Iterable[Term]) -> dict[str, tuple[str, ...]]:
     values: dict[str, dict[str, None]] = {}
     for condition, value in terms:
         values.setdefault(condition, {})[value] = None
-    return {condition: tuple(of_one) for condition, of_one in values.items()}
+    return {condition: tuple(unique) for condition, unique in values.items()}
 
 
 # --- Texts of answers -------------------------------------------------------------------------------------------------
@@ -303,8 +307,8 @@ _UNSAFE = re.compile(r"[^ -~]")
 def blocking(verb: Verb, text: str) -> Verdict:
     """A blocking verdict with the code and text of another system's answer, adapted to rules.yaml.
 
-    The code is of the verb's class; the text is printable ASCII, without a reply code in front, at most as long as an
-    answer.
+    The code is of the verb's class. The text is printable ASCII without a reply code in front, and is cut to the
+    maximum length of an answer.
     """
     words = " ".join(text.split())
     while match := _REPLY_CODE.match(words):
@@ -319,7 +323,7 @@ def blocking(verb: Verb, text: str) -> Verdict:
     made = Verdict(verb, code, escaped(_UNSAFE.sub("?", words)[:room].rstrip()))
     try:
         parse_action(made.action)
-    except ActionError:  # a text that begins with a number which Postfix would parse as a code
+    except ActionError:  # the text begins with a number that Postfix would parse as a code
         made = replace(made, text=f"{DEFAULT_TEXT}: {made.text}")
     return made
 
@@ -347,9 +351,9 @@ class ExportOptions:
     """Options of an export.
 
     `name` is the name of the set, chain or table in the other system; `verdict` is for the entries of a list.
-    `condition` chooses the entries for a list in the other system. `attribute` and `dotted` are as in an import. With
-    `deferred`, DEFER counts as a rejection in formats that have only one verdict; `version` is the IP version for
-    formats with only one. `heading` describes the export in one line.
+    `condition` chooses the entries for a list in the other system. `attribute` and `dotted` are as in `ImportOptions`.
+    With `deferred`, formats with a single verdict treat DEFER as a rejection. `version` is the IP version of formats
+    that support only one version. `heading` describes the export in one line.
     """
 
     name: str = "policyd"

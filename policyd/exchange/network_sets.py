@@ -31,24 +31,26 @@ def addresses_of(terms: Iterable[Term]) -> netaddr.IPSet:
     return netaddr.IPSet(term.value for term in terms)
 
 
-def kept_out(rows: Iterable[Row]) -> netaddr.IPSet:
-    """The addresses whose first matching row blocks. Every row must be `only_networks`."""
+def blocked_addresses(rows: Iterable[Row]) -> netaddr.IPSet:
+    """The addresses whose first matching row blocks. `only_networks` must be true for every row."""
     groups: list[tuple[bool, netaddr.IPSet]] = []
     for blocks, group in groupby(rows, key=lambda row: row.verdict.verb is not Verb.DUNNO):
-        # Most rows have no exceptions, and are combined: building sets one by one is slow.
-        parts = [_about(exceptions, alike) for exceptions, alike in groupby(group, key=lambda row: row.exceptions)]
+        # Rows with the same exceptions (usually none) share a set: many small sets are slow to build.
+        by_exceptions = groupby(group, key=lambda row: row.exceptions)
+        parts = [_matched_addresses(exceptions, alike) for exceptions, alike in by_exceptions]
         found = parts[0] if len(parts) == 1 else netaddr.IPSet(cidr for part in parts for cidr in part.iter_cidrs())
         groups.append((blocks, found))
     match groups:
         case [(True, found)]:
             return found
         case _:
-            return netaddr.IPSet(cidr for version in (4, 6) for cidr in _kept_out(groups, version))
+            return netaddr.IPSet(cidr for version in (4, 6) for cidr in _blocked_ranges(groups, version))
 
 
-def _kept_out(groups: list[tuple[bool, netaddr.IPSet]], version: int) -> Iterator[netaddr.IPRange]:
-    """Goes through the addresses from each border of a network to the next; the first group there decides. Subtracting
-    the sets of groups from each other would take a minute for 10,000 of them.
+def _blocked_ranges(groups: list[tuple[bool, netaddr.IPSet]], version: int) -> Iterator[netaddr.IPRange]:
+    """Yields the blocked ranges: from each border of a network to the next, the first group decides.
+
+    Subtracting the sets of 10,000 groups from each other would take a minute.
     """
     networks = sorted(
         (cidr.first, cidr.last, number)
@@ -57,35 +59,36 @@ def _kept_out(groups: list[tuple[bool, netaddr.IPSet]], version: int) -> Iterato
         if cidr.version == version
     )
     borders = sorted({border for first, last, _ in networks for border in (first, last + 1)})
-    around: list[tuple[int, int]] = []  # a heap: group and last address of the networks around the present address
+    containing: list[tuple[int, int]] = []  # a heap: group and last address of the networks that contain `start`
     place = 0
     for start, end in pairwise(borders):
         while place < len(networks) and networks[place][0] == start:
             _, last, number = networks[place]
-            heapq.heappush(around, (number, last))
+            heapq.heappush(containing, (number, last))
             place += 1
-        while around and around[0][1] < start:
-            heapq.heappop(around)
-        if around and groups[around[0][0]][0]:
+        while containing and containing[0][1] < start:
+            heapq.heappop(containing)
+        if containing and groups[containing[0][0]][0]:
             yield netaddr.IPRange(netaddr.IPAddress(start, version), netaddr.IPAddress(end - 1, version))
 
 
-def _about(exceptions: tuple[Term, ...], rows: Iterable[Row]) -> netaddr.IPSet:
-    about = addresses_of(term for row in rows for term in row.match)
-    return about - addresses_of(exceptions) if exceptions else about
+def _matched_addresses(exceptions: tuple[Term, ...], rows: Iterable[Row]) -> netaddr.IPSet:
+    matched = addresses_of(term for row in rows for term in row.match)
+    return matched - addresses_of(exceptions) if exceptions else matched
 
 
 def rejected(rows: Sequence[Row], report: Report, *, deferred: bool) -> netaddr.IPSet:
     """The addresses that rules reject and, with `deferred`, those that rules defer.
 
-    First match, exceptions and DUNNO are applied. Other rules are reported.
+    The first matching rule decides, as in the ruleset. Rules about anything but addresses are reported as lost.
     """
-    return kept_out(sayable(rows, report, deferred=deferred))
+    return blocked_addresses(supported_rows(rows, report, deferred=deferred))
 
 
-def sayable(rows: Sequence[Row], report: Report, *, deferred: bool) -> Iterator[Row]:
-    """The rows about addresses only. Without `deferred`, rows that defer become DUNNO: their clients do not reach the
-    rows below. Other rows are reported.
+def supported_rows(rows: Sequence[Row], report: Report, *, deferred: bool) -> Iterator[Row]:
+    """Yields the rows about addresses only, and reports all others as lost.
+
+    Without `deferred`, a row that defers becomes DUNNO, so that its clients do not reach the rows below.
     """
     for row in rows:
         if not only_networks(row):
@@ -106,6 +109,6 @@ def _why_not(row: Row) -> str:
     return what
 
 
-def texts(of: netaddr.IPSet, version: int | None = None) -> list[str]:
-    """The fewest networks of a set, in order of addresses; of one version or, IPv4 first, of both."""
+def network_texts(of: netaddr.IPSet, version: int | None = None) -> list[str]:
+    """The fewest networks of a set as texts, in order of addresses, IPv4 first; `version` selects one IP version."""
     return [network_text(cidr) for cidr in of.iter_cidrs() if version is None or cidr.version == version]

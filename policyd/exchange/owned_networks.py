@@ -1,4 +1,4 @@
-"""The networks of an autonomous system or a country, for formats that support addresses only."""
+"""Converts autonomous systems and countries to their networks, for formats that support addresses only."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ _KINDS = {"asn": DatabaseKind.ASN, "country": DatabaseKind.COUNTRY}
 
 
 class OwnedNetworks:
-    """Turns `asn` and `country` into `cidr`, by the databases of a ruleset. A database is read once, and only if a rule
-    needs it: it takes seconds."""
+    """Converts terms for `asn` and `country` to terms for `cidr`, with the databases of a ruleset.
+
+    A database is read at most once, and only if a rule needs it, because that takes seconds.
+    """
 
     def __init__(self, loaded: Loaded) -> None:
         self._databases = loaded.rules_file.databases
@@ -31,21 +33,21 @@ class OwnedNetworks:
                     values = [value for value in condition.values if not value.startswith("$")]
                     lists = [loaded.lists[value[1:]] for value in condition.values if value.startswith("$")]
                     values += [entry.text for definition in lists for entry in definition.entries()]
-                    self._wanted[condition.name].update(map(_folded, values))
+                    self._wanted[condition.name].update(map(_fold, values))
         self._networks: dict[str, dict[str, list[IPNetwork]]] = {}
 
     def as_networks(self, terms: tuple[Term, ...]) -> tuple[Term, ...]:
-        """Returns the terms with owners replaced by networks, merged.
+        """Replaces owners by their networks, merged.
 
-        Terms of one condition are alternatives, and all conditions must hold. So if there is also a condition on
-        networks, or on both system and country, owners are left unchanged, and the format reports them.
+        Terms of one condition are alternatives, but all conditions must hold. So if a rule also has a condition on
+        networks, or conditions on both system and country, its owners stay, and the format reports them.
         """
         names = {term.condition for term in terms}
         owners = names & self._wanted.keys()
         if len(owners) != 1 or "cidr" in names:
             return terms
         (name,) = owners
-        values = [_folded(term.value) for term in terms if term.condition == name]
+        values = [_fold(term.value) for term in terms if term.condition == name]
         networks = [network for value in values for network in self._of(name).get(value, ())]
         others = tuple(term for term in terms if term.condition != name)
         if not networks:
@@ -73,5 +75,5 @@ def _value(name: str, owner: Owner) -> str:
     return str(owner.asn) if name == "asn" else owner.country
 
 
-def _folded(value: str) -> str:
+def _fold(value: str) -> str:
     return value.upper().removeprefix("AS") if value[-1:].isdigit() else value.upper()

@@ -29,15 +29,17 @@ _MAX_STATES = 4_000
 # Maximum number of combined states visited for one question. Real tables need up to 300.
 _MAX_VISITED = 3_000
 
-# Steps for all questions about one line, about the first lines, about each line on average, and about one file. A step
-# takes 0.3 us: one character in one state of one automaton. A line of the longest public table takes 29,000 on average
-# and 330,000 at most.
-_LINE_STEPS = 1_000_000
-_FIRST_STEPS = 8_000_000
-_MEAN_STEPS = 40_000
-_MOST_STEPS = 60_000_000
+# Maximum steps for the questions about one line. A step takes 0.3 us: one character in one state of one automaton. The
+# lines of the longest public table take 29,000 steps on average, and at most 330,000.
+_MAX_LINE_STEPS = 1_000_000
 
-# States of all automata that are kept for further questions; each takes some 500 bytes.
+# Maximum steps for the questions about one file: `_FIRST_STEPS`, and `_STEPS_PER_LINE` for each line, up to
+# `_MAX_FILE_STEPS`.
+_FIRST_STEPS = 8_000_000
+_STEPS_PER_LINE = 40_000
+_MAX_FILE_STEPS = 60_000_000
+
+# Maximum number of states of all automata that are kept for further questions; a state takes some 500 bytes.
 _MAX_KEPT_STATES = 200_000
 
 # Maximum nesting of groups; each takes a few levels of Python's own stack.
@@ -60,7 +62,7 @@ class _UnsupportedError(Exception):
 
 @dataclass(slots=True)
 class Automaton:
-    """Accepts the texts that an expression matches. `exact` is false if it may also accept others."""
+    """Accepts the texts that an expression matches. `exact` is false if it may also accept other texts."""
 
     exact: bool = True
     accept: int = 0
@@ -111,8 +113,10 @@ class Automaton:
         return self.accept in states or self.accept in self._closure(states, at_start=at_start, at_end=True)
 
     def distances(self) -> list[int]:
-        """For each state after the first character, the least number of characters to acceptance; `_FAR` if none leads
-        there."""
+        """The minimum number of characters from each state to acceptance, or `_FAR` if acceptance cannot be reached.
+
+        Applies after the first character, where the assertion `_START` no longer holds.
+        """
         if not self._distances:
             before: list[list[tuple[int, int]]] = [[] for _ in self._moves]
             for state, silent in enumerate(self._silent):
@@ -232,21 +236,21 @@ class _Parser:
         start = self._place
         part = self._part(depth)
         after = self._place
-        least, most = self._quantifier()
-        if (least, most) == (1, 1):
+        minimum, maximum = self._quantifier()
+        if (minimum, maximum) == (1, 1):
             return part
         made = self._made
         begin = end = made.new_state()
-        for number in range(max(least, most or least or 1)):
+        for number in range(max(minimum, maximum or minimum or 1)):
             if number:  # the same part again
                 self._place = start
                 part = self._part(depth)
                 self._place = after
             made.connect(end, part[0])
-            if number >= least:
+            if number >= minimum:
                 made.connect(end, part[1])
             end = part[1]
-        if most is None:  # the last part any number of times
+        if maximum is None:  # the last part any number of times
             made.connect(part[1], part[0])
         self._quantifier()
         return begin, end
@@ -260,8 +264,8 @@ class _Parser:
             found: tuple[int, int | None] = {"*": (0, None), "+": (1, None), "?": (0, 1)}[character]
         elif match is not None:
             self._place = match.end()
-            least = int(match[1])
-            found = (least, int(match[3]) if match[3] else None) if match[2] else (least, least)
+            minimum = int(match[1])
+            found = (minimum, int(match[3]) if match[3] else None) if match[2] else (minimum, minimum)
             if found == (0, 0):
                 raise _UnsupportedError
         else:
@@ -299,13 +303,13 @@ class _Parser:
         match = _FLAGS.match(self._text, self._place)
         self._place = match.end() if match else self._place + 1
         if match is not None and match[0] != "(?:":
-            self._made.exact = False  # with `-i` it matches less than a case-insensitive automaton
-            if match[1] is not None and not match[2]:  # `(?i)`, flags alone
+            self._made.exact = False  # with `-i` the expression matches less than the case-insensitive automaton
+            if match[1] is not None and not match[2]:  # only flags: `(?i)`
                 if not self._text.startswith(")", self._place):
                     raise _UnsupportedError
                 self._place += 1
-                alone = self._made.new_state()
-                return alone, alone
+                state = self._made.new_state()
+                return state, state
         found = self._alternatives(depth + 1)
         if not self._text.startswith(")", self._place):
             raise _UnsupportedError
@@ -344,24 +348,26 @@ class _Parser:
 
 # --- Questions --------------------------------------------------------------------------------------------------------
 
-# Host names as Postfix accepts them (`valid_hostname.c`): labels of letters, digits, `-` and `_`, not all of digits.
+# Host names as Postfix accepts them (`valid_hostname.c`): labels of letters, digits, `-` and `_`, but not digits only.
 _LABEL = "[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"
 NAMES = (rf"^{_LABEL}(?:\.{_LABEL})*$", "[a-z_-]")
 
-# Addresses as Postfix writes them; for IPv6, a few more texts are accepted.
+# Addresses as Postfix writes them; for IPv6, the expression also matches a few other texts.
 _OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 ADDRESSES = (rf"^(?:{_OCTET}\.{_OCTET}\.{_OCTET}\.{_OCTET}|(?:[0-9a-f]{{0,4}}:)+[0-9a-f]{{0,4}})$",)
 
-# Mail addresses have no blanks and colons, unlike header lines. The null sender is as in Postfix's tables.
+# Mail addresses contain no blank or colon, unlike header lines. The null sender is `<>`, as in Postfix's tables.
 MAIL_ADDRESSES = (rf"^(?:<>|[^ :@]+@{_LABEL}(?:\.{_LABEL})*)$",)
+
+# The note on an expression that matches no client.
+ONLY_SENDERS = "only a mail address can match it, so it was read as an expression for senders (--attribute)"
 
 
 class Questions:
     """Answers questions about the expressions of one file, in bounded time.
 
-    The limits count steps, so that the same file gets the same answers on every machine. Beyond a limit the answers are
-    conservative: an expression may match, and implies nothing; `gave_up` says whether this happened for the current
-    line.
+    The limits count steps, so that the same file gets the same answers on every machine. Beyond a limit, `can_match` is
+    true and `implies` is false; `gave_up` says whether this happened for the current line.
     """
 
     def __init__(self) -> None:
@@ -375,8 +381,8 @@ class Questions:
     def begin_line(self) -> None:
         """Begins the questions about another line."""
         self.gave_up = False
-        self._allowed = min(self._allowed + _MEAN_STEPS, _MOST_STEPS)
-        self._limit = min(self._spent + _LINE_STEPS, self._allowed)
+        self._allowed = min(self._allowed + _STEPS_PER_LINE, _MAX_FILE_STEPS)
+        self._limit = min(self._spent + _MAX_LINE_STEPS, self._allowed)
 
     def _is_over(self) -> bool:
         """Whether a limit has been reached."""
@@ -401,8 +407,9 @@ class Questions:
         return known
 
     def can_match(self, language: tuple[str, ...], needed: list[str], excluded: list[str]) -> bool:
-        """Whether there may be a text of a language (`NAMES`, ...) in which every expression of `needed` is found and
-        none of `excluded`."""
+        """Whether every expression of `needed` and none of `excluded` may be found in some text of a language (`NAMES`,
+        ...).
+        """
         if self._is_over():
             return True
         wanted = [self._automaton(text) for text in (*needed, *language)]
@@ -415,14 +422,14 @@ class Questions:
         """Whether `outer` is found in every text in which `inner` is found."""
         if self._is_over() or not (automaton := self._automaton(outer)).exact:
             return False
-        # `outer` nearly always matches within the match of `inner`, which is far less to search.
-        found_alone = self._automaton(inner, frozenset({_AROUND}))
-        return not self._meet([found_alone], [automaton]) or not self._meet([self._automaton(inner)], [automaton])
+        # `outer` nearly always matches within the match of `inner`, so the first search has no text around that match.
+        without_text = self._automaton(inner, frozenset({_AROUND}))
+        return not self._meet([without_text], [automaton]) or not self._meet([self._automaton(inner)], [automaton])
 
     def _meet(self, wanted: list[Automaton], unwanted: list[Automaton]) -> bool:
         """Whether a text is accepted by every wanted and by no unwanted automaton; true if that takes too long."""
         automata = (*wanted, *unwanted)
-        self._spent += 5 * sum(automaton.size for automaton in automata)  # searched as a whole
+        self._spent += 5 * sum(automaton.size for automaton in automata)  # each is searched once
         representatives = _representatives(automata)
         if not all(automaton.reachable(representatives) for automaton in wanted):
             return False
@@ -444,8 +451,8 @@ class Questions:
                 if any(automaton.accept in of for automaton, of in zip(unwanted, following[count:], strict=True)):
                     continue  # a match stays a match, whatever follows
                 seen.add(following)
-                far = sum(min(of[state] for state in at) for of, at in zip(distances, following, strict=False))
-                heapq.heappush(waiting, (far, len(seen), following, False))
+                distance = sum(min(of[state] for state in at) for of, at in zip(distances, following, strict=False))
+                heapq.heappush(waiting, (distance, len(seen), following, False))
         return False
 
 

@@ -1,8 +1,8 @@
 """Converts other systems' regular expressions to RE2: Perl's (pcre:, postfwd, rspamd) and POSIX's (regexp:).
 
-Constructs that RE2 lacks (look-around, back references, possessive quantifiers) are refused by name. Characters with
-another meaning in RE2 are rewritten. Every result compiles within the ruleset's limits, and is case-insensitive unless
-its flags say otherwise.
+Constructs that RE2 lacks (look-around, back references, possessive quantifiers) are refused, with their names.
+Characters that mean something else in RE2 are rewritten. Every result compiles within the ruleset's limits, and is
+case-insensitive unless its flags say otherwise.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from policyd.config.entries import ExpressionError, compile_expression
 from policyd.exchange.model import TooLargeError, UnsupportedError
 
-# In the order of importance to a reader of the message.
+# Constructs of Perl that RE2 lacks, with their names in messages.
 _PERL_ONLY = (
     (re.compile(r"\(\?<?[=!]"), "look-around, `(?=`, `(?!`, `(?<=` or `(?<!`"),
     (re.compile(r"\(\?>"), "atomic groups, `(?>`"),
@@ -23,7 +23,7 @@ _PERL_ONLY = (
     (re.compile(r"\(\*"), "verbs, `(*`"),
 )
 
-# Escapes of Perl with another form in RE2. Values have no line breaks, so `\Z` is `\z`.
+# Escapes of Perl with another form in RE2 (None: RE2 has no form). Values have no line breaks, so `\Z` is `\z`.
 _PERL_ESCAPES = {"h": r"[ \t]", "Z": r"\z", "e": r"\x1b", "_": "_", "R": r"[\r\n]", "N": "[^\\n]", "K": None, "G": None}
 
 _QUANTIFIER = re.compile(r"[*+?]|\{\d+(?:,\d*)?\}")
@@ -32,7 +32,7 @@ _POSIX_CLASS = re.compile(r"\[([:.=])(.{0,20}?)\1\]")
 
 
 def from_perl(pattern: str, flags: str = "") -> str:
-    """Converts a Perl expression with Postfix's flags (pcre_table(5)), each of which reverses its default.
+    """Converts a Perl expression. Each of Postfix's flags (pcre_table(5)) reverses a default.
 
     Raises `UnsupportedError` for constructs that RE2 lacks.
     """
@@ -42,11 +42,11 @@ def from_perl(pattern: str, flags: str = "") -> str:
     expression = _translate_perl(pattern, extended="x" in flags)
     if "A" in flags:
         expression = f"^(?:{expression})"
-    return _finished(expression, matches_case="i" in flags)
+    return _finish(expression, matches_case="i" in flags)
 
 
 def from_posix(pattern: str, flags: str = "") -> str:
-    """Converts a POSIX extended expression with Postfix's flags (regexp_table(5)), each of which reverses its default.
+    """Converts a POSIX extended expression. Each of Postfix's flags (regexp_table(5)) reverses a default.
 
     Raises `UnsupportedError` for constructs that RE2 lacks.
     """
@@ -55,10 +55,10 @@ def from_posix(pattern: str, flags: str = "") -> str:
             raise UnsupportedError(f"'{flag}' is not a flag of an expression")
     if "x" in flags:
         raise UnsupportedError("a basic expression (flag x); write it as an extended one")
-    return _finished(_translate_posix(pattern), matches_case="i" in flags)
+    return _finish(_translate_posix(pattern), matches_case="i" in flags)
 
 
-def _finished(expression: str, *, matches_case: bool) -> str:
+def _finish(expression: str, *, matches_case: bool) -> str:
     if not expression.isprintable():
         character = next(character for character in expression if not character.isprintable())
         if "\ud800" <= character <= "\udfff":
@@ -155,7 +155,7 @@ def _perl_class(pattern: str, start: int) -> tuple[str, int]:
     raise UnsupportedError("a `[` without its `]`")
 
 
-# The meaning of a backslash and a letter to the regcomp(3) of glibc, which Postfix uses on Linux.
+# Escapes of glibc's regcomp(3), which Postfix uses on Linux, in RE2's form.
 _GNU_ESCAPES = {"<": r"\b", ">": r"\b", "`": r"\A", "'": r"\z"} | {letter: "\\" + letter for letter in "wWsSbB"}
 
 

@@ -1,6 +1,6 @@
 """Writes rows and entries as rules.yaml and list files, which `policyd check` accepts.
 
-Consecutive rows with one verdict become one rule, because their order does not matter.
+Consecutive rows with the same verdict become one rule, because their order does not matter.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from policyd.exchange.model import Imported, Line, NewDnsList, Term, Verdict
 
 # Maximum number of values on the line of their condition; if there are more, each gets its own line.
-_ON_ONE_LINE = 4
+_MAX_ON_LINE = 4
 
 # Text that needs no quotes in YAML, also within brackets (ruleset.md, "Every scalar in the file is text").
 _PLAIN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/@+-]*[A-Za-z0-9._/@+-])?")
@@ -29,7 +29,7 @@ _PLAIN_TEXT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 ._/@+,()-]*[A-Za-z0-9._/@+,(
 
 @dataclass(frozen=True, slots=True)
 class NewRule:
-    """A rule to write: values by condition, and its source lines (`first` to `last`, `count`)."""
+    """A rule to write: values by condition, and its source, which is `count` lines from `first` to `last`."""
 
     name: str
     match: Mapping[str, tuple[str, ...]]
@@ -51,9 +51,9 @@ class NewRule:
 
 
 def rules(imported: Imported, names: Names, verdict: Verdict) -> list[NewRule]:
-    """Makes rules from an import. Bare entries get `verdict`, in a rule for each condition.
+    """Makes rules from an import: one rule for the entries of each condition, with `verdict`, then rules for the rows.
 
-    Rules keep the rows' own names.
+    A row that has a name becomes a separate rule with this name.
     """
     made: list[NewRule] = []
     of_condition: dict[str, list[Line]] = {}
@@ -79,24 +79,24 @@ def rules(imported: Imported, names: Names, verdict: Verdict) -> list[NewRule]:
         by_shape: dict[tuple[str, ...] | int, list[int]] = {}
         for place in range(start, end):
             conditions = tuple(dict.fromkeys(term.condition for term in rows[place].match))
-            # All conditions of a rule must hold, so only rows with the same single condition can share a rule.
+            # All conditions of a rule must hold, so only rows with one and the same condition can share a rule.
             by_shape.setdefault(conditions if len(conditions) == 1 else place, []).append(place)
         for places in by_shape.values():
-            of_one = [rows[place] for place in places]
-            first, last = min(row.line for row in of_one), max(row.line for row in of_one)
-            match = by_condition(term for row in of_one for term in row.match)
-            name = names.next(of_one[0].name)
+            sources = [rows[place] for place in places]
+            first, last = min(row.line for row in sources), max(row.line for row in sources)
+            match = by_condition(term for row in sources for term in row.match)
+            name = names.next(sources[0].name)
             made.append(
                 NewRule(
                     name,
                     match,
-                    by_condition(of_one[0].exceptions),
+                    by_condition(sources[0].exceptions),
                     key[0],
                     first,
                     last,
-                    len(of_one),
-                    of_one[0].observe,
-                    of_one[0].at_least,
+                    len(sources),
+                    sources[0].observe,
+                    sources[0].at_least,
                 )
             )
         start = end
@@ -104,7 +104,7 @@ def rules(imported: Imported, names: Names, verdict: Verdict) -> list[NewRule]:
 
 
 class Names:
-    """Rule names: unique, with characters that rules.yaml allows. `prefix` begins generated names."""
+    """Gives out rule names: unique, with characters that rules.yaml allows. `prefix` begins generated names."""
 
     def __init__(self, prefix: str, taken: Iterable[str] = ()) -> None:
         self._prefix = _rule_name(prefix) or "imported"
@@ -167,21 +167,21 @@ def _dns_list(dns_list: NewDnsList) -> str:
 
 def _conditions(key: str, conditions: Mapping[str, tuple[str, ...]], at_least: int = 1) -> Iterator[str]:
     if at_least > 1:
-        yield f"    {key}: {{listed: {{at_least: {at_least}, of: {_few(conditions['listed'])}}}}}"
+        yield f"    {key}: {{listed: {{at_least: {at_least}, of: {_flow_values(conditions['listed'])}}}}}"
         return
-    if all(len(values) <= _ON_ONE_LINE for values in conditions.values()):
-        yield f"    {key}: {{{', '.join(f'{name}: {_few(values)}' for name, values in conditions.items())}}}"
+    if all(len(values) <= _MAX_ON_LINE for values in conditions.values()):
+        yield f"    {key}: {{{', '.join(f'{name}: {_flow_values(values)}' for name, values in conditions.items())}}}"
         return
     yield f"    {key}:"
     for name, values in conditions.items():
-        if len(values) <= _ON_ONE_LINE:
-            yield f"      {name}: {_few(values)}"
+        if len(values) <= _MAX_ON_LINE:
+            yield f"      {name}: {_flow_values(values)}"
             continue
         yield f"      {name}:"
         yield from (f"        - {value_scalar(value)}" for value in values)
 
 
-def _few(values: tuple[str, ...]) -> str:
+def _flow_values(values: tuple[str, ...]) -> str:
     if len(values) == 1:
         return value_scalar(values[0])
     return f"[{', '.join(value_scalar(value) for value in values)}]"
@@ -212,7 +212,7 @@ def list_file(entries: Iterable[Term], heading: str) -> str:
 
 
 def fits_list_file(value: str) -> bool:
-    """Whether a list file gives the value back unchanged: it contains no comment, and no blank at its ends."""
+    """Whether a list file can contain the value: it must not look like a comment, or have a blank at either end."""
     return value == value.strip() and re.search(r"(?:^|\s)[#;]", value) is None
 
 

@@ -1,6 +1,6 @@
 """Converts single values of other systems: networks, ranges, host names, mail addresses.
 
-Each function returns the form of rules.yaml, or raises `UnsupportedError` with the reason.
+The functions raise `UnsupportedError` with the reason for an invalid value.
 """
 
 from __future__ import annotations
@@ -26,32 +26,44 @@ _ADDRESS_LIKE = re.compile(
     re.IGNORECASE,
 )
 
-# Maximum number of networks of a range: IPv4 needs at most 62, and registries assign no IPv6 range that needs more.
+# Maximum number of networks for a range: an IPv4 range needs at most 62, and registries assign no IPv6 range that needs
+# more than 64.
 _MAX_NETWORKS = 64
 
 _MASK = re.compile(r"\d+\.\d+\.\d+\.\d+", re.ASCII)
 _LENGTH = re.compile(r"\d{1,3}", re.ASCII)
 
 
+# For each attribute of a lookup, the condition on a name only, and the condition on a name with the names under it. The
+# exact domain of a mail address has no condition.
+EXACT_CONDITIONS = {"client": "hostname", "helo_name": "helo_name"}
+SUFFIX_CONDITIONS = {
+    "client": "hostname_suffix",
+    "helo_name": "helo_name_suffix",
+    "sender": "sender_domain",
+    "recipient": "recipient_domain",
+}
+
+
 def looks_like_address(text: str) -> bool:
-    """Whether a word is meant as an address, network or range, even if it is wrong, and not as a name."""
+    """Whether a word is meant as an address, network or range (even an invalid one), and not as a name."""
     return _ADDRESS_LIKE.fullmatch(text) is not None
 
 
 def address(text: str) -> netaddr.IPAddress:
-    """An address; an IPv4-mapped one (RFC 4291 section 2.5.5.2) is the IPv4 address."""
-    version, number = _parsed(text)
+    """Parses an address; an IPv4-mapped address (RFC 4291 section 2.5.5.2) becomes the IPv4 address."""
+    version, number = _parse(text)
     return netaddr.IPAddress(number, version)
 
 
-def network(text: str, mask: Callable[[], None] | None = None) -> netaddr.IPNetwork:
-    """A network, or an address as a network of one; `/255.255.255.0` is a prefix too.
+def network(text: str, on_host_bits: Callable[[], None] | None = None) -> netaddr.IPNetwork:
+    """Parses a network, or an address as a network of one address; the prefix may be a netmask (`/255.255.255.0`).
 
-    If host bits are set, they are cleared and `mask` is called; without `mask` the network is refused, and the message
-    has the right one.
+    If host bits are set, they are cleared and `on_host_bits` is called. Without `on_host_bits` the network is refused,
+    with a message that names the right network.
     """
     base, slash, prefix = text.partition("/")
-    version, number = _parsed(base)
+    version, number = _parse(base)
     width = 32 if version == 4 else 128
     if not slash:
         return netaddr.IPNetwork((number, width), version=version)
@@ -60,13 +72,13 @@ def network(text: str, mask: Callable[[], None] | None = None) -> netaddr.IPNetw
         raise UnsupportedError(f"{shown(text)} is not a network")
     found = netaddr.IPNetwork((number, bits), version=version)
     if number & (1 << width - bits) - 1:
-        if mask is None:
+        if on_host_bits is None:
             raise UnsupportedError(f"the address has bits set beyond the prefix; the network is {found.cidr}")
-        mask()
+        on_host_bits()
     return found.cidr
 
 
-def _parsed(text: str) -> Address:
+def _parse(text: str) -> Address:
     found = parse_address(text.encode("utf-8", "replace"))
     if found is None:
         raise UnsupportedError(f"{shown(text)} is not an address")
@@ -82,11 +94,14 @@ def _prefix_length(text: str, prefix: str) -> int:
     return int(mask.netmask_bits())
 
 
-def address_range(text: str, mask: Callable[[], None] | None = None) -> list[netaddr.IPNetwork]:
-    """`FIRST-LAST`, a network or an address as the fewest networks; `mask` is as in `network`."""
+def address_range(text: str, on_host_bits: Callable[[], None] | None = None) -> list[netaddr.IPNetwork]:
+    """Parses `FIRST-LAST`, a network or an address, and returns the fewest networks for it.
+
+    `on_host_bits` is as in `network`.
+    """
     first, dash, last = text.partition("-")
     if not dash:
-        return [network(text.strip(), mask)]
+        return [network(text.strip(), on_host_bits)]
     start, end = address(first.strip()), address(last.strip())
     if start.version != end.version or start > end:
         raise UnsupportedError(f"{shown(text)} is not a range: it begins after its end")
@@ -96,8 +111,10 @@ def address_range(text: str, mask: Callable[[], None] | None = None) -> list[net
 
 
 def _count_of_networks(first: int, end: int) -> int:
-    """The number of networks that make up the addresses from `first` up to `end`: one for each bit between either and
-    the number between them with the most trailing zeros.
+    """The number of networks for the addresses from `first` to `end` (excluded).
+
+    The networks meet at `middle`, the number with the most trailing zeros. On each side of it, every bit that is set in
+    the distance is one network.
     """
     shift = (first ^ end).bit_length() - 1
     middle = end >> shift << shift
@@ -115,7 +132,7 @@ def fewest(networks: Iterable[netaddr.IPNetwork]) -> list[str]:
 
 
 def term(condition: str, value: str) -> Term:
-    """A condition with a valid value. Otherwise raises `UnsupportedError` with the loader's reason."""
+    """Makes a term. Raises `UnsupportedError` with the loader's reason if the value is not valid for the condition."""
     form = CONDITIONS[condition].form
     if not value.isprintable():
         raise UnsupportedError(f"{shown(value)} has characters that are not text")

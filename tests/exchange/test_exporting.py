@@ -161,12 +161,12 @@ def test_a_set_of_networks_holds_those_that_are_rejected(name: str, back: str, t
     if name == "iptables":
         written.append(exported(name, text, version=6)[0])
     wanted = [address for address in ADDRESSES if answer(rules, Asked(address)).startswith("REJECT")]
-    kept_out = netaddr.IPSet()
+    blocked_addresses = netaddr.IPSet()
     for part in written:
         with contextlib.suppress(ImportFailedError):  # an empty set is nothing to import
             entries = imported(back, part, ImportOptions(shape=Shape.LIST, condition="cidr")).entries
-            kept_out |= netaddr.IPSet(term.value for term in entries)
-    assert [address for address in ADDRESSES if address in kept_out] == wanted
+            blocked_addresses |= netaddr.IPSet(term.value for term in entries)
+    assert [address for address in ADDRESSES if address in blocked_addresses] == wanted
 
 
 @settings(max_examples=examples(40), deadline=None)

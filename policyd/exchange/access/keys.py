@@ -10,9 +10,17 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from policyd.exchange.access.specificity import Key, Name, Network, Whole, most_specific_first
+from policyd.exchange.access.specificity import Key, Name, Network, PlainKey, most_specific_first
 from policyd.exchange.model import Row, Term, UnsupportedError
-from policyd.exchange.values import literal, looks_like_address, network, network_text, term
+from policyd.exchange.values import (
+    EXACT_CONDITIONS,
+    SUFFIX_CONDITIONS,
+    literal,
+    looks_like_address,
+    network,
+    network_text,
+    term,
+)
 
 if TYPE_CHECKING:
     import netaddr
@@ -27,16 +35,8 @@ _POSTFIX_DOT = (
     " it was read as the names under the domain (--dotted confirms this)"
 )
 
-# The conditions on a name only, and on a name with those under it, for each attribute of a lookup. No condition
-# compares only the exact domain of a mail address.
-EXACT = {"client": "hostname", "helo_name": "helo_name"}
-SUFFIX = {
-    "client": "hostname_suffix",
-    "helo_name": "helo_name_suffix",
-    "sender": "sender_domain",
-    "recipient": "recipient_domain",
-}
-ATTRIBUTES = tuple(SUFFIX)
+# The attributes that a table can be for.
+LOOKUPS = tuple(SUFFIX_CONDITIONS)
 
 
 @dataclass(slots=True)
@@ -44,8 +44,8 @@ class AccessTable:
     """The lines of one lookup. `attribute` is `client`, `helo_name`, `sender` or `recipient`.
 
     `dotted` means that a domain covers only itself, and that `.domain` covers the names under it, as if Postfix's
-    parent_domain_matches_subdomains lacks smtpd_access_maps. `delimiter` is recipient_delimiter: then an address covers
-    its extensions. `leading_dot` is the note about a `.domain` without `dotted`.
+    parent_domain_matches_subdomains lacks smtpd_access_maps. `delimiter` is Postfix's recipient_delimiter: with it, an
+    address covers its extensions. `leading_dot` is the note about a `.domain` without `dotted`.
     """
 
     attribute: str
@@ -55,13 +55,14 @@ class AccessTable:
     _stages: tuple[dict[Key, Row], ...] = field(default_factory=lambda: ({}, {}, {}))
 
     def add(self, key: str, verdict: Verdict, line: Line, report: Report) -> None:
-        """Files a line under its key. Raises `UnsupportedError` if the lookup never uses such a key."""
-        stage, filed, term = self._read_key(key, line, report)
-        self.file(stage, filed, Row(line, (term,), verdict))
+        """Adds a line under its key.
 
-    def file(self, stage: int, key: Key, row: Row) -> None:
-        """Files a row under a key, unless the key has one: postmap keeps the first of two."""
-        first = self._stages[stage].setdefault(key, row)
+        Raises `UnsupportedError` if the lookup never uses such a key, or if another line has it: postmap keeps the
+        first of two.
+        """
+        stage, covered, term = self._read_key(key, line, report)
+        row = Row(line, (term,), verdict)
+        first = self._stages[stage].setdefault(covered, row)
         if first is not row:
             raise UnsupportedError(f"the same key as in line {first.line.number}, which takes precedence")
 
@@ -86,38 +87,38 @@ class AccessTable:
                 return 1, Network.of(found), Term("cidr", network_text(found))
             if key == "unknown":
                 # Postfix's name for clients without a verified name; not a host name here.
-                return 0, Whole(key), Term("client_name", key)
+                return 0, PlainKey(key), Term("client_name", key)
         elif key.startswith("["):
-            return 0, Whole(key), term("helo_name", key)
+            return 0, PlainKey(key), term("helo_name", key)
         return 0, *self._read_name(key, line, report)
 
     def _read_mail_key(self, key: str, line: Line, report: Report) -> tuple[int, Key, Term]:
         if key.endswith("@") and len(key) > 1:
             extension = f"({literal(self.delimiter)}[^@]*)?" if self.delimiter else ""
-            return 2, Whole(key), term(f"{self.attribute}_regex", f"^{literal(key[:-1])}{extension}@")
+            return 2, PlainKey(key), term(f"{self.attribute}_regex", f"^{literal(key[:-1])}{extension}@")
         if "@" not in key and key != "<>":
             return 1, *self._read_name(key, line, report)
         exact = term(self.attribute, key)
         local, _, domain = key.rpartition("@")
         if self.delimiter and local and self.delimiter not in local:
             pattern = f"^{literal(local)}({literal(self.delimiter)}[^@]*)?@{literal(domain)}$"
-            return 0, Whole(key), term(f"{self.attribute}_regex", pattern)
-        return 0, Whole(key), exact
+            return 0, PlainKey(key), term(f"{self.attribute}_regex", pattern)
+        return 0, PlainKey(key), exact
 
     def _read_name(self, key: str, line: Line, report: Report) -> tuple[Key, Term]:
         if looks_like_address(key):
             raise UnsupportedError(_why_no_network(key))
         if self.dotted and not key.startswith("."):
-            if self.attribute in EXACT:
-                return Name(key, exact=True), term(EXACT[self.attribute], key)
+            if self.attribute in EXACT_CONDITIONS:
+                return Name(key, exact=True), term(EXACT_CONDITIONS[self.attribute], key)
             return Name(key, exact=True), term(f"{self.attribute}_regex", f"@{literal(key)}$")
         if not self.dotted and key.startswith("."):
             report.note(line, self.leading_dot)
-        return Name(key), term(SUFFIX[self.attribute], key)
+        return Name(key), term(SUFFIX_CONDITIONS[self.attribute], key)
 
 
 def octet_network(key: str) -> netaddr.IPNetwork | None:
-    """The network of a prefix of whole octets (`192.0.2`) or, of IPv6, of whole pairs (`2001:db8`); None for a name.
+    """The network of a prefix of octets (`192.0.2`) or, in IPv6, of pairs of octets (`2001:db8`); None for a name.
 
     Raises `UnsupportedError` for other keys (access(5), "HOST NAME/ADDRESS PATTERNS").
     """

@@ -1,7 +1,7 @@
 """Postfix's indexed access(5) tables (hash:, btree:, lmdb: ...), import and export.
 
-The option `attribute` says for which lookup a table is written. Without it, keys with an `@` are senders (no lookup of
-a client uses such keys) and all others clients.
+The option `attribute` names the lookup that a table is for. Without it, keys with an `@` are senders (no lookup of a
+client uses such keys) and all others are clients.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from policyd.exchange.access.keys import AccessTable
 from policyd.exchange.access.specificity import exemptions_as_exceptions
 from policyd.exchange.access.writer import keys_of
 from policyd.exchange.model import Imported, Line, UnsupportedError, static_text
-from policyd.exchange.postfix.table import logical_lines, verdict
+from policyd.exchange.postfix.table import logical_lines, parse_verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -38,9 +38,9 @@ def read(
         key = (match["key"] or re.sub(r"\\(.)", r"\1", match["quoted"] or "")).lower()
         if not match["result"]:
             raise UnsupportedError("there is no action; postmap skips the line")
-        says = verdict(match["result"], line, report)
+        verdict = parse_verdict(match["result"], line, report)
         table = senders if attribute is None and ("@" in key or key == "<>") else clients
-        table.add(key, says, line, report)
+        table.add(key, verdict, line, report)
         return True
 
     report.take_each(logical_lines(lines), take)
@@ -51,9 +51,9 @@ def read(
         )
     if not of_clients or not of_senders:
         return Imported(rows=of_clients or of_senders)
-    # Two tables in one file: passing one does not mean passing the other.
-    of_senders, idle = exemptions_as_exceptions(of_senders)
-    for row in idle:
+    # Two tables in one file: a client that one table lets through must still pass the other.
+    of_senders, unused = exemptions_as_exceptions(of_senders)
+    for row in unused:
         report.lose(row.line, "nothing below it in this table blocks a sender, so there is nothing to exempt from")
         report.taken -= 1
     return Imported(rows=[*of_senders, *of_clients])
@@ -63,7 +63,7 @@ def read(
 
 
 def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
-    """An access(5) table for one lookup, of `options.attribute`, for postmap(1)."""
+    """An access(5) table for postmap(1), for the lookup of `options.attribute`."""
     lines = [f"# {options.heading}"]
     for written in keys_of(rows, options.attribute, report, dotted=options.dotted):
         text = "" if written.row is None else static_text(written.row, report)

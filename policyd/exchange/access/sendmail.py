@@ -1,8 +1,8 @@
 """sendmail's access_db (cf/README, "ANTI-SPAM CONFIGURATION CONTROL"), import and export.
 
 One file serves several lookups: of the client (`Connect:`), the sender (`From:`) and the recipient (`To:`); a key
-without a tag serves clients and senders. Each lookup is a separate table, and passing one does not mean passing the
-next: only clients, which come last, are exempted by DUNNO; the other exemptions become exceptions.
+without a tag serves clients and senders. Each lookup is a separate table, which a mail must pass. So only exemptions of
+clients, which come last, become DUNNO; the other exemptions become exceptions.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from policyd.exchange.access.keys import AccessTable
 from policyd.exchange.access.specificity import exemptions_as_exceptions
 from policyd.exchange.access.writer import keys_of
 from policyd.exchange.model import DUNNO, REJECT, Imported, UnsupportedError, Verdict, blocking, static_text
+from policyd.exchange.postfix.table import NO_DISCARD
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -39,25 +40,25 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
         text = line.text.strip()
         if not text or text.startswith("#"):
             return False
-        tag, key, says = _read_line(line._replace(text=text), report)
+        tag, key, verdict = _read_line(line._replace(text=text), report)
         if not tag:
-            untagged.append((line, key, says))
+            untagged.append((line, key, verdict))
             return False
         if tag not in _LOOKUPS:
             raise UnsupportedError(f"the tag '{tag}:' is not supported: it does not decide who may send mail")
-        tables[_LOOKUPS[tag]].add(key, says, line, report)
+        tables[_LOOKUPS[tag]].add(key, verdict, line, report)
         return True
 
     report.take_each(lines, take)
-    for line, key, says in untagged:
-        _add_untagged(tables, key, says, line, report)
+    for line, key, verdict in untagged:
+        _add_untagged(tables, key, verdict, line, report)
     clients = tables["client"].rows()
     used = {row.line for row in clients}
     imported = Imported()
     for attribute in ("recipient", "sender"):
-        rows, idle = exemptions_as_exceptions(tables[attribute].rows())
+        rows, unused = exemptions_as_exceptions(tables[attribute].rows())
         imported.rows += rows
-        for row in (row for row in idle if row.line not in used):
+        for row in (row for row in unused if row.line not in used):
             report.lose(row.line, f"nothing below it blocks a {attribute}, so there is nothing to exempt from")
             report.taken -= 1
     imported.rows += clients
@@ -73,7 +74,8 @@ def _read_line(line: Line, report: Report) -> tuple[str, str, Verdict]:
         tag = ""
     if _is_pairs(tag):  # `2001:db8 REJECT`: the tag is the first pair of an address
         tag, key = "", f"{tag}:{key}"
-    result = " ".join(match["result"].split())  # as in an answer; a long run of blanks would be tried at each blank
+    # With runs of blanks, the search of an expression below would take quadratic time.
+    result = " ".join(match["result"].split())
     return tag, key.removeprefix("ipv6:"), _verdict(result, line, report)
 
 
@@ -81,17 +83,17 @@ def _is_pairs(tag: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{1,4}", tag) is not None and any(c.isdigit() for c in tag)
 
 
-def _add_untagged(tables: dict[str, AccessTable], key: str, says: Verdict, line: Line, report: Report) -> None:
-    """Files a line under each lookup that asks for its key without a tag, unless a tagged line has it."""
+def _add_untagged(tables: dict[str, AccessTable], key: str, verdict: Verdict, line: Line, report: Report) -> None:
+    """Adds a line to each lookup that uses its key without a tag, unless a tagged line has the same key."""
     errors = []
-    filed = False
+    added = False
     for attribute in ("sender",) if "@" in key else ("client", "sender"):
         try:
-            tables[attribute].add(key, says, line, report)
-            filed = True
+            tables[attribute].add(key, verdict, line, report)
+            added = True
         except UnsupportedError as error:
             errors.append(str(error))
-    if filed:
+    if added:
         report.taken += 1
     else:
         report.lose(line, errors[0])
@@ -114,9 +116,7 @@ def _verdict(result: str, line: Line, report: Report) -> Verdict:
     if action == "REJECT":
         return REJECT
     if action.startswith("DISCARD"):
-        raise UnsupportedError(
-            "DISCARD is not supported: policyd never accepts mail and then discards it; REJECT tells the sender"
-        )
+        raise UnsupportedError(NO_DISCARD)
     if action.startswith("QUARANTINE"):
         report.note(line, "QUARANTINE is not supported: the mail is not held, and passes as with DUNNO")
         return Verdict(Verb.DUNNO, passing=True)
@@ -153,12 +153,12 @@ def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
     by_lookup: dict[str, list[Row]] = {attribute: [] for attribute in _TAGS}
     for row in rows:
         by_lookup[_lookup(row)].append(row)
-    for attribute, of_one in by_lookup.items():
-        for written in keys_of(of_one, attribute, report, dotted=False):
+    for attribute, lookup_rows in by_lookup.items():
+        for written in keys_of(lookup_rows, attribute, report, dotted=False):
             prefix = "IPv6:" if attribute == "client" and ":" in written.key else ""
             lines.append(f"{_TAGS[attribute]}:{prefix}{written.key}\t{_action(written, report)}")
     exempting = [row for row in rows if row.verdict.verb is Verb.DUNNO]
-    if exempting and sum(bool(of_one) for of_one in by_lookup.values()) > 1:
+    if exempting and sum(map(bool, by_lookup.values())) > 1:
         note = "the exemption holds for one of sendmail's lookups only; the other lookups are still made"
         for row in exempting:
             report.note(row.line, note)
@@ -166,7 +166,7 @@ def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
 
 
 def _lookup(row: Row) -> str:
-    """The lookup of a rule, by its first condition; every lookup refuses a rule with two kinds of conditions."""
+    """The lookup for a rule's first condition. A lookup refuses a rule that has another condition, too."""
     condition = row.match[0].condition
     return next((name for name in ("sender", "recipient") if condition.startswith(name)), "client")
 
@@ -174,12 +174,12 @@ def _lookup(row: Row) -> str:
 def _action(written: Written, report: Report) -> str:
     verdict = written.verdict
     if verdict.verb is Verb.DUNNO or written.row is None:
-        # Not SKIP: without `skip' in FEATURE(`access_db'), sendmail refuses unknown words (8.17).
+        # Not SKIP: without `skip' in FEATURE(`access_db'), sendmail (8.17) refuses the client.
         return "OK"
     rejects = verdict.verb is Verb.REJECT
     text = static_text(written.row, report)
     if not text:
         return "REJECT" if rejects else 'ERROR:4.7.1:"450 Try again later"'
     code, _, rest = text.partition(" ") if verdict.code else ("5.7.1" if rejects else "4.7.1", "", text)
-    said = (rest or DEFAULT_TEXT).replace('"', "'")
-    return f'ERROR:{code}:"{550 if rejects else 450} {said}"'
+    text = (rest or DEFAULT_TEXT).replace('"', "'")
+    return f'ERROR:{code}:"{550 if rejects else 450} {text}"'

@@ -1,8 +1,8 @@
-"""The order of an access table: Postfix and sendmail look up the most specific key first, a ruleset tries its rules
-from the top.
+"""The order of an access table: Postfix and sendmail look up the most specific key first, but a ruleset tries its
+rules from the top.
 
-`most_specific_first` gives the rows of such a table in an order that keeps its meaning, in as few groups of one verdict
-as the table allows: a row comes before every wider one with another verdict, and otherwise wherever it fits.
+`most_specific_first` orders the rows of such a table so that its meaning stays: a row comes before every wider row with
+another verdict. Rows with the same verdict are kept together as far as possible, so that they become few rules.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 class Name(NamedTuple):
-    """A domain as a key: `exact` for the name only, a leading dot in `name` for only the names under it."""
+    """A domain as a key. It covers the name and all names under it.
+
+    With `exact` it covers the name only; with a leading dot in `name`, only the names under it.
+    """
 
     name: str
     exact: bool = False
@@ -32,7 +35,7 @@ class Name(NamedTuple):
         if self.exact:
             yield Name(name)
         elif self.name != name:
-            yield Name(name)  # `example.com` also covers what `.example.com` does
+            yield Name(name)  # `example.com` covers `.example.com`
         while "." in name:
             name = name.partition(".")[2]
             yield Name(f".{name}")
@@ -71,13 +74,13 @@ class Network(NamedTuple):
         return self.prefix, 0
 
 
-class Whole(NamedTuple):
-    """A key that covers no other key and is not covered by one."""
+class PlainKey(NamedTuple):
+    """A key that no other key covers, such as `unknown`, `<>` or a local part, `user@`."""
 
     value: str
 
-    def wider(self, _prefixes: Sequence[int]) -> Iterator[Whole]:
-        """None."""
+    def wider(self, _prefixes: Sequence[int]) -> Iterator[PlainKey]:
+        """Yields nothing: no key covers this one."""
         return iter(())
 
     @property
@@ -96,7 +99,7 @@ class Mailbox(NamedTuple):
         local, _, domain = self.value.rpartition("@")
         yield Name(domain, exact=True)
         yield from Name(domain, exact=True).wider(prefixes)
-        yield Whole(f"{local}@")
+        yield PlainKey(f"{local}@")
 
     @property
     def depth(self) -> tuple[int, int]:
@@ -104,19 +107,21 @@ class Mailbox(NamedTuple):
         return 256, 0
 
 
-Key = Name | Network | Whole | Mailbox
+Key = Name | Network | PlainKey | Mailbox
 
 
 def most_specific_first(keyed: Mapping[Key, Row], *, last: bool) -> list[Row]:
-    """The rows of one kind of key, in order. `last` means that no other kind is looked up afterwards; exemptions that
-    no wider key covers are then left out.
+    """The rows of one stage of a lookup, in order.
+
+    `last` means that no other stage follows. Then a row whose verdict is `passing` is left out if no wider key covers
+    it, because no row below it would block.
     """
     prefixes = sorted({key.prefix for key in keyed if isinstance(key, Network)}, reverse=True)
     level = dict.fromkeys(keyed, 0)
     for key in sorted(keyed, key=lambda each: each.depth, reverse=True):
         covering = next((wider for wider in key.wider(prefixes) if wider in keyed), None)
         if covering is not None:
-            # The nearest is enough: the key that covers it comes after it, unless it has the same verdict.
+            # The nearest is enough: a wider key comes after the nearest one, unless both have the same verdict.
             differs = keyed[covering].verdict != keyed[key].verdict
             level[covering] = max(level[covering], level[key] + differs)
         elif last and keyed[key].verdict.passing:
@@ -125,12 +130,12 @@ def most_specific_first(keyed: Mapping[Key, Row], *, last: bool) -> list[Row]:
     for key, row in keyed.items():
         if key in level:
             groups[level[key]].setdefault(row.verdict, []).append(row)
-    return list(_joined(groups))
+    return list(_join(groups))
 
 
-def _joined(groups: list[dict[Verdict, list[Row]]]) -> Iterator[Row]:
-    """All rows, level by level; within a level, rows are grouped by verdict so that they adjoin those of the
-    neighbouring levels.
+def _join(groups: list[dict[Verdict, list[Row]]]) -> Iterator[Row]:
+    """Yields all rows, level by level. Within a level, rows are grouped by verdict, and the groups ordered so that rows
+    with one verdict adjoin those of the neighbouring levels.
     """
     before: Verdict | None = None
     for number, group in enumerate(groups):
@@ -142,22 +147,22 @@ def _joined(groups: list[dict[Verdict, list[Row]]]) -> Iterator[Row]:
 
 
 def exemptions_as_exceptions(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Replaces each DUNNO by an exception of the blocking rows below it, for tables that are looked up one after the
-    other, where passing one does not mean passing the next.
+    """Replaces each DUNNO by an exception of the blocking rows below it.
 
-    Also returns the exemptions without a blocking row below.
+    This is for tables that are looked up one after the other: a DUNNO would also exempt from the rows of the next
+    table. Returns the blocking rows, and the DUNNOs without a blocking row below.
     """
     exempt: list[Term] = []
     exceptions: tuple[Term, ...] = ()
     blocking: list[Row] = []
-    idle: list[Row] = []
+    unused: list[Row] = []
     for row in rows:
         if row.verdict.verb is Verb.DUNNO:
             exempt += row.match
-            idle.append(row)
+            unused.append(row)
             continue
-        if idle:
+        if unused:
             exceptions = tuple(exempt)  # one object for all rows up to the next exemption
-            idle.clear()
+            unused.clear()
         blocking.append(replace(row, exceptions=(*row.exceptions, *exceptions)) if exceptions else row)
-    return blocking, idle
+    return blocking, unused

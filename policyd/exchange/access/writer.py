@@ -1,7 +1,7 @@
-"""Rules as the keys of an access table, in which the most specific key decides, not the first: for Postfix's access(5)
-tables and sendmail's access_db.
+"""Converts rules to the keys of an access table, for Postfix's access(5) tables and sendmail's access_db.
 
-The answer of a key is that of the first rule that covers it. A key with the same answer as a wider key is left out.
+In such a table the most specific key decides, not the first. A key gets the answer of the first rule that covers it. A
+key with the same answer as a wider key is left out.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import netaddr
 
 from policyd.core.normalize import fold_name
 from policyd.core.ruleset import Verb
-from policyd.exchange.access.keys import EXACT, SUFFIX
-from policyd.exchange.access.specificity import Mailbox, Name, Network, Whole
+from policyd.exchange.access.specificity import Mailbox, Name, Network, PlainKey
 from policyd.exchange.model import DUNNO, UnsupportedError, by_condition, shown
-from policyd.exchange.values import network
+from policyd.exchange.values import EXACT_CONDITIONS, SUFFIX_CONDITIONS, network
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -25,15 +24,16 @@ if TYPE_CHECKING:
     from policyd.exchange.access.specificity import Key
     from policyd.exchange.model import Report, Row, Term, Verdict
 
-# Maximum number of keys for a network between two octets: IPv4 needs at most 128, IPv6 may need more.
+# Maximum number of keys for a network whose prefix ends within an octet (IPv6: within a pair of octets). IPv4 needs at
+# most 128, IPv6 may need more.
 _MAX_KEYS = 256
 
-# A local part at any domain, as in an imported `user@`.
+# A local part at any domain: the expression for an imported key `user@`.
 _LOCAL_PART = re.compile(r"\^((?:[\w-]|\\[^\w])+)@")
 
 
 class Written(NamedTuple):
-    """A key of the table, its answer, and its rule; None for a key that is only an exception."""
+    """A key of the table, and its answer. `row` is the rule; None for a key that is only an exception."""
 
     key: str
     verdict: Verdict
@@ -41,9 +41,9 @@ class Written(NamedTuple):
 
 
 def keys_of(rows: Sequence[Row], attribute: str, report: Report, *, dotted: bool) -> list[Written]:
-    """The keys for one lookup, of `client`, `helo_name`, `sender` or `recipient`.
+    """The keys for the lookup of `attribute`: `client`, `helo_name`, `sender` or `recipient`.
 
-    The caller reports rules about other attributes. Rules that this lookup cannot express are reported here.
+    Reports rules that this lookup cannot express.
     """
     table = _Table(attribute, report, dotted=dotted)
     for row in rows:
@@ -59,11 +59,11 @@ class _Table:
         self._rows: list[Row] = []
         self._matching: dict[Key, list[int]] = {}  # the rows of each key, in order
         self._excepting: dict[Key, list[int]] = {}
-        self._mixed: set[Key] = set()  # exceptions of rows whose condition is of another kind
+        self._mixed: set[Key] = set()  # names excepted from a row for networks
         self._prefixes: list[int] = []
 
     def add(self, row: Row) -> None:
-        """Files a rule, or reports it."""
+        """Adds the keys of a rule; reports a rule that keys cannot express."""
         number = len(self._rows)
         try:
             matching, excepting = self._both_keys(row)
@@ -90,31 +90,31 @@ class _Table:
 
     def written(self) -> list[Written]:
         """Returns the keys in the order of the rules, with the keys of exceptions last."""
-        keys = {key: None for filed in (self._matching, self._excepting) for key in filed}
+        keys = {key: None for rows_of in (self._matching, self._excepting) for key in rows_of}
         self._prefixes = sorted({key.prefix for key in keys if isinstance(key, Network)}, reverse=True)
-        self._mind_the_order()
-        said: dict[Key, tuple[Verdict, Row | None]] = {}
+        self._note_order()
+        answers: dict[Key, tuple[Verdict, Row | None]] = {}
         for key in sorted(keys, key=lambda each: each.depth):  # the widest first
             row = self._first_row(key)
             verdict = row.verdict if row is not None else DUNNO
-            covering = next((wider for wider in key.wider(self._prefixes) if wider in said), None)
-            already = said[covering][0] if covering is not None else None
-            if row is None and already is not None:
-                self._mind_the_addresses(key)
-            needed = verdict != already if row is not None else already is not None or key in self._mixed
-            if needed and not (row is None and already is not None and already.verb is Verb.DUNNO):
-                said[key] = verdict, row
-        return [Written(_text(key), *said[key]) for key in keys if key in said]
+            covering = next((wider for wider in key.wider(self._prefixes) if wider in answers), None)
+            wider_verdict = answers[covering][0] if covering is not None else None
+            if row is None and wider_verdict is not None:
+                self._note_addresses(key)
+            needed = verdict != wider_verdict if row is not None else wider_verdict is not None or key in self._mixed
+            if needed and not (row is None and wider_verdict is not None and wider_verdict.verb is Verb.DUNNO):
+                answers[key] = verdict, row
+        return [Written(_text(key), *answers[key]) for key in keys if key in answers]
 
     def _first_row(self, key: Key) -> Row | None:
-        left = self._filed(self._matching, key) - self._filed(self._excepting, key)
+        left = self._rows_covering(key, self._matching) - self._rows_covering(key, self._excepting)
         return self._rows[min(left)] if left else None
 
-    def _filed(self, under: dict[Key, list[int]], key: Key) -> set[int]:
-        """The rows that are filed under a key or one that covers it."""
-        return {number for wider in (key, *key.wider(self._prefixes)) for number in under.get(wider, ())}
+    def _rows_covering(self, key: Key, rows_of: dict[Key, list[int]]) -> set[int]:
+        """The numbers of the rows that have this key or a key that covers it."""
+        return {number for wider in (key, *key.wider(self._prefixes)) for number in rows_of.get(wider, ())}
 
-    def _mind_the_order(self) -> None:
+    def _note_order(self) -> None:
         """Reports rules whose order the lookup changes: names come before addresses, and domains before local parts."""
         names = [number for key, rows in self._matching.items() if isinstance(key, Name) for number in rows]
         later = [number for key, rows in self._matching.items() if _is_looked_up_late(key) for number in rows]
@@ -127,10 +127,10 @@ class _Table:
                 f"{what} in such a table, so rules about them take precedence over the rules above",
             )
 
-    def _mind_the_addresses(self, key: Key) -> None:
+    def _note_addresses(self, key: Key) -> None:
         """Reports excepted names: a lookup that finds a name does not look up the address."""
         if isinstance(key, Name) and any(isinstance(key, Network) for key in self._matching):
-            row = self._rows[min(self._filed(self._excepting, key))]
+            row = self._rows[min(self._rows_covering(key, self._excepting))]
             self._report.note(
                 row.line, "in such a table, a name that it excepts is let through whatever the client's address is"
             )
@@ -139,21 +139,21 @@ class _Table:
         for condition, value in terms:
             if condition == "cidr" and self._attribute == "client":
                 yield from _network_keys(network(value))
-            elif condition in {SUFFIX[self._attribute], EXACT.get(self._attribute)}:
-                yield from self._name_keys(row, value, exact=condition != SUFFIX[self._attribute])
+            elif condition in {SUFFIX_CONDITIONS[self._attribute], EXACT_CONDITIONS.get(self._attribute)}:
+                yield from self._name_keys(row, value, exact=condition != SUFFIX_CONDITIONS[self._attribute])
             elif condition == self._attribute and value != "<>":
                 yield Mailbox(_mailbox(value))
             elif (condition, value) in {("sender", "<>"), ("client_name", "unknown")}:
-                yield Whole(value)
+                yield PlainKey(value)
             elif condition == f"{self._attribute}_regex" and (local := _LOCAL_PART.fullmatch(value)):
-                yield Whole(re.sub(r"\\(.)", r"\1", local[1]).lower() + "@")
+                yield PlainKey(re.sub(r"\\(.)", r"\1", local[1]).lower() + "@")
             else:
                 raise UnsupportedError(f"uses {condition}, which a key cannot express")
 
     def _name_keys(self, row: Row, value: str, *, exact: bool) -> Iterator[Key]:
         name = fold_name(value.encode()).decode("ascii", "replace")
         if name.startswith("["):  # an address literal as the HELO name
-            yield Whole(name)
+            yield PlainKey(name)
         elif self._dotted:
             if not name.startswith("."):
                 yield Name(name, exact=True)
@@ -176,7 +176,7 @@ def _mailbox(value: str) -> str:
 
 
 def _network_keys(of: netaddr.IPNetwork) -> Iterator[Key]:
-    """The prefixes of whole octets, or pairs, that make up this network."""
+    """Yields the prefixes of whole octets (IPv6: whole pairs) that make up this network."""
     step = 8 if of.version == 4 else 16
     prefix = -(-max(of.prefixlen, step) // step) * step
     if 1 << (prefix - of.prefixlen) > _MAX_KEYS:
@@ -190,17 +190,17 @@ def _network_keys(of: netaddr.IPNetwork) -> Iterator[Key]:
 
 
 def _is_looked_up_late(key: Key) -> bool:
-    return isinstance(key, Network) or (isinstance(key, Whole) and key.value.endswith("@"))
+    return isinstance(key, Network) or (isinstance(key, PlainKey) and key.value.endswith("@"))
 
 
 def _text(key: Key) -> str:
     """The text of a key."""
     if isinstance(key, Network):
-        whole = netaddr.IPAddress(key.first, key.version)
+        address = netaddr.IPAddress(key.first, key.version)
         if key.version == 4:
-            return ".".join(str(whole).split(".")[: key.prefix // 8])
+            return ".".join(str(address).split(".")[: key.prefix // 8])
         pairs = [f"{key.first >> 112 - 16 * place & 0xFFFF:x}" for place in range(key.prefix // 16)]
-        return str(whole) if key.prefix == 128 else ":".join(pairs)
+        return str(address) if key.prefix == 128 else ":".join(pairs)
     return key.name if isinstance(key, Name) else key.value
 
 

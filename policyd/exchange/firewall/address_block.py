@@ -1,4 +1,4 @@
-"""The addresses that reach a line inside an `if`, a chain, or after another line: a network minus other networks.
+"""The addresses that reach a line inside an `if` or a chain, or below another line: a network without other networks.
 
 Two networks are nested or disjoint, so a condition `cidr` with exceptions can always express the result.
 """
@@ -12,33 +12,35 @@ import netaddr
 from policyd.exchange.model import Term, UnsupportedError
 from policyd.exchange.values import network_text
 
+NO_ADDRESS = "no address reaches it: the lines around or above it leave none"
+
 EVERYTHING = {4: netaddr.IPNetwork("0.0.0.0/0"), 6: netaddr.IPNetwork("::/0")}
 
-# Maximum number of removed networks; each is compared with each later one.
+# Maximum number of excluded networks; each new network is compared with all of them.
 _MAX_OUTSIDE = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The addresses in `inside` (None: all of both versions) and in none of `outside`; none at all if `dead`."""
+    """The addresses in `inside` (None: all of both versions) that are not in `outside`; no address if `empty`."""
 
     inside: netaddr.IPNetwork = None
     outside: tuple[netaddr.IPNetwork, ...] = ()
-    dead: bool = False
+    empty: bool = False
 
     def within(self, network: netaddr.IPNetwork) -> Block:
         """The part inside a network."""
         inside = self.inside if self.inside is not None and self.inside in network else network
         if self.inside is not None and network not in self.inside and self.inside not in network:
-            return replace(self, dead=True)
+            return replace(self, empty=True)
         if any(inside in hole for hole in self.outside):
-            return replace(self, dead=True)
+            return replace(self, empty=True)
         return replace(self, inside=inside, outside=tuple(hole for hole in self.outside if hole in inside))
 
     def without(self, network: netaddr.IPNetwork) -> Block:
-        """The part outside a network. Raises `UnsupportedError` if too many networks have been removed."""
+        """The part outside a network. Raises `UnsupportedError` if too many networks are excluded."""
         if self.inside is not None and self.inside in network:
-            return replace(self, dead=True)
+            return replace(self, empty=True)
         if self.inside is None or network in self.inside:
             if len(self.outside) == _MAX_OUTSIDE:
                 raise UnsupportedError(
@@ -49,8 +51,8 @@ class Block:
 
     def terms(self) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
         """The condition and its exceptions. Raises `UnsupportedError` if no address is left."""
-        if self.dead:
-            raise UnsupportedError("no address reaches it: the lines around or above it leave none")
+        if self.empty:
+            raise UnsupportedError(NO_ADDRESS)
         inside = [self.inside] if self.inside is not None else list(EVERYTHING.values())
         return (
             tuple(Term("cidr", network_text(network)) for network in inside),

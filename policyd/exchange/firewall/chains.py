@@ -1,8 +1,8 @@
-"""Chains of packet filters, for iptables and nftables: lines about sources, jumps, and the first line that decides.
+"""Follows a new connection through the chains of a packet filter, for iptables and nftables.
 
-`flattened` follows a new connection to one port from the chains that receive incoming packets, and returns the lines in
-the order in which they decide. Each base chain decides separately: another chain may drop a packet that one accepts.
-The file of each filter parses its lines.
+`flatten` begins at the chains that receive incoming packets, and returns the lines in the order in which they decide.
+Each of these base chains decides separately: if one accepts a packet, another may still drop it. The file for each
+filter parses its lines.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ _PORTS = {"smtp": 25, "mail": 25, "smtps": 465, "submissions": 465, "urd": 465, 
 
 _PORT_RANGE = re.compile(r"(?P<first>[0-9]{0,5})(?:(?P<to>[:-])(?P<last>[0-9]{0,5}))?")
 
-# Chains jump to chains; more levels than this are a loop, which the kernel would refuse (16 for nftables).
+# Maximum nesting of jumps, which is also the limit of nftables. A deeper nesting is usually a loop.
 _DEPTH = 16
 
-# Limits of the steps of one file: a base, and a number for each line and element. A chain is followed at each jump to
-# it, and a set is read for each line that uses it. Real firewalls do so a few times. A file that needs more steps is
-# refused. A step, or a network in it, takes 10 us.
-_STEPS = 20
+# Maximum steps for one file: `_FIRST_STEPS`, and `_STEPS_PER_LINE` for each line and each network. A chain is followed
+# at every jump to it, and a set is read for every line that uses it; real firewalls do so a few times. Each line and
+# each network in it counts as a step, which takes 10 us.
 _FIRST_STEPS = 1_000
+_STEPS_PER_LINE = 20
 
-_SOME = "it applies to some packets only ({}); here it blocks in every case"
-_SOME_EXEMPTION = "it exempts some packets only ({}); here it would exempt in every case"
+_CONDITIONAL_BLOCK = "it applies to some packets only ({}); here it blocks in every case"
+_CONDITIONAL_EXEMPTION = "it exempts some packets only ({}); here it would exempt in every case"
 
 
-class Does(Enum):
+class Effect(Enum):
     """The effect of a line on a packet."""
 
     ACCEPT = "accept"
@@ -52,45 +52,45 @@ class Does(Enum):
     NOTHING = "nothing"
 
 
-class AnotherMatterError(UnsupportedError):
-    """A line that no new connection to the port from another host ever matches."""
+class OtherTrafficError(UnsupportedError):
+    """A line that never matches a new connection to the port from another host."""
 
 
 @dataclass(slots=True)
 class Step:
     """One line of a chain. `sources` is None if it applies to every source; with `negated` it applies to all others.
 
-    `target` is the chain of a jump. `some` names a condition that depends on more than the source, such as the network
-    interface. `lost` is the reason why the line cannot be followed; `elsewhere` means that the line is about other
-    packets in any case.
+    `target` is the chain of a jump. `condition` names a condition on anything but the source, such as the network
+    interface. `lost` is the reason why the line cannot be followed; `other_traffic` means that the line never matches
+    the connection anyway.
     """
 
     line: Line
-    does: Does = Does.NOTHING
+    effect: Effect = Effect.NOTHING
     sources: tuple[netaddr.IPNetwork, ...] | None = None
     negated: bool = False
     target: str = ""
-    some: str = ""
+    condition: str = ""
     lost: str = ""
-    elsewhere: bool = False
+    other_traffic: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
-    """A chain that receives incoming packets: all with `everybody`, or those that meet the condition named by `some`.
+class BaseChain:
+    """A chain that receives incoming packets: those from `addresses` that meet `condition`, if that is not empty.
 
-    `drops` means that the chain drops packets on which none of its lines decides; `line` has that policy.
+    `drops` means that the chain drops packets on which none of its lines decides; `line` is the line with that policy.
     """
 
     chain: str
     line: Line
-    everybody: Block = field(default_factory=Block)
+    addresses: Block = field(default_factory=Block)
     drops: bool = False
-    some: str = ""
+    condition: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Connection:
     """The connection to follow: its port and, if known, its network interface."""
 
     port: int = 25
@@ -108,41 +108,41 @@ class Asked:
             return bool(first) and int(first) == self.port
         return int(first or 0) <= self.port <= int(last or 65535)
 
-    def about_interface(self, names: Iterable[str], *, negated: bool) -> str:
-        """Returns `Step.some` for a condition on the interface; "" if it holds.
+    def interface_condition(self, names: Iterable[str], *, negated: bool) -> str:
+        """Returns "" if the connection meets a condition on interfaces, or its text if the interface is not known.
 
-        Raises `AnotherMatterError` if it does not hold.
+        Raises `OtherTrafficError` if the connection does not meet it.
         """
         known = [*names]
         if set(known) == {"lo"}:
             if negated:
                 return ""
-            raise AnotherMatterError("it is about the machine's own connections")
+            raise OtherTrafficError("it is about the machine's own connections")
         if not self.interface:
             return f"interface {'not ' if negated else ''}{', '.join(known)}; --interface NAME decides"
         if any(_is_interface(self.interface, name) for name in known) == negated:
-            raise AnotherMatterError(f"it is not about the interface {self.interface}")
+            raise OtherTrafficError(f"it is not about the interface {self.interface}")
         return ""
 
 
 def _is_interface(name: str, written: str) -> bool:
-    """`eth+` (iptables) and `eth*` (nftables) stand for every interface whose name begins in this way."""
+    """Whether `written` is the interface, or stands for it: `eth+` (iptables) and `eth*` (nftables) are prefixes."""
     return name.startswith(written[:-1]) if written.endswith(("+", "*")) else name == written
 
 
-def flattened(
-    chains: Mapping[str, Sequence[Step]], bases: Sequence[Base], report: Report, otherwise: Block | None = None
+def flatten(
+    chains: Mapping[str, Sequence[Step]], bases: Sequence[BaseChain], report: Report, default_block: Block | None = None
 ) -> list[Row]:
-    """The lines as rows with a condition `cidr`: DROP is REJECT, ACCEPT is DUNNO.
+    """Converts the lines to rows with a condition `cidr`: DROP becomes REJECT, ACCEPT becomes DUNNO.
 
-    A file without any base chain is a part of a firewall: its chains to which nothing jumps are then followed, for the
-    addresses of `otherwise`.
+    A file without a base chain is a part of a firewall. Then the chains to which no line jumps are followed, for the
+    addresses of `default_block`.
     """
     walk = _Walk(chains, report)
     if not bases:
         targets = {step.target for steps in chains.values() for step in steps}
-        alone = [name for name, steps in chains.items() if steps and name not in targets]
-        bases = [Base(name, chains[name][0].line, otherwise or Block()) for name in alone]
+        first = [name for name, steps in chains.items() if steps and name not in targets]
+        bases = [BaseChain(name, chains[name][0].line, default_block or Block()) for name in first]
     by_chain = []
     for base in bases:
         walk.rows = []
@@ -152,18 +152,18 @@ def flattened(
     deciding = [rows for rows in by_chain if any(row.verdict is REJECT for row in rows)]
     if not deciding:
         return [row for rows in by_chain for row in rows]
-    # The last chain may exempt by DUNNO; an exemption in another chain must not exempt from the chains after it.
+    # Only the last chain may exempt by DUNNO: an exemption in another chain must not exempt from the chains after it.
     rows = [row for rows in deciding[:-1] for row in exemptions_as_exceptions(rows)[0]]
     return rows + deciding[-1]
 
 
 class _EndlessError(UnsupportedError):
-    """The chains need too many steps to follow."""
+    """The chains need too many steps to follow, or contain a loop."""
 
 
 @dataclass(slots=True)
 class _Lost:
-    """Why a line was lost; `exempts` as in `UnsupportedError`."""
+    """The reason for which a line was lost; `exempts` is as in `UnsupportedError`."""
 
     reason: str
     exempts: bool = False
@@ -176,61 +176,64 @@ class _Walk:
         self._steps = 0
         every = [step for steps in chains.values() for step in steps]
         elements = {id(source) for step in every for source in step.sources or ()}
-        self._most_steps = _FIRST_STEPS + _STEPS * (len(every) + len(elements))
+        self._max_steps = _FIRST_STEPS + _STEPS_PER_LINE * (len(every) + len(elements))
         self._lost: dict[Line, _Lost] = {}  # unless another path through the chains uses them
         self._endless: dict[Line, str] = {}
         self._taken: set[Line] = set()
         self.rows: list[Row] = []
 
-    def begin(self, base: Base) -> None:
+    def begin(self, base: BaseChain) -> None:
         """Follows packets from a base chain on."""
-        step = Step(base.line, Does.JUMP, target=base.chain, some=base.some)
-        if base.some:
-            self._take_some(step, [base.everybody], -1)
-        elif not self._follow(base.chain, base.everybody, 0) and base.drops:
+        step = Step(base.line, Effect.JUMP, target=base.chain, condition=base.condition)
+        if base.condition:
+            self._take_conditional(step, [base.addresses], -1)
+        elif not self._follow(base.chain, base.addresses, 0) and base.drops:
             self._report.lose(
                 base.line, "the chain drops all other packets by its policy, for which no rule is written"
             )
 
     def _follow(self, chain: str, block: Block, depth: int) -> bool:
-        """Takes the lines of a chain for the addresses of a block; returns whether it decides on all of them."""
-        rest = block  # addresses on which no line has decided for a whole network
-        some_return = False
+        """Takes the lines of a chain for the addresses of a block; returns whether the chain decides on all of them."""
+        # The addresses that reach the next line. ACCEPT and DROP for some sources do not reduce them, because the first
+        # matching row decides anyway.
+        rest = block
+        may_return = False
         decided = False
         for step in self._chains.get(chain, ()):
             try:
                 self._check(step, depth)
                 parts = _parts(step, rest)
-                if step.some:
-                    self._take_some(step, parts, depth)
-                elif step.does is Does.RETURN:
-                    some_return = True
+                if step.condition:
+                    self._take_conditional(step, parts, depth)
+                elif step.effect is Effect.RETURN:
+                    may_return = True
                     rest = _without(step, rest)
                 elif step.target:
                     ends = [self._follow(step.target, part, depth + 1) for part in parts]
-                    if all(ends) or step.does is Does.GOTO:
-                        some_return |= not all(ends)
+                    if all(ends) or step.effect is Effect.GOTO:
+                        may_return |= not all(ends)
                         decided |= step.sources is None
                         rest = _without(step, rest)
                 else:
                     self._decide(step, parts)
                     decided |= step.sources is None
-                    rest = rest if step.sources is not None else replace(rest, dead=True)
+                    rest = rest if step.sources is not None else replace(rest, empty=True)
             except _EndlessError as error:
                 self._endless.setdefault(step.line, str(error))
             except UnsupportedError as error:
                 self._lost.setdefault(step.line, _Lost(str(error), error.exempts))
             else:
                 self._taken.add(step.line)
-        return decided and not some_return
+        return decided and not may_return
 
-    def _take_some(self, step: Step, parts: Sequence[Block], depth: int) -> None:
-        """Takes a line with a condition that a rule cannot have. The condition is assumed to hold if the line blocks,
-        and not to hold otherwise.
+    def _take_conditional(self, step: Step, parts: Sequence[Block], depth: int) -> None:
+        """Takes a line with a condition that a rule cannot have.
+
+        A line that blocks or jumps is taken as if the condition held; a line that exempts is lost.
         """
-        if step.does in {Does.ACCEPT, Does.RETURN}:
-            raise UnsupportedError(_SOME_EXEMPTION.format(step.some), exempts=True)
-        if step.does is Does.DROP:
+        if step.effect in {Effect.ACCEPT, Effect.RETURN}:
+            raise UnsupportedError(_CONDITIONAL_EXEMPTION.format(step.condition), exempts=True)
+        if step.effect is Effect.DROP:
             self._decide(step, parts)
         else:
             before, self.rows = self.rows, []
@@ -238,7 +241,7 @@ class _Walk:
                 self._follow(step.target, part, depth + 1)
             # A client that the chain accepts is exempted only from the chain's own lines.
             self.rows = before + exemptions_as_exceptions(self.rows)[0]
-        self._report.note(step.line, _SOME.format(step.some))
+        self._report.note(step.line, _CONDITIONAL_BLOCK.format(step.condition))
 
     def finish(self) -> None:
         """Reports the lines that were never reached, and lost lines."""
@@ -256,9 +259,9 @@ class _Walk:
         self._report.taken += len(self._taken)
 
     def _behind_lost_jumps(self) -> set[str]:
-        """The chains to which a lost jump leads, and those to which they jump."""
+        """The chains that are reached through a lost jump, directly or from another such chain."""
         every = [step for steps in self._chains.values() for step in steps if step.target]
-        waiting = [step.target for step in every if step.lost and not step.elsewhere]
+        waiting = [step.target for step in every if step.lost and not step.other_traffic]
         found = set(waiting)
         while waiting:
             for step in self._chains.get(waiting.pop(), ()):
@@ -270,33 +273,33 @@ class _Walk:
     def _check(self, step: Step, depth: int) -> None:
         """Raises `UnsupportedError` for a line that cannot be followed."""
         if step.lost:
-            exempts = not step.elsewhere and step.does in {Does.ACCEPT, Does.RETURN}
+            exempts = not step.other_traffic and step.effect in {Effect.ACCEPT, Effect.RETURN}
             raise UnsupportedError(step.lost, exempts=exempts)
         self._steps += 1 + len(step.sources or ())
         if depth > _DEPTH:
             raise _EndlessError(f"chains jump to each other more than {_DEPTH} deep")
-        if self._steps > self._most_steps:
-            raise _EndlessError(f"the chains have more than {self._most_steps:,} paths through them")
+        if self._steps > self._max_steps:
+            raise _EndlessError(f"the chains have more than {self._max_steps:,} paths through them")
         if step.target and step.target not in self._chains:
             raise UnsupportedError(f"there is no chain '{step.target.rpartition(' ')[2]}' in this file")
 
     def _decide(self, step: Step, parts: Sequence[Block]) -> None:
         for part in parts:
-            everybody = part.inside is None or part.inside in EVERYTHING.values()
-            if step.sources is None and everybody and not part.outside:
-                # Often the last line of a firewall, about all remaining packets.
-                if step.does is Does.DROP:
+            is_everything = part.inside is None or part.inside in EVERYTHING.values()
+            if step.sources is None and is_everything and not part.outside:
+                # The line is often the last of a firewall, about all remaining packets.
+                if step.effect is Effect.DROP:
                     raise UnsupportedError(
                         "it blocks every address, for which no rule is written unless it names 0.0.0.0/0"
                     )
                 continue  # DUNNO for all remaining addresses, as at the end of a ruleset
             inside, exceptions = part.terms()
-            self.rows.append(Row(step.line, inside, REJECT if step.does is Does.DROP else DUNNO, exceptions))
+            self.rows.append(Row(step.line, inside, REJECT if step.effect is Effect.DROP else DUNNO, exceptions))
 
 
 def _unreached(step: Step, *, unclear: bool) -> _Lost:
     if unclear:
-        return _Lost(step.lost or "only lines that were lost jump to its chain", step.does is Does.ACCEPT)
+        return _Lost(step.lost or "only lines that were lost jump to its chain", step.effect is Effect.ACCEPT)
     return _Lost(step.lost or "no new connection to this port reaches its chain")
 
 
@@ -309,16 +312,16 @@ def _parts(step: Step, block: Block) -> list[Block]:
         for source in step.sources:
             block = block.within(EVERYTHING[source.version]).without(source)
         parts = [block]
-    alive = [part for part in parts if not part.dead]
-    if not alive:
+    left = [part for part in parts if not part.empty]
+    if not left:
         raise UnsupportedError("no mail reaches it: a line above decides on every address of it")
-    return alive
+    return left
 
 
 def _without(step: Step, block: Block) -> Block:
     """The addresses of a block to which a line does not apply."""
     if step.sources is None:
-        return replace(block, dead=True)
+        return replace(block, empty=True)
     if step.negated:
         if len(step.sources) != 1:
             raise UnsupportedError("it jumps for all addresses except several networks")

@@ -1,7 +1,7 @@
-"""ipset(8), import of the output of `ipset save` and `ipset list`, and export of sets for `ipset restore`, one for each
-IP version.
+"""ipset(8): imports the output of `ipset save` and `ipset list`, and exports a set for each IP version for `ipset
+restore`.
 
-Commands take effect as in `ipset restore`: sets may be swapped, renamed, flushed or destroyed further down.
+An import follows the commands in order, as `ipset restore` does: a later line may swap, rename, flush or destroy a set.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from policyd.exchange.model import DUNNO, REJECT, Entry, Imported, Row, Term, UnsupportedError, shown
-from policyd.exchange.network_sets import kept_out, rejected
+from policyd.exchange.network_sets import blocked_addresses, rejected
 from policyd.exchange.values import address_range, network, network_text
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _COMMANDS = {
     **dict(zip(("-N", "-A", "-D", "-F", "-W", "-E", "-X"), _NAMES, strict=True)),
 }
 
-# Types whose elements are addresses or networks; iphash and nethash are those of ipset before version 6.
+# Types whose elements are addresses or networks. iphash, nethash and ipmap are the names before ipset 6.
 _TYPES = frozenset({"hash:ip", "hash:net", "bitmap:ip", "iphash", "nethash", "ipmap"})
 
 # Beginnings of the lines of `ipset list` before a set's members.
@@ -42,7 +42,7 @@ class _Set:
     line: Line
     reason: str = ""  # why its elements are not networks
     netmask: str = ""
-    elements: dict[netaddr.IPNetwork, tuple[Line, bool]] = field(default_factory=dict)  # whether it is `nomatch`
+    elements: dict[netaddr.IPNetwork, tuple[Line, bool]] = field(default_factory=dict)  # line, and whether `nomatch`
 
 
 def read(lines: Iterable[Line], report: Report, *, sets: tuple[str, ...] = ()) -> Imported:
@@ -73,7 +73,7 @@ class _File:
         self.sets: dict[str, _Set] = {}
         self.first: Line | None = None
         self._report = report
-        self._listed = ""  # the present set of `ipset list`
+        self._listed = ""  # the current set in the output of `ipset list`
 
     def take(self, line: Line) -> bool:
         """Takes a line; returns False, because imported lines are only known at the end."""
@@ -131,7 +131,8 @@ class _File:
             made.netmask = rest[rest.index("netmask") + 1]
 
     def _add(self, line: Line, name: str, rest: list[str]) -> None:
-        filled = self.sets.setdefault(name, _Set(line))  # `add` alone, as after `ipset list -output save | grep`
+        # A file without `create` comes from `ipset list -output save | grep add`.
+        filled = self.sets.setdefault(name, _Set(line))
         if filled.reason or not rest:
             return
         found = self._networks(line, filled, rest[0])
@@ -144,7 +145,7 @@ class _File:
             raise UnsupportedError(f"{shown(text)} is not only a network")
         if of.netmask:
             return [network(f"{text}/{of.netmask}", lambda: None)]
-        return address_range(text, self._report.masking(line))
+        return address_range(text, self._report.on_host_bits(line))
 
     def _swap(self, name: str, other: str) -> None:
         first, second = self.sets.pop(name, None), self.sets.pop(other, None)
@@ -166,19 +167,19 @@ def _entries(of: _Set) -> list[Entry]:
         Row(line, (Term("cidr", network_text(element)),), DUNNO if nomatch else REJECT)
         for element, (line, nomatch) in sorted(of.elements.items(), key=lambda item: -item[0].prefixlen)
     ]
-    return [Entry(Term("cidr", network_text(element)), of.line) for element in kept_out(rows).iter_cidrs()]
+    return [Entry(Term("cidr", network_text(element)), of.line) for element in blocked_addresses(rows).iter_cidrs()]
 
 
 # --- Export -----------------------------------------------------------------------------------------------------------
 
 _FAMILIES = {4: "inet", 6: "inet6"}
 
-# ipset's own default; a set cannot grow afterwards, so the size is doubled.
+# ipset's default for maxelem. A set cannot grow later, so a larger set gets twice the size that it needs now.
 _MAXELEM = 65536
 
 
 def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
-    """Commands for `ipset restore`. Each set is filled under a temporary name and then swapped in."""
+    """Commands for `ipset restore`, which fill each set under a temporary name and then swap it in."""
     addresses = rejected(rows, report, deferred=options.deferred)
     lines = [
         f"# {options.heading}",
@@ -187,7 +188,8 @@ def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
     ]
     for version, family in _FAMILIES.items():
         name, filled = f"{options.name}{version}", f"{options.name}{version}-new"
-        networks = [half for cidr in addresses.iter_cidrs() if cidr.version == version for half in _halved(cidr)]
+        cidrs = [cidr for cidr in addresses.iter_cidrs() if cidr.version == version]
+        networks = [network for cidr in cidrs for network in _as_hash_net(cidr)]
         maxelem = max(_MAXELEM, 2 * len(networks))
         lines += [
             f"create {filled} hash:net family {family} maxelem {maxelem} -exist",
@@ -200,6 +202,6 @@ def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _halved(network: netaddr.IPNetwork) -> list[netaddr.IPNetwork]:
-    """A network in the form that hash:net accepts: a /0 becomes two networks."""
+def _as_hash_net(network: netaddr.IPNetwork) -> list[netaddr.IPNetwork]:
+    """A network in the form that hash:net accepts: /0 becomes two networks of /1."""
     return [network] if network.prefixlen else list(network.subnet(1))

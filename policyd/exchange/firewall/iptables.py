@@ -1,4 +1,4 @@
-"""Import of iptables-save(8) and ip6tables-save(8), export for iptables-restore(8).
+"""Imports the output of iptables-save(8) and ip6tables-save(8), and exports for iptables-restore(8).
 
 The import follows new TCP connections to one port through the chains of each table that receive incoming packets, and
 through their jumps. `iptables -S` and a script of `iptables -A ...` lines are read as well.
@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from policyd.config.problems import counted
-from policyd.exchange.firewall.chains import AnotherMatterError, Asked, Base, Does, Step, flattened
+from policyd.exchange.firewall.chains import BaseChain, Connection, Effect, OtherTrafficError, Step, flatten
 from policyd.exchange.model import Imported, IncompleteError, Line, UnsupportedError, shown
-from policyd.exchange.network_sets import rejected, texts
+from policyd.exchange.network_sets import network_texts, rejected
 from policyd.exchange.values import address_range, network
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from policyd.exchange.model import ExportOptions, Report, Row
 
 _TARGETS = {
-    "DROP": Does.DROP,
-    "REJECT": Does.DROP,
-    "TARPIT": Does.DROP,
-    "ACCEPT": Does.ACCEPT,
-    "RETURN": Does.RETURN,
+    "DROP": Effect.DROP,
+    "REJECT": Effect.DROP,
+    "TARPIT": Effect.DROP,
+    "ACCEPT": Effect.ACCEPT,
+    "RETURN": Effect.RETURN,
 }
 _NOT_DECIDING = frozenset(
     {"AUDIT", "CLASSIFY", "CONNMARK", "CT", "LOG", "MARK", "NFLOG", "NOTRACK", "SET", "TCPMSS", "TRACE", "ULOG"}
@@ -50,28 +50,28 @@ _TCP_FLAGS = frozenset({"SYN", "ACK", "FIN", "RST", "URG", "PSH"})
 
 def read(lines: Iterable[Line], report: Report, *, port: int = 25, interface: str = "") -> Imported:
     """The rows for one port: accepted and dropped sources. Raises `IncompleteError`."""
-    file = _File(report, Asked(port, interface))
+    file = _File(report, Connection(port, interface))
     report.take_each(lines, file.take)
     if file.unfinished is not None:
         raise IncompleteError(file.unfinished, "the table has no COMMIT: the file is truncated")
     bases = [
-        Base(name, file.declared.get(name) or file.chains[name][0].line, drops=name in file.dropping)
+        BaseChain(name, file.declared.get(name) or file.chains[name][0].line, drops=name in file.dropping)
         for name in _BASES
         if name in file.declared or file.chains.get(name)
     ]
-    return Imported(rows=flattened(file.chains, bases, report))
+    return Imported(rows=flatten(file.chains, bases, report))
 
 
 class _File:
     """The chains of a file, by table and name, built line by line."""
 
-    def __init__(self, report: Report, asked: Asked) -> None:
+    def __init__(self, report: Report, connection: Connection) -> None:
         self.chains: dict[str, list[Step]] = {}
         self.declared: dict[str, Line] = {}
         self.dropping: set[str] = set()
         self.unfinished: Line | None = None
         self._report = report
-        self._asked = asked
+        self._connection = connection
         self._table = "filter"
 
     def take(self, line: Line) -> bool:
@@ -132,12 +132,12 @@ class _File:
             numbered = words[2].isdecimal() and len(words[2]) < 9
             place = int(words[2]) - 1 if numbered else 0
             words = words[:2] + words[3:] if numbered else words
-        step = _Rule(line, self._report, self._asked).read(words[2:])
+        step = _Rule(line, self._report, self._connection).read(words[2:])
         if step.target:
             step.target = f"{self._table} {step.target}"
         chain = f"{self._table} {words[1]}"
         if words[1] in _BUILT_IN and chain not in _BASES:
-            step.lost, step.elsewhere = f"{words[1]} is not about incoming mail", True
+            step.lost, step.other_traffic = f"{words[1]} is not about incoming mail", True
         steps.insert(place, step)
 
 
@@ -147,14 +147,14 @@ class _Rule:
 
     line: Line
     report: Report
-    asked: Asked
+    connection: Connection
     sources: list[netaddr.IPNetwork] = field(default_factory=list)
     negated: bool = False
     target: str = ""
     goto: bool = False
-    some: str = ""
+    condition: str = ""
     lost: str = ""
-    elsewhere: bool = False
+    other_traffic: bool = False
 
     def read(self, words: list[str]) -> Step:
         """The line as a step."""
@@ -169,17 +169,17 @@ class _Rule:
                     self._take_flags(words[place + 1 : place + 3], negated=negated)
                 self._take(option, argument, negated=negated)
             except UnsupportedError as error:
-                if not self.lost or isinstance(error, AnotherMatterError):
-                    self.lost, self.elsewhere = str(error), isinstance(error, AnotherMatterError)
+                if not self.lost or isinstance(error, OtherTrafficError):
+                    self.lost, self.other_traffic = str(error), isinstance(error, OtherTrafficError)
             place += _WORDS.get(option, 2) if option in _KNOWN else _until_next_option(words, place)
         if self.target in _NOT_DECIDING or not self.target:
             self.lost = f"{self.target} decides nothing" if self.target else "it decides nothing"
-            return Step(self.line, lost=self.lost, elsewhere=True)
+            return Step(self.line, lost=self.lost, other_traffic=True)
         jumps = self.target not in _TARGETS
-        does = _TARGETS.get(self.target, Does.GOTO if self.goto else Does.JUMP)
+        effect = _TARGETS.get(self.target, Effect.GOTO if self.goto else Effect.JUMP)
         sources = tuple(self.sources) if self.sources else None
         target = self.target if jumps else ""
-        return Step(self.line, does, sources, self.negated, target, self.some, self.lost, self.elsewhere)
+        return Step(self.line, effect, sources, self.negated, target, self.condition, self.lost, self.other_traffic)
 
     def _take(self, option: str, argument: str, *, negated: bool) -> None:
         """Takes one option. Raises `UnsupportedError` for a condition that a rule does not have."""
@@ -188,32 +188,32 @@ class _Rule:
                 raise UnsupportedError("two conditions on the source")
             if argument in {"0/0", "any"} and not negated:
                 return
-            mask = self.report.masking(self.line)
             self.negated = negated
             if option == "--src-range":
                 self.sources = address_range(argument)
             else:
-                self.sources = [network(text, mask) for text in argument.split(",")]
+                on_host_bits = self.report.on_host_bits(self.line)
+                self.sources = [network(text, on_host_bits) for text in argument.split(",")]
         elif option in {"-j", "--jump", "-g", "--goto"}:
             self.target, self.goto = argument, option in {"-g", "--goto"}
         else:
             self._take_condition(option, argument, negated=negated)
 
     def _take_condition(self, option: str, argument: str, *, negated: bool) -> None:
-        """Takes a condition on anything but the source."""
+        """Takes a condition on anything except the source."""
         if option in _PORT_OPTIONS:
-            if any(self.asked.is_port(text) for text in argument.split(",")) == negated:
-                raise AnotherMatterError(f"it is not about port {self.asked.port} (--port)")
+            if any(self.connection.is_port(text) for text in argument.split(",")) == negated:
+                raise OtherTrafficError(f"it is not about port {self.connection.port} (--port)")
         elif option in _ABOUT_MAIL:
             accepts, what = _ABOUT_MAIL[option]
             if negated == accepts(argument):
-                raise AnotherMatterError(what.format(argument))
+                raise OtherTrafficError(what.format(argument))
         elif option in {"-i", "--in-interface"}:
-            self.some = self.asked.about_interface([argument], negated=negated) or self.some
+            self.condition = self.connection.interface_condition([argument], negated=negated) or self.condition
         elif option in {"-d", "--destination", "--dst"}:
-            self.some = f"an address of this host, {argument}"
+            self.condition = f"an address of this host, {argument}"
         elif option == "--syn" and negated:
-            raise AnotherMatterError("it is about established connections")
+            raise OtherTrafficError("it is about established connections")
         elif option == "--match-set":
             name = argument
             raise UnsupportedError(
@@ -227,11 +227,11 @@ class _Rule:
         named = {"ALL": _TCP_FLAGS, "NONE": frozenset[str]()}
         examined, wanted = (named.get(word, frozenset(word.split(","))) for word in (*words, "", "")[:2])
         if (examined & {"SYN"} == wanted) == negated:
-            raise AnotherMatterError("it is about packets that do not begin a connection")
+            raise OtherTrafficError("it is about packets that do not begin a connection")
 
 
 def _until_next_option(words: list[str], place: int) -> int:
-    """The number of words of an unknown option: up to the next word that looks like an option."""
+    """The number of words that an unknown option takes: all up to the next word that looks like an option."""
     end = place + 1
     while end < len(words) and not words[end].startswith("-") and words[end] != "!":
         end += 1
@@ -240,7 +240,7 @@ def _until_next_option(words: list[str], place: int) -> int:
 
 _PORT_OPTIONS = frozenset({"--dport", "--dports", "--destination-port", "--destination-ports", "--port", "--ports"})
 
-# Conditions that a new connection can meet: a test of the argument, and the reason to report if the test fails.
+# Conditions that a new connection can meet, with a test of the argument and the reason to report if it fails.
 _ABOUT_MAIL: dict[str, tuple[Callable[[str], bool], str]] = {
     **dict.fromkeys(
         ("-p", "--protocol"), (lambda name: name.lower() in {"tcp", "6", "all", "0"}, "{} is not mail's protocol")
@@ -268,7 +268,7 @@ def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
     """
     addresses = rejected(rows, report, deferred=options.deferred)
     tool = "iptables" if options.version == 4 else "ip6tables"
-    others = len(texts(addresses, 10 - options.version))
+    others = len(network_texts(addresses, 10 - options.version))
     if others:
         what = "--ipv6 gives those" if options.version == 4 else "without --ipv6, only IPv4 is written"
         report.lose(
@@ -282,7 +282,7 @@ def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
             f"# and, once: {tool} -I INPUT -p tcp --dport 25 -j {chain}",
             "*filter",
             f":{chain} - [0:0]",
-            *(f"-A {chain} -s {network} -j DROP" for network in texts(addresses, options.version)),
+            *(f"-A {chain} -s {network} -j DROP" for network in network_texts(addresses, options.version)),
             "COMMIT",
             "",
         ]

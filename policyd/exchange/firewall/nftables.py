@@ -1,5 +1,4 @@
-"""nftables, import of the output of `nft list ruleset` and `nft -j list ruleset`, and export of named sets for `nft
--f`.
+"""nftables: imports the output of `nft list ruleset` and `nft -j list ruleset`, and exports named sets for `nft -f`.
 
 The import follows new TCP connections to one port through each base chain that receives incoming packets, and through
 its jumps. A file with sets that no line uses is read as a list, whose entries are the elements of the sets.
@@ -12,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from policyd.exchange.firewall.address_block import EVERYTHING, Block
-from policyd.exchange.firewall.chains import AnotherMatterError, Asked, Base, Does, Step, flattened
+from policyd.exchange.firewall.chains import BaseChain, Connection, Effect, OtherTrafficError, Step, flatten
 from policyd.exchange.firewall.nft_json import as_text
 from policyd.exchange.model import Entry, Imported, IncompleteError, Line, Term, UnsupportedError, shown
-from policyd.exchange.network_sets import rejected, texts
+from policyd.exchange.network_sets import network_texts, rejected
 from policyd.exchange.values import address_range, network_text
 
 if TYPE_CHECKING:
@@ -26,18 +25,24 @@ if TYPE_CHECKING:
     from policyd.exchange.model import ExportOptions, Report, Row
 
 _TOKEN = re.compile(r'"[^"]*"?|[{};=,]|!=|[^\s{};=,!"]+|!')
-_DOES = {"accept": Does.ACCEPT, "drop": Does.DROP, "reject": Does.DROP, "return": Does.RETURN, "continue": Does.NOTHING}
+_EFFECTS = {
+    "accept": Effect.ACCEPT,
+    "drop": Effect.DROP,
+    "reject": Effect.DROP,
+    "return": Effect.RETURN,
+    "continue": Effect.NOTHING,
+}
 _FAMILIES = {"ip": Block(EVERYTHING[4]), "ip6": Block(EVERYTHING[6])}
 _ADDRESSES = frozenset({"ipv4_addr", "ipv6_addr"})
-_SADDR = (["ip", "saddr"], ["ip6", "saddr"], ["ip", "daddr"], ["ip6", "daddr"])
+_ADDRESS_FIELDS = (["ip", "saddr"], ["ip6", "saddr"], ["ip", "daddr"], ["ip6", "daddr"])
 
 # Hooks for incoming packets; `forward`, `output` and `postrouting` get other packets.
 _HOOKS = ("ingress", "prerouting", "input")
 
-# Words with which a block of statements begins; any other brace is around values.
+# Words that begin a block of statements; any other opening brace begins values.
 _BLOCKS = frozenset({"table", "set", "map", "chain", "counter", "quota", "limit", "flowtable"})
 
-# Maximum nesting: a table contains chains, a chain statements, and a variable may name others.
+# Maximum nesting of blocks and of variables: a table contains chains, and a variable may name another.
 _DEPTH = 8
 
 
@@ -55,7 +60,7 @@ class _Values(NamedTuple):
 
 @dataclass(slots=True)
 class _Statement:
-    """The words up to a line's end or a `;`; and the content of the block, if the words open a block."""
+    """The words up to a line's end or a `;`. If they open a block, `inner` is its content."""
 
     words: list[_Word]
     inner: list[_Statement] | None = None
@@ -67,7 +72,7 @@ class _Statement:
 
 @dataclass(slots=True)
 class _Set:
-    """A set or a map. `keys` has the elements' words, `verdicts` a map's verdict for each."""
+    """A set or a map. `keys` has the words of each element, `verdicts` those of its verdict in a map."""
 
     line: Line
     keys: list[list[_Word]] = field(default_factory=list)
@@ -89,7 +94,7 @@ def read(
         if head[0] == "define" and len(head) > 3 and head[2] == "=":
             variables[head[1]] = statement.words[3:]
         elif head[0] in {"table", "add", "create"} and statement.inner is not None and "table" in head[:2]:
-            tables.append(_Table(statement, variables, report, Asked(port, interface)))
+            tables.append(_Table(statement, variables, report, Connection(port, interface)))
         elif head[0] not in {"flush", "delete", "destroy"} and not (
             head[0] in {"table", "add"} and "table" in head[:2]
         ):
@@ -101,8 +106,8 @@ def read(
         chains = {name: steps for table in tables for name, steps in table.chains.items()}
         bases = sorted((base for table in tables for base in table.bases), key=lambda base: base[0])
         families = {table.family for table in tables}
-        alone = _FAMILIES.get(families.pop()) if len(families) == 1 else None
-        imported.rows = flattened(chains, [base for _, base in bases], report, alone)
+        default_block = _FAMILIES.get(families.pop()) if len(families) == 1 else None
+        imported.rows = flatten(chains, [base for _, base in bases], report, default_block)
     of_networks = {
         name: found_set for table in tables for name, found_set in table.sets.items() if not found_set.reason
     }
@@ -196,18 +201,20 @@ class _Table:
     `bases` are the chains that receive incoming packets, each with its place in the kernel's order.
     """
 
-    def __init__(self, statement: _Statement, variables: dict[str, list[_Word]], report: Report, asked: Asked) -> None:
+    def __init__(
+        self, statement: _Statement, variables: dict[str, list[_Word]], report: Report, connection: Connection
+    ) -> None:
         self.report = report
-        self.asked = asked
+        self.connection = connection
         self._variables = variables
         names = [word.text for word in statement.words if word.text not in {"add", "create", "table"}]
         self.family = names[0] if len(names) > 1 else "ip"
         self._name = " ".join(names)
         self.sets: dict[str, _Set] = {}
         self.chains: dict[str, list[Step]] = {}
-        self.bases: list[tuple[int, Base]] = []
+        self.bases: list[tuple[int, BaseChain]] = []
         inner = statement.inner or []
-        # Sets first: a chain may use a set that is defined below it.
+        # Sets are read first, because a chain may use a set that is defined below it.
         for kinds, take in ((("set", "map"), self._take_set), (("chain",), self._take_chain)):
             for unread in inner:
                 if unread.words[0].text in kinds and unread.inner is not None and len(unread.words) > 1:
@@ -229,7 +236,7 @@ class _Table:
                 found.reason = "a map"
             elif words[0] == "type" and not (len(words) == 2 and words[1] in _ADDRESSES):
                 found.reason = f"a set of {' '.join(words[1:])[:40]}"
-            elif words[0] == "typeof" and words[1:] not in _SADDR:
+            elif words[0] == "typeof" and words[1:] not in _ADDRESS_FIELDS:
                 found.reason = "a set of elements that are not addresses"
             elif words[0] == "elements":
                 self._take_elements(inner.words[2:], found)
@@ -238,15 +245,15 @@ class _Table:
 
     def _take_elements(self, words: list[_Word], found: _Set) -> None:
         for element in _split(words):
-            place = next((place for place, word in enumerate(element) if word.text == ":"), len(element))
-            found.keys.append(element[:place])
-            found.verdicts.append(element[place + 1 :])
+            key, verdict = _key_and_verdict(element)
+            found.keys.append(key)
+            found.verdicts.append(verdict)
             if found.reason:
                 continue
             if any(word.text == "timeout" for word in element):
                 self.report.note(element[0].line, "the element expires by itself there, but not here")
             try:
-                found.elements += address_range(element[0].text, self.report.masking(element[0].line))
+                found.elements += address_range(element[0].text, self.report.on_host_bits(element[0].line))
             except UnsupportedError as error:
                 self.report.lose(element[0].line, str(error))
 
@@ -260,8 +267,8 @@ class _Table:
             if words[0] == "type":
                 hook = next((word for word in _HOOKS if word in words), "")
                 if hook and words[1] == "filter" and self.family in {"ip", "ip6", "inet", "netdev"}:
-                    some = "the interface of this chain" if self.family == "netdev" else ""
-                    base = _HOOKS.index(hook) * 1_000_000 + _priority(words), some
+                    condition = "the interface of this chain" if self.family == "netdev" else ""
+                    base = _HOOKS.index(hook) * 1_000_000 + _priority(words), condition
                 else:
                     other_hook = "hook" in words
             elif words[0] == "policy":
@@ -270,11 +277,11 @@ class _Table:
                 steps += _Rule(self, inner.words).read()
         if other_hook:
             for step in steps:
-                step.lost, step.elsewhere = "the chain is not about incoming packets", True
+                step.lost, step.other_traffic = "the chain is not about incoming packets", True
         if base is not None:
-            everybody = _FAMILIES.get(self.family, Block())
+            addresses = _FAMILIES.get(self.family, Block())
             self.bases.append(
-                (base[0], Base(self.chain_name(name), statement.line, everybody, drops=drops, some=base[1]))
+                (base[0], BaseChain(self.chain_name(name), statement.line, addresses, drops=drops, condition=base[1]))
             )
 
     def networks(self, words: list[_Word], depth: int = 0) -> list[netaddr.IPNetwork]:
@@ -286,11 +293,11 @@ class _Table:
                 raise UnsupportedError(f"there is no set of addresses {shown(first[1:])} in this table")
             found.used = True
             if not found.elements:
-                raise AnotherMatterError(f"the set {shown(first[1:])} is empty in this file")
+                raise OtherTrafficError(f"the set {shown(first[1:])} is empty in this file")
             return found.elements
         if first == "{" or first.startswith("$") or any(word.text == "," for word in words):
             return [found for element in self.elements(words, depth) for found in self.networks(element, depth + 1)]
-        return address_range(first, self.report.masking(words[0].line))
+        return address_range(first, self.report.on_host_bits(words[0].line))
 
     def elements(self, words: list[_Word], depth: int = 0) -> list[list[_Word]]:
         """The elements of `@SET`, `$VARIABLE` or `{ ... }`, or the value itself, each as its words."""
@@ -302,10 +309,10 @@ class _Table:
             found.used = True
             return found.keys
         if first.startswith("$"):
-            meant = self._variables.get(first[1:])
-            if not meant or depth > _DEPTH:
+            value = self._variables.get(first[1:])
+            if not value or depth > _DEPTH:
                 raise UnsupportedError(f"{shown(first)} is not defined in this file")
-            return self.elements(meant, depth + 1)
+            return self.elements(value, depth + 1)
         return [*_split(words)]
 
     def pairs(self, words: list[_Word]) -> list[tuple[list[_Word], list[_Word]]]:
@@ -315,11 +322,7 @@ class _Table:
             if found is None:
                 raise UnsupportedError(f"there is no map {shown(words[0].text[1:])} in this table")
             return [*zip(found.keys, found.verdicts, strict=True)]
-        made = []
-        for element in _split(words):
-            place = next((place for place, word in enumerate(element) if word.text == ":"), len(element))
-            made.append((element[:place], element[place + 1 :]))
-        return made
+        return [_key_and_verdict(element) for element in _split(words)]
 
 
 def _priority(words: list[str]) -> int:
@@ -340,7 +343,7 @@ def _priority(words: list[str]) -> int:
 
 
 def _split(words: list[_Word]) -> Iterator[list[_Word]]:
-    """The elements between braces, each as words."""
+    """Yields the elements between braces, each as its words."""
     element: list[_Word] = []
     for word in words:
         if word.text in {"{", "}", ","}:
@@ -353,6 +356,12 @@ def _split(words: list[_Word]) -> Iterator[list[_Word]]:
         yield element
 
 
+def _key_and_verdict(element: list[_Word]) -> tuple[list[_Word], list[_Word]]:
+    """The words of an element before and after the `:` of a map; a set's element has no verdict."""
+    place = next((place for place, word in enumerate(element) if word.text == ":"), len(element))
+    return element[:place], element[place + 1 :]
+
+
 class _Rule:
     """One line of a chain, read from its first word to its last."""
 
@@ -361,7 +370,7 @@ class _Rule:
         self._words = words
         self._place = 0
         self._step = Step(words[0].line)
-        self._made: list[Step] = []  # for the keys of a verdict map
+        self._made: list[Step] = []  # one for each key of a verdict map
 
     def read(self) -> list[Step]:
         """The line as a step, or as a step for each key of a verdict map."""
@@ -369,17 +378,17 @@ class _Rule:
             try:
                 self._take(self._next())
             except UnsupportedError as error:
-                elsewhere = isinstance(error, AnotherMatterError)
-                if not self._step.lost or elsewhere:
-                    self._step.lost, self._step.elsewhere = str(error), elsewhere
+                other_traffic = isinstance(error, OtherTrafficError)
+                if not self._step.lost or other_traffic:
+                    self._step.lost, self._step.other_traffic = str(error), other_traffic
         step = self._step
-        if not self._made and step.does is Does.NOTHING:
-            step.lost, step.elsewhere = step.lost or "it decides nothing", True
+        if not self._made and step.effect is Effect.NOTHING:
+            step.lost, step.other_traffic = step.lost or "it decides nothing", True
         steps = self._made or [step]
         for made in self._made:
             if step.lost and not made.lost:
-                made.lost, made.elsewhere = step.lost, step.elsewhere
-            made.some = made.some or step.some
+                made.lost, made.other_traffic = step.lost, step.other_traffic
+            made.condition = made.condition or step.condition
         return steps
 
     def _next(self) -> str:
@@ -430,19 +439,19 @@ class _Rule:
         elif word in {"udp", "icmp", "icmpv6", "sctp", "dccp", "esp", "ah"}:
             self._place = len(self._words)
             self._keep_verdict()
-            raise AnotherMatterError("it is not about mail's protocol")
+            raise OtherTrafficError("it is not about mail's protocol")
         elif not self._take_statement(word):
             self._keep_verdict()
             self._place = len(self._words)
             raise UnsupportedError(f"the condition {shown(word)} is not supported")
 
     def _keep_verdict(self) -> None:
-        """Finds the verdict of a line that cannot be fully read, for the report of its loss."""
+        """Finds the verdict of a line that cannot be read to its end, for the report of the loss."""
         for place, word in enumerate(self._words):
-            if word.text in _DOES:
-                self._step.does = _DOES[word.text]
+            if word.text in _EFFECTS:
+                self._step.effect = _EFFECTS[word.text]
             elif word.text in {"jump", "goto"} and place + 1 < len(self._words):
-                self._step.does = Does.JUMP
+                self._step.effect = Effect.JUMP
                 self._step.target = self._table.chain_name(self._words[place + 1].text)
 
     def _compare(self, about: Callable[[Step, _Values], None]) -> None:
@@ -452,11 +461,11 @@ class _Rule:
             for key, verdict in self._table.pairs(self._value()):
                 step = Step(self._words[0].line)
                 step.sources, step.negated = self._step.sources, self._step.negated
-                self._say(step, verdict)
+                self._set_effect(step, verdict)
                 try:
                     about(step, _Values(key))
                 except UnsupportedError as error:
-                    step.lost, step.elsewhere = str(error), isinstance(error, AnotherMatterError)
+                    step.lost, step.other_traffic = str(error), isinstance(error, OtherTrafficError)
                 self._made.append(step)
             return
         negated = self._peek() == "!="
@@ -468,15 +477,15 @@ class _Rule:
             raise UnsupportedError("a condition on several things at once")
         about(self._step, _Values(self._value(), negated))
 
-    def _say(self, step: Step, words: list[_Word]) -> None:
-        """Sets what a step does, from `drop` or `jump CHAIN`."""
+    def _set_effect(self, step: Step, words: list[_Word]) -> None:
+        """Sets the effect of a step, from `drop` or `jump CHAIN`."""
         if len(words) > 1 and words[0].text in {"jump", "goto"}:
-            step.does = Does.JUMP if words[0].text == "jump" else Does.GOTO
+            step.effect = Effect.JUMP if words[0].text == "jump" else Effect.GOTO
             step.target = self._table.chain_name(words[1].text)
-        elif words and words[0].text in _DOES:
-            step.does = _DOES[words[0].text]
-        if step.does is Does.NOTHING:
-            step.lost, step.elsewhere = "it decides nothing", True
+        elif words and words[0].text in _EFFECTS:
+            step.effect = _EFFECTS[words[0].text]
+        if step.effect is Effect.NOTHING:
+            step.lost, step.other_traffic = "it decides nothing", True
 
     def _about_sources(self, step: Step, values: _Values) -> None:
         if step.sources is not None:
@@ -485,42 +494,42 @@ class _Rule:
         step.sources, step.negated = tuple(networks), values.negated
 
     def _about_port(self, _step: Step, values: _Values) -> None:
-        asked = self._table.asked
-        if any(asked.is_port(element[0].text) for element in self._table.elements(values.words)) == values.negated:
-            raise AnotherMatterError(f"it is not about port {asked.port} (--port)")
+        connection = self._table.connection
+        if any(connection.is_port(element[0].text) for element in self._table.elements(values.words)) == values.negated:
+            raise OtherTrafficError(f"it is not about port {connection.port} (--port)")
 
     def _about_interface(self, step: Step, values: _Values) -> None:
         names = [element[0].text.strip('"') for element in self._table.elements(values.words)]
-        step.some = self._table.asked.about_interface(names, negated=values.negated) or step.some
+        step.condition = self._table.connection.interface_condition(names, negated=values.negated) or step.condition
 
     def _about_destination(self, step: Step, values: _Values) -> None:
         names = ", ".join(element[0].text for element in self._table.elements(values.words))
-        step.some = f"an address of this host, {'not ' if values.negated else ''}{names}"
+        step.condition = f"an address of this host, {'not ' if values.negated else ''}{names}"
 
     def _about_state(self, _step: Step, values: _Values) -> None:
         states = {word.text for element in self._table.elements(values.words) for word in element}
         if values.negated == ("new" in states):
-            raise AnotherMatterError("it is about established connections")
+            raise OtherTrafficError("it is about established connections")
 
     def _about_protocol(self, step: Step, values: _Values) -> None:
         names = {element[0].text for element in self._table.elements(values.words)}
         versions = {4 if name in {"ipv4", "ip"} else 6 for name in names if name in {"ipv4", "ip", "ipv6", "ip6"}}
         if not versions:
             if bool(names & {"tcp", "6"}) == values.negated:
-                raise AnotherMatterError("it is not about mail's protocol")
+                raise OtherTrafficError("it is not about mail's protocol")
         elif len(versions) == 1 and step.sources is None:
             step.sources, step.negated = (EVERYTHING[versions.pop()],), False
             if values.negated:
                 step.sources = (EVERYTHING[10 - step.sources[0].version],)
 
     def _take_statement(self, word: str) -> bool:
-        """Takes a statement that is not a condition."""
-        if word in _DOES:
-            self._step.does = _DOES[word]
+        """Takes a statement that is not a condition; returns whether it is known."""
+        if word in _EFFECTS:
+            self._step.effect = _EFFECTS[word]
             if word == "reject" and self._peek() == "with":
                 self._place = len(self._words)
         elif word in {"jump", "goto"}:
-            self._step.does = Does.JUMP if word == "jump" else Does.GOTO
+            self._step.effect = Effect.JUMP if word == "jump" else Effect.GOTO
             self._step.target = self._table.chain_name(self._next())
         elif word == "counter":
             if self._peek() == "name":
@@ -549,10 +558,9 @@ _TYPES = {4: "ipv4_addr", 6: "ipv6_addr"}
 
 
 def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
-    """A table with a named set for each IP version, for `nft -f`: all in one transaction, with the sets refilled each
-    time.
+    """A table with a named set for each IP version, for `nft -f`, which refills the sets in one transaction.
 
-    The rule that drops is only a comment, because the administrator decides where to put it and what it does.
+    The rule that drops is only a comment, because the administrator decides on its place and effect.
     """
     addresses = rejected(rows, report, deferred=options.deferred)
     table = f"inet {options.name}"
@@ -569,7 +577,7 @@ def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
         "}",
         *(f"flush set {table} blocked{version}" for version in _TYPES),
         f"table {table} {{",
-        *(line for version in _TYPES for line in _set(version, texts(addresses, version))),
+        *(line for version in _TYPES for line in _set(version, network_texts(addresses, version))),
         "}",
         "",
     ]

@@ -1,4 +1,4 @@
-"""Comma-separated values (RFC 4180 except for line ends), export: a line for each value of each condition."""
+"""Comma-separated values (RFC 4180, but with LF), export: a line for each value of each condition."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def write(rows: Sequence[Row], report: Report, _options: ExportOptions) -> str:
     table.writerow(_COLUMNS)
     for order, row in enumerate(rows, 1):
         mode = "observe" if row.observe else "enforce"
-        says = (order, row.name, str(row.verdict.verb), row.verdict.code, row.verdict.text, mode, row.expires or "")
-        table.writerows((*says, "match", *term) for term in row.match)
-        table.writerows((*says, "except", *term) for term in row.exceptions)
+        of_rule = (order, row.name, str(row.verdict.verb), row.verdict.code, row.verdict.text, mode, row.expires or "")
+        table.writerows((*of_rule, "match", *term) for term in row.match)
+        table.writerows((*of_rule, "except", *term) for term in row.exceptions)
         report.taken += 1
     return file.getvalue()

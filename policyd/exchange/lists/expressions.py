@@ -1,29 +1,29 @@
-"""Reads expressions in lists that do not name the attribute they are for, such as rspamd's maps and plain lists."""
+"""Reads the expressions of plain lists and rspamd's maps, which do not name the attribute that they are for."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from policyd.exchange.model import SkippedError
-from policyd.exchange.regex_subjects import MAIL_ADDRESSES, NAMES, Questions
+from policyd.exchange.regex_subjects import MAIL_ADDRESSES, NAMES, ONLY_SENDERS, Questions
 from policyd.exchange.values import term
 
 if TYPE_CHECKING:
     from policyd.exchange.model import Line, Report, Term
 
-_REGEX = {
+_CONDITIONS = {
     "client": "hostname_regex",
     "helo_name": "helo_name_regex",
     "sender": "sender_regex",
     "recipient": "recipient_regex",
 }
 _ASSUMED = "read as host names of clients; use --attribute if the list is for something else"
-_SENDERS = "only a mail address can match it, so it was read as an expression for senders (--attribute)"
 
 
 class Expressions:
-    """Reads the expressions of one list for `attribute`; None means clients, or senders if an expression can only match
-    mail addresses.
+    """Reads the expressions of one list for `attribute`.
+
+    None means clients, or senders for an expression that can only match mail addresses.
     """
 
     def __init__(self, attribute: str | None, report: Report) -> None:
@@ -33,23 +33,23 @@ class Expressions:
         self._is_assumed = False
 
     def read(self, pattern: str, line: Line) -> Term:
-        """The term of an expression in RE2's syntax. Raises SkippedError if no value of the attribute can match."""
+        """The term for an expression in RE2's syntax. Raises `SkippedError` if no value of the attribute can match."""
         attribute = self._attribute or "client"
         self._questions.begin_line()
         if attribute == "helo_name":
-            return term(_REGEX[attribute], pattern)
+            return term(_CONDITIONS[attribute], pattern)
         is_mail = attribute in {"sender", "recipient"}
         if not self._questions.can_match(MAIL_ADDRESSES if is_mail else NAMES, [pattern], []):
             if self._attribute is not None or not self._questions.can_match(MAIL_ADDRESSES, [pattern], []):
                 what = f"mail address of a {attribute}" if is_mail else "host name"
                 raise SkippedError(f"no {what} can match it; a list for headers or texts of mails cannot be imported")
-            self._report.note(line, _SENDERS)
-            return term(_REGEX["sender"], pattern)
+            self._report.note(line, ONLY_SENDERS)
+            return term("sender_regex", pattern)
         self.assume(line)
-        return term(_REGEX[attribute], pattern)
+        return term(_CONDITIONS[attribute], pattern)
 
     def assume(self, line: Line) -> None:
-        """Notes, once, that the list was read as a list for clients because nothing says what it is for."""
+        """Notes, once, that the list was read as a list for clients, if no attribute was given."""
         if self._attribute is None and not self._is_assumed:
             self._is_assumed = True
             self._report.note(line, _ASSUMED)

@@ -1,4 +1,4 @@
-"""JSON, export: the rules in order, lists written out, for programs."""
+"""JSON for programs, export: the rules in order, with the entries of lists in place of their names."""
 
 from __future__ import annotations
 

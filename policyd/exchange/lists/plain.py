@@ -1,7 +1,7 @@
 """A plain list, one entry per line, import and export: addresses, networks, ranges, names, mail addresses, expressions.
 
-Comments begin with `#`, `;` or `//`. If a line has more words or fields, the first is the entry if it is an address;
-many lists add a date, a country or a reason.
+Comments begin with `#`, `;` or `//`. After an address a line may have more words or fields: many lists add a date, a
+country or a reason.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from policyd.core.ruleset import Verb
 from policyd.exchange.lists.expressions import Expressions
 from policyd.exchange.model import Entry, Imported, Term, UnsupportedError
-from policyd.exchange.network_sets import rejected, texts
+from policyd.exchange.network_sets import network_texts, rejected
 from policyd.exchange.regex_translation import from_perl
-from policyd.exchange.values import address_range, literal, looks_like_address, network_text, term
+from policyd.exchange.values import SUFFIX_CONDITIONS, address_range, literal, looks_like_address, network_text, term
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -23,39 +23,28 @@ if TYPE_CHECKING:
 
 _COMMENT = re.compile(r"(?:^|\s)(?:[#;]|//).*")
 
-_SUFFIX = {
-    "client": "hostname_suffix",
-    "helo_name": "helo_name_suffix",
-    "sender": "sender_domain",
-    "recipient": "recipient_domain",
-}
+# The condition on a mail address, for each attribute.
 _ADDRESS = {"client": "sender", "helo_name": "helo_name", "sender": "sender", "recipient": "recipient"}
-_REGEX = {
-    "client": "hostname_regex",
-    "helo_name": "helo_name_regex",
-    "sender": "sender_regex",
-    "recipient": "recipient_regex",
-}
 
 _EXPRESSION = re.compile(r"/(?P<pattern>(?:[^/\\]|\\.)+)/(?P<flags>[a-z]*)(?:\s.*)?", re.IGNORECASE)
-# A mechanism of SPF (RFC 7208 section 5.6), as written by tools that list the mail hosts of large providers.
+# A mechanism of SPF (RFC 7208 section 5.6): tools that list the mail hosts of large providers write it.
 _SPF = re.compile(r"\+?ip[46]:(\S+)", re.IGNORECASE)
 _LOCAL_PART = re.compile(r"[^\s@,/<>]+@")
-# `192.0.2` and `192.0.2.`. A number alone is more likely a slip than a network of 16 million addresses.
+# `192.0.2` and `192.0.2.`. A single number is more likely a mistake than a network of 16 million addresses.
 _OCTETS = re.compile(r"\d{1,3}(?:\.\d{1,3}){1,2}\.?", re.ASCII)
 
 
 def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None) -> Imported:
-    """The list's entries. `attribute` is the attribute with which the names and domains are compared: `client` (as
-    None), `helo_name`, `sender` or `recipient`.
+    """The list's entries. `attribute` is the attribute that names and domains are compared with: `client` (also if it
+    is None), `helo_name`, `sender` or `recipient`.
     """
     imported = Imported()
     expressions = Expressions(attribute, report)
 
     def take(line: Line) -> bool:
-        whole = line.text.strip()
-        # An expression may contain characters that begin a comment elsewhere.
-        text = whole if _EXPRESSION.fullmatch(whole) else _COMMENT.sub("", line.text).strip()
+        stripped = line.text.strip()
+        # An expression may contain the characters that begin a comment.
+        text = stripped if _EXPRESSION.fullmatch(stripped) else _COMMENT.sub("", line.text).strip()
         if text:
             terms = _read_entry(text, line, report, attribute or "client", expressions)
             imported.entries += [Entry(term, line) for term in terms]
@@ -90,17 +79,17 @@ def _read_entry(text: str, line: Line, report: Report, attribute: str, expressio
         attribute = "recipient" if attribute == "recipient" else "sender"
     elif _LOCAL_PART.fullmatch(word):
         attribute = "recipient" if attribute == "recipient" else "sender"
-        return [term(_REGEX[attribute], f"^{literal(word)}")]
+        return [term(f"{attribute}_regex", f"^{literal(word)}")]
     if "@" in word or word == "<>":
         return [term(_ADDRESS[attribute], word)]
-    return [term(_SUFFIX[attribute], word)]
+    return [term(SUFFIX_CONDITIONS[attribute], word)]
 
 
 def _networks(word: str, line: Line, report: Report) -> list[Term]:
     if word.endswith(".*") or _OCTETS.fullmatch(word):
         octets = word.rstrip(".*").split(".")
         word = ".".join(octets + ["0"] * (4 - len(octets))) + f"/{8 * len(octets)}"
-    found = address_range(word.strip("[]"), report.masking(line))
+    found = address_range(word.strip("[]"), report.on_host_bits(line))
     if len(found) > 1:
         report.note(line, "the range was written as networks")
     return [Term("cidr", network_text(found_network)) for found_network in found]
@@ -118,7 +107,7 @@ def entries(rows: Sequence[Row], report: Report, options: ExportOptions) -> list
     """The entries of one condition that rules reject. Reports rules that a list cannot express."""
     condition = options.condition or _usual_condition(rows)
     if condition == "cidr":
-        return texts(rejected(rows, report, deferred=options.deferred))
+        return network_texts(rejected(rows, report, deferred=options.deferred))
     found: dict[str, None] = {}
     for row in rows:
         if row.verdict.verb is Verb.DUNNO:
@@ -134,6 +123,6 @@ def entries(rows: Sequence[Row], report: Report, options: ExportOptions) -> list
 
 
 def _usual_condition(rows: Sequence[Row]) -> str:
-    """Networks, unless there are none."""
+    """`cidr` if a blocking row has this condition, otherwise the condition of the first blocking row."""
     conditions = [term.condition for row in rows if row.verdict.verb is not Verb.DUNNO for term in row.match[:1]]
     return "cidr" if "cidr" in conditions or not conditions else conditions[0]

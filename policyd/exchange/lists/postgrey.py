@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from policyd.exchange.model import Line, Report, Term
 
 _EXPRESSION = re.compile(r"/\S+/")
-# postgrey 1.37 reads two octets with a prefix of 24, against its own comment.
+# postgrey 1.37 reads two octets as a /24 network, although its comment says otherwise.
 _TWO_OCTETS = re.compile(r"\d{1,3}\.\d{1,3}", re.ASCII)
 
 
 def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None) -> Imported:
-    """The list's entries; `attribute` is `client` or `recipient`; with None, the entries decide. The entries become
-    exemptions.
+    """The list's entries, which are exemptions. `attribute` is `client` or `recipient`; None means that the entries
+    decide.
     """
     found = [bare for line in lines if (bare := _without_comment(line)).text]
     if attribute is None:
@@ -60,7 +60,7 @@ def _is_mail_address(line: Line) -> bool:
 
 
 def _recipient(address: str) -> Term:
-    """`user@` is for `user+extension@` as well, and so is `user@domain`."""
+    """The expression for `user@` or `user@domain`, which also stands for the addresses with an extension."""
     user, _, domain = address.partition("@")
     end = f"{literal(domain)}$" if domain else ""
     return term("recipient_regex", rf"^{literal(user)}(\+[^@]+)?@{end}")

@@ -1,7 +1,7 @@
 """rspamd's maps (multimap: ip, hostname, from, rcpt, regexp and glob maps), import and export.
 
-The option `attribute` is the attribute that is looked up in a map. A value may follow a key; scores are dropped,
-because rules have none.
+The option `attribute` is the attribute that is looked up in a map. Values after the keys, such as scores, are left out,
+because rules have no scores.
 """
 
 from __future__ import annotations
@@ -13,7 +13,15 @@ from policyd.exchange.lists import plain
 from policyd.exchange.lists.expressions import Expressions
 from policyd.exchange.model import Entry, Imported, Term, UnsupportedError
 from policyd.exchange.regex_translation import from_perl
-from policyd.exchange.values import address_range, literal, looks_like_address, network_text, term
+from policyd.exchange.values import (
+    EXACT_CONDITIONS,
+    SUFFIX_CONDITIONS,
+    address_range,
+    literal,
+    looks_like_address,
+    network_text,
+    term,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -25,12 +33,12 @@ _LINE = re.compile(
     re.IGNORECASE,
 )
 
-_NAME = {"client": "hostname", "helo_name": "helo_name", "sender": "sender_domain", "recipient": "recipient_domain"}
-_SUFFIX = _NAME | {"client": "hostname_suffix", "helo_name": "helo_name_suffix"}
+# The condition on a name without a wildcard, for each attribute.
+_NAME = SUFFIX_CONDITIONS | EXACT_CONDITIONS
 
 
 def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None) -> Imported:
-    """The map's keys. `attribute` is `client` (as None), `helo_name`, `sender` or `recipient`."""
+    """The map's keys. `attribute` is `client` (also if it is None), `helo_name`, `sender` or `recipient`."""
     imported = Imported()
     expressions = Expressions(attribute, report)
 
@@ -62,10 +70,11 @@ def _read_line(line: Line, report: Report, attribute: str, expressions: Expressi
         return [expressions.read(_expression(pattern, flags), line)]
     key = match["key"] or re.sub(r"\\(.)", r"\1", match["quoted"] or "")
     if looks_like_address(key):
-        return [Term("cidr", network_text(found)) for found in address_range(key.strip("[]"), report.masking(line))]
+        networks = address_range(key.strip("[]"), report.on_host_bits(line))
+        return [Term("cidr", network_text(network)) for network in networks]
     if key.startswith("*.") and not re.search(r"[*?\[]", key[2:]):
         expressions.assume(line)
-        return [term(_SUFFIX[attribute], key[1:])]
+        return [term(SUFFIX_CONDITIONS[attribute], key[1:])]
     if re.search(r"[*?\[]", key):
         return [expressions.read(_glob(key), line)]
     if key.startswith("@"):
@@ -82,12 +91,12 @@ def _read_line(line: Line, report: Report, attribute: str, expressions: Expressi
 
 
 def _expression(pattern: str, flags: str) -> str:
-    """Converts an expression; rspamd's are Perl's, and case-sensitive without the flag `i` (`regexp.c`)."""
+    """Converts an expression of rspamd. It is Perl's, but case-sensitive without the flag `i` (`regexp.c`)."""
     for flag in flags:
         if flag not in "imsxuUOrLA":
             raise UnsupportedError(f"'{flag}' is not a flag of an expression")
-    ours = ("" if "i" in flags else "i") + ("x" if "x" in flags else "")
-    return from_perl(pattern, ours)
+    postfix_flags = ("" if "i" in flags else "i") + ("x" if "x" in flags else "")
+    return from_perl(pattern, postfix_flags)
 
 
 def _glob(pattern: str) -> str:

@@ -1,8 +1,8 @@
 """Spamhaus' DROP lists, import: the text form (`NETWORK ; SBL123`) and JSON lines (`{"cidr": ...}`).
 
-JSON ends with a record about the list itself, with the number of records: a file without it, or with a different number
-of records, is incomplete. A text whose last line has no end is incomplete, too. Overlapping networks of the lists are
-all kept.
+JSON ends with a record about the list, which has the number of its records. A file without this record, or with another
+number of records, is incomplete. A text whose last line has no end is incomplete, too. Networks that overlap are all
+kept.
 
 https://www.spamhaus.org/blocklists/do-not-route-or-peer/
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def read(lines: Iterable[Line], report: Report) -> Imported:
     """The list's networks. Raises `IncompleteError`."""
     imported = Imported()
-    records = 0  # records since the file's beginning or the last record about a list
+    records = 0  # since the file's beginning, or since the last record about a list
     last: Line | None = None
 
     def take(line: Line) -> bool:
@@ -45,7 +45,7 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
             records += 1
             word = _network_of(fields)
         if word:
-            entry = Term("cidr", network_text(network(word, report.masking(line))))
+            entry = Term("cidr", network_text(network(word, report.on_host_bits(line))))
             imported.entries.append(Entry(entry, line))
         return bool(word)
 

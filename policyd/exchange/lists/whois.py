@@ -1,5 +1,5 @@
-"""Saved answers about addresses, import: of whois servers (RIPE, APNIC, AFRINIC, LACNIC, ARIN, JPNIC, KRNIC, TWNIC), of
-rwhois, of RDAP (RFC 9083), and JPNIC's list of a contact's networks (`[Referred From] NET/...`).
+"""Imports saved answers of whois servers (RIPE, APNIC, AFRINIC, LACNIC, ARIN, JPNIC, KRNIC, TWNIC), rwhois and RDAP
+(RFC 9083), and JPNIC's list of a contact's networks (`[Referred From] NET/...`).
 
 One file is one answer, which often has several blocks: the block itself and the blocks around it. The narrowest blocks
 are taken. A block around another is reported, so that a whole provider is not blocked for one of its customers. A block
@@ -33,7 +33,7 @@ _REFERRED = re.compile(r"\[Referred From\]|(?<=\s)NET/|^NET/", re.IGNORECASE)
 _NET = re.compile(r"NET/([0-9a-f.:]+(?:/\d+|\s*-\s*[0-9a-f.:]+)?)", re.IGNORECASE)
 _ATTRIBUTE = re.compile(r"\s*(?P<name>[A-Za-z-]+)\s*:\s*(?P<value>.*)")
 
-# Attributes with the owner of a block, and the registries that only assign blocks to others.
+# Attributes that name the owner of a block, and the names of registries, which only assign blocks to others.
 _OWNERS = frozenset({"organisation", "organization", "orgname", "org-name", "nettype", "netname", "descr", "owner"})
 _REGISTRY = re.compile(
     r"RIPE N(?:CC|etwork Coordination)|(?:Asia Pacific|African|Latin American).*(?:Network Information|Regional"
@@ -44,15 +44,16 @@ _REGISTRY = re.compile(
     re.IGNORECASE,
 )
 
-# Maximum number of blocks; every pair is compared. An answer has a dozen, a contact's list some hundred.
+# Maximum number of blocks: every pair is compared. An answer has a dozen blocks, a contact's list some hundred.
 _MAX_BLOCKS = 2_000
 
 
 @dataclass(slots=True)
 class _Registration:
-    """A block of an answer. `announced`: a route, which names the system that announces it (`origin`), not the owner.
+    """A block of an answer.
 
-    `registry` is the registry, or its server, that owns the block; "" if no registry does.
+    `announced` marks a route, which names the autonomous system that announces it (`origin`), not the owner. `registry`
+    is the registry that owns the block, or its server; "" if the owner is not a registry.
     """
 
     line: Line
@@ -87,7 +88,7 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
     taken = [block for block in found if not _is_around(block, found, report)]
     report.taken += len(taken)
     networks = [network for registration in taken for network in registration.networks]
-    # After merging, a network may come from several lines; the first is reported.
+    # After merging, a network may come from several lines, so all entries have the line of the first block.
     return Imported(entries=[Entry(Term("cidr", text), taken[0].line) for text in fewest(networks)])
 
 
@@ -99,11 +100,11 @@ class _Answer:
         self._report = report
         self._object: list[_Registration] = []  # blocks to which the lines below belong
         self._is_arin = False
-        self._refer = ""  # the server to which IANA refers for the next block
+        self._refer = ""  # the server that IANA names for the next block
 
     def take(self, line: Line) -> bool:
         """Takes a line; returns False, because imported lines are only known at the end."""
-        found = _read_line(line, self._report.masking(line))
+        found = _read_line(line, self._report.on_host_bits(line))
         for registration in found:
             registration.registry = self._refer
             self._add(registration)
@@ -115,7 +116,7 @@ class _Answer:
         elif (attribute := _ATTRIBUTE.fullmatch(line.text)) is not None:
             self._take_attribute(line, attribute["name"].lower(), attribute["value"].strip())
         elif not line.text.strip() and not self._is_arin:
-            self._object = []  # an empty line ends it; ARIN continues with the owner
+            self._object = []  # an empty line ends an object; in ARIN's answers the owner follows
         return False
 
     def _take_attribute(self, line: Line, name: str, value: str) -> None:
@@ -125,20 +126,20 @@ class _Answer:
             for registration in self._object:
                 registration.origin = value.upper()
         elif name == "referralserver" and value.lower().startswith("whois://"):
-            self._belongs_to(value[len("whois://") :])
+            self._set_registry(value[len("whois://") :])
         elif name == "referralserver" and self._object:
             self._report.note(
                 line, f"{shown(value)} knows the customer to which an address of this block belongs; query it"
             )
         elif name in _OWNERS and _REGISTRY.search(value):
-            self._belongs_to(value)
+            self._set_registry(value)
 
-    def _belongs_to(self, registry: str) -> None:
+    def _set_registry(self, registry: str) -> None:
         for registration in self._object:
             registration.registry = registration.registry or shown(registry[:100]).strip("'")
 
     def take_document(self, first: Line, lines: list[Line]) -> bool:
-        """Takes an answer of RDAP."""
+        """Takes an RDAP answer, which is one JSON document."""
         try:
             document = json.loads("\n".join(line.text for line in lines))
         except (ValueError, RecursionError):
@@ -148,7 +149,7 @@ class _Answer:
         return False
 
     def _add(self, new: _Registration) -> None:
-        """Takes a block, unless it repeats a known one."""
+        """Adds a block, unless the same block is known already; the owner's block replaces a route."""
         if any(network.prefixlen == 0 for network in new.networks):
             raise UnsupportedError("the whole Internet: the server has no answer for the address")
         key = new.version, new.first, new.last
@@ -160,12 +161,12 @@ class _Answer:
             self.blocks[key] = new
 
 
-def _read_line(line: Line, mask: Callable[[], None]) -> list[_Registration]:
+def _read_line(line: Line, on_host_bits: Callable[[], None]) -> list[_Registration]:
     if _REFERRED.search(line.text):
         nets = [match[1] for match in _NET.finditer(line.text)]
         if not nets and "NET/" in line.text:
             raise UnsupportedError("no network after NET/")
-        return [_Registration(line, address_range(re.sub(r"\s", "", net), mask)) for net in nets]
+        return [_Registration(line, address_range(re.sub(r"\s", "", net), on_host_bits)) for net in nets]
     match = _FIELD.fullmatch(line.text)
     if match is None:
         return []
@@ -174,12 +175,12 @@ def _read_line(line: Line, mask: Callable[[], None]) -> list[_Registration]:
     value = match["value"].split("#")[0].partition("(")[0].strip()
     if name == "cidr":
         # ARIN repeats the networks of the NetRange above.
-        return [_Registration(line, [network(text.strip(), mask) for text in value.split(",")])]
-    return [_Registration(line, address_range(_whole(value), mask), announced=name.startswith("route"))]
+        return [_Registration(line, [network(text.strip(), on_host_bits) for text in value.split(",")])]
+    return [_Registration(line, address_range(_complete(value), on_host_bits), announced=name.startswith("route"))]
 
 
-def _whole(value: str) -> str:
-    """A range without blanks, or a network with its zero octets, which some registries leave out (`179.6/16`)."""
+def _complete(value: str) -> str:
+    """Removes the blanks of a range, and adds the zero octets that some registries leave out (`179.6/16`)."""
     value = re.sub(r"\s", "", value)
     if re.fullmatch(r"\d+(?:\.\d+){0,2}/\d+", value):
         octets, _, prefix = value.partition("/")
@@ -188,7 +189,7 @@ def _whole(value: str) -> str:
 
 
 def _networks_of(document: Any) -> Iterator[dict[str, Any]]:
-    """The objects about networks of a document: itself, or those that a search found."""
+    """Yields the objects about networks: the document itself, or the results of a search in it."""
     waiting = [document]
     while waiting:
         found = waiting.pop()
@@ -217,7 +218,7 @@ def _is_around(outer: _Registration, found: list[_Registration], report: Report)
         if other is outer or other.version != outer.version or (other.announced and not outer.announced):
             continue
         if outer.announced and other.announced and outer.origin == other.origin:
-            continue  # announced as a whole and in parts
+            continue  # the same system announces the block and a part of it
         inside = outer.first <= other.first and other.last <= outer.last
         overlaps = outer.first <= other.last and other.first <= outer.last
         if inside or (outer.announced and not other.announced and overlaps):

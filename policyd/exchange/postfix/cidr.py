@@ -1,7 +1,6 @@
 """Postfix's cidr: tables (cidr_table(5)), import and export; postscreen's access list has the same form.
 
-The first line that matches decides, as in a ruleset. `if` and `!` become the rule's exceptions or an equivalent
-narrower network.
+The first line that matches decides, as in a ruleset. `if` and `!` become exceptions of the rule, or a narrower network.
 """
 
 from __future__ import annotations
@@ -10,10 +9,10 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from policyd.core.ruleset import Verb
-from policyd.exchange.firewall.address_block import EVERYTHING, Block
+from policyd.exchange.firewall.address_block import EVERYTHING, NO_ADDRESS, Block
 from policyd.exchange.model import Imported, Row, SkippedError, UnsupportedError, static_text
-from policyd.exchange.network_sets import addresses_of, sayable, texts
-from policyd.exchange.postfix.table import check_room, close_if, is_endif, lets_through, logical_lines, verdict
+from policyd.exchange.network_sets import addresses_of, network_texts, supported_rows
+from policyd.exchange.postfix.table import check_nesting, close_if, is_endif, lets_through, logical_lines, parse_verdict
 from policyd.exchange.values import network
 
 if TYPE_CHECKING:
@@ -69,8 +68,8 @@ def _read_line(line: Line, match: re.Match[str], open_ifs: list[_If], report: Re
     around = open_ifs[-1].block if open_ifs else Block()
     try:
         if match["if"]:
-            check_room(open_ifs)
-        block = _narrowed(around, _pattern(match["pattern"]), negated=match["not"] is not None) if around else None
+            check_nesting(open_ifs)
+        block = _narrow(around, _pattern(match["pattern"]), negated=match["not"] is not None) if around else None
     except UnsupportedError as error:
         if match["if"]:
             open_ifs.append(_If(line, None))
@@ -83,13 +82,13 @@ def _read_line(line: Line, match: re.Match[str], open_ifs: list[_If], report: Re
         raise UnsupportedError("the `if` around it is lost")
     if not match["result"]:
         raise SkippedError("there is no action; Postfix skips the line")
-    if block.dead:
-        raise SkippedError("no address reaches it: the lines around or above it leave none")
+    if block.empty:
+        raise SkippedError(NO_ADDRESS)
     inside, exceptions = block.terms()
-    return Row(line, inside, verdict(match["result"], line, report), exceptions)
+    return Row(line, inside, parse_verdict(match["result"], line, report), exceptions)
 
 
-def _narrowed(block: Block, pattern: netaddr.IPNetwork, *, negated: bool) -> Block:
+def _narrow(block: Block, pattern: netaddr.IPNetwork, *, negated: bool) -> Block:
     if not negated:
         return block.within(pattern)
     # A pattern never matches the other version, negated or not (`cidr_match.c`).
@@ -112,7 +111,7 @@ def _pattern(text: str) -> netaddr.IPNetwork:
 def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
     """A cidr: table: a line for each network, in the order of the rules."""
     lines = [f"# {options.heading}"]
-    for row in sayable(rows, report, deferred=True):
+    for row in supported_rows(rows, report, deferred=True):
         action = f"{row.verdict.verb} {static_text(row, report)}".rstrip()
         lines += [f"{network}\t{action}" for network in _networks(row)]
     return "\n".join(lines) + "\n"
@@ -121,7 +120,7 @@ def write(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
 def write_postscreen(rows: Sequence[Row], report: Report, options: ExportOptions) -> str:
     """A cidr: table for postscreen_access_list (postconf(5)); postscreen uses its own text."""
     lines = [f"# {options.heading}"]
-    for row in sayable(rows, report, deferred=options.deferred):
+    for row in supported_rows(rows, report, deferred=options.deferred):
         action = "dunno" if row.verdict.verb is Verb.DUNNO else "reject"
         lines += [f"{network}\t{action}" for network in _networks(row)]
         if row.verdict.text or row.verdict.code:
@@ -131,4 +130,4 @@ def write_postscreen(rows: Sequence[Row], report: Report, options: ExportOptions
 
 def _networks(row: Row) -> list[str]:
     """The addresses of a rule, without its exceptions, as the fewest networks."""
-    return texts(addresses_of(row.match) - addresses_of(row.exceptions))
+    return network_texts(addresses_of(row.match) - addresses_of(row.exceptions))

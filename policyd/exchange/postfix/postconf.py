@@ -1,6 +1,6 @@
 """DNS lists of a saved `postconf -n` (postconf(5)), import.
 
-Takes `reject_rbl_client`, `reject_rhsbl_*`, `permit_dnswl_client`, `permit_rhswl_client` and `postscreen_dnsbl_sites`.
+Reads `reject_rbl_client`, `reject_rhsbl_*`, `permit_dnswl_client`, `permit_rhswl_client` and `postscreen_dnsbl_sites`.
 
 A restriction list is read from left to right; a `permit_*` exempts from the restrictions after it in the same list, so
 it becomes an exception of their rules. Everything else in the file is ignored.
@@ -56,10 +56,10 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
 
 
 def _settings(lines: Iterable[Line]) -> Iterator[tuple[Line, str, str]]:
-    """Each setting with its line. A line that begins with a blank continues the one before it (postconf(5)).
+    """Yields the line, name and value of each setting. A line that begins with a blank continues the line before it.
 
-    The text of the line becomes only the setting's name, because a value may contain the key of a zone, which no report
-    may show.
+    The text of the line is replaced by the setting's name: a value may contain the key of a zone, which no report may
+    show.
     """
     begun: tuple[Line, str] | None = None
     for line in lines:
@@ -98,11 +98,11 @@ class _Reader:
             self._read_postscreen(*self.settings["postscreen_dnsbl_sites"])
         for name, (line, value) in self.settings.items():
             if _RESTRICTIONS.fullmatch(name):
-                self._read_restrictions(line, self._expanded(value))
+                self._read_restrictions(line, self._expand(value))
         self.imported.dns_lists = [*self.lists.values()]
         return self.imported
 
-    def _expanded(self, value: str) -> str:
+    def _expand(self, value: str) -> str:
         """The value with `$name` replaced, if the file has the parameter."""
         for _ in range(_EXPANSIONS):
             before = value
@@ -142,24 +142,25 @@ class _Reader:
             observed = False
 
     def _define(self, line: Line, restriction: str, domain: str) -> str:
-        """Returns the name of the list that a restriction asks; if the list cannot be imported, reports that and
-        returns an empty name.
+        """Returns the name of the list that a restriction asks, or "" for a list that cannot be imported.
+
+        Such a list is reported.
         """
         exempts = restriction.startswith("permit_")
         ask = _ASKS.get(restriction)
         if ask is None:
-            self.report.lose(line, f"{restriction} {_shown(domain)}: policyd asks no list about recipients")
+            self.report.lose(line, f"{restriction} {_without_key(domain)}: policyd asks no list about recipients")
             return ""
         zone, _, code = domain.partition("=")
-        name, problem = self._list_named(line, zone, code, ask)
+        name, problem = self._add_list(line, zone, code, ask)
         if problem:
-            self.report.lose(line, f"{restriction} {_shown(domain)}: {problem}", exempts=exempts)
+            self.report.lose(line, f"{restriction} {_without_key(domain)}: {problem}", exempts=exempts)
         elif restriction == "reject_rhsbl_client":
             self.report.note(line, "ask: hostname also looks up the claimed names of a client without a verified one")
         return name
 
-    def _list_named(self, line: Line, zone: str, code: str, ask: Ask) -> tuple[str, str]:
-        """The list's name, or why there is none."""
+    def _add_list(self, line: Line, zone: str, code: str, ask: Ask) -> tuple[str, str]:
+        """Adds a list to the import. Returns its name and "", or "" and the reason why it cannot be imported."""
         key_file = ""
         written = None if "$" in zone else fold_zone(zone)
         if written is None:
@@ -206,16 +207,16 @@ class _Reader:
 
     def _read_postscreen(self, line: Line, value: str) -> None:
         sites = []
-        for word in re.split(r"[\s,]+", self._expanded(value)):
+        for word in re.split(r"[\s,]+", self._expand(value)):
             if not word:
                 continue
             found = _SITE.fullmatch(word)
             name = ""
             problem = "not in the form ZONE=FILTER*WEIGHT"
             if found is not None:
-                name, problem = self._list_named(line, found["zone"], found["code"] or "", Ask.CLIENT_ADDRESS)
+                name, problem = self._add_list(line, found["zone"], found["code"] or "", Ask.CLIENT_ADDRESS)
             if not name or found is None:
-                self.report.lose(line, f"postscreen_dnsbl_sites {_shown(word)}: {problem}")
+                self.report.lose(line, f"postscreen_dnsbl_sites {_without_key(word)}: {problem}")
                 return
             sites.append(_Site(name, int(found["weight"] or 1)))
         threshold = int(self._number("postscreen_dnsbl_threshold", 1))
@@ -223,7 +224,7 @@ class _Reader:
         observed = action.strip() not in {"enforce", "drop"}
         if observed:
             self.report.note(line, "postscreen_dnsbl_action is ignore, so the rules only observe")
-        for names, at_least in self._equal_rules(line, sites, threshold):
+        for names, at_least in self._equivalent_rules(line, sites, threshold):
             exempting = [site.name for site in sites if site.weight < 0]
             self._add_rule(line, names, exempting, observed=observed, at_least=at_least)
 
@@ -231,38 +232,41 @@ class _Reader:
         value = self.settings[name][1].strip() if name in self.settings else ""
         return value if re.fullmatch(r"[0-9]{1,6}", value) else str(default)
 
-    def _equal_rules(self, line: Line, sites: list[_Site], threshold: int) -> list[tuple[tuple[str, ...], int]]:
-        """Rules equivalent to the weights: names, and the number of them that must match. Empty if there are none."""
+    def _equivalent_rules(self, line: Line, sites: list[_Site], threshold: int) -> list[tuple[tuple[str, ...], int]]:
+        """The rules equivalent to the weights: lists, and the number of them that must match.
+
+        Returns an empty list if rules cannot express the weights, which is reported.
+        """
         positive = [site for site in sites if site.weight > 0]
-        friends = [site for site in sites if site.weight < 0]
-        most = sum(site.weight for site in positive)
-        alone = tuple(site.name for site in positive if site.weight >= threshold)
-        together = [site for site in positive if site.weight < threshold]
-        weights = {site.weight for site in together}
+        exempting = [site for site in sites if site.weight < 0]
+        total = sum(site.weight for site in positive)
+        sufficient = tuple(site.name for site in positive if site.weight >= threshold)
+        combined = [site for site in positive if site.weight < threshold]
+        weights = {site.weight for site in combined}
         problem = ""
         if len(weights) > 1:
             problem = f"the weights {', '.join(map(str, sorted(weights)))} differ, but at_least counts each list once"
-        elif any(most + site.weight >= threshold for site in friends):
+        elif any(total + site.weight >= threshold for site in exempting):
             problem = "a list with a negative weight does not outweigh all others, but an except would"
         if problem:
             text = f"postscreen_dnsbl_sites: {problem}; write your own rules with the lists above"
-            self.report.lose(line, text, exempts=bool(friends))
+            self.report.lose(line, text, exempts=bool(exempting))
             return []
-        rules = [(alone, 1)] if alone else []
-        if together:
-            needed = -(-threshold // together[0].weight)
-            if needed <= len(together):
-                rules.append((tuple(site.name for site in together), needed))
+        rules = [(sufficient, 1)] if sufficient else []
+        if combined:
+            needed = -(-threshold // combined[0].weight)
+            if needed <= len(combined):
+                rules.append((tuple(site.name for site in combined), needed))
             else:
-                names = ", ".join(site.name for site in together)
+                names = ", ".join(site.name for site in combined)
                 self.report.note(line, f"{names} together do not reach the threshold, so no rule uses them")
-                for site in together:
+                for site in combined:
                     self.lists.pop(site.name, None)
         return rules
 
 
-def _shown(domain: str) -> str:
-    """A domain for a report, without a key."""
+def _without_key(domain: str) -> str:
+    """A domain for a report, with `{key}` in place of a key."""
     zone = domain.partition("=")[0].lower().rstrip(".")
     known = known_zone(zone)
     return f"{{key}}.{zone.partition('.')[2]}" if known is not None and known.keyed else domain

@@ -1,8 +1,8 @@
 """postfwd's rulesets (postfwd(1)), import.
 
-Rules are tried from the top and the first whose items all match decides, as in policyd. An item may be given several
-times (any one is enough); `!!` and `!=` negate. Expressions are Perl's, unanchored and case-insensitive. Counting,
-scores, jumps and DNS are not supported.
+As in policyd, rules are tried from the top, and the first rule whose items all match decides. If an item is given
+several times, one match is enough; `!!` and `!=` negate. Expressions are Perl's, unanchored and case-insensitive.
+Counting, scores, jumps and DNS are not supported.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from policyd.config.conditions import CONDITIONS, UNPROVEN
 from policyd.core.protocol import ATTRIBUTES
 from policyd.core.ruleset import Verb
-from policyd.exchange.model import DUNNO, Imported, Row, SkippedError, Term, UnsupportedError, shown
-from policyd.exchange.postfix.table import verdict
+from policyd.exchange.model import Imported, Row, SkippedError, Term, UnsupportedError, shown
+from policyd.exchange.postfix.table import parse_verdict
 from policyd.exchange.regex_translation import from_perl
 from policyd.exchange.values import literal, network, network_text, term
 
@@ -30,6 +30,8 @@ _ITEM = re.compile(r"(?P<name>[^=~<>!\s]+)\s*(?P<operator>[=~<>]=|=[=~<>]|![=~<>
 
 # Maximum number of macro expansions: a macro may name others, or itself.
 _EXPANSIONS = 100
+
+# Maximum characters of a rule, also after its macros are expanded.
 _MAX_RULE = 1 << 18
 
 # Items that postfwd computes itself, with the reason why they are not supported.
@@ -68,7 +70,7 @@ _PLACEHOLDERS = {
 
 @dataclass(slots=True)
 class _Rule:
-    """A rule's items as they are read. `wanted` has the alternatives of each item, one of which must hold."""
+    """The items of a rule. At least one term of each item in `wanted` must hold, and no term in `negated`."""
 
     line: Line
     name: str = ""
@@ -89,7 +91,7 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
     macros: dict[str, str] = {}
 
     def take(line: Line) -> bool:
-        text = _expanded(line.text, macros)
+        text = _expand(line.text, macros)
         macro = _MACRO.fullmatch(text)
         if macro is not None:
             macros[macro["name"]] = _body(macro)
@@ -108,7 +110,7 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
 
 
 def _logical_lines(lines: Iterable[Line]) -> Iterator[Line]:
-    """Lines joined as postfwd joins them: after a backslash or an opening brace, and before a blank or a `}`."""
+    """Joins lines as postfwd does: after a backslash or an opening brace, and before a blank or a `}`."""
     current: Line | None = None
     unfinished = False  # whether the last line ended in a backslash or a brace
     for line in lines:
@@ -129,7 +131,7 @@ def _logical_lines(lines: Iterable[Line]) -> Iterator[Line]:
         yield current
 
 
-def _expanded(text: str, macros: dict[str, str]) -> str:
+def _expand(text: str, macros: dict[str, str]) -> str:
     definition = _MACRO.fullmatch(text)
     head, body = (f"{definition['name']} {{", _body(definition)) if definition else ("", text)
     for _ in range(_EXPANSIONS):
@@ -169,14 +171,14 @@ def _read_rule(line: Line, text: str, report: Report) -> Row:
             _add_item(rule, _Item(name, operator, value), report)
     if rule.action is None:
         raise SkippedError("there is no action; postfwd skips the line")
-    says = _verdict(rule.action, line, report)
+    verdict = _verdict(rule.action, line, report)
     match_terms = tuple(term for terms in rule.wanted.values() for term in terms)
     exceptions = tuple(term for terms in rule.negated.values() for term in terms)
-    exempting = match_terms if says.verb is Verb.DUNNO else exceptions
+    exempting = match_terms if verdict.verb is Verb.DUNNO else exceptions
     if any(term.condition in UNPROVEN for term in exempting):
         raise UnsupportedError("a name that the client only claims (reverse_client_name) may not let mail through")
-    # A rule without an item matches every request; every request has an address, or `unknown`.
-    return Row(line, match_terms or (term("client_address_regex", ".*"),), says, exceptions, rule.name)
+    # A rule without an item matches every request, and so does this expression: every request has an address.
+    return Row(line, match_terms or (term("client_address_regex", ".*"),), verdict, exceptions, rule.name)
 
 
 def _add_item(rule: _Rule, item: _Item, report: Report) -> None:
@@ -188,7 +190,7 @@ def _add_item(rule: _Rule, item: _Item, report: Report) -> None:
 
 
 def _add_alternative(rule: _Rule, item: _Item, report: Report) -> None:
-    """Adds one alternative of an item: in postfwd any alternative that is true is enough, negated or not."""
+    """Adds one alternative of an item. In postfwd one true alternative is enough, also if it is negated."""
     name, operator, value = item
     negation = value.startswith("!!")
     if negation:  # `!!x` or `!!(x)`
@@ -205,7 +207,7 @@ def _add_alternative(rule: _Rule, item: _Item, report: Report) -> None:
             f"'{name}' is negated together with another '{name}': either would be enough, which a rule cannot express"
         )
     if others and others[0].condition != terms[0].condition:
-        # `client_name==unknown; client_name=\.dyn\.`: an expression can match the equal value too.
+        # `client_name==unknown; client_name=\.dyn\.`: an expression can also compare for equality.
         others[:] = [_as_expression(name, term) for term in others]
         terms = [_as_expression(name, term) for term in terms]
     (rule.negated if negated else rule.wanted).setdefault(name, []).extend(terms)
@@ -231,7 +233,7 @@ def _domain_expression(attribute: str, value: str) -> Term:
 
 
 def _terms(item: _Item, line: Line, report: Report) -> list[Term]:
-    """An item as alternatives of one condition."""
+    """The terms for an item: alternatives with one condition."""
     name, operator, value = item
     if name in _NUMERIC or operator in {"=<", "=>", "<", ">"}:
         raise UnsupportedError(
@@ -242,7 +244,7 @@ def _terms(item: _Item, line: Line, report: Report) -> list[Term]:
             return [Term("cidr", "0.0.0.0/0"), Term("cidr", "::/0")]
         if not value:
             raise UnsupportedError("an address is missing before or after a comma")
-        return [Term("cidr", network_text(network(text, report.masking(line)))) for text in value.split()]
+        return [Term("cidr", network_text(network(text, report.on_host_bits(line)))) for text in value.split()]
     if name in {"sender_domain", "recipient_domain"}:
         attribute = name.partition("_")[0]
         equal = operator == "=="
@@ -269,13 +271,7 @@ def _verdict(action: str, line: Line, report: Report) -> Verdict:
         if command[1].lower() == "note":
             raise UnsupportedError("note() only logs; write the rule with mode: observe to see what it would refuse")
         raise UnsupportedError(f"{command[1].lower()}() is not supported")
-    if action.lower() in {"dunno", "ok"}:
-        if action.lower() == "ok":
-            report.note(
-                line, "OK became DUNNO: it ends the ruleset, but does not skip the restrictions that follow in main.cf"
-            )
-        return DUNNO
-    says = verdict(action, line, report)
+    verdict = parse_verdict(action, line, report)
 
     def fill(match: re.Match[str]) -> str:
         name = match[1] or match[2]
@@ -285,4 +281,4 @@ def _verdict(action: str, line: Line, report: Report) -> Verdict:
         return "{" + _PLACEHOLDERS[name] + "}"
 
     # Braces of the text itself have been doubled, so these placeholders are the only ones.
-    return replace(says, text=_VARIABLE.sub(fill, says.text))
+    return replace(verdict, text=_VARIABLE.sub(fill, verdict.text))

@@ -1,6 +1,6 @@
 """Lines and right-hand sides (access(5)) of all of Postfix's tables.
 
-The file of each type of table decides matches and order.
+The file for each type of table reads the patterns, and decides their order.
 """
 
 from __future__ import annotations
@@ -32,17 +32,20 @@ _BLOCKING = {"REJECT": Verb.REJECT, "DEFER": Verb.DEFER, "DEFER_IF_PERMIT": Verb
 # access(5) documents OK; smtpd_check.c also accepts RELAY, and `permit` is a restriction.
 _PERMITTING = frozenset({"OK", "RELAY", "PERMIT"})
 
-# Maximum nesting of `if`; each line is compared with all open ones. Two are common.
+NO_DISCARD = "DISCARD is not supported: policyd never accepts mail and then discards it; REJECT tells the sender"
+
+# Maximum nesting of `if`: each line is compared with every open `if`. Real tables have a nesting of two.
 MAX_OPEN_IFS = 16
 
 # The reply codes that Postfix gives a REJECT and a DEFER of a policy server (access_map_reject_code,
-# access_map_defer_code); 550 is also what people write if they mean no particular code.
+# access_map_defer_code), and 550, which is often written without a special meaning.
 _USUAL_CODES = frozenset({"450", "550", "554"})
 
 
 def logical_lines(lines: Iterable[Line]) -> Iterator[Line]:
-    """Lines joined as Postfix joins them: one that begins with a blank continues the one before it; comments and
-    empty lines in between do not count (`readllines.c`)."""
+    """Joins lines as Postfix does (`readllines.c`): a line that begins with a blank continues the line before it, even
+    across comments and empty lines.
+    """
     current: Line | None = None
     for line in lines:
         text = line.text.rstrip()
@@ -63,20 +66,20 @@ def is_endif(line: Line) -> bool:
     return line.text.split(maxsplit=1)[0].lower() == "endif"
 
 
-def check_room(open_ifs: list[Any]) -> None:
+def check_nesting(open_ifs: list[Any]) -> None:
     """Raises `UnsupportedError` if another `if` would exceed the maximum."""
     if len(open_ifs) >= MAX_OPEN_IFS:
         raise UnsupportedError(f"more than {MAX_OPEN_IFS} `if` within each other")
 
 
 def close_if(open_ifs: list[Any]) -> None:
-    """Closes the last `if`. Raises `UnsupportedError` if none is open."""
+    """Closes the last `if`. Raises `SkippedError` if no `if` is open."""
     if not open_ifs:
         raise SkippedError("an endif without its if; Postfix skips it")
     open_ifs.pop()
 
 
-def verdict(result: str, line: Line, report: Report) -> Verdict:
+def parse_verdict(result: str, line: Line, report: Report) -> Verdict:
     """Reads the right-hand side of an access table.
 
     Raises `UnsupportedError` if policyd has no equivalent. A difference in detail is noted in the report.
@@ -106,9 +109,7 @@ def verdict(result: str, line: Line, report: Report) -> Verdict:
         report.note(line, f"{action} is not supported: {_PASSING[action]}, and passes as with DUNNO")
         return Verdict(Verb.DUNNO, passing=True)
     if action == "DISCARD":
-        raise UnsupportedError(
-            "DISCARD is not supported: policyd never accepts mail and then discards it; REJECT tells the sender"
-        )
+        raise UnsupportedError(NO_DISCARD)
     if action == "DEFER_IF_REJECT":
         raise UnsupportedError(
             "DEFER_IF_REJECT is not supported: policyd does not know the results of later restrictions"
@@ -119,9 +120,9 @@ def verdict(result: str, line: Line, report: Report) -> Verdict:
 
 
 def lets_through(result: str, line: Line) -> bool:
-    """Whether a right-hand side lets mail through that a line below would block."""
+    """Whether a right-hand side exempts mail from the lines below."""
     try:
-        return verdict(result, line, Report()).verb is Verb.DUNNO
+        return parse_verdict(result, line, Report()).verb is Verb.DUNNO
     except UnsupportedError as error:
         return error.exempts
 

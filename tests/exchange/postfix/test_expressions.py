@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from policyd.exchange import regex_subjects
 from policyd.exchange.importing import ImportOptions
-from policyd.exchange.model import MOST_TOO_LARGE
+from policyd.exchange.model import MAX_TOO_LARGE
 from tests.examples import examples
 from tests.exchange.meaning import Asked, answer, as_answer, first, imported, postmap, rules_of, ruleset
 from tests.requirements import require
@@ -226,14 +226,14 @@ def test_expressions_that_re2_lacks_are_reported_and_the_others_kept(line: str, 
 
 @pytest.mark.slow
 def test_after_many_too_large_expressions_every_further_line_is_lost() -> None:
-    table = "/kept/ REJECT\n" + "/\\pL{999}/ REJECT\n" * (MOST_TOO_LARGE + 1) + "/also/ REJECT\n"
+    table = "/kept/ REJECT\n" + "/\\pL{999}/ REJECT\n" * (MAX_TOO_LARGE + 1) + "/also/ REJECT\n"
     result = imported("postfix-pcre", table)
     assert [rule.match for rule in result.rules] == [{"hostname_regex": ("kept",)}]
     reasons = [(loss.line.number, loss.reason) for loss in result.report.losses]
-    assert [number for number, _ in reasons] == list(range(2, MOST_TOO_LARGE + 4))
-    assert all("RE2 cannot express it: pattern too large" in reason for _, reason in reasons[:MOST_TOO_LARGE])
-    unseen = f"not read: {MOST_TOO_LARGE} expressions above it are too large for RE2"
-    assert {reason for _, reason in reasons[MOST_TOO_LARGE:]} == {unseen}
+    assert [number for number, _ in reasons] == list(range(2, MAX_TOO_LARGE + 4))
+    assert all("RE2 cannot express it: pattern too large" in reason for _, reason in reasons[:MAX_TOO_LARGE])
+    unseen = f"not read: {MAX_TOO_LARGE} expressions above it are too large for RE2"
+    assert {reason for _, reason in reasons[MAX_TOO_LARGE:]} == {unseen}
 
 
 def test_two_expressions_on_one_attribute_are_reported_unless_one_is_a_domain() -> None:

@@ -1,6 +1,6 @@
 """`policyd export`: a ruleset's rules and lists in another system's format.
 
-Takes the result of `policyd.config.load.load`. Returns the text, in which the entries of lists replace their names, and
+Takes the result of `policyd.config.load.load`. Returns the text, with the entries of each list instead of its name, and
 a report of everything that the format cannot express. Prints nothing and asks no DNS.
 """
 
@@ -53,7 +53,7 @@ FORMATS: dict[str, Format] = {
 
 
 class NoSuchListError(Exception):
-    """A requested list is not defined. The message names the lists that are."""
+    """A requested list is not defined. The message names the existing lists."""
 
 
 def export(

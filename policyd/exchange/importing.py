@@ -17,7 +17,7 @@ from policyd.core.ruleset import Verb
 from policyd.exchange.access import postfix, sendmail
 from policyd.exchange.firewall import ipset, iptables, nftables
 from policyd.exchange.lists import plain, postgrey, rspamd_map, spamhaus_drop, whois
-from policyd.exchange.model import DUNNO, REJECT, Imported, IncompleteError, Line, Report, Term, Verdict, place
+from policyd.exchange.model import DUNNO, REJECT, Imported, IncompleteError, Line, Report, Term, Verdict, location
 from policyd.exchange.network_sets import blocked_addresses, network_texts, only_networks
 from policyd.exchange.postfix import cidr, pcre, postconf, postfwd, regexp
 from policyd.exchange.rules_yaml import Names, fits_list_file, list_file, rules, rules_yaml
@@ -56,7 +56,7 @@ class Format:
 
 _ATTRIBUTE = frozenset({"attribute"})
 
-# Maximum bytes of a line of JSON, which is often the whole document: an nftables set of a million elements.
+# Maximum bytes of a line of JSON, which is often the whole document: enough for an nftables set of a million elements.
 _MAX_JSON_LINE = 64 << 20
 
 FORMATS: dict[str, Format] = {
@@ -118,7 +118,7 @@ class ImportFailedError(Exception):
 class Result:
     """The result of an import: the text to write and its form, the rules or entries in it, and the report.
 
-    `lost_exemptions` counts lost lines that let clients through above blocks that were kept.
+    `lost_exemptions` counts lost lines that would have exempted clients from a block that was kept.
     """
 
     shape: Shape
@@ -144,7 +144,7 @@ def import_files(
         try:
             imported = FORMATS[name].read(lines, report, **arguments)
         except IncompleteError as error:
-            message = f"{place(error.line)}: {error}; nothing was imported; get the file again"
+            message = f"{location(error.line)}: {error}; nothing was imported; get the file again"
             raise ImportFailedError(message, 1, report) from None
         if report.taken == before and not imported.rows and not imported.entries:
             raise _nothing_found(name, path, lines, report)

@@ -161,19 +161,19 @@ class TooLargeError(UnsupportedError):
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A line, or for an export a rule, that was not converted. `exempts` is as in `UnsupportedError`."""
+    """A line (in an export, a rule) that was not converted. `exempts` is as in `UnsupportedError`."""
 
     line: Line
     reason: str
     exempts: bool = False
 
     def __str__(self) -> str:
-        return printable(f"{place(self.line)}: lost: {shown(self.line.text)}: {cut(self.reason)}")
+        return printable(f"{location(self.line)}: lost: {shown(self.line.text)}: {cut(self.reason)}")
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A difference in converted lines, with the first lines and their total number."""
+    """One difference in converted lines: the first of these lines, and their total number."""
 
     reason: str
     lines: tuple[Line, ...]
@@ -273,7 +273,7 @@ class Report:
         yield from (str(note) for note in self.notes)
 
 
-def place(line: Line) -> str:
+def location(line: Line) -> str:
     """`FILE:LINE`, or `FILE` without a line."""
     return f"{line.path}:{line.number}" if line.number else line.path
 

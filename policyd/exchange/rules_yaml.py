@@ -212,7 +212,7 @@ def list_file(entries: Iterable[Term], heading: str) -> str:
 
 
 def fits_list_file(value: str) -> bool:
-    """Whether a list file can contain the value: it must not look like a comment, or have a blank at either end."""
+    """Whether a list file can contain the value: nothing in it looks like a comment, and no blank is at either end."""
     return value == value.strip() and re.search(r"(?:^|\s)[#;]", value) is None
 
 

@@ -113,8 +113,8 @@ def address_range(text: str, on_host_bits: Callable[[], None] | None = None) -> 
 def _count_of_networks(first: int, end: int) -> int:
     """The number of networks for the addresses from `first` to `end` (excluded).
 
-    The networks meet at `middle`, the number with the most trailing zeros. On each side of it, every bit that is set in
-    the distance is one network.
+    The networks meet at `middle`, the number with the most trailing zeros. On each side, every bit that is set in the
+    distance to `middle` is one network.
     """
     shift = (first ^ end).bit_length() - 1
     middle = end >> shift << shift

@@ -1,4 +1,4 @@
-"""The meaning of an import: its rules, loaded and asked through the engine; and Postfix's own answers."""
+"""Answers for the tests of imports and exports: those of a ruleset, from the engine, and those of Postfix itself."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ ACTIONS = [
 ]
 
 
-class Asked(NamedTuple):
-    """A test's request: a client and an envelope. `name` is the client's verified name."""
+class Mail(NamedTuple):
+    """A mail that a client tries to deliver. `name` is the client's verified name; `unknown` if it has none."""
 
     address: str = "198.51.100.99"
     name: str = "unknown"
@@ -52,17 +52,17 @@ class Asked(NamedTuple):
 
 
 def lines(text: str, path: str = "table") -> list[Line]:
-    """A file's lines as a reader gets them."""
+    """The lines of a file with this text, as a reader receives them."""
     return [Line(path, number, line) for number, line in enumerate(text.split("\n"), 1)]
 
 
 def read(format_name: str, text: str, **options: object) -> tuple[Imported, Report]:
-    """The result of a format's reader for a text."""
+    """The result of a format's reader for this text."""
     report = Report()
     return FORMATS[format_name].read(lines(text), report, **options), report
 
 
-def imported(format_name: str, text: str, options: ImportOptions | None = None) -> Result:
+def import_text(format_name: str, text: str, options: ImportOptions | None = None) -> Result:
     """The result of `policyd import` for a file with this text."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table"
@@ -71,11 +71,11 @@ def imported(format_name: str, text: str, options: ImportOptions | None = None) 
 
 
 def rules_of(format_name: str, text: str, **options: Any) -> Ruleset:
-    """The imported rules, loaded from the output of `policyd import`."""
-    return ruleset(imported(format_name, text, ImportOptions(shape=Shape.RULES, **options)).text)
+    """The rules that `policyd import` makes of this text, loaded."""
+    return ruleset(import_text(format_name, text, ImportOptions(shape=Shape.RULES, **options)).text)
 
 
-def loaded(text: str) -> Loaded:
+def load_text(text: str) -> Loaded:
     """Loads a rules file with this text. Raises ConfigErrors."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rules.yaml"
@@ -85,38 +85,38 @@ def loaded(text: str) -> Loaded:
 
 def ruleset(text: str) -> Ruleset:
     """A ruleset of this text. Raises ConfigErrors."""
-    return loaded(text).ruleset
+    return load_text(text).ruleset
 
 
-def attributes_of(asked: Asked) -> dict[str, str]:
-    """The request that Postfix would send."""
+def attributes_of(mail: Mail) -> dict[str, str]:
+    """The attributes of the request that Postfix sends for a mail."""
     return {
         "request": "smtpd_access_policy",
         "protocol_state": "RCPT",
-        "client_address": asked.address,
-        "client_name": asked.name,
-        "helo_name": asked.helo,
-        "sender": "" if asked.sender == "<>" else asked.sender,
-        "recipient": asked.recipient,
+        "client_address": mail.address,
+        "client_name": mail.name,
+        "helo_name": mail.helo,
+        "sender": "" if mail.sender == "<>" else mail.sender,
+        "recipient": mail.recipient,
     }
 
 
-def answer(rules: Ruleset, asked: Asked) -> str:
+def answer(rules: Ruleset, mail: Mail) -> str:
     """The verb and text of the answer, such as `REJECT 5.7.1 go away`."""
-    request = Request.of({name: value.encode() for name, value in attributes_of(asked).items()})
-    known = asked.name != "unknown"
-    identity = Identity(Status.VERIFIED, (asked.name.lower().encode(),)) if known else Identity(Status.MISSING)
+    request = Request.of({name: value.encode() for name, value in attributes_of(mail).items()})
+    known = mail.name != "unknown"
+    identity = Identity(Status.VERIFIED, (mail.name.lower().encode(),)) if known else Identity(Status.MISSING)
     decision = decide(rules, request, Facts(identity), TODAY)
     assert not isinstance(decision, Needs)
     return f"{decision.verb} {reply_text(decision, request, None, b'ID').decode()}".strip()
 
 
 def postmap(table_type: str, text: str, keys: Iterable[str]) -> dict[str, str]:
-    """The results of the real Postfix for these keys in a table; keys that it does not find are left out."""
+    """The results of `postmap -q` for these keys in a table. Keys that are not in the table are left out."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table"
         path.write_text(text, encoding="utf-8", newline="")
-        os.utime(path, (0, 0))  # texthash: reads a table again and again while it is younger than a second
+        os.utime(path, (0, 0))  # Postfix reads a texthash: table again until it is older than a second
         ran = subprocess.run(
             ["postmap", "-q", "-", f"{table_type}:{path}"],
             input="".join(f"{key}\n" for key in dict.fromkeys(keys)),
@@ -129,9 +129,9 @@ def postmap(table_type: str, text: str, keys: Iterable[str]) -> dict[str, str]:
     return dict(line.split("\t", 1) for line in ran.stdout.splitlines())
 
 
-def client_keys(asked: Asked) -> list[str]:
+def client_keys(mail: Mail) -> list[str]:
     """The keys that check_client_access looks up in an indexed table, in its order (access(5))."""
-    return [*name_keys(asked.name), *address_keys(asked.address)]
+    return [*name_keys(mail.name), *address_keys(mail.address)]
 
 
 def name_keys(name: str) -> list[str]:
@@ -162,13 +162,13 @@ def mail_keys(address: str) -> list[str]:
     return [address.lower(), *name_keys(domain), f"{local}@"]
 
 
-def first(found: dict[str, str], keys: Iterable[str]) -> str:
+def first_value(found: dict[str, str], keys: Iterable[str]) -> str:
     """The value of the first existing key; empty if there is none."""
     return next((found[key] for key in keys if key in found), "")
 
 
 def as_answer(result: str) -> str:
-    """The expected answer for a right-hand side of these tests' tables; DUNNO for an empty one."""
+    """The expected answer for a right-hand side of a test's table; DUNNO if it is empty."""
     verb, _, text = result.partition(" ")
     if verb.upper() in {"", "OK", "DUNNO", "HOLD", "RELAY", "PERMIT"}:
         return "DUNNO"

@@ -21,13 +21,13 @@ from policyd.exchange.rules_yaml import scalar
 from tests.examples import examples
 from tests.exchange.meaning import (
     TODAY,
-    Asked,
+    Mail,
     answer,
     client_keys,
     dotted_keys,
-    first,
-    imported,
-    loaded,
+    first_value,
+    import_text,
+    load_text,
     mail_keys,
     postmap,
     ruleset,
@@ -82,8 +82,8 @@ rules:
 """
 
 
-def exported(name: str, text: str, lists: tuple[str, ...] = (), **options: Any) -> tuple[str, Report]:
-    return export(name, loaded(text), ExportOptions(**options), TODAY, lists)
+def export_text(name: str, text: str, lists: tuple[str, ...] = (), **options: Any) -> tuple[str, Report]:
+    return export(name, load_text(text), ExportOptions(**options), TODAY, lists)
 
 
 # --- Meaning ----------------------------------------------------------------------------------------------------------
@@ -134,17 +134,17 @@ network_rules = st.builds(rule, st.just("cidr"), some_networks, st.just([]) | so
 rulesets_of_networks = st.lists(network_rules, min_size=1, max_size=5).map(rules_file)
 
 
-def made(text: str) -> Ruleset:
-    """The rules that hypothesis generated; rejects those that the loader refuses because a rule can never match."""
+def load_or_skip(text: str) -> Ruleset:
+    """A generated ruleset. Skips the example if the loader refuses it, because a rule can never match."""
     try:
         return ruleset(text)
     except ConfigErrors:
         reject()
 
 
-def told_whole(name: str, text: str, **options: Any) -> tuple[str, list[str]]:
-    """The export without losses, and the differences in the report."""
-    written, report = exported(name, text, **options)
+def export_without_losses(name: str, text: str, **options: Any) -> tuple[str, list[str]]:
+    """The export and the notes in its report. No rule may be lost."""
+    written, report = export_text(name, text, **options)
     assert report.losses == []
     return written, [note.reason for note in report.notes]
 
@@ -155,16 +155,16 @@ def told_whole(name: str, text: str, **options: Any) -> tuple[str, list[str]]:
     ("name", "back"),
     [("plain", "plain"), ("nftables", "nft"), ("iptables", "iptables-save"), ("rspamd-map", "rspamd-map")],
 )
-def test_a_set_of_networks_holds_those_that_are_rejected(name: str, back: str, text: str) -> None:
-    rules = made(text)
-    written = [exported(name, text)[0]]
+def test_an_exported_set_contains_exactly_the_rejected_addresses(name: str, back: str, text: str) -> None:
+    rules = load_or_skip(text)
+    written = [export_text(name, text)[0]]
     if name == "iptables":
-        written.append(exported(name, text, version=6)[0])
-    wanted = [address for address in ADDRESSES if answer(rules, Asked(address)).startswith("REJECT")]
+        written.append(export_text(name, text, version=6)[0])
+    wanted = [address for address in ADDRESSES if answer(rules, Mail(address)).startswith("REJECT")]
     blocked_addresses = netaddr.IPSet()
     for part in written:
-        with contextlib.suppress(ImportFailedError):  # an empty set is nothing to import
-            entries = imported(back, part, ImportOptions(shape=Shape.LIST, condition="cidr")).entries
+        with contextlib.suppress(ImportFailedError):  # the set may be empty
+            entries = import_text(back, part, ImportOptions(shape=Shape.LIST, condition="cidr")).entries
             blocked_addresses |= netaddr.IPSet(term.value for term in entries)
     assert [address for address in ADDRESSES if address in blocked_addresses] == wanted
 
@@ -173,26 +173,26 @@ def test_a_set_of_networks_holds_those_that_are_rejected(name: str, back: str, t
 @given(rulesets_of_networks)
 def test_a_cidr_table_answers_as_the_rules_do(text: str) -> None:
     require("postmap")
-    rules = made(text)
-    written, _ = told_whole("postfix-cidr", text)
+    rules = load_or_skip(text)
+    written, _ = export_without_losses("postfix-cidr", text)
     found = postmap("cidr", written, ADDRESSES)
     for address in ADDRESSES:
-        assert found.get(address, "DUNNO") == answer(rules, Asked(address)), (text, address)
+        assert found.get(address, "DUNNO") == answer(rules, Mail(address)), (text, address)
     if "\t" not in written:
-        return  # if the exceptions of each rule cover its whole match, there is nothing to import
-    again = ruleset(imported("postfix-cidr", written).text)
+        return  # the exceptions of each rule cover all its networks, so there is nothing to import
+    again = ruleset(import_text("postfix-cidr", written).text)
     for address in ADDRESSES:
-        assert answer(again, Asked(address)) == answer(rules, Asked(address)), (text, address)
+        assert answer(again, Mail(address)) == answer(rules, Mail(address)), (text, address)
 
 
 @settings(max_examples=examples(40), deadline=None)
 @given(rulesets_of_networks)
 def test_postscreen_rejects_the_same_clients_as_the_rules(text: str) -> None:
     require("postmap")
-    rules = made(text)
-    found = postmap("cidr", exported("postscreen-cidr", text)[0], ADDRESSES)
+    rules = load_or_skip(text)
+    found = postmap("cidr", export_text("postscreen-cidr", text)[0], ADDRESSES)
     rejected = [address for address in ADDRESSES if found.get(address) == "reject"]
-    assert rejected == [address for address in ADDRESSES if answer(rules, Asked(address)).startswith("REJECT")]
+    assert rejected == [address for address in ADDRESSES if answer(rules, Mail(address)).startswith("REJECT")]
 
 
 OCTETS = [
@@ -210,7 +210,7 @@ names = st.lists(st.sampled_from(NAMES), min_size=1, max_size=2, unique=True)
 octets = st.lists(st.sampled_from(OCTETS), min_size=1, max_size=3, unique=True)
 name_rules = st.builds(rule, st.just("hostname_suffix"), names, st.just([]) | names, st.sampled_from(ACTIONS))
 octet_rules = st.builds(rule, st.just("cidr"), octets, st.just([]) | octets, st.sampled_from(ACTIONS))
-# Names first: the only order of an access table.
+# Rules about names come first, because an access table looks up names before addresses.
 rulesets_of_clients = st.builds(
     lambda by_name, by_address: rules_file([*by_name, *by_address]),
     st.lists(name_rules, max_size=3),
@@ -222,26 +222,26 @@ rulesets_of_clients = st.builds(
 @given(rulesets_of_clients)
 def test_an_access_table_answers_as_the_rules_do(text: str) -> None:
     require("postmap")
-    rules = made(text)
-    written, notes = told_whole("postfix-access", text)
+    rules = load_or_skip(text)
+    written, notes = export_without_losses("postfix-access", text)
     assume(not any("whatever the client's address" in note for note in notes))
-    clients = [Asked(address, name) for address in ADDRESSES for name in ["a.x.mail.b.example", "b.example", "unknown"]]
+    clients = [Mail(address, name) for address in ADDRESSES for name in ["a.x.mail.b.example", "b.example", "unknown"]]
     found = postmap("texthash", written, [key for client in clients for key in client_keys(client)])
     for client in clients:
-        assert (first(found, client_keys(client)) or "DUNNO") == answer(rules, client), (text, written, client)
+        assert (first_value(found, client_keys(client)) or "DUNNO") == answer(rules, client), (text, written, client)
 
 
 @settings(max_examples=examples(40), deadline=None)
 @given(rulesets_of_clients)
-def test_an_access_db_means_the_same_when_it_is_imported_again(text: str) -> None:
-    rules = made(text)
-    written, notes = told_whole("sendmail-access", text)
+def test_an_exported_access_db_can_be_imported_with_the_same_meaning(text: str) -> None:
+    rules = load_or_skip(text)
+    written, notes = export_without_losses("sendmail-access", text)
     assume(not any("whatever the client's address" in note for note in notes))
-    again = ruleset(imported("sendmail-access", written).text) if "Connect:" in written else ruleset("rules: []\n")
+    again = ruleset(import_text("sendmail-access", written).text) if "Connect:" in written else ruleset("rules: []\n")
     for address in ADDRESSES:
         for name in ["a.x.mail.b.example", "b.example", "unknown"]:
-            asked = Asked(address, name)
-            assert answer(again, asked) == answer(rules, asked), (text, written, asked)
+            mail = Mail(address, name)
+            assert answer(again, mail) == answer(rules, mail), (text, written, mail)
 
 
 MORE_NAMES = [*NAMES, "y.example", "y.b.example", "z.x.mail.b.example"]
@@ -259,11 +259,15 @@ dotted_rules = st.builds(
 @given(st.lists(dotted_rules, min_size=1, max_size=4).map(rules_file))
 def test_a_dotted_access_table_answers_as_the_rules_do(text: str) -> None:
     require("postmap")
-    rules = made(text)
-    written, _ = told_whole("postfix-access", text, dotted=True)
+    rules = load_or_skip(text)
+    written, _ = export_without_losses("postfix-access", text, dotted=True)
     found = postmap("texthash", written, [key for name in MORE_NAMES for key in dotted_keys(name)])
     for name in MORE_NAMES:
-        assert (first(found, dotted_keys(name)) or "DUNNO") == answer(rules, Asked(name=name)), (text, written, name)
+        assert (first_value(found, dotted_keys(name)) or "DUNNO") == answer(rules, Mail(name=name)), (
+            text,
+            written,
+            name,
+        )
 
 
 MAILBOXES = ["a@b.example", "z@b.example", "a@mail.b.example"]
@@ -278,34 +282,34 @@ sender_rules = st.builds(
 @given(st.lists(sender_rules, min_size=1, max_size=4).map(rules_file))
 def test_an_access_table_of_senders_answers_as_the_rules_do(text: str) -> None:
     require("postmap")
-    rules = made(text)
-    written, _ = told_whole("postfix-access", text, attribute="sender")
+    rules = load_or_skip(text)
+    written, _ = export_without_losses("postfix-access", text, attribute="sender")
     senders = [*MAILBOXES, "q@b.example", "q@x.mail.b.example", "q@other.invalid"]
     found = postmap("texthash", written, [key for sender in senders for key in mail_keys(sender)])
     for sender in senders:
-        asked = Asked(sender=sender)
-        assert (first(found, mail_keys(sender)) or "DUNNO") == answer(rules, asked), (text, written, sender)
+        mail = Mail(sender=sender)
+        assert (first_value(found, mail_keys(sender)) or "DUNNO") == answer(rules, mail), (text, written, sender)
 
 
-def test_an_excepted_name_whose_address_is_not_looked_up_is_noted() -> None:
+def test_a_name_that_is_excepted_for_any_address_is_noted() -> None:
     rules = [
         rule("hostname_suffix", ["example"], ["b.example"], "REJECT"),
         rule("cidr", ["192.0.2.0/24"], [], "REJECT"),
     ]
-    written, report = exported("postfix-access", rules_file(rules))
+    written, report = export_text("postfix-access", rules_file(rules))
     assert "b.example\tDUNNO" in written
     assert ["whatever the client's address" in note.reason for note in report.notes].count(True) == 1
 
 
-def test_csv_and_json_have_all_of_every_rule() -> None:
-    table = list(csv.DictReader(io.StringIO(exported("csv", INCIDENT)[0])))
-    rules = json.loads(exported("json", INCIDENT)[0])["rules"]
+def test_csv_and_json_contain_each_rule_in_full() -> None:
+    table = list(csv.DictReader(io.StringIO(export_text("csv", INCIDENT)[0])))
+    rules = json.loads(export_text("json", INCIDENT)[0])["rules"]
     assert list(dict.fromkeys(row["rule"] for row in table)) == [rule["name"] for rule in rules]
     for rule in rules:
         rows = [row for row in table if row["rule"] == rule["name"]]
         for clause in ("match", "except"):
             values = [(row["condition"], row["value"]) for row in rows if row["clause"] == clause]
-            assert values == [(name, value) for name, all_of_it in rule[clause].items() for value in all_of_it]
+            assert values == [(name, value) for name, values_of in rule[clause].items() for value in values_of]
         assert {(row["action"], row["code"], row["text"], row["mode"]) for row in rows} == {
             (rule["action"], rule["code"], rule["text"], rule["mode"])
         }
@@ -316,7 +320,7 @@ def test_csv_and_json_have_all_of_every_rule() -> None:
     assert by_name["ending"]["expires"] == "2027-01-01"
 
 
-# --- What is lost -----------------------------------------------------------------------------------------------------
+# --- Losses -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -333,32 +337,32 @@ def test_csv_and_json_have_all_of_every_rule() -> None:
     ],
 )
 def test_each_rule_that_cannot_be_exported_is_reported_with_its_line(name: str, lost: set[str]) -> None:
-    _, report = exported(name, INCIDENT)
+    _, report = export_text(name, INCIDENT)
     assert {loss.line.text for loss in report.losses} == {f"rule {rule}" for rule in lost}
-    places = {f"rule {rule.name}": rule.line for rule in loaded(INCIDENT).ruleset.rules}
+    places = {f"rule {rule.name}": rule.line for rule in load_text(INCIDENT).ruleset.rules}
     assert all(loss.line.number == places[loss.line.text] for loss in report.losses)
 
 
 def test_networks_are_merged_to_the_fewest_without_exemptions() -> None:
     rules = [rule("cidr", ["192.0.2.6"], [], "DUNNO"), rule("cidr", ["192.0.2.0/30", "192.0.2.4/30"], [], "REJECT")]
-    assert exported("plain", rules_file(rules))[0].splitlines()[1:] == ["192.0.2.0/30", "192.0.2.4/31", "192.0.2.7"]
+    assert export_text("plain", rules_file(rules))[0].splitlines()[1:] == ["192.0.2.0/30", "192.0.2.4/31", "192.0.2.7"]
 
 
-def test_a_text_that_names_the_client_is_cut_down_with_a_note() -> None:
-    written, report = exported("postfix-cidr", INCIDENT)
+def test_placeholders_in_a_text_become_dots_with_a_note() -> None:
+    written, report = export_text("postfix-cidr", INCIDENT)
     assert "REJECT 5.7.1 Mail from ... is not accepted here (bulk-networks {id})" in written
     assert [note.reason for note in report.notes if "placeholders are not supported" in note.reason]
 
 
 def test_deferred_clients_are_blocked_only_with_the_option() -> None:
     text = rules_file([rule("cidr", ["192.0.2.0/25"], [], "DEFER"), rule("cidr", ["192.0.2.0/24"], [], "REJECT")])
-    assert exported("plain", text)[0].splitlines()[1:] == ["192.0.2.128/25"]
-    assert exported("plain", text, deferred=True)[0].splitlines()[1:] == ["192.0.2.0/24"]
+    assert export_text("plain", text)[0].splitlines()[1:] == ["192.0.2.128/25"]
+    assert export_text("plain", text, deferred=True)[0].splitlines()[1:] == ["192.0.2.0/24"]
 
 
 def test_parts_of_a_ruleset_outside_its_rules_are_reported() -> None:
     rules = rules_file([rule("cidr", ["192.0.2.1"], [], "REJECT")])
-    _, report = exported("postfix-cidr", f"mode: observe\ndefault: REJECT go\n{rules}")
+    _, report = export_text("postfix-cidr", f"mode: observe\ndefault: REJECT go\n{rules}")
     assert [loss.line.text for loss in report.losses] == ["default REJECT go"]
     assert "the whole file is observed" in report.notes[0].reason
 
@@ -374,18 +378,18 @@ def test_parts_of_a_ruleset_outside_its_rules_are_reported() -> None:
 def test_a_list_is_exported_for_the_condition_that_uses_it(
     name: str, of: str, attribute: str, wanted: list[str]
 ) -> None:
-    assert exported(name, INCIDENT, (of,), attribute=attribute)[0].splitlines()[1:] == wanted
+    assert export_text(name, INCIDENT, (of,), attribute=attribute)[0].splitlines()[1:] == wanted
 
 
 def test_a_missing_list_is_an_error_that_names_the_existing_lists() -> None:
     with pytest.raises(NoSuchListError, match="there is no list 'blue'; there are: red-speed, domains"):
-        exported("plain", INCIDENT, ("blue",))
+        export_text("plain", INCIDENT, ("blue",))
 
 
 def test_the_kind_of_an_unused_list_is_guessed_from_its_entries() -> None:
     text = "lists: {a: [192.0.2.0/24, '2001:db8::1'], b: [b.example]}\nrules: []\n"
-    assert exported("plain", text, ("a",))[0].splitlines()[1:] == ["192.0.2.0/24", "2001:db8::1"]
-    assert exported("plain", text, ("b",))[0].splitlines()[1:] == ["b.example"]
+    assert export_text("plain", text, ("a",))[0].splitlines()[1:] == ["192.0.2.0/24", "2001:db8::1"]
+    assert export_text("plain", text, ("b",))[0].splitlines()[1:] == ["b.example"]
 
 
 @pytest.mark.parametrize(
@@ -396,29 +400,31 @@ def test_the_kind_of_an_unused_list_is_guessed_from_its_entries() -> None:
         ("sender", ["a@b.example"], ["a@b.example"]),
     ],
 )
-def test_an_rspamd_map_of_names_and_expressions(condition: str, values: list[str], wanted: list[str]) -> None:
+def test_an_rspamd_map_contains_names_and_expressions_in_its_own_form(
+    condition: str, values: list[str], wanted: list[str]
+) -> None:
     text = rules_file([rule(condition, values, [], "REJECT")])
-    assert exported("rspamd-map", text, condition=condition)[0].splitlines()[1:] == wanted
+    assert export_text("rspamd-map", text, condition=condition)[0].splitlines()[1:] == wanted
 
 
-def test_networks_that_an_access_table_cannot_have_are_reported() -> None:
+def test_networks_that_an_access_table_cannot_express_are_reported() -> None:
     text = rules_file([rule("cidr", [network], [], "REJECT") for network in ("2000::/17", "2001:db8:0:0::/64")])
-    _, report = exported("postfix-access", text)
+    _, report = export_text("postfix-access", text)
     assert ["keys; export a cidr: table" in loss.reason or "`::`" in loss.reason for loss in report.losses] == [
         True,
         True,
     ]
 
 
-# --- The real readers -------------------------------------------------------------------------------------------------
+# --- Real programs ----------------------------------------------------------------------------------------------------
 
 
 def run(*command: str, given: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, input=given, capture_output=True, text=True, timeout=60, check=False)
 
 
-def accepts(*command: str, trivial: str, written: str) -> None:
-    """The real program accepts the export; skipped if this kernel does not even accept a trivial file."""
+def assert_accepted(*command: str, trivial: str, written: str) -> None:
+    """Asserts that the real program accepts the export. Skips the test if it does not accept a trivial file."""
     probe = run(*command, given=trivial)
     if probe.returncode:
         pytest.skip(f"{command[0]} does not work on this kernel: {probe.stderr.strip()[:200]}")
@@ -434,7 +440,9 @@ NOTHING = "rules:\n- name: a\n  match: {cidr: 192.0.2.1}\n  action: DUNNO\n"
 def test_nft_accepts_the_set(text: str) -> None:
     require("nft", root=True)
     trivial = "table inet probe {\nset s {\ntype ipv4_addr\nflags interval\nelements = { 192.0.2.0/24 }\n}\n}\n"
-    accepts("nft", "--check", "-f", "-", trivial=trivial, written=exported("nftables", text, deferred=True)[0])
+    assert_accepted(
+        "nft", "--check", "-f", "-", trivial=trivial, written=export_text("nftables", text, deferred=True)[0]
+    )
 
 
 @pytest.mark.parametrize("text", [INCIDENT, WITH_ALL, NOTHING], ids=["incident", "all", "nothing"])
@@ -442,15 +450,15 @@ def test_nft_accepts_the_set(text: str) -> None:
 def test_iptables_restore_accepts_the_chain(text: str, program: str, version: int) -> None:
     require(program, root=True)
     trivial = "*filter\n:policyd-probe - [0:0]\nCOMMIT\n"
-    written, _ = exported("iptables", text, version=version, deferred=True)
-    accepts(program, "--test", "--noflush", trivial=trivial, written=written)
+    written, _ = export_text("iptables", text, version=version, deferred=True)
+    assert_accepted(program, "--test", "--noflush", trivial=trivial, written=written)
 
 
 @pytest.mark.parametrize("text", [INCIDENT, WITH_ALL, NOTHING], ids=["incident", "all", "nothing"])
 def test_ipset_restores_the_sets_twice(text: str) -> None:
-    """In a network namespace of its own, so that the machine's sets are left alone."""
+    """Uses a separate network namespace, so that the machine's sets do not change."""
     require("ipset", "unshare", root=True)
-    written = exported("ipset", text, deferred=True)[0]
+    written = export_text("ipset", text, deferred=True)[0]
     script = "ipset restore && ipset list -output save"
     probe = run("unshare", "--net", "sh", "-c", script, given="create probe hash:net\n")
     if probe.returncode:
@@ -462,15 +470,15 @@ def test_ipset_restores_the_sets_twice(text: str) -> None:
         ran = run("unshare", "--net", "sh", "-c", twice)
     assert (ran.returncode, ran.stderr) == (0, "")
     members = {line.split()[2] for line in ran.stdout.splitlines() if line.startswith("add policyd")}
-    asked = {line.split()[2] for line in written.splitlines() if line.startswith("add ")}
-    assert members == asked
+    wanted = {line.split()[2] for line in written.splitlines() if line.startswith("add ")}
+    assert members == wanted
 
 
 @pytest.mark.parametrize("name", ["postfix-access", "postfix-cidr", "postscreen-cidr"])
 def test_postfix_reads_the_table_without_a_warning(name: str, tmp_path: Path) -> None:
     require("postmap")
     path = tmp_path / "table"
-    path.write_text(exported(name, INCIDENT)[0])
+    path.write_text(export_text(name, INCIDENT)[0])
     if name == "postfix-access":
         ran = run("postmap", f"hash:{path}")
     else:
@@ -487,7 +495,7 @@ rules:
   - {name: kept, match: {cidr: 203.0.113.0/24}, action: REJECT}
 """
     for name in ("plain", "csv", "json", "nftables"):
-        text, report = export(name, loaded(rules), ExportOptions(), TODAY)
+        text, report = export(name, load_text(rules), ExportOptions(), TODAY)
         assert "203.0.113.0/24" in text
         assert "192.0.2.0/24" not in text
         assert "198.51.100.0/24" not in text

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from policyd.exchange.importing import FORMATS, ImportFailedError, ImportOptions, Shape, as_json_object, import_files
 from policyd.logs.files import MAX_LINE_BYTES
 from tests.examples import examples
-from tests.exchange.meaning import imported, ruleset
+from tests.exchange.meaning import import_text, ruleset
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-# A file of each format, whose lines a fuzzed one is made of.
+# A sample file for each format. The fuzz test mixes their lines.
 SAMPLES = {
     "plain": "192.0.2.0/24\n198.51.100.1 - 198.51.100.9\nb.example\n*.c.example\na@b.example\n# c\n",
     "postfix-access": "b.example REJECT\n.c.example OK\n192.0.2 550 5.7.1 no\n2001:db8 DEFER x\na@b.example HOLD\n",
@@ -44,7 +44,7 @@ def failure(format_name: str, path: Path | str) -> ImportFailedError:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_binary_an_empty_and_a_missing_file_give_a_one_line_error(name: str, tmp_path: Path) -> None:
+def test_a_binary_empty_or_missing_file_gives_a_one_line_error(name: str, tmp_path: Path) -> None:
     binary = tmp_path / "binary"
     binary.write_bytes(bytes(range(256)) * 40)
     error = failure(name, binary)
@@ -68,7 +68,7 @@ def test_a_file_in_another_format_gives_a_one_line_error(name: str, tmp_path: Pa
     assert str(error).startswith(str(prose))
 
 
-def test_a_compressed_file_is_read_and_one_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+def test_a_compressed_file_is_read_unless_it_is_truncated(tmp_path: Path) -> None:
     whole = gzip.compress(b"192.0.2.1 REJECT\n" * 5000)
     path = tmp_path / "table.gz"
     path.write_bytes(whole)
@@ -78,21 +78,21 @@ def test_a_compressed_file_is_read_and_one_that_is_cut_off_is_refused(tmp_path: 
     assert (error.exit_status, "cut off" in str(error)) == (2, True)
 
 
-def test_a_line_without_an_end_is_refused_and_not_taken_in_pieces(tmp_path: Path) -> None:
+def test_a_line_that_is_too_long_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "long"
     path.write_text("192.0.2.1\n" + "10.0.0.1," * (MAX_LINE_BYTES // 8))
     error = failure("plain", path)
     assert (error.exit_status, str(error)) == (1, f"{path}:2: the line is longer than 256 KiB")
 
 
-def test_more_lines_than_any_table_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_with_too_many_lines_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("policyd.exchange.importing.MAX_LINES", 100)
     path = tmp_path / "many"
     path.write_text("192.0.2.1\n" * 101)
     assert "has more than 100 lines" in str(failure("plain", path))
 
 
-def test_a_name_with_control_characters_reaches_neither_message_nor_rules(tmp_path: Path) -> None:
+def test_control_characters_in_a_file_name_are_escaped_in_messages_and_rules(tmp_path: Path) -> None:
     path = tmp_path / "a\x1b[31m\nb"
     path.write_text("192.0.2.1 REJECT\nnonsense\n")
     result = import_files("postfix-cidr", [str(path)], ImportOptions())
@@ -117,18 +117,18 @@ def test_several_files_are_imported_in_order_with_unique_names(tmp_path: Path) -
 
 
 def test_the_json_report_agrees_with_the_text_report() -> None:
-    result = imported("postfix-cidr", "192.0.2.1 OK\n192.0.2.2/24 REJECT\n192.0.2.3 REJECT 5.7.1 no\n")
-    said = as_json_object(result)
-    assert (said["shape"], said["taken"], said["text"]) == ("rules", 2, result.text)
-    assert [rule["action"] for rule in said["rules"]] == ["DUNNO", "REJECT 5.7.1 no"]
-    assert [(lost["line"], lost["text"]) for lost in said["lost"]] == [(2, "192.0.2.2/24 REJECT")]
-    assert [(note["lines"], note["count"]) for note in said["notes"]] == [([1], 1)]
+    result = import_text("postfix-cidr", "192.0.2.1 OK\n192.0.2.2/24 REJECT\n192.0.2.3 REJECT 5.7.1 no\n")
+    document = as_json_object(result)
+    assert (document["shape"], document["taken"], document["text"]) == ("rules", 2, result.text)
+    assert [rule["action"] for rule in document["rules"]] == ["DUNNO", "REJECT 5.7.1 no"]
+    assert [(lost["line"], lost["text"]) for lost in document["lost"]] == [(2, "192.0.2.2/24 REJECT")]
+    assert [(note["lines"], note["count"]) for note in document["notes"]] == [([1], 1)]
 
 
 def test_every_format_has_a_sample_that_can_be_imported() -> None:
     assert set(SAMPLES) == set(FORMATS)
     for name, sample in SAMPLES.items():
-        assert imported(name, sample).report.taken, name
+        assert import_text(name, sample).report.taken, name
 
 
 pieces = st.sampled_from(sorted({line for sample in SAMPLES.values() for line in sample.splitlines()}))
@@ -144,7 +144,7 @@ lines = (
 @given(rows=st.lists(lines, max_size=8))
 def test_any_file_gives_valid_rules_and_a_report_or_a_one_line_error(name: str, rows: list[str]) -> None:
     try:
-        result = imported(name, "\n".join(rows), ImportOptions(shape=Shape.RULES))
+        result = import_text(name, "\n".join(rows), ImportOptions(shape=Shape.RULES))
     except ImportFailedError as error:
         assert str(error).isprintable()
         return

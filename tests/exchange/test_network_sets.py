@@ -1,4 +1,4 @@
-"""Rows block the addresses whose first matching row blocks, for any order and overlap."""
+"""An address is blocked if its first matching row blocks, for any order and overlap of the rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from policyd.exchange.network_sets import blocked_addresses
 
 LINE = Line("table", 1, "")
 
-# Networks of sixteen addresses of either version.
+# Networks within the same 16 addresses of each IP version, so that many overlap.
 networks = st.tuples(st.sampled_from(["192.0.2.", "2001:db8::"]), st.integers(28, 32), st.integers(0, 15)).map(
     lambda drawn: (
         netaddr.IPNetwork(f"{drawn[0]}{drawn[2]:x}/{drawn[1] + (96 if ':' in drawn[0] else 0)}").cidr

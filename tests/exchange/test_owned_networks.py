@@ -1,4 +1,4 @@
-"""Systems and countries, exported as their networks."""
+"""Autonomous systems and countries are exported as their networks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SYSTEMS = """192.0.2.0,192.0.2.127,64500,Example
 COUNTRIES = "192.0.2.0,192.0.2.255,JP,Japan\n203.0.113.0,203.0.113.127,DE,Germany\n"
 
 
-def exported(folder: Path, rules: str, name: str = "plain") -> tuple[list[str], list[str]]:
+def export_text(folder: Path, rules: str, name: str = "plain") -> tuple[list[str], list[str]]:
     (folder / "asn.csv").write_text(SYSTEMS)
     (folder / "country.csv").write_text(COUNTRIES)
     (folder / "rules.yaml").write_text("databases: {asn: asn.csv, country: country.csv}\n" + rules)
@@ -41,8 +41,8 @@ def exported(folder: Path, rules: str, name: str = "plain") -> tuple[list[str], 
         ("{country: [jp, DE]}", ["192.0.2.0/24", "203.0.113.0/25"]),
     ],
 )
-def test_an_owner_is_exported_as_its_networks_merged(tmp_path: Path, match: str, want: list[str]) -> None:
+def test_an_owner_is_exported_as_its_merged_networks(tmp_path: Path, match: str, want: list[str]) -> None:
     rules = f"lists: {{more: [64502]}}\nrules:\n  - {{name: r, match: {match}, action: REJECT}}\n"
-    lines, lost = exported(tmp_path, rules, "postfix-cidr")
+    lines, lost = export_text(tmp_path, rules, "postfix-cidr")
     assert [line.split()[0] for line in lines if "REJECT" in line] == want
     assert lost == []

@@ -19,7 +19,7 @@ def line(number: int) -> Line:
 
 
 @given(st.lists(printable, min_size=1, max_size=6), printable)
-def test_the_loader_reads_back_any_values(values: list[str], name: str) -> None:
+def test_the_loader_reads_any_written_value_back(values: list[str], name: str) -> None:
     terms = tuple(Term("sasl_username", value) for value in values)
     text = rules_yaml(
         rules(Imported(rows=[Row(line(1), terms, REJECT, name=name)]), Names("n"), REJECT), f"{name}\n{name}"
@@ -39,7 +39,7 @@ def test_any_text_becomes_an_action_that_the_loader_accepts(verb: Verb, text: st
 
 
 @given(st.text(max_size=40))
-def test_braces_survive(text: str) -> None:
+def test_the_braces_of_a_text_are_kept(text: str) -> None:
     verdict = blocking(Verb.REJECT, f"x {text}")
     plain = "".join(character if " " <= character <= "~" else "?" for character in " ".join(f"x {text}".split()))
     assert without_placeholders(verdict.text, {}) == plain.rstrip()
@@ -80,7 +80,7 @@ def test_rows_with_their_own_name_stay_separate_rules() -> None:
     assert [rule.name for rule in rules(Imported(rows=rows), Names("n"), REJECT)] == ["R1", "R2"]
 
 
-def test_exceptions_keep_rows_apart() -> None:
+def test_rows_with_different_exceptions_or_verdicts_stay_separate_rules() -> None:
     rows = [
         Row(line(1), (Term("cidr", "192.0.2.0/24"),), REJECT),
         Row(line(2), (Term("cidr", "198.51.100.0/24"),), REJECT, (Term("cidr", "198.51.100.1"),)),
@@ -93,9 +93,9 @@ def test_no_rows_give_an_empty_ruleset() -> None:
     assert ruleset(rules_yaml([], "nothing")).rules == ()
 
 
-def test_names_are_unique_even_if_thousands_of_rules_have_the_same_one() -> None:
+def test_names_are_unique_even_if_thousands_of_rules_have_the_same_name() -> None:
     names = Names("t", taken=["spam-3"])
-    made = [names.next("spam") for _ in range(50_000)]  # comparing each with all before it takes minutes
+    made = [names.next("spam") for _ in range(50_000)]  # minutes if each name is compared with all before it
     assert made[:4] == ["spam", "spam-2", "spam-4", "spam-5"]
     assert len({*made}) == len(made)
     assert names.next("default") == "default-2"

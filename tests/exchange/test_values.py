@@ -1,4 +1,4 @@
-"""Single values: address ranges as networks."""
+"""Address ranges become networks, and words that look like addresses are recognised."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from policyd.exchange.values import address_range, looks_like_address
 
 
 @given(st.ip_addresses(v=4), st.ip_addresses(v=4))
-def test_every_range_of_ipv4_is_its_networks(one: ipaddress.IPv4Address, other: ipaddress.IPv4Address) -> None:
+def test_an_ipv4_range_becomes_the_fewest_networks(one: ipaddress.IPv4Address, other: ipaddress.IPv4Address) -> None:
     first, last = sorted((one, other))
     wanted = [str(network) for network in ipaddress.summarize_address_range(first, last)]
     assert [str(network) for network in address_range(f"{first}-{last}")] == wanted
 
 
 @given(st.ip_addresses(network="2000::/3"), st.integers(0, 1 << 100))
-def test_a_range_of_ipv6_is_its_networks_unless_they_are_many(first: ipaddress.IPv6Address, size: int) -> None:
+def test_an_ipv6_range_becomes_the_fewest_networks_up_to_64(first: ipaddress.IPv6Address, size: int) -> None:
     last = first + size
     wanted = [str(network) for network in ipaddress.summarize_address_range(first, last)]
     try:
@@ -33,7 +33,7 @@ def test_a_range_of_ipv6_is_its_networks_unless_they_are_many(first: ipaddress.I
 
 
 @pytest.mark.parametrize(
-    ("text", "meant"),
+    ("text", "wanted"),
     [
         ("192.0.2.1", True),
         ("192.0.2.0/33", True),
@@ -48,5 +48,5 @@ def test_a_range_of_ipv6_is_its_networks_unless_they_are_many(first: ipaddress.I
         ("a:x", False),
     ],
 )
-def test_words_that_look_like_addresses(text: str, *, meant: bool) -> None:
-    assert looks_like_address(text) == meant
+def test_words_that_look_like_addresses(text: str, *, wanted: bool) -> None:
+    assert looks_like_address(text) == wanted

@@ -1,1 +1,1 @@
-"""Lists and registries: plain lists, Spamhaus DROP, whois, rspamd maps, CSV and JSON."""
+"""Lists and registries: plain lists, Spamhaus DROP, postgrey, whois, rspamd maps, CSV and JSON."""

@@ -86,7 +86,7 @@ class _Item(NamedTuple):
 
 
 def read(lines: Iterable[Line], report: Report) -> Imported:
-    """The ruleset's rows, each with its own name."""
+    """The rows for the ruleset, each with the name of its rule."""
     imported = Imported()
     macros: dict[str, str] = {}
 

@@ -34,7 +34,7 @@ _PERMITTING = frozenset({"OK", "RELAY", "PERMIT"})
 
 NO_DISCARD = "DISCARD is not supported: policyd never accepts mail and then discards it; REJECT tells the sender"
 
-# Maximum nesting of `if`: each line is compared with every open `if`. Real tables have a nesting of two.
+# Maximum nesting of `if`: each line is compared with every open `if`. A nesting of two is common.
 MAX_OPEN_IFS = 16
 
 # The reply codes that Postfix gives a REJECT and a DEFER of a policy server (access_map_reject_code,

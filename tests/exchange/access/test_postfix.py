@@ -10,14 +10,14 @@ from policyd.exchange.importing import ImportOptions
 from tests.examples import examples
 from tests.exchange.meaning import (
     ACTIONS,
-    Asked,
+    Mail,
     address_keys,
     answer,
     as_answer,
     client_keys,
     dotted_keys,
-    first,
-    imported,
+    first_value,
+    import_text,
     mail_keys,
     name_keys,
     postmap,
@@ -30,12 +30,12 @@ OCTETS = ["192", "192.0.2", "192.0.2.7", "192.0", "10", "2001:db8", "2001:db8:1"
 MAIL = ["a@b.example", "a@", "b.example", "mail.b.example", "example", "<>", "z@mail.b.example", "z@"]
 
 CLIENTS = [
-    Asked(address, name)
+    Mail(address, name)
     for address in ["192.0.2.7", "192.0.2.8", "192.0.3.1", "192.9.9.9", "10.1.1.1", "2001:db8:1::5", "2001:db8:1::6"]
     for name in ["x.mail.b.example", "y.b.example", "b.example", "c.example", "other.invalid", "unknown"]
 ]
 SENDERS = [
-    Asked(sender=address)
+    Mail(sender=address)
     for address in ["a@b.example", "z@b.example", "z@mail.b.example", "a@deep.mail.b.example", "a@other.invalid", "<>"]
 ]
 
@@ -50,36 +50,36 @@ def tables(keys: list[str]) -> st.SearchStrategy[dict[str, str]]:
 
 @settings(max_examples=examples(100), deadline=None)
 @given(tables(NAMES + OCTETS))
-def test_clients_get_the_answer_that_postfix_gives_them(entries: dict[str, str]) -> None:
+def test_clients_get_the_answers_of_postfix(entries: dict[str, str]) -> None:
     require("postmap")
     table = table_of(entries)
     rules = rules_of("postfix-access", table)
-    found = postmap("texthash", table, [key for asked in CLIENTS for key in client_keys(asked)])
-    for asked in CLIENTS:
-        assert answer(rules, asked) == as_answer(first(found, client_keys(asked))), (table, asked)
+    found = postmap("texthash", table, [key for mail in CLIENTS for key in client_keys(mail)])
+    for mail in CLIENTS:
+        assert answer(rules, mail) == as_answer(first_value(found, client_keys(mail))), (table, mail)
 
 
 @settings(max_examples=examples(100), deadline=None)
 @given(tables(MAIL))
-def test_senders_get_the_answer_that_postfix_gives_them(entries: dict[str, str]) -> None:
+def test_senders_get_the_answers_of_postfix(entries: dict[str, str]) -> None:
     require("postmap")
     table = table_of(entries)
     rules = rules_of("postfix-access", table, attribute="sender")
-    found = postmap("texthash", table, [key for asked in SENDERS for key in mail_keys(asked.sender)])
-    for asked in SENDERS:
-        assert answer(rules, asked) == as_answer(first(found, mail_keys(asked.sender))), (table, asked)
+    found = postmap("texthash", table, [key for mail in SENDERS for key in mail_keys(mail.sender)])
+    for mail in SENDERS:
+        assert answer(rules, mail) == as_answer(first_value(found, mail_keys(mail.sender))), (table, mail)
 
 
 @settings(max_examples=examples(50), deadline=None)
 @given(tables(NAMES[:-1]))
-def test_helo_names_get_the_answer_that_postfix_gives_them(entries: dict[str, str]) -> None:
+def test_helo_names_get_the_answers_of_postfix(entries: dict[str, str]) -> None:
     require("postmap")
     table = table_of(entries)
     rules = rules_of("postfix-access", table, attribute="helo_name")
     helos = ["x.mail.b.example", "b.example", "y.b.example", "other.invalid"]
     found = postmap("texthash", table, [key for helo in helos for key in name_keys(helo)])
     for helo in helos:
-        assert answer(rules, Asked(helo=helo)) == as_answer(first(found, name_keys(helo))), (table, helo)
+        assert answer(rules, Mail(helo=helo)) == as_answer(first_value(found, name_keys(helo))), (table, helo)
 
 
 @settings(max_examples=examples(50), deadline=None)
@@ -91,21 +91,21 @@ def test_dotted_keys_cover_only_the_names_under_them(entries: dict[str, str]) ->
     names = ["x.mail.b.example", "mail.b.example", "b.example", "y.b.example", "c.example", "other.invalid"]
     found = postmap("texthash", table, [key for name in names for key in dotted_keys(name)])
     for name in names:
-        assert answer(rules, Asked(name=name)) == as_answer(first(found, dotted_keys(name))), (table, name)
+        assert answer(rules, Mail(name=name)) == as_answer(first_value(found, dotted_keys(name))), (table, name)
 
 
-def test_the_most_specific_key_decides_at_any_place_in_the_table() -> None:
+def test_the_most_specific_key_decides_wherever_it_is_in_the_table() -> None:
     table = "192.0.2 REJECT wide\n192.0.2.7 OK\nexample REJECT\ngood.example OK\n"
     rules = rules_of("postfix-access", table)
-    assert answer(rules, Asked("192.0.2.7")) == "DUNNO"
-    assert answer(rules, Asked("192.0.2.8")) == "REJECT wide"
-    assert answer(rules, Asked(name="mx.good.example")) == "DUNNO"
-    assert answer(rules, Asked(name="bad.example")) == "REJECT"
+    assert answer(rules, Mail("192.0.2.7")) == "DUNNO"
+    assert answer(rules, Mail("192.0.2.8")) == "REJECT wide"
+    assert answer(rules, Mail(name="mx.good.example")) == "DUNNO"
+    assert answer(rules, Mail(name="bad.example")) == "REJECT"
 
 
-def test_a_verdict_needs_no_more_rules_than_its_levels() -> None:
+def test_nested_keys_of_two_verdicts_become_two_rules() -> None:
     table = "".join(f"192.0.{octet} REJECT\n192.0.{octet}.1 OK\n" for octet in range(50))
-    result = imported("postfix-access", table)
+    result = import_text("postfix-access", table)
     assert [(rule.verdict.action, rule.count) for rule in result.rules] == [("DUNNO", 50), ("REJECT", 50)]
 
 
@@ -123,16 +123,16 @@ def test_a_verdict_needs_no_more_rules_than_its_levels() -> None:
         ('"half quoted REJECT', {}, "begins with a quote"),
     ],
 )
-def test_a_line_without_an_equal_is_reported(line: str, options: dict[str, Any], reason: str) -> None:
+def test_an_unsupported_line_is_reported(line: str, options: dict[str, Any], reason: str) -> None:
     table = f"198.51.100.2 REJECT\n{line}\n" if not options else f"known.example REJECT\n{line}\n"
-    result = imported("postfix-access", table, ImportOptions(**options))
+    result = import_text("postfix-access", table, ImportOptions(**options))
     assert [(loss.line.number, loss.line.text) for loss in result.report.losses] == [(2, line)]
     assert reason in result.report.losses[0].reason
     assert len(result.rules) == 1
 
 
 def test_a_lost_line_leaves_no_note() -> None:
-    result = imported("postfix-access", "192.0.2.0/24 OK\n192.0.2.1 REJECT\n")
+    result = import_text("postfix-access", "192.0.2.0/24 OK\n192.0.2.1 REJECT\n")
     assert [loss.line.number for loss in result.report.losses] == [1]
     assert not any("became DUNNO" in note.reason for note in result.report.notes)
 
@@ -140,10 +140,11 @@ def test_a_lost_line_leaves_no_note() -> None:
 def test_senders_among_clients_are_a_separate_table() -> None:
     table = "192.0.2.1 OK\nspam@b.example REJECT 5.7.1 spam\nspam@c.example OK\nspam@ REJECT 5.7.1 any\n"
     rules = rules_of("postfix-access", table)
-    # A client that its table lets through may still be refused for its sender, as in two restrictions of main.cf.
-    assert answer(rules, Asked("192.0.2.1", sender="spam@b.example")) == "REJECT 5.7.1 spam"
-    assert answer(rules, Asked("192.0.2.1", sender="spam@c.example")) == "DUNNO"
-    assert answer(rules, Asked(sender="spam@d.example")) == "REJECT 5.7.1 any"
+    # A client that the table of clients lets through can still be refused for its sender, as by two restrictions in
+    # main.cf.
+    assert answer(rules, Mail("192.0.2.1", sender="spam@b.example")) == "REJECT 5.7.1 spam"
+    assert answer(rules, Mail("192.0.2.1", sender="spam@c.example")) == "DUNNO"
+    assert answer(rules, Mail(sender="spam@d.example")) == "REJECT 5.7.1 any"
 
 
 def test_with_a_delimiter_an_address_covers_its_extensions() -> None:
@@ -155,7 +156,7 @@ def test_with_a_delimiter_an_address_covers_its_extensions() -> None:
         "z+tag@c.example": "REJECT",
         "zz@c.example": "DUNNO",
     }.items():
-        assert answer(rules, Asked(recipient=recipient)) == wanted
+        assert answer(rules, Mail(recipient=recipient)) == wanted
 
 
 def test_address_keys_are_those_of_postfix() -> None:

@@ -1,6 +1,6 @@
-"""Tests packets with the real kernel, in two temporary network namespaces.
+"""Sends packets through the real kernel's filter, in two temporary network namespaces.
 
-One has clients with any addresses, the other the filter and listeners, with the network interface `eth0`.
+One namespace has the filter, the listeners and the network interface `eth0`; the other has clients with any addresses.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 # Seconds after which a connection counts as dropped; both ends are on this machine.
-_PATIENCE = 1.0
+_TIMEOUT = 1.0
 
 _LISTEN = """
 import socket, sys, time
@@ -54,7 +54,7 @@ print(json.dumps({client: known.get(client, False) for client in clients}))
 
 
 class Host:
-    """The namespace with the filter, and the namespace of the clients."""
+    """The namespace with the filter, and the namespace with the clients."""
 
     def __init__(self, name: str, clients: Sequence[str]) -> None:
         self._name = name
@@ -76,10 +76,10 @@ class Host:
             assert listening.stdin is not None
             assert listening.stdout is not None
             assert listening.stdout.readline() == "ready\n"
-            arguments = [str(port), ",".join(self._clients), str(_PATIENCE)]
-            said = _run("ip", "netns", "exec", f"{self._name}-b", sys.executable, "-c", _CONNECT, *arguments)
+            arguments = [str(port), ",".join(self._clients), str(_TIMEOUT)]
+            output = _run("ip", "netns", "exec", f"{self._name}-b", sys.executable, "-c", _CONNECT, *arguments)
             listening.stdin.close()
-        found: dict[str, bool] = json.loads(said)
+        found: dict[str, bool] = json.loads(output)
         return found
 
 

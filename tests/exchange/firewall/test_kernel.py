@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.exchange.firewall.kernel import host
-from tests.exchange.meaning import Asked, answer, rules_of
+from tests.exchange.meaning import Mail, answer, rules_of
 from tests.requirements import require
 
 CLIENTS = [
@@ -151,35 +151,35 @@ table inet t {
 }
 
 
-def compared(format_name: str, text: str, wanted: dict[str, bool]) -> None:
+def assert_same_answers(format_name: str, text: str, wanted: dict[str, bool]) -> None:
     rules = rules_of(format_name, text, interface="eth0")
-    assert {client: answer(rules, Asked(client)) != "REJECT" for client in wanted} == wanted
+    assert {client: answer(rules, Mail(client)) != "REJECT" for client in wanted} == wanted
 
 
 @pytest.mark.parametrize("text", IPTABLES.values(), ids=IPTABLES)
-def test_iptables(text: str) -> None:
+def test_imported_iptables_rules_accept_the_same_clients(text: str) -> None:
     require("iptables-restore", "iptables-save", root=True)
-    with host([client for client in CLIENTS if ":" not in client]) as one:
-        one.run("iptables-restore", given=text)
-        lets_in = one.lets_in()
-        saved = one.run("iptables-save")
+    with host([client for client in CLIENTS if ":" not in client]) as filter_host:
+        filter_host.run("iptables-restore", given=text)
+        lets_in = filter_host.lets_in()
+        saved = filter_host.run("iptables-save")
     assert set(lets_in.values()) == {True, False}
-    compared("iptables-save", text, lets_in)
-    compared("iptables-save", saved, lets_in)
+    assert_same_answers("iptables-save", text, lets_in)
+    assert_same_answers("iptables-save", saved, lets_in)
 
 
 @pytest.mark.parametrize("text", NFT.values(), ids=NFT)
-def test_nft_as_text_and_as_json(text: str) -> None:
+def test_imported_nft_rules_accept_the_same_clients_as_text_and_as_json(text: str) -> None:
     require("nft", root=True)
-    with host(CLIENTS) as one:
-        one.run("nft", "-f", "-", given=text)
-        lets_in = one.lets_in()
-        listed = one.run("nft", "list", "ruleset")
-        as_json = one.run("nft", "-j", "list", "ruleset")
+    with host(CLIENTS) as filter_host:
+        filter_host.run("nft", "-f", "-", given=text)
+        lets_in = filter_host.lets_in()
+        listed = filter_host.run("nft", "list", "ruleset")
+        as_json = filter_host.run("nft", "-j", "list", "ruleset")
     assert set(lets_in.values()) == {True, False}
-    compared("nft", text, lets_in)
-    compared("nft", listed, lets_in)
-    compared("nft", as_json, lets_in)
+    assert_same_answers("nft", text, lets_in)
+    assert_same_answers("nft", listed, lets_in)
+    assert_same_answers("nft", as_json, lets_in)
 
 
 SETS = """
@@ -203,15 +203,15 @@ rename new other
 
 
 @pytest.mark.parametrize("command", [("save",), ("list",)])
-def test_ipset(command: tuple[str]) -> None:
+def test_imported_ipsets_block_the_same_clients(command: tuple[str]) -> None:
     require("ipset", "iptables", "ip6tables", root=True)
-    with host(CLIENTS) as one:
-        one.run("ipset", "restore", given=SETS)
+    with host(CLIENTS) as filter_host:
+        filter_host.run("ipset", "restore", given=SETS)
         for program, name in (("iptables", "blocked"), ("iptables", "other"), ("ip6tables", "six")):
-            one.run(program, "-A", "INPUT", "-m", "set", "--match-set", name, "src", "-j", "DROP")
-        lets_in = one.lets_in()
-        saved = one.run("ipset", *command)
+            filter_host.run(program, "-A", "INPUT", "-m", "set", "--match-set", name, "src", "-j", "DROP")
+        lets_in = filter_host.lets_in()
+        saved = filter_host.run("ipset", *command)
     assert set(lets_in.values()) == {True, False}
     for text in (SETS, saved):
         rules = rules_of("ipset", text)
-        assert {client: answer(rules, Asked(client)) != "REJECT" for client in CLIENTS} == lets_in, text
+        assert {client: answer(rules, Mail(client)) != "REJECT" for client in CLIENTS} == lets_in, text

@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING
 import pytest
 
 from policyd.exchange.importing import ImportFailedError, ImportOptions, Shape, import_files
-from tests.exchange.meaning import imported
+from tests.exchange.meaning import import_text
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 def entries(format_name: str, text: str, options: ImportOptions | None = None) -> list[str]:
-    result = imported(format_name, text, options)
+    result = import_text(format_name, text, options)
     assert result.shape is Shape.LIST
     written = [line for line in result.text.splitlines() if not line.startswith("#")]
     assert written == [term.value for term in result.entries]
     return written
 
 
-def lost(format_name: str, text: str) -> list[tuple[int, str]]:
-    return [(loss.line.number, loss.reason) for loss in imported(format_name, text).report.in_order()]
+def losses(format_name: str, text: str) -> list[tuple[int, str]]:
+    return [(loss.line.number, loss.reason) for loss in import_text(format_name, text).report.in_order()]
 
 
 # --- plain ------------------------------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def test_plain_networks_and_ranges_with_surrounding_text_are_read() -> None:
 )
 def test_plain_names_are_compared_with_the_attribute(attribute: str | None, wanted: dict[str, list[str]]) -> None:
     text = "b.example\n*.c.example\na@b.example\n@d.example\n"
-    result = imported("plain", text, ImportOptions(attribute=attribute, shape=Shape.RULES))
+    result = import_text("plain", text, ImportOptions(attribute=attribute, shape=Shape.RULES))
     assert {name: list(values) for rule in result.rules for name, values in rule.match.items()} == wanted
     assert result.report.losses == []
 
@@ -87,20 +87,20 @@ def test_plain_names_are_compared_with_the_attribute(attribute: str | None, want
     ],
 )
 def test_plain_lines_without_an_entry_are_reported(line: str, reason: str) -> None:
-    ((number, said),) = lost("plain", f"192.0.2.7\n{line}\n")
+    ((number, found),) = losses("plain", f"192.0.2.7\n{line}\n")
     assert number == 2
-    assert reason in said
+    assert reason in found
 
 
 def test_a_list_has_one_kind_of_entries_and_other_entries_are_reported() -> None:
     text = "192.0.2.1\nb.example\n192.0.2.2\na@b.example\n"
     options = ImportOptions(shape=Shape.LIST)
     assert entries("plain", text, options) == ["192.0.2.1", "192.0.2.2"]
-    assert [loss.line.number for loss in imported("plain", text, options).report.losses] == [2, 4]
+    assert [loss.line.number for loss in import_text("plain", text, options).report.losses] == [2, 4]
     assert entries("plain", text, ImportOptions(condition="hostname_suffix")) == ["b.example"]
 
 
-def test_a_list_of_rules_has_the_networks_that_they_block() -> None:
+def test_a_list_made_from_a_table_has_the_networks_that_it_blocks() -> None:
     table = "192.0.2.7 OK\n192.0.2.0/29 REJECT\n198.51.100.0/25 REJECT\n198.51.100.128/25 REJECT\n"
     assert entries("postfix-cidr", table, ImportOptions(shape=Shape.LIST)) == [
         "192.0.2.0/30",
@@ -127,12 +127,12 @@ def test_a_list_of_rules_has_the_networks_that_they_block() -> None:
     ],
     ids=["names", "more names", "octets", "reasons", "quoted reasons", "host bits", "expressions", "local parts"],
 )
-def test_plain_forms_of_entries(text: str, wanted: list[str]) -> None:
+def test_a_plain_list_has_entries_in_several_forms(text: str, wanted: list[str]) -> None:
     assert entries("plain", text) == wanted
 
 
 def test_a_list_of_several_kinds_becomes_rules_so_that_nothing_is_lost() -> None:
-    result = imported("plain", "b.example\nc.example\n192.0.2.0/24\n")
+    result = import_text("plain", "b.example\nc.example\n192.0.2.0/24\n")
     assert [rule.match for rule in result.rules] == [
         {"hostname_suffix": ("b.example", "c.example")},
         {"cidr": ("192.0.2.0/24",)},
@@ -147,7 +147,7 @@ def test_names_that_begin_with_digits_are_names_in_an_rspamd_map() -> None:
 
 
 def test_a_negative_score_is_reported_as_a_lost_exemption() -> None:
-    result = imported("rspamd-map", "mail.example.com -3\nb.example 4\n")
+    result = import_text("rspamd-map", "mail.example.com -3\nb.example 4\n")
     assert result.lost_exemptions == 1
 
 
@@ -174,9 +174,9 @@ def test_drop_lists_as_text_and_as_json_lines_give_the_same_list() -> None:
     ],
 )
 def test_drop_lines_without_a_network_are_reported(line: str, reason: str) -> None:
-    ((number, said),) = lost("spamhaus-drop", f'1.10.16.0/20 ; SBL1\n{line}\n{{"type":"metadata"}}\n')
+    ((number, found),) = losses("spamhaus-drop", f'1.10.16.0/20 ; SBL1\n{line}\n{{"type":"metadata"}}\n')
     assert number == 2
-    assert reason in said
+    assert reason in found
 
 
 DROP = (
@@ -193,16 +193,16 @@ DROP = (
         ("; DROP\n1.10.16.0/20 ; SBL1\n1.19.0.0/16 ; SB", "3: the file ends in the middle of the line"),
         ("; DROP\n1.10.16.0/20 ; SBL1\n1.19.0.0/1", "3: the file ends in the middle of the line"),
     ],
-    ids=["in a record", "between two", "too few", "in a comment", "in a network"],
+    ids=["in a record", "between records", "too few", "in a comment", "in a network"],
 )
 def test_an_incomplete_drop_list_is_refused(text: str, reason: str) -> None:
     with pytest.raises(ImportFailedError) as caught:
-        imported("spamhaus-drop", text)
+        import_text("spamhaus-drop", text)
     assert reason in str(caught.value)
     assert caught.value.exit_status == 1
 
 
-def test_whole_drop_lists_whose_networks_overlap_are_read_one_after_the_other() -> None:
+def test_two_complete_drop_lists_in_one_file_are_read_with_overlapping_networks() -> None:
     whole = DROP + '{"type":"metadata","records":2}'
     v6 = '{"cidr":"2001:db8::/32","sblid":"SBL3","rir":"ripencc"}\n{"type":"metadata","records":1}\n'
     assert entries("spamhaus-drop", f"{whole}\n{v6}") == ["1.10.16.0/20", "1.10.16.0/24", "2001:db8::/32"]
@@ -284,14 +284,14 @@ Group Contact Information: [JP00000000]
     ],
     ids=["ripe", "arin", "apnic", "jpnic", "referred", "short", "routes", "japanese"],
 )
-def test_a_whois_answer_gives_the_networks_that_it_is_about(answer: str, networks: list[str]) -> None:
+def test_a_whois_answer_becomes_the_networks_that_it_is_about(answer: str, networks: list[str]) -> None:
     assert entries("whois", answer) == networks
 
 
 def test_a_block_around_another_and_a_wider_route_are_reported() -> None:
-    ((number, reason),) = lost("whois", ARIN)
+    ((number, reason),) = losses("whois", ARIN)
     assert (number, reason.startswith("it is the block around '198.51.100.0/25, ")) == (3, True)
-    ((number, reason),) = lost("whois", "inetnum: 192.0.2.0 - 192.0.2.255\nroute: 192.0.0.0/16\n")
+    ((number, reason),) = losses("whois", "inetnum: 192.0.2.0 - 192.0.2.255\nroute: 192.0.0.0/16\n")
     assert number == 2
     assert "announces more than '192.0.2.0/24' of line 1" in reason
 
@@ -300,7 +300,7 @@ def test_a_block_around_another_and_a_wider_route_are_reported() -> None:
     "line", ["inetnum: 0.0.0.0 - 255.255.255.255", "NetRange: 1.2.3.4 - nowhere", "[Referred From] NET/?"]
 )
 def test_a_whois_field_that_is_not_a_network_is_reported(line: str) -> None:
-    assert [number for number, _ in lost("whois", f"{line}\ninetnum: 192.0.2.0 - 192.0.2.255\n")] == [1]
+    assert [number for number, _ in losses("whois", f"{line}\ninetnum: 192.0.2.0 - 192.0.2.255\n")] == [1]
 
 
 PROVIDER = "NetRange: 192.0.0.0 - 192.15.255.255\nCIDR: 192.0.0.0/12\nOrgName: A Provider\n"
@@ -350,7 +350,7 @@ AROUND = {"objectClassName": "ip network", "startAddress": "198.51.0.0", "endAdd
         ("refer: whois.ripe.net\n\ninetnum: 5.0.0.0 - 5.255.255.255\n\ninetnum: 5.0.0.0 - 5.0.3.255\n", ["5.0.0.0/22"]),
     ],
 )
-def test_more_whois_answers(answer: str, networks: list[str]) -> None:
+def test_the_narrowest_block_of_an_answer_is_imported(answer: str, networks: list[str]) -> None:
     assert entries("whois", answer) == networks
 
 
@@ -367,7 +367,7 @@ def test_more_whois_answers(answer: str, networks: list[str]) -> None:
 )
 def test_a_block_of_a_registry_is_not_imported(answer: str) -> None:
     with pytest.raises(ImportFailedError) as caught:
-        imported("whois", answer)
+        import_text("whois", answer)
     assert caught.value.report is not None
     assert {"the block of a registry" in loss.reason for loss in caught.value.report.losses} == {True}
 
@@ -386,18 +386,18 @@ def test_an_answer_in_iso_2022_jp_is_read(tmp_path: Path) -> None:
     assert import_files("whois", [str(path)], ImportOptions()).entries[0].value == "198.51.100.0/24"
 
 
-def test_half_of_an_rdap_answer_is_refused() -> None:
+def test_a_truncated_rdap_answer_is_refused() -> None:
     with pytest.raises(ImportFailedError, match="not a whole JSON document"):
-        imported("whois", json.dumps(RDAP)[:-20])
+        import_text("whois", json.dumps(RDAP)[:-20])
 
 
 # --- postgrey ---------------------------------------------------------------------------------------------------------
 
 
-def test_postgreys_clients_are_exempted_with_their_subdomains_octets_and_expressions() -> None:
+def test_postgreys_clients_are_exempted() -> None:
     names = "# head\nb.example\n192-0-2-7.example # why\n/^mx\\d+\\.c\\.example$/\n"
-    text = f"{names}192.0.2\n198.51.100.0/25\n203.0\n2001:db8::/32\n"  # postgrey gives two octets a prefix of 24
-    result = imported("postgrey", text)
+    text = f"{names}192.0.2\n198.51.100.0/25\n203.0\n2001:db8::/32\n"  # postgrey reads two octets as a /24 network
+    result = import_text("postgrey", text)
     assert [(rule.match, rule.verdict.action) for rule in result.rules] == [
         ({"hostname_suffix": ("b.example", "192-0-2-7.example")}, "DUNNO"),
         ({"hostname_regex": (r"^mx\d+\.c\.example$",)}, "DUNNO"),
@@ -407,11 +407,14 @@ def test_postgreys_clients_are_exempted_with_their_subdomains_octets_and_express
     assert entries("postgrey", "192.0.2.1\n203.0.113.9 # x\n") == ["192.0.2.1", "203.0.113.9"]
 
 
-def test_postgreys_recipients() -> None:
+def test_postgreys_recipients_are_exempted_with_their_extensions() -> None:
     text = "# recipients\npostmaster@\na@b.example\nc.example\n/^list-.*@d\\.example$/\n"
     expressions = (r"^postmaster(\+[^@]+)?@", r"^a(\+[^@]+)?@b\.example$", r"^list-.*@d\.example$")
-    for options in (ImportOptions(attribute="recipient"), ImportOptions()):  # a mail address shows what the list is for
-        result = imported("postgrey", text, options)
+    for options in (
+        ImportOptions(attribute="recipient"),
+        ImportOptions(),
+    ):  # without the option, `@` in an entry means recipients
+        result = import_text("postgrey", text, options)
         assert [(rule.match, rule.verdict.action) for rule in result.rules] == [
             ({"recipient_regex": expressions}, "DUNNO"),
             ({"recipient_domain": ("c.example",)}, "DUNNO"),
@@ -423,7 +426,7 @@ def test_postgreys_recipients() -> None:
 @pytest.mark.parametrize("format_name", ["rspamd-map", "plain"])
 def test_expressions_that_cannot_match_a_client_are_for_senders_or_reported(format_name: str) -> None:
     text = "/^mail\\.b\\.example$/i\n/viagra\\s/i\n/news@b\\.example/i\n/^Subject: win/i\n/\u914d\u9054/i\n"
-    result = imported(format_name, text)
+    result = import_text(format_name, text)
     assert [rule.match for rule in result.rules] == [
         {"hostname_regex": (r"^mail\.b\.example$",)},
         {"sender_regex": (r"news@b\.example",)},
@@ -434,9 +437,9 @@ def test_expressions_that_cannot_match_a_client_are_for_senders_or_reported(form
         "read as host names of clients",
         "only a mail address can match it",
     }
-    said = imported(format_name, text, ImportOptions(attribute="sender"))
-    assert [loss.line.number for loss in said.report.losses] == [1, 2, 4, 5]
-    hidden = lost(format_name, "192.0.2.1\n/a\u200db/i\n")
+    found = import_text(format_name, text, ImportOptions(attribute="sender"))
+    assert [loss.line.number for loss in found.report.losses] == [1, 2, 4, 5]
+    hidden = losses(format_name, "192.0.2.1\n/a\u200db/i\n")
     assert hidden == [(2, "it has an invisible character (U+200D)")]
 
 
@@ -481,20 +484,20 @@ def test_an_rspamd_map_has_keys_of_several_kinds(condition: str, wanted: list[st
         ('"half', "begins with a quote"),
     ],
 )
-def test_rspamd_keys_without_an_equal_are_reported(line: str, reason: str) -> None:
-    ((number, said),) = lost("rspamd-map", f"192.0.2.7\n{line}\n")
+def test_unsupported_keys_of_an_rspamd_map_are_reported(line: str, reason: str) -> None:
+    ((number, found),) = losses("rspamd-map", f"192.0.2.7\n{line}\n")
     assert number == 2
-    assert reason in said
+    assert reason in found
 
 
-def test_an_expression_that_a_list_file_would_cut_is_reported() -> None:
-    result = imported("rspamd-map", "/a #b/i\n/c/i\n/;d/i\n", ImportOptions(condition="hostname_regex"))
+def test_an_expression_that_contains_a_comment_of_list_files_is_reported() -> None:
+    result = import_text("rspamd-map", "/a #b/i\n/c/i\n/;d/i\n", ImportOptions(condition="hostname_regex"))
     assert [term.value for term in result.entries] == ["c"]
     assert [loss.line.number for loss in result.report.losses] == [1, 3]
 
 
 def test_the_report_shortens_a_long_line() -> None:
-    report = imported("plain", f"192.0.2.1\n{'a' * 50_000} {'b' * 50_000}\n10.0.0.0/{'9' * 50_000}\n").report
+    report = import_text("plain", f"192.0.2.1\n{'a' * 50_000} {'b' * 50_000}\n10.0.0.0/{'9' * 50_000}\n").report
     assert [len(message) < 600 for message in report.messages()] == [True, True]
 
 
@@ -503,7 +506,7 @@ def test_at_most_2000_blocks_of_a_whois_file_are_imported() -> None:
     blocks = [
         f"inetnum: 10.{number >> 8}.{number & 255}.0 - 10.{number >> 8}.{number & 255}.7" for number in range(2002)
     ]
-    result = imported("whois", "\n".join(blocks) + "\n")
+    result = import_text("whois", "\n".join(blocks) + "\n")
     assert len(result.entries) == 2000
     assert [loss.line.number for loss in result.report.losses] == [2001, 2002]
 
@@ -518,7 +521,7 @@ def test_mechanisms_of_spf_are_imported_as_networks() -> None:
 
 def test_the_assumed_attribute_of_a_map_of_names_is_noted() -> None:
     assumed = "read as host names of clients; use --attribute if the list is for something else"
-    assert [note.reason for note in imported("rspamd-map", "b.example\nc.example\n").report.notes] == [assumed]
-    assert [note.reason for note in imported("rspamd-map", "192.0.2.1\n").report.notes] == []
-    told = imported("rspamd-map", "b.example\n", ImportOptions(attribute="client"))
-    assert told.report.notes == []
+    assert [note.reason for note in import_text("rspamd-map", "b.example\nc.example\n").report.notes] == [assumed]
+    assert [note.reason for note in import_text("rspamd-map", "192.0.2.1\n").report.notes] == []
+    with_attribute = import_text("rspamd-map", "b.example\n", ImportOptions(attribute="client"))
+    assert with_attribute.report.notes == []

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.examples import examples
-from tests.exchange.meaning import ACTIONS, Asked, answer, as_answer, imported, postmap, read, rules_of
+from tests.exchange.meaning import ACTIONS, Mail, answer, as_answer, import_text, postmap, read, rules_of
 from tests.requirements import require
 
 # A few nested and separate networks, so that lines of a table overlap.
@@ -63,12 +63,12 @@ def test_the_rules_answer_as_postfix_does(table: str) -> None:
     require("postmap")
     rows, report = read("postfix-cidr", table)
     if not rows.rows:
-        return  # every line is inside of a block that lets nothing through, and was reported
+        return  # no address reaches any line, so all lines were reported
     rules = rules_of("postfix-cidr", table)
     found = postmap("cidr", table, ADDRESSES)
     for address in ADDRESSES:
         wanted = as_answer(found.get(address, ""))
-        assert answer(rules, Asked(address)) == wanted, (table, address, [str(loss) for loss in report.losses])
+        assert answer(rules, Mail(address)) == wanted, (table, address, [str(loss) for loss in report.losses])
 
 
 @pytest.mark.parametrize(
@@ -87,15 +87,15 @@ def test_the_rules_answer_as_postfix_does(table: str) -> None:
     ],
 )
 def test_an_unsupported_line_is_reported_and_the_others_are_kept(line: str, reason: str) -> None:
-    result = imported("postfix-cidr", f"# a comment\n{line}\n198.51.100.1 REJECT\n")
+    result = import_text("postfix-cidr", f"# a comment\n{line}\n198.51.100.1 REJECT\n")
     assert [(loss.line.number, loss.line.text) for loss in result.report.losses] == [(2, line)]
     assert reason in result.report.losses[0].reason
     assert [rule.match for rule in result.rules] == [{"cidr": ("198.51.100.1",)}]
 
 
-def test_every_line_in_an_unreadable_block_is_reported() -> None:
+def test_every_line_within_an_unreadable_if_is_reported() -> None:
     table = "if 192.0.2.1/24\n192.0.2.3 REJECT\nif 192.0.2.0/28\n192.0.2.4 REJECT\nendif\nendif\n198.51.100.1 REJECT\n"
-    result = imported("postfix-cidr", table)
+    result = import_text("postfix-cidr", table)
     assert [loss.line.number for loss in result.report.losses] == [1, 2, 4]
     assert [rule.match for rule in result.rules] == [{"cidr": ("198.51.100.1",)}]
 
@@ -112,13 +112,13 @@ def test_every_line_in_an_unreadable_block_is_reported() -> None:
     ],
 )
 def test_a_difference_in_detail_is_noted(table: str, note: str) -> None:
-    result = imported("postfix-cidr", table)
+    result = import_text("postfix-cidr", table)
     assert result.report.losses == []
     assert [note in difference.reason for difference in result.report.notes] == [True]
 
 
 def test_lines_of_one_verdict_become_one_rule() -> None:
-    result = imported(
+    result = import_text(
         "postfix-cidr", "192.0.2.1 OK\n192.0.2.0/24 REJECT a\n198.51.100.0/24 REJECT a\n2001:db8::/32 REJECT b\n"
     )
     assert [(rule.match["cidr"], rule.verdict.action) for rule in result.rules] == [
@@ -128,13 +128,13 @@ def test_lines_of_one_verdict_become_one_rule() -> None:
     ]
 
 
-def test_a_hold_without_a_block_below_it_is_not_a_rule() -> None:
-    result = imported("postfix-cidr", "192.0.2.0/24 REJECT\n198.51.100.1 HOLD\n")
+def test_a_hold_without_a_blocking_line_below_it_is_left_out() -> None:
+    result = import_text("postfix-cidr", "192.0.2.0/24 REJECT\n198.51.100.1 HOLD\n")
     assert [rule.verdict.action for rule in result.rules] == ["REJECT"]
 
 
-def test_a_line_that_begins_with_a_blank_continues_the_one_before() -> None:
-    result = imported("postfix-cidr", "192.0.2.0/24\n  REJECT 5.7.1 go\n# in between\n\n\taway\n")
+def test_a_line_that_begins_with_a_blank_continues_the_line_before_it() -> None:
+    result = import_text("postfix-cidr", "192.0.2.0/24\n  REJECT 5.7.1 go\n# in between\n\n\taway\n")
     assert [rule.verdict.action for rule in result.rules] == ["REJECT 5.7.1 go away"]
     assert result.rules[0].first.number == 1
 
@@ -143,7 +143,7 @@ def test_a_line_that_begins_with_a_blank_continues_the_one_before() -> None:
 def test_nested_ifs_are_read_up_to_a_limit(format_name: str) -> None:
     pattern = "192.0.2.0/24" if format_name == "postfix-cidr" else "/./"
     opened, closed = f"if {pattern}\n", "endif\n"
-    deep = imported(format_name, f"{opened * 17}{pattern} REJECT\n{closed * 17}{pattern} DEFER\n")
+    deep = import_text(format_name, f"{opened * 17}{pattern} REJECT\n{closed * 17}{pattern} DEFER\n")
     assert {rule.verdict.action for rule in deep.rules} == {"DEFER"}
     reasons = [(loss.line.number, loss.reason) for loss in deep.report.losses]
     assert (17, "more than 16 `if` within each other; all lines up to its endif are lost, too") in reasons
@@ -154,7 +154,7 @@ def test_text_after_an_exemption_is_ignored_as_in_postfix() -> None:
     require("postmap")
     table = "192.0.2.7 OK our office\n192.0.2.8 permit # comment\n192.0.2.9 RELAY x\n192.0.2.0/24 REJECT\n"
     rules = rules_of("postfix-cidr", table)
-    assert [answer(rules, Asked(f"192.0.2.{host}")) for host in (7, 8, 9, 10)] == ["DUNNO"] * 3 + ["REJECT"]
+    assert [answer(rules, Mail(f"192.0.2.{host}")) for host in (7, 8, 9, 10)] == ["DUNNO"] * 3 + ["REJECT"]
     assert postmap("cidr", table, ["192.0.2.7"])["192.0.2.7"] == "OK our office"
 
 
@@ -166,8 +166,8 @@ def test_text_after_an_exemption_is_ignored_as_in_postfix() -> None:
         ("192.0.2.7 reject_unauth_destination\n192.0.2.0/24 REJECT\n", 0),
         ("192.0.2.7/24 OK\n192.0.2.0/24 REJECT\n", 0),  # Postfix skips it as well
         ("if 192.0.2.1/24\n192.0.2.7 DUNNO\nendif\n192.0.2.0/24 REJECT\n", 1),
-        ("192.0.2.7 my_class\n192.0.2.8 HOLD\n", 0),  # no block at all
+        ("192.0.2.7 my_class\n192.0.2.8 HOLD\n", 0),  # no line blocks
     ],
 )
-def test_an_exemption_that_was_lost_above_a_block_is_counted(table: str, lost_exemptions: int) -> None:
-    assert imported("postfix-cidr", table).lost_exemptions == lost_exemptions
+def test_lost_exemptions_above_a_blocking_line_are_counted(table: str, lost_exemptions: int) -> None:
+    assert import_text("postfix-cidr", table).lost_exemptions == lost_exemptions

@@ -8,7 +8,7 @@ from policyd.exchange import regex_subjects
 from policyd.exchange.importing import ImportOptions
 from policyd.exchange.model import MAX_TOO_LARGE
 from tests.examples import examples
-from tests.exchange.meaning import Asked, answer, as_answer, first, imported, postmap, rules_of, ruleset
+from tests.exchange.meaning import Mail, answer, as_answer, first_value, import_text, postmap, rules_of, ruleset
 from tests.requirements import require
 
 TYPES = {"postfix-pcre": "pcre", "postfix-regexp": "regexp"}
@@ -57,12 +57,12 @@ tables = st.lists(lines | blocks, min_size=1, max_size=4).map(
 @given(table=tables)
 def test_the_rules_answer_as_postfix_does(format_name: str, table: str) -> None:
     require("postmap")
-    result = imported(format_name, table, ImportOptions(attribute="sender"))
+    result = import_text(format_name, table, ImportOptions(attribute="sender"))
     assert result.report.losses == []
     rules = rules_of(format_name, table, attribute="sender")
     found = postmap(TYPES[format_name], table, SENDERS)
     for sender in SENDERS:
-        assert answer(rules, Asked(sender=sender)) == as_answer(found.get(sender, "")), (table, sender)
+        assert answer(rules, Mail(sender=sender)) == as_answer(found.get(sender, "")), (table, sender)
 
 
 CLIENT_TABLE = r"""
@@ -91,7 +91,7 @@ endif
 /^[0-9.]+example\\.com$/ DEFER 4.7.1 outside
 """
 CLIENTS = [
-    Asked(address, name)
+    Mail(address, name)
     for address in ("192.0.2.1", "192.0.2.7", "2001:db8::7", "198.51.100.77")
     for name in (
         "unknown",
@@ -115,17 +115,17 @@ CLIENTS = [
 @pytest.mark.parametrize("table", [CLIENT_TABLE, CLASSES, PRE_FILTER], ids=["client", "classes", "pre-filter"])
 def test_the_name_of_a_client_is_looked_up_before_its_address_as_in_postfix(format_name: str, table: str) -> None:
     require("postmap")
-    result = imported(format_name, table)
+    result = import_text(format_name, table)
     assert result.report.losses == []
     rules = ruleset(result.text)
-    for asked in CLIENTS:
-        found = postmap(TYPES[format_name], table, [asked.name, asked.address])
-        wanted = as_answer(first(found, [asked.name, asked.address]))
-        assert answer(rules, asked) == wanted, asked
+    for mail in CLIENTS:
+        found = postmap(TYPES[format_name], table, [mail.name, mail.address])
+        wanted = as_answer(first_value(found, [mail.name, mail.address]))
+        assert answer(rules, mail) == wanted, mail
 
 
-def test_classes_alone_are_for_names_unless_an_address_can_match_them() -> None:
-    result = imported("postfix-regexp", "/^[^.]*[0-9]{5}/ 450 looks dynamic\n/[0-9]+$/ REJECT\n")
+def test_an_expression_of_classes_is_for_names_unless_it_can_match_an_address() -> None:
+    result = import_text("postfix-regexp", "/^[^.]*[0-9]{5}/ 450 looks dynamic\n/[0-9]+$/ REJECT\n")
     assert [rule.match for rule in result.rules] == [
         {"hostname_regex": ("^[^.]*[0-9]{5}",)},
         {"hostname_regex": ("[0-9]+$",)},
@@ -133,8 +133,8 @@ def test_classes_alone_are_for_names_unless_an_address_can_match_them() -> None:
     ]
 
 
-def test_an_assumed_attribute_is_noted_and_a_mail_address_means_a_sender() -> None:
-    result = imported("postfix-pcre", "/@spam\\.example$/ REJECT\n/^dyn/ REJECT\n/^news@/ REJECT\n")
+def test_the_assumed_attribute_is_noted() -> None:
+    result = import_text("postfix-pcre", "/@spam\\.example$/ REJECT\n/^dyn/ REJECT\n/^news@/ REJECT\n")
     assert [rule.match for rule in result.rules] == [
         {"sender_regex": (r"@spam\.example$", "^news@")},
         {"hostname_regex": ("^dyn",)},
@@ -144,22 +144,22 @@ def test_an_assumed_attribute_is_noted_and_a_mail_address_means_a_sender() -> No
         "only a mail address can match it": [1, 3],
         "read as names and addresses of clients; use --attribute if the table is for something else": [2],
     }
-    said = imported("postfix-pcre", "/^dyn/ REJECT\n", ImportOptions(attribute="client"))
-    assert said.report.notes == []
+    with_attribute = import_text("postfix-pcre", "/^dyn/ REJECT\n", ImportOptions(attribute="client"))
+    assert with_attribute.report.notes == []
 
 
 @pytest.mark.parametrize("attribute", [None, "client"])
 @pytest.mark.parametrize("pattern", ["^Subject:.*pills", "two words", "^X-Mailer: ", "!$"])
 def test_an_expression_that_no_client_can_match_is_reported(pattern: str, attribute: str | None) -> None:
     table = f"/{pattern}/ REJECT\n/^dyn/ REJECT\n"
-    result = imported("postfix-pcre", table, ImportOptions(attribute=attribute))
+    result = import_text("postfix-pcre", table, ImportOptions(attribute=attribute))
     assert [(loss.line.number, loss.exempts) for loss in result.report.losses] == [(1, False)]
     assert "no name or address of a client can match it" in result.report.losses[0].reason
 
 
-def test_a_line_that_cannot_match_because_of_its_if_is_reported_with_the_if() -> None:
+def test_a_line_that_cannot_match_within_its_if_is_reported() -> None:
     table = "if /dynamic/\n/^adsl\\.example\\.net$/ REJECT\n/^dynamic\\.example\\.net$/ REJECT\nendif\n"
-    (loss,) = imported("postfix-pcre", table).report.losses
+    (loss,) = import_text("postfix-pcre", table).report.losses
     reason = "it can match a client's name, but not within the `if` around it"
     assert (loss.line.number, loss.reason) == (2, reason)
 
@@ -167,36 +167,36 @@ def test_a_line_that_cannot_match_because_of_its_if_is_reported_with_the_if() ->
 def test_lines_that_are_too_complex_to_analyse_are_noted_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     table = "".join(f"/(a|b)*a(a|b){{9}}[0-9]*(c|d)*c(c|d){{9}}{number}$/ REJECT\n" for number in range(8))
     table += r"/^mail\.example\.com$/ OK"
-    examined = imported("postfix-pcre", table)
+    examined = import_text("postfix-pcre", table)
     assert [note.reason for note in examined.report.notes if "too complex" in note.reason] == []
     monkeypatch.setattr(regex_subjects, "_FIRST_STEPS", 100_000)
-    told = imported("postfix-pcre", table)
-    again = imported("postfix-pcre", table)
-    (note,) = [note for note in told.report.notes if "too complex to analyse" in note.reason]
+    limited = import_text("postfix-pcre", table)
+    again = import_text("postfix-pcre", table)
+    (note,) = [note for note in limited.report.notes if "too complex to analyse" in note.reason]
     assert 3 <= note.count < 9
-    assert told.report.losses == []
-    assert (told.text, told.report.taken) == (again.text, 9)
-    assert answer(ruleset(told.text), Asked(name="mail.example.com")) == "DUNNO"
+    assert limited.report.losses == []
+    assert (limited.text, limited.report.taken) == (again.text, 9)
+    assert answer(ruleset(limited.text), Mail(name="mail.example.com")) == "DUNNO"
 
 
 def test_the_null_sender_exempts_senders_only() -> None:
     table = "/^<>$/ OK\n/^a@/ OK\n/@b\\.example$/ REJECT\n/^mail/ REJECT\n"
     rules = rules_of("postfix-pcre", table)
-    assert answer(rules, Asked(name="mail.example", sender="<>")) == "REJECT"
-    assert answer(rules, Asked(sender="a@b.example")) == "DUNNO"
-    assert answer(rules, Asked(sender="c@b.example")) == "REJECT"
+    assert answer(rules, Mail(name="mail.example", sender="<>")) == "REJECT"
+    assert answer(rules, Mail(sender="a@b.example")) == "DUNNO"
+    assert answer(rules, Mail(sender="c@b.example")) == "REJECT"
 
 
-def test_an_unsupported_if_is_reported_with_its_exemptions() -> None:
+def test_lines_within_an_unsupported_if_are_lost() -> None:
     table = "if /a/\n/b/ OK\nif /c/\n/d/ REJECT\nendif\nendif\n/x/ REJECT\n"
-    result = imported("postfix-pcre", table)
+    result = import_text("postfix-pcre", table)
     assert [(loss.line.number, loss.exempts) for loss in result.report.losses] == [(2, True), (4, False)]
 
 
 def test_an_exemption_with_a_text_after_it_is_kept() -> None:
     table = "/^a@/ OK our office\n/^b@/ permit # comment\n/^c@/ DUNNO ok\n/@/ REJECT\n"
     rules = rules_of("postfix-pcre", table, attribute="sender")
-    assert [answer(rules, Asked(sender=f"{local}@d.example")) for local in "abcd"] == ["DUNNO"] * 3 + ["REJECT"]
+    assert [answer(rules, Mail(sender=f"{local}@d.example")) for local in "abcd"] == ["DUNNO"] * 3 + ["REJECT"]
 
 
 @pytest.mark.parametrize(
@@ -217,17 +217,17 @@ def test_an_exemption_with_a_text_after_it_is_kept() -> None:
         ("example.com REJECT", "not a line of such a table"),
     ],
 )
-def test_expressions_that_re2_lacks_are_reported_and_the_others_kept(line: str, reason: str) -> None:
-    result = imported("postfix-pcre", f"/kept/ REJECT\n{line}\n/also/ REJECT\n")
+def test_an_unsupported_expression_is_reported_and_the_others_are_kept(line: str, reason: str) -> None:
+    result = import_text("postfix-pcre", f"/kept/ REJECT\n{line}\n/also/ REJECT\n")
     assert [(loss.line.number, loss.line.text) for loss in result.report.losses] == [(2, line)]
     assert reason in result.report.losses[0].reason
     assert [rule.match for rule in result.rules] == [{"hostname_regex": ("kept", "also")}]
 
 
 @pytest.mark.slow
-def test_after_many_too_large_expressions_every_further_line_is_lost() -> None:
+def test_after_too_many_large_expressions_all_further_lines_are_lost() -> None:
     table = "/kept/ REJECT\n" + "/\\pL{999}/ REJECT\n" * (MAX_TOO_LARGE + 1) + "/also/ REJECT\n"
-    result = imported("postfix-pcre", table)
+    result = import_text("postfix-pcre", table)
     assert [rule.match for rule in result.rules] == [{"hostname_regex": ("kept",)}]
     reasons = [(loss.line.number, loss.reason) for loss in result.report.losses]
     assert [number for number, _ in reasons] == list(range(2, MAX_TOO_LARGE + 4))
@@ -238,15 +238,15 @@ def test_after_many_too_large_expressions_every_further_line_is_lost() -> None:
 
 def test_two_expressions_on_one_attribute_are_reported_unless_one_is_a_domain() -> None:
     table = "if /foo/\n/bar/ REJECT\n/@b\\.example$/ REJECT\nendif\n"
-    result = imported("postfix-pcre", table, ImportOptions(attribute="sender"))
+    result = import_text("postfix-pcre", table, ImportOptions(attribute="sender"))
     assert [loss.line.number for loss in result.report.losses] == [2]
     assert "write them as one expression" in result.report.losses[0].reason
     assert result.rules[0].match == {"sender_domain": ("b.example",), "sender_regex": ("foo",)}
     assert result.rules[0].exceptions == {"sender_domain": (".b.example",)}
 
 
-def test_substitutions_are_lost_with_a_note() -> None:
-    result = imported(
+def test_substitutions_become_dots_with_a_note() -> None:
+    result = import_text(
         "postfix-pcre", "/^(.*)-outgoing@(.*)$/ 550 Use ${1}@$(2), not $1 for $$5\n", ImportOptions(attribute="sender")
     )
     assert [rule.verdict.action for rule in result.rules] == ["REJECT Use ...@..., not ... for $5"]
@@ -256,11 +256,11 @@ def test_substitutions_are_lost_with_a_note() -> None:
 
 
 def test_the_null_sender_is_a_separate_address() -> None:
-    result = imported("postfix-pcre", "/^<>$/ REJECT\n", ImportOptions(attribute="sender"))
+    result = import_text("postfix-pcre", "/^<>$/ REJECT\n", ImportOptions(attribute="sender"))
     assert result.rules[0].match == {"sender": ("<>",)}
     rules = rules_of("postfix-pcre", "/^<>$/ REJECT\n", attribute="sender")
-    assert answer(rules, Asked(sender="<>")) == "REJECT"
-    noted = imported("postfix-pcre", "/^$/ REJECT\n", ImportOptions(attribute="sender"))
+    assert answer(rules, Mail(sender="<>")) == "REJECT"
+    noted = import_text("postfix-pcre", "/^$/ REJECT\n", ImportOptions(attribute="sender"))
     assert "the null sender" in noted.report.notes[0].reason
 
 
@@ -277,7 +277,7 @@ def test_the_null_sender_is_a_separate_address() -> None:
     ],
 )
 def test_perl_is_converted_to_re2(pattern: str, flags: str, written: str) -> None:
-    result = imported("postfix-pcre", f"/{pattern}/{flags} REJECT\n", ImportOptions(attribute="sender"))
+    result = import_text("postfix-pcre", f"/{pattern}/{flags} REJECT\n", ImportOptions(attribute="sender"))
     assert result.rules[0].match == {"sender_regex": (written,)}
 
 
@@ -293,16 +293,16 @@ def test_perl_is_converted_to_re2(pattern: str, flags: str, written: str) -> Non
     ],
 )
 def test_posix_is_converted_to_re2(pattern: str, written: str) -> None:
-    result = imported("postfix-regexp", f"/{pattern}/ REJECT\n", ImportOptions(attribute="sender"))
+    result = import_text("postfix-regexp", f"/{pattern}/ REJECT\n", ImportOptions(attribute="sender"))
     assert result.rules[0].match == {"sender_regex": (written,)}
 
 
 @pytest.mark.parametrize("pattern", ["a+?b", r"(a)\1", "[[=a=]]", "(?i)a", "[a"])
 def test_posix_syntax_with_another_meaning_in_re2_is_reported(pattern: str) -> None:
-    result = imported("postfix-regexp", f"/{pattern}/ REJECT\n/kept/ REJECT\n", ImportOptions(attribute="sender"))
+    result = import_text("postfix-regexp", f"/{pattern}/ REJECT\n/kept/ REJECT\n", ImportOptions(attribute="sender"))
     assert [loss.line.number for loss in result.report.losses] == [1]
 
 
 def test_an_expression_may_have_another_delimiter_or_an_escaped_one() -> None:
-    result = imported("postfix-pcre", "~a/b~ REJECT\n/a\\/b/ REJECT\n", ImportOptions(attribute="sender"))
+    result = import_text("postfix-pcre", "~a/b~ REJECT\n/a\\/b/ REJECT\n", ImportOptions(attribute="sender"))
     assert result.rules[0].match == {"sender_regex": ("a/b", r"a\/b")}

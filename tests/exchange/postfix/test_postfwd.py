@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench import servers
-from tests.exchange.meaning import Asked, answer, attributes_of, imported, rules_of
+from tests.exchange.meaning import Mail, answer, attributes_of, import_text, rules_of
 
 RULESET = r"""
 # trusted networks
@@ -36,33 +36,33 @@ action=dunno
 @pytest.mark.parametrize(
     ("asked", "wanted"),
     [
-        (Asked("10.1.1.1", "x.dyn.b.example"), "DUNNO"),
-        (Asked("2001:db8::5", "x.dyn.b.example"), "DUNNO"),
-        (Asked("192.0.2.1", "x.dyn.b.example"), "REJECT dynamic 192.0.2.1 by DYN (...)"),
-        (Asked("192.0.2.1", "x.dyn.b.example", helo="mail.b.example"), "DUNNO"),
-        (Asked("192.0.2.1", "ok.example", sender="bob@b.example"), "DUNNO"),
-        (Asked("192.0.3.1", "ok.example", sender="bob@b.example"), "REJECT 5.7.1 not from {there}"),
-        (Asked("192.0.3.1", "ok.example", helo="null.example", sender="<>"), "REJECT"),
-        (Asked("192.0.3.1", "ok.example", helo="null.example"), "DUNNO"),
-        (Asked("192.0.3.1", "two.example"), "REJECT two ways"),
-        (Asked("192.0.3.1", "7-two.example"), "REJECT two ways"),
-        (Asked("192.0.3.1", "a.two.example"), "DUNNO"),
-        (Asked("198.51.100.200", "ok.example"), "DEFER 4.7.1 masked"),
-        (Asked("192.0.3.1", "ok.example", recipient="a@x.likeXorg.example"), "REJECT like"),
-        (Asked("192.0.3.1", "ok.example", recipient="like.org@b.example"), "DUNNO"),
-        (Asked("192.0.3.1", "ok.example", sender="a@from.example"), "REJECT from"),
-        (Asked("192.0.3.1", "ok.example", sender="from.example@a.from.example"), "DUNNO"),
+        (Mail("10.1.1.1", "x.dyn.b.example"), "DUNNO"),
+        (Mail("2001:db8::5", "x.dyn.b.example"), "DUNNO"),
+        (Mail("192.0.2.1", "x.dyn.b.example"), "REJECT dynamic 192.0.2.1 by DYN (...)"),
+        (Mail("192.0.2.1", "x.dyn.b.example", helo="mail.b.example"), "DUNNO"),
+        (Mail("192.0.2.1", "ok.example", sender="bob@b.example"), "DUNNO"),
+        (Mail("192.0.3.1", "ok.example", sender="bob@b.example"), "REJECT 5.7.1 not from {there}"),
+        (Mail("192.0.3.1", "ok.example", helo="null.example", sender="<>"), "REJECT"),
+        (Mail("192.0.3.1", "ok.example", helo="null.example"), "DUNNO"),
+        (Mail("192.0.3.1", "two.example"), "REJECT two ways"),
+        (Mail("192.0.3.1", "7-two.example"), "REJECT two ways"),
+        (Mail("192.0.3.1", "a.two.example"), "DUNNO"),
+        (Mail("198.51.100.200", "ok.example"), "DEFER 4.7.1 masked"),
+        (Mail("192.0.3.1", "ok.example", recipient="a@x.likeXorg.example"), "REJECT like"),
+        (Mail("192.0.3.1", "ok.example", recipient="like.org@b.example"), "DUNNO"),
+        (Mail("192.0.3.1", "ok.example", sender="a@from.example"), "REJECT from"),
+        (Mail("192.0.3.1", "ok.example", sender="from.example@a.from.example"), "DUNNO"),
     ],
 )
-def test_the_rules_answer_as_postfwd_does(asked: Asked, wanted: str) -> None:
+def test_the_rules_answer_as_postfwd_does(mail: Mail, wanted: str) -> None:
     ruleset = RULESET.replace("; \\\n", "\n")
-    assert answer(rules_of("postfwd", ruleset), asked) == wanted
+    assert answer(rules_of("postfwd", ruleset), mail) == wanted
 
 
 @pytest.mark.slow
-def test_the_real_postfwd_gives_the_same_answer_for_every_mixture() -> None:
+def test_the_real_postfwd_gives_the_same_answers_for_all_combinations() -> None:
     if not Path(servers.POSTFWD).exists():
-        pytest.skip("postfwd is not installed, and CI does not need it: the table above has its answers")
+        pytest.skip("postfwd is not installed; CI does not need it, because the table above has its answers")
     ruleset = RULESET.replace("; \\\n", "\n")
     rules = rules_of("postfwd", ruleset)
     addresses = ["10.1.1.1", "192.168.3.4", "192.0.2.1", "192.0.3.1", "198.51.100.7", "2001:db8::5", "2001:db8::6"]
@@ -74,22 +74,22 @@ def test_the_real_postfwd_gives_the_same_answer_for_every_mixture() -> None:
         port = int(server.address.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port), 30) as connection:
             for values in itertools.product(addresses, names, helos, senders, recipients):
-                asked = Asked(*values)
-                connection.sendall(request_of(asked))
-                said = b""
-                while not said.endswith(b"\n\n"):
-                    said += connection.recv(4096)
-                verb = said.decode().removeprefix("action=").split()[0].upper()
+                mail = Mail(*values)
+                connection.sendall(request_of(mail))
+                reply = b""
+                while not reply.endswith(b"\n\n"):
+                    reply += connection.recv(4096)
+                verb = reply.decode().removeprefix("action=").split()[0].upper()
                 wanted = {"OK": "DUNNO", "550": "REJECT", "450": "DEFER"}.get(verb, verb)
-                assert answer(rules, asked).split()[0] == wanted, (asked, said)
+                assert answer(rules, mail).split()[0] == wanted, (mail, reply)
 
 
-def request_of(asked: Asked) -> bytes:
-    return "".join(f"{name}={value}\n" for name, value in attributes_of(asked).items()).encode() + b"\n"
+def request_of(mail: Mail) -> bytes:
+    return "".join(f"{name}={value}\n" for name, value in attributes_of(mail).items()).encode() + b"\n"
 
 
-def test_names_are_those_of_the_ruleset() -> None:
-    result = imported(
+def test_rules_keep_their_names() -> None:
+    result = import_text(
         "postfwd", "id=R 1/x; client_address=192.0.2.1; action=REJECT\nid=R 1/x; sender==a@b.example; action=REJECT\n"
     )
     assert [rule.name for rule in result.rules] == ["R-1-x", "R-1-x-2"]
@@ -121,13 +121,13 @@ def test_names_are_those_of_the_ruleset() -> None:
     ],
 )
 def test_an_unsupported_rule_is_reported_and_the_others_are_kept(line: str, reason: str) -> None:
-    result = imported("postfwd", f"id=A; client_address=192.0.2.7; action=REJECT\n{line}\n")
+    result = import_text("postfwd", f"id=A; client_address=192.0.2.7; action=REJECT\n{line}\n")
     assert [(loss.line.number, reason in loss.reason) for loss in result.report.losses] == [(2, True)]
     assert [rule.name for rule in result.rules] == ["A"]
 
 
-def test_a_macro_that_names_itself_ends() -> None:
-    result = imported("postfwd", "&&A { &&B; };\n&&B { sender=x; };\n&&A { &&A; };\nid=R; &&B; action=REJECT\n")
+def test_a_macro_that_names_itself_is_refused() -> None:
+    result = import_text("postfwd", "&&A { &&B; };\n&&B { sender=x; };\n&&A { &&A; };\nid=R; &&B; action=REJECT\n")
     assert {loss.line.number for loss in result.report.losses} == {1, 3}
     grown = "&&A { sender=x; };\n" + "".join("&&A { &&A; &&A; };\n" for _ in range(40)) + "id=R; &&A; action=REJECT\n"
-    assert imported("postfwd", "id=Z; sender=z; action=REJECT\n" + grown).report.losses
+    assert import_text("postfwd", "id=Z; sender=z; action=REJECT\n" + grown).report.losses

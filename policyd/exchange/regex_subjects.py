@@ -427,7 +427,7 @@ class Questions:
         return not self._meet([without_text], [automaton]) or not self._meet([self._automaton(inner)], [automaton])
 
     def _meet(self, wanted: list[Automaton], unwanted: list[Automaton]) -> bool:
-        """Whether a text is accepted by every wanted and by no unwanted automaton; true if the search takes too long."""
+        """Whether every wanted and no unwanted automaton accepts some text; true if the search takes too long."""
         automata = (*wanted, *unwanted)
         self._spent += 5 * sum(automaton.size for automaton in automata)  # each is searched once
         representatives = _representatives(automata)

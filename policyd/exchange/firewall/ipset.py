@@ -11,6 +11,7 @@ import shlex
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from policyd.exchange.firewall.sets import ELEMENT_EXPIRES, note_merged
 from policyd.exchange.model import DUNNO, REJECT, Entry, Imported, Row, Term, UnsupportedError, shown
 from policyd.exchange.network_sets import blocked_addresses, rejected
 from policyd.exchange.values import address_range, network, network_text
@@ -59,9 +60,8 @@ def read(lines: Iterable[Line], report: Report, *, sets: tuple[str, ...] = ()) -
             report.lose(
                 file.first, f"there is no set {shown(name)} of addresses; there are: {', '.join(found) or 'none'}"
             )
-    if len(chosen) > 1 and not sets:
-        first = next(iter(chosen.values())).line
-        report.note(first, f"the sets {', '.join(chosen)} were merged into one list; --set NAME selects one of them")
+    if not sets:
+        note_merged({name: ip_set.line for name, ip_set in chosen.items()}, report)
     report.taken += len({line for ip_set in chosen.values() for line, _ in ip_set.elements.values()})
     return Imported(entries=[entry for ip_set in chosen.values() for entry in _entries(ip_set)])
 
@@ -137,7 +137,7 @@ class _File:
             return
         found = self._networks(line, filled, rest[0])
         if "timeout" in rest[1:-1] and rest[rest.index("timeout") + 1] != "0":
-            self._report.note(line, "the element expires by itself there, but not here")
+            self._report.note(line, ELEMENT_EXPIRES)
         filled.elements.update(dict.fromkeys(found, (line, "nomatch" in rest[1:])))
 
     def _networks(self, line: Line, of: _Set, text: str) -> list[netaddr.IPNetwork]:

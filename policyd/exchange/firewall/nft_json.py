@@ -7,13 +7,14 @@ in the document's list.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
-from policyd.exchange.model import IncompleteError, Line
+from policyd.exchange.json_document import json_document
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from policyd.exchange.model import Line
 
 # Maximum nesting of objects; nft uses some 10 levels.
 _DEPTH = 50
@@ -28,17 +29,14 @@ def as_text(lines: Iterable[Line]) -> Iterator[Line]:
         if not line.text.strip():
             continue
         if line.text.lstrip().startswith("{"):
-            yield from _of_document(line, [line, *waiting])
+            yield from _of_document(line, waiting)
         else:
             yield line
             yield from waiting
 
 
-def _of_document(first: Line, lines: list[Line]) -> Iterator[Line]:
-    try:
-        document = json.loads("\n".join(line.text for line in lines))
-    except (ValueError, RecursionError):
-        raise IncompleteError(first, "not a whole JSON document") from None
+def _of_document(first: Line, following: Iterable[Line]) -> Iterator[Line]:
+    document = json_document(first, following)
     objects = document.get("nftables") if isinstance(document, dict) else None
     tables: dict[str, list[Line]] = {}
     chains: dict[str, list[Line]] = {}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from policyd.exchange.firewall.address_block import EVERYTHING, Block
 from policyd.exchange.firewall.chains import BaseChain, Connection, Effect, OtherTrafficError, Step, flatten
 from policyd.exchange.firewall.nft_json import as_text
+from policyd.exchange.firewall.sets import ELEMENT_EXPIRES, note_merged
 from policyd.exchange.model import Entry, Imported, IncompleteError, Line, Term, UnsupportedError, shown
 from policyd.exchange.network_sets import network_texts, rejected
 from policyd.exchange.values import address_range, network_text
@@ -118,9 +119,8 @@ def read(
         for unused_set in unused.values():
             report.lose(unused_set.line, "no imported line uses this set")
         return imported
-    if len(unused) > 1 and not sets:
-        first = next(iter(unused.values())).line
-        report.note(first, f"the sets {', '.join(unused)} were merged into one list; --set NAME selects one of them")
+    if not sets:
+        note_merged({name: unused_set.line for name, unused_set in unused.items()}, report)
     for unused_set in unused.values():
         imported.entries += [Entry(Term("cidr", network_text(each)), unused_set.line) for each in unused_set.elements]
     report.taken += len(imported.entries)
@@ -251,7 +251,7 @@ class _Table:
             if found.reason:
                 continue
             if any(word.text == "timeout" for word in element):
-                self.report.note(element[0].line, "the element expires by itself there, but not here")
+                self.report.note(element[0].line, ELEMENT_EXPIRES)
             try:
                 found.elements += address_range(element[0].text, self.report.on_host_bits(element[0].line))
             except UnsupportedError as error:

@@ -8,12 +8,12 @@ that belongs to a registry is reported as well. Ranges become the fewest network
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from policyd.exchange.model import Entry, Imported, IncompleteError, Term, UnsupportedError, shown
+from policyd.exchange.json_document import json_document
+from policyd.exchange.model import Entry, Imported, Term, UnsupportedError, shown
 from policyd.exchange.values import address_range, fewest, network, network_text
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def read(lines: Iterable[Line], report: Report) -> Imported:
     waiting = iter(lines)
     for line in waiting:
         if line.text.lstrip().startswith(("{", "[{")):
-            report.take_each([line], lambda first: answer.take_document(first, [first, *waiting]))
+            report.take_each([line], lambda first: answer.take_document(first, waiting))
         else:
             report.take_each([line], answer.take)
     found = [*answer.blocks.values()]
@@ -138,13 +138,9 @@ class _Answer:
         for registration in self._object:
             registration.registry = registration.registry or shown(registry[:100]).strip("'")
 
-    def take_document(self, first: Line, lines: list[Line]) -> bool:
+    def take_document(self, first: Line, following: Iterable[Line]) -> bool:
         """Takes an RDAP answer, which is one JSON document."""
-        try:
-            document = json.loads("\n".join(line.text for line in lines))
-        except (ValueError, RecursionError):
-            raise IncompleteError(first, "not a whole JSON document") from None
-        for fields in _networks_of(document):
+        for fields in _networks_of(json_document(first, following)):
             self._add(_of_rdap(first, fields))
         return False
 

@@ -33,7 +33,7 @@ _MAX_REASON = 400
 # Maximum number of expressions that are too large for RE2. RE2 takes 5 ms to refuse each; no real table has as many.
 MAX_TOO_LARGE = 100
 
-# Maximum number of lines named for each kind of change; the rest are counted.
+# Maximum number of lines that a note names; the rest are counted.
 _NAMED_LINES = 3
 
 

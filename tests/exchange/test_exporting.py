@@ -19,7 +19,7 @@ from policyd.exchange.importing import ImportFailedError, ImportOptions, Shape
 from policyd.exchange.model import ExportOptions, Report
 from policyd.exchange.rules_yaml import scalar
 from tests.examples import examples
-from tests.exchange.meaning import (
+from tests.exchange.answers import (
     TODAY,
     Mail,
     answer,
@@ -86,7 +86,7 @@ def export_text(name: str, text: str, lists: tuple[str, ...] = (), **options: An
     return export(name, load_text(text), ExportOptions(**options), TODAY, lists)
 
 
-# --- Meaning ----------------------------------------------------------------------------------------------------------
+# --- Answers ----------------------------------------------------------------------------------------------------------
 
 NETWORKS = [
     "0.0.0.0/0",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from policyd.exchange.importing import FORMATS, ImportFailedError, ImportOptions, Shape, as_json_object, import_files
 from policyd.logs.files import MAX_LINE_BYTES
 from tests.examples import examples
-from tests.exchange.meaning import import_text, ruleset
+from tests.exchange.answers import import_text, ruleset
 
 if TYPE_CHECKING:
     from pathlib import Path

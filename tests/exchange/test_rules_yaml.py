@@ -7,7 +7,7 @@ from policyd.config.actions import parse_action
 from policyd.core.ruleset import MAX_TEXT, Verb
 from policyd.exchange.model import REJECT, Imported, Line, Row, Term, Verdict, blocking, shown, without_placeholders
 from policyd.exchange.rules_yaml import Names, fits_list_file, list_file, rules, rules_yaml
-from tests.exchange.meaning import ruleset
+from tests.exchange.answers import ruleset
 
 printable = st.text(
     st.characters(exclude_categories=["C", "Z"], include_characters=" "), min_size=1, max_size=30

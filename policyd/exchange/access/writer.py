@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from policyd.exchange.access.specificity import Key
     from policyd.exchange.model import Report, Row, Term, Verdict
 
-# Maximum number of keys for a network whose prefix ends within an octet (IPv6: within a pair of octets). IPv4 needs at
-# most 128, IPv6 may need more.
+# Maximum number of keys for one network. IPv4 needs at most 256, for 0.0.0.0/0; IPv6 may need more.
 _MAX_KEYS = 256
 
 # A local part at any domain: the expression for an imported key `user@`.

@@ -112,17 +112,17 @@ def read(
     of_networks = {
         name: found_set for table in tables for name, found_set in table.sets.items() if not found_set.reason
     }
-    unused = {
+    chosen = {
         name: found_set for name, found_set in of_networks.items() if (name in sets if sets else not found_set.used)
     }
     if imported.rows:
-        for unused_set in unused.values():
-            report.lose(unused_set.line, "no imported line uses this set")
+        for chosen_set in chosen.values():
+            report.lose(chosen_set.line, "no imported line uses this set")
         return imported
     if not sets:
-        note_merged({name: unused_set.line for name, unused_set in unused.items()}, report)
-    for unused_set in unused.values():
-        imported.entries += [Entry(Term("cidr", network_text(each)), unused_set.line) for each in unused_set.elements]
+        note_merged({name: chosen_set.line for name, chosen_set in chosen.items()}, report)
+    for chosen_set in chosen.values():
+        imported.entries += [Entry(Term("cidr", network_text(each)), chosen_set.line) for each in chosen_set.elements]
     report.taken += len(imported.entries)
     return imported
 

@@ -55,7 +55,7 @@ _NUMERIC = frozenset({"size", "recipient_count", "encryption_keysize"})
 _COMMANDS = re.compile(
     r"(jump|score|set|(?:rate|size|rcpt)(?:5321)?|ask|mail|sendmail|wait|note|quit)\s*\(", re.IGNORECASE
 )
-# Actions after which the rules below are not tried.
+# Actions that exempt mail from the rules below, or may do so.
 _PASSES = re.compile(r"(?:^|;)\s*action\s*=\s*(?:dunno|ok|permit|relay|jump)\b", re.IGNORECASE)
 _VARIABLE = re.compile(r"\$\$(?:\((\w+)\)|(\w+))")
 _PLACEHOLDERS = {

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from policyd.exchange.importing import ImportOptions
 from tests.examples import examples
-from tests.exchange.meaning import (
+from tests.exchange.answers import (
     ACTIONS,
     Mail,
     address_keys,

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.exchange.meaning import Mail, answer, import_text, rules_of
+from tests.exchange.answers import Mail, answer, import_text, rules_of
 
 TABLE = """\
 # a comment
@@ -23,7 +23,7 @@ cyber.example	REJECT
 
 
 @pytest.mark.parametrize(
-    ("asked", "wanted"),
+    ("mail", "wanted"),
     [
         (Mail("192.0.2.9"), "REJECT"),
         (Mail("192.0.2.5"), "DUNNO"),

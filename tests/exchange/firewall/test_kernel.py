@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.exchange.answers import Mail, answer, rules_of
 from tests.exchange.firewall.kernel import host
-from tests.exchange.meaning import Mail, answer, rules_of
 from tests.requirements import require
 
 CLIENTS = [

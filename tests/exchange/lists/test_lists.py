@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from policyd.exchange.importing import ImportFailedError, ImportOptions, Shape, import_files
-from tests.exchange.meaning import import_text
+from tests.exchange.answers import import_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -490,7 +490,7 @@ def test_unsupported_keys_of_an_rspamd_map_are_reported(line: str, reason: str) 
     assert reason in found
 
 
-def test_an_expression_that_contains_a_comment_of_list_files_is_reported() -> None:
+def test_an_expression_that_a_list_file_reads_as_a_comment_is_reported() -> None:
     result = import_text("rspamd-map", "/a #b/i\n/c/i\n/;d/i\n", ImportOptions(condition="hostname_regex"))
     assert [term.value for term in result.entries] == ["c"]
     assert [loss.line.number for loss in result.report.losses] == [1, 3]

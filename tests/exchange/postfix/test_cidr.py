@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.examples import examples
-from tests.exchange.meaning import ACTIONS, Mail, answer, as_answer, import_text, postmap, read, rules_of
+from tests.exchange.answers import ACTIONS, Mail, answer, as_answer, import_text, postmap, read, rules_of
 from tests.requirements import require
 
 # A few nested and separate networks, so that lines of a table overlap.

@@ -8,7 +8,7 @@ from policyd.exchange import regex_subjects
 from policyd.exchange.importing import ImportOptions
 from policyd.exchange.model import MAX_TOO_LARGE
 from tests.examples import examples
-from tests.exchange.meaning import Mail, answer, as_answer, first_value, import_text, postmap, rules_of, ruleset
+from tests.exchange.answers import Mail, answer, as_answer, first_value, import_text, postmap, rules_of, ruleset
 from tests.requirements import require
 
 TYPES = {"postfix-pcre": "pcre", "postfix-regexp": "regexp"}

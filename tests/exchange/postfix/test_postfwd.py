@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench import servers
-from tests.exchange.meaning import Mail, answer, attributes_of, import_text, rules_of
+from tests.exchange.answers import Mail, answer, attributes_of, import_text, rules_of
 
 RULESET = r"""
 # trusted networks
@@ -34,7 +34,7 @@ action=dunno
 
 
 @pytest.mark.parametrize(
-    ("asked", "wanted"),
+    ("mail", "wanted"),
     [
         (Mail("10.1.1.1", "x.dyn.b.example"), "DUNNO"),
         (Mail("2001:db8::5", "x.dyn.b.example"), "DUNNO"),

@@ -1,8 +1,8 @@
 """`policyd doctor`: finds what is wrong between Postfix and the daemon, and suggests what to write instead.
 
 Finds the smtpd(8) services that strangers reach, and checks that each asks policyd, at a place where the answer counts,
-with timeout and default_action. Compares Postfix with the daemon's settings and with the socket in the file system, and
-asks the daemon for its version. Prints nothing and changes nothing.
+with a safe timeout and default_action. Compares Postfix with the daemon's settings and with the socket in the file
+system, and asks the daemon for its version. Prints nothing and changes nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from policyd.config.settings import UnixAddress
-from policyd.tools.doctor.endpoints import Question, ask_who, for_main_cf, is_expected, is_shipped_socket
+from policyd.tools.doctor.endpoints import Question, ask_version, for_main_cf, is_expected, is_shipped_socket
 from policyd.tools.doctor.postfix_config import list_of, seconds_of
 from policyd.tools.doctor.restrictions import (
     FINAL,
@@ -50,6 +50,9 @@ _EARLY_STAGES = {"smtpd_client_restrictions": "CONNECT", "smtpd_helo_restriction
 _RELAY_LISTS = ("smtpd_relay_restrictions", "smtpd_recipient_restrictions")
 
 _RECIPIENT = "smtpd_recipient_restrictions"
+
+_START_SOCKET = "systemctl enable --now policyd.socket policyd.service"
+_LOOK_AT_SERVICE = "systemctl status policyd.service, journalctl -u policyd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,7 @@ class _Doctor:
             self._check_default_action(call)
         if self.user_counters and ours:
             self._check_user_counters(ours)
-        question = self._asked(ours)
+        question = self._question_to_show(ours)
         if not self.postfix.is_saved:
             self._check_connection(ours, question)
         return Diagnosis(tuple(self.findings), tuple(self.right), tuple(self.notes), examined, question)
@@ -157,12 +160,13 @@ class _Doctor:
     # --- The calls that ask policyd --------------------------------------------------------------------------------
 
     @property
-    def _listened(self) -> tuple[InetAddress | UnixAddress, ...]:
+    def _listen_addresses(self) -> tuple[InetAddress | UnixAddress, ...]:
         return self.sockets or self.settings.listen
 
     def _ours(self, calls: Iterable[Call]) -> list[Call]:
-        """Returns the calls that ask policyd, and notes others; if no call does, the first that may be meant for
-        policyd.
+        """Returns the calls that ask policyd, and notes the others.
+
+        If no call asks policyd, returns those that look for its socket in the chroot.
         """
         ours: list[Call] = []
         others: list[Call] = []
@@ -174,7 +178,7 @@ class _Doctor:
                 ours = outside
                 others = [call for call in others if call not in outside]
         for call in others:
-            what = "is not policyd" if self._is_someone_else(call) else "gives no answer"
+            what = "is not policyd" if self._is_other_program(call) else "gives no answer"
             what = "is not where policyd listens" if self.postfix.is_saved else what
             self.notes[f"{call.written} {what}; it is not judged"] = None
         return ours
@@ -197,27 +201,28 @@ class _Doctor:
             and UnixAddress(path) in (*self.settings.listen, *self.sockets)
         )
 
-    def _is_someone_else(self, call: Call) -> bool:
+    def _is_other_program(self, call: Call) -> bool:
+        """Whether a program answered there."""
         question = self.questions.get(call.address) if call.address is not None else None
         return question is not None and question.answer is not None
 
     def _ask(self, endpoint: InetAddress | UnixAddress, timeout: float) -> Question:
         if endpoint not in self.questions:
-            self.questions[endpoint] = ask_who(endpoint, timeout)
+            self.questions[endpoint] = ask_version(endpoint, timeout)
         return self.questions[endpoint]
 
-    def _asked(self, ours: Sequence[Call]) -> Question | None:
+    def _question_to_show(self, ours: Sequence[Call]) -> Question | None:
         """The question to show: over the endpoint that Postfix uses, else where policyd listens."""
         if self.postfix.is_saved:
             return None
         endpoints = [call.address for call in ours if call.address is not None]
-        asked = [self._ask(endpoint, self.timeout) for endpoint in endpoints or self._listened[:1]]
+        asked = [self._ask(endpoint, self.timeout) for endpoint in endpoints or self._listen_addresses[:1]]
         # A question that policyd did not answer comes first, because it is the problem.
         return next((call for call in asked if call.policyd is None), asked[0])
 
     def _find_no_question(self, calls: Sequence[Call], services: Sequence[Service]) -> None:
         """Reports that no service of Postfix asks policyd."""
-        endpoint = for_main_cf(self._listened[0], self.postfix)
+        endpoint = for_main_cf(self._listen_addresses[0], self.postfix)
         asking = f"check_policy_service {{ {endpoint}, timeout=10s, default_action=DUNNO }}"
         classes = dict.fromkeys(name for service in services for name in classes_that_ask(self.postfix, service))
         if classes:
@@ -233,8 +238,8 @@ class _Doctor:
             )
             return
         asked = ", ".join(dict.fromkeys(call.written for call in calls))
-        listened = ", ".join(str(address) for address in self._listened)
-        if all(self._is_someone_else(call) for call in calls):
+        listened = ", ".join(str(address) for address in self._listen_addresses)
+        if all(self._is_other_program(call) for call in calls):
             what = f"Postfix never asks policyd: check_policy_service asks {asked}, where another program answers"
         else:
             what = f"check_policy_service asks {asked}, and policyd listens on {listened}"
@@ -261,7 +266,7 @@ class _Doctor:
     def _check_service(self, examined: Examined, ours: Sequence[Call]) -> None:
         """Checks whether a service that strangers reach asks policyd."""
         service = examined.service
-        if examined.audience is Audience.NOBODY_ELSE:
+        if examined.audience is Audience.THIS_HOST:
             return
         if examined.audience is Audience.USERS:
             if not examined.asks_in and not is_closed(self.postfix, service):
@@ -284,7 +289,7 @@ class _Doctor:
                 f"-o {{ {parameter} = {', '.join(others)} }}",
             )
 
-    # --- One question of Postfix's ----------------------------------------------------------------------------------
+    # --- One check_policy_service -----------------------------------------------------------------------------------
 
     def _check_chroot(self, call: Call) -> None:
         """Checks whether Postfix looks for the socket where policyd makes it."""
@@ -314,7 +319,7 @@ class _Doctor:
                     "and policyd is never asked about it",
                     "reject_unauth_destination instead of permit_auth_destination",
                 )
-        # A counter of users is asked before they are let through; the ruleset does that, below the rule of the counter.
+        # policyd counts authenticated users before they are let through; the ruleset lets them through after counting.
         feeds_counters = bool(self.user_counters) and is_submission(call.service) and self._feeds_users(call)
         if call.parameter != "smtpd_etrn_restrictions" and not feeds_counters:
             self._check_exemptions(call)
@@ -348,7 +353,7 @@ class _Doctor:
             self.approve(f"{call.where}: {' and '.join(present)} {verb} before check_policy_service")
 
     def _check_user_counters(self, ours: Sequence[Call]) -> None:
-        """Whether a service asks policyd about authenticated users, so that their counters count."""
+        """Checks whether a service asks policyd about authenticated users, so that their counters count."""
         feeding = [call for call in ours if self._feeds_users(call)]
         names = f"counter{'s' if len(self.user_counters) > 1 else ''} {', '.join(self.user_counters)}"
         for call in feeding:
@@ -425,11 +430,11 @@ class _Doctor:
                 "client_name and reverse_client_name never match, and every client costs policyd a lookup",
                 "smtpd_peername_lookup = yes",
             )
-        everybody = [text for text in list_of(value("mynetworks", service)) if text in {"0.0.0.0/0", "[::]/0", "::/0"}]
-        if everybody and "permit_mynetworks" in call.names_before:
+        all_hosts = [text for text in list_of(value("mynetworks", service)) if text in {"0.0.0.0/0", "[::]/0", "::/0"}]
+        if all_hosts and "permit_mynetworks" in call.names_before:
             self.find(
                 self.postfix.where("mynetworks", service),
-                f"mynetworks has {everybody[0]}: permit_mynetworks lets every client through before policyd is asked",
+                f"mynetworks has {all_hosts[0]}: permit_mynetworks lets every client through before policyd is asked",
                 "mynetworks with your own networks only",
             )
 
@@ -523,8 +528,10 @@ class _Doctor:
         elif question.policyd is None:
             what = "the program that answers there is another policy service, or a policyd older than 0.2.0"
             self.find(where, what, "restart policyd, or find out which program listens there (ss -lptn, ss -lpx)")
-        elif question.endpoint not in self._listened and any(call.address == question.endpoint for call in ours):
-            listened = ", ".join(str(address) for address in self._listened)
+        elif question.endpoint not in self._listen_addresses and any(
+            call.address == question.endpoint for call in ours
+        ):
+            listened = ", ".join(str(address) for address in self._listen_addresses)
             self.approve(
                 f"{where} answers; policyd.yaml says listen: [{listened}], which a socket from systemd replaces"
             )
@@ -553,10 +560,6 @@ class _Doctor:
         else:
             self.find(f"the socket {address.path}", found.what, found.write)
         return found.is_missing
-
-
-_START_SOCKET = "systemctl enable --now policyd.socket policyd.service"
-_LOOK_AT_SERVICE = "systemctl status policyd.service, journalctl -u policyd"
 
 
 def _is_void(call: Call) -> bool:

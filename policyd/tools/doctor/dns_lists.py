@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def check_dns_lists(lists: Sequence[DnsList], dns: Dns) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
-    """Tests every list that has a self-test; returns findings, and a line for each list that is right."""
+    """Tests every list that has a self-test; returns findings, and a line for each list that passed."""
     tested = [dns_list for dns_list in lists if dns_list.self_test]
     results = asyncio.run(_test_all(tested, dns)) if tested else []
     findings, right = [], []

@@ -38,9 +38,9 @@ _UNIT_FOLDERS = (
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost", ""})
 _ANYWHERE = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
 
-# The question. It has no sender and no recipient, so a greylisting service stores nothing; the address is for
-# documentation (RFC 5737), and the name cannot exist (RFC 2606).
-QUESTION = {
+# Attributes of the question. It has no sender and no recipient, so a greylisting service stores nothing. The address is
+# for documentation (RFC 5737), and the name cannot exist (RFC 2606).
+QUESTION_ATTRIBUTES = {
     "request": REQUEST_TYPE.decode(),
     "protocol_state": "CONNECT",
     "protocol_name": "ESMTP",
@@ -66,10 +66,10 @@ class Question:
     error: str = ""
 
 
-def ask_who(endpoint: InetAddress | UnixAddress, timeout: float) -> Question:
+def ask_version(endpoint: InetAddress | UnixAddress, timeout: float) -> Question:
     """Asks the service at an address for its version. `timeout` is in seconds."""
     try:
-        answer = ask(endpoint, QUESTION, timeout)
+        answer = ask(endpoint, QUESTION_ATTRIBUTES, timeout)
     except AskError as error:
         return Question(endpoint, None, error=str(error))
     return Question(endpoint, answer, parse_probe_reply(answer.content))
@@ -110,7 +110,7 @@ def is_expected(
     settings: Settings,
     sockets: Iterable[InetAddress | UnixAddress],
 ) -> bool:
-    """Whether an address that Postfix asks is meant for policyd, whatever answers there."""
+    """Whether an address that Postfix asks is meant for policyd, whichever program answers there."""
     listened = (*settings.listen, *sockets)
     if postfix.is_saved and any(_same_elsewhere(address, listening) for listening in listened):
         return True

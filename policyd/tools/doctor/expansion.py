@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Maximum levels of parameters that name each other; Postfix warns at 100.
 _MAX_DEPTH = 16
 
-# Maximum number of references in a value, through all levels; eight parameters that each name the next eight times
+# Maximum number of references in a value, over all levels. Eight parameters that each name the next one eight times
 # reach it.
 _MAX_REFERENCES = 2000
 
@@ -39,7 +39,7 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 def expand(text: str, value_of: Callable[[str], str]) -> str:
     """A value with its references replaced; `value_of` gives the unexpanded value of a parameter, or an empty text.
 
-    A reference beyond the limits, or that Postfix could not read either, is left unchanged.
+    A reference is left unchanged if it exceeds the limits, or if Postfix could not read it either.
     """
     return _Expansion(value_of).expand(text, 0)
 
@@ -85,10 +85,10 @@ class _Expansion:
             return None
         rest = inner.lstrip()
         if rest.startswith("{"):
-            compared = self._compared(rest, depth)
-            if compared is None:
+            comparison = self._comparison(rest, depth)
+            if comparison is None:
                 return None
-            is_set, rest = compared
+            is_set, rest = comparison
             value = "true" if is_set else ""
         else:
             name = _NAME.match(rest)
@@ -98,10 +98,10 @@ class _Expansion:
             value = self._value(name[0], depth)
         if not rest.strip():
             return value
-        chosen = _chosen(rest.lstrip(), is_set=bool(value))
-        return None if chosen is None else self.expand(chosen, depth + 1)
+        branch = _branch(rest.lstrip(), is_set=bool(value))
+        return None if branch is None else self.expand(branch, depth + 1)
 
-    def _compared(self, text: str, depth: int) -> tuple[bool, str] | None:
+    def _comparison(self, text: str, depth: int) -> tuple[bool, str] | None:
         """Returns whether `{left} == {right}` holds, and the rest of the text."""
         end = _end_of_braces(text, 0, "{")
         comparison = _COMPARISON.match(text, end) if end else None
@@ -120,7 +120,7 @@ class _Expansion:
         return compare(left, right), text[last:].lstrip()
 
 
-def _chosen(rest: str, *, is_set: bool) -> str | None:
+def _branch(rest: str, *, is_set: bool) -> str | None:
     """Returns the branch of `?{text}:{text}`, `?text` or `:text` that applies; None if it cannot be read."""
     kind, branch = rest[0], rest[1:].lstrip()
     if kind not in "?:":
@@ -138,7 +138,7 @@ def _chosen(rest: str, *, is_set: bool) -> str | None:
 
 
 def _end_of_braces(text: str, start: int, opening: str) -> int:
-    """The place after the brace that closes the one at `start`; 0 if none does."""
+    """The position after the brace that closes the brace at `start`; 0 if there is none."""
     closing = {"{": "}", "(": ")"}[opening]
     depth = 0
     for place in range(start, len(text)):

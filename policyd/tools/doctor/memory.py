@@ -1,4 +1,4 @@
-"""Checks for `policyd doctor` whether the shared server answers and accepts writes."""
+"""Checks for `policyd doctor` whether the server of the shared memory answers and accepts writes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_memory(settings: Settings) -> tuple[tuple[Finding, ...], tuple[str, ..
         findings.append(
             Finding("policyd.yaml: state_credentials", what, write or "a file that policyd's user may read")
         )
-    why, seconds = asyncio.run(_asked(settings))
+    why, seconds = asyncio.run(_try_server(settings))
     if why:
         write = (
             "correct the server or policyd.yaml as the line above says; until then, each daemon counts alone, "
@@ -36,7 +36,7 @@ def check_memory(settings: Settings) -> tuple[tuple[Finding, ...], tuple[str, ..
     return tuple(findings), (right,)
 
 
-async def _asked(settings: Settings) -> tuple[str, float]:
+async def _try_server(settings: Settings) -> tuple[str, float]:
     """Returns why the server cannot be used (empty if it can), and the seconds that the test took."""
     shared = shared_memory(settings)
     assert shared is not None

@@ -1,7 +1,7 @@
 """Asks a policy daemon one question, as Postfix does, and returns the answer.
 
-For commands, not for the daemon: it blocks, within a total time limit and a maximum size. The answer is returned as raw
-bytes.
+It blocks, so it is for commands, not for the daemon. The total time and the size of the answer are limited. The answer
+is returned as raw bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_ANSWER_BYTES = 16 * 1024
 
 
 class AskError(Exception):
-    """No answer. The message says why, in a line."""
+    """There is no answer. The message says why, in one line."""
 
 
 @dataclass(frozen=True, slots=True)

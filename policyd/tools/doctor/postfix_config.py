@@ -23,8 +23,8 @@ _POSTCONF_SECONDS = 30
 # Maximum bytes of a saved file. `postconf` prints 50 KB for all parameters.
 _MAX_SAVED = 4 << 20
 
-# Number of parameters above which a saved file has all, not only those set. Postfix has some 900, and a main.cf sets a
-# tenth of them.
+# A saved file with more parameters than this has all of them, not only those that are set. Postfix has some 900, and a
+# main.cf sets a tenth of them.
 _ALL_PARAMETERS = 400
 
 _SETTING = re.compile(r"([\w.-]+)\s*=\s*(.*)", re.DOTALL)
@@ -83,7 +83,7 @@ class Service:
 class PostfixConfig:
     """All parameters with their values or defaults, the names of those that main.cf sets, and the services.
 
-    `is_saved` if it was read from files, so Postfix may be in a container or on another host.
+    `is_saved` means that it was read from files, so Postfix may be in a container or on another host.
     """
 
     parameters: Mapping[str, str]
@@ -169,8 +169,8 @@ def _run(command: list[str]) -> str:
     except OSError as error:
         raise PostconfError(f"{command[0]}: {(error.strerror or str(error)).lower()}") from None
     if ran.returncode:
-        said = ran.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
-        raise PostconfError(f"{' '.join(command)}: {said[-1]}")
+        errors = ran.stderr.decode("utf-8", "replace").strip().splitlines() or ["no reason given"]
+        raise PostconfError(f"{' '.join(command)}: {errors[-1]}")
     return ran.stdout.decode("utf-8", "replace")
 
 
@@ -226,7 +226,7 @@ def words_of(text: str, separators: str = " \t\n\r") -> list[str]:
 
 
 def unbraced(word: str) -> str:
-    """A word without the braces around it, if there are any."""
+    """A word without the braces around it, if it has any."""
     return word[1:-1].strip() if word.startswith("{") and word.endswith("}") else word
 
 

@@ -33,7 +33,7 @@ RESTRICTIONS = (
     "smtpd_etrn_restrictions",
 )
 
-# The lists that every mail passes.
+# The lists that are evaluated for mail; ETRN is a command of its own.
 _MAIL_RESTRICTIONS = RESTRICTIONS[:-1]
 
 # Restrictions that end the list for every client.
@@ -46,7 +46,7 @@ RELAY_GUARDS = frozenset({"reject_unauth_destination", "defer_unauth_destination
 _SUBMISSION = frozenset({"submission", "submissions", "smtps", "587", "465"})
 
 # Maximum depth of restriction classes that name each other.
-_CLASSES_DEEP = 8
+_MAX_CLASS_DEPTH = 8
 
 # Maximum number of restrictions in a list. Classes that name each other multiply with each level.
 _MAX_STEPS = 2000
@@ -69,12 +69,12 @@ class Audience(Enum):
 
     STRANGERS = "strangers"
     USERS = "users"
-    NOBODY_ELSE = "this host"
+    THIS_HOST = "this host"
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A restriction in a list, in lower case, with its argument; `is_muted` if it follows `warn_if_reject`."""
+    """A restriction in a list, in lower case, with its argument. `is_muted` means that it follows `warn_if_reject`."""
 
     name: str
     argument: str = ""
@@ -101,7 +101,7 @@ class Call:
 
     @property
     def names_before(self) -> frozenset[str]:
-        """The names of the restrictions in front of it."""
+        """The names of the restrictions before it."""
         return frozenset(step.name for step in self.before)
 
 
@@ -122,7 +122,7 @@ def audience_of(postfix: PostfixConfig, service: Service) -> Audience:
         and _LOOPBACK.fullmatch(service.host)
         and not postfix.value("smtpd_upstream_proxy_protocol", service)
     ):
-        return Audience.NOBODY_ELSE
+        return Audience.THIS_HOST
     if is_submission(service) or is_closed(postfix, service):
         return Audience.USERS
     return Audience.STRANGERS
@@ -183,7 +183,7 @@ def steps_of(postfix: PostfixConfig, service: Service, parameter: str) -> list[S
 def _collect(
     postfix: PostfixConfig, service: Service, value: str, depth: int, steps: list[Step], *, is_muted: bool
 ) -> None:
-    """Appends the steps of a list or class. `warn_if_reject` mutes the next step, with all of a class."""
+    """Appends the steps of a list or class. `warn_if_reject` mutes the next step, or every step of the next class."""
     classes = list_of(postfix.value("smtpd_restriction_classes", service))
     words = iter(list_of(value))
     mutes_next = is_muted
@@ -194,7 +194,7 @@ def _collect(
         if name == "warn_if_reject":
             mutes_next = True
             continue
-        if word in classes and depth < _CLASSES_DEEP:
+        if word in classes and depth < _MAX_CLASS_DEPTH:
             _collect(postfix, service, postfix.value(word, service), depth + 1, steps, is_muted=mutes_next)
         else:
             argument = next(words, "") if _WITH_ARGUMENT.fullmatch(name) else ""
@@ -210,8 +210,9 @@ def _attributes(words: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def _address(postfix: PostfixConfig, service: Service, endpoint: str) -> InetAddress | UnixAddress | None:
-    """The address to which Postfix connects: `inet:host:port`, `inet:port`, or `unix:path`, a relative path in the
-    queue directory, an absolute path under it too if the service runs in the chroot.
+    """The address to which Postfix connects for `inet:host:port`, `inet:port` or `unix:path`; None for anything else.
+
+    A relative path is in the queue directory. So is an absolute path if the service runs in the chroot.
     """
     kind, _, rest = endpoint.partition(":")
     if kind == "unix" and rest:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Obstacle(NamedTuple):
-    """The reason why a socket cannot be used, and what to do. `is_missing` if the path does not exist."""
+    """The reason why a socket cannot be used, and what to do. `is_missing` means that the path does not exist."""
 
     what: str
     write: str
@@ -22,7 +22,7 @@ class Obstacle(NamedTuple):
 
 
 def obstacle(path_of_socket: str, owner: str) -> Obstacle | None:
-    """Finds an obstacle for the user `owner`, as whom smtpd(8) runs; None if there is none."""
+    """Returns the obstacle for `owner`, the user of smtpd(8); None if there is no obstacle."""
     path = Path(path_of_socket)
     try:
         status = path.stat()

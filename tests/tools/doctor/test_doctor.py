@@ -14,7 +14,7 @@ import pytest
 from policyd.config.settings import Dns, InetAddress, Settings, UnixAddress
 from policyd.core.protocol import ProbeReply
 from policyd.tools.doctor.diagnosis import Diagnosis, diagnose
-from policyd.tools.doctor.endpoints import QUESTION
+from policyd.tools.doctor.endpoints import QUESTION_ATTRIBUTES
 from policyd.tools.doctor.policy_client import MAX_ANSWER_BYTES, AskError, ask
 from policyd.tools.doctor.postfix_config import (
     PostconfError,
@@ -136,7 +136,7 @@ def test_a_right_configuration_has_no_findings(queue: Path) -> None:
 def test_the_question_names_no_mail_that_a_greylisting_service_could_remember() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     with answering(listener, b"action=REJECT 5.7.1 no\n\n") as asked:
-        answer = ask(InetAddress("127.0.0.1", listener.getsockname()[1]), QUESTION, 20.0)
+        answer = ask(InetAddress("127.0.0.1", listener.getsockname()[1]), QUESTION_ATTRIBUTES, 20.0)
     assert answer.content == b"action=REJECT 5.7.1 no"
     assert asked[0].startswith(b"request=smtpd_access_policy\nprotocol_state=CONNECT\n")
     assert b"\ninstance=policyd-doctor\npolicyd_probe=1\n\n" in asked[0]
@@ -337,7 +337,7 @@ def test_a_missing_socket_or_a_file_in_its_place_is_reported(queue: Path) -> Non
 )
 def test_a_missing_answer_is_reported_with_its_reason(answer: bytes | None, wanted: str) -> None:
     with inet_daemon(answer) as address, pytest.raises(AskError, match=wanted):
-        ask(address, QUESTION, 0.3 if answer is None else 20.0)
+        ask(address, QUESTION_ATTRIBUTES, 0.3 if answer is None else 20.0)
 
 
 def test_a_program_that_is_not_a_policy_service_is_reported(queue: Path) -> None:

@@ -389,6 +389,8 @@ def _given_identity(status: str | None, names: tuple[str, ...]) -> Identity | No
         case Status.VERIFIED:
             return told_identity(Status.VERIFIED, verified=folded)
         case Status.MISSING if folded:
-            raise click.UsageError("a client whose reverse DNS is missing has no --hostname")
+            raise click.UsageError(
+                "--reverse-dns missing cannot be combined with --hostname: such a client has no name"
+            )
         case other:
             return told_identity(other, claimed=folded)

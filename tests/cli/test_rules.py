@@ -247,7 +247,7 @@ def test_explain_reads_a_request_as_postfix_sends_it(folder: Path) -> None:
         (["helo=a.example"], "unknown attribute 'helo'; did you mean 'helo_name'?"),
         (["192.0.2.1"], "'192.0.2.1' is not NAME=VALUE, as in client_address=192.0.2.1"),
         (["client_address=1", "--reverse-dns", "verified"], "--reverse-dns verified needs a --hostname"),
-        (["client_address=1", "--reverse-dns", "missing", "--hostname", "a"], "whose reverse DNS is missing has no"),
+        (["client_address=1", "--reverse-dns", "missing", "--hostname", "a"], "--hostname: such a client has no name"),
         (["client_address=1", "--reverse-dns", "gone"], "'gone' is not one of"),
     ],
 )

@@ -32,6 +32,7 @@ from policyd.memory.counting import first_counts
 from policyd.tools.decisions import abuse_report as reports
 from policyd.tools.decisions import lookup as lookups
 from policyd.tools.decisions import tail as tails
+from policyd.tools.decisions.networks import parse_networks
 from policyd.tools.display import reading, results
 from policyd.tools.explain import as_json as explanation_as_json
 from policyd.tools.explain import as_tables
@@ -149,10 +150,10 @@ def tail(
     policyd tail --rule sakura-vps --client 49.212.0.0/16 decisions.log
     """
     try:
-        wanted = tails.Wanted(
+        wanted = tails.DecisionFilter(
             frozenset(action.upper().encode() for action in actions),
             frozenset(name.encode() for name in names),
-            tails.parse_networks(networks),
+            parse_networks(networks),
         )
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--client") from None
@@ -275,7 +276,7 @@ def report(
         if address is not None and ("@" not in address or not address.isascii() or not address.isprintable()):
             raise click.BadParameter(f"'{address}' is not a mail address", param_hint=option)
     try:
-        (parsed,) = tails.parse_networks([network]) if network is not None else (None,)
+        (parsed,) = parse_networks([network]) if network is not None else (None,)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--network") from None
     needs_ruleset = (asn is not None or country is not None) and (config is not None or rules is not None)

@@ -17,6 +17,7 @@ from policyd.decision_log.reader import LoggedDecision
 from policyd.tools.decisions import find as finding
 from policyd.tools.decisions import tail as tails
 from policyd.tools.decisions import tally as tallying
+from policyd.tools.decisions.networks import parse_networks
 from policyd.tools.display import reading, results
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def find(
     policyd find --by sender_domain --json
     """
     try:
-        networks = tails.parse_networks(clients)
+        networks = parse_networks(clients)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--client") from None
     needs_ruleset = by == tallying.By.ASN and (config is not None or rules is not None)

@@ -19,7 +19,7 @@ from policyd.config.problems import counted
 from policyd.logs.files import LogError, in_order
 from policyd.logs.maillog import WAYS_OUT, quote
 from policyd.tools.display import reading, results
-from policyd.tools.judge import Assumption, ListAssumption, OwnerAssumption
+from policyd.tools.judge import Assumption, ListAssumption, OwnerSource
 from policyd.tools.replay import output as replay_report
 from policyd.tools.replay.replay import compare
 from policyd.tools.replay.replay import replay as run_replay
@@ -66,8 +66,8 @@ def logs_argument(function: _Function) -> _Function:
 )
 @click.option(
     "--owners",
-    type=click.Choice([str(source) for source in OwnerAssumption]),
-    default=str(OwnerAssumption.DATABASE),
+    type=click.Choice([str(source) for source in OwnerSource]),
+    default=str(OwnerSource.DATABASE),
     show_default=True,
     help="The source of the systems and countries of clients: each ruleset's databases, or policyd's decision log. With"
     " `log` no database is read, so its file may be missing.",
@@ -104,7 +104,7 @@ def replay(
     policyd replay --rules rules.yaml /var/log/mail.log*
     policyd replay --rules new.yaml --against rules.yaml --fail-if-delivered 0 mail.log
     """
-    databases = owners == OwnerAssumption.DATABASE
+    databases = owners == OwnerSource.DATABASE
     ruleset = load(config, rules, databases=databases).ruleset
     old = load(config, against, databases=databases).ruleset if against is not None else None
     with log_errors(), reading(logs) as advance:
@@ -203,7 +203,7 @@ def suggest(
         )
     if not found.transactions:
         raise no_mail(logs, found.counts)
-    if by is not None and not found.owned:
+    if by is not None and not found.has_systems:
         raise Failure(
             "policyd: no client's system is known; name a ruleset that declares databases: asn with --rules", 1
         )

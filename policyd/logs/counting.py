@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 _Value = TypeVar("_Value")
 
 
+def mail_key(sender: bytes, recipient: bytes) -> int:
+    """Returns a hash of a mail's sender and recipient, ignoring case: a retry of the mail has the same."""
+    return hash((sender.lower(), recipient.lower()))
+
+
 class Distinct:
     """Counts distinct values in many sets, at most `limit` in all sets together."""
 

@@ -1,7 +1,8 @@
 """Finds blocks of addresses that probably have one owner, from single addresses with the same behaviour.
 
-No registry is asked. IPv4 is grouped by /24, the smallest network that is routed separately, IPv6 by /48, the usual
-size of a site; neighbours are joined to a larger block if at least three quarters of its parts have clients.
+No registry is asked. A part is a /24 of IPv4, the smallest network that is routed separately, or a /48 of IPv6, the
+usual size of a site. Neighbouring parts form a larger block if at least three quarters of that block's parts have
+clients.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import netaddr
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# By IP version: the length of the part, of the largest block, and of an address.
+# Prefix lengths by IP version: of a part, of the largest block, and of a single address.
 _PART = {4: 24, 6: 48}
 _LARGEST = {4: 16, 6: 32}
 _WIDTH = {4: 32, 6: 128}
@@ -30,8 +31,8 @@ class Block(NamedTuple):
     def __str__(self) -> str:
         return str(netaddr.IPNetwork((self.first, self.prefix), version=self.version))
 
-    def part_keys(self) -> range:
-        """The keys, as `part_of` gives them, of the parts of this block."""
+    def part_numbers(self) -> range:
+        """The numbers of this block's parts, as in `part_of`."""
         shift = _WIDTH[self.version] - _PART[self.version]
         return range(self.first >> shift, (self.first >> shift) + (1 << (_PART[self.version] - self.prefix)))
 
@@ -41,11 +42,16 @@ def part_of(version: int, address: int) -> tuple[int, int]:
     return version, address >> (_WIDTH[version] - _PART[version])
 
 
-def blocks(clients: Mapping[tuple[int, int], int], least: int) -> list[Block]:
-    """Blocks without overlap, each with at least `least` clients. `clients` has the number of clients for each part.
+def block_of(version: int, number: int) -> Block:
+    """One part, as `part_of` numbers it, as a block."""
+    return Block(version, number << (_WIDTH[version] - _PART[version]), _PART[version])
 
-    A block of several parts has clients in three quarters of them, and twice as many clients, because neighbours also
-    occur by chance.
+
+def blocks(clients: Mapping[tuple[int, int], int], min_clients: int) -> list[Block]:
+    """Blocks without overlap, each with at least `min_clients` clients. `clients` has the number of clients by part.
+
+    A block of several parts must have clients in three quarters of them, and twice the minimum of clients, because
+    neighbours also occur by chance.
     """
     found: list[Block] = []
     for version in (4, 6):
@@ -58,7 +64,7 @@ def blocks(clients: Mapping[tuple[int, int], int], least: int) -> list[Block]:
             for number, count in left.items():
                 parts[number // size] += 1
                 totals[number // size] += count
-            enough = least if size == 1 else 2 * least
+            enough = min_clients if size == 1 else 2 * min_clients
             for number in [n for n in parts if parts[n] * 4 >= size * 3 and totals[n] >= enough]:
                 found.append(Block(version, (number * size) << shift, prefix))
                 for part in range(number * size, (number + 1) * size):

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 # Width without a terminal: a table must not be cut in a file or a pipe.
 _PIPE_WIDTH = 240
 
-_WHOLE = frozenset({"rule", "action", "time", "last"})
+# Columns whose text is never folded.
+_UNFOLDED = frozenset({"rule", "action", "time", "last"})
 
 _UNPRINTABLE = re.compile(rb"[^ -~]|\\")
 
@@ -35,7 +36,7 @@ def shown(value: bytes) -> str:
 
 
 def results() -> Console:
-    """The console for results: the present standard output."""
+    """The console for results, which go to the current standard output."""
     terminal = sys.stdout.isatty()
     return Console(
         file=sys.stdout,
@@ -55,8 +56,8 @@ def table(*columns: str, numbers: Sequence[str] = ()) -> Table:
     made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
         number = column in numbers
-        whole = number or column in _WHOLE
-        made.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=whole)
+        no_wrap = number or column in _UNFOLDED
+        made.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=no_wrap)
     return made
 
 
@@ -67,9 +68,9 @@ def styled_verb(verb: str) -> Text:
 
 @contextlib.contextmanager
 def reading(paths: Sequence[str]) -> Iterator[Callable[[int], None]]:
-    """A progress bar over the bytes of these files, for as long as the block runs.
+    """Shows a progress bar over the bytes of these files while the block runs.
 
-    Returns a function to call with the bytes of each step. Raises `LogError` for a path that cannot be read.
+    Yields a function to call with the number of bytes of each step. Raises `LogError` for a path that cannot be read.
     """
     total = total_bytes(paths)
     console = Console(file=sys.stderr)

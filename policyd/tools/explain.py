@@ -1,7 +1,7 @@
 """`policyd explain`: the decision for one request, and why.
 
-The engine decides and traces; this module turns the trace into tables for people, or into a JSON object. The matching
-entry of a long list is found by asking the same index about ever smaller parts of the list. The caller asks DNS.
+The engine decides and traces; this module turns the trace into tables for people, or into a JSON object. The caller
+asks DNS.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ if TYPE_CHECKING:
 NO_ID = b"00000000"
 
 _STYLES = {Verb.REJECT: "bold red", Verb.DEFER: "bold yellow", Verb.DEFER_IF_PERMIT: "bold yellow"}
-_VERBS = {
+
+# The words between the compared value and the wanted value: if the condition holds, and if it does not.
+_COMPARED = {
     Kind.NETWORK: ("is in", "is not in"),
     Kind.STATUS: ("is", "is not"),
     Kind.NAME: ("is", "is not"),
@@ -59,9 +61,9 @@ _VERBS = {
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """One condition of one rule: whether it holds, the values compared and, if it holds, the matching entry.
+    """One condition of one rule: whether it holds, the compared values and, if it holds, the matching entry.
 
-    `unproven` means that the names are only claimed, and do not count at this place.
+    `unproven` means that the names are only claimed, and do not count here.
     """
 
     condition: Condition
@@ -71,8 +73,8 @@ class Reason:
     unproven: bool
 
 
-class Network(NamedTuple):
-    """The owner of the client's address, the network of the record (empty without one), and the database."""
+class OwnerRecord(NamedTuple):
+    """The owner of the client's address, the network of the database's record (empty without one), and the database."""
 
     owner: Owner
     network: str
@@ -101,8 +103,8 @@ class CounterValue(NamedTuple):
 class Explanation:
     """One decision with its reasons.
 
-    `identity` is the client's reverse DNS, None if the decision did not need it; `source` says where it is from, and
-    `queries` has the DNS queries. `network` is None if the ruleset declares no database of networks.
+    `identity` is the client's reverse DNS, None if the decision did not need it, and `source` says where that is from.
+    `queries` has the DNS queries. `record` is None if the ruleset declares no database of networks.
     """
 
     loaded: Loaded
@@ -112,8 +114,8 @@ class Explanation:
     lists: Mapping[str, ListAnswer]
     source: str
     queries: tuple[Query, ...]
-    rules: tuple[tuple[RuleTrace, tuple[Reason, ...], tuple[Reason, ...]], ...]  # with match and except
-    network: Network | None = None
+    rules: tuple[tuple[RuleTrace, tuple[Reason, ...], tuple[Reason, ...]], ...]  # reasons of match and of except
+    record: OwnerRecord | None = None
     counters: tuple[CounterValue, ...] = ()
 
     @property
@@ -128,7 +130,7 @@ class Explanation:
 
     @property
     def place(self) -> str:
-        """Returns the place of the deciding rule."""
+        """File and line of the deciding rule."""
         rule = self.decision.rule
         return f"{self.loaded.rules_file.path}:{rule.line}" if rule is not None else self.loaded.rules_file.path
 
@@ -151,31 +153,33 @@ def explain(
     """
     rules = []
     identity = facts.identity
-    for looked in trace(loaded.ruleset, request, facts, today):
-        written = loaded.rules_file.rules[looked.rule.number]
-        lets_through = looked.rule.action.verb is Verb.DUNNO
+    for rule_trace in trace(loaded.ruleset, request, facts, today):
+        written = loaded.rules_file.rules[rule_trace.rule.number]
+        lets_through = rule_trace.rule.action.verb is Verb.DUNNO
         rules.append(
             (
-                looked,
+                rule_trace,
                 tuple(
                     _reason(condition, outcome, loaded, request, facts, exempting=lets_through)
-                    for condition, (_, outcome) in zip(written.match, looked.match, strict=True)
+                    for condition, (_, outcome) in zip(written.match, rule_trace.match, strict=True)
                 ),
                 tuple(
                     _reason(condition, outcome, loaded, request, facts, exempting=not lets_through)
-                    for condition, (_, outcome) in zip(written.exceptions, looked.exceptions, strict=True)
+                    for condition, (_, outcome) in zip(written.exceptions, rule_trace.exceptions, strict=True)
                 ),
             )
         )
-    network = (
-        Network(facts.owner, *_network(loaded, request, owner_given=owner_given)) if facts.owner is not None else None
+    record = (
+        OwnerRecord(facts.owner, *_network(loaded, request, owner_given=owner_given))
+        if facts.owner is not None
+        else None
     )
     lists = facts.lists
-    return Explanation(loaded, request, decision, identity, lists, source, queries, tuple(rules), network, counters)
+    return Explanation(loaded, request, decision, identity, lists, source, queries, tuple(rules), record, counters)
 
 
 def _network(loaded: Loaded, request: Request, *, owner_given: bool) -> tuple[str, str]:
-    """The network of the client's record, and its database."""
+    """The network of the client's record, and the database."""
     if owner_given:
         return "", "as given"
     databases = loaded.rules_file.databases
@@ -193,11 +197,11 @@ def _reason(
     *,
     exempting: bool,
 ) -> Reason:
-    """The outcome of a condition with its reason; `exempting` means that it would let mail through."""
+    """The outcome of a condition with its reason; `exempting` means that the condition would let mail through."""
     condition, identity = written.condition, facts.identity
     if condition.kind is Kind.LISTED:
-        said = format_answers({n: facts.lists[n] for n in written.dns_list_names if n in facts.lists})
-        return Reason(condition, outcome, said, None, unproven=False)
+        answers = format_answers({n: facts.lists[n] for n in written.dns_list_names if n in facts.lists})
+        return Reason(condition, outcome, answers, None, unproven=False)
     if condition.kind is Kind.COUNTER:
         values = facts.counters or {}
         names = dict.fromkeys(term[0] for value in condition.values if (term := parse_comparison(value)) is not None)
@@ -231,7 +235,7 @@ def _seen(condition: Condition, request: Request, facts: Facts) -> tuple[bytes, 
 
 
 def _entry(written: WrittenCondition, outcome: Outcome, path: str, request: Request, facts: Facts) -> Entry | None:
-    """The first entry that makes a condition hold; None if it does not hold."""
+    """The first entry that makes a condition hold, found by halving the entries; None if it does not hold."""
     if outcome is not Outcome.YES:
         return None
     entries = [Entry(value.text, path, value.line, value.column) for value in written.values]
@@ -239,12 +243,13 @@ def _entry(written: WrittenCondition, outcome: Outcome, path: str, request: Requ
         entries += definition.entries()
     while len(entries) > 1:
         half = len(entries) // 2
-        holds = _hold(written, entries[:half], request, facts)
+        holds = _holds_with(written, entries[:half], request, facts)
         entries = entries[:half] if holds else entries[half:]
     return entries[0]
 
 
-def _hold(written: WrittenCondition, entries: Sequence[Entry], request: Request, facts: Facts) -> bool:
+def _holds_with(written: WrittenCondition, entries: Sequence[Entry], request: Request, facts: Facts) -> bool:
+    """Whether a condition would hold with these entries only."""
     collection, _ = parse_entries(written.type.form, [entry.text.encode() for entry in entries])
     condition = Condition(written.type.name, written.type.subject, written.type.kind, (), 0)
     rule = Rule("alone", 0, (condition,), (), Action(Verb.DUNNO))
@@ -276,16 +281,16 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
         "dns": None,
         "rules": [
             {
-                "name": looked.rule.name,
-                "line": looked.rule.line,
-                "action": looked.rule.action.verb,
-                "mode": "observe" if looked.rule.observe else "enforce",
-                "expired": looked.expired,
-                "outcome": looked.outcome.value,
+                "name": rule_trace.rule.name,
+                "line": rule_trace.rule.line,
+                "action": rule_trace.rule.action.verb,
+                "mode": "observe" if rule_trace.rule.observe else "enforce",
+                "expired": rule_trace.expired,
+                "outcome": rule_trace.outcome.value,
                 "match": [_reason_as_json(reason) for reason in match],
                 "except": [_reason_as_json(reason) for reason in exceptions],
             }
-            for looked, match, exceptions in explanation.rules
+            for rule_trace, match, exceptions in explanation.rules
         ],
     }
     if explanation.lists:
@@ -293,8 +298,8 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
         result["list_queries"] = [_query_as_json(query) for query in explanation.queries if query.meaning]
     if explanation.counters:
         result["counters"] = {name: {"value": value, "source": source} for name, value, source in explanation.counters}
-    if explanation.network is not None:
-        owner, network, source = explanation.network
+    if explanation.record is not None:
+        owner, network, source = explanation.record
         result["network"] = {
             "asn": owner.asn or None,
             "asn_name": printable(owner.asn_name) or None,
@@ -317,13 +322,13 @@ def as_json(explanation: Explanation) -> dict[str, Any]:
 
 
 def _query_as_json(query: Query) -> dict[str, Any]:
-    shown: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "question": query.question,
         "answers": list(query.answers),
         "failure": query.failure,
         "ms": round(query.seconds * 1000, 1),
     }
-    return {**shown, "meaning": query.meaning} if query.meaning else shown
+    return {**fields, "meaning": query.meaning} if query.meaning else fields
 
 
 def _reason_as_json(reason: Reason) -> dict[str, Any]:
@@ -348,12 +353,12 @@ def as_tables(explanation: Explanation) -> Iterator[Table]:
     rules.add_column(no_wrap=True)
     rules.add_column(no_wrap=True)
     rules.add_column(overflow="fold")
-    for looked, match, exceptions in explanation.rules:
-        is_deciding = looked.rule is explanation.decision.rule
-        word, style = _word(looked, explanation.decision)
+    for rule_trace, match, exceptions in explanation.rules:
+        is_deciding = rule_trace.rule is explanation.decision.rule
+        word, style = _word(rule_trace, explanation.decision)
         name_style = "bold" if is_deciding else ""
-        lines = Text("\n").join(_why(looked, match, exceptions))
-        rules.add_row(str(looked.rule.number + 1), Text(looked.rule.name, name_style), Text(word, style), lines)
+        lines = Text("\n").join(_explaining_lines(rule_trace, match, exceptions))
+        rules.add_row(str(rule_trace.rule.number + 1), Text(rule_trace.rule.name, name_style), Text(word, style), lines)
     if explanation.decision.rule is None:
         style = _STYLES.get(explanation.decision.verb, "bold green")
         rules.add_row("", Text("default", "bold"), Text(explanation.decision.verb, style), Text("no rule decided"))
@@ -386,12 +391,12 @@ def _summary(explanation: Explanation) -> Table:
     ):
         if value := request.get(attribute):
             grid.add_row(label, Text(readable(value)))
-    if explanation.network is not None:
-        grid.add_row("network", _owned(explanation.network))
-    grid.add_row("reverse DNS", _said(explanation))
+    if explanation.record is not None:
+        grid.add_row("network", _owner_text(explanation.record))
+    grid.add_row("reverse DNS", _reverse_dns_text(explanation))
     for query in explanation.queries:
         if not query.meaning:
-            grid.add_row("", _said_to(query))
+            grid.add_row("", _query_text(query))
     _add_counters(grid, explanation.counters)
     for name, answer in explanation.lists.items():
         meaning = answer.status.value if answer.asked else "not listed: nothing to look up"
@@ -401,7 +406,7 @@ def _summary(explanation: Explanation) -> Table:
         grid.add_row("DNS list", Text(f"{name}: ").append(meaning, "bold").append(reason))
         for query in explanation.queries:
             if query.meaning.startswith(f"{name}: "):
-                grid.add_row("", _said_to(query))
+                grid.add_row("", _query_text(query))
     return grid
 
 
@@ -410,21 +415,21 @@ def _add_counters(grid: Table, counters: tuple[CounterValue, ...]) -> None:
         grid.add_row("counter", Text(f"{name} = {value:,}").append(f"  [{printable(source)}]", "dim"))
 
 
-def _said_to(query: Query) -> Text:
-    said = Text(f"{query.question}  ").append(query.failure or ", ".join(query.answers) or "none", "bold")
-    return said.append(f"  ({query.seconds * 1000:.1f} ms)", "dim")
+def _query_text(query: Query) -> Text:
+    text = Text(f"{query.question}  ").append(query.failure or ", ".join(query.answers) or "none", "bold")
+    return text.append(f"  ({query.seconds * 1000:.1f} ms)", "dim")
 
 
-def _owned(network: Network) -> Text:
+def _owner_text(record: OwnerRecord) -> Text:
     """`AS64496 Example Internet Inc., JP, 198.51.100.0/22  (asn.mmdb of 2026-11-01)`."""
-    owner = network.owner
+    owner = record.owner
     system = f"AS{owner.asn} {printable(owner.asn_name)}".rstrip() if owner.asn else ""
-    text = Text(", ".join(filter(None, (system, owner.country, network.network))) or "no record", "bold")
-    return text.append(f"  ({network.source})", "dim")
+    text = Text(", ".join(filter(None, (system, owner.country, record.network))) or "no record", "bold")
+    return text.append(f"  ({record.source})", "dim")
 
 
-def _said(explanation: Explanation) -> Text:
-    """Returns the answer of DNS, or of its replacement."""
+def _reverse_dns_text(explanation: Explanation) -> Text:
+    """Returns the client's reverse DNS and where it is from."""
     identity = explanation.identity
     if identity is None:
         return Text("not needed", "dim")
@@ -441,24 +446,24 @@ def _said(explanation: Explanation) -> Text:
     return text.append(f"  [{explanation.source}{took}]", "dim")
 
 
-def _word(looked: RuleTrace, decision: Decision) -> tuple[str, str]:
+def _word(rule_trace: RuleTrace, decision: Decision) -> tuple[str, str]:
     """Returns the result of a rule in a word, and its style."""
-    if looked.expired:
-        return f"expired {looked.rule.expires}", "dim"
-    if looked.rule.observe and looked.outcome in {Outcome.YES, Outcome.IN_DOUBT}:
+    if rule_trace.expired:
+        return f"expired {rule_trace.rule.expires}", "dim"
+    if rule_trace.rule.observe and rule_trace.outcome in {Outcome.YES, Outcome.IN_DOUBT}:
         return "observed", "cyan"
-    if looked.rule is decision.rule:
+    if rule_trace.rule is decision.rule:
         return decision.word, _STYLES.get(decision.verb, "bold green")
-    return looked.outcome.value, "yellow" if looked.outcome is Outcome.UNKNOWN else "dim"
+    return rule_trace.outcome.value, "yellow" if rule_trace.outcome is Outcome.UNKNOWN else "dim"
 
 
-def _why(looked: RuleTrace, match: tuple[Reason, ...], exceptions: tuple[Reason, ...]) -> list[Text]:
+def _explaining_lines(rule_trace: RuleTrace, match: tuple[Reason, ...], exceptions: tuple[Reason, ...]) -> list[Text]:
     """Returns the conditions that explain a rule's outcome; only one for a rule that does not match."""
     failed = [reason for reason in match if reason.outcome is Outcome.NO]
     if failed:
         return [_line("", failed[0])]
     excepted = [reason for reason in exceptions if reason.outcome is not Outcome.NO]
-    if looked.outcome is Outcome.NO and excepted:
+    if rule_trace.outcome is Outcome.NO and excepted:
         return [_line("except ", excepted[0])]
     return [*(_line("", reason) for reason in match), *(_line("except ", reason) for reason in excepted)]
 
@@ -466,10 +471,10 @@ def _why(looked: RuleTrace, match: tuple[Reason, ...], exceptions: tuple[Reason,
 def _line(prefix: str, reason: Reason) -> Text:
     condition = reason.condition
     if condition.kind is Kind.LISTED:
-        said = f"{prefix}listed: {', '.join(map(readable, reason.seen)) or 'nothing was asked'}"
+        text = f"{prefix}listed: {', '.join(map(readable, reason.seen)) or 'nothing was asked'}"
         at_least = f" (at least {condition.at_least} of them)" if condition.at_least > 1 else ""
-        return Text(said + at_least, {Outcome.YES: "", Outcome.NO: "dim"}.get(reason.outcome, "yellow"))
-    holds, fails = _VERBS[condition.kind]
+        return Text(text + at_least, {Outcome.YES: "", Outcome.NO: "dim"}.get(reason.outcome, "yellow"))
+    holds, fails = _COMPARED[condition.kind]
     seen = ", ".join(readable(text) or "''" for text in reason.seen) or "no name"
     if reason.entry is not None:
         text = Text(f"{prefix}{condition.name}: {seen} {holds} ").append(reason.entry.text or "''", "bold")

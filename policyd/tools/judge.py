@@ -17,7 +17,7 @@ from policyd.decision_log.lists import parse_answers
 from policyd.logs.transaction import NameStatus, Observation, Outcome
 from policyd.state.memory import Memory, domain_of, uses_memory
 from policyd.state.process import ProcessMemory
-from policyd.tools.owned import owner_of
+from policyd.tools.owners import owner_of
 
 if TYPE_CHECKING:
     import datetime
@@ -36,11 +36,11 @@ MAX_KEYS = 1_000_000
 _MAX_RECIPIENTS = 65_536
 
 # Outcomes that count as delivered.
-GOT_THROUGH = frozenset({Outcome.DELIVERED, Outcome.PASSED})
+COUNTS_AS_DELIVERED = frozenset({Outcome.DELIVERED, Outcome.PASSED})
 
 
 class Assumption(StrEnum):
-    """The status assumed for a client that the log calls `unknown`, which Postfix writes for all three."""
+    """The assumed status of a client whose name is `unknown` in the log; Postfix writes `unknown` for all three."""
 
     MISSING = "missing"
     ERROR = "error"
@@ -61,7 +61,7 @@ _VERIFIED: Final = Status.VERIFIED
 _VERIFIED_NAME: Final = NameStatus.VERIFIED
 _NOT_LOOKED_UP: Final = NameStatus.NOT_LOOKED_UP
 
-# Status of a client, by what the log says about its name.
+# Status of a client, by the status of its name in the log.
 _STATUSES = {
     NameStatus.VERIFIED: Status.VERIFIED,
     NameStatus.CLAIMED: Status.MISMATCH,
@@ -70,7 +70,7 @@ _STATUSES = {
 }
 
 
-class OwnerAssumption(StrEnum):
+class OwnerSource(StrEnum):
     """The source of a client's system and country."""
 
     DATABASE = "database"  # the databases that the ruleset declares
@@ -107,12 +107,12 @@ class Judge:
         self._memory: Memory | None = None  # memory of earlier requests, with the log's own time
         if uses_memory(ruleset):
             self._memory = Memory(ProcessMemory(MAX_KEYS), None, domain_of, clock=lambda: self._now)
-        self.lists_assumed = False  # whether the last decisions needed an unknown answer of a DNS list
+        self.lists_assumed = False  # whether the last decisions needed an assumed answer of a DNS list
 
     def decisions(self, seen: Observation) -> list[Decision | None]:
         """One decision for each recipient, or one for all of them.
 
-        None: the decision depends on the client's name, which was not looked up.
+        A decision is None if it depends on the client's name, and the name was not looked up.
         """
         self.lists_assumed = False
         if seen.time is not None:
@@ -121,7 +121,7 @@ class Judge:
         return [self._decide(_request(seen, recipient), facts) for recipient in self.recipients(seen)]
 
     def grounds(self, seen: Observation) -> object:
-        """Returns a key: observations with equal grounds have the same decisions, in any order of their recipients."""
+        """Returns a key: observations with equal grounds get the same decisions, whatever the order of recipients."""
         facts = self._facts(seen)
         recipients = self.recipients(seen)
         if self._memory is not None and self._depends_on_earlier(seen, recipients, facts):
@@ -133,14 +133,14 @@ class Judge:
         )
 
     def _depends_on_earlier(self, seen: Observation, recipients: Sequence[bytes], facts: Facts) -> bool:
-        """Whether the decision depends on earlier mails, so that it is made for each mail."""
+        """Whether the decision depends on earlier mails, so that it cannot be cached."""
         if self._ruleset.greylist is not None:
             return True
         inquiries = (Inquiry(self._ruleset, _request(seen, recipient), facts, self._today) for recipient in recipients)
         return any(inquiry.counted() for inquiry in inquiries)
 
     def recipients(self, seen: Observation) -> tuple[bytes, ...]:
-        """Returns the recipients that get a decision each."""
+        """Returns the recipients for which decisions are made; an empty one if the log has none."""
         return seen.recipients if self._by_recipient and seen.recipients else seen.recipients[:1] or (b"",)
 
     def _facts(self, seen: Observation) -> Facts:
@@ -179,8 +179,8 @@ class Judge:
 def grounds(ruleset: Ruleset, request: Request, facts: Facts, finds: Iterable[Find]) -> tuple[object, ...]:
     """Returns everything that a decision depends on, for one day: requests with equal grounds get equal decisions.
 
-    The mails of a log have few different grounds, so a replay decides each kind of mail once. `finds` are those of the
-    ruleset's lookups (`_finder`).
+    The mails of a log have few different grounds, so a replay decides each kind of mail once. `finds` has the result of
+    `_finder` for each of the ruleset's lookups.
     """
     identity = facts.identity
     if facts.owner is None and ruleset.owners is not None:
@@ -194,7 +194,7 @@ def grounds(ruleset: Ruleset, request: Request, facts: Facts, finds: Iterable[Fi
 
 
 def _finder(lookup: Lookup) -> Find:
-    """Returns a lookup's `find`; for expressions on an attribute a shorter way, because they take most of the time."""
+    """Returns a lookup's `find`, or a faster one for expressions on an attribute, which take most of the time."""
     place = _PLACES.get(lookup.subject) if isinstance(lookup, ExpressionLookup) else None
     if place is None or not isinstance(lookup, ExpressionLookup):
         return lookup.find
@@ -203,12 +203,13 @@ def _finder(lookup: Lookup) -> Find:
         find = lru_cache(maxsize=_MAX_RECIPIENTS)(find)
 
     def find_in_value(request: Request, facts: Facts) -> Hits:
-        value = request.values[place]  # a request of `_request`
+        value = request.values[place]  # the request is from `_request`, so its values are in the order of `_PLACES`
         return find(value) if value else general(request, facts)
 
     return find_in_value
 
 
+# Positions of the attributes in a request from `_request`.
 _PLACES = {
     name: place
     for place, name in enumerate(

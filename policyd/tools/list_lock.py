@@ -16,6 +16,8 @@ _NAME = ".policyd.lock"
 
 # Seconds to wait for another command; a fetch holds the lock only while it moves files.
 _SECONDS = 30.0
+
+# Seconds between two attempts.
 _PAUSE = 0.05
 
 

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def replace_file(path: Path, content: bytes, modified: float | None = None) -> None:
-    """Replaces the file at `path`, which need not exist, by `content`; a link to a file stays a link.
+    """Writes `content` in place of the file at `path`, if there is one; a link to a file stays a link.
 
     The content goes to a temporary file beside it, which is synchronised to disk and renamed. Owner, group and mode do
-    not change. `modified` is the new modification time (Unix seconds), now by default. Anything but a regular file (a
-    pipe, `/dev/stdout`) is written to directly. Raises OSError; the old file is then unchanged.
+    not change. `modified` is the new modification time in Unix seconds, the current time by default. Anything but a
+    regular file (a pipe, `/dev/stdout`) is written to directly. Raises OSError; the old file is then unchanged.
     """
     target = path.resolve()
     try:

@@ -11,13 +11,13 @@ from policyd.core.address import parse_address
 from policyd.tools.address_blocks import Block, blocks, part_of
 
 
-def found(*addresses: str, least: int = 3) -> list[str]:
+def found(*addresses: str, min_clients: int = 3) -> list[str]:
     clients: Counter[tuple[int, int]] = Counter()
     for address in addresses:
         parsed = parse_address(address.encode())
         assert parsed is not None
         clients[part_of(*parsed)] += 1
-    return [str(block) for block in blocks(clients, least)]
+    return [str(block) for block in blocks(clients, min_clients)]
 
 
 @pytest.mark.parametrize(
@@ -55,4 +55,4 @@ def test_blocks_never_overlap_and_each_holds_enough(hosts: list[int], least: int
 
 def test_the_parts_of_a_block_are_those_of_its_addresses() -> None:
     block = Block(4, 0xC6336000, 23)
-    assert [(4, key) for key in block.part_keys()] == [part_of(4, 0xC6336001), part_of(4, 0xC6336101)]
+    assert [(4, number) for number in block.part_numbers()] == [part_of(4, 0xC6336001), part_of(4, 0xC6336101)]

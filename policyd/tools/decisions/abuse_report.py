@@ -1,8 +1,8 @@
 """An abuse report for a network, a host name suffix, a system or a country, from decision logs or mail logs.
 
 The report is an ARF message (RFC 5965). It is written, never sent. One message covers all mails: its text sums up and
-quotes log lines, its machine-readable part counts the mails (`Incidents`) and names the most frequent client. Log lines
-contain recipients, which are hidden unless the user asks for them, also in a sender that contains one (VERP).
+quotes log lines, its machine-readable part counts the mails (`Incidents`) and names the most frequent client. The
+recipients in log lines are hidden unless the user asks for them, also in a sender that contains one (VERP).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from policyd.config.problems import counted
 from policyd.decision_log.reader import LoggedDecision
 from policyd.tools.decisions.find import Search, as_line, every, is_refused, time_of
 from policyd.tools.display import shown
-from policyd.tools.owned import owner_of, system_name
+from policyd.tools.owners import owner_of, system_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,8 +43,10 @@ HIDDEN = b"hidden"
 
 @dataclass(slots=True)
 class Incident:
-    """The reported mails, of one network, suffix, system or country. A decision log has the refused mails, a mail log
-    also those that were not refused."""
+    """The reported mails of one network, suffix, system or country.
+
+    From a decision log, these are the refused mails; from a mail log, also those that were not refused.
+    """
 
     subject: str  # the network, suffix or country as given; the system with its name, if known
     recipients_shown: bool
@@ -53,8 +55,8 @@ class Incident:
     clients: Counter[bytes] = field(default_factory=Counter)
     names: Counter[bytes] = field(default_factory=Counter)
     senders: Counter[bytes] = field(default_factory=Counter)
-    first: str = ""  # the time of the first
-    quoted: list[Found] = field(default_factory=list)  # the last ones
+    first: str = ""  # the time of the first mail
+    quoted: list[Found] = field(default_factory=list)  # the last mails
 
     def add(self, found: Found) -> None:
         self.count += 1
@@ -87,8 +89,9 @@ def collect(
 ) -> Incident:
     """Collects the mails of a network, of names under a suffix (as in `hostname_suffix`), of a system or of a country.
 
-    From a decision log, refused mails, or those that `mode: observe` would have refused. From a mail log, every mail;
-    the databases of `ruleset` tell the systems and countries of its clients. Raises `LogError`.
+    From a decision log, these are the refused mails and, under `mode: observe`, those that would have been refused.
+    From a mail log, it is every mail; the databases of `ruleset` give the systems and countries of its clients. Raises
+    `LogError`.
     """
     networks = (network,) if network is not None else ()
     search = Search(networks, suffix or "", since=since, asn=asn, country=country, ruleset=ruleset)
@@ -105,10 +108,10 @@ def collect(
 
 
 def as_message(incident: Incident, sender: str, recipient: str | None, now: datetime.datetime) -> Message:
-    """The report as a message from `sender`; `now` is aware. The incident has at least one mail.
+    """The report as a message from `sender`; `now` has a time zone. The incident has at least one mail.
 
-    Its three parts are those of RFC 5965 section 2: a text, the machine-readable report, and the known header of a
-    mail.
+    Its three parts are those of RFC 5965 section 2: a text, the machine-readable report, and the known header of the
+    last mail.
     """
     message = MIMEMultipart("report", report_type="feedback-report", policy=email.policy.default)
     message["From"] = sender
@@ -184,7 +187,7 @@ def _part(subtype: str, text: str) -> Message:
 
 
 def _header(last: Found, host: str) -> str:
-    """Returns trace lines for the last mail (RFC 5321 section 4.4), which was refused before it had any."""
+    """Returns trace lines (RFC 5321 section 4.4) for the last mail, whose own header the log does not have."""
     name = shown(last.names[0]) if last.verified else "unknown"
     source = last.source
     by = f"by {host} (policyd) id {shown(source.id)}" if isinstance(source, LoggedDecision) else f"by {host}"
@@ -208,7 +211,7 @@ def _date(found: Found) -> str:
 def without_recipient(source: Source) -> Source:
     """The same decision or mail with `hidden` in place of each recipient, wherever it occurs.
 
-    Bounce addresses contain it as `joe=here.example` or `joe#here.example` (VERP), and a reply may quote it.
+    Bounce addresses contain the recipient as `joe=here.example` or `joe#here.example` (VERP), and a reply may quote it.
     """
     recipients: tuple[bytes, ...]
     if isinstance(source, LoggedDecision):

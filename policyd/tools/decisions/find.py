@@ -10,14 +10,14 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from policyd.core.address import parse_address
 from policyd.core.normalize import domain_of, fold_name, fold_value
 from policyd.decision_log.reader import LoggedDecision, as_text, parse_anywhere
 from policyd.logs.either import Batch, batches
 from policyd.logs.timestamps import LogClock, rfc3339
 from policyd.logs.transaction import NameStatus, Observation, Outcome
+from policyd.tools.decisions.networks import in_networks
 from policyd.tools.display import shown
-from policyd.tools.owned import owner_of
+from policyd.tools.owners import owner_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from policyd.core.index import Ruleset
     from policyd.core.owners import Owner
 
-# Maximum number of distinct values, 350 bytes each. All further values are counted together.
-MAX_VALUES = 1_000_000
-
 # Maximum number of addresses whose membership in the wanted networks is cached.
 _MAX_REMEMBERED = 100_000
 
@@ -38,7 +35,7 @@ Source: TypeAlias = "LoggedDecision | Observation"
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """Filter of a search; an empty part selects all. `since` is the first second (Unix), `until` the end, exclusive.
+    """Filter of a search; an empty part selects all. `since` (inclusive) and `until` (exclusive) are in Unix seconds.
 
     `suffix` is as in `hostname_suffix`, and also finds claimed names. `sender` and `recipient` are an address, or a
     domain (then addresses at it or under it); `<>` is the null sender. `asn` and `country` are those of the client's
@@ -61,8 +58,9 @@ class Search:
         return not (self.networks or self.suffix or self.sender or self.recipient or self.asn or self.country)
 
     def covers(self, time: float | None) -> bool:
-        """Whether a time (Unix seconds) lies between `since` and `until`; an unknown time does only if neither is
-        given.
+        """Whether a time (Unix seconds) lies between `since` and `until`.
+
+        An unknown time counts as between them only if neither is given.
         """
         if time is None:
             return self.since is None and self.until is None
@@ -93,6 +91,7 @@ def every(paths: Sequence[str], search: Search, advance: Callable[[int], None] |
 
 
 def found_in(batch: Batch, matcher: Matcher, clock: LogClock) -> Iterator[Found]:
+    """Yields the matching decisions and mails of a batch."""
     for line in matcher.candidates(batch.text):
         decision = parse_anywhere(line)
         if decision is not None and not decision.is_probe:
@@ -154,13 +153,13 @@ class Matcher:
             return False
         if self._suffix and not is_under(found.names, self._suffix):
             return False
-        if not self._is_owned(found):
+        if not self._has_owner(found):
             return False
         if self._sender and not (found.sender is not None and _is_at(found.sender, self._sender)):
             return False
-        return not self._recipient or any(_is_at(each, self._recipient) for each in found.recipients)
+        return not self._recipient or any(_is_at(recipient, self._recipient) for recipient in found.recipients)
 
-    def _is_owned(self, found: Found) -> bool:
+    def _has_owner(self, found: Found) -> bool:
         search = self._search
         if not (search.asn or search.country):
             return True
@@ -168,15 +167,15 @@ class Matcher:
         return (not search.asn or owner.asn == search.asn) and (not search.country or owner.country == search.country)
 
     def _longest_needle(self) -> bytes:
-        """Bytes that every matching line contains in either format: letters that neither format escapes."""
+        """The longest wanted text that every matching line contains, in either format; empty if there is none."""
         network = self._search.networks[0] if len(self._search.networks) == 1 else None
         address = str(network.ip).encode() if network is not None and str(network.cidr).endswith("/32") else b""
-        plain = [
-            each
-            for each in (self._suffix.lstrip(b"."), self._sender, self._recipient, address)
-            if re.fullmatch(rb"[a-z0-9@._-]+", each)
+        unescaped = [  # neither format escapes these characters
+            text
+            for text in (self._suffix.lstrip(b"."), self._sender, self._recipient, address)
+            if re.fullmatch(rb"[a-z0-9@._-]+", text)
         ]
-        return max(plain, key=len, default=b"")
+        return max(unescaped, key=len, default=b"")
 
     def _may_be_in_networks(self, line: bytes) -> bool:
         client = _CLIENT.search(line)
@@ -192,17 +191,8 @@ class Matcher:
 
 
 # The client's address in a line, in both formats. Client text cannot look like it, because one format escapes blanks
-# and the other quotes; only a reply, at the end of the line, may.
+# and the other quotes. Only a reply may look like it, but that is at the end of the line.
 _CLIENT = re.compile(rb' client=[^\[ ]*\[([^\] ]*)\]|"client_address":\s?"([^"]*)"')
-
-
-def in_networks(text: bytes, networks: Sequence[netaddr.IPNetwork]) -> bool:
-    """Whether an address lies in one of the networks."""
-    parsed = parse_address(text)
-    if parsed is None:
-        return False
-    version, number = parsed
-    return any(network.version == version and network.first <= number <= network.last for network in networks)
 
 
 def owner_in(source: Source, ruleset: Ruleset | None) -> Owner:

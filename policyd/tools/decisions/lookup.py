@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
     from policyd.decision_log.reader import LoggedDecision
 
-# Crockford's base 32 (https://www.crockford.com/base32.html) reads these as digits, because people write them.
+# Crockford's base 32 (https://www.crockford.com/base32.html) reads these letters as digits: people confuse them.
 _ALIASES = bytes.maketrans(b"ILO", b"110")
-
 
 # An id is not part of a longer word.
 _ID = re.compile(r"(?<![0-9A-Za-z])[0-9A-TV-Z]{8}(?![0-9A-Za-z])", re.IGNORECASE)
@@ -28,9 +27,9 @@ _ID_IN_PARENTHESES = re.compile(r"\(([0-9A-TV-Z]{8})\)", re.IGNORECASE)
 
 
 def ids_in(text: str) -> list[str]:
-    """Finds possible ids in a pasted text: words of eight characters, only those in parentheses if there are any.
+    """Finds possible ids in a pasted text: words of eight characters. If some are in parentheses, returns only these.
 
-    A single word is an id, whatever its form. Words such as `rejected` also look like an id; the log decides.
+    A single word is an id, whatever its form. Words such as `rejected` look like an id too, but no log has them as one.
     """
     text = text.strip()
     found = _ID_IN_PARENTHESES.findall(text) or _ID.findall(text)
@@ -41,16 +40,16 @@ def find(
     ids: Sequence[str], paths: Sequence[str], advance: Callable[[int], None] | None = None
 ) -> list[LoggedDecision]:
     """The decisions with one of these ids, in any spelling that Crockford's base 32 allows. Raises `LogError`."""
-    wanted = {_plain(each.encode("utf-8", "replace")) for each in ids}
+    wanted = {_canonical(text.encode("utf-8", "replace")) for text in ids}
     return [
         decision
         for batch in decisions(paths, DecisionCounts(), advance)
         for decision in batch
-        if _plain(decision.id) in wanted
+        if _canonical(decision.id) in wanted
     ]
 
 
-def _plain(decision_id: bytes) -> bytes:
+def _canonical(decision_id: bytes) -> bytes:
     return decision_id.upper().translate(_ALIASES)
 
 
@@ -72,7 +71,7 @@ def request_of(decision: LoggedDecision) -> Request:
     return Request.of({name: value for name, value in attributes.items() if value})
 
 
-# Without a host name, `verified` cannot be confirmed.
+# `verified` is left out, because it needs a host name.
 _STATUSES = {status.value.encode(): status for status in Status if status is not Status.VERIFIED}
 _REASONS = {reason.value.encode(): reason for reason in Reason}
 

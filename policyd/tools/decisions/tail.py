@@ -7,16 +7,17 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-import netaddr
 from rich.text import Text
 
-from policyd.core.address import parse_address
 from policyd.decision_log.reader import LoggedDecision, as_text, parse_anywhere
 from policyd.logs.files import MAX_LINE_BYTES, LogError, read_blocks
+from policyd.tools.decisions.networks import in_networks
 from policyd.tools.display import styled_verb
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    import netaddr
 
 # Seconds between two reads of a log: fast enough for people, and cheap.
 POLL_SECONDS = 0.2
@@ -25,7 +26,7 @@ POLL_SECONDS = 0.2
 _BACK_BYTES = 512 * 1024
 
 
-class Wanted(NamedTuple):
+class DecisionFilter(NamedTuple):
     """Filter of decisions; an empty part selects all. A decision matches if it has any of the actions, any of the rules
     and any of the networks.
     """
@@ -34,7 +35,7 @@ class Wanted(NamedTuple):
     rules: frozenset[bytes] = frozenset()
     networks: tuple[netaddr.IPNetwork, ...] = ()
 
-    def has(self, decision: LoggedDecision) -> bool:
+    def matches(self, decision: LoggedDecision) -> bool:
         """Whether a decision matches. A rule also matches if it only observed."""
         if decision.is_probe:
             return False
@@ -42,31 +43,13 @@ class Wanted(NamedTuple):
             return False
         if self.rules and not self.rules & {decision.rule_name, *decision.observed}:
             return False
-        return not self.networks or self._in_networks(decision.client_address)
-
-    def _in_networks(self, text: bytes) -> bool:
-        parsed = parse_address(text)
-        if parsed is None:
-            return False
-        version, number = parsed
-        return any(network.version == version and network.first <= number <= network.last for network in self.networks)
-
-
-def parse_networks(values: Sequence[str]) -> tuple[netaddr.IPNetwork, ...]:
-    """Parses networks in the form of rules. Raises ValueError with a message for the user."""
-    networks = []
-    for value in values:
-        try:
-            networks.append(netaddr.IPNetwork(value))
-        except (netaddr.AddrFormatError, ValueError):
-            raise ValueError(f"'{value}' is not a network; write 192.0.2.0/24 or 2001:db8::/32") from None
-    return tuple(networks)
+        return not self.networks or in_networks(decision.client_address, self.networks)
 
 
 def follow(
-    path: str, last: int, wanted: Wanted, wait: Callable[[], bool] = lambda: _wait(POLL_SECONDS)
+    path: str, last: int, wanted: DecisionFilter, wait: Callable[[], bool] = lambda: _wait(POLL_SECONDS)
 ) -> Iterator[LoggedDecision]:
-    """The `last` wanted decisions of the log, and each new one as it is written, for as long as `wait` returns true.
+    """Yields the `last` wanted decisions of the log, then each new one as it is written, until `wait` returns false.
 
     `wait` is called when there is nothing to read. A rotated log is read to its end, then the new log from its start; a
     truncated log is read from its start. Raises `LogError` if the log does not exist at the beginning.
@@ -84,20 +67,15 @@ def follow(
             file.seek(0, os.SEEK_END)
         while True:
             found = lines.read(file)
-            yield from (
-                decision for line in found if (decision := parse_anywhere(line)) is not None and wanted.has(decision)
-            )
+            yield from _wanted_in(found, wanted)
             if found:
                 continue
-            moved = _moved(file, path)
-            if moved is not None:
-                # It may have grown between the last read and the move.
-                rest = lines.read(file)
-                yield from (
-                    decision for line in rest if (decision := parse_anywhere(line)) is not None and wanted.has(decision)
-                )
+            new_file = _new_file(file, path)
+            if new_file is not None:
+                # The old file may have grown since the last read.
+                yield from _wanted_in(lines.read(file), wanted)
                 file.close()
-                file, lines = moved, _Lines()
+                file, lines = new_file, _Lines()
                 continue
             if os.fstat(file.fileno()).st_size < file.tell():
                 file.seek(0)
@@ -109,12 +87,17 @@ def follow(
         file.close()
 
 
-def every(paths: Sequence[str], wanted: Wanted) -> Iterator[LoggedDecision]:
-    """The matching decisions of complete files, or of standard input until it ends. Raises `LogError`."""
+def every(paths: Sequence[str], wanted: DecisionFilter) -> Iterator[LoggedDecision]:
+    """Yields the wanted decisions of complete files, or of standard input until it ends. Raises `LogError`."""
     for block in read_blocks(paths):
-        yield from (
-            decision for line in block.lines if (decision := parse_anywhere(line)) is not None and wanted.has(decision)
-        )
+        yield from _wanted_in(block.lines, wanted)
+
+
+def _wanted_in(lines: Iterable[bytes], wanted: DecisionFilter) -> Iterator[LoggedDecision]:
+    for line in lines:
+        decision = parse_anywhere(line)
+        if decision is not None and wanted.matches(decision):
+            yield decision
 
 
 def as_line(decision: LoggedDecision) -> Text:
@@ -148,28 +131,25 @@ class _Lines:
         return lines
 
 
-def _last(file: BinaryIO, lines: _Lines, last: int, wanted: Wanted) -> list[LoggedDecision]:
+def _last(file: BinaryIO, lines: _Lines, last: int, wanted: DecisionFilter) -> list[LoggedDecision]:
     size = file.seek(0, os.SEEK_END)
     start = max(0, size - _BACK_BYTES)
     file.seek(start)
     kept: deque[LoggedDecision] = deque(maxlen=last)
-    first = start > 0
+    is_cut = start > 0  # the first line lacks its start
     while found := lines.read(file):
-        for line in found[1:] if first else found:  # the first one lacks its start
-            decision = parse_anywhere(line)
-            if decision is not None and wanted.has(decision):
-                kept.append(decision)
-        first = False
+        kept.extend(_wanted_in(found[1:] if is_cut else found, wanted))
+        is_cut = False
     return list(kept)
 
 
-def _moved(file: BinaryIO, path: str) -> BinaryIO | None:
-    """The file now at the path, if it is another file; None if there is none yet."""
+def _new_file(file: BinaryIO, path: str) -> BinaryIO | None:
+    """Opens the file now at the path, if it is another file; None if there is no other file yet."""
     try:
         now = os.stat(path)  # noqa: PTH116 - a path that was typed, used as it is
         if os.path.samestat(now, os.fstat(file.fileno())):
             return None
-        return open(path, "rb")  # noqa: PTH123 - as above; the caller closes
+        return open(path, "rb")  # noqa: PTH123 - as above; the caller closes the file
     except OSError:
         return None  # rotation is not complete, or the new file is not readable yet: try again
 

@@ -23,7 +23,7 @@ from policyd.decision_log.record import unescape
 from policyd.logs.counting import without_garbage_collection
 from policyd.logs.either import batches
 from policyd.logs.timestamps import LogClock
-from policyd.tools.address_blocks import Block, part_of
+from policyd.tools.address_blocks import block_of, part_of
 from policyd.tools.decisions.find import Matcher, found_in, owner_in
 from policyd.tools.display import shown
 
@@ -69,7 +69,10 @@ class Count:
 
 @dataclass(slots=True)
 class Tally:
-    """The distinct values and their counts. `found` counts everything, `others` the values beyond MAX_VALUES."""
+    """The distinct values and their counts.
+
+    `found` is the number of matches, `others` the number of occurrences of values beyond MAX_VALUES.
+    """
 
     by: By
     values: Values
@@ -150,18 +153,18 @@ def _pattern(by: By, offset: bytes, *, as_json: bool) -> re.Pattern[bytes]:
     return re.compile(rb"%b %b %b.*+\n" % (time, _VERB, _TEXT[by]))
 
 
-# `policyd doctor` asks with this instance, in either format.
+# The instance in the requests of `policyd doctor`, the same in both formats.
 _PROBE = b"policyd-doctor"
 
 
-# --- Counted ----------------------------------------------------------------------------------------------------------
+# --- Counting ---------------------------------------------------------------------------------------------------------
 
 
 class Values:
     """Distinct values, each with its count, first and last time.
 
-    Most values of a large log occur once. So a value has a first time, and further entries only if it occurs again: one
-    access to a table that is too large for the processor's caches, instead of three.
+    Most values of a large log occur once, so only repeated values have entries in all three tables. For most values,
+    this takes one access to a table that is too large for the processor's caches, instead of three.
     """
 
     def __init__(self) -> None:
@@ -184,11 +187,11 @@ class Values:
             return None
         if len(self._first) >= MAX_VALUES:
             known = map(self._first.get, values)
-            again = [each for each, first in zip(found, known, strict=True) if first is not None]
+            again = [pair for pair, first in zip(found, known, strict=True) if first is not None]
         elif len(self._first) + len(found) <= MAX_VALUES:
             # setdefault returns the given time if, and only if, the value is new.
             stored = map(self._first.setdefault, values, times)
-            again = [each for each, first in zip(found, stored, strict=True) if first is not each[0]]
+            again = [pair for pair, first in zip(found, stored, strict=True) if first is not pair[0]]
             found = again
         else:
             return None
@@ -216,13 +219,13 @@ class Values:
         return True
 
     def into_shown(self, show: Callable[[bytes | None], str]) -> Values:
-        """Moves the values into a new object in printed form (ASCII); some may become equal."""
-        together = Values()
+        """Returns the values in printed form (ASCII), in which some may be equal; this object is empty afterwards."""
+        printed = Values()
         while self._first:
             value, first = self._first.popitem()
             count, last = 1 + self._more.pop(value, 0), self._last.pop(value, first)
-            together.add(show(value).encode("ascii"), first, last, count)
-        return together
+            printed.add(show(value).encode("ascii"), first, last, count)
+        return printed
 
     def are_plain(self) -> bool:
         """Whether all values are printable ASCII without escapes, and none is empty or missing."""
@@ -256,7 +259,7 @@ _ODD = re.compile(rb"[^\n -~]|\\")
 
 
 class _Counter:
-    """Counts raw values: bytes as the log has them, or None if it has none."""
+    """Counts raw values: bytes as in the log, or None if the log has no value."""
 
     def __init__(self, search: Search, by: By) -> None:
         self._by = _COUNTED_BY.get(by, by)
@@ -282,17 +285,17 @@ class _Counter:
                 self._count(time, value)
 
     def _add_text(self, text: bytes) -> bool:
-        """Counts lines of the decision log; returns False, with nothing counted, if any of them is something else."""
+        """Counts lines of the decision log; returns False, with nothing counted, if any line is something else."""
         found = self._read(text)
         if found is None or _PROBE in text:
             return False
         search = self._search
         if search.since is not None:
             since = self._times.of_seconds(search.since)
-            found = [each for each in found if each[0] >= since]
+            found = [pair for pair in found if pair[0] >= since]
         if search.until is not None:
             until = self._times.of_seconds(search.until)
-            found = [each for each in found if each[0] < until]
+            found = [pair for pair in found if pair[0] < until]
         if found:
             self._tally.found += len(found)
             others = self._tally.values.add_in_order(found)
@@ -313,7 +316,7 @@ class _Counter:
             found = self._pattern(b"", as_json=is_json).findall(text)
             if len(found) != lines:
                 return None
-            found = [(self._times.of(each[0]), *each[1:]) for each in found]
+            found = [(self._times.of(groups[0]), *groups[1:]) for groups in found]
         if self._by is By.HOSTNAME:
             return [(time, name or (_UNVERIFIED + claimed if claimed else None)) for time, claimed, name in found]
         return found
@@ -341,7 +344,7 @@ _UNVERIFIED = b"\0"
 
 
 def _values(found: Found, by: By, ruleset: Ruleset | None) -> Sequence[bytes | None]:
-    """The raw values of a key; a mail may have several recipients."""
+    """The raw values of a key: one, but a mail may have several recipients."""
     match by:
         case By.CLIENT:
             return (found.client_address,)
@@ -363,7 +366,7 @@ def _unescaped(raw: bytes) -> bytes:
 
 
 def _plain(raw: bytes | None) -> str:
-    """A value unchanged, if it is printable."""
+    """A value in printed form; a printable value without escapes is unchanged."""
     text = (raw or b"").decode("ascii", "replace")
     if text.isascii() and text.isprintable() and "\\" not in text:
         return text or "-"
@@ -382,9 +385,7 @@ def _network(raw: bytes | None) -> str:
     address = parse_address(_unescaped(raw or b""))
     if address is None:
         return _plain(raw)
-    version, part = part_of(*address)
-    prefix, width = (24, 32) if version == 4 else (48, 128)
-    return str(Block(version, part << (width - prefix), prefix))
+    return str(block_of(*part_of(*address)))
 
 
 def _sender(raw: bytes | None) -> str:
@@ -406,7 +407,7 @@ _SHOWN: dict[By, Callable[[bytes | None], str]] = {
     By.ASN: _plain,
 }
 
-# Keys whose values are printed as logged, if they are plain.
+# Keys whose values are printed as logged if `Values.are_plain`.
 _SHOWN_AS_LOGGED = frozenset({By.CLIENT, By.SENDER, By.RECIPIENT, By.ASN})
 
 
@@ -422,7 +423,7 @@ class _Times:
         self._minutes: dict[bytes, bytes] = {}
 
     def of(self, time: bytes) -> bytes:
-        """A time of the decision log, `2026-11-21T17:16:00.123+09:00`, with the offset."""
+        """Converts a time of the decision log, for example `2026-11-21T17:16:00.123+09:00`."""
         offset = self.offset or self._use(time)
         if time.endswith(offset):
             return time
@@ -436,7 +437,7 @@ class _Times:
         return minute + time[16:23] + offset
 
     def of_seconds(self, seconds: float | None) -> bytes:
-        """A time in Unix seconds; empty for None."""
+        """Converts a time in Unix seconds; the result is empty for None."""
         if seconds is None:
             return b""
         if not self.offset:

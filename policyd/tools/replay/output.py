@@ -10,7 +10,7 @@ from policyd.config.problems import counted
 from policyd.logs.maillog import quote
 from policyd.logs.timestamps import rfc3339
 from policyd.tools.display import shown, styled_verb, table
-from policyd.tools.judge import GOT_THROUGH, Assumption, ListAssumption
+from policyd.tools.judge import COUNTS_AS_DELIVERED, Assumption, ListAssumption
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from policyd.logs.transaction import Observation
-    from policyd.tools.replay.replay import Answer, Comparison, Facts, Replay, Tally
+    from policyd.tools.replay.replay import Answer, Comparison, LogFacts, Replay, Tally
     from policyd.tools.replay.waits import Waits
 
 _COLUMNS = ("delivered", "mails", "clients", "sender domains")
 
-# Maximum number of rules without a match that are named; --json has all of them.
+# Maximum number of unmatched rules that are named; --json has all of them.
 _MAX_UNMATCHED = 20
 
 
@@ -69,7 +69,7 @@ def _waits_as_json(waits: Waits) -> dict[str, Any]:
     }
 
 
-def _facts_as_json(facts: Facts) -> dict[str, Any]:
+def _facts_as_json(facts: LogFacts) -> dict[str, Any]:
     return {
         "lines": facts.counts.lines,
         "lines_unknown": facts.counts.unknown,
@@ -125,7 +125,7 @@ def print_replay(console: Console, replay: Replay) -> None:
     """Prints delivered mails that would have been refused, then every rule that matched."""
     _print_facts(console, replay.facts, f"ruleset {replay.ruleset.hash}")
     if replay.facts.refused_delivered:
-        console.print(f"{_were(replay.facts.refused_delivered)} delivered, and would have been refused:")
+        console.print(f"{_mails_were(replay.facts.refused_delivered)} delivered, and would have been refused:")
         _print_examples(console, [(answer.rule, tally) for answer, tally in replay.rules if answer.refuses])
     else:
         console.print("No mail that was delivered would have been refused.")
@@ -139,7 +139,7 @@ def print_replay(console: Console, replay: Replay) -> None:
         names = ", ".join(replay.unmatched[:_MAX_UNMATCHED])
         console.print(Text(f"no mail for: {names}" + (f" and {more:,} more rules" if more > 0 else "")))
     if replay.waits is not None:
-        console.print(Text(_waited(replay.waits)))
+        console.print(Text(_waits_line(replay.waits)))
     notes = _notes(replay.facts, replay.subjects, [tally for _, tally in replay.rules])
     if replay.ruleset.observe:
         notes.append("the file has `mode: observe`: policyd would log these answers and send none of them")
@@ -150,9 +150,11 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     """Prints mails with different answers, newly refused deliveries first."""
     _print_facts(console, comparison.facts, f"ruleset {comparison.old.hash} -> {comparison.ruleset.hash}")
     if comparison.facts.refused_delivered:
-        console.print(f"{_were(comparison.facts.refused_delivered)} delivered, and would now be refused:")
-        newly = [(after.rule, tally) for before, after, tally in comparison.changes if _worse(before, after)]
-        _print_examples(console, newly)
+        console.print(f"{_mails_were(comparison.facts.refused_delivered)} delivered, and would now be refused:")
+        refused = [
+            (after.rule, tally) for before, after, tally in comparison.changes if _is_newly_refused(before, after)
+        ]
+        _print_examples(console, refused)
         console.print()
     if comparison.changes:
         console.print(f"{counted(comparison.facts.changed, 'mail')} would be answered differently:")
@@ -163,7 +165,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
                 Text(before.rule),
                 _action(after),
                 Text(after.rule),
-                *_figures(tally, alarming=_worse(before, after)),
+                *_figures(tally, alarming=_is_newly_refused(before, after)),
             )
         console.print(columns)
     else:
@@ -172,7 +174,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     _print_notes(console, _notes(comparison.facts, comparison.subjects, tallies))
 
 
-def _waited(waits: Waits) -> str:
+def _waits_line(waits: Waits) -> str:
     if waits.longest is not None:
         longest = f", {waits.longest:,.0f} s at most"
     else:
@@ -184,11 +186,11 @@ def _waited(waits: Waits) -> str:
     )
 
 
-def _worse(before: Answer, after: Answer) -> bool:
+def _is_newly_refused(before: Answer, after: Answer) -> bool:
     return before.lets_through and after.refuses
 
 
-def _were(number: int) -> str:
+def _mails_were(number: int) -> str:
     return f"{counted(number, 'mail')} {'was' if number == 1 else 'were'}"
 
 
@@ -207,11 +209,11 @@ def _figures(tally: Tally, *, alarming: bool) -> list[Text]:
     ]
 
 
-def _print_facts(console: Console, facts: Facts, which: str) -> None:
+def _print_facts(console: Console, facts: LogFacts, rulesets: str) -> None:
     span = f" from {rfc3339(facts.first)} to {rfc3339(facts.last)}" if facts.first is not None else ""
     console.print(
         f"{counted(facts.counts.lines, 'line')}, {counted(facts.transactions, 'mail')}{span},"
-        f" {facts.delivered:,} of them delivered; {which}"
+        f" {facts.delivered:,} of them delivered; {rulesets}"
     )
     console.print()
 
@@ -219,7 +221,7 @@ def _print_facts(console: Console, facts: Facts, which: str) -> None:
 def _print_examples(console: Console, rules: Iterable[tuple[str, Tally]]) -> None:
     columns = table("rule", "time", "client", "sender", "recipient")
     for rule, tally in rules:
-        delivered = [seen for seen in tally.examples if seen.outcome in GOT_THROUGH]
+        delivered = [seen for seen in tally.examples if seen.outcome in COUNTS_AS_DELIVERED]
         for place, seen in enumerate(delivered):
             columns.add_row(Text("" if place else rule), rfc3339(seen.time), *_envelope(seen))
         if tally.delivered > len(delivered):
@@ -236,7 +238,7 @@ def _envelope(seen: Observation) -> list[Text]:
     return [Text(f"{name}[{shown(seen.client_address)}]"), Text(sender), Text(recipient)]
 
 
-def _notes(facts: Facts, subjects: set[str], tallies: list[Tally]) -> list[str]:
+def _notes(facts: LogFacts, subjects: set[str], tallies: list[Tally]) -> list[str]:
     """Returns notes on the limits of the figures."""
     notes = []
     if facts.assumed:
@@ -264,7 +266,7 @@ def _notes(facts: Facts, subjects: set[str], tallies: list[Tally]) -> list[str]:
             f"{counted(facts.no_owner, 'mail')}: the client's address has no record, so no rule on asn, asn_name_regex"
             " or country could match"
         )
-    notes.extend(f"no log has `{name}`; rules that use it saw an empty value" for name in facts.untold)
+    notes.extend(f"no log has `{name}`; rules that use it saw an empty value" for name in facts.unlogged)
     if any(tally.passed for tally in tallies):
         notes.append(
             "policyd's own log, and that of a filter before the queue, says only that a mail passed; such mails are"

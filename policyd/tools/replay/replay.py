@@ -18,7 +18,7 @@ from policyd.logs.counting import Distinct, without_garbage_collection
 from policyd.logs.counts import LineCounts
 from policyd.logs.maillog import MailLog, observations
 from policyd.logs.transaction import NameStatus, Observation, Outcome
-from policyd.tools.judge import GOT_THROUGH, Assumption, Judge, ListAssumption
+from policyd.tools.judge import COUNTS_AS_DELIVERED, Assumption, Judge, ListAssumption
 from policyd.tools.replay.waits import Waits
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ _domain_from = lru_cache(maxsize=65_536)(domain_of)
 _MAX_EXAMPLES = 3
 
 # Subjects that a log has.
-_TOLD = {
+_LOGGED = {
     "request",
     "protocol_state",
     "client_address",
@@ -82,7 +82,7 @@ class Tally:
 
     def add(self, seen: Observation) -> None:
         self.transactions += 1
-        if seen.outcome in GOT_THROUGH:
+        if seen.outcome in COUNTS_AS_DELIVERED:
             self.delivered += 1
             self.passed += seen.outcome is Outcome.PASSED
             if self.delivered <= _MAX_EXAMPLES:
@@ -121,14 +121,14 @@ class Answer:
 
 
 @dataclass(slots=True)
-class Facts:
+class LogFacts:
     """Figures about the logs, and about facts that they lack."""
 
     counts: LineCounts = field(default_factory=LineCounts)
     transactions: int = 0
     delivered: int = 0
     changed: int = 0  # transactions that two rulesets answer differently
-    refused_delivered: int = 0  # delivered ones that would have been refused; by the new ruleset only, if there are two
+    refused_delivered: int = 0  # delivered mails that would have been refused; of two rulesets, by the new one only
     first: float | None = None  # Unix seconds
     last: float | None = None
     assumed: int = 0  # transactions whose decision depends on the assumption for `unknown`
@@ -138,12 +138,12 @@ class Facts:
     assumption: Assumption = Assumption.MISSING
     no_helo: int = 0
     no_owner: int = 0  # transactions of clients without a record, if rules use systems or countries
-    untold: tuple[str, ...] = ()  # attributes that the ruleset uses and no log has
+    unlogged: tuple[str, ...] = ()  # attributes that the ruleset uses and no log has
     writers: set[str] = field(default_factory=set)
 
     def add(self, seen: Observation) -> None:
         self.transactions += 1
-        self.delivered += seen.outcome in GOT_THROUGH
+        self.delivered += seen.outcome in COUNTS_AS_DELIVERED
         self.no_helo += not seen.helo_name
         self.writers.add(seen.log)
         time = seen.time
@@ -159,7 +159,7 @@ class Replay:
     """The result for one ruleset."""
 
     ruleset: Ruleset
-    facts: Facts
+    facts: LogFacts
     subjects: set[str]
     rules: list[tuple[Answer, Tally]]  # refused deliveries first
     unmatched: list[str]  # rules that matched no mail
@@ -172,7 +172,7 @@ class Comparison:
 
     ruleset: Ruleset
     old: Ruleset
-    facts: Facts
+    facts: LogFacts
     subjects: set[str]
     changes: list[tuple[Answer, Answer, Tally]]  # old and new answer; newly refused deliveries first
 
@@ -195,17 +195,17 @@ def replay(
     tallies: defaultdict[tuple[str, Verb, bool], Tally] = defaultdict(Tally)
 
     def verdict(seen: Observation) -> _Verdict:
-        every = judge.decisions(seen)
+        judged = judge.decisions(seen)
         if waits is not None:
-            waits.add(seen, judge.recipients(seen), every)
-        decisions = [decision for decision in every if decision is not None]
+            waits.add(seen, judge.recipients(seen), judged)
+        decisions = [decision for decision in judged if decision is not None]
         hits = {(decision.rule_name, decision.verb, False) for decision in decisions}
         hits |= {(name, verbs[name], True) for decision in decisions for name in decision.observed}
         return _Verdict(
             tuple(tallies[hit] for hit in hits),
             any(decision.verb is not Verb.DUNNO for decision in decisions),
             seen.name_status is NameStatus.UNKNOWN and any(decision.identity is not None for decision in decisions),
-            len(decisions) < len(every),
+            len(decisions) < len(judged),
             judge.lists_assumed,
         )
 
@@ -237,26 +237,24 @@ def compare(
     tallies: defaultdict[tuple[str, Verb, str, Verb], Tally] = defaultdict(Tally)
 
     def verdict(seen: Observation) -> _Verdict:
-        every = list(zip(old_judge.decisions(seen), new_judge.decisions(seen), strict=True))
-        pairs = [(before, after) for before, after in every if before is not None and after is not None]
+        judged = list(zip(old_judge.decisions(seen), new_judge.decisions(seen), strict=True))
+        pairs = [(before, after) for before, after in judged if before is not None and after is not None]
         changes = {
             (before.rule_name, before.verb, after.rule_name, after.verb)
             for before, after in pairs
-            if _said(before) != _said(after)
+            if _reply_of(before) != _reply_of(after)
         }
         return _Verdict(
             tuple(tallies[change] for change in changes),
             any(before is Verb.DUNNO and after is not Verb.DUNNO for _, before, _, after in changes),
             seen.name_status is NameStatus.UNKNOWN
             and any(decision.identity is not None for pair in pairs for decision in pair),
-            len(pairs) < len(every),
+            len(pairs) < len(judged),
             old_judge.lists_assumed or new_judge.lists_assumed,
         )
 
     def grounds(seen: Observation) -> object:
-        pairs = {
-            (old_judge.grounds(alone), new_judge.grounds(alone)) for alone in _alone(seen, by_recipient=by_recipient)
-        }
+        pairs = {(old_judge.grounds(part), new_judge.grounds(part)) for part in _parts(seen, by_recipient=by_recipient)}
         return frozenset(pairs)
 
     facts = _facts(subjects, assumption, list_assumption)
@@ -277,17 +275,17 @@ def compare(
 
 
 class _Verdict(NamedTuple):
-    """The cached result for mails with equal grounds."""
+    """The cached result for mails with equal grounds; each flag says whether it is true of such a mail."""
 
-    tallies: tuple[Tally, ...]  # the tallies that count it
-    refuses: bool  # it would be refused; by the new ruleset only, if two are compared
+    tallies: tuple[Tally, ...]  # the tallies that count such a mail
+    refuses: bool  # would be refused; of two rulesets, by the new one only
     assumed: bool  # depends on the status assumed for `unknown`
     unjudged: bool  # depends on a name that was not looked up
     lists_assumed: bool  # needed an answer of a DNS list which the log does not have
 
 
-def _facts(subjects: set[str], assumption: Assumption, list_assumption: ListAssumption) -> Facts:
-    return Facts(assumption=assumption, list_assumption=list_assumption, untold=tuple(sorted(subjects - _TOLD)))
+def _facts(subjects: set[str], assumption: Assumption, list_assumption: ListAssumption) -> LogFacts:
+    return LogFacts(assumption=assumption, list_assumption=list_assumption, unlogged=tuple(sorted(subjects - _LOGGED)))
 
 
 def _owner_test(judge: Judge, subjects: set[str]) -> Callable[[Observation], bool] | None:
@@ -297,7 +295,7 @@ def _owner_test(judge: Judge, subjects: set[str]) -> Callable[[Observation], boo
 
 def _run(
     paths: Sequence[str],
-    facts: Facts,
+    facts: LogFacts,
     grounds: Callable[[Observation], object],
     judge: Callable[[Observation], _Verdict],
     advance: Callable[[int], None] | None,
@@ -329,19 +327,19 @@ def _run(
                 facts.assumed += assumed
                 facts.unjudged += unjudged
                 facts.lists_assumed += lists_assumed
-                if refuses and seen.outcome in GOT_THROUGH:
+                if refuses and seen.outcome in COUNTS_AS_DELIVERED:
                     facts.refused_delivered += 1
     facts.counts = log.counts
 
 
-def _alone(seen: Observation, *, by_recipient: bool) -> list[Observation]:
-    """Returns the mail once for each of its recipients if rules use them."""
+def _parts(seen: Observation, *, by_recipient: bool) -> list[Observation]:
+    """Splits a mail into one for each recipient, if rules use recipients."""
     if not by_recipient or len(seen.recipients) < 2:
         return [seen]
     return [seen._replace(recipients=(recipient,)) for recipient in seen.recipients]
 
 
-def _said(decision: Decision) -> tuple[object, ...]:
+def _reply_of(decision: Decision) -> tuple[object, ...]:
     """Returns the answer to the client, without the values of its placeholders."""
     rule = decision.rule_name if "rule" in decision.text[1::2] else ""
     return decision.verb, decision.code, decision.text, rule

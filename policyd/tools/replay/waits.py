@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from policyd.core.facts import Greylisted
-from policyd.tools.judge import GOT_THROUGH
+from policyd.logs.counting import mail_key
+from policyd.tools.judge import COUNTS_AS_DELIVERED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,11 +55,11 @@ class Waits:
         return sum(not (mail.delivered or mail.is_back) for mail in self._mails.values())
 
     def add(self, seen: Observation, recipients: Sequence[bytes], decisions: Sequence[Decision | None]) -> None:
-        """Takes one transaction with its decision for each recipient."""
+        """Follows one transaction; `decisions` has the decision for each recipient."""
         for recipient, decision in zip(recipients, decisions, strict=True):
             if decision is None or decision.greylist is None:
                 continue
-            key = hash(((seen.sender or b"").lower(), recipient.lower()))
+            key = mail_key(seen.sender or b"", recipient)
             mail = self._mails.get(key)
             if decision.greylist.deferred:
                 if mail is None:
@@ -72,4 +73,4 @@ class Waits:
                 mail.is_back = True
                 if decision.greylist is Greylisted.PASSED and seen.time is not None and mail.first is not None:
                     self.longest = max(self.longest or 0.0, seen.time - mail.first)
-            mail.delivered |= seen.outcome in GOT_THROUGH
+            mail.delivered |= seen.outcome in COUNTS_AS_DELIVERED

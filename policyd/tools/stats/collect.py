@@ -18,12 +18,12 @@ from policyd.core.facts import Greylisted
 from policyd.core.normalize import domain_of
 from policyd.core.ruleset import Kind
 from policyd.decision_log.lists import parse_answers
-from policyd.logs.counting import Distinct, Frequent, without_garbage_collection
+from policyd.logs.counting import Distinct, Frequent, mail_key, without_garbage_collection
 from policyd.logs.decisions import DecisionCounts, decisions
 from policyd.logs.timestamps import LogClock
-from policyd.tools.address_blocks import Block, part_of
+from policyd.tools.address_blocks import block_of, part_of
 from policyd.tools.display import shown
-from policyd.tools.owned import owner_of
+from policyd.tools.owners import owner_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,19 +34,20 @@ if TYPE_CHECKING:
 # Maximum number of different clients of all rules together, about 100 MB.
 _MAX_CLIENTS = 1_000_000
 
-# Maximum number of mails (sender and recipient) that passed, and of refused mails; about 60 MB each.
+# Maximum number of mails (sender and recipient) that passed, and of refused or listed mails; about 60 MB each.
 _MAX_MAILS = 500_000
 
-# Maximum number of networks, suffixes and sender domains, about 10 MB each.
+# Maximum number of networks, of suffixes and of sender domains, about 10 MB each.
 _MAX_ORIGINS = 50_000
 
-# Maximum number of rules. A ruleset of 10,000 is large; names come from the log, which must not fill memory.
+# Maximum number of rules, and of rulesets. 10,000 rules are many; names come from the log, which must not fill memory.
 _MAX_RULES = 50_000
 
 # Maximum number of DNS lists: more than any ruleset has; names come from the log.
 _MAX_LISTS = 1000
 
-# Maximum number of systems and countries: some 80,000 systems announce addresses; numbers come from the log. 20 MB.
+# Maximum number of systems and of countries, about 20 MB. Some 80,000 systems announce addresses; numbers come from the
+# log.
 _MAX_SYSTEMS = 100_000
 _MAX_COUNTRIES = 1000
 
@@ -161,14 +162,14 @@ class Stats:
     milliseconds: Counter[float] = field(default_factory=Counter)  # milliseconds of a decision, to two digits
     rulesets: dict[str, float | None] = field(default_factory=dict)  # hashes, with the time of the first decision
     unmatched: list[str] = field(default_factory=list)  # rules of today's ruleset that never matched
-    would_do: dict[str, str] = field(default_factory=dict)  # actions of observed rules in today's ruleset
+    would_do: dict[str, str] = field(default_factory=dict)  # actions of the rules of today's ruleset
 
     @property
     def top_networks(self) -> list[tuple[str, int]]:
-        return [(_network(*part), count) for part, count in self.networks.most_common(TOP)]
+        return [(str(block_of(*part)), count) for part, count in self.networks.most_common(TOP)]
 
     def percentile(self, share: float) -> float | None:
-        """The percentile of the decisions' time, in milliseconds."""
+        """The milliseconds within which this share (0 to 1) of the decisions was made; None without any times."""
         left = share * self.milliseconds.total()
         for value in sorted(self.milliseconds):
             left -= self.milliseconds[value]
@@ -212,11 +213,11 @@ class _Collector:
     def __init__(self, ruleset: Ruleset | None) -> None:
         self.stats = Stats()
         self._ruleset = ruleset if ruleset is not None and ruleset.owners is not None else None
-        self._clients = Distinct(_MAX_CLIENTS)
-        self._mails = Distinct(_MAX_MAILS)
-        self._passed_left = Distinct(_MAX_MAILS)
+        self._clients_limit = Distinct(_MAX_CLIENTS)
+        self._mails_limit = Distinct(_MAX_MAILS)
+        self._passed_limit = Distinct(_MAX_MAILS)
         self._passed: set[int] = set()
-        self._greylisted_left = Distinct(_MAX_GREYLISTED)
+        self._greylisted_limit = Distinct(_MAX_GREYLISTED)
         self._deferred: set[int] = set()
         self._returned: set[int] = set()
 
@@ -269,7 +270,7 @@ class _Collector:
         if mail is None:
             return
         if word is not None and word.deferred:
-            self.stats.greylisted.uncounted |= not self._greylisted_left.add(self._deferred, mail)
+            self.stats.greylisted.uncounted |= not self._greylisted_limit.add(self._deferred, mail)
         elif mail in self._deferred and (word is not None or decided == "DUNNO"):
             self._returned.add(mail)
 
@@ -277,12 +278,12 @@ class _Collector:
         stats = self.stats
         mail = _mail(decision)
         if decided == "DUNNO" and mail is not None:
-            self._passed_left.add(self._passed, mail)
+            self._passed_limit.add(self._passed, mail)
         rule = _named(stats.rules, decision.rule_name)
         if rule is not None:
             self._count_rule(rule, decision, decided, time)
             if decided != "DUNNO" and mail is not None:
-                rule.uncounted |= not self._mails.add(rule.refused_mails, mail)
+                rule.uncounted |= not self._mails_limit.add(rule.refused_mails, mail)
         for name in decision.observed:
             observed = _named(stats.observed, name)
             if observed is not None:
@@ -304,11 +305,11 @@ class _Collector:
                 counts.listed += 1
                 counts.alone += len(listed) == 1
                 if mail is not None:
-                    counts.uncounted |= not self._mails.add(counts.mails, mail)
+                    counts.uncounted |= not self._mails_limit.add(counts.mails, mail)
 
     def _count_rule(self, rule: RuleStats, decision: LoggedDecision, decided: str, time: float | None) -> None:
         rule.actions[decided] += 1
-        rule.uncounted |= not self._clients.add(rule.clients, decision.client_address)
+        rule.uncounted |= not self._clients_limit.add(rule.clients, decision.client_address)
         if time is not None:
             rule.first = time if rule.first is None else min(rule.first, time)
             rule.last = time if rule.last is None else max(rule.last, time)
@@ -332,7 +333,7 @@ class _Collector:
             asn, asn_name, country = owner_of(self._ruleset, decision.client_address, decision.owner)
         if asn and (asn in systems or len(systems) < _MAX_SYSTEMS):
             system = systems.setdefault(asn, OwnerStats())
-            if not system.name and not asn_name and not system.decisions:  # a line of text has no name
+            if not system.name and not asn_name and not system.decisions:  # the text format has no name
                 known = owner_of(self._ruleset, decision.client_address, decision.owner)
                 asn_name = known.asn_name if known.asn == asn else ""
             system.name = system.name or shown(asn_name.encode("utf-8", "replace"))
@@ -362,10 +363,10 @@ def _count_counters(stats: Stats, ruleset: Ruleset) -> None:
 
 
 def _mail(decision: LoggedDecision) -> int | None:
-    """Returns a hash of a mail's sender and recipient; None without either."""
+    """Returns the key of a mail; None if the log has no sender or no recipient."""
     if decision.sender is None or not decision.recipient:
         return None
-    return hash((decision.sender.lower(), decision.recipient.lower()))
+    return mail_key(decision.sender, decision.recipient)
 
 
 def _named(rules: dict[str, RuleStats], name: bytes) -> RuleStats | None:
@@ -374,11 +375,6 @@ def _named(rules: dict[str, RuleStats], name: bytes) -> RuleStats | None:
     if found is None and len(rules) < _MAX_RULES:
         found = rules[text] = RuleStats()
     return found
-
-
-def _network(version: int, part: int) -> str:
-    prefix, width = (24, 32) if version == 4 else (48, 128)
-    return str(Block(version, part << (width - prefix), prefix))
 
 
 # --- Over time ------------------------------------------------------------------------------------------------------

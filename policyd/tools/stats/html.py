@@ -1,7 +1,7 @@
 """The decision log as one page of HTML: plots in SVG, without scripts or external resources.
 
-A policy in the page forbids every request and script, as a second defence behind the escaping. All text from a log is
-escaped twice: to printable ASCII, and for HTML.
+All text from a log is escaped twice: to printable ASCII, and for HTML. As a second defence, a Content-Security-Policy
+in the page forbids every request and script.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ svg text { fill: var(--faint); } svg .axis { stroke: var(--line); }
 .key.permit { background: var(--permit); } .key.dunno { background: var(--dunno); }
 """
 
+# The size of a plot and its margins, in units of SVG.
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 960, 260, 60, 40, 10
 _LABEL = 70  # the width of a label under the plot
 
@@ -70,7 +71,7 @@ def page(stats: Stats) -> str:
         _timeline(stats),
         _rules(stats),
         _observed(stats),
-        _idle(stats),
+        _rules_without_effect(stats),
         *(_bars(title, rows) for title, rows in origins(stats) if rows),
         _owners(stats),
         _memory(stats),
@@ -105,7 +106,7 @@ def _actions(stats: Stats) -> str:
 
 
 def _timeline(stats: Stats) -> str:
-    """A column for each hour, day or month, the actions on top of one another."""
+    """A column for each hour, day or month, in which the actions are stacked."""
     unit, steps = over_time(stats)
     most = max((actions.total() for _, actions in steps), default=0)
     if not most:
@@ -143,12 +144,12 @@ def _column(x: float, width: float, actions: Counter[str], scale: float, label: 
         if height:
             y -= height
             parts.append(f'<rect class="{name}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"/>')
-    said = ", ".join(f"{action} {count:,}" for action, count in actions.most_common())
-    return f"<g><title>{escape(f'{label}: {said}')}</title>{''.join(parts)}</g>" if parts else ""
+    counts = ", ".join(f"{action} {count:,}" for action, count in actions.most_common())
+    return f"<g><title>{escape(f'{label}: {counts}')}</title>{''.join(parts)}</g>" if parts else ""
 
 
 def _ceiling(most: int) -> int:
-    """The next number of the form 1, 2 or 5 times a power of ten."""
+    """The smallest number that is at least `most`, and is 1, 2 or 5 times a power of ten."""
     power = int(f"1{'0' * (len(str(most)) - 1)}")
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= most)
 
@@ -189,7 +190,7 @@ def _observed(stats: Stats) -> str:
     return f"<h2>Observed rules</h2>{_table(headings, rows, {2, 3})}"
 
 
-def _idle(stats: Stats) -> str:
+def _rules_without_effect(stats: Stats) -> str:
     parts = []
     for title, names in (
         ("Rules that never matched", stats.unmatched),
@@ -203,7 +204,7 @@ def _idle(stats: Stats) -> str:
 
 
 def _bars(title: str, rows: Sequence[tuple[str, int]]) -> str:
-    """A horizontal bar for each."""
+    """A horizontal bar for each row."""
     most = max(count for _, count in rows)
     height = 22
     drawn = []
@@ -226,10 +227,10 @@ def _bars(title: str, rows: Sequence[tuple[str, int]]) -> str:
 def _owners(stats: Stats) -> str:
     """A table by system and one by country."""
     parts = []
-    for heading, owned in owner_tables(stats):
+    for heading, owners in owner_tables(stats):
         rows = [
             (escape(label), f"{owner.decisions:,}", f"{owner.refused:,}", f"{owner.refused / owner.decisions:.0%}")
-            for label, owner in owned
+            for label, owner in owners
         ]
         if rows:
             title = "Systems" if heading == "system" else "Countries"

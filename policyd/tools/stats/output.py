@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Each action's mark in a bar, readable without colour, and its colour, in drawing order.
 _MARKS = {"REJECT": ("#", "red"), "DEFER": ("+", "yellow"), "DEFER_IF_PERMIT": ("~", "yellow"), "DUNNO": (".", "green")}
 
-# Columns of the longest bar.
+# Characters of the longest bar.
 _BAR = 60
 
 # Maximum number of rules named in one line; --json has all.
@@ -134,7 +134,7 @@ def _time(seconds: float | None) -> str | None:
 
 
 def print_stats(console: Console, stats: Stats) -> None:
-    """Actions, actions over time, rules, origins, DNS."""
+    """Prints all statistics, the actions first."""
     console.print(summary(stats))
     console.print()
     _print_actions(console, stats)
@@ -146,9 +146,9 @@ def print_stats(console: Console, stats: Stats) -> None:
             for name, count in rows:
                 console.print(Text(f"{count:>9,}  {name}"))
             console.print()
-    for heading, owned in owner_tables(stats):
-        if owned:
-            _print_owners(console, heading, owned)
+    for heading, owners in owner_tables(stats):
+        if owners:
+            _print_owners(console, heading, owners)
     if stats.reverse_dns:
         parts = [f"{status} {count:,}" for status, count in stats.reverse_dns.most_common()]
         errors = [f"{reason} {count:,}" for reason, count in stats.dns_errors.most_common()]
@@ -186,7 +186,7 @@ def counter_decisions(counter: CounterStats) -> str:
 
 
 def summary(stats: Stats) -> str:
-    """The number of decisions, and their time."""
+    """The number of decisions, their first and last time, and their rulesets."""
     span = f" from {rfc3339(stats.first)} to {rfc3339(stats.last)}" if stats.first is not None else ""
     rulesets = ", ".join(ruleset or "-" for ruleset in list(stats.rulesets)[-3:])
     more = len(stats.rulesets) - 3
@@ -220,10 +220,10 @@ def _print_lists(console: Console, stats: Stats) -> None:
     console.print()
 
 
-def _print_owners(console: Console, heading: str, owned: Iterable[tuple[str, OwnerStats]]) -> None:
+def _print_owners(console: Console, heading: str, owners: Iterable[tuple[str, OwnerStats]]) -> None:
     numbers = ("decisions", "refused", "share")
     columns = table(heading, *numbers, numbers=numbers)
-    for label, owner in owned:
+    for label, owner in owners:
         columns.add_row(
             Text(label), f"{owner.decisions:,}", f"{owner.refused:,}", f"{owner.refused / owner.decisions:.0%}"
         )
@@ -263,7 +263,7 @@ def _bar(actions: Counter[str], most: int) -> Text:
     drawn = total = 0
     for action, (mark, style) in _MARKS.items():
         total += actions[action]
-        # The end of the drawn parts so far, so that rounding errors do not add up; every part is visible.
+        # Rounds the end of this part, not its length, so that rounding errors do not add up; every part is visible.
         length = max(round(total * _BAR / most) - drawn, 1 if actions[action] else 0)
         bar.append(mark * length, style=style)
         drawn += length

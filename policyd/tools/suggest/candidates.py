@@ -7,7 +7,7 @@ candidates:
 
 - host names with a common suffix: the longest suffix that nearly all of them share (public suffix list);
 - blocks of addresses (see `policyd.tools.address_blocks`), among the clients that no suffix accounts for;
-- autonomous systems, if the owners of the addresses are known (see `policyd.tools.owned`) and several suffixes or
+- autonomous systems, if the owners of the addresses are known (see `policyd.tools.owners`) and several suffixes or
   blocks lie in one system: a whole hoster is proposed only if no narrower candidate is enough;
 - sender addresses of one shape (see `policyd.tools.suggest.sender_patterns`).
 
@@ -28,8 +28,8 @@ from policyd.core.ruleset import Verb
 from policyd.logs.maillog import MailLog, observations
 from policyd.logs.transaction import NameStatus, Outcome
 from policyd.tools.address_blocks import blocks, part_of
-from policyd.tools.judge import GOT_THROUGH, Assumption, Judge
-from policyd.tools.owned import owner_of, system_name
+from policyd.tools.judge import COUNTS_AS_DELIVERED, Assumption, Judge
+from policyd.tools.owners import owner_of, system_name
 from policyd.tools.suggest.providers import provider_of
 from policyd.tools.suggest.reasons import Reasons, is_evidence
 from policyd.tools.suggest.sender_patterns import Shape, shape_of
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from policyd.logs.counts import LineCounts
     from policyd.logs.transaction import Observation
 
-# Maximum number of clients, and of senders; each takes up to 1 KB. A week of a large site has fewer repeated ones.
+# Maximum number of clients, and of senders; each takes up to 1 KB. At a large site, fewer occur twice in a week.
 _MAX_KEPT = 100_000
 
 # Maximum number of names, mails, reasons and clients of one client or sender: more add no information.
@@ -59,7 +59,7 @@ _MAX_DEFERRED = 100_000
 # Maximum number of reasons shown for a candidate, the most frequent first.
 _SHOWN_REASONS = 3
 
-# Minimum share of a suffix's clients for which a longer suffix replaces it.
+# Minimum share of a suffix's refused clients that a longer suffix must have to replace it.
 _NEARLY_ALL = 0.8
 
 # Minimum number of suffixes and blocks in a system for proposing the system.
@@ -69,10 +69,10 @@ _MIN_PLACES = 2
 _SHOWN_SYSTEMS = 3
 
 # Minimum number of senders of one shape for a pattern, and of their refusals.
-_LEAST_SENDERS = 2
-_LEAST_REFUSALS = 3
+_MIN_SENDERS = 2
+_MIN_REFUSALS = 3
 
-# Maximum number of exceptions for a candidate. A candidate that needs more gets a remark that it is too wide.
+# Maximum number of exceptions for a candidate. A candidate that needs more gets a remark instead.
 _MAX_EXCEPTIONS = 20
 
 _MAX_EXAMPLES = 3
@@ -80,7 +80,7 @@ _MAX_EXAMPLES = 3
 # Number of refused mails that outweigh one delivered mail.
 _COLLATERAL_WEIGHT = 10
 
-# Senders that an expression can contain.
+# Sender addresses from which an expression can be made.
 _ADDRESS = re.compile(rb"[!-~]+@[A-Za-z0-9.-]+")
 
 # Private and special addresses, as (version, first, last): RFC 1122, 1918, 3927, 4193, 4291, 6598.
@@ -109,7 +109,7 @@ def _example_of(seen: Observation) -> Example:
     return Example(seen.client_address, seen.names[0] if seen.names else b"", seen.sender)
 
 
-class _Counted:
+class _MailCounts:
     """Counts mails of a client or a sender. Uses tuples, because an empty set takes 216 bytes."""
 
     __slots__ = ("delivered", "example", "first", "last", "reasons", "refused")
@@ -122,8 +122,8 @@ class _Counted:
         self.reasons: tuple[int, ...] = ()  # numbers of the reasons, one for each refused mail up to _MAX_REASONS
 
     def count(self, seen: Observation, reason: int) -> None:
-        """Counts a mail; `reason` is 0 if it is not evidence."""
-        if seen.outcome in GOT_THROUGH:
+        """Counts a mail; `reason` is 0 if the mail is not evidence."""
+        if seen.outcome in COUNTS_AS_DELIVERED:
             self.delivered += 1
         elif reason:
             if not self.refused:
@@ -139,7 +139,7 @@ class _Counted:
         self.refused -= 1
 
 
-class _Client(_Counted):
+class _Client(_MailCounts):
     __slots__ = ("address", "looked_up", "mails", "names", "owner", "verified")
 
     def __init__(self, seen: Observation, address: tuple[int, int], owner: Owner) -> None:
@@ -160,10 +160,10 @@ class _Client(_Counted):
                 if seen.name_status is NameStatus.VERIFIED:
                     self.verified += (name,)
         if seen.sender is not None and seen.recipients and len(self.mails) < _MAX_MAILS:
-            self.mails = _with(self.mails, hash((seen.sender, seen.recipients[0])))
+            self.mails = _with_item(self.mails, hash((seen.sender, seen.recipients[0])))
 
 
-class _Sender(_Counted):
+class _Sender(_MailCounts):
     __slots__ = ("clients", "delivered_from")
 
     def __init__(self, seen: Observation) -> None:
@@ -173,25 +173,25 @@ class _Sender(_Counted):
 
     def see(self, seen: Observation, client: tuple[int, int], reason: int) -> None:
         self.count(seen, reason)
-        if seen.outcome in GOT_THROUGH:
+        if seen.outcome in COUNTS_AS_DELIVERED:
             if len(self.delivered_from) < _MAX_CLIENTS:
-                self.delivered_from = _with(self.delivered_from, client)
+                self.delivered_from = _with_item(self.delivered_from, client)
         elif reason and len(self.clients) < _MAX_CLIENTS:
-            self.clients = _with(self.clients, client)
+            self.clients = _with_item(self.clients, client)
 
 
 _Item = TypeVar("_Item")
 
 
-def _with(items: tuple[_Item, ...], item: _Item) -> tuple[_Item, ...]:
+def _with_item(items: tuple[_Item, ...], item: _Item) -> tuple[_Item, ...]:
     return items if item in items else (*items, item)
 
 
 _Key = TypeVar("_Key")
-_Value = TypeVar("_Value", bound=_Counted)
+_Value = TypeVar("_Value", bound=_MailCounts)
 
 
-class _Kept(dict[_Key, _Value], Generic[_Key, _Value]):
+class _BoundedDict(dict[_Key, _Value], Generic[_Key, _Value]):
     """A dict that drops its rarest entries when it is full."""
 
     forgotten = 0
@@ -223,7 +223,7 @@ class Evidence:
 
 
 class System(NamedTuple):
-    """An autonomous system, and how many refused clients of a candidate it announces. The name may be empty."""
+    """An autonomous system, and the number of a candidate's refused clients in it. The name may be empty."""
 
     asn: int
     name: str
@@ -248,7 +248,7 @@ class Candidate:
 
     @property
     def score(self) -> float:
-        """The rank of a candidate: refused mails divided by the mails that would be lost."""
+        """The rank of a candidate: refused mails in relation to delivered mails, which would be lost."""
         return self.evidence.refused / (1 + _COLLATERAL_WEIGHT * self.evidence.delivered)
 
 
@@ -265,7 +265,7 @@ class Suggestions:
     silent: int = 0  # refused mails whose reason is not about the client, or that were delivered later
     forgotten: int = 0  # rare clients and senders that were dropped
     unfollowed: int = 0  # deferred mails that were forgotten before they could be delivered
-    owned: bool = False  # the system of at least one client is known
+    has_systems: bool = False  # the system of at least one client is known
 
     @property
     def evidence(self) -> int:
@@ -288,8 +288,8 @@ def suggest(
     decides, as of `today` (UTC), are left out, and its databases give the owners of addresses. With `by_asn`, clients
     are grouped by system instead of suffix and block. Raises `LogError`.
     """
-    clients: _Kept[tuple[int, int], _Client] = _Kept()
-    senders: _Kept[bytes, _Sender] = _Kept()
+    clients: _BoundedDict[tuple[int, int], _Client] = _BoundedDict()
+    senders: _BoundedDict[bytes, _Sender] = _BoundedDict()
     log = MailLog()
     found = Suggestions([], log.counts)
     judge = None
@@ -329,8 +329,8 @@ def suggest(
             elif seen.outcome is Outcome.DELIVERED:
                 found.silent += deferred.take_back(seen)
     found.forgotten = clients.forgotten + senders.forgotten
-    found.unfollowed = deferred.given_up
-    found.owned = any(client.owner.asn for client in clients.values())
+    found.unfollowed = deferred.forgotten
+    found.has_systems = any(client.owner.asn for client in clients.values())
     group = _systems if by_asn else _places
     candidates = [*group(clients.values(), min_clients, reasons), *_patterns(senders, clients, reasons)]
     found.candidates = [candidate for candidate in candidates if candidate.worthwhile]
@@ -338,26 +338,26 @@ def suggest(
     return found
 
 
-def _places(clients: Collection[_Client], least: int, reasons: Reasons) -> list[Candidate]:
+def _places(clients: Collection[_Client], min_clients: int, reasons: Reasons) -> list[Candidate]:
     """Returns suffixes, blocks, and the systems with several of them."""
-    suffixes, accounted_for = _suffixes(clients, least, reasons)
+    suffixes, accounted_for = _suffixes(clients, min_clients, reasons)
     rest = [client for client in clients if client.address not in accounted_for]
-    places = [*suffixes, *_networks(rest, least, reasons)]
-    wide = _of_several((candidate for candidate in places if candidate.worthwhile), least)
-    return [*places, *_systems([client for client in clients if client.owner.asn in wide], least, reasons)]
+    places = [*suffixes, *_networks(rest, min_clients, reasons)]
+    wide = _with_several_places((candidate for candidate in places if candidate.worthwhile), min_clients)
+    return [*places, *_systems([client for client in clients if client.owner.asn in wide], min_clients, reasons)]
 
 
 class _Deferred:
     """Deferred mails by sender and recipient, with the counters that they were added to."""
 
     def __init__(self) -> None:
-        self._counted: dict[int, list[tuple[_Counted, ...]]] = {}
-        self.given_up = 0
+        self._counted: dict[int, list[tuple[_MailCounts, ...]]] = {}
+        self.forgotten = 0
 
-    def add(self, seen: Observation, counted: tuple[_Counted, ...]) -> None:
+    def add(self, seen: Observation, counted: tuple[_MailCounts, ...]) -> None:
         for mail in _mails_of(seen)[:1]:
             if len(self._counted) >= _MAX_DEFERRED and mail not in self._counted:
-                self.given_up += 1
+                self.forgotten += 1
                 del self._counted[next(iter(self._counted))]
             tries = self._counted.setdefault(mail, [])
             if len(tries) < _MAX_CLIENTS:
@@ -366,9 +366,9 @@ class _Deferred:
     def take_back(self, seen: Observation) -> int:
         """Removes the deferred tries of a delivered mail from the counters; returns their number."""
         tries = [counted for mail in _mails_of(seen) for counted in self._counted.pop(mail, ())]
-        for counted in tries:
-            for each in counted:
-                each.take_back()
+        for client_and_sender in tries:
+            for counts in client_and_sender:
+                counts.take_back()
         return len(tries)
 
 
@@ -389,7 +389,9 @@ def _is_decided(judge: Judge, seen: Observation) -> bool:
 # --- Host names -----------------------------------------------------------------------------------------------------
 
 
-def _suffixes(clients: Iterable[_Client], least: int, reasons: Reasons) -> tuple[list[Candidate], set[tuple[int, int]]]:
+def _suffixes(
+    clients: Iterable[_Client], min_clients: int, reasons: Reasons
+) -> tuple[list[Candidate], set[tuple[int, int]]]:
     """Returns candidates, and the clients that they cover."""
     under: defaultdict[str, dict[str, _Client]] = defaultdict(dict)  # names by registrable domain
     for client in clients:
@@ -402,10 +404,10 @@ def _suffixes(clients: Iterable[_Client], least: int, reasons: Reasons) -> tuple
     accounted_for: set[tuple[int, int]] = set()
     for domain, names in under.items():
         left = dict(names)
-        while (suffix := _narrowest(domain, left, least)) and may_be_host(suffix.encode()):
+        while (suffix := _narrowest(domain, left, min_clients)) and may_be_host(suffix.encode()):
             members = _distinct(client for name, client in names.items() if name.endswith("." + suffix))
             candidate = Candidate("hostname_suffix", suffix, _evidence(members, reasons))
-            _tell_systems(candidate, members)
+            _add_systems(candidate, members)
             _propose_exceptions(candidate, [client for client in members if client.delivered])
             if all_suffixes().is_public(suffix):
                 candidate.remarks.append("unrelated customers have names under this suffix")
@@ -417,21 +419,21 @@ def _suffixes(clients: Iterable[_Client], least: int, reasons: Reasons) -> tuple
     return found, accounted_for
 
 
-def _narrowest(domain: str, names: dict[str, _Client], least: int) -> str | None:
-    """Returns the longest suffix in a domain that has nearly all of its refused clients; None if they are too few."""
+def _narrowest(domain: str, names: dict[str, _Client], min_clients: int) -> str | None:
+    """Returns the longest suffix in a domain that has nearly all of its refused clients; None if these are too few."""
     refused = {name: client.address for name, client in names.items() if client.refused > 0}
-    if len(set(refused.values())) < least:
+    if len(set(refused.values())) < min_clients:
         return None
     suffix = domain
     while True:
-        holds: defaultdict[str, set[tuple[int, int]]] = defaultdict(set)
+        clients: defaultdict[str, set[tuple[int, int]]] = defaultdict(set)  # by longer suffix
         for name, address in refused.items():
             labels = name[: -len(suffix) - 1].rsplit(".", 1)
             if len(labels) == 2:  # a name directly under the suffix is a host, not a longer suffix
-                holds[f"{labels[1]}.{suffix}"].add(address)
-        everyone = len(set(refused.values()))
-        longer = max(holds, key=lambda label: len(holds[label]), default=None)
-        if longer is None or len(holds[longer]) < max(least, _NEARLY_ALL * everyone):
+                clients[f"{labels[1]}.{suffix}"].add(address)
+        total = len(set(refused.values()))
+        longer = max(clients, key=lambda suffix: len(clients[suffix]), default=None)
+        if longer is None or len(clients[longer]) < max(min_clients, _NEARLY_ALL * total):
             return suffix
         suffix = longer
         refused = {name: address for name, address in refused.items() if name.endswith("." + suffix)}
@@ -440,23 +442,23 @@ def _narrowest(domain: str, names: dict[str, _Client], least: int) -> str | None
 # --- Addresses ------------------------------------------------------------------------------------------------------
 
 
-def _networks(clients: Sequence[_Client], least: int, reasons: Reasons) -> list[Candidate]:
+def _networks(clients: Sequence[_Client], min_clients: int, reasons: Reasons) -> list[Candidate]:
     members: defaultdict[tuple[int, int], list[_Client]] = defaultdict(list)
     for client in clients:
         members[part_of(*client.address)].append(client)
     refused = {part: sum(client.refused > 0 for client in found) for part, found in members.items()}
     found = []
-    for block in blocks({part: count for part, count in refused.items() if count}, least):
-        inside = [client for part in block.part_keys() for client in members.get((block.version, part), ())]
+    for block in blocks({part: count for part, count in refused.items() if count}, min_clients):
+        inside = [client for part in block.part_numbers() for client in members.get((block.version, part), ())]
         candidate = Candidate("cidr", str(block), _evidence(inside, reasons))
-        _tell_systems(candidate, inside)
+        _add_systems(candidate, inside)
         _propose_exceptions(candidate, [client for client in inside if client.delivered])
         tries = Counter(mail for client in inside for mail in client.mails)
         again = sum(count > 1 for count in tries.values())
         if again:
             candidate.remarks.append(
-                f"{again:,} of the mails {'was' if again == 1 else 'were'} retried from another address in it,"
-                f" one mail from {max(tries.values())} addresses"
+                f"{again:,} of the mails {'was' if again == 1 else 'were'} retried from another address of this"
+                f" network; up to {max(tries.values())} addresses for one mail"
             )
         refused_clients = [client for client in inside if client.refused > 0]
         if not_asked := sum(not client.looked_up for client in refused_clients):
@@ -471,17 +473,20 @@ def _networks(clients: Sequence[_Client], least: int, reasons: Reasons) -> list[
 # --- Autonomous systems ---------------------------------------------------------------------------------------------
 
 
-def _of_several(places: Iterable[Candidate], least: int) -> set[int]:
-    """Returns the systems in which several suffixes or blocks lie, each with nearly all of its refused clients."""
+def _with_several_places(places: Iterable[Candidate], min_clients: int) -> set[int]:
+    """Returns the systems in which several suffixes or blocks lie.
+
+    A suffix or block lies in a system if nearly all of its refused clients do.
+    """
     count: Counter[int] = Counter()
     for candidate in places:
         for system in candidate.systems[:1]:
-            if system.clients >= max(least, _NEARLY_ALL * candidate.evidence.clients):
+            if system.clients >= max(min_clients, _NEARLY_ALL * candidate.evidence.clients):
                 count[system.asn] += 1
     return {asn for asn, number in count.items() if number >= _MIN_PLACES}
 
 
-def _systems(clients: Iterable[_Client], least: int, reasons: Reasons) -> list[Candidate]:
+def _systems(clients: Iterable[_Client], min_clients: int, reasons: Reasons) -> list[Candidate]:
     """Returns a candidate for each system with enough refused clients."""
     members: defaultdict[int, list[_Client]] = defaultdict(list)
     for client in clients:
@@ -489,19 +494,19 @@ def _systems(clients: Iterable[_Client], least: int, reasons: Reasons) -> list[C
             members[client.owner.asn].append(client)
     found = []
     for asn, inside in members.items():
-        if sum(client.refused > 0 for client in inside) < least:
+        if sum(client.refused > 0 for client in inside) < min_clients:
             continue
         candidate = Candidate("asn", f"AS{asn}", _evidence(inside, reasons))
         delivered = sorted((client for client in inside if client.delivered), key=lambda member: -member.delivered)
         candidate.evidence.delivered_examples = [client.example for client in delivered[:_MAX_EXAMPLES]]
-        _tell_systems(candidate, inside)
+        _add_systems(candidate, inside)
         _propose_exceptions(candidate, delivered)
         _mark_providers(candidate, [name.decode("ascii") for client in inside for name in client.verified])
         found.append(candidate)
     return found
 
 
-def _tell_systems(candidate: Candidate, members: Iterable[_Client]) -> None:
+def _add_systems(candidate: Candidate, members: Iterable[_Client]) -> None:
     """Adds the systems of a candidate's refused clients, if known."""
     refused = [client for client in members if client.refused > 0]
     count = Counter(client.owner.asn for client in refused if client.owner.asn)
@@ -541,7 +546,7 @@ def _patterns(
             groups = by_domain
         for domain, group in groups.items():
             refused = [sender for _, sender in group if sender.refused > 0]
-            if len(refused) < _LEAST_SENDERS or sum(sender.refused for sender in refused) < _LEAST_REFUSALS:
+            if len(refused) < _MIN_SENDERS or sum(sender.refused for sender in refused) < _MIN_REFUSALS:
                 continue
             evidence = _evidence([sender for _, sender in group], reasons)
             evidence.clients = len({client for sender in refused for client in sender.clients})
@@ -562,7 +567,7 @@ def _distinct(clients: Iterable[_Client]) -> list[_Client]:
     return list({client.address: client for client in clients}.values())
 
 
-def _evidence(members: Sequence[_Counted], reasons: Reasons) -> Evidence:
+def _evidence(members: Sequence[_MailCounts], reasons: Reasons) -> Evidence:
     refused = [client for client in members if client.refused > 0]
     often = sorted(refused, key=lambda member: -member.refused)
     texts: Counter[int] = Counter()

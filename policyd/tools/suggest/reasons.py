@@ -25,7 +25,7 @@ _MAX_LENGTH = 80
 # Programs that refuse in the session. Any other name is a relay, which refuses the mail later.
 _SESSION = frozenset({b"smtpd", b"milter", b"postscreen", b"cleanup", b"proxy", b"policyd", b"sendmail"})
 
-# Relays: a filter on this host or in a private network, or discard(8).
+# Nearby relays: a filter on this host or in a private network, or discard(8).
 _NEAR_RELAY = re.compile(rb"none$|(?:local|[^\[]*\[(?:127\.|10\.|192\.168\.|172\.(?:1[6-9]|2\d|3[01])\.|::1\]))")
 
 _STATUS = re.compile(rb"(?:discarded: )?(?P<code>[245]\d\d)?[ -]?(?P<dsn>[245]\.\d{1,3}\.\d{1,3})?")
@@ -34,6 +34,7 @@ _STATUS = re.compile(rb"(?:discarded: )?(?P<code>[245]\d\d)?[ -]?(?P<dsn>[245]\.
 # message. The codes about policy (7) and about the sender's address (1.7 and 1.8) are not among them.
 _ABOUT_OTHERS = re.compile(rb"[45]\.(?:1\.(?:1|2|3|4|5|6|10)|[2346]\.\d+|5\.3)$")
 
+# Texts of refusals that say nothing about the client.
 _SAYS_NOTHING = re.compile(
     rb"user unknown|unknown (?:user|recipient|address|local|mailbox)"
     rb"|no such (?:user|recipient|mailbox|address|person|local)|invalid (?:recipient|mailbox|user|address)"
@@ -49,9 +50,12 @@ _SAYS_NOTHING = re.compile(
     rb"|(?:message|size)[a-z ]{0,30}(?:too (?:big|large)|exceed)|timed out|mail loop|queue file write error",
     re.IGNORECASE,
 )
+
 # A refusal with one of these texts is about the client, whatever the rest of the text says.
 _ABOUT_CLIENT = re.compile(rb"cannot find your (?:reverse )?hostname|client host rejected|blocked using", re.IGNORECASE)
-_GREYLISTED = re.compile(rb"gr[ea]y-?list|postgrey|too many|\blimit", re.IGNORECASE)
+
+# Greylisting and limits are not about the client.
+_GREYLISTED_OR_LIMITED = re.compile(rb"gr[ea]y-?list|postgrey|too many|\blimit", re.IGNORECASE)
 
 
 def is_evidence(seen: Observation) -> bool:
@@ -61,9 +65,9 @@ def is_evidence(seen: Observation) -> bool:
     text = seen.text
     in_session = seen.by in _SESSION or seen.by.startswith(b"check_") or seen.by.endswith(b"_checks")
     if not in_session and (seen.outcome is Outcome.DEFERRED or _NEAR_RELAY.match(seen.by) is None):
-        return False  # it is about this host, or says that the next server cannot be reached
+        return False  # the answer is about this host, or about a server that cannot be reached
     if seen.by == b"policyd" or _ABOUT_CLIENT.search(text) is not None:
-        return not text.startswith(b"421") and _GREYLISTED.search(text) is None
+        return not text.startswith(b"421") and _GREYLISTED_OR_LIMITED.search(text) is None
     status = _STATUS.match(text)
     assert status is not None  # every part is optional
     if seen.outcome is Outcome.DEFERRED and not text[status.end() :].strip(b" ;."):

@@ -9,17 +9,18 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-# Words before the changing part; after one, letters may change as well as digits. Longest first.
+# Words before the changing part. After such a word, letters may change as well as digits. Longest first.
 _BOUNCE_WORD = re.compile("bounces|bounce|errors|error|return|bnc|err|ret")
 
 # Separators within local parts.
 _SEPARATOR = re.compile(r"([-+=._])")
 
+# Expressions for the changing parts.
 _CHANGING = {"digits": "[0-9]+", "word": "[a-z0-9]+", "rest": ".+"}
 
-# Minimum letters of a literal with a separator, as `rainbow+err`, that identifies a mailer. A shorter one, as `news` or
-# `b-`, is common, and needs the domain too.
-_OWN_LENGTH = 8
+# Minimum length of a literal with a separator, such as `rainbow+err`, that identifies a mailer. Shorter literals, such
+# as `news` or `b-`, are common, so their patterns need the domain too.
+_MIN_DISTINCTIVE = 8
 
 
 class Shape(NamedTuple):
@@ -31,13 +32,13 @@ class Shape(NamedTuple):
 
     @property
     def literal(self) -> str:
-        """All of the literal text."""
+        """The literal text of all pieces."""
         return "".join(piece for piece in self.pieces if not piece.startswith("\0"))
 
     @property
     def distinctive(self) -> bool:
         """Whether the literal text alone identifies this mailer."""
-        return len(self.literal) >= _OWN_LENGTH and bool(_SEPARATOR.search(self.literal))
+        return len(self.literal) >= _MIN_DISTINCTIVE and bool(_SEPARATOR.search(self.literal))
 
     def expression(self, domain: str) -> str:
         """Returns an RE2 expression for senders of this shape; an empty `domain` stands for any."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from policyd.decision_log.reader import LoggedDecision
 from policyd.tools.decisions import abuse_report as report_module
 from policyd.tools.decisions.abuse_report import Incident, as_message, collect
-from policyd.tools.decisions.tail import parse_networks
+from policyd.tools.decisions.networks import parse_networks
 from tests.tools.decided import line
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from policyd.logs.files import LogError
 from policyd.logs.timestamps import parse_since
 from policyd.tools.decisions import tally as tallying
 from policyd.tools.decisions.find import Search, as_line, every
-from policyd.tools.decisions.tail import parse_networks
+from policyd.tools.decisions.networks import parse_networks
 from policyd.tools.decisions.tally import By, Count, Tally, tally
 from tests.tools.decided import line
 

@@ -8,7 +8,8 @@ from rich.console import Console
 
 from policyd.decision_log.reader import as_text
 from policyd.logs.files import LogError
-from policyd.tools.decisions.tail import Wanted, as_line, every, follow, parse_networks
+from policyd.tools.decisions.networks import parse_networks
+from policyd.tools.decisions.tail import DecisionFilter, as_line, every, follow
 from tests.tools.decided import line
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ def append(log: Path, *lines: str) -> Callable[[], object]:
     return write
 
 
-def ids(log: Path, last: int, *steps: Callable[[], object], wanted: Wanted | None = None) -> list[str]:
-    return [decision.id.decode() for decision in follow(str(log), last, wanted or Wanted(), Script(*steps))]
+def ids(log: Path, last: int, *steps: Callable[[], object], wanted: DecisionFilter | None = None) -> list[str]:
+    return [decision.id.decode() for decision in follow(str(log), last, wanted or DecisionFilter(), Script(*steps))]
 
 
 def test_the_last_lines_and_then_each_new_one(log: Path) -> None:
@@ -107,23 +108,23 @@ NETWORKS = parse_networks(["192.0.2.0/24", "2001:db8::/32"])
 @pytest.mark.parametrize(
     ("wanted", "text", "has"),
     [
-        (Wanted(), line(), True),
-        (Wanted(actions=frozenset({b"REJECT"})), line(), True),
-        (Wanted(actions=frozenset({b"REJECT"})), line("DUNNO would=REJECT"), True),
-        (Wanted(actions=frozenset({b"REJECT", b"DEFER"})), line("DUNNO"), False),
-        (Wanted(rules=frozenset({b"sakura-vps"})), line(), True),
-        (Wanted(rules=frozenset({b"default"})), line(rule=""), True),
-        (Wanted(rules=frozenset({b"tried"})), line(more="observed=other,tried"), True),
-        (Wanted(rules=frozenset({b"tried"})), line(), False),
-        (Wanted(networks=NETWORKS), line(client="x[192.0.2.7]"), True),
-        (Wanted(networks=NETWORKS), line(client="x[::ffff:192.0.2.7]"), True),
-        (Wanted(networks=NETWORKS), line(client="x[2001:db8:5::1]"), True),
-        (Wanted(networks=NETWORKS), line(client="x[192.0.3.7]"), False),
-        (Wanted(networks=NETWORKS), line(client="x[unknown]"), False),
-        (Wanted(frozenset({b"DEFER"}), frozenset({b"sakura-vps"})), line(), False),
+        (DecisionFilter(), line(), True),
+        (DecisionFilter(actions=frozenset({b"REJECT"})), line(), True),
+        (DecisionFilter(actions=frozenset({b"REJECT"})), line("DUNNO would=REJECT"), True),
+        (DecisionFilter(actions=frozenset({b"REJECT", b"DEFER"})), line("DUNNO"), False),
+        (DecisionFilter(rules=frozenset({b"sakura-vps"})), line(), True),
+        (DecisionFilter(rules=frozenset({b"default"})), line(rule=""), True),
+        (DecisionFilter(rules=frozenset({b"tried"})), line(more="observed=other,tried"), True),
+        (DecisionFilter(rules=frozenset({b"tried"})), line(), False),
+        (DecisionFilter(networks=NETWORKS), line(client="x[192.0.2.7]"), True),
+        (DecisionFilter(networks=NETWORKS), line(client="x[::ffff:192.0.2.7]"), True),
+        (DecisionFilter(networks=NETWORKS), line(client="x[2001:db8:5::1]"), True),
+        (DecisionFilter(networks=NETWORKS), line(client="x[192.0.3.7]"), False),
+        (DecisionFilter(networks=NETWORKS), line(client="x[unknown]"), False),
+        (DecisionFilter(frozenset({b"DEFER"}), frozenset({b"sakura-vps"})), line(), False),
     ],
 )
-def test_only_wanted_decisions_are_shown(log: Path, wanted: Wanted, text: str, has: bool) -> None:
+def test_only_wanted_decisions_are_shown(log: Path, wanted: DecisionFilter, text: str, has: bool) -> None:
     append(log, text)()
     assert (ids(log, 10, wanted=wanted) != []) is has
     assert (list(every([str(log)], wanted)) != []) is has
@@ -136,7 +137,7 @@ def test_an_invalid_network_gets_a_message_with_the_right_form() -> None:
 
 def test_a_line_is_the_same_with_and_without_colour(log: Path) -> None:
     append(log, line(more="observed=rule=odd"), line(rule=""))()
-    for decision in every([str(log)], Wanted()):
+    for decision in every([str(log)], DecisionFilter()):
         screen = io.StringIO()
         Console(file=screen, force_terminal=True, width=400).print(as_line(decision))
         assert "\x1b[" in screen.getvalue()

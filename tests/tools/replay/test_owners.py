@@ -55,7 +55,7 @@ def test_a_mail_log_is_judged_by_the_database_of_the_ruleset(tmp_path: Path) -> 
     found = replay(ruleset_of(tmp_path, "new"), log_of(tmp_path, *MAILS), TODAY)
     assert hits(found) == {"hoster": 1, "named": 1, "default": 1}
     assert found.facts.refused_delivered == 2
-    assert found.facts.untold == ()
+    assert found.facts.unlogged == ()
     notes = replay_as_json(found)["notes"]
     assert (
         "1 mail: the client's address has no record, so no rule on asn, asn_name_regex or country could match" in notes

@@ -1,4 +1,4 @@
-"""Finds owners of the clients in a log: from the databases that a ruleset declares, otherwise from the decision log."""
+"""Finds the owners of clients in a log: from the databases that a ruleset declares, otherwise from the decision log."""
 
 from __future__ import annotations
 

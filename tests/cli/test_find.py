@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from policyd.cli import COMMANDS
-from tests.tools.decided import line
+from tests.tools.decision_lines import line
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -25,12 +25,12 @@ def found(*addresses: str, min_clients: int = 3) -> list[str]:
     [
         (["180.222.51.40", "180.222.51.165", "180.222.51.215"], ["180.222.51.0/24"]),
         (["180.222.51.40", "180.222.51.165"], []),
-        # Scattered.
+        # Clients in different networks are not a block.
         (["49.212.1.1", "160.16.2.2", "133.242.3.3", "153.127.4.4"], []),
         # Neighbours that all have clients are one block, even if each has few.
         ([f"198.51.{number}.7" for number in range(96, 112)], ["198.51.96.0/20"]),
         ([f"198.51.{number}.7" for number in range(96, 108)], ["198.51.96.0/20"]),
-        # One half of a block is not the block.
+        # Clients in half of a /20 are not the /20.
         ([f"198.51.{number}.7" for number in range(96, 104)], ["198.51.96.0/21"]),
         # Two neighbours that do not form a block.
         ([f"198.51.{number}.{host}" for number in (1, 2) for host in (1, 2, 3)], ["198.51.1.0/24", "198.51.2.0/24"]),
@@ -38,12 +38,12 @@ def found(*addresses: str, min_clients: int = 3) -> list[str]:
         ([f"2001:db8:{number:x}::1" for number in range(8)], ["2001:db8::/45"]),
     ],
 )
-def test_blocks_contain_only_parts_with_clients(addresses: list[str], expected: list[str]) -> None:
+def test_parts_with_enough_clients_are_found_and_joined(addresses: list[str], expected: list[str]) -> None:
     assert found(*addresses) == expected
 
 
 @given(st.lists(st.integers(0, 2**13), max_size=80), st.integers(1, 5))
-def test_blocks_never_overlap_and_each_holds_enough(hosts: list[int], least: int) -> None:
+def test_blocks_never_overlap_and_each_has_enough_clients(hosts: list[int], least: int) -> None:
     first = 0xC6330000
     clients = Counter(part_of(4, first + host * 37) for host in hosts)
     networks = [netaddr.IPNetwork(str(block)) for block in blocks(clients, least)]

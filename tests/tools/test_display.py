@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @given(st.binary())
-def test_shown_text_is_printable_and_keeps_the_bytes_recognisable(value: bytes) -> None:
+def test_shown_text_is_printable_and_can_be_converted_back(value: bytes) -> None:
     text = shown(value)
     assert text.isascii()
     assert text == "" or text.isprintable()
@@ -43,7 +43,7 @@ def test_progress_is_shown_on_a_terminal_only(tmp_path: Path, monkeypatch: pytes
 
 def test_an_unreadable_log_is_reported_before_any_output(tmp_path: Path) -> None:
     with pytest.raises(LogError, match="no such file"), reading([str(tmp_path / "nowhere")]):
-        pytest.fail("it must not begin")
+        pytest.fail("the block must not run")
 
 
 def test_results_in_a_pipe_are_neither_coloured_nor_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +53,7 @@ def test_results_in_a_pipe_are_neither_coloured_nor_cut(monkeypatch: pytest.Monk
     assert out.getvalue() == "x" * 500 + "[red]not markup[/red]\n"
 
 
-def test_names_of_rules_and_figures_are_whole_in_a_narrow_terminal() -> None:
+def test_rule_names_and_figures_are_not_folded_on_a_narrow_terminal() -> None:
     screen = io.StringIO()
     columns = table("rule", "client", "mails", numbers=("mails",))
     columns.add_row("a-long-name-of-a-rule", "x" * 100, "1,234,567")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.tools.documented import ROOT, as_pattern, outputs, sessions
+from tests.tools.console_blocks import ROOT, as_pattern, outputs, sessions
 
 pytestmark = pytest.mark.slow  # starts programs
 
@@ -11,11 +11,11 @@ SESSIONS = [session for page in PAGES for session in sessions((ROOT / page).read
 
 
 @pytest.mark.parametrize("session", SESSIONS, ids=[session[0][0][:60] for session in SESSIONS])
-def test_the_pages_show_what_commands_print(session: list[tuple[str, str]]) -> None:
+def test_pages_show_the_output_of_their_commands(session: list[tuple[str, str]]) -> None:
     printed = outputs([command for command, _ in session])
     for (command, shown), text in zip(session, printed, strict=True):
         assert as_pattern(shown).fullmatch(text), (
-            f"not what the page shows; see tests/tools/documented.py\n$ {command}\n{text}"
+            f"not what the page shows; see tests/tools/console_blocks.py\n$ {command}\n{text}"
         )
 
 
@@ -32,5 +32,5 @@ def test_the_pages_show_what_commands_print(session: list[tuple[str, str]]) -> N
         ("ruleset 3f9c2a1b\n", "ruleset 00000000\n", True),
     ],
 )
-def test_a_page_matches_what_was_printed_except_for_varying_parts(shown: str, printed: str, same: bool) -> None:
+def test_a_page_matches_output_except_for_its_varying_parts(shown: str, printed: str, same: bool) -> None:
     assert bool(as_pattern(shown).fullmatch(printed)) is same

@@ -132,7 +132,7 @@ class LogFacts:
     first: float | None = None  # Unix seconds
     last: float | None = None
     assumed: int = 0  # transactions whose decision depends on the assumption for `unknown`
-    lists_assumed: int = 0  # transactions that needed an answer of a DNS list which the log does not have
+    lists_assumed: int = 0  # transactions that needed a DNS list's answer that the log does not have
     list_assumption: ListAssumption = ListAssumption.UNKNOWN
     unjudged: int = 0  # transactions whose rule depends on a name that was not looked up
     assumption: Assumption = Assumption.MISSING
@@ -281,7 +281,7 @@ class _Verdict(NamedTuple):
     refuses: bool  # would be refused; of two rulesets, by the new one only
     assumed: bool  # depends on the status assumed for `unknown`
     unjudged: bool  # depends on a name that was not looked up
-    lists_assumed: bool  # needed an answer of a DNS list which the log does not have
+    lists_assumed: bool  # needed a DNS list's answer that the log does not have
 
 
 def _facts(subjects: set[str], assumption: Assumption, list_assumption: ListAssumption) -> LogFacts:

@@ -10,7 +10,7 @@ from policyd.decision_log.reader import LoggedDecision
 from policyd.tools.decisions import abuse_report as report_module
 from policyd.tools.decisions.abuse_report import Incident, as_message, collect
 from policyd.tools.decisions.networks import parse_networks
-from tests.tools.decided import line
+from tests.tools.decision_lines import line
 
 if TYPE_CHECKING:
     from email.message import EmailMessage
@@ -32,10 +32,10 @@ LINES = (
 )  # fmt: skip
 
 
-def incident_of(folder: Path, *lines: str, **how: Any) -> Incident:
+def incident_of(folder: Path, *lines: str, **options: Any) -> Incident:
     log = folder / "decisions.log"
     log.write_text("".join(lines or (text.replace("c@d.example", "joe@here.example") for text in LINES)))
-    return collect([str(log)], **how)
+    return collect([str(log)], **options)
 
 
 def quoted(incident: Incident) -> list[LoggedDecision]:
@@ -56,7 +56,7 @@ def test_mails_refused_from_a_network_are_reported(tmp_path: Path) -> None:
     assert ids(incident_of(tmp_path, network=network)) == "ABC"
 
 
-def test_only_from_a_time_on(tmp_path: Path) -> None:
+def test_since_leaves_out_earlier_mails(tmp_path: Path) -> None:
     since = datetime.datetime(2026, 11, 1, tzinfo=datetime.UTC).timestamp()
     assert ids(incident_of(tmp_path, suffix="sakura.ne.jp", since=since)) == "ABCEFG"
     assert ids(incident_of(tmp_path, suffix="sakura.ne.jp")) == "ABCEFGH"
@@ -97,7 +97,7 @@ def test_every_line_of_the_message_may_be_sent(tmp_path: Path) -> None:
     text = as_message(incident, "postmaster@here.example", None, NOW).as_string()
     assert text.isascii()
     assert max(map(len, text.splitlines())) <= 998  # RFC 5322 section 2.1.1
-    assert "x" * 1500 in message_of(incident).get_body().get_content()  # type: ignore[union-attr] # there is one
+    assert "x" * 1500 in message_of(incident).get_body().get_content()  # type: ignore[union-attr] # it has a body
 
 
 def test_recipients_are_hidden_also_in_bounce_addresses(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_recipients_are_hidden_also_in_bounce_addresses(tmp_path: Path) -> None:
     assert "recipients are hidden" in text
 
 
-def test_recipients_are_shown_when_asked(tmp_path: Path) -> None:
+def test_recipients_are_shown_on_request(tmp_path: Path) -> None:
     text = message_of(incident_of(tmp_path, suffix="vs.sakura.ne.jp", show_recipients=True)).as_string()
     text = text.replace("=3D", "=").replace("=\n", "")
     assert "to=<joe@here.example>" in text

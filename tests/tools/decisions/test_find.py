@@ -1,4 +1,4 @@
-"""Finding decisions and mails, and counting their distinct values."""
+"""`policyd find`: finds decisions and mails, and counts their distinct values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from policyd.tools.decisions import tally as tallying
 from policyd.tools.decisions.find import Search, as_line, every
 from policyd.tools.decisions.networks import parse_networks
 from policyd.tools.decisions.tally import By, Count, Tally, tally
-from tests.tools.decided import line
+from tests.tools.decision_lines import line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,19 +42,19 @@ LINES = (
 )  # fmt: skip
 
 
-def decided(text: str) -> LoggedDecision:
+def decision_of(text: str) -> LoggedDecision:
     decision = parse(text.encode())
     assert decision is not None
     return decision
 
 
 def json_lines(lines: Iterable[str]) -> str:
-    return "".join(json.dumps(as_json(decided(text)), separators=(",", ":")) + "\n" for text in lines)
+    return "".join(json.dumps(as_json(decision_of(text)), separators=(",", ":")) + "\n" for text in lines)
 
 
 @pytest.fixture(params=["text", "json", "syslog", "journal"])
 def log(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The lines in each of the forms in which they may be read."""
+    """A log with LINES, in each of the forms that may be read."""
     path = tmp_path / "log"
     match request.param:
         case "text":
@@ -107,7 +107,7 @@ def test_matching_lines_are_found_in_every_form_of_the_log(log: str, wanted: dic
     assert ids(log, **wanted) == found
 
 
-COUNTED = {
+EXPECTED_COUNTS = {
     By.CLIENT: [
         ("49.212.201.177", 2), ("198.51.100.1", 1), ("2001:db8::7", 1), ("49.212.201.1", 1), ("49.212.201.2", 1),
     ],
@@ -122,18 +122,18 @@ COUNTED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("by", COUNTED)
+@pytest.mark.parametrize("by", EXPECTED_COUNTS)
 def test_each_distinct_value_is_counted_the_most_frequent_first(log: str, by: By) -> None:
     counted = tally([log], Search(), by)
-    assert [(each.value, each.count) for each in counted.counts()] == COUNTED[by]
+    assert [(each.value, each.count) for each in counted.counts()] == EXPECTED_COUNTS[by]
     assert (counted.found, counted.others) == (6, 0)
     assert [each.value for each in counted.counts() if not each.verified] == (
         ["x.vs.sakura.ne.jp"] if by is By.HOSTNAME else []
     )
 
 
-@pytest.mark.parametrize("by", COUNTED)
-def test_whole_blocks_are_counted_as_lines_one_by_one_are(log: str, by: By, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("by", EXPECTED_COUNTS)
+def test_counting_by_block_and_by_line_gives_the_same(log: str, by: By, monkeypatch: pytest.MonkeyPatch) -> None:
     some = Search(since=time("2026-03-02T00:00:00+00:00"), until=time("2026-11-22T00:00:00+00:00"))
     at_once = [everything_of(tally([log], search, by)) for search in (Search(), some)]
     monkeypatch.setattr(tallying, "_TEXT", {})
@@ -175,7 +175,7 @@ def test_first_and_last_are_compared_as_times_despite_different_offsets(log: str
     assert time(last) == time("2026-11-22T00:00:00+00:00")
 
 
-def test_lines_of_doctor_and_lines_without_a_decision_are_not_counted(tmp_path: Path) -> None:
+def test_requests_of_doctor_and_lines_without_a_decision_are_not_counted(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text("".join((*LINES, line(more="instance=policyd-doctor"), "2026-11-22 something else\n")))
     assert tally([str(path)], Search(), By.CLIENT).found == 6
@@ -190,7 +190,7 @@ def test_too_many_values_are_counted_together(log: str, monkeypatch: pytest.Monk
 # --- Mail logs --------------------------------------------------------------------------------------------------------
 
 
-def test_the_hosts_of_the_first_incident_are_those_that_awk_sort_and_uniq_find(tmp_path: Path) -> None:
+def test_the_hosts_of_the_first_incident_are_those_that_grep_sort_and_uniq_find(tmp_path: Path) -> None:
     script = r"grep ^Feb maillog.sendmail | grep -o 'relay=[^ ]*sakura.ne.jp'"
     script += " | sed s/relay=// | sort | uniq -c"
     done = subprocess.run(["sh", "-c", script], cwd=DATA, capture_output=True, text=True, check=True)
@@ -203,8 +203,8 @@ def test_the_hosts_of_the_first_incident_are_those_that_awk_sort_and_uniq_find(t
 
 def test_mails_of_postfix_are_found_and_shown_as_lines() -> None:
     found = [*every([str(DATA / "maillog.postfix")], Search(networks=parse_networks(["180.222.51.40"])))]
-    (line_,) = (as_line(each.source).partition(" ")[2] for each in found)
-    assert line_ == (
+    (text,) = (as_line(each.source).partition(" ")[2] for each in found)
+    assert text == (
         "DEFERRED client=unknown[180.222.51.40] from=<rainbow+errnnn0@gbc001.mag-r.net> to=<xxxx@xxxx.xx.jp> "
         'helo=<r001-gbc001.mail-b.net> by=smtpd reply="450 4.7.1 Client host rejected: cannot find your '
         'hostname, [180.222.51.40]"'

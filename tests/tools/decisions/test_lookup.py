@@ -7,7 +7,7 @@ import pytest
 from policyd.core.identity import Identity, Reason, Status
 from policyd.decision_log.reader import parse
 from policyd.tools.decisions.lookup import find, identity_of, ids_in, request_of
-from tests.tools.decided import line
+from tests.tools.decision_lines import line
 
 if TYPE_CHECKING:
     from pathlib import Path

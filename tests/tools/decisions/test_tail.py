@@ -10,7 +10,7 @@ from policyd.decision_log.reader import as_text
 from policyd.logs.files import LogError
 from policyd.tools.decisions.networks import parse_networks
 from policyd.tools.decisions.tail import DecisionFilter, as_line, every, follow
-from tests.tools.decided import line
+from tests.tools.decision_lines import line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Script:
-    """Changes the log each time that there is nothing more to read; ends the tail after the last change."""
+    """Changes the log each time that nothing is left to read; ends the tail after the last change."""
 
     def __init__(self, *steps: Callable[[], object]) -> None:
         self._steps = list(steps)
@@ -47,19 +47,19 @@ def ids(log: Path, last: int, *steps: Callable[[], object], wanted: DecisionFilt
     return [decision.id.decode() for decision in follow(str(log), last, wanted or DecisionFilter(), Script(*steps))]
 
 
-def test_the_last_lines_and_then_each_new_one(log: Path) -> None:
+def test_the_last_lines_are_shown_and_then_each_new_line(log: Path) -> None:
     append(log, *(line(id=f"OLD{n}") for n in range(5)))()
     assert ids(log, 2, append(log, line(id="NEW1")), append(log, line(id="NEW2"))) == ["OLD3", "OLD4", "NEW1", "NEW2"]
     assert ids(log, 0, append(log, line(id="NEW3"))) == ["NEW3"]
 
 
-def test_a_line_is_shown_when_it_is_whole(log: Path) -> None:
+def test_a_line_is_shown_when_it_is_complete(log: Path) -> None:
     log.touch()
     text = line(id="WHOLE")
     assert ids(log, 0, append(log, text[:50]), append(log, text[50:-1]), append(log, "\n")) == ["WHOLE"]
 
 
-def test_a_rotated_log_is_read_to_its_end_and_then_the_new_one(log: Path) -> None:
+def test_a_rotated_log_is_read_to_its_end_before_the_new_log(log: Path) -> None:
     append(log, line(id="FIRST"))()
     rotated = log.with_suffix(".log.1")
 
@@ -71,7 +71,7 @@ def test_a_rotated_log_is_read_to_its_end_and_then_the_new_one(log: Path) -> Non
     assert ids(log, 1, rotate, append(log, line(id="NEWER"))) == ["FIRST", "LATE", "NEW", "NEWER"]
 
 
-def test_a_log_that_is_missing_for_a_while_is_waited_for(log: Path) -> None:
+def test_tail_waits_for_a_log_that_is_missing_for_a_while(log: Path) -> None:
     append(log, line(id="FIRST"))()
     steps = [lambda: log.rename(log.with_suffix(".1")), lambda: None, append(log, line(id="NEW"))]
     assert ids(log, 1, *steps) == ["FIRST", "NEW"]
@@ -106,7 +106,7 @@ NETWORKS = parse_networks(["192.0.2.0/24", "2001:db8::/32"])
 
 
 @pytest.mark.parametrize(
-    ("wanted", "text", "has"),
+    ("wanted", "text", "is_shown"),
     [
         (DecisionFilter(), line(), True),
         (DecisionFilter(actions=frozenset({b"REJECT"})), line(), True),
@@ -123,11 +123,27 @@ NETWORKS = parse_networks(["192.0.2.0/24", "2001:db8::/32"])
         (DecisionFilter(networks=NETWORKS), line(client="x[unknown]"), False),
         (DecisionFilter(frozenset({b"DEFER"}), frozenset({b"sakura-vps"})), line(), False),
     ],
+    ids=[
+        "no filter",
+        "action",
+        "action that was not sent",
+        "other action",
+        "rule",
+        "default",
+        "observed rule",
+        "other rule",
+        "network",
+        "network of an IPv4-mapped address",
+        "IPv6 network",
+        "other network",
+        "no address",
+        "rule with another action",
+    ],
 )
-def test_only_wanted_decisions_are_shown(log: Path, wanted: DecisionFilter, text: str, has: bool) -> None:
+def test_only_wanted_decisions_are_shown(log: Path, wanted: DecisionFilter, text: str, is_shown: bool) -> None:
     append(log, text)()
-    assert (ids(log, 10, wanted=wanted) != []) is has
-    assert (list(every([str(log)], wanted)) != []) is has
+    assert (ids(log, 10, wanted=wanted) != []) is is_shown
+    assert (list(every([str(log)], wanted)) != []) is is_shown
 
 
 def test_an_invalid_network_gets_a_message_with_the_right_form() -> None:

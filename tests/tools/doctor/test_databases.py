@@ -1,4 +1,4 @@
-"""`policyd doctor` looks at the databases of systems and countries: whether they can be used, and their age."""
+"""`policyd doctor` checks the databases of systems and countries: whether they can be used, and their age."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def rules(folder: Path, databases: str) -> str:
     return str(path)
 
 
-def test_a_database_is_right_until_its_age_is_reached(tmp_path: Path) -> None:
+def test_a_database_is_right_until_its_maximum_age(tmp_path: Path) -> None:
     write_systems(tmp_path / "asn.mmdb", "maxmind_asn", built=BUILT)
     path = rules(tmp_path, "{asn: {file: asn.mmdb, max_age: 10d}}")
     findings, right, notes = check_databases(path, BUILT + 9 * DAY)
@@ -48,7 +48,7 @@ def test_each_unusable_database_is_a_finding_despite_other_errors_in_the_file(tm
     assert finding.where == f"{tmp_path}/broken.csv:2"
 
 
-def test_a_database_of_ipv4_alone_is_noted(tmp_path: Path) -> None:
+def test_a_database_without_ipv6_is_noted(tmp_path: Path) -> None:
     file = tmp_path / "asn.csv"
     file.write_text("192.0.2.0,192.0.2.255,64496,Example Internet Inc.\n")
     os.utime(file, (BUILT, BUILT))

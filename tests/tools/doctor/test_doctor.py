@@ -38,9 +38,9 @@ MASTER = "smtp inet n - {chroot} - - smtpd\n"
 
 
 @contextlib.contextmanager
-def answering(listener: socket.socket, answer: bytes | None) -> Iterator[list[bytes]]:
-    """A daemon that gives the same answer to every client; for None it gives no answer and keeps the connection."""
-    asked: list[bytes] = []
+def policy_server(listener: socket.socket, answer: bytes | None) -> Iterator[list[bytes]]:
+    """Runs a server that gives every client the same answer, or none if `answer` is None; yields the requests."""
+    requests: list[bytes] = []
     open_connections = []
 
     def serve() -> None:
@@ -53,7 +53,7 @@ def answering(listener: socket.socket, answer: bytes | None) -> Iterator[list[by
             request = b""
             while b"\n\n" not in request and (part := connection.recv(4096)):
                 request += part
-            asked.append(request)
+            requests.append(request)
             if answer is not None:
                 with contextlib.suppress(OSError):  # the client closes after MAX_ANSWER_BYTES
                     connection.sendall(answer)
@@ -62,7 +62,7 @@ def answering(listener: socket.socket, answer: bytes | None) -> Iterator[list[by
     thread = threading.Thread(target=serve)
     thread.start()
     try:
-        yield asked
+        yield requests
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
@@ -75,7 +75,7 @@ def answering(listener: socket.socket, answer: bytes | None) -> Iterator[list[by
 def inet_daemon(answer: bytes | None = POLICYD) -> Iterator[InetAddress]:
     listener = socket.create_server(("127.0.0.1", 0))
     address = InetAddress("127.0.0.1", listener.getsockname()[1])
-    with answering(listener, answer):
+    with policy_server(listener, answer):
         yield address
 
 
@@ -85,7 +85,7 @@ def unix_daemon(path: Path, mode: int = 0o666) -> Iterator[UnixAddress]:
     listener.bind(str(path))
     path.chmod(mode)
     listener.listen()
-    with answering(listener, POLICYD):
+    with policy_server(listener, POLICYD):
         yield UnixAddress(str(path))
 
 
@@ -99,17 +99,17 @@ def queue() -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def _postconf_is_here() -> None:
+def _needs_postconf() -> None:
     require("postconf")
 
 
-def examined(folder: Path, main: str, settings: Settings, master: str = MASTER.format(chroot="y")) -> Diagnosis:
+def diagnosis_of(folder: Path, main: str, settings: Settings, master: str = MASTER.format(chroot="y")) -> Diagnosis:
     """Doctor's diagnosis of a configuration, read by the real postconf."""
     configuration = folder / "postfix"
     configuration.mkdir(exist_ok=True)
     main_cf = configuration / "main.cf"
     main_cf.write_text(f"compatibility_level = 3.6\nqueue_directory = {folder}\nmail_owner = nobody\n{main}")
-    os.utime(main_cf, (0, 0))  # Postfix waits for a file that is younger than a second to be written to its end
+    os.utime(main_cf, (0, 0))  # postconf waits if a file is younger than a second: it may be incomplete
     (configuration / "master.cf").write_text(master)
     return diagnose(read_postfix(str(configuration)), settings, timeout=20.0)
 
@@ -120,7 +120,7 @@ def findings(diagnosis: Diagnosis) -> list[str]:
 
 def test_a_right_configuration_has_no_findings(queue: Path) -> None:
     with inet_daemon() as address:
-        diagnosis = examined(
+        diagnosis = diagnosis_of(
             queue, f"smtpd_recipient_restrictions = {RIGHT.format(endpoint=address)}\n", Settings(listen=(address,))
         )
     assert findings(diagnosis) == []
@@ -135,15 +135,16 @@ def test_a_right_configuration_has_no_findings(queue: Path) -> None:
 
 def test_the_question_names_no_mail_that_a_greylisting_service_could_remember() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
-    with answering(listener, b"action=REJECT 5.7.1 no\n\n") as asked:
+    with policy_server(listener, b"action=REJECT 5.7.1 no\n\n") as requests:
         answer = ask(InetAddress("127.0.0.1", listener.getsockname()[1]), QUESTION_ATTRIBUTES, 20.0)
     assert answer.content == b"action=REJECT 5.7.1 no"
-    assert asked[0].startswith(b"request=smtpd_access_policy\nprotocol_state=CONNECT\n")
-    assert b"\ninstance=policyd-doctor\npolicyd_probe=1\n\n" in asked[0]
-    assert b"sender" not in asked[0]
-    assert b"recipient" not in asked[0]
+    assert requests[0].startswith(b"request=smtpd_access_policy\nprotocol_state=CONNECT\n")
+    assert b"\ninstance=policyd-doctor\npolicyd_probe=1\n\n" in requests[0]
+    assert b"sender" not in requests[0]
+    assert b"recipient" not in requests[0]
 
 
+# By the text of main.cf: a part of the only finding; empty if there is none.
 MAIN_CF = {
     "": "no check_policy_service anywhere",
     "smtpd_recipient_restrictions = reject_unauth_destination, ASK": (
@@ -165,7 +166,7 @@ MAIN_CF = {
         "default_action=REJECT later: while policyd does not run, every mail is rejected for good"
     ),
     "smtpd_recipient_restrictions = OURS, reject, ASK": "reject is before check_policy_service",
-    # Nothing is wrong with these.
+    # Right.
     "smtpd_recipient_restrictions = OURS, ASK": "",
     "smtpd_policy_service_default_action = DUNNO\n"
     "smtpd_recipient_restrictions = OURS, check_policy_service ENDPOINT": "",
@@ -187,7 +188,7 @@ def test_errors_in_main_cf_are_reported(queue: Path, main: str) -> None:
         text = text.replace(word, meaning)
     with inet_daemon() as address:
         written = text.replace("ENDPOINT", str(address))
-        found = findings(examined(queue, f"{written}\n", Settings(listen=(address,))))
+        found = findings(diagnosis_of(queue, f"{written}\n", Settings(listen=(address,))))
     assert len(found) == bool(MAIN_CF[main]), found
     assert MAIN_CF[main] in "".join(found)
 
@@ -212,25 +213,28 @@ SUBMISSION = "submission inet n - y - - smtpd\n  -o syslog_name=postfix/submissi
         (RIGHT, "  -o smtpd_recipient_restrictions=$mua_restrictions\n", 0),
         (RIGHT, "", 0),
     ],
+    ids=["no override", "right override", "override of another list", "override by a parameter", "right main.cf"],
 )
-def test_users_who_submit_their_own_mail_are_not_strangers(queue: Path, main: str, overrides: str, wanted: int) -> None:
+def test_users_whose_mail_would_be_judged_as_of_strangers_are_reported(
+    queue: Path, main: str, overrides: str, wanted: int
+) -> None:
     with inet_daemon() as address:
         text = f"smtpd_recipient_restrictions = {main.format(endpoint=address)}\n"
         text += "mua_restrictions = permit_sasl_authenticated, reject\n"
         master = MASTER.format(chroot="y") + SUBMISSION + overrides
-        found = findings(examined(queue, text, Settings(listen=(address,)), master))
+        found = findings(diagnosis_of(queue, text, Settings(listen=(address,)), master))
     assert len(found) == wanted, found
     if wanted:
         assert "master.cf: submission inet: smtpd_recipient_restrictions: users who submit their own mail" in found[0]
         assert "-o { smtpd_recipient_restrictions = permit_sasl_authenticated, reject }" in found[0]
 
 
-def test_an_override_of_a_timeout_is_seen(queue: Path) -> None:
+def test_a_timeout_in_master_cf_is_checked(queue: Path) -> None:
     with inet_daemon() as address:
         asking = f"check_policy_service {{ {address}, default_action=DUNNO }}"
         main = f"smtpd_recipient_restrictions = permit_mynetworks, permit_sasl_authenticated, {asking}\n"
         master = MASTER.format(chroot="y") + "587 inet n - y - - smtpd\n  -o smtpd_policy_service_timeout=2s\n"
-        found = findings(examined(queue, main, Settings(listen=(address,), dns=Dns(timeout=4.0)), master))
+        found = findings(diagnosis_of(queue, main, Settings(listen=(address,), dns=Dns(timeout=4.0)), master))
     assert len(found) == 1
     assert "Postfix waits 2s" in found[0]
     assert "timeout=9s" in found[0]
@@ -239,10 +243,10 @@ def test_an_override_of_a_timeout_is_seen(queue: Path) -> None:
 def test_an_endpoint_where_policyd_does_not_listen_is_reported_unless_policyd_answers(queue: Path) -> None:
     with inet_daemon() as address:
         main = f"smtpd_recipient_restrictions = {RIGHT.format(endpoint=address)}\n"
-        diagnosis = examined(queue, main, Settings())
+        diagnosis = diagnosis_of(queue, main, Settings())
         assert findings(diagnosis) == []
         assert any("which a socket from systemd replaces" in line for line in diagnosis.right)
-    found = findings(examined(queue, main, Settings()))
+    found = findings(diagnosis_of(queue, main, Settings()))
     assert len(found) == 2
     assert f"check_policy_service asks {address}, and policyd listens on inet:127.0.0.1:10040" in found[0]
     assert "did not answer: connection refused" in found[1]
@@ -252,17 +256,17 @@ def test_another_policy_service_is_not_judged(queue: Path) -> None:
     with inet_daemon() as address:
         right = RIGHT.format(endpoint=address)
         main = f"smtpd_recipient_restrictions = check_policy_service inet:127.0.0.1:9, {right}\n"
-        assert findings(examined(queue, main, Settings(listen=(address,)))) == []
+        assert findings(diagnosis_of(queue, main, Settings(listen=(address,)))) == []
 
 
 @pytest.mark.parametrize(
     ("written", "listen"),
     [("inet:localhost:{port}", "127.0.0.1"), ("inet:{port}", "127.0.0.1"), ("inet:127.0.0.1:{port}", "0.0.0.0")],
 )
-def test_one_address_is_written_in_several_ways(queue: Path, written: str, listen: str) -> None:
+def test_each_way_to_write_an_address_is_recognised(queue: Path, written: str, listen: str) -> None:
     with inet_daemon() as address:
         main = f"smtpd_recipient_restrictions = {RIGHT.format(endpoint=written.format(port=address.port))}\n"
-        diagnosis = examined(queue, main, Settings(listen=(InetAddress(listen, address.port),)))
+        diagnosis = diagnosis_of(queue, main, Settings(listen=(InetAddress(listen, address.port),)))
     assert [text for text in findings(diagnosis) if "policyd listens" in text] == []
 
 
@@ -273,7 +277,7 @@ def test_one_address_is_written_in_several_ways(queue: Path, written: str, liste
 def test_a_socket_in_the_chroot_is_right(queue: Path, written: str) -> None:
     main = f"smtpd_recipient_restrictions = {RIGHT.format(endpoint=written)}\n"
     with unix_daemon(queue / "private" / "policyd") as address:
-        diagnosis = examined(queue, main, Settings(listen=(address,)))
+        diagnosis = diagnosis_of(queue, main, Settings(listen=(address,)))
     assert findings(diagnosis) == []
     assert any("nobody may connect" in line for line in diagnosis.right)
 
@@ -283,8 +287,8 @@ def test_a_socket_outside_of_the_chroot_is_reported_with_the_path_inside(queue: 
     path.parent.mkdir(mode=0o755)
     main = f"smtpd_recipient_restrictions = {RIGHT.format(endpoint=f'unix:{path}')}\n"
     with unix_daemon(path) as address:
-        found = findings(examined(queue, main, Settings(listen=(address,))))
-        without_chroot = examined(queue, main, Settings(listen=(address,)), MASTER.format(chroot="n"))
+        found = findings(diagnosis_of(queue, main, Settings(listen=(address,))))
+        without_chroot = diagnosis_of(queue, main, Settings(listen=(address,)), MASTER.format(chroot="n"))
     assert "outside of it" in found[0]
     assert f"policyd.yaml: listen: [unix:{queue}{path}]" in found[0]
     assert findings(without_chroot) == []
@@ -297,30 +301,31 @@ def test_a_socket_outside_of_the_chroot_is_reported_with_the_path_inside(queue: 
         (0o660, 0o755, 'socket_group: nogroup and socket_mode: "0660"'),
         (0o666, 0o700, "nobody may not enter"),
     ],
+    ids=["wrong owner", "wrong group", "closed folder"],
 )
 def test_a_socket_that_postfix_may_not_use_is_reported(queue: Path, mode: int, folder_mode: int, wanted: str) -> None:
     require(root=True)
     main = f"smtpd_recipient_restrictions = {RIGHT.format(endpoint='unix:private/policyd')}\n"
     with unix_daemon(queue / "private" / "policyd", mode) as address:
         (queue / "private").chmod(folder_mode)
-        (found,) = findings(examined(queue, main, Settings(listen=(address,))))
+        (found,) = findings(diagnosis_of(queue, main, Settings(listen=(address,))))
     assert wanted in found
 
 
-def test_a_socket_of_the_right_group_is_right(queue: Path) -> None:
+def test_a_socket_of_postfixs_group_is_right(queue: Path) -> None:
     require(root=True)
     main = f"smtpd_recipient_restrictions = {RIGHT.format(endpoint='unix:private/policyd')}\n"
     with unix_daemon(queue / "private" / "policyd", 0o660) as address:
         shutil.chown(address.path, group="nogroup")
-        assert findings(examined(queue, main, Settings(listen=(address,)))) == []
+        assert findings(diagnosis_of(queue, main, Settings(listen=(address,)))) == []
 
 
 def test_a_missing_socket_or_a_file_in_its_place_is_reported(queue: Path) -> None:
     main = f"smtpd_recipient_restrictions = {RIGHT.format(endpoint='unix:private/policyd')}\n"
     settings = Settings(listen=(UnixAddress(f"{queue}/private/policyd"),))
-    assert "it is not there" in findings(examined(queue, main, settings))[0]
+    assert "it is not there" in findings(diagnosis_of(queue, main, settings))[0]
     (queue / "private" / "policyd").write_text("")
-    assert "the path exists and is not a socket" in findings(examined(queue, main, settings))[0]
+    assert "the path exists and is not a socket" in findings(diagnosis_of(queue, main, settings))[0]
 
 
 # --- The question -----------------------------------------------------------------------------------------------------
@@ -334,6 +339,7 @@ def test_a_missing_socket_or_a_file_in_its_place_is_reported(queue: Path) -> Non
         (b"action=DUN", "the answer is cut off"),
         (b"x" * (MAX_ANSWER_BYTES + 5000), "more than 16 KiB of answer"),
     ],
+    ids=["silent", "closed", "cut off", "too long"],
 )
 def test_a_missing_answer_is_reported_with_its_reason(answer: bytes | None, wanted: str) -> None:
     with inet_daemon(answer) as address, pytest.raises(AskError, match=wanted):
@@ -343,14 +349,14 @@ def test_a_missing_answer_is_reported_with_its_reason(answer: bytes | None, want
 def test_a_program_that_is_not_a_policy_service_is_reported(queue: Path) -> None:
     with inet_daemon(b"220 mail.example ESMTP\r\n\n\n") as address:
         main = f"smtpd_recipient_restrictions = {RIGHT.format(endpoint=address)}\n"
-        found = findings(examined(queue, main, Settings(listen=(address,))))
+        found = findings(diagnosis_of(queue, main, Settings(listen=(address,))))
     assert ["does not speak the policy protocol" in text for text in found] == [True]
 
 
 # --- Reading postconf -------------------------------------------------------------------------------------------------
 
 
-def test_a_configuration_that_postconf_refuses_is_one_line(tmp_path: Path) -> None:
+def test_a_configuration_that_postconf_refuses_gets_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(PostconfError, match="No such file or directory"):
         read_postfix(str(tmp_path / "nowhere"))
     with pytest.raises(PostconfError, match="no-such-postconf: no such program"):
@@ -373,7 +379,7 @@ def test_services_and_their_overrides_are_read() -> None:
     assert postfix.explicit == {"a"}
 
 
-def test_parameters_that_name_each_other_end() -> None:
+def test_expanding_parameters_that_name_each_other_ends() -> None:
     postfix = parse_postfix("a = $b $b\nb = x$(c)\nc = ${a}\nd = $$5\ne = $e$e$e$e$e$e$e$e\n", "", "")
     assert [len(postfix.value(name)) <= 64 * 1024 for name in "ae"] == [True, True]
     assert postfix.value("d") == "$5"
@@ -393,7 +399,7 @@ def test_braces_keep_words_together(text: str, words: list[str]) -> None:
     assert words_of(text) == words
 
 
-def test_lists_and_times() -> None:
+def test_lists_and_times_are_parsed() -> None:
     assert list_of("a, b\n c,,d") == ["a", "b", "c", "d"]
     times = {"10s": 10, "5": 5, "2m": 120, "1h": 3600, "x": None}
     assert {text: seconds_of(text) for text in times} == times

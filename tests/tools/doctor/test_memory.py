@@ -1,4 +1,4 @@
-"""`policyd doctor` and memory: a store that answers, refuses or is away, and counters that nothing feeds."""
+"""`policyd doctor` and memory: a store that answers, refuses or is away, and counters that no service feeds."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def settings(server: StateServer, credentials: Path | None = None) -> Settings:
 @needs_server
 @pytest.mark.slow
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_a_refused_password_of_the_store_is_reported_and_never_shown(tmp_path: Path, program: str) -> None:
+def test_a_password_that_the_store_refuses_is_reported_and_never_shown(tmp_path: Path, program: str) -> None:
     server = StateServer(tmp_path, program)
     credentials = tmp_path / "credentials"
     try:
@@ -45,9 +45,9 @@ def test_a_refused_password_of_the_store_is_reported_and_never_shown(tmp_path: P
         server.command("config", "set", "requirepass", "right")
         credentials.write_text("hunter2\n")
         credentials.chmod(0o600)
-        (wanted,), _ = check_memory(settings(server))
+        (missing,), _ = check_memory(settings(server))
         (refused,), right = check_memory(settings(server, credentials))
-        assert "it wants a password; set state_credentials" in wanted.what
+        assert "it wants a password; set state_credentials" in missing.what
         assert "it refuses the user or password of state_credentials" in refused.what
         assert "hunter2" not in str(refused)
         assert right == ()
@@ -69,7 +69,7 @@ def test_without_a_store_nothing_is_asked() -> None:
 SUBMISSION = "submission inet n - n - - smtpd -o smtpd_sasl_auth_enable=yes -o smtpd_recipient_restrictions="
 
 
-def judged(folder: Path, master: str, *, user_counters: tuple[str, ...] = ("mails-of-user",)) -> Diagnosis:
+def diagnosis_of(folder: Path, master: str, *, user_counters: tuple[str, ...] = ("mails-of-user",)) -> Diagnosis:
     """A Postfix that asks policyd at port 25 after permit_sasl_authenticated."""
     require("postconf")
     with inet_daemon() as address:
@@ -89,19 +89,19 @@ def judged(folder: Path, master: str, *, user_counters: tuple[str, ...] = ("mail
     ids=["no submission", "not asked there", "asked after users are let through"],
 )
 def test_a_counter_of_users_that_no_service_feeds_is_reported(tmp_path: Path, master: str) -> None:
-    finding = next(finding for finding in judged(tmp_path, master).findings if "counter" in finding.where)
+    finding = next(finding for finding in diagnosis_of(tmp_path, master).findings if "counter" in finding.where)
     assert finding.where == "rules.yaml: counter mails-of-user"
     assert "no service asks policyd about authenticated users" in finding.what
     assert "permit_sasl_authenticated, reject" in finding.write
-    assert not any("counter" in finding.where for finding in judged(tmp_path, master, user_counters=()).findings)
+    assert not any("counter" in finding.where for finding in diagnosis_of(tmp_path, master, user_counters=()).findings)
 
 
-def test_a_submission_service_that_asks_before_it_lets_users_through_feeds_it(tmp_path: Path) -> None:
+def test_a_submission_service_that_asks_before_it_lets_users_through_feeds_the_counter(tmp_path: Path) -> None:
     master = f"{SUBMISSION}ASK,permit_sasl_authenticated,reject\n"
-    diagnosis = judged(tmp_path, master)
+    diagnosis = diagnosis_of(tmp_path, master)
     assert not [
         finding for finding in diagnosis.findings if "counter" in finding.where or "judged as strangers" in finding.what
     ]
     assert any("authenticated users, whom counter mails-of-user counts" in line for line in diagnosis.right)
-    without = judged(tmp_path, master, user_counters=())
+    without = diagnosis_of(tmp_path, master, user_counters=())
     assert any("judged as strangers" in finding.what for finding in without.findings)

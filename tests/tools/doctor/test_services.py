@@ -1,4 +1,4 @@
-"""Configurations that look right, and are not; and others that look wrong, and are right. All are read by postconf."""
+"""Configurations that look right and are wrong, and others that look wrong and are right; postconf reads them all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from policyd.tools.doctor.endpoints import systemd_sockets
 from policyd.tools.doctor.postfix_config import PostconfError, read_postfix, read_saved
 from policyd.tools.doctor.restrictions import Audience
 from tests.requirements import require
-from tests.tools.doctor.test_doctor import examined, findings, inet_daemon, queue, unix_daemon
+from tests.tools.doctor.test_doctor import diagnosis_of, findings, inet_daemon, queue, unix_daemon
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,37 +26,37 @@ __all__ = ["queue"]  # a fixture
 
 ASK = "check_policy_service { ENDPOINT, timeout=10s, default_action=DUNNO }"
 FIRST = "permit_mynetworks, permit_sasl_authenticated, reject_unauth_destination"
-BARE = FIRST.replace(" ", "")
+FIRST_WITHOUT_BLANKS = FIRST.replace(" ", "")
 RIGHT = f"smtpd_sasl_auth_enable = yes\nsmtpd_recipient_restrictions = {FIRST}, {ASK}\n"
 SMTP = "smtp inet n - n - - smtpd\n"
 OTHER = b"action=DUNNO\n\n"
 
 
 @pytest.fixture(autouse=True)
-def _postconf_is_here() -> None:
+def _needs_postconf() -> None:
     require("postconf")
 
 
-def judged(folder: Path, main: str, master: str = SMTP) -> Diagnosis:
+def diagnosis_with_servers(folder: Path, main: str, master: str = SMTP) -> Diagnosis:
     """Doctor's diagnosis of a configuration that asks a running policyd at ENDPOINT, and another service at OTHER."""
     with inet_daemon() as address, inet_daemon(OTHER) as other:
         main, master = (text.replace("ENDPOINT", str(address)).replace("OTHER", str(other)) for text in (main, master))
-        return examined(folder, main, Settings(listen=(address,)), master)
+        return diagnosis_of(folder, main, Settings(listen=(address,)), master)
 
 
-# --- What cannot work -------------------------------------------------------------------------------------------------
+# --- Wrong configurations ---------------------------------------------------------------------------------------------
 
 WRONG = {
-    # The smtpd for strangers has a list of its own.
-    "its own recipient restrictions": (
+    # A list in master.cf replaces that of main.cf.
+    "recipient restrictions in master.cf": (
         RIGHT,
-        f"smtp inet n - n - - smtpd -o smtpd_recipient_restrictions={BARE}\n26 inet n - n - - smtpd\n",
+        f"smtp inet n - n - - smtpd -o smtpd_recipient_restrictions={FIRST_WITHOUT_BLANKS}\n26 inet n - n - - smtpd\n",
         (
             "master.cf: smtp inet: strangers reach this service, and it never asks policyd: its -o "
             "smtpd_recipient_restrictions replaces the value in main.cf"
         ),
     ),
-    "its own list behind postscreen": (
+    "recipient restrictions in master.cf behind postscreen": (
         RIGHT,
         (
             "smtp inet n - n - 1 postscreen\nsmtpd pass - - n - - smtpd\n"
@@ -65,12 +65,12 @@ WRONG = {
         ),
         "master.cf: smtpd pass: strangers reach this service, and it never asks policyd",
     ),
-    "an empty list of its own": (
+    "an empty list in master.cf": (
         RIGHT,
         "25 inet n - n - - smtpd\n  -o smtpd_recipient_restrictions=\n26 inet n - n - - smtpd\n",
         "master.cf: 25 inet: strangers reach this service, and it never asks policyd",
     ),
-    "asked only by the users' service": (
+    "only the submission service asks": (
         f"smtpd_recipient_restrictions = {FIRST}\n",
         (
             f"{SMTP}submission inet n - n - - smtpd\n  -o smtpd_sasl_auth_enable=yes\n"
@@ -78,7 +78,7 @@ WRONG = {
         ),
         "master.cf: smtp inet: strangers reach this service, and it never asks policyd",
     ),
-    # The answer does not count, or policyd is not reached.
+    # policyd is not asked, or its answer does not count.
     "permit_auth_destination": (
         RIGHT.replace("reject_unauth_destination", "permit_auth_destination, reject_unauth_destination"),
         SMTP,
@@ -103,13 +103,13 @@ WRONG = {
         SMTP,
         "warn_if_reject is before check_policy_service: Postfix logs what policyd refuses, and accepts it",
     ),
-    "a list for ETRN": (
+    "the list for ETRN": (
         f"smtpd_etrn_restrictions = permit_mynetworks, {ASK}\n",
         SMTP,
         "here policyd is asked about the command ETRN only",
     ),
     "defer_if_reject": (RIGHT.replace(ASK, f"defer_if_reject, {ASK}"), SMTP, "every REJECT is answered as a DEFER"),
-    # At a stage at which clients have not logged in.
+    # policyd is asked before clients log in.
     "at CONNECT": (
         f"smtpd_delay_reject = no\nsmtpd_client_restrictions = permit_mynetworks, permit_sasl_authenticated, {ASK}\n",
         SMTP,
@@ -154,7 +154,7 @@ WRONG = {
         SMTP,
         "the restrictions after check_policy_service are skipped (reject_rbl_client)",
     ),
-    "everybody is permitted": (
+    "every client is permitted": (
         f"mynetworks = 127.0.0.0/8 0.0.0.0/0\n{RIGHT}",
         SMTP,
         "mynetworks has 0.0.0.0/0: permit_mynetworks lets every client through before policyd is asked",
@@ -166,12 +166,12 @@ WRONG = {
         "smtp inet n - n - - smtpd -o soft_bounce=yes\n",
         "master.cf: smtp inet: -o soft_bounce: soft_bounce = yes",
     ),
-    "another code": (
+    "another reject code": (
         f"access_map_reject_code = 450\n{RIGHT}",
         SMTP,
         "access_map_reject_code = 450: every REJECT is answered with that code",
     ),
-    "no lookups": (
+    "no lookups of names": (
         f"smtpd_peername_lookup = no\n{RIGHT}",
         SMTP,
         "smtpd_peername_lookup = no: Postfix sends client_name=unknown for every client",
@@ -181,7 +181,7 @@ WRONG = {
         f"{SMTP}587 inet n - n - - smtpd -o smtpd_sasl_auth_enable=yes\n",
         "master.cf: 587 inet: smtpd_recipient_restrictions: users who submit their own mail are judged as strangers",
     ),
-    # policyd is not the service that is asked.
+    # Another service is asked.
     "another policy service only": (
         f"smtpd_recipient_restrictions = {FIRST}, check_policy_service OTHER\n",
         SMTP,
@@ -191,16 +191,16 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_each_configuration_that_cannot_work_has_exactly_its_findings(queue: Path, name: str) -> None:
+def test_each_wrong_configuration_has_exactly_its_finding(queue: Path, name: str) -> None:
     main, master, wanted = WRONG[name]
-    found = findings(judged(queue, main, master))
+    found = findings(diagnosis_with_servers(queue, main, master))
     assert len(found) == 1, found
     shown = wanted.partition("OTHER")
     assert shown[0] in found[0]
     assert shown[2] in found[0]
 
 
-# --- What works -------------------------------------------------------------------------------------------------------
+# --- Right configurations ---------------------------------------------------------------------------------------------
 
 NO_USERS = f"smtpd_recipient_restrictions = permit_mynetworks, reject_unauth_destination, {ASK}\n"
 SOUND = {
@@ -279,7 +279,7 @@ SOUND = {
 
 @pytest.mark.parametrize("name", SOUND)
 def test_working_configurations_have_no_findings(queue: Path, name: str) -> None:
-    diagnosis = judged(queue, *SOUND[name])
+    diagnosis = diagnosis_with_servers(queue, *SOUND[name])
     assert findings(diagnosis) == []
     assert any("strangers reach it, and it asks policyd in" in line for line in diagnosis.right)
 
@@ -294,7 +294,9 @@ def test_services_are_grouped_by_the_clients_that_reach_them(queue: Path) -> Non
         "2526 inet n - n - - smtpd -o { smtpd_recipient_restrictions = permit_auth_destination, reject }\n"
         "policy unix - n n - - spawn user=nobody argv=/bin/true\n"
     )
-    audiences = {str(service.service): service.audience for service in judged(queue, RIGHT, master).services}
+    audiences = {
+        str(service.service): service.audience for service in diagnosis_with_servers(queue, RIGHT, master).services
+    }
     assert audiences == {
         "smtp inet": Audience.STRANGERS,
         "smtpd pass": Audience.STRANGERS,
@@ -310,17 +312,17 @@ def test_services_are_grouped_by_the_clients_that_reach_them(queue: Path) -> Non
 
 def test_a_submission_service_without_reject_is_only_noted(queue: Path) -> None:
     master = f"{SMTP}submission inet n - n - - smtpd\n  -o {{ smtpd_recipient_restrictions = {FIRST} }}\n"
-    diagnosis = judged(queue, RIGHT, master)
+    diagnosis = diagnosis_with_servers(queue, RIGHT, master)
     assert findings(diagnosis) == []
     assert any("submission inet: strangers can send mail to your own domains" in line for line in diagnosis.notes)
 
 
-def test_a_postfix_for_users_alone_is_noted(queue: Path) -> None:
+def test_a_postfix_for_users_only_is_noted(queue: Path) -> None:
     master = "submission inet n - n - - smtpd -o smtpd_client_restrictions=permit_sasl_authenticated,reject\n"
-    diagnosis = judged(queue, RIGHT, master)
+    diagnosis = diagnosis_with_servers(queue, RIGHT, master)
     assert findings(diagnosis) == []
     assert any("no smtpd service is reached by strangers" in line for line in diagnosis.notes)
-    assert not any("reached by strangers" in line for line in judged(queue, RIGHT).notes)
+    assert not any("reached by strangers" in line for line in diagnosis_with_servers(queue, RIGHT).notes)
 
 
 @pytest.mark.parametrize(
@@ -336,14 +338,14 @@ def test_a_postfix_for_users_alone_is_noted(queue: Path) -> None:
     ],
 )
 def test_the_suggested_line_keeps_existing_restrictions(queue: Path, before: str, after: str) -> None:
-    diagnosis = judged(queue, f"smtpd_recipient_restrictions = {before}\n" if before else "")
+    diagnosis = diagnosis_with_servers(queue, f"smtpd_recipient_restrictions = {before}\n" if before else "")
     line = re.sub(r"check_policy_service \{[^}]*\}", "ASK", diagnosis.findings[0].write)
     assert line.replace("smtpd_recipient_restrictions", "LIST") == after
 
 
 def test_a_class_that_only_access_tables_name_is_noted(queue: Path) -> None:
     main = f"smtpd_restriction_classes = asking\nasking = {ASK}\nsmtpd_recipient_restrictions = {FIRST}\n"
-    diagnosis = judged(queue, main)
+    diagnosis = diagnosis_with_servers(queue, main)
     assert "no check_policy_service anywhere" in findings(diagnosis)[0]
     assert any(
         "the class asking asks a policy service; access tables may send mail there" in note for note in diagnosis.notes
@@ -354,7 +356,7 @@ def test_other_policy_services_are_named_and_not_judged(queue: Path) -> None:
     main = RIGHT.replace(
         ASK, f"check_policy_service {{ OTHER, timeout=1s }}, check_policy_service inet:127.0.0.1:9, {ASK}"
     )
-    diagnosis = judged(queue, main)
+    diagnosis = diagnosis_with_servers(queue, main)
     assert findings(diagnosis) == []
     notes = list(diagnosis.notes)
     assert [note.partition(" ")[2] for note in notes] == [
@@ -369,19 +371,19 @@ SHIPPED = RIGHT.replace("ENDPOINT", "unix:private/policyd")
 
 
 def test_a_stopped_systemd_socket_is_reported_without_advice_on_main_cf(queue: Path) -> None:
-    (found,) = findings(examined(queue, SHIPPED, Settings(), SMTP))
+    (found,) = findings(diagnosis_of(queue, SHIPPED, Settings(), SMTP))
     assert found == (
         f"the socket {queue}/private/policyd: policyd.socket is not running, so the socket does not exist -> "
         "systemctl enable --now policyd.socket policyd.service"
     )
 
 
-def test_a_socket_of_systemd_that_was_left_behind_is_not_running(queue: Path) -> None:
+def test_a_systemd_socket_that_was_left_behind_is_reported(queue: Path) -> None:
     path = queue / "private" / "policyd"
     with socket.socket(socket.AF_UNIX) as left_behind:
         left_behind.bind(str(path))
     path.chmod(0o666)
-    (found,) = findings(examined(queue, SHIPPED, Settings(), SMTP))
+    (found,) = findings(diagnosis_of(queue, SHIPPED, Settings(), SMTP))
     assert found.startswith(f"unix:{path}: policyd.socket is not running: connection refused -> systemctl enable --now")
 
 
@@ -392,30 +394,30 @@ def test_a_systemd_socket_without_a_daemon_is_reported(queue: Path) -> None:
         path.chmod(0o666)
         waiting.listen()
         configuration = queue / "postfix"
-        examined(queue, "", Settings(), SMTP)
+        diagnosis_of(queue, "", Settings(), SMTP)
         main_cf = configuration / "main.cf"
         main_cf.write_text(f"queue_directory = {queue}\nmail_owner = nobody\ncompatibility_level = 3.6\n{SHIPPED}")
         (found,) = findings(diagnose(read_postfix(str(configuration)), Settings(), timeout=0.2))
     assert "policyd.socket is running, but policyd is not: no answer within 0.2 s -> systemctl status" in found
 
 
-def test_a_running_daemon_behind_a_socket_of_systemd_is_right(queue: Path) -> None:
+def test_a_running_daemon_behind_a_systemd_socket_is_right(queue: Path) -> None:
     with unix_daemon(queue / "private" / "policyd"):
-        diagnosis = examined(queue, SHIPPED, Settings(), SMTP)
+        diagnosis = diagnosis_of(queue, SHIPPED, Settings(), SMTP)
     assert findings(diagnosis) == []
     assert any("which a socket from systemd replaces" in line for line in diagnosis.right)
 
 
 def test_main_cf_names_a_socket_in_the_queue_directory_by_its_relative_path(queue: Path) -> None:
-    """An absolute path would be looked for in the chroot."""
+    """Postfix would look for an absolute path in the chroot."""
     with unix_daemon(queue / "private" / "policyd") as address:
-        (found,) = findings(examined(queue, "", Settings(listen=(address,)), SMTP))
+        (found,) = findings(diagnosis_of(queue, "", Settings(listen=(address,)), SMTP))
     assert "check_policy_service { unix:private/policyd, timeout=10s" in found
 
 
-def test_a_service_of_master_cf_with_that_name_is_not_policyd(queue: Path) -> None:
+def test_a_service_of_master_cf_with_the_name_policyd_is_not_policyd(queue: Path) -> None:
     master = f"{SMTP}policyd unix - n n - 0 spawn user=nobody argv=/usr/bin/policyd-spf\n"
-    found = findings(examined(queue, SHIPPED, Settings(), master))
+    found = findings(diagnosis_of(queue, SHIPPED, Settings(), master))
     assert "check_policy_service asks unix:private/policyd, and policyd listens on inet:127.0.0.1:10040" in found[0]
 
 
@@ -431,7 +433,7 @@ def test_the_sockets_of_an_installed_unit_replace_listen(queue: Path, tmp_path: 
     sockets = systemd_sockets(str(tmp_path))
     assert [str(socket) for socket in sockets] == [f"unix:{path}", "inet:127.0.0.1:10040", "inet:[::]:10041"]
     configuration = queue / "postfix"
-    examined(queue, RIGHT.replace("ENDPOINT", "unix:private/judge"), Settings(), SMTP)
+    diagnosis_of(queue, RIGHT.replace("ENDPOINT", "unix:private/judge"), Settings(), SMTP)
     (found,) = findings(diagnose(read_postfix(str(configuration)), Settings(), sockets=sockets))
     assert "policyd.socket is not running" in found
     assert systemd_sockets(str(tmp_path / "nowhere")) == ()
@@ -440,9 +442,9 @@ def test_the_sockets_of_an_installed_unit_replace_listen(queue: Path, tmp_path: 
 # --- Saved configurations ---------------------------------------------------------------------------------------------
 
 
-def saved(folder: Path, main: str, master: str) -> tuple[str, str]:
+def saved_output(folder: Path, main: str, master: str) -> tuple[str, str]:
     """The output of postconf -n and postconf -M, in files."""
-    examined(folder, main, Settings(), master)
+    diagnosis_of(folder, main, Settings(), master)
     paths = []
     for option in ("-n", "-M"):
         path = folder / f"postconf{option}"
@@ -452,10 +454,10 @@ def saved(folder: Path, main: str, master: str) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("name", [*(name for name in WRONG if "OTHER" not in "".join(WRONG[name])), *SOUND])
-def test_a_saved_configuration_is_judged_as_the_running_one(queue: Path, name: str) -> None:
+def test_a_saved_configuration_gets_the_findings_of_the_running_one(queue: Path, name: str) -> None:
     main, master, *_ = WRONG[name] if name in WRONG else SOUND[name]
     main, master = (text.replace("ENDPOINT", "inet:10040").replace("OTHER", "inet:10023") for text in (main, master))
-    diagnosis = diagnose(read_saved(*saved(queue, main, master)), Settings())
+    diagnosis = diagnose(read_saved(*saved_output(queue, main, master)), Settings())
     found = findings(diagnosis)
     assert diagnosis.question is None
     assert len(found) == len(WRONG[name][2:] if name in WRONG else ()), found
@@ -463,18 +465,18 @@ def test_a_saved_configuration_is_judged_as_the_running_one(queue: Path, name: s
         assert WRONG[name][2] in found[0]
 
 
-def test_a_saved_configuration_names_policyd_as_the_container_does(queue: Path) -> None:
+def test_a_saved_configuration_may_name_policyd_as_in_its_container(queue: Path) -> None:
     main = RIGHT.replace("ENDPOINT", "inet:policyd:10040")
-    assert findings(diagnose(read_saved(*saved(queue, main, SMTP)), Settings())) == []
+    assert findings(diagnose(read_saved(*saved_output(queue, main, SMTP)), Settings())) == []
     main = RIGHT.replace("ENDPOINT", "unix:/sockets/policyd.sock")
     settings = Settings(listen=(UnixAddress("/srv/mail/policyd.sock"),))
-    assert findings(diagnose(read_saved(*saved(queue, main, SMTP)), settings)) == []
+    assert findings(diagnose(read_saved(*saved_output(queue, main, SMTP)), settings)) == []
     main = RIGHT.replace("ENDPOINT", "inet:policyd:10050")
-    (found,) = findings(diagnose(read_saved(*saved(queue, main, SMTP)), Settings()))
+    (found,) = findings(diagnose(read_saved(*saved_output(queue, main, SMTP)), Settings()))
     assert "check_policy_service asks inet:policyd:10050, and policyd listens on inet:127.0.0.1:10040" in found
 
 
-def test_main_cf_and_master_cf_themselves_may_be_given(queue: Path) -> None:
+def test_main_cf_and_master_cf_may_be_given_instead_of_saved_output(queue: Path) -> None:
     main = queue / "main.cf"
     master = queue / "master.cf"
     main.write_text(
@@ -494,7 +496,9 @@ def test_main_cf_and_master_cf_themselves_may_be_given(queue: Path) -> None:
 
 
 def test_the_output_of_postconf_without_n_may_be_given(queue: Path) -> None:
-    postconf, master = saved(queue, RIGHT.replace(", default_action=DUNNO", "").replace("ENDPOINT", "inet:10040"), SMTP)
+    postconf, master = saved_output(
+        queue, RIGHT.replace(", default_action=DUNNO", "").replace("ENDPOINT", "inet:10040"), SMTP
+    )
     with open(postconf, "wb") as file:  # noqa: PTH123 - a path as text
         subprocess.run(["postconf", "-c", str(queue / "postfix")], stdout=file, check=True)
     (found,) = findings(diagnose(read_saved(postconf, master), Settings()))

@@ -1,6 +1,4 @@
-"""`policyd replay` of rules on systems and countries: with a database, with another database, and with the owners in
-the log.
-"""
+"""`policyd replay` of rules on systems and countries, with the owners from databases or from the log."""
 
 from __future__ import annotations
 
@@ -62,7 +60,7 @@ def test_a_mail_log_is_judged_by_the_database_of_the_ruleset(tmp_path: Path) -> 
     )
 
 
-def test_two_rulesets_have_each_their_own_database(tmp_path: Path) -> None:
+def test_each_of_two_rulesets_uses_its_own_database(tmp_path: Path) -> None:
     old = ruleset_of(tmp_path, "old", "203.0.113.0,203.0.113.255,64500,Somebody\n")
     found = compare(ruleset_of(tmp_path, "new"), old, log_of(tmp_path, *MAILS), TODAY)
     assert [(before.rule, after.rule, tally.transactions) for before, after, tally in found.changes] == [

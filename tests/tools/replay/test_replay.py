@@ -39,7 +39,7 @@ def ruleset_of(folder: Path, text: str, name: str = "rules.yaml") -> Ruleset:
 def mail(
     number: int, client: str, *, sender: str = "a@b.example", to: str = "c@d.example", status: str = "sent"
 ) -> str:
-    """A mail that was accepted, as Postfix logs it; `status` is the status of its delivery, or a refusal's text."""
+    """A mail as Postfix logs it; `status` is the status of its delivery, or the text of its refusal."""
     head = "Nov 20 10:00:00 mx postfix"
     if status[0].isdigit():
         return (
@@ -104,17 +104,13 @@ rules:
 """
 
 
-def test_the_incidents_under_the_shipped_rules() -> None:
+def test_the_shipped_rules_refuse_the_incidents() -> None:
     found = replay(load(rules_path=SHIPPED).ruleset, INCIDENTS, TODAY)
     assert figures(found) == {
         "known-vps-customer": (1, 0, 1, 1),
         "sakura-vps": (26, 0, 25, 7),
-        "one-mail-many-doors observed": (
-            2,
-            0,
-            2,
-            1,
-        ),  # each mail's fourth try and later ones from neighbouring addresses
+        # The fourth and later tries of a mail from neighbouring addresses.
+        "one-mail-many-doors observed": (2, 0, 2, 1),
         "bulk-mailer-networks": (7, 0, 6, 1),
         "default": (1, 0, 1, 1),
     }
@@ -200,7 +196,7 @@ def test_no_status_is_assumed_for_a_name_that_did_not_verify(tmp_path: Path, rea
     assert found.facts.assumed == 0
 
 
-def test_a_claimed_name_never_exempts_in_a_replay_either(tmp_path: Path) -> None:
+def test_a_claimed_name_never_exempts_in_a_replay(tmp_path: Path) -> None:
     warning = (
         "Nov 20 10:00:00 mx postfix/smtpd[1]: warning: hostname good.b.example does not resolve to address 192.0.2.1\n"
     )
@@ -261,10 +257,10 @@ def test_only_mails_with_different_answers_are_shown(tmp_path: Path) -> None:
     logs = log_of(
         tmp_path,
         mail(1, "x.b.example[203.0.113.1]"),  # another text
-        mail(2, "mx.c.example[192.0.2.3]"),  # refused by the old one only
-        mail(3, "mx.c.example[198.51.100.4]"),  # refused by the new one only
-        mail(4, "mx.c.example[203.0.113.9]"),  # by both in the same way
-        mail(5, "mx.c.example[10.0.0.9]"),  # by none
+        mail(2, "mx.c.example[192.0.2.3]"),  # refused by the old ruleset only
+        mail(3, "mx.c.example[198.51.100.4]"),  # refused by the new ruleset only
+        mail(4, "mx.c.example[203.0.113.9]"),  # refused by both in the same way
+        mail(5, "mx.c.example[10.0.0.9]"),  # refused by neither
     )
     found = compare(new, old, logs, TODAY)
     assert [
@@ -282,7 +278,7 @@ def test_only_mails_with_different_answers_are_shown(tmp_path: Path) -> None:
     assert comparison_as_json(found)["changes"][0]["to"] == {"rule": "network", "action": "DEFER", "mode": "enforce"}
 
 
-def test_a_ruleset_is_no_different_from_itself(tmp_path: Path) -> None:
+def test_a_ruleset_does_not_differ_from_itself(tmp_path: Path) -> None:
     ruleset = load(rules_path=SHIPPED).ruleset
     found = compare(ruleset, ruleset, [*INCIDENTS, str(DATA / "maillog.shapes")], TODAY)
     assert (found.changes, found.facts.changed) == ([], 0)
@@ -304,7 +300,7 @@ def test_another_rule_with_the_same_answer_is_a_difference_only_if_the_answer_na
     assert changed("no ({rule})") == 1
 
 
-# --- Memory, and what is remembered ---------------------------------------------------------------------------------
+# --- Caches and limits ----------------------------------------------------------------------------------------------
 
 names = st.sampled_from([(), (b"good.b.example",), (b"x.b.example",), (b"x.c.example", b"good.b.example")])
 observed_mails = st.builds(
@@ -356,12 +352,12 @@ def test_mails_with_equal_grounds_get_equal_decisions(rulesets: list[Ruleset], s
     for ruleset in rulesets:
         subjects = subjects_of(ruleset)
         judge = Judge(ruleset, TODAY, Assumption.MISSING, by_recipient="recipient" in subjects)
-        everyone = Judge(ruleset, TODAY, Assumption.MISSING, by_recipient=True)
+        judge_by_recipient = Judge(ruleset, TODAY, Assumption.MISSING, by_recipient=True)
         remembered: dict[object, set[tuple[str, ...]]] = {}
         for mail_seen in seen:
             decided = answers(judge, mail_seen)
             assert remembered.setdefault(judge.grounds(mail_seen), decided) == decided
-            assert decided == answers(everyone, mail_seen)
+            assert decided == answers(judge_by_recipient, mail_seen)
 
 
 def test_a_full_cache_does_not_change_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ REFUSED = "450 4.7.1 <c@d.example>: Recipient address rejected: Greylisted"
 
 
 def at(time: str, lines: str) -> str:
-    """Returns a mail at another time. The session of a refused mail ends, so no more lines are awaited."""
+    """Returns a mail at another time. Ends the session of a refused mail, so the parser waits for no more lines."""
     if "NOQUEUE" in lines:
         head, _, rest = lines.partition(": ")
         client = rest.partition(" from ")[2].partition(":")[0]
@@ -54,13 +54,13 @@ def test_waits_are_counted_by_mail(tmp_path: Path) -> None:
         "never_came_back": 1,
         "uncounted": False,
     }
-    said = printed(found)
-    assert "greylisting: 2 delivered mails would have waited, 420 s at most; 1 mail never came back" in said
+    text = printed(found)
+    assert "greylisting: 2 delivered mails would have waited, 420 s at most; 1 mail never came back" in text
 
 
 def test_an_unknown_wait_is_not_invented(tmp_path: Path) -> None:
-    said = printed(replayed(tmp_path, mail(1, "unknown[198.51.100.7]")))
-    assert "1 delivered mail would have waited, for a time that the log does not show; 0 mails never came back" in said
+    text = printed(replayed(tmp_path, mail(1, "unknown[198.51.100.7]")))
+    assert "1 delivered mail would have waited, for a time that the log does not show; 0 mails never came back" in text
 
 
 def test_each_recipient_waits(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`policyd stats` and greylisting: the count of each result."""
+"""`policyd stats` about greylisting and counters."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def line(action: str, word: str) -> str:
 def test_only_the_words_of_greylisting_are_counted(tmp_path: Path) -> None:
     log = tmp_path / "decisions.log"
     words = [("DEFER_IF_PERMIT", "new"), ("DEFER_IF_PERMIT", "new"), ("DUNNO", "passed"), ("DUNNO", "nonsense")]
-    log.write_text("".join(line(*each) for each in words))
+    log.write_text("".join(line(action, word) for action, word in words))
     stats = collect([str(log)])
     assert stats_as_json(stats)["greylist"] == {"new": 2, "passed": 1}
     text = io.StringIO()

@@ -1,4 +1,4 @@
-"""`policyd stats` and DNS lists: whether a list is worth having."""
+"""`policyd stats` about DNS lists: whether a list is useful."""
 
 from __future__ import annotations
 

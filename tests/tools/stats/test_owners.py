@@ -82,7 +82,7 @@ def test_the_name_of_a_system_comes_from_a_json_line_or_from_the_database(tmp_pa
         line("REJECT", " asn=64511", client="192.0.2.2"),
         systems="192.0.2.0,192.0.2.255,64496,Now Called So\n",
     )
-    # A line has the system known at its time; the database names only its present system.
+    # A line has the client's system at that time; the database has only the present system and its name.
     assert [(asn, system.name) for asn, system in stats.systems.items()] == [(64496, "Now Called So"), (64511, "")]
 
 
@@ -93,7 +93,7 @@ def test_lines_without_an_owner_are_looked_up_in_the_database(tmp_path: Path) ->
     assert [(asn, system.decisions) for asn, system in stats.systems.items()] == [(64496, 1)]
 
 
-def test_a_log_without_owners_has_no_such_table(tmp_path: Path) -> None:
+def test_a_log_without_owners_has_no_tables_of_owners(tmp_path: Path) -> None:
     stats = stats_of(tmp_path, line("REJECT"))
     assert (stats_as_json(stats)["systems"], stats_as_json(stats)["countries"]) == ({}, {})
     assert "system" not in printed(stats)

@@ -21,7 +21,7 @@ from policyd.tools.stats.html import page
 from policyd.tools.stats.output import print_stats, stats_as_json
 from tests.examples import examples
 from tests.local_time import local_time
-from tests.tools.decided import line
+from tests.tools.decision_lines import line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +71,7 @@ def test_decisions_are_counted_by_action_and_rule(tmp_path: Path) -> None:
     assert "sakura-vps" in text
 
 
-def test_origins_of_refused_mail(tmp_path: Path) -> None:
+def test_origins_of_refused_mail_are_counted(tmp_path: Path) -> None:
     stats = stats_of(
         tmp_path,
         line(),
@@ -93,7 +93,7 @@ rules:
 """
 
 
-def test_observed_rules_and_rules_without_a_match(tmp_path: Path) -> None:
+def test_observed_rules_and_rules_without_a_match_are_reported(tmp_path: Path) -> None:
     stats = stats_of(
         tmp_path,
         line("DUNNO", more="observed=first-try", rule=""),
@@ -173,7 +173,7 @@ def test_an_invalid_time_gets_a_message_with_the_right_form(text: str) -> None:
         parse_since(text, NOW)
 
 
-def test_a_rotated_set_is_one_log(tmp_path: Path) -> None:
+def test_a_log_and_its_rotated_files_are_counted_together(tmp_path: Path) -> None:
     (tmp_path / "d.log").write_text(line())
     (tmp_path / "d.log.1.gz").write_bytes(gzip.compress(line().encode()))
     assert collect([str(tmp_path / "d.log"), str(tmp_path / "d.log.1.gz")]).decisions == 2
@@ -190,7 +190,7 @@ def test_counts_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "+" in printed(stats)
 
 
-def test_durations_of_decisions(tmp_path: Path) -> None:
+def test_durations_of_decisions_are_given_by_percentile(tmp_path: Path) -> None:
     lines = [line().replace("ms=0.2", f"ms={ms}") for ms in [1.0] * 90 + [20.0] * 9 + [300.0]]
     stats = stats_of(tmp_path, *lines)
     assert [stats.percentile(share) for share in (0.5, 0.95, 0.99, 1.0)] == [1.0, 20.0, 20.0, 300.0]
@@ -200,7 +200,7 @@ def test_durations_of_decisions(tmp_path: Path) -> None:
 
 
 class _Page(HTMLParser):
-    """The active content of a page: everything that makes a browser load or run something."""
+    """The tags, attributes and text of a page."""
 
     VOID = frozenset({"meta", "line", "rect"})
 
@@ -271,7 +271,7 @@ def test_client_text_is_escaped_in_the_page(tmp_path: Path) -> None:
     assert "<script>alert(1)</script>\"'&amp;" in read_page(text).text
 
 
-def test_a_page_of_nothing_is_a_page() -> None:
+def test_a_page_without_decisions_is_valid() -> None:
     assert_nothing_to_load(page(Stats()))
 
 
@@ -300,7 +300,7 @@ def test_a_page_of_nothing_is_a_page() -> None:
         max_size=10,
     )
 )
-def test_any_log_is_shown_harmlessly(
+def test_no_log_makes_the_output_unsafe(
     tmp_path_factory: pytest.TempPathFactory, decisions: list[dict[str, object]]
 ) -> None:
     log = tmp_path_factory.mktemp("any") / "decisions.log"

@@ -1,6 +1,6 @@
 """The page of `policyd stats --html` in a real browser: Debian's package chromium, headless, without network access.
 
-Every request of the browser goes to a proxy of this test, which only counts requests.
+Every request of the browser goes to a proxy in this file, which only records requests.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 from policyd.tools.stats.collect import collect
 from policyd.tools.stats.html import page
 from tests.requirements import require
-from tests.tools.decided import line
+from tests.tools.decision_lines import line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +33,7 @@ def _needs_a_browser() -> None:
 
 
 class Outside:
-    """A proxy in place of the network: counts requests, and answers none."""
+    """A proxy in place of the network: records requests, and answers none."""
 
     def __init__(self) -> None:
         self.requests: list[bytes] = []
@@ -42,7 +42,7 @@ class Outside:
         self._thread = threading.Thread(target=self._count, daemon=True)
         self._thread.start()
 
-    def _count(self) -> None:
+    def _record(self) -> None:
         while True:
             try:
                 connection, _ = self._listener.accept()
@@ -68,17 +68,17 @@ def outside() -> Iterator[Outside]:
     made.close()
 
 
-def asks_for_itself(asked: bytes) -> bool:
-    """Whether the request is the browser's own, to its vendor, for example for the time."""
-    return b"google" in asked
+def is_for_vendor(request: bytes) -> bool:
+    """Whether the browser itself asks its vendor, for example for the time."""
+    return b"google" in request
 
 
-class Shown(NamedTuple):
+class Rendered(NamedTuple):
     dom: str
     console: list[str]
 
 
-def show(html: Path, outside: Outside, profile: Path) -> Shown:
+def show(html: Path, outside: Outside, profile: Path) -> Rendered:
     """Opens a page; returns its document in the browser, and the output on the browser's console."""
     assert CHROMIUM is not None
     done = subprocess.run(
@@ -109,7 +109,7 @@ def show(html: Path, outside: Outside, profile: Path) -> Shown:
         timeout=120,
         check=True,
     )
-    return Shown(done.stdout, [text for text in done.stderr.splitlines() if "CONSOLE" in text])
+    return Rendered(done.stdout, [text for text in done.stderr.splitlines() if "CONSOLE" in text])
 
 
 def test_the_page_is_drawn_without_an_error_and_without_any_request(tmp_path: Path, outside: Outside) -> None:
@@ -120,7 +120,7 @@ def test_the_page_is_drawn_without_an_error_and_without_any_request(tmp_path: Pa
     html.write_text(page(collect([str(log)])))
     shown = show(html, outside, tmp_path / "profile")
     assert shown.console == []
-    assert [asked for asked in outside.requests if not asks_for_itself(asked)] == []
+    assert [request for request in outside.requests if not is_for_vendor(request)] == []
     assert shown.dom.count("<svg") == 5
     assert "4 decisions" in shown.dom
     assert "<img" not in shown.dom
@@ -131,4 +131,4 @@ def test_the_check_detects_requests_and_failing_scripts(tmp_path: Path, outside:
     html.write_text("<body><img src='http://outside.example/x.png'><script>throw new Error('broken')</script></body>")
     shown = show(html, outside, tmp_path / "profile")
     assert any("broken" in text for text in shown.console)
-    assert any(b"outside.example" in asked for asked in outside.requests)
+    assert any(b"outside.example" in request for request in outside.requests)

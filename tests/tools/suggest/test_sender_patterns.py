@@ -44,7 +44,7 @@ def test_only_distinctive_patterns_need_no_domain(local: str, distinctive: bool)
     assert shape.distinctive is distinctive
 
 
-def test_a_domain_is_used_unchanged() -> None:
+def test_a_domain_is_a_literal_in_the_expression() -> None:
     expression = Shape(("news", "\0digits")).expression("mag-r.net")
     assert expression == r"^news[0-9]+@mag-r\.net$"
     assert not list(complaints(expression))

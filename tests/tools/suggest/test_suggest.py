@@ -31,8 +31,8 @@ def rules(found: Suggestions) -> list[tuple[str, str, dict[str, list[str]]]]:
     return [(candidate.condition, candidate.value, candidate.exceptions) for candidate in found.candidates]
 
 
-def checked(folder: Path, text: str) -> Ruleset:
-    """`policyd check --strict` finds no error and no warning in it."""
+def load_strictly(folder: Path, text: str) -> Ruleset:
+    """Loads a ruleset in which `policyd check --strict` finds no error and no warning."""
     path = folder / "candidates.yaml"
     path.write_text(text)
     loaded = load(rules_path=path, warnings_on=TODAY)
@@ -40,7 +40,7 @@ def checked(folder: Path, text: str) -> Ruleset:
     return loaded.ruleset
 
 
-def test_the_incidents(tmp_path: Path) -> None:
+def test_the_incidents_give_the_known_candidates(tmp_path: Path) -> None:
     found = suggest(INCIDENTS)
     assert rules(found) == [
         ("hostname_suffix", "vs.sakura.ne.jp", {}),
@@ -55,7 +55,7 @@ def test_the_incidents(tmp_path: Path) -> None:
     )
     text = as_yaml(found, 20)
     assert re.search(r"27 mails refused or deferred, from 26 clients, \d+-02-05 to \d+-03-09; none was delivered", text)
-    ruleset = checked(tmp_path, text)
+    ruleset = load_strictly(tmp_path, text)
     assert [(rule.name, rule.observe) for rule in ruleset.rules] == [
         ("names-vs-sakura-ne-jp", True),
         ("network-180-222-51-0-24", True),
@@ -76,9 +76,9 @@ def refused_hosts(count: int, pattern: str = "h{}.dyn.isp.example", start: int =
     ("others", "suffix"),
     [
         ([], "dyn.isp.example"),
-        # A few strays do not widen it.
+        # One client elsewhere in the domain does not widen the suffix.
         (refused_hosts(1, "www{}.isp.example", 50), "dyn.isp.example"),
-        # Refusals from all over the domain do.
+        # Many clients elsewhere in the domain widen it.
         (refused_hosts(9, "x{}.cable.isp.example", 50), "isp.example"),
     ],
 )
@@ -114,10 +114,10 @@ def test_clients_with_delivered_mail_are_proposed_as_exceptions(tmp_path: Path) 
     text = as_yaml(found, 20)
     assert "but 2 delivered, from 2 clients" in text
     assert "except: {hostname: good.dyn.isp.example, cidr: 192.0.2.1}" in text
-    checked(tmp_path, text)
+    load_strictly(tmp_path, text)
 
 
-def test_nothing_is_suggested_if_most_mail_was_wanted(tmp_path: Path) -> None:
+def test_nothing_is_suggested_if_most_mail_was_delivered(tmp_path: Path) -> None:
     wanted = [mail(n, f"h{n}.dyn.isp.example[198.{n}.100.7]") for n in range(20, 40)]
     assert rules(suggest(log_of(tmp_path, *refused_hosts(9), *wanted))) == []
 
@@ -151,7 +151,7 @@ def test_the_minimum_number_of_clients_can_be_chosen(tmp_path: Path, least: int,
 
 
 @pytest.mark.parametrize("client", ["unknown[127.0.0.1]", "h[10.1.2.3]", "h[192.168.3.4]", "h[::1]", "h[fe80::1]"])
-def test_own_addresses_are_not_suggested(tmp_path: Path, client: str) -> None:
+def test_private_addresses_are_not_suggested(tmp_path: Path, client: str) -> None:
     logs = log_of(tmp_path, *[mail(n, client, status=REFUSED) for n in range(5)])
     assert rules(suggest(logs, min_clients=1)) == []
 
@@ -206,7 +206,7 @@ def test_client_text_is_in_comments_only_and_printable(tmp_path: Path) -> None:
     text = as_yaml(suggest([str(path)]), 20)
     assert text.isascii()
     assert text.replace("\n", "").isprintable()
-    assert len(checked(tmp_path, text).rules) == 1
+    assert len(load_strictly(tmp_path, text).rules) == 1
 
 
 addresses = st.builds("{}.{}.{}.{}".format, st.integers(1, 3), st.integers(0, 1), st.integers(0, 2), st.integers(0, 5))
@@ -235,4 +235,4 @@ def test_the_yaml_is_valid_for_any_log(
     found = suggest(logs, min_clients=1)
     as_json(found, 20)
     if found.candidates:
-        assert len(checked(folder, as_yaml(found, 100)).rules) == len(found.candidates)
+        assert len(load_strictly(folder, as_yaml(found, 100)).rules) == len(found.candidates)

@@ -20,7 +20,7 @@ INCIDENTS = [str(DATA / "maillog.sendmail"), str(DATA / "maillog.postfix")]
 TODAY = datetime.date(2026, 11, 21)
 REFUSED = "554 5.7.1 no"
 
-# The networks of the first incident's hoster, and one for the second.
+# The networks of the first incident's hoster, and the network of the second incident.
 SAKURA = """\
 49.212.0.0,49.212.255.255,9371,SAKURA Internet Inc.
 133.167.0.0,133.167.255.255,7684,SAKURA Internet Inc.
@@ -99,7 +99,7 @@ def test_a_system_is_proposed_if_several_suffixes_in_it_count_for_it(tmp_path: P
     assert system.value == "AS64497"
     assert (system.evidence.refused, system.evidence.clients, system.evidence.delivered) == (10, 10, 1)
     assert system.exceptions == {"hostname": ["mail.customer.example"]}
-    # Delivered mails come first in the remarks about the system.
+    # The comments about the system begin with delivered mails.
     text = as_yaml(found, 20)
     before, _, _ = text.partition("- name: system-as64497")
     comments = before.rsplit("\n\n", 1)[1].splitlines()

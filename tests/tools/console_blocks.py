@@ -1,8 +1,8 @@
-"""Commands and their output in a page of the documentation, run again.
+"""Commands and their output in a page of the documentation: reads them, and runs the commands again.
 
-A page shows them as a shell would, in blocks marked `console`: a line `$ command`, then what it printed. A line `...`
-stands for any number of lines, `...` within a line for any text. `python -m tests.tools.documented docs/tools.md`
-writes today's output into the page; a block with `...` is left for its author.
+A page shows them as a shell would, in blocks marked `console`: a line `$ command`, then its output. A line `...` stands
+for any number of lines, `...` within a line for any text. `python -m tests.tools.console_blocks docs/tools.md` writes
+today's output into the page, except into a block with `...`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[2]
 
 _BLOCK = re.compile(r"(?<=^```console\n).*?(?=^```$)", re.MULTILINE | re.DOTALL)
 
-# Syslog stamps have no year: a log is dated by its file.
-_WRITTEN = 1795262400  # 2026-11-21T12:00:00Z
+# Modification time of the logs. Syslog timestamps have no year, so the year comes from the file.
+_MODIFIED = 1795262400  # 2026-11-21T12:00:00Z
 
 
 def sessions(page: str) -> list[list[tuple[str, str]]]:
@@ -28,18 +28,18 @@ def sessions(page: str) -> list[list[tuple[str, str]]]:
     found = []
     for block in _BLOCK.findall(page):
         parts = re.split(r"^\$ (.*)\n", block, flags=re.MULTILINE)
-        assert parts[0] == "", f"a block that begins with no command: {parts[0]!r}"
+        assert parts[0] == "", f"a block that does not begin with a command: {parts[0]!r}"
         found.append(list(zip(parts[1::2], parts[2::2], strict=True)))
     return found
 
 
 def outputs(commands: list[str]) -> list[str]:
-    """The output of the commands of one block, run one after the other beside copies of the shipped rules and logs."""
+    """Runs the commands of one block beside copies of the shipped rules and of the logs; returns their outputs."""
     with TemporaryDirectory() as folder:
         for name in ("config", "tests/data"):
             shutil.copytree(ROOT / name, Path(folder) / name)
         for file in (Path(folder) / "tests" / "data").iterdir():
-            os.utime(file, (_WRITTEN, _WRITTEN))
+            os.utime(file, (_MODIFIED, _MODIFIED))
         environment = {
             "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
             "TZ": "UTC",

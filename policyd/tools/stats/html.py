@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING
 from policyd.logs.timestamps import rfc3339
 from policyd.tools.stats.collect import over_time
 from policyd.tools.stats.output import (
-    PERCENTILES,
+    also_delivered_figure,
     by_hits,
+    clients_figure,
     counter_decisions,
+    durations,
     greylisting,
     only_elsewhere,
     origins,
     owner_tables,
     summary,
+    with_counts,
 )
 
 if TYPE_CHECKING:
@@ -100,8 +103,8 @@ def _actions(stats: Stats) -> str:
     ]
     would = ""
     if stats.would:
-        parts = ", ".join(f"{escape(action)} {count:,}" for action, count in stats.would.most_common())
-        would = f"<p>Not sent, because the file has <code>mode: observe</code>: {parts}.</p>"
+        counts = escape(with_counts(stats.would))
+        would = f"<p>Not sent, because the file has <code>mode: observe</code>: {counts}.</p>"
     return _table(("action", "decisions", "share"), rows, {1, 2}) + would
 
 
@@ -144,8 +147,7 @@ def _column(x: float, width: float, actions: Counter[str], scale: float, label: 
         if height:
             y -= height
             parts.append(f'<rect class="{name}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"/>')
-    counts = ", ".join(f"{action} {count:,}" for action, count in actions.most_common())
-    return f"<g><title>{escape(f'{label}: {counts}')}</title>{''.join(parts)}</g>" if parts else ""
+    return f"<g><title>{escape(f'{label}: {with_counts(actions)}')}</title>{''.join(parts)}</g>" if parts else ""
 
 
 def _ceiling(most: int) -> int:
@@ -160,9 +162,9 @@ def _rules(stats: Stats) -> str:
             f"<code>{escape(name)}</code>",
             escape(", ".join(action for action, _ in rule.actions.most_common())),
             f"{rule.hits:,}",
-            f"{len(rule.clients):,}{'+' if rule.uncounted else ''}",
+            clients_figure(rule),
             rfc3339(rule.last),
-            f"{rule.elsewhere:,} of {len(rule.refused_mails):,}" if rule.refused_mails else "",
+            also_delivered_figure(rule),
         )
         for name, rule in by_hits(stats.rules)[:200]
     ]
@@ -179,8 +181,8 @@ def _observed(stats: Stats) -> str:
             f"<code>{escape(name)}</code>",
             escape(stats.would_do.get(name, "-")),
             f"{rule.hits:,}",
-            f"{len(rule.clients):,}{'+' if rule.uncounted else ''}",
-            escape(", ".join(f"{action} {count:,}" for action, count in rule.actions.most_common())),
+            clients_figure(rule),
+            escape(with_counts(rule.actions)),
         )
         for name, rule in by_hits(stats.observed)[:200]
     ]
@@ -254,6 +256,5 @@ def _dns(stats: Stats) -> str:
     if stats.downgraded:
         parts.append(f"<p>{stats.downgraded:,} REJECT became DEFER, because DNS failed.</p>")
     if stats.milliseconds:
-        took = ", ".join(f"{name} {stats.percentile(share):g} ms" for name, share in PERCENTILES)
-        parts.append(f"<p>Duration of a decision: {took}.</p>")
+        parts.append(f"<p>Duration of a decision: {durations(stats)}.</p>")
     return "".join(parts)

@@ -28,6 +28,9 @@ _BAR = 60
 # Maximum number of rules named in one line; --json has all.
 _MAX_NAMED = 20
 
+# Percentiles of the time that a decision took, as a share of the decisions.
+_PERCENTILES = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99), ("max", 1.0))
+
 
 def stats_as_json(stats: Stats) -> dict[str, Any]:
     """The statistics as JSON. Values from the log are printable ASCII."""
@@ -81,11 +84,8 @@ def stats_as_json(stats: Stats) -> dict[str, Any]:
             }
             for name, dns_list in lists_by_use(stats)
         },
-        "milliseconds": {name: stats.percentile(share) for name, share in PERCENTILES},
+        "milliseconds": {name: stats.percentile(share) for name, share in _PERCENTILES},
     }
-
-
-PERCENTILES = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99), ("max", 1.0))
 
 
 def by_hits(rules: dict[str, RuleStats]) -> list[tuple[str, RuleStats]]:
@@ -150,9 +150,8 @@ def print_stats(console: Console, stats: Stats) -> None:
         if owners:
             _print_owners(console, heading, owners)
     if stats.reverse_dns:
-        parts = [f"{status} {count:,}" for status, count in stats.reverse_dns.most_common()]
-        errors = [f"{reason} {count:,}" for reason, count in stats.dns_errors.most_common()]
-        console.print(Text(f"reverse DNS: {', '.join(parts)}" + (f" ({', '.join(errors)})" if errors else "")))
+        errors = f" ({with_counts(stats.dns_errors)})" if stats.dns_errors else ""
+        console.print(Text(f"reverse DNS: {with_counts(stats.reverse_dns)}{errors}"))
     if stats.lists:
         _print_lists(console, stats)
     if stats.greylist:
@@ -162,13 +161,22 @@ def print_stats(console: Console, stats: Stats) -> None:
     if stats.downgraded:
         console.print(f"{counted(stats.downgraded, 'REJECT')} became DEFER, because DNS failed")
     if stats.milliseconds:
-        took = [f"{name} {stats.percentile(share):g} ms" for name, share in PERCENTILES]
-        console.print(f"duration of a decision: {', '.join(took)}")
+        console.print(f"duration of a decision: {durations(stats)}")
+
+
+def with_counts(counts: Counter[str]) -> str:
+    """Words with their counts, the most frequent first: `REJECT 2,000, DEFER 12`."""
+    return ", ".join(f"{word} {count:,}" for word, count in counts.most_common())
+
+
+def durations(stats: Stats) -> str:
+    """The percentiles of the time that a decision took; there must be one decision with its time."""
+    return ", ".join(f"{name} {stats.percentile(share):g} ms" for name, share in _PERCENTILES)
 
 
 def greylisting(stats: Stats) -> str:
     """Returns the results of greylisting, and the later tries of the mails that it deferred."""
-    words = ", ".join(f"{word} {count:,}" for word, count in stats.greylist.most_common())
+    words = with_counts(stats.greylist)
     mails = stats.greylisted
     if not mails.deferred:
         return words
@@ -237,8 +245,7 @@ def _print_actions(console: Console, stats: Stats) -> None:
         columns.add_row(styled_verb(action), f"{count:,}", f"{count / stats.decisions:.1%}")
     console.print(columns)
     if stats.would:
-        parts = [f"{action} {count:,}" for action, count in stats.would.most_common()]
-        console.print(f"not sent, because the file has `mode: observe`: {', '.join(parts)}")
+        console.print(f"not sent, because the file has `mode: observe`: {with_counts(stats.would)}")
     console.print()
 
 
@@ -277,9 +284,10 @@ def _print_rules(console: Console, stats: Stats) -> None:
         console.print(Text("observed rules: their actions, and the answers that were sent instead", style="bold"))
         columns = table("rule", "would", "decisions", "clients", "last", "answered", numbers=("decisions", "clients"))
         for name, rule in by_hits(stats.observed):
-            answered = ", ".join(f"{action} {count:,}" for action, count in rule.actions.most_common())
             would = styled_verb(stats.would_do[name]) if name in stats.would_do else Text("-")
-            columns.add_row(Text(name), would, f"{rule.hits:,}", _clients(rule), rfc3339(rule.last), answered)
+            columns.add_row(
+                Text(name), would, f"{rule.hits:,}", clients_figure(rule), rfc3339(rule.last), with_counts(rule.actions)
+            )
         console.print(columns)
         console.print()
     for names, what in (
@@ -299,10 +307,17 @@ def _rule_table(stats: Stats, rules: Iterable[tuple[str, RuleStats]]) -> Any:
     columns = table("rule", "action", "decisions", "clients", "last", "also delivered", numbers=numbers)
     for name, rule in rules:
         actions = Text(", ").join(styled_verb(action) for action, _ in rule.actions.most_common())
-        elsewhere = f"{rule.elsewhere:,} of {len(rule.refused_mails):,}" if rule.refused_mails else ""
-        columns.add_row(Text(name), actions, f"{rule.hits:,}", _clients(rule), rfc3339(rule.last), elsewhere)
+        columns.add_row(
+            Text(name), actions, f"{rule.hits:,}", clients_figure(rule), rfc3339(rule.last), also_delivered_figure(rule)
+        )
     return columns
 
 
-def _clients(rule: RuleStats) -> str:
+def clients_figure(rule: RuleStats) -> str:
+    """The number of a rule's clients, with a `+` if there may be more."""
     return f"{len(rule.clients):,}{'+' if rule.uncounted else ''}"
+
+
+def also_delivered_figure(rule: RuleStats) -> str:
+    """The number of a rule's refused mails that were also delivered; empty if it refused none."""
+    return f"{rule.elsewhere:,} of {len(rule.refused_mails):,}" if rule.refused_mails else ""

@@ -32,7 +32,7 @@ class Block(NamedTuple):
         return str(netaddr.IPNetwork((self.first, self.prefix), version=self.version))
 
     def part_numbers(self) -> range:
-        """The numbers of this block's parts, as in `part_of`."""
+        """The numbers that `part_of` gives to the parts of this block."""
         shift = _WIDTH[self.version] - _PART[self.version]
         return range(self.first >> shift, (self.first >> shift) + (1 << (_PART[self.version] - self.prefix)))
 

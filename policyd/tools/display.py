@@ -1,4 +1,4 @@
-"""Output of the tools: results on standard output, progress on standard error while that is a terminal.
+"""Output of the tools: results on standard output, progress on standard error if that is a terminal.
 
 Promises: client text never reaches a terminal raw. Only `shown` converts bytes to text, and its result is printable
 ASCII. Colours and progress bars appear on a terminal only, and rich honours NO_COLOR.
@@ -31,7 +31,7 @@ _UNPRINTABLE = re.compile(rb"[^ -~]|\\")
 
 
 def shown(value: bytes) -> str:
-    """Converts bytes to printable ASCII; other bytes become `\\xNN`, as in the decision log."""
+    """Converts bytes to printable ASCII; other bytes and backslashes become `\\xNN`, as in the decision log."""
     return _UNPRINTABLE.sub(lambda byte: b"\\x%02x" % byte[0][0], value).decode("ascii")
 
 
@@ -51,7 +51,7 @@ def results() -> Console:
 def table(*columns: str, numbers: Sequence[str] = ()) -> Table:
     """An empty table with these headings; the columns in `numbers` are aligned to the right.
 
-    On a narrow terminal text of users and clients is folded; numbers, rule names and times are not.
+    On a narrow terminal, text from users and clients is folded; numbers, rule names and times are not.
     """
     made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:

@@ -235,7 +235,7 @@ def _seen(condition: Condition, request: Request, facts: Facts) -> tuple[bytes, 
 
 
 def _entry(written: WrittenCondition, outcome: Outcome, path: str, request: Request, facts: Facts) -> Entry | None:
-    """The first entry that makes a condition hold, found by halving the entries; None if it does not hold."""
+    """The first entry that makes a condition hold, found by binary search; None if the condition does not hold."""
     if outcome is not Outcome.YES:
         return None
     entries = [Entry(value.text, path, value.line, value.column) for value in written.values]
@@ -471,9 +471,9 @@ def _explaining_lines(rule_trace: RuleTrace, match: tuple[Reason, ...], exceptio
 def _line(prefix: str, reason: Reason) -> Text:
     condition = reason.condition
     if condition.kind is Kind.LISTED:
-        text = f"{prefix}listed: {', '.join(map(readable, reason.seen)) or 'nothing was asked'}"
+        listed = f"{prefix}listed: {', '.join(map(readable, reason.seen)) or 'nothing was asked'}"
         at_least = f" (at least {condition.at_least} of them)" if condition.at_least > 1 else ""
-        return Text(text + at_least, {Outcome.YES: "", Outcome.NO: "dim"}.get(reason.outcome, "yellow"))
+        return Text(listed + at_least, {Outcome.YES: "", Outcome.NO: "dim"}.get(reason.outcome, "yellow"))
     holds, fails = _COMPARED[condition.kind]
     seen = ", ".join(readable(text) or "''" for text in reason.seen) or "no name"
     if reason.entry is not None:

@@ -22,5 +22,5 @@ def owner_of(ruleset: Ruleset | None, client_address: bytes, logged: Owner) -> O
 
 
 def system_name(asn: int, asn_name: str) -> str:
-    """Returns a system as `AS9371 Example Internet Inc.`: printable ASCII, because its registrant chose the name."""
+    """Returns a system as `AS9371 Example Internet Inc.`, in printable ASCII because its registrant chose the name."""
     return f"AS{asn} {shown(asn_name.encode('utf-8', 'replace'))}".rstrip()

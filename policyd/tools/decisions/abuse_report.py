@@ -1,7 +1,7 @@
 """An abuse report for a network, a host name suffix, a system or a country, from decision logs or mail logs.
 
-The report is an ARF message (RFC 5965). It is written, never sent. One message covers all mails: its text sums up and
-quotes log lines, its machine-readable part counts the mails (`Incidents`) and names the most frequent client. The
+The report is an ARF message (RFC 5965). It is written, never sent. One message covers all mails: its text has a
+summary and log lines, its machine-readable part has the number of mails (`Incidents`) and the most frequent client. The
 recipients in log lines are hidden unless the user asks for them, also in a sender that contains one (VERP).
 """
 
@@ -87,7 +87,7 @@ def collect(
     show_recipients: bool = False,
     advance: Callable[[int], None] | None = None,
 ) -> Incident:
-    """Collects the mails of a network, of names under a suffix (as in `hostname_suffix`), of a system or of a country.
+    """Collects the mails of a network, of names under a suffix (`hostname_suffix`), of a system or of a country.
 
     From a decision log, these are the refused mails and, under `mode: observe`, those that would have been refused.
     From a mail log, it is every mail; the databases of `ruleset` give the systems and countries of its clients. Raises

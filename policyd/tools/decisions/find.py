@@ -37,8 +37,8 @@ Source: TypeAlias = "LoggedDecision | Observation"
 class Search:
     """Filter of a search; an empty part selects all. `since` (inclusive) and `until` (exclusive) are in Unix seconds.
 
-    `suffix` is as in `hostname_suffix`, and also finds claimed names. `sender` and `recipient` are an address, or a
-    domain (then addresses at it or under it); `<>` is the null sender. `asn` and `country` are those of the client's
+    `suffix` has the form of `hostname_suffix`, and also finds claimed names. `sender` and `recipient` are an address,
+    or a domain (then addresses at or below it); `<>` is the null sender. `asn` and `country` are those of the client's
     address, from the line or else from the databases of `ruleset`.
     """
 
@@ -68,7 +68,10 @@ class Search:
 
 
 class Found(NamedTuple):
-    """The searchable parts of a decision or a mail. `time` is in Unix seconds; `verified` refers to the first name."""
+    """The searchable parts of a decision or a mail.
+
+    `time` is in Unix seconds. `verified` says whether the first name is verified.
+    """
 
     time: float | None
     client_address: bytes

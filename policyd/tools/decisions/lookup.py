@@ -29,7 +29,7 @@ _ID_IN_PARENTHESES = re.compile(r"\(([0-9A-TV-Z]{8})\)", re.IGNORECASE)
 def ids_in(text: str) -> list[str]:
     """Finds possible ids in a pasted text: words of eight characters. If some are in parentheses, returns only these.
 
-    A single word is an id, whatever its form. Words such as `rejected` look like an id too, but no log has them as one.
+    A single word is an id, whatever its form. Words such as `rejected` look like ids too; no decision has them.
     """
     text = text.strip()
     found = _ID_IN_PARENTHESES.findall(text) or _ID.findall(text)

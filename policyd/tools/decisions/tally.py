@@ -1,8 +1,8 @@
 """Counts the distinct values of one key in decision logs and mail logs, with the first and last time of each.
 
 Promises: it counts exactly what `find.every` finds; times with different offsets compare correctly; memory is limited
-by MAX_VALUES. If the search filters by time only, a block of decisions is counted by one expression without a Python
-loop; otherwise lines are read one by one.
+by MAX_VALUES. If the search filters by time only, one regular expression reads a block of decisions at once;
+otherwise lines are read one by one.
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ _ODD = re.compile(rb"[^\n -~]|\\")
 
 
 class _Counter:
-    """Counts raw values: bytes as in the log, or None if the log has no value."""
+    """Counts raw values: the bytes of the log, or None if the log has no value."""
 
     def __init__(self, search: Search, by: By) -> None:
         self._by = _COUNTED_BY.get(by, by)

@@ -103,8 +103,8 @@ def diagnose(
 ) -> Diagnosis:
     """Runs every check.
 
-    `timeout` in seconds limits the question to policyd; None: a little more than `dns.timeout`. `sockets` are those of
-    an installed policyd.socket, which replace `listen`. `user_counters` are the counters that only requests of
+    `timeout` limits the question to policyd, in seconds; if None, a little more than `dns.timeout`. `sockets` are those
+    of an installed policyd.socket, which replace `listen`. `user_counters` are the counters that only requests of
     authenticated users feed.
     """
     timeout = timeout or settings.dns.timeout + 2 * _MARGIN

@@ -1,7 +1,7 @@
 """Decides which of the addresses that Postfix asks belong to policyd.
 
-policyd answers a probe with its version. If nothing answers, an address counts as policyd's if the settings or the
-systemd socket unit name it, or if it is the socket of the shipped unit. Other policy services are not checked.
+policyd answers a probe with its version. Whichever program answers, an address counts as policyd's if the settings or
+the systemd socket unit name it, or if it is the socket of the shipped unit. Other policy services are not checked.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ RESTRICTIONS = (
     "smtpd_etrn_restrictions",
 )
 
-# The lists that are evaluated for mail; ETRN is a command of its own.
+# The lists that are evaluated for mail: all but that for ETRN.
 _MAIL_RESTRICTIONS = RESTRICTIONS[:-1]
 
 # Restrictions that end the list for every client.
@@ -210,7 +210,7 @@ def _attributes(words: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def _address(postfix: PostfixConfig, service: Service, endpoint: str) -> InetAddress | UnixAddress | None:
-    """The address to which Postfix connects for `inet:host:port`, `inet:port` or `unix:path`; None for anything else.
+    """The address to which Postfix connects: for `inet:host:port`, `inet:port` or `unix:path`; None if unreadable.
 
     A relative path is in the queue directory. So is an absolute path if the service runs in the chroot.
     """

@@ -122,7 +122,7 @@ class Answer:
 
 @dataclass(slots=True)
 class LogFacts:
-    """Figures about the logs, and about facts that they lack."""
+    """Figures about the logs, and about the facts that the logs lack."""
 
     counts: LineCounts = field(default_factory=LineCounts)
     transactions: int = 0

@@ -68,7 +68,7 @@ TOP = 10
 
 @dataclass(slots=True)
 class RuleStats:
-    """One rule's decisions; for an observed rule, the decisions that it would have made."""
+    """The decisions of one rule; for an observed rule, the decisions in which it matched."""
 
     actions: Counter[str] = field(default_factory=Counter)  # decisions; for an observed rule, the answers given instead
     clients: set[bytes] = field(default_factory=set)
@@ -159,7 +159,7 @@ class Stats:
     greylisted: GreylistedMails = field(default_factory=GreylistedMails)
     counters: dict[str, CounterStats] = field(default_factory=dict)  # by name, with today's ruleset only
     downgraded: int = 0
-    milliseconds: Counter[float] = field(default_factory=Counter)  # milliseconds of a decision, to two digits
+    milliseconds: Counter[float] = field(default_factory=Counter)  # by milliseconds, to two significant digits
     rulesets: dict[str, float | None] = field(default_factory=dict)  # hashes, with the time of the first decision
     unmatched: list[str] = field(default_factory=list)  # rules of today's ruleset that never matched
     would_do: dict[str, str] = field(default_factory=dict)  # actions of the rules of today's ruleset

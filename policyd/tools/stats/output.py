@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from policyd.tools.stats.collect import CounterStats, ListStats, OwnerStats, RuleStats, Stats
 
-# Each action's mark in a bar, readable without colour, and its colour, in drawing order.
+# By action, in drawing order: the mark in a bar, which is readable without colour, and its colour.
 _MARKS = {"REJECT": ("#", "red"), "DEFER": ("+", "yellow"), "DEFER_IF_PERMIT": ("~", "yellow"), "DUNNO": (".", "green")}
 
 # Characters of the longest bar.
@@ -170,7 +170,7 @@ def with_counts(counts: Counter[str]) -> str:
 
 
 def durations(stats: Stats) -> str:
-    """The percentiles of the time that a decision took; there must be one decision with its time."""
+    """The percentiles of the time that a decision took; at least one decision must have its time."""
     return ", ".join(f"{name} {stats.percentile(share):g} ms" for name, share in _PERCENTILES)
 
 

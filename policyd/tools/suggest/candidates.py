@@ -5,7 +5,7 @@ later. A log does not say which delivered mails were wanted, so none of them is 
 delivered from the same place; it counts against a candidate, and its clients are proposed as exceptions. Four kinds of
 candidates:
 
-- host names with a common suffix: the longest suffix that nearly all of them share (public suffix list);
+- host names with a common suffix: the longest that nearly all of them share, below the public suffixes;
 - blocks of addresses (see `policyd.tools.address_blocks`), among the clients that no suffix accounts for;
 - autonomous systems, if the owners of the addresses are known (see `policyd.tools.owners`) and several suffixes or
   blocks lie in one system: a whole hoster is proposed only if no narrower candidate is enough;
@@ -98,7 +98,7 @@ _PRIVATE = (
 
 
 class Example(NamedTuple):
-    """A refused mail. `name` is empty if the client had none; `sender` as in an `Observation`."""
+    """A refused mail. `name` is empty if the client had none; `sender` is None if the log has none."""
 
     client_address: bytes
     name: bytes

@@ -127,9 +127,9 @@ class Judge:
         if self._memory is not None and self._depends_on_earlier(seen, recipients, facts):
             return object()
         if len(recipients) == 1:
-            return grounds(self._ruleset, _request(seen, recipients[0]), facts, self._finds)
+            return _request_grounds(self._ruleset, _request(seen, recipients[0]), facts, self._finds)
         return frozenset(
-            grounds(self._ruleset, _request(seen, recipient), facts, self._finds) for recipient in recipients
+            _request_grounds(self._ruleset, _request(seen, recipient), facts, self._finds) for recipient in recipients
         )
 
     def _depends_on_earlier(self, seen: Observation, recipients: Sequence[bytes], facts: Facts) -> bool:
@@ -176,7 +176,7 @@ class Judge:
         return decision
 
 
-def grounds(ruleset: Ruleset, request: Request, facts: Facts, finds: Iterable[Find]) -> tuple[object, ...]:
+def _request_grounds(ruleset: Ruleset, request: Request, facts: Facts, finds: Iterable[Find]) -> tuple[object, ...]:
     """Returns everything that a decision depends on, for one day: requests with equal grounds get equal decisions.
 
     The mails of a log have few different grounds, so a replay decides each kind of mail once. `finds` has the result of

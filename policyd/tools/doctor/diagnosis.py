@@ -216,9 +216,9 @@ class _Doctor:
         if self.postfix.is_saved:
             return None
         endpoints = [call.address for call in ours if call.address is not None]
-        asked = [self._ask(endpoint, self.timeout) for endpoint in endpoints or self._listen_addresses[:1]]
+        questions = [self._ask(endpoint, self.timeout) for endpoint in endpoints or self._listen_addresses[:1]]
         # A question that policyd did not answer comes first, because it is the problem.
-        return next((call for call in asked if call.policyd is None), asked[0])
+        return next((question for question in questions if question.policyd is None), questions[0])
 
     def _find_no_question(self, calls: Sequence[Call], services: Sequence[Service]) -> None:
         """Reports that no service of Postfix asks policyd."""

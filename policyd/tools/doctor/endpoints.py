@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from policyd.config.settings import InetAddress, UnixAddress, parse_listen
 from policyd.core.protocol import PROBE, REQUEST_TYPE, parse_probe_reply
-from policyd.tools.doctor.policy_client import Answer, AskError, ask
+from policyd.tools.doctor.policy_client import AskError, PolicyAnswer, ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -61,7 +61,7 @@ class Question:
     """
 
     endpoint: InetAddress | UnixAddress
-    answer: Answer | None
+    answer: PolicyAnswer | None
     policyd: ProbeReply | None = None
     error: str = ""
 

@@ -25,14 +25,14 @@ class AskError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class PolicyAnswer:
     """The reply up to the empty line, without that line, and the seconds that it took."""
 
     content: bytes
     seconds: float
 
 
-def ask(address: InetAddress | UnixAddress, attributes: Mapping[str, str], timeout: float) -> Answer:
+def ask(address: InetAddress | UnixAddress, attributes: Mapping[str, str], timeout: float) -> PolicyAnswer:
     """Connects, asks, and waits for the answer, for at most `timeout` seconds in all. Raises AskError.
 
     https://www.postfix.org/SMTPD_POLICY_README.html
@@ -47,7 +47,7 @@ def ask(address: InetAddress | UnixAddress, attributes: Mapping[str, str], timeo
         raise AskError(f"no answer within {timeout:g} s") from None
     except OSError as error:
         raise AskError((error.strerror or str(error)).lower()) from None
-    return Answer(content, time.monotonic() - started)
+    return PolicyAnswer(content, time.monotonic() - started)
 
 
 def _connected(address: InetAddress | UnixAddress, timeout: float) -> socket.socket:

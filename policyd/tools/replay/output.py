@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from policyd.logs.transaction import Observation
-    from policyd.tools.replay.replay import Answer, Comparison, LogFacts, Replay, Tally
+    from policyd.tools.replay.replay import Comparison, LogFacts, MailTally, Replay, RuleAnswer
     from policyd.tools.replay.waits import Waits
 
 _COLUMNS = ("delivered", "mails", "clients", "sender domains")
@@ -87,11 +87,11 @@ def _facts_as_json(facts: LogFacts) -> dict[str, Any]:
     }
 
 
-def _answer_as_json(answer: Answer) -> dict[str, Any]:
+def _answer_as_json(answer: RuleAnswer) -> dict[str, Any]:
     return {"rule": answer.rule, "action": str(answer.action), "mode": "observe" if answer.observed else "enforce"}
 
 
-def _tally_as_json(tally: Tally) -> dict[str, Any]:
+def _tally_as_json(tally: MailTally) -> dict[str, Any]:
     return {
         "transactions": tally.transactions,
         "delivered": tally.delivered,
@@ -186,7 +186,7 @@ def _waits_line(waits: Waits) -> str:
     )
 
 
-def _is_newly_refused(before: Answer, after: Answer) -> bool:
+def _is_newly_refused(before: RuleAnswer, after: RuleAnswer) -> bool:
     return before.lets_through and after.refuses
 
 
@@ -194,12 +194,12 @@ def _mails_were(number: int) -> str:
     return f"{counted(number, 'mail')} {'was' if number == 1 else 'were'}"
 
 
-def _action(answer: Answer) -> Text:
+def _action(answer: RuleAnswer) -> Text:
     verb = styled_verb(answer.action)
     return verb.append(" (observed)", style="dim") if answer.observed else verb
 
 
-def _figures(tally: Tally, *, alarming: bool) -> list[Text]:
+def _figures(tally: MailTally, *, alarming: bool) -> list[Text]:
     more = "+" if tally.uncounted else ""
     return [
         Text(f"{tally.delivered:,}", style="bold red" if alarming and tally.delivered else ""),
@@ -218,7 +218,7 @@ def _print_facts(console: Console, facts: LogFacts, rulesets: str) -> None:
     console.print()
 
 
-def _print_examples(console: Console, rules: Iterable[tuple[str, Tally]]) -> None:
+def _print_examples(console: Console, rules: Iterable[tuple[str, MailTally]]) -> None:
     columns = table("rule", "time", "client", "sender", "recipient")
     for rule, tally in rules:
         delivered = [seen for seen in tally.examples if seen.outcome in COUNTS_AS_DELIVERED]
@@ -238,7 +238,7 @@ def _envelope(seen: Observation) -> list[Text]:
     return [Text(f"{name}[{shown(seen.client_address)}]"), Text(sender), Text(recipient)]
 
 
-def _notes(facts: LogFacts, subjects: set[str], tallies: list[Tally]) -> list[str]:
+def _notes(facts: LogFacts, subjects: set[str], tallies: list[MailTally]) -> list[str]:
     """Returns notes on the limits of the figures."""
     notes = []
     if facts.assumed:

@@ -69,7 +69,7 @@ _OWNER_SUBJECTS = {Subject.ASN, Subject.ASN_NAME, Subject.COUNTRY}
 
 
 @dataclass(slots=True)
-class Tally:
+class MailTally:
     """Counts mails of one rule, or of one change from one answer to another."""
 
     transactions: int = 0
@@ -104,7 +104,7 @@ def subjects_of(ruleset: Ruleset) -> set[str]:
 
 
 @dataclass(slots=True)
-class Answer:
+class RuleAnswer:
     """An answer that policyd would have given, and its rule."""
 
     rule: str
@@ -161,7 +161,7 @@ class Replay:
     ruleset: Ruleset
     facts: LogFacts
     subjects: set[str]
-    rules: list[tuple[Answer, Tally]]  # refused deliveries first
+    rules: list[tuple[RuleAnswer, MailTally]]  # refused deliveries first
     unmatched: list[str]  # rules that matched no mail
     waits: Waits | None = None  # waits of greylisting; None if no rule greylists
 
@@ -174,7 +174,7 @@ class Comparison:
     old: Ruleset
     facts: LogFacts
     subjects: set[str]
-    changes: list[tuple[Answer, Answer, Tally]]  # old and new answer; newly refused deliveries first
+    changes: list[tuple[RuleAnswer, RuleAnswer, MailTally]]  # old and new answer; newly refused deliveries first
 
 
 def replay(
@@ -192,7 +192,7 @@ def replay(
     waits = Waits() if ruleset.greylist is not None else None
     judge = Judge(ruleset, today, assumption, by_recipient=by_recipient, list_assumption=list_assumption)
     verbs = {rule.name: rule.action.verb for rule in ruleset.rules}
-    tallies: defaultdict[tuple[str, Verb, bool], Tally] = defaultdict(Tally)
+    tallies: defaultdict[tuple[str, Verb, bool], MailTally] = defaultdict(MailTally)
 
     def verdict(seen: Observation) -> _Verdict:
         judged = judge.decisions(seen)
@@ -212,7 +212,7 @@ def replay(
     facts = _facts(subjects, assumption, list_assumption)
     _run(paths, facts, judge.grounds, verdict, advance, has_owner=_owner_test(judge, subjects))
     order = {rule.name: rule.number for rule in ruleset.rules}
-    rules = [(Answer(*hit), tally) for hit, tally in tallies.items()]
+    rules = [(RuleAnswer(*hit), tally) for hit, tally in tallies.items()]
     rules.sort(key=lambda rule: (-rule[1].delivered if rule[0].refuses else 0, order.get(rule[0].rule, len(order))))
     matched = {name for name, _, _ in tallies}
     unmatched = [rule.name for rule in ruleset.rules if rule.name not in matched]
@@ -234,7 +234,7 @@ def compare(
     by_recipient = "recipient" in subjects
     new_judge = Judge(ruleset, today, assumption, by_recipient=by_recipient, list_assumption=list_assumption)
     old_judge = Judge(old, today, assumption, by_recipient=by_recipient, list_assumption=list_assumption)
-    tallies: defaultdict[tuple[str, Verb, str, Verb], Tally] = defaultdict(Tally)
+    tallies: defaultdict[tuple[str, Verb, str, Verb], MailTally] = defaultdict(MailTally)
 
     def verdict(seen: Observation) -> _Verdict:
         judged = list(zip(old_judge.decisions(seen), new_judge.decisions(seen), strict=True))
@@ -260,7 +260,7 @@ def compare(
     facts = _facts(subjects, assumption, list_assumption)
     _run(paths, facts, grounds, verdict, advance, has_owner=_owner_test(new_judge, subjects))
     changes = [
-        (Answer(before_rule, before), Answer(after_rule, after), tally)
+        (RuleAnswer(before_rule, before), RuleAnswer(after_rule, after), tally)
         for (before_rule, before, after_rule, after), tally in tallies.items()
     ]
     changes.sort(
@@ -277,7 +277,7 @@ def compare(
 class _Verdict(NamedTuple):
     """The cached result for mails with equal grounds; each flag says whether it is true of such a mail."""
 
-    tallies: tuple[Tally, ...]  # the tallies that count such a mail
+    tallies: tuple[MailTally, ...]  # the tallies that count such a mail
     refuses: bool  # would be refused; of two rulesets, by the new one only
     assumed: bool  # depends on the status assumed for `unknown`
     unjudged: bool  # depends on a name that was not looked up

@@ -63,7 +63,7 @@ def outputs(commands: list[str]) -> list[str]:
 
 
 def as_pattern(shown: str) -> re.Pattern[str]:
-    """The output in the page as an expression: `...` matches any text, and hashes and versions match any other."""
+    """The output in the page as an expression: `...` matches any text, a hash any hash, a version any version."""
     lines = [
         "(?:.*\n)*?" if line == "..." else re.escape(line).replace(r"\.\.\.", ".*") + "\n"
         for line in shown.splitlines()

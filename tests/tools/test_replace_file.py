@@ -24,7 +24,7 @@ def test_a_new_file_has_the_mode_that_the_umask_allows(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "list").stat().st_mode) == 0o640
 
 
-def test_a_new_file_takes_the_place_of_the_old_one_with_its_mode_and_owner(tmp_path: Path) -> None:
+def test_a_replacement_has_the_mode_and_owner_of_the_old_file(tmp_path: Path) -> None:
     require("sh", root=True)
     path = tmp_path / "list"
     path.write_text("old\n")

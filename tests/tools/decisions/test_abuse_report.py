@@ -118,7 +118,7 @@ def test_recipients_are_shown_on_request(tmp_path: Path) -> None:
     assert "hidden" not in text
 
 
-def test_a_reply_that_names_the_recipient_hides_it(tmp_path: Path) -> None:
+def test_a_recipient_in_a_reply_is_hidden(tmp_path: Path) -> None:
     incident = incident_of(tmp_path, line(more='reply="no mail for c@d.example"'), suffix="vs.sakura.ne.jp")
     assert quoted(incident)[0].reply == b"no mail for hidden"
 

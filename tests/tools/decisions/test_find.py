@@ -123,7 +123,7 @@ EXPECTED_COUNTS = {
 
 
 @pytest.mark.parametrize("by", EXPECTED_COUNTS)
-def test_each_distinct_value_is_counted_the_most_frequent_first(log: str, by: By) -> None:
+def test_distinct_values_are_counted_and_the_most_frequent_comes_first(log: str, by: By) -> None:
     counted = tally([log], Search(), by)
     assert [(each.value, each.count) for each in counted.counts()] == EXPECTED_COUNTS[by]
     assert (counted.found, counted.others) == (6, 0)

@@ -46,7 +46,7 @@ def test_the_clients_identity_is_taken_from_the_log(rdns: str, client: str, iden
     assert identity_of(decision) == identity
 
 
-def test_the_request_has_what_the_log_has() -> None:
+def test_the_request_has_the_attributes_of_the_log() -> None:
     decision = parse(line(more="sasl_username=joe instance=1.2 queue_id=ABC").encode())
     assert decision is not None
     assert request_of(decision).attributes() == {

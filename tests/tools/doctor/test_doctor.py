@@ -215,7 +215,7 @@ SUBMISSION = "submission inet n - y - - smtpd\n  -o syslog_name=postfix/submissi
     ],
     ids=["no override", "right override", "override of another list", "override by a parameter", "right main.cf"],
 )
-def test_users_whose_mail_would_be_judged_as_of_strangers_are_reported(
+def test_a_service_where_users_are_judged_as_strangers_is_reported(
     queue: Path, main: str, overrides: str, wanted: int
 ) -> None:
     with inet_daemon() as address:

@@ -70,7 +70,7 @@ SUBMISSION = "submission inet n - n - - smtpd -o smtpd_sasl_auth_enable=yes -o s
 
 
 def diagnosis_of(folder: Path, master: str, *, user_counters: tuple[str, ...] = ("mails-of-user",)) -> Diagnosis:
-    """A Postfix that asks policyd at port 25 after permit_sasl_authenticated."""
+    """Doctor's diagnosis of a Postfix that asks policyd at port 25 after permit_sasl_authenticated."""
     require("postconf")
     with inet_daemon() as address:
         asking = f"check_policy_service,{address}"

@@ -408,7 +408,7 @@ def test_a_running_daemon_behind_a_systemd_socket_is_right(queue: Path) -> None:
     assert any("which a socket from systemd replaces" in line for line in diagnosis.right)
 
 
-def test_main_cf_names_a_socket_in_the_queue_directory_by_its_relative_path(queue: Path) -> None:
+def test_the_suggestion_names_a_socket_in_the_queue_directory_by_its_relative_path(queue: Path) -> None:
     """Postfix would look for an absolute path in the chroot."""
     with unix_daemon(queue / "private" / "policyd") as address:
         (found,) = findings(diagnosis_of(queue, "", Settings(listen=(address,)), SMTP))

@@ -58,7 +58,7 @@ def test_waits_are_counted_by_mail(tmp_path: Path) -> None:
     assert "greylisting: 2 delivered mails would have waited, 420 s at most; 1 mail never came back" in text
 
 
-def test_an_unknown_wait_is_not_invented(tmp_path: Path) -> None:
+def test_an_unknown_wait_is_reported_as_unknown(tmp_path: Path) -> None:
     text = printed(replayed(tmp_path, mail(1, "unknown[198.51.100.7]")))
     assert "1 delivered mail would have waited, for a time that the log does not show; 0 mails never came back" in text
 

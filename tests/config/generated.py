@@ -68,7 +68,7 @@ def conditions(draw: st.DrawFn, names: st.SearchStrategy[str], least: int) -> di
 
 @st.composite
 def rulesets(draw: st.DrawFn) -> dict[str, Any]:
-    """A ruleset as in YAML. Many rules have the conditions of an earlier rule and more, so they are covered."""
+    """The tree of a rules file. Many rules have the conditions of an earlier rule and more, so they are covered."""
     some = st.sampled_from(draw(st.sampled_from(GROUPS)))
     rules: list[dict[str, Any]] = []
     for number in range(draw(st.integers(1, 5))):
@@ -123,7 +123,7 @@ def identities(draw: st.DrawFn) -> Identity:
 
 
 def load_tree(tree: dict[str, Any], folder: Path) -> tuple[RulesFile, Report]:
-    """The ruleset through the loader, as a file."""
+    """Writes the tree to a rules file, and reads the file."""
     path = folder / "rules.yaml"
     path.write_text(json.dumps(tree))  # which is YAML
     report = Report()

@@ -412,7 +412,7 @@ def test_the_hash_of_the_ruleset_does_not_cover_databases(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("age", "max_age", "warns"), [(61, "", True), (59, "", False), (8, ", max_age: 7d", True)])
-def test_an_old_database_is_a_warning(tmp_path: Path, age: int, max_age: str, warns: bool) -> None:
+def test_an_old_database_causes_a_warning(tmp_path: Path, age: int, max_age: str, warns: bool) -> None:
     write_systems(tmp_path / "asn.mmdb", "maxmind_asn", built=int(time.time()) - age * DAY)
     (tmp_path / "rules.yaml").write_text(f"databases: {{asn: {{file: asn.mmdb{max_age}}}}}\nrules: []\n")
     lines = load(None, tmp_path / "rules.yaml").warning_lines
@@ -428,7 +428,7 @@ def test_the_date_that_npm_gives_every_file_is_not_shown_as_an_age(tmp_path: Pat
     assert notice == "the asn database has the date that npm gives every file, 1985-10-26; touch it after a download"
 
 
-def test_a_database_without_ipv6_is_a_warning(tmp_path: Path) -> None:
+def test_a_database_without_ipv6_causes_a_warning(tmp_path: Path) -> None:
     records = {"192.0.2.0/24": flat_country(0, "", "JP")}
     write_mmdb(tmp_path / "c.mmdb", records, ip_version=4, built=int(time.time()))
     (tmp_path / "rules.yaml").write_text("databases: {country: c.mmdb}\nrules: []\n")

@@ -27,7 +27,7 @@ def number(address: str) -> int:
         (" 127.0.0.[ 2 ; 4 .. 5 ] ", ["127.0.0.2", "127.0.0.5"], ["127.0.0.3"]),
     ],
 )
-def test_a_code_matches_what_postfix_documents(code: str, matching: list[str], others: list[str]) -> None:
+def test_a_code_matches_the_addresses_that_postfix_documents(code: str, matching: list[str], others: list[str]) -> None:
     parsed = parse_code(code)
     assert [text for text in matching + others if parsed.matches(number(text))] == matching
 

@@ -71,7 +71,7 @@ def test_every_kind_of_list_supports_ends(tmp_path: Path, condition: str, entry:
     assert loaded.texts.data is not None
 
 
-def test_a_list_whose_only_entry_has_ended_counts_as_empty(tmp_path: Path) -> None:
+def test_a_list_whose_only_entry_has_ended_is_accepted(tmp_path: Path) -> None:
     rules = tmp_path / "rules.yaml"
     rules.write_text(RULES.replace("CONDITION", "cidr"))
     (tmp_path / "l.txt").write_text("192.0.2.0/24 expires=2020-01-01\n")

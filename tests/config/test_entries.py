@@ -86,7 +86,7 @@ def test_networks_are_valid_exactly_if_ipaddress_accepts_them(lines: list[str]) 
             network = ipaddress.ip_network(line)
         except ValueError:
             return False
-        # ipaddress takes netmasks and leading zeros of a prefix length, which Postfix does not.
+        # ipaddress accepts netmasks and leading zeros of a prefix length; Postfix does not.
         return "/" not in line or line.rpartition("/")[2] == str(network.prefixlen)
 
     _, bad = parse_entries(Form.NETWORK, [line.encode() for line in lines])

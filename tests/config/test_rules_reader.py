@@ -101,7 +101,7 @@ def test_thousands_of_unknown_conditions_are_counted_quickly(tmp_path: Path) -> 
 
 
 def test_too_many_entries_for_the_index_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit is lowered, because the real one takes 4 GiB of names."""
+    """The index is replaced by an error, because the real limit is 4 GiB of names."""
 
     def refuse(*_: object, **__: object) -> None:
         raise ValueError("more than 4 GiB of names")
@@ -111,7 +111,7 @@ def test_too_many_entries_for_the_index_are_reported(tmp_path: Path, monkeypatch
         load_text("rules: []\n", tmp_path)
 
 
-def test_a_reload_keeps_no_object_of_the_previous_load(tmp_path: Path) -> None:
+def test_a_second_load_reads_a_changed_list_again(tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_text("192.0.2.1\n")
     text = "lists: {l: {file: l.txt}}\nrules: [{name: a, match: {cidr: $l}, action: REJECT}]\n"
     before = load_text(text, tmp_path)

@@ -86,7 +86,7 @@ def test_a_correct_domain_causes_no_warning(name: str, before: str) -> None:
 
 @given(names)
 def test_warnings_about_a_domain_are_true(name: str) -> None:
-    """The longer names in the warning really match, and no longer do after the suggested change."""
+    """The names in the warning really match, and do not match after the suggested change."""
     loose = re2.compile(re2.escape(name), expression_options())
     assert kinds(re2.escape(name)) == [END, BEGIN]
     assert loose.search(f"bad{name}")

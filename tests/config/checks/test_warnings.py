@@ -43,7 +43,7 @@ def test_a_notice_begins_two_weeks_before_a_rule_expires(expires: str | None, no
     assert rule.expired(TODAY) is notice.startswith("expired")
 
 
-def test_a_rule_that_never_expires_has_no_notice_at_the_end_of_time() -> None:
+def test_the_last_possible_date_of_expiry_causes_no_overflow() -> None:
     rule = Rule("a", 0, (), (), Action(Verb.REJECT), expires=datetime.date.max)
     assert expiry_notice(rule, TODAY) == ""
     assert expiry_notice(rule, datetime.date.max - datetime.timedelta(days=1)) == "expires on 9999-12-31, in 1 day"

@@ -8,5 +8,5 @@ UNIT = bool(os.environ.get("UNIT"))
 
 
 def examples(usual: int) -> int:
-    """The number for a test whose own differs from hypothesis's default of 100."""
+    """Returns the number for a test in which `usual` replaces hypothesis's default of 100."""
     return max(5, usual // 20) if UNIT else usual

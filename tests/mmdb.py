@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-# Names and numbers of the documentation (RFC 5398, RFC 5737, RFC 3849).
+# Networks and numbers that are reserved for documentation (RFC 5398, RFC 5737, RFC 3849).
 SYSTEMS = {
     "192.0.2.0/24": (64496, "Example Internet Inc.", "JP"),
     "198.51.100.0/24": (64497, "Other Hosting", "DE"),
@@ -27,7 +27,7 @@ def maxmind_asn(asn: int, name: str, _country: str) -> dict[str, Any]:
 
 
 def maxmind_country(_asn: int, _name: str, country: str) -> dict[str, Any]:
-    """MaxMind GeoLite2 Country and DB-IP; `registered_country` is a different country, which is ignored."""
+    """MaxMind GeoLite2 Country and DB-IP; `registered_country` differs, and policyd ignores it."""
     return {
         "continent": {"code": "AS"},
         "country": {"geoname_id": 1861060, "iso_code": country, "names": {"en": country}},
@@ -56,7 +56,7 @@ SHAPES = {shape.__name__: shape for shape in (maxmind_asn, maxmind_country, flat
 
 
 def write_mmdb(path: Path, records: Mapping[str, Any], **options: Any) -> Path:
-    """Writes a file with these records, by network; `options` as of MMDBWriter, and `built` for the build date."""
+    """Writes a file with these records, by network. `options` are those of MMDBWriter, and `built` (the build date)."""
     built = options.pop("built", None)
     version = options.setdefault("ip_version", 6)
     options.setdefault("ipv4_compatible", version == 6)
@@ -76,7 +76,7 @@ def write_systems(path: Path, shape: str, *, built: int | None = None, **options
 
 
 def set_build_date(path: Path, built: int) -> None:
-    """Sets when the file was built, in seconds since 1970: a 64-bit number behind its key in the metadata."""
+    """Sets the build date, in seconds since 1970: a 64-bit number after its key in the metadata."""
     content = path.read_bytes()
     place = content.rindex(b"build_epoch") + len(b"build_epoch")
     length = content[place] & 0x1F  # a control byte of an extended type: the length, then the type

@@ -1,10 +1,10 @@
 """Evaluates a ruleset in the plainest way, straight from the ruleset reference.
 
-No index, no laziness, no shared code with policyd: every rule is tried in order, every condition is computed from its
-values. The engine, and the daemon under load and faults, are compared with it.
+It has no index and shares no code with policyd: it tries every rule in order, and computes every condition from its
+values. Tests compare the engine with it, and the daemon under load and faults.
 
-A rule is `{"name", "match", "except", "action", "mode", "expires"}`, conditions as in a rules file, with every value a
-list of strings. A client's reverse DNS is `Dns`.
+A rule is `{"name", "match", "except", "action", "mode", "expires"}`. Its conditions are those of a rules file, but
+every value is a list of strings. `Dns` is a client's reverse DNS.
 """
 
 import datetime
@@ -72,7 +72,7 @@ def folded(name: str) -> str:
 
 
 def plain_holds(condition: str, values: list[str], request: dict[str, str]) -> bool:
-    """A condition that needs no DNS."""
+    """Whether a condition that needs no DNS holds."""
     if condition == "cidr":
         address = address_of(request.get("client_address", ""))
         return address is not None and any(
@@ -116,32 +116,32 @@ def dns_holds(condition: str, values: list[str], dns: Dns, *, exempting: bool) -
     return YES if any(name_holds(kind, name, value) for name in seen for value in values) else NO
 
 
-def list_says(name: str, lists: "Lists", dns: Dns, *, exempting: bool) -> str:
-    """`listed` of one list, in a place."""
-    said = lists.answers[name]
+def one_list_holds(name: str, lists: "Lists", dns: Dns, *, exempting: bool) -> str:
+    """Whether `listed` holds for one list, where it lets clients through (`exempting`) or blocks them."""
+    answer = lists.answers[name]
     if name not in lists.by_hostname or dns.status == "verified":
-        return said
+        return answer
     if dns.status == "error":
         if not dns.claimed or (exempting and not dns.names_known):
             return UNKNOWN
-        return UNKNOWN if exempting and said == YES else said
-    return said if dns.claimed and not exempting else NO
+        return UNKNOWN if exempting and answer == YES else answer
+    return answer if dns.claimed and not exempting else NO
 
 
 def listed_holds(value: "Listed", lists: "Lists", dns: Dns, *, exempting: bool) -> tuple[str, bool]:
-    """The condition `listed`, and whether it rests on names that could not be verified."""
-    said = {name: list_says(name, lists, dns, exempting=exempting) for name in value.of}
-    listed = [name for name in value.of if said[name] == YES]
+    """Whether the condition `listed` holds, and whether that rests on names that could not be verified."""
+    answers = {name: one_list_holds(name, lists, dns, exempting=exempting) for name in value.of}
+    listed = [name for name in value.of if answers[name] == YES]
     sure = [name for name in listed if name not in lists.by_hostname or dns.status != "error"]
     if len(listed) >= value.at_least:
         return YES, len(sure) < value.at_least
-    silent = [name for name in value.of if said[name] == UNKNOWN]
-    return (UNKNOWN if exempting and len(listed) + len(silent) >= value.at_least else NO), False
+    unknown = [name for name in value.of if answers[name] == UNKNOWN]
+    return (UNKNOWN if exempting and len(listed) + len(unknown) >= value.at_least else NO), False
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A value of `listed`."""
+    """A value of `listed`: the DNS lists, and how many of them must list the client."""
 
     of: tuple[str, ...]
     at_least: int = 1
@@ -149,7 +149,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Lists:
-    """The answer of each DNS list (yes, no or unknown), and the lists that are asked for host names."""
+    """The answer of each DNS list (yes, no or unknown), and the lists that policyd asks about host names."""
 
     answers: dict[str, str]
     by_hostname: frozenset[str] = frozenset()
@@ -185,13 +185,13 @@ def decide(
         excepted = [dns_holds(c, v, dns, exempting=not exempting) for c, v in exceptions.items() if needs_dns(c)]
         by_name = bool(matched)
         if match_listed:
-            in_list, shaky = listed_holds(match_listed, lists, dns, exempting=exempting)
+            in_list, unverified = listed_holds(match_listed, lists, dns, exempting=exempting)
             matched.append(in_list)
-            by_name = by_name or shaky
+            by_name = by_name or unverified
         dns_needed = dns_needed or bool(matched or excepted)
         if except_listed:
-            out_list, shaky = listed_holds(except_listed, lists, dns, exempting=not exempting)
-            if out_list == YES and not shaky:
+            out_list, unverified = listed_holds(except_listed, lists, dns, exempting=not exempting)
+            if out_list == YES and not unverified:
                 continue
             excepted.append(out_list)
         if NO in matched:

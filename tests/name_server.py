@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 UNBOUND = "/usr/sbin/unbound"
 
-# Names of three characters, each the name of a PTR record: as many as a message of 64 KiB holds.
+# Names of three characters for PTR records; a message of 64 KiB holds about this many records.
 MANY_NAMES = ["".join(three) for three in itertools.product("abcdefghijklmnop", repeat=3)][:3800]
 
 # RFC 1035 section 4.1.1.
@@ -40,7 +40,8 @@ NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, YXDOMAIN = range(7)
 
 TYPES = {"A": 1, "NS": 2, "CNAME": 5, "SOA": 6, "PTR": 12, "TXT": 16, "AAAA": 28}
 
-# The EDNS size of c-ares and unbound (https://www.dnsflagday.net/2020/); larger answers use TCP.
+# Maximum bytes of an answer over UDP: the EDNS size of c-ares and unbound (https://www.dnsflagday.net/2020/). Larger
+# answers use TCP.
 UDP_BYTES = 1232
 
 
@@ -56,7 +57,7 @@ def host(name: str, address: str, ttl: int = 300) -> list[str]:
 
 
 def claim(name: str, address: str, ttl: int = 300) -> list[str]:
-    """The PTR record of an address with a name, which need not resolve back."""
+    """The PTR record that gives an address a name; the name need not resolve back."""
     return [f"{reverse(address)} {ttl} PTR {name}"]
 
 
@@ -94,7 +95,7 @@ stub-zone:
 """
 
 
-def said(log: Path) -> str:
+def read_log(log: Path) -> str:
     return log.read_text() if log.exists() else ""
 
 
@@ -102,10 +103,10 @@ def said(log: Path) -> str:
 def start_unbound(
     folder: Path, records: Iterable[str], zones: Mapping[str, int] | None = None, *, port: int = 0
 ) -> Iterator[str]:
-    """A running unbound, as `127.0.0.1:PORT` (0: any); its configuration and log are in the folder.
+    """Runs unbound on a port (0: any free one); yields `127.0.0.1:PORT`. Its configuration and log are in the folder.
 
-    It knows `records` (`NAME TTL TYPE DATA`). It forwards queries for names in one of `zones` to the server on that
-    port. Every other name does not exist. Raises AssertionError with its log if it ends, TimeoutError if it hangs.
+    It knows `records` (`NAME TTL TYPE DATA`). `zones` has the port of the server for the names in a zone. No other name
+    exists. Raises AssertionError with unbound's log if unbound ends, TimeoutError if it hangs.
     """
     port = port or free_port()
     (folder / "unbound.conf").write_text(
@@ -117,18 +118,18 @@ def start_unbound(
         )
     )
     log = folder / "unbound.log"
-    log.unlink(missing_ok=True)  # of an earlier one
+    log.unlink(missing_ok=True)  # left by an earlier unbound
     process = subprocess.Popen([UNBOUND, "-d", "-c", folder / "unbound.conf"], stdin=subprocess.DEVNULL)
     try:
-        until("unbound, or its end", lambda: process.poll() is not None or "start of service" in said(log) or None)
-        assert process.poll() is None, said(log)
+        until("unbound, or its end", lambda: process.poll() is not None or "start of service" in read_log(log) or None)
+        assert process.poll() is None, read_log(log)
         yield f"127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait(timeout=PATIENCE_SECONDS)
 
 
-# --- A scripted server ---------------------------------------------------------------------------------
+# --- A scripted server ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class ScriptedServer:
     """A name server on a port of 127.0.0.1, UDP and (by default) TCP, in its own thread.
 
     `script` has the reply for a name, or for a name and a type (`mail.example AAAA`); it may be changed at any time.
-    All other names get `otherwise`. `asked` has the questions in order.
+    All other names get `otherwise`. `asked` has the questions it got, in order.
     """
 
     script: dict[str, Reply]
@@ -259,7 +260,7 @@ class _Datagrams(asyncio.DatagramProtocol):
 
 
 def encode_reply(query: bytes, reply: Reply, longest: int) -> bytes:
-    """The message (RFC 1035 section 4) of a reply to a query's header and question."""
+    """Encodes a reply to a query (header and question) as a message (RFC 1035 section 4)."""
     if reply.junk is not None:
         return reply.junk
     identifier = bytes(each ^ 0xFF for each in query[:2]) if reply.wrong_id else query[:2]
@@ -276,21 +277,21 @@ def encode_reply(query: bytes, reply: Reply, longest: int) -> bytes:
 
 
 def encode_record(text: str) -> bytes:
-    """`OWNER TTL TYPE DATA` in the form of messages. An owner of `@` is the question's name, by compression."""
-    owner, ttl, kind, found = text.split(" ", 3)
+    """Encodes a record, `OWNER TTL TYPE DATA`. The owner `@` is the question's name, as a compression pointer."""
+    owner, ttl, kind, data = text.split(" ", 3)
     match kind:
         case "A" | "AAAA":
-            rdata = ipaddress.ip_address(found).packed
+            rdata = ipaddress.ip_address(data).packed
         case "TXT":
-            rdata = bytes([len(found)]) + found.encode()
+            rdata = bytes([len(data)]) + data.encode()
         case _:
-            rdata = encode_name(found)
+            rdata = encode_name(data)
     name = b"\xc0\x0c" if owner == "@" else encode_name(owner)
     return name + struct.pack("!HHIH", TYPES[kind], 1, int(ttl), len(rdata)) + rdata
 
 
 def encode_name(text: str) -> bytes:
-    """A name in presentation form (RFC 1035 section 5.1) in the form of messages, not compressed."""
+    """Encodes a name in presentation form (RFC 1035 section 5.1), without compression."""
     labels, label = [], bytearray()
     rest = text.removesuffix(".")
     while rest:
@@ -315,10 +316,10 @@ def encode_name(text: str) -> bytes:
 
 @dataclass
 class Zone:
-    """`policyd.dns.identify.Lookups` over a map of records and a list of what fails.
+    """Implements `policyd.dns.identify.Lookups` with a dict of records and a dict of failures.
 
-    `records` has the names or addresses of a name and a type (`1.2.0.192.in-addr.arpa PTR`); what is not there does not
-    exist. `failures` has the reason for each name and type that fails. `asked` has the questions.
+    The key of both is a name and a type (`1.2.0.192.in-addr.arpa PTR`). `records` has names or addresses; a missing key
+    means that there is no record. `failures` has the reason why a lookup fails. `asked` has the questions it got.
     """
 
     records: Mapping[str, Sequence[str]] = field(default_factory=dict)

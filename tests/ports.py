@@ -1,8 +1,8 @@
 """Ports of 127.0.0.1 for the servers of tests.
 
-Between the moment when a port is found free and that when a server listens on it, nothing else should get it. So it is
-outside the kernel's range for outgoing connections, was not returned before in this run, is not shared with other
-processes of this run (pytest-xdist), and is random, because another run may be active on the same machine.
+No other program should take a port between the check that it is free and the start of the server that uses it. So a
+port is outside the kernel's range for outgoing connections, was not returned before in this run, is not shared with
+other processes of this run (pytest-xdist), and is random, because another run may be active on the same machine.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 @functools.cache
 def _candidates() -> Iterator[int]:
-    """Each port once, in a random order; not by the module `random`, which hypothesis seeds."""
+    """Each port once, in a random order that does not depend on the seeds that hypothesis sets."""
     first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     # "gw0" is the first of the processes of pytest-xdist; without it there is one process, and no name.
     process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    lasting = [port for port in range(10_100, 65_536) if not first <= port <= last and port % processes == process]
-    return iter(random.SystemRandom().sample(lasting, len(lasting)))
+    ports = [port for port in range(10_100, 65_536) if not first <= port <= last and port % processes == process]
+    return iter(random.SystemRandom().sample(ports, len(ports)))
 
 
 def free_port() -> int:
@@ -40,4 +40,4 @@ def free_port() -> int:
             udp.bind(("0.0.0.0", port))
             tcp.bind(("0.0.0.0", port))
             return port
-    raise RuntimeError("no port is free but those that the kernel gives to outgoing connections")
+    raise RuntimeError("no port outside the kernel's range for outgoing connections is free")

@@ -1,6 +1,6 @@
 """Public databases of systems and countries: pinned versions, never committed.
 
-They are the files of two npm packages (ip-location-db; their data are in the public domain, the licences lie in the
+They are the files of two npm packages (ip-location-db; their data are in the public domain, the licences are in the
 packages): ranges with AS numbers as CSV, and countries as MMDB. `make clean` removes them with build/.
 """
 
@@ -32,7 +32,7 @@ PACKAGES = {
     ),
 }
 
-# Seconds for one package of 19 MB.
+# Timeout in seconds for one package (19 MB).
 _FETCH_SECONDS = 180
 
 
@@ -47,13 +47,13 @@ def public_databases() -> Path:
         return done
     npm = shutil.which("npm")
     if npm is None:
-        raise UnreachableError("npm is not installed, so the registry of these databases cannot be asked")
+        raise UnreachableError("npm is not installed, so these databases cannot be fetched")
     FOLDER.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=FOLDER) as name:
         made = Path(name) / "made"
         made.mkdir()
         for package, (digest, files) in PACKAGES.items():
-            _unpack(_fetched(npm, f"{package}@{VERSION}", Path(name)), digest, files, made)
+            _unpack(_fetch(npm, f"{package}@{VERSION}", Path(name)), digest, files, made)
         (made / "asn.csv").write_bytes((made / "asn-ipv4.csv").read_bytes() + (made / "asn-ipv6.csv").read_bytes())
         try:
             made.rename(done)
@@ -62,8 +62,8 @@ def public_databases() -> Path:
     return done
 
 
-def _fetched(npm: str, package: str, folder: Path) -> Path:
-    """The package as a file."""
+def _fetch(npm: str, package: str, folder: Path) -> Path:
+    """Fetches a package; returns its file."""
     command = [npm, "pack", "--silent", "--pack-destination", str(folder), package]
     try:
         packed = subprocess.run(

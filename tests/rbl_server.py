@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 RBLDNSD = "/usr/sbin/rbldnsd"
 
-# The head of a zone: TTLs of a second, so that a resolver sees a change.
+# The head of a zone. Its TTLs are a second, so a resolver soon sees a change.
 _HEAD = """\
 $SOA 1 ns.rbl.test. hostmaster.rbl.test. 0 600 300 86400 1
 $NS 60 ns.rbl.test.
@@ -56,9 +56,9 @@ class Rbldnsd:
         """Gives a zone other entries, and waits until they are in force."""
         loads = self.log.read_text().count("zones reloaded")
         write_zone(self.folder, zone, entries)
-        # rbldnsd looks at size and time, in seconds.
-        stamp = (self.folder / zone).stat().st_mtime + 2
-        os.utime(self.folder / zone, (stamp, stamp))
+        # rbldnsd compares the file's size, and its modification time in whole seconds.
+        later = (self.folder / zone).stat().st_mtime + 2
+        os.utime(self.folder / zone, (later, later))
         self.process.send_signal(signal.SIGHUP)
         until("the zone's new entries", lambda: self.log.read_text().count("zones reloaded") > loads or None)
 
@@ -69,9 +69,9 @@ def write_zone(folder: Path, zone: str, entries: str) -> None:
 
 @contextmanager
 def start_rbldnsd(folder: Path, zones: Mapping[str, Zone], *, port: int = 0) -> Iterator[Rbldnsd]:
-    """A running rbldnsd with these zones, whose files and log are in the folder.
+    """Runs rbldnsd with these zones. The zone files and its log are in the folder.
 
-    Raises AssertionError with its log if it ends, TimeoutError if it hangs.
+    Raises AssertionError with the log if rbldnsd ends, TimeoutError if it hangs.
     """
     port = port or free_port()
     for name, zone in zones.items():

@@ -23,7 +23,7 @@ def require(*programs: str, root: bool = False) -> None:
         missing.append("root's rights")
     if not missing:
         return
-    reason = f"not to be had here: {', '.join(missing)}"
+    reason = f"missing here: {', '.join(missing)}"
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)

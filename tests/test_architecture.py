@@ -45,7 +45,7 @@ MAY_IMPORT = {
 # Pure rooms: time and everything else from outside is passed in.
 PURE_ROOMS = {"core", "memory"}
 
-# Modules of the standard library that they may import: none that reads a clock, a file, a network or an environment.
+# Modules of the standard library that pure rooms may import. None reads a clock, a file, a network or an environment.
 PURE = {
     "__future__",
     "array",
@@ -67,7 +67,7 @@ PURE = {
     "weakref",
 }
 
-# Pure parts of these modules, which core may use.
+# The only parts of these modules that pure rooms may use.
 PURE_PARTS = {
     "socket": {"AF_INET", "AF_INET6", "inet_ntop", "inet_pton"},
     "pickle": {"PickleBuffer"},
@@ -78,7 +78,7 @@ PURE_PARTS = {
 IMPURE_CALLS = {"open", "print", "input", "exec", "eval", "compile", "__import__"}
 
 # The files, or the folders with all their files, that may import a third-party package.
-KNOWN_TO = {
+IMPORTERS = {
     "aiodns": {"dns/answers.py", "dns/channels.py"},
     "cachetools": {"dns"},
     "click": {"cli"},
@@ -136,33 +136,33 @@ def wrong_directions(path: Path, source: str) -> list[str]:
 
 
 def impurities(path: Path, source: str) -> list[str]:
-    """Imports of a file of core from outside core."""
+    """Uses of the outside world in a file of a pure room: clocks, files, networks, the environment."""
     found = []
     tree = ast.parse(source)
     for line, name in imports(tree):
         top, _, part = name.partition(".")
         if top in sys.stdlib_module_names and (top not in PURE or (part and part not in PURE_PARTS.get(top, {part}))):
-            found.append(f"{name_of(path)}:{line}: core may not import {name}")
+            found.append(f"{name_of(path)}:{line}: a pure room may not import {name}")
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             module = node.value.id
             if module in PURE_PARTS and node.attr not in PURE_PARTS[module]:
-                found.append(f"{name_of(path)}:{node.lineno}: core may not use {module}.{node.attr}")
+                found.append(f"{name_of(path)}:{node.lineno}: a pure room may not use {module}.{node.attr}")
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in IMPURE_CALLS:
-            found.append(f"{name_of(path)}:{node.lineno}: core may not call {node.func.id}()")
+            found.append(f"{name_of(path)}:{node.lineno}: a pure room may not call {node.func.id}()")
     return found
 
 
-def strangers(path: Path, source: str) -> list[str]:
+def forbidden_packages(path: Path, source: str) -> list[str]:
     """Third-party packages that a file imports, but may not."""
     found = []
     for line, name in imports(ast.parse(source)):
         package = name.split(".")[0]
         if package == "policyd" or package in sys.stdlib_module_names:
             continue
-        known = KNOWN_TO.get(package, set())
-        if not known & {name_of(path), room(path)}:
-            found.append(f"{name_of(path)}:{line}: {package} may only be imported by {sorted(known) or 'no file'}")
+        importers = IMPORTERS.get(package, set())
+        if not importers & {name_of(path), room(path)}:
+            found.append(f"{name_of(path)}:{line}: {package} may only be imported by {sorted(importers) or 'no file'}")
     return found
 
 
@@ -195,7 +195,7 @@ def test_no_two_files_import_each_other() -> None:
     assert circles({module_name(path): path.read_text() for path in FILES}) == []
 
 
-def test_a_circle_is_seen_through_a_third_file() -> None:
+def test_a_circle_through_a_third_file_is_found() -> None:
     sources = {"a": "from b import x", "b": "if TYPE_CHECKING:\n    from c import x", "c": "import a", "d": "import a"}
     assert circles(sources) == [("a", "b", "c")]
 
@@ -217,7 +217,7 @@ def test_core_and_memory_are_pure(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_a_third_party_package_is_imported_by_few_files(path: Path) -> None:
-    assert strangers(path, path.read_text()) == []
+    assert forbidden_packages(path, path.read_text()) == []
 
 
 @pytest.mark.slow
@@ -246,8 +246,8 @@ def test_every_dependency_is_declared_and_used() -> None:
         (impurities, "core/index.py", "import socket\nsocket.socket()"),
         (impurities, "core/index.py", "import pickle\npickle.loads(b'')"),
         (impurities, "core/index.py", "rules = open('rules.yaml')"),
-        (strangers, "daemon/server.py", "import aiodns"),
-        (strangers, "core/engine.py", "import requests"),
+        (forbidden_packages, "daemon/server.py", "import aiodns"),
+        (forbidden_packages, "core/engine.py", "import requests"),
     ],
 )
 def test_each_check_finds_its_violations(check: object, file: str, source: str) -> None:
@@ -267,7 +267,7 @@ def test_each_check_finds_its_violations(check: object, file: str, source: str) 
         ),
         (impurities, "core/index.py", "import socket\nsocket.inet_pton(socket.AF_INET, '')"),
         (impurities, "core/engine.py", "import datetime\nday: datetime.date"),
-        (strangers, "dns/channels.py", "import aiodns"),
+        (forbidden_packages, "dns/channels.py", "import aiodns"),
     ],
 )
 def test_each_check_passes_allowed_input(check: object, file: str, source: str) -> None:

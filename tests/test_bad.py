@@ -1,8 +1,8 @@
 """Bad settings and rulesets in tests/bad, each beside the exact messages that it must give.
 
-`warn-*` load with warnings, as on 21 November 2026; `settings-*` are settings; all others are rules that do not load,
-`*warnings*` with the warnings beside the errors. Run one by its name: `pytest tests/test_bad.py -k networks`. If you
-change a message, change its `.expected` as well.
+Files named `warn-*` load, with these warnings on 21 November 2026. Files named `settings-*` are settings. All others
+are rules that do not load; a file with `warnings` in its name gives warnings beside the errors. Run one by its name:
+`pytest tests/test_bad.py -k networks`. If you change a message, change its `.expected` as well.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""The tables in tests/cases: a ruleset, and requests with DNS answers and the answer that each must get.
+"""The tables in tests/cases: each has a ruleset, and rows with a request, DNS answers, and the expected decision.
 
-A row is `given` (attributes, `hostname`, `claimed`, `reverse_dns` as in a ruleset's own tests; `names_known: no` if the
-PTR lookup itself failed; `date`) and the expected result: `expect` and, if they matter, `rule`, `reply` (the complete
-text), `observed`, `downgraded`, and `asks_dns` (whether the decision needed the client's identity). Run one table or
-one row by its name: `pytest tests/test_cases.py -k 'cidr and mapped'`.
+`given` has attributes, `hostname`, `claimed` and `reverse_dns` as in a ruleset's own tests, `names_known: no` if the
+PTR lookup itself failed, the DNS lists that list the client (`listed`) or failed (`listed_unknown`), and `date`. The
+expected decision is `expect` and, if they matter, `rule`, `reply` (the complete text), `observed`, `downgraded`, and
+`asks_dns` (whether the decision needed the client's identity).
+
+Run one table or one row by its name: `pytest tests/test_cases.py -k 'cidr and mapped'`.
 """
 
 from __future__ import annotations
@@ -29,9 +31,10 @@ if TYPE_CHECKING:
     from policyd.core.protocol import Request
 
 CASES = Path(__file__).parent / "cases"
-DNS = {"hostname", "claimed", "reverse_dns", "names_known", "date", "listed", "listed_unknown"}
+# Keys of `given` that are not attributes of the request.
+NOT_ATTRIBUTES = {"hostname", "claimed", "reverse_dns", "names_known", "date", "listed", "listed_unknown"}
 LISTED, LIST_UNKNOWN = ListAnswer(ListStatus.LISTED, ("127.0.0.2",)), unknown("servfail")
-ROW = {"row", "given", "expect", "rule", "reply", "observed", "downgraded", "asks_dns"}
+ROW_KEYS = {"row", "given", "expect", "rule", "reply", "observed", "downgraded", "asks_dns"}
 
 
 def tables() -> dict[str, dict[str, Any]]:
@@ -59,14 +62,14 @@ def rulesets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ruleset]:
     return built
 
 
-def several(value: str | list[str]) -> list[str]:
+def as_list(value: str | list[str]) -> list[str]:
     return value if isinstance(value, list) else [value]
 
 
 def request_of(given: dict[str, Any]) -> Request:
-    """The request as it comes over the wire."""
+    """The request, parsed from the bytes that Postfix would send."""
     attributes = {"request": "smtpd_access_policy", "protocol_state": "RCPT"}
-    attributes |= {name: value for name, value in given.items() if name not in DNS}
+    attributes |= {name: value for name, value in given.items() if name not in NOT_ATTRIBUTES}
     parser = RequestParser()
     parser.receive_data("".join(f"{name}={value}\n" for name, value in attributes.items()).encode("latin-1") + b"\n")
     request = parser.next_request()
@@ -76,10 +79,10 @@ def request_of(given: dict[str, Any]) -> Request:
 
 def identity_of(given: dict[str, Any]) -> Identity:
     """The DNS answers."""
-    verified = tuple(sorted(fold_name(name.encode()) for name in several(given.get("hostname", []))))
-    claimed = tuple(sorted(fold_name(name.encode()) for name in several(given.get("claimed", []))))
-    silent = Status.VERIFIED if verified else Status.MISMATCH if claimed else Status.MISSING
-    status = Status(given.get("reverse_dns", silent))
+    verified = tuple(sorted(fold_name(name.encode()) for name in as_list(given.get("hostname", []))))
+    claimed = tuple(sorted(fold_name(name.encode()) for name in as_list(given.get("claimed", []))))
+    implied = Status.VERIFIED if verified else Status.MISMATCH if claimed else Status.MISSING
+    status = Status(given.get("reverse_dns", implied))
     failed = status is Status.ERROR
     known = given.get("names_known", "yes" if claimed or not failed else "no") == "yes"
     return Identity(status, verified, claimed, Reason.SERVFAIL if failed else None, known)
@@ -88,13 +91,13 @@ def identity_of(given: dict[str, Any]) -> Identity:
 def lists_of(given: dict[str, Any], ruleset: Ruleset) -> dict[str, ListAnswer]:
     """The answers of DNS lists; lists that are not named answer *not listed*."""
     answers = dict.fromkeys((dns_list.name for dns_list in ruleset.dns_lists), NOT_LISTED)
-    answers |= dict.fromkeys(several(given.get("listed", [])), LISTED)
-    return answers | dict.fromkeys(several(given.get("listed_unknown", [])), LIST_UNKNOWN)
+    answers |= dict.fromkeys(as_list(given.get("listed", [])), LISTED)
+    return answers | dict.fromkeys(as_list(given.get("listed_unknown", [])), LIST_UNKNOWN)
 
 
 @pytest.mark.parametrize(("table", "row"), ROWS)
 def test_case(rulesets: dict[str, Ruleset], table: str, row: dict[str, Any]) -> None:
-    assert set(row) <= ROW, "a row has an unknown key"
+    assert set(row) <= ROW_KEYS, "a row has an unknown key"
     ruleset = rulesets[table]
     given = row["given"]
     request, identity = request_of(given), identity_of(given)
@@ -112,7 +115,7 @@ def test_case(rulesets: dict[str, Ruleset], table: str, row: dict[str, Any]) -> 
     }
     wanted = {"downgraded": "no", **row}
     if "observed" in wanted:
-        wanted["observed"] = sorted(several(wanted["observed"]))
+        wanted["observed"] = sorted(as_list(wanted["observed"]))
     assert {key: got[key] for key in wanted if key in got} == {key: wanted[key] for key in wanted if key in got}
     if isinstance(without, Decision):
         assert (without.verb, without.rule_name) == (decision.verb, decision.rule_name), "DNS was not needed"

@@ -41,7 +41,7 @@ _CODE = re.compile(r"^```.*?^```$|^ {4}[^\n]*$|`[^`\n]*`", re.MULTILINE | re.DOT
 
 
 class Example(NamedTuple):
-    """A file that a page shows whole: its first line is a comment with its name."""
+    """A complete file in a page; its first line is a comment with its name."""
 
     page: Path
     line: int
@@ -118,17 +118,17 @@ def test_there_are_examples_to_try() -> None:
 # --- Completeness -----------------------------------------------------------------------------------------------------
 
 
-def unsaid(words: Iterable[str], page: str) -> list[str]:
-    """The words that the page does not have as code."""
+def undocumented(words: Iterable[str], page: str) -> list[str]:
+    """The words that the page does not contain as code."""
     code = set(re.findall(r"[A-Za-z_.-]+", " ".join(re.findall(r"`([^`\n]+)`", (DOCS / page).read_text()))))
     return [word for word in words if word not in code]
 
 
 def test_every_condition_is_documented() -> None:
-    # `NAME_regex` of an attribute without a row of its own (which has examples) is documented as a form.
+    # The page documents `NAME_regex` conditions without examples as one form, not one by one.
     named = [row.name for row in CONDITIONS.values() if row.examples or not row.name.endswith("_regex")]
     assert {"hostname_suffix", "sender_regex", "policy_context"} <= set(named)
-    assert unsaid(named, "ruleset.md") == []
+    assert undocumented(named, "ruleset.md") == []
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_every_condition_is_documented() -> None:
     ids=["top level", "rule", "list", "test", "placeholder", "status", "reason", "action"],
 )
 def test_every_word_of_the_language_is_documented(words: Iterable[str]) -> None:
-    assert unsaid(words, "ruleset.md") == []
+    assert undocumented(words, "ruleset.md") == []
 
 
 def keys(settings: object, prefix: str = "") -> Iterator[str]:
@@ -153,7 +153,7 @@ def keys(settings: object, prefix: str = "") -> Iterator[str]:
 
 def test_every_setting_is_documented() -> None:
     assert "dns.timeout" in keys(Settings())
-    assert unsaid(keys(Settings()), "settings.md") == []
+    assert undocumented(keys(Settings()), "settings.md") == []
 
 
 def test_the_defaults_in_the_table_of_settings_are_the_defaults(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def decision_log_keys() -> list[str]:
 def test_every_key_of_the_decision_log_is_documented() -> None:
     named = decision_log_keys()
     assert len(named) == 29
-    assert unsaid(named, "decision-log.md") == []
+    assert undocumented(named, "decision-log.md") == []
 
 
 # --- Links ------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The lock files name every package at one version, by hash and without an address, and agree with each other."""
+"""The lock files pin every package to one version, with hashes and without URLs, and agree with each other."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ NEEDED = {
     "requirements-fuzz.lock": EXTRAS["fuzz"],
 }
 
-# `name==version ; marker \`, where the marker is optional; then its hashes, each on a line of its own.
+# `name==version ; marker \`, where the marker is optional; then its hashes, one on each line.
 PIN = re.compile(r"^([a-z0-9-]+)==([0-9][0-9a-z.]*)( ; .+)? \\$", re.MULTILINE)
 REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:>=([0-9.]+))?(?:,<([0-9.]+))?(?:; .+)?")
 
 
-def normal(name: str) -> str:
-    """A name as the index has it (PEP 503)."""
+def normalized(name: str) -> str:
+    """The normalized name of a package (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -34,7 +34,7 @@ def numbers(version: str) -> list[int]:
 
 
 def pinned(lock: str) -> dict[str, set[str]]:
-    """Versions by name: more than one only where the marker tells Python versions apart."""
+    """Versions by name. A package has several only if markers choose among them by the version of Python."""
     versions: dict[str, set[str]] = {}
     for name, version, marker in PIN.findall((ROOT / lock).read_text()):
         assert name not in versions or "python" in marker
@@ -46,16 +46,16 @@ def pinned(lock: str) -> dict[str, set[str]]:
 def test_each_requirement_is_pinned_at_a_version_that_satisfies_it(lock: str, needed: str) -> None:
     match = REQUIREMENT.fullmatch(needed)
     assert match, f"{needed}: this test does not understand it"
-    name, least, below = match.groups()
-    versions = pinned(lock)[normal(name)]
+    name, minimum, below = match.groups()
+    versions = pinned(lock)[normalized(name)]
     assert any(
-        numbers(version) >= numbers(least or "0") and (below is None or numbers(version) < numbers(below))
+        numbers(version) >= numbers(minimum or "0") and (below is None or numbers(version) < numbers(below))
         for version in versions
     )
 
 
 @pytest.mark.parametrize("lock", NEEDED)
-def test_everything_has_a_hash_and_nothing_an_address(lock: str) -> None:
+def test_every_package_has_a_hash_and_no_url(lock: str) -> None:
     text = (ROOT / lock).read_text()
     lines = [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]
     pins = [line for line in lines if "==" in line]

@@ -1,5 +1,5 @@
-"""A ruleset, a list or a request can never run code: nothing in policyd runs text, unpickles data that others wrote, or
-lets a text choose an attribute of an object.
+"""A ruleset, a list or a request can never run code: policyd runs no text as code, unpickles no data of others, and
+lets no text choose an attribute of an object.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ UNSAFE_YAML = {"load", "load_all", "unsafe_load", "full_load", "Loader", "FullLo
 ALLOWED = {
     "cli/__init__.py": {"import_module", "getattr"},  # the table of commands
     "config/settings.py": {"getattr"},  # the names of settings, from pydantic
-    "daemon/main.py": {"getattr"},  # the settings that take a restart
+    "daemon/main.py": {"getattr"},  # the settings that need a restart
     "daemon/reload.py": {"load", "loads", "Unpickler"},  # the result of a load, in a sealed memory file
     "exchange/firewall/iptables.py": {"format"},  # messages in the table of options without an equivalent
     "exchange/firewall/chains.py": {"format"},  # a message with one count
@@ -58,7 +58,7 @@ def _reason(call: ast.Call) -> str:
         if module in {"os", "importlib", "builtins"} and function.attr in RUNS_TEXT:
             return "runs a text"
         if (module, function.attr) in UNPICKLES or (module == "yaml" and function.attr in UNSAFE_YAML):
-            return "creates whatever objects the bytes describe"
+            return "creates any object that the bytes describe"
         if function.attr in {"format", "format_map"} and not isinstance(function.value, ast.Constant):
             return "a format string that is not a constant can read attributes"
     return ""

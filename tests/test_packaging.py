@@ -1,5 +1,5 @@
 """The files in packaging/ fit the program: the installed configuration loads, only observes, and is where the units
-expect it. `.ci/deb` builds and installs the package itself.
+look for it. `.ci/deb` builds and installs the package itself.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def test_the_installed_rules_load_without_a_warning_and_only_observe(installed: 
     assert loaded.ruleset.observe
 
 
-def test_the_installed_rules_are_the_shipped_ones_below_the_mode(installed: Path) -> None:
+def test_the_installed_rules_are_the_shipped_ones_below_mode_observe(installed: Path) -> None:
     head, mode, rest = (installed / "rules.yaml").read_text().partition("mode: observe\n\n")
     assert mode
     assert all(line.startswith("#") for line in head.splitlines())
@@ -96,7 +96,7 @@ esac
 
 
 class Host:
-    """The folders that the scripts look at, and programs that only note their calls."""
+    """The folders that the scripts look at, and programs that only record their calls."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -135,23 +135,23 @@ def host(tmp_path: Path) -> Host:
     [(True, True, ["restart"]), (True, False, []), (False, True, []), (False, False, [])],
     ids=["good rules", "broken rules", "stopped by hand", "stopped, with broken rules"],
 )
-def test_an_upgrade_restarts_a_running_daemon_only_if_the_new_version_takes_its_files(
+def test_an_upgrade_restarts_a_running_daemon_only_if_the_new_version_accepts_its_files(
     host: Host, *, active: bool, check: bool, done: list[str]
 ) -> None:
     host.run("preinst", "upgrade", "0.1.0", active=active, check=check)
-    said, calls = host.run("postinst", "configure", "0.1.0", active=active, check=check)
+    output, calls = host.run("postinst", "configure", "0.1.0", active=active, check=check)
     assert calls == done
     refused = active and not check
-    assert ("NOT RESTARTED" in said) == refused
-    assert ("rules.yaml:3:1: unknown key" in said) == refused
+    assert ("NOT RESTARTED" in output) == refused
+    assert ("rules.yaml:3:1: unknown key" in output) == refused
 
 
-@pytest.mark.parametrize("before", [(), ("0.1.0",)], ids=["first", "removed before"])
+@pytest.mark.parametrize("before", [(), ("0.1.0",)], ids=["first installation", "removed before"])
 def test_an_installation_starts_the_daemon(host: Host, before: tuple[str, ...]) -> None:
     host.run("preinst", "install", *before, active=False, check=True)
-    said, calls = host.run("postinst", "configure", *before, active=False, check=True)
+    output, calls = host.run("postinst", "configure", *before, active=False, check=True)
     assert calls == ["start"]
-    assert ("only observe" in said) == (not before)
+    assert ("only observe" in output) == (not before)
     _, calls = host.run("postinst", "configure", "0.1.0", active=True, check=True)
     assert calls == ["restart"]
 
@@ -162,7 +162,7 @@ def test_only_a_removal_stops_the_daemon(host: Host) -> None:
 
 
 @pytest.mark.parametrize("script", sorted(SCRIPTS), ids=lambda path: path.name)
-def test_a_script_is_one_for_its_shell(script: Path) -> None:
+def test_every_script_is_valid_for_its_shell(script: Path) -> None:
     first = script.read_text().splitlines()[0]
     shell = "sh" if first == "#!/bin/sh" else "bash"
     require(shell)

@@ -1,4 +1,4 @@
-"""A port that is given to a test stays free until the test's server has it."""
+"""A port that a test gets stays free until the test's server listens on it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_no_port_is_given_twice() -> None:
     assert len(set(ports)) == len(ports)
 
 
-def test_test_ports_are_outside_the_range_of_outgoing_connections() -> None:
+def test_ports_for_tests_are_outside_the_range_of_outgoing_connections() -> None:
     port = free_port()
     for _ in range(50):
         with socket.create_server(("127.0.0.1", 0)) as any_port:
@@ -31,7 +31,7 @@ def test_test_ports_are_outside_the_range_of_outgoing_connections() -> None:
     assert not first <= port <= last
 
 
-def test_a_port_that_is_taken_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_that_is_in_use_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     free = free_port()
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
         with socket.socket(socket.AF_INET, kind) as taken:

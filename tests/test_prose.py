@@ -14,7 +14,7 @@ from typing import TypeGuard
 
 import pytest
 
-# `make check` runs them all.
+# `make unit` leaves these tests out; `make check` runs them.
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]

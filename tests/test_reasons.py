@@ -1,4 +1,4 @@
-"""Wherever the checkers are told to look away, the line says why."""
+"""Each exception from a check of ruff or mypy gives its reason in the same line."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ def test_every_exception_from_the_checks_has_its_reason() -> None:
 @pytest.mark.parametrize(
     "line", ["x  # noqa", "x  # noqa: S301", "x  # type: ignore", "x  # type: ignore[arg-type]", "# ruff: noqa: E501"]
 )
-def test_one_without_is_found(line: str) -> None:
+def test_an_exception_without_a_reason_is_found(line: str) -> None:
     assert without_reason(line) == [line]

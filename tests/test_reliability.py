@@ -1,4 +1,4 @@
-"""docs/reliability.md names tests for its promises, and they exist."""
+"""The tests that docs/reliability.md names for its promises exist."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_every_test_that_the_page_names_exists() -> None:
     assert named - defined == set()
 
 
-def test_every_fault_that_is_tried_keeps_a_promise_of_the_page() -> None:
+def test_the_page_names_every_fault_test() -> None:
     tried = {
         name
         for path in (TESTS / "faults").glob("test_*.py")

@@ -25,7 +25,7 @@ SYSTEMD = Path(__file__).parents[1] / "systemd"
 
 UNITS = ("policyd.service", "policyd.socket", "policyd-control.socket", "policyd-fetch.service", "policyd-fetch.timer")
 
-# The bar that the project set itself: `systemd-analyze security` counts from 0 (locked up) to 10.
+# Maximum exposure that the project allows. `systemd-analyze security` rates from 0 (fully sandboxed) to 10.
 MAX_EXPOSURE = 1.5
 
 
@@ -60,7 +60,7 @@ def test_verify_detects_a_misspelt_setting(units: Path) -> None:
 
 
 @pytest.mark.parametrize("service", ["policyd.service", "policyd-fetch.service"])
-def test_a_service_is_exposed_no_more_than_the_bar(service: str, units: Path) -> None:
+def test_the_exposure_of_a_service_is_within_the_limit(service: str, units: Path) -> None:
     require("systemd-analyze")
     ended = run("systemd-analyze", "security", "--offline=yes", "--no-pager", units / service)
     found = re.search(rf"Overall exposure level for {re.escape(service)}: ([0-9.]+)", ended.stdout)
@@ -86,7 +86,7 @@ def reload_command(policyd: Policyd) -> list[str]:
 
 @pytest.mark.parametrize("with_control", [True, False])
 @pytest.mark.slow
-def test_systemctl_reload_fails_with_every_error_with_and_without_a_control_socket(
+def test_systemctl_reload_reports_every_error_with_and_without_a_control_socket(
     tmp_path: Path, *, with_control: bool
 ) -> None:
     good = "rules:\n  - {name: a, match: {cidr: 192.0.2.0/24}, action: REJECT}\n"
@@ -111,7 +111,7 @@ def test_systemctl_reload_fails_with_every_error_with_and_without_a_control_sock
     assert ("rule b added" in done.stdout) == with_control
 
 
-# A root folder for systemd as process 1. It has the host's folders except /etc and /run, in namespaces that end with
+# Runs systemd as process 1 in a root folder with the host's folders except /etc and /run. Its namespaces end with
 # systemd.
 BOOT = """\
 mkdir root && mount -t tmpfs tmpfs root && cd root
@@ -131,7 +131,7 @@ exec chroot . env -i container=other /lib/systemd/systemd --system --unit=empty.
 """
 STEPS = """\
 until systemctl is-system-running 2> /dev/null | grep -q -e running -e degraded; do sleep 0.1; done
-reload() { said=$(systemctl reload policyd 2>&1); echo "$1: $?"; echo "$said" | head -n 1; }
+reload() { output=$(systemctl reload policyd 2>&1); echo "$1: $?"; echo "$output" | head -n 1; }
 systemctl start policyd; echo "start: $?"
 reload good
 echo nonsense: 1 >> rules.yaml
@@ -143,12 +143,6 @@ reload 'good, without a control socket'
 until systemctl is-active policyd | grep -v reloading; do sleep 0.1; done
 echo over
 """
-
-
-def kept(unit: str, section: str, *names: str) -> str:
-    """A unit with these settings of a shipped one, and without its sandbox and its dependencies."""
-    text = f"[Unit]\nDefaultDependencies=no\n[{section}]\n"
-    return text + "".join(f"{name}={value}\n" for name in names for value in setting(unit, name))
 
 
 @pytest.mark.slow
@@ -176,17 +170,17 @@ def test_systemctl_reports_that_a_reload_has_failed(tmp_path: Path) -> None:
         killer = threading.Timer(60, booted.kill)
         killer.start()
         assert booted.stdout is not None
-        said = []
+        output = []
         for line in booted.stdout:
             if line == "over\n":
                 break
-            said += [line.strip()] * (line != "\n")
+            output += [line.strip()] * (line != "\n")
         booted.kill()
         killer.cancel()
-    if not any(line.startswith("start: ") for line in said):
-        pytest.skip(f"systemd cannot be process 1 here: {said}")
+    if not any(line.startswith("start: ") for line in output):
+        pytest.skip(f"systemd cannot be process 1 here: {output}")
     failed = "Job for policyd.service failed."
-    assert said == [
+    assert output == [
         "start: 0",
         "good: 0",
         "broken: 1",
@@ -218,7 +212,7 @@ def test_a_chrooted_smtpd_can_reach_the_socket() -> None:
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
-    """A root folder in which the user and the folders were made, as on a host."""
+    """A root folder in which systemd has made policyd's user and folders, as on a host."""
     require("systemd-sysusers", "systemd-tmpfiles", root=True)
     for kind in ("sysusers", "tmpfiles"):
         folder = tmp_path / "usr" / "lib" / f"{kind}.d"
@@ -253,7 +247,7 @@ def test_tmpfiles_makes_the_folders_that_the_unit_needs(installed: Path) -> None
     assert {name: (each.st_uid, stat.S_IMODE(each.st_mode)) for name, each in made.items()} == wanted
 
 
-def test_logrotate_moves_the_log_and_leaves_the_new_one_to_the_daemon(tmp_path: Path) -> None:
+def test_logrotate_moves_the_log_and_lets_the_daemon_create_the_new_one(tmp_path: Path) -> None:
     require("logrotate", root=True)
     log = tmp_path / "log" / "decisions.log"
     log.parent.mkdir(mode=0o755)

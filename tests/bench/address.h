@@ -1,5 +1,5 @@
 /*
- * Where a tool of the benchmark listens or connects: inet:ADDRESS:PORT, on loopback only, or unix:PATH.
+ * Addresses of the benchmark's tools: inet:ADDRESS:PORT, on loopback only, or unix:PATH.
  */
 #ifndef ADDRESS_H
 #define ADDRESS_H
@@ -22,7 +22,7 @@ struct address {
     } socket;
 };
 
-/* Ends the program over what is no such address: nothing here may ever load another machine. */
+/* Parses an address. Ends the program for any other text, so no tool can put load on another machine. */
 static inline struct address address_of(const char *text)
 {
     struct address found = {0};
@@ -46,7 +46,7 @@ static inline struct address address_of(const char *text)
     return found;
 }
 
-/* Small messages are to leave at once, as they do from Postfix. Does nothing to a unix socket. */
+/* Makes small messages leave at once, as Postfix's do (TCP_NODELAY). Does nothing for a unix socket. */
 static inline void send_at_once(int socket)
 {
     int on = 1;
@@ -54,7 +54,7 @@ static inline void send_at_once(int socket)
     setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
 }
 
-/* What must not fail here; the program has nothing else to do than to say so. */
+/* Returns the result of a system call. If the call failed, reports the error and ends the program. */
 static inline int must(int result, const char *what)
 {
     if (result < 0) {

@@ -20,6 +20,9 @@ SHIPPED_RULES = Path(__file__).parents[2] / "config" / "rules.yaml"
 # The number of expressions in the well-known lists of generic reverse DNS.
 EXPRESSIONS = 1671
 
+# Pairs of runs for a ratio that must be precise; the figure is the median of the pairs' ratios.
+PAIRS = 10
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -77,8 +80,8 @@ class Reading:
     @property
     def verdict(self) -> str:
         """`goal`, `bar` or `missed`; empty without a bar."""
-        for name, asked in (("goal", self.goal), ("bar", self.bar)):
-            if asked is not None and (self.value >= asked if self.more_is_better else self.value <= asked):
+        for name, limit in (("goal", self.goal), ("bar", self.bar)):
+            if limit is not None and (self.value >= limit if self.more_is_better else self.value <= limit):
                 return name
         return "" if self.bar is None else "missed"
 
@@ -107,14 +110,14 @@ class Bench:
         self.tools = tools
         self.shipped = SHIPPED_RULES.read_text()
 
-    def rules_with_lists(self, entries: int, *, six: bool = True) -> str:
+    def rules_with_lists(self, entries: int, *, ipv6: bool = True) -> str:
         """The shipped ruleset with this number of networks and names."""
-        return corpus.with_lists(self.shipped, self.networks(entries, six=six), self.domains(entries))
+        return corpus.with_lists(self.shipped, self.networks(entries, ipv6=ipv6), self.domains(entries))
 
-    def networks(self, entries: int, *, six: bool = True) -> Path:
+    def networks(self, entries: int, *, ipv6: bool = True) -> Path:
         """A list with this number of networks."""
-        path = self.folder / f"networks-{entries}{'' if six else '-ipv4'}"
-        return path if path.exists() else corpus.write_networks(path, entries, six=six)
+        path = self.folder / f"networks-{entries}{'' if ipv6 else '-ipv4'}"
+        return path if path.exists() else corpus.write_networks(path, entries, ipv6=ipv6)
 
     def domains(self, entries: int) -> Path:
         """A list with this number of domains."""
@@ -134,19 +137,19 @@ class Bench:
             corpus.write_requests(path, clients)
         return servers.Load(self.tools["load"], path, connections, self.scale.seconds, pinned)
 
-    def load_of_lists(self, entries: int, *, connections: int = 50, pinned: bool = True, six: bool = True) -> Load:
+    def load_of_lists(self, entries: int, *, connections: int = 50, pinned: bool = True, ipv6: bool = True) -> Load:
         """The load for `rules_with_lists`."""
-        clients = corpus.clients_of_lists(self.scale.requests, entries, six=six)
-        return self.load(f"lists-{entries}-{six}", clients, connections=connections, pinned=pinned)
+        clients = corpus.clients_of_lists(self.scale.requests, entries, ipv6=ipv6)
+        return self.load(f"lists-{entries}-{ipv6}", clients, connections=connections, pinned=pinned)
 
-    def costs_in_turn(self, rounds: int | None = None, /, **asked: tuple[Server, Load]) -> dict[str, list[float]]:
-        """CPU microseconds a request of several servers, each measured once a round, in turn.
+    def costs_in_turn(self, rounds: int | None = None, /, **measured: tuple[Server, Load]) -> dict[str, list[float]]:
+        """CPU microseconds for each request, by server. Each round measures every server once, in turn.
 
-        Raises BenchError for a wrong or missing answer of any server except the floor, which has only one answer.
+        Raises BenchError for a wrong or missing answer of any server except the floor, which always answers DUNNO.
         """
-        costs: dict[str, list[float]] = {name: [] for name in asked}
+        costs: dict[str, list[float]] = {name: [] for name in measured}
         for _ in range(rounds or self.scale.rounds):
-            for name, (server, load) in asked.items():
+            for name, (server, load) in measured.items():
                 cost, report = servers.cost_us(server, load)
                 servers.insist({**report, "wrong": 0} if name == "floor" else report)
                 costs[name].append(cost)

@@ -1,8 +1,8 @@
 """The benchmark's data: entries of lists, rulesets, and requests with the answer that each must get.
 
-Each listed network, listed name and client is computed from a number. So a million entries need no memory, all runs use
-the same data, and strangers are never listed: a listed network has an even third octet and a stranger's address an odd
-one; listed names and strangers' names have different numbers.
+Each listed network, listed name and client is computed from a number. So a million entries need no memory, and all runs
+use the same data. Strangers are clients on no list: a listed network has an even third octet and a stranger's address
+an odd one; listed names and strangers' names have different numbers.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-# First octets without special addresses and without entries in the shipped ruleset.
+# First octets of special addresses and of entries in the shipped ruleset, and all other first octets.
 _SPECIAL = {10, 27, 100, 119, 124, 127, 169, 172, 180, 192, 198, 203}
 _FIRST_OCTETS = [octet for octet in range(1, 224) if octet not in _SPECIAL]
 _BLOCKS = len(_FIRST_OCTETS) << 15  # /24s whose third octet has the same lowest bit
 _SCATTER = 2_654_435_761  # a prime, so that multiples of it, modulo _BLOCKS, reach every block once
 
-_PREFIXES = (24, 24, 24, 28, 28, 32, 32, 25)  # block lists are made of small networks
-_SIX_EVERY = 20  # one network in this number is IPv6
+_PREFIXES = (24, 24, 24, 28, 28, 32, 32, 25)  # most networks in block lists are small
+_IPV6_EVERY = 20  # one network in this number is IPv6
 
 _SYLLABLES = [consonant + vowel for consonant in "bcdfghjklmnprstvwyzq" for vowel in "aeiou"]
 _ENDINGS = ("com", "net", "org", "co.jp", "de", "com.br", "ru", "info")
@@ -41,15 +41,15 @@ def _block(number: int) -> str:
     return f"{_FIRST_OCTETS[place >> 15]}.{place >> 7 & 255}.{(place & 127) << 1}"
 
 
-def network(number: int, *, six: bool = True) -> str:
-    """A listed network. Without `six`, all of them are IPv4."""
-    if six and number % _SIX_EVERY == _SIX_EVERY - 1:
+def network(number: int, *, ipv6: bool = True) -> str:
+    """The listed network with this number. Without `ipv6`, all of them are IPv4."""
+    if ipv6 and number % _IPV6_EVERY == _IPV6_EVERY - 1:
         return f"{ipaddress.IPv6Address(0x2A00 << 112 | number << 80)}/48"
     return f"{_block(number)}.0/{_PREFIXES[number % len(_PREFIXES)]}"
 
 
 def inside(network: str, number: int) -> str:
-    """An address in a network."""
+    """An address in a network, chosen by a number."""
     first, _, prefix = network.partition("/")
     if ":" in first:
         return str(ipaddress.IPv6Address(int(ipaddress.IPv6Address(first)) + number))
@@ -70,7 +70,7 @@ def domain(number: int) -> str:
     return f"{word}.{_ENDINGS[number % len(_ENDINGS)]}"
 
 
-# A ruleset that every version understands, with a condition of each kind that asks no DNS.
+# A ruleset that every version of policyd understands. It asks no DNS about a client whose name Postfix has verified.
 PLAIN_RULES = """\
 lists:
   partners: [partner.example, relay.partner.example]
@@ -90,15 +90,15 @@ default: DUNNO
 # --- Lists and rulesets -----------------------------------------------------------------------------------------------
 
 
-def write_networks(path: Path, count: int, *, six: bool = True) -> Path:
-    """A list file of networks."""
+def write_networks(path: Path, count: int, *, ipv6: bool = True) -> Path:
+    """Writes a list file of networks."""
     with path.open("w") as file:
-        file.writelines(f"{network(number, six=six)}\n" for number in range(count))
+        file.writelines(f"{network(number, ipv6=ipv6)}\n" for number in range(count))
     return path
 
 
 def write_domains(path: Path, count: int) -> Path:
-    """A list file of domains."""
+    """Writes a list file of domains."""
     with path.open("w") as file:
         file.writelines(f"{domain(number)}\n" for number in range(count))
     return path
@@ -142,10 +142,10 @@ def with_dns_lists(rules: str, only_in: str = "") -> str:
 
 
 def with_memory(rules: str, wait: str) -> str:
-    """A ruleset with two counters that count every request and whose limit no client reaches, and a greylist rule for
-    every client.
+    """Appends rules with two counters and a greylist rule, which apply to every request.
 
-    `wait` is how long a first try waits. The ruleset's own tests are left out: their clients are new to the last rule.
+    No client reaches the counters' limits. A first try waits for `wait`. The ruleset's own tests are removed, because
+    the greylist rule would defer their clients.
     """
     definitions = (
         "\ncounters:\n"
@@ -167,7 +167,7 @@ def with_many_rules(rules: str, count: int) -> str:
         rules,
         rules="".join(
             f"  - name: own-{number}\n"
-            f"    match: {{cidr: {network(number, six=False)}, hostname_suffix: {domain(number)}}}\n"
+            f"    match: {{cidr: {network(number, ipv6=False)}, hostname_suffix: {domain(number)}}}\n"
             f"    except: {{hostname: good.{domain(number)}}}\n"
             "    action: REJECT 5.7.1 Access denied\n"
             for number in range(count)
@@ -186,7 +186,7 @@ def _extended(ruleset: str, *, lists: str = "", rules: str) -> str:
 
 # --- Expressions, as lists of generic reverse DNS have them -----------------------------------------------------------
 
-# An expression and a name that it fits; {d} is the provider's domain, {o} are the address's octets.
+# An expression and a name that it matches; {d} is the provider's domain, {o} are the address's octets.
 _GENERIC = (
     (r"^\d{{1,3}}-\d{{1,3}}-\d{{1,3}}-\d{{1,3}}\.(dynamic|dyn|pool)\.{d}$", "{o[0]}-{o[1]}-{o[2]}-{o[3]}.dyn.{d}"),
     (r"^(host|ip|dsl)-?\d{{1,3}}(\.\d{{1,3}}){{3}}\.{d}$", "host-{o[3]}.{o[2]}.{o[1]}.{o[0]}.{d}"),
@@ -206,7 +206,7 @@ def expression(number: int) -> str:
 
 
 def fitting_name(number: int, address: str) -> str:
-    """A name that `expression(number)` matches, for the client of an IPv4 address."""
+    """A name that `expression(number)` matches, for the client with this IPv4 address."""
     _, name = _GENERIC[number % len(_GENERIC)]
     return name.format(d=domain(number), o=[int(octet) for octet in address.split(".")])
 
@@ -214,13 +214,13 @@ def fitting_name(number: int, address: str) -> str:
 # --- Clients and their requests ---------------------------------------------------------------------------------------
 
 
-def clients_of_lists(count: int, entries: int, *, six: bool = True) -> Iterator[Client]:
-    """Clients of `with_lists`: of ten, one in a listed network, one under a listed domain, eight strangers."""
+def clients_of_lists(count: int, entries: int, *, ipv6: bool = True) -> Iterator[Client]:
+    """Clients for `with_lists`: of every ten, one is in a listed network, one under a listed domain."""
     for number in range(count):
         entry = number // 10 * _SCATTER % entries
         match number % 10:
             case 3:
-                address = inside(network(entry, six=six), number)
+                address = inside(network(entry, ipv6=ipv6), number)
                 yield Client(address, f"mail.{domain(_STRANGERS + number)}", "REJECT")
             case 7:
                 yield Client(stranger(number), f"mail{number % 100}.{domain(entry)}", "REJECT")
@@ -229,13 +229,13 @@ def clients_of_lists(count: int, entries: int, *, six: bool = True) -> Iterator[
 
 
 def clients_of_rules(count: int, rules: int) -> Iterator[Client]:
-    """Clients of `with_many_rules`: of ten, one that a rule rejects, one that it excepts, one only in the network, one
-    only under the suffix, six strangers.
+    """Clients for `with_many_rules`. Of every ten, a rule rejects one and excepts one; one is only in its network, one
+    only under its suffix; six are strangers.
     """
     for number in range(count):
         rule = number // 10 * _SCATTER % rules
         address, name = stranger(number), f"mail.{domain(_STRANGERS + number)}"
-        listed_address, suffix = inside(network(rule, six=False), number), domain(rule)
+        listed_address, suffix = inside(network(rule, ipv6=False), number), domain(rule)
         match number % 10:
             case 1:
                 yield Client(listed_address, f"mail.{suffix}", "REJECT")
@@ -250,29 +250,29 @@ def clients_of_rules(count: int, rules: int) -> Iterator[Client]:
 
 
 def clients_of_expressions(count: int, expressions: int, expect: str) -> Iterator[Client]:
-    """Clients whose names each fit one of the expressions."""
+    """Clients whose names each match one of the expressions."""
     for number in range(count):
         address = stranger(number)
         yield Client(address, fitting_name(number * _SCATTER % expressions, address), expect)
 
 
 def clients_of_networks(count: int, entries: int) -> Iterator[Client]:
-    """Clients of a list of IPv4 networks: of ten, one in it, nine strangers."""
+    """Clients for a list of IPv4 networks: of every ten, one is in a listed network; nine are strangers."""
     for number in range(count):
         name = f"mail.{domain(_STRANGERS + number)}"
         if number % 10 == 3:
-            yield Client(inside(network(number // 10 * _SCATTER % entries, six=False), number), name, "REJECT")
+            yield Client(inside(network(number // 10 * _SCATTER % entries, ipv6=False), number), name, "REJECT")
         else:
             yield Client(stranger(number), name, "DUNNO")
 
 
 def strangers(count: int) -> Iterator[Client]:
-    """Clients on no list, with a name."""
+    """Strangers with a name that Postfix has verified."""
     return (Client(stranger(number), f"mail.{domain(_STRANGERS + number)}", "DUNNO") for number in range(count))
 
 
 def clients_without_names(count: int) -> Iterator[Client]:
-    """Strangers whose name Postfix does not know."""
+    """Strangers whose names Postfix does not know."""
     return (Client(stranger(number), "", "DUNNO") for number in range(count))
 
 
@@ -313,7 +313,7 @@ policy_context=
 
 
 def write_requests(path: Path, clients: Iterable[Client]) -> Path:
-    """A file of requests for load.c, one for each client."""
+    """Writes a file of requests for load.c, one for each client."""
     with path.open("w") as file:
         file.writelines(
             _REQUEST.format(
@@ -330,7 +330,7 @@ def write_requests(path: Path, clients: Iterable[Client]) -> Path:
 
 
 def write_clients(path: Path, clients: Iterable[Client]) -> Path:
-    """A file of clients for mail.c."""
+    """Writes a file of clients for mail.c."""
     with path.open("w") as file:
         file.writelines(f"{client.address} {client.name}\n" for client in clients)
     return path
@@ -351,7 +351,7 @@ MAIL_LOG_LINES = _MAIL_LOG.count("\n")  # for one mail
 
 
 def write_mail_log(path: Path, clients: Iterable[Client]) -> Path:
-    """A mail log of Postfix: from each client one mail, delivered, ten in a second."""
+    """Writes a mail log of Postfix: one delivered mail from each client, ten mails a second."""
     with path.open("w") as file:
         for number, client in enumerate(clients):
             seconds = number // 10

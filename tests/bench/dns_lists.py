@@ -1,29 +1,25 @@
-"""The rows with DNS lists: the cost of a request that needs none, four cached ones, or four that are asked."""
+"""The rows with DNS lists: the cost of a request that needs no list, four cached answers, or four lookups."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 
 from tests.bench import corpus, servers
-from tests.bench.bench import Bench, Reading, Row, median_ratio, medians
+from tests.bench.bench import PAIRS, Bench, Reading, Row, median_ratio, medians
 from tests.bench.processes import cpu_seconds
 
-# Distinct clients of the cached runs: all of them are in the caches after the first pass.
+# Number of clients in the runs with cached answers; the caches know all of them after the first pass.
 _CACHED_CLIENTS = 2000
-
-# Number of pairs of runs, in turn; the figure is their median.
-_PAIRS = 10
 
 
 def lists_unneeded(bench: Bench) -> Row:
-    """A request that no list needs: every rule with a list has another condition that does not hold."""
+    """A request that needs no list: every rule with a list has another condition that does not hold."""
     load = bench.load_of_lists(10)
     with ExitStack() as running:
-        nobody = {"servers": ["127.0.0.1:9"], "timeout": "100ms"}
         _, plain = running.enter_context(servers.policyd(bench.rules_with_lists(10)))
         with_lists = corpus.with_dns_lists(bench.rules_with_lists(10), only_in="DATA")
-        _, listed = running.enter_context(servers.policyd(with_lists, dns=nobody))
-        costs = bench.costs_in_turn(_PAIRS, without=(plain, load), with_lists=(listed, load))
+        _, listed = running.enter_context(servers.policyd(with_lists, dns=servers.NO_RESOLVER))
+        costs = bench.costs_in_turn(PAIRS, without=(plain, load), with_lists=(listed, load))
     return Row(
         "lists_unneeded",
         "CPU of a request that no DNS list needs, under rules with four lists, beside the same rules without lists",
@@ -41,7 +37,7 @@ def lists_cached(bench: Bench) -> Row:
         _, listed = running.enter_context(servers.policyd(corpus.with_dns_lists(bench.shipped), dns=dns))
         for server in (plain, listed):
             servers.insist(load.put_on(server))  # fills the caches
-        costs = bench.costs_in_turn(_PAIRS, reverse_dns=(plain, load), and_lists=(listed, load))
+        costs = bench.costs_in_turn(PAIRS, reverse_dns=(plain, load), and_lists=(listed, load))
     return Row(
         "lists_cached",
         "CPU of a request that needs reverse DNS and four DNS lists, all cached, beside reverse DNS cached alone",

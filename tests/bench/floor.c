@@ -1,7 +1,7 @@
 /*
- * floor ADDRESS: the least that a policy server costs. Finds the end of each request and answers DUNNO, unread;
- * what remains is the kernel's work and the protocol's. Of a connection it keeps one bit: whether the last byte
- * was a line's end.
+ * floor ADDRESS: a minimal policy server, which costs less than any real one. It finds the end of each request and
+ * answers DUNNO without reading it, so its cost is that of the kernel and the protocol. For each connection it keeps
+ * one bit: whether the last byte was a newline.
  */
 #define _GNU_SOURCE
 #include <sys/epoll.h>
@@ -11,11 +11,11 @@
 #include "address.h"
 
 #define ANSWER "action=DUNNO\n\n"
-#define MOST_CONNECTIONS 65536
+#define MAX_CONNECTIONS 65536
 
-static char ended_line[MOST_CONNECTIONS];
+static char ended_line[MAX_CONNECTIONS];
 
-/* Answers every request that ends in these bytes. */
+/* Answers each request whose end is in these bytes. */
 static void answer(int client, const char *bytes, size_t count)
 {
     const char *end = bytes + count;
@@ -38,7 +38,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: floor inet:127.0.0.1:PORT|unix:/PATH\n");
         return 2;
     }
-    setrlimit(RLIMIT_NOFILE, &(struct rlimit){MOST_CONNECTIONS, MOST_CONNECTIONS});
+    setrlimit(RLIMIT_NOFILE, &(struct rlimit){MAX_CONNECTIONS, MAX_CONNECTIONS});
     struct address address = address_of(argv[1]);
     int listener = must(socket(address.socket.any.sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0), "socket");
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &(int){1}, sizeof(int));
@@ -52,7 +52,7 @@ int main(int argc, char **argv)
             int client = ready[i].data.fd;
             if (client == listener) {
                 client = must(accept4(listener, NULL, NULL, SOCK_NONBLOCK), "accept");
-                if (client >= MOST_CONNECTIONS) {
+                if (client >= MAX_CONNECTIONS) {
                     close(client);
                     continue;
                 }

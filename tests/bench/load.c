@@ -1,16 +1,16 @@
 /*
- * load: asks a policy server as fast as it answers, over N connections with one request in flight on each, as
- * Postfix does (https://www.postfix.org/SMTPD_POLICY_README.html), and says how it went in one line of JSON.
+ * load: sends requests to a policy server as fast as it answers, over N connections with one request in flight on
+ * each, as Postfix does (https://www.postfix.org/SMTPD_POLICY_README.html). Prints a report in one line of JSON.
  *
- * The requests are taken from a file, in turn. Before each stands a line `expect=VERB`, which is not sent: an answer
- * with another verb is counted as wrong. Every request is accounted for: answered, or lost with a connection that
- * the server closed, or unanswered when time was up. Latencies are those of requests sent after the warm-up.
+ * It takes the requests from a file, in turn. Before each request is a line `expect=VERB`, which is not sent; an answer
+ * with another verb counts as wrong. Each request counts as answered, as lost with a connection that the server
+ * closed, or as unanswered when time was up. Latencies are those of requests sent after the warm-up.
  *
- * With -t every one of them is written to a file: two 64-bit integers, when it was answered (CLOCK_MONOTONIC) and
- * how long that took, both in nanoseconds.
+ * With -t each latency is written to a file as two 64-bit integers: the time of the answer (CLOCK_MONOTONIC) and the
+ * latency, both in nanoseconds.
  *
- * Ends by itself: after the warm-up, the seconds asked for, and at most DRAIN seconds for what is still in flight.
- * SIGTERM ends the asking before its time, with the same report.
+ * It ends by itself, after the warm-up, the seconds of -d, and at most DRAIN seconds for requests still in flight.
+ * SIGTERM ends it early, with the same report.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -28,8 +28,8 @@
 
 #define SECOND 1000000000ull
 #define DRAIN 5
-#define MOST_SECONDS 600 /* of one run: whatever goes wrong, nothing is left behind that loads the machine */
-#define LONGEST_ANSWER 4096
+#define MAX_SECONDS 600 /* of one run, so that a failed test never leaves a load on the machine */
+#define MAX_ANSWER 4096
 
 static const char *const verbs[] = {"DUNNO", "REJECT", "DEFER", "DEFER_IF_PERMIT", "other"};
 enum { OTHER = 4, VERBS };
@@ -42,10 +42,10 @@ struct request {
 
 struct connection {
     int socket;                  /* -1: the server refused it */
-    const struct request *asked; /* NULL: nothing is in flight */
+    const struct request *request; /* NULL: nothing is in flight */
     uint64_t sent;
     size_t have;
-    char answer[LONGEST_ANSWER];
+    char answer[MAX_ANSWER];
 };
 
 struct latency {
@@ -61,12 +61,12 @@ static struct latency *latencies;
 static size_t latency_count, latency_room;
 static uint64_t answered, by_verb[VERBS], wrong, closed, refused, in_flight;
 
-static volatile sig_atomic_t told_to_stop;
+static volatile sig_atomic_t stop_requested;
 
-static void stop_asking(int number)
+static void request_stop(int number)
 {
     (void)number;
-    told_to_stop = 1;
+    stop_requested = 1;
 }
 
 static uint64_t now(void)
@@ -87,7 +87,7 @@ static void *resized(void *memory, size_t bytes)
 
 /* --- Requests ------------------------------------------------------------------------------------------------ */
 
-/* The verb that a text begins with: what follows it is a blank or the end of the line. */
+/* The verb at the beginning of a text, which a blank or the end of the line follows. */
 static uint8_t verb_of(const char *text, size_t length)
 {
     size_t end = 0;
@@ -125,80 +125,81 @@ static void read_requests(const char *path)
 
 /* --- Connections --------------------------------------------------------------------------------------------- */
 
-static void ask(struct connection *one)
+static void ask(struct connection *connection)
 {
-    one->asked = &requests[next_request++ % request_count];
-    one->have = 0;
-    one->sent = now();
+    connection->request = &requests[next_request++ % request_count];
+    connection->have = 0;
+    connection->sent = now();
     in_flight++;
-    ssize_t sent = write(one->socket, one->asked->text, one->asked->length);
-    /* A connection that is gone shows itself when it is read. */
-    if (sent >= 0 && (size_t)sent < one->asked->length) {
-        fprintf(stderr, "the server leaves a request of %u bytes unread\n", one->asked->length);
+    ssize_t sent = write(connection->socket, connection->request->text, connection->request->length);
+    /* If the connection is gone, the next read fails. */
+    if (sent >= 0 && (size_t)sent < connection->request->length) {
+        fprintf(stderr, "the server does not read a request of %u bytes\n", connection->request->length);
         exit(2);
     }
 }
 
-static void open_connection(struct connection *one)
+static void open_connection(struct connection *connection)
 {
-    one->socket = must(socket(server.socket.any.sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0), "socket");
-    if (connect(one->socket, &server.socket.any, server.length) < 0) {
+    connection->socket = must(socket(server.socket.any.sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0), "socket");
+    if (connect(connection->socket, &server.socket.any, server.length) < 0) {
         refused++;
-        close(one->socket);
-        one->socket = -1;
+        close(connection->socket);
+        connection->socket = -1;
         return;
     }
-    fcntl(one->socket, F_SETFL, O_NONBLOCK);
-    send_at_once(one->socket);
-    must(epoll_ctl(poller, EPOLL_CTL_ADD, one->socket, &(struct epoll_event){.events = EPOLLIN, .data.ptr = one}),
-         "epoll_ctl");
+    fcntl(connection->socket, F_SETFL, O_NONBLOCK);
+    send_at_once(connection->socket);
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = connection};
+    must(epoll_ctl(poller, EPOLL_CTL_ADD, connection->socket, &event), "epoll_ctl");
 }
 
-/* Counts an answer that has arrived whole. */
-static void take(struct connection *one, uint64_t measured_from)
+/* Counts an answer that has arrived completely. */
+static void take(struct connection *connection, uint64_t measured_from)
 {
     uint64_t time = now();
-    uint8_t verb = strncmp(one->answer, "action=", 7) ? OTHER : verb_of(one->answer + 7, one->have - 7);
+    const char *answer = connection->answer;
+    uint8_t verb = strncmp(answer, "action=", 7) ? OTHER : verb_of(answer + 7, connection->have - 7);
 
     answered++;
     by_verb[verb]++;
-    wrong += verb == OTHER || verb != one->asked->expected;
+    wrong += verb == OTHER || verb != connection->request->expected;
     in_flight--;
-    one->asked = NULL;
-    if (one->sent < measured_from)
+    connection->request = NULL;
+    if (connection->sent < measured_from)
         return;
     if (latency_count == latency_room)
         latencies = resized(latencies, (latency_room = latency_room ? 2 * latency_room : 1 << 16) * sizeof *latencies);
-    latencies[latency_count++] = (struct latency){time, time - one->sent};
+    latencies[latency_count++] = (struct latency){time, time - connection->sent};
 }
 
-/* Reads what has arrived; returns whether the connection is free to ask again. */
-static int receive(struct connection *one, uint64_t measured_from)
+/* Reads what has arrived; returns whether the connection can send another request. */
+static int receive(struct connection *connection, uint64_t measured_from)
 {
-    ssize_t got = read(one->socket, one->answer + one->have, LONGEST_ANSWER - one->have);
+    ssize_t got = read(connection->socket, connection->answer + connection->have, MAX_ANSWER - connection->have);
 
     if (got < 0 && errno == EAGAIN)
         return 0;
-    if (got <= 0 || one->have + got == LONGEST_ANSWER) {
+    if (got <= 0 || connection->have + got == MAX_ANSWER) {
         closed++;
-        in_flight -= one->asked != NULL;
-        one->asked = NULL;
-        close(one->socket);
-        open_connection(one);
-        return one->socket >= 0;
+        in_flight -= connection->request != NULL;
+        connection->request = NULL;
+        close(connection->socket);
+        open_connection(connection);
+        return connection->socket >= 0;
     }
-    one->have += got;
-    if (one->have < 2 || memcmp(one->answer + one->have - 2, "\n\n", 2))
+    connection->have += got;
+    if (connection->have < 2 || memcmp(connection->answer + connection->have - 2, "\n\n", 2))
         return 0;
-    take(one, measured_from);
+    take(connection, measured_from);
     return 1;
 }
 
-/* --- What is said of it -------------------------------------------------------------------------------------- */
+/* --- The report ---------------------------------------------------------------------------------------------- */
 
-static int by_duration(const void *one, const void *other)
+static int by_duration(const void *first, const void *second)
 {
-    uint64_t a = ((const struct latency *)one)->took, b = ((const struct latency *)other)->took;
+    uint64_t a = ((const struct latency *)first)->took, b = ((const struct latency *)second)->took;
 
     return a < b ? -1 : a > b;
 }
@@ -239,14 +240,14 @@ int main(int argc, char **argv)
         case 'w': warm_up = strtod(optarg, NULL); break;
         default: where = NULL; optind = argc + 1;
         }
-    if (!where || !path || optind != argc || seconds + warm_up > MOST_SECONDS || !connections || connections > 60000) {
+    if (!where || !path || optind != argc || seconds + warm_up > MAX_SECONDS || !connections || connections > 60000) {
         fprintf(stderr, "usage: load -a ADDRESS -f REQUESTS [-c connections] [-d seconds] [-w warm-up seconds] "
                         "[-t trace file]\n");
         return 2;
     }
     signal(SIGPIPE, SIG_IGN);
-    signal(SIGTERM, stop_asking);
-    alarm(MOST_SECONDS + 2 * DRAIN);
+    signal(SIGTERM, request_stop);
+    alarm(MAX_SECONDS + 2 * DRAIN);
     setrlimit(RLIMIT_NOFILE, &(struct rlimit){65536, 65536});
     server = address_of(where);
     read_requests(path);
@@ -264,15 +265,15 @@ int main(int argc, char **argv)
             ask(&all[i]);
     }
     for (uint64_t time; in_flight && (time = now()) < give_up;) {
-        if (told_to_stop && time < stop) {
+        if (stop_requested && time < stop) {
             stop = time;
             give_up = stop + DRAIN * SECOND;
         }
         int count = epoll_wait(poller, ready, 256, 100);
         for (int i = 0; i < count; i++) {
-            struct connection *one = ready[i].data.ptr;
-            if (receive(one, measured_from) && time < stop)
-                ask(one);
+            struct connection *connection = ready[i].data.ptr;
+            if (receive(connection, measured_from) && time < stop)
+                ask(connection);
         }
     }
     uint64_t last = latency_count ? latencies[latency_count - 1].answered : now();

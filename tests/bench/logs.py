@@ -1,7 +1,7 @@
 """The rows of mail logs: `replay` over a month with lines of every form, and over refusals of clients that never recur.
 
 With BENCH_FORMER=/path/to/policyd in the environment, another build reads the same logs in turn, and the row compares
-the two.
+the two builds.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ to=<b@example.net> proto=ESMTP helo=<{n}>""",
 
 
 def _month(lines: int) -> Iterator[str]:
-    """Returns a month of lines of a mail server that runs Postfix, sendmail and a filter; the same number gives the
+    """Yields a month of log lines of a mail server that runs Postfix, sendmail and a filter. The same number gives the
     same lines.
     """
     chance = random.Random(lines)
@@ -129,7 +129,7 @@ def _month(lines: int) -> Iterator[str]:
 
 
 def _refusals(lines: int) -> Iterator[str]:
-    """Refusals, each of another client, every other one with a name."""
+    """Refusals, each of another client; every second client has a name."""
     for number in range(lines):
         address = f"{number >> 24 | 64}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
         client = f"h{number}.dyn.isp{number % 300}.example[{address}]" if number % 2 else f"unknown[{address}]"
@@ -147,7 +147,7 @@ def replay_month(bench: Bench) -> Row:
 
 
 def replay_refusals(bench: Bench) -> Row:
-    """`policyd replay` without recurring clients, so that no cache by client helps."""
+    """`policyd replay` without recurring clients, so no cache of clients helps."""
     return _replay(
         bench, "replay_refusals", "refusals, each of another client", _refusals, bench.scale.log_lines // 5, 0.5, 0.33
     )
@@ -162,7 +162,7 @@ def _replay(
     bar: float = 1.0,
     goal: float = 1.0,
 ) -> Row:
-    log = _written(bench.folder / f"{name}.log", made(lines))
+    log = _write(bench.folder / f"{name}.log", made(lines))
     rules = _common_rules(bench.folder / "common.yaml")
     builds: dict[str, tuple[str, ...]] = {"policyd": (sys.executable, "-m", "policyd")}
     if former := os.environ.get("BENCH_FORMER"):
@@ -185,7 +185,7 @@ def _replay(
 
 
 def _common_rules(path: Path) -> Path:
-    """Writes the shipped rules without what version 0.1 does not know: lists written by hand, and counters."""
+    """Writes the shipped rules without features that version 0.1 lacks: lists of `block` and `allow`, and counters."""
     rules = yaml.safe_load(SHIPPED_RULES.read_text())
     new = {name for name, entries in rules["lists"].items() if isinstance(entries, dict)}
     new |= {rule["name"] for rule in rules["rules"] if "counter" in rule["match"]}
@@ -196,7 +196,7 @@ def _common_rules(path: Path) -> Path:
     return path
 
 
-def _written(path: Path, lines: Iterator[str]) -> Path:
+def _write(path: Path, lines: Iterator[str]) -> Path:
     with path.open("w") as file:
         file.writelines(lines)
     return path

@@ -1,10 +1,10 @@
 /*
- * mail: hands messages to an SMTP server over N sessions at a time, one message in each, as mail from strangers
- * arrives, and says how it went in one line of JSON. Each message comes from another client: XCLIENT says from
- * which (https://www.postfix.org/XCLIENT_README.html). The clients are taken from a file, in turn: lines `ADDRESS NAME`.
+ * mail: sends messages to an SMTP server over N sessions at a time, one message in each, as most senders do. Prints a
+ * report in one line of JSON. Each message comes from another client, whose address and name XCLIENT gives
+ * (https://www.postfix.org/XCLIENT_README.html). It takes the clients from a file, in turn: lines `ADDRESS NAME`.
  *
- * A session that ends with anything but the message being taken is counted as failed. Ends by itself: after all
- * messages, or after MOST_SECONDS.
+ * A session counts as failed if it ends before the server has accepted the message. The program ends by itself: after
+ * all messages, or after MAX_SECONDS.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -16,15 +16,15 @@
 
 #include "address.h"
 
-#define MOST_SECONDS 120
-#define MOST_SESSIONS 1000
-#define LONGEST_REPLY 4096
+#define MAX_SECONDS 120
+#define MAX_SESSIONS 1000
+#define MAX_REPLY 4096
 
 #define LINE "One line of a message that is not long, and says nothing that anybody needs to read.\r\n"
 #define LINES LINE LINE LINE LINE LINE LINE LINE LINE LINE LINE LINE LINE
 #define MESSAGE "From: <sender@sender.example>\r\nTo: <someone@field.example>\r\nSubject: benchmark\r\n\r\n" LINES ".\r\n"
 
-/* What the server says first or after each line, and what is sent then; %1$s is the client's address, %2$s its name. */
+/* The code that the server must send, and the line to send then; %1$s is the client's address, %2$s its name. */
 static const struct {
     const char *reply;
     const char *send;
@@ -39,13 +39,13 @@ static const struct {
     {"250", "QUIT\r\n"},
     {"221", NULL},
 };
-#define TAKEN 8 /* the step that is reached once the server has answered for the message */
+#define TAKEN 8 /* the step after the server has accepted the message */
 
 struct session {
     int socket;
     size_t step, have;
     const char *address, *name;
-    char reply[LONGEST_REPLY];
+    char reply[MAX_REPLY];
 };
 
 static struct address server;
@@ -75,65 +75,65 @@ static void read_clients(const char *path)
     fclose(file);
 }
 
-static void begin(struct session *one)
+static void begin(struct session *session)
 {
     char *client = clients[next_client++ % client_count];
 
-    one->step = one->have = 0;
-    one->address = client;
-    one->name = client + strlen(client) + 1;
-    one->socket = must(socket(server.socket.any.sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0), "socket");
-    must(connect(one->socket, &server.socket.any, server.length), "connect");
-    send_at_once(one->socket);
-    must(epoll_ctl(poller, EPOLL_CTL_ADD, one->socket, &(struct epoll_event){.events = EPOLLIN, .data.ptr = one}),
-         "epoll_ctl");
+    session->step = session->have = 0;
+    session->address = client;
+    session->name = client + strlen(client) + 1;
+    session->socket = must(socket(server.socket.any.sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0), "socket");
+    must(connect(session->socket, &server.socket.any, server.length), "connect");
+    send_at_once(session->socket);
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = session};
+    must(epoll_ctl(poller, EPOLL_CTL_ADD, session->socket, &event), "epoll_ctl");
     in_progress++;
     to_send--;
 }
 
-static void end(struct session *one)
+static void end(struct session *session)
 {
-    if (one->step >= TAKEN)
+    if (session->step >= TAKEN)
         taken++;
     else
         failed++;
-    close(one->socket);
+    close(session->socket);
     in_progress--;
     if (to_send)
-        begin(one);
+        begin(session);
 }
 
-/* Whether the last line of a reply has arrived: a code and a blank, where others have a hyphen. */
-static int is_whole(const struct session *one)
+/* Whether the last line of a reply has arrived: its code is followed by a blank, not by a hyphen. */
+static int is_complete(const struct session *session)
 {
-    if (one->have < 5 || one->reply[one->have - 1] != '\n')
+    if (session->have < 5 || session->reply[session->have - 1] != '\n')
         return 0;
-    const char *before = memrchr(one->reply, '\n', one->have - 1);
-    return (before ? before + 1 : one->reply)[3] == ' ';
+    const char *before = memrchr(session->reply, '\n', session->have - 1);
+    return (before ? before + 1 : session->reply)[3] == ' ';
 }
 
-static void proceed(struct session *one)
+static void proceed(struct session *session)
 {
     char line[sizeof MESSAGE + 1024];
-    ssize_t got = read(one->socket, one->reply + one->have, LONGEST_REPLY - 1 - one->have);
+    ssize_t got = read(session->socket, session->reply + session->have, MAX_REPLY - 1 - session->have);
 
     if (got <= 0) {
-        end(one);
+        end(session);
         return;
     }
-    one->have += got;
-    if (!is_whole(one))
+    session->have += got;
+    if (!is_complete(session))
         return;
-    one->have = 0;
-    if (strncmp(one->reply, steps[one->step].reply, 3) || !steps[one->step].send) {
-        end(one);
+    session->have = 0;
+    if (strncmp(session->reply, steps[session->step].reply, 3) || !steps[session->step].send) {
+        end(session);
         return;
     }
-    /* The one format with arguments comes from the table above. */
-    int length = snprintf(line, sizeof line, steps[one->step].send, one->address, one->name);
-    one->step++;
-    if (write(one->socket, line, length) != length)
-        end(one);
+    /* The format comes from the table above, so it is safe. */
+    int length = snprintf(line, sizeof line, steps[session->step].send, session->address, session->name);
+    session->step++;
+    if (write(session->socket, line, length) != length)
+        end(session);
 }
 
 int main(int argc, char **argv)
@@ -151,12 +151,12 @@ int main(int argc, char **argv)
         case 's': sessions = strtoul(optarg, NULL, 10); break;
         default: where = NULL; optind = argc + 1;
         }
-    if (!where || !path || optind != argc || !to_send || !sessions || sessions > MOST_SESSIONS) {
+    if (!where || !path || optind != argc || !to_send || !sessions || sessions > MAX_SESSIONS) {
         fprintf(stderr, "usage: mail -a ADDRESS -f CLIENTS -n messages [-s sessions]\n");
         return 2;
     }
     signal(SIGPIPE, SIG_IGN);
-    alarm(MOST_SECONDS);
+    alarm(MAX_SECONDS);
     server = address_of(where);
     read_clients(path);
     if (!client_count) {

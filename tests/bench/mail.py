@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     from tests.bench.bench import Bench
 
-# Sessions at a time, each handing over one message; 20 keep two cores busy.
+# Sessions at a time, each with one message; 20 keep two cores busy.
 SESSIONS = 20
 
-# A smtpd(8) for each policy service, or none, in the configuration of the field tests' Postfix.
+# An smtpd(8) that asks one policy service or none; added to the configuration of the field tests' Postfix.
 _SERVICE = """\
 127.0.0.1:{port} inet n - y - - smtpd
   -o smtpd_delay_reject=yes
@@ -48,26 +48,26 @@ def mail(bench: Bench) -> Row:
     rates: dict[str, list[float]] = {"none": [], "floor": [], "policyd": [], "postfwd": []}
     with ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="policyd-bench-")))
-        folder.chmod(0o755)  # Postfix's own users go in
+        folder.chmod(0o755)  # Postfix's own users must enter it
         _, daemon = running.enter_context(servers.policyd(bench.rules_with_lists(scale.entries), pinned=False))
-        asked = {
+        services = {
             "none": None,
             "floor": running.enter_context(servers.floor(bench.tools["floor"], pinned=False)),
             "policyd": daemon,
         }
         if Path(servers.POSTFWD).exists():
-            asked["postfwd"] = running.enter_context(servers.postfwd(POSTFWD_RULES, pinned=False))
+            services["postfwd"] = running.enter_context(servers.postfwd(POSTFWD_RULES, pinned=False))
         else:
             del rates["postfwd"]
         postfix = Postfix(folder)
-        ports = _add_services(folder, {name: server and server.address for name, server in asked.items()})
+        ports = _add_services(folder, {name: server and server.address for name, server in services.items()})
         with postfix:
-            for name in asked:  # the first messages wait for processes to start
+            for name in services:  # the first messages wait for processes to start
                 _messages_a_second(bench, folder, ports[name], clients, max(scale.messages // 10, 2 * SESSIONS))
             for pair in range(scale.mail_pairs):
                 # The two servers to compare change their order from pair to pair; the others are for reference.
                 names = ["floor", "policyd"] if pair % 2 else ["policyd", "floor"]
-                names += [name for name in ("none", "postfwd") if name in asked and pair % 3 == 0]
+                names += [name for name in ("none", "postfwd") if name in services and pair % 3 == 0]
                 for name in names:
                     rates[name].append(_messages_a_second(bench, folder, ports[name], clients, scale.messages))
     ratios = [a / b for a, b in zip(rates["policyd"], rates["floor"], strict=True)]
@@ -85,13 +85,13 @@ def mail(bench: Bench) -> Row:
 
 
 def _add_services(root: Path, addresses: Mapping[str, str | None]) -> dict[str, int]:
-    """Adds a smtpd for each policy service to a Postfix that has not started; returns their ports."""
+    """Adds an smtpd(8) for each policy service to a Postfix that has not started; returns their ports."""
     ports = {name: free_port() for name in addresses}
     with (root / "etc" / "main.cf").open("a") as main_cf, (root / "etc" / "master.cf").open("a") as master_cf:
         main_cf.write(_NO_FLOW_CONTROL)
         for name, address in addresses.items():
-            question = f", check_policy_service {address}" if address else ""
-            master_cf.write(_SERVICE.format(port=ports[name], restrictions=f"reject_unauth_destination{question}"))
+            restriction = f", check_policy_service {address}" if address else ""
+            master_cf.write(_SERVICE.format(port=ports[name], restrictions=f"reject_unauth_destination{restriction}"))
     return ports
 
 

@@ -8,16 +8,13 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from tests.bench import servers
-from tests.bench.bench import Bench, LeftOut, Reading, Row, median_ratio, medians
+from tests.bench.bench import PAIRS, Bench, LeftOut, Reading, Row, median_ratio, medians
 from tests.bench.processes import memory_mb, settle
 from tests.public_databases import UnreachableError, public_databases
 
 if TYPE_CHECKING:
     from tests.bench.servers import Server
     from tests.field.policyd import Policyd
-
-# Number of pairs of runs, in turn; the figure is their median.
-_PAIRS = 10
 
 # Megabytes that the databases may take beyond the size of their files.
 _MORE_MEMORY = 5
@@ -37,8 +34,8 @@ def owners(bench: Bench) -> Row:
         started = {
             name: running.enter_context(servers.policyd(rules)) for name, rules in (("without", plain), ("with", owned))
         }
-        asked = {name: (server, load) for name, (_, server) in started.items()}
-        costs = bench.costs_in_turn(_PAIRS, **asked)
+        measured = {name: (server, load) for name, (_, server) in started.items()}
+        costs = bench.costs_in_turn(PAIRS, **measured)
         memory = {name: _memory(server) for name, (_, server) in started.items()}
     seconds: dict[str, list[float]] = {f"{what} {name}": [] for what in ("start", "reload") for name in started}
     for _ in range(min(bench.scale.rounds, 3)):
@@ -75,5 +72,5 @@ def _reload(daemon: Policyd, server: Server) -> float:
 
 
 def _longer(seconds: dict[str, list[float]], what: str) -> float:
-    """The difference of the medians."""
+    """Seconds that databases add to a start or a reload: the difference of the medians."""
     return statistics.median(seconds[f"{what} with"]) - statistics.median(seconds[f"{what} without"])

@@ -30,12 +30,12 @@ id=BULK;        client_address==27.100.28.0/22, 119.82.8.0/21, 119.82.152.0/21, 
                 action=REJECT 5.7.1 Access denied
 """
 
-# Connections to postfwd for slow requests, because requests in flight at the end must be waited for.
+# Connections to postfwd when its requests are slow: few, because a run waits for all requests in flight at its end.
 _FEW = 4
 
 
 def require_postfwd() -> None:
-    """Raises LeftOut without postfwd."""
+    """Raises LeftOut if postfwd is not installed."""
     if not Path(servers.POSTFWD).exists():
         raise LeftOut("there is no postfwd on this machine (Debian's package postfwd)")
 
@@ -57,11 +57,11 @@ def growth(bench: Bench) -> Row:
     for entries in bench.scale.growth:
         load = bench.load(f"growth-{entries}", corpus.clients_of_networks(bench.scale.requests, entries))
         with ExitStack() as running:
-            _, daemon = running.enter_context(servers.policyd(bench.rules_with_lists(entries, six=False)))
-            asked = {"policyd": (daemon, load)}
+            _, daemon = running.enter_context(servers.policyd(bench.rules_with_lists(entries, ipv6=False)))
+            measured = {"policyd": (daemon, load)}
             if entries in {few, many}:  # the floor has no lists
-                asked["floor"] = (running.enter_context(servers.floor(bench.tools["floor"])), load)
-            costs = bench.costs_in_turn(rounds, **asked)
+                measured["floor"] = (running.enter_context(servers.floor(bench.tools["floor"])), load)
+            costs = bench.costs_in_turn(rounds, **measured)
         for name, values in costs.items():
             series[name][entries] = statistics.median(values)
     readings = []
@@ -76,7 +76,7 @@ def growth(bench: Bench) -> Row:
     else:
         for entries in bench.scale.postfwd_growth:
             listed = (
-                f"id=LISTED; client_address=file:{bench.networks(entries, six=False)}; action=REJECT 5.7.1 Denied\n"
+                f"id=LISTED; client_address=file:{bench.networks(entries, ipv6=False)}; action=REJECT 5.7.1 Denied\n"
             )
             load = bench.load(
                 f"growth-{entries}",
@@ -95,10 +95,10 @@ def growth(bench: Bench) -> Row:
 
 
 def _cidr_lookup_us(bench: Bench, postmap: str, entries: int, rounds: int) -> tuple[float, float]:
-    """CPU microseconds of a lookup in a `cidr:` table, without reading the table; and the table's megabytes."""
+    """CPU microseconds of a lookup in a `cidr:` table, without the time to read the table, and the table's MB."""
     table = bench.folder / f"table-{entries}.cidr"
     with table.open("w") as file:
-        file.writelines(f"{corpus.network(number, six=False)} REJECT\n" for number in range(entries))
+        file.writelines(f"{corpus.network(number, ipv6=False)} REJECT\n" for number in range(entries))
     (bench.folder / "main.cf").write_text("compatibility_level = 3.6\n")
     # Work for about a second, in which Postfix compares about a hundred million networks.
     count = min(max(100_000_000 // entries, 100), 200_000)
@@ -114,7 +114,7 @@ def _cidr_lookup_us(bench: Bench, postmap: str, entries: int, rounds: int) -> tu
         costs.append((looking.cpu_seconds - reading.cpu_seconds) * 1e6 / (count - 1))
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as waiting:
         assert waiting.stdin is not None
-        waiting.stdin.write(f"{keys[0]}\n".encode())  # the first key makes it read the table
+        waiting.stdin.write(f"{keys[0]}\n".encode())  # at the first key, postmap reads the table
         waiting.stdin.flush()
         settle(waiting.pid)
         megabytes = memory_mb(waiting.pid)
@@ -123,5 +123,5 @@ def _cidr_lookup_us(bench: Bench, postmap: str, entries: int, rounds: int) -> tu
 
 
 def find_postfix(program: str) -> str | None:
-    """The path of a Postfix program; None without it."""
+    """The path of a Postfix program; None if it is not installed."""
     return shutil.which(program, path="/usr/sbin:/usr/local/sbin:/usr/bin")

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 WIDTH, HEIGHT = 760, 440
-LEFT, RIGHT, TOP, BOTTOM = 80, 190, 50, 60  # margins: the names of the lines are at the right
+LEFT, RIGHT, TOP, BOTTOM = 80, 190, 50, 60  # margins; the names of the lines are in the right one
 
 _LINES = {
     "cidr": ("Postfix cidr: table", "one lookup", "#c0392b"),
@@ -58,7 +58,7 @@ class _Axis:
         return self._begin + share * (self._end - self._begin)
 
     def powers(self) -> Iterator[int]:
-        """The powers of ten on it."""
+        """The powers of ten on the axis."""
         return (10**power for power in range(math.ceil(self._first), math.floor(self._last) + 1))
 
 

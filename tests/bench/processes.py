@@ -73,8 +73,8 @@ def memory_mb(root: int) -> float:
     for pid in tree(root):
         try:
             rollup = (_PROC / str(pid) / "smaps_rollup").read_text()
-            pss += _kilobytes("Pss", rollup)
-            files_pss += _kilobytes("Pss_Shmem", rollup)
+            pss += _bytes("Pss", rollup)
+            files_pss += _bytes("Pss_Shmem", rollup)
             for inode, size in _memory_files(pid):
                 files[inode] = max(size, files.get(inode, 0))
         except (FileNotFoundError, ProcessLookupError):
@@ -82,7 +82,8 @@ def memory_mb(root: int) -> float:
     return (pss + max(sum(files.values()) - files_pss, 0)) / 1e6
 
 
-def _kilobytes(name: str, rollup: str) -> int:
+def _bytes(name: str, rollup: str) -> int:
+    """A field of /proc/PID/smaps_rollup, in bytes."""
     match = re.search(rf"^{name}: +([0-9]+) kB$", rollup, re.MULTILINE)
     return int(match[1]) * 1024 if match else 0
 
@@ -127,7 +128,7 @@ def peak_memory(root: int) -> Iterator[list[float]]:
 def settle(root: int, seconds: float = 0.3) -> None:
     """Waits until a server has been idle for a while, so that earlier work does not count in the next measurement.
 
-    Raises TimeoutError if it never is.
+    Raises TimeoutError if it is still busy after a minute.
     """
     deadline = time.monotonic() + 60
     used = cpu_seconds(root)
@@ -146,11 +147,11 @@ class Account(NamedTuple):
     status: int
     output: str
     cpu_seconds: float
-    peak_mb: float  # of resident memory
+    peak_mb: float  # of resident memory, in 10**6 bytes
 
 
 def run_and_account(command: Sequence[str], given: str) -> Account:
-    """Runs a command to its end with this on standard input."""
+    """Runs a command to its end, with `given` on standard input."""
     with tempfile.TemporaryFile("w+") as standard_input:
         standard_input.write(given)
         standard_input.seek(0)
@@ -160,4 +161,4 @@ def run_and_account(command: Sequence[str], given: str) -> Account:
         process.stdout.close()
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)  # or Popen would wait for it again
-    return Account(process.returncode, output, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+    return Account(process.returncode, output, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / 1e6)

@@ -1,7 +1,7 @@
 """The rows of loading: the cost of a reload after an edit, of a first load, and of `policyd check`.
 
 With BENCH_FORMER=/path/to/policyd in the environment, another build does the same in turn, and each row compares the
-two; bars and goals are ratios to the build of commit df1664a.
+two builds; bars and goals are ratios to the build of commit df1664a.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import random
 import statistics
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -17,9 +16,9 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from tests.bench import corpus, servers
-from tests.bench.bench import Reading, Row, median_ratio, medians
-from tests.bench.processes import memory_mb, peak_memory, settle
-from tests.bench.rows import reloads_under_load
+from tests.bench.bench import PAIRS, Reading, Row, median_ratio, medians
+from tests.bench.processes import Account, memory_mb, peak_memory, run_and_account, settle
+from tests.bench.rows import RETIREMENT_SECONDS, reloads_under_load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from tests.bench.servers import Server
     from tests.field.policyd import Policyd
 
-# List files of networks, and as many of names.
+# Number of list files of networks, and also of list files of names.
 _FILES = 20
 
 # One entry in this number changes: 1,000 of the 50,000 of a full list.
@@ -38,11 +37,8 @@ _CHANGED_SHARE = 50
 # Entries that a list gains before a reload under load.
 _ADDED = 1000
 
-# Lists that overlap everywhere.
+# Number of lists that overlap everywhere.
 _DENSE = 200
-
-# A replaced ruleset is freed after dns.timeout, which is 5 s, and a second.
-_RETIREMENT_SECONDS = 7
 
 _OURS = (sys.executable, "-m", "policyd")
 
@@ -76,7 +72,7 @@ def reload_list(bench: Bench) -> Row:
 
 
 def reload_list_load(bench: Bench) -> Row:
-    """The latency of clients during reloads in which one list has changed, while they ask as fast as they can."""
+    """The latency of clients that ask as fast as they can, during reloads that follow a change of one list."""
     with _daemon(bench, _OURS) as (folder, daemon, server):
         path = folder / "networks-3"
         entries = path.read_text()
@@ -101,7 +97,7 @@ def reload_memory(bench: Bench) -> Row:
             path.write_text(entries + "".join(added))
             daemon.reload()
             if number in {few, many}:
-                time.sleep(_RETIREMENT_SECONDS)
+                time.sleep(RETIREMENT_SECONDS)
                 settle(server.pid)
                 after[number] = memory_mb(server.pid)
     return Row(
@@ -136,14 +132,10 @@ def dense_lists(bench: Bench) -> Row:
         for build, program in _programs():
             path = folder / "rules.yaml"
             path.write_text(f"lists:\n{lists}rules:\n{rules}")
-            process = subprocess.Popen([*program, "check", "--rules", str(path)], stdout=subprocess.DEVNULL)
-            _, status, used = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            if process.returncode:
-                raise servers.BenchError(f"policyd check ended with status {process.returncode}")
+            account = _check(program, path)
             readings += [
-                Reading(f"{label}, {build}: check", used.ru_utime + used.ru_stime, "s"),
-                Reading(f"{label}, {build}: peak", used.ru_maxrss * 1024 / 1e6, "MB"),
+                Reading(f"{label}, {build}: check", account.cpu_seconds, "s"),
+                Reading(f"{label}, {build}: peak", account.peak_mb, "MB"),
             ]
     return Row("dense_lists", f"{_DENSE} lists of {each:,} of the same {2 * each:,} addresses", tuple(readings))
 
@@ -154,14 +146,13 @@ def request_former(bench: Bench) -> Row:
     load = bench.load_of_lists(entries)
     rules = corpus.with_lists(corpus.PLAIN_RULES, bench.networks(entries), bench.domains(entries))
     listed = corpus.with_dns_lists(rules, only_in="DATA")
-    nobody = {"servers": ["127.0.0.1:9"], "timeout": "100ms"}
     with ExitStack() as running:
-        asked = {
+        measured = {
             build: (running.enter_context(servers.policyd(rules, program=program))[1], load)
             for build, program in _programs()
         }
-        asked["with lists"] = (running.enter_context(servers.policyd(listed, dns=nobody))[1], load)
-        costs = bench.costs_in_turn(10, **asked)
+        measured["with lists"] = (running.enter_context(servers.policyd(listed, dns=servers.NO_RESOLVER))[1], load)
+        costs = bench.costs_in_turn(PAIRS, **measured)
     ratios: tuple[Reading, ...] = ()
     if "the former" in costs:
         ratios = (
@@ -176,7 +167,7 @@ def request_former(bench: Bench) -> Row:
 
 
 def first_load(bench: Bench) -> Row:
-    """From the start of the process to its readiness."""
+    """The seconds from the start of the process until it is ready."""
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for _ in range(min(bench.scale.rounds, 3)):
         for name, program in _programs():
@@ -194,15 +185,18 @@ def check(bench: Bench) -> Row:
     rules.write_text(_rules(_folder(bench)))
     for _ in range(min(bench.scale.rounds, 3)):
         for name, program in _programs():
-            process = subprocess.Popen([*program, "check", "--rules", str(rules)], stdout=subprocess.DEVNULL)
-            _, status, used = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            if process.returncode:
-                raise servers.BenchError(f"policyd check ended with status {process.returncode}")
-            found[name]["CPU"].append(used.ru_utime + used.ru_stime)
-            found[name]["peak"].append(used.ru_maxrss * 1024 / 1e6)
+            account = _check(program, rules)
+            found[name]["CPU"].append(account.cpu_seconds)
+            found[name]["peak"].append(account.peak_mb)
     readings = (*_readings(found, "CPU", "s", (0.6, 0.4)), *_readings(found, "peak", "MB", (0.35, 0.25)))
     return Row("check", _what(bench, "policyd check"), readings)
+
+
+def _check(program: Sequence[str], rules: Path) -> Account:
+    account = run_and_account([*program, "check", "--rules", str(rules)], "")
+    if account.status:
+        raise servers.BenchError(f"policyd check ended with status {account.status}")
+    return account
 
 
 def _reload_row(
@@ -210,13 +204,13 @@ def _reload_row(
     name: str,
     what: str,
     edit: Callable[[Path, Policyd, int], None],
-    asked: tuple[float, float],
+    bar_and_goal: tuple[float, float],
 ) -> Row:
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for build, program in _programs():
         with _daemon(bench, program) as (folder, daemon, server):
             for number in range(bench.scale.load_reloads):
-                time.sleep(_RETIREMENT_SECONDS if number else 1)
+                time.sleep(RETIREMENT_SECONDS if number else 1)
                 settle(server.pid)
                 at_rest = memory_mb(server.pid)
                 edit(folder, daemon, number)
@@ -226,21 +220,21 @@ def _reload_row(
                     found[build]["seconds"].append(time.monotonic() - began)
                 found[build]["peak beyond rest"].append(max(seen) - at_rest)
     readings = (
-        *_readings(found, "seconds", "s", asked),
+        *_readings(found, "seconds", "s", bar_and_goal),
         *_readings(found, "peak beyond rest", "MB", (0.4, 0.25)),
     )
     return Row(name, _what(bench, what), readings)
 
 
 def _readings(
-    found: dict[str, dict[str, list[float]]], figure: str, unit: str, asked: tuple[float, float]
+    found: dict[str, dict[str, list[float]]], figure: str, unit: str, bar_and_goal: tuple[float, float]
 ) -> Iterator[Reading]:
     """The medians of this build and the former, and their ratio."""
     medians = {build: statistics.median(figures[figure]) for build, figures in found.items()}
     yield Reading(figure, medians["this build"], unit)
     if "the former" in medians:
         yield Reading(f"{figure}, the former", medians["the former"], unit)
-        yield Reading(f"{figure}, of the former's", medians["this build"] / medians["the former"], "x", *asked)
+        yield Reading(f"{figure}, of the former's", medians["this build"] / medians["the former"], "x", *bar_and_goal)
 
 
 def _programs() -> Iterator[tuple[str, Sequence[str]]]:
@@ -255,7 +249,7 @@ def _what(bench: Bench, what: str) -> str:
 
 
 def _folder(bench: Bench) -> Path:
-    """The list files; written again, because a row changes some."""
+    """Writes the list files into a folder, again for each row, because some rows change them; returns the folder."""
     folder = bench.folder / "lists"
     folder.mkdir(exist_ok=True)
     each = bench.scale.entries // _FILES

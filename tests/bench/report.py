@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tests.bench.bench import Reading, Row
 
-# The load average above which a machine has other work.
+# Load average above which a machine is busy with other work.
 _BUSY = 0.7
 _BUSY_REMARK = (
     "**The machine had other work** when this run began. This changes times, especially latencies, and to a lesser "
@@ -68,12 +68,12 @@ def as_json(machine: dict[str, str], rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _reading_as_json(reading: Reading) -> dict[str, Any]:
-    asked = {"bar": reading.bar, "goal": reading.goal, "verdict": reading.verdict or None}
+    limits = {"bar": reading.bar, "goal": reading.goal, "verdict": reading.verdict or None}
     return {
         "label": reading.label,
         "value": round(reading.value, 4),
         "unit": reading.unit,
-        **{key: value for key, value in asked.items() if value is not None},
+        **{key: value for key, value in limits.items() if value is not None},
     }
 
 
@@ -81,17 +81,17 @@ def as_markdown(machine: dict[str, str], rows: Sequence[Row], remark: str = "") 
     """The table, with the machine and remarks above it."""
     lines = [", ".join(f"{key} {value}" for key, value in machine.items()) + ".", ""]
     busy = float(machine["load before"]) > _BUSY
-    for said in (remark, _BUSY_REMARK if busy else ""):
-        lines += [said, ""] if said else []
+    for text in (remark, _BUSY_REMARK if busy else ""):
+        lines += [text, ""] if text else []
     lines += ["| row | what | measured | bar | goal | |", "| --- | --- | --- | --- | --- | --- |"]
     for row in rows:
-        asked = [reading for reading in row.readings if reading.bar is not None or reading.goal is not None]
+        limited = [reading for reading in row.readings if reading.bar is not None or reading.goal is not None]
         cells = (
             f"`{row.name}`",
             row.what,
             f"left out: {row.left_out}" if row.left_out else "; ".join(map(_shown, row.readings)),
-            "; ".join(_limit(reading, reading.bar) for reading in asked if reading.bar is not None),
-            "; ".join(_limit(reading, reading.goal) for reading in asked if reading.goal is not None),
+            "; ".join(_limit(reading, reading.bar) for reading in limited if reading.bar is not None),
+            "; ".join(_limit(reading, reading.goal) for reading in limited if reading.goal is not None),
             _VERDICTS.get(verdict(row), ""),
         )
         lines.append(f"| {' | '.join(cells)} |")
@@ -132,7 +132,7 @@ def _unit(reading: Reading) -> str:
 
 
 def _number(value: float) -> str:
-    """Three significant digits, whole numbers whole."""
+    """Three significant digits; no decimals for a whole number."""
     if value == int(value) or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"

@@ -1,9 +1,9 @@
 /*
- * resolver PORT MILLISECONDS: a DNS server on 127.0.0.1 that gives every IPv4 address a name that verifies, each
- * answer as late as asked: PTR of 4.3.2.1.in-addr.arpa is h-1-2-3-4.clients.example, and A of that is 1.2.3.4
- * (RFC 1035). All else does not exist. It costs so little that it never is what a lookup waits for.
+ * resolver PORT MILLISECONDS: a DNS server on 127.0.0.1 that delays each answer by MILLISECONDS. Every IPv4 address has
+ * a name that verifies: the PTR record of 4.3.2.1.in-addr.arpa is h-1-2-3-4.clients.example, whose A record is 1.2.3.4
+ * (RFC 1035). Nothing else exists. The server is so fast that a lookup waits only for the delay.
  *
- * Ends by itself after MOST_SECONDS.
+ * It ends by itself after MAX_SECONDS.
  */
 #define _GNU_SOURCE
 #include <poll.h>
@@ -13,21 +13,21 @@
 
 #include "address.h"
 
-#define MOST_SECONDS 900
+#define MAX_SECONDS 900
 #define MILLISECOND 1000000ull
-#define MOST_WAITING 65536 /* beyond it a question is dropped, as any overloaded server would */
-#define LONGEST 512        /* of a message without EDNS (RFC 1035 section 4.2.1) */
+#define MAX_WAITING 65536 /* delayed answers; a query beyond them is dropped, as by any overloaded server */
+#define MAX_MESSAGE 512   /* bytes without EDNS (RFC 1035 section 4.2.1) */
 #define HEADER 12
-#define DOMAIN "\7clients\7example" /* labels; the root's empty one is the text's own end */
+#define DOMAIN "\7clients\7example" /* labels; the string's final 0 is the root's empty label */
 
 struct waiting {
     uint64_t due;
     struct sockaddr_in client;
     uint16_t length;
-    unsigned char message[LONGEST];
+    unsigned char message[MAX_MESSAGE];
 };
 
-static struct waiting queue[MOST_WAITING];
+static struct waiting queue[MAX_WAITING];
 static size_t first, count;
 
 static uint64_t now(void)
@@ -46,7 +46,7 @@ static unsigned char *begin_record(unsigned char *at, uint16_t type, size_t leng
     return (unsigned char *)memcpy(at, fixed, sizeof fixed) + sizeof fixed;
 }
 
-/* Turns a query into its answer, in place. Returns the length of it; 0 for what is no query. */
+/* Turns a query into its answer, in place. Returns the answer's length, or 0 if the message is not a query. */
 static size_t answer(unsigned char *message, size_t length)
 {
     unsigned char *name = message + HEADER, *end = name;
@@ -64,7 +64,7 @@ static size_t answer(unsigned char *message, size_t length)
         text_length += snprintf(text + text_length, sizeof text - text_length, "%.*s.", *label, label + 1);
     uint16_t type = end[1] << 8 | end[2];
     unsigned char *after = end + 5;
-    /* An answer, no error; one question, one answer, and nothing else. */
+    /* The header: an answer without error, with one question and one record. */
     memcpy(message + 2, (unsigned char[]){0x80 | (message[2] & 1), 0x80, 0, 1, 0, 1, 0, 0, 0, 0}, 10);
     if (type == 12 && sscanf(text, "%u.%u.%u.%u.in-addr.arpa.", &d, &c, &b, &a) == 4) {
         char host[64];
@@ -88,7 +88,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: resolver PORT MILLISECONDS\n");
         return 2;
     }
-    alarm(MOST_SECONDS);
+    alarm(MAX_SECONDS);
     uint64_t delay = strtoul(argv[2], NULL, 10) * MILLISECOND;
     struct sockaddr_in address = {.sin_family = AF_INET,
                                   .sin_port = htons(atoi(argv[1])),
@@ -99,9 +99,9 @@ int main(int argc, char **argv)
     for (;;) {
         uint64_t time = now(), wait = count ? queue[first].due - time : 0;
         if (count && queue[first].due <= time) {
-            struct waiting *one = &queue[first];
-            sendto(server, one->message, one->length, 0, (struct sockaddr *)&one->client, sizeof one->client);
-            first = (first + 1) % MOST_WAITING;
+            struct waiting *due = &queue[first];
+            sendto(server, due->message, due->length, 0, (struct sockaddr *)&due->client, sizeof due->client);
+            first = (first + 1) % MAX_WAITING;
             count--;
             continue;
         }
@@ -109,12 +109,12 @@ int main(int argc, char **argv)
         struct timespec timeout = {.tv_sec = wait / (1000 * MILLISECOND), .tv_nsec = wait % (1000 * MILLISECOND)};
         if (ppoll(&readable, 1, count ? &timeout : NULL, NULL) <= 0)
             continue;
-        struct waiting *next = &queue[(first + count) % MOST_WAITING], dropped;
-        if (count == MOST_WAITING)
+        struct waiting *next = &queue[(first + count) % MAX_WAITING], dropped;
+        if (count == MAX_WAITING)
             next = &dropped;
         socklen_t length = sizeof next->client;
-        /* Room is left for the answer, which is longer than its question by a record. */
-        ssize_t got = recvfrom(server, next->message, LONGEST - 64, 0, (struct sockaddr *)&next->client, &length);
+        /* Leaves room for the answer, which is longer than its query by one record. */
+        ssize_t got = recvfrom(server, next->message, MAX_MESSAGE - 64, 0, (struct sockaddr *)&next->client, &length);
         if (got > 0 && next != &dropped && (next->length = answer(next->message, got))) {
             next->due = now() + delay;
             count++;

@@ -1,4 +1,4 @@
-"""The rows of the table except those with a mail server: each function measures one, in the order of the table."""
+"""The rows about requests, loading, reloads, connections, DNS and `replay`; each function measures one row."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from tests.bench.bench import EXPRESSIONS, SHIPPED_RULES, LeftOut, Reading, Row,
 from tests.bench.processes import cpu_seconds, memory_mb, peak_memory, run_and_account, settle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from tests.bench.bench import Bench
     from tests.bench.servers import Server
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 # Seconds until a replaced ruleset is freed: after dns.timeout (5 s) and a second, when no request can still wait for
 # DNS under it.
-_RETIREMENT_SECONDS = 7
+RETIREMENT_SECONDS = 7
 
 # Descriptors of a daemon besides those of its connections.
 _OTHER_DESCRIPTORS = 128
@@ -53,19 +54,19 @@ def entries(bench: Bench) -> Row:
     """Whether the cost grows with the entries of lists."""
     many = bench.scale.entries
     with ExitStack() as running:
-        asked = {
+        measured = {
             f"{count:,} entries": (
                 running.enter_context(servers.policyd(bench.rules_with_lists(count)))[1],
                 bench.load_of_lists(count),
             )
             for count in (10, many)
         }
-        costs = bench.costs_in_turn(**asked)
-    few, many_ = asked
+        costs = bench.costs_in_turn(**measured)
+    with_few, with_many = measured
     return Row(
         "entries",
         f"CPU of a request with {many:,} networks and suffixes, beside 10",
-        (Reading("of that with 10", median_ratio(costs, many_, few), "x", 1.3, 1.15), *medians(costs)),
+        (Reading("of that with 10", median_ratio(costs, with_many, with_few), "x", 1.3, 1.15), *medians(costs)),
     )
 
 
@@ -73,19 +74,19 @@ def rules(bench: Bench) -> Row:
     """Whether the cost grows with the number of rules."""
     many = bench.scale.rules
     with ExitStack() as running:
-        asked = {
+        measured = {
             f"{count:,} rules": (
                 running.enter_context(servers.policyd(corpus.with_many_rules(bench.shipped, count)))[1],
                 bench.load(f"rules-{count}", corpus.clients_of_rules(bench.scale.requests, count)),
             )
             for count in (10, many)
         }
-        costs = bench.costs_in_turn(**asked)
-    few, many_ = asked
+        costs = bench.costs_in_turn(**measured)
+    with_few, with_many = measured
     return Row(
         "rules",
         f"CPU of a request with {many:,} rules, each with its own suffix, network and `except`, beside 10",
-        (Reading("of that with 10", median_ratio(costs, many_, few), "x", 1.3, 1.15), *medians(costs)),
+        (Reading("of that with 10", median_ratio(costs, with_many, with_few), "x", 1.3, 1.15), *medians(costs)),
     )
 
 
@@ -96,14 +97,17 @@ def expressions(bench: Bench) -> Row:
     count = bench.scale.requests
     deferred = bench.load("generic-deferred", corpus.clients_of_expressions(count, EXPRESSIONS, "DEFER"))
     passed = bench.load("generic-passed", corpus.clients_of_expressions(count, EXPRESSIONS, "DUNNO"))
-    asked = {
+    measured = {
         "none": (bench.shipped, passed),
         "suffixes": (corpus.with_generic_names(bench.shipped, "hostname_suffix", bench.domains(EXPRESSIONS)), deferred),
         "expressions": (corpus.with_generic_names(bench.shipped, "hostname_regex", bench.expressions()), deferred),
     }
     with ExitStack() as running:
         costs = bench.costs_in_turn(
-            **{name: (running.enter_context(servers.policyd(rules))[1], load) for name, (rules, load) in asked.items()}
+            **{
+                name: (running.enter_context(servers.policyd(rules))[1], load)
+                for name, (rules, load) in measured.items()
+            }
         )
     return Row(
         "expressions",
@@ -123,9 +127,9 @@ def latency(bench: Bench) -> Row:
     waits: dict[str, list[float]] = {"policyd": [], "floor": []}
     with ExitStack() as running:
         _, daemon = running.enter_context(servers.policyd(bench.rules_with_lists(entries)))
-        asked = {"policyd": daemon, "floor": running.enter_context(servers.floor(bench.tools["floor"]))}
+        measured = {"policyd": daemon, "floor": running.enter_context(servers.floor(bench.tools["floor"]))}
         for _ in range(bench.scale.rounds):
-            for name, server in asked.items():
+            for name, server in measured.items():
                 settle(server.pid)
                 report = load.put_on(server)
                 servers.insist({**report, "wrong": 0} if name == "floor" else report)
@@ -167,22 +171,22 @@ def memory(bench: Bench) -> Row:
     with servers.policyd(bench.rules_with_lists(entries), pinned=False) as (daemon, server):
         settle(server.pid)
         at_start = memory_mb(server.pid)
-        with peak_memory(server.pid) as one_after_the_other:
+        with peak_memory(server.pid) as consecutive_reloads:
             for _ in range(reloads):
                 daemon.reload()
-        time.sleep(_RETIREMENT_SECONDS)
+        time.sleep(RETIREMENT_SECONDS)
         servers.insist(load.put_on(server))
         settle(server.pid)
         after = memory_mb(server.pid)
-        with peak_memory(server.pid) as one:
+        with peak_memory(server.pid) as single_reload:
             daemon.reload()
     return Row(
         "memory",
         f"memory of all its processes with {entries:,} networks and {entries:,} names",
         (
             Reading(f"after {reloads} reloads", after, "MB", 300, 170),
-            Reading("peak during one", max(one), "MB", 450, 300),
-            Reading("peak while each followed the last at once", max(one_after_the_other), "MB"),
+            Reading("peak during one", max(single_reload), "MB", 450, 300),
+            Reading("peak while each followed the last at once", max(consecutive_reloads), "MB"),
             Reading("at the start", at_start, "MB"),
         ),
     )
@@ -211,20 +215,15 @@ def reloads_under_load(
     command = servers.Load(load.program, load.requests, load.connections, min(longest, 500), pinned=False).command(
         server, "-t", str(trace)
     )
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as asking:
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as load_process:
         try:
             spans = list(_reload_repeatedly(daemon, reloads, edit))
         finally:
-            asking.send_signal(signal.SIGTERM)
-        report = servers.report_of(asking)
-    times, waits = array("Q"), array("Q")
-    records = array("Q", trace.read_bytes())
-    times, waits = records[0::2], records[1::2]
-    during = sorted(
-        wait for at, wait in zip(times, waits, strict=True) if any(begin <= at <= end for begin, end in spans)
-    )
+            load_process.send_signal(signal.SIGTERM)
+        report = servers.report_of(load_process)
+    during = _latencies(trace, spans)
     seconds = statistics.median((end - begin) / 1e9 for begin, end in spans)
-    lost = sum(report[key] for key in ("wrong", "closed", "refused", "unanswered"))
+    lost = sum(servers.lost(report).values())
     return (
         Reading("p99", during[int(0.99 * (len(during) - 1))] / 1e6, "ms", 5),
         Reading("longest", during[-1] / 1e6, "ms", 25, 20),
@@ -234,8 +233,18 @@ def reloads_under_load(
     )
 
 
-def _reload_repeatedly(daemon: Policyd, count: int, edit: Callable[[int], None]) -> Iterable[tuple[int, int]]:
-    """Reloads with a second between; returns the begin and the end of each (CLOCK_MONOTONIC, nanoseconds)."""
+def _latencies(trace: Path, spans: Sequence[tuple[int, int]]) -> list[int]:
+    """The latencies in load.c's trace, sorted, of answers in these spans (CLOCK_MONOTONIC); all in nanoseconds."""
+    records = array("Q", trace.read_bytes())
+    return sorted(
+        latency
+        for at, latency in zip(records[0::2], records[1::2], strict=True)
+        if any(begin <= at <= end for begin, end in spans)
+    )
+
+
+def _reload_repeatedly(daemon: Policyd, count: int, edit: Callable[[int], None]) -> Iterator[tuple[int, int]]:
+    """Reloads once a second; yields the begin and the end of each reload (CLOCK_MONOTONIC, nanoseconds)."""
     for number in range(count):
         time.sleep(1)
         edit(number)
@@ -254,34 +263,33 @@ def expiry(bench: Bench) -> Row:
     with networks.open("w") as file:
         for number in range(total):
             until_then = f"  expires={format_end(end)}" if number >= total - ending else ""
-            file.write(f"{corpus.network(number, six=False)}{until_then}\n")
+            file.write(f"{corpus.network(number, ipv6=False)}{until_then}\n")
     clients = corpus.clients_of_networks(bench.scale.requests, total - ending)
     load = bench.load(f"ending-{total}", clients, pinned=False)
     trace = bench.folder / "trace"
     rules = corpus.with_lists(bench.shipped, networks, bench.domains(10))
-    listed = corpus.inside(corpus.network(total - 1, six=False), 1)
-    asked = f"request=smtpd_access_policy\nprotocol_state=RCPT\nclient_address={listed}\nclient_name=a.example\n\n"
+    listed = corpus.inside(corpus.network(total - 1, ipv6=False), 1)
+    request = f"request=smtpd_access_policy\nprotocol_state=RCPT\nclient_address={listed}\nclient_name=a.example\n\n"
     with servers.policyd(rules, pinned=False) as (_, server):
         if time.time() > end - 2:
             raise servers.BenchError("the entries ended before the daemon was up; this machine is too slow or too busy")
         command = servers.Load(load.program, load.requests, load.connections, 120, pinned=False).command(
             server, "-t", str(trace)
         )
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as asking:
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as load_process:
             try:
                 while time.time() < end:
                     time.sleep(0.01)
                 began = time.monotonic_ns()
                 with socket.create_connection(("127.0.0.1", int(server.address.rpartition(":")[2])), 10) as connection:
-                    dropped = _until_let_through(connection, asked.encode())
-                time.sleep(_RETIREMENT_SECONDS)  # the former tables are freed under load, too
+                    dropped = _until_let_through(connection, request.encode())
+                time.sleep(RETIREMENT_SECONDS)  # so that the old tables are freed under load, too
                 ended = time.monotonic_ns()
             finally:
-                asking.send_signal(signal.SIGTERM)
-            report = servers.report_of(asking)
-    records = array("Q", trace.read_bytes())
-    during = sorted(wait for at, wait in zip(records[0::2], records[1::2], strict=True) if began <= at <= ended)
-    lost = sum(report[key] for key in ("wrong", "closed", "refused", "unanswered"))
+                load_process.send_signal(signal.SIGTERM)
+            report = servers.report_of(load_process)
+    during = _latencies(trace, [(began, ended)])
+    lost = sum(servers.lost(report).values())
     return Row(
         "expiry",
         f"{ending:,} of {total:,} networks end in the same second under load, 50 connections, server not pinned",
@@ -295,7 +303,7 @@ def expiry(bench: Bench) -> Row:
 
 
 def _until_let_through(connection: socket.socket, request: bytes) -> int:
-    """Asks until the answer is not a REJECT any more; returns the time (CLOCK_MONOTONIC, nanoseconds)."""
+    """Sends a request until its answer is no longer REJECT; returns the time (CLOCK_MONOTONIC, nanoseconds)."""
     for _ in range(servers.PATIENCE_SECONDS * 20):
         connection.sendall(request)
         answer = b""
@@ -336,7 +344,7 @@ def _ask_once(connections: ExitStack, server: Server, request: bytes) -> None:
 
 def dns(bench: Bench) -> Row:
     """Unknown clients: each needs a name from a slow resolver."""
-    # Small, so that the cache is full early in the run and memory must stop growing.
+    # Small, so that the cache is soon full and memory must stop growing.
     cache_size = 5000
     load = bench.load("dns", corpus.clients_without_names(int(bench.scale.dns_seconds * 15_000)), connections=500)
     with ExitStack() as running:
@@ -346,11 +354,11 @@ def dns(bench: Bench) -> Row:
         used = cpu_seconds(server.pid)
         seen = []
         command = servers.Load(load.program, load.requests, 500, bench.scale.dns_seconds).command(server)
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as asking:
-            while asking.poll() is None:
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as load_process:
+            while load_process.poll() is None:
                 seen.append(memory_mb(server.pid))
                 time.sleep(0.2)
-            report = servers.report_of(asking)
+            report = servers.report_of(load_process)
         used = cpu_seconds(server.pid) - used
     servers.insist(report, passes=1)
     if report["answered"] < 2 * cache_size:

@@ -33,6 +33,9 @@ PATIENCE_SECONDS = 120
 
 POSTFWD = "/usr/sbin/postfwd2"
 
+# Settings (`dns`) for daemons that need no DNS: no server listens on this port.
+NO_RESOLVER = {"servers": ["127.0.0.1:9"], "timeout": "100ms"}
+
 
 class Server(NamedTuple):
     """A policy server: the address on which it listens, in load.c's form, and its process."""
@@ -46,7 +49,7 @@ class BenchError(Exception):
 
 
 def _wrapper(*, pinned: bool) -> Sequence[str]:
-    """The beginning of a server's command."""
+    """The first words of a server's command, which pin the server to a core."""
     return pinned_to(cores()[0]) if pinned else ()
 
 
@@ -78,7 +81,7 @@ def policyd(rules: str, *, pinned: bool = True, **settings: Any) -> Iterator[tup
 
 @contextmanager
 def postfwd(rules: str, *, pinned: bool = True) -> Iterator[Server]:
-    """Debian's postfwd (2: preforked), without a cache of answers, DNS or a log of each rule."""
+    """Debian's postfwd (2: preforked), without a cache of answers, DNS, or log lines for each rule."""
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="policyd-bench-") as name:
         folder = Path(name)
@@ -98,7 +101,7 @@ def postfwd(rules: str, *, pinned: bool = True) -> Iterator[Server]:
         }
         command = [*_wrapper(pinned=pinned), POSTFWD, "--nodns", "--norulelog"]
         command += [text for option, value in options.items() for text in (f"--{option}", str(value))]
-        # It goes into the background by itself.
+        # postfwd goes into the background by itself.
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True)
         pid_file = folder / "pid"
         pid = until("postfwd", lambda: int(pid_file.read_text() or 0) or None if pid_file.exists() else None)
@@ -107,7 +110,7 @@ def postfwd(rules: str, *, pinned: bool = True) -> Iterator[Server]:
             _listening(address)
             yield Server(address, pid)
         finally:
-            ended = os.pidfd_open(pid)  # it is not our child process
+            ended = os.pidfd_open(pid)  # because postfwd is not a child process
             os.kill(pid, signal.SIGTERM)
             if not select.select([ended], [], [], 10)[0]:
                 raise TimeoutError("postfwd does not end")
@@ -156,20 +159,24 @@ class Load:
     pinned: bool = True
 
     def command(self, server: Server, *more: str) -> list[str]:
-        """The command to run."""
+        """The command of the load generator."""
         command = [*pinned_to(cores()[1])] if self.pinned else []
         command += [str(self.program), "-a", server.address, "-f", str(self.requests)]
         return [*command, "-c", str(self.connections), "-d", str(self.seconds), *more]
 
     def put_on(self, server: Server) -> dict[str, Any]:
-        """Runs it; returns its report."""
+        """Runs the load; returns its report."""
         return dict(json.loads(subprocess.run(self.command(server), check=True, capture_output=True).stdout))
 
 
+def lost(report: Mapping[str, Any]) -> dict[str, int]:
+    """The failures in a report, by kind."""
+    return {kind: int(report[kind]) for kind in ("wrong", "closed", "refused", "unanswered")}
+
+
 def insist(report: Mapping[str, Any], *, passes: int | None = None) -> None:
-    """Raises BenchError if a request was answered wrongly, not at all, or only after a retry."""
-    lost = {key: report[key] for key in ("wrong", "closed", "refused", "unanswered") if report[key]}
-    if lost or not report["measured"]:
+    """Raises BenchError if an answer was wrong or missing, or after more than `passes` passes through the requests."""
+    if any(lost(report).values()) or not report["measured"]:
         raise BenchError(f"the load generator says: {json.dumps(report)}")
     if passes is not None and report["passes"] > passes:
         raise BenchError(f"the load ran out of requests after {report['answered']} answers; make more of them")
@@ -184,12 +191,12 @@ def cost_us(server: Server, load: Load) -> tuple[float, dict[str, Any]]:
     return (cpu_seconds(server.pid) - used) * 1e6 / report["answered"], report
 
 
-def report_of(asking: subprocess.Popen[bytes]) -> dict[str, Any]:
+def report_of(load_process: subprocess.Popen[bytes]) -> dict[str, Any]:
     """The report of a load generator, once it ends.
 
     Raises BenchError if it has failed.
     """
-    said, _ = asking.communicate()
-    if asking.returncode:
-        raise BenchError(f"the load generator ended with status {asking.returncode}")
-    return dict(json.loads(said))
+    output, _ = load_process.communicate()
+    if load_process.returncode:
+        raise BenchError(f"the load generator ended with status {load_process.returncode}")
+    return dict(json.loads(output))

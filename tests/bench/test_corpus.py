@@ -1,4 +1,4 @@
-"""Checks the benchmark's requests: every client must get the answer that its request is marked with."""
+"""Checks the benchmark's requests: every client must get the answer that `expect=` gives for its request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from policyd.core.facts import Facts
 from policyd.core.identity import identity_from_postfix
 from policyd.core.protocol import RequestParser
 from tests.bench import corpus
-from tests.bench.bench import Bench, Scale
+from tests.bench.bench import EXPRESSIONS, Bench, Scale
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -41,9 +41,9 @@ def test_a_listed_client_is_in_its_network(number: int, client: int) -> None:
 
 
 @given(NUMBERS, NUMBERS)
-def test_networks_and_domains_are_all_different(one: int, other: int) -> None:
-    assert (corpus.network(one) == corpus.network(other)) == (one == other)
-    assert (corpus.domain(one) == corpus.domain(other)) == (one == other)
+def test_networks_and_domains_are_all_different(first: int, second: int) -> None:
+    assert (corpus.network(first) == corpus.network(second)) == (first == second)
+    assert (corpus.domain(first) == corpus.domain(second)) == (first == second)
 
 
 @given(NUMBERS, NUMBERS)
@@ -60,7 +60,7 @@ def with_ten_entries(bench: Bench) -> tuple[str, Iterable[Client]]:
 
 
 def with_networks(bench: Bench) -> tuple[str, Iterable[Client]]:
-    return bench.rules_with_lists(1000, six=False), corpus.clients_of_networks(2000, 1000)
+    return bench.rules_with_lists(1000, ipv6=False), corpus.clients_of_networks(2000, 1000)
 
 
 def with_many_rules(bench: Bench) -> tuple[str, Iterable[Client]]:
@@ -69,16 +69,16 @@ def with_many_rules(bench: Bench) -> tuple[str, Iterable[Client]]:
 
 def with_expressions(bench: Bench) -> tuple[str, Iterable[Client]]:
     rules = corpus.with_generic_names(bench.shipped, "hostname_regex", bench.expressions())
-    return rules, corpus.clients_of_expressions(2000, 1671, "DEFER")
+    return rules, corpus.clients_of_expressions(2000, EXPRESSIONS, "DEFER")
 
 
 def with_suffixes_of_the_same_names(bench: Bench) -> tuple[str, Iterable[Client]]:
-    rules = corpus.with_generic_names(bench.shipped, "hostname_suffix", bench.domains(1671))
-    return rules, corpus.clients_of_expressions(2000, 1671, "DEFER")
+    rules = corpus.with_generic_names(bench.shipped, "hostname_suffix", bench.domains(EXPRESSIONS))
+    return rules, corpus.clients_of_expressions(2000, EXPRESSIONS, "DEFER")
 
 
 def without_expressions(bench: Bench) -> tuple[str, Iterable[Client]]:
-    return bench.shipped, corpus.clients_of_expressions(2000, 1671, "DUNNO")
+    return bench.shipped, corpus.clients_of_expressions(2000, EXPRESSIONS, "DUNNO")
 
 
 def with_strangers(bench: Bench) -> tuple[str, Iterable[Client]]:
@@ -98,7 +98,7 @@ def with_strangers(bench: Bench) -> tuple[str, Iterable[Client]]:
         with_strangers,
     ],
 )
-def test_every_client_gets_the_answer_it_expects(
+def test_every_client_gets_the_expected_answer(
     case: Callable[[Bench], tuple[str, Iterable[Client]]], tmp_path: Path
 ) -> None:
     text, clients = case(Bench(Scale(), tmp_path, tools={}))
@@ -112,9 +112,9 @@ def test_every_client_gets_the_answer_it_expects(
         expect, _, request = block.partition(b"\n")
         parser = RequestParser()
         parser.receive_data(request + b"\n\n")
-        asked = parser.next_request()
-        assert asked is not None
-        decision = decide(ruleset, asked, Facts(identity_from_postfix(asked), counters={}), datetime.date(2026, 1, 1))
+        parsed = parser.next_request()
+        assert parsed is not None
+        decision = decide(ruleset, parsed, Facts(identity_from_postfix(parsed), counters={}), datetime.date(2026, 1, 1))
         assert isinstance(decision, Decision)
         assert expect == b"expect=" + decision.verb.encode(), request
         answers.add(decision.verb)

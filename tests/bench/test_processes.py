@@ -1,4 +1,4 @@
-"""The resources of a server: all its processes, and memory that no page table shows."""
+"""The resources of a server: of all its processes, and including memory files that are not mapped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MEMORY_FILE = """\
 import os, sys
 file = os.memfd_create("test")
-os.write(file, bytes(32 << 20))  # written, and mapped by nobody
+os.write(file, bytes(32 << 20))  # written, but not mapped
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -27,7 +27,7 @@ sys.stdin.read()
 BUSY_CHILD = """\
 import subprocess, sys
 spin = "import time\\nwhile time.process_time() < 0.2: pass"
-subprocess.run([sys.executable, "-c", spin], check=True)  # has ended and was waited for
+subprocess.run([sys.executable, "-c", spin], check=True)  # ends, and is waited for
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -65,7 +65,7 @@ def test_the_peak_is_at_least_the_used_memory() -> None:
         assert max(seen) > 33
 
 
-def test_children_that_have_ended_are_charged() -> None:
+def test_children_that_have_ended_are_counted() -> None:
     with running(BUSY_CHILD) as pid:
         assert cpu_seconds(pid) >= 0.2
 

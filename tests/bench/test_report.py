@@ -55,11 +55,11 @@ def test_the_table_shows_figures_or_a_reason_for_every_row() -> None:
 
 
 @pytest.mark.parametrize(("load", "busy"), [("0.1", False), ("5.4", True)])
-def test_a_run_on_a_busy_machine_is_marked_as_one(load: str, busy: bool) -> None:
+def test_a_run_on_a_busy_machine_is_marked(load: str, busy: bool) -> None:
     assert ("had other work" in report.as_markdown({"load before": load}, ROWS)) == busy
 
 
-def test_json_has_the_same() -> None:
+def test_json_has_the_figures_of_the_table() -> None:
     rows = json.loads(json.dumps(report.as_json({}, ROWS)))["rows"]
     assert rows["decision"]["readings"][0] == {
         "label": "of the floor's",

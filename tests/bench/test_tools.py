@@ -92,7 +92,7 @@ def test_the_floor_answers_every_request(kind: str, tools: dict[str, Path], requ
     assert 0 < report["latency_us"]["p50"] <= report["latency_us"]["p99"] <= report["latency_us"]["max"]
 
 
-def test_the_floor_finds_the_end_of_a_request_in_any_split(tools: dict[str, Path]) -> None:
+def test_the_floor_finds_the_end_of_a_request_however_it_is_split(tools: dict[str, Path]) -> None:
     request = b"request=smtpd_access_policy\nsender=\n\n"
     with servers.floor(tools["floor"]) as floor:
         port = int(floor.address.rpartition(":")[2])
@@ -100,7 +100,7 @@ def test_the_floor_finds_the_end_of_a_request_in_any_split(tools: dict[str, Path
             with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 client.sendall(request[:split])
-                time.sleep(0.001)  # most splits arrive as two; the answer is the same where they do not
+                time.sleep(0.001)  # usually the two parts arrive separately; the answer is the same if not
                 client.sendall(request[split:] + request)
                 client.shutdown(socket.SHUT_WR)
                 assert b"".join(iter(lambda: client.recv(100), b"")) == 2 * ANSWER
@@ -117,7 +117,7 @@ def wait_for(family: socket.AddressFamily, where: Any) -> None:
 
 
 def answer_each(client: socket.socket, answers: Iterable[bytes]) -> None:
-    """Answers one request after the other, and closes after the last answer."""
+    """Answers one request after another, and closes after the last answer."""
     for answer in answers:
         received = b""
         while not received.endswith(b"\n\n"):
@@ -127,13 +127,13 @@ def answer_each(client: socket.socket, answers: Iterable[bytes]) -> None:
         client.sendall(answer)
 
 
-def test_answers_are_counted_by_meaning(tools: dict[str, Path], tmp_path: Path) -> None:
+def test_answers_are_counted_by_verb(tools: dict[str, Path], tmp_path: Path) -> None:
     verbs = ["DUNNO", "REJECT", "DEFER", "DEFER_IF_PERMIT"]
     clients = [Client("192.0.2.1", "a.example", verb) for verb in [*verbs, "DUNNO", "DUNNO"]]
     requests = corpus.write_requests(tmp_path / "requests", clients)
-    said = [b"DUNNO", b"REJECT 5.7.1 no", b"DEFER 4.7.1 later", b"DEFER_IF_PERMIT 4.7.1 later", b"REJECT", b"550"]
+    words = [b"DUNNO", b"REJECT 5.7.1 no", b"DEFER 4.7.1 later", b"DEFER_IF_PERMIT 4.7.1 later", b"REJECT", b"550"]
     with serving(
-        lambda client: answer_each(client, itertools.cycle(b"action=%b\n\n" % each for each in said))
+        lambda client: answer_each(client, itertools.cycle(b"action=%b\n\n" % each for each in words))
     ) as address:
         report = run_load(tools, address, requests, "-c", "1")
     rounds, rest = divmod(report["answered"], 6)
@@ -171,7 +171,7 @@ def test_the_trace_has_each_answer_with_its_time(tools: dict[str, Path], request
 
 
 @pytest.mark.parametrize("address", ["inet:192.0.2.1:25", "inet:0.0.0.0:25", "inet:localhost:25", "unix:here", "x"])
-def test_only_loopback_is_ever_asked(address: str, tools: dict[str, Path], requests: Path) -> None:
+def test_an_address_outside_loopback_is_refused(address: str, tools: dict[str, Path], requests: Path) -> None:
     ended = subprocess.run(
         (tools["load"], "-a", address, "-f", requests), check=False, capture_output=True, text=True, timeout=10
     )
@@ -206,24 +206,24 @@ def query(name: str, kind: int) -> bytes:
     ],
 )
 def test_the_resolver_names_every_address(name: str, kind: int, code: int, end: bytes, tools: dict[str, Path]) -> None:
-    asked = query(name, kind)
+    question = query(name, kind)
     with servers.resolver(tools["resolver"], 20) as address, socket.socket(type=socket.SOCK_DGRAM) as client:
         host, _, port = address.rpartition(":")
         client.connect((host, int(port)))
-        answer = ask_until_answered(client, asked)
+        answer = ask_until_answered(client, question)
     record = b"\xc0\x0c" + struct.pack(">HHIH", kind, 1, 300, len(end)) + end if end else b""
     flags = struct.pack(">HHHHH", 0x8180 | code, 1, bool(end), 0, 0)
-    assert answer == asked[:2] + flags + asked[12:] + record
+    assert answer == question[:2] + flags + question[12:] + record
 
 
-def ask_until_answered(client: socket.socket, asked: bytes) -> bytes:
+def ask_until_answered(client: socket.socket, question: bytes) -> bytes:
     """Returns the delayed answer; asks again while the server has not started."""
     client.settimeout(10)
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         try:
             began = time.monotonic()
-            client.send(asked)
+            client.send(question)
             answer = client.recv(4096)
         except ConnectionRefusedError:
             time.sleep(0.01)

@@ -1,9 +1,9 @@
 """The asking process of a flow: `python -m tests.faults.asker`, started by `tests.faults.flow`.
 
 It keeps connections busy as Postfix does: one request in flight on each, a short pause, then the next request. If the
-server closes or refuses a connection, it sends the same request over a new connection. It does not check answers, so
-checking does not affect times: it writes attempts to standard output, as pickled lists of `Attempt` and `Waits`. It
-ends at SIGTERM, when requests in flight have been answered or timed out.
+server closes or refuses a connection, it sends the same request over a new connection. It writes attempts to standard
+output, as pickled lists of `Attempt` and `Waits`, and does not check answers, so that checking does not affect times.
+At SIGTERM it ends, as soon as requests in flight have been answered or timed out.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PATIENCE_SECONDS = 10.0
 # Seconds before a new connection after one was closed or refused. Postfix waits 1 s, which would make tests slow.
 AGAIN_SECONDS = 0.1
 
-# Seconds between two writes of attempts and of waits for a CPU.
+# Seconds between two writes to standard output.
 BATCH_SECONDS = 0.01
 
 # In place of a client's number: the server has closed an idle connection.
@@ -52,8 +52,8 @@ class Attempt(NamedTuple):
 
 
 class Waits(NamedTuple):
-    """Seconds for which each thread of the server and of this process, up to a certain time, was ready to run while the
-    machine ran other threads (/proc/PID/task/TID/schedstat).
+    """For each thread of the server and of this process, the seconds up to the time `at` in which it was ready to run
+    while the machine ran other threads (/proc/PID/task/TID/schedstat).
     """
 
     at: float
@@ -65,7 +65,7 @@ def waits(pids: list[int]) -> Waits:
     seconds = {}
     for pid in pids:
         try:
-            for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - thousands of times, and timed
+            for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - runs thousands of times, and must be fast
                 with open(f"/proc/{pid}/task/{thread}/schedstat", "rb") as file:  # noqa: PTH123 - as above
                     seconds[int(thread)] = int(file.read().split()[1]) / 1e9
         except (FileNotFoundError, ProcessLookupError):
@@ -152,7 +152,7 @@ class Connection(asyncio.Protocol):
         client, serial = self._question
         self._count += 1
         self._instance = f"{os.getpid():x}.{self._number}.{self._count}"
-        request = b"%binstance=%b\n\n" % (encoded(client, serial), self._instance.encode())
+        request = b"%binstance=%b\n\n" % (encode_request(client, serial), self._instance.encode())
         self._sent = monotonic()
         self._transport.write(request)
 
@@ -184,7 +184,7 @@ class Asker:
         task.add_done_callback(self._tasks.discard)
 
     async def run(self, connections: list[Connection]) -> None:
-        """Sends requests until told to stop, then waits for those in flight."""
+        """Sends requests until SIGTERM, then waits for those in flight."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stop)
         for connection in connections:
             self.start(connection.connect())
@@ -210,8 +210,8 @@ class Asker:
 _ENCODED: dict[int, bytes] = {}
 
 
-def encoded(client: int, serial: int) -> bytes:
-    """A request without its `instance` and its end. The request of a client without a serial number is made once."""
+def encode_request(client: int, serial: int) -> bytes:
+    """A request without its `instance` and its end. Requests of named clients are cached: they have no serial number."""
     if client < len(NAMED) and client in _ENCODED:
         return _ENCODED[client]
     made = "".join(f"{name}={value}\n" for name, value in attributes_of(client, serial).items()).encode()
@@ -221,36 +221,36 @@ def encoded(client: int, serial: int) -> bytes:
 
 
 def named_clients(first: int) -> Iterator[tuple[int, int]]:
-    """Endlessly yields the clients that need no DNS, beginning with the given one."""
+    """Endlessly yields the clients that need no DNS, beginning with the client of this number."""
     while True:
         yield first % len(NAMED), 0
         first += 1
 
 
-def nameless_clients(kinds: list[int], number: int, asked: dict[str, int]) -> Iterator[tuple[int, int]]:
+def nameless_clients(kinds: list[int], number: int, options: dict[str, int]) -> Iterator[tuple[int, int]]:
     """Endlessly yields new clients, each `repeats` times, as for a message to several recipients. Each connection
     begins with another kind, and has its own serial numbers.
     """
-    serial = asked["serial"] + number
+    serial = options["serial"] + number
     while True:
         for place in range(len(kinds)):
-            for _ in range(asked["repeats"]):
+            for _ in range(options["repeats"]):
                 yield len(NAMED) + kinds[(place + number) % len(kinds)], serial
-            serial += asked["nameless"]
+            serial += options["nameless"]
 
 
 def main() -> None:
-    """The one argument is JSON: see `tests.faults.flow.Flow`."""
-    asked = json.loads(sys.argv[1])
-    asker = Asker(asked["pause"], [*asked["pids"], os.getpid()])
-    place, named, nameless = asked["place"], asked["named"], asked["nameless"]
+    """Runs the connections that the argument describes: the JSON that `tests.faults.flow.Flow` writes."""
+    options = json.loads(sys.argv[1])
+    asker = Asker(options["pause"], [*options["pids"], os.getpid()])
+    place, named, nameless = options["place"], options["named"], options["nameless"]
     connections = [Connection(asker, place, number, named_clients(number)) for number in range(named)]
     connections += [
-        Connection(asker, place, named + number, nameless_clients(asked["kinds"], number, asked))
+        Connection(asker, place, named + number, nameless_clients(options["kinds"], number, options))
         for number in range(nameless)
     ]
     fcntl.fcntl(sys.stdout.fileno(), fcntl.F_SETPIPE_SZ, 1 << 20)  # so that it never waits for its reader
-    gc.disable()  # a garbage collection would look like a slow answer
+    gc.disable()  # because a garbage collection would look like a slow answer
     uvloop.run(asker.run(connections))
 
 

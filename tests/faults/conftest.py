@@ -31,14 +31,14 @@ LONG = os.environ.get("FAULTS") == "long"
 # Seconds that a fault lasts.
 SECONDS = 4.0 if LONG else 0.7
 
-# Seconds to wait for events promised within a second, because the short form runs on busy machines.
+# Seconds to wait for events that are promised within a second; more in the short form, which runs on busy machines.
 SOON_SECONDS = 2 if LONG else PATIENCE_SECONDS
 
 long_only = pytest.mark.skipif(not LONG, reason="takes minutes; run it with make faults")
 
 
-def table(cases: Iterable[str], *in_short: str) -> list[str]:
-    """Returns the cases to try: all, or in the short form one of each kind."""
+def cases_to_try(cases: Iterable[str], *in_short: str) -> list[str]:
+    """Returns the cases to try: all of them, or `in_short` in the short form."""
     known = [*cases]
     assert set(in_short) <= set(known)
     return known if LONG else [*in_short]
@@ -60,7 +60,7 @@ def add_text(text: str) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print the table, and write it where the environment says."""
+    """Prints the table, and writes it to the file that FAULTS_TABLE names."""
     if not _rows:
         return
     table = "\n\n".join(["\n".join([HEAD, *map(str, _rows)]), *_texts])
@@ -71,7 +71,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 class Setting:
-    """A world, its name server, and a daemon that asks that server, for a flow."""
+    """All that a flow needs: a world, its name server, and a daemon that asks this server."""
 
     def __init__(self, folder: Path, *, tcp: bool = True) -> None:
         self.world = World()
@@ -112,7 +112,7 @@ class Setting:
             return policyd.reload()
 
     def write_edition(self, policyd: Policyd, edition: int) -> None:
-        """Replaces the rules file by the rules of this edition, in one step."""
+        """Replaces the rules file with that of this edition, in one step."""
         new = self.folder / "rules.new"
         new.write_text(rules_file(edition))
         new.replace(policyd.rules)

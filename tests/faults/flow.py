@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 
-# Maximum seconds for a request that needs no DNS, under any fault; and until everything is normal after a fault.
+# Maximum seconds for a request that needs no DNS, under any fault, and until everything is normal after a fault.
 LONGEST_SECONDS = 0.1
 NORMAL_SECONDS = 1.0
 
@@ -47,8 +47,8 @@ SHOWN = 5
 
 @dataclass
 class Row:
-    """The result of a flow under one fault. Times in seconds, the longest of all answers. `longest_own` leaves out time
-    in which the machine ran other programs although an answer was pending.
+    """The result of a flow under one fault. Times are in seconds. `longest` is that of the slowest answer;
+    `longest_own` leaves out the time in which the machine ran other programs while the answer was pending.
     """
 
     fault: str
@@ -80,7 +80,7 @@ class Flow:
     """Requests from `named` connections, which need no DNS, and from `nameless` ones, which do.
 
     `place` is a port of 127.0.0.1 or `unix:/path`, `pid` the server's process. Each connection asks `pause` seconds
-    after each answer. `kinds` are places in NAMELESS, each new client of which asks `repeats` times. Failures that
+    after each answer. `kinds` are places in NAMELESS; each new client of a kind asks `repeats` times. Failures that
     begin with one of `may_fail` are expected. With `may_close`, closed connections are expected. With `exhausts`, the
     fault exhausts descriptors or the CPU, and answers may be slow. Otherwise an answer may take `longest` seconds, and
     `patience` more with a lookup. The flow continues for `tail` seconds after the fault, and must be normal within
@@ -114,7 +114,7 @@ class Flow:
         self.idle_closes = 0
         self.wrong: list[str] = []
         self._world = world
-        self._asked = {
+        self._options = {
             "place": str(place),
             "named": named,
             "nameless": nameless,
@@ -135,8 +135,8 @@ class Flow:
         self._longest_own = 0.0
 
     def __enter__(self) -> Self:
-        asked = json.dumps({**self._asked, "serial": self._world.next_serial})
-        command = [sys.executable, "-m", "tests.faults.asker", asked]
+        options = json.dumps({**self._options, "serial": self._world.next_serial})
+        command = [sys.executable, "-m", "tests.faults.asker", options]
         self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -172,12 +172,12 @@ class Flow:
         assert self._process.poll() is None, "the asking process has ended"
 
     def wait_for(self, answers: int) -> None:
-        """Lets the flow run until there are `count` more answers."""
+        """Lets the flow run until there are this number of further answers."""
         wanted = self.answered + answers
         until(f"{wanted} answers", lambda: self.answered >= wanted or None)
 
     def wait_for_clients(self, clients: int, seconds: float = 30) -> None:
-        """Lets the flow run until there are `count` more answers that needed DNS."""
+        """Lets the flow run until there are this number of further answers that needed DNS."""
         wanted = self.clients + clients
         until(f"{wanted} clients", lambda: self.clients >= wanted or None, seconds)
 
@@ -198,16 +198,15 @@ class Flow:
             self.clients += sum(1 for each in attempts if each.answer and isinstance(CLIENTS[each.client], Nameless))
             self._waits += [each for each in noted if isinstance(each, Waits)]
 
-    # --- Checking the answers
-    # ----------------------------------------------------------------------------------------------
+    # --- Checking the answers ---------------------------------------------------------------------------------------
 
     def _judge(self) -> None:
         row = self.row
-        first_asked: dict[tuple[int, int], float] = {}
+        first_sent: dict[tuple[int, int], float] = {}
         self.attempts.sort(key=lambda each: each.ended)
         for each in self.attempts:
             who = each.client, each.serial
-            first_asked[who] = min(each.sent, first_asked.get(who, each.sent))
+            first_sent[who] = min(each.sent, first_sent.get(who, each.sent))
         normal: list[Attempt] = []
         abnormal: list[Attempt] = []
         for each in self.attempts:
@@ -216,9 +215,9 @@ class Flow:
                 if each.failure:
                     self.wrong.append(each.failure)
             else:
-                first = first_asked[each.client, each.serial]
+                first = first_sent[each.client, each.serial]
                 is_normal = self._judge_one(each, first)
-                # DNS answers from before the end of the fault are cached for a while.
+                # The cache may still have DNS answers from before the end of the fault.
                 if self._over is not None and (each.sent if each.failure else first) > self._over and not is_normal:
                     abnormal.append(each)
                 elif is_normal:
@@ -232,7 +231,7 @@ class Flow:
             row.normal_within = min((each.ended for each in normal if each.sent > last), default=inf) - self._over
         self._insist()
 
-    def _judge_one(self, each: Attempt, first_asked: float) -> bool:
+    def _judge_one(self, each: Attempt, first_sent: float) -> bool:
         """Checks an attempt; returns whether its result is the one expected without a fault."""
         row = self.row
         row.sent += 1
@@ -253,8 +252,8 @@ class Flow:
         if " edition " in answer:
             edition = int(answer.split(" edition ")[1].split()[0])
             world.edition.seen(edition, each.ended)
-        right = world.right_answers(each.client, each.serial, first_asked, each.sent, each.ended)
-        true = world.true_answers(each.client, each.serial, first_asked, each.sent, each.ended)
+        right = world.right_answers(each.client, each.serial, first_sent, each.sent, each.ended)
+        true = world.true_answers(each.client, each.serial, first_sent, each.sent, each.ended)
         if answer not in right:
             self.wrong.append(f"{each}: not one of {sorted(right)}")
         elif " 5." in answer and not any(" 5." in expected for expected in true):
@@ -264,11 +263,11 @@ class Flow:
         return answer in true
 
     def _held_up(self, each: Attempt) -> float:
-        """Seconds of an attempt in which a thread involved in it was ready to run while the machine ran other threads:
-        the maximum over the threads, accurate to one or two hundredths of a second.
+        """Seconds of an attempt in which a thread of the server or of the asker was ready to run, but the machine ran
+        other threads. This is the maximum over the threads, accurate to one or two hundredths of a second.
         """
-        before = self._waits[max(0, bisect_right(self._waits, each.sent, key=lambda one: one.at) - 1)].seconds
-        place = bisect_left(self._waits, each.ended, key=lambda one: one.at)
+        before = self._waits[max(0, bisect_right(self._waits, each.sent, key=lambda waits: waits.at) - 1)].seconds
+        place = bisect_left(self._waits, each.ended, key=lambda waits: waits.at)
         after = self._waits[min(place, len(self._waits) - 1)].seconds
         return max((after[thread] - before.get(thread, 0.0) for thread in after), default=0.0)
 
@@ -284,14 +283,13 @@ class Flow:
         assert row.longest_with_dns < self._patience + self._longest + held_up, row
         assert row.normal_within is None or row.normal_within < self._normal, row
 
-    # --- Comparison with the decision log
-    # ------------------------------------------------------------------------------------
+    # --- Comparison with the decision log ---------------------------------------------------------------------------
 
     def compare(
         self, logged: Sequence[Mapping[str, Any]], *, lost: int = 0, at_most: int = 0
     ) -> list[Mapping[str, Any]]:
-        """Requires that the decision log has exactly one line for each answer, with the same content, except for lines
-        that were counted as lost, and for `at_most` more lines. Returns the lines of this flow.
+        """Requires that the decision log has exactly one line for each answer, with the same content. `lost` lines must
+        be missing, and `at_most` more lines may be. Returns the lines of this flow.
         """
         answers = {each.instance: each for each in self.attempts if each.answer}
         own = [line for line in logged if line.get("instance") in answers]
@@ -302,8 +300,8 @@ class Flow:
         assert lost <= len(missing) <= lost + at_most, f"{number}, {lost} are counted as lost: {missing[:SHOWN]}"
         for line in own:
             each = answers[line["instance"]]
-            said = f"{line['action']} {line.get('reply', '')}".rstrip()
-            assert each.answer == f"action={said}\n\n", (each, line)
+            logged_answer = f"{line['action']} {line.get('reply', '')}".rstrip()
+            assert each.answer == f"action={logged_answer}\n\n", (each, line)
             editions = self._world.edition.during(each.sent, each.ended)
             assert line["ruleset"] in map(ruleset_hash, editions), (each, line)
         return own

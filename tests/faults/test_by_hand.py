@@ -28,16 +28,16 @@ def test_a_block_works_at_once_and_ends_by_itself_beside_half_edited_rules(
     port: int,  # noqa: F811 - the fixture above
 ) -> None:
     text = SHIPPED.read_text().replace("/var/lib/policyd/lists/", "")
-    asked = request(client_address="192.0.2.1", sasl_username="someone")
+    question = request(client_address="192.0.2.1", sasl_username="someone")
     with start_policyd(text, control=str(tmp_path / "control.sock")) as policyd, Client(port) as client:
-        assert client.ask(asked) == "DUNNO"
+        assert client.ask(question) == "DUNNO"
         policyd.rules.write_text("rules: half-edited")
         began = time.time()
         blocked = cli(tmp_path, "block", "192.0.2.1", "--for", FOR, "--why", "bulk")
-        refused = client.ask(asked)
+        refused = client.ask(question)
         took = time.time() - began
         listed = cli(tmp_path, "block", "--list")
-        while client.ask(asked) != "DUNNO" and time.time() < began + LASTS + PATIENCE_SECONDS:
+        while client.ask(question) != "DUNNO" and time.time() < began + LASTS + PATIENCE_SECONDS:
             time.sleep(0.05)
         lasted = time.time() - began
         after = cli(tmp_path, "block", "--list")

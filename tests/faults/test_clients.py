@@ -1,4 +1,4 @@
-"""Misbehaving clients: good clients are still answered rightly and on time."""
+"""Misbehaving clients: good clients still get the right answers in time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from tests.daemon.client import Client, request
-from tests.faults.conftest import LONG, SECONDS, Setting, long_only, table, wait_for_edition
+from tests.faults.conftest import LONG, SECONDS, Setting, cases_to_try, long_only, wait_for_edition
 from tests.faults.world import CLIENTS, NAMED, attributes_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _Place = TypeVar("_Place", int, str)
 # Number of simultaneous clients that misbehave on an open connection.
 CROWD = 200
 
-# The most expensive requests for their size: each is answered with some hundred bytes.
+# The most expensive request for its size: its answer has about a hundred bytes.
 LISTED = request(client_address="203.0.113.9")
 
 
@@ -129,7 +129,7 @@ def one_setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Sett
 
 
 @contextmanager
-def beside(nuisance: Callable[[_Place, threading.Event], None], place: _Place) -> Iterator[None]:
+def running(nuisance: Callable[[_Place, threading.Event], None], place: _Place) -> Iterator[None]:
     """Runs the nuisance during the block. Its failures fail the test."""
     over = threading.Event()
     problems: list[BaseException] = []
@@ -137,7 +137,7 @@ def beside(nuisance: Callable[[_Place, threading.Event], None], place: _Place) -
     def run() -> None:
         try:
             nuisance(place, over)
-        except BaseException as problem:  # noqa: BLE001 - told in the thread that the test is
+        except BaseException as problem:  # noqa: BLE001 - the test's own thread reports it
             problems.append(problem)
 
     thread = threading.Thread(target=run)
@@ -153,11 +153,11 @@ def beside(nuisance: Callable[[_Place, threading.Event], None], place: _Place) -
 IN_SHORT = "garbage", "answers that are never read", "resets in the middle"
 
 
-@pytest.mark.parametrize("name", table(NUISANCES, *IN_SHORT))
+@pytest.mark.parametrize("name", cases_to_try(NUISANCES, *IN_SHORT))
 def test_bad_clients_do_not_affect_good_clients(name: str, one_setting: tuple[Setting, Policyd]) -> None:
     setting, policyd = one_setting
     with setting.flow(f"clients: {name}") as flow:
-        with beside(NUISANCES[name], setting.port):
+        with running(NUISANCES[name], setting.port):
             flow.go_on(SECONDS)
         flow.fault_is_over()
     flow.compare(policyd.decisions(flow.row.answered))
@@ -195,14 +195,14 @@ def test_a_request_on_every_connection_at_the_moment_of_a_reload_is_answered_rig
 ) -> None:
     world = setting.world
     name = f"clients: a request on each of {1000 if LONG else 200:,} connections at the moment of a reload"
-    asked = [place % len(NAMED) for place in range(1000 if LONG else 200)]
+    numbers = [place % len(NAMED) for place in range(1000 if LONG else 200)]
     contents = [
         "".join(f"{name}={value}\n" for name, value in attributes_of(client, 0).items()).encode() + b"\n"
-        for client in asked
+        for client in numbers
     ]
     with (
         setting.daemon() as policyd,
-        crowd(setting.port, len(asked)) as clients,
+        crowd(setting.port, len(numbers)) as clients,
         setting.flow(name, named=2) as flow,
     ):
         for edition in range(1, 20 if LONG else 3):
@@ -215,7 +215,7 @@ def test_a_request_on_every_connection_at_the_moment_of_a_reload_is_answered_rig
                 answers = [client.answer() for client in clients]
                 answered = time.monotonic()
                 wait_for_edition(policyd, edition)
-            for number, answer in zip(asked, answers, strict=True):
+            for number, answer in zip(numbers, answers, strict=True):
                 assert answer in world.right_answers(number, 0, sent, sent, answered), CLIENTS[number]
         flow.fault_is_over()
 

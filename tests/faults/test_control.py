@@ -11,8 +11,8 @@ import pytest
 
 from policyd.control.client import ask
 from policyd.control.words import Command, Request
-from tests.faults.conftest import LONG, SECONDS, Setting, long_only, table
-from tests.faults.test_clients import beside
+from tests.faults.conftest import LONG, SECONDS, Setting, cases_to_try, long_only
+from tests.faults.test_clients import running
 
 if TYPE_CHECKING:
     import threading
@@ -43,7 +43,7 @@ def junk(place: str, over: threading.Event) -> None:
 
 
 def a_megabyte(place: str, over: threading.Event) -> None:
-    """Peers connect one after the other and send a megabyte without the end of a line."""
+    """Peers connect one after the other and send a megabyte without a line break."""
     while not over.is_set():
         with connect(place) as peer, suppress(OSError):
             peer.sendall(os.urandom(1 << 20).replace(b"\n", b""))
@@ -70,7 +70,7 @@ def storm(place: str, over: threading.Event) -> None:
 
 
 def never_reading(place: str, over: threading.Event) -> None:
-    """Peers that ask for the rules again and again, and read no answer."""
+    """Peers ask for the rules again and again, and read no answer."""
     with ExitStack() as crowd:
         peers = [crowd.enter_context(connect(place)) for _ in range(12)]
         for peer in peers:
@@ -84,7 +84,7 @@ def never_reading(place: str, over: threading.Event) -> None:
 
 
 def reloads_without_waiting(place: str, over: threading.Event) -> None:
-    """Peers that ask for a reload and close before it has ended."""
+    """Peers ask for a reload, and close the connection before it has ended."""
     while not over.is_set():
         with connect(place) as peer:
             peer.sendall(Request(Command.RELOAD, data=True).encode())
@@ -111,11 +111,11 @@ def controlled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Setti
         yield setting, policyd, place
 
 
-@pytest.mark.parametrize("name", table(NUISANCES, *IN_SHORT))
+@pytest.mark.parametrize("name", cases_to_try(NUISANCES, *IN_SHORT))
 def test_peers_of_the_control_socket_do_not_affect_postfix(name: str, controlled: tuple[Setting, Policyd, str]) -> None:
     setting, policyd, place = controlled
     with setting.flow(f"control: {name}") as flow:
-        with beside(NUISANCES[name], place):
+        with running(NUISANCES[name], place):
             flow.go_on(SECONDS)
             assert ask(place, Request(Command.STATUS))["ok"]
         flow.fault_is_over()

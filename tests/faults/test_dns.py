@@ -10,7 +10,7 @@ import pytest
 
 from tests import naive
 from tests.bench.processes import memory_mb
-from tests.faults.conftest import LONG, SECONDS, Setting, long_only, table
+from tests.faults.conftest import LONG, SECONDS, Setting, cases_to_try, long_only
 from tests.faults.world import HEALTHY, NAMELESS, DnsState, distorted, nothing_known, place_of, ptr_name, truth
 from tests.name_server import MANY_NAMES, REFUSED, SERVFAIL, Reply, start_unbound
 from tests.ports import free_port
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
     from tests.field.policyd import Policyd
 
-# `dns.timeout` in these tests, and the delay of a late answer that is in time; a lookup begins again once, after 0.25
-# s.
+# `dns.timeout` in these tests, and the delay of a late answer that still arrives in time.
 TIMEOUT, LATE = (5.0, 4.0) if LONG else (3.0, 1.5)
 
 
@@ -52,12 +51,12 @@ def names_for(changed: Callable[[str], list[str]], *, domain: str = "") -> DnsSt
     return DnsState(distort, known)
 
 
-def looped(_: Reply, question: str) -> Reply:
+def cname_loop(_: Reply, question: str) -> Reply:
     name = question.split(maxsplit=1)[0]
     return Reply([f"{name} 300 CNAME loop.{name}", f"loop.{name} 300 CNAME {name}"])
 
 
-def of_another(_: Reply, question: str) -> Reply:
+def record_of_another_name(_: Reply, question: str) -> Reply:
     return Reply([f"other.example 300 PTR {question.split(maxsplit=1)[0]}"])
 
 
@@ -85,12 +84,12 @@ FAULTS = {
     "REFUSED": failing("refused", distorted(rcode=REFUSED, records=())),
     "wrong ids": failing("timeout", distorted(wrong_id=True)),
     "answers to another question": failing("timeout", distorted(other_question="other.example")),
-    "records of another name": failing("malformed", of_another),
+    "records of another name": failing("malformed", record_of_another_name),
     "truncated messages": failing("malformed", distorted(cut=3)),
     "junk": failing("malformed", distorted(junk=b"\0\1\2\3")),
-    "a CNAME loop": failing("malformed", looped),
+    "a CNAME loop": failing("malformed", cname_loop),
     "control characters in PTR names": Fault(names_for(lambda name: [rf"\027[2J\010x.{name}"])),
-    # One such answer takes c-ares and its bindings 50 ms in one piece, or 100 ms while others use the same core; such
+    # One such answer occupies c-ares and its bindings for 50 ms, or for 100 ms while others use the same core. Such
     # answers get at most a fifth of the time.
     "3,800 PTR records": Fault(names_for(lambda _: MANY_NAMES, domain="customers.vps.example"), may_be_late=True),
     "a TTL of 0": Fault(
@@ -110,7 +109,7 @@ def one_setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Sett
 IN_SHORT = "resolver silent", "SERVFAIL", "junk", "a CNAME loop", "control characters in PTR names"
 
 
-@pytest.mark.parametrize("name", table(FAULTS, *IN_SHORT))
+@pytest.mark.parametrize("name", cases_to_try(FAULTS, *IN_SHORT))
 def test_no_dns_answer_causes_a_wrong_decision(name: str, one_setting: tuple[Setting, Policyd]) -> None:
     setting, policyd = one_setting
     fault = FAULTS[name]
@@ -144,7 +143,7 @@ def test_a_resolver_that_is_down_at_the_start_is_used_as_soon_as_it_runs(setting
 
 
 def dns_settings(setting: Setting) -> dict[str, object]:
-    """The setting's name server, with the timeout of lookups in these tests."""
+    """Settings (`dns`) of the daemon: the name server of this test, and the timeout."""
     return {"servers": [setting.dns.address], "timeout": f"{TIMEOUT}s"}
 
 

@@ -1,8 +1,8 @@
-"""A DNS list stops answering while mail flows: requests that do not need it are not affected, and it is used again at
-once.
+"""A DNS list stops answering while mail flows: requests that do not need it are not affected, and it is soon used
+again after its return.
 
-500 connections ask. Half of them come from clients that a rule above the list lets through; the other half need the
-list. Each answer is checked.
+A rule above the list lets the clients of half of the connections through; the other half need the list. Each answer is
+checked.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ TIMEOUT = 5.0 if LONG else 1.0
 LOOKUPS = 2000
 PAUSE_SECONDS = 0.25  # seconds between two requests of a connection
 
-# Seconds that an answer without DNS may take; the short form runs beside other tests.
+# Maximum seconds of an answer that needs no DNS; more in the short form, which runs beside other tests.
 QUICK = 0.1 if LONG else 2.0
-# Seconds after which the list must be used again; seconds that a busy machine may add to a deadline.
+# Maximum seconds until the list is used again, and seconds that a busy machine may add to a deadline.
 NORMAL, MARGIN = (10.0, 0.5) if LONG else (20.0, 3.0)
 
 RULES = """\
@@ -47,7 +47,7 @@ LISTED = Reply(["@ 60 A 127.0.0.4"])
 
 
 class Zone(dict[str, Reply]):
-    """The list: it names every address of 198.19.0.0/17, and no address of the other half, until it falls silent."""
+    """The list: until it falls silent, it lists the addresses of 198.19.0.0/17 and no others."""
 
     silent = False
 
@@ -66,8 +66,8 @@ class Zone(dict[str, Reply]):
 class Storm:
     """The connections' results over time."""
 
-    quick: list[float] = field(default_factory=list)  # seconds of answers that need no list
-    listed: list[tuple[float, float, bytes]] = field(default_factory=list)  # when, seconds, and the answer
+    without_list: list[float] = field(default_factory=list)  # seconds of each answer that needs no list
+    with_list: list[tuple[float, float, bytes]] = field(default_factory=list)  # time, seconds, and the answer
     wrong: list[str] = field(default_factory=list)
 
     async def ask(self, port: int, number: int, ended: asyncio.Event) -> None:
@@ -76,7 +76,7 @@ class Storm:
         for serial in itertools.count():
             if ended.is_set():
                 break
-            # Each connection has its own eighth of a block of addresses; half of the clients are listed.
+            # Each connection has 40 addresses in each half of its network; the lower half of 198.19.0.0/16 is listed.
             half = 128 if serial % 2 else 0
             place = number * 40 + serial // 2 % 40
             address = f"198.{19 if needs_list else 18}.{half + place // 256 % 128}.{place % 256}"
@@ -87,11 +87,11 @@ class Storm:
             answer = (await reader.readuntil(b"\n\n")).strip()
             seconds = time.monotonic() - began
             if not needs_list:
-                self.quick.append(seconds)
+                self.without_list.append(seconds)
                 if answer != b"action=DUNNO":
                     self.wrong.append(f"{address}: {answer!r}")
             else:
-                self.listed.append((began + seconds, seconds, answer))
+                self.with_list.append((began + seconds, seconds, answer))
                 may = {b"action=DUNNO"} if half else {b"action=DUNNO", b"action=REJECT 5.7.1 listed by zen"}
                 if answer not in may:
                     self.wrong.append(f"{address}: {answer!r}")
@@ -108,26 +108,26 @@ def test_a_silent_list_delays_nothing_else_and_is_used_again_when_it_returns(tmp
             before = memory_mb(policyd.pid)
             silent_at, back_at = asyncio.run(drive(storm, zone, port))
             after = memory_mb(policyd.pid)
-            said = policyd.operational_log.read_text()
+            log = policyd.operational_log.read_text()
     assert storm.wrong == []
-    slowest = max(storm.quick)
+    slowest = max(storm.without_list)
     assert slowest < QUICK
-    waits = [seconds for _, seconds, _ in storm.listed]
+    waits = [seconds for _, seconds, _ in storm.with_list]
     assert max(waits) < TIMEOUT + MARGIN
-    # Before and after, listed clients are rejected; while it is silent no client is, except from the cache.
-    assert any(answer.startswith(b"action=REJECT") for at, _, answer in storm.listed if at < silent_at)
-    returned = [at for at, _, answer in storm.listed if at > back_at and answer.startswith(b"action=REJECT")]
-    assert returned, said
+    # Listed clients are rejected before and after. While the list is silent, only cached answers reject clients.
+    assert any(answer.startswith(b"action=REJECT") for at, _, answer in storm.with_list if at < silent_at)
+    returned = [at for at, _, answer in storm.with_list if at > back_at and answer.startswith(b"action=REJECT")]
+    assert returned, log
     normal = returned[0] - back_at
     assert normal < NORMAL
-    assert all(seconds < QUICK + MARGIN for at, seconds, _ in storm.listed if at > returned[0] + MARGIN)
-    lines = [line for line in said.splitlines() if "DNS list zen" in line]
+    assert all(seconds < QUICK + MARGIN for at, seconds, _ in storm.with_list if at > returned[0] + MARGIN)
+    lines = [line for line in log.splitlines() if "DNS list zen" in line]
     assert 1 <= len([line for line in lines if "out of use" in line]) <= 1 + SILENT_SECONDS // 60
     assert "in use again" in lines[-1]
     assert after < before + 60
     add_text(
-        f"a DNS list silent for {SILENT_SECONDS:.0f} s, {CONNECTIONS} connections: {len(storm.quick):,} answers "
-        f"without the list, slowest {slowest * 1000:.0f} ms; {len(storm.listed):,} with it, longest wait "
+        f"a DNS list silent for {SILENT_SECONDS:.0f} s, {CONNECTIONS} connections: {len(storm.without_list):,} answers "
+        f"without the list, slowest {slowest * 1000:.0f} ms; {len(storm.with_list):,} with it, longest wait "
         f"{max(waits):.2f} s "
         f"(dns.timeout {TIMEOUT:.0f} s); in use {normal:.1f} s after its return; {after - before:+.0f} MB"
     )

@@ -1,5 +1,5 @@
-"""Faulty files: new rules are taken whole or not at all; a log that cannot be written only loses lines, each of them
-counted.
+"""Faulty files: new rules come into force completely or not at all. If a log cannot be written, only its lines are lost,
+and each lost line is counted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.faults.conftest import LONG, SECONDS, SOON_SECONDS, Setting, long_only, table, wait_for_edition
+from tests.faults.conftest import LONG, SECONDS, SOON_SECONDS, Setting, cases_to_try, long_only, wait_for_edition
 from tests.faults.world import rules_file
 from tests.field.waiting import PATIENCE_SECONDS, until
 from tests.requirements import require
@@ -34,7 +34,7 @@ LOST = 'policyd_log_lines_lost_total{log="decision"}'
 
 
 def with_list(edition: int, file: str) -> str:
-    """An edition with a list from a file, which no client of the flow is in."""
+    """An edition with an additional list from a file, which lists no client of the flow."""
     rule = "- {name: long, match: {hostname: $long}, action: REJECT}\n"
     return f"lists: {{long: {{file: {file}}}}}\n{rules_file(edition)}{rule}"
 
@@ -78,7 +78,7 @@ def a_list_that_is_a_fifo(rules: Path) -> None:
 
 def a_list_of_300_mb(rules: Path) -> None:
     with (rules.parent / "huge").open("wb") as file:
-        file.truncate(300_000_000)  # a file with a hole: it takes no room
+        file.truncate(300_000_000)  # a sparse file, which takes no space
     rules.write_text(with_list(1, "huge"))
 
 
@@ -104,7 +104,7 @@ def one_setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Sett
         yield setting, policyd
 
 
-@pytest.mark.parametrize("name", table(SPOILT, "missing", "unreadable", "a list that is a FIFO"))
+@pytest.mark.parametrize("name", cases_to_try(SPOILT, "missing", "unreadable", "a list that is a FIFO"))
 def test_a_rules_file_that_cannot_be_used_changes_nothing(name: str, one_setting: tuple[Setting, Policyd]) -> None:
     setting, policyd = one_setting
     spoil, complaint = SPOILT[name]
@@ -290,7 +290,7 @@ UNREAD_PIPE = ["bash", "-c", 'exec 3<> <(:); exec "$@" >&3', "bash"]  # a pipe w
 OUTPUTS = {"closed": CLOSED, "a pipe without a reader": UNREAD_PIPE}
 
 
-@pytest.mark.parametrize("name", table(OUTPUTS, "closed"))
+@pytest.mark.parametrize("name", cases_to_try(OUTPUTS, "closed"))
 def test_standard_output_without_a_reader_delays_nothing(setting: Setting, name: str) -> None:
     with setting.daemon(**log_to("-"), wrapper=OUTPUTS[name]) as policyd:
         with setting.flow(f"log: standard output {name}") as flow:

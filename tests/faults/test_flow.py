@@ -31,7 +31,7 @@ def test_without_a_fault_every_answer_is_right_and_logged(setting: Setting) -> N
 
 
 @contextmanager
-def found_out(words: str) -> Iterator[None]:
+def failing_flow(words: str) -> Iterator[None]:
     """Requires that the flow in the block fails with these words."""
     with pytest.raises(AssertionError, match=words):
         yield
@@ -41,7 +41,7 @@ def test_a_server_that_lets_every_client_through_is_detected() -> None:
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Dunno) as server:
         server.block_on_close = False
         threading.Thread(target=server.serve_forever).start()
-        with found_out("not one of"), Flow("", World(), server.server_address[1]) as flow:
+        with failing_flow("not one of"), Flow("", World(), server.server_address[1]) as flow:
             flow.wait_for(50)
         server.shutdown()
 
@@ -56,21 +56,23 @@ class Dunno(socketserver.StreamRequestHandler):
 
 
 def test_a_ruleset_that_should_not_be_in_force_is_detected(setting: Setting) -> None:
-    with setting.daemon() as policyd, found_out("edition 2"), Flow("", setting.world, setting.port) as flow:
+    with setting.daemon() as policyd, failing_flow("edition 2"), Flow("", setting.world, setting.port) as flow:
         setting.use_edition(policyd, 2)
         with setting.world.edition.changing(3):
-            pass  # a reload that did not happen
+            pass  # the world expects edition 3, but the daemon has not reloaded
         flow.wait_for(50)
 
 
 def test_an_error_while_dns_works_is_detected(setting: Setting) -> None:
-    setting.world.zone.state = DnsState(distorted(rcode=SERVFAIL), nothing_known)  # without a message
-    with setting.daemon(), found_out(r"4\.4\.3"), Flow("", setting.world, setting.port) as flow:
+    setting.world.zone.state = DnsState(
+        distorted(rcode=SERVFAIL), nothing_known
+    )  # which the world's history does not have
+    with setting.daemon(), failing_flow(r"4\.4\.3"), Flow("", setting.world, setting.port) as flow:
         flow.wait_for_clients(20)
 
 
 def test_an_unexpected_failure_is_detected(setting: Setting) -> None:
-    with setting.daemon() as policyd, found_out("cannot connect"), Flow("", setting.world, setting.port) as flow:
+    with setting.daemon() as policyd, failing_flow("cannot connect"), Flow("", setting.world, setting.port) as flow:
         policyd.stop()
         until("a failure", lambda: any("cannot connect" in each.failure for each in flow.attempts) or None)
 
@@ -80,5 +82,5 @@ def test_a_missing_line_of_the_decision_log_is_detected(setting: Setting) -> Non
         with Flow("", setting.world, setting.port, exhausts=True) as flow:
             flow.wait_for(10)
         logged = policyd.decisions(flow.row.answered)
-    with found_out("1 answers are not in the log"):
+    with failing_flow("1 answers are not in the log"):
         flow.compare(logged[1:])

@@ -1,5 +1,5 @@
-"""Real mail through a real Postfix during a fault: every message is rightly accepted, rejected or deferred, and none
-gets 451.
+"""Real mail through a real Postfix during a fault: every message gets the right reply, and none gets
+451.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ DEFERRED = frozenset({"450 broken", "450 vps"})
 
 
 class Sender(NamedTuple):
-    """Clients of a network (two octets of it), with the reply that they get while DNS works, and the replies that are
-    right while it fails.
+    """Clients of a network (its first two octets). `well` is the right reply while DNS works; `failing` are the right
+    replies while it fails.
     """
 
     network: str
@@ -61,7 +61,7 @@ SENDERS = (
     Sender("10.3", None, "554 vps", DEFERRED, "vps.example"),
 )
 
-# Number of addresses of each client that needs DNS, because lookups are cached for a while.
+# Addresses of each sender; many, because DNS answers are cached for a while.
 ADDRESSES = 4000
 
 
@@ -111,7 +111,7 @@ class Mail:
             thread.join()
 
     def wait_for(self, messages: int) -> None:
-        """Waits until each of the senders has had `count` more answers."""
+        """Waits until each of the senders has got this number of further answers."""
         with self._lock:
             wanted = Counter({sender: self._answers[sender] + messages for sender in SENDERS})
             assert self._lock.wait_for(lambda: self._answers >= wanted, timeout=60), self.row
@@ -137,7 +137,7 @@ class Mail:
         ended = time.monotonic()
         right = {sender.well} | (sender.failing if address in self._touched else frozenset())
         # `554 5.7.1 <unknown[198.18.0.1]>: Client host rejected: listed`: the rule's name is the last word
-        said = f"{reply.code} {reply.text.split()[-1]}" if reply.code != 250 else "250"
+        short = f"{reply.code} {reply.text.split()[-1]}" if reply.code != 250 else "250"
         with self._lock:
             row = self.row
             row.sent += 1
@@ -148,7 +148,7 @@ class Mail:
                 row.longest_with_dns = max(row.longest_with_dns, ended - began)
             else:
                 row.longest = max(row.longest, ended - began)
-            if said not in right:
+            if short not in right:
                 row.wrong += 1
                 self.wrong.append(f"{sender} {address}: {reply}, not one of {right}")
             if self._over is not None and row.normal_within is None and began > self._over:
@@ -194,7 +194,7 @@ def test_sigkill_and_a_new_start_with_the_socket_kept_cost_no_message(postfix: P
         Mail(f"mail: SIGKILL and a new start, the socket kept, {times} x (P)", postfix.port["inet"]) as mail,
     ):
         for _ in range(times):
-            # After this wait, Postfix is at the first of its two tries for every message in flight, not at the second.
+            # Postfix asks at most twice for a message. After this wait, every message in flight is at its first try.
             mail.wait_for(4)
             policyd.kill()
             policyd.start()

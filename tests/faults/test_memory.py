@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import pytest
 
-from tests.faults.conftest import LONG, SECONDS, add_row, table
+from tests.faults.conftest import LONG, SECONDS, add_row, cases_to_try
 from tests.faults.flow import LONGEST_SECONDS, Row
 from tests.faults.test_files import small_disk
 from tests.field.policyd import Policyd
@@ -49,7 +49,7 @@ rules:
 
 
 class Sender(NamedTuple):
-    """Clients of a network (two octets), and the code that each gets; `failing` is also right while memory fails."""
+    """Clients of a network (its first two octets), and the right reply code; `failing` is also right while memory fails."""
 
     network: str
     name: str | None
@@ -58,7 +58,7 @@ class Sender(NamedTuple):
     failing: int
 
 
-# Each client of the last sender is new, and in a separate network, so an unavailable memory does not know it.
+# Each client of NEW is new, and in a separate network, so the daemon's own memory does not know it.
 LISTED = Sender("198.18", None, "client.example", 554, 554)
 HONEST = Sender("198.19", "mail.honest.example", "client.example", 250, 250)
 NEW = Sender("10.9", "mail.new.example", "grey.example", 450, 250)
@@ -92,7 +92,7 @@ class Mail:
             thread.join()
 
     def wait_for(self, messages: int) -> None:
-        """Waits until each sender has `count` more answers."""
+        """Waits until each sender has got this number of further answers."""
         wanted = {sender: self._answers(sender) + messages for sender in (LISTED, HONEST, NEW)}
         until(f"{messages} more messages", lambda: all(self._answers(s) >= n for s, n in wanted.items()) or None, 60)
 
@@ -158,7 +158,7 @@ def mail_with(postfix: Postfix, folder: Path, fault: str, **settings: Any) -> It
 
 
 class Impostor:
-    """Another program behind the server's socket, which answers every question with a line of another protocol."""
+    """Another program at the server's socket, which answers every question with a line of another protocol."""
 
     def __init__(self, path: Path) -> None:
         path.unlink(missing_ok=True)
@@ -250,7 +250,7 @@ SHARED: dict[str, Callable[[StateServer], None]] = {
 
 
 @pytest.mark.parametrize("program", PROGRAMS or ["redis-server"])
-@pytest.mark.parametrize("name", table(SHARED, "the server killed", "the server full"))
+@pytest.mark.parametrize("name", cases_to_try(SHARED, "the server killed", "the server full"))
 def test_a_shared_server_that_fails_costs_no_mail(postfix: Postfix, tmp_path: Path, name: str, program: str) -> None:
     require(program)
     server = StateServer(tmp_path, program)
@@ -259,10 +259,10 @@ def test_a_shared_server_that_fails_costs_no_mail(postfix: Postfix, tmp_path: Pa
             mail.fault_begins()
             SHARED[name](server)
             mail.fault_is_over()
-            said = policyd.operational_log.read_text()
+            log = policyd.operational_log.read_text()
             if name != "the server restarted empty":
-                assert "answers meanwhile" in said
-                assert "answers again" in said
+                assert "answers meanwhile" in log
+                assert "answers again" in log
     finally:
         server.stop()
     if name != "the server restarted empty":
@@ -295,7 +295,7 @@ STATE_FILES: dict[str, Callable[[Path], None]] = {
 }
 
 
-@pytest.mark.parametrize("name", table(STATE_FILES, "cut"))
+@pytest.mark.parametrize("name", cases_to_try(STATE_FILES, "cut"))
 def test_a_damaged_state_file_is_moved_aside_and_mail_goes_on(postfix: Postfix, tmp_path: Path, name: str) -> None:
     path = tmp_path / "state.db"
     with mail_with(postfix, tmp_path, "a state file is written", state_file=str(path)) as (mail, _):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # Connections of a flow, each with at most one request in flight.
 CONNECTIONS = 12
 
-# The failure of a request on a connection that is being closed; Postfix and the flow ask again on a new one.
+# The failure of a request on a connection that is being closed; Postfix and the flow send it again on a new one.
 CLOSED = "the connection was closed"
 
 # Options of a flow while the daemon ends and starts.
@@ -53,7 +53,7 @@ def test_a_thousand_sighups_disturb_no_client(setting: Setting) -> None:
 
 @contextmanager
 def kept_socket(port: int) -> Iterator[socket.socket]:
-    """A listening socket as systemd would hold it, which outlives the daemon."""
+    """A listening socket that outlives the daemon, as one of systemd does."""
     with socket.create_server(("127.0.0.1", port), backlog=4096) as listening:
         yield listening
 
@@ -144,7 +144,7 @@ def test_a_clock_set_back_an_hour_changes_no_answer_and_repeats_no_id(setting: S
 
 
 def write_list(setting: Setting, names: int) -> None:
-    """A list that takes some memory to load."""
+    """Writes a list that takes some memory to load."""
     (setting.folder / "long").write_text("".join(f"host{n}.dynamic.example\n" for n in range(names)))
 
 
@@ -170,7 +170,7 @@ def limit_memory_of_loads(policyd: Policyd, more: int) -> None:
 
 @pytest.fixture
 def memory_group() -> Iterator[Path]:
-    """A memory control group of the test's own."""
+    """A memory control group for this test only."""
     for parent, limit in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
         group = Path(parent) / f"policyd-fault-{os.getpid()}"
         try:
@@ -183,7 +183,7 @@ def memory_group() -> Iterator[Path]:
             group.rmdir()
             return
         group.rmdir()
-    pytest.skip("no memory control group can be made here (root, and a cgroup file system that may be written to)")
+    pytest.skip("no memory control group can be made here: that needs root and a writable cgroup file system")
 
 
 @long_only

@@ -1,7 +1,7 @@
-"""Reloads that keep and patch tables decide as rulesets that are loaded from scratch do.
+"""After reloads that keep and patch tables, decisions are those of a ruleset loaded from scratch.
 
-In the long form, 200 reloads with random edits of lists and rules, each compared over 100,000 requests; in two halves
-with a seed each, which `-n 2` runs at the same time.
+The long form has 200 reloads with random edits of lists and rules, and compares 100,000 requests after each. It has two
+halves, with a seed each, so that `-n 2` runs both at the same time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ RELOADS, REQUESTS, NEW_REQUESTS = (100, 100_000, 5000) if LONG else (6, 2000, 20
 TODAY = datetime.date(2026, 11, 21)
 ENTRIES = 1200  # entries of a list
 
-# The lists, and the conditions that use them: some in two forms, some in two tables.
+# The lists, and the conditions that may use each.
 LISTS = {
     "nets1": ["cidr"],
     "nets2": ["cidr"],
@@ -62,7 +62,7 @@ class World:
         self._folder = folder
         self._lists = {name: [self._entry(name) for _ in range(ENTRIES)] for name in LISTS}
         self._rules = [self._rule(number) for number in range(24)]
-        self._asked: deque[tuple[Request, Facts]] = deque(self._requests(REQUESTS), maxlen=REQUESTS)
+        self._current: deque[tuple[Request, Facts]] = deque(self._requests(REQUESTS), maxlen=REQUESTS)
         self.write()
 
     def _name(self) -> str:
@@ -127,8 +127,8 @@ class World:
 
     def requests(self) -> Iterable[tuple[Request, Facts]]:
         """Returns the requests of the previous call, with the oldest replaced by new ones."""
-        self._asked.extend(self._requests(NEW_REQUESTS))
-        return self._asked
+        self._current.extend(self._requests(NEW_REQUESTS))
+        return self._current
 
     def _requests(self, count: int) -> Iterator[tuple[Request, Facts]]:
         rng = self.rng
@@ -169,16 +169,16 @@ async def test_after_random_reloads_decisions_are_those_of_a_fresh_load(tmp_path
     world = World(tmp_path, seed)
     loader = Loader(None, str(world.rules))
     try:
-        delivery, holding = await loader.load()
+        result, mapped = await loader.load()
         kept = patched = 0
         for _ in range(RELOADS):
             world.edit()
-            old = holding
-            del delivery
-            delivery, holding = await loader.load(None, old)
-            kept += len({*holding.tables} & {*old.tables})
-            patched += sum(record.patches > 0 for record in pickle.loads(holding.catalogue))
-            compare(world, delivery.ruleset)
+            old = mapped
+            del result
+            result, mapped = await loader.load(None, old)
+            kept += len({*mapped.tables} & {*old.tables})
+            patched += sum(record.patches > 0 for record in pickle.loads(mapped.catalogue))
+            compare(world, result.ruleset)
             await old.release()
         assert kept
         assert patched

@@ -31,7 +31,7 @@ rules:
 
 
 async def ask(port: int, count: int) -> Counter[str]:
-    """Asks the same question `count` times over one connection; the number of each answer."""
+    """Sends the same request `count` times over one connection; returns how often each answer came."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     answers: Counter[str] = Counter()
     for _ in range(count):
@@ -60,8 +60,8 @@ async def test_ten_thousand_requests_to_two_daemons_are_counted_exactly(tmp_path
                 "state_timeout": "100ms",
             }
             running.enter_context(Policyd(folder, RULES, **settings))
-        each = REQUESTS // CONNECTIONS
-        asked = await asyncio.gather(*(ask(ports[number % 2], each) for number in range(CONNECTIONS)))
+        share = REQUESTS // CONNECTIONS
+        answers = await asyncio.gather(*(ask(ports[number % 2], share) for number in range(CONNECTIONS)))
         one_more = await ask(ports[0], 1)
-    assert sum(asked, Counter()) == {"DUNNO": REQUESTS - 1, f"DEFER 4.7.1 number {REQUESTS}": 1}
+    assert sum(answers, Counter()) == {"DUNNO": REQUESTS - 1, f"DEFER 4.7.1 number {REQUESTS}": 1}
     assert one_more == {f"DEFER 4.7.1 number {REQUESTS + 1}": 1}

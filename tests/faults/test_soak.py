@@ -2,8 +2,8 @@
 
     make faults SOAK=10000000
 
-The volume comes from tests/bench/load.c, which checks the word of each answer; a slower flow beside it checks each
-whole answer, and includes clients that need DNS. Every answer must be in the decision log.
+The volume comes from tests/bench/load.c, which checks the verb of each answer; a slower flow beside it checks
+complete answers, and includes clients that need DNS. Every answer must be in the decision log.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench import native
-from tests.faults.asker import encoded
+from tests.faults.asker import encode_request
 from tests.faults.conftest import Setting, add_text, long_only
 from tests.faults.world import NAMED, attributes_of, right_answer, rules_file, verified_by_postfix
 from tests.field.policyd import Policyd
@@ -27,21 +27,21 @@ from tests.field.waiting import until
 from tests.ports import free_port
 from tests.requirements import require
 
-# Requests in all, and the number of equal parts, of which the last is compared with the first.
+# Total number of requests, and number of equal parts; the last part is compared with the first.
 REQUESTS = int(os.environ.get("SOAK") or 300_000)
 PARTS = 10
 
-# Rounds in each part in which the daemon and a new one are asked in turn, and seconds for the new one.
+# Rounds in each part, in which the old daemon and a new one get load in turn, and seconds of load for the new one.
 ROUNDS = 10
 NEW_SECONDS = 0.5
 
-# Lookups before the first measurement, until all caches, including that of c-ares, have their full size.
+# Number of lookups before the first measurement, which fill all caches, including that of c-ares.
 CLIENTS_AT_FIRST = 15_000
 
-# Between two reloads, in seconds.
+# Seconds between two reloads.
 RELOAD_SECONDS = 2.0
 
-# Descriptors that may come and go with the channels to name servers, a few at a time.
+# Growth that is allowed: descriptors, because channels to name servers come and go, and megabytes.
 SPARE_DESCRIPTORS = 16
 SPARE_MB = 10.0
 
@@ -89,14 +89,14 @@ HEAD = (
 
 
 def volume(path: Path) -> None:
-    """The requests for the load generator, whose answer has the same word in every edition."""
+    """Writes the requests for the load generator: those whose answer has the same verb in every edition."""
     content = b""
     for client in range(len(NAMED)):
         attributes = attributes_of(client, 0)
         answers = [right_answer(edition, attributes, verified_by_postfix(attributes)) for edition in (0, 1)]
-        words = {answer.partition(" ")[0] for answer in answers}
-        if len(words) == 1:
-            content += b"expect=%b\n%binstance=volume\n\n" % (words.pop().encode(), encoded(client, 0))
+        verbs = {answer.partition(" ")[0] for answer in answers}
+        if len(verbs) == 1:
+            content += b"expect=%b\n%binstance=volume\n\n" % (verbs.pop().encode(), encode_request(client, 0))
     path.write_bytes(content)
 
 
@@ -122,7 +122,7 @@ class Reloads:
         while not self._over.wait(RELOAD_SECONDS):
             try:
                 self._setting.use_edition(self._policyd, self._setting.world.edition.now + 1)
-            except BaseException as problem:  # noqa: BLE001 - told in the thread that the test is
+            except BaseException as problem:  # noqa: BLE001 - the test's own thread reports it
                 self._problems.append(problem)
                 return
 
@@ -141,8 +141,8 @@ def resident_mb(pid: int) -> float:
 
 
 class Log:
-    """The decision log, which is moved away from time to time because it would fill the disk: the number of lines of
-    the volume, and the lines of the flows.
+    """The decision log, which is moved away from time to time because it would fill the disk. `volume` is the number of
+    lines from the load generator; `own` are the lines from the flows.
     """
 
     def __init__(self, policyd: Policyd) -> None:
@@ -160,7 +160,7 @@ class Log:
         old.unlink()
 
     def take(self, path: Path) -> None:
-        """Takes the lines of a file that is not written to any more."""
+        """Takes the lines of a file that is no longer written to."""
         with path.open("rb") as file:
             for line in file:
                 if b'"instance":"volume"' in line:
@@ -184,7 +184,7 @@ def test_millions_of_requests_with_reloads_leave_memory_and_latency_unchanged(se
             where = f"inet:127.0.0.1:{port}"
             command: list[str | Path] = [load, "-a", where, "-f", requests, "-w", "0", "-d", f"{seconds:.2f}"]
             report: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-            assert [report[how] for how in ("wrong", "closed", "refused", "unanswered")] == [0, 0, 0, 0], report
+            assert [report[kind] for kind in ("wrong", "closed", "refused", "unanswered")] == [0, 0, 0, 0], report
             return report
 
         def part(seconds: float) -> Part:
@@ -192,7 +192,7 @@ def test_millions_of_requests_with_reloads_leave_memory_and_latency_unchanged(se
             folder, port = setting.folder / f"new-{len(parts)}", free_port()
             folder.mkdir()
             with Policyd(folder, rules_file(0), listen=[f"inet:127.0.0.1:{port}"], dns=dns):
-                ask(port, 2 * NEW_SECONDS)  # the daemon's whole life
+                ask(port, 2 * NEW_SECONDS)  # so that the new daemon has warmed up
                 used = 0.0
                 for _ in range(ROUNDS):
                     before = cpu_seconds(policyd.pid)

@@ -1,6 +1,6 @@
 """The world of the fault tests: editions of a ruleset, clients, and their DNS.
 
-`tests.naive`, which shares no code with policyd, computes from these the right answers to a request at a time. Every
+From these, `tests.naive`, which shares no code with policyd, computes the right answers to a request at any time. Every
 REJECT and DEFER of a ruleset names its edition, so an answer tells which ruleset gave it.
 """
 
@@ -92,8 +92,8 @@ class Named:
 
 @dataclass(frozen=True)
 class Nameless:
-    """Clients without a name from Postfix. Each has its own address, and a PTR name in this domain (None: no PTR
-    record), which resolves to the address, to another address or not at all.
+    """Clients without a name from Postfix. Each has its own address, and a PTR name in this domain (empty: no PTR
+    record). `forward` says whether the name resolves `back` to the address, `elsewhere` or `nowhere`.
     """
 
     domain: str = ""
@@ -177,7 +177,7 @@ def attributes_of(client: int, serial: int) -> dict[str, str]:
     return attributes | {"client_address": address_of(client - len(NAMED), serial)}
 
 
-# --- DNS answers ----------------------------------------------------------------------------------------------------
+# --- DNS answers ------------------------------------------------------------------------------------------------------
 
 
 def truth(address: str) -> naive.Dns:
@@ -256,7 +256,7 @@ class Zone(dict[str, Reply]):
 
     state = HEALTHY
 
-    def get(self, question: str, otherwise: Reply | None = None) -> Reply | None:  # type: ignore[override] # its one caller has these
+    def get(self, question: str, otherwise: Reply | None = None) -> Reply | None:  # type: ignore[override] # its only caller passes these
         """The reply to `NAME TYPE`; a name alone has none."""
         if " " not in question:
             return otherwise
@@ -268,8 +268,7 @@ def verified_by_postfix(attributes: dict[str, str]) -> naive.Dns:
     return naive.Dns("verified", verified=(attributes["client_name"].lower(),))
 
 
-# --- States over time
-# ----------------------------------------------------------------------------------------------------
+# --- States over time -------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -299,7 +298,7 @@ class Timeline(Generic[T]):
         old.ended = min(old.ended, time.monotonic())
 
     def during(self, began: float, ended: float) -> list[T]:
-        """The states at any time between these."""
+        """The states in force at any time between these two."""
         return [span.value for span in self._spans if span.began <= ended and span.ended >= began]
 
     def seen(self, value: T, at: float) -> None:
@@ -340,22 +339,22 @@ class World:
         with self.dns.changing(HEALTHY):
             pass
 
-    def right_answers(self, client: int, serial: int, asked: float, sent: float, answered: float) -> set[str]:
+    def right_answers(self, client: int, serial: int, first_sent: float, sent: float, answered: float) -> set[str]:
         """All right answers to a request that was sent and answered at these times: by each edition that was in force
-        between them, and with any DNS answer since the first request of this client.
+        between them, and with any DNS answer since the first request of this client (`first_sent`).
         """
-        known = [state.known for state in self.dns.during(asked, answered)]
-        if len(known) > 1:  # the first question may have met one state, and the second another
+        known = [state.known for state in self.dns.during(first_sent, answered)]
+        if len(known) > 1:  # the first DNS question may have met one state, and the second another
             known += [only_the_name, nothing_known]
         return self._answers(client, serial, known, sent, answered)
 
-    def true_answers(self, client: int, serial: int, asked: float, sent: float, answered: float) -> set[str]:
+    def true_answers(self, client: int, serial: int, first_sent: float, sent: float, answered: float) -> set[str]:
         """The answers that would be given without a failure."""
 
         def true(state: DnsState) -> Callable[[str], naive.Dns]:
             return lambda address: truth(address) if state.known(address).status == "error" else state.known(address)
 
-        known = [true(state) for state in self.dns.during(asked, answered)]
+        known = [true(state) for state in self.dns.during(first_sent, answered)]
         return self._answers(client, serial, known, sent, answered)
 
     def _answers(

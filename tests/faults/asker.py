@@ -211,7 +211,7 @@ _ENCODED: dict[int, bytes] = {}
 
 
 def encode_request(client: int, serial: int) -> bytes:
-    """A request without its `instance` and its end. Requests of named clients are cached: they have no serial number."""
+    """A request without its `instance` and its end. Those of named clients are cached: they have no serial number."""
     if client < len(NAMED) and client in _ENCODED:
         return _ENCODED[client]
     made = "".join(f"{name}={value}\n" for name, value in attributes_of(client, serial).items()).encode()

@@ -1,5 +1,5 @@
-"""Faulty files: new rules come into force completely or not at all. If a log cannot be written, only its lines are lost,
-and each lost line is counted.
+"""Faulty files: new rules come into force completely or not at all. A log that cannot be written only loses lines, and
+the lost lines are counted.
 """
 
 from __future__ import annotations

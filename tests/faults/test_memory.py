@@ -49,7 +49,7 @@ rules:
 
 
 class Sender(NamedTuple):
-    """Clients of a network (its first two octets), and the right reply code; `failing` is also right while memory fails."""
+    """Clients of a network (its first two octets), and the right code; `failing` is also right while memory fails."""
 
     network: str
     name: str | None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
-# The addresses of the tests' clients, by their reverse DNS; those of the incidents are added.
+# Reverse DNS of the tests' clients; `resolver` adds that of the incidents' clients.
 RECORDS = [
     *host("mail.sender.example", "192.0.2.25"),
     *host("mail6.sender.example", "2001:db8::25"),
@@ -34,10 +34,10 @@ RECORDS = [
     *claim("mail.partner.quiet.example", "180.222.51.99"),
 ]
 
-# Zones whose server does not answer, one for each client, because unbound remembers silent servers and says SERVFAIL
-# sooner the next time.
+# Zones whose server does not answer, one for each client, because unbound remembers silent servers, and answers
+# SERVFAIL sooner the next time.
 SILENT_ZONES = ["silent.example", "mute.example", "quiet.example", "113.0.203.in-addr.arpa"]
-# Zones whose server refuses, which unbound turns into SERVFAIL.
+# Zones whose server answers REFUSED; unbound answers SERVFAIL instead.
 REFUSED_ZONES = ["refused.example", "100.51.198.in-addr.arpa"]
 
 
@@ -101,7 +101,7 @@ def start_policyd(postfix: Postfix, resolver: str, tmp_path_factory: pytest.Temp
 
 @pytest.fixture(params=["inet", "unix"])
 def service(request: pytest.FixtureRequest) -> str:
-    """The smtpd service of a test, which decides how Postfix asks (TCP or a unix socket); tests run with both."""
+    """The smtpd service of a test: Postfix asks policyd over TCP or over a unix socket. Tests run with both."""
     return str(request.param)
 
 
@@ -123,7 +123,7 @@ def listener(service: str, postfix: Postfix) -> Iterator[socket.socket]:
 
 @pytest.fixture(scope="session")
 def maillog(postfix: Postfix, start_policyd: StartPolicyd) -> Path:
-    """The mail log of that Postfix, with lines of every shape. Needs exclusive use of the policy service's port."""
+    """The mail log of that Postfix, with lines of every kind. Needs exclusive use of the policy service's port."""
     with start_policyd(correspondence.RULES):
         correspondence.correspond(postfix)
     return postfix.maillog

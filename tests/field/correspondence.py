@@ -1,4 +1,4 @@
-"""Mail of many kinds, sent so that Postfix writes lines of every shape that a mail log has."""
+"""Mail of many kinds, for which Postfix writes every kind of mail log line."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ rules:
   - {name: deferred, match: {cidr: 203.0.113.0/24}, action: DEFER 4.7.25 cannot find your hostname}
 """
 
-# Recipients whose deliveries end in every way: sent (discarded, to a maildir, to a pipe, over SMTP), bounced, deferred
-# by a server, deferred because no server answers.
-EVERY_END = [
+# Recipients with every result of a delivery: sent (discarded, to a maildir, to a pipe, over SMTP), bounced, deferred by
+# a server, deferred because no server answers.
+EVERY_RESULT = [
     f"someone@{domain}"
     for domain in (
         "field.example",
@@ -34,8 +34,7 @@ EVERY_END = [
     )
 ]
 
-
-# The log line that Postfix writes when the message to all these recipients has been handled.
+# A part of the last log line that Postfix writes for the message to all these recipients.
 LAST = b"sender non-delivery notification"
 
 
@@ -55,7 +54,7 @@ def _send_and_wait(postfix: Postfix) -> None:
 def _send(postfix: Postfix) -> None:
     inet, states, access = (postfix.port[name] for name in ("inet", "states", "access"))
     with Client(inet, "192.0.2.1", "mail.sender.example") as client:
-        client.offer("someone@sender.example", *EVERY_END)
+        client.offer("someone@sender.example", *EVERY_RESULT)
         client.offer("", "someone@field.example")
         client.offer('"a b"@sender.example', "someone+tag@field.example", "someone@elsewhere.example")
     with Client(inet, "2001:db8::25", None, "claimed.sender.example", helo_name="[IPv6:2001:db8::25]") as client:

@@ -1,4 +1,4 @@
-"""The clients of two real incidents, as the mail logs in tests/data show them."""
+"""The clients of two real incidents, from the mail logs in tests/data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ DATA = Path(__file__).parents[1] / "data"
 
 
 class Attempt(NamedTuple):
-    """One attempt to send mail; values that the log does not have are made up."""
+    """One attempt to send mail; values that are not in the log are made up."""
 
     client_address: str
     client_name: str | None  # verified; None for a client without reverse DNS
@@ -19,7 +19,7 @@ class Attempt(NamedTuple):
 
 
 def sakura_attempts() -> list[Attempt]:
-    """Phishing from virtual servers, from sendmail's log, in which `relay=` has names that sendmail verified."""
+    """Phishing from virtual servers. The log is sendmail's, whose `relay=` has verified names."""
     lines = (DATA / "maillog.sendmail").read_text().splitlines()
     attempts = []
     for line in lines:
@@ -31,7 +31,7 @@ def sakura_attempts() -> list[Attempt]:
 
 
 def bulk_attempts() -> list[Attempt]:
-    """A bulk mailer without reverse DNS, from Postfix's log."""
+    """A bulk mailer without reverse DNS. The log is Postfix's."""
     lines = (DATA / "maillog.postfix").read_text().splitlines()
     attempts = []
     for line in lines:

@@ -1,7 +1,7 @@
-"""A milter that refuses by a table, so that a mail log has Postfix's lines about a milter's refusals.
+"""A milter that refuses mail by a table, so that Postfix logs a milter's refusals.
 
-The protocol is as Postfix speaks it (https://www.postfix.org/MILTER_README.html, version 6): packets of a
-length in four bytes, a letter and its arguments, most of them answered by a packet.
+The protocol is Postfix's, version 6 (https://www.postfix.org/MILTER_README.html). A packet is its length in four
+bytes, a letter, and arguments; most packets are answered by a packet.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REPLIES = {
     b"<greylisted@sender.example>": b"451 4.7.1 Greylisted",
 }
 
-TOLD_NOT_ASKED = {b"D", b"A", b"Q", b"K"}  # macros, abort, quit: no answer
+NOT_ANSWERED = {b"D", b"A", b"Q", b"K"}  # macros, abort, quit
 
 
 class _Session(socketserver.StreamRequestHandler):
@@ -33,13 +33,13 @@ class _Session(socketserver.StreamRequestHandler):
         sender = b""
         for letter, argument in self._packets():
             first_word = argument.split(b"\0")[0]
-            if letter == b"O":  # negotiation: no changes wanted, every step shown
+            if letter == b"O":  # negotiation: wants to see every step, and to change nothing
                 self._answer(b"O" + struct.pack("!LLL", VERSION, 0, 0))
             elif letter == b"R":
                 self._judge(first_word)
             elif letter == b"E":
                 self._judge(sender)
-            elif letter not in TOLD_NOT_ASKED:
+            elif letter not in NOT_ANSWERED:
                 sender = first_word if letter == b"M" else sender
                 self._answer(b"c")
 

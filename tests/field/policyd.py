@@ -40,8 +40,8 @@ class Policyd:
 
     `settings` are keys of policyd.yaml; the decision log is `decisions.log` in the folder.
     With `listener`, a listening socket, the daemon gets it as systemd would pass it (sd_listen_fds(3)), and the
-    socket outlives the daemon. `wrapper` is a command that runs the command which follows it; `patience` is how many
-    seconds a start or a reload may take, `program` how policyd is run.
+    socket outlives the daemon. `wrapper` is a command that runs the command after it; `patience` is the timeout of a
+    start or a reload in seconds; `program` is the command that runs policyd.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Policyd:
         command = [*self._wrapper, *self._program, "serve", "-c", str(self.settings)]
         inherited: tuple[int, ...] = ()
         if self._listener is not None:
-            # systemd passes sockets from descriptor 3 on, and names the process for which they are meant.
+            # systemd passes sockets from descriptor 3 on, and LISTEN_PID names the process that they are for.
             number = self._listener.fileno()
             script = f'export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@" 3<&{number} {number}<&-'
             command = ["bash", "-c", script, "bash", *command]
@@ -151,9 +151,9 @@ class Policyd:
         return self.operational_log.read_bytes()[before:].decode()
 
     def _wait_for(self, assignment: str) -> None:
-        until(f"{assignment} from policyd", lambda: self._was_told(assignment), self._patience)
+        until(f"{assignment} from policyd", lambda: self._is_notified_of(assignment), self._patience)
 
-    def _was_told(self, assignment: str) -> bool | None:
+    def _is_notified_of(self, assignment: str) -> bool | None:
         assert self._process is not None
         if self._process.poll() is not None:
             raise AssertionError(f"policyd has ended:\n{self.operational_log.read_text()}")
@@ -166,7 +166,7 @@ class Policyd:
         """The decisions in the log whose keys have these values; waits until there are `count`."""
 
         def found() -> list[dict[str, Any]] | None:
-            written, _, _ = self.decision_log.read_bytes().rpartition(b"\n")  # a line may be seen while it is written
+            written, _, _ = self.decision_log.read_bytes().rpartition(b"\n")  # the last line may be incomplete
             logged = [json.loads(line) for line in written.splitlines()]
             matching = [each for each in logged if wanted.items() <= each.items()]
             return matching if len(matching) >= count else None

@@ -1,7 +1,7 @@
-"""A real Postfix for the field tests, and an SMTP client that may choose its name and address.
+"""A real Postfix for the field tests, and an SMTP client that chooses its name and address.
 
-`Postfix` runs Debian's package from its own folder: configuration, queue, state and log, so that the machine's mail
-system is neither read nor touched. It listens on 127.0.0.1 only, and its deliveries end in discard(8), in a maildir of
+`Postfix` runs Debian's package from its own folder: configuration, queue, state and log. It neither reads nor
+changes the machine's mail system. It listens on 127.0.0.1 only, and its deliveries end in discard(8), in a maildir of
 that folder, or in itself. It needs root, because master(8) does, and no syslog: postlogd(8) writes the mail log. Every
 smtpd(8) runs in the chroot, as Debian's do, and accepts the address and names that a client gives
 (https://www.postfix.org/XCLIENT_README.html).
@@ -27,17 +27,48 @@ POLICY_SOCKET = "private/policyd"
 # TCP ports: those of the smtpd services, of the services that they ask, and an unused one (`closed`).
 PORTS = ("inet", "unix", "lenient", "states", "access", "filtered", "relay", "policy", "milter", "closed")
 
-MAIN_CF = """\
+# The settings of every Postfix of the tests.
+_COMMON_MAIN_CF = """\
 compatibility_level = 3.6
 queue_directory = {root}/queue
 data_directory = {root}/state
 maillog_file = {root}/log/maillog
 maillog_file_prefixes = {root}/log
 inet_interfaces = 127.0.0.1
+mydestination =
+alias_maps =
+alias_database =
+smtpd_peername_lookup = no
+"""
+
+# The services except smtpd(8), for every Postfix of the tests. The columns have the values of Debian's master.cf.
+_COMMON_MASTER_CF = """\
+pickup    unix       n - y 60    1 pickup
+cleanup   unix       n - y -     0 cleanup
+qmgr      unix       n - n 300   1 qmgr
+rewrite   unix       - - y -     - trivial-rewrite
+bounce    unix       - - y -     0 bounce
+defer     unix       - - y -     0 bounce
+trace     unix       - - y -     0 bounce
+flush     unix       n - y 1000? 0 flush
+proxymap  unix       - - n -     - proxymap
+smtp      unix       - - y -     - smtp
+lmtp      unix       - - y -     - lmtp
+error     unix       - - y -     - error
+retry     unix       - - y -     - error
+discard   unix       - - y -     - discard
+virtual   unix       - n n -     - virtual
+anvil     unix       - - y -     1 anvil
+scache    unix       - - y -     1 scache
+postlog   unix-dgram n - n -     1 postlogd
+piped     unix       - n n -     - pipe
+  user=nobody argv=/bin/cat
+"""
+
+MAIN_CF = """\
 inet_protocols = all
 myhostname = mx.field.example
-mydestination =
-# The tests come from 127.0.0.1; they are strangers, and only this one is not.
+# The tests connect from 127.0.0.1, and must not be trusted; only this address is.
 mynetworks = 127.0.0.2/32
 # A recipient's domain chooses how the delivery ends, so that the mail log shows every kind of status=.
 relay_domains = field.example, bounced.example, deferred.example, piped.example, unreachable.example, \
@@ -56,24 +87,21 @@ transport_maps = inline:{{
     {{ bounced.example = smtp:[127.0.0.1]:{relay} }}
     {{ deferred.example = smtp:[127.0.0.1]:{relay} }}
     {{ lmtp.example = lmtp:inet:[127.0.0.1]:{closed} }} }}
-# Bounces to made-up senders, and whatever else has no transport above: nothing leaves this machine.
+# All other mail, such as bounces to made-up senders: nothing leaves this machine.
 default_transport = discard:
-alias_maps =
-alias_database =
 append_dot_mydomain = no
-# What XCLIENT says is all there is to know; Postfix looks up nobody's name.
-smtpd_peername_lookup = no
+# The names of clients come from XCLIENT only.
 smtpd_authorized_xclient_hosts = 127.0.0.1
-# A table of clients must not be slowed down for its errors, nor counted as an attack.
+# Many clients with errors must not be slowed down or disconnected.
 smtpd_error_sleep_time = 0
 smtpd_soft_error_limit = 1000
 smtpd_hard_error_limit = 1000
 smtpd_client_connection_count_limit = 0
-# No default_action here: were the daemon gone, a test shall see 451 and not the 250 of a kinder setting.
+# No default_action here: without the daemon, a test must see 451, not the 250 of a more lenient setting.
 smtpd_policy_service_timeout = 10s
 """
 
-# The values of Debian's master.cf in the relevant columns; each smtpd uses policyd in a different way.
+# Each smtpd(8) asks policyd in a different way.
 MASTER_CF = """\
 127.0.0.1:{inet} inet n - y - - smtpd
   -o {{ smtpd_recipient_restrictions = permit_mynetworks, permit_sasl_authenticated,
@@ -116,50 +144,36 @@ MASTER_CF = """\
         {{ bounced.example = REJECT 5.1.1 no such user here }}
         {{ deferred.example = DEFER 4.3.0 come back later }}
         {{ relayed.example = DISCARD }} }} }}
-pickup    unix       n - y 60    1 pickup
-cleanup   unix       n - y -     0 cleanup
-qmgr      unix       n - n 300   1 qmgr
-rewrite   unix       - - y -     - trivial-rewrite
-bounce    unix       - - y -     0 bounce
-defer     unix       - - y -     0 bounce
-trace     unix       - - y -     0 bounce
-flush     unix       n - y 1000? 0 flush
-proxymap  unix       - - n -     - proxymap
-smtp      unix       - - y -     - smtp
-lmtp      unix       - - y -     - lmtp
-error     unix       - - y -     - error
-retry     unix       - - y -     - error
-discard   unix       - - y -     - discard
-virtual   unix       - n n -     - virtual
-anvil     unix       - - y -     1 anvil
-scache    unix       - - y -     1 scache
-postlog   unix-dgram n - n -     1 postlogd
-piped     unix       - n n -     - pipe
-  user=nobody argv=/bin/cat
 """
 
 
 class Postfix:
     """One Postfix, running between `__enter__` and `__exit__`.
 
-    `port` has the smtpd services by name: `inet` and `unix` ask policyd for each recipient, at port `policy` and at the
-    unix socket `policy_socket`, and `unix` accepts bytes that are not UTF-8; `lenient` is set up as the README says,
-    with `default_action=DUNNO`; `states` asks at every stage of a session; `access` and `filtered` ask no policy
-    service but access tables, and a milter at port `milter`.
+    `port` has the ports of the smtpd services by name. `inet` and `unix` ask policyd for each recipient, at port
+    `policy` and at the unix socket `policy_socket`; `unix` also accepts bytes that are not UTF-8. `lenient` is set up
+    as the README says, with `default_action=DUNNO`. `states` asks at every stage of a session. Two services do not ask
+    policyd: `access` uses access tables, and `filtered` a milter at port `milter`.
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self.maillog = root / "log" / "maillog"
         self.policy_socket = root / "queue" / POLICY_SOCKET
         self.port = {name: free_port() for name in PORTS}
-        postfix, nobody = pwd.getpwnam("postfix").pw_uid, pwd.getpwnam("nobody").pw_uid
-        owners = {"etc": 0, "log": 0, "queue": 0, "state": postfix, "maildir": nobody}
-        for folder, owner in owners.items():
+        nobody = pwd.getpwnam("nobody").pw_uid
+        main_cf = MAIN_CF.format(root=root, nobody=nobody, **self.port)
+        self._set_up(root, main_cf, MASTER_CF.format(policy_socket=POLICY_SOCKET, **self.port))
+        (root / "maildir").mkdir()
+        shutil.chown(root / "maildir", nobody)
+
+    def _set_up(self, root: Path, main_cf: str, master_cf: str) -> None:
+        """Makes the folders of a Postfix, and writes its configuration."""
+        self.root = root
+        self.maillog = root / "log" / "maillog"
+        for folder in ("etc", "log", "queue", "state"):
             (root / folder).mkdir()
-            shutil.chown(root / folder, owner)
-        (root / "etc" / "main.cf").write_text(MAIN_CF.format(root=root, nobody=nobody, **self.port))
-        (root / "etc" / "master.cf").write_text(MASTER_CF.format(policy_socket=POLICY_SOCKET, **self.port))
+        shutil.chown(root / "state", "postfix")
+        (root / "etc" / "main.cf").write_text(_COMMON_MAIN_CF.format(root=root) + main_cf)
+        (root / "etc" / "master.cf").write_text(master_cf + _COMMON_MASTER_CF)
 
     def __enter__(self) -> Self:
         self._run("postfix", "-c", self.root / "etc", "start")
@@ -175,11 +189,11 @@ class Postfix:
 
     def _run(self, *command: str | Path) -> None:
         ended = subprocess.run(command, check=False, capture_output=True, text=True)
-        said = self.maillog.read_text(errors="replace") if self.maillog.exists() else ""  # it listens nowhere else
-        assert ended.returncode == 0, f"{command}: {ended.stderr}{said}"
+        log = self.maillog.read_text(errors="replace") if self.maillog.exists() else ""
+        assert ended.returncode == 0, f"{command}: {ended.stderr}{log}"
 
     def log_lines(self, containing: str) -> list[str]:
-        """The lines of the mail log that contain a text; the first may be waited for (postlogd(8) lags)."""
+        """The lines of the mail log that contain a text. Waits for the first, because postlogd(8) lags."""
 
         def found() -> list[str] | None:
             lines = self.maillog.read_text(errors="surrogateescape").splitlines()
@@ -196,9 +210,9 @@ class Reply(NamedTuple):
 
 
 class Client(smtplib.SMTP):
-    """An SMTP session with one of Postfix's services, as a client of any address and name.
+    """An SMTP session with one of Postfix's services, of a client with any address and name.
 
-    `client_name` is the name that Postfix would have verified, `reverse_client_name` the one that the PTR record gives;
+    `client_name` is the name that Postfix would have verified, `reverse_client_name` the name in the PTR record;
     None means `unknown`.
     """
 
@@ -213,7 +227,7 @@ class Client(smtplib.SMTP):
         sasl_username: str | None = None,
     ) -> None:
         super().__init__("127.0.0.1", port, local_hostname=helo_name, timeout=30)
-        self.command_encoding = "latin-1"  # every byte as it is
+        self.command_encoding = "latin-1"  # sends each character as one byte
         self.ehlo()
         attributes = {
             "ADDR": f"IPV6:{client_address}" if ":" in client_address else client_address,
@@ -232,9 +246,7 @@ class Client(smtplib.SMTP):
         return Reply(code, text.decode("latin-1"))
 
     def offer(self, sender: str, *recipients: str) -> list[Reply]:
-        """Offers one message: returns the reply to each recipient; then the message is delivered to the accepted
-        recipients.
-        """
+        """Sends one message to the recipients that the server accepts. Returns the reply to each recipient."""
         began = self.command("MAIL", f"FROM:<{sender}>")
         assert began.code == 250, began
         replies = [self.command("RCPT", f"TO:<{recipient}>") for recipient in recipients]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 RULES = Path(__file__).with_name("rules.yaml").read_text()
 
-# dns.timeout of the tests, and the seconds that a busy machine may add.
+# dns.timeout of the tests in seconds, and the seconds that a busy machine may add.
 DNS_TIMEOUT = 3.0
 MARGIN = 10.0
 
@@ -61,7 +61,7 @@ CASES = {
         {"action": "REJECT", "rule": "sakura-vps", "claimed": [CUSTOMER], "reverse_dns": "mismatch"},
         reverse_client_name=CUSTOMER,
     ),
-    "a client that claims it over IPv6 is rejected as well": Case(
+    "a client that claims the same name over IPv6 is rejected": Case(
         "2001:db8::66",
         554,
         "5.7.1 .* Access denied",
@@ -75,7 +75,7 @@ CASES = {
         {"action": "DUNNO", "hostname": "mail.sender.example", "reverse_dns": "verified"},
         reverse_client_name="made-up.vs.sakura.ne.jp",
     ),
-    "verified over IPv6": Case(
+    "a name that verifies over IPv6": Case(
         "2001:db8::25",
         250,
         "Ok",
@@ -95,7 +95,7 @@ CASES = {
         },
         reverse_client_name="host.dynamic.silent.example",
     ),
-    "a forward zone with SERVFAIL does the same": Case(
+    "a forward zone with SERVFAIL defers what a claimed name would reject": Case(
         "192.0.2.70",
         450,
         "4.7.1 .* No mail from dynamic addresses",
@@ -114,7 +114,7 @@ CASES = {
         "4.4.3 .* cannot look up your address",
         {"action": "DEFER", "rule": "dns-trouble", "reverse_dns": "error", "dns_error": "timeout"},
     ),
-    "a reverse zone with SERVFAIL does the same": Case(
+    "a reverse zone with SERVFAIL is an error, not a missing name": Case(
         "198.51.100.7",
         450,
         "4.4.3 .* cannot look up your address",

@@ -1,4 +1,4 @@
-"""The decision log with a real Postfix: the line of one decision, and logrotate(8) in the middle of the mail."""
+"""The decision log with a real Postfix: the line of one decision, and logrotate(8) while mail flows."""
 
 from __future__ import annotations
 

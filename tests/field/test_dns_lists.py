@@ -1,4 +1,4 @@
-"""DNS lists through a real Postfix, with a real unbound and a real rbldnsd: every answer, and its effect."""
+"""DNS lists through a real Postfix, with a real unbound and a real rbldnsd: each kind of answer, and its effect."""
 
 from __future__ import annotations
 
@@ -47,15 +47,14 @@ ZONES = {
 }
 NAMES = ["zen", "trie", "six", "wild", "limit", "parked", "flaky", "friends", "silent", "servfail", "refusing", "slow"]
 
+# The field `self_test` of each list that has a self-test.
 SELF_TESTS = {"six": ", self_test: '::ffff:127.0.0.2'", "wild": "", "zen": "", "trie": "", "flaky": ""}
 
 RULES = (
     "dns_lists:\n"
     + "".join(
         f"  {name}: {{zone: {name}.rbl.example, codes: '127.0.0.[2..11]'"
-        + {"six": ", self_test: '::ffff:127.0.0.2'", "wild": "", "zen": "", "trie": "", "flaky": ""}.get(
-            name, ", self_test: no"
-        )
+        + SELF_TESTS.get(name, ", self_test: no")
         + "}\n"
         for name in NAMES
     )
@@ -76,13 +75,13 @@ rules:
 
 
 class Case(NamedTuple):
-    """A client, the list that it meets, the reply to its recipient, and what the decision log must say."""
+    """The list that the HELO name selects, a client, the reply to its recipient, and the list's answer in the log."""
 
     name: str
     client_address: str
     code: int
     text: str
-    said: str | None
+    answer: str | None
     sender: str = "someone@sender.example"
 
 
@@ -90,7 +89,7 @@ CASES = [
     Case("zen", "198.18.0.1", 554, "5.7.1 .* listed by zen", "127.0.0.2+127.0.0.4"),  # one for each covering entry
     Case("trie", "198.18.0.1", 554, "5.7.1 .* listed by trie", "127.0.0.2"),  # the narrowest entry alone
     Case("zen", "198.18.0.99", 250, "Ok", "-"),
-    Case("zen", "198.18.0.9", 250, "Ok", ANY),  # an exempted client: zen's answer does not matter
+    Case("zen", "198.18.0.9", 250, "Ok", ANY),  # `friends` exempts it, so zen's answer does not matter
     Case("six", "2a00:1450:bad::25", 554, "listed by six", "127.0.0.2"),
     Case("six", "2a00:1450:900d::25", 250, "Ok", "-"),
     Case("names", "198.18.0.50", 554, "listed by names", "127.0.1.2", "a@mx.bad.example"),
@@ -116,7 +115,7 @@ def rbldnsd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rbldnsd]:
 
 @pytest.fixture(scope="module")
 def lists_resolver(tmp_path_factory: pytest.TempPathFactory, rbldnsd: Rbldnsd) -> Iterator[str]:
-    """An unbound that knows the lists' zones, the good and the bad."""
+    """An unbound that knows the zones of rbldnsd, and those of scripted servers that fail or are slow."""
     listed = name_server.Reply(["@ 60 A 127.0.0.2"], delay=0.1)
     with ExitStack() as stack:
         bad = {
@@ -145,16 +144,18 @@ def policyd(start_policyd: StartPolicyd, lists_resolver: str, metrics_port: int)
     key.write_text(f"{KEY}\n")
     key.chmod(0o600)
     with started as daemon:
-        until("the self-test of the wildcard zone", lambda: "DNS list wild" in said_by(daemon) or None)
+        until("the self-test of the wildcard zone", lambda: "DNS list wild" in log_of(daemon) or None)
         yield daemon
 
 
-def said_by(daemon: Policyd) -> str:
+def log_of(daemon: Policyd) -> str:
     return daemon.operational_log.read_text()
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name} {case.said}")
-def test_every_answer_through_postfix(postfix: Postfix, policyd: Policyd, service: str, case: Case) -> None:
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name} {case.answer}")
+def test_each_answer_of_a_list_has_its_effect_in_postfix(
+    postfix: Postfix, policyd: Policyd, service: str, case: Case
+) -> None:
     recipient = f"{case.name}-{CASES.index(case)}-{service}@field.example"
     began = time.monotonic()
     reply = offer(postfix, service, case.client_address, case.name, recipient, case.sender)
@@ -162,14 +163,14 @@ def test_every_answer_through_postfix(postfix: Postfix, policyd: Policyd, servic
     assert reply.code == case.code, reply
     assert re.search(case.text, reply.text), reply
     (logged,) = policyd.decisions(recipient=recipient)
-    if case.said != ANY:
-        assert logged.get("lists", {}).get(case.name) == case.said
+    if case.answer != ANY:
+        assert logged.get("lists", {}).get(case.name) == case.answer
 
 
 def offer(
     postfix: Postfix, service: str, address: str, name: str, recipient: str, sender: str = "someone@sender.example"
 ) -> Reply:
-    """The reply to a recipient; the HELO name chooses the rule, and so the list."""
+    """The reply to a recipient. The HELO name selects the rule, and so the list."""
     with Client(postfix.port[service], address, helo_name=f"{name}.helo.example") as client:
         (reply,) = client.offer(sender, recipient)
     return reply
@@ -183,7 +184,7 @@ def test_an_unknown_exception_defers_what_would_be_rejected(postfix: Postfix, po
     assert (logged["downgraded"], logged["lists"]) == (True, {"silent": "?timeout"})
 
 
-def test_a_zone_that_breaks_and_recovers_while_mail_flows(
+def test_a_zone_that_breaks_is_not_used_until_it_recovers(
     postfix: Postfix, policyd: Policyd, rbldnsd: Rbldnsd, service: str
 ) -> None:
     good = TEST + "198.18.1.0/24\n"
@@ -194,8 +195,8 @@ def test_a_zone_that_breaks_and_recovers_while_mail_flows(
     rbldnsd.change("flaky.rbl.example", broken)
     time.sleep(1.1)  # the TTL of cached answers
     assert offer(postfix, service, second, "flaky", "flaky-2@field.example").code == 250
-    until("its end", lambda: "?out_of_use" in answers_of(postfix, policyd, service, first) or None)
-    assert "flaky: 127.255.255.254: your resolver is a public one, and this list does not answer those" in said_by(
+    until("the end of its use", lambda: "?out_of_use" in answers_of(postfix, policyd, service, first) or None)
+    assert "flaky: 127.255.255.254: your resolver is a public one, and this list does not answer those" in log_of(
         policyd
     )
     status = run("status", "-c", policyd.settings)
@@ -203,7 +204,7 @@ def test_a_zone_that_breaks_and_recovers_while_mail_flows(
     assert "DNS list flaky is out of use" in status.stdout
     rbldnsd.change("flaky.rbl.example", good)
     until(
-        "its return",
+        "the return of the zone",
         lambda: offer(postfix, service, first, "flaky", "flaky-3@field.example").code == 554 or None,
         seconds=60,
     )
@@ -218,7 +219,7 @@ def answers_of(postfix: Postfix, policyd: Policyd, service: str, address: str) -
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Another command of policyd."""
+    """Runs a command of policyd."""
     command = [sys.executable, "-m", "policyd", *map(str, arguments)]
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
 
@@ -232,10 +233,10 @@ def test_a_key_is_in_no_output_of_daemon_and_tools(
     page = urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10).read().decode()
     assert 'policyd_dns_list_usable{list="keyed"} 1.0' in page
     request = ["client_address=198.18.0.1", "helo_name=keyed.helo.example"]
-    said = {
+    outputs = {
         "metrics": page,
         "decision log": log.read_text(),
-        "operational log": said_by(policyd),
+        "operational log": log_of(policyd),
         "mail log": postfix.maillog.read_text(),
     }
     commands: tuple[list[str | Path], ...] = (
@@ -252,7 +253,7 @@ def test_a_key_is_in_no_output_of_daemon_and_tools(
     for arguments in commands:
         ended = run(*arguments)
         assert ended.stdout + ended.stderr
-        said[" ".join(map(str, arguments))] = ended.stdout + ended.stderr
+        outputs[" ".join(map(str, arguments))] = ended.stdout + ended.stderr
     key = rules.with_name("keyed.key")
     for content, mode in ((f"{KEY} {KEY}\n", 0o600), (f"{KEY}\n", 0o644), (f"{KEY}" * 5, 0o600)):
         key.write_text(content)
@@ -260,9 +261,9 @@ def test_a_key_is_in_no_output_of_daemon_and_tools(
         ended = run("check", "-c", settings)
         assert ended.returncode == 1
         assert "keyed.key" in ended.stderr
-        said[f"check with {mode:o}"] = ended.stdout + ended.stderr
-        said[f"reload with {mode:o}"] = run("reload", "-c", settings).stderr + said_by(policyd)
+        outputs[f"check with {mode:o}"] = ended.stdout + ended.stderr
+        outputs[f"reload with {mode:o}"] = run("reload", "-c", settings).stderr + log_of(policyd)
     key.write_text(f"{KEY}\n")
     key.chmod(0o600)
-    assert "{key}.dq.rbl.example" in said["explain -c " + str(settings) + " " + " ".join(request)]
-    assert [where for where, text in said.items() if KEY in text] == []
+    assert "{key}.dq.rbl.example" in outputs["explain -c " + str(settings) + " " + " ".join(request)]
+    assert [where for where, text in outputs.items() if KEY in text] == []

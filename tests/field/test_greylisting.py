@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.field.policyd import Policyd
     from tests.field.postfix import Postfix
 
-WAIT = 10.0  # seconds, within which the pool tries from every address
+WAIT = 10.0  # seconds; long enough for a try from every address of the pool
 
 RULES = f"""
 greylist: {{wait: {WAIT:.0f}s, retry_within: 1h, remember: 1d}}
@@ -77,36 +77,38 @@ def wait_for_try(sender: Sender, policyd: Policyd, recipient: str, address: str)
         sender.flush()
 
 
-def delivered(sender: Sender, policyd: Policyd, recipient: str) -> list[dict[str, Any]]:
+def wait_for_delivery(sender: Sender, policyd: Policyd, recipient: str) -> list[dict[str, Any]]:
     """Waits until the mail has arrived; returns all tries."""
     deadline = time.monotonic() + 60
-    while f"to=<{recipient}>" not in sent(sender):
+    while f"to=<{recipient}>" not in sent_lines(sender):
         assert time.monotonic() < deadline, sender.maillog.read_text()
         time.sleep(1)
         sender.flush()  # a queue manager that finds a mail "still being delivered" may retry only after minutes
     return tries(policyd, recipient)
 
 
-def sent(sender: Sender) -> str:
+def sent_lines(sender: Sender) -> str:
     return "\n".join(line for line in sender.maillog.read_text().splitlines() if "status=sent" in line)
 
 
-def waited(found: list[dict[str, Any]]) -> float:
+def seconds_waited(found: list[dict[str, Any]]) -> float:
     """Seconds from the first try to the last."""
     first, last = (datetime.datetime.fromisoformat(decision["time"]).timestamp() for decision in (found[0], found[-1]))
     return last - first
 
 
-def words(found: list[dict[str, Any]]) -> list[str]:
+def greylist_words(found: list[dict[str, Any]]) -> list[str]:
     return [decision["greylist"] for decision in found]
 
 
 def check_one_wait(found: list[dict[str, Any]]) -> None:
-    """The first try is new, those before the wait is over are early, and the first after it passes."""
-    assert words(found) == ["new", *["early"] * (len(found) - 2), "passed"]
+    """The first try is new; tries before the end of the wait are early; the first try after it passes."""
+    assert greylist_words(found) == ["new", *["early"] * (len(found) - 2), "passed"]
     assert [decision["action"] for decision in found[:-1]] == ["DEFER_IF_PERMIT"] * (len(found) - 1)
     assert found[-1]["action"] == "DUNNO"
-    assert WAIT - 0.1 < waited(found) < WAIT + 20  # the sender tries once a second, on a machine however busy
+    assert (
+        WAIT - 0.1 < seconds_waited(found) < WAIT + 20
+    )  # the sender tries once a second, but a busy machine takes longer
 
 
 def test_a_pool_of_five_addresses_under_one_domain_waits_once_for_one_mail(sender: Sender, policyd: Policyd) -> None:
@@ -117,7 +119,7 @@ def test_a_pool_of_five_addresses_under_one_domain_waits_once_for_one_mail(sende
         if address != POOL[0]:
             sender.send_from(address)
         wait_for_try(sender, policyd, recipient, address)
-    found = delivered(sender, policyd, recipient)
+    found = wait_for_delivery(sender, policyd, recipient)
     assert {decision["client_address"] for decision in found} == set(POOL)
     assert {decision["reverse_dns"] for decision in found} == {"verified"}
     check_one_wait(found)
@@ -126,12 +128,12 @@ def test_a_pool_of_five_addresses_under_one_domain_waits_once_for_one_mail(sende
 def test_a_nameless_client_waits_and_its_network_does_not_wait_again(sender: Sender, policyd: Policyd) -> None:
     sender.send_from("127.20.0.9")
     sender.submit("bert@nameless.example", "first@field.example")
-    found = delivered(sender, policyd, "first@field.example")
+    found = wait_for_delivery(sender, policyd, "first@field.example")
     assert {decision["reverse_dns"] for decision in found} == {"missing"}
     check_one_wait(found)
     sender.send_from("127.20.0.77")
     sender.submit("other@nameless.example", "second@field.example")
-    (known,) = delivered(sender, policyd, "second@field.example")
+    (known,) = wait_for_delivery(sender, policyd, "second@field.example")
     assert (known["greylist"], known["action"]) == ("known", "DUNNO")
 
 
@@ -145,7 +147,7 @@ def test_a_dns_failure_between_two_tries_costs_nothing(
     wait_for_try(sender, policyd, recipient, first)
     name_server.script[f"{reverse(second)} PTR"] = Reply(rcode=SERVFAIL)
     sender.send_from(second)
-    found = delivered(sender, policyd, recipient)
+    found = wait_for_delivery(sender, policyd, recipient)
     assert {decision["client_address"]: decision["reverse_dns"] for decision in found} == {
         first: "verified",
         second: "error",
@@ -162,7 +164,7 @@ def test_replay_counts_mails_that_are_never_retried(postfix: Postfix, policyd: P
     log = policyd.rules.with_name("never.log")
     log.write_text("\n".join(lines) + "\n")
     command = [sys.executable, "-m", "policyd", "replay", "--rules", str(policyd.rules), str(log)]
-    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
-    assert "greylisting: 0 delivered mails would have waited; 1 mail never came back" in said
+    output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    assert "greylisting: 0 delivered mails would have waited; 1 mail never came back" in output
     found = json.loads(subprocess.run([*command, "--json"], check=True, capture_output=True, timeout=60).stdout)
     assert found["greylisting"]["never_came_back"] == 1

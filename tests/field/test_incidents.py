@@ -25,14 +25,14 @@ CUSTOMER = "tk2-406-44074.vs.sakura.ne.jp"
 
 @pytest.fixture(scope="module")
 def policyd(start_policyd: StartPolicyd, resolver: str) -> Iterator[Policyd]:
-    # No server is silent here, so only a stalled machine could be too late.
+    # Every server answers here, so only a stalled machine could exceed this timeout.
     with start_policyd(SHIPPED_RULES.read_text(), dns={"servers": [resolver], "timeout": "8s"}) as running:
         yield running
 
 
 def expected_code(attempt: Attempt) -> int:
-    """The reply code that the facts of the incidents require: clients under the suffix are rejected, except one
-    customer. Other clients are accepted.
+    """The reply code that the facts of the incidents require. Rejected are clients without a name (the bulk mailer),
+    and clients under the suffix except one customer; all others are accepted.
     """
     name = attempt.client_name
     return 250 if name == CUSTOMER or (name is not None and not name.endswith(".vs.sakura.ne.jp")) else 554

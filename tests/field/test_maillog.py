@@ -8,7 +8,7 @@ from pathlib import Path
 RECORDED = Path(__file__).parents[1] / "data" / "maillog.shapes"
 
 
-# Topics of a line; the first that is found in it counts.
+# The words that tell the kind of a line; the first match counts.
 VERBS = re.compile(r"|".join([
     r"status=\w+",
     r"(?:[\w-]+: )?[\w-]+ (?=from )",  # reject: RCPT from, milter-reject: END-OF-MESSAGE from, connect from
@@ -26,9 +26,9 @@ def shapes(log: str) -> set[str]:
     """The kinds of lines: program, message and kind of queue id, without the values of one mail."""
     found = set()
     for line in log.splitlines():
-        program, _, said = line.split(" ", 4)[4].partition("[")
-        queue_id = QUEUE_ID.match(said.partition(": ")[2])
-        verb = VERBS.search(said)
+        program, _, message = line.split(" ", 4)[4].partition("[")
+        queue_id = QUEUE_ID.match(message.partition(": ")[2])
+        verb = VERBS.search(message)
         if verb is not None:
             kind = queue_id.lastgroup if queue_id and verb[0] != OF_A_SESSION else "no"
             found.add(f"{program} {kind} {verb[0]}")

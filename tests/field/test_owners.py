@@ -50,10 +50,12 @@ class Case(NamedTuple):
 OTHER = {"asn": 64497, "asn_name": "Other Hosting", "country": "DE"}
 CASES = {
     "blocked by its system": Case("198.51.100.1", 554, "5.7.1 .*AS64497 in DE", {"rule": "hoster", **OTHER}),
-    "over IPv6 as well": Case("2001:db9::25", 554, "5.7.1 .*AS64497 in DE", {"rule": "hoster", **OTHER}),
+    "blocked by its system, IPv6": Case("2001:db9::25", 554, "5.7.1 .*AS64497 in DE", {"rule": "hoster", **OTHER}),
     "exempted by its network": Case("198.51.100.5", 250, "Ok", {"action": "DUNNO", **OTHER}),
-    "a country and no reverse DNS": Case("203.0.113.5", 450, "4.7.1 .*US", {"rule": "nation", "country": "US"}),
-    "without a record": Case("203.0.113.213", 250, "Ok", {"action": "DUNNO"}),
+    "deferred by its country and missing reverse DNS": Case(
+        "203.0.113.5", 450, "4.7.1 .*US", {"rule": "nation", "country": "US"}
+    ),
+    "an address without a record": Case("203.0.113.213", 250, "Ok", {"action": "DUNNO"}),
     "a generic name, verified": Case(
         "203.0.113.209",
         554,
@@ -74,7 +76,9 @@ CASES = {
         {"rule": "generic", "claimed": ["host-203-0-113-210.dyn.example"], "reverse_dns": "mismatch"},
     ),
     "a generic name in IPv6": Case("2001:db8::d1", 554, "5.7.1", {"rule": "generic", "asn": 64496, "country": "JP"}),
-    "a name of its own": Case("203.0.113.211", 250, "Ok", {"action": "DUNNO", "hostname": "mail.honest.example"}),
+    "a name that is not generic": Case(
+        "203.0.113.211", 250, "Ok", {"action": "DUNNO", "hostname": "mail.honest.example"}
+    ),
     "the generic name of another client": Case(
         "203.0.113.212", 250, "Ok", {"action": "DUNNO", "claimed": ["host-203-0-113-209.dyn.example"]}
     ),

@@ -31,7 +31,7 @@ def connections(policyd: Policyd) -> set[str]:
 
 
 def smtpd_pid(instance: str) -> str:
-    """The process that asked, which is the first part of `instance` (smtpd_check.c)."""
+    """The process that sent the request: the first part of `instance` (smtpd_check.c)."""
     return instance.partition(".")[0]
 
 
@@ -58,16 +58,19 @@ def test_a_reload_between_two_messages_of_a_session_changes_the_answer_and_close
 
 
 BROKEN = {
-    "broken": ("rules:\n  - {name: listed, match: {cidr: 192.0.2.25/24}, action: REJECT}\n", "rules.yaml:2:"),
+    "an invalid network": (
+        "rules:\n  - {name: listed, match: {cidr: 192.0.2.25/24}, action: REJECT}\n",
+        "rules.yaml:2:",
+    ),
     "half-written": (REJECT[: REJECT.index("action")], "rules.yaml:"),
     "empty": ("", "rules.yaml:1:1:"),
-    "gone": (None, "rules.yaml:"),
+    "missing": (None, "rules.yaml:"),
 }
 
 
-@pytest.mark.parametrize("wrong", BROKEN.keys())
-def test_an_invalid_rules_file_changes_nothing(wrong: str, postfix: Postfix, start_policyd: StartPolicyd) -> None:
-    text, place = BROKEN[wrong]
+@pytest.mark.parametrize("name", BROKEN.keys())
+def test_an_invalid_rules_file_changes_nothing(name: str, postfix: Postfix, start_policyd: StartPolicyd) -> None:
+    text, place = BROKEN[name]
     with start_policyd(REJECT.replace("{file: listed.txt}", "[192.0.2.25]")) as policyd:
         with Client(postfix.port["inet"], "192.0.2.25", "mail.sender.example") as client:
             (before,) = client.offer("someone@sender.example", "before@field.example")

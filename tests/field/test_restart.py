@@ -49,7 +49,7 @@ class Flow:
             thread.join()
 
     def wait_for(self, messages: int) -> None:
-        """Waits until each of the clients has had `count` more answers."""
+        """Waits until each of the clients has got this number of further answers."""
         with self._wake:
             wanted = Counter({number: self._answers[number] + messages for number in range(SENDERS)})
             assert self._wake.wait_for(lambda: self._answers >= wanted, timeout=60), self.replies
@@ -77,7 +77,7 @@ def test_killing_and_restarting_the_daemon_costs_no_message(
 ) -> None:
     with start_policyd(RULES, listener=listener) as policyd, Flow(postfix.port[service]) as flow:
         for end in (policyd.kill, policyd.stop, policyd.kill):
-            # So Postfix makes the first of its two tries for every message in flight, not already the second.
+            # Postfix asks at most twice for a message. After this wait, every message in flight is at its first try.
             flow.wait_for(messages=10)
             end()
             policyd.start()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.field.conftest import StartPolicyd
     from tests.field.postfix import Postfix
 
-# prctl(2), since Linux 6.3: a mapping that was writable cannot become executable, in this process or a child.
+# prctl(2), since Linux 6.3: in this process and its children, no mapping that was writable can become executable.
 PR_GET_MDWE = 66
 DENY_WRITE_EXECUTE = """\
 import ctypes, os, sys
@@ -47,18 +47,18 @@ def test_no_memory_needs_to_be_both_written_and_executed(postfix: Postfix, start
 @pytest.mark.usefixtures("listener")
 def test_postfix_does_not_change_the_socket_in_its_private_folder(postfix: Postfix) -> None:
     before, logged = postfix.policy_socket.stat(), len(postfix.maillog.read_text())
-    said = ""
+    output = ""
     for command in ("check", "reload", "stop", "start"):
-        said += subprocess.run(
+        output += subprocess.run(
             ["postfix", "-c", postfix.root / "etc", command],
             check=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         ).stdout
-    # Postfix 3.10 says what it does; 3.7 says nothing.
+    # Postfix 3.10 reports its actions; Postfix 3.7 does not.
     confirmed = re.compile(r"postfix/postlog: (refreshing|stopping|starting) the Postfix mail system")
-    assert [line for line in said.splitlines() if not confirmed.fullmatch(line)] == []
+    assert [line for line in output.splitlines() if not confirmed.fullmatch(line)] == []
     after = postfix.policy_socket.stat()
     assert (after.st_ino, after.st_mode, after.st_uid) == (before.st_ino, before.st_mode, before.st_uid)
     assert "private/policyd" not in postfix.maillog.read_text()[logged:]

@@ -50,7 +50,7 @@ def test_a_dead_zone_delays_a_message_once_and_not_for_each_recipient(postfix: P
     assert ["dns_ms" in each for each in decisions] == [True, False, False, False]
 
 
-def test_delivered_mail_has_its_decision_under_the_queue_id_of_the_mail_log(postfix: Postfix, policyd: Policyd) -> None:
+def test_the_decision_on_a_delivered_mail_has_the_queue_id_of_the_mail_log(postfix: Postfix, policyd: Policyd) -> None:
     with Client(postfix.port["states"], "192.0.2.25", "mail.sender.example", helo_name="mail.there.example") as client:
         client.offer("delivered@there.example", "delivered@field.example")
     (line,) = postfix.log_lines("to=<delivered@field.example>")
@@ -67,18 +67,18 @@ HOSTILE = {
     "an equals sign": "a=b",
     "placeholders": "%s%n{id}",
     "a control character": '"\x1b[31m"',
-    "length": "x" * 900,
+    "a long text": "x" * 900,
 }
 
 
-@pytest.mark.parametrize("said", HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_sender_reaches_the_log_in_one_printable_line(said: str, postfix: Postfix, policyd: Policyd) -> None:
-    assert_one_printable_line(policyd, postfix, helo_name="client.example", sender=f"{said}@odd.example")
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_sender_reaches_the_log_in_one_printable_line(text: str, postfix: Postfix, policyd: Policyd) -> None:
+    assert_one_printable_line(policyd, postfix, helo_name="client.example", sender=f"{text}@odd.example")
 
 
-@pytest.mark.parametrize("said", [*HOSTILE.values(), "\xff\xfe"], ids=[*HOSTILE.keys(), "no UTF-8"])
-def test_a_helo_name_reaches_the_log_in_one_printable_line(said: str, postfix: Postfix, policyd: Policyd) -> None:
-    assert_one_printable_line(policyd, postfix, helo_name=said, sender="a@odd.example")
+@pytest.mark.parametrize("text", [*HOSTILE.values(), "\xff\xfe"], ids=[*HOSTILE.keys(), "invalid UTF-8"])
+def test_a_helo_name_reaches_the_log_in_one_printable_line(text: str, postfix: Postfix, policyd: Policyd) -> None:
+    assert_one_printable_line(policyd, postfix, helo_name=text, sender="a@odd.example")
 
 
 def assert_one_printable_line(policyd: Policyd, postfix: Postfix, helo_name: str, sender: str) -> None:

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 LIMIT = 300
 WAIT = 2.0
 
-# Seconds for which memory may delay an answer (longer while other tests run), and after which a server that is back
-# must be used again.
+# Maximum seconds of an answer (more while other tests run), and seconds until a server that is back is used again.
 LONGEST = 0.1 if os.environ.get("FAULTS") == "long" else 1.0
 BACK = 2.0
 
@@ -48,7 +47,7 @@ class Host(NamedTuple):
             return client.offer(sender, *recipients)
 
     @property
-    def said(self) -> str:
+    def log(self) -> str:
         return self.policyd.operational_log.read_text()
 
 
@@ -96,7 +95,7 @@ def test_a_client_deferred_by_one_daemon_passes_the_other(hosts: tuple[Host, Hos
 
 def test_two_daemons_share_one_limit(hosts: tuple[Host, Host]) -> None:
     replies = []
-    for turn in range(8):  # 320 in total: the daemons get 40 each in turn
+    for turn in range(8):  # 320 recipients, 40 at a time to each daemon in turn
         recipients = [f"user{turn}-{number}@field.example" for number in range(LIMIT // 8 + 3)]
         replies += hosts[turn % 2].offer("bulk@sender.example", *recipients)
     codes = [reply.code for reply in replies]
@@ -118,17 +117,17 @@ def test_without_the_server_each_daemon_works_alone_and_both_use_it_again_soon(
         assert unknown.code == 250
     longest = 0.0
     for host in hosts:
-        host.policyd.decisions(recipient="away@field.example")  # the last one is in the log
+        host.policyd.decisions(recipient="away@field.example")  # waits until the last decision is in the log
         away = [decision for decision in host.policyd.decisions(7) if decision["recipient"].startswith("away")]
         assert len(away) == 6
         assert {decision.get("memory") for decision in away} == {"local"}
         assert away[-1]["greylist"] in {"known", "unknown"}
         longest = max(longest, *(decision["ms"] / 1000 for decision in away))
-        assert "answers meanwhile" in host.said
+        assert "answers meanwhile" in host.log
     assert longest < LONGEST
     server.start()
     began = time.monotonic()
-    until("the server's return", lambda: all("answers again" in host.said for host in hosts) or None, BACK + LONGEST)
+    until("the server's return", lambda: all("answers again" in host.log for host in hosts) or None, BACK + LONGEST)
     back = time.monotonic() - began
     for number, host in enumerate(hosts):
         recipient = f"back{number}@field.example"

@@ -84,4 +84,4 @@ def test_a_client_can_be_turned_away_before_its_first_command(postfix: Postfix, 
     with Client(postfix.port["states"], "198.51.100.1") as client:
         assert (client.greeting.code, client.greeting.text[:5]) == (554, "5.7.1")
     (decision,) = policyd.decisions(rule="turned-away-at-once")
-    assert decision["protocol_state"] == "XCLIENT"  # CONNECT, had the address been its own
+    assert decision["protocol_state"] == "XCLIENT"  # a client without XCLIENT would be rejected at CONNECT

@@ -1,8 +1,8 @@
 """`python -m tests.fuzz [TARGET...]`: looks for inputs that break a promise, one target after the other, with atheris.
 
 Each runs in a separate process, with limits on executions, seconds and memory. The inputs that it collects stay in the
-folder `--work`, and the next run continues from them; `--keep` adds the smallest set of them that reaches the same code
-to the corpus. A finding goes into `findings/`, where pytest tries it from then on, and the exit status is 1.
+folder `--work`, and the next run continues from them. `--keep` adds to the corpus the smallest set of them that reaches
+the same code. A finding goes into `findings/`, where pytest tries it from then on, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 from tests.fuzz import inputs
 from tests.fuzz.targets import TARGETS
 
-# Limits of one input: libFuzzer's own, for inputs that never end (under_atheris.py cannot time them), and for memory.
-# Every target needs about 70 MB of memory for its modules.
+# Limits of one input, which libFuzzer enforces: seconds, for inputs that never end (under_atheris.py cannot time them),
+# and memory. Every target needs about 70 MB of memory for its modules.
 HANG_SECONDS = 60
 MEMORY_MB = 512
 
@@ -54,7 +54,7 @@ class Outcome:
 
 
 def main() -> int:
-    """Runs the targets; the exit status."""
+    """Runs the targets; returns the exit status."""
     options = _options()
     names = options.targets or list(TARGETS)
     shares = sum(TARGETS[name].share for name in names)
@@ -80,7 +80,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=int, default=10, help="maximum seconds for each target")
     parser.add_argument("--total", type=int, default=0, help="seconds for all targets together; replaces --seconds")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random choices; 0, the default: the time")
-    parser.add_argument("--work", type=Path, default=inputs.ROOT / "build" / "fuzz", help="where inputs are gathered")
+    parser.add_argument(
+        "--work", type=Path, default=inputs.ROOT / "build" / "fuzz", help="folder for the collected inputs"
+    )
     parser.add_argument("--keep", action="store_true", help="add the smallest collected inputs to the corpus")
     return parser.parse_args()
 
@@ -91,7 +93,7 @@ def run(name: str, runs: int, seconds: int, seed: int, work: Path) -> Outcome:
         prefix="policyd-fuzz-", dir=IN_MEMORY if IN_MEMORY.is_dir() else None
     ) as temporary:
         folder = Path(temporary)
-        seeds = _written(inputs.to_change(name, TARGETS[name].seeds), folder / "seeds")
+        seeds = _write(inputs.short_seeds(name, TARGETS[name].seeds), folder / "seeds")
         work.mkdir(parents=True, exist_ok=True)
         (folder / "words").write_text(_words(name))
         arguments = [
@@ -118,7 +120,7 @@ def run(name: str, runs: int, seconds: int, seed: int, work: Path) -> Outcome:
         if ended.returncode and not finding:
             finding = "ended without an input"
         if finding:
-            print(ended.stdout[-4000:], ended.stderr[-1000:], file=sys.stderr)  # the traceback, and what led there
+            print(ended.stdout[-4000:], ended.stderr[-1000:], file=sys.stderr)  # with the traceback
     progress = re.findall(r"^#(\d+)\t.*?cov: (\d+)", ended.stderr, re.MULTILINE)
     executions, branches = map(int, progress[-1]) if progress else (0, 0)
     memory = re.search(r"stat::peak_rss_mb:\s+(\d+)", ended.stderr)
@@ -140,13 +142,13 @@ def _processor_seconds() -> float:
 
 
 def keep(name: str, work: Path) -> None:
-    """Adds the inputs to the corpus that reach additional code, shortest first, up to a maximum size."""
+    """Adds to the corpus the inputs that reach additional code, shortest first, up to a maximum size."""
     with tempfile.TemporaryDirectory(prefix="policyd-fuzz-") as temporary:
         folder = Path(temporary)
-        written = _written(inputs.written(name), folder / "written")
+        written = _write(inputs.by_hand(name), folder / "written")
         merged = folder / "merged"
         merged.mkdir()
-        for input_file in written.iterdir():  # what is there already counts
+        for input_file in written.iterdir():  # because their code needs no other input
             (merged / input_file.name).write_bytes(input_file.read_bytes())
         ended = _atheris(name, folder, ["-merge=1", str(merged), str(work)], 600)
         assert ended.returncode == 0, ended.stderr[-1000:]
@@ -185,7 +187,7 @@ def _atheris(
     )
 
 
-def _written(contents: list[bytes], folder: Path) -> Path:
+def _write(contents: list[bytes], folder: Path) -> Path:
     folder.mkdir()
     for number, content in enumerate(contents):
         (folder / f"{number:04}").write_bytes(content)
@@ -194,7 +196,7 @@ def _written(contents: list[bytes], folder: Path) -> Path:
 
 def _words(name: str) -> str:
     """Returns a dictionary for libFuzzer: the words of the corpus, and strings that often break parsers."""
-    words = dict.fromkeys(word for seed in inputs.own(name) for word in inputs.tokens(seed) if 2 <= len(word) <= 30)
+    words = dict.fromkeys(word for seed in inputs.corpus(name) for word in inputs.tokens(seed) if 2 <= len(word) <= 30)
     chosen = [*filter(None, inputs.ODD), *list(words)[:WORDS]]
     return "".join('"' + "".join(f"\\x{byte:02x}" for byte in word) + '"\n' for word in chosen if len(word) <= 60)
 

@@ -1,5 +1,5 @@
-"""Inputs of 64 KiB that once took seconds to minutes, or broke a promise by their length: findings that are generated,
-because their files would be long.
+"""Inputs of 64 KiB that once took seconds to minutes, or broke a promise by their length: they are generated, because
+files with them would be long.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ def _lines(template: str, count: int) -> str:
 
 
 def _filled(begin: str, template: str) -> str:
-    """As many lines after a beginning as fit into 64 KiB."""
+    """A beginning, and after it as many lines as fit into 64 KiB."""
     room = LONG - len(begin.encode())
     return begin + _lines(template, room // len(template))[:room].rpartition("\n")[0] + "\n"
 

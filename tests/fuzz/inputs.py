@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 
-# The bar for time (a second, on any machine that is not much slower than ours) is for inputs of this length.
+# Maximum bytes of an input. An input of this length may take at most a second of CPU time.
 LONG = 64 * 1024
 
-# Maximum bytes of an input that is mutated; longer ones are only tried as they are.
-CHANGED = 8 * 1024
+# Maximum bytes of an input that is mutated; longer ones are only tried unchanged.
+MUTATED = 8 * 1024
 
 # Pieces that often break parsers.
 ODD = (
@@ -35,17 +35,17 @@ ODD = (
 )  # fmt: skip
 
 
-def own(name: str) -> list[bytes]:
+def corpus(name: str) -> list[bytes]:
     """The corpus of a target."""
-    return [*written(name), *found(name)]
+    return [*by_hand(name), *from_long_runs(name)]
 
 
-def written(name: str) -> list[bytes]:
+def by_hand(name: str) -> list[bytes]:
     """The inputs written by hand."""
     return [path.read_bytes() for path in sorted((FOLDER / "corpus" / name).glob("*"))]
 
 
-def found(name: str) -> list[bytes]:
+def from_long_runs(name: str) -> list[bytes]:
     """The inputs that long runs added."""
     path = FOLDER / "corpus" / "found" / f"{name}.txt"
     return [ast.literal_eval(line) for line in path.read_text("ascii").splitlines()] if path.exists() else []
@@ -59,44 +59,44 @@ def findings(name: str) -> list[bytes]:
 def seeds(name: str, patterns: Sequence[str]) -> list[bytes]:
     """The corpus, the findings, and the files of the project that the patterns name."""
     files = [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
-    return [*own(name), *findings(name), *(path.read_bytes() for path in files)]
+    return [*corpus(name), *findings(name), *(path.read_bytes() for path in files)]
 
 
-def changed(content: bytes, others: Sequence[bytes], chosen: random.Random) -> bytes:
-    """The input with a few changes of the kind that people, networks and attackers make."""
-    for _ in range(chosen.choice((1, 1, 1, 2, 3, 6))):
-        at = chosen.randint(0, len(content))
-        end = min(len(content), at + chosen.choice((1, 1, 2, 5, 20, 200)))
-        match chosen.randrange(7):
+def mutate(content: bytes, others: Sequence[bytes], rng: random.Random) -> bytes:
+    """Makes a few changes to an input, as people, networks and attackers do."""
+    for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
+        at = rng.randint(0, len(content))
+        end = min(len(content), at + rng.choice((1, 1, 2, 5, 20, 200)))
+        match rng.randrange(7):
             case 0:
-                content = content[:at] + chosen.choice(ODD) + content[at:]
+                content = content[:at] + rng.choice(ODD) + content[at:]
             case 1:
-                content = content[:at] + chosen.choice(ODD) + content[end:]
+                content = content[:at] + rng.choice(ODD) + content[end:]
             case 2:
                 content = content[:at] + content[end:]
             case 3:
-                content = content[:end] + content[at:end] * chosen.choice((1, 2, 20)) + content[end:]
+                content = content[:end] + content[at:end] * rng.choice((1, 2, 20)) + content[end:]
             case 4:
-                content = content[:at] + bytes((chosen.randrange(256),)) + content[at + 1 :]
+                content = content[:at] + bytes((rng.randrange(256),)) + content[at + 1 :]
             case 5:
-                other = chosen.choice(others)
-                start = chosen.randint(0, len(other))
-                content = content[:at] + other[start : start + chosen.choice((5, 40, 400))] + content[end:]
+                other = rng.choice(others)
+                start = rng.randint(0, len(other))
+                content = content[:at] + other[start : start + rng.choice((5, 40, 400))] + content[end:]
             case 6:
                 lines = content.split(b"\n")
-                lines.insert(chosen.randrange(len(lines) + 1), lines.pop(chosen.randrange(len(lines))))
+                lines.insert(rng.randrange(len(lines) + 1), lines.pop(rng.randrange(len(lines))))
                 content = b"\n".join(lines)
     return content[:LONG]
 
 
-def changes(begin: Sequence[bytes], count: int, seed: str) -> Iterator[bytes]:
+def mutations(begin: Sequence[bytes], count: int, seed: str) -> Iterator[bytes]:
     """`count` mutated inputs, the same for the same seed."""
-    chosen = random.Random(seed)
+    rng = random.Random(seed)
     known = [*begin]
     for _ in range(count):
-        made = changed(chosen.choice(known), begin, chosen)
-        if chosen.randrange(4) == 0:
-            known.append(made)  # changed again later
+        made = mutate(rng.choice(known), begin, rng)
+        if rng.randrange(4) == 0:
+            known.append(made)  # to mutate it again later
         yield made
 
 
@@ -105,9 +105,9 @@ _UNITS = (re.compile(rb"(?s)."), _WORDS, re.compile(rb"[^\n]*\n|[^\n]+"))
 _NUMBER = re.compile(rb"[0-9]+")
 
 
-def to_change(name: str, patterns: Sequence[str]) -> list[bytes]:
-    """The seeds that are short enough to be changed often."""
-    return [content for content in seeds(name, patterns) if len(content) <= CHANGED]
+def short_seeds(name: str, patterns: Sequence[str]) -> list[bytes]:
+    """The seeds that are short enough to be mutated."""
+    return [content for content in seeds(name, patterns) if len(content) <= MUTATED]
 
 
 def tokens(content: bytes) -> list[bytes]:
@@ -115,23 +115,23 @@ def tokens(content: bytes) -> list[bytes]:
     return _WORDS.findall(content)
 
 
-def stretched(content: bytes, chosen: random.Random, length: int = LONG) -> bytes:
-    """The input with a piece of it (a byte, a word, a line, or some of them) repeated up to a length, as it is or with
-    other numbers each time: such an input shows time or memory that grows quadratically.
+def stretch(content: bytes, rng: random.Random, length: int = LONG) -> bytes:
+    """Repeats a piece of an input (bytes, words or lines) up to a length, unchanged or with other numbers each time.
+    Such an input shows time or memory that grows quadratically.
     """
     content = content[:length]
-    units = chosen.choice(_UNITS).findall(content) or [b"x"]
-    first = chosen.randrange(len(units))
-    piece = b"".join(units[first : first + chosen.choice((1, 1, 2, 4))])
+    units = rng.choice(_UNITS).findall(content) or [b"x"]
+    first = rng.randrange(len(units))
+    piece = b"".join(units[first : first + rng.choice((1, 1, 2, 4))])
     copies = max(0, length - len(content)) // len(piece)
     repeated = piece * copies
-    if chosen.randrange(2):
-        repeated = b"".join(_renumbered(piece, number) for number in range(copies))[: length - len(content)]
+    if rng.randrange(2):
+        repeated = b"".join(_renumber(piece, number) for number in range(copies))[: length - len(content)]
     return b"".join(units[:first]) + repeated + b"".join(units[first:])
 
 
-def _renumbered(piece: bytes, number: int) -> bytes:
-    """The piece with its numbers replaced by the digits of another, from the right; addresses stay addresses."""
+def _renumber(piece: bytes, number: int) -> bytes:
+    """Replaces the numbers in a piece by digits of `number` in base 250, from the right. Addresses stay addresses."""
 
     def digit(_: re.Match[bytes]) -> bytes:
         nonlocal number

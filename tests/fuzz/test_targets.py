@@ -1,4 +1,4 @@
-"""Runs every target over its corpus, its earlier findings, and a few thousand mutations, the same in every run."""
+"""Runs every target over its corpus, its earlier findings, and a few thousand mutations, which are always the same."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.fuzz.targets import TARGETS
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Mutated inputs for each target: some thousands in all. Long runs are for `make fuzz`.
-CHANGES = 150
+# Number of mutations for each target: some thousands in total. Long runs are for `make fuzz`.
+MUTATIONS = 150
 
-# Inputs of 64 KiB for each target, and the CPU seconds that each may take; elapsed time would fail on a busy machine.
-# The slowest take a third.
+# Number of inputs of 64 KiB for each target, and the CPU seconds that each may take (elapsed time would fail on a busy
+# machine). The slowest inputs take a third of that.
 LONG_INPUTS = 4
 SECONDS = 1.0
 
@@ -33,9 +33,9 @@ NAMES = list(TARGETS)
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_corpus_and_earlier_findings_break_nothing(name: str, tmp_path: Path) -> None:
-    begin = inputs.seeds(name, TARGETS[name].seeds)
-    assert begin
-    for content in begin:
+    seeds = inputs.seeds(name, TARGETS[name].seeds)
+    assert seeds
+    for content in seeds:
         began = time.process_time()
         _check(name, content, tmp_path)
         assert time.process_time() - began < SECONDS, content[:SHOWN]
@@ -44,24 +44,24 @@ def test_the_corpus_and_earlier_findings_break_nothing(name: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "content"), [pytest.param(name, made, id=f"{name}: {what}") for name, what, made in costly.INPUTS]
 )
-def test_deliberately_slow_inputs_take_at_most_a_second(name: str, content: str, tmp_path: Path) -> None:
+def test_an_input_that_was_once_slow_takes_at_most_a_second(name: str, content: str, tmp_path: Path) -> None:
     began = time.process_time()
     _check(name, content.encode(), tmp_path)
     assert time.process_time() - began < SECONDS
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_changed_inputs_break_nothing(name: str, tmp_path: Path) -> None:
-    for content in inputs.changes(inputs.to_change(name, TARGETS[name].seeds), CHANGES, name):
+def test_mutated_inputs_break_nothing(name: str, tmp_path: Path) -> None:
+    for content in inputs.mutations(inputs.short_seeds(name, TARGETS[name].seeds), MUTATIONS, name):
         _check(name, content, tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_64_kib_take_no_more_than_a_second(name: str, tmp_path: Path) -> None:
-    chosen = random.Random(name)
-    begin = inputs.to_change(name, TARGETS[name].seeds)
+def test_an_input_of_64_kib_takes_at_most_a_second(name: str, tmp_path: Path) -> None:
+    rng = random.Random(name)
+    seeds = inputs.short_seeds(name, TARGETS[name].seeds)
     for _ in range(LONG_INPUTS):
-        content = inputs.stretched(chosen.choice(begin), chosen)
+        content = inputs.stretch(rng.choice(seeds), rng)
         began = time.process_time()
         _check(name, content, tmp_path)
         assert time.process_time() - began < SECONDS, content[:SHOWN]
@@ -90,15 +90,15 @@ def test_the_corpus_is_small_and_belongs_to_the_targets() -> None:
     assert {path.name for path in (inputs.FOLDER / "findings").iterdir()} <= set(TARGETS)
 
 
-def test_changes_are_the_same_in_every_run() -> None:
-    begin = inputs.own("rules")
-    once, again = (list(inputs.changes(begin, 50, "seed")) for _ in range(2))
+def test_mutations_are_the_same_in_every_run() -> None:
+    seeds = inputs.corpus("rules")
+    once, again = (list(inputs.mutations(seeds, 50, "seed")) for _ in range(2))
     assert once == again
     assert len({*once}) > 40
 
 
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not installed (make fuzz does)")
-def test_atheris_finds_its_way_from_the_corpus(tmp_path: Path) -> None:
+def test_atheris_runs_from_the_corpus_without_a_finding(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "tests.fuzz", "--runs", "2000", "--work", str(tmp_path), "protocol"],
         cwd=inputs.ROOT,

@@ -1,4 +1,4 @@
-"""One target under atheris, for as long as the options say: `python -m tests.fuzz.under_atheris TARGET OPTION...`.
+"""Runs one target under atheris, within the limits that it gets: `python -m tests.fuzz.under_atheris TARGET OPTION...`.
 
 Ends with a traceback and status 77 at a finding, whose input is written where `-artifact_prefix` says. An input that
 takes more than a second of processor time, in the instrumented code, is also a finding.
@@ -21,10 +21,11 @@ from tests.fuzz import inputs
 with atheris.instrument_imports(include=["policyd"], enable_loader_override=False):
     from tests.fuzz.targets import TARGETS
 
-# The bar of the project is one second for 64 KiB; counting every branch makes the code take two to three times as long.
+# Maximum CPU seconds of an input. The limit is one second for 64 KiB, but counting every branch makes the code two to
+# three times as slow.
 SECONDS = 3.0
 
-# One mutation in this number makes the input as long as allowed.
+# One mutation in this number stretches the input to the maximum length.
 STRETCHED = 500
 
 
@@ -38,7 +39,7 @@ def main() -> None:
     def once(content: bytes) -> None:
         try:
             check_in_time(content)
-        except Exception:  # libFuzzer writes most of them, but not all; the name is the one that libFuzzer gives
+        except Exception:  # libFuzzer writes most of these inputs, but not all; it would use the same name
             Path(f"{prefix}crash-{hashlib.sha1(content).hexdigest()}").write_bytes(content)
             raise
 
@@ -49,19 +50,18 @@ def main() -> None:
         if seconds > SECONDS:
             raise TimeoutError(f"{len(content)} bytes took {seconds:.1f} s")
 
-    def change(content: bytes, longest: int, seed: int) -> bytes:
+    def mutate(content: bytes, longest: int, seed: int) -> bytes:
         if seed % STRETCHED == 0:
-            chosen = random.Random(seed)
-            return inputs.stretched(content, chosen, longest)
-        changed: bytes = atheris.Mutate(content, longest)
-        return changed
+            return inputs.stretch(content, random.Random(seed), longest)
+        mutated: bytes = atheris.Mutate(content, longest)
+        return mutated
 
-    # To merge corpora, libFuzzer starts itself again, by the given program name.
+    # To merge corpora, libFuzzer starts itself again, by the program name that it got.
     again = folder / "again"
     again.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tests.fuzz.under_atheris {name} "$@"\n')
     again.chmod(0o700)
-    gc.freeze()  # present objects stay
-    atheris.Setup([str(again), *options], once, custom_mutator=change)
+    gc.freeze()  # garbage collections skip the objects that exist now
+    atheris.Setup([str(again), *options], once, custom_mutator=mutate)
     atheris.Fuzz()
 
 

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """`seeds` names files of the project to begin with, beside the corpus. `longest` is how long an input atheris
-    tries, in bytes: pytest tries long inputs, and short inputs allow more executions in a second. `share` is how much
-    of a long run's time the target gets: readers that any client can reach, and fast ones, get more.
+    """`seeds` are patterns for files of the project to begin with, besides the corpus. `longest` is the maximum bytes
+    of atheris's inputs: short inputs allow more executions a second, and pytest tries long ones. `share` is the
+    target's share of the time of a long run: readers that any client can reach, and fast ones, get more.
     """
 
     check: Callable[[bytes, Path], None]

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 TODAY = datetime.date(2026, 11, 21)
 
-# A message shows at most a few pieces of 80 characters of a file, and the file's own name.
+# Maximum characters of a message, which shows at most the file's name and a few pieces of 80 characters.
 LONGEST_LINE = 2_000
 
 
-def loaded_or_told(rules: Path, settings: Path | None = None) -> Loaded | None:
-    """The loaded result; None if it is wrong. Each line of errors or warnings must be printable and readable."""
+def load_and_check_messages(rules: Path, settings: Path | None = None) -> Loaded | None:
+    """The loaded files; None if they have errors. Each line of errors or warnings must be printable and short."""
     loaded: Loaded | None
     try:
         loaded = load(settings, rules, warnings_on=TODAY)
@@ -61,16 +61,17 @@ def rules(content: bytes, folder: Path) -> None:
     rule by rule, and the same with and without DNS if no rule needs it; a lie never exempts, and a DNS failure never
     rejects a client that an answer would let through.
     """
-    # The rules; after a line `=== list.txt` what is in that file; after `=== request` the request.
+    # The input has the rules, then after a line `=== list.txt` the content of this file, then after `=== request` the
+    # request.
     yaml, list_file, request = [*_PART.split(content, maxsplit=2), b"", b""][:3]
     (folder / "rules.yaml").write_bytes(yaml)
     (folder / "list.txt").write_bytes(list_file)
-    loaded = loaded_or_told(folder / "rules.yaml")
+    loaded = load_and_check_messages(folder / "rules.yaml")
     if loaded is None:
         return
-    asked, identity = request_of(request)
+    parsed, identity = request_of(request)
     names = tuple(sorted({*identity.verified, *identity.claimed} or {b"a.example"}))
-    _check_decisions(loaded.ruleset, asked, names)
+    _check_decisions(loaded.ruleset, parsed, names)
 
 
 def _check_decisions(ruleset: Ruleset, request: Request, names: tuple[bytes, ...]) -> None:
@@ -94,7 +95,7 @@ def _check_decisions(ruleset: Ruleset, request: Request, names: tuple[bytes, ...
     liar = Identity(Status.MISMATCH, claimed=tuple(sorted({b"x", *names})))
     if _decided(ruleset, request, honest).verb is not Verb.DUNNO:
         assert _decided(ruleset, request, liar).verb is not Verb.DUNNO
-    # The second: a REJECT under a failure is not a DUNNO under any possible answer.
+    # The second principle: a REJECT under a failure is not a DUNNO under any possible answer.
     for failure, answers in ((nothing_known, [*truths, missing]), (names_known, truths)):
         if decided[failure].verb is Verb.REJECT:
             assert all(decided[answer].verb is not Verb.DUNNO for answer in answers)
@@ -110,8 +111,8 @@ def _decided(ruleset: Ruleset, request: Request, identity: Identity) -> Decision
     facts = _facts(ruleset, request, identity)
     decision = decide(ruleset, request, facts, TODAY)
     assert isinstance(decision, Decision)
-    looked = trace(ruleset, request, facts, TODAY)
-    held = [tried for tried in looked if tried.outcome in {Outcome.YES, Outcome.IN_DOUBT}]
+    tried_rules = trace(ruleset, request, facts, TODAY)
+    held = [tried for tried in tried_rules if tried.outcome in {Outcome.YES, Outcome.IN_DOUBT}]
     assert decision.observed == tuple(tried.rule.name for tried in held if tried.rule.observe)
     deciding = [tried for tried in held if not tried.rule.observe]
     assert [tried.rule for tried in deciding] == ([decision.rule] if decision.rule is not None else [])
@@ -138,11 +139,11 @@ _CONDITIONS = (
 # A line up to a `#` or `;` at its beginning or after a blank.
 _ENTRY = re.compile(rb"(?![#;])(?:[^ \t]|[ \t](?![#;]))*+|")
 
-# Entries of one list that are also read one by one, which takes a hundred times as long.
-ALONE = 300
+# Maximum number of entries of a list that are also read one by one, which takes a hundred times as long.
+ONE_BY_ONE = 300
 
-# Requests made for entries of one list.
-_ASKED = 20
+# Maximum number of entries of a list for which requests are made.
+_REQUESTS = 20
 
 
 def list_file(content: bytes, folder: Path) -> None:
@@ -154,7 +155,7 @@ def list_file(content: bytes, folder: Path) -> None:
     form = CONDITIONS[condition].form
     lines = [_entry(line) for line in content[1:].removeprefix(b"\xef\xbb\xbf").split(b"\n")]
     written = [line for line in lines if line]
-    first = written[:ALONE]
+    first = written[:ONE_BY_ONE]
     together, bad = parse_entries(form, first)
     alone = [parse_entries(form, [line]) for line in first]
     assert bad == [place for place, (_, wrong) in enumerate(alone) if wrong]
@@ -167,17 +168,17 @@ def list_file(content: bytes, folder: Path) -> None:
     (folder / "rules.yaml").write_text(
         f"lists: {{x: {{file: list.txt}}}}\nrules: [{{name: r, match: {{{condition}: $x}}, action: DEFER}}]\n"
     )
-    loaded = loaded_or_told(folder / "rules.yaml")
+    loaded = load_and_check_messages(folder / "rules.yaml")
     if loaded is None:
         return
     assert written
     assert not parse_entries(form, written)[1]
     assert [entry.text.encode() for entry in loaded.lists["x"].entries()] == written
     assert [entry.line for entry in loaded.lists["x"].entries()] == [n for n, line in enumerate(lines, 1) if line]
-    for text in written[:_ASKED]:
-        asked = _request_for(form, condition, text)
-        if asked is not None:
-            request, identity = asked
+    for text in written[:_REQUESTS]:
+        matching = _request_for(form, condition, text)
+        if matching is not None:
+            request, identity = matching
             assert decide_fully(loaded.ruleset, request, Facts(identity), TODAY).rule is not None, text
 
 
@@ -195,11 +196,11 @@ def _flat(entries: object) -> list[Any]:
 
 
 def _request_for(form: Form, condition: str, entry: bytes) -> tuple[Request, Identity] | None:
-    """A request of a client, and the client, that an entry must match; None if that is not obvious."""
-    nobody = Identity(Status.MISSING)
+    """A request, and the identity of its client, that an entry must match; None if there is no obvious one."""
+    nameless = Identity(Status.MISSING)
     match form:
         case Form.NETWORK:
-            return Request.of({"client_address": entry.partition(b"/")[0]}), nobody
+            return Request.of({"client_address": entry.partition(b"/")[0]}), nameless
         case Form.HOST_NAME | Form.DOMAIN:
             name = b"mail" + entry if entry.startswith(b".") else entry
             (folded,) = fold_entry(Form.HOST_NAME, name) or (None,)
@@ -207,9 +208,9 @@ def _request_for(form: Form, condition: str, entry: bytes) -> tuple[Request, Ide
         case Form.STATUS if entry in {Status.MISSING.encode(), Status.ERROR.encode()}:
             return Request.of({}), Identity(Status(entry.decode()))
         case Form.SENDER | Form.RECIPIENT:
-            return Request.of({"protocol_state": b"RCPT", condition: b"" if entry == b"<>" else entry}), nobody
+            return Request.of({"protocol_state": b"RCPT", condition: b"" if entry == b"<>" else entry}), nameless
         case Form.HELO_NAME | Form.TEXT:
-            return Request.of({condition: entry}), nobody
+            return Request.of({condition: entry}), nameless
         case _:
             return None
 
@@ -223,7 +224,7 @@ def settings(content: bytes, folder: Path) -> None:
     """
     (folder / "policyd.yaml").write_bytes(content)
     (folder / "rules.yaml").write_text("rules: []\n")
-    loaded = loaded_or_told(folder / "rules.yaml", folder / "policyd.yaml")
+    loaded = load_and_check_messages(folder / "rules.yaml", folder / "policyd.yaml")
     if loaded is None:
         return
     of = loaded.settings

@@ -1,6 +1,6 @@
 """DNS answers: records, and the identity computed from them.
 
-c-ares has read the message by then; `policyd.dns.answers` is given its records. Here they are lines `OWNER TYPE TTL
+c-ares parses the DNS message, and `policyd.dns.answers` gets its records. Here the records are lines `OWNER TYPE TTL
 VALUE`, and every question gets all of them as its answer, as from a malicious server.
 """
 
@@ -30,14 +30,14 @@ class Answers:
 
     def __init__(self, records: list[SimpleNamespace]) -> None:
         self.records = records
-        self.asked = 0
+        self.forward_lookups = 0
 
     async def names(self, name: bytes) -> NamesAnswer:
         answer: NamesAnswer = self._ask(name, PTR)
         return answer
 
     async def addresses(self, names: Sequence[bytes], version: int) -> list[AddressesAnswer]:
-        self.asked += len(names)
+        self.forward_lookups += len(names)
         return [self._ask(name, A if version == 4 else AAAA) for name in names]
 
     def _ask(self, name: bytes, kind: RecordType) -> Any:
@@ -53,8 +53,8 @@ def answers(content: bytes, _folder: Path) -> None:
     records = [record for line in content.decode("latin-1").split("\n") if (record := _record(line)) is not None]
     for client in CLIENTS:
         lookups = Answers(records)
-        identity = _finished(identify(parse_address(client), lookups))
-        assert lookups.asked <= MAX_TRIED
+        identity = _result_of(identify(parse_address(client), lookups))
+        assert lookups.forward_lookups <= MAX_TRIED
         assert len(identity.verified) <= MAX_TRIED
         assert len(identity.claimed) <= MAX_CLAIMED + MAX_TRIED
         assert bool(identity.verified) == (identity.status is Status.VERIFIED)
@@ -76,7 +76,7 @@ def _check_verified(identity: Identity, client: bytes, records: list[SimpleNames
 
 
 def _reached(name: str, number: int, records: list[SimpleNamespace]) -> list[str]:
-    """The values of one type at a name and at all that it is an alias of."""
+    """The values of one type at a name and at all names that it is an alias of."""
     owners = {name}
     while more := {r.data.cname.lower() for r in records if r.type == 5 and r.name.lower() in owners} - owners:
         owners |= more
@@ -97,7 +97,7 @@ def _record(line: str) -> SimpleNamespace | None:
     )
 
 
-def _finished(work: object) -> Identity:
+def _result_of(work: object) -> Identity:
     """The result of a coroutine that never waits."""
     assert asyncio.iscoroutine(work)
     try:

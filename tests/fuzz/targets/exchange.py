@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-# Options of the command line; the first byte of an input, a digit, chooses.
+# Options of the command line. The first byte of an input, a digit, selects an entry.
 OPTIONS = (
     ImportOptions(),
     ImportOptions(attribute="helo_name"),
@@ -26,7 +26,7 @@ OPTIONS = (
     ImportOptions(shape=Shape.RULES, name="a b", verdict=Verdict(Verb.DEFER, "4.7.1", "later")),
 )
 
-# A message shows at most 100 characters of a line, and a reason.
+# Maximum characters of a message, which shows at most 100 characters of a line, and a reason.
 LONGEST_LINE = 2_000
 
 
@@ -73,7 +73,7 @@ def _check_loads(result: Result, folder: Path) -> None:
     try:
         loaded = load(None, rules)
     except ConfigErrors as errors:
-        # The loader reports expressions that are too large together.
+        # Only one error is allowed here: expressions that are together too large for RE2.
         assert ["are too large for RE2" in line for line in errors.lines] == [True], errors
         return
     if result.shape is Shape.RULES:

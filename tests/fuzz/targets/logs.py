@@ -13,7 +13,7 @@ from policyd.logs.transaction import MAX_RECIPIENTS, NameStatus, Observation, Ou
 if TYPE_CHECKING:
     from pathlib import Path
 
-# 1 January 2027, the date of the file, from which stamps without a year are dated.
+# When the file was modified: 1 January 2027. Timestamps without a year get theirs from it.
 MODIFIED = 1_798_761_600.0
 
 
@@ -24,12 +24,12 @@ def log_file(content: bytes, folder: Path) -> None:
     path = folder / "log"
     path.write_bytes(content)
     lines: list[bytes] = []
-    told = 0
+    advanced = 0
 
     def advance(count: int) -> None:
-        nonlocal told
+        nonlocal advanced
         assert count >= 0
-        told += count
+        advanced += count
 
     try:
         for block in read_blocks([str(path)], advance):
@@ -39,7 +39,7 @@ def log_file(content: bytes, folder: Path) -> None:
     except LogError as error:
         assert str(error).isprintable()
         return
-    assert told == len(content)
+    assert advanced == len(content)
     assert all(len(line) <= MAX_LINE_BYTES and b"\n" not in line for line in lines)
     if not content.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
         *whole, last = content.replace(b"\r\n", b"\n").split(b"\n")

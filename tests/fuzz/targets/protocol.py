@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
     from policyd.core.index import Ruleset
 
-# Small, so that short inputs reach it, of which many can be tried in a second.
+# The parser's limit. It is small, so that short inputs reach it, because many of these can be tried in a second.
 REQUEST_BYTES = 128
 
-# Maximum bytes of an input that is also given byte by byte; every input is given in pieces of many lengths.
+# Maximum bytes of an input that is also parsed byte by byte; every input is parsed in pieces of many lengths.
 BYTE_BY_BYTE = 48
 
 TODAY = datetime.date(2026, 11, 21)
 
-# The log cuts no value up to this length in total: 4,096 bytes a line, four for an escaped byte.
+# Maximum bytes of an input for which the log cuts no value: a line has 4,096 bytes, and an escaped byte takes four.
 UNCUT = 400
 
 
@@ -50,7 +50,7 @@ def parser(content: bytes, _folder: Path) -> None:
         b"".join(b"%b=%b\n" % (name.encode("latin-1"), value) for name, value in attributes.items()) + b"\n"
         for attributes in whole
     ]
-    assert _parsed([b"".join(written)]) == (whole, None)  # also by way of a layout that is known
+    assert _parsed([b"".join(written)]) == (whole, None)  # this also uses known layouts
 
 
 def _parsed(pieces: Iterable[bytes]) -> tuple[list[dict[str, bytes]], str | None]:
@@ -193,9 +193,9 @@ def _check_read_back(
 ) -> None:
     identity = decided.identity
     for name in ("protocol_state", "sender", "recipient", "helo_name", "sasl_username", "instance", "queue_id"):
-        said = request.get(name)
-        assert (getattr(text, name) or b"") == said, name
-        assert (getattr(json_line, name) or b"") == said.decode("utf-8", "replace").encode(), name
+        value = request.get(name)
+        assert (getattr(text, name) or b"") == value, name
+        assert (getattr(json_line, name) or b"") == value.decode("utf-8", "replace").encode(), name
     if b"[" not in hostname:  # `client=NAME[ADDRESS]`; no host name has one
         assert text.client_address == request.get("client_address")
         assert (text.hostname or NO_NAME) == (hostname or NO_NAME)

@@ -1,1 +1,1 @@
-"""Measures the cost of policyd beside the floor and its peers: `make bench` (docs/performance.md)."""
+"""Measures the cost of policyd, compared with the floor and other programs: `make bench` (docs/performance.md)."""

@@ -25,7 +25,7 @@ _WAIT_SECONDS = 1
 
 
 def counters(bench: Bench) -> Row:
-    """Two counters and a greylist rule that apply to every request, beside the same ruleset without them."""
+    """Two counters and a greylist rule that apply to every request, compared with the same ruleset without them."""
     load = bench.load("counters", corpus.strangers(_CLIENTS))
     remembering = corpus.with_memory(bench.shipped, wait=f"{_WAIT_SECONDS}s")
     with ExitStack() as running:
@@ -35,9 +35,9 @@ def counters(bench: Bench) -> Row:
         costs = bench.costs_in_turn(PAIRS, without=(plain, load), with_counters=(counted, load))
     return Row(
         "counters",
-        "CPU of a request to which two counters and a greylist rule apply, beside the same rules without them",
+        "CPU of a request to which two counters and a greylist rule apply, compared with the same rules without them",
         (
-            Reading("of that without", median_ratio(costs, "with_counters", "without"), "x", 1.30, 1.25),
+            Reading("ratio to none", median_ratio(costs, "with_counters", "without"), "x", 1.30, 1.25),
             *medians(costs),
             Reading(f"memory of {_KEYS:,} keys", _memory_of_keys(bench), "MB", 120),
         ),

@@ -1,4 +1,4 @@
-"""The rows of interactive commands: `policyd find` beside awk, sort and uniq, and `policyd status`."""
+"""The rows of interactive commands: `policyd find`, compared with awk, sort and uniq, and `policyd status`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _decisions(lines: int) -> Iterator[str]:
 
 
 def find(bench: Bench) -> Row:
-    """`policyd find --by client` over a decision log, beside awk, sort and uniq."""
+    """`policyd find --by client` over a decision log, compared with awk, sort and uniq."""
     lines = bench.scale.log_lines
     log = bench.folder / "find.log"
     with log.open("w") as file:
@@ -66,9 +66,9 @@ def find(bench: Bench) -> Row:
     ratio = statistics.median(own / old for own, old in zip(seconds["policyd"], seconds["awk"], strict=True))
     return Row(
         "find",
-        f"`policyd find --by client` over {lines:,} decisions, beside `awk '{{print $5}}' | sort | uniq -c`",
+        f"`policyd find --by client` over {lines:,} decisions, compared with `awk '{{print $5}}' | sort | uniq -c`",
         (
-            Reading("of the pipeline's time", ratio, "x", 2.0, 1.0),
+            Reading("ratio to the pipeline's time", ratio, "x", 2.0, 1.0),
             *(Reading(f"{name}, time", statistics.median(taken), "s") for name, taken in seconds.items()),
             *(Reading(f"{name}, peak memory", peak, "MB") for name, peak in peaks.items()),
         ),
@@ -76,7 +76,7 @@ def find(bench: Bench) -> Row:
 
 
 def status(bench: Bench) -> Row:
-    """`policyd status` from its start to the prompt, and `policyd --version` beside it."""
+    """`policyd status` from its start to the prompt, and `policyd --version` for comparison."""
     folder = bench.folder / "status"
     folder.mkdir(exist_ok=True)
     seconds: dict[str, list[float]] = {"status": [], "--version": []}

@@ -180,7 +180,7 @@ def _replay(
     readings.append(Reading("peak memory", peaks["policyd"], "MB"))
     if "former" in builds:
         ratio = statistics.median(new / old for new, old in zip(costs["policyd"], costs["former"], strict=True))
-        readings.insert(0, Reading("of the former build's", ratio, "x", bar, goal))
+        readings.insert(0, Reading("ratio to the former build", ratio, "x", bar, goal))
     return Row(name, f"`policyd replay` of {lines:,} lines, {what}, under the shipped rules", tuple(readings))
 
 

@@ -21,7 +21,7 @@ _MORE_MEMORY = 5
 
 
 def owners(bench: Bench) -> Row:
-    """The shipped ruleset with two real databases, declared and logged, beside the same ruleset without them."""
+    """The shipped ruleset with two real databases, declared and logged, compared with the same ruleset without them."""
     try:
         folder = public_databases()
     except UnreachableError as reason:
@@ -47,12 +47,12 @@ def owners(bench: Bench) -> Row:
     size = sum(file.stat().st_size for file in files) / 1e6
     return Row(
         "owners",
-        f"CPU of a request with databases of systems and countries ({size:.0f} MB), logged, beside none",
+        f"CPU of a request with databases of systems and countries ({size:.0f} MB), logged, compared with none",
         (
-            Reading("of that without", median_ratio(costs, "with", "without"), "x", 1.12, 1.08),
-            Reading("memory more than without", memory["with"] - memory["without"], "MB", size + _MORE_MEMORY),
-            Reading("start longer by", _longer(seconds, "start"), "s", 0.5),
-            Reading("reload longer by", _longer(seconds, "reload"), "s", 0.5),
+            Reading("ratio to none", median_ratio(costs, "with", "without"), "x", 1.12, 1.08),
+            Reading("additional memory", memory["with"] - memory["without"], "MB", size + _MORE_MEMORY),
+            Reading("additional time of a start", _longer(seconds, "start"), "s", 0.5),
+            Reading("additional time of a reload", _longer(seconds, "reload"), "s", 0.5),
             *medians(costs),
         ),
     )

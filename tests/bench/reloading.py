@@ -102,9 +102,9 @@ def reload_memory(bench: Bench) -> Row:
                 after[number] = memory_mb(server.pid)
     return Row(
         "reload_memory",
-        _what(bench, f"memory after {many} reloads, beside {few}, each with other entries in a list"),
+        _what(bench, f"memory after {many} reloads, compared with {few}, each with other entries in a list"),
         (
-            Reading(f"after {many}, of that after {few}", after[many] / after[few], "x", 1.05),
+            Reading(f"ratio of {many} reloads to {few}", after[many] / after[few], "x", 1.05),
             *(Reading(f"after {number} reloads", value, "MB") for number, value in after.items()),
         ),
     )
@@ -141,7 +141,7 @@ def dense_lists(bench: Bench) -> Row:
 
 
 def request_former(bench: Bench) -> Row:
-    """A request that needs no fact, beside another build."""
+    """A request that needs no fact, compared with another build."""
     entries = bench.scale.entries
     load = bench.load_of_lists(entries)
     rules = corpus.with_lists(corpus.PLAIN_RULES, bench.networks(entries), bench.domains(entries))
@@ -154,14 +154,19 @@ def request_former(bench: Bench) -> Row:
         measured["with lists"] = (running.enter_context(servers.policyd(listed, dns=servers.NO_RESOLVER))[1], load)
         costs = bench.costs_in_turn(PAIRS, **measured)
     ratios: tuple[Reading, ...] = ()
-    if "the former" in costs:
+    if "the former build" in costs:
         ratios = (
-            Reading("of the former's", median_ratio(costs, "this build", "the former"), "x", 1.05),
-            Reading("of it, with four DNS lists", median_ratio(costs, "with lists", "the former"), "x", 1.05),
+            Reading("ratio to the former build", median_ratio(costs, "this build", "the former build"), "x", 1.05),
+            Reading(
+                "ratio to the former build, with four DNS lists",
+                median_ratio(costs, "with lists", "the former build"),
+                "x",
+                1.05,
+            ),
         )
     return Row(
         "request_former",
-        f"CPU of a request decided without DNS, {entries:,} networks and {entries:,} suffixes, beside another build",
+        f"CPU of a request decided without DNS, {entries:,} networks and suffixes, compared with the former build",
         (*ratios, *medians(costs)),
     )
 
@@ -218,10 +223,10 @@ def _reload_row(
                     began = time.monotonic()
                     daemon.reload()
                     found[build]["seconds"].append(time.monotonic() - began)
-                found[build]["peak beyond rest"].append(max(seen) - at_rest)
+                found[build]["additional memory at the peak"].append(max(seen) - at_rest)
     readings = (
         *_readings(found, "seconds", "s", bar_and_goal),
-        *_readings(found, "peak beyond rest", "MB", (0.4, 0.25)),
+        *_readings(found, "additional memory at the peak", "MB", (0.4, 0.25)),
     )
     return Row(name, _what(bench, what), readings)
 
@@ -230,16 +235,21 @@ def _readings(
     found: dict[str, dict[str, list[float]]], figure: str, unit: str, bar_and_goal: tuple[float, float]
 ) -> Iterator[Reading]:
     """The medians of this build and the former, and their ratio."""
-    medians = {build: statistics.median(figures[figure]) for build, figures in found.items()}
-    yield Reading(figure, medians["this build"], unit)
-    if "the former" in medians:
-        yield Reading(f"{figure}, the former", medians["the former"], unit)
-        yield Reading(f"{figure}, of the former's", medians["this build"] / medians["the former"], "x", *bar_and_goal)
+    middle = {build: statistics.median(figures[figure]) for build, figures in found.items()}
+    yield Reading(figure, middle["this build"], unit)
+    if "the former build" in middle:
+        yield Reading(f"{figure}, the former build", middle["the former build"], unit)
+        yield Reading(
+            f"{figure}, ratio to the former build",
+            middle["this build"] / middle["the former build"],
+            "x",
+            *bar_and_goal,
+        )
 
 
 def _programs() -> Iterator[tuple[str, Sequence[str]]]:
     if former := os.environ.get("BENCH_FORMER"):
-        yield "the former", (former,)
+        yield "the former build", (former,)
     yield "this build", _OURS
 
 

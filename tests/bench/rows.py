@@ -36,7 +36,7 @@ _OTHER_DESCRIPTORS = 128
 
 
 def decision(bench: Bench) -> Row:
-    """A request that needs no DNS, under everything at once, beside the floor."""
+    """A request that needs no DNS, under the shipped rules and large lists, compared with the floor."""
     entries = bench.scale.entries
     load = bench.load_of_lists(entries)
     with ExitStack() as running:
@@ -46,7 +46,7 @@ def decision(bench: Bench) -> Row:
     return Row(
         "decision",
         f"CPU of a request decided without DNS, logged: shipped rules, {entries:,} networks, {entries:,} suffixes",
-        (Reading("of the floor's", median_ratio(costs, "policyd", "floor"), "x", 5.5, 4), *medians(costs)),
+        (Reading("ratio to the floor", median_ratio(costs, "policyd", "floor"), "x", 5.5, 4), *medians(costs)),
     )
 
 
@@ -65,8 +65,8 @@ def entries(bench: Bench) -> Row:
     with_few, with_many = measured
     return Row(
         "entries",
-        f"CPU of a request with {many:,} networks and suffixes, beside 10",
-        (Reading("of that with 10", median_ratio(costs, with_many, with_few), "x", 1.3, 1.15), *medians(costs)),
+        f"CPU of a request with {many:,} networks and suffixes, compared with 10",
+        (Reading("ratio to 10 entries", median_ratio(costs, with_many, with_few), "x", 1.3, 1.15), *medians(costs)),
     )
 
 
@@ -85,14 +85,14 @@ def rules(bench: Bench) -> Row:
     with_few, with_many = measured
     return Row(
         "rules",
-        f"CPU of a request with {many:,} rules, each with its own suffix, network and `except`, beside 10",
-        (Reading("of that with 10", median_ratio(costs, with_many, with_few), "x", 1.3, 1.15), *medians(costs)),
+        f"CPU of a request with {many:,} rules, each with its own suffix, network and `except`, compared with 10",
+        (Reading("ratio to 10 rules", median_ratio(costs, with_many, with_few), "x", 1.3, 1.15), *medians(costs)),
     )
 
 
 def expressions(bench: Bench) -> Row:
-    """The cost of a long list of expressions for names that match: beside no list, and beside suffixes that give the
-    same answers, which isolates the cost of the expressions.
+    """The cost of a long list of expressions for names that match: compared with no list, and with suffixes that give
+    the same answers, which isolates the cost of the expressions.
     """
     count = bench.scale.requests
     deferred = bench.load("generic-deferred", corpus.clients_of_expressions(count, EXPRESSIONS, "DEFER"))
@@ -111,10 +111,10 @@ def expressions(bench: Bench) -> Row:
         )
     return Row(
         "expressions",
-        f"CPU of a request with {EXPRESSIONS:,} host name expressions, one of which fits each client, beside none",
+        f"CPU of a request with {EXPRESSIONS:,} host name expressions, one of which matches, compared with none",
         (
-            Reading("of that with none", median_ratio(costs, "expressions", "none"), "x", 1.5, 1.2),
-            Reading("of that with suffixes and the same answers", median_ratio(costs, "expressions", "suffixes"), "x"),
+            Reading("ratio to none", median_ratio(costs, "expressions", "none"), "x", 1.5, 1.2),
+            Reading("ratio to suffixes with the same answers", median_ratio(costs, "expressions", "suffixes"), "x"),
             *medians(costs),
         ),
     )
@@ -137,7 +137,7 @@ def latency(bench: Bench) -> Row:
     return Row(
         "latency",
         "latency with one connection, p50",
-        (Reading("of the floor's", median_ratio(waits, "policyd", "floor"), "x", 1.3), *medians(waits)),
+        (Reading("ratio to the floor", median_ratio(waits, "policyd", "floor"), "x", 1.3), *medians(waits)),
     )
 
 
@@ -182,11 +182,11 @@ def memory(bench: Bench) -> Row:
             daemon.reload()
     return Row(
         "memory",
-        f"memory of all its processes with {entries:,} networks and {entries:,} names",
+        f"memory of all processes with {entries:,} networks and {entries:,} names",
         (
             Reading(f"after {reloads} reloads", after, "MB", 300, 170),
-            Reading("peak during one", max(single_reload), "MB", 450, 300),
-            Reading("peak while each followed the last at once", max(consecutive_reloads), "MB"),
+            Reading("peak during one reload", max(single_reload), "MB", 450, 300),
+            Reading("peak during reloads without a pause", max(consecutive_reloads), "MB"),
             Reading("at the start", at_start, "MB"),
         ),
     )
@@ -229,7 +229,7 @@ def reloads_under_load(
         Reading("longest", during[-1] / 1e6, "ms", 25, 20),
         Reading("refused, closed, wrong or unanswered", lost, "", 0, 0),
         Reading("requests during reloads", len(during)),
-        Reading("a reload took", seconds, "s"),
+        Reading("duration of a reload", seconds, "s"),
     )
 
 
@@ -297,7 +297,7 @@ def expiry(bench: Bench) -> Row:
             Reading("p99", during[int(0.99 * (len(during) - 1))] / 1e6, "ms", 10, 5),
             Reading("longest", during[-1] / 1e6, "ms", 50, 20),
             Reading("refused, closed, wrong or unanswered", lost, "", 0, 0),
-            Reading("let through after", (dropped - began) / 1e9, "s"),
+            Reading("first client let through after", (dropped - began) / 1e9, "s"),
         ),
     )
 
@@ -331,7 +331,7 @@ def idle(bench: Bench) -> Row:
             _ask_once(connections, server, request)
         settle(server.pid)
         more = memory_mb(server.pid) - before
-    return Row("idle", f"memory of {count:,} idle connections", (Reading("more than with none", more, "MB", 15),))
+    return Row("idle", f"memory of {count:,} idle connections", (Reading("additional memory", more, "MB", 15),))
 
 
 def _ask_once(connections: ExitStack, server: Server, request: bytes) -> None:
@@ -372,7 +372,7 @@ def dns(bench: Bench) -> Row:
             Reading("CPU", used * 1e6 / report["answered"], "us"),
             Reading("latency p99", report["latency_us"]["p99"] / 1000, "ms"),
             Reading(f"memory with the cache of {cache_size:,} full", seen[filled], "MB"),
-            Reading(f"at the end, {report['answered']:,} clients later", max(seen[filled:]), "MB"),
+            Reading(f"memory after {report['answered']:,} clients", max(seen[filled:]), "MB"),
         ),
     )
 

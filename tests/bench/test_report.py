@@ -15,7 +15,11 @@ ROWS = [
     Row(
         "decision",
         "a request",
-        (Reading("of the floor's", 4.4, "x", 5.5, 4), Reading("policyd", 14.12, "us"), Reading("floor", 3.21, "us")),
+        (
+            Reading("ratio to the floor", 4.4, "x", 5.5, 4),
+            Reading("policyd", 14.12, "us"),
+            Reading("floor", 3.21, "us"),
+        ),
     ),
     Row("mail", "", left_out="there is no Postfix on this machine"),
     Row("growth", "CPU by entries", series={"policyd": {10: 14.0, 1_000_000: 15.25}, "cidr": {10: 0.05}}),
@@ -48,7 +52,7 @@ def test_a_row_has_the_verdict_of_its_worst_reading() -> None:
 def test_the_table_shows_figures_or_a_reason_for_every_row() -> None:
     lines = report.as_markdown({"cores": "2", "load before": "0.1"}, ROWS).splitlines()
     assert lines[0] == "cores 2, load before 0.1."
-    figures = "of the floor's 4.40 x; policyd 14.1 µs; floor 3.21 µs"
+    figures = "ratio to the floor 4.40 x; policyd 14.1 µs; floor 3.21 µs"
     assert f"| `decision` | a request | {figures} | ≤ 5.50 x | ≤ 4 x | met |" in lines
     assert "| `mail` |  | left out: there is no Postfix on this machine |  |  |  |" in lines
     assert "| 1,000,000 | 15.2 |  |" in lines
@@ -62,7 +66,7 @@ def test_a_run_on_a_busy_machine_is_marked(load: str, busy: bool) -> None:
 def test_json_has_the_figures_of_the_table() -> None:
     rows = json.loads(json.dumps(report.as_json({}, ROWS)))["rows"]
     assert rows["decision"]["readings"][0] == {
-        "label": "of the floor's",
+        "label": "ratio to the floor",
         "value": 4.4,
         "unit": "x",
         "bar": 5.5,

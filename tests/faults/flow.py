@@ -172,12 +172,12 @@ class Flow:
         assert self._process.poll() is None, "the asking process has ended"
 
     def wait_for(self, answers: int) -> None:
-        """Lets the flow run until there are this number of further answers."""
+        """Lets the flow run until this many more answers have arrived."""
         wanted = self.answered + answers
         until(f"{wanted} answers", lambda: self.answered >= wanted or None)
 
     def wait_for_clients(self, clients: int, seconds: float = 30) -> None:
-        """Lets the flow run until there are this number of further answers that needed DNS."""
+        """Lets the flow run until this many more answers that needed DNS have arrived."""
         wanted = self.clients + clients
         until(f"{wanted} clients", lambda: self.clients >= wanted or None, seconds)
 

@@ -64,9 +64,8 @@ def test_a_ruleset_that_should_not_be_in_force_is_detected(setting: Setting) -> 
 
 
 def test_an_error_while_dns_works_is_detected(setting: Setting) -> None:
-    setting.world.zone.state = DnsState(
-        distorted(rcode=SERVFAIL), nothing_known
-    )  # which the world's history does not have
+    # The world's history does not have this failure.
+    setting.world.zone.state = DnsState(distorted(rcode=SERVFAIL), nothing_known)
     with setting.daemon(), failing_flow(r"4\.4\.3"), Flow("", setting.world, setting.port) as flow:
         flow.wait_for_clients(20)
 

@@ -1,6 +1,4 @@
-"""Real mail through a real Postfix during a fault: every message gets the right reply, and none gets
-451.
-"""
+"""Real mail through a real Postfix during a fault: every message gets the right reply, and none gets 451."""
 
 from __future__ import annotations
 
@@ -111,7 +109,7 @@ class Mail:
             thread.join()
 
     def wait_for(self, messages: int) -> None:
-        """Waits until each of the senders has got this number of further answers."""
+        """Waits until each of the senders has got this many more answers."""
         with self._lock:
             wanted = Counter({sender: self._answers[sender] + messages for sender in SENDERS})
             assert self._lock.wait_for(lambda: self._answers >= wanted, timeout=60), self.row

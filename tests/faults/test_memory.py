@@ -92,7 +92,7 @@ class Mail:
             thread.join()
 
     def wait_for(self, messages: int) -> None:
-        """Waits until each sender has got this number of further answers."""
+        """Waits until each sender has got this many more answers."""
         wanted = {sender: self._answers(sender) + messages for sender in (LISTED, HONEST, NEW)}
         until(f"{messages} more messages", lambda: all(self._answers(s) >= n for s, n in wanted.items()) or None, 60)
 

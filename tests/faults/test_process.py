@@ -53,7 +53,7 @@ def test_a_thousand_sighups_disturb_no_client(setting: Setting) -> None:
 
 @contextmanager
 def kept_socket(port: int) -> Iterator[socket.socket]:
-    """A listening socket that outlives the daemon, as one of systemd does."""
+    """A listening socket that outlives the daemon, as a socket of systemd does."""
     with socket.create_server(("127.0.0.1", port), backlog=4096) as listening:
         yield listening
 

@@ -19,7 +19,7 @@ class Attempt(NamedTuple):
 
 
 def sakura_attempts() -> list[Attempt]:
-    """Phishing from virtual servers. The log is sendmail's, whose `relay=` has verified names."""
+    """Phishing from virtual servers. The log is sendmail's; its `relay=` has verified names."""
     lines = (DATA / "maillog.sendmail").read_text().splitlines()
     attempts = []
     for line in lines:

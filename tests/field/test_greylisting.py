@@ -106,9 +106,8 @@ def check_one_wait(found: list[dict[str, Any]]) -> None:
     assert greylist_words(found) == ["new", *["early"] * (len(found) - 2), "passed"]
     assert [decision["action"] for decision in found[:-1]] == ["DEFER_IF_PERMIT"] * (len(found) - 1)
     assert found[-1]["action"] == "DUNNO"
-    assert (
-        WAIT - 0.1 < seconds_waited(found) < WAIT + 20
-    )  # the sender tries once a second, but a busy machine takes longer
+    # The sender tries once a second; a busy machine may take much longer.
+    assert WAIT - 0.1 < seconds_waited(found) < WAIT + 20
 
 
 def test_a_pool_of_five_addresses_under_one_domain_waits_once_for_one_mail(sender: Sender, policyd: Policyd) -> None:

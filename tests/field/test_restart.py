@@ -49,7 +49,7 @@ class Flow:
             thread.join()
 
     def wait_for(self, messages: int) -> None:
-        """Waits until each of the clients has got this number of further answers."""
+        """Waits until each of the clients has got this many more answers."""
         with self._wake:
             wanted = Counter({number: self._answers[number] + messages for number in range(SENDERS)})
             assert self._wake.wait_for(lambda: self._answers >= wanted, timeout=60), self.replies

@@ -148,7 +148,7 @@ def keep(name: str, work: Path) -> None:
         written = _write(inputs.by_hand(name), folder / "written")
         merged = folder / "merged"
         merged.mkdir()
-        for input_file in written.iterdir():  # because their code needs no other input
+        for input_file in written.iterdir():  # so that code which they reach needs no new input
             (merged / input_file.name).write_bytes(input_file.read_bytes())
         ended = _atheris(name, folder, ["-merge=1", str(merged), str(work)], 600)
         assert ended.returncode == 0, ended.stderr[-1000:]

@@ -1,7 +1,7 @@
 """A real rbldnsd on loopback, for the zones of DNS lists.
 
-    with start_rbldnsd(folder, {"zen.test": Zone("ip4set", "127.0.0.2 ...")}) as port:
-        ...  # the zones can be asked at 127.0.0.1:PORT; unbound asks it with zones={"zen.test": port}
+    with start_rbldnsd(folder, {"zen.test": Zone("ip4set", "127.0.0.2 ...")}) as rbldnsd:
+        ...  # it answers at 127.0.0.1:PORT (rbldnsd.port); unbound asks it with zones={"zen.test": rbldnsd.port}
 
 rbldnsd reads a changed zone again at SIGHUP: `Rbldnsd.change`.
 """

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 _SPAN = 30 * 86400  # seconds of the month
 _START = 1_790_000_000
 
-# Events on a mail server, with their share: the lines of an event, each beginning with its writer. `q` and `r` are
-# queue ids, `p` a process id, `a` an address, `n` its name, `k` a number.
+# Events on a mail server, with their share: the lines of an event, each beginning with its writer. `q`, `r` and
+# `s` are queue ids, `p` a process id, `a` an address, `n` its name, `k` a number.
 _EVENTS: tuple[tuple[float, str], ...] = (
     (
         22,

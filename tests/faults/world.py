@@ -320,7 +320,7 @@ class World:
 
     @contextmanager
     def dns_being(self, state: DnsState, *, may_fail: bool = False) -> Iterator[None]:
-        """Sets the state of DNS for the block; lookups may also time out."""
+        """Sets the state of DNS for the block. With `may_fail`, lookups may also fail."""
         with self.dns.changing(state):
             self.zone.state = state
         failing = self.dns.changing(DnsState(state.distorted, nothing_known)) if may_fail else nullcontext()

@@ -1,4 +1,4 @@
-"""Two hosts with one memory: two Postfix, each with its own policyd, and one Redis or Valkey for both."""
+"""Two hosts with one memory: two Postfix instances, each with its own policyd, and one Redis or Valkey for both."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Runs one target under atheris, within the limits that it gets: `python -m tests.fuzz.under_atheris TARGET OPTION...`.
 
 Ends with a traceback and status 77 at a finding, whose input is written where `-artifact_prefix` says. An input that
-takes more than a second of processor time, in the instrumented code, is also a finding.
+takes more than SECONDS of processor time is also a finding.
 """
 
 from __future__ import annotations

@@ -207,7 +207,7 @@ def reload(bench: Bench) -> Row:
 def reloads_under_load(
     bench: Bench, daemon: Policyd, server: Server, edit: Callable[[int], None] = lambda number: None
 ) -> tuple[Reading, ...]:
-    """Reloads while clients ask as fast as they can; `edit` changes something before each reload, by its number."""
+    """Reloads while clients ask as fast as they can. `edit` runs before each reload, with the reload's number."""
     load = bench.load_of_lists(bench.scale.entries, pinned=False)
     reloads = bench.scale.load_reloads
     trace = bench.folder / "trace"

@@ -15,6 +15,7 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from operator import attrgetter
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -92,7 +93,7 @@ def run(loader: Loader, operational_log: OperationalLog, environment: Mapping[st
 # Settings that a reload does not apply.
 _ONLY_AT_START = (
     *("listen", "socket_mode", "socket_owner", "socket_group", "control", "control_group"),
-    *("state", "state_file", "state_timeout", "state_credentials"),
+    *("state", "state_file", "state_timeout", "state_credentials", "limits.state_keys"),
 )
 
 # The answer to peers that wait for a reload when the daemon ends.
@@ -368,7 +369,8 @@ class _Daemon:
         """Puts a new ruleset and new settings in force, in one step between two requests."""
         old, new = self._settings, loaded.settings
         for name in _ONLY_AT_START:
-            if getattr(old, name) != getattr(new, name):
+            value_of = attrgetter(name)
+            if value_of(old) != value_of(new):
                 _log.warning("%s has changed; that needs a restart of policyd", name)
         logging.getLogger().setLevel(new.log_level.upper())
         if new.metrics != old.metrics:

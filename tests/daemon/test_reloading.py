@@ -130,6 +130,12 @@ def test_a_changed_listen_needs_a_restart_and_a_message_says_so(start_policyd: S
         assert client.ask(BULK) == LATER
 
 
+def test_a_changed_limit_of_keys_needs_a_restart_and_a_message_says_so(start_policyd: StartPolicyd) -> None:
+    with start_policyd(limits={"state_keys": 1000}) as policyd:
+        logged = change(policyd, "state_keys: 1000", "state_keys: 2000")
+        assert "limits.state_keys has changed; that needs a restart of policyd" in logged
+
+
 def test_changed_settings_take_effect(start_policyd: StartPolicyd, port: int, tmp_path: Path) -> None:
     with start_policyd(limits={"idle_timeout": "1h"}, log_level="info") as policyd, Client(port) as client:
         assert client.ask(BULK) == LATER

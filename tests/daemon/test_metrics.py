@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import http.client
 import os
+import re
 import socket
 import time
 from pathlib import Path
@@ -34,6 +35,8 @@ from tests.ports import free_port
 
 if TYPE_CHECKING:
     from policyd.daemon.status import Running
+
+ROOT = Path(__file__).parents[2]
 
 RULES = """
 rules:
@@ -234,6 +237,24 @@ def test_fetch_times_and_maximum_ages_are_metrics(
     assert told["policyd_list_checked_timestamp_seconds", "none"] == 0
     assert ("policyd_list_interval_seconds", "by-hand") not in told
     assert told["policyd_database_max_age_seconds", "asn"] == 30 * 86400
+
+
+def test_the_documentation_names_every_metric(start_policyd: StartPolicyd, metrics_port: int, tmp_path: Path) -> None:
+    rules = RULES + "  - {name: owned, match: {asn: AS64496}, action: REJECT}\n"
+    (tmp_path / "asn.csv").write_text("192.0.2.0,192.0.2.255,64496,Example\n")
+    with (
+        start_policyd(
+            f"databases: {{asn: asn.csv}}\n{rules}",
+            metrics=f"127.0.0.1:{metrics_port}",
+            state_file=str(tmp_path / "state.db"),
+            state="valkey://127.0.0.1:9/0",
+        ),
+        urlopen(f"http://127.0.0.1:{metrics_port}/metrics") as page,
+    ):
+        served = set(re.findall(r"^# TYPE (policyd_\w+) ", page.read().decode(), re.MULTILINE))
+    documented = set(re.findall(r"`(policyd_\w+)[`{]", (ROOT / "docs" / "settings.md").read_text()))
+    assert len(served) > 40
+    assert documented == served
 
 
 def test_only_the_page_is_served(start_policyd: StartPolicyd, metrics_port: int) -> None:

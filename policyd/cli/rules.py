@@ -29,7 +29,7 @@ from policyd.core.address import format_address, parse_address
 from policyd.core.dns_lists import NOT_LISTED, unknown
 from policyd.core.engine import Inquiry
 from policyd.core.facts import Facts, Greylisted, Needs
-from policyd.core.identity import Identity, Reason, Status, told_identity
+from policyd.core.identity import Identity, Reason, Status, given_identity
 from policyd.core.normalize import fold_name
 from policyd.core.owners import Owner
 from policyd.core.protocol import ATTRIBUTES, REQUEST_TYPE, ProtocolError, Request, RequestParser
@@ -387,10 +387,10 @@ def _given_identity(status: str | None, names: tuple[str, ...]) -> Identity | No
         case Status.VERIFIED if not folded:
             raise click.UsageError("--reverse-dns verified needs a --hostname")
         case Status.VERIFIED:
-            return told_identity(Status.VERIFIED, verified=folded)
+            return given_identity(Status.VERIFIED, verified=folded)
         case Status.MISSING if folded:
             raise click.UsageError(
                 "--reverse-dns missing cannot be combined with --hostname: such a client has no name"
             )
         case other:
-            return told_identity(other, claimed=folded)
+            return given_identity(other, claimed=folded)

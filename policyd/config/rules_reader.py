@@ -43,7 +43,7 @@ from policyd.config.problems import Problem, Severity, did_you_mean, quoted
 from policyd.config.public_suffixes import registrable_domains
 from policyd.config.written import RulesFile, WrittenCondition, WrittenRule
 from policyd.config.yaml_tree import Mapping, Scalar, Sequence, describe, parse_yaml
-from policyd.core.index import Counted, Counts, Ruleset
+from policyd.core.index import Counter, Counts, Ruleset
 from policyd.core.owners import Owners
 from policyd.core.protocol import ATTRIBUTES
 from policyd.core.ruleset import DEFAULT_RULE, Action, Condition, Kind, Rule, Subject, Verb
@@ -286,14 +286,16 @@ class _Reader:
         entries |= {
             condition.condition.number: condition.collections for counter in counters for condition in counter.where
         }
-        counted = [[condition.condition for condition in counter.where] for counter in counters]
+        counter_conditions = [[condition.condition for condition in counter.where] for counter in counters]
         try:
             is_generic = any(c.kind is Kind.GENERIC for rule in rules for c in (*rule.match, *rule.exceptions))
             domains = self._domains() if is_generic else None
             make_tables: MakeTables = build_tables
             if self._tables is not None:
                 make_tables = partial(build_tables, make_list_table=self._tables.make_list_table)
-            index = build_index(rules, entries, make_tables, hostname_lists, domains, counted=counted)
+            index = build_index(
+                rules, entries, make_tables, hostname_lists, domains, counter_conditions=counter_conditions
+            )
         except re2.error:
             message = "all expressions on one attribute together are too large for RE2; repeat less, as in {1000}"
             self._report.add(Problem(self._path, 0, 0, message))
@@ -313,7 +315,7 @@ class _Reader:
             self._count(),
             dns_lists,
             self._owners(),
-            tuple(Counted(counter.name, counter.definition, any_state=counter.any_state) for counter in counters),
+            tuple(Counter(counter.name, counter.definition, any_state=counter.any_state) for counter in counters),
             self._file.greylist if any(rule.action.verb is Verb.GREYLIST for rule in rules) else None,
         )
 

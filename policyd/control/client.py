@@ -1,4 +1,4 @@
-"""Asks a daemon over its control socket: one request, one answer, within a time limit."""
+"""Sends one request to a daemon over its control socket, and waits a limited time for the answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from policyd.control.words import MAX_ANSWER_BYTES, Command, Request
 _SECONDS = 10.0
 _RELOAD_SECONDS = 900.0
 
-# Seconds before another attempt, if the daemon had too many peers.
+# Seconds before the next attempt if the daemon has too many peers.
 _PAUSE = 0.05
 
 
@@ -23,7 +23,7 @@ class ControlError(Exception):
 
 
 def ask(path: str, request: Request) -> dict[str, Any]:
-    """The daemon's answer. Raises ControlError."""
+    """Returns the daemon's answer. Raises ControlError."""
     try:
         line = _exchange(path, request)
     except FileNotFoundError:
@@ -71,7 +71,7 @@ def _exchange(path: str, request: Request) -> bytes:
 
 
 def _read_line(connection: socket.socket, deadline: float) -> bytes:
-    """The line; without its newline if the other side closes before."""
+    """Returns the line; it has no newline if it is too long or the daemon closed the connection too early."""
     read = bytearray()
     while not read.endswith(b"\n") and len(read) <= MAX_ANSWER_BYTES:
         left = deadline - time.monotonic()

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Bytes of a request with its newline: a command and one host name, or the key of a counter.
+# Maximum bytes of a request with its newline: a command and a host name, or the key of a counter.
 MAX_REQUEST_BYTES = 4096
 
-# Bytes of an answer. The largest carries a rules file (64 MiB, policyd.config.files), each byte escaped at worst.
+# Maximum bytes of an answer. The largest holds a rules file (64 MiB, policyd.config.files), at worst with escapes.
 MAX_ANSWER_BYTES = 160 << 20
 
-# Bytes of a text that are encoded at a time, so that requests from Postfix do not wait for 64 MiB.
+# Bytes of a long text that are encoded at a time, so that requests from Postfix do not wait for all of it.
 _PIECE = 1 << 16
 
 
@@ -45,10 +45,12 @@ class RequestError(Exception):
 class Request:
     """One request.
 
-    `data` belongs to `reload` (list files and databases only). `what` belongs to `forget`: an address or a name; with
-    `counter`, the parts of a key, separated by LF; with `greylist`, an address. `counter` belongs to `status` too.
-    `counted` asks for the value that a counter would have for one more request: with `counter`, the key in `what`, the
-    `value` of a counter of distinct ones, and the fingerprint of its `definition`, in hexadecimal digits.
+    `reload`: with `data`, only list files and databases are read again.
+    `forget`: `what` is an address or a name; with `greylist`, an address; with `counter`, a key of this counter, its
+    parts separated by LF.
+    `status`: with `counter`, the answer has this counter's highest keys.
+    `counted`: asks for the value that `counter` would have for one more request with the key `what`. `definition` is
+    the counter's fingerprint in hexadecimal digits; `value` is the value that a counter of distinct values would count.
     """
 
     command: Command
@@ -76,7 +78,7 @@ class Request:
 
 
 def parse_request(line: bytes) -> Request:
-    """Reads a request. Raises RequestError."""
+    """Parses a request. Raises RequestError."""
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError):
@@ -108,7 +110,7 @@ def parse_request(line: bytes) -> Request:
 
 
 def _parse_counted(fields: dict[str, Any], command: Command) -> Request:
-    """Reads the rest of a request for the value of a counter. Raises RequestError."""
+    """Parses the other fields of a `counted` request. Raises RequestError."""
     words = {name: fields.get(name, "") for name in ("what", "counter", "value", "definition")}
     if command is not Command.COUNTED:
         raise RequestError("'value' and 'definition' are for 'counted' only")
@@ -133,6 +135,6 @@ def encode_with_text(fields: dict[str, Any], name: str, text: memoryview) -> Ite
     yield b'"}\n'
 
 
-def failed(*errors: str) -> dict[str, Any]:
+def failure(*errors: str) -> dict[str, Any]:
     """The answer to a request that failed."""
     return {"ok": False, "errors": list(errors)}

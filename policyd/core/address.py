@@ -15,7 +15,7 @@ def parse_address(text: bytes) -> Address | None:
     Strict: no zone id, no brackets, no octal, no short form.
     """
     try:
-        if 0x3A not in text:  # a colon: a number is found in bytes ten times as fast as bytes are
+        if 0x3A not in text:  # no colon; searching for a number is ten times as fast as for b":"
             return 4, int.from_bytes(inet_pton(AF_INET, text.decode("ascii")))
         number = int.from_bytes(inet_pton(AF_INET6, text.decode("ascii")))
     except (OSError, ValueError):

@@ -48,7 +48,7 @@ class ListAnswers(dict[str, ListAnswer]):
     def __init__(self, answers: Mapping[str, ListAnswer]) -> None:
         super().__init__(answers)
         self.none_listed = all(answer.status is ListStatus.NOT_LISTED for answer in answers.values())
-        self.shown: tuple[bytes, ...] | None = None  # in the decision log
+        self.shown: tuple[bytes, ...] | None = None  # the answers as the decision log shows them
 
 
 NOT_LISTED: Final = ListAnswer(ListStatus.NOT_LISTED)

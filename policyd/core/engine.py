@@ -1,21 +1,21 @@
-"""The decision on one request: `decide(ruleset, request, facts, today)`, or an `Inquiry` where facts come bit by bit.
+"""The decision on one request: `decide(ruleset, request, facts, today)`, or an `Inquiry` if facts arrive one by one.
 
 The engine asks for facts instead of fetching them. If a rule that could still decide needs a missing fact, the result
-is `Needs`, which names every fact that this rule and the rules after it may still need; the caller gets these facts,
-passes them to the `Inquiry`, and asks again.
+is `Needs`: every fact that this rule and the rules after it may still need. The caller gets these facts, passes them
+to the `Inquiry`, and calls `decide` again.
 
 A condition on the client's identity holds, does not hold, or is unknown, by two principles that no rule can change.
-They depend on whether the condition, if it held, would let the client through: it would in the match of a DUNNO rule
-and in the exceptions of any other rule, the *exempting* places.
+A condition in the match of a DUNNO rule, or in the exceptions of any other rule, is *exempting*: if it holds, it lets
+the client through.
 
-1. A lie about its name can get a client blocked, never let through: in exempting places only verified names
-   count; elsewhere the verified names or, without any, every claimed name.
-2. A temporary failure never causes a permanent reject: while reverse DNS has the status error, a condition in an
-   exempting place is unknown unless the PTR names are known and cannot satisfy it. DEFER is answered instead of REJECT
-   if a rule might have let the client through, or if the REJECT is due to the failure.
+1. A lie about its name can get a client blocked, never let through. For an exempting condition only verified names
+   count; for any other condition the verified names or, without any, every claimed name.
+2. A temporary failure never causes a permanent reject. While reverse DNS has the status error, an exempting condition
+   is unknown unless the PTR names are known and cannot satisfy it. DEFER is answered instead of REJECT if a rule might
+   have let the client through, or if the REJECT is due to the failure.
 
-A DNS list has three answers of its own (`policyd.core.dns_lists`). An unknown answer does not hold where it would
-block, and is unknown in an exempting place.
+A DNS list says *listed*, *not listed* or *unknown* (`policyd.core.dns_lists`). If its answer is unknown,
+an exempting condition is unknown, and any other condition does not hold.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Decision(NamedTuple):
 
     @property
     def word(self) -> str:
-        """The verb in the deciding rule: GREYLIST where Postfix receives DEFER_IF_PERMIT."""
+        """The verb in the deciding rule: GREYLIST if Postfix receives DEFER_IF_PERMIT because of a greylist rule."""
         greylists = self.rule is not None and self.rule.action.verb is _GREYLIST
         return _GREYLIST if greylists else self.verb
 
@@ -91,8 +91,8 @@ class Outcome(Enum):
 
     YES = "yes"
     NO = "no"
-    UNKNOWN = "unknown"  # DNS failed: of a DUNNO rule, it might have let the client through
-    IN_DOUBT = "in doubt"  # of any other rule: yes, but it depends on a DNS failure
+    UNKNOWN = "unknown"  # DNS failed; a DUNNO rule might have let the client through
+    IN_DOUBT = "in doubt"  # a rule with another verb: yes, but it depends on a DNS failure
     NEEDED = "needs facts"
 
 
@@ -151,7 +151,7 @@ def decide(ruleset: Ruleset, request: Request, facts: Facts, today: datetime.dat
 
 
 def decide_fully(ruleset: Ruleset, request: Request, facts: Facts, today: datetime.date) -> Decision:
-    """Decides a request with all its facts, from a log or from a test of the ruleset."""
+    """Decides a request for which a log or a test of the ruleset gives all facts."""
     decision = decide(ruleset, request, facts, today)
     assert not isinstance(decision, Needs)
     return decision
@@ -160,7 +160,7 @@ def decide_fully(ruleset: Ruleset, request: Request, facts: Facts, today: dateti
 def trace(ruleset: Ruleset, request: Request, facts: Facts, today: datetime.date) -> list[RuleTrace]:
     """Returns each rule from the top to the deciding one, with its outcome, for `explain`.
 
-    It ends at the first rule that needs a fact which is not given.
+    It ends at the first rule that needs a missing fact.
     """
     return Inquiry(ruleset, request, facts, today).trace()
 
@@ -169,7 +169,7 @@ class Inquiry:
     """One request under one ruleset, until its decision.
 
     Begins with the facts that are known, and ends when `decide` returns a decision. Until then `decide` returns the
-    facts that it needs, and `learn_identity` and `learn_lists` take them.
+    facts that it needs, and the `learn_` methods take them.
     """
 
     __slots__ = (
@@ -196,7 +196,7 @@ class Inquiry:
         self.identity, self.lists, self.owner, self.counters, self.greylist = facts
         if self.owner is None and ruleset.owners is not None:
             self.owner = ruleset.owners.find(request)
-        self.is_network_known = False  # it has passed greylisting, so no name is needed for that
+        self.is_network_known = False  # the client's network has passed greylisting
         self.memory: Any = None  # memory's notes on the request, for the caller
         self._today = today
         self._trusts_postfix = trust_postfix
@@ -211,7 +211,7 @@ class Inquiry:
         self.identity = identity
 
     def learn_lists(self, answers: Mapping[str, ListAnswer]) -> None:
-        """Takes answers of DNS lists, by the list's name. The mapping must not be changed any more."""
+        """Takes answers of DNS lists, by the list's name. The mapping must not be changed afterwards."""
         self.lists = {**self.lists, **answers} if self.lists else answers
 
     def learn_counters(self, values: Mapping[str, int]) -> None:
@@ -220,11 +220,12 @@ class Inquiry:
         if self._counter_lookup >= 0:
             self._found[self._counter_lookup] = None
 
-    def counted(self) -> list[Any]:
+    def matching_counters(self) -> list[Any]:
         """Returns the definitions of the counters that count the request."""
         is_rcpt = self.request.get("protocol_state") == b"RCPT"
         found = []
-        for (_, definition, any_state), conditions in zip(self.ruleset.counters, self._index.counted, strict=True):
+        all_conditions = self._index.counter_conditions
+        for (_, definition, any_state), conditions in zip(self.ruleset.counters, all_conditions, strict=True):
             if (is_rcpt or any_state) and (not conditions or self._fits(conditions, ())):
                 found.append(definition)
         return found
@@ -234,10 +235,10 @@ class Inquiry:
         self._doubt = False  # a DUNNO rule above might have let the client through
         self._identity_from: int | None = None  # the first rule that needed the identity
         self._needs = _NOTHING
-        self._waiting: dict[int, AbstractSet[str]] = {}  # rules known to wait for DNS lists, with these
+        self._waiting: dict[int, AbstractSet[str]] = {}  # the DNS lists that a rule waits for
 
     def decide(self) -> Decision | Needs:
-        """Tries the rules that lookups bring up, in order; a lookup is made when its first rule has its turn."""
+        """Tries the candidate rules in order. A lookup is made when its first rule has its turn."""
         self._start()
         pending: list[int] = []  # candidate rules not yet tried, the next rule last
         for first, lookup, needs_facts, bucket in self._index.buckets:
@@ -245,9 +246,9 @@ class Inquiry:
                 settled = self._settle(pending.pop())
                 if settled is not None:
                     return settled
-            brought_up = self._bring_up(bucket) if needs_facts else self._find(lookup).rules
-            if brought_up:
-                pending = sorted({*pending, *brought_up}, reverse=True) if pending else list(brought_up[::-1])
+            candidates = self._candidates(bucket) if needs_facts else self._find(lookup).rules
+            if candidates:
+                pending = sorted({*pending, *candidates}, reverse=True) if pending else list(candidates[::-1])
         while pending:
             settled = self._settle(pending.pop())
             if settled is not None:
@@ -395,12 +396,12 @@ class Inquiry:
                     return lookup.value_of(condition.number, self.counters)
         return None
 
-    # --- Which rules come up ----------------------------------------------------------------------------------------
+    # --- Candidate rules --------------------------------------------------------------------------------------------
 
-    def _bring_up(self, bucket: RuleBucket) -> tuple[int, ...]:
-        """Candidate rules of lookups that need the identity, and of DNS lists."""
+    def _candidates(self, bucket: RuleBucket) -> tuple[int, ...]:
+        """Candidate rules of a bucket that needs the identity or DNS lists."""
         if bucket.lookup < 0:
-            return self._bring_up_listed(bucket) if self.lists else self._bring_up_unasked(bucket)
+            return self._candidates_by_answers(bucket) if self.lists else self._candidates_before_answers(bucket)
         if self._needs.identity and self._index.needs_only_dns and not bucket.lists:
             return ()  # nothing else can be needed for these rules
         first = bucket.first if bucket.surely_needed else self._first_open(bucket.rules)
@@ -418,7 +419,7 @@ class Inquiry:
                 return tuple(sorted((*found, unknown)))
         return found
 
-    def _bring_up_unasked(self, bucket: RuleBucket) -> tuple[int, ...]:
+    def _candidates_before_answers(self, bucket: RuleBucket) -> tuple[int, ...]:
         """Candidate rules filed under `listed` while no list has answered: those that wait."""
         if len(bucket.rules) > 1:
             return self._waiting_for_lists(bucket) if self._any_fits(bucket.rules) else ()
@@ -427,21 +428,21 @@ class Inquiry:
             self._waiting[bucket.rules[0]] = missing
         return bucket.rules if missing else ()
 
-    def _bring_up_listed(self, bucket: RuleBucket) -> tuple[int, ...]:
+    def _candidates_by_answers(self, bucket: RuleBucket) -> tuple[int, ...]:
         """Candidate rules filed under `listed`: for a list without an answer, the first rule that waits for it; for a
-        list that says *listed*, all; for an unknown list, the first DUNNO rule that is unknown.
+        list that says *listed*, all its rules; for a list that says *unknown*, the first DUNNO rule that is unknown.
         """
         lists, hostname_lists = self.lists, self._index.hostname_lists
         if isinstance(lists, ListAnswers) and lists.none_listed and len(lists) == len(self._index.needs.lists):
-            return ()  # mostly
-        brought_up: set[int] = set()
+            return ()  # most requests
+        candidates: set[int] = set()
         is_answered = True
         for each in bucket.lists:
             name = each.name
             answer = lists.get(name)
             status = answer.status if answer is not None else None
             if hostname_lists and name in hostname_lists:
-                is_answered = False  # in one place or the other
+                is_answered = False  # perhaps answered only for exempting conditions, or only for others
                 status = self._list_status(name, exempting=True)
                 if self._list_status(name, exempting=False) is _LISTED:
                     status = _LISTED
@@ -450,17 +451,17 @@ class Inquiry:
             if status is None:
                 is_answered = False
             elif status is _LISTED:
-                brought_up.update(each.filed)
+                candidates.update(each.filed)
             elif not self._doubt:
                 unknown = self._first_unknown(each.exempting)
                 if unknown is not None:
-                    brought_up.add(unknown)
+                    candidates.add(unknown)
         if not is_answered:
-            brought_up.update(self._waiting_for_lists(bucket))
-        return tuple(sorted(brought_up)) if brought_up else ()
+            candidates.update(self._waiting_for_lists(bucket))
+        return tuple(sorted(candidates)) if candidates else ()
 
     def _waiting_for_lists(self, bucket: RuleBucket) -> tuple[int, ...]:
-        """For each DNS list without an answer the first rule that waits for it, in order."""
+        """For each DNS list without an answer, the first rule that waits for it; in order."""
         lists, hostname_lists = self.lists, self._index.hostname_lists
         waits_for: dict[int, AbstractSet[str]] = {}  # by rule; empty for a rule that does not wait
         named: dict[str, int] = {}  # lists that the rules so far wait for, with the first of these rules
@@ -525,7 +526,7 @@ class Inquiry:
     # --- Whether a rule matches -------------------------------------------------------------------------------------
 
     def _try(self, rule: Rule, plan: Plan) -> Outcome:
-        """Tries a candidate rule: the condition under which it is indexed holds, or needs the identity."""
+        """Tries a candidate rule: the condition under which it is filed holds, or needs the identity."""
         if not self._fits(plan.match, plan.exceptions):
             return _NO
         if plan.lists is None:
@@ -612,9 +613,8 @@ class Inquiry:
             if holds is _YES:
                 return _NO
             if holds is _IN_DOUBT:
-                holds = (
-                    _UNKNOWN  # without the failure of reverse DNS, this DUNNO rule might have let the client through
-                )
+                # Without the failure of reverse DNS, this DUNNO rule might have let the client through.
+                holds = _UNKNOWN
             if holds is not _NO:
                 outcome = _worse(outcome, holds)
         return outcome if exempting or outcome is not _UNKNOWN else _IN_DOUBT
@@ -645,7 +645,7 @@ class Inquiry:
         return _IN_DOUBT if listed >= term.at_least else _UNKNOWN
 
     def _list_status(self, name: str, *, exempting: bool) -> ListStatus | None:
-        """Returns a list's status for this place; None if the list was not asked or the names were not looked up."""
+        """Returns a list's status for a condition; None if the list was not asked or the names were not looked up."""
         answer = self.lists.get(name)
         status = answer.status if answer is not None else None
         if name not in self._index.hostname_lists:
@@ -654,11 +654,11 @@ class Inquiry:
         if identity is None or identity.status is _VERIFIED:
             return status if identity is not None else None
         if identity.status is not _ERROR:
-            # In an exempting place a claimed name counts for nothing.
+            # For an exempting condition a claimed name counts for nothing.
             return _NOT_LISTED if exempting or not identity.claimed else status
         if not identity.claimed or (exempting and not identity.names_known):
             return _NOT_KNOWN
-        # There, a name whose lookup failed may still be verified later.
+        # For an exempting condition, a name whose lookup failed may still turn out to be verified.
         return _NOT_KNOWN if exempting and status is _LISTED else status
 
     def _listed_by(self, rule: Rule) -> str:
@@ -684,7 +684,7 @@ class Inquiry:
         return self._holds(lookup, condition.number, exempting=exempting)
 
     def _holds(self, lookup: int, number: int, *, exempting: bool) -> Outcome:
-        """Whether a condition on the identity holds: the two principles."""
+        """Whether a condition on the identity holds, by the two principles."""
         identity = self.identity
         assert identity is not None
         satisfied = number in self._find(lookup).conditions
@@ -711,14 +711,12 @@ class Inquiry:
         return found
 
     def _find_counters(self, lookup: int) -> Hits:
-        """Returns the hits of counters; while their values are unknown, needs them, and treats every condition as
-        holding.
-        """
+        """Returns the hits of counters. While their values are missing, needs them, and every condition holds."""
         table = self._index.lookups[lookup]
         assert isinstance(table, CounterLookup)
         if self.counters is None:
-            if not self._needs.counters:  # mostly it is asked again, and a new tuple takes a microsecond
+            if not self._needs.counters:  # usually they are needed already, and a new tuple takes a microsecond
                 self._needs = self._needs._replace(counters=True)
             return table.everything
-        found = self._found[lookup] = table.reached(self.counters)
+        found = self._found[lookup] = table.of_values(self.counters)
         return found

@@ -32,7 +32,7 @@ class Greylisted(StrEnum):
 
 
 class Facts(NamedTuple):
-    """Facts known of a client beyond its request. An unknown fact is None; an unknown answer of a list is missing.
+    """Facts known of a client beyond its request. A missing fact is None; `lists` has only lists that have answered.
 
     An `owner` that is not given is looked up in the databases of the ruleset, if it declares any.
     """
@@ -63,6 +63,6 @@ class Needs(NamedTuple):
     """The facts without which there is no decision: every fact that the remaining rules may need."""
 
     identity: bool = False
-    lists: frozenset[str] = frozenset()  # names of DNS lists; those asked by host name once the identity is known
+    lists: frozenset[str] = frozenset()  # names of DNS lists; lists of host names wait for the identity
     counters: bool = False
     greylist: bool = False

@@ -1,7 +1,7 @@
 """Maps the numbers of a table to the conditions of a ruleset.
 
 A number stands for a combination of lists: a *mask*, an integer with a bit for each list that has the entry. A table
-knows neither the conditions that use a list nor the rules filed under these.
+does not know which conditions use a list, or which rules are filed under these conditions.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     # Hits by the number in a table.
     HitsByNumber: TypeAlias = "list[Hits] | LazyHits"
 
-# Maximum sum of conditions over a table's combinations; above it, Hits are made when a lookup first finds them. 10,000
-# rules with an entry each make 10,000; an element takes 60 bytes.
+# Maximum number of conditions in all Hits of a table; above it, Hits are made when a lookup first finds them. 10,000
+# rules with an entry each make 10,000 conditions; each takes 60 bytes.
 MAX_EAGER = 1_000_000
 
-# Maximum number of Hits made in that way and kept; 1 kB each.
+# Maximum number of Hits that LazyHits keeps; 1 kB each.
 MAX_LAZY = 20_000
 
 
@@ -33,7 +33,7 @@ def hits_of(conditions: Iterable[int], rule_of: Mapping[int, int]) -> Hits:
 
 
 def hits_by_number(masks: Sequence[int], users: Sequence[frozenset[int]], rule_of: Mapping[int, int]) -> HitsByNumber:
-    """The Hits of each number of a table; `users` has the conditions that each bit stands for."""
+    """The Hits of each number of a table; `users` has, for each bit of a mask, the conditions that use its list."""
     made = []
     left = MAX_EAGER
     for mask in masks:
@@ -66,7 +66,7 @@ class LazyHits(dict[int, Hits]):
 
     @classmethod
     def of(cls, masks: Sequence[int], users: Sequence[frozenset[int]], rule_of: Mapping[int, int]) -> LazyHits:
-        """Makes the Hits from these masks, given as their concatenated bytes."""
+        """Makes LazyHits for these masks, which it keeps as concatenated bytes."""
         width = len(users) + 7 >> 3
         return cls(b"".join(mask.to_bytes(width) for mask in masks), width, users, rule_of)
 

@@ -21,7 +21,7 @@ class Status(StrEnum):
     """The four answers to "who is this client?" (RFC 8601 section 3, `iprev`)."""
 
     VERIFIED = "verified"  # a PTR name of the address resolves back to it
-    MISMATCH = "mismatch"  # there are PTR names, each tried got a definite answer, none resolves back
+    MISMATCH = "mismatch"  # there are PTR names; each that was tried got a definite answer, none resolves back
     MISSING = "missing"  # a definite answer that there is no PTR record
     ERROR = "error"  # a lookup failed or took too long: nothing definite is known
 
@@ -29,7 +29,7 @@ class Status(StrEnum):
 class Reason(StrEnum):
     """The reason of a status `error`."""
 
-    TIMEOUT = "timeout"  # too late, or no contact at all
+    TIMEOUT = "timeout"  # too late, or no contact
     SERVFAIL = "servfail"
     REFUSED = "refused"  # the resolver's own code
     MALFORMED = "malformed"  # the DNS message, not a name: every other failure
@@ -40,8 +40,8 @@ class Identity(NamedTuple):
     """The names and the status of a client. Names are lower case, without the trailing dot, as the bytes that DNS (or
     Postfix) gave: they may have any form, so escape them before they are printed.
 
-    `verified` is sorted, and not empty exactly if the status is `verified`; `claimed` holds the PTR names that did not
-    verify, sorted. `names_known` says, under `error`, that the PTR lookup succeeded, so that `claimed` is all of them.
+    `verified` is sorted, and empty unless the status is `verified`; `claimed` holds the PTR names that did not verify,
+    sorted. `names_known` says, under `error`, that the PTR lookup succeeded, so that `claimed` has all PTR names.
     `seconds` is the time that the lookup took.
     """
 
@@ -69,13 +69,13 @@ _HOST = re.compile(rb"(?!.{254})(?![0-9.]*\Z)%b(?:\.%b)*" % (_LABEL, _LABEL))
 def may_be_host(name: bytes) -> bool:
     """Returns whether a host can have this folded name (RFC 1123 section 2.1, underscores allowed).
 
-    An address, the root, digits alone, the `unknown` that Postfix writes for a missing name, and a name with an escape
+    An address, the root, only digits, the `unknown` that Postfix writes for a missing name, and a name with an escape
     are not host names.
     """
     return name != b"unknown" and _HOST.fullmatch(name) is not None
 
 
-def told_identity(
+def given_identity(
     status: Status,
     *,
     verified: Iterable[bytes] = (),

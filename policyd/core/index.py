@@ -25,21 +25,21 @@ class ListUsers(NamedTuple):
 
     name: str
     users: tuple[int, ...]  # all rules with the list in their match or except
-    filed: tuple[int, ...]  # those that are filed under a `listed` with this list
+    filed: tuple[int, ...]  # those that are filed under a `listed` condition with this list
     exempting: tuple[int, ...]  # of these, the enforcing DUNNO rules
 
 
 class RuleBucket(NamedTuple):
-    """A lookup, and the rules that are filed under conditions which it answers.
+    """A lookup, and the rules that are filed under the conditions that it finds.
 
     The rules filed under `listed` are one bucket, whose lookup is LISTED; `lists` says which list finds which rules.
     """
 
     lookup: int  # its place in `Index.lookups`
-    first: int  # the first such rule: the lookup is not needed before it comes up
-    needs_facts: bool  # the client's identity or DNS lists
+    first: int  # the first such rule: the lookup is not needed before this rule has its turn
+    needs_facts: bool  # whether these conditions need the client's identity or DNS lists
     surely_needed: bool  # whether only the identity can rule out `first`
-    rules: tuple[int, ...]  # all such rules, in order; only where `needs_facts`
+    rules: tuple[int, ...]  # all such rules, in order; empty without `needs_facts`
     exempting: tuple[int, ...]  # of these, the enforcing DUNNO rules
     lists: tuple[ListUsers, ...]  # the DNS lists that these rules use
 
@@ -67,7 +67,7 @@ class ListTerms(NamedTuple):
     exceptions: tuple[ListTerm, ...]
     names: frozenset[str]  # of all their lists
     by_hostname: bool  # one of the lists is asked for host names
-    waits_for_all: bool  # while no list has answered: no answer can be known beforehand
+    waits_for_all: bool  # while no list has answered, the rule waits for every one of them
 
 
 class Plan(NamedTuple):
@@ -84,7 +84,7 @@ class Index(NamedTuple):
     """The lookups and plans that the engine uses to decide."""
 
     lookups: tuple[Lookup, ...]
-    buckets: tuple[tuple[int, int, bool, RuleBucket], ...]  # by `first`, which is in front, with its next two fields
+    buckets: tuple[tuple[int, int, bool, RuleBucket], ...]  # (first, lookup, needs_facts, bucket), sorted
     plans: tuple[Plan, ...]  # by the rule's number
     lookup_of: tuple[int, ...]  # by the condition's number
     needs: Needs  # all facts that any rule may need
@@ -92,7 +92,7 @@ class Index(NamedTuple):
     hostname_lists: AbstractSet[str]  # DNS lists that are asked for host names
     needs_only_dns: bool  # none of the rules needs counters or greylisting
     counter_lookup: int = -1  # the place of the lookup of counters, if there is one
-    counted: tuple[Pairs, ...] = ()  # by counter: the conditions on the requests that it counts
+    counter_conditions: tuple[Pairs, ...] = ()  # by counter: the conditions on the requests that it counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class Counts:
     expressions: int = 0
 
 
-class Counted(NamedTuple):
+class Counter(NamedTuple):
     """A counter: its definition, which memory reads, and whether it counts in every state or only at RCPT."""
 
     name: str
@@ -118,8 +118,8 @@ class Ruleset:
     """The rules in order, the default action, and the index over all entries.
 
     `observe` is the top-level `mode: observe`: decisions are made and logged, and every answer is DUNNO. `hash` is the
-    first 8 hexadecimal digits of the SHA-256 over the rules file and each list file in order of appearance. `owners`
-    are the databases of networks, None if none is declared.
+    first 8 hexadecimal digits of the SHA-256 over the rules file and each list file that people keep, in order of
+    appearance. `owners` are the databases of networks, None if none is declared.
     """
 
     rules: tuple[Rule, ...]
@@ -128,7 +128,7 @@ class Ruleset:
     observe: bool = False
     hash: str = "00000000"
     counts: Counts = Counts()
-    dns_lists: tuple[Any, ...] = ()  # definitions of those that a rule uses, which policyd.dns reads
+    dns_lists: tuple[Any, ...] = ()  # definitions of the DNS lists that a rule uses; policyd.dns reads them
     owners: Owners | None = None
-    counters: tuple[Counted, ...] = ()
+    counters: tuple[Counter, ...] = ()
     greylist: Any = None  # the settings of greylisting, which memory reads; None if no rule greylists

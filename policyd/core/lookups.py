@@ -69,8 +69,8 @@ class DomainTable:
     """Maps names to the conditions that hold for the name itself or for names under it.
 
     Each key stands for two sets of conditions: those that hold for this very name, and those that hold for the
-    names under it. So exact names, suffixes, and suffixes with a leading dot are one walk over one table, or over the
-    table of the long lists and the table of everything else at the same time.
+    names under it. So one walk finds exact names, suffixes, and suffixes with a leading dot. If there are long lists,
+    they have a table of their own, and the walk goes over both tables at the same time.
     """
 
     __slots__ = ("_exact", "_other", "_other_exact", "_other_under", "_table", "_under")
@@ -148,7 +148,7 @@ class ValueLookup:
             return NOTHING
         value = fold_value(text) or self._empty
         if not self._more and not self._table.marks[hash(value) & self._table.mask]:
-            return NOTHING  # most values, at the first look
+            return NOTHING  # most values end here
         return self.of_value(value)
 
     def of_value(self, value: bytes) -> Hits:
@@ -273,8 +273,8 @@ class GenericLookup:
         names = identity.verified or identity.claimed
         return self._hits if any(self._is_generic(name, address) for name in names) else NOTHING
 
-    def holding(self, entry: bytes) -> frozenset[int]:
-        """The conditions that an entry (`yes`) makes hold."""
+    def conditions_of(self, entry: bytes) -> frozenset[int]:
+        """The conditions that hold because of an entry (`yes`)."""
         return self._hits.conditions if entry == b"yes" else NOTHING.conditions
 
 
@@ -287,13 +287,13 @@ class SystemLookup:
     def find(self, _request: Request, known: Known) -> Hits:
         return NOTHING if known.owner is None else self._hits.get(known.owner.asn, NOTHING)
 
-    def holding(self, entry: bytes) -> frozenset[int]:
-        """The conditions that an entry (`9371`) makes hold."""
+    def conditions_of(self, entry: bytes) -> frozenset[int]:
+        """The conditions that hold because of an entry (`9371`)."""
         return self._hits.get(int(entry), NOTHING).conditions
 
 
 class SystemNameLookup:
-    """`asn_name_regex`: the name of that system. An address without a record has none."""
+    """`asn_name_regex`: the name of the client's autonomous system. An address without a record has none."""
 
     def __init__(self, table: ExpressionTable) -> None:
         self._table = table
@@ -314,8 +314,8 @@ class CountryLookup:
     def find(self, _request: Request, known: Known) -> Hits:
         return NOTHING if known.owner is None else self._hits.get(known.owner.country, NOTHING)
 
-    def holding(self, entry: bytes) -> frozenset[int]:
-        """The conditions that an entry (`JP`) makes hold."""
+    def conditions_of(self, entry: bytes) -> frozenset[int]:
+        """The conditions that hold because of an entry (`JP`)."""
         return self._hits.get(entry.decode(), NOTHING).conditions
 
 
@@ -334,12 +334,12 @@ class CounterLookup:
         self._hits = hits
         self.everything = merge([*hits.values()])
 
-    def reached(self, values: Mapping[str, int]) -> Hits:
-        """Returns what holds for these values."""
+    def of_values(self, values: Mapping[str, int]) -> Hits:
+        """Returns the hits of these values."""
         found: list[Hits] = []
         for name, value in values.items():
             terms = self._terms.get(name)
-            if terms is not None and value >= terms[0][0]:  # mostly none is reached
+            if terms is not None and value >= terms[0][0]:  # usually none is reached
                 found += (self._hits[condition] for _, condition in terms[: bisect_right(terms, (value, _LAST))])
         return merge(found) if found else NOTHING
 
@@ -351,7 +351,7 @@ class CounterLookup:
         return None
 
     def find(self, _request: Request, _known: Known) -> Hits:
-        """Returns nothing."""
+        """Returns no hits: the engine calls `of_values` instead."""
         return NOTHING
 
 

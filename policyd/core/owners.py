@@ -40,7 +40,7 @@ class Records(Protocol):
         """The country, two upper-case letters; empty without a record."""
 
     def owner(self, address: Address, text: str) -> Owner:
-        """Both, with one lookup."""
+        """The system and the country, with one lookup."""
 
 
 @runtime_checkable
@@ -63,7 +63,7 @@ class Owners:
         self.country = country
 
     def find(self, request: Request) -> Owner:
-        """The owner of the client's address; no owner if the text is not an address."""
+        """The owner of the client's address; NO_OWNER if `client_address` is not an address."""
         address = request.address
         if address is None:
             return NO_OWNER

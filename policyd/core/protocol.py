@@ -5,8 +5,8 @@ an answer is `action=...` and an empty line. A `RequestParser` belongs to one co
 before it parses attributes, so a request may arrive in pieces or together with the next. Values stay bytes: nothing
 here decodes a client's text.
 
-Postfix sends the same attributes in the same order in every request. For each layout that was seen, one expression
-finds, checks and extracts a request in a single pass; every other request takes the general path.
+Postfix sends the same attributes in the same order in every request. For each such order (a *layout*) that was seen,
+one expression finds, checks and extracts a request in a single pass; every other request takes the general path.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ SENDER_STATES = frozenset({b"MAIL", b"RCPT", b"DATA", b"END-OF-MESSAGE"})
 # The value of `request` in every request of this protocol.
 REQUEST_TYPE = b"smtpd_access_policy"
 
-# An attribute that Postfix never sends. A request with it asks which program answers, not for a decision.
+# An attribute that Postfix never sends. A request with it asks for the version of policyd instead of a decision.
 PROBE = b"policyd_probe"
 
 # Maximum bytes of a request; bounds the memory of a connection. Postfix's requests stay below 10 KB: a sender,
@@ -88,7 +88,7 @@ class ProbeReceived(Exception):  # noqa: N818 - not an error: the peer is `polic
 
 
 class Request:
-    """The attributes of one request: `values` as bytes; `places` maps Postfix's name to the position of its value."""
+    """The attributes of one request: `values` as bytes; `places` maps an attribute's name to the place of its value."""
 
     __slots__ = ("_address", "places", "values")
 
@@ -194,10 +194,10 @@ class RequestParser:
         self._buffer += received
 
     def next_request(self) -> Request | None:
-        """Returns the next request, or None if it has not arrived whole.
+        """Returns the next request, or None if it is still incomplete.
 
-        Raises ProtocolError if it is not a request: too long, a line without `=`, another type; and ProbeReceived for a
-        probe of `policyd doctor`.
+        Raises ProtocolError if it is not a request (too long, a line without `=`, another type), and ProbeReceived for
+        a probe of `policyd doctor`.
         """
         buffer, start = self._buffer, self._start
         if start == len(buffer):
@@ -212,8 +212,8 @@ class RequestParser:
         # One byte back: the first of the two line ends may have been the last byte of an earlier read.
         end = buffer.find(b"\n\n", max(start, self._searched - 1))
         # Without an empty line, at least two more bytes must arrive, or one if the last line is complete.
-        least = end + 2 if end >= 0 else len(buffer) + (1 if buffer[-1] == 0x0A else 2)
-        if least - start > self._request_bytes:
+        earliest_end = end + 2 if end >= 0 else len(buffer) + (1 if buffer[-1] == 0x0A else 2)
+        if earliest_end - start > self._request_bytes:
             raise ProtocolError(f"a request of more than {self._request_bytes} bytes")
         if end < 0:
             self._searched = len(buffer)
@@ -228,14 +228,14 @@ class RequestParser:
         for line in block.split(b"\n"):
             name, separator, value = line.partition(b"=")
             if not separator or not name:
-                raise ProtocolError(f"a line that is not name=value: {_shown(line)}")
+                raise ProtocolError(f"a line that is not name=value: {_excerpt(line)}")
             names.append(name)
             values[name] = value
         request_type = values.get(b"request")
         if request_type is None:
             raise ProtocolError("a request without request=smtpd_access_policy")
         if request_type != REQUEST_TYPE:
-            raise ProtocolError(f"request={_shown(request_type)}; only request=smtpd_access_policy is served")
+            raise ProtocolError(f"request={_excerpt(request_type)}; only request=smtpd_access_policy is served")
         if PROBE in values:
             raise ProbeReceived
         self._layout = self._layouts.learn(names)
@@ -276,7 +276,7 @@ def parse_probe_reply(content: bytes) -> ProbeReply | None:
     return ProbeReply(match[1].decode("ascii"), match[2].decode("ascii"), match[3] == b"observe")
 
 
-def _shown(value: bytes) -> str:
+def _excerpt(value: bytes) -> str:
     """Returns the beginning of a client's bytes, printable, for a message."""
-    shown = repr(value[:60])[1:]
-    return shown if len(value) <= 60 else shown + "..."
+    excerpt = repr(value[:60])[1:]
+    return excerpt if len(value) <= 60 else excerpt + "..."

@@ -22,8 +22,9 @@ _UNSAFE = re.compile(r"[^ -~]")
 def reply_text(decision: Decision, request: Request, identity: Identity | None, decision_id: bytes) -> bytes:
     """Returns the code and text of an answer, or nothing: printable ASCII, at most MAX_TEXT bytes.
 
-    `identity` is the client's identity, even if the decision did not need it. In a client's text `?` replaces
-    everything that is not printable ASCII, and never begins the answer, where Postfix would parse it as a code.
+    `identity` is the client's identity, even if the decision did not need it. In a client's text, `?` replaces
+    everything that is not printable ASCII. If the text begins like a code, which Postfix would parse, policyd's own
+    code is put in front.
     """
     if not decision.code and not decision.text:
         return b""

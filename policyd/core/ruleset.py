@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 # of an earlier reply.
 DEFAULT_TEXT = "Access denied"
 
-# A finished text is cut here. RFC 5321 section 4.5.3.1.5 allows a reply line of 512 octets, of which Postfix
-# spends some on the code, the client's name and address, and the restriction's name.
+# Maximum bytes of a finished text. RFC 5321 section 4.5.3.1.5 allows a reply line of 512 octets, and Postfix needs some
+# for the code, the client's name and address, and the restriction's name.
 MAX_TEXT = 200
 
 # The rule name of `default` in `{rule}` and in a ruleset's tests.

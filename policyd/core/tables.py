@@ -42,7 +42,7 @@ class Networks:
         self.v6: list[int] = []  # first address << 8 | prefix length
 
     def append(self, version: int, first: int, prefix: int) -> None:
-        """Adds the network of `prefix` bits that begins at `first`; host bits must be zero, mapped IPv6 turned to 4."""
+        """Adds the network `first`/`prefix`. Its host bits must be zero; an IPv4-mapped one is given as IPv4."""
         if version == 4:
             self.v4.append(first << 6 | prefix)
         else:
@@ -62,24 +62,24 @@ class Repetitions:
 
     MAX_KEPT = 1000
 
-    __slots__ = ("count", "some")
+    __slots__ = ("count", "examples")
 
     def __init__(self) -> None:
         self.count = 0
-        self.some: set[Hashable] = set()  # a name; or the IP version, and the network as in `Networks`
+        self.examples: set[Hashable] = set()  # a name; or the IP version, and the network as in `Networks`
 
     def add(self, entry: Hashable) -> None:
         """Counts an entry."""
         self.count += 1
-        if len(self.some) < self.MAX_KEPT:
-            self.some.add(entry)
+        if len(self.examples) < self.MAX_KEPT:
+            self.examples.add(entry)
 
 
 class LongList:
     """A list that is long enough to keep its table when the ruleset changes.
 
-    `key` stands for content and form: two lists with the same key have the same entries. `read` gives the entries, a
-    block at a time, as often as it is called. `path` is its file. `repeated` is None until a table has been built.
+    Two lists with the same `key` have the same entries. Each call of `read` gives all entries, a block at a time.
+    `path` is the list's file. `repeated` is None until a table has been built.
     """
 
     __slots__ = ("_length", "key", "path", "read", "repeated")
@@ -110,7 +110,7 @@ class RangeTable:
 
     __slots__ = ("_numbers4", "_numbers6", "_starts4", "_starts6_high", "_starts6_low", "_top")
 
-    def __init__(  # noqa: PLR0917 - what __reduce_ex__ passes
+    def __init__(  # noqa: PLR0917 - the arguments that __reduce_ex__ passes
         self,
         top: Buffer,
         starts4: Buffer,
@@ -151,7 +151,7 @@ class RangeTable:
 class NameTable:
     """Byte strings -> a number, as an open-addressing hash table in flat arrays.
 
-    `marks` has a byte for each slot: 0 for an empty one, or seven further bits of the hash of the key that is there.
+    `marks` has a byte for each slot: 0 for an empty slot, or seven other bits of its key's hash.
     There are at least four times as many slots as keys. Most lookups find nothing, and most of these end at the first
     mark. Even the marks of a million keys are small enough for the processor's cache.
     """
@@ -197,5 +197,5 @@ def _view(part: Buffer, item: Literal["I", "Q"]) -> memoryview[int]:
 
 
 def packed(part: memoryview[int], protocol: int) -> pickle.PickleBuffer | bytes:
-    """An array as it is pickled: out of band if the protocol can."""
+    """An array as it is pickled: out of band if the protocol allows it."""
     return pickle.PickleBuffer(part) if protocol >= 5 else bytes(part)

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 
-class Throttled:
+class MessageThrottle:
     """Allows a message at most once in a given number of seconds, with a count of suppressed events.
 
-    Call `happened` for each event, and `tell` from time to time: the first event gets its line at once; later events
-    share a line when the time is over.
+    Call `line_for` for each event, and `due_line` from time to time. The first event gets its line at once; later
+    events share a line when the time is over.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._told = -seconds
-        self._untold = 0
-        self._last = ""
+        self._written_at = -seconds
+        self._unwritten = 0
+        self._message = ""
 
-    def happened(self, message: str, now: float) -> str | None:
+    def line_for(self, message: str, now: float) -> str | None:
         """Returns the line to write now; None if it is suppressed."""
-        self._untold += 1
-        self._last = message
-        return self.tell(now)
+        self._unwritten += 1
+        self._message = message
+        return self.due_line(now)
 
-    def tell(self, now: float) -> str | None:
+    def due_line(self, now: float) -> str | None:
         """Returns the line for suppressed events, if it is due; `now` in seconds of the monotonic clock."""
-        if not self._untold or now - self._told < self._seconds:
+        if not self._unwritten or now - self._written_at < self._seconds:
             return None
-        count, self._untold, self._told = self._untold, 0, now
-        return self._last if count == 1 else f"{self._last} ({count} times since the last such line)"
+        count, self._unwritten, self._written_at = self._unwritten, 0, now
+        return self._message if count == 1 else f"{self._message} ({count} times since the last such line)"

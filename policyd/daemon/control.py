@@ -19,7 +19,7 @@ from policyd.control.words import (
     RequestError,
     encode,
     encode_with_text,
-    failed,
+    failure,
     parse_request,
 )
 
@@ -121,14 +121,14 @@ class ControlServer:
             async with asyncio.timeout(REQUEST_SECONDS):
                 line = await reader.readline()
         except ValueError:  # the line is longer than the limit
-            await self._write(writer, failed(f"a request has at most {MAX_REQUEST_BYTES} bytes"))
+            await self._write(writer, failure(f"a request has at most {MAX_REQUEST_BYTES} bytes"))
             return False
         if not line.endswith(b"\n"):
             return False
         try:
             request = parse_request(line)
         except RequestError as error:
-            await self._write(writer, failed(str(error)))
+            await self._write(writer, failure(str(error)))
             return False
         task = asyncio.current_task()
         assert task is not None

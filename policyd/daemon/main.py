@@ -25,7 +25,7 @@ import uvloop
 from policyd import __version__
 from policyd.config.outline import changes
 from policyd.config.problems import ConfigErrors
-from policyd.control.words import Command, failed
+from policyd.control.words import Command, failure
 from policyd.core.address import parse_address
 from policyd.daemon import listeners, metrics
 from policyd.daemon.control import ControlServer, LongText
@@ -432,7 +432,7 @@ class _Daemon:
             self._want_reload(data=request.data, waiting=waiting)
         result = await waiting
         if result.errors:
-            return {**failed(*result.errors), "ruleset": self._server.ruleset.hash}
+            return {**failure(*result.errors), "ruleset": self._server.ruleset.hash}
         return {
             "ok": True,
             "ruleset": self._server.ruleset.hash,
@@ -449,7 +449,7 @@ class _Daemon:
         try:
             highest = await self._memory.highest(counter, HIGHEST_KEYS)
         except SharedMemoryError as error:
-            return failed(str(error))
+            return failure(str(error))
         keys = [{"key": key.decode("utf-8", "replace").split("\n"), "count": count} for key, count in highest]
         return {"ok": True, "counter": name, "per": [str(part) for part in counter.per], "keys": keys}
 
@@ -461,7 +461,7 @@ class _Daemon:
     def _no_counter(self, name: str) -> Answer:
         names = ", ".join(counter.definition.name for counter in self._server.ruleset.counters)
         known = f"the counters are {names}" if names else "the ruleset in force has none"
-        return failed(f"there is no counter {name!r:.80}; {known}")
+        return failure(f"there is no counter {name!r:.80}; {known}")
 
     async def _forget_counted(self, request: Request) -> Answer:
         """Resets a key of a counter, or forgets that a network has passed greylisting, in this process and on the
@@ -472,7 +472,7 @@ class _Daemon:
             if request.greylist:
                 address = parse_address(what)
                 if address is None:
-                    return failed("expected an address, such as 192.0.2.25")
+                    return failure("expected an address, such as 192.0.2.25")
                 network = network_of(address)
                 forgotten, name = await self._memory.forget_network(network), f"greylisting of {shown(network)}"
             else:
@@ -484,9 +484,9 @@ class _Daemon:
                 words = key.replace(b"\n", b" ")
                 name = f"counter {counter.name} of {shown(words)}"
         except ValueError as error:
-            return failed(str(error))
+            return failure(str(error))
         except SharedMemoryError as error:
-            return failed(f"forgotten by this daemon only: {error}; repeat this when it answers")
+            return failure(f"forgotten by this daemon only: {error}; repeat this when it answers")
         _log.info("forgot %s (%s)", name, "it was remembered" if forgotten else "nothing was remembered")
         return {"ok": True, "forgotten": forgotten, "name": name}
 
@@ -504,12 +504,12 @@ class _Daemon:
         if counter is None:
             return self._no_counter(request.counter)
         if counter.fingerprint.hex() != request.definition:
-            return failed(f"counter {counter.name} is defined differently in the ruleset in force")
+            return failure(f"counter {counter.name} is defined differently in the ruleset in force")
         value = request.value.encode() if counter.distinct is not None else None
         try:
             return {"ok": True, "count": await self._memory.value_of(counter, request.what.encode(), value)}
         except SharedMemoryError as error:
-            return failed(str(error))
+            return failure(str(error))
 
     async def _tell_rules(self, _request: Request) -> Answer:
         """The rules in force and their path, with which `policyd fetch` and `block` check new lists."""

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from policyd.config.public_suffixes import registrable_domains
 from policyd.memory.definitions import GreylistSettings
-from policyd.state.memory import Memory, domain_of
+from policyd.state.memory import Memory, client_domain
 from policyd.state.opening import shared_memory
-from policyd.state.operations import Operation, counter_key, counting, network_key
+from policyd.state.operations import Operation, count_operation, counter_key, network_key
 from policyd.state.process import ProcessMemory
 from policyd.state.sqlite import StateFile
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from policyd.config.settings import Settings
     from policyd.core.index import Ruleset
     from policyd.memory.definitions import CounterDefinition
-    from policyd.state.operations import Found
+    from policyd.state.operations import Result
 
 # Maximum seconds that the start waits for the shared server; after that the daemon serves without it, and keeps trying.
 CONNECT_SECONDS = 1.0
@@ -42,7 +42,7 @@ class DaemonMemory:
             greylist = ruleset.greylist if ruleset.greylist is not None else GreylistSettings()
             self.file.load((counted.definition for counted in ruleset.counters), greylist)
         self.shared = shared_memory(settings)
-        self.memory = Memory(local, self.shared, domain_of)
+        self.memory = Memory(local, self.shared, client_domain)
         self.prepare(ruleset)
 
     def prepare(self, ruleset: Ruleset) -> None:
@@ -81,7 +81,7 @@ class DaemonMemory:
                 heapq.heappushpop(best, found[::-1])
         if self.shared is not None and best:
             # An empty value is never counted, so each answer is one more than the stored value.
-            values = await self._ask_shared([counting(counter, key, None, add=False) for _, key in best])
+            values = await self._ask_shared([count_operation(counter, key, None, add=False) for _, key in best])
             best = [(value - 1, key) for value, (_, key) in zip(values, best, strict=True) if isinstance(value, int)]
         return [(key, value) for value, key in heapq.nlargest(count, best) if value > 0]
 
@@ -89,7 +89,7 @@ class DaemonMemory:
         """Returns the value that a counter would have for one more request. Raises SharedMemoryError."""
         if self.shared is None:
             return self.memory.local.peek(counter, key, value, self.memory.clock())
-        (found,) = await self._ask_shared([counting(counter, key, value, add=False)])
+        (found,) = await self._ask_shared([count_operation(counter, key, value, add=False)])
         return found if isinstance(found, int) else 0
 
     async def forget_key(self, counter: CounterDefinition, key: bytes) -> bool:
@@ -106,7 +106,7 @@ class DaemonMemory:
         (deleted,) = await self._ask_shared([Operation("delete", name)])
         return was_here or bool(deleted)
 
-    async def _ask_shared(self, operations: list[Operation]) -> list[Found]:
+    async def _ask_shared(self, operations: list[Operation]) -> list[Result]:
         assert self.shared is not None
         found = await self.shared.ask(operations)
         if found is None:

@@ -420,7 +420,7 @@ def _run_worker(channel: socket.socket, load_files: LoadFiles, request: bytes, d
                 loaded.outline,
                 loaded.left_alone,
                 loaded.databases,
-                (*store.reused(), *_databases_as_before(loaded.ruleset.owners)),
+                (*store.reuse_summary(), *_databases_as_before(loaded.ruleset.owners)),
                 loaded.next_end,
             )
             del loaded  # its parsed lists, before all tables are copied

@@ -25,9 +25,9 @@ from policyd.core.facts import NOTHING_KNOWN, Needs
 from policyd.core.protocol import Layouts, ProbeReceived, ProbeReply, ProtocolError, RequestParser, encode_reply
 from policyd.core.reply import reply_text
 from policyd.core.ruleset import Verb
-from policyd.core.throttle import Throttled
+from policyd.core.throttle import MessageThrottle
 from policyd.daemon.decision_ids import DecisionIds
-from policyd.decision_log.writer import Entry, Stamps, json_line, text_line
+from policyd.decision_log.writer import Entry, Timestamps, json_line, text_line
 from policyd.state.memory import uses_memory
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Server:
         self.decision_log = decision_log
         self.memory = memory
         self.ids = DecisionIds()
-        self.stamps = Stamps()
+        self.timestamps = Timestamps()
         self.layouts = Layouts()
         self.connections: set[Connection] = set()
         self.turn_begun = False  # a request has been answered in this turn of the event loop
@@ -84,7 +84,7 @@ class Server:
         self._drained = asyncio.Event()
         self._attaching: set[asyncio.Task[None]] = set()
         self._max_connections = max_connections
-        self._complaints: dict[str, Throttled] = {}
+        self._complaints: dict[str, MessageThrottle] = {}
         self.use(ruleset, settings, facts)
 
     def use(self, ruleset: Ruleset, settings: Settings, facts: FactFinder) -> None:
@@ -135,15 +135,15 @@ class Server:
         for connection in [each for each in self.connections if each.since < before]:
             connection.check(now)
         for complaint in self._complaints.values():
-            message = complaint.tell(now)
-            if message is not None:
-                _log.warning("%s", message)
+            line = complaint.due_line(now)
+            if line is not None:
+                _log.warning("%s", line)
 
     def complain(self, kind: str, message: str, *, bug: bool = False) -> None:
         """Logs a problem with a client or a bug: one line a second of each kind, with a count."""
-        complaint = self._complaints.setdefault(kind, Throttled(COMPLAINT_SECONDS))
-        if (said := complaint.happened(message, monotonic())) is not None:
-            _log.log(logging.ERROR if bug else logging.WARNING, "%s", said, exc_info=bug)
+        complaint = self._complaints.setdefault(kind, MessageThrottle(COMPLAINT_SECONDS))
+        if (line := complaint.line_for(message, monotonic())) is not None:
+            _log.log(logging.ERROR if bug else logging.WARNING, "%s", line, exc_info=bug)
 
     async def drain(self) -> None:
         """Closes each connection as soon as it has no request in flight. Returns when none is left."""
@@ -349,7 +349,7 @@ class Connection(asyncio.Protocol):
             memory.finish(decision)
         seconds = monotonic() - arrived
         fields = (
-            server.stamps.now(),
+            server.timestamps.now(),
             decision_id,
             request,
             decision,

@@ -1,6 +1,6 @@
-"""Answers of DNS lists as the decision log has them: `zen:127.0.0.2+127.0.0.9`, `dnswl:-`, `psbl:?timeout`.
+"""Writes and reads the answers of DNS lists in the decision log: `zen:127.0.0.2+127.0.0.9`, `dnswl:-`, `psbl:?timeout`.
 
-`-` is *not listed*, `?` *unknown* with its reason. Pure; both directions.
+`-` means *not listed*; `?` means *unknown*, and its reason follows.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ def format_answers(answers: Mapping[str, ListAnswer]) -> tuple[bytes, ...]:
     """Returns the answers of the lists that were asked, sorted by name."""
     if isinstance(answers, ListAnswers):
         if answers.shown is None:
-            answers.shown = _format(answers)
+            answers.shown = _format_all(answers)
         return answers.shown
-    return _format(answers)
+    return _format_all(answers)
 
 
-def _format(answers: Mapping[str, ListAnswer]) -> tuple[bytes, ...]:
+def _format_all(answers: Mapping[str, ListAnswer]) -> tuple[bytes, ...]:
     return tuple(
         [
-            b"%b:-" % name.encode() if answer.status is ListStatus.NOT_LISTED else _formatted(name, answer)
+            b"%b:-" % name.encode() if answer.status is ListStatus.NOT_LISTED else _format_answer(name, answer)
             for name, answer in sorted(answers.items())
             if answer.asked
         ]
     )
 
 
-def _formatted(name: str, answer: ListAnswer) -> bytes:
+def _format_answer(name: str, answer: ListAnswer) -> bytes:
     if answer.status is ListStatus.LISTED:
         return f"{name}:{'+'.join(answer.addresses)}".encode("ascii")
     return f"{name}:?{answer.reason}".encode("ascii")
 
 
 def parse_answers(words: Iterable[bytes]) -> dict[str, ListAnswer]:
-    """Returns the answers in a line. Words of another form, and the mark of a cut line, are skipped."""
+    """Returns the answers in a line. Words of another form are skipped, such as the `...` of a cut value."""
     answers = {}
     for word in words:
-        name, colon, said = word.decode("ascii", "replace").partition(":")
-        if not name or not colon or not said:
+        name, _, answer = word.decode("ascii", "replace").partition(":")
+        if not name or not answer:
             continue
-        if said == "-":
+        if answer == "-":
             answers[name] = NOT_LISTED
-        elif said.startswith("?"):
-            answers[name] = unknown(said[1:])
+        elif answer.startswith("?"):
+            answers[name] = unknown(answer[1:])
         else:
-            answers[name] = ListAnswer(ListStatus.LISTED, tuple(said.split("+")))
+            answers[name] = ListAnswer(ListStatus.LISTED, tuple(answer.split("+")))
     return answers

@@ -1,7 +1,7 @@
-"""Reads policyd's own decision log, in both formats, bare or within syslog or the journal.
+"""Reads policyd's decision log in both formats, also inside lines of syslog or the journal.
 
-Promises: any line gives a `LoggedDecision` or None, never an exception; values come back as the bytes that the client
-sent, with escapes undone (long values were cut when they were logged, and end in `...`). `policyd.decision_log.record`
+Promises that any line gives a `LoggedDecision` or None, never an exception. Values are the bytes that the client sent,
+with escapes undone; long values were cut when they were logged, and end in `...`. `policyd.decision_log.record`
 and docs/decision-log.md describe the format.
 """
 
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from policyd.core.owners import NO_OWNER, Owner
 from policyd.core.protocol import SENDER_STATES
-from policyd.core.ruleset import Verb
-from policyd.decision_log.record import FIELDS, NO_NAME, SAID_WHEN_EMPTY, Form, as_object, format_text, unescape
+from policyd.core.ruleset import DEFAULT_RULE, Verb
+from policyd.decision_log.record import FIELDS, KEPT_WHEN_EMPTY, NO_NAME, Form, as_object, format_text, unescape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 VERBS = frozenset(verb.value.encode() for verb in Verb)
 
 # `2026-11-21T17:16:00.123+09:00 REJECT ...`
-_STAMP = re.compile(rb"\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:?\d\d)")
-_TEXT = re.compile(rb"(%b) (REJECT|DEFER|DEFER_IF_PERMIT|DUNNO) (.*)" % _STAMP.pattern, re.DOTALL)
+_TIMESTAMP = re.compile(rb"\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:?\d\d)")
+_TEXT = re.compile(rb"(%b) (REJECT|DEFER|DEFER_IF_PERMIT|DUNNO) (.*)" % _TIMESTAMP.pattern, re.DOTALL)
 _PAIR = re.compile(rb'(?<!\S)([a-z_]+)=("[^"]*"|\S*)')
 _CLIENT = re.compile(rb"([^\[]*)\[(.*)\]", re.DOTALL)
 _NUMBER = re.compile(rb"[0-9]{1,15}(?:\.[0-9]{1,9})?")
@@ -33,7 +33,8 @@ _NUMBER = re.compile(rb"[0-9]{1,15}(?:\.[0-9]{1,9})?")
 _IN_SYSLOG = re.compile(rb".{14,80}? policyd\[\d+\]: (.*)", re.DOTALL)
 
 
-# Postfix makes this attribute itself (smtpd(8) writes its process number into it), so no client can choose it.
+# The `instance` of a probe. Postfix makes this attribute itself (it begins with the process number of smtpd(8)), so no
+# client can choose it.
 _PROBE_INSTANCE = b"policyd-doctor"
 
 
@@ -90,17 +91,17 @@ class LoggedDecision(NamedTuple):
 
     @property
     def is_probe(self) -> bool:
-        """Whether this is the question of `policyd doctor`, which policyd 0.1 logged like a client's."""
+        """Whether this is a probe of `policyd doctor`, which policyd 0.1 logged like a client's request."""
         return self.instance == _PROBE_INSTANCE
 
     @property
     def rule_name(self) -> bytes:
         """The deciding rule's name, `default` for none."""
-        return self.rule or b"default"
+        return self.rule or DEFAULT_RULE.encode()
 
 
 def parse_anywhere(line: bytes) -> LoggedDecision | None:
-    """Parses a line like `parse`, or a line of syslog or of `journalctl` (-o short or json) that contains one."""
+    """Parses a bare line, or a line of syslog or of `journalctl` (-o short or json) that contains one."""
     decision = parse(line)
     if decision is not None:
         return decision
@@ -124,20 +125,20 @@ def parse(line: bytes) -> LoggedDecision | None:
     return None
 
 
-def _parse_text(stamp: bytes, action: bytes, rest: bytes) -> LoggedDecision | None:
+def _parse_text(time: bytes, action: bytes, rest: bytes) -> LoggedDecision | None:
     # The first occurrence of a key counts: later ones may be client text in a truncated reply.
     words: dict[bytes, bytes] = dict(reversed(_PAIR.findall(rest)))
     client = _CLIENT.fullmatch(words.get(b"client", b""))
     if client is None:
         return None
     words[b"client"], words[_ADDRESS] = client.groups()
-    words[_TIME], words[_ACTION] = stamp, action
+    words[_TIME], words[_ACTION] = time, action
     read = unescape if b"\\" in rest else bytes
     get = words.get
-    return _logged([_from_text[form](get(word), read) for word, form in _WORDS])
+    return _decision_of([_from_text[form](get(word), read) for word, form in _WORDS])
 
 
-def _logged(values: list[Any]) -> LoggedDecision:
+def _decision_of(values: list[Any]) -> LoggedDecision:
     """Returns the decision with these values, in the order of the fields."""
     decision = LoggedDecision._make(values)
     if decision.sender is None and decision.protocol_state in SENDER_STATES:
@@ -145,7 +146,7 @@ def _logged(values: list[Any]) -> LoggedDecision:
     return decision
 
 
-# Keys for values without a key in the text format.
+# Keys of values that have no key in the text format.
 _TIME, _ACTION, _ADDRESS = b"time", b"action", b"client_address"
 _WORDS = tuple((field.text.encode() or field.key.encode(), field.form) for field in FIELDS)
 
@@ -153,7 +154,7 @@ _DIGITS = re.compile(rb"[0-9]{1,10}")
 
 
 def _as_asn(number: int) -> int:
-    """An AS number; 0 for what cannot be one (RFC 6793: four bytes)."""
+    """The number, if it can be an AS number (RFC 6793: four bytes); else 0."""
     return number if 0 < number <= 0xFFFFFFFF else 0
 
 
@@ -193,12 +194,12 @@ def from_json(fields: dict[str, Any]) -> LoggedDecision | None:
     """Returns the decision of an object of the JSON format, or None if it is something else."""
     if _text(fields.get("action")) not in VERBS:
         return None  # first, because nearly every line of a journal has another message
-    decision = _logged([_from_json[form](fields.get(key)) for key, _, form in FIELDS])
-    return decision if _STAMP.fullmatch(decision.time) else None
+    decision = _decision_of([_from_json[form](fields.get(key)) for key, _, form in FIELDS])
+    return decision if _TIMESTAMP.fullmatch(decision.time) else None
 
 
 def _text(value: Any) -> bytes:
-    # An escape in JSON can stand for half a character, which UTF-8 has no bytes for.
+    # An escape in JSON can stand for a lone surrogate, which cannot be encoded in UTF-8.
     return value.encode("utf-8", "replace") if isinstance(value, str) else b""
 
 
@@ -224,7 +225,7 @@ _from_json: dict[Form, Callable[[Any], Any]] = {
     Form.INTEGER: lambda value: _as_asn(value) if type(value) is int else 0,
     Form.FLAG: lambda value: value is True,
     Form.LISTS: lambda value: (
-        tuple(_text(f"{name}:{said}") for name, said in value.items() if isinstance(said, str))
+        tuple(_text(f"{name}:{answer}") for name, answer in value.items() if isinstance(answer, str))
         if isinstance(value, dict)
         else ()
     ),
@@ -234,20 +235,20 @@ _from_json: dict[Form, Callable[[Any], Any]] = {
 
 # --- Back to lines --------------------------------------------------------------------------------------------------
 
-# Maximum bytes of a value that must not be cut: a line that was read is bounded already.
-_WHOLE = 1 << 30
+# Maximum bytes of a value, so large that no value is cut: a line that was read is bounded already.
+_UNCUT = 1 << 30
 
 
 def as_text(decision: LoggedDecision) -> str:
-    """Returns the decision as a line of the text format, whatever format it was read from: printable ASCII."""
-    return format_text(_record(decision), _WHOLE).decode("ascii")
+    """Returns the decision as a line of the text format, in printable ASCII, without its line end."""
+    return format_text(_record(decision), _UNCUT).decode("ascii")
 
 
 def as_json(decision: LoggedDecision) -> dict[str, Any]:
     """Returns the decision as an object of the JSON format."""
-    return as_object(_record(decision), _WHOLE)
+    return as_object(_record(decision), _UNCUT)
 
 
 def _record(decision: LoggedDecision) -> dict[str, Value]:
     values = zip((field.key for field in FIELDS), decision, strict=True)
-    return {key: value for key, value in values if value or (value is not None and key in SAID_WHEN_EMPTY)}
+    return {key: value for key, value in values if value or (value is not None and key in KEPT_WHEN_EMPTY)}

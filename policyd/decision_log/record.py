@@ -1,7 +1,7 @@
-"""The fields of a decision log line: names, order and escapes, once, for both formats and both directions.
+"""The fields of a decision log line: their names, order and escapes, for both formats, for writing and for reading.
 
-A record is a mapping from the keys of the JSON format to values: bytes from outside, words of our own as `str`, names
-as tuples, numbers and flags. A field without a value is left out. docs/decision-log.md says what each field means.
+A record is a mapping from the keys of the JSON format to values: bytes from outside, policyd's own words as `str`,
+names as tuples, numbers and flags. A field without a value is left out. docs/decision-log.md explains each field.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-# Bytes of a line at most, its line end included: PIPE_BUF, so that a write to a pipe is all or nothing (pipe(7)).
+# Maximum bytes of a line with its line end: PIPE_BUF, so that a write to a pipe is all or nothing (pipe(7)).
 MAX_LINE = 4096
 
-# Maximum bytes of each value, tried in this order until the line fits. Clients and DNS can make at most a dozen values
-# of a line long, so the last limit always fits.
+# Maximum bytes of each value; the limits are tried in this order until the line fits. Clients and DNS can make at most
+# a dozen values of a line long, so it always fits with the last limit.
 LIMITS = (MAX_LINE, 1024, 512, 256)
 
 Value: TypeAlias = "str | bytes | tuple[bytes, ...] | float | int | bool"
@@ -43,7 +43,7 @@ class Form(Enum):
 
 
 class Field(NamedTuple):
-    """One field: its key in JSON, its key in text, its form there."""
+    """One field: its key in JSON, its key in text, its form in text."""
 
     key: str
     text: str
@@ -82,8 +82,8 @@ FIELDS = (
     Field("reply", "reply", Form.QUOTES),
 )
 
-# The null sender and a time too short to show are kept; every other empty field is left out.
-SAID_WHEN_EMPTY = frozenset({"sender", "dns_ms", "ms"})
+# The null sender and times that round to 0 are kept; every other empty field is left out.
+KEPT_WHEN_EMPTY = frozenset({"sender", "dns_ms", "ms"})
 
 _NOT_IN_TEXT = frozenset({Form.ADDRESS, Form.JSON_ONLY})
 
@@ -93,7 +93,7 @@ NO_NAME = b"unknown"
 
 # --- Text ---------------------------------------------------------------------------------------------------------
 
-# Characters of a text value that need no escape: printable ASCII without blank, quotes, `<`, `>` and backslash.
+# Characters that need no escape in the text format: printable ASCII without blank, quotes, `<`, `>` and backslash.
 PLAIN = bytes(c for c in range(0x21, 0x7F) if c not in b"\"'<>\\")
 PLAIN_IN_QUOTES = b" <>" + PLAIN
 
@@ -104,18 +104,18 @@ def _other_than(plain: bytes) -> re.Pattern[bytes]:
 
 _TO_ESCAPE = _other_than(PLAIN)
 _TO_ESCAPE_IN_LIST = _other_than(PLAIN.replace(b",", b""))
-_TO_ESCAPE_IN_NAME = _other_than(PLAIN.replace(b"[", b""))  # where the address begins
+_TO_ESCAPE_IN_NAME = _other_than(PLAIN.replace(b"[", b""))  # `[` begins the address
 _TO_ESCAPE_IN_QUOTES = _other_than(PLAIN_IN_QUOTES)
 _ESCAPED = re.compile(rb"\\x([0-9A-Fa-f]{2})")
 
 
 def format_text(record: Mapping[str, Value], limit: int) -> bytes:
-    """Returns the record as a text line without its end, each value cut at `limit` bytes."""
+    """Returns the record as a line of text without its line end, each value cut at `limit` bytes."""
     words = []
     for key, text, form in FIELDS:
         if form is Form.CLIENT:
-            name = _escaped(record.get(key) or NO_NAME, limit, _TO_ESCAPE_IN_NAME)
-            words.append(b"client=%b[%b]" % (name, _escaped(record.get("client_address", b""), limit)))
+            name = _escape(record.get(key) or NO_NAME, limit, _TO_ESCAPE_IN_NAME)
+            words.append(b"client=%b[%b]" % (name, _escape(record.get("client_address", b""), limit)))
             continue
         value = record.get(key)
         if value is None or form in _NOT_IN_TEXT:
@@ -123,18 +123,18 @@ def format_text(record: Mapping[str, Value], limit: int) -> bytes:
         start = text.encode()
         match form:
             case Form.WORD:
-                words.append(_escaped(value, limit))
+                words.append(_escape(value, limit))
             case Form.BRACKETS | Form.SENDER:
-                words.append(b"%b=<%b>" % (start, _escaped(value, limit)))
+                words.append(b"%b=<%b>" % (start, _escape(value, limit)))
             case Form.QUOTES:
-                words.append(b'%b="%b"' % (start, _escaped(value, limit, _TO_ESCAPE_IN_QUOTES)))
+                words.append(b'%b="%b"' % (start, _escape(value, limit, _TO_ESCAPE_IN_QUOTES)))
             case _:
-                words.append(b"%b=%b" % (start, _escaped(value, limit)))
+                words.append(b"%b=%b" % (start, _escape(value, limit)))
     return b" ".join(words)
 
 
-def _escaped(value: Value, limit: int, to_escape: re.Pattern[bytes] = _TO_ESCAPE) -> bytes:
-    """Escapes a value for the text format, cut at `limit` bytes, but never within an escape."""
+def _escape(value: Value, limit: int, to_escape: re.Pattern[bytes] = _TO_ESCAPE) -> bytes:
+    """Returns a value escaped for the text format, cut at `limit` bytes, but never within an escape."""
     match value:
         case bool():
             return b"true"
@@ -143,15 +143,15 @@ def _escaped(value: Value, limit: int, to_escape: re.Pattern[bytes] = _TO_ESCAPE
         case float():
             return b"%.1f" % value
         case tuple():
-            escaped = b",".join(_escaped(item, limit, _TO_ESCAPE_IN_LIST) for item in value[: limit + 2])
+            escaped = b",".join(_escape(item, limit, _TO_ESCAPE_IN_LIST) for item in value[: limit + 2])
         case _:
             raw = value.encode() if isinstance(value, str) else value
             escaped = to_escape.sub(lambda found: b"\\x%02x" % ord(found[0]), raw[: limit + 1])
     if len(escaped) <= limit:
         return escaped
     end = limit - 3
-    begun = escaped.rfind(b"\\", end - 3, end)  # an escape that would be cut: `\xNN` is four bytes
-    return escaped[: begun if begun >= 0 else end] + b"..."
+    cut_escape = escaped.rfind(b"\\", end - 3, end)  # the start of an escape `\xNN` that would be cut
+    return escaped[: cut_escape if cut_escape >= 0 else end] + b"..."
 
 
 def unescape(value: bytes) -> bytes:
@@ -163,38 +163,38 @@ def unescape(value: bytes) -> bytes:
 
 
 def as_object(record: Mapping[str, Value], limit: int) -> dict[str, str | list[str] | dict[str, str] | float | bool]:
-    """Returns the record as an object of the JSON format, each value cut where its JSON is longer than `limit`."""
-    shown: dict[str, str | list[str] | dict[str, str] | float | bool] = {}
+    """Returns the record as an object of the JSON format, each value cut if its JSON is longer than `limit` bytes."""
+    fields: dict[str, str | list[str] | dict[str, str] | float | bool] = {}
     for key, _, form in FIELDS:
         value = record.get(key)
         if form is Form.CLIENT:
             value = value or NO_NAME
         if form is Form.LISTS and isinstance(value, tuple):
             items = (item.decode("ascii", "replace") for item in value)
-            shown[key] = dict(item.split(":", 1) for item in _readable_items(items, limit) if ":" in item)
+            fields[key] = dict(item.split(":", 1) for item in _json_items(items, limit) if ":" in item)
         elif value is not None:
-            shown[key] = _readable(value, limit)
-    return shown
+            fields[key] = _json_value(value, limit)
+    return fields
 
 
 def format_json(record: Mapping[str, Value], limit: int) -> bytes:
-    """Returns the record as a line of JSON in ASCII, without its end."""
-    return _dumped(as_object(record, limit))
+    """Returns the record as a line of JSON in ASCII, without its line end."""
+    return _to_json(as_object(record, limit))
 
 
-def _readable(value: Value, limit: int) -> str | list[str] | float | bool:
+def _json_value(value: Value, limit: int) -> str | list[str] | float | bool:
     match value:
         case bytes():
             return _cut(value[: limit + 1].decode("utf-8", "replace"), limit)
         case str():
             return _cut(value, limit)
         case tuple():
-            return _readable_items((item[: limit + 1].decode("utf-8", "replace") for item in value), limit)
+            return _json_items((item[: limit + 1].decode("utf-8", "replace") for item in value), limit)
         case _:
             return value
 
 
-def _readable_items(items: Iterable[str], limit: int) -> list[str]:
+def _json_items(items: Iterable[str], limit: int) -> list[str]:
     """The items that fit, then `...` if some do not."""
     shown: list[str] = []
     for item in items:
@@ -206,7 +206,7 @@ def _readable_items(items: Iterable[str], limit: int) -> list[str]:
     return shown
 
 
-# Bytes that one character takes in JSON at most: two surrogates, each as `\uNNNN`.
+# Maximum bytes of one character in JSON: two surrogates, each as `\uNNNN`.
 _JSON_CHARACTER = 12
 
 
@@ -221,12 +221,12 @@ def _cut(text: str, limit: int) -> str:
 
 
 def _json_length(text: str) -> int:
-    return len(_dumped(text)) - len('""')
+    return len(_to_json(text)) - len('""')
 
 
 _encode_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
-def _dumped(value: object) -> bytes:
+def _to_json(value: object) -> bytes:
     """JSON in ASCII. DEL is escaped too, although JSON allows it raw."""
     return _encode_json(value).replace("\x7f", "\\u007f").encode("ascii")

@@ -53,7 +53,7 @@ class FactFinder:
             inquiry.learn_identity(identity)
             learnt = True
         if inquiry.memory is not None and (needs.counters or needs.greylist):
-            learnt = inquiry.memory.tell(inquiry, needs) or learnt
+            learnt = inquiry.memory.answer(inquiry, needs) or learnt
         if needs.lists and (answers := self.lists.all_known(needs.lists, inquiry.request, inquiry.identity)):
             inquiry.learn_lists(answers)
             learnt = True
@@ -103,7 +103,7 @@ class _Search:
             self._asks_identity = True
             self._facts.resolver.look_up(request.address).add_done_callback(self._identity_came)
         if self._inquiry.memory is not None:
-            for future in self._inquiry.memory.ask(needs):
+            for future in self._inquiry.memory.pending_calls(needs):
                 if future not in self._memory_asked:
                     self._memory_asked.append(future)
                     future.add_done_callback(self._memory_answered)
@@ -156,7 +156,7 @@ class _Search:
                 self._inquiry.learn_lists(self._answers)
                 self._answers = {}
             if self._memory_asked:
-                self._inquiry.memory.tell(self._inquiry, self._needs)
+                self._inquiry.memory.answer(self._inquiry, self._needs)
             decision = self._inquiry.decide()
             if isinstance(decision, Needs):
                 decision = self._facts.decide_with_known(self._inquiry, decision)

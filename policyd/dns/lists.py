@@ -27,7 +27,7 @@ from policyd.core.address import parse_address
 from policyd.core.dns_lists import NEVER_ASKED, OUT_OF_USE, ListAnswer, ListAnswers, ListStatus, combine, unknown
 from policyd.core.identity import Reason
 from policyd.core.normalize import fold_name
-from policyd.core.throttle import Throttled
+from policyd.core.throttle import MessageThrottle
 from policyd.dns.answers import MAX_SECONDS, A, settled_answer
 from policyd.dns.channels import NameServers
 from policyd.dns.list_answers import is_suspect, read_list_answer
@@ -83,7 +83,7 @@ class ListState:
         self.counters = counters
         self.in_flight = 0  # questions
         self.generation = 0  # changes when earlier answers become invalid
-        self.line = Throttled(LINE_SECONDS)
+        self.complaint = MessageThrottle(LINE_SECONDS)
         self.said_out = False  # the operational log says that it is out of use
 
 
@@ -153,7 +153,7 @@ class DnsLists:
         )
         self._queries: dict[str, _Query] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._bug = Throttled(BUG_SECONDS)
+        self._bug = MessageThrottle(BUG_SECONDS)
         self._is_closed = False
 
     def use(self, lists: Sequence[DnsList], dns: Dns, servers: NameServers) -> None:
@@ -425,8 +425,8 @@ class DnsLists:
         """Logs a bug; requests that wait for the query get `malformed`."""
         self.bugs += 1
         message = "a bug in policyd, please report it; the answer of a DNS list counts as malformed"
-        if (said := self._bug.happened(message, monotonic())) is not None:
-            _log.exception("%s", said)
+        if (line := self._bug.line_for(message, monotonic())) is not None:
+            _log.exception("%s", line)
         self._queries.pop(query.name, None)
         for state, _, future in query.waiters:
             state.in_flight -= 1
@@ -445,7 +445,7 @@ class DnsLists:
                 self._run(self._test(state))
             elif due is Due.PROBE:
                 self._run(self._probe(state))
-            if (line := state.line.tell(now)) is not None and not state.health.usable:
+            if (line := state.complaint.due_line(now)) is not None and not state.health.usable:
                 self._say(state, line)
 
     async def _test(self, state: ListState) -> None:
@@ -465,7 +465,7 @@ class DnsLists:
             return
         self._give_up(state)
         message = f"DNS list {name}: {result.message}; it is out of use until its self-test passes"
-        if (line := state.line.happened(message, now)) is not None:
+        if (line := state.complaint.line_for(message, now)) is not None:
             self._say(state, line)
 
     def _say(self, state: ListState, line: str) -> None:

@@ -18,7 +18,7 @@ from cachetools import LRUCache
 from policyd.core.address import parse_address
 from policyd.core.identity import NO_ADDRESS, Identity, Reason, Status
 from policyd.core.normalize import fold_name
-from policyd.core.throttle import Throttled
+from policyd.core.throttle import MessageThrottle
 from policyd.dns.channels import NameServers
 from policyd.dns.identify import identify
 from policyd.dns.lookup import ERROR_SECONDS, Asked, Lookup
@@ -71,7 +71,7 @@ class Resolver:
         self.servers = NameServers(dns)
         self._cache: LRUCache[Address, _Kept] = LRUCache(dns.cache_size, getsizeof=_weight)
         self._under_way: dict[Address, _UnderWay] = {}
-        self._bug = Throttled(BUG_SECONDS)
+        self._bug = MessageThrottle(BUG_SECONDS)
 
     @property
     def in_flight(self) -> int:
@@ -163,8 +163,8 @@ class Resolver:
             identity, seconds = _BUG, ERROR_SECONDS
             self.counters.bugs += 1
             message = "a bug in policyd, please report it; its client's reverse DNS gets the status error"
-            if (said := self._bug.happened(message, monotonic())) is not None:
-                _log.exception("%s", said)
+            if (line := self._bug.line_for(message, monotonic())) is not None:
+                _log.exception("%s", line)
         finally:
             deadline.cancel()
             del self._under_way[address]

@@ -1,4 +1,4 @@
-"""Finds the counters that count a request, with key and value."""
+"""Finds the counters that count a request, and the key and value of each."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from policyd.memory.definitions import CounterDefinition
 
 
-# A counter that counts a request, its key, and the value that a `distinct` counter counts (None for a count of
-# requests).
+# A counter that counts a request; its key; the value that a `distinct` counter counts (None for a count of requests).
 Count: TypeAlias = "tuple[CounterDefinition, bytes, bytes | None]"
 
 
@@ -28,7 +27,7 @@ def counts_of(inquiry: Inquiry) -> list[Count]:
     counts: list[Count] = []
     asn = b"AS%d" % owner.asn if owner is not None and owner.asn else b""
     counter: CounterDefinition
-    for counter in inquiry.counted():
+    for counter in inquiry.matching_counters():
         key = counter.make_key(request, asn)
         if not key:
             continue

@@ -18,18 +18,21 @@ if TYPE_CHECKING:
     from policyd.core.address import Address
     from policyd.core.protocol import Request
 
-    # Derives the part from a request, given the AS number of its client (`AS64496`, empty without a record).
+    # Returns a part of a key for a request and the AS number of its client (`AS64496`, empty without a record).
     Maker: TypeAlias = Callable[[Request, bytes], bytes]
 
-# Bytes of a key or value that are kept as they are. A client may send 64 KiB, and 200,000 keys must fit into 120 MB; a
-# longer one is cut, and a digest keeps it unique.
+# Maximum bytes of a key or value. A longer one is cut, and a digest keeps it unique: a client may send 64 KiB, and
+# 200,000 keys must fit into 120 MB.
 MAX_KEY_BYTES = 128
 
-_COLON = 0x3A  # searching bytes for a number is ten times as fast as searching for bytes
+# Bytes of a definition's fingerprint.
+FINGERPRINT_BYTES = 8
+
+_COLON = 0x3A  # searching for a number is ten times as fast as for b":"
 
 
 class Answered(Enum):
-    """Which requests a counter counts."""
+    """The requests that a counter counts, by their answer."""
 
     ANY = "any"
     DUNNO = "DUNNO"  # requests that the ruleset let through
@@ -48,7 +51,7 @@ class KeyPart:
 
     @property
     def maker(self) -> Maker:
-        """A function that returns the value of this part; empty if the request has none, so that it is not counted."""
+        """A function that returns the value of this part; if it is empty, the request is not counted."""
         match self.name:
             case "client_network":
                 return client_network if self.prefixes == (24, 64) else _network(self.prefixes)
@@ -81,14 +84,14 @@ class KeyPart:
         return "{}/{}/{}".format(self.name, *self.prefixes) if self.name == "client_network" else self.name
 
 
-def _joined(first: Maker, *others: Maker) -> Maker:
-    """A function that joins parts of a key by LF, which no attribute of the protocol can hold; empty if one of them is.
+def _join(first: Maker, *others: Maker) -> Maker:
+    """A function that joins parts of a key by LF, which no attribute can hold; the key is empty if a part is empty.
 
     It is a closure, which Python calls in half the time of a functools.partial.
     """
     if not others:
         return first
-    rest = _joined(*others)
+    rest = _join(*others)
 
     def make(request: Request, asn: bytes) -> bytes:
         head, tail = first(request, asn), rest(request, asn)
@@ -109,8 +112,8 @@ def client_network(request: Request, _asn: bytes = b"") -> bytes:
 def _network(prefixes: tuple[int, int]) -> Maker:
     """A function that returns the network of these lengths that the client's address lies in; empty without an address.
 
-    An IPv4 address has one form only (policyd.core.address), so from /16 to /24 a network differs from it in the last
-    two numbers only: their 256 forms are prepared.
+    An IPv4 address has only one form (policyd.core.address), so a network from /16 to /24 differs from it only in the
+    last two numbers: their 256 forms are prepared.
     """
     prefix = prefixes[0]
     endings: dict[bytes, bytes] = {}
@@ -136,7 +139,7 @@ def _address(request: Request, _asn: bytes) -> bytes:
     if address is None:
         return b""
     text = request.get("client_address")
-    # An IPv4 address has one form only (policyd.core.address), and formatting it takes longer than counting.
+    # An IPv4 address has only one form (policyd.core.address), and formatting it takes longer than counting.
     return format_address(address).encode() if _COLON in text else text
 
 
@@ -170,7 +173,7 @@ class CounterDefinition:
     """One counter of a ruleset.
 
     `distinct` is the attribute whose values are counted, None for a count of requests. `within` is the window in
-    seconds. `where` has its conditions as written, so that a counter whose definition did not change keeps its counts.
+    seconds. `where` has its conditions as written: a counter keeps its counts while its definition does not change.
     """
 
     name: str
@@ -186,9 +189,9 @@ class CounterDefinition:
 
     @functools.cached_property
     def fingerprint(self) -> bytes:
-        """Eight bytes that are the same on every host and change with the definition."""
+        """Bytes that are the same on every host and change with the definition."""
         parts = (self.name, str(self.distinct), *map(str, self.per), str(self.within), self.answered.value, *self.where)
-        return hashlib.blake2b("\n".join(parts).encode(), digest_size=8).digest()
+        return hashlib.blake2b("\n".join(parts).encode(), digest_size=FINGERPRINT_BYTES).digest()
 
     @functools.cached_property
     def label(self) -> bytes:
@@ -202,11 +205,11 @@ class CounterDefinition:
 
     @functools.cached_property
     def make_key(self) -> Maker:
-        """A function that returns the key under which a request is counted, of any length; empty if a part of it is."""
-        return _joined(*(part.maker for part in self.per))
+        """A function that returns the key under which a request is counted, of any length; empty if a part is."""
+        return _join(*(part.maker for part in self.per))
 
     def parse_key(self, text: bytes) -> bytes:
-        """Parses a key from a command line, one part a line. Raises ValueError with a suggestion."""
+        """Parses a key from a command line, each part in a line of its own. Raises ValueError with a suggestion."""
         parts = text.split(b"\n")
         if len(parts) != len(self.per):
             raise ValueError(f"a key of counter {self.name} is: {', '.join(map(str, self.per))}")
@@ -228,7 +231,7 @@ def bounded(text: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class GreylistSettings:
-    """Seconds: the wait after a first try, its latest retry, and how long a network is remembered."""
+    """Seconds from a first try to the earliest and to the latest retry, and for which a network is remembered."""
 
     wait: int = 5 * 60
     retry_within: int = 24 * 3600

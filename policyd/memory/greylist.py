@@ -1,11 +1,11 @@
 """Greylisting: whether a deferred client retries.
 
 The first mail from a client with a given sender and recipient is deferred. A client is known by two names, the
-registrable domain of its verified host name and its network: a retry is recognised by either, so a pool of mail servers
-is one client, and a DNS failure between two tries costs nothing. After a retry in time only the network is remembered:
-a domain would let in all of a hoster after a retry by one customer.
+registrable domain of its verified host name and its network. A retry is recognised by either, so a pool of mail servers
+is one client, and a DNS failure between two tries costs nothing. After a retry in time, only the network is remembered:
+a domain would let in all customers of a hoster after a retry by one of them.
 
-The caller stores first tries and known networks, in two mappings; `judge` returns the result and what to store.
+The caller stores first tries and known networks, in two mappings; `judge` returns the result and the changes to store.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Client(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """The result of one try, and what to store: the first tries of these keys (Unix seconds), the keys that no longer
-    wait, and whether the network was seen now.
+    """The result of one try, and the changes to store: the first tries of keys (Unix seconds), the keys that no longer
+    wait, and whether the network is known and was seen now.
     """
 
     state: Greylisted
@@ -39,8 +39,8 @@ class Verdict(NamedTuple):
 
 def waiting_keys(client: Client, sender: bytes, recipient: bytes) -> tuple[bytes, ...]:
     """Returns the keys under which a first try waits: by network, and by domain if there is one."""
-    whos = (client.network, client.domain) if client.domain else (client.network,)
-    return tuple(bounded(b"\n".join((who, sender, recipient))) for who in whos)
+    names = (client.network, client.domain) if client.domain else (client.network,)
+    return tuple(bounded(b"\n".join((name, sender, recipient))) for name in names)
 
 
 def judge(
@@ -53,7 +53,7 @@ def judge(
     """Judges one try at `now` (Unix seconds).
 
     `first_tries` are the times of the first try under each of `keys`, None if there is none; `network_seen` is when
-    the network, once passed, was last seen.
+    the network was last seen, None if it has not passed.
     """
     if network_seen is not None and now - network_seen < settings.remember:
         return Verdict(Greylisted.KNOWN, network_seen=True)

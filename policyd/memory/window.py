@@ -2,7 +2,7 @@
 
 A window is cut into SLOTS parts, and is exact to one of them: an event counts for at least 59/60 of the window and for
 at most all of it. A slot is a number that grows with time, `slot_of(now, within)`; every method takes the current slot.
-If the clock is set back, events of slots to come count as events of now.
+If the clock is set back, events in later slots count as events of the current slot.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# Parts of a window: docs/memory.md promises a sixtieth.
+# Number of parts of a window: docs/memory.md promises a sixtieth.
 SLOTS = 60
 
-# Values that one `distinct` window keeps: one more than the largest number that a condition may compare with (256), so
-# that the condition is decided even when older values have been dropped.
+# Maximum number of values in a `distinct` window: one more than the largest number that a condition may compare with
+# (256), so that the condition is decided even if older values have been dropped.
 MAX_DISTINCT = 257
 
-# Events of one slot, in the lower bits of an entry.
+# Bits of an entry for the events of its slot: the lower bits.
 _COUNT_BITS = 24
 _COUNT_MASK = (1 << _COUNT_BITS) - 1
 
@@ -42,7 +42,7 @@ class EventWindow:
         self._total = 0
 
     def add(self, slot: int) -> int:
-        """Counts an event in the present slot. Returns how many the window holds now."""
+        """Counts an event in the current slot. Returns the number of events in the window."""
         if slot > self.newest:
             self._begin(slot)
         elif self._events == _COUNT_MASK:
@@ -52,7 +52,7 @@ class EventWindow:
         return self._total
 
     def count(self, slot: int) -> int:
-        """Returns how many events the window holds."""
+        """Returns the number of events in the window."""
         self._expire(slot)
         return self._total
 
@@ -100,24 +100,24 @@ class DistinctWindow:
     __slots__ = ("_older", "_value", "charged", "newest")
 
     def __init__(self) -> None:
-        self.charged = 0  # values that the memory which holds this window has taken into account
+        self.charged = 0  # the number of values that the memory has counted for this window
         self.newest = -1  # the slot of the newest value; -1 if there is none
         self._value = b""  # the newest value
-        self._older: dict[bytes, int] | None = None  # the slot in which others were last seen, oldest first; or none
+        self._older: dict[bytes, int] | None = None  # the slot in which each other value was last seen, oldest first
 
     def add(self, slot: int, value: bytes) -> int:
-        """Takes a value seen in the present slot. Returns how many the window holds now."""
+        """Takes a value seen in the current slot. Returns the number of values in the window."""
         if slot > self.newest or value != self._value:
             self._take(slot, value)
         return 1 if self._older is None else len(self._older) + 1
 
     def count(self, slot: int) -> int:
-        """Returns how many values the window holds."""
+        """Returns the number of values in the window."""
         self._expire(slot)
         return len(self)
 
     def count_with(self, slot: int, value: bytes) -> int:
-        """Returns how many values the window would hold with this one, which is not taken."""
+        """Returns the number of values that the window would hold with this value, without taking it."""
         self._expire(slot)
         return len(self) + (self.newest < 0 or (value != self._value and value not in (self._older or ())))
 

@@ -18,7 +18,7 @@ def shared_memory(settings: Settings) -> SharedMemory | None:
     server = settings.state
     if server is None:
         return None
-    from policyd.state.valkey import SharedMemory, connection_of  # noqa: PLC0415 - takes 60 ms, which only its users pay
+    from policyd.state.valkey import SharedMemory, connection_of  # noqa: PLC0415 - takes 60 ms, so only if it is used
 
     user, password = credentials(settings.state_credentials)
     connection = connection_of(
@@ -55,7 +55,7 @@ def credentials(path: str | None) -> tuple[str | None, str | None]:
 
 
 def credentials_problem(path: str) -> str:
-    """Returns what is wrong with a file of credentials, and what to do about it; empty if it is right."""
+    """Returns the problem of a file of credentials, with the remedy; empty if there is none."""
     try:
         text = Path(path).read_text(encoding="utf-8")
         if Path(path).stat().st_mode & 0o077:

@@ -1,4 +1,4 @@
-"""Requests to a shared server: operations of its script, and the names of keys."""
+"""Operations of the script that a shared server runs, and the names of their keys."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ class Operation(NamedTuple):
 
     kind: str
     key: bytes
-    seconds: int = 0  # the window of a counter, or after how long a key expires
+    seconds: int = 0  # the window of a counter, or the time after which a key expires
     value: bytes = b""
 
 
 # The result of an operation: the value of a counter, the value of a key, or None.
-Found: TypeAlias = "int | bytes | None"
+Result: TypeAlias = "int | bytes | None"
 
 
-def counting(counter: CounterDefinition, key: bytes, value: bytes | None, *, add: bool) -> Operation:
-    """Returns the operation that counts a request (`add`), or that reads the value that the counter would have."""
+def count_operation(counter: CounterDefinition, key: bytes, value: bytes | None, *, add: bool) -> Operation:
+    """Returns the operation that counts a request (`add`), or that reads the value with the request included."""
     count, peek = ("event", "peek-event") if counter.distinct is None else ("distinct", "peek-distinct")
     return Operation(count if add else peek, counter_key(counter, key), counter.within, value or b"")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
 
+from policyd.memory.definitions import FINGERPRINT_BYTES
 from policyd.memory.greylist import Client, judge, waiting_keys
 from policyd.memory.window import SLOTS, DistinctWindow, EventWindow, slot_of
 
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
     from policyd.memory.definitions import CounterDefinition, GreylistSettings
 
 Window: TypeAlias = "EventWindow | DistinctWindow"
-
-# Length of a definition's fingerprint, which begins every key of a counter.
-_PREFIX = 8
 
 
 class Changes:
@@ -40,8 +38,8 @@ class Changes:
         return self
 
 
-class Stored(NamedTuple):
-    """The three tables of a memory: windows of counters, networks that have passed, first tries that wait."""
+class MemoryTables(NamedTuple):
+    """The three tables of a memory: windows of counters, networks that have passed, waiting first tries."""
 
     windows: Mapping[bytes, Window]
     networks: Mapping[bytes, float]
@@ -59,8 +57,9 @@ class ProcessMemory:
     def __init__(self, max_keys: int) -> None:
         self.max_keys = max_keys
         self.evicted = 0
-        self._windows: OrderedDict[bytes, Window] = OrderedDict()  # counters; least recently used first
-        self._networks: OrderedDict[bytes, float] = OrderedDict()  # networks that passed, with when they were last seen
+        # Counters by fingerprint and key; least recently used first.
+        self._windows: OrderedDict[bytes, Window] = OrderedDict()
+        self._networks: OrderedDict[bytes, float] = OrderedDict()  # networks that passed, with the time when last seen
         self._waiting: OrderedDict[bytes, float] = OrderedDict()  # first tries, with their time
         self._entries = 0
         self.changes: Changes | None = None  # changes to write to the state file, if there is one
@@ -72,14 +71,14 @@ class ProcessMemory:
 
     def add(self, counter: CounterDefinition, key: bytes, value: bytes | None, now: float) -> int:
         """Counts a request. Returns the counter's value, the request included."""
-        whole = counter.fingerprint + key
+        full_key = counter.fingerprint + key
         if self.changes is not None:
-            self.changes.windows.add(whole)
-        window = self._windows.get(whole)
+            self.changes.windows.add(full_key)
+        window = self._windows.get(full_key)
         if window is None:
-            window = self._new_window(counter, whole)
+            window = self._new_window(counter, full_key)
         else:
-            self._windows.move_to_end(whole)
+            self._windows.move_to_end(full_key)
         slot = int(now * SLOTS / counter.within)  # slot_of, whose call takes as long as the rest
         if isinstance(window, EventWindow):
             return window.add(slot)
@@ -104,13 +103,13 @@ class ProcessMemory:
         """Yields each key of a counter with its value, and None every thousand entries, for the caller to pause."""
         prefix, slot = counter.fingerprint, slot_of(now, counter.within)
         for place, (key, window) in enumerate(list(self._windows.items())):
-            # Entries evicted during a pause no longer count, neither here nor in the total.
+            # Entries that were evicted during a pause are not counted any more.
             if key.startswith(prefix) and self._windows.get(key) is window:
                 count = window.count(slot)
                 if isinstance(window, DistinctWindow):
                     self._charge(window, count)
                 if count:
-                    yield key[_PREFIX:], count
+                    yield key[FINGERPRINT_BYTES:], count
             if place % 1000 == 999:
                 yield None
 
@@ -131,16 +130,16 @@ class ProcessMemory:
         if self._entries > self.max_keys:
             self._evict()
 
-    def _new_window(self, counter: CounterDefinition, whole: bytes) -> Window:
+    def _new_window(self, counter: CounterDefinition, full_key: bytes) -> Window:
         window = EventWindow() if counter.distinct is None else DistinctWindow()
-        self._windows[whole] = window
+        self._windows[full_key] = window
         self._entries += 1
         if self._entries > self.max_keys:
             self._evict()
         return window
 
     def _evict(self) -> None:
-        """Drops the least recently used entries: counters first, because a network that passed is seen less often."""
+        """Drops the least recently used entries: first counters, because a network that passed is seen less often."""
         while self._entries > self.max_keys:
             if len(self._windows) > 1:
                 key, window = self._windows.popitem(last=False)
@@ -159,7 +158,7 @@ class ProcessMemory:
     # --- Greylisting ------------------------------------------------------------------------------------------------
 
     def knows_network(self, settings: GreylistSettings, network: bytes, now: float) -> bool:
-        """Returns whether a network has passed and is still remembered. `see_network` restarts its time."""
+        """Returns whether a network has passed and is still remembered."""
         seen = self._networks.get(network)
         return seen is not None and now - seen < settings.remember
 
@@ -200,7 +199,7 @@ class ProcessMemory:
         return True
 
     def see_network(self, network: bytes, now: float) -> None:
-        """Remembers that a network has passed, from now on."""
+        """Remembers that a network has passed; its time begins again."""
         networks = self._networks
         if network in networks:
             networks.move_to_end(network)
@@ -213,10 +212,10 @@ class ProcessMemory:
             self._evict()
 
     def drop_others(self, counters: Iterable[CounterDefinition]) -> Iterator[None]:
-        """Drops the counts of counters that are not among these. Yields every thousand keys, for a pause."""
+        """Drops the counts of all counters except these. Yields every thousand keys, for the caller to pause."""
         kept = {counter.fingerprint for counter in counters}
         for place, key in enumerate(list(self._windows)):
-            if key[:_PREFIX] not in kept and (window := self._windows.pop(key, None)) is not None:
+            if key[:FINGERPRINT_BYTES] not in kept and (window := self._windows.pop(key, None)) is not None:
                 self._entries -= _weight(window)
                 if self.changes is not None:
                     self.changes.windows.add(key)
@@ -231,9 +230,9 @@ class ProcessMemory:
             table.clear()
         self._entries = 0
 
-    def stored(self) -> Stored:
-        """Returns all entries, the least recently used first: references, not copies."""
-        return Stored(self._windows, self._networks, self._waiting)
+    def tables(self) -> MemoryTables:
+        """Returns the tables themselves, not copies; the least recently used entries come first."""
+        return MemoryTables(self._windows, self._networks, self._waiting)
 
     def restore_window(self, key: bytes, window: Window) -> None:
         """Takes a counter's window from a state file, as the most recently used."""

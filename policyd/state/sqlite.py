@@ -21,7 +21,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
 from policyd.core.printable import printable
-from policyd.core.throttle import Throttled
+from policyd.core.throttle import MessageThrottle
+from policyd.memory.definitions import FINGERPRINT_BYTES
 from policyd.memory.window import DistinctWindow, EventWindow, slot_of
 from policyd.state.process import Changes
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Signals that only the main thread takes: its handlers are removed in order at the end.
+# Signals that only the main thread receives, because it removes their handlers in order at the end.
 _SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 # The version of the tables, in SQLite's user_version.
@@ -43,13 +44,13 @@ VERSION = 1
 # Seconds between writes.
 WRITE_SECONDS = 1.0
 
-# Seconds between tries to write after a failure: each of them prepares all changes again.
+# Seconds between tries to write after a failure: each try prepares all changes again.
 RETRY_SECONDS = 10.0
 
 # Seconds between lines that say why the file cannot be written.
 COMPLAINT_SECONDS = 60.0
 
-# Keys prepared for writing in one turn of the event loop: about a millisecond.
+# Maximum number of keys prepared for writing in one turn of the event loop: about a millisecond.
 KEYS_A_TURN = 500
 
 _TABLES = """
@@ -58,20 +59,17 @@ CREATE TABLE IF NOT EXISTS networks (key BLOB PRIMARY KEY, time REAL NOT NULL) W
 CREATE TABLE IF NOT EXISTS waiting (key BLOB PRIMARY KEY, time REAL NOT NULL) WITHOUT ROWID;
 """
 
-# Length of a counter's fingerprint, which begins a window's key.
-_PREFIX = 8
-
 _EVENTS, _VALUES = b"e", b"d"  # the first byte of a stored window
 _PAIR = struct.Struct("<QQ")  # slot, events
 _VALUE = struct.Struct("<QH")  # slot, length of the value that follows
 
 
 class LockedError(Exception):
-    """Another process has the state file."""
+    """Another process has locked the state file."""
 
 
 class _Batch(NamedTuple):
-    """Rows to write, and keys to delete, of each table."""
+    """Rows to write to each table, and keys to delete from it."""
 
     windows: list[tuple[bytes, float, bytes]]
     gone_windows: list[tuple[bytes]]
@@ -80,8 +78,8 @@ class _Batch(NamedTuple):
 
 
 class StateFile:
-    """The file behind a memory. `load` it before the first request, then `run` it while requests are served, then
-    `close` it.
+    """The file that keeps a memory. Call `load` before the first request, await `run` while requests are served, and
+    `close` at the end.
     """
 
     def __init__(self, path: Path, memory: ProcessMemory, clock: Callable[[], float] = time.time) -> None:
@@ -92,10 +90,10 @@ class StateFile:
         self._clock = clock
         self._connection: sqlite3.Connection | None = None
         self._writes_all = False  # the next write replaces all rows, because not every change is known
-        # One thread: a write that goes on after its task was cancelled is complete before the next write, or the
-        # closing, begins.
+        # One thread: a write goes on after its task was cancelled, and must be complete before the next write or the
+        # close begins.
         self._thread = ThreadPoolExecutor(1, "state-file", signal.pthread_sigmask, (signal.SIG_BLOCK, _SIGNALS))
-        self._complaint = Throttled(COMPLAINT_SECONDS)
+        self._complaint = MessageThrottle(COMPLAINT_SECONDS)
 
     def load(self, counters: Iterable[CounterDefinition], greylist: GreylistSettings) -> None:
         """Opens the file and reads the keys of these definitions. Raises nothing: logs a warning instead."""
@@ -110,15 +108,15 @@ class StateFile:
         except (sqlite3.Error, OSError, ValueError, struct.error) as error:
             self._close()
             self._memory.clear()
-            self.why = _said(error)
+            self.why = _reason(error)
             if not self._move_aside(error):
                 return
             try:
                 self._open()
-            except (sqlite3.Error, OSError, LockedError) as again:
+            except (sqlite3.Error, OSError, LockedError) as second_error:
                 self._close()
-                self.why = _said(again)
-                _log.warning("state_file: %s: %s; memory is kept in this process only", self._name, _said(again))
+                self.why = _reason(second_error)
+                _log.warning("state_file: %s: %s; memory is kept in this process only", self._name, self.why)
                 return
         self._memory.changes = Changes()
         self.is_used, self.why = True, ""
@@ -131,7 +129,7 @@ class StateFile:
 
     async def write(self) -> None:
         """Writes changed keys. After a failure, or if this is cancelled, they are written the next time."""
-        changes = Changes(*self._memory.stored()) if self._writes_all else self._memory.changes
+        changes = Changes(*self._memory.tables()) if self._writes_all else self._memory.changes
         if not changes or self._connection is None:
             return
         self._memory.changes = Changes()
@@ -144,12 +142,10 @@ class StateFile:
                 self._writes_all, self._memory.changes = True, Changes()
             if not isinstance(error, sqlite3.Error):
                 raise
-            self.why = _said(error)
-            message = (
-                f"state_file: {self._name}: {_said(error)}; changes are kept in memory, and the write is tried again"
-            )
-            if (said := self._complaint.happened(message, monotonic())) is not None:
-                _log.warning("%s", said)
+            self.why = _reason(error)
+            message = f"state_file: {self._name}: {self.why}; changes are kept in memory, and the write is tried again"
+            if (line := self._complaint.line_for(message, monotonic())) is not None:
+                _log.warning("%s", line)
         else:
             self.why, self._writes_all = "", False
 
@@ -171,7 +167,7 @@ class StateFile:
     # --- Opening ----------------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        """Raises LockedError, sqlite3.Error, and ValueError for a newer file."""
+        """Opens the file and makes its tables. Raises LockedError, sqlite3.Error, and ValueError for a newer file."""
         self._connection = connection = sqlite3.connect(
             self.path, timeout=0, isolation_level=None, check_same_thread=False
         )
@@ -199,19 +195,19 @@ class StateFile:
         try:
             if self.path.exists():
                 self.path.rename(aside)
-                said = f"it was moved to {printable(str(aside))}, and memory begins empty"
+                result = f"it was moved to {printable(str(aside))}, and memory begins empty"
             else:
-                said = "memory begins empty"
-        except OSError as reason:
+                result = "memory begins empty"
+        except OSError as move_error:
             _log.warning(
                 "state_file: %s: %s; it cannot be moved aside (%s), so memory is kept in this process only",
-                *(self._name, _said(error), reason.strerror),
+                *(self._name, _reason(error), move_error.strerror),
             )
             return False
         for ending in ("-wal", "-shm", "-journal"):
             with contextlib.suppress(OSError):
                 self.path.with_name(self.path.name + ending).unlink()
-        _log.warning("state_file: %s: %s; %s", self._name, _said(error), said)
+        _log.warning("state_file: %s: %s; %s", self._name, _reason(error), result)
         return True
 
     def _close(self) -> None:
@@ -226,36 +222,36 @@ class StateFile:
         """Reads the tables. Raises sqlite3.Error, struct.error and ValueError for damaged content."""
         connection, memory, now = self._connection, self._memory, self._clock()
         assert connection is not None
-        most = (memory.max_keys,)
-        rows = connection.execute("SELECT key, window FROM windows ORDER BY used DESC LIMIT ?", most).fetchall()
+        limit = (memory.max_keys,)
+        rows = connection.execute("SELECT key, window FROM windows ORDER BY used DESC LIMIT ?", limit).fetchall()
         for key, window in reversed(rows):
-            counter = counters.get(key[:_PREFIX])
+            counter = counters.get(key[:FINGERPRINT_BYTES])
             if counter is not None:
                 memory.restore_window(key, _window_of(window, slot_of(now, counter.within)))
-        rows = connection.execute("SELECT key, time FROM networks ORDER BY time DESC LIMIT ?", most).fetchall()
+        rows = connection.execute("SELECT key, time FROM networks ORDER BY time DESC LIMIT ?", limit).fetchall()
         for network, seen in reversed(rows):
             if now - greylist.remember < seen <= now:
                 memory.restore_network(network, seen)
-        rows = connection.execute("SELECT key, time FROM waiting ORDER BY time DESC LIMIT ?", most).fetchall()
+        rows = connection.execute("SELECT key, time FROM waiting ORDER BY time DESC LIMIT ?", limit).fetchall()
         for key, first in reversed(rows):
             if now - greylist.retry_within <= first <= now:
                 memory.restore_waiting(key, first)
         # Rows that were not read would stay for ever.
         connection.execute("BEGIN IMMEDIATE")
-        stored = memory.stored()
-        for table, kept in (("windows", stored.windows), ("networks", stored.networks), ("waiting", stored.waiting)):
-            known = [(key,) for (key,) in connection.execute(f"SELECT key FROM {table}") if key not in kept]  # noqa: S608 - our own words
-            connection.executemany(f"DELETE FROM {table} WHERE key = ?", known)  # noqa: S608 - our own words
+        tables = memory.tables()
+        for table, kept in (("windows", tables.windows), ("networks", tables.networks), ("waiting", tables.waiting)):
+            unread = [(key,) for (key,) in connection.execute(f"SELECT key FROM {table}") if key not in kept]  # noqa: S608 - the table names are constants
+            connection.executemany(f"DELETE FROM {table} WHERE key = ?", unread)  # noqa: S608 - the table names are constants
         connection.execute("COMMIT")
 
     # --- Writing ----------------------------------------------------------------------------------------------------
 
     async def _batch(self, changes: Changes) -> _Batch:
-        """Makes rows of changed keys, a few keys a turn of the event loop."""
-        stored, now = self._memory.stored(), self._clock()
+        """Makes rows of changed keys, some keys in each turn of the event loop."""
+        tables, now = self._memory.tables(), self._clock()
         batch = _Batch([], [], {"networks": [], "waiting": []}, {"networks": [], "waiting": []})
         for place, key in enumerate(changes.windows):
-            window = stored.windows.get(key)
+            window = tables.windows.get(key)
             if window is None:
                 batch.gone_windows.append((key,))
             else:
@@ -263,8 +259,8 @@ class StateFile:
             if place % KEYS_A_TURN == KEYS_A_TURN - 1:
                 await asyncio.sleep(0)
         for table, keys, times in (
-            ("networks", changes.networks, stored.networks),
-            ("waiting", changes.waiting, stored.waiting),
+            ("networks", changes.networks, tables.networks),
+            ("waiting", changes.waiting, tables.waiting),
         ):
             for place, key in enumerate(keys):
                 if (at := times.get(key)) is None:
@@ -276,18 +272,18 @@ class StateFile:
         return batch
 
     def _write(self, batch: _Batch, *, replaces_all: bool) -> None:
-        """Runs in a thread. Raises sqlite3.Error; then nothing has been written."""
+        """Writes a batch, in the thread. Raises sqlite3.Error; then nothing has been written."""
         connection = self._connection
         assert connection is not None
         connection.execute("BEGIN IMMEDIATE")
         try:
             for table in ("windows", "networks", "waiting") if replaces_all else ():
-                connection.execute(f"DELETE FROM {table}")  # noqa: S608 - our own words
+                connection.execute(f"DELETE FROM {table}")  # noqa: S608 - the table names are constants
             connection.executemany("INSERT OR REPLACE INTO windows VALUES (?, ?, ?)", batch.windows)
             connection.executemany("DELETE FROM windows WHERE key = ?", batch.gone_windows)
             for table in ("networks", "waiting"):
-                connection.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", batch.times[table])  # noqa: S608 - our own words
-                connection.executemany(f"DELETE FROM {table} WHERE key = ?", batch.gone[table])  # noqa: S608 - our own words
+                connection.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", batch.times[table])  # noqa: S608 - the table names are constants
+                connection.executemany(f"DELETE FROM {table} WHERE key = ?", batch.gone[table])  # noqa: S608 - the table names are constants
             connection.execute("COMMIT")
         except sqlite3.Error:
             with contextlib.suppress(sqlite3.Error):
@@ -320,7 +316,7 @@ def _window_of(stored: bytes, now: int) -> Window:
     return DistinctWindow.of(entries, now)
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, struct.error):
         return "a stored window is damaged"
     if isinstance(error, OSError) and error.strerror:

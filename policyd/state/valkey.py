@@ -1,18 +1,18 @@
 """Memory shared by several hosts, in Valkey or Redis.
 
 Promises that no call takes longer than twice the timeout, and that a failure returns None: the caller then uses the
-memory of the process. No call is sent twice, because a failed call may have been carried out; no call is cancelled
-while its answer is on the way, so an answer is never read as the answer of the next call.
+memory of the process. No call is sent twice, because a failed call may have been carried out. A failed call ends the
+connection, so a late answer is never read as the answer of the next call.
 
 The operations of all requests in one turn of the event loop go into one call of one script, and requests that arrive
-before its answer share the next call: a call takes some 100 us, whatever its size.
+before its answer share the next call: each call has a fixed cost of some 100 us.
 
-After MAX_FAILURES in a row the server counts as away, and only a probe asks it, once a second, until that succeeds. The
-probe is a write: a server that is full answers PING and GET.
+After MAX_FAILURES in a row the server counts as away. Then only a probe asks it, once a second, until a probe succeeds.
+The probe is a write, because a full server still answers PING and GET.
 
-The script's first write is one that a full server refuses (HINCRBY, ZADD, SET), never one that it does not refuse
-(EXPIRE, DEL): a script that has written once is not refused any more, and would let a full server grow. It has no
-`#!lua` line either, with which a full server would refuse a script that only reads.
+The script's first write is one that a full server refuses (HINCRBY, ZADD, SET), never one that it accepts (EXPIRE,
+DEL): after its first write a script is not refused any more, and would let a full server grow. The script has no
+`#!lua` line, because with one a full server would refuse it even if it only reads.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from valkey.exceptions import (
 )
 from valkey.exceptions import TimeoutError as ValkeyTimeoutError
 
-from policyd.core.throttle import Throttled
+from policyd.core.throttle import MessageThrottle
 from policyd.memory.window import MAX_DISTINCT, SLOTS
 from policyd.state.operations import PREFIX, Operation
 
@@ -47,11 +47,11 @@ if TYPE_CHECKING:
 
     from valkey.asyncio.connection import AbstractConnection
 
-    from policyd.state.operations import Found
+    from policyd.state.operations import Result
 
 _log = logging.getLogger(__name__)
 
-# Failures in a row after which requests no longer ask the server.
+# Number of failures in a row after which requests no longer ask the server.
 MAX_FAILURES = 3
 
 # Seconds between probes of a server that is away.
@@ -60,16 +60,16 @@ PROBE_SECONDS = 1.0
 # Seconds between lines that say why the server cannot be used.
 COMPLAINT_SECONDS = 60.0
 
-# Operations in one call: some milliseconds of the server's time, in which it serves no other client.
+# Maximum number of operations in one call: some milliseconds of the server's time, in which it serves no other client.
 MAX_BATCH = 500
 
 # Maximum number of operations that wait for the call before them. Above it the process's own memory answers: a server
 # that takes 50 ms for a call cannot serve more.
 MAX_WAITING = 5000
 
-# Each operation has three arguments: kind, seconds, value. The answer is one text, which takes a tenth of the time of a
-# list: `policyd`, then a word for each operation: a number; `-` if a key does not exist, `?` if its value is unusable.
-# The expiry of a counter's key begins again with each slot of its window, which is enough: no slot outlives it.
+# Each operation has three arguments: kind, seconds, value. The answer is one text, because a list takes ten times as
+# long: `policyd`, then a word for each operation: a number; `-` if a key does not exist, `?` if its value is unusable.
+# A counter's key gets a new expiry only with each new slot of its window, which is enough: no slot outlives it.
 _SCRIPT = f"""
 local slots, most = {SLOTS}, {MAX_DISTINCT}
 local time = redis.call('TIME')
@@ -127,10 +127,10 @@ return 'policyd ' .. table.concat(found, ' ')
 
 
 class _Waiting(NamedTuple):
-    """Operations that wait for their call; the future gets None if there is no answer."""
+    """Operations that wait for their call; the future gets their results, or None if there is no answer."""
 
     operations: Sequence[Operation]
-    future: asyncio.Future[list[Found] | None]
+    future: asyncio.Future[list[Result] | None]
 
 
 class StateCounters:
@@ -143,7 +143,7 @@ class StateCounters:
 
 
 class SharedMemory:
-    """One server, asked by one task. It belongs to the event loop that is running.
+    """The client of one server, with one task that sends the calls. It belongs to the running event loop.
 
     `timeout` is in seconds, for each call; `name` is how the server appears in messages, without any password.
     """
@@ -153,7 +153,7 @@ class SharedMemory:
     ) -> None:
         self.counters = counters if counters is not None else StateCounters()
         self.name = name
-        self.is_up = True  # until it has failed
+        self.is_up = True  # False after MAX_FAILURES failures in a row
         self.why = ""  # the last failure
         self._connection = connection
         self._timeout = timeout
@@ -162,12 +162,12 @@ class SharedMemory:
         self._waiting: list[_Waiting] = []
         self._operations = 0
         self._wanted = asyncio.Event()
-        self._complaint = Throttled(COMPLAINT_SECONDS)
+        self._complaint = MessageThrottle(COMPLAINT_SECONDS)
         self._task = asyncio.get_running_loop().create_task(self._work())
 
-    def ask(self, operations: Sequence[Operation]) -> asyncio.Future[list[Found] | None]:
-        """Sends operations; returns the result of each, or None if there is no answer."""
-        future: asyncio.Future[list[Found] | None] = asyncio.get_running_loop().create_future()
+    def ask(self, operations: Sequence[Operation]) -> asyncio.Future[list[Result] | None]:
+        """Queues operations for the next call. The future gets the result of each, or None if there is no answer."""
+        future: asyncio.Future[list[Result] | None] = asyncio.get_running_loop().create_future()
         if not self.is_up or self._operations + len(operations) > MAX_WAITING:
             future.set_result(None)
             return future
@@ -183,9 +183,9 @@ class SharedMemory:
     async def close(self) -> None:
         """Sends waiting operations, for twice the timeout at most, and ends the task and the connection."""
         if self._operations:
-            last = self.ask([Operation("get", PREFIX + b"probe")])  # answered after all that were asked before it
+            last = self.ask([Operation("get", PREFIX + b"probe")])  # answered after all earlier operations
             await asyncio.wait([last], timeout=2 * self._timeout)
-        self._is_closing = True  # valkey-py may turn a cancellation into another error; then the task ends by itself
+        self._is_closing = True  # ends the task even if valkey-py turns the cancellation into another error
         self._task.cancel()
         await asyncio.wait([self._task], timeout=2 * self._timeout)
         self._give_up(self._waiting)
@@ -203,7 +203,7 @@ class SharedMemory:
             self._wanted.clear()
             while self._waiting and self.is_up:
                 await self._call(self._take())
-                await asyncio.sleep(0)  # requests that were answered now add their writes to the next call
+                await asyncio.sleep(0)  # so that requests with an answer add their writes to the next call
             if not self.is_up:
                 self._give_up(self._waiting)
 
@@ -223,7 +223,7 @@ class SharedMemory:
         found = await self._run(operations)
         if found is None:
             self._give_up(batch)
-            self._give_up(self._waiting)  # it has waited for this call, and would wait for its own as well
+            self._give_up(self._waiting)  # they have waited for this call, and must not wait for another timeout
             return
         self._operations -= len(operations)
         place = 0
@@ -241,8 +241,8 @@ class SharedMemory:
         if batch is self._waiting:
             self._waiting = []
 
-    async def _run(self, operations: Sequence[Operation]) -> list[Found] | None:
-        """One call; None if it failed."""
+    async def _run(self, operations: Sequence[Operation]) -> list[Result] | None:
+        """Sends one call; returns None if it failed."""
         began = monotonic()
         self.counters.calls += 1
         connection = self._connection
@@ -250,10 +250,10 @@ class SharedMemory:
             async with asyncio.timeout(self._timeout):
                 if connection.is_connected and await _has_ended(connection):
                     await connection.disconnect()
-                await connection.send_packed_command(_packed(operations), check_health=False)
-                found = _parsed(await connection.read_response(disable_decoding=True), operations)
+                await connection.send_packed_command(_pack(operations), check_health=False)
+                found = _parse(await connection.read_response(disable_decoding=True), operations)
         except Exception as error:  # noqa: BLE001 - valkey-py raises ValueError or RecursionError for malformed answers
-            await self._failed(error)
+            await self._record_failure(error)
             return None
         finally:
             self.counters.seconds += monotonic() - began
@@ -267,49 +267,49 @@ class SharedMemory:
             self.is_up = True
             _log.warning("memory: %s answers again", self.name)
 
-    async def _failed(self, error: Exception) -> None:
+    async def _record_failure(self, error: Exception) -> None:
         self.counters.failures += 1
         self._failures += 1
         self.why = _reason(error, self._timeout)
         if self._failures >= MAX_FAILURES:
             self.is_up = False
         message = f"memory: {self.name}: {self.why}; this process's own memory answers meanwhile"
-        if (said := self._complaint.happened(message, monotonic())) is not None:
-            _log.warning("%s", said)
+        if (line := self._complaint.line_for(message, monotonic())) is not None:
+            _log.warning("%s", line)
         # An answer that is still on the way must not be read as that of the next call.
         await self._disconnect()
 
     async def _disconnect(self) -> None:
-        """Ends the connection; a server that does not end it in time (TLS) is not waited for."""
+        """Ends the connection, without waiting for a server that does not end it in time (TLS)."""
         with contextlib.suppress(ValkeyError, OSError, TimeoutError):
             await self._connection.disconnect()
 
 
 async def _has_ended(connection: AbstractConnection) -> bool:
-    """Whether the server has ended the connection, or sent what it was not asked for."""
+    """Whether the server has ended the connection, or sent data that was not asked for."""
     return bool(await connection.can_read_destructive())  # type: ignore[no-untyped-call] # valkey-py has no type for it
 
 
 _PACKED_SCRIPT = b"$4\r\nEVAL\r\n$%d\r\n%b\r\n" % (len(_SCRIPT), _SCRIPT.encode())
 
 
-def _packed(operations: Sequence[Operation]) -> bytes:
-    """Returns a call of the script as it is sent (https://valkey.io/topics/protocol/). valkey-py takes longer."""
+def _pack(operations: Sequence[Operation]) -> bytes:
+    """Returns a call of the script as it is sent (https://valkey.io/topics/protocol/), faster than valkey-py does."""
     count = b"%d" % len(operations)
     parts = [b"*%d\r\n%b$%d\r\n%b\r\n" % (3 + 4 * len(operations), _PACKED_SCRIPT, len(count), count)]
     parts += [b"$%d\r\n%b\r\n" % (len(key), key) for _, key, _, _ in operations]
     parts += [
-        b"%b$%d\r\n%b\r\n" % (_packed_kind(kind, seconds), len(value), value) for kind, _, seconds, value in operations
+        b"%b$%d\r\n%b\r\n" % (_pack_kind(kind, seconds), len(value), value) for kind, _, seconds, value in operations
     ]
     return b"".join(parts)
 
 
 @functools.lru_cache(maxsize=1024)
-def _packed_kind(kind: str, seconds: int) -> bytes:
+def _pack_kind(kind: str, seconds: int) -> bytes:
     return b"$%d\r\n%b\r\n$%d\r\n%d\r\n" % (len(kind), kind.encode(), len(str(seconds)), seconds)
 
 
-def _parsed(answer: object, operations: Sequence[Operation]) -> list[Found]:
+def _parse(answer: object, operations: Sequence[Operation]) -> list[Result]:
     """Returns the results in the script's answer. Raises ValueError for anything else."""
     first, *words = answer.split(b" ") if isinstance(answer, bytes) else [b""]
     if first != b"policyd" or len(words) != len(operations):
@@ -320,7 +320,7 @@ def _parsed(answer: object, operations: Sequence[Operation]) -> list[Found]:
     ]
 
 
-# Meanings and remedies of error codes (in Redis and Valkey, the first word of an error).
+# Meaning and remedy of each error code (in Redis and Valkey, the first word of an error).
 _CODES = {
     "OOM": "it is full; raise maxmemory, or set maxmemory-policy to volatile-ttl",
     "NOAUTH": "it wants a password; set state_credentials",
@@ -346,7 +346,7 @@ _CLASSES: tuple[tuple[type[ValkeyError], str], ...] = (
 
 
 def _reason(error: Exception, timeout: float) -> str:
-    """Says what is wrong and what to do about it; never quotes the server."""
+    """Returns the cause of an error and the remedy; never quotes the server."""
     if isinstance(error, TimeoutError | ValkeyTimeoutError):
         return f"no answer within {timeout * 1000:.0f} ms (state_timeout)"
     if isinstance(error, ValueError | RecursionError):
@@ -377,7 +377,7 @@ def connection_of(
 ) -> AbstractConnection:
     """Returns a connection to a server at HOST:PORT, or at a unix socket's path, that never tries again by itself.
 
-    `timeout` is that of connecting; each call has its own.
+    `timeout` is for connecting, in seconds; each call has its own timeout.
     """
     client = Valkey(
         host=host or "localhost",

@@ -30,11 +30,10 @@ if TYPE_CHECKING:
 # would be useless.
 MAX_COMBINATIONS = 4096
 
-# Parts in which the toggles of all lists are sorted, so that only one part at a time consists of integer objects.
+# Number of parts in which the toggles of all lists are sorted; only one part at a time consists of integer objects.
 _PARTS = 64
 
-
-# Number of names above which a table has four slots for each instead of sixteen, which have fewer collisions.
+# Number of names above which a table has four slots for each. Smaller tables have sixteen, with fewer collisions.
 _MANY_NAMES = 20_000
 
 
@@ -66,7 +65,7 @@ class Masks:
 
 
 class Toggles(NamedTuple):
-    """Where the coverage of some networks begins (even places) and ends (odd places), by IP version."""
+    """Addresses at which the coverage of some networks begins (even places) or ends (odd places), by IP version."""
 
     v4: array[int]
     v6: list[int]
@@ -82,7 +81,10 @@ def toggles_of(networks: Iterable[Networks], repeated: Repetitions) -> Toggles:
 
 
 def _toggle(keys: list[int], version: int, toggles: array[int] | list[int], repeated: Repetitions) -> None:
-    """`keys` are packed networks, sorted: by first address, the wider first. Appends no end of the address space."""
+    """Appends the toggles of `keys`: packed networks, sorted by first address, the widest first.
+
+    The end of the address space is not a toggle.
+    """
     width, prefix_bits = (32, 6) if version == 4 else (128, 8)
     prefix_mask = (1 << prefix_bits) - 1
     sizes = [1 << width - length for length in range(width + 1)]
@@ -115,7 +117,7 @@ def build_ranges(toggles: Sequence[Toggles], masks: Masks) -> list[Buffer]:
 
 
 def _sweep(toggles: Sequence[Sequence[int]], masks: Masks, starts: array[int] | list[int], numbers: array[int]) -> None:
-    """Yields disjoint ranges from 0 on; adjacent ranges with the same number are merged."""
+    """Appends disjoint ranges from 0 on; adjacent ranges with the same number are merged."""
     shift = len(toggles).bit_length()
     place_mask = (1 << shift) - 1
     bits = [1 << place for place in range(len(toggles))]
@@ -193,9 +195,9 @@ class NamesBuilder:
         self._numbers = array("I")
 
     def add(self, names: Iterable[bytes], bit: int, repeated: Repetitions, dot: bytes = b"") -> None:
-        """Adds the bit to the mask of each name; counts those that have it already, with `dot` before them.
+        """Adds the bit to the mask of each name. Records names that have it already in `repeated`, with `dot` in front.
 
-        Raises ValueError beyond 4 GiB of names, TooManyCombinationsError.
+        Raises TooManyCombinationsError, and ValueError beyond 4 GiB of names.
         """
         masks, number_of = self._masks.all, self._masks.number
         marks, places, ends, keys, numbers = self._marks, self._places, self._ends, self._keys, self._numbers
@@ -245,11 +247,7 @@ class NamesBuilder:
 
 
 class ListTable(NamedTuple):
-    """A table with the mask of each of its numbers.
-
-    In a mask, place n has the bit 1 << n, in a table of names the bits 1 << 2n for entries and 1 << 2n + 1 for entries
-    with a leading dot, which stand for the names under them only.
-    """
+    """A table of long lists with the mask of each of its numbers, as in `BuiltTable`."""
 
     table: RangeTable | NameTable
     masks: list[int]
@@ -267,7 +265,7 @@ def group_by_users(sources: Iterable[Source]) -> list[list[Source]]:
 def build_table(groups: Sequence[Sequence[Source]], limit: int | None = None) -> tuple[list[Buffer], list[int]]:
     """The parts of the table of these groups, and its masks; sets `repeated` of long lists that share no bit.
 
-    Raises TooManyCombinationsError beyond `limit`, ValueError where there are more than 4 GiB of names.
+    Raises TooManyCombinationsError beyond `limit`, ValueError if there are more than 4 GiB of names.
     """
     masks = Masks(limit=limit)
     if groups[0][0].kind is Kind.NETWORK:
@@ -286,8 +284,10 @@ def build_table(groups: Sequence[Sequence[Source]], limit: int | None = None) ->
 
 
 def build_list_table(subject: str, sources: Sequence[Source]) -> ListTable:
-    """A table of long lists. A bit for each list, so that the table serves other rules; or, if these have too many
-    combinations, a bit for those that the same conditions use."""
+    """Builds the table of long lists. Each list has a bit, so that the table serves other rules too.
+
+    If that makes too many combinations, lists that the same conditions use share a bit.
+    """
     del subject
     groups = [[source] for source in sources]
     try:
@@ -299,12 +299,12 @@ def build_list_table(subject: str, sources: Sequence[Source]) -> ListTable:
 
 
 def table_of(parts: Sequence[Buffer]) -> RangeTable | NameTable:
-    """The table that these are the parts of."""
+    """The table with these parts."""
     return RangeTable(*parts) if len(parts) == 6 else NameTable(*parts)
 
 
 def split_dotted(names: Sequence[bytes]) -> tuple[Sequence[bytes], Sequence[bytes]]:
-    """The names without a leading dot; and the others, without their dot."""
+    """The names without a leading dot; then the names with one, without it."""
     if b"\n." not in b"\n" + b"\n".join(names):
         return names, ()
     plain = [name for name in names if not name.startswith(b".")]
@@ -343,7 +343,7 @@ def plain_entries(entries: Entries) -> PlainEntries:
 
 
 def blocks_of(entries: Entries) -> Iterator[Sequence[Any]]:
-    """The entries of anything but a list of networks, a block at a time."""
+    """The entries of a list that does not hold networks, a block at a time."""
     for block in entries.read() if isinstance(entries, LongList) else (entries,):
         assert not isinstance(block, Networks)
         yield block
@@ -364,7 +364,7 @@ def build_tables(
     sources: Sequence[Source],
     make_list_table: Callable[[str, Sequence[Source]], ListTable] = build_list_table,
 ) -> Iterator[BuiltTable]:
-    """The table of an attribute's long lists, and the table of all its other entries; None for an empty one."""
+    """Yields the table of an attribute's long lists and the table of its other entries, if there are any."""
     long = {source.entries.key: source for source in sources if isinstance(source.entries, LongList)}
     short = group_by_users(source for source in sources if not isinstance(source.entries, LongList))
     if long:

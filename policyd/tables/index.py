@@ -1,7 +1,7 @@
 """Builds the `policyd.core.index.Index` of a ruleset from its rules and their entries.
 
 Each rule is filed under one of its conditions only, the condition that probably holds for the fewest clients; the
-engine checks the others when the rule is a candidate. Long lists have tables of their own, which serve other rules too.
+engine checks the others when the rule is a candidate. Long lists have separate tables, which serve other rules too.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ class Source(NamedTuple):
 class BuiltTable(NamedTuple):
     """A table with the combination of sources (`masks`) of each of its numbers.
 
-    The source at place n has the bit 1 << n; in a table of names the bits 1 << 2n for entries and 1 << 2n + 1 for
-    entries with a leading dot, which stand for the names under them only. A place is None if nothing uses it.
+    In a table of networks, the source at place n has the bit 1 << n. In a table of names it has two bits: 1 << 2n for
+    entries, and 1 << 2n + 1 for entries with a leading dot, which stand only for the names under them. A place is None
+    if nothing uses it.
     """
 
     table: RangeTable | NameTable
@@ -76,23 +77,23 @@ def build_index(
     hostname_lists: AbstractSet[str] = frozenset(),
     domains: RegistrableDomains | None = None,
     *,
-    counted: Sequence[Sequence[Condition]] = (),
+    counter_conditions: Sequence[Sequence[Condition]] = (),
 ) -> Index:
     """Builds the index.
 
     `entries` has, by the condition's number, the collections of its entries: `Networks`; folded names, with a leading
-    dot if only names under it are meant; folded values; expressions; statuses; names of DNS lists, of which
-    `hostname_lists` are asked for host names; or a `LongList` of networks, names or values. A list that several
-    conditions use is the same object in each. Conditions are numbered from 0 without a gap. `domains` is needed for
-    `hostname_generic` alone; `counted` has the conditions on the requests that each counter counts.
+    dot if only names under it are meant; folded values; expressions; statuses; names of DNS lists; or a `LongList` of
+    networks, names or values. A list that several conditions use is the same object in each. Conditions are numbered
+    from 0 without a gap. `hostname_lists` names the DNS lists that are asked for host names. `domains` is needed only
+    for `hostname_generic`. `counter_conditions` has, for each counter, the conditions on the requests that it counts.
 
     Raises ValueError if an attribute's entries are more than a table can hold.
     """
     conditions = {c.number: c for rule in rules for c in (*rule.match, *rule.exceptions)}
-    conditions |= {c.number: c for where in counted for c in where}
+    conditions |= {c.number: c for where in counter_conditions for c in where}
     # A rule with an empty list never matches, so it is not filed, and causes no lookups.
     filed_under = {
-        _filing_condition(rule, entries).number: rule.number for rule in rules if not _has_empty(rule, entries)
+        _narrowest_condition(rule, entries).number: rule.number for rule in rules if not _has_empty(rule, entries)
     }
     families: dict[tuple[str, Kind], list[Condition]] = defaultdict(list)
     list_terms: dict[int, ListTerm] = {}
@@ -147,7 +148,7 @@ def build_index(
         hostname_lists,
         not needs.counters and not needs.greylist,
         next((place for place, lookup in enumerate(lookups) if isinstance(lookup, CounterLookup)), -1),
-        tuple(tuple(map(pair, where)) for where in counted),
+        tuple(tuple(map(pair, where)) for where in counter_conditions),
     )
 
 
@@ -197,7 +198,7 @@ def _buckets(
                 _list_users(numbers, exempting, plans, is_filed=lookup == LISTED) if needs_facts else (),
             )
         )
-    # In front is what each request reads, because an element of a plain tuple is read faster than a field.
+    # The fields that each request reads come first: an element of a plain tuple is read faster than a named field.
     return tuple(
         (bucket.first, bucket.lookup, bucket.needs_facts, bucket)
         for bucket in sorted(buckets, key=lambda bucket: bucket.first)
@@ -239,7 +240,7 @@ def _has_empty(rule: Rule, entries: Mapping[int, Sequence[Entries]]) -> bool:
     )
 
 
-def _filing_condition(rule: Rule, entries: Mapping[int, Sequence[Entries]]) -> Condition:
+def _narrowest_condition(rule: Rule, entries: Mapping[int, Sequence[Entries]]) -> Condition:
     """The condition of a rule's match that is likely to hold for the fewest requests."""
     return min(rule.match, key=lambda condition: _breadth(condition, entries[condition.number]))
 
@@ -248,13 +249,14 @@ def _filing_condition(rule: Rule, entries: Mapping[int, Sequence[Entries]]) -> C
 _WITH_ENTRIES = frozenset({Kind.NETWORK, Kind.NAME, Kind.DOMAIN, Kind.VALUE, Kind.EXPRESSION})
 
 
-# Attributes of which most requests have the same value.
+# Attributes with the same value in most requests.
 _FEW_VALUES = frozenset(
     {"request", "protocol_state", "protocol_name", "encryption_protocol", "policy_context", "country"}
 )
 
 
-# Breadth of a condition: first for the HELO name, the sender or the recipient; then for anything else.
+# Breadth of a condition, lower if it holds for fewer requests. The first number is for the HELO name, the sender or the
+# recipient, the second for everything else.
 _BREADTHS = {
     Kind.NAME: (1, 2),
     Kind.DOMAIN: (1, 2),

@@ -37,10 +37,11 @@ if TYPE_CHECKING:
 # A table and each of its arrays begin on a cache line of the memory file.
 ALIGNMENT = 64
 
-# Patches of a table before it is built again, which removes combinations and names that no list has any more.
+# Maximum number of patches of a table. Then it is built again, without the combinations and names that no list has any
+# more.
 MAX_PATCHES = 50
 
-# Maximum share of entries, as 1/N, in lists that have changed or that no rule uses any more.
+# Maximum share of entries in lists that have changed or that no rule uses any more, as 1/N.
 _MAX_SHARE = 4
 
 # The attribute that a table is for, and how its entries are compared.
@@ -110,8 +111,8 @@ def write_parts(
 class TableStore:
     """The tables of the ruleset in force, and those of the new ruleset.
 
-    `used` are the latter, in the order in which they were made. `differences` has, by the file's path, the numbers of
-    entries added to and removed from patched lists.
+    `kept` are the former; `used` are the latter, in the order in which they were made. `differences` has, by the file's
+    path, the numbers of entries added to and removed from patched lists.
     """
 
     kept: Sequence[TableFile] = ()
@@ -122,14 +123,12 @@ class TableStore:
         """The number of entries of each list in a kept table. These lists need not be parsed."""
         return {kept_list.key: kept_list.length for file in self.kept for kept_list in file.record.lists}
 
-    def reused(self) -> tuple[str, ...]:
-        """Describes the kept tables that were used again, in a line; empty if there are none."""
+    def reuse_summary(self) -> tuple[str, ...]:
+        """Returns a line about the long lists whose tables were used again; nothing if there are none."""
         before = {kept_list.key for file in self.kept for kept_list in file.record.lists}
         lists = {kept_list.key for file in self.used for kept_list in file.record.lists}
         again = len(lists & before)
-        if not again:
-            return ()
-        return (f"{again:,} of {len(lists):,} long lists as before",)
+        return (f"{again:,} of {len(lists):,} long lists as before",) if again else ()
 
     def make_list_table(self, subject: str, sources: Sequence[Source]) -> ListTable:
         """The table of the long lists of an attribute: kept, patched or built."""

@@ -1,8 +1,8 @@
 """Patches a table of long lists if a few lists have changed, instead of building it again.
 
 The old entries of a list, and those of other lists, are read from the table. A patched table gives the same answers as
-a table built from all lists, although combinations may have different numbers, and names that no list has any more stay
-in it with the number 0.
+a table built from all lists. Its combinations may have different numbers, and names that no list has any more stay in
+it with the number 0.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 # Minimum number of slots per key in a table of names; a table is built with four to eight.
 _MIN_SLOTS_PER_KEY = 3
 
-# Maximum share of names, as 1/N, that no list has any more.
+# Maximum share of names that no list has any more, as 1/N.
 _MAX_DEAD = 4
 
-# An IPv6 address, from its halves.
+# Bits of half an IPv6 address.
 _HALF = 64
 
 
@@ -51,7 +51,7 @@ class Difference(NamedTuple):
 def patch_ranges(
     table: RangeTable, masks: Masks, changes: Mapping[int, LongList | None]
 ) -> tuple[list[Buffer], dict[int, Difference]]:
-    """The parts of a table in which each list at a place of `changes` is replaced, or empty; and the differences.
+    """Replaces the list at each place of `changes`, or empties it for None; returns the new parts and the differences.
 
     Adds new combinations to `masks`. Raises TooManyCombinationsError.
     """
@@ -81,7 +81,7 @@ def _toggles(changed: LongList | None) -> Toggles:
 def _patch(
     starts: Sequence[int], numbers: memoryview[int], masks: Masks, new: Mapping[int, Sequence[int]]
 ) -> tuple[tuple[Sequence[int], array[int]] | None, dict[int, Difference]]:
-    """The patched starts and numbers, None if nothing changes."""
+    """The patched starts and numbers, None if nothing changes; and the difference of each list."""
     flips: list[tuple[int, int]] = []
     differences = {}
     for place, toggles in new.items():
@@ -93,7 +93,7 @@ def _patch(
 
 
 def _toggles_in(starts: Sequence[int], numbers: memoryview[int], masks: Masks, bit: int) -> list[int]:
-    """The toggles of the list that has a bit."""
+    """The toggles of the list with this bit, read from the table."""
     has_bit = [1 if mask & bit else 0 for mask in masks.all]
     flags = bytes(map(has_bit.__getitem__, numbers))
     toggles = []
@@ -112,10 +112,10 @@ def _flip(
     starts: Sequence[int], numbers: memoryview[int], masks: Masks, flips: Sequence[tuple[int, int]]
 ) -> tuple[Sequence[int], array[int]]:
     """Flips a bit in ranges: the first flip begins a range, the second ends it, and so on."""
-    wide = not isinstance(starts, memoryview)
-    new_starts: list[int] | array[int] = [] if wide else array("I")
+    is_v6 = not isinstance(starts, memoryview)
+    new_starts: list[int] | array[int] = [] if is_v6 else array("I")
     new_numbers = array("I")
-    flipped: dict[int, int] = {}  # the new number of an old one, under the present bits
+    flipped: dict[int, int] = {}  # old number -> new number, for the current `bits`
     bits = 0
 
     def emit(start: int, number: int) -> None:
@@ -160,7 +160,7 @@ class NamesPatch(NamedTuple):
 def patch_names(
     table: NameTable, masks: Masks, changes: Mapping[int, Source | None]
 ) -> tuple[NamesPatch, dict[int, Difference]]:
-    """Finds the patch that replaces, or empties, each list at a place of `changes`; and the differences.
+    """Finds the patch that replaces the list at each place of `changes`, or empties it for None; and the differences.
 
     Adds new combinations to `masks`. Raises NotPatchableError, TooManyCombinationsError.
     """

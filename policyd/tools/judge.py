@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from policyd.core.dns_lists import NOT_LISTED, unknown
 from policyd.core.engine import Decision, Inquiry
 from policyd.core.facts import NOTHING_KNOWN, Facts, Needs
-from policyd.core.identity import Identity, Status, told_identity
+from policyd.core.identity import Identity, Status, given_identity
 from policyd.core.lookups import ExpressionLookup
 from policyd.core.owners import NO_OWNER
 from policyd.core.protocol import REQUEST_TYPE, Request
 from policyd.decision_log.lists import parse_answers
 from policyd.logs.transaction import NameStatus, Observation, Outcome
-from policyd.state.memory import Memory, domain_of, uses_memory
+from policyd.state.memory import Memory, client_domain, uses_memory
 from policyd.state.process import ProcessMemory
 from policyd.tools.owners import owner_of
 
@@ -99,14 +99,14 @@ class Judge:
         self._by_recipient = by_recipient
         self._nameless = {name_status: Facts(_identity(name_status, ())) for name_status in _STATUSES} | {
             NameStatus.NOT_LOOKED_UP: NOTHING_KNOWN,
-            NameStatus.UNKNOWN: Facts(told_identity(Status(assumption))),
+            NameStatus.UNKNOWN: Facts(given_identity(Status(assumption))),
         }
         self._list_answer = NOT_LISTED if list_assumption is ListAssumption.NOT_LISTED else _NOT_IN_LOG
         self._finds = [_finder(lookup) for lookup in ruleset.index.lookups]
         self._now = 0.0
         self._memory: Memory | None = None  # memory of earlier requests, with the log's own time
         if uses_memory(ruleset):
-            self._memory = Memory(ProcessMemory(MAX_KEYS), None, domain_of, clock=lambda: self._now)
+            self._memory = Memory(ProcessMemory(MAX_KEYS), None, client_domain, clock=lambda: self._now)
         self.lists_assumed = False  # whether the last decisions needed an assumed answer of a DNS list
 
     def decisions(self, seen: Observation) -> list[Decision | None]:
@@ -137,7 +137,7 @@ class Judge:
         if self._ruleset.greylist is not None:
             return True
         inquiries = (Inquiry(self._ruleset, _request(seen, recipient), facts, self._today) for recipient in recipients)
-        return any(inquiry.counted() for inquiry in inquiries)
+        return any(inquiry.matching_counters() for inquiry in inquiries)
 
     def recipients(self, seen: Observation) -> tuple[bytes, ...]:
         """Returns the recipients for which decisions are made; an empty one if the log has none."""
@@ -169,7 +169,7 @@ class Judge:
             if decision.lists:
                 self.lists_assumed = True
                 inquiry.learn_lists(dict.fromkeys(decision.lists, self._list_answer))
-            elif note is None or not note.tell(inquiry, decision):
+            elif note is None or not note.answer(inquiry, decision):
                 return None
         if note is not None:
             note.finish(decision)
@@ -256,5 +256,5 @@ def _request(seen: Observation, recipient: bytes) -> Request:
 def _identity(name_status: NameStatus, names: tuple[bytes, ...]) -> Identity:
     status = _STATUSES[name_status]
     if status is Status.VERIFIED:
-        return told_identity(status, verified=names)
-    return told_identity(status, claimed=names)
+        return given_identity(status, verified=names)
+    return given_identity(status, claimed=names)

@@ -1,4 +1,4 @@
-"""Requests and answers as lines: valid and invalid ones."""
+"""Valid and invalid lines of the control socket."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_request_is_read_back_as_it_was_written(request_: Request) -> None:
         b"[" * 4000 + b"\n",
     ],
 )
-def test_an_invalid_request_has_its_message(line: bytes) -> None:
+def test_an_invalid_request_is_refused(line: bytes) -> None:
     with pytest.raises(RequestError):
         parse_request(line)
 

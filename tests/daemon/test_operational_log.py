@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from policyd.core.throttle import Throttled
+from policyd.core.throttle import MessageThrottle
 from policyd.daemon.operational_log import OperationalLog, shown
 
 
@@ -80,16 +80,16 @@ def test_client_text_in_messages_is_short_and_ascii() -> None:
 
 
 def test_the_first_event_of_a_kind_is_logged_at_once_and_later_ones_together() -> None:
-    throttled = Throttled(1.0)
-    assert throttled.happened("one", 10.0) == "one"
-    assert throttled.tell(10.5) is None
-    assert throttled.happened("two", 10.6) is None
-    assert throttled.happened("three", 10.7) is None
-    assert throttled.tell(10.8) is None
-    assert throttled.tell(11.0) == "three (2 times since the last such line)"
-    assert throttled.happened("four", 11.5) is None
-    assert throttled.tell(12.1) == "four"
-    assert throttled.tell(13.2) is None
-    assert throttled.happened("five", 20.0) == "five"
-    assert throttled.happened("six", 20.5) is None
-    assert throttled.happened("seven", 30.0) == "seven (2 times since the last such line)"
+    throttle = MessageThrottle(1.0)
+    assert throttle.line_for("one", 10.0) == "one"
+    assert throttle.due_line(10.5) is None
+    assert throttle.line_for("two", 10.6) is None
+    assert throttle.line_for("three", 10.7) is None
+    assert throttle.due_line(10.8) is None
+    assert throttle.due_line(11.0) == "three (2 times since the last such line)"
+    assert throttle.line_for("four", 11.5) is None
+    assert throttle.due_line(12.1) == "four"
+    assert throttle.due_line(13.2) is None
+    assert throttle.line_for("five", 20.0) == "five"
+    assert throttle.line_for("six", 20.5) is None
+    assert throttle.line_for("seven", 30.0) == "seven (2 times since the last such line)"

@@ -1,8 +1,8 @@
+"""Lines of the decision log are read back."""
+
 from __future__ import annotations
 
-import gzip
 import json
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -14,11 +14,6 @@ from policyd.core.protocol import Request
 from policyd.core.ruleset import Verb
 from policyd.decision_log.reader import LoggedDecision, as_json, as_text, parse, parse_anywhere
 from policyd.decision_log.writer import Entry, json_line, text_line
-from policyd.logs.decisions import DecisionCounts, decisions
-from policyd.logs.files import LogError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 TEXT = (
     b"2026-11-21T17:16:00.123+09:00 REJECT id=7Q4K2M9X rule=sakura-vps"
@@ -80,7 +75,7 @@ DECISION = LoggedDecision(
 )
 
 
-def parsed(line: bytes) -> LoggedDecision:
+def parse_decision(line: bytes) -> LoggedDecision:
     decision = parse(line)
     assert decision is not None
     return decision
@@ -91,14 +86,16 @@ def test_both_formats_give_the_same_decision(line: bytes) -> None:
     assert parse(line) == DECISION
 
 
-def test_an_observed_file_has_both_decisions() -> None:
-    decision = parsed(b"2026-11-21T17:16:00.123Z DUNNO would=REJECT id=7Q4K2M9X client=unknown[192.0.2.1] state=RCPT")
+def test_under_a_top_level_observe_a_line_has_both_actions() -> None:
+    decision = parse_decision(
+        b"2026-11-21T17:16:00.123Z DUNNO would=REJECT id=7Q4K2M9X client=unknown[192.0.2.1] state=RCPT"
+    )
     assert (decision.action, decision.would, decision.decided) == (b"DUNNO", b"REJECT", b"REJECT")
     assert (decision.hostname, decision.rule_name) == (b"", b"default")
 
 
 def test_the_bytes_of_a_client_are_read_back_unchanged() -> None:
-    decision = parsed(
+    decision = parse_decision(
         rb"2026-11-21T17:16:00.123Z DUNNO id=7Q4K2M9X client=unknown[2001:db8::1] claimed=a\x20b.example,c.example"
         rb" rdns=error dns_error=servfail state=RCPT from=<\x22a\x20b\x22@c.example> to=<d\x3ce\x3e@f>"
         rb" helo=<\xe3\x81\x82>"
@@ -114,22 +111,22 @@ def test_the_bytes_of_a_client_are_read_back_unchanged() -> None:
 def test_an_empty_sender_is_the_null_sender_only_in_states_with_a_sender(state: str, sender: bytes | None) -> None:
     text = f"2026-11-21T17:16:00.123Z DUNNO id=7Q4K2M9X client=unknown[192.0.2.1] state={state}"
     fields = {"time": "2026-11-21T17:16:00Z", "action": "DUNNO", "protocol_state": state}
-    assert parsed(text.encode()).sender == sender
-    assert parsed(json.dumps(fields).encode()).sender == sender
+    assert parse_decision(text.encode()).sender == sender
+    assert parse_decision(json.dumps(fields).encode()).sender == sender
 
 
 def test_the_words_of_a_truncated_reply_are_not_fields() -> None:
-    decision = parsed(TEXT.partition(b"Access")[0] + b"x client=evil.example[192.0.2.9] rule=other id=00000000")
+    decision = parse_decision(TEXT.partition(b"Access")[0] + b"x client=evil.example[192.0.2.9] rule=other id=00000000")
     assert decision._replace(reply=b"") == DECISION._replace(reply=b"")
 
 
-def test_a_key_is_a_whole_word() -> None:
-    assert parsed(TEXT.replace(b" id=", b" .id=x id=").replace(b" rule=", b" x-rule=y rule=")) == DECISION
+def test_a_key_inside_another_word_is_not_a_key() -> None:
+    assert parse_decision(TEXT.replace(b" id=", b" .id=x id=").replace(b" rule=", b" x-rule=y rule=")) == DECISION
 
 
 @pytest.mark.parametrize(("written", "read"), [(-1, None), (-0.0, 0.0), (1e15, None), (0.25, 0.25), ("1", None)])
 def test_invalid_milliseconds_are_not_a_number(written: object, read: float | None) -> None:
-    assert parsed(json.dumps({**JSON, "ms": written}).encode()).ms == read
+    assert parse_decision(json.dumps({**JSON, "ms": written}).encode()).ms == read
 
 
 @pytest.mark.parametrize(
@@ -173,35 +170,35 @@ def test_a_truncated_line_keeps_its_complete_values(cut: int) -> None:
     ],
 )
 def test_the_system_and_the_country_are_read_back(words: bytes, asn: int, country: bytes) -> None:
-    decision = parsed(b"2026-11-21T17:16:00.123Z REJECT client=x[1] %b state=RCPT" % words)
+    decision = parse_decision(b"2026-11-21T17:16:00.123Z REJECT client=x[1] %b state=RCPT" % words)
     assert (decision.asn, decision.country) == (asn, country)
-    assert parsed(as_text(decision).encode()) == decision
+    assert parse_decision(as_text(decision).encode()) == decision
 
 
 @pytest.mark.parametrize(
     ("value", "asn"), [(9371, 9371), (0, 0), (-1, 0), (2**32, 0), (True, 0), ("9371", 0), (1.5, 0)]
 )
-def test_the_system_in_json_is_a_number(value: object, asn: int) -> None:
-    decision = parsed(json.dumps(JSON | {"asn": value, "asn_name": "Example", "country": "JP"}).encode())
+def test_in_json_only_a_number_is_a_system(value: object, asn: int) -> None:
+    decision = parse_decision(json.dumps(JSON | {"asn": value, "asn_name": "Example", "country": "JP"}).encode())
     assert (decision.asn, decision.asn_name, decision.country) == (asn, b"Example", b"JP")
     assert as_json(decision).get("asn", 0) == asn
 
 
 def test_quotes_at_the_ends_of_a_reply_are_kept() -> None:
-    decision = parsed(
+    decision = parse_decision(
         rb'2026-11-21T17:16:00.123Z REJECT client=x[1] observed=a,b\x2cc reply="\x22no\x22, she said\x22"'
     )
     assert decision.reply == b'"no", she said"'
     assert decision.observed == (b"a", b"b,c")
-    assert parsed(as_text(decision).encode()) == decision
+    assert parse_decision(as_text(decision).encode()) == decision
 
 
 def test_json_with_an_invalid_time_is_not_a_decision() -> None:
     assert parse(json.dumps(JSON | {"time": "2026-11-21T17:16:00 tomorrow"}).encode()) is None
 
 
-def test_odd_types_in_json_are_ignored() -> None:
-    decision = parsed(
+def test_values_of_the_wrong_type_in_json_are_ignored() -> None:
+    decision = parse_decision(
         json.dumps(
             JSON | {"ms": "fast", "dns_ms": 1e300, "claimed": [1, "x"], "observed": "y", "sender": None}
         ).encode()
@@ -209,18 +206,20 @@ def test_odd_types_in_json_are_ignored() -> None:
     assert (decision.ms, decision.dns_ms, decision.claimed, decision.observed) == (None, None, (b"x",), ())
 
 
-def test_half_a_character_in_json_is_replaced() -> None:
-    assert parsed(b'{"action": "DUNNO", "time": "2026-11-21T17:16:00Z", "helo_name": "\\ud800"}').helo_name == b"?"
+def test_a_lone_surrogate_in_json_is_replaced() -> None:
+    assert (
+        parse_decision(b'{"action": "DUNNO", "time": "2026-11-21T17:16:00Z", "helo_name": "\\ud800"}').helo_name == b"?"
+    )
 
 
 @given(st.binary(max_size=300))
-def test_no_line_raises(rest: bytes) -> None:
+def test_no_line_raises_an_exception(rest: bytes) -> None:
     parse(rest)
     parse(TEXT[:50] + rest)
     parse(b'{"action": "REJECT", "time": "2026-11-21T17:16:00Z", ' + rest)
 
 
-# --- Files, and lines within other logs -----------------------------------------------------------------------------
+# --- Lines within other logs ----------------------------------------------------------------------------------------
 
 
 def test_decisions_are_found_within_other_logs() -> None:
@@ -232,23 +231,7 @@ def test_decisions_are_found_within_other_logs() -> None:
         assert parse_anywhere(line) is None
 
 
-def test_the_decisions_of_a_rotated_set_come_in_order(tmp_path: Path) -> None:
-    older, newer = tmp_path / "decisions.log.1.gz", tmp_path / "decisions.log"
-    older.write_bytes(gzip.compress(TEXT + b"\n" + TEXT[:60] + b"\n"))
-    newer.write_bytes(json.dumps(JSON | {"id": "NEWER000"}).encode() + b"\n")
-    counts = DecisionCounts()
-    found = [decision.id for batch in decisions([str(older), str(newer)], counts) for decision in batch]
-    assert found == [b"7Q4K2M9X", b"NEWER000"]
-    assert (counts.lines, counts.decisions) == (3, 2)
-
-
-def test_a_log_of_another_kind_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "mail.log").write_text("Nov 21 17:16:00 mx postfix/smtpd[12]: connect from unknown[192.0.2.1]\n")
-    with pytest.raises(LogError, match=r"mail.log: not a decision log: none of its 1 lines"):
-        list(decisions([str(tmp_path / "mail.log")], DecisionCounts()))
-
-
-# --- Lines of the daemon are read back -------------------------------------------------------------------------
+# --- Lines of the daemon --------------------------------------------------------------------------------------------
 
 short_bytes = st.binary(max_size=30)
 # With `dns.trust_postfix`, client_name is used as it is, and the peer may be any program.
@@ -269,7 +252,7 @@ names = st.one_of(st.sampled_from([b"a.example", b"a[192.0.2.1]"]), st.binary(mi
         st.builds(lambda name: Identity(Status.VERIFIED, (name,)), names),
         st.builds(
             lambda names: Identity(Status.MISMATCH, (), tuple(names)),
-            st.lists(st.binary(min_size=1, max_size=30), max_size=3),  # DNS has no empty name: its root is `.`
+            st.lists(st.binary(min_size=1, max_size=30), max_size=3),  # DNS has no empty name: the root is `.`
         ),
         st.just(Identity(Status.ERROR, (), (), Reason.SERVFAIL, names_known=False)),
     ),
@@ -294,7 +277,7 @@ def test_lines_of_the_daemon_are_read_back(
         0.0118,
         0.0121,
     )
-    read = parsed(text_line(entry).removesuffix(b"\n"))
+    read = parse_decision(text_line(entry).removesuffix(b"\n"))
     for name, value in attributes.items():
         if name == "sender" and not value and state == b"CONNECT":
             assert read.sender is None
@@ -305,6 +288,6 @@ def test_lines_of_the_daemon_are_read_back(
     assert read.claimed == (identity.claimed if identity is not None else ())
     assert read.reply == b'5.7.1 No "quotes" <x>'
     assert (read.observed, read.dns_ms, read.ms) == ((b"a", b"b"), 11.8, 12.1)
-    # Written as text again it is the same line, and as JSON the same object with invalid UTF-8 replaced.
+    # Written again, it is the same line of text, or the same JSON with invalid UTF-8 replaced.
     assert as_text(read).encode() == text_line(entry).removesuffix(b"\n")
     assert as_json(read) == json.loads(json_line(entry))

@@ -1,9 +1,8 @@
+"""Lines of the decision log, as text and as JSON."""
+
 import json
-import os
 import re
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +14,8 @@ from policyd.core.identity import Identity, Reason, Status
 from policyd.core.owners import NO_OWNER, Owner
 from policyd.core.protocol import Request
 from policyd.core.ruleset import Action, Rule, Verb
-from policyd.daemon.decision_log_file import DecisionLog
 from policyd.decision_log.record import MAX_LINE, format_text
-from policyd.decision_log.writer import Entry, Stamps, _fitted, json_line, text_line
+from policyd.decision_log.writer import Entry, Timestamps, _fit_line, json_line, text_line
 from tests.local_time import local_time
 
 RULE = Rule("sakura-vps", 3, (), (), Action(Verb.REJECT, "5.7.1", ("Access denied",)))
@@ -52,7 +50,7 @@ def entry(
     owner: Owner | None = None,
     **attributes: bytes,
 ) -> Entry:
-    """Returns the decision of the example in decision-log.md, with these fields changed."""
+    """Returns the example of docs/decision-log.md, with these fields changed."""
     decision = Decision(
         verb, rule, "5.7.1", ("Access denied",), observed, downgraded, identity, action != verb, owner=owner
     )
@@ -176,7 +174,7 @@ START = "2026-11-21T17:16:00.123+09:00"
         ),
     ],
 )
-def test_the_text_format_is_that_of_the_contract(logged: Entry, text: str) -> None:
+def test_the_text_format_is_as_documented(logged: Entry, text: str) -> None:
     assert text_line(logged).decode() == f"{START} {text}\n"
 
 
@@ -282,7 +280,7 @@ QUOTED = re.compile(r'(?:[^ "]|"[^"]*")+')
 
 
 @given(entries())
-def test_any_bytes_make_one_line_of_text_that_splits_on_blanks_outside_quotes(logged: Entry) -> None:
+def test_any_bytes_make_one_line_of_text_that_can_be_split_at_blanks_outside_quotes(logged: Entry) -> None:
     line = text_line(logged)
     assert re.fullmatch(rb"[ -~]+\n", line)
     assert len(line) <= MAX_LINE
@@ -291,15 +289,17 @@ def test_any_bytes_make_one_line_of_text_that_splits_on_blanks_outside_quotes(lo
     assert " ".join(words) == text
     keys = [word.partition("=")[0] for word in words[2:]]
     assert len(keys) == len(set(keys))
-    said = {key for key in json.loads(json_line(logged)) if key not in {"time", "action", "client_address", "asn_name"}}
-    shorter = {
+    fields = {
+        key for key in json.loads(json_line(logged)) if key not in {"time", "action", "client_address", "asn_name"}
+    }
+    full_names = {
         "from": "sender",
         "to": "recipient",
         "helo": "helo_name",
         "rdns": "reverse_dns",
         "state": "protocol_state",
     }
-    assert {shorter.get(key, key) if key != "client" else "hostname" for key in keys} == said
+    assert {full_names.get(key, key) if key != "client" else "hostname" for key in keys} == fields
 
 
 @given(entries())
@@ -307,16 +307,16 @@ def test_any_bytes_make_one_line_of_json_with_the_same_values(logged: Entry) -> 
     line = json_line(logged)
     assert re.fullmatch(rb"[ -~]+\n", line)
     assert len(line) <= MAX_LINE
-    said = json.loads(line)
+    fields = json.loads(line)
     for name in ("sender", "recipient", "helo_name", "instance", "queue_id", "sasl_username", "client_address"):
         value = logged.request.get(name).decode("utf-8", "replace")
-        shown = said.get(name, "")
+        shown = fields.get(name, "")
         assert shown == value or (shown.endswith("...") and value.startswith(shown[:-3]))
 
 
 @given(entries())
-def test_the_fast_formatter_gives_the_line_of_the_general_one(logged: Entry) -> None:
-    assert text_line(logged) == _fitted(format_text, logged)
+def test_the_fast_and_the_general_way_make_the_same_line(logged: Entry) -> None:
+    assert text_line(logged) == _fit_line(format_text, logged)
 
 
 @given(st.binary(max_size=80))
@@ -326,184 +326,36 @@ def test_a_value_can_be_read_back_from_its_escapes(value: bytes) -> None:
     assert re.sub(rb"\\x(..)", lambda found: bytes.fromhex(found[1].decode()), escaped) == value + b"!"
 
 
-def test_a_long_value_is_cut_and_ends_in_dots_and_short_ones_stay_whole() -> None:
+def test_only_long_values_are_cut_and_end_in_dots() -> None:
     logged = entry(helo_name=b"\xff" * 60000)
     text = text_line(logged).decode()
     assert "\\xff..." in text
     assert "\\x..." not in text
     assert text.endswith('reply="5.7.1 Access denied"\n')
-    said = json.loads(json_line(logged))
-    assert said["helo_name"].endswith("\ufffd...")
-    assert said["reply"] == "5.7.1 Access denied"
+    fields = json.loads(json_line(logged))
+    assert fields["helo_name"].endswith("\ufffd...")
+    assert fields["reply"] == "5.7.1 Access denied"
 
 
 # --- Time -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("zone", "seconds", "stamp"),
+    ("zone", "seconds", "timestamp"),
     [
         ("Asia/Tokyo", 1795248960.123, "2026-11-21T17:16:00.123+09:00"),
         ("UTC", 1795248960.9999, "2026-11-21T08:16:00.999+00:00"),
         ("America/St_Johns", 1795248960.0, "2026-11-21T04:46:00.000-03:30"),
-        ("Europe/Berlin", 1792889999.5, "2026-10-25T02:59:59.500+02:00"),  # the last of summer time
+        ("Europe/Berlin", 1792889999.5, "2026-10-25T02:59:59.500+02:00"),  # just before summer time ends
         ("Europe/Berlin", 1792890000.5, "2026-10-25T02:00:00.500+01:00"),
     ],
 )
-def test_a_stamp_is_local_time_with_its_offset(zone: str, seconds: float, stamp: str) -> None:
+def test_a_timestamp_is_local_time_with_its_offset(zone: str, seconds: float, timestamp: str) -> None:
     with local_time(zone):
-        assert Stamps(lambda: seconds).now().decode() == stamp
+        assert Timestamps(lambda: seconds).now().decode() == timestamp
 
 
-def test_stamps_follow_the_clock_also_backwards() -> None:
+def test_timestamps_follow_a_clock_that_is_set_back() -> None:
     clock = iter([1000.0014, 1000.0016, 1000.002, 999.5])
-    stamps = Stamps(lambda: next(clock))
-    assert [stamps.now()[20:23] for _ in range(4)] == [b"001", b"001", b"002", b"500"]
-
-
-# --- The file ---------------------------------------------------------------------------------------------------------
-
-
-class Turn:
-    """An event loop of which one turn can be run."""
-
-    def __init__(self) -> None:
-        self.soon: list[Callable[[], object]] = []
-
-    def call_soon(self, callback: Callable[[], object]) -> None:
-        self.soon.append(callback)
-
-    def run(self) -> None:
-        for callback in self.soon:
-            callback()
-        self.soon.clear()
-
-
-@pytest.fixture
-def turn() -> Turn:
-    return Turn()
-
-
-def opened(path: object, turn: Turn) -> DecisionLog:
-    return DecisionLog(str(path), turn.call_soon)
-
-
-def test_the_lines_of_a_turn_are_written_at_its_end_in_one_append(
-    turn: Turn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log = opened(tmp_path / "log", turn)
-    written: list[bytes] = []
-    write = os.write
-
-    def record(descriptor: int, block: bytes) -> int:
-        written.append(block)
-        return write(descriptor, block)
-
-    monkeypatch.setattr(os, "write", record)
-    log.append(b"one\n")
-    log.append(b"two\n")
-    assert not written
-    turn.run()
-    log.append(b"three\n")
-    turn.run()
-    assert written == [b"one\ntwo\n", b"three\n"]
-    assert (tmp_path / "log").read_bytes() == b"one\ntwo\nthree\n"
-    assert (tmp_path / "log").stat().st_mode & 0o777 == 0o640
-    log.close()
-
-
-@pytest.mark.parametrize("move", [lambda path: path.rename(path.with_suffix(".1")), lambda path: path.unlink()])
-def test_a_file_that_was_moved_or_removed_is_opened_again(
-    turn: Turn, tmp_path: Path, move: Callable[[Path], object]
-) -> None:
-    path = tmp_path / "log"
-    log = opened(path, turn)
-    log.append(b"before\n")
-    turn.run()
-    move(path)
-    log.check(100.0)
-    log.append(b"after\n")
-    turn.run()
-    assert path.read_bytes() == b"after\n"
-    assert log.lost == 0
-    log.close()
-
-
-def test_a_folder_that_takes_no_new_file_leaves_the_moved_one_in_use(
-    turn: Turn, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = tmp_path / "logs"
-    folder.mkdir()
-    log = opened(folder / "log", turn)
-    folder.rename(tmp_path / "moved")
-    log.check(100.0)
-    log.check(101.0)
-    log.append(b"kept\n")
-    turn.run()
-    assert (tmp_path / "moved" / "log").read_bytes() == b"kept\n"
-    assert [record.getMessage() for record in caplog.records] == [
-        f"decision log {folder}/log: cannot open it: No such file or directory; mail goes on"
-    ]
-    log.close()
-
-
-def test_lines_that_a_full_disk_does_not_take_are_counted_and_reported_once_a_minute(
-    turn: Turn, caplog: pytest.LogCaptureFixture
-) -> None:
-    log = opened("/dev/full", turn)
-    for now in (100.0, 101.0, 159.0, 160.0):
-        log.append(b"one\n")
-        log.append(b"two\n")
-        turn.run()
-        log.check(now)
-    assert log.lost == 8
-    assert [record.getMessage() for record in caplog.records] == [
-        "decision log /dev/full: 2 lines lost: No space left on device",
-        "decision log /dev/full: 6 lines lost: No space left on device",
-    ]
-    log.close()
-
-
-def test_lines_lost_since_the_last_report_are_reported_at_the_end(turn: Turn, caplog: pytest.LogCaptureFixture) -> None:
-    log = opened("/dev/full", turn)
-    for now in (100.0, 101.0):
-        log.append(b"one\n")
-        turn.run()
-        log.check(now)
-    log.append(b"last\n")
-    log.close()
-    assert log.lost == 3
-    assert [record.getMessage() for record in caplog.records] == [
-        "decision log /dev/full: 1 lines lost: No space left on device",
-        "decision log /dev/full: 2 lines lost: No space left on device",
-    ]
-
-
-def test_a_path_that_cannot_be_opened_loses_lines_until_it_can(turn: Turn, tmp_path: Path) -> None:
-    path = tmp_path / "not-yet" / "log"
-    log = opened(path, turn)
-    log.append(b"lost\n")
-    turn.run()
-    path.parent.mkdir()
-    log.check(100.0)
-    log.append(b"kept\n")
-    turn.run()
-    assert log.lost == 1
-    assert path.read_bytes() == b"kept\n"
-    log.close()
-
-
-def test_a_fifo_without_a_reader_loses_lines_and_one_with_a_reader_does_not(turn: Turn, tmp_path: Path) -> None:
-    path = tmp_path / "fifo"
-    os.mkfifo(path)
-    log = opened(path, turn)
-    log.append(b"lost\n")
-    turn.run()
-    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    log.check(100.0)
-    log.append(b"kept\n")
-    turn.run()
-    assert os.read(reader, 100) == b"kept\n"
-    assert log.lost == 1
-    os.close(reader)
-    log.close()
+    timestamps = Timestamps(lambda: next(clock))
+    assert [timestamps.now()[20:23] for _ in range(4)] == [b"001", b"001", b"002", b"500"]

@@ -36,7 +36,7 @@ def key(per: tuple[KeyPart, ...], asn: bytes = b"AS64500", **attributes: bytes) 
         (KeyPart("helo_name"), None),
     ],
 )
-def test_a_part_of_a_key(part: KeyPart, want: bytes | None) -> None:
+def test_the_value_of_a_part_is_normalized(part: KeyPart, want: bytes | None) -> None:
     assert key((part,)) == want
 
 
@@ -51,7 +51,7 @@ def test_the_null_sender_is_a_sender() -> None:
     assert key((KeyPart("sender"),), sender=b"", protocol_state=b"CONNECT") is None
 
 
-def test_an_ipv6_network() -> None:
+def test_an_ipv6_client_is_counted_by_its_network() -> None:
     assert key((KeyPart("client_network"),), client_address=b"2001:db8:1:2:3::4") == b"2001:db8:1:2::/64"
     assert key((KeyPart("client_network", (20, 48)),), client_address=b"2001:db8:1:2:3::4") == b"2001:db8:1::/48"
 
@@ -60,7 +60,7 @@ def test_an_ipv6_network() -> None:
 @pytest.mark.parametrize(
     "address", ["0.0.0.0", "192.0.2.77", "203.0.255.255", "::ffff:198.51.100.9", "2001:db8::1.2.3.4"]
 )
-def test_a_network_of_any_length(prefix: int, address: str) -> None:
+def test_networks_of_any_length_have_the_same_text_as_network_of(prefix: int, address: str) -> None:
     parsed = parse_address(address.encode())
     assert parsed is not None
     prefixes = (prefix, 48)

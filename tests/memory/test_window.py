@@ -36,9 +36,9 @@ def test_distinct_values_expire_after_they_were_last_seen(steps: list[tuple[floa
     for wait, value in steps:
         now += wait
         slot = slot_of(now, WITHIN)
-        foreseen = window.count_with(slot, b"%d" % value)
+        expected = window.count_with(slot, b"%d" % value)
         count = window.add(slot, b"%d" % value)
-        assert count == foreseen
+        assert count == expected
         events.append((now, value))
         certain, possible = bounds(events, now)
         assert len({events[place][1] for place in certain}) <= count <= len({events[place][1] for place in possible})

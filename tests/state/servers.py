@@ -1,4 +1,4 @@
-"""Real Redis and Valkey servers for tests, each on a unix socket of its own."""
+"""Real Redis and Valkey servers for tests, each on its own unix socket."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class StateServer:
             raise
 
     def start(self) -> None:
-        """Starts the server, with nothing in it, and waits until it listens."""
+        """Starts the server without data, and waits until it listens."""
         self.socket.unlink(missing_ok=True)
         settings = ["--port", "0", "--unixsocket", str(self.socket), "--save", "", "--dir", str(self.folder)]
         with (self.folder / "server.log").open("ab") as log:
@@ -45,7 +45,7 @@ class StateServer:
             time.sleep(0.01)
 
     def _listens(self) -> bool:
-        with socket.socket(socket.AF_UNIX) as client:  # the file is there before the server listens
+        with socket.socket(socket.AF_UNIX) as client:  # the socket exists before the server listens
             try:
                 client.connect(str(self.socket))
             except (FileNotFoundError, ConnectionRefusedError):

@@ -58,16 +58,16 @@ ERROR = Identity(Status.ERROR, reason=Reason.TIMEOUT, names_known=False)
 
 @pytest.fixture
 def ruleset(tmp_path: Path) -> Ruleset:
-    return loaded(tmp_path, RULES)
+    return load_rules(tmp_path, RULES)
 
 
-def loaded(folder: Path, text: str) -> Ruleset:
+def load_rules(folder: Path, text: str) -> Ruleset:
     (folder / "rules.yaml").write_text(text)
     return load(None, str(folder / "rules.yaml")).ruleset
 
 
 class Daemon:
-    """Decides requests one after the other, as the daemon does, with its own clock."""
+    """Decides requests one after the other, as the daemon does, with a clock that the test sets."""
 
     def __init__(self, ruleset: Ruleset, shared: SharedMemory | None = None, keys: int = 1000) -> None:
         self.now = 1_800_000_000.0
@@ -85,9 +85,9 @@ class Daemon:
         note = self.memory.note(inquiry)
         assert note is not None
         while isinstance(decision := inquiry.decide(), Needs):
-            if note.tell(inquiry, decision):
+            if note.answer(inquiry, decision):
                 continue
-            if waiting := note.ask(decision):
+            if waiting := note.pending_calls(decision):
                 await asyncio.wait(waiting)
                 continue
             assert decision.identity
@@ -141,8 +141,8 @@ async def test_a_request_with_an_empty_key_is_not_counted_and_no_condition_holds
 async def test_a_greylist_rule_acts_at_rcpt_and_answers_defer_if_permit(ruleset: Ruleset) -> None:
     daemon = Daemon(ruleset)
     assert (await daemon.decide(protocol_state="MAIL")).rule_name == "default"
-    first = await daemon.decide()
-    assert (first.verb, first.word, first.code, first.greylist) == ("DEFER_IF_PERMIT", "GREYLIST", "4.7.1", "new")
+    new = await daemon.decide()
+    assert (new.verb, new.word, new.code, new.greylist) == ("DEFER_IF_PERMIT", "GREYLIST", "4.7.1", "new")
     daemon.now += 60
     assert (await daemon.decide()).greylist == "early"
     daemon.now += 300
@@ -154,7 +154,7 @@ async def test_a_greylist_rule_acts_at_rcpt_and_answers_defer_if_permit(ruleset:
 
 async def test_an_observed_greylist_rule_remembers_too(tmp_path: Path) -> None:
     rules = "rules:\n- {name: g, match: {protocol_state: RCPT}, action: GREYLIST, mode: observe}\n"
-    daemon = Daemon(loaded(tmp_path, rules))
+    daemon = Daemon(load_rules(tmp_path, rules))
     assert (await daemon.decide()).observed == ("g",)
     daemon.now += 301
     assert (await daemon.decide()).greylist == "passed"
@@ -163,24 +163,24 @@ async def test_an_observed_greylist_rule_remembers_too(tmp_path: Path) -> None:
 
 async def test_a_network_that_has_passed_needs_no_reverse_dns(tmp_path: Path) -> None:
     rules = "rules:\n- {name: g, match: {helo_name: friend}, action: GREYLIST}\n"
-    daemon = Daemon(loaded(tmp_path, rules))
+    daemon = Daemon(load_rules(tmp_path, rules))
     assert (await daemon.decide(helo_name="friend")).greylist == "new"
     daemon.now += 301
     assert (await daemon.decide(helo_name="friend")).greylist == "passed"
     assert (await daemon.decide(None, helo_name="friend", recipient="other@x")).greylist == "known"
 
 
-async def test_under_a_top_level_observe_counters_use_the_suppressed_decision(tmp_path: Path) -> None:
-    daemon = Daemon(loaded(tmp_path, "mode: observe\n" + RULES))
+async def test_under_a_top_level_observe_counters_use_the_decision_that_was_not_sent(tmp_path: Path) -> None:
+    daemon = Daemon(load_rules(tmp_path, "mode: observe\n" + RULES))
     decisions = [await daemon.decide(None, sasl_username="joe") for _ in range(5)]
     assert [decision.verb for decision in decisions] == ["DUNNO"] * 3 + ["DEFER"] * 2
     assert {decision.action for decision in decisions} == {"DUNNO"}
 
 
-def test_a_ruleset_without_memory_is_not_noted(tmp_path: Path) -> None:
-    assert not uses_memory(loaded(tmp_path, "rules: []\n"))
-    assert not uses_memory(loaded(tmp_path, "counters: {}\nrules: []\n"))
-    assert uses_memory(loaded(tmp_path, RULES))
+def test_only_a_ruleset_that_counts_or_greylists_uses_memory(tmp_path: Path) -> None:
+    assert not uses_memory(load_rules(tmp_path, "rules: []\n"))
+    assert not uses_memory(load_rules(tmp_path, "counters: {}\nrules: []\n"))
+    assert uses_memory(load_rules(tmp_path, RULES))
 
 
 # --- With a server --------------------------------------------------------------------------------------------------
@@ -201,21 +201,21 @@ needs_server = pytest.mark.skipif(not PROGRAMS, reason="needs Debian's redis-ser
 
 @needs_server
 async def test_two_daemons_share_counters_and_greylisting(ruleset: Ruleset, server: StateServer) -> None:
-    one, other = Daemon(ruleset, server.memory()), Daemon(ruleset, server.memory())
+    first, second = Daemon(ruleset, server.memory()), Daemon(ruleset, server.memory())
     verbs = []
-    for daemon in (one, other, one, other, one):
+    for daemon in (first, second, first, second, first):
         verbs.append((await daemon.decide(None, sasl_username="joe")).verb)
         await daemon.settle()
     assert verbs == ["DUNNO"] * 3 + ["DEFER"] * 2
-    assert (await one.decide()).greylist == "new"
-    await one.settle()
-    other.now += 301
-    assert (await other.decide()).greylist == "passed"
-    await other.settle()
-    one.now += 302
-    assert (await one.decide(recipient="other@x")).greylist == "known"
-    assert not one.is_local
-    for daemon in (one, other):
+    assert (await first.decide()).greylist == "new"
+    await first.settle()
+    second.now += 301
+    assert (await second.decide()).greylist == "passed"
+    await second.settle()
+    first.now += 302
+    assert (await first.decide(recipient="other@x")).greylist == "known"
+    assert not first.is_local
+    for daemon in (first, second):
         assert daemon.memory.shared is not None
         await daemon.memory.shared.close()
 
@@ -251,7 +251,7 @@ async def test_a_frozen_server_delays_no_mail_and_defers_no_unknown_client(
         decision = await daemon.decide(client_address=f"203.0.{number}.9", sender="other@y")
         assert loop.time() - began < 1  # make faults asserts 0.1 s
         assert (decision.rule_name, decision.greylist, daemon.is_local) == ("default", "unknown", True)
-    assert (await daemon.decide()).greylist == "early"  # this process has deferred it itself
+    assert (await daemon.decide()).greylist == "early"  # this process itself has deferred the client
     server.process.send_signal(signal.SIGCONT)
     assert daemon.memory.shared is not None
     for _ in range(100):

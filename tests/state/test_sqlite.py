@@ -23,7 +23,7 @@ EVENTS = CounterDefinition("mails", None, (KeyPart("sasl_username"),), 3600)
 DOORS = CounterDefinition("doors", KeyPart("client_address"), (KeyPart("recipient"),), 3600)
 
 
-def opened(path: Path, *, now: float = NOW, max_keys: int = 1000) -> tuple[ProcessMemory, StateFile]:
+def open_state(path: Path, *, now: float = NOW, max_keys: int = 1000) -> tuple[ProcessMemory, StateFile]:
     memory = ProcessMemory(max_keys)
     state = StateFile(path, memory, lambda: now)
     state.load([EVENTS, DOORS], GREYLIST)
@@ -48,27 +48,27 @@ def check(memory: ProcessMemory) -> None:
 
 
 async def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
-    memory, state = opened(tmp_path / "state.db")
+    memory, state = open_state(tmp_path / "state.db")
     fill(memory)
     await state.close()
-    memory, state = opened(tmp_path / "state.db")
+    memory, state = open_state(tmp_path / "state.db")
     check(memory)
     await state.close()
 
 
 async def test_a_killed_process_loses_only_unwritten_changes(tmp_path: Path) -> None:
-    memory, state = opened(tmp_path / "state.db")
+    memory, state = open_state(tmp_path / "state.db")
     fill(memory)
     await state.write()
     memory.add(EVENTS, b"joe", None, NOW)
     state._close()
-    memory, state = opened(tmp_path / "state.db")
+    memory, state = open_state(tmp_path / "state.db")
     check(memory)
     await state.close()
 
 
 async def test_forgotten_and_evicted_keys_are_removed_from_the_file(tmp_path: Path) -> None:
-    memory, state = opened(tmp_path / "state.db", max_keys=3)
+    memory, state = open_state(tmp_path / "state.db", max_keys=3)
     for user in (b"a", b"b", b"c", b"d"):
         memory.add(EVENTS, user, None, NOW)
         await state.write()
@@ -79,19 +79,19 @@ async def test_forgotten_and_evicted_keys_are_removed_from_the_file(tmp_path: Pa
     connection.close()
 
 
-async def test_entries_in_the_future_or_past_their_end_are_dropped(tmp_path: Path) -> None:
-    memory, state = opened(tmp_path / "state.db")
+async def test_expired_entries_and_entries_in_the_future_are_dropped(tmp_path: Path) -> None:
+    memory, state = open_state(tmp_path / "state.db")
     fill(memory)
     await state.close()
     for now in (NOW - 7200, NOW + 40 * 86400):
-        memory, state = opened(tmp_path / "state.db", now=now)
+        memory, state = open_state(tmp_path / "state.db", now=now)
         assert memory.peek(EVENTS, b"joe", None, now) == 1
         assert not memory.knows_network(GREYLIST, b"198.51.100.0/24", now)
         state._close()
 
 
 async def test_a_counter_with_a_changed_definition_starts_again(tmp_path: Path) -> None:
-    memory, state = opened(tmp_path / "state.db")
+    memory, state = open_state(tmp_path / "state.db")
     fill(memory)
     await state.close()
     other = CounterDefinition("mails", None, (KeyPart("sasl_username"),), 60)
@@ -99,22 +99,22 @@ async def test_a_counter_with_a_changed_definition_starts_again(tmp_path: Path) 
     state = StateFile(tmp_path / "state.db", memory, lambda: NOW)
     state.load([other], GREYLIST)
     assert memory.peek(other, b"joe", None, NOW) == 1
-    assert len(memory) == 3  # what greylisting knows
+    assert len(memory) == 3  # the entries of greylisting
     await state.close()
 
 
-async def test_a_file_of_another_process_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    memory, state = opened(tmp_path / "state.db")
+async def test_a_file_locked_by_another_process_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    memory, state = open_state(tmp_path / "state.db")
     fill(memory)
     await state.write()
-    other, locked = opened(tmp_path / "state.db")
+    other, locked = open_state(tmp_path / "state.db")
     assert not locked.is_used
     assert "is locked by another process" in caplog.text
     fill(other)
     await locked.write()
     await locked.close()
     await state.close()
-    memory, state = opened(tmp_path / "state.db")
+    memory, state = open_state(tmp_path / "state.db")
     check(memory)
     await state.close()
 
@@ -154,30 +154,30 @@ async def test_a_broken_file_is_moved_aside_and_mail_goes_on(
     tmp_path: Path, break_it: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "state.db"
-    memory, state = opened(path)
+    memory, state = open_state(path)
     for number in range(500):
         memory.add(EVENTS, b"user%d" % number, None, NOW)
     await state.close()
     assert callable(break_it)
     break_it(path)
-    broken = path.stat().st_size
+    broken_size = path.stat().st_size
     caplog.set_level(logging.WARNING)
-    memory, state = opened(path)
+    memory, state = open_state(path)
     (record,) = caplog.records
     aside = tmp_path / f"state.db.damaged-{int(NOW)}"
     assert f"it was moved to {aside}" in record.message
-    assert aside.stat().st_size == broken
+    assert aside.stat().st_size == broken_size
     assert len(memory) == 0
     assert state.is_used
     fill(memory)
     await state.close()
-    memory, state = opened(path)
+    memory, state = open_state(path)
     check(memory)
     await state.close()
 
 
 async def test_a_missing_folder_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    memory, state = opened(tmp_path / "missing" / "state.db")
+    memory, state = open_state(tmp_path / "missing" / "state.db")
     assert not state.is_used
     assert "memory is kept in this process only" in caplog.text
     fill(memory)
@@ -185,8 +185,10 @@ async def test_a_missing_folder_is_reported(tmp_path: Path, caplog: pytest.LogCa
     await state.close()
 
 
-async def test_a_full_disk_is_reported_and_written_to_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    memory, state = opened(tmp_path / "state.db")
+async def test_a_full_disk_is_reported_and_the_write_is_repeated_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    memory, state = open_state(tmp_path / "state.db")
     assert state._connection is not None
     (pages,) = state._connection.execute("PRAGMA page_count").fetchone()
     state._connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's error for a full disk
@@ -198,13 +200,13 @@ async def test_a_full_disk_is_reported_and_written_to_later(tmp_path: Path, capl
     assert "full" in caplog.text
     state._connection.execute("PRAGMA max_page_count = 100000")
     await state.close()
-    memory, state = opened(tmp_path / "state.db")
+    memory, state = open_state(tmp_path / "state.db")
     assert memory.peek(EVENTS, b"user1999", None, NOW) == 2
     await state.close()
 
 
 async def test_on_a_full_disk_removed_keys_do_not_accumulate(tmp_path: Path) -> None:
-    memory, state = opened(tmp_path / "state.db", max_keys=100)
+    memory, state = open_state(tmp_path / "state.db", max_keys=100)
     memory.add(EVENTS, b"old", None, NOW)
     await state.write()
     assert state._connection is not None
@@ -220,19 +222,19 @@ async def test_on_a_full_disk_removed_keys_do_not_accumulate(tmp_path: Path) -> 
     state._connection.execute("PRAGMA max_page_count = 100000")
     await state.write()
     rows = {key for (key,) in state._connection.execute("SELECT key FROM windows")}
-    assert rows == set(memory.stored().windows)
+    assert rows == set(memory.tables().windows)
     memory.add(EVENTS, b"new", None, NOW)
     await state.close()
-    again, state = opened(tmp_path / "state.db", max_keys=100)
-    assert set(again.stored().windows) == set(memory.stored().windows)
+    again, state = open_state(tmp_path / "state.db", max_keys=100)
+    assert set(again.tables().windows) == set(memory.tables().windows)
     await state.close()
 
 
-async def test_an_end_in_the_middle_of_a_write_loses_nothing(
+async def test_a_shutdown_in_the_middle_of_a_write_loses_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("policyd.state.sqlite.WRITE_SECONDS", 0)
-    memory, state = opened(tmp_path / "state.db", max_keys=100_000)
+    memory, state = open_state(tmp_path / "state.db", max_keys=100_000)
     connection = state._connection
     assert connection is not None
     for number in range(20_000):
@@ -246,28 +248,28 @@ async def test_an_end_in_the_middle_of_a_write_loses_nothing(
     await asyncio.gather(running, return_exceptions=True)
     await state.close()
     assert caplog.text == ""
-    memory, state = opened(tmp_path / "state.db", max_keys=100_000)
-    assert len(memory.stored().windows) == 20_001
+    memory, state = open_state(tmp_path / "state.db", max_keys=100_000)
+    assert len(memory.tables().windows) == 20_001
     await state.close()
 
 
-async def test_an_end_while_a_write_is_prepared_loses_nothing(tmp_path: Path) -> None:
-    memory, state = opened(tmp_path / "state.db")
+async def test_a_shutdown_while_a_write_is_prepared_loses_nothing(tmp_path: Path) -> None:
+    memory, state = open_state(tmp_path / "state.db")
     for number in range(KEYS_A_TURN):
         memory.add(EVENTS, b"user%d" % number, None, NOW)
     writing = asyncio.create_task(state.write())
-    await asyncio.sleep(0)  # the batch is begun, and waits for its next turn
+    await asyncio.sleep(0)  # the batch has begun, and waits for its next turn
     writing.cancel()
     await asyncio.gather(writing, return_exceptions=True)
     await state.close()
-    memory, state = opened(tmp_path / "state.db")
-    assert len(memory.stored().windows) == KEYS_A_TURN
+    memory, state = open_state(tmp_path / "state.db")
+    assert len(memory.tables().windows) == KEYS_A_TURN
     await state.close()
 
 
 @pytest.mark.slow
 async def test_requests_are_answered_during_a_write(tmp_path: Path) -> None:
-    memory, state = opened(tmp_path / "state.db", max_keys=100_000)
+    memory, state = open_state(tmp_path / "state.db", max_keys=100_000)
     for number in range(50_000):
         memory.add(EVENTS, b"user%d" % number, None, NOW)
     turns, ended = 0, False

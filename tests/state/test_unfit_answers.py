@@ -22,7 +22,7 @@ ANSWERS = {
     "lists in lists": b"*1\r\n" * 5000,
     "a list of another length": b"*0\r\n",
     "text": b"+OK\r\n",
-    "a page": b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    "an HTTP response": b"HTTP/1.1 400 Bad Request\r\n\r\n",
     "nothing": b"",
 }
 
@@ -69,12 +69,12 @@ class SwallowsCancellation:
         """Does nothing."""
 
 
-async def test_the_end_comes_although_a_cancellation_is_lost() -> None:
+async def test_closing_ends_even_if_a_cancellation_is_lost() -> None:
     connection = SwallowsCancellation()
     state = SharedMemory(cast("AbstractConnection", connection), "valkey", 20)
     waiting = state.ask([Operation("get", b"policyd:a")])
     await connection.is_asked.wait()
-    state._operations = 0  # the end does not wait for the answer
+    state._operations = 0  # so that `close` does not wait for the answer
     async with asyncio.timeout(10):
         await state.close()
     assert waiting.result() is None

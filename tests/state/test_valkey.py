@@ -13,7 +13,7 @@ import pytest
 from policyd.memory.definitions import CounterDefinition, KeyPart
 from policyd.memory.window import MAX_DISTINCT
 from policyd.state import valkey as module
-from policyd.state.operations import Operation, counting
+from policyd.state.operations import Operation, count_operation
 from policyd.state.valkey import MAX_FAILURES, SharedMemory
 from tests.state.servers import PROGRAMS, StateServer
 
@@ -46,11 +46,11 @@ def memory(server: StateServer, timeout: float = 2.0, **options: str) -> SharedM
 
 
 def event(key: bytes = b"joe", *, add: bool = True) -> Operation:
-    return counting(EVENTS, key, None, add=add)
+    return count_operation(EVENTS, key, None, add=add)
 
 
 def door(value: bytes, *, add: bool = True) -> Operation:
-    return counting(DOORS, b"b@x", value, add=add)
+    return count_operation(DOORS, b"b@x", value, add=add)
 
 
 async def test_requests_and_distinct_values_are_counted(server: StateServer) -> None:
@@ -63,12 +63,12 @@ async def test_requests_and_distinct_values_are_counted(server: StateServer) -> 
 
 async def test_operations_of_one_call_see_those_before_them_and_no_others(server: StateServer) -> None:
     state = memory(server)
-    asked = [event(add=False), event(), event(add=False), door(b"a", add=False), door(b"a"), door(b"a", add=False)]
-    assert await state.ask([*asked, door(b"b"), event()]) == [1, 1, 2, 1, 1, 1, 2, 2]
+    operations = [event(add=False), event(), event(add=False), door(b"a", add=False), door(b"a"), door(b"a", add=False)]
+    assert await state.ask([*operations, door(b"b"), event()]) == [1, 1, 2, 1, 1, 1, 2, 2]
     await state.close()
 
 
-async def test_a_value_that_is_not_a_time_is_there_all_the_same(server: StateServer) -> None:
+async def test_a_value_that_is_not_a_time_still_exists(server: StateServer) -> None:
     state = memory(server)
     for value in ("", "a b", "policyd 1", "1\n2"):
         server.command("set", "policyd:g:a", value)
@@ -76,7 +76,7 @@ async def test_a_value_that_is_not_a_time_is_there_all_the_same(server: StateSer
     await state.close()
 
 
-async def test_values_of_any_bytes_are_told_apart(server: StateServer) -> None:
+async def test_values_of_any_bytes_are_distinguished(server: StateServer) -> None:
     state = memory(server)
     values = (b" ", b"\r\n", b"$1\r\na\r\n", b"\xff\x00", b"a b", b"")
     assert await state.ask([door(value) for value in values]) == [1, 2, 3, 4, 5, 6]
@@ -84,7 +84,7 @@ async def test_values_of_any_bytes_are_told_apart(server: StateServer) -> None:
     await state.close()
 
 
-async def test_a_server_that_ended_the_connection_is_asked_on_a_new_one(server: StateServer) -> None:
+async def test_after_the_server_ended_the_connection_a_new_one_is_used(server: StateServer) -> None:
     state = memory(server)
     assert await state.ask([event()]) == [1]
     server.command("client", "kill", "type", "normal")
@@ -98,14 +98,14 @@ async def test_a_window_slides(server: StateServer) -> None:
     state = memory(server)
     short = CounterDefinition("short", None, (KeyPart("sender"),), 1)
     doors = CounterDefinition("short-doors", KeyPart("sender"), (KeyPart("sender"),), 1)
-    operations = [counting(short, b"a", None, add=True), counting(doors, b"a", b"1", add=True)]
+    operations = [count_operation(short, b"a", None, add=True), count_operation(doors, b"a", b"1", add=True)]
     assert await state.ask(operations) == [1, 1]
     await asyncio.sleep(0.3)
-    assert await state.ask([*operations[:1], counting(doors, b"a", b"2", add=True)]) == [2, 2]
+    assert await state.ask([*operations[:1], count_operation(doors, b"a", b"2", add=True)]) == [2, 2]
     await asyncio.sleep(0.8)
-    peeks = [counting(short, b"a", None, add=False), counting(doors, b"a", b"3", add=False)]
+    peeks = [count_operation(short, b"a", None, add=False), count_operation(doors, b"a", b"3", add=False)]
     assert await state.ask(peeks) == [2, 2]
-    assert await state.ask([*operations[:1], counting(doors, b"a", b"2", add=True)]) == [2, 1]
+    assert await state.ask([*operations[:1], count_operation(doors, b"a", b"2", add=True)]) == [2, 1]
     await state.close()
 
 
@@ -153,14 +153,14 @@ async def test_two_daemons_count_together_exactly(server: StateServer) -> None:
         await state.close()
 
 
-async def fails(state: SharedMemory, times: int = MAX_FAILURES) -> None:
+async def expect_failures(state: SharedMemory, times: int = MAX_FAILURES) -> None:
     for _ in range(times):
         began = time.monotonic()
         assert await state.ask([event()]) is None
         assert time.monotonic() - began < 1  # make faults asserts 0.1 s
 
 
-async def comes_back(state: SharedMemory, seconds: float = 2.0) -> None:
+async def wait_until_up(state: SharedMemory, seconds: float = 2.0) -> None:
     until = time.monotonic() + seconds
     while await state.ask([event(b"other")]) is None:
         assert time.monotonic() < until, state.why
@@ -174,13 +174,13 @@ async def test_a_killed_server_is_used_again_when_it_returns(
     state = memory(server, TIMEOUT)
     assert await state.ask([event()]) == [1]
     server.stop()
-    await fails(state)
+    await expect_failures(state)
     assert not state.is_up
     calls = state.counters.calls
-    await fails(state, 50)
+    await expect_failures(state, 50)
     assert state.counters.calls == calls  # now only the probe asks it
     server.start()
-    await comes_back(state)
+    await wait_until_up(state)
     assert await state.ask([event()]) == [1]  # an empty server
     await state.close()
     assert len(caplog.records) == 2
@@ -193,9 +193,9 @@ async def test_a_frozen_server_delays_nothing_and_its_late_answer_is_dropped(ser
     assert await state.ask([event()]) == [1]
     assert server.process is not None
     server.process.send_signal(signal.SIGSTOP)
-    await fails(state)
+    await expect_failures(state)
     server.process.send_signal(signal.SIGCONT)
-    await comes_back(state)
+    await wait_until_up(state)
     assert await state.ask([event(b"new"), Operation("get", b"policyd:x")]) == [1, None]
     await state.close()
 
@@ -205,13 +205,13 @@ async def test_a_full_server_counts_as_away_and_does_not_grow(server: StateServe
     await state.ask([event()])
     server.command("config", "set", "maxmemory", "1")
     before = server.command("dbsize")
-    await fails(state)
+    await expect_failures(state)
     assert "it is full" in state.why
     await asyncio.sleep(module.PROBE_SECONDS + 0.2)
     assert not state.is_up  # reading still works, so a probe that only reads would not detect this
     assert server.command("dbsize") == before
     server.command("config", "set", "maxmemory", "0")
-    await comes_back(state)
+    await wait_until_up(state)
     await state.close()
 
 
@@ -230,10 +230,12 @@ async def test_a_full_server_still_answers_reads(server: StateServer) -> None:
         (("min-replicas-to-write", "1"), "cannot be reached or used"),
     ],
 )
-async def test_a_server_that_refuses(server: StateServer, setting: tuple[str, str], why: str) -> None:
+async def test_a_server_that_refuses_calls_is_a_failure_with_its_reason(
+    server: StateServer, setting: tuple[str, str], why: str
+) -> None:
     server.command("config", "set", *setting)
     state = memory(server, TIMEOUT)
-    await fails(state)
+    await expect_failures(state)
     assert why in state.why
     assert "secret" not in state.why
     await state.close()
@@ -244,7 +246,7 @@ async def test_a_wrong_password_is_reported_and_never_shown(
 ) -> None:
     server.command("config", "set", "requirepass", "right")
     state = memory(server, TIMEOUT, user="default", password="hunter2")
-    await fails(state)
+    await expect_failures(state)
     assert "refuses the user or password" in state.why
     assert "hunter2" not in caplog.text
     await state.close()
@@ -253,19 +255,19 @@ async def test_a_wrong_password_is_reported_and_never_shown(
 async def test_a_replica_is_not_written_to(server: StateServer) -> None:
     server.command("replicaof", "127.0.0.1", "1")
     state = memory(server, TIMEOUT)
-    await fails(state)
+    await expect_failures(state)
     assert "replica" in state.why
     await state.close()
 
 
-async def test_waiting_operations_are_sent_at_the_end(server: StateServer) -> None:
+async def test_waiting_operations_are_sent_on_close(server: StateServer) -> None:
     state = memory(server)
     waiting = [state.ask([event()]) for _ in range(2 * module.MAX_BATCH)]
     await state.close()
     assert [future.result() for future in waiting] == [[count] for count in range(1, len(waiting) + 1)]
 
 
-async def test_a_frozen_server_does_not_delay_the_end(server: StateServer) -> None:
+async def test_a_frozen_server_does_not_delay_close(server: StateServer) -> None:
     state = memory(server, TIMEOUT)
     assert await state.ask([event()]) == [1]
     assert server.process is not None

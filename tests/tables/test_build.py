@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-def packed(made: Sequence[Network]) -> Networks:
+def pack(made: Sequence[Network]) -> Networks:
     networks = Networks()
     for network in made:
         networks.append(network.version, int(network.network_address), network.prefixlen)
     return networks
 
 
-def packed_one(network: Network) -> int:
+def pack_network(network: Network) -> int:
     return int(network.network_address) << (6 if network.version == 4 else 8) | network.prefixlen
 
 
@@ -61,8 +61,8 @@ def long_list(entries: Networks | list[bytes], key: str = "") -> LongList:
 
 
 def ranges_of(lists: Sequence[Sequence[Network]]) -> tuple[RangeTable, list[int]]:
-    """A table of these lists, after being passed to another process."""
-    groups = [[Source(packed(entries), Kind.NETWORK, frozenset({place}))] for place, entries in enumerate(lists)]
+    """A table of these lists, as another process gets it; and its masks."""
+    groups = [[Source(pack(entries), Kind.NETWORK, frozenset({place}))] for place, entries in enumerate(lists)]
     parts, masks = build_table(groups)
     table = pickle.loads(pickle.dumps(table_of(parts)))
     assert isinstance(table, RangeTable)
@@ -102,11 +102,11 @@ def test_an_address_lies_in_the_same_networks_as_in_ipaddress(lists: list[list[N
 
 @given(some_networks)
 def test_repetitions_in_a_long_list_are_counted(made: list[Network]) -> None:
-    listed = long_list(packed(made))
+    listed = long_list(pack(made))
     build_list_table("client_address", [Source(listed, Kind.NETWORK, frozenset({1}))])
     assert listed.repeated is not None
     assert listed.repeated.count == len(made) - len({*made})
-    assert listed.repeated.some == {(n.version, packed_one(n)) for n in made if made.count(n) > 1}
+    assert listed.repeated.examples == {(n.version, pack_network(n)) for n in made if made.count(n) > 1}
 
 
 labels = st.lists(st.sampled_from([b"a", b"b", b"c"]), min_size=1, max_size=4).map(b".".join)
@@ -119,7 +119,7 @@ lists_of_names = st.lists(
 @settings(max_examples=examples(300), deadline=None)
 @given(lists_of_names, st.lists(names | labels, max_size=5), st.booleans())
 def test_a_name_satisfies_exactly_the_lists_with_it_or_a_parent_domain(
-    lists: list[tuple[list[bytes], Kind]], asked: list[bytes], split: bool
+    lists: list[tuple[list[bytes], Kind]], others: list[bytes], split: bool
 ) -> None:
     sources = [Source(long_list(entries), kind, frozenset({place})) for place, (entries, kind) in enumerate(lists)]
     tables = []
@@ -134,7 +134,7 @@ def test_a_name_satisfies_exactly_the_lists_with_it_or_a_parent_domain(
                 under += [source.users if source.kind is Kind.DOMAIN else frozenset()] * 2
             tables.append((table, hits_by_number(masks, exact, {}), hits_by_number(masks, under, {})))
     domains = DomainTable(tables)
-    for name in {*asked, *(name for entries, _ in lists for name in entries)}:
+    for name in {*others, *(name for entries, _ in lists for name in entries)}:
         want = {
             place
             for place, (entries, kind) in enumerate(lists)
@@ -166,7 +166,7 @@ def test_a_table_of_names_agrees_with_a_dict(lists: list[list[bytes]], others: l
     assert [found and found.count for found in repeated] == [
         len(entries) - len({*entries}) for entries in lists or [[]]
     ]
-    assert [found and found.some for found in repeated] == [
+    assert [found and found.examples for found in repeated] == [
         {n for n in entries if entries.count(n) > 1} for entries in lists or [[]]
     ]
 
@@ -194,7 +194,7 @@ def test_a_hundred_thousand_names_and_networks_are_found_again() -> None:
 
 
 def overlapping(count: int) -> list[Networks]:
-    """Lists with a different combination for each range: the list at place n has the numbers with bit n."""
+    """Lists with a different combination for each address: the list at place n has the addresses with bit n."""
     lists = [Networks() for _ in range(count)]
     for number in range(1 << count):
         for place, entries in enumerate(lists):
@@ -224,21 +224,25 @@ def test_hits_of_many_combinations_are_made_on_first_use(monkeypatch: pytest.Mon
     rule_of = {place: 50 - place for place in range(9)}
     lazy = hits_by_number(range(512), users, rule_of)
     assert isinstance(lazy, LazyHits)
-    arrived = pickle.loads(pickle.dumps(lazy))
+    unpickled = pickle.loads(pickle.dumps(lazy))
     for mask in range(512):
         want = hits_of({n for place in range(9) if mask >> place & 1 for n in users[place]}, rule_of)
-        assert arrived[mask] == want
-        assert len(arrived) <= 10
+        assert unpickled[mask] == want
+        assert len(unpickled) <= 10
 
 
 def test_sources_are_grouped_by_the_conditions_that_use_them() -> None:
-    one, other = frozenset({1}), frozenset({2})
-    sources = [Source([b"a"], Kind.VALUE, one), Source([b"b"], Kind.VALUE, other), Source([b"c"], Kind.VALUE, one)]
+    users, other_users = frozenset({1}), frozenset({2})
+    sources = [
+        Source([b"a"], Kind.VALUE, users),
+        Source([b"b"], Kind.VALUE, other_users),
+        Source([b"c"], Kind.VALUE, users),
+    ]
     assert group_by_users(sources) == [[sources[0], sources[2]], [sources[1]]]
 
 
-@pytest.mark.parametrize("entries", [packed([ipaddress.ip_network("10.0.0.0/8")] * 5), [b"a", b"b", b"c", b"d"]])
-def test_a_long_list_gives_back_its_entries(entries: Networks | list[bytes]) -> None:
+@pytest.mark.parametrize("entries", [pack([ipaddress.ip_network("10.0.0.0/8")] * 5), [b"a", b"b", b"c", b"d"]])
+def test_a_long_list_is_read_back_with_the_same_entries(entries: Networks | list[bytes]) -> None:
     plain: Entries = plain_entries(long_list(entries))
     if isinstance(entries, Networks):
         assert isinstance(plain, Networks)

@@ -1,4 +1,4 @@
-"""Names that contain the client's own address: the forms of the contract, honest names, and a slow model."""
+"""Names that contain the client's own address: the documented forms, honest names, and a slow model."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_name_that_contains_the_address_is_generic(address: str, name: str) ->
         (V4, "x203000113007.example.net"),  # not a whole run
         (V4, "acb007107.example.net"),
         (V4, "2030113007.example.net"),
-        (V4, "203-0-113-7.net"),  # the registrable domain itself
+        (V4, "203-0-113-7.net"),  # the address is in the registrable domain itself
         (V4, "203-0-113-7.co.uk"),
         (V4, "7.net"),
         (V4, "net"),
@@ -181,7 +181,7 @@ def test_no_name_of_a_large_providers_mx_is_generic() -> None:
     assert [name for name, address in pairs if generic(name, address)] == []
 
 
-# --- A slow model: the sentences of the contract, one character at a time -------------------------------------------
+# --- A slow model: the documented rules, one character at a time -----------------------------------------------------
 
 DIGITS = set(string.digits)
 WORD = DIGITS | set(string.ascii_lowercase)
@@ -199,8 +199,8 @@ def runs(text: str, members: set[str]) -> list[str]:
     return found
 
 
-def stands(text: str, nibbles: str) -> bool:
-    """Whether a text contains the nibbles in order, each but the last followed by at most one separator."""
+def contains_nibbles(text: str, nibbles: str) -> bool:
+    """Whether a text contains the nibbles in order, with at most one separator between two of them."""
 
     def from_here(place: int, left: str) -> bool:
         if not left:
@@ -217,7 +217,7 @@ def model(labels: str, address: Address) -> bool:
     version, number = address
     if version == 6:
         whole = f"{number:032x}"
-        return any(stands(labels, part) for part in (whole, whole[::-1], whole[16:], whole[16:][::-1]))
+        return any(contains_nibbles(labels, part) for part in (whole, whole[::-1], whole[16:], whole[16:][::-1]))
     octets = [number >> shift & 255 for shift in (24, 16, 8, 0)]
     for order in (octets, octets[::-1]):
         numbers = [int(run) for run in runs(labels, DIGITS)]
@@ -229,8 +229,8 @@ def model(labels: str, address: Address) -> bool:
     return False
 
 
-def written(address: Address) -> st.SearchStrategy[str]:
-    """Pieces of names: parts of the address in forms that providers use, right or almost right, and other words."""
+def pieces_of_names(address: Address) -> st.SearchStrategy[str]:
+    """Pieces of names: the address in forms that providers use, correct or almost correct, and other texts."""
     version, number = address
     if version == 4:
         octets = [number >> shift & 255 for shift in (24, 16, 8, 0)]
@@ -246,8 +246,8 @@ def written(address: Address) -> st.SearchStrategy[str]:
         forms = [
             separator.join(piece)
             for part in parts
-            for turned in (part, part[::-1])
-            for separator, piece in (("", turned), (".", turned), ("-", turned), ("--", turned))
+            for ordered in (part, part[::-1])
+            for separator, piece in (("", ordered), (".", ordered), ("-", ordered), ("--", ordered))
         ]
         forms += ["-".join(part[place : place + 4] for place in range(0, len(part), 4)) for part in parts]
     return st.sampled_from(forms) | st.text("0123456789abcdefx-.", max_size=8)
@@ -258,7 +258,7 @@ def cases(draw: st.DrawFn) -> tuple[Address, str]:
     address: Address = draw(
         st.tuples(st.just(4), st.integers(0, 2**32 - 1)) | st.tuples(st.just(6), st.integers(2**112, 2**128 - 1))
     )
-    return address, "".join(draw(st.lists(written(address), min_size=1, max_size=3)))
+    return address, "".join(draw(st.lists(pieces_of_names(address), min_size=1, max_size=3)))
 
 
 FIXED = RegistrableDomains(lambda _name: "example.net")

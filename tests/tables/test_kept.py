@@ -1,4 +1,4 @@
-"""Tables that are kept and patched answer as tables that are built from the same lists."""
+"""Kept and patched tables give the same answers as tables that are built from the same lists."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from policyd.core.ruleset import Kind
-from policyd.core.tables import LongList, NameTable, Networks, RangeTable
+from policyd.core.tables import LongList, NameTable, RangeTable
 from policyd.tables import kept, patch
 from policyd.tables.build import build_list_table
 from policyd.tables.index import Source
 from policyd.tables.kept import MAX_PATCHES, TableStore
 from tests.examples import examples
-from tests.tables.test_build import Network, long_list, names, networks, packed
+from tests.tables.test_build import Network, long_list, names, networks, pack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def always_patched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small tables, much of which changes, are patched too."""
+    """Also patches small tables, and tables in which most entries change."""
     monkeypatch.setattr(kept, "_MAX_SHARE", 0)
     monkeypatch.setattr(patch, "_MAX_DEAD", 0)
     monkeypatch.setattr(patch, "_MIN_SLOTS_PER_KEY", 2)
 
 
-def listed(path: str, entries: list[Network] | list[bytes], kind: Kind) -> Source:
-    """A long list in a file, which only its content and its path tell from others."""
-    one = long_list(packed(entries) if kind is Kind.NETWORK else entries, (str(entries), kind))  # type: ignore[arg-type] # either form
-    return Source(LongList(one.key, len(one), one.read, path), kind, frozenset({1}))
+def list_source(path: str, entries: list[Network] | list[bytes], kind: Kind) -> Source:
+    """A long list in a file; its key stands for its content and kind."""
+    entries_of_file = long_list(pack(entries) if kind is Kind.NETWORK else entries, (str(entries), kind))  # type: ignore[arg-type] # networks or names
+    return Source(LongList(entries_of_file.key, len(entries_of_file), entries_of_file.read, path), kind, frozenset({1}))
 
 
 def close(store: TableStore) -> None:
@@ -53,9 +53,9 @@ def by_key(table: ListTable, mask: int, width: int) -> set[tuple[object, int]]:
     }
 
 
-def answers(table: ListTable, asked: Sequence[bytes | tuple[int, int]]) -> list[set[tuple[object, int]]]:
+def answers(table: ListTable, queries: Sequence[bytes | tuple[int, int]]) -> list[set[tuple[object, int]]]:
     found = []
-    for value in asked:
+    for value in queries:
         if isinstance(value, bytes):
             assert isinstance(table.table, NameTable)
             number, width = table.table.number(value), 2
@@ -92,16 +92,16 @@ steps_of_names = st.lists(
 )
 
 
-def follow(steps: Sequence[Sequence[Source]], asked: Sequence[bytes | tuple[int, int]]) -> None:
-    """Makes the table of each step from that of the step before, and compares it with one that is built alone."""
+def follow(steps: Sequence[Sequence[Source]], queries: Sequence[bytes | tuple[int, int]]) -> None:
+    """Makes the table of each step from that of the step before, and compares it with a table built from the lists."""
     store = TableStore()
     try:
         for sources in steps:
             store = TableStore(store.used)
             made = store.make_list_table("x", sources)
             wanted = {source.entries.key for source in sources if isinstance(source.entries, LongList)}
-            fresh = answers(build_list_table("x", [*{key_of(source): source for source in sources}.values()]), asked)
-            got = [{(key, bit) for key, bit in answer if key in wanted} for answer in answers(made, asked)]
+            fresh = answers(build_list_table("x", [*{key_of(source): source for source in sources}.values()]), queries)
+            got = [{(key, bit) for key, bit in answer if key in wanted} for answer in answers(made, queries)]
             assert got == fresh
             event("patched" if store.used[0].record.patches else "built")
             for file in store.kept:
@@ -122,18 +122,18 @@ def key_of(source: Source) -> object:
 @settings(max_examples=examples(400), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps_of_networks)
 def test_patched_networks_equal_rebuilt_ones(steps: list[dict[str, list[Network]]]) -> None:
-    asked = [*edges([entries for step in steps for entries in step.values()])]
-    follow([[listed(path, entries, Kind.NETWORK) for path, entries in step.items()] for step in steps], asked)
+    queries = [*edges([entries for step in steps for entries in step.values()])]
+    follow([[list_source(path, entries, Kind.NETWORK) for path, entries in step.items()] for step in steps], queries)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("always_patched")
 @settings(max_examples=examples(400), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps_of_names)
-def test_patched_names_are_those_built_anew(steps: list[dict[str, tuple[list[bytes], Kind]]]) -> None:
+def test_patched_names_equal_rebuilt_ones(steps: list[dict[str, tuple[list[bytes], Kind]]]) -> None:
     every = {name for step in steps for entries, _ in step.values() for name in entries}
-    asked = [*every, *(name.removeprefix(b".") for name in every), b"nowhere"]
-    follow([[listed(path, entries, kind) for path, (entries, kind) in step.items()] for step in steps], asked)
+    queries = [*every, *(name.removeprefix(b".") for name in every), b"nowhere"]
+    follow([[list_source(path, entries, kind) for path, (entries, kind) in step.items()] for step in steps], queries)
 
 
 def some(first: int, count: int) -> list[bytes]:
@@ -141,17 +141,21 @@ def some(first: int, count: int) -> list[bytes]:
 
 
 def test_a_table_is_kept_patched_or_built_again() -> None:
-    lists = [listed(str(n), some(1000 * n, 100), Kind.VALUE) for n in range(10)]
+    lists = [list_source(str(n), some(1000 * n, 100), Kind.VALUE) for n in range(10)]
     store = TableStore()
     store.make_list_table("sender", lists)
     built = store.used[0]
     for sources, kept_as_it_is, patches in (
         (lists, True, 0),
-        (lists[:8], True, 0),  # two lists are not used any more
-        (lists[:5], False, 0),  # half of them
-        ([listed("0", some(0, 90), Kind.VALUE), *lists[1:]], False, 1),
-        ([listed("0", some(0, 90), Kind.VALUE), *lists[1:], listed("new", some(77_000, 20), Kind.VALUE)], False, 1),
-        ([listed(str(n), some(1000 * n, 90), Kind.VALUE) for n in range(10)], False, 0),  # all have changed
+        (lists[:8], True, 0),  # two lists are unused: still below the maximum share
+        (lists[:5], False, 0),  # half of the lists are unused
+        ([list_source("0", some(0, 90), Kind.VALUE), *lists[1:]], False, 1),
+        (
+            [list_source("0", some(0, 90), Kind.VALUE), *lists[1:], list_source("new", some(77_000, 20), Kind.VALUE)],
+            False,
+            1,
+        ),
+        ([list_source(str(n), some(1000 * n, 90), Kind.VALUE) for n in range(10)], False, 0),  # all lists have changed
     ):
         again = TableStore([built])
         again.make_list_table("sender", sources)
@@ -163,33 +167,33 @@ def test_a_table_is_kept_patched_or_built_again() -> None:
 
 
 def test_added_and_removed_entries_of_a_patched_list_are_counted() -> None:
-    lists = [listed(str(n), some(1000 * n, 100), Kind.VALUE) for n in range(10)]
+    lists = [list_source(str(n), some(1000 * n, 100), Kind.VALUE) for n in range(10)]
     store = TableStore()
     store.make_list_table("sender", lists)
     again = TableStore(store.used)
-    again.make_list_table("sender", [listed("0", some(3, 105), Kind.VALUE), *lists[1:]])
+    again.make_list_table("sender", [list_source("0", some(3, 105), Kind.VALUE), *lists[1:]])
     assert again.differences == {"0": (8, 3)}
 
 
-def test_a_table_is_built_again_after_some_patches() -> None:
+def test_a_table_is_built_again_after_the_maximum_of_patches() -> None:
     store = TableStore()
-    many = listed("many", some(50_000, 1000), Kind.VALUE)
-    store.make_list_table("sender", [listed("l", some(0, 10), Kind.VALUE), many])
+    many = list_source("many", some(50_000, 1000), Kind.VALUE)
+    store.make_list_table("sender", [list_source("l", some(0, 10), Kind.VALUE), many])
     patches = []
     for step in range(1, MAX_PATCHES + 2):
         store = TableStore(store.used)
-        store.make_list_table("sender", [listed("l", some(step, 10), Kind.VALUE), many])
+        store.make_list_table("sender", [list_source("l", some(step, 10), Kind.VALUE), many])
         patches.append(store.used[0].record.patches)
     assert patches == [*range(1, MAX_PATCHES + 1), 0]
 
 
 def test_a_table_of_names_that_are_mostly_gone_is_built_again() -> None:
     store = TableStore()
-    many = listed("many", some(50_000, 400), Kind.VALUE)
+    many = list_source("many", some(50_000, 400), Kind.VALUE)
     patches = []
     for step in range(9):
         store = TableStore(store.used)
-        store.make_list_table("sender", [listed("l", some(100 * step, 90), Kind.VALUE), many])
+        store.make_list_table("sender", [list_source("l", some(100 * step, 90), Kind.VALUE), many])
         patches.append(store.used[0].record.patches)
     assert 0 in patches[1:]
     assert max(patches) >= 1
@@ -198,7 +202,7 @@ def test_a_table_of_names_that_are_mostly_gone_is_built_again() -> None:
 def test_a_table_with_too_many_combinations_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "MAX_COMBINATIONS", 10)
     lists = [
-        listed(str(n), [ipaddress.ip_network(a) for a in range(256) if a >> n & 1], Kind.NETWORK) for n in range(8)
+        list_source(str(n), [ipaddress.ip_network(a) for a in range(256) if a >> n & 1], Kind.NETWORK) for n in range(8)
     ]
     store = TableStore()
     made = store.make_list_table("client_address", lists)
@@ -209,8 +213,7 @@ def test_a_table_with_too_many_combinations_is_not_kept(monkeypatch: pytest.Monk
 
 def test_a_memory_file_cannot_be_written_to() -> None:
     store = TableStore()
-    store.make_list_table("client_address", [listed("l", [ipaddress.ip_network("10.0.0.0/8")], Kind.NETWORK)])
+    store.make_list_table("client_address", [list_source("l", [ipaddress.ip_network("10.0.0.0/8")], Kind.NETWORK)])
     with pytest.raises(PermissionError):
         os.pwrite(store.used[0].descriptor, b"x", 0)
     assert isinstance(store.used[0].table, RangeTable)
-    assert isinstance(Networks(), Networks)

@@ -104,9 +104,9 @@ class Coverage:
         for lookup in self._lookups[subject]:
             if kind is Kind.GENERIC or isinstance(lookup, GenericLookup):
                 if kind is Kind.GENERIC and isinstance(lookup, GenericLookup):
-                    found |= lookup.holding(entry)
+                    found |= lookup.conditions_of(entry)
             elif isinstance(lookup, SystemLookup | CountryLookup):
-                found |= lookup.holding(entry)
+                found |= lookup.conditions_of(entry)
             elif isinstance(lookup, ValueLookup) and kind is Kind.VALUE:
                 found |= lookup.of_value(entry).conditions
             elif isinstance(lookup, NameLookup | HostnameLookup) and isinstance(lookup.table, DomainTable):

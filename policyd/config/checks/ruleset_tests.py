@@ -22,7 +22,7 @@ from policyd.core.address import parse_address
 from policyd.core.dns_lists import NOT_LISTED, ListAnswer, ListStatus, unknown
 from policyd.core.engine import Decision, Outcome, decide_fully, trace
 from policyd.core.facts import Facts, Greylisted
-from policyd.core.identity import NO_ADDRESS, Identity, Reason, Status, told_identity, with_claimed
+from policyd.core.identity import NO_ADDRESS, Identity, Reason, Status, given_identity, with_claimed
 from policyd.core.normalize import fold_name
 from policyd.core.owners import NO_OWNER, Owner
 from policyd.core.protocol import ATTRIBUTES, REQUEST_TYPE, Request
@@ -320,18 +320,18 @@ class _Reader:
             address = attributes.get("client_address", b"")
             if status is Status.MISSING and address and parse_address(address) is None:
                 return NO_ADDRESS
-            return told_identity(status, verified=verified, claimed=claimed)
+            return given_identity(status, verified=verified, claimed=claimed)
         word = self._text(item)
         if word not in set(Status):
             hint = did_you_mean(word, Status) or f"; it is one of {', '.join(Status)}"
             self._add(item.value, f"reverse_dns: unknown status {quoted(word)}{hint}")
-            return told_identity(status, verified=verified, claimed=claimed)
+            return given_identity(status, verified=verified, claimed=claimed)
         given_status = Status(word)
         if verified and given_status is not Status.VERIFIED:
             self._add(item.value, f"reverse_dns: a client with a verified hostname is verified, not {word}")
         elif claimed and given_status is Status.MISSING:
             self._add(item.value, "reverse_dns: a client that claims a name does not have the status missing")
-        identity = told_identity(given_status, verified=verified, claimed=claimed)
+        identity = given_identity(given_status, verified=verified, claimed=claimed)
         return with_claimed(identity, attributes.get("reverse_client_name", b""))
 
     def _read_names(self, given: Mapping, key: str) -> tuple[bytes, ...]:

@@ -346,7 +346,7 @@ class _Linter:
         entries = iter(written)
         while chunk := [*islice(entries, CHUNK)]:
             for entry, keys in zip(chunk, _keys(form, chunk), strict=True):
-                key = next((key for key in keys if key in repeated.some), None)
+                key = next((key for key in keys if key in repeated.examples), None)
                 if key is None:
                     continue
                 if key not in lines:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from policyd.core.identity import Identity, Reason, Status, told_identity
+from policyd.core.identity import Identity, Reason, Status, given_identity
 from policyd.core.protocol import REQUEST_TYPE, Request
 from policyd.logs.decisions import DecisionCounts, decisions
 
@@ -79,6 +79,6 @@ _REASONS = {reason.value.encode(): reason for reason in Reason}
 def identity_of(decision: LoggedDecision) -> Identity | None:
     """Returns the client's identity from the log; None if the decision did not need it."""
     if decision.hostname:
-        return told_identity(Status.VERIFIED, verified=(decision.hostname,), claimed=decision.claimed)
+        return given_identity(Status.VERIFIED, verified=(decision.hostname,), claimed=decision.claimed)
     status, reason = _STATUSES.get(decision.reverse_dns), _REASONS.get(decision.dns_error)
-    return told_identity(status, claimed=decision.claimed, reason=reason) if status is not None else None
+    return given_identity(status, claimed=decision.claimed, reason=reason) if status is not None else None

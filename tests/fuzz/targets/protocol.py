@@ -173,7 +173,7 @@ def _check_answer(request: Request, decided: Decision, known: Identity | None, c
         assert line.endswith(b"\n")
         assert line[:-1].decode("ascii").isprintable()
     at_once = entry._replace(dns_seconds=0.0)
-    assert writing.text_line(at_once) == writing._fitted(format_text, at_once)
+    assert writing.text_line(at_once) == writing._fit_line(format_text, at_once)
     assert isinstance(json.loads(json_line), dict)
     from_text, from_json = reading.parse(text[:-1]), reading.parse(json_line[:-1])
     assert from_text is not None

@@ -27,7 +27,7 @@ def condition_of(name: str) -> tuple[str, Kind]:
 
 
 def entries_of(kind: Kind, values: list[str]) -> object:
-    """The collection that the index takes."""
+    """The values as a collection of entries for `build_index`."""
     if kind is Kind.NETWORK:
         networks = Networks()
         for value in values:
@@ -89,7 +89,7 @@ def build(
 
 
 def action_of(text: str) -> Action:
-    """`VERB [code] [text]`, placeholders as `{name}`."""
+    """Parses `VERB [code] [text]`, with placeholders as `{name}`."""
     verb, _, rest = text.partition(" ")
     code, _, words = rest.partition(" ")
     if code.count(".") != 2:

@@ -1,4 +1,4 @@
-"""Client addresses: valid ones, and the names of their PTR records."""
+"""Client addresses: which texts are addresses, and the names of their PTR records."""
 
 import ipaddress
 
@@ -28,7 +28,7 @@ from policyd.core.address import parse_address, reverse_name
         (b"", None),
     ],
 )
-def test_an_address_is_strict_and_a_mapped_one_is_ipv4(text: bytes, want: tuple[int, int] | None) -> None:
+def test_addresses_are_parsed_strictly_and_mapped_addresses_as_ipv4(text: bytes, want: tuple[int, int] | None) -> None:
     assert parse_address(text) == want
 
 

@@ -1,4 +1,4 @@
-"""`listed` in the engine, against the plain evaluation of tests/naive.py, and with facts that come bit by bit."""
+"""`listed` in the engine, against the plain evaluation of tests/naive.py, and with facts that arrive one by one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from policyd.core.identity import Identity, Status
 from policyd.core.reply import reply_text
 from tests import naive
 from tests.core.build import build
-from tests.core.test_engine import assert_the_trace_tells_the_same, dns, identity_of, request_of, requests
+from tests.core.test_engine import assert_trace_agrees, dns, identity_of, request_of, requests
 from tests.examples import examples
 from tests.naive import NO, UNKNOWN, YES, Listed, Lists
 
@@ -47,9 +47,9 @@ OTHERS: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
-def conditions(least: int) -> st.SearchStrategy[dict[str, Any]]:
+def conditions(minimum: int) -> st.SearchStrategy[dict[str, Any]]:
     table = {"listed": listed, **OTHERS}
-    chosen = st.lists(st.sampled_from(["listed", "listed", *OTHERS]), min_size=least, max_size=3, unique=True)
+    chosen = st.lists(st.sampled_from(["listed", "listed", *OTHERS]), min_size=minimum, max_size=3, unique=True)
     return chosen.flatmap(lambda names: st.fixed_dictionaries({name: table[name] for name in names}))
 
 
@@ -69,29 +69,29 @@ hostname_lists = st.sampled_from([BY_HOSTNAME, frozenset[str]()])
 answers = st.fixed_dictionaries({name: st.sampled_from([YES, NO, UNKNOWN]) for name in NAMES})
 
 
-def facts_of(known: naive.Dns, said: dict[str, str]) -> Facts:
-    return Facts(identity_of(known), {name: ANSWERS[answer] for name, answer in said.items()})
+def facts_of(known: naive.Dns, list_answers: dict[str, str]) -> Facts:
+    return Facts(identity_of(known), {name: ANSWERS[answer] for name, answer in list_answers.items()})
 
 
-def essence(decision: Decision) -> tuple[object, ...]:
+def summary(decision: Decision) -> tuple[object, ...]:
     return decision.verb, decision.rule_name, decision.observed, decision.downgraded
 
 
 @settings(max_examples=examples(2000), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(rules, st.sampled_from(["DUNNO", "REJECT"]), st.lists(st.tuples(requests, dns, answers), min_size=1, max_size=6))
 def test_the_engine_agrees_with_the_plain_evaluation(
-    made: list[dict[str, Any]], default: str, asked: list[tuple[dict[str, str], naive.Dns, dict[str, str]]]
+    made: list[dict[str, Any]], default: str, cases: list[tuple[dict[str, str], naive.Dns, dict[str, str]]]
 ) -> None:
     ruleset = build(made, default, hostname_lists=BY_HOSTNAME)
-    for attributes, known, said in asked:
-        want = naive.decide(made, default, attributes, known, TODAY, Lists(said, BY_HOSTNAME))
-        request, facts = request_of(attributes), facts_of(known, said)
+    for attributes, known, list_answers in cases:
+        want = naive.decide(made, default, attributes, known, TODAY, Lists(list_answers, BY_HOSTNAME))
+        request, facts = request_of(attributes), facts_of(known, list_answers)
         got = decide_fully(ruleset, request, facts, TODAY)
-        assert essence(got) == (want.verb, want.rule, want.observed, want.downgraded)
+        assert summary(got) == (want.verb, want.rule, want.observed, want.downgraded)
         without = decide(ruleset, request, NOTHING_KNOWN, TODAY)
         if isinstance(without, Decision):
-            assert essence(without) == essence(got)
-        assert_the_trace_tells_the_same(got, trace(ruleset, request, facts, TODAY))
+            assert summary(without) == summary(got)
+        assert_trace_agrees(got, trace(ruleset, request, facts, TODAY))
 
 
 @settings(max_examples=examples(2000), deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -101,18 +101,18 @@ def test_facts_learned_one_by_one_lead_to_the_same_decision(
     made: list[dict[str, Any]],
     attributes: dict[str, str],
     known: naive.Dns,
-    said: dict[str, str],
+    list_answers: dict[str, str],
     order: list[str],
 ) -> None:
     ruleset = build(made, hostname_lists=by_hostname)
-    request, facts = request_of(attributes), facts_of(known, said)
-    want = essence(decide_fully(ruleset, request, facts, TODAY))
+    request, facts = request_of(attributes), facts_of(known, list_answers)
+    want = summary(decide_fully(ruleset, request, facts, TODAY))
     assert facts.identity is not None
     inquiry = Inquiry(ruleset, request, NOTHING_KNOWN, TODAY)
     for _ in range(len(order) + 1):
         decision = inquiry.decide()
         if isinstance(decision, Decision):
-            assert essence(decision) == want
+            assert summary(decision) == want
             return
         assert decision.identity or decision.lists
         assert not (decision.identity and inquiry.identity is not None)
@@ -127,7 +127,7 @@ def test_facts_learned_one_by_one_lead_to_the_same_decision(
             inquiry.learn_identity(facts.identity)
         else:
             inquiry.learn_lists({fact: facts.lists[fact]})
-    pytest.fail("facts were needed that nobody asked for")
+    pytest.fail("there is no decision although all facts are known")
 
 
 @settings(max_examples=examples(2000), deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -137,10 +137,10 @@ def test_facts_that_may_be_needed_are_named_together(
     made: list[dict[str, Any]],
     attributes: dict[str, str],
     known: naive.Dns,
-    said: dict[str, str],
+    list_answers: dict[str, str],
 ) -> None:
-    """Lists of names by host name come after reverse DNS; everything else is asked at once."""
-    request, facts = request_of(attributes), facts_of(known, said)
+    """Lists of host names come after reverse DNS; all other facts are needed at once."""
+    request, facts = request_of(attributes), facts_of(known, list_answers)
     assert facts.identity is not None
     inquiry = Inquiry(build(made, hostname_lists=by_hostname), request, NOTHING_KNOWN, TODAY)
     rounds = 0
@@ -155,13 +155,13 @@ def test_facts_that_may_be_needed_are_named_together(
 
 @settings(max_examples=examples(100), deadline=None)
 @given(rules, requests, dns, answers)
-def test_a_ruleset_that_went_through_shared_memory_decides_the_same(
-    made: list[dict[str, Any]], attributes: dict[str, str], known: naive.Dns, said: dict[str, str]
+def test_a_ruleset_passed_to_another_process_decides_the_same(
+    made: list[dict[str, Any]], attributes: dict[str, str], known: naive.Dns, list_answers: dict[str, str]
 ) -> None:
     ruleset = build(made, hostname_lists=BY_HOSTNAME)
-    request, facts = request_of(attributes), facts_of(known, said)
-    handed_over = pickle.loads(pickle.dumps(ruleset, protocol=5))
-    assert decide(handed_over, request, facts, TODAY) == decide(ruleset, request, facts, TODAY)
+    request, facts = request_of(attributes), facts_of(known, list_answers)
+    passed = pickle.loads(pickle.dumps(ruleset, protocol=5))
+    assert decide(passed, request, facts, TODAY) == decide(ruleset, request, facts, TODAY)
 
 
 # --- What is needed ---------------------------------------------------------------------------------------------------
@@ -169,8 +169,8 @@ def test_a_ruleset_that_went_through_shared_memory_decides_the_same(
 CLIENT = {"client_address": "192.0.2.1", "protocol_state": "RCPT"}
 
 
-def rule(name: str, action: str, match: dict[str, Any], excepted: dict[str, Any] | None = None) -> dict[str, Any]:
-    return {"name": name, "match": match, "except": excepted or {}, "action": action}
+def rule(name: str, action: str, match: dict[str, Any], exceptions: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"name": name, "match": match, "except": exceptions or {}, "action": action}
 
 
 def needs(ruleset: Ruleset, facts: Facts = NOTHING_KNOWN) -> set[str]:
@@ -214,9 +214,9 @@ def test_a_list_is_needed_if_a_rule_that_could_decide_uses_it(made: list[dict[st
 
 
 @pytest.mark.parametrize(
-    ("value", "said", "wanted"),
+    ("value", "list_answers", "wanted"),
     [
-        (Listed(("zen", "psbl", "cop")), {"psbl": YES}, set()),  # one is enough
+        (Listed(("zen", "psbl", "cop")), {"psbl": YES}, set()),  # one answer is enough
         (Listed(("zen", "psbl", "cop")), {"psbl": NO}, {"zen", "cop"}),
         (Listed(("zen", "psbl", "cop"), 2), {"psbl": YES}, {"zen", "cop"}),
         (Listed(("zen", "psbl", "cop"), 2), {"psbl": YES, "cop": YES}, set()),
@@ -224,14 +224,14 @@ def test_a_list_is_needed_if_a_rule_that_could_decide_uses_it(made: list[dict[st
             Listed(("zen", "psbl", "cop"), 2),
             {"psbl": NO, "cop": UNKNOWN},
             set(),
-        ),  # two lists cannot say *listed* any more
+        ),  # there cannot be two lists that say *listed* any more
         (Listed(("zen", "psbl", "cop"), 3), {"psbl": NO}, set()),
     ],
 )
 def test_the_decision_is_given_as_soon_as_no_answer_can_change_it(
-    value: Listed, said: dict[str, str], wanted: set[str]
+    value: Listed, list_answers: dict[str, str], wanted: set[str]
 ) -> None:
-    facts = Facts(None, {name: ANSWERS[answer] for name, answer in said.items()})
+    facts = Facts(None, {name: ANSWERS[answer] for name, answer in list_answers.items()})
     assert needs(build([rule("a", "REJECT", {"listed": value})]), facts) == wanted
 
 
@@ -258,28 +258,28 @@ def test_reverse_dns_is_not_waited_for_if_the_list_settles_the_rule() -> None:
 def test_ten_thousand_rules_with_listed_are_not_tried_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     made = [rule(f"r{n}", "REJECT", {"listed": ZEN, "protocol_state": ["RCPT"]}) for n in range(10_000)]
     ruleset = build(made)
-    tried = 0
+    tries = 0
     original = Inquiry._try
 
-    def counted(self: Inquiry, *arguments: Any) -> Any:
-        nonlocal tried
-        tried += 1
+    def count_and_try(self: Inquiry, *arguments: Any) -> Any:
+        nonlocal tries
+        tries += 1
         return original(self, *arguments)
 
-    monkeypatch.setattr(Inquiry, "_try", counted)
+    monkeypatch.setattr(Inquiry, "_try", count_and_try)
     assert needs(ruleset) == {"zen"}
-    assert tried < 10
+    assert tries < 10
     decision = decide(ruleset, request_of(CLIENT), Facts(None, {"zen": NOT_LISTED}), TODAY)
     assert isinstance(decision, Decision)
     assert decision.rule is None
-    assert tried < 20
+    assert tries < 20
 
 
 # --- {list} -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("value", "said", "text"),
+    ("value", "list_answers", "text"),
     [
         (Listed(("zen", "psbl")), {"zen": YES, "psbl": YES}, "zen"),
         (Listed(("psbl", "zen")), {"zen": YES, "psbl": YES}, "psbl"),
@@ -287,16 +287,16 @@ def test_ten_thousand_rules_with_listed_are_not_tried_one_by_one(monkeypatch: py
         (Listed(("psbl", "zen", "cop"), 2), {"zen": YES, "psbl": UNKNOWN, "cop": YES}, "zen"),
     ],
 )
-def test_the_placeholder_list_is_the_first_list_of_the_rule_that_said_listed(
-    value: Listed, said: dict[str, str], text: str
+def test_the_placeholder_list_names_the_rules_first_list_that_says_listed(
+    value: Listed, list_answers: dict[str, str], text: str
 ) -> None:
     ruleset = build([rule("a", "REJECT 5.7.1 listed by {list}", {"listed": value})])
     request = request_of(CLIENT)
-    decision = decide_fully(ruleset, request, Facts(None, {n: ANSWERS[a] for n, a in said.items()}), TODAY)
+    decision = decide_fully(ruleset, request, Facts(None, {n: ANSWERS[a] for n, a in list_answers.items()}), TODAY)
     assert reply_text(decision, request, None, b"ID") == f"5.7.1 listed by {text}".encode()
 
 
-def test_list_is_unknown_in_a_rule_without_listed_and_causes_no_lookup() -> None:
+def test_the_placeholder_list_is_unknown_in_a_rule_without_listed_and_causes_no_lookup() -> None:
     ruleset = build([rule("a", "REJECT 5.7.1 {list}", {"cidr": ["192.0.2.1"]})])
     request = request_of(CLIENT)
     decision = decide_fully(ruleset, request, NOTHING_KNOWN, TODAY)

@@ -25,7 +25,7 @@ def test_terminal_control_characters_are_escaped(text: str, want: str) -> None:
 
 
 @given(st.text(st.characters()))
-def test_any_text_becomes_one_printable_line_and_stays_so(text: str) -> None:
+def test_any_text_becomes_one_printable_line_and_is_escaped_only_once(text: str) -> None:
     once = printable(text)
     assert once.isprintable()
     assert once.encode("utf-8").decode("utf-8") == once

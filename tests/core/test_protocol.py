@@ -1,4 +1,4 @@
-"""Requests in any pieces, or joined, give the same requests, and invalid input gives one clear error."""
+"""Requests are the same in whatever pieces they arrive, and invalid input raises one clear error."""
 
 import pytest
 from hypothesis import given
@@ -14,7 +14,7 @@ names = st.sampled_from([name for name in ATTRIBUTES if name != "request"]) | st
 requests = st.lists(st.tuples(names, values), max_size=8)
 
 
-def encoded(lines: list[tuple[str, bytes]], request_at: int) -> bytes:
+def encode(lines: list[tuple[str, bytes]], request_at: int) -> bytes:
     parts = [name.encode() + b"=" + value + b"\n" for name, value in lines]
     parts.insert(request_at % (len(parts) + 1), TYPE)
     return b"".join(parts) + b"\n"
@@ -31,10 +31,10 @@ def parse_all(pieces: list[bytes], parser: RequestParser | None = None) -> list[
 
 
 @given(st.lists(st.tuples(requests, st.integers(0, 9)), min_size=1, max_size=4), st.data())
-def test_any_chunking_of_any_sequence_gives_the_same_requests(
+def test_requests_cut_into_any_pieces_are_the_same(
     sequence: list[tuple[list[tuple[str, bytes]], int]], data: st.DataObject
 ) -> None:
-    stream = b"".join(encoded(lines, at) for lines, at in sequence)
+    stream = b"".join(encode(lines, at) for lines, at in sequence)
     want = [{**dict(lines), "request": b"smtpd_access_policy"} for lines, _ in sequence]
     cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=12).map(sorted))
     pieces = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
@@ -132,6 +132,6 @@ def test_requests_beyond_the_limit_of_layouts_are_still_parsed() -> None:
     assert layouts.learn([b"request", b"size"]) is None
 
 
-def test_replies_end_with_an_empty_line_and_carry_no_blank_without_text() -> None:
+def test_replies_end_with_an_empty_line_and_have_no_trailing_blank() -> None:
     assert encode_reply("DUNNO") == b"action=DUNNO\n\n"
     assert encode_reply("REJECT", b"5.7.1 Access denied") == b"action=REJECT 5.7.1 Access denied\n\n"

@@ -56,6 +56,7 @@ class ProcessMemory:
 
     def __init__(self, max_keys: int) -> None:
         self.max_keys = max_keys
+        self._max_waiting = max(1, max_keys // 2)
         self.evicted = 0
         # Counters by fingerprint and key; least recently used first.
         self._windows: OrderedDict[bytes, Window] = OrderedDict()
@@ -176,7 +177,7 @@ class ProcessMemory:
             self._waiting.pop(key, None)
         if self.changes is not None:
             self.changes.waiting.update(keys)
-        while len(self._waiting) > max(1, self.max_keys // 2):
+        while len(self._waiting) > self._max_waiting:
             key, _ = self._waiting.popitem(last=False)
             self.evicted += 1
             if self.changes is not None:
@@ -251,7 +252,7 @@ class ProcessMemory:
 
     def restore_waiting(self, key: bytes, first: float) -> None:
         """Takes a first try from a state file."""
-        if len(self._waiting) < max(1, self.max_keys // 2):
+        if len(self._waiting) < self._max_waiting:
             self._waiting[key] = first
 
 

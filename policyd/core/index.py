@@ -1,4 +1,4 @@
-"""Finds the conditions that hold for a request, in time that does not grow with the ruleset.
+"""The index of a ruleset, to find the conditions that hold for a request in time that does not grow with the ruleset.
 
 All entries of all rules are in a few tables (`policyd.core.tables`): one of address ranges, one of names for each
 attribute that is a host name or a mail address's domain, one of exact values, one set of expressions for each

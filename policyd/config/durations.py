@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 
 # Seconds of each unit.
@@ -9,6 +10,9 @@ SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 *
 
 # Maximum seconds of a window, an interval or a lifetime: a year, with 366 days so that `366d` is accepted.
 YEAR = 366 * SECONDS["d"]
+
+# Time before a rule expires at which it is announced.
+EXPIRY_NOTICE = datetime.timedelta(days=14)
 
 _WHOLE = re.compile(r"([0-9]{1,9})([smhdw])")
 

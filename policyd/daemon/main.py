@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from policyd import __version__
+from policyd.config.durations import EXPIRY_NOTICE
 from policyd.config.outline import changes
 from policyd.config.problems import ConfigErrors
 from policyd.control.words import Command, failure
@@ -35,7 +36,7 @@ from policyd.daemon.memory import DaemonMemory, SharedMemoryError
 from policyd.daemon.operational_log import shown
 from policyd.daemon.reload import SIGNALS, LoadError
 from policyd.daemon.server import Server
-from policyd.daemon.status import EXPIRY_NOTICE_DAYS, ReloadResult, Running, status
+from policyd.daemon.status import ReloadResult, Running, status
 from policyd.daemon.systemd import Notifier
 from policyd.dns.facts import FactFinder
 from policyd.dns.lists import DnsLists
@@ -232,7 +233,7 @@ class _Daemon:
     def _announce_expiry(self) -> None:
         """Names the rules that have expired (a warning) or will soon: at the start, after a reload, and once a day."""
         self._announced = self._server.today
-        notice = self._announced + datetime.timedelta(days=EXPIRY_NOTICE_DAYS)
+        notice = self._announced + EXPIRY_NOTICE
         ending = [rule for rule in self._server.ruleset.rules if rule.expired(notice)]
         for rule in ending[:MAX_EXPIRY_LINES]:
             is_over = rule.expired(self._announced)

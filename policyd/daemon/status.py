@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from policyd import __version__
 from policyd.config.databases import DatabaseInfo, DatabaseKind
+from policyd.config.durations import EXPIRY_NOTICE
 from policyd.config.list_sources import checked_at, late_since
 from policyd.config.mmdb import MmdbFile
 from policyd.core.identity import Status
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from policyd.daemon.reload import LoadResult
     from policyd.daemon.server import Server
     from policyd.state.sqlite import StateFile
-
-# Days before a rule expires at which it is announced (ruleset.md: `expires`).
-EXPIRY_NOTICE_DAYS = 14
 
 # Seconds after which a top-level `mode: observe` needs attention, and for which lost log lines need it.
 OBSERVE_SECONDS = 7 * 86400
@@ -383,7 +381,7 @@ def _logs(running: Running) -> Section:
 
 def _endings(running: Running) -> Section:
     today = running.server.today
-    notice = today + datetime.timedelta(days=EXPIRY_NOTICE_DAYS)
+    notice = today + EXPIRY_NOTICE
     ending = [rule for rule in running.server.ruleset.rules if rule.expired(notice)]
     expired = [rule for rule in ending if rule.expired(today)]
     data = [{"rule": rule.name, "expires": str(rule.expires), "expired": rule.expired(today)} for rule in ending]

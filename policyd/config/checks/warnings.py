@@ -6,7 +6,6 @@ to find the line of a mistake.
 
 from __future__ import annotations
 
-import datetime
 import re
 from itertools import chain, islice
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from policyd.config.checks.coverage import Coverage
 from policyd.config.checks.regex_pitfalls import complaints
 from policyd.config.checks.unreachable import always_excepted, unreachable
 from policyd.config.conditions import FORGEABLE_SUBJECTS, Form
+from policyd.config.durations import EXPIRY_NOTICE
 from policyd.config.entries import entry_keys
 from policyd.config.files import UnreadableError
 from policyd.config.lists import Entry
@@ -26,6 +26,7 @@ from policyd.core.tables import LongList, Networks, Repetitions
 from policyd.tables.build import plain_entries
 
 if TYPE_CHECKING:
+    import datetime
     from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
     from policyd.config.dns_lists import WrittenDnsList
@@ -45,9 +46,6 @@ _ANY_USER = frozenset({".", ".+", ".*", "^.", "^.+", "^.+$", "^.*$"})
 
 # Entries of a list that are held as text at the same time.
 CHUNK = 4096
-
-# Time before a rule expires at which a notice begins.
-EXPIRY_NOTICE = datetime.timedelta(days=14)
 
 
 def lint(rules_file: RulesFile, today: datetime.date, errors: Report | None = None) -> Report:

@@ -327,6 +327,7 @@ def test_the_chain_of_an_interface_exempts_only_from_its_own_lines() -> None:
             "table ip t {\nchain c {\nip saddr . tcp dport { 10.0.0.1 . 25 } accept\nip saddr 10.0.0.0/8 drop\n}\n}\n",
         ),
     ],
+    ids=["a set", "a jump for recent clients", "a destination", "a rate", "source and port"],
 )
 def test_an_exemption_with_an_unsupported_condition_is_counted(format_name: str, text: str) -> None:
     result = import_text(format_name, text)

@@ -349,6 +349,20 @@ AROUND = {"objectClassName": "ip network", "startAddress": "198.51.0.0", "endAdd
         ("route: 192.0.0.0/16\norigin: AS2\n\nroute: 192.0.2.0/24\norigin: AS1\n", ["192.0.2.0/24"]),
         ("refer: whois.ripe.net\n\ninetnum: 5.0.0.0 - 5.255.255.255\n\ninetnum: 5.0.0.0 - 5.0.3.255\n", ["5.0.0.0/22"]),
     ],
+    ids=[
+        "rwhois network",
+        "rwhois range",
+        "krnic",
+        "krnic ipv6",
+        "twnic",
+        "twnic range",
+        "rdap",
+        "rdap search",
+        "rdap without networks",
+        "routes of one system",
+        "routes of two systems",
+        "iana and ripe",
+    ],
 )
 def test_the_narrowest_block_of_an_answer_is_imported(answer: str, networks: list[str]) -> None:
     assert entries("whois", answer) == networks
@@ -364,6 +378,7 @@ def test_the_narrowest_block_of_an_answer_is_imported(answer: str, networks: lis
         "inetnum: 3.0.0.0 - 4.255.255.255\nnetname: NON-RIPE-NCC-MANAGED-ADDRESS-BLOCK\n",
         json.dumps(AROUND | {"name": "APNIC-1"}),
     ],
+    ids=["iana and its referral", "iana", "arin's type", "arin's referral", "ripe's placeholder", "rdap"],
 )
 def test_a_block_of_a_registry_is_not_imported(answer: str) -> None:
     with pytest.raises(ImportFailedError) as caught:

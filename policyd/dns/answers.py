@@ -81,11 +81,11 @@ _FAILURES: dict[int, tuple[()] | Reason] = {
 
 
 async def answer_to(
-    asked: asyncio.Future[Any], name: str, kind: RecordType
+    query: asyncio.Future[Any], name: str, kind: RecordType
 ) -> tuple[tuple[Any, ...] | Reason, int | None]:
     """Waits for a query (the future of `Channel.ask`) and reads its answer, as `read_answer` does."""
     try:
-        records = (await asked).answer
+        records = (await query).answer
     except DNSError as error:
         return _FAILURES.get(error.args[0], Reason.MALFORMED), None
     if len(records) > MANY_RECORDS:
@@ -94,17 +94,17 @@ async def answer_to(
 
 
 def settled_answer(
-    asked: asyncio.Future[Any], name: str, kind: RecordType
+    query: asyncio.Future[Any], name: str, kind: RecordType
 ) -> tuple[tuple[Any, ...] | Reason, int | None]:
     """Reads the answer of a finished query, as `read_answer` does; of a long answer only the first MANY_RECORDS
     records.
     """
-    if asked.cancelled():
+    if query.cancelled():
         return Reason.TIMEOUT, None
-    error = asked.exception()
+    error = query.exception()
     if isinstance(error, DNSError):
         return _FAILURES.get(error.args[0], Reason.MALFORMED), None
-    return read_answer(asked.result().answer[:MANY_RECORDS], name, kind)
+    return read_answer(query.result().answer[:MANY_RECORDS], name, kind)
 
 
 def read_answer(answer: Sequence[Record], name: str, kind: RecordType) -> tuple[tuple[Any, ...] | Reason, int | None]:

@@ -2,15 +2,15 @@
 
 How aiodns (4) and, below it, c-ares (1.34) behave, and how this file deals with it:
 
-- c-ares repeats a query after 250 ms if the server has answered fast before, regardless of its `timeout`, from a new
-  socket, and no longer receives the answer to the first one. A name for which the resolver needs 4 s would never be
-  resolved. So a *fast* channel tries each server once only. A query without an answer is repeated over a *slow*
-  channel, one that has not seen enough answers to have an estimate, and that waits until the deadline.
+- If a server has answered fast before, c-ares repeats a query after 250 ms, regardless of its `timeout`. It repeats it
+  from a new socket, and no longer receives the answer to the first one, so a name for which the resolver needs 4 s
+  would never be resolved. So a *fast* channel tries each server once only. A query without an answer is repeated over a
+  *slow* channel, which has not seen enough answers for an estimate, and waits until the deadline.
 - A message that c-ares cannot parse makes every query on the same socket fail as malformed. Such a query is repeated
   over an *isolated* channel, where it cannot affect other clients.
-- Its cache has no limit, cannot be turned off from here, and keeps a NODATA answer for an hour. So channels are
-  replaced before that matters: after CHANNEL_SECONDS or CHANNEL_QUERIES.
-- A query that was cancelled goes on, and ends with its channel.
+- The cache of c-ares has no limit, cannot be turned off from here, and keeps a NODATA answer for an hour. So channels
+  are replaced before that matters: after CHANNEL_SECONDS or CHANNEL_QUERIES.
+- A cancelled query goes on until its channel is closed.
 - aiodns lets c-ares run one thread per channel, which wakes the event loop for each answer. `_Sockets` reads the
   sockets without a thread.
 - Parsing a very large answer takes tens of milliseconds of CPU. Only TCP carries such answers, so reads from TCP
@@ -33,9 +33,11 @@ if TYPE_CHECKING:
 
     from policyd.config.settings import Dns
 
-# Seconds before a channel is replaced; shorter than policyd caches any answer, so c-ares's own cache never answers.
-# Queries before a channel is replaced; its cache holds some 12 MB by then, and query ids do not run short.
+# Seconds before a channel is replaced; policyd caches every answer for this time at least, so c-ares's own cache never
+# answers.
 CHANNEL_SECONDS = 30
+
+# Queries before a channel is replaced; its cache holds some 12 MB by then, and most of the 65,536 query ids are unused.
 CHANNEL_QUERIES = 10_000
 
 # Seconds that a fast channel waits for a server before it tries the next; the minimum of c-ares.
@@ -47,8 +49,8 @@ SLOW_ANSWERS = 2
 # Maximum number of clients that repeat malformed queries at the same time, each over its own channel; others wait.
 ISOLATED_CHANNELS = 16
 
-# Bytes of answers that have arrived and are not yet read; the default holds some 270 answers, and the kernel allows
-# net.core.rmem_max at most.
+# Receive buffer of UDP sockets, in bytes, for answers that have not been read yet; the default holds some 270 answers,
+# and the kernel allows net.core.rmem_max at most.
 RECEIVE_BUFFER = 1 << 20
 
 # Receive buffer of TCP sockets, in bytes; c-ares reads everything that has arrived at once, so two large answers must
@@ -83,10 +85,10 @@ class _TcpThrottle:
 
 
 class _Sockets(aiodns.DNSResolver):
-    """An aiodns resolver whose sockets are read by the event loop itself, those of TCP throttled.
+    """An aiodns resolver whose sockets the event loop reads itself, with a throttle for TCP sockets.
 
     A second thread would pass the interpreter's lock back and forth for each answer, a sixth of the cost of a client.
-    aiodns does without a thread only if none can be started; `_make_channel` is the only way to ask for that.
+    aiodns uses no thread only if none can be started; overriding `_make_channel` is the only way to request that.
     """
 
     def __init__(self, servers: Sequence[str], throttle: _TcpThrottle, **arguments: Any) -> None:
@@ -96,15 +98,15 @@ class _Sockets(aiodns.DNSResolver):
         super().__init__(servers, **arguments)
 
     def _make_channel(self, **arguments: Any) -> tuple[bool, pycares.Channel]:
-        itself = weakref.ref(self)  # the channel, which calls it, belongs to it
+        itself = weakref.ref(self)  # the resolver owns the channel, so a strong reference would be a cycle
 
-        def changed(descriptor: int, readable: bool, writable: bool) -> None:  # noqa: FBT001 - pycares calls it so
+        def changed(descriptor: int, readable: bool, writable: bool) -> None:  # noqa: FBT001 - the signature of pycares
             if (resolver := itself()) is not None:
-                resolver._sock_state_cb(descriptor, readable, writable)  # noqa: SLF001 - its own
+                resolver._sock_state_cb(descriptor, readable, writable)  # noqa: SLF001 - a method of this class
 
         return False, pycares.Channel(sock_state_cb=changed, timeout=self._timeout, **arguments)
 
-    def _sock_state_cb(self, fd: int, readable: bool, writable: bool) -> None:  # noqa: FBT001 - aiodns has it so
+    def _sock_state_cb(self, fd: int, readable: bool, writable: bool) -> None:  # noqa: FBT001 - the signature of aiodns
         super()._sock_state_cb(fd, readable, writable)
         if not writable and fd in self._write_fds:  # aiodns would wait for writability, which an open socket always has
             self._write_fds.discard(fd)
@@ -119,9 +121,8 @@ class _Sockets(aiodns.DNSResolver):
         """Reads from a TCP socket now, or as soon as the throttle allows it."""
         if (seconds := self._throttle.remaining) > 0:
             self.loop.remove_reader(fd)
-            self.loop.call_later(
-                seconds + 0.001, self._watch_stream, fd
-            )  # rounded up to the millisecond, so never too early
+            # A millisecond later, because uvloop rounds to milliseconds: the call must not be too early.
+            self.loop.call_later(seconds + 0.001, self._watch_stream, fd)
             return
         began, answers = thread_time(), self._answers
         self._channel.process_fd(fd, pycares.ARES_SOCKET_BAD)
@@ -146,7 +147,7 @@ class _Sockets(aiodns.DNSResolver):
 
 
 def _is_stream(descriptor: int) -> bool:
-    """Whether it is a TCP socket; if so, its receive buffer is set to STREAM_BUFFER."""
+    """Whether a descriptor is a TCP socket; if so, sets its receive buffer to STREAM_BUFFER."""
     opened = socket.socket(fileno=descriptor)
     try:
         if opened.type != socket.SOCK_STREAM:
@@ -203,8 +204,8 @@ class NameServers:
         self._throttle = _TcpThrottle()
         self._fast: Channel | None = None
         self._slow: Channel | None = None
-        self._isolated: list[Channel] = []  # those not in use at the moment
-        self._in_use: set[Channel] = set()  # channels that lookups may use from now on
+        self._isolated: list[Channel] = []  # isolated channels without a user
+        self._current: set[Channel] = set()  # all channels that have not been replaced
         self.isolated_slots = asyncio.Semaphore(ISOLATED_CHANNELS)  # held while a client has an isolated channel
 
     def ready(self) -> Channel | None:
@@ -213,12 +214,12 @@ class NameServers:
 
     def renew(self) -> None:
         """Replaces every channel before its next query, so that no answer comes from c-ares's cache."""
-        for channel in self._in_use:
+        for channel in self._current:
             channel.asked = CHANNEL_QUERIES
 
     def is_replaced(self, channel: Channel) -> bool:
-        """Whether `unused` must close a channel once it has no users."""
-        return channel not in self._in_use
+        """Whether a channel has been replaced, so that `release` must close it once it has no users."""
+        return channel not in self._current
 
     async def fast(self) -> Channel:
         """A channel that asks each server once, with a timeout estimated from earlier answers."""
@@ -251,32 +252,32 @@ class NameServers:
         channel.is_isolated = True
         return channel
 
-    async def unused(self, channel: Channel) -> None:
+    async def release(self, channel: Channel) -> None:
         """Handles a channel that has no users: closes it if it has been replaced, otherwise keeps it for the next
         client.
         """
-        if channel not in self._in_use:
+        if channel not in self._current:
             await channel.close()
         elif channel.is_isolated:
             self._isolated.append(channel)
 
     async def close(self) -> None:
         """Closes every channel. No task may still wait for a query."""
-        for channel in list(self._in_use):
+        for channel in list(self._current):
             await channel.close()
-        self._in_use.clear()
+        self._current.clear()
         self._isolated.clear()
         self._fast = self._slow = None
 
     def _open(self, seconds: float) -> Channel:
         channel = Channel(self._servers, seconds, self._throttle)
-        self._in_use.add(channel)
+        self._current.add(channel)
         return channel
 
     async def _open_slow(self) -> Channel:
         return self._open(max(FAST_SECONDS, self._timeout / (await self.fast()).servers))
 
     async def _replace(self, channel: Channel) -> None:
-        self._in_use.discard(channel)
+        self._current.discard(channel)
         if not channel.users:
             await channel.close()

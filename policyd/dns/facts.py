@@ -1,8 +1,8 @@
 """Finds the facts that a decision needs: the client's identity and the answers of DNS lists, under one deadline.
 
-The loop "decide, find the facts, decide again", for the daemon and for `explain`. All questions that the engine names
-are sent together; each answer is passed to the inquiry when it arrives, and the decision is made as soon as no
-outstanding answer can change it. After `dns.timeout` a list without an answer is unknown.
+Runs the daemon's loop "decide, find the facts, decide again". All questions that the engine names are sent together;
+each answer is passed to the inquiry when it arrives, and the decision is made as soon as no outstanding answer can
+change it. After `dns.timeout` a list without an answer is unknown.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TIMEOUT = unknown(Reason.TIMEOUT)
 
 
 class FactFinder:
-    """Finds facts by asking DNS. It belongs to the event loop that is running; `timeout` in seconds."""
+    """Finds facts by asking DNS. Belongs to the running event loop; `timeout` is in seconds."""
 
     def __init__(self, resolver: Resolver, lists: DnsLists, timeout: float) -> None:
         self.resolver = resolver
@@ -34,7 +34,7 @@ class FactFinder:
         self.timeout = timeout
 
     def decide_with_known(self, inquiry: Inquiry, needs: Needs) -> Decision | Needs:
-        """Decides with cached facts; returns the facts that must be looked up if these are not enough."""
+        """Decides with cached facts. Returns the facts that must be looked up if the cached ones are not enough."""
         decision: Decision | Needs = needs
         while isinstance(decision, Needs) and self._learn_known(inquiry, decision):
             decision = inquiry.decide()
@@ -54,7 +54,7 @@ class FactFinder:
             learnt = True
         if inquiry.memory is not None and (needs.counters or needs.greylist):
             learnt = inquiry.memory.answer(inquiry, needs) or learnt
-        if needs.lists and (answers := self.lists.all_known(needs.lists, inquiry.request, inquiry.identity)):
+        if needs.lists and (answers := self.lists.known_answers(needs.lists, inquiry.request, inquiry.identity)):
             inquiry.learn_lists(answers)
             learnt = True
         return learnt
@@ -65,7 +65,7 @@ class _Search:
 
     __slots__ = (
         "_answers",
-        "_asked",
+        "_asked_lists",
         "_asks_identity",
         "_deadline",
         "_expires_at",
@@ -73,7 +73,7 @@ class _Search:
         "_inquiry",
         "_is_expired",
         "_loop",
-        "_memory_asked",
+        "_memory_futures",
         "_needs",
         "_will_decide",
         "decision",
@@ -85,8 +85,8 @@ class _Search:
         self._loop = asyncio.get_running_loop()
         self.decision: asyncio.Future[Decision] = self._loop.create_future()
         self._asks_identity = False
-        self._asked: set[str] = set()  # lists
-        self._memory_asked: list[asyncio.Future[object]] = []
+        self._asked_lists: set[str] = set()  # their names
+        self._memory_futures: list[asyncio.Future[object]] = []
         self._needs = needs
         self._answers: dict[str, ListAnswer] = {}  # answers that the inquiry does not have yet
         self._deadline: asyncio.TimerHandle | None = None
@@ -101,36 +101,36 @@ class _Search:
         request = self._inquiry.request
         if needs.identity and not self._asks_identity:
             self._asks_identity = True
-            self._facts.resolver.look_up(request.address).add_done_callback(self._identity_came)
+            self._facts.resolver.look_up(request.address).add_done_callback(self._identity_found)
         if self._inquiry.memory is not None:
             for future in self._inquiry.memory.pending_calls(needs):
-                if future not in self._memory_asked:
-                    self._memory_asked.append(future)
+                if future not in self._memory_futures:
+                    self._memory_futures.append(future)
                     future.add_done_callback(self._memory_answered)
         for name in needs.lists:
-            if name in self._asked:
+            if name in self._asked_lists:
                 continue
-            self._asked.add(name)
+            self._asked_lists.add(name)
             if self._is_expired:
                 self._take(name, _TIMEOUT)
                 continue
-            asked = self._facts.lists.ask(name, request, self._inquiry.identity)
-            asked.add_done_callback(partial(self._list_came, name))
+            future = self._facts.lists.ask(name, request, self._inquiry.identity)
+            future.add_done_callback(partial(self._list_answered, name))
             if self._deadline is None:
                 self._deadline = self._loop.call_at(self._expires_at, self._expire)
 
-    def _identity_came(self, asked: asyncio.Future[Identity]) -> None:
+    def _identity_found(self, future: asyncio.Future[Identity]) -> None:
         if not self.decision.done():
-            self._inquiry.learn_identity(asked.result())
+            self._inquiry.learn_identity(future.result())
             self._decide_soon()
 
-    def _memory_answered(self, _asked: asyncio.Future[object]) -> None:
+    def _memory_answered(self, _future: asyncio.Future[object]) -> None:
         if not self.decision.done():
             self._decide_soon()
 
-    def _list_came(self, name: str, asked: asyncio.Future[ListAnswer]) -> None:
+    def _list_answered(self, name: str, future: asyncio.Future[ListAnswer]) -> None:
         if not self.decision.done() and not self._is_expired:
-            self._take(name, asked.result())
+            self._take(name, future.result())
 
     def _take(self, name: str, answer: ListAnswer) -> None:
         self._answers[name] = answer
@@ -139,7 +139,7 @@ class _Search:
     def _expire(self) -> None:
         """Treats every list without an answer as unknown. The identity has its own deadline, which is not later."""
         self._is_expired = True
-        waiting = self._asked.difference(self._inquiry.lists, self._answers)
+        waiting = self._asked_lists.difference(self._inquiry.lists, self._answers)
         self._answers.update(dict.fromkeys(waiting, _TIMEOUT))
         self._decide_soon()
 
@@ -155,7 +155,7 @@ class _Search:
             if self._answers:
                 self._inquiry.learn_lists(self._answers)
                 self._answers = {}
-            if self._memory_asked:
+            if self._memory_futures:
                 self._inquiry.memory.answer(self._inquiry, self._needs)
             decision = self._inquiry.decide()
             if isinstance(decision, Needs):

@@ -14,22 +14,17 @@ from policyd.core.identity import NO_ADDRESS, Identity, Reason, Status, may_be_h
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-
-# Forward lookups for one client. RFC 8601 section 3 recommends a limit, and RFC 7208 section 4.6.4 sets this one
-# for the same lookups in SPF.
+# Maximum number of forward lookups for one client. RFC 8601 section 3 recommends a limit, and RFC 7208 section 4.6.4
+# sets this one for the same lookups in SPF.
 MAX_TRIED = 10
 
-
-# Maximum number of PTR names kept for a client. A message of 64 KiB holds 4,000, a datagram some 40; and each request
-# compares every name with the rules, at about 5 us a name.
+# Maximum number of PTR names kept for a client, besides those looked up. A message of 64 KiB holds 4,000, a datagram
+# some 40; and each request compares every name with the rules, at about 5 us a name.
 MAX_CLAIMED = 256
 
-
-# An answer of DNS: the names of PTR records in presentation form (RFC 1035 section 5.1), or the addresses of a name;
-# empty is a definite "none". Or the reason why there is no answer.
+# An answer of DNS: the names of PTR records in presentation form (RFC 1035 section 5.1), or the addresses of a name.
+# Empty is a definite "none"; a reason means that there is no answer.
 NamesAnswer: TypeAlias = tuple[bytes, ...] | Reason
-
-
 AddressesAnswer: TypeAlias = tuple[Address, ...] | Reason
 
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 # parts; the largest public list has nine parts.
 MAX_SHOWN = 16
 
-# 127.255.255.0/24 by its first 24 bits, and the answer of Spamhaus's DBL to a question for an address: a refusal for
-# every list (https://www.spamhaus.org/faqs/dnsbl-usage/).
+# Refusals of every list (https://www.spamhaus.org/faqs/dnsbl-usage/): 127.255.255.0/24, by its first 24 bits, and the
+# answer of Spamhaus's DBL to a question for an address.
 _REFUSALS_24 = 127 << 16 | 255 << 8 | 255
 _NOT_FOR_ADDRESSES = 127 << 24 | 1 << 8 | 255
 

@@ -47,7 +47,7 @@ TRIGGER_SECONDS = 5.0
 _RANDOM_V4 = ((192 << 24 | 2 << 8, 8), (198 << 24 | 51 << 16 | 100 << 8, 8), (240 << 24, 28))
 _RANDOM_V6 = 0x20010DB8 << 96
 
-# Letters of random labels for lists of names, and their number; 26 ** 12 labels.
+# Letters of the random labels in the self-test of a list of names, and their number in a label: 26 ** 12 labels.
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _LABEL_LENGTH = 12
 
@@ -108,7 +108,7 @@ class SelfTestOutcome(Enum):
 
 
 class SelfTestResult(NamedTuple):
-    """The outcome of one self-test; if it did not pass, why and what to do, without the list's name."""
+    """The outcome of one self-test. `message` says why it did not pass and what to do, without the list's name."""
 
     outcome: SelfTestOutcome
     message: str = ""
@@ -155,16 +155,15 @@ def _why_wrong(dns_list: DnsList, question: SelfTestQuestion, answer: tuple[Addr
     return ""
 
 
-# --- Health
-# --------------------------------------------------------------------------------------------------------------
+# --- Health -----------------------------------------------------------------------------------------------------------
 
 
 class Due(Enum):
     """The question that is due now."""
 
     NOTHING = "nothing"
-    PROBE = "probe"  # the test entry alone
-    TEST = "test"  # the whole self-test
+    PROBE = "probe"  # only the test entry
+    TEST = "test"  # a self-test
 
 
 class ListHealth:
@@ -172,19 +171,19 @@ class ListHealth:
 
     def __init__(self, *, is_tested: bool) -> None:
         self.usable = True
-        self.why = ""  # it is out of use
+        self.why = ""  # why it is out of use
         self.last_test: SelfTestOutcome | None = None
         self.tested_at: float | None = None  # the end of the last self-test
         self._is_tested = is_tested
         self._next_test = 0.0
         self._next_probe = 0.0
-        self._silent = False  # out of use because of silence
+        self._silent = False  # the last self-test had questions without an answer, and no wrong answer
         self._retry = RETRY_SECONDS
         self._unanswered = 0  # questions in a row
         self._under_way = False
 
     def due(self, now: float) -> Due:
-        """Returns the question to ask now. The caller asks it, and reports by `tested` or `probed`."""
+        """Returns the question to ask now. The caller asks it, then calls `record_test` or `record_probe`."""
         if not self._is_tested or self._under_way:
             return Due.NOTHING
         if now >= self._next_test:
@@ -195,31 +194,30 @@ class ListHealth:
             return Due.PROBE
         return Due.NOTHING
 
-    def answered(self, answer: AddressesAnswer, now: float, *, refused: bool) -> bool:
+    def record_answer(self, answer: AddressesAnswer, now: float, *, is_suspect: bool) -> bool:
         """Takes an answer that came during mail; returns whether a self-test is now due.
 
-        `refused` means that it was a refusal, or outside 127.0.0.0/8.
+        `is_suspect` means that it was a refusal, or outside 127.0.0.0/8.
         """
         if isinstance(answer, Reason):
             self._unanswered += 1
-            suspect = self._unanswered >= MAX_UNANSWERED
+            is_suspect = self._unanswered >= MAX_UNANSWERED
         else:
             self._unanswered = 0
-            suspect = refused
-        if not suspect or not self.usable or not self._is_tested or self._under_way:
+        if not is_suspect or not self.usable or not self._is_tested or self._under_way:
             return False
         after = 0.0 if self.tested_at is None else self.tested_at + TRIGGER_SECONDS
         self._next_test = min(self._next_test, max(now, after))
         return self._next_test <= now
 
-    def probed(self, answer: AddressesAnswer, now: float) -> None:
+    def record_probe(self, answer: AddressesAnswer, now: float) -> None:
         """Takes the answer to a probe."""
         self._under_way = False
         self._next_probe = now + PROBE_SECONDS
         if not isinstance(answer, Reason):
             self._next_test = now
 
-    def tested(self, result: SelfTestResult, now: float) -> bool:
+    def record_test(self, result: SelfTestResult, now: float) -> bool:
         """Takes the result of a self-test; returns whether the list went out of use or came back."""
         self._under_way = False
         self.last_test, self.tested_at = result.outcome, now

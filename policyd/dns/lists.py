@@ -70,7 +70,7 @@ class ListCounters:
         self.hits = 0  # answers from the cache
         self.answers: Counter[tuple[ListStatus, str]] = Counter()  # by status and reason, of questions sent
         self.refused = 0  # questions not sent because `dns.lookups` were in flight
-        self.seconds = 0.0  # all answers together
+        self.seconds = 0.0  # sum over all answers
 
 
 class ListState:
@@ -84,10 +84,10 @@ class ListState:
         self.in_flight = 0  # questions
         self.generation = 0  # changes when earlier answers become invalid
         self.complaint = MessageThrottle(LINE_SECONDS)
-        self.said_out = False  # the operational log says that it is out of use
+        self.outage_logged = False  # the operational log says that it is out of use
 
 
-class _Kept(NamedTuple):
+class _CachedAnswer(NamedTuple):
     """A cached answer, and its expiry on the monotonic clock."""
 
     answer: ListAnswer
@@ -102,19 +102,17 @@ class _Joint(NamedTuple):
     names: AbstractSet[str]
     answers: ListAnswers
     counters: tuple[ListCounters, ...]
-    until: float  # when the first of them expires
+    until: float  # expiry of the first of them, on the monotonic clock
     version: int  # of `DnsLists._version`
 
 
-class _Subject:
-    """The answers that are kept for one subject, by the list's name, and the answers of several lists that were found
-    together.
-    """
+class _SubjectAnswers:
+    """The cached answers for one subject: `kept` has those of each list by its name, `joint` those of several lists."""
 
     __slots__ = ("joint", "kept")
 
     def __init__(self) -> None:
-        self.kept: dict[str, _Kept] = {}
+        self.kept: dict[str, _CachedAnswer] = {}
         self.joint: _Joint | None = None
 
 
@@ -147,10 +145,9 @@ class DnsLists:
         self.bugs = 0
         self._loop = asyncio.get_running_loop()
         self._random = SystemRandom()
-        self._cache: LRUCache[Subject, _Subject] = LRUCache(0)
-        self._version = (
-            0  # changes if the lists or their health change: answers that were found together earlier are then not used
-        )
+        self._cache: LRUCache[Subject, _SubjectAnswers] = LRUCache(0)
+        # Changes if the lists or their health change; joint answers of an earlier version are not used.
+        self._version = 0
         self._queries: dict[str, _Query] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._bug = MessageThrottle(BUG_SECONDS)
@@ -158,7 +155,8 @@ class DnsLists:
 
     def use(self, lists: Sequence[DnsList], dns: Dns, servers: NameServers) -> None:
         """Puts definitions and settings in force. A list whose definition did not change keeps its state and its
-        answers."""
+        answers.
+        """
         old = self.states
         self.states = {}
         self._version += 1
@@ -188,7 +186,7 @@ class DnsLists:
 
     # --- Answers of all lists that a request needs --------------------------------------------------------------------
 
-    def all_known(
+    def known_answers(
         self, names: AbstractSet[str], request: Request, identity: Identity | None
     ) -> Mapping[str, ListAnswer]:
         """Returns these lists' answers that need no query."""
@@ -203,17 +201,17 @@ class DnsLists:
             for counters in joint.counters:
                 counters.hits += 1
             return joint.answers
-        return self._each_known(names, request, identity, subject, now)
+        return self._known_one_by_one(names, request, identity, subject, now)
 
-    def _each_known(
+    def _known_one_by_one(
         self,
         names: AbstractSet[str],
         request: Request,
         identity: Identity | None,
-        subject: _Subject | None,
+        subject: _SubjectAnswers | None,
         now: float,
     ) -> Mapping[str, ListAnswer]:
-        """Does the same as `all_known`, list by list; `subject` has the answers for the client's address."""
+        """Does the same as `known_answers`, list by list; `subject` has the answers for the client's address."""
         answers = {}
         addresses: tuple[Subject, ...] | None = None
         kept = subject.kept if subject is not None else {}
@@ -226,9 +224,9 @@ class DnsLists:
                 continue
             if not state.takes_addresses:
                 if identity is None and state.definition.ask is Ask.HOSTNAME:
-                    answers[name] = _OUT_OF_USE  # before a reload that changed it
+                    answers[name] = _OUT_OF_USE  # a request that began before a reload which changed the list
                     continue
-                if (answer := self.known(name, subjects(state.definition, request, identity))) is not None:
+                if (answer := self.known_answer(name, subjects(state.definition, request, identity))) is not None:
                     answers[name] = answer
                 continue
             if addresses is None:
@@ -253,12 +251,12 @@ class DnsLists:
         return answers
 
     def ask(self, name: str, request: Request, identity: Identity | None) -> asyncio.Future[ListAnswer]:
-        """Asks a list for which `all_known` had no answer; in other respects the same as `look_up`."""
+        """Asks a list for which `known_answers` had no answer; otherwise the same as `look_up`."""
         return self.look_up(name, subjects(self.states[name].definition, request, identity))
 
     # --- Answers ----------------------------------------------------------------------------------------------------
 
-    def known(self, name: str, asked_for: Sequence[Subject]) -> ListAnswer | None:
+    def known_answer(self, name: str, asked_for: Sequence[Subject]) -> ListAnswer | None:
         """Returns a list's answer for these subjects if it needs no query, else None."""
         state = self.states.get(name)
         if not asked_for:
@@ -266,13 +264,13 @@ class DnsLists:
         if state is None or not state.health.usable:
             return _OUT_OF_USE
         if len(asked_for) == 1:
-            return self._kept(state, asked_for[0])
-        answers = [self._kept(state, subject) for subject in asked_for]
+            return self._cached_answer(state, asked_for[0])
+        answers = [self._cached_answer(state, subject) for subject in asked_for]
         return combine(answer for answer in answers if answer is not None) if None not in answers else None
 
     def look_up(self, name: str, asked_for: Sequence[Subject]) -> asyncio.Future[ListAnswer]:
-        """Asks a list for subjects for which `known` had no answer. The future raises nothing, and must not be
-        cancelled: other requests may wait for the same one.
+        """Asks a list for subjects for which `known_answer` had no answer. The future raises nothing, and must not be
+        cancelled, because other requests may wait for it.
         """
         state = self.states[name]
         if len(asked_for) == 1:
@@ -281,14 +279,14 @@ class DnsLists:
         combined: asyncio.Future[ListAnswer] = self._loop.create_future()
         missing = len(answers)
 
-        def count(_: asyncio.Future[ListAnswer]) -> None:
+        def answered(_: asyncio.Future[ListAnswer]) -> None:
             nonlocal missing
             missing -= 1
             if not missing:
                 combined.set_result(combine(answer.result() for answer in answers))
 
         for answer in answers:
-            answer.add_done_callback(count)
+            answer.add_done_callback(answered)
         return combined
 
     async def forget(self, what: bytes) -> int:
@@ -309,7 +307,7 @@ class DnsLists:
                 await asyncio.sleep(0)
         return count
 
-    def _kept(self, state: ListState, subject: Subject) -> ListAnswer | None:
+    def _cached_answer(self, state: ListState, subject: Subject) -> ListAnswer | None:
         known = self._cache.get(subject)
         if known is None or (cached := known.kept.get(state.definition.name)) is None:
             return None
@@ -318,13 +316,13 @@ class DnsLists:
         state.counters.hits += 1
         return cached.answer
 
-    def _is_valid(self, kept: _Kept, state: ListState, now: float) -> bool:
+    def _is_valid(self, kept: _CachedAnswer, state: ListState, now: float) -> bool:
         return kept.until > now and kept.state is state and kept.generation == state.generation
 
     def _look_up(self, state: ListState, subject: Subject) -> asyncio.Future[ListAnswer]:
         answer: asyncio.Future[ListAnswer] = self._loop.create_future()
-        kept = self._kept(state, subject)
-        if kept is not None:  # `all_known` had no answer for another subject
+        kept = self._cached_answer(state, subject)
+        if kept is not None:  # only another subject of the request has no answer yet
             answer.set_result(kept)
             return answer
         name = question(state.definition, subject)
@@ -367,7 +365,7 @@ class DnsLists:
             if found is not Reason.TIMEOUT:
                 channel.answered += 1
             if not channel.users and query.servers.is_replaced(channel):
-                self._run(query.servers.unused(channel))
+                self._run(query.servers.release(channel))
             if (found is Reason.TIMEOUT or found is Reason.MALFORMED) and not self._is_closed:
                 self._run(self._ask_in_task(query, Answer(found, ttl, 0.0)))
             else:
@@ -403,7 +401,7 @@ class DnsLists:
             answer = read_list_answer(state.definition, found)
             state.counters.seconds += now - query.began
             state.counters.answers[answer.status, answer.reason or ""] += 1
-            due = state.health.answered(found, now, refused=is_suspect(state.definition, found))
+            due = state.health.record_answer(found, now, is_suspect=is_suspect(state.definition, found))
             self._keep(state, subject, answer, now + _seconds_to_keep(answer, ttl))
             future.set_result(answer)
             if due:
@@ -415,10 +413,10 @@ class DnsLists:
             return
         known = self._cache.get(subject)
         if known is None:
-            known = self._cache[subject] = _Subject()
+            known = self._cache[subject] = _SubjectAnswers()
         elif len(known.kept) > len(self.states):  # lists that are no longer in the ruleset
             known.kept.clear()
-        known.kept[state.definition.name] = _Kept(answer, until, state, state.generation)
+        known.kept[state.definition.name] = _CachedAnswer(answer, until, state, state.generation)
         known.joint = None
 
     def _fail(self, query: _Query) -> None:
@@ -446,12 +444,12 @@ class DnsLists:
             elif due is Due.PROBE:
                 self._run(self._probe(state))
             if (line := state.complaint.due_line(now)) is not None and not state.health.usable:
-                self._say(state, line)
+                self._log_outage(state, line)
 
     async def _test(self, state: ListState) -> None:
         result = await self_test(state.definition, self._dns, self._random)
         now = monotonic()
-        if not state.health.tested(result, now):
+        if not state.health.record_test(result, now):
             return
         name = state.definition.name
         # Earlier answers must not be used when the list is back in use.
@@ -459,24 +457,24 @@ class DnsLists:
         self._version += 1
         self._servers.renew()
         if state.health.usable:
-            if state.said_out:
+            if state.outage_logged:
                 _log.info("DNS list %s: in use again: its self-test passed", name)
-            state.said_out = False
+            state.outage_logged = False
             return
         self._give_up(state)
         message = f"DNS list {name}: {result.message}; it is out of use until its self-test passes"
         if (line := state.complaint.line_for(message, now)) is not None:
-            self._say(state, line)
+            self._log_outage(state, line)
 
-    def _say(self, state: ListState, line: str) -> None:
-        state.said_out = True
+    def _log_outage(self, state: ListState, line: str) -> None:
+        state.outage_logged = True
         _log.warning("%s", line)
 
     async def _probe(self, state: ListState) -> None:
         """Asks a silent list for its test entry; an answer starts a self-test at once."""
         first = self_test_questions(state.definition, self._random)[0]
         (answer,) = await _ask_all((first.name,), self._dns)
-        state.health.probed(answer, monotonic())
+        state.health.record_probe(answer, monotonic())
         self.check()
 
     def _give_up(self, state: ListState) -> None:
@@ -491,7 +489,7 @@ class DnsLists:
     # --- The end ----------------------------------------------------------------------------------------------------
 
     async def close(self) -> None:
-        """Ends the tasks; the owner of the name servers closes these, which ends the queries."""
+        """Ends the tasks. The queries end when the owner of the name servers closes them."""
         self._is_closed = True
         for task in self._tasks:
             task.cancel()
@@ -514,10 +512,8 @@ def _seconds_to_keep(answer: ListAnswer, ttl: int | None) -> float:
             return ERROR_SECONDS
 
 
-class Asked(NamedTuple):
-    """One question to a DNS list: the list, the name with the key hidden, and the addresses or the reason why there are
-    none.
-    """
+class ListQueryTrace(NamedTuple):
+    """One question to a DNS list with its answer, as `explain` shows it; `shown_name` hides the list's key."""
 
     dns_list: str
     shown_name: str
@@ -528,10 +524,10 @@ class Asked(NamedTuple):
 
 async def ask_once(
     lists: Iterable[DnsList], request: Request, identity: Identity | None, dns: Dns
-) -> tuple[dict[str, ListAnswer], list[Asked]]:
-    """Asks these lists now, without a cache; returns their answers, and every question."""
+) -> tuple[dict[str, ListAnswer], list[ListQueryTrace]]:
+    """Asks these lists now, without a cache. Returns their answers, and each question with its answer."""
     answers: dict[str, ListAnswer] = {}
-    asked: list[Asked] = []
+    trace: list[ListQueryTrace] = []
 
     async def ask(dns_list: DnsList, subject: Subject) -> ListAnswer:
         name = question(dns_list, subject)
@@ -539,7 +535,7 @@ async def ask_once(
         (found,) = await _ask_all((name,), dns)
         meaning = read_list_answer(dns_list, found)
         shown = name.removesuffix(dns_list.zone) + dns_list.shown_zone
-        asked.append(Asked(dns_list.name, shown, found, meaning, monotonic() - began))
+        trace.append(ListQueryTrace(dns_list.name, shown, found, meaning, monotonic() - began))
         return meaning
 
     async def ask_list(dns_list: DnsList) -> None:
@@ -547,7 +543,7 @@ async def ask_once(
         answers[dns_list.name] = combine(await asyncio.gather(*(ask(dns_list, subject) for subject in wanted)))
 
     await asyncio.gather(*map(ask_list, lists))
-    return answers, asked
+    return answers, trace
 
 
 async def self_test(dns_list: DnsList, dns: Dns, random: SystemRandom) -> SelfTestResult:
@@ -558,7 +554,7 @@ async def self_test(dns_list: DnsList, dns: Dns, random: SystemRandom) -> SelfTe
 
 
 async def _ask_all(names: Iterable[str], dns: Dns) -> list[AddressesAnswer]:
-    """Returns the A records of each name, within one deadline."""
+    """Returns the A records of each name, or the reason why there are none, within one deadline."""
     servers = NameServers(dns)
     lookup = Lookup(servers)
     expiry = asyncio.get_running_loop().call_later(dns.timeout, lookup.expire)

@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from policyd.dns.channels import Channel, NameServers
     from policyd.dns.identify import AddressesAnswer, NamesAnswer
 
-# Seconds that an answer is cached (ruleset.md, "Reverse DNS"): the minimum (the smallest TTL of the chain counts, up to
-# MAX_SECONDS); for a definite "none"; for a failure.
-MIN_SECONDS = 60
-NONE_SECONDS = 60
-ERROR_SECONDS = 30
+# Seconds that an answer is cached (ruleset.md, "Reverse DNS").
+MIN_SECONDS = 60  # records: at least; otherwise the smallest TTL of the chain, up to MAX_SECONDS
+NONE_SECONDS = 60  # a definite "none"
+ERROR_SECONDS = 30  # a failure
 
 # Seconds before the third try of a query without an answer, doubled before each further try: a restarting resolver is
 # asked again soon, and a closed port does not keep this process busy.
 PAUSE_SECONDS = 0.25
 
 
-class Asked(NamedTuple):
-    """One query and its result: PTR names, addresses, or the reason of a failure. `seconds` is the time that it took,
-    `ttl` the time that the answer may be cached (None: unknown).
+class QueryTrace(NamedTuple):
+    """One query with its answer, as `explain` shows it: PTR names, addresses, or the reason of a failure.
+
+    `ttl` is the number of seconds that the answer may be cached (None: unknown), `seconds` the duration of the query.
     """
 
     name: bytes
@@ -55,14 +55,14 @@ class Answer(NamedTuple):
 class Lookup:
     """The queries of one client, up to one deadline: `policyd.dns.identify.Lookups` over aiodns.
 
-    Collects the seconds that the result may be cached and, if `asked` is given, each query with its answer.
+    Collects the seconds that the result may be cached and, if `trace` is given, each query with its answer.
     """
 
-    __slots__ = ("_asked", "_expired", "_failed", "_seconds", "_servers", "_waiting")
+    __slots__ = ("_expired", "_failed", "_seconds", "_servers", "_trace", "_waiting")
 
-    def __init__(self, servers: NameServers, asked: list[Asked] | None = None) -> None:
+    def __init__(self, servers: NameServers, trace: list[QueryTrace] | None = None) -> None:
         self._servers = servers
-        self._asked = asked
+        self._trace = trace
         self._waiting: Iterable[asyncio.Future[Any]] = ()
         self._expired = False
         self._failed = False
@@ -80,18 +80,16 @@ class Lookup:
             future.cancel()
 
     async def names(self, name: bytes) -> NamesAnswer:
-        """The PTR records at `name`."""
+        """Returns the PTR records at `name`."""
         answer: NamesAnswer = (await self._ask((name,), PTR))[0]
         return answer
 
     async def addresses(self, names: Sequence[bytes], version: int) -> Sequence[AddressesAnswer]:
-        """The addresses of each name, in the same order."""
+        """Returns the addresses of each name, in the same order."""
         return await self._ask(names, A if version == 4 else AAAA)
 
     async def ask(self, names: Sequence[bytes], kind: RecordType) -> list[Answer]:
-        """Asks for records of one type at all of the names at the same time, and returns the answers in the order of
-        the names.
-        """
+        """Asks for the records of one type of all names at the same time; returns the answers in the order of names."""
         began = monotonic()
         if self._expired:
             answers = [Answer(Reason.TIMEOUT, None, began)] * len(names)
@@ -103,33 +101,36 @@ class Lookup:
                 self._failed = True
             else:
                 self._seconds = min(self._seconds, NONE_SECONDS if ttl is None else ttl)
-            if self._asked is not None:
-                self._asked.append(Asked(name, kind.name, found, ttl, at - began))
+            if self._trace is not None:
+                self._trace.append(QueryTrace(name, kind.name, found, ttl, at - began))
         return answers
 
     async def _ask(self, names: Sequence[bytes], kind: RecordType) -> list[Any]:
         return [answer.found for answer in await self.ask(names, kind)]
 
     async def ask_again(self, names: Sequence[bytes], kind: RecordType, answers: list[Answer]) -> None:
-        """Repeats queries: after silence until the deadline, after a malformed answer once. Replaces answers."""
+        """Repeats queries without an answer until the deadline, and those with a malformed answer once.
+
+        Replaces their elements of `answers`.
+        """
 
         async def ask(places: list[int], channel: Channel) -> None:
             again = await self._ask_over(channel, [names[place] for place in places], kind)
             for place, answer in zip(places, again, strict=True):
                 answers[place] = answer
 
-        def which(reason: Reason) -> list[int]:
+        def places_of(reason: Reason) -> list[int]:
             return [place for place, answer in enumerate(answers) if answer.found is reason and not self._expired]
 
-        pause, alone = PAUSE_SECONDS, False
+        pause, was_isolated = PAUSE_SECONDS, False
         while True:
-            if silent := which(Reason.TIMEOUT):
+            if silent := places_of(Reason.TIMEOUT):
                 await ask(silent, await self._servers.slow())
-                if which(Reason.TIMEOUT):
+                if places_of(Reason.TIMEOUT):
                     await self._wait(asyncio.sleep(pause))
                     pause *= 2
-            elif (malformed := which(Reason.MALFORMED)) and not alone:
-                alone = True
+            elif (malformed := places_of(Reason.MALFORMED)) and not was_isolated:
+                was_isolated = True
                 if await self._wait(self._servers.isolated_slots.acquire()):
                     try:
                         await ask(malformed, await self._servers.isolated())
@@ -140,7 +141,7 @@ class Lookup:
 
     async def _ask_over(self, channel: Channel, names: Sequence[bytes], kind: RecordType) -> list[Answer]:
         """Sends queries over one channel, which asks each server once, and waits for all answers."""
-        came: dict[asyncio.Future[Any], float] = {}
+        arrivals: dict[asyncio.Future[Any], float] = {}
         answers = []
         futures: list[asyncio.Future[Any]] = []
         hosts = [name.decode("ascii") for name in names]
@@ -148,9 +149,9 @@ class Lookup:
         try:
             futures += [channel.ask(host, kind.name) for host in hosts]
             self._waiting = futures
-            if self._asked is not None:
+            if self._trace is not None:
                 for future in futures:
-                    future.add_done_callback(lambda future: came.setdefault(future, monotonic()))
+                    future.add_done_callback(lambda future: arrivals.setdefault(future, monotonic()))
             for host, future in zip(hosts, futures, strict=True):
                 try:
                     found, ttl = await answer_to(future, host, kind)
@@ -160,13 +161,13 @@ class Lookup:
                     found, ttl = Reason.TIMEOUT, None
                 if found is not Reason.TIMEOUT:
                     channel.answered += 1
-                answers.append(Answer(found, ttl, came.get(future, 0.0)))
+                answers.append(Answer(found, ttl, arrivals.get(future, 0.0)))
         finally:
             for future in futures:
                 future.cancel()  # after an early end no task waits for it
             channel.users -= 1
             if not channel.users:
-                await self._servers.unused(channel)
+                await self._servers.release(channel)
         return answers
 
     async def _wait(self, work: Coroutine[Any, Any, object]) -> bool:

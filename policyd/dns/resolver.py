@@ -1,8 +1,8 @@
 """Looks up clients' identities over aiodns, with a cache.
 
 Promises: one deadline for all lookups of a client; one lookup in flight for a client, however many requests wait for
-it; a bounded number of lookups at once; a bounded cache that honours TTLs; and an `Identity` for every answer of DNS,
-or its absence. DNS only: no hosts file, no search list.
+it; a bounded number of lookups at once; a bounded cache that honours TTLs; and an `Identity` in every case, also if DNS
+does not answer. DNS only: no hosts file, no search list.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from policyd.core.normalize import fold_name
 from policyd.core.throttle import MessageThrottle
 from policyd.dns.channels import NameServers
 from policyd.dns.identify import identify
-from policyd.dns.lookup import ERROR_SECONDS, Asked, Lookup
+from policyd.dns.lookup import ERROR_SECONDS, Lookup, QueryTrace
 
 if TYPE_CHECKING:
     from policyd.config.settings import Dns
@@ -40,7 +40,7 @@ RECENT_LOOKUPS = 1000
 # Clients in the cache that `forget` checks in one turn of the event loop: about a millisecond.
 FORGET_SLICE = 1000
 
-# Minimum seconds between two log lines about bugs, because a client that can cause a bug can do so often.
+# Minimum seconds between two log lines about bugs: a client that can cause one can cause many.
 BUG_SECONDS = 60.0
 
 _TOO_MANY = Identity(Status.ERROR, reason=Reason.TIMEOUT, names_known=False)
@@ -54,8 +54,8 @@ class DnsCounters:
         self.outcomes: Counter[tuple[Status, Reason | None]] = Counter()  # of lookups, and of those refused
         self.hits = 0  # answers from the cache
         self.misses = 0  # lookups begun, joined or refused
-        self.joined = 0  # of these: waited for a lookup in flight
-        self.refused = 0  # of these: refused, because `dns.lookups` were in flight
+        self.joined = 0  # misses that waited for a lookup in flight
+        self.refused = 0  # misses that were not looked up, because `dns.lookups` were in flight
         self.bugs = 0
         self.recent: deque[float] = deque(maxlen=RECENT_LOOKUPS)  # seconds that the last lookups took
 
@@ -67,16 +67,16 @@ class Resolver:
         self.counters = counters if counters is not None else DnsCounters()
         self._loop = asyncio.get_running_loop()
         self._timeout = dns.timeout
-        self._most = dns.lookups
+        self._max_lookups = dns.lookups
         self.servers = NameServers(dns)
-        self._cache: LRUCache[Address, _Kept] = LRUCache(dns.cache_size, getsizeof=_weight)
-        self._under_way: dict[Address, _UnderWay] = {}
+        self._cache: LRUCache[Address, _CachedIdentity] = LRUCache(dns.cache_size, getsizeof=_weight)
+        self._in_flight: dict[Address, _RunningLookup] = {}
         self._bug = MessageThrottle(BUG_SECONDS)
 
     @property
     def in_flight(self) -> int:
         """Clients that are being looked up."""
-        return len(self._under_way)
+        return len(self._in_flight)
 
     @property
     def cached_clients(self) -> int:
@@ -84,8 +84,9 @@ class Resolver:
         return len(self._cache)
 
     def cached(self, address: Address | None) -> Identity | None:
-        """Returns an identity that needs no query; None if a query is needed, or if only Postfix's
-        `reverse_client_name` is missing: `look_up` then answers at once.
+        """Returns the cached identity; None if there is none, or if its PTR lookup failed.
+
+        In the second case `look_up` answers at once.
         """
         if address is None:
             return None
@@ -97,27 +98,28 @@ class Resolver:
 
     def look_up(self, address: Address | None) -> asyncio.Future[Identity]:
         """Looks up the client's identity within `dns.timeout`. The future raises nothing and must not be cancelled,
-        because other requests may wait for it."""
+        because other requests may wait for it.
+        """
         counters = self.counters
         if address is None:
             counters.outcomes[Status.ERROR, Reason.NO_ADDRESS] += 1
-            return self._known(NO_ADDRESS)
+            return self._done_future(NO_ADDRESS)
         kept = self._cache.get(address)
         if kept is not None and kept.until > monotonic():
             counters.hits += 1
-            return self._known(kept.identity)
+            return self._done_future(kept.identity)
         counters.misses += 1
-        under_way = self._under_way.get(address)
-        if under_way is not None:
+        running = self._in_flight.get(address)
+        if running is not None:
             counters.joined += 1
-            return under_way.task
-        if len(self._under_way) >= self._most:
+            return running.task
+        if len(self._in_flight) >= self._max_lookups:
             counters.refused += 1
             counters.outcomes[Status.ERROR, Reason.TIMEOUT] += 1
-            return self._known(_TOO_MANY)
+            return self._done_future(_TOO_MANY)
         lookup = Lookup(self.servers)
         task = self._loop.create_task(self._look_up(address, lookup))
-        self._under_way[address] = _UnderWay(task, lookup)
+        self._in_flight[address] = _RunningLookup(task, lookup)
         return task
 
     async def forget(self, what: bytes) -> int:
@@ -142,12 +144,12 @@ class Resolver:
 
     async def close(self) -> None:
         """Ends all lookups with the reason `timeout`, and frees their resources."""
-        for pending in self._under_way.values():
+        for pending in self._in_flight.values():
             pending.lookup.expire()
-        await asyncio.gather(*(pending.task for pending in self._under_way.values()))
+        await asyncio.gather(*(pending.task for pending in self._in_flight.values()))
         await self.servers.close()
 
-    def _known(self, identity: Identity) -> asyncio.Future[Identity]:
+    def _done_future(self, identity: Identity) -> asyncio.Future[Identity]:
         future: asyncio.Future[Identity] = self._loop.create_future()
         future.set_result(identity)
         return future
@@ -167,9 +169,9 @@ class Resolver:
                 _log.exception("%s", line)
         finally:
             deadline.cancel()
-            del self._under_way[address]
+            del self._in_flight[address]
         ended = monotonic()
-        kept = _Kept(identity, ended + seconds)
+        kept = _CachedIdentity(identity, ended + seconds)
         if _weight(kept) <= self._cache.maxsize:
             self._cache[address] = kept
         self.counters.outcomes[identity.status, identity.reason] += 1
@@ -177,29 +179,29 @@ class Resolver:
         return identity._replace(seconds=ended - began)
 
 
-async def look_up_once(dns: Dns, address: Address | None) -> tuple[Identity, list[Asked]]:
+async def look_up_once(dns: Dns, address: Address | None) -> tuple[Identity, list[QueryTrace]]:
     """Looks up one client without a cache; returns its identity, and each query with its result, in order."""
     servers = NameServers(dns)
-    asked: list[Asked] = []
-    lookup = Lookup(servers, asked)
+    trace: list[QueryTrace] = []
+    lookup = Lookup(servers, trace)
     deadline = asyncio.get_running_loop().call_later(dns.timeout, lookup.expire)
     began = monotonic()
     try:
         identity = await identify(address, lookup)
-        return identity._replace(seconds=monotonic() - began), asked
+        return identity._replace(seconds=monotonic() - began), trace
     finally:
         deadline.cancel()
         await servers.close()
 
 
-class _UnderWay(NamedTuple):
+class _RunningLookup(NamedTuple):
     """A lookup in flight."""
 
     task: asyncio.Task[Identity]
     lookup: Lookup
 
 
-class _Kept(NamedTuple):
+class _CachedIdentity(NamedTuple):
     """A cached answer, and its expiry on the monotonic clock."""
 
     identity: Identity
@@ -211,8 +213,8 @@ def _has_name(identity: Identity, name: bytes) -> bool:
     return any(each == name or each.endswith(b"." + name) for each in identity.verified + identity.claimed)
 
 
-def _weight(kept: _Kept) -> int:
-    """The size of an answer in the cache, in clients."""
+def _weight(kept: _CachedIdentity) -> int:
+    """Returns the size of an answer in the cache; a client with a short name counts as 1."""
     identity = kept.identity
     names = identity.verified + identity.claimed
     return 1 + (sum(map(len, names)) + NAME_BYTES * len(names)) // CLIENT_BYTES

@@ -31,7 +31,7 @@ def identity(zone: Lookups, client_address: bytes = b"192.0.2.1") -> Identity:
     ("records", "failures", "want"),
     [
         pytest.param({PTR: ["mail.example"], "mail.example A": ["192.0.2.1"]}, {},
-                     Identity(VERIFIED, (b"mail.example",)), id="there and back"),
+                     Identity(VERIFIED, (b"mail.example",)), id="the name has the address"),
         pytest.param({PTR: ["Mail.EXAMPLE."], "mail.example A": ["192.0.2.9", "192.0.2.1"]}, {},
                      Identity(VERIFIED, (b"mail.example",)), id="case, trailing dot, one address of several"),
         pytest.param({PTR: ["b.example", "a.example"], "a.example A": ["192.0.2.1"], "b.example A": ["192.0.2.1"]}, {},
@@ -59,10 +59,10 @@ def identity(zone: Lookups, client_address: bytes = b"192.0.2.1") -> Identity:
         pytest.param({PTR: ["c.example", "b.example"]},
                      {"b.example A": Reason.MALFORMED, "c.example A": Reason.TIMEOUT},
                      Identity(ERROR, claimed=(b"b.example", b"c.example"), reason=Reason.MALFORMED),
-                     id="of several failures the first name's"),
+                     id="several fail: the reason of the first name"),
     ],
 )  # fmt: skip
-def test_the_status_the_names_and_the_reason(
+def test_records_lead_to_a_status_names_and_a_reason(
     records: dict[str, list[str]], failures: dict[str, Reason], want: Identity
 ) -> None:
     assert identity(Zone(records, failures)) == want
@@ -132,7 +132,7 @@ def test_invalid_names_do_not_count_towards_the_ten() -> None:
     assert identity(zone).verified == (b"mail.example",)
 
 
-def test_the_number_of_names_is_bounded_and_includes_those_tried() -> None:
+def test_the_names_kept_are_bounded_and_include_those_tried() -> None:
     tried = [f"z{number:04}.example" for number in range(2000)]
     zone = Zone({PTR: [f"{number:04}" for number in range(2000)] + tried})
     found = identity(zone)
@@ -147,29 +147,29 @@ ANSWERS = st.sampled_from(list(Reason)) | st.lists(st.binary(max_size=30) | st.s
 FORWARD = st.sampled_from(list(Reason)) | st.lists(st.tuples(st.just(4), st.sampled_from([0xC0000201, 0, 1 << 31])))
 
 
-class Whatever:
-    """Lookups that give whatever hypothesis draws."""
+class DrawnLookups:
+    """Lookups whose answers hypothesis draws; `failed` says whether one was a failure."""
 
     def __init__(self, draw: Callable[[st.SearchStrategy[Any]], Any]) -> None:
         self.draw = draw
         self.failed = False
 
-    def _said(self, answer: Reason | list[Any]) -> Reason | tuple[Any, ...]:
+    def _record(self, answer: Reason | list[Any]) -> Reason | tuple[Any, ...]:
         self.failed |= isinstance(answer, Reason)
         return answer if isinstance(answer, Reason) else tuple(answer)
 
     async def names(self, name: bytes) -> Reason | tuple[bytes, ...]:
-        return self._said(self.draw(ANSWERS))
+        return self._record(self.draw(ANSWERS))
 
     async def addresses(self, names: Sequence[bytes], version: int) -> list[Reason | tuple[tuple[int, int], ...]]:
         assert 0 < len(names) <= MAX_TRIED
         assert all(map(may_be_host, names))
-        return [self._said(self.draw(FORWARD)) for _ in names]
+        return [self._record(self.draw(FORWARD)) for _ in names]
 
 
 @given(st.data(), st.sampled_from([b"192.0.2.1", b"::ffff:192.0.2.1", b"2001:db8::1", b"unknown"]))
 def test_every_dns_answer_leads_to_one_of_four_statuses(data: st.DataObject, address: bytes) -> None:
-    lookups = Whatever(data.draw)
+    lookups = DrawnLookups(data.draw)
     found = identity(lookups, address)
     assert bool(found.verified) == (found.status is VERIFIED)
     assert (found.reason is not None) == (found.status is ERROR)

@@ -49,11 +49,10 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("codes", "refused", "answer", "meaning"), TABLE)
-def test_an_answer_is_listed_or_not_or_unknown(codes: str, refused: str, answer: str, meaning: str) -> None:
-    said = read_list_answer(dns_list(codes=codes, refused=refused), addresses(answer))
-    assert (said.reason or said.status.value) == meaning
-    shows = meaning != "not listed"
-    assert said.addresses == (tuple(sorted(answer.split())) if shows else ())
+def test_an_answer_is_listed_not_listed_or_unknown(codes: str, refused: str, answer: str, meaning: str) -> None:
+    found = read_list_answer(dns_list(codes=codes, refused=refused), addresses(answer))
+    assert (found.reason or found.status.value) == meaning
+    assert found.addresses == (() if meaning == "not listed" else tuple(sorted(answer.split())))
 
 
 @pytest.mark.parametrize("reason", list(Reason))
@@ -61,11 +60,11 @@ def test_a_failed_lookup_is_unknown_with_its_reason(reason: Reason) -> None:
     assert read_list_answer(dns_list(), reason) == unknown(str(reason))
 
 
-def test_an_answer_of_a_thousand_records_shows_a_few() -> None:
+def test_sixteen_of_a_thousand_addresses_are_kept() -> None:
     answer = tuple((4, 127 << 24 | number) for number in range(2, 1002))
-    said = read_list_answer(dns_list(), answer)
-    assert said.status is ListStatus.LISTED
-    assert len(said.addresses) == 16
+    found = read_list_answer(dns_list(), answer)
+    assert found.status is ListStatus.LISTED
+    assert len(found.addresses) == 16
 
 
 def test_several_names_are_listed_if_any_is_listed_and_otherwise_unknown_if_any_is_unknown() -> None:

@@ -35,21 +35,21 @@ PASSED, UNANSWERED, WRONG = SelfTestOutcome
 
 
 def answer(text: str) -> AddressesAnswer:
-    """An answer from its text: addresses, or a reason."""
+    """Returns an answer from its text: addresses, or a reason."""
     if text in set(Reason):
         return Reason(text)
     found = [parse_address(word.encode()) for word in text.split()]
     return tuple(address for address in found if address is not None)
 
 
-def judged(zone: DnsList, listed: str, not_listed: str = "", *drawn: str) -> SelfTestResult:
-    """The result of a self-test with these answers; random entries are not listed by default."""
+def judge(zone: DnsList, listed: str, not_listed: str = "", *drawn: str) -> SelfTestResult:
+    """Returns the result of a self-test with these answers; random entries are not listed by default."""
     questions = self_test_questions(zone, Random(1))
     texts = [listed, not_listed, *drawn, *[""] * 3]
     return judge_self_test(zone, {q: answer(text) for q, text in zip(questions, texts, strict=False)})
 
 
-# --- Questions ----------------------------------------------------------------------------------------------------
+# --- Questions --------------------------------------------------------------------------------------------------------
 
 
 def test_a_list_of_addresses_is_tested_with_two_fixed_and_three_random_addresses() -> None:
@@ -89,7 +89,7 @@ def test_a_list_without_self_test_is_not_tested() -> None:
     assert ListHealth(is_tested=False).due(1e9) is Due.NOTHING
 
 
-# --- Results -------------------------------------------------------------------------------------------------
+# --- Results ----------------------------------------------------------------------------------------------------------
 
 L = "127.0.0.2"
 
@@ -124,12 +124,12 @@ L = "127.0.0.2"
 def test_a_self_test_is_judged_by_its_definite_answers(
     answers: tuple[str, ...], outcome: SelfTestOutcome, message: str
 ) -> None:
-    result = judged(dns_list(), *answers)
+    result = judge(dns_list(), *answers)
     assert result.outcome is outcome
     assert message in result.message
 
 
-# --- Effects -----------------------------------------------------------------------------------------------------
+# --- Effects ----------------------------------------------------------------------------------------------------------
 
 PASS = SelfTestResult(PASSED, answered=5)
 FAIL = SelfTestResult(WRONG, "why", answered=5)
@@ -137,99 +137,99 @@ SILENCE = SelfTestResult(UNANSWERED, "silent", unanswered=5)
 HALF = SelfTestResult(UNANSWERED, "half silent", unanswered=2, answered=3)
 
 
-def run(standing: ListHealth, now: float, result: SelfTestResult) -> bool:
-    """A self-test that is due, and ends at once."""
-    assert standing.due(now) is Due.TEST
-    return standing.tested(result, now)
+def run(health: ListHealth, now: float, result: SelfTestResult) -> bool:
+    """Runs a self-test that is due and ends at once; returns whether the list went out of use or came back."""
+    assert health.due(now) is Due.TEST
+    return health.record_test(result, now)
 
 
 def test_a_list_is_used_until_its_first_self_test_is_wrong() -> None:
-    standing = ListHealth(is_tested=True)
-    assert standing.usable
-    assert standing.due(0) is Due.TEST
-    assert standing.due(0) is Due.NOTHING  # one at a time
-    assert standing.tested(FAIL, 1)
-    assert not standing.usable
-    assert standing.why == "why"
+    health = ListHealth(is_tested=True)
+    assert health.usable
+    assert health.due(0) is Due.TEST
+    assert health.due(0) is Due.NOTHING  # one at a time
+    assert health.record_test(FAIL, 1)
+    assert not health.usable
+    assert health.why == "why"
 
 
 def test_a_list_in_use_is_tested_every_hour() -> None:
-    standing = ListHealth(is_tested=True)
-    assert not run(standing, 0, PASS)
-    assert standing.due(TEST_SECONDS - 1) is Due.NOTHING
-    assert standing.due(TEST_SECONDS) is Due.TEST
+    health = ListHealth(is_tested=True)
+    assert not run(health, 0, PASS)
+    assert health.due(TEST_SECONDS - 1) is Due.NOTHING
+    assert health.due(TEST_SECONDS) is Due.TEST
 
 
 def test_a_list_out_of_use_is_tested_at_growing_intervals_until_it_passes() -> None:
-    standing = ListHealth(is_tested=True)
-    run(standing, 0, FAIL)
+    health = ListHealth(is_tested=True)
+    run(health, 0, FAIL)
     now = 0.0
     for wait in (10, 20, 40, 80, 160, MAX_RETRY_SECONDS, MAX_RETRY_SECONDS):
-        assert standing.due(now + wait - 1) is Due.NOTHING
+        assert health.due(now + wait - 1) is Due.NOTHING
         now += wait
-        assert not run(standing, now, FAIL)  # its state does not change
-    assert run(standing, now + MAX_RETRY_SECONDS, PASS)
-    assert standing.usable
-    assert standing.why == ""
-    run(standing, now + MAX_RETRY_SECONDS + TEST_SECONDS, FAIL)
-    assert standing.due(now + MAX_RETRY_SECONDS + TEST_SECONDS + 10) is Due.TEST  # from the beginning
+        assert not run(health, now, FAIL)  # its state does not change
+    assert run(health, now + MAX_RETRY_SECONDS, PASS)
+    assert health.usable
+    assert health.why == ""
+    run(health, now + MAX_RETRY_SECONDS + TEST_SECONDS, FAIL)
+    assert health.due(now + MAX_RETRY_SECONDS + TEST_SECONDS + 10) is Due.TEST  # the intervals begin again
 
 
 def test_an_unanswered_self_test_changes_nothing_until_ten_questions_in_a_row_went_unanswered() -> None:
-    standing = ListHealth(is_tested=True)
-    assert not run(standing, 0, SILENCE)
-    assert standing.usable
-    assert run(standing, 10, SILENCE)
-    assert not standing.usable
+    health = ListHealth(is_tested=True)
+    assert not run(health, 0, SILENCE)
+    assert health.usable
+    assert run(health, 10, SILENCE)
+    assert not health.usable
 
 
 def test_a_partly_answered_self_test_never_takes_a_list_out_of_use() -> None:
-    standing = ListHealth(is_tested=True)
+    health = ListHealth(is_tested=True)
     now = 0.0
     for wait in (0, 10, 20, 40, 80, 160):
         now += wait
-        run(standing, now, HALF)
-    assert standing.usable
+        run(health, now, HALF)
+    assert health.usable
 
 
 def test_ten_mails_in_a_row_without_an_answer_start_a_self_test() -> None:
-    standing = ListHealth(is_tested=True)
-    run(standing, 0, PASS)
+    health = ListHealth(is_tested=True)
+    run(health, 0, PASS)
     for _ in range(MAX_UNANSWERED - 1):
-        assert not standing.answered(Reason.TIMEOUT, 100, refused=False)
-    assert not standing.answered((), 100, refused=False)  # the row of unanswered questions is interrupted
+        assert not health.record_answer(Reason.TIMEOUT, 100, is_suspect=False)
+    assert not health.record_answer((), 100, is_suspect=False)  # an answer, so the count begins again
     for _ in range(MAX_UNANSWERED - 1):
-        assert not standing.answered(Reason.SERVFAIL, 100, refused=False)
-    assert standing.answered(Reason.TIMEOUT, 100, refused=False)
-    assert run(standing, 100, SILENCE)
+        assert not health.record_answer(Reason.SERVFAIL, 100, is_suspect=False)
+    assert health.record_answer(Reason.TIMEOUT, 100, is_suspect=False)
+    assert run(health, 100, SILENCE)
 
 
 def test_a_refusal_during_mail_starts_a_self_test_at_once_and_only_that_takes_the_list_out_of_use() -> None:
-    standing = ListHealth(is_tested=True)
-    run(standing, 0, PASS)
-    assert standing.answered(answer("127.255.255.254"), 100, refused=True)
-    assert standing.usable
-    run(standing, 100, PASS)
-    assert not standing.answered(answer("127.255.255.254"), 101, refused=True)  # not with every mail
-    assert standing.due(101) is Due.NOTHING
-    assert standing.due(100 + TRIGGER_SECONDS) is Due.TEST
+    health = ListHealth(is_tested=True)
+    run(health, 0, PASS)
+    assert health.record_answer(answer("127.255.255.254"), 100, is_suspect=True)
+    assert health.usable
+    run(health, 100, PASS)
+    assert not health.record_answer(answer("127.255.255.254"), 101, is_suspect=True)  # not with every mail
+    assert health.due(101) is Due.NOTHING
+    assert health.due(100 + TRIGGER_SECONDS) is Due.TEST
 
 
 def test_a_silent_list_out_of_use_is_probed_and_tested_at_its_first_answer() -> None:
-    standing = ListHealth(is_tested=True)
-    run(standing, 0, SILENCE)
-    run(standing, 10, SILENCE)
-    assert standing.due(10 + PROBE_SECONDS) is Due.PROBE
-    standing.probed(Reason.TIMEOUT, 16)
-    assert standing.due(17) is Due.NOTHING
-    assert standing.due(20) is Due.TEST
-    standing.tested(SILENCE, 25)
-    assert standing.due(30) is Due.PROBE
-    standing.probed(answer(L), 30)
-    assert run(standing, 30, PASS)
+    health = ListHealth(is_tested=True)
+    run(health, 0, SILENCE)
+    run(health, 10, SILENCE)
+    assert health.due(10 + PROBE_SECONDS) is Due.PROBE
+    health.record_probe(Reason.TIMEOUT, 16)
+    assert health.due(17) is Due.NOTHING
+    assert health.due(20) is Due.TEST
+    health.record_test(SILENCE, 25)
+    assert health.due(30) is Due.PROBE
+    health.record_probe(answer(L), 30)
+    assert run(health, 30, PASS)
 
 
 def test_a_list_out_of_use_because_of_its_answers_is_not_probed() -> None:
-    standing = ListHealth(is_tested=True)
-    run(standing, 0, FAIL)
-    assert standing.due(9) is Due.NOTHING
+    health = ListHealth(is_tested=True)
+    run(health, 0, FAIL)
+    assert health.due(9) is Due.NOTHING

@@ -11,8 +11,8 @@ from policyd.dns.list_names import question, subjects
 from tests.dns.lists import dns_list
 
 
-def asked(ask: Ask, identity: Identity | None = None, **attributes: str) -> list[str]:
-    """The names that are asked for a request."""
+def questions(ask: Ask, identity: Identity | None = None, **attributes: str) -> list[str]:
+    """Returns the names that a list is asked for a request."""
     zone = dns_list(ask=ask)
     request = Request.of({key: value.encode() for key, value in {"protocol_state": "RCPT", **attributes}.items()})
     return [question(zone, subject) for subject in subjects(zone, request, identity)]
@@ -30,46 +30,32 @@ def asked(ask: Ask, identity: Identity | None = None, **attributes: str) -> list
     ],
 )
 def test_an_address_is_reversed_in_the_question(address: str, name: str) -> None:
-    assert asked(Ask.CLIENT_ADDRESS, client_address=address) == [name]
+    assert questions(Ask.CLIENT_ADDRESS, client_address=address) == [name]
 
 
-NEVER = ["", "unknown", "fe80::1%eth0", "10.0.0.0", "10.255.255.255", "172.16.0.1", "172.31.255.255", "192.168.255.1"]
-NEVER += [
-    "100.64.0.1",
-    "100.127.255.255",
-    "127.0.0.1",
-    "169.254.1.1",
-    "fc00::1",
-    "fdff::1",
-    "fe80::1",
-    "febf::1",
-    "::1",
+NEVER_ASKED = [
+    *("", "unknown", "fe80::1%eth0"),
+    *("10.0.0.0", "10.255.255.255", "172.16.0.1", "172.31.255.255", "192.168.255.1", "100.64.0.1", "100.127.255.255"),
+    *("127.0.0.1", "169.254.1.1", "::ffff:10.0.0.1", "fc00::1", "fdff::1", "fe80::1", "febf::1", "::1"),
 ]
-NEVER += ["::ffff:10.0.0.1"]
-BESIDE = [
-    "9.255.255.255",
-    "11.0.0.0",
-    "172.15.255.255",
-    "172.32.0.0",
-    "192.167.255.255",
-    "192.169.0.0",
-    "100.63.255.255",
+NEXT_TO_PRIVATE = [
+    *("9.255.255.255", "11.0.0.0", "172.15.255.255", "172.32.0.0", "192.167.255.255", "192.169.0.0", "100.63.255.255"),
+    *("100.128.0.0", "126.255.255.255", "128.0.0.0", "169.253.0.1", "169.255.0.0", "fbff::1", "fe00::1", "fec0::1"),
+    "::2",
 ]
-BESIDE += ["100.128.0.0", "126.255.255.255", "128.0.0.0", "169.253.0.1", "169.255.0.0", "fbff::1", "fe00::1", "fec0::1"]
-BESIDE += ["::2"]
 
 
-@pytest.mark.parametrize("address", NEVER)
-def test_private_addresses_are_never_looked_up_in_a_list(address: str) -> None:
-    assert asked(Ask.CLIENT_ADDRESS, client_address=address) == []
+@pytest.mark.parametrize("address", NEVER_ASKED)
+def test_private_and_invalid_addresses_are_never_looked_up_in_a_list(address: str) -> None:
+    assert questions(Ask.CLIENT_ADDRESS, client_address=address) == []
 
 
-@pytest.mark.parametrize("address", BESIDE)
+@pytest.mark.parametrize("address", NEXT_TO_PRIVATE)
 def test_addresses_next_to_private_networks_are_looked_up(address: str) -> None:
-    assert len(asked(Ask.CLIENT_ADDRESS, client_address=address)) == 1
+    assert len(questions(Ask.CLIENT_ADDRESS, client_address=address)) == 1
 
 
-LONG = ".".join(["a" * 60] * 4)  # 243 characters: with `.zen.test` it is one of 252
+LONG = ".".join(["a" * 60] * 4)  # 243 characters, 252 with `.zen.test`; a name has at most 253
 NAMES = [
     ("mail.example", ["mail.example.zen.test"]),
     ("MAIL.Example.", ["mail.example.zen.test"]),
@@ -91,8 +77,8 @@ NAMES = [
 
 
 @pytest.mark.parametrize(("name", "names"), NAMES)
-def test_a_valid_helo_name_is_looked_up_in_a_labels(name: str, names: list[str]) -> None:
-    assert asked(Ask.HELO_NAME, helo_name=name) == names
+def test_a_valid_helo_name_is_looked_up_in_its_idna_form(name: str, names: list[str]) -> None:
+    assert questions(Ask.HELO_NAME, helo_name=name) == names
 
 
 @pytest.mark.parametrize(
@@ -108,20 +94,20 @@ def test_a_valid_helo_name_is_looked_up_in_a_labels(name: str, names: list[str])
     ],
 )
 def test_the_domain_of_a_sender_is_looked_up(sender: str, state: str, names: list[str]) -> None:
-    assert asked(Ask.SENDER_DOMAIN, sender=sender, protocol_state=state) == names
+    assert questions(Ask.SENDER_DOMAIN, sender=sender, protocol_state=state) == names
 
 
 def test_verified_names_or_else_claimed_names_are_looked_up() -> None:
     verified = Identity(Status.VERIFIED, (b"a.example", b"b.example"), (b"c.example",))
     claimed = Identity(Status.MISMATCH, claimed=(b"192.0.2.1", b"c.example"))
     failed = Identity(Status.ERROR, reason=Reason.TIMEOUT, names_known=False)
-    assert asked(Ask.HOSTNAME, verified) == ["a.example.zen.test", "b.example.zen.test"]
-    assert asked(Ask.HOSTNAME, claimed) == ["c.example.zen.test"]
-    assert asked(Ask.HOSTNAME, failed) == []
+    assert questions(Ask.HOSTNAME, verified) == ["a.example.zen.test", "b.example.zen.test"]
+    assert questions(Ask.HOSTNAME, claimed) == ["c.example.zen.test"]
+    assert questions(Ask.HOSTNAME, failed) == []
 
 
 def test_at_most_ten_names_are_looked_up() -> None:
     names = tuple(b"n%03d.example" % number for number in range(200))
-    assert asked(Ask.HOSTNAME, Identity(Status.MISMATCH, claimed=names)) == [
+    assert questions(Ask.HOSTNAME, Identity(Status.MISMATCH, claimed=names)) == [
         f"n{number:03d}.example.zen.test" for number in range(10)
     ]

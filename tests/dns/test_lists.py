@@ -32,7 +32,7 @@ CLIENT = b"198.51.100.7"
 NAME = "7.100.51.198.zen.test"
 
 # Timeouts in seconds for questions that must be answered, even on a busy machine, and for those that must not be.
-PATIENCE, DEADLINE = 30.0, 0.4
+LONG_TIMEOUT, SHORT_TIMEOUT = 30.0, 0.4
 
 GOOD = {"2.0.0.127.zen.test": Reply(["@ 60 A 127.0.0.2"])}
 
@@ -40,7 +40,7 @@ GOOD = {"2.0.0.127.zen.test": Reply(["@ 60 A 127.0.0.2"])}
 @asynccontextmanager
 async def use(*definitions: DnsList, server: str, **settings: Any) -> AsyncIterator[DnsLists]:
     """Uses these lists, with one name server."""
-    dns = Dns(servers=(parse_dns_server(server),), **{"timeout": PATIENCE, **settings})
+    dns = Dns(servers=(parse_dns_server(server),), **{"timeout": LONG_TIMEOUT, **settings})
     resolver = Resolver(dns)
     lists = DnsLists()
     lists.use(definitions, dns, resolver.servers)
@@ -57,7 +57,7 @@ def subject_of(text: bytes) -> Subject:
 
 async def ask(lists: DnsLists, name: str = "zen", *texts: bytes) -> ListAnswer:
     subjects = [subject_of(text) for text in texts or (CLIENT,)]
-    known = lists.known(name, subjects)
+    known = lists.known_answer(name, subjects)
     return known if known is not None else await lists.look_up(name, subjects)
 
 
@@ -65,9 +65,9 @@ def meaning(answer: ListAnswer) -> str:
     return answer.reason or "+".join(answer.addresses) or "-"
 
 
-async def soon(condition: Callable[[], bool], lists: DnsLists) -> None:
-    """Waits until a condition holds, and runs due self-tests."""
-    deadline = time.monotonic() + PATIENCE
+async def wait_until(condition: Callable[[], bool], lists: DnsLists) -> None:
+    """Waits until a condition holds, and meanwhile runs the self-tests that are due."""
+    deadline = time.monotonic() + LONG_TIMEOUT
     while not condition():
         assert time.monotonic() < deadline
         lists.check()
@@ -87,13 +87,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-# --- A real rbldnsd, queried directly and through unbound
-# ---------------------------------------------------------------
+# --- A real rbldnsd, queried directly and through unbound -------------------------------------------------------------
 
-TWO = ":127.0.0.2:listed\n127.0.0.2\n198.51.100.7\n198.51.100.0/28 :127.0.0.4:a range\n"
+OVERLAPPING = ":127.0.0.2:listed\n127.0.0.2\n198.51.100.7\n198.51.100.0/28 :127.0.0.4:a range\n"
 ZONES = {
-    "set.test": Zone("ip4set", TWO),
-    "trie.test": Zone("ip4trie", TWO),
+    "set.test": Zone("ip4set", OVERLAPPING),
+    "trie.test": Zone("ip4trie", OVERLAPPING),
     "six.test": Zone("ip6trie", ":127.0.0.2:listed\n0:0:0:0:0:ffff:7f00:2\n2a00:1450::/32\n"),
     "names.test": Zone("dnset", ":127.0.1.2:listed\ntest\n.bad.example\n"),
     "wild.test": Zone("ip4set", ":127.0.0.2:listed\n0.0.0.0/1\n128.0.0.0/1\n"),
@@ -120,7 +119,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     ("name", "subject", "answer"),
     [
         ("set", b"198.51.100.7", "127.0.0.2+127.0.0.4"),  # one for each covering entry
-        ("trie", b"198.51.100.7", "127.0.0.2"),  # the narrowest alone
+        ("trie", b"198.51.100.7", "127.0.0.2"),  # only the narrowest
         ("trie", b"198.51.100.8", "127.0.0.4"),
         ("set", b"198.51.100.77", "-"),
         ("set", b"::ffff:198.51.100.8", "127.0.0.4"),
@@ -131,7 +130,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         ("empty", b"198.51.100.7", "-"),
     ],
 )
-async def test_an_answer_of_rbldnsd(server: str, name: str, subject: bytes, answer: str) -> None:
+async def test_answers_of_rbldnsd_are_understood(server: str, name: str, subject: bytes, answer: str) -> None:
     async with use(dns_list(name, self_test=""), server=server) as lists:
         assert meaning(await ask(lists, name, subject)) == answer
         assert meaning(await ask(lists, name, subject)) == answer  # and from the cache
@@ -142,7 +141,7 @@ async def test_names_are_looked_up_in_a_list_of_names(server: str) -> None:
     async with use(dns_list("names", ask=Ask.HOSTNAME, codes="127.0.1.2", self_test="test"), server=server) as lists:
         assert meaning(await ask(lists, "names", b"mx.bad.example", b"good.example")) == "127.0.1.2"
         assert meaning(await ask(lists, "names", b"other.example", b"good.example")) == "-"
-        await soon(lambda: lists.states["names"].health.tested_at is not None, lists)
+        await wait_until(lambda: lists.states["names"].health.tested_at is not None, lists)
         assert lists.states["names"].health.usable
 
 
@@ -161,10 +160,10 @@ async def test_names_are_looked_up_in_a_list_of_names(server: str) -> None:
     ],
     ids=lambda value: f"{value.name}-{value.self_test}" if isinstance(value, DnsList) else "",
 )
-async def test_a_self_test_of_a_zone_of_rbldnsd(server: str, definition: DnsList, why: str) -> None:
+async def test_self_tests_find_unusable_zones_of_rbldnsd(server: str, definition: DnsList, why: str) -> None:
     async with use(definition, server=server) as lists:
         state = lists.states[definition.name]
-        await soon(lambda: state.health.tested_at is not None or not definition.self_test, lists)
+        await wait_until(lambda: state.health.tested_at is not None or not definition.self_test, lists)
         assert state.health.usable is (not why)
         assert why in state.health.why
         if why:
@@ -178,19 +177,19 @@ async def test_a_zone_that_lists_every_address_fails_despite_right_test_entries(
     script["1.0.0.127.zen.test"] = Reply(rcode=NXDOMAIN)
     with ScriptedServer(script, otherwise=wildcard) as scripted:
         async with use(dns_list(), server=scripted.address) as lists:
-            standing = lists.states["zen"].health
-            await soon(lambda: not standing.usable, lists)
-            assert "it lists everything" in standing.why
+            health = lists.states["zen"].health
+            await wait_until(lambda: not health.usable, lists)
+            assert "it lists everything" in health.why
 
 
-# --- A misbehaving server -----------------------------------------------------------------------------------------
+# --- A misbehaving server ---------------------------------------------------------------------------------------------
 
-FAILURES = [
+REPLIES = [
     (Reply(rcode=SERVFAIL), "servfail"),
     (Reply(rcode=REFUSED), "refused"),
     (Reply(silent=True), "timeout"),
     (Reply(["@ 60 A 127.0.0.2"], cut=3), "malformed"),
-    (Reply(["@ 60 A 127.0.0.2"], delay=3 * DEADLINE), "timeout"),
+    (Reply(["@ 60 A 127.0.0.2"], delay=3 * SHORT_TIMEOUT), "timeout"),
     (Reply(["@ 60 A 127.0.0.2"], delay=0.3), "127.0.0.2"),  # longer than c-ares's own timeout
     (Reply(["@ 60 A 127.255.255.254"]), "refused_by_list"),
     (Reply(["@ 60 A 10.0.0.1"]), "outside_127"),
@@ -203,22 +202,22 @@ FAILURES = [
 ]
 
 
-@pytest.mark.parametrize(("reply", "answer"), FAILURES, ids=lambda value: value if isinstance(value, str) else "")
-async def test_every_failure_gives_an_answer_in_time(reply: Reply, answer: str | None) -> None:
-    timeout = DEADLINE if answer == "timeout" else PATIENCE
+@pytest.mark.parametrize(("reply", "answer"), REPLIES, ids=lambda value: value if isinstance(value, str) else "")
+async def test_every_reply_leads_to_an_answer_in_time(reply: Reply, answer: str | None) -> None:
+    timeout = SHORT_TIMEOUT if answer == "timeout" else LONG_TIMEOUT
     with ScriptedServer({NAME: reply}) as scripted:
         async with use(dns_list(self_test=""), server=scripted.address, timeout=timeout) as lists:
             began = time.monotonic()
-            said = await ask(lists)
-            assert answer is None or meaning(said) == answer
+            found = await ask(lists)
+            assert answer is None or meaning(found) == answer
             if answer == "timeout":
-                assert time.monotonic() - began < DEADLINE + 1
+                assert time.monotonic() - began < SHORT_TIMEOUT + 1
             assert lists.in_flight == 0
             assert lists.states["zen"].in_flight == 0
 
 
 async def test_a_closed_port_is_a_timeout_within_the_deadline() -> None:
-    async with use(dns_list(self_test=""), server=f"127.0.0.1:{free_port()}", timeout=DEADLINE) as lists:
+    async with use(dns_list(self_test=""), server=f"127.0.0.1:{free_port()}", timeout=SHORT_TIMEOUT) as lists:
         assert meaning(await ask(lists)) == "timeout"
 
 
@@ -239,7 +238,7 @@ async def test_a_name_has_one_query_in_flight_for_all_lists_and_requests() -> No
 async def test_questions_in_flight_are_limited_for_each_list() -> None:
     with ScriptedServer({}, otherwise=Reply(silent=True)) as scripted:
         silent, other = dns_list("zen", self_test=""), dns_list("other", self_test="")
-        async with use(silent, other, server=scripted.address, lookups=10, timeout=DEADLINE) as lists:
+        async with use(silent, other, server=scripted.address, lookups=10, timeout=SHORT_TIMEOUT) as lists:
             wanted = [lists.look_up("zen", [subject_of(b"198.51.100.%d" % number)]) for number in range(50)]
             assert lists.in_flight == 10
             assert [waiting.done() for waiting in wanted].count(True) == 40
@@ -267,9 +266,9 @@ async def test_an_answer_is_kept_for_its_time(clock: Clock, reply: Reply, second
         async with use(dns_list(self_test=""), server=scripted.address) as lists:
             await ask(lists)
             clock.ahead = seconds - 2
-            assert lists.known("zen", [subject_of(CLIENT)]) is not None
+            assert lists.known_answer("zen", [subject_of(CLIENT)]) is not None
             clock.ahead = seconds + 1
-            assert lists.known("zen", [subject_of(CLIENT)]) is None
+            assert lists.known_answer("zen", [subject_of(CLIENT)]) is None
 
 
 async def test_the_cache_is_bounded_and_entries_can_be_forgotten() -> None:
@@ -278,38 +277,38 @@ async def test_the_cache_is_bounded_and_entries_can_be_forgotten() -> None:
             for number in range(50):
                 await ask(lists, "zen", b"198.51.100.%d" % number)
             assert lists.cached_subjects == 10
-            assert lists.known("zen", [subject_of(b"198.51.100.49")]) is not None
+            assert lists.known_answer("zen", [subject_of(b"198.51.100.49")]) is not None
             assert await lists.forget(b"::ffff:198.51.100.49") == 1
-            assert lists.known("zen", [subject_of(b"198.51.100.49")]) is None
+            assert lists.known_answer("zen", [subject_of(b"198.51.100.49")]) is None
             assert await lists.forget(b"198.51.100.49") == 0
 
 
-async def test_answers_found_together_are_used_no_longer_than_each_alone(clock: Clock) -> None:
+async def test_a_joint_answer_is_used_no_longer_than_each_of_its_answers(clock: Clock) -> None:
     other = NAME.replace("zen", "other")
     request, both = Request.of({"client_address": CLIENT}), frozenset({"zen", "other"})
     with ScriptedServer({NAME: Reply(["@ 600 A 127.0.0.2"]), other: Reply(rcode=NXDOMAIN)}) as scripted:
         definitions = [dns_list("zen", self_test=""), dns_list("other", zone="other.test", self_test="")]
         async with use(*definitions, server=scripted.address) as lists:
-            assert lists.all_known(both, request, None) == {}
+            assert lists.known_answers(both, request, None) == {}
             await asyncio.gather(ask(lists, "zen"), ask(lists, "other"))
-            first = lists.all_known(both, request, None)
+            first = lists.known_answers(both, request, None)
             assert {name: meaning(answer) for name, answer in first.items()} == {"zen": "127.0.0.2", "other": "-"}
-            assert lists.all_known(both, request, None) is first
+            assert lists.known_answers(both, request, None) is first
             assert [lists.counters[name].hits for name in ("zen", "other")] == [2, 2]
-            assert set(lists.all_known(frozenset({"zen"}), request, None)) == {"zen"}
-            assert lists.all_known(both, request, None) == first
+            assert set(lists.known_answers(frozenset({"zen"}), request, None)) == {"zen"}
+            assert lists.known_answers(both, request, None) == first
             changed = dns_list("other", zone="other.test", codes="127.0.0.9", self_test="")
             lists.use([definitions[0], changed], lists._dns, lists._servers)
-            assert set(lists.all_known(both, request, None)) == {"zen"}
+            assert set(lists.known_answers(both, request, None)) == {"zen"}
             lists.use(definitions, lists._dns, lists._servers)
             await ask(lists, "other")
-            assert set(lists.all_known(both, request, None)) == both
+            assert set(lists.known_answers(both, request, None)) == both
             clock.ahead = 61
-            assert set(lists.all_known(both, request, None)) == {"zen"}
+            assert set(lists.known_answers(both, request, None)) == {"zen"}
             await ask(lists, "other")
-            assert lists.all_known(both, request, None) == first
+            assert lists.known_answers(both, request, None) == first
             assert await lists.forget(CLIENT) == 1
-            assert lists.all_known(both, request, None) == {}
+            assert lists.known_answers(both, request, None) == {}
 
 
 async def test_a_joint_answer_is_not_used_after_one_of_its_lists_is_out_of_use(clock: Clock) -> None:
@@ -318,14 +317,14 @@ async def test_a_joint_answer_is_not_used_after_one_of_its_lists_is_out_of_use(c
         definitions = [dns_list("zen"), dns_list("other", zone="other.test", self_test="")]
         async with use(*definitions, server=scripted.address) as lists:
             health = lists.states["zen"].health
-            await soon(lambda: health.tested_at is not None, lists)
+            await wait_until(lambda: health.tested_at is not None, lists)
             await asyncio.gather(ask(lists, "zen"), ask(lists, "other"))
-            assert {meaning(answer) for answer in lists.all_known(both, request, None).values()} == {"-"}
+            assert {meaning(answer) for answer in lists.known_answers(both, request, None).values()} == {"-"}
             scripted.script.clear()
             clock.ahead = 3700
-            await soon(lambda: not health.usable, lists)
+            await wait_until(lambda: not health.usable, lists)
             clock.ahead = 0
-            answers = lists.all_known(both, request, None)
+            answers = lists.known_answers(both, request, None)
             assert {name: meaning(answer) for name, answer in answers.items()} == {"zen": "out_of_use", "other": "-"}
 
 
@@ -333,7 +332,7 @@ async def test_without_a_cache_every_request_asks() -> None:
     with ScriptedServer({}) as scripted:
         async with use(dns_list(self_test=""), server=scripted.address, cache_size=0) as lists:
             assert meaning(await ask(lists)) == "-"
-            assert lists.known("zen", [subject_of(CLIENT)]) is None
+            assert lists.known_answer("zen", [subject_of(CLIENT)]) is None
 
 
 # --- In use and out of use --------------------------------------------------------------------------------------------
@@ -345,23 +344,23 @@ async def test_a_refusal_during_mail_starts_a_self_test_that_takes_the_list_out_
     script = {**GOOD, NAME: Reply(["@ 600 A 127.0.0.2"])}
     with ScriptedServer(dict(script)) as scripted:
         async with use(dns_list(), server=scripted.address) as lists:
-            standing = lists.states["zen"].health
-            await soon(lambda: standing.tested_at is not None, lists)
+            health = lists.states["zen"].health
+            await wait_until(lambda: health.tested_at is not None, lists)
             assert meaning(await ask(lists)) == "127.0.0.2"
             scripted.otherwise = Reply(["@ 60 A 127.255.255.254"])
             scripted.script.clear()
             clock.ahead = 10
             assert meaning(await ask(lists, "zen", b"198.51.100.8")) == "refused_by_list"
-            await soon(lambda: not standing.usable, lists)
+            await wait_until(lambda: not health.usable, lists)
             asked = len(scripted.asked)
-            assert meaning(await ask(lists)) == "out_of_use"  # whatever the cache has
+            assert meaning(await ask(lists)) == "out_of_use"  # although an answer is cached
             assert len(scripted.asked) == asked
             (line,) = [message for message in caplog.messages if "zen" in message]
             assert "zen: 127.255.255.254: your resolver is a public one, and this list does not answer those" in line
             scripted.otherwise = Reply(rcode=NXDOMAIN)
             scripted.script.update(script)
             clock.ahead = 21
-            await soon(lambda: standing.usable, lists)
+            await wait_until(lambda: health.usable, lists)
             asked = len(scripted.asked)
             assert meaning(await ask(lists)) == "127.0.0.2"  # asked again: earlier answers are not used
             assert len(scripted.asked) == asked + 1
@@ -369,30 +368,30 @@ async def test_a_refusal_during_mail_starts_a_self_test_that_takes_the_list_out_
 
 async def test_a_silent_list_is_out_of_use_after_ten_questions_and_back_at_its_first_answer(clock: Clock) -> None:
     with ScriptedServer(dict(GOOD)) as scripted:
-        async with use(dns_list(), server=scripted.address, timeout=DEADLINE) as lists:
-            standing = lists.states["zen"].health
-            await soon(lambda: standing.tested_at is not None, lists)
+        async with use(dns_list(), server=scripted.address, timeout=SHORT_TIMEOUT) as lists:
+            health = lists.states["zen"].health
+            await wait_until(lambda: health.tested_at is not None, lists)
             scripted.script.clear()
             scripted.otherwise = Reply(silent=True)
             clock.ahead = 10
             wanted = [lists.look_up("zen", [subject_of(b"198.51.100.%d" % number)]) for number in range(20)]
             assert {meaning(answer) for answer in await asyncio.gather(*wanted)} == {"timeout"}
             late = lists.look_up("zen", [subject_of(CLIENT)])
-            await soon(lambda: not standing.usable, lists)
+            await wait_until(lambda: not health.usable, lists)
             assert meaning(await late) in {"out_of_use", "timeout"}
             assert lists.states["zen"].in_flight == 0
             scripted.script.update(GOOD)
             scripted.otherwise = Reply(rcode=NXDOMAIN)
             clock.ahead = 10 + 6
-            await soon(lambda: standing.usable, lists)
+            await wait_until(lambda: health.usable, lists)
 
 
 async def test_a_resolver_that_is_not_up_yet_leaves_the_list_in_use() -> None:
     port = free_port()
-    async with use(dns_list(), server=f"127.0.0.1:{port}", timeout=DEADLINE) as lists:
-        standing = lists.states["zen"].health
-        await soon(lambda: standing.tested_at is not None, lists)
-        assert standing.usable
+    async with use(dns_list(), server=f"127.0.0.1:{port}", timeout=SHORT_TIMEOUT) as lists:
+        health = lists.states["zen"].health
+        await wait_until(lambda: health.tested_at is not None, lists)
+        assert health.usable
         with ScriptedServer({**GOOD, NAME: Reply(["@ 60 A 127.0.0.2"])}, port=port):
             assert meaning(await ask(lists)) == "127.0.0.2"
 
@@ -401,12 +400,12 @@ async def test_a_reload_keeps_health_and_answers_of_an_unchanged_list() -> None:
     with ScriptedServer({NAME: Reply(["@ 60 A 127.0.0.2"])}) as scripted:
         kept, changed = dns_list("zen"), dns_list("other", self_test="")
         async with use(kept, changed, server=scripted.address) as lists:
-            await soon(lambda: not lists.states["zen"].health.usable, lists)  # it has no test entry
+            await wait_until(lambda: not lists.states["zen"].health.usable, lists)  # it has no test entry
             await ask(lists, "other", CLIENT)
             dns, servers = lists._dns, lists._servers
             lists.use([kept, dns_list("other", self_test="", codes="127.0.0.9")], dns, servers)
             assert not lists.states["zen"].health.usable
-            assert lists.known("other", [subject_of(CLIENT)]) is None
+            assert lists.known_answer("other", [subject_of(CLIENT)]) is None
             lists.use([dns_list("zen", self_test="")], dns, servers)
             assert lists.states["zen"].health.usable
             assert set(lists.states) == {"zen"}
@@ -430,7 +429,7 @@ async def test_a_bug_is_logged_once_and_requests_get_an_answer(
 
 async def test_a_list_without_a_subject_is_not_asked() -> None:
     async with use(dns_list(self_test=""), server=f"127.0.0.1:{free_port()}") as lists:
-        answer = lists.known("zen", [])
+        answer = lists.known_answer("zen", [])
         assert answer is not None
         assert answer.status is ListStatus.NOT_LISTED
         assert not answer.asked

@@ -1,7 +1,7 @@
-"""The daemon's end of the control socket: requests in, answers out, one JSON object a line (policyd.control.words).
+"""The server of the control socket: requests in, answers out, one JSON object a line (policyd.control.words).
 
 Promises that peers do not delay Postfix: a request has a maximum length and a deadline, and the number of peers is
-limited; beyond the limit the peer that has been idle longest is disconnected. The functions in `commands` carry out
+limited. Beyond the limit the oldest peer without a request is disconnected. The functions in `commands` carry out
 requests. The socket's mode and group decide who may connect.
 """
 
@@ -61,9 +61,8 @@ class ControlServer:
     def __init__(self, commands: Commands) -> None:
         self._commands = commands
         self._is_closing = False
-        self._peers: dict[
-            asyncio.Task[None], bool
-        ] = {}  # whether a request of the peer is being answered; oldest first
+        # Whether a request of the peer is being answered; the oldest peer first.
+        self._peers: dict[asyncio.Task[None], bool] = {}
 
     def accept(self, accepted: socket.socket, _peer: str) -> None:
         """Takes a connection that a listener has accepted."""
@@ -79,7 +78,7 @@ class ControlServer:
         task.add_done_callback(lambda done: self._peers.pop(done, None))
 
     async def close(self) -> None:
-        """Ends all connections, those with a request once it is answered, or after END_SECONDS."""
+        """Ends idle connections at once, and the others when their request is answered, or after END_SECONDS."""
         self._is_closing = True
         for task, is_busy in list(self._peers.items()):
             if not is_busy:
@@ -150,7 +149,7 @@ class ControlServer:
 
 
 def _has_request(accepted: socket.socket) -> bool:
-    """Whether a whole request has already arrived, as from any policyd command."""
+    """Whether a complete request has already arrived; every policyd command sends its request at once."""
     try:
         return b"\n" in accepted.recv(MAX_REQUEST_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except OSError:

@@ -1,4 +1,4 @@
-"""Counters of connections and loads: plain integers, because every request is counted."""
+"""Counters of connections, decisions and loads: plain integers, because every request is counted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LATENCY_BOUNDS = (
     *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
 
-# Seconds between two samples of the counters, and the number of samples kept: a minute's.
+# Seconds between two samples of the counters, and the number of samples that cover a minute.
 RATE_INTERVAL = 5.0
 RATE_SAMPLES = 12
 

@@ -18,21 +18,10 @@ from policyd.daemon.sinks import FileSink, StreamSink, sink_for
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
 _log = logging.getLogger(__name__)
-
 
 # Seconds between two reports of lost lines.
 REPORT_SECONDS = 60.0
-
-
-# --- Text ---------------------------------------------------------------------------------------------------------
-
-
-# --- JSON ---------------------------------------------------------------------------------------------------------
-
-
-# --- The log itself -----------------------------------------------------------------------------------------------
 
 
 class DecisionLog:
@@ -101,7 +90,7 @@ class DecisionLog:
             self._sink = None
 
     def _report_lost(self) -> bool:
-        """Whether there was anything to report."""
+        """Logs the number of lines lost since the last report; returns whether there were any."""
         lost, self._unreported = self._unreported, 0
         if lost:
             _log.error("decision log %s: %d lines lost: %s", printable(self.path), lost, self._error)

@@ -58,7 +58,7 @@ CONTROL_NAME = "control"
 
 
 class ListenError(Exception):
-    """A listener cannot be made. The message is for the administrator."""
+    """A listener cannot be opened. The message is for the administrator."""
 
 
 class Listener:
@@ -70,7 +70,7 @@ class Listener:
     def __init__(self, listening: socket.socket, name: str, path: Path | None = None) -> None:
         listening.settimeout(0)
         if listening.family != socket.AF_UNIX:
-            # Accepted connections inherit it. An answer is a single small packet.
+            # Accepted connections inherit TCP_NODELAY, because an answer is a single small packet.
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.name = name
         self._socket = listening
@@ -100,7 +100,7 @@ class Listener:
         self._socket.close()
         if self._path is not None and self._file is not None:
             try:
-                if os.path.samestat(self._path.stat(), self._file):  # not a successor's
+                if os.path.samestat(self._path.stat(), self._file):  # not the socket of a successor
                     self._path.unlink()
             except FileNotFoundError:
                 pass  # another process has removed it
@@ -142,7 +142,7 @@ class Listeners(NamedTuple):
 
 
 def open_listeners(settings: Settings, environment: Mapping[str, str]) -> Listeners:
-    """The sockets that systemd has passed or, if it has passed none for Postfix, those of the settings.
+    """Returns the sockets that systemd has passed or, if it has passed none for Postfix, opens those of the settings.
 
     A socket named CONTROL_NAME (FileDescriptorName= in its unit) is the control socket. Raises ListenError, with
     nothing left open.
@@ -150,7 +150,7 @@ def open_listeners(settings: Settings, environment: Mapping[str, str]) -> Listen
     listeners: list[Listener] = []
     control = None
     try:
-        for descriptor, name in _passed(environment):
+        for descriptor, name in _passed_descriptors(environment):
             listener = _adopt(descriptor)
             listeners.append(listener)
             if name == CONTROL_NAME:
@@ -174,7 +174,7 @@ def open_listeners(settings: Settings, environment: Mapping[str, str]) -> Listen
 
 
 def open_control(path: str, group: str | None) -> Listener:
-    """The control socket at a path: for the daemon's user alone, or for a group as well. Raises ListenError."""
+    """Opens the control socket at a path: for the daemon's user only, or for a group as well. Raises ListenError."""
     mode = 0o600 if group is None else 0o660
     try:
         return _listen_unix(UnixAddress(path), mode=mode, group=group, setting="control_group")
@@ -187,15 +187,15 @@ def raise_descriptor_limit() -> int:
 
     Raises ListenError if it is 0.
     """
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    if most <= SPARE_DESCRIPTORS:
-        raise ListenError(f"at most {most} descriptors may be open; policyd needs {SPARE_DESCRIPTORS} and connections")
-    return most - SPARE_DESCRIPTORS
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    if limit <= SPARE_DESCRIPTORS:
+        raise ListenError(f"at most {limit} descriptors may be open; policyd needs {SPARE_DESCRIPTORS} and connections")
+    return limit - SPARE_DESCRIPTORS
 
 
-def _passed(environment: Mapping[str, str]) -> Iterator[tuple[int, str]]:
-    """The descriptors that are meant for this process, and their names (sd_listen_fds_with_names(3))."""
+def _passed_descriptors(environment: Mapping[str, str]) -> Iterator[tuple[int, str]]:
+    """Yields the descriptors that systemd has passed to this process, and their names (sd_listen_fds_with_names(3))."""
     count = environment.get("LISTEN_FDS", "")
     if environment.get("LISTEN_PID") != str(os.getpid()) or not count.isdigit():
         return
@@ -219,7 +219,7 @@ def _adopt(descriptor: int) -> Listener:
 
 
 def _listen_inet(address: InetAddress) -> list[Listener]:
-    """A listener for each address of the host: `localhost` may have two."""
+    """Returns a listener for each address of the host: `localhost` may have two."""
     listeners: list[Listener] = []
     try:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -241,20 +241,20 @@ def _listen_inet(address: InetAddress) -> list[Listener]:
 def _listen_unix(
     address: UnixAddress, *, mode: int, owner: str | None = None, group: str | None = None, setting: str = ""
 ) -> Listener:
-    """A unix socket with its owner and group; `setting` names the group's setting if it is not socket_group."""
+    """Opens a unix socket with this owner and group; `setting` names the setting of the group, if not socket_group."""
     uid = _number(setting or "socket_owner", "owner", owner, lambda name: pwd.getpwnam(name).pw_uid)
     gid = _number(setting or "socket_group", "group", group, lambda name: grp.getgrnam(name).gr_gid)
     path = Path(address.path)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with _alone_in(path.parent):
-            _clear(address)
+        with _locked(path.parent):
+            _remove_stale_socket(address)
             umask = os.umask(0o177)  # only this user, until the owner and mode are right
             try:
                 listening.bind(address.path)
             finally:
                 os.umask(umask)
-            if (uid, gid) != (-1, -1):  # a sandbox may forbid chown(2) altogether
+            if (uid, gid) != (-1, -1):  # a sandbox may forbid even a chown(2) that changes nothing
                 os.chown(path, uid, gid)
             path.chmod(mode)
             listening.listen(BACKLOG)  # from now on clients can connect
@@ -268,8 +268,8 @@ def _listen_unix(
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """A lock for daemons that start at the same time, because both would remove the same stale socket."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Locks a folder. Of two daemons that start at the same time, one could take the other's new socket for stale."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -295,8 +295,8 @@ def cannot_listen(address: InetAddress | UnixAddress, error: OSError) -> ListenE
     return ListenError(f"cannot listen on {address}: {error.strerror or error}{advice}")
 
 
-def _clear(address: UnixAddress) -> None:
-    """Removes the socket of an ended process. Raises ListenError if the path is anything else."""
+def _remove_stale_socket(address: UnixAddress) -> None:
+    """Removes the socket of an ended process, if there is one. Raises ListenError if the path is anything else."""
     path = Path(address.path)
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
@@ -313,7 +313,7 @@ def _clear(address: UnixAddress) -> None:
             path.unlink()
             return
         except OSError as error:
-            if error.errno != errno.EAGAIN:  # its queue is full, so a process listens
+            if error.errno != errno.EAGAIN:  # EAGAIN: the queue is full, so a process listens
                 raise
     raise ListenError(f"cannot listen on {address}: another process serves it; is policyd running already?")
 

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from policyd import __version__
-from policyd.config.durations import EXPIRY_NOTICE
 from policyd.config.outline import changes
 from policyd.config.problems import ConfigErrors
 from policyd.control.words import Command, failure
@@ -32,10 +31,10 @@ from policyd.daemon.control import ControlServer, LongText
 from policyd.daemon.counters import Counters, Rates
 from policyd.daemon.decision_log_file import DecisionLog
 from policyd.daemon.memory import DaemonMemory, SharedMemoryError
-from policyd.daemon.operational_log import shown
+from policyd.daemon.operational_log import excerpt
 from policyd.daemon.reload import SIGNALS, LoadError
 from policyd.daemon.server import Server
-from policyd.daemon.status import ReloadResult, Running, status
+from policyd.daemon.status import ROOT_NOTICE, ReloadResult, Running, ending_rules, status
 from policyd.daemon.systemd import Notifier
 from policyd.dns.facts import FactFinder
 from policyd.dns.lists import DnsLists
@@ -58,19 +57,19 @@ _log = logging.getLogger(__name__)
 # Seconds for requests in flight to be answered after SIGTERM (docs/settings.md, "Signals").
 DRAIN_SECONDS = 5.0
 
-# Iterations of the event loop until all requests sent before SIGTERM have been read: the first attaches the socket, the
-# second makes the connection, the third reads.
+# Iterations of the event loop after SIGTERM, in which requests sent before it are still read. Three are needed: the
+# first attaches the socket, the second makes the connection, the third reads.
 ARRIVAL_TURNS = 5
 
 # Allocations between garbage collections (Python's default is 700). A request that waits for DNS has some fifty
-# objects; with the default they would be traversed again and again (a fifth of the CPU time of 500 waiting
-# connections), although reference counting frees nearly all of them.
+# objects, and reference counting frees nearly all of them. With the default the collector would traverse them again and
+# again, which takes a fifth of the CPU time of 500 waiting connections.
 COLLECTOR_THRESHOLD = 20_000
 
 # Maximum number of changes in a reload's log line; `policyd reload` prints more.
 MAX_CHANGES_LOGGED = 10
 
-# Seconds until the daemon tries again to drop entries that have ended, after it failed.
+# Seconds between a failure to drop entries that have ended and the next try.
 FAILED_DROP_SECONDS = 60.0
 
 # Keys of a counter that `policyd status --counter` prints.
@@ -85,7 +84,7 @@ def run(loader: Loader, operational_log: OperationalLog, environment: Mapping[st
 
     Raises ConfigErrors, LoadError or ListenError if it cannot start.
     """
-    gc.freeze()  # what was imported after the loader had been forked
+    gc.freeze()  # the modules imported after the fork of the loader
     gc.set_threshold(COLLECTOR_THRESHOLD)
     uvloop.run(_Daemon(loader, operational_log, environment).run())
 
@@ -112,8 +111,9 @@ class _Daemon:
         self._ended = asyncio.Event()
         self._reload_wanted = asyncio.Event()
         self._next_drop = 0.0  # monotonic seconds before which no ended entries are dropped again
-        self._reloads: list[tuple[bool, asyncio.Future[ReloadResult] | None]] = []  # `--data`, and the waiting peers
-        self._waiting: set[asyncio.Future[ReloadResult]] = set()  # of peers that wait for a reload
+        # Requested reloads: whether with `--data`, and the future of the peer that waits for the result.
+        self._reloads: list[tuple[bool, asyncio.Future[ReloadResult] | None]] = []
+        self._waiting: set[asyncio.Future[ReloadResult]] = set()  # the futures of all peers that wait for a reload
         self._tasks: set[asyncio.Task[None]] = set()
         self._replaced: set[Resolver] = set()
 
@@ -133,9 +133,9 @@ class _Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         self._announce(loaded)
         for work in (self._watch_time(), self._watch_reloads(), self._watch_watchdog()):
-            self._run_beside(work)
+            self._run_in_background(work)
         self._notifier.ready(loaded.summary)
-        del loaded  # freed with the next reload; otherwise the first ruleset would stay in memory for ever
+        del loaded  # a reference here would keep the first ruleset in memory after its replacement
         await self._ended.wait()
         await self._drain()
 
@@ -167,7 +167,7 @@ class _Daemon:
         self._dns_lists.use(loaded.ruleset.dns_lists, settings.dns, self._resolver.servers)
         self._memory = DaemonMemory(settings, loaded.ruleset)
         await self._memory.connect()
-        self._run_beside(self._memory.run())
+        self._run_in_background(self._memory.run())
         self._decision_log = DecisionLog(settings.decision_log.path, asyncio.get_running_loop().call_soon)
         self._server = Server(
             loaded.ruleset,
@@ -218,7 +218,7 @@ class _Daemon:
         if self._control_listener is not None:
             _log.info("control socket: %s", self._control_listener.name)
         if os.geteuid() == 0:
-            _log.warning("running as root, which policyd does not need; give it a user of its own")
+            _log.warning(ROOT_NOTICE)
         self._announce_ruleset(loaded.warnings)
 
     def _announce_ruleset(self, warnings: Sequence[str]) -> None:
@@ -232,8 +232,7 @@ class _Daemon:
     def _announce_expiry(self) -> None:
         """Names the rules that have expired (a warning) or will soon: at the start, after a reload, and once a day."""
         self._announced = self._server.today
-        notice = self._announced + EXPIRY_NOTICE
-        ending = [rule for rule in self._server.ruleset.rules if rule.expired(notice)]
+        ending = ending_rules(self._server)
         for rule in ending[:MAX_EXPIRY_LINES]:
             is_over = rule.expired(self._announced)
             level, tense = (logging.WARNING, "has expired") if is_over else (logging.INFO, "expires")
@@ -242,7 +241,7 @@ class _Daemon:
             _log.warning("%d more rules have expired or will soon", len(ending) - MAX_EXPIRY_LINES)
 
     def _announce_ages(self) -> None:
-        """Names the databases that are older than `max_age`, once a day. At a load, the warnings name them."""
+        """Names the databases that are older than `max_age`, once a day. The warnings of a load name them, too."""
         now = time.time()
         for database in self._running.loaded.databases:
             if notice := database.age_notice(now):
@@ -269,21 +268,21 @@ class _Daemon:
                 self._decision_log.check(now)
                 self._running.check(now)
                 self._check_loader()
-                if self._has_ended():
+                if self._must_drop_entries():
                     self._reload_wanted.set()
                 self._dns_lists.check()
                 if self._server.today != self._announced:
                     self._announce_expiry()
                     self._announce_ages()
-            except Exception:  # noqa: BLE001 - the boundary of the work beside requests
+            except Exception:  # noqa: BLE001 - the exception boundary of background work
                 _log.exception("a bug in policyd, please report it")
 
     def _check_loader(self) -> None:
         """Reports, once, that the loading process has ended."""
-        if not self._running.loader_ended and (ended := self._loader.ended()):
-            self._running.loader_ended = ended
-            _log.error("%s", ended)
-            self._notifier.status(ended)
+        if not self._running.loader_ended and (reason := self._loader.why_ended()):
+            self._running.loader_ended = reason
+            _log.error("%s", reason)
+            self._notifier.status(reason)
 
     async def _watch_watchdog(self) -> None:
         """Notifies systemd's watchdog from the event loop."""
@@ -304,15 +303,15 @@ class _Daemon:
                 for is_data, waiting in wanted:
                     if is_data is data and waiting is not None and not waiting.done():
                         waiting.set_result(result)
-            if self._has_ended():
-                await self._drop_ended()
+            if self._must_drop_entries():
+                await self._drop_ended_entries()
 
-    def _has_ended(self) -> bool:
+    def _must_drop_entries(self) -> bool:
         """Whether an entry of a list file in force has ended, and ended entries should be dropped now."""
         next_end = self._running.loaded.next_end
         return next_end is not None and next_end <= time.time() and self._next_drop <= monotonic()
 
-    async def _drop_ended(self) -> None:
+    async def _drop_ended_entries(self) -> None:
         """Removes entries that have ended from the ruleset in force, without reading a file."""
         old = self._running.loaded
         began = monotonic()
@@ -324,11 +323,11 @@ class _Daemon:
             await self._use(loaded, mapped)
         except (ConfigErrors, LoadError) as error:
             _log.error("entries that have ended cannot be dropped: %s", "; ".join(str(error).splitlines()))
-        except Exception:  # noqa: BLE001 - the boundary of the work beside requests
+        except Exception:  # noqa: BLE001 - the exception boundary of background work
             _log.exception("a bug in policyd, please report it")
         else:
             _log.info("dropped entries that have ended: %s", "; ".join(_shortened(changed)))
-            pause = max(1.0, monotonic() - began)  # so dropping takes at most half of a processor's time
+            pause = max(1.0, monotonic() - began)  # so dropping takes at most half of the time
         self._next_drop = monotonic() + pause
 
     async def _reload(self, *, data: bool) -> ReloadResult:
@@ -345,7 +344,7 @@ class _Daemon:
             for line in result.errors:
                 _log.error("%s", line)
             _log.error("reload failed: ruleset %s stays in force", old.ruleset.hash)
-        except Exception:  # noqa: BLE001 - the boundary of the work beside requests
+        except Exception:  # noqa: BLE001 - the exception boundary of background work
             _log.exception("a bug in policyd, please report it")
             result = ReloadResult(time.time(), data, errors=("a bug in policyd, please report it (the log has it)",))
         else:
@@ -391,7 +390,7 @@ class _Daemon:
             replaced = old_resolver
             self._replaced.add(replaced)
         # Requests that wait for DNS use the old ruleset and the old resolver until they are answered.
-        self._run_beside(self._retire(old.dns.timeout, self._mapped, replaced))
+        self._run_in_background(self._retire(old.dns.timeout, self._mapped, replaced))
         self._settings, self._mapped = new, mapped
 
     async def _retire(self, dns_timeout: float, mapped: MappedRuleset, replaced: Resolver | None) -> None:
@@ -408,7 +407,7 @@ class _Daemon:
         return {
             Command.ALIVE: self._tell_alive,
             Command.STATUS: self._tell_status,
-            Command.RELOAD: self._reload_when_asked,
+            Command.RELOAD: self._reload_on_request,
             Command.FORGET: self._forget,
             Command.RULES: self._tell_rules,
             Command.COUNTED: self._tell_counted,
@@ -422,7 +421,7 @@ class _Daemon:
             return await self._tell_highest(request.counter)
         return {"ok": True, **status(self._running)}
 
-    async def _reload_when_asked(self, request: Request) -> Answer:
+    async def _reload_on_request(self, request: Request) -> Answer:
         waiting: asyncio.Future[ReloadResult] = asyncio.get_running_loop().create_future()
         if self._ended.is_set():
             waiting.set_result(_ENDING)
@@ -465,7 +464,7 @@ class _Daemon:
 
     async def _forget_counted(self, request: Request) -> Answer:
         """Resets a key of a counter, or forgets that a network has passed greylisting, in this process and on the
-        server.
+        shared server.
         """
         what = request.what.encode("utf-8", "replace")
         try:
@@ -474,7 +473,8 @@ class _Daemon:
                 if address is None:
                     return failure("expected an address, such as 192.0.2.25")
                 network = network_of(address)
-                forgotten, name = await self._memory.forget_network(network), f"greylisting of {shown(network)}"
+                forgotten = await self._memory.forget_network(network)
+                name = f"greylisting of {excerpt(network)}"
             else:
                 counter = self._counter(request.counter)
                 if counter is None:
@@ -482,7 +482,7 @@ class _Daemon:
                 key = counter.parse_key(what)
                 forgotten = await self._memory.forget_key(counter, key)
                 words = key.replace(b"\n", b" ")
-                name = f"counter {counter.name} of {shown(words)}"
+                name = f"counter {counter.name} of {excerpt(words)}"
         except ValueError as error:
             return failure(str(error))
         except SharedMemoryError as error:
@@ -496,7 +496,7 @@ class _Daemon:
         what = request.what.encode("utf-8", "replace")
         count = await self._resolver.forget(what)
         listed = await self._dns_lists.forget(what)
-        _log.info("forgot DNS answers about %s (%d clients, %d answers of DNS lists)", shown(what), count, listed)
+        _log.info("forgot DNS answers about %s (%d clients, %d answers of DNS lists)", excerpt(what), count, listed)
         return {"ok": True, "clients": count}
 
     async def _tell_counted(self, request: Request) -> Answer:
@@ -512,7 +512,7 @@ class _Daemon:
             return failure(str(error))
 
     async def _tell_rules(self, _request: Request) -> Answer:
-        """The rules in force and their path, with which `policyd fetch` and `block` check new lists."""
+        """Answers with the rules in force and their path; `policyd fetch` and `block` check new lists with them."""
         loaded = self._running.loaded
         fields = {"ok": True, "ruleset": loaded.ruleset.hash, **_paths(loaded.files)}
         return LongText(fields, "rules", loaded.texts.rules.content)
@@ -580,13 +580,13 @@ class _Daemon:
         _log.info("ended")
         self._notifier.close()
         loop = asyncio.get_running_loop()
-        _block_signals()  # between removing a handler and ignoring the signal, it would kill the process
+        _block_signals()  # a signal between the removal of its handler and SIG_IGN would kill the process
         for number in SIGNALS:
             # The loop's end would restore the default action, and a second signal would kill the process.
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)
 
-    def _run_beside(self, work: Coroutine[None, None, None]) -> None:
+    def _run_in_background(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)  # the loop itself keeps tasks by weak references only
         task.add_done_callback(self._tasks.discard)
@@ -606,7 +606,7 @@ def _paths(files: Sequence[LoadedFile]) -> dict[str, str | None]:
 
 
 def _block_signals() -> None:
-    """Lets no signal of the daemon's interrupt this thread."""
+    """Blocks the daemon's signals in this thread."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 

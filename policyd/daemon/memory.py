@@ -33,7 +33,7 @@ class SharedMemoryError(Exception):
 
 
 class DaemonMemory:
-    """The memory with its file and server. Belongs to the running event loop."""
+    """The memory of the daemon, with its state file and shared server. Belongs to the running event loop."""
 
     def __init__(self, settings: Settings, ruleset: Ruleset) -> None:
         local = ProcessMemory(settings.limits.state_keys)
@@ -56,7 +56,7 @@ class DaemonMemory:
             await asyncio.sleep(0)
 
     async def connect(self) -> None:
-        """Tries the shared server, for a second at most, so that the first requests know whether it is there."""
+        """Connects to the shared server, and waits CONNECT_SECONDS at most: the first requests know if it is there."""
         if self.shared is not None:
             await asyncio.wait([asyncio.ensure_future(self.shared.connect())], timeout=CONNECT_SECONDS)
 
@@ -80,7 +80,7 @@ class DaemonMemory:
             else:
                 heapq.heappushpop(best, found[::-1])
         if self.shared is not None and best:
-            # An empty value is never counted, so each answer is one more than the stored value.
+            # Each answer includes one more request: the empty value asked for here is never among those counted.
             values = await self._ask_shared([count_operation(counter, key, None, add=False) for _, key in best])
             best = [(value - 1, key) for value, (_, key) in zip(values, best, strict=True) if isinstance(value, int)]
         return [(key, value) for value, key in heapq.nlargest(count, best) if value > 0]

@@ -1,12 +1,13 @@
 """Serves the daemon's counters to Prometheus.
 
 Every request is counted, so the counters are plain integers in `Counters`, which become metrics at a scrape
-(`labels().inc()` of prometheus_client takes longer than a whole lookup). Label values are words of policyd's own and
+(`labels().inc()` of prometheus_client takes longer than a whole lookup). Label values are policyd's own words, and
 names of rules and lists: a client cannot choose one, so the ruleset bounds their number.
 
-The page is served by a few lines on the daemon's own event loop. A thread, as prometheus_client has it, would contend
-with the requests for the interpreter's lock, and would start another thread for each scraper, even a slow one. Here the
-page is made in slices with requests between them, there are at most MAX_SCRAPERS, and each has SCRAPE_SECONDS.
+The page is served by a few lines on the daemon's own event loop. The server of prometheus_client is a thread: it would
+contend with the requests for the interpreter's lock, and would start another thread for each scraper, even a slow one.
+Here the page is made in slices with requests between them, there are at most MAX_SCRAPERS scrapers, and each has
+SCRAPE_SECONDS.
 """
 
 from __future__ import annotations
@@ -36,12 +37,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-
 # Maximum number of simultaneous scrapes; a few collectors scrape every few seconds.
 MAX_SCRAPERS = 8
+
+# Seconds before a scrape is ended.
 SCRAPE_SECONDS = 10.0
 
-# Maximum bytes of a request head; a scraper's has some hundred.
+# Maximum bytes of a request head; a scraper sends some hundred.
 MAX_HEAD = 8192
 
 # Number of samples formatted at a time: some 5 us each.
@@ -58,12 +60,12 @@ class Page:
         self._server = running.server
 
     async def render(self) -> bytes:
-        """The page, made in slices with a turn of the event loop between them."""
+        """Returns the page, made in slices with a turn of the event loop between them."""
         page = []
         name = ""
         for family in self._families():
-            text = generate_latest(_Only(family))
-            if family.name == name:  # another slice of the same family, which has its HELP and TYPE already
+            text = generate_latest(_FamilyCollector(family))
+            if family.name == name:  # a further slice of a family: the page has its HELP and TYPE
                 text = text.split(b"\n", 2)[2]
             name = family.name
             page.append(text)
@@ -309,7 +311,7 @@ class PageServer:
             self._server.close()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Starts a task for a scrape; asyncio's own would be reported as a bug if the daemon's end cancels it."""
+        """Starts a task for a scrape. A task of asyncio's own would be reported as a bug if the daemon cancels it."""
         if len(self._scrapes) >= MAX_SCRAPERS:
             writer.transport.abort()
             return
@@ -344,7 +346,7 @@ class PageServer:
         return response if method == b"GET" else response[: -len(page)]
 
 
-class _Only:
+class _FamilyCollector:
     """A collector of one family, for `generate_latest`."""
 
     def __init__(self, family: Metric) -> None:

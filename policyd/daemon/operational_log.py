@@ -4,7 +4,7 @@ Under systemd a line begins with its priority (sd-daemon(3)) and has no time, be
 begins with the local time. Only a traceback, which only a bug produces, has more than one line.
 
 Promises never to block the daemon: a line that standard error does not take at once is lost and counted. Control
-characters are always escaped; client text must also be cut (`shown`).
+characters are always escaped; client text must also be cut (`excerpt`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class OperationalLog(logging.Handler):
         """Writes one record."""
         try:
             self.lost += self._sink.write(self._lines(record))
-        except Exception:  # noqa: BLE001 - as in logging.Handler: a bad log call must not raise in the caller
+        except Exception:  # noqa: BLE001 - a bad log call must not raise in its caller (logging.Handler)
             self.handleError(record)
 
     def _lines(self, record: logging.LogRecord) -> list[bytes]:
@@ -52,8 +52,8 @@ class OperationalLog(logging.Handler):
         return [f"{start}{printable(line)}\n".encode("utf-8", "backslashreplace") for line in lines]
 
 
-def shown(value: bytes, limit: int = 80) -> str:
-    """Returns bytes from outside, cut and in printable ASCII, for a message."""
+def excerpt(value: bytes, limit: int = 80) -> str:
+    """Returns bytes from a client for a message, in printable ASCII, and cut after `limit` bytes."""
     text = printable(value[:limit].decode("ascii", "backslashreplace"))
     return text if len(value) <= limit else text + "..."
 

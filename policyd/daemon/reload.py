@@ -10,10 +10,11 @@ Tables of long lists have memory files of their own (`policyd.tables.kept`). The
 force and passes them along with the next request to load; a worker reuses those that fit. So only tables of a ruleset
 that was in force are reused, and a worker that dies changes nothing.
 
-Why processes: a thread holds the interpreter's lock, and requests wait for it (a million networks and names: 3.3 s,
-requests up to 273 ms; with the loops written to yield, 7 s and 40 ms). Why forked from one parent: the tables use
-`hash(bytes)`, whose key is only passed on by a fork. Why a separate loader: by the time of a reload the daemon has
-threads and gigabytes; a process forked then would be neither safe nor cheap.
+Why processes: a thread would hold the interpreter's lock, and requests would wait for it. To load a million networks
+and names, a thread took 3.3 s and delayed requests by up to 273 ms; with loops that yield it took 7 s and delayed them
+by 40 ms. Why forked from one parent: the tables use `hash(bytes)`, whose key is only passed on by a fork. Why a
+separate loader: by the time of a reload the daemon has threads and gigabytes, so a fork of it would be neither safe nor
+cheap.
 
 If a worker dies, for instance because memory ran out, the load has failed and the ruleset in force stays. The worker
 makes itself the first choice of the kernel's out-of-memory killer. If the loader is killed, requests are served as
@@ -64,14 +65,14 @@ if TYPE_CHECKING:
 # requests by 2 ms at most.
 SLICE = 64
 
-# Maximum descriptors of a message: a file, and a table for each attribute of conditions. Linux passes at most 253
-# (SCM_MAX_FD).
+# Maximum number of descriptors in a message: a memory file, the tables (one for each attribute that conditions use) and
+# the databases. Linux passes at most 253 (SCM_MAX_FD).
 _MAX_DESCRIPTORS = 200
 
-# Signals for the daemon, which a terminal or an init system sends to the whole group.
+# Signals for the daemon; a terminal or an init system sends them to the whole process group.
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
-# The longest message between the processes: a traceback, at worst.
+# Maximum bytes of a message between the processes; the longest is a traceback.
 _MESSAGE_BYTES = 65536
 
 
@@ -81,10 +82,10 @@ class LoadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """The result of a load. `summary` describes it in a line; `seconds` is how long that took; `warnings` are a line
-    each. `files`, `texts`, `left_alone` and `databases` are as in `policyd.config.load.Loaded`. `reused` has a line for
-    each part of the ruleset in force that the load has reused. `next_end` is when the next entry of a list file ends
-    (Unix seconds).
+    """The result of a load. `summary` describes it in a line; `seconds` is the duration of the load; `warnings` has a
+    line for each. `files`, `texts`, `left_alone` and `databases` are as in `policyd.config.load.Loaded`. `reused` has a
+    line for each part of the ruleset in force that the load has reused. `next_end` is the time at which the next entry
+    of a list file ends (Unix seconds).
     """
 
     settings: Settings
@@ -135,7 +136,8 @@ class MappedRuleset:
     async def release(self) -> None:
         """Frees an unused ruleset in small steps, so that requests are not delayed.
 
-        At once, 10,000 rules (300,000 objects) would take 15 ms, and the tables of a million networks and names 20.
+        In one step, 10,000 rules (300,000 objects) would take 15 ms, and the tables of a million networks and names 20
+        ms.
         """
         while self._slices:
             self._slices.pop()
@@ -150,7 +152,7 @@ class MappedRuleset:
         for memory in memories:
             # A request may still use the ruleset. Then the memory is freed with that request.
             with contextlib.suppress(BufferError):
-                await asyncio.to_thread(memory.close)  # which releases the interpreter's lock
+                await asyncio.to_thread(memory.close)  # in a thread, because it releases the interpreter's lock
 
 
 class Loader:
@@ -165,7 +167,7 @@ class Loader:
         gc.freeze()  # present objects are shared with the loader and its workers until they are written to
         self._channel, far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel.settimeout(0)
-        self._fate = ""
+        self._why_ended = ""
         self.pid = os.fork()
         if not self.pid:
             self._channel.close()
@@ -183,7 +185,9 @@ class Loader:
             )
         far_end.close()
         self._has_begun = False
-        self._number = 0  # of the last load, which answers begin with: a worker may be killed after its answer
+        # The number of the last load. Each answer begins with the number of its load: if a worker is killed after its
+        # answer, the loader sends a second answer, which is ignored.
+        self._number = 0
 
     def begin(self) -> None:
         """Asks for the first load, whose result `load` then returns."""
@@ -199,9 +203,9 @@ class Loader:
     ) -> tuple[LoadResult, MappedRuleset]:
         """Loads settings and ruleset; one load at a time. Release the mapped ruleset when it is replaced.
 
-        With `texts`, these are loaded instead of the settings file and the rules file. Tables of the mapped ruleset
-        `in_force`, which must not be released during the load, and databases of `result`, the load in force, are reused
-        if they fit.
+        With `texts`, these are loaded instead of the settings file and the rules file. The load reuses tables of
+        `in_force`, the mapped ruleset in force, and databases of `result`, the load in force, if they fit. `in_force`
+        must not be released during the load.
 
         Raises ConfigErrors if the files are wrong, LoadError if the load failed for another reason.
         """
@@ -213,7 +217,7 @@ class Loader:
         except (BrokenPipeError, ConnectionResetError):
             message, descriptors = b"", []
         if not message:
-            raise LoadError(self._bury())
+            raise LoadError(self._reap())
         directory, _, sent = message.partition(b" ")
         if not directory.isdigit() or not sent.isdigit():
             raise LoadError(message.decode())
@@ -233,7 +237,8 @@ class Loader:
         """Asks for a load. Texts and catalogue are passed in a memory file, tables in memory files of their own.
 
         A thread writes them without the interpreter's lock, because list files among the texts may have 100 MB. If this
-        is cancelled meanwhile, the file is not closed in the middle of a write: its number may soon be another file's.
+        is cancelled meanwhile, the file is closed only after the write, because its descriptor number may soon be
+        another file's.
         """
         if texts is None and not databases and (in_force is None or not in_force.tables):
             self._channel.send(self._next())
@@ -255,7 +260,7 @@ class Loader:
     def close(self) -> None:
         """Ends the loading process, and a load in progress."""
         self._channel.close()
-        self._bury()
+        self._reap()
 
     async def _answer(self) -> tuple[bytes, list[int]]:
         """Returns the answer to the last request to load, and its descriptors; empty if the loader has ended."""
@@ -279,25 +284,29 @@ class Loader:
         finally:
             loop.remove_reader(self._channel.fileno())
 
-    def ended(self) -> str:
-        """The reason why the loading process has ended; empty while it runs."""
-        return self._bury(os.WNOHANG)
+    def why_ended(self) -> str:
+        """Returns why the loading process has ended; empty while it runs."""
+        return self._reap(os.WNOHANG)
 
-    def _bury(self, options: int = 0) -> str:
-        """Returns why the loader ended, for all later messages; empty if it runs and `options` say not to wait."""
-        if not self._fate:
+    def _reap(self, options: int = 0) -> str:
+        """Waits for the end of the loader, and returns its cause; empty if `options` say not to wait, and it runs."""
+        if not self._why_ended:
             pid, status = os.waitpid(self.pid, options)
             if not pid:
                 return ""
-            self._fate = f"the loading process has ended ({_told(status)}); a new ruleset needs a restart of policyd"
-        return self._fate
+            self._why_ended = (
+                f"the loading process has ended ({_exit_cause(status)}); a new ruleset needs a restart of policyd"
+            )
+        return self._why_ended
 
 
 async def _receive(
     place: int, descriptors: list[int], in_force: MappedRuleset | None, old: LoadResult | None
 ) -> tuple[LoadResult, MappedRuleset]:
-    """Maps the memory files of the result and of new tables, and unpickles the result. `descriptors` has the file of
-    the result, then those of new tables, which are removed from the list and stay open, then those of databases.
+    """Maps the memory files of the result and of new tables, and unpickles the result.
+
+    `descriptors` has the file of the result, then those of new tables, then those of databases. The files of new tables
+    are removed from the list, and stay open.
     """
     memory = mmap.mmap(descriptors[0], 0, access=mmap.ACCESS_READ)
     directory = _read_directory(memory, place)
@@ -354,7 +363,7 @@ def _run_loader(channel: socket.socket, load_files: LoadFiles) -> NoReturn:
     """Forks a worker for each request, until the daemon has ended. Does nothing else, so that its memory does not
     change.
     """
-    _call("policyd-loader")
+    _name_process("policyd-loader")
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     status = 1
@@ -387,19 +396,19 @@ def _watch(worker: int, channel: socket.socket) -> str:
     ended = os.pidfd_open(worker)
     waiting = select.poll()
     waiting.register(ended, select.POLLIN)
-    # Only for POLLHUP, which is always reported: the daemon may ask for the next load before the worker ends.
+    # No event but POLLHUP, which is always reported: the daemon may ask for the next load before the worker ends.
     waiting.register(channel, 0)
     if ended not in dict(waiting.poll()):
         os.kill(worker, signal.SIGKILL)
     os.close(ended)
     _, status = os.waitpid(worker, 0)
-    return _told(status) if status else ""
+    return _exit_cause(status) if status else ""
 
 
 def _run_worker(channel: socket.socket, load_files: LoadFiles, request: bytes, descriptors: list[int]) -> NoReturn:
-    """Loads, delivers and ends. The answer begins with the number of the request."""
-    _call("policyd-worker")
-    gc.disable()  # it ends before a collection is useful
+    """Loads, sends the result and ends. The answer begins with the number of the request."""
+    _name_process("policyd-worker")
+    gc.disable()  # the process ends before a collection is useful
     with contextlib.suppress(OSError):  # a sandbox may forbid it
         Path("/proc/self/oom_score_adj").write_text("1000")
     try:
@@ -423,7 +432,7 @@ def _run_worker(channel: socket.socket, load_files: LoadFiles, request: bytes, d
                 (*store.reuse_summary(), *_databases_as_before(loaded.ruleset.owners)),
                 loaded.next_end,
             )
-            del loaded  # its parsed lists, before all tables are copied
+            del loaded  # frees its parsed lists before all tables are copied
             if result.ruleset.owners is not None:
                 databases = result.ruleset.owners.descriptors
         except ConfigErrors as errors:
@@ -437,16 +446,16 @@ def _run_worker(channel: socket.socket, load_files: LoadFiles, request: bytes, d
         socket.send_fds(channel, [b"%b %d %d" % (request, place, len(sent))], sent)
     except MemoryError:
         channel.send(request + b" the new ruleset does not fit into memory")
-    except Exception:  # noqa: BLE001 - the boundary of the load: a bug there must not look like a result
-        told = traceback.format_exc().encode()[-_MESSAGE_BYTES // 2 :]
-        channel.send(request + b" a bug in policyd, please report it:\n" + told)
+    except Exception:  # noqa: BLE001 - the boundary of the load: a bug in it must not look like a result
+        text = traceback.format_exc().encode()[-_MESSAGE_BYTES // 2 :]
+        channel.send(request + b" a bug in policyd, please report it:\n" + text)
     finally:
         sys.stderr.flush()
         os._exit(0)
 
 
 def _databases_as_before(owners: Owners | None) -> tuple[str, ...]:
-    """Names the databases that were not parsed again, one per line."""
+    """Returns a line for each database that was not parsed again."""
     by_kind = {} if owners is None else {"asn": owners.asn, "country": owners.country}
     return tuple(
         f"database {kind} as before" for kind, records in by_kind.items() if isinstance(records, RecordsInForce)
@@ -468,13 +477,14 @@ def _read_request(descriptors: list[int]) -> tuple[Texts | None, TableStore, tup
     return texts, TableStore([*map(TableFile, descriptors[1:], records)]), databases
 
 
-def _call(name: str) -> None:
-    """Sets the name of this process, for ps(1)."""
+def _name_process(name: str) -> None:
+    """Sets the name of this process that ps(1) shows."""
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text(name)
 
 
-def _told(status: int) -> str:
+def _exit_cause(status: int) -> str:
+    """Says how a process ended, given its wait status."""
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return f"exit status {code}"
@@ -488,9 +498,9 @@ def _told(status: int) -> str:
 class Directory(NamedTuple):
     """Positions of the arrays in a memory file.
 
-    `buffers` are the arrays of all tables in the order in which they are unpickled: the table (0 for this memory file,
-    1 for the first in `tables`), start and length in bytes. For each table with a file of its own, `tables` has its
-    place among the tables of the ruleset in force, or None if it is new.
+    `buffers` has an element for each array, in the order in which they are unpickled: its file (0 is this memory file,
+    1 that of the first table in `tables`), and its start and length in bytes. `tables` has an element for each table
+    with a file of its own: its place among the tables of the ruleset in force, or None if it is new.
     """
 
     pickles: int
@@ -502,7 +512,7 @@ class Directory(NamedTuple):
 def _pack(result: object, file: BinaryIO, store: TableStore | None = None) -> int:
     """Writes the result. Returns where the directory begins.
 
-    The pickles share one memo, so an object that a slice holds is the same object in all that follows.
+    The pickles share one memo, so an object in a slice is the same object in all later pickles.
     """
     store = TableStore() if store is None else store
     files = {id(table_file.table): (place, table_file) for place, table_file in enumerate(store.used, 1)}
@@ -559,7 +569,7 @@ def _unpack(memory: mmap.mmap, directory: Directory, tables: Sequence[MappedTabl
 
 
 def _slices(root: object) -> Iterator[list[object]]:
-    """The elements of all long collections in an object, inner ones first, a few at a time."""
+    """Yields the elements of all long collections in an object, at most SLICE at a time, inner collections first."""
     seen: set[int] = set()
     waiting: list[tuple[object, bool]] = [(root, False)]
     while waiting:
@@ -578,5 +588,5 @@ def _slices(root: object) -> Iterator[list[object]]:
 
 
 def _is_compound(part: object) -> bool:
-    """Whether an object may contain many others. Classes are left out, their instances are not."""
+    """Whether an object may contain many others. This is false for classes, but not for their instances."""
     return isinstance(part, list | tuple | dict | frozenset) or type(part).__module__.startswith("policyd.")

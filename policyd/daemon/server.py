@@ -79,7 +79,7 @@ class Server:
         self.layouts = Layouts()
         self.connections: set[Connection] = set()
         self.turn_begun = False  # a request has been answered in this turn of the event loop
-        self.unsent: list[Connection] = []  # connections with answers to send at its end
+        self.unsent: list[Connection] = []  # connections with answers to send at the end of the turn
         self.draining = False
         self._drained = asyncio.Event()
         self._attaching: set[asyncio.Task[None]] = set()
@@ -88,14 +88,14 @@ class Server:
         self.use(ruleset, settings, facts)
 
     def use(self, ruleset: Ruleset, settings: Settings, facts: FactFinder) -> None:
-        """Puts these in force for every further request; no connection is affected."""
+        """Uses these for every later request; no connection is affected."""
         self.ruleset = ruleset
         self.remembers = uses_memory(ruleset)
         self.facts = facts
         self.line = json_line if settings.decision_log.format == "json" else text_line
         self.trust_postfix = settings.dns.trust_postfix
         self.limits = settings.limits
-        self.patience = min(settings.limits.idle_timeout, settings.limits.request_timeout)
+        self.min_timeout = min(settings.limits.idle_timeout, settings.limits.request_timeout)
         self.today = _today()
 
     @property
@@ -105,11 +105,11 @@ class Server:
 
     def accept(self, accepted: socket.socket, peer: str) -> None:
         """Takes a connection that a listener has accepted, or closes it if the limit is reached."""
-        most = self.max_connections
-        if len(self.connections) >= most:
+        limit = self.max_connections
+        if len(self.connections) >= limit:
             accepted.close()
             self.counters.refused += 1
-            self.complain("refused", f"{peer}: refused: {most} connections are open (limits.connections)")
+            self.complain("refused", f"{peer}: refused: {limit} connections are open (limits.connections)")
             return
         self.counters.accepted += 1
         connection = Connection(self, peer)
@@ -131,7 +131,7 @@ class Server:
         One pass over all connections takes less than a timer for each: 0.1 ms for 1,000 of them.
         """
         self.today = _today()
-        before = now - self.patience
+        before = now - self.min_timeout
         for connection in [each for each in self.connections if each.since < before]:
             connection.check(now)
         for complaint in self._complaints.values():
@@ -198,7 +198,7 @@ class Connection(asyncio.Protocol):
         self._partial = False  # a part of a request has arrived
         self._closing = False
         self._unsent: list[bytes] = []  # answers to send at the end of the turn
-        self.since = monotonic()  # the first byte of the incomplete request or, without one, the last answer
+        self.since = monotonic()  # time of the first byte of the incomplete request or, without one, of the last answer
 
     # --- The event loop calls these ---------------------------------------------------------------------------------
 
@@ -221,8 +221,8 @@ class Connection(asyncio.Protocol):
             self._parser.receive_data(received)
             if not self._waits:
                 self._answer_requests(arrived)
-            elif self._parser.pending > (most := self._server.limits.request_bytes):
-                self._refuse(ProtocolError(f"more than {most} bytes sent ahead of an answer"))
+            elif self._parser.pending > (limit := self._server.limits.request_bytes):
+                self._refuse(ProtocolError(f"more than {limit} bytes sent ahead of an answer"))
         except ProtocolError as error:
             self._refuse(error)
         except Exception:  # noqa: BLE001 - the boundary of the fast path
@@ -276,14 +276,14 @@ class Connection(asyncio.Protocol):
     # --- One request ------------------------------------------------------------------------------------------------
 
     def _answer_requests(self, arrived: float) -> None:
-        """Answers, in order, the requests that have arrived whole, up to one that needs DNS."""
+        """Answers the complete requests in order, up to one that needs DNS."""
         server = self._server
         next_request = self._parser.next_request
         while not self._closing:
             try:
                 request = next_request()
             except ProbeReceived:
-                self._tell_name()
+                self._answer_probe()
                 continue
             if request is None:
                 break
@@ -304,8 +304,8 @@ class Connection(asyncio.Protocol):
         if server.draining:
             self.close_if_idle()
 
-    def _tell_name(self) -> None:
-        """Answers `policyd doctor`. This is neither logged nor counted, because nothing was decided."""
+    def _answer_probe(self) -> None:
+        """Answers a probe of `policyd doctor`. No log line and no count, because nothing was decided."""
         ruleset = self._server.ruleset
         reply = ProbeReply(__version__, ruleset.hash, ruleset.observe).encode()
         if self._unsent:
@@ -314,14 +314,14 @@ class Connection(asyncio.Protocol):
             assert self._transport is not None
             self._transport.write(reply)
 
-    def _answer_later(self, inquiry: Inquiry, arrived: float, asked: float, found: asyncio.Future[Decision]) -> None:
+    def _answer_later(self, inquiry: Inquiry, arrived: float, began: float, found: asyncio.Future[Decision]) -> None:
         """The slow path, after DNS has answered. The ruleset in force when the request arrived decides."""
         self._waits = False
         if self._closing:
             return
         try:
             now = monotonic()
-            self._answer(inquiry, found.result(), arrived=arrived, dns_seconds=now - asked)
+            self._answer(inquiry, found.result(), arrived=arrived, dns_seconds=now - began)
             self.since = now
             self._answer_requests(now)
         except ProtocolError as error:
@@ -332,7 +332,7 @@ class Connection(asyncio.Protocol):
     def _answer(self, inquiry: Inquiry, decision: Decision, *, arrived: float, dns_seconds: float) -> None:
         """Sends, logs and counts one decision.
 
-        The first answer of a turn of the event loop goes out at once, so a lone request does not wait for the log.
+        The first answer of a turn of the event loop goes out at once, so a single request does not wait for the log.
         Further answers go out together at the turn's end, because a system call that wakes a Postfix process takes
         longer than a decision.
         """

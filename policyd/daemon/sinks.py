@@ -111,7 +111,7 @@ def _sender(descriptor: int) -> tuple[Callable[[bytes], int], Callable[[], None]
     try:
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         own = os.open(f"/proc/self/fd/{descriptor}", flags)
-    except OSError:  # another user's terminal, or no /proc: ask before each write instead
+    except OSError:  # another user's terminal, or no /proc: poll before each write instead
         own = os.dup(descriptor)
         writable = select.poll()
         writable.register(own, select.POLLOUT)

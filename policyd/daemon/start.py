@@ -1,7 +1,7 @@
 """Starts the daemon.
 
-The loader is forked first, while there is neither thread nor event loop, and loads the first ruleset while the rest of
-the daemon is imported.
+The loader is forked first, before there is a thread or an event loop. It loads the first ruleset while the other
+modules of the daemon are imported.
 """
 
 from __future__ import annotations
@@ -32,19 +32,18 @@ def serve(
 
     Raises ConfigErrors, LoadError or ListenError if it cannot start.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # they wait until the event loop handles them
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # signals wait until the event loop handles them
     _occupy_standard_descriptors()
     operational_log = OperationalLog(environment)
     logging.basicConfig(handlers=[operational_log], level=logging.INFO)
-    # idna and Python's codecs import their tables at the first name that is not ASCII, publicsuffixlist at the first
-    # ruleset with hostname_generic. All imports happen now, because an upgrade may replace the files on disk while the
-    # daemon runs.
+    # idna imports its tables at the first name that is not ASCII, and publicsuffixlist uses Python's codec "idna". Both
+    # are imported now, because an upgrade may replace the files on disk while the daemon runs.
     fold_name("b\u00fccher.example".encode())
     codecs.lookup("idna")
     loader = Loader(config_path, rules_path, listen)
     try:
         loader.begin()
-        from policyd.daemon.main import run  # noqa: PLC0415 - the loader works meanwhile
+        from policyd.daemon.main import run  # noqa: PLC0415 - imported while the loader loads
 
         run(loader, operational_log, environment)
     finally:

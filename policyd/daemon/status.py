@@ -26,14 +26,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from policyd.config.in_force import LoadedFile
+    from policyd.core.ruleset import Rule
     from policyd.daemon.counters import Rates
     from policyd.daemon.reload import LoadResult
     from policyd.daemon.server import Server
     from policyd.state.sqlite import StateFile
 
-# Seconds after which a top-level `mode: observe` needs attention, and for which lost log lines need it.
+# Seconds after which a top-level `mode: observe` needs attention.
 OBSERVE_SECONDS = 7 * 86400
+
+# Seconds for which a loss of log lines needs attention.
 LOST_SECONDS = 86400
+
+ROOT_NOTICE = "running as root, which policyd does not need; give it a user of its own"
 
 # Maximum number of lines of a section: a ruleset may have thousands of lists. The data for programs has all.
 MAX_LINES = 100
@@ -41,7 +46,7 @@ MAX_LINES = 100
 
 @dataclass(frozen=True, slots=True)
 class ReloadResult:
-    """Result of a reload, at a time in Unix seconds. `errors` is empty if it succeeded; `data` is `reload --data`."""
+    """Result of a reload. `at` is in Unix seconds; `data` means `reload --data`; `errors` is empty if it succeeded."""
 
     at: float
     data: bool
@@ -54,7 +59,7 @@ class ReloadResult:
 
 @dataclass(slots=True)
 class Running:
-    """The daemon's state. Times are in Unix seconds; `lost_at` is when log lines were last lost."""
+    """The daemon's state. Times are in Unix seconds; `lost_at` is the time of the last loss of log lines."""
 
     server: Server
     loaded: LoadResult
@@ -64,10 +69,10 @@ class Running:
     started: float = field(default_factory=time.time)
     loaded_at: float = field(default_factory=time.time)
     lost_at: float | None = None
-    failed: ReloadResult | None = None  # the last whole reload, if it failed
+    failed: ReloadResult | None = None  # the last full reload, if it failed
     data_failed: ReloadResult | None = None  # the last `reload --data` since then, if it failed
     left_alone: tuple[str, ...] = ()  # files that the last `reload --data` found edited
-    loader_ended: str = ""  # why loads are impossible
+    loader_ended: str = ""  # why the loading process has ended
     _lost_before: int = 0
 
     def reloaded(self, result: ReloadResult) -> None:
@@ -104,7 +109,7 @@ class Section:
 
 
 def status(running: Running) -> dict[str, Any]:
-    """The whole status: `data`, `lines` (label and text), `attention` and `notices`."""
+    """Returns the status of all sections: `data`, `lines` (label and text), `attention` and `notices`."""
     data: dict[str, Any] = {}
     lines: list[tuple[str, str]] = []
     attention: list[str] = []
@@ -123,9 +128,11 @@ def status(running: Running) -> dict[str, Any]:
 
 
 def _daemon(running: Running) -> Section:
-    data = {"version": __version__, "pid": os.getpid(), "since": _written(running.started)}
-    line = f"policyd {__version__}, process {os.getpid()}, since {_written(running.started)} ({_age(running.started)})"
-    notices = ("running as root, which policyd does not need; give it a user of its own",) if not os.geteuid() else ()
+    data = {"version": __version__, "pid": os.getpid(), "since": _format_time(running.started)}
+    line = (
+        f"policyd {__version__}, process {os.getpid()}, since {_format_time(running.started)} ({_age(running.started)})"
+    )
+    notices = () if os.geteuid() else (ROOT_NOTICE,)
     attention = (running.loader_ended,) if running.loader_ended else ()
     return Section(data, (("daemon", line),), attention, notices)
 
@@ -133,23 +140,23 @@ def _daemon(running: Running) -> Section:
 def _mode(running: Running) -> Section:
     if not running.server.ruleset.observe:
         return Section({"mode": "enforce"}, (("mode", "enforce"),))
-    since = _rules_written(running)
-    line = f"observe: every answer is DUNNO, since {_written(since)} ({_age(since)})"
+    since = _rules_modified(running)
+    line = f"observe: every answer is DUNNO, since {_format_time(since)} ({_age(since)})"
     attention: tuple[str, ...] = ()
     if time.time() - since > OBSERVE_SECONDS:
         attention = (f"mode: observe has been at the top of the rules for {_age(since)}; no mail is refused",)
-    return Section({"mode": "observe", "observe_since": _written(since)}, (("mode", line),), attention)
+    return Section({"mode": "observe", "observe_since": _format_time(since)}, (("mode", line),), attention)
 
 
-def _rules_written(running: Running) -> float:
-    """The modification time of the rules file in force."""
+def _rules_modified(running: Running) -> float:
+    """Returns the modification time of the rules file in force."""
     return next(file.modified for file in running.loaded.files if file.kind == "rules")
 
 
 def _ruleset(running: Running) -> Section:
     ruleset, loaded = running.server.ruleset, running.loaded
     about = {
-        "at": _written(running.loaded_at),
+        "at": _format_time(running.loaded_at),
         "seconds": round(loaded.seconds, 3),
         "rules": ruleset.counts.rules,
         "networks": ruleset.counts.networks,
@@ -162,7 +169,7 @@ def _ruleset(running: Running) -> Section:
             "kind": file.kind,
             "hash": file.hash,
             "in_ruleset_hash": file.hashed and file.kind != "settings",
-            "modified": _written(file.modified),
+            "modified": _format_time(file.modified),
         }
         for file in loaded.files
         if not file.missing
@@ -184,7 +191,7 @@ def _reload(running: Running) -> Section:
         lines.append((command, f"failed {_age(failure.at)} ago; ruleset {running.server.ruleset.hash} stays in force"))
         lines += [("", error) for error in failure.errors]
     data = {
-        "failures": [{"at": _written(each.at), "data": each.data, "errors": list(each.errors)} for each in failures]
+        "failures": [{"at": _format_time(each.at), "data": each.data, "errors": list(each.errors)} for each in failures]
     }
     attention = tuple(f"the last {'reload --data' if each.data else 'reload'} failed" for each in failures)
     notices = tuple(f"{path} has been edited since it was loaded" for path in running.left_alone)
@@ -228,10 +235,10 @@ def _lists(running: Running) -> Section:
             "lists": list(file.lists),
             "path": file.path,
             "hash": file.hash,
-            "modified": None if file.missing else _written(file.modified),
+            "modified": None if file.missing else _format_time(file.modified),
             "age_seconds": None if file.missing else max(0, round(time.time() - file.modified)),
             "entries": file.entries,
-            "fetched": None if file.every is None else _fetched(file.path, file.every),
+            "fetched": None if file.every is None else _fetch_data(file.path, file.every),
         }
         for file in files
     ]
@@ -240,14 +247,14 @@ def _lists(running: Running) -> Section:
 
 
 def _late_lists(files: Sequence[LoadedFile]) -> Iterator[str]:
-    """Fetched lists that are not current."""
+    """Yields a message for each fetched list that is not current."""
     for file in files:
-        if notice := _late(f"list {', '.join(file.lists)}", file.lists[0], file):
+        if notice := _late_message(f"list {', '.join(file.lists)}", file.lists[0], file):
             yield notice
 
 
-def _late(what: str, name: str, file: LoadedFile | DatabaseInfo) -> str:
-    """Says that a fetched file is not current; empty if it is current, or not fetched."""
+def _late_message(what: str, name: str, file: LoadedFile | DatabaseInfo) -> str:
+    """Returns a message if a fetched file is not current; empty if it is current, or not fetched."""
     if file.every is None:
         return ""
     if file.missing and checked_at(file.path) is None:
@@ -258,9 +265,9 @@ def _late(what: str, name: str, file: LoadedFile | DatabaseInfo) -> str:
     return ""
 
 
-def _fetched(path: str, every: float) -> dict[str, Any]:
+def _fetch_data(path: str, every: float) -> dict[str, Any]:
     checked = checked_at(path)
-    return {"every_seconds": every, "checked": None if checked is None else _written(checked)}
+    return {"every_seconds": every, "checked": None if checked is None else _format_time(checked)}
 
 
 def _list_line(file: LoadedFile) -> str:
@@ -308,10 +315,10 @@ def _databases(running: Running) -> Section:
             "path": info.path,
             "format": info.format,
             "hash": info.hash,
-            "built": None if info.missing else _written(info.built),
+            "built": None if info.missing else _format_time(info.built),
             "age_seconds": None if info.missing else max(0, round(now - info.built)),
             "old": info.is_old(now),
-            "fetched": None if info.every is None else _fetched(info.path, info.every),
+            "fetched": None if info.every is None else _fetch_data(info.path, info.every),
         }
         for info in databases
     ]
@@ -325,7 +332,7 @@ def _databases(running: Running) -> Section:
         for info in databases
     )
     attention = [info.age_notice(now) for info in databases]
-    attention += [_late(f"database {info.kind}", info.kind, info) for info in databases]
+    attention += [_late_message(f"database {info.kind}", info.kind, info) for info in databases]
     owners = running.loaded.ruleset.owners
     sources = {} if owners is None else {DatabaseKind.ASN: owners.asn, DatabaseKind.COUNTRY: owners.country}
     for info in databases:
@@ -338,7 +345,7 @@ def _databases(running: Running) -> Section:
 
 
 def _memory(running: Running) -> Section:
-    """Counters and greylisting. No lines without a rule, state file or shared server that uses them."""
+    """Counters and greylisting. No lines if there is no rule that uses them, no state file and no shared server."""
     memory, file = running.server.memory, running.state_file
     local, shared = memory.local, memory.shared
     data: dict[str, Any] = {
@@ -379,10 +386,15 @@ def _logs(running: Running) -> Section:
     return Section({"lines_lost": lost}, lines, attention)
 
 
+def ending_rules(server: Server) -> list[Rule]:
+    """Returns the rules that have expired, or expire within EXPIRY_NOTICE."""
+    notice = server.today + EXPIRY_NOTICE
+    return [rule for rule in server.ruleset.rules if rule.expired(notice)]
+
+
 def _endings(running: Running) -> Section:
     today = running.server.today
-    notice = today + EXPIRY_NOTICE
-    ending = [rule for rule in running.server.ruleset.rules if rule.expired(notice)]
+    ending = ending_rules(running.server)
     expired = [rule for rule in ending if rule.expired(today)]
     data = [{"rule": rule.name, "expires": str(rule.expires), "expired": rule.expired(today)} for rule in ending]
     lines = tuple(
@@ -416,7 +428,7 @@ SECTIONS: tuple[Callable[[Running], Section], ...] = (
 # --- Times ------------------------------------------------------------------------------------------------------------
 
 
-def _written(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     """Formats a time as RFC 3339, with the local offset."""
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).astimezone().isoformat(timespec="seconds")
 

@@ -1,7 +1,8 @@
-"""Notifies systemd by the protocol of sd_notify(3): one datagram each, to the socket that NOTIFY_SOCKET names.
+"""Notifies systemd with the protocol of sd_notify(3).
 
-Promises to do nothing without such a socket, and never to block or fail: a notification that cannot be sent is logged
-once.
+Each notification is one datagram to the socket that NOTIFY_SOCKET names.
+
+Promises to do nothing without such a socket, and never to block or fail: a notification that cannot be sent is logged.
 """
 
 from __future__ import annotations
@@ -32,32 +33,32 @@ class Notifier:
             _log.warning("NOTIFY_SOCKET=%r is neither a path nor an abstract socket; systemd is not notified", address)
 
     def ready(self, status: str) -> None:
-        """The daemon serves; `status` is one line about it."""
-        self._say("READY=1", f"STATUS={status}")
+        """Notifies that the daemon serves; `status` is one line about it."""
+        self._send("READY=1", f"STATUS={status}")
 
     def reloading(self) -> None:
-        """A reload has begun; `ready` ends it. Type=notify-reload requires the time."""
-        self._say("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        """Notifies that a reload has begun; `ready` ends it. Type=notify-reload requires the time."""
+        self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def status(self, status: str) -> None:
         """Sends a new status line only."""
-        self._say(f"STATUS={status}")
+        self._send(f"STATUS={status}")
 
     def stopping(self) -> None:
-        """The daemon is about to end."""
-        self._say("STOPPING=1", "STATUS=answering requests in flight")
+        """Notifies that the daemon is about to end."""
+        self._send("STOPPING=1", "STATUS=answering requests in flight")
 
     def watchdog(self) -> None:
-        """The daemon is alive; due at least every `watchdog_seconds`."""
-        self._say("WATCHDOG=1")
+        """Notifies that the daemon is alive; due at least every `watchdog_seconds`."""
+        self._send("WATCHDOG=1")
 
     def close(self) -> None:
-        """Ends notification."""
+        """Closes the socket; nothing is sent after this."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
-    def _say(self, *assignments: str) -> None:
+    def _send(self, *assignments: str) -> None:
         if self._socket is None:
             return
         try:
@@ -70,7 +71,7 @@ class Notifier:
 
 
 def _watchdog_seconds(environment: Mapping[str, str]) -> float | None:
-    """Half of what sd_watchdog_enabled(3) allows between two notifications; None without a watchdog."""
+    """Returns half of the time allowed between two notifications (sd_watchdog_enabled(3)); None without a watchdog."""
     microseconds = environment.get("WATCHDOG_USEC", "")
     if not microseconds.isdigit() or environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None

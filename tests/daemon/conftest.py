@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
+from tests.daemon.client import request
 from tests.field.conftest import open_folder  # noqa: F401 - a fixture of the tests here too
 from tests.field.policyd import Policyd
+from tests.field.waiting import until
 from tests.ports import free_port
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
 RULES = """
 rules:
@@ -19,6 +22,10 @@ rules:
   - {name: bulk, match: {cidr: 203.0.113.0/24}, action: 'DEFER 4.7.1 later'}
   - {name: first-try, match: {helo_name_suffix: dynamic.example}, action: REJECT, mode: observe}
 """
+
+# A request that the rule `bulk` matches, and its answer.
+BULK = request(client_address="203.0.113.9")
+LATER = "DEFER 4.7.1 later"
 
 # Every client that these rules do not list needs a lookup.
 DNS_RULES = """
@@ -43,9 +50,36 @@ def port() -> int:
 
 @pytest.fixture
 def start_policyd(tmp_path: Path, port: int) -> StartPolicyd:
-    """Daemons in the test's folder, which listen on `port` unless told otherwise."""
+    """Makes daemons in the test's folder; without `listen`, they listen on `port`."""
 
     def start(rules: str = RULES, **arguments: Any) -> Policyd:
         return Policyd(tmp_path, rules, **{"listen": [f"inet:127.0.0.1:{port}"], **arguments})
 
     return start
+
+
+@pytest.fixture
+def run_before_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes all Python processes that the test starts run some code before their program (Python's module `site`)."""
+
+    def install(code: str) -> None:
+        folder = tmp_path / "site"
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(code)
+        monkeypatch.setenv("PYTHONPATH", str(folder))
+
+    return install
+
+
+def children(pid: int) -> list[int]:
+    """Returns the processes that the first thread of a process has forked."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def log_lines(policyd: Policyd, words: str) -> list[str]:
+    """Returns the lines of the operational log with these words; waits for the first."""
+
+    def found() -> list[str] | None:
+        return [line for line in policyd.operational_log.read_text().splitlines() if words in line] or None
+
+    return until(f"a line with {words!r}", found)

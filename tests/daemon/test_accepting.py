@@ -1,4 +1,4 @@
-"""Accepting connections while accept(2) fails, also for reasons that a test must not cause for real."""
+"""Connections while accept(2) fails, also for reasons that a test must not cause for real."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 from policyd.daemon.listeners import Listener
 
-# The whole system out of descriptors, out of memory for sockets, out of memory: simulated, because the real thing would
-# affect every other program on the machine.
+# The system has no descriptors, no memory for sockets, or no memory. These errors are simulated, because real ones
+# would affect every other program on the machine.
 ERRORS = (errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 

@@ -18,16 +18,14 @@ import pytest
 
 from policyd.control.client import ControlError, ask
 from policyd.control.words import Command, Request
-from tests.daemon.client import Client, request, unnamed
-from tests.daemon.conftest import DNS_RULES, RULES, StartPolicyd
+from tests.daemon.client import Client, unnamed
+from tests.daemon.conftest import BULK, DNS_RULES, LATER, RULES, StartPolicyd, children
 from tests.field.policyd import Policyd
 from tests.name_server import NXDOMAIN, Reply, ScriptedServer, claim, reverse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-BULK = request(client_address="203.0.113.9")
-LATER = "DEFER 4.7.1 later"
 LISTED = """
 lists:
   drop: {file: drop.txt}
@@ -64,11 +62,11 @@ def test_status_shows_version_mode_ruleset_and_files(start_policyd: StartPolicyd
     with start_policyd(control=control) as policyd, Client(port) as client:
         client.ask(BULK)
         (logged,) = policyd.decisions(1)
-        told = run(policyd, "status", "--json")
-        said = run(policyd, "status")
+        data = run(policyd, "status", "--json")
+        text = run(policyd, "status")
         pid = policyd.pid
-    assert (told.returncode, told.stderr) == (0, "")
-    status = json.loads(told.stdout)
+    assert (data.returncode, data.stderr) == (0, "")
+    status = json.loads(data.stdout)
     assert (status["pid"], status["mode"], status["ruleset"]) == (pid, "enforce", logged["ruleset"])
     assert status["loaded"]["rules"] == 3
     assert [file["kind"] for file in status["files"]] == ["settings", "rules"]
@@ -76,49 +74,47 @@ def test_status_shows_version_mode_ruleset_and_files(start_policyd: StartPolicyd
     assert status["answers_per_second"]["DEFER"] > 0
     assert status["connections"]["open"] == 1
     assert status["attention"] == []
-    assert (said.returncode, said.stdout.splitlines()[0]) == (0, "mode         enforce")
+    assert (text.returncode, text.stdout.splitlines()[0]) == (0, "mode         enforce")
 
 
 def test_status_shows_observe_first_and_as_a_problem_after_a_week(
     start_policyd: StartPolicyd, control: str, tmp_path: Path
 ) -> None:
     with start_policyd("mode: observe\n" + RULES, control=control) as policyd:
-        fresh = run(policyd, "status")
+        first = run(policyd, "status")
         old = (tmp_path / "rules.yaml").stat().st_mtime - 8 * 86400
         os.utime(policyd.rules, (old, old))
         policyd.reload()
-        forgotten = run(policyd, "status")
-    assert fresh.returncode == 0
-    assert fresh.stdout.startswith("mode         observe: every answer is DUNNO")
-    assert forgotten.returncode == 1
-    assert "attention: mode: observe has been at the top of the rules for 8 days" in forgotten.stdout
+        after_a_week = run(policyd, "status")
+    assert first.returncode == 0
+    assert first.stdout.startswith("mode         observe: every answer is DUNNO")
+    assert after_a_week.returncode == 1
+    assert "attention: mode: observe has been at the top of the rules for 8 days" in after_a_week.stdout
 
 
-def test_an_expired_rule_needs_attention_and_one_that_expires_soon_is_a_notice(
-    start_policyd: StartPolicyd, control: str
-) -> None:
+def test_an_expired_rule_needs_attention(start_policyd: StartPolicyd, control: str) -> None:
     rules = RULES + "  - {name: old, match: {cidr: 192.0.2.7}, action: REJECT, expires: 2026-01-01}\n"
     with start_policyd(rules, control=control) as policyd:
-        told = run(policyd, "status")
-    assert told.returncode == 1
-    assert "rule ends    old: expired on 2026-01-01" in told.stdout
-    assert "attention: expired rules: old; remove them or set another date" in told.stdout
+        status = run(policyd, "status")
+    assert status.returncode == 1
+    assert "rule ends    old: expired on 2026-01-01" in status.stdout
+    assert "attention: expired rules: old; remove them or set another date" in status.stdout
 
 
 def test_alive_exits_0_while_the_daemon_answers_and_2_without_it(start_policyd: StartPolicyd, control: str) -> None:
     with start_policyd(control=control) as policyd:
         alive = run(policyd, "status", "--alive")
-    gone = run(policyd, "status", "--alive")
+    without_daemon = run(policyd, "status", "--alive")
     assert (alive.returncode, alive.stdout) == (0, "")
-    assert gone.returncode == 2
-    assert f"{control} does not exist; is policyd running" in gone.stderr
+    assert without_daemon.returncode == 2
+    assert f"{control} does not exist; is policyd running" in without_daemon.stderr
 
 
-def test_a_missing_control_socket_is_named_in_the_message(start_policyd: StartPolicyd) -> None:
+def test_without_a_control_socket_in_the_settings_status_names_the_line_to_add(start_policyd: StartPolicyd) -> None:
     with start_policyd() as policyd:
-        told = run(policyd, "status")
-    assert told.returncode == 2
-    assert "names no control socket; add the line control: /run/policyd/control.sock" in told.stderr
+        status = run(policyd, "status")
+    assert status.returncode == 2
+    assert "names no control socket; add the line control: /run/policyd/control.sock" in status.stderr
 
 
 # --- Reload -----------------------------------------------------------------------------------------------------------
@@ -127,11 +123,11 @@ def test_a_missing_control_socket_is_named_in_the_message(start_policyd: StartPo
 def test_reload_waits_and_prints_changes(start_policyd: StartPolicyd, port: int, control: str) -> None:
     with start_policyd(control=control) as policyd, Client(port) as client:
         policyd.rules.write_text(RULES.replace("later", "much later").replace("name: vps", "name: hosters"))
-        told = run(policyd, "reload")
+        reloaded = run(policyd, "reload")
         assert client.ask(BULK) == "DEFER 4.7.1 much later"
         again = run(policyd, "reload")
-    assert (told.returncode, told.stderr) == (0, "")
-    first, *changes = told.stdout.splitlines()
+    assert (reloaded.returncode, reloaded.stderr) == (0, "")
+    first, *changes = reloaded.stdout.splitlines()
     assert first.startswith("reloaded: ruleset ")
     assert changes == ["  rule hosters added", "  rule bulk changed", "  rule vps removed"]
     assert again.stdout.splitlines()[1:] == ["  nothing changed"]
@@ -139,8 +135,8 @@ def test_reload_waits_and_prints_changes(start_policyd: StartPolicyd, port: int,
 
 def test_a_reload_is_answered_although_the_daemon_ends_first(start_policyd: StartPolicyd, control: str) -> None:
     with start_policyd(control=control) as policyd, connect(control) as first, connect(control) as second:
-        (loader,) = Path(f"/proc/{policyd.pid}/task/{policyd.pid}/children").read_text().split()
-        os.kill(int(loader), signal.SIGSTOP)
+        (loader,) = children(policyd.pid)
+        os.kill(loader, signal.SIGSTOP)
         try:
             for peer, data in ((first, False), (second, True)):
                 peer.sendall(Request(Command.ALIVE).encode() + Request(Command.RELOAD, data=data).encode())
@@ -149,7 +145,7 @@ def test_a_reload_is_answered_although_the_daemon_ends_first(start_policyd: Star
             os.kill(policyd.pid, signal.SIGTERM)
             answers = [json.loads(line.readline()) for line in lines]
         finally:
-            os.kill(int(loader), signal.SIGCONT)
+            os.kill(loader, signal.SIGCONT)
     assert alive == [True, True]
     assert [answer["errors"] for answer in answers] == [["policyd is ending; nothing was reloaded"]] * 2
 
@@ -163,8 +159,8 @@ def test_a_broken_reload_exits_1_with_every_error_and_status_shows_it_until_a_go
         shown = run(policyd, "status")
         assert client.ask(BULK) == LATER
         policyd.rules.write_text(RULES)
-        mended = run(policyd, "reload")
-        quiet = run(policyd, "status")
+        corrected = run(policyd, "reload")
+        after = run(policyd, "status")
     assert (failed.returncode, failed.stdout) == (1, "")
     *errors, last = failed.stderr.splitlines()
     assert [error.partition(": ")[0] for error in errors] == [
@@ -176,8 +172,8 @@ def test_a_broken_reload_exits_1_with_every_error_and_status_shows_it_until_a_go
     assert shown.returncode == 1
     assert all(error in shown.stdout for error in errors)
     assert "attention: the last reload failed" in shown.stdout
-    assert (mended.returncode, quiet.returncode) == (0, 0)
-    assert "failed" not in quiet.stdout.replace("failed 0", "")
+    assert (corrected.returncode, after.returncode) == (0, 0)
+    assert "failed" not in after.stdout.replace("failed 0", "")
 
 
 def test_data_is_reloaded_despite_half_edited_rules_and_settings(
@@ -191,15 +187,15 @@ def test_data_is_reloaded_despite_half_edited_rules_and_settings(
         policyd.rules.write_text(LISTED[: len(LISTED) // 2] + "  - {name: [")
         policyd.settings.write_text(policyd.settings.read_text() + "limits: {conections: 7}\n")
         before = json.loads(run(policyd, "status", "--json").stdout)
-        told = run(policyd, "reload", "--data")
+        reloaded = run(policyd, "reload", "--data")
         assert client.ask(BULK).startswith("REJECT")
         status = run(policyd, "status", "--json")
-        whole = run(policyd, "reload")
+        full = run(policyd, "reload")
         drop.write_text("no network\n")
         bad = run(policyd, "reload", "--data")
         both = run(policyd, "status", "--json")
-    assert (told.returncode, told.stderr) == (0, "")
-    settings, rules, *changes = told.stdout.splitlines()
+    assert (reloaded.returncode, reloaded.stderr) == (0, "")
+    settings, rules, *changes = reloaded.stdout.splitlines()
     assert settings.startswith(f"{policyd.settings} has been edited since it was loaded; left alone")
     assert rules.startswith(f"{policyd.rules} has been edited since it was loaded; left alone")
     assert changes[1:] == ["  list drop changed: 1 entries before, 2 now"]
@@ -207,7 +203,7 @@ def test_data_is_reloaded_despite_half_edited_rules_and_settings(
     after = json.loads(status.stdout)
     assert [file["hash"] for file in after["files"][:2]] == [file["hash"] for file in before["files"][:2]]
     assert after["files"][2]["hash"] != before["files"][2]["hash"]
-    assert whole.returncode == 1
+    assert full.returncode == 1
     assert bad.returncode == 1
     assert f"{drop}:1:1: " in bad.stderr
     assert [failure["data"] for failure in json.loads(both.stdout)["reload"]["failures"]] == [False, True]
@@ -220,9 +216,9 @@ def test_a_good_reload_of_data_does_not_hide_that_the_rules_are_broken(
         policyd.rules.write_text("rules: 7\n")
         assert run(policyd, "reload").returncode == 1
         assert run(policyd, "reload", "--data").returncode == 0
-        told = run(policyd, "status")
-    assert told.returncode == 1
-    assert "expected a list of rules" in told.stdout
+        status = run(policyd, "status")
+    assert status.returncode == 1
+    assert "expected a list of rules" in status.stdout
 
 
 def test_the_rules_text_in_force_is_sent_even_if_the_file_was_edited(start_policyd: StartPolicyd, control: str) -> None:
@@ -240,7 +236,7 @@ def test_the_rules_text_in_force_is_sent_even_if_the_file_was_edited(start_polic
 def test_dns_answers_about_a_client_are_forgotten_by_address_or_name(
     start_policyd: StartPolicyd, port: int, control: str
 ) -> None:
-    name = "mail.mended.example"
+    name = "mail.repaired.example"
     zone = {
         reverse("192.0.2.31"): Reply(claim(name, "192.0.2.31")),
         f"{name} A": Reply([f"{name} 300 A 192.0.2.31"]),
@@ -252,28 +248,27 @@ def test_dns_answers_about_a_client_are_forgotten_by_address_or_name(
         Client(port) as client,
     ):
 
-        def asked() -> int:
+        def count_questions() -> int:
             before = len(dns.asked)
             for host in (31, 32, 33):
                 client.ask(unnamed(f"192.0.2.{host}"))
             return len(dns.asked) - before
 
-        assert asked() > 0
-        assert asked() == 0
+        assert count_questions() > 0
+        assert count_questions() == 0
         by_address = run(policyd, "forget", "192.0.2.33")
-        assert asked() == 1
-        by_name = run(policyd, "forget", "Mended.Example.")
-        assert asked() > 2
+        assert count_questions() == 1
+        by_name = run(policyd, "forget", "Repaired.Example.")
+        assert count_questions() > 2
         nothing = run(policyd, "forget", "2001:db8::1")
         wrong = run(policyd, "forget", "no name")
     assert (by_address.returncode, by_address.stdout) == (0, "forgot 1 client: 192.0.2.33\n")
-    assert (by_name.returncode, by_name.stdout) == (0, "forgot 2 clients: Mended.Example.\n")
+    assert (by_name.returncode, by_name.stdout) == (0, "forgot 2 clients: Repaired.Example.\n")
     assert (nothing.returncode, nothing.stdout) == (0, "nothing is cached for 2001:db8::1\n")
     assert (wrong.returncode, wrong.stdout) == (2, "")
 
 
-# --- Permissions
-# ---------------------------------------------------------------------------------------------------------
+# --- Permissions ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("group", "mode"), [(None, 0o600), (str(os.getgid()), 0o660)])
@@ -303,9 +298,9 @@ def test_an_unusable_control_socket_is_reported_and_mail_goes_on(
 ) -> None:
     with start_policyd(control=str(tmp_path / "missing" / "c.sock")) as policyd, Client(port) as client:
         assert client.ask(BULK) == LATER
-        told = policyd.operational_log.read_text()
-        assert "No such file or directory; serving without a control socket, which" in told
-        assert "make its folder or set 'control' to another path, and restart" in told
+        log = policyd.operational_log.read_text()
+        assert "No such file or directory; serving without a control socket, which" in log
+        assert "make its folder or set 'control' to another path, and restart" in log
 
 
 # --- Peers that do not behave -----------------------------------------------------------------------------------------
@@ -360,18 +355,12 @@ def test_several_requests_may_use_one_connection(start_policyd: StartPolicyd, co
         assert [json.loads(lines.readline())["ok"] for _ in range(3)] == [True] * 3
 
 
-def test_a_program_other_than_policyd_is_detected(tmp_path: Path) -> None:
-    path = str(tmp_path / "other")
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(path)
-        listening.listen()
-        listening.settimeout(30)
-        with socket.socket(socket.AF_UNIX) as peer:
-            peer.connect(path)
-        listening.accept()[0].close()
-        listening.close()
-        with pytest.raises(ControlError, match="nothing listens"):
-            ask(path, Request(Command.ALIVE))
+def test_a_stale_control_socket_is_detected(tmp_path: Path) -> None:
+    path = str(tmp_path / "stale")
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(path)
+    with pytest.raises(ControlError, match="nothing listens"):
+        ask(path, Request(Command.ALIVE))
 
 
 # --- Many hosts -------------------------------------------------------------------------------------------------------
@@ -385,7 +374,7 @@ SSH = (
 
 @contextmanager
 def fleet(folder: Path) -> Iterator[list[Path]]:
-    """Daemons that represent many hosts, each with its own folder and the same ruleset."""
+    """Starts a daemon for each host, each in a folder of its own and with the same ruleset."""
     with ExitStack() as running:
         for number in range(HOSTS):
             place = folder / f"mx{number}"

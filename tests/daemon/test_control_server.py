@@ -1,4 +1,4 @@
-"""The daemon's end of the control socket by itself, over pairs of sockets."""
+"""The server of the control socket without a daemon, over pairs of sockets."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def peer(server: ControlServer) -> AsyncIterator[tuple[asyncio.StreamReade
         writer.close()
 
 
-async def test_a_crowd_does_not_cut_off_an_answer_that_is_being_read() -> None:
+async def test_many_new_peers_do_not_cut_off_an_answer_that_is_being_read() -> None:
     server = ControlServer({Command.RULES: tell_rules})
     async with AsyncExitStack() as crowd, peer(server) as (reader, writer), asyncio.timeout(30):
         writer.write(Request(Command.RULES).encode())

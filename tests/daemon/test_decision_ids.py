@@ -9,7 +9,8 @@ import pytest
 
 from policyd.daemon.decision_ids import ALPHABET, MAX_CLAIMS, WINDOWS_A_SECOND, DecisionIds
 
-# Windows at a time that no daemon on this machine uses, nor another run of these tests.
+# A time in the past, in Unix seconds and different for each run: no daemon and no other run of these tests uses its
+# windows.
 LONG_AGO = 1e6 + os.getpid() * 1e4
 
 WINDOW = 1024
@@ -36,25 +37,25 @@ def test_an_id_is_eight_characters_of_crockfords_base_32(make: Make) -> None:
         assert re.fullmatch(f"[{ALPHABET}]{{8}}", decision_id.decode())
 
 
-def test_ids_go_up_and_do_not_repeat(make: Make) -> None:
+def test_ids_increase_and_do_not_repeat(make: Make) -> None:
     ids = [*islice(make(LONG_AGO), 40 * WINDOW)]
     assert ids == sorted(set(ids))
 
 
 def test_processes_at_the_same_time_share_no_id(make: Make) -> None:
-    one, other = make(LONG_AGO), make(LONG_AGO)
-    pairs = [(next(one), next(other)) for _ in range(5 * WINDOW)]
+    first, second = make(LONG_AGO), make(LONG_AGO)
+    pairs = [(next(first), next(second)) for _ in range(5 * WINDOW)]
     assert len({decision_id for pair in pairs for decision_id in pair}) == 10 * WINDOW
 
 
-def test_a_later_process_repeats_no_id_of_one_that_made_65536_in_the_second_before(make: Make) -> None:
+def test_a_process_that_starts_a_second_later_repeats_none_of_65536_ids(make: Make) -> None:
     earlier = make(LONG_AGO)
     ids = {*islice(earlier, WINDOWS_A_SECOND * WINDOW)}  # 65,536
     earlier.close()
     assert ids.isdisjoint(islice(make(LONG_AGO + 1), WINDOW))
 
 
-def test_a_clock_that_is_set_back_repeats_no_id_within_a_process(make: Make) -> None:
+def test_a_process_repeats_no_id_after_its_clock_is_set_back(make: Make) -> None:
     now = [LONG_AGO]
     ids = make(now)
     before = {*islice(ids, 3 * WINDOW)}

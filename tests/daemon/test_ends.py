@@ -12,17 +12,18 @@ from tests.daemon.client import Client, request
 from tests.field.waiting import until
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.daemon.conftest import StartPolicyd
 
-# Python imports this by itself (site). Its hook sees every file that the daemon and its forked processes open.
+# An audit hook, which records every file that the daemon and its forked processes open.
 HOOK = """
 import os, sys
 log = os.open(os.environ["OPENED"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 sys.addaudithook(lambda event, args: event == "open" and os.write(log, f"{args[0]}\\n".encode()))
 """
-KEPT = """
+RULES_WITH_OTHER_FILES = """
 databases: {country: countries.csv}
 dns_lists: {keyed: {zone: '{key}.list.example', key_file: key, codes: 127.0.0.2, self_test: no}}
 lists: {l: {file: l.txt}, other: {file: other.txt}}
@@ -59,12 +60,14 @@ def test_an_entry_ends_without_a_command_while_the_files_are_edited(
 
 @pytest.mark.slow
 def test_entries_end_without_any_file_being_read(
-    tmp_path: Path, start_policyd: StartPolicyd, port: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    start_policyd: StartPolicyd,
+    port: int,
+    run_before_python: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(HOOK)
+    run_before_python(HOOK)
     opened = tmp_path / "opened"
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     monkeypatch.setenv("OPENED", str(opened))
     ends = [int(time.time()) + 6, int(time.time()) + 9]
     (tmp_path / "l.txt").write_text("".join(f"192.0.2.{n} expires={format_end(end)}\n" for n, end in enumerate(ends)))
@@ -72,12 +75,12 @@ def test_entries_end_without_any_file_being_read(
     (tmp_path / "countries.csv").write_text("198.51.100.0,198.51.100.255,JP\n")
     (tmp_path / "key").write_text("secret\n")
     (tmp_path / "key").chmod(0o600)
-    with start_policyd(KEPT) as policyd, Client(port) as client:
+    with start_policyd(RULES_WITH_OTHER_FILES) as policyd, Client(port) as client:
         assert client.ask(request(client_address="192.0.2.1")).startswith("REJECT")
         at_start = opened.read_text().splitlines()
         for name in ("l.txt", "other.txt", "countries.csv", "key"):
             (tmp_path / name).unlink()
-        until("the end of both", lambda: client.ask(request(client_address="192.0.2.1")) == "DUNNO" or None, 20)
+        until("the end of both entries", lambda: client.ask(request(client_address="192.0.2.1")) == "DUNNO" or None, 20)
         country = client.ask(request(client_address="198.51.100.1"))
         generic = client.ask(request(client_address="203.0.113.9", client_name="h-203-0-113-9.dyn.example.net"))
         log = policyd.operational_log.read_text()

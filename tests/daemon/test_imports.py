@@ -18,6 +18,7 @@ from tests.name_server import NXDOMAIN, Reply, ScriptedServer, claim, reverse
 from tests.ports import free_port
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import pytest
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from tests.daemon.conftest import StartPolicyd
     from tests.field.policyd import Policyd
 
-# Python imports this by itself (site), before anything of the daemon. Its hook sees every new import
-# (https://docs.python.org/3/library/audit_events.html), in the daemon and its forked processes.
+# An audit hook (https://docs.python.org/3/library/audit_events.html), which records every new import in the daemon and
+# in its forked processes.
 HOOK = """
 import os, sys
 log = os.open(os.environ["IMPORTS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -62,7 +63,7 @@ BROKEN = RULES.replace("cidr", "cidre").replace("hostname_suffix", "hostname_suf
 
 
 def exercise(policyd: Policyd, port: int, control: Path, metrics: int) -> None:
-    """Exercises everything that a daemon may do after its start."""
+    """Makes the daemon do everything that it may do after its start."""
     with Client(port) as client:
         client.ask(request(client_address="192.0.2.1"))
         client.ask(request(sender="bad@x.example", helo_name="b\u00fccher.example"))
@@ -108,12 +109,14 @@ def exercise(policyd: Policyd, port: int, control: Path, metrics: int) -> None:
 
 
 def test_nothing_is_imported_after_the_start(
-    start_policyd: StartPolicyd, port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start_policyd: StartPolicyd,
+    port: int,
+    tmp_path: Path,
+    run_before_python: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(HOOK)
+    run_before_python(HOOK)
     imports = tmp_path / "imports"
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     monkeypatch.setenv("IMPORTS", str(imports))
     (tmp_path / "drop.txt").write_text("192.0.2.0/24\n2001:db8:1::/48\n")
     write_mmdb(tmp_path / "asn.mmdb", {network: maxmind_asn(*system) for network, system in SYSTEMS.items()})

@@ -1,4 +1,4 @@
-"""The destinations of a running daemon's lines, and failures to write them."""
+"""The logs of a running daemon: their destinations, and failures to write them."""
 
 import json
 import os
@@ -16,15 +16,11 @@ from urllib.request import urlopen
 import pytest
 
 from tests.daemon.client import Client, request
-from tests.daemon.conftest import RULES, StartPolicyd
-from tests.daemon.test_serving import said
+from tests.daemon.conftest import BULK, LATER, RULES, StartPolicyd, log_lines
 from tests.field.waiting import until
 from tests.ports import free_port
 
 pytestmark = pytest.mark.slow  # starts programs
-
-BULK = request(client_address="203.0.113.9")
-LATER = "DEFER 4.7.1 later"
 
 
 @contextmanager
@@ -106,16 +102,15 @@ def test_a_closed_standard_output_causes_only_lost_lines(tmp_path: Path) -> None
         assert any(b"decision log -: 1 lines lost: Broken pipe" in line for line in process.stderr)
 
 
-def first(count: int, content: bytes) -> list[bytes] | None:
-    lines = content.splitlines()
-    return lines if len(lines) >= count else None
-
-
 def test_standard_output_may_be_a_file_that_others_append_to(tmp_path: Path) -> None:
     path = tmp_path / "out"
 
     def lines(count: int) -> list[bytes]:
-        return until(f"{count} lines", lambda: first(count, path.read_bytes()))
+        def enough() -> list[bytes] | None:
+            written = path.read_bytes().splitlines()
+            return written if len(written) >= count else None
+
+        return until(f"{count} lines", enough)
 
     with path.open("wb") as out, serving(tmp_path, stdout=out) as (_, port), Client(port) as client:
         assert client.ask(BULK) == LATER
@@ -190,6 +185,12 @@ def test_lines_lost_on_a_full_disk_are_counted(start_policyd: StartPolicyd, port
     with start_policyd(decision_log=log, metrics=f"127.0.0.1:{metrics}") as policyd, Client(port) as client:
         for _ in range(3):
             assert client.ask(BULK) == LATER
-        said(policyd, "decision log /dev/full: 3 lines lost: No space left on device")
+        log_lines(policyd, "decision log /dev/full: 3 lines lost: No space left on device")
         with urlopen(f"http://127.0.0.1:{metrics}/metrics") as page:
             assert b'policyd_log_lines_lost_total{log="decision"} 3.0' in page.read()
+
+
+def test_lines_lost_since_the_last_report_are_counted_at_the_end(start_policyd: StartPolicyd, port: int) -> None:
+    with start_policyd(decision_log={"path": "/dev/full", "format": "text"}) as policyd, Client(port) as client:
+        client.ask(request())
+    assert "decision log /dev/full: 1 lines lost: No space left on device" in policyd.operational_log.read_text()

@@ -20,6 +20,7 @@ from tests.ports import free_port
 from tests.state.servers import PROGRAMS, StateServer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.daemon.conftest import StartPolicyd
@@ -54,7 +55,7 @@ def test_a_reload_keeps_unchanged_counters_and_uses_changed_ones(start_policyd: 
         assert [client.ask(MAIL) for _ in range(3)] == ["DUNNO"] * 3
 
 
-def test_counts_of_removed_rules_are_dropped_at_a_reload(
+def test_counts_of_a_removed_counter_are_dropped_at_a_reload(
     start_policyd: StartPolicyd, port: int, tmp_path: Path
 ) -> None:
     settings = {"control": str(tmp_path / "c.sock"), "dns": {"timeout": "100ms"}}
@@ -67,13 +68,13 @@ def test_counts_of_removed_rules_are_dropped_at_a_reload(
         before = keys()
         policyd.rules.write_text("\n".join(line for line in RULES.splitlines() if "senders" not in line))
         policyd.reload()
-        until("the end of the removed counter", lambda: keys() < before or None)
+        until("the counts to be dropped", lambda: keys() < before or None)
         left = keys()
         assert [client.ask(MAIL) for _ in range(2)] == ["DUNNO", "DEFER 4.7.1 3"]
     assert (before, left) == (3, 1)
 
 
-def test_a_counter_of_systems_counts_the_owner_of_the_client(
+def test_a_counter_per_asn_counts_the_requests_of_each_system(
     start_policyd: StartPolicyd, port: int, tmp_path: Path
 ) -> None:
     write_systems(tmp_path / "asn.mmdb", "maxmind_asn")
@@ -84,14 +85,13 @@ rules:
   - {name: system, match: {counter: system > 1}, action: 'DEFER 4.7.1 {count}'}
 """
     clients = ("198.51.100.1", "198.51.100.2", "203.0.113.200", "203.0.113.200")  # the last has no owner
-    with start_policyd(rules) as policyd, Client(port) as client:
+    with start_policyd(rules), Client(port) as client:
         assert [client.ask(request(client_address=address)) for address in clients] == [
             *("DUNNO", "DEFER 4.7.1 2", "DUNNO", "DUNNO")
         ]
-        del policyd
 
 
-def test_status_and_metrics_have_keys_and_evictions(start_policyd: StartPolicyd, port: int, tmp_path: Path) -> None:
+def test_status_and_metrics_show_keys_and_evictions(start_policyd: StartPolicyd, port: int, tmp_path: Path) -> None:
     metrics_port = free_port()
     settings = {
         "control": str(tmp_path / "c.sock"),
@@ -105,7 +105,7 @@ def test_status_and_metrics_have_keys_and_evictions(start_policyd: StartPolicyd,
             client.ask(request(client_address=f"192.0.2.{number}"))
         status = run(policyd, "status")
         samples = scrape(metrics_port)
-    # A key of each counter, and a value of the one that counts distinct senders.
+    # A key of each counter, and a value of the counter of distinct senders.
     assert before == {"keys": 3, "limit": 100, "evicted": 0, "state_file": None, "shared": None}
     assert status.returncode == 0
     assert samples["policyd_state_keys",] <= 100
@@ -168,7 +168,7 @@ def test_status_and_metrics_show_an_unavailable_shared_memory(
     assert failed["policyd_state_failures_total",] >= 3
 
 
-ASKED = """
+KEYED_RULES = """
 greylist: {wait: 1s}
 counters:
   often: {count: requests, per: [client_network/20, sender], within: 1h}
@@ -179,27 +179,39 @@ rules:
 """
 
 
-@pytest.mark.parametrize("program", [None, *PROGRAMS])
-def test_the_highest_keys_are_listed_and_a_key_can_be_forgotten(
-    start_policyd: StartPolicyd, port: int, tmp_path: Path, program: str | None
-) -> None:
-    server = StateServer(tmp_path, program) if program is not None else None
-    settings = {"control": str(tmp_path / "c.sock")} | ({"state": f"unix:{server.socket}"} if server else {})
+@pytest.fixture(params=[None, *PROGRAMS])
+def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StateServer | None]:
+    """The shared memory of the daemon: none, or a server of each kind."""
+    if request.param is None:
+        yield None
+        return
+    server = StateServer(tmp_path, request.param)
     try:
-        with start_policyd(ASKED, **settings) as policyd, Client(port) as client:
-            for number in range(12):
-                for _ in range(number + 1):
-                    client.ask(request(client_address="192.0.2.1", sender=f"A{number}@x.example"))
-            highest = run(policyd, "status", "--counter", "often")
-            distinct = json.loads(run(policyd, "status", "--counter", "senders", "--json").stdout)
-            forgot = run(policyd, "forget", "--counter", "often", "192.0.2.77", "a11@X.example")
-            again = run(policyd, "forget", "--counter", "often", "192.0.2.77", "a11@x.example")
-            short = run(policyd, "forget", "--counter", "often", "192.0.2.77")
-            after = run(policyd, "status", "--counter", "often")
-            unknown = run(policyd, "status", "--counter", "oftn")
+        yield server
     finally:
-        if server is not None:
-            server.stop()
+        server.stop()
+
+
+def settings_with(shared: StateServer | None, folder: Path) -> dict[str, str]:
+    """The settings of a daemon with a control socket and this shared memory."""
+    control = {"control": str(folder / "c.sock")}
+    return control if shared is None else {**control, "state": f"unix:{shared.socket}"}
+
+
+def test_the_highest_keys_are_listed_and_a_key_can_be_forgotten(
+    start_policyd: StartPolicyd, port: int, tmp_path: Path, shared: StateServer | None
+) -> None:
+    with start_policyd(KEYED_RULES, **settings_with(shared, tmp_path)) as policyd, Client(port) as client:
+        for number in range(12):
+            for _ in range(number + 1):
+                client.ask(request(client_address="192.0.2.1", sender=f"A{number}@x.example"))
+        highest = run(policyd, "status", "--counter", "often")
+        distinct = json.loads(run(policyd, "status", "--counter", "senders", "--json").stdout)
+        forgot = run(policyd, "forget", "--counter", "often", "192.0.2.77", "a11@X.example")
+        again = run(policyd, "forget", "--counter", "often", "192.0.2.77", "a11@x.example")
+        incomplete = run(policyd, "forget", "--counter", "often", "192.0.2.77")
+        after = run(policyd, "status", "--counter", "often")
+        unknown = run(policyd, "status", "--counter", "oftn")
     assert highest.stdout.splitlines() == [
         "    count  client_network/20/64 sender",
         *(f"{number + 1:>9}  192.0.0.0/20 a{number}@x.example" for number in range(11, 1, -1)),
@@ -207,36 +219,29 @@ def test_the_highest_keys_are_listed_and_a_key_can_be_forgotten(
     assert distinct["keys"] == [{"key": ["192.0.2.0/24"], "count": 12}]
     assert (forgot.returncode, forgot.stdout) == (0, "forgot counter often of 192.0.0.0/20 a11@x.example\n")
     assert again.stdout == "nothing to forget: counter often of 192.0.0.0/20 a11@x.example\n"
-    assert short.returncode == 2
-    assert "a key of counter often is: client_network/20/64, sender" in short.stderr
+    assert incomplete.returncode == 2
+    assert "a key of counter often is: client_network/20/64, sender" in incomplete.stderr
     assert after.stdout.splitlines()[1] == "       11  192.0.0.0/20 a10@x.example"
     assert unknown.returncode == 2
     assert "there is no counter 'oftn'; the counters are often, senders" in unknown.stderr
 
 
-@pytest.mark.parametrize("program", [None, *PROGRAMS])
 def test_explain_asks_the_daemon_for_the_values_of_counters(
-    start_policyd: StartPolicyd, port: int, tmp_path: Path, program: str | None
+    start_policyd: StartPolicyd, port: int, tmp_path: Path, shared: StateServer | None
 ) -> None:
-    server = StateServer(tmp_path, program) if program is not None else None
-    settings = {"control": str(tmp_path / "c.sock")} | ({"state": f"unix:{server.socket}"} if server else {})
-    asked = ("client_address=192.0.2.1", "client_name=a.example", "sender=new@x.example")
-    try:
-        with start_policyd(ASKED, **settings) as policyd, Client(port) as client:
-            for number in range(4):
-                client.ask(request(client_address="192.0.2.1", sender=f"A{number}@x.example"))
-            live = json.loads(run(policyd, "explain", *asked, "--json").stdout)["counters"]
-            text = run(policyd, "explain", *asked).stdout
-            given = json.loads(run(policyd, "explain", *asked, "--counter", "senders=9", "--json").stdout)["counters"]
-            policyd.rules.write_text(
-                ASKED.replace("per: client_network, within: 1h", "per: client_network, within: 2h")
-            )
-            edited = json.loads(run(policyd, "explain", *asked, "--json").stdout)["counters"]
-            policyd.stop()
-            away = json.loads(run(policyd, "explain", *asked, "--json").stdout)["counters"]
-    finally:
-        if server is not None:
-            server.stop()
+    explain = ("explain", "client_address=192.0.2.1", "client_name=a.example", "sender=new@x.example")
+    with start_policyd(KEYED_RULES, **settings_with(shared, tmp_path)) as policyd, Client(port) as client:
+        for number in range(4):
+            client.ask(request(client_address="192.0.2.1", sender=f"A{number}@x.example"))
+        live = json.loads(run(policyd, *explain, "--json").stdout)["counters"]
+        text = run(policyd, *explain).stdout
+        given = json.loads(run(policyd, *explain, "--counter", "senders=9", "--json").stdout)["counters"]
+        policyd.rules.write_text(
+            KEYED_RULES.replace("per: client_network, within: 1h", "per: client_network, within: 2h")
+        )
+        edited = json.loads(run(policyd, *explain, "--json").stdout)["counters"]
+        policyd.stop()
+        away = json.loads(run(policyd, *explain, "--json").stdout)["counters"]
     daemon = "the running daemon"
     assert live == {"often": {"value": 1, "source": daemon}, "senders": {"value": 5, "source": daemon}}
     assert "senders = 5  [the running daemon]" in text
@@ -249,28 +254,21 @@ def test_explain_asks_the_daemon_for_the_values_of_counters(
     assert "assumed to be 1: cannot ask the daemon: " in away["senders"]["source"]
 
 
-@pytest.mark.parametrize("program", [None, *PROGRAMS])
-def test_a_network_that_has_passed_greylisting_is_forgotten(
-    start_policyd: StartPolicyd, port: int, tmp_path: Path, program: str | None
+def test_a_network_that_has_passed_greylisting_can_be_forgotten(
+    start_policyd: StartPolicyd, port: int, tmp_path: Path, shared: StateServer | None
 ) -> None:
-    server = StateServer(tmp_path, program) if program is not None else None
-    settings = {"control": str(tmp_path / "c.sock")} | ({"state": f"unix:{server.socket}"} if server else {})
     mail = request(sender="a@grey.example")
-    try:
-        with start_policyd(ASKED, **settings) as policyd, Client(port) as client:
-            first = client.ask(mail)
-            time.sleep(1.2)
-            passed = client.ask(mail)
-            forgot = run(policyd, "forget", "--greylist", "192.0.2.77")
-            later = client.ask(mail)
-            if server is not None:
-                server.stop()
-                away = run(policyd, "forget", "--greylist", "192.0.2.77")
-                assert away.returncode == 2
-                assert "forgotten by this daemon only: the shared memory unix:" in away.stderr
-    finally:
-        if server is not None:
-            server.stop()
+    with start_policyd(KEYED_RULES, **settings_with(shared, tmp_path)) as policyd, Client(port) as client:
+        first = client.ask(mail)
+        time.sleep(1.2)
+        passed = client.ask(mail)
+        forgot = run(policyd, "forget", "--greylist", "192.0.2.77")
+        later = client.ask(mail)
+        if shared is not None:
+            shared.stop()
+            away = run(policyd, "forget", "--greylist", "192.0.2.77")
+            assert away.returncode == 2
+            assert "forgotten by this daemon only: the shared memory unix:" in away.stderr
     assert first.startswith("DEFER_IF_PERMIT ")
     assert passed == "DUNNO"
     assert (forgot.returncode, forgot.stdout) == (0, "forgot greylisting of 192.0.2.0/24\n")

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from policyd.core.throttle import MessageThrottle
-from policyd.daemon.operational_log import OperationalLog, shown
+from policyd.daemon.operational_log import OperationalLog, excerpt
 
 
 @pytest.fixture
@@ -33,14 +32,14 @@ def test_a_line_has_time_name_level_and_message(pipe: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("level", "priority"), [(logging.DEBUG, 7), (logging.INFO, 6), (logging.WARNING, 4), (logging.ERROR, 3)]
 )
-def test_the_journal_gets_priorities_and_no_second_time(pipe: tuple[int, int], level: int, priority: int) -> None:
+def test_lines_for_the_journal_have_a_priority_and_no_time(pipe: tuple[int, int], level: int, priority: int) -> None:
     reader, writer = pipe
     status = os.fstat(writer)
     log_through(OperationalLog({"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}, writer), level, "message")
     assert os.read(reader, 1000).decode() == f"<{priority}>message\n"
 
 
-def test_a_stream_that_is_not_the_journals_gets_times(pipe: tuple[int, int]) -> None:
+def test_lines_for_another_stream_have_a_time(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     log_through(OperationalLog({"JOURNAL_STREAM": "1:1"}, writer), logging.INFO, "message")
     assert b"info: message\n" in os.read(reader, 1000)
@@ -59,7 +58,7 @@ def test_each_line_of_a_traceback_is_a_line_of_the_log(pipe: tuple[int, int]) ->
     assert all(line.startswith("<3>") for line in lines)
 
 
-def test_no_control_character_gets_through(pipe: tuple[int, int]) -> None:
+def test_control_characters_are_escaped(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     log_through(OperationalLog({}, writer), logging.INFO, "%s", "a\nb\x1b[2J\u202eé\udcff\x7f")
     line = os.read(reader, 1000).decode()
@@ -74,22 +73,6 @@ def test_lines_lost_to_a_slow_reader_are_counted(pipe: tuple[int, int]) -> None:
 
 
 def test_client_text_in_messages_is_short_and_ascii() -> None:
-    assert shown(b"plain") == "plain"
-    assert shown("é\n\x00".encode()) == "\\xc3\\xa9\\n\\x00"
-    assert shown(b"x" * 100, 10) == "xxxxxxxxxx..."
-
-
-def test_the_first_event_of_a_kind_is_logged_at_once_and_later_ones_together() -> None:
-    throttle = MessageThrottle(1.0)
-    assert throttle.line_for("one", 10.0) == "one"
-    assert throttle.due_line(10.5) is None
-    assert throttle.line_for("two", 10.6) is None
-    assert throttle.line_for("three", 10.7) is None
-    assert throttle.due_line(10.8) is None
-    assert throttle.due_line(11.0) == "three (2 times since the last such line)"
-    assert throttle.line_for("four", 11.5) is None
-    assert throttle.due_line(12.1) == "four"
-    assert throttle.due_line(13.2) is None
-    assert throttle.line_for("five", 20.0) == "five"
-    assert throttle.line_for("six", 20.5) is None
-    assert throttle.line_for("seven", 30.0) == "seven (2 times since the last such line)"
+    assert excerpt(b"plain") == "plain"
+    assert excerpt("é\n\x00".encode()) == "\\xc3\\xa9\\n\\x00"
+    assert excerpt(b"x" * 100, 10) == "xxxxxxxxxx..."

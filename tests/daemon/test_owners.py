@@ -1,4 +1,4 @@
-"""Databases of networks in the daemon: sealed copies, reloads, the decision log, and files that change under it."""
+"""Databases of networks in the daemon: sealed copies, reloads, the decision log, and files that change meanwhile."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 import pytest
 
 from tests.daemon.client import Client, request
+from tests.daemon.conftest import children
 from tests.mmdb import maxmind_asn, write_mmdb, write_systems
 
 if TYPE_CHECKING:
@@ -47,10 +48,14 @@ def write_databases(folder: Path) -> None:
     (folder / "countries.csv").write_text(COUNTRIES)
 
 
+def ask_all(client: Client) -> dict[bytes, str]:
+    """Returns the answers to the requests of ANSWERS."""
+    return {content: client.ask(content) for content in ANSWERS}
+
+
 def maps(policyd: Policyd) -> str:
     """The maps of the daemon and of the processes that it has forked."""
-    children = Path(f"/proc/{policyd.pid}/task/{policyd.pid}/children").read_text().split()
-    return "".join(Path(f"/proc/{pid}/maps").read_text() for pid in (policyd.pid, *children))
+    return "".join(Path(f"/proc/{pid}/maps").read_text() for pid in (policyd.pid, *children(policyd.pid)))
 
 
 @pytest.fixture
@@ -59,11 +64,9 @@ def databases(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_systems_and_countries_decide_and_are_in_every_line_of_the_log(
-    start_policyd: StartPolicyd, port: int, databases: Path
-) -> None:
+def test_systems_and_countries_decide_and_are_logged(start_policyd: StartPolicyd, port: int, databases: Path) -> None:
     with start_policyd(RULES) as policyd, Client(port) as client:
-        assert {asked: client.ask(asked) for asked in ANSWERS} == ANSWERS
+        assert ask_all(client) == ANSWERS
         logged = policyd.decisions(len(ANSWERS))
         assert str(databases / "asn.mmdb") not in maps(policyd)
     owned = [(line.get("asn"), line.get("asn_name"), line.get("country")) for line in logged]
@@ -85,7 +88,7 @@ def replace(path: Path, content: bytes) -> None:
     new.rename(path)
 
 
-HARMS: dict[str, Callable[[Path], object]] = {
+DAMAGES: dict[str, Callable[[Path], object]] = {
     "overwritten": lambda path: overwrite(path, b"\xa5" * path.stat().st_size),
     "zeroed": lambda path: overwrite(path, bytes(path.stat().st_size)),
     "replaced": lambda path: replace(path, b"\xa5" * path.stat().st_size),
@@ -95,21 +98,21 @@ HARMS: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", ["asn.mmdb", "countries.csv"])
 def test_a_damaged_file_changes_nothing_even_after_a_reload(
-    start_policyd: StartPolicyd, port: int, databases: Path, harm: str, name: str
+    start_policyd: StartPolicyd, port: int, databases: Path, damage: str, name: str
 ) -> None:
     with start_policyd(RULES) as policyd, Client(port) as client:
-        HARMS[harm](databases / name)
-        assert {asked: client.ask(asked) for asked in ANSWERS} == ANSWERS
-        said = policyd.reload()
-        assert "stays in force" in said
-        assert name in said
-        assert {asked: client.ask(asked) for asked in ANSWERS} == ANSWERS
+        DAMAGES[damage](databases / name)
+        assert ask_all(client) == ANSWERS
+        log = policyd.reload()
+        assert "stays in force" in log
+        assert name in log
+        assert ask_all(client) == ANSWERS
         write_databases(databases)
         assert "reloaded: " in policyd.reload()
-        assert {asked: client.ask(asked) for asked in ANSWERS} == ANSWERS
+        assert ask_all(client) == ANSWERS
 
 
 def test_a_new_database_is_used_after_a_reload(start_policyd: StartPolicyd, port: int, databases: Path) -> None:
@@ -125,9 +128,9 @@ def test_a_new_database_is_used_after_a_reload(start_policyd: StartPolicyd, port
 
 def test_an_unchanged_database_is_not_parsed_again(start_policyd: StartPolicyd, port: int, databases: Path) -> None:
     with start_policyd(RULES) as policyd, Client(port) as client:
-        said = [policyd.reload() for _ in range(3)]
-        assert all("; database asn as before; database country as before" in each for each in said)
-        assert {asked: client.ask(asked) for asked in ANSWERS} == ANSWERS
+        logs = [policyd.reload() for _ in range(3)]
+        assert all("; database asn as before; database country as before" in log for log in logs)
+        assert ask_all(client) == ANSWERS
         (databases / "countries.csv").write_text(COUNTRIES.replace("DE", "FR"))
         assert "database asn as before" in (after := policyd.reload())
         assert "database country as before" not in after
@@ -143,7 +146,7 @@ def test_an_unchanged_database_is_not_parsed_again(start_policyd: StartPolicyd, 
         policyd.rules.write_text(RULES.replace("countries.csv", "asn.mmdb"))
         assert "as before" not in policyd.reload()
         assert "database asn as before; database country as before" in policyd.reload()
-        assert {asked: client.ask(asked) for asked in ANSWERS} == ANSWERS
+        assert ask_all(client) == ANSWERS
 
 
 def test_an_unchanged_database_gets_a_changed_max_age(start_policyd: StartPolicyd, port: int, databases: Path) -> None:
@@ -151,32 +154,32 @@ def test_an_unchanged_database_gets_a_changed_max_age(start_policyd: StartPolicy
     with start_policyd(RULES) as policyd, Client(port) as client:
         assert "days ago" not in policyd.reload()
         policyd.rules.write_text(RULES.replace("asn: asn.mmdb", "asn: {file: asn.mmdb, max_age: 2d}"))
-        said = policyd.reload()
-        assert "database asn as before" in said
-        assert "3 days ago" in said
-        assert {asked: client.ask(asked) for asked in ANSWERS} == ANSWERS
+        log = policyd.reload()
+        assert "database asn as before" in log
+        assert "3 days ago" in log
+        assert ask_all(client) == ANSWERS
 
 
 def test_status_reports_a_damaged_database(
     start_policyd: StartPolicyd, port: int, databases: Path, tmp_path: Path
 ) -> None:
-    right = (databases / "asn.mmdb").read_bytes()
-    harmed = right.replace(b"\x4dOther Hosting", b"\x5fOther Hosting")  # a name longer than all that follows
-    (databases / "asn.mmdb").write_bytes(harmed)
+    valid = (databases / "asn.mmdb").read_bytes()
+    damaged = valid.replace(b"\x4dOther Hosting", b"\x5fOther Hosting")  # a name longer than the rest of the file
+    (databases / "asn.mmdb").write_bytes(damaged)
     with start_policyd(RULES, control=str(tmp_path / "control.sock")) as policyd, Client(port) as client:
         status = [sys.executable, "-m", "policyd", "status", "-c", str(policyd.settings)]
         assert "is damaged" not in subprocess.run(status, capture_output=True, text=True, check=False).stdout
         assert [client.ask(HOSTER) for _ in range(100)] == ["DUNNO"] * 100
         assert client.ask(NATION) == ANSWERS[NATION]
-        told = subprocess.run(status, capture_output=True, text=True, check=False)
-        assert told.returncode == 1
-        assert f"the asn database {databases}/asn.mmdb is damaged: fetch it again" in told.stdout
-        (databases / "asn.mmdb").write_bytes(right)
+        ended = subprocess.run(status, capture_output=True, text=True, check=False)
+        assert ended.returncode == 1
+        assert f"the asn database {databases}/asn.mmdb is damaged: fetch it again" in ended.stdout
+        (databases / "asn.mmdb").write_bytes(valid)
         policyd.reload()
-        assert {asked: client.ask(asked) for asked in ANSWERS} == ANSWERS
+        assert ask_all(client) == ANSWERS
 
 
-class Load:
+class Traffic:
     """Clients that ask continuously, between `__enter__` and `__exit__`, and record every wrong answer."""
 
     def __init__(self, port: int) -> None:
@@ -209,28 +212,28 @@ class Load:
 def test_no_answer_is_wrong_while_files_are_damaged_and_reloaded_under_load(
     start_policyd: StartPolicyd, port: int, databases: Path
 ) -> None:
-    """Between two reloads both files are valid, replaced by junk of equal length, truncated, emptied or removed."""
+    """Damages each file in each way, with a reload after the damage, and another after the repair."""
     content = {name: (databases / name).read_bytes() for name in ("asn.mmdb", "countries.csv")}
-    said: dict[tuple[str, ...], str] = {}
+    logs: dict[tuple[str, ...], str] = {}
     with start_policyd(RULES) as policyd:
-        with Load(port) as load:
-            for name, right in content.items():
-                for harm, do_harm in HARMS.items():
-                    do_harm(databases / name)
-                    said[name, harm] = policyd.reload()
-                    overwrite(databases / name, right)
-                    said[name, harm, "right"] = policyd.reload()
-        assert [key for key, text in said.items() if ("stays in force" in text) == ("right" in key)] == []
-        assert [key for key, text in said.items() if "right" not in key and key[0] not in text] == []
+        with Traffic(port) as traffic:
+            for name, valid in content.items():
+                for damage, damage_file in DAMAGES.items():
+                    damage_file(databases / name)
+                    logs[name, damage] = policyd.reload()
+                    overwrite(databases / name, valid)
+                    logs[name, damage, "repaired"] = policyd.reload()
+        assert [key for key, log in logs.items() if ("stays in force" in log) == ("repaired" in key)] == []
+        assert [key for key, log in logs.items() if "repaired" not in key and key[0] not in log] == []
         assert not any(name in maps(policyd) for name in content)
-    assert load.wrong == []
-    assert load.asked > 100
+    assert traffic.wrong == []
+    assert traffic.asked > 100
 
 
 def test_no_answer_is_wrong_if_files_are_damaged_at_the_moment_of_a_reload(
     start_policyd: StartPolicyd, port: int, databases: Path
 ) -> None:
-    """Another program writes while the reload reads: the reload fails, or it has read a whole, valid file."""
+    """Another program writes while the reload reads: the reload fails, or it has read a complete, valid file."""
     content = {name: (databases / name).read_bytes() for name in ("asn.mmdb", "countries.csv")}
     over = threading.Event()
 
@@ -238,16 +241,16 @@ def test_no_answer_is_wrong_if_files_are_damaged_at_the_moment_of_a_reload(
         turn = 0
         while not over.is_set():
             turn += 1
-            for number, (name, right) in enumerate(content.items()):
-                harms = [*HARMS.values()]
-                harms[(turn + number) % len(harms)](databases / name)
+            for number, (name, valid) in enumerate(content.items()):
+                damages = [*DAMAGES.values()]
+                damages[(turn + number) % len(damages)](databases / name)
                 # Longer than the resolution of file times, so that each write has a different time.
                 time.sleep(0.015)
-                overwrite(databases / name, right)
+                overwrite(databases / name, valid)
             time.sleep(0.015)
 
     with start_policyd(RULES) as policyd:
-        with Load(port) as load:
+        with Traffic(port) as traffic:
             writer = threading.Thread(target=write)
             writer.start()
             try:
@@ -258,12 +261,12 @@ def test_no_answer_is_wrong_if_files_are_damaged_at_the_moment_of_a_reload(
             assert "reloaded: " in policyd.reload()
         assert not any(name in maps(policyd) for name in content)
     assert True in outcomes
-    assert load.wrong == []
-    assert load.asked > 100
+    assert traffic.wrong == []
+    assert traffic.asked > 100
 
 
 def test_an_old_database_is_a_warning_in_the_operational_log(start_policyd: StartPolicyd, databases: Path) -> None:
     write_systems(databases / "asn.mmdb", "maxmind_asn", built=1_700_000_000)
     with start_policyd(RULES) as policyd:
-        said = policyd.operational_log.read_text()
-    assert "asn.mmdb: the asn database is dated 2023-11-14" in said
+        log = policyd.operational_log.read_text()
+    assert "asn.mmdb: the asn database is dated 2023-11-14" in log

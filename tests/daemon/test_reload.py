@@ -39,7 +39,7 @@ from tests.core.build import build
 from tests.daemon.turns import Turns
 
 
-def travel(thing: object) -> tuple[mmap.mmap, list[Any]]:
+def pack_and_unpack(thing: object) -> tuple[mmap.mmap, list[Any]]:
     """Packs an object into a memory file and unpacks it: returns the file, the slices, and the object."""
     descriptor = os.memfd_create("test")
     with os.fdopen(os.dup(descriptor), "wb") as file:
@@ -61,9 +61,9 @@ RULES = [
 ]
 
 
-def test_a_ruleset_passed_between_processes_decides_as_before() -> None:
+def test_a_ruleset_passed_between_processes_decides_the_same() -> None:
     ruleset = build(RULES)
-    _, [*_, arrived] = travel(ruleset)
+    _, [*_, arrived] = pack_and_unpack(ruleset)
     assert arrived.rules == ruleset.rules
     for n in (0, 1, SLICE, 3 * SLICE - 1):
         request = Request.of({"client_address": f"10.{n % 250}.1.1".encode(), "protocol_state": b"RCPT"})
@@ -76,13 +76,13 @@ def test_a_ruleset_passed_between_processes_decides_as_before() -> None:
 
 def test_long_results_are_sliced_without_copying_objects() -> None:
     ruleset = build(RULES)
-    _, [*slices, arrived] = travel(ruleset)
+    _, [*slices, arrived] = pack_and_unpack(ruleset)
     assert max(len(part) for part in slices) <= SLICE
     in_slices = {id(thing) for part in slices for thing in part}
     assert {id(rule) for rule in arrived.rules} <= in_slices
 
 
-def test_the_last_step_is_small() -> None:
+def test_the_last_pickle_is_a_small_part() -> None:
     ruleset = build(RULES)
     pickler = pickle.Pickler(file := io.BytesIO(), protocol=5, buffer_callback=lambda _: None)
     sizes = []
@@ -98,7 +98,7 @@ def mappings() -> list[str]:
 
 
 def test_tables_are_used_in_place() -> None:
-    memory, [*_, arrived] = travel(build(RULES))
+    memory, [*_, arrived] = pack_and_unpack(build(RULES))
     assert [line.split()[1] for line in mappings()] == ["r--s"]
     with pytest.raises(BufferError):
         memory.close()
@@ -108,7 +108,7 @@ def test_tables_are_used_in_place() -> None:
 
 
 async def test_a_ruleset_is_freed_slice_by_slice() -> None:
-    memory, [*slices, arrived] = travel(build(RULES))
+    memory, [*slices, arrived] = pack_and_unpack(build(RULES))
     del arrived
     expected = len(slices)
     with Turns() as turns:
@@ -118,7 +118,7 @@ async def test_a_ruleset_is_freed_slice_by_slice() -> None:
 
 
 async def test_a_ruleset_stays_until_its_last_request_ends() -> None:
-    memory, [*slices, arrived] = travel(build(RULES))
+    memory, [*slices, arrived] = pack_and_unpack(build(RULES))
     await MappedRuleset(slices, memory).release()
     del memory
     request = Request.of({"client_address": b"10.7.1.1", "protocol_state": b"RCPT"})
@@ -151,7 +151,7 @@ async def test_the_loader_loads_the_present_content_of_files(folder: Path) -> No
         third, _ = await loader.load()
     finally:
         loader.close()
-    assert [len(delivery.ruleset.rules) for delivery in (first, second, third)] == [1, 0, 0]
+    assert [len(loaded.ruleset.rules) for loaded in (first, second, third)] == [1, 0, 0]
     assert first.settings.rules == str(rules)
     assert first.summary.startswith(f"ruleset {first.ruleset.hash}: 1 rule, ")
     assert errors.value.lines[0].startswith(f"{rules}:1:8: ")
@@ -160,7 +160,7 @@ async def test_the_loader_loads_the_present_content_of_files(folder: Path) -> No
 
 async def test_a_bug_in_the_load_is_reported_as_a_traceback(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise ZeroDivisionError("so to speak")
+        raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr("policyd.daemon.reload.load", fail)
     loader = Loader(None, str(folder / "rules.yaml"))
@@ -171,7 +171,7 @@ async def test_a_bug_in_the_load_is_reported_as_a_traceback(folder: Path, monkey
         loader.close()
 
 
-async def test_a_worker_that_is_killed_after_its_answer_does_not_spoil_the_next_load(
+async def test_a_worker_that_is_killed_after_its_answer_does_not_affect_the_next_load(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "_exit", lambda _: os.kill(os.getpid(), signal.SIGKILL))
@@ -190,7 +190,7 @@ async def test_a_worker_that_is_killed_after_its_answer_does_not_spoil_the_next_
     assert [len(loaded.ruleset.rules) for loaded in loads] == [0, 1, 2]
 
 
-async def test_a_loader_that_is_told_to_end_ends_its_load(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_closing_the_loader_ends_a_load_in_progress(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("policyd.daemon.reload.load", lambda *_, **__: time.sleep(60))
     loader = Loader(None, str(folder / "rules.yaml"))
     loading = asyncio.create_task(loader.load())
@@ -199,10 +199,10 @@ async def test_a_loader_that_is_told_to_end_ends_its_load(folder: Path, monkeypa
     await asyncio.gather(loading, return_exceptions=True)
     before = time.monotonic()
     loader.close()
-    assert time.monotonic() - before < 30  # seconds, of the 60
+    assert time.monotonic() - before < 30  # the load would take 60 s
 
 
-async def test_an_end_while_texts_are_passed_writes_them_only_to_the_memory_file(
+async def test_a_cancelled_load_writes_its_texts_only_to_the_memory_file(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loader = Loader(None, str(folder / "rules.yaml"))

@@ -1,4 +1,4 @@
-"""Bugs of policyd, which no real client can cause, and their effect."""
+"""A server in this process: the effect of bugs, which no real client can cause, and probes of `policyd doctor`."""
 
 import asyncio
 import socket
@@ -26,7 +26,8 @@ from policyd.dns.resolver import Resolver
 from policyd.state.memory import Memory
 from policyd.state.process import ProcessMemory
 from tests.core.build import build
-from tests.daemon.client import request, unnamed
+from tests.daemon.client import unnamed
+from tests.daemon.conftest import BULK
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*event_loop_policy:DeprecationWarning")
 
@@ -37,7 +38,7 @@ def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
     return policy
 
 
-class NobodyKnows(Resolver):
+class SlowResolver(Resolver):
     """A resolver that waits for every client, and then finds no name."""
 
     def cached(self, address: Address | None) -> None:
@@ -55,7 +56,6 @@ RULES = [
     {"name": "bulk", "match": {"cidr": ["203.0.113.0/24"]}, "action": "DEFER 4.7.1 later"},
     {"name": "unnamed", "match": {"reverse_dns": ["missing"]}, "action": "REJECT"},
 ]
-BULK = request(client_address="203.0.113.9")
 
 
 class Served:
@@ -69,7 +69,7 @@ class Served:
         self.server = Server(
             build(RULES),
             Settings(),
-            FactFinder(NobodyKnows(Dns()), DnsLists(), 5.0),
+            FactFinder(SlowResolver(Dns()), DnsLists(), 5.0),
             Memory(ProcessMemory(1000), None, lambda _: None),
             self.decision_log,
             counters=self.counters,
@@ -110,7 +110,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 
 
 def bugs(caplog: pytest.LogCaptureFixture) -> list[type[BaseException] | None]:
-    """The type of each exception that was logged as a bug; nothing else may be in the log."""
+    """Returns the type of each exception that was logged as a bug; nothing else may be in the log."""
     kinds = []
     for record in caplog.records:
         assert "a bug in policyd, please report it" in record.message
@@ -119,9 +119,9 @@ def bugs(caplog: pytest.LogCaptureFixture) -> list[type[BaseException] | None]:
     return kinds
 
 
-@pytest.mark.parametrize("asked", [BULK, unnamed("192.0.2.99")], ids=["the fast path", "the slow path"])
+@pytest.mark.parametrize("content", [BULK, unnamed("192.0.2.99")], ids=["the fast path", "the slow path"])
 async def test_a_bug_closes_its_connection_without_an_answer_and_leaves_a_traceback(
-    served: Served, asked: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    served: Served, content: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     decide = Inquiry.decide
 
@@ -131,14 +131,14 @@ async def test_a_bug_closes_its_connection_without_an_answer_and_leaves_a_traceb
         raise ZeroDivisionError("the bug")
 
     monkeypatch.setattr(Inquiry, "decide", decide_or_fail)
-    assert await served.ask(asked) == b""
+    assert await served.ask(content) == b""
     assert served.counters.bugs == 1
     assert bugs(caplog) == [ZeroDivisionError]
     monkeypatch.undo()
     assert await served.ask(BULK) == b"action=DEFER 4.7.1 later\n\n"
 
 
-async def test_a_bug_at_the_accept_closes_that_connection(
+async def test_a_bug_while_accepting_closes_the_connection(
     served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(server_module, "UNREAD_ANSWERS", "many")
@@ -163,8 +163,8 @@ PROBE = b"request=smtpd_access_policy\nprotocol_state=CONNECT\npolicyd_probe=1\n
 
 
 async def test_a_probe_is_answered_in_order_and_neither_logged_nor_counted(served: Served) -> None:
-    name = parse_probe_reply((await served.ask(PROBE)).removesuffix(b"\n\n"))
-    assert name == (__version__, served.server.ruleset.hash, False)
+    reply = parse_probe_reply((await served.ask(PROBE)).removesuffix(b"\n\n"))
+    assert reply == (__version__, served.server.ruleset.hash, False)
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
     writer.write(BULK + 500 * PROBE + BULK + PROBE)
     async with asyncio.timeout(10):

@@ -11,26 +11,15 @@ from pathlib import Path
 import pytest
 
 from tests.daemon.client import Client, request, unnamed
-from tests.daemon.conftest import DNS_RULES, StartPolicyd
-from tests.field.policyd import Policyd
+from tests.daemon.conftest import BULK, DNS_RULES, LATER, StartPolicyd, log_lines
 from tests.field.waiting import until
 from tests.name_server import NXDOMAIN, Reply, ScriptedServer, reverse
 
 VPS = request(client_name="os3-305-42423.vs.sakura.ne.jp")
-BULK = request(client_address="203.0.113.9")
 
 
-def said(policyd: Policyd, words: str) -> list[str]:
-    """Returns the lines of the operational log with these words; waits for the first."""
-
-    def lines() -> list[str] | None:
-        return [line for line in policyd.operational_log.read_text().splitlines() if words in line] or None
-
-    return until(f"a line with {words!r}", lines)
-
-
-def cannot_send(client: Client, content: bytes) -> bool | None:
-    """Sends a byte; returns whether the server has closed the connection."""
+def send_fails(client: Client, content: bytes) -> bool | None:
+    """Sends `content`; returns True if the server has closed the connection, otherwise None, as `until` expects."""
     try:
         client.send(content)
     except TimeoutError:
@@ -43,7 +32,7 @@ def cannot_send(client: Client, content: bytes) -> bool | None:
 def test_the_daemon_answers_by_the_rules_and_logs_each_decision(start_policyd: StartPolicyd, port: int) -> None:
     with start_policyd() as policyd, Client(port) as client:
         rejected = client.ask(VPS)
-        assert client.ask(BULK) == "DEFER 4.7.1 later"
+        assert client.ask(BULK) == LATER
         assert client.ask(request(helo_name="a.dynamic.example")) == "DUNNO"
         first, second, third = policyd.decisions(3)
     assert rejected == f"REJECT 5.7.1 no virtual servers (vps {first['id']})"
@@ -63,9 +52,9 @@ def test_a_ruleset_that_observes_answers_dunno_and_shows_its_decision(start_poli
     with start_policyd(rules) as policyd, Client(port) as client:
         assert client.ask(request()) == "DUNNO"
         (decision,) = policyd.decisions()
-        (started,) = said(policyd, " started: ")
+        (started,) = log_lines(policyd, " started: ")
         assert started.endswith(" s; mode: observe, so every answer is DUNNO")
-        assert said(policyd, "mode: observe is at the top of the rules: every answer is DUNNO")
+        assert log_lines(policyd, "mode: observe is at the top of the rules: every answer is DUNNO")
         policyd.rules.write_text(rules.replace("0.0.0.0/0", "192.0.2.0/24"))
         assert " s; mode: observe, so every answer is DUNNO" in policyd.reload()
     assert (decision["action"], decision["would"], decision["rule"]) == ("DUNNO", "REJECT", "all")
@@ -80,11 +69,11 @@ def test_a_request_may_arrive_byte_by_byte_or_joined_to_others(start_policyd: St
         client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for byte in BULK:
             client.send(bytes([byte]))
-        assert client.answer() == "DEFER 4.7.1 later"
+        assert client.answer() == LATER
         client.send(BULK + request() + BULK[:30])
-        assert [client.answer(), client.answer()] == ["DEFER 4.7.1 later", "DUNNO"]
+        assert [client.answer(), client.answer()] == [LATER, "DUNNO"]
         client.send(BULK[30:] + request() * 200)
-        assert [client.answer() for _ in range(201)] == ["DEFER 4.7.1 later"] + ["DUNNO"] * 200
+        assert [client.answer() for _ in range(201)] == [LATER] + ["DUNNO"] * 200
 
 
 @pytest.mark.parametrize(
@@ -104,10 +93,10 @@ def test_an_invalid_request_gets_a_log_line_and_no_answer(
     with start_policyd() as policyd, Client(port) as client, Client(port) as other:
         client.send(garbage)
         assert client.is_closed()
-        (line,) = said(policyd, "closed")
+        (line,) = log_lines(policyd, "closed")
         assert complaint in line
         assert line.isprintable()
-        assert other.ask(BULK) == "DEFER 4.7.1 later"
+        assert other.ask(BULK) == LATER
 
 
 def test_repeated_garbage_gets_a_line_a_second_with_a_count(start_policyd: StartPolicyd, port: int) -> None:
@@ -117,32 +106,32 @@ def test_repeated_garbage_gets_a_line_a_second_with_a_count(start_policyd: Start
             with Client(port) as client:
                 client.send(b"\n\n")
                 assert client.is_closed()
-        said(policyd, "times since the last such line")
-        assert len(said(policyd, "an empty request")) <= time.monotonic() - began + 2
+        log_lines(policyd, "times since the last such line")
+        assert len(log_lines(policyd, "an empty request")) <= time.monotonic() - began + 2
 
 
 def test_an_incomplete_request_times_out(start_policyd: StartPolicyd, port: int) -> None:
     limits = {"request_timeout": "300ms", "idle_timeout": "1h"}
     with start_policyd(limits=limits) as policyd, Client(port) as idle, Client(port) as silent, Client(port) as slow:
         silent.send(BULK[:30])
-        until("the end of the slow one, which says something all the time", lambda: cannot_send(slow, b"x"))
+        until("the end of the slow connection, which sends all the time", lambda: send_fails(slow, b"x"))
         assert silent.is_closed()
-        assert "a request has not arrived whole within" in said(policyd, "closed")[0]
-        assert idle.ask(BULK) == "DEFER 4.7.1 later"
+        assert "a request has not arrived whole within" in log_lines(policyd, "closed")[0]
+        assert idle.ask(BULK) == LATER
 
 
 def test_a_connection_that_is_idle_too_long_is_closed(start_policyd: StartPolicyd, port: int) -> None:
     with start_policyd(limits={"idle_timeout": "1s"}), Client(port) as client:
-        assert client.ask(BULK) == "DEFER 4.7.1 later"
+        assert client.ask(BULK) == LATER
         assert client.is_closed()
 
 
 def test_a_client_that_reads_no_answers_is_disconnected(start_policyd: StartPolicyd, tmp_path: Path) -> None:
     path = tmp_path / "socket"  # the kernel keeps less for a unix socket
     with start_policyd(listen=[f"unix:{path}"]) as policyd, Client(path) as client, Client(path) as other:
-        until("the end of the connection", lambda: cannot_send(client, VPS * 500))
-        said(policyd, "does not read its answers; closed")
-        assert other.ask(BULK) == "DEFER 4.7.1 later"
+        until("the end of the connection", lambda: send_fails(client, VPS * 500))
+        log_lines(policyd, "does not read its answers; closed")
+        assert other.ask(BULK) == LATER
 
 
 def test_a_client_that_resets_the_connection_affects_no_other(start_policyd: StartPolicyd, port: int) -> None:
@@ -151,7 +140,7 @@ def test_a_client_that_resets_the_connection_affects_no_other(start_policyd: Sta
             with Client(port) as client:
                 client.send(VPS * 20 + VPS[:50])
                 client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        assert other.ask(BULK) == "DEFER 4.7.1 later"
+        assert other.ask(BULK) == LATER
     assert "bug" not in policyd.operational_log.read_text()
 
 
@@ -177,12 +166,12 @@ def test_five_thousand_connections_are_served_up_to_the_limit(start_policyd: Sta
                     answers.append(client.answer())
                 except EOFError:
                     answers.append("refused")
-            assert answers.count("DEFER 4.7.1 later") == 4096
+            assert answers.count(LATER) == 4096
             assert answers.count("refused") == 904
-            assert "refused: 4096 connections are open (limits.connections)" in said(policyd, "refused")[0]
-            assert len(said(policyd, "refused")) <= time.monotonic() - began + 2  # a line a second, with a count
+            assert "refused: 4096 connections are open (limits.connections)" in log_lines(policyd, "refused")[0]
+            assert len(log_lines(policyd, "refused")) <= time.monotonic() - began + 2  # a line a second, with a count
             clients[0].socket.close()
-            assert until("a place", lambda: answer_or_none(port)) == "DEFER 4.7.1 later"
+            assert until("a free connection", lambda: answer_or_none(port)) == LATER
     finally:
         for client in clients:
             client.socket.close()
@@ -199,11 +188,11 @@ def answer_or_none(port: int) -> str | None:
 
 def test_few_descriptors_lower_the_limit_of_connections(start_policyd: StartPolicyd, port: int) -> None:
     with start_policyd(wrapper=["prlimit", "--nofile=80"]) as policyd:
-        said(policyd, "limits.connections is 4096, but descriptors suffice for 16 only")
+        log_lines(policyd, "limits.connections is 4096, but descriptors suffice for 16 only")
         clients = [Client(port) for _ in range(20)]
         for client in clients[:16]:
-            assert client.ask(BULK) == "DEFER 4.7.1 later"
-        said(policyd, "refused: 16 connections are open")
+            assert client.ask(BULK) == LATER
+        log_lines(policyd, "refused: 16 connections are open")
         for client in clients:
             client.socket.close()
 
@@ -212,15 +201,15 @@ def test_without_a_free_descriptor_clients_wait_and_are_served_afterwards(
     start_policyd: StartPolicyd, port: int
 ) -> None:
     with start_policyd() as policyd, Client(port) as early:
-        assert early.ask(BULK) == "DEFER 4.7.1 later"
+        assert early.ask(BULK) == LATER
         _, hard = resource.prlimit(policyd.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(policyd.pid, resource.RLIMIT_NOFILE, (3, hard))
         with Client(port) as late:
             late.send(BULK)
-            said(policyd, "cannot accept: Too many open files; clients wait")
+            log_lines(policyd, "cannot accept: Too many open files; clients wait")
             assert early.ask(VPS).startswith("REJECT")
             resource.prlimit(policyd.pid, resource.RLIMIT_NOFILE, (hard, hard))
-            assert late.answer() == "DEFER 4.7.1 later"
+            assert late.answer() == LATER
 
 
 # --- DNS --------------------------------------------------------------------------------------------------------------
@@ -290,7 +279,7 @@ def test_data_sent_ahead_of_an_answer_are_bounded(start_policyd: StartPolicyd, p
             wait_for_question(dns, "192.0.2.99")
             client.send(request() * 300)  # some 75 kB
             assert client.is_closed()
-        said(policyd, "more than 65536 bytes sent ahead of an answer; closed")
+        log_lines(policyd, "more than 65536 bytes sent ahead of an answer; closed")
 
 
 def test_a_waiting_request_is_decided_by_the_ruleset_of_its_arrival(start_policyd: StartPolicyd, port: int) -> None:
@@ -305,8 +294,8 @@ def test_a_waiting_request_is_decided_by_the_ruleset_of_its_arrival(start_policy
             dns.break_silence(NOTHING)
             assert client.answer() == "DEFER 4.7.25 no name"
             assert client.answer() == "DEFER 4.7.25 still no name"
-        old_one, new_one = policyd.decisions(2)
-    assert old_one["ruleset"] != new_one["ruleset"]
+        before, after = policyd.decisions(2)
+    assert before["ruleset"] != after["ruleset"]
 
 
 # --- The end ----------------------------------------------------------------------------------------------------------
@@ -339,10 +328,10 @@ def test_the_end_waits_only_a_limited_time_for_a_client(start_policyd: StartPoli
         policyd.stop()
         assert time.monotonic() - began > 4  # seconds; the end comes after five
         assert half.is_closed()
-    said(policyd, "1 connections did not end in time")
+    log_lines(policyd, "1 connections did not end in time")
 
 
 def test_sigint_ends_the_daemon(start_policyd: StartPolicyd) -> None:
     with start_policyd() as policyd:
         os.kill(policyd.pid, signal.SIGINT)
-        said(policyd, "ended")
+        log_lines(policyd, "ended")

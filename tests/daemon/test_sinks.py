@@ -10,7 +10,7 @@ from policyd.daemon.sinks import FileSink, StreamSink, sink_for
 LINE = b"x" * 1000 + b"\n"
 
 
-def test_a_full_pipe_loses_whole_lines_and_keeps_those_that_fit_whole() -> None:
+def test_a_full_pipe_loses_complete_lines_only() -> None:
     reader, writer = os.pipe()
     sink = sink_for(writer)
     lost = sum(sink.write([LINE]) for _ in range(1000))
@@ -41,7 +41,7 @@ def test_a_stream_socket_gets_the_rest_of_a_line_before_the_next_line() -> None:
         near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
         sink = sink_for(near.fileno())
         long_line = b"y" * 200_000 + b"\n"
-        assert sink.write([long_line, LINE]) == 1  # the first is partly written, the second would come in between
+        assert sink.write([long_line, LINE]) == 1  # the first is partly written, and the second would interrupt it
         far.settimeout(10)
         read = b""
         while not read.endswith(b"\n"):
@@ -53,9 +53,9 @@ def test_a_stream_socket_gets_the_rest_of_a_line_before_the_next_line() -> None:
         sink.close()
 
 
-@pytest.mark.parametrize("family", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
-def test_a_reader_that_has_ended_loses_lines(family: socket.SocketKind) -> None:
-    near, far = socket.socketpair(socket.AF_UNIX, family)
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+def test_lines_for_a_reader_that_has_ended_are_lost(kind: socket.SocketKind) -> None:
+    near, far = socket.socketpair(socket.AF_UNIX, kind)
     with near:
         sink = sink_for(near.fileno())
         far.close()
@@ -105,7 +105,7 @@ def test_a_short_write_is_counted_and_the_next_line_starts_on_a_new_line(
     sink.close()
 
 
-def test_a_device_is_not_a_file() -> None:
+def test_a_device_is_written_as_a_stream() -> None:
     descriptor = os.open("/dev/null", os.O_WRONLY)
     assert stat.S_ISCHR(os.fstat(descriptor).st_mode)
     sink = sink_for(descriptor)

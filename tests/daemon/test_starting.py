@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.client import Client, request
-from tests.daemon.conftest import RULES, StartPolicyd
+from tests.daemon.client import Client
+from tests.daemon.conftest import BULK, LATER, RULES, StartPolicyd, children
 from tests.field.policyd import serve_in_vain
 from tests.field.waiting import PATIENCE_SECONDS, until
 from tests.ports import free_port
 
 pytestmark = pytest.mark.slow  # starts programs
 
-# Python imports this by itself (site): it sends a signal while the daemon is not ready to handle one.
+# Sends the daemon a signal before it is ready to handle one.
 EARLY_SIGNAL = """
 import os, sys
 def send(event, arguments):
@@ -29,15 +29,11 @@ def send(event, arguments):
 sys.addaudithook(send)
 """
 
-BULK = request(client_address="203.0.113.9")
-
 
 @pytest.fixture
-def early_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+def early_signal(run_before_python: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def choose(number: int) -> None:
-        (tmp_path / "site").mkdir()
-        (tmp_path / "site" / "sitecustomize.py").write_text(EARLY_SIGNAL)
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+        run_before_python(EARLY_SIGNAL)
         monkeypatch.setenv("EARLY_SIGNAL", str(int(number)))
 
     return choose
@@ -123,7 +119,7 @@ def test_errors_at_the_start_are_printed_and_set_the_exit_status(
     assert (tmp_path / "taken").exists() == ("taken" in files)
 
 
-def test_an_address_that_is_taken_is_refused(start_policyd: StartPolicyd, port: int, tmp_path: Path) -> None:
+def test_an_address_in_use_prevents_the_start(start_policyd: StartPolicyd, port: int, tmp_path: Path) -> None:
     with start_policyd():
         ended = serve_in_vain("--rules", "rules.yaml", "--listen", f"inet:127.0.0.1:{port}", cwd=tmp_path)
     assert ended.returncode == 2
@@ -149,7 +145,7 @@ def test_the_daemon_listens_on_ipv4_ipv6_and_a_unix_socket(
     listen = [f"inet:127.0.0.1:{port}", f"inet:[::1]:{port}", f"unix:{path}"]
     with start_policyd(listen=listen, socket_mode="0666", socket_group=str(os.getgid())) as policyd:
         with Client(port) as one, Client(port, "::1") as two, Client(path) as three:
-            assert {one.ask(BULK), two.ask(BULK), three.ask(BULK)} == {"DEFER 4.7.1 later"}
+            assert {one.ask(BULK), two.ask(BULK), three.ask(BULK)} == {LATER}
         assert stat.S_IMODE(path.stat().st_mode) == 0o666
         assert all(f"listening on {address}" in policyd.operational_log.read_text() for address in listen)
     assert not path.exists()
@@ -161,13 +157,13 @@ def test_a_stale_socket_is_replaced_and_a_live_one_is_not(start_policyd: StartPo
     stale.bind(str(path))
     stale.close()
     with start_policyd(listen=[f"unix:{path}"]), Client(path) as client:
-        assert client.ask(BULK) == "DEFER 4.7.1 later"
+        assert client.ask(BULK) == LATER
         ended = serve_in_vain("--rules", "rules.yaml", "--listen", f"unix:{path}", cwd=tmp_path)
         assert ended.returncode == 2
         assert f"cannot listen on unix:{path}: another process serves it" in ended.stderr
-        assert client.ask(BULK) == "DEFER 4.7.1 later"
+        assert client.ask(BULK) == LATER
         with Client(path) as other:
-            assert other.ask(BULK) == "DEFER 4.7.1 later"
+            assert other.ask(BULK) == LATER
 
 
 def test_the_socket_of_a_successor_is_not_removed(start_policyd: StartPolicyd, tmp_path: Path) -> None:
@@ -189,27 +185,28 @@ def test_a_socket_passed_by_systemd_replaces_those_of_the_settings(
         place = passed.getsockname()[1] if family == socket.AF_INET else tmp_path / "socket"
         with start_policyd(listener=passed) as policyd:
             with Client(place) as client:
-                assert client.ask(BULK) == "DEFER 4.7.1 later"
+                assert client.ask(BULK) == LATER
             with pytest.raises(ConnectionRefusedError):
                 Client(port)
             policyd.stop()
             with Client(place) as waiting:  # in the kernel's queue, until there is a daemon again
                 waiting.send(BULK)
                 policyd.start()
-                assert waiting.answer() == "DEFER 4.7.1 later"
+                assert waiting.answer() == LATER
 
 
 def test_a_descriptor_from_systemd_must_be_a_listening_stream_socket(tmp_path: Path) -> None:
     (tmp_path / "rules.yaml").write_text(RULES)
-    script = 'export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@" 3</dev/null'
-    for redirected, complaint in (("3</dev/null", "is not a socket"), (None, "is not a listening stream socket")):
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
-            number = datagrams.fileno()
-            last = redirected or f"3<&{number}"
-            wrapper = ["bash", "-c", script.replace("3</dev/null", last), "bash"]
-            ended = serve_in_vain(cwd=tmp_path, wrapper=wrapper, pass_fds=[number])
-        assert ended.returncode == 2
-        assert f"descriptor 3 from systemd {complaint}" in ended.stderr
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+        number = datagrams.fileno()
+        for redirection, complaint in (
+            ("3</dev/null", "is not a socket"),
+            (f"3<&{number}", "is not a listening stream socket"),
+        ):
+            script = f'export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@" {redirection}'
+            ended = serve_in_vain(cwd=tmp_path, wrapper=["bash", "-c", script, "bash"], pass_fds=[number])
+            assert ended.returncode == 2
+            assert f"descriptor 3 from systemd {complaint}" in ended.stderr
 
 
 def test_a_reachable_listener_and_root_cause_warnings(start_policyd: StartPolicyd, port: int) -> None:
@@ -241,44 +238,42 @@ def test_systemd_is_notified_of_each_step(tmp_path: Path) -> None:
             stderr=subprocess.DEVNULL,
         )
 
-        def next_told() -> dict[str, str]:
+        def next_notification() -> dict[str, str]:
             while True:
-                told = dict(line.split("=", 1) for line in notified.recv(4096).decode().splitlines())
-                if "WATCHDOG" not in told:
-                    return told
+                notification = dict(line.split("=", 1) for line in notified.recv(4096).decode().splitlines())
+                if "WATCHDOG" not in notification:
+                    return notification
 
         try:
-            told = next_told()
-            assert told["READY"] == "1"
-            assert told["STATUS"].startswith("ruleset ")
-            assert "3 rules" in told["STATUS"]
+            notification = next_notification()
+            assert notification["READY"] == "1"
+            assert notification["STATUS"].startswith("ruleset ")
+            assert "3 rules" in notification["STATUS"]
             assert notified.recv(4096) == b"WATCHDOG=1"
             before = time.monotonic_ns() // 1000
             rules.write_text("rules: 7")
             process.send_signal(signal.SIGHUP)
-            told = next_told()
-            assert told["RELOADING"] == "1"
-            assert before <= int(told["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
-            told = next_told()
-            assert told["READY"] == "1"
-            assert "reload failed" in told["STATUS"]
+            notification = next_notification()
+            assert notification["RELOADING"] == "1"
+            assert before <= int(notification["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
+            notification = next_notification()
+            assert notification["READY"] == "1"
+            assert "reload failed" in notification["STATUS"]
             rules.write_text(f"mode: observe\n{RULES}")
             process.send_signal(signal.SIGHUP)
-            next_told()
-            assert next_told()["STATUS"].endswith(" s; mode: observe, so every answer is DUNNO")
+            next_notification()
+            assert next_notification()["STATUS"].endswith(" s; mode: observe, so every answer is DUNNO")
             rules.write_text("rules: 7")
             process.send_signal(signal.SIGHUP)
-            next_told()
-            assert "(mode: observe, every answer is DUNNO) stays in force" in next_told()["STATUS"]
-            (loader,) = (
-                int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            )
+            next_notification()
+            assert "(mode: observe, every answer is DUNNO) stays in force" in next_notification()["STATUS"]
+            (loader,) = children(process.pid)
             os.kill(loader, signal.SIGKILL)
-            told = next_told()
-            assert "READY" not in told
-            assert told["STATUS"].startswith("the loading process has ended (killed by SIGKILL")
+            notification = next_notification()
+            assert "READY" not in notification
+            assert notification["STATUS"].startswith("the loading process has ended (killed by SIGKILL")
             process.terminate()
-            assert next_told()["STOPPING"] == "1"
+            assert next_notification()["STOPPING"] == "1"
             assert process.wait(timeout=PATIENCE_SECONDS) == 0
         finally:
             process.kill()

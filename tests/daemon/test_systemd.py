@@ -39,7 +39,7 @@ def test_without_a_socket_nothing_is_sent_and_nothing_fails() -> None:
         ("vsock:2:1", "neither a path nor an abstract socket"),
     ],
 )
-def test_a_missing_socket_is_logged_once(address: str, complaint: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unusable_socket_is_logged_once(address: str, complaint: str, caplog: pytest.LogCaptureFixture) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": address})
     notifier.ready("x")
     notifier.ready("x")
@@ -48,7 +48,9 @@ def test_a_missing_socket_is_logged_once(address: str, complaint: str, caplog: p
     assert complaint in caplog.text
 
 
-def test_a_systemd_that_does_not_read_delays_nothing(systemd: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_daemon_does_not_wait_if_systemd_does_not_read(
+    systemd: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": systemd.getsockname()})
     for _ in range(2000):
         notifier.status("x" * 1000)

@@ -152,7 +152,7 @@ class NameTable:
     """Byte strings -> a number, as an open-addressing hash table in flat arrays.
 
     `marks` has a byte for each slot: 0 for an empty slot, or seven other bits of its key's hash.
-    There are at least four times as many slots as keys. Most lookups find nothing, and most of these end at the first
+    There are at least three times as many slots as keys. Most lookups find nothing, and most of these end at the first
     mark. Even the marks of a million keys are small enough for the processor's cache.
     """
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from policyd.tables.build import Masks
     from policyd.tables.index import Source
 
-# Minimum number of slots per key in a table of names; a table is built with four to eight.
+# Minimum number of slots per key in a patched table of names; a table is built with at least four.
 _MIN_SLOTS_PER_KEY = 3
 
 # Maximum share of names that no list has any more, as 1/N.

@@ -97,9 +97,11 @@ class Failure(click.ClickException):
 def policyd() -> None:
     """A policy daemon for Postfix: reverse DNS, host name suffixes and networks against a YAML ruleset.
 
-    \b policyd check --rules rules.yaml       is the ruleset right? policyd explain client_address=...     what would be
-    answered, and why? policyd serve -c policyd.yaml          answer Postfix policyd status                         is
-    the running daemon healthy?
+    \b
+    policyd check --rules rules.yaml       is the ruleset right?
+    policyd explain client_address=...     what would be answered, and why?
+    policyd serve -c policyd.yaml          answer Postfix
+    policyd status                         is the running daemon healthy?
 
     Postfix asks it through check_policy_service in main.cf. `policyd reload` loads new rules.
     """

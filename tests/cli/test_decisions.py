@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import email
 import email.policy
+import io
 import json
 import mailbox
 import select
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     Run = Callable[..., Ended]
 
+DATA = Path(__file__).parents[1] / "data"
 SHIPPED = Path(__file__).parents[2] / "config" / "rules.yaml"
 
 
@@ -80,7 +82,7 @@ def test_a_missing_log_gives_a_one_line_error(run: Run, tmp_path: Path, command:
 # --- stats ----------------------------------------------------------------------------------------------------------
 
 
-def test_stats_for_people(run: Run, log: Path) -> None:
+def test_stats_prints_tables(run: Run, log: Path) -> None:
     ended = run("stats", "--rules", SHIPPED, log)
     assert (ended.status, ended.err) == (0, "")
     assert "3 decisions from 2026-11-21T" in ended.out
@@ -108,7 +110,7 @@ def test_stats_since_a_time(run: Run, log: Path, since: str, status: int) -> Non
     assert run("stats", "--since", since, log).status == status
 
 
-def test_stats_of_another_log_are_refused(run: Run, tmp_path: Path) -> None:
+def test_stats_refuses_a_mail_log(run: Run, tmp_path: Path) -> None:
     mail_log = tmp_path / "mail.log"
     mail_log.write_text("Nov 20 10:00:00 mx postfix/smtpd[1]: connect from unknown[192.0.2.1]\n")
     ended = run("stats", mail_log)
@@ -158,7 +160,7 @@ def test_tail_follows_until_it_is_interrupted(log: Path) -> None:
         assert process.stdout is not None
         deadline = time.monotonic() + 20
         appended = 0
-        # It may not have opened the log yet: write until it has seen one.
+        # tail may not have opened the log yet: write until it prints a line.
         while not _readable(process.stdout.fileno()):
             assert time.monotonic() < deadline
             appended += 1
@@ -198,6 +200,27 @@ def test_lookup_without_a_ruleset_shows_the_decision(run: Run, log: Path) -> Non
 
 def test_lookup_of_an_unknown_id_fails(run: Run, log: Path) -> None:
     assert run("lookup", "NOTHERE0", log) == (1, "", f"policyd: no decision with the id NOTHERE0 in {log}\n")
+
+
+BOUNCES = [
+    "0A1B2C3D",
+    "(0a1b2c3d)",
+    "<c@d.example>: host mx.example[192.0.2.25] said: 550 5.7.1\n    Access rejected (OAIB2C3D) (in reply to RCPT TO)",
+    "550 5.7.1 Recipient address rejected: id=0A1B2C3D.",
+]
+
+
+@pytest.mark.parametrize("text", BOUNCES)
+def test_a_bounce_may_be_pasted(run: Run, log: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("lookup", text, log) == (0, line(id="0A1B2C3D"), "")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    assert run("lookup", "-", log) == (0, line(id="0A1B2C3D"), "")
+
+
+def test_a_text_without_an_id_is_wrong_usage(run: Run, log: Path) -> None:
+    ended = run("lookup", "450 4.7.1 try again later", log)
+    assert (ended.status, ended.out) == (2, "")
+    assert "there is no id in the text" in ended.err
 
 
 # --- report ---------------------------------------------------------------------------------------------------------
@@ -249,3 +272,25 @@ def test_a_report_without_mails_fails(run: Run, log: Path) -> None:
 )
 def test_report_with_wrong_options_is_wrong_usage(run: Run, log: Path, options: list[str]) -> None:
     assert run("report", *options, log).status == 2
+
+
+def test_a_mail_log_is_enough_for_a_report(run: Run) -> None:
+    ended = run("report", "--network", "180.222.51.0/24", "--from", "me@here.example", DATA / "maillog.postfix")
+    assert (ended.status, ended.err) == (0, "")
+    message = email.message_from_string(ended.out, policy=email.policy.default)
+    assert message["Subject"] == "Abuse report: 7 refused mails from 180.222.51.0/24"
+    text, feedback, _header = message.iter_parts()
+    quoted = text.get_content()
+    assert "DEFERRED client=unknown[180.222.51.40]" in quoted
+    assert "xxxx@xxxx.xx.jp" not in ended.out
+    assert "Incidents: 7" in feedback.as_string()
+
+
+def test_a_report_counts_mails_that_were_not_refused_separately(run: Run) -> None:
+    network = ("report", "--network", "192.0.2.0/24", "--from", "me@here.example")
+    ended = run(*network, DATA / "maillog.shapes")
+    message = email.message_from_string(ended.out, policy=email.policy.default)
+    assert "refused mail" not in message["Subject"]
+    text = next(iter(message.iter_parts())).get_content()
+    assert "our mail server saw " in text
+    assert ", and refused " in text

@@ -1,30 +1,25 @@
-"""`policyd find`, the pasted bounce of `policyd lookup`, `policyd report` of a mail log, and unknown commands."""
+"""`policyd find`: decisions in a decision log, mails in a mail log."""
 
 from __future__ import annotations
 
-import email
-import email.policy
-import io
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from policyd.cli import COMMANDS
 from tests.tools.decision_lines import line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tests.cli.conftest import Ended
 
     Run = Callable[..., Ended]
 
-DATA = Path(__file__).parents[1] / "data"
 ONE = line(id="0A1B2C3D", client="x.example[192.0.2.1]")
 TWO = line("DUNNO", id="0A1B2C3E", rule="", client="unknown[192.0.2.2]").replace("rdns=verified", "claimed=x.example")
 
@@ -96,82 +91,3 @@ def test_find_reports_wrong_options(run: Run, log: Path, arguments: list[str], c
     ended = run("find", *arguments, log)
     assert (ended.status, ended.out) == (2, "")
     assert complaint in ended.err
-
-
-# --- A pasted bounce --------------------------------------------------------------------------------------------------
-
-BOUNCES = [
-    "0A1B2C3D",
-    "(0a1b2c3d)",
-    "<c@d.example>: host mx.example[192.0.2.25] said: 550 5.7.1\n    Access rejected (OAIB2C3D) (in reply to RCPT TO)",
-    "550 5.7.1 Recipient address rejected: id=0A1B2C3D.",
-]
-
-
-@pytest.mark.parametrize("text", BOUNCES)
-def test_a_bounce_may_be_pasted(run: Run, log: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run("lookup", text, log) == (0, ONE + ONE, "")
-    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
-    assert run("lookup", "-", log) == (0, ONE + ONE, "")
-
-
-def test_a_text_without_an_id_is_wrong_usage(run: Run, log: Path) -> None:
-    ended = run("lookup", "450 4.7.1 try again later", log)
-    assert (ended.status, ended.out) == (2, "")
-    assert "there is no id in the text" in ended.err
-
-
-# --- A report from a mail log -----------------------------------------------------------------------------------------
-
-
-def test_a_mail_log_is_enough_for_a_report(run: Run) -> None:
-    ended = run("report", "--network", "180.222.51.0/24", "--from", "me@here.example", DATA / "maillog.postfix")
-    assert (ended.status, ended.err) == (0, "")
-    message = email.message_from_string(ended.out, policy=email.policy.default)
-    assert message["Subject"] == "Abuse report: 7 refused mails from 180.222.51.0/24"
-    text, feedback, _header = message.iter_parts()
-    quoted = text.get_content()
-    assert "DEFERRED client=unknown[180.222.51.40]" in quoted
-    assert "xxxx@xxxx.xx.jp" not in ended.out
-    assert "Incidents: 7" in feedback.as_string()
-
-
-def test_mails_that_were_not_refused_are_counted_separately(run: Run, tmp_path: Path) -> None:
-    network = ("report", "--network", "192.0.2.0/24", "--from", "me@here.example")
-    ended = run(*network, DATA / "maillog.shapes")
-    message = email.message_from_string(ended.out, policy=email.policy.default)
-    assert "refused mail" not in message["Subject"]
-    text = next(iter(message.iter_parts())).get_content()
-    assert "our mail server saw " in text
-    assert ", and refused " in text
-
-
-# --- Commands ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "hint"),
-    [
-        ("chek", "; did you mean 'check'?"),
-        ("stat", "; did you mean 'status'?"),
-        ("re-load", "; did you mean 'reload'?"),
-        ("xyzzy", ""),
-        ("\x1b[2J", ""),
-    ],
-)
-def test_an_unknown_command_gets_a_suggestion(run: Run, name: str, hint: str) -> None:
-    ended = run(name)
-    assert (ended.status, ended.out) == (2, "")
-    assert ended.err.isprintable() or ended.err.rstrip("\n").isprintable()
-    assert ended.err.startswith("policyd: there is no command '")
-    assert hint in ended.err
-    assert ("did you mean" in ended.err) == bool(hint)
-
-
-def test_help_has_a_whole_sentence_for_every_command(run: Run) -> None:
-    text = run("--help").out
-    listed = " ".join(text.partition("Commands:")[2].split())
-    for name in COMMANDS:
-        assert f" {name} " in f" {listed} "
-    assert "..." not in listed
-    assert listed.count(". ") + 1 >= len(COMMANDS)

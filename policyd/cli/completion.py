@@ -60,7 +60,7 @@ def _files_of(words: list[str]) -> tuple[str | None, str | None]:
 
 @dataclass(frozen=True, slots=True)
 class _Value:
-    """Completes a value: with these words, with names of a section of the ruleset, or with files or folders.
+    """Completes a value: with these words, with names of the ruleset, or with files or folders.
 
     A word that ends in `=` is followed by a value, without a blank.
     """
@@ -92,7 +92,7 @@ class _Option:
 
 @dataclass(frozen=True, slots=True)
 class _Command:
-    """A command for completion. `arguments` are in their order; the last one may be given several times."""
+    """A command for completion. `arguments` are in the order of the command line; the last may be repeated."""
 
     name: str
     help: str
@@ -285,7 +285,7 @@ def _zsh_value(value: _Value) -> str:
     if value.is_folder:
         return "_files -/"
     if value.section:
-        # The space before it keeps zsh from adding arguments of its own.
+        # The leading space keeps zsh from adding its own arguments.
         return f" _policyd_names {value.section}" + (" -S ''" if value.section.endswith("=") else "")
     if value.words and all(word.endswith("=") for word in value.words):
         return f"compadd -S '' -- {' '.join(value.words)}"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     "only",
     multiple=True,
     metavar="NAME",
-    type=RulesetName("lists"),
+    type=RulesetName("lists+databases"),
     help="Only this list, or this database (asn, country). Repeatable.",
 )
 @click.option("--force", is_flag=True, help="Fetch everything, even if it is not due or has not changed.")
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     "--accept",
     multiple=True,
     metavar="NAME",
-    type=RulesetName("lists"),
+    type=RulesetName("lists+databases"),
     help="Accept this list once without min_entries and max_change, or this database even if it is older or "
     "smaller. Repeatable.",
 )

@@ -17,7 +17,8 @@ DEFAULT_CONFIG = "/etc/policyd/policyd.yaml"
 class RulesetName(click.types.StringParamType):
     """A name in the ruleset, which a shell completes.
 
-    `section` is `rules`, `lists`, `dns_lists` or `counters`; with a `=` after it, a value follows the name.
+    `section` is a section of the ruleset, or several joined by `+` (policyd.config.names); with a `=` after it, a value
+    follows the name.
     """
 
     def __init__(self, section: str) -> None:
@@ -36,7 +37,7 @@ def rules_options(function: _Function) -> _Function:
     rules: Any = click.option(
         "--rules",
         metavar="FILE",
-        is_eager=True,  # _config looks at it
+        is_eager=True,  # _config reads it
         help="The ruleset, instead of the one that the settings name.",
     )
     decorated: _Function = config_option(rules(function))
@@ -72,7 +73,7 @@ def _config(context: click.Context, _parameter: click.Parameter, written: str | 
     if context.info_name in _WORK_WITHOUT_SETTINGS and not os.access(DEFAULT_CONFIG, os.R_OK):
         click.echo(f"policyd: continuing without {DEFAULT_CONFIG}, which this user may not read", err=True)
         return None
-    if "rules" in context.params:  # the result depends on the ruleset, so the user is told which
+    if "rules" in context.params:  # the result depends on the ruleset, so say which is used
         click.echo(f"policyd: using {DEFAULT_CONFIG}", err=True)
     return DEFAULT_CONFIG
 

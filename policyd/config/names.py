@@ -1,4 +1,4 @@
-"""Finds the names that a ruleset gives to rules, lists, DNS lists and counters, for completion on a command line.
+"""Finds the names of a ruleset's rules, lists, databases, DNS lists and counters, for completion on a command line.
 
 Nothing is checked, and a file that is unreadable, too large or half-edited gives the names that can be found: pressing
 a key must not print an error or take noticeable time.
@@ -12,7 +12,7 @@ from pathlib import Path
 from policyd.config.definition_reader import NAME_PATTERN
 from policyd.config.files import MAX_SETTINGS_BYTES, OversizedError, UnreadableError, read_file
 from policyd.config.problems import Report
-from policyd.config.yaml_tree import Mapping, Scalar, Sequence, parse_yaml
+from policyd.config.yaml_tree import Mapping, Node, Scalar, Sequence, parse_yaml
 
 # Maximum bytes of a rules file for completion: 100,000 bytes of YAML take some 50 ms.
 MAX_COMPLETION_BYTES = 1 << 20
@@ -21,22 +21,27 @@ MAX_COMPLETION_BYTES = 1 << 20
 _NAME = re.compile(NAME_PATTERN)
 
 
-def ruleset_names(section: str, settings: str | None, rules: str | None) -> list[str]:
-    """The names in a section of the ruleset: `rules`, `lists`, `dns_lists` or `counters`.
+def ruleset_names(sections: str, settings: str | None, rules: str | None) -> list[str]:
+    """The names in a section of the ruleset, or in several joined by `+`.
 
-    The ruleset is `rules`, or the file that the settings name; without either there are no names.
+    A section is `rules`, `lists`, `databases`, `dns_lists` or `counters`. The ruleset is `rules`, or the file that the
+    settings name; without either there are no names.
     """
     path = rules if rules is not None else _rules_of(settings)
     root = _tree(path, MAX_COMPLETION_BYTES) if path is not None else None
-    node = root.get(section) if root is not None else None
+    if root is None:
+        return []
+    return [name for section in sections.split("+") for name in _names(root.get(section)) if _NAME.fullmatch(name)]
+
+
+def _names(node: Node | None) -> list[str]:
+    """The names that a section of the ruleset defines."""
     if isinstance(node, Mapping):
-        names = list(node.items)
-    elif isinstance(node, Sequence):
-        named = [item.get("name") for item in node.items if isinstance(item, Mapping)]
-        names = [name.text for name in named if isinstance(name, Scalar)]
-    else:
-        names = []
-    return [name for name in names if _NAME.fullmatch(name)]
+        return list(node.items)
+    if not isinstance(node, Sequence):
+        return []
+    names = [item.get("name") for item in node.items if isinstance(item, Mapping)]
+    return [name.text for name in names if isinstance(name, Scalar)]
 
 
 def _rules_of(settings: str | None) -> str | None:

@@ -45,6 +45,7 @@ lists:
   own-networks: [192.0.2.0/24]
   own-names: [mail.example.com]
   '$(touch ran)': [192.0.2.0/24]
+databases: {asn: asn.mmdb, country: country.mmdb}
 dns_lists:
   zen: {zone: zen.spamhaus.org, codes: '127.0.0.[2..11]'}
 counters:
@@ -162,6 +163,7 @@ def test_choices_are_shown(shell: Terminal, typed: str, choices: tuple[str, ...]
     [
         ("policyd tail -c policyd.yaml --rule sak", "--rule sakura-vps "),
         ("policyd fetch --config=policyd.yaml --list own-ne", "--list own-networks "),
+        ("policyd fetch --rules rules.yaml --accept coun", "--accept country "),
         ("policyd export --rules rules.yaml csv --list=own-na", "--list=own-names "),
         ("policyd check --rules rules.yaml --list own-ne", "--list own-networks="),
         ("policyd explain --rules rules.yaml --listed z", "--listed zen="),

@@ -137,7 +137,7 @@ def replay(
     else:
         replay_report.print_comparison(results(), compared)
     refused = result.facts.refused_delivered
-    if fail_if_delivered is not None and result.facts.counts.left_out.lines:
+    if fail_if_delivered is not None and result.facts.counts.left_out.is_incomplete:
         left_out = "; ".join(result.facts.counts.left_out.notes())
         raise Failure(
             f"policyd: {counted(refused, 'delivered mail')} would have been refused, and there may be more: {left_out}",

@@ -57,12 +57,12 @@ class Frequent(Generic[_Value]):
         return self._counts.most_common(number)
 
     def _forget(self) -> None:
-        often = 1
+        least = 1
         while len(self._counts) > self._limit // 2:
-            kept = Counter({value: count for value, count in self._counts.items() if count > often})
+            kept = Counter({value: count for value, count in self._counts.items() if count > least})
             self.forgotten += len(self._counts) - len(kept)
             self._counts = kept
-            often *= 2
+            least *= 2
 
 
 @contextlib.contextmanager

@@ -11,20 +11,20 @@ class LeftOut:
 
     long_lines: int = 0  # lines
     hosts: int = 0  # lines of hosts beyond the maximum
-    mails: int = 0  # mails whose end was not waited for
+    mails: int = 0  # mails dropped before their end
     sessions: int = 0  # sessions dropped before their end
     recipients: int = 0  # recipients beyond the maximum of a mail
     repeats: int = 0  # repetitions beyond those counted for one line
-    returns: int = 0  # mails that a filter may have handed back, given up within the time it takes
+    returns: int = 0  # mails that a filter may have handed back, given up before the filter could answer
 
     @property
-    def lines(self) -> bool:
+    def is_incomplete(self) -> bool:
         """Whether lines of mails were left out, so that a delivered mail may be missing from the figures."""
         return bool(self.long_lines or self.hosts or self.mails or self.repeats)
 
     def notes(self) -> list[str]:
         """One sentence for each limit that was reached."""
-        said = (
+        notes = (
             (self.long_lines, "{:,} lines longer than any mail server writes were left out"),
             (self.hosts, "{:,} lines were left out: the log has more hosts than are read; give fewer hosts at a time"),
             (self.mails, "{:,} mails were given up before their end was found in the log: too many were open at once"),
@@ -33,7 +33,7 @@ class LeftOut:
             (self.repeats, "{:,} repetitions of one line were left out"),
             (self.returns, "{:,} mails from this host itself may be counted twice: a filter took long to answer"),
         )
-        return [text.format(count) for count, text in said if count]
+        return [text.format(count) for count, text in notes if count]
 
 
 @dataclass(slots=True)
@@ -47,5 +47,5 @@ class LineCounts:
     blank: int = 0  # empty lines, included in `other`
     repeated: int = 0  # additional mails from lines such as `message repeated 3 times`
     hidden: int = 0  # journal entries whose text journalctl left out
-    example: bytes = b""  # the first line in an unknown form or with an unknown tag
+    example: bytes = b""  # the first line in an unknown form or without a tag
     left_out: LeftOut = field(default_factory=LeftOut)

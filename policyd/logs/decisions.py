@@ -29,7 +29,7 @@ def decisions(
 ) -> Iterator[list[LoggedDecision]]:
     """Yields the decisions in all of these files, in lists, and keeps `counts` up to date.
 
-    Raises `LogError` for a file that cannot be read, and for one with lines and without any decision.
+    Raises `LogError` for a file that cannot be read, or that has lines but no decision.
     """
     name, lines, found = "", 0, 0
     sample: list[bytes] = []

@@ -1,7 +1,7 @@
 """Reads logs of both kinds: the decisions of decision logs, and the mails of mail logs.
 
-The first block of a file decides: only a decision log, bare or within a journal, has a decision there. Files of both
-kinds may be mixed.
+The first block of a file shows its kind: only a decision log, bare or within a journal, has a decision there. Files of
+both kinds may be mixed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Batch(NamedTuple):
-    """Lines of a decision log as a text, each with its end, or mails of a mail log; one of the two is empty."""
+    """Lines of a decision log, as one text with line ends, or mails of a mail log; one of the two is empty."""
 
     text: bytes = b""
     mails: Sequence[Observation] = ()
@@ -51,7 +51,7 @@ def batches(paths: Iterable[str], advance: Callable[[int], None] | None = None) 
 
 
 def _known(counts: LineCounts) -> int:
-    """Lines in a known form."""
+    """The number of lines in a known form."""
     return counts.used + counts.other - counts.blank
 
 

@@ -1,7 +1,7 @@
 """Opens a command's LOG files, and reads their lines in blocks, as bytes.
 
 Promises: `-` is standard input; gzip, bzip2, xz and Zstandard are recognised by their first bytes, whatever the name;
-the files of one rotated set come oldest first; no more than one block and one line is held. A file that is missing, a
+the files of one rotated set come oldest first; at most one block and one line are in memory. A file that is missing, a
 folder, unreadable, cut off or not text ends the reading with a `LogError` of one line. The readers of this package
 interpret the lines.
 """
@@ -40,15 +40,15 @@ MAX_LINE_BYTES = 256 * 1024
 # a hostile file to 64 MiB at a time.
 _ZSTD_INPUT_BYTES = 2 * 1024
 
-# Maximum share of control characters in the first block of a text file, which has tabs, and sometimes a NUL left by a
-# crash.
+# Maximum share of control characters in the first block of a text file; a crash sometimes leaves NULs in a log. Tabs,
+# line ends, form feeds and escapes are not counted.
 _BINARY_SHARE = 0.02
 _CONTROL = bytes(set(range(32)) - set(b"\t\n\r\f\x1b")) + b"\x7f"
 
 _UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError)
 
 # The suffixes that logrotate and newsyslog add: `.1`, `-20261121`, `-20261121-1763683200`, `.20261121`, and a
-# compressor's own.
+# compressor's suffix.
 _ROTATED = re.compile(
     r"(?P<base>.+?)(?:\.(?P<number>\d{1,4})|[-.](?P<date>\d{8}(?:[-T.]?\d{2,10})?))?(?:\.(?:gz|bz2|xz|zst))?", re.DOTALL
 )
@@ -66,7 +66,7 @@ class Block(NamedTuple):
     """Some whole lines of one file, in order: `text` ends with a line end, `lines` have no line ends.
 
     `name` is the file as the user named it, `first` is true for a file's first block, and `modified` is when the file
-    was last written to (Unix seconds; for standard input, now), which dates stamps that have no year. `ended` is false
+    was last written to (Unix seconds; for standard input, now), which dates timestamps without a year. `ended` is false
     if the file ends in the middle of the last of these lines.
     """
 
@@ -98,13 +98,13 @@ def in_order(paths: Sequence[str]) -> list[str]:
 
 
 def rotated_set(path: str) -> list[str]:
-    """Returns the file at `path` and those rotated away from it, oldest first.
+    """Returns the file at `path` and its rotated files, oldest first.
 
     Raises `LogError` if none of them exists, or the folder cannot be read.
     """
     live = Path(path)
     try:
-        names = os.listdir(live.parent)  # noqa: PTH208 - names are compared as text, no Path for each
+        names = os.listdir(live.parent)  # noqa: PTH208 - names are compared as text, without a Path for each
     except OSError as error:
         raise LogError(f"{path}: {_reason(error)}") from None
     found = [str(live.parent / name) for name in names if name.startswith(live.name) and _place(name)[0] == live.name]
@@ -116,7 +116,7 @@ def rotated_set(path: str) -> list[str]:
 def total_bytes(paths: Iterable[str]) -> int | None:
     """The total size of the files on disk, or None if a size is unknown (standard input, a pipe).
 
-    Raises `LogError` for the first that is not a readable file, so that a long run does not fail at its last LOG.
+    Raises `LogError` for the first path that is not a readable file, so that a long run does not fail at its last LOG.
     """
     total: int | None = 0
     for path in paths:
@@ -160,14 +160,14 @@ def _read_file(path: str, advance: Callable[[int], None], longest: int) -> Itera
             modified = time.time() if path == STANDARD_INPUT else os.fstat(file.fileno()).st_mtime
             regular = file.seekable()
             first = True
-            told = 0
+            reported = 0
             for text, ended in _whole_lines(_decompressed(file), path, longest):
                 yield Block(path, first, modified, text, ended)
                 first = False
                 if regular:
                     position = file.raw.tell()
-                    advance(position - told)
-                    told = position
+                    advance(position - reported)
+                    reported = position
     except _UNREADABLE as error:
         raise LogError(f"{path}: {_reason(error)}") from None
 
@@ -228,7 +228,7 @@ def _whole_lines(blocks: Iterator[bytes], path: str, longest: int) -> Iterator[t
         end = text.rfind(b"\n") + 1
         text, rest = text[:end], text[end:]
         if len(rest) > longest:
-            # A line that is longer still comes in pieces, and no reader recognises the second.
+            # The rest of the line becomes a separate line, which no reader recognises.
             text += rest[:longest] + b"\n"
             rest = b""
         if text:

@@ -1,4 +1,4 @@
-"""Reads log entries with fields: `journalctl -o json`, `verbose` and `export`, other JSON.
+"""Reads log entries with fields: `journalctl -o json`, `verbose` and `export`, and other JSON.
 
 Promises: no input raises; an entry collected over several lines is bounded. Formats: journalctl(1), "Journal Export
 Formats" and "Journal JSON Format" (https://systemd.io/JOURNAL_EXPORT_FORMATS), Docker's json-file driver, the JSON
@@ -12,7 +12,7 @@ import json
 import re
 from typing import Any
 
-from policyd.logs.wrappings import Entry, is_stamped, peel
+from policyd.logs.wrappings import Entry, is_stamped, unwrap
 
 # Maximum bytes of an entry collected over several lines; a mail server's journal entry has 2 KiB.
 _MAX_ENTRY = 64 * 1024
@@ -47,11 +47,11 @@ def entry_of(fields: dict[str, Any], stamp: bytes = b"", depth: int = 0) -> Entr
     """Returns the entry with these fields, or None if they have no message.
 
     An empty program means that only the message is known. `stamp` is the timestamp of the wrapping around the fields.
-    If the message has a tag of its own, the entry is that of the tag.
+    If the message itself begins with a tag, the tag counts instead of the fields.
     """
     message, program = fields.get("MESSAGE"), fields.get("SYSLOG_IDENTIFIER")
     if isinstance(message, str) and isinstance(program, str) and "/" in program:
-        return _usual(fields, message, program)
+        return _postfix_entry(fields, message, program)
     known = {key.lower(): value for key, value in fields.items()}
     realtime = _text(known.get("__realtime_timestamp")) or _text(known.get("_source_realtime_timestamp"))
     stamp = b"@" + realtime if realtime else _first(known, _STAMP) or stamp
@@ -75,15 +75,15 @@ def entry_of(fields: dict[str, Any], stamp: bytes = b"", depth: int = 0) -> Entr
         if inner_entry is not None and (inner_entry.program or not name):
             return inner_entry._replace(host=inner_entry.host or host or b"")
     text = text.lstrip(b" ").rstrip(b"\r\n")
-    peeled = peel(text) if not name or ("/" not in name and is_stamped(text)) else None
-    if peeled is not None and peeled.program:
-        return peeled._replace(stamp=peeled.stamp or stamp, host=peeled.host or host or b"", start=-1)
-    if not name and peeled is not None:
-        return Entry(peeled.stamp or stamp, host or b"", b"", b"", peeled.message)
+    unwrapped = unwrap(text) if not name or ("/" not in name and is_stamped(text)) else None
+    if unwrapped is not None and unwrapped.program:
+        return unwrapped._replace(stamp=unwrapped.stamp or stamp, host=unwrapped.host or host or b"", start=-1)
+    if not name and unwrapped is not None:
+        return Entry(unwrapped.stamp or stamp, host or b"", b"", b"", unwrapped.message)
     return Entry(stamp, host or b"", name.encode(), pid if pid.isdigit() else b"", text)
 
 
-def _usual(fields: dict[str, Any], message: str, program: str) -> Entry:
+def _postfix_entry(fields: dict[str, Any], message: str, program: str) -> Entry:
     """Returns the entry of a Postfix daemon in the journal."""
     realtime = _text(fields.get("__REALTIME_TIMESTAMP"))
     pid = _text(fields.get("SYSLOG_PID")) or _text(fields.get("_PID")) or b""
@@ -169,7 +169,7 @@ class Collector:
 
 
 def parse_json(text: bytes) -> dict[str, Any] | None:
-    """Returns the JSON object that a line is, or None."""
+    """Returns the JSON object in a text, or None if the text is anything else."""
     try:
         found = json.loads(text.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
@@ -191,7 +191,7 @@ def _text(value: object) -> bytes | None:
     If there are several values, the first; None for a field that is missing, null or an object.
     """
     if isinstance(value, list) and value:
-        # Several values of one field: the first. They may include byte numbers.
+        # Either byte numbers or several values; the first value may be byte numbers, too.
         value = value if isinstance(value[0], int) else value[0]
     if isinstance(value, list):
         with contextlib.suppress(TypeError, ValueError):

@@ -5,8 +5,8 @@ policyd's own decision log in both formats, bare or within another log. Promises
 once; memory is bounded, and each reached limit is counted. Lines of several hosts and programs may be mixed.
 
 How a line is read: the text between its timestamp and its process id names the writer, and a dict maps it to the
-writer's reader, or to no reader for the many lines of other programs. Wrappings are removed only from a line of a new
-writer, or without a dict entry. A writer with an unknown name is recognised by the form of its first messages.
+writer's reader, or to a reader that ignores the many lines of other programs. Wrappings are removed only from lines
+whose writer is not in the dict. A writer with an unknown name is recognised by the form of its first messages.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from policyd.logs.postfix import OpenMails, PostfixHost
 from policyd.logs.sendmail import SendmailLog
 from policyd.logs.timestamps import LogClock
 from policyd.logs.transaction import MAX_RECIPIENTS, NameStatus, Observation, Outcome
-from policyd.logs.wrappings import Entry, is_stamped, peel, repeats
+from policyd.logs.wrappings import Entry, is_stamped, repeats, unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -50,22 +50,22 @@ _MAX_TRIES = 1000
 # Maximum number of mails about which policyd may still be asked, by `instance`: one for each smtpd process.
 _MAX_INSTANCES = 4096
 
-# Maximum number of mails for one line. `last message repeated` counts up to an hour of them.
+# Maximum number of mails for one line: `last message repeated` may stand for all mails of an hour.
 _MAX_REPEATS = 10_000
 
-# Maximum bytes of a line that counts as empty, also within a quotation.
+# A line of only these bytes counts as empty, also in a quotation.
 _BLANK = b" \t\r>`\"'"
 
-# Bytes of a line shown in a quotation.
+# Maximum bytes of a line kept as an example for a message.
 _MAX_EXAMPLE = 300
 
-# The shortest timestamp, `Mar 9 23:12:23`.
+# Bytes of the shortest timestamp, `Mar 9 23:12:23`.
 _SHORTEST_STAMP = 14
 
 # A journal has the entries of every program; only those of a possible mail server are parsed as JSON.
 _IDENTIFIER = re.compile(rb'"SYSLOG_IDENTIFIER"\s*:\s*"([^"\\]{1,200})"')
 
-# Within the message: Solaris's message id, rsyslog's text for repeated lines, and blanks from pasting.
+# Beginnings of a text that contains the message: Solaris's message id, rsyslog's repetitions, and pasted blanks.
 _WITHIN = (b"[", b"message repeated ", b" ")
 _MESSAGE_ID = re.compile(rb"\[ID \d{1,10} [a-z0-9]{1,10}\.[a-z]{1,10}\] ")
 _REPEATED = re.compile(rb"message repeated (\d{1,9}) times: \[ ?(.*)\]", re.DOTALL)
@@ -89,7 +89,7 @@ _SENDMAIL_SHAPE = re.compile(
 )
 
 _OUTCOMES = {b"DUNNO": Outcome.PASSED, b"REJECT": Outcome.REJECTED}
-_STANDINGS = {
+_NAME_STATUSES = {
     b"verified": NameStatus.VERIFIED,
     b"mismatch": NameStatus.CLAIMED,
     b"missing": NameStatus.NONE,
@@ -112,8 +112,9 @@ class MailLog:
         self._open = OpenMails(self.counts.left_out)
         self._postfix: dict[bytes, PostfixHost] = {}
         self._sendmail: dict[bytes, SendmailLog] = {}
-        self._asked: dict[bytes, Observation] = {}  # by instance: mails about which policyd was asked, not yet complete
-        # In the last wrapping: where the timestamp begins, and where to search for the blank after it.
+        # By `instance`: mails about which policyd was asked, and may be asked again.
+        self._pending: dict[bytes, Observation] = {}
+        # In lines like the last one learned: where the timestamp begins, and where to search for the blank after it.
         self._start, self._behind = 0, _SHORTEST_STAMP
         self._previous = b""
         self._collector: Collector | None = None
@@ -125,7 +126,7 @@ class MailLog:
         self._clock.start_file(modified)
 
     def feed(self, lines: Sequence[bytes]) -> list[Observation]:
-        """Takes lines, without their ends; returns the mails that they complete, in no strict order."""
+        """Takes lines, without their ends; returns the mails that they complete, in no particular order."""
         readers = self._readers
         start, behind, previous = self._start, self._behind, self._previous
         used = other = unknown = 0
@@ -145,7 +146,7 @@ class MailLog:
                 else:
                     other += 1
             else:
-                known = self._unusual(line, previous)
+                known = self._read_unusual(line, previous)
                 start, behind = self._start, self._behind
                 if known is None:
                     unknown += 1
@@ -170,8 +171,8 @@ class MailLog:
         self._open.flush(self._observations)
         for sendmail in self._sendmail.values():
             sendmail.flush()
-        self._observations.extend(self._asked.values())
-        self._asked.clear()
+        self._observations.extend(self._pending.values())
+        self._pending.clear()
         return self._take()
 
     def _take(self) -> list[Observation]:
@@ -179,10 +180,10 @@ class MailLog:
         self._observations.clear()
         return taken
 
-    # --- Lines whose writer is not known yet, and those without one -------------------------------------------------
+    # --- Lines without a known writer -------------------------------------------------------------------------------
 
-    def _unusual(self, line: bytes, previous: bytes) -> bool | None:
-        """Reads a line as a reader does; returns None for a line in an unknown form."""
+    def _read_unusual(self, line: bytes, previous: bytes) -> bool | None:
+        """Reads a line that the dict has no reader for. Returns whether it was used; None if its form is unknown."""
         known = self._read(line, previous)
         if known is None and not self.counts.example:
             self.counts.example = line[:_MAX_EXAMPLE]
@@ -200,13 +201,13 @@ class MailLog:
         end = line.find(b" ", self._behind)
         colon = line.find(b": ", end)
         if end > 0 and (read := self._readers.get(line[end : colon + 1])) is not None:
-            known: bool | None = self._said(read, line[self._start : end], b"", line[colon + 2 :])
+            known: bool | None = self._read_message(read, line[self._start : end], b"", line[colon + 2 :])
         elif (decision := reader.parse(line)) is not None:
-            known = self._decided(decision)
+            known = self._add_decision(decision)
         elif times := repeats(line):
             known = self._repeat(times, lambda: self._read(previous, b""))
         elif line.strip(_BLANK):
-            known = self._entry(peel(line), line)
+            known = self._entry(unwrap(line), line)
         else:
             self.counts.blank += 1
             known = False
@@ -215,24 +216,23 @@ class MailLog:
     def _entry(self, entry: Entry, line: bytes) -> bool | None:
         stamp, host, program, pid, message, start = entry
         if not program or (not pid and b"/" not in program):
-            # A message alone (`journalctl -o cat`), whose queue id looks like a program.
-            alone = program + b": " + message if program else message
-            if alone.startswith(b"{"):
-                return self._json(alone, stamp)
-            if (decision := reader.parse(alone)) is not None:
-                return self._decided(decision)
-            if (read := self._reader_by_shape(host, alone)) is not None:
-                return self._said(read, stamp, pid, alone)
+            # A message without a tag (`journalctl -o cat`); its queue id looks like a program.
+            text = program + b": " + message if program else message
+            if text.startswith(b"{"):
+                return self._json(text, stamp)
+            if (decision := reader.parse(text)) is not None:
+                return self._add_decision(decision)
+            if (read := self._reader_by_shape(host, text)) is not None:
+                return self._read_message(read, stamp, pid, text)
             if not program:
-                return False if is_stamped(line) and self._no_tag(line) else None
+                if not is_stamped(line):
+                    return None
+                self.counts.example = self.counts.example or line[:_MAX_EXAMPLE]
+                return False
         read = self._reader(host, program)
         if start >= 0:
             self._learn(line, entry, read)
-        return self._said(read, stamp, pid, message)
-
-    def _no_tag(self, line: bytes) -> bool:
-        self.counts.example = self.counts.example or line[:_MAX_EXAMPLE]
-        return True
+        return self._read_message(read, stamp, pid, message)
 
     def _learn(self, line: bytes, entry: Entry, read: Reader) -> None:
         """Remembers the writer, and the form of the line around it."""
@@ -249,16 +249,16 @@ class MailLog:
         self._readers[key] = read
         self._start, self._behind = entry.start, behind
 
-    def _said(self, read: Reader, stamp: bytes, pid: bytes, message: bytes) -> bool:
+    def _read_message(self, read: Reader, stamp: bytes, pid: bytes, message: bytes) -> bool:
         """Reads a message of a known writer."""
         return read(stamp, pid, message) or (message.startswith(_WITHIN) and self._within(read, stamp, pid, message))
 
     def _within(self, read: Reader, stamp: bytes, pid: bytes, message: bytes) -> bool:
-        """Reads a message within a text that the syslog daemon wrote."""
+        """Reads a message within the text that a syslog daemon wrote around it."""
         if (message_id := _MESSAGE_ID.match(message)) is not None:
-            return self._said(read, stamp, pid, message[message_id.end() :])
+            return self._read_message(read, stamp, pid, message[message_id.end() :])
         if message.startswith(b" "):
-            return self._said(read, stamp, pid, message.lstrip(b" "))
+            return self._read_message(read, stamp, pid, message.lstrip(b" "))
         if (repeated := _REPEATED.fullmatch(message)) is not None:
             times, inner = int(repeated[1]), repeated[2].rstrip()
             return self._repeat(times, lambda: read(stamp, pid, inner)) is True
@@ -303,13 +303,13 @@ class MailLog:
         if not PostfixHost.knows(daemon):
             return self._undecided(host, program)
         postfix = self._postfix_of(host)
-        return postfix.reader(instance, daemon) if postfix is not None else self._beyond
+        return postfix.reader(instance, daemon) if postfix is not None else self._too_many_hosts
 
     def _reader_by_shape(self, host: bytes, message: bytes) -> Reader | None:
-        """Returns the reader for a message by its form alone."""
+        """Returns the reader for a message of this form; None if the form is unknown."""
         if _POSTFIX_SHAPE.match(message) is not None:
             postfix = self._postfix_of(host)
-            return postfix.reader(b"", None) if postfix is not None else self._beyond
+            return postfix.reader(b"", None) if postfix is not None else self._too_many_hosts
         return self._sendmail_of(host) if _SENDMAIL_SHAPE.match(message) is not None else None
 
     def _postfix_of(self, host: bytes) -> PostfixHost | None:
@@ -322,11 +322,11 @@ class MailLog:
     def _sendmail_of(self, host: bytes) -> Reader:
         if host not in self._sendmail:
             if len(self._sendmail) >= _MAX_HOSTS:
-                return self._beyond
+                return self._too_many_hosts
             self._sendmail[host] = SendmailLog(self._clock, self._observations, self.counts.left_out)
         return self._sendmail[host].read
 
-    def _beyond(self, _stamp: bytes, _pid: bytes, _message: bytes) -> bool:
+    def _too_many_hosts(self, _stamp: bytes, _pid: bytes, _message: bytes) -> bool:
         """Counts the lines of hosts beyond the maximum."""
         self.counts.left_out.hosts += 1
         return False
@@ -343,11 +343,11 @@ class MailLog:
             self._decide(undecided, read)
             return read(stamp, pid, text)
         # A container whose lines syslog or the journal has wrapped: each may be of another program.
-        if is_stamped(text) and (inner := peel(text)).program:
+        if is_stamped(text) and (inner := unwrap(text)).program:
             read = self._reader(inner.host or undecided.host, inner.program)
-            return self._said(read, inner.stamp, inner.pid, inner.message)
+            return self._read_message(read, inner.stamp, inner.pid, inner.message)
         if (decision := reader.parse(text)) is not None:
-            return self._decided(decision)
+            return self._add_decision(decision)
         undecided.left -= 1
         if not undecided.left:
             self._decide(undecided, _ignore)
@@ -362,9 +362,7 @@ class MailLog:
     # --- Entries that are fields ------------------------------------------------------------------------------------
 
     def _json(self, line: bytes, stamp: bytes) -> bool | None:
-        """Reads policyd's own JSON, that of `journalctl -o json` or of another logger, as a reader does; returns None
-        for other lines.
-        """
+        """Reads JSON of policyd, `journalctl -o json` or another logger; returns None for other lines."""
         if len(line) > _MAX_JSON_LINE:
             self.counts.left_out.long_lines += 1
             return None
@@ -375,7 +373,7 @@ class MailLog:
         if fields is None:
             return None
         if (decision := reader.from_json(fields)) is not None:
-            return self._decided(decision)
+            return self._add_decision(decision)
         return self._fields(fields, stamp)
 
     def _fields(self, fields: dict[str, Any], stamp: bytes) -> bool | None:
@@ -390,20 +388,20 @@ class MailLog:
             return False if known is None and "MESSAGE" in fields else known
         read = self._reader(entry.host, entry.program)
         if read is _ignore and "SYSLOG_IDENTIFIER" in fields:
-            # On any host: such a line is not parsed as JSON again.
+            # From now on, lines of this program are not parsed as JSON, on any host.
             self._readers[b'"' + entry.program] = read
             return False
-        return self._said(read, entry.stamp, entry.pid, entry.message)
+        return self._read_message(read, entry.stamp, entry.pid, entry.message)
 
     def _collect(self, line: bytes) -> bool | None:
         if self._collector is None:
             self._collector = Collector()
         belongs, fields = self._collector.take(line)
-        told = self._fields(fields, b"") if fields is not None else False
+        known = self._fields(fields, b"") if fields is not None else False
         if belongs:
-            return bool(told)
+            return bool(known)
         self._collector = None
-        return told or self._read(line, b"")
+        return known or self._read(line, b"")
 
     def _end_entry(self) -> None:
         if self._collector is not None and (fields := self._collector.end()) is not None:
@@ -414,27 +412,27 @@ class MailLog:
 
     def _policyd(self, _stamp: bytes, _pid: bytes, message: bytes) -> bool:
         decision = reader.parse(message)
-        return decision is not None and self._decided(decision)
+        return decision is not None and self._add_decision(decision)
 
-    def _decided(self, decision: LoggedDecision) -> bool:
+    def _add_decision(self, decision: LoggedDecision) -> bool:
         """Combines decisions with the same `instance`, one for each recipient of a mail."""
         if decision.is_probe:
             return False
-        seen = self._asked.pop(decision.instance, None) if decision.instance else None
+        seen = self._pending.pop(decision.instance, None) if decision.instance else None
         observation = self._observation(decision)
         if seen is not None:
             observation = _with_recipient(seen, observation)
         if not decision.instance:
             self._observations.append(observation)
             return True
-        if len(self._asked) >= _MAX_INSTANCES:
-            self._observations.append(self._asked.pop(next(iter(self._asked))))
-        self._asked[decision.instance] = observation
+        if len(self._pending) >= _MAX_INSTANCES:
+            self._observations.append(self._pending.pop(next(iter(self._pending))))
+        self._pending[decision.instance] = observation
         return True
 
     def _observation(self, decision: LoggedDecision) -> Observation:
         names = decision.claimed
-        name_status = _STANDINGS.get(decision.reverse_dns, NameStatus.UNKNOWN)
+        name_status = _NAME_STATUSES.get(decision.reverse_dns, NameStatus.UNKNOWN)
         if decision.hostname:
             # If no rule needed the identity, Postfix's checked name is used.
             names, name_status = (decision.hostname,), NameStatus.VERIFIED
@@ -511,7 +509,7 @@ class _Undecided:
 
 
 def _ignore(_stamp: bytes, _pid: bytes, _message: bytes) -> bool:
-    """Reads the lines of programs that do not handle mail."""
+    """The reader for programs that do not handle mail."""
     return False
 
 

@@ -23,24 +23,27 @@ if TYPE_CHECKING:
     from policyd.logs.counts import LeftOut
     from policyd.logs.timestamps import LogClock
 
-# Mails that are open at the same time, on all hosts: in the queue of a large site, or begun and left by their client.
-# One takes about 1 KB, so all of them 64 MB. The oldest mail of the host is dropped first, and counted with the facts
-# known so far.
+# Maximum number of mails that are open at the same time, on all hosts: those in the queue, and those that their client
+# has begun and left. A mail takes about 1 KB, so all of them 64 MB. The host's oldest mail is dropped first, and
+# counted with the facts known so far.
 MAX_OPEN = 65_536
 
-# smtpd processes of one host with something to remember; default_process_limit is 100, large sites set a few thousand.
+# Maximum number of remembered sessions of one host, one for each smtpd process; default_process_limit is 100, large
+# sites set a few thousand.
 MAX_SESSIONS = 16_384
 
-# Instances of one host; multi-instance setups have a handful. Those beyond it share one set of queue ids.
+# Maximum number of Postfix instances of one host; multi-instance setups have a handful. All further instances share one
+# set of queue ids.
 _MAX_INSTANCES = 64
 
-# Mails from this host or a private network that a filter may have handed back, and so belong to another mail.
+# Maximum number of mails from this host or a private network that a filter may have handed back. Such a mail is part of
+# another mail.
 MAX_RETURNED = 16_384
 
-# Seconds in which a filter has answered; a mail that is dropped later than this was not handed back by a filter.
+# Maximum seconds until a filter answers; a mail that is dropped later than this was not handed back by a filter.
 _FILTER_SECONDS = 3600
 
-# Maximum number of filters' answers with a queue id that is not known yet; its line comes within a second.
+# Maximum number of filters' answers with a queue id that is not known yet; the mail's line comes within a second.
 _MAX_EXPECTED = 4096
 
 # Maximum number of filters in a row; more are a loop in a forged log.
@@ -78,12 +81,12 @@ _ENVELOPE = re.compile(
 )
 _CLIENT = re.compile(rb"([^\s\[,]*)\[([0-9A-Fa-f:.]+|unknown)\]")
 _WRONG_NAME = re.compile(rb"warning: hostname (\S+) does not resolve to address ([0-9A-Fa-f:.]+)(?:: (.*))?")
-# Before Postfix 2.6.
-_WRONG_NAME_ONCE = re.compile(
+# The same warning before Postfix 2.6.
+_OLD_WRONG_NAME = re.compile(
     rb"warning: ([0-9A-Fa-f:.]+): "
     rb"(?:address not listed for hostname (\S+)|hostname (\S+) verification failed(?:: (.*))?)"
 )
-# gai_strerror(3) of EAI_AGAIN, the only temporary one.
+# gai_strerror(3) of EAI_AGAIN, the only temporary error.
 _TEMPORARY = b"Temporary failure"
 
 # Searching bytes for a number is ten times as fast as searching for bytes.
@@ -124,11 +127,11 @@ class _Mail:
         "queue_id",
         "recipients",
         "refused",
+        "reported",
         "sasl_username",
         "sender",
         "text",
         "time",
-        "told",
         "waits",
     )
 
@@ -147,10 +150,10 @@ class _Mail:
         self.outcome = _UNKNOWN
         self.by = b""
         self.text = b""
-        self.earlier: Observation | None = None  # recipients refused before it had a queue id, if they are its
+        self.earlier: Observation | None = None  # refusals before it had a queue id, which may be of this mail
         self.queue_id = b""  # empty for a mail that a filter takes before the queue
         self.ended = False
-        self.told = False  # already among the observations
+        self.reported = False  # already among the observations
         self.parent: _Mail | None = None  # the mail given to a filter, which returned this mail
         self.children: tuple[bytes, ...] = ()  # queue ids of mails that filters returned
         self.waits = 0  # children that have not ended
@@ -180,7 +183,7 @@ class _Mail:
         if self.outcome is _DELIVERED:
             return
         if child.outcome is _UNKNOWN:
-            self.outcome = _DELIVERED  # as far as the log goes
+            self.outcome = _DELIVERED  # the log has no later outcome
         else:
             self.outcome, self.by, self.text = child.outcome, child.by, child.text
 
@@ -261,7 +264,7 @@ class PostfixHost:
         key = self.name, queue_id
         parent = self.open_mails.expected.pop(key, None)
         if parent is not None and not _goes_back_to(parent, mail):
-            # The lines of two processes may change places. What the filter called sent is not delivered yet.
+            # The lines of two processes may be logged in either order. `sent` to a filter is not yet a delivery.
             parent.outcome = _UNKNOWN
             self.join(mail, parent)
             return
@@ -271,14 +274,17 @@ class PostfixHost:
             if mail.time is not None and oldest.time is not None and 0 <= mail.time - oldest.time < _FILTER_SECONDS:
                 self.open_mails.left_out.returns += 1
             if oldest.ended and not oldest.waits:
-                self._tell(oldest)
+                self._report(oldest)
         replaced = returned.pop(key, None)  # short queue ids are reused
         if replaced is not None and replaced.ended and not replaced.waits:
-            self._tell(replaced)
+            self._report(replaced)
         returned[key] = mail
 
     def claim(self, queue_id: bytes, parent: _Mail) -> bool:
-        """Joins the mail that a filter returned to the mail that it was given; returns whether there is such a mail."""
+        """Joins `parent`, a mail given to a filter, with the mail that the filter returned, if that has been read.
+
+        Returns whether it has.
+        """
         key = self.name, queue_id
         child = self.open_mails.returned.get(key)
         if child is None or child is parent or _goes_back_to(parent, child):
@@ -301,7 +307,7 @@ class PostfixHost:
             parent.waits += 1
 
     def claim_by_sender(self, parent: _Mail) -> bool:
-        """Does the same as `claim`, for a filter before the queue whose answer has no queue id."""
+        """Like `claim`, but for a filter before the queue whose answer has no queue id."""
         compared = 0
         possible = b""
         for (host, queue_id), child in reversed(self.open_mails.returned.items()):
@@ -329,11 +335,11 @@ class PostfixHost:
             if parent.ended:
                 self.end(parent)
         elif self.open_mails.returned.get((self.name, mail.queue_id)) is not mail:
-            self._tell(mail)
+            self._report(mail)
 
-    def _tell(self, mail: _Mail) -> None:
-        if not mail.told:
-            mail.told = True
+    def _report(self, mail: _Mail) -> None:
+        if not mail.reported:
+            mail.reported = True
             self.observations.append(mail.observation())
 
 
@@ -350,7 +356,7 @@ def _goes_back_to(mail: _Mail, origin: _Mail) -> bool:
 
 
 class _Instance:
-    """The lines of one Postfix instance, whose queue ids and process ids are its own."""
+    """Reads the lines of one Postfix instance, which has its own queue ids and process ids."""
 
     def __init__(self, host: PostfixHost) -> None:
         self._host = host
@@ -417,7 +423,7 @@ class _Instance:
         """Reads warnings, the only lines with a claimed name; they come right before `connect from unknown[...]`."""
         if wrong := _WRONG_NAME.fullmatch(message):
             name, address, reason = wrong.groups()
-        elif wrong := _WRONG_NAME_ONCE.fullmatch(message):
+        elif wrong := _OLD_WRONG_NAME.fullmatch(message):
             address, reason, name = wrong[1], wrong[4], wrong[2] or wrong[3]
         else:
             return False
@@ -452,7 +458,7 @@ class _Instance:
         mail.sasl_username = sasl_username
         session = self._sessions.get(pid or b"@" + session_address[1])
         if session is not None and session.refused is not None and session.refused.client_address == address:
-            # Recipients refused before the first was accepted, if the sender turns out to be the same.
+            # Recipients refused before the first was accepted belong to this mail if the sender is the same.
             if session.refused_state == b"RCPT":
                 mail.earlier, session.refused = session.refused, None
             else:
@@ -497,7 +503,7 @@ class _Instance:
             if proxied.client_address == address and sender is not None and proxied.sender in {None, sender}:
                 mail = proxied
         if mail is not None:
-            # The mail has a queue id because a recipient was accepted. This recipient was not, or later none was.
+            # A recipient of this mail was accepted before. Now another recipient or the data are refused.
             mail.helo_name = helo_name or mail.helo_name
             mail.sender = mail.sender if sender is None else sender
             if mail.earlier is not None:
@@ -531,7 +537,7 @@ class _Instance:
         return True
 
     def _add_refusal(self, session: _Session, state: bytes, new: Observation) -> None:
-        """Counts a refusal as a mail, or as one more recipient of the mail that the session has just been refused."""
+        """Counts a refusal as a mail, or as another recipient of the mail that was refused last in the session."""
         pending = session.refused
         if pending is not None:
             recipients = new.recipients
@@ -555,7 +561,9 @@ class _Instance:
         if session is None:
             if len(self._sessions) >= MAX_SESSIONS:
                 oldest = next(iter(self._sessions))
-                self._open_mails.left_out.sessions += oldest.isdigit()  # sessions by address have no end in the log
+                self._open_mails.left_out.sessions += (
+                    oldest.isdigit()
+                )  # a session by address never ends, so it does not count
                 self._end_session(self._sessions.pop(oldest))
             session = self._sessions[key] = _Session()
         return session
@@ -766,7 +774,7 @@ class _Instance:
         self._host.end(mail)
 
     def _settle(self, mail: _Mail) -> None:
-        """Decides by the sender whether refusals before the queue id were of the same mail."""
+        """Decides by the sender whether the refusals before the queue id are of the same mail."""
         earlier, mail.earlier = mail.earlier, None
         assert earlier is not None
         if mail.sender is not None and mail.sender != earlier.sender:
@@ -810,7 +818,7 @@ def _read_refusal(
 ) -> tuple[bytes, bytes, bytes, bytes, bytes, bytes | None, bytes | None, bytes, bytes] | None:
     """Returns manner, state, name, address, text, sender, recipient, HELO and user; None if it is not a refusal."""
     if usual := _USUAL_REFUSAL.fullmatch(rest):
-        return usual.groups()  # type: ignore[return-value] # nine of them; mypy does not count groups
+        return usual.groups()  # type: ignore[return-value] # nine groups, which mypy does not count
     refusal = _REFUSAL.match(rest)
     if refusal is None:
         return None

@@ -1,10 +1,10 @@
 """Combines sendmail's log lines into mail transactions.
 
-One mail is a `from=` line when the session ends, refusals of its recipients before that, and a `to=` line for each try
-to deliver; all begin with its queue id, except the line of a client that is refused at once (check_relay). A user's
-login is logged before that, by the same process. A mail that a second sendmail on the same host takes from the first
-(with a content filter between them) is one mail. Formats as in sendmail 8.12 to 8.18 (logsender() and logdelivery();
-Bat Book, chapter 14.6).
+One mail is a `from=` line when the session ends, refusals of its recipients before that, and a `to=` line for each
+attempt to deliver; all begin with its queue id, except the line of a client that is refused at once (check_relay). A
+user's login is logged before all of them, by the same process. A mail that a second sendmail on the same host takes
+from the first (with a content filter between them) is one mail. Formats as in sendmail 8.12 to 8.18 (logsender() and
+logdelivery(); Bat Book, chapter 14.6).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from policyd.logs.counts import LeftOut
     from policyd.logs.timestamps import LogClock
 
-# Mails of one host that are open at the same time; see policyd.logs.postfix.MAX_OPEN.
+# Maximum number of mails of one host that are open at the same time; see policyd.logs.postfix.MAX_OPEN.
 MAX_OPEN = 65_536
 
 # Maximum number of sessions of a host with a remembered user. sendmail forks for each session, and does not log its
@@ -30,7 +30,7 @@ _MAX_RETURNED = 4096
 
 _QUEUE_ID = re.compile(rb"([A-Za-z0-9]{8,20}): ")
 # A verified name; a name with `(may be forged)` did not verify; without a name the lookup found none. The answer of an
-# ident server may come before it.
+# ident server may precede the name.
 _RELAY = re.compile(rb"relay=(?:[^@\s\[,]*@)?([^\s\[,]*) ?\[(?:IPv6:)?([0-9A-Fa-f.:]+)\]( \(may be forged\))?")
 _RULESET = re.compile(rb"ruleset=(check_\w+), arg1=(.*?)(?:, arg2=(.*?))?, relay=")
 _AUTHENTICATED = re.compile(rb"(?:NOQUEUE: )?AUTH=server, relay=(.*), authid=([^,]*), mech=")
@@ -75,7 +75,7 @@ class _Mail:
         self.by = b""
         self.text = b""
         self.sasl_username = b""
-        self.parent: _Mail | None = None  # this mail before a filter
+        self.parent: _Mail | None = None  # the same mail before a filter
         self.waits = False  # waiting for its outcome behind the filter
         self.expected = 0  # recipients that the session accepted
         self.done = 0  # accepted recipients that will not be tried again
@@ -121,7 +121,7 @@ class SendmailLog:
         for queue_id in list(self._mails):
             self._finish(queue_id)
         for mail in self._returned.values():
-            self._give_up(mail)
+            self._report(mail)
         self._returned.clear()
 
     def _logged_in(self, pid: bytes, rest: bytes) -> bool:
@@ -271,19 +271,19 @@ class SendmailLog:
                 parent.outcome, parent.by, parent.text = mail.outcome, mail.by, mail.text
             parent.waits = False
             if parent.done >= parent.expected:
-                self._give_up(parent)
+                self._report(parent)
         elif mail.waits:
             mail.expected = 0  # it ends with the mail behind the filter
         elif mail.relay is not None and _LOOPBACK.match(mail.relay[0]) is not None:
             if len(self._returned) >= _MAX_RETURNED:
-                self._give_up(self._returned.pop(next(iter(self._returned))))
+                self._report(self._returned.pop(next(iter(self._returned))))
             if (replaced := self._returned.pop(queue_id, None)) is not None:
-                self._give_up(replaced)
+                self._report(replaced)
             self._returned[queue_id] = mail
         else:
-            self._give_up(mail)
+            self._report(mail)
 
-    def _give_up(self, mail: _Mail) -> None:
+    def _report(self, mail: _Mail) -> None:
         if mail.relay is None:
             return  # a milter's refusal without a known client
         address, names, name_status = mail.relay
@@ -306,7 +306,7 @@ class SendmailLog:
 
 
 def _relay(rest: bytes) -> tuple[bytes, tuple[bytes, ...], NameStatus] | None:
-    """Returns address, names and their name_status; None for a mail from this host."""
+    """Returns address, names and their status; None for a mail from this host."""
     # The last match: everything before it may be client text.
     at = rest.rfind(b", relay=")
     relay = _RELAY.match(rest, at + 2) if at >= 0 else None

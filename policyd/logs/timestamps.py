@@ -2,7 +2,7 @@
 
 Promises: a syslog timestamp (RFC 3164, `Aug  3 12:15:23`) is local time without a year; it gets the year that puts it
 nearest to the line before and not into the future. A timestamp with a year is not changed. Text that is not a timestamp
-gives None, never an exception. Hours, and the minute of the stamp before, are cached.
+gives None, never an exception. The hours, and the minute of the previous timestamp, are cached.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _TAI_AHEAD = 37
 _DURATION = re.compile(r"(\d{1,6})([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
-# The last word of a stamp like `Aug  3 12:15:23`, which alone has 15 bytes.
+# By its two digits: the second at the end of a timestamp like `Aug  3 12:15:23`.
 _SECOND = {b"%02d" % second: second for second in range(60)}
 
 _DAY = 86400.0
@@ -56,9 +56,9 @@ _YEAR = 365.25 * _DAY
 _FUTURE = 2 * _DAY
 
 # The year 2200, beyond which a timestamp is invalid: year 9999 with an offset overflows.
-_NO_LOG_YET = 230 * _YEAR
+_MAX_TIME = 230 * _YEAR
 
-# Hours cached; a log in order needs one, a log of several zones a few.
+# Maximum number of cached hours; a log in order needs one, a log with several time zones a few.
 _HOURS = 256
 
 
@@ -71,13 +71,13 @@ class LogClock:
         self._hours: dict[bytes, float] = {}
         self._stamp = b""
         self._seconds: float | None = None
-        self._minute = b""  # of the stamp before, if it was like `Aug  3 12:15:23`
+        self._minute = b""  # of the previous timestamp, if that was like `Aug  3 12:15:23`
         self._minute_start = 0.0
 
     def start_file(self, modified: float) -> None:
         """Begins a file that was last written to at `modified` (Unix seconds).
 
-        Timestamps without a year are dated from there: the first line is in the year before it.
+        The first timestamp without a year is dated within the year before `modified`.
         """
         self._latest = modified + _FUTURE
         self._previous = None
@@ -89,7 +89,7 @@ class LogClock:
         if stamp == self._stamp:
             return self._seconds
         self._stamp = stamp
-        # `Aug  3 12:15:23`, in the minute of the stamp before: most lines of most logs.
+        # `Aug  3 12:15:23`, in the minute of the previous timestamp: most lines of most logs.
         if stamp[:13] == self._minute and (second := _SECOND.get(stamp[13:])) is not None:
             self._seconds = self._minute_start + second
             return self._seconds
@@ -109,7 +109,7 @@ class LogClock:
     def _less_common(self, stamp: bytes) -> float | None:
         if tai := _TAI64N.fullmatch(stamp):
             seconds = int(tai[1], 16) - _TAI_AHEAD + int(tai[2], 16) / 1e9
-            return seconds if 0 <= seconds < _NO_LOG_YET else None
+            return seconds if 0 <= seconds < _MAX_TIME else None
         if unix := _UNIX.fullmatch(stamp):
             return float(unix[1])  # three more digits, without a point, are milliseconds
         stamp = stamp[weekday.end() :] if (weekday := _WEEKDAY.match(stamp)) else stamp
@@ -117,7 +117,7 @@ class LogClock:
             year, month, day, time, zone = nearly.groups()
             if zone is not None:
                 zone = b"Z" if zone.upper() in {b"UTC", b"GMT"} else zone + b"00" * (len(zone) == 3)
-            return self._dated(year, month, day, time + (zone or b""))
+            return self._from_parts(year, month, day, time + (zone or b""))
         if found := _YEAR_FIRST.match(stamp):
             year, name, day, time = found.groups()
         elif found := _YEAR_WITHIN.match(stamp):
@@ -130,9 +130,9 @@ class LogClock:
             syslog = _SYSLOG.match(stamp)
             return self._syslog(syslog) if syslog is not None else None
         number = _MONTHS.get(name)
-        return None if number is None else self._dated(year, b"%02d" % number, day.zfill(2), time)
+        return None if number is None else self._from_parts(year, b"%02d" % number, day.zfill(2), time)
 
-    def _dated(self, year: bytes, month: bytes, day: bytes, time: bytes) -> float | None:
+    def _from_parts(self, year: bytes, month: bytes, day: bytes, time: bytes) -> float | None:
         found = _RFC3339.match(b"%b-%b-%bT%b" % (year, month, day, time))
         return self._rfc3339(found) if found is not None else None
 
@@ -173,7 +173,7 @@ class LogClock:
                 start = datetime.datetime.fromisoformat((hour + b":00:00" + (zone or b"").upper()).decode()).timestamp()
             except (ValueError, OverflowError):
                 return None
-            if not 0 <= start < _NO_LOG_YET:
+            if not 0 <= start < _MAX_TIME:
                 return None
             self._keep(key, start)
         seconds = start + int(minute) * 60 + int(second)

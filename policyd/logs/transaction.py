@@ -1,8 +1,8 @@
 """One mail transaction from a log, in the same form for every mail server.
 
-Values are bytes as in the log, with escapes undone, in any form, so escape them before they go to a terminal, a page or
-a rule. A NamedTuple and not a dataclass, because each mail of a log makes one, and making a frozen dataclass takes four
-times as long.
+Values are the log's bytes, with escapes undone. They may contain anything, so escape them before they go to a terminal,
+a page or a rule. An Observation is a NamedTuple and not a dataclass, because each mail of a log makes one, and making a
+frozen dataclass takes four times as long.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ class NameStatus(StrEnum):
     """Status of the client's name according to a log."""
 
     VERIFIED = "verified"  # the name was checked both ways (FCrDNS)
-    CLAIMED = "claimed"  # a PTR name that did not verify
-    NONE = "none"  # a definite answer that there is no PTR record
-    ERROR = "error"  # the look-up failed
+    CLAIMED = "claimed"  # the PTR name did not verify
+    NONE = "none"  # DNS answered that there is no PTR record
+    ERROR = "error"  # the lookup failed
     UNKNOWN = "unknown"  # the log does not say which: Postfix writes `unknown` for three of the above
     NOT_LOOKED_UP = "not looked up"  # the name was not looked up; postscreen never looks it up
 

@@ -44,20 +44,21 @@ _STAMP = rb"""(?:
   | \d{9,10}\.\d{3,9} | \d{10}(?=\s)
   | \[\ *\d{1,9}\.\d{3,9}(?:\ *<\ *\d{1,9}\.\d{3,9}\ *>)?\]
 )""" % {b"month_day": _MONTH_DAY, b"time": _TIME}
-# journalctl -o short-full and with-unit: only the weekday in front distinguishes the name of a zone from a host's.
+# journalctl -o short-full and with-unit: only the weekday in front shows that a time zone, not a host, follows.
 _STAMP_FULL = rb"[A-Z][a-z]{2}\ \d{4}-\d\d-\d\d\ %b\ (?:[A-Z][A-Za-z0-9]{0,5}|[+-]\d\d(?::?\d\d)?)(?=\s)" % _TIME
 
 _FACILITY = rb"(?:kern|user|mail|daemon|auth|syslog|lpr|news|uucp|cron|authpriv|ftp|ntp|security|console|local[0-7])"
 _SEVERITY = (
     rb"(?:emerg(?:ency)?|panic|alert|crit(?:ical)?|error|err|warning|warn|notice|informational|information|info|debug)"
 )
-# `<mail.info>`, `<2.6>`, `<22>`, `mail.info:`, `mail:info`, `[info]`, `INFO`; and a stream of a container runtime.
-_ASIDE = rb"""(?:
+# A line's priority: `<mail.info>`, `<2.6>`, `<22>`, `mail.info:`, `mail:info`, `[info]` or `INFO`; or the stream that a
+# container runtime names.
+_PRIORITY = rb"""(?:
     (?i:[<\[(]? (?:%(facility)b[.:|/])? %(severity)b [>\])]? :?) (?=\s)
   | <\d{1,3}(?:\.\d{1,2})?> | (?:stdout|stderr)(?:\ [FP])?
 )""" % {b"facility": _FACILITY, b"severity": _SEVERITY}
 
-# Not a tag, whose end is a colon, and not bracketed.
+# A host name does not end in a colon, as a tag does, and is not in brackets.
 _HOST = rb"[^\s\[\]<>|\"(){}=,;]{0,254}[^\s\[\]<>|\"(){}=,;:]"
 _PROGRAM = rb"[A-Za-z][A-Za-z0-9._@-]*(?:/[A-Za-z0-9._@-]+)*"
 # `postfix/smtpd[104]: `, `postfix/smtpd: `, macOS's `postfix/smtpd[104] <Info>: ` and metalog's `[postfix/smtpd] `.
@@ -66,22 +67,22 @@ _TAG = rb"""(?:
     (?:\ <[A-Za-z]{4,9}>|\ \([^()\s]{1,100}\))?:(?:\s+|$)
   | \[(?P<bracketed>%(program)b)(?:\[(?P<bracketed_pid>\d{1,10})\])?\]:?\s
 )""" % {b"program": _PROGRAM, b"facility": _FACILITY, b"severity": _SEVERITY}
-_AROUND_HOST = rb"(?:Message\ forwarded\ from\ (?P<origin>[^\s:]{1,255}):\s+)?"
-# A relay that logs its own address in front of the name that came with the line.
+_FORWARDED = rb"(?:Message\ forwarded\ from\ (?P<origin>[^\s:]{1,255}):\s+)?"
+# The address that some relays log in front of the host name.
 _ADDRESS = rb"(?:(?:\d{1,3}\.){3}\d{1,3}|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7})\s+"
 
 _ENTRY = re.compile(
-    rb"""(?P<stamp>%(full)b|%(stamp)b):?\s+ (?:%(aside)b\s+){0,3}
-    (?:(?:%(address)b(?=%(host)b\s+%(program)b[\[:]))?(?P<host>%(host)b)\s+(?:%(aside)b\s+){0,3})??
-    %(around)b %(tag)b(?P<message>.*)"""
+    rb"""(?P<stamp>%(full)b|%(stamp)b):?\s+ (?:%(priority)b\s+){0,3}
+    (?:(?:%(address)b(?=%(host)b\s+%(program)b[\[:]))?(?P<host>%(host)b)\s+(?:%(priority)b\s+){0,3})??
+    %(forwarded)b %(tag)b(?P<message>.*)"""
     % {
         b"full": _STAMP_FULL,
         b"stamp": _STAMP,
-        b"aside": _ASIDE,
+        b"priority": _PRIORITY,
         b"address": _ADDRESS,
         b"host": _HOST,
         b"program": _PROGRAM,
-        b"around": _AROUND_HOST,
+        b"forwarded": _FORWARDED,
         b"tag": _TAG,
     },
     re.VERBOSE | re.DOTALL,
@@ -97,12 +98,12 @@ _RFC5424 = re.compile(
 # A tag without a timestamp before it, perhaps with a host.
 _UNSTAMPED = re.compile(rb"(?:(%b)\s+)?(%b)\[(\d{1,10})\]:\s+(.*)" % (_HOST, _PROGRAM), re.DOTALL)
 
-# Prefixes of the next layer. Each is recognised by its form, and none contains a tag.
+# The prefixes that other programs add. Each is recognised by its form, and none contains a tag.
 _LAYER = re.compile(
     rb"""
       \s+ | \xef\xbb\xbf | \x1e | data:\ | (?:[>|*\#+-]\ ?){1,8}(?=[^\s>|*\#+-]) | ["'`]+
     | <\d{1,3}>:?\s?                                                        # a priority
-    | \d{1,7}\ (?=<\d{1,3}>)                                                # RFC 6587: the length of what follows
+    | \d{1,7}\ (?=<\d{1,3}>)                                                # RFC 6587: the length of the message
     | \d{1,9}[:)\t\ ]\s*(?=["'`<]?%(stamp)b|["'`]?<)                        # a line's number
     | [\w./@+~-]{1,200}\ *\|\ ?                                             # docker compose
     | \[[^\]\s][^\]]{0,200}\]:?\s+(?=\S)                                    # kubectl logs --prefix
@@ -110,30 +111,30 @@ _LAYER = re.compile(
     | [^:|]{1,255}:(?:\d{1,9}:)?(?=%(stamp)b)                               # grep, in a folder with a blank in its name
     | (?:[\w./@+~-]{1,200}\s+){1,2}(?=%(stamp)b)                            # podman logs --names, stern
     # A timestamp in front of another, with the text that a relay or a container runtime puts between them.
-    | (?P<stamp>%(stamp)b) (?:\s+[^\s:]{1,255}|\s+%(aside)b){0,3} :?\s+
+    | (?P<stamp>%(stamp)b) (?:\s+[^\s:]{1,255}|\s+%(priority)b){0,3} :?\s+
       (?=(?:<\d{1,3}>)?(?:\d\ )?%(stamp)b\b|\{|<\d{1,3}>\d\ )
-    | (?P<before>%(full)b|%(stamp)b)(?:\s+%(aside)b){0,3}\s+(?=\S)
+    | (?P<before>%(full)b|%(stamp)b)(?:\s+%(priority)b){0,3}\s+(?=\S)
     """
-    % {b"stamp": _STAMP, b"full": _STAMP_FULL, b"aside": _ASIDE},
+    % {b"stamp": _STAMP, b"full": _STAMP_FULL, b"priority": _PRIORITY},
     re.VERBOSE,
 )
 _COLOURS = re.compile(rb"\x1b\[[0-9;]*[A-Za-z]")
-# Replacements of a blank in web pages and mails.
+# Web pages and mails have this character in place of a blank.
 _NO_BREAK_SPACE = b"\xc2\xa0"
-_STAMP_LENGTH = 60  # last bytes of a timestamp
+_STAMP_LENGTH = 60  # maximum bytes of a timestamp and its prefixes
 _QUOTES = b"\"'`"
 
 # Messages of syslogd in place of repeated lines: `last message repeated 3 times` (BSD, Solaris, macOS), and syslog-ng's
 # `Last message '...' repeated 3 times, suppressed by syslog-ng on mx`.
 _REPEATED = re.compile(
     rb"(?:%b):?\s+(?:%b\s+){0,3}(?:%b\s+)?(?:syslogd?(?:\[\d+\])?:\s+)?(?:---\s+)?[Ll]ast\smessage\s(?:'.{0,300}'\s)?"
-    rb"repeated\s(\d{1,9})\stimes?" % (_STAMP, _ASIDE, _HOST),
+    rb"repeated\s(\d{1,9})\stimes?" % (_STAMP, _PRIORITY, _HOST),
     re.VERBOSE,
 )
 _STAMPED = re.compile(rb"(?:%b|%b)(?=[\s:])" % (_STAMP_FULL, _STAMP), re.VERBOSE)
 
 
-def peel(line: bytes) -> Entry:
+def unwrap(line: bytes) -> Entry:
     """Returns the entry in a line.
 
     If the line has no tag, the program is empty, and the message is the text within the wrappings.

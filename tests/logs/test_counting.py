@@ -9,14 +9,16 @@ from hypothesis import strategies as st
 from policyd.logs.counting import Distinct, Frequent, without_garbage_collection
 
 
-def test_distinct_values_are_counted_over_all_sets_up_to_a_bound() -> None:
+def test_distinct_values_are_counted_over_all_sets_up_to_a_limit() -> None:
     distinct = Distinct(3)
-    one: set[int] = set()
-    other: set[int] = set()
-    assert [distinct.add(one, 1), distinct.add(one, 1), distinct.add(other, 1), distinct.add(one, 2)] == [True] * 4
-    assert not distinct.add(other, 2)
-    assert distinct.add(one, 2)
-    assert (one, other) == ({1, 2}, {1})
+    first: set[int] = set()
+    second: set[int] = set()
+    assert [distinct.add(first, 1), distinct.add(first, 1), distinct.add(second, 1), distinct.add(first, 2)] == [
+        True
+    ] * 4
+    assert not distinct.add(second, 2)
+    assert distinct.add(first, 2)
+    assert (first, second) == ({1, 2}, {1})
 
 
 @given(st.lists(st.integers(0, 300), max_size=400))

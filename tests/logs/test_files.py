@@ -229,8 +229,8 @@ def test_a_reader_that_stops_early_closes_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_zstandard_blocks_stay_bounded(tmp_path: Path) -> None:
-    # 256 MiB of zeros in a few KiB: they must not be decompressed all at once.
+def test_blocks_of_zstandard_have_a_limited_size(tmp_path: Path) -> None:
+    # 256 MiB in a few KiB, which must not be decompressed all at once.
     packed = io.BytesIO()
     with zstandard.ZstdCompressor().stream_writer(packed, closefd=False) as writer:
         for _ in range(256):

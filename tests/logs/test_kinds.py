@@ -28,7 +28,7 @@ def mails(text: str) -> list[Observation]:
 
 
 class Case(NamedTuple):
-    """A log, and its mails as (client address, outcome)."""
+    """A log, and its mails: client address and outcome of each."""
 
     name: str
     text: str
@@ -91,7 +91,7 @@ AFTER_THE_SAME = REJECT.format(sender="a@example.com").replace("NOQUEUE", "AAA11
 SENT = "Jan  5 10:00:00 mx postfix/smtpd[1]: AAA1111111: client=bad.example.org[198.51.100.7]\n    Jan  5 10:00:01 mx postfix/{agent}[4]: AAA1111111: to=<b@example.net>, relay={relay}, delay=1, delays=0/0/0/1, dsn=2.7.0, status=sent ({text})"
 
 KINDS = [
-    # 1: smtpd_proxy_filter
+    # smtpd_proxy_filter
     Case("proxied mails and refusals", BLOCK, [(f"192.0.2.{n}", P) for n in (1, 2, 3)] + [("203.0.113.8", R)] * 3),
     Case(
         "a filter before the queue refuses",
@@ -141,9 +141,9 @@ KINDS = [
         "Jan  5 10:00:01 mx postfix/smtpd[101]: NOQUEUE: client=out1.provider.example[192.0.2.1]\nJan  5 10:00:09 mx postfix/smtpd[101]: disconnect from out1.provider.example[192.0.2.1]",
         [("192.0.2.1", U)],
     ),
-    # 3 and 4 are in test_wrappings.py; here are the logs of other MTAs.
+    # Logs of other MTAs; the wrappings of Postfix's log are in test_wrappings.py.
     Case(
-        "Solaris, sendmail",
+        "Solaris, sendmail refuses",
         "Jan  5 10:01:00 mx sendmail[203]: [ID 801593 mail.notice] 605A10bb000203: ruleset=check_rcpt, arg1=<b@example.net>, relay=bad.example.org [198.51.100.7], reject=550 5.7.1 <b@example.net>... Relaying denied",
         [("198.51.100.7", R)],
     ),
@@ -153,7 +153,7 @@ KINDS = [
         Jan  5 10:01:01 mx sendmail[204]: [ID 801593 mail.info] 605A10bb000203: to=<c@d>, delay=00:00:01, xdelay=00:00:01, mailer=local, pri=1, relay=local, dsn=2.0.0, stat=Sent""",
         [("198.51.100.7", D)],
     ),
-    # 6: sent, but not delivered
+    # Sent, but not delivered
     Case(
         "a filter keeps the mail",
         SENT.format(agent="smtp", relay="127.0.0.1[127.0.0.1]:10024", text="250 2.7.0 Ok, discarded, id=1-02 - spam"),
@@ -199,13 +199,13 @@ KINDS = [
         [("198.51.100.7", R)],
     ),
     Case(
-        "a filter whose answer is logged before its mail",
+        "a filter whose mail is logged after its answer",
         ANSWER_FIRST.format(removed="") + BOUNCED,
         [("198.51.100.7", R)],
     ),
-    # The first mail was counted as delivered when its entry was dropped; the second is still not a separate mail.
+    # The first mail was counted as delivered when it was removed; the second is still not a separate mail.
     Case(
-        "a filter whose mail is logged last of all",
+        "a filter whose mail is logged after its answer and the removal",
         ANSWER_FIRST.format(removed=REMOVED) + BOUNCED,
         [("198.51.100.7", D)],
     ),
@@ -278,7 +278,7 @@ KINDS = [
         "Jan  5 10:00:01 mx postfix/smtpd[1]:  AAA1111111: client=a[192.0.2.1]\n Jan  5 10:00:01 mx postfix/local[22]:   AAA1111111: to=<b@c>, relay=local, delay=1, status=sent (ok)",
         [("192.0.2.1", D)],
     ),
-    # 8: sendmail under another tag
+    # sendmail under another tag
     *(
         Case(
             f"sendmail as {tag}",
@@ -292,14 +292,14 @@ KINDS = [
         "Jan  5 10:00:00 mx postfix.service[104]: started\n Jan  5 10:00:01 mx postfix.service[104]: NOQUEUE: reject: RCPT from a[198.51.100.7]: 554 5.7.1 no; from=<a@b> to=<c@d> proto=ESMTP helo=<e>",
         [("198.51.100.7", R)],
     ),
-    # 9: refusals without their client= line
+    # Refusals without their client= line
     Case(
         "a milter refuses, and the log begins in the middle of the mail",
         "Jan  5 10:00:00 mx postfix/cleanup[301]: 5BC2DE3FA4: milter-reject: END-OF-MESSAGE from bad.example.org[198.51.100.7]: 5.7.1 Spam message rejected; from=<s@example.org> to=<b@example.net> proto=ESMTP helo=<bad.example.org>",
         [("198.51.100.7", R)],
     ),
     Case(
-        "header_checks, and grep took the rest",
+        "header_checks, without the lines that grep left out",
         "Jan  5 10:00:00 mx postfix/cleanup[301]: 5BC2DE3FA4: reject: header Subject: from b[ob] to you from bad.example.org[198.51.100.7]; from=<s@example.org> to=<b@example.net> proto=ESMTP helo=<h>: 5.7.1 no",
         [("198.51.100.7", R)],
     ),
@@ -318,7 +318,7 @@ KINDS = [
         "Jan  5 10:00:00 mx postfix/cleanup[301]: 5BC2DE3FA4: reject: header Subject: x from local; from=<s@example.org> to=<b@example.net>: 5.7.1 no",
         [],
     ),
-    # 10: postscreen
+    # postscreen
     Case(
         "one client of postscreen",
         SCREENED.format(
@@ -369,10 +369,10 @@ KINDS = [
         "Jan  5 10:00:01 mx postfix/postscreen[11]: NOQUEUE: reject: CONNECT from [198.51.100.7]:1111: too many connections\n Jan  5 10:00:01 mx postfix/postscreen[11]: NOQUEUE: reject: CONNECT from [198.51.100.7]:1112: all server ports busy",
         [],
     ),
-    # 12: one transaction
+    # Several recipients of one mail
     Case("a bad recipient before the good one", REJECT.format(sender="a@example.com") + GOOD, [("192.0.2.1", D)]),
     Case(
-        "bad recipients before and after",
+        "bad recipients before and after the good one",
         REJECT.format(sender="a@example.com")
         + "\n"
         + REJECT.format(sender="a@example.com").replace("typo@", "two@")
@@ -402,7 +402,7 @@ KINDS = [
         + "; from=<a@example.com> to=<joe@example.net> proto=ESMTP helo=<mail.example.com>",
         [("192.0.2.1", P)],
     ),
-    # 13: repetitions
+    # Repetitions
     Case(
         "rsyslog repeats",
         REJECT.format(sender="a@b")
@@ -456,14 +456,14 @@ def test_a_filter_before_the_queue_keeps_client_and_envelope() -> None:
 
 
 def test_a_refusal_without_its_client_line_still_has_client_and_envelope() -> None:
-    case = next(case for case in KINDS if case.name == "header_checks, and grep took the rest")
+    case = next(case for case in KINDS if case.name == "header_checks, without the lines that grep left out")
     (mail,) = mails(case.text)
     assert (mail.names, mail.name_status) == ((b"bad.example.org",), NameStatus.VERIFIED)
     assert (mail.sender, mail.recipients, mail.helo_name) == (b"s@example.org", (b"b@example.net",), b"h")
     assert mail.text == b"5.7.1 no"
 
 
-def test_a_refused_recipient_before_the_first_accepted_one_is_of_the_same_mail() -> None:
+def test_a_recipient_refused_before_the_first_accepted_recipient_belongs_to_the_same_mail() -> None:
     (mail,) = mails(REJECT.format(sender="a@example.com") + GOOD)
     assert (mail.recipients, mail.helo_name, mail.sender) == (
         (b"joe@example.net",),
@@ -481,12 +481,12 @@ def test_sendmail_logs_refusals_of_recipients_before_its_from_line() -> None:
     assert mail.text == b"550 5.1.1 <bad@example.net>... User unknown"
 
 
-def test_postscreen_does_not_look_names_up() -> None:
+def test_postscreen_does_not_look_up_names() -> None:
     (mail,) = mails(SCREENED.format(n=1, state="RCPT", client=7, port=1111, text="550 5.7.1 no", to="x"))
     assert (mail.names, mail.name_status, mail.by) == ((), NameStatus.NOT_LOOKED_UP, b"postscreen")
 
 
-# --- 7: users of sendmail ---------------------------------------------------------------------------------------------
+# --- Users of sendmail ------------------------------------------------------------------------------------------------
 
 FROM = "Jan  5 10:00:02 mx sm-mta[{pid}]: 605A00aa000201: from=<joe@example.net>, size=900, class=0, nrcpts=1, msgid=<1@example.net>, proto={proto}, daemon=MSA, relay={relay}"
 
@@ -546,7 +546,7 @@ def test_users_of_sendmail_are_known(logged_in: str, sent: tuple[str, str, str],
     assert mail.sasl_username == user
 
 
-# --- 2: many hosts, and limits --------------------------------------------------------------------------------------
+# --- Many hosts, and limits -----------------------------------------------------------------------------------------
 
 
 def test_a_central_log_of_hundreds_of_hosts_is_counted_in_full() -> None:
@@ -606,8 +606,8 @@ def test_every_reached_limit_is_reported(
     monkeypatch: pytest.MonkeyPatch, limit: tuple[object, str], text: str, note: str
 ) -> None:
     monkeypatch.setattr(*limit, 3)
-    (said,) = log_of(text).counts.left_out.notes()
-    assert said.startswith(note)
+    (reported,) = log_of(text).counts.left_out.notes()
+    assert reported.startswith(note)
 
 
 def test_a_limit_that_is_not_reached_is_not_mentioned() -> None:
@@ -623,7 +623,7 @@ def test_lines_without_text_from_journalctl_are_counted() -> None:
     assert (log.counts.hidden, log.counts.unknown) == (2, 0)
 
 
-def test_a_program_is_given_up_after_many_messages_that_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_is_ignored_after_many_messages_in_no_known_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maillog._Undecided.__init__, "__defaults__", (3, None))
     sendmail = "Jan  5 10:01:00 mx other[203]: 605A10bb000203: ruleset=check_rcpt, arg1=<b@c>, relay=a [198.51.100.7], reject=550 no"
     noise = "\nJan  5 10:01:00 mx other[203]: hello"

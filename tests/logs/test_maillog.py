@@ -27,20 +27,20 @@ WRITTEN = datetime.datetime(2026, 11, 21, tzinfo=datetime.UTC).timestamp()
 
 
 def read(*lines: str | bytes) -> list[Observation]:
-    """Returns the observations of some lines; every line must be used, except those that end in `#`."""
+    """Returns the observations of lines. Every line must be used, except those that end in `#`."""
     log = MailLog()
     log.start_file(WRITTEN)
-    idle = 0
+    unused = 0
     found = []
     for line in lines:
         text = line if isinstance(line, bytes) else line.encode()
-        idle += text.endswith(b"#")
+        unused += text.endswith(b"#")
         found += log.feed([text.removesuffix(b"#")])
-    assert log.counts.lines - log.counts.used == idle, log.counts
+    assert log.counts.lines - log.counts.used == unused, log.counts
     return found + log.finish()
 
 
-def one(*lines: str | bytes) -> Observation:
+def only_mail(*lines: str | bytes) -> Observation:
     found = read(*lines)
     assert len(found) == 1, found
     return found[0]
@@ -61,16 +61,16 @@ REFUSED = postfix(
 )
 
 
-def accepted(queue_id: str, client: str, *deliveries: str, sender: str = "a@b.example", **how: Any) -> list[str]:
+def accepted(queue_id: str, client: str, *deliveries: str, sender: str = "a@b.example", **options: Any) -> list[str]:
     """The lines of a mail that was accepted. A delivery is `to=<...>, ...`."""
     return [
-        postfix("smtpd", f"connect from {client}", **how),
-        postfix("smtpd", f"{queue_id}: client={client}", **how),
-        postfix("cleanup", f"{queue_id}: message-id=<m@b.example>#", **how),
-        postfix("qmgr", f"{queue_id}: from=<{sender}>, size=332, nrcpt=1 (queue active)", **how),
-        *(postfix("smtp", f"{queue_id}: {delivery}", **how) for delivery in deliveries),
-        postfix("qmgr", f"{queue_id}: removed", **how),
-        postfix("smtpd", f"disconnect from {client} ehlo=1 mail=1 rcpt=1 data=1 quit=1 commands=5", **how),
+        postfix("smtpd", f"connect from {client}", **options),
+        postfix("smtpd", f"{queue_id}: client={client}", **options),
+        postfix("cleanup", f"{queue_id}: message-id=<m@b.example>#", **options),
+        postfix("qmgr", f"{queue_id}: from=<{sender}>, size=332, nrcpt=1 (queue active)", **options),
+        *(postfix("smtp", f"{queue_id}: {delivery}", **options) for delivery in deliveries),
+        postfix("qmgr", f"{queue_id}: removed", **options),
+        postfix("smtpd", f"disconnect from {client} ehlo=1 mail=1 rcpt=1 data=1 quit=1 commands=5", **options),
     ]
 
 
@@ -82,7 +82,7 @@ BOUNCED = "to=<c@d.example>, relay=mx[192.0.2.25]:25, delay=1, delays=1/0/0/0, d
 
 
 def test_a_refused_recipient() -> None:
-    seen = one(REFUSED)
+    seen = only_mail(REFUSED)
     assert seen == Observation(
         datetime.datetime(2026, 8, 3, 12, 15, 23).timestamp(),  # noqa: DTZ001 - syslog writes local time
         b"180.222.51.40",
@@ -103,7 +103,7 @@ def test_a_refused_recipient() -> None:
 @pytest.mark.parametrize("instance", ["postfix", "postfix-in", "mail_2"])
 @pytest.mark.parametrize("stamp", ["Aug  3 12:15:23", "2026-08-03T12:15:23.123456+09:00"])
 def test_a_mail_that_was_delivered(queue_id: str, instance: str, stamp: str) -> None:
-    seen = one(*accepted(queue_id, "Mail.B.example[2001:db8::25]", SENT, instance=instance, stamp=stamp))
+    seen = only_mail(*accepted(queue_id, "Mail.B.example[2001:db8::25]", SENT, instance=instance, stamp=stamp))
     assert (seen.client_address, seen.names, seen.name_status) == (
         b"2001:db8::25",
         (b"mail.b.example",),
@@ -116,7 +116,7 @@ def test_a_mail_that_was_delivered(queue_id: str, instance: str, stamp: str) -> 
 @pytest.mark.parametrize("daemon", ["smtp", "lmtp", "local", "virtual", "pipe", "error", "retry", "discard"])
 def test_lines_of_every_delivery_agent_are_read(daemon: str) -> None:
     lines = accepted("B25692109E3", "mail.b.example[192.0.2.1]", SENT)
-    assert one(*(line.replace("/smtp[", f"/{daemon}[") for line in lines)).outcome is Outcome.DELIVERED
+    assert only_mail(*(line.replace("/smtp[", f"/{daemon}[") for line in lines)).outcome is Outcome.DELIVERED
 
 
 @pytest.mark.parametrize(
@@ -132,22 +132,24 @@ def test_lines_of_every_delivery_agent_are_read(daemon: str) -> None:
     ],
 )
 def test_a_mail_has_the_best_outcome_of_its_recipients(deliveries: list[str], outcome: Outcome) -> None:
-    assert one(*accepted("B25692109E3", "mail.b.example[192.0.2.1]", *deliveries)).outcome is outcome
+    assert only_mail(*accepted("B25692109E3", "mail.b.example[192.0.2.1]", *deliveries)).outcome is outcome
 
 
-def test_the_recipient_is_that_of_the_client() -> None:
+def test_the_recipient_is_the_address_that_the_client_gave() -> None:
     delivery = SENT.replace("to=<c@d.example>", "to=<joe@local.example>, orig_to=<postmaster@d.example>")
-    assert one(*accepted("B25692109E3", "mail.b.example[192.0.2.1]", delivery)).recipients == (b"postmaster@d.example",)
+    assert only_mail(*accepted("B25692109E3", "mail.b.example[192.0.2.1]", delivery)).recipients == (
+        b"postmaster@d.example",
+    )
 
 
 def test_recipients_of_one_mail_are_one_observation() -> None:
     deliveries = [SENT.replace("c@d", f"c{number}@d") for number in range(3)]
-    seen = one(*accepted("B25692109E3", "mail.b.example[192.0.2.1]", *deliveries))
+    seen = only_mail(*accepted("B25692109E3", "mail.b.example[192.0.2.1]", *deliveries))
     assert seen.recipients == (b"c0@d.example", b"c1@d.example", b"c2@d.example")
 
 
 def test_refused_recipients_of_one_mail_are_one_observation() -> None:
-    seen = one(REFUSED, REFUSED.replace("x@y.jp", "z@y.jp").replace("450 4.7.1", "554 5.7.1"))
+    seen = only_mail(REFUSED, REFUSED.replace("x@y.jp", "z@y.jp").replace("450 4.7.1", "554 5.7.1"))
     assert (seen.recipients, seen.outcome) == ((b"x@y.jp", b"z@y.jp"), Outcome.DEFERRED)
 
 
@@ -187,19 +189,19 @@ def test_a_retry_is_another_mail() -> None:
     ],
 )
 def test_a_name_that_does_not_verify_is_claimed(warning: str, name_status: NameStatus) -> None:
-    seen = one(postfix("smtpd", f"warning: {warning}"), *accepted("B25692109E3", "unknown[192.0.2.1]", SENT))
+    seen = only_mail(postfix("smtpd", f"warning: {warning}"), *accepted("B25692109E3", "unknown[192.0.2.1]", SENT))
     assert (seen.names, seen.name_status) == ((b"host.b.example",), name_status)
 
 
 def test_a_claimed_name_does_not_pass_to_the_next_client() -> None:
     warning = postfix("smtpd", "warning: hostname host.b.example does not resolve to address 192.0.2.1")
-    seen = one(warning, *accepted("B25692109E3", "unknown[192.0.2.2]", SENT))
+    seen = only_mail(warning, *accepted("B25692109E3", "unknown[192.0.2.2]", SENT))
     assert (seen.names, seen.name_status) == ((), NameStatus.UNKNOWN)
 
 
 def test_authenticated_users_are_known() -> None:
     line = postfix("smtpd", "B25692109E3: client=unknown[192.0.2.2], sasl_method=PLAIN, sasl_username=joe")
-    assert one(line).sasl_username == b"joe"
+    assert only_mail(line).sasl_username == b"joe"
 
 
 def test_a_mail_that_a_content_filter_returns_is_counted_once() -> None:
@@ -211,7 +213,7 @@ def test_a_mail_that_a_content_filter_returns_is_counted_once() -> None:
     )
     assert [seen.client_address for seen in read(*first[:4], again, *first[4:])] == [b"192.0.2.1"]
     # The mail came through another host: the original client counts.
-    assert one(again).client_address == b"192.0.2.1"
+    assert only_mail(again).client_address == b"192.0.2.1"
 
 
 @pytest.mark.parametrize(
@@ -240,7 +242,7 @@ def test_a_mail_that_a_content_filter_returns_is_counted_once() -> None:
     ],
 )
 def test_mails_that_cleanup_refuses(message: str, outcome: Outcome, by: bytes) -> None:
-    seen = one(
+    seen = only_mail(
         postfix("smtpd", "B25692109E3: client=m[192.0.2.1]"), postfix("cleanup", f"B25692109E3: {message}", pid=4)
     )
     assert (seen.outcome, seen.by, seen.sender, seen.helo_name) == (outcome, by, b"s@b", b"h")
@@ -288,7 +290,7 @@ def test_mails_that_cleanup_refuses(message: str, outcome: Outcome, by: bytes) -
 def test_refusals_of_every_state(
     message: str, expected: tuple[bytes | None, tuple[bytes, ...], bytes, Outcome]
 ) -> None:
-    seen = one(postfix("smtpd", message))
+    seen = only_mail(postfix("smtpd", message))
     assert seen.client_address == b"192.0.2.1"
     if "proto=z" not in message:  # a damaged line may be misread, but must not affect others
         assert (seen.sender, seen.recipients, seen.helo_name, seen.outcome) == expected
@@ -297,24 +299,24 @@ def test_refusals_of_every_state(
 def test_a_refused_recipient_of_an_accepted_mail_does_not_change_its_outcome() -> None:
     lines = accepted("B25692109E3", "unknown[180.222.51.40]", SENT)
     refusal = REFUSED.replace("NOQUEUE", "B25692109E3")
-    seen = one(*lines[:2], refusal, *lines[2:])
+    seen = only_mail(*lines[:2], refusal, *lines[2:])
     assert (seen.outcome, seen.recipients) == (Outcome.DELIVERED, (b"c@d.example",))
     assert seen.helo_name == b"r001-gbc001.mail-b.net"
 
 
 def test_a_mail_refused_at_its_end_is_refused() -> None:
-    seen = one(
+    seen = only_mail(
         postfix("smtpd", "B25692109E3: client=unknown[180.222.51.40]"),
         REFUSED.replace("NOQUEUE", "B25692109E3").replace("RCPT", "END-OF-MESSAGE").replace("450 4", "550 5"),
     )
     assert seen.outcome is Outcome.REJECTED
 
 
-def test_instances_and_hosts_have_queue_ids_of_their_own() -> None:
-    one_host = accepted("B25692109E3", "a[192.0.2.1]", SENT)
+def test_each_instance_and_host_has_its_own_queue_ids() -> None:
+    default = accepted("B25692109E3", "a[192.0.2.1]", SENT)
     instance = accepted("B25692109E3", "b[192.0.2.2]", DEFERRED, instance="postfix-out")
     host = [line.replace(" ulysses ", " penelope ") for line in accepted("B25692109E3", "c[192.0.2.3]", BOUNCED)]
-    mixed = [line for lines in zip(one_host, instance, host, strict=True) for line in lines]
+    mixed = [line for lines in zip(default, instance, host, strict=True) for line in lines]
     assert {seen.client_address: seen.outcome for seen in read(*mixed)} == {
         b"192.0.2.1": Outcome.DELIVERED,
         b"192.0.2.2": Outcome.DEFERRED,
@@ -325,7 +327,8 @@ def test_instances_and_hosts_have_queue_ids_of_their_own() -> None:
 def test_a_service_of_an_instance_shares_its_queue() -> None:
     lines = accepted("B25692109E3", "a[192.0.2.1]", SENT)
     assert (
-        one(*(line.replace("postfix/smtpd", "postfix/submission/smtpd") for line in lines)).outcome is Outcome.DELIVERED
+        only_mail(*(line.replace("postfix/smtpd", "postfix/submission/smtpd") for line in lines)).outcome
+        is Outcome.DELIVERED
     )
 
 
@@ -382,7 +385,7 @@ TO = "2153vN23096927: to=<c@d.example>, delay=00:00:01, xdelay=00:00:01, mailer=
 def test_clients_in_sendmails_lines(
     relay: str, address: bytes, names: tuple[bytes, ...], name_status: NameStatus
 ) -> None:
-    seen = one(sendmail(FROM.format(1, relay)))
+    seen = only_mail(sendmail(FROM.format(1, relay)))
     assert (seen.client_address, seen.names, seen.name_status) == (address, names, name_status)
 
 
@@ -397,13 +400,13 @@ def test_clients_in_sendmails_lines(
     ],
 )
 def test_outcomes_of_sendmails_mails(dsn: str, status: str, outcome: Outcome) -> None:
-    seen = one(sendmail(FROM.format(1, "host.b.example [192.0.2.1]")), sendmail(TO.format(dsn, status)))
+    seen = only_mail(sendmail(FROM.format(1, "host.b.example [192.0.2.1]")), sendmail(TO.format(dsn, status)))
     assert (seen.outcome, seen.sender, seen.recipients) == (outcome, b"a@b.example", (b"c@d.example",))
     assert seen.text == status.encode()
 
 
 def test_several_recipients_in_one_line_of_sendmail() -> None:
-    seen = one(
+    seen = only_mail(
         sendmail(FROM.format(2, "host.b.example [192.0.2.1]")),
         sendmail(TO.format("2.0.0", "Sent").replace("<c@d.example>", "<c@d.example>,<e@d.example>")),
     )
@@ -411,7 +414,7 @@ def test_several_recipients_in_one_line_of_sendmail() -> None:
 
 
 def test_sendmail_refuses_a_client_at_once() -> None:
-    seen = one(
+    seen = only_mail(
         "Mar 9 23:12:23 sm-mta[34814]: ruleset=check_relay, arg1=os3-305-42423.vs.sakura.ne.jp, arg2=49.212.201.177,"
         " relay=os3-305-42423.vs.sakura.ne.jp [49.212.201.177], reject=550 5.7.1 Access denied"
     )
@@ -420,7 +423,7 @@ def test_sendmail_refuses_a_client_at_once() -> None:
 
 
 def test_the_client_of_a_refusal_is_in_a_later_line_of_sendmail() -> None:
-    seen = one(
+    seen = only_mail(
         sendmail(
             "2153vN23096927: ruleset=check_rcpt, arg1=<c@d.example>, relay=host.b.example [192.0.2.1],"
             " reject=450 4.7.1 <c@d.example>... Relaying temporarily denied"
@@ -432,7 +435,7 @@ def test_the_client_of_a_refusal_is_in_a_later_line_of_sendmail() -> None:
 
 
 def test_a_milter_of_sendmail_refuses_the_mail() -> None:
-    seen = one(
+    seen = only_mail(
         sendmail(FROM.format(1, "host.b.example [192.0.2.1]")),
         sendmail("2153vN23096927: Milter: data, reject=550 5.7.1 Spam"),
         sendmail(TO.format("5.7.1", "Spam")),
@@ -479,7 +482,7 @@ def decision(
     ],
 )
 def test_a_decision_is_an_observation(action: str, outcome: Outcome) -> None:
-    seen = one(decision(action))
+    seen = only_mail(decision(action))
     assert (seen.outcome, seen.sender, seen.helo_name) == (outcome, b"a@b.example", b"h.example")
     assert (seen.by, seen.log) == (b"policyd", "policyd")
 
@@ -498,12 +501,12 @@ def test_a_decision_is_an_observation(action: str, outcome: Outcome) -> None:
 def test_a_decision_has_the_clients_name(
     client: str, rdns: str, names: tuple[bytes, ...], name_status: NameStatus
 ) -> None:
-    seen = one(decision(client=client, rdns=rdns))
+    seen = only_mail(decision(client=client, rdns=rdns))
     assert (seen.names, seen.name_status) == (names, name_status)
 
 
 def test_decisions_of_one_mail_are_one_observation() -> None:
-    seen = one(
+    seen = only_mail(
         decision("REJECT", to="c@d", instance="2839.1"),
         decision("DUNNO", to="e@d", instance="2839.1"),
         decision("REJECT", to="c@d", instance="2839.1"),
@@ -550,7 +553,7 @@ def test_a_log_in_the_journal_gives_the_same_mails() -> None:
 
 def test_the_journals_byte_numbers_are_read() -> None:
     message = list(REFUSED.partition("]: ")[2].replace("rainbow", "\x00").encode().replace(b"\x00", b"\xff"))
-    assert one(journal(REFUSED, MESSAGE=message)).sender == b"\xff+errnnn0@gbc001.mag-r.net"
+    assert only_mail(journal(REFUSED, MESSAGE=message)).sender == b"\xff+errnnn0@gbc001.mag-r.net"
 
 
 @pytest.mark.parametrize(
@@ -558,7 +561,12 @@ def test_the_journals_byte_numbers_are_read() -> None:
 )
 def test_policyds_lines_are_found_in_a_journal(form: str) -> None:
     line = f"Aug 03 12:15:23 ulysses policyd[12]: {form}"
-    assert one(line).client_address == one(journal(line)).client_address == one(form).client_address == b"192.0.2.1"
+    assert (
+        only_mail(line).client_address
+        == only_mail(journal(line)).client_address
+        == only_mail(form).client_address
+        == b"192.0.2.1"
+    )
 
 
 @pytest.mark.parametrize(
@@ -569,7 +577,7 @@ def test_policyds_lines_are_found_in_a_journal(form: str) -> None:
         json.dumps({"MESSAGE": "x", "__REALTIME_TIMESTAMP": "one", "SYSLOG_IDENTIFIER": "postfix/smtpd"}),
     ],
 )
-def test_a_journal_has_lines_of_other_programs(line: str) -> None:
+def test_a_journals_lines_of_other_programs_are_not_mails(line: str) -> None:
     assert read(line + "#") == []
 
 
@@ -605,8 +613,8 @@ def test_a_log_that_a_real_postfix_wrote() -> None:
     refused = [seen for seen in found if b"rejected" in seen.text or seen.by == b"milter"]
     assert len(queue_ids) < len(found) <= len(queue_ids) + len(refused)
     assert Counter(seen.outcome for seen in found)[Outcome.DELIVERED] >= 2
-    everywhere = next(seen for seen in found if len(seen.recipients) == 8)
-    assert everywhere.outcome is Outcome.DELIVERED
+    to_all = next(seen for seen in found if len(seen.recipients) == 8)
+    assert to_all.outcome is Outcome.DELIVERED
     spam = next(seen for seen in found if seen.sender == b"spammer@sender.example" and seen.outcome is Outcome.REJECTED)
     assert (spam.by, spam.text) == (b"milter", b"5.7.1 Spam message rejected")
 
@@ -653,7 +661,7 @@ def test_open_mails_of_sendmail_are_bounded(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(read(*lines)) == 5
 
 
-def test_sessions_with_something_to_remember_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remembered_sessions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postfix_reader, "MAX_SESSIONS", 3)
     log = MailLog()
     log.start_file(WRITTEN)
@@ -662,7 +670,7 @@ def test_sessions_with_something_to_remember_are_bounded(monkeypatch: pytest.Mon
     assert len(log.finish()) == 3
 
 
-def test_messages_that_policyd_was_asked_about_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mails_about_which_policyd_was_asked_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maillog, "_MAX_INSTANCES", 3)
     log = MailLog()
     log.start_file(WRITTEN)
@@ -672,7 +680,7 @@ def test_messages_that_policyd_was_asked_about_are_bounded(monkeypatch: pytest.M
 
 def test_recipients_of_one_mail_are_bounded() -> None:
     deliveries = [SENT.replace("c@d", f"c{number}@d") for number in range(MAX_RECIPIENTS + 5)]
-    seen = one(*accepted("B25692109E3", "mail.b.example[192.0.2.1]", *deliveries))
+    seen = only_mail(*accepted("B25692109E3", "mail.b.example[192.0.2.1]", *deliveries))
     assert len(seen.recipients) == MAX_RECIPIENTS
 
 
@@ -686,10 +694,10 @@ def test_junk_that_looks_like_writers_does_not_fill_memory() -> None:
     assert len(log._writers) <= maillog._MAX_WRITERS
     assert len(log._postfix) == maillog._MAX_HOSTS
     assert log.counts.left_out.hosts == 20_000 - maillog._MAX_HOSTS
-    assert log.counts.left_out.lines
+    assert log.counts.left_out.is_incomplete
 
 
-def test_a_far_too_long_line_is_not_searched() -> None:
+def test_a_line_beyond_the_maximum_length_is_not_searched() -> None:
     log = MailLog()
     log.start_file(WRITTEN)
     log.feed([REFUSED.encode(), REFUSED.encode() + b"; from=<x> to=<y> proto=z helo=<" * 10_000])

@@ -26,9 +26,9 @@ def unix(text: str) -> float:
 
 
 def clock(modified: str) -> LogClock:
-    made = LogClock()
-    made.start_file(unix(modified))
-    return made
+    started = LogClock()
+    started.start_file(unix(modified))
+    return started
 
 
 def times(modified: str, *stamps: str) -> list[str]:
@@ -37,7 +37,7 @@ def times(modified: str, *stamps: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("stamp", "meant"),
+    ("stamp", "expected"),
     [
         ("Aug  3 12:15:23", "2026-08-03T12:15:23+09:00"),
         ("Aug 03 12:15:23", "2026-08-03T12:15:23+09:00"),  # journald
@@ -50,8 +50,8 @@ def times(modified: str, *stamps: str) -> list[str]:
         ("@1785726923000000", "2026-08-03T12:15:23+09:00"),
     ],
 )
-def test_every_form_of_stamp_is_read(stamp: str, meant: str) -> None:
-    assert times("2026-09-01T00:00:00+09:00", stamp) == [meant]
+def test_every_form_of_stamp_is_read(stamp: str, expected: str) -> None:
+    assert times("2026-09-01T00:00:00+09:00", stamp) == [expected]
 
 
 @pytest.mark.parametrize("stamp", ["2026-08-03T12:15:23.125+09:00", "Aug  3 12:15:23.125", "@1785726923125000"])
@@ -90,8 +90,9 @@ def test_an_invalid_time_gives_none(stamp: str) -> None:
         # A leap day is in a leap year, however long ago.
         ("2026-03-01T00:00:00+09:00", ["Feb 29 12:00:00"], [2024]),
         ("2024-03-01T00:00:00+09:00", ["Feb 28 12:00:00", "Feb 29 12:00:00", "Mar  1 00:00:00"], [2024] * 3),
-        # A log that is a year old today, and one that spans most of a year with a gap.
+        # A line may be two days later than the file's date. A later line is from the year before.
         ("2026-11-21T12:00:00+09:00", ["Nov 22 12:00:00", "Nov 23 12:00:00", "Nov 24 13:00:00"], [2026, 2026, 2025]),
+        # A log of most of a year, with gaps.
         ("2026-11-21T12:00:00+09:00", ["Dec  1 00:00:00", "Feb  5 00:00:00", "Aug  3 00:00:00"], [2025, 2026, 2026]),
     ],
 )
@@ -99,7 +100,7 @@ def test_the_year_is_inferred(modified: str, stamps: list[str], years: list[int]
     assert [int(text[:4]) for text in times(modified, *stamps)] == years
 
 
-def test_a_file_begins_its_own_year() -> None:
+def test_each_file_is_dated_by_its_own_date() -> None:
     reader = clock("2026-03-01T00:00:00+09:00")
     assert rfc3339(reader.seconds(b"Feb  5 12:00:00")) == "2026-02-05T12:00:00+09:00"
     reader.start_file(unix("2025-03-01T00:00:00+09:00"))
@@ -113,6 +114,6 @@ def test_no_stamp_raises(stamp: bytes) -> None:
 
 
 @given(st.integers(int(unix("2025-12-01T00:00:00Z")), int(unix("2026-11-20T00:00:00Z"))))
-def test_every_moment_of_the_year_before_a_files_date_is_found_again(moment: int) -> None:
-    stamp = time.strftime("%b %e %H:%M:%S", time.localtime(moment)).encode()
-    assert clock("2026-11-21T00:00:00+09:00").seconds(stamp) == moment
+def test_every_time_in_the_year_before_a_files_date_is_read_correctly(seconds: int) -> None:
+    stamp = time.strftime("%b %e %H:%M:%S", time.localtime(seconds)).encode()
+    assert clock("2026-11-21T00:00:00+09:00").seconds(stamp) == seconds

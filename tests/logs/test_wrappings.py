@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from policyd.logs.maillog import MailLog, observations
 from policyd.logs.transaction import NameStatus, Observation, Outcome
-from policyd.logs.wrappings import peel, repeats
+from policyd.logs.wrappings import repeats, unwrap
 from tests.local_time import local_time
 from tests.logs.wrapped import LINES, WRAPPINGS
 
@@ -68,7 +68,6 @@ def test_wrappings_may_be_mixed_in_one_file(tmp_path: Path) -> None:
     path = tmp_path / "mail.log"
     with path.open("w", newline="") as file:
         for wrap in wraps:
-            # Other hosts, so that no queue id comes twice.
             file.writelines(wrap(line) + "\n" for line in LINES)
     mails = read(path, MailLog())
     assert len(mails) == 3 * len(wraps)
@@ -89,7 +88,7 @@ def test_there_are_many_wrappings() -> None:
     ],
 )
 def test_the_outermost_tag_counts(line: str) -> None:
-    entry = peel(line.encode())
+    entry = unwrap(line.encode())
     assert (entry.program, entry.pid) == (b"sshd", b"4")
 
 
@@ -127,13 +126,13 @@ def test_lines_that_repeat_the_line_before(line: str, times: int) -> None:
 )
 def test_no_line_takes_long(line: bytes) -> None:
     started = time.process_time()
-    peel(line)
+    unwrap(line)
     repeats(line)
     assert time.process_time() - started < 0.05
 
 
 @given(st.binary(max_size=300))
 def test_wrappings_are_removed_from_any_bytes(line: bytes) -> None:
-    entry = peel(line)
+    entry = unwrap(line)
     assert len(entry.message) <= len(line)
     assert repeats(line) >= 0

@@ -2,8 +2,8 @@
 
 """One log of three mails, in every known wrapping.
 
-The mails: one delivered, from a client whose name verified; one refused, from a client whose name did not; one refused
-by a milter after its data.
+The mails: one delivered, from a client whose name verified; one refused, from a client whose name did not verify;
+one refused by a milter after its data.
 """
 
 from __future__ import annotations
@@ -114,9 +114,10 @@ def _full(line: Line, zone: str = "UTC") -> str:
     return f"{line.when:%a %Y-%m-%d %H:%M:%S} {zone}"
 
 
-_TAI = 4611686018427387904 + 37
+# A TAI64 label minus the Unix time: 2^62, and the 37 s that TAI is ahead of UTC.
+_TAI = 2**62 + 37
 
-# Wrappings by name, each with the program that writes it, and one of its lines.
+# Wrappings by name, which tells the program or the format; each function wraps a line.
 WRAPPINGS: dict[str, Wrap] = {
     "syslog (RFC 3164)": lambda line: line.plain,
     "syslog without a host": lambda line: f"{line.bsd} {line.tag} {line.message}",

@@ -18,7 +18,7 @@ from policyd.config.durations import YEAR, whole_duration
 from policyd.config.files import UnreadableError
 from policyd.config.load import load_settings
 from policyd.core.printable import printable
-from policyd.fetch.by_hand import Keeper, Side, comment_of
+from policyd.fetch.by_hand import LocalLists, Side, comment_of
 from policyd.fetch.guards import RefusedError
 from policyd.logs.files import LogError, rotated_set
 from policyd.tools.decisions import lookup
@@ -30,7 +30,7 @@ _Function = TypeVar("_Function")
 
 _EVER = "ever"
 
-# Maximum seconds: ten years. A longer entry should have no end.
+# Maximum duration in seconds: ten years. `ever` is for longer entries.
 _MAX_SECONDS = 10 * YEAR
 
 # The form of an id: eight letters and digits, without a dot.
@@ -54,7 +54,7 @@ def _options(default: str) -> Callable[[_Function], _Function]:
         decorated: Any = function
         for option in (
             click.option("--list", "is_list", is_flag=True, help="Print current entries, with end, author and reason."),
-            click.option("--end", is_flag=True, help="Take WHAT out again."),
+            click.option("--end", is_flag=True, help="Remove the entry again."),
             click.option("--why", default="", metavar="TEXT", help="The reason, kept beside the entry."),
             click.option(
                 "--for",
@@ -125,17 +125,17 @@ def _run(
         raise click.UsageError("name a client, or give --list alone")
     in_force = rules_in_force(config, rules)
     try:
-        keeper = Keeper(in_force.rules, side)
+        lists = LocalLists(in_force.rules, side)
         if what is None:
-            _print_list(keeper, side)
+            _print_entries(lists, side)
             return
         if end:
-            click.echo(printable(f"no longer {side}: {keeper.end(what)}"))
+            click.echo(printable(f"no longer {side}: {lists.end(what)}"))
         else:
             if side is Side.ALLOW and _ID.fullmatch(what):
-                what = _client_of(keeper, what, config)
+                what = _client_of(lists, what, config)
             until = None if seconds is None else time.time() + seconds
-            click.echo(printable(f"{side}: {keeper.add(what, until, comment_of(_who(), why))}"))
+            click.echo(printable(f"{side}: {lists.add(what, until, comment_of(_user(), why))}"))
     except (RefusedError, UnreadableError) as error:
         raise Failure("\n".join(map(printable, f"policyd: {error}".split("\n"))), 1) from None
     except OSError as error:
@@ -144,8 +144,8 @@ def _run(
     reload_data(in_force)
 
 
-def _print_list(keeper: Keeper, side: Side) -> None:
-    entries = keeper.entries()
+def _print_entries(lists: LocalLists, side: Side) -> None:
+    entries = lists.entries()
     for entry in entries:
         click.echo(
             printable(f"{entry.what}  {'until ' + entry.end if entry.end else 'for ever'}  {entry.comment}".rstrip())
@@ -154,7 +154,7 @@ def _print_list(keeper: Keeper, side: Side) -> None:
         click.echo(f"nothing is {side}")
 
 
-def _client_of(keeper: Keeper, decision_id: str, config: str | None) -> str:
+def _client_of(lists: LocalLists, decision_id: str, config: str | None) -> str:
     """The client of a decision in the log that the settings name. Raises RefusedError."""
     try:
         found = lookup.find([decision_id], rotated_set(live_log(load_settings(config) if config is not None else None)))
@@ -162,10 +162,10 @@ def _client_of(keeper: Keeper, decision_id: str, config: str | None) -> str:
         raise Failure(f"policyd: {error}", 2) from None
     if not found:
         raise RefusedError(f"no decision has the id {decision_id}")
-    return keeper.of_decision(found[-1])
+    return lists.entry_for_decision(found[-1])
 
 
-def _who() -> str:
+def _user() -> str:
     """The name of the user, also through sudo."""
     name = os.environ.get("SUDO_USER", "")
     if name:

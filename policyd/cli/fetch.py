@@ -12,7 +12,7 @@ from policyd.cli import Failure
 from policyd.cli.options import RulesetName, rules_options
 from policyd.cli.rules_in_force import is_behind, reload_data, rules_in_force
 from policyd.config.files import UnreadableError
-from policyd.fetch.run import Choice, NoSuchListError
+from policyd.fetch.run import Choice, NoSourceError
 from policyd.fetch.run import fetch as fetch_lists
 
 if TYPE_CHECKING:
@@ -63,17 +63,17 @@ def fetch(
     in_force = rules_in_force(config, rules)
     try:
         outcome = fetch_lists(in_force.rules, Choice(only, force, dry_run, accept))
-    except NoSuchListError as error:
+    except NoSourceError as error:
         raise click.BadParameter(str(error), param_hint="--list, --accept") from None
     except UnreadableError as error:
         raise Failure(str(error), 2) from None
-    for line in outcome.said:
+    for line in outcome.messages:
         click.echo(line)
     for line in outcome.refused:
         click.echo(line, err=True)
     if outcome.changed or (not dry_run and is_behind(in_force, outcome.paths)):
         reload_data(in_force)
-    if not outcome.said and not outcome.refused:
+    if not outcome.messages and not outcome.refused:
         click.echo(f"no list or database in {Path(in_force.rules.path)} has from:")
     if outcome.refused:
         sys.exit(1)

@@ -224,7 +224,7 @@ def _nothing_found(name: str, path: str, lines: _Lines, report: Report) -> Impor
     where = _shown_path(path)
     if any(loss.line.path == where for loss in report.losses):
         return ImportFailedError(f"{where}: nothing of the format {name} could be read", 1, report)
-    what = "is empty" if lines.count == 0 else f"has nothing of the format {name} in it"
+    what = "is empty" if lines.count == 0 else f"has no entry in the format {name}"
     return ImportFailedError(f"{where}: {what}", 1, report)
 
 

@@ -6,7 +6,6 @@ the list in one rename, under the same lock as `policyd fetch`.
 
 from __future__ import annotations
 
-import secrets
 import time
 from dataclasses import dataclass
 from enum import StrEnum
@@ -26,7 +25,7 @@ from policyd.core.ruleset import Kind, Verb
 from policyd.core.tables import Networks
 from policyd.fetch.guards import MIN_PREFIX, Protected, RefusedError, check_names, networks_of, ranges, shown
 from policyd.tools.list_lock import list_lock
-from policyd.tools.replace_file import replace_file
+from policyd.tools.replace_file import beside, replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,11 +38,12 @@ if TYPE_CHECKING:
 # Maximum characters of a reason.
 MAX_WHY = 500
 
-# Lists that `block` never contradicts, besides those that a `never` names.
-_KEPT_OUT = ("allowed-networks", "own-networks")
+# Lists whose entries `block` does not block, besides the lists that a `never` names.
+_PROTECTED = ("allowed-networks", "own-networks")
 
+# The shipped ruleset's folder of lists, and the condition and action of its rule for each list.
 _FOLDER = "/var/lib/policyd/lists"
-_LINES = {
+_SHIPPED_RULES = {
     "allowed-networks": ("cidr", "DUNNO"),
     "blocked-networks": ("cidr", "REJECT 5.7.1 Mail from {client_address} is not accepted here ({id})"),
     "allowed-hosts": ("hostname", "DUNNO"),
@@ -59,7 +59,7 @@ class Side(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class KeptEntry:
+class LocalEntry:
     """An entry in a list: its end as written (empty: for ever), and the comment with author and reason."""
 
     what: str
@@ -67,8 +67,8 @@ class KeptEntry:
     comment: str
 
 
-class Keeper:
-    """The lists of one side under the rules text in force. Raises UnreadableError if that cannot be read."""
+class LocalLists:
+    """The lists of one side under the rules text in force. Raises UnreadableError if that text cannot be read."""
 
     def __init__(self, rules: Rules, side: Side) -> None:
         self._rules = rules
@@ -99,12 +99,12 @@ class Keeper:
         self._change(definition, entry, None)
         return entry
 
-    def entries(self) -> list[KeptEntry]:
+    def entries(self) -> list[LocalEntry]:
         """The entries of both lists that have not ended."""
         return [entry for kind in ("networks", "hosts") for entry in self._entries(self._list(kind))]
 
-    def of_decision(self, decision: LoggedDecision) -> str:
-        """Returns the entry to allow that lets the client of a decision through. Raises RefusedError."""
+    def entry_for_decision(self, decision: LoggedDecision) -> str:
+        """Returns the entry to allow for the client of a decision. Raises RefusedError."""
         rule_name = decision.rule_name.decode("utf-8", "replace")
         if decision.decided == Verb.DUNNO.value.encode():
             raise RefusedError("that decision let the client through")
@@ -147,17 +147,17 @@ class Keeper:
         names = {named.text for each in self._file.lists.values() if each.source for named in each.source.never}
         texts = {
             name: [kept.text for kept in self._file.lists[name].entries()]
-            for name in (*_KEPT_OUT, *sorted(names))
+            for name in (*_PROTECTED, *sorted(names))
             if name in self._file.lists
         }
         if kind == "hosts":
             check_names([entry], [(name, text) for name, found in texts.items() for text in found])
             return
         protected = Protected((f"list '{name}'", networks_of(found)) for name, found in texts.items())
-        for start, prefix in ranges(networks_of([entry])):
-            if prefix < MIN_PREFIX[start[0]]:
-                raise RefusedError(f"{entry} is larger than a /{MIN_PREFIX[start[0]]}; such a network needs a rule")
-            if meets := protected.meets(start):
+        for network, prefix in ranges(networks_of([entry])):
+            if prefix < MIN_PREFIX[network[0]]:
+                raise RefusedError(f"{entry} is larger than a /{MIN_PREFIX[network[0]]}; such a network needs a rule")
+            if meets := protected.meets(network):
                 raise RefusedError(f"{entry} covers or lies in {meets}")
 
     # --- The files --------------------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ class Keeper:
         name = f"{self._side}-{kind}"
         definition = self._file.lists.get(name)
         if definition is None or not definition.local or not definition.file_path:
-            condition, action = _LINES[name]
+            condition, action = _SHIPPED_RULES[name]
             raise RefusedError(
                 f"{self._rules.path} has no list '{name}' with local: yes; add these lines, then run policyd reload:\n"
                 f"  lists:\n    {name}: {{file: {_FOLDER}/{name}.txt, allow_empty: yes, local: yes}}\n"
@@ -174,7 +174,7 @@ class Keeper:
             )
         return definition
 
-    def _entries(self, definition: ListDefinition) -> Iterator[KeptEntry]:
+    def _entries(self, definition: ListDefinition) -> Iterator[LocalEntry]:
         content = _content(Path(definition.file_path))
         now = time.time()
         for line in content.splitlines():
@@ -182,10 +182,13 @@ class Keeper:
                 text = line.decode("utf-8", "replace")
                 _, _, comment = text.partition(" #")
                 _, _, end = text.partition(" #")[0].partition("expires=")
-                yield KeptEntry(entry.text, end.strip(), comment.strip())
+                yield LocalEntry(entry.text, end.strip(), comment.strip())
 
     def _change(self, definition: ListDefinition, entry: str, line: str | None) -> None:
-        """Replaces an entry's lines by a new line, if the ruleset loads with it. Raises RefusedError, OSError."""
+        """Replaces an entry's lines by `line`, or removes them, if the ruleset loads afterwards.
+
+        Raises RefusedError, OSError.
+        """
         target = Path(definition.file_path)
         with list_lock(target.parent):
             is_new = not target.exists()
@@ -197,7 +200,7 @@ class Keeper:
             if kept and not kept[-1].endswith(b"\n"):
                 kept[-1] += b"\n"
             content = b"".join(kept) + (b"" if line is None else line.encode() + b"\n")
-            temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}.checked")
+            temporary = beside(target, "checked")
             try:
                 temporary.write_bytes(content)
                 report = Report()
@@ -214,11 +217,11 @@ class Keeper:
                 target.chmod(0o644)  # the daemon runs as another user
 
 
-def comment_of(who: str, why: str) -> str:
+def comment_of(author: str, why: str) -> str:
     """The comment of an entry: date, author and reason, in one line."""
     when = time.strftime("%Y-%m-%d", time.gmtime())
     reason = printable(" ".join(why[:MAX_WHY].split()))
-    return f"{when} {printable(who)}" + (f": {reason}" if reason else "")
+    return f"{when} {printable(author)}" + (f": {reason}" if reason else "")
 
 
 def _content(path: Path) -> bytes:

@@ -73,9 +73,9 @@ class Protected:
 
     def __init__(self, named: Iterable[tuple[str, Networks]]) -> None:
         self._ranges: list[tuple[Range, str, int]] = sorted(
-            (start, name, prefix) for name, networks in named for start, prefix in ranges(networks)
+            (network, name, prefix) for name, networks in named for network, prefix in ranges(networks)
         )
-        # The last address of all ranges so far: ranges may lie in each other.
+        # For each range, the highest last address so far and its place, because ranges may lie in each other.
         self._last: list[tuple[int, int, int]] = []
         best: tuple[int, int, int] | None = None
         for place, ((version, _, last), _, _) in enumerate(self._ranges):
@@ -108,30 +108,30 @@ _RESERVED = Protected([("the reserved networks", networks_of(RESERVED))])
 
 def check_networks(networks: Networks, protected: Protected, *, allow_reserved: bool) -> None:
     """Refuses networks that are too large, reserved (unless allowed) or protected. Raises RefusedError."""
-    for start, prefix in ranges(networks):
-        version, first, _ = start
+    for network, prefix in ranges(networks):
+        version, first, _ = network
         if prefix < MIN_PREFIX[version]:
             raise RefusedError(f"{shown(version, first, prefix)} is larger than a /{MIN_PREFIX[version]}")
-        if not allow_reserved and (reserved := _RESERVED.meets(start)):
+        if not allow_reserved and (reserved := _RESERVED.meets(network)):
             raise RefusedError(f"{shown(version, first, prefix)} covers or lies in {reserved} (allow_reserved)")
-        if meets := protected.meets(start):
+        if meets := protected.meets(network):
             raise RefusedError(f"{shown(version, first, prefix)} covers or lies in {meets} (never)")
 
 
 def check_names(names: Iterable[str], protected: Iterable[tuple[str, str]]) -> None:
-    """Refuses names that cover or lie under a protected name; `protected` has list and name. Raises RefusedError."""
-    mine = {name.strip(".").lower(): name for name in names}
+    """Refuses names that cover or lie under a protected name; `protected` pairs list and name. Raises RefusedError."""
+    written_names = {name.strip(".").lower(): name for name in names}
     for list_name, raw in protected:
         name = raw.strip(".").lower()
         labels = name.split(".")
         for start in range(len(labels)):
-            if (over := ".".join(labels[start:])) in mine:
-                raise RefusedError(f"{mine[over]} covers or lies in {raw} of list '{list_name}' (never)")
-    theirs = {raw.strip(".").lower(): (list_name, raw) for list_name, raw in protected}
-    for name, written in mine.items():
+            if (over := ".".join(labels[start:])) in written_names:
+                raise RefusedError(f"{written_names[over]} covers or lies in {raw} of list '{list_name}' (never)")
+    protected_names = {raw.strip(".").lower(): (list_name, raw) for list_name, raw in protected}
+    for name, written in written_names.items():
         labels = name.split(".")
         for start in range(len(labels)):
-            if (found := theirs.get(".".join(labels[start:]))) is not None:
+            if (found := protected_names.get(".".join(labels[start:]))) is not None:
                 raise RefusedError(f"{written} covers or lies in {found[1]} of list '{found[0]}' (never)")
 
 

@@ -1,8 +1,8 @@
 """One run of `policyd fetch`: fetches all lists and databases that are due, checks them and puts them in place.
 
 A list in force is never touched before its new copy has passed every guard; it is then replaced in one rename, and the
-former copy is kept as `.previous`. So a list is always the old or the new copy, whenever a run is killed. If a copy is
-refused, the old copy stays in force.
+former copy is kept as `.previous`. A list is therefore always the old or the new copy, even after a killed run. If a
+copy is refused, the old copy stays in force.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import time
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -41,7 +40,7 @@ from policyd.fetch.guards import (
 )
 from policyd.fetch.source import FetchError, Validators, get
 from policyd.tools.list_lock import list_lock
-from policyd.tools.replace_file import replace_file
+from policyd.tools.replace_file import beside, replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -53,8 +52,8 @@ if TYPE_CHECKING:
 
 _MAX_STATE_BYTES = 64 << 10
 
-# Seconds after which a temporary file is assumed to be from a killed run. A run with slow servers takes minutes; a hard
-# link has the list's own time, and exists for milliseconds.
+# Seconds after which a temporary file is assumed to be from a killed run. A run with slow servers takes minutes. A hard
+# link has the list's own time, which may be older, but it exists for milliseconds only.
 _LEFTOVER_SECONDS = 3600.0
 
 # Bytes at the beginning of an answer that are searched for the first non-blank byte.
@@ -77,23 +76,24 @@ class Choice:
 
 @dataclass(slots=True)
 class Outcome:
-    """The result of a run: a line for each file, refused or not; the `changed` files.
+    """The result of a run.
 
-    `paths` are the files of all lists and databases with `from:`.
+    `messages` has a line for each list or database that was not refused, `refused` a line for each that was. `changed`
+    names those with a new copy. `paths` are the files of all lists and databases with `from:`.
     """
 
-    said: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
 
 
-class NoSuchListError(Exception):
-    """A named list is not a fetched list. The message names those that are."""
+class NoSourceError(Exception):
+    """There is no list or database with `from:` of this name. The message has the names that exist."""
 
 
 @dataclass(slots=True)
-class _New:
+class _NewCopy:
     """A new copy that has passed its own guards; `temporary` holds it beside its target.
 
     `replaces` is the SHA-256 of the copy with which it was compared, None if there was none. `modified` is the time
@@ -104,7 +104,7 @@ class _New:
     content: bytes
     temporary: Path
     state: dict[str, str]
-    said: str
+    message: str
     replaces: str | None
     modified: float | None = None
 
@@ -142,7 +142,7 @@ class _Wanted:
 
 
 def fetch(rules: Rules, choice: Choice) -> Outcome:
-    """Fetches lists and databases. Raises NoSuchListError, UnreadableError if the rules file cannot be read."""
+    """Fetches lists and databases. Raises NoSourceError, UnreadableError if the rules file cannot be read."""
     return _Run(rules, choice).run()
 
 
@@ -151,7 +151,7 @@ class _Run:
         self._rules = rules
         self._choice = choice
         self._outcome = Outcome()
-        # Missing or wrong lists must not keep a run from repairing them, so errors do not matter here.
+        # Errors are ignored here, because a run may repair missing or wrong lists.
         report = Report()
         rules_file = read_rules(rules.path, report, text=rules.text)
         if rules_file is None or rules_file.root is None:
@@ -160,12 +160,12 @@ class _Run:
 
     def run(self) -> Outcome:
         wanted = [*self._wanted()]
-        there = sorted({name for candidate in wanted for name in candidate.names})
+        known = sorted({name for candidate in wanted for name in candidate.names})
         for name in (*self._choice.only, *self._choice.accept):
-            if name not in there:
-                message = f"'{name}' is not a list or database with from:; there are: {', '.join(there) or 'none'}"
-                raise NoSuchListError(message)
-        new: list[_New] = []
+            if name not in known:
+                message = f"'{name}' is not a list or database with from:; there are: {', '.join(known) or 'none'}"
+                raise NoSourceError(message)
+        new: list[_NewCopy] = []
         try:
             for candidate in wanted:
                 self._outcome.paths.append(candidate.path)
@@ -174,14 +174,14 @@ class _Run:
                         _remove_leftovers(candidate.target)
                         found = self._fetch(candidate)
                     except (RefusedError, FetchError, UnreadableError, OSError) as error:
-                        self._refuse(candidate, _told(error))
+                        self._refuse(candidate, _describe(error))
                     else:
                         new += [] if found is None else [found]
             for each in self._judge_together(new):
                 try:
                     self._put(each)
                 except OSError as error:
-                    self._refuse(each.wanted, f"{each.wanted.path} cannot be replaced: {_told(error)}")
+                    self._refuse(each.wanted, f"{each.wanted.path} cannot be replaced: {_describe(error)}")
         finally:
             for each in new:
                 each.temporary.unlink(missing_ok=True)
@@ -200,12 +200,12 @@ class _Run:
 
     # --- One list or database -----------------------------------------------------------------------------------------
 
-    def _fetch(self, wanted: _Wanted) -> _New | None:
+    def _fetch(self, wanted: _Wanted) -> _NewCopy | None:
         """A new copy that has passed its own guards; None if there is nothing to do."""
         source, shown, target = wanted.source, wanted.shown, wanted.target
         wait = _wait(target, source)
         if wait > 0 and not self._choice.force:
-            self._outcome.said.append(f"{shown}: not due for {wait / 3600:.1f} h")
+            self._outcome.messages.append(f"{shown}: not due for {wait / 3600:.1f} h")
             return None
         old = _old_content(target, wanted.max_bytes)
         state = _read_state(target)
@@ -221,7 +221,7 @@ class _Run:
                 _write_retry(target, time.time() + error.retry_after)
             raise
         if fetched.content is None:
-            self._outcome.said.append(f"{shown}: unchanged")
+            self._outcome.messages.append(f"{shown}: unchanged")
             if not self._choice.dry_run:
                 os.utime(state_path(str(target)))
             return None
@@ -230,7 +230,7 @@ class _Run:
         if wanted.list is not None:
             condition = self._condition(wanted.list.name)
             content = _converted(source, condition, content, target)
-            said = self._guard(wanted.list.name, source, condition, content, old)
+            message = self._guard(wanted.list.name, source, condition, content, old)
         new_state = {
             "url": source.url,
             "format": source.format,
@@ -239,40 +239,42 @@ class _Run:
             "sha256": _sha256(content),
         }
         if content == old:
-            self._outcome.said.append(f"{shown}: unchanged")
+            self._outcome.messages.append(f"{shown}: unchanged")
             if not self._choice.dry_run:
                 _write_state(target, new_state)
             return None
-        temporary = _beside(target, "checked")
+        temporary = beside(target, "checked")
         try:
             temporary.write_bytes(content)
             if wanted.database is not None:
                 modified = _modified(fetched.validators)
                 os.utime(temporary, (modified, modified))
-                said = self._judge_database(wanted.database, temporary)
+                message = self._judge_database(wanted.database, temporary)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        return _New(wanted, content, temporary, new_state, said, None if old is None else _sha256(old), modified)
+        return _NewCopy(wanted, content, temporary, new_state, message, None if old is None else _sha256(old), modified)
 
     def _judge_database(self, definition: DatabaseDefinition, new: Path) -> str:
         """Refuses a database that cannot be used, is older, or has lost half of its networks. Returns the message.
         Raises RefusedError.
         """
-        (after, count), before = _database(definition, str(new)), None
+        (after, count), before = _read_database(definition, str(new)), None
         with contextlib.suppress(RefusedError):
-            before = _database(definition, definition.path)
-        said = f"database {definition.names}: {count:,} networks, of {after.date}"
+            before = _read_database(definition, definition.path)
+        message = f"database {definition.names}: {count:,} networks, of {after.date}"
         if before is None:
-            return said
+            return message
         info, old_count = before
         if self._choice.accept and not {*definition.max_ages}.isdisjoint(self._choice.accept):
-            return f"{said} ({old_count:,} before, of {info.date})"
+            return f"{message} ({old_count:,} before, of {info.date})"
         if after.built < info.built:
-            raise RefusedError(f"is of {_dated(after.built)}, older than the copy in force, of {_dated(info.built)}")
+            raise RefusedError(
+                f"is of {_format_time(after.built)}, older than the copy in force, of {_format_time(info.built)}"
+            )
         if 2 * count < old_count:
             raise RefusedError(f"has {count:,} networks, fewer than half of the {old_count:,} in force")
-        return f"{said} ({old_count:,} before, of {info.date})"
+        return f"{message} ({old_count:,} before, of {info.date})"
 
     def _condition(self, name: str) -> str:
         """The condition that uses the list; cidr if none does."""
@@ -311,7 +313,7 @@ class _Run:
 
     # --- All together -----------------------------------------------------------------------------------------------
 
-    def _judge_together(self, new: list[_New]) -> list[_New]:
+    def _judge_together(self, new: list[_NewCopy]) -> list[_NewCopy]:
         """Returns the new copies with which the ruleset loads and passes its tests."""
         if not new or not self._problem(new):
             return new
@@ -327,7 +329,7 @@ class _Run:
             return []
         return good
 
-    def _problem(self, new: list[_New]) -> str:
+    def _problem(self, new: list[_NewCopy]) -> str:
         """The first error of the ruleset with these copies in place; empty if there is none."""
         report = Report()
         lists = {copy.wanted.list.name: str(copy.temporary) for copy in new if copy.wanted.list is not None}
@@ -345,24 +347,24 @@ class _Run:
             problem = problem.replace(str(copy.temporary), copy.wanted.path)
         return problem
 
-    def _put(self, copy: _New) -> None:
+    def _put(self, copy: _NewCopy) -> None:
         if self._choice.dry_run:
-            self._outcome.said.append(f"{copy.said} (dry run: not put in place)")
+            self._outcome.messages.append(f"{copy.message} (dry run: not put in place)")
             return
         target = copy.wanted.target
         with list_lock(target.parent):
             present = _old_content(target, copy.wanted.max_bytes)
             if (None if present is None else _sha256(present)) != copy.replaces:
-                self._outcome.said.append(f"{copy.wanted.shown}: left alone: it was replaced while this ran")
+                self._outcome.messages.append(f"{copy.wanted.shown}: left alone: it was replaced while this ran")
                 return
             _keep_previous(target)
             replace_file(target, copy.content, copy.modified)
             _write_state(target, copy.state)
-        self._outcome.said.append(copy.said)
+        self._outcome.messages.append(copy.message)
         self._outcome.changed.append(copy.wanted.shown)
 
 
-def _told(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     """Describes an error; a read-only file system is most likely the unit's sandbox."""
     if isinstance(error, OSError) and error.errno == errno.EROFS:
         return f"{error}; policyd-fetch.service may write to the folders in its ReadWritePaths= only"
@@ -383,7 +385,7 @@ def _converted(source: Source, condition: str, content: bytes, target: Path) -> 
         raise RefusedError("binary data arrived instead of a list")
     if source.format == "plain" and condition != "cidr":
         return content  # policyd's own list format; each line is checked as an entry of the condition
-    temporary = _beside(target, "arrived")
+    temporary = beside(target, "arrived")
     try:
         temporary.write_bytes(content)
         options = ImportOptions(shape=Shape.LIST, condition=condition)
@@ -400,7 +402,7 @@ def _converted(source: Source, condition: str, content: bytes, target: Path) -> 
     return result.text.encode()
 
 
-def _database(definition: DatabaseDefinition, path: str) -> tuple[DatabaseInfo, int]:
+def _read_database(definition: DatabaseDefinition, path: str) -> tuple[DatabaseInfo, int]:
     """The database in a file, and how many networks it has, which takes some 2 s for a million. Raises RefusedError."""
     try:
         found = DatabaseFile(path).read(frozenset(definition.max_ages), definition.max_ages)
@@ -413,28 +415,23 @@ def _database(definition: DatabaseDefinition, path: str) -> tuple[DatabaseInfo, 
 
 
 def _modified(validators: Validators) -> float:
-    """The server's Last-Modified, at most now (Unix seconds); now if it sends none."""
+    """The server's Last-Modified in Unix seconds, but no later than now; now if the server sends none."""
     try:
         return min(parsedate_to_datetime(validators.last_modified).timestamp(), time.time())
     except (ValueError, TypeError, OverflowError):
         return time.time()
 
 
-def _dated(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime(seconds))
-
-
-def _beside(target: Path, ending: str) -> Path:
-    """A new temporary file beside a list, so that it can be renamed over it."""
-    return target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}.{ending}")
 
 
 def _remove_leftovers(target: Path) -> None:
     """Removes temporary files that a killed run has left beside a list."""
-    mine = re.compile(rf"\.{re.escape(target.name[:200])}\.[0-9a-f]{{16}}\.(?:arrived|checked|previous|new)")
+    leftover = re.compile(rf"\.{re.escape(target.name[:200])}\.[0-9a-f]{{16}}\.(?:arrived|checked|previous|new)")
     before = time.time() - _LEFTOVER_SECONDS
     with os.scandir(target.parent) as folder:
-        found = [each.path for each in folder if mine.fullmatch(each.name) and each.stat().st_mtime < before]
+        found = [each.path for each in folder if leftover.fullmatch(each.name) and each.stat().st_mtime < before]
     if found:
         with list_lock(target.parent):
             for path in found:
@@ -442,8 +439,8 @@ def _remove_leftovers(target: Path) -> None:
 
 
 def _keep_previous(target: Path) -> None:
-    """Keeps the copy in force as `.previous`; neither name ever has a partial list."""
-    link = _beside(target, "previous")
+    """Keeps the copy in force as `.previous`; neither file is ever incomplete."""
+    link = beside(target, "previous")
     try:
         link.hardlink_to(target)
     except FileNotFoundError:

@@ -3,7 +3,7 @@
 A redirect never leads from https to http or to another scheme. A truncated, oversized or slow answer raises
 `FetchError`, whose message is one line and never contains a key or a proxy's password.
 
-The environment names proxies (`https_proxy`, `http_proxy`, `no_proxy`); urllib3 by itself would ignore them.
+Uses the proxies that the environment names (`https_proxy`, `http_proxy`, `no_proxy`); urllib3 does not read these.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class FetchError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Validators:
-    """Validators, which tell whether a list has changed after it was fetched (RFC 9110 section 8.8)."""
+    """Headers that tell the server which copy is already here (RFC 9110 section 8.8)."""
 
     etag: str = ""
     last_modified: str = ""
@@ -64,7 +64,7 @@ class Validators:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """An answer: the list's bytes, None if they have not changed, and the validators for the next time."""
+    """An answer: the list's bytes, None if they have not changed, and the validators for the next fetch."""
 
     content: bytes | None
     validators: Validators
@@ -73,8 +73,8 @@ class Fetched:
 def get(url: str, key: str, validators: Validators, max_bytes: int = MAX_LIST_BYTES) -> Fetched:
     """Gets the file at `url`, in which `{key}` stands for the key. Raises FetchError.
 
-    A thread does the work and is left behind, with its connection, if it takes too long: timeouts of a socket start
-    again with each byte, and a server that sends a byte now and then would never reach them.
+    A thread does the work and is left behind, with its connection, if it takes too long. The timeouts of a
+    socket start again with each byte, so a server that sends a byte now and then would never reach them.
     """
     found: list[Fetched | Exception] = []
 
@@ -114,7 +114,7 @@ def _get(url: str, key: str, validators: Validators, max_bytes: int) -> Fetched:
                     response.close()
         raise FetchError(f"more than {MAX_REDIRECTS} redirects")
     except urllib3.exceptions.HTTPError as error:
-        raise FetchError(_without_key(_told(error), key)) from None
+        raise FetchError(_without_key(_describe(error), key)) from None
     except (ValueError, OSError) as error:  # an unreadable certificate store, an invalid header
         raise FetchError(_without_key(f"cannot be fetched: {error}", key)) from None
 
@@ -157,7 +157,7 @@ def _read(response: urllib3.BaseHTTPResponse, deadline: float, max_bytes: int) -
 
 
 def _pieces(response: urllib3.BaseHTTPResponse, deadline: float) -> Iterator[bytes]:
-    """The body as sent; decompression happens here, within the limit."""
+    """The body as sent; `_plain` decompresses it, so that the size limit applies."""
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in {"identity", "gzip", "x-gzip", ""}:
         raise FetchError(f"Content-Encoding {encoding[:40]!r} was not asked for")
@@ -193,7 +193,7 @@ def _plain(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _redirected(address: str, location: str, key: str) -> str:
-    """Where a redirect leads. Raises FetchError if it must not be followed."""
+    """Returns the address to which a redirect leads. Raises FetchError if it must not be followed."""
     if not location:
         raise FetchError("a redirect names no address")
     target = urljoin(address, location)
@@ -215,7 +215,7 @@ def _retry_after(text: str) -> float | None:
         return None
 
 
-def _told(error: urllib3.exceptions.HTTPError) -> str:
+def _describe(error: urllib3.exceptions.HTTPError) -> str:
     match error:
         case urllib3.exceptions.ProxyError():
             return f"the proxy that the environment names does not connect: {error.original_error}"

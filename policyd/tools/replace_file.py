@@ -26,7 +26,7 @@ def replace_file(path: Path, content: bytes, modified: float | None = None) -> N
     if old is not None and not stat.S_ISREG(old.st_mode):
         path.write_bytes(content)
         return
-    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}.new")
+    temporary = beside(target, "new")
     # A new file gets the umask's mode; a replacement must never be readable by more users than the old file.
     descriptor = os.open(
         temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666 if old is None else 0o600
@@ -48,6 +48,11 @@ def replace_file(path: Path, content: bytes, modified: float | None = None) -> N
         temporary.unlink(missing_ok=True)
         raise
     _synchronise_folder(target.parent)
+
+
+def beside(path: Path, ending: str) -> Path:
+    """A new name for a temporary file in the folder of `path`, from where it can be renamed to `path`."""
+    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.{ending}")
 
 
 def _synchronise_folder(folder: Path) -> None:

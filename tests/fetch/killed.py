@@ -1,8 +1,8 @@
 """Runs `policyd fetch` repeatedly, each time in a child that kills itself (SIGKILL) at a given step.
 
 Reads the number of a step from each line of standard input, and answers with a line: the step at which the child died,
-or `ended` if it had no such step. A step is each opening of a file for writing, each link, rename, change of times or
-removal, each half of a write, and each connection: to the web server, and to the daemon.
+or `ended` if it had no such step. Each opening of a file for writing, each link, rename, removal and change of times,
+each half of a write, and each connection to the web server or the daemon is a step.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _EVENTS = {"os.rename", "os.link", "os.remove", "os.utime", "socket.connect", "o
 class Steps:
     """Counts steps, and ends the process at one of them."""
 
-    def __init__(self, last: int, told: int) -> None:
+    def __init__(self, last: int, report: int) -> None:
         self._left = last
-        self._told = told
+        self._report = report  # a descriptor for the name of the last step
 
     def watch(self) -> None:
         """Starts counting."""
         sys.addaudithook(self._audit)
-        # A file whose second half has not reached the disk.
+        # If the process is killed during a write, the file has only its first half.
         write_bytes, fsync = Path.write_bytes, os.fsync
 
         def write_half(path: Path, content: bytes) -> int:
@@ -42,8 +42,8 @@ class Steps:
             self._step("fsync", lambda: _halve(descriptor))
             fsync(descriptor)
 
-        setattr(Path, "write_bytes", write_half)  # noqa: B010 - mypy takes no assignment to a method
-        os.fsync = synchronise  # type: ignore[assignment] # any number that has fileno() is taken by the real one
+        setattr(Path, "write_bytes", write_half)  # noqa: B010 - mypy rejects an assignment to a method
+        os.fsync = synchronise  # type: ignore[assignment] # the real one also takes objects with fileno()
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event in _EVENTS and not (event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR)):
@@ -52,7 +52,7 @@ class Steps:
     def _step(self, what: str, first: Callable[[], object] | None = None) -> None:
         self._left -= 1
         if self._left == 0:
-            os.write(self._told, what.encode())
+            os.write(self._report, what.encode())
             if first is not None:
                 first()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -67,28 +67,28 @@ def _halve(descriptor: int) -> None:
             return
 
 
-def _run(settings: str, step: int, told: int) -> None:
+def _run(settings: str, step: int, report: int) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
-    Steps(step, told).watch()
+    Steps(step, report).watch()
     fetch.main(["-c", settings, "--force"], standalone_mode=False)
 
 
 def main() -> None:
-    """Runs the steps that the standard input names."""
+    """Runs `policyd fetch` once for each line of standard input."""
     for line in sys.stdin:
-        here, there = os.pipe()
+        reader, writer = os.pipe()
         child = os.fork()
         if not child:
             try:
-                _run(sys.argv[1], int(line), there)
+                _run(sys.argv[1], int(line), writer)
             finally:
                 os._exit(0)
-        os.close(there)
+        os.close(writer)
         _, status = os.waitpid(child, 0)
-        what = os.read(here, 100).decode()
-        os.close(here)
+        what = os.read(reader, 100).decode()
+        os.close(reader)
         is_killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         print(what if is_killed else "ended", flush=True)
 

@@ -1,4 +1,4 @@
-"""An HTTP proxy for tests: forwards requests for http:// (RFC 9112 section 3.2.2), and connects for https://."""
+"""An HTTP proxy for tests: forwards requests for http:// (RFC 9112 section 3.2.2), and opens tunnels for https://."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-class _Requests(BaseHTTPRequestHandler):
+class _ProxyRequest(BaseHTTPRequestHandler):
     server: Proxy
 
-    def _is_known(self) -> bool:
+    def _is_authorized(self) -> bool:
         """Whether the client may use the proxy; if not, sends the refusal."""
-        self.server.asked.append(f"{self.command} {self.path}")
+        self.server.requests.append(f"{self.command} {self.path}")
         self.close_connection = True
         wanted = self.server.credentials
         if not wanted or self.headers["Proxy-Authorization"] == f"Basic {base64.b64encode(wanted.encode()).decode()}":
@@ -29,7 +29,7 @@ class _Requests(BaseHTTPRequestHandler):
         return False
 
     def do_GET(self) -> None:
-        if self._is_known():
+        if self._is_authorized():
             with build_opener(ProxyHandler({})).open(self.path) as page:
                 body = page.read()
             self.send_response(200)
@@ -38,7 +38,7 @@ class _Requests(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def do_CONNECT(self) -> None:
-        if not self._is_known():
+        if not self._is_authorized():
             return
         host, _, port = self.path.rpartition(":")
         with socket.create_connection((host, int(port)), 10) as server, contextlib.suppress(OSError):
@@ -63,13 +63,13 @@ class _Requests(BaseHTTPRequestHandler):
 
 
 class Proxy(ThreadingHTTPServer):
-    """The proxy: requests that it got, and the credentials (`user:password`) that it requires."""
+    """The proxy: its `requests`, and the `credentials` (`user:password`) that it requires, if any."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Requests)
-        self.asked: list[str] = []
+        super().__init__(("127.0.0.1", 0), _ProxyRequest)
+        self.requests: list[str] = []
         self.credentials = ""
 
 

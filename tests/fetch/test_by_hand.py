@@ -13,7 +13,7 @@ from policyd.config.load import load
 from policyd.core.engine import decide
 from policyd.core.facts import Facts, Needs
 from policyd.core.protocol import Request
-from policyd.fetch.by_hand import Keeper, Side, comment_of
+from policyd.fetch.by_hand import LocalLists, Side, comment_of
 from policyd.fetch.guards import RefusedError, Rules
 from tests.daemon.test_control import cli
 
@@ -47,24 +47,24 @@ def test_the_shipped_lists_are_empty_and_cause_no_lookup() -> None:
 
 
 def test_an_entry_is_one_line_with_end_and_reason(rules: Rules, tmp_path: Path) -> None:
-    keeper = Keeper(rules, Side.BLOCK)
+    lists = LocalLists(rules, Side.BLOCK)
     today = time.strftime("%Y-%m-%d", time.gmtime())
     end = time.time() + 600
     written = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(int(end)))
-    assert keeper.add("9.9.9.0/24", end, comment_of("root", "bulk\nmail")) == (
+    assert lists.add("9.9.9.0/24", end, comment_of("root", "bulk\nmail")) == (
         f"9.9.9.0/24  expires={written}  # {today} root: bulk mail"
     )
-    keeper.add("Bad.Example.", None, comment_of("root", ""))
+    lists.add("Bad.Example.", None, comment_of("root", ""))
     assert (tmp_path / "blocked-hosts.txt").read_text() == f"bad.example  # {today} root\n"
     (tmp_path / "blocked-networks.txt").chmod(0o640)
-    keeper.add("9.9.9.0/24", None, "again")
+    lists.add("9.9.9.0/24", None, "again")
     assert (tmp_path / "blocked-networks.txt").read_text() == "9.9.9.0/24  # again\n"
     assert (tmp_path / "blocked-networks.txt").stat().st_mode & 0o777 == 0o640
-    assert [(entry.what, entry.end) for entry in keeper.entries()] == [("9.9.9.0/24", ""), ("bad.example", "")]
-    assert keeper.end("9.9.9.0/24") == "9.9.9.0/24"
+    assert [(entry.what, entry.end) for entry in lists.entries()] == [("9.9.9.0/24", ""), ("bad.example", "")]
+    assert lists.end("9.9.9.0/24") == "9.9.9.0/24"
     assert (tmp_path / "blocked-networks.txt").read_text() == ""
     with pytest.raises(RefusedError, match=r"9\.9\.9\.0/24 is not in list 'blocked-networks'"):
-        keeper.end("9.9.9.0/24")
+        lists.end("9.9.9.0/24")
 
 
 @pytest.mark.parametrize(
@@ -78,27 +78,27 @@ def test_an_entry_is_one_line_with_end_and_reason(rules: Rules, tmp_path: Path) 
         ("a@b.example", "'a@b.example' is a mail address"),
         ("localhost", "'localhost' has no dot"),
         ("no name", "'no name': "),
-        ("160.16.140.78", "the ruleset does not accept it: "),  # a test of the ruleset wants this client let through
+        ("160.16.140.78", "the ruleset does not accept it: "),  # a test in the ruleset expects DUNNO for this client
     ],
 )
 def test_a_refused_block_changes_nothing(what: str, reason: str, rules: Rules, tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match=f"^{re.escape(reason)}"):
-        Keeper(rules, Side.BLOCK).add(what, None, "why")
+        LocalLists(rules, Side.BLOCK).add(what, None, "why")
     assert not (tmp_path / "blocked-networks.txt").exists()
     assert {path.name for path in tmp_path.iterdir()} <= {"rules.yaml", ".policyd.lock"}
 
 
 def test_an_allowed_client_is_not_blocked(rules: Rules) -> None:
-    Keeper(rules, Side.ALLOW).add("9.9.9.7", None, "customer")
+    LocalLists(rules, Side.ALLOW).add("9.9.9.7", None, "customer")
     with pytest.raises(RefusedError, match=r"lies in 9\.9\.9\.7/32 of list 'allowed-networks'"):
-        Keeper(rules, Side.BLOCK).add("9.9.9.0/24", None, "why")
+        LocalLists(rules, Side.BLOCK).add("9.9.9.0/24", None, "why")
 
 
 def test_a_ruleset_without_the_lists_gets_the_lines_to_add(tmp_path: Path) -> None:
     path = tmp_path / "rules.yaml"
     path.write_text("rules: []\n")
     with pytest.raises(RefusedError) as caught:
-        Keeper(Rules(str(path), None), Side.BLOCK).add("9.9.9.7", None, "why")
+        LocalLists(Rules(str(path), None), Side.BLOCK).add("9.9.9.7", None, "why")
     lines = str(caught.value).splitlines()
     assert lines[2] == (
         "    blocked-networks: {file: /var/lib/policyd/lists/blocked-networks.txt, allow_empty: yes, local: yes}"
@@ -122,10 +122,10 @@ def test_allow_accepts_the_id_of_a_decision(rules: Rules, tmp_path: Path) -> Non
     (tmp_path / "policyd.yaml").write_text("rules: rules.yaml\ndecision_log: {path: decisions.log}\n")
     by_network = cli(tmp_path, "allow", "AAAAAAA1")
     by_name = cli(tmp_path, "allow", "AAAAAAA2", "--for", "ever", "--why", "customer called")
-    by_claim = cli(tmp_path, "allow", "AAAAAAA3")
+    by_address = cli(tmp_path, "allow", "AAAAAAA3")
     assert by_network.stdout.startswith("allowed: 203.0.113.9  expires="), by_network.stderr
     assert re.fullmatch(r"allowed: h1\.pool\.example  # \S+ \S+: customer called\n", by_name.stdout)
-    assert by_claim.stdout.startswith("allowed: 192.0.2.8  expires=")
+    assert by_address.stdout.startswith("allowed: 192.0.2.8  expires=")
     by_sender = cli(tmp_path, "allow", "AAAAAAA4")
     assert (by_sender.returncode, by_sender.stdout) == (1, "")
     assert by_sender.stderr == (

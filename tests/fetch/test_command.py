@@ -25,7 +25,7 @@ rules:
 """
 
 
-def test_the_daemon_loads_fetched_lists_without_edited_rules(
+def test_the_daemon_loads_fetched_lists_but_not_edited_rules(
     tmp_path: Path,
     start_policyd: StartPolicyd,  # noqa: F811 - the fixture above
     port: int,  # noqa: F811 - the fixture above

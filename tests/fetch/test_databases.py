@@ -18,7 +18,7 @@ from policyd.fetch.run import Choice, fetch
 from tests.daemon.client import Client, request
 from tests.daemon.conftest import port, start_policyd  # noqa: F401 - fixtures
 from tests.daemon.test_control import cli
-from tests.fetch.web import Requests, Web, answer, serve
+from tests.fetch.web import PageRequest, Web, answer, serve
 from tests.mmdb import SYSTEMS, maxmind_asn, maxmind_country, write_mmdb
 
 if TYPE_CHECKING:
@@ -69,22 +69,22 @@ def test_a_good_database_replaces_the_old_one_and_keeps_it_as_previous(tmp_path:
     assert fetch(rules, Choice(dry_run=True)).changed == []
     outcome = fetch(rules, Choice())
     dates = [time.strftime("%Y-%m-%d", time.gmtime(at)) for at in (NOW, NOW - 7 * DAY)]
-    assert outcome.said == [f"database asn: 5 networks, of {dates[0]} (3 before, of {dates[1]})"]
+    assert outcome.messages == [f"database asn: 5 networks, of {dates[0]} (3 before, of {dates[1]})"]
     assert (outcome.refused, outcome.changed) == ([], ["database asn"])
     assert (tmp_path / "asn.mmdb").read_bytes() == new
     assert (tmp_path / "asn.mmdb.previous").read_bytes() == old
-    assert fetch(rules, Choice()).said == ["database asn: not due for 168.0 h"]
+    assert fetch(rules, Choice()).messages == ["database asn: not due for 168.0 h"]
     os.utime(state_path(str(tmp_path / "asn.mmdb")), (0, 0))
     web.pages["/asn"] = answer(b"", 304)
-    assert fetch(rules, Choice(only=["asn"])).said == ["database asn: unchanged"]
-    assert web.asked[-1][1]["If-None-Match"] == '"1"'
+    assert fetch(rules, Choice(only=["asn"])).messages == ["database asn: unchanged"]
+    assert web.requests[-1][1]["If-None-Match"] == '"1"'
 
 
 def dated(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime(seconds))
 
 
-GUARDS: dict[str, tuple[Callable[[Path], Callable[[Requests], None]], str]] = {
+GUARDS: dict[str, tuple[Callable[[Path], Callable[[PageRequest], None]], str]] = {
     "an error page": (lambda _: answer(b"<!DOCTYPE html>"), "an HTML or XML page arrived instead of a database"),
     "nothing": (lambda _: answer(b""), "nothing arrived"),
     "not found": (lambda _: answer(b"", 404), "the server answers 404 Not Found"),
@@ -96,15 +96,18 @@ GUARDS: dict[str, tuple[Callable[[Path], Callable[[Requests], None]], str]] = {
         lambda folder: answer(mmdb(folder)[:-300]),
         NEITHER,
     ),
-    "another kind": (
+    "a database of another kind": (
         lambda folder: answer(mmdb(folder, shape=maxmind_country)),
         f"{NO_SYSTEM}continent, country, registered_country",
     ),
-    "older": (
+    "an older copy": (
         lambda folder: answer(mmdb(folder, built=NOW - 30 * DAY)),
         f"is of {dated(NOW - 30 * DAY)}, older than the copy in force, of {dated(NOW - 7 * DAY)}",
     ),
-    "lost half": (lambda folder: answer(mmdb(folder, 2)), "has 2 networks, fewer than half of the 5 in force"),
+    "half of the networks lost": (
+        lambda folder: answer(mmdb(folder, 2)),
+        "has 2 networks, fewer than half of the 5 in force",
+    ),
     "a wrong line": (
         lambda _: answer(CSV + b"192.0.2.0,192.0.2.x,1,X\n"),
         "line 3: '192.0.2.x' is not an IP address",
@@ -120,7 +123,7 @@ def test_a_database_that_is_refused_leaves_the_old_one_in_force(case: str, tmp_p
     (tmp_path / "asn.mmdb").write_bytes(old)
     outcome = fetch(write(tmp_path, web.url("/asn")), Choice())
     assert outcome.refused == [f"database asn: refused: {reason}"]
-    assert (outcome.said, outcome.changed) == ([], [])
+    assert (outcome.messages, outcome.changed) == ([], [])
     assert (tmp_path / "asn.mmdb").read_bytes() == old
     assert {path.name for path in tmp_path.iterdir()} == {"asn.mmdb", "rules.yaml"}
 
@@ -133,10 +136,10 @@ def test_accept_takes_a_database_that_is_older_and_smaller(tmp_path: Path, web: 
     assert fetch(rules, Choice(accept=["asn"])).changed == ["database asn"]
 
 
-def test_a_text_has_the_date_that_the_server_gives(tmp_path: Path, web: Web) -> None:
+def test_a_text_database_has_the_date_that_the_server_gives(tmp_path: Path, web: Web) -> None:
     web.pages["/asn"] = answer(CSV, Last_Modified="Mon, 02 Nov 2026 12:00:00 GMT")
     rules = write(tmp_path, web.url("/asn"))
-    assert fetch(rules, Choice()).said == ["database asn: 2 networks, of 2026-11-02"]
+    assert fetch(rules, Choice()).messages == ["database asn: 2 networks, of 2026-11-02"]
     assert [str(database.date) for database in load(rules_path=rules.path).databases] == ["2026-11-02"]
     web.pages["/asn"] = answer(CSV + b"# comment\n", Last_Modified="Sun, 01 Nov 2026 12:00:00 GMT")
     assert fetch(rules, Choice(force=True)).refused == [
@@ -144,7 +147,7 @@ def test_a_text_has_the_date_that_the_server_gives(tmp_path: Path, web: Web) -> 
     ]
 
 
-def test_a_damaged_database_in_force_is_repaired_beside_a_list(tmp_path: Path, web: Web) -> None:
+def test_one_run_repairs_a_damaged_database_and_fetches_a_list(tmp_path: Path, web: Web) -> None:
     (tmp_path / "asn.mmdb").write_bytes(b"damaged")
     web.pages |= {"/asn": answer(mmdb(tmp_path)), "/list": answer(b"8.8.8.0/24\n")}
     rules = write(tmp_path, web.url("/asn"))
@@ -167,7 +170,7 @@ def test_an_unfetched_database_is_empty_and_a_lost_database_is_an_error(tmp_path
 
 
 @pytest.mark.slow
-def test_the_daemon_takes_a_fetched_database(
+def test_the_daemon_loads_a_fetched_database(
     tmp_path: Path,
     start_policyd: StartPolicyd,  # noqa: F811 - the fixture above
     port: int,  # noqa: F811 - the fixture above
@@ -201,7 +204,7 @@ def test_one_file_for_both_kinds_is_fetched_once(tmp_path: Path, web: Web) -> No
     rules.write_text(f"databases: {{asn: {{file: b.tsv, from: {source}}}, country: b.tsv}}\nrules: []\n")
     outcome = fetch(Rules(str(rules), None), Choice(only=["country"]))
     assert outcome.changed == ["database asn and country"]
-    assert len(web.asked) == 1
+    assert len(web.requests) == 1
     other = source.replace("both", "other")
     rules.write_text(
         f"databases: {{asn: {{file: b.tsv, from: {source}}}, country: {{file: b.tsv, from: {other}}}}}\nrules: []\n"

@@ -17,7 +17,7 @@ from policyd.config.load import load
 from policyd.fetch import source as source_module
 from policyd.fetch.guards import Rules
 from policyd.fetch.run import Choice, fetch
-from tests.fetch.web import Requests, Web, answer, make_certificate, serve
+from tests.fetch.web import PageRequest, Web, answer, make_certificate, serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,7 +49,7 @@ def write(folder: Path, url: str, more: str = "") -> Rules:
     return Rules(str(folder / "rules.yaml"), None)
 
 
-def slow(request: Requests) -> None:
+def slow(request: PageRequest) -> None:
     request.send_response(200)
     request.send_header("Content-Length", "1000000")
     request.end_headers()
@@ -59,7 +59,7 @@ def slow(request: Requests) -> None:
         time.sleep(0.05)
 
 
-def trickle(request: Requests) -> None:
+def trickle(request: PageRequest) -> None:
     for byte in b"HTTP/1.1 200 OK\r\nX-Long: " + bytes(b"x" * 60):
         request.wfile.write(bytes([byte]))
         request.wfile.flush()
@@ -77,14 +77,14 @@ def records(count: int) -> bytes:
     return "\n".join([*lines, json.dumps({"type": "metadata", "records": count}), ""]).encode()
 
 
-def chunk_cut_short(request: Requests) -> None:
+def chunk_cut_short(request: PageRequest) -> None:
     request.send_response(200)
     request.send_header("Transfer-Encoding", "chunked")
     request.end_headers()
     request.wfile.write(b"400\r\n8.8.8.0/24\n")
 
 
-GUARDS: dict[str, tuple[Callable[[Web], Callable[[Requests], None]], str, str]] = {
+GUARDS: dict[str, tuple[Callable[[Web], Callable[[PageRequest], None]], str, str]] = {
     "an error page with 200": (
         lambda _: answer(b"<html>Sorry</html>"),
         "",
@@ -94,7 +94,7 @@ GUARDS: dict[str, tuple[Callable[[Web], Callable[[Requests], None]], str, str]] 
     "comments only": (
         lambda _: answer(b"# nothing today\n"),
         ", format: plain",
-        "the answer: has nothing of the format plain in it",
+        "the answer: has no entry in the format plain",
     ),
     "binary data": (lambda _: answer(b"\0\1\2"), "", "binary data arrived instead of a list"),
     "half a body": (lambda _: answer(NEW, length=500), "", "was cut short: the connection ended before the file did"),
@@ -106,7 +106,7 @@ GUARDS: dict[str, tuple[Callable[[Web], Callable[[Requests], None]], str, str]] 
     ),
     "damaged compressed data": (lambda _: answer(b"\x1f\x8b garbage"), "", "the compressed data are damaged"),
     "another encoding": (lambda _: answer(NEW, Content_Encoding="br"), "", "Content-Encoding 'br' was not asked for"),
-    "wrong length": (
+    "fewer records than the last line says": (
         lambda _: answer(records(3)),
         ", format: spamhaus-drop",
         "the answer:3: the list has 3 records, and 2 of them are in the file; nothing was imported; get the file again",
@@ -117,7 +117,7 @@ GUARDS: dict[str, tuple[Callable[[Web], Callable[[Requests], None]], str, str]] 
         "line 4 is not an entry: 'not an entry': more than one word; an entry is a single word",
     ),
     "not found": (lambda _: answer(b"", 404), "", "the server answers 404 Not Found"),
-    "429": (
+    "a server that asks to wait": (
         lambda _: answer(b"", 429, Retry_After="3600"),
         "",
         "the server answers 429 Too Many Requests; the server asks to wait 3600 s",
@@ -128,27 +128,27 @@ GUARDS: dict[str, tuple[Callable[[Web], Callable[[Requests], None]], str, str]] 
         "the redirect to 'file:///etc/passwd' is not followed: it does not begin with https:// or http://",
     ),
     "a redirect to nowhere": (lambda _: answer(b"", 302), "", "a redirect names no address"),
-    "a loop": (lambda _: answer(b"", 301, Location="/drop"), "", "more than 5 redirects"),
+    "a redirect loop": (lambda _: answer(b"", 301, Location="/drop"), "", "more than 5 redirects"),
     "a gigabyte of zeros": (lambda _: answer(zeros(1 << 30), Content_Encoding="gzip"), "", "is longer than 256 MiB"),
-    "slow": (lambda _: slow, "", "did not arrive within 1 s"),
+    "a slow body": (lambda _: slow, "", "did not arrive within 1 s"),
     "a header without end": (lambda _: trickle, "", "did not arrive within 1 s"),
-    "too few": (lambda _: answer(NEW), ", min_entries: 500", "has 3 entries, fewer than min_entries 500"),
-    "lost half": (
+    "too few entries": (lambda _: answer(NEW), ", min_entries: 500", "has 3 entries, fewer than min_entries 500"),
+    "too many changes": (
         lambda _: answer(b"8.8.8.0/24\n203.0.113.0/24\n"),
         ", max_change: 30%",
         "changes 100% of 2 entries (+1 -1), more than max_change 30%",
     ),
-    "too large": (
+    "a network that is too large": (
         lambda _: answer(b"8.0.0.0/7\n198.51.100.0/24\n203.0.113.0/24\n"),
         "",
         "8.0.0.0/7 is larger than a /8",
     ),
-    "too large IPv6": (
+    "an IPv6 network that is too large": (
         lambda _: answer(b"2400::/18\n198.51.100.0/24\n203.0.113.0/24\n"),
         "",
         "2400::/18 is larger than a /19",
     ),
-    "private": (
+    "a private network": (
         lambda _: answer(OLD + b"10.0.0.0/8\n"),
         "",
         "10.0.0.0/8 covers or lies in 10.0.0.0/8 of the reserved networks (allow_reserved)",
@@ -158,12 +158,12 @@ GUARDS: dict[str, tuple[Callable[[Web], Callable[[Requests], None]], str, str]] 
         "",
         "fe80::/64 covers or lies in fe80::/10 of the reserved networks (allow_reserved)",
     ),
-    "the own network": (
+    "part of an own network": (
         lambda _: answer(OLD + b"192.0.2.128/25\n"),
         "",
         "192.0.2.128/25 covers or lies in 192.0.2.0/24 of list 'own' (never)",
     ),
-    "covers the own network": (
+    "a network that covers an own network": (
         lambda _: answer(OLD + b"192.0.0.0/16\n"),
         "",
         "192.0.0.0/16 covers or lies in 192.0.2.0/24 of list 'own' (never)",
@@ -173,16 +173,16 @@ GUARDS: dict[str, tuple[Callable[[Web], Callable[[Requests], None]], str, str]] 
 
 @pytest.mark.parametrize("case", list(GUARDS))
 @pytest.mark.slow
-def test_a_refused_entry_leaves_the_old_list_in_force(
+def test_a_refused_copy_leaves_the_old_list_in_force(
     case: str, tmp_path: Path, web: Web, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make, more, reason = GUARDS[case]
     web.pages["/drop"] = make(web)
-    monkeypatch.setattr(source_module, "MAX_SECONDS", 1.0 if case in {"slow", "a header without end"} else 60.0)
+    monkeypatch.setattr(source_module, "MAX_SECONDS", 1.0 if case in {"a slow body", "a header without end"} else 60.0)
     (tmp_path / "drop.txt").write_bytes(OLD)
     outcome = fetch(write(tmp_path, web.url("/drop"), more), Choice())
     assert outcome.refused == [f"drop: refused: {reason}"]
-    assert (outcome.said, outcome.changed) == ([], [])
+    assert (outcome.messages, outcome.changed) == ([], [])
     assert (tmp_path / "drop.txt").read_bytes() == OLD
     left = {path.name for path in tmp_path.iterdir()} - {".drop.txt.retry"}
     assert left == {"drop.txt", "rules.yaml"}
@@ -201,30 +201,30 @@ def test_a_good_copy_replaces_the_old_list_and_keeps_it_as_previous(tmp_path: Pa
     (tmp_path / "drop.txt").write_bytes(OLD)
     (tmp_path / "drop.txt").chmod(0o604)
     rules = write(tmp_path, web.url("/drop"))
-    assert fetch(rules, Choice(dry_run=True)).said == ["drop: 3 entries (+1 -0) (dry run: not put in place)"]
+    assert fetch(rules, Choice(dry_run=True)).messages == ["drop: 3 entries (+1 -0) (dry run: not put in place)"]
     assert (tmp_path / "drop.txt").read_bytes() == OLD
     outcome = fetch(rules, Choice())
-    assert (outcome.said, outcome.refused, outcome.changed) == (["drop: 3 entries (+1 -0)"], [], ["drop"])
+    assert (outcome.messages, outcome.refused, outcome.changed) == (["drop: 3 entries (+1 -0)"], [], ["drop"])
     assert (tmp_path / "drop.txt").read_bytes().endswith(b"8.8.8.0/24\n")
     assert (tmp_path / "drop.txt").stat().st_mode & 0o777 == 0o604
     assert (tmp_path / "drop.txt.previous").read_bytes() == OLD
-    assert fetch(rules, Choice()).said == ["drop: not due for 24.0 h"]
-    before = len(web.asked)
+    assert fetch(rules, Choice()).messages == ["drop: not due for 24.0 h"]
+    before = len(web.requests)
     old = time.time() - 2 * 86400
     os.utime(state_path(str(tmp_path / "drop.txt")), (old, old))
     web.pages["/drop"] = answer(b"", 304)
-    assert fetch(rules, Choice()).said == ["drop: unchanged"]
-    _, headers = web.asked[before]
+    assert fetch(rules, Choice()).messages == ["drop: unchanged"]
+    _, headers = web.requests[before]
     assert (headers["If-None-Match"], headers["If-Modified-Since"]) == ('"1"', "Sun, 29 Nov 2026 12:00:00 GMT")
-    assert fetch(rules, Choice()).said == ["drop: not due for 24.0 h"]
+    assert fetch(rules, Choice()).messages == ["drop: not due for 24.0 h"]
 
 
-def test_if_two_runs_overlap_the_later_to_end_leaves_the_list_alone(tmp_path: Path, web: Web) -> None:
+def test_a_run_does_not_replace_a_list_that_another_run_has_just_replaced(tmp_path: Path, web: Web) -> None:
     (tmp_path / "drop.txt").write_bytes(OLD)
     rules = write(tmp_path, web.url("/drop"))
     others = []
 
-    def answer_late(request: Requests) -> None:
+    def answer_late(request: PageRequest) -> None:
         web.pages["/drop"] = answer(NEW)
         others.append(fetch(rules, Choice()))
         answer(OLD + b"8.8.4.0/24\n")(request)
@@ -233,28 +233,28 @@ def test_if_two_runs_overlap_the_later_to_end_leaves_the_list_alone(tmp_path: Pa
     outcome = fetch(rules, Choice())
     assert [other.changed for other in others] == [["drop"]]
     assert (outcome.changed, outcome.refused) == ([], [])
-    assert outcome.said == ["drop: left alone: it was replaced while this ran"]
+    assert outcome.messages == ["drop: left alone: it was replaced while this ran"]
     assert (tmp_path / "drop.txt").read_bytes().endswith(b"8.8.8.0/24\n")
     assert (tmp_path / "drop.txt.previous").read_bytes() == OLD
     assert not [*tmp_path.glob(".*checked")]
 
 
-def test_a_list_that_was_edited_is_fetched_whole(tmp_path: Path, web: Web) -> None:
+def test_an_edited_list_is_fetched_even_if_the_source_has_not_changed(tmp_path: Path, web: Web) -> None:
     web.pages["/drop"] = answer(NEW, ETag='"1"')
     rules = write(tmp_path, web.url("/drop"))
     fetch(rules, Choice())
     (tmp_path / "drop.txt").write_bytes(OLD)
     os.utime(state_path(str(tmp_path / "drop.txt")), (0, 0))
     assert fetch(rules, Choice()).changed == ["drop"]
-    assert "If-None-Match" not in web.asked[-1][1]
+    assert "If-None-Match" not in web.requests[-1][1]
 
 
 def test_a_server_that_asks_to_wait_is_not_asked_again(tmp_path: Path, web: Web) -> None:
     web.pages["/drop"] = answer(b"", 429, Retry_After="3600")
     rules = write(tmp_path, web.url("/drop"))
     fetch(rules, Choice())
-    assert fetch(rules, Choice()).said == ["drop: not due for 1.0 h"]
-    assert len(web.asked) == 1
+    assert fetch(rules, Choice()).messages == ["drop: not due for 1.0 h"]
+    assert len(web.requests) == 1
 
 
 def test_accept_skips_the_guards_on_the_size_of_a_list(tmp_path: Path, web: Web) -> None:
@@ -267,10 +267,10 @@ def test_accept_skips_the_guards_on_the_size_of_a_list(tmp_path: Path, web: Web)
 
 def test_max_change_does_not_apply_to_a_first_copy_and_gzip_is_accepted(tmp_path: Path, web: Web) -> None:
     web.pages["/drop"] = answer(gzip.compress(NEW[:30]) + gzip.compress(NEW[30:]))
-    assert fetch(write(tmp_path, web.url("/drop")), Choice()).said == ["drop: 3 entries (+3 -0)"]
+    assert fetch(write(tmp_path, web.url("/drop")), Choice()).messages == ["drop: 3 entries (+3 -0)"]
 
 
-def test_the_good_one_of_two_unfetched_sources_is_used(tmp_path: Path, web: Web) -> None:
+def test_a_failed_source_does_not_stop_another(tmp_path: Path, web: Web) -> None:
     web.pages |= {"/good": answer(NEW), "/bad": answer(b"", 500)}
     (tmp_path / "rules.yaml").write_text(
         f"lists:\n  good: {{file: good.txt, from: {{url: '{web.url('/good')}'}}}}\n"
@@ -328,7 +328,7 @@ def test_the_key_is_sent_and_never_shown(tmp_path: Path, web: Web) -> None:
     (tmp_path / "key").write_text("s3cret\n")
     web.pages["/s3cret/drop"] = answer(b"", 302, Location="file:///s3cret")
     (refused,) = fetch(write(tmp_path, web.url("/{key}/drop"), ", key_file: key"), Choice()).refused
-    assert web.asked[0][0] == "/s3cret/drop"
+    assert web.requests[0][0] == "/s3cret/drop"
     assert "s3cret" not in refused
     assert "{key}" in refused
 

@@ -38,7 +38,7 @@ def networks(version: int) -> bytes:
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_any_step_leaves_a_whole_list_and_the_next_run_recovers(
+def test_a_run_killed_at_any_step_leaves_a_complete_list_and_the_next_run_recovers(
     tmp_path: Path,
     start_policyd: StartPolicyd,  # noqa: F811 - the fixture above
     port: int,  # noqa: F811 - the fixture above

@@ -40,7 +40,7 @@ def fetched(url: str) -> bytes | None:
 
 def test_http_goes_through_the_proxy(web: Web, between: Proxy) -> None:
     assert fetched(web.url("/drop")) == LIST
-    assert between.asked == [f"GET {web.url('/drop')}"]
+    assert between.requests == [f"GET {web.url('/drop')}"]
 
 
 def test_https_uses_a_tunnel_with_certificate_checks_and_without_redirects_to_http(
@@ -54,15 +54,13 @@ def test_https_uses_a_tunnel_with_certificate_checks_and_without_redirects_to_ht
         assert fetched(secure.url("/drop")) == LIST
         with pytest.raises(FetchError, match="it leads from https to http"):
             fetched(secure.url("/down"))
-    assert set(between.asked) == {f"CONNECT 127.0.0.1:{secure.server_port}"}
+    assert set(between.requests) == {f"CONNECT 127.0.0.1:{secure.server_port}"}
 
 
-def test_no_proxy_names_hosts_that_are_asked_directly(
-    web: Web, between: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hosts_in_no_proxy_are_asked_directly(web: Web, between: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "lists.example, 127.0.0.1")
     assert fetched(web.url("/drop")) == LIST
-    assert between.asked == []
+    assert between.requests == []
 
 
 def test_each_redirect_uses_the_proxy_of_its_scheme(
@@ -74,10 +72,10 @@ def test_each_redirect_uses_the_proxy_of_its_scheme(
         secure.pages["/drop"] = answer(LIST)
         web.pages["/up"] = answer(b"", 302, Location=secure.url("/drop"))
         assert fetched(web.url("/up")) == LIST
-    assert between.asked == [f"CONNECT 127.0.0.1:{secure.server_port}"]
+    assert between.requests == [f"CONNECT 127.0.0.1:{secure.server_port}"]
 
 
-def test_a_proxy_gets_its_password_which_no_message_shows(
+def test_a_proxy_gets_its_password_and_no_message_shows_it(
     web: Web, between: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     between.credentials = "mx:se cret"

@@ -63,7 +63,7 @@ exec /lib/systemd/systemd --system --unit=policyd-fetch.service --log-target=con
 
 
 def cgroup() -> Path:
-    """Makes a control group for a systemd of our own; skips the test if that is impossible."""
+    """Makes a control group for the test's systemd; skips the test if that is impossible."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     roots = [Path(fields[1]) for fields in mounts if fields[2] == "cgroup2"]
     folder = roots[0] / f"policyd-test-{os.getpid()}" if roots else None

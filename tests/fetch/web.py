@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    Handler = Callable[["Requests"], None]
+    Handler = Callable[["PageRequest"], None]
 
 
-class Requests(BaseHTTPRequestHandler):
-    """One request; `pages` of the server decide what to answer."""
+class PageRequest(BaseHTTPRequestHandler):
+    """A request; the `pages` of the server answer it."""
 
     server: Web
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self.server.asked.append((self.path, dict(self.headers)))
+        self.server.requests.append((self.path, dict(self.headers)))
         self.close_connection = True
         with contextlib.suppress(OSError):
             self.server.pages[self.path](self)
@@ -33,14 +33,14 @@ class Requests(BaseHTTPRequestHandler):
 
 
 class Web(ThreadingHTTPServer):
-    """The server: pages by path, and the requests."""
+    """The server: its `pages` by path, and its `requests`, each with path and headers."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Requests)
+        super().__init__(("127.0.0.1", 0), PageRequest)
         self.pages: dict[str, Handler] = {}
-        self.asked: list[tuple[str, dict[str, str]]] = []
+        self.requests: list[tuple[str, dict[str, str]]] = []
         self.scheme = "http"
 
     def url(self, path: str) -> str:
@@ -51,7 +51,7 @@ class Web(ThreadingHTTPServer):
 def answer(body: bytes, status: int = 200, length: int | None = None, **headers: str) -> Handler:
     """A page; `length` may differ from the length of the body."""
 
-    def handle(request: Requests) -> None:
+    def handle(request: PageRequest) -> None:
         request.send_response(status)
         request.send_header("Content-Length", str(len(body) if length is None else length))
         for name, value in headers.items():

@@ -48,7 +48,7 @@ COMPLETE = "_POLICYD_COMPLETE"
 
 
 class _Commands(click.Group):
-    """Commands by the module that defines them."""
+    """A group that imports the module of a command only when it needs the command."""
 
     def list_commands(self, _context: click.Context) -> list[str]:
         return list(COMMANDS)

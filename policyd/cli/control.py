@@ -94,8 +94,7 @@ def reload(config: str | None, data: bool) -> None:
         raise Failure(f"policyd: reload failed: ruleset {answer['ruleset']} stays in force", 1)
     for warning in answer["warnings"]:
         click.echo(printable(warning), err=True)
-    for path in answer["left_alone"]:
-        click.echo(printable(f"{path} has been edited since it was loaded; left alone (policyd reload loads it)"))
+    print_left_alone(answer["left_alone"])
     click.echo(printable(f"reloaded: {answer['summary']}"))
     for change in answer["changes"] or ["nothing changed"]:
         click.echo(printable(f"  {change}"))
@@ -110,8 +109,8 @@ def reload(config: str | None, data: bool) -> None:
     help="Reset a key of this counter; write each part of 'per' as an argument.",
 )
 @click.option("--greylist", is_flag=True, help="Forget that the network of an address has passed greylisting.")
-@click.argument("whats", metavar="ADDRESS|NAME|KEY...", nargs=-1, required=True)
-def forget(config: str | None, counter: str | None, greylist: bool, whats: tuple[str, ...]) -> None:
+@click.argument("parts", metavar="ADDRESS|NAME|KEY...", nargs=-1, required=True)
+def forget(config: str | None, counter: str | None, greylist: bool, parts: tuple[str, ...]) -> None:
     """Make the running daemon forget DNS answers about a client, a counter's key, or that a client passed greylisting.
 
     "We have repaired our reverse DNS": give an address or a name.
@@ -129,9 +128,9 @@ def forget(config: str | None, counter: str | None, greylist: bool, whats: tuple
     """
     if counter and greylist:
         raise click.UsageError("use --counter or --greylist, not both")
-    if len(whats) > 1 and not counter:
+    if len(parts) > 1 and not counter:
         raise click.UsageError("give one address or name; a key of several parts belongs to --counter")
-    what = "\n".join(whats)
+    what = "\n".join(parts)
     if counter or greylist:
         answer = _ask(config, Request(Command.FORGET, what=what, counter=counter or "", greylist=greylist))
         click.echo(printable(f"{'forgot' if answer['forgotten'] else 'nothing to forget:'} {answer['name']}"))
@@ -147,6 +146,12 @@ def forget(config: str | None, counter: str | None, greylist: bool, whats: tuple
         click.echo(f"nothing is cached for {printable(what)}")
     else:
         click.echo(f"forgot {clients:,} {'client' if clients == 1 else 'clients'}: {printable(what)}")
+
+
+def print_left_alone(paths: list[str]) -> None:
+    """Prints the edited files that a reload of the data did not load."""
+    for path in paths:
+        click.echo(printable(f"{path} has been edited since it was loaded; left alone (policyd reload loads it)"))
 
 
 def _ask(config: str | None, request: Request) -> dict[str, Any]:
@@ -167,7 +172,7 @@ def _ask(config: str | None, request: Request) -> dict[str, Any]:
 
 
 def _print_highest(answer: dict[str, Any], *, as_json: bool) -> None:
-    """Prints value and key, one key a line."""
+    """Prints each key with its count, one on each line."""
     if as_json:
         click.echo(json.dumps({name: answer[name] for name in ("counter", "per", "keys")}, indent=2))
         return
@@ -180,7 +185,7 @@ def _print_highest(answer: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _print_status(lines: list[tuple[str, str]], attention: list[str], notices: list[str], *, observes: bool) -> None:
-    """Prints the labels in a column of their own, and last, in red, the points that need attention."""
+    """Prints labels and texts in two columns, then notices, then in red the points that need attention."""
     width = max(len(label) for label, _ in lines)
     for number, (label, text) in enumerate(lines):
         is_red = number == 0 and observes

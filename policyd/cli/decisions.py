@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from policyd.cli import Failure
-from policyd.cli.log_options import live_log, log_paths, logs_argument, nothing_found, since_option
-from policyd.cli.logs import log_errors, print_json, utc_today
+from policyd.cli.log_options import live_log, log_errors, log_paths, logs_argument, nothing_found, since_option
 from policyd.cli.options import RulesetName, config_option, json_option, rules_options
-from policyd.cli.terminal import print_tables
+from policyd.cli.terminal import print_json, print_tables
 from policyd.config.conditions import Form
+from policyd.config.dates import utc_today
 from policyd.config.entries import fold_owner
 from policyd.config.entry_messages import explain_entry
 from policyd.config.load import load, load_settings
@@ -35,8 +35,7 @@ from policyd.tools.decisions import tail as tails
 from policyd.tools.decisions.networks import parse_networks
 from policyd.tools.display import reading, results
 from policyd.tools.explain import as_json as explanation_as_json
-from policyd.tools.explain import as_tables
-from policyd.tools.explain import explain as put_together
+from policyd.tools.explain import as_tables, explain
 from policyd.tools.stats import collect as statistics
 from policyd.tools.stats import html as stats_page
 from policyd.tools.stats import output as stats_report
@@ -59,7 +58,7 @@ _MAX_PASTED = 1 << 20
 @rules_options
 @json_option
 @since_option
-@click.option("--html", metavar="FILE", help="Write one page with plots, for a browser, which needs no network.")
+@click.option("--html", metavar="FILE", help="Write a page with plots for a browser; it needs no network.")
 @logs_argument
 def stats(
     *,
@@ -310,7 +309,7 @@ def report(
 
 
 def _owner(option: str, form: Form, written: str | None) -> str:
-    """Returns the AS number or country of an option in its compared form; 0 or empty without the option."""
+    """Returns the AS number or country of an option, as it is compared; 0 or empty without the option."""
     if written is None:
         return "0" if form is Form.ASN else ""
     folded = fold_owner(form, written)
@@ -319,11 +318,11 @@ def _owner(option: str, form: Form, written: str | None) -> str:
     return folded.decode()
 
 
-# --- Which logs, which ruleset ----------------------------------------------------------------------------------------
+# --- Settings and ruleset ---------------------------------------------------------------------------------------------
 
 
 def _loaded(config: str | None, rules: str | None) -> Loaded | None:
-    """Returns settings and ruleset, if either is named; the commands here also work without them."""
+    """Returns settings and ruleset, or None if neither is named; these commands also work without them."""
     return load(config, rules) if config is not None or rules is not None else None
 
 
@@ -335,7 +334,7 @@ def _settings(config: str | None) -> Settings | None:
 
 
 def _print_today(loaded: Loaded, decision: LoggedDecision) -> None:
-    explanation = _explained_today(loaded, decision)
+    explanation = _explain_today(loaded, decision)
     if explanation is None:
         click.echo(_NEEDS_DNS)
         return
@@ -345,11 +344,11 @@ def _print_today(loaded: Loaded, decision: LoggedDecision) -> None:
 def _today_as_json(loaded: Loaded | None, decision: LoggedDecision) -> dict[str, Any] | None:
     if loaded is None:
         return None
-    explanation = _explained_today(loaded, decision)
+    explanation = _explain_today(loaded, decision)
     return explanation_as_json(explanation) if explanation is not None else {"needs_reverse_dns": True}
 
 
-def _explained_today(loaded: Loaded, decision: LoggedDecision) -> Explanation | None:
+def _explain_today(loaded: Loaded, decision: LoggedDecision) -> Explanation | None:
     """Today's decision on the same request; None if it needs reverse DNS, which the log does not have."""
     request, identity = lookups.request_of(decision), lookups.identity_of(decision)
     owner = loaded.ruleset.owners.find(request) if loaded.ruleset.owners is not None else None
@@ -361,7 +360,7 @@ def _explained_today(loaded: Loaded, decision: LoggedDecision) -> Explanation | 
     decided = decide(loaded.ruleset, request, facts, utc_today())
     if isinstance(decided, Needs):
         return None
-    return put_together(loaded, request, decided, facts, utc_today(), source="the decision log")
+    return explain(loaded, request, decided, facts, utc_today(), source="the decision log")
 
 
 _NEEDS_DNS = (

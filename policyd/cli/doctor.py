@@ -79,11 +79,11 @@ def doctor(*, config: str | None, folder: str | None, postconf: str | None, mast
             diagnosis = replace(diagnosis, findings=diagnosis.findings + findings, right=diagnosis.right + right)
     except PostconfError as error:
         raise Failure(printable(f"policyd: {error}"), 2) from None
-    mode = _mode(diagnosis, settings.rules)
+    observing = _observing(diagnosis, settings.rules)
     if as_json:
-        click.echo(json.dumps(_as_json(diagnosis, mode), indent=2))
+        click.echo(json.dumps(_as_json(diagnosis, observing), indent=2))
     else:
-        _print(diagnosis, mode)
+        _print(diagnosis, observing)
     sys.exit(1 if diagnosis.findings else 0)
 
 
@@ -91,7 +91,7 @@ def _user_counters(loaded: Loaded | None) -> tuple[str, ...]:
     """The counters of the ruleset that count only requests of authenticated users."""
     if loaded is None:
         return ()
-    definitions: list[CounterDefinition] = [counted.definition for counted in loaded.ruleset.counters]
+    definitions: list[CounterDefinition] = [counter.definition for counter in loaded.ruleset.counters]
     return tuple(
         definition.name for definition in definitions if any(part.name == "sasl_username" for part in definition.per)
     )
@@ -117,8 +117,8 @@ def _with_databases(diagnosis: Diagnosis, rules: str) -> Diagnosis:
     )
 
 
-def _mode(diagnosis: Diagnosis, rules: str) -> str:
-    """Names the source that says the ruleset only observes; empty if the ruleset is enforced."""
+def _observing(diagnosis: Diagnosis, rules: str) -> str:
+    """Names the daemon or the rules file that has `mode: observe`; empty if the ruleset is enforced."""
     if diagnosis.observes:
         return f"policyd at {diagnosis.question.endpoint}" if diagnosis.question is not None else ""
     return rules if _observes(rules) else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import re
 import sys
@@ -15,6 +14,7 @@ from policyd.cli import Failure
 from policyd.cli.options import RulesetName, json_option, rules_options
 from policyd.config.actions import ActionError, parse_action
 from policyd.config.conditions import CONDITIONS
+from policyd.config.dates import utc_today
 from policyd.config.load import load
 from policyd.exchange.access.keys import LOOKUPS
 from policyd.exchange.exporting import FORMATS as EXPORTS
@@ -41,7 +41,7 @@ def _verdict(_context: click.Context, _parameter: click.Parameter, written: str 
 
 
 def _name(_context: click.Context, _parameter: click.Parameter, name: str) -> str:
-    # The shortest limit of all formats: ipset's 31 characters, minus our own suffix.
+    # The shortest limit of all formats is ipset's 31 characters, which include the suffix that policyd adds.
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,23}", name):
         raise click.BadParameter("a name has up to 24 letters, digits, - and _, and begins with a letter")
     return name
@@ -221,7 +221,7 @@ def export(
     loaded = load(config, rules)
     chosen = ExportOptions(version=6 if ipv6 else 4, **options)
     try:
-        text, report = export_rules(format_name, loaded, chosen, datetime.datetime.now(datetime.UTC).date(), lists)
+        text, report = export_rules(format_name, loaded, chosen, utc_today(), lists)
     except NoSuchListError as error:
         raise Failure(f"policyd: {error}", 1) from None
     print_report(report)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from policyd.cli.log_options import log_paths, logs_argument, nothing_found, parse_time, since_option
-from policyd.cli.logs import log_errors
+from policyd.cli.log_options import log_errors, log_paths, logs_argument, nothing_found, parse_time, since_option
 from policyd.cli.options import json_option, rules_options
 from policyd.config.load import load, load_settings
 from policyd.decision_log import reader

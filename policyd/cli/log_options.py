@@ -1,17 +1,20 @@
-"""Options of all commands that read a decision log: LOG and --since."""
+"""Arguments and options of the commands that read logs: LOG and --since."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from policyd.cli import Failure
-from policyd.logs.files import STANDARD_INPUT, in_order, rotated_set
+from policyd.logs.files import STANDARD_INPUT, LogError, in_order, rotated_set
 from policyd.logs.timestamps import parse_since
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from policyd.config.settings import Settings
 
 _Function = TypeVar("_Function")
@@ -20,6 +23,13 @@ _Function = TypeVar("_Function")
 def logs_argument(function: _Function) -> _Function:
     """`[LOG]...`: without it, the log that the settings name, with its rotated files."""
     argument: Any = click.argument("logs", nargs=-1, metavar="[LOG]...")
+    decorated: _Function = argument(function)
+    return decorated
+
+
+def required_logs_argument(function: _Function) -> _Function:
+    """`LOG...`: at least one."""
+    argument: Any = click.argument("logs", nargs=-1, required=True, metavar="LOG...")
     decorated: _Function = argument(function)
     return decorated
 
@@ -62,5 +72,14 @@ def log_paths(logs: tuple[str, ...], settings: Settings | None) -> list[str]:
 
 
 def nothing_found(what: str, paths: list[str]) -> Failure:
-    """Exits with status 1 because nothing was found."""
+    """Returns the error, with exit status 1, for logs in which nothing was found."""
     return Failure(f"policyd: {what} in {', '.join(paths)}", 1)
+
+
+@contextlib.contextmanager
+def log_errors() -> Iterator[None]:
+    """Ends a command with one line and exit status 2 if a log cannot be read."""
+    try:
+        yield
+    except LogError as error:
+        raise Failure(f"policyd: {error}", 2) from None

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import json
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
 from policyd.cli import Failure
+from policyd.cli.log_options import log_errors, required_logs_argument
 from policyd.cli.options import json_option, rules_options
+from policyd.cli.terminal import print_json
 from policyd.config.databases import DatabaseKind
+from policyd.config.dates import utc_today
 from policyd.config.load import load
 from policyd.config.problems import counted
-from policyd.logs.files import LogError, in_order
+from policyd.logs.files import in_order
 from policyd.logs.maillog import WAYS_OUT, quote
 from policyd.tools.display import reading, results
 from policyd.tools.judge import Assumption, ListAssumption, OwnerSource
@@ -27,21 +26,12 @@ from policyd.tools.suggest import output as suggest_report
 from policyd.tools.suggest.candidates import suggest as find_candidates
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from policyd.logs.counts import LineCounts
 
-_Function = TypeVar("_Function")
-
 # The database's file name in suggested rules if the systems come only from a decision log.
 _UNNAMED_DATABASE = "asn.csv"
-
-
-def logs_argument(function: _Function) -> _Function:
-    """`LOG...`: at least one."""
-    argument: Any = click.argument("logs", nargs=-1, required=True, metavar="LOG...")
-    decorated: _Function = argument(function)
-    return decorated
 
 
 @click.command()
@@ -79,7 +69,7 @@ def logs_argument(function: _Function) -> _Function:
     help="Exit with 1 if more than N delivered mails would have been refused; with --against, by the new ruleset only."
     " Exit with 2 if lines were left out because of a limit.",
 )
-@logs_argument
+@required_logs_argument
 def replay(
     *,
     config: str | None,
@@ -166,7 +156,7 @@ def replay(
     help="Group clients by autonomous system only, instead of suffix and network. Needs a ruleset with databases: asn,"
     " or a decision log that has asn=.",
 )
-@logs_argument
+@required_logs_argument
 def suggest(
     *,
     config: str | None,
@@ -184,7 +174,7 @@ def suggest(
     ruleset, mails that its rules decide already are left out. If the systems of clients are known, from the databases
     of the ruleset or from a decision log, each candidate names them, and a system is proposed if several suffixes or
     networks lie in it. The result is YAML that policyd check accepts, the best candidate first. Exit status 1: there is
-    none.
+    no candidate.
 
     \b
     policyd suggest /var/log/mail.log* > candidates.yaml
@@ -222,17 +212,8 @@ def suggest(
         raise Failure(f"policyd: nothing to suggest: {suggest_report.why_nothing(found, min_clients)}", 1)
 
 
-@contextlib.contextmanager
-def log_errors() -> Iterator[None]:
-    """Ends a command with one line and exit status 2 if a log cannot be read."""
-    try:
-        yield
-    except LogError as error:
-        raise Failure(f"policyd: {error}", 2) from None
-
-
 def no_mail(logs: Sequence[str], counts: LineCounts) -> Failure:
-    """Returns the error for logs without any mail: a check of nothing must not pass."""
+    """Returns the error for logs without any mail: a check that saw no mail must not pass."""
     quoted = quote(counts.example)
     example = f"; one begins with {quoted}; {WAYS_OUT}" if quoted else ""
     hidden = f", {counts.hidden:,} without text (read the journal with --all)" if counts.hidden else ""
@@ -241,12 +222,3 @@ def no_mail(logs: Sequence[str], counts: LineCounts) -> Failure:
         f" other matters, {counts.unknown:,} in no known form{hidden}{example}",
         1,
     )
-
-
-def utc_today() -> datetime.date:
-    return datetime.datetime.now(datetime.UTC).date()
-
-
-def print_json(value: Any) -> None:
-    json.dump(value, sys.stdout, indent=2)
-    sys.stdout.write("\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import json
 import os
 import sys
@@ -14,6 +13,7 @@ import click
 from policyd.cli.options import RulesetName, Suggested, json_option, rules_options
 from policyd.cli.terminal import print_tables
 from policyd.config.conditions import Form
+from policyd.config.dates import utc_today
 from policyd.config.entries import fold_owner
 from policyd.config.entry_messages import explain_entry
 from policyd.config.load import load
@@ -39,7 +39,7 @@ from policyd.dns.resolver import look_up_once
 from policyd.memory.counting import counts_of
 from policyd.tools.explain import CounterValue, Query, as_tables, readable
 from policyd.tools.explain import as_json as explanation_as_json
-from policyd.tools.explain import explain as put_together
+from policyd.tools.explain import explain as make_explanation
 
 if TYPE_CHECKING:
     from policyd.config.dns_list import DnsList
@@ -75,7 +75,7 @@ def check(config: str | None, rules: str | None, strict: bool, replaced: tuple[s
     (with --strict, also warnings), 2 a file cannot be read.
     """
     list_files = dict(_list_and_file(replacement) for replacement in replaced)
-    loaded = load(config, rules, warnings_on=_today(), keep_lists=False, list_files=list_files)
+    loaded = load(config, rules, warnings_on=utc_today(), keep_lists=False, list_files=list_files)
     for name in list_files:
         if name not in loaded.lists or loaded.lists[name].file is None:
             files = [definition.name for definition in loaded.lists.values() if definition.file is not None]
@@ -164,31 +164,31 @@ def explain(
     request = _request(tuple(each for each in attributes if each.partition("=")[0] not in OWNER_ATTRIBUTES))
     given = _given_identity(reverse_dns, hostname)
     loaded = load(config, rules)
-    today = _today()
+    today = utc_today()
     queries: tuple[Query, ...] = ()
-    told = _given_lists(listed, loaded.ruleset)
+    given_lists = _given_lists(listed, loaded.ruleset)
     if given is not None:
         inquiry, source = Inquiry(loaded.ruleset, request, Facts(given, owner=owner), today), "as given"
     else:
         trust_postfix = loaded.settings.dns.trust_postfix
         inquiry = Inquiry(loaded.ruleset, request, Facts(owner=owner), today, trust_postfix=trust_postfix)
         source = "client_name, as Postfix verified it"
-    inquiry.learn_lists(told)
-    asked_counters = _counters(inquiry, loaded.settings.control, _given_counters(counters, loaded.ruleset))
-    inquiry.learn_counters({counter.name: counter.value for counter in asked_counters})
+    inquiry.learn_lists(given_lists)
+    counter_values = _counters(inquiry, loaded.settings.control, _given_counters(counters, loaded.ruleset))
+    inquiry.learn_counters({counter.name: counter.value for counter in counter_values})
     inquiry.greylist = Greylisted.NEW
     while isinstance(decision := inquiry.decide(), Needs):
         if decision.identity:
             source = "DNS"
-            identity, asked = _ask_dns(loaded.settings.dns, request)
+            identity, new_queries = _ask_dns(loaded.settings.dns, request)
             inquiry.learn_identity(identity)
         else:
             wanted = [dns_list for dns_list in loaded.ruleset.dns_lists if dns_list.name in decision.lists]
-            answers, asked = _ask_lists(loaded.settings.dns, wanted, request, inquiry.identity)
+            answers, new_queries = _ask_lists(loaded.settings.dns, wanted, request, inquiry.identity)
             inquiry.learn_lists(answers)
-        queries += asked
+        queries += new_queries
     facts = Facts(inquiry.identity, inquiry.lists, inquiry.owner, inquiry.counters, inquiry.greylist)
-    explanation = put_together(
+    explanation = make_explanation(
         loaded,
         request,
         decision,
@@ -197,7 +197,7 @@ def explain(
         source=source,
         queries=queries,
         owner_given=owner is not None,
-        counters=asked_counters,
+        counters=counter_values,
     )
     if as_json:
         click.echo(json.dumps(explanation_as_json(explanation), indent=2))
@@ -221,9 +221,9 @@ def schema(file: str | None) -> None:
 
 def _ask_dns(dns: Dns, request: Request) -> tuple[Identity, tuple[Query, ...]]:
     """Asks DNS for the client's identity now, as the daemon would."""
-    identity, asked = asyncio.run(look_up_once(dns, request.address))
+    identity, questions = asyncio.run(look_up_once(dns, request.address))
     queries = []
-    for question in asked:
+    for question in questions:
         failure = question.answer.value if isinstance(question.answer, Reason) else None
         answers = () if isinstance(question.answer, Reason) else tuple(_answer_text(each) for each in question.answer)
         queries.append(Query(f"{readable(question.name)} {question.type}", answers, failure, question.seconds))
@@ -241,17 +241,13 @@ def _list_and_file(written: str) -> tuple[str, str]:
     return name, path
 
 
-def _today() -> datetime.date:
-    return datetime.datetime.now(datetime.UTC).date()
-
-
 def _ask_lists(
     dns: Dns, lists: list[DnsList], request: Request, identity: Identity | None
 ) -> tuple[dict[str, ListAnswer], tuple[Query, ...]]:
-    """Asks DNS lists for the client now; the key of a zone is hidden."""
-    answers, asked = asyncio.run(ask_once(lists, request, identity, dns))
+    """Asks DNS lists about the client now; the key of a zone is hidden."""
+    answers, questions = asyncio.run(ask_once(lists, request, identity, dns))
     queries = []
-    for question in asked:
+    for question in questions:
         failure = question.answer.value if isinstance(question.answer, Reason) else None
         addresses = (
             () if isinstance(question.answer, Reason) else tuple(format_address(each) for each in question.answer)
@@ -338,7 +334,7 @@ def _counters(inquiry: Inquiry, control: str | None, given: dict[str, int]) -> t
             continue
         if control is not None and not why:
             try:
-                answer = ask_daemon(control, _question(count))
+                answer = ask_daemon(control, _counter_request(count))
             except ControlError as error:
                 why = str(error)
             else:
@@ -351,8 +347,8 @@ def _counters(inquiry: Inquiry, control: str | None, given: dict[str, int]) -> t
     return tuple(values.values())
 
 
-def _question(count: Count) -> ControlRequest:
-    """The question to the daemon for the value that a counter would have for this request."""
+def _counter_request(count: Count) -> ControlRequest:
+    """The request to the daemon for the value that a counter would have for the mail."""
     counter, key, value = count
     return ControlRequest(
         Command.COUNTED,
@@ -365,7 +361,7 @@ def _question(count: Count) -> ControlRequest:
 
 def _given_counters(given: tuple[str, ...], ruleset: Ruleset) -> dict[str, int]:
     """The values of --counter."""
-    known = [counted.name for counted in ruleset.counters]
+    known = [counter.name for counter in ruleset.counters]
     values: dict[str, int] = {}
     for text in given:
         name, equals, value = text.partition("=")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from policyd.cli import Failure
+from policyd.cli.control import print_left_alone
 from policyd.config.control_path import control_path
 from policyd.config.databases import MAX_DATABASE_BYTES
 from policyd.config.files import OversizedError, UnreadableError, read_file
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class InForce:
-    """The rules for checks, and the daemon's control socket; None if no daemon answers, with the reason."""
+    """The rules in force, and the daemon's control socket. Without a daemon, `control` is None; `reason` says why."""
 
     rules: Rules
     control: str | None
-    why: str = ""
+    reason: str = ""
 
 
 def rules_in_force(config: str | None, rules: str | None) -> InForce:
@@ -38,20 +39,20 @@ def rules_in_force(config: str | None, rules: str | None) -> InForce:
     if rules is not None:
         return InForce(Rules(rules, None), None, "--rules names a file")
     path = control_path(config)
-    why = "the settings name no control socket"
+    reason = "the settings name no control socket"
     if path is not None:
         try:
             answer = ask(path, Request(Command.RULES))
         except ControlError as error:
-            why = str(error)
+            reason = str(error)
         else:
             if answer["ok"]:
                 return InForce(Rules(answer["path"], Text(answer["rules"].encode(), time.time())), path)
-            why = "; ".join(answer["errors"])
+            reason = "; ".join(answer["errors"])
     on_disk = load_settings(config).rules
     if on_disk is None:
         raise Failure("policyd: name the settings with -c, or the rules file with --rules", 2)
-    return InForce(Rules(on_disk, None), None, why)
+    return InForce(Rules(on_disk, None), None, reason)
 
 
 def is_behind(in_force: InForce, paths: Iterable[str]) -> bool:
@@ -80,9 +81,11 @@ def is_behind(in_force: InForce, paths: Iterable[str]) -> bool:
 
 
 def reload_data(in_force: InForce) -> None:
-    """Makes the daemon read the lists again, and prints what changed; exits with 1 if it cannot."""
+    """Makes the daemon read the lists again, and prints the changes. Exits with status 1 if the reload fails."""
     if in_force.control is None:
-        click.echo(printable(f"not reloaded: {in_force.why}; the next start or reload applies the changes"), err=True)
+        click.echo(
+            printable(f"not reloaded: {in_force.reason}; the next start or reload applies the changes"), err=True
+        )
         return
     try:
         answer = ask(in_force.control, Request(Command.RELOAD, data=True))
@@ -93,7 +96,6 @@ def reload_data(in_force: InForce) -> None:
             click.echo(printable(line), err=True)
         click.echo("policyd: reload failed: the daemon keeps the lists that it has", err=True)
         sys.exit(1)
-    for path in answer["left_alone"]:
-        click.echo(printable(f"{path} has been edited since it was loaded; left alone (policyd reload loads it)"))
+    print_left_alone(answer["left_alone"])
     for change in answer["changes"] or ["nothing changed"]:
         click.echo(printable(f"reloaded: {change}"))

@@ -1,8 +1,10 @@
-"""Tables for a terminal or a file."""
+"""Prints tables and JSON to a terminal, a file or a pipe."""
 
 from __future__ import annotations
 
+import json
 import sys
+from typing import Any
 
 import click
 from rich.console import Console, RenderableType
@@ -21,3 +23,8 @@ def print_tables(*tables: RenderableType) -> None:
             console.print(table)
         for line in capture.get().splitlines():
             click.echo(line.rstrip(), color=True)
+
+
+def print_json(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=2)
+    sys.stdout.write("\n")

@@ -1,4 +1,4 @@
-"""Parses dates in a ruleset, and the ends of entries in list files."""
+"""Parses dates in a ruleset, and the ends of entries in list files, both in UTC."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import re
 
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}(:[0-9]{2})?Z")
+
+
+def utc_today() -> datetime.date:
+    """Today's date in UTC, by which rules expire."""
+    return datetime.datetime.now(datetime.UTC).date()
 
 
 def parse_date(text: str) -> datetime.date | None:

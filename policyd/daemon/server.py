@@ -13,13 +13,13 @@ bug costs one connection, with a traceback in the operational log and no answer,
 from __future__ import annotations
 
 import asyncio
-import datetime
 import logging
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Final, cast
 
 from policyd import __version__
+from policyd.config.dates import utc_today
 from policyd.core.engine import Inquiry
 from policyd.core.facts import NOTHING_KNOWN, Needs
 from policyd.core.protocol import Layouts, ProbeReceived, ProbeReply, ProtocolError, RequestParser, encode_reply
@@ -96,7 +96,7 @@ class Server:
         self.trust_postfix = settings.dns.trust_postfix
         self.limits = settings.limits
         self.min_timeout = min(settings.limits.idle_timeout, settings.limits.request_timeout)
-        self.today = _today()
+        self.today = utc_today()
 
     @property
     def max_connections(self) -> int:
@@ -130,7 +130,7 @@ class Server:
 
         One pass over all connections takes less than a timer for each: 0.1 ms for 1,000 of them.
         """
-        self.today = _today()
+        self.today = utc_today()
         before = now - self.min_timeout
         for connection in [each for each in self.connections if each.since < before]:
             connection.check(now)
@@ -386,7 +386,3 @@ class Connection(asyncio.Protocol):
         self._server.counters.bugs += 1
         self._server.complain("bug", f"{self.peer}: a bug in policyd, please report it; closed", bug=True)
         self.abort()
-
-
-def _today() -> datetime.date:
-    return datetime.datetime.now(datetime.UTC).date()

@@ -59,17 +59,17 @@ def test_doctor_numbers_problems_and_suggests_lines(run: Run, postfix: Callable[
     assert ended.out.splitlines()[-1] == "2 problems found"
 
 
-def test_doctor_for_programs(run: Run, postfix: Callable[[str], Path]) -> None:
+def test_doctor_as_json(run: Run, postfix: Callable[[str], Path]) -> None:
     with inet_daemon() as address:
         ended = run("doctor", "--json", "--postfix", postfix(f"check_policy_service {address}"))
-    said = json.loads(ended.out)
+    printed = json.loads(ended.out)
     assert ended.status == 1
-    assert [set(finding) for finding in said["findings"]] == [{"where", "what", "write"}] * 2
-    assert (said["question"]["endpoint"], said["question"]["answer"]) == (
+    assert [set(finding) for finding in printed["findings"]] == [{"where", "what", "write"}] * 2
+    assert (printed["question"]["endpoint"], printed["question"]["answer"]) == (
         str(address),
         "action=DUNNO policyd 0.2.0 ruleset=3f9c2a1b mode=enforce",
     )
-    assert said["services"] == [
+    assert printed["services"] == [
         {"service": "smtp inet", "reached_by": "strangers", "asks_in": ["smtpd_recipient_restrictions"]}
     ]
 
@@ -99,7 +99,7 @@ def test_a_ruleset_that_only_observes_is_noted(run: Run, postfix: Callable[[str]
     assert ended.status == 0
     assert f"note   policyd at {address}: mode: observe, so every mail gets DUNNO" in ended.out
     assert as_json["mode"] == "observe"
-    # A daemon that is down cannot report the mode; its rules file has it.
+    # A daemon that is down cannot report the mode, but its rules file has it.
     (tmp_path / "rules.yaml").write_text("mode: observe\nrules: []\n")
     ended = run("doctor", "--postfix", folder, "-c", settings)
     assert f"note   {tmp_path / 'rules.yaml'}: mode: observe" in ended.out

@@ -69,8 +69,8 @@ def test_import_reads_standard_input(
 
 def test_import_as_json_writes_everything_to_standard_output(run: Run, table: Path) -> None:
     ended = run("import", "postfix-cidr", "--json", table)
-    said = json.loads(ended.out)
-    assert (said["text"], len(said["lost"]), ended.err) == (RULES, 1, "")
+    printed = json.loads(ended.out)
+    assert (printed["text"], len(printed["lost"]), ended.err) == (RULES, 1, "")
 
 
 def test_strict_fails_after_a_loss(run: Run, table: Path) -> None:
@@ -98,7 +98,7 @@ def test_an_error_is_one_line_and_a_status(run: Run, arguments: tuple[str], stat
     assert "Traceback" not in ended.err
 
 
-def test_an_option_gives_the_entries_of_a_list_their_action(run: Run, tmp_path: Path) -> None:
+def test_an_option_sets_the_action_for_the_entries_of_a_list(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "list"
     path.write_text("192.0.2.1\n")
     ended = run("import", "plain", "--as", "rules", "--action", "DEFER 4.7.1 {client_address}", path)
@@ -130,16 +130,16 @@ def test_an_export_can_be_imported_again(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_help_names_every_format(run: Run) -> None:
-    said = run("import", "--help").out
-    assert [name for name in importing.FORMATS if name not in said] == []
-    said = run("export", "--help").out
-    assert [name for name in exporting.FORMATS if name not in said] == []
+    printed = run("import", "--help").out
+    assert [name for name in importing.FORMATS if name not in printed] == []
+    printed = run("export", "--help").out
+    assert [name for name in exporting.FORMATS if name not in printed] == []
 
 
 EXEMPTING = "192.0.2.7 my_class\n192.0.2.0/24 REJECT\n"
 
 
-def test_an_output_is_not_written_when_exemptions_were_lost_above_blocks_that_were_kept(
+def test_an_output_is_not_written_if_a_block_was_kept_without_its_exemption(
     run: Run, table: Path, tmp_path: Path
 ) -> None:
     table.write_text(EXEMPTING)

@@ -50,7 +50,7 @@ def test_replay_over_the_incidents(run: Run) -> None:
     assert "No mail that was delivered would have been refused." in ended.out
 
 
-def test_replay_for_programs(run: Run) -> None:
+def test_replay_as_json(run: Run) -> None:
     ended = run("replay", "--json", "--rules", SHIPPED, SENDMAIL)
     assert json.loads(ended.out)["transactions"] == 28
     ended = run("replay", "--json", "--rules", SHIPPED, "--against", SHIPPED, SENDMAIL)
@@ -135,7 +135,7 @@ def test_replay_with_a_bad_ruleset_prints_its_errors(run: Run, tmp_path: Path) -
 # --- suggest --------------------------------------------------------------------------------------------------------
 
 
-def test_suggest_over_the_incidents_is_a_ruleset(run: Run, tmp_path: Path) -> None:
+def test_suggest_writes_a_ruleset_for_the_incidents(run: Run, tmp_path: Path) -> None:
     ended = run("suggest", SENDMAIL, POSTFIX)
     assert (ended.status, ended.err) == (0, "")
     assert "match: {hostname_suffix: vs.sakura.ne.jp}" in ended.out
@@ -144,7 +144,7 @@ def test_suggest_over_the_incidents_is_a_ruleset(run: Run, tmp_path: Path) -> No
     candidates = tmp_path / "candidates.yaml"
     candidates.write_text(ended.out)
     assert run("check", "--strict", "--rules", candidates).status == 0
-    # Tried on its own log: the rules only observe, so no delivered mail is refused.
+    # The rules only observe, so they refuse no mail of the same log.
     replayed = json.loads(run("replay", "--json", "--rules", candidates, SENDMAIL, POSTFIX).out)
     assert [(rule["rule"], rule["mode"], rule["transactions"]) for rule in replayed["rules"]] == [
         ("names-vs-sakura-ne-jp", "observe", 27),
@@ -154,7 +154,7 @@ def test_suggest_over_the_incidents_is_a_ruleset(run: Run, tmp_path: Path) -> No
     ]
 
 
-def test_suggest_for_programs(run: Run) -> None:
+def test_suggest_as_json(run: Run) -> None:
     candidates = json.loads(run("suggest", "--json", "--limit", "1", SENDMAIL, POSTFIX).out)["candidates"]
     assert [(candidate["name"], candidate["match"]) for candidate in candidates] == [
         ("names-vs-sakura-ne-jp", {"hostname_suffix": "vs.sakura.ne.jp"})

@@ -1,4 +1,4 @@
-"""The question of `policyd doctor` is not a mail: no tool treats it as one, and the daemon does not count it."""
+"""The probe that `policyd doctor` sends to the daemon is not a mail, and no tool treats it as a mail."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Run = Callable[..., Ended]
 
-# As policyd 0.1 logged it, in both formats.
+# The probe as policyd 0.1 logged it, in both formats.
 PROBE = line("DEFER", id="PR0BE001", rule="no-reverse-dns", client="unknown[192.0.2.1]", more="instance=policyd-doctor")
 AS_JSON = (
     '{"time": "2026-11-21T20:11:43.932+00:00", "action": "DEFER", "id": "PR0BE002", "rule": "no-reverse-dns", '
@@ -34,13 +34,13 @@ def log(tmp_path: Path) -> Path:
     return path
 
 
-def test_stats_do_not_count_it(run: Run, log: Path) -> None:
+def test_stats_do_not_count_the_probe(run: Run, log: Path) -> None:
     found = json.loads(run("stats", "--json", log).out)
     assert found["decisions"] == 1
     assert "192.0.2" not in json.dumps(found)
 
 
-def test_replay_does_not_count_it_as_a_delivered_mail(run: Run, log: Path, tmp_path: Path) -> None:
+def test_replay_does_not_count_the_probe_as_a_delivered_mail(run: Run, log: Path, tmp_path: Path) -> None:
     (tmp_path / "rules.yaml").write_text(RULES)
     log.write_text(log.read_text().replace("DEFER", "DUNNO"))
     ended = run("replay", "--rules", tmp_path / "rules.yaml", "--fail-if-delivered", "0", "--json", log)
@@ -48,11 +48,11 @@ def test_replay_does_not_count_it_as_a_delivered_mail(run: Run, log: Path, tmp_p
     assert json.loads(ended.out)["transactions"] == 1
 
 
-def test_suggest_does_not_propose_it(run: Run, log: Path) -> None:
+def test_suggest_does_not_propose_the_probe(run: Run, log: Path) -> None:
     assert "192.0.2" not in run("suggest", "--min-clients", "1", log).out
 
 
-def test_tail_and_report_leave_it_out(run: Run, log: Path) -> None:
+def test_tail_and_report_leave_out_the_probe(run: Run, log: Path) -> None:
     assert [line.split()[2] for line in run("tail", "--no-follow", log).out.splitlines()] == ["id=0A1B2C3D"]
     ended = run("report", "--network", "192.0.2.0/24", "--from", "postmaster@example.com", log)
     assert (ended.status, ended.out) == (1, "")

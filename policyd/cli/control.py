@@ -62,8 +62,8 @@ def status(config: str | None, as_json: bool, alive: bool, counter: str | None) 
     if data["version"] != __version__:
         attention.append(f"version {__version__} is installed, and {data['version']} runs; restart policyd")
     if as_json:
-        whole = {**data, "installed_version": __version__, "attention": attention, "notices": notices}
-        click.echo(json.dumps(whole, indent=2))
+        output = {**data, "installed_version": __version__, "attention": attention, "notices": notices}
+        click.echo(json.dumps(output, indent=2))
     else:
         _print_status(answer["lines"], attention, notices, observes=data["mode"] == "observe")
     if attention:
@@ -116,7 +116,7 @@ def forget(config: str | None, counter: str | None, greylist: bool, parts: tuple
     "We have repaired our reverse DNS": give an address or a name.
 
     With a name, every client that has or claims the name, or a name under it, is forgotten. The next mail asks DNS
-    again. A resolver has a cache of its own, which this does not touch: for unbound, unbound-control flush NAME.
+    again. This does not touch the resolver's own cache; for unbound, run unbound-control flush NAME.
 
     "The password is changed": give the counter and the user. A shared memory (state:) forgets as well.
 

@@ -32,8 +32,8 @@ STANDARD_INPUT = "-"
 # Bytes read at once: large enough to make the work for each block negligible, small enough for a progress bar to move.
 BLOCK_BYTES = 256 * 1024
 
-# Bytes at which a longer line is cut, because a file without line breaks would be read into memory whole. Postfix cuts
-# its lines at 2 KiB; journald's JSON lines have a few KiB.
+# Maximum bytes of a line; a longer line is cut there, because a file without line breaks would fill the memory.
+# Postfix cuts its lines at 2 KiB; journald's JSON lines have a few KiB.
 MAX_LINE_BYTES = 256 * 1024
 
 # Compressed bytes given to Zstandard at once. A block of 4 bytes can expand to 128 KiB, so this limits the output from

@@ -230,7 +230,7 @@ KINDS = [
         [("198.51.100.7", R)],
     ),
     Case(
-        "a filter in a container of its own",
+        "a filter in another container",
         ROUND_TRIP.format(xforward="", early="", late=BOUNCED)
         .replace("localhost[127.0.0.1]", "amavis[172.18.0.5]")
         .replace("relay=127.0.0.1[127.0.0.1]", "relay=amavis[172.18.0.5]"),

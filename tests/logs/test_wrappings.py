@@ -27,8 +27,8 @@ WITHOUT_A_TIME = {
     "journalctl -o short-monotonic",
     "journalctl -o short-delta",
     "journalctl -o cat",
-    "a tag alone",
-    "host and tag alone",
+    "a tag without a timestamp",
+    "host and tag without a timestamp",
 }
 
 

@@ -253,6 +253,6 @@ WRAPPINGS: dict[str, Wrap] = {
     "carriage returns": lambda line: f"{line.plain}\r",
     "a byte order mark": lambda line: f"\ufeff{line.plain}" if line is LINES[0] else line.plain,
     "Unix seconds": lambda line: f"{int(line.when.timestamp())} mx {line.tag} {line.message}",
-    "host and tag alone": lambda line: f"mx {line.tag} {line.message}",
-    "a tag alone": lambda line: f"{line.tag} {line.message}",
+    "host and tag without a timestamp": lambda line: f"mx {line.tag} {line.message}",
+    "a tag without a timestamp": lambda line: f"{line.tag} {line.message}",
 }

@@ -1,4 +1,4 @@
-"""A steady flow of requests, every answer of which is checked.
+"""A steady flow of requests. Every answer is checked.
 
     with Flow("resolver silent", world, port) as flow:
         flow.go_on(1)

@@ -122,7 +122,7 @@ NUISANCES: dict[str, Callable[[int, threading.Event], None]] = {
 
 @pytest.fixture(scope="module")
 def one_setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Setting, Policyd]]:
-    """One daemon for the whole table of nuisances."""
+    """One daemon for all nuisances."""
     setting = Setting(tmp_path_factory.mktemp("clients"))
     with setting.dns, setting.daemon() as policyd:
         yield setting, policyd

@@ -104,7 +104,7 @@ IN_SHORT = "junk", "a megabyte without an end", f"half a line and silence, {CROW
 
 @pytest.fixture(scope="module")
 def controlled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Setting, Policyd, str]]:
-    """One daemon with a control socket for the whole table."""
+    """One daemon with a control socket, for all nuisances."""
     setting = Setting(tmp_path_factory.mktemp("control"))
     place = str(setting.folder / "c.sock")
     with setting.dns, setting.daemon(control=place) as policyd:

@@ -100,7 +100,7 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def one_setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Setting, Policyd]]:
-    """One daemon for the whole table of faults."""
+    """One daemon for all faults."""
     setting = Setting(tmp_path_factory.mktemp("dns"))
     with setting.dns, setting.daemon(dns=dns_settings(setting)) as policyd:
         yield setting, policyd

@@ -97,7 +97,7 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.fixture(scope="module")
 def one_setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Setting, Policyd]]:
-    """One daemon for the whole table. If it runs as root, it lacks root's right to read every file."""
+    """One daemon for all spoilt files. If it runs as root, it lacks root's right to read every file."""
     setting = Setting(tmp_path_factory.mktemp("files"))
     capabilities = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
     with setting.dns, setting.daemon(wrapper=capabilities if os.geteuid() == 0 else []) as policyd:

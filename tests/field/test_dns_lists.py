@@ -87,7 +87,7 @@ class Case(NamedTuple):
 
 CASES = [
     Case("zen", "198.18.0.1", 554, "5.7.1 .* listed by zen", "127.0.0.2+127.0.0.4"),  # one for each covering entry
-    Case("trie", "198.18.0.1", 554, "5.7.1 .* listed by trie", "127.0.0.2"),  # the narrowest entry alone
+    Case("trie", "198.18.0.1", 554, "5.7.1 .* listed by trie", "127.0.0.2"),  # only the narrowest entry
     Case("zen", "198.18.0.99", 250, "Ok", "-"),
     Case("zen", "198.18.0.9", 250, "Ok", ANY),  # `friends` exempts it, so zen's answer does not matter
     Case("six", "2a00:1450:bad::25", 554, "listed by six", "127.0.0.2"),

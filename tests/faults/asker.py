@@ -26,7 +26,7 @@ from tests.faults.world import NAMED, attributes_of
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
 
-# Postfix's timeout in seconds, as the README sets it (smtpd_policy_service_timeout).
+# Postfix's timeout in seconds, as the README sets it (`timeout=10s` of check_policy_service).
 PATIENCE_SECONDS = 10.0
 
 # Seconds before a new connection after one was closed or refused. Postfix waits 1 s, which would make tests slow.

@@ -272,7 +272,7 @@ def _given_lists(listed: tuple[str, ...], ruleset: Ruleset) -> dict[str, ListAns
         elif answer.startswith("?"):
             answers[name] = unknown(answer[1:] or Reason.TIMEOUT)
         elif None in addresses:
-            raise click.UsageError(f"--listed {text}: '{answer}' is not an address, nor - or ?")
+            raise click.UsageError(f"--listed {text}: '{answer}' is not an address; write an address, - or ?")
         else:
             answers[name] = read_list_answer(
                 definitions[name], tuple(address for address in addresses if address is not None)
@@ -288,7 +288,7 @@ def _request(attributes: tuple[str, ...]) -> Request:
     for attribute in attributes:
         name, equals, value = attribute.partition("=")
         if not equals:
-            raise click.UsageError(f"'{attribute}' is not NAME=VALUE, as in client_address=192.0.2.1")
+            raise click.UsageError(f"'{attribute}' is not NAME=VALUE, for example client_address=192.0.2.1")
         if name not in ATTRIBUTES:
             hint = meant_option(name) or meant_attribute(name) or did_you_mean(name, ATTRIBUTES)
             raise click.UsageError(f"unknown attribute '{name}'{hint}")

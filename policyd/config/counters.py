@@ -155,7 +155,7 @@ class _Reader(DefinitionReader):
         if text in ATTRIBUTES or text in DERIVED_PARTS:
             return KeyPart(text)
         known = (*ATTRIBUTES, *DERIVED_PARTS)
-        hint = did_you_mean(text, known) or f"; it is an attribute of the request, or {', '.join(DERIVED_PARTS)}"
+        hint = did_you_mean(text, known) or f"; write an attribute of the request, or {', '.join(DERIVED_PARTS)}"
         self.add(node, f"{key}: {quoted(text)} cannot be counted by{hint}")
         return None
 

@@ -84,7 +84,7 @@ def _of_rules(loaded: Loaded, report: Report, owned: OwnedNetworks | None) -> It
     for rule in loaded.ruleset.rules:
         line = Line(loaded.rules_file.path, rule.line, f"rule {rule.name}")
         if any(condition.kind is Kind.LISTED for condition in (*rule.match, *rule.exceptions)):
-            report.lose(line, "uses listed; no format asks DNS lists with three answers")
+            report.lose(line, "uses listed; no format can ask DNS lists")
             continue
         if any(condition.kind is Kind.COUNTER for condition in rule.match):
             report.lose(line, "uses counter; no format can count earlier requests of a client")

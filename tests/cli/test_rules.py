@@ -245,7 +245,7 @@ def test_explain_reads_a_request_as_postfix_sends_it(folder: Path) -> None:
         (["from=a@b.example"], "unknown attribute 'from'; did you mean 'sender'?"),
         (["To=a@b.example"], "unknown attribute 'To'; did you mean 'recipient'?"),
         (["helo=a.example"], "unknown attribute 'helo'; did you mean 'helo_name'?"),
-        (["192.0.2.1"], "'192.0.2.1' is not NAME=VALUE, as in client_address=192.0.2.1"),
+        (["192.0.2.1"], "'192.0.2.1' is not NAME=VALUE, for example client_address=192.0.2.1"),
         (["client_address=1", "--reverse-dns", "verified"], "--reverse-dns verified needs a --hostname"),
         (["client_address=1", "--reverse-dns", "missing", "--hostname", "a"], "--hostname: such a client has no name"),
         (["client_address=1", "--reverse-dns", "gone"], "'gone' is not one of"),

@@ -50,7 +50,7 @@ def _identity(verb: Verb | None, match: list[WrittenCondition]) -> tuple[Written
     if verb is Verb.DUNNO and Status.VERIFIED not in wanted:
         return status, f"in a DUNNO rule {name} sees verified names only, and reverse_dns excludes 'verified'"
     if wanted <= {Status.MISSING}:
-        return status, f"a client whose reverse DNS is missing has no name that {name} could see"
+        return status, f"a client whose reverse DNS is missing has no name for {name} to compare"
     return None
 
 

@@ -31,7 +31,7 @@ def obstacle(path_of_socket: str, owner: str) -> Obstacle | None:
             "it is not there", f"start policyd, with listen: [unix:{path}] or with policyd.socket", is_missing=True
         )
     except OSError as error:
-        return Obstacle(f"it cannot be looked at: {(error.strerror or '').lower()}", "run policyd doctor as root")
+        return Obstacle(f"it cannot be examined: {(error.strerror or '').lower()}", "run policyd doctor as root")
     if not stat.S_ISSOCK(status.st_mode):
         return Obstacle("the path exists and is not a socket", f"remove {path}, and restart policyd")
     try:

@@ -132,7 +132,7 @@ def _comments(candidate: Candidate) -> Iterator[str]:
     if candidate.condition == "asn" and evidence.delivered:
         # First, because a whole system is large: these mails would be lost without the exceptions.
         examples = ", ".join(map(_example, evidence.delivered_examples))
-        yield f"  # {counted(evidence.delivered, 'mail')} delivered from this system, as from {examples}"
+        yield f"  # {counted(evidence.delivered, 'mail')} delivered from this system, for example from {examples}"
     yield (
         f"  # {counted(evidence.refused, 'mail')} refused or deferred, from {counted(evidence.clients, 'client')}"
         f"{_span(evidence)}; {_collateral(evidence)}"

@@ -217,7 +217,8 @@ class _Rule:
         elif option == "--match-set":
             name = argument
             raise UnsupportedError(
-                f"the set {shown(name)} is not in this file; import the output of `ipset save {name}` with the format ipset"
+                f"the set {shown(name)} is not in this file; import the output of "
+                f"`ipset save {name}` with the format ipset"
             )
         elif option not in _WORDS:
             raise UnsupportedError(f"the condition {shown(option)} is not supported")

@@ -104,7 +104,8 @@ def test_a_system_is_proposed_if_several_suffixes_in_it_count_for_it(tmp_path: P
     before, _, _ = text.partition("- name: system-as64497")
     comments = before.rsplit("\n\n", 1)[1].splitlines()
     assert comments[0] == (
-        "  # 1 mail delivered from this system, for example from mail.customer.example[198.90.100.7] <a@customer.example>"
+        "  # 1 mail delivered from this system, for example from "
+        "mail.customer.example[198.90.100.7] <a@customer.example>"
     )
 
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 from collections import Counter
-from typing import TYPE_CHECKING, Generic, TypeVar
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from typing import Generic, TypeVar
 
 _Value = TypeVar("_Value")
 
@@ -63,15 +58,3 @@ class Frequent(Generic[_Value]):
             self.forgotten += len(self._counts) - len(kept)
             self._counts = kept
             least *= 2
-
-
-@contextlib.contextmanager
-def without_garbage_collection() -> Iterator[None]:
-    """Turns the garbage collector off for a loop that makes no cycles; the collector would take a fifth of the time."""
-    before = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if before:
-            gc.enable()

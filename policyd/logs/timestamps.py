@@ -8,7 +8,10 @@ gives None, never an exception. The hours, and the minute of the previous timest
 from __future__ import annotations
 
 import datetime
+import math
 import re
+
+from policyd.config.durations import whole_duration
 
 _MONTHS = {
     name: number
@@ -42,10 +45,6 @@ _UNIX = re.compile(rb"(\d{9,10}(?:\.\d{1,9})?)(\d{3})?")
 # https://cr.yp.to/libtai/tai64.html: seconds of TAI from 2^62, then nanoseconds. TAI is 37 s ahead of UTC since 2017.
 _TAI64N = re.compile(rb"@4([0-9a-f]{15})([0-9a-f]{8})")
 _TAI_AHEAD = 37
-# Forms of `--since` besides a date.
-_DURATION = re.compile(r"(\d{1,6})([smhdw])")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-
 # By its two digits: the second at the end of a timestamp like `Aug  3 12:15:23`.
 _SECOND = {b"%02d" % second: second for second in range(60)}
 
@@ -197,8 +196,9 @@ def parse_since(text: str, now: float) -> float:
 
     Raises ValueError with a message for the user.
     """
-    if duration := _DURATION.fullmatch(text):
-        return now - int(duration[1]) * _SECONDS[duration[2]]
+    duration = whole_duration(text, "smhdw", 0, math.inf)
+    if duration is not None:
+        return now - duration
     try:
         return datetime.datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError):

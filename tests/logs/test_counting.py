@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import gc
 from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policyd.logs.counting import Distinct, Frequent, without_garbage_collection
+from policyd.logs.counting import Distinct, Frequent
 
 
 def test_distinct_values_are_counted_over_all_sets_up_to_a_limit() -> None:
@@ -39,13 +38,3 @@ def test_frequent_values_are_kept_when_the_limit_is_reached() -> None:
     assert frequent.most_common(1) == [("often", 1000)]
     assert len(frequent.most_common(1_000_000)) <= 100
     assert frequent.forgotten > 9000
-
-
-def test_garbage_collection_is_restored_afterwards() -> None:
-    assert gc.isenabled()
-    with without_garbage_collection():
-        assert not gc.isenabled()
-        with without_garbage_collection():
-            pass
-        assert not gc.isenabled()
-    assert gc.isenabled()

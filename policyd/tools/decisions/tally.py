@@ -16,11 +16,11 @@ from enum import StrEnum
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from policyd.config.garbage_collection import without_garbage_collection
 from policyd.core.address import parse_address
 from policyd.core.normalize import domain_of, fold_name
 from policyd.decision_log.reader import LoggedDecision
 from policyd.decision_log.record import unescape
-from policyd.logs.counting import without_garbage_collection
 from policyd.logs.either import batches
 from policyd.logs.timestamps import LogClock
 from policyd.tools.address_blocks import block_of, part_of

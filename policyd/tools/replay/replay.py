@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from policyd.config.garbage_collection import without_garbage_collection
 from policyd.core.normalize import domain_of
 from policyd.core.ruleset import Subject, Verb
-from policyd.logs.counting import Distinct, without_garbage_collection
+from policyd.logs.counting import Distinct
 from policyd.logs.counts import LineCounts
 from policyd.logs.maillog import MailLog, observations
 from policyd.logs.transaction import NameStatus, Observation, Outcome

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from policyd.config.garbage_collection import without_garbage_collection
 from policyd.config.public_suffixes import registrable_domains
 from policyd.core.address import parse_address
 from policyd.core.dns_lists import ListStatus
@@ -18,7 +19,7 @@ from policyd.core.facts import Greylisted
 from policyd.core.normalize import domain_of
 from policyd.core.ruleset import Kind
 from policyd.decision_log.lists import parse_answers
-from policyd.logs.counting import Distinct, Frequent, mail_key, without_garbage_collection
+from policyd.logs.counting import Distinct, Frequent, mail_key
 from policyd.logs.decisions import DecisionCounts, decisions
 from policyd.logs.timestamps import LogClock
 from policyd.tools.address_blocks import block_of, part_of

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs the tests that need no Postfix with the newest versions that pyproject.toml allows, and names the culprits.
+"""Tests policyd with the newest packages that pyproject.toml allows, without Postfix, and names those that break it.
 
 Installs the locked versions into a separate virtual environment, then upgrades all of them. If a test fails, moves each
 package in turn back to its locked version, and repeats the failed tests.
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Environment:
-    """A virtual environment with policyd in place and the versions that requirements-test.lock names."""
+    """A virtual environment with policyd, installed as editable, and first the versions of requirements-test.lock."""
 
     def __init__(self, folder: Path) -> None:
         self._bin = folder / "bin"
@@ -55,9 +55,9 @@ def pins(versions: dict[str, str]) -> list[str]:
 
 
 def culprits(environment: Environment, locked: dict[str, str], newest: dict[str, str], failed: list[str]) -> list[str]:
-    """The packages of which each makes the failed tests pass if it is moved back to its locked version.
+    """Names each package that makes the failed tests pass if it alone is moved back to its locked version.
 
-    With a package, pip also moves back the packages that it needs at an exact version (pydantic-core with pydantic).
+    If a package needs another at an exact version, pip moves that back with it (pydantic-core with pydantic).
     """
     found = []
     for name, version in changed(locked, newest).items():

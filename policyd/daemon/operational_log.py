@@ -53,7 +53,7 @@ class OperationalLog(logging.Handler):
 
 
 def excerpt(value: bytes, limit: int = 80) -> str:
-    """Returns bytes from a client for a message, in printable ASCII, and cut after `limit` bytes."""
+    """Returns a client's bytes as a message may show them: printable ASCII, cut after the first `limit` bytes."""
     text = printable(value[:limit].decode("ascii", "backslashreplace"))
     return text if len(value) <= limit else text + "..."
 

@@ -1,8 +1,8 @@
 """The sections of `policyd status`: a function for each section, which reads the daemon's state.
 
 A section returns data for programs, lines for people, and points that need attention; the command prints them, so a new
-section needs only a function in SECTIONS. No file is read; only the time of a list's last fetch comes from the file
-system, because a fetch that finds the list unchanged does not inform the daemon.
+section needs only a function in SECTIONS. No file is read. Only the time at which a list or database was last
+fetched comes from the file system, because a fetch that finds it unchanged does not inform the daemon.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Running:
     loaded_at: float = field(default_factory=time.time)
     lost_at: float | None = None
     failed: ReloadResult | None = None  # the last full reload, if it failed
-    data_failed: ReloadResult | None = None  # the last `reload --data` since then, if it failed
+    data_failed: ReloadResult | None = None  # `reload --data`, if it failed and nothing was loaded since
     left_alone: tuple[str, ...] = ()  # files that the last `reload --data` found edited
     loader_ended: str = ""  # why the loading process has ended
     _lost_before: int = 0
@@ -141,10 +141,10 @@ def _mode(running: Running) -> Section:
     if not running.server.ruleset.observe:
         return Section({"mode": "enforce"}, (("mode", "enforce"),))
     since = _rules_modified(running)
-    line = f"observe: every answer is DUNNO, since {_format_time(since)} ({_age(since)})"
+    line = f"observe: every answer is DUNNO; the rules were last edited {_format_time(since)} ({_age(since)})"
     attention: tuple[str, ...] = ()
     if time.time() - since > OBSERVE_SECONDS:
-        attention = (f"mode: observe has been at the top of the rules for {_age(since)}; no mail is refused",)
+        attention = (f"mode: observe is at the top of the rules, last edited {_age(since)} ago; no mail is refused",)
     return Section({"mode": "observe", "observe_since": _format_time(since)}, (("mode", line),), attention)
 
 
@@ -368,9 +368,9 @@ def _memory(running: Running) -> Section:
     if shared is not None:
         why = shared.why if not shared.is_up else ""
         data["shared"] = {"server": shared.name, "up": shared.is_up, "why": why or None}
-        lines.append(("shared", f"{shared.name}: " + ("up" if shared.is_up else f"away: {why}")))
+        lines.append(("shared", f"{shared.name}: " + ("up" if shared.is_up else f"no answer: {why}")))
         if not shared.is_up:
-            attention.append(f"the shared memory {shared.name} is away: {why}; this host counts alone")
+            attention.append(f"the shared memory {shared.name} does not answer: {why}; this host counts alone")
     return Section({"memory": data}, tuple(lines), tuple(attention))
 
 

@@ -177,7 +177,7 @@ _from_text: dict[Form, Callable[[bytes | None, Read], Any]] = {
     Form.NUMBER: lambda value, _read: float(value) if value and _NUMBER.fullmatch(value) else None,
     Form.INTEGER: lambda value, _read: _as_asn(int(value)) if value and _DIGITS.fullmatch(value) else 0,
     Form.FLAG: lambda value, _read: value == b"true",
-    Form.LISTS: lambda value, read: tuple(map(read, value.split(b","))) if value else (),
+    Form.DNS_LISTS: lambda value, read: tuple(map(read, value.split(b","))) if value else (),
     Form.JSON_ONLY: lambda _value, _read: b"",
 }
 
@@ -224,7 +224,7 @@ _from_json: dict[Form, Callable[[Any], Any]] = {
     Form.NUMBER: _number,
     Form.INTEGER: lambda value: _as_asn(value) if type(value) is int else 0,
     Form.FLAG: lambda value: value is True,
-    Form.LISTS: lambda value: (
+    Form.DNS_LISTS: lambda value: (
         tuple(_text(f"{name}:{answer}") for name, answer in value.items() if isinstance(answer, str))
         if isinstance(value, dict)
         else ()

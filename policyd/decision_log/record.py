@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 # Maximum bytes of a line with its line end: PIPE_BUF, so that a write to a pipe is all or nothing (pipe(7)).
 MAX_LINE = 4096
 
-# Maximum bytes of each value; the limits are tried in this order until the line fits. Clients and DNS can make at most
-# a dozen values of a line long, so it always fits with the last limit.
+# Maximum bytes of each value; the limits are tried in this order until the line fits. At most a
+# dozen values of a line are text from clients or DNS and can be long, so the line always fits with the last limit.
 LIMITS = (MAX_LINE, 1024, 512, 256)
 
 Value: TypeAlias = "str | bytes | tuple[bytes, ...] | float | int | bool"
@@ -27,7 +27,7 @@ Value: TypeAlias = "str | bytes | tuple[bytes, ...] | float | int | bool"
 class Form(Enum):
     """The form of a field in the text format."""
 
-    WORD = "word"  # the bare value: the first two of a line
+    WORD = "word"  # the bare value; the first two fields of a line
     VALUE = "value"  # key=value
     BRACKETS = "brackets"  # key=<value>
     SENDER = "sender"  # key=<value>; an empty value, the null sender, is kept
@@ -36,7 +36,7 @@ class Form(Enum):
     NUMBER = "number"  # key=1.0
     INTEGER = "integer"  # key=1
     FLAG = "flag"  # key=true
-    LISTS = "lists"  # key=list:127.0.0.2+127.0.0.9,list:-,list:?reason; in JSON an object
+    DNS_LISTS = "DNS lists"  # their answers: key=list:127.0.0.2+127.0.0.9,list:-,list:?reason; in JSON an object
     CLIENT = "client"  # client=NAME[ADDRESS]
     ADDRESS = "address"  # part of `client=`
     JSON_ONLY = "json only"  # not in the text format
@@ -63,7 +63,7 @@ FIELDS = (
     Field("country", "country"),
     Field("claimed", "claimed", Form.LIST),
     Field("reverse_dns", "rdns"),
-    Field("lists", "lists", Form.LISTS),
+    Field("lists", "lists", Form.DNS_LISTS),
     Field("dns_error", "dns_error"),
     Field("downgraded", "downgraded", Form.FLAG),
     Field("protocol_state", "state"),
@@ -169,7 +169,7 @@ def as_object(record: Mapping[str, Value], limit: int) -> dict[str, str | list[s
         value = record.get(key)
         if form is Form.CLIENT:
             value = value or NO_NAME
-        if form is Form.LISTS and isinstance(value, tuple):
+        if form is Form.DNS_LISTS and isinstance(value, tuple):
             items = (item.decode("ascii", "replace") for item in value)
             fields[key] = dict(item.split(":", 1) for item in _json_items(items, limit) if ":" in item)
         elif value is not None:

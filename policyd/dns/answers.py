@@ -1,7 +1,7 @@
 """Reads DNS answers: the records of one type that a name has, or the reason of a failure.
 
-Every message gives records or a reason. `answer_to` and `settled_answer` read a query of aiodns, `read_answer` reads
-records.
+Every message gives records or a reason. `answer_to` waits for a query of aiodns, `settled_answer` takes a query that
+has ended; both leave the records to `read_answer`.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def settled_answer(
 
 
 def read_answer(answer: Sequence[Record], name: str, kind: RecordType) -> tuple[tuple[Any, ...] | Reason, int | None]:
-    """Reads the records of one type that a name has, and the smallest TTL of the chain that leads to them.
+    """Reads the records of one type that a name has, and the smallest TTL of these and of the aliases before them.
 
     `answer` is the answer section of a message that c-ares reports as a success. Records of other names are ignored.
     The chain of aliases (RFC 1034 section 3.6.2) is followed within the message; a chain that leads to no such record

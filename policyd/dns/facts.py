@@ -1,8 +1,8 @@
-"""Finds the facts that a decision needs: the client's identity and the answers of DNS lists, under one deadline.
+"""Finds the facts that a decision needs: the client's identity, answers of DNS lists, counters and greylisting.
 
 Runs the daemon's loop "decide, find the facts, decide again". All questions that the engine names are sent together;
 each answer is passed to the inquiry when it arrives, and the decision is made as soon as no outstanding answer can
-change it. After `dns.timeout` a list without an answer is unknown.
+change it. After `dns.timeout` every list without an answer is unknown.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TIMEOUT = unknown(Reason.TIMEOUT)
 
 
 class FactFinder:
-    """Finds facts by asking DNS. Belongs to the running event loop; `timeout` is in seconds."""
+    """Finds facts by asking DNS and the memory. Belongs to the running event loop; `timeout` is in seconds."""
 
     def __init__(self, resolver: Resolver, lists: DnsLists, timeout: float) -> None:
         self.resolver = resolver
@@ -144,7 +144,7 @@ class _Search:
         self._decide_soon()
 
     def _decide_soon(self) -> None:
-        """Decides once for all answers of one turn of the event loop."""
+        """Schedules one decision for all answers that arrive in this turn of the event loop."""
         if not self._will_decide:
             self._will_decide = True
             self._loop.call_soon(self._decide)
@@ -164,7 +164,7 @@ class _Search:
                 self._ask(decision)
                 return
             self.decision.set_result(decision)
-        except Exception as error:  # noqa: BLE001 - the waiting task gets the exception, and has its own boundary
+        except Exception as error:  # noqa: BLE001 - the callback of `decision` gets the exception and handles it (policyd.daemon.server)
             self.decision.set_exception(error)
         if self._deadline is not None:
             self._deadline.cancel()

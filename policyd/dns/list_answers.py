@@ -79,7 +79,7 @@ def is_refusal(dns_list: DnsList, answer: AddressesAnswer) -> bool:
 
 
 def is_suspect(dns_list: DnsList, answer: AddressesAnswer) -> bool:
-    """Whether an answer during mail requires a self-test: it contains a refusal, or an address outside 127.0.0.0/8."""
+    """Whether an answer requires a self-test: it contains a refusal, or an address outside 127.0.0.0/8."""
     if isinstance(answer, Reason):
         return False
     return any(version != 4 or isinstance(_meaning(dns_list, number), str) for version, number in answer)

@@ -39,7 +39,7 @@ PROBE_SECONDS = 5.0
 # Questions in a row without an answer after which an unanswered self-test takes a list out of use.
 MAX_UNANSWERED = 10
 
-# Minimum seconds between self-tests started by answers during mail: a list that refuses sometimes, but passes its
+# Minimum seconds between self-tests that answers for requests start: a list that refuses sometimes, but passes its
 # self-test, must not be tested with every mail.
 TRIGGER_SECONDS = 5.0
 
@@ -195,7 +195,7 @@ class ListHealth:
         return Due.NOTHING
 
     def record_answer(self, answer: AddressesAnswer, now: float, *, is_suspect: bool) -> bool:
-        """Takes an answer that came during mail; returns whether a self-test is now due.
+        """Takes the answer to a request's question; returns whether a self-test is now due.
 
         `is_suspect` means that it was a refusal, or outside 127.0.0.0/8.
         """

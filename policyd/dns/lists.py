@@ -1,9 +1,9 @@
-"""Asks DNS lists: one query in flight for a name, bounded caches, self-tests.
+"""Asks DNS lists: one query in flight for a name, a bounded cache, self-tests.
 
 Promises that nothing here raises; that every answer comes within `dns.timeout`; that the number of queries in flight is
-bounded for each list, so a silent list does not delay another; and that a list whose self-test is wrong is neither
-asked nor trusted. `policyd.dns.list_answers` interprets answers, `policyd.dns.list_health` tracks self-tests, and the
-caller keeps the deadline of a request.
+bounded for each list, so a silent list does not delay another; and that a list which its self-test has taken out of use
+is neither asked nor trusted. `policyd.dns.list_answers` interprets answers, `policyd.dns.list_health` tracks
+self-tests, and the caller keeps the deadline of a request.
 
 A query that gets an answer costs no task: a callback reads it. After silence or a malformed answer, a `Lookup` asks
 again, in a task.
@@ -63,10 +63,10 @@ _TOO_MANY = unknown(Reason.TIMEOUT)
 
 
 class ListCounters:
-    """Counts of one list since the start of the daemon."""
+    """Counts of one list since it came into the ruleset."""
 
     def __init__(self) -> None:
-        self.asked = 0  # questions sent during mail
+        self.asked = 0  # questions sent for requests, without those of self-tests
         self.hits = 0  # answers from the cache
         self.answers: Counter[tuple[ListStatus, str]] = Counter()  # by status and reason, of questions sent
         self.refused = 0  # questions not sent because `dns.lookups` were in flight
@@ -102,7 +102,7 @@ class _Joint(NamedTuple):
     names: AbstractSet[str]
     answers: ListAnswers
     counters: tuple[ListCounters, ...]
-    until: float  # expiry of the first of them, on the monotonic clock
+    until: float  # when the first of the answers expires, on the monotonic clock
     version: int  # of `DnsLists._version`
 
 
@@ -117,7 +117,7 @@ class _SubjectAnswers:
 
 
 class _Waiter(NamedTuple):
-    """A list that waits for a query's answer about one of its subjects."""
+    """A list, and the subject about which it waits for the answer of a query."""
 
     state: ListState
     subject: Subject
@@ -193,28 +193,28 @@ class DnsLists:
         now = monotonic()
         address = request.address
         try:
-            subject = self._cache[address] if address is not None else None
+            known = self._cache[address] if address is not None else None
         except KeyError:
-            subject = None
-        joint = subject.joint if subject is not None else None
+            known = None
+        joint = known.joint if known is not None else None
         if joint is not None and joint.until > now and joint.version == self._version and joint.names == names:
             for counters in joint.counters:
                 counters.hits += 1
             return joint.answers
-        return self._known_one_by_one(names, request, identity, subject, now)
+        return self._known_one_by_one(names, request, identity, known, now)
 
     def _known_one_by_one(
         self,
         names: AbstractSet[str],
         request: Request,
         identity: Identity | None,
-        subject: _SubjectAnswers | None,
+        known: _SubjectAnswers | None,
         now: float,
     ) -> Mapping[str, ListAnswer]:
-        """Does the same as `known_answers`, list by list; `subject` has the answers for the client's address."""
+        """Does the same as `known_answers`, list by list; `known` has the answers for the client's address."""
         answers = {}
         addresses: tuple[Subject, ...] | None = None
-        kept = subject.kept if subject is not None else {}
+        kept = known.kept if known is not None else {}
         until = math.inf
         found: list[ListCounters] = []
         for name in names:
@@ -245,16 +245,16 @@ class DnsLists:
                 answers[name] = cached.answer
                 until = min(until, cached.until)
                 found.append(state.counters)
-        if subject is not None and len(found) == len(names):
-            subject.joint = _Joint(names, ListAnswers(answers), tuple(found), until, self._version)
-            return subject.joint.answers
+        if known is not None and len(found) == len(names):
+            known.joint = _Joint(names, ListAnswers(answers), tuple(found), until, self._version)
+            return known.joint.answers
         return answers
 
     def ask(self, name: str, request: Request, identity: Identity | None) -> asyncio.Future[ListAnswer]:
-        """Asks a list for which `known_answers` had no answer; otherwise the same as `look_up`."""
+        """Does the same as `look_up`, for a list for which `known_answers` had no answer."""
         return self.look_up(name, subjects(self.states[name].definition, request, identity))
 
-    # --- Answers ----------------------------------------------------------------------------------------------------
+    # --- Answers of one list ----------------------------------------------------------------------------------------
 
     def known_answer(self, name: str, asked_for: Sequence[Subject]) -> ListAnswer | None:
         """Returns a list's answer for these subjects if it needs no query, else None."""
@@ -269,8 +269,9 @@ class DnsLists:
         return combine(answer for answer in answers if answer is not None) if None not in answers else None
 
     def look_up(self, name: str, asked_for: Sequence[Subject]) -> asyncio.Future[ListAnswer]:
-        """Asks a list for subjects for which `known_answer` had no answer. The future raises nothing, and must not be
-        cancelled, because other requests may wait for it.
+        """Asks a list about these subjects; `known_answer` had no answer for all of them.
+
+        The future raises nothing, and must not be cancelled, because other requests may wait for it.
         """
         state = self.states[name]
         if len(asked_for) == 1:
@@ -322,7 +323,7 @@ class DnsLists:
     def _look_up(self, state: ListState, subject: Subject) -> asyncio.Future[ListAnswer]:
         answer: asyncio.Future[ListAnswer] = self._loop.create_future()
         kept = self._cached_answer(state, subject)
-        if kept is not None:  # only another subject of the request has no answer yet
+        if kept is not None:  # this answer is known; that of another subject of the request is not
             answer.set_result(kept)
             return answer
         name = question(state.definition, subject)
@@ -554,7 +555,7 @@ async def self_test(dns_list: DnsList, dns: Dns, random: SystemRandom) -> SelfTe
 
 
 async def _ask_all(names: Iterable[str], dns: Dns) -> list[AddressesAnswer]:
-    """Returns the A records of each name, or the reason why there are none, within one deadline."""
+    """Returns the A records of each name (empty if it has none), or the reason of a failure, within one deadline."""
     servers = NameServers(dns)
     lookup = Lookup(servers)
     expiry = asyncio.get_running_loop().call_later(dns.timeout, lookup.expire)

@@ -22,5 +22,8 @@ def owner_of(ruleset: Ruleset | None, client_address: bytes, logged: Owner) -> O
 
 
 def system_name(asn: int, asn_name: str) -> str:
-    """Returns a system as `AS9371 Example Internet Inc.`, in printable ASCII because its registrant chose the name."""
+    """Formats an autonomous system as `AS9371 Example Internet Inc.`.
+
+    Everything but printable ASCII is escaped, because the registrant chose the name.
+    """
     return f"AS{asn} {shown(asn_name.encode('utf-8', 'replace'))}".rstrip()

@@ -76,7 +76,7 @@ def test_known_zones_have_default_refusals_that_the_list_can_replace(fields: str
     assert [code.text for code in good(f"x: {{{fields}, codes: 127.0.0.2}}").refused] == refused
 
 
-def test_a_zone_outside_ascii_is_queried_in_a_labels() -> None:
+def test_a_zone_with_letters_outside_ascii_is_queried_in_its_xn_form() -> None:
     assert good("x: {zone: b\u00fccher.example, codes: 127.0.0.2}").zone == "xn--bcher-kva.example"
 
 
@@ -114,7 +114,7 @@ def test_each_mistake_has_its_message(text: str, problem: str) -> None:
     assert all(written.definition is None for written in lists.values())
 
 
-def test_lists_are_names_with_definitions() -> None:
+def test_the_section_must_be_a_mapping() -> None:
     assert read("- zen.test")[1] == [
         "rules.yaml:2:3: dns_lists: expected names with their definitions, not a list",
     ]
@@ -183,7 +183,7 @@ def test_a_key_in_the_rules_file_is_not_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("zone", "lists_names"),
+    ("zone", "is_list_of_names"),
     [
         ("zen.spamhaus.org", False),
         ("dbl.spamhaus.org", True),
@@ -194,6 +194,6 @@ def test_a_key_in_the_rules_file_is_not_shown() -> None:
         ("notspamhaus.org", None),
     ],
 )
-def test_a_zone_has_the_facts_of_its_longest_known_parent(zone: str, lists_names: bool | None) -> None:
+def test_a_zone_has_the_facts_of_its_longest_known_parent(zone: str, is_list_of_names: bool | None) -> None:
     known = known_zone(zone)
-    assert (known and known.lists_names) is lists_names
+    assert (known and known.lists_names) is is_list_of_names

@@ -89,7 +89,7 @@ def test_status_shows_observe_first_and_as_a_problem_after_a_week(
     assert first.returncode == 0
     assert first.stdout.startswith("mode         observe: every answer is DUNNO")
     assert after_a_week.returncode == 1
-    assert "attention: mode: observe has been at the top of the rules for 8 days" in after_a_week.stdout
+    assert "attention: mode: observe is at the top of the rules, last edited 8 days ago" in after_a_week.stdout
 
 
 def test_an_expired_rule_needs_attention(start_policyd: StartPolicyd, control: str) -> None:

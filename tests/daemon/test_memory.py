@@ -163,7 +163,7 @@ def test_status_and_metrics_show_an_unavailable_shared_memory(
     assert counted["policyd_state_failures_total",] == 0
     assert counted["policyd_state_seconds_total",] > 0
     assert away.returncode == 1
-    assert f"attention: the shared memory unix:{server.socket} is away: " in away.stdout
+    assert f"attention: the shared memory unix:{server.socket} does not answer: " in away.stdout
     assert failed["policyd_state_up",] == 0
     assert failed["policyd_state_failures_total",] >= 3
 

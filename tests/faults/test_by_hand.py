@@ -1,4 +1,4 @@
-"""`policyd block` during an edit of the rules: it works at once, and ends without a command."""
+"""`policyd block` while the rules are half-edited: the block takes effect at once, and ends by itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SHIPPED = Path(__file__).parents[2] / "config" / "rules.yaml"
 
-# The block's duration in seconds, and as an option. The command itself may take two seconds.
+# The duration of the block, in seconds and as the value of `--for`. It is longer than the command may take: 2 s.
 LASTS, FOR = (60, "1m") if LONG else (5, "5s")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
-from tests.field import correspondence
+from tests.field import every_mail
 from tests.field.incidents import sakura_attempts
 from tests.field.policyd import Policyd
 from tests.field.postfix import Postfix
@@ -124,6 +124,6 @@ def listener(service: str, postfix: Postfix) -> Iterator[socket.socket]:
 @pytest.fixture(scope="session")
 def maillog(postfix: Postfix, start_policyd: StartPolicyd) -> Path:
     """The mail log of that Postfix, with lines of every kind. Needs exclusive use of the policy service's port."""
-    with start_policyd(correspondence.RULES):
-        correspondence.correspond(postfix)
+    with start_policyd(every_mail.RULES):
+        every_mail.send_every_kind(postfix)
     return postfix.maillog

@@ -1,4 +1,4 @@
-"""Every stage of an SMTP session at which a real Postfix can ask, each with a rule that answers there."""
+"""The stages of a mail, from HELO to the end of the message, at which a real Postfix asks, each with a rule for it."""
 
 from __future__ import annotations
 

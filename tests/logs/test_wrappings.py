@@ -48,7 +48,7 @@ def wrapped(folder: Path, name: str) -> Path:
     return path
 
 
-def known(mails: list[Observation]) -> list[tuple[bytes, tuple[bytes, ...], NameStatus, Outcome]]:
+def facts_of(mails: list[Observation]) -> list[tuple[bytes, tuple[bytes, ...], NameStatus, Outcome]]:
     return sorted((mail.client_address, mail.names, mail.name_status, mail.outcome) for mail in mails)
 
 
@@ -56,7 +56,7 @@ def known(mails: list[Observation]) -> list[tuple[bytes, tuple[bytes, ...], Name
 def test_a_log_gives_the_same_mails_in_every_wrapping(tmp_path: Path, name: str) -> None:
     log = MailLog()
     mails = read(wrapped(tmp_path, name), log)
-    assert known(mails) == MAILS
+    assert facts_of(mails) == MAILS
     assert log.counts.unknown == 0
     assert {mail.time is None for mail in mails} == {name in WITHOUT_A_TIME}
     if name not in WITHOUT_A_TIME and "+03" not in WRAPPINGS[name](LINES[0]):
@@ -71,7 +71,7 @@ def test_wrappings_may_be_mixed_in_one_file(tmp_path: Path) -> None:
             file.writelines(wrap(line) + "\n" for line in LINES)
     mails = read(path, MailLog())
     assert len(mails) == 3 * len(wraps)
-    assert sorted(set(known(mails))) == MAILS
+    assert sorted(set(facts_of(mails))) == MAILS
 
 
 def test_there_are_many_wrappings() -> None:
@@ -105,18 +105,18 @@ def test_the_outermost_tag_counts(line: str) -> None:
         ("Jan  5 10:05:05 mx postfix/smtpd[4]: connect from a[192.0.2.1]", 0),
     ],
 )
-def test_lines_that_repeat_the_line_before(line: str, times: int) -> None:
+def test_the_number_of_repetitions_that_a_line_reports(line: str, times: int) -> None:
     assert repeats(line.encode()) == times
 
 
-# Lines that would make a backtracking expression slow: each repeats text that several parts match.
+# Lines that would make a backtracking expression slow: each repeats a text that several of its parts can match.
 @pytest.mark.parametrize(
     "line",
     [
-        b"Jan  5 10:05:01 " + part * (8000 // len(part))
-        for part in (b"a ", b"INFO ", b"<mail.info> ", b"a/", b"1:", b"a[1", b"192.0.2.1 ", b"[a] ", b"a.b@c ")
+        b"Jan  5 10:05:01 " + text * (8000 // len(text))
+        for text in (b"a ", b"INFO ", b"<mail.info> ", b"a/", b"1:", b"a[1", b"192.0.2.1 ", b"[a] ", b"a.b@c ")
     ]
-    + [part * (8000 // len(part)) for part in (b"> ", b"1 ", b"a:", b'"', b"[a] ", b"a b ", b"a", b"a|", b"\x1b[0m")]
+    + [text * (8000 // len(text)) for text in (b"> ", b"1 ", b"a:", b'"', b"[a] ", b"a b ", b"a", b"a|", b"\x1b[0m")]
     + [
         b"2026-01-05T10:05:01Z " * 380,
         b"<22>1 2026-01-05T10:05:01Z a b c d " + b'[a "x\\]"]' * 800,
@@ -132,7 +132,7 @@ def test_no_line_takes_long(line: bytes) -> None:
 
 
 @given(st.binary(max_size=300))
-def test_wrappings_are_removed_from_any_bytes(line: bytes) -> None:
+def test_any_bytes_can_be_unwrapped(line: bytes) -> None:
     entry = unwrap(line)
     assert len(entry.message) <= len(line)
     assert repeats(line) >= 0

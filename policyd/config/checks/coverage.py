@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from policyd.core.lookups import Lookup
     from policyd.core.tables import Entries, Hits, RangeTable
 
-# A label that is not valid in an entry: a host name that begins with it lies under its domain, but is in no list.
+# A label that no entry can contain. Before a domain it makes a name under this domain that is not itself in a list.
 _ANY_LABEL = b"\0."
 
-# Maximum number of entries whose answer is cached: those of one rule, which are compared with each rule above it in
-# turn.
+# Maximum number of entries whose answer is cached. The entries of a rule are looked up again for each rule above it, so
+# the answers for the entries of one rule are enough.
 _KEPT_ANSWERS = 64
 
 
@@ -67,7 +67,10 @@ class Coverage:
                         self._by_expression[condition.subject, expression].add(condition.number)
 
     def of_entries(self, written: WrittenCondition) -> Iterator[frozenset[int]]:
-        """Yields, for each entry of a condition or each part of a network, the conditions that hold for all of it."""
+        """Yields, for each entry of a condition, the conditions that hold for everything that the entry matches.
+
+        A network gives several sets: one for each part of it in which the same conditions hold.
+        """
         subject, kind = written.condition.subject, written.condition.kind
         for collection in written.collections:
             for block in collection.read() if isinstance(collection, LongList) else (collection,):
@@ -115,7 +118,7 @@ class Coverage:
 
 
 def _of_network(lookup: AddressLookup, version: int, first: int, last: int) -> Iterator[Hits]:
-    """Yields the hits of the addresses from `first` to `last`, for at least one address of each range."""
+    """Yields the hits of addresses from `first` to `last`: of at least one address in each range of the tables."""
     yield lookup.of_address(version, first)
     for table, _ in lookup.tables:
         for start in _starts_between(table, version, first, last):

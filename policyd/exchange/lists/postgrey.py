@@ -1,8 +1,9 @@
-"""postgrey's lists of clients and recipients that are not greylisted (postgrey(8)), import.
+"""Imports postgrey's lists of clients and recipients that are not greylisted (postgrey(8)).
 
 An entry is a name with the names under it, an address, a network, the first octets of an address, or an expression
 between slashes, which postgrey matches against the client's name, case-insensitively. A list of recipients has
-`local@`, addresses, domains and expressions; it is recognised by an entry with `@`, or by `attribute` recipient.
+`local@`, mail addresses, domains and expressions. A list is one of recipients if an entry has an `@`, or if `attribute`
+is `recipient`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from policyd.exchange.model import Line, Report, Term
 
 _EXPRESSION = re.compile(r"/\S+/")
-# postgrey 1.37 reads two octets as a /24 network, although its comment says otherwise.
+# postgrey 1.37 reads two octets as a /24 network, although a comment in its source says /16.
 _TWO_OCTETS = re.compile(r"\d{1,3}\.\d{1,3}", re.ASCII)
 
 
@@ -45,7 +46,8 @@ def read(lines: Iterable[Line], report: Report, *, attribute: str | None = None)
         imported = plain.read((_as_network(line, report) for line in found), report, attribute=attribute)
     if imported.entries:
         whom = "mail to these recipients passes" if attribute == "recipient" else "these clients pass"
-        report.note(imported.entries[0].line, f"{whom} every rule below; put the rules above those that greylist")
+        place = "put the imported rules right above the rules that greylist"
+        report.note(imported.entries[0].line, f"{whom} every rule below; {place}")
     return imported
 
 
@@ -60,7 +62,7 @@ def _is_mail_address(line: Line) -> bool:
 
 
 def _recipient(address: str) -> Term:
-    """The expression for `user@` or `user@domain`, which also stands for the addresses with an extension."""
+    """Returns a condition for `user@` or `user@domain`, also with an extension: `user+extension@domain`."""
     user, _, domain = address.partition("@")
     end = f"{literal(domain)}$" if domain else ""
     return term("recipient_regex", rf"^{literal(user)}(\+[^@]+)?@{end}")

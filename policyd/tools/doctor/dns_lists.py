@@ -18,21 +18,20 @@ if TYPE_CHECKING:
     from policyd.dns.list_health import SelfTestResult
 
 
+_ADVICE = "correct dns_lists or your resolver as the line above says; until then, the answers of this list are unknown"
+
+
 def check_dns_lists(lists: Sequence[DnsList], dns: Dns) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
     """Tests every list that has a self-test; returns findings, and a line for each list that passed."""
     tested = [dns_list for dns_list in lists if dns_list.self_test]
     results = asyncio.run(_test_all(tested, dns)) if tested else []
-    findings, right = [], []
+    findings, passed = [], []
     for dns_list, result in zip(tested, results, strict=True):
         if result.outcome is SelfTestOutcome.PASSED:
-            right.append(f"DNS list {dns_list.name} ({dns_list.shown_zone}) passes its self-test")
+            passed.append(f"DNS list {dns_list.name} ({dns_list.shown_zone}) passes its self-test")
         else:
-            write = (
-                "correct dns_lists or your resolver as the line above says; until then, the answers of this "
-                "list are unknown"
-            )
-            findings.append(Finding(f"DNS list {dns_list.name} ({dns_list.shown_zone})", result.message, write))
-    return tuple(findings), tuple(right)
+            findings.append(Finding(f"DNS list {dns_list.name} ({dns_list.shown_zone})", result.message, _ADVICE))
+    return tuple(findings), tuple(passed)
 
 
 async def _test_all(lists: Sequence[DnsList], dns: Dns) -> list[SelfTestResult]:

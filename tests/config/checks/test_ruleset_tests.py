@@ -1,4 +1,6 @@
-"""The tests inside a ruleset. Failing tests and their messages are in tests/bad/tests-*.yaml."""
+"""The tests inside a ruleset. Rulesets whose tests fail are in tests/bad/tests-*.yaml, and the
+messages for them in tests-*.expected.
+"""
 
 from __future__ import annotations
 

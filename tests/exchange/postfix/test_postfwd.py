@@ -88,7 +88,7 @@ def request_of(mail: Mail) -> bytes:
     return "".join(f"{name}={value}\n" for name, value in attributes_of(mail).items()).encode() + b"\n"
 
 
-def test_rules_keep_their_names() -> None:
+def test_each_id_becomes_a_valid_name_of_a_single_rule() -> None:
     result = import_text(
         "postfwd", "id=R 1/x; client_address=192.0.2.1; action=REJECT\nid=R 1/x; sender==a@b.example; action=REJECT\n"
     )

@@ -19,7 +19,7 @@ rules:
 """
 
 # Recipients with every result of a delivery: sent (discarded, to a maildir, to a pipe, over SMTP), bounced, deferred by
-# a server, deferred because no server answers.
+# a server, deferred because no server answers over SMTP or LMTP.
 EVERY_RESULT = [
     f"someone@{domain}"
     for domain in (
@@ -38,7 +38,7 @@ EVERY_RESULT = [
 LAST = b"sender non-delivery notification"
 
 
-def correspond(postfix: Postfix) -> None:
+def send_every_kind(postfix: Postfix) -> None:
     """Sends all messages and waits for the results. policyd must be answering with `RULES`."""
     for long_queue_ids in ("yes", "no"):
         postfix.configure(f"enable_long_queue_ids = {long_queue_ids}")

@@ -7,7 +7,7 @@ import re
 from policyd.config.problems import did_you_mean, quoted
 from policyd.core.ruleset import Action, Verb
 
-# Placeholders in a text, for parts of the request, the client and the decision.
+# The placeholders that a text may contain. Each stands for a part of the request, the client or the decision.
 PLACEHOLDERS = (
     "client_address",
     "hostname",
@@ -33,8 +33,8 @@ GREYLIST_TEXT = "Greylisted, please try again later"
 # Answers of access(5) with which mail skips the restrictions that follow.
 _PERMITTING = frozenset({"OK", "PERMIT", "RELAY"})
 
-# Action words of access(5) and rspamd, and policyd's word for each.
-_ELSEWHERE = {
+# Action words of other mail software and of firewalls, each with policyd's word.
+_OTHER_WORDS = {
     "ACCEPT": "DUNNO",
     "ALLOW": "DUNNO",
     "PASS": "DUNNO",
@@ -50,7 +50,7 @@ _ELSEWHERE = {
 _ENHANCED_CODE = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+")
 _WELL_FORMED_CODE = re.compile(r"[245]\.(0|[1-9][0-9]{0,2})\.(0|[1-9][0-9]{0,2})")
 _REPLY_CODE = re.compile(r"[0-9]{3}(?![^\s-])")
-_PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+_BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
 class ActionError(Exception):
@@ -80,7 +80,7 @@ def parse_action(written: str) -> Action:
 
 
 def _split_word(text: str) -> tuple[str, str]:
-    """Splits off the first word; blanks after it are removed."""
+    """Returns the first word and the rest, without blanks between them and at the end."""
     first, *rest = text.split(maxsplit=1) or [""]
     return first, rest[0].rstrip() if rest else ""
 
@@ -105,7 +105,7 @@ def _parse_verb(word: str, rest: str) -> Verb:
             f"a bare number is refused: Postfix treats it as OK, which would skip the restrictions that follow in "
             f"main.cf; write {meant or 'REJECT, DEFER, DEFER_IF_PERMIT or DUNNO'}"
         )
-    meant = _ELSEWHERE.get(upper)
+    meant = _OTHER_WORDS.get(upper)
     hint = f"; did you mean '{meant}'?" if meant else did_you_mean(word, Verb)
     raise ActionError(
         f"unknown action {quoted(word)}{hint or '; it is REJECT, DEFER, DEFER_IF_PERMIT, GREYLIST or DUNNO'}"
@@ -113,7 +113,7 @@ def _parse_verb(word: str, rest: str) -> Verb:
 
 
 def _split_code(verb: Verb, rest: str) -> tuple[str, str]:
-    """The enhanced status code, if the text begins with one, and the text."""
+    """Splits an enhanced status code off the text; the code is empty if there is none. Raises ActionError."""
     first, text = _split_word(rest)
     code = ""
     if _ENHANCED_CODE.fullmatch(first):
@@ -138,27 +138,27 @@ def _split_code(verb: Verb, rest: str) -> tuple[str, str]:
 
 
 def _parse_text(verb: Verb, text: str) -> tuple[str, ...]:
-    """Parses the template into pieces, as in `Action.text`."""
+    """Parses the template into the pieces of `Action.text`. Raises ActionError."""
     odd = re.search(r"[^ -~]", text)
     if odd:
         what = "a line break" if odd.group() in "\r\n" else quoted(odd.group())
         raise ActionError(f"the text has {what} in it; a reply is printable ASCII on one line", verb)
     pieces = [""]
     end = 0
-    for piece in _PIECE.finditer(text):
-        pieces[-1] += text[end : piece.start()]
-        end = piece.end()
-        name = piece.group(1)
+    for braces in _BRACES.finditer(text):
+        pieces[-1] += text[end : braces.start()]
+        end = braces.end()
+        name = braces.group(1)
         if name is not None:
             if name not in PLACEHOLDERS:
                 known = did_you_mean(name, PLACEHOLDERS) or f"; there are {', '.join(PLACEHOLDERS)}"
-                raise ActionError(f"unknown placeholder {quoted(piece.group())}{known}", verb)
+                raise ActionError(f"unknown placeholder {quoted(braces.group())}{known}", verb)
             pieces += [name, ""]
-        elif piece.group() in {"{{", "}}"}:
-            pieces[-1] += piece.group()[0]
+        elif braces.group() in {"{{", "}}"}:
+            pieces[-1] += braces.group()[0]
         else:
             raise ActionError(
-                f"a '{piece.group()}' without its counterpart; for a brace itself write '{piece.group() * 2}'", verb
+                f"a '{braces.group()}' without its counterpart; for a brace itself write '{braces.group() * 2}'", verb
             )
     pieces[-1] += text[end:]
     return tuple(pieces) if text else ()

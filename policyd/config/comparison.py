@@ -1,4 +1,4 @@
-"""The values of `counter`: `NAME > N` and `NAME >= N`."""
+"""Parses the values of the condition `counter`: `NAME > N` and `NAME >= N`."""
 
 from __future__ import annotations
 

@@ -32,8 +32,10 @@ class Form(Enum):
 
     @property
     def has_table(self) -> bool:
-        """Whether a long list of this form becomes a table, which outlives the ruleset. Its entries are networks, or
-        bytes."""
+        """Whether a long list of this form becomes a table, which is kept when the ruleset changes.
+
+        Entries of these forms are networks or bytes.
+        """
         return self in _WITH_TABLE
 
 
@@ -44,7 +46,7 @@ _WITH_TABLE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class ConditionType:
-    """One row: the JSON Schema shows `summary` and `examples` in an editor."""
+    """One row of the table. Editors show `summary` and `examples`, which are in the JSON Schema."""
 
     name: str
     subject: str

@@ -1,5 +1,6 @@
-"""Finds the control socket that a settings file names, without checking the other settings: `policyd status` must be
-quick, and must work while the settings file is being edited.
+"""Finds the control socket that a settings file names, without checking the settings.
+
+`policyd status` must be quick, and must work while the settings file is being edited.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ DEFAULT_CONTROL = "/run/policyd/control.sock"
 
 
 def control_path(settings_path: str | None) -> str | None:
-    """The path of the control socket, None if the settings name none.
+    """Returns the path of the control socket; None if the settings do not name a path.
 
-    It is DEFAULT_CONTROL without a settings file, and if the file cannot be read or is not YAML at the moment.
+    Returns DEFAULT_CONTROL without a settings file, and if the file cannot be read or is not a mapping in YAML.
     """
     if settings_path is None:
         return DEFAULT_CONTROL

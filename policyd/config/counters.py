@@ -1,4 +1,4 @@
-"""`counters:` and `greylist:` of a ruleset: definitions, with every problem found on the way."""
+"""Reads `counters:` and `greylist:` of a ruleset, and reports every problem."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 COUNTER_KEYS = ("count", "per", "within", "where", "answered")
 GREYLIST_KEYS = ("wait", "retry_within", "remember")
 
-# Parts of a key that are derived from attributes.
+# Parts of a key that are not attributes, but derived from attributes (`asn` with the help of a database).
 DERIVED_PARTS = ("client_network", "sender_domain", "recipient_domain", "asn")
 
 # Maximum number of parts of a key; with more, almost every request would have its own key.
@@ -36,7 +36,10 @@ _NETWORK = re.compile(r"client_network(?:/([0-9]{1,2})(?:/([0-9]{1,3}))?)?")
 def read_counters(
     node: Node, path: str, report: Report, read_where: Callable[[Mapping], list[WrittenCondition]]
 ) -> dict[str, WrittenCounter]:
-    """Reads the counters by name, including wrong definitions; `path` is the rules file's."""
+    """Returns the counters by name; a wrong counter has no definition.
+
+    `path` is the rules file's. `read_where` reads the conditions under `where`.
+    """
     counters: dict[str, WrittenCounter] = {}
     for item in definitions(node, "counters", path, report):
         key = item.key
@@ -57,7 +60,7 @@ class _Reader(DefinitionReader):
     def read_counter(
         self, written: WrittenCounter, node: Node, read_where: Callable[[Mapping], list[WrittenCondition]]
     ) -> CounterDefinition | None:
-        """Returns the definition, or None if anything is wrong."""
+        """Returns the definition, or None if anything is wrong. Sets `written.where`."""
         if not isinstance(node, Mapping):
             self.add(node, f"expected a definition (count, per, within), not {describe(node)}")
             return None
@@ -110,7 +113,8 @@ class _Reader(DefinitionReader):
         text = self.text(item, "a time such as 30s, 10m, 2h or 7d")
         seconds = whole_duration(text, "smhd", 1, YEAR)
         if seconds is None and text:
-            self.add(item.value, f"{item.key.text}: {quoted(text)} is not a time; write it as 30s, 10m, 2h or 7d")
+            message = f"{item.key.text}: {quoted(text)} is not a time from 1s to 366d; write it as 30s, 10m, 2h or 7d"
+            self.add(item.value, message)
         return int(seconds) if seconds is not None else default
 
     def _read_count(self, item: Item | None) -> KeyPart | None:
@@ -155,8 +159,8 @@ class _Reader(DefinitionReader):
         if text in ATTRIBUTES or text in DERIVED_PARTS:
             return KeyPart(text)
         known = (*ATTRIBUTES, *DERIVED_PARTS)
-        hint = did_you_mean(text, known) or f"; write an attribute of the request, or {', '.join(DERIVED_PARTS)}"
-        self.add(node, f"{key}: {quoted(text)} cannot be counted by{hint}")
+        hint = did_you_mean(text, known) or f"; write such an attribute, or {', '.join(DERIVED_PARTS)}"
+        self.add(node, f"{key}: {quoted(text)} is not an attribute of the request{hint}")
         return None
 
     def _read_answered(self, item: Item | None) -> Answered:

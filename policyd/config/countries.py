@@ -19,7 +19,7 @@ _CODES = """
 """
 COUNTRIES = frozenset(_CODES.split())
 
-# Common wrong codes, and the code that databases use.
+# Common wrong codes, each with the code that databases use.
 MEANT = {"UK": "GB", "EL": "GR"}
 
 # Databases write these for addresses whose country they do not know (ISO 3166-1 leaves ZZ to its users).

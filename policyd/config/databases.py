@@ -1,8 +1,8 @@
-"""`databases:` of a ruleset: files with the autonomous system and the country of each network.
+"""Reads `databases:` of a ruleset: files with the autonomous systems and the countries of networks.
 
 Two formats, detected from the content, plain or gzip: MMDB (`policyd.config.mmdb`) and ranges as text
-(`policyd.config.ranges`). A file is read once in a load, even if it serves both kinds. Every problem of a file is a
-`DatabaseError` at load, never at a request.
+(`policyd.config.ranges`). A file is read once in a load, even if it serves both kinds. A load refuses a file that cannot
+be used; the lookup for a request raises no error.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from policyd.core.owners import Owner, Owners
     from policyd.core.protocol import Request
 
-# Maximum bytes of a database after decompression: GeoLite2's cities have 70 MB, the largest commercial files some
-# hundred MB.
+# Maximum bytes of a database, before and after decompression: GeoLite2's cities have 70 MB, the largest commercial files
+# several hundred MB.
 MAX_DATABASE_BYTES = 512 << 20
 
 # Default of `max_age`, in seconds. Networks change owners every day; vendors publish once a week or once a month.
@@ -110,7 +110,7 @@ class DatabaseInfo:
 
     @property
     def shown(self) -> str:
-        """The file and its date, for a message."""
+        """The file, and its date or that it was not fetched yet; for a message."""
         return f"{self.path}, not fetched yet" if self.missing else f"{self.path} of {self.date}"
 
     def is_old(self, now: float) -> bool:
@@ -164,13 +164,16 @@ def take_records(owners: Owners, in_force: Owners) -> None:
 
 @dataclass(slots=True)
 class Database:
-    """One database that has been read."""
+    """One database of a load, with its records."""
 
     info: DatabaseInfo
     records: MmdbFile | OwnerRanges | RecordsInForce
 
     def network_of(self, request: Request) -> str:
-        """The network or range of the record for the client's address; empty without a record."""
+        """Returns the network or range of the record for the client's address; empty without a record.
+
+        Raises DatabaseError if the database was not read.
+        """
         address = request.address
         if address is None:
             return ""
@@ -188,9 +191,9 @@ class Database:
         return f"{format_address((address[0], first))}-{format_address((address[0], last))}"
 
     def ranges(self) -> Iterator[tuple[int, int, int, Owner]]:
-        """Yields every range: version, first address, last address, owner. Raises DatabaseError for a damaged file.
+        """Yields every range: version, first address, last address, owner. Takes seconds for a large file.
 
-        Takes seconds for a large file.
+        Raises DatabaseError if the file is damaged or was not read.
         """
         if isinstance(self.records, RecordsInForce):
             raise DatabaseError("was not read, because it has not changed")
@@ -236,7 +239,7 @@ class DatabaseFile:
         max_ages: dict[DatabaseKind, float],
         in_force: Collection[DatabaseInfo] = (),
     ) -> dict[DatabaseKind, Database]:
-        """The databases of these kinds in the file. Raises DatabaseError.
+        """Returns the databases of these kinds in the file; to be called once. Raises DatabaseError.
 
         If file and kinds are unchanged since the ruleset in force was loaded, the file is not parsed again.
         """
@@ -256,7 +259,7 @@ class DatabaseFile:
         return found
 
     def _as_before(self, info: DatabaseInfo, max_age: float) -> DatabaseInfo:
-        """Returns the info of a database whose content has not changed; the file's own date may have."""
+        """Returns the info of a database whose content has not changed; the file's modification time may have changed."""
         built = info.built if info.format == "MMDB" else self._modified
         return dataclasses.replace(info, built=built, max_age=max_age)
 
@@ -315,7 +318,7 @@ _NEITHER = (
 
 
 def _unpacked(content: bytes) -> bytes:
-    """The content, decompressed if it is gzip."""
+    """Returns the content, decompressed if it is gzip. Raises DatabaseError."""
     if not content.startswith(_GZIP):
         return content
     try:
@@ -349,7 +352,7 @@ def read_databases(
 
 
 class _Section:
-    """Reads the section."""
+    """Reads the section `databases:`."""
 
     def __init__(
         self, rules_path: str, report: Report, replaced: Mapping_[str, str], in_force: Collection[DatabaseInfo]
@@ -367,7 +370,7 @@ class _Section:
             self._add(node, f"expected asn and country, each with its file, not {describe(node)}")
             return {}, []
         sources: dict[str, Source] = {}
-        kinds_of: dict[str, dict[DatabaseKind, float]] = defaultdict(dict)
+        max_ages_of: dict[str, dict[DatabaseKind, float]] = defaultdict(dict)
         where: dict[str, Node] = {}
         for item in node:
             if item.key.text not in set(DatabaseKind):
@@ -378,12 +381,12 @@ class _Section:
             if written is not None:
                 name, max_age, source = written
                 path = str(Path(self._path).parent / name.text)
-                kinds_of[path][kind] = max_age
+                max_ages_of[path][kind] = max_age
                 where.setdefault(path, name)
                 if source is not None and sources.setdefault(path, source) != source:
                     self._add(item.value, f"{kind}: from: the same file has another source for another kind")
         found: dict[DatabaseKind, Database] = {}
-        definitions = [DatabaseDefinition(path, max_ages, sources.get(path)) for path, max_ages in kinds_of.items()]
+        definitions = [DatabaseDefinition(path, max_ages, sources.get(path)) for path, max_ages in max_ages_of.items()]
         for definition in definitions:
             found |= self._load(definition, where[definition.path])
         return found, definitions
@@ -449,7 +452,7 @@ def _empty(path: str, kind: DatabaseKind, max_age: float, every: float) -> Datab
 
 
 def warnings_of(databases: dict[DatabaseKind, Database]) -> Iterator[Problem]:
-    """Warnings for databases that can be used: old ones, those without IPv6, and those not fetched yet."""
+    """Yields warnings for databases that are old, that were not fetched in time, or that have no IPv6 networks."""
     now = time.time()
     for database in databases.values():
         info = database.info

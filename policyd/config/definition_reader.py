@@ -1,4 +1,4 @@
-"""The base of the readers of named definitions in the rules file, and the words that they share."""
+"""The base class of the readers of definitions in the rules file (such as counters), and what they share."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 # The form of every name: of a rule, a list, a DNS list, a counter.
 NAME_PATTERN = r"[A-Za-z0-9_.-]+"
 
-# The words of a boolean key.
+# The values of a boolean key, such as `allow_empty`.
 TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
 
 
 def definitions(node: Node, section: str, path: str, report: Report) -> Iterator[Item]:
-    """Yields each name with its definition; reports a section without names. `path` is the rules file's."""
+    """Yields each name with its definition; reports a section that is not a mapping. `path` is the rules file's."""
     if isinstance(node, Mapping):
         yield from node
     else:

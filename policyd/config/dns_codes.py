@@ -1,4 +1,7 @@
-"""Codes of DNS lists in Postfix's syntax: an address whose parts are numbers or `[a;b;c..d]` (postconf(5))."""
+"""Parses codes of DNS lists: patterns of the answers that have a meaning, in Postfix's syntax (postconf(5)).
+
+A code is an address whose parts are numbers or `[a;b;c..d]`.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,7 @@ def _numbers(mask: int) -> list[int]:
 
 
 def _refusals(second: int, third: int, refused: tuple[Code, ...]) -> int:
-    """The last parts with which 127.`second`.`third` means that the list does not answer, as a bit mask."""
+    """Returns the last parts, as a bit mask, with which an address 127.`second`.`third`.x is a refusal."""
     if (second, third) == (255, 255):  # always a refusal, like 127.0.1.255 below
         return (1 << 256) - 1
     mask = 1 << 255 if (second, third) == (0, 1) else 0

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Ask(StrEnum):
-    """The part of a request that is looked up in a list."""
+    """The attribute of a client or request that is looked up in a list."""
 
     CLIENT_ADDRESS = "client_address"
     HOSTNAME = "hostname"
@@ -41,8 +41,9 @@ class DnsList:
     """The definition of one list.
 
     `zone` is the zone to query, in A-labels, lower case, without the trailing dot. If it contains a key, it must never
-    be printed; print `shown_zone`, which has `{key}` in the key's place. `self_test` is the entry that must be listed
-    (an address or a name), or empty for a list that is not tested.
+    be printed; print `shown_zone`, which has `{key}` in the key's place. `codes` are the answers that mean *listed*,
+    `refused` those that mean that the list does not answer this client. `self_test` is the entry that must be listed (an
+    address or a name), or empty for a list that is not tested.
     """
 
     name: str

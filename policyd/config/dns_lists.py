@@ -1,6 +1,6 @@
-"""`dns_lists:` of a ruleset -> `DnsList`: zone, key, codes and self-test of each, with every problem found on the way.
+"""Reads `dns_lists:` of a ruleset: zone, key, codes and self-test of each list; reports every problem.
 
-A key, or a zone with a key, never appears in a message: messages have the list's name and the key file's path.
+The key from a key file never appears in a message: messages have the list's name and the key file's path.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 DNS_LIST_KEYS = ("zone", "key_file", "ask", "codes", "refused", "self_test")
 
-# A zone must leave room for the subject: an IPv6 address takes 64 characters of a name's 253.
+# Maximum characters of a zone: an IPv6 address before it takes 64 of a name's 253.
 MAX_ZONE = 253 - 64
 
 _NAME = re.compile(NAME_PATTERN)
 _LABELS = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
 
-# Entries that must be listed unless the list says otherwise (RFC 5782 section 5).
+# The entries that must be listed unless `self_test` names another entry (RFC 5782 section 5).
 TEST_ADDRESS = "127.0.0.2"
 TEST_NAME = "test"
 
@@ -61,23 +61,23 @@ class WrittenDnsList:
 
 
 def read_dns_lists(
-    node: Node, path: str, report: Report, *, known: Iterable[DnsList] | None = None
+    node: Node, path: str, report: Report, *, in_force: Iterable[DnsList] | None = None
 ) -> dict[str, WrittenDnsList]:
-    """Reads the lists by name, including wrong definitions; `path` is the rules file's.
+    """Returns the lists by name; a wrong list has no definition. `path` is the rules file's.
 
-    With `known`, the definitions of the lists that rules use are given, and no key file is read.
+    With `in_force`, the definitions of the lists that rules use, only names are read, and no key file.
     """
     lists: dict[str, WrittenDnsList] = {}
     for item in definitions(node, "dns_lists", path, report):
         key = item.key
         written = lists[key.text] = WrittenDnsList(key.text, key.line, key.column)
-        if known is not None:
+        if in_force is not None:
             continue
         reader = _Reader(written, path, report)
         if not _NAME.fullmatch(key.text):
             reader.add(key, "this is not a name for a list; use letters, digits, '-', '_' and '.' only")
         written.definition = reader.read(item.value)
-    for definition in known or ():
+    for definition in in_force or ():
         lists[definition.name].definition = definition
     return lists
 
@@ -201,7 +201,7 @@ class _Reader(DefinitionReader):
         return tuple(codes)
 
     def _read_self_test(self, node: Mapping, ask: Ask | None, known: KnownZone | None) -> str:
-        """Returns the entry that must be listed; empty if the list must not be tested."""
+        """Returns the entry that must be listed; empty if the list is not to be tested, or if the value is wrong."""
         by_address = ask is None or ask is Ask.CLIENT_ADDRESS
         default = TEST_ADDRESS if by_address else TEST_NAME
         if known is not None and known.lists_names is not by_address:

@@ -42,7 +42,7 @@ class DnsList:
 
     `zone` is the zone to query, in A-labels, lower case, without the trailing dot. If it contains a key, it must never
     be printed; print `shown_zone`, which has `{key}` in the key's place. `codes` are the answers that mean *listed*,
-    `refused` those that mean that the list does not answer this client. `self_test` is the entry that must be listed (an
+    `refused` those with which the list refuses to answer. `self_test` is the entry that must be listed (an
     address or a name), or empty for a list that is not tested.
     """
 

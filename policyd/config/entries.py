@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
     from policyd.core.tables import PlainEntries
 
-# Maximum characters of an expression. The longest in well-known lists have 3,000; RE2 would need gigabytes to refuse an
+# Maximum bytes of an expression. The longest in well-known lists have 3,000; RE2 would need gigabytes to refuse an
 # expression of 100 MB.
 MAX_EXPRESSION = 10_000
 
 # Bytes of memory for one expression in RE2, enough for 44,000 instructions. Plain text of MAX_EXPRESSION has fewer,
 # real expressions have 20 to 500. With 8 MiB, refusing `\pL{1000}` takes 50 ms instead of 6.
 _MEMORY = 1 << 20
-_TOO_LARGE = 44_000
+_MAX_INSTRUCTIONS = 44_000
 
-# Maximum size of a list's expressions in RE2 instructions: a base, and an amount for each. An index cannot hold more,
-# so compiling them, which can take minutes, would be useless.
+# Maximum size, in RE2 instructions, of the expressions that are parsed together: a base, and an amount for each. An index
+# cannot hold more, so compiling them, which can take minutes, would be useless.
 _ROOM = 250_000
 _ROOM_EACH = 500
 
@@ -47,7 +47,7 @@ MAX_LABEL = 63
 
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"  # underscores are allowed: they occur in host names
 _HOST_NAME = rf"{_LABEL}(?:\.{_LABEL})*\.?"
-# A HELO argument may be any word that is not dots only; dots would normalize to an empty name.
+# A HELO argument may be any word without a comma that does not end in two dots: a comparison removes only one.
 _HELO_NAME = r"[!-+\--~]{0,252}[!-+\-/-~]\.?"
 # A local part, then a domain or an address literal; or a bare word such as `root`, which Postfix sends unchanged.
 # Postfix removes quotes before it asks a policy service, so a local part may contain blanks and `@`.
@@ -70,8 +70,9 @@ _NUMERIC = r"(?m)(?:^|\.)[0-9]+\.?$"
 
 
 def _for_many(pattern: str) -> re2._Regexp:
-    """Compiles an expression with RE2, which searches 30 MB of lines in 40 ms; `re` takes 340. Bytes and LATIN1,
-    because the input is ASCII.
+    """Compiles a pattern for many lines with RE2, which searches 30 MB in 40 ms; `re` takes 340 ms.
+
+    The pattern is for bytes in LATIN1, because the input is ASCII.
     """
     options = re2.Options()
     options.encoding = re2.Options.Encoding.LATIN1
@@ -195,7 +196,7 @@ def _owners(form: Form, lines: Sequence[bytes]) -> tuple[list[bytes], list[int]]
 
 
 def fold_owner(form: Form, text: str) -> bytes | None:
-    """Returns an AS number (`9371`), a country (`JP`) or `yes` in compared form; None if the text is invalid."""
+    """Returns the form in which AS numbers (`9371`), countries (`JP`) and `yes` are compared; None for invalid text."""
     match form:
         case Form.ASN:
             found = _ASN.fullmatch(text)
@@ -230,7 +231,7 @@ def _names(form: Form, lines: Sequence[bytes]) -> tuple[list[bytes], list[int]]:
 
 
 def _fold_block(form: Form, lines: Sequence[bytes]) -> list[bytes] | None:
-    """Returns the lines in compared form, if all are valid ASCII."""
+    """Returns the forms in which the lines are compared; None if the lines must be checked one by one."""
     joined = b"\n".join(lines).lower() + b"\n"
     if not joined.isascii() or not _MANY[form].fullmatch(joined):
         return None
@@ -258,7 +259,7 @@ def fold_entry(form: Form, line: bytes) -> tuple[bytes, ...]:
         return ()
     match form:
         case Form.TEXT:
-            return (fold_value(line),) if _is(form, text) else ()
+            return (fold_value(line),) if _has_form(form, text) else ()
         case Form.SENDER | Form.RECIPIENT:
             return _fold_address(form, text)
         case Form.DOMAIN if text.startswith("."):
@@ -272,17 +273,17 @@ def fold_entry(form: Form, line: bytes) -> tuple[bytes, ...]:
 def _fold_address(form: Form, text: str) -> tuple[bytes, ...]:
     folded = fold_value(text.encode())
     if text.isascii():
-        return (folded,) if _is(form, text) else ()
+        return (folded,) if _has_form(form, text) else ()
     local, at, domain = text.rpartition("@")
     name = _fold_host_name(domain)
-    if not (local and at and name) or not _is(form, f"x@{name.decode()}") or not _is(Form.TEXT, local):
+    if not (local and at and name) or not _has_form(form, f"x@{name.decode()}") or not _has_form(Form.TEXT, local):
         return ()
     return folded, fold_value(local.encode()) + b"@" + name
 
 
 def _fold_name_of(form: Form, text: str) -> tuple[bytes, ...]:
     name = _fold_host_name(text)
-    if name is None or len(name) > MAX_HOST_NAME or name.endswith(b".") or not _is(form, name.decode()):
+    if name is None or len(name) > MAX_HOST_NAME or name.endswith(b".") or not _has_form(form, name.decode()):
         return ()
     if form in _HOST_NAMES and (name == b"unknown" or _ONE_NUMERIC.search(name.decode())):
         return ()
@@ -300,7 +301,7 @@ def _fold_host_name(text: str) -> bytes | None:
     return fold_name(text.encode()) or None
 
 
-def _is(form: Form, text: str) -> bool:
+def _has_form(form: Form, text: str) -> bool:
     return _ONE[form].fullmatch(text.lower()) is not None
 
 
@@ -317,7 +318,7 @@ def _expressions(lines: Sequence[bytes]) -> tuple[list[str], list[int]]:
             room += _ROOM_EACH - compile_expression(text).programsize
         except (UnicodeDecodeError, ExpressionError) as error:
             if isinstance(error, ExpressionError) and error.is_too_large:
-                room -= _TOO_LARGE
+                room -= _MAX_INSTRUCTIONS
             bad.append(place)
         else:
             expressions.append(text)
@@ -334,7 +335,7 @@ class ExpressionError(Exception):
 
 
 def compile_expression(text: str) -> re2._Regexp:
-    """Compiles a single expression within the limits of an entry. Raises ExpressionError."""
+    """Compiles a single expression within the memory limit of an entry. Raises ExpressionError."""
     try:
         return re2.compile(text, expression_options(_MEMORY))
     except re2.error as error:

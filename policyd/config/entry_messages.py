@@ -26,8 +26,8 @@ from policyd.config.entries import (
 from policyd.config.problems import did_you_mean, quoted
 from policyd.core.identity import Status
 
-# A name has at most 253 characters and a mail address 254 (RFC 5321 section 4.5.3.1.3, erratum 1690). A longer text
-# gets no suggestion, because the suggestion would be as long.
+# Maximum characters of a text that gets a suggestion, which would be as long. A name has at most 253 characters, a mail
+# address 254 (RFC 5321 section 4.5.3.1.3, erratum 1690).
 MAX_EXPLAINED = 400
 
 
@@ -151,11 +151,11 @@ def _explain_expression(text: str) -> str:
         elif text.startswith("*"):
             hint = f"; an expression is not a shell pattern; did you mean {quoted(_as_expression(text))}?"
         return f"{quoted(text)} is not an expression that RE2 can compile: {quoted(reason)[1:-1]}{hint}"
-    return f"{quoted(text)} and the expressions before it are together too large for RE2; repeat less, as in {{1000}}"
+    return f"{quoted(text)} and the expressions before it are together too large for RE2; shorten repetitions such as {{1000}}"
 
 
 def _as_expression(pattern: str) -> str:
-    """Returns `*.example.com` as an expression."""
+    """Converts a shell pattern such as `*.example.com` to an expression."""
     return f"{pattern.lstrip('*').replace('.', chr(92) + '.')}$"
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 import stat
 
-# The rules file: 10,000 rules take 2 MB, a million entries in the file itself take 30 MB. Each value's position is
-# kept.
+# Maximum bytes of a rules file: 10,000 rules take 2 MB, a million entries in the file itself 30 MB.
 MAX_RULES_BYTES = 64 << 20
 
-# The settings file: the shipped one has 4 KB, most of it comments.
+# Maximum bytes of a settings file: the shipped file has 4 KB, most of it comments.
 MAX_SETTINGS_BYTES = 1 << 20
 
-# A list file: ten million names are about this long.
+# Maximum bytes of a list file: ten million names are about this long.
 MAX_LIST_BYTES = 256 << 20
 
 _KINDS = (
@@ -33,7 +32,7 @@ class UnreadableError(Exception):
 
 
 class ListChangedError(UnreadableError):
-    """A list file is needed a second time in a load, and has changed. `path` is the file."""
+    """A list file that is read a second time in a load has changed, or cannot be read any more. `path` is the file."""
 
     def __init__(self, path: str, message: str) -> None:
         super().__init__(message)

@@ -39,12 +39,12 @@ class LoadedFile:
 
 
 def file_hash(content: bytes | memoryview) -> str:
-    """The hash of a file's bytes."""
+    """Returns the hash of a file's bytes: the first HASH_DIGITS of its SHA-256."""
     return hashlib.sha256(content).hexdigest()[:HASH_DIGITS]
 
 
 class Text:
-    """A settings or rules file as it was loaded: its bytes, and when it was last written (Unix seconds).
+    """A settings, rules or list file as it was loaded: its bytes, and when it was last written (Unix seconds).
 
     Pickled with its bytes out of band (protocol 5), so that the daemon uses them in place in the memory file.
     """
@@ -68,10 +68,10 @@ class Text:
 
 
 class Data(NamedTuple):
-    """The contents of the files that a ruleset needs besides its rules file, without the databases.
+    """The data that a ruleset needs besides its rules file, without the databases.
 
-    `lists` has the list files by path, `dns_lists` the DNS lists that rules use, with their keys, and `domains` the
-    public suffixes, None if no rule needs them.
+    `lists` has the list files by path, and `dns_lists` the DNS lists that rules use, with their keys. `domains` finds
+    registrable domains by the list of public suffixes; it is None if no rule needs it.
     """
 
     lists: dict[str, Text]
@@ -82,9 +82,9 @@ class Data(NamedTuple):
 class Texts(NamedTuple):
     """The settings file (None without one) and the rules file, as they were loaded.
 
-    `data` is set if any entry of a list file has an end: the daemon drops ended entries without reading a file. A load
-    of texts with `data` reads no file; its ruleset has no databases, because the caller keeps those in force; and it
-    runs no test of the ruleset, because a failing test must not keep an ended entry in force.
+    `data` is set if any entry of a list file will end, so that the daemon can drop ended entries without reading a file.
+    A load of texts with `data` reads no file; its ruleset has no databases, because the caller keeps those in force; and
+    it runs no test of the ruleset, because a failing test must not keep an ended entry in force.
     """
 
     settings: Text | None
@@ -94,8 +94,8 @@ class Texts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """The comparable parts of a ruleset: digests of the rules (in order), of the lists and of the default action; and
-    the number of entries of each list.
+    """The comparable parts of a ruleset: digests of the rules (in order), of the lists and of the default action; the
+    number of entries of each list; and whether the whole ruleset only observes.
 
     For lists whose tables were patched, `differences` has the numbers of entries added to and removed from the list in
     force at the time of the load; for lists of networks, the numbers of ranges. `databases` has the date and the hash

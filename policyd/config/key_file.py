@@ -1,4 +1,4 @@
-"""Key files: the first line replaces `{key}` in the zone of a DNS list, or in the URL of a list or database."""
+"""Reads key files, whose first line replaces `{key}` in the zone of a DNS list or in the URL of a list or database."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from policyd.config.files import read_file
 # The placeholder for the first line of `key_file`.
 KEY = "{key}"
 
-# A key is one line; a longer file is not a key file.
+# Maximum bytes of a key file; a longer file is surely another file.
 MAX_KEY_BYTES = 64 << 10
 
 

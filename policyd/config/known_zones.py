@@ -1,6 +1,6 @@
-"""Facts about well-known DNS lists: whether they list addresses or names, and the answers with which they refuse.
+"""Facts about well-known DNS lists: whether they list addresses or names, their refusals, and their test entries.
 
-127.255.255.0/24 is a refusal for every list and needs no line here (`policyd.dns.list_answers`).
+127.255.255.0/24 and 127.0.1.255 are refusals of every list, and are not repeated here (`policyd.dns.list_answers`).
 """
 
 from __future__ import annotations

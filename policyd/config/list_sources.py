@@ -1,7 +1,6 @@
-"""`from:` of a list or database: where and how often `policyd fetch` gets it, and the guards for a new copy.
+"""Reads `from:` of a list or database: where and how often `policyd fetch` gets it, and the guards for a new copy.
 
-The daemon never downloads. It only needs to know that the file may not exist yet. `checked_at` says when the
-last fetch succeeded, by the modification time of the state file beside the file.
+The daemon never downloads. It accepts that the file does not exist before the first fetch, and warns of a late fetch.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 SOURCE_KEYS = ("url", "key_file", "format", "every", "min_entries", "max_change", "never", "allow_reserved")
 
-# The format of a database is detected, and a database has no entries to compare.
+# The keys for a database: its format is detected, and it has no entries for the guards to compare.
 DATABASE_SOURCE_KEYS = ("url", "key_file", "every")
 
 # The names of the importers (policyd.exchange.importing.FORMATS); a test compares them.
@@ -78,16 +77,16 @@ class Source:
     allow_reserved: bool = False
 
 
-def state_path(list_path: str) -> Path:
-    """The state file beside a fetched list, for the next fetch; it exists after the first successful fetch."""
-    path = Path(list_path)
+def state_path(fetched: str) -> Path:
+    """Returns the path of the state file beside a fetched file. It exists after the first successful fetch."""
+    path = Path(fetched)
     return path.with_name(f".{path.name}.fetched")
 
 
-def checked_at(list_path: str) -> float | None:
-    """When the list was last fetched, or found unchanged (Unix seconds); None if that never happened."""
+def checked_at(fetched: str) -> float | None:
+    """When a file was last fetched, or found unchanged (Unix seconds): the time of its state file; None if never."""
     try:
-        return state_path(list_path).stat().st_mtime
+        return state_path(fetched).stat().st_mtime
     except OSError:
         return None
 
@@ -109,7 +108,7 @@ def late_message(what: str, checked: float) -> str:
 
 
 def read_key(path: str) -> str:
-    """The key that replaces `{key}`. Raises UnreadableError, with the file's name."""
+    """Returns the key that replaces `{key}` in a URL. Raises UnreadableError, with the file's name."""
     try:
         key = read_first_line(path)
     except (UnreadableError, OversizedError) as error:

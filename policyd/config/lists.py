@@ -123,7 +123,7 @@ class ListFile:
         return self._digest, f"{form.value}-{self._ended}" if self._ended else form.value
 
     def forget_content(self) -> None:
-        """Frees the bytes. If they are needed again, the file is read again; ListChangedError if it has changed."""
+        """Frees the bytes. If they are needed again, the file is read again, which raises ListChangedError if it changed."""
         self._content = self._content and None  # not freed if empty: the file may not exist
 
     @property
@@ -140,7 +140,7 @@ class ListFile:
 
     @property
     def count(self) -> int:
-        """The number of entries in the file; counted line by line only if no rule uses it."""
+        """The number of entries that have not ended; counted line by line only if no rule uses the file."""
         for parsed in self._parsed.values():
             return len(parsed)
         return sum(map(bool, (line for _, lines in self._blocks() for line in self._lines(lines))))
@@ -220,7 +220,7 @@ class ListFile:
             report.add(Problem(self.path, first + number, column, message, rule))
 
     def forget_known_content(self) -> None:
-        """Frees the bytes of a list that need not be parsed."""
+        """Frees the bytes if the list need not be parsed, because its table is kept."""
         if self._is_known():
             self._content = None
 

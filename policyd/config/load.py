@@ -1,6 +1,6 @@
 """Loads settings and ruleset, for the daemon and the tools, with the line of every error.
 
-`load` returns both, or raises `ConfigErrors` with every problem of both. Nothing is kept between two loads.
+`load` returns both, or raises `ConfigErrors` with every problem of both. This module keeps nothing between two loads.
 """
 
 from __future__ import annotations
@@ -47,10 +47,12 @@ if TYPE_CHECKING:
 class Loaded:
     """The result of a load.
 
-    `warnings` are included if requested; warnings of world-writable files always are. `seconds` is the duration of the
-    load. `files` are the files that were read, `texts` the content of the settings and the rules file. If texts were
-    loaded instead of these two files, `left_alone` has the path of each whose content on disk differs from its text. If
-    warnings were requested, `coverage` has a line for each `asn` and `country` that the rules use.
+    `warnings` always has those about files: world-writable files, and lists and databases that are old, late or not
+    fetched yet (none if the load read no file). Warnings about the ruleset are included if requested. `warning_lines`
+    has a line for each warning, and counts. `seconds` is the duration of the load. `files` are the files that were read,
+    `texts` the content of the settings and the rules file. If texts were loaded instead of these two files, `left_alone`
+    has the path of each whose content on disk differs from its text. If warnings were requested, `coverage` has a line
+    for each value of `asn` and `country` that the rules use.
     """
 
     settings: Settings
@@ -114,7 +116,7 @@ def load(
     settings.
 
     `rules_path` and `listen` replace the settings' values. With `warnings_on`, the date in UTC, the ruleset is also
-    checked for likely mistakes; file permissions are always checked. Without `keep_lists`, the bytes of list files are
+    checked for likely mistakes. Without `keep_lists`, the bytes of list files are
     not kept, and a list file that is needed again is read again and must not have changed. `texts` are loaded instead
     of the settings and the rules file on disk; list files, databases and keys are read, unless `texts.data` is set.
     `list_files` maps the name of a list to the file to read instead of its own. `tables` has tables for reuse, and gets

@@ -1,4 +1,4 @@
-"""rules.yaml -> `Ruleset`: every rule, list, action and condition, with every problem found on the way.
+"""Reads rules.yaml with its lists, builds the `Ruleset`, and reports every problem.
 
 Reading goes on after a problem, so that one run shows all of them; the index is built only if there was none. The
 result (`RulesFile`) also has the line of each part, for the warnings and the tools.
@@ -34,7 +34,7 @@ from policyd.config.files import (
     UnreadableError,
     read_dated,
 )
-from policyd.config.in_force import Data, LoadedFile, Text, file_hash
+from policyd.config.in_force import HASH_DIGITS, Data, LoadedFile, Text, file_hash
 from policyd.config.list_sources import checked_at, late_message, late_since, read_source
 from policyd.config.lists import ListDefinition, ListFile, parse_values
 from policyd.config.other_words import meant_condition
@@ -77,7 +77,7 @@ MAX_PATH_SHOWN = 1000
 _NAME = re.compile(NAME_PATTERN)
 _AT_LEAST = re.compile(r"[1-9][0-9]?")
 
-# Values of `ask` for a list that may let mail through: the connection or DNS proves them.
+# Values of `ask` with which a DNS list may let mail through: the connection proves the client's address, DNS its name.
 PROVEN_ASKS = (Ask.CLIENT_ADDRESS, Ask.HOSTNAME)
 
 
@@ -204,7 +204,7 @@ class _Reader:
             self._read_lists(lists)
         if (dns_lists := root.get("dns_lists")) is not None:
             self._file.dns_lists = read_dns_lists(
-                dns_lists, self._path, self._report, known=None if self._data is None else self._data.dns_lists
+                dns_lists, self._path, self._report, in_force=None if self._data is None else self._data.dns_lists
             )
         if (counters := root.get("counters")) is not None:
             self._file.counters = read_counters(counters, self._path, self._report, self._read_where)
@@ -297,7 +297,7 @@ class _Reader:
                 rules, entries, make_tables, hostname_lists, domains, counter_conditions=counter_conditions
             )
         except re2.error:
-            message = "all expressions on one attribute together are too large for RE2; repeat less, as in {1000}"
+            message = "all expressions on one attribute together are too large for RE2; shorten repetitions such as {1000}"
             self._report.add(Problem(self._path, 0, 0, message))
             return None
         except ValueError as error:
@@ -311,7 +311,7 @@ class _Reader:
             self._file.default,
             index,
             self._file.observe,
-            self._hash.hexdigest()[:8],
+            self._hash.hexdigest()[:HASH_DIGITS],
             self._count(),
             dns_lists,
             self._owners(),
@@ -340,7 +340,7 @@ class _Reader:
                 outline.differences[name] = differences[definition.file.path]
 
     def _count(self) -> Counts:
-        """Counts what was loaded; a list counts once, however many conditions use it."""
+        """Counts the entries that were loaded, without AS numbers and countries. A list that many conditions use counts once."""
         lengths: dict[Kind, dict[int, int]] = defaultdict(dict)
         for rule in self._file.rules:
             for written in (*rule.match, *rule.exceptions):
@@ -437,7 +437,7 @@ class _Reader:
             definition.source = read_source(written.value, self._path, self._prefix, self._report)
             if definition.local:
                 self._add(written.key, "a list is either fetched (from) or written by this host (local), not both")
-        is_kept = written is None and not definition.local  # so it is the same on every host
+        is_manual = written is None and not definition.local  # kept by people, so the same on every host
         item = node.items.get("file")
         if item is None:
             self._add(node, "'file' is missing")
@@ -461,7 +461,7 @@ class _Reader:
             if since is not None:
                 message = late_message(f"list {quoted(definition.name)}", since)
                 self._file.unfetched.append(Problem(path, 0, 0, message, severity=Severity.WARNING))
-        if file is not None and is_kept and path not in self._hashed:
+        if file is not None and is_manual and path not in self._hashed:
             self._hashed.add(path)
             self._hash.update(file.content)
         if file is not None and self._data is None:
@@ -510,7 +510,7 @@ class _Reader:
         return self._list_files[path]
 
     def _list_file_in_force(self, path: str) -> ListFile:
-        """The list file of the ruleset in force, without the entries that have ended since then."""
+        """Returns the list file of the ruleset in force, without the entries that have ended by now."""
         assert self._data is not None
         text = self._data.lists.get(path)
         if text is None:
@@ -519,7 +519,10 @@ class _Reader:
         return ListFile(path, bytes(text), text.modified, self._known_lists, self._now)
 
     def set_ends(self) -> None:
-        """Sets when the next entry ends; if one does, keeps the bytes of all list files. Raises ListChangedError."""
+        """Sets when the next entry ends; if any entry will end, keeps the bytes of all list files.
+
+        Raises ListChangedError.
+        """
         files = {
             path: file for path, file in self._list_files.items() if file is not None and path not in self._missing
         }
@@ -556,7 +559,7 @@ class _Reader:
         self._rule = self._prefix = ""
 
     def _read_rule(self, number: int, node: Mapping, lines: dict[str, int]) -> WrittenRule | None:
-        """Reads one rule. Returns None if something is missing. `lines` has the line of each earlier name."""
+        """Reads one rule. Returns None without a condition or a valid action. `lines` has the line of each earlier name."""
         name = self._read_name(node, lines)
         self._check_keys(node, RULE_KEYS)
         verb = action = None

@@ -145,7 +145,7 @@ def test_too_many_expressions_for_an_index_are_not_compiled(line: bytes) -> None
     assert len(entries) + len(bad) == 1002
     assert len(entries) < 30
     assert bad[-1] == 1001
-    assert explain_entry(Form.EXPRESSION, b"^b$").endswith("too large for RE2; repeat less, as in {1000}")
+    assert explain_entry(Form.EXPRESSION, b"^b$").endswith("too large for RE2; shorten repetitions such as {1000}")
 
 
 def test_many_plain_expressions_are_not_too_large() -> None:

@@ -1,8 +1,8 @@
 """Reads `databases:` of a ruleset: files with the autonomous systems and the countries of networks.
 
 Two formats, detected from the content, plain or gzip: MMDB (`policyd.config.mmdb`) and ranges as text
-(`policyd.config.ranges`). A file is read once in a load, even if it serves both kinds. A load refuses a file that cannot
-be used; the lookup for a request raises no error.
+(`policyd.config.ranges`). A file is read once in a load, even if it serves both kinds. A load refuses a file that
+cannot be used; the lookup for a request raises no error.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from policyd.core.owners import Owner, Owners
     from policyd.core.protocol import Request
 
-# Maximum bytes of a database, before and after decompression: GeoLite2's cities have 70 MB, the largest commercial files
-# several hundred MB.
+# Maximum bytes of a database, before and after decompression: GeoLite2's cities have 70 MB, the largest commercial
+# files several hundred MB.
 MAX_DATABASE_BYTES = 512 << 20
 
 # Default of `max_age`, in seconds. Networks change owners every day; vendors publish once a week or once a month.
@@ -259,7 +259,7 @@ class DatabaseFile:
         return found
 
     def _as_before(self, info: DatabaseInfo, max_age: float) -> DatabaseInfo:
-        """Returns the info of a database whose content has not changed; the file's modification time may have changed."""
+        """Returns the info of a database whose content has not changed; its modification time may have changed."""
         built = info.built if info.format == "MMDB" else self._modified
         return dataclasses.replace(info, built=built, max_age=max_age)
 

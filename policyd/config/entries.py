@@ -36,8 +36,8 @@ MAX_EXPRESSION = 10_000
 _MEMORY = 1 << 20
 _MAX_INSTRUCTIONS = 44_000
 
-# Maximum size, in RE2 instructions, of the expressions that are parsed together: a base, and an amount for each. An index
-# cannot hold more, so compiling them, which can take minutes, would be useless.
+# Maximum size, in RE2 instructions, of the expressions that are parsed together: a base, and an amount for each. An
+# index cannot hold more, so compiling them, which can take minutes, would be useless.
 _ROOM = 250_000
 _ROOM_EACH = 500
 

@@ -151,7 +151,10 @@ def _explain_expression(text: str) -> str:
         elif text.startswith("*"):
             hint = f"; an expression is not a shell pattern; did you mean {quoted(_as_expression(text))}?"
         return f"{quoted(text)} is not an expression that RE2 can compile: {quoted(reason)[1:-1]}{hint}"
-    return f"{quoted(text)} and the expressions before it are together too large for RE2; shorten repetitions such as {{1000}}"
+    return (
+        f"{quoted(text)} and the expressions before it are together too large for RE2; "
+        "shorten repetitions such as {1000}"
+    )
 
 
 def _as_expression(pattern: str) -> str:

@@ -82,9 +82,9 @@ class Data(NamedTuple):
 class Texts(NamedTuple):
     """The settings file (None without one) and the rules file, as they were loaded.
 
-    `data` is set if any entry of a list file will end, so that the daemon can drop ended entries without reading a file.
-    A load of texts with `data` reads no file; its ruleset has no databases, because the caller keeps those in force; and
-    it runs no test of the ruleset, because a failing test must not keep an ended entry in force.
+    `data` is set if any entry of a list file will end, so that the daemon can drop ended entries without reading a
+    file. A load of texts with `data` reads no file; its ruleset has no databases, because the caller keeps those in
+    force; and it runs no test of the ruleset, because a failing test must not keep an ended entry in force.
     """
 
     settings: Text | None

@@ -190,7 +190,9 @@ class _Reader(DefinitionReader):
             return EVERY
         seconds = whole_duration(text, "mhdw", _MIN_EVERY, YEAR)
         if seconds is None:
-            self.add(item.value, f"every: {quoted(text)} is not an interval from 1m to 366d; write it as 30m, 12h, 1d or 1w")
+            self.add(
+                item.value, f"every: {quoted(text)} is not an interval from 1m to 366d; write it as 30m, 12h, 1d or 1w"
+            )
             return EVERY
         return seconds
 

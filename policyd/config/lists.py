@@ -123,7 +123,7 @@ class ListFile:
         return self._digest, f"{form.value}-{self._ended}" if self._ended else form.value
 
     def forget_content(self) -> None:
-        """Frees the bytes. If they are needed again, the file is read again, which raises ListChangedError if it changed."""
+        """Frees the bytes. If they are needed again, the file is read again; ListChangedError if it has changed."""
         self._content = self._content and None  # not freed if empty: the file may not exist
 
     @property

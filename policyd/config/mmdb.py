@@ -5,9 +5,9 @@ place would change what is being read, or end the process with SIGBUS. So the by
 (memfd_create(2)), which is sealed, and only this copy is mapped.
 
 The C reader (3.2.0) also corrupts the memory of its process if it looks up a damaged record many times, or iterates
-over a damaged file. So a load examines the file with the reader in Python. All networks are read by lookups, not by
-iterating, and reading ends at the first error. After a request's lookup has found damage, all further lookups use the
-reader in Python.
+over a damaged file. So a load examines the file with the reader in Python. `MmdbFile.networks` looks up one network
+after the other instead of iterating, and ends at the first error. After the lookup for a request has found damage, the
+lookups for all further requests use the reader in Python.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import maxminddb
 
 from policyd.config.countries import parse_country
+from policyd.config.entries import MAX_ASN
 from policyd.config.ranges import parse_asn
 from policyd.core.address import format_address
 from policyd.core.owners import NO_OWNER, Owner
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 _METADATA_MARKER = b"\xab\xcd\xefMaxMind.com"
 _METADATA_BYTES = 128 << 10
 
-# Maximum number of cached country spellings; a file with more is not a database of countries.
+# Maximum number of cached spellings of countries, after which the cache is emptied; real files have fewer.
 _MAX_SPELLINGS = 4096
 
 # Maximum number of records searched for a file's keys, and of keys in a message. In real files the first record has all
@@ -47,7 +48,7 @@ _MAX_KEYS = 12
 # repeat the IPv4 networks there (https://maxmind.github.io/MaxMind-DB/).
 _IPV4_IN_IPV6 = ((0xFFFF << 32, 96), (0x2001 << 112, 32), (0x2002 << 112, 16))
 
-# IPv4 addresses from all over the Internet, with which these repetitions are detected.
+# IPv4 addresses from all over the address space, with which these repetitions are detected.
 _PROBES = (0x01010101, 0x08080808, 0x31D4C9B1, 0x64400001, 0xC1000687, 0xD9000001, 0xFFFFFFFF)
 
 _DAMAGED = "is damaged, or has been cut short"
@@ -91,7 +92,7 @@ class MmdbFile:
         path = f"/proc/self/fd/{descriptor}"
         try:
             self._reader = maxminddb.open_database(path, maxminddb.MODE_MMAP_EXT)
-            # Takes no memory of its own until it is used.
+            # This reader takes no memory of its own until it is used.
             self._slow_reader = maxminddb.open_database(path, maxminddb.MODE_MMAP)
         except maxminddb.InvalidDatabaseError:
             raise MmdbError(_DAMAGED) from None
@@ -169,7 +170,7 @@ class MmdbFile:
         return self._get(text)
 
     def _get_slowly(self, text: str) -> Any:
-        """Looks up with the reader in Python, which no damage can harm."""
+        """Looks up with the reader in Python, which survives any damage."""
         try:
             return self._slow_reader.get(text)
         except Exception:  # noqa: BLE001 - damage leads to IndexError, struct.error, RecursionError and others
@@ -181,7 +182,7 @@ class MmdbFile:
             asn = record[shape.asn]
         except (KeyError, TypeError, IndexError):
             return 0, ""
-        if type(asn) is not int or not 0 < asn <= 0xFFFFFFFF:
+        if type(asn) is not int or not 0 < asn <= MAX_ASN:
             asn = parse_asn(asn) if isinstance(asn, str) else 0
         name = record.get(shape.name) if asn else ""
         return asn or 0, name if isinstance(name, str) else ""
@@ -247,13 +248,13 @@ class MmdbFile:
             yield version, first, length, Owner(*self._system_of(record), self._country_of(record))
 
     def _networks(self, reader: Any) -> Iterator[tuple[int, int, int, Any]]:
-        """Every network with its record. Each lookup says how long the network is, and so where the next one begins."""
+        """Yields every network and its record. A lookup returns the prefix length, which gives the next start."""
         get = reader.get_with_prefix_len
         versions = (4,) if reader.metadata().ip_version == 4 else (4, 6)
         try:
             for version in versions:
                 bits = 32 if version == 4 else 128
-                address = 0 if version == 4 else 1 << 32  # the IPv4 networks of a tree come first
+                address = 0 if version == 4 else 1 << 32  # ::/96 of a tree has the IPv4 networks
                 aliases = {} if version == 4 else _aliases(get)
                 while address < 1 << bits:
                     if address in aliases:
@@ -269,7 +270,7 @@ class MmdbFile:
             raise MmdbError(_DAMAGED) from None
 
     def _find_shape(self, *, systems: bool, countries: bool) -> Shape:
-        """Reads records until the needed keys, of a system or a country, are found."""
+        """Reads records until the keys of the needed values (systems, countries) are found, or too many were read."""
         shape = Shape()
         for _, _, _, record in islice(self._networks(self._slow_reader), _SEARCHED):
             if isinstance(record, dict):

@@ -156,7 +156,7 @@ def unknown_key(key: str, known: Collection[str]) -> str:
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """`1 mail`, `2,000 mails`."""
+    """Formats a number with its noun: `1 mail`, `2,000 mails`."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 

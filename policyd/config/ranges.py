@@ -23,6 +23,7 @@ from operator import ge, le
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from policyd.config.countries import UNKNOWN_COUNTRIES, parse_country
+from policyd.config.entries import MAX_ASN
 from policyd.config.problems import quoted
 from policyd.core.address import parse_address
 from policyd.core.owners import Owner
@@ -42,10 +43,9 @@ _BLOCK = 1 << 15
 # Maximum bytes of a system's name; longer ones are cut. The longest in public data have 90.
 MAX_NAME = 200
 
-MAX_ASN = 0xFFFFFFFF
-
-# Maximum number of cached record objects: making one takes longer than the lookup. 3 MB.
-MAX_KNOWN = 16384
+# Maximum number of cached records (3 MB), after which the cache is emptied. Making a record takes longer than looking
+# it up.
+MAX_CACHED = 16384
 
 # A byte that is not UTF-8, as `surrogateescape` decodes it.
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -124,7 +124,7 @@ class OwnerRanges:
                     yield version, first, end - 1, number
 
     def _record(self, number: int) -> tuple[int, str]:
-        if len(self._known) >= MAX_KNOWN:
+        if len(self._known) >= MAX_CACHED:
             self._known = {0: (0, "")}
         record = self._known[number] = self._asns[number], self._text_of(number)
         return record
@@ -145,9 +145,9 @@ def _table_of(ranges4: Ranges, ranges6: Ranges) -> RangeTable:
 
 
 def _with_gaps(ranges: Ranges, width: int, make: Callable[[Iterable[int]], _Starts]) -> tuple[_Starts, array[int]]:
-    """Starts and numbers, with the start of a gap after each range.
+    """Returns starts and numbers: those of the ranges and, after each range, those of a gap, whose number is 0.
 
-    If another range follows directly, two starts are equal, and a lookup finds the second.
+    If another range follows directly, the gap and that range have equal starts, and a lookup finds the range.
     """
     gaps = [last + 1 for last in ranges.lasts]
     if gaps and gaps[-1] >> width:

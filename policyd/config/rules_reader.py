@@ -297,7 +297,9 @@ class _Reader:
                 rules, entries, make_tables, hostname_lists, domains, counter_conditions=counter_conditions
             )
         except re2.error:
-            message = "all expressions on one attribute together are too large for RE2; shorten repetitions such as {1000}"
+            message = (
+                "all expressions on one attribute together are too large for RE2; shorten repetitions such as {1000}"
+            )
             self._report.add(Problem(self._path, 0, 0, message))
             return None
         except ValueError as error:
@@ -340,7 +342,7 @@ class _Reader:
                 outline.differences[name] = differences[definition.file.path]
 
     def _count(self) -> Counts:
-        """Counts the entries that were loaded, without AS numbers and countries. A list that many conditions use counts once."""
+        """Counts what was loaded, without AS numbers and countries; a list with several uses counts once."""
         lengths: dict[Kind, dict[int, int]] = defaultdict(dict)
         for rule in self._file.rules:
             for written in (*rule.match, *rule.exceptions):
@@ -559,7 +561,10 @@ class _Reader:
         self._rule = self._prefix = ""
 
     def _read_rule(self, number: int, node: Mapping, lines: dict[str, int]) -> WrittenRule | None:
-        """Reads one rule. Returns None without a condition or a valid action. `lines` has the line of each earlier name."""
+        """Reads one rule. Returns None without a condition or a valid action.
+
+        `lines` has the line of each earlier name.
+        """
         name = self._read_name(node, lines)
         self._check_keys(node, RULE_KEYS)
         verb = action = None

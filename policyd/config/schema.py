@@ -1,8 +1,8 @@
 """JSON Schema (draft-07, which every editor's YAML plugin knows) of rules.yaml and policyd.yaml.
 
 The schema is for editors: completion, descriptions, and mistakes that are visible without reading lists or comparing
-rules. `policyd check` may refuse a file that passes the schema; a file that `policyd check` accepts always passes. The
-conditions come from the loader's own table, the settings from the loader's own annotations.
+rules. `policyd check` may refuse a file that passes the schema. The conditions come from the loader's own table, the
+settings from the loader's own annotations.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _SCALAR = ["string", "number", "boolean"]
 _DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
 
 _ACTION_HELP = (
-    "REJECT, DEFER, DEFER_IF_PERMIT or DUNNO, then an optional enhanced status code (5.x.x for REJECT, 4.x.x for both "
-    f"DEFERs), then optional text. The text may contain {', '.join(f'{{{name}}}' for name in PLACEHOLDERS)}; "
-    "{{ and }} are braces."
+    "DUNNO alone; or REJECT, DEFER, DEFER_IF_PERMIT or GREYLIST, then an optional enhanced status code (5.x.x for "
+    "REJECT, 4.x.x for the others), then optional text. The text may contain "
+    f"{', '.join(f'{{{name}}}' for name in PLACEHOLDERS)}; {{{{ and }}}} are braces."
 )
 
 
@@ -108,7 +108,7 @@ def rules_schema() -> Schema:
                 },
                 "default": {
                     **_action(),
-                    "description": f"The action if no rule decides; DUNNO unless given. {_ACTION_HELP}",
+                    "description": f"The action if no rule decides, not GREYLIST; DUNNO unless given. {_ACTION_HELP}",
                 },
                 "tests": {
                     "type": "array",
@@ -161,7 +161,7 @@ def _nested(properties: Schema) -> list[tuple[str, str]]:
 
 
 def _as_draft7(node: Any) -> Any:
-    """Removes the titles that pydantic makes from names.
+    """Converts a schema from pydantic to draft-07, without the titles that pydantic makes from names.
 
     A reference with other keys beside it goes into `allOf`, because draft-07 ignores keys beside a reference.
     """

@@ -1,4 +1,4 @@
-"""policyd.yaml -> `Settings`: every setting, its default, and its valid values, in one place.
+"""Reads policyd.yaml into `Settings`; has every setting, its default and its valid values in one place.
 
 The result is plain frozen dataclasses, which are used and pickled without pydantic; pydantic reads their annotations
 for the checks and the JSON Schema. The daemon finds out whether an address can be bound and whether a user exists.
@@ -32,7 +32,7 @@ DNS_PORT = 53
 VALKEY_PORT = 6379
 MAX_PORT = 65535
 
-# sun_path of sockaddr_un has 108 bytes, the last of which is NUL (unix(7)).
+# Maximum bytes of the path of a unix socket: sun_path has 108, and the last is NUL (unix(7)).
 MAX_UNIX_PATH = 107
 
 

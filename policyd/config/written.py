@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class WrittenCondition:
-    """A condition with its position: `values` written in place, and the lists that it names. `is_bracketed` if the
-    values are in brackets.
+    """A condition with its position: `values` written in place, and the lists that it names.
+
+    `collections` has the parsed entries of both. `is_bracketed` says whether the values are in brackets.
     """
 
     condition: Condition
@@ -56,7 +57,7 @@ class WrittenRule:
     exceptions: list[WrittenCondition]
 
     def key(self, name: str) -> Scalar:
-        """Returns the position of a field of the rule; of the rule itself if the field is absent."""
+        """Returns the key of a field, for its position; an empty key at the rule's position if the field is absent."""
         item = self.node.items.get(name)
         return item.key if item is not None else Scalar("", self.node.line, self.node.column)
 
@@ -80,12 +81,12 @@ class WrittenCounter:
 
 @dataclass(slots=True)
 class RulesFile:
-    """A rules file as it was read. `ruleset`, `index` and `outline` are None if anything is wrong, except that `index`
-    is set if only tests fail.
+    """A rules file as it was read. `ruleset` is None if anything is wrong; `index` and `outline` are set even if tests
+    are wrong or fail.
 
-    `text` is its content, `root` the same as a tree, `files` the rules file and the list files that could be read.
-    `unfetched` has a warning for each list that has not been fetched yet, or not recently. `next_end` is when the next
-    entry of a list file ends (Unix seconds); `data` is set if an entry has an end.
+    `text` is its content, `root` the same as a tree, `files` the rules file and the list files. `unfetched` has a
+    warning for each list that was not fetched in time. `next_end` is when the next entry of a list file ends (Unix
+    seconds), None if none does; then `data` is None, too.
     """
 
     path: str

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
     from policyd.config.problems import Report
 
-# Levels of nesting. A ruleset needs five: rules -> rule -> match -> condition -> values.
+# Maximum levels of nesting. A ruleset needs six: the file -> rules -> rule -> match -> `listed` -> `of`.
 MAX_DEPTH = 16
 
 # Levels up to which a tree that is too deep is parsed further, to report other problems. Parsing deeper ones is slow.
 MAX_DEPTH_SCANNED = 200
 
-# Characters that YAML 1.1 does not allow (section 5.1), and its line breaks that editors do not count.
+# Characters that YAML 1.1 does not allow (section 5.1), and line breaks of YAML 1.1 that editors do not count as such.
 _UNPRINTABLE = re.compile(r"[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 # A `#` that begins a comment and is directly followed by a word: `# why` is meant as a comment, `#4711` may not be.

@@ -73,8 +73,8 @@ def rulesets(draw: st.DrawFn) -> dict[str, Any]:
     rules: list[dict[str, Any]] = []
     for number in range(draw(st.integers(1, 5))):
         match = draw(conditions(some, 1))
-        widens: bool = draw(st.booleans())
-        if rules and widens:
+        extends: bool = draw(st.booleans())
+        if rules and extends:
             earlier: dict[str, Any] = draw(st.sampled_from(rules))
             match |= earlier["match"]
         rule = {"name": f"r{number}", "match": match, "action": draw(st.sampled_from(ACTIONS))}

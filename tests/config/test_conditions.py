@@ -1,4 +1,4 @@
-"""The table of conditions, and that its examples are valid."""
+"""The table of conditions: its rows, and the validity of its examples."""
 
 from __future__ import annotations
 

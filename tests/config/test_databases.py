@@ -115,7 +115,7 @@ def test_the_format_of_ranges_is_detected_from_their_columns(
         assert owner_at(found, address) == NO_OWNER
 
 
-def test_a_range_need_not_be_a_power_of_two(tmp_path: Path) -> None:
+def test_the_size_of_a_range_need_not_be_a_power_of_two(tmp_path: Path) -> None:
     found = owners(write(tmp_path, ASN_CSV), ASN)
     assert owner_at(found, b"198.51.100.77") == Owner(64497, "Other Hosting")
     assert owner_at(found, b"198.51.100.78") == NO_OWNER
@@ -323,7 +323,7 @@ def test_a_file_goes_to_another_process_by_its_descriptor(tmp_path: Path) -> Non
 
 
 def model(rows: list[tuple[int, int, int]], address: int) -> int:
-    """The system of an address: of the ranges around it, the one that begins last counts; of these, the shortest."""
+    """The system of the range around an address that begins last; of several, the shortest, then the last line."""
     containing = [
         (first, -last, place, asn) for place, (first, last, asn) in enumerate(rows) if first <= address <= last
     ]

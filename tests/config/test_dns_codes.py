@@ -78,6 +78,6 @@ def test_any_text_is_a_code_or_a_code_error(text: str) -> None:
         ("127.[0..255].[0..255].[0..255]", "127.[0..255].[0..255].[0..255]", False),
     ],
 )
-def test_codes_that_only_name_refusals_can_never_match(codes: str, refused: str, possible: bool) -> None:
+def test_a_code_can_match_if_any_answer_in_127_is_not_a_refusal(codes: str, refused: str, possible: bool) -> None:
     refusals = (parse_code(refused),) if refused else ()
     assert can_match((parse_code(codes),), refusals) is possible

@@ -60,7 +60,8 @@ def test_all_fields_are_read(tmp_path: Path) -> None:
         ("url: 'https://h/{key}'", 17, "url: {key} stands for the first line of `key_file`, which is missing"),
         ("url: 'https://h/', key_file: k", 31, "key_file: the url has no {key} in it, so the key would not be used"),
         ("url: 'https://h/', evry: 1d", 31, "unknown key 'evry'; did you mean 'every'?"),
-        ("url: 'https://h/', every: 5", 38, "every: '5' is not an interval from 1m to 366d; write it as 30m, 12h, 1d or 1w"),
+        ("url: 'https://h/', every: 5", 38,
+         "every: '5' is not an interval from 1m to 366d; write it as 30m, 12h, 1d or 1w"),
         ("url: 'https://h/', min_entries: few", 44, "min_entries: 'few' is not a number"),
         ("url: 'https://h/', max_change: 0.3", 43, "max_change: '0.3' is not a percentage; write it as 30%"),
         ("url: 'https://h/', format: spamhaus", 39, "format: unknown format 'spamhaus'; did you mean 'spamhaus-drop'?"),
@@ -75,7 +76,7 @@ def test_each_mistake_is_reported_at_its_column(tmp_path: Path, source: str, col
     assert str(caught.value) == f"{path}:5:{column}: list 'drop': from: {message}"
 
 
-def test_a_list_is_fetched_or_local(tmp_path: Path) -> None:
+def test_a_list_cannot_be_both_fetched_and_local(tmp_path: Path) -> None:
     path = write(tmp_path, "url: 'https://h/'")
     path.write_text(path.read_text().replace("file: drop.txt", "file: drop.txt\n    local: yes"))
     with pytest.raises(ConfigErrors, match="either fetched"):

@@ -200,7 +200,7 @@ rulesets = st.fixed_dictionaries(
 
 
 def load_anything(content: bytes, path: Path) -> None:
-    """Loads or raises ConfigErrors, and checks the promises of both; any other exception fails the test."""
+    """Loads the content, and checks the promises of the result or of ConfigErrors. Another exception fails the test."""
     path.write_bytes(content)
     try:
         loaded = load(rules_path=path, warnings_on=datetime.date(2026, 11, 21))
@@ -253,7 +253,7 @@ def test_any_settings_load_or_are_refused(content: bytes, tmp_path: Path) -> Non
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(cut=st.integers(0, 6000))
-def test_a_truncated_ruleset_is_refused_or_loads_its_complete_rules(cut: int, tmp_path: Path) -> None:
-    """A file cut anywhere raises only the loader's exception. (A cut between two rules is a valid file.)"""
+@given(cut=st.integers(0, (CONFIG / "rules.yaml").stat().st_size))
+def test_a_truncated_ruleset_loads_or_is_refused(cut: int, tmp_path: Path) -> None:
+    """A file cut anywhere raises only the loader's exception. (A cut between two rules leaves a valid file.)"""
     load_anything((CONFIG / "rules.yaml").read_bytes()[:cut], tmp_path / "rules.yaml")

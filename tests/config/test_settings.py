@@ -71,7 +71,7 @@ def test_the_shipped_file_shows_the_defaults_and_explains_each() -> None:
             assert comment or beside, line
 
 
-def test_every_setting_can_be_set() -> None:
+def test_settings_are_read_as_written() -> None:
     settings = read("""
 listen: [inet:192.0.2.1:25, 'inet:[::1]:10040', inet:mail.example.com:10040, unix:/run/policyd/policyd.sock]
 socket_mode: 0666

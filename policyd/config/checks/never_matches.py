@@ -76,9 +76,9 @@ def _same_subject(match: list[WrittenCondition]) -> tuple[WrittenCondition, str]
     for exact in match:
         subject = exact.condition.subject
         if subject == Subject.HOSTNAME or exact.condition.kind not in {Kind.NAME, Kind.VALUE}:
-            continue  # a client may have several names, each of which satisfies a different condition
+            continue  # a client may have several host names, each of which satisfies a different condition
         others = [condition for condition in match if condition is not exact and condition.condition.subject == subject]
-        if not others or any(isinstance(condition, LongList) for condition in exact.collections):
+        if not others or any(isinstance(entries, LongList) for entries in exact.collections):
             continue
         values = _entries(exact)
         if not values or len(values) > MAX_TRIED:
@@ -102,7 +102,7 @@ def _may_accept(value: bytes | str, accepts: list[Accepts]) -> bool:
 
 
 def _acceptor(kind: Kind, other: WrittenCondition, values: set[bytes | str]) -> Accepts:
-    """Returns a function that says whether another condition holds for a value of a condition of this kind.
+    """Returns a function that says whether another condition may hold for a value of a condition of this kind.
 
     The slow work is done here, once, not for each value.
     """

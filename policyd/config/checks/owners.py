@@ -1,6 +1,6 @@
-"""The coverage of each `asn` and `country` of a ruleset in the databases of networks, for `policyd check`.
+"""Counts the networks that the databases have for each `asn` and `country` of a ruleset, for `policyd check`.
 
-It reads the whole database, which a load does not; this takes about 2 s for a million records.
+This reads every record of the databases, unlike a load of an MMDB file; it takes about 2 s for a million records.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SITE = 64
 
 @dataclass(slots=True)
 class NetworkCount:
-    """The networks of one value: their number, and the number of their addresses (for IPv6, of networks of /64)."""
+    """The networks of one value: their number, and how many addresses (IPv4) and networks of /64 (IPv6) they have."""
 
     name: str = ""
     networks4: int = 0

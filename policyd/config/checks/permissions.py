@@ -1,4 +1,4 @@
-"""Finds settings, rules and list files that every user of the host can write or replace.
+"""Finds settings, rules, list and database files that every user of the host can write or replace.
 
 A user who can write such a file decides whose mail arrives. Group write permission is assumed to be intended.
 """

@@ -19,7 +19,7 @@ _DOMAIN_AT_END = re.compile(
 # Characters at the end of an expression that are searched for a domain, which has at most 253 and some backslashes.
 _LONGEST_DOMAIN = 300
 
-# Anchors before a domain: with them, the expression does not match a longer name with the same ending.
+# Anchors before a domain: with one of them, `example.com` is not found in `badexample.com`.
 _BOUNDARY = re.compile(r"(?:\^|\\\.|@|\[[.@]+\]|\((?:\?:)?(?:\^\|\\\.|\\\.\|\^|\^\|@\|\\\.|@\|\\\.|\\\.\|@)\))$")
 
 # Signs that the first label of a domain is only the end of a varying label, as `-pool` is in ^ip-[0-9]+-pool\.example.

@@ -1,6 +1,7 @@
-"""Finds rules that no request can reach, because a rule above decides whenever they would match.
+"""Finds rules that no request can reach, because a rule above decides whenever they would match, or their own `except`
+holds.
 
-Sound, not complete: a reported rule is certainly unreachable. A rule is covered by an earlier one if each condition of
+Sound, not complete: a reported rule is certainly unreachable. A rule is covered by an earlier rule if each condition of
 the earlier rule is implied by some condition of the later. The two principles limit implication: a blocking rule also
 uses claimed names, a DUNNO rule only verified names; and a DUNNO rule that is unknown while DNS fails has an effect,
 even though it does not match.
@@ -128,7 +129,7 @@ class _Covers:
 
 
 def _may_imply(given: WrittenCondition, wanted: WrittenCondition, earlier: WrittenRule, later: WrittenRule) -> bool:
-    """Whether to compare two conditions: they have the same subject and use the same kind of names."""
+    """Whether two conditions can be compared: they have one subject, and see the same names (verified or claimed)."""
     if given.condition.subject != wanted.condition.subject or not any(map(len, given.collections)):
         return False
     if given.condition.kind is Kind.LISTED:
@@ -140,7 +141,7 @@ def _may_imply(given: WrittenCondition, wanted: WrittenCondition, earlier: Writt
     if earlier_lets_through == later_lets_through:
         return True
     # A DUNNO rule below a blocking rule has an effect while DNS fails. A blocking rule below a DUNNO rule uses claimed
-    # names; a status is the same in both.
+    # names; a status is the same for both rules.
     return earlier_lets_through and given.condition.subject == Subject.REVERSE_DNS
 
 

@@ -1,7 +1,7 @@
 """Finds likely mistakes in a ruleset without errors: the warnings and notices of `policyd check`.
 
-A warning is useful only if it can be trusted, so each one is certain. Lists are checked in memory, and read again only
-to find the line of a mistake.
+A warning is useful only if it can be trusted, so its statement is certain, even if the mistake is only likely. Lists
+are checked in memory, and read again only to find the line of a mistake.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ _OWN_PARTS = frozenset({"client_address", "client_network", "asn", "sasl_usernam
 # Expressions that every user name matches.
 _ANY_USER = frozenset({".", ".+", ".*", "^.", "^.+", "^.+$", "^.*$"})
 
-# Entries of a list that are held as text at the same time.
+# Maximum number of a list's entries that are held as text at the same time.
 CHUNK = 4096
 
 
 def lint(rules_file: RulesFile, today: datetime.date, errors: Report | None = None) -> Report:
-    """All warnings and notices for a ruleset; `today` is the date in UTC.
+    """Returns all warnings and notices for a ruleset; `today` is the date in UTC.
 
-    If the file has `errors`, only warnings that are certain despite them.
+    If the file has `errors`, returns only warnings that are certain despite them.
     """
     linter = _Linter(rules_file, today)
     if rules_file.index is not None:
@@ -91,7 +91,7 @@ class _Linter:
         self.report = Report()
         self._file = rules_file
         self._today = today
-        # None if there are errors: no index is built then.
+        # None if there are errors for which no index was built.
         self._coverage = None if rules_file.index is None else Coverage(rules_file.rules, rules_file.index)
         self._checked: set[tuple[str, Form]] = set()  # lists, each with the form of its entries
 
@@ -117,7 +117,7 @@ class _Linter:
         self._check_user_limits()
 
     def _check_user_limits(self) -> None:
-        """Finds limits of users below a rule that lets every user through."""
+        """Finds rules with counters of users below a rule that lets every authenticated user through."""
         exempting: WrittenRule | None = None
         for written in self._file.rules:
             if _lets_users_through(written):

@@ -65,7 +65,7 @@ def test_removing_an_unreachable_rule_changes_nothing(
 
 @pytest.mark.slow
 def test_ten_thousand_rules_are_checked_quickly(tmp_path: Path) -> None:
-    """Each rule with its own suffix, network and exception; the cost must not grow quadratically."""
+    """Each rule except the last has values of its own; the cost must not grow quadratically."""
     rng = random.Random(1)
     rules = "".join(
         f"  - name: r{n}\n"

@@ -55,7 +55,7 @@ class WrittenDnsList:
     column: int
     definition: DnsList | None = None
     key_file: str = ""  # the path of the key file; empty if there is none
-    known: KnownZone | None = None
+    known: KnownZone | None = None  # the facts about a well-known zone
     exposes_key: bool = False  # the key is written in the rules file
     used: bool = False
 

@@ -112,7 +112,7 @@ def rules_schema() -> Schema:
                 },
                 "tests": {
                     "type": "array",
-                    "description": "Tried at every load; if one fails, the old ruleset stays in force.",
+                    "description": "Run at every load; if a test fails, the old ruleset stays in force.",
                     "items": {"$ref": "#/definitions/test"},
                 },
             },
@@ -219,7 +219,7 @@ def _list() -> Schema:
             "file": {
                 "type": "string",
                 "minLength": 1,
-                "description": "One entry a line, relative to this file; # and ; begin comments.",
+                "description": "A file with one entry a line; # and ; begin comments. A path is relative to this file.",
                 "examples": ["lists/drop.txt"],
             },
             "allow_empty": {
@@ -228,7 +228,7 @@ def _list() -> Schema:
             },
             "local": {
                 **_truth(),
-                "description": "true: this host writes it; not part of the ruleset's hash, and empty if missing.",
+                "description": "true: this host writes the file, which may be missing and is not part of the hash.",
             },
             "from": _source(SOURCE_KEYS),
         },
@@ -247,16 +247,16 @@ def _source(keys: Iterable[str]) -> Schema:
         "url": {
             "type": "string",
             "pattern": "^https?://",
-            "description": f"Where policyd fetch gets it; {KEY} stands for the first line of key_file.",
+            "description": f"Where policyd fetch gets the file; {KEY} stands for the first line of key_file.",
             "examples": ["https://www.spamhaus.org/drop/drop_v4.json"],
         },
-        "key_file": {"type": "string", "minLength": 1, "description": "The file with the key, relative to this one."},
-        "format": {"enum": list(SOURCE_FORMATS), "default": "plain", "description": "An importer's name."},
+        "key_file": {"type": "string", "minLength": 1, "description": "The file with the key, relative to this file."},
+        "format": {"enum": list(SOURCE_FORMATS), "default": "plain", "description": "The format of the download."},
         "every": {
             "type": "string",
             "pattern": "^[0-9]{1,6}[mhdw]$",
             "default": "1d",
-            "description": "How often policyd looks for a new copy.",
+            "description": "How often policyd fetch looks for a new copy.",
         },
         "min_entries": {
             "type": ["integer", "string"],
@@ -297,7 +297,7 @@ def _dns_list() -> Schema:
         "key_file": {
             "type": "string",
             "minLength": 1,
-            "description": "The file with the key, relative to this one; other users must not be able to read it.",
+            "description": "The file with the key, relative to this file; other users must not be able to read it.",
         },
         "ask": {"enum": list(Ask), "default": Ask.CLIENT_ADDRESS, "description": "What is looked up in the list."},
         "codes": {**_one_or_more(code), "description": "The answers that mean listed, in Postfix's syntax."},
@@ -316,7 +316,7 @@ def _database(meaning: str) -> Schema:
     file = {
         "type": "string",
         "minLength": 1,
-        "description": "MMDB, or lines of ranges as CSV or TSV, plain or gzip, relative to this file.",
+        "description": "A file: MMDB or lines of ranges (CSV or TSV), plain or gzip. A path is relative to this file.",
         "examples": ["asn.mmdb"],
     }
     max_age = {
@@ -407,12 +407,12 @@ def _counter() -> Schema:
             "description": "Counts separately for each value of these: attributes, client_network, "
             "sender_domain, recipient_domain, asn.",
         },
-        "within": {**_DURATION_TEXT, "description": "The sliding window."},
+        "within": {**_DURATION_TEXT, "description": "The length of the sliding window."},
         "where": {"$ref": "#/definitions/conditions"},  # only requests for which these hold are counted
         "answered": {
             "enum": ["any", "DUNNO"],
             "default": "any",
-            "description": "DUNNO: counts only what was let through.",
+            "description": "DUNNO: counts only requests that were let through.",
         },
     }
     assert tuple(fields) == COUNTER_KEYS
@@ -486,7 +486,7 @@ def _test() -> Schema:
                 "examples": list(Verb),
             },
             "rule": {**text, "description": f"The rule that must decide; {DEFAULT_RULE} if no rule must match."},
-            "text": {**text, "description": "A part of the reply."},
+            "text": {**text, "description": "A text that the reply must contain."},
             "observed": {
                 **_one_or_more(text, least=0),
                 "description": "The observed rules that must have matched, and no others.",

@@ -311,7 +311,7 @@ class DecisionLog:
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
-    path: Annotated[str, Field(min_length=1, description="A file, relative to this one; '-' is standard output.")] = "-"
+    path: Annotated[str, Field(min_length=1, description="A path relative to this file; '-': standard output.")] = "-"
     format: Annotated[
         Literal["text", "json"], Field(description="One line in the style of Postfix's log, or one JSON object a line.")
     ] = "text"
@@ -392,7 +392,8 @@ class Limits:
         Field(
             ge=100,
             le=10_000_000,
-            description="Maximum number of keys of counters and greylisting in memory; the oldest are dropped.",
+            description="Maximum number of keys of counters and greylisting in memory; beyond it, the least recently "
+            "used are dropped.",
         ),
         _WHOLE,
     ] = 200_000
@@ -406,11 +407,11 @@ class Settings:
 
     listen: Annotated[
         tuple[Listen, ...],
-        Field(min_length=1, description="Where Postfix connects; sockets passed by systemd replace it."),
+        Field(min_length=1, description="Addresses to which Postfix connects; sockets passed by systemd replace them."),
     ] = (InetAddress("127.0.0.1", 10040),)
-    socket_mode: Annotated[Mode, Field(description="Mode of a unix socket, in octal; set before the first accept.")] = (
-        0o660
-    )
+    socket_mode: Annotated[
+        Mode, Field(description="Mode of a unix socket, in octal; set before the first connection.")
+    ] = 0o660
     socket_owner: Annotated[OptionalText, Field(description="Owner of a unix socket; null: the process's user.")] = None
     socket_group: Annotated[OptionalText, Field(description="Group of a unix socket, for instance postfix.")] = None
     rules: Annotated[str, Field(min_length=1, description="The ruleset, relative to this file.")] = "rules.yaml"
@@ -423,7 +424,8 @@ class Settings:
         Metrics, Field(description="HOST:PORT to serve Prometheus metrics at /metrics; null: nowhere.")
     ] = None
     control: Annotated[
-        Control, Field(description="The unix socket for status, reload and forget; null: none. Relative to this file.")
+        Control,
+        Field(description="The unix socket for policyd status, reload and others; null: none. Relative to this file."),
     ] = None
     control_group: Annotated[
         OptionalText,
@@ -431,7 +433,7 @@ class Settings:
     ] = None
     state_file: Annotated[
         OptionalText,
-        Field(description="Keeps counters and greylisting over a restart, in SQLite; null: only in memory."),
+        Field(description="A file (SQLite) that keeps counters and greylisting over a restart; null: only in memory."),
     ] = None
     state: Annotated[
         State, Field(description="A Valkey or Redis server in which several hosts share counters and greylisting.")

@@ -9,6 +9,7 @@ from policyd.config.entries import parse_entries
 from policyd.core.protocol import ATTRIBUTES
 from policyd.core.ruleset import Kind, Subject
 
+# Conditions of the reference (docs/ruleset.md) with names of their own, each with its subject and kind.
 NAMED = {
     "cidr": ("client_address", Kind.NETWORK),
     "reverse_dns": ("reverse_dns", Kind.STATUS),
@@ -33,7 +34,7 @@ NAMED = {
 }
 
 
-def test_the_conditions_are_those_of_the_reference() -> None:
+def test_each_attribute_without_a_named_condition_has_two() -> None:
     others = {name: (name, Kind.VALUE) for name in ATTRIBUTES if name not in NAMED}
     expressions = {f"{name}_regex": (name, Kind.EXPRESSION) for name in others}
     assert {
@@ -41,7 +42,7 @@ def test_the_conditions_are_those_of_the_reference() -> None:
     } == NAMED | others | expressions
 
 
-def test_the_subject_of_a_condition_is_an_attribute_or_the_identity() -> None:
+def test_each_attribute_and_each_other_subject_has_a_condition() -> None:
     assert {condition.subject for condition in CONDITIONS.values()} == {*ATTRIBUTES, *Subject}
 
 

@@ -188,7 +188,7 @@ def test_an_unclosed_quote_does_not_affect_other_lines(tmp_path: Path) -> None:
     assert [(owner.asn, owner.asn_name) for owner in found] == [(64496, "A, B"), (64497, "C"), (64498, "D")]
 
 
-def test_the_name_in_the_metadata_is_ignored(tmp_path: Path) -> None:
+def test_the_database_type_in_the_metadata_is_ignored(tmp_path: Path) -> None:
     records = {"192.0.2.0/24": maxmind_asn(64496, "x", "")}
     path = write_mmdb(tmp_path / "a.mmdb", records, database_type="country ipvAll")
     assert owner_at(owners(path, ASN), b"192.0.2.1") == Owner(64496, "x")

@@ -59,7 +59,7 @@ def test_ended_entries_are_left_out_and_the_next_end_is_known() -> None:
     ("condition", "entry"),
     [("cidr", "192.0.2.0/24"), ("hostname_suffix", "bad.example"), ("sender_regex", "^a b@")],
 )
-def test_every_kind_of_list_supports_ends(tmp_path: Path, condition: str, entry: str) -> None:
+def test_lists_of_networks_names_and_expressions_support_ends(tmp_path: Path, condition: str, entry: str) -> None:
     rules = tmp_path / "rules.yaml"
     rules.write_text(RULES.replace("CONDITION", condition))
     (tmp_path / "l.txt").write_text(

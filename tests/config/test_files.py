@@ -23,7 +23,7 @@ def test_a_file_is_read_whole(tmp_path: Path) -> None:
     assert read_file(str(path), 200_000) == content
 
 
-def test_an_empty_file_is_empty(tmp_path: Path) -> None:
+def test_an_empty_file_is_read_as_no_bytes(tmp_path: Path) -> None:
     (tmp_path / "f").touch()
     assert read_file(str(tmp_path / "f"), 10) == b""
 

@@ -37,7 +37,7 @@ def texts(content: bytes) -> list[tuple[str, int, int]]:
     return [(entry.text, entry.line, entry.column) for entry in ListFile("f", content).entries()]
 
 
-def test_a_list_file_has_an_entry_a_line_and_comments() -> None:
+def test_a_list_file_has_one_entry_a_line_and_comments() -> None:
     assert texts(CONTENT) == [
         ("one.example", 2, 1),
         ("two.example", 3, 3),

@@ -79,7 +79,7 @@ def test_every_client_of_the_first_incident_is_in_one_of_three_systems(ruleset: 
     assert all("SAKURA" in owner.asn_name for owner in found)
 
 
-def test_suggest_names_the_systems_of_the_incidents(ruleset: Ruleset) -> None:
+def test_the_suggestions_name_the_systems_of_the_incidents(ruleset: Ruleset) -> None:
     logs = [str(DATA / "maillog.sendmail"), str(DATA / "maillog.postfix")]
     suffix, network, senders = suggest(logs, ruleset=ruleset, today=datetime.date(2026, 11, 21)).candidates
     assert (suffix.value, {system.asn for system in suffix.systems}) == ("vs.sakura.ne.jp", SAKURA)

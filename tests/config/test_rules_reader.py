@@ -101,7 +101,7 @@ def test_thousands_of_unknown_conditions_are_counted_quickly(tmp_path: Path) -> 
 
 
 def test_too_many_entries_for_the_index_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The index is replaced by an error, because the real limit is 4 GiB of names."""
+    """A replacement of `build_index` raises the error, because the real limit is 4 GiB of names."""
 
     def refuse(*_: object, **__: object) -> None:
         raise ValueError("more than 4 GiB of names")

@@ -39,7 +39,7 @@ def read(text: str, path: str = "policyd.yaml") -> Settings:
     return settings
 
 
-def test_the_defaults_are_those_of_the_reference() -> None:
+def test_the_defaults_are_as_documented() -> None:
     assert Settings() == Settings(
         listen=(InetAddress("127.0.0.1", 10040),),
         socket_mode=0o660,
@@ -48,8 +48,14 @@ def test_the_defaults_are_those_of_the_reference() -> None:
         rules="rules.yaml",
         decision_log=DecisionLog("-", "text"),
         dns=Dns((), 2000, 5.0, trust_postfix=True, cache_size=100_000),
-        limits=Limits(4096, 65536, 3600.0, 30.0),
+        limits=Limits(4096, 65536, 3600.0, 30.0, 200_000),
         metrics=None,
+        control=None,
+        control_group=None,
+        state_file=None,
+        state=None,
+        state_timeout=0.05,
+        state_credentials=None,
         log_level="info",
     )
     assert read("{}") == Settings()
@@ -153,7 +159,7 @@ def test_a_group_called_null_needs_quotes() -> None:
         ("1d", 86400.0),
     ],
 )
-def test_a_duration_is_read_in_seconds(text: str, seconds: float) -> None:
+def test_a_duration_is_converted_to_seconds(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 

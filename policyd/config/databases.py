@@ -86,10 +86,10 @@ class DatabaseError(Exception):
 class DatabaseInfo:
     """Facts about one database, which `status`, `check` and the metrics show.
 
-    `hash` is the first 8 hexadecimal digits of the file's SHA-256. `built` is when the data were built, in seconds
-    since 1970: an MMDB contains it; for a text it is the file's modification time. `max_age` is in seconds. `every` is
-    the interval (seconds) at which the database is fetched, None if it is not; `missing` says that it has not been
-    fetched yet.
+    `hash` is the first HASH_DIGITS of the file's SHA-256. `built` is when the data were built, in seconds
+    since 1970: an MMDB contains it; for ranges as text it is the file's modification time. `max_age` is in seconds.
+    `every` is the interval (seconds) at which the database is fetched, None if it is not; `missing` says that it has
+    not been fetched yet.
     """
 
     kind: DatabaseKind

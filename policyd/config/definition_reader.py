@@ -53,7 +53,7 @@ class DefinitionReader:
                 self.add(item.key, unknown_key(item.key.text, known))
 
     def text(self, item: Item, meaning: str) -> str:
-        """Returns the text of a field; if there is none, reports that and returns an empty text."""
+        """Returns the text of a field. Reports a field without a text, and returns an empty text for it."""
         value = item.value
         if isinstance(value, Scalar) and value.text:
             return value.text

@@ -11,7 +11,7 @@ SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 *
 # Seconds of a leap year: the maximum of a window, an interval or a lifetime.
 YEAR = 366 * SECONDS["d"]
 
-# How long before its expiry date a rule is mentioned in notices.
+# Time before a rule's expiry in which notices mention the rule.
 EXPIRY_NOTICE = datetime.timedelta(days=14)
 
 _WHOLE = re.compile(r"([0-9]{1,9})([smhdw])")

@@ -71,7 +71,7 @@ class Data(NamedTuple):
     """The data that a ruleset needs besides its rules file, without the databases.
 
     `lists` has the list files by path, and `dns_lists` the DNS lists that rules use, with their keys. `domains` finds
-    registrable domains by the list of public suffixes; it is None if no rule needs it.
+    registrable domains by the list of public suffixes; None if no rule needs that.
     """
 
     lists: dict[str, Text]

@@ -1,8 +1,8 @@
 """Reads lists: written in the ruleset, or in files with one entry a line.
 
 A file is read once in a load, even if several lists name it. A list is parsed once for each form of its entries: once
-for two `cidr` conditions. So a million entries are in memory once, as flat bytes. An invalid entry is reported with
-its own file and line, and with the rule that uses it.
+for two `cidr` conditions. So a million entries take memory once for each form, as flat bytes. An invalid entry is
+reported with its own file and line, and with the rule that uses it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ListFile:
     """A list file's bytes, and the entries parsed from them. `modified` is as in `LoadedFile`.
 
     Entries whose end (`expires=`) is not after `now` (Unix seconds) are left out. `next_end` is the next end of an
-    entry, None if no entry has one; `wrong_ends` has line and column (from 1) and text of each end that is neither a
+    entry, None if no entry will end; `wrong_ends` has line and column (from 1) and text of each end that is neither a
     date nor a time.
     """
 
@@ -101,7 +101,7 @@ class ListFile:
                     self.next_end = end
 
     def _lines(self, raw_lines: list[bytes]) -> list[bytes]:
-        """Returns the entry on each line without its end; empty for a line without an entry or with an ended one."""
+        """Returns the entry on each line, without `expires=`; empty for a line that has no entry or whose entry has ended."""
         lines = _stripped(raw_lines)
         if not self._has_ends:
             return lines

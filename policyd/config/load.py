@@ -50,10 +50,10 @@ class Loaded:
     `warnings` always has those about files: world-writable files, lists and databases that were not fetched in time,
     and databases that are old or have no IPv6 networks (none of these if the load read no file). Warnings about the
     ruleset are included if requested. `warning_lines` shows them, with a count if there are too many for a file.
-    `seconds` is the duration of the load. `files` are the files that were read, `texts` the content of the settings and
-    the rules file. If texts were loaded instead of these two files, `left_alone` has the path of each whose content on
-    disk differs from its text. If warnings were requested, `coverage` has a line for each value of `asn` and `country`
-    that the rules use and the databases have.
+    `seconds` is the duration of the load. `files` are the settings, rules and list files that were read, `texts` the
+    content of the settings and the rules file. If texts were loaded instead of these two files, `left_alone` has the
+    path of each whose content on disk differs from its text. If warnings were requested, `coverage` has a line for each
+    value of `asn` and `country` that the rules use and the databases have.
     """
 
     settings: Settings

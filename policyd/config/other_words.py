@@ -41,7 +41,7 @@ _ATTRIBUTES = {
 _NAMES = frozenset({"hostname", "host", "client_hostname", "verified", "claimed", "ptr", "fcrdns"})
 _STATUS = frozenset({"rdns", "reverse_dns", "revdns", "iprev"})
 
-# Conditions whose name differs from the attribute's.
+# Words for conditions. The names of some conditions differ from those of the attributes that they compare.
 _CONDITIONS = {
     **_ATTRIBUTES,
     **{word: "cidr" for word, attribute in _ATTRIBUTES.items() if attribute == "client_address"},

@@ -23,5 +23,5 @@ def all_suffixes() -> PublicSuffixList:
 
 @functools.cache
 def registrable_domains() -> RegistrableDomains:
-    """Returns the registrable domains according to the ICANN section."""
+    """Returns an object that finds registrable domains by the ICANN section."""
     return RegistrableDomains(registry_suffixes().privatesuffix)

@@ -96,12 +96,12 @@ def read_rules(
 ) -> RulesFile | None:
     """Reads a rules file (or its `text`) and its lists, builds the ruleset, and runs the tests inside it.
 
-    Returns None if the file cannot be read or is not YAML. Adds all problems to the report, which must be empty before.
-    Without `keep_lists`, the bytes of list files are freed after parsing. `list_files` maps the name of a list to the
-    file to read instead of its own; `database_files` does so for the path of a database. `tables` has the tables of the
-    ruleset in force, and gets the tables of this ruleset. With `data`, no file is read, there are no databases, and no
-    test is run. Without `databases`, the declared databases are not read and are assumed to be valid. Databases in
-    `databases_in_force` are not parsed again if their files have not changed.
+    Returns None if the file cannot be read or is not YAML, or if a list file changed meanwhile. Adds all problems to
+    the report, which must be empty before. Without `keep_lists`, the bytes of list files are freed after parsing.
+    `list_files` maps the name of a list to the file to read instead of its own; `database_files` does so for the path
+    of a database. `tables` has the tables of the ruleset in force, and gets the tables of this ruleset. With `data`, no
+    file is read, there are no databases, and no test is run. Without `databases`, the declared databases are not read
+    and are assumed to be valid. Databases in `databases_in_force` are not parsed again if their files have not changed.
     """
     try:
         content, modified = read_dated(path, MAX_RULES_BYTES) if text is None else (bytes(text), text.modified)
@@ -270,7 +270,7 @@ class _Reader:
                 list_file.forget_content()
 
     def build(self) -> Ruleset | None:
-        """Builds the ruleset; reports entries that are too many for the index. Call it only if nothing was wrong."""
+        """Builds the ruleset; reports entries that do not fit into the index. Call it only if nothing was wrong."""
         written = self._file.rules
         rules = tuple(rule.rule for rule in written)
         entries = {

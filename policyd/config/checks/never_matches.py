@@ -31,9 +31,7 @@ MAX_TRIED = 100
 
 
 def why_impossible(verb: Verb | None, match: list[WrittenCondition]) -> tuple[WrittenCondition, str] | None:
-    """Returns the condition at which an error points, and why the match cannot hold with it; None if the match can
-    hold.
-    """
+    """Returns the condition at which an error points, and why the match cannot hold; None if no reason was found."""
     return _identity(verb, match) or _states(match) or _same_subject(match)
 
 

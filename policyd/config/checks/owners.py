@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
     from policyd.config.written import RulesFile
 
-# Values whose coverage is shown; a list may have thousands.
+# Maximum number of values whose coverage is shown; a list may have thousands.
 MAX_SHOWN = 50
 
 _FORMS = {Form.ASN: DatabaseKind.ASN, Form.COUNTRY: DatabaseKind.COUNTRY}
 
-# IPv6 addresses are counted in networks of this length, the size of one site.
-_SITE = 64
+# IPv6 addresses are counted in networks of this length, the size of one subnet.
+_SUBNET = 64
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class NetworkCount:
     networks4: int = 0
     addresses4: int = 0
     networks6: int = 0
-    sites6: int = 0
+    subnets6: int = 0
 
     def add(self, version: int, first: int, last: int) -> None:
         """Counts one range."""
@@ -47,7 +47,7 @@ class NetworkCount:
             self.addresses4 += last - first + 1
         else:
             self.networks6 += 1
-            self.sites6 += (last >> _SITE) - (first >> _SITE) + 1
+            self.subnets6 += (last >> _SUBNET) - (first >> _SUBNET) + 1
 
     def __str__(self) -> str:
         parts = []
@@ -56,12 +56,12 @@ class NetworkCount:
                 f"{counted(self.networks4, 'IPv4 network')} ({counted(self.addresses4, 'address', 'addresses')})"
             )
         if self.networks6:
-            parts.append(f"{counted(self.networks6, 'IPv6 network')} ({self.sites6:,} of /{_SITE})")
+            parts.append(f"{counted(self.networks6, 'IPv6 network')} ({self.subnets6:,} of /{_SUBNET})")
         return ", ".join(parts)
 
 
 def coverage_of(rules_file: RulesFile) -> tuple[list[str], list[Problem]]:
-    """Returns a line for each value that the rules use, and warnings for values that the database does not have."""
+    """Returns a line for each value in the rules that the database has, and a warning for each other value."""
     lines: list[str] = []
     problems: list[Problem] = []
     for form, kind in _FORMS.items():

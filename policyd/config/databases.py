@@ -20,7 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from policyd.config.files import OversizedError, UnreadableError, read_dated
+from policyd.config.files import BYTE_ORDER_MARK, OversizedError, UnreadableError, read_dated
 from policyd.config.in_force import HASH_DIGITS
 from policyd.config.list_sources import (
     DATABASE_SOURCE_KEYS,
@@ -64,7 +64,6 @@ _NPM_DATE = datetime.date(1985, 10, 26)
 _HEAD_BYTES = 4096
 
 _GZIP = b"\x1f\x8b"
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class DatabaseKind(StrEnum):
@@ -286,7 +285,7 @@ class DatabaseFile:
         return {info.kind: Database(info, file) for info in infos}
 
     def _read_ranges(self, content: bytes, kind: DatabaseKind, max_age: float) -> Database:
-        content = content.removeprefix(_BYTE_ORDER_MARK)
+        content = content.removeprefix(BYTE_ORDER_MARK)
         head = content[:_HEAD_BYTES]
         lines = head.decode("utf-8", "replace").splitlines()
         first = next((line for line in lines if line.strip() and not line.lstrip().startswith(("#", ";"))), "")

@@ -18,6 +18,9 @@ MAX_SETTINGS_BYTES = 1 << 20
 # Maximum bytes of a list file: ten million names are about this long.
 MAX_LIST_BYTES = 256 << 20
 
+# Windows editors begin a file in UTF-8 with these bytes.
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a FIFO"),

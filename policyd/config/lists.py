@@ -17,7 +17,14 @@ from policyd.config.conditions import Form
 from policyd.config.dates import parse_end
 from policyd.config.entries import parse_entries
 from policyd.config.entry_messages import explain_entry
-from policyd.config.files import MAX_LIST_BYTES, ListChangedError, OversizedError, UnreadableError, read_file
+from policyd.config.files import (
+    BYTE_ORDER_MARK,
+    MAX_LIST_BYTES,
+    ListChangedError,
+    OversizedError,
+    UnreadableError,
+    read_file,
+)
 from policyd.config.in_force import HASH_DIGITS
 from policyd.config.problems import Problem, quoted
 from policyd.core.tables import LongList, Networks
@@ -43,7 +50,6 @@ BLOCK_BYTES = 1 << 18
 # Minimum number of entries of a list whose table is kept beyond the ruleset. A shorter list is parsed and indexed again
 # at each reload, in less than 2 ms.
 LONG_LIST = 1000
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +107,7 @@ class ListFile:
                     self.next_end = end
 
     def _lines(self, raw_lines: list[bytes]) -> list[bytes]:
-        """Returns the entry on each line, without `expires=`; empty for a line that has no entry or whose entry has ended."""
+        """Returns the entry on each line, without `expires=`; empty for a line without an entry that is in force."""
         lines = _stripped(raw_lines)
         if not self._has_ends:
             return lines
@@ -238,7 +244,7 @@ class ListFile:
         return content
 
     def _text(self) -> bytes:
-        return self.content.removeprefix(_BYTE_ORDER_MARK)
+        return self.content.removeprefix(BYTE_ORDER_MARK)
 
     def _blocks(self) -> Iterator[tuple[int, list[bytes]]]:
         """The lines in blocks, with the number of the first; a million lines at once would take 60 MB."""

@@ -64,7 +64,7 @@ def changes(old: Outline, new: Outline) -> tuple[str, ...]:
     lines = []
     if old.observe != new.observe:
         lines.append("mode: observe, every answer is DUNNO" if new.observe else "mode: observe has ended")
-    lines += [*_compare("rule", old.rules, new.rules)]
+    lines += _rule_changes(old.rules, new.rules)
     kept = [name for name in new.rules if name in old.rules]
     if kept != [name for name in old.rules if name in new.rules]:
         lines.append("the order of the rules changed")
@@ -98,12 +98,12 @@ def _difference(outline: Outline, name: str, growth: int) -> str:
     return f" (+{added:,} -{removed:,})" if (added or removed) and added - removed == growth else ""
 
 
-def _compare(what: str, old: dict[str, bytes], new: dict[str, bytes]) -> Iterator[str]:
+def _rule_changes(old: dict[str, bytes], new: dict[str, bytes]) -> Iterator[str]:
     for name, digest in new.items():
         if name not in old:
-            yield f"{what} {name} added"
+            yield f"rule {name} added"
         elif old[name] != digest:
-            yield f"{what} {name} changed"
+            yield f"rule {name} changed"
     for name in old:
         if name not in new:
-            yield f"{what} {name} removed"
+            yield f"rule {name} removed"

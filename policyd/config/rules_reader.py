@@ -715,7 +715,7 @@ class _Reader:
             condition_type = CONDITIONS.get(item.key.text)
             if condition_type is None:
                 name = item.key.text
-                hint = _meant_condition(name) if self._will_be_shown() else ""
+                hint = _suggest_condition(name) if self._will_be_shown() else ""
                 self._add(item.key, f"unknown condition {quoted(name)}{hint}")
                 continue
             written = self._read_condition(condition_type, item)
@@ -865,7 +865,7 @@ def _exempting(
     return exceptions, f"the except of a {verb} rule"
 
 
-def _meant_condition(name: str) -> str:
+def _suggest_condition(name: str) -> str:
     """Suggests what to write instead of a condition that does not exist."""
     stem, _, ending = name.rpartition("_")
     if stem in ATTRIBUTES and ending in {"suffix", "domain"}:

@@ -391,7 +391,7 @@ def _listed(condition: ConditionType, name: Schema) -> Schema:
     return {"description": condition.summary, "anyOf": [*of["anyOf"], at_least], "examples": [*condition.examples]}
 
 
-_DURATION_TEXT: Schema = {"type": "string", "pattern": "^[0-9]+[smhd]$", "examples": ["30s", "10m", "2h", "7d"]}
+_DURATION_SCHEMA: Schema = {"type": "string", "pattern": "^[0-9]+[smhd]$", "examples": ["30s", "10m", "2h", "7d"]}
 
 
 def _counter() -> Schema:
@@ -407,7 +407,7 @@ def _counter() -> Schema:
             "description": "Counts separately for each value of these: attributes, client_network, "
             "sender_domain, recipient_domain, asn.",
         },
-        "within": {**_DURATION_TEXT, "description": "The length of the sliding window."},
+        "within": {**_DURATION_SCHEMA, "description": "The length of the sliding window."},
         "where": {"$ref": "#/definitions/conditions"},  # only requests for which these hold are counted
         "answered": {
             "enum": ["any", "DUNNO"],
@@ -422,17 +422,17 @@ def _counter() -> Schema:
 def _greylist() -> Schema:
     fields: dict[str, Schema] = {
         "wait": {
-            **_DURATION_TEXT,
+            **_DURATION_SCHEMA,
             "default": "5m",
             "description": "How long a client must wait between its first try and one that passes.",
         },
         "retry_within": {
-            **_DURATION_TEXT,
+            **_DURATION_SCHEMA,
             "default": "24h",
             "description": "How long after the first try a second one counts as a retry.",
         },
         "remember": {
-            **_DURATION_TEXT,
+            **_DURATION_SCHEMA,
             "default": "35d",
             "description": "How long a network that came back passes without waiting.",
         },

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import yaml
 
+from policyd.config.files import BYTE_ORDER_MARK
 from policyd.config.problems import Problem, quoted
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def parse_yaml(content: bytes, path: str, report: Report) -> Node | None:
 
 
 def _decode(content: bytes, path: str, report: Report) -> str | None:
-    content = content.removeprefix(b"\xef\xbb\xbf")  # Windows editors begin a file with it
+    content = content.removeprefix(BYTE_ORDER_MARK)
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from policyd.config.problems import Problem, quoted, unknown_key
+from policyd.config.problems import Problem, unknown_key
 from policyd.config.yaml_tree import Mapping, Scalar, describe
 
 if TYPE_CHECKING:
@@ -57,6 +57,5 @@ class DefinitionReader:
         value = item.value
         if isinstance(value, Scalar) and value.text:
             return value.text
-        shown = quoted("") if isinstance(value, Scalar) and not value.missing else describe(value)
-        self.add(value, f"{item.key.text}: expected {meaning}, not {shown}")
+        self.add(value, f"{item.key.text}: expected {meaning}, not {describe(value)}")
         return ""

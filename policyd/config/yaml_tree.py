@@ -92,10 +92,10 @@ Node: TypeAlias = Scalar | Sequence | Mapping
 
 
 def describe(node: Node) -> str:
-    """Names the type of a node, for `expected a list, not ...`."""
+    """Names the type of a node, or an empty text, for `expected a list, not ...`."""
     match node:
         case Scalar():
-            return "nothing" if node.missing else "text"
+            return "nothing" if node.missing else "text" if node.text else "''"
         case Sequence():
             return "a list"
         case Mapping():

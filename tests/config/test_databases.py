@@ -382,7 +382,7 @@ RULES = "databases: {asn: asn.mmdb}\nrules: []\n"
         ("{asm: asn.mmdb}", "rules.yaml:1:13: databases: unknown key 'asm'; did you mean 'asn'?"),
         ("{city: asn.mmdb}", "rules.yaml:1:13: databases: unknown key 'city'; there are asn, country"),
         ("{asn: [a]}", "rules.yaml:1:18: databases: asn: expected the name of a file, not a list"),
-        ("{asn: ''}", "rules.yaml:1:18: databases: asn: expected the name of a file, not "),
+        ("{asn: ''}", "rules.yaml:1:18: databases: asn: expected the name of a file, not ''"),
         ("{asn: {max_age: 60d}}", "rules.yaml:1:18: databases: asn: 'file' is missing"),
         ("{asn: {file: asn.mmdb, maxage: 60d}}",
          "rules.yaml:1:35: databases: asn: unknown key 'maxage'; did you mean 'max_age'?"),

@@ -167,7 +167,7 @@ def test_each_mistake_in_a_file_has_its_line_and_message(
 )
 def test_a_bad_line_far_down_is_found(tmp_path: Path, bad: str, message: str) -> None:
     lines = [f"10.{n >> 8}.{n & 255}.0,10.{n >> 8}.{n & 255}.255,64496,x{n}" for n in range(9000)]
-    lines[5000] = "10.0.0.0,10.0.0.1,1,x64497,x"  # a valid line with the same end as the invalid one
+    lines[5000] = "10.0.0.0,10.0.0.1,1,x64497,x"  # a valid line that ends like one of the invalid lines
     lines[7654] = bad
     with pytest.raises(DatabaseError) as error:
         read(write(tmp_path, "\n".join(lines).encode("utf-8", "surrogateescape")), ASN)
@@ -323,7 +323,10 @@ def test_a_file_goes_to_another_process_by_its_descriptor(tmp_path: Path) -> Non
 
 
 def model(rows: list[tuple[int, int, int]], address: int) -> int:
-    """The system of the range around an address that begins last; of several, the shortest, then the last line."""
+    """The AS number of an address.
+
+    Of the ranges around it, the last to begin counts; of several, the shortest; of several, the last in the file.
+    """
     containing = [
         (first, -last, place, asn) for place, (first, last, asn) in enumerate(rows) if first <= address <= last
     ]

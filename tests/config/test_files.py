@@ -119,7 +119,7 @@ def test_an_invalid_file_name_is_refused() -> None:
 
 
 def test_a_file_that_is_replaced_during_the_read_gives_the_old_content(tmp_path: Path) -> None:
-    """The read gets all of the old content, although the file is replaced before the second half is read."""
+    """The read gets all of the old content, although the file is replaced after its first part was read."""
     path = tmp_path / "f"
     path.write_bytes(b"old" * 100_000)
     real_read = os.read

@@ -1,4 +1,4 @@
-"""Settings: values, defaults, and their schema for editors. Wrong settings are in tests/bad/settings-*.yaml."""
+"""Settings: values, defaults and relative paths. Wrong settings are in tests/bad/settings-*.yaml."""
 
 from __future__ import annotations
 

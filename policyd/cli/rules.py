@@ -90,7 +90,7 @@ def check(config: str | None, rules: str | None, strict: bool, replaced: tuple[s
             families = "IPv4 and IPv6" if database.has_ipv6 else "IPv4 only"
             form = "" if database.missing else f" ({database.format}, {families}), hash {database.hash}"
             click.echo(f"database {database.kind}: {database.shown}{form}")
-        for line in loaded.coverage:
+        for line in loaded.network_counts:
             click.echo(line)
         count = len(loaded.rules_file.tests)
         tests = f"{count:,} {'test' if count == 1 else 'tests'} passed" if count else "no tests"

@@ -376,9 +376,9 @@ class _Section:
                 self._add(item.key, unknown_key(item.key.text, [*DatabaseKind]))
                 continue
             kind = DatabaseKind(item.key.text)
-            written = self._read_one(kind, item.value)
-            if written is not None:
-                name, max_age, source = written
+            fields = self._read_one(kind, item.value)
+            if fields is not None:
+                name, max_age, source = fields
                 path = str(Path(self._path).parent / name.text)
                 max_ages_of[path][kind] = max_age
                 where.setdefault(path, name)
@@ -391,7 +391,7 @@ class _Section:
         return found, definitions
 
     def _read_one(self, kind: DatabaseKind, node: Node) -> tuple[Scalar, float, Source | None] | None:
-        """Reads the file's name, the maximum age, and the source to fetch from."""
+        """Returns the file's name, the maximum age, and the source to fetch from; None if name or source is wrong."""
         if isinstance(node, Scalar) and not node.missing and node.text:
             return node, DEFAULT_MAX_AGE, None
         if not isinstance(node, Mapping):

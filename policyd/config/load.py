@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from policyd.config.checks.owners import coverage_of
+from policyd.config.checks.owners import count_networks
 from policyd.config.checks.permissions import exposed_files
 from policyd.config.checks.warnings import lint
 from policyd.config.databases import warnings_of
@@ -52,8 +52,8 @@ class Loaded:
     ruleset are included if requested. `warning_lines` shows them, with a count if there are too many for a file.
     `seconds` is the duration of the load. `files` are the settings, rules and list files that were read, `texts` the
     content of the settings and the rules file. If texts were loaded instead of these two files, `left_alone` has the
-    path of each whose content on disk differs from its text. If warnings were requested, `coverage` has a line for each
-    value of `asn` and `country` that the rules use and the databases have.
+    path of each whose content on disk differs from its text. If warnings were requested, `network_counts` has a line
+    for each value of `asn` and `country` that the rules use and the databases have.
     """
 
     settings: Settings
@@ -65,7 +65,7 @@ class Loaded:
     files: tuple[LoadedFile, ...]
     texts: Texts
     left_alone: tuple[str, ...] = ()
-    coverage: tuple[str, ...] = ()
+    network_counts: tuple[str, ...] = ()
 
     @property
     def next_end(self) -> float | None:
@@ -192,7 +192,7 @@ def _load(
     lists = (definition.file.path for definition in rules_file.lists.values() if definition.file is not None)
     files_of_databases = (definition.info.path for definition in rules_file.databases.values())
     named = () if config_path is None else (os.fspath(config_path),)
-    coverage, missing = ([], []) if warnings_on is None else coverage_of(rules_file)
+    network_counts, missing = ([], []) if warnings_on is None else count_networks(rules_file)
     if reads_files:
         exposed = exposed_files(dict.fromkeys((*named, rules, *lists, *files_of_databases)))
         for problem in (*exposed, *rules_file.unfetched, *warnings_of(rules_file.databases), *missing):
@@ -216,7 +216,7 @@ def _load(
         tuple(files),
         loaded,
         left_alone,
-        tuple(coverage),
+        tuple(network_counts),
     )
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from policyd.config.written import RulesFile
 
-# Maximum number of values whose coverage is shown; a list may have thousands.
+# Maximum number of values whose networks are shown; a list may have thousands.
 MAX_SHOWN = 50
 
 _FORMS = {Form.ASN: DatabaseKind.ASN, Form.COUNTRY: DatabaseKind.COUNTRY}
@@ -60,7 +60,7 @@ class NetworkCount:
         return ", ".join(parts)
 
 
-def coverage_of(rules_file: RulesFile) -> tuple[list[str], list[Problem]]:
+def count_networks(rules_file: RulesFile) -> tuple[list[str], list[Problem]]:
     """Returns a line for each value in the rules that the database has, and a warning for each other value."""
     lines: list[str] = []
     problems: list[Problem] = []

@@ -1,1 +1,4 @@
-"""Measures the cost of policyd, compared with the floor and other programs: `make bench` (docs/performance.md)."""
+"""Measures the cost of policyd, compared with other programs and with the floor, a minimal policy server in C.
+
+`make bench` runs it; docs/performance.md has its results.
+"""

@@ -1,7 +1,7 @@
-"""`make bench`: measures the rows of the table, prints it, and writes it to files.
+"""`make bench`: measures the rows of a table, prints the table, and writes it to files.
 
-A missed bar is reported, but is not a failure. The exit status is 1 only if a row could not be measured although
-everything that it needs is installed.
+A row that needs something that this machine lacks is left out. A missed bar is reported, but is not a failure. The exit
+status is 1 only if measuring a row fails.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ _BEGIN, _END = "<!-- results: make bench BENCH_PUBLISH=1 -->\n", "<!-- end of re
 
 
 def main() -> int:
-    """Runs the rows that the command line names."""
+    """Measures the rows that the command line names, or all of them; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("rows", nargs="*", help=f"rows to measure, of {', '.join(ROWS)}; all of them if none is named")
     parser.add_argument("--quick", action="store_true", help="small and short, for work on the benchmark itself")
@@ -103,23 +103,23 @@ def main() -> int:
 
 
 def _measure(names: Sequence[str], scale: Scale) -> tuple[list[Row], bool]:
-    """Measures the rows; also returns whether a row failed that should have been measured."""
+    """Measures the rows; also returns whether measuring one of them failed."""
     measured, failed = [], False
-    with tempfile.TemporaryDirectory(prefix="policyd-bench-") as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="policyd-bench-") as path:
+        folder = Path(path)
         bench = Bench(scale, folder, native.build(folder))
-        for row in names:
+        for name in names:
             began = time.monotonic()
-            print(f"{row} ...", end=" ", file=sys.stderr, flush=True)
+            print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
             try:
-                measured.append(ROWS[row](bench))
+                measured.append(ROWS[name](bench))
                 print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
             except LeftOut as reason:
-                measured.append(Row(row, "", left_out=str(reason)))
+                measured.append(Row(name, "", left_out=str(reason)))
                 print(f"left out: {reason}", file=sys.stderr)
-            except Exception as error:  # noqa: BLE001 - the boundary of a row: the others go on
+            except Exception as error:  # noqa: BLE001 - the failure of a row does not prevent the other rows
                 first_line = next(iter(str(error).splitlines()), type(error).__name__)
-                measured.append(Row(row, "", left_out=f"failed: {first_line}"))
+                measured.append(Row(name, "", left_out=f"failed: {first_line}"))
                 failed = True
                 print("failed", file=sys.stderr)
                 traceback.print_exc()
@@ -127,7 +127,7 @@ def _measure(names: Sequence[str], scale: Scale) -> tuple[list[Row], bool]:
 
 
 def _publish(results: Path, table: str) -> None:
-    """Puts a table and its plot into docs/performance.md."""
+    """Puts the table into docs/performance.md, and the plot into docs/performance.svg."""
     page = DOCS / "performance.md"
     head, begin, rest = page.read_text().partition(_BEGIN)
     _, end, tail = rest.partition(_END)

@@ -1,4 +1,4 @@
-"""Common parts of the measurements: the scale of a run, the files, and a row of the table."""
+"""Common parts of the measurements: the scale of a run, its files, and the rows of the table."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ if TYPE_CHECKING:
 
 SHIPPED_RULES = Path(__file__).parents[2] / "config" / "rules.yaml"
 
-# The number of expressions in the well-known lists of generic reverse DNS.
+# Number of expressions, as in well-known lists of generic reverse DNS.
 EXPRESSIONS = 1671
 
-# Pairs of runs for a ratio that must be precise; the figure is the median of the pairs' ratios.
+# Number of pairs of runs for a ratio that must be precise: the median of the pairs' ratios.
 PAIRS = 10
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The sizes of a run. The defaults are those of a full run; quote only its figures."""
+    """The sizes of a run. The defaults are those of a full run; quote only the figures of a full run."""
 
     entries: int = 1_000_000  # of networks, and of names
     rules: int = 10_000
-    requests: int = 200_000  # that differ from each other
+    requests: int = 200_000  # of a load, all different
     rounds: int = 5  # runs of each server in turn; the figure is their median
     seconds: float = 3  # of one run
-    memory_reloads: int = 20
-    many_reloads: int = 200
-    load_reloads: int = 5
-    idle: int = 4000
-    mail_pairs: int = 10
+    memory_reloads: int = 20  # in the row `memory`
+    many_reloads: int = 200  # in the row `reload_memory`
+    load_reloads: int = 5  # in each row that times reloads
+    idle: int = 4000  # connections
+    mail_pairs: int = 10  # of runs in the row `mail`
     messages: int = 2000  # of one run
-    dns_seconds: float = 15
-    mails: int = 100_000  # in a mail log
-    log_lines: int = 5_000_000  # of a month of a mail server
-    growth: tuple[int, ...] = (10, 100, 1000, 10_000, 100_000, 1_000_000)
+    dns_seconds: float = 15  # of one run with a slow resolver
+    mails: int = 100_000  # in the mail log of the row `replay`
+    log_lines: int = 5_000_000  # in the longest logs
+    growth: tuple[int, ...] = (10, 100, 1000, 10_000, 100_000, 1_000_000)  # entries of the list in the row `growth`
     postfwd_growth: tuple[int, ...] = (10, 100, 1000, 10_000)  # with more, a request takes a second or longer
 
 
@@ -68,7 +68,7 @@ QUICK = Scale(
 
 @dataclass(frozen=True)
 class Reading:
-    """One figure, with its bar and its goal, if it has them."""
+    """One figure; its bar, a limit that it must keep; and its goal, a stricter limit."""
 
     label: str
     value: float
@@ -79,7 +79,7 @@ class Reading:
 
     @property
     def verdict(self) -> str:
-        """`goal`, `bar` or `missed`; empty without a bar."""
+        """The strictest limit that the value keeps (`goal` or `bar`), or `missed` for a missed bar; otherwise empty."""
         for name, limit in (("goal", self.goal), ("bar", self.bar)):
             if limit is not None and (self.value >= limit if self.more_is_better else self.value <= limit):
                 return name
@@ -88,16 +88,16 @@ class Reading:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table. `left_out` is the reason why there are no readings."""
+    """One row of the table. `left_out` is the reason if the row was not measured."""
 
     name: str
     what: str
     readings: tuple[Reading, ...] = ()
     left_out: str = ""
-    series: Mapping[str, Mapping[int, float]] = field(default_factory=dict)  # for the plot: microseconds by entries
+    series: Mapping[str, Mapping[int, float]] = field(default_factory=dict)  # by server: microseconds by entries
 
 
-class LeftOut(Exception):  # noqa: N818 - not an error: it says why there is no row
+class LeftOut(Exception):  # noqa: N818 - not an error: it says why a row is left out
     """A row cannot be measured here; the message names what is missing."""
 
 
@@ -145,22 +145,22 @@ class Bench:
     def costs_in_turn(self, rounds: int | None = None, /, **measured: tuple[Server, Load]) -> dict[str, list[float]]:
         """CPU microseconds for each request, by server. Each round measures every server once, in turn.
 
-        Raises BenchError for a wrong or missing answer of any server except the floor, which always answers DUNNO.
+        Raises BenchError for a wrong or missing answer. The floor's answers may be wrong: it always answers DUNNO.
         """
         costs: dict[str, list[float]] = {name: [] for name in measured}
         for _ in range(rounds or self.scale.rounds):
             for name, (server, load) in measured.items():
                 cost, report = servers.cost_us(server, load)
-                servers.insist({**report, "wrong": 0} if name == "floor" else report)
+                servers.require_valid({**report, "wrong": 0} if name == "floor" else report)
                 costs[name].append(cost)
         return costs
 
 
 def median_ratio(costs: Mapping[str, list[float]], one: str, other: str) -> float:
-    """The median over the rounds of the ratio of two costs."""
+    """The median over the rounds of the ratio of the two servers' costs."""
     return statistics.median(a / b for a, b in zip(costs[one], costs[other], strict=True))
 
 
 def medians(costs: Mapping[str, list[float]], unit: str = "us") -> tuple[Reading, ...]:
-    """The medians themselves, as readings."""
+    """A reading for each server: the median of its costs."""
     return tuple(Reading(name, statistics.median(values), unit) for name, values in costs.items())

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 # First octets of special addresses and of entries in the shipped ruleset, and all other first octets.
 _SPECIAL = {10, 27, 100, 119, 124, 127, 169, 172, 180, 192, 198, 203}
 _FIRST_OCTETS = [octet for octet in range(1, 224) if octet not in _SPECIAL]
-_BLOCKS = len(_FIRST_OCTETS) << 15  # /24s whose third octet has the same lowest bit
+_BLOCKS = len(_FIRST_OCTETS) << 15  # number of /24 networks with an even third octet; as many have an odd one
 _SCATTER = 2_654_435_761  # a prime, so that multiples of it, modulo _BLOCKS, reach every block once
 
 _PREFIXES = (24, 24, 24, 28, 28, 32, 32, 25)  # most networks in block lists are small
-_IPV6_EVERY = 20  # one network in this number is IPv6
+_IPV6_EVERY = 20  # one in this many networks is IPv6
 
 _SYLLABLES = [consonant + vowel for consonant in "bcdfghjklmnprstvwyzq" for vowel in "aeiou"]
 _ENDINGS = ("com", "net", "org", "co.jp", "de", "com.br", "ru", "info")
@@ -29,7 +29,7 @@ _STRANGERS = 50_000_000  # names with this number or above are on no list
 
 
 class Client(NamedTuple):
-    """One client and the right answer. Without a name, policyd must ask DNS."""
+    """One client and the verb of its right answer. Without a name, policyd must ask DNS."""
 
     address: str
     name: str
@@ -70,7 +70,7 @@ def domain(number: int) -> str:
     return f"{word}.{_ENDINGS[number % len(_ENDINGS)]}"
 
 
-# A ruleset that every version of policyd understands. It asks no DNS about a client whose name Postfix has verified.
+# A ruleset that every version of policyd understands. It needs no DNS for a client whose name Postfix has verified.
 PLAIN_RULES = """\
 lists:
   partners: [partner.example, relay.partner.example]
@@ -131,7 +131,7 @@ def with_generic_names(rules: str, condition: str, names: Path) -> str:
 def with_dns_lists(rules: str, only_in: str = "") -> str:
     """Appends a rule that uses four DNS lists, on which no client is.
 
-    `only_in` is the protocol state in which the rule needs them.
+    With `only_in`, the rule applies in this protocol state only.
     """
     names = ("one", "two", "three", "four")
     fields = "codes: 127.0.0.2, self_test: no"
@@ -144,8 +144,8 @@ def with_dns_lists(rules: str, only_in: str = "") -> str:
 def with_memory(rules: str, wait: str) -> str:
     """Appends rules with two counters and a greylist rule, which apply to every request.
 
-    No client reaches the counters' limits. A first try waits for `wait`. The ruleset's own tests are removed, because
-    the greylist rule would defer their clients.
+    No client reaches the counters' limits. Greylisting delays a first attempt by `wait`. The ruleset's own tests are
+    removed, because the greylist rule would defer their clients.
     """
     definitions = (
         "\ncounters:\n"
@@ -162,7 +162,7 @@ def with_memory(rules: str, wait: str) -> str:
 
 
 def with_many_rules(rules: str, count: int) -> str:
-    """Appends many rules, each with its own network, suffix and exception."""
+    """Appends this number of rules, each with another network, suffix and exception."""
     return _extended(
         rules,
         rules="".join(
@@ -184,9 +184,9 @@ def _extended(ruleset: str, *, lists: str = "", rules: str) -> str:
     return ruleset
 
 
-# --- Expressions, as lists of generic reverse DNS have them -----------------------------------------------------------
+# --- Expressions like those in lists of generic reverse DNS -----------------------------------------------------------
 
-# An expression and a name that it matches; {d} is the provider's domain, {o} are the address's octets.
+# Pairs of an expression and a name that it matches; {d} is the provider's domain, {o} are the address's octets.
 _GENERIC = (
     (r"^\d{{1,3}}-\d{{1,3}}-\d{{1,3}}-\d{{1,3}}\.(dynamic|dyn|pool)\.{d}$", "{o[0]}-{o[1]}-{o[2]}-{o[3]}.dyn.{d}"),
     (r"^(host|ip|dsl)-?\d{{1,3}}(\.\d{{1,3}}){{3}}\.{d}$", "host-{o[3]}.{o[2]}.{o[1]}.{o[0]}.{d}"),
@@ -229,8 +229,8 @@ def clients_of_lists(count: int, entries: int, *, ipv6: bool = True) -> Iterator
 
 
 def clients_of_rules(count: int, rules: int) -> Iterator[Client]:
-    """Clients for `with_many_rules`. Of every ten, a rule rejects one and excepts one; one is only in its network, one
-    only under its suffix; six are strangers.
+    """Clients for `with_many_rules`. Of every ten, a rule rejects one and excepts one; one is only in a rule's
+    network, one only under a rule's suffix; six are strangers.
     """
     for number in range(count):
         rule = number // 10 * _SCATTER % rules
@@ -276,7 +276,8 @@ def clients_without_names(count: int) -> Iterator[Client]:
     return (Client(stranger(number), "", "DUNNO") for number in range(count))
 
 
-# A request of Postfix 3.7 for a message from outside, over TLS.
+# A request in the form that load.c reads: the verb of the right answer, and the attributes that Postfix 3.7 sends for a
+# message from outside, over TLS.
 _REQUEST = """\
 expect={client.expect}
 request=smtpd_access_policy

@@ -1,4 +1,4 @@
-"""The rows with memory: two counters and greylisting for each request, in the process and in a shared server."""
+"""The rows with counters and greylisting for each request: their state is in the daemon or in a shared server."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.state.servers import PROGRAMS, StateServer
 # Number of clients, each in a separate network; few enough that no key is evicted while the cost is measured.
 _CLIENTS = 4_000
 
-# Number of keys for measuring memory: the default of `limits.state_keys`.
+# Maximum number of keys in the daemon: the default of `limits.state_keys`.
 _KEYS = 200_000
 
 # Maximum number of runs until every client has passed greylisting. Two are enough if each run is long enough for all
 # clients.
 _WARMING_RUNS = 10
 
-# Seconds that a first try waits.
+# Seconds for which greylisting delays a first attempt.
 _WAIT_SECONDS = 1
 
 
@@ -45,7 +45,7 @@ def counters(bench: Bench) -> Row:
 
 
 def counters_shared(bench: Bench) -> Row:
-    """The same rules with the memory in a server beside the daemon, on the same cores."""
+    """The same rules with their state in a Redis or Valkey server beside the daemon, on the same cores."""
     if not PROGRAMS:
         raise LeftOut("there is neither redis-server nor valkey-server")
     load = bench.load("counters", corpus.strangers(_CLIENTS), pinned=False)
@@ -61,7 +61,7 @@ def counters_shared(bench: Bench) -> Row:
             for _ in range(bench.scale.rounds):
                 settle(counted.pid)
                 report = load.put_on(counted)
-                servers.insist(report)
+                servers.require_valid(report)
                 reports.append(report)
     finally:
         server.stop()
@@ -80,14 +80,14 @@ def _let_in(load: servers.Load, server: servers.Server) -> None:
     """Sends requests until every client has passed greylisting. Raises BenchError if that takes too many runs."""
     for _ in range(_WARMING_RUNS):
         report = load.put_on(server)
-        if report["passes"] > 1 and not report["wrong"]:  # the first pass is over
+        if report["passes"] > 1 and not report["wrong"]:  # each client has sent a request, and none was deferred
             return
         time.sleep(_WAIT_SECONDS)
     raise servers.BenchError(f"after {_WARMING_RUNS} runs some clients are still greylisted")
 
 
 def _memory_of_keys(bench: Bench) -> float:
-    """The additional memory of the daemon with the maximum number of keys. Each client adds at least three keys."""
+    """The additional memory of a daemon with the maximum number of keys. Each client adds at least three keys."""
     rules = corpus.with_memory(bench.shipped, wait="5m")
     clients = bench.load("counters-keys", corpus.strangers(_KEYS + _KEYS // 4))
     load = servers.Load(clients.program, clients.requests, 50, 15)

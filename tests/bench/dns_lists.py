@@ -13,7 +13,7 @@ _CACHED_CLIENTS = 2000
 
 
 def lists_unneeded(bench: Bench) -> Row:
-    """A request that needs no list: every rule with a list has another condition that does not hold."""
+    """A request that needs no list: the rule with the lists has another condition, which does not hold."""
     load = bench.load_of_lists(10)
     with ExitStack() as running:
         _, plain = running.enter_context(servers.policyd(bench.rules_with_lists(10)))
@@ -36,7 +36,7 @@ def lists_cached(bench: Bench) -> Row:
         _, plain = running.enter_context(servers.policyd(bench.shipped, dns=dns))
         _, listed = running.enter_context(servers.policyd(corpus.with_dns_lists(bench.shipped), dns=dns))
         for server in (plain, listed):
-            servers.insist(load.put_on(server))  # fills the caches
+            servers.require_valid(load.put_on(server))  # fills the caches
         costs = bench.costs_in_turn(PAIRS, reverse_dns=(plain, load), and_lists=(listed, load))
     return Row(
         "lists_cached",
@@ -59,7 +59,7 @@ def lists_asked(bench: Bench) -> Row:
         used = cpu_seconds(server.pid)
         report = servers.Load(load.program, load.requests, 500, seconds).put_on(server)
         used = cpu_seconds(server.pid) - used
-    servers.insist(report, passes=1)
+    servers.require_valid(report, passes=1)
     return Row(
         "lists_asked",
         "500 connections, each request from another client that needs DNS and four DNS lists; answers after 20 ms",

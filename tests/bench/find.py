@@ -1,4 +1,4 @@
-"""The rows of interactive commands: `policyd find`, compared with awk, sort and uniq, and `policyd status`."""
+"""The rows of two interactive commands: `policyd status`, and `policyd find`, compared with awk, sort and uniq."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tests.bench.bench import Bench
 
-_START = 1_790_000_000
+_START = 1_790_000_000  # Unix time of the first line
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
@@ -63,7 +63,7 @@ def find(bench: Bench) -> Row:
             if account.status:
                 raise servers.BenchError(f"{name} ended with status {account.status}")
             peaks[name] = max(peaks[name], account.peak_mb)
-    ratio = statistics.median(own / old for own, old in zip(seconds["policyd"], seconds["awk"], strict=True))
+    ratio = statistics.median(ours / awk for ours, awk in zip(seconds["policyd"], seconds["awk"], strict=True))
     return Row(
         "find",
         f"`policyd find --by client` over {lines:,} decisions, compared with awk, sort and uniq -c",

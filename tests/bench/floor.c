@@ -1,7 +1,7 @@
 /*
  * floor ADDRESS: a minimal policy server, which costs less than any real one. It finds the end of each request and
- * answers DUNNO without reading it, so its cost is that of the kernel and the protocol. For each connection it keeps
- * one bit: whether the last byte was a newline.
+ * answers DUNNO without parsing the request, so its cost is that of the kernel and the protocol. For each connection it
+ * only remembers whether the last byte was a newline.
  */
 #define _GNU_SOURCE
 #include <sys/epoll.h>

@@ -27,7 +27,7 @@
 #include "address.h"
 
 #define SECOND 1000000000ull
-#define DRAIN 5
+#define DRAIN 5 /* seconds for requests in flight at the end */
 #define MAX_SECONDS 600 /* of one run, so that a failed test never leaves a load on the machine */
 #define MAX_ANSWER 4096
 
@@ -87,7 +87,7 @@ static void *resized(void *memory, size_t bytes)
 
 /* --- Requests ------------------------------------------------------------------------------------------------ */
 
-/* The verb at the beginning of a text, which a blank or the end of the line follows. */
+/* The verb at the beginning of a text, up to a blank or the end of the line. */
 static uint8_t verb_of(const char *text, size_t length)
 {
     size_t end = 0;

@@ -1,6 +1,6 @@
-"""The rows of mail logs: `replay` over a month with lines of every form, and over refusals of clients that never recur.
+"""The rows of mail logs: `replay` over a month with lines of many forms, and over refusals of clients that never recur.
 
-With BENCH_FORMER=/path/to/policyd in the environment, another build reads the same logs in turn, and the row compares
+With BENCH_FORMER=/path/to/policyd in the environment, another build reads the same logs in turn, and each row compares
 the two builds.
 """
 
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from tests.bench.bench import Bench
 
 _SPAN = 30 * 86400  # seconds of the month
-_START = 1_790_000_000
+_START = 1_790_000_000  # Unix time of the first line
 
-# Events on a mail server, with their share: the lines of an event, each beginning with its writer. `q`, `r` and
-# `s` are queue ids, `p` a process id, `a` an address, `n` its name, `k` a number.
+# Events on a mail server: their relative frequency and their log lines. A line begins with the program that writes it;
+# `_month` adds `postfix/` unless a blank comes first. `q`, `r` and `s` are queue ids, `p` a process id, `a` an address,
+# `n` its name, `k` a number.
 _EVENTS: tuple[tuple[float, str], ...] = (
     (
         22,
@@ -100,8 +101,8 @@ to=<b@example.net> proto=ESMTP helo=<{n}>""",
 
 
 def _month(lines: int) -> Iterator[str]:
-    """Yields a month of log lines of a mail server that runs Postfix, sendmail and a filter. The same number gives the
-    same lines.
+    """Yields a month of log lines of a mail server that runs Postfix, sendmail and a filter. The lines are the same in
+    every run with the same number.
     """
     chance = random.Random(lines)
     events = [event.split("\n") for _, event in _EVENTS]
@@ -129,7 +130,7 @@ def _month(lines: int) -> Iterator[str]:
 
 
 def _refusals(lines: int) -> Iterator[str]:
-    """Refusals, each of another client; every second client has a name."""
+    """Yields refusals, each of a different client; every second client has a name."""
     for number in range(lines):
         address = f"{number >> 24 | 64}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
         client = f"h{number}.dyn.isp{number % 300}.example[{address}]" if number % 2 else f"unknown[{address}]"
@@ -157,12 +158,12 @@ def _replay(
     bench: Bench,
     name: str,
     what: str,
-    made: Callable[[int], Iterator[str]],
+    generate: Callable[[int], Iterator[str]],
     lines: int,
     bar: float = 1.0,
     goal: float = 1.0,
 ) -> Row:
-    log = _write(bench.folder / f"{name}.log", made(lines))
+    log = _write(bench.folder / f"{name}.log", generate(lines))
     rules = _common_rules(bench.folder / "common.yaml")
     builds: dict[str, tuple[str, ...]] = {"policyd": (sys.executable, "-m", "policyd")}
     if former := os.environ.get("BENCH_FORMER"):

@@ -1,7 +1,7 @@
 /*
  * mail: sends messages to an SMTP server over N sessions at a time, one message in each, as most senders do. Prints a
- * report in one line of JSON. Each message comes from another client, whose address and name XCLIENT gives
- * (https://www.postfix.org/XCLIENT_README.html). It takes the clients from a file, in turn: lines `ADDRESS NAME`.
+ * report in one line of JSON. XCLIENT gives each message the address and name of the next client in a file of lines
+ * `ADDRESS NAME` (https://www.postfix.org/XCLIENT_README.html).
  *
  * A session counts as failed if it ends before the server has accepted the message. The program ends by itself: after
  * all messages, or after MAX_SECONDS.
@@ -16,7 +16,7 @@
 
 #include "address.h"
 
-#define MAX_SECONDS 120
+#define MAX_SECONDS 120 /* of one run, so that a failed test never leaves a load on the machine */
 #define MAX_SESSIONS 1000
 #define MAX_REPLY 4096
 

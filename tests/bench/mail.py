@@ -1,4 +1,4 @@
-"""The row with a real Postfix: messages a second, by the policy service that it asks for each recipient."""
+"""The row with a real Postfix: the messages a second that it accepts with each policy service, and without any."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tests.bench.bench import Bench
 
-# Sessions at a time, each with one message; 20 keep two cores busy.
+# Number of simultaneous SMTP sessions, each with one message; 20 keep two cores busy.
 SESSIONS = 20
 
 # An smtpd(8) that asks one policy service or none; added to the configuration of the field tests' Postfix.
@@ -62,10 +62,11 @@ def mail(bench: Bench) -> Row:
         postfix = Postfix(folder)
         ports = _add_services(folder, {name: server and server.address for name, server in services.items()})
         with postfix:
-            for name in services:  # the first messages wait for processes to start
+            for name in services:  # not measured: the first messages wait until Postfix's processes have started
                 _messages_a_second(bench, folder, ports[name], clients, max(scale.messages // 10, 2 * SESSIONS))
             for pair in range(scale.mail_pairs):
-                # The two servers to compare change their order from pair to pair; the others are for reference.
+                # The floor and policyd change their order from pair to pair. The others, for reference, run in every
+                # third pair.
                 names = ["floor", "policyd"] if pair % 2 else ["policyd", "floor"]
                 names += [name for name in ("none", "postfwd") if name in services and pair % 3 == 0]
                 for name in names:
@@ -96,7 +97,7 @@ def _add_services(root: Path, addresses: Mapping[str, str | None]) -> dict[str, 
 
 
 def _messages_a_second(bench: Bench, root: Path, port: int, clients: Path, count: int) -> float:
-    """Sends messages and waits until Postfix has delivered them."""
+    """Sends messages; returns how many a second Postfix accepted. Waits until Postfix has delivered all of them."""
     command = (
         bench.tools["mail"],
         "-a",
@@ -112,9 +113,9 @@ def _messages_a_second(bench: Bench, root: Path, port: int, clients: Path, count
     if report["failed"] or report["taken"] != count:
         raise servers.BenchError(f"Postfix did not take all messages: {report}")
     queues = [root / "queue" / name for name in ("incoming", "active", "deferred")]
-    until("the end of all deliveries", lambda: not any(_files(queue) for queue in queues) or None, seconds=60)
+    until("the end of all deliveries", lambda: not any(_has_files(queue) for queue in queues) or None, seconds=60)
     return float(report["per_second"])
 
 
-def _files(folder: Path) -> bool:
+def _has_files(folder: Path) -> bool:
     return any(path.is_file() for path in folder.rglob("*"))

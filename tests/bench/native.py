@@ -13,7 +13,7 @@ TOOLS = ("floor", "load", "mail", "resolver")
 def build(folder: Path) -> dict[str, Path]:
     """Compiles every tool into a folder; returns the programs by name.
 
-    Raises FileNotFoundError without a C compiler (`CC`, or cc), CalledProcessError if it fails.
+    Raises FileNotFoundError without a C compiler (`CC`, or cc), CalledProcessError if a tool cannot be compiled.
     """
     compiler = os.environ.get("CC", "cc")
     for tool in TOOLS:

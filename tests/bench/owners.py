@@ -1,4 +1,4 @@
-"""The row with databases of systems and countries: their cost for a request, a start, a reload, and in memory."""
+"""The row with databases of autonomous systems and countries: CPU of a request, time of a start or reload, memory."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ def owners(bench: Bench) -> Row:
     files = [folder / "asn.csv", folder / "country.mmdb"]
     load = bench.load_of_lists(10)
     plain = bench.rules_with_lists(10)
-    owned = f"databases: {{asn: {files[0]}, country: {files[1]}}}\n{plain}"
+    with_databases = f"databases: {{asn: {files[0]}, country: {files[1]}}}\n{plain}"
     with ExitStack() as running:
         started = {
-            name: running.enter_context(servers.policyd(rules)) for name, rules in (("without", plain), ("with", owned))
+            name: running.enter_context(servers.policyd(rules))
+            for name, rules in (("without", plain), ("with", with_databases))
         }
         measured = {name: (server, load) for name, (_, server) in started.items()}
         costs = bench.costs_in_turn(PAIRS, **measured)
         memory = {name: _memory(server) for name, (_, server) in started.items()}
     seconds: dict[str, list[float]] = {f"{what} {name}": [] for what in ("start", "reload") for name in started}
     for _ in range(min(bench.scale.rounds, 3)):
-        for name, rules in (("without", plain), ("with", owned)):
+        for name, rules in (("without", plain), ("with", with_databases)):
             began = time.monotonic()
             with servers.policyd(rules, pinned=False) as (daemon, server):
                 seconds[f"start {name}"].append(time.monotonic() - began)
@@ -51,8 +52,8 @@ def owners(bench: Bench) -> Row:
         (
             Reading("ratio to none", median_ratio(costs, "with", "without"), "x", 1.12, 1.08),
             Reading("additional memory", memory["with"] - memory["without"], "MB", size + _MORE_MEMORY),
-            Reading("additional time of a start", _longer(seconds, "start"), "s", 0.5),
-            Reading("additional time of a reload", _longer(seconds, "reload"), "s", 0.5),
+            Reading("additional time of a start", _additional_seconds(seconds, "start"), "s", 0.5),
+            Reading("additional time of a reload", _additional_seconds(seconds, "reload"), "s", 0.5),
             *medians(costs),
         ),
     )
@@ -71,6 +72,6 @@ def _reload(daemon: Policyd, server: Server) -> float:
     return time.monotonic() - began
 
 
-def _longer(seconds: dict[str, list[float]], what: str) -> float:
+def _additional_seconds(seconds: dict[str, list[float]], what: str) -> float:
     """Seconds that databases add to a start or a reload: the difference of the medians."""
     return statistics.median(seconds[f"{what} with"]) - statistics.median(seconds[f"{what} without"])

@@ -1,7 +1,7 @@
 """The rows with programs that policyd may replace: postfwd, and Postfix's own `cidr:` table.
 
-postfwd asks no DNS and does not log its rules, and for Postfix's table only the lookup is measured, without a socket, a
-protocol or a log.
+postfwd asks no DNS, and does not log which rule decides. For Postfix's table only the lookup is measured, without a
+socket, a protocol or a log.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def growth(bench: Bench) -> Row:
         with ExitStack() as running:
             _, daemon = running.enter_context(servers.policyd(bench.rules_with_lists(entries, ipv6=False)))
             measured = {"policyd": (daemon, load)}
-            if entries in {few, many}:  # the floor has no lists
+            if entries in {few, many}:  # the floor has no lists, so two points are enough
                 measured["floor"] = (running.enter_context(servers.floor(bench.tools["floor"])), load)
             costs = bench.costs_in_turn(rounds, **measured)
         for name, values in costs.items():
@@ -95,26 +95,26 @@ def growth(bench: Bench) -> Row:
 
 
 def _cidr_lookup_us(bench: Bench, postmap: str, entries: int, rounds: int) -> tuple[float, float]:
-    """CPU microseconds of a lookup in a `cidr:` table, without the time to read the table, and the table's MB."""
+    """CPU microseconds of a lookup in a `cidr:` table, without reading the table; and megabytes of the table."""
     table = bench.folder / f"table-{entries}.cidr"
     with table.open("w") as file:
         file.writelines(f"{corpus.network(number, ipv6=False)} REJECT\n" for number in range(entries))
     (bench.folder / "main.cf").write_text("compatibility_level = 3.6\n")
-    # Work for about a second, in which Postfix compares about a hundred million networks.
+    # Enough lookups for about a second: in this time Postfix compares about a hundred million networks.
     count = min(max(100_000_000 // entries, 100), 200_000)
     keys = [client.address for client in corpus.clients_of_networks(count, entries)]
     command = (postmap, "-c", str(bench.folder), "-q", "-", f"cidr:{table}")
     costs = []
     for _ in range(rounds):
-        reading = run_and_account(command, f"{keys[0]}\n")
-        looking = run_and_account(command, "".join(f"{key}\n" for key in keys))
-        found = looking.output.count("REJECT")
+        one_lookup = run_and_account(command, f"{keys[0]}\n")
+        all_lookups = run_and_account(command, "".join(f"{key}\n" for key in keys))
+        found = all_lookups.output.count("REJECT")
         if found != sum(number % 10 == 3 for number in range(count)):
             raise servers.BenchError(f"postmap found {found} of {count} clients")
-        costs.append((looking.cpu_seconds - reading.cpu_seconds) * 1e6 / (count - 1))
+        costs.append((all_lookups.cpu_seconds - one_lookup.cpu_seconds) * 1e6 / (count - 1))
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as waiting:
         assert waiting.stdin is not None
-        waiting.stdin.write(f"{keys[0]}\n".encode())  # at the first key, postmap reads the table
+        waiting.stdin.write(f"{keys[0]}\n".encode())  # postmap reads the table when the first key arrives
         waiting.stdin.flush()
         settle(waiting.pid)
         megabytes = memory_mb(waiting.pid)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 760, 440
 LEFT, RIGHT, TOP, BOTTOM = 80, 190, 50, 60  # margins; the names of the lines are in the right one
 
+# The lines of the plot: the name of each, what one of its figures is, and its colour.
 _LINES = {
     "cidr": ("Postfix cidr: table", "one lookup", "#c0392b"),
     "postfwd": ("postfwd", "one request", "#b9770e"),
@@ -79,25 +80,25 @@ def _line(name: str, points: Mapping[int, float], x: _Axis, y: _Axis) -> Iterato
     _, _, colour = _LINES[name]
     places = [(x.place(count), y.place(cost)) for count, cost in sorted(points.items())]
     dashes = ' stroke-dasharray="5 4"' if name == "floor" else ""
-    way = " ".join(f"{at:.1f},{height:.1f}" for at, height in places)
-    yield f'<polyline points="{way}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>'
+    coordinates = " ".join(f"{at:.1f},{height:.1f}" for at, height in places)
+    yield f'<polyline points="{coordinates}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>'
     for at, height in places:
         yield f'<circle cx="{at:.1f}" cy="{height:.1f}" r="3" fill="{colour}"/>'
 
 
 def _names(shown: Mapping[str, Mapping[int, float]], x: _Axis, y: _Axis) -> Iterator[str]:
-    """The name of each line at its right end, with its last figure; moved apart if they would overlap."""
+    """The name of each line at its right end, with its last figure. Names that would overlap are moved apart."""
     lowest = HEIGHT - BOTTOM + 30.0
     ends = sorted(((y.place(points[max(points)]), name) for name, points in shown.items()), reverse=True)
     for height, name in ends:
-        what, of, colour = _LINES[name]
+        title, meaning, colour = _LINES[name]
         at = min(height, lowest - 34)
         lowest = at
         end = max(shown[name])
         unit, unit_name = next((unit, each) for unit, each in _UNITS if shown[name][end] >= unit)
         figure = f"{shown[name][end] / unit:.3g} {unit_name}"
-        yield _text(x.place(end) + 10, at, what, colour=colour)
-        yield _text(x.place(end) + 10, at + 15, f"{of}: {figure}", colour=colour, size=11)
+        yield _text(x.place(end) + 10, at, title, colour=colour)
+        yield _text(x.place(end) + 10, at + 15, f"{meaning}: {figure}", colour=colour, size=11)
 
 
 def _text(

@@ -1,6 +1,6 @@
 """CPU time and memory of a server with all its processes, from /proc (proc(5)), and pinning to cores.
 
-An ordinary user may read all of it for their own processes.
+An ordinary user may read these files for their own processes.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 _PROC = Path("/proc")
 _TICK = 1 / os.sysconf("SC_CLK_TCK")
-_BLOCK = 512  # of st_blocks, stat(2)
+_BLOCK = 512  # bytes in a block of st_blocks (stat(2))
 
-# Seconds between two measurements for a peak. A measurement takes some milliseconds with hundreds of megabytes.
+# Seconds between two measurements for a peak; a measurement takes some milliseconds of them with hundreds of megabytes.
 _LOOK_SECONDS = 0.02
 
 
@@ -33,12 +33,12 @@ def cores() -> tuple[int, int]:
 
 
 def pinned_to(core: int) -> Sequence[str]:
-    """The first words of a command that runs its remaining words on one core, with child processes."""
+    """Words before a command that make it and its child processes run on one core."""
     return "taskset", "--cpu-list", str(core)
 
 
 def _stat(pid: int) -> list[bytes]:
-    """The fields of /proc/PID/stat from `state` on; none for a process that has ended."""
+    """The fields of /proc/PID/stat from `state` on; an empty list for a process that has ended."""
     try:
         return (_PROC / str(pid) / "stat").read_bytes().rpartition(b") ")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -46,7 +46,7 @@ def _stat(pid: int) -> list[bytes]:
 
 
 def tree(root: int) -> list[int]:
-    """A process and all that descend from it."""
+    """The ids of a process and of all its descendants."""
     children: dict[int, list[int]] = {}
     for entry in _PROC.iterdir():
         if entry.name.isdecimal() and (fields := _stat(int(entry.name))):
@@ -65,8 +65,8 @@ def cpu_seconds(root: int) -> float:
 def memory_mb(root: int) -> float:
     """Memory of a process and its descendants, in 10**6 bytes.
 
-    This is their PSS, in which a shared page counts once, and memory files (memfd_create(2)) at their full size,
-    because PSS leaves out pages that are not mapped or not yet touched.
+    This is the sum of their PSS, in which a page that they share counts once. Memory files (memfd_create(2)) count at
+    their full size, because PSS leaves out pages that are not mapped or not yet touched.
     """
     pss = files_pss = 0
     files: dict[str, int] = {}
@@ -89,7 +89,7 @@ def _bytes(name: str, rollup: str) -> int:
 
 
 def _memory_files(pid: int) -> Iterator[tuple[str, int]]:
-    """The memory files that a process has open or mapped: inode, bytes."""
+    """The memory files that a process has open or mapped: inode, bytes. A file may come more than once."""
     mapped: dict[str, int] = {}
     for line in (_PROC / str(pid) / "maps").read_text().splitlines():
         if "/memfd:" in line:
@@ -108,7 +108,7 @@ def _memory_files(pid: int) -> Iterator[tuple[str, int]]:
 
 @contextmanager
 def peak_memory(root: int) -> Iterator[list[float]]:
-    """Measures `memory_mb` repeatedly during the block."""
+    """Measures `memory_mb` repeatedly during the block; yields the list of figures."""
     seen: list[float] = [memory_mb(root)]
     done = threading.Event()
 
@@ -142,7 +142,7 @@ def settle(root: int, seconds: float = 0.3) -> None:
 
 
 class Account(NamedTuple):
-    """The output of a command, and its resources."""
+    """The exit status and the output of a command, and the resources that it used."""
 
     status: int
     output: str

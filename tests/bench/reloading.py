@@ -1,7 +1,7 @@
-"""The rows of loading: the cost of a reload after an edit, of a first load, and of `policyd check`.
+"""The rows of loading: reloads after an edit, a first load, and `policyd check`; also a request under two builds.
 
-With BENCH_FORMER=/path/to/policyd in the environment, another build does the same in turn, and each row compares the
-two builds; bars and goals are ratios to the build of commit df1664a.
+With BENCH_FORMER=/path/to/policyd in the environment, another build does the same work, and most rows compare the two
+builds. The bars and goals of these ratios are for the build of commit df1664a.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from tests.bench.servers import Server
     from tests.field.policyd import Policyd
 
-# Number of list files of networks, and also of list files of names.
+# Number of list files of networks; there are as many of names.
 _FILES = 20
 
-# One entry in this number changes: 1,000 of the 50,000 of a full list.
+# One in this many entries of a list changes: in a full run, 1,000 of 50,000.
 _CHANGED_SHARE = 50
 
-# Entries that a list gains before a reload under load.
+# New entries in a list before a reload of `reload_list_load` or `reload_memory`.
 _ADDED = 1000
 
-# Number of lists that overlap everywhere.
+# Number of lists in `dense_lists`.
 _DENSE = 200
 
 _OURS = (sys.executable, "-m", "policyd")
@@ -111,8 +111,8 @@ def reload_memory(bench: Bench) -> Row:
 
 
 def dense_lists(bench: Bench) -> Row:
-    """Two hundred random lists of the same few addresses, so that neighbouring addresses are almost never on the same
-    lists. They are measured in one condition, and with one rule for each list.
+    """Two hundred lists, each with a random half of the same addresses, so that neighbouring addresses are almost never
+    on the same lists. They are measured in one condition, and with one rule for each list.
     """
     folder = bench.folder / "dense"
     folder.mkdir(exist_ok=True)
@@ -141,7 +141,7 @@ def dense_lists(bench: Bench) -> Row:
 
 
 def request_former(bench: Bench) -> Row:
-    """A request that needs no fact, compared with another build."""
+    """A request that needs no DNS, compared with another build."""
     entries = bench.scale.entries
     load = bench.load_of_lists(entries)
     rules = corpus.with_lists(corpus.PLAIN_RULES, bench.networks(entries), bench.domains(entries))
@@ -184,10 +184,11 @@ def first_load(bench: Bench) -> Row:
 
 
 def check(bench: Bench) -> Row:
-    """`policyd check`, warnings included."""
+    """CPU and peak memory of `policyd check`, which also looks for warnings."""
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    rules = _folder(bench) / "rules.yaml"
-    rules.write_text(_rules(_folder(bench)))
+    folder = _write_lists(bench)
+    rules = folder / "rules.yaml"
+    rules.write_text(_rules(folder))
     for _ in range(min(bench.scale.rounds, 3)):
         for name, program in _programs():
             account = _check(program, rules)
@@ -234,7 +235,7 @@ def _reload_row(
 def _readings(
     found: dict[str, dict[str, list[float]]], figure: str, unit: str, bar_and_goal: tuple[float, float]
 ) -> Iterator[Reading]:
-    """The medians of this build and the former, and their ratio."""
+    """The median of this build; if a former build was measured, also its median and the ratio."""
     middle = {build: statistics.median(figures[figure]) for build, figures in found.items()}
     yield Reading(figure, middle["this build"], unit)
     if "the former build" in middle:
@@ -258,7 +259,7 @@ def _what(bench: Bench, what: str) -> str:
     return f"{what}: {entries:,} networks and {entries:,} names in {_FILES} files each"
 
 
-def _folder(bench: Bench) -> Path:
+def _write_lists(bench: Bench) -> Path:
     """Writes the list files into a folder, again for each row, because some rows change them; returns the folder."""
     folder = bench.folder / "lists"
     folder.mkdir(exist_ok=True)
@@ -283,6 +284,6 @@ def _rules(folder: Path) -> str:
 
 @contextmanager
 def _daemon(bench: Bench, program: Sequence[str]) -> Iterator[tuple[Path, Policyd, Server]]:
-    folder = _folder(bench)
+    folder = _write_lists(bench)
     with servers.policyd(_rules(folder), pinned=False, program=program) as (daemon, server):
         yield folder, daemon, server

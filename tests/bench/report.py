@@ -52,7 +52,7 @@ def machine() -> dict[str, str]:
 
 
 def as_json(machine: dict[str, str], rows: Sequence[Row]) -> dict[str, Any]:
-    """All figures."""
+    """All figures and the machine, in types that JSON has."""
     return {
         "machine": machine,
         "rows": {
@@ -114,7 +114,7 @@ def _series_table(row: Row) -> list[str]:
 
 
 def verdict(row: Row) -> str:
-    """The worst of the verdicts on a row's readings."""
+    """The worst verdict on a row's readings that have a bar."""
     found = {reading.verdict for reading in row.readings if reading.bar is not None}
     return next((worst for worst in ("missed", "bar", "goal") if worst in found), "")
 
@@ -132,7 +132,7 @@ def _unit(reading: Reading) -> str:
 
 
 def _number(value: float) -> str:
-    """Three significant digits; no decimals for a whole number."""
+    """Two decimals below 10, one below 100, otherwise none; none for a whole number either."""
     if value == int(value) or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"

@@ -1,7 +1,7 @@
 /*
  * resolver PORT MILLISECONDS: a DNS server on 127.0.0.1 that delays each answer by MILLISECONDS. Every IPv4 address has
  * a name that verifies: the PTR record of 4.3.2.1.in-addr.arpa is h-1-2-3-4.clients.example, whose A record is 1.2.3.4
- * (RFC 1035). Nothing else exists. The server is so fast that a lookup waits only for the delay.
+ * (RFC 1035). Nothing else exists. The server itself takes almost no time, so a lookup waits only for the delay.
  *
  * It ends by itself after MAX_SECONDS.
  */
@@ -113,7 +113,7 @@ int main(int argc, char **argv)
         if (count == MAX_WAITING)
             next = &dropped;
         socklen_t length = sizeof next->client;
-        /* Leaves room for the answer, which is longer than its query by one record. */
+        /* Leaves room in the buffer for the answer, which is longer than the query by one record. */
         ssize_t got = recvfrom(server, next->message, MAX_MESSAGE - 64, 0, (struct sockaddr *)&next->client, &length);
         if (got > 0 && next != &dropped && (next->length = answer(next->message, got))) {
             next->due = now() + delay;

@@ -1,4 +1,4 @@
-"""The rows about requests, loading, reloads, connections, DNS and `replay`; each function measures one row."""
+"""The rows about requests, loading, memory, reloads, expiring entries, connections, DNS and `replay`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # DNS under it.
 RETIREMENT_SECONDS = 7
 
-# Descriptors of a daemon besides those of its connections.
+# File descriptors of a process besides those of its connections.
 _OTHER_DESCRIPTORS = 128
 
 
@@ -91,8 +91,8 @@ def rules(bench: Bench) -> Row:
 
 
 def expressions(bench: Bench) -> Row:
-    """The cost of a long list of expressions for names that match: compared with no list, and with suffixes that give
-    the same answers, which isolates the cost of the expressions.
+    """The cost of a long list of expressions for names that match, compared with no list, and with suffixes that give
+    the same answers. The second comparison isolates the cost of the expressions.
     """
     count = bench.scale.requests
     deferred = bench.load("generic-deferred", corpus.clients_of_expressions(count, EXPRESSIONS, "DEFER"))
@@ -132,7 +132,7 @@ def latency(bench: Bench) -> Row:
             for name, server in measured.items():
                 settle(server.pid)
                 report = load.put_on(server)
-                servers.insist({**report, "wrong": 0} if name == "floor" else report)
+                servers.require_valid({**report, "wrong": 0} if name == "floor" else report)
                 waits[name].append(report["latency_us"]["p50"])
     return Row(
         "latency",
@@ -175,7 +175,7 @@ def memory(bench: Bench) -> Row:
             for _ in range(reloads):
                 daemon.reload()
         time.sleep(RETIREMENT_SECONDS)
-        servers.insist(load.put_on(server))
+        servers.require_valid(load.put_on(server))
         settle(server.pid)
         after = memory_mb(server.pid)
         with peak_memory(server.pid) as single_reload:
@@ -207,7 +207,7 @@ def reload(bench: Bench) -> Row:
 def reloads_under_load(
     bench: Bench, daemon: Policyd, server: Server, edit: Callable[[int], None] = lambda number: None
 ) -> tuple[Reading, ...]:
-    """Reloads while clients ask as fast as they can. `edit` runs before each reload, with the reload's number."""
+    """Reloads while clients send requests as fast as they can. Before each reload, calls `edit` with its number."""
     load = bench.load_of_lists(bench.scale.entries, pinned=False)
     reloads = bench.scale.load_reloads
     trace = bench.folder / "trace"
@@ -223,11 +223,11 @@ def reloads_under_load(
         report = servers.report_of(load_process)
     during = _latencies(trace, spans)
     seconds = statistics.median((end - begin) / 1e9 for begin, end in spans)
-    lost = sum(servers.lost(report).values())
+    failures = sum(servers.failures(report).values())
     return (
         Reading("p99", during[int(0.99 * (len(during) - 1))] / 1e6, "ms", 5),
         Reading("longest", during[-1] / 1e6, "ms", 25, 20),
-        Reading("refused, closed, wrong or unanswered", lost, "", 0, 0),
+        Reading("refused, closed, wrong or unanswered", failures, "", 0, 0),
         Reading("requests during reloads", len(during)),
         Reading("duration of a reload", seconds, "s"),
     )
@@ -255,7 +255,7 @@ def _reload_repeatedly(daemon: Policyd, count: int, edit: Callable[[int], None])
 
 
 def expiry(bench: Bench) -> Row:
-    """The latency of clients at full load when a tenth of a large list ends in the same second."""
+    """The latency of clients at full load when a tenth of the entries of a large list expires in the same second."""
     total = bench.scale.entries
     ending = total // 10
     end = int(time.time()) + (30 if total >= 1_000_000 else 12)
@@ -282,22 +282,22 @@ def expiry(bench: Bench) -> Row:
                     time.sleep(0.01)
                 began = time.monotonic_ns()
                 with socket.create_connection(("127.0.0.1", int(server.address.rpartition(":")[2])), 10) as connection:
-                    dropped = _until_let_through(connection, request.encode())
+                    let_through = _until_let_through(connection, request.encode())
                 time.sleep(RETIREMENT_SECONDS)  # so that the old tables are freed under load, too
                 ended = time.monotonic_ns()
             finally:
                 load_process.send_signal(signal.SIGTERM)
             report = servers.report_of(load_process)
     during = _latencies(trace, [(began, ended)])
-    lost = sum(servers.lost(report).values())
+    failures = sum(servers.failures(report).values())
     return Row(
         "expiry",
         f"{ending:,} of {total:,} networks end in the same second under load, 50 connections, server not pinned",
         (
             Reading("p99", during[int(0.99 * (len(during) - 1))] / 1e6, "ms", 10, 5),
             Reading("longest", during[-1] / 1e6, "ms", 50, 20),
-            Reading("refused, closed, wrong or unanswered", lost, "", 0, 0),
-            Reading("first client let through after", (dropped - began) / 1e9, "s"),
+            Reading("refused, closed, wrong or unanswered", failures, "", 0, 0),
+            Reading("first client let through after", (let_through - began) / 1e9, "s"),
         ),
     )
 
@@ -316,13 +316,15 @@ def _until_let_through(connection: socket.socket, request: bytes) -> int:
 
 
 def idle(bench: Bench) -> Row:
-    """The memory of idle connections that have asked once, as Postfix keeps them."""
+    """The memory of idle connections after one request on each, as Postfix keeps them open."""
     count = bench.scale.idle
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    if hard < count + _OTHER_DESCRIPTORS:
-        raise LeftOut(f"{count} connections need as many descriptors, and the limit is {hard} (ulimit -Hn)")
+    needed = count + _OTHER_DESCRIPTORS
+    if hard < needed:
+        raise LeftOut(f"{count} connections need {needed} file descriptors; the limit is {hard} (ulimit -Hn)")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    request = next(iter(bench.load("one", corpus.clients_of_lists(1, 10)).requests.read_bytes().split(b"\n", 1)[1:]))
+    # The first line of the file is not part of the request.
+    _, _, request = bench.load("one", corpus.clients_of_lists(1, 10)).requests.read_bytes().partition(b"\n")
     with servers.policyd(bench.shipped) as (_, server), ExitStack() as connections:
         _ask_once(connections, server, request)
         settle(server.pid)
@@ -360,9 +362,10 @@ def dns(bench: Bench) -> Row:
                 time.sleep(0.2)
             report = servers.report_of(load_process)
         used = cpu_seconds(server.pid) - used
-    servers.insist(report, passes=1)
+    servers.require_valid(report, passes=1)
     if report["answered"] < 2 * cache_size:
         raise servers.BenchError(f"{report['answered']} clients do not fill the cache")
+    # The cache was full by the measurement at which 1.5 times as many clients as it holds had sent a request.
     filled = len(seen) * 3 * cache_size // (2 * report["answered"])
     return Row(
         "dns",

@@ -49,7 +49,7 @@ class BenchError(Exception):
 
 
 def _wrapper(*, pinned: bool) -> Sequence[str]:
-    """The first words of a server's command, which pin the server to a core."""
+    """The first words of a server's command: with `pinned`, they pin the server to a core."""
     return pinned_to(cores()[0]) if pinned else ()
 
 
@@ -61,7 +61,7 @@ def floor(program: Path, *, pinned: bool = True) -> Iterator[Server]:
     """The floor: a minimal policy server in C."""
     address = f"inet:127.0.0.1:{free_port()}"
     with _process(*_wrapper(pinned=pinned), program, address) as pid:
-        _listening(address)
+        _wait_until_listening(address)
         yield Server(address, pid)
 
 
@@ -81,7 +81,7 @@ def policyd(rules: str, *, pinned: bool = True, **settings: Any) -> Iterator[tup
 
 @contextmanager
 def postfwd(rules: str, *, pinned: bool = True) -> Iterator[Server]:
-    """Debian's postfwd (2: preforked), without a cache of answers, DNS, or log lines for each rule."""
+    """Debian's postfwd2 (preforked), without a cache of answers, without DNS, and without log lines for each rule."""
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="policyd-bench-") as name:
         folder = Path(name)
@@ -107,7 +107,7 @@ def postfwd(rules: str, *, pinned: bool = True) -> Iterator[Server]:
         pid = until("postfwd", lambda: int(pid_file.read_text() or 0) or None if pid_file.exists() else None)
         try:
             address = f"inet:127.0.0.1:{port}"
-            _listening(address)
+            _wait_until_listening(address)
             yield Server(address, pid)
         finally:
             ended = os.pidfd_open(pid)  # because postfwd is not a child process
@@ -135,14 +135,14 @@ def _process(*command: str | Path) -> Iterator[int]:
         process.wait(timeout=10)
 
 
-def _listening(address: str) -> None:
+def _wait_until_listening(address: str) -> None:
     _, host, port = address.split(":")
 
-    def connected() -> bool | None:
+    def is_listening() -> bool | None:
         with socket.socket() as probe:
             return probe.connect_ex((host, int(port))) == 0 or None
 
-    until(address, connected, PATIENCE_SECONDS)
+    until(address, is_listening, PATIENCE_SECONDS)
 
 
 # --- Load -------------------------------------------------------------------------------------------------------------
@@ -169,14 +169,14 @@ class Load:
         return dict(json.loads(subprocess.run(self.command(server), check=True, capture_output=True).stdout))
 
 
-def lost(report: Mapping[str, Any]) -> dict[str, int]:
-    """The failures in a report, by kind."""
+def failures(report: Mapping[str, Any]) -> dict[str, int]:
+    """The number of failures in a report, by kind."""
     return {kind: int(report[kind]) for kind in ("wrong", "closed", "refused", "unanswered")}
 
 
-def insist(report: Mapping[str, Any], *, passes: int | None = None) -> None:
-    """Raises BenchError if an answer was wrong or missing, or after more than `passes` passes through the requests."""
-    if any(lost(report).values()) or not report["measured"]:
+def require_valid(report: Mapping[str, Any], *, passes: int | None = None) -> None:
+    """Raises BenchError if an answer was wrong or missing, or if the requests were sent more than `passes` times."""
+    if any(failures(report).values()) or not report["measured"]:
         raise BenchError(f"the load generator says: {json.dumps(report)}")
     if passes is not None and report["passes"] > passes:
         raise BenchError(f"the load ran out of requests after {report['answered']} answers; make more of them")
@@ -192,9 +192,9 @@ def cost_us(server: Server, load: Load) -> tuple[float, dict[str, Any]]:
 
 
 def report_of(load_process: subprocess.Popen[bytes]) -> dict[str, Any]:
-    """The report of a load generator, once it ends.
+    """Waits for the end of a load generator; returns its report.
 
-    Raises BenchError if it has failed.
+    Raises BenchError if the load generator failed.
     """
     output, _ = load_process.communicate()
     if load_process.returncode:

@@ -1,4 +1,4 @@
-"""The resources of a server: of all its processes, and including memory files that are not mapped."""
+"""CPU time and memory of a server: those of all its processes, and of memory files that are not mapped."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ with subprocess.Popen([sys.executable, "-c", "print('ready', flush=True); input(
 
 @contextmanager
 def running(program: str) -> Iterator[int]:
-    """A Python program that says when it is ready, and ends with its standard input."""
+    """Runs a Python program that prints `ready` and ends when its standard input is closed; yields its process id."""
     command = [sys.executable, "-c", program]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -77,7 +77,7 @@ def test_children_belong_to_the_tree() -> None:
         assert memory_mb(pid) > memory_mb(tree(pid)[1])
 
 
-def test_a_command_is_pinned_and_accounted() -> None:
+def test_a_command_is_pinned_and_its_cpu_time_is_measured() -> None:
     core = min(os.sched_getaffinity(0))
     program = "import os, time\nprint(os.sched_getaffinity(0))\nwhile time.process_time() < 0.1: pass"
     account = run_and_account((*pinned_to(core), sys.executable, "-c", program), "")

@@ -1,4 +1,4 @@
-"""The table and the plot."""
+"""The table, the JSON and the plot of the results."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def serving(serve: Callable[[socket.socket], None]) -> Iterator[str]:
         def accept() -> None:
             while True:
                 client, _ = listener.accept()
-                if client.getpeername() == ender.getsockname():
+                if client.getpeername() == stopper.getsockname():  # at the end of the block
                     client.close()
                     return
                 thread = threading.Thread(target=run, args=(client,))
@@ -53,15 +53,15 @@ def serving(serve: Callable[[socket.socket], None]) -> Iterator[str]:
             with client:
                 serve(client)
 
-        ender = socket.socket()
-        ender.bind(("127.0.0.1", 0))
+        stopper = socket.socket()
+        stopper.bind(("127.0.0.1", 0))
         accepting = threading.Thread(target=accept)
         accepting.start()
         try:
             yield f"inet:127.0.0.1:{listener.getsockname()[1]}"
         finally:
-            with ender:
-                ender.connect(listener.getsockname())
+            with stopper:
+                stopper.connect(listener.getsockname())
                 accepting.join()
 
 
@@ -185,7 +185,7 @@ def test_a_wrong_answer_fails_the_measurement(tools: dict[str, Path], tmp_path: 
     with servers.floor(tools["floor"]) as floor:
         report = load.put_on(Server(floor.address, floor.pid))
     with pytest.raises(servers.BenchError, match='"wrong"'):
-        servers.insist(report)
+        servers.require_valid(report)
 
 
 # --- The resolver -----------------------------------------------------------------------------------------------------
@@ -205,7 +205,9 @@ def query(name: str, kind: int) -> bytes:
         ("h-1-2-3-4.clients.example", 28, 3, b""),
     ],
 )
-def test_the_resolver_names_every_address(name: str, kind: int, code: int, end: bytes, tools: dict[str, Path]) -> None:
+def test_the_resolver_knows_the_names_of_all_addresses_and_nothing_else(
+    name: str, kind: int, code: int, end: bytes, tools: dict[str, Path]
+) -> None:
     question = query(name, kind)
     with servers.resolver(tools["resolver"], 20) as address, socket.socket(type=socket.SOCK_DGRAM) as client:
         host, _, port = address.rpartition(":")

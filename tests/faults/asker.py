@@ -1,9 +1,9 @@
-"""The asking process of a flow: `python -m tests.faults.asker`, started by `tests.faults.flow`.
+"""The process that sends the requests of a flow: `python -m tests.faults.asker`, started by `tests.faults.flow`.
 
 It keeps connections busy as Postfix does: one request in flight on each, a short pause, then the next request. If the
 server closes or refuses a connection, it sends the same request over a new connection. It writes attempts to standard
 output, as pickled lists of `Attempt` and `Waits`, and does not check answers, so that checking does not affect times.
-At SIGTERM it ends, as soon as requests in flight have been answered or timed out.
+At SIGTERM it sends no more requests, and ends as soon as those in flight have been answered or timed out.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 # Postfix's timeout in seconds, as the README sets it (`timeout=10s` of check_policy_service).
 PATIENCE_SECONDS = 10.0
 
-# Seconds before a new connection after one was closed or refused. Postfix waits 1 s, which would make tests slow.
+# Seconds before a new connection if the last one was closed or refused. Postfix waits 1 s, which would make tests slow.
 AGAIN_SECONDS = 0.1
 
 # Seconds between two writes to standard output.
 BATCH_SECONDS = 0.01
 
-# In place of a client's number: the server has closed an idle connection.
+# In place of a client's number: no request was in flight when the server closed the connection or sent an answer.
 IDLE = -1
 
 
@@ -82,14 +82,15 @@ class Connection(asyncio.Protocol):
         self._number = number
         self._questions = questions
         self._count = 0
-        self._question: tuple[int, int] | None = None  # the request in flight
+        # The client and serial number of the request that is in flight or will be sent next.
+        self._current: tuple[int, int] | None = None
         self._instance = ""
         self._sent = 0.0
         self._read = b""
         self._transport: asyncio.Transport | None = None
 
     async def connect(self) -> None:
-        """Connects, and tries again until that succeeds."""
+        """Connects, and tries again until the server accepts or the process stops."""
         loop = asyncio.get_running_loop()
         while not self._asker.stopped:
             began = monotonic()
@@ -99,8 +100,8 @@ class Connection(asyncio.Protocol):
                 else:
                     await loop.create_connection(lambda: self, "127.0.0.1", int(self._place))
             except OSError as error:
-                client, serial = self._question or next(self._questions)
-                self._question = client, serial
+                client, serial = self._current or next(self._questions)
+                self._current = client, serial
                 why = os.strerror(error.errno or 0)
                 self._asker.note(Attempt(client, serial, "", began, monotonic(), "", f"cannot connect: {why}"))
                 await asyncio.sleep(AGAIN_SECONDS)
@@ -118,16 +119,16 @@ class Connection(asyncio.Protocol):
         if not self._read.endswith(b"\n\n"):
             return
         answer, self._read = self._read, b""
-        if self._question is None:
+        if self._current is None:
             self._end("an answer without a question")
             return
         self._note(now, answer=answer.decode("latin-1"))
-        self._question = None
+        self._current = None
         asyncio.get_running_loop().call_later(self._asker.pause, self._ask)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        if self._question is None:
+        if self._current is None:
             self._asker.note(Attempt(IDLE, 0, "", monotonic(), monotonic(), "", ""))
         elif self._sent:
             self._end("the connection was closed")
@@ -136,7 +137,7 @@ class Connection(asyncio.Protocol):
 
     def check(self, now: float) -> bool:
         """Whether an answer is pending; gives up after Postfix's timeout."""
-        if self._question is None or not self._sent:
+        if self._current is None or not self._sent:
             return False
         if now - self._sent > PATIENCE_SECONDS:
             self._end(f"no answer within {PATIENCE_SECONDS:.0f} s")
@@ -147,9 +148,9 @@ class Connection(asyncio.Protocol):
     def _ask(self) -> None:
         if self._transport is None or self._asker.stopped:
             return
-        if self._question is None:
-            self._question = next(self._questions)
-        client, serial = self._question
+        if self._current is None:
+            self._current = next(self._questions)
+        client, serial = self._current
         self._count += 1
         self._instance = f"{os.getpid():x}.{self._number}.{self._count}"
         request = b"%binstance=%b\n\n" % (encode_request(client, serial), self._instance.encode())
@@ -160,7 +161,7 @@ class Connection(asyncio.Protocol):
         self._note(monotonic(), failure=failure)
 
     def _note(self, now: float, *, answer: str = "", failure: str = "") -> None:
-        client, serial = self._question or (IDLE, 0)
+        client, serial = self._current or (IDLE, 0)
         self._asker.note(Attempt(client, serial, self._instance, self._sent, now, answer, failure))
         self._sent = 0.0
 
@@ -211,7 +212,7 @@ _ENCODED: dict[int, bytes] = {}
 
 
 def encode_request(client: int, serial: int) -> bytes:
-    """A request without its `instance` and its end. Those of named clients are cached: they have no serial number."""
+    """A request without its `instance` and its end. Requests of named clients are cached; they have no serial."""
     if client < len(NAMED) and client in _ENCODED:
         return _ENCODED[client]
     made = "".join(f"{name}={value}\n" for name, value in attributes_of(client, serial).items()).encode()
@@ -221,7 +222,7 @@ def encode_request(client: int, serial: int) -> bytes:
 
 
 def named_clients(first: int) -> Iterator[tuple[int, int]]:
-    """Endlessly yields the clients that need no DNS, beginning with the client of this number."""
+    """Endlessly yields the number and serial number of each client that needs no DNS, beginning with client `first`."""
     while True:
         yield first % len(NAMED), 0
         first += 1

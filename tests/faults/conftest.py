@@ -1,7 +1,7 @@
 """Fixtures of the fault tests: a world with scripted DNS, daemons, and the table of results.
 
 The short form is part of `make test`; `make faults` sets FAULTS=long, which makes each fault last longer and adds
-those that take minutes. The table is printed at the end, and written to the file that FAULTS_TABLE names.
+faults that take minutes. The table is printed at the end, and written to the file that FAULTS_TABLE names.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Setting:
         return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} "))
 
     def use_edition(self, policyd: Policyd, edition: int) -> str:
-        """Puts another edition in force. Returns what the daemon logged meanwhile."""
+        """Puts another edition in force. Returns what the daemon logged during the reload."""
         with self.world.edition.changing(edition):
             self.write_edition(policyd, edition)
             return policyd.reload()

@@ -8,7 +8,7 @@
 
 At the end of the block the flow has stopped, each request is accounted for, and `flow.row` has the result; a wrong
 answer, an unexpected failure, a slow answer or a late recovery fails the test. `tests.faults.world` knows the right
-answers; a separate process asks (`tests.faults.asker`), so checking does not delay answers.
+answers; a separate process (`tests.faults.asker`) sends the requests, so checking does not delay answers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 
-# Maximum seconds for a request that needs no DNS, under any fault, and until everything is normal after a fault.
+# Defaults: maximum seconds for a request that needs no DNS, and until answers are normal after a fault.
 LONGEST_SECONDS = 0.1
 NORMAL_SECONDS = 1.0
 
@@ -47,7 +47,7 @@ SHOWN = 5
 
 @dataclass
 class Row:
-    """The result of a flow under one fault. Times are in seconds. `longest` is that of the slowest answer;
+    """The result of a flow under one fault. Times are in seconds. `longest` is that of the slowest answer without DNS;
     `longest_own` leaves out the time in which the machine ran other programs while the answer was pending.
     """
 
@@ -79,12 +79,12 @@ HEAD = (
 class Flow:
     """Requests from `named` connections, which need no DNS, and from `nameless` ones, which do.
 
-    `place` is a port of 127.0.0.1 or `unix:/path`, `pid` the server's process. Each connection asks `pause` seconds
-    after each answer. `kinds` are places in NAMELESS; each new client of a kind asks `repeats` times. Failures that
-    begin with one of `may_fail` are expected. With `may_close`, closed connections are expected. With `exhausts`, the
-    fault exhausts descriptors or the CPU, and answers may be slow. Otherwise an answer may take `longest` seconds, and
-    `patience` more with a lookup. The flow continues for `tail` seconds after the fault, and must be normal within
-    `normal` seconds.
+    `place` is a port of 127.0.0.1 or `unix:/path`, `pid` the server's process. Each connection waits `pause` seconds
+    after an answer before its next request. `kinds` are indexes of NAMELESS; each new client of a kind sends `repeats`
+    requests. Failures that begin with one of `may_fail` are expected. With `may_close`, closed idle connections are
+    expected. An answer without a lookup may take `longest` seconds, and with `exhausts` longer, because the fault
+    exhausts descriptors or the CPU. A lookup may take `patience` seconds more. The flow continues for `tail` seconds
+    after the fault, and must be normal within `normal` seconds.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Flow:
         self.row = Row(fault)
         self.attempts: list[Attempt] = []
         self.answered = 0  # so far
-        self.clients = 0  # of these, the requests that needed DNS
+        self.answered_with_dns = 0  # of these, requests that needed DNS
         self.idle_closes = 0
         self.wrong: list[str] = []
         self._world = world
@@ -178,8 +178,8 @@ class Flow:
 
     def wait_for_clients(self, clients: int, seconds: float = 30) -> None:
         """Lets the flow run until this many more answers that needed DNS have arrived."""
-        wanted = self.clients + clients
-        until(f"{wanted} clients", lambda: self.clients >= wanted or None, seconds)
+        wanted = self.answered_with_dns + clients
+        until(f"{wanted} clients", lambda: self.answered_with_dns >= wanted or None, seconds)
 
     def fault_is_over(self) -> None:
         """Marks the end of the fault: answers must be normal soon."""
@@ -194,8 +194,9 @@ class Flow:
                 return
             attempts = [each for each in noted if isinstance(each, Attempt)]
             self.attempts += attempts
-            self.answered += sum(1 for each in attempts if each.answer)
-            self.clients += sum(1 for each in attempts if each.answer and isinstance(CLIENTS[each.client], Nameless))
+            answers = [each for each in attempts if each.answer]
+            self.answered += len(answers)
+            self.answered_with_dns += sum(1 for each in answers if isinstance(CLIENTS[each.client], Nameless))
             self._waits += [each for each in noted if isinstance(each, Waits)]
 
     # --- Checking the answers ---------------------------------------------------------------------------------------
@@ -205,8 +206,8 @@ class Flow:
         first_sent: dict[tuple[int, int], float] = {}
         self.attempts.sort(key=lambda each: each.ended)
         for each in self.attempts:
-            who = each.client, each.serial
-            first_sent[who] = min(each.sent, first_sent.get(who, each.sent))
+            client = each.client, each.serial
+            first_sent[client] = min(each.sent, first_sent.get(client, each.sent))
         normal: list[Attempt] = []
         abnormal: list[Attempt] = []
         for each in self.attempts:
@@ -217,7 +218,7 @@ class Flow:
             else:
                 first = first_sent[each.client, each.serial]
                 is_normal = self._judge_one(each, first)
-                # The cache may still have DNS answers from before the end of the fault.
+                # A client that was new during the fault may still get answers from the cache.
                 if self._over is not None and (each.sent if each.failure else first) > self._over and not is_normal:
                     abnormal.append(each)
                 elif is_normal:
@@ -229,7 +230,7 @@ class Flow:
         if self._over is not None:
             last = max((each.sent for each in abnormal), default=self._over)
             row.normal_within = min((each.ended for each in normal if each.sent > last), default=inf) - self._over
-        self._insist()
+        self._require_expected_result()
 
     def _judge_one(self, each: Attempt, first_sent: float) -> bool:
         """Checks an attempt; returns whether its result is the one expected without a fault."""
@@ -271,7 +272,7 @@ class Flow:
         after = self._waits[min(place, len(self._waits) - 1)].seconds
         return max((after[thread] - before.get(thread, 0.0) for thread in after), default=0.0)
 
-    def _insist(self) -> None:
+    def _require_expected_result(self) -> None:
         row = self.row
         assert self.wrong == [], f"{len(self.wrong)} wrong:\n" + "\n".join(self.wrong[:SHOWN])
         unexpected = {why: count for why, count in row.failed.items() if not why.startswith(tuple(self._may_fail))}
@@ -289,7 +290,7 @@ class Flow:
         self, logged: Sequence[Mapping[str, Any]], *, lost: int = 0, at_most: int = 0
     ) -> list[Mapping[str, Any]]:
         """Requires that the decision log has exactly one line for each answer, with the same content. `lost` lines must
-        be missing, and `at_most` more lines may be. Returns the lines of this flow.
+        be missing, and `at_most` more may be missing. Returns the lines of this flow.
         """
         answers = {each.instance: each for each in self.attempts if each.answer}
         own = [line for line in logged if line.get("instance") in answers]

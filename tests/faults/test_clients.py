@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _Place = TypeVar("_Place", int, str)
 
-# Number of simultaneous clients that misbehave on an open connection.
+# Number of connections that misbehave at the same time.
 CROWD = 200
 
 # The most expensive request for its size: its answer has about a hundred bytes.
@@ -52,7 +52,7 @@ def binary(port: int, over: threading.Event) -> None:
 
 
 def half_a_request(port: int, over: threading.Event) -> None:
-    """Many connections, each with half a request and then silence."""
+    """Opens many connections, sends half a request on each, and then nothing."""
     with crowd(port) as clients:
         for client in clients:
             client.send(LISTED[:60])
@@ -60,7 +60,7 @@ def half_a_request(port: int, over: threading.Event) -> None:
 
 
 def a_byte_now_and_then(port: int, over: threading.Event) -> None:
-    """Many connections on which a request comes byte by byte, one a second."""
+    """Opens many connections, and sends a request on each, one byte a second."""
     with crowd(port) as clients:
         for place in range(len(LISTED)):
             for client in clients:
@@ -90,7 +90,7 @@ def reset_in_the_middle(port: int, over: threading.Event) -> None:
 
 
 def storm(port: int, over: threading.Event) -> None:
-    """Connections opened and closed, many at once."""
+    """Opens many connections at once and closes them, again and again."""
     while not over.is_set():
         with crowd(port):
             pass
@@ -166,7 +166,7 @@ def test_bad_clients_do_not_affect_good_clients(name: str, one_setting: tuple[Se
 
 @pytest.fixture
 def many_descriptors() -> Iterator[None]:
-    """Raises this process's limit of descriptors to the maximum."""
+    """Raises this process's limit of file descriptors to the maximum."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 6000:
         pytest.skip("RLIMIT_NOFILE is too low for 5,000 connections")

@@ -52,7 +52,7 @@ def a_megabyte(place: str, over: threading.Event) -> None:
 
 
 def half_a_line(place: str, over: threading.Event) -> None:
-    """Many peers, each with half a line and then silence."""
+    """Many peers connect, send half a line, and then nothing."""
     with ExitStack() as crowd:
         for _ in range(CROWD):
             peer = crowd.enter_context(connect(place))
@@ -62,7 +62,7 @@ def half_a_line(place: str, over: threading.Event) -> None:
 
 
 def storm(place: str, over: threading.Event) -> None:
-    """Connections opened and closed, many at once."""
+    """Many peers connect at once and disconnect, again and again."""
     while not over.is_set():
         with ExitStack() as crowd:
             for _ in range(CROWD):
@@ -70,7 +70,7 @@ def storm(place: str, over: threading.Event) -> None:
 
 
 def never_reading(place: str, over: threading.Event) -> None:
-    """Peers ask for the rules again and again, and read no answer."""
+    """Peers ask for the rules again and again, and never read an answer."""
     with ExitStack() as crowd:
         peers = [crowd.enter_context(connect(place)) for _ in range(12)]
         for peer in peers:
@@ -84,7 +84,7 @@ def never_reading(place: str, over: threading.Event) -> None:
 
 
 def reloads_without_waiting(place: str, over: threading.Event) -> None:
-    """Peers ask for a reload, and close the connection before it has ended."""
+    """Peers ask for a reload, and close the connection before the reload has ended."""
     while not over.is_set():
         with connect(place) as peer:
             peer.sendall(Request(Command.RELOAD, data=True).encode())

@@ -27,7 +27,7 @@ TIMEOUT, LATE = (5.0, 4.0) if LONG else (3.0, 1.5)
 
 
 def in_ptr(changed: Callable[[Reply, str], Reply]) -> Callable[[Reply, str], Reply]:
-    """A distortion of the answers to questions for PTR records only."""
+    """The same distortion, but only of answers to questions for PTR records."""
     return lambda reply, question: changed(reply, question) if question.endswith(" PTR") else reply
 
 
@@ -72,7 +72,7 @@ class Fault:
 
 
 def failing(reason: str, changed: Callable[[Reply, str], Reply]) -> Fault:
-    """Every lookup fails for this reason."""
+    """A fault under which every lookup fails for this reason."""
     return Fault(DnsState(changed, nothing_known), frozenset({reason}))
 
 
@@ -89,8 +89,8 @@ FAULTS = {
     "junk": failing("malformed", distorted(junk=b"\0\1\2\3")),
     "a CNAME loop": failing("malformed", cname_loop),
     "control characters in PTR names": Fault(names_for(lambda name: [rf"\027[2J\010x.{name}"])),
-    # One such answer occupies c-ares and its bindings for 50 ms, or for 100 ms while others use the same core. Such
-    # answers get at most a fifth of the time.
+    # One such answer occupies c-ares and its bindings for 50 ms, or for 100 ms while other programs use the same core.
+    # policyd spends at most a fifth of its time on such answers, so some lookups time out.
     "3,800 PTR records": Fault(names_for(lambda _: MANY_NAMES, domain="customers.vps.example"), may_be_late=True),
     "a TTL of 0": Fault(
         DnsState(lambda r, _: replace(r, records=[each.replace(" 300 ", " 0 ") for each in r.records]), truth)

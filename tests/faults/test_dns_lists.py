@@ -1,8 +1,8 @@
-"""A DNS list stops answering while mail flows: requests that do not need it are not affected, and it is soon used
-again after its return.
+"""A DNS list stops answering while mail flows: requests that do not need the list are not affected, and policyd soon
+uses the list again when it answers again.
 
-A rule above the list lets the clients of half of the connections through; the other half need the list. Each answer is
-checked.
+A rule above that of the list lets the clients of half of the connections through; the clients of the other half need
+the list. Each answer is checked.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 CONNECTIONS = 500 if LONG else 100
 SILENT_SECONDS = 60.0 if LONG else 4.0
-TIMEOUT = 5.0 if LONG else 1.0
-LOOKUPS = 2000
+TIMEOUT = 5.0 if LONG else 1.0  # `dns.timeout`
+LOOKUPS = 2000  # `dns.lookups`
 PAUSE_SECONDS = 0.25  # seconds between two requests of a connection
 
 # Maximum seconds of an answer that needs no DNS; more in the short form, which runs beside other tests.
@@ -51,7 +51,7 @@ class Zone(dict[str, Reply]):
 
     silent = False
 
-    def get(self, question: str, otherwise: Reply | None = None) -> Reply | None:  # type: ignore[override] # a fault answers a question that a dict cannot
+    def get(self, question: str, otherwise: Reply | None = None) -> Reply | None:  # type: ignore[override] # its only caller passes these
         if self.silent:
             return Reply(silent=True)
         name = question.split(maxsplit=1)[0]
@@ -64,7 +64,7 @@ class Zone(dict[str, Reply]):
 
 @dataclass
 class Storm:
-    """The connections' results over time."""
+    """Requests over many connections, and their results over time."""
 
     without_list: list[float] = field(default_factory=list)  # seconds of each answer that needs no list
     with_list: list[tuple[float, float, bytes]] = field(default_factory=list)  # time, seconds, and the answer
@@ -114,7 +114,7 @@ def test_a_silent_list_delays_nothing_else_and_is_used_again_when_it_returns(tmp
     assert slowest < QUICK
     waits = [seconds for _, seconds, _ in storm.with_list]
     assert max(waits) < TIMEOUT + MARGIN
-    # Listed clients are rejected before and after. While the list is silent, only cached answers reject clients.
+    # Listed clients are rejected before the list falls silent, and again after it has come back.
     assert any(answer.startswith(b"action=REJECT") for at, _, answer in storm.with_list if at < silent_at)
     returned = [at for at, _, answer in storm.with_list if at > back_at and answer.startswith(b"action=REJECT")]
     assert returned, log
@@ -137,7 +137,7 @@ def test_a_silent_list_delays_nothing_else_and_is_used_again_when_it_returns(tmp
 
 
 async def drive(storm: Storm, zone: Zone, port: int) -> tuple[float, float]:
-    """Runs the storm; returns when the list fell silent, and when it came back."""
+    """Runs the storm; returns the times at which the list fell silent and came back."""
     ended = asyncio.Event()
     asking = [asyncio.create_task(storm.ask(port, number, ended)) for number in range(CONNECTIONS)]
     await asyncio.sleep(3)

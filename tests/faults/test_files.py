@@ -82,6 +82,7 @@ def a_list_of_300_mb(rules: Path) -> None:
     rules.write_text(with_list(1, "huge"))
 
 
+# Ways to spoil a rules file, and a part of the message that each must give.
 SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
     "missing": (missing, "rules.yaml: cannot be read: No such file or directory"),
     "unreadable": (unreadable, "rules.yaml: cannot be read: Permission denied"),
@@ -180,7 +181,7 @@ def test_a_list_of_200_mb_is_loaded_without_delaying_requests(setting: Setting) 
 
 @contextmanager
 def small_disk(folder: Path, *options: str) -> Iterator[Path]:
-    """A disk for the log, with room for some 40,000 lines, so that lines after a fault do not fill it again."""
+    """A small disk. It has room for some 40,000 log lines, so that lines after a fault do not fill it again."""
     require("mount", "umount", root=True)
     disk = folder / "disk"
     disk.mkdir()
@@ -192,7 +193,7 @@ def small_disk(folder: Path, *options: str) -> Iterator[Path]:
 
 
 def lines(*contents: bytes) -> list[dict[str, Any]]:
-    """The complete lines of logs. A line that did not fit on the disk is incomplete, and ends before the next line."""
+    """Parses the complete lines of logs. A line that did not fit on the disk is left out; the next line is complete."""
     whole = [line for content in contents for line in content.splitlines() if line.endswith(b"}")]
     return [json.loads(line) for line in whole]
 
@@ -214,7 +215,7 @@ def test_on_a_full_disk_mail_goes_on_and_every_lost_line_is_counted(setting: Set
                 flow.fault_is_over()
             lost = int(setting.metric(LOST))
         logged = flow.compare(lines(log.read_bytes()), lost=lost)
-    assert any(each.instance == logged[-1]["instance"] for each in flow.attempts[-100:])  # it is written again
+    assert any(each.instance == logged[-1]["instance"] for each in flow.attempts[-100:])  # the log is written again
     assert "lines lost: No space left on device" in policyd.operational_log.read_text()
 
 
@@ -241,7 +242,7 @@ def test_a_removed_log_is_created_again_within_about_a_second(setting: Setting) 
                 policyd.decision_log.unlink()
                 until("a new log", lambda: policyd.decision_log.exists() or None, SOON_SECONDS)
                 flow.fault_is_over()
-            # Until then, lines were written to the removed file.
+            # Before the new file existed, lines were written to the removed file.
             assert flow.compare(lines(removed.read(), policyd.decision_log.read_bytes()))
         assert setting.metric(LOST) == 0
 

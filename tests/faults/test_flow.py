@@ -64,7 +64,7 @@ def test_a_ruleset_that_should_not_be_in_force_is_detected(setting: Setting) -> 
 
 
 def test_an_error_while_dns_works_is_detected(setting: Setting) -> None:
-    # The world's history does not have this failure.
+    # The failure is not in the world's history, so the world expects none.
     setting.world.zone.state = DnsState(distorted(rcode=SERVFAIL), nothing_known)
     with setting.daemon(), failing_flow(r"4\.4\.3"), Flow("", setting.world, setting.port) as flow:
         flow.wait_for_clients(20)

@@ -40,7 +40,7 @@ DEFERRED = frozenset({"450 broken", "450 vps"})
 
 class Sender(NamedTuple):
     """Clients of a network (its first two octets). `well` is the right reply while DNS works; `failing` are the right
-    replies while it fails.
+    replies while DNS fails. `name` is a name from Postfix; `domain` is that of the names in DNS.
     """
 
     network: str
@@ -115,7 +115,7 @@ class Mail:
             assert self._lock.wait_for(lambda: self._answers >= wanted, timeout=60), self.row
 
     def fault_is_over(self) -> None:
-        """Marks the end of the fault: replies must be normal soon."""
+        """Marks the end of the fault; the row gets the seconds until the first reply to a later message."""
         self._over = time.monotonic()
 
     def _send(self, sender: Sender) -> None:
@@ -174,7 +174,7 @@ def test_a_resolver_that_dies_and_returns_defers_only_clients_that_need_it(postf
             mail.wait_for(4)
             mail.dns_may_fail = True
             alive.close()
-            mail.wait_for(4 if LONG else 2)  # the first of these may have been in flight before
+            mail.wait_for(4 if LONG else 2)  # the first of these messages may have been in flight before
             alive.enter_context(start_unbound(tmp_path, RECORDS, port=port))
             mail.dns_may_fail = False
             mail.fault_is_over()

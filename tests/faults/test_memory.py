@@ -1,5 +1,7 @@
-"""Memory fails while real mail goes through a real Postfix: no mail is rejected because of it, and no answer waits for
-it.
+"""The shared server or the state file fails while real mail goes through a real Postfix: no mail is rejected because of
+that, and no answer waits for it.
+
+They are policyd's memory: the state of its counters and of greylisting.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
     from tests.field.postfix import Postfix
 
-# No answer waits for memory longer than this; the short form runs beside other tests.
+# Maximum seconds of an answer; more in the short form, which runs beside other tests.
 LONGEST = LONGEST_SECONDS if LONG else 2.0
 # Seconds after the end of a fault until the shared server is used again.
 BACK_SECONDS = 2.0 if LONG else 10.0
@@ -49,7 +51,7 @@ rules:
 
 
 class Sender(NamedTuple):
-    """Clients of a network (its first two octets), and the right code; `failing` is also right while memory fails."""
+    """Clients of a network (its first two octets). `code` is right for a reply; `failing` is too while memory fails."""
 
     network: str
     name: str | None
@@ -72,7 +74,7 @@ class Mail:
     def __init__(self, fault: str, port: int) -> None:
         self.row = add_row(Row(f"memory: {fault} (P)"))
         self.may_fail = False
-        self.codes: Counter[tuple[str, int]] = Counter()
+        self.codes: Counter[tuple[str, int]] = Counter()  # by network and code
         self.wrong: list[str] = []
         self._over: float | None = None
         self._port = port

@@ -1,4 +1,4 @@
-"""Signals, kills and resource limits: every request is answered, if necessary at a second try."""
+"""Signals, the clock and resource limits: every request is answered, if necessary at a second try."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_second_daemon_on_the_same_sockets_ends_and_disturbs_no_client(setting
 @long_only
 def test_a_clock_set_back_an_hour_changes_no_answer_and_repeats_no_id(setting: Setting) -> None:
     """Only the daemon's clock is set back, with libfaketime, because a time namespace does not cover the time of day.
-    libfaketime slows down every read of the clock.
+    libfaketime slows down every read of the clock, so answers may be slow.
     """
     library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
     if library is None:
@@ -161,7 +161,7 @@ def test_a_ruleset_that_does_not_fit_into_memory_leaves_the_old_one_in_force(set
 
 
 def limit_memory_of_loads(policyd: Policyd, more: int) -> None:
-    """Limits the loader and its workers to this number of bytes above the loader's present memory."""
+    """Limits the loader and its workers to this number of bytes above the memory that the loader has now."""
     (loader,) = Path(f"/proc/{policyd.pid}/task/{policyd.pid}/children").read_text().split()
     pages = int(Path(f"/proc/{loader}/statm").read_text().split()[0])
     limit = pages * os.sysconf("SC_PAGE_SIZE") + more
@@ -170,7 +170,7 @@ def limit_memory_of_loads(policyd: Policyd, more: int) -> None:
 
 @pytest.fixture
 def memory_group() -> Iterator[Path]:
-    """A memory control group for this test only."""
+    """A control group for this test only, with a memory limit of 260 MiB."""
     for parent, limit in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
         group = Path(parent) / f"policyd-fault-{os.getpid()}"
         try:

@@ -53,8 +53,8 @@ LISTS = {
 }
 
 
-class World:
-    """Lists and rules that change at random."""
+class RandomRuleset:
+    """A rules file and list files that change at random, and random requests."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -62,7 +62,7 @@ class World:
         self._folder = folder
         self._lists = {name: [self._entry(name) for _ in range(ENTRIES)] for name in LISTS}
         self._rules = [self._rule(number) for number in range(24)]
-        self._current: deque[tuple[Request, Facts]] = deque(self._requests(REQUESTS), maxlen=REQUESTS)
+        self._current: deque[tuple[Request, Facts]] = deque(self._new_requests(REQUESTS), maxlen=REQUESTS)
         self.write()
 
     def _name(self) -> str:
@@ -127,10 +127,10 @@ class World:
 
     def requests(self) -> Iterable[tuple[Request, Facts]]:
         """Returns the requests of the previous call, with the oldest replaced by new ones."""
-        self._current.extend(self._requests(NEW_REQUESTS))
+        self._current.extend(self._new_requests(NEW_REQUESTS))
         return self._current
 
-    def _requests(self, count: int) -> Iterator[tuple[Request, Facts]]:
+    def _new_requests(self, count: int) -> Iterator[tuple[Request, Facts]]:
         rng = self.rng
         for _ in range(count):
             name = self._name().encode()
@@ -153,11 +153,11 @@ class World:
             yield request, Facts(Identity(rng.choice([*Status]), (name,)))
 
 
-def compare(world: World, ruleset: Ruleset) -> None:
-    fresh = load(rules_path=world.rules).ruleset
+def compare(source: RandomRuleset, ruleset: Ruleset) -> None:
+    fresh = load(rules_path=source.rules).ruleset
     assert ruleset.hash == fresh.hash
     assert ruleset.counts == fresh.counts
-    for request, facts in world.requests():
+    for request, facts in source.requests():
         got, want = decide(ruleset, request, facts, TODAY), decide(fresh, request, facts, TODAY)
         assert isinstance(got, Decision)
         assert got == want
@@ -166,19 +166,19 @@ def compare(world: World, ruleset: Ruleset) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_after_random_reloads_decisions_are_those_of_a_fresh_load(tmp_path: Path, seed: int) -> None:
-    world = World(tmp_path, seed)
-    loader = Loader(None, str(world.rules))
+    source = RandomRuleset(tmp_path, seed)
+    loader = Loader(None, str(source.rules))
     try:
         result, mapped = await loader.load()
         kept = patched = 0
         for _ in range(RELOADS):
-            world.edit()
+            source.edit()
             old = mapped
             del result
             result, mapped = await loader.load(None, old)
             kept += len({*mapped.tables} & {*old.tables})
             patched += sum(record.patches > 0 for record in pickle.loads(mapped.catalogue))
-            compare(world, result.ruleset)
+            compare(source, result.ruleset)
             await old.release()
         assert kept
         assert patched

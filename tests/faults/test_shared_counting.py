@@ -1,4 +1,4 @@
-"""Daemons with one shared memory count together, over many connections."""
+"""Two daemons that share a Redis or Valkey server count together, over many connections."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
     make faults SOAK=10000000
 
-The volume comes from tests/bench/load.c, which checks the verb of each answer; a slower flow beside it checks
+Most requests come from tests/bench/load.c, which checks the verb of each answer; a slower flow beside it checks
 complete answers, and includes clients that need DNS. Every answer must be in the decision log.
 """
 
@@ -31,7 +31,7 @@ from tests.requirements import require
 REQUESTS = int(os.environ.get("SOAK") or 300_000)
 PARTS = 10
 
-# Rounds in each part, in which the old daemon and a new one get load in turn, and seconds of load for the new one.
+# Rounds in each part: in a round, first the old daemon and then a new one gets load. Seconds of load for the new one.
 ROUNDS = 10
 NEW_SECONDS = 0.5
 
@@ -88,8 +88,8 @@ HEAD = (
 )
 
 
-def volume(path: Path) -> None:
-    """Writes the requests for the load generator: those whose answer has the same verb in every edition."""
+def write_requests(path: Path) -> None:
+    """Writes the requests for the load generator: those of named clients to which all editions give the same verb."""
     content = b""
     for client in range(len(NAMED)):
         attributes = attributes_of(client, 0)
@@ -174,7 +174,7 @@ def test_millions_of_requests_with_reloads_leave_memory_and_latency_unchanged(se
     require(os.environ.get("CC", "cc"))
     load = native.build(setting.folder)["load"]
     requests = setting.folder / "requests"
-    volume(requests)
+    write_requests(requests)
     parts: list[Part] = []
     dns = {"servers": [setting.dns.address], "timeout": "2s", "cache_size": 1000}
     with setting.daemon(dns=dns) as policyd:
@@ -205,8 +205,8 @@ def test_millions_of_requests_with_reloads_leave_memory_and_latency_unchanged(se
             cpu_us = used * 1e6 / sum(each["answered"] for each in old)
             return Part(old, new, cpu_us, resident_mb(policyd.pid), descriptors)
 
-        with setting.flow("soak: its beginning", nameless=20, pause=0.001, repeats=1, exhausts=True) as begun:
-            begun.wait_for_clients(CLIENTS_AT_FIRST, 300)
+        with setting.flow("soak: its beginning", nameless=20, pause=0.001, repeats=1, exhausts=True) as beginning:
+            beginning.wait_for_clients(CLIENTS_AT_FIRST, 300)
         with (
             setting.flow("soak: the flow beside it", named=4, nameless=4, pause=0.05, exhausts=True) as flow,
             Reloads(setting, policyd),
@@ -219,7 +219,7 @@ def test_millions_of_requests_with_reloads_leave_memory_and_latency_unchanged(se
     log.take(policyd.decision_log)
     add_text("\n".join([HEAD, *map(str, parts)]))
     assert log.volume == warm["answered"] + sum(each.answered for each in parts)
-    assert len(begun.compare(log.own)) + len(flow.compare(log.own)) == len(log.own)
+    assert len(beginning.compare(log.own)) + len(flow.compare(log.own)) == len(log.own)
     first, last = parts[0], parts[-1]
     assert last.resident_mb < first.resident_mb + SPARE_MB
     assert last.descriptors < first.descriptors + SPARE_DESCRIPTORS

@@ -1,7 +1,7 @@
 """The world of the fault tests: editions of a ruleset, clients, and their DNS.
 
 From these, `tests.naive`, which shares no code with policyd, computes the right answers to a request at any time. Every
-REJECT and DEFER of a ruleset names its edition, so an answer tells which ruleset gave it.
+REJECT and DEFER names the edition of the ruleset, so an answer tells which ruleset gave it.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ NAMED = (
     Named({"client_address": "2001:db8:bad::9", "client_name": "unknown"}),
     Named({"client_address": "203.0.113.9", "recipient": "postmaster@recipient.example"}),
     Named({"client_address": "203.0.113.9", "sasl_username": "anna"}),
-    Named({"client_address": "198.51.100.9", "client_name": "mail.honest.example"}),  # the edition matters
+    Named({"client_address": "198.51.100.9", "client_name": "mail.honest.example"}),  # only odd editions reject it
     Named({"client_address": "192.0.2.26", "client_name": "host.vps.example"}),
     Named({"client_address": "192.0.2.27", "client_name": "host.customers.vps.example"}),
     Named({"client_address": "192.0.2.28", "client_name": "HOST.Excepted.VPS.example"}),
@@ -129,7 +129,8 @@ NAMELESS = (
 
 CLIENTS: tuple[Named | Nameless, ...] = NAMED + NAMELESS
 
-# Addresses of nameless clients: 10.0.0.0/8 and 2001:db8::/32, then four bits for the place in NAMELESS.
+# Addresses of nameless clients: the lowest address, and the number of bits below the place in NAMELESS. The serial
+# number is in the lowest bits.
 _SERIAL_BITS = 20
 _NETWORKS = (
     (ipaddress.ip_address("10.0.0.0"), _SERIAL_BITS),
@@ -181,7 +182,7 @@ def attributes_of(client: int, serial: int) -> dict[str, str]:
 
 
 def truth(address: str) -> naive.Dns:
-    """The DNS data of a nameless client."""
+    """The identity of a nameless client while DNS works."""
     who = NAMELESS[place_of(address)]
     if not who.domain:
         return naive.Dns("missing")
@@ -257,14 +258,14 @@ class Zone(dict[str, Reply]):
     state = HEALTHY
 
     def get(self, question: str, otherwise: Reply | None = None) -> Reply | None:  # type: ignore[override] # its only caller passes these
-        """The reply to `NAME TYPE`; a name alone has none."""
+        """The reply to `NAME TYPE`; a name without a type has none."""
         if " " not in question:
             return otherwise
         return self.state.distorted(reply_to(question), question)
 
 
 def verified_by_postfix(attributes: dict[str, str]) -> naive.Dns:
-    """Postfix's identity of a client with a name."""
+    """The identity of a client whose name Postfix has verified."""
     return naive.Dns("verified", verified=(attributes["client_name"].lower(),))
 
 
@@ -286,7 +287,7 @@ class Timeline(Generic[T]):
 
     @property
     def now(self) -> T:
-        """The present state, or the states during a change."""
+        """The present state; during a change, the new state."""
         return self._spans[-1].value
 
     @contextmanager
@@ -316,7 +317,7 @@ class World:
         self.zone = Zone()
         self.edition = Timeline(0)
         self.dns = Timeline(HEALTHY)
-        self.next_serial = 0  # of clients that have not been looked up
+        self.next_serial = 0  # a serial number that no client has had
 
     @contextmanager
     def dns_being(self, state: DnsState, *, may_fail: bool = False) -> Iterator[None]:
@@ -324,7 +325,7 @@ class World:
         with self.dns.changing(state):
             self.zone.state = state
         failing = self.dns.changing(DnsState(state.distorted, nothing_known)) if may_fail else nullcontext()
-        with failing:  # during this change both are right
+        with failing:  # during this change, both states are right
             try:
                 yield
             finally:
@@ -370,5 +371,5 @@ class World:
 
 
 def distorted(**changes: Any) -> Callable[[Reply, str], Reply]:
-    """Every reply with these fields of `Reply` changed."""
+    """A distortion that changes these fields of every `Reply`."""
     return lambda reply, _: dataclasses.replace(reply, **changes)

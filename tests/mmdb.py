@@ -22,12 +22,12 @@ SYSTEMS = {
 
 
 def maxmind_asn(asn: int, name: str, _country: str) -> dict[str, Any]:
-    """MaxMind GeoLite2 ASN, DB-IP ASN Lite, ip-location-db asn."""
+    """A record of MaxMind GeoLite2 ASN, DB-IP ASN Lite or ip-location-db asn."""
     return {"autonomous_system_number": asn, "autonomous_system_organization": name}
 
 
 def maxmind_country(_asn: int, _name: str, country: str) -> dict[str, Any]:
-    """MaxMind GeoLite2 Country and DB-IP; `registered_country` differs, and policyd ignores it."""
+    """A record of MaxMind GeoLite2 Country or DB-IP; `registered_country` differs, and policyd ignores it."""
     return {
         "continent": {"code": "AS"},
         "country": {"geoname_id": 1861060, "iso_code": country, "names": {"en": country}},
@@ -36,12 +36,12 @@ def maxmind_country(_asn: int, _name: str, country: str) -> dict[str, Any]:
 
 
 def flat_country(_asn: int, _name: str, country: str) -> dict[str, Any]:
-    """ip-location-db."""
+    """A record of ip-location-db's countries."""
     return {"country_code": country}
 
 
 def ipinfo_lite(asn: int, name: str, country: str) -> dict[str, Any]:
-    """IPinfo Lite: both kinds in one file."""
+    """A record of IPinfo Lite, which has AS numbers and countries in one file."""
     return {
         "asn": f"AS{asn}",
         "as_name": name,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 UNBOUND = "/usr/sbin/unbound"
 
-# Names of three characters for PTR records; a message of 64 KiB holds about this many records.
+# Names of three characters for PTR records: about as many as a message of 64 KiB can hold.
 MANY_NAMES = ["".join(three) for three in itertools.product("abcdefghijklmnop", repeat=3)][:3800]
 
 # RFC 1035 section 4.1.1.
@@ -85,7 +85,7 @@ remote-control:
   control-enable: no
 """
 
-# `transparent` lifts "." as well as unbound's built-in zones for documentation addresses.
+# `transparent` overrides the zone "." above, and unbound's built-in zones for documentation addresses.
 _ZONE = """\
 server:
   local-zone: "{zone}" transparent
@@ -238,7 +238,7 @@ class ScriptedServer:
             self._loop.call_later(reply.delay, send, message)
 
     def break_silence(self, reply: Reply) -> None:
-        """Sends this reply to every waiting query, and from now on `otherwise`."""
+        """Sends this reply to every unanswered query, and from now on in place of `otherwise`."""
         self._loop.call_soon_threadsafe(self._break_silence, reply)
 
     def _break_silence(self, reply: Reply) -> None:

@@ -31,9 +31,9 @@ def _candidates() -> Iterator[int]:
 
 
 def free_port() -> int:
-    """A port that is free on every IPv4 address, for UDP and TCP. It may be returned again after a while.
+    """A port that is free on every IPv4 address, for UDP and TCP. Each port is returned at most once.
 
-    Raises RuntimeError if there is none.
+    Raises RuntimeError if no port is left.
     """
     for port in _candidates():
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket() as tcp, suppress(OSError):

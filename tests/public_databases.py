@@ -1,4 +1,4 @@
-"""Public databases of systems and countries: pinned versions, never committed.
+"""Public databases of autonomous systems and countries: pinned versions, never committed.
 
 They are the files of two npm packages (ip-location-db; their data are in the public domain, the licences are in the
 packages): ranges with AS numbers as CSV, and countries as MMDB. `make clean` removes them with build/.

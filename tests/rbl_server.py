@@ -79,7 +79,7 @@ def start_rbldnsd(folder: Path, zones: Mapping[str, Zone], *, port: int = 0) -> 
     log = folder / "rbldnsd.log"
     command = [RBLDNSD, "-n", "-b", f"127.0.0.1/{port}"]
     command += [f"{name}:{zone.type}:{name}" for name, zone in zones.items()]
-    # It refuses to run as root. Its files are relative to its folder, so the folders above need not be readable.
+    # rbldnsd refuses to run as root. Its files are relative to its folder, so the folders above need not be readable.
     folder.chmod(0o755)
     user = "nobody" if os.geteuid() == 0 else None
     with log.open("wb") as output:

@@ -1,8 +1,9 @@
 """The directions of imports, and the files that may import each package, as in docs/architecture.md.
 
 `core <- memory, decision_log, tables <- config <- dns, state, logs, control <- exchange, daemon`; `exchange <- tools <-
-fetch`; everything `<- cli`. Core is pure; no two files import each other; each third-party package is imported by few
-files. Imports are read from the syntax tree, so those inside functions and under TYPE_CHECKING count as well.
+fetch`; everything `<- cli`. Core and memory are pure; no two files import each other; each third-party package is
+imported by few files. Imports are read from the syntax tree, so those inside functions and under TYPE_CHECKING count as
+well.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "policyd"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# The rooms from which each room may import, besides itself. Files outside any room (__main__.py) may import from all.
+# The rooms (folders of policyd/) from which each room may import, besides itself. Files outside all rooms, such as
+# __main__.py, may import from all.
 _DATA = {"core", "memory", "decision_log", "tables", "config"}
 _MIDDLE = _DATA | {"dns", "state", "logs", "control"}
 MAY_IMPORT = {
@@ -45,7 +47,8 @@ MAY_IMPORT = {
 # Pure rooms: time and everything else from outside is passed in.
 PURE_ROOMS = {"core", "memory"}
 
-# Modules of the standard library that pure rooms may import. None reads a clock, a file, a network or an environment.
+# Modules of the standard library that pure rooms may import. None reads a clock, a file, a network or an environment,
+# except in parts that PURE_PARTS leaves out.
 PURE = {
     "__future__",
     "array",

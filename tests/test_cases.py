@@ -121,8 +121,8 @@ def test_case(rulesets: dict[str, Ruleset], table: str, row: dict[str, Any]) -> 
         assert (without.verb, without.rule_name) == (decision.verb, decision.rule_name), "DNS was not needed"
 
 
-def test_every_condition_of_the_table_has_a_case() -> None:
-    """Each condition that ruleset.md names is in the ruleset of some table."""
+def test_each_of_the_common_conditions_has_a_table() -> None:
+    """Each of these conditions is in the ruleset of a table."""
     named = [
         *("cidr", "reverse_dns", "hostname", "hostname_suffix", "hostname_regex"),
         *("helo_name", "helo_name_suffix", "helo_name_regex", "sender", "sender_regex", "sender_domain"),

@@ -64,7 +64,7 @@ def test_every_unit_and_its_files_are_installed() -> None:
 
 
 def test_the_launcher_takes_nothing_from_the_environment(tmp_path: Path) -> None:
-    """It ignores PYTHONPATH, the working directory and the host's packages."""
+    """The launcher ignores PYTHONPATH, the working directory and the host's packages."""
     for name in ("click", "uvloop"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('from the wrong place')")
     launcher = (DEBIAN / "launcher").read_text()

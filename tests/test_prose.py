@@ -68,8 +68,8 @@ def test_pages_are_plain(path: Path) -> None:
     assert [f"{number}: {line}" for number, line in lines if WORDS.search(line)] == []
 
 
-# The name of a loop variable is a noun for what it holds. This is also true for all variables and parameters of the
-# program.
+# The name of a loop variable is a noun for its value, not `one`. In the program, this holds for every variable and
+# parameter.
 @pytest.mark.parametrize("path", SOURCES, ids=str)
 def test_no_loop_variable_is_named_one(path: Path) -> None:
     loops = (ast.For, ast.AsyncFor, ast.comprehension)

@@ -1,4 +1,4 @@
-"""The tests that docs/reliability.md names for its promises exist."""
+"""The tests that docs/reliability.md names for its promises exist, and the page names every fault test."""
 
 from __future__ import annotations
 

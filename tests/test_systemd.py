@@ -111,8 +111,8 @@ def test_systemctl_reload_reports_every_error_with_and_without_a_control_socket(
     assert ("rule b added" in done.stdout) == with_control
 
 
-# Runs systemd as process 1 in a root folder with the host's folders except /etc and /run. Its namespaces end with
-# systemd.
+# Runs systemd as process 1 in a root folder with the host's folders except /etc, /proc and /run. The namespaces of
+# unshare end with systemd.
 BOOT = """\
 mkdir root && mount -t tmpfs tmpfs root && cd root
 for entry in /*; do

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
-# Reverse DNS of the tests' clients; `resolver` adds that of the incidents' clients.
+# Reverse DNS of the tests' clients; the fixture `resolver` adds that of the clients in the sakura incident.
 RECORDS = [
     *host("mail.sender.example", "192.0.2.25"),
     *host("mail6.sender.example", "2001:db8::25"),
@@ -34,7 +34,7 @@ RECORDS = [
     *claim("mail.partner.quiet.example", "180.222.51.99"),
 ]
 
-# Zones whose server does not answer, one for each client, because unbound remembers silent servers, and answers
+# Zones whose server does not answer: one zone for each client, because unbound remembers silent servers, and answers
 # SERVFAIL sooner the next time.
 SILENT_ZONES = ["silent.example", "mute.example", "quiet.example", "113.0.203.in-addr.arpa"]
 # Zones whose server answers REFUSED; unbound answers SERVFAIL instead.
@@ -52,7 +52,7 @@ def open_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def postfix(open_folder: Path) -> Iterator[Postfix]:
-    """A running Postfix, without a policy service yet."""
+    """A running Postfix. The policy service that it asks is not running yet."""
     require("postfix", "postconf", root=True)
     root = open_folder / "postfix"
     root.mkdir()
@@ -85,7 +85,7 @@ class StartPolicyd(Protocol):
 
 @pytest.fixture(scope="session")
 def start_policyd(postfix: Postfix, resolver: str, tmp_path_factory: pytest.TempPathFactory) -> StartPolicyd:
-    """Daemons for `with` blocks: they listen on both of Postfix's endpoints, and ask the tests' unbound."""
+    """Daemons for `with` blocks: they listen on the port and the socket that Postfix asks, and use `resolver`."""
 
     def start(rules: str, **arguments: Any) -> Policyd:
         usual = {
@@ -123,7 +123,7 @@ def listener(service: str, postfix: Postfix) -> Iterator[socket.socket]:
 
 @pytest.fixture(scope="session")
 def maillog(postfix: Postfix, start_policyd: StartPolicyd) -> Path:
-    """The mail log of that Postfix, with lines of every kind. Needs exclusive use of the policy service's port."""
+    """The mail log of the tests' Postfix, with lines of many kinds. Needs exclusive use of the policy port."""
     with start_policyd(every_mail.RULES):
         every_mail.send_every_kind(postfix)
     return postfix.maillog

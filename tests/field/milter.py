@@ -25,7 +25,7 @@ REPLIES = {
     b"<greylisted@sender.example>": b"451 4.7.1 Greylisted",
 }
 
-NOT_ANSWERED = {b"D", b"A", b"Q", b"K"}  # macros, abort, quit
+NOT_ANSWERED = {b"D", b"A", b"Q", b"K"}  # macros, abort, quit, quit before a new connection
 
 
 class _Session(socketserver.StreamRequestHandler):

@@ -163,7 +163,7 @@ class Policyd:
             return None
 
     def decisions(self, count: int = 1, **wanted: str) -> list[dict[str, Any]]:
-        """The decisions in the log whose keys have these values; waits until there are `count`."""
+        """The decisions in the log whose keys have these values; waits until there are at least `count`."""
 
         def found() -> list[dict[str, Any]] | None:
             written, _, _ = self.decision_log.read_bytes().rpartition(b"\n")  # the last line may be incomplete

@@ -1,10 +1,10 @@
 """A real Postfix for the field tests, and an SMTP client that chooses its name and address.
 
 `Postfix` runs Debian's package from its own folder: configuration, queue, state and log. It neither reads nor
-changes the machine's mail system. It listens on 127.0.0.1 only, and its deliveries end in discard(8), in a maildir of
-that folder, or in itself. It needs root, because master(8) does, and no syslog: postlogd(8) writes the mail log. Every
-smtpd(8) runs in the chroot, as Debian's do, and accepts the address and names that a client gives
-(https://www.postfix.org/XCLIENT_README.html).
+changes the machine's mail system. It listens on 127.0.0.1 only, and its deliveries end in discard(8), in cat(1), in a
+maildir of that folder, or at its own port `relay`. It needs root, because master(8) does. It needs no syslog, because
+postlogd(8) writes the mail log. Every smtpd(8) runs in the chroot, as Debian's do, and accepts the address and names
+that a client gives (https://www.postfix.org/XCLIENT_README.html).
 """
 
 from __future__ import annotations
@@ -152,8 +152,9 @@ class Postfix:
 
     `port` has the ports of the smtpd services by name. `inet` and `unix` ask policyd for each recipient, at port
     `policy` and at the unix socket `policy_socket`; `unix` also accepts bytes that are not UTF-8. `lenient` is set up
-    as the README says, with `default_action=DUNNO`. `states` asks at every stage of a session. Two services do not ask
-    policyd: `access` uses access tables, and `filtered` a milter at port `milter`.
+    as the README says, with `default_action=DUNNO`. `states` asks at every stage of a session. Three services do not
+    ask policyd: `access` uses access tables, `filtered` a milter at port `milter`, and `relay` receives the mail that
+    Postfix itself sends over SMTP.
     """
 
     def __init__(self, root: Path) -> None:
@@ -193,7 +194,7 @@ class Postfix:
         assert ended.returncode == 0, f"{command}: {ended.stderr}{log}"
 
     def log_lines(self, containing: str) -> list[str]:
-        """The lines of the mail log that contain a text. Waits for the first, because postlogd(8) lags."""
+        """The lines of the mail log that contain a text. Waits for the first line, because postlogd(8) lags."""
 
         def found() -> list[str] | None:
             lines = self.maillog.read_text(errors="surrogateescape").splitlines()
@@ -235,7 +236,7 @@ class Client(smtplib.SMTP):
             "REVERSE_NAME": reverse_client_name or client_name or "[UNAVAILABLE]",
             "LOGIN": sasl_username or "[UNAVAILABLE]",
         }
-        # The answer is the greeting for this client, which may refuse it at once.
+        # The reply is the greeting for this client; it may refuse the client at once.
         self.greeting = self.command("XCLIENT", " ".join("=".join(each) for each in attributes.items()))
         assert self.greeting.code in {220, 450, 554}, self.greeting
         self.command("EHLO", helo_name)

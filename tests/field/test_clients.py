@@ -1,4 +1,4 @@
-"""Clients of every kind through a real Postfix: their replies, and their lines in the decision log."""
+"""Clients of many kinds through a real Postfix: their replies, and their lines in the decision log."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def policyd(start_policyd: StartPolicyd) -> Iterator[Policyd]:
         yield running
 
 
-# Each client over both endpoints in turn: the second request is answered from the cache.
+# Each client is tried over TCP, and then over the unix socket with its DNS answers in the cache.
 @pytest.mark.parametrize("service", ["inet", "unix"], indirect=True)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_every_client_gets_the_right_answer_and_log_line(

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from tests.field.conftest import StartPolicyd
     from tests.field.postfix import Postfix, Reply
 
-TIMEOUT = 2.0
-ANY = "any"
+TIMEOUT = 2.0  # `dns.timeout`
+ANY = "any"  # answer of a list
 KEY = "k3ythatn0b0dymays33"
 
 TEST = ":127.0.0.2:listed\n127.0.0.2\n"
@@ -98,11 +98,11 @@ CASES = [
     Case("limit", "198.18.0.52", 250, "Ok", "?refused_by_list"),
     Case("parked", "198.18.0.53", 250, "Ok", "?outside_127"),
     Case("servfail", "198.18.0.54", 250, "Ok", "?servfail"),
-    Case("refusing", "198.18.0.55", 250, "Ok", "?servfail"),  # unbound says SERVFAIL for its REFUSED
+    Case("refusing", "198.18.0.55", 250, "Ok", "?servfail"),  # unbound answers SERVFAIL if a server answers REFUSED
     Case("silent", "198.18.0.56", 250, "Ok", "?timeout"),
     Case("slow", "198.18.0.57", 554, "listed by slow", "127.0.0.2"),
     Case("keyed", "198.18.0.1", 554, "listed by keyed", "127.0.0.2"),
-    Case("zen", "10.0.0.1", 250, "Ok", None),  # never asked
+    Case("zen", "10.0.0.1", 250, "Ok", None),  # no list is asked about a private address
 ]
 
 
@@ -227,7 +227,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def test_a_key_is_in_no_output_of_daemon_and_tools(
     postfix: Postfix, policyd: Policyd, service: str, metrics_port: int
 ) -> None:
-    """This includes the output of the tests above."""
+    """The tests above use the same daemon, so its logs include their lines."""
     offer(postfix, service, "198.18.0.1", "keyed", "key@field.example")
     rules, settings, log = policyd.rules, policyd.settings, policyd.decision_log
     page = urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10).read().decode()

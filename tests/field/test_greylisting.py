@@ -37,7 +37,7 @@ FLAKY = {"127.30.0.1": "mail.flaky.example", "127.30.0.2": "mail2.flaky.example"
 
 
 def zone() -> dict[str, Reply]:
-    """PTR and A records of the pool, and of a host whose reverse DNS will fail."""
+    """PTR and A records of the addresses in POOL and FLAKY."""
     names = {address: f"mail{number}.pool.example" for number, address in enumerate(POOL)} | FLAKY
     records = {f"{reverse(address)} PTR": Reply([f"@ 60 PTR {name}"]) for address, name in names.items()}
     return records | {f"{name} A": Reply([f"@ 60 A {address}"]) for address, name in names.items()}
@@ -102,7 +102,7 @@ def greylist_words(found: list[dict[str, Any]]) -> list[str]:
 
 
 def check_one_wait(found: list[dict[str, Any]]) -> None:
-    """The first try is new; tries before the end of the wait are early; the first try after it passes."""
+    """The first try is new; tries before the end of the wait are early; the first try after the wait passes."""
     assert greylist_words(found) == ["new", *["early"] * (len(found) - 2), "passed"]
     assert [decision["action"] for decision in found[:-1]] == ["DEFER_IF_PERMIT"] * (len(found) - 1)
     assert found[-1]["action"] == "DUNNO"
@@ -136,7 +136,7 @@ def test_a_nameless_client_waits_and_its_network_does_not_wait_again(sender: Sen
     assert (known["greylist"], known["action"]) == ("known", "DUNNO")
 
 
-def test_a_dns_failure_between_two_tries_costs_nothing(
+def test_a_dns_failure_between_two_tries_adds_no_wait(
     sender: Sender, policyd: Policyd, name_server: ScriptedServer
 ) -> None:
     recipient = "flaky@field.example"

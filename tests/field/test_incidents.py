@@ -31,8 +31,8 @@ def policyd(start_policyd: StartPolicyd, resolver: str) -> Iterator[Policyd]:
 
 
 def expected_code(attempt: Attempt) -> int:
-    """The reply code that the facts of the incidents require. Rejected are clients without a name (the bulk mailer),
-    and clients under the suffix except one customer; all others are accepted.
+    """The reply code that the facts of the incidents require. Clients without a name (the bulk mailer), and clients
+    under the suffix except one customer, are rejected; all others are accepted.
     """
     name = attempt.client_name
     return 250 if name == CUSTOMER or (name is not None and not name.endswith(".vs.sakura.ne.jp")) else 554

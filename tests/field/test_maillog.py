@@ -15,15 +15,15 @@ VERBS = re.compile(r"|".join([
     r"\b(?:client|from|message-id)=",
     r"sender non-delivery notification|lost connection after|connect to|removed",
 ]))  # fmt: skip
-# Short: microseconds and inode in hexadecimal. Long: seconds and microseconds in base 52, "z", inode in base 51, which
-# is one digit on a small file system (global/mail_queue.h).
+# Short: microseconds and inode in hexadecimal. Long: seconds and microseconds in base 52, "z", inode in base 51. On a
+# small file system, the inode has one digit (global/mail_queue.h).
 QUEUE_ID = re.compile(r"(?:(?P<none>NOQUEUE)|(?P<short>[0-9A-F]{6,})|(?P<long>[0-9A-Za-z]{10}z[0-9A-Za-y]+))(?=: )")
 # Lines that begin with NOQUEUE in Postfix 3.10, but not in Postfix 3.7.
 OF_A_SESSION = "lost connection after"
 
 
 def shapes(log: str) -> set[str]:
-    """The kinds of lines: program, message and kind of queue id, without the values of one mail."""
+    """The kinds of lines: program, kind of queue id, and the words of VERBS, without the values of one mail."""
     found = set()
     for line in log.splitlines():
         program, _, message = line.split(" ", 4)[4].partition("[")

@@ -1,4 +1,4 @@
-"""Systems, countries and generic names through a real Postfix: the replies to clients, and their lines in the log."""
+"""Owners of addresses and generic names, with a real Postfix: the replies to clients, and their lines in the log."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ rules:
 """
 
 
-def connections(policyd: Policyd) -> set[str]:
+def open_sockets(policyd: Policyd) -> set[str]:
     """The sockets that the daemon has open, by inode: the same set means that nothing was closed or opened."""
     folder = Path(f"/proc/{policyd.pid}/fd")
     targets = [str(each.readlink()) for each in folder.iterdir()]
@@ -42,11 +42,11 @@ def test_a_reload_between_two_messages_of_a_session_changes_the_answer_and_close
         (policyd.rules.parent / "listed.txt").write_text("192.0.2.25\n")
         with Client(postfix.port[service], "192.0.2.25", "mail.sender.example") as client:
             (before,) = client.offer("someone@sender.example", "before@field.example")
-            open_before = connections(policyd)
+            open_before = open_sockets(policyd)
             policyd.rules.write_text(REJECT)
             policyd.reload()
             (after,) = client.offer("someone@sender.example", "after@field.example")
-            open_after = connections(policyd)
+            open_after = open_sockets(policyd)
         (first,) = policyd.decisions(recipient="before@field.example")
         (second,) = policyd.decisions(recipient="after@field.example")
     assert (before.code, after.code) == (250, 554)
@@ -74,11 +74,11 @@ def test_an_invalid_rules_file_changes_nothing(name: str, postfix: Postfix, star
     with start_policyd(REJECT.replace("{file: listed.txt}", "[192.0.2.25]")) as policyd:
         with Client(postfix.port["inet"], "192.0.2.25", "mail.sender.example") as client:
             (before,) = client.offer("someone@sender.example", "before@field.example")
-            open_before = connections(policyd)
+            open_before = open_sockets(policyd)
             policyd.rules.unlink() if text is None else policyd.rules.write_text(text)
             logged = policyd.reload()
             (after,) = client.offer("someone@sender.example", "after@field.example")
-            open_after = connections(policyd)
+            open_after = open_sockets(policyd)
         (first,) = policyd.decisions(recipient="before@field.example")
         (second,) = policyd.decisions(recipient="after@field.example")
     assert place in logged

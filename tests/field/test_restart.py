@@ -1,4 +1,4 @@
-"""With socket activation the daemon may be restarted, even by SIGKILL, and no message gets 451."""
+"""With socket activation the daemon may end, even by SIGKILL, and start again, and no message gets 451."""
 
 from __future__ import annotations
 

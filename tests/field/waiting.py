@@ -15,7 +15,7 @@ PATIENCE_SECONDS = 30
 
 
 def until(what: str, probe: Callable[[], T | None], seconds: float = PATIENCE_SECONDS) -> T:
-    """Calls `probe` until it returns something, and returns that.
+    """Calls `probe` until it returns something other than None, and returns that.
 
     Raises TimeoutError, which names `what`, after `seconds`.
     """

@@ -1,8 +1,9 @@
 """`python -m tests.fuzz [TARGET...]`: looks for inputs that break a promise, one target after the other, with atheris.
 
-Each runs in a separate process, with limits on executions, seconds and memory. The inputs that it collects stay in the
-folder `--work`, and the next run continues from them. `--keep` adds to the corpus the smallest set of them that reaches
-the same code. A finding goes into `findings/`, where pytest tries it from then on, and the exit status is 1.
+Each target runs in a separate process, with limits on executions, seconds and memory. The inputs that a run collects
+stay in the folder of `--work`, and the next run continues from them. `--keep` puts the smallest set of them that
+reaches the same code into the corpus, in place of the inputs of earlier long runs. A finding goes into `findings/`,
+where pytest tries it from then on, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ WORDS = 400
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a run. `seconds` are the processor's; `branches` are those of policyd's code that were reached."""
+    """The result of a run. `seconds` is CPU time, `branches` the number of branches reached in policyd's code."""
 
     name: str
     executions: int
@@ -83,12 +84,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--work", type=Path, default=inputs.ROOT / "build" / "fuzz", help="folder for the collected inputs"
     )
-    parser.add_argument("--keep", action="store_true", help="add the smallest collected inputs to the corpus")
+    parser.add_argument("--keep", action="store_true", help="put the smallest collected inputs into the corpus")
     return parser.parse_args()
 
 
 def run(name: str, runs: int, seconds: int, seed: int, work: Path) -> Outcome:
-    """Fuzzes one target. Runs of the same code with the same `seed` other than 0 are identical."""
+    """Fuzzes one target. Runs of the same code with the same `seed`, if it is not 0, try the same inputs."""
     with tempfile.TemporaryDirectory(
         prefix="policyd-fuzz-", dir=IN_MEMORY if IN_MEMORY.is_dir() else None
     ) as temporary:
@@ -142,13 +143,13 @@ def _processor_seconds() -> float:
 
 
 def keep(name: str, work: Path) -> None:
-    """Adds to the corpus the inputs that reach additional code, shortest first, up to a maximum size."""
+    """Replaces the corpus of long runs by inputs that reach additional code, shortest first, up to a maximum size."""
     with tempfile.TemporaryDirectory(prefix="policyd-fuzz-") as temporary:
         folder = Path(temporary)
         written = _write(inputs.by_hand(name), folder / "written")
         merged = folder / "merged"
         merged.mkdir()
-        for input_file in written.iterdir():  # so that code which they reach needs no new input
+        for input_file in written.iterdir():  # so that code which these inputs reach needs no new input
             (merged / input_file.name).write_bytes(input_file.read_bytes())
         ended = _atheris(name, folder, ["-merge=1", str(merged), str(work)], 600)
         assert ended.returncode == 0, ended.stderr[-1000:]
@@ -178,7 +179,7 @@ def _atheris(
             "TMPDIR": str(folder),
             "PATH": "/usr/bin:/bin",
             "PYTHONPATH": ":".join(filter(None, sys.path)),
-            "PYTHONHASHSEED": str(seed or "random"),  # the order of sets decides which branches are reached
+            "PYTHONHASHSEED": str(seed or "random"),  # because the order of sets influences which branches are reached
         },
         capture_output=True,
         text=True,

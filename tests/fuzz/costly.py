@@ -1,5 +1,5 @@
-"""Inputs of 64 KiB that once took seconds to minutes, or broke a promise by their length: they are generated, because
-files with them would be long.
+"""Inputs of up to 64 KiB that once took seconds to minutes, or broke a promise by their length. They are generated,
+because files with them would be long.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def seeds(name: str, patterns: Sequence[str]) -> list[bytes]:
 
 
 def mutate(content: bytes, others: Sequence[bytes], rng: random.Random) -> bytes:
-    """Makes a few changes to an input, as people, networks and attackers do."""
+    """Makes a few random changes to an input."""
     for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
         at = rng.randint(0, len(content))
         end = min(len(content), at + rng.choice((1, 1, 2, 5, 20, 200)))

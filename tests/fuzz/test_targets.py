@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 # Number of mutations for each target: some thousands in total. Long runs are for `make fuzz`.
 MUTATIONS = 150
 
-# Number of inputs of 64 KiB for each target, and the CPU seconds that each may take (elapsed time would fail on a busy
-# machine). The slowest inputs take a third of that.
+# Number of inputs of 64 KiB for each target, and the CPU seconds that each input may take (elapsed time would fail on
+# a busy machine). The slowest inputs take a third of that.
 LONG_INPUTS = 4
 SECONDS = 1.0
 

@@ -1,7 +1,7 @@
-"""Runs one target under atheris, within the limits that it gets: `python -m tests.fuzz.under_atheris TARGET OPTION...`.
+"""Runs one target under atheris with options of libFuzzer: `python -m tests.fuzz.under_atheris TARGET OPTION...`.
 
 Ends with a traceback and status 77 at a finding, whose input is written where `-artifact_prefix` says. An input that
-takes more than SECONDS of processor time is also a finding.
+takes more than SECONDS of CPU time is also a finding.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ with atheris.instrument_imports(include=["policyd"], enable_loader_override=Fals
 # three times as slow.
 SECONDS = 3.0
 
-# One mutation in this number stretches the input to the maximum length.
+# One mutation in this many stretches the input to the maximum length.
 STRETCHED = 500
 
 
@@ -36,7 +36,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="policyd-fuzz-"))
     prefix = next((option.partition("=")[2] for option in options if option.startswith("-artifact_prefix=")), "")
 
-    def once(content: bytes) -> None:
+    def try_input(content: bytes) -> None:
         try:
             check_in_time(content)
         except Exception:  # libFuzzer writes most of these inputs, but not all; it would use the same name
@@ -61,7 +61,7 @@ def main() -> None:
     again.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tests.fuzz.under_atheris {name} "$@"\n')
     again.chmod(0o700)
     gc.freeze()  # garbage collections skip the objects that exist now
-    atheris.Setup([str(again), *options], once, custom_mutator=mutate)
+    atheris.Setup([str(again), *options], try_input, custom_mutator=mutate)
     atheris.Fuzz()
 
 

@@ -1,6 +1,6 @@
 """Each reader of untrusted bytes, with its promise.
 
-A target is a function of the bytes and of an empty folder that it may use; its docstring is its invariant in one
+A target is a function of the bytes and of a folder that it may use; its docstring is its invariant in one
 sentence. It raises for a finding, and no call depends on an earlier one.
 """
 

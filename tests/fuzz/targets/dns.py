@@ -105,4 +105,4 @@ def _result_of(work: object) -> Identity:
     except StopIteration as end:
         identity: Identity = end.value
         return identity
-    raise AssertionError("it waited")
+    raise AssertionError("the coroutine waited")

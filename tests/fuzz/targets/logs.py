@@ -13,7 +13,7 @@ from policyd.logs.transaction import MAX_RECIPIENTS, NameStatus, Observation, Ou
 if TYPE_CHECKING:
     from pathlib import Path
 
-# When the file was modified: 1 January 2027. Timestamps without a year get theirs from it.
+# When the file was modified: 1 January 2027. Timestamps without a year get their year from it.
 MODIFIED = 1_798_761_600.0
 
 

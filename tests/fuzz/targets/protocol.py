@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from policyd.core.index import Ruleset
 
-# The parser's limit. It is small, so that short inputs reach it, because many of these can be tried in a second.
+# The parser's limit. It is small, so that short inputs reach it: more of these can be tried in a second.
 REQUEST_BYTES = 128
 
 # Maximum bytes of an input that is also parsed byte by byte; every input is parsed in pieces of many lengths.
@@ -81,7 +81,7 @@ def _pieces(content: bytes, sizes: bytes) -> list[bytes]:
 
 # --- From a request to its answer and its line ------------------------------------------------------------------------
 
-# Every placeholder, an exemption and a rejection by name, an observed rule, and one for each status of reverse DNS.
+# Most placeholders, an exemption and a rejection by name, an observed rule, and a rule for a failure of DNS.
 RULES = r"""
 rules:
   - {name: seen, match: {helo_name_regex: '.'}, action: REJECT, mode: observe}
@@ -106,8 +106,9 @@ def _ruleset() -> Ruleset:
 
 
 def request_of(content: bytes) -> tuple[Request, Identity]:
-    """Lines `name=value`: attributes of a request, and of its client `verified=`, `claimed=` (a name each) and `error=`
-    (a reason)."""
+    """Parses lines `name=value`. `verified=` and `claimed=` give a name of the client, `error=` the reason why DNS
+    failed; all others are attributes of the request.
+    """
     attributes: dict[str, bytes] = {}
     verified: set[bytes] = set()
     claimed: set[bytes] = set()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 RBLDNSD = "/usr/sbin/rbldnsd"
 
-# The head of a zone. Its TTLs are a second, so a resolver soon sees a change.
+# The head of a zone. An entry, or its absence, has a TTL of a second, so a resolver soon sees a change.
 _HEAD = """\
 $SOA 1 ns.rbl.test. hostmaster.rbl.test. 0 600 300 86400 1
 $NS 60 ns.rbl.test.

@@ -22,7 +22,7 @@ _PROC = Path("/proc")
 _TICK = 1 / os.sysconf("SC_CLK_TCK")
 _BLOCK = 512  # bytes in a block of st_blocks (stat(2))
 
-# Seconds between two measurements for a peak; a measurement takes some milliseconds of them with hundreds of megabytes.
+# Seconds between two measurements for a peak. With hundreds of megabytes, a measurement takes some milliseconds.
 _LOOK_SECONDS = 0.02
 
 

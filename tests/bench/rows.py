@@ -365,7 +365,7 @@ def dns(bench: Bench) -> Row:
     servers.require_valid(report, passes=1)
     if report["answered"] < 2 * cache_size:
         raise servers.BenchError(f"{report['answered']} clients do not fill the cache")
-    # The cache was full by the measurement at which 1.5 times as many clients as it holds had sent a request.
+    # The first measurement with a cache that is surely full: 1.5 times as many clients as it holds have sent a request.
     filled = len(seen) * 3 * cache_size // (2 * report["answered"])
     return Row(
         "dns",

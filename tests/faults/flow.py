@@ -232,43 +232,43 @@ class Flow:
             row.normal_within = min((each.ended for each in normal if each.sent > last), default=inf) - self._over
         self._require_expected_result()
 
-    def _judge_one(self, each: Attempt, first_sent: float) -> bool:
+    def _judge_one(self, attempt: Attempt, first_sent: float) -> bool:
         """Checks an attempt; returns whether its result is the one expected without a fault."""
         row = self.row
         row.sent += 1
-        if each.failure:
-            row.failed[each.failure] += 1
+        if attempt.failure:
+            row.failed[attempt.failure] += 1
             return False
         row.answered += 1
-        took = each.ended - each.sent
-        needs_dns = not isinstance(CLIENTS[each.client], Named)
+        took = attempt.ended - attempt.sent
+        needs_dns = not isinstance(CLIENTS[attempt.client], Named)
         if needs_dns:
             row.longest_with_dns = max(row.longest_with_dns, took)
         else:
             row.longest = max(row.longest, took)
             if took > self._longest_own:
-                self._longest_own = max(self._longest_own, took - self._held_up(each))
-        answer = each.answer.removeprefix("action=").removesuffix("\n\n")
+                self._longest_own = max(self._longest_own, took - self._held_up(attempt))
+        answer = attempt.answer.removeprefix("action=").removesuffix("\n\n")
         world = self._world
         if " edition " in answer:
             edition = int(answer.split(" edition ")[1].split()[0])
-            world.edition.seen(edition, each.ended)
-        right = world.right_answers(each.client, each.serial, first_sent, each.sent, each.ended)
-        true = world.true_answers(each.client, each.serial, first_sent, each.sent, each.ended)
+            world.edition.seen(edition, attempt.ended)
+        right = world.right_answers(attempt.client, attempt.serial, first_sent, attempt.sent, attempt.ended)
+        true = world.true_answers(attempt.client, attempt.serial, first_sent, attempt.sent, attempt.ended)
         if answer not in right:
-            self.wrong.append(f"{each}: not one of {sorted(right)}")
+            self.wrong.append(f"{attempt}: not one of {sorted(right)}")
         elif " 5." in answer and not any(" 5." in expected for expected in true):
-            self.wrong.append(f"{each}: rejected because of a failure (principle 2)")
+            self.wrong.append(f"{attempt}: rejected because of a failure (principle 2)")
         elif answer == "DUNNO" and "DUNNO" not in true:
-            self.wrong.append(f"{each}: a lie was let through (principle 1)")
+            self.wrong.append(f"{attempt}: a lie was let through (principle 1)")
         return answer in true
 
-    def _held_up(self, each: Attempt) -> float:
+    def _held_up(self, attempt: Attempt) -> float:
         """Seconds of an attempt in which a thread of the server or of the asker was ready to run, but the machine ran
         other threads. This is the maximum over the threads, accurate to one or two hundredths of a second.
         """
-        before = self._waits[max(0, bisect_right(self._waits, each.sent, key=lambda waits: waits.at) - 1)].seconds
-        place = bisect_left(self._waits, each.ended, key=lambda waits: waits.at)
+        before = self._waits[max(0, bisect_right(self._waits, attempt.sent, key=lambda waits: waits.at) - 1)].seconds
+        place = bisect_left(self._waits, attempt.ended, key=lambda waits: waits.at)
         after = self._waits[min(place, len(self._waits) - 1)].seconds
         return max((after[thread] - before.get(thread, 0.0) for thread in after), default=0.0)
 

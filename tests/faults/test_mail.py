@@ -39,14 +39,14 @@ DEFERRED = frozenset({"450 broken", "450 vps"})
 
 
 class Sender(NamedTuple):
-    """Clients of a network (its first two octets). `well` is the right reply while DNS works; `failing` are the right
-    replies while DNS fails. `name` is a name from Postfix; `domain` is that of the names in DNS.
+    """Clients of a network (its first two octets). `reply` is the right reply while DNS works; `failing_replies` are
+    the right replies while DNS fails. `name` is a name from Postfix; `domain` is that of the names in DNS.
     """
 
     network: str
     name: str | None
-    well: str
-    failing: frozenset[str]
+    reply: str
+    failing_replies: frozenset[str]
     domain: str = ""
     verifies: bool = True
 
@@ -133,7 +133,7 @@ class Mail:
 
     def _judge(self, sender: Sender, address: str, reply: Reply, began: float) -> None:
         ended = time.monotonic()
-        right = {sender.well} | (sender.failing if address in self._touched else frozenset())
+        right = {sender.reply} | (sender.failing_replies if address in self._touched else frozenset())
         # `554 5.7.1 <unknown[198.18.0.1]>: Client host rejected: listed`: the rule's name is the last word
         short = f"{reply.code} {reply.text.split()[-1]}" if reply.code != 250 else "250"
         with self._lock:

@@ -51,13 +51,15 @@ rules:
 
 
 class Sender(NamedTuple):
-    """Clients of a network (its first two octets). `code` is right for a reply; `failing` is too while memory fails."""
+    """Clients of a network (its first two octets). `code` is the right code of a reply; while memory fails,
+    `failing_code` is right as well.
+    """
 
     network: str
     name: str | None
     helo_name: str
     code: int
-    failing: int
+    failing_code: int
 
 
 # Each client of NEW is new, and in a separate network, so the daemon's own memory does not know it.
@@ -125,7 +127,7 @@ class Mail:
                 self.row.sent += 1
                 self.row.answered += 1
                 self.codes[sender.network, reply.code] += 1
-                if reply.code != sender.code and not (may_fail and reply.code == sender.failing):
+                if reply.code != sender.code and not (may_fail and reply.code == sender.failing_code):
                     self.row.wrong += 1
                     self.wrong.append(f"{sender} {address}: {reply}")
                 is_normal = sender is NEW and reply.code == sender.code

@@ -37,7 +37,7 @@ class Scale:
     many_reloads: int = 200  # in the row `reload_memory`
     load_reloads: int = 5  # in each row that times reloads
     idle: int = 4000  # connections
-    mail_pairs: int = 10  # of runs in the row `mail`
+    mail_pairs: int = 10  # pairs of runs in the row `mail`
     messages: int = 2000  # of one run
     dns_seconds: float = 15  # of one run with a slow resolver
     mails: int = 100_000  # in the mail log of the row `replay`

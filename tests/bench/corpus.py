@@ -250,7 +250,7 @@ def clients_of_rules(count: int, rules: int) -> Iterator[Client]:
 
 
 def clients_of_expressions(count: int, expressions: int, expect: str) -> Iterator[Client]:
-    """Clients whose names each match one of the expressions."""
+    """Clients, each with a name that one of the expressions matches."""
     for number in range(count):
         address = stranger(number)
         yield Client(address, fitting_name(number * _SCATTER % expressions, address), expect)

@@ -24,7 +24,7 @@ _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
 def _decisions(lines: int) -> Iterator[str]:
-    """Lines of a decision log. Half of them are about recurring clients, the others about new ones."""
+    """Lines of a decision log. Half of them are about recurring clients, the others about new clients."""
     chance = random.Random(lines)
     for number in range(lines):
         client = chance.randrange(4000) if number % 2 else chance.randrange(1 << 30)

@@ -20,7 +20,7 @@ from tests.bench.processes import memory_mb, run_and_account, settle
 if TYPE_CHECKING:
     from tests.bench.bench import Bench
 
-# The shipped rules that need no DNS, as far as postfwd can express them.
+# Five rules like those of the shipped ruleset; postfwd needs no DNS for them.
 POSTFWD_RULES = r"""
 id=OWN;         client_address==127.0.0.0/8, 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16; action=DUNNO
 id=AUTH;        sasl_username=~/./; action=DUNNO

@@ -27,7 +27,7 @@ _LOOK_SECONDS = 0.02
 
 
 def cores() -> tuple[int, int]:
-    """One core for the server and another for the load; the same core if there is only one."""
+    """One core for the server and another for the load; the same core if the machine has only one core."""
     usable = sorted(os.sched_getaffinity(0))
     return usable[0], usable[-1]
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # Postfix's timeout in seconds, as the README sets it (`timeout=10s` of check_policy_service).
 PATIENCE_SECONDS = 10.0
 
-# Seconds before a new connection if the last one was closed or refused. Postfix waits 1 s, which would make tests slow.
+# Seconds from the end or refusal of a connection to the next attempt. Postfix waits 1 s, which would make tests slow.
 AGAIN_SECONDS = 0.1
 
 # Seconds between two writes to standard output.

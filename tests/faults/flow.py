@@ -233,7 +233,7 @@ class Flow:
         self._require_expected_result()
 
     def _judge_one(self, attempt: Attempt, first_sent: float) -> bool:
-        """Checks an attempt; returns whether its result is the one expected without a fault."""
+        """Checks an attempt; returns whether its result would be right without a fault."""
         row = self.row
         row.sent += 1
         if attempt.failure:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # Connections of a flow, each with at most one request in flight.
 CONNECTIONS = 12
 
-# The failure of a request on a connection that is being closed; Postfix and the flow send it again on a new one.
+# The failure of a request on a connection that is being closed; Postfix and the flow send it again on a new connection.
 CLOSED = "the connection was closed"
 
 # Options of a flow while the daemon ends and starts.

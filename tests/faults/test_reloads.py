@@ -126,7 +126,7 @@ class RandomRuleset:
         self.write()
 
     def requests(self) -> Iterable[tuple[Request, Facts]]:
-        """Returns the requests of the previous call, with the oldest replaced by new ones."""
+        """Returns the requests of the previous call, with the oldest replaced by new requests."""
         self._current.extend(self._new_requests(NEW_REQUESTS))
         return self._current
 

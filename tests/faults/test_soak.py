@@ -31,7 +31,8 @@ from tests.requirements import require
 REQUESTS = int(os.environ.get("SOAK") or 300_000)
 PARTS = 10
 
-# Rounds in each part: in a round, first the old daemon and then a new one gets load. Seconds of load for the new one.
+# Number of rounds in each part (in a round, the daemon gets load, and then a new daemon), and seconds of load for the
+# new daemon.
 ROUNDS = 10
 NEW_SECONDS = 0.5
 

@@ -63,7 +63,7 @@ def rules_file(edition: int) -> str:
 
 @functools.cache
 def ruleset_hash(edition: int) -> str:
-    """The hash of an edition, as in the decision log."""
+    """The hash of an edition, in the form of the decision log."""
     return hashlib.sha256(rules_file(edition).encode()).hexdigest()[:8]
 
 

@@ -1,4 +1,4 @@
-"""The tools in C count correctly."""
+"""The tools in C answer and count correctly."""
 
 from __future__ import annotations
 

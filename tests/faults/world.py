@@ -292,14 +292,14 @@ class Timeline(Generic[T]):
 
     @contextmanager
     def changing(self, value: T) -> Iterator[None]:
-        """The block makes the change, which is complete at its end."""
+        """The block makes the change; at the end of the block, the change is complete."""
         old = self._spans[-1]
         self._spans.append(_Span(value, time.monotonic(), float("inf")))
         yield
         old.ended = min(old.ended, time.monotonic())
 
     def during(self, began: float, ended: float) -> list[T]:
-        """The states in force at any time between these two."""
+        """The states in force at any time between these two times."""
         return [span.value for span in self._spans if span.began <= ended and span.ended >= began]
 
     def seen(self, value: T, at: float) -> None:
@@ -342,7 +342,7 @@ class World:
 
     def right_answers(self, client: int, serial: int, first_sent: float, sent: float, answered: float) -> set[str]:
         """All right answers to a request that was sent and answered at these times: by each edition that was in force
-        between them, and with any DNS answer since the first request of this client (`first_sent`).
+        between these times, and with any DNS answer since the first request of this client (`first_sent`).
         """
         known = [state.known for state in self.dns.during(first_sent, answered)]
         if len(known) > 1:  # the first DNS question may have met one state, and the second another

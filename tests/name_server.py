@@ -4,8 +4,7 @@
         with start_unbound(folder, ["mx.example. 300 IN A 192.0.2.2"], {"example": server.port}) as resolver:
             ...  # resolver and server.address are of the form `127.0.0.1:PORT`; both answer queries
 
-`host`, `claim` and `reverse` write records for both. Unit tests use `Zone` instead, which
-answers from dicts.
+`host`, `claim` and `reverse` write records for both. Unit tests use `Zone` instead, which answers from dicts.
 """
 
 from __future__ import annotations

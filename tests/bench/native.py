@@ -1,4 +1,4 @@
-"""The tools in C: the floor, the load generators and the resolver, compiled when needed."""
+"""The tools in C: the floor, the load generators and the resolver, compiled for each run."""
 
 from __future__ import annotations
 

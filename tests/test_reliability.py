@@ -25,6 +25,6 @@ def test_the_page_names_every_fault_test() -> None:
         name
         for path in (TESTS / "faults").glob("test_*.py")
         if path.name != "test_flow.py"
-        for name in re.findall(r"^def (test_\w+)\(", path.read_text(), re.MULTILINE)
+        for name in re.findall(r"^(?:async )?def (test_\w+)\(", path.read_text(), re.MULTILINE)
     }
     assert [name for name in sorted(tried) if f"`{name}`" not in PAGE] == []

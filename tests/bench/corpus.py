@@ -63,6 +63,11 @@ def stranger(number: int) -> str:
     return f"{head}.{int(even) + 1}.{number % 254 + 1}"
 
 
+def numbered_address(number: int) -> str:
+    """The IPv4 address with this number, below 1 << 30, in 64.0.0.0/2."""
+    return f"{number >> 24 | 64}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+
+
 def domain(number: int) -> str:
     """A domain, different for each number below 100,000,000."""
     scattered = number * _SCATTER % 100_000_000
@@ -349,6 +354,8 @@ delays=0.06/0.01/0/0.03, dsn=2.0.0, status=sent (delivered to maildir)
 Nov 21 {time} mx postfix/qmgr[2831]: {queue_id}: removed
 """
 MAIL_LOG_LINES = _MAIL_LOG.count("\n")  # for one mail
+
+LOG_START = 1_790_000_000  # Unix time of the first line of a log with generated dates
 
 
 def write_mail_log(path: Path, clients: Iterable[Client]) -> Path:

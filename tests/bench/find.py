@@ -9,7 +9,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from tests.bench import servers
+from tests.bench import corpus, servers
 from tests.bench.bench import Reading, Row
 from tests.bench.processes import run_and_account
 from tests.field.policyd import Policyd
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
     from tests.bench.bench import Bench
 
-_START = 1_790_000_000  # Unix time of the first line
-_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # the digits of decision ids
 
 
 def _decisions(lines: int) -> Iterator[str]:
@@ -28,9 +27,9 @@ def _decisions(lines: int) -> Iterator[str]:
     chance = random.Random(lines)
     for number in range(lines):
         client = chance.randrange(4000) if number % 2 else chance.randrange(1 << 30)
-        address = f"{client >> 24 & 127 | 64}.{client >> 16 & 255}.{client >> 8 & 255}.{client & 255}"
+        address = corpus.numbered_address(client)
         name = f"h{address.replace('.', '-')}.isp{client % 300}.example"
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(_START + number // 2))
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(corpus.LOG_START + number // 2))
         decision = "".join(chance.choices(_CROCKFORD, k=8))
         rule, action, reply = "no-reverse-dns", "DEFER", f' reply="4.7.25 {address} has no name ({decision})"'
         if number % 3:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from tests.bench import servers
+from tests.bench import corpus, servers
 from tests.bench.bench import SHIPPED_RULES, Reading, Row
 from tests.bench.processes import run_and_account
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from tests.bench.bench import Bench
 
 _SPAN = 30 * 86400  # seconds of the month
-_START = 1_790_000_000  # Unix time of the first line
 
 # Events on a mail server: their relative frequency and their log lines. A line begins with the program that writes it;
 # `_month` adds `postfix/` unless a blank comes first. `q`, `r` and `s` are queue ids, `p` a process id, `a` an address,
@@ -112,8 +111,8 @@ def _month(lines: int) -> Iterator[str]:
         number += 1
         # Half of the clients recur.
         client = chance.randrange(1 << 30) if number % 2 else chance.randrange(4000)
-        address = f"{client >> 24 & 127 | 64}.{client >> 16 & 255}.{client >> 8 & 255}.{client & 255}"
-        stamp = time.strftime("%b %e %H:%M:%S", time.gmtime(_START + _SPAN * written // lines))
+        address = corpus.numbered_address(client)
+        stamp = time.strftime("%b %e %H:%M:%S", time.gmtime(corpus.LOG_START + _SPAN * written // lines))
         values = {
             "p": str(chance.randrange(1000, 1300)),
             "k": str(number),
@@ -132,9 +131,9 @@ def _month(lines: int) -> Iterator[str]:
 def _refusals(lines: int) -> Iterator[str]:
     """Yields refusals, each of a different client; every second client has a name."""
     for number in range(lines):
-        address = f"{number >> 24 | 64}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+        address = corpus.numbered_address(number)
         client = f"h{number}.dyn.isp{number % 300}.example[{address}]" if number % 2 else f"unknown[{address}]"
-        stamp = time.strftime("%b %e %H:%M:%S", time.gmtime(_START + number))
+        stamp = time.strftime("%b %e %H:%M:%S", time.gmtime(corpus.LOG_START + number))
         yield (
             f"{stamp} mx postfix/smtpd[{number % 300 + 100}]: NOQUEUE: reject: RCPT from {client}: 554 5.7.1"
             f" <b@example.net>: Relay access denied; from=<s{number}@spam{number % 9999}.example>"

@@ -44,7 +44,7 @@ _OURS = (sys.executable, "-m", "policyd")
 
 
 def reload_rule(bench: Bench) -> Row:
-    """A reload after an edit of one rule, no list changed."""
+    """A reload after an edit of one rule. No list has changed."""
 
     def edit(folder: Path, daemon: Policyd, number: int) -> None:
         del folder
@@ -58,7 +58,7 @@ def reload_rule(bench: Bench) -> Row:
 
 
 def reload_list(bench: Bench) -> Row:
-    """A reload after a change of one entry in fifty of one list."""
+    """A reload after one entry in fifty of one list has changed."""
 
     def edit(folder: Path, daemon: Policyd, number: int) -> None:
         del daemon
@@ -174,10 +174,11 @@ def request_former(bench: Bench) -> Row:
 def first_load(bench: Bench) -> Row:
     """The seconds from the start of the process until it is ready."""
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    rules = _rules(_write_lists(bench))
     for _ in range(min(bench.scale.rounds, 3)):
         for name, program in _programs():
             began = time.monotonic()
-            with _daemon(bench, program) as (_, _, server):
+            with servers.policyd(rules, pinned=False, program=program) as (_, server):
                 found[name]["seconds"].append(time.monotonic() - began)
                 settle(server.pid)
     return Row("first_load", _what(bench, "a first load"), (*_readings(found, "seconds", "s", (1.0, 0.8)),))

@@ -58,7 +58,7 @@ def tree(root: int) -> list[int]:
 
 
 def cpu_seconds(root: int) -> float:
-    """CPU seconds of a process and its descendants, including ended ones that were waited for."""
+    """CPU seconds of a process and its descendants, including descendants that have ended and were waited for."""
     return sum(sum(map(int, fields[11:15])) for pid in tree(root) if (fields := _stat(pid))) * _TICK
 
 

@@ -143,7 +143,7 @@ class Policyd:
         self._process = None
 
     def reload(self) -> str:
-        """Reloads, waits for the end of the reload, and returns what the daemon has logged meanwhile."""
+        """Reloads, waits for the end of the reload, and returns what the daemon has logged during it."""
         before = self.operational_log.stat().st_size
         os.kill(self.pid, signal.SIGHUP)
         self._wait_for("RELOADING=1")

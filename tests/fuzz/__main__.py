@@ -32,7 +32,7 @@ KEPT_BYTES = 8 * 1024
 # The folder of the targets' files. On a disk, writing takes longer than reading and checking.
 IN_MEMORY = Path("/dev/shm")
 
-# Maximum number of words from the seeds that libFuzzer gets.
+# Maximum number of words of the corpus in libFuzzer's dictionary.
 WORDS = 400
 
 
@@ -109,9 +109,9 @@ def run(name: str, runs: int, seconds: int, seed: int, work: Path) -> Outcome:
             "-print_final_stats=1",
             "-reload=0",
         ]
-        began = _processor_seconds()
+        began = _cpu_seconds()
         ended = _atheris(name, folder, [*arguments, str(work), str(seeds)], seconds + HANG_SECONDS + 60, seed)
-        took = _processor_seconds() - began
+        took = _cpu_seconds() - began
         finding = ""
         for found in sorted(folder.glob("found-*")):
             kept = inputs.FOLDER / "findings" / name / found.name.removeprefix("found-")
@@ -136,7 +136,7 @@ def run(name: str, runs: int, seconds: int, seed: int, work: Path) -> Outcome:
     )
 
 
-def _processor_seconds() -> float:
+def _cpu_seconds() -> float:
     """Returns the CPU seconds of child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime

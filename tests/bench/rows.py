@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from tests.bench.servers import Server
     from tests.field.policyd import Policyd
 
-# Seconds until a replaced ruleset is freed: after dns.timeout (5 s) and a second, when no request can still wait for
-# DNS under it.
+# Seconds after which a replaced ruleset has been freed: policyd waits dns.timeout (5 s) and another second, because
+# until then a request may still wait for DNS under the old ruleset.
 RETIREMENT_SECONDS = 7
 
 # File descriptors of a process besides those of its connections.
@@ -165,7 +165,7 @@ def load_time(bench: Bench) -> Row:
 
 
 def memory(bench: Bench) -> Row:
-    """Memory of all processes with the largest lists: at the start, after many reloads, and the peak during one."""
+    """Memory of all processes with the largest lists: at the start, after many reloads, at the peak during a reload."""
     entries, reloads = bench.scale.entries, bench.scale.memory_reloads
     load = bench.load_of_lists(entries)
     with servers.policyd(bench.rules_with_lists(entries), pinned=False) as (daemon, server):

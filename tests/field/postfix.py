@@ -1,7 +1,7 @@
 """A real Postfix for the field tests, and an SMTP client that chooses its name and address.
 
-`Postfix` runs Debian's package from its own folder: configuration, queue, state and log. It neither reads nor
-changes the machine's mail system. It listens on 127.0.0.1 only, and its deliveries end in discard(8), in cat(1), in a
+`Postfix` runs Debian's package from its own folder: configuration, queue, state and log. It does not read or
+change the machine's mail system. It listens on 127.0.0.1 only, and its deliveries end in discard(8), in cat(1), in a
 maildir of that folder, or at its own port `relay`. It needs root, because master(8) does. It needs no syslog, because
 postlogd(8) writes the mail log. Every smtpd(8) runs in the chroot, as Debian's do, and accepts the address and names
 that a client gives (https://www.postfix.org/XCLIENT_README.html).
@@ -101,7 +101,7 @@ smtpd_client_connection_count_limit = 0
 smtpd_policy_service_timeout = 10s
 """
 
-# Each smtpd(8) asks policyd in a different way.
+# The smtpd(8) services. Those that ask policyd do so in different ways.
 MASTER_CF = """\
 127.0.0.1:{inet} inet n - y - - smtpd
   -o {{ smtpd_recipient_restrictions = permit_mynetworks, permit_sasl_authenticated,

@@ -326,13 +326,17 @@ def _is_country(value: object) -> bool:
 
 
 def _sealed(content: bytes) -> int:
-    """The descriptor of a sealed memory file with these bytes."""
+    """Returns the descriptor of a sealed memory file with these bytes. Raises OSError, and leaves nothing open then."""
     descriptor = os.memfd_create("policyd-database", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    with os.fdopen(descriptor, "wb", closefd=False) as file:
-        file.write(content)
-    fcntl.fcntl(
-        descriptor,
-        fcntl.F_ADD_SEALS,
-        fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL,
-    )
+    try:
+        with os.fdopen(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+        fcntl.fcntl(
+            descriptor,
+            fcntl.F_ADD_SEALS,
+            fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL,
+        )
+    except OSError:
+        os.close(descriptor)
+        raise
     return descriptor

@@ -6,6 +6,7 @@ import gzip
 import ipaddress
 import os
 import pickle
+import resource
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -305,6 +306,18 @@ def test_the_file_itself_is_not_mapped_and_may_be_overwritten(tmp_path: Path) ->
     assert owner_at(found, b"192.0.2.1") == Owner(64496, "Example Internet Inc.")
     path.unlink()
     assert owner_at(found, b"198.51.100.1") == Owner(64497, "Other Hosting")
+
+
+def test_a_memory_file_that_cannot_be_written_leaves_no_descriptor_open() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = len([*Path("/proc/self/fd").iterdir()])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            MmdbFile(b"more than ten bytes", systems=True, countries=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len([*Path("/proc/self/fd").iterdir()]) <= before
 
 
 def test_a_file_goes_to_another_process_by_its_descriptor(tmp_path: Path) -> None:

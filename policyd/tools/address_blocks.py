@@ -2,7 +2,7 @@
 
 No registry is asked. A part is a /24 of IPv4, the smallest network that is routed separately, or a /48 of IPv6, the
 usual size of a site. Neighbouring parts form a larger block if at least three quarters of that block's parts have
-clients.
+clients, and the block has enough clients.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ class Block(NamedTuple):
         return str(netaddr.IPNetwork((self.first, self.prefix), version=self.version))
 
     def part_numbers(self) -> range:
-        """The numbers that `part_of` gives to the parts of this block."""
+        """The numbers of this block's parts, as `part_of` gives them."""
         shift = _WIDTH[self.version] - _PART[self.version]
         return range(self.first >> shift, (self.first >> shift) + (1 << (_PART[self.version] - self.prefix)))
 
 
 def part_of(version: int, address: int) -> tuple[int, int]:
-    """The /24 or /48 of an address, as version and number."""
+    """Returns the part of an address (its /24 or /48), as IP version and number."""
     return version, address >> (_WIDTH[version] - _PART[version])
 
 
 def block_of(version: int, number: int) -> Block:
-    """One part, as `part_of` numbers it, as a block."""
+    """Returns a part as a block; `number` is the part's number, as `part_of` gives it."""
     return Block(version, number << (_WIDTH[version] - _PART[version]), _PART[version])
 
 

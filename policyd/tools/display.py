@@ -1,7 +1,7 @@
 """Output of the tools: results on standard output, progress on standard error if that is a terminal.
 
-Promises: client text never reaches a terminal raw. Only `shown` converts bytes to text, and its result is printable
-ASCII. Colours and progress bars appear on a terminal only, and rich honours NO_COLOR.
+Promises: text that `shown` made from a client's bytes is printable ASCII, so it cannot control a terminal. Colours and
+progress bars appear on a terminal only, and rich honours NO_COLOR.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from policyd.logs.files import total_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-# Width without a terminal: a table must not be cut in a file or a pipe.
+# Characters in a line without a terminal: a table must not be cut in a file or a pipe.
 _PIPE_WIDTH = 240
 
 # Columns whose text is never folded.
@@ -36,7 +36,7 @@ def shown(value: bytes) -> str:
 
 
 def results() -> Console:
-    """The console for results, which go to the current standard output."""
+    """Returns a console for results. It writes to the current standard output."""
     terminal = sys.stdout.isatty()
     return Console(
         file=sys.stdout,
@@ -49,9 +49,9 @@ def results() -> Console:
 
 
 def table(*columns: str, numbers: Sequence[str] = ()) -> Table:
-    """An empty table with these headings; the columns in `numbers` are aligned to the right.
+    """Returns an empty table with these headings; the columns in `numbers` are aligned to the right.
 
-    On a narrow terminal, text from users and clients is folded; numbers, rule names and times are not.
+    On a narrow terminal, text from users and clients is folded; numbers, rule names, actions and times are not.
     """
     made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
@@ -62,7 +62,7 @@ def table(*columns: str, numbers: Sequence[str] = ()) -> Table:
 
 
 def styled_verb(verb: str) -> Text:
-    """An action's word in its colour."""
+    """Returns the word of an action in the colour of that action."""
     return Text(verb, style={"REJECT": "red", "DUNNO": "green"}.get(verb, "yellow"))
 
 
@@ -70,7 +70,7 @@ def styled_verb(verb: str) -> Text:
 def reading(paths: Sequence[str]) -> Iterator[Callable[[int], None]]:
     """Shows a progress bar over the bytes of these files while the block runs.
 
-    Yields a function to call with the number of bytes of each step. Raises `LogError` for a path that cannot be read.
+    Yields a function that advances the bar by a number of bytes. Raises `LogError` for a path that cannot be read.
     """
     total = total_bytes(paths)
     console = Console(file=sys.stderr)

@@ -45,7 +45,7 @@ NO_ID = b"00000000"
 
 _STYLES = {Verb.REJECT: "bold red", Verb.DEFER: "bold yellow", Verb.DEFER_IF_PERMIT: "bold yellow"}
 
-# The words between the compared value and the wanted value: if the condition holds, and if it does not.
+# The words between the compared value and the wanted value: if the condition holds, and if it does not hold.
 _COMPARED = {
     Kind.NETWORK: ("is in", "is not in"),
     Kind.STATUS: ("is", "is not"),
@@ -54,16 +54,17 @@ _COMPARED = {
     Kind.VALUE: ("is", "is not"),
     Kind.EXPRESSION: ("matches", "does not match"),
     Kind.LISTED: ("is listed by", "is not listed by"),
-    Kind.GENERIC: ("contains the client's address:", "does not contain the client's address"),
+    Kind.GENERIC: ("contains", "does not contain"),
     Kind.COUNTER: ("reaches", "does not reach"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """One condition of one rule: whether it holds, the compared values and, if it holds, the matching entry.
+    """One condition of one rule: whether it holds, and the compared values.
 
-    `unproven` means that the names are only claimed, and do not count here.
+    `entry` is the entry that makes the condition hold; None if it does not hold, and for counters and DNS lists.
+    `unproven` means that the client's names are only claimed, so this condition ignores them.
     """
 
     condition: Condition
@@ -82,7 +83,7 @@ class OwnerRecord(NamedTuple):
 
 
 class Query(NamedTuple):
-    """One question to DNS (`1.2.0.192.in-addr.arpa PTR`) and its answers, or the reason why there are none."""
+    """One query to DNS (`1.2.0.192.in-addr.arpa PTR`) with its answers (perhaps none), or the reason of its failure."""
 
     question: str
     answers: tuple[str, ...]
@@ -103,8 +104,9 @@ class CounterValue(NamedTuple):
 class Explanation:
     """One decision with its reasons.
 
-    `identity` is the client's reverse DNS, None if the decision did not need it, and `source` says where that is from.
-    `queries` has the DNS queries. `record` is None if the ruleset declares no database of networks.
+    `identity` is the client's reverse DNS, None if the decision did not need it, and `source` is the source of that
+    identity. `queries` has the DNS queries. `record` is None if the ruleset declares no database of networks, and no
+    owner was given.
     """
 
     loaded: Loaded
@@ -130,7 +132,7 @@ class Explanation:
 
     @property
     def place(self) -> str:
-        """File and line of the deciding rule."""
+        """File and line of the deciding rule; only the file if no rule decided."""
         rule = self.decision.rule
         return f"{self.loaded.rules_file.path}:{rule.line}" if rule is not None else self.loaded.rules_file.path
 
@@ -179,7 +181,7 @@ def explain(
 
 
 def _network(loaded: Loaded, request: Request, *, owner_given: bool) -> tuple[str, str]:
-    """The network of the client's record, and the database."""
+    """Returns the network of the client's record (empty without one), and the names of the databases."""
     if owner_given:
         return "", "as given"
     databases = loaded.rules_file.databases
@@ -197,7 +199,7 @@ def _reason(
     *,
     exempting: bool,
 ) -> Reason:
-    """The outcome of a condition with its reason; `exempting` means that the condition would let mail through."""
+    """Returns the reason of a condition's outcome; `exempting` means that the condition would let mail through."""
     condition, identity = written.condition, facts.identity
     if condition.kind is Kind.LISTED:
         answers = format_answers({n: facts.lists[n] for n in written.dns_list_names if n in facts.lists})
@@ -235,7 +237,7 @@ def _seen(condition: Condition, request: Request, facts: Facts) -> tuple[bytes, 
 
 
 def _entry(written: WrittenCondition, outcome: Outcome, path: str, request: Request, facts: Facts) -> Entry | None:
-    """The first entry that makes a condition hold, found by binary search; None if the condition does not hold."""
+    """Returns the first entry that makes a condition hold; None if it does not hold. Finds it by binary search."""
     if outcome is not Outcome.YES:
         return None
     entries = [Entry(value.text, path, value.line, value.column) for value in written.values]
@@ -249,7 +251,7 @@ def _entry(written: WrittenCondition, outcome: Outcome, path: str, request: Requ
 
 
 def _holds_with(written: WrittenCondition, entries: Sequence[Entry], request: Request, facts: Facts) -> bool:
-    """Whether a condition would hold with these entries only."""
+    """Returns whether a condition would hold if it had these entries only."""
     collection, _ = parse_entries(written.type.form, [entry.text.encode() for entry in entries])
     condition = Condition(written.type.name, written.type.subject, written.type.kind, (), 0)
     rule = Rule("alone", 0, (condition,), (), Action(Verb.DUNNO))
@@ -266,7 +268,7 @@ def readable(value: bytes) -> str:
 
 
 def as_json(explanation: Explanation) -> dict[str, Any]:
-    """The explanation as a JSON object, with the decision log's names if possible."""
+    """Returns the explanation as a JSON object; the keys are those of the decision log if it has them."""
     decision, identity, ruleset = explanation.decision, explanation.identity, explanation.loaded.ruleset
     result: dict[str, Any] = {
         "action": decision.word if decision.action is decision.verb else decision.action,
@@ -346,7 +348,7 @@ def _reason_as_json(reason: Reason) -> dict[str, Any]:
 
 
 def as_tables(explanation: Explanation) -> Iterator[Table]:
-    """The decision and its facts; then each rule, from the top to the deciding one."""
+    """Yields a table of the decision and its facts, and a table of the rules, from the top to the deciding rule."""
     yield _summary(explanation)
     rules = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
     rules.add_column(justify="right", style="dim", no_wrap=True)
@@ -476,15 +478,17 @@ def _line(prefix: str, reason: Reason) -> Text:
         return Text(listed + at_least, {Outcome.YES: "", Outcome.NO: "dim"}.get(reason.outcome, "yellow"))
     holds, fails = _COMPARED[condition.kind]
     seen = ", ".join(readable(text) or "''" for text in reason.seen) or "no name"
+    generic = "the client's address" if condition.kind is Kind.GENERIC else ""
     if reason.entry is not None:
-        text = Text(f"{prefix}{condition.name}: {seen} {holds} ").append(reason.entry.text or "''", "bold")
-        return text.append(f"  ({reason.entry.path}:{reason.entry.line})", "dim")
-    values = [value or "''" for value in condition.values]
+        found = Text(f"{prefix}{condition.name}: {seen} {holds} ").append(generic or reason.entry.text or "''", "bold")
+        return found.append(f"  ({reason.entry.path}:{reason.entry.line})", "dim")
+    values = [generic or value or "''" for value in condition.values]
     wanted = values[0] if len(values) == 1 else f"any of {', '.join(values[:4])}{' ...' if len(values) > 4 else ''}"
-    if reason.outcome is Outcome.NO and reason.unproven and reason.seen:
-        return Text(f"{prefix}{condition.name}: {seen} is only claimed, and a claimed name never exempts", "dim")
-    if reason.outcome is Outcome.NO and not reason.seen:
-        return Text(f"{prefix}{condition.name}: nothing to compare with {wanted}", "dim")
+    if reason.outcome is Outcome.YES:  # a counter: no entry is searched for
+        return Text(f"{prefix}{condition.name}: {seen} {holds} {wanted}")
     if reason.outcome is Outcome.NO:
-        return Text(f"{prefix}{condition.name}: {seen} {fails} {wanted}", "dim")
+        text = f"{seen} {fails} {wanted}" if reason.seen else f"nothing to compare with {wanted}"
+        if reason.unproven and reason.seen:
+            text = f"{seen} is only claimed, and a claimed name never exempts"
+        return Text(f"{prefix}{condition.name}: {text}", "dim")
     return Text(f"{prefix}{condition.name}: DNS failed, so it is unknown whether it {holds} {wanted}", "yellow")

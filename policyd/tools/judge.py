@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
     Find: TypeAlias = Callable[[Request, Facts], Hits]
 
-# Maximum number of keys of counters and greylisting in a replay: those of a busy month, 400 MB.
-MAX_KEYS = 1_000_000
+# Maximum number of keys of counters and greylisting in a replay, 400 MB; a busy month has about as many.
+_MAX_KEYS = 1_000_000
 
-# Maximum number of recipients whose matching expressions are cached, 15 MB.
+# Maximum number of recipients for which the matching expressions are cached, 15 MB.
 _MAX_RECIPIENTS = 65_536
 
 # Outcomes that count as delivered.
@@ -78,7 +78,7 @@ class OwnerSource(StrEnum):
 
 
 class Judge:
-    """Decides observations under one ruleset, as of `today` (UTC).
+    """Decides the mails of a log by one ruleset, as of `today` (UTC).
 
     With `by_recipient`, a mail to several recipients is decided for each of them. Owners of addresses come from the
     databases of the ruleset or, if it was loaded without them, from the log.
@@ -106,7 +106,7 @@ class Judge:
         self._now = 0.0
         self._memory: Memory | None = None  # memory of earlier requests, with the log's own time
         if uses_memory(ruleset):
-            self._memory = Memory(ProcessMemory(MAX_KEYS), None, client_domain, clock=lambda: self._now)
+            self._memory = Memory(ProcessMemory(_MAX_KEYS), None, client_domain, clock=lambda: self._now)
         self.lists_assumed = False  # whether the last decisions needed an assumed answer of a DNS list
 
     def decisions(self, seen: Observation) -> list[Decision | None]:
@@ -121,7 +121,7 @@ class Judge:
         return [self._decide(_request(seen, recipient), facts) for recipient in self.recipients(seen)]
 
     def grounds(self, seen: Observation) -> object:
-        """Returns a key: observations with equal grounds get the same decisions, whatever the order of recipients."""
+        """Returns a key for a cache: mails with equal keys get the same decisions, whatever the order of recipients."""
         facts = self._facts(seen)
         recipients = self.recipients(seen)
         if self._memory is not None and self._depends_on_earlier(seen, recipients, facts):
@@ -133,14 +133,14 @@ class Judge:
         )
 
     def _depends_on_earlier(self, seen: Observation, recipients: Sequence[bytes], facts: Facts) -> bool:
-        """Whether the decision depends on earlier mails, so that it cannot be cached."""
+        """Returns whether the decisions depend on earlier mails, so that they cannot be cached."""
         if self._ruleset.greylist is not None:
             return True
         inquiries = (Inquiry(self._ruleset, _request(seen, recipient), facts, self._today) for recipient in recipients)
         return any(inquiry.matching_counters() for inquiry in inquiries)
 
     def recipients(self, seen: Observation) -> tuple[bytes, ...]:
-        """Returns the recipients for which decisions are made; an empty one if the log has none."""
+        """Returns the recipients for which decisions are made; one empty recipient if the log has none."""
         return seen.recipients if self._by_recipient and seen.recipients else seen.recipients[:1] or (b"",)
 
     def _facts(self, seen: Observation) -> Facts:
@@ -158,7 +158,7 @@ class Judge:
         return facts
 
     def has_owner(self, seen: Observation) -> bool:
-        """Whether the system or the country of a client is known."""
+        """Returns whether the system or the country of a client is known."""
         logged = seen.owner if self._ruleset.owners is None else NO_OWNER
         return owner_of(self._ruleset, seen.client_address, logged) != NO_OWNER
 
@@ -177,9 +177,9 @@ class Judge:
 
 
 def _request_grounds(ruleset: Ruleset, request: Request, facts: Facts, finds: Iterable[Find]) -> tuple[object, ...]:
-    """Returns everything that a decision depends on, for one day: requests with equal grounds get equal decisions.
+    """Returns everything that a decision depends on, on one day: requests with equal grounds get equal decisions.
 
-    The mails of a log have few different grounds, so a replay decides each kind of mail once. `finds` has the result of
+    The mails of a log have few different grounds, so a replay decides once for each. `finds` has the result of
     `_finder` for each of the ruleset's lookups.
     """
     identity = facts.identity
@@ -194,12 +194,15 @@ def _request_grounds(ruleset: Ruleset, request: Request, facts: Facts, finds: It
 
 
 def _finder(lookup: Lookup) -> Find:
-    """Returns a lookup's `find`, or a faster one for expressions on an attribute, which take most of the time."""
+    """Returns a lookup's `find`, or a faster function if the lookup compares an attribute with expressions.
+
+    Such lookups take most of a replay's time.
+    """
     place = _PLACES.get(lookup.subject) if isinstance(lookup, ExpressionLookup) else None
     if place is None or not isinstance(lookup, ExpressionLookup):
         return lookup.find
     general, find = lookup.find, lookup.table.find
-    if lookup.subject == "recipient":  # recipients recur
+    if lookup.subject == "recipient":  # a log has the same recipients many times
         find = lru_cache(maxsize=_MAX_RECIPIENTS)(find)
 
     def find_in_value(request: Request, facts: Facts) -> Hits:
@@ -229,7 +232,7 @@ _PLACES = {
 
 
 def _request(seen: Observation, recipient: bytes) -> Request:
-    """Returns the request that Postfix would have sent. Without a sender the client was refused before MAIL."""
+    """Returns the request that Postfix would have sent. A mail without a sender was refused before MAIL."""
     sender, names, helo_name = seen.sender, seen.names, seen.helo_name
     state = b"RCPT" if sender is not None else b"HELO" if helo_name else b"CONNECT"
     if names:

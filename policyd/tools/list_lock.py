@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 _NAME = ".policyd.lock"
 
-# Seconds to wait for another command; a fetch holds the lock only while it moves files.
+# Seconds to wait for another command. A fetch holds the lock while it replaces one file, `block` and `allow` while they
+# check the ruleset.
 _SECONDS = 30.0
 
 # Seconds between two attempts.

@@ -12,11 +12,12 @@ if TYPE_CHECKING:
 
 
 def replace_file(path: Path, content: bytes, modified: float | None = None) -> None:
-    """Writes `content` in place of the file at `path`, if there is one; a link to a file stays a link.
+    """Replaces the file at `path`, or makes it. If `path` is a link, it stays a link, and its file is replaced.
 
-    The content goes to a temporary file beside it, which is synchronised to disk and renamed. Owner, group and mode do
-    not change. `modified` is the new modification time in Unix seconds, the current time by default. Anything but a
-    regular file (a pipe, `/dev/stdout`) is written to directly. Raises OSError; the old file is then unchanged.
+    The content goes to a temporary file in the same folder, which is synchronised to disk and renamed. Owner, group and
+    mode do not change. `modified` is the new modification time in Unix seconds, the current time by default. A pipe or
+    a device (`/dev/stdout`) is written to directly. Raises OSError. A regular file is then unchanged, unless only the
+    last step failed: synchronising its folder.
     """
     target = path.resolve()
     try:
@@ -51,7 +52,7 @@ def replace_file(path: Path, content: bytes, modified: float | None = None) -> N
 
 
 def beside(path: Path, ending: str) -> Path:
-    """A new name for a temporary file in the folder of `path`, from where it can be renamed to `path`."""
+    """Returns a new path for a temporary file in the folder of `path`, so that it can be renamed to `path`."""
     return path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.{ending}")
 
 

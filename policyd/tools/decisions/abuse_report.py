@@ -1,8 +1,8 @@
 """An abuse report for a network, a host name suffix, a system or a country, from decision logs or mail logs.
 
 The report is an ARF message (RFC 5965). It is written, never sent. One message covers all mails: its text has a
-summary and log lines, its machine-readable part has the number of mails (`Incidents`) and the most frequent client. The
-recipients in log lines are hidden unless the user asks for them, also in a sender that contains one (VERP).
+summary and log lines, its machine-readable part has the number of mails (`Incidents`) and the most frequent client.
+Recipients are hidden unless the user asks for them, also if a sender contains one (VERP).
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ if TYPE_CHECKING:
 # Maximum number of log lines quoted; an abuse desk's mailbox has limits.
 MAX_QUOTED = 200
 
-# Maximum number of different clients and senders for the summary's figures; about 20 MB.
+# Maximum number of different clients, of host names and of senders that are counted for the summary; about 20 MB.
 _MAX_COUNTED = 100_000
 
+# The text in place of a recipient.
 HIDDEN = b"hidden"
 
 
@@ -89,8 +90,8 @@ def collect(
 ) -> Incident:
     """Collects the mails of a network, of names under a suffix (`hostname_suffix`), of a system or of a country.
 
-    From a decision log, these are the refused mails and, under `mode: observe`, those that would have been refused.
-    From a mail log, it is every mail; the databases of `ruleset` give the systems and countries of its clients. Raises
+    From a decision log, collects the refused mails and, under `mode: observe`, those that would have been refused. From
+    a mail log, collects every mail; the databases of `ruleset` give the systems and countries of its clients. Raises
     `LogError`.
     """
     networks = (network,) if network is not None else ()
@@ -108,10 +109,10 @@ def collect(
 
 
 def as_message(incident: Incident, sender: str, recipient: str | None, now: datetime.datetime) -> Message:
-    """The report as a message from `sender`; `now` has a time zone. The incident has at least one mail.
+    """Returns the report as a message from `sender`; `now` must have a time zone, and the incident at least one mail.
 
-    Its three parts are those of RFC 5965 section 2: a text, the machine-readable report, and the known header of the
-    last mail.
+    The message has the three parts of RFC 5965 section 2: a text, the machine-readable report, and as much of the last
+    mail's header as the log shows.
     """
     message = MIMEMultipart("report", report_type="feedback-report", policy=email.policy.default)
     message["From"] = sender
@@ -139,7 +140,7 @@ def _summary(incident: Incident) -> str:
         f"from {counted(len(incident.clients), 'address', 'addresses')} there"
         + ("." if is_all else f", and refused {incident.refused:,} of them."),
         "",
-        "Addresses that came most often:",
+        "Most frequent addresses:",
         *(f"  {count:>7,}  {shown(client)}" for client, count in incident.clients.most_common(10)),
     ]
     if incident.names:
@@ -157,7 +158,7 @@ def _summary(incident: Incident) -> str:
 
 
 def _feedback(incident: Incident, sender: str) -> Message:
-    """RFC 5965 section 3: the required fields, then the known optional ones."""
+    """Returns the machine-readable report (RFC 5965 section 3): the required fields, then optional fields, if known."""
     client, _ = incident.clients.most_common(1)[0]
     fields = [
         ("Feedback-Type", "abuse"),
@@ -179,7 +180,7 @@ def _feedback(incident: Incident, sender: str) -> Message:
 
 
 def _part(subtype: str, text: str) -> Message:
-    """A text part; quoted-printable if its lines are too long for a mail."""
+    """Returns a part with a text, in quoted-printable if its lines are too long for a mail."""
     part = EmailMessage()
     part.set_content(text, subtype=subtype, charset="us-ascii")
     del part["MIME-Version"]
@@ -200,7 +201,7 @@ def _header(last: Found, host: str) -> str:
 
 
 def _date(found: Found) -> str:
-    """The time of the decision in the form of mails (RFC 5322 section 3.3), in UTC; empty if unknown."""
+    """Returns the time of a decision or mail as in a mail header (RFC 5322 section 3.3), in UTC; empty if unknown."""
     seconds = found.time
     return "" if seconds is None else format_datetime(datetime.datetime.fromtimestamp(seconds, datetime.UTC))
 
@@ -209,9 +210,9 @@ def _date(found: Found) -> str:
 
 
 def without_recipient(source: Source) -> Source:
-    """The same decision or mail with `hidden` in place of each recipient, wherever it occurs.
+    """Returns the decision or mail with `hidden` in place of each recipient, also in sender, HELO and reply.
 
-    Bounce addresses contain the recipient as `joe=here.example` or `joe#here.example` (VERP), and a reply may quote it.
+    The sender may be a bounce address, which contains the recipient as `joe=here.example` or `joe#here.example` (VERP).
     """
     recipients: tuple[bytes, ...]
     if isinstance(source, LoggedDecision):

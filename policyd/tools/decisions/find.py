@@ -1,4 +1,4 @@
-"""Finds decisions in decision logs, and mails in mail logs: by client, name, sender, recipient and time.
+"""Finds decisions in decision logs, and mails in mail logs: by client, owner, name, sender, recipient and time.
 
 `every` yields them one by one; `policyd.tools.decisions.tally` counts the distinct values of one key. A line is parsed
 only if it may match: a search for a few bytes skips most lines.
@@ -35,11 +35,11 @@ Source: TypeAlias = "LoggedDecision | Observation"
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """Filter of a search; an empty part selects all. `since` (inclusive) and `until` (exclusive) are in Unix seconds.
+    """Filter of a search; an empty field selects all. `since` (inclusive) and `until` (exclusive) are in Unix seconds.
 
     `suffix` has the form of `hostname_suffix`, and also finds claimed names. `sender` and `recipient` are an address,
-    or a domain (then addresses at or below it); `<>` is the null sender. `asn` and `country` are those of the client's
-    address, from the line or else from the databases of `ruleset`.
+    or a domain (which also finds addresses in domains under it); `<>` is the null sender. `asn` and `country` are those
+    of the client's address, from the line or else from the databases of `ruleset`.
     """
 
     networks: tuple[netaddr.IPNetwork, ...] = ()
@@ -68,7 +68,7 @@ class Search:
 
 
 class Found(NamedTuple):
-    """The searchable parts of a decision or a mail.
+    """A found decision or mail (`source`) with the values that a search compares.
 
     `time` is in Unix seconds. `verified` says whether the first name is verified.
     """
@@ -125,7 +125,7 @@ def _of_mail(mail: Observation) -> Found:
 
 
 class Matcher:
-    """Decides whether decisions and mails match the search; first finds candidate lines cheaply."""
+    """Decides whether decisions and mails match the search, and finds the lines that may match without parsing them."""
 
     def __init__(self, search: Search) -> None:
         self._search = search
@@ -156,13 +156,13 @@ class Matcher:
             return False
         if self._suffix and not is_under(found.names, self._suffix):
             return False
-        if not self._has_owner(found):
+        if not self._matches_owner(found):
             return False
         if self._sender and not (found.sender is not None and _is_at(found.sender, self._sender)):
             return False
         return not self._recipient or any(_is_at(recipient, self._recipient) for recipient in found.recipients)
 
-    def _has_owner(self, found: Found) -> bool:
+    def _matches_owner(self, found: Found) -> bool:
         search = self._search
         if not (search.asn or search.country):
             return True
@@ -194,7 +194,7 @@ class Matcher:
 
 
 # The client's address in a line, in both formats. Client text cannot look like it, because one format escapes blanks
-# and the other quotes. Only a reply may look like it, but that is at the end of the line.
+# and the other quotes. Only a reply may look like it; the first match counts, and a reply is at the end of the line.
 _CLIENT = re.compile(rb' client=[^\[ ]*\[([^\] ]*)\]|"client_address":\s?"([^"]*)"')
 
 
@@ -205,7 +205,7 @@ def owner_in(source: Source, ruleset: Ruleset | None) -> Owner:
 
 
 def is_under(names: Sequence[bytes], suffix: bytes) -> bool:
-    """Whether a name is the folded suffix or lies under it; a leading dot means only under."""
+    """Whether a name is the folded suffix or lies under it; with a leading dot, only whether it lies under it."""
     bare = suffix.lstrip(b".")
     return any(name.endswith(b"." + bare) or (name == bare and bare == suffix) for name in map(fold_name, names))
 
@@ -230,7 +230,7 @@ def _is_at(address: bytes, wanted: bytes) -> bool:
 
 
 def is_refused(source: Source) -> bool:
-    """Whether the mail was refused, permanently or temporarily; under `mode: observe`, whether it would have been."""
+    """Whether the mail was refused, permanently or temporarily, or would have been without `mode: observe`."""
     if isinstance(source, LoggedDecision):
         return source.decided != b"DUNNO"
     return source.outcome in {Outcome.REJECTED, Outcome.DEFERRED}
@@ -242,7 +242,7 @@ def time_of(source: Source) -> str:
 
 
 def as_line(source: Source) -> str:
-    """A decision in the text format of the decision log, or a mail in that style: printable ASCII."""
+    """Returns a decision in the text format of the decision log, or a mail in a similar form: printable ASCII."""
     if isinstance(source, LoggedDecision):
         return as_text(source)
     name = shown(source.names[0]) if source.names and source.name_status is NameStatus.VERIFIED else "unknown"
@@ -262,12 +262,12 @@ def as_line(source: Source) -> str:
 
 
 def _word(value: bytes) -> str:
-    """Escapes blanks and brackets, as in the decision log."""
+    """Escapes blanks, quotes and angle brackets, as in the decision log."""
     return re.sub(r"[ \"'<>]", lambda found: f"\\x{ord(found[0]):02x}", shown(value))
 
 
 def mail_as_json(mail: Observation) -> dict[str, Any]:
-    """A mail as an object, with the decision log's keys if possible."""
+    """Returns a mail as a JSON object; the keys are those of the decision log if it has them."""
     fields: dict[str, Any] = {
         "time": rfc3339(mail.time) if mail.time is not None else None,
         "outcome": str(mail.outcome),

@@ -1,7 +1,7 @@
-"""Finds a decision by its id, and decides the same request by today's ruleset.
+"""Finds a decision by its id, and makes its request and identity again, so that today's ruleset can decide them.
 
 A postmaster reads the id in a bounce (`{id}` in a reply). The client's reverse DNS is taken from the log; DNS is not
-asked. Attributes that the log does not have are empty.
+asked. The request lacks attributes that the log does not have.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Crockford's base 32 (https://www.crockford.com/base32.html) reads these letters as digits: people confuse them.
 _ALIASES = bytes.maketrans(b"ILO", b"110")
 
-# An id is not part of a longer word.
+# An id in a text; it is not part of a longer word.
 _ID = re.compile(r"(?<![0-9A-Za-z])[0-9A-TV-Z]{8}(?![0-9A-Za-z])", re.IGNORECASE)
 _ID_IN_PARENTHESES = re.compile(r"\(([0-9A-TV-Z]{8})\)", re.IGNORECASE)
 
@@ -29,7 +29,8 @@ _ID_IN_PARENTHESES = re.compile(r"\(([0-9A-TV-Z]{8})\)", re.IGNORECASE)
 def ids_in(text: str) -> list[str]:
     """Finds possible ids in a pasted text: words of eight characters. If some are in parentheses, returns only these.
 
-    A single word is an id, whatever its form. Words such as `rejected` look like ids too; no decision has them.
+    If the text is a single word, it counts as an id in any form. Words such as `rejected` have the form of an id, and
+    are also returned: a search for them finds nothing.
     """
     text = text.strip()
     found = _ID_IN_PARENTHESES.findall(text) or _ID.findall(text)
@@ -54,7 +55,7 @@ def _canonical(decision_id: bytes) -> bytes:
 
 
 def request_of(decision: LoggedDecision) -> Request:
-    """The decided request, with the attributes that the log has."""
+    """Returns the request of a decision, with the attributes that the log has."""
     attributes = {
         "request": REQUEST_TYPE,
         "protocol_state": decision.protocol_state,

@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 # Seconds between two reads of a log: fast enough for people, and cheap.
 POLL_SECONDS = 0.2
 
-# Bytes read from the end for the first lines: more than 100 lines of the maximum length (4 KiB).
+# Maximum bytes read at once. The first lines come from this many bytes at the end of the log, which hold more than 100
+# lines of the maximum length (4 KiB).
 _BACK_BYTES = 512 * 1024
 
 
 class DecisionFilter(NamedTuple):
-    """Filter of decisions; an empty part selects all. A decision matches if it has any of the actions, any of the rules
-    and any of the networks.
+    """Filter of decisions; an empty field selects all.
+
+    A decision matches if it has one of the actions, one of the rules and one of the networks.
     """
 
     actions: frozenset[bytes] = frozenset()
@@ -36,7 +38,7 @@ class DecisionFilter(NamedTuple):
     networks: tuple[netaddr.IPNetwork, ...] = ()
 
     def matches(self, decision: LoggedDecision) -> bool:
-        """Whether a decision matches. A rule also matches if it only observed."""
+        """Whether a decision matches. An action also counts if `mode: observe` suppressed it, a rule if it observed."""
         if decision.is_probe:
             return False
         if self.actions and decision.action not in self.actions and decision.would not in self.actions:
@@ -49,10 +51,11 @@ class DecisionFilter(NamedTuple):
 def follow(
     path: str, last: int, wanted: DecisionFilter, wait: Callable[[], bool] = lambda: _wait(POLL_SECONDS)
 ) -> Iterator[LoggedDecision]:
-    """Yields the `last` wanted decisions of the log, then each new one as it is written, until `wait` returns false.
+    """Yields the `last` wanted decisions of the log, then each new decision as it is written.
 
-    `wait` is called when there is nothing to read. A rotated log is read to its end, then the new log from its start; a
-    truncated log is read from its start. Raises `LogError` if the log does not exist at the beginning.
+    Looks for the `last` decisions in the last 512 KiB only. Calls `wait` when there is nothing to read, and ends when
+    `wait` returns False. A rotated log is read to its end, then the new log from its start; a truncated log is read
+    from its start. Raises `LogError` if the log cannot be opened at the beginning.
     """
     try:
         file: BinaryIO = open(path, "rb")  # noqa: SIM115, PTH123 - replaced on rotation
@@ -101,11 +104,11 @@ def _wanted_in(lines: Iterable[bytes], wanted: DecisionFilter) -> Iterator[Logge
 
 
 def as_line(decision: LoggedDecision) -> Text:
-    """The decision as a line of the text format, its action and rule in colour."""
+    """Returns the decision as a line of the text format, with its action in colour and its rule in bold."""
     line = as_text(decision)
-    stamp, _, rest = line.partition(" ")
+    timestamp, _, rest = line.partition(" ")
     action, _, rest = rest.partition(" ")
-    text = Text(stamp, style="dim").append(" ").append(styled_verb(action)).append(" ")
+    text = Text(timestamp, style="dim").append(" ").append(styled_verb(action)).append(" ")
     before, key, after = rest.partition("rule=")
     if decision.rule and key:
         rule, _, after = after.partition(" ")
@@ -122,7 +125,7 @@ class _Lines:
         self._rest = b""
 
     def read(self, file: BinaryIO) -> list[bytes]:
-        """The lines completed since the last call."""
+        """Reads a block, and returns the lines that are complete with it; empty at the end of the file."""
         block = file.read(_BACK_BYTES)
         if not block:
             return []
@@ -144,7 +147,7 @@ def _last(file: BinaryIO, lines: _Lines, last: int, wanted: DecisionFilter) -> l
 
 
 def _new_file(file: BinaryIO, path: str) -> BinaryIO | None:
-    """Opens the file now at the path, if it is another file; None if there is no other file yet."""
+    """Opens the file that is now at the path, if it is not the open file; returns None if there is no such file yet."""
     try:
         now = os.stat(path)  # noqa: PTH116 - a path that was typed, used as it is
         if os.path.samestat(now, os.fstat(file.fileno())):

@@ -1,8 +1,8 @@
 """Counts the distinct values of one key in decision logs and mail logs, with the first and last time of each.
 
 Promises: it counts exactly what `find.every` finds; times with different offsets compare correctly; memory is limited
-by MAX_VALUES. If the search filters by time only, one regular expression reads a block of decisions at once;
-otherwise lines are read one by one.
+by MAX_VALUES. If the search filters by time only, one regular expression reads a block of many decisions at once. Lines
+are read one by one if the search has another filter, if the key is `asn`, or if a line of the block has another form.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from policyd.logs.either import Batch
     from policyd.tools.decisions.find import Found, Search
 
-# Maximum number of distinct values; each takes up to 350 bytes. Values beyond it are counted together.
+# Maximum number of distinct values; each takes up to 350 bytes. Values beyond the maximum are counted together.
 MAX_VALUES = 1_000_000
 
 # Number of values processed or printed at once.
@@ -58,7 +58,10 @@ class By(StrEnum):
 
 @dataclass(slots=True)
 class Count:
-    """The count of a value, and its first and last time (RFC 3339, empty if the log does not have it)."""
+    """The count of a value, and the first and last time of the value (RFC 3339, empty if the log has no time).
+
+    `verified` is False for a host name that is only claimed.
+    """
 
     value: str
     count: int
@@ -80,7 +83,7 @@ class Tally:
     others: int = 0
 
     def counts(self) -> Iterator[Count]:
-        """Yields the values, the most frequent first."""
+        """Yields the values with their counts, the most frequent first."""
         for count, values in self.values.by_count():
             for value, first, last in values:
                 verified = not value.endswith(_UNVERIFIED)
@@ -88,7 +91,7 @@ class Tally:
                 yield Count(text, count, first.decode(), last.decode(), verified)
 
     def lines(self) -> Iterator[bytes]:
-        """Yields lines, many at a time: count, first and last time without the fraction of a second, value."""
+        """Yields many lines at a time. A line has count, first and last time (in whole seconds), and value."""
         width = 0
         for count, values in self.values.by_count():
             width = width or len(str(count))
@@ -101,7 +104,7 @@ class Tally:
 
 
 def _short(time: bytes) -> bytes:
-    """A time without the fraction of a second."""
+    """Returns a time without the fraction of a second; `-` for an empty time."""
     return time[:19] + time[23:] or b"-"
 
 
@@ -153,7 +156,7 @@ def _pattern(by: By, offset: bytes, *, as_json: bool) -> re.Pattern[bytes]:
     return re.compile(rb"%b %b %b.*+\n" % (time, _VERB, _TEXT[by]))
 
 
-# The instance in the requests of `policyd doctor`, the same in both formats.
+# The `instance` in a probe of `policyd doctor`, the same bytes in both formats.
 _PROBE = b"policyd-doctor"
 
 
@@ -177,9 +180,10 @@ class Values:
         return len(self._first)
 
     def add_in_order(self, found: Sequence[tuple[bytes, bytes | None]]) -> int | None:
-        """Counts pairs of time and value; returns how many were beyond the limit.
+        """Counts pairs of time and value; returns the number of pairs whose value is beyond MAX_VALUES.
 
-        Returns None, with nothing counted, if they are not in order of time or only some of them fit.
+        Returns None, with nothing counted, if the pairs are not in order of time, if the first is earlier than a
+        counted pair, or if perhaps only some of them fit.
         """
         times: Sequence[bytes]
         times, values = zip(*found, strict=True)
@@ -203,7 +207,7 @@ class Values:
         return len(found) - len(again)
 
     def add(self, value: bytes | None, first: bytes, last: bytes, count: int = 1) -> bool:
-        """Counts a value; returns False, with nothing counted, if the limit is reached."""
+        """Counts occurrences of a value; returns False, with nothing counted, for a new value beyond MAX_VALUES."""
         known = self._first.get(value)
         if known is None:
             if len(self._first) >= MAX_VALUES:
@@ -219,7 +223,7 @@ class Values:
         return True
 
     def into_shown(self, show: Callable[[bytes | None], str]) -> Values:
-        """Returns the values in printed form (ASCII), in which some may be equal; this object is empty afterwards."""
+        """Returns the values in printed form (ASCII), with equal ones combined; this object is empty afterwards."""
         printed = Values()
         while self._first:
             value, first = self._first.popitem()
@@ -255,6 +259,7 @@ class Values:
                 yield again + 1, [*zip(some, first, last, strict=True)]
 
 
+# Bytes that the printed form of a value escapes. A line feed only separates values.
 _ODD = re.compile(rb"[^\n -~]|\\")
 
 
@@ -285,7 +290,7 @@ class _Counter:
                 self._count(time, value)
 
     def _add_text(self, text: bytes) -> bool:
-        """Counts lines of the decision log; returns False, with nothing counted, if any line is something else."""
+        """Counts decisions. Returns False, with nothing counted, if a line has another form, or may be a probe."""
         found = self._read(text)
         if found is None or _PROBE in text:
             return False
@@ -307,7 +312,7 @@ class _Counter:
         return True
 
     def _read(self, text: bytes) -> Sequence[tuple[bytes, bytes | None]] | None:
-        """Reads time and value of each line; None if a line is something else."""
+        """Reads time and value of each line; returns None if a line does not match the pattern."""
         lines = text.count(b"\n")
         is_json = text.startswith(b"{")
         offset = self._times.offset
@@ -339,12 +344,12 @@ _COUNTED_BY = {By.NETWORK: By.CLIENT, By.SENDER_DOMAIN: By.SENDER}
 
 # --- Values -----------------------------------------------------------------------------------------------------------
 
-# Marks a claimed name; no log has this byte raw.
+# Marks a claimed name: before the raw name, and after the printed name. No log has this byte raw.
 _UNVERIFIED = b"\0"
 
 
 def _values(found: Found, by: By, ruleset: Ruleset | None) -> Sequence[bytes | None]:
-    """The raw values of a key: one, but a mail may have several recipients."""
+    """Returns the raw values of a key: one value, but all recipients of a mail."""
     match by:
         case By.CLIENT:
             return (found.client_address,)
@@ -366,7 +371,7 @@ def _unescaped(raw: bytes) -> bytes:
 
 
 def _plain(raw: bytes | None) -> str:
-    """A value in printed form; a printable value without escapes is unchanged."""
+    """Returns a value in printed form; a printable value without escapes is unchanged, and an empty value is `-`."""
     text = (raw or b"").decode("ascii", "replace")
     if text.isascii() and text.isprintable() and "\\" not in text:
         return text or "-"
@@ -374,11 +379,11 @@ def _plain(raw: bytes | None) -> str:
 
 
 def _hostname(raw: bytes | None) -> str:
-    """A name; a claimed name gets its mark at the end, which does not change the alphabetical order."""
+    """Returns a printed name. A claimed name has its mark at the end, which keeps the alphabetical order."""
     if raw is None:
         return "unknown"
     name = shown(fold_name(_unescaped(raw.removeprefix(_UNVERIFIED))))
-    return f"{name}\0" if raw.startswith(_UNVERIFIED) else name
+    return name + _UNVERIFIED.decode() if raw.startswith(_UNVERIFIED) else name
 
 
 def _network(raw: bytes | None) -> str:
@@ -396,7 +401,7 @@ def _sender_domain(raw: bytes | None) -> str:
     return "-" if raw is None else shown(domain_of(_unescaped(raw))) or "<>"
 
 
-# The printed form of a raw value.
+# By key: makes the printed form of a raw value.
 _SHOWN: dict[By, Callable[[bytes | None], str]] = {
     By.HOSTNAME: _hostname,
     By.CLIENT: _plain,
@@ -423,7 +428,7 @@ class _Times:
         self._minutes: dict[bytes, bytes] = {}
 
     def of(self, time: bytes) -> bytes:
-        """Converts a time of the decision log, for example `2026-11-21T17:16:00.123+09:00`."""
+        """Converts a time of the form `2026-11-21T17:16:00.123+09:00` (_STANDARD_TIME)."""
         offset = self.offset or self._use(time)
         if time.endswith(offset):
             return time

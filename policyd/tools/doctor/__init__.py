@@ -1,1 +1,1 @@
-"""Examines Postfix beside the daemon, and asks the daemon a question."""
+"""Checks of `policyd doctor`: Postfix, socket and daemon, databases, DNS lists and the shared memory."""

@@ -1,4 +1,4 @@
-"""Checks for `policyd doctor` whether each database of systems and countries can be used, and the age of its data."""
+"""Checks of `policyd doctor`: whether each database of systems or countries can be used, and is not too old."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def check_databases(rules: str, now: float) -> tuple[tuple[Finding, ...], tuple[
     """Reads the databases that a rules file declares, even if the rest of the file has errors; `now` is in Unix
     seconds.
 
-    Returns findings, a line for each usable database, and notes. An unreadable rules file counts as a file without
-    databases.
+    Returns findings, a line for each database without a finding, and notes. An unreadable rules file counts as a file
+    without databases.
     """
     report = Report()
     try:

@@ -1,4 +1,4 @@
-"""`policyd doctor`: finds what is wrong between Postfix and the daemon, and suggests what to write instead.
+"""`policyd doctor`: finds what is wrong between Postfix and the daemon, and suggests what to change.
 
 Finds the smtpd(8) services that strangers reach, and checks that each asks policyd, at a place where the answer counts,
 with a safe timeout and default_action. Compares Postfix with the daemon's settings and with the socket in the file
@@ -35,16 +35,18 @@ if TYPE_CHECKING:
     from policyd.config.settings import InetAddress, Settings
     from policyd.tools.doctor.postfix_config import PostfixConfig, Service
 
-# Restrictions that let a host's own clients and users through, before strangers are judged.
+# Restrictions that usually belong before policyd, with the clients that they let through.
 _EXEMPTIONS = {"permit_mynetworks": "your own hosts", "permit_sasl_authenticated": "your authenticated users"}
 
-# Margin in seconds. Postfix waits this long before it tries again, so an answer at the last moment is too late.
-_MARGIN = 1.0
+# Seconds that the question to policyd may take beyond `dns.timeout`. policyd 0.1 decides the question like mail, so it
+# may ask DNS first.
+_EXTRA_SECONDS = 2.0
 
 # Timeout in seconds for a service that is probably not policyd.
 _STRANGE_SERVICE_SECONDS = 3.0
 
-# Restriction lists that are evaluated before login and sender if smtpd_delay_reject = no, with their stage.
+# Restriction lists that are evaluated before a client logs in and names a sender if smtpd_delay_reject = no, with their
+# stage.
 _EARLY_STAGES = {"smtpd_client_restrictions": "CONNECT", "smtpd_helo_restrictions": "HELO"}
 
 _RELAY_LISTS = ("smtpd_relay_restrictions", "smtpd_recipient_restrictions")
@@ -57,7 +59,7 @@ _LOOK_AT_SERVICE = "systemctl status policyd.service, journalctl -u policyd"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A problem: its place, a description, and what to write instead."""
+    """A problem: its place, a description, and what to write or do instead."""
 
     where: str
     what: str
@@ -66,7 +68,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """One smtpd(8) service: the clients that reach it, and the lists in which it asks policyd."""
+    """One smtpd(8) service: the clients that reach it, and the lists in which policyd's answer counts."""
 
     service: Service
     audience: Audience
@@ -77,7 +79,7 @@ class Examined:
 class Diagnosis:
     """The findings of doctor. `right` has a line for each check that passed, `notes` lines for information.
 
-    `question` is the question to policyd, or to the service in its place; None if nothing was asked.
+    `question` is doctor's own question to policyd, or to the service in its place; None if nothing was asked.
     """
 
     findings: tuple[Finding, ...]
@@ -101,13 +103,13 @@ def diagnose(
     sockets: Sequence[InetAddress | UnixAddress] = (),
     user_counters: Sequence[str] = (),
 ) -> Diagnosis:
-    """Runs every check.
+    """Runs every check of Postfix, the socket and the daemon.
 
-    `timeout` limits the question to policyd, in seconds; if None, a little more than `dns.timeout`. `sockets` are those
-    of an installed policyd.socket, which replace `listen`. `user_counters` are the counters that only requests of
-    authenticated users feed.
+    `timeout` limits the question to policyd, in seconds; if None, it is a little more than `dns.timeout`. `sockets` are
+    those of an installed policyd.socket, which replace `listen`. `user_counters` are the counters that count only
+    requests of authenticated users.
     """
-    timeout = timeout or settings.dns.timeout + 2 * _MARGIN
+    timeout = timeout or settings.dns.timeout + _EXTRA_SECONDS
     return _Doctor(postfix, settings, timeout, tuple(sockets), tuple(user_counters)).examine()
 
 
@@ -131,7 +133,7 @@ class _Doctor:
         ours = self._ours(calls)
         examined = tuple(self._examined(service, ours) for service in services)
         if not ours:
-            self._find_no_question(calls, services)
+            self._find_no_call(calls, services)
         else:
             for candidate in examined:
                 self._check_service(candidate, ours)
@@ -164,9 +166,9 @@ class _Doctor:
         return self.sockets or self.settings.listen
 
     def _ours(self, calls: Iterable[Call]) -> list[Call]:
-        """Returns the calls that ask policyd, and notes the others.
+        """Returns the calls that ask policyd, and makes a note of each other call.
 
-        If no call asks policyd, returns those that look for its socket in the chroot.
+        If no call asks policyd, returns the calls that name its socket, but look for it in the chroot.
         """
         ours: list[Call] = []
         others: list[Call] = []
@@ -202,7 +204,7 @@ class _Doctor:
         )
 
     def _is_other_program(self, call: Call) -> bool:
-        """Whether a program answered there."""
+        """Whether a program answered at the address of a call that does not ask policyd."""
         question = self.questions.get(call.address) if call.address is not None else None
         return question is not None and question.answer is not None
 
@@ -212,15 +214,15 @@ class _Doctor:
         return self.questions[endpoint]
 
     def _question_to_show(self, ours: Sequence[Call]) -> Question | None:
-        """The question to show: over the endpoint that Postfix uses, else where policyd listens."""
+        """Returns the question to show: to an address that Postfix asks, or else to one where policyd listens."""
         if self.postfix.is_saved:
             return None
         endpoints = [call.address for call in ours if call.address is not None]
         questions = [self._ask(endpoint, self.timeout) for endpoint in endpoints or self._listen_addresses[:1]]
-        # A question that policyd did not answer comes first, because it is the problem.
+        # If there are several questions, one that policyd did not answer is shown, because it is the problem.
         return next((question for question in questions if question.policyd is None), questions[0])
 
-    def _find_no_question(self, calls: Sequence[Call], services: Sequence[Service]) -> None:
+    def _find_no_call(self, calls: Sequence[Call], services: Sequence[Service]) -> None:
         """Reports that no service of Postfix asks policyd."""
         endpoint = for_main_cf(self._listen_addresses[0], self.postfix)
         asking = f"check_policy_service {{ {endpoint}, timeout=10s, default_action=DUNNO }}"
@@ -234,7 +236,7 @@ class _Doctor:
             self.find(
                 f"main.cf: {_RECIPIENT}",
                 "no check_policy_service anywhere: Postfix never asks policyd",
-                self._with_question(asking),
+                self._with_call(asking),
             )
             return
         asked = ", ".join(dict.fromkeys(call.written for call in calls))
@@ -245,8 +247,8 @@ class _Doctor:
             what = f"check_policy_service asks {asked}, and policyd listens on {listened}"
         self.find(calls[0].where, what, f"{asking}, after reject_unauth_destination")
 
-    def _with_question(self, asking: str) -> str:
-        """Returns the line for main.cf that asks policyd and keeps the restrictions that are there."""
+    def _with_call(self, asking: str) -> str:
+        """Returns the line for main.cf that asks policyd, with the restrictions that main.cf has already."""
         before, destination, behind = self.postfix.parameters.get(_RECIPIENT, "").partition("reject_unauth_destination")
         if destination:
             behind = behind.lstrip(" ,")
@@ -264,7 +266,7 @@ class _Doctor:
         return Examined(service, audience_of(self.postfix, service), asks_in)
 
     def _check_service(self, examined: Examined, ours: Sequence[Call]) -> None:
-        """Checks whether a service that strangers reach asks policyd."""
+        """Checks that a service asks policyd if strangers reach it, and notes a service for users that they can use."""
         service = examined.service
         if examined.audience is Audience.THIS_HOST:
             return
@@ -319,8 +321,8 @@ class _Doctor:
                     "and policyd is never asked about it",
                     "reject_unauth_destination instead of permit_auth_destination",
                 )
-        # policyd counts authenticated users before they are let through; the ruleset lets them through after counting.
-        feeds_counters = bool(self.user_counters) and is_submission(call.service) and self._feeds_users(call)
+        # To count authenticated users, policyd is asked before Postfix lets them through, and the ruleset does that.
+        feeds_counters = bool(self.user_counters) and is_submission(call.service) and self._is_about_users(call)
         if call.parameter != "smtpd_etrn_restrictions" and not feeds_counters:
             self._check_exemptions(call)
 
@@ -353,26 +355,31 @@ class _Doctor:
             self.approve(f"{call.where}: {' and '.join(present)} {verb} before check_policy_service")
 
     def _check_user_counters(self, ours: Sequence[Call]) -> None:
-        """Checks whether a service asks policyd about authenticated users, so that their counters count."""
-        feeding = [call for call in ours if self._feeds_users(call)]
-        names = f"counter{'s' if len(self.user_counters) > 1 else ''} {', '.join(self.user_counters)}"
+        """Checks whether a service asks policyd about authenticated users, so that the counters of users count."""
+        feeding = [call for call in ours if self._is_about_users(call)]
+        several = len(self.user_counters) > 1
+        names = f"counter{'s' if several else ''} {', '.join(self.user_counters)}"
         for call in feeding:
-            self.approve(f"{call.where}: asks policyd about authenticated users, whom {names} counts")
+            self.approve(
+                f"{call.where}: asks policyd about authenticated users, whom {names} {'count' if several else 'counts'}"
+            )
         if not feeding:
             self.find(
                 f"rules.yaml: {names}",
-                "counts by sasl_username, and no service asks policyd about authenticated users: "
-                "permit_sasl_authenticated lets them through before policyd is asked, or they log in where it is not",
+                f"{'count' if several else 'counts'} by sasl_username, and no service asks policyd about authenticated "
+                "users: permit_sasl_authenticated lets them through before policyd is asked, or they log in at a "
+                "service that does not ask it",
                 "master.cf, in the submission service: -o { smtpd_recipient_restrictions = "
                 f"check_policy_service {ours[0].written}, permit_sasl_authenticated, reject }}",
             )
 
-    def _feeds_users(self, call: Call) -> bool:
+    def _is_about_users(self, call: Call) -> bool:
+        """Whether a call asks policyd about authenticated users."""
         logs_in = bool(self._logins(call.service)) or is_submission(call.service)
         return logs_in and "permit_sasl_authenticated" not in call.names_before and not _is_void(call)
 
     def _logins(self, service: Service) -> str:
-        """Whether users log in at a service: `yes`, `later` (not set yet), or empty for no."""
+        """Whether users log in at a service: `yes`, `later` (may be set later: yes nowhere, not set here), or empty."""
         name = "smtpd_sasl_auth_enable"
         if self.postfix.value(name, service).lower() == "yes":
             return "yes"
@@ -382,7 +389,7 @@ class _Doctor:
         return "" if elsewhere or self.postfix.is_set(name, service) else "later"
 
     def _check_effect(self, call: Call) -> None:
-        """Checks settings that suppress the effect of an answer."""
+        """Checks settings that change the effect of policyd's answers, or prevent it."""
         service, value = call.service, self.postfix.value
         if call.is_muted:
             self.find(
@@ -439,7 +446,7 @@ class _Doctor:
             )
 
     def _check_timeout(self, call: Call) -> None:
-        """Checks Postfix's timeout."""
+        """Checks whether Postfix waits long enough for an answer."""
         written = call.attributes.get("timeout", self.postfix.value("smtpd_policy_service_timeout", call.service))
         timeout, needed = seconds_of(written), self.settings.dns.timeout
         if timeout is not None and timeout <= needed:
@@ -449,7 +456,7 @@ class _Doctor:
                 "before it gives one",
                 f"timeout={int(needed + 5)}s in the braces after check_policy_service",
             )
-        else:
+        elif timeout is not None:
             self.approve(f"{call.where}: Postfix waits {written}, longer than dns.timeout ({needed:g} s)")
 
     def _check_default_action(self, call: Call) -> None:
@@ -505,12 +512,12 @@ class _Doctor:
     # --- The socket and the daemon ----------------------------------------------------------------------------------
 
     def _check_connection(self, ours: Sequence[Call], question: Question | None) -> None:
-        """Checks whether Postfix can connect, and policyd answers."""
-        failed: set[InetAddress | UnixAddress] = set()
+        """Checks whether Postfix can connect, and whether policyd answers."""
+        missing: set[InetAddress | UnixAddress] = set()
         for address in dict.fromkeys(call.address for call in ours):
             if isinstance(address, UnixAddress) and self._check_socket(address, ours):
-                failed.add(address)
-        if question is None or question.endpoint in failed:
+                missing.add(address)
+        if question is None or question.endpoint in missing:
             return
         where = str(question.endpoint)
         if question.answer is None:
@@ -543,7 +550,10 @@ class _Doctor:
         return endpoint not in self.settings.listen and is_shipped_socket(endpoint, self.postfix)
 
     def _check_socket(self, address: UnixAddress, ours: Sequence[Call]) -> bool:
-        """Returns whether the socket is missing. Reports obstacles for smtpd(8), which runs as mail_owner."""
+        """Reports an obstacle for smtpd(8), which runs as mail_owner. Returns whether the socket is missing.
+
+        A socket outside the chroot counts as missing; `_check_chroot` reports it.
+        """
         if any(call.address == address and self._is_outside_chroot(call) for call in ours):
             return True
         owner = self.postfix.value("mail_owner") or "postfix"
@@ -563,7 +573,7 @@ class _Doctor:
 
 
 def _is_void(call: Call) -> bool:
-    """Whether the answer to a question never counts for mail."""
+    """Whether policyd's answer to a call never counts for mail."""
     names = call.names_before
     is_over = any(step.name in FINAL and not step.is_muted for step in call.before)
     return is_over or call.is_muted or "permit_auth_destination" in names or call.parameter == "smtpd_etrn_restrictions"

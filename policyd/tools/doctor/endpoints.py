@@ -1,7 +1,8 @@
 """Decides which of the addresses that Postfix asks belong to policyd.
 
-policyd answers a probe with its version. Whichever program answers, an address counts as policyd's if the settings or
-the systemd socket unit name it, or if it is the socket of the shipped unit. Other policy services are not checked.
+policyd answers a probe (a request with `policyd_probe`) with its version. Even if another program answers, or none, an
+address counts as policyd's if the settings or the systemd socket unit name it, or if it is the socket of the shipped
+unit. Other policy services are not checked.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from policyd.core.protocol import ProbeReply
     from policyd.tools.doctor.postfix_config import PostfixConfig
 
-# The socket of the shipped policyd.socket, in Postfix's queue directory.
+# The socket of the shipped unit policyd.socket, relative to Postfix's queue directory.
 SHIPPED_SOCKET = "private/policyd"
 
 # Folders of systemd units, by precedence (systemd.unit(5)).
@@ -38,8 +39,8 @@ _UNIT_FOLDERS = (
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost", ""})
 _ANYWHERE = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
 
-# Attributes of the question. It has no sender and no recipient, so a greylisting service stores nothing. The address is
-# for documentation (RFC 5737), and the name cannot exist (RFC 2606).
+# Attributes of the question. The question has no sender and no recipient, so a greylisting service stores nothing. The
+# address is for documentation (RFC 5737), and the name cannot exist (RFC 2606).
 QUESTION_ATTRIBUTES = {
     "request": REQUEST_TYPE.decode(),
     "protocol_state": "CONNECT",
@@ -55,9 +56,9 @@ QUESTION_ATTRIBUTES = {
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question: its endpoint, and the answer or the reason why there is none.
+    """A question to an endpoint, with the answer; without an answer, `error` is the reason.
 
-    `policyd` is the parsed answer, None if the service that answered is not policyd.
+    `policyd` is the parsed answer of policyd; None without an answer, or if another service answered.
     """
 
     endpoint: InetAddress | UnixAddress
@@ -67,7 +68,7 @@ class Question:
 
 
 def ask_version(endpoint: InetAddress | UnixAddress, timeout: float) -> Question:
-    """Asks the service at an address for its version. `timeout` is in seconds."""
+    """Asks the service at an endpoint for its version. `timeout` is in seconds."""
     try:
         answer = ask(endpoint, QUESTION_ATTRIBUTES, timeout)
     except AskError as error:
@@ -76,7 +77,7 @@ def ask_version(endpoint: InetAddress | UnixAddress, timeout: float) -> Question
 
 
 def systemd_sockets(root: str = "/") -> tuple[InetAddress | UnixAddress, ...]:
-    """The addresses of an installed policyd.socket, with its drop-ins (systemd.socket(5)). Empty if there is none."""
+    """Returns the addresses of an installed policyd.socket with its drop-ins (systemd.socket(5)); empty without it."""
     folders = [Path(root, folder) for folder in _UNIT_FOLDERS]
     unit = next((path for folder in folders if (path := folder / "policyd.socket").is_file()), None)
     if unit is None:
@@ -118,7 +119,7 @@ def is_expected(
 
 
 def is_shipped_socket(address: InetAddress | UnixAddress, postfix: PostfixConfig) -> bool:
-    """Whether an address is the socket of policyd.socket, not that of a service in master.cf."""
+    """Whether an address is the socket of the shipped policyd.socket, not that of a service in master.cf."""
     if not isinstance(address, UnixAddress):
         return False
     path = os.path.normpath(f"{postfix.value('queue_directory')}/{SHIPPED_SOCKET}")
@@ -127,8 +128,9 @@ def is_shipped_socket(address: InetAddress | UnixAddress, postfix: PostfixConfig
 
 
 def for_main_cf(address: InetAddress | UnixAddress, postfix: PostfixConfig) -> str:
-    """An address for check_policy_service: for a socket below the queue directory the relative path, which works with
-    and without a chroot.
+    """Returns an address in the form of check_policy_service.
+
+    A socket below the queue directory gets its relative path, which works with and without a chroot.
     """
     queue = postfix.value("queue_directory")
     if isinstance(address, UnixAddress) and address.path.startswith(f"{queue}/"):
@@ -149,7 +151,10 @@ def _same(asked: InetAddress | UnixAddress, listened: InetAddress | UnixAddress)
 
 
 def _same_elsewhere(asked: InetAddress | UnixAddress, listened: InetAddress | UnixAddress) -> bool:
-    """Compares addresses of a Postfix in a container, where hosts and folders have other names."""
+    """Whether a Postfix elsewhere may ask this address of policyd: compares only ports or file names of sockets.
+
+    In a container or on another host, hosts and folders have other names.
+    """
     if isinstance(asked, UnixAddress):
         return isinstance(listened, UnixAddress) and Path(asked.path).name == Path(listened.path).name
     return isinstance(listened, InetAddress) and asked.port == listened.port

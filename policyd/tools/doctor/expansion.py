@@ -21,7 +21,7 @@ _MAX_DEPTH = 16
 # reach it.
 _MAX_REFERENCES = 2000
 
-# Maximum bytes of an expanded value. A restriction list has some hundred.
+# Maximum characters of an expanded value. A restriction list has some hundred.
 _MAX_VALUE = 64 * 1024
 
 _NAME = re.compile(r"\w+")
@@ -37,9 +37,10 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def expand(text: str, value_of: Callable[[str], str]) -> str:
-    """A value with its references replaced; `value_of` gives the unexpanded value of a parameter, or an empty text.
+    """Returns a value with its references expanded.
 
-    A reference is left unchanged if it exceeds the limits, or if Postfix could not read it either.
+    `value_of` gives the unexpanded value of a parameter, or an empty text. A reference beyond the limits stays as it
+    is, and so does a reference that Postfix could not read either. A result longer than the limit is cut.
     """
     return _Expansion(value_of).expand(text, 0)
 
@@ -88,8 +89,8 @@ class _Expansion:
             comparison = self._comparison(rest, depth)
             if comparison is None:
                 return None
-            is_set, rest = comparison
-            value = "true" if is_set else ""
+            holds, rest = comparison
+            value = "true" if holds else ""
         else:
             name = _NAME.match(rest)
             if name is None:
@@ -102,7 +103,7 @@ class _Expansion:
         return None if branch is None else self.expand(branch, depth + 1)
 
     def _comparison(self, text: str, depth: int) -> tuple[bool, str] | None:
-        """Returns whether `{left} == {right}` holds, and the rest of the text."""
+        """Returns whether `{left} == {right}` holds, and the rest of the text; None if it cannot be read."""
         end = _end_of_braces(text, 0, "{")
         comparison = _COMPARISON.match(text, end) if end else None
         if comparison is None:
@@ -138,7 +139,7 @@ def _branch(rest: str, *, is_set: bool) -> str | None:
 
 
 def _end_of_braces(text: str, start: int, opening: str) -> int:
-    """The position after the brace that closes the brace at `start`; 0 if there is none."""
+    """Returns the position after the brace that closes the brace at `start`; 0 if no brace closes it."""
     closing = {"{": "}", "(": ")"}[opening]
     depth = 0
     for place in range(start, len(text)):
@@ -149,5 +150,5 @@ def _end_of_braces(text: str, start: int, opening: str) -> int:
 
 
 def _level(text: str) -> tuple[int, ...]:
-    """A compatibility level such as `3.6` as numbers (compat_level(3))."""
+    """Returns a compatibility level such as `3.6` as numbers (compat_level(3))."""
     return tuple(int(part) for part in re.findall(r"\d+", text)[:3]) or (0,)

@@ -1,4 +1,4 @@
-"""Checks for `policyd doctor` whether the server of the shared memory answers and accepts writes."""
+"""Checks of `policyd doctor`: whether the server of the shared memory answers and accepts writes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def check_memory(settings: Settings) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
-    """Asks the server that `state` names, as the daemon does; returns the problems, and the checks that passed."""
+    """Connects to the server that `state` names, as the daemon does; returns findings, or a line if it works."""
     if settings.state is None:
         return (), ()
     findings = []
@@ -37,7 +37,7 @@ def check_memory(settings: Settings) -> tuple[tuple[Finding, ...], tuple[str, ..
 
 
 async def _try_server(settings: Settings) -> tuple[str, float]:
-    """Returns why the server cannot be used (empty if it can), and the seconds that the test took."""
+    """Returns the reason why the server cannot be used (empty if it can), and the seconds that the test took."""
     shared = shared_memory(settings)
     assert shared is not None
     began = monotonic()

@@ -1,7 +1,7 @@
 """Asks a policy daemon one question, as Postfix does, and returns the answer.
 
-It blocks, so it is for commands, not for the daemon. The total time and the size of the answer are limited. The answer
-is returned as raw bytes.
+`ask` blocks, so it is for commands, not for the daemon. The total time and the size of the answer are limited. The
+answer is returned as raw bytes.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from policyd.config.settings import InetAddress, UnixAddress
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Maximum bytes of an answer, which is a line; a longer one is not from a policy daemon.
+# Maximum bytes of an answer. An answer is one line, so a longer answer is not from a policy daemon.
 MAX_ANSWER_BYTES = 16 * 1024
 
 
 class AskError(Exception):
-    """There is no answer. The message says why, in one line."""
+    """There is no complete answer. The message is the reason, in one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class PolicyAnswer:
 
 
 def ask(address: InetAddress | UnixAddress, attributes: Mapping[str, str], timeout: float) -> PolicyAnswer:
-    """Connects, asks, and waits for the answer, for at most `timeout` seconds in all. Raises AskError.
+    """Connects, sends the request, and waits for the answer, for at most `timeout` seconds in all. Raises AskError.
 
     https://www.postfix.org/SMTPD_POLICY_README.html
     """

@@ -50,14 +50,12 @@ _DEFAULTS = {
 
 
 class PostconfError(Exception):
-    """postconf could not be run, it refused the configuration, or the saved output cannot be read. The message is one
-    line.
-    """
+    """postconf did not give the configuration, or the saved output cannot be read. The message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A line of master.cf: `overrides` are its `-o` options."""
+    """A service of master.cf; `kind` is its type, such as `inet`, and `overrides` are its `-o` options."""
 
     name: str
     kind: str
@@ -81,9 +79,10 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class PostfixConfig:
-    """All parameters with their values or defaults, the names of those that main.cf sets, and the services.
+    """The parameters with their values, the names of the parameters that main.cf sets (`explicit`), and the services.
 
-    `is_saved` means that it was read from files, so Postfix may be in a container or on another host.
+    `parameters` also has defaults: those of all parameters or, in a saved configuration, at least those that doctor
+    needs. `is_saved` means that the configuration is from files, so Postfix may be in a container or on another host.
     """
 
     parameters: Mapping[str, str]
@@ -100,7 +99,7 @@ class PostfixConfig:
         return name in self.explicit or name in service.overrides
 
     def where(self, name: str, service: Service) -> str:
-        """The file that sets a parameter for a service; for master.cf also the service."""
+        """The place of a parameter: `master.cf: SERVICE: -o NAME` if the service overrides it, else `main.cf: NAME`."""
         return f"master.cf: {service}: -o {name}" if name in service.overrides else f"main.cf: {name}"
 
     def _raw(self, name: str, service: Service | None) -> str:
@@ -175,7 +174,7 @@ def _run(command: list[str]) -> str:
 
 
 def _logical_lines(text: str) -> Iterator[str]:
-    """Lines with their continuations (which begin with a blank), without comments (postconf(5))."""
+    """Yields lines with their continuations (lines that begin with a blank), without comments (postconf(5))."""
     collected = ""
     for line in text.splitlines():
         if not line.strip() or line.lstrip().startswith("#"):
@@ -210,7 +209,7 @@ def _service(line: str, default_chroot: str) -> Service:
 
 
 def words_of(text: str, separators: str = " \t\n\r") -> list[str]:
-    """The words of a value; text between braces is one word, braces included (postconf(5))."""
+    """Splits a value into words; text in braces is one word, with its braces (postconf(5))."""
     words = []
     word = ""
     depth = 0
@@ -226,16 +225,16 @@ def words_of(text: str, separators: str = " \t\n\r") -> list[str]:
 
 
 def unbraced(word: str) -> str:
-    """A word without the braces around it, if it has any."""
+    """Returns a word without the braces around it, if there are any."""
     return word[1:-1].strip() if word.startswith("{") and word.endswith("}") else word
 
 
 def list_of(value: str) -> list[str]:
-    """The words of a list, which commas or blanks separate."""
+    """Splits a list at commas and blanks."""
     return words_of(value, separators=" \t\n\r,")
 
 
 def seconds_of(text: str) -> float | None:
-    """A time in seconds; without a unit it is in seconds. None if it is not a time."""
+    """Converts a time such as `2m` to seconds; without a unit it is in seconds. Returns None if it is not a time."""
     match = re.fullmatch(r"(\d+)([smhdw]?)", text.strip())
     return int(match[1]) * _UNITS[match[2]] if match else None

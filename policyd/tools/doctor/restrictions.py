@@ -48,7 +48,8 @@ _SUBMISSION = frozenset({"submission", "submissions", "smtps", "587", "465"})
 # Maximum depth of restriction classes that name each other.
 _MAX_CLASS_DEPTH = 8
 
-# Maximum number of restrictions in a list. Classes that name each other multiply with each level.
+# Maximum number of restrictions in a list. If a class names another class several times, the number multiplies with
+# each level.
 _MAX_STEPS = 2000
 
 # Restrictions that may let a stranger's mail through before a `reject` at the end of the list.
@@ -85,8 +86,9 @@ class Step:
 class Call:
     """One `check_policy_service` of one service.
 
-    `written` is the endpoint as written, `address` the address to which Postfix connects (a unix path outside the
-    chroot), None if it cannot be parsed. `before` and `after` are the other steps of the list.
+    `written` is the endpoint as written. `address` is the address to which Postfix connects; None if the endpoint
+    cannot be parsed. A unix path is as seen from outside the chroot. `before` and `after` are the other steps of the
+    list.
     """
 
     service: Service
@@ -101,7 +103,7 @@ class Call:
 
     @property
     def names_before(self) -> frozenset[str]:
-        """The names of the restrictions before it."""
+        """The names of the restrictions before this call."""
         return frozenset(step.name for step in self.before)
 
 
@@ -116,7 +118,7 @@ def is_submission(service: Service) -> bool:
 
 
 def audience_of(postfix: PostfixConfig, service: Service) -> Audience:
-    """Decides which clients reach a service, by its address and port, and by a list that ends in `reject`."""
+    """Decides which clients reach a service, by its type, address, port, overrides and restriction lists."""
     if service.kind == "unix" or (
         service.kind == "inet"
         and _LOOPBACK.fullmatch(service.host)

@@ -266,7 +266,7 @@ class _Doctor:
         return Examined(service, audience_of(self.postfix, service), asks_in)
 
     def _check_service(self, examined: Examined, ours: Sequence[Call]) -> None:
-        """Checks that a service asks policyd if strangers reach it, and notes a service for users that they can use."""
+        """Checks that a service asks policyd if strangers reach it. Notes a service for users that admits strangers."""
         service = examined.service
         if examined.audience is Audience.THIS_HOST:
             return
@@ -321,7 +321,7 @@ class _Doctor:
                     "and policyd is never asked about it",
                     "reject_unauth_destination instead of permit_auth_destination",
                 )
-        # To count authenticated users, policyd is asked before Postfix lets them through, and the ruleset does that.
+        # To count users, such a service asks policyd before permit_sasl_authenticated. The ruleset lets users through.
         feeds_counters = bool(self.user_counters) and is_submission(call.service) and self._is_about_users(call)
         if call.parameter != "smtpd_etrn_restrictions" and not feeds_counters:
             self._check_exemptions(call)
@@ -379,7 +379,10 @@ class _Doctor:
         return logs_in and "permit_sasl_authenticated" not in call.names_before and not _is_void(call)
 
     def _logins(self, service: Service) -> str:
-        """Whether users log in at a service: `yes`, `later` (may be set later: yes nowhere, not set here), or empty."""
+        """Whether users log in at a service: `yes`, `later`, or empty for no.
+
+        `later` means that smtpd_sasl_auth_enable is not set for the service, and is not `yes` for any other.
+        """
         name = "smtpd_sasl_auth_enable"
         if self.postfix.value(name, service).lower() == "yes":
             return "yes"

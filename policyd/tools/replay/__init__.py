@@ -1,1 +1,1 @@
-"""Decides the mail of a log by one ruleset, or by two."""
+"""Decides the mails of a log by one ruleset, or by two."""

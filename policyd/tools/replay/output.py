@@ -1,4 +1,4 @@
-"""Prints a replay for people, and returns it as JSON. Delivered mails that would have been refused come first."""
+"""Formats a replay for people and as JSON. Delivered mails that would have been refused come first."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MAX_UNMATCHED = 20
 
 
 def replay_as_json(replay: Replay) -> dict[str, Any]:
-    """Returns the whole result. Values from the log are printable ASCII, as in the decision log."""
+    """Returns the result of a replay. Values from the log are printable ASCII, as in the decision log."""
     return {
         "ruleset": replay.ruleset.hash,
         **_facts_as_json(replay.facts),
@@ -147,7 +147,7 @@ def print_replay(console: Console, replay: Replay) -> None:
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
-    """Prints mails with different answers, newly refused deliveries first."""
+    """Prints the mails that two rulesets answer differently. Delivered mails that are newly refused come first."""
     _print_facts(console, comparison.facts, f"ruleset {comparison.old.hash} -> {comparison.ruleset.hash}")
     if comparison.facts.refused_delivered:
         console.print(f"{_mails_were(comparison.facts.refused_delivered)} delivered, and would now be refused:")
@@ -239,7 +239,7 @@ def _envelope(seen: Observation) -> list[Text]:
 
 
 def _notes(facts: LogFacts, subjects: set[str], tallies: list[MailTally]) -> list[str]:
-    """Returns notes on the limits of the figures."""
+    """Returns notes on facts that the log lacks, and on other limits of the figures."""
     notes = []
     if facts.assumed:
         others = " or ".join(f"`--unknown {other}`" for other in Assumption if other is not facts.assumption)

@@ -2,7 +2,7 @@
 
 Promises: the decisions are the engine's own, one for each recipient if the ruleset uses recipients; DNS is never asked,
 and the client's name comes from the log. The report says what a log lacks: HELO of accepted mails, attributes that no
-log has, and the meaning of `unknown`. Memory and figures (`100,000+`) are bounded.
+log has, and the reason why a client is `unknown`. Memory is bounded; a figure that stopped at a limit ends in `+`.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ if TYPE_CHECKING:
     from policyd.core.engine import Decision
     from policyd.core.index import Ruleset
 
-# Maximum number of cached verdicts, by grounds. A ruleset of a dozen rules has dozens; a very large ruleset may have
-# many, so the table is emptied when it is full. 50 MB.
+# Maximum number of cached verdicts, 50 MB; the cache is emptied when it is full. A dozen rules need dozens of verdicts,
+# but a very large ruleset may need more than this.
 _MAX_REMEMBERED = 65_536
 
-# Maximum number of different clients and sender domains over all rules, about 100 MB. Above it figures stop growing.
+# Maximum number of different clients and sender domains of all rules together, about 100 MB. Figures stop there.
 _MAX_DISTINCT = 1_000_000
 
 _UNKNOWN = NameStatus.UNKNOWN
 
-# Folds sender domains; the cache takes 10 MB.
+# Returns the folded domain of a sender; the cache takes 10 MB.
 _domain_from = lru_cache(maxsize=65_536)(domain_of)
 
-# Number of examples for each rule.
+# Maximum number of examples for each rule.
 _MAX_EXAMPLES = 3
 
-# Subjects that a log has.
+# Subjects on which logs have facts.
 _LOGGED = {
     "request",
     "protocol_state",
@@ -74,11 +74,11 @@ class MailTally:
     """Counts mails of one rule, or of one change from one answer to another."""
 
     transactions: int = 0
-    delivered: int = 0  # actually delivered; of these, `passed` are only known to have passed policyd
-    passed: int = 0
+    delivered: int = 0  # actually delivered, or `passed`
+    passed: int = 0  # let through by policyd or a filter; the log does not show whether they were delivered
     clients: set[bytes] = field(default_factory=set)
     sender_domains: set[bytes] = field(default_factory=set)
-    uncounted: bool = False  # more clients and sender domains than could be counted
+    uncounted: bool = False  # more clients or sender domains than could be counted
     examples: list[Observation] = field(default_factory=list)  # delivered mails first
 
     def add(self, seen: Observation) -> None:
@@ -100,7 +100,7 @@ class MailTally:
 
 
 def subjects_of(ruleset: Ruleset) -> set[str]:
-    """Returns the subjects of the rules: attributes of a request, `hostname`, `reverse_dns`."""
+    """Returns the subjects of the rules: attributes of a request, and facts such as `hostname` or `asn`."""
     return {condition.subject for rule in ruleset.rules for condition in (*rule.match, *rule.exceptions)}
 
 
@@ -123,12 +123,12 @@ class RuleAnswer:
 
 @dataclass(slots=True)
 class LogFacts:
-    """Figures about the logs, and about the facts that the logs lack."""
+    """Figures about the mails in the logs, and about the facts that the logs lack."""
 
     counts: LineCounts = field(default_factory=LineCounts)
     transactions: int = 0
     delivered: int = 0
-    changed: int = 0  # transactions that two rulesets answer differently
+    changed: int = 0  # transactions that two rulesets answer differently; not for use with one ruleset
     refused_delivered: int = 0  # delivered mails that would have been refused; of two rulesets, by the new one only
     first: float | None = None  # Unix seconds
     last: float | None = None
@@ -195,7 +195,7 @@ def replay(
     verbs = {rule.name: rule.action.verb for rule in ruleset.rules}
     tallies: defaultdict[tuple[str, Verb, bool], MailTally] = defaultdict(MailTally)
 
-    def verdict(seen: Observation) -> _Verdict:
+    def verdict_on(seen: Observation) -> _Verdict:
         judged = judge.decisions(seen)
         if waits is not None:
             waits.add(seen, judge.recipients(seen), judged)
@@ -211,7 +211,7 @@ def replay(
         )
 
     facts = _facts(subjects, assumption, list_assumption)
-    _run(paths, facts, judge.grounds, verdict, advance, has_owner=_owner_test(judge, subjects))
+    _run(paths, facts, judge.grounds, verdict_on, advance, has_owner=_owner_test(judge, subjects))
     order = {rule.name: rule.number for rule in ruleset.rules}
     rules = [(RuleAnswer(*hit), tally) for hit, tally in tallies.items()]
     rules.sort(key=lambda rule: (-rule[1].delivered if rule[0].refuses else 0, order.get(rule[0].rule, len(order))))
@@ -237,7 +237,7 @@ def compare(
     old_judge = Judge(old, today, assumption, by_recipient=by_recipient, list_assumption=list_assumption)
     tallies: defaultdict[tuple[str, Verb, str, Verb], MailTally] = defaultdict(MailTally)
 
-    def verdict(seen: Observation) -> _Verdict:
+    def verdict_on(seen: Observation) -> _Verdict:
         judged = list(zip(old_judge.decisions(seen), new_judge.decisions(seen), strict=True))
         pairs = [(before, after) for before, after in judged if before is not None and after is not None]
         changes = {
@@ -259,7 +259,7 @@ def compare(
         return frozenset(pairs)
 
     facts = _facts(subjects, assumption, list_assumption)
-    _run(paths, facts, grounds, verdict, advance, has_owner=_owner_test(new_judge, subjects))
+    _run(paths, facts, grounds, verdict_on, advance, has_owner=_owner_test(new_judge, subjects))
     changes = [
         (RuleAnswer(before_rule, before), RuleAnswer(after_rule, after), tally)
         for (before_rule, before, after_rule, after), tally in tallies.items()
@@ -276,13 +276,13 @@ def compare(
 
 
 class _Verdict(NamedTuple):
-    """The cached result for mails with equal grounds; each flag says whether it is true of such a mail."""
+    """The result for a mail, cached for all mails with equal grounds."""
 
-    tallies: tuple[MailTally, ...]  # the tallies that count such a mail
-    refuses: bool  # would be refused; of two rulesets, by the new one only
-    assumed: bool  # depends on the status assumed for `unknown`
-    unjudged: bool  # depends on a name that was not looked up
-    lists_assumed: bool  # needed a DNS list's answer that the log does not have
+    tallies: tuple[MailTally, ...]  # the tallies that count the mail
+    refuses: bool  # the mail would be refused; of two rulesets, by the new one only
+    assumed: bool  # the result depends on the status assumed for `unknown`
+    unjudged: bool  # the result depends on a name that was not looked up
+    lists_assumed: bool  # the result needed a DNS list's answer that the log does not have
 
 
 def _facts(subjects: set[str], assumption: Assumption, list_assumption: ListAssumption) -> LogFacts:
@@ -290,7 +290,7 @@ def _facts(subjects: set[str], assumption: Assumption, list_assumption: ListAssu
 
 
 def _owner_test(judge: Judge, subjects: set[str]) -> Callable[[Observation], bool] | None:
-    """Returns a function that says whether a client has a record; None if no rule uses systems or countries."""
+    """Returns a function that says whether a client's owner is known; None if no rule uses systems or countries."""
     return None if subjects.isdisjoint(_OWNER_SUBJECTS) else judge.has_owner
 
 
@@ -298,12 +298,12 @@ def _run(
     paths: Sequence[str],
     facts: LogFacts,
     grounds: Callable[[Observation], object],
-    judge: Callable[[Observation], _Verdict],
+    verdict_on: Callable[[Observation], _Verdict],
     advance: Callable[[int], None] | None,
     *,
     has_owner: Callable[[Observation], bool] | None,
 ) -> None:
-    """Counts every mail in the facts and in its verdict's tallies. Mails with equal grounds have equal verdicts."""
+    """Counts every mail, in the facts and in the tallies of its verdict. Mails with equal grounds share a verdict."""
     log, distinct = MailLog(), Distinct(_MAX_DISTINCT)
     remembered: dict[object, _Verdict] = {}
     with without_garbage_collection():
@@ -317,7 +317,7 @@ def _run(
                 if verdict is None:
                     if len(remembered) >= _MAX_REMEMBERED:
                         remembered.clear()
-                    verdict = remembered[key] = judge(seen)
+                    verdict = remembered[key] = verdict_on(seen)
                 tallies, refuses, assumed, unjudged, lists_assumed = verdict
                 if tallies:
                     facts.changed += 1
@@ -341,6 +341,6 @@ def _parts(seen: Observation, *, by_recipient: bool) -> list[Observation]:
 
 
 def _reply_of(decision: Decision) -> tuple[object, ...]:
-    """Returns the answer to the client, without the values of its placeholders."""
+    """Returns a key for the answer to the client. Of the placeholders' values, only the rule's name is in the key."""
     rule = decision.rule_name if "rule" in decision.text[1::2] else ""
     return decision.verb, decision.code, decision.text, rule

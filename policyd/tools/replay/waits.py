@@ -1,8 +1,8 @@
 """Computes how long mails would have waited for greylisting, from the tries in a log.
 
 A mail is a sender and a recipient. It waits from its first deferred try to the try that passes. If the log has no such
-try, there are two cases: the wait of a mail that was delivered at once is unknown, because it depends on its server's
-retry interval; any other mail counts as one that never came back.
+try, there are two cases. A mail that was delivered at once has an unknown wait, which depends on the retry interval of
+the sending server. Any other mail counts as one that never came back.
 """
 
 from __future__ import annotations
@@ -20,20 +20,23 @@ if TYPE_CHECKING:
     from policyd.core.engine import Decision
     from policyd.logs.transaction import Observation
 
-# Maximum number of mails followed, some 100 MB.
+# Maximum number of mails that are followed, some 100 MB.
 _MAX_MAILS = 500_000
 
 
 @dataclass(slots=True)
 class _Mail:
     first: float | None  # Unix seconds of the first deferred try
-    delivered: bool = False
-    is_back: bool = False
+    delivered: bool = False  # by the log: at the first try or later
+    is_back: bool = False  # a later try would have passed greylisting
 
 
 @dataclass(slots=True)
 class Waits:
-    """The mails that greylisting would have deferred. `longest` is in seconds, None if no mail was retried."""
+    """The mails that greylisting would have deferred.
+
+    `longest` is the longest known wait in seconds; None if the log has no try that passes after a wait.
+    """
 
     longest: float | None = None
     uncounted: bool = False  # more mails than could be followed

@@ -1,7 +1,7 @@
 """Statistics of the decision log: actions over time, rules, networks, systems, countries, names, and rules without
 effect.
 
-Memory is bounded for any log, by the limits below. Times are Unix seconds.
+Memory is bounded by the limits below, whatever clients send. Times are Unix seconds.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from policyd.config.comparison import parse_comparison
 from policyd.config.garbage_collection import without_garbage_collection
 from policyd.config.public_suffixes import registrable_domains
 from policyd.core.address import parse_address
@@ -41,7 +42,8 @@ _MAX_MAILS = 500_000
 # Maximum number of networks, of suffixes and of sender domains, about 10 MB each.
 _MAX_ORIGINS = 50_000
 
-# Maximum number of rules, and of rulesets. 10,000 rules are many; names come from the log, which must not fill memory.
+# Maximum number of rules, of observed rules and of rulesets. 10,000 rules are many. Names come from the log, which must
+# not fill memory.
 _MAX_RULES = 50_000
 
 # Maximum number of DNS lists: more than any ruleset has; names come from the log.
@@ -63,7 +65,7 @@ _GREYLIST = {str(word).encode(): word for word in Greylisted}
 
 _HOUR = 3600
 
-# Number of rows shown in each table.
+# Maximum number of networks, suffixes, sender domains, systems and countries that are shown.
 TOP = 10
 
 
@@ -76,7 +78,7 @@ class RuleStats:
     first: float | None = None
     last: float | None = None
     refused_mails: set[int] = field(default_factory=set)  # hashes of sender and recipient
-    elsewhere: int = 0  # refused mails that passed at another time or from another client
+    elsewhere: int = 0  # refused mails that also passed, at another time or from another client
     uncounted: bool = False  # more clients or mails than could be counted
 
     @property
@@ -85,13 +87,13 @@ class RuleStats:
 
     @property
     def only_elsewhere(self) -> bool:
-        """Whether all refused mails were also delivered: the rule stops nothing, or stops wanted mail."""
+        """Whether all refused mails also passed: the rule stops nothing, or stops wanted mail."""
         return bool(self.refused_mails) and self.elsewhere == len(self.refused_mails)
 
 
 @dataclass(slots=True)
 class ListStats:
-    """One DNS list: decisions for which it was asked, and its answers."""
+    """One DNS list: the number of decisions with an answer of the list, and the answers."""
 
     asked: int = 0
     listed: int = 0
@@ -113,10 +115,10 @@ class OwnerStats:
 
 @dataclass(slots=True)
 class GreylistedMails:
-    """The mails (sender and recipient) that greylisting deferred. Those of observed rules count as well."""
+    """The mails (sender and recipient) that greylisting deferred, or that an observed rule would have deferred."""
 
     deferred: int = 0
-    passed: int = 0  # the number of those that came back in time, or passed from another network
+    passed: int = 0  # deferred mails that a later decision let through
     uncounted: bool = False  # more mails than could be counted
 
     @property
@@ -126,8 +128,9 @@ class GreylistedMails:
 
 @dataclass(slots=True)
 class CounterStats:
-    """One counter of today's ruleset: the rules that compare it, and the number of their decisions, observed ones
-    included.
+    """One counter of today's ruleset: the rules that compare it, and the number of their decisions.
+
+    `observed` is the number of decisions in which such a rule matched, but only observed.
     """
 
     rules: list[str] = field(default_factory=list)
@@ -137,7 +140,7 @@ class CounterStats:
 
 @dataclass(slots=True)
 class Stats:
-    """The statistics."""
+    """The statistics of all decisions that were read."""
 
     counts: DecisionCounts = field(default_factory=DecisionCounts)
     decisions: int = 0
@@ -160,10 +163,10 @@ class Stats:
     greylisted: GreylistedMails = field(default_factory=GreylistedMails)
     counters: dict[str, CounterStats] = field(default_factory=dict)  # by name, with today's ruleset only
     downgraded: int = 0
-    milliseconds: Counter[float] = field(default_factory=Counter)  # by milliseconds, to two significant digits
+    milliseconds: Counter[float] = field(default_factory=Counter)  # by duration, to two significant digits
     rulesets: dict[str, float | None] = field(default_factory=dict)  # hashes, with the time of the first decision
     unmatched: list[str] = field(default_factory=list)  # rules of today's ruleset that never matched
-    would_do: dict[str, str] = field(default_factory=dict)  # actions of the rules of today's ruleset
+    rule_actions: dict[str, str] = field(default_factory=dict)  # by rule of today's ruleset
 
     @property
     def top_networks(self) -> list[tuple[str, int]]:
@@ -188,7 +191,8 @@ def collect(
 ) -> Stats:
     """Reads these decision logs, from `since` (Unix seconds) on. Raises `LogError`.
 
-    With a ruleset, its databases give the owners of clients whose lines name no owner.
+    With a ruleset, its rules that never matched are found, and its databases give the owners of clients if the log does
+    not have them.
     """
     collector = _Collector(ruleset)
     stats = collector.stats
@@ -205,7 +209,7 @@ def collect(
     if ruleset is not None:
         seen = stats.rules.keys() | stats.observed.keys()
         stats.unmatched = [rule.name for rule in ruleset.rules if rule.name not in seen]
-        stats.would_do = {rule.name: str(rule.action.verb) for rule in ruleset.rules}
+        stats.rule_actions = {rule.name: str(rule.action.verb) for rule in ruleset.rules}
         _count_counters(stats, ruleset)
     return stats
 
@@ -280,13 +284,13 @@ class _Collector:
         mail = _mail(decision)
         if decided == "DUNNO" and mail is not None:
             self._passed_limit.add(self._passed, mail)
-        rule = _named(stats.rules, decision.rule_name)
+        rule = _stats_of(stats.rules, decision.rule_name)
         if rule is not None:
             self._count_rule(rule, decision, decided, time)
             if decided != "DUNNO" and mail is not None:
                 rule.uncounted |= not self._mails_limit.add(rule.refused_mails, mail)
         for name in decision.observed:
-            observed = _named(stats.observed, name)
+            observed = _stats_of(stats.observed, name)
             if observed is not None:
                 self._count_rule(observed, decision, decided, time)
 
@@ -351,10 +355,11 @@ def _count_counters(stats: Stats, ruleset: Ruleset) -> None:
     stats.counters = {counter.definition.name: CounterStats() for counter in ruleset.counters}
     for rule in ruleset.rules:
         compared = {
-            value.partition(">")[0].strip()
+            comparison[0]
             for condition in (*rule.match, *rule.exceptions)
             if condition.kind is Kind.COUNTER
             for value in condition.values
+            if (comparison := parse_comparison(value)) is not None
         }
         for name in compared & stats.counters.keys():
             counts = stats.counters[name]
@@ -370,7 +375,8 @@ def _mail(decision: LoggedDecision) -> int | None:
     return mail_key(decision.sender, decision.recipient)
 
 
-def _named(rules: dict[str, RuleStats], name: bytes) -> RuleStats | None:
+def _stats_of(rules: dict[str, RuleStats], name: bytes) -> RuleStats | None:
+    """Returns the figures of a rule; None if the rule is new and there are _MAX_RULES."""
     text = shown(name)
     found = rules.get(text)
     if found is None and len(rules) < _MAX_RULES:
@@ -382,9 +388,9 @@ def _named(rules: dict[str, RuleStats], name: bytes) -> RuleStats | None:
 
 
 def over_time(stats: Stats) -> tuple[str, list[tuple[str, Counter[str]]]]:
-    """Decisions by hour, day or month, depending on the log's length, without gaps.
+    """Returns the decisions by hour, day or month, depending on the log's length, without gaps.
 
-    Returns the unit, and for each step a label and the decisions by action.
+    The result is the unit, and for each hour, day or month a label and the number of decisions by action.
     """
     if not stats.hours:
         return "hour", []

@@ -55,13 +55,17 @@ svg text { fill: var(--faint); } svg .axis { stroke: var(--line); }
 .key.permit { background: var(--permit); } .key.dunno { background: var(--dunno); }
 """
 
-# The size of a plot and its margins, in units of SVG.
+# Width and height of a plot over time, and its margins, in units of SVG.
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 960, 260, 60, 40, 10
 _LABEL = 70  # the width of a label under the plot
 
+# Maximum number of rules in a table or a list, and in a plot.
+_MAX_RULES = 200
+_MAX_BARS = 15
+
 
 def page(stats: Stats) -> str:
-    """The whole document, in ASCII."""
+    """Returns the whole document, in ASCII."""
     parts = [
         "<!DOCTYPE html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -85,7 +89,7 @@ def page(stats: Stats) -> str:
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: set[int]) -> str:
-    """Makes a table; `rows` are already HTML."""
+    """Returns a table. `rows` are already HTML; `numbers` are the positions of columns with numbers."""
 
     def cells(tag: str, row: Sequence[str]) -> str:
         return "".join(
@@ -109,7 +113,7 @@ def _actions(stats: Stats) -> str:
 
 
 def _timeline(stats: Stats) -> str:
-    """A column for each hour, day or month, in which the actions are stacked."""
+    """Returns a plot with a column for each hour, day or month, in which the actions are stacked."""
     unit, steps = over_time(stats)
     most = max((actions.total() for _, actions in steps), default=0)
     if not most:
@@ -151,7 +155,7 @@ def _column(x: float, width: float, actions: Counter[str], scale: float, label: 
 
 
 def _ceiling(most: int) -> int:
-    """The smallest number that is at least `most`, and is 1, 2 or 5 times a power of ten."""
+    """Returns the smallest number that is at least `most`, and is 1, 2 or 5 times a power of ten."""
     power = int(f"1{'0' * (len(str(most)) - 1)}")
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= most)
 
@@ -166,11 +170,11 @@ def _rules(stats: Stats) -> str:
             rfc3339(rule.last),
             also_delivered_figure(rule),
         )
-        for name, rule in by_hits(stats.rules)[:200]
+        for name, rule in by_hits(stats.rules)[:_MAX_RULES]
     ]
     if not rows:
         return ""
-    plot = _bars("", [(name, rule.hits) for name, rule in by_hits(stats.rules)[:15]])
+    plot = _bars("", [(name, rule.hits) for name, rule in by_hits(stats.rules)[:_MAX_BARS]])
     headings = ("rule", "action", "decisions", "clients", "last", "also delivered")
     return f"<h2>Rules</h2>{plot}{_table(headings, rows, {2, 3, 5})}"
 
@@ -179,12 +183,12 @@ def _observed(stats: Stats) -> str:
     rows = [
         (
             f"<code>{escape(name)}</code>",
-            escape(stats.would_do.get(name, "-")),
+            escape(stats.rule_actions.get(name, "-")),
             f"{rule.hits:,}",
             clients_figure(rule),
             escape(with_counts(rule.actions)),
         )
-        for name, rule in by_hits(stats.observed)[:200]
+        for name, rule in by_hits(stats.observed)[:_MAX_RULES]
     ]
     if not rows:
         return ""
@@ -199,14 +203,14 @@ def _rules_without_effect(stats: Stats) -> str:
         ("Rules whose refused mails were all also delivered", only_elsewhere(stats)),
     ):
         if names:
-            listed = ", ".join(f"<code>{escape(name)}</code>" for name in names[:200])
-            more = f" and {len(names) - 200:,} more" if len(names) > 200 else ""
+            listed = ", ".join(f"<code>{escape(name)}</code>" for name in names[:_MAX_RULES])
+            more = f" and {len(names) - _MAX_RULES:,} more" if len(names) > _MAX_RULES else ""
             parts.append(f"<h2>{title}</h2><div>{listed}{more}</div>")
     return "".join(parts)
 
 
 def _bars(title: str, rows: Sequence[tuple[str, int]]) -> str:
-    """A horizontal bar for each row."""
+    """Returns a plot with a horizontal bar for each row."""
     most = max(count for _, count in rows)
     height = 22
     drawn = []
@@ -227,7 +231,7 @@ def _bars(title: str, rows: Sequence[tuple[str, int]]) -> str:
 
 
 def _owners(stats: Stats) -> str:
-    """A table by system and one by country."""
+    """Returns a table by system and a table by country."""
     parts = []
     for heading, owners in owner_tables(stats):
         rows = [

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # By action, in drawing order: the mark in a bar, which is readable without colour, and its colour.
 _MARKS = {"REJECT": ("#", "red"), "DEFER": ("+", "yellow"), "DEFER_IF_PERMIT": ("~", "yellow"), "DUNNO": (".", "green")}
 
-# Characters of the longest bar.
+# Length of the longest bar, in characters.
 _BAR = 60
 
 # Maximum number of rules named in one line; --json has all.
@@ -33,7 +33,7 @@ _PERCENTILES = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99), ("max", 1.0))
 
 
 def stats_as_json(stats: Stats) -> dict[str, Any]:
-    """The statistics as JSON. Values from the log are printable ASCII."""
+    """Returns the statistics as JSON. Values from the log are printable ASCII."""
     unit, steps = over_time(stats)
     return {
         "lines": stats.counts.lines,
@@ -57,7 +57,8 @@ def stats_as_json(stats: Stats) -> dict[str, Any]:
         "over_time": {"unit": unit, "steps": [{"start": label, **actions} for label, actions in steps]},
         "rules": [_rule_as_json(name, rule) for name, rule in by_hits(stats.rules)],
         "observed": [
-            {**_rule_as_json(name, rule), "would": stats.would_do.get(name)} for name, rule in by_hits(stats.observed)
+            {**_rule_as_json(name, rule), "would": stats.rule_actions.get(name)}
+            for name, rule in by_hits(stats.observed)
         ],
         "unmatched": stats.unmatched,
         "only_elsewhere": only_elsewhere(stats),
@@ -89,12 +90,12 @@ def stats_as_json(stats: Stats) -> dict[str, Any]:
 
 
 def by_hits(rules: dict[str, RuleStats]) -> list[tuple[str, RuleStats]]:
-    """Rules with their figures, the most frequent first."""
+    """Returns rules with their figures, those with the most decisions first."""
     return sorted(rules.items(), key=lambda rule: -rule[1].hits)
 
 
 def only_elsewhere(stats: Stats) -> list[str]:
-    """Rules whose refused mails were all also delivered in another way."""
+    """Returns the rules whose refused mails all also passed, at another time or from another client."""
     return [name for name, rule in by_hits(stats.rules) if rule.only_elsewhere]
 
 
@@ -107,7 +108,7 @@ def by_refused(owners: dict[_Key, OwnerStats]) -> list[tuple[_Key, OwnerStats]]:
 
 
 def owner_tables(stats: Stats) -> list[tuple[str, list[tuple[str, OwnerStats]]]]:
-    """Returns a table by system and one by country: the heading, and rows with a label; empty without data."""
+    """Returns a table by system and a table by country: the heading, and rows with a label; no rows without data."""
     systems = [(f"AS{asn} {owner.name}".rstrip(), owner) for asn, owner in by_refused(stats.systems)]
     return [("system", systems), ("country", by_refused(stats.countries))]
 
@@ -165,17 +166,17 @@ def print_stats(console: Console, stats: Stats) -> None:
 
 
 def with_counts(counts: Counter[str]) -> str:
-    """Words with their counts, the most frequent first: `REJECT 2,000, DEFER 12`."""
+    """Returns words with their counts, the most frequent first: `REJECT 2,000, DEFER 12`."""
     return ", ".join(f"{word} {count:,}" for word, count in counts.most_common())
 
 
 def durations(stats: Stats) -> str:
-    """The percentiles of the time that a decision took; at least one decision must have its time."""
+    """Returns percentiles of the time that decisions took; the log must have the time of at least one decision."""
     return ", ".join(f"{name} {stats.percentile(share):g} ms" for name, share in _PERCENTILES)
 
 
 def greylisting(stats: Stats) -> str:
-    """Returns the results of greylisting, and the later tries of the mails that it deferred."""
+    """Returns the results of greylisting, and how many of the deferred mails passed later or never came back."""
     words = with_counts(stats.greylist)
     mails = stats.greylisted
     if not mails.deferred:
@@ -188,13 +189,13 @@ def greylisting(stats: Stats) -> str:
 
 
 def counter_decisions(counter: CounterStats) -> str:
-    """Returns the number of decisions of the rules that compare a counter, and these rules."""
+    """Returns the numbers of decisions and of observations of the rules that compare a counter, and these rules."""
     rules = ", ".join(counter.rules[:_MAX_NAMED]) or "none"
     return f"{counted(counter.decisions, 'decision')}, {counter.observed:,} observed (rules: {rules})"
 
 
 def summary(stats: Stats) -> str:
-    """The number of decisions, their first and last time, and their rulesets."""
+    """Returns the number of decisions, their first and last time, and the last three of their rulesets."""
     span = f" from {rfc3339(stats.first)} to {rfc3339(stats.last)}" if stats.first is not None else ""
     rulesets = ", ".join(ruleset or "-" for ruleset in list(stats.rulesets)[-3:])
     more = len(stats.rulesets) - 3
@@ -205,7 +206,7 @@ def summary(stats: Stats) -> str:
 
 
 def origins(stats: Stats) -> list[tuple[str, list[tuple[str, int]]]]:
-    """The origins of refused mail, by title."""
+    """Returns titles, each with the most frequent origins of refused mail and their counts."""
     return [
         ("networks of refused mails", stats.top_networks),
         ("domains of their clients' host names", stats.suffixes.most_common(TOP)),
@@ -214,7 +215,7 @@ def origins(stats: Stats) -> list[tuple[str, list[tuple[str, int]]]]:
 
 
 def lists_by_use(stats: Stats) -> list[tuple[str, ListStats]]:
-    """The DNS lists, by the number of listings."""
+    """Returns the DNS lists with their figures, those with the most listings first."""
     return sorted(stats.lists.items(), key=lambda item: (-item[1].listed, item[0]))
 
 
@@ -270,7 +271,7 @@ def _bar(actions: Counter[str], most: int) -> Text:
     drawn = total = 0
     for action, (mark, style) in _MARKS.items():
         total += actions[action]
-        # Rounds the end of this part, not its length, so that rounding errors do not add up; every part is visible.
+        # Rounds the end of this part, not its length, so that rounding errors do not add up. Every action gets a mark.
         length = max(round(total * _BAR / most) - drawn, 1 if actions[action] else 0)
         bar.append(mark * length, style=style)
         drawn += length
@@ -284,7 +285,7 @@ def _print_rules(console: Console, stats: Stats) -> None:
         console.print(Text("observed rules: their actions, and the answers that were sent instead", style="bold"))
         columns = table("rule", "would", "decisions", "clients", "last", "answered", numbers=("decisions", "clients"))
         for name, rule in by_hits(stats.observed):
-            would = styled_verb(stats.would_do[name]) if name in stats.would_do else Text("-")
+            would = styled_verb(stats.rule_actions[name]) if name in stats.rule_actions else Text("-")
             columns.add_row(
                 Text(name), would, f"{rule.hits:,}", clients_figure(rule), rfc3339(rule.last), with_counts(rule.actions)
             )
@@ -314,10 +315,10 @@ def _rule_table(stats: Stats, rules: Iterable[tuple[str, RuleStats]]) -> Any:
 
 
 def clients_figure(rule: RuleStats) -> str:
-    """The number of a rule's clients, with a `+` if there may be more."""
+    """Returns the number of a rule's clients, with a `+` if there may be more."""
     return f"{len(rule.clients):,}{'+' if rule.uncounted else ''}"
 
 
 def also_delivered_figure(rule: RuleStats) -> str:
-    """The number of a rule's refused mails that were also delivered; empty if it refused none."""
+    """Returns the share of a rule's refused mails that also passed, as `2 of 7`; empty if the rule refused no mail."""
     return f"{rule.elsewhere:,} of {len(rule.refused_mails):,}" if rule.refused_mails else ""

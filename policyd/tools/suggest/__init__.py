@@ -1,1 +1,1 @@
-"""Proposes rules from a log."""
+"""Proposes rules for the mails that a log shows."""

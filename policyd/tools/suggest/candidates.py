@@ -2,8 +2,8 @@
 
 The evidence is mail that was refused or deferred for a reason about the client (see reasons.py), and not delivered
 later. A log does not say which delivered mails were wanted, so none of them is evidence. Collateral damage is mail
-delivered from the same place; it counts against a candidate, and its clients are proposed as exceptions. Four kinds of
-candidates:
+delivered from the same place; it counts against a candidate, and its clients are proposed as exceptions. There are four
+kinds of candidates:
 
 - host names with a common suffix: the longest that nearly all of them share, below the public suffixes;
 - blocks of addresses (see `policyd.tools.address_blocks`), among the clients that no suffix accounts for;
@@ -43,23 +43,24 @@ if TYPE_CHECKING:
     from policyd.logs.counts import LineCounts
     from policyd.logs.transaction import Observation
 
-# Maximum number of clients, and of senders; each takes up to 1 KB. At a large site, fewer occur twice in a week.
+# Maximum number of clients, and of senders; each takes up to 1 KB. At a large site, fewer than this occur twice a week.
 _MAX_KEPT = 100_000
 
-# Maximum number of names, mails, reasons and clients of one client or sender: more add no information.
+# Maximum number of names, mails, reasons and clients that are kept of one client or sender; more add no information.
 _MAX_NAMES = 4
 _MAX_MAILS = 8
 _MAX_REASONS = 8
 _MAX_CLIENTS = 64
 
-# Maximum number of deferred mails that may still be delivered; the oldest is dropped first. A sender retries for five
-# days.
+# Maximum number of deferred mails that are followed until they are delivered; the oldest is dropped first. A sender
+# retries for five days.
 _MAX_DEFERRED = 100_000
 
 # Maximum number of reasons shown for a candidate, the most frequent first.
 _SHOWN_REASONS = 3
 
-# Minimum share of a suffix's refused clients that a longer suffix must have to replace it.
+# Minimum share of a suffix's refused clients that a longer suffix must have to replace it. A suffix or block lies in a
+# system if at least this share of its refused clients does.
 _NEARLY_ALL = 0.8
 
 # Minimum number of suffixes and blocks in a system for proposing the system.
@@ -75,6 +76,7 @@ _MIN_REFUSALS = 3
 # Maximum number of exceptions for a candidate. A candidate that needs more gets a remark instead.
 _MAX_EXCEPTIONS = 20
 
+# Maximum number of examples, and of providers, shown for a candidate.
 _MAX_EXAMPLES = 3
 
 # Number of refused mails that outweigh one delivered mail.
@@ -135,7 +137,7 @@ class _MailCounts:
                 self.reasons += (reason,)
 
     def take_back(self) -> None:
-        """Uncounts a deferred mail that was delivered later."""
+        """Subtracts a deferred mail that was delivered later."""
         self.refused -= 1
 
 
@@ -232,7 +234,7 @@ class System(NamedTuple):
 
 @dataclass(slots=True)
 class Candidate:
-    """A rule worth considering: `condition: value`, with exceptions by condition."""
+    """A possible rule: `condition: value`, with exceptions by condition."""
 
     condition: str
     value: str
@@ -248,19 +250,19 @@ class Candidate:
 
     @property
     def score(self) -> float:
-        """The rank of a candidate: refused mails in relation to delivered mails, which would be lost."""
+        """The number that ranks candidates: refused mails in relation to delivered mails, which would be lost."""
         return self.evidence.refused / (1 + _COLLATERAL_WEIGHT * self.evidence.delivered)
 
 
 @dataclass(slots=True)
 class Suggestions:
-    """Candidates, the best first, and the counts that they are based on."""
+    """Candidates, the best first, and figures of the log."""
 
     candidates: list[Candidate]
     counts: LineCounts
     transactions: int = 0
     refused: int = 0
-    covered: int = 0  # refused mails that the ruleset decides already, so that nothing is suggested for them
+    covered: int = 0  # refused mails that the ruleset decides already; nothing is suggested for them
     private: int = 0  # refused mails from private addresses and from users who had logged in
     silent: int = 0  # refused mails whose reason is not about the client, or that were delivered later
     forgotten: int = 0  # rare clients and senders that were dropped
@@ -381,7 +383,7 @@ def _is_private(version: int, address: int) -> bool:
 
 
 def _is_decided(judge: Judge, seen: Observation) -> bool:
-    """Returns whether a rule, not the default, decides this mail."""
+    """Returns whether a rule decides this mail, or a default that is not DUNNO."""
     decision = judge.decisions(seen)[0]
     return decision is not None and (decision.rule is not None or decision.verb is not Verb.DUNNO)
 
@@ -392,7 +394,7 @@ def _is_decided(judge: Judge, seen: Observation) -> bool:
 def _suffixes(
     clients: Iterable[_Client], min_clients: int, reasons: Reasons
 ) -> tuple[list[Candidate], set[tuple[int, int]]]:
-    """Returns candidates, and the clients that they cover."""
+    """Returns candidates, and the addresses of the clients that they account for."""
     under: defaultdict[str, dict[str, _Client]] = defaultdict(dict)  # names by registrable domain
     for client in clients:
         for name in client.names:
@@ -420,7 +422,7 @@ def _suffixes(
 
 
 def _narrowest(domain: str, names: dict[str, _Client], min_clients: int) -> str | None:
-    """Returns the longest suffix in a domain that has nearly all of its refused clients; None if these are too few."""
+    """Returns the longest suffix in a domain that has nearly all refused clients of the domain; None if too few."""
     refused = {name: client.address for name, client in names.items() if client.refused > 0}
     if len(set(refused.values())) < min_clients:
         return None
@@ -432,7 +434,7 @@ def _narrowest(domain: str, names: dict[str, _Client], min_clients: int) -> str 
             if len(labels) == 2:  # a name directly under the suffix is a host, not a longer suffix
                 clients[f"{labels[1]}.{suffix}"].add(address)
         total = len(set(refused.values()))
-        longer = max(clients, key=lambda suffix: len(clients[suffix]), default=None)
+        longer = max(clients, key=lambda candidate: len(clients[candidate]), default=None)
         if longer is None or len(clients[longer]) < max(min_clients, _NEARLY_ALL * total):
             return suffix
         suffix = longer
@@ -461,8 +463,10 @@ def _networks(clients: Sequence[_Client], min_clients: int, reasons: Reasons) ->
                 f" network; up to {max(tries.values())} addresses for one mail"
             )
         refused_clients = [client for client in inside if client.refused > 0]
-        if not_asked := sum(not client.looked_up for client in refused_clients):
-            candidate.remarks.append(f"postscreen refused {not_asked:,} of the clients without looking up their names")
+        if not_looked_up := sum(not client.looked_up for client in refused_clients):
+            candidate.remarks.append(
+                f"postscreen refused {not_looked_up:,} of the clients without looking up their names"
+            )
         elif not any(client.names for client in refused_clients):
             candidate.remarks.append("none of the refused clients had a name")
         _mark_providers(candidate, [name.decode("ascii") for client in inside for name in client.verified])
@@ -507,7 +511,7 @@ def _systems(clients: Iterable[_Client], min_clients: int, reasons: Reasons) -> 
 
 
 def _add_systems(candidate: Candidate, members: Iterable[_Client]) -> None:
-    """Adds the systems of a candidate's refused clients, if known."""
+    """Adds the systems of a candidate's refused clients, if known, and a remark that names them."""
     refused = [client for client in members if client.refused > 0]
     count = Counter(client.owner.asn for client in refused if client.owner.asn)
     names = {client.owner.asn: client.owner.asn_name for client in refused}
@@ -568,21 +572,22 @@ def _distinct(clients: Iterable[_Client]) -> list[_Client]:
 
 
 def _evidence(members: Sequence[_MailCounts], reasons: Reasons) -> Evidence:
-    refused = [client for client in members if client.refused > 0]
-    often = sorted(refused, key=lambda member: -member.refused)
+    """Adds up the counts of clients. If `members` are senders, the caller corrects the numbers of clients."""
+    refused = [member for member in members if member.refused > 0]
+    most_refused = sorted(refused, key=lambda member: -member.refused)
     texts: Counter[int] = Counter()
-    for client in refused:
-        # Each client's kept reasons represent all of its mails.
-        for number, count in Counter(client.reasons).items():
-            texts[number] += round(client.refused * count / len(client.reasons))
+    for member in refused:
+        # The kept reasons of a member represent all of its refused mails.
+        for number, count in Counter(member.reasons).items():
+            texts[number] += round(member.refused * count / len(member.reasons))
     return Evidence(
-        refused=sum(client.refused for client in refused),
+        refused=sum(member.refused for member in refused),
         clients=len(refused),
-        first=min((client.first for client in refused if client.first is not None), default=None),
-        last=max((client.last for client in refused if client.last is not None), default=None),
-        examples=[client.example for client in often[:_MAX_EXAMPLES]],
-        delivered=sum(client.delivered for client in members),
-        delivered_clients=sum(client.delivered > 0 for client in members),
+        first=min((member.first for member in refused if member.first is not None), default=None),
+        last=max((member.last for member in refused if member.last is not None), default=None),
+        examples=[member.example for member in most_refused[:_MAX_EXAMPLES]],
+        delivered=sum(member.delivered for member in members),
+        delivered_clients=sum(member.delivered > 0 for member in members),
         reasons=[(count, reasons.text(number)) for number, count in texts.most_common(_SHOWN_REASONS) if count],
     )
 

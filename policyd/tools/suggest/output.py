@@ -1,7 +1,7 @@
 """Writes candidates as YAML that `policyd check` accepts, with the evidence of each, and as JSON.
 
-The YAML is written directly, because no library writes comments; values are quoted, and client text is only in
-comments, as printable ASCII.
+The YAML is written directly, because PyYAML writes no comments. Values with special characters are quoted; text from
+clients is in comments only, as printable ASCII.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PREFIX = {"hostname_suffix": "names", "cidr": "network", "asn": "system", "send
 
 
 def as_yaml(found: Suggestions, limit: int, taken: Iterable[str] = (), database: str = "") -> str:
-    """Returns the best `limit` candidates as a rules file.
+    """Returns the best candidates, at most `limit`, as a rules file.
 
     `taken` are names of existing rules, `database` is the file of systems that rules with `asn` need.
     """
@@ -41,7 +41,7 @@ def as_yaml(found: Suggestions, limit: int, taken: Iterable[str] = (), database:
 
 
 def as_json(found: Suggestions, limit: int, taken: Iterable[str] = ()) -> dict[str, Any]:
-    """Returns the candidates as JSON."""
+    """Returns the best candidates, at most `limit`, as JSON."""
     candidates = found.candidates[:limit]
     return {
         "lines": found.counts.lines,
@@ -99,7 +99,7 @@ def _summary(found: Suggestions, candidates: int) -> str:
     if found.silent:
         parts.append(
             f"{found.silent:,} of the refused mails have a reason that is not about the client (unknown user, "
-            "greylisting and such)"
+            "greylisting and such), or were delivered later"
         )
     if found.private:
         parts.append(
@@ -113,7 +113,7 @@ def _summary(found: Suggestions, candidates: int) -> str:
 
 
 def why_nothing(found: Suggestions, min_clients: int) -> str:
-    """Returns why there is no candidate, and what to do about it."""
+    """Returns the reasons why there is no candidate, and advice if there is any."""
     parts = [f"{counted(found.transactions, 'mail')}, {found.refused:,} refused or deferred"]
     if found.covered:
         parts.append(f"{found.covered:,} of these decided by the ruleset")
@@ -122,6 +122,7 @@ def why_nothing(found: Suggestions, min_clients: int) -> str:
     if found.silent:
         parts.append(
             f"{found.silent:,} of these have a reason that is not about the client (unknown user, greylisting and such)"
+            ", or were delivered later"
         )
     weaker = ["--min-clients 1 shows weaker candidates"] if found.evidence > 0 and min_clients > 1 else []
     return "; ".join([", ".join(parts), *weaker, *found.counts.left_out.notes()])
@@ -130,7 +131,7 @@ def why_nothing(found: Suggestions, min_clients: int) -> str:
 def _comments(candidate: Candidate) -> Iterator[str]:
     evidence = candidate.evidence
     if candidate.condition == "asn" and evidence.delivered:
-        # First, because a whole system is large: these mails would be lost without the exceptions.
+        # This comment comes first, because a system is large: without exceptions, the rule would refuse these mails.
         examples = ", ".join(map(_example, evidence.delivered_examples))
         yield f"  # {counted(evidence.delivered, 'mail')} delivered from this system, for example from {examples}"
     yield (

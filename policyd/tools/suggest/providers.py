@@ -1,8 +1,8 @@
 """A list of large mail providers, whose names and networks carry the mail of very many users.
 
-A rule against such a provider refuses the mail of millions of users because of a few, so such a candidate is marked.
-The list has reverse DNS names of their outgoing servers and domains of their users. It need not be complete, because it
-only gives a remark beside the evidence.
+A rule against such a provider refuses the mail of millions of users because of a few, so such a candidate gets a
+remark. The list has domains of the providers' outgoing servers (as in reverse DNS) and of their users. It need not be
+complete, because a remark only comes beside the evidence.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PROVIDERS = frozenset(_NAMES.split())
 
 
 def provider_of(name: str) -> str | None:
-    """Returns the large mail provider that a host name or a mail domain belongs to, if there is one."""
+    """Returns the large mail provider (its domain) of a host name or a mail domain; None if it belongs to none."""
     labels = name.lower().rstrip(".").split(".")
     for start in range(len(labels) - 1):
         if (suffix := ".".join(labels[start:])) in _PROVIDERS:

@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 # Maximum number of reasons; a text that differs from mail to mail must not fill memory.
 _MAX_REASONS = 1000
 
-# Characters of a reason that are shown.
+# Maximum number of characters of a reason that are shown.
 _MAX_LENGTH = 80
 
-# Programs that refuse in the session. Any other name is a relay, which refuses the mail later.
+# Programs that refuse in the session, beside sendmail's rulesets (`check_...`) and Postfix's `header_checks` and
+# `body_checks`. Any other name is a relay, which refuses the mail later.
 _SESSION = frozenset({b"smtpd", b"milter", b"postscreen", b"cleanup", b"proxy", b"policyd", b"sendmail"})
 
-# Nearby relays: a filter on this host or in a private network, or discard(8).
+# Near relays: none (as for discard(8)), this host, or a filter on this host or in a private network.
 _NEAR_RELAY = re.compile(rb"none$|(?:local|[^\[]*\[(?:127\.|10\.|192\.168\.|172\.(?:1[6-9]|2\d|3[01])\.|::1\]))")
 
 _STATUS = re.compile(rb"(?:discarded: )?(?P<code>[245]\d\d)?[ -]?(?P<dsn>[245]\.\d{1,3}\.\d{1,3})?")
@@ -51,7 +52,7 @@ _SAYS_NOTHING = re.compile(
     re.IGNORECASE,
 )
 
-# A refusal with one of these texts is about the client, whatever the rest of the text says.
+# A refusal with one of these texts is about the client, unless it is about greylisting or a limit (below).
 _ABOUT_CLIENT = re.compile(rb"cannot find your (?:reverse )?hostname|client host rejected|blocked using", re.IGNORECASE)
 
 # Greylisting and limits are not about the client.
@@ -77,7 +78,7 @@ def is_evidence(seen: Observation) -> bool:
 
 
 class Reasons:
-    """Numbers the texts of refusals, without addresses and other parts that vary."""
+    """Numbers the reasons of refusals: their texts without addresses and other parts that vary."""
 
     def __init__(self) -> None:
         self._numbers: dict[bytes, int] = {}

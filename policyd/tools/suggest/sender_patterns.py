@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-# Words before the changing part. After such a word, letters may change as well as digits. Longest first.
+# Words before the changing part, the longest first. After such a word, letters may change as well as digits.
 _BOUNCE_WORD = re.compile("bounces|bounce|errors|error|return|bnc|err|ret")
 
-# Separators within local parts.
+# Characters that separate the parts of a local part (the text before the @).
 _SEPARATOR = re.compile(r"([-+=._])")
 
 # Expressions for the changing parts.
@@ -41,7 +41,7 @@ class Shape(NamedTuple):
         return len(self.literal) >= _MIN_DISTINCTIVE and bool(_SEPARATOR.search(self.literal))
 
     def expression(self, domain: str) -> str:
-        """Returns an RE2 expression for senders of this shape; an empty `domain` stands for any."""
+        """Returns an RE2 expression for senders of this shape; an empty `domain` stands for any domain."""
         local = "".join(_CHANGING[piece[1:]] if piece.startswith("\0") else _escape(piece) for piece in self.pieces)
         return f"^{local}@{_escape(domain)}$" if domain else f"^{local}@"
 

@@ -1,8 +1,8 @@
-"""Commands and their output in a page of the documentation: reads them, and runs the commands again.
+"""Reads commands with their output from a page of the documentation, and runs the commands again.
 
-A page shows them as a shell would, in blocks marked `console`: a line `$ command`, then its output. A line `...` stands
-for any number of lines, `...` within a line for any text. `python -m tests.tools.console_blocks docs/tools.md` writes
-today's output into the page, except into a block with `...`.
+The page has them as a shell shows them, in blocks marked `console`: a line `$ command`, then its output. A line `...`
+stands for any number of lines, `...` within a line for any text. `python -m tests.tools.console_blocks docs/tools.md`
+writes today's output into the page, except into a block with `...`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MODIFIED = 1795262400  # 2026-11-21T12:00:00Z
 
 
 def sessions(page: str) -> list[list[tuple[str, str]]]:
-    """For each block, the commands with the output that the page shows."""
+    """Returns, for each block, the commands with the output that the page shows."""
     found = []
     for block in _BLOCK.findall(page):
         parts = re.split(r"^\$ (.*)\n", block, flags=re.MULTILINE)
@@ -63,7 +63,7 @@ def outputs(commands: list[str]) -> list[str]:
 
 
 def as_pattern(shown: str) -> re.Pattern[str]:
-    """The output in the page as an expression: `...` matches any text, a hash any hash, a version any version."""
+    """Makes an expression of the output in a page: `...` matches any text, a hash any hash, a version any version."""
     lines = [
         "(?:.*\n)*?" if line == "..." else re.escape(line).replace(r"\.\.\.", ".*") + "\n"
         for line in shown.splitlines()

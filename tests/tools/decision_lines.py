@@ -14,6 +14,7 @@ def line(
     recipient: str = "c@d.example",
     more: str = "",
 ) -> str:
+    """Returns a line in the text format, with its line end. `more` are further fields, before `ruleset=`."""
     named = f"rule={rule} " if rule else ""
     return (
         f"{time} {action} id={id} {named}client={client} rdns=verified state=RCPT from=<{sender}> to=<{recipient}>"

@@ -27,12 +27,12 @@ def found(*addresses: str, min_clients: int = 3) -> list[str]:
         (["180.222.51.40", "180.222.51.165"], []),
         # Clients in different networks are not a block.
         (["49.212.1.1", "160.16.2.2", "133.242.3.3", "153.127.4.4"], []),
-        # Neighbours that all have clients are one block, even if each has few.
+        # Neighbours make one block if all or three quarters of it have clients, even if each has few.
         ([f"198.51.{number}.7" for number in range(96, 112)], ["198.51.96.0/20"]),
         ([f"198.51.{number}.7" for number in range(96, 108)], ["198.51.96.0/20"]),
-        # Clients in half of a /20 are not the /20.
+        # Clients in half of a /20 make only the /21.
         ([f"198.51.{number}.7" for number in range(96, 104)], ["198.51.96.0/21"]),
-        # Two neighbours that do not form a block.
+        # Neighbours that are not halves of a larger block are not joined.
         ([f"198.51.{number}.{host}" for number in (1, 2) for host in (1, 2, 3)], ["198.51.1.0/24", "198.51.2.0/24"]),
         (["2001:db8:1::1", "2001:db8:1:2::1", "2001:db8:1:ffff::9"], ["2001:db8:1::/48"]),
         ([f"2001:db8:{number:x}::1" for number in range(8)], ["2001:db8::/45"]),

@@ -92,7 +92,7 @@ def test_the_report_has_the_form_of_rfc_5965(tmp_path: Path) -> None:
     assert header.get_content().startswith("Return-Path: <a@b.example>\nReceived: from x.example (vs.sakura.ne.jp [198")
 
 
-def test_every_line_of_the_message_may_be_sent(tmp_path: Path) -> None:
+def test_no_line_of_the_message_is_too_long_for_a_mail(tmp_path: Path) -> None:
     incident = incident_of(tmp_path, line(sender=f"{'x' * 1500}@b.example"), suffix="vs.sakura.ne.jp")
     text = as_message(incident, "postmaster@here.example", None, NOW).as_string()
     assert text.isascii()
@@ -100,7 +100,7 @@ def test_every_line_of_the_message_may_be_sent(tmp_path: Path) -> None:
     assert "x" * 1500 in message_of(incident).get_body().get_content()  # type: ignore[union-attr] # it has a body
 
 
-def test_recipients_are_hidden_also_in_bounce_addresses(tmp_path: Path) -> None:
+def test_recipients_are_hidden_even_in_bounce_addresses(tmp_path: Path) -> None:
     incident = incident_of(tmp_path, suffix="vs.sakura.ne.jp")
     text = message_of(incident).as_string().replace("=3D", "=").replace("=\n", "")
     for written in ("joe@here.example", "joe=here.example", "joe"):

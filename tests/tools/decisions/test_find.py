@@ -54,7 +54,7 @@ def json_lines(lines: Iterable[str]) -> str:
 
 @pytest.fixture(params=["text", "json", "syslog", "journal"])
 def log(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A log with LINES, in each of the forms that may be read."""
+    """A log with LINES, in each form that can be read."""
     path = tmp_path / "log"
     match request.param:
         case "text":
@@ -133,7 +133,9 @@ def test_distinct_values_are_counted_and_the_most_frequent_comes_first(log: str,
 
 
 @pytest.mark.parametrize("by", EXPECTED_COUNTS)
-def test_counting_by_block_and_by_line_gives_the_same(log: str, by: By, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counting_many_lines_at_once_gives_the_same_as_counting_line_by_line(
+    log: str, by: By, monkeypatch: pytest.MonkeyPatch
+) -> None:
     some = Search(since=time("2026-03-02T00:00:00+00:00"), until=time("2026-11-22T00:00:00+00:00"))
     at_once = [everything_of(tally([log], search, by)) for search in (Search(), some)]
     monkeypatch.setattr(tallying, "_TEXT", {})
@@ -163,8 +165,10 @@ def test_first_last_and_count_are_right_in_any_order_of_time(
     at_once = everything_of(tally([str(log)], Search(), By.CLIENT))
     monkeypatch.setattr(tallying, "_TEXT", {})
     assert at_once == everything_of(tally([str(log)], Search(), By.CLIENT))
-    of_nine = sorted(time for client, time in zip(clients, times, strict=True) if client == "h.example[192.0.2.9]")
-    assert at_once[2][0] == Count("192.0.2.9", len(of_nine), of_nine[0], of_nine[-1])
+    times_of_nine = sorted(
+        time for client, time in zip(clients, times, strict=True) if client == "h.example[192.0.2.9]"
+    )
+    assert at_once[2][0] == Count("192.0.2.9", len(times_of_nine), times_of_nine[0], times_of_nine[-1])
     assert (at_once[0], at_once[1] > 0, len(at_once[2]) == limit) == (5_000, limit == 700, limit == 700)
 
 
@@ -201,7 +205,7 @@ def test_the_hosts_of_the_first_incident_are_those_that_grep_sort_and_uniq_find(
     assert all(each.verified and each.first.startswith("2026-02-") for each in counted.counts())
 
 
-def test_mails_of_postfix_are_found_and_shown_as_lines() -> None:
+def test_mails_in_a_log_of_postfix_are_found_and_shown_as_lines() -> None:
     found = [*every([str(DATA / "maillog.postfix")], Search(networks=parse_networks(["180.222.51.40"])))]
     (text,) = (as_line(each.source).partition(" ")[2] for each in found)
     assert text == (

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Script:
-    """Changes the log each time that nothing is left to read; ends the tail after the last change."""
+    """A `wait` for `follow`: changes the log by one step in each call, and ends the tail after the last step."""
 
     def __init__(self, *steps: Callable[[], object]) -> None:
         self._steps = list(steps)
@@ -36,6 +36,8 @@ def log(tmp_path: Path) -> Path:
 
 
 def append(log: Path, *lines: str) -> Callable[[], object]:
+    """Returns a function that appends the lines to the log."""
+
     def write() -> None:
         with log.open("a") as file:
             file.write("".join(lines))

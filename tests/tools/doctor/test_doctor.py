@@ -104,7 +104,7 @@ def _needs_postconf() -> None:
 
 
 def diagnosis_of(folder: Path, main: str, settings: Settings, master: str = MASTER.format(chroot="y")) -> Diagnosis:
-    """Doctor's diagnosis of a configuration, read by the real postconf."""
+    """Returns doctor's diagnosis of a configuration, read by the real postconf."""
     configuration = folder / "postfix"
     configuration.mkdir(exist_ok=True)
     main_cf = configuration / "main.cf"
@@ -144,7 +144,7 @@ def test_the_question_names_no_mail_that_a_greylisting_service_could_remember() 
     assert b"recipient" not in requests[0]
 
 
-# By the text of main.cf: a part of the only finding; empty if there is none.
+# By the text of main.cf: a part of its only finding; empty if there is no finding.
 MAIN_CF = {
     "": "no check_policy_service anywhere",
     "smtpd_recipient_restrictions = reject_unauth_destination, ASK": (
@@ -166,7 +166,7 @@ MAIN_CF = {
         "default_action=REJECT later: while policyd does not run, every mail is rejected for good"
     ),
     "smtpd_recipient_restrictions = OURS, reject, ASK": "reject is before check_policy_service",
-    # Right.
+    # Right configurations.
     "smtpd_recipient_restrictions = OURS, ASK": "",
     "smtpd_policy_service_default_action = DUNNO\n"
     "smtpd_recipient_restrictions = OURS, check_policy_service ENDPOINT": "",
@@ -182,7 +182,7 @@ ABBREVIATED = {
 
 
 @pytest.mark.parametrize("main", MAIN_CF)
-def test_errors_in_main_cf_are_reported(queue: Path, main: str) -> None:
+def test_main_cf_has_exactly_the_expected_finding(queue: Path, main: str) -> None:
     text = main
     for word, meaning in ABBREVIATED.items():
         text = text.replace(word, meaning)
@@ -238,6 +238,13 @@ def test_a_timeout_in_master_cf_is_checked(queue: Path) -> None:
     assert len(found) == 1
     assert "Postfix waits 2s" in found[0]
     assert "timeout=9s" in found[0]
+
+
+def test_a_timeout_that_cannot_be_read_is_not_called_right(queue: Path) -> None:
+    with inet_daemon() as address:
+        main = f"smtpd_recipient_restrictions = {RIGHT.format(endpoint=address).replace('10s', '10x')}\n"
+        diagnosis = diagnosis_of(queue, main, Settings(listen=(address,)))
+    assert not any("Postfix waits" in line for line in diagnosis.right)
 
 
 def test_an_endpoint_where_policyd_does_not_listen_is_reported_unless_policyd_answers(queue: Path) -> None:
@@ -341,7 +348,7 @@ def test_a_missing_socket_or_a_file_in_its_place_is_reported(queue: Path) -> Non
     ],
     ids=["silent", "closed", "cut off", "too long"],
 )
-def test_a_missing_answer_is_reported_with_its_reason(answer: bytes | None, wanted: str) -> None:
+def test_a_missing_or_broken_answer_is_reported_with_its_reason(answer: bytes | None, wanted: str) -> None:
     with inet_daemon(answer) as address, pytest.raises(AskError, match=wanted):
         ask(address, QUESTION_ATTRIBUTES, 0.3 if answer is None else 20.0)
 

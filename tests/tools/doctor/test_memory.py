@@ -1,4 +1,4 @@
-"""`policyd doctor` and memory: a store that answers, refuses or is away, and counters that no service feeds."""
+"""`policyd doctor` and memory: a store that answers, refuses or is away, and counters of users that never count."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ SUBMISSION = "submission inet n - n - - smtpd -o smtpd_sasl_auth_enable=yes -o s
 
 
 def diagnosis_of(folder: Path, master: str, *, user_counters: tuple[str, ...] = ("mails-of-user",)) -> Diagnosis:
-    """Doctor's diagnosis of a Postfix that asks policyd at port 25 after permit_sasl_authenticated."""
+    """Returns doctor's diagnosis of a Postfix that asks policyd at port 25 after permit_sasl_authenticated."""
     require("postconf")
     with inet_daemon() as address:
         asking = f"check_policy_service,{address}"
@@ -86,9 +86,9 @@ def diagnosis_of(folder: Path, master: str, *, user_counters: tuple[str, ...] = 
 @pytest.mark.parametrize(
     "master",
     ["", f"{SUBMISSION}permit_sasl_authenticated,reject\n", f"{SUBMISSION}permit_sasl_authenticated,ASK,reject\n"],
-    ids=["no submission", "not asked there", "asked after users are let through"],
+    ids=["no submission service", "submission never asks", "submission asks after it lets users through"],
 )
-def test_a_counter_of_users_that_no_service_feeds_is_reported(tmp_path: Path, master: str) -> None:
+def test_a_counter_of_users_that_never_counts_is_reported(tmp_path: Path, master: str) -> None:
     finding = next(finding for finding in diagnosis_of(tmp_path, master).findings if "counter" in finding.where)
     assert finding.where == "rules.yaml: counter mails-of-user"
     assert "no service asks policyd about authenticated users" in finding.what
@@ -96,7 +96,7 @@ def test_a_counter_of_users_that_no_service_feeds_is_reported(tmp_path: Path, ma
     assert not any("counter" in finding.where for finding in diagnosis_of(tmp_path, master, user_counters=()).findings)
 
 
-def test_a_submission_service_that_asks_before_it_lets_users_through_feeds_the_counter(tmp_path: Path) -> None:
+def test_a_counter_of_users_counts_if_submission_asks_before_it_lets_users_through(tmp_path: Path) -> None:
     master = f"{SUBMISSION}ASK,permit_sasl_authenticated,reject\n"
     diagnosis = diagnosis_of(tmp_path, master)
     assert not [

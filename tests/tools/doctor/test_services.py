@@ -38,7 +38,7 @@ def _needs_postconf() -> None:
 
 
 def diagnosis_with_servers(folder: Path, main: str, master: str = SMTP) -> Diagnosis:
-    """Doctor's diagnosis of a configuration that asks a running policyd at ENDPOINT, and another service at OTHER."""
+    """Returns doctor's diagnosis of a configuration, with policyd at ENDPOINT and another service at OTHER."""
     with inet_daemon() as address, inet_daemon(OTHER) as other:
         main, master = (text.replace("ENDPOINT", str(address)).replace("OTHER", str(other)) for text in (main, master))
         return diagnosis_of(folder, main, Settings(listen=(address,)), master)
@@ -443,7 +443,7 @@ def test_the_sockets_of_an_installed_unit_replace_listen(queue: Path, tmp_path: 
 
 
 def saved_output(folder: Path, main: str, master: str) -> tuple[str, str]:
-    """The output of postconf -n and postconf -M, in files."""
+    """Returns two files with the output of postconf -n and postconf -M."""
     diagnosis_of(folder, main, Settings(), master)
     paths = []
     for option in ("-n", "-M"):
@@ -465,7 +465,7 @@ def test_a_saved_configuration_gets_the_findings_of_the_running_one(queue: Path,
         assert WRONG[name][2] in found[0]
 
 
-def test_a_saved_configuration_may_name_policyd_as_in_its_container(queue: Path) -> None:
+def test_a_saved_configuration_may_have_another_host_or_folder_for_policyd(queue: Path) -> None:
     main = RIGHT.replace("ENDPOINT", "inet:policyd:10040")
     assert findings(diagnose(read_saved(*saved_output(queue, main, SMTP)), Settings())) == []
     main = RIGHT.replace("ENDPOINT", "unix:/sockets/policyd.sock")

@@ -33,7 +33,7 @@ COUNTRIES = "192.0.2.0,192.0.2.255,JP\n"
 def ruleset_of(
     folder: Path, name: str, systems: str = SYSTEMS, countries: str = COUNTRIES, *, databases: bool = True
 ) -> Ruleset:
-    """The rules with databases of this name."""
+    """Returns the rules with databases whose file names begin with `name`."""
     if databases:
         (folder / f"{name}-asn.csv").write_text(systems)
         (folder / f"{name}-country.csv").write_text(countries)

@@ -41,7 +41,7 @@ def test_waits_are_counted_by_mail(tmp_path: Path) -> None:
         at("10:00:00", mail(1, pool.format(1, 1), sender="a@pool.example", status=REFUSED)),
         at("10:01:00", mail(2, pool.format(2, 2), sender="a@pool.example", status=REFUSED)),
         at("10:07:00", mail(3, pool.format(3, 3), sender="a@pool.example")),  # waited 7 minutes
-        at("10:08:00", mail(4, pool.format(3, 3), sender="b@pool.example")),  # of a network that has passed
+        at("10:08:00", mail(4, pool.format(3, 3), sender="b@pool.example")),  # from a network that has passed
         at("10:09:00", mail(5, "mx.at.example[203.0.113.9]", sender="c@at.example")),  # delivered at once
         at("10:10:00", mail(6, other, sender="spam@x.example", status=REFUSED)),
         at("10:10:09", mail(7, other, sender="spam@x.example", status=REFUSED)),  # too early, and never again
@@ -63,7 +63,7 @@ def test_an_unknown_wait_is_reported_as_unknown(tmp_path: Path) -> None:
     assert "1 delivered mail would have waited, for a time that the log does not show; 0 mails never came back" in text
 
 
-def test_each_recipient_waits(tmp_path: Path) -> None:
+def test_each_recipient_of_a_mail_waits_separately(tmp_path: Path) -> None:
     found = replayed(tmp_path, mail(1, "unknown[198.51.100.7]", to="c@d.example e@d.example"))
     assert replay_as_json(found)["greylisting"]["deferred"] == 2
 

@@ -69,7 +69,7 @@ def outside() -> Iterator[Outside]:
 
 
 def is_for_vendor(request: bytes) -> bool:
-    """Whether the browser itself asks its vendor, for example for the time."""
+    """Whether a request is one that the browser makes to its vendor by itself, for example for the time."""
     return b"google" in request
 
 
@@ -126,7 +126,7 @@ def test_the_page_is_drawn_without_an_error_and_without_any_request(tmp_path: Pa
     assert "<img" not in shown.dom
 
 
-def test_the_check_detects_requests_and_failing_scripts(tmp_path: Path, outside: Outside) -> None:
+def test_requests_and_failing_scripts_are_detected(tmp_path: Path, outside: Outside) -> None:
     html = tmp_path / "bad.html"
     html.write_text("<body><img src='http://outside.example/x.png'><script>throw new Error('broken')</script></body>")
     shown = show(html, outside, tmp_path / "profile")

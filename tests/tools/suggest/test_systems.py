@@ -88,7 +88,7 @@ def refused(pattern: str, numbers: range) -> list[str]:
     return [mail(n, f"{pattern.format(n)}[198.{n}.100.7]", status=REFUSED) for n in numbers]
 
 
-def test_a_system_is_proposed_if_several_suffixes_in_it_count_for_it(tmp_path: Path) -> None:
+def test_a_system_is_proposed_if_several_suffixes_lie_in_it(tmp_path: Path) -> None:
     ruleset = ruleset_of(tmp_path, TWO)
     one = refused("h{}.dyn.one.example", range(20, 25))
     assert ("asn", "AS64497") not in matches(suggest(log_of(tmp_path, *one), ruleset=ruleset, today=TODAY))
